@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from turbofit.core.version import __version__
 
 if TYPE_CHECKING:
-    from turbofit.api import pipeline, plan, predict, rehearse
+    from turbofit.api import pipeline, plan, predict, rehearse, which
     from turbofit.core.plan import Plan
     from turbofit.planning.request import PlanRequest
 
-__all__ = ["Plan", "PlanRequest", "__version__", "pipeline", "plan", "predict", "rehearse"]
+__all__ = ["Plan", "PlanRequest", "__version__", "pipeline", "plan", "predict", "rehearse", "which"]
 
 
 def __getattr__(name: str) -> Any:

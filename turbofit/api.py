@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
+    from turbofit.core.which import Which
     from turbofit.planning.predict_request import PredictRequest
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "predict",
     "rehearse",
     "rehearse_torch",
+    "which",
 ]
 
 
@@ -100,6 +102,27 @@ def plan_cluster(model: str | Model | PlanRequest, cluster: Cluster, **options: 
     from turbofit.planning.cluster import plan_cluster as plan_nodes
 
     return plan_nodes(_request(PlanRequest, model, options), cluster)
+
+
+def which(model: str | Model | None = None, **options: Any) -> Which:
+    """The preset cards that keep a promise, or, without a model, the models that a machine serves.
+
+    Args:
+        model: as for :func:`plan`; None: every preset model on the machine that ``on`` names.
+        options: as for :func:`plan`, ``images_per_second`` that the forecast must reach, and
+            ``all_counts`` (also larger counts of a card of which fewer do).
+
+    Returns:
+        What keeps the promise and what does not, as :func:`plan` would find.
+
+    Raises:
+        As :func:`plan`, where it is so of every card or model.
+    """
+    from turbofit.planning.which import which_cards, which_models
+    from turbofit.planning.which_request import WhichRequest
+
+    request = WhichRequest.of(model="-" if model is None else model, **options)
+    return which_models(request) if model is None else which_cards(request)
 
 
 def predict(model: str | Model | PredictRequest, **options: Any) -> Plan:

@@ -29,6 +29,8 @@ _CASES: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
     ("internvl2-26b", "4xrtx3090", {}),
     ("internvl2-1b", "1xt4", {"images": 2, "concurrency": 8}),
 )
+#: Which runs here: rehearsals of the PyTorch engine need a CUDA build of torch.
+_ENGINE: Final = "turbomind"
 _HEAD: Final = (
     "model", "machine", "asked", "ratio", "batch", "prefill", "tokens: promised / held",
     "peak, forecast MiB", "peak, rehearsed MiB", "left for others", "engines", "outcome",
@@ -42,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     rows, kept = [], True
     for model, on, options in _CASES:
-        plan = turbofit.plan(model, on=on, least=True, rehearse=True, **options)
+        plan = turbofit.plan(model, on=on, least=True, rehearse=True, engine=_ENGINE, **options)
         rows.append(_row(on, options, plan))
         kept &= _kept(plan)
         print(*rows[-1], sep=" | ", flush=True)

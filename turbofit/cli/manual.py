@@ -187,6 +187,15 @@ MANUAL: Final[dict[str, Manual]] = {
         (3,),
         "reads a plan, or the state folder; --html writes FILE",
     ),
+    "which": Manual(
+        (
+            "turbofit which internvl2-8b --images 2 --context 8192 --concurrency 16",
+            "turbofit which qwen2-vl-7b --images-per-second 4 --html cards.html",
+            "turbofit which --on 4xrtx3090",
+        ),
+        (3, 4, 7),
+        f"{_READS}{_HUB.replace('without --on', 'without MODEL and --on')}keeps nothing",
+    ),
     "compare": Manual(
         ("turbofit compare before.json after.json", "turbofit compare plan.json latest --md"),
         (),

@@ -200,7 +200,7 @@ class Machine(Struct):
         """The link between two GPUs; one without any known fact where it was not read."""
         low, high = sorted((a, b))
         for link in self.links:
-            if (link.a, link.b) == (low, high):
+            if link.a == low and link.b == high:
                 return link
         return Link(a=low, b=high)
 

@@ -1,34 +1,50 @@
 """Which engine: TurboMind, where the PyTorch engine does not serve more of what was asked.
 
 TurboMind decodes faster. But it takes more while it loads, and other memory for images, so that on
-some cards only the other engine starts, admits images whole, or holds the context.
+some cards only the other engine starts, admits images whole, or holds the context. Where the least
+memory is asked for, the engine that takes less is chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, NamedTuple
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, TurbofitError
 from turbofit.core.log import LazyLogger
 from turbofit.core.messages import plural
 from turbofit.core.plan import Plan, Remedy
+from turbofit.core.units import format_bytes
 from turbofit.memory.engine import Engine
 from turbofit.memory.engines import ENGINES, LMDEPLOY, check_options, engine_for
 from turbofit.memory.shared_terms import capability_of
 from turbofit.model.families.engines import engine_problem
-from turbofit.tuner.engine_plan import make_plan
+from turbofit.tuner.engine_fit import EngineFit, fit_of
+from turbofit.tuner.engine_plan import plan_of
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.sizing import longest_context
 
-__all__ = ["best_plan"]
+__all__ = ["ChosenEngine", "best_plan", "choose"]
 
 _LOG: Final = LazyLogger(__name__)
 
 #: Triton compiles for these and newer ones; an engine that needs it is not chosen for older ones.
 _LEAST_TRITON: Final = (7, 5)
+
+
+class ChosenEngine(NamedTuple):
+    """The engine that was chosen, and what its plan says more because others were looked at."""
+
+    fit: EngineFit
+    more: Callable[[Plan], Plan] | None = None
+
+    def plan(self) -> Plan:
+        """The whole plan, without the command lines."""
+        made = plan_of(self.fit)
+        return made if self.more is None else self.more(made)
 
 
 def best_plan(request: ResolvedRequest, engine: str = "auto") -> Plan:
@@ -39,6 +55,16 @@ def best_plan(request: ResolvedRequest, engine: str = "auto") -> Plan:
         PackageError: turbofit has no account for the engine.
         NoKernelError: no engine that runs the model has code for these cards.
     """
+    found = choose(request, engine)
+    return found if isinstance(found, Plan) else found.plan()
+
+
+def choose(request: ResolvedRequest, engine: str = "auto") -> ChosenEngine | Plan:
+    """What `best_plan` tells of, before words are made; of an engine without a search its plan.
+
+    Raises:
+        As :func:`best_plan`.
+    """
     first = engine_for(request.model, engine)
     check_options(first, request.fixed)
     if first.planned.serial:
@@ -46,29 +72,32 @@ def best_plan(request: ResolvedRequest, engine: str = "auto") -> Plan:
         _LOG.info("engine %s: %s", first.name, reason)
         return _serial(request, first, str(reason))
     try:
-        made = _planned(request, first)
+        made = _fit(request, first)
     except NoKernelError as exc:
         return _with_kernels(request, engine, first, exc)
     if engine != "auto":
-        return made if made.fits else _with_other_engine(request, made)
-    if _keeps_all(request, made) and request.workload.goal != "context":
-        return made
+        if made.fits:
+            return ChosenEngine(made)
+        return ChosenEngine(made, lambda plan: _with_other_engine(request, plan))
+    by_memory = request.workload.goal == "context" or request.least
+    if _keeps_all(request, made) and not by_memory:
+        return ChosenEngine(made)
     rival = _rival(request, made.engine.name)
     _LOG.info(
-        "engine %s: %s; LMDeploy's other one: %s",
-        made.engine.name, made.verdict, "does not fit" if rival is None else rival.verdict,
+        "engine %s: fits %s; LMDeploy's other one: %s",
+        made.engine.name, made.fits, "does not fit" if rival is None else rival.engine.name,
     )  # fmt: skip
     if rival is not None and _compiles(request) and _worth(request, rival) > _worth(request, made):
-        return _told(rival, made)
+        return ChosenEngine(rival, lambda plan: _told(plan, plan_of(made)))
     if made.fits:
-        return made
-    return replace(made, remedies=(*made.remedies, *_other_engines(request, rival)))
+        return ChosenEngine(made)
+    return ChosenEngine(made, lambda plan: _with_others(request, plan, rival))
 
 
 def _with_kernels(
     request: ResolvedRequest, engine: str, first: Engine, lacking: NoKernelError
-) -> Plan:
-    """The plan on the engine that compiles its kernels, where the first holds none for the cards.
+) -> ChosenEngine:
+    """The engine that compiles its kernels, where the first holds none for the cards.
 
     Raises:
         NoKernelError: no other engine may be taken, or none serves.
@@ -78,7 +107,7 @@ def _with_kernels(
         raise lacking
     if engine == "auto":
         reason = f"engine {rival.engine.name}: it compiles its kernels; {lacking.message}"
-        return replace(rival, reasons=(reason, *rival.reasons))
+        return ChosenEngine(rival, lambda plan: replace(plan, reasons=(reason, *plan.reasons)))
     raise NoKernelError(
         lacking.message, hint=f"--engine {rival.engine.name} serves: it compiles its kernels"
     )
@@ -92,54 +121,53 @@ def _serial(request: ResolvedRequest, engine: Engine, reason: str) -> Plan:
 
 def _with_other_engine(request: ResolvedRequest, made: Plan) -> Plan:
     """A plan that does not fit on the engine that was named, with the one on which it does."""
-    plan = _serving(request, [name for name in LMDEPLOY if name != made.engine.name])
-    if plan is None:
+    fit = _serving(request, [name for name in LMDEPLOY if name != made.engine.name])
+    if fit is None:
         return made
-    effect = f"fits: {plan.kv.tokens:,} KV tokens"
-    remedy = Remedy(change=f"--engine {plan.engine.name}", effect=effect)
+    remedy = Remedy(change=f"--engine {fit.engine.name}", effect=f"fits: {fit.tokens:,} KV tokens")
     return replace(made, remedies=(remedy, *made.remedies))
 
 
-def _planned(request: ResolvedRequest, engine: Engine) -> Plan:
-    """The plan, with fewer engines where host memory does not do for as many as the GPUs hold."""
-    made = make_plan(request, engine)
-    if not _host_short(made) or request.replicas is not None or request.groups is not None:
+def _with_others(request: ResolvedRequest, made: Plan, rival: EngineFit | None) -> Plan:
+    """A plan that does not fit, with the engines on which it does."""
+    return replace(made, remedies=(*made.remedies, *_other_engines(request, rival)))
+
+
+def _fit(request: ResolvedRequest, engine: Engine) -> EngineFit:
+    """What the engine comes to, with fewer of it where host memory does not do for all."""
+    made = fit_of(request, engine)
+    if made.host_problem is None or request.replicas is not None or request.groups is not None:
         return made
-    for replicas in range(made.parallel.replicas - 1, 0, -1):
+    planned = made.found.best.shape.replicas
+    for replicas in range(planned - 1, 0, -1):
         try:
-            fewer = make_plan(replace(request, replicas=replicas), engine)
+            fewer = fit_of(replace(request, replicas=replicas), engine)
         except TurbofitError:
             continue
         if fewer.fits:
-            why = f"replicas {replicas}: host memory does not do for {made.parallel.replicas}"
-            reason = f"{fewer.parallel.reason}; {why}"
-            parallel = replace(fewer.parallel, reason=reason)
-            return replace(fewer, parallel=parallel, reasons=(why, *fewer.reasons))
+            return replace(
+                fewer, fewer=f"replicas {replicas}: host memory does not do for {planned}"
+            )
     return made
 
 
-def _host_short(plan: Plan) -> bool:
-    host = plan.host
-    return host.available is not None and host.pinned + host.pageable > host.available
-
-
-def _rival(request: ResolvedRequest, first: str) -> Plan | None:
-    """The plan on LMDeploy's engine after this one; None where it does not run or not fit."""
+def _rival(request: ResolvedRequest, first: str) -> EngineFit | None:
+    """LMDeploy's engine after this one; None where it does not run or not fit."""
     return _serving(request, LMDEPLOY[LMDEPLOY.index(first) + 1 :])
 
 
-def _serving(request: ResolvedRequest, names: Iterable[str]) -> Plan | None:
-    """The plan on the first of these engines that runs the model and on which it fits."""
+def _serving(request: ResolvedRequest, names: Iterable[str]) -> EngineFit | None:
+    """The first of these engines that runs the model and on which it fits."""
     for name in names:
         try:
             other = engine_for(request.model, name)
             check_options(other, request.fixed)
-            plan = _planned(request, other)
+            fit = _fit(request, other)
         except TurbofitError as exc:
             _LOG.debug("engine %s: %s", name, exc.message)
             continue
-        if plan.fits:
-            return plan
+        if fit.fits:
+            return fit
     return None
 
 
@@ -148,17 +176,17 @@ def _compiles(request: ResolvedRequest) -> bool:
     return all(capability_of(gpu) >= _LEAST_TRITON for gpu in request.visible)
 
 
-def _keeps_all(request: ResolvedRequest, plan: Plan) -> bool:
+def _keeps_all(request: ResolvedRequest, fit: EngineFit) -> bool:
     """Whether it fits, with images as large as was asked and the longest context."""
-    limits = plan.limits
-    whole = limits.vision_unit is None or limits.image_limit == request.requested_limit
-    return plan.fits and whole and plan.settings.session_len >= longest_context(request)
+    whole = fit.limit is None or fit.limit == request.requested_limit
+    return fit.fits and whole and fit.settings.session_len >= longest_context(request)
 
 
-def _worth(request: ResolvedRequest, plan: Plan) -> tuple[bool, int, int, int]:
-    """What is promised: images, then the context; with the goal of context the tokens."""
-    tokens = plan.kv.tokens if request.workload.goal == "context" else 0
-    return plan.fits, plan.limits.units_per_image, plan.settings.session_len, tokens
+def _worth(request: ResolvedRequest, fit: EngineFit) -> tuple[int, ...]:
+    """What is promised: images, then the context; then memory, or tokens, where that decides."""
+    tokens = fit.tokens if request.workload.goal == "context" else 0
+    units, context = fit.vision_load.units_per_image, fit.settings.session_len
+    return fit.fits, units, context, -fit.found.best.footprint, tokens
 
 
 def _told(won: Plan, lost: Plan) -> Plan:
@@ -175,6 +203,9 @@ def _told(won: Plan, lost: Plan) -> Plan:
     elif lost.settings.session_len < won.settings.session_len:
         shorter, context = lost.settings.session_len, won.settings.session_len
         why = f"{lost.engine.name} holds a context of {shorter:,} tokens, this one of {context:,}"
+    elif won.footprint is not UNSET and lost.footprint is not UNSET:
+        saved = format_bytes(sum(lost.footprint.taken) - sum(won.footprint.taken))
+        why = f"{lost.engine.name} takes {saved} more"
     else:
         why = f"{lost.engine.name} holds {lost.kv.tokens:,} KV tokens, fewer than this"
     return replace(
@@ -188,12 +219,12 @@ def _told(won: Plan, lost: Plan) -> Plan:
     )
 
 
-def _other_engines(request: ResolvedRequest, rival: Plan | None) -> Iterator[Remedy]:
+def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterator[Remedy]:
     """Engines that would serve, and why they are not chosen."""
     if rival is not None:
         yield Remedy(
             change=f"--engine {rival.engine.name}",
-            effect=f"fits: {rival.kv.tokens:,} KV tokens, if its Triton still compiles for a card"
+            effect=f"fits: {rival.tokens:,} KV tokens, if its Triton still compiles for a card"
             " as old as this",
         )
     for name in [one for one in ENGINES if one not in LMDEPLOY]:

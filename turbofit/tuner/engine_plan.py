@@ -13,15 +13,13 @@ from turbofit.core.plan import Candidate, Plan, may_evict
 from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine
 from turbofit.memory.known_bad import known_problems
+from turbofit.tuner.engine_fit import EngineFit, fit_of
 from turbofit.tuner.explain.footprint import engines_held, footprint_of, footprint_words
 from turbofit.tuner.explain.limit_costs import limit_costs
 from turbofit.tuner.explain.plan_document import (
     PlanDraft,
-    accounts_of,
     document,
     group_words,
-    host_of,
-    host_problem,
     verdict_of,
 )
 from turbofit.tuner.explain.reasons import reasons
@@ -30,10 +28,9 @@ from turbofit.tuner.explain.speed_remedies import speed_remedies
 from turbofit.tuner.explain.why_rejected import lost
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.candidates import Evaluation, explain
-from turbofit.tuner.search.search import Found, search
-from turbofit.tuner.speed.throughput import total
+from turbofit.tuner.search.search import Found
 
-__all__ = ["make_plan"]
+__all__ = ["make_plan", "plan_of"]
 
 #: Rows of ``considered``; the chosen one is the first.
 _MOST_CANDIDATES = 24
@@ -45,38 +42,37 @@ def make_plan(request: ResolvedRequest, engine: Engine) -> Plan:
     Raises:
         UsageError: something asked for cannot be used here at all.
     """
-    found = search(request, engine)
-    best = found.best
-    vision_load = replace(best.vision_load, units_per_forward=best.shape.units_per_forward)
-    groups = best.shape.groups
-    settings = [best.of_group(group).settings for group in groups]
-    accounts = accounts_of(request, settings, groups, vision_load, engine)
-    host = host_of(request, accounts, engine)
-    problem = host_problem(host)
+    return plan_of(fit_of(request, engine))
+
+
+def plan_of(fit: EngineFit) -> Plan:
+    """What was found, in words."""
+    request, engine, found, accounts = fit.request, fit.engine, fit.found, fit.accounts
+    best, problem = found.best, fit.host_problem
     largest = max(accounts, key=lambda account: account.units_per_forward)
     helps = Remedies((), ()) if best.fits else remedies(request, found, engine)
     # What a person can change comes first: an option without which it fits is the cause.
     cause = f" with {' and '.join(helps.causes)}" if helps.causes else ""
     why_not = f"{cause}: {_why_not(request, best, engine)}"
-    fits = best.fits and problem is None
-    verdict = _verdict(request, found, accounts, problem, why_not)
+    verdict, fewer = _verdict(request, found, accounts, problem, why_not), fit.fewer
+    parallel = _parallel_reason(request, found)
     footprint: Footprint | UnsetType = UNSET
-    if request.least and fits:
-        servers = engines_held(request, best, engine, host)
+    if request.least and fit.fits:
+        servers = engines_held(request, best, engine, fit.host)
         footprint = footprint_of(request, accounts, servers)
         verdict += f", {footprint_words(footprint)}"
     parts = PlanDraft(
-        groups=groups,
+        groups=best.shape.groups,
         settings=best.settings,
-        vision_load=vision_load,
+        vision_load=fit.vision_load,
         limit=best.shape.limit,
-        fits=fits,
+        fits=fit.fits,
         verdict=verdict,
-        parallel_reason=_parallel_reason(request, found),
-        host=host,
-        throughput=total(best.speeds, request.machine.measured) if best.speeds else None,
+        parallel_reason=f"{parallel}; {fewer}" if fewer else parallel,
+        host=fit.host,
+        throughput=fit.throughput,
         considered=_considered(request, found, engine),
-        reasons=tuple(reasons(request, found, largest, engine)),
+        reasons=(*([fewer] if fewer else []), *reasons(request, found, largest, engine)),
         warnings=tuple(_warnings(request, found, engine)),
         remedies=helps.remedies or tuple(speed_remedies(request, found, engine)),
         at_once=_at_once(request, best),

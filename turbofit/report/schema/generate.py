@@ -15,6 +15,7 @@ from turbofit.core.json_types import Document
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct, any_json
 from turbofit.core.tuning import Tuning
+from turbofit.core.which import Which
 from turbofit.load.result import LoadResult
 from turbofit.report.compare import Comparison
 from turbofit.report.schema import NAMES, schema_path
@@ -68,6 +69,7 @@ _DOCUMENTS: Final = {
     ),
     "bench": _Document(LoadResult, "A load on a server, and what it measured", "Seconds."),
     "tune": _Document(Tuning, "Settings that were tried, and the best of them", "Seconds."),
+    "which": _Document(Which, "Cards that keep a promise, or models that a machine serves", _SIZES),
 }
 _PLAN: Final = "urn:turbofit:plan:1"
 _LEFT_OUT: Final = ("title", "default", "discriminator")

@@ -110,11 +110,7 @@ def evaluate(  # noqa: PLR0913 - all that an evaluation depends on
 ) -> Evaluation:
     """Size the context and the ratio of a shape, and score what comes out."""
     sizer = Sizer(request, shape, dtype, vision_load, engine, memo or Memo())
-    session_len = sizer.session_len()
-    wants_cache = False
-    chooses_batch = request.workload.concurrency is None and not request.least
-    if chooses_batch and shape.at_once is None:
-        sizer, wants_cache = with_best_batch(sizer, session_len, requested_load)
+    sizer, session_len, wants_cache = _sized(sizer, requested_load)
     settings, outcome = sizer.settings(session_len), sizer.outcome(session_len)
     if outcome.ratio is not None:
         settings = replace(settings, cache_max_entry_count=outcome.ratio)
@@ -145,6 +141,20 @@ def evaluate(  # noqa: PLR0913 - all that an evaluation depends on
         slowest = max(speed.seconds_per_request for speed in alone)
         evaluation = replace(evaluation, seconds_per_answer=slowest)
     return scored(request, evaluation, requested_load)
+
+
+def _sized(sizer: Sizer, requested_load: VisionLoad) -> tuple[Sizer, int, bool]:
+    """The shape with its batch, its context, and whether it wants more cache."""
+    request, memo, key = sizer.request, sizer.memo, sizer.key
+    if key not in memo.sized:
+        session_len, batch, wants_cache = sizer.session_len(), None, False
+        given = request.workload.concurrency is not None or sizer.shape.at_once is not None
+        if not given and not request.least:
+            best, wants_cache = with_best_batch(sizer, session_len, requested_load)
+            batch = best.settings(session_len).max_batch_size
+        memo.sized[key] = session_len, batch, wants_cache
+    session_len, batch, wants_cache = memo.sized[key]
+    return sizer if batch is None else sizer.with_batch(batch), session_len, wants_cache
 
 
 def explain(request: ResolvedRequest, evaluation: Evaluation, dtype: str, engine: Engine) -> str:

@@ -27,7 +27,8 @@ _MOST_MIXED = 48
 _ALIKE = 64 * MIB
 
 Group = tuple[int, ...]
-Signature = tuple[tuple[tuple[tuple[int, int, int], ...], LinkClass, int], ...]
+GroupSignature = tuple[tuple[tuple[int, int, int], ...], LinkClass, int]
+Signature = tuple[GroupSignature, ...]
 
 
 def kinds(gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
@@ -52,10 +53,21 @@ def groupings(
         if len(gpus) <= _EXHAUSTIVE
         else iter([_in_order(machine, gpus, tp, replicas)])
     )
+    if _uniform(machine, gpus):
+        ways = islice(ways, 1)
     distinct: dict[Signature, tuple[Group, ...]] = {}
+    seen: dict[Group, GroupSignature] = {}
+
+    def signature_of(group: Sequence[Gpu]) -> GroupSignature:
+        indices = tuple(gpu.index for gpu in group)
+        if indices not in seen:
+            seen[indices] = _signature(machine, group)
+        return seen[indices]
+
     for way in ways:
-        signature = tuple(sorted(_signature(machine, group) for group in way))
-        distinct.setdefault(signature, tuple(_ordered(group) for group in way))
+        signature = tuple(sorted(map(signature_of, way)))
+        if signature not in distinct:
+            distinct[signature] = tuple(map(_ordered, way))
     return list(distinct.values())
 
 
@@ -157,9 +169,15 @@ def _in_order(
     return tuple(groups)
 
 
-def _signature(
-    machine: Machine, group: Sequence[Gpu]
-) -> tuple[tuple[tuple[int, int, int], ...], LinkClass, int]:
+def _uniform(machine: Machine, gpus: Sequence[Gpu]) -> bool:
+    """Whether all ways to group these GPUs are the same: equal cards, and equal links or none."""
+    cards = {(gpu.total, gpu.reserved, gpu.used) for gpu in gpus}
+    if len(cards) > 1 or machine.measured is not None:
+        return False
+    return len({group_class(machine, pair) for pair in combinations(gpus, 2)}) <= 1
+
+
+def _signature(machine: Machine, group: Sequence[Gpu]) -> GroupSignature:
     cards = tuple(
         sorted((known(g.total, 0), known(g.reserved, 0), known(g.used, 0)) for g in group)
     )

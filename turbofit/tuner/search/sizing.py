@@ -138,6 +138,9 @@ def excess_tokens(request: ResolvedRequest, vision_load: VisionLoad) -> int:
 class Memo:
     """Accounts and speeds of one search, so that a group met in many groupings is evaluated once.
 
+    ``sized`` are contexts and batches of shapes that differ in nothing but how often their groups
+    are there.
+
     Equal cards behind equal links are one group here whatever their indices: the first card and the
     fullest of the others decide all that a search asks of an account.
     """
@@ -147,6 +150,7 @@ class Memo:
         self.speeds: dict[tuple[object, ...], Speed] = {}
         self.links: dict[tuple[int, ...], LinkClass] = {}
         self.keys: dict[tuple[int, ...], tuple[object, ...]] = {}
+        self.sized: dict[tuple[object, ...], tuple[int, int | None, bool]] = {}
 
     def link(self, request: ResolvedRequest, gpus: Sequence[Gpu]) -> LinkClass:
         """The group's link class."""
@@ -186,6 +190,13 @@ class Sizer:
             tuple(request.machine.gpu(index) for index in group) for group in shape.groups
         ]
         self.fixed_ratio = request.fixed.get("cache_max_entry_count")
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What the context and the best batch depend on: groups that are alike count once."""
+        shape, keys = self.shape, tuple(map(self._key, self.distinct))
+        at_once = shape.requests(self.request.workload.concurrency)
+        return (replace(shape, groups=(), at_once=at_once), self.dtype, self.vision_load, keys)
 
     def with_batch(self, batch: int) -> Sizer:
         """The same with so many requests at once in each group."""

@@ -1,0 +1,53 @@
+"""`turbofit which` on the command line: a table, JSON by its schema, a page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import referencing
+
+from turbofit.cli.main import main
+from turbofit.report.schema import schema_text
+
+QUESTION = ["which", "internvl2-26b-awq", "--concurrency", "2"]
+
+
+def test_cards_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(QUESTION) == 0
+    told = capsys.readouterr().out
+    assert "preset cards keep the promise (concurrency 2), each with the fewest of" in told
+    assert "tp 1 x 1" in told
+
+
+def test_cards_as_json_by_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*QUESTION, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    jsonschema.Draft202012Validator(
+        json.loads(schema_text("which")), registry=referencing.Registry()
+    ).validate(found)
+    assert found["request"] == {"concurrency": 2}
+    assert found["counts"] == [1, 2, 4, 8]
+
+
+def test_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "cards.html"
+    assert main([*QUESTION, "--html", str(file)]) == 0
+    assert capsys.readouterr().out == f"{file}\n"
+    text = file.read_text()
+    assert "Forecast of speed by memory" in text
+    assert "1xh200" in text
+
+
+def test_nothing_that_keeps_the_promise_ends_with_3(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["which", "internvl2-1b", "--images-per-second", "1e9"]) == 3
+    assert "0 of" in capsys.readouterr().out
+
+
+def test_models_of_a_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["which", "--on", "1xrtx3060", "--engine", "turbomind", "--md"]) == 0
+    told = capsys.readouterr().out
+    assert "Models on 1xrtx3060" in told
+    assert "internvl2-72b" in told or "qwen2-vl-72b: " in told

@@ -1,0 +1,106 @@
+"""`turbofit which`: each line is what `turbofit plan` says, and the smallest come first."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+import turbofit
+from turbofit.core.errors import UsageError
+from turbofit.core.which import Serving, Which
+from turbofit.machine.presets import preset_names
+from turbofit.model.presets import known_presets
+from turbofit.planning.which import COUNTS
+
+
+@pytest.fixture(scope="module")
+def cards() -> Which:
+    return turbofit.which("internvl2-8b", context=8192, concurrency=4)
+
+
+@pytest.fixture(scope="module")
+def models() -> Which:
+    return turbofit.which(on="1xrtx3060")
+
+
+def same_as_plan(row: Serving, plan: turbofit.Plan) -> None:
+    assert plan.fits
+    speed = plan.throughput
+    assert speed is not None
+    assert (row.engine, row.kv_tokens, row.context) == (
+        plan.engine.name,
+        plan.kv.total_tokens,
+        plan.settings.session_len,
+    )
+    assert (row.tp, row.replicas) == (plan.parallel.tp, plan.parallel.replicas)
+    assert (row.image_limit, row.requests_at_once) == (
+        plan.limits.image_limit,
+        plan.requests_at_once,
+    )
+    assert row.requests_per_second == speed.requests_per_second
+    assert row.output_tokens_per_second == speed.output_tokens_per_second
+    assert row.seconds_to_first_token == speed.seconds_to_first_token
+
+
+def test_cards_are_told_as_plan_tells_them(cards):
+    for row in random.Random(1).sample(cards.keep, 8):
+        same_as_plan(row, turbofit.plan("internvl2-8b", on=row.on, context=8192, concurrency=4))
+
+
+def test_fewer_of_a_card_do_not_keep_the_promise(cards):
+    several = [row for row in cards.keep if row.gpus > 1]
+    for row in random.Random(2).sample(several, 4):
+        fewer = COUNTS[COUNTS.index(row.gpus) - 1]
+        on = f"{fewer}x{row.on.partition('x')[2]}"
+        plan = turbofit.plan("internvl2-8b", on=on, context=8192, concurrency=4)
+        assert not plan.fits or plan.limits.image_limit != row.image_limit
+
+
+def test_every_card_is_there_once_and_the_smallest_first(cards):
+    names = [row.on.partition("x")[2] for row in (*cards.keep, *cards.others)]
+    assert sorted(names) == sorted(preset_names())
+    assert [row.bytes for row in cards.keep] == sorted(row.bytes for row in cards.keep)
+    assert all(row.why_not for row in cards.others)
+
+
+def test_models_are_told_as_plan_tells_them(models):
+    assert {row.model for row in (*models.keep, *models.others)} == set(known_presets())
+    for row in random.Random(3).sample(models.keep, 6):
+        plan = turbofit.plan(row.model, on="1xrtx3060")
+        if plan.throughput is not None:
+            same_as_plan(row, plan)
+
+
+def test_models_that_are_not_served_do_not_fit(models):
+    lacking = [row for row in models.others if row.missing]
+    for row in random.Random(4).sample(lacking, 6):
+        assert not turbofit.plan(row.model, on="1xrtx3060").fits
+    assert all(row.why_not for row in models.others)
+
+
+def test_images_a_second_decide():
+    found = turbofit.which("internvl2-2b", images=2, images_per_second=10.0)
+    assert found.keep
+    for row in found.keep:
+        assert row.requests_per_second is not None
+        assert row.requests_per_second * 2 >= 10
+    slow = [row for row in found.others if "images/s by the forecast, not 10" in row.why_not]
+    assert slow
+    assert all(row.gpus == COUNTS[-1] for row in slow)
+
+
+def test_all_counts_of_a_card_that_keep_it():
+    found = turbofit.which("internvl2-1b", all_counts=True, engine="turbomind")
+    of_one = [row.gpus for row in found.keep if row.on.endswith("xrtx4090")]
+    assert of_one == [1, 2, 4, 8]
+
+
+def test_a_machine_and_a_model_are_a_plan():
+    with pytest.raises(UsageError, match="--on names one"):
+        turbofit.which("internvl2-8b", on="1xrtx3090")
+
+
+def test_what_cannot_be_meant_anywhere_is_said_once():
+    with pytest.raises(UsageError, match="reads 32768 tokens"):
+        turbofit.which("internvl2-8b", context=10**6)

@@ -1,0 +1,179 @@
+"""What a plan says in short, found without its words: one line of `turbofit which`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import TurbofitError
+from turbofit.core.messages import plural
+from turbofit.core.plan import Plan, Throughput
+from turbofit.core.struct import known
+from turbofit.core.units import GIB
+from turbofit.core.which import Serving
+from turbofit.memory.engines import LMDEPLOY, engine_for
+from turbofit.model.families.engines import engine_problem
+from turbofit.planning.which_request import WhichRequest
+from turbofit.tuner.choose import ChosenEngine, choose
+from turbofit.tuner.engine_fit import EngineFit
+from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
+from turbofit.tuner.search.candidates import explain
+from turbofit.tuner.search.constraints import chosen_dtype
+from turbofit.tuner.search.shapes import PREFILL_SIZES
+from turbofit.tuner.search.sizing import Shape, shape_settings
+
+__all__ = ["far_too_large", "serving"]
+
+#: Bytes by which the weights alone must miss a GPU before no search is made. A larger degree takes
+#: more for its communicator than a smaller one, by less than this.
+_FAR: Final = 2 * GIB
+_LARGEST_TP: Final = 8
+
+
+def serving(request: WhichRequest, resolved: ResolvedRequest, on: str) -> Serving:
+    """What the plan for a request comes to, by the same search.
+
+    Args:
+        request: what is asked, its model and its machine included.
+        resolved: the same, resolved.
+        on: how the machine is called.
+
+    Raises:
+        TurbofitError: as `turbofit.planning.plan.plan`.
+    """
+    blank = Serving(
+        model=resolved.model.name,
+        on=on,
+        gpus=len(resolved.machine.visible),
+        bytes=sum(known(gpu.total, 0) for gpu in resolved.visible),
+        keeps=False,
+    )
+    found = choose(resolved, request.engine)
+    row = _of_plan(blank, found) if isinstance(found, Plan) else _of_fit(blank, found)
+    if row.why_not:
+        return row
+    why_not = _smaller(resolved, row) or _slower(request, row)
+    return replace(row, keeps=not why_not, why_not=why_not)
+
+
+def far_too_large(request: WhichRequest, resolved: ResolvedRequest) -> int:
+    """Bytes that the GPUs lack for weights and contexts alone, on any engine; 0 where not far.
+
+    Under: the cache and all else come on top, and many that do not fit are not told by this. Each
+    GPU has the least where the model is split the most.
+    """
+    try:
+        first = engine_for(resolved.model, request.engine)
+        if first.planned.serial:
+            return 0
+        auto = [name for name in LMDEPLOY if engine_problem(resolved.model, name) is None]
+        names = auto if request.engine == "auto" else [first.name]
+        lacking = min(_lacking(resolved, name) for name in names)
+    except TurbofitError:
+        return 0
+    return lacking if lacking > _FAR else 0
+
+
+def _lacking(resolved: ResolvedRequest, name: str) -> int:
+    engine, visible = engine_for(resolved.model, name), resolved.visible
+    most = min(len(visible), _LARGEST_TP) if resolved.tp is None else resolved.tp
+    degrees = [tp for tp in range(1, most + 1) if not engine.tp_problem(resolved.model, tp)]
+    if not degrees or most > len(visible):
+        return 0
+    gpus = visible[: degrees[-1]]
+    shape = Shape(
+        tp=len(gpus),
+        groups=(tuple(gpu.index for gpu in gpus),),
+        max_prefill_token_num=PREFILL_SIZES[-1],
+        limit=resolved.requested_limit,
+        at_once=1,
+    )
+    dtype = chosen_dtype(resolved.model, resolved.fixed.get("dtype"), gpus)
+    settings = shape_settings(resolved, shape, PREFILL_SIZES[-1], dtype)
+    vision_load = vision_load_of(resolved, resolved.requested_limit)
+    return -engine.account(launch_of(resolved, settings, gpus, vision_load)).free
+
+
+def _of_fit(blank: Serving, chosen: ChosenEngine) -> Serving:
+    fit, best = chosen.fit, chosen.fit.found.best
+    if not fit.fits:
+        return replace(
+            blank,
+            engine=fit.engine.name,
+            tp=best.shape.tp,
+            replicas=best.shape.replicas,
+            why_not=_why_not(fit),
+            missing=best.short,
+        )
+    each = [(one, one.settings.cache_max_entry_count) for one in fit.accounts]
+    row = replace(
+        blank,
+        engine=fit.engine.name,
+        tp=best.shape.tp,
+        replicas=best.shape.replicas,
+        kv_tokens=sum(account.tokens_at(ratio) for account, ratio in each),
+        context=fit.settings.session_len,
+        image_limit=fit.limit,
+        requests_at_once=sum(account.settings.max_batch_size for account, _ in each),
+    )
+    return _with_speed(row, fit.throughput)
+
+
+def _why_not(fit: EngineFit) -> str:
+    best = fit.found.best
+    return fit.host_problem or explain(fit.request, best, best.settings.dtype, fit.engine)
+
+
+def _of_plan(blank: Serving, plan: Plan) -> Serving:
+    """Of an engine whose plan is made at once: Transformers."""
+    why_not = "" if plan.fits else plan.verdict.removeprefix("does not fit: ")
+    row = replace(
+        blank,
+        engine=plan.engine.name,
+        tp=max(map(len, plan.parallel.groups)),
+        replicas=plan.parallel.replicas,
+        why_not=why_not.removeprefix(f"{plan.model.name}: "),
+        missing=max(0, *(gpu.margin - gpu.headroom for gpu in plan.gpus)),
+    )
+    if not plan.fits:
+        return row
+    row = replace(
+        row,
+        kv_tokens=plan.kv.total_tokens,
+        context=plan.settings.session_len,
+        image_limit=plan.limits.image_limit,
+        requests_at_once=plan.requests_at_once,
+    )
+    return _with_speed(row, plan.throughput)
+
+
+def _with_speed(row: Serving, speed: Throughput | None) -> Serving:
+    if speed is None:
+        return row
+    return replace(
+        row,
+        requests_per_second=speed.requests_per_second,
+        output_tokens_per_second=speed.output_tokens_per_second,
+        seconds_to_first_token=speed.seconds_to_first_token,
+    )
+
+
+def _smaller(resolved: ResolvedRequest, row: Serving) -> str:
+    """Whether images must be smaller than was asked, in words."""
+    rule, requested = resolved.model.image_rule, resolved.requested_limit
+    if rule is None or requested is None or row.image_limit in (None, requested):
+        return ""
+    unit = plural(requested, rule.limit_unit.removesuffix("s"))
+    return f"serves images of {row.image_limit:,} {unit} at most, not {requested:,}"
+
+
+def _slower(request: WhichRequest, row: Serving) -> str:
+    """Whether fewer images a second are forecast than were asked, in words."""
+    wanted = request.images_per_second
+    if wanted is None:
+        return ""
+    if row.requests_per_second is None:
+        return "has no forecast of speed"
+    rate = row.requests_per_second * request.images
+    return "" if rate >= wanted else f"{rate:.3g} images/s by the forecast, not {wanted:g}"

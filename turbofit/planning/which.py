@@ -1,0 +1,186 @@
+"""`turbofit which`: the cards that keep a promise, the models that a machine serves.
+
+Of each card the smallest count that keeps the promise is looked for: more of the same cards keep it
+as well (`bench.promises` plans thousands of such pairs). Each line is what `turbofit plan` finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from typing import Final
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.machine import Machine
+from turbofit.core.model import Model
+from turbofit.core.struct import known, to_builtins
+from turbofit.core.units import format_bytes
+from turbofit.core.version import __version__
+from turbofit.core.which import Serving, Which
+from turbofit.machine.presets import preset_names
+from turbofit.machine.source import machine_from
+from turbofit.model.presets import known_presets, preset_model
+from turbofit.planning.resolve import model_of, resolve
+from turbofit.planning.serving import far_too_large, serving
+from turbofit.planning.which_request import WhichRequest
+from turbofit.tuner.resolved_request import ResolvedRequest
+
+__all__ = ["COUNTS", "which_cards", "which_models"]
+
+#: GPUs of one machine that are tried.
+COUNTS: Final = (1, 2, 4, 8)
+#: What is looked for, and no promise.
+_NOT_ASKED: Final = frozenset({"model", "on", "gpus", "revision"})
+
+
+def which_cards(request: WhichRequest) -> Which:
+    """The preset cards, and counts of them, that keep what is asked of a model.
+
+    Args:
+        request: the model and the promise; it names no machine.
+
+    Raises:
+        UsageError: what is asked cannot be meant on any machine.
+    """
+    if request.on is not None or request.gpus is not None:
+        raise UsageError(
+            "which MODEL looks for machines, and --on names one",
+            hint="turbofit plan MODEL --on SPEC, or turbofit which --on SPEC without a model",
+        )
+    model, errors = model_of(request), list[TurbofitError]()
+    promise = request.changed(model=model, revision=None)
+    rows = [row for name in preset_names() for row in _of_card(promise, name, errors)]
+    _check(rows, errors)
+    return _answer(
+        request,
+        sorted((row for row in rows if row.keeps), key=lambda row: (row.bytes, row.gpus, row.on)),
+        sorted((row for row in rows if not row.keeps), key=lambda row: (row.bytes, row.on)),
+        model=model.name,
+    )
+
+
+def which_models(request: WhichRequest) -> Which:
+    """The preset models that one machine serves with what is asked.
+
+    Args:
+        request: the machine and the promise; its model is not read.
+
+    Raises:
+        UsageError: what is asked cannot be meant of any model.
+        MachineError: this machine cannot be read, or has no GPU.
+    """
+    on = request.on
+    machine = machine_from(on, gpus=request.gpus) if on is None or isinstance(on, str) else on
+    name = on if isinstance(on, str) else machine.name
+    promise, errors = request.changed(on=machine, gpus=None), list[TurbofitError]()
+    found = [(preset, _preset(preset, errors)) for preset in known_presets()]
+    rows = [_of_model(promise, preset, model, name, errors) for preset, model in found]
+    _check(rows, errors)
+    weights = {
+        preset: 0 if isinstance(model, str) else model.weight_bytes for preset, model in found
+    }
+    return _answer(
+        request,
+        sorted(
+            (row for row in rows if row.keeps), key=lambda row: (-weights[row.model], row.model)
+        ),
+        sorted((row for row in rows if not row.keeps), key=lambda row: row.model),
+        machine=name,
+    )
+
+
+def _of_card(promise: WhichRequest, name: str, errors: list[TurbofitError]) -> Iterator[Serving]:
+    """The counts of a card that keep the promise; the largest where none does."""
+    kept = False
+    for count in COUNTS:
+        on = f"{count}x{name}"
+        request, last = promise.changed(on=on), count == COUNTS[-1]
+        row = _tried(request, resolve(request), on, errors)
+        kept |= row.keeps
+        if row.keeps or (last and not kept):
+            yield row
+        if row.keeps and not promise.all_counts:
+            return
+
+
+def _of_model(
+    promise: WhichRequest, preset: str, model: Model | str, on: str, errors: list[TurbofitError]
+) -> Serving:
+    """What one preset comes to; ``model`` is why it is none where it is a text."""
+    machine = promise.on
+    assert isinstance(machine, Machine)
+    if isinstance(model, str):
+        return _nothing(preset, on, machine, model)
+    request = promise.changed(model=model)
+    try:
+        resolved = resolve(request)
+    except TurbofitError as exc:
+        errors.append(exc)
+        return _nothing(preset, on, machine, exc.message)
+    return replace(_tried(request, resolved, on, errors), model=preset)
+
+
+def _preset(name: str, errors: list[TurbofitError]) -> Model | str:
+    """A preset, or why there is no account of it."""
+    try:
+        return preset_model(name)
+    except TurbofitError as exc:
+        errors.append(exc)
+        return exc.message
+
+
+def _tried(
+    request: WhichRequest, resolved: ResolvedRequest, on: str, errors: list[TurbofitError]
+) -> Serving:
+    lacking = far_too_large(request, resolved)
+    if lacking:
+        why_not = f"the weights alone lack {format_bytes(lacking)} on each GPU"
+        row = _nothing(resolved.model.name, on, resolved.machine, why_not)
+        return replace(row, missing=lacking)
+    try:
+        return serving(request, resolved, on)
+    except TurbofitError as exc:
+        errors.append(exc)
+        return _nothing(resolved.model.name, on, resolved.machine, exc.message)
+
+
+def _nothing(model: str, on: str, machine: Machine, why_not: str) -> Serving:
+    """Where no plan can be made at all."""
+    total = sum(known(machine.gpu(index).total, 0) for index in machine.visible)
+    return Serving(
+        model=model, on=on, gpus=len(machine.visible), bytes=total, keeps=False, why_not=why_not
+    )
+
+
+def _check(rows: list[Serving], errors: list[TurbofitError]) -> None:
+    """Stop where what is asked cannot be meant anywhere.
+
+    Raises:
+        UsageError: as it was everywhere.
+    """
+    usage = [error for error in errors if isinstance(error, UsageError)]
+    if usage and len(errors) >= len(rows) and not any(row.keeps for row in rows):
+        raise usage[0]
+
+
+def _answer(
+    request: WhichRequest,
+    keep: list[Serving],
+    others: list[Serving],
+    *,
+    model: str | None = None,
+    machine: str | None = None,
+) -> Which:
+    promise = {key: value for key, value in request.given().items() if key not in _NOT_ASKED}
+    return Which(
+        turbofit_version=__version__,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        model=model,
+        machine=machine,
+        request=to_builtins(promise),
+        counts=COUNTS if machine is None else (),
+        keep=tuple(keep),
+        others=tuple(others),
+    )

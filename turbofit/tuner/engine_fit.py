@@ -1,0 +1,86 @@
+"""What one engine comes to for a request, before anything of it is put into words."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from turbofit.core.plan import HostMemory, Settings, Throughput
+from turbofit.core.struct import Struct
+from turbofit.memory.account import Account
+from turbofit.memory.engine import Engine
+from turbofit.memory.vision_load import VisionLoad
+from turbofit.tuner.explain.plan_document import accounts_of, host_of, host_problem
+from turbofit.tuner.resolved_request import ResolvedRequest
+from turbofit.tuner.search.search import Found, search
+from turbofit.tuner.speed.throughput import total
+
+__all__ = ["EngineFit", "fit_of"]
+
+
+class EngineFit(Struct):
+    """The best shape of one engine, with its accounts and what it takes of the host.
+
+    ``fewer`` says why there are fewer engines than the GPUs hold, where that is so.
+    """
+
+    request: ResolvedRequest
+    engine: Engine
+    found: Found
+    vision_load: VisionLoad
+    accounts: tuple[Account, ...]
+    host: HostMemory
+    host_problem: str | None
+    fewer: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """Whether GPUs and host hold it."""
+        return self.found.best.fits and self.host_problem is None
+
+    @property
+    def settings(self) -> Settings:
+        """The engine's options; of the weakest group where each has its own."""
+        return self.found.best.settings
+
+    @property
+    def limit(self) -> int | None:
+        """The image limit that is promised; None where no images are."""
+        best = self.found.best
+        return best.shape.limit if best.vision_load.units_per_image else None
+
+    @property
+    def tokens(self) -> int:
+        """KV tokens of the smallest cache."""
+        return min(
+            account.tokens_at(account.settings.cache_max_entry_count) for account in self.accounts
+        )
+
+    @property
+    def throughput(self) -> Throughput | None:
+        """The forecast of speed of all groups; None where there is none."""
+        speeds = self.found.best.speeds
+        return total(speeds, self.request.machine.measured) if speeds else None
+
+
+def fit_of(request: ResolvedRequest, engine: Engine) -> EngineFit:
+    """Search for one engine.
+
+    Raises:
+        UsageError: something asked for cannot be used here at all.
+    """
+    found = search(request, engine)
+    best = found.best
+    vision_load = replace(best.vision_load, units_per_forward=best.shape.units_per_forward)
+    groups = best.shape.groups
+    settings = [best.of_group(group).settings for group in groups]
+    accounts = accounts_of(request, settings, groups, vision_load, engine)
+    host = host_of(request, accounts, engine)
+    return EngineFit(
+        request=request,
+        engine=engine,
+        found=found,
+        vision_load=vision_load,
+        accounts=accounts,
+        host=host,
+        host_problem=host_problem(host),
+    )
