@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.validation import Validated
 
-__all__ = ["filled", "options_of"]
+__all__ = ["filled", "form_of", "options_of"]
 
 T = TypeVar("T", bound="Validated")
 
@@ -95,8 +95,13 @@ def filled(kind: type[T], given: Options) -> T:
     return kind.of_options(values, option_name)
 
 
+def form_of(field: FieldInfo) -> _Form:
+    """What an option of this field takes."""
+    return _form(field.annotation, field.metadata)
+
+
 def _option(name: str, field: FieldInfo, group: str, attributes: dict[str, Any]) -> Option:
-    form = _form(field.annotation, field.metadata)
+    form = form_of(field)
     text = field.description or ""
     if field.default not in (None, False, ()) and not field.is_required():
         text = f"{text} (default {_typed(field.default)})"

@@ -29,19 +29,6 @@ __all__ = [
     "setting_options",
 ]
 
-#: Under which headings a plan's request is asked for; LMDeploy's own options follow.
-_GROUPS: Final = {
-    "shape": ("tp", "replicas", "engine"),
-    "workload": ("images", "image_size", "context", "concurrency", "goal", "queue_images"),
-    "limits and budgets": (
-        "max_dynamic_patch",
-        "max_pixels",
-        "margin",
-        "budget",
-        "least",
-        "no_tuned",
-    ),
-}
 _KEEP: Final = "LMDeploy settings to keep"
 
 #: The type of a port among options that fill no field of a request.
@@ -55,18 +42,21 @@ FULL: Final = Option("--full", is_flag=True, form=True, help="everything, on the
 FORMS: Final = (JSON, Option("--md", is_flag=True, form=True, help="Markdown on stdout"))
 
 
-def model_argument(*, required: bool = True) -> list[click.Parameter]:
-    """The model, and which revision of it."""
+def model_argument(*, required: bool = True, profile: bool = False) -> list[click.Parameter]:
+    """The model, and which revision of it; ``profile``: with ``-f FILE``, which may name it."""
     from turbofit.cli.completion import complete_model
     from turbofit.cli.fields import options_of
+    from turbofit.cli.profile_options import ModelArgument, profile_option
     from turbofit.planning.request import PlanRequest
 
     explained = PlanRequest.model_fields["model"].description or ""
-    model = Argument(
+    kind = ModelArgument if profile else Argument
+    model = kind(
         "model", explained=explained, required=required, metavar="MODEL",
         shell_complete=complete_model,
     )  # fmt: skip
-    return [model, *options_of(PlanRequest, ["revision"])]
+    options = [profile_option()] if profile else []
+    return [model, *options, *options_of(PlanRequest, ["revision"])]
 
 
 def machine_options() -> list[click.Parameter]:
@@ -84,11 +74,11 @@ def machine_options() -> list[click.Parameter]:
 def planning_options() -> list[click.Parameter]:
     """Shape, workload, limits and budgets, and the settings of LMDeploy that are fixed."""
     from turbofit.cli.fields import options_of
-    from turbofit.planning.request import PlanRequest
+    from turbofit.planning.request import GROUPS, PlanRequest
 
     shaping: list[click.Parameter] = [
         option
-        for group, fields in _GROUPS.items()
+        for group, fields in GROUPS.items()
         for option in options_of(PlanRequest, fields, group=group)
     ]
     return [*shaping, *setting_options()]

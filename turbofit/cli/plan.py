@@ -23,7 +23,7 @@ __all__ = ["plan", "show_plan"]
 
 
 @command(
-    *model_argument(),
+    *model_argument(profile=True),
     *machine_options(),
     Option(
         "--cluster",

@@ -48,7 +48,7 @@ _PRETEND: Final = (
 
 
 @command(
-    *model_argument(required=False),
+    *model_argument(required=False, profile=True),
     *options_of(ServeOptions, ["plan"]),
     *machine_options(),
     *FORMS,
@@ -58,7 +58,7 @@ _PRETEND: Final = (
     *planning_options(),
     takes_rest=True,
     only_linux=True,
-    usage="(MODEL | --plan FILE) [OPTIONS] [-- LMDEPLOY OPTIONS]",
+    usage="(MODEL | -f FILE | --plan FILE) [OPTIONS] [-- LMDEPLOY OPTIONS]",
 )
 def serve(*, model: str | None, as_json: bool, md: bool, rest: Sequence[str], **given: Any) -> int:
     """Plan or read the plan, check, launch; 0 once a signal ended it in order."""

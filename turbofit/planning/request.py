@@ -15,7 +15,7 @@ from turbofit.core.units import parse_bytes
 from turbofit.core.validation import Metavar, Validated, parsed
 from turbofit.tuner.resolved_request import Margin
 
-__all__ = ["ENGINE_OPTIONS", "EngineChoice", "PlanRequest"]
+__all__ = ["ENGINE_OPTIONS", "GROUPS", "EngineChoice", "PlanRequest"]
 
 EngineChoice = Literal["auto", EngineName]
 
@@ -231,6 +231,14 @@ class PlanRequest(Validated):
         return {name: value for name, value in values if value is not None}
 
 
+#: Under which headings the fields stand, in help pages and profiles; `ENGINE_OPTIONS` follow.
+GROUPS: Final = {
+    "shape": ("tp", "replicas", "engine"),
+    "workload": ("images", "image_size", "context", "concurrency", "goal", "queue_images"),
+    "limits and budgets": (
+        "max_dynamic_patch", "max_pixels", "margin", "budget", "least", "no_tuned",
+    ),
+}  # fmt: skip
 _NAMES: Final = tuple(PlanRequest.model_fields)
 #: The fields that are LMDeploy's own options; a plan never changes what is given of them.
 ENGINE_OPTIONS: Final = _NAMES[_NAMES.index("cache_max_entry_count") :]

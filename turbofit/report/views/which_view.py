@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from turbofit.core.which import Serving, Which
     from turbofit.report.painters.document import Block
 
-__all__ = ["promise_text", "other_items", "serving_table", "which_text", "which_view"]
+__all__ = ["other_items", "promise_text", "serving_table", "which_text", "which_view"]
 
 
 def which_view(found: Which) -> list[Block]:

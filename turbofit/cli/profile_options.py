@@ -1,0 +1,136 @@
+"""``-f FILE``: a profile's values where the command line has none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+from click.core import ParameterSource
+
+from turbofit.cli.command import PATH, Argument, Option
+from turbofit.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from turbofit.core.profile import Profile, ProfileValue, Section
+
+__all__ = ["PROFILE", "ModelArgument", "defaults", "profile_of", "profile_option", "sections"]
+
+#: What is read where neither a model nor a profile is named.
+PROFILE: Final = "turbofit.yaml"
+_META: Final = "turbofit.profile"
+
+
+def sections() -> dict[str, Section]:
+    """What may stand in a profile, by its heading: the fields that the command line is made of."""
+    from turbofit.cli.gateway_options import GatewayOptions
+    from turbofit.cli.launch_options import ServeOptions
+    from turbofit.core.profile import Section
+    from turbofit.planning.request import ENGINE_OPTIONS, GROUPS, PlanRequest
+
+    serve = tuple(name for name in ServeOptions.model_fields if name != "plan")
+    gateway = tuple(GatewayOptions.model_fields)
+    found = {
+        "model": Section(PlanRequest, ("model", "revision"), of_model=True),
+        "machine": Section(PlanRequest, ("on", "gpus")),
+        **{
+            heading.partition(" ")[0]: Section(PlanRequest, fields, of_model=True)
+            for heading, fields in GROUPS.items()
+        },
+        "settings": Section(PlanRequest, ENGINE_OPTIONS, of_model=True),
+        "serve": Section(ServeOptions, serve),
+        "gateway": Section(GatewayOptions, gateway, secret=frozenset({"api_key"})),
+    }
+    return {heading: one._replace(lists=_lists(one)) for heading, one in found.items()}
+
+
+def _lists(section: Section) -> frozenset[str]:
+    from turbofit.cli.fields import form_of
+
+    fields = section.kind.model_fields
+    return frozenset(name for name in section.fields if form_of(fields[name]).several)
+
+
+def profile_option() -> Option:
+    """The option; what is read stands behind the command line and the environment."""
+
+    def read(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+        if value is not None and not ctx.resilient_parsing:
+            _use(ctx, Path(value))
+
+    return Option(
+        "-f", "--file", metavar="FILE", type=PATH, is_eager=True, expose_value=False,
+        callback=read, help="a profile, for what stands neither here nor in the environment "
+        f"(default: {PROFILE}, where no MODEL is given)",
+    )  # fmt: skip
+
+
+class ModelArgument(Argument):
+    """The model; where none is named, that of ``turbofit.yaml``, if there is one."""
+
+    def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> Any:
+        """The word of the command line, or else what a profile has."""
+        value, source = super().consume_value(ctx, opts)
+        named = source is not ParameterSource.DEFAULT or ctx.params.get("plan") is not None
+        if named or ctx.resilient_parsing or _META in ctx.meta or not Path(PROFILE).is_file():
+            return value, source
+        from turbofit.cli.output import note
+
+        note(f"reading {PROFILE}")
+        _use(ctx, Path(PROFILE))
+        return super().consume_value(ctx, opts)
+
+
+def profile_of(ctx: click.Context) -> Profile | None:
+    """The profile that a command was given."""
+    found: Profile | None = ctx.meta.get(_META)
+    return found
+
+
+def _use(ctx: click.Context, path: Path) -> None:
+    """Read a profile, and let its values stand where the command line has none.
+
+    Raises:
+        UsageError: something in it is wrong, or it names several models.
+    """
+    from turbofit.core.profile import read_profile
+
+    profile = read_profile(path, sections())
+    if len(profile.models) > 1:
+        raise UsageError(
+            f"{path} names {len(profile.models)} models, and this command is of one",
+            hint="leave all but one of them out",
+        )
+    ctx.meta[_META] = profile
+    ctx.default_map = defaults(profile)
+
+
+def defaults(profile: Profile) -> dict[str, Any]:
+    """The values of a profile, as click takes defaults; the environment's keys come before its."""
+    from turbofit.core.variables import variables
+
+    values = profile.of_model(0) if profile.models else profile.values
+    given = variables()
+    if given.api_keys or given.api_key:
+        values = {name: one for name, one in values.items() if name != "api_key"}
+    return {name: _as_default(profile, one) for name, one in values.items()}
+
+
+def _as_default(profile: Profile, one: ProfileValue) -> Any:
+    """As click takes it: a flag's value as a truth; of a secret what finds it when it is needed."""
+    from turbofit.cli.fields import form_of
+    from turbofit.core.profile import secret_of
+
+    section = sections()[one.section]
+    if one.name in section.secret:
+        folder = profile.path.parent
+        return lambda: tuple(secret_of(text, folder, one.where) for text in one.value)
+    if form_of(section.kind.model_fields[one.name]).flag:
+        return str(one.value).lower() in _TRUE
+    return one.value
+
+
+#: What pydantic takes for yes.
+_TRUE: Final = frozenset({"true", "yes", "on", "1", "y", "t"})
