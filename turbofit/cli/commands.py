@@ -36,6 +36,7 @@ COMMANDS: Final[dict[str, str]] = {
     "export": "a plan as a systemd unit, a Compose file or Kubernetes objects",
     "report": "a plan, a rehearsal or a run again: text, Markdown, JSON, one HTML page",
     "which": "the cards that keep a promise; the models that a machine serves",
+    "init": "a profile, turbofit.yaml, from a plan",
     "compare": "two plans side by side",
     "doctor": "check this machine and its environment, each finding with a fix",
     "diagnose": "explain a crash log: what, where, how many bytes, what would have worked",

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options import PORT
+from turbofit.cli.profile_options import profile_of, profile_option
+from turbofit.core.errors import UsageError
 from turbofit.core.ports import DEFAULT_PORT
+
+if TYPE_CHECKING:
+    from turbofit.core.plan import Plan
 
 __all__ = ["export"]
 
@@ -24,8 +29,13 @@ _EVERYWHERE: Final = "0.0.0.0"
         explained="what to write: systemd, compose or k8s",
     ),
     Argument(
-        "plan", metavar="PLAN", type=PATH, explained="what `plan --json` wrote, or - for stdin"
+        "plan",
+        metavar="PLAN",
+        type=PATH,
+        required=False,
+        explained="what `plan --json` wrote, or - for stdin; or a profile, with -f",
     ),
+    profile_option(),
     Option("--name", help="of the service (default: turbofit-MODEL)"),
     Option(
         "--port", type=PORT, default=DEFAULT_PORT, help=f"of the gateway (default {DEFAULT_PORT})"
@@ -44,7 +54,7 @@ _EVERYWHERE: Final = "0.0.0.0"
 def export(
     *,
     kind: str,
-    plan: str,
+    plan: str | None,
     name: str | None,
     port: int,
     image: str,
@@ -55,13 +65,11 @@ def export(
 ) -> int:
     """Write the manifest to stdout."""
     from turbofit.cli.output import answer
-    from turbofit.core.errors import UsageError
     from turbofit.core.struct import to_json
     from turbofit.launch.export.compose import compose_file
     from turbofit.launch.export.k8s import k8s_objects
     from turbofit.launch.export.service import service_of
     from turbofit.launch.export.systemd import systemd_unit
-    from turbofit.report.stored_documents import read_plan
 
     if kind != "systemd" and host not in (None, _EVERYWHERE):
         raise UsageError(
@@ -69,7 +77,7 @@ def export(
             hint="leave --host out; publish the port where you want it",
         )
     host = host or ("127.0.0.1" if kind == "systemd" else _EVERYWHERE)
-    service = service_of(read_plan(plan), port=port, host=host, name=name)
+    service = service_of(_plan(plan), port=port, host=host, name=name)
     if as_json:
         answer(to_json(service))
     elif kind == "systemd":
@@ -79,6 +87,25 @@ def export(
     else:
         answer(k8s_objects(service, image=image, claim=claim))
     return 0
+
+
+def _plan(file: str | None) -> Plan:
+    """What `plan --json` wrote, or what a profile asks for.
+
+    Raises:
+        UsageError: none of them is given, or both are.
+    """
+    from turbofit import api
+    from turbofit.cli.fields import filled
+    from turbofit.planning.request import PlanRequest
+    from turbofit.report.stored_documents import read_plan
+
+    ctx = click.get_current_context()
+    if (file is None) == (profile_of(ctx) is None):
+        raise UsageError("export needs a plan or a profile", hint="give PLAN, or -f FILE")
+    if file is not None:
+        return read_plan(file)
+    return api.plan(filled(PlanRequest, dict(ctx.default_map or {})))
 
 
 def _here() -> str:

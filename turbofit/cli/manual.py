@@ -187,6 +187,15 @@ MANUAL: Final[dict[str, Manual]] = {
         (3,),
         "reads a plan, or the state folder; --html writes FILE",
     ),
+    "init": Manual(
+        (
+            "turbofit init internvl2-8b --context 8192 --concurrency 16",
+            "turbofit init qwen2-vl-7b --on 1xl4:free=19GiB --out l4.yaml",
+            "turbofit init internvl2-8b --out - --least",
+        ),
+        (3, 4, 7),
+        f"{_READS}{_HUB}writes the file that it names",
+    ),
     "which": Manual(
         (
             "turbofit which internvl2-8b --images 2 --context 8192 --concurrency 16",

@@ -104,7 +104,16 @@ def _use(ctx: click.Context, path: Path) -> None:
             hint="leave all but one of them out",
         )
     ctx.meta[_META] = profile
-    ctx.default_map = defaults(profile)
+    found = defaults(profile)
+    if ctx.info_name == "serve" and "on" in found:
+        on, pretend = found["on"], found.get("pretend")
+        found["on"] = lambda: on if pretend or _elsewhere(ctx) else None
+    ctx.default_map = found
+
+
+def _elsewhere(ctx: click.Context) -> bool:
+    """Whether `serve` is not for the GPUs here: it measures those whatever the profile names."""
+    return bool(ctx.params.get("pretend") or ctx.params.get("dry_run"))
 
 
 def defaults(profile: Profile) -> dict[str, Any]:

@@ -1,0 +1,124 @@
+"""Profiles: each value held to its field, each error with its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from turbofit.cli.profile_options import defaults, sections
+from turbofit.core.errors import UsageError
+from turbofit.core.profile import Profile, read_profile, secret_of
+
+GOOD = """\
+model: internvl2-8b
+machine:
+  on: 4xrtx3090
+workload:
+  images: 2
+  context: 8k
+  queue_images: no
+settings:
+  max-prefill-token-num: 4096
+  async: 0
+  cudagraph_capture_batch_sizes: [1, 2]
+serve:
+gateway:
+  port: 8000
+  api_key: env:CHAT_KEY
+  allowed_media_domains: example.com
+"""
+
+
+def profile(tmp_path: Path, text: str) -> Profile:
+    file = tmp_path / "turbofit.yaml"
+    file.write_text(text)
+    return read_profile(file, sections())
+
+
+def test_values_are_as_a_command_line_has_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("CHAT_KEY", "secret")
+    found = defaults(profile(tmp_path, GOOD))
+    assert found.pop("api_key")() == ("secret",)
+    assert found == {
+        "model": "internvl2-8b", "on": "4xrtx3090", "images": "2", "context": "8k",
+        "queue_images": False, "max_prefill_token_num": "4096", "async_": "0",
+        "cudagraph_capture_batch_sizes": ("1", "2"), "port": "8000",
+        "allowed_media_domains": ("example.com",),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message", "hint"),
+    [
+        ("context: 8k", "contxt: 8k", 6, "contxt is nothing that workload knows", "context?"),
+        ("images: 2", "images: two", 5, "workload.images 'two': it should be a whole", "images a"),
+        ("images: 2", "images: true", 5, "workload.images 'true'", "images a request"),
+        ("images: 2", "images: {a: 1}", 5, "workload.images should be a value", "images: VALUE"),
+        ("env:CHAT_KEY", "s3cret", 15, "gateway.api_key should refer to a key", "env:NAME"),
+        ("  port: 8000", "  context: 8000", 14, "context does not belong to gateway", "workload:"),
+        ("gateway:", "gatway:", 13, "gatway is nothing that a profile knows", "gateway?"),
+        ("queue_images: no", "images: 3", 7, "images stands twice", "leave one"),
+        ("serve:", "serve: 7", 12, "serve should be keys with values", "key: value"),
+        ("model: internvl2-8b", "models: internvl2-8b", 1, "models should be a list", "- model"),
+        ("port: 8000", "port: 99999", 14, "gateway.port '99999': it should be 65535", "where"),
+        ("model: internvl2-8b", "model: [a]", 1, "a model should be keys", "key: value"),
+        ("on: 4xrtx3090", "on: [", 5, "no YAML", "turbofit init"),
+    ],
+)
+def test_an_error_has_its_line_and_what_would_be_right(tmp_path, old, new, line, message, hint):
+    with pytest.raises(UsageError) as caught:
+        profile(tmp_path, GOOD.replace(old, new, 1))
+    assert f"turbofit.yaml:{line}: " in caught.value.message
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["", "- a", "just words", "\x00", "a: &a [*a]", "? [1]\n: 2"])
+def test_what_is_no_profile(tmp_path, text):
+    with pytest.raises(UsageError):
+        profile(tmp_path, text)
+
+
+def test_several_models_have_sections_of_their_own(tmp_path):
+    text = """\
+models:
+  - internvl2-1b
+  - model: qwen2-vl-2b
+    revision: main
+    workload: {context: 4096}
+workload:
+  images: 3
+  context: 8192
+"""
+    found = profile(tmp_path, text)
+    first, second = (found.of_model(number) for number in range(2))
+    assert {name: one.value for name, one in first.items()} == {
+        "model": "internvl2-1b", "images": "3", "context": "8192",
+    }  # fmt: skip
+    assert {name: one.value for name, one in second.items()} == {
+        "model": "qwen2-vl-2b", "revision": "main", "images": "3", "context": "4096",
+    }  # fmt: skip
+    assert second["context"].where.endswith(":5")
+
+
+def test_a_model_and_models_are_too_many(tmp_path):
+    with pytest.raises(UsageError, match="both given"):
+        profile(tmp_path, "model: a\nmodels: [b]\n")
+
+
+def test_keys_from_files_are_looked_for_beside_the_profile(tmp_path):
+    (tmp_path / "key").write_text("abc\n")
+    assert secret_of("file:key", tmp_path, "p:1") == "abc"
+    (tmp_path / "key").write_text("abc\ndef\n")
+    with pytest.raises(UsageError, match="p:1: file:key has several lines"):
+        secret_of("file:key", tmp_path, "p:1")
+    with pytest.raises(UsageError, match="cannot be read"):
+        secret_of("file:none", tmp_path, "p:1")
+    with pytest.raises(UsageError, match="the environment has no TURBOFIT_TEST_NONE"):
+        secret_of("env:TURBOFIT_TEST_NONE", tmp_path, "p:1")
+
+
+def test_keys_of_the_environment_come_before_the_profile(tmp_path, monkeypatch):
+    monkeypatch.setenv("TURBOFIT_API_KEYS", "other")
+    assert "api_key" not in defaults(profile(tmp_path, GOOD))
