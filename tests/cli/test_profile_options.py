@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from turbofit.cli.commands import TURBOFIT
 from turbofit.cli.main import main
-from turbofit.cli.profile_options import sections
+from turbofit.cli.profile_options import read_again, sections
 from turbofit.cli.profile_schema import document, schema_file
 from turbofit.planning.request import PlanRequest
 
@@ -121,3 +123,24 @@ def test_the_published_schema_is_that_of_the_fields():
 )
 def test_the_schema_tells_right_from_wrong(text, right):
     assert Draft202012Validator(document()).is_valid(as_editors_read(text)) is right
+
+
+def test_a_command_is_read_again_as_its_profile_is_now(file):
+    words = ["-f", str(file), "--images", "2"]
+    command = TURBOFIT.get_command(click.Context(TURBOFIT), "serve")
+    assert command is not None
+    with command.make_context("serve", list(words)) as ctx:
+        before = dict(ctx.params)
+        file.write_text(PROFILE.replace("4096", "2048").replace("images", "img"))
+        after = read_again(ctx)
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {"context"}
+    assert after["images"] == "2"
+
+
+def test_serve_measures_the_gpus_here_whatever_the_profile_names(file):
+    command = TURBOFIT.get_command(click.Context(TURBOFIT), "serve")
+    assert command is not None
+    for words, on in (([], None), (["--pretend"], "1xrtx3090"), (["--dry-run"], "1xrtx3090")):
+        with command.make_context("serve", ["-f", str(file), *words]) as ctx:
+            assert ctx.params["on"] == on

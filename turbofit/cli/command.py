@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PATH",
+    "WORDS",
     "Argument",
     "CliCommand",
     "Option",
@@ -23,6 +24,8 @@ __all__ = [
     "split_rest",
 ]
 
+#: Under which name a context keeps the words that it was made of.
+WORDS: Final = "turbofit.words"
 _WINDOWS: Final = os.name == "nt"
 #: A path; the command itself says what is wrong with it.
 PATH: Final = click.Path(readable=False)
@@ -118,6 +121,7 @@ class CliCommand(click.Command):
             UsageError: wrong use; something stands behind it that nobody takes; or two forms are
                 asked for.
         """
+        ctx.meta.setdefault(WORDS, tuple(args))
         options, rest = split_rest(args)
         if rest and not self.takes_rest and not ctx.resilient_parsing:
             raise UsageError(

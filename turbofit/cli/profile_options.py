@@ -8,15 +8,24 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from click.core import ParameterSource
 
-from turbofit.cli.command import PATH, Argument, Option
+from turbofit.cli.command import PATH, WORDS, Argument, Option
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from turbofit.core.json_types import Options
     from turbofit.core.profile import Profile, ProfileValue, Section
 
-__all__ = ["PROFILE", "ModelArgument", "defaults", "profile_of", "profile_option", "sections"]
+__all__ = [
+    "PROFILE",
+    "ModelArgument",
+    "defaults",
+    "profile_of",
+    "profile_option",
+    "read_again",
+    "sections",
+]
 
 #: What is read where neither a model nor a profile is named.
 PROFILE: Final = "turbofit.yaml"
@@ -87,6 +96,17 @@ def profile_of(ctx: click.Context) -> Profile | None:
     """The profile that a command was given."""
     found: Profile | None = ctx.meta.get(_META)
     return found
+
+
+def read_again(ctx: click.Context) -> Options:
+    """The options of a command as they are now: its words, and the profile as it is now.
+
+    Raises:
+        UsageError: something in the profile is wrong.
+    """
+    words = list(ctx.meta[WORDS])
+    with ctx.command.make_context(ctx.info_name, words) as again:
+        return {name: value for name, value in again.params.items() if name != "verbose"}
 
 
 def _use(ctx: click.Context, path: Path) -> None:

@@ -26,10 +26,12 @@ from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from turbofit.core.json_types import Options
     from turbofit.gateway.config import GatewayConfig
     from turbofit.launch.serve.config import ServeConfig
+    from turbofit.launch.serve.job import Job
     from turbofit.launch.serve.leases import Leases
     from turbofit.launch.serve.passthrough import PassedOptions
     from turbofit.launch.serve.supervisor import StopSignal
@@ -172,12 +174,31 @@ def _launch(
         replan=None if options.plan else planner.make,
         changes=changes,
     )
+    stop.on_hangup = _reloads(job, arguments)
     ended = run_session(job, plan, stop)
     if as_json:
         import json
 
         answer(json.dumps({"ended": ended.name, "run": str(folder)}, indent=2) + "\n")
     return ended
+
+
+def _reloads(job: Job, arguments: ServeArguments) -> Callable[[], None] | None:
+    """What SIGHUP does where the options are a profile's; without one it ends the run."""
+    import click
+
+    from turbofit.cli.profile_options import profile_of, read_again
+    from turbofit.launch.serve.reload import Reloader
+
+    ctx = click.get_current_context()
+    if profile_of(ctx) is None:
+        return None
+
+    def read() -> tuple[Options, GatewayConfig]:
+        options = read_again(ctx)
+        return options, _gateway(filled(GatewayOptions, options), arguments.passed)
+
+    return Reloader(job, ctx.params, read).begin
 
 
 #: Options after ``--`` that are the gateway's business while there is one.

@@ -6,6 +6,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec.structs import replace
+
 from turbofit.core.log import LazyLogger
 from turbofit.gateway.http.accesslog import trace_log
 from turbofit.gateway.http.body import Bodies
@@ -177,6 +179,20 @@ class Gateway:
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1008})
+
+    def take_over(self, config: GatewayConfig) -> None:
+        """Take another config's keys, origins and media domains; call it in the gateway's loop.
+
+        Requests that were let in before go on.
+        """
+        self.config = replace(
+            self.config,
+            api_keys=config.api_keys,
+            allow_origins=config.allow_origins,
+            allowed_media_domains=config.allowed_media_domains,
+        )
+        self._keys, self._origins = Keys(config.api_keys), Origins(config.allow_origins)
+        self._fetcher.allow(config.allowed_media_domains)
 
     async def startup(self) -> None:
         """Begin to watch the engines; a server does it through ASGI's lifespan."""

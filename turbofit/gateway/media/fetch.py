@@ -105,6 +105,10 @@ class MediaFetcher:
         self._turn = asyncio.Semaphore(_AT_ONCE)
         self._session: aiohttp.ClientSession | None = None
 
+    def allow(self, domains: Sequence[str]) -> None:
+        """Fetch from these domains, and no others, from now on."""
+        self._allowed = tuple(domains)
+
     async def fetch_all(self, urls: Sequence[str], most_bytes: int) -> dict[str, bytes]:
         """Each address once, side by side.
 

@@ -193,7 +193,7 @@ class Attempt:
         self._suspects = gateway.quarantine.suspects
         for engine in gateway.engines if serve_config.check else ():
             engine.succeeded()  # it has just answered: /health need not wait for the first question
-        front = GatewayThread(gateway)
+        front = job.front = GatewayThread(gateway)
         front.start()
         return front
 

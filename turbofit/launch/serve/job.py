@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
+    from turbofit.gateway.thread import GatewayThread
     from turbofit.launch.engine.environment import Lmdeploy
     from turbofit.launch.engine.supervised_engine import Examiner
     from turbofit.launch.serve.config import ServeConfig
@@ -71,6 +72,8 @@ class Job:
         self._say, self.lmdeploy, self.leases = say, lmdeploy, leases
         self.fetch, self.replan, self.changes = fetch, replan, dict(changes or {})
         self.examiner, self.door = examiner, door
+        #: The gateway that serves now.
+        self.front: GatewayThread | None = None
 
     @property
     def fixed(self) -> Options:

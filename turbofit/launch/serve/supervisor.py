@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -47,9 +48,13 @@ class StopSignal:
         #: While nothing runs that must be stopped in order, a signal raises `StoppedError`.
         self.abrupt = True
         self._before: dict[signal.Signals, Any] = {}
+        self._terminals: tuple[int, ...] = ()
         self._strikes: list[Callable[[], None]] = []
+        #: What SIGHUP does instead of ending the run, unless a terminal closed; it takes no lock.
+        self.on_hangup: Callable[[], None] | None = None
 
     def __enter__(self) -> StopSignal:
+        self._terminals = tuple(filter(os.isatty, range(3)))
         heard = stop_signals()
         self._before = {number: signal.signal(number, self._caught) for number in heard}
         unblock(heard)
@@ -73,6 +78,10 @@ class StopSignal:
         self._strikes.append(strike)
 
     def _caught(self, number: int, _frame: Any) -> None:
+        closed = not all(map(os.isatty, self._terminals))
+        if number == signal.SIGHUP and self.on_hangup is not None and not closed:
+            self.on_hangup()
+            return
         if self.signal is not None:
             self.urgent = True
             for strike in self._strikes:

@@ -1,0 +1,83 @@
+"""What a running server takes over of a profile that was changed, and what needs a restart."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import TurbofitError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turbofit.core.json_types import Options
+    from turbofit.gateway.config import GatewayConfig
+    from turbofit.launch.serve.job import Job
+
+__all__ = ["LIVE", "Reloader"]
+
+#: What the gateway takes over while it serves.
+LIVE: Final = ("api_key", "allow_origins", "allowed_media_domains")
+
+
+class Reloader:
+    """Reads a server's options again, and hands the gateway what it can take over.
+
+    Args:
+        job: the run.
+        options: what the run was started with, by name.
+        read: the options as they are now, and the public side that they make; it raises UsageError
+            where something in them is wrong.
+    """
+
+    def __init__(
+        self, job: Job, options: Options, read: Callable[[], tuple[Options, GatewayConfig]]
+    ) -> None:
+        self._job, self._options, self._read = job, dict(options), read
+        self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        """Reload in a thread of its own: a signal handler may take no lock."""
+        threading.Thread(target=self.reload, name="reload", daemon=True).start()
+
+    def reload(self) -> None:
+        """Reload, and say what was taken over and what was not; nothing changes by an error."""
+        with self._lock:
+            try:
+                options, config = self._read()
+                changed = _changed(self._options, options)
+                taken = [name for name in changed if name in LIVE]
+                if taken and not self._take_over(config):
+                    taken = []
+            except TurbofitError as exc:
+                self._job.say(f"not reloaded: {exc.message} ({exc.hint})")
+                return
+            self._options |= {name: options.get(name) for name in taken}
+            held = [name for name in changed if name not in taken]
+            if held:
+                self._job.say(f"needs a restart: {', '.join(held)}")
+            self._job.say(f"reloaded: {', '.join(taken) or 'nothing'}")
+
+    def _take_over(self, config: GatewayConfig) -> bool:
+        """Change the gateway that serves, and those that later starts of the run open."""
+        job, before = self._job, self._job.config.gateway
+        if before is None:
+            return False
+        after = replace(
+            before,
+            api_keys=config.api_keys,
+            allow_origins=config.allow_origins,
+            allowed_media_domains=config.allowed_media_domains,
+        )
+        if job.front is not None:
+            job.front.call(lambda gateway: gateway.take_over(after))
+        job.config = job.config.changed(gateway=after)
+        return True
+
+
+def _changed(before: Options, after: Options) -> list[str]:
+    """The names of the options that differ."""
+    names = dict.fromkeys((*before, *after))
+    return [name for name in names if before.get(name) != after.get(name)]
