@@ -16,11 +16,16 @@ from typing import TYPE_CHECKING, Any
 from turbofit.core.version import __version__
 
 if TYPE_CHECKING:
-    from turbofit.api import pipeline, plan, predict, rehearse, which
+    from turbofit.api import batch, pipeline, plan, predict, rehearse, which
     from turbofit.core.plan import Plan
     from turbofit.planning.request import PlanRequest
 
-__all__ = ["Plan", "PlanRequest", "__version__", "pipeline", "plan", "predict", "rehearse", "which"]
+__all__ = [
+    "Plan", "PlanRequest", "__version__", "batch", "pipeline", "plan", "predict", "rehearse",
+    "which",
+]  # fmt: skip
+#: Functions whose names are rooms', too.
+_ROOMS = ("batch", "rehearse")
 
 
 def __getattr__(name: str) -> Any:
@@ -43,7 +48,7 @@ class _Package(ModuleType):
     """Keeps ``turbofit.rehearse`` the function, whichever part of its room has been imported."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name != "rehearse" or not isinstance(value, ModuleType):
+        if name not in _ROOMS or not isinstance(value, ModuleType):
             super().__setattr__(name, value)
 
 

@@ -20,6 +20,9 @@ from turbofit.planning import plan as planning
 from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from turbofit.batch.entry import BatchLine
     from turbofit.core.cluster import Cluster, ClusterPlan
     from turbofit.core.json_types import Document
     from turbofit.core.machine import Machine
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from turbofit.planning.predict_request import PredictRequest
 
 __all__ = [
+    "batch",
     "pipeline",
     "plan",
     "plan_cluster",
@@ -140,6 +144,42 @@ def predict(model: str | Model | PredictRequest, **options: Any) -> Plan:
     from turbofit.planning.predict_request import PredictRequest
 
     return planning.predict(_request(PredictRequest, model, options))
+
+
+def batch(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    url: str | None = None,
+    model: str | None = None,
+    **options: Any,
+) -> Iterator[BatchLine]:
+    """Send a file or a folder of requests, and take each line of the output as it is written.
+
+        >>> for line in turbofit.batch("photos", "captions.jsonl", url="http://127.0.0.1:23333",
+        ...                            prompt="Describe the image."):
+        ...     print(line.custom_id, line.text if line.error is None else line.error.message)
+
+    Lines of earlier runs come first, so that a loop sees each item once. Nobody who leaves the
+    loop loses anything: the same call goes on.
+
+    Args:
+        source: a JSONL file in the form of OpenAI's batches, a CSV or Parquet file, or a folder of
+            images.
+        output: the file of the lines.
+        url: a server that runs; without one, ``model`` is planned for and started.
+        model: its name; with ``url``, the name to ask for.
+        options: the fields of `turbofit.batch.spec.BatchSpec`, ``api_key`` and ``concurrency``;
+            without ``url``, those of :func:`plan` too.
+
+    Raises:
+        UsageError: the input, the output or an option is wrong, or the disk is full.
+        UnservedError: the server is away for longer than ``patience``.
+        TurbofitError: the server could not be started.
+    """
+    from turbofit.batch.iterate import iterate
+
+    return iterate(Path(source), Path(output), url=url, model=model, options=options)
 
 
 def pipeline(model_path: str, *arguments: Any, **keywords: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,6 +9,7 @@ from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.fields import filled, options_of
 from turbofit.cli.interrupt import INTERRUPTED
 from turbofit.cli.options import FORMS
+from turbofit.cli.output import ProgressLine
 from turbofit.core.errors import UnservedError, UsageError
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["LOAD_OPTIONS", "bench", "progress", "show_load"]
 
 _DEFAULT: Final = "http://127.0.0.1:23333"
-#: Seconds between two lines of progress where nobody watches a terminal.
-_SELDOM: Final = 10.0
 
 
 def _load_options() -> list[Option]:
@@ -101,16 +99,10 @@ def bench(
 
 def progress(spec: LoadSpec) -> Callable[[LoadRun], None]:
     """Writes how far a load is: in place on a terminal, else a line now and then."""
-    in_place, told = sys.stderr.isatty(), [0.0]
+    line = ProgressLine()
 
     def tick(run: LoadRun) -> None:
-        now = time.perf_counter()
-        if not in_place and now < told[0] + _SELDOM:
-            return
-        told[0] = now
-        sys.stderr.write(f"\r{_line(run, spec, now)}\x1b[K" if in_place else _line(run, spec, now))
-        sys.stderr.write("" if in_place else "\n")
-        sys.stderr.flush()
+        line.show(lambda: _line(run, spec, time.perf_counter()))
 
     return tick
 
@@ -132,8 +124,7 @@ def show_load(result: LoadResult, html: str | None, *, as_json: bool, md: bool) 
     from turbofit.cli.output import answer, show, write_page
     from turbofit.report.views.load_view import load_view
 
-    if sys.stderr.isatty():
-        sys.stderr.write("\r\x1b[K")
+    ProgressLine().clear()
     if html:
         from turbofit.report.page.load_page import load_page
 

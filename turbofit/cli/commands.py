@@ -30,6 +30,7 @@ COMMANDS: Final[dict[str, str]] = {
     "calibrate": "launch, drive the worst case, measure, and let later plans know",
     "tune": "settings tried on the real engine under a load; plan and serve use the best",
     "bench": "a load on any OpenAI-compatible server: requests a second, latency, errors",
+    "batch": "a file or a folder of requests, until each has its line; resumes",
     "gateway": "hold every request to a plan, in front of any LMDeploy",
     "merge": "a LoRA into its checkpoint; LLaVA's original format into the hf format",
     "machine": "GPUs, who uses them, how they reach each other",

@@ -24,6 +24,7 @@ __all__ = ["entry", "main"]
 _EXTRAS: Final = {
     **dict.fromkeys(("aiohttp", "httptools", "PIL", "pybase64", "uvicorn", "uvloop"), "gateway"),
     "ray": "ray", "lmdeploy": "lmdeploy", "accelerate": "fallback", "transformers": "fallback",
+    "pyarrow": "parquet",
 }  # fmt: skip
 
 _FAILED: Final = 1

@@ -119,6 +119,18 @@ MANUAL: Final[dict[str, Manual]] = {
         (3, 7),
         "sends requests to URL, and keeps nothing; --html writes FILE",
     ),
+    "batch": Manual(
+        (
+            "turbofit batch requests.jsonl answers.jsonl --url http://127.0.0.1:23333",
+            "turbofit batch photos out.jsonl --model internvl2-8b --prompt 'What is this?'",
+            "turbofit batch rows.csv out.jsonl --url http://10.0.0.7:8000 --prompt '{question}'",
+            "turbofit batch requests.jsonl answers.jsonl --url http://10.0.0.7:8000 --retry-failed",
+        ),
+        (3, 4, 5, 6, 7),
+        "reads INPUT and the images that it names; writes OUTPUT and, where items fail, "
+        "OUTPUT.errors.jsonl; without --url what `serve` touches. 0 also where items failed: they "
+        "have their lines; 3 where none was answered, or the server went away",
+    ),
     "calibrate": Manual(
         (
             "turbofit calibrate internvl2-8b",

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from contextlib import contextmanager
 from threading import Timer
 from typing import TYPE_CHECKING, Final, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from turbofit.core.json_types import Document
     from turbofit.report.painters.document import Block
 
 __all__ = [
     "PAGE_WIDTH",
+    "ProgressLine",
     "answer",
     "complain",
     "note",
@@ -31,6 +33,8 @@ __all__ = [
 PAGE_WIDTH: Final = 96
 #: Seconds after which a person wonders.
 _PATIENCE: Final = 1.0
+#: Seconds between two lines of progress where nobody watches a terminal.
+_SELDOM: Final = 10.0
 _WINDOWS: Final = os.name == "nt"
 
 
@@ -53,6 +57,28 @@ def answer(text: str) -> None:
 def note(text: str) -> None:
     """Write one line of progress to stderr."""
     _write(sys.stderr, f"{text}\n")
+
+
+class ProgressLine:
+    """How far something is, on stderr: in place on a terminal, else a line now and then."""
+
+    def __init__(self) -> None:
+        self._in_place = _is_terminal(sys.stderr)
+        self._told = float("-inf")
+
+    def show(self, text: Callable[[], str]) -> None:
+        """Write it, where it is time."""
+        now = time.monotonic()
+        if self._in_place:
+            _write(sys.stderr, f"\r{text()}\x1b[K")
+        elif now >= self._told + _SELDOM:
+            self._told = now
+            note(text())
+
+    def clear(self) -> None:
+        """Make room for what is said next."""
+        if self._in_place:
+            _write(sys.stderr, "\r\x1b[K")
 
 
 @contextmanager

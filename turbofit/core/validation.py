@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
 from typing_extensions import Self
@@ -11,8 +11,9 @@ from typing_extensions import Self
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
+    from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
     from turbofit.core.json_types import Options
@@ -123,6 +124,22 @@ class Validated(BaseModel):
             if name in given and (value := getattr(self, name)) is not None
         }
 
+    def option_words(self, without: Collection[str] = ()) -> list[str]:
+        """What was given, as words of a command line whose options are the fields.
+
+        Args:
+            without: fields that are not said.
+
+        Raises:
+            UsageError: a value has no words, as a machine that was measured.
+        """
+        return [
+            word
+            for name, value in self.given().items()
+            if name not in without
+            for word in _option_words(type(self).model_fields[name], name, value)
+        ]
+
     def changed(self, **values: Any) -> Self:
         """The same with other values; None is what was never given.
 
@@ -130,6 +147,29 @@ class Validated(BaseModel):
             UsageError: as :meth:`of`.
         """
         return self.of(**{**self.given(), **values})
+
+
+def _option_words(field: FieldInfo, name: str, value: Any) -> list[str]:
+    option = f"--{name.rstrip('_').replace('_', '-')}"
+    if isinstance(value, bool):
+        off = [f"--no-{option[2:]}"] if field.default is None else []
+        return [option] if value else off
+    if isinstance(value, tuple):
+        several = _has_ellipsis(field.annotation)
+        return [option, *map(_option_word, value)] if several else [option, _option_word(value)]
+    if not isinstance(value, str | int | float):
+        raise UsageError(f"{name} is no text", hint=f"give {name} as on the command line")
+    return [option, str(value)]
+
+
+def _option_word(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _has_ellipsis(annotation: Any) -> bool:
+    """Whether a field's tuple has any number of items."""
+    arguments = get_args(annotation)
+    return Ellipsis in arguments or any(map(_has_ellipsis, arguments))
 
 
 def usage_error(

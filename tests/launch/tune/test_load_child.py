@@ -8,7 +8,7 @@ from tests.load.scripted import ScriptedServer
 from tests.waiting import HANG
 from turbofit.cli.commands import TURBOFIT
 from turbofit.cli.fields import filled
-from turbofit.launch.tune.load_child import LoadChild, bench_words
+from turbofit.launch.tune.load_child import LoadChild
 from turbofit.load.spec import LoadSpec
 
 FEW = LoadSpec.of(images=0, requests=4, concurrency=2)
@@ -21,7 +21,7 @@ def test_the_words_are_understood_as_the_same_load() -> None:
     )  # fmt: skip
     command = TURBOFIT.get_command(click.Context(TURBOFIT), "bench")
     assert command is not None
-    with command.make_context("bench", ["http://x", *bench_words(spec)]) as ctx:
+    with command.make_context("bench", ["http://x", *spec.option_words()]) as ctx:
         assert filled(LoadSpec, ctx.params) == spec
 
 

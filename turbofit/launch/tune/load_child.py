@@ -20,10 +20,9 @@ from turbofit.load.result import LoadResult
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turbofit.core.json_types import Options
     from turbofit.load.spec import LoadSpec
 
-__all__ = ["LoadChild", "bench_words"]
+__all__ = ["LoadChild"]
 
 _PATIENCE: Final = 10.0
 _SHOWN: Final = 300
@@ -42,7 +41,7 @@ class LoadChild:
     def __init__(self, url: str, key: str, spec: LoadSpec, on_end: Callable[[], None]) -> None:
         self._on_end = on_end
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "turbofit", "bench", url, "--json", *bench_words(spec)],
+            [sys.executable, "-m", "turbofit", "bench", url, "--json", *spec.option_words()],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={**os.environ, "TURBOFIT_API_KEY": key},
             start_new_session=True,  # Ctrl-C reaches us alone, and we end it
@@ -81,20 +80,3 @@ class LoadChild:
         except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError):
             error = self._erred.decode(errors="replace").strip()
         return str(error)[-_SHOWN:] or f"the load ended with {self._process.returncode}"
-
-
-def bench_words(spec: LoadSpec) -> list[str]:
-    """The options of `turbofit bench` for a load."""
-    given: Options = spec.given()
-    words: list[str] = []
-    for name, value in given.items():
-        option = f"--{name.replace('_', '-')}"
-        if value is True:
-            words.append(option)
-        elif value is False:
-            continue
-        elif isinstance(value, tuple):
-            words += [option, *(f"{width}x{height}" for width, height in value)]
-        else:
-            words += [option, str(value)]
-    return words

@@ -1,0 +1,110 @@
+"""One item of an input, and one line of an output."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from turbofit.core.errors import UsageError
+from turbofit.core.json_types import JsonObject
+from turbofit.core.struct import Struct, doc
+
+__all__ = [
+    "CHAT", "BatchError", "BatchLine", "BatchResponse", "Entry", "ItemError", "digest_of",
+    "encoded", "line_id", "place_of",
+]  # fmt: skip
+
+CHAT: Final = "/v1/chat/completions"
+_ID: Final = re.compile(r"batch_req_(\d{1,12})-([0-9a-f]{8})")
+
+
+class ItemError(Exception):
+    """One item cannot be sent, or got no answer: its line says so, and the others go on.
+
+    Args:
+        code: a short stable word for programs, e.g. ``image_missing``.
+        message: one sentence with the cause.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code, self.message = code, message
+
+
+class Entry(Struct):
+    """One item: ``number`` is its line or its place in the input, from 1 on.
+
+    ``digest`` is of what it asks, so that a changed input is noticed. ``body`` is JSON as it stood
+    in the input, or an object whose images may be files. ``fault``: it cannot be sent.
+    """
+
+    number: int
+    digest: int
+    custom_id: str | None = None
+    url: str = CHAT
+    body: msgspec.Raw | JsonObject = msgspec.field(default_factory=dict)
+    fault: ItemError | None = None
+
+
+class BatchResponse(Struct):
+    """What the server answered."""
+
+    status_code: int
+    request_id: str
+    body: Annotated[Any, doc("The server's JSON, as it came.")]
+
+
+class BatchError(Struct):
+    """Why an item failed."""
+
+    code: Annotated[str, doc("A short stable word, e.g. image_missing.")]
+    message: str
+
+
+class BatchLine(Struct):
+    """One line of an output, in the form of OpenAI's batches; it failed where ``error`` is set."""
+
+    id: Annotated[str, doc("batch_req_LINE-DIGEST: the item's place in the input.")]
+    custom_id: str | None
+    response: BatchResponse | None = None
+    error: BatchError | None = None
+
+    @property
+    def text(self) -> str | None:
+        """The answer's text; None where there is none."""
+        try:
+            assert self.response is not None
+            choice = self.response.body["choices"][0]
+            found = choice["message"]["content"] if "message" in choice else choice["text"]
+        except (AssertionError, LookupError, TypeError):
+            return None
+        return found if isinstance(found, str) else None
+
+
+def digest_of(data: bytes) -> int:
+    """32 bits that are never 0: two contents have the same once in four thousand million."""
+    return zlib.crc32(data) or 1
+
+
+def line_id(entry: Entry) -> str:
+    """The ``id`` of an item's line."""
+    return f"batch_req_{entry.number}-{entry.digest:08x}"
+
+
+def place_of(identity: str) -> tuple[int, int] | None:
+    """Number and digest in a line's ``id``; None where it is none of ours."""
+    found = _ID.fullmatch(identity)
+    return (int(found[1]), int(found[2], 16)) if found else None
+
+
+def encoded(line: BatchLine) -> bytes:
+    """The line with its end."""
+    try:
+        return msgspec.json.encode(line) + b"\n"
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+        raise UsageError(
+            f"an output line cannot be written: {exc}", hint="report it with the input's line"
+        ) from None

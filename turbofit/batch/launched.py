@@ -1,0 +1,66 @@
+"""A server for one batch: what the plan must promise is read from the items, then it is started."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from turbofit.batch.images import ImageLimits
+from turbofit.batch.server_process import ServerProcess
+from turbofit.batch.workload import workload_of
+from turbofit.core.errors import UsageError
+from turbofit.planning.resolve import model_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turbofit.batch.source import Source
+    from turbofit.batch.spec import BatchSpec
+    from turbofit.batch.workload import Workload
+    from turbofit.planning.request import PlanRequest
+
+__all__ = ["ServerPlan", "limits_and_places", "server_plan"]
+
+#: Of the requests that run at once, one over so many more waits at the gateway, so that a place
+#: that gets free is taken at once.
+_WAITING: Final = 8
+
+
+class ServerPlan(NamedTuple):
+    """A request that promises what the items need, and the options of ``turbofit serve`` for it."""
+
+    request: PlanRequest
+    workload: Workload
+    options: tuple[str, ...]
+
+
+def server_plan(
+    source: Source, spec: BatchSpec, request: PlanRequest, tick: Callable[[int], None]
+) -> ServerPlan:
+    """Read all items; what a person has given of the plan stays.
+
+    Raises:
+        UsageError: there is no such model, or it cannot be handed to another process.
+    """
+    if not isinstance(request.model, str):
+        raise UsageError("a batch starts a model by its name", hint="give a name or a folder")
+    workload = workload_of(source, model_of(request), tick)
+    found = request.changed(**workload.keywords(request.given(), shrink=spec.shrink))
+    words = [request.model, *found.option_words(("model",))]
+    words += ["--pretend"] * spec.pretend + ["--no-rehearse"] * spec.no_rehearse
+    return ServerPlan(found, workload, tuple(words))
+
+
+async def limits_and_places(
+    server: ServerProcess, request: PlanRequest, *, shrink: bool
+) -> tuple[ImageLimits, int]:
+    """What images may be at a server that is open, and how many items are sent at once."""
+    places, limits = server.running(await asyncio.to_thread(server.record))
+    at_once = places + max(2, places // _WAITING)
+    rule = model_of(request).image_rule
+    if limits is None or rule is None or limits.vision_unit is None:
+        return ImageLimits(), at_once
+    return ImageLimits(
+        bytes=limits.bytes_per_image, rule=rule, units=limits.units_per_image,
+        limit=limits.image_limit, shrink=shrink,
+    ), at_once  # fmt: skip

@@ -1,0 +1,278 @@
+"""Sends one item until there is an answer to it, or a failure that is the item's alone.
+
+A server that is away, busy or starting is nobody's failure: the item waits and is sent again.
+Turbofit's server is waited for as long as it comes back; another one for ``patience``, after which
+the batch ends and can go on later. An item whose connection breaks again and again behind a server
+that is not turbofit's may be what breaks it: it fails after `_MOST_BREAKS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+import msgspec
+
+from turbofit.batch.entry import BatchError, BatchLine, BatchResponse, ItemError, line_id
+from turbofit.core.errors import UnservedError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turbofit.batch.entry import Entry
+    from turbofit.batch.request_body import BodyWriter
+
+__all__ = ["Sender"]
+
+_CONNECT_SECONDS: Final = 10.0
+#: Below uvicorn's 5 s, so that no request meets a connection which the server is closing.
+_KEEP_ALIVE: Final = 3.0
+_LARGEST_ANSWER: Final = 64 << 20
+_READ_BUFFER: Final = 1 << 18
+_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 5.0
+_LONGEST_RETRY_AFTER: Final = 60.0
+#: Broken connections of one item, at a server that is not ours: each may have been its death.
+_MOST_BREAKS: Final = 8
+#: Answers of 500 and the like, and answers that took too long: the item's failure then.
+_MOST_ERRORS: Final = 3
+_AWAY: Final = frozenset({408, 425, 429, 502, 503, 504})
+
+
+class Sender:
+    """Asks one server; a context manager.
+
+    Args:
+        url: its address.
+        key: its API key, where it has one.
+        timeout: the longest that an answer may take, in seconds.
+        patience: how long it may be away; None is for ever, as of a server that is ours.
+        waiting: told why nothing goes on, and with an empty text when it does.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None,
+        *,
+        timeout: float,
+        patience: float | None,
+        waiting: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._url = url.rstrip("/").removesuffix("/v1")
+        self._patience, self._waiting = patience, waiting
+        self._away_since: float | None = None
+        #: Answers whose request the server says it lowered.
+        self.lowered = 0
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE),
+            timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=_CONNECT_SECONDS),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            trust_env=False,
+            read_bufsize=_READ_BUFFER,
+        )
+
+    async def __aenter__(self) -> Sender:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    def moved(self, url: str) -> None:
+        """The server has another address now."""
+        self._url = url
+
+    async def model(self) -> str:
+        """The first model of the server.
+
+        Raises:
+            UnservedError: it does not answer, or not as such a server does.
+            UsageError: it does not know the key.
+        """
+        pauses = _Pauses()
+        while True:
+            try:
+                status, headers, raw = await self._asked("GET", "/v1/models", None)
+            except (aiohttp.InvalidURL, ValueError):
+                raise UsageError(
+                    f"{self._url} is no address of a server",
+                    hint="write it as http://127.0.0.1:23333",
+                ) from None
+            except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
+                await self._wait(pauses, _kind(exc))
+                continue
+            if status in _AWAY:
+                await self._wait(pauses, f"status {status}", headers)
+                continue
+            self._check_key(status)
+            try:
+                name = msgspec.json.decode(raw)["data"][0]["id"]
+            except (msgspec.MsgspecError, UnicodeDecodeError, LookupError, TypeError):
+                name = None
+            if status == 200 and isinstance(name, str):
+                self._here()
+                return name
+            raise UnservedError(
+                f"{self._url}/v1/models answers {status} and names no model",
+                hint="name an OpenAI-compatible server, or its model with --model",
+            )
+
+    async def line(self, entry: Entry, writer: BodyWriter) -> BatchLine:
+        """The line of an item.
+
+        Raises:
+            UnservedError: the server is away for longer than it is waited for.
+            UsageError: the server does not know the key.
+        """
+        identity = line_id(entry)
+        try:
+            if entry.fault is not None:
+                raise entry.fault
+            body = await asyncio.to_thread(writer.body, entry) if _reads(entry) else (
+                writer.body(entry)
+            )  # fmt: skip
+            response, error = await self._answer(entry.url, body)
+        except ItemError as exc:
+            response, error = None, BatchError(code=exc.code, message=exc.message)
+        return BatchLine(id=identity, custom_id=entry.custom_id, response=response, error=error)
+
+    async def _answer(self, path: str, body: bytes) -> tuple[BatchResponse, BatchError | None]:
+        pauses, breaks, errors = _Pauses(), 0, 0
+        while True:
+            headers: Any = None
+            try:
+                status, headers, raw = await self._asked("POST", path, body)
+            except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as exc:
+                why = _kind(exc)
+                if why == "no answer in time":
+                    errors += 1
+                elif why != "no connection" and self._patience is not None:
+                    breaks += 1
+                if breaks >= _MOST_BREAKS or errors >= _MOST_ERRORS:
+                    times = max(breaks, errors)
+                    raise ItemError("connection_lost", f"{times} times: {why}") from None
+                await self._wait(pauses, why)
+                continue
+            self._check_key(status)
+            if status in _AWAY:
+                await self._wait(pauses, f"status {status}", headers)
+                continue
+            self._here()
+            found, error = _read(status, headers, raw)
+            errors += status >= 500
+            if status >= 500 and errors < _MOST_ERRORS:
+                await asyncio.sleep(pauses.next())
+                continue
+            self.lowered += error is None and "x-turbofit-limited" in headers
+            return found, error
+
+    async def _asked(self, method: str, path: str, body: bytes | None) -> tuple[int, Any, bytes]:
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        async with self._session.request(
+            method, self._url + path, data=body, headers=headers, allow_redirects=False
+        ) as response:
+            raw = await response.content.read(_LARGEST_ANSWER)
+            while data := await response.content.read(_LARGEST_ANSWER):
+                raw += data
+                if len(raw) > _LARGEST_ANSWER:
+                    raise ItemError("answer_too_big", f"more than {_LARGEST_ANSWER} bytes")
+            return response.status, response.headers, raw
+
+    def _check_key(self, status: int) -> None:
+        """A key that is wrong is no item's failure.
+
+        Raises:
+            UsageError: it is.
+        """
+        if status == 401:
+            raise UsageError(
+                f"{self._url} answers 401: it does not know the key",
+                hint="give its key with --api-key, or in TURBOFIT_API_KEY",
+            )
+
+    def _here(self) -> None:
+        if self._away_since is not None:
+            self._away_since = None
+            self._waiting("")
+
+    async def _wait(self, pauses: _Pauses, why: str, headers: Any = None) -> None:
+        """Until it may be worth another try.
+
+        Raises:
+            UnservedError: the patience is at its end.
+        """
+        now = time.monotonic()
+        if self._away_since is None:
+            self._away_since = now
+        away = now - self._away_since
+        self._waiting(f"waiting for the server: {why}")
+        if self._patience is not None and away > self._patience:
+            raise UnservedError(
+                f"{self._url} has not answered for {away:.0f} s: {why}",
+                hint="start it again and give the same command: all lines of the output count",
+            )
+        await asyncio.sleep(max(pauses.next(), _retry_after(headers)))
+
+
+class _Pauses:
+    """Longer from try to try, each of another length, so that not all come back at once."""
+
+    def __init__(self) -> None:
+        self._tries = 0
+
+    def next(self) -> float:
+        pause = min(_LONGEST_PAUSE, _PAUSE * 2.0 ** min(self._tries, 10))
+        self._tries += 1
+        return pause * random.uniform(0.5, 1.0)
+
+
+def _reads(entry: Entry) -> bool:
+    """Whether its body may be made from files, or takes long."""
+    raw = entry.body
+    return not isinstance(raw, msgspec.Raw) or b'"image_url"' in bytes(raw)
+
+
+def _read(status: int, headers: Any, raw: bytes) -> tuple[BatchResponse, BatchError | None]:
+    try:
+        body: Any = msgspec.Raw(msgspec.json.format(raw, indent=-1))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        body = raw[:4096].decode(errors="replace")
+    response = BatchResponse(
+        status_code=status, request_id=headers.get("x-request-id", ""), body=body
+    )
+    if not isinstance(body, msgspec.Raw):
+        return response, BatchError(code="bad_answer", message=f"status {status} without JSON")
+    if 200 <= status < 300:
+        return response, None
+    return response, _error(status, raw)
+
+
+def _error(status: int, raw: bytes) -> BatchError:
+    """The server's words, where it has any."""
+    try:
+        said = msgspec.json.decode(raw)
+        said = said.get("error", said)
+        code, message = said.get("code"), said.get("message")
+    except (msgspec.MsgspecError, AttributeError, RecursionError):
+        code = message = None
+    named = code if isinstance(code, str) and code else f"status_{status}"
+    return BatchError(
+        code=named, message=message if isinstance(message, str) else f"the server answered {status}"
+    )
+
+
+def _retry_after(headers: Any) -> float:
+    text = headers.get("Retry-After", "") if headers is not None else ""
+    return min(float(text), _LONGEST_RETRY_AFTER) if text.isdigit() else 0.0
+
+
+def _kind(exc: BaseException) -> str:
+    """What a failed exchange is called."""
+    if isinstance(exc, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        return "no connection"
+    if isinstance(exc, asyncio.TimeoutError):
+        return "no answer in time"
+    return "the connection broke"

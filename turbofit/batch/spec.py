@@ -1,0 +1,84 @@
+"""What a person says of a batch beside its input, its output and the plan."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from turbofit.core.errors import UsageError
+from turbofit.core.validation import Metavar, Validated
+from turbofit.planning.request import Tokens
+
+__all__ = ["ANSWER_TOKENS", "IMAGE_COLUMN", "BatchSpec"]
+
+Seconds = Annotated[float, Field(gt=0, lt=1e7), Metavar("SECONDS")]
+
+#: Tokens of an answer to images and rows, which state none.
+ANSWER_TOKENS: Final = 512
+IMAGE_COLUMN: Final = "image"
+
+
+class BatchSpec(Validated):
+    """One batch: each field is an option."""
+
+    prompt: str | None = Field(
+        default=None,
+        description="of images: the prompt, with {name}, {stem} and {path} of the file; of rows: "
+        "with {COLUMN} (default {prompt})",
+    )
+    prompt_file: Annotated[str | None, Metavar("FILE")] = Field(
+        default=None, description="a file with the prompt"
+    )
+    image_column: tuple[Annotated[str, Metavar("COLUMN")], ...] = Field(
+        default=(),
+        description="columns with an image: a path, an address or, in Parquet, its bytes "
+        f"(default {IMAGE_COLUMN}, where it is there)",
+    )
+    max_tokens: Tokens | None = Field(
+        default=None,
+        description="tokens of an answer, for items that state none (default "
+        f"{ANSWER_TOKENS}; of a JSONL file: none)",
+    )
+    in_order: bool = Field(default=False, description="lines in the input's order")
+    retry_failed: bool = Field(default=False, description="items that failed before are sent again")
+    shrink: bool = Field(
+        default=False,
+        description="images over the plan's limit are made smaller (else such an item fails)",
+    )
+    timeout: Seconds = Field(default=3600.0, description="the longest that one answer may take")
+    patience: Seconds = Field(
+        default=600.0,
+        description="with --url: how long a server that does not answer is waited for",
+    )
+    pretend: bool = Field(
+        default=False, description="without --url: on pretend GPUs, where nothing is computed"
+    )
+    no_rehearse: bool = Field(
+        default=False, description="without --url: do not run the plan on pretend GPUs first"
+    )
+
+    def check(self, *, url: str | None) -> None:
+        """Whether the options go together.
+
+        Raises:
+            UsageError: they do not.
+        """
+        if self.prompt is not None and self.prompt_file is not None:
+            raise UsageError(
+                "--prompt and --prompt-file do not go together", hint="give one of the two"
+            )
+        if url is None:
+            if "patience" in self.model_fields_set:
+                raise UsageError(
+                    "--patience is for a server that --url names",
+                    hint="leave --patience out: turbofit's server is waited for",
+                )
+            return
+        for name in ("shrink", "pretend", "no_rehearse"):
+            if getattr(self, name):
+                option = f"--{name.replace('_', '-')}"
+                raise UsageError(
+                    f"{option} needs a plan, and --url names a server that runs already",
+                    hint=f"leave {option} out, or give --model instead of --url",
+                )

@@ -1,0 +1,145 @@
+"""What a plan must promise so that every item of an input is served: read from the items.
+
+Images are looked at by their headers alone. Text is counted in bytes, since a token has one at
+least. Over: a prompt has about a quarter as many tokens, and the longest prompt, the most images
+and the worst image are promised together, though different items have them.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from turbofit.batch.images import image_sources, is_remote, local_path
+from turbofit.core.errors import UsageError
+from turbofit.core.struct import Struct
+from turbofit.gateway.limits.cost import UNSTATED
+from turbofit.gateway.limits.reservation import most_tokens
+from turbofit.gateway.media.pictures import LARGEST_PIXELS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turbofit.batch.entry import Entry
+    from turbofit.batch.source import Source
+    from turbofit.core.images import AnyImageRule
+    from turbofit.core.json_types import JsonObject, Options
+    from turbofit.core.model import Model
+
+__all__ = ["Workload", "workload_of"]
+
+#: Characters of base64 that hold any usual header; of a longer one all are looked at.
+_HEADER: Final = 1 << 16
+_STEP: Final = 256
+_KINDS: Final = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
+_DATA: Final = re.compile(rb'"data:[^"]{0,80};base64,[^"]*"')
+
+
+class Workload(Struct):
+    """The worst of an input. ``context`` is None where an item does not bound its answer."""
+
+    images: int = 0
+    image_size: tuple[int, int] | None = None
+    context: int | None = None
+    #: Items whose answers end where the session does.
+    unbounded: int = 0
+
+    def keywords(self, request: Options, *, shrink: bool) -> Options:
+        """Fields of a plan's request; what a person has given stays."""
+        found: Options = {"images": self.images}
+        if self.image_size is not None and not shrink:
+            found["image_size"] = self.image_size
+        if self.context is not None and "session_len" not in request:
+            found["context"] = self.context
+        return {name: value for name, value in found.items() if name not in request}
+
+
+def workload_of(
+    source: Source, model: Model, tick: Callable[[int], None] = lambda _: None
+) -> Workload:
+    """Read all items and look at their images.
+
+    Args:
+        source: the input.
+        model: whose rule says which image is the worst.
+        tick: called now and then, with the number of the item; what it raises ends the reading.
+    """
+    most = _Most(source, model.image_rule)
+    for entry in source.entries():
+        if entry.fault is None:
+            most.look(entry)
+        if entry.number % _STEP == 0:
+            tick(entry.number)
+    longest = model.text.max_position_embeddings
+    context = min(most.context, longest) if most.context and not most.unbounded else None
+    return Workload(
+        images=most.images, image_size=most.size, context=context, unbounded=most.unbounded
+    )
+
+
+class _Most:
+    """The most of each that was seen."""
+
+    def __init__(self, source: Source, rule: AnyImageRule | None) -> None:
+        self._base, self._answer, self._rule = source.base, source.max_tokens, rule
+        self.images = self.context = self.unbounded = 0
+        self.size: tuple[int, int] | None = None
+        self._units = 0
+
+    def look(self, entry: Entry) -> None:
+        """One item; what cannot be read will fail alone, and counts for nothing here."""
+        raw = entry.body
+        try:
+            text = bytes(raw) if isinstance(raw, msgspec.Raw) else msgspec.json.encode(raw)
+            body: JsonObject = msgspec.json.decode(text)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            return
+        sizes = [size for one in image_sources(body) if (size := _size(one["url"], self._base))]
+        self.images = max(self.images, sum(1 for _ in image_sources(body)))
+        tokens = sum(self._tokens(size) for size in sizes)
+        if self._answer and not {"max_tokens", "max_completion_tokens"} & body.keys():
+            body["max_tokens"] = self._answer
+        text = _DATA.sub(b'""', text)
+        whole = most_tokens(_KINDS.get(entry.url, ""), body, text, len(text), tokens)
+        if whole == UNSTATED:
+            self.unbounded += 1
+        else:
+            self.context = max(self.context, whole)
+
+    def _tokens(self, size: tuple[int, int]) -> int:
+        """Tokens of an image, which is the worst so far where it has the most units."""
+        if self._rule is None:
+            return 0
+        try:
+            units, tokens = self._rule.units(*size), self._rule.tokens(*size)
+        except UsageError:
+            return 0
+        if units > self._units:
+            self._units, self.size = units, size
+        return tokens
+
+
+def _size(url: str, base: str) -> tuple[int, int] | None:
+    """Width and height of an image, None where its item will fail, or nobody can know."""
+    from PIL import Image
+
+    if is_remote(url):
+        return None
+    path = local_path(url, base)
+    sources: list[Any] = [path]
+    if path is None:
+        payload = url.partition(",")[2]
+        sources = [payload[:_HEADER], payload] if len(payload) > _HEADER else [payload]
+    for one in sources:
+        try:
+            file = one if path is not None else BytesIO(b64decode(one + "=" * (-len(one) % 4)))
+            with Image.open(file) as image:
+                size = int(image.width), int(image.height)
+        except Exception:  # noqa: BLE001 - Pillow's plugins raise whatever they meet
+            continue
+        return size if size[0] * size[1] <= LARGEST_PIXELS else None
+    return None
