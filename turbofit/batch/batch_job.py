@@ -13,6 +13,7 @@ from turbofit.batch.output_file import OutputFile
 from turbofit.batch.progress import BatchProgress, BatchResult
 from turbofit.batch.request_body import BodyWriter
 from turbofit.batch.sender import Sender
+from turbofit.batch.server_process import ServerProcess
 from turbofit.batch.source import open_source
 from turbofit.batch.survey import Survey
 from turbofit.batch.together import run_together
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.batch.entry import BatchLine
-    from turbofit.batch.server_process import ServerProcess
     from turbofit.batch.source import Source
     from turbofit.batch.spec import BatchSpec
     from turbofit.batch.target import BatchTarget
@@ -150,10 +150,13 @@ class BatchJob:
             lambda entry: sender.line(entry, writer), at_once=min(at_once, self._progress.left),
             in_order=self._spec.in_order, taken=self._listener.taken,
         )  # fmt: skip
-        beside = [self._ticks(sender)]
+        beside = [self._ticks()]
         if server is not None:
             beside.append(server.keep(lambda: output.answered, sender.moved))
-        await run_together([run.run()], beside)
+        try:
+            await run_together([run.run()], beside)
+        finally:
+            self._progress.lowered = sender.lowered
 
     async def _launched(self, stack: AsyncExitStack) -> tuple[ServerProcess, ImageLimits, int]:
         """A server for this batch, ready."""
@@ -171,11 +174,10 @@ class BatchJob:
         limits, at_once = await limits_and_places(server, found.request, shrink=self._spec.shrink)
         return server, limits, at_once
 
-    async def _ticks(self, sender: Sender) -> None:
+    async def _ticks(self) -> None:
         while True:
-            self._progress.lowered = sender.lowered
-            self._listener.tick(self._progress)
             await asyncio.sleep(_TICK_SECONDS)
+            self._listener.tick(self._progress)
 
     def _waiting(self, why: str) -> None:
         self._progress.waiting = why

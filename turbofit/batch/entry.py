@@ -8,7 +8,6 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from turbofit.core.errors import UsageError
 from turbofit.core.json_types import JsonObject
 from turbofit.core.struct import Struct, doc
 
@@ -31,7 +30,9 @@ class ItemError(Exception):
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
-        self.code, self.message = code, message
+        self.code = code
+        #: Names of files may hold bytes that no JSON takes.
+        self.message = message.encode(errors="backslashreplace").decode()
 
 
 class Entry(Struct):
@@ -102,9 +103,4 @@ def place_of(identity: str) -> tuple[int, int] | None:
 
 def encoded(line: BatchLine) -> bytes:
     """The line with its end."""
-    try:
-        return msgspec.json.encode(line) + b"\n"
-    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
-        raise UsageError(
-            f"an output line cannot be written: {exc}", hint="report it with the input's line"
-        ) from None
+    return msgspec.json.encode(line) + b"\n"

@@ -96,7 +96,7 @@ def _most(limits: ImageLimits) -> int:
 
 def _from_file(path: str, limits: ImageLimits) -> Picture:
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
             before = os.fstat(file.fileno())
             if not stat.S_ISREG(before.st_mode):
                 raise ItemError("image_missing", f"{path} is no file")
@@ -115,6 +115,11 @@ def _from_file(path: str, limits: ImageLimits) -> Picture:
     if len(data) != before.st_size or _state(before) != _state(after):
         raise ItemError("image_changed", f"{path} changed while it was read")
     return from_bytes(data, _most(limits))
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """A pipe opens at once, and is refused."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _state(seen: os.stat_result) -> tuple[int, int]:

@@ -90,8 +90,7 @@ class BatchProgress:
         if self.waiting:
             return f"{done}, {self.waiting}"
         rate = self.rate
-        ends = f", {_duration(self.left / rate)} left" if rate else ""
-        return f"{done}, {rate:,.1f}/s{ends}"
+        return f"{done}, {rate:,.1f}/s, {_duration(self.left / rate)} left" if rate else done
 
 
 def _duration(seconds: float) -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ServerProcess"]
 
+SERVE: Final = (sys.executable, "-m", "turbofit", "serve")
 #: Deaths of the whole server without an answer in between.
 _MOST_DEATHS: Final = 3
 _LAST_LINES: Final = 20
@@ -59,10 +60,7 @@ class ServerProcess:
             TurbofitError: why it does not.
         """
         port = free_ports(1)[0]
-        command = [
-            sys.executable, "-m", "turbofit", "serve", *self._options,
-            "--port", str(port), "--access-log", "none",
-        ]  # fmt: skip
+        command = [*SERVE, *self._options, "--port", str(port), "--access-log", "none"]
         self._opened.clear()
         self._last.clear()
         self._process = await asyncio.create_subprocess_exec(

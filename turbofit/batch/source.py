@@ -60,6 +60,10 @@ def open_source(path: Path, spec: BatchSpec) -> Source:
 
 
 def _check_readable(path: Path) -> None:
+    if path.exists() and not path.is_dir() and not path.is_file():
+        raise UsageError(
+            f"{path} is no file that can be read twice", hint="write it into a file first"
+        )
     try:
         if path.is_dir():
             next(path.iterdir(), None)
@@ -71,10 +75,6 @@ def _check_readable(path: Path) -> None:
             f"{path} cannot be read: {exc.strerror or exc}",
             hint="name a JSONL, CSV or Parquet file, or a folder of images",
         ) from None
-    if not path.is_dir() and not path.is_file():
-        raise UsageError(
-            f"{path} is no file that can be read twice", hint="write it into a file first"
-        )
 
 
 def _refuse(spec: BatchSpec, name: str, why: str) -> None:

@@ -165,7 +165,7 @@ def _csv_lines(path: Path) -> Iterator[list[str] | ItemError]:
         while True:
             try:
                 yield next(reader)
-            except StopIteration:
+            except StopIteration:  # noqa: PERF203 - after an error the next row may be whole
                 return
             except csv.Error as exc:
                 yield ItemError("bad_line", f"line {reader.line_num} is no CSV: {exc}")

@@ -1,0 +1,155 @@
+"""A server that answers each request as the request's text says, and inputs for it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from tests.waiting import HANG
+
+__all__ = ["StandIn", "lines", "request", "text_of", "write_requests"]
+
+
+def request(name: str, text: str, **body: Any) -> dict[str, Any]:
+    """A line of an input."""
+    messages = [{"role": "user", "content": text}]
+    return {
+        "custom_id": name, "method": "POST", "url": "/v1/chat/completions",
+        "body": {"model": "m", "messages": messages, **body},
+    }  # fmt: skip
+
+
+def write_requests(path: Path, texts: dict[str, str]) -> Path:
+    """An input of these items."""
+    path.write_text("".join(json.dumps(request(*one)) + "\n" for one in texts.items()))
+    return path
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of an output."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def text_of(body: dict[str, Any]) -> str:
+    """What was asked."""
+    content = body["messages"][-1]["content"]
+    return content if isinstance(content, str) else content[-1]["text"]
+
+
+class StandIn:
+    """A context manager in a thread.
+
+    The first word of a request's text says what it gets, each time but the last of several joined
+    by commas once: ``ok`` (as all other words): an answer; a status; ``reset``: the connection;
+    ``garbage``; ``hold``: an answer once `release` was called; ``limited``: an answer with a header.
+    """
+
+    def __init__(self, port: int = 0, key: str | None = None) -> None:
+        self.port, self._key = port, key
+        self.bodies: list[dict[str, Any]] = []
+        self.seen = Counter[str]()
+        self.running = self.most = 0
+        self._held: list[asyncio.Transport] = []
+        self._news = threading.Condition()
+        self._ready = threading.Event()
+        self._loop = asyncio.new_event_loop()
+
+    def __enter__(self) -> StandIn:
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        self._ready.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End; what is held gets no answer."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._end.set)
+            self._thread.join()
+            self._loop.close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def wait_for(self, requests: int) -> None:
+        """Until so many have come."""
+        with self._news:
+            assert self._news.wait_for(lambda: len(self.bodies) >= requests, HANG)
+
+    def release(self) -> None:
+        """Answer what is held, and hold nothing more."""
+        self._loop.call_soon_threadsafe(self._released.set)
+
+    def _run(self) -> None:
+        self._loop.run_until_complete(self._serve())
+
+    async def _serve(self) -> None:
+        self._end, self._released = asyncio.Event(), asyncio.Event()
+        app = web.Application(client_max_size=1 << 26)
+        app.router.add_get("/v1/models", self._list)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        runner = web.AppRunner(app, shutdown_timeout=0.0)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", self.port, reuse_address=True)
+        await site.start()
+        self.port = runner.addresses[0][1]
+        self._ready.set()
+        await self._end.wait()
+        for transport in self._held:
+            transport.abort()
+        self._released.set()
+        await runner.cleanup()
+
+    def _strange(self, asked: web.Request) -> bool:
+        return bool(self._key) and asked.headers.get("Authorization") != f"Bearer {self._key}"
+
+    async def _list(self, asked: web.Request) -> web.Response:
+        if self._strange(asked):
+            return web.json_response({"error": "who?"}, status=401)
+        return web.json_response({"data": [{"id": "m"}]})
+
+    async def _chat(self, asked: web.Request) -> web.StreamResponse:
+        if self._strange(asked):
+            return web.json_response({"error": "who?"}, status=401)
+        body = await asked.json()
+        text = text_of(body)
+        with self._news:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            self.bodies.append(body)
+            self.seen[text] += 1
+            self._news.notify_all()
+        try:
+            return await self._answer(asked, text)
+        finally:
+            self.running -= 1
+
+    async def _answer(self, asked: web.Request, text: str) -> web.StreamResponse:
+        script = text.partition(" ")[0].split(",")
+        what = script[min(self.seen[text], len(script)) - 1]
+        if what.isdigit():
+            error = {"error": {"message": f"no: {what}", "code": "refused"}}
+            return web.json_response(error, status=int(what), headers={"Retry-After": "0"})
+        if what == "reset":
+            assert asked.transport is not None
+            asked.transport.abort()
+        elif what == "garbage":
+            return web.Response(text="<html>")
+        elif what == "hold":
+            assert asked.transport is not None
+            self._held.append(asked.transport)
+            await self._released.wait()
+        answer = {"choices": [{"index": 0, "message": {"role": "assistant", "content": text}}]}
+        headers = {"x-request-id": f"r-{self.seen[text]}"}
+        if what == "limited":
+            headers["x-turbofit-limited"] = "max_dynamic_patch=24->12"
+        return web.json_response(answer, headers=headers)

@@ -1,0 +1,195 @@
+"""Whole batches against a server that runs; engines of LMDeploy are in `test_launched.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from bench.common.processes import free_port
+from tests.batch.standin import StandIn, lines, write_requests
+from tests.waiting import HANG, until
+from turbofit.batch.batch_job import BatchJob, BatchListener
+from turbofit.batch.spec import BatchSpec
+from turbofit.batch.target import BatchTarget
+from turbofit.core.errors import UnservedError, UsageError
+from turbofit.launch.engine.image import flat_png
+
+
+def run(source, output, url: str, *, at_once: int = 8, listener=None, **spec):
+    target = BatchTarget(url, None, None, at_once)
+    job = BatchJob((source, output), BatchSpec.of(**spec), target, listener)
+    return asyncio.run(job.run())
+
+
+def names(path) -> list[str]:
+    return [one["custom_id"] for one in lines(path)]
+
+
+def items(count: int, text: str = "x") -> dict[str, str]:
+    return {f"i{n:04}": f"{text} {n}" for n in range(count)}
+
+
+def test_answers_and_failures_each_have_their_line(tmp_path) -> None:
+    texts = {**items(30), "bad": "400", "odd": "422", "late": "503,ok", "died": "reset,ok"}
+    source = write_requests(tmp_path / "in.jsonl", texts)
+    with source.open("a") as file:
+        file.write("broken\n" + source.read_text().splitlines()[0] + "\n")
+    output = tmp_path / "out.jsonl"
+    with StandIn() as server:
+        result = run(source, output, server.url)
+        assert (result.items, result.answered, result.failed) == (36, 32, 4)
+        assert max(server.seen.values()) == 2
+        assert server.most <= 8
+        before = len(server.bodies)
+        again = run(source, output, server.url)
+        assert len(server.bodies) == before
+    assert (again.before, again.left, again.answered) == (36, 0, 32)
+    found = lines(output)
+    assert len({one["id"] for one in found}) == len(found) == 36
+    codes = {one["custom_id"]: one["error"]["code"] for one in found if one["error"]}
+    assert codes == {
+        "bad": "refused", "odd": "refused", None: "bad_line", "i0000": "duplicate_custom_id",
+    }  # fmt: skip
+    assert sorted(map(str, lines(tmp_path / "out.jsonl.errors.jsonl"))) == sorted(
+        str(one) for one in found if one["error"]
+    )
+    assert result.errors == str(tmp_path / "out.jsonl.errors.jsonl")
+
+
+def test_failed_items_are_sent_again_where_that_is_asked_for(tmp_path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", {"a": "ok", "b": "400,ok"})
+    output = tmp_path / "out.jsonl"
+    with StandIn() as server:
+        assert run(source, output, server.url).failed == 1
+        assert run(source, output, server.url, retry_failed=True).failed == 0
+    assert sorted(names(output)) == ["a", "b"]
+    assert not (tmp_path / "out.jsonl.errors.jsonl").exists()
+
+
+def test_images_of_a_folder(tmp_path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"{number}.png").write_bytes(flat_png(64, 64))
+    (folder / "broken.png").write_bytes(b"x")
+    output = tmp_path / "out.jsonl"
+    with StandIn() as server:
+        result = run(folder, output, server.url, prompt="ok {stem}", in_order=True)
+        assert sorted(server.seen) == [f"ok {n}" for n in range(5)]
+        assert {body["max_tokens"] for body in server.bodies} == {512}
+        assert {body["model"] for body in server.bodies} == {"m"}
+    assert names(output) == ["0.png", "1.png", "2.png", "3.png", "4.png", "broken.png"]
+    assert (result.answered, result.failed) == (5, 1)
+    with StandIn() as server, pytest.raises(UsageError, match="is of another input"):
+        run(folder, output, server.url, prompt="another")
+
+
+def test_an_output_that_is_not_in_order_stays_so(tmp_path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", items(3))
+    output = tmp_path / "out.jsonl"
+    with StandIn() as server:
+        run(source, output, server.url)
+        output.write_text("".join(output.read_text().splitlines(keepends=True)[1:]))
+        with pytest.raises(UsageError, match="not in order"):
+            run(source, output, server.url, in_order=True)
+        assert run(source, output, server.url).left == 0
+
+
+def test_input_and_output_are_two_files(tmp_path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", items(1))
+    with pytest.raises(UsageError, match="are one file"):
+        run(source, source, "http://127.0.0.1:9")
+
+
+def test_a_server_that_goes_away_ends_it_and_it_can_go_on(tmp_path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", items(40, "hold"))
+    output, port = tmp_path / "out.jsonl", free_port()
+    with StandIn(port) as server:
+        ended = threading.Thread(target=_ends, args=(server,))
+        ended.start()
+        with pytest.raises(UnservedError, match="has not answered"):
+            run(source, output, server.url, patience=0.2)
+        ended.join()
+    done = len(lines(output))
+    assert done < 40
+    with StandIn(port) as server:
+        server.release()
+        result = run(source, output, server.url)
+    assert (result.before, result.answered) == (done, 40)
+    assert len(set(names(output))) == 40
+
+
+def _ends(server: StandIn) -> None:
+    """Let nothing be answered, and end."""
+    server.wait_for(8)
+    server.close()
+
+
+def test_stopping_keeps_what_there_is(tmp_path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", {**items(20), "held": "hold"})
+    output = tmp_path / "out.jsonl"
+
+    async def main(url: str):
+        class Listener(BatchListener):
+            count = 0
+
+            async def taken(self, line) -> None:
+                self.count += 1
+                if self.count == 20:
+                    job.stop()
+
+        target = BatchTarget(url, None, None, 4)
+        job = BatchJob((source, output), BatchSpec(), target, Listener())
+        return await job.run()
+
+    with StandIn() as server:
+        result = asyncio.run(main(server.url))
+        assert (result.answered, result.left) == (20, 1)
+        server.release()
+        assert run(source, output, server.url).left == 0
+
+
+def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", items(400))
+    output, killed = tmp_path / "out.jsonl", 0
+    with StandIn() as server:
+        command = [
+            sys.executable, "-m", "turbofit", "batch", str(source), str(output),
+            "--url", server.url, "--concurrency", "8", "--quiet",
+        ]  # fmt: skip
+        for at in (1, 60, 200, 330):
+            with subprocess.Popen(command, stderr=subprocess.PIPE) as child:
+                server.wait_for(at)
+                child.send_signal(signal.SIGKILL)
+                killed += child.wait(HANG) == -signal.SIGKILL
+            with output.open("ab") as file:
+                file.write(b'{"id":"batch_req_torn')
+        assert killed >= 3
+        subprocess.run(command, check=True, timeout=HANG)
+        # Only what was under way at a kill was sent twice.
+        assert len(server.bodies) <= 400 + 4 * 8
+    assert sorted(names(output)) == sorted(items(400))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_command_in_order(number, tmp_path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", {**items(5), "held": "hold"})
+    output = tmp_path / "out.jsonl"
+    with StandIn() as server:
+        command = [
+            sys.executable, "-m", "turbofit", "batch", str(source), str(output),
+            "--url", server.url, "--json",
+        ]  # fmt: skip
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+            until(lambda: output.exists() and output.read_bytes().count(b"\n") == 5, "five lines")
+            child.send_signal(number)
+            out, _ = child.communicate(timeout=HANG)
+    assert child.returncode == 130
+    said = json.loads(out)
+    assert (said["schema"], said["answered"], said["left"]) == ("turbofit.batch/1", 5, 1)

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from turbofit.batch.entry import (
+    BatchError,
+    BatchLine,
+    BatchResponse,
+    Entry,
+    ItemError,
+    digest_of,
+    encoded,
+    line_id,
+    place_of,
+)
+
+
+def test_an_id_names_the_place_in_the_input() -> None:
+    entry = Entry(number=12, digest=digest_of(b"x"))
+    assert place_of(line_id(entry)) == (12, entry.digest)
+    for text in ("", "batch_req_1", "batch_req_1-x", "batch_req_-00000000", "chatcmpl-7"):
+        assert place_of(text) is None
+
+
+def test_a_digest_is_never_0() -> None:
+    assert digest_of(b"") == 1
+    assert digest_of(b"a") != digest_of(b"b")
+
+
+def test_a_line_is_one_line() -> None:
+    error = BatchError(code="c", message="two\nlines")
+    raw = encoded(BatchLine(id="i", custom_id=None, error=error))
+    assert raw.count(b"\n") == 1
+    assert raw.endswith(b"\n")
+    assert list(json.loads(raw)) == ["id", "custom_id", "response", "error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ({"choices": [{"message": {"content": "a"}}]}, "a"),
+        ({"choices": [{"text": "b"}]}, "b"),
+        ({"choices": [{"message": {"content": None}}]}, None),
+        ({"choices": []}, None),
+        ("<html>", None),
+    ],
+)
+def test_the_text_of_an_answer(body, text) -> None:
+    response = BatchResponse(status_code=200, request_id="", body=body)
+    assert BatchLine(id="i", custom_id="c", response=response).text == text
+    assert BatchLine(id="i", custom_id="c").text is None
+
+
+def test_a_file_name_of_any_bytes_can_be_told() -> None:
+    assert ItemError("c", "\udcff.png is not there").message == "\\udcff.png is not there"

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from turbofit.batch import output_file
+from turbofit.batch.output_file import OutputFile
+from turbofit.batch.survey import Survey
+from turbofit.core.errors import UsageError
+
+DIGESTS = [11, 22, 33]
+
+
+def line(number: int, digest: int | None = None, error: object = None) -> bytes:
+    digest = DIGESTS[number - 1] if digest is None else digest
+    return json.dumps({"id": f"batch_req_{number}-{digest:08x}", "error": error}).encode() + b"\n"
+
+
+def resumed(path, *, retry_failed: bool = False):
+    survey = Survey(DIGESTS)
+    with OutputFile(path) as output:
+        size = output.resume(survey, retry_failed=retry_failed)
+        counts = output.answered, output.failed
+    return size, counts, [number for number in (1, 2, 3) if survey.done(number)]
+
+
+@pytest.mark.parametrize(
+    "torn",
+    [b"", b'{"id": "batch_req_1-00', line(1)[:-1], b"\0" * 500, b"\0" * 50 + b"\n" + line(3)],
+)
+def test_what_is_no_whole_line_is_cut_off(torn, tmp_path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(line(2) + torn)
+    assert resumed(path) == (len(line(2)), (1, 0), [2])
+    assert path.read_bytes() == line(2)
+
+
+def test_failures_are_in_a_file_of_theirs(tmp_path) -> None:
+    path = tmp_path / "out.jsonl"
+    errors = tmp_path / "out.jsonl.errors.jsonl"
+    with OutputFile(path) as output:
+        output.resume(Survey(DIGESTS), retry_failed=False)
+        output.append(line(1), failed=False)
+        output.append(line(3, error={}), failed=True)
+        output.sync()
+    assert errors.read_bytes() == line(3, error={})
+    errors.unlink()  # it is made anew
+    assert resumed(path) == (len(path.read_bytes()), (1, 1), [1, 3])
+    assert errors.read_bytes() == line(3, error={})
+    assert sorted(os.listdir(tmp_path)) == ["out.jsonl", "out.jsonl.errors.jsonl"]
+
+
+def test_failed_items_can_be_taken_out(tmp_path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(line(3) + line(1, error={}) + line(2) + b"torn")
+    path.chmod(0o640)
+    assert resumed(path, retry_failed=True) == (len(line(3) + line(2)), (2, 0), [2, 3])
+    assert path.read_bytes() == line(3) + line(2)
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert os.listdir(tmp_path) == ["out.jsonl"]
+
+
+def test_after_the_exchange_the_lock_and_the_lines_are_the_new_files(tmp_path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(line(1, error={}) + line(2))
+    with OutputFile(path) as output:
+        output.resume(Survey(DIGESTS), retry_failed=True)
+        with pytest.raises(UsageError, match="another turbofit batch writes"):
+            OutputFile(path)
+        output.append(line(1), failed=False)
+    assert path.read_bytes() == line(2) + line(1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (line(1, 12), "line 2 of .* is of another input"),
+        (line(2) + line(2), "line 3 of .* is the second of its item"),
+        (b'{"a": 1}\n', "line 2 of .* is none of a batch"),
+        (b"hello\n" + line(2), "line 2 of .* is none of a batch"),
+        (b'{"id": "batch_req_900000000000-00000001"}\n', "is of another input"),
+    ],
+)
+def test_another_file_stays_as_it_is(text, message, tmp_path) -> None:
+    path, errors = tmp_path / "out.jsonl", tmp_path / "out.jsonl.errors.jsonl"
+    path.write_bytes(line(3) + text)
+    errors.write_bytes(b"kept")
+    with pytest.raises(UsageError, match=message):
+        resumed(path)
+    assert path.read_bytes() == line(3) + text
+    assert errors.read_bytes() == b"kept"
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_two_batches_on_one_output(tmp_path) -> None:
+    path = tmp_path / "out.jsonl"
+    with OutputFile(path), pytest.raises(UsageError, match="another turbofit batch writes"):
+        OutputFile(path)
+    resumed(path)
+
+
+def test_the_lock_ends_with_the_process(tmp_path) -> None:
+    path = tmp_path / "out.jsonl"
+    code = (
+        "import sys, pathlib; from turbofit.batch.output_file import OutputFile\n"
+        "f = OutputFile(pathlib.Path(sys.argv[1])); print('locked', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"locked\n"
+        with pytest.raises(UsageError, match="another turbofit batch"):
+            OutputFile(path)
+        child.kill()
+        child.wait()
+    resumed(path)
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "out.jsonl"
+    with OutputFile(path) as output:
+        output.resume(Survey(DIGESTS), retry_failed=False)
+        output.append(line(1), failed=False)
+        real, calls = os.write, []
+
+        def full(fd: int, data: bytes) -> int:
+            calls.append(fd)
+            if len(calls) > 1:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(fd, bytes(data)[:10])
+
+        monkeypatch.setattr(output_file.os, "write", full)
+        with pytest.raises(UsageError, match="No space left on device") as caught:
+            output.append(line(2), failed=False)
+        assert "make room" in caught.value.hint
+        monkeypatch.undo()
+    assert path.read_bytes() == line(1)
+    assert resumed(path)[2] == [1]
+
+
+def test_what_can_be_no_output_is_said(tmp_path) -> None:
+    with pytest.raises(UsageError, match="Is a directory"):
+        OutputFile(tmp_path)
+    with pytest.raises(UsageError, match="No such file"):
+        OutputFile(tmp_path / "none" / "out")
+    with pytest.raises(UsageError, match="is no file"):
+        OutputFile(type(tmp_path)(os.devnull))

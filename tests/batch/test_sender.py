@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+
+from bench.common.processes import free_port
+from tests.batch.standin import StandIn, request
+from turbofit.batch import sender as sending
+from turbofit.batch.entry import BatchLine, Entry, ItemError
+from turbofit.batch.images import ImageLimits
+from turbofit.batch.request_body import BodyWriter
+from turbofit.batch.sender import Sender
+from turbofit.core.errors import UnservedError, UsageError
+
+WRITER = BodyWriter("m", replace=False, base="", limits=ImageLimits(), max_tokens=None)
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch) -> None:
+    monkeypatch.setattr(sending, "_PAUSE", 0.001)
+    monkeypatch.setattr(sending, "_LONGEST_PAUSE", 0.01)
+
+
+def line(url: str, text: str, **options: Any) -> BatchLine:
+    raw = msgspec.json.encode(request("a", text)["body"])
+    entry = Entry(number=7, digest=1, custom_id="a", body=msgspec.Raw(raw))
+
+    async def ask() -> BatchLine:
+        given = {"timeout": 60.0, "patience": 60.0, "key": None, **options}
+        async with Sender(url, given.pop("key"), **given) as sender:
+            found = await sender.line(entry, WRITER)
+            lowered.append(sender.lowered)
+            return found
+
+    lowered.clear()
+    return asyncio.run(ask())
+
+
+lowered: list[int] = []
+
+
+def test_an_answer_is_kept_as_it_came() -> None:
+    with StandIn() as server:
+        found = line(server.url + "/v1/", "hello")
+    assert (found.id, found.custom_id, found.error) == ("batch_req_7-00000001", "a", None)
+    assert (found.response.status_code, found.response.request_id) == (200, "r-1")
+    body = msgspec.json.decode(bytes(found.response.body))
+    assert body["choices"][0]["message"]["content"] == "hello"
+    assert lowered == [0]
+
+
+@pytest.mark.parametrize("text", ["503,429,502,504,ok", "reset,reset,ok", "500,ok", "500,503,ok"])
+def test_what_passes_is_waited_out(text) -> None:
+    waits: list[str] = []
+    with StandIn() as server:
+        found = line(server.url, text, waiting=waits.append)
+        assert server.seen[text] == text.count(",") + 1
+    assert found.error is None
+    if "," in text and not text.startswith("500,ok"):
+        assert waits[0].startswith("waiting for the server: ")
+        assert waits[-1] == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "times", "status", "code"),
+    [
+        ("400", 1, 400, "refused"),
+        ("404", 1, 404, "refused"),
+        ("422", 1, 422, "refused"),
+        ("500", 3, 500, "refused"),
+        ("garbage", 1, 200, "bad_answer"),
+        ("reset", 8, None, "connection_lost"),
+    ],
+)
+def test_what_stays_is_the_items_failure(text, times, status, code) -> None:
+    with StandIn() as server:
+        found = line(server.url, text)
+        assert server.seen[text] == times
+    assert found.error.code == code
+    assert (found.response and found.response.status_code) == status
+
+
+def test_a_server_that_is_ours_is_not_given_up(monkeypatch) -> None:
+    text = ",".join(["reset"] * 12 + ["ok"])
+    with StandIn() as server:
+        assert line(server.url, text, patience=None).error is None
+        assert server.seen[text] == 13
+
+
+def test_an_answer_that_takes_too_long_is_the_items_failure() -> None:
+    with StandIn() as server:
+        found = line(server.url, "hold", timeout=0.05)
+        assert server.seen["hold"] == 3
+    assert (found.error.code, found.error.message) == (
+        "connection_lost",
+        "3 times: no answer in time",
+    )
+
+
+def test_a_lowered_request_is_counted() -> None:
+    with StandIn() as server:
+        assert line(server.url, "limited").error is None
+    assert lowered == [1]
+
+
+def test_an_item_that_cannot_be_sent_is_not_sent() -> None:
+    async def ask() -> BatchLine:
+        async with Sender("http://127.0.0.1:9", None, timeout=1, patience=1) as sender:
+            fault = ItemError("image_missing", "a.png is not there")
+            return await sender.line(Entry(number=1, digest=1, fault=fault), WRITER)
+
+    found = asyncio.run(ask())
+    assert found.response is None
+    assert (found.error.code, found.error.message) == ("image_missing", "a.png is not there")
+
+
+def test_patience_has_an_end() -> None:
+    with pytest.raises(UnservedError, match="has not answered for .*: no connection") as caught:
+        line(f"http://127.0.0.1:{free_port()}", "x", patience=0.02)
+    assert "give the same command" in caught.value.hint
+
+
+def test_a_wrong_key_ends_the_batch_and_a_right_one_is_sent() -> None:
+    with StandIn(key="k") as server:
+        with pytest.raises(UsageError, match="does not know the key"):
+            line(server.url, "x")
+        assert line(server.url, "x", key="k").error is None
+
+
+def model(url: str, key: str | None = None) -> str:
+    async def ask() -> str:
+        async with Sender(url, key, timeout=60, patience=0.05) as sender:
+            return await sender.model()
+
+    return asyncio.run(ask())
+
+
+def test_the_first_model_is_asked_for() -> None:
+    with StandIn(key="k") as server:
+        assert model(server.url, "k") == "m"
+        with pytest.raises(UsageError, match="does not know the key"):
+            model(server.url)
+        with pytest.raises(UnservedError, match="answers 404 and names no model"):
+            model(server.url + "/elsewhere", "k")
+    with pytest.raises(UsageError, match="is no address"):
+        model("http://[")
+    with pytest.raises(UnservedError, match="no connection"):
+        model(f"http://127.0.0.1:{free_port()}")

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import pytest
+
+from turbofit.batch.spec import BatchSpec
+from turbofit.core.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("given", "url", "message"),
+    [
+        ({"prompt": "a", "prompt_file": "b"}, "http://x", "--prompt and --prompt-file"),
+        ({"patience": 5.0}, None, "--patience is for a server"),
+        ({"shrink": True}, "http://x", "--shrink needs a plan"),
+        ({"pretend": True}, "http://x", "--pretend needs a plan"),
+        ({"no_rehearse": True}, "http://x", "--no-rehearse needs a plan"),
+    ],
+)
+def test_what_does_not_go_together_is_said(given, url, message) -> None:
+    with pytest.raises(UsageError, match=message):
+        BatchSpec.of(**given).check(url=url)
+
+
+def test_what_goes_together_passes() -> None:
+    BatchSpec.of(prompt="a", shrink=True, pretend=True, no_rehearse=True).check(url=None)
+    BatchSpec.of(prompt_file="a", patience=1.0, in_order=True).check(url="http://x")

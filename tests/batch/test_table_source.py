@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from turbofit.batch import table_source
+from turbofit.batch.table_source import csv_source, parquet_source
+from turbofit.core.errors import PackageError, UsageError
+
+
+def table(tmp_path: Path, text: str | bytes, **given):
+    path = tmp_path / "t.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    options = {"prompt": None, "images": (), "max_tokens": None, **given}
+    return csv_source(path, options["prompt"], options["images"], options["max_tokens"])
+
+
+def content(entry):
+    return entry.body["messages"][0]["content"]
+
+
+def test_rows_are_items(tmp_path) -> None:
+    text = '\ufeffcustom_id,image,prompt,n\na,x.png,"What, now?",1\n,,text only,2\n'
+    source = table(tmp_path, text)
+    first, second = source.entries()
+    assert (first.custom_id, second.custom_id) == ("a", "row-2")
+    assert content(first)[0]["image_url"]["url"] == "x.png"
+    assert content(first)[1]["text"] == "What, now?"
+    assert content(second) == "text only"
+    assert list(source.digests()) == [first.digest, second.digest]
+    assert (source.base, source.max_tokens) == (str(tmp_path), 512)
+
+
+def test_a_prompt_takes_columns_and_images_have_theirs(tmp_path) -> None:
+    source = table(
+        tmp_path, "q,a,b\nwhy,1.png,2.png\n", prompt="{q}?", images=("b", "a"), max_tokens=7
+    )
+    (entry,) = source.entries()
+    assert [one.get("text") or one["image_url"]["url"] for one in content(entry)] == [
+        "2.png",
+        "1.png",
+        "why?",
+    ]
+    assert source.max_tokens == 7
+
+
+def test_broken_rows_are_their_failures(tmp_path) -> None:
+    text = b"prompt,x\none,1\ntwo\nthree,\xff\nfour,4,5\n\nfive,5\n"
+    found = list(table(tmp_path, text, prompt="{prompt} {x}").entries())
+    assert [one.fault is None for one in found] == [True, False, False, False, True]
+    assert [one.number for one in found] == [1, 2, 3, 4, 5]
+    assert "has 1 cells, the first 2" in found[1].fault.message
+    assert "UTF-8" in found[2].fault.message
+
+
+def test_what_csv_cannot_read_is_one_rows_failure(tmp_path, monkeypatch) -> None:
+    found = list(table(tmp_path, "prompt\na\n" + "x" * 200000 + "\nb\n").entries())
+    assert all(one.fault is None for one in found), "a long cell is one"
+    monkeypatch.setattr(table_source, "_LARGEST_CELL", 1000)
+    found = list(table(tmp_path, "prompt\na\n" + "x" * 200000 + "\nb\n").entries())
+    assert [one.fault is None for one in found] == [True, False, True]
+    assert "is no CSV" in found[1].fault.message
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "message"),
+    [
+        ("", {}, "does not begin with the names"),
+        ("a,a\n1,2\n", {}, "does not begin with the names"),
+        ("a\n1\n", {}, "no column 'prompt', and no --prompt"),
+        ("a\n1\n", {"prompt": "{b}"}, "no placeholder"),
+        ("a\n1\n", {"prompt": "x", "images": ("b",)}, "no column 'b'"),
+    ],
+)
+def test_wrong_columns_are_said(text, given, message, tmp_path) -> None:
+    with pytest.raises(UsageError, match=message):
+        table(tmp_path, text, **given)
+
+
+def test_without_pyarrow_a_parquet_file_says_what_to_install(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(PackageError, match="pyarrow is not installed"):
+        parquet_source(tmp_path / "x.parquet", None, (), None)
+
+
+def test_rows_of_a_parquet_file_with_images_in_them(tmp_path, monkeypatch) -> None:
+    """pyarrow's three calls that are used, as pyarrow 22 answers them."""
+
+    class File:
+        def __init__(self, path: Path) -> None:
+            self.schema_arrow = ModuleType("schema")
+            self.schema_arrow.names = ["image", "prompt"]
+
+        def iter_batches(self, batch_size: int):
+            rows = [
+                {"image": {"bytes": b"PNG", "path": "no"}, "prompt": "a"},
+                {"image": {"bytes": None, "path": "p.png"}, "prompt": "b"},
+                {"image": b"JPG", "prompt": "c"},
+                {"image": None, "prompt": None},
+            ]
+            for row in rows:
+                batch = ModuleType("batch")
+                batch.to_pylist = lambda row=row: [row]
+                yield batch
+
+    arrow, parquet = ModuleType("pyarrow"), ModuleType("pyarrow.parquet")
+    arrow.ArrowException, parquet.ParquetFile = ValueError, File
+    monkeypatch.setitem(sys.modules, "pyarrow", arrow)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
+    found = list(parquet_source(tmp_path / "x.parquet", None, (), None).entries())
+    urls = [content(one)[0]["image_url"]["url"] for one in found[:3]]
+    assert urls == ["data:image/unknown;base64,UE5H", "p.png", "data:image/unknown;base64,SlBH"]
+    assert content(found[3]) == ""

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from turbofit.batch.together import run_together
+
+
+def test_the_end_of_the_work_ends_the_rest() -> None:
+    ended = []
+
+    async def work(name: str) -> None:
+        await asyncio.sleep(0)
+        ended.append(name)
+
+    async def for_ever() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("beside")
+
+    asyncio.run(run_together([work("a"), work("b")], [for_ever()]))
+    assert ended == ["a", "b", "beside"]
+
+
+@pytest.mark.parametrize("first", ["work", "beside"])
+def test_the_first_error_ends_all(first) -> None:
+    ended = []
+
+    async def fails() -> None:
+        raise KeyError(first)
+
+    async def for_ever() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(1)
+
+    both = [fails()], [for_ever()]
+    with pytest.raises(KeyError):
+        asyncio.run(run_together(*(both if first == "work" else reversed(both))))
+    assert ended == [1]

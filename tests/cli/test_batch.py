@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+
+from tests.batch.standin import StandIn, lines, write_requests
+from turbofit.cli.main import main
+
+
+def test_the_command_tells_what_came_of_it(tmp_path, capsys, monkeypatch) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_requests(source, {"a": "ok", "b": "400", "c": "limited"})
+    monkeypatch.setenv("TURBOFIT_API_KEY", "k")
+    words = ["batch", str(source), str(output)]
+    with StandIn(key="k") as server:
+        words += ["--url", server.url]
+        assert main(words) == 0
+        told = capsys.readouterr()
+        assert not told.out
+        assert f"{output}: 2 of 3 items answered, 1 failed; 3 in " in told.err
+        assert f"failures: {output}.errors.jsonl" in told.err
+        assert "1 answers are to requests that the server lowered" in told.err
+        assert main([*words, "--json"]) == 0
+        told = capsys.readouterr()
+        said = json.loads(told.out)
+        assert (said["before"], said["answered"], said["failed"]) == (3, 2, 1)
+        assert not told.err
+        assert main([*words, "--quiet"]) == 0
+        assert capsys.readouterr() == ("", "")
+        assert main([*words, "--api-key", "other", "--retry-failed"]) == 2
+        assert "does not know the key" in capsys.readouterr().err
+    assert len(lines(output)) == 2, "what failed was taken out, and is sent next time"
+
+
+def test_the_model_replaces_what_items_name(tmp_path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", {"a": "ok"})
+    with StandIn() as server:
+        words = ["batch", str(source), str(tmp_path / "out"), "--url", server.url, "--quiet"]
+        assert main([*words, "--model", "other"]) == 0
+        assert server.bodies[0]["model"] == "other"
+
+
+def test_exit_codes(tmp_path, capsys) -> None:
+    source = write_requests(tmp_path / "in.jsonl", {"a": "400"})
+    out = str(tmp_path / "out.jsonl")
+    with StandIn() as server:
+        assert main(["batch", str(source), out, "--url", server.url]) == 3
+        assert "no item was answered: 1 failed" in capsys.readouterr().err
+    (tmp_path / "empty.jsonl").write_text("")
+    assert main(["batch", str(tmp_path / "empty.jsonl"), out + "2", "--url", "http://x"]) == 0
+    assert main(["batch", str(source), out]) == 2
+    assert "nobody is named who answers" in capsys.readouterr().err
+    assert main(["batch", str(source), out, "--url", "http://x", "--tp", "2"]) == 2
+    assert "--tp is of a plan" in capsys.readouterr().err
+    assert main(["batch", str(tmp_path), out, "--url", "http://x"]) == 2
+    assert "nothing says what to ask" in capsys.readouterr().err
