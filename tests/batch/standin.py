@@ -47,7 +47,7 @@ class StandIn:
 
     The first word of a request's text says what it gets, each time but the last of several joined
     by commas once: ``ok`` (as all other words): an answer; a status; ``reset``: the connection;
-    ``garbage``; ``hold``: an answer once `release` was called; ``limited``: an answer with a header.
+    ``garbage``; ``hold``: an answer once `release` was called; ``limited``: with a header.
     """
 
     def __init__(self, port: int = 0, key: str | None = None) -> None:

@@ -118,7 +118,7 @@ def test_an_item_that_cannot_be_sent_is_not_sent() -> None:
 
 
 def test_patience_has_an_end() -> None:
-    with pytest.raises(UnservedError, match="has not answered for .*: no connection") as caught:
+    with pytest.raises(UnservedError, match=r"has not answered for .*: no connection") as caught:
         line(f"http://127.0.0.1:{free_port()}", "x", patience=0.02)
     assert "give the same command" in caught.value.hint
 

@@ -1,0 +1,1 @@
+"""`turbofit batch` under kills, over a million lines, and beside plain clients."""
