@@ -22,7 +22,7 @@ from turbofit.planning.request import PlanRequest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from turbofit.batch.entry import BatchLine
+    from turbofit.batch.item import BatchLine
     from turbofit.core.cluster import Cluster, ClusterPlan
     from turbofit.core.json_types import Document
     from turbofit.core.machine import Machine
@@ -169,8 +169,8 @@ def batch(
         output: the file of the lines.
         url: a server that runs; without one, ``model`` is planned for and started.
         model: its name; with ``url``, the name to ask for.
-        options: the fields of `turbofit.batch.spec.BatchSpec`, ``api_key`` and ``concurrency``;
-            without ``url``, those of :func:`plan` too.
+        options: ``api_key``, ``concurrency`` and the fields of
+            `turbofit.batch.batch_spec.BatchSpec`; without ``url``, those of :func:`plan` too.
 
     Raises:
         UsageError: the input, the output or an option is wrong, or the disk is full.

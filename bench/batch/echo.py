@@ -19,10 +19,10 @@ class Echo(Paced):
         if body.startswith(b"GET "):
             await super().answer(body)
             return
-        asked = json.loads(body.partition(b"\r\n\r\n")[2])
+        incoming = json.loads(body.partition(b"\r\n\r\n")[2])
         if self.first:
             await asyncio.sleep(self.first)
-        message = {"role": "assistant", "content": asked["messages"][0]["content"]}
+        message = {"role": "assistant", "content": incoming["messages"][0]["content"]}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         if not self.transport.is_closing():
             self.whole(json.dumps({"object": "chat.completion", "choices": [choice]}).encode())

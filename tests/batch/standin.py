@@ -37,7 +37,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def text_of(body: dict[str, Any]) -> str:
-    """What was asked."""
+    """The text of a request."""
     content = body["messages"][-1]["content"]
     return content if isinstance(content, str) else content[-1]["text"]
 
@@ -109,18 +109,18 @@ class StandIn:
         self._released.set()
         await runner.cleanup()
 
-    def _strange(self, asked: web.Request) -> bool:
-        return bool(self._key) and asked.headers.get("Authorization") != f"Bearer {self._key}"
+    def _strange(self, incoming: web.Request) -> bool:
+        return bool(self._key) and incoming.headers.get("Authorization") != f"Bearer {self._key}"
 
-    async def _list(self, asked: web.Request) -> web.Response:
-        if self._strange(asked):
+    async def _list(self, incoming: web.Request) -> web.Response:
+        if self._strange(incoming):
             return web.json_response({"error": "who?"}, status=401)
         return web.json_response({"data": [{"id": "m"}]})
 
-    async def _chat(self, asked: web.Request) -> web.StreamResponse:
-        if self._strange(asked):
+    async def _chat(self, incoming: web.Request) -> web.StreamResponse:
+        if self._strange(incoming):
             return web.json_response({"error": "who?"}, status=401)
-        body = await asked.json()
+        body = await incoming.json()
         text = text_of(body)
         with self._news:
             self.running += 1
@@ -129,24 +129,24 @@ class StandIn:
             self.seen[text] += 1
             self._news.notify_all()
         try:
-            return await self._answer(asked, text)
+            return await self._answer(incoming, text)
         finally:
             self.running -= 1
 
-    async def _answer(self, asked: web.Request, text: str) -> web.StreamResponse:
+    async def _answer(self, incoming: web.Request, text: str) -> web.StreamResponse:
         script = text.partition(" ")[0].split(",")
         what = script[min(self.seen[text], len(script)) - 1]
         if what.isdigit():
             error = {"error": {"message": f"no: {what}", "code": "refused"}}
             return web.json_response(error, status=int(what), headers={"Retry-After": "0"})
         if what == "reset":
-            assert asked.transport is not None
-            asked.transport.abort()
+            assert incoming.transport is not None
+            incoming.transport.abort()
         elif what == "garbage":
             return web.Response(text="<html>")
         elif what == "hold":
-            assert asked.transport is not None
-            self._held.append(asked.transport)
+            assert incoming.transport is not None
+            self._held.append(incoming.transport)
             await self._released.wait()
         answer = {"choices": [{"index": 0, "message": {"role": "assistant", "content": text}}]}
         headers = {"x-request-id": f"r-{self.seen[text]}"}

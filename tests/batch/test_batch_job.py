@@ -15,7 +15,7 @@ from bench.common.processes import free_port
 from tests.batch.standin import StandIn, lines, write_requests
 from tests.waiting import HANG, until
 from turbofit.batch.batch_job import BatchJob, BatchListener
-from turbofit.batch.spec import BatchSpec
+from turbofit.batch.batch_spec import BatchSpec
 from turbofit.batch.target import BatchTarget
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.launch.engine.image import flat_png

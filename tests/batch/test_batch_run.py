@@ -6,15 +6,15 @@ import random
 import pytest
 
 from turbofit.batch.batch_run import BatchRun, pending
-from turbofit.batch.entry import BatchError, BatchLine, Entry, line_id
+from turbofit.batch.item import BatchError, BatchItem, BatchLine, line_id
 from turbofit.batch.output_file import OutputFile
 from turbofit.batch.progress import BatchProgress
 from turbofit.batch.survey import Survey
 from turbofit.core.errors import UnservedError, UsageError
 
 
-def entries(count: int):
-    return [Entry(number=n, digest=n, custom_id=f"i{n}") for n in range(1, count + 1)]
+def items(count: int):
+    return [BatchItem(number=n, digest=n, custom_id=f"i{n}") for n in range(1, count + 1)]
 
 
 class Under:
@@ -22,17 +22,17 @@ class Under:
 
     def __init__(self, tmp_path, count: int, ask, *, done=(), **options) -> None:
         self.path, self.read, self.taken = tmp_path / "out.jsonl", 0, []
-        self.survey = Survey([entry.digest for entry in entries(count)])
+        self.survey = Survey([item.digest for item in items(count)])
         for number in done:
             self.survey.mark(number)
         self._count, self._ask, self._options = count, ask, options
         self.most_ahead = 0
 
-    def _entries(self):
-        for entry in entries(self._count):
+    def _items(self):
+        for item in items(self._count):
             self.read += 1
             self.most_ahead = max(self.most_ahead, self.read - len(self.taken))
-            yield entry
+            yield item
 
     async def _taken(self, line: BatchLine) -> None:
         self.taken.append(line.custom_id)
@@ -42,7 +42,7 @@ class Under:
             with OutputFile(self.path) as output:
                 output.resume(Survey([]), retry_failed=False)
                 progress = BatchProgress(self.survey.total, 0, 0)
-                found = pending(self._entries(), self.survey)
+                found = pending(self._items(), self.survey)
                 options = {"at_once": 4, "taken": self._taken, **self._options}
                 await BatchRun(found, output, progress, self._ask, **options).run()
                 return progress
@@ -50,18 +50,18 @@ class Under:
         return asyncio.run(main())
 
 
-def answer(entry: Entry) -> BatchLine:
-    error = entry.fault and BatchError(code=entry.fault.code, message=entry.fault.message)
-    return BatchLine(id=line_id(entry), custom_id=entry.custom_id, error=error)
+def answer(item: BatchItem) -> BatchLine:
+    error = item.fault and BatchError(code=item.fault.code, message=item.fault.message)
+    return BatchLine(id=line_id(item), custom_id=item.custom_id, error=error)
 
 
 def shuffled(seed: int):
     draw = random.Random(seed)
 
-    async def ask(entry: Entry) -> BatchLine:
+    async def ask(item: BatchItem) -> BatchLine:
         for _ in range(draw.randrange(30)):
             await asyncio.sleep(0)
-        return answer(entry)
+        return answer(item)
 
     return ask
 
@@ -84,13 +84,13 @@ def test_what_has_its_line_is_not_asked_again(tmp_path) -> None:
 def test_so_many_are_under_way_and_no_more_are_read(tmp_path) -> None:
     running, most = 0, 0
 
-    async def ask(entry: Entry) -> BatchLine:
+    async def ask(item: BatchItem) -> BatchLine:
         nonlocal running, most
         running += 1
         most = max(most, running)
         await asyncio.sleep(0.001)
         running -= 1
-        return answer(entry)
+        return answer(item)
 
     under = Under(tmp_path, 500, ask, at_once=7)
     under.run()
@@ -102,16 +102,16 @@ def test_in_order_lines_wait_and_so_does_who_is_far_in_front(tmp_path) -> None:
     begun: list[int] = []
     first = asyncio.Event()
 
-    async def ask(entry: Entry) -> BatchLine:
-        begun.append(entry.number)
-        if entry.number == 1:
+    async def ask(item: BatchItem) -> BatchLine:
+        begun.append(item.number)
+        if item.number == 1:
             await first.wait()
-        elif entry.number == 32:  # 8 times 4: nobody begins beyond
+        elif item.number == 32:  # 8 times 4: nobody begins beyond
             asyncio.get_running_loop().call_later(0.01, first.set)
         await asyncio.sleep(0)
         if not first.is_set():
             assert max(begun) <= 32
-        return answer(entry)
+        return answer(item)
 
     under = Under(tmp_path, 200, ask, in_order=True)
     under.run()
@@ -119,10 +119,10 @@ def test_in_order_lines_wait_and_so_does_who_is_far_in_front(tmp_path) -> None:
 
 
 def test_an_error_ends_the_run_and_what_is_written_stays(tmp_path) -> None:
-    async def ask(entry: Entry) -> BatchLine:
-        if entry.number == 10:
+    async def ask(item: BatchItem) -> BatchLine:
+        if item.number == 10:
             raise UnservedError("gone", hint="wait")
-        return answer(entry)
+        return answer(item)
 
     under = Under(tmp_path, 100, ask, at_once=1)
     with pytest.raises(UnservedError):
@@ -133,11 +133,11 @@ def test_an_error_ends_the_run_and_what_is_written_stays(tmp_path) -> None:
 
 def test_a_name_that_came_before_is_the_second_items_failure() -> None:
     items = [
-        Entry(number=1, digest=1, custom_id="a"),
-        Entry(number=2, digest=2, custom_id="b"),
-        Entry(number=3, digest=3, custom_id="a"),
-        Entry(number=4, digest=4),
-        Entry(number=5, digest=5),
+        BatchItem(number=1, digest=1, custom_id="a"),
+        BatchItem(number=2, digest=2, custom_id="b"),
+        BatchItem(number=3, digest=3, custom_id="a"),
+        BatchItem(number=4, digest=4),
+        BatchItem(number=5, digest=5),
     ]
     survey = Survey([1, 2, 3, 4, 5])
     survey.mark(1)
@@ -150,6 +150,6 @@ def test_a_name_that_came_before_is_the_second_items_failure() -> None:
 
 def test_an_input_that_changes_meanwhile_is_noticed() -> None:
     survey = Survey([1, 2])
-    for entry in (Entry(number=2, digest=3), Entry(number=3, digest=1)):
-        with pytest.raises(UsageError, match=f"while it was read, at item {entry.number}"):
-            list(pending(iter([entry]), survey))
+    for item in (BatchItem(number=2, digest=3), BatchItem(number=3, digest=1)):
+        with pytest.raises(UsageError, match=f"while it was read, at item {item.number}"):
+            list(pending(iter([item]), survey))

@@ -15,7 +15,7 @@ def test_images_by_name_and_folder_by_folder(tmp_path) -> None:
         path.write_bytes(b"")
     (tmp_path / "loop").symlink_to(tmp_path)
     source = FolderSource(tmp_path, "{stem}: what is {path}, {name}?", None)
-    found = list(source.entries())
+    found = list(source.items())
     assert [one.custom_id for one in found] == ["a/1.webp", "a/2.jpeg", "b.PNG", "z.gif"]
     assert [one.number for one in found] == [1, 2, 3, 4]
     assert list(source.digests()) == [one.digest for one in found]
@@ -30,9 +30,9 @@ def test_a_name_that_is_no_utf8_has_one_that_is(tmp_path) -> None:
         (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"")
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
-    (entry,) = FolderSource(tmp_path, "{name}", None).entries()
-    assert entry.custom_id == "\\xff.png"
-    assert os.path.exists(entry.body["messages"][0]["content"][0]["image_url"]["url"])
+    (item,) = FolderSource(tmp_path, "{name}", None).items()
+    assert item.custom_id == "\\xff.png"
+    assert os.path.exists(item.body["messages"][0]["content"][0]["image_url"]["url"])
 
 
 def test_no_prompt_and_no_image_are_said(tmp_path) -> None:

@@ -6,8 +6,8 @@ import os
 import pytest
 
 from turbofit.batch import images
-from turbofit.batch.entry import ItemError
 from turbofit.batch.images import ImageLimits, inlined
+from turbofit.batch.item import ItemError
 from turbofit.core.images import TileRule
 from turbofit.launch.engine.image import flat_png
 from turbofit.model.source import resolve_model

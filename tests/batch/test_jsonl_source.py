@@ -9,10 +9,10 @@ from turbofit.batch import jsonl_source
 from turbofit.batch.jsonl_source import JsonlSource
 
 
-def entries(path, text: str | bytes):
+def items(path, text: str | bytes):
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     source = JsonlSource(path, None)
-    found = list(source.entries())
+    found = list(source.items())
     digests = {number: one for number, one in enumerate(source.digests(), 1) if one}
     assert digests == {one.number: one.digest for one in found}
     return found
@@ -20,7 +20,7 @@ def entries(path, text: str | bytes):
 
 def test_lines_are_items_by_their_numbers(tmp_path) -> None:
     text = "\ufeff" + json.dumps(request("a", "x")) + "\r\n\n  \n" + json.dumps(request("b", "y"))
-    found = entries(tmp_path / "in.jsonl", text)
+    found = items(tmp_path / "in.jsonl", text)
     assert [(one.number, one.custom_id, one.fault) for one in found] == [
         (1, "a", None),
         (4, "b", None),
@@ -45,7 +45,7 @@ def test_lines_are_items_by_their_numbers(tmp_path) -> None:
 )
 def test_a_broken_line_is_its_items_failure(line, name, code, tmp_path) -> None:
     good = json.dumps(request("good", "x"))
-    found = entries(tmp_path / "in.jsonl", f"{good}\n{line}\n".encode("latin-1") + good.encode())
+    found = items(tmp_path / "in.jsonl", f"{good}\n{line}\n".encode("latin-1") + good.encode())
     assert [one.fault is None for one in found] == [True, False, True]
     assert (found[1].custom_id, found[1].fault.code) == (name, code)
     assert "\n" not in found[1].fault.message
@@ -54,12 +54,12 @@ def test_a_broken_line_is_its_items_failure(line, name, code, tmp_path) -> None:
 def test_a_line_that_is_too_long_does_not_end_up_in_memory(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(jsonl_source, "LONGEST_LINE", 400)
     good = json.dumps(request("good", "x"))
-    found = entries(tmp_path / "in.jsonl", good + "\n" + "x" * (3 << 20) + "\n" + good)
+    found = items(tmp_path / "in.jsonl", good + "\n" + "x" * (3 << 20) + "\n" + good)
     assert [(one.number, one.fault is None) for one in found] == [(1, True), (2, False), (3, True)]
     assert "more than 400 bytes" in found[1].fault.message
 
 
 def test_a_changed_line_has_another_digest(tmp_path) -> None:
     path = tmp_path / "in.jsonl"
-    first = entries(path, json.dumps(request("a", "x")))[0].digest
-    assert entries(path, json.dumps(request("a", "y")))[0].digest != first
+    first = items(path, json.dumps(request("a", "x")))[0].digest
+    assert items(path, json.dumps(request("a", "y")))[0].digest != first

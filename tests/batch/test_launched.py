@@ -11,9 +11,9 @@ import pytest
 from bench.common.processes import Child
 from tests.batch.standin import lines
 from tests.waiting import until
+from turbofit.batch.batch_spec import BatchSpec
 from turbofit.batch.folder_source import FolderSource
 from turbofit.batch.launched import server_plan
-from turbofit.batch.spec import BatchSpec
 from turbofit.core.errors import UsageError
 from turbofit.launch.engine.image import flat_png
 from turbofit.model.source import resolve_model

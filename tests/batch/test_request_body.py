@@ -5,9 +5,9 @@ import json
 import msgspec
 import pytest
 
-from turbofit.batch.entry import Entry, ItemError
 from turbofit.batch.folder_source import chat_body
 from turbofit.batch.images import ImageLimits
+from turbofit.batch.item import BatchItem, ItemError
 from turbofit.batch.request_body import BodyWriter
 from turbofit.launch.engine.image import flat_png
 
@@ -18,14 +18,14 @@ def writer(*, replace: bool = False, base: object = "", max_tokens: int | None =
     )
 
 
-def entry(body) -> Entry:
+def item(body) -> BatchItem:
     raw = body if isinstance(body, dict) else msgspec.Raw(body)
-    return Entry(number=1, digest=1, body=raw)
+    return BatchItem(number=1, digest=1, body=raw)
 
 
 def test_what_needs_no_change_is_sent_as_it_stands() -> None:
     raw = b'{ "model": "mine", "x": 1e2 }'
-    assert writer().body(entry(raw)) == raw
+    assert writer().body(item(raw)) == raw
 
 
 @pytest.mark.parametrize(
@@ -43,12 +43,12 @@ def test_what_needs_no_change_is_sent_as_it_stands() -> None:
     ],
 )
 def test_model_and_answer_length_are_filled_in(raw, options, sent) -> None:
-    assert json.loads(writer(**options).body(entry(raw))) == sent
+    assert json.loads(writer(**options).body(item(raw))) == sent
 
 
 def test_an_entry_stays_small_when_its_images_are_read(tmp_path) -> None:
     (tmp_path / "a.png").write_bytes(flat_png(64, 64))
-    one = entry(chat_body("?", ["a.png"]))
+    one = item(chat_body("?", ["a.png"]))
     sent = json.loads(writer(base=tmp_path).body(one))
     assert sent["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png")
     assert one.body == chat_body("?", ["a.png"])
@@ -57,11 +57,11 @@ def test_an_entry_stays_small_when_its_images_are_read(tmp_path) -> None:
 def test_images_of_a_jsonl_line_are_read_too(tmp_path) -> None:
     raw = msgspec.json.encode(chat_body("?", ["none.png"]))
     with pytest.raises(ItemError, match="is not there"):
-        writer(base=tmp_path).body(entry(raw))
+        writer(base=tmp_path).body(item(raw))
 
 
 def test_what_cannot_be_sent_is_the_items_failure() -> None:
     with pytest.raises(ItemError, match="no streams"):
-        writer().body(entry(b'{"stream": true}'))
+        writer().body(item(b'{"stream": true}'))
     with pytest.raises(ItemError, match="cannot be sent"):
-        writer().body(entry(chat_body("\udcff", [])))
+        writer().body(item(chat_body("\udcff", [])))

@@ -9,8 +9,8 @@ import pytest
 from bench.common.processes import free_port
 from tests.batch.standin import StandIn, request
 from turbofit.batch import sender as sending
-from turbofit.batch.entry import BatchLine, Entry, ItemError
 from turbofit.batch.images import ImageLimits
+from turbofit.batch.item import BatchItem, BatchLine, ItemError
 from turbofit.batch.request_body import BodyWriter
 from turbofit.batch.sender import Sender
 from turbofit.core.errors import UnservedError, UsageError
@@ -26,12 +26,12 @@ def _no_pauses(monkeypatch) -> None:
 
 def line(url: str, text: str, **options: Any) -> BatchLine:
     raw = msgspec.json.encode(request("a", text)["body"])
-    entry = Entry(number=7, digest=1, custom_id="a", body=msgspec.Raw(raw))
+    item = BatchItem(number=7, digest=1, custom_id="a", body=msgspec.Raw(raw))
 
     async def ask() -> BatchLine:
         given = {"timeout": 60.0, "patience": 60.0, "key": None, **options}
         async with Sender(url, given.pop("key"), **given) as sender:
-            found = await sender.line(entry, WRITER)
+            found = await sender.line(item, WRITER)
             lowered.append(sender.lowered)
             return found
 
@@ -110,7 +110,7 @@ def test_an_item_that_cannot_be_sent_is_not_sent() -> None:
     async def ask() -> BatchLine:
         async with Sender("http://127.0.0.1:9", None, timeout=1, patience=1) as sender:
             fault = ItemError("image_missing", "a.png is not there")
-            return await sender.line(Entry(number=1, digest=1, fault=fault), WRITER)
+            return await sender.line(BatchItem(number=1, digest=1, fault=fault), WRITER)
 
     found = asyncio.run(ask())
     assert found.response is None

@@ -18,14 +18,14 @@ def table(tmp_path: Path, text: str | bytes, **given):
     return csv_source(path, options["prompt"], options["images"], options["max_tokens"])
 
 
-def content(entry):
-    return entry.body["messages"][0]["content"]
+def content(item):
+    return item.body["messages"][0]["content"]
 
 
 def test_rows_are_items(tmp_path) -> None:
     text = '\ufeffcustom_id,image,prompt,n\na,x.png,"What, now?",1\n,,text only,2\n'
     source = table(tmp_path, text)
-    first, second = source.entries()
+    first, second = source.items()
     assert (first.custom_id, second.custom_id) == ("a", "row-2")
     assert content(first)[0]["image_url"]["url"] == "x.png"
     assert content(first)[1]["text"] == "What, now?"
@@ -38,8 +38,8 @@ def test_a_prompt_takes_columns_and_images_have_theirs(tmp_path) -> None:
     source = table(
         tmp_path, "q,a,b\nwhy,1.png,2.png\n", prompt="{q}?", images=("b", "a"), max_tokens=7
     )
-    (entry,) = source.entries()
-    assert [one.get("text") or one["image_url"]["url"] for one in content(entry)] == [
+    (item,) = source.items()
+    assert [one.get("text") or one["image_url"]["url"] for one in content(item)] == [
         "2.png",
         "1.png",
         "why?",
@@ -49,7 +49,7 @@ def test_a_prompt_takes_columns_and_images_have_theirs(tmp_path) -> None:
 
 def test_broken_rows_are_their_failures(tmp_path) -> None:
     text = b"prompt,x\none,1\ntwo\nthree,\xff\nfour,4,5\n\nfive,5\n"
-    found = list(table(tmp_path, text, prompt="{prompt} {x}").entries())
+    found = list(table(tmp_path, text, prompt="{prompt} {x}").items())
     assert [one.fault is None for one in found] == [True, False, False, False, True]
     assert [one.number for one in found] == [1, 2, 3, 4, 5]
     assert "has 1 cells, the first 2" in found[1].fault.message
@@ -57,10 +57,10 @@ def test_broken_rows_are_their_failures(tmp_path) -> None:
 
 
 def test_what_csv_cannot_read_is_one_rows_failure(tmp_path, monkeypatch) -> None:
-    found = list(table(tmp_path, "prompt\na\n" + "x" * 200000 + "\nb\n").entries())
+    found = list(table(tmp_path, "prompt\na\n" + "x" * 200000 + "\nb\n").items())
     assert all(one.fault is None for one in found), "a long cell is one"
     monkeypatch.setattr(table_source, "_LARGEST_CELL", 1000)
-    found = list(table(tmp_path, "prompt\na\n" + "x" * 200000 + "\nb\n").entries())
+    found = list(table(tmp_path, "prompt\na\n" + "x" * 200000 + "\nb\n").items())
     assert [one.fault is None for one in found] == [True, False, True]
     assert "is no CSV" in found[1].fault.message
 
@@ -110,7 +110,7 @@ def test_rows_of_a_parquet_file_with_images_in_them(tmp_path, monkeypatch) -> No
     arrow.ArrowException, parquet.ParquetFile = ValueError, File
     monkeypatch.setitem(sys.modules, "pyarrow", arrow)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
-    found = list(parquet_source(tmp_path / "x.parquet", None, (), None).entries())
+    found = list(parquet_source(tmp_path / "x.parquet", None, (), None).items())
     urls = [content(one)[0]["image_url"]["url"] for one in found[:3]]
     assert urls == ["data:image/unknown;base64,UE5H", "p.png", "data:image/unknown;base64,SlBH"]
     assert content(found[3]) == ""

@@ -6,7 +6,7 @@ import json
 from tests.batch.standin import request
 from turbofit.batch.folder_source import FolderSource
 from turbofit.batch.jsonl_source import JsonlSource
-from turbofit.batch.workload import Workload, workload_of
+from turbofit.batch.workload import BatchWorkload, workload_of
 from turbofit.launch.engine.image import flat_png
 from turbofit.model.source import resolve_model
 
@@ -45,7 +45,7 @@ def test_a_text_counts_by_its_bytes_and_an_image_in_it_by_its_tokens(tmp_path) -
 
 def test_an_answer_without_a_bound_leaves_the_context_to_the_plan(tmp_path) -> None:
     rows = request("a", "x"), request("b", "y", max_tokens=5)
-    assert jsonl(tmp_path, *rows) == Workload(unbounded=1)
+    assert jsonl(tmp_path, *rows) == BatchWorkload(unbounded=1)
     assert jsonl(tmp_path, *rows, max_tokens=50).unbounded == 0
 
 
@@ -55,11 +55,11 @@ def test_no_context_is_longer_than_the_models(tmp_path) -> None:
 
 
 def test_what_a_person_gave_stays() -> None:
-    found = Workload(images=2, image_size=(640, 480), context=4096)
+    found = BatchWorkload(images=2, image_size=(640, 480), context=4096)
     assert found.keywords({}, shrink=False) == {
         "images": 2,
         "image_size": (640, 480),
         "context": 4096,
     }
     assert found.keywords({"images": 1, "session_len": 8192}, shrink=True) == {}
-    assert Workload().keywords({}, shrink=False) == {"images": 0}
+    assert BatchWorkload().keywords({}, shrink=False) == {"images": 0}

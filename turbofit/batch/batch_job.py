@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
 
+from turbofit.batch.batch_input import open_input
 from turbofit.batch.batch_run import BatchRun, pending
 from turbofit.batch.images import ImageLimits
 from turbofit.batch.launched import limits_and_places, server_plan
@@ -14,7 +15,6 @@ from turbofit.batch.progress import BatchProgress, BatchResult
 from turbofit.batch.request_body import BodyWriter
 from turbofit.batch.sender import Sender
 from turbofit.batch.server_process import ServerProcess
-from turbofit.batch.source import open_source
 from turbofit.batch.survey import Survey
 from turbofit.batch.together import run_together
 from turbofit.core.errors import UsageError
@@ -24,9 +24,9 @@ from turbofit.gateway.http.sockets import open_files
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from turbofit.batch.entry import BatchLine
-    from turbofit.batch.source import Source
-    from turbofit.batch.spec import BatchSpec
+    from turbofit.batch.batch_input import BatchInput
+    from turbofit.batch.batch_spec import BatchSpec
+    from turbofit.batch.item import BatchLine
     from turbofit.batch.target import BatchTarget
 
 __all__ = ["BatchJob", "BatchListener"]
@@ -79,7 +79,7 @@ class BatchJob:
         spec.check(url=target.url)
         self._spec, self._target = spec, target
         self._listener = listener or BatchListener()
-        self._source: Source = open_source(self._input, spec)
+        self._source: BatchInput = open_input(self._input, spec)
         if self._output.exists() and self._output.samefile(self._input):
             raise UsageError("input and output are one file", hint="name another output")
         self._task: asyncio.Task[None] | None = None
@@ -146,8 +146,8 @@ class BatchJob:
             base=self._source.base, limits=limits, max_tokens=self._source.max_tokens,
         )  # fmt: skip
         run = BatchRun(
-            pending(self._source.entries(), survey), output, self._progress,
-            lambda entry: sender.line(entry, writer), at_once=min(at_once, self._progress.left),
+            pending(self._source.items(), survey), output, self._progress,
+            lambda item: sender.line(item, writer), at_once=min(at_once, self._progress.left),
             in_order=self._spec.in_order, taken=self._listener.taken,
         )  # fmt: skip
         beside = [self._ticks()]

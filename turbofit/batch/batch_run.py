@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from turbofit.batch.entry import ItemError, encoded
+from turbofit.batch.item import ItemError, encoded
 from turbofit.batch.seen_names import SeenNames
 from turbofit.batch.together import run_together
 from turbofit.core.errors import UsageError
@@ -21,7 +21,7 @@ from turbofit.core.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from turbofit.batch.entry import BatchLine, Entry
+    from turbofit.batch.item import BatchItem, BatchLine
     from turbofit.batch.output_file import OutputFile
     from turbofit.batch.progress import BatchProgress
     from turbofit.batch.survey import Survey
@@ -36,33 +36,33 @@ _AHEAD: Final = 8
 _SYNC_SECONDS: Final = 1.0
 
 
-def pending(entries: Iterator[Entry], survey: Survey) -> Iterator[Entry | None]:
+def pending(items: Iterator[BatchItem], survey: Survey) -> Iterator[BatchItem | None]:
     """Items that have no line yet; None for each that has one.
 
     Raises:
         UsageError: the input is not what it was when it was read first.
     """
     seen = SeenNames()
-    for entry in entries:
-        if not survey.holds(entry.number, entry.digest):
+    for item in items:
+        if not survey.holds(item.number, item.digest):
             raise UsageError(
-                f"the input has changed while it was read, at item {entry.number}",
+                f"the input has changed while it was read, at item {item.number}",
                 hint="give the same command again once nobody writes it",
             )
-        fault = entry.fault
-        if entry.custom_id is not None and not seen.add(entry.custom_id) and fault is None:
+        fault = item.fault
+        if item.custom_id is not None and not seen.add(item.custom_id) and fault is None:
             fault = ItemError("duplicate_custom_id", "an item before this one has the same name")
-        if survey.done(entry.number):
+        if survey.done(item.number):
             yield None
         else:
-            yield entry if fault is entry.fault else replace(entry, fault=fault)
+            yield item if fault is item.fault else replace(item, fault=fault)
 
 
 class BatchRun:
     """One run.
 
     Args:
-        entries: what `pending` gives.
+        items: what `pending` gives.
         output: where lines go.
         progress: what is counted.
         ask: the line of an item; what it raises ends the run.
@@ -73,18 +73,18 @@ class BatchRun:
 
     def __init__(  # noqa: PLR0913 - a constructor
         self,
-        entries: Iterator[Entry | None],
+        items: Iterator[BatchItem | None],
         output: OutputFile,
         progress: BatchProgress,
-        ask: Callable[[Entry], Awaitable[BatchLine]],
+        ask: Callable[[BatchItem], Awaitable[BatchLine]],
         *,
         at_once: int,
         in_order: bool = False,
         taken: Callable[[BatchLine], Awaitable[None]] | None = None,
     ) -> None:
-        self._entries, self._output, self._progress = entries, output, progress
+        self._items, self._output, self._progress = items, output, progress
         self._ask, self._at_once, self._taken = ask, at_once, taken
-        self._ready: deque[Entry] = deque()
+        self._ready: deque[BatchItem] = deque()
         self._reading = asyncio.Lock()
         self._begun = self._written = 0
         self._order: dict[int, BatchLine] | None = {} if in_order else None
@@ -104,10 +104,10 @@ class BatchRun:
 
     async def _worker(self) -> None:
         while (taken := await self._next()) is not None:
-            place, entry = taken
-            await self._finish(place, await self._ask(entry))
+            place, item = taken
+            await self._finish(place, await self._ask(item))
 
-    async def _next(self) -> tuple[int, Entry] | None:
+    async def _next(self) -> tuple[int, BatchItem] | None:
         """The next item and its place in this run; None where there is none."""
         async with self._reading:
             if self._order is not None:
@@ -122,12 +122,12 @@ class BatchRun:
             self._begun += 1
             return self._begun, self._ready.popleft()
 
-    def _read(self) -> list[Entry] | None:
+    def _read(self) -> list[BatchItem] | None:
         """Some more items, perhaps none; None at the end of the input."""
-        found: list[Entry] = []
-        for skipped, entry in enumerate(self._entries):
-            if entry is not None:
-                found.append(entry)
+        found: list[BatchItem] = []
+        for skipped, item in enumerate(self._items):
+            if item is not None:
+                found.append(item)
             if len(found) == _READ or skipped == _SKIPPED:
                 return found
         return found or None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from turbofit.batch.entry import Entry, digest_of
-from turbofit.batch.spec import ANSWER_TOKENS
+from turbofit.batch.batch_spec import ANSWER_TOKENS
+from turbofit.batch.item import BatchItem, digest_of
 from turbofit.batch.template import PromptTemplate
 from turbofit.core.errors import UsageError
 
@@ -57,18 +57,18 @@ class FolderSource:
                 f"{path} holds no image ({', '.join(_IMAGES)})", hint="name another folder"
             )
 
-    def entries(self) -> Iterator[Entry]:
-        """See `Source`."""
+    def items(self) -> Iterator[BatchItem]:
+        """See `BatchInput`."""
         for number, (name, path) in enumerate(_images(self._folder, ""), 1):
             custom_id = _text(name)
             prompt = self._prompt(custom_id)
-            yield Entry(
+            yield BatchItem(
                 number=number, digest=_digest(custom_id, prompt), custom_id=custom_id,
                 body=chat_body(prompt, [path]),
             )  # fmt: skip
 
     def digests(self) -> Iterator[int]:
-        """See `Source`."""
+        """See `BatchInput`."""
         for name, _ in _images(self._folder, ""):
             custom_id = _text(name)
             yield _digest(custom_id, self._prompt(custom_id))

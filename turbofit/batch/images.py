@@ -7,7 +7,7 @@ import stat
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
-from turbofit.batch.entry import ItemError
+from turbofit.batch.item import ItemError
 from turbofit.core.errors import UsageError
 from turbofit.core.images import AnyImageRule
 from turbofit.core.struct import Struct

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from turbofit.batch.batch_job import BatchJob, BatchListener
-from turbofit.batch.entry import BatchLine
-from turbofit.batch.spec import BatchSpec
+from turbofit.batch.batch_spec import BatchSpec
+from turbofit.batch.item import BatchLine
 from turbofit.batch.target import BatchTarget, target_of
 from turbofit.core.log import LazyLogger
 from turbofit.planning.request import PlanRequest

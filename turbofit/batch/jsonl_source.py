@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from turbofit.batch.entry import CHAT, Entry, ItemError, digest_of
+from turbofit.batch.item import CHAT, BatchItem, ItemError, digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,14 +44,14 @@ class JsonlSource:
         self._path = path
         self.base, self.max_tokens = str(path.parent), max_tokens
 
-    def entries(self) -> Iterator[Entry]:
-        """See `Source`."""
+    def items(self) -> Iterator[BatchItem]:
+        """See `BatchInput`."""
         for number, raw in enumerate(self._lines(), 1):
             if raw:
-                yield _entry(number, raw)
+                yield _item(number, raw)
 
     def digests(self) -> Iterator[int]:
-        """See `Source`."""
+        """See `BatchInput`."""
         for raw in self._lines():
             yield digest_of(raw) if raw else 0
 
@@ -68,17 +68,17 @@ class JsonlSource:
                 yield raw.strip()
 
 
-def _entry(number: int, raw: bytes) -> Entry:
+def _item(number: int, raw: bytes) -> BatchItem:
     digest = digest_of(raw)
     if len(raw) > LONGEST_LINE:
         fault = ItemError("bad_line", f"the line has more than {LONGEST_LINE} bytes")
-        return Entry(number=number, digest=digest, fault=fault)
+        return BatchItem(number=number, digest=digest, fault=fault)
     try:
         line = msgspec.json.decode(raw, type=_Line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         fault = ItemError("bad_line", f"line {number} is no request of a batch: {exc}")
-        return Entry(number=number, digest=digest, custom_id=_name(raw), fault=fault)
-    return Entry(
+        return BatchItem(number=number, digest=digest, custom_id=_name(raw), fault=fault)
+    return BatchItem(
         number=number, digest=digest, custom_id=line.custom_id, url=line.url, body=line.body,
         fault=_fault(line),
     )  # fmt: skip

@@ -14,9 +14,9 @@ from turbofit.planning.resolve import model_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turbofit.batch.source import Source
-    from turbofit.batch.spec import BatchSpec
-    from turbofit.batch.workload import Workload
+    from turbofit.batch.batch_input import BatchInput
+    from turbofit.batch.batch_spec import BatchSpec
+    from turbofit.batch.workload import BatchWorkload
     from turbofit.planning.request import PlanRequest
 
 __all__ = ["ServerPlan", "limits_and_places", "server_plan"]
@@ -30,12 +30,12 @@ class ServerPlan(NamedTuple):
     """A request that promises what the items need, and the options of ``turbofit serve`` for it."""
 
     request: PlanRequest
-    workload: Workload
+    workload: BatchWorkload
     options: tuple[str, ...]
 
 
 def server_plan(
-    source: Source, spec: BatchSpec, request: PlanRequest, tick: Callable[[int], None]
+    source: BatchInput, spec: BatchSpec, request: PlanRequest, tick: Callable[[int], None]
 ) -> ServerPlan:
     """Read all items; what a person has given of the plan stays.
 

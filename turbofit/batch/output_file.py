@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from turbofit.batch.entry import place_of
+from turbofit.batch.item import place_of
 from turbofit.core.errors import UsageError
 from turbofit.core.files import sync_folder
 

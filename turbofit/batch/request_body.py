@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from turbofit.batch.entry import ItemError
 from turbofit.batch.images import ImageLimits, inlined
+from turbofit.batch.item import ItemError
 
 if TYPE_CHECKING:
-    from turbofit.batch.entry import Entry
+    from turbofit.batch.item import BatchItem
     from turbofit.core.json_types import JsonObject
 
 __all__ = ["BodyWriter"]
@@ -43,21 +43,21 @@ class BodyWriter:
         self._model, self._replace, self._base = model, replace, base
         self._limits, self._max_tokens = limits, max_tokens
 
-    def body(self, entry: Entry) -> bytes:
+    def body(self, item: BatchItem) -> bytes:
         """The body of an item. It may read files.
 
         Raises:
             ItemError: the item cannot be sent.
         """
         try:
-            raw = entry.body
+            raw = item.body
             if isinstance(raw, msgspec.Raw):
                 changes = self._changes(msgspec.json.decode(raw, type=_Peek))
                 if not changes and b'"image_url"' not in bytes(raw):
                     return bytes(raw)
                 body: JsonObject = msgspec.json.decode(raw)
             else:
-                body = deepcopy(raw)  # images are replaced in it: the entry stays small
+                body = deepcopy(raw)  # images are replaced in it: the item stays small
                 changes = self._changes(_Peek())
             inlined(body, self._base, self._limits)
             return msgspec.json.encode({**body, **changes})

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 import msgspec
 
-from turbofit.batch.entry import BatchError, BatchLine, BatchResponse, ItemError, line_id
+from turbofit.batch.item import BatchError, BatchLine, BatchResponse, ItemError, line_id
 from turbofit.core.errors import UnservedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turbofit.batch.entry import Entry
+    from turbofit.batch.item import BatchItem
     from turbofit.batch.request_body import BodyWriter
 
 __all__ = ["Sender"]
@@ -95,7 +95,7 @@ class Sender:
         pauses = _Pauses()
         while True:
             try:
-                status, headers, raw = await self._asked("GET", "/v1/models", None)
+                status, headers, raw = await self._exchange("GET", "/v1/models", None)
             except (aiohttp.InvalidURL, ValueError):
                 raise UsageError(
                     f"{self._url} is no address of a server",
@@ -120,31 +120,31 @@ class Sender:
                 hint="name an OpenAI-compatible server, or its model with --model",
             )
 
-    async def line(self, entry: Entry, writer: BodyWriter) -> BatchLine:
+    async def line(self, item: BatchItem, writer: BodyWriter) -> BatchLine:
         """The line of an item.
 
         Raises:
             UnservedError: the server is away for longer than it is waited for.
             UsageError: the server does not know the key.
         """
-        identity = line_id(entry)
+        identity = line_id(item)
         try:
-            if entry.fault is not None:
-                raise entry.fault
-            body = await asyncio.to_thread(writer.body, entry) if _reads(entry) else (
-                writer.body(entry)
+            if item.fault is not None:
+                raise item.fault
+            body = await asyncio.to_thread(writer.body, item) if _reads(item) else (
+                writer.body(item)
             )  # fmt: skip
-            response, error = await self._answer(entry.url, body)
+            response, error = await self._answer(item.url, body)
         except ItemError as exc:
             response, error = None, BatchError(code=exc.code, message=exc.message)
-        return BatchLine(id=identity, custom_id=entry.custom_id, response=response, error=error)
+        return BatchLine(id=identity, custom_id=item.custom_id, response=response, error=error)
 
     async def _answer(self, path: str, body: bytes) -> tuple[BatchResponse, BatchError | None]:
         pauses, breaks, errors = _Pauses(), 0, 0
         while True:
             headers: Any = None
             try:
-                status, headers, raw = await self._asked("POST", path, body)
+                status, headers, raw = await self._exchange("POST", path, body)
             except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as exc:
                 why = _kind(exc)
                 if why == "no answer in time":
@@ -169,7 +169,7 @@ class Sender:
             self.lowered += error is None and "x-turbofit-limited" in headers
             return found, error
 
-    async def _asked(self, method: str, path: str, body: bytes | None) -> tuple[int, Any, bytes]:
+    async def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, Any, bytes]:
         headers = {"Content-Type": "application/json"} if body is not None else {}
         async with self._session.request(
             method, self._url + path, data=body, headers=headers, allow_redirects=False
@@ -229,9 +229,9 @@ class _Pauses:
         return pause * random.uniform(0.5, 1.0)
 
 
-def _reads(entry: Entry) -> bool:
+def _reads(item: BatchItem) -> bool:
     """Whether its body may be made from files, or takes long."""
-    raw = entry.body
+    raw = item.body
     return not isinstance(raw, msgspec.Raw) or b'"image_url"' in bytes(raw)
 
 

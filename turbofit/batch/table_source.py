@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from turbofit.batch.entry import Entry, ItemError, digest_of
+from turbofit.batch.batch_spec import ANSWER_TOKENS, IMAGE_COLUMN
 from turbofit.batch.folder_source import chat_body
-from turbofit.batch.spec import ANSWER_TOKENS, IMAGE_COLUMN
+from turbofit.batch.item import BatchItem, ItemError, digest_of
 from turbofit.batch.template import PromptTemplate
 from turbofit.core.errors import PackageError, UsageError
 
@@ -75,20 +75,20 @@ class TableSource:
             )
         self._template = PromptTemplate(_PROMPT if prompt is None else prompt, columns)
 
-    def entries(self) -> Iterator[Entry]:
-        """See `Source`."""
+    def items(self) -> Iterator[BatchItem]:
+        """See `BatchInput`."""
         for number, row in enumerate(self._rows(), 1):
-            yield self._entry(number, row)
+            yield self._item(number, row)
 
     def digests(self) -> Iterator[int]:
-        """See `Source`."""
-        for entry in self.entries():
-            yield entry.digest
+        """See `BatchInput`."""
+        for item in self.items():
+            yield item.digest
 
-    def _entry(self, number: int, row: Row) -> Entry:
+    def _item(self, number: int, row: Row) -> BatchItem:
         custom_id = f"row-{number}"
         if isinstance(row, ItemError):
-            return Entry(
+            return BatchItem(
                 number=number,
                 digest=digest_of(row.message.encode()),
                 custom_id=custom_id,
@@ -104,8 +104,8 @@ class TableSource:
         except UnicodeEncodeError:
             fault = ItemError("bad_line", f"row {number} is not in UTF-8")
             digest = digest_of(repr(row).encode(errors="surrogateescape"))
-            return Entry(number=number, digest=digest, custom_id=f"row-{number}", fault=fault)
-        return Entry(number=number, digest=digest, custom_id=custom_id, body=body)
+            return BatchItem(number=number, digest=digest, custom_id=f"row-{number}", fault=fault)
+        return BatchItem(number=number, digest=digest, custom_id=custom_id, body=body)
 
 
 def _text(value: Any) -> str:

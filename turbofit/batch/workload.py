@@ -24,13 +24,13 @@ from turbofit.gateway.media.pictures import LARGEST_PIXELS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turbofit.batch.entry import Entry
-    from turbofit.batch.source import Source
+    from turbofit.batch.batch_input import BatchInput
+    from turbofit.batch.item import BatchItem
     from turbofit.core.images import AnyImageRule
     from turbofit.core.json_types import JsonObject, Options
     from turbofit.core.model import Model
 
-__all__ = ["Workload", "workload_of"]
+__all__ = ["BatchWorkload", "workload_of"]
 
 #: Characters of base64 that hold any usual header; of a longer one all are looked at.
 _HEADER: Final = 1 << 16
@@ -39,7 +39,7 @@ _KINDS: Final = {"/v1/chat/completions": "chat", "/v1/completions": "completions
 _DATA: Final = re.compile(rb'"data:[^"]{0,80};base64,[^"]*"')
 
 
-class Workload(Struct):
+class BatchWorkload(Struct):
     """The worst of an input. ``context`` is None where an item does not bound its answer."""
 
     images: int = 0
@@ -59,8 +59,8 @@ class Workload(Struct):
 
 
 def workload_of(
-    source: Source, model: Model, tick: Callable[[int], None] = lambda _: None
-) -> Workload:
+    source: BatchInput, model: Model, tick: Callable[[int], None] = lambda _: None
+) -> BatchWorkload:
     """Read all items and look at their images.
 
     Args:
@@ -69,14 +69,14 @@ def workload_of(
         tick: called now and then, with the number of the item; what it raises ends the reading.
     """
     most = _Most(source, model.image_rule)
-    for entry in source.entries():
-        if entry.fault is None:
-            most.look(entry)
-        if entry.number % _STEP == 0:
-            tick(entry.number)
+    for item in source.items():
+        if item.fault is None:
+            most.look(item)
+        if item.number % _STEP == 0:
+            tick(item.number)
     longest = model.text.max_position_embeddings
     context = min(most.context, longest) if most.context and not most.unbounded else None
-    return Workload(
+    return BatchWorkload(
         images=most.images, image_size=most.size, context=context, unbounded=most.unbounded
     )
 
@@ -84,15 +84,15 @@ def workload_of(
 class _Most:
     """The most of each that was seen."""
 
-    def __init__(self, source: Source, rule: AnyImageRule | None) -> None:
+    def __init__(self, source: BatchInput, rule: AnyImageRule | None) -> None:
         self._base, self._answer, self._rule = source.base, source.max_tokens, rule
         self.images = self.context = self.unbounded = 0
         self.size: tuple[int, int] | None = None
         self._units = 0
 
-    def look(self, entry: Entry) -> None:
+    def look(self, item: BatchItem) -> None:
         """One item; what cannot be read will fail alone, and counts for nothing here."""
-        raw = entry.body
+        raw = item.body
         try:
             text = bytes(raw) if isinstance(raw, msgspec.Raw) else msgspec.json.encode(raw)
             body: JsonObject = msgspec.json.decode(text)
@@ -104,7 +104,7 @@ class _Most:
         if self._answer and not {"max_tokens", "max_completion_tokens"} & body.keys():
             body["max_tokens"] = self._answer
         text = _DATA.sub(b'""', text)
-        whole = most_tokens(_KINDS.get(entry.url, ""), body, text, len(text), tokens)
+        whole = most_tokens(_KINDS.get(item.url, ""), body, text, len(text), tokens)
         if whole == UNSTATED:
             self.unbounded += 1
         else:

@@ -27,7 +27,7 @@ _LAUNCH: Final = ("pretend", "no_rehearse")
 
 
 def _batch_options() -> list[Option]:
-    from turbofit.batch.spec import BatchSpec
+    from turbofit.batch.batch_spec import BatchSpec
 
     groups = {
         "items": ("prompt", "prompt_file", "image_column", "max_tokens", "shrink"),
@@ -81,7 +81,7 @@ def batch(
 ) -> int:
     """Send and show; 3 where nothing was answered, 130 where a signal ended it."""
     from turbofit.batch.batch_job import BatchJob
-    from turbofit.batch.spec import BatchSpec
+    from turbofit.batch.batch_spec import BatchSpec
     from turbofit.batch.target import target_of
     from turbofit.planning.request import PlanRequest
 

@@ -18,6 +18,7 @@ NAMES: Final = (
     "bench",
     "tune",
     "which",
+    "batch",
 )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from turbofit.batch.progress import BatchResult
 from turbofit.core.cluster import Cluster, ClusterPlan, ClusterStatus
 from turbofit.core.json_types import Document
 from turbofit.core.plan import Plan
@@ -70,6 +71,7 @@ _DOCUMENTS: Final = {
     "bench": _Document(LoadResult, "A load on a server, and what it measured", "Seconds."),
     "tune": _Document(Tuning, "Settings that were tried, and the best of them", "Seconds."),
     "which": _Document(Which, "Cards that keep a promise, or models that a machine serves", _SIZES),
+    "batch": _Document(BatchResult, "A batch at its end: what `batch --json` prints", "Seconds."),
 }
 _PLAN: Final = "urn:turbofit:plan:1"
 _LEFT_OUT: Final = ("title", "default", "discriminator")

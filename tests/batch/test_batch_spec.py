@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from turbofit.batch.spec import BatchSpec
+from turbofit.batch.batch_spec import BatchSpec
 from turbofit.core.errors import UsageError
 
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from turbofit.batch.entry import (
+from turbofit.batch.item import (
     BatchError,
+    BatchItem,
     BatchLine,
     BatchResponse,
-    Entry,
     ItemError,
     digest_of,
     encoded,
@@ -18,8 +18,8 @@ from turbofit.batch.entry import (
 
 
 def test_an_id_names_the_place_in_the_input() -> None:
-    entry = Entry(number=12, digest=digest_of(b"x"))
-    assert place_of(line_id(entry)) == (12, entry.digest)
+    item = BatchItem(number=12, digest=digest_of(b"x"))
+    assert place_of(line_id(item)) == (12, item.digest)
     for text in ("", "batch_req_1", "batch_req_1-x", "batch_req_-00000000", "chatcmpl-7"):
         assert place_of(text) is None
 

@@ -12,8 +12,16 @@ from turbofit.core.json_types import JsonObject
 from turbofit.core.struct import Struct, doc
 
 __all__ = [
-    "CHAT", "BatchError", "BatchLine", "BatchResponse", "Entry", "ItemError", "digest_of",
-    "encoded", "line_id", "place_of",
+    "CHAT",
+    "BatchError",
+    "BatchItem",
+    "BatchLine",
+    "BatchResponse",
+    "ItemError",
+    "digest_of",
+    "encoded",
+    "line_id",
+    "place_of",
 ]  # fmt: skip
 
 CHAT: Final = "/v1/chat/completions"
@@ -35,7 +43,7 @@ class ItemError(Exception):
         self.message = message.encode(errors="backslashreplace").decode()
 
 
-class Entry(Struct):
+class BatchItem(Struct):
     """One item: ``number`` is its line or its place in the input, from 1 on.
 
     ``digest`` is of what it asks, so that a changed input is noticed. ``body`` is JSON as it stood
@@ -90,9 +98,9 @@ def digest_of(data: bytes) -> int:
     return zlib.crc32(data) or 1
 
 
-def line_id(entry: Entry) -> str:
+def line_id(item: BatchItem) -> str:
     """The ``id`` of an item's line."""
-    return f"batch_req_{entry.number}-{entry.digest:08x}"
+    return f"batch_req_{item.number}-{item.digest:08x}"
 
 
 def place_of(identity: str) -> tuple[int, int] | None:

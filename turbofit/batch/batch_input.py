@@ -10,15 +10,15 @@ from turbofit.core.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from turbofit.batch.entry import Entry
-    from turbofit.batch.spec import BatchSpec
+    from turbofit.batch.batch_spec import BatchSpec
+    from turbofit.batch.item import BatchItem
 
-__all__ = ["Source", "open_source"]
+__all__ = ["BatchInput", "open_input"]
 
 _TABLES: Final = (".csv", ".parquet")
 
 
-class Source(Protocol):
+class BatchInput(Protocol):
     """Items, as often as they are asked for, in the same order."""
 
     #: The folder that relative paths of images begin in.
@@ -26,14 +26,14 @@ class Source(Protocol):
     #: Tokens of an answer, for items that state none.
     max_tokens: int | None
 
-    def entries(self) -> Iterator[Entry]:
+    def items(self) -> Iterator[BatchItem]:
         """All items."""
 
     def digests(self) -> Iterator[int]:
         """The digest of each number, from 1 on; 0 where there is no item."""
 
 
-def open_source(path: Path, spec: BatchSpec) -> Source:
+def open_input(path: Path, spec: BatchSpec) -> BatchInput:
     """The input of this path.
 
     Raises:
