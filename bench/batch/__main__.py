@@ -35,8 +35,8 @@ AT_ONCE = 64
 BAR = 0.02
 KILLS = 20
 #: What a client may have in memory at a million lines more than at ten thousand, in MiB: a table of
-#: names (24 bytes a line at most while it grows), a digest and a bit a line.
-FLAT = 48
+#: names (12 to 24 bytes a line), a digest and a bit a line.
+FLAT = 32
 MIB = 1 << 20
 
 

@@ -11,9 +11,10 @@ from turbofit.core.errors import UsageError
     [
         ({"prompt": "a", "prompt_file": "b"}, "http://x", "--prompt and --prompt-file"),
         ({"patience": 5.0}, None, "--patience is for a server"),
-        ({"shrink": True}, "http://x", "--shrink needs a plan"),
-        ({"pretend": True}, "http://x", "--pretend needs a plan"),
-        ({"no_rehearse": True}, "http://x", "--no-rehearse needs a plan"),
+        ({"shrink": True}, "http://x", "--shrink is for a server that is started"),
+        ({"allowed_media_domains": ("x",)}, "http://x", "--allowed-media-domains is for a server"),
+        ({"pretend": True}, "http://x", "--pretend is for a server that is started"),
+        ({"no_rehearse": True}, "http://x", "--no-rehearse is for a server that is started"),
     ],
 )
 def test_what_does_not_go_together_is_said(given, url, message) -> None:

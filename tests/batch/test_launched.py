@@ -46,11 +46,12 @@ def test_the_options_promise_what_the_items_need(tmp_path) -> None:
 
 def test_a_limit_that_was_given_stays_and_shrinking_promises_no_size(tmp_path) -> None:
     request = PlanRequest.of(model="internvl2-2b", context=8192, max_dynamic_patch=4)
-    words = planned(photos(tmp_path), request, shrink=True, no_rehearse=True).options
+    given = {"shrink": True, "no_rehearse": True, "allowed_media_domains": ("x.org", "*.y.org")}
+    words = planned(photos(tmp_path), request, **given).options
     assert "--image-size" not in words
     assert words[words.index("--context") + 1] == "8192"
     assert words[words.index("--max-dynamic-patch") + 1] == "4"
-    assert words[-1] == "--no-rehearse"
+    assert words[-4:] == ("--allowed-media-domains", "x.org", "*.y.org", "--no-rehearse")
 
 
 def test_a_model_that_another_process_cannot_read_is_said(tmp_path) -> None:

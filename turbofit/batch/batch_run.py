@@ -42,7 +42,7 @@ def pending(items: Iterator[BatchItem], survey: Survey) -> Iterator[BatchItem | 
     Raises:
         UsageError: the input is not what it was when it was read first.
     """
-    seen = SeenNames()
+    seen = SeenNames(survey.total)
     for item in items:
         if not survey.holds(item.number, item.digest):
             raise UsageError(

@@ -51,6 +51,11 @@ class BatchSpec(Validated):
         default=600.0,
         description="with --url: how long a server that does not answer is waited for",
     )
+    allowed_media_domains: tuple[Annotated[str, Metavar("DOMAIN")], ...] = Field(
+        default=(),
+        description="without --url: the server fetches images from these: example.com, "
+        "*.example.com",
+    )
     pretend: bool = Field(
         default=False, description="without --url: on pretend GPUs, where nothing is computed"
     )
@@ -75,10 +80,10 @@ class BatchSpec(Validated):
                     hint="leave --patience out: turbofit's server is waited for",
                 )
             return
-        for name in ("shrink", "pretend", "no_rehearse"):
+        for name in ("shrink", "allowed_media_domains", "pretend", "no_rehearse"):
             if getattr(self, name):
                 option = f"--{name.replace('_', '-')}"
                 raise UsageError(
-                    f"{option} needs a plan, and --url names a server that runs already",
+                    f"{option} is for a server that is started, and --url names one that runs",
                     hint=f"leave {option} out, or give --model instead of --url",
                 )

@@ -24,6 +24,8 @@ __all__ = ["ServerPlan", "limits_and_places", "server_plan"]
 #: Of the requests that run at once, one over so many more waits at the gateway, so that a place
 #: that gets free is taken at once.
 _WAITING: Final = 8
+#: Options of the batch that are the server's.
+_LAUNCH: Final = ("allowed_media_domains", "pretend", "no_rehearse")
 
 
 class ServerPlan(NamedTuple):
@@ -47,7 +49,7 @@ def server_plan(
     workload = workload_of(source, model_of(request), tick)
     found = request.changed(**workload.keywords(request.given(), shrink=spec.shrink))
     words = [request.model, *found.option_words(("model",))]
-    words += ["--pretend"] * spec.pretend + ["--no-rehearse"] * spec.no_rehearse
+    words += spec.option_words(spec.model_fields_set - set(_LAUNCH))
     return ServerPlan(found, workload, tuple(words))
 
 

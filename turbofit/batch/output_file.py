@@ -90,6 +90,8 @@ class OutputFile:
             os.ftruncate(self._fd, self._size)
             os.replace(self._unnamed, self.errors_path)
             self._unnamed = None
+            os.fsync(self._fd)
+            sync_folder(self.path.parent)
         return self._size
 
     def append(self, line: bytes, *, failed: bool) -> None:

@@ -40,7 +40,11 @@ _DATA: Final = re.compile(rb'"data:[^"]{0,80};base64,[^"]*"')
 
 
 class BatchWorkload(Struct):
-    """The worst of an input. ``context`` is None where an item does not bound its answer."""
+    """The worst of an input.
+
+    ``image_size`` is None where the server fetches an image: it may be the worst that there is.
+    ``context`` is None where an item does not bound its answer.
+    """
 
     images: int = 0
     image_size: tuple[int, int] | None = None
@@ -77,7 +81,10 @@ def workload_of(
     longest = model.text.max_position_embeddings
     context = min(most.context, longest) if most.context and not most.unbounded else None
     return BatchWorkload(
-        images=most.images, image_size=most.size, context=context, unbounded=most.unbounded
+        images=most.images,
+        image_size=None if most.elsewhere else most.size,
+        context=context,
+        unbounded=most.unbounded,
     )
 
 
@@ -88,6 +95,8 @@ class _Most:
         self._base, self._answer, self._rule = source.base, source.max_tokens, rule
         self.images = self.context = self.unbounded = 0
         self.size: tuple[int, int] | None = None
+        #: Whether an image is fetched by the server, and nobody here knows its size.
+        self.elsewhere = False
         self._units = 0
 
     def look(self, item: BatchItem) -> None:
@@ -98,9 +107,9 @@ class _Most:
             body: JsonObject = msgspec.json.decode(text)
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
             return
-        sizes = [size for one in image_sources(body) if (size := _size(one["url"], self._base))]
-        self.images = max(self.images, sum(1 for _ in image_sources(body)))
-        tokens = sum(self._tokens(size) for size in sizes)
+        urls = [one["url"] for one in image_sources(body)]
+        self.images = max(self.images, len(urls))
+        tokens = sum(self._image_tokens(url) for url in urls)
         if self._answer and not {"max_tokens", "max_completion_tokens"} & body.keys():
             body["max_tokens"] = self._answer
         text = _DATA.sub(b'""', text)
@@ -110,25 +119,30 @@ class _Most:
         else:
             self.context = max(self.context, whole)
 
-    def _tokens(self, size: tuple[int, int]) -> int:
+    def _image_tokens(self, url: str) -> int:
         """Tokens of an image, which is the worst so far where it has the most units."""
-        if self._rule is None:
+        rule = self._rule
+        if rule is None:
+            return 0
+        if is_remote(url):
+            self.elsewhere = True
+            return rule.unit_tokens(rule.worst_units())
+        size = _size(url, self._base)
+        if size is None:
             return 0
         try:
-            units, tokens = self._rule.units(*size), self._rule.tokens(*size)
+            units = rule.units(*size)
         except UsageError:
             return 0
         if units > self._units:
             self._units, self.size = units, size
-        return tokens
+        return rule.tokens(*size)
 
 
 def _size(url: str, base: str) -> tuple[int, int] | None:
-    """Width and height of an image, None where its item will fail, or nobody can know."""
+    """Width and height of an image that is here, None where its item will fail."""
     from PIL import Image
 
-    if is_remote(url):
-        return None
     path = local_path(url, base)
     sources: list[Any] = [path]
     if path is None:

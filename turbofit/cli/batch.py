@@ -23,7 +23,6 @@ _PRETEND: Final = (
     "PRETEND GPUs: memory, admission, errors and death are real; the words of the answers mean "
     "nothing"
 )
-_LAUNCH: Final = ("pretend", "no_rehearse")
 
 
 def _batch_options() -> list[Option]:
@@ -33,7 +32,7 @@ def _batch_options() -> list[Option]:
         "items": ("prompt", "prompt_file", "image_column", "max_tokens", "shrink"),
         "output": ("in_order", "retry_failed"),
         "sending": ("timeout", "patience"),
-        "launch": _LAUNCH,
+        "launch": ("allowed_media_domains", "pretend", "no_rehearse"),
     }
     return [
         option
