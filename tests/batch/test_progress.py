@@ -30,6 +30,8 @@ def test_a_line_tells_rate_and_time_left() -> None:
 def test_long_times_are_hours(total, left) -> None:
     clock = Clock()
     progress = BatchProgress(total + 1, 0, 0, clock)
+    assert progress.seconds == 0.0
+    progress.begin()
     clock.now += 1
     progress.count(failed=False)
     assert progress.line.endswith(f", {left} left")

@@ -87,7 +87,7 @@ def test_without_pyarrow_a_parquet_file_says_what_to_install(tmp_path, monkeypat
 
 
 def test_rows_of_a_parquet_file_with_images_in_them(tmp_path, monkeypatch) -> None:
-    """pyarrow's three calls that are used, as pyarrow 22 answers them."""
+    """pyarrow's three calls that are used, as pyarrow 26 answers them."""
 
     class File:
         def __init__(self, path: Path) -> None:

@@ -52,7 +52,7 @@ class BatchProgress:
     ) -> None:
         self.total, self.answered, self.failed = total, answered, failed
         self.before, self._clock = answered + failed, clock
-        self._began = clock()
+        self._began: float | None = None
         self.lowered = 0
         #: Why nothing goes on at this moment; empty where it does.
         self.waiting = ""
@@ -75,8 +75,8 @@ class BatchProgress:
 
     @property
     def seconds(self) -> float:
-        """Since items are sent."""
-        return self._clock() - self._began
+        """Since items are sent; 0 before."""
+        return 0.0 if self._began is None else self._clock() - self._began
 
     @property
     def rate(self) -> float:
