@@ -131,6 +131,24 @@ def _ends(server: StandIn) -> None:
     server.close()
 
 
+def test_waiting_for_a_server_is_told(tmp_path) -> None:
+    source, port = write_requests(tmp_path / "in.jsonl", items(3)), free_port()
+    started: list[StandIn] = []
+
+    class Listener(BatchListener):
+        def tick(self, progress) -> None:
+            if progress.waiting and not started:
+                assert progress.line.endswith("waiting for the server: no connection")
+                started.append(StandIn(port).__enter__())
+
+    try:
+        url = f"http://127.0.0.1:{port}"
+        result = run(source, tmp_path / "out.jsonl", url, listener=Listener())
+        assert result.answered == 3
+    finally:
+        started[0].close()
+
+
 def test_stopping_keeps_what_there_is(tmp_path) -> None:
     source = write_requests(tmp_path / "in.jsonl", {**items(20), "held": "hold"})
     output = tmp_path / "out.jsonl"

@@ -63,6 +63,12 @@ def test_no_context_is_longer_than_the_models(tmp_path) -> None:
     assert found.context == MODEL.text.max_position_embeddings
 
 
+def test_it_is_told_in_one_line() -> None:
+    found = BatchWorkload(images=2, image_size=(640, 480), context=4096)
+    assert found.text == "2 images, 640x480, 4,096 tokens"
+    assert BatchWorkload(images=1, unbounded=1).text == "1 image, no bound of tokens"
+
+
 def test_what_a_person_gave_stays() -> None:
     found = BatchWorkload(images=2, image_size=(640, 480), context=4096)
     assert found.keywords({}, shrink=False) == {

@@ -16,7 +16,7 @@ from turbofit.batch.request_body import BodyWriter
 from turbofit.batch.sender import Sender
 from turbofit.batch.server_process import ServerProcess
 from turbofit.batch.survey import Survey
-from turbofit.batch.together import run_together
+from turbofit.batch.together import in_thread, run_together
 from turbofit.core.errors import UsageError
 from turbofit.core.version import __version__
 from turbofit.gateway.http.sockets import open_files
@@ -108,21 +108,20 @@ class BatchJob:
                 await asyncio.wait((self._task,))
             finally:
                 self._task.cancel()
+                await asyncio.gather(self._task, return_exceptions=True)
             if not (self.interrupted and self._task.cancelled()):
                 self._task.result()
             return self._result(output)
 
     async def _work(self, output: OutputFile) -> None:
-        survey = await asyncio.to_thread(Survey, self._source.digests(), self._read)
-        size = await asyncio.to_thread(output.resume, survey, retry_failed=self._spec.retry_failed)
+        survey = await in_thread(Survey, self._source.digests(), self._read)
+        size = await in_thread(output.resume, survey, retry_failed=self._spec.retry_failed)
         if self._spec.in_order:
             survey.check_order()
         progress = BatchProgress(survey.total, output.answered, output.failed)
         self._progress = progress
-        if progress.before:
-            self._listener.say(
-                f"{progress.before:,} of {progress.total:,} items have their line already"
-            )
+        before = f", {progress.before:,} of which have their line" if progress.before else ""
+        self._listener.say(f"{progress.total:,} items{before}")
         self._listener.resumed(size)
         if progress.left:
             async with AsyncExitStack() as stack:
@@ -141,29 +140,33 @@ class BatchJob:
             )
         )  # fmt: skip
         named = target.model if server is None else None
-        writer = BodyWriter(
-            named or await sender.model(), replace=bool(named) or server is not None,
-            base=self._source.base, limits=limits, max_tokens=self._source.max_tokens,
-        )  # fmt: skip
-        run = BatchRun(
-            pending(self._source.items(), survey), output, self._progress,
-            lambda item: sender.line(item, writer), at_once=min(at_once, self._progress.left),
-            in_order=self._spec.in_order, taken=self._listener.taken,
-        )  # fmt: skip
+
+        async def send() -> None:
+            writer = BodyWriter(
+                named or await sender.model(), replace=bool(named) or server is not None,
+                base=self._source.base, limits=limits, max_tokens=self._source.max_tokens,
+            )  # fmt: skip
+            await BatchRun(
+                pending(self._source.items(), survey), output, self._progress,
+                lambda item: sender.line(item, writer), at_once=min(at_once, self._progress.left),
+                in_order=self._spec.in_order, taken=self._listener.taken,
+            ).run()  # fmt: skip
+
         beside = [self._ticks()]
         if server is not None:
             beside.append(server.keep(lambda: output.answered, sender.moved))
         try:
-            await run_together([run.run()], beside)
+            await run_together([send()], beside)
         finally:
             self._progress.lowered = sender.lowered
 
     async def _launched(self, stack: AsyncExitStack) -> tuple[ServerProcess, ImageLimits, int]:
         """A server for this batch, ready."""
         assert self._target.request is not None
-        found = await asyncio.to_thread(
+        found = await in_thread(
             server_plan, self._source, self._spec, self._target.request, self._read
         )
+        self._listener.say(f"the most of an item: {found.workload.text}")
         if found.workload.unbounded:
             self._listener.say(
                 f"{found.workload.unbounded:,} items do not bound their answers; --max-tokens does"

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from turbofit.batch.item import ItemError, encoded
 from turbofit.batch.seen_names import SeenNames
-from turbofit.batch.together import run_together
+from turbofit.batch.together import in_thread, run_together
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class BatchRun:
                 async with self._moved:
                     await self._moved.wait_for(lambda: self._begun - self._written < most)
             while not self._ready:
-                found = await asyncio.to_thread(self._read)
+                found = await in_thread(self._read)
                 if found is None:
                     return None
                 self._ready.extend(found)
@@ -153,4 +153,4 @@ class BatchRun:
     async def _sync(self) -> None:
         while True:
             await asyncio.sleep(_SYNC_SECONDS)
-            await asyncio.to_thread(self._output.sync)
+            await in_thread(self._output.sync)

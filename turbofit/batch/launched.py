@@ -48,9 +48,9 @@ def server_plan(
         raise UsageError("a batch starts a model by its name", hint="give a name or a folder")
     workload = workload_of(source, model_of(request), tick)
     found = request.changed(**workload.keywords(request.given(), shrink=spec.shrink))
-    words = [request.model, *found.option_words(("model",))]
-    words += spec.option_words(spec.model_fields_set - set(_LAUNCH))
-    return ServerPlan(found, workload, tuple(words))
+    arguments = [request.model, *found.option_arguments(("model",))]
+    arguments += spec.option_arguments(spec.model_fields_set - set(_LAUNCH))
+    return ServerPlan(found, workload, tuple(arguments))
 
 
 async def limits_and_places(

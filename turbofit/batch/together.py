@@ -1,15 +1,16 @@
-"""Coroutines that end together."""
+"""Coroutines that end together, and threads that nobody leaves behind."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable
-    from typing import Any
+    from collections.abc import Callable, Coroutine, Iterable
 
-__all__ = ["run_together"]
+__all__ = ["in_thread", "run_together"]
+
+T = TypeVar("T")
 
 
 async def run_together(
@@ -33,3 +34,16 @@ async def run_together(
         for one in (*tasks, *others):
             one.cancel()
         await asyncio.gather(*tasks, *others, return_exceptions=True)
+
+
+async def in_thread(function: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
+    """As `asyncio.to_thread`; whoever is cancelled waits until the thread is through.
+
+    What the thread uses, as a file, is not closed under it so.
+    """
+    task = asyncio.ensure_future(asyncio.to_thread(function, *arguments, **keywords))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise

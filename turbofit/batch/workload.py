@@ -52,6 +52,14 @@ class BatchWorkload(Struct):
     #: Items whose answers end where the session does.
     unbounded: int = 0
 
+    @property
+    def text(self) -> str:
+        """The most of each in one line."""
+        size = "" if self.image_size is None else f", {self.image_size[0]}x{self.image_size[1]}"
+        images = f"{self.images} image{'s' * (self.images != 1)}{size}"
+        tokens = "no bound of tokens" if self.context is None else f"{self.context:,} tokens"
+        return f"{images}, {tokens}"
+
     def keywords(self, request: Options, *, shrink: bool) -> Options:
         """Fields of a plan's request; what a person has given stays."""
         found: Options = {"images": self.images}

@@ -124,7 +124,7 @@ class Validated(BaseModel):
             if name in given and (value := getattr(self, name)) is not None
         }
 
-    def option_words(self, without: Collection[str] = ()) -> list[str]:
+    def option_arguments(self, without: Collection[str] = ()) -> list[str]:
         """What was given, as words of a command line whose options are the fields.
 
         Args:
@@ -137,7 +137,7 @@ class Validated(BaseModel):
             word
             for name, value in self.given().items()
             if name not in without
-            for word in _option_words(type(self).model_fields[name], name, value)
+            for word in _option_arguments(type(self).model_fields[name], name, value)
         ]
 
     def changed(self, **values: Any) -> Self:
@@ -149,20 +149,20 @@ class Validated(BaseModel):
         return self.of(**{**self.given(), **values})
 
 
-def _option_words(field: FieldInfo, name: str, value: Any) -> list[str]:
+def _option_arguments(field: FieldInfo, name: str, value: Any) -> list[str]:
     option = f"--{name.rstrip('_').replace('_', '-')}"
     if isinstance(value, bool):
         off = [f"--no-{option[2:]}"] if field.default is None else []
         return [option] if value else off
     if isinstance(value, tuple):
         several = _has_ellipsis(field.annotation)
-        return [option, *map(_option_word, value)] if several else [option, _option_word(value)]
+        return [option, *map(_option_text, value)] if several else [option, _option_text(value)]
     if not isinstance(value, str | int | float):
         raise UsageError(f"{name} is no text", hint=f"give {name} as on the command line")
     return [option, str(value)]
 
 
-def _option_word(value: Any) -> str:
+def _option_text(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

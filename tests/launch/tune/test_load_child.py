@@ -21,7 +21,7 @@ def test_the_words_are_understood_as_the_same_load() -> None:
     )  # fmt: skip
     command = TURBOFIT.get_command(click.Context(TURBOFIT), "bench")
     assert command is not None
-    with command.make_context("bench", ["http://x", *spec.option_words()]) as ctx:
+    with command.make_context("bench", ["http://x", *spec.option_arguments()]) as ctx:
         assert filled(LoadSpec, ctx.params) == spec
 
 

@@ -41,7 +41,7 @@ class LoadChild:
     def __init__(self, url: str, key: str, spec: LoadSpec, on_end: Callable[[], None]) -> None:
         self._on_end = on_end
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "turbofit", "bench", url, "--json", *spec.option_words()],
+            [sys.executable, "-m", "turbofit", "bench", url, "--json", *spec.option_arguments()],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={**os.environ, "TURBOFIT_API_KEY": key},
             start_new_session=True,  # Ctrl-C reaches us alone, and we end it
