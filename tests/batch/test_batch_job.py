@@ -211,3 +211,30 @@ def test_a_signal_ends_the_command_in_order(number, tmp_path) -> None:
     assert child.returncode == 130
     said = json.loads(out)
     assert (said["schema"], said["answered"], said["left"]) == ("turbofit.batch/1", 5, 1)
+
+
+def test_a_disk_that_takes_no_more_ends_it_and_with_room_it_goes_on(tmp_path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", items(60))
+    output = tmp_path / "out.jsonl"
+    with StandIn() as server:
+        command = [
+            sys.executable, "-m", "turbofit", "batch", str(source), str(output),
+            "--url", server.url, "--quiet",
+        ]  # fmt: skip
+        limited = [
+            sys.executable, "-c",
+            "import os, resource, sys\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
+            "os.execv(sys.argv[1], sys.argv[1:])",
+        ]  # fmt: skip
+        done = subprocess.run(
+            [*limited, *command], stderr=subprocess.PIPE, text=True, check=False, timeout=HANG
+        )
+        assert done.returncode == 2
+        assert f"error: {output} cannot be written: File too large" in done.stderr
+        assert "hint: make room" in done.stderr
+        kept = len(lines(output))
+        assert 0 < kept < 60
+        assert output.read_bytes().endswith(b"\n")
+        subprocess.run(command, check=True, timeout=HANG)
+    assert sorted(names(output)) == sorted(items(60))
