@@ -1,6 +1,6 @@
 """Does `turbofit batch` lose or double an item, grow with its input, or slow a server down?
 
-    python -m bench.batch                                # everything, 20 minutes
+    python -m bench.batch                                # everything, 13 minutes
     python -m bench.batch --only kills --items 10000     # one part, smaller
     python -m bench.batch --write                        # and RESULTS.md
 
