@@ -47,7 +47,8 @@ class StandIn:
 
     The first word of a request's text says what it gets, each time but the last of several joined
     by commas once: ``ok`` (as all other words): an answer; a status; ``reset``: the connection;
-    ``garbage``; ``hold``: an answer once `release` was called; ``limited``: with a header.
+    ``garbage``; ``nearly`` JSON; ``pretty``: of several lines; ``hold``: an answer once `release`
+    was called; ``limited``: with a header.
     """
 
     def __init__(self, port: int = 0, key: str | None = None) -> None:
@@ -144,6 +145,10 @@ class StandIn:
             incoming.transport.abort()
         elif what == "garbage":
             return web.Response(text="<html>")
+        elif what == "nearly":
+            return web.Response(text='{"a": tru}')
+        elif what == "pretty":
+            return web.Response(text='{\n  "a": "b\\n c"\n}')
         elif what == "hold":
             assert incoming.transport is not None
             self._held.append(incoming.transport)

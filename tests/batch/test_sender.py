@@ -10,7 +10,7 @@ from bench.common.processes import free_port
 from tests.batch.standin import StandIn, request
 from turbofit.batch import sender as sending
 from turbofit.batch.images import ImageLimits
-from turbofit.batch.item import BatchItem, BatchLine, ItemError
+from turbofit.batch.item import BatchItem, BatchLine, ItemError, encoded
 from turbofit.batch.request_body import BodyWriter
 from turbofit.batch.sender import Sender
 from turbofit.core.errors import UnservedError, UsageError
@@ -52,6 +52,23 @@ def test_an_answer_is_kept_as_it_came() -> None:
     assert lowered == [0]
 
 
+def test_an_answer_of_several_lines_becomes_one() -> None:
+    with StandIn() as server:
+        found = line(server.url, "pretty")
+    assert encoded(found).count(b"\n") == 1
+    assert msgspec.json.decode(encoded(found))["response"]["body"] == {"a": "b\n c"}
+
+
+def test_a_url_that_is_none_is_the_items_failure() -> None:
+    async def ask() -> BatchLine:
+        async with Sender("http://127.0.0.1:9", None, timeout=1, patience=None) as sender:
+            item = BatchItem(number=1, digest=1, url="/v1/[x:y//", body=msgspec.Raw(b"{}"))
+            sender.moved("http://[")
+            return await sender.line(item, WRITER)
+
+    assert asyncio.run(ask()).error.code == "bad_url"
+
+
 @pytest.mark.parametrize("text", ["503,429,502,504,ok", "reset,reset,ok", "500,ok", "500,503,ok"])
 def test_what_passes_is_waited_out(text) -> None:
     waits: list[str] = []
@@ -72,6 +89,7 @@ def test_what_passes_is_waited_out(text) -> None:
         ("422", 1, 422, "refused"),
         ("500", 3, 500, "refused"),
         ("garbage", 1, 200, "bad_answer"),
+        ("nearly", 1, 200, "bad_answer"),
         ("reset", 8, None, "connection_lost"),
     ],
 )

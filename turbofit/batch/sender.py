@@ -145,7 +145,9 @@ class Sender:
             headers: Any = None
             try:
                 status, headers, raw = await self._exchange("POST", path, body)
-            except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as exc:
+            except (aiohttp.InvalidURL, ValueError) as exc:
+                raise ItemError("bad_url", f"{path!r} is no path: {exc}") from None
+            except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
                 why = _kind(exc)
                 if why == "no answer in time":
                     errors += 1
@@ -237,7 +239,8 @@ def _reads(item: BatchItem) -> bool:
 
 def _read(status: int, headers: Any, raw: bytes) -> tuple[BatchResponse, BatchError | None]:
     try:
-        body: Any = msgspec.Raw(msgspec.json.format(raw, indent=-1))
+        msgspec.json.decode(raw)  # which `format` is too lenient for
+        body: Any = msgspec.Raw(msgspec.json.format(raw, indent=-1) if b"\n" in raw else raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         body = raw[:4096].decode(errors="replace")
     response = BatchResponse(
