@@ -9,16 +9,15 @@ from turbofit.cli.fields import filled, options_of
 from turbofit.cli.gateway_options import GatewayOptions
 from turbofit.cli.interrupt import exit_code, run_until_signal
 from turbofit.cli.launch_options import ServeOptions
+from turbofit.cli.models_options import ModelsOptions
 from turbofit.cli.options import FORMS, machine_options, model_argument, planning_options
 from turbofit.cli.serve_cluster import serve_on_cluster
+from turbofit.cli.serve_launch import PRETEND, ServeLaunch
 from turbofit.cli.serve_plan import (
     ServeArguments,
-    first_plan,
     given_request,
     launch_request,
-    planner_of,
-    read_saved,
-    refuse,
+    preview,
     show_commands,
     with_passed,
 )
@@ -43,10 +42,6 @@ _LAUNCH: Final = (
     "no_gateway", "unplanned", "drain", "liveness",
 )  # fmt: skip
 _CLUSTER: Final = ("cluster", "name", "gateways")
-_PRETEND: Final = (
-    "PRETEND GPUs: memory, admission, errors and death are real; the words that this server "
-    "generates mean nothing"
-)
 
 
 @command(
@@ -56,6 +51,7 @@ _PRETEND: Final = (
     *FORMS,
     *options_of(ServeOptions, _LAUNCH, group="launch"),
     *options_of(GatewayOptions, GatewayOptions.model_fields, group="gateway"),
+    *options_of(ModelsOptions, ModelsOptions.model_fields, group="sleep"),
     *options_of(ServeOptions, _CLUSTER, group="cluster"),
     *planning_options(),
     takes_rest=True,
@@ -69,6 +65,7 @@ def serve(*, model: str | None, as_json: bool, md: bool, rest: Sequence[str], **
 
     options = filled(ServeOptions, given)
     public = filled(GatewayOptions, given)
+    models = filled(ModelsOptions, given)
     passed = sort_options(rest, unplanned=options.unplanned)
     request = given_request(model, given)
     if request.on is not None and not options.dry_run and not options.pretend:
@@ -79,10 +76,14 @@ def serve(*, model: str | None, as_json: bool, md: bool, rest: Sequence[str], **
     options.check()
     arguments = ServeArguments(request, options, passed)
     if options.cluster is not None:
+        if models.idle is not None:
+            raise UsageError(
+                "--idle is for one machine: a cluster's engines stay", hint="leave --idle out"
+            )
         if model is None:
             raise UsageError("--cluster needs a model", hint="turbofit serve MODEL --cluster ray")
         if options.pretend:
-            note(_PRETEND)
+            note(PRETEND)
         gateway = _gateway(public, passed)
         return serve_on_cluster(arguments, gateway, public.access_log, as_json=as_json)
     if model is None and not options.plan:
@@ -90,7 +91,20 @@ def serve(*, model: str | None, as_json: bool, md: bool, rest: Sequence[str], **
     if options.dry_run:
         return show_commands(arguments, port=public.port, as_json=as_json, md=md)
     config = _config(arguments, public)
+    if models.idle is not None:
+        return _sleeping(arguments, config, models)
     return _stoppable(arguments, config, as_json=as_json)
+
+
+def _sleeping(arguments: ServeArguments, config: ServeConfig, models: ModelsOptions) -> int:
+    """One model, whose engines end while nobody asks for it."""
+    from turbofit.cli.serve_models import PlannedModel, serve_models
+
+    def body(stop: StopSignal) -> signal.Signals:
+        planned = PlannedModel(arguments, config, preview(arguments, config))
+        return serve_models([planned], models, 1, stop)
+
+    return exit_code(run_until_signal(body))
 
 
 def _config(arguments: ServeArguments, public: GatewayOptions) -> ServeConfig:
@@ -131,55 +145,21 @@ def _launch(
     as_json: bool,
 ) -> signal.Signals:
     from turbofit.cli.output import answer, note
-    from turbofit.launch.engine.environment import lmdeploy_if_needed
-    from turbofit.launch.serve.download import WeightsFetcher
-    from turbofit.launch.serve.job import Job
-    from turbofit.launch.serve.record import Record, run_folder
-    from turbofit.launch.serve.reservations import end_orphans
     from turbofit.launch.serve.session import run_session
 
-    request, options = arguments.request, arguments.options
-    lmdeploy, missing = lmdeploy_if_needed(request.engine)
-    for text in (*end_orphans(leases), *([leases.alone] if leases.alone else [])):
-        note(f"warning: {text}")
+    launch = ServeLaunch(arguments, config, note)
     if config.pretend:
-        note(_PRETEND)
-    planner = planner_of(config, leases, doubled=lmdeploy.warning is not None)
-    changes: dict[str, Any] | None = None
-    if options.plan:
-        plan = read_saved(arguments, options.plan)
-        if plan.fits:
-            planner.take(plan)
-    else:
-        plan, changes = first_plan(request, options, planner, lmdeploy.version)
-    if plan.fits:
-        plan = planner.settle(plan, changes)
-    refuse(plan, missing)
-    note(plan.verdict)
-    for warning in (*plan.warnings, *_doubts(config, arguments.passed, lmdeploy.warning)):
-        note(f"warning: {warning}")
-    folder = run_folder(plan)
-    record = Record(
-        folder, model=plan.model.name, pretend=config.pretend, lmdeploy=lmdeploy.version
-    )
-    job = Job(
-        config,
-        folder=folder,
-        record=record,
-        say=note,
-        on_open=lambda urls: None if as_json else answer("".join(f"{u}\n" for u in urls)),
-        lmdeploy=lmdeploy,
-        leases=leases,
-        fetch=None if config.pretend else WeightsFetcher(note),
-        replan=None if options.plan else planner.make,
-        changes=changes,
+        note(PRETEND)
+    plan = launch.plan(leases)
+    job = launch.job(
+        plan, leases, lambda urls: None if as_json else answer("".join(f"{u}\n" for u in urls))
     )
     stop.on_hangup = _reloads(job, arguments)
     ended = run_session(job, plan, stop)
     if as_json:
         import json
 
-        answer(json.dumps({"ended": ended.name, "run": str(folder)}, indent=2) + "\n")
+        answer(json.dumps({"ended": ended.name, "run": str(job.folder)}, indent=2) + "\n")
     return ended
 
 
@@ -226,18 +206,3 @@ def _gateway(public: GatewayOptions, passed: PassedOptions) -> GatewayConfig:
     if one and not public.api_key:
         public = public.changed(api_key=(one,))
     return public.config()
-
-
-def _doubts(config: ServeConfig, passed: PassedOptions, version: str | None) -> list[str]:
-    """What the launch cannot promise, said before it."""
-    doubts = [version] if version else []
-    if passed.unplanned:
-        doubts.append(
-            f"{', '.join(passed.unplanned)} may change memory: the plan does not count it"
-        )
-    if config.gateway is None:
-        doubts.append(
-            "--no-gateway: the plan holds only while no client asks for more than it; any client "
-            "can, and the engine then aborts"
-        )
-    return doubts

@@ -11,6 +11,8 @@ from turbofit.core.errors import DoesNotFitError, LaunchError, PackageError, Usa
 from turbofit.core.ports import LAST_PORT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from turbofit.cli.launch_options import LaunchOptions, ServeOptions
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Command, Plan
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
     from turbofit.planning.request import PlanRequest
 
 __all__ = [
-    "ServeArguments", "first_plan", "given_request", "launch_request", "planner_of", "read_saved",
-    "refusal", "refuse", "show_commands", "with_passed",
+    "ServeArguments", "first_plan", "given_request", "launch_request", "planner_of", "preview",
+    "read_saved", "refusal", "refuse", "show_commands", "with_passed",
 ]  # fmt: skip
 
 #: The model of a request that names none: a saved plan has its own.
@@ -40,7 +42,13 @@ class ServeArguments(NamedTuple):
     passed: PassedOptions
 
 
-def planner_of(config: ServeConfig, leases: Leases, *, doubled: bool) -> Planner:
+def planner_of(
+    config: ServeConfig,
+    leases: Leases,
+    *,
+    doubled: bool,
+    say: Callable[[str], None] | None = None,
+) -> Planner:
     """What plans, or only reserves where a plan was given."""
     from turbofit.cli.output import note
     from turbofit.launch.serve.planner import Planner, can_rehearse
@@ -48,7 +56,7 @@ def planner_of(config: ServeConfig, leases: Leases, *, doubled: bool) -> Planner
     # A server on pretend GPUs is its own rehearsal.
     rehearse = config.rehearse and not config.pretend and can_rehearse()
     leased = None if config.pretend else leases
-    return Planner(config.request, leased, note, rehearse=rehearse, doubled=doubled)
+    return Planner(config.request, leased, say or note, rehearse=rehearse, doubled=doubled)
 
 
 def given_request(model: str | None, given: Options) -> PlanRequest:
@@ -103,6 +111,24 @@ def first_plan(
         return planner.make({}), {}
     note(f"beginning with what an earlier launch learned: {said} (--forget drops it)")
     return again, changes
+
+
+def preview(arguments: ServeArguments, config: ServeConfig) -> Plan:
+    """What would be launched now, before anything is reserved or rehearsed.
+
+    Raises:
+        DoesNotFitError: nothing fits.
+    """
+    from turbofit.planning.plan import plan as best_plan
+
+    if config.request is None:
+        assert arguments.options.plan is not None
+        plan = read_saved(arguments, arguments.options.plan)
+    else:
+        plan = best_plan(config.request, pretend=config.pretend or None)
+    if not plan.fits:
+        raise refusal(plan)
+    return plan
 
 
 def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bool) -> int:

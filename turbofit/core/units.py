@@ -9,7 +9,8 @@ from typing import Any, Final
 from turbofit.core.errors import UsageError
 
 __all__ = [
-    "GIB", "HALF", "KIB", "MIB", "format_bytes", "mib", "number", "parse_bytes", "round_up",
+    "GIB", "HALF", "KIB", "MIB", "format_bytes", "format_duration", "mib", "number",
+    "parse_bytes", "round_up",
 ]  # fmt: skip
 
 KIB: Final = 1 << 10
@@ -63,6 +64,14 @@ def format_bytes(value: int) -> str:
             digits = 0 if count >= 100 else 1
             return f"{sign}{count:.{digits}f} {name}"
     return f"{sign}{size} B"
+
+
+def format_duration(seconds: float) -> str:
+    """A time for people, in the largest unit that it fills: ``45 s``, ``10 min``, ``1.5 h``."""
+    for unit, name in ((3600.0, "h"), (60.0, "min")):
+        if seconds >= unit:
+            return f"{seconds / unit:.3g} {name}"
+    return f"{seconds:.3g} s"
 
 
 def mib(value: int) -> str:

@@ -11,7 +11,7 @@ import asyncio
 import ipaddress
 import socket
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.gateway.http.accesslog import Log
     from turbofit.gateway.http.app import Gateway
+    from turbofit.gateway.http.connections import Connections
     from turbofit.gateway.routing.routing_table import RoutingTable
 
 __all__ = [
+    "PublicApp",
     "bind",
     "check_bind",
     "make_gateway",
@@ -50,6 +52,21 @@ _BACKLOG: Final = 2048
 _OTHER_FILES: Final = 256
 #: Seconds that breaking off may take.
 _AT_ONCE: Final = 2.0
+
+
+class PublicApp(Protocol):
+    """What clients' connections are handed to: one plan's gateway, or that of several models."""
+
+    @property
+    def config(self) -> GatewayConfig:
+        """The public side."""
+
+    @property
+    def connections(self) -> Connections:
+        """Clients' connections, which it counts."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """ASGI."""
 
 
 def check_bind(config: GatewayConfig, *, no_auth: bool = False) -> None:
@@ -147,7 +164,7 @@ def _shares(plan: Plan, engines: int) -> tuple[float, ...]:
 
 
 async def serve_gateway(
-    gateway: Gateway,
+    gateway: PublicApp,
     *,
     stop: asyncio.Event | None = None,
     on_ready: Callable[[str], None] | None = None,
@@ -203,7 +220,7 @@ async def _break_off(server: uvicorn.Server, serving: asyncio.Future[None]) -> N
         await server.lifespan.shutdown()
 
 
-def run_gateway(gateway: Gateway, *, on_ready: Callable[[str], None] | None = None) -> None:
+def run_gateway(gateway: PublicApp, *, on_ready: Callable[[str], None] | None = None) -> None:
     """Serve until a signal ends it, then drain; a second signal ends it at once.
 
     `stop_signals` says which signals. Call it in the main thread. Arguments as for `serve_gateway`.
@@ -254,7 +271,7 @@ def bind(config: GatewayConfig) -> socket.socket:
     return listener
 
 
-def _uvicorn(gateway: Gateway) -> uvicorn.Server:
+def _uvicorn(gateway: PublicApp) -> uvicorn.Server:
     """A server without signals, logs, docs or WebSockets.
 
     Raises:

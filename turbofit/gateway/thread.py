@@ -6,16 +6,14 @@ import asyncio
 import threading
 from concurrent.futures import Future, wait
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from turbofit.core.errors import LaunchError, TurbofitError
-from turbofit.gateway.server import run_loop, serve_gateway
+from turbofit.gateway.server import PublicApp, run_loop, serve_gateway
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
-
-    from turbofit.gateway.http.app import Gateway
 
 __all__ = ["GatewayThread"]
 
@@ -23,16 +21,17 @@ _START_SECONDS: Final = 30.0
 _BEYOND: Final = 5.0
 
 _Answer = TypeVar("_Answer")
+_App = TypeVar("_App", bound=PublicApp)
 
 
-class GatewayThread:
+class GatewayThread(Generic[_App]):
     """Serves a gateway from a thread of its own; a context manager.
 
     Args:
-        gateway: see `make_gateway`.
+        gateway: see `make_gateway`; or one of several models.
     """
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: _App) -> None:
         self._gateway = gateway
         self._listening = threading.Event()
         self._error: BaseException | None = None
@@ -78,7 +77,7 @@ class GatewayThread:
             with suppress(RuntimeError):  # it has ended by itself
                 self._loop.call_soon_threadsafe(self._task.cancel)
 
-    def call(self, ask: Callable[[Gateway], _Answer], seconds: float = 10.0) -> _Answer:
+    def call(self, ask: Callable[[_App], _Answer], seconds: float = 10.0) -> _Answer:
         """Run ``ask(gateway)`` in the gateway's loop, and return what it returns.
 
         Args:
@@ -117,7 +116,7 @@ class GatewayThread:
         """Whether it still serves."""
         return self._thread.is_alive() and self._error is None
 
-    def __enter__(self) -> GatewayThread:
+    def __enter__(self) -> GatewayThread[_App]:
         self.start()
         return self
 

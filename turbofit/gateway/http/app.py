@@ -16,7 +16,7 @@ from turbofit.gateway.http.guard import Keys, Origins
 from turbofit.gateway.http.metrics import Metrics
 from turbofit.gateway.http.pages import health_page, metrics_page
 from turbofit.gateway.http.prepare import finish, hold, remote_urls, start
-from turbofit.gateway.http.refusals import Refusal, refusal_body
+from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.routes import api_of, find_route, is_health
 from turbofit.gateway.http.trace import TraceRecorder, request_size
 from turbofit.gateway.limits.gate import Gate
@@ -29,7 +29,7 @@ from turbofit.gateway.routing.fleet import Fleet
 from turbofit.gateway.routing.fleet_updater import FleetUpdater
 from turbofit.gateway.routing.health import Monitor
 from turbofit.gateway.routing.quarantine import now, open_quarantine
-from turbofit.gateway.routing.request_context import RequestContext, answer, entry
+from turbofit.gateway.routing.request_context import RequestContext, answer, entry, refuse
 from turbofit.gateway.routing.request_forwarder import RequestForwarder
 from turbofit.gateway.routing.trials import Trials
 from turbofit.gateway.routing.upstream import Upstream
@@ -314,12 +314,7 @@ class Gateway:
         _LOG.debug("request %s is refused: %s", request.id, request.reason)
         if request.outcome is not None and request.outcome.started:
             return
-        if refusal.retry_after is not None:
-            request.out.append((b"retry-after", str(refusal.retry_after).encode()))
-        if refusal.status == 401:
-            request.out.append((b"www-authenticate", b"Bearer"))
-        body = refusal_body(request.api, refusal, request.id)
-        await answer(request, send, refusal.status, body, "application/json")
+        await refuse(request, refusal, send)
 
     def _record(self, request: RequestContext) -> None:
         """One line of the log, and the counters."""

@@ -83,15 +83,16 @@ class Metrics:
         ]
 
 
-def merge(pages: Mapping[int | str, str]) -> str:
-    """The engines' pages as one: each sample gets a label ``engine``, each family stays together.
+def merge(pages: Mapping[int | str, str], label: str = "engine") -> str:
+    """Several pages as one: each sample gets a label, each family stays together.
 
     Args:
-        pages: by the engine's number or name.
+        pages: by the label's value, e.g. the engine's number or name.
+        label: what it is called.
     """
     families: dict[str, tuple[list[str], list[str]]] = {}
-    for engine, page in pages.items():
-        family, fresh, label = "", False, _escaped(str(engine))
+    for value, page in pages.items():
+        family, fresh, pair = "", False, f'{label}="{_escaped(str(value))}"'
         for line in page.splitlines():
             if line.startswith(("# HELP ", "# TYPE ")):
                 name = line.split(" ", 3)[2]
@@ -102,7 +103,7 @@ def merge(pages: Mapping[int | str, str]) -> str:
                     families[name][0].append(line)
             elif line and not line.startswith("#"):
                 name = family if family and line.startswith(family) else _name(line)
-                families.setdefault(name, ([], []))[1].append(_labelled(line, label))
+                families.setdefault(name, ([], []))[1].append(_labelled(line, pair))
     return "".join(
         f"{line}\n" for heads, samples in families.values() for line in (*heads, *samples)
     )
@@ -112,12 +113,12 @@ def _name(line: str) -> str:
     return line.split("{", 1)[0].split(" ", 1)[0]
 
 
-def _labelled(line: str, engine: str) -> str:
+def _labelled(line: str, pair: str) -> str:
     brace, space = line.find("{"), line.find(" ")
     if 0 <= brace < space or space < 0:
         inner = "" if line[brace + 1 : brace + 2] == "}" else ","
-        return f'{line[: brace + 1]}engine="{engine}"{inner}{line[brace + 1 :]}'
-    return f'{line[:space]}{{engine="{engine}"}}{line[space:]}'
+        return f"{line[: brace + 1]}{pair}{inner}{line[brace + 1 :]}"
+    return f"{line[:space]}{{{pair}}}{line[space:]}"
 
 
 def _line(name: str, labels: tuple[str, ...], value: float) -> str:

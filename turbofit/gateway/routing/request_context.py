@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.gateway.http.connections import address_of
 from turbofit.gateway.http.guard import request_id
 from turbofit.gateway.http.prepare import PreparedBody
+from turbofit.gateway.http.refusals import refusal_body
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
     from turbofit.core.json_types import Document
-    from turbofit.gateway.http.refusals import Api
+    from turbofit.gateway.http.refusals import Api, Refusal
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.http.trace import RequestSize
     from turbofit.gateway.limits.request_limits import Bounds
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     Message = MutableMapping[str, Any]
     Send = Callable[[Message], Awaitable[None]]
 
-__all__ = ["RequestContext", "answer", "entry", "sent_headers"]
+__all__ = ["RequestContext", "answer", "entry", "refuse", "sent_headers"]
 
 _EMPTY: Final = PreparedBody()
 
@@ -105,6 +106,16 @@ async def answer(request: RequestContext, send: Send, status: int, body: bytes, 
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def refuse(request: RequestContext, refusal: Refusal, send: Send) -> None:
+    """Tell a client why its request is not passed on, in the form of its API."""
+    if refusal.retry_after is not None:
+        request.out.append((b"retry-after", str(refusal.retry_after).encode()))
+    if refusal.status == 401:
+        request.out.append((b"www-authenticate", b"Bearer"))
+    body = refusal_body(request.api, refusal, request.id)
+    await answer(request, send, refusal.status, body, "application/json")
 
 
 def sent_headers(request: RequestContext) -> dict[str, str]:

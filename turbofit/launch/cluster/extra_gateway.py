@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.accesslog import Log
+    from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.thread import GatewayThread
     from turbofit.launch.cluster.coordinator import GatewayUpdate
     from turbofit.launch.serve.supervisor import StopSignal
@@ -90,7 +91,7 @@ class _Attending:
             log,
         )
         self._name = uuid4().hex
-        self._front: GatewayThread | None = None
+        self._front: GatewayThread[Gateway] | None = None
         self._told = -1
         self._pending: Any = None
         self._heard = time.monotonic()

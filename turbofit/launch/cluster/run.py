@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.core.cluster import ClusterPlan
+    from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.thread import GatewayThread
     from turbofit.launch.cluster.connect import RayConnection
     from turbofit.launch.cluster.coordinator import GatewayReport
@@ -150,7 +151,7 @@ class _Run:
             serial=self._config.serial,
             pretend=self._config.pretend,
         )
-        self._front: GatewayThread | None = None
+        self._front: GatewayThread[Gateway] | None = None
         #: The routing tables that the gateway here, and the coordinator, were given last.
         self._told, self._posted = 0, -1
         self._wrote = float("-inf")
@@ -189,7 +190,7 @@ class _Run:
             pretend=self._serve_config.pretend,
         )
 
-    def _gateway(self) -> GatewayThread:
+    def _gateway(self) -> GatewayThread[Gateway]:
         from turbofit.gateway.http.accesslog import access_log
         from turbofit.gateway.server import make_routing_table_gateway
         from turbofit.gateway.thread import GatewayThread

@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.gateway.routing.outage import Outage
     from turbofit.gateway.routing.suspects import Suspects
-    from turbofit.gateway.thread import GatewayThread
     from turbofit.launch.engine.engine_exit import EngineExit
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
-    from turbofit.launch.serve.job import Job
+    from turbofit.launch.serve.job import Job, PublicSide
     from turbofit.launch.serve.supervisor import StopSignal
 
 __all__ = ["Attempt"]
@@ -49,7 +48,7 @@ class Attempt:
     def __init__(self, job: Job, plan: Plan, number: int) -> None:
         self._job, self._plan, self._number = job, plan, number
         self._server: Server | None = None
-        self._front: GatewayThread | None = None
+        self._front: PublicSide | None = None
         self._suspects: Suspects | None = None
         self._gpu_monitor: GpuMonitor | None = None
         self._noted: tuple[list[int], bool, dict[str, int]] = ([], False, {})
@@ -76,7 +75,7 @@ class Attempt:
             self._plan = localised(self._plan, job.folder / "model")
         elif job.fetch is not None:
             self._plan = job.fetch(self._plan)
-        if config.gateway is not None:
+        if config.gateway is not None and job.publish is None:
             from turbofit.gateway.server import bind
 
             # Before minutes of loading; it is bound again, for good, when the engines are ready.
@@ -169,7 +168,7 @@ class Attempt:
         job.record.state("ready", urls=tuple(urls))
         job.on_open(urls)
 
-    def _gateway(self, plan: Plan, urls: list[str]) -> GatewayThread:
+    def _gateway(self, plan: Plan, urls: list[str]) -> PublicSide:
         from msgspec.structs import replace
 
         from turbofit.gateway.http.accesslog import access_log
@@ -193,7 +192,8 @@ class Attempt:
         self._suspects = gateway.quarantine.suspects
         for engine in gateway.engines if serve_config.check else ():
             engine.succeeded()  # it has just answered: /health need not wait for the first question
-        front = job.front = GatewayThread(gateway)
+        front: PublicSide = (job.publish or GatewayThread)(gateway)
+        job.front = front
         front.start()
         return front
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -11,14 +11,41 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
-    from turbofit.gateway.thread import GatewayThread
+    from turbofit.gateway.http.app import Gateway
     from turbofit.launch.engine.environment import Lmdeploy
     from turbofit.launch.engine.supervised_engine import Examiner
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.leases import Leases
     from turbofit.launch.serve.record import Record
 
-__all__ = ["Job", "RemoteEndpoint"]
+__all__ = ["Job", "PublicSide", "RemoteEndpoint"]
+
+_Answer = TypeVar("_Answer")
+
+
+class PublicSide(Protocol):
+    """Where clients reach a plan's gateway: an address of its own, or a part of a shared one."""
+
+    @property
+    def url(self) -> str:
+        """The address."""
+
+    def start(self) -> None:
+        """Begin to serve; returns once it does.
+
+        Raises:
+            LaunchError: it cannot.
+        """
+
+    def call(self, ask: Callable[[Gateway], _Answer]) -> _Answer:
+        """Run something in the gateway's loop, and return what it returns.
+
+        Raises:
+            LaunchError: it does not serve.
+        """
+
+    def stop(self, *, drain: bool = True) -> None:
+        """Take nothing new, and end; what is under way may end with ``drain``."""
 
 
 class RemoteEndpoint(Protocol):
@@ -50,6 +77,7 @@ class Job:
         examiner: looks closer at the engines; they are on private ports then, with a key and
             without a gateway.
         door: stands where the gateway would, which is on another machine.
+        publish: where clients reach a gateway; None is an address of its own.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -67,13 +95,14 @@ class Job:
         changes: Options | None = None,
         examiner: Examiner | None = None,
         door: RemoteEndpoint | None = None,
+        publish: Callable[[Gateway], PublicSide] | None = None,
     ) -> None:
         self.config, self.folder, self.record, self.on_open = config, folder, record, on_open
         self._say, self.lmdeploy, self.leases = say, lmdeploy, leases
         self.fetch, self.replan, self.changes = fetch, replan, dict(changes or {})
-        self.examiner, self.door = examiner, door
+        self.examiner, self.door, self.publish = examiner, door, publish
         #: The gateway that serves now.
-        self.front: GatewayThread | None = None
+        self.front: PublicSide | None = None
 
     @property
     def fixed(self) -> Options:

@@ -69,13 +69,19 @@ class StopSignal:
         for number in self._before:
             signal.signal(number, self._caught)
 
-    def end(self) -> None:
-        """End the run in order, as SIGTERM would."""
-        self.signal = self.signal or signal.SIGTERM
+    def end(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End the run in order, as that signal would."""
+        self.signal = self.signal or number
 
     def on_second(self, strike: Callable[[], None]) -> None:
         """Have something done at once by the second signal; it must take no lock."""
         self._strikes.append(strike)
+
+    def strike(self) -> None:
+        """End it at once, as a second signal would; takes no lock."""
+        self.urgent = True
+        for strike in self._strikes:
+            strike()
 
     def _caught(self, number: int, _frame: Any) -> None:
         closed = not all(map(os.isatty, self._terminals))
@@ -83,9 +89,7 @@ class StopSignal:
             self.on_hangup()
             return
         if self.signal is not None:
-            self.urgent = True
-            for strike in self._strikes:
-                strike()
+            self.strike()
         self.signal = signal.Signals(number)
         if self.abrupt:
             raise StoppedError(self.signal)

@@ -1,0 +1,240 @@
+"""One address for several models: an ASGI app that hands each request to its model's gateway.
+
+A request names its model. It waits here while the model's engines are asleep or start, for a time
+that is stated; everything else (limits, images, retries, suspects) is that model's gateway's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from turbofit.core.log import LazyLogger
+from turbofit.gateway.http.body import Bodies
+from turbofit.gateway.http.connections import Connections, Networks
+from turbofit.gateway.http.guard import Keys, Origins
+from turbofit.gateway.http.metrics import Metrics
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.http.routes import api_of, find_route, is_health
+from turbofit.gateway.models.model_pages import health_document, metrics_text, models_document
+from turbofit.gateway.routing.request_context import RequestContext, answer, refuse
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+
+    from turbofit.gateway.config import GatewayConfig
+    from turbofit.gateway.http.routes import Route
+    from turbofit.gateway.limits.request_limits import Bounds
+    from turbofit.gateway.models.served_model import ServedModel
+
+    Message = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
+
+__all__ = ["ModelsGateway"]
+
+_LOG: Final = LazyLogger(__name__)
+
+
+class _Named(msgspec.Struct):
+    """The one field that is read here."""
+
+    model: Any = None
+
+
+class ModelsGateway:
+    """The app.
+
+    Args:
+        models: all that can be named, in the order in which they are listed.
+        bounds: what requests of each model are held to by its first plan; of bodies only their
+            size is looked at here.
+        config: the public side; each model's gateway has the same keys.
+        wait: seconds that a request waits at most for its model's start; 0 refuses at once.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        bounds: Sequence[Bounds],
+        config: GatewayConfig,
+        *,
+        wait: float,
+    ) -> None:
+        self.models = {model.name: model for model in models}
+        self.config, self._wait = config, wait
+        self._bounds = max(bounds, key=lambda one: one.limits.bytes_per_body)
+        self.metrics = Metrics()
+        self.connections = Connections(
+            config.connection, Networks(config.trusted_proxies), self.metrics.count
+        )
+        self._keys, self._origins = Keys(config.api_keys), Origins(config.allow_origins)
+        self._bodies = Bodies(self._bounds.limits.bytes_per_body, config)
+        self._ending = False
+        #: Whether those that start at once were ready.
+        self.opened = False
+
+    @property
+    def bodies_in_memory(self) -> int:
+        """Bytes of bodies that no model's gateway has yet."""
+        return self._bodies.in_memory
+
+    def end(self) -> None:
+        """The server ends: nobody waits any longer. To be called in the loop."""
+        self._ending = True
+        for model in self.models.values():
+            model.end()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def shutdown(self) -> None:
+        """Close what the models' gateways hold open, and keep what they learned."""
+        for model in self.models.values():
+            gateway = model.gateway
+            if gateway is not None:
+                model.detach(gateway)
+                await gateway.shutdown()
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await self.shutdown()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
+        request = RequestContext(scope, self._bounds)
+        gone: asyncio.Future[Message] | None = None
+        try:
+            model, body = await self._named(request, scope, receive, send)
+            if model is None:
+                return
+            gone = asyncio.ensure_future(_disconnect(receive))
+            await self._hand_over(model, request, body, (scope, gone, send))
+        except Refusal as refusal:
+            self.metrics.count("refused_total", f"reason={refusal.reason}")
+            _LOG.debug("request %s is refused: %s", request.id, refusal.reason)
+            await refuse(request, refusal, send)
+        finally:
+            if gone is not None:
+                gone.cancel()
+
+    async def _named(
+        self, request: RequestContext, scope: Message, receive: Receive, send: Send
+    ) -> tuple[ServedModel | None, bytes]:
+        """The model that a request is for, and its body; None where it was answered here.
+
+        Raises:
+            Refusal: it may not, there is no such route, or no such model.
+        """
+        raw_path = (scope.get("raw_path") or scope["path"].encode()).partition(b"?")[0]
+        request.api = api_of(raw_path)
+        if request.method == "OPTIONS":
+            request.out += self._origins.preflight(request.headers)
+            await answer(request, send, 204, b"", "text/plain")
+            return None, b""
+        request.out += self._origins.check(request.headers)
+        if not is_health(raw_path):
+            request.key = self._keys.check(request.headers)
+        route = find_route(request.method, raw_path)
+        request.api = route.api
+        if route.method != "POST":
+            await self._page(request, route, send)
+            return None, b""
+        body = await self._bodies.read(request.headers, receive, request.who)
+        return self._find(body), body
+
+    async def _hand_over(
+        self,
+        model: ServedModel,
+        request: RequestContext,
+        body: bytes,
+        asgi: tuple[Message, asyncio.Future[Message], Send],
+    ) -> None:
+        """Wait until the model is ready, and let its gateway answer."""
+        scope, gone, send = asgi
+        self._bodies.keep(len(body), request.who)
+        try:
+            if self._ending and model.state != "ready":
+                raise Refusal(503, "ending", "the server is ending")
+            gateway = await model.wait(self._wait, gone, self.config.queue_length)
+        except asyncio.CancelledError:
+            if not gone.done():
+                raise
+            self.metrics.count("disconnected_total")
+            return
+        finally:
+            self._bodies.keep(-len(body), request.who)
+        whole = iter([{"type": "http.request", "body": body, "more_body": False}])
+        del body
+
+        async def replayed() -> Message:
+            found = next(whole, None)
+            return await asyncio.shield(gone) if found is None else found
+
+        with model.request():
+            await gateway(scope, replayed, send)
+
+    def _find(self, body: bytes) -> ServedModel:
+        """The model that a body names; the only one where it names none.
+
+        Raises:
+            Refusal: no JSON, or no such model.
+        """
+        try:
+            name = msgspec.json.decode(body, type=_Named).model
+        except (msgspec.DecodeError, RecursionError) as exc:
+            raise Refusal(400, "invalid_json", f"the body is no JSON object: {exc}") from None
+        if name is None and len(self.models) == 1:
+            return next(iter(self.models.values()))
+        found = self.models.get(name) if isinstance(name, str) else None
+        if found is not None:
+            return found
+        known = ", ".join(self.models)
+        if name is None:
+            raise Refusal(
+                400, "model_missing", f"model is missing; there are {known}", param="model"
+            )
+        raise Refusal(
+            404, "model_not_found",
+            f"The model {str(name)[:80]!r} does not exist; there are {known}", param="model",
+        )  # fmt: skip
+
+    async def _page(self, request: RequestContext, route: Route, send: Send) -> None:
+        models = list(self.models.values())
+        if route.kind == "health":
+            page = health_document(models, opened=self.opened)
+            fine = page["status"] in ("healthy", "degraded")
+            if not fine:
+                seconds = min((model.retry_after for model in models), default=1)
+                request.out.append((b"retry-after", str(seconds).encode()))
+            body = msgspec.json.encode(page)
+            await answer(request, send, 200 if fine else 503, body, "application/json")
+        elif route.kind == "metrics":
+            text = await metrics_text(models, self.metrics, self.config)
+            kind = "text/plain; version=0.0.4; charset=utf-8"
+            await answer(request, send, 200, text.encode(), kind)
+        else:
+            body = msgspec.json.encode(models_document(models, route.api))
+            await answer(request, send, 200, body, "application/json")
+
+
+async def _disconnect(receive: Receive) -> Message:
+    """The message that says that the client went away."""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return message
