@@ -6,15 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import Field
 
+from turbofit.core.errors import UsageError
 from turbofit.core.validation import Metavar, Validated, parsed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from turbofit.cli.launch_options import ServeOptions
     from turbofit.core.json_types import Options
 
-__all__ = ["ModelsOptions"]
+__all__ = ["ModelsOptions", "SharesOptions"]
 
 #: Seconds that a request waits for its model's start: the deadline of OpenAI's clients.
 _WAIT: Final = 600.0
+_MOST_SHARE: Final = 1e6
 
 
 def _seconds(text: str, name: str) -> float:
@@ -24,6 +29,49 @@ def _seconds(text: str, name: str) -> float:
 
 
 Time = Annotated[float, Field(gt=0, lt=1e9), parsed(_seconds), Metavar("TIME")]
+
+
+def _shares(text: str, name: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        model, sign, value = part.strip().rpartition("=")
+        try:
+            share = float(value) if sign else 0.0
+        except ValueError:
+            share = 0.0
+        if not model or not 0 < share < _MOST_SHARE or model in found:
+            raise UsageError(
+                f"{name} {part.strip()!r} is no share, or stands twice",
+                hint="write it as MODEL=2,MODEL=1",
+            )
+        found[model] = share
+    return found
+
+
+class SharesOptions(Validated):
+    """How several models divide the cards."""
+
+    share: Annotated[dict[str, float] | None, parsed(_shares), Metavar("MODEL=N,...")] = Field(
+        default=None,
+        description="requests that each model's cache holds, beside the others' (default: as many "
+        "for each): A=2,B=1",
+    )
+
+    def of_models(self, models: Sequence[str]) -> tuple[float, ...]:
+        """Each model's share; 1 where none is given.
+
+        Raises:
+            UsageError: a share of a model that is not there, or a model stands twice.
+        """
+        for name in self.share or {}:
+            if name not in models:
+                raise UsageError(
+                    f"--share names {name}, which is not among the models",
+                    hint=f"they are {', '.join(models)}",
+                )
+        if len(set(models)) < len(models):
+            raise UsageError("a model is named twice", hint="name each model once")
+        return tuple((self.share or {}).get(name, 1.0) for name in models)
 
 
 class ModelsOptions(Validated):
@@ -43,6 +91,17 @@ class ModelsOptions(Validated):
         default=None, description="the longest wait of a request for its model's start (10m)"
     )
 
+    swap: bool = Field(
+        default=False,
+        description="several models take turns: as many as fit run at once, the one that was used "
+        "least recently makes way",
+    )
+    turn: Time | None = Field(
+        default=None,
+        description="with --swap: a model whose requests keep coming serves so long before it "
+        "makes way (30s)",
+    )
+
     @property
     def wait_seconds(self) -> float:
         """Seconds that a request waits; 0 where it is refused at once."""
@@ -52,5 +111,35 @@ class ModelsOptions(Validated):
 
     def policy_fields(self) -> Options:
         """The fields of `ModelsPolicy` that they fill."""
-        fields: dict[str, Any] = {"idle": self.idle}
+        fields: dict[str, Any] = {"idle": self.idle, "turn": self.turn}
         return {name: value for name, value in fields.items() if value is not None}
+
+    def check(self, models: Sequence[str], options: ServeOptions) -> None:
+        """Whether they go together with the rest of the command line.
+
+        Raises:
+            UsageError: they do not.
+        """
+        several = len(models) > 1
+        what = "several models" if several else "--idle"
+        if not several and self.swap:
+            raise UsageError("--swap needs two models or more", hint="turbofit serve A B --swap")
+        if not several and self.idle is None:
+            if self.wait is not None or self.idle_answer != "wait":
+                raise UsageError(
+                    "--wait and --idle-answer are for engines that are not ready at times",
+                    hint="add --idle 10m",
+                )
+            return
+        refused = {
+            "cluster": options.cluster is not None,
+            "no-gateway": options.no_gateway,
+            "plan": several and options.plan is not None,
+            "dry-run": several and options.dry_run,
+        }
+        for name, given in refused.items():
+            if given:
+                raise UsageError(
+                    f"--{name} and {what} do not go together",
+                    hint="leave one out; turbofit plan A B shows the plans of several models",
+                )

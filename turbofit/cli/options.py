@@ -42,8 +42,10 @@ FULL: Final = Option("--full", is_flag=True, form=True, help="everything, on the
 FORMS: Final = (JSON, Option("--md", is_flag=True, form=True, help="Markdown on stdout"))
 
 
-def model_argument(*, required: bool = True, profile: bool = False) -> list[click.Parameter]:
-    """The model, and which revision of it; ``profile``: with ``-f FILE``, which may name it."""
+def model_argument(
+    *, required: bool = True, profile: bool = False, several: bool = False
+) -> list[click.Parameter]:
+    """The model, or several, and which revision; ``profile``: with ``-f FILE``, which may name it."""
     from turbofit.cli.completion import complete_model
     from turbofit.cli.fields import options_of
     from turbofit.cli.profile_options import ModelArgument, profile_option
@@ -52,8 +54,8 @@ def model_argument(*, required: bool = True, profile: bool = False) -> list[clic
     explained = PlanRequest.model_fields["model"].description or ""
     kind = ModelArgument if profile else Argument
     model = kind(
-        "model", explained=explained, required=required, metavar="MODEL",
-        shell_complete=complete_model,
+        "model", explained=explained, required=required, nargs=-1 if several else 1,
+        metavar="MODEL..." if several else "MODEL", shell_complete=complete_model,
     )  # fmt: skip
     options = [profile_option()] if profile else []
     return [model, *options, *options_of(PlanRequest, ["revision"])]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from turbofit.cli.command import Option, command
-from turbofit.cli.fields import filled
+from turbofit.cli.fields import filled, options_of
+from turbofit.cli.models_options import SharesOptions
 from turbofit.cli.options import (
     FORMS,
     FULL,
@@ -14,6 +15,7 @@ from turbofit.cli.options import (
     planning_options,
     refuse_beside_cluster,
 )
+from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
@@ -23,8 +25,9 @@ __all__ = ["plan", "show_plan"]
 
 
 @command(
-    *model_argument(profile=True),
+    *model_argument(profile=True, several=True),
     *machine_options(),
+    *options_of(SharesOptions, SharesOptions.model_fields, group="several models"),
     Option(
         "--cluster",
         metavar="CLUSTER",
@@ -37,14 +40,30 @@ __all__ = ["plan", "show_plan"]
     *planning_options(),
 )
 def plan(
-    *, rehearse: bool, cluster: str | None, full: bool, as_json: bool, md: bool, **given: Any
+    *,
+    model: tuple[str, ...],
+    rehearse: bool,
+    cluster: str | None,
+    full: bool,
+    as_json: bool,
+    md: bool,
+    **given: Any,
 ) -> int:
     """Plan and show; exit 3 where nothing fits."""
     from turbofit import api
     from turbofit.cli.output import patience
     from turbofit.planning.request import PlanRequest
 
-    request = filled(PlanRequest, given)
+    request = filled(PlanRequest, {**given, "model": model[0]})
+    shares = filled(SharesOptions, given).of_models(model)
+    if len(model) > 1:
+        if cluster is not None or rehearse:
+            raise UsageError(
+                f"{'--cluster' if cluster is not None else '--rehearse'} is for one model",
+                hint="plan each model by itself, or leave it out",
+            )
+        requests = [request.changed(model=name) for name in model]
+        return _plan_together(requests, shares, as_json=as_json, md=md)
     if cluster is not None:
         one_machine = {*request.given(), *(["rehearse"] if rehearse else [])}
         instead = ", or plan for that machine alone"
@@ -54,6 +73,25 @@ def plan(
     with patience(doing):
         found = api.plan(request, rehearse=rehearse)
     return show_plan(found, "plan", full=full, as_json=as_json, md=md)
+
+
+def _plan_together(
+    requests: list[PlanRequest], shares: tuple[float, ...], *, as_json: bool, md: bool
+) -> int:
+    """Plan several models on the same cards and show; exit 3 where they do not fit together."""
+    from turbofit.cli.output import answer, patience, show
+    from turbofit.core.errors import DoesNotFitError
+    from turbofit.planning.joint_plan import joint_plan
+
+    with patience("planning them together"):
+        found = joint_plan(requests, shares)
+    if as_json:
+        answer(found.to_json())
+    else:
+        from turbofit.report.views.joint_view import joint_view
+
+        show(joint_view(found), markdown=md)
+    return 0 if found.fits else DoesNotFitError.exit_code
 
 
 def _plan_cluster(request: PlanRequest, cluster: str, *, as_json: bool, md: bool) -> int:

@@ -80,7 +80,9 @@ class ModelArgument(Argument):
     """The model; where none is named, that of ``turbofit.yaml``, if there is one."""
 
     def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> Any:
-        """The word of the command line, or else what a profile has."""
+        """The words of the command line, or else what a profile has."""
+        if not opts.get(self.name):  # no word is an empty tuple where there may be several
+            opts = {name: one for name, one in opts.items() if name != self.name}
         value, source = super().consume_value(ctx, opts)
         named = source is not ParameterSource.DEFAULT or ctx.params.get("plan") is not None
         if named or ctx.resilient_parsing or _META in ctx.meta or not Path(PROFILE).is_file():
@@ -113,22 +115,42 @@ def _use(ctx: click.Context, path: Path) -> None:
     """Read a profile, and let its values stand where the command line has none.
 
     Raises:
-        UsageError: something in it is wrong, or it names several models.
+        UsageError: something in it is wrong, or it names several models where one is meant, or
+            gives each of several options of its own.
     """
     from turbofit.core.profile import read_profile
 
     profile = read_profile(path, sections())
+    several = next((one.nargs == -1 for one in ctx.command.params if one.name == "model"), False)
     if len(profile.models) > 1:
-        raise UsageError(
-            f"{path} names {len(profile.models)} models, and this command is of one",
-            hint="leave all but one of them out",
-        )
+        _check_models(profile, several=several)
     ctx.meta[_META] = profile
     found = defaults(profile)
+    if several and "model" in found:
+        names = [profile.of_model(i)["model"].value for i in range(len(profile.models))]
+        found["model"] = names or [found["model"]]
     if ctx.info_name == "serve" and "on" in found:
         on, pretend = found["on"], found.get("pretend")
         found["on"] = lambda: on if pretend or _elsewhere(ctx) else None
     ctx.default_map = found
+
+
+def _check_models(profile: Profile, *, several: bool) -> None:
+    """Several models serve together with the same options."""
+    if not several:
+        raise UsageError(
+            f"{profile.path} names {len(profile.models)} models, and this command is of one",
+            hint="leave all but one of them out",
+        )
+    first, *others = profile.models
+    for entry in others:
+        for name, one in {**first.values, **entry.values}.items():
+            pair = (first.values.get(name), entry.values.get(name))
+            if name != "model" and len({None if at is None else at.value for at in pair}) > 1:
+                raise UsageError(
+                    f"{one.where}: {name} is not the same for all models of this profile",
+                    hint="several models serve together with the same options: give it once, above",
+                )
 
 
 def _elsewhere(ctx: click.Context) -> bool:

@@ -9,11 +9,12 @@ from turbofit.cli.fields import filled, options_of
 from turbofit.cli.gateway_options import GatewayOptions
 from turbofit.cli.interrupt import exit_code, run_until_signal
 from turbofit.cli.launch_options import ServeOptions
-from turbofit.cli.models_options import ModelsOptions
+from turbofit.cli.models_options import ModelsOptions, SharesOptions
 from turbofit.cli.options import FORMS, machine_options, model_argument, planning_options
 from turbofit.cli.serve_cluster import serve_on_cluster
 from turbofit.cli.serve_launch import PRETEND, ServeLaunch
 from turbofit.cli.serve_plan import (
+    NO_MODEL,
     ServeArguments,
     given_request,
     launch_request,
@@ -45,64 +46,79 @@ _CLUSTER: Final = ("cluster", "name", "gateways")
 
 
 @command(
-    *model_argument(required=False, profile=True),
+    *model_argument(required=False, profile=True, several=True),
     *options_of(ServeOptions, ["plan"]),
     *machine_options(),
     *FORMS,
     *options_of(ServeOptions, _LAUNCH, group="launch"),
     *options_of(GatewayOptions, GatewayOptions.model_fields, group="gateway"),
-    *options_of(ModelsOptions, ModelsOptions.model_fields, group="sleep"),
+    *options_of(ModelsOptions, ModelsOptions.model_fields, group="sleep, and several models"),
+    *options_of(SharesOptions, SharesOptions.model_fields, group="sleep, and several models"),
     *options_of(ServeOptions, _CLUSTER, group="cluster"),
     *planning_options(),
     takes_rest=True,
     only_linux=True,
-    usage="(MODEL | -f FILE | --plan FILE) [OPTIONS] [-- LMDEPLOY OPTIONS]",
+    usage="(MODEL... | -f FILE | --plan FILE) [OPTIONS] [-- LMDEPLOY OPTIONS]",
 )
-def serve(*, model: str | None, as_json: bool, md: bool, rest: Sequence[str], **given: Any) -> int:
+def serve(
+    *, model: tuple[str, ...], as_json: bool, md: bool, rest: Sequence[str], **given: Any
+) -> int:
     """Plan or read the plan, check, launch; 0 once a signal ended it in order."""
-    from turbofit.cli.output import note
     from turbofit.launch.serve.passthrough import sort_options
 
     options = filled(ServeOptions, given)
     public = filled(GatewayOptions, given)
     models = filled(ModelsOptions, given)
     passed = sort_options(rest, unplanned=options.unplanned)
-    request = given_request(model, given)
+    request = given_request(model[0] if model else None, given)
     if request.on is not None and not options.dry_run and not options.pretend:
         raise UsageError(
             "serve launches on the machine here, so --on does not go with it",
             hint="leave --on out, or add --dry-run or --pretend",
         )
     options.check()
+    shares = filled(SharesOptions, given).of_models(model)
+    models.check(model, options)
     arguments = ServeArguments(request, options, passed)
     if options.cluster is not None:
-        if models.idle is not None:
-            raise UsageError(
-                "--idle is for one machine: a cluster's engines stay", hint="leave --idle out"
-            )
-        if model is None:
-            raise UsageError("--cluster needs a model", hint="turbofit serve MODEL --cluster ray")
-        if options.pretend:
-            note(PRETEND)
-        gateway = _gateway(public, passed)
-        return serve_on_cluster(arguments, gateway, public.access_log, as_json=as_json)
-    if model is None and not options.plan:
+        return _on_cluster(arguments, public, as_json=as_json)
+    if not model and not options.plan:
         raise UsageError("serve needs a model", hint="turbofit serve MODEL, or --plan FILE")
     if options.dry_run:
         return show_commands(arguments, port=public.port, as_json=as_json, md=md)
     config = _config(arguments, public)
-    if models.idle is not None:
-        return _sleeping(arguments, config, models)
+    if models.idle is not None or len(model) > 1:
+        return _models(arguments, config, models, shares, model)
     return _stoppable(arguments, config, as_json=as_json)
 
 
-def _sleeping(arguments: ServeArguments, config: ServeConfig, models: ModelsOptions) -> int:
-    """One model, whose engines end while nobody asks for it."""
-    from turbofit.cli.serve_models import PlannedModel, serve_models
+def _on_cluster(arguments: ServeArguments, public: GatewayOptions, *, as_json: bool) -> int:
+    from turbofit.cli.output import note
+
+    if arguments.request.model == NO_MODEL:
+        raise UsageError("--cluster needs a model", hint="turbofit serve MODEL --cluster ray")
+    if arguments.options.pretend:
+        note(PRETEND)
+    gateway = _gateway(public, arguments.passed)
+    return serve_on_cluster(arguments, gateway, public.access_log, as_json=as_json)
+
+
+def _models(
+    arguments: ServeArguments,
+    config: ServeConfig,
+    options: ModelsOptions,
+    shares: Sequence[float],
+    names: Sequence[str],
+) -> int:
+    """Several models, or one whose engines end while nobody asks for it."""
+    from turbofit.cli.serve_models import PlannedModel, planned_models, serve_models
 
     def body(stop: StopSignal) -> signal.Signals:
-        planned = PlannedModel(arguments, config, preview(arguments, config))
-        return serve_models([planned], models, 1, stop)
+        if len(names) > 1:
+            planned, at_once = planned_models(arguments, config, names, shares, options)
+        else:
+            planned, at_once = [PlannedModel(arguments, config, preview(arguments, config))], 1
+        return serve_models(planned, options, at_once, stop)
 
     return exit_code(run_until_signal(body))
 

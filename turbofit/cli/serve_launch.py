@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.job import Job
     from turbofit.launch.serve.leases import Leases
     from turbofit.launch.serve.planner import Planner
+    from turbofit.launch.serve.shared_cards import SharedCards
 
 __all__ = ["PRETEND", "ServeLaunch"]
 
@@ -33,14 +34,20 @@ class ServeLaunch:
         arguments: the command line.
         config: what it asks for.
         say: takes lines of progress.
+        shared: the cards, where other models of this turbofit have engines on them.
     """
 
     def __init__(
-        self, arguments: ServeArguments, config: ServeConfig, say: Callable[[str], None]
+        self,
+        arguments: ServeArguments,
+        config: ServeConfig,
+        say: Callable[[str], None],
+        shared: SharedCards | None = None,
     ) -> None:
         from turbofit.launch.engine.environment import lmdeploy_if_needed
 
         self._arguments, self._config, self._say = arguments, config, say
+        self._shared = shared
         self._lmdeploy, self._missing = lmdeploy_if_needed(arguments.request.engine)
         self._planner: Planner | None = None
         self._changes: dict[str, Any] | None = None
@@ -58,7 +65,10 @@ class ServeLaunch:
         config, lmdeploy = self._config, self._lmdeploy
         for text in (*end_orphans(leases), *([leases.alone] if leases.alone else [])):
             self._say(f"warning: {text}")
-        planner = planner_of(config, leases, doubled=lmdeploy.warning is not None, say=self._say)
+        planner = planner_of(
+            config, leases, doubled=lmdeploy.warning is not None,
+            fitted=self._shared is not None, say=self._say,
+        )  # fmt: skip
         self._planner = planner
         plan = self._again(planner)
         if plan is not None:
@@ -141,6 +151,7 @@ class ServeLaunch:
             fetch=None if config.pretend else WeightsFetcher(self._say),
             replan=None if self._arguments.options.plan else self._replan,
             changes=self._changes,
+            shared=self._shared,
             **more,
         )
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections import deque
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 from turbofit.cli.serve_launch import PRETEND, ServeLaunch
-from turbofit.core.errors import UsageError
+from turbofit.core.errors import DoesNotFitError, UsageError
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
     from turbofit.cli.models_options import ModelsOptions
     from turbofit.cli.serve_plan import ServeArguments
@@ -24,9 +26,11 @@ if TYPE_CHECKING:
     from turbofit.launch.models.model_session import ModelSession
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.job import PublicSide
+    from turbofit.launch.serve.shared_cards import SharedCards
     from turbofit.launch.serve.supervisor import StopSignal
+    from turbofit.planning.request import PlanRequest
 
-__all__ = ["PlannedModel", "serve_models"]
+__all__ = ["PlannedModel", "planned_models", "serve_models"]
 
 #: Runs of a model whose folders are kept: each start is a run.
 _KEPT_RUNS: Final = 20
@@ -51,8 +55,70 @@ class PlannedModel:
         return self.config.model_name or model.hub_id or model.name
 
 
+def planned_models(
+    arguments: ServeArguments,
+    config: ServeConfig,
+    models: Sequence[str],
+    shares: Sequence[float],
+    options: ModelsOptions,
+) -> tuple[list[PlannedModel], int]:
+    """The models as they are to run, and how many run at once.
+
+    Raises:
+        DoesNotFitError: they do not fit together, or one of them does not fit alone.
+    """
+    assert config.request is not None
+    requests = [config.request.changed(model=name) for name in models]
+    if options.swap:
+        return _in_turns(arguments, config, requests)
+    from turbofit.cli.output import note
+    from turbofit.launch.serve.leases import Leases
+    from turbofit.launch.serve.planner import measured
+    from turbofit.planning.joint_plan import joint_plan
+
+    if not config.pretend:
+        with Leases() as leases:
+            here = measured(leases, config.request.gpus)
+        requests = [request.changed(on=here, gpus=None) for request in requests]
+    joint = joint_plan(requests, shares, pretend=config.pretend)
+    if not joint.fits:
+        raise DoesNotFitError(
+            joint.verdict, hint=joint.remedy or "see turbofit plan MODEL for what would fit"
+        )
+    note(joint.verdict)
+    made = [
+        PlannedModel(
+            arguments._replace(request=arguments.request.changed(model=name)),
+            config.changed(request=config.request.changed(model=name, budget=budget)),
+            plan,
+        )
+        for name, budget, plan in zip(models, joint.budgets, joint.plans, strict=True)
+    ]
+    return made, len(made)
+
+
+def _in_turns(
+    arguments: ServeArguments, config: ServeConfig, requests: Sequence[PlanRequest]
+) -> tuple[list[PlannedModel], int]:
+    """Each model by itself; as many run at once as budgets fit beside each other."""
+    from turbofit.cli.output import note
+    from turbofit.cli.serve_plan import preview
+
+    made = []
+    for request in requests:
+        one = config.changed(request=request)
+        named = arguments._replace(request=arguments.request.changed(model=request.model))
+        made.append(PlannedModel(named, one, preview(named, one)))
+    budget, at_once = requests[0].budget, 1
+    if budget:
+        free = min(gpu.free for one in made for gpu in one.plan.gpus)
+        at_once = max(1, min(len(made), free // budget))
+    note(f"{len(made)} models take turns, {at_once} at once")
+    return made, at_once
+
+
 def serve_models(
-    planned: list[PlannedModel], options: ModelsOptions, at_once: int, stop: StopSignal
+    planned: Sequence[PlannedModel], options: ModelsOptions, at_once: int, stop: StopSignal
 ) -> signal.Signals:
     """Serve them until a signal.
 
@@ -63,7 +129,7 @@ def serve_models(
         stop: tells of signals.
 
     Raises:
-        UsageError: two have the same name, or there is no gateway.
+        UsageError: two have the same name.
         TurbofitError: one of the first models does not start.
     """
     from msgspec.structs import replace
@@ -74,29 +140,39 @@ def serve_models(
     from turbofit.gateway.models.served_model import ServedModel
     from turbofit.gateway.thread import GatewayThread
     from turbofit.launch.models.models_server import ModelsPolicy, ModelsServer
+    from turbofit.launch.serve.shared_cards import SharedCards
 
     config = planned[0].config
-    if config.gateway is None:
+    assert config.gateway is not None
+    models = [ServedModel(one.name) for one in planned]
+    if len({model.name for model in models}) < len(models):
         raise UsageError(
-            "the gateway starts engines and chooses models, and --no-gateway leaves it out",
-            hint="leave --no-gateway out",
+            f"two models are called {models[0].name}", hint="clients could not choose between them"
         )
     if config.pretend:
         note(PRETEND)
-    public = replace(
-        config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend
-    )  # fmt: skip
-    models = [ServedModel(one.name) for one in planned]
+    public = replace(config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend)
     bounds = [bounds_of(one.plan) for one in planned]
     front = GatewayThread(ModelsGateway(models, bounds, public, wait=options.wait_seconds))
-    sessions = [_session(one, model, front) for one, model in zip(planned, models, strict=True)]
-    policy = ModelsPolicy(at_once=at_once, **options.policy_fields())
-    server = ModelsServer(sessions, front, policy, note)
-    return server.run(stop, lambda url: answer(f"{url}\n"))
+    with ExitStack() as stack:
+        shared = None
+        if at_once > 1:
+            room = stack.enter_context(TemporaryDirectory(prefix="turbofit-cards-"))
+            shared = SharedCards(Path(room) / "cards" if config.pretend else None)
+        sessions = [
+            _session(one, model, front, shared)
+            for one, model in zip(planned, models, strict=True)
+        ]  # fmt: skip
+        policy = ModelsPolicy(at_once=at_once, **options.policy_fields())
+        server = ModelsServer(sessions, front, policy, note)
+        return server.run(stop, lambda url: answer(f"{url}\n"))
 
 
 def _session(
-    planned: PlannedModel, model: ServedModel, front: GatewayThread[ModelsGateway]
+    planned: PlannedModel,
+    model: ServedModel,
+    front: GatewayThread[ModelsGateway],
+    shared: SharedCards | None,
 ) -> ModelSession:
     """A model's engines, each start as `serve` would start it alone."""
     from turbofit.cli.output import note
@@ -107,7 +183,7 @@ def _session(
     def say(text: str) -> None:
         note(f"{model.name}: {text}")
 
-    launch = ServeLaunch(planned.arguments, planned.config, say)
+    launch = ServeLaunch(planned.arguments, planned.config, say, shared)
     folders: deque[Path] = deque()
 
     def run(stop: StopSignal, publish: Callable[[Gateway], PublicSide]) -> object:

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from turbofit.planning.request import PlanRequest
 
 __all__ = [
-    "ServeArguments", "first_plan", "given_request", "launch_request", "planner_of", "preview",
-    "read_saved", "refusal", "refuse", "show_commands", "with_passed",
+    "NO_MODEL", "ServeArguments", "first_plan", "given_request", "launch_request", "planner_of",
+    "preview", "read_saved", "refusal", "refuse", "show_commands", "with_passed",
 ]  # fmt: skip
 
 #: The model of a request that names none: a saved plan has its own.
-_NO_MODEL: Final = "-"
+NO_MODEL: Final = "-"
 
 
 class ServeArguments(NamedTuple):
@@ -47,6 +47,7 @@ def planner_of(
     leases: Leases,
     *,
     doubled: bool,
+    fitted: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Planner:
     """What plans, or only reserves where a plan was given."""
@@ -56,7 +57,9 @@ def planner_of(
     # A server on pretend GPUs is its own rehearsal.
     rehearse = config.rehearse and not config.pretend and can_rehearse()
     leased = None if config.pretend else leases
-    return Planner(config.request, leased, say or note, rehearse=rehearse, doubled=doubled)
+    return Planner(
+        config.request, leased, say or note, rehearse=rehearse, doubled=doubled, fitted=fitted
+    )
 
 
 def given_request(model: str | None, given: Options) -> PlanRequest:
@@ -67,7 +70,7 @@ def given_request(model: str | None, given: Options) -> PlanRequest:
     """
     from turbofit.planning.request import PlanRequest
 
-    return filled(PlanRequest, {**given, "model": model or _NO_MODEL})
+    return filled(PlanRequest, {**given, "model": model or NO_MODEL})
 
 
 def launch_request(request: PlanRequest, *, pretend: bool) -> PlanRequest:
@@ -209,8 +212,8 @@ def read_saved(arguments: ServeArguments, file: str) -> Plan:
     from turbofit.report.stored_documents import read_plan
 
     given = arguments.request.given()
-    if given.pop("model") != _NO_MODEL or given:
-        what = option_name(next(iter(given))) if arguments.request.model == _NO_MODEL else "a model"
+    if given.pop("model") != NO_MODEL or given:
+        what = option_name(next(iter(given))) if arguments.request.model == NO_MODEL else "a model"
         raise UsageError(f"--plan and {what} do not go together", hint="give one of the two")
     plan = read_plan(file)
     each = [to_builtins(one.settings) for one in plan.each()]

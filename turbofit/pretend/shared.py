@@ -30,6 +30,7 @@ class Process:
         alive: whether it still lives.
         held: what it holds on each device (at its end, where it is dead), without its context.
         context: its context on each device.
+        late: what was gone of each device once it had asked for the free memory.
         peak: what it held at most on each device.
         at_peak: what it had, all in all, when the machine's processes together had most.
         pinned: page-locked host memory.
@@ -43,6 +44,7 @@ class Process:
     alive: bool
     held: tuple[int, ...]
     context: tuple[int, ...]
+    late: tuple[int, ...]
     peak: tuple[int, ...]
     at_peak: tuple[int, ...]
     pinned: int
@@ -101,7 +103,7 @@ def read_shared(path: Path) -> SharedRecord:
 
 def _process(slot: tuple[int, ...]) -> Process:
     state, pid, started, began, refused_at, *rows = slot
-    held, context, _late, peak, at_peak = (
+    held, context, late, peak, at_peak = (
         tuple(rows[i * _ROWS : (i + 1) * _ROWS]) for i in range(5)
     )
     return Process(
@@ -112,6 +114,7 @@ def _process(slot: tuple[int, ...]) -> Process:
         alive=state == _LIVE and _lives(pid, started),
         held=held[:_PINNED],
         context=context[:_PINNED],
+        late=late[:_PINNED],
         peak=peak[:_PINNED],
         at_peak=at_peak[:_PINNED],
         pinned=held[_PINNED],

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError
 from turbofit.core.ports import DEFAULT_PORT
+from turbofit.launch.engine.fitted_cache import with_ratio
 from turbofit.planning.commands import module_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from turbofit.core.plan import Command, Plan
@@ -55,6 +56,7 @@ class Launch:
         runner: the words that start LMDeploy.
         key: the engine's API key, where it has one.
         hidden: whether the engine must be given it, out of sight; else its command has it.
+        ratio: gives the cache ratio of each start; None is the command's for all of them.
     """
 
     pretend = False
@@ -66,15 +68,22 @@ class Launch:
         key: str | None = None,
         *,
         hidden: bool = False,
+        ratio: Callable[[], float] | None = None,
     ) -> None:
         self.command, self.runner, self.key = command, tuple(runner), key
+        self._ratio = ratio
         self._hidden = key if hidden else None
         self.group, self.port = command.group, port_of(command)
 
     def start_command(self, number: int) -> StartCommand:  # noqa: ARG002 - a pretend launch needs it
         """What the start with this number (from 0) needs."""
         env = {**os.environ, **self.command.env, **_child_variables(self._hidden)}
-        return StartCommand((*self.runner, *self.command.argv[1:]), env)
+        return StartCommand((*self.runner, *self._arguments()), env)
+
+    def _arguments(self) -> tuple[str, ...]:
+        """What follows the command's first word, at this start."""
+        argv = tuple(self.command.argv[1:])
+        return argv if self._ratio is None else with_ratio(argv, self._ratio())
 
 
 class PretendLaunch(Launch):
@@ -87,11 +96,14 @@ class PretendLaunch(Launch):
         key: as for `Launch`.
         hidden: as for `Launch`.
         faults: what goes wrong; the allocation that fails is one of the first start.
+        ratio: as for `Launch`.
+        shared: the file through which engines share the pretend machine; None: each start has a
+            machine of its own.
     """
 
     pretend = True
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a constructor
         self,
         plan: Plan,
         command: Command,
@@ -100,13 +112,15 @@ class PretendLaunch(Launch):
         *,
         hidden: bool = False,
         faults: PretendFaults | None = None,
+        ratio: Callable[[], float] | None = None,
+        shared: Path | None = None,
     ) -> None:
         from turbofit.launch.engine.runner import module_runner
 
         self._torch = plan.engine.on_torch
         module = module_of(plan.engine) if self._torch else "turbofit.rehearse.turbomind.server"
-        super().__init__(command, module_runner(module), key, hidden=hidden)
-        self._plan, self._folder, self._faults = plan, folder, faults
+        super().__init__(command, module_runner(module), key, hidden=hidden, ratio=ratio)
+        self._plan, self._folder, self._faults, self._shared = plan, folder, faults, shared
 
     def start_command(self, number: int) -> StartCommand:
         """What the start with this number needs; each has a machine of its own.
@@ -114,12 +128,12 @@ class PretendLaunch(Launch):
         Raises:
             PackageError: LMDeploy or a C compiler is missing.
         """
-        from turbofit.launch.engine.pretended import pretend_machine
+        from turbofit.launch.engine.pretended import on_shared_cards, pretend_machine
         from turbofit.rehearse.turbomind.server import server_launch
 
         folder = self._folder / f"{self.group}-{number}"
         shutil.rmtree(self._folder / f"{self.group}-{number - 1}", ignore_errors=True)
-        arguments = self.command.argv[1:]
+        arguments = self._arguments()
         faults = self._faults
         if faults is not None and number:
             faults = faults._replace(fail_at=None)
@@ -132,7 +146,10 @@ class PretendLaunch(Launch):
             return StartCommand(
                 (*self.runner, *arguments), {**env, **_child_variables(self._hidden)}, folder
             )
-        made = server_launch(machine, arguments, folder)
+        if self._shared is not None:
+            machine = on_shared_cards(machine, self._plan, self.group)
+        shared = "" if self._shared is None else str(self._shared)
+        made = server_launch(machine, arguments, folder, shared=shared)
         return StartCommand(
             (*self.runner, *arguments),
             {**made.env, **_child_variables(self._hidden)},

@@ -21,6 +21,7 @@ __all__ = [
     "PretendFaults",
     "PretendReader",
     "localised",
+    "on_shared_cards",
     "pretend_death",
     "pretend_machine",
     "pretend_seen",
@@ -79,6 +80,23 @@ def pretend_machine(plan: Plan, group: int, faults: PretendFaults | None = None)
         return machine
     gpus = tuple(changed(gpu, late=gpu.late + faults.taken) for gpu in machine.gpus)
     return changed(machine, gpus=gpus, fail_at=faults.fail_at)
+
+
+def on_shared_cards(machine: Scenario, plan: Plan, group: int) -> Scenario:
+    """The twin of a machine that several engines share.
+
+    What is charged to this engine beforehand is its process's then, and goes with it: everybody
+    sees it, and it counts when the process first uses a card.
+    """
+    from dataclasses import replace as changed
+
+    from turbofit.pretend.from_machine import pretend_twin
+
+    bare = pretend_twin(plan.machine, plan.parallel.groups[group]).gpus
+    charged = [mine.used - one.used for mine, one in zip(machine.gpus, bare, strict=True)]
+    gpus = tuple(changed(mine, used=one.used) for mine, one in zip(machine.gpus, bare, strict=True))
+    # Over where the cards' charges differ.
+    return changed(machine, gpus=gpus, context=max(charged, default=0))
 
 
 def pretend_death(plan: Plan, group: int, timeline: Path) -> PretendDeath | None:

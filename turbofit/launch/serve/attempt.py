@@ -20,6 +20,7 @@ from turbofit.planning.commands import commands, module_of, private_commands, re
 
 if TYPE_CHECKING:
     import signal
+    from collections.abc import Callable
     from contextlib import ExitStack
 
     from turbofit.core.plan import Plan
@@ -126,6 +127,7 @@ class Attempt:
 
             room = job.folder / f"pretend-{self._number}"
             first = None if self._number else config.pretend_fail
+            shared = None if job.shared is None else job.shared.file(plan)
             return [
                 PretendLaunch(
                     plan.of_group(one.group),
@@ -134,12 +136,21 @@ class Attempt:
                     key,
                     hidden=hidden,
                     faults=PretendFaults(config.pretend_taken, first),
+                    ratio=self._ratio(one.group),
+                    shared=shared,
                 )
                 for one in full
             ]
         ours = module_runner(module_of(plan.engine))
         runner = job.lmdeploy.argv if plan.engine.of_lmdeploy else ours
-        return [Launch(one, runner, key, hidden=hidden) for one in full]
+        return [
+            Launch(one, runner, key, hidden=hidden, ratio=self._ratio(one.group)) for one in full
+        ]
+
+    def _ratio(self, group: int) -> Callable[[], float] | None:
+        """Gives each start of an engine its cache ratio, where other models share its cards."""
+        shared, plan = self._job.shared, self._plan.of_group(group)
+        return None if shared is None else lambda: shared.ratio(plan)
 
     def _open(self, urls: list[str]) -> None:
         """All engines are ready: tell, compare, open."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.leases import Leases
     from turbofit.launch.serve.record import Record
+    from turbofit.launch.serve.shared_cards import SharedCards
 
 __all__ = ["Job", "PublicSide", "RemoteEndpoint"]
 
@@ -78,6 +79,7 @@ class Job:
             without a gateway.
         door: stands where the gateway would, which is on another machine.
         publish: where clients reach a gateway; None is an address of its own.
+        shared: the cards, where other models of this turbofit have engines on them.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -96,11 +98,13 @@ class Job:
         examiner: Examiner | None = None,
         door: RemoteEndpoint | None = None,
         publish: Callable[[Gateway], PublicSide] | None = None,
+        shared: SharedCards | None = None,
     ) -> None:
         self.config, self.folder, self.record, self.on_open = config, folder, record, on_open
         self._say, self.lmdeploy, self.leases = say, lmdeploy, leases
         self.fetch, self.replan, self.changes = fetch, replan, dict(changes or {})
         self.examiner, self.door, self.publish = examiner, door, publish
+        self.shared = shared
         #: The gateway that serves now.
         self.front: PublicSide | None = None
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.core.plan import GpuLedger, Plan
 
-__all__ = ["Lease", "Leases", "leases_folder"]
+__all__ = ["Lease", "Leases", "leases_folder", "open_margin"]
 
 #: Shared on purpose, and at one place whatever TMPDIR says; see `_open_folder`.
 _FOLDER: Final = "/tmp/turbofit-leases"
@@ -155,9 +155,10 @@ class Leases:
     def reserve(self, plan: Plan) -> None:
         """Say what a plan's engines will take; engines that were noted before are forgotten."""
         need = {
-            gpu.uuid: max(gpu.peak, gpu.load_peak) - gpu.used + _margin(gpu) for gpu in plan.gpus
+            gpu.uuid: max(gpu.peak, gpu.load_peak) - gpu.used + open_margin(gpu)
+            for gpu in plan.gpus
         }
-        growth = {gpu.uuid: gpu.peak - gpu.steady + _margin(gpu) for gpu in plan.gpus}
+        growth = {gpu.uuid: gpu.peak - gpu.steady + open_margin(gpu) for gpu in plan.gpus}
         self._write(
             model=plan.model.name, need=need, growth=growth, surplus={}, engines=[], ready=False
         )
@@ -235,7 +236,7 @@ def _pid_namespace() -> str:
         return ""
 
 
-def _margin(gpu: GpuLedger) -> int:
+def open_margin(gpu: GpuLedger) -> int:
     """The margin that others must leave alone; a budget or a large margin is open to them."""
     return min(gpu.margin, max(256 * MIB, gpu.total // 100))
 

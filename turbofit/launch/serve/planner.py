@@ -39,6 +39,7 @@ class Planner:
         say: takes lines of progress.
         rehearse: whether each plan is rehearsed before it is believed.
         doubled: whether margins are doubled: the account is for another LMDeploy.
+        fitted: whether other models share the cards, so that each start fits its cache.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class Planner:
         *,
         rehearse: bool,
         doubled: bool = False,
+        fitted: bool = False,
     ) -> None:
+        self._fitted = fitted
         self._request, self._leases = request, leases
         self._say, self._rehearse, self._doubled = say, rehearse, doubled
 
@@ -77,7 +80,7 @@ class Planner:
         if self._leases is None:
             return
         with self._leases.locked(lambda: self._say("waiting: another turbofit is planning")):
-            check_machine(plan, measured(self._leases, None))
+            check_machine(plan, measured(self._leases, None), fitted=self._fitted)
             self._leases.reserve(plan)
 
     def settle(self, plan: Plan, changes: Options | None) -> Plan:
@@ -110,7 +113,7 @@ class Planner:
         assert self._leases is not None
         try:
             with self._leases.locked():
-                check_machine(plan, measured(self._leases, None))
+                check_machine(plan, measured(self._leases, None), fitted=self._fitted)
         except DoesNotFitError as exc:
             return exc
         return None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from turbofit.core.errors import DoesNotFitError, MachineError, UsageError
 from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes
+from turbofit.launch.serve.leases import open_margin
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -17,10 +18,16 @@ if TYPE_CHECKING:
 __all__ = ["check_machine", "who_grew"]
 
 
-def check_machine(plan: Plan, now: Machine) -> None:
+def check_machine(plan: Plan, now: Machine, *, fitted: bool = False) -> None:
     """Compare a plan's GPUs with what is there; links and names of the rest do not matter.
 
     Less free memory is accepted only as far as the plan leaves more than its margin.
+
+    Args:
+        plan: what will be launched.
+        now: the machine.
+        fitted: each start takes the plan's cache whatever is free (`launch.engine.fitted_cache`),
+            so that others may have what a budget withholds from the plan.
 
     Raises:
         UsageError: the plan was not made for a real machine.
@@ -46,7 +53,8 @@ def check_machine(plan: Plan, now: Machine) -> None:
                 hint="see turbofit machine; another driver version may tell",
             )
         missing = ledger.free - gpu.free
-        spare = max(0, ledger.headroom - ledger.margin)
+        margin = open_margin(ledger) if fitted else ledger.margin
+        spare = max(0, ledger.headroom - margin)
         if missing > spare:
             raise DoesNotFitError(
                 f"GPU {gpu.index} has {format_bytes(missing)} less free memory than the plan "

@@ -48,6 +48,8 @@ def server_launch(
     folder: Path,
     base: Mapping[str, str] | None = None,
     python: str = sys.executable,
+    *,
+    shared: str = "",
 ) -> ServerLaunch:
     """Prepares LMDeploy's server on a pretend machine.
 
@@ -57,13 +59,14 @@ def server_launch(
         folder: an own folder, for the scenario and the timeline.
         base: the environment to start from.
         python: the interpreter that has LMDeploy.
+        shared: the file through which several processes share the machine.
     """
     site = cuda_site()
     libraries = build(site=site)
     check_surface(engine_library(), libraries)
     folder.mkdir(parents=True, exist_ok=True)
     scenario, timeline = folder / "scenario", folder / "timeline"
-    write_scenario(scenario, machine, str(timeline))
+    write_scenario(scenario, machine, str(timeline), shared)
     (folder / "machine.json").write_text(dumped(machine), encoding="utf-8")
     env = pretend_environment(libraries, scenario, base, site=site)
     env[_MACHINE] = str(folder / "machine.json")

@@ -1,0 +1,49 @@
+"""The cache ratio of one start, where more or less is free than the plan counted on.
+
+LMDeploy's cache is a share of what is free just then. Beside other engines on the same cards that
+is not what the plan counted: those that sleep or start again leave more free than they will need,
+and an engine that starts again finds others that have grown since. The plan's bytes are kept.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from turbofit.core.plan import Plan
+
+__all__ = ["RATIO", "fitted_ratio", "with_ratio"]
+
+#: LMDeploy's option.
+RATIO: Final = "--cache-max-entry-count"
+#: So many steps are in a ratio: one is 24 KiB of 24 GiB.
+_STEPS: Final = 10**6
+
+
+def fitted_ratio(plan: Plan, free: Mapping[str, int]) -> float:
+    """The ratio that gives the cache of a plan of one group its bytes; the plan's where it cannot.
+
+    Over: by less than a step of the free memory, so that no page of the cache is lost. Under: where
+    the cards' free memory differs by different amounts, the largest one counts.
+
+    Args:
+        plan: of one group.
+        free: bytes by GPU UUID that are free now, before the engine starts.
+    """
+    ratio, region = plan.settings.cache_max_entry_count, plan.kv.region_bytes
+    known = [free[gpu.uuid] - gpu.free for gpu in plan.gpus if gpu.uuid in free]
+    if not known or not ratio or not region:
+        return ratio
+    steps = ceil(region / (region / ratio + max(known)) * _STEPS)
+    return steps / _STEPS if 0 < steps < _STEPS else ratio
+
+
+def with_ratio(argv: tuple[str, ...], ratio: float) -> tuple[str, ...]:
+    """A command line with another ratio."""
+    if RATIO not in argv:
+        return argv
+    place = argv.index(RATIO) + 1
+    return (*argv[:place], f"{ratio:.6f}", *argv[place + 1 :])

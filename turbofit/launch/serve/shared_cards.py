@@ -1,0 +1,61 @@
+"""Cards on which other models of this turbofit have engines, too: what is free of them now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from turbofit.launch.engine.fitted_cache import fitted_ratio
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from turbofit.core.plan import Plan
+
+__all__ = ["SharedCards"]
+
+
+class SharedCards:
+    """Lets each start of an engine take its plan's cache, whatever the others hold just then.
+
+    Args:
+        file: through which the engines share a pretend machine; None on real GPUs.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file
+
+    def file(self, plan: Plan) -> Path | None:
+        """The pretend machine's file, where a plan's engines can share it.
+
+        They can where each of them has all of its cards; others have a machine for themselves.
+        """
+        every = {gpu.index for gpu in plan.machine.gpus}
+        whole = all(set(group) == every for group in plan.parallel.groups)
+        return self._file if whole and not plan.engine.on_torch else None
+
+    def ratio(self, plan: Plan) -> float:
+        """The cache ratio of a start of a plan of one group, now."""
+        return fitted_ratio(plan, self._free(plan))
+
+    def _free(self, plan: Plan) -> dict[str, int]:
+        """Free bytes by GPU UUID; what cannot be read is left out."""
+        if self._file is None:
+            from turbofit.launch.serve.gpu_monitor import used_now
+
+            used = used_now(plan)
+            return {
+                gpu.uuid: gpu.total - gpu.reserved - used[gpu.index]
+                for gpu in plan.gpus
+                if gpu.index in used
+            }
+        file = self.file(plan)
+        if file is None:
+            return {}
+        from turbofit.pretend.shared import read_shared
+
+        alive = [process for process in read_shared(file).processes if process.alive]
+        free = {}
+        for place, gpu in enumerate(plan.gpus):
+            held = sum(one.held[place] + one.context[place] + one.late[place] for one in alive)
+            free[gpu.uuid] = gpu.total - gpu.reserved - gpu.used - held
+        return free

@@ -1,0 +1,332 @@
+"""Several models on the same cards: a part of each card for each of them, and a plan in it.
+
+Every plan pays for its own worst case, and the parts add up to no more than a card has: so all
+promises hold at once, in the worst case of all at the same moment. Nothing here knows what an
+engine takes: each plan is the planner's, under a budget.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Final
+
+from turbofit.core.errors import UsageError
+from turbofit.core.machine import Machine
+from turbofit.core.plan import Plan
+from turbofit.core.struct import Struct, const, to_json
+from turbofit.core.units import format_bytes
+from turbofit.machine.source import machine_from
+from turbofit.planning.plan import plan as best_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from turbofit.core.machine import Gpu
+    from turbofit.planning.request import PlanRequest
+
+__all__ = ["JointGpu", "JointPlan", "ModelOnGpu", "joint_plan"]
+
+JOINT_SCHEMA: Final = "turbofit.joint/1"
+
+#: Halvings of the search for the least that a model needs: to 1/128 of the room.
+_HALVINGS: Final = 7
+#: The same for a division, which costs no plan.
+_DIVISIONS: Final = 60
+#: Divisions that are planned; each is corrected by what the last one's plans take.
+_ROUNDS: Final = 3
+
+
+class ModelOnGpu(Struct):
+    """One model's part of a GPU, in bytes: what its worst case takes, by phase, and its margin."""
+
+    model: str
+    context: int
+    weights: int
+    cache: int
+    buffers: int
+    transient: int
+    margin: int
+
+    @property
+    def bytes(self) -> int:
+        """All of it, the margin too."""
+        phases = (self.context, self.weights, self.cache, self.buffers, self.transient)
+        return sum(phases) + self.margin
+
+
+class JointGpu(Struct):
+    """One GPU; ``left`` is what nobody takes when all models are at their worst."""
+
+    index: int
+    name: str
+    total: int
+    reserved: int
+    used: int
+    models: tuple[ModelOnGpu, ...]
+    left: int
+
+
+class JointPlan(Struct):
+    """Plans that hold together; ``budgets`` are what each model may take of each GPU."""
+
+    fits: bool
+    verdict: str
+    budgets: tuple[int, ...]
+    gpus: tuple[JointGpu, ...]
+    plans: tuple[Plan, ...]
+    remedy: str | None = None
+    schema: Annotated[str, const(JOINT_SCHEMA)] = JOINT_SCHEMA
+
+    def to_json(self) -> str:
+        """One JSON document."""
+        return to_json(self)
+
+
+class _Candidate:
+    """A model that is to have a part.
+
+    Args:
+        request: what is asked of it, on the machine of all.
+        share: of the requests that the cards hold, beside the others' shares.
+        best: its plan with the whole machine.
+        planned: plans a request.
+    """
+
+    def __init__(
+        self,
+        request: PlanRequest,
+        share: float,
+        best: Plan,
+        planned: Callable[[PlanRequest], Plan],
+    ) -> None:
+        self.request, self.share, self.best = request, share, best
+        self._planned = planned
+
+    @property
+    def longest(self) -> int:
+        """Tokens of its longest request, with the whole machine."""
+        return max(1, self.best.kv.longest_request_tokens)
+
+    @property
+    def request_bytes(self) -> int:
+        """What that request takes of a GPU's cache."""
+        return max(1, self.longest * self.best.kv.bytes_per_token)
+
+    def within(self, budget: int) -> Plan:
+        """Its plan in a part of so many bytes of each GPU."""
+        return self._planned(self.request.changed(budget=budget))
+
+    def least(self, room: int) -> tuple[int, Plan]:
+        """The smallest part in which it keeps what was given, to 1/128 of the room. Over."""
+        low, high, found = 0, room, self.within(room)
+        for _ in range(_HALVINGS):
+            middle = (low + high) // 2
+            plan = self.within(middle)
+            if plan.fits:
+                high, found = middle, plan
+            else:
+                low = middle
+        return high, found
+
+
+def joint_plan(
+    requests: Sequence[PlanRequest],
+    shares: Sequence[float] = (),
+    *,
+    pretend: bool | None = None,
+) -> JointPlan:
+    """Plans of several models that hold on the same cards at the same time.
+
+    First each model's least need for what was given (image limit, context, one request or its
+    concurrency); the rest so that the caches hold equal numbers of the longest requests, or
+    numbers in the proportion of ``shares``.
+
+    Under: a part is the same of every GPU, as large as the GPU with the least room allows.
+
+    Args:
+        requests: one a model, for the same machine.
+        shares: one a model; empty where all are equal.
+        pretend: as for `plan`.
+
+    Raises:
+        UsageError: fewer than two models, or other than one share a model.
+        Others as :func:`turbofit.planning.plan.plan`.
+    """
+    if len(requests) < 2 or len(shares or requests) != len(requests):
+        raise UsageError("a joint plan needs two models or more, and a share for each", hint="")
+    first = requests[0]
+    machine = first.on
+    if not isinstance(machine, Machine):
+        machine = machine_from(machine, gpus=first.gpus)
+
+    def planned(request: PlanRequest) -> Plan:
+        return best_plan(request, pretend=pretend)
+
+    room = _room(machine, first.budget)
+    models: list[_Candidate] = []
+    for request, share in zip(requests, shares or (1.0,) * len(requests), strict=True):
+        here = request.changed(on=machine, gpus=None)
+        best = planned(here)
+        if not best.fits:
+            return _alone(best)
+        # Another engine would promise another thing, and torch gives others nothing back.
+        here = here.changed(engine=best.engine.name)
+        models.append(_Candidate(here, share, best, planned))
+    found = [model.least(room) for model in models]
+    least = [budget for budget, _ in found]
+    if sum(least) > room:
+        return _too_much(models, least, [plan for _, plan in found], room, machine)
+    budgets, plans = _divided(models, least, [plan for _, plan in found], room)
+    return _made(plans, budgets, machine)
+
+
+def _room(machine: Machine, budget: int | None) -> int:
+    """Bytes of each GPU that the models may have together."""
+    free = [_free(gpu) for gpu in machine.gpus]
+    room = min(free, default=0)
+    return room if budget is None else min(room, budget)
+
+
+def _free(gpu: Gpu) -> int:
+    return gpu.free if isinstance(gpu.free, int) else 0
+
+
+def _divided(
+    models: Sequence[_Candidate], least: list[int], plans: list[Plan], room: int
+) -> tuple[list[int], list[Plan]]:
+    """Parts of the room in which the caches hold as equal numbers of requests as is found.
+
+    What a model takes beside its cache grows with its part, so that a division is corrected by what
+    its plans take.
+    """
+    budgets = least
+    for _ in range(_ROUNDS):
+        beside = [
+            budget - plan.kv.tokens * plan.kv.bytes_per_token
+            for budget, plan in zip(budgets, plans, strict=True)
+        ]
+        tried = _level(models, beside, least, room)
+        made = [model.within(budget) for model, budget in zip(models, tried, strict=True)]
+        if all(plan.fits for plan in made) and _fewest(models, made) >= _fewest(models, plans):
+            budgets, plans = tried, made
+    return budgets, plans
+
+
+def _level(
+    models: Sequence[_Candidate], beside: Sequence[int], least: Sequence[int], room: int
+) -> list[int]:
+    """Parts with which each cache holds the same number of requests, times its share.
+
+    Args:
+        models: whose parts they are.
+        beside: what each takes beside its cache.
+        least: the smallest parts.
+        room: what they may have together.
+    """
+
+    def at(level: float) -> list[int]:
+        return [
+            max(smallest, fixed + int(level * model.share * model.request_bytes))
+            for model, fixed, smallest in zip(models, beside, least, strict=True)
+        ]
+
+    low, high = 0.0, 1.0
+    while sum(at(high)) <= room:
+        high *= 2
+    for _ in range(_DIVISIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(at(middle)) <= room else (low, middle)
+    return at(low)
+
+
+def _fewest(models: Sequence[_Candidate], plans: Sequence[Plan]) -> float:
+    """The longest requests that the poorest cache holds, each model's over its share."""
+    return min(
+        plan.kv.tokens / model.longest / model.share
+        for model, plan in zip(models, plans, strict=True)
+    )
+
+
+def _made(plans: Sequence[Plan], budgets: Sequence[int], machine: Machine) -> JointPlan:
+    gpus = tuple(_gpu(index, plans, machine) for index in sorted(g.index for g in machine.gpus))
+    said = "; ".join(
+        f"{plan.model.name} {plan.kv.total_tokens // plan.kv.longest_request_tokens} requests of "
+        f"{plan.kv.longest_request_tokens:,} tokens"
+        for plan in plans
+    )
+    left = min((gpu.left for gpu in gpus), default=0)
+    return JointPlan(
+        fits=True,
+        verdict=f"fit together: {said}; {format_bytes(left)} of each GPU are nobody's",
+        budgets=tuple(budgets),
+        gpus=gpus,
+        plans=tuple(plans),
+    )
+
+
+def _gpu(index: int, plans: Sequence[Plan], machine: Machine) -> JointGpu:
+    """One GPU's account over all models: what each takes at its worst, beside what it had."""
+    gpu = machine.gpu(index)
+    reserved = gpu.reserved if isinstance(gpu.reserved, int) else 0
+    total, used = (one if isinstance(one, int) else 0 for one in (gpu.total, gpu.used))
+    models = []
+    for plan in plans:
+        for ledger in plan.gpus:
+            if ledger.index != index:
+                continue
+            phases = dict.fromkeys(("context", "weights", "cache"), 0)
+            for term in ledger.ledger:
+                if term.phase in phases:
+                    phases[term.phase] += term.bytes
+            before = used + sum(phases.values())
+            models.append(
+                ModelOnGpu(
+                    model=plan.model.name,
+                    **phases,
+                    buffers=ledger.steady - before,
+                    transient=max(ledger.peak, ledger.load_peak) - ledger.steady,
+                    margin=_margin(ledger.margin, total),
+                )
+            )
+    taken = used + sum(one.bytes for one in models)
+    return JointGpu(
+        index=index, name=gpu.name, total=total, reserved=reserved, used=used,
+        models=tuple(models), left=total - reserved - taken,
+    )  # fmt: skip
+
+
+def _margin(margin: int, total: int) -> int:
+    """The margin without what a budget withholds: DESIGN's default, or less where it is."""
+    return min(margin, max(256 << 20, total // 100))
+
+
+def _alone(plan: Plan) -> JointPlan:
+    """A model that does not fit with the whole machine."""
+    remedy = f"{plan.remedies[0].change}: {plan.remedies[0].effect}" if plan.remedies else None
+    return JointPlan(
+        fits=False, verdict=plan.verdict, budgets=(), gpus=(), plans=(plan,), remedy=remedy
+    )
+
+
+def _too_much(
+    models: Sequence[_Candidate],
+    least: Sequence[int],
+    plans: Sequence[Plan],
+    room: int,
+    machine: Machine,
+) -> JointPlan:
+    """Each fits alone, and all together do not."""
+    needs = ", ".join(
+        f"{model.best.model.name} {format_bytes(need)}"
+        for model, need in zip(models, least, strict=True)
+    )
+    short = sum(least) - room
+    return JointPlan(
+        fits=False,
+        verdict=f"do not fit together: they need {needs} of each GPU at least, and "
+        f"{format_bytes(room)} are free: {format_bytes(short)} short",
+        budgets=tuple(least),
+        gpus=tuple(_gpu(gpu.index, plans, machine) for gpu in machine.gpus),
+        plans=tuple(plans),
+        remedy="turbofit serve --swap lets them take turns; or promise less with --context, "
+        "--images or --quant-policy 8",
+    )

@@ -1,0 +1,86 @@
+"""Several models on the same cards, as a document: who takes what of each card."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from turbofit.core.units import format_bytes, mib
+from turbofit.report.painters.document import Column, Heading, Items, Paragraph, Table
+
+if TYPE_CHECKING:
+    from turbofit.core.plan import Plan
+    from turbofit.planning.joint_plan import JointGpu, JointPlan
+    from turbofit.report.painters.document import Block
+
+__all__ = ["joint_view"]
+
+_PHASES = ("context", "weights", "cache", "buffers", "transient", "margin")
+
+
+def joint_view(found: JointPlan) -> list[Block]:
+    """The verdict, each model's promise, and each card's account."""
+    blocks: list[Block] = [
+        Heading(text=f"{len(found.plans)} models together" if found.gpus else "Together"),
+        Paragraph(text=found.verdict, tone="good" if found.fits else "bad"),
+    ]
+    if found.remedy is not None:
+        blocks.append(Items(items=(found.remedy,)))
+    if found.fits:
+        blocks.append(_promises(found))
+    for gpu in found.gpus:
+        blocks += [Heading(text=f"GPU {gpu.index}: {gpu.name}, MiB at the worst"), _card(gpu)]
+    said = dict.fromkeys(
+        f"{plan.model.name}: {warning}" for plan in found.plans for warning in plan.warnings
+    )
+    if said:
+        blocks += [Heading(text="Warnings"), Items(items=tuple(said))]
+    return blocks
+
+
+def _promises(found: JointPlan) -> Table:
+    columns = (
+        Column(title="model"),
+        Column(title="--budget", right=True),
+        Column(title="engines"),
+        Column(title="context", right=True),
+        Column(title="KV tokens", right=True),
+        Column(title="batch", right=True),
+        Column(title="images"),
+    )
+    rows = tuple(
+        (
+            plan.model.name,
+            format_bytes(budget),
+            f"{plan.parallel.replicas} x tp {plan.parallel.tp}",
+            f"{plan.kv.longest_request_tokens:,}",
+            f"{plan.kv.total_tokens:,}",
+            f"{plan.settings.max_batch_size}",
+            _images(plan),
+        )
+        for plan, budget in zip(found.plans, found.budgets, strict=True)
+    )
+    return Table(columns=columns, rows=rows)
+
+
+def _images(plan: Plan) -> str:
+    rule, limit = plan.model.image_rule, plan.limits.image_limit
+    if rule is None:
+        return "none"
+    return f"{plan.limits.images_per_request}" + (
+        "" if limit is None else f", {rule.limit_name} {limit:,}"
+    )
+
+
+def _card(gpu: JointGpu) -> Table:
+    """One row a model, which add up to the card."""
+    columns = (Column(title=""), *(Column(title=name, right=True) for name in (*_PHASES, "all")))
+    empty = ("",) * len(_PHASES)
+    rows = [("others", *empty, mib(gpu.used))]
+    for one in gpu.models:
+        figures = tuple(mib(getattr(one, phase)) for phase in _PHASES)
+        rows.append((one.model, *figures, mib(one.bytes)))
+    rows += [
+        ("left", *empty, mib(gpu.left)),
+        ("the card", *empty, mib(gpu.total - gpu.reserved)),
+    ]
+    return Table(columns=columns, rows=tuple(rows))
