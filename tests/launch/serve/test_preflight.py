@@ -68,3 +68,18 @@ def test_a_preset_is_no_machine() -> None:
     preset = msgspec.structs.replace(machine(4), source="preset")
     with pytest.raises(UsageError, match="preset"):
         check_machine(plausible_plan(machine=preset), machine(4))
+
+
+def test_what_a_budget_withholds_is_for_the_other_models() -> None:
+    """Where each start fits its cache, they may have taken it meanwhile."""
+    plan = plausible_plan()
+    cards = tuple(
+        msgspec.structs.replace(one, headroom=9000 * MIB, margin=8900 * MIB) for one in plan.gpus
+    )
+    plan = msgspec.structs.replace(plan, gpus=cards)
+    now = changed(1, free=plan.gpus[1].free - 8000 * MIB)
+    check_machine(plan, now, fitted=True)
+    with pytest.raises(DoesNotFitError):
+        check_machine(plan, now)
+    with pytest.raises(DoesNotFitError):
+        check_machine(plan, changed(1, free=plan.gpus[1].free - 8900 * MIB), fitted=True)

@@ -1,0 +1,58 @@
+"""A start takes the plan's cache, whatever share of the free memory that is."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from bench.common.plans import plausible_plan
+from turbofit.core.units import GIB, MIB
+from turbofit.launch.engine.fitted_cache import RATIO, fitted_ratio, with_ratio
+
+PLAN = plausible_plan(gpus=1, tp=1)
+REGION = PLAN.kv.region_bytes
+#: What LMDeploy would find free by the plan when it sizes the cache.
+LEFT = REGION / PLAN.settings.cache_max_entry_count
+
+
+def free(more: int) -> dict[str, int]:
+    return {gpu.uuid: gpu.free + more for gpu in PLAN.gpus}
+
+
+def test_as_planned_it_is_the_plans_ratio() -> None:
+    assert fitted_ratio(PLAN, free(0)) == pytest.approx(0.873, abs=1e-6)
+
+
+@given(st.integers(-2 * GIB, 60 * GIB))
+def test_the_cache_has_the_plans_bytes(more: int) -> None:
+    ratio = fitted_ratio(PLAN, free(more))
+    assert 0 < ratio < 1
+    cache = ratio * (LEFT + more)
+    assert 0 <= cache - REGION < (LEFT + more) / 10**6 + 1
+
+
+def test_where_that_is_not_there_the_ratio_stays() -> None:
+    """What is left is less than the cache: the engine sizes what it can, as it would alone."""
+    assert fitted_ratio(PLAN, free(-10 * GIB)) == 0.873
+    assert fitted_ratio(PLAN, {}) == 0.873
+
+
+def test_of_several_cards_the_one_with_most_more_counts() -> None:
+    plan = plausible_plan(gpus=2, tp=2)
+    one, two = plan.gpus
+    now = {one.uuid: one.free, two.uuid: two.free + GIB}
+    assert fitted_ratio(plan, now) == fitted_ratio(
+        plan, {one.uuid: one.free + GIB, two.uuid: two.free + GIB}
+    )
+
+
+def test_an_engine_that_counts_blocks_keeps_them() -> None:
+    plan = replace(PLAN, kv=replace(PLAN.kv, region_bytes=0))
+    assert fitted_ratio(plan, free(MIB)) == 0.873
+
+
+def test_in_the_command_line() -> None:
+    assert with_ratio(("a", RATIO, "0.8", "b"), 0.25) == ("a", RATIO, "0.250000", "b")
+    assert with_ratio(("a", "b"), 0.25) == ("a", "b")

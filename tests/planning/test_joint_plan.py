@@ -1,0 +1,114 @@
+"""Several models on the same cards: the parts add up, and every promise holds at once."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from turbofit.core.errors import UsageError
+from turbofit.core.units import GIB, MIB
+from turbofit.machine.spec import parse_spec
+from turbofit.planning.joint_plan import JointPlan, joint_plan
+from turbofit.planning.request import PlanRequest
+
+pytestmark = pytest.mark.slow
+
+THREE = ("internvl2-2b", "qwen2-vl-2b", "internvl2-1b")
+
+
+def together(*models: str, on: str = "1xrtx3090", shares=(), **given) -> JointPlan:
+    return joint_plan([PlanRequest(model=name, on=on, **given) for name in models], shares)
+
+
+@pytest.fixture(scope="module")
+def three() -> JointPlan:
+    return together(*THREE)
+
+
+def test_the_account_of_a_card_adds_up(three: JointPlan) -> None:
+    assert three.fits
+    (gpu,) = three.gpus
+    assert [one.model for one in gpu.models] == [plan.model.name for plan in three.plans]
+    assert gpu.used + sum(one.bytes for one in gpu.models) + gpu.left == gpu.total - gpu.reserved
+    assert gpu.left >= 0
+    for one, plan, budget in zip(gpu.models, three.plans, three.budgets, strict=True):
+        (ledger,) = plan.gpus
+        taken = max(ledger.peak, ledger.load_peak) - ledger.used
+        assert one.bytes - one.margin == taken
+        assert one.margin >= 256 * MIB
+        assert one.bytes <= budget
+
+
+def test_parts_are_no_more_than_the_card(three: JointPlan) -> None:
+    (gpu,) = parse_spec("1xrtx3090").gpus
+    assert sum(three.budgets) <= gpu.free
+    assert three.gpus[0].left < GIB // 4
+
+
+def test_caches_hold_as_many_requests_of_each_model(three: JointPlan) -> None:
+    requests = [plan.kv.tokens / plan.kv.longest_request_tokens for plan in three.plans]
+    assert all(plan.kv.longest_request_tokens == 32768 for plan in three.plans)
+    assert max(requests) < 1.3 * min(requests)
+
+
+def test_shares_move_memory() -> None:
+    models = ("internvl2-2b", "internvl2-1b")
+    more = together(*models, shares=(3.0, 1.0))
+    less = together(*models, shares=(1.0, 3.0))
+    first, second = (
+        [plan.kv.tokens / plan.kv.longest_request_tokens for plan in one.plans]
+        for one in (more, less)
+    )
+    assert first[0] > 2 * first[1]
+    assert second[1] > 2 * second[0]
+
+
+def test_what_was_given_is_kept_by_each() -> None:
+    found = together("internvl2-2b", "internvl2-1b", context=8192, concurrency=6)
+    for plan in found.plans:
+        assert plan.kv.longest_request_tokens == 8192
+        assert plan.settings.max_batch_size >= 6
+        assert plan.kv.tokens >= 6 * 8192
+
+
+def test_what_does_not_fit_together_says_by_how_much() -> None:
+    found = together("internvl2-8b", "qwen2-vl-7b")
+    assert not found.fits
+    assert "do not fit together" in found.verdict
+    assert "short" in found.verdict
+    assert found.remedy is not None
+    assert "--swap" in found.remedy
+    assert sum(found.budgets) > parse_spec("1xrtx3090").gpus[0].free
+    assert all(plan.fits for plan in found.plans)
+
+
+def test_what_does_not_fit_alone_is_named() -> None:
+    found = together("internvl2-1b", "internvl2-40b")
+    assert not found.fits
+    assert "InternVL2-40B" in found.verdict
+
+
+def test_a_budget_holds_for_all_together() -> None:
+    found = together("internvl2-2b", "internvl2-1b", budget="14GiB")
+    assert sum(found.budgets) <= 14 * GIB
+
+
+def test_what_others_hold_is_not_divided() -> None:
+    found = together("internvl2-2b", "internvl2-1b", on="1xrtx3090:used=6GiB")
+    (gpu,) = found.gpus
+    assert gpu.used == 6 * GIB
+    assert gpu.left >= 0
+
+
+def test_as_a_document(three: JointPlan) -> None:
+    document = json.loads(three.to_json())
+    assert document["schema"] == "turbofit.joint/1"
+    assert document["plans"][0]["schema"] == "turbofit.plan/1"
+
+
+def test_one_model_is_no_joint_plan() -> None:
+    with pytest.raises(UsageError, match="two models"):
+        together("internvl2-1b")
+    with pytest.raises(UsageError, match="a share for each"):
+        together("internvl2-1b", "internvl2-2b", shares=(1.0,))
