@@ -45,7 +45,7 @@ from turbofit.launch.engine.image import flat_png
 from turbofit.launch.engine.supervised_engine import SupervisedEngine
 from turbofit.launch.serve import planner
 from turbofit.launch.serve.gpu_monitor import GpuMonitor
-from turbofit.launch.serve.supervisor import Server
+from turbofit.launch.serve.supervisor import Server, StopSignal
 from turbofit.tuner.explain.remedies import Remedies
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ _LMDEPLOY = Lmdeploy("0.18.0", ("python",))
 _HELPS = Remedies((Remedy(change="more memory", effect="fits (not searched for here)"),), ())
 _ROOMS = (
     "turbofit.core", "turbofit.gateway", "turbofit.launch.serve", "turbofit.launch.engine",
+    "turbofit.launch.models",
     "turbofit.cli", "turbofit.planning", "turbofit.machine", "turbofit.observe",
 )  # fmt: skip
 
@@ -213,6 +214,15 @@ def _members(group: int, started: int) -> list[int]:
     return [group] if started and _live(group) == started else []
 
 
+_END_RUN = StopSignal.end
+
+
+def _end_run(self: Any, *number: Any) -> None:
+    """`StopSignal.end`, at which the supervisor that it ends looks."""
+    _END_RUN(self, *number)
+    world().wake.set()
+
+
 def _start(self: Any) -> None:
     """`threading.Thread.start` of turbofit's threads."""
     world().scheduler.thread(self.run)
@@ -224,13 +234,17 @@ def _replacements(one: World) -> Iterator[tuple[str, Any]]:
     machine = one.machine
     engine, serve = "turbofit.launch.engine", "turbofit.launch.serve"
     yield f"{serve}.supervisor.time", SupervisorTime()
-    for module in ("engine.supervised_engine", "engine.readiness_probe", "serve.gpu_monitor"):
+    for module in (
+        "engine.supervised_engine", "engine.readiness_probe", "serve.gpu_monitor",
+        "models.model_session",
+    ):  # fmt: skip
         yield f"turbofit.launch.{module}.threading", SimulatedThreading()
     for thread in (
         "engine.readiness_probe.Probe", "engine.supervised_engine._Pulse",
-        "serve.gpu_monitor.GpuMonitor",
+        "serve.gpu_monitor.GpuMonitor", "models.model_session._SessionThread",
     ):  # fmt: skip
         yield f"turbofit.launch.{thread}.start", _start
+    yield f"{serve}.supervisor.StopSignal.end", _end_run
     # Processes and their loopback.
     yield f"{engine}.supervised_engine.EngineProcess", partial(SimulatedEngineProcess, one)
     yield f"{engine}.engine_client.EngineClient.call", _call

@@ -1,0 +1,1 @@
+"""Several models behind one address: in turns, asleep and together, under faults."""
