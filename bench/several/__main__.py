@@ -40,8 +40,9 @@ def main() -> int:
             print("\n".join(seen.log))
         print(
             f"{kind.name}: {seen.starts:,} starts, {seen.deaths:,} deaths, requests "
-            f"{seen.requests}, the longest answered took {seen.longest:.0f} s, {seen.seconds / 3600:.1f} virtual "
-            f"hours in {time.monotonic() - began:.0f} s; {len(seen.violations)} violations"
+            f"{seen.requests}, the longest answered took {seen.longest:.0f} s, "
+            f"{seen.seconds / 3600:.1f} virtual hours in {time.monotonic() - began:.0f} s; "
+            f"{len(seen.violations)} violations"
         )
         for one in seen.violations[:5]:
             print(f"  {one}", file=sys.stderr)

@@ -396,3 +396,13 @@ def test_an_engine_whose_answer_is_waited_for_is_asked_at_once() -> None:
         return [at - began for at in asked_at], len(changed)
 
     assert virtual_time.run(run()) == ([0.0], 1)
+
+
+def test_a_label_that_a_sample_has_is_not_given_twice() -> None:
+    """LMDeploy's samples have ``engine``; Prometheus refuses a page with a label twice."""
+    page = 'n_total{engine="0",model_name="m,engine=0"} 4\nn_total{x="1",engine="2"} 5\n'
+    assert merge({3: page}).splitlines() == [
+        'n_total{engine="3",exported_engine="0",model_name="m,engine=0"} 4',
+        'n_total{engine="3",x="1",exported_engine="2"} 5',
+    ]
+    assert merge({"a b": 'n{engine="0"} 1\n'}, "model") == 'n{model="a b",engine="0"} 1\n'

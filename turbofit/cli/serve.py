@@ -88,7 +88,7 @@ def serve(
         return show_commands(arguments, port=public.port, as_json=as_json, md=md)
     config = _config(arguments, public)
     if models.idle is not None or len(model) > 1:
-        return _models(arguments, config, models, shares, model)
+        return _models(arguments, config, models, shares, model, as_json=as_json)
     return _stoppable(arguments, config, as_json=as_json)
 
 
@@ -109,6 +109,8 @@ def _models(
     options: ModelsOptions,
     shares: Sequence[float],
     names: Sequence[str],
+    *,
+    as_json: bool,
 ) -> int:
     """Several models, or one whose engines end while nobody asks for it."""
     from turbofit.cli.serve_models import PlannedModel, planned_models, serve_models
@@ -118,7 +120,7 @@ def _models(
             planned, at_once = planned_models(arguments, config, names, shares, options)
         else:
             planned, at_once = [PlannedModel(arguments, config, preview(arguments, config))], 1
-        return serve_models(planned, options, at_once, stop)
+        return serve_models(planned, options, at_once, stop, as_json=as_json)
 
     return exit_code(run_until_signal(body))
 

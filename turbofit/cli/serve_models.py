@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import deque
 from contextlib import ExitStack
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PlannedModel", "planned_models", "serve_models"]
 
-#: Runs of a model whose folders are kept: each start is a run.
-_KEPT_RUNS: Final = 20
+#: Runs whose folders are kept: each start is a run.
+_KEPT_RUNS: Final = 50
 
 
 class PlannedModel:
@@ -118,7 +119,12 @@ def _in_turns(
 
 
 def serve_models(
-    planned: Sequence[PlannedModel], options: ModelsOptions, at_once: int, stop: StopSignal
+    planned: Sequence[PlannedModel],
+    options: ModelsOptions,
+    at_once: int,
+    stop: StopSignal,
+    *,
+    as_json: bool = False,
 ) -> signal.Signals:
     """Serve them until a signal.
 
@@ -127,6 +133,7 @@ def serve_models(
         options: when they run.
         at_once: how many run at the same time.
         stop: tells of signals.
+        as_json: whether stdout gets one document at the end, and not the address.
 
     Raises:
         UsageError: two have the same name.
@@ -154,18 +161,23 @@ def serve_models(
     public = replace(config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend)
     bounds = [bounds_of(one.plan) for one in planned]
     front = GatewayThread(ModelsGateway(models, bounds, public, wait=options.wait_seconds))
+    folders: deque[Path] = deque()
     with ExitStack() as stack:
         shared = None
         if at_once > 1:
             room = stack.enter_context(TemporaryDirectory(prefix="turbofit-cards-"))
             shared = SharedCards(Path(room) / "cards" if config.pretend else None)
         sessions = [
-            _session(one, model, front, shared)
+            _session(one, model, front, shared, folders)
             for one, model in zip(planned, models, strict=True)
         ]  # fmt: skip
         policy = ModelsPolicy(at_once=at_once, **options.policy_fields())
         server = ModelsServer(sessions, front, policy, note)
-        return server.run(stop, lambda url: answer(f"{url}\n"))
+        ended = server.run(stop, lambda url: None if as_json else answer(f"{url}\n"))
+    if as_json:
+        runs = [str(folder) for folder in folders]
+        answer(json.dumps({"ended": ended.name, "runs": runs}, indent=2) + "\n")
+    return ended
 
 
 def _session(
@@ -173,8 +185,9 @@ def _session(
     model: ServedModel,
     front: GatewayThread[ModelsGateway],
     shared: SharedCards | None,
+    folders: deque[Path],
 ) -> ModelSession:
-    """A model's engines, each start as `serve` would start it alone."""
+    """A model's engines, each start as `serve` would start it alone, in a folder of its own."""
     from turbofit.cli.output import note
     from turbofit.launch.models.model_session import ModelSession
     from turbofit.launch.serve.leases import Leases
@@ -184,7 +197,6 @@ def _session(
         note(f"{model.name}: {text}")
 
     launch = ServeLaunch(planned.arguments, planned.config, say, shared)
-    folders: deque[Path] = deque()
 
     def run(stop: StopSignal, publish: Callable[[Gateway], PublicSide]) -> object:
         with Leases() as leases:

@@ -50,6 +50,7 @@ class Site:
         self.events: list[str] = []
         self.most = 0
         self._running: set[str] = set()
+        self._dying: set[str] = set()
         #: What the next start of a model raises.
         self.failing: dict[str, TurbofitError] = {}
         self._policy = ModelsPolicy(**{"tick": 0.005, **policy})
@@ -69,12 +70,19 @@ class Site:
             inner, _ = gateway(recorder=Recorder())
             side = publish(inner)
             side.start()
-            until(lambda: stop.signal is not None, "told to end")
+            until(lambda: stop.signal is not None or name in self._dying, "told to end")
             side.stop()
             self._running.remove(name)
             self.events.append(f"end {name}")
+            if name in self._dying:
+                self._dying.remove(name)
+                raise DoesNotFitError("out of memory after 4 starts", hint="see the table")
 
         return launch
+
+    def end_session(self, name: str) -> None:
+        """Its engines ended, and no other start would help."""
+        self._dying.add(name)
 
     def _run(self) -> None:
         try:
@@ -178,6 +186,15 @@ def test_a_failed_start_is_tried_again_when_asked_for(site) -> None:
     assert one.ask("b")[0] == 503
     until(lambda: one.models["b"].rested, "may be started")
     assert one.ask("b")[0] == 200
+
+
+def test_a_model_that_is_to_run_always_is_tried_again_by_itself(site) -> None:
+    one = site("a", "b", at_once=2, again=0.01)
+    one.failing["b"] = DoesNotFitError("somebody took 9.0 GiB", hint="stop it")
+    one.end_session("b")
+    until(lambda: one.models["b"].starts == 2, "started again")
+    assert one.ask("b")[0] == 200
+    assert any("somebody took 9.0 GiB" in text for text in one.said)
 
 
 def test_a_first_start_that_fails_ends_the_server() -> None:

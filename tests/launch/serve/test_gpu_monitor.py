@@ -21,7 +21,7 @@ from turbofit.core.errors import DoesNotFitError
 from turbofit.core.plan import Plan
 from turbofit.core.units import GIB, MIB
 from turbofit.launch.serve import gpu_monitor as module
-from turbofit.launch.serve.gpu_monitor import GpuMonitor, memory_back, used_now
+from turbofit.launch.serve.gpu_monitor import GpuMonitor, memory_back, used_now, without
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import Planner
 from turbofit.planning.request import PlanRequest
@@ -96,6 +96,28 @@ def test_each_step_into_the_margin_is_said_once(gpu_monitor: GpuMonitor, ground:
     assert "a worst-case request would now kill the engine" in text
     assert said(0) == []
     assert len(said(200 * MIB)) == 1
+
+
+def test_other_models_may_have_what_a_budget_withholds(ground: Ground) -> None:
+    (ledger,) = ground.plan.gpus
+    part = msgspec.structs.replace(ledger, headroom=3 * GIB, margin=3 * GIB)
+    plan = msgspec.structs.replace(ground.plan, gpus=(part,))
+    (card,) = ground.scenario.gpus
+    card.used = ENGINE + 2 * GIB
+    ground.change()
+    GpuMonitor(plan, lambda: [ground.engine], ground.warn, fitted=True).look()
+    assert ground.warned == []
+    GpuMonitor(plan, lambda: [ground.engine], ground.warn).look()
+    assert len(ground.warned) == 1
+
+
+def test_what_is_left_of_others_when_ours_is_back() -> None:
+    plan = plausible_plan(gpus=1, tp=1)
+    (ledger,) = plan.gpus
+    held = ledger.steady - ledger.used
+    assert without(plan, {ledger.index: held + 5 * GIB}) == {ledger.index: 5 * GIB}
+    assert without(plan, {ledger.index: held - GIB}) == {ledger.index: 0}
+    assert without(plan, {}) == {}
 
 
 def test_our_own_growth_is_ours(gpu_monitor: GpuMonitor, ground: Ground) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
@@ -86,11 +87,15 @@ class Metrics:
 def merge(pages: Mapping[int | str, str], label: str = "engine") -> str:
     """Several pages as one: each sample gets a label, each family stays together.
 
+    A label of that name that a sample has already is called ``exported_`` and its name, as
+    Prometheus calls it: a sample with two labels of one name makes Prometheus refuse the page.
+
     Args:
         pages: by the label's value, e.g. the engine's number or name.
         label: what it is called.
     """
     families: dict[str, tuple[list[str], list[str]]] = {}
+    theirs = re.compile(rf'([{{,]){label}="')
     for value, page in pages.items():
         family, fresh, pair = "", False, f'{label}="{_escaped(str(value))}"'
         for line in page.splitlines():
@@ -103,7 +108,9 @@ def merge(pages: Mapping[int | str, str], label: str = "engine") -> str:
                     families[name][0].append(line)
             elif line and not line.startswith("#"):
                 name = family if family and line.startswith(family) else _name(line)
-                families.setdefault(name, ([], []))[1].append(_labelled(line, pair))
+                families.setdefault(name, ([], []))[1].append(
+                    _labelled(theirs.sub(rf'\1exported_{label}="', line), pair)
+                )
     return "".join(
         f"{line}\n" for heads, samples in families.values() for line in (*heads, *samples)
     )

@@ -34,7 +34,7 @@ def _fine(model: ServedModel) -> bool:
     """Whether a request for it is answered, after a start where its engines do not run."""
     if model.state == "ready":
         return model.gateway is not None and healthy(model.gateway.fleet)
-    return model.state != "failed"
+    return model.state != "failed" or model.rested
 
 
 def _facts(model: ServedModel) -> Document:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from turbofit.gateway.http.refusals import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from turbofit.gateway.http.app import Gateway
 
@@ -32,11 +32,10 @@ class ServedModel:
 
     Args:
         name: what clients call it.
-        wanted: called when a request begins to wait for it.
     """
 
-    def __init__(self, name: str, wanted: Callable[[], None] = lambda: None) -> None:
-        self.name, self._wanted = name, wanted
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.gateway: Gateway | None = None
         self.state: ModelState = "asleep"
         #: Requests that its gateway has.
@@ -52,16 +51,12 @@ class ServedModel:
         self.start_seconds: float | None = None
         #: What its next start is expected to take, where it has not been measured itself.
         self.forecast: float | None = None
+        #: When the first request came that it has not answered; None where nobody wants it.
+        self.wanted_since: float | None = None
         #: When somebody asked for it who did not wait, and it has not been ready since.
-        self.wanted_at: float | None = None
+        self._refused_at: float | None = None
         #: Why it does not start, and until when nobody tries again.
         self.trouble, self.again_at = "", 0.0
-
-    @property
-    def wanted_since(self) -> float | None:
-        """When the first request came that it has not answered; None where nobody wants it."""
-        came = [*self.waiting.values(), *([] if self.wanted_at is None else [self.wanted_at])]
-        return min(came, default=None)
 
     @property
     def idle(self) -> float:
@@ -115,7 +110,7 @@ class ServedModel:
         if self.state == "starting":
             self.starts, self.start_seconds = self.starts + 1, now - self.began_at
         self.gateway, self.state, self.ready_at = gateway, "ready", now
-        self.wanted_at = None
+        self._refused_at = None
         self._release()
 
     def close(self) -> None:
@@ -143,7 +138,7 @@ class ServedModel:
     def fail(self, trouble: str, again_at: float) -> None:
         """It does not start: who waits is told, and nobody tries again before that time."""
         self.gateway, self.state = None, "failed"
-        self.trouble, self.again_at, self.wanted_at = trouble, again_at, None
+        self.trouble, self.again_at, self._refused_at = trouble, again_at, None
         self._release(self.refusal())
 
     def end(self) -> None:
@@ -186,8 +181,8 @@ class ServedModel:
                 raise self.refusal()
             if left <= 0:
                 if not seconds:
-                    self.wanted_at = came if self.wanted_at is None else self.wanted_at
-                    self._wanted()
+                    self._refused_at = came if self._refused_at is None else self._refused_at
+                    self._note()
                 raise self.refusal()
             if len(self.waiting) >= longest:
                 raise Refusal(
@@ -201,11 +196,12 @@ class ServedModel:
         """Wait for one change."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.waiting[turn] = came
-        self._wanted()
+        self._note()
         try:
             await asyncio.wait((turn, gone), timeout=seconds, return_when="FIRST_COMPLETED")
         finally:
             self.waiting.pop(turn, None)
+            self._note()
             if not turn.done():
                 turn.cancel()
         if gone.done():
@@ -213,7 +209,13 @@ class ServedModel:
         if turn.done() and not turn.cancelled():
             turn.result()
 
+    def _note(self) -> None:
+        """Who wants it has changed."""
+        came = [*self.waiting.values(), *([] if self._refused_at is None else [self._refused_at])]
+        self.wanted_since = min(came, default=None)
+
     def _release(self, refusal: Refusal | None = None) -> None:
+        self._note()
         for turn in [one for one in self.waiting if not one.done()]:
             if refusal is None:
                 turn.set_result(None)

@@ -173,9 +173,10 @@ class ModelsServer:
         waiting = [
             (since, place, session)
             for place, session in enumerate(self._sessions)
-            if not session.running and session.model.rested
-            and (since := session.model.wanted_since) is not None
-        ]  # fmt: skip
+            if not session.running
+            and session.model.rested
+            and (since := self._wanted_since(session.model)) is not None
+        ]
         if not waiting:
             return
         _, _, following = min(waiting)
@@ -187,6 +188,11 @@ class ModelsServer:
             victim = gives_way(models, self._policy.turn, time.monotonic())
             if victim is not None:
                 self._make_way(victim, following.model)
+
+    def _wanted_since(self, model: ServedModel) -> float | None:
+        """When somebody began to want it; one that is to run always is wanted since it failed."""
+        always = self._policy.idle is None and self._policy.at_once >= len(self._sessions)
+        return model.again_at if always and model.state == "failed" else model.wanted_since
 
     def _make_way(self, victim: ServedModel, following: ServedModel) -> None:
         self._front.call(lambda _: victim.close())

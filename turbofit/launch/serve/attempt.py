@@ -14,7 +14,7 @@ from turbofit.launch.engine.launches import Launch, PretendLaunch, free_ports
 from turbofit.launch.engine.runner import module_runner
 from turbofit.launch.serve.checks import check_before
 from turbofit.launch.serve.forecast_check import as_launched, beside, lines
-from turbofit.launch.serve.gpu_monitor import GpuMonitor, memory_back, used_now
+from turbofit.launch.serve.gpu_monitor import GpuMonitor, memory_back, used_now, without
 from turbofit.launch.serve.supervisor import Server
 from turbofit.planning.commands import commands, module_of, private_commands, refuse_options
 
@@ -55,6 +55,8 @@ class Attempt:
         self._noted: tuple[list[int], bool, dict[str, int]] = ([], False, {})
         self._began = time.monotonic()
         self._moments: list[RunMoment] = []
+        #: What the GPUs have in use without our engines.
+        self._before: dict[int, int] = {}
         self.was_ready = False
 
     def run(self, stop: StopSignal, stack: ExitStack) -> signal.Signals:
@@ -86,7 +88,7 @@ class Attempt:
         warnings = check_before(self._plan, read_host(), job.folder, ports, pretend=config.pretend)
         for warning in warnings:
             job.say(f"warning: {warning}")
-        before = {} if config.pretend else used_now(self._plan)
+        self._before = {} if config.pretend else used_now(self._plan)
         if job.examiner is not None:
             job.examiner.begin(self._plan)
         self._server = Server(
@@ -97,7 +99,7 @@ class Attempt:
         try:
             return self._server.run(stop, self._open, self._tick, self._drain)
         finally:
-            self._gone(before)
+            self._gone(self._before)
 
     def _launches(self, stack: ExitStack) -> list[Launch]:
         job, config, plan = self._job, self._job.config, self._plan
@@ -173,7 +175,9 @@ class Attempt:
         elif job.door is not None:
             urls = job.door.open(launched, urls)
         if not job.config.pretend:
-            self._gpu_monitor = GpuMonitor(plan, self._pids, self._warn)
+            self._gpu_monitor = GpuMonitor(
+                plan, self._pids, self._warn, fitted=job.shared is not None
+            )
             self._gpu_monitor.start()
         job.record.attempt(engines=tuple(engines))
         job.record.state("ready", urls=tuple(urls))
@@ -212,8 +216,7 @@ class Attempt:
         """Keep the lease true: which processes are ours, and whether they still grow."""
         server = self._server
         # An engine that is started again, or rests, takes again what it will need.
-        ready = server is not None and all(one.state == "ready" for one in server.engines)
-        noted = (self._pids(), ready, self._surplus())
+        noted = (self._pids(), self._ready, self._surplus())
         if noted != self._noted or self._job.leases.unwritten:
             self._noted = noted
             pids, ready, surplus = noted
@@ -222,6 +225,12 @@ class Attempt:
         if server is not None:
             phases = dict.fromkeys(engine.tracker.phase for engine in server.engines)
             self._enter(", ".join(phases))
+
+    @property
+    def _ready(self) -> bool:
+        """Whether all engines serve."""
+        server = self._server
+        return server is not None and all(one.state == "ready" for one in server.engines)
 
     def _enter(self, phase: str) -> None:
         """Note when a phase was first seen, and what the GPUs had in use then."""
@@ -243,6 +252,10 @@ class Attempt:
             if not urgent:
                 self._job.say("draining: what is under way may end")
             self._front.stop(drain=not urgent)
+        if self._job.shared is not None:
+            # Others have come and gone since the launch: ours must go from what is there now.
+            ours = self._ready and not self._job.config.pretend
+            self._before = without(self._plan, used_now(self._plan)) if ours else {}
 
     def _gone(self, before: dict[int, int]) -> None:
         """The engines are gone: so must be their memory."""

@@ -13,6 +13,7 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB, format_bytes
 from turbofit.launch.engine.proc import group_of
+from turbofit.launch.serve.leases import open_margin
 from turbofit.launch.serve.preflight import who_grew
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Gpu, Machine
     from turbofit.core.plan import GpuLedger, Plan
 
-__all__ = ["GpuMonitor", "memory_back", "used_now"]
+__all__ = ["GpuMonitor", "memory_back", "used_now", "without"]
 
 _EVERY: Final = 10.0
 #: Growth below this is noise of drivers and displays.
@@ -38,6 +39,7 @@ class GpuMonitor(threading.Thread):
         engines: gives the engines' processes.
         warn: takes (kind, text) of a warning; each is said once until it has passed.
         every: seconds between looks.
+        fitted: whether others may have what a budget withholds from the plan.
     """
 
     def __init__(
@@ -47,8 +49,10 @@ class GpuMonitor(threading.Thread):
         warn: Callable[[str, str], None],
         *,
         every: float = _EVERY,
+        fitted: bool = False,
     ) -> None:
         super().__init__(name="sentinel", daemon=True)
+        self._fitted = fitted
         self._plan, self._engines, self._warn, self._every = plan, engines, warn, every
         self._stopped = threading.Event()
         self._said: dict[str, int] = {}
@@ -87,9 +91,10 @@ class GpuMonitor(threading.Thread):
         self._said.pop(f"lost {ledger.uuid}", None)
         grown = _others(gpu, self._engines()) - ledger.used
         left = ledger.headroom - grown
+        margin = open_margin(ledger) if self._fitted else ledger.margin
         # 0: fine, 1: into the margin, 2: half of it is gone, 3: the worst request would die.
-        level = 0 if grown < _NOISE or left >= ledger.margin else 1
-        if level and left < ledger.margin // 2:
+        level = 0 if grown < _NOISE or left >= margin else 1
+        if level and left < margin // 2:
             level = 3 if left <= 0 else 2
         name = f"grown {ledger.uuid}"
         if not level:
@@ -116,6 +121,15 @@ def used_now(plan: Plan) -> dict[int, int]:
         return {}
     used = {gpu.uuid: gpu.used for gpu in machine.gpus if isinstance(gpu.used, int)}
     return {ledger.index: used[ledger.uuid] for ledger in plan.gpus if ledger.uuid in used}
+
+
+def without(plan: Plan, used: dict[int, int]) -> dict[int, int]:
+    """What the GPUs have in use when the engines of a plan have given back what they hold.
+
+    Under: they hold no less than before the first image, and others beside them may grow.
+    """
+    held = {ledger.index: ledger.steady - ledger.used for ledger in plan.gpus}
+    return {index: max(0, size - held[index]) for index, size in used.items()}
 
 
 def memory_back(plan: Plan, before: dict[int, int], seconds: float = 10.0) -> list[str]:
