@@ -79,6 +79,7 @@ MANUAL: Final[dict[str, Manual]] = {
     "serve": Manual(
         (
             "turbofit serve internvl2-8b --tp 4",
+            "turbofit serve internvl2-8b -d",
             "turbofit serve --plan plan.json --host 0.0.0.0 --api-key KEY",
             "turbofit serve internvl2-8b --on 1xrtx3090 --pretend",
             "turbofit serve internvl2-8b --cluster ray",

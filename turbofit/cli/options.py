@@ -45,7 +45,7 @@ FORMS: Final = (JSON, Option("--md", is_flag=True, form=True, help="Markdown on 
 def model_argument(
     *, required: bool = True, profile: bool = False, several: bool = False
 ) -> list[click.Parameter]:
-    """The model, or several, and which revision; ``profile``: with ``-f FILE``, which may name it."""
+    """The model, or several, and its revision; ``profile``: with ``-f FILE``, which may name it."""
     from turbofit.cli.completion import complete_model
     from turbofit.cli.fields import options_of
     from turbofit.cli.profile_options import ModelArgument, profile_option

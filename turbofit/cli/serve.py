@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.cli.command import command
+from turbofit.cli.client_lines import client_lines
+from turbofit.cli.command import WORDS, Option, command
 from turbofit.cli.fields import filled, options_of
 from turbofit.cli.gateway_options import GatewayOptions
 from turbofit.cli.interrupt import exit_code, run_until_signal
@@ -48,6 +49,12 @@ _CLUSTER: Final = ("cluster", "name", "gateways")
 @command(
     *model_argument(required=False, profile=True, several=True),
     *options_of(ServeOptions, ["plan"]),
+    Option(
+        "-d",
+        "--detach",
+        is_flag=True,
+        help="in the background: return once it is open; turbofit ps, logs and stop",
+    ),
     *machine_options(),
     *FORMS,
     *options_of(ServeOptions, _LAUNCH, group="launch"),
@@ -61,7 +68,13 @@ _CLUSTER: Final = ("cluster", "name", "gateways")
     usage="(MODEL... | -f FILE | --plan FILE) [OPTIONS] [-- LMDEPLOY OPTIONS]",
 )
 def serve(
-    *, model: tuple[str, ...], as_json: bool, md: bool, rest: Sequence[str], **given: Any
+    *,
+    model: tuple[str, ...],
+    detach: bool,
+    as_json: bool,
+    md: bool,
+    rest: Sequence[str],
+    **given: Any,
 ) -> int:
     """Plan or read the plan, check, launch; 0 once a signal ended it in order."""
     from turbofit.launch.serve.passthrough import sort_options
@@ -84,12 +97,39 @@ def serve(
         return _on_cluster(arguments, public, as_json=as_json)
     if not model and not options.plan:
         raise UsageError("serve needs a model", hint="turbofit serve MODEL, or --plan FILE")
+    if detach and not options.dry_run:
+        return _detached(as_json=as_json)
     if options.dry_run:
         return show_commands(arguments, port=public.port, as_json=as_json, md=md)
     config = _config(arguments, public)
     if models.idle is not None or len(model) > 1:
         return _models(arguments, config, models, shares, model, as_json=as_json)
     return _stoppable(arguments, config, as_json=as_json)
+
+
+def _detached(*, as_json: bool) -> int:
+    """The same command in the background; its exit code where it does not open."""
+    import click
+
+    from turbofit.cli.output import answer, note
+    from turbofit.core.struct import to_json
+    from turbofit.launch.serve.detached import serve_detached
+
+    words = click.get_current_context().meta[WORDS]
+    end = words.index("--") if "--" in words else len(words)
+    kept = [word for word in words[:end] if word not in ("-d", "--detach", "--json")]
+    note("starting in the background; Ctrl-C ends it")
+    found = serve_detached([*kept, *words[end:]])
+    if found.exit_code is not None:
+        for line in found.last_lines():
+            note(line)
+        return found.exit_code
+    note(f"process {found.pid} serves; turbofit ps, logs and stop; what it says is in {found.log}")
+    if as_json:
+        answer(to_json({"url": found.url, "pid": found.pid, "log": str(found.log)}))
+    else:
+        answer(f"{found.url}\n")
+    return 0
 
 
 def _on_cluster(arguments: ServeArguments, public: GatewayOptions, *, as_json: bool) -> int:
@@ -169,9 +209,19 @@ def _launch(
     if config.pretend:
         note(PRETEND)
     plan = launch.plan(leases)
-    job = launch.job(
-        plan, leases, lambda urls: None if as_json else answer("".join(f"{u}\n" for u in urls))
-    )
+    told: list[str] = []
+
+    def opened(urls: list[str]) -> None:
+        if as_json:
+            return
+        answer("".join(f"{url}\n" for url in urls))
+        if config.gateway is not None and not told:
+            name = config.model_name or plan.model.hub_id or plan.model.name
+            told.extend(client_lines(urls[0], name, key=bool(config.gateway.api_keys)))
+            for line in told:
+                note(f"to ask: {line}")
+
+    job = launch.job(plan, leases, opened)
     stop.on_hangup = _reloads(job, arguments)
     ended = run_session(job, plan, stop)
     if as_json:

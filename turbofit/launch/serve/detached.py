@@ -1,0 +1,78 @@
+"""A server in the background: started, waited for until it is open, and left to itself."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from turbofit.launch.serve.record import state_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["DetachedServer", "serve_detached"]
+
+#: Lines of its log that are told where it does not open.
+_TOLD: Final = 20
+
+
+class DetachedServer(NamedTuple):
+    """A server that was started; ``url`` is empty and ``exit_code`` given where it ended early."""
+
+    pid: int
+    url: str
+    log: Path
+    exit_code: int | None
+
+    def last_lines(self) -> list[str]:
+        """What it said last."""
+        with self.log.open(encoding="utf-8", errors="replace") as file:
+            return list(deque((line.rstrip("\n") for line in file), maxlen=_TOLD))
+
+
+def serve_detached(words: Sequence[str]) -> DetachedServer:
+    """Start ``turbofit serve`` with these words in a session of its own; return once it is open.
+
+    Its output goes to a log in the state folder. Ctrl-C meanwhile ends it, too.
+
+    Args:
+        words: what stands behind `serve` on the command line.
+
+    Raises:
+        LaunchError: the state folder cannot be written.
+    """
+    log = state_folder("detached", "serve") / "serve.log"
+    interrupted: list[int] = []
+    # Between the start and the wait a KeyboardInterrupt would leave a server that nobody knows.
+    usual = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
+    try:
+        child = _started(words, log)
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    assert child.stdout is not None
+    try:
+        if interrupted:
+            raise KeyboardInterrupt
+        url = child.stdout.readline().decode("utf-8", "replace").strip()
+    except BaseException:
+        child.send_signal(signal.SIGTERM)
+        child.wait()
+        raise
+    finally:
+        child.stdout.close()
+    return DetachedServer(child.pid, url, log, None if url else child.wait())
+
+
+def _started(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "turbofit", "serve", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            start_new_session=True,
+        )
