@@ -48,9 +48,15 @@ class Process:
 
 
 class Scheduler:
-    """The time, and whose turn it is."""
+    """The time, and whose turn it is.
 
-    def __init__(self, start: float = 1000.0) -> None:
+    Args:
+        failed: told of an error with which a thread ended.
+        start: the time at the beginning.
+    """
+
+    def __init__(self, failed: Callable[[Exception], None], start: float = 1000.0) -> None:
+        self._failed = failed
         self.now = start
         #: Seconds that the wall clock is off, by its jumps.
         self.skew = 0.0
@@ -176,6 +182,8 @@ class Scheduler:
             sys.settrace(TRACERS[-1])
         try:
             target()
+        except Exception as exc:  # noqa: BLE001 - whatever it is, a thread must not end so
+            self._failed(exc)
         finally:
             here = getcurrent()
             if here in owner.threads:

@@ -65,7 +65,7 @@ class World:
         self.rng = random.Random(seed)
         #: Keys of installations: random, and equal for equal seeds.
         self.secrets = _Secrets(seed)
-        self.scheduler = Scheduler()
+        self.scheduler = Scheduler(lambda exc: self.violate(f"a thread ended with {exc!r}"))
         self.machine = SimulatedMachine(spec)
         base = "/dev/shm" if Path("/dev/shm").is_dir() else None
         self.folder = Path(tempfile.mkdtemp(prefix="turbofit-sim-", dir=base))
