@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
-    from turbofit.core.profile import Section
+    from turbofit.core.profile import ProfileSection
     from turbofit.planning.request import PlanRequest
 
 __all__ = ["init", "profile_text"]
@@ -92,7 +92,7 @@ def profile_text(request: PlanRequest, plan: Plan, *, file: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _lines(section: Section, kept: Options, chosen: Options) -> Iterator[str]:
+def _lines(section: ProfileSection, kept: Options, chosen: Options) -> Iterator[str]:
     """A comment and a line for each field; what is not kept is a comment, too."""
     for name in section.fields:
         if name in _ONCE:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from turbofit.core.json_types import Options
-    from turbofit.core.profile import Profile, ProfileValue, Section
+    from turbofit.core.profile import Profile, ProfileSection, ProfileValue
 
 __all__ = [
     "PROFILE",
@@ -32,30 +32,30 @@ PROFILE: Final = "turbofit.yaml"
 _META: Final = "turbofit.profile"
 
 
-def sections() -> dict[str, Section]:
+def sections() -> dict[str, ProfileSection]:
     """What may stand in a profile, by its heading: the fields that the command line is made of."""
     from turbofit.cli.gateway_options import GatewayOptions
     from turbofit.cli.launch_options import ServeOptions
-    from turbofit.core.profile import Section
+    from turbofit.core.profile import ProfileSection
     from turbofit.planning.request import ENGINE_OPTIONS, GROUPS, PlanRequest
 
     serve = tuple(name for name in ServeOptions.model_fields if name != "plan")
     gateway = tuple(GatewayOptions.model_fields)
     found = {
-        "model": Section(PlanRequest, ("model", "revision"), of_model=True),
-        "machine": Section(PlanRequest, ("on", "gpus")),
+        "model": ProfileSection(PlanRequest, ("model", "revision"), of_model=True),
+        "machine": ProfileSection(PlanRequest, ("on", "gpus")),
         **{
-            heading.partition(" ")[0]: Section(PlanRequest, fields, of_model=True)
+            heading.partition(" ")[0]: ProfileSection(PlanRequest, fields, of_model=True)
             for heading, fields in GROUPS.items()
         },
-        "settings": Section(PlanRequest, ENGINE_OPTIONS, of_model=True),
-        "serve": Section(ServeOptions, serve),
-        "gateway": Section(GatewayOptions, gateway, secret=frozenset({"api_key"})),
+        "settings": ProfileSection(PlanRequest, ENGINE_OPTIONS, of_model=True),
+        "serve": ProfileSection(ServeOptions, serve),
+        "gateway": ProfileSection(GatewayOptions, gateway, secret=frozenset({"api_key"})),
     }
     return {heading: one._replace(lists=_lists(one)) for heading, one in found.items()}
 
 
-def _lists(section: Section) -> frozenset[str]:
+def _lists(section: ProfileSection) -> frozenset[str]:
     from turbofit.cli.fields import form_of
 
     fields = section.kind.model_fields
@@ -79,9 +79,9 @@ def profile_option() -> Option:
 class ModelArgument(Argument):
     """The model; where none is named, that of ``turbofit.yaml``, if there is one."""
 
-    def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> Any:
+    def consume_value(self, ctx: click.Context, opts: Mapping[str, object]) -> Any:
         """The words of the command line, or else what a profile has."""
-        if not opts.get(self.name):  # no word is an empty tuple where there may be several
+        if not opts.get(self.name or ""):  # no word is an empty tuple where there may be several
             opts = {name: one for name, one in opts.items() if name != self.name}
         value, source = super().consume_value(ctx, opts)
         named = source is not ParameterSource.DEFAULT or ctx.params.get("plan") is not None
@@ -158,7 +158,7 @@ def _elsewhere(ctx: click.Context) -> bool:
     return bool(ctx.params.get("pretend") or ctx.params.get("dry_run"))
 
 
-def defaults(profile: Profile) -> dict[str, Any]:
+def defaults(profile: Profile) -> Options:
     """The values of a profile, as click takes defaults; the environment's keys come before its."""
     from turbofit.core.variables import variables
 

@@ -14,7 +14,7 @@ from turbofit.core.presets import presets_dir
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import Document
-    from turbofit.core.profile import Section
+    from turbofit.core.profile import ProfileSection
 
 __all__ = ["document", "schema_file"]
 
@@ -27,12 +27,14 @@ def schema_file() -> Path:
 def document() -> Document:
     """The schema."""
     known = sections()
-    own = {name: _section(one) for name, one in known.items() if one.of_model and name != "model"}
+    of_models = {
+        name: _section(one) for name, one in known.items() if one.of_model and name != "model"
+    }
     shared = {name: _section(one) for name, one in known.items() if name != "model"}
     names = _section(known["model"])["properties"]
     entry = {
         "type": "object",
-        "properties": {**names, **{name: {"$ref": f"#/properties/{name}"} for name in own}},
+        "properties": {**names, **{name: {"$ref": f"#/properties/{name}"} for name in of_models}},
         "required": ["model"],
         "additionalProperties": False,
     }
@@ -52,7 +54,7 @@ def document() -> Document:
     }
 
 
-def _section(section: Section) -> dict[str, Any]:
+def _section(section: ProfileSection) -> dict[str, Any]:
     made = section.kind.model_json_schema()["properties"]
     return {
         "type": ["object", "null"],
@@ -71,7 +73,7 @@ def _spellings(name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((plain, plain.replace("_", "-"))))
 
 
-def _field(section: Section, name: str, made: dict[str, Any]) -> dict[str, Any]:
+def _field(section: ProfileSection, name: str, made: dict[str, Any]) -> dict[str, Any]:
     """One value: what pydantic takes, and the texts that a command line has."""
     field = section.kind.model_fields[name]
     if name in section.secret:

@@ -14,7 +14,7 @@ import yaml
 from turbofit.core.errors import UsageError
 from turbofit.core.validation import Validated
 
-__all__ = ["ModelEntry", "Profile", "ProfileValue", "Section", "read_profile", "secret_of"]
+__all__ = ["ModelEntry", "Profile", "ProfileSection", "ProfileValue", "read_profile", "secret_of"]
 
 #: The list of models, and the name of the only one.
 _MODELS: Final = "models"
@@ -24,7 +24,7 @@ _REFERENCES: Final = ("env:", "file:")
 _LARGEST: Final = 1 << 20
 
 
-class Section(NamedTuple):
+class ProfileSection(NamedTuple):
     """What stands below one heading: fields of a model.
 
     ``of_model``: each model of a list may have its own. ``secret`` are fields that only refer to
@@ -65,7 +65,7 @@ class Profile(NamedTuple):
         return {**self.values, **self.models[number].values}
 
 
-def read_profile(path: Path, sections: Mapping[str, Section]) -> Profile:
+def read_profile(path: Path, sections: Mapping[str, ProfileSection]) -> Profile:
     """Read a profile, and hold each value to its field.
 
     Args:
@@ -81,7 +81,7 @@ def read_profile(path: Path, sections: Mapping[str, Section]) -> Profile:
 class _Reader:
     """One file."""
 
-    def __init__(self, path: Path, sections: Mapping[str, Section]) -> None:
+    def __init__(self, path: Path, sections: Mapping[str, ProfileSection]) -> None:
         self.path, self.sections = path, sections
 
     def read(self) -> Profile:
@@ -159,16 +159,16 @@ class _Reader:
         if isinstance(node, yaml.ScalarNode):
             self._value(_MODEL, _MODEL, node, values)
             return ModelEntry(values)
-        own = {name: one for name, one in self.sections.items() if one.of_model}
-        beside = own[_MODEL].fields
+        of_models = {name: one for name, one in self.sections.items() if one.of_model}
+        beside = of_models[_MODEL].fields
         for key, value in self._pairs(node, "a model"):
             name = _field(key.value)
             if name in beside:
                 self._value(_MODEL, name, value, values)
-            elif key.value in own:
+            elif key.value in of_models:
                 self._section(key.value, value, values)
             else:
-                raise self._unknown(key, [*beside, *own], "a model")
+                raise self._unknown(key, [*beside, *of_models], "a model")
         if _MODEL not in values:
             raise UsageError(f"{self._where(node)}: a model has no name", hint="write model: NAME")
         return ModelEntry(values)
