@@ -141,6 +141,27 @@ def test_patience_has_an_end() -> None:
     assert "give the same command" in caught.value.hint
 
 
+def test_a_server_that_fails_seldom_is_not_away(monkeypatch) -> None:
+    class Times:
+        now = 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+    times = Times()
+    monkeypatch.setattr(sending, "time", times)
+
+    async def fail(step: float) -> None:
+        async with Sender("http://127.0.0.1:9", None, timeout=1, patience=100) as sender:
+            for _ in range(20):
+                times.now += step
+                await sender._wait(sending._Pauses(), "the connection broke")
+
+    asyncio.run(fail(91.0))
+    with pytest.raises(UnservedError):
+        asyncio.run(fail(60.0))
+
+
 def test_a_wrong_key_ends_the_batch_and_a_right_one_is_sent() -> None:
     with StandIn(key="k") as server:
         with pytest.raises(UsageError, match="does not know the key"):

@@ -35,6 +35,8 @@ _READ_BUFFER: Final = 1 << 18
 _PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 5.0
 _LONGEST_RETRY_AFTER: Final = 60.0
+#: Longer than any pause: a server that fails so seldom took requests meanwhile, and is not away.
+_SILENCE: Final = 90.0
 #: Broken connections of one item, at a server that is not ours: each may have been its death.
 _MOST_BREAKS: Final = 8
 #: Answers of 500 and the like, and answers that took too long: the item's failure then.
@@ -65,6 +67,7 @@ class Sender:
         self._url = url.rstrip("/").removesuffix("/v1")
         self._patience, self._waiting = patience, waiting
         self._away_since: float | None = None
+        self._failed_at = 0.0
         #: Answers whose request the server says it lowered.
         self.lowered = 0
         self._session = aiohttp.ClientSession(
@@ -207,8 +210,9 @@ class Sender:
             UnservedError: the patience is at its end.
         """
         now = time.monotonic()
-        if self._away_since is None:
+        if self._away_since is None or now > self._failed_at + _SILENCE:
             self._away_since = now
+        self._failed_at = now
         away = now - self._away_since
         self._waiting(f"waiting for the server: {why}")
         if self._patience is not None and away > self._patience:

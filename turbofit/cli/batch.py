@@ -51,7 +51,12 @@ def _batch_options() -> list[Option]:
         "output", metavar="OUTPUT", type=PATH,
         explained="a JSONL file: a line an item; what stands in it is not sent again",
     ),
-    Option("--url", metavar="URL", help="a server that runs (else --model is planned and started)"),
+    Option(
+        "--url",
+        metavar="URL",
+        help="a server that runs; it gets 64 requests at once, or --concurrency (else --model is "
+        "planned for the items and started)",
+    ),
     Option(
         "--model", shell_complete=complete_model,
         help="what to plan and start; with --url the name to ask for (default: each item's, or "
