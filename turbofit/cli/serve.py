@@ -92,6 +92,11 @@ def serve(
     options.check()
     shares = filled(SharesOptions, given).of_models(model)
     models.check(model, options)
+    if models.swap and given.get("share"):
+        raise UsageError(
+            "--share divides cards, and models that take turns do not share them",
+            hint="leave --share or --swap out",
+        )
     arguments = ServeArguments(request, options, passed)
     if options.cluster is not None:
         return _on_cluster(arguments, public, as_json=as_json)

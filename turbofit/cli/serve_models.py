@@ -152,9 +152,12 @@ def serve_models(
     config = planned[0].config
     assert config.gateway is not None
     models = [ServedModel(one.name) for one in planned]
-    if len({model.name for model in models}) < len(models):
+    names = [model.name for model in models]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
         raise UsageError(
-            f"two models are called {models[0].name}", hint="clients could not choose between them"
+            f"two models are called {twice}: clients could not choose between them",
+            hint="name each model once",
         )
     if config.pretend:
         note(PRETEND)
