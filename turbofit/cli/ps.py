@@ -28,7 +28,7 @@ def ps(*, as_json: bool, md: bool) -> int:
                 "run": one.name,
                 "folder": str(one.folder),
                 "model": one.record.model,
-                "state": one.record.state,
+                "state": one.state,
                 "pid": one.record.pid,
                 "started": one.record.started,
                 "urls": one.record.urls,
@@ -52,7 +52,7 @@ def _block(servers: list[RunningServer]) -> Block:
         (
             one.name,
             one.record.model + (" (pretend GPUs)" if one.record.pretend else ""),
-            one.record.state,
+            one.state,
             str(one.record.pid),
             ", ".join(one.record.urls),
         )

@@ -104,3 +104,18 @@ def _later(record):
     import msgspec
 
     return msgspec.structs.replace(record, pid_started=record.pid_started + 1)
+
+
+def test_models_of_one_process_are_listed_once_each_and_are_one_server() -> None:
+    """Each start of a model that sleeps is a run, and so is each model of several."""
+    for name, model, state in (
+        ("20260101-000000-a", "A", "ended"), ("20260101-000001-b", "B", "ended"),
+        ("20260101-000002-a", "A", "ready"),
+    ):  # fmt: skip
+        folder = state_dir("runs", make=True) / name
+        folder.mkdir(parents=True)
+        Record(folder, model=model).state(state)
+    found = {one.record.model: (one.name, one.state) for one in running_servers()}
+    assert found == {"A": ("20260101-000002-a", "ready"), "B": ("20260101-000001-b", "asleep")}
+    assert chosen_run(None).record.model == "A"
+    assert chosen_run("B").name == "20260101-000001-b"

@@ -30,16 +30,24 @@ class RunningServer(NamedTuple):
         """What `watch`, `logs`, `stop` and `report` take for it."""
         return self.folder.name
 
+    @property
+    def state(self) -> str:
+        """Where it stands; a run that has ended in a living process is a model that sleeps."""
+        return "asleep" if self.record.state == "ended" else self.record.state
+
 
 def running_servers() -> list[RunningServer]:
-    """All of this user, the oldest first. A record that cannot be read is of none."""
-    found = []
+    """All of this user, the oldest first. A record that cannot be read is of none.
+
+    A process has a run for each start of a model: the newest one counts.
+    """
+    found: dict[tuple[int, str], RunningServer] = {}
     for path in sorted(state_dir("runs", make=False).glob("*/run.json")):
         with suppress(OSError, msgspec.MsgspecError):
             record = msgspec.json.decode(path.read_bytes(), type=RunRecord)
             if record.pid_started and start_time(record.pid) == record.pid_started:
-                found.append(RunningServer(path.parent, record))
-    return found
+                found[record.pid, record.model] = RunningServer(path.parent, record)
+    return list(found.values())
 
 
 def chosen_run(name: str | None) -> RunningServer:
@@ -56,7 +64,7 @@ def chosen_run(name: str | None) -> RunningServer:
             raise UsageError(f"no server {name!r} runs here", hint="turbofit ps lists them")
     if not servers:
         raise UsageError("no server of this user runs here", hint="turbofit serve MODEL")
-    if len(servers) > 1:
+    if len({one.record.pid for one in servers}) > 1:
         names = ", ".join(one.name for one in servers)
         raise UsageError(f"{len(servers)} servers run here", hint=f"name one of them: {names}")
     return servers[0]
