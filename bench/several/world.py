@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Front", "ModelRequest", "SeveralWorld"]
 
-_TWO: str = "two engines of one turbofit"
+_TWO = "two engines of one turbofit"
+#: A cache may be so many bytes off its plan: ratios are rounded.
+_NOISE = 32 << 20
 
 
 @dataclass
@@ -87,6 +89,8 @@ class SeveralWorld(World):
         self._model = ""
         self._last: dict[str, Plan] = {}
         self.models: dict[int, str] = {}
+        #: By an engine, the others that served when it started.
+        self._beside: dict[int, frozenset[int]] = {}
         #: Seconds of the longest request that was answered.
         self.longest = 0.0
 
@@ -101,11 +105,29 @@ class SeveralWorld(World):
         before = set(self.running)
         engine = super().start_engine(pid, argv, env)
         self.models[pid] = self._model
+        self._beside[pid] = self._settled(pid)
         if self._model in before:
             super().violate(f"two engines of {self._model}")
         if len(self.running) > self.at_once:
             super().violate(f"{self.running} run at once, not {self.at_once}")
         return engine
+
+    def _settled(self, pid: int) -> frozenset[int]:
+        """Engines beside one that hold what they hold; -1 where another one starts, too."""
+        others = [one for one in self.machine.engines.values() if one.pid != pid]
+        return frozenset(one.pid if one.listening else -1 for one in others)
+
+    def sized(self, engine: SimulatedEngine) -> None:
+        """An engine takes its plan's cache, whatever is free, if nobody came or went meanwhile."""
+        super().sized(engine)
+        beside = self._beside[engine.pid]
+        if -1 in beside or beside != self._settled(engine.pid):
+            self.count("caches sized while others came or went")
+            return
+        free = min(self.machine.cards[index].free for index in engine.gpus)
+        more = int(free * engine.ratio) - engine.plan.kv.region_bytes
+        if abs(more) > _NOISE:
+            self.violate(f"the cache of {self.models[engine.pid]} is {more:+,} bytes off its plan")
 
     @property
     def running(self) -> set[str]:
