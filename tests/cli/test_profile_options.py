@@ -94,8 +94,20 @@ def test_a_manifest_of_a_profile(file, capsys):
 
 def test_a_profile_of_several_models_is_refused_for_one(file, capsys):
     file.write_text("models: [internvl2-1b, internvl2-2b]\n")
-    assert main(["plan", "-f", str(file)]) == 2
+    assert main(["export", "systemd", "-f", str(file)]) == 2
     assert "names 2 models" in capsys.readouterr().err
+
+
+def test_several_models_of_a_profile_are_planned_together(file, capsys):
+    entries = "models:\n  - internvl2-1b\n  - {model: internvl2-2b%s}\nmachine: {on: 1xrtx3090}\n"
+    file.write_text(entries % "")
+    assert main(["plan", "-f", str(file)]) == 0
+    told = capsys.readouterr().out
+    assert "InternVL2-1B" in told
+    assert "InternVL2-2B" in told
+    file.write_text(entries % ", workload: {context: 4096}")
+    assert main(["plan", "-f", str(file)]) == 2
+    assert "context is not the same for all models" in capsys.readouterr().err
 
 
 def test_everything_of_a_request_has_its_place():

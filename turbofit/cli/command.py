@@ -277,4 +277,4 @@ def _spelled(param: click.Parameter, ctx: click.Context) -> str:
     """As a person types it."""
     if isinstance(param, click.Option):
         return max(param.opts, key=len)
-    return param.make_metavar(ctx).strip("[]")
+    return param.make_metavar(ctx).strip("[].")
