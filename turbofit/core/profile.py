@@ -264,7 +264,8 @@ def secret_of(reference: str, folder: Path, where: str) -> str:
     """
     kind, _, name = reference.partition(":")
     if kind == "env":
-        found, lacking = os.environ.get(name, "").strip(), f"the environment has no {name}"
+        held = os.environ  # of which the profile's author names one
+        found, lacking = held.get(name, "").strip(), f"the environment has no {name}"
     else:
         file = folder / Path(name).expanduser()
         found, lacking = "", f"{file} cannot be read, or holds nothing"

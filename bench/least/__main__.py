@@ -1,8 +1,8 @@
-"""``python -m bench.promises.least [--count 2000] [--seed 1] [--write]``: `--least` keeps promises.
+"""``python -m bench.least [--count 2000] [--seed 1] [--write]``: `--least` keeps promises.
 
 Plans random requests with and without it. The least plan must fit where the other does, take no
 more, serve images as large, and hold the context and the requests that were asked for. Prints each
-that breaks this; ``--write`` renews `LEAST.md`.
+that breaks this; ``--write`` renews `RESULTS.md`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ HERE: Final = Path(__file__).parent
 
 def main(argv: list[str] | None = None) -> int:
     """Run the program; 1 where a promise is not kept."""
-    parser = argparse.ArgumentParser(prog="python -m bench.promises.least", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.least", description=__doc__)
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--write", action="store_true", help="renew LEAST.md")
+    parser.add_argument("--write", action="store_true", help="renew RESULTS.md")
     args = parser.parse_args(argv)
     began = time.process_time()
     compared: Counter[str] = Counter()
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     page = _page(args, compared, shares, broken, time.process_time() - began)
     print(page)
     if args.write:
-        (HERE / "LEAST.md").write_text(page + "\n")
+        (HERE / "RESULTS.md").write_text(page + "\n")
     return bool(broken)
 
 
@@ -94,7 +94,7 @@ def _page(
         (
             "# Does the least plan keep what was promised?",
             "",
-            f"`python -m bench.promises.least --count {args.count} --seed {args.seed} --write`,"
+            f"`python -m bench.least --count {args.count} --seed {args.seed} --write`,"
             f" {today}, {seconds:,.0f} s of processor time.",
             "",
             "Requests of `bench.promises`, planned with and without `--least`. The least plan must"
