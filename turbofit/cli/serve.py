@@ -243,8 +243,8 @@ def _reloads(job: Job, arguments: ServeArguments) -> Callable[[], None] | None:
     from turbofit.cli.profile_options import profile_of, read_again
     from turbofit.launch.serve.reload import Reloader
 
-    ctx = click.get_current_context()
-    if profile_of(ctx) is None:
+    ctx = click.get_current_context(silent=True)  # None where a program calls it
+    if ctx is None or profile_of(ctx) is None:
         return None
 
     def read() -> tuple[Options, GatewayConfig]:
