@@ -32,8 +32,8 @@ HEAD = """# The plan against LMDeploy's own settings, on every pair
 
 Made by `python -m bench.peers.every --results FILE`.
 
-{pairs:,} pairs of a preset model and one preset card. On {judged:,} the plan fits, on the engine
-that LMDeploy takes itself ({rest}).
+{pairs:,} pairs of a preset model and one preset card. On {judged:,} the plan fits ({rest}); its
+engine is turbofit's choice, that of the peers LMDeploy's own.
 
 The plans are those of `--goal context`: tokens are what is compared here, and the default goal
 gives some of them to a larger batch. On {clear:,} of these pairs no peer (LMDeploy's defaults; the
@@ -73,11 +73,9 @@ def pairs(only: str = "") -> Iterator[Found | str]:
 
 
 def found(pair: Pair) -> Found | str:
-    """The plan and its peers by the account, on the engine that LMDeploy takes itself."""
+    """The plan and its peers by the account, these on the engine that LMDeploy takes itself."""
     plan = turbofit.plan(pair.model, on=pair.on, tp=1, replicas=1, goal="context")
     engine = engine_for(plan.model).name
-    if plan.engine.name != engine:
-        return "on the other engine" if plan.fits else "does not fit"
     if not plan.fits:
         return "does not fit"
     rivals = []
