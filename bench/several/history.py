@@ -73,9 +73,9 @@ class _Server(Turbofit):
         self._stop = stop = StopSignal()
         try:
             if len(kind.models) > 1:
-                planned, at_once = planned_models(
-                    arguments, config, kind.models, (1.0,) * len(kind.models), options
-                )
+                each: list[dict[str, Any]] = [{"model": name} for name in kind.models]
+                shares = (1.0,) * len(each)
+                planned, at_once = planned_models(arguments, config, each, shares, options)
             else:
                 planned, at_once = [PlannedModel(arguments, config, preview(arguments, config))], 1
             self._history.names = [one.name for one in planned]

@@ -106,8 +106,22 @@ def test_several_models_of_a_profile_are_planned_together(file, capsys):
     assert "InternVL2-1B" in told
     assert "InternVL2-2B" in told
     file.write_text(entries % ", workload: {context: 4096}")
+    assert main(["plan", "-f", str(file), "--json"]) == 0
+    plans = json.loads(capsys.readouterr().out)["plans"]
+    assert [one["workload"]["context"] for one in plans] == [32768, 4096]
+    assert main(["plan", "-f", str(file), "--json", "--context", "8192"]) == 0
+    plans = json.loads(capsys.readouterr().out)["plans"]
+    assert [one["workload"]["context"] for one in plans] == [8192, 8192]
+    file.write_text(entries % "" + "several: {share: 'internvl2-1b=3'}\n")
+    assert main(["plan", "-f", str(file), "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["plans"]
+    requests = [
+        one["kv"]["tokens"] / one["kv"]["longest_request_tokens"] for one in (first, second)
+    ]
+    assert 2.5 < requests[0] / requests[1] < 3.5
+    file.write_text(entries % ", limits: {budget: 9GiB}")
     assert main(["plan", "-f", str(file)]) == 2
-    assert "context is not the same for all models" in capsys.readouterr().err
+    assert "mine.yaml:3: budget is for all models together" in capsys.readouterr().err
 
 
 def test_everything_of_a_request_has_its_place():

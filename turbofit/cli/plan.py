@@ -50,8 +50,11 @@ def plan(
     **given: Any,
 ) -> int:
     """Plan and show; exit 3 where nothing fits."""
+    import click
+
     from turbofit import api
     from turbofit.cli.output import patience
+    from turbofit.cli.profile_options import each_model
     from turbofit.planning.request import PlanRequest
 
     request = filled(PlanRequest, {**given, "model": model[0]})
@@ -62,7 +65,8 @@ def plan(
                 f"{'--cluster' if cluster is not None else '--rehearse'} is for one model",
                 hint="plan each model by itself, or leave it out",
             )
-        requests = [request.changed(model=name) for name in model]
+        each = each_model(click.get_current_context(), model)
+        requests = [request.changed(**one) for one in each]
         return _plan_together(requests, shares, as_json=as_json, md=md)
     if cluster is not None:
         one_machine = {*request.given(), *(["rehearse"] if rehearse else [])}

@@ -12,7 +12,7 @@ from turbofit.cli.command import PATH, WORDS, Argument, Option
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from turbofit.core.json_types import Options
     from turbofit.core.profile import Profile, ProfileSection, ProfileValue
@@ -21,6 +21,7 @@ __all__ = [
     "PROFILE",
     "ModelArgument",
     "defaults",
+    "each_model",
     "profile_of",
     "profile_option",
     "read_again",
@@ -36,6 +37,7 @@ def sections() -> dict[str, ProfileSection]:
     """What may stand in a profile, by its heading: the fields that the command line is made of."""
     from turbofit.cli.gateway_options import GatewayOptions
     from turbofit.cli.launch_options import ServeOptions
+    from turbofit.cli.models_options import ModelsOptions, SharesOptions
     from turbofit.core.profile import ProfileSection
     from turbofit.planning.request import ENGINE_OPTIONS, GROUPS, PlanRequest
 
@@ -50,6 +52,8 @@ def sections() -> dict[str, ProfileSection]:
         },
         "settings": ProfileSection(PlanRequest, ENGINE_OPTIONS, of_model=True),
         "serve": ProfileSection(ServeOptions, serve),
+        "sleep": ProfileSection(ModelsOptions, tuple(ModelsOptions.model_fields)),
+        "several": ProfileSection(SharesOptions, tuple(SharesOptions.model_fields)),
         "gateway": ProfileSection(GatewayOptions, gateway, secret=frozenset({"api_key"})),
     }
     return {heading: one._replace(lists=_lists(one)) for heading, one in found.items()}
@@ -115,42 +119,59 @@ def _use(ctx: click.Context, path: Path) -> None:
     """Read a profile, and let its values stand where the command line has none.
 
     Raises:
-        UsageError: something in it is wrong, or it names several models where one is meant, or
-            gives each of several options of its own.
+        UsageError: something in it is wrong, or it names several models where one is meant.
     """
     from turbofit.core.profile import read_profile
 
     profile = read_profile(path, sections())
     several = next((one.nargs == -1 for one in ctx.command.params if one.name == "model"), False)
-    if len(profile.models) > 1:
-        _check_models(profile, several=several)
+    if len(profile.models) > 1 and not several:
+        raise UsageError(
+            f"{profile.path} names {len(profile.models)} models, and this command is of one",
+            hint="leave all but one of them out",
+        )
     ctx.meta[_META] = profile
     found = defaults(profile)
-    if several and "model" in found:
-        names = [profile.of_model(i)["model"].value for i in range(len(profile.models))]
-        found["model"] = names or [found["model"]]
+    if several and profile.models:
+        found["model"] = [entry.values["model"].value for entry in profile.models]
+    elif several and "model" in found:
+        found["model"] = [found["model"]]
     if ctx.info_name == "serve" and "on" in found:
         on, pretend = found["on"], found.get("pretend")
         found["on"] = lambda: on if pretend or _elsewhere(ctx) else None
     ctx.default_map = found
 
 
-def _check_models(profile: Profile, *, several: bool) -> None:
-    """Several models serve together with the same options."""
-    if not several:
-        raise UsageError(
-            f"{profile.path} names {len(profile.models)} models, and this command is of one",
-            hint="leave all but one of them out",
-        )
-    first, *others = profile.models
-    for entry in others:
-        for name, one in {**first.values, **entry.values}.items():
-            pair = (first.values.get(name), entry.values.get(name))
-            if name != "model" and len({None if at is None else at.value for at in pair}) > 1:
-                raise UsageError(
-                    f"{one.where}: {name} is not the same for all models of this profile",
-                    hint="several models serve together with the same options: give it once, above",
-                )
+def each_model(ctx: click.Context, names: Sequence[str]) -> list[Options]:
+    """What is asked of each model alone: its name, and what the profile says of it.
+
+    Args:
+        ctx: the command's.
+        names: the models of the command.
+
+    Raises:
+        UsageError: a value is wrong, or is for all models together.
+    """
+    from turbofit.cli.fields import filled
+    from turbofit.planning.request import PlanRequest
+
+    profile = profile_of(ctx)
+    if profile is None or ctx.get_parameter_source("model") is not ParameterSource.DEFAULT_MAP:
+        return [{"model": name} for name in names]
+    found = []
+    for entry in profile.models:
+        if len(profile.models) > 1 and "budget" in entry.values:
+            raise UsageError(
+                f"{entry.values['budget'].where}: budget is for all models together",
+                hint="give it once, beside models: and not in it",
+            )
+        values = {
+            name: _as_default(profile, one)
+            for name, one in entry.values.items()
+            if name == "model" or ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE
+        }
+        found.append(filled(PlanRequest, values).given())
+    return found
 
 
 def _elsewhere(ctx: click.Context) -> bool:
@@ -162,7 +183,7 @@ def defaults(profile: Profile) -> Options:
     """The values of a profile, as click takes defaults; the environment's keys come before its."""
     from turbofit.core.variables import variables
 
-    values = profile.of_model(0) if profile.models else profile.values
+    values = profile.of_model(0) if len(profile.models) == 1 else profile.values
     given = variables()
     if given.api_keys or given.api_key:
         values = {name: one for name, one in values.items() if name != "api_key"}

@@ -158,11 +158,15 @@ def _models(
     as_json: bool,
 ) -> int:
     """Several models, or one whose engines end while nobody asks for it."""
+    import click
+
+    from turbofit.cli.profile_options import each_model
     from turbofit.cli.serve_models import PlannedModel, planned_models, serve_models
 
     def body(stop: StopSignal) -> signal.Signals:
         if len(names) > 1:
-            planned, at_once = planned_models(arguments, config, names, shares, options)
+            each = each_model(click.get_current_context(), names)
+            planned, at_once = planned_models(arguments, config, each, shares, options)
         else:
             planned, at_once = [PlannedModel(arguments, config, preview(arguments, config))], 1
         return serve_models(planned, options, at_once, stop, as_json=as_json)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from turbofit.cli.models_options import ModelsOptions
     from turbofit.cli.serve_plan import ServeArguments
+    from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.models.models_gateway import ModelsGateway
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.job import PublicSide
     from turbofit.launch.serve.shared_cards import SharedCards
     from turbofit.launch.serve.supervisor import StopSignal
-    from turbofit.planning.request import PlanRequest
 
 __all__ = ["PlannedModel", "planned_models", "serve_models"]
 
@@ -59,19 +59,26 @@ class PlannedModel:
 def planned_models(
     arguments: ServeArguments,
     config: ServeConfig,
-    models: Sequence[str],
+    models: Sequence[Options],
     shares: Sequence[float],
     options: ModelsOptions,
 ) -> tuple[list[PlannedModel], int]:
     """The models as they are to run, and how many run at once.
 
+    Args:
+        arguments: the command line.
+        config: what it asks for, of all models.
+        models: what is asked of each alone, its name among it.
+        shares: one a model.
+        options: when they run.
+
     Raises:
         DoesNotFitError: they do not fit together, or one of them does not fit alone.
     """
     assert config.request is not None
-    requests = [config.request.changed(model=name) for name in models]
+    requests = [config.request.changed(**one) for one in models]
     if options.swap:
-        return _in_turns(arguments, config, requests)
+        return _in_turns(arguments, config, models)
     from turbofit.cli.output import note
     from turbofit.launch.serve.leases import Leases
     from turbofit.launch.serve.planner import measured
@@ -89,28 +96,29 @@ def planned_models(
     note(joint.verdict)
     made = [
         PlannedModel(
-            arguments._replace(request=arguments.request.changed(model=name)),
-            config.changed(request=config.request.changed(model=name, budget=budget)),
+            arguments._replace(request=arguments.request.changed(**one)),
+            config.changed(request=config.request.changed(**one, budget=budget)),
             plan,
         )
-        for name, budget, plan in zip(models, joint.budgets, joint.plans, strict=True)
+        for one, budget, plan in zip(models, joint.budgets, joint.plans, strict=True)
     ]
     return made, len(made)
 
 
 def _in_turns(
-    arguments: ServeArguments, config: ServeConfig, requests: Sequence[PlanRequest]
+    arguments: ServeArguments, config: ServeConfig, models: Sequence[Options]
 ) -> tuple[list[PlannedModel], int]:
     """Each model by itself; as many run at once as budgets fit beside each other."""
     from turbofit.cli.output import note
     from turbofit.cli.serve_plan import preview
 
+    assert config.request is not None
     made = []
-    for request in requests:
-        one = config.changed(request=request)
-        named = arguments._replace(request=arguments.request.changed(model=request.model))
+    for model in models:
+        one = config.changed(request=config.request.changed(**model))
+        named = arguments._replace(request=arguments.request.changed(**model))
         made.append(PlannedModel(named, one, preview(named, one)))
-    budget, at_once = requests[0].budget, 1
+    budget, at_once = config.request.budget, 1
     if budget:
         free = min(gpu.free for one in made for gpu in one.plan.gpus)
         at_once = max(1, min(len(made), free // budget))
