@@ -282,8 +282,10 @@ def test_strangers_learn_nothing_and_wake_nobody() -> None:
         ):  # fmt: skip
             assert reply.status == 401
         assert site.wanted == []
-        assert (await call(site.app, "/health")).status == 200
+        health = await call(site.app, "/health")
+        assert (health.status, health.json) == (200, {"status": "healthy", "models": 1, "up": 1})
         headers = {"authorization": "Bearer k"}
+        assert "a" in (await call(site.app, "/health", headers=headers)).json["models"]
         assert (await call(site.app, "/sleep", headers=headers)).status == 403
         site.ready("a")
         assert (await site.chat("a", headers=headers)).status == 200

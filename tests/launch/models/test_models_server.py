@@ -21,7 +21,7 @@ pytest.importorskip("uvicorn")
 
 from bench.common.gateway import CHAT, Recorder, chat, gateway, plan_for
 from tests.waiting import HANG, until
-from turbofit.core.errors import DoesNotFitError, TurbofitError
+from turbofit.core.errors import DoesNotFitError, LaunchError, TurbofitError
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.models.models_gateway import ModelsGateway
@@ -195,6 +195,21 @@ def test_a_model_that_is_to_run_always_is_tried_again_by_itself(site) -> None:
     until(lambda: one.models["b"].starts == 2, "started again")
     assert one.ask("b")[0] == 200
     assert any("somebody took 9.0 GiB" in text for text in one.said)
+
+
+def test_an_address_that_is_busy_is_asked_again(site) -> None:
+    one = site("a", idle=0.02)
+    asked, call = [], one.front.call
+
+    def busy(ask: Any) -> Any:
+        asked.append(ask)
+        if len(asked) % 2:
+            raise LaunchError("the gateway did not answer within 10 s", hint="try again")
+        return call(ask)
+
+    one.front.call = busy
+    until(lambda: one.models["a"].state == "asleep", "asleep")
+    assert one.ask("a")[0] == 200
 
 
 def test_a_first_start_that_fails_ends_the_server() -> None:

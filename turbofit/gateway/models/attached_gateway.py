@@ -17,13 +17,27 @@ if TYPE_CHECKING:
     from turbofit.gateway.models.served_model import ServedModel
     from turbofit.gateway.thread import GatewayThread
 
-__all__ = ["AttachedGateway"]
+__all__ = ["AttachedGateway", "insist"]
 
 _LOOK: Final = 0.05
 #: Seconds for requests of engines that are gone: each ends as soon as its connection breaks.
 _BROKEN_OFF: Final = 60.0
 
 _Answer = TypeVar("_Answer")
+
+
+def insist(front: GatewayThread[ModelsGateway], ask: Callable[[ModelsGateway], _Answer]) -> _Answer:
+    """Run something in the address's loop, however long that is busy.
+
+    Raises:
+        LaunchError: the address is not served any more.
+    """
+    while True:
+        try:
+            return front.call(ask)
+        except LaunchError:  # noqa: PERF203 - ten seconds each
+            if not front.alive:
+                raise
 
 
 class AttachedGateway:
@@ -52,7 +66,7 @@ class AttachedGateway:
             self._task = asyncio.ensure_future(self._gateway.startup())
             self._model.open(self._gateway)
 
-        self._front.call(begin)
+        insist(self._front, begin)
 
     @property
     def url(self) -> str:
@@ -80,7 +94,7 @@ class AttachedGateway:
                 self._task = asyncio.ensure_future(self._close())
 
         with suppress(LaunchError):  # the address is closed, and its gateways with it
-            self._front.call(detach)
+            insist(self._front, detach)
             deadline = time.monotonic() + (self._gateway.config.drain_seconds if drain else 0)
             while self._model.in_flight and time.monotonic() < deadline:
                 time.sleep(_LOOK)

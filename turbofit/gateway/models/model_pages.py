@@ -50,15 +50,22 @@ def _facts(model: ServedModel) -> Document:
     return facts
 
 
-def health_document(models: Sequence[ServedModel], *, opened: bool) -> Document:
+def health_document(models: Sequence[ServedModel], *, opened: bool, known: bool) -> Document:
     """``healthy``, ``degraded`` where some models do not answer, ``starting`` or ``unavailable``.
 
     A model that sleeps is well: it starts when it is asked for.
+
+    Args:
+        models: all of them.
+        opened: whether those that start at once were ready.
+        known: whether the client may learn which models there are, and why one does not start.
     """
     fine = [_fine(model) for model in models]
     status = "healthy" if all(fine) else "degraded" if any(fine) else "unavailable"
     if not opened:
         status = "starting"
+    if not known:
+        return {"status": status, "models": len(models), "up": sum(fine)}
     return {"status": status, "models": {model.name: _facts(model) for model in models}}
 
 

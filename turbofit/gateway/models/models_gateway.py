@@ -7,6 +7,7 @@ that is stated; everything else (limits, images, retries, suspects) is that mode
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -149,6 +150,10 @@ class ModelsGateway:
         request.out += self._origins.check(request.headers)
         if not is_health(raw_path):
             request.key = self._keys.check(request.headers)
+        elif self.config.api_keys:
+            # Names and causes are for those who have a key.
+            with suppress(Refusal):
+                request.key = self._keys.check(request.headers)
         route = find_route(request.method, raw_path)
         request.api = route.api
         if route.method != "POST":
@@ -216,7 +221,8 @@ class ModelsGateway:
     async def _page(self, request: RequestContext, route: Route, send: Send) -> None:
         models = list(self.models.values())
         if route.kind == "health":
-            page = health_document(models, opened=self.opened)
+            known = bool(request.key) or not self.config.api_keys
+            page = health_document(models, opened=self.opened, known=known)
             fine = page["status"] in ("healthy", "degraded")
             if not fine:
                 seconds = min((model.retry_after for model in models), default=1)

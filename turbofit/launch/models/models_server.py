@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.errors import LaunchError, TurbofitError
 from turbofit.core.struct import Struct
 from turbofit.core.units import format_duration
+from turbofit.gateway.models.attached_gateway import insist
 from turbofit.launch.models.turns import gives_way
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class ModelsServer:
                     self._collect(session)
                     self._pause()
             if stop.signal is None:
-                self._front.call(_opened)
+                insist(self._front, _opened)
                 on_open(self._front.url)
             while stop.signal is None:
                 self._step()
@@ -124,7 +125,7 @@ class ModelsServer:
             pause = format_duration(again)
             self._say(f"{session.model.name}: {message}; it is left alone for {pause}")
             until = time.monotonic() + again
-            self._front.call(lambda _: session.model.fail(message, until))
+            insist(self._front, lambda _: session.model.fail(message, until))
 
     def _collect(self, session: ModelSession) -> None:
         """Let a model sleep whose session has ended.
@@ -133,7 +134,7 @@ class ModelsServer:
             TurbofitError: it ended otherwise than in order.
         """
         if session.ended():
-            self._front.call(lambda _: session.model.sleep())
+            insist(self._front, lambda _: session.model.sleep())
 
     def _forecast(self, measured: ModelSession) -> None:
         """From a measured start, what those take that were not measured.
@@ -164,7 +165,7 @@ class ModelsServer:
         seconds = self._policy.idle
         if seconds is None or model.state != "ready" or model.idle < seconds:
             return False
-        return self._front.call(lambda _: model.close_idle(seconds))
+        return insist(self._front, lambda _: model.close_idle(seconds))
 
     def _start_next(self) -> None:
         """Start the model whose request has waited longest, or make room for it."""
@@ -195,13 +196,13 @@ class ModelsServer:
         return model.again_at if always and model.state == "failed" else model.wanted_since
 
     def _make_way(self, victim: ServedModel, following: ServedModel) -> None:
-        self._front.call(lambda _: victim.close())
+        insist(self._front, lambda _: victim.close())
         expected = following.expected
         known = "" if expected is None else f", which takes about {ceil(expected)} s to start"
         self._say(f"{victim.name} makes way for {following.name}{known}")
 
     def _start(self, session: ModelSession) -> None:
-        self._front.call(lambda _: session.model.begin())
+        insist(self._front, lambda _: session.model.begin())
         session.start()
 
     def _strike(self) -> None:
