@@ -49,6 +49,8 @@ class Site:
         self.said: list[str] = []
         self.events: list[str] = []
         self.most = 0
+        #: The next start of a model waits for this.
+        self.slow: dict[str, threading.Event] = {}
         self._running: set[str] = set()
         self._dying: set[str] = set()
         #: What the next start of a model raises.
@@ -67,6 +69,8 @@ class Site:
             self.events.append(f"start {name}")
             self._running.add(name)
             self.most = max(self.most, len(self._running))
+            if name in self.slow:
+                assert self.slow.pop(name).wait(HANG)
             inner, _ = gateway(recorder=Recorder())
             side = publish(inner)
             side.start()
@@ -210,6 +214,22 @@ def test_an_address_that_is_busy_is_asked_again(site) -> None:
     one.front.call = busy
     until(lambda: one.models["a"].state == "asleep", "asleep")
     assert one.ask("a")[0] == 200
+
+
+def test_no_idle_engine_ends_while_another_one_starts(site) -> None:
+    """A cache is a share of what is free: it would take what that one gives back."""
+    one = site("a", "b", idle=0.3, at_once=2)
+    until(lambda: one.models["a"].state == one.models["b"].state == "asleep", "both asleep")
+    one.slow["b"] = waits = threading.Event()
+    assert one.ask("a")[0] == 200
+    asker = threading.Thread(target=one.ask, args=("b",))
+    asker.start()
+    until(lambda: one.models["b"].state == "starting", "b starts")
+    until(lambda: one.models["a"].idle > 0.6, "a is idle for long")
+    assert one.models["a"].state == "ready"
+    waits.set()
+    asker.join(HANG)
+    until(lambda: one.models["a"].state == "asleep", "a asleep")
 
 
 def test_a_first_start_that_fails_ends_the_server() -> None:

@@ -160,16 +160,24 @@ class ModelsServer:
             if model.state == "ending" and not model.in_flight:
                 session.end()
 
+    @property
+    def _starting(self) -> bool:
+        """Whether engines of a model start."""
+        return any(session.model.state == "starting" for session in self._sessions)
+
     def _closed_idle(self, model: ServedModel) -> bool:
-        """Whether nobody asked for it long enough, so that it is closed now."""
+        """Whether nobody asked for it long enough, so that it is closed now.
+
+        Not while another one starts: its cache would take a share of what this one gives back.
+        """
         seconds = self._policy.idle
-        if seconds is None or model.state != "ready" or model.idle < seconds:
+        if seconds is None or self._starting or model.state != "ready" or model.idle < seconds:
             return False
         return insist(self._front, lambda _: model.close_idle(seconds))
 
     def _start_next(self) -> None:
         """Start the model whose request has waited longest, or make room for it."""
-        if any(session.model.state == "starting" for session in self._sessions):
+        if self._starting:
             return
         waiting = [
             (since, place, session)

@@ -17,6 +17,9 @@ __all__ = ["SharedCards"]
 class SharedCards:
     """Lets each start of an engine take its plan's cache, whatever the others hold just then.
 
+    Under: the cache is smaller by a share of what others grow by, within their parts of the cards,
+    while the engine loads; and two engines that start again at once do not know of each other.
+
     Args:
         file: through which the engines share a pretend machine; None on real GPUs.
     """
