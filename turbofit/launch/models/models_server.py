@@ -15,6 +15,7 @@ from turbofit.core.errors import LaunchError, TurbofitError
 from turbofit.core.struct import Struct
 from turbofit.core.units import format_duration
 from turbofit.gateway.models.attached_gateway import insist
+from turbofit.gateway.routing.health import healthy
 from turbofit.launch.models.turns import gives_way
 
 if TYPE_CHECKING:
@@ -162,8 +163,16 @@ class ModelsServer:
 
     @property
     def _starting(self) -> bool:
-        """Whether engines of a model start."""
-        return any(session.model.state == "starting" for session in self._sessions)
+        """Whether engines of a model start, or start again after a death."""
+        return any(
+            model.state == "starting"
+            or (
+                model.state == "ready"
+                and (gateway := model.gateway) is not None
+                and not healthy(gateway.fleet)
+            )
+            for model in (session.model for session in self._sessions)
+        )
 
     def _closed_idle(self, model: ServedModel) -> bool:
         """Whether nobody asked for it long enough, so that it is closed now.
@@ -177,7 +186,7 @@ class ModelsServer:
 
     def _start_next(self) -> None:
         """Start the model whose request has waited longest, or make room for it."""
-        if self._starting:
+        if self._starting or any(one.model.state == "ending" for one in self._sessions):
             return
         waiting = [
             (since, place, session)
@@ -192,11 +201,11 @@ class ModelsServer:
         running = [session for session in self._sessions if session.running]
         if len(running) < self._policy.at_once:
             self._start(following)
-        elif not any(session.model.state == "ending" for session in running):
-            models = [session.model for session in running]
-            victim = gives_way(models, self._policy.turn, time.monotonic())
-            if victim is not None:
-                self._make_way(victim, following.model)
+            return
+        models = [session.model for session in running]
+        victim = gives_way(models, self._policy.turn, time.monotonic())
+        if victim is not None:
+            self._make_way(victim, following.model)
 
     def _wanted_since(self, model: ServedModel) -> float | None:
         """When somebody began to want it; one that is to run always is wanted since it failed."""
