@@ -169,6 +169,7 @@ class ModelsServer:
             or (
                 model.state == "ready"
                 and (gateway := model.gateway) is not None
+                and gateway.fleet.outage is None  # one that rests keeps nobody waiting
                 and not healthy(gateway.fleet)
             )
             for model in (session.model for session in self._sessions)
