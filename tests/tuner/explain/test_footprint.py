@@ -143,7 +143,8 @@ def keeps_promise(request: ResolvedRequest, least: Plan, whole: Plan) -> None:
     assert settings.session_len >= (work.context or least.limits.image_tokens_per_request)
     assert least.kv.longest_request_tokens >= (work.context or 0)
     assert least.requests_at_once >= (work.concurrency or 1)
-    if least.may_evict():  # the cache is then as large as memory allows
+    if least.may_evict() and settings.cache_max_entry_count < 1 - 1 / RATIO_STEPS:
+        # The cache is then as large as memory allows.
         assert all(gpu.headroom - gpu.margin < gpu.total // 50 for gpu in tightest(least))
 
 
