@@ -12,18 +12,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from turbofit.core.errors import LaunchError, TurbofitError, error_from
-from turbofit.core.state import state_dir
 from turbofit.launch.engine import guard
 from turbofit.launch.engine.launches import free_ports
-from turbofit.launch.serve.record import RunRecord
+from turbofit.launch.serve.runs import recorded_runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from turbofit.core.limits import Limits
+    from turbofit.launch.serve.record import RunRecord
 
 __all__ = ["ServerProcess"]
 
@@ -129,11 +127,9 @@ class ServerProcess:
             LaunchError: it is not there.
         """
         assert self._process is not None
-        for path in sorted(state_dir("runs").glob("*/run.json"), reverse=True):
-            with suppress(OSError, msgspec.MsgspecError):
-                found = msgspec.json.decode(path.read_bytes(), type=RunRecord)
-                if found.pid == self._process.pid:
-                    return found
+        for _, found in recorded_runs():
+            if found.pid == self._process.pid:
+                return found
         raise LaunchError(
             "the server's record is not in the state folder",
             hint="set XDG_STATE_HOME to a folder that can be written",

@@ -37,8 +37,8 @@ PORT: Final = click.IntRange(1, LAST_PORT)
 JSON: Final = Option(
     "--json", "as_json", is_flag=True, form=True, help="one JSON document on stdout"
 )
-#: The forms of the answer; no command takes both.
 FULL: Final = Option("--full", is_flag=True, form=True, help="everything, on the terminal")
+#: The forms of the answer; no command takes both.
 FORMS: Final = (JSON, Option("--md", is_flag=True, form=True, help="Markdown on stdout"))
 
 

@@ -225,7 +225,7 @@ def _launch(
             return
         answer("".join(f"{url}\n" for url in urls))
         if config.gateway is not None and not told:
-            name = config.model_name or plan.model.hub_id or plan.model.name
+            name = config.client_name(plan.model)
             told.extend(client_lines(urls[0], name, key=bool(config.gateway.api_keys)))
             for line in told:
                 note(f"to ask: {line}")

@@ -52,8 +52,7 @@ class PlannedModel:
     @property
     def name(self) -> str:
         """What clients call it."""
-        model = self.plan.model
-        return self.config.model_name or model.hub_id or model.name
+        return self.config.client_name(self.plan.model)
 
 
 def planned_models(
@@ -76,7 +75,6 @@ def planned_models(
         DoesNotFitError: they do not fit together, or one of them does not fit alone.
     """
     assert config.request is not None
-    requests = [config.request.changed(**one) for one in models]
     if options.swap:
         return _in_turns(arguments, config, models)
     from turbofit.cli.output import note
@@ -84,6 +82,7 @@ def planned_models(
     from turbofit.launch.serve.planner import measured
     from turbofit.planning.joint_plan import joint_plan
 
+    requests = [config.request.changed(**one) for one in models]
     if not config.pretend:
         with Leases() as leases:
             here = measured(leases, config.request.gpus)

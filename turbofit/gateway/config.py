@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from turbofit.core.ports import DEFAULT_PORT
 from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, KIB
@@ -90,6 +92,15 @@ class GatewayConfig(Struct):
     pretend: bool = False
     quarantine: str | None = None
     record_trace: str | None = None
+
+    def taking_over(self, other: GatewayConfig) -> GatewayConfig:
+        """The same with another's keys, origins and media domains, which may change at any time."""
+        return replace(
+            self,
+            api_keys=other.api_keys,
+            allow_origins=other.allow_origins,
+            allowed_media_domains=other.allowed_media_domains,
+        )
 
 
 def host_of_one(bounds: Bounds) -> int:

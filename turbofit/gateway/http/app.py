@@ -6,10 +6,9 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from msgspec.structs import replace
-
 from turbofit.core.log import LazyLogger
 from turbofit.gateway.http.accesslog import trace_log
+from turbofit.gateway.http.asgi import AsgiApp
 from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.connections import Connections, Networks
 from turbofit.gateway.http.guard import Keys, Origins
@@ -35,26 +34,23 @@ from turbofit.gateway.routing.trials import Trials
 from turbofit.gateway.routing.upstream import Upstream
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from turbofit.core.json_types import Document
     from turbofit.gateway.config import GatewayConfig
+    from turbofit.gateway.http.asgi import Message, Receive, Send
     from turbofit.gateway.http.routes import Kind, Route
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.routing.engines import Chooser
     from turbofit.gateway.routing.outage import Outage
     from turbofit.gateway.routing.routing_table import RoutingTable
 
-    Message = MutableMapping[str, Any]
-    Receive = Callable[[], Awaitable[Message]]
-    Send = Callable[[Message], Awaitable[None]]
-
 __all__ = ["Gateway"]
 
 _LOG: Final = LazyLogger(__name__)
 
 
-class Gateway:
+class Gateway(AsgiApp):
     """The app.
 
     Args:
@@ -170,27 +166,12 @@ class Gateway:
         """Whether each engine is up, by its name."""
         return {engine.name: engine.up for engine in self.fleet}
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        if scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
-        elif scope["type"] == "http":
-            await self._http(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await receive()
-            await send({"type": "websocket.close", "code": 1008})
-
     def take_over(self, config: GatewayConfig) -> None:
         """Take another config's keys, origins and media domains; call it in the gateway's loop.
 
         Requests that were let in before go on.
         """
-        self.config = replace(
-            self.config,
-            api_keys=config.api_keys,
-            allow_origins=config.allow_origins,
-            allowed_media_domains=config.allowed_media_domains,
-        )
+        self.config = self.config.taking_over(config)
         self._keys, self._origins = Keys(config.api_keys), Origins(config.allow_origins)
         self._fetcher.allow(config.allowed_media_domains)
 
@@ -206,17 +187,6 @@ class Gateway:
         await self._fetcher.close()
         if self._recorder is not None:
             self._recorder.close()
-
-    async def _lifespan(self, receive: Receive, send: Send) -> None:
-        while True:
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                await self.startup()
-                await send({"type": "lifespan.startup.complete"})
-            else:
-                await self.shutdown()
-                await send({"type": "lifespan.shutdown.complete"})
-                return
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         request = RequestContext(scope, self.bounds, self.fleet.routing_table)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.tasks import uncancel
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+    from collections.abc import Callable, Mapping
 
     from turbofit.gateway.config import GatewayConfig
+    from turbofit.gateway.http.asgi import Receive
 
-    Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
     #: `asyncio.AbstractEventLoop.call_later`.
     Later = Callable[[float, Callable[[], None]], asyncio.TimerHandle]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from turbofit.core.log import LazyLogger
+from turbofit.gateway.http.asgi import AsgiApp
 from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.connections import Connections, Networks
 from turbofit.gateway.http.guard import Keys, Origins
@@ -23,16 +24,13 @@ from turbofit.gateway.models.model_pages import health_document, metrics_text, m
 from turbofit.gateway.routing.request_context import RequestContext, answer, refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+    from collections.abc import Sequence
 
     from turbofit.gateway.config import GatewayConfig
+    from turbofit.gateway.http.asgi import Message, Receive, Send
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.models.served_model import ServedModel
-
-    Message = MutableMapping[str, Any]
-    Receive = Callable[[], Awaitable[Message]]
-    Send = Callable[[Message], Awaitable[None]]
 
 __all__ = ["ModelsGateway"]
 
@@ -45,7 +43,7 @@ class _Named(msgspec.Struct):
     model: Any = None
 
 
-class ModelsGateway:
+class ModelsGateway(AsgiApp):
     """The app.
 
     Args:
@@ -88,15 +86,8 @@ class ModelsGateway:
         for model in self.models.values():
             model.end()
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        if scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
-        elif scope["type"] == "http":
-            await self._http(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await receive()
-            await send({"type": "websocket.close", "code": 1008})
+    async def startup(self) -> None:
+        """Nothing: each model's gateway starts when its engines are ready."""
 
     async def shutdown(self) -> None:
         """Close what the models' gateways hold open, and keep what they learned."""
@@ -105,16 +96,6 @@ class ModelsGateway:
             if gateway is not None:
                 model.detach(gateway)
                 await gateway.shutdown()
-
-    async def _lifespan(self, receive: Receive, send: Send) -> None:
-        while True:
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                await send({"type": "lifespan.startup.complete"})
-            else:
-                await self.shutdown()
-                await send({"type": "lifespan.shutdown.complete"})
-                return
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         request = RequestContext(scope, self._bounds)

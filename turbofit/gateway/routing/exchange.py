@@ -16,14 +16,14 @@ from turbofit.gateway.routing.upstream import Died
 from turbofit.gateway.tasks import uncancel
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping
+    from collections.abc import Callable
 
+    from turbofit.gateway.http.asgi import Send
     from turbofit.gateway.http.prepare import PreparedBody
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.routing.engines import RoutedEngine
     from turbofit.gateway.routing.upstream import Upstream
 
-    Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
     HeaderList = list[tuple[bytes, bytes]]
 
 __all__ = ["EngineDied", "Exchange", "ForwardOutcome"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from turbofit.gateway.http.connections import address_of
 from turbofit.gateway.http.guard import request_id
@@ -11,9 +11,8 @@ from turbofit.gateway.http.prepare import PreparedBody
 from turbofit.gateway.http.refusals import refusal_body
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping
-
     from turbofit.core.json_types import Document
+    from turbofit.gateway.http.asgi import Message, Send
     from turbofit.gateway.http.refusals import Api, Refusal
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.http.trace import RequestSize
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.engines import RoutedEngine
     from turbofit.gateway.routing.exchange import ForwardOutcome
     from turbofit.gateway.routing.identity import RequestIdentity
-
-    Message = MutableMapping[str, Any]
-    Send = Callable[[Message], Awaitable[None]]
 
 __all__ = ["RequestContext", "answer", "entry", "refuse", "sent_headers"]
 

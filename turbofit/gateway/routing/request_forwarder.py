@@ -14,6 +14,7 @@ from turbofit.gateway.routing.retry import Retries, withheld
 from turbofit.gateway.routing.upstream import Unreachable
 
 if TYPE_CHECKING:
+    from turbofit.gateway.http.asgi import Send
     from turbofit.gateway.http.body import Bodies
     from turbofit.gateway.http.metrics import Metrics
     from turbofit.gateway.http.prepare import PreparedBody
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.fleet import Fleet
     from turbofit.gateway.routing.health import Monitor
     from turbofit.gateway.routing.quarantine import Quarantine
-    from turbofit.gateway.routing.request_context import RequestContext, Send
+    from turbofit.gateway.routing.request_context import RequestContext
     from turbofit.gateway.routing.trials import Trials
     from turbofit.gateway.routing.upstream import Upstream
 

@@ -18,14 +18,11 @@ from turbofit.launch.fallback.errors import RequestRefused, error_body, of_clien
 from turbofit.launch.fallback.inner_body import CHAT, COMPLETIONS, inner_body
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from turbofit.core.json_types import JsonObject
+    from turbofit.gateway.http.asgi import Message, Receive, Send
     from turbofit.launch.fallback.work import ServedWork
-
-    Message = MutableMapping[str, Any]
-    Receive = Callable[[], Awaitable[Message]]
-    Send = Callable[[Message], Awaitable[None]]
 
 __all__ = ["FallbackApp"]
 

@@ -113,7 +113,7 @@ class Attempt:
             base = job.folder / f"overlay-{self._number}"
             folder = stack.enter_context(overlay(plan, base))
             stack.callback(_remove, base)
-            name = config.model_name or plan.model.hub_id or plan.model.name
+            name = config.client_name(plan.model)
             ports = free_ports(len(plan.parallel.groups))
             # Hexadecimal: a key that begins with a dash would be read as an option.
             made = private_commands(plan, ports, str(folder), name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from turbofit.core.model import Model
 from turbofit.core.ports import DEFAULT_PORT, LAST_PORT
 from turbofit.core.validation import Validated
 from turbofit.gateway.config import GatewayConfig
@@ -53,6 +54,10 @@ class ServeConfig(Validated):
         ge=1,
         description="the number of the device allocation that fails in each engine's first start",
     )
+
+    def client_name(self, model: Model) -> str:
+        """What clients call a model."""
+        return self.model_name or model.hub_id or model.name
 
 
 class ClusterServeConfig(ServeConfig):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Final
 
-from msgspec.structs import replace
-
 from turbofit.core.errors import TurbofitError
 
 if TYPE_CHECKING:
@@ -65,12 +63,7 @@ class Reloader:
         job, before = self._job, self._job.config.gateway
         if before is None:
             return False
-        after = replace(
-            before,
-            api_keys=config.api_keys,
-            allow_origins=config.allow_origins,
-            allowed_media_domains=config.allowed_media_domains,
-        )
+        after = before.taking_over(config)
         if job.front is not None:
             job.front.call(lambda gateway: gateway.take_over(after))
         job.config = job.config.changed(gateway=after)

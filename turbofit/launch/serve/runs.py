@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from turbofit.core.state import state_dir
 from turbofit.launch.engine.proc import start_time
 from turbofit.launch.serve.record import RunRecord
 
-__all__ = ["RunningServer", "chosen_run", "running_servers", "stop_server"]
+__all__ = ["RunningServer", "chosen_run", "recorded_runs", "running_servers", "stop_server"]
 
 
 class RunningServer(NamedTuple):
@@ -42,12 +43,17 @@ def running_servers() -> list[RunningServer]:
     A process has a run for each start of a model: the newest one counts.
     """
     found: dict[tuple[int, str], RunningServer] = {}
-    for path in sorted(state_dir("runs", make=False).glob("*/run.json")):
-        with suppress(OSError, msgspec.MsgspecError):
-            record = msgspec.json.decode(path.read_bytes(), type=RunRecord)
-            if record.pid_started and start_time(record.pid) == record.pid_started:
-                found[record.pid, record.model] = RunningServer(path.parent, record)
+    for folder, record in reversed(list(recorded_runs())):
+        if record.pid_started and start_time(record.pid) == record.pid_started:
+            found[record.pid, record.model] = RunningServer(folder, record)
     return list(found.values())
+
+
+def recorded_runs() -> Iterator[tuple[Path, RunRecord]]:
+    """The folders and records of this user's runs, the newest first; those that can be read."""
+    for path in sorted(state_dir("runs", make=False).glob("*/run.json"), reverse=True):
+        with suppress(OSError, msgspec.MsgspecError):
+            yield path.parent, msgspec.json.decode(path.read_bytes(), type=RunRecord)
 
 
 def chosen_run(name: str | None) -> RunningServer:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.report.painters.document import Block
 
-__all__ = ["memory_bar", "memory_blocks", "memory_label"]
+__all__ = ["memory_bar", "memory_blocks", "memory_label", "need_of"]
 
 
 def memory_blocks(plan: Plan) -> list[Block]:
@@ -33,11 +33,16 @@ def memory_bar(ledger: GpuLedger, title: str) -> Bar:
     return Bar(title=title, room=ledger.total, parts=parts)
 
 
+def need_of(ledger: GpuLedger) -> tuple[str, str]:
+    """The most that is in use on a GPU, and when."""
+    when = "while loading" if ledger.load_peak > ledger.peak else "in the worst case"
+    return format_bytes(max(ledger.load_peak, ledger.peak)), when
+
+
 def memory_label(ledger: GpuLedger) -> str:
     """What the bar means, in a sentence."""
-    most = "while loading" if ledger.load_peak > ledger.peak else "in the worst case"
-    need = format_bytes(max(ledger.load_peak, ledger.peak))
-    card = f"{ledger.name}, {format_bytes(ledger.total)}: {need} in use {most}"
+    need, when = need_of(ledger)
+    card = f"{ledger.name}, {format_bytes(ledger.total)}: {need} in use {when}"
     if ledger.headroom < 0:
         return f"{card}, {format_bytes(-ledger.headroom)} more than there are"
     left = f"{card}, {format_bytes(ledger.headroom)} left"

@@ -20,7 +20,7 @@ from turbofit.report.painters.document import (
 )
 from turbofit.report.shell import shell_command
 from turbofit.report.views.ledger_view import fold
-from turbofit.report.views.memory_view import memory_bar
+from turbofit.report.views.memory_view import memory_bar, need_of
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Command, GpuLedger, Plan, Throughput
@@ -77,19 +77,14 @@ def _fullest(plan: Plan) -> list[Block]:
     title, ledger = next(
         (title, ledger) for title, ledger in fold(plan.gpus) if ledger.headroom == tightest.headroom
     )
-    bar = memory_bar(ledger, f"{title}: {_in_use(ledger)}")
+    need, when = need_of(ledger)
+    bar = memory_bar(ledger, f"{title}: {need} of {format_bytes(ledger.total)} in use {when}")
     sizes = {piece.mark: piece.bytes for piece in bar.parts}
     parts = tuple(
         BarPiece(mark=mark, name=name, bytes=sum(sizes.get(one, 0) for one in marks))
         for marks, mark, name in _PIECES
     )
     return [replace(bar, parts=tuple(piece for piece in parts if piece.bytes))]
-
-
-def _in_use(ledger: GpuLedger) -> str:
-    when = "while loading" if ledger.load_peak > ledger.peak else "in the worst case"
-    need = max(ledger.load_peak, ledger.peak)
-    return f"{format_bytes(need)} of {format_bytes(ledger.total)} in use {when}"
 
 
 def _promise(plan: Plan) -> list[tuple[str, str]]:
