@@ -23,7 +23,7 @@ from turbofit.report.views.ledger_view import fold
 from turbofit.report.views.memory_view import memory_bar, need_of
 
 if TYPE_CHECKING:
-    from turbofit.core.plan import Command, GpuLedger, Plan, Throughput
+    from turbofit.core.plan import Command, Plan, Throughput
     from turbofit.report.painters.document import Block
 
 __all__ = ["plan_summary"]
