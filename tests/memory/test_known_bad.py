@@ -138,6 +138,8 @@ def test_a_damaged_table_is_a_plain_refusal(monkeypatch):
     data["problems"][0]["when"]["card"] = "p40"
     monkeypatch.setattr(known_bad, "load_yaml", lambda path: data)
     known_bad._rows.cache_clear()
+    known_bad._rows_of.cache_clear()
     with pytest.raises(UsageError, match=r"known-bad\.yaml is damaged"):
         known_problems(launch("qwen2.5-7b"), "turbomind", "0.18")
     known_bad._rows.cache_clear()
+    known_bad._rows_of.cache_clear()

@@ -27,7 +27,7 @@ from turbofit.tuner.search.sizing import (
     shape_settings,
     shortest_context,
 )
-from turbofit.tuner.speed.throughput import group_speed
+from turbofit.tuner.speed.throughput import group_rates, group_speed
 
 pytestmark = pytest.mark.slow
 
@@ -76,11 +76,14 @@ def value_of(request: ResolvedRequest, engine: Engine, groups, prefill: int, con
     settings = replace(accounts[0].settings, cache_max_entry_count=ratio)
     speeds = [
         group_speed(
-            request.model, settings, request.machine, a.gpus, asked, tokens, engine,
+            group_rates(request.model, settings, request.machine, a.gpus, engine),
+            settings,
+            asked,
+            tokens,
             request.workload.concurrency / len(groups),
         )
         for a in accounts
-    ]  # fmt: skip
+    ]
     value = {
         "throughput": sum(s.requests_per_second for s in speeds),
         "latency": 1 / max(s.seconds_per_request for s in speeds),

@@ -190,15 +190,7 @@ def match_preset(gpu: Gpu) -> GpuPreset | None:
 
     A part of a GPU (MIG) has none.
     """
-    key = None if gpu.mig else find_preset(gpu.name)
-    if key is None:
-        return None
-    if gpu.total == NA:
-        return load_preset(key)
-    for preset in map(load_preset, (key, *_names().twins.get(key, ()))):
-        if abs(gpu.total - preset.total) <= _SAME_MEMORY * preset.total:
-            return preset
-    return None
+    return None if gpu.mig else _matched(gpu.name, gpu.total)
 
 
 def fill(gpu: Gpu) -> Gpu:
@@ -241,6 +233,20 @@ def context_bytes(gpu: Gpu) -> tuple[int, str]:
     low = int(rule.low_mib_per_sm * gpu.sm_count)
     high = rule.high_base_mib + rule.high_mib_per_sm * gpu.sm_count
     return high * MIB, _note(low, high, f"rule for {gpu.sm_count} SMs from {rule.source}")
+
+
+@cache
+def _matched(name: str, total: int | Literal["NA"]) -> GpuPreset | None:
+    """The preset of a GPU's name whose memory is as large; a plan asks for few GPUs many times."""
+    key = find_preset(name)
+    if key is None:
+        return None
+    if total == NA:
+        return load_preset(key)
+    for preset in map(load_preset, (key, *_names().twins.get(key, ()))):
+        if abs(total - preset.total) <= _SAME_MEMORY * preset.total:
+            return preset
+    return None
 
 
 def _note(low: int, high: int, source: str) -> str:

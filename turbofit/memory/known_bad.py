@@ -125,12 +125,7 @@ def known_problems(launch: EngineLaunch, engine: str, version: str) -> tuple[Kno
         engine: ``turbomind`` or ``pytorch``.
         version: LMDeploy's, such as ``0.18``.
     """
-    found = [
-        row
-        for row in _rows()
-        if engine in row.engines and row.has(version) and row.when.met(launch)
-    ]
-    return tuple(sorted(found, key=lambda row: not row.fatal))
+    return tuple(row for row in _rows_of(engine, version) if row.when.met(launch))
 
 
 def _among(value: object, wanted: tuple[object, ...] | None) -> bool:
@@ -139,6 +134,13 @@ def _among(value: object, wanted: tuple[object, ...] | None) -> bool:
 
 def _release(version: str | None) -> tuple[int, ...]:
     return tuple(map(int, version.split("."))) if version else ()
+
+
+@cache
+def _rows_of(engine: str, version: str) -> tuple[KnownProblem, ...]:
+    """What a version of an engine has, the fatal first."""
+    found = [row for row in _rows() if engine in row.engines and row.has(version)]
+    return tuple(sorted(found, key=lambda row: not row.fatal))
 
 
 @cache

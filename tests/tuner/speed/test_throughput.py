@@ -17,7 +17,14 @@ from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 from turbofit.model.source import resolve_model
 from turbofit.tuner.speed.all_reduce import all_reduce_of
 from turbofit.tuner.speed.rates import card_of, rates
-from turbofit.tuner.speed.throughput import Speed, group_speed, request_tokens, speed_of, total
+from turbofit.tuner.speed.throughput import (
+    Speed,
+    group_rates,
+    group_speed,
+    request_tokens,
+    speed_of,
+    total,
+)
 from turbofit.tuner.speed.work import work_of
 
 ENGINE = engine_named("turbomind")
@@ -30,9 +37,8 @@ def speed(
 ) -> Speed:  # fmt: skip
     machine = parse_spec(on)
     given = Settings(tp=len(machine.gpus), max_batch_size=batch, **settings)
-    return group_speed(
-        resolve_model(model), given, machine, machine.gpus, requested_load, kv, ENGINE
-    )
+    group = group_rates(resolve_model(model), given, machine, machine.gpus, ENGINE)
+    return group_speed(group, given, requested_load, kv, batch)
 
 
 @pytest.mark.parametrize(
@@ -146,11 +152,10 @@ def test_the_parts_make_the_whole() -> None:
 def test_more_replicas_than_requests_are_idle_in_between() -> None:
     machine = parse_spec("1xrtx4090")
     model, given = resolve_model("llama-3.1-8b"), Settings(max_batch_size=1)
+    group = group_rates(model, given, machine, machine.gpus, ENGINE)
 
     def rate(at_once: float) -> float:
-        return group_speed(
-            model, given, machine, machine.gpus, NO_IMAGES, 10**9, ENGINE, at_once
-        ).requests_per_second
+        return group_speed(group, given, NO_IMAGES, 10**9, at_once).requests_per_second
 
     assert rate(0.5) == pytest.approx(rate(1) / 2)
     # Eight requests over seven replicas are 8/7 on each, not two.
@@ -178,8 +183,8 @@ def test_a_faster_card_and_a_larger_cache_are_never_slower(
 
     def rate(tokens: int = kv_tokens, **better: int) -> float:
         gpus = [replace(machine.gpus[0], **better)]
-        found = group_speed(resolve_model(model), given, machine, gpus, load, tokens, engine)
-        return found.requests_per_second
+        group = group_rates(resolve_model(model), given, machine, gpus, engine)
+        return group_speed(group, given, load, tokens, batch).requests_per_second
 
     gpu, now = machine.gpus[0], rate()
     assert rate(memory_bandwidth=int(gpu.memory_bandwidth * factor)) >= now

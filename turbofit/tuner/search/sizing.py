@@ -17,9 +17,10 @@ from turbofit.memory.account import RATIO_STEPS, Account
 from turbofit.memory.engine import Engine
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
+from turbofit.tuner.search.context import CONTEXT_STEP, longest_held
 from turbofit.tuner.speed.all_reduce import reduce_class
 from turbofit.tuner.speed.links import LinkClass, group_class, nvlink_bandwidth
-from turbofit.tuner.speed.throughput import Speed, group_speed
+from turbofit.tuner.speed.throughput import GroupRates, Speed, group_rates, group_speed
 
 __all__ = [
     "MIN_TEXT_TOKENS", "Memo", "Outcome", "Shape", "Sizer", "excess_tokens", "longest_context",
@@ -32,7 +33,6 @@ MIN_TEXT_TOKENS = 1024
 _TEXT_SHARE = 8
 #: A context that few requests miss.
 _ENOUGH_CONTEXT = 32768
-_CONTEXT_STEP = 64
 _ROUND_CONTEXT = 1024
 _ROUND_KEEPS = 0.95
 
@@ -97,7 +97,7 @@ def shape_settings(
 def shortest_context(vision_load: VisionLoad) -> int:
     """The least ``session_len`` that serves the workload's request."""
     need = vision_load.tokens_per_request + MIN_TEXT_TOKENS
-    return -(-need // _CONTEXT_STEP) * _CONTEXT_STEP
+    return -(-need // CONTEXT_STEP) * CONTEXT_STEP
 
 
 def most_context(request: ResolvedRequest) -> int:
@@ -139,7 +139,8 @@ class Memo:
     """Accounts and speeds of one search, so that a group met in many groupings is evaluated once.
 
     ``sized`` are contexts and batches of shapes that differ in nothing but how often their groups
-    are there.
+    are there. ``starved``: the last shape's cache did not hold the shortest context, which is then
+    looked at first.
 
     Equal cards behind equal links are one group here whatever their indices: the first card and the
     fullest of the others decide all that a search asks of an account.
@@ -148,9 +149,11 @@ class Memo:
     def __init__(self) -> None:
         self.accounts: dict[tuple[object, ...], Account] = {}
         self.speeds: dict[tuple[object, ...], Speed] = {}
+        self.rates: dict[tuple[object, ...], GroupRates] = {}
         self.links: dict[tuple[int, ...], LinkClass] = {}
         self.keys: dict[tuple[int, ...], tuple[object, ...]] = {}
         self.sized: dict[tuple[object, ...], tuple[int, int | None, bool]] = {}
+        self.starved = False
 
     def link(self, request: ResolvedRequest, gpus: Sequence[Gpu]) -> LinkClass:
         """The group's link class."""
@@ -243,11 +246,19 @@ class Sizer:
         key = (settings, self._key(gpus), requested_load, kv_tokens, at_once)
         if key not in self.memo.speeds:
             self.memo.speeds[key] = group_speed(
-                self.request.model, settings, self.request.machine, gpus, requested_load, kv_tokens,
-                self.engine, at_once,
-            )  # fmt: skip
+                self._rates(settings, gpus), settings, requested_load, kv_tokens, at_once
+            )
         speed = self.memo.speeds[key]
         return speed if self.shape.units_per_forward is None else speed.queued()
+
+    def _rates(self, settings: Settings, gpus: tuple[Gpu, ...]) -> GroupRates:
+        """What a group sustains: of what a search varies, its GPUs, ``tp`` and the type decide."""
+        key = (settings.tp, settings.dtype, *(gpu.index for gpu in gpus))
+        if key not in self.memo.rates:
+            self.memo.rates[key] = group_rates(
+                self.request.model, settings, self.request.machine, gpus, self.engine
+            )
+        return self.memo.rates[key]
 
     def session_len(self) -> int:
         """The context: the user's, or the model's own lowered to what the cache holds."""
@@ -258,19 +269,15 @@ class Sizer:
         if self.shape.promised is not None:
             longest = min(longest, self.shape.promised)
         low = min(shortest_context(self.vision_load), longest)
-        if self._holds(longest):
-            return longest
-        if not self._holds(low):
+        if self.memo.starved and not self._holds(low):
             return low
-        high = longest
-        while high - low > _CONTEXT_STEP:
-            middle = (low + high) // 2 // _CONTEXT_STEP * _CONTEXT_STEP
-            if middle <= low:
-                break
-            if self._holds(middle):
-                low = middle
-            else:
-                high = middle
+        if self._holds(longest):
+            self.memo.starved = False
+            return longest
+        self.memo.starved = not self._holds(low)
+        if self.memo.starved:
+            return low
+        low = longest_held(self._held, low, longest)
         rounded = low // _ROUND_CONTEXT * _ROUND_CONTEXT
         # A round number where it costs little: 3,072 of 4,032 would be a quarter.
         cheap = rounded >= low * _ROUND_KEEPS and rounded >= shortest_context(self.vision_load)
@@ -354,14 +361,15 @@ class Sizer:
 
     def _holds(self, session_len: int) -> bool:
         """Whether the cache holds a whole context of this length, and the warm-up's request."""
+        return self._held(session_len) >= session_len
+
+    def _held(self, session_len: int) -> int:
+        """The tokens that the cache holds with this context; 0 where the engine does not start."""
         accounts = self.accounts(session_len)
         ratio = self.ratio(accounts)
-        if ratio is None:
-            return False
-        return all(
-            account.tokens_at(ratio) >= session_len and not account.cache_shortfall_at(ratio)
-            for account in accounts
-        )
+        if ratio is None or any(account.cache_shortfall_at(ratio) for account in accounts):
+            return 0
+        return min(account.tokens_at(ratio) for account in accounts)
 
     def _account(self, settings: Settings, gpus: tuple[Gpu, ...]) -> Account:
         return self.engine.account(launch_of(self.request, settings, gpus, self.vision_load))

@@ -26,7 +26,9 @@ from turbofit.tuner.speed.forward import forward_pass_of
 from turbofit.tuner.speed.rates import GpuRates, Rates, card_of, rates
 from turbofit.tuner.speed.work import StepWork, vision_seconds, work_of
 
-__all__ = ["Speed", "group_speed", "request_tokens", "speed_of", "total"]
+__all__ = [
+    "GroupRates", "Speed", "group_rates", "group_speed", "request_tokens", "speed_of", "total",
+]  # fmt: skip
 
 
 class Speed(Struct):
@@ -62,40 +64,59 @@ def request_tokens(vision_load: VisionLoad) -> int:
     return vision_load.tokens_per_request + figures.text_tokens + figures.output_tokens
 
 
-def group_speed(  # noqa: PLR0913 - all that a speed depends on
-    model: Model,
+class GroupRates(Struct):
+    """What a group's cards and links sustain, and what a model asks of one rank there."""
+
+    work: StepWork
+    card: GpuRates
+    reduce: AllReduce
+
+
+def group_rates(
+    model: Model, settings: Settings, machine: Machine, gpus: Sequence[Gpu], engine: Engine
+) -> GroupRates:
+    """The rates of one group.
+
+    Args:
+        model: the checkpoint.
+        settings: ``tp``, and what decides the size of a cached token.
+        machine: for the links.
+        gpus: the group.
+        engine: the engine generation's figures.
+    """
+    return GroupRates(
+        work=work_of(model, settings, engine),
+        card=card_of(gpus, rates(), machine.measured),
+        reduce=all_reduce_of(machine, gpus, rates()),
+    )
+
+
+def group_speed(
+    group: GroupRates,
     settings: Settings,
-    machine: Machine,
-    gpus: Sequence[Gpu],
     requested_load: VisionLoad,
     kv_tokens: int,
-    engine: Engine,
-    at_once: float | None = None,
+    at_once: float,
 ) -> Speed:
     """The forecast of one group for the workload's request.
 
     Args:
-        model: the checkpoint.
+        group: what the group sustains.
         settings: the engine's options.
-        machine: for the links.
-        gpus: the group.
         requested_load: the workload's vision load, before any limit was lowered for it.
         kv_tokens: what the cache holds; bounds the requests that run together.
-        engine: the engine generation's figures.
         at_once: average requests in flight on this replica (8 requests over 7 replicas: 8/7).
-            None: ``max_batch_size``.
     """
     figures = rates()
     tokens = request_tokens(requested_load)
-    in_flight = float(settings.max_batch_size if at_once is None else at_once)
     return speed_of(
-        work_of(model, settings, engine),
-        card_of(gpus, figures, machine.measured),
-        all_reduce_of(machine, gpus, figures),
+        group.work,
+        group.card,
+        group.reduce,
         figures,
         prompt=tokens - figures.output_tokens,
         output=figures.output_tokens,
-        at_once=in_flight,
+        at_once=float(at_once),
         batch=settings.max_batch_size,
         kv_tokens=kv_tokens,
         chunk=settings.max_prefill_token_num,
