@@ -124,7 +124,7 @@ class Settings(Struct):
     max_prefill_token_num: int = 8192
     max_batch_size: int = 128
     session_len: int = 32768
-    quant_policy: Annotated[int, doc("0 none, 4 int4, 8 int8, 16 and 17 fp8.")] = 0
+    quant_policy: Annotated[int, doc("0 none, 4 int4, 8 int8, 16 and 17 fp8, 42 TurboQuant.")] = 0
     cache_block_seq_len: Annotated[
         int, doc("Tokens of a block; the PyTorch engine's block_size.")
     ] = 64

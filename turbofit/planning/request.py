@@ -22,7 +22,10 @@ EngineChoice = Literal["auto", EngineName]
 _LARGEST: Final = 1 << 40
 _DTYPES: Final = {"fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 _THOUSANDS: Final = {"k": 1 << 10, "m": 1 << 20}
-_QUANT_POLICIES: Final = {"none": 0, "int4": 4, "int8": 8, **{str(n): n for n in (0, 4, 8, 16, 17)}}
+_QUANT_POLICIES: Final = {
+    "none": 0, "int4": 4, "int8": 8, "fp8": 16, "fp8_e4m3": 16, "fp8_e5m2": 17, "turbo_quant": 42,
+    **{str(number): number for number in (0, 4, 8, 16, 17, 42)},
+}  # fmt: skip
 
 
 def _bytes(text: str, name: str) -> int:
@@ -175,11 +178,11 @@ class PlanRequest(Validated):
         Literal["float16", "bfloat16"] | None, parsed(_dtype), Metavar("auto|float16|bfloat16")
     ] = Field(default=None, description="of weights and activations (default: the checkpoint's)")
     quant_policy: Annotated[
-        Literal[0, 4, 8, 16, 17] | None, parsed(_quant_policy), Metavar("0|4|8")
+        Literal[0, 4, 8, 16, 17, 42] | None, parsed(_quant_policy), Metavar("0|4|8")
     ] = Field(
         default=None,
-        description="bits of the KV cache: 0, 4 or 8 (none, int4, int8), or 16 and 17 (fp8, "
-        "PyTorch engine)",
+        description="bits of the KV cache: 0, 4 or 8 (none, int4, int8); PyTorch engine: 16, 17 or "
+        "42 (fp8, fp8_e5m2, turbo_quant) as well",
     )
     cache_block_seq_len: Tokens | None = Field(default=None, description="tokens of a cache block")
     model_format: Literal["hf", "awq", "gptq", "compressed-tensors", "fp8", "mxfp4"] | None = Field(

@@ -152,6 +152,16 @@ def test_quantised_caches_hold_scales_and_zeros() -> None:
     assert eight.block_bytes == rows * (128 + 4)
     assert four.block_bytes == rows * (64 + 4)
     assert fp8.block_bytes == rows * 128
+    # Keys of 4 bits with two numbers, values of 2 bits with one.
+    assert account(quant_policy=42).block_bytes == rows // 2 * (64 + 4 + 32 + 2)
+
+
+def test_turboquant_rotates_queries_and_outputs() -> None:
+    def prefill(policy: int) -> int:
+        one = account("llama-2-7b", quant_policy=policy, max_prefill_token_num=8192)
+        return next(term.bytes for term in one.transients if term.term == "text_prefill")
+
+    assert prefill(42) > prefill(4) == prefill(0)
 
 
 def test_too_little_for_sixteen_blocks_is_told_as_the_engine_acts() -> None:

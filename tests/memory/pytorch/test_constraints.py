@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
-from turbofit.core.errors import UsageError
+from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.plan import Settings, Workload
 from turbofit.machine.source import machine_from
 from turbofit.memory.pytorch.bound import engine_bound, units_met
@@ -41,13 +41,33 @@ def test_tensor_parallel_degrees(name: str, tp: int, problem: str | None) -> Non
     ("settings", "words"),
     [
         (Settings(cache_max_entry_count=1.5), "between 0 and 1"),
-        (Settings(quant_policy=42), "quant-policy"),
+        (Settings(quant_policy=5), "quant-policy"),
         (Settings(quant_policy=16), None),
+        (Settings(quant_policy=42), None),
     ],
 )
 def test_settings(settings: Settings, words: str | None) -> None:
     said = settings_problem(settings)
     assert said is None if words is None else said is not None and words in said
+
+
+@pytest.mark.parametrize(
+    ("model", "on", "policy", "problem"),
+    [
+        ("qwen2.5-7b", "1xrtx3090", "fp8", "no fp8 KV cache"),
+        ("qwen2.5-7b", "1xrtx4090", "fp8", None),
+        ("qwen2.5-7b", "1xrtx3090", "fp8_e5m2", None),
+        ("qwen2.5-3b", "1xt4", "turbo_quant", None),
+        ("internvl2-4b", "1xrtx3090", "turbo_quant", "a power of two, not of 96"),
+    ],
+)
+def test_types_of_the_cache(model: str, on: str, policy: str, problem: str | None) -> None:
+    options = {"on": on, "engine": "pytorch", "quant_policy": policy, "context": 4096}
+    if problem is None:
+        assert turbofit.plan(model, **options).fits
+    else:
+        with pytest.raises(TurbofitError, match=problem):
+            turbofit.plan(model, **options)
 
 
 @pytest.mark.parametrize(

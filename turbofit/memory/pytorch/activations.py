@@ -12,6 +12,7 @@ from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.core.units import HALF
+from turbofit.memory.pytorch.cache import TURBO_QUANT
 from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.memory.pytorch.weights import kv_heads_held
 
@@ -31,6 +32,10 @@ _AS_SENT = 2
 _LLAMA4 = "Llama4ForCausalLM"
 #: Copies of queries and keys around Llama 4's rotation. Counted in models/llama4.py. Over.
 _TURNED = 3
+#: What TurboQuant adds to attention, in queries' channels: queries rotated, and for the output's
+#: rotation its copy at 32 bits, the product at 32, and the result. Counted in
+#: kernels/cuda/turbo_quant.py without the package fast_hadamard_transform. Over with it.
+_ROTATED = 6
 #: Tokens of a chunk of the gated delta rule. Source: fla/ops/gated_delta_rule/chunk.py.
 _CHUNK = 64
 
@@ -131,6 +136,8 @@ class Activations:
         elif text.qk_norm and not text.output_gate:
             # Queries and keys that were normed lie beside those that were not.
             extra = heads + kv
+        if self.settings.quant_policy == TURBO_QUANT:
+            extra += _ROTATED * heads
         tokens = forward.tokens * int(alive + 2 * heads + 2 * kv + extra)
         return (tokens + 2 * kv * forward.context) * HALF
 

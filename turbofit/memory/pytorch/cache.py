@@ -4,11 +4,13 @@ Hybrid models have a second one beside it, of the states of their gated delta ne
 sequence that runs, whatever its length, two more, and no share of it by the ratio.
 
 Each attention layer's keys and values of a block start at a multiple of 256 bytes; quantised ones
-have a scale and a zero of 16 bits for every head and token. Source: LMDeploy
-pytorch/engine/cache_engine.
+have a scale and a zero of 16 bits for every head and token, TurboQuant's values a scale alone.
+Source: LMDeploy pytorch/engine/cache_engine/schema.py.
 """
 
 from __future__ import annotations
+
+from typing import Final, NamedTuple
 
 from turbofit.core.model import TextDims
 from turbofit.core.plan import Settings
@@ -16,15 +18,34 @@ from turbofit.core.units import HALF, round_up
 from turbofit.memory.pytorch.weights import kv_heads_held
 
 __all__ = [
-    "BITS", "RESERVED_BLOCKS", "block_bytes", "blocks_held", "runtime_bytes", "state_bytes",
-    "state_slots",
+    "KV_TYPES", "RESERVED_BLOCKS", "TURBO_QUANT", "block_bytes", "blocks_held", "runtime_bytes",
+    "state_bytes", "state_slots",
 ]  # fmt: skip
 
 _ALIGN = 256
 
-#: Bits of one key or value by ``quant_policy``; 16 and 17 are the two kinds of fp8.
-BITS = {0: 16, 4: 4, 8: 8, 16: 8, 17: 8}
-_SCALED = (4, 8)
+#: ``quant_policy`` of keys at 4 and values at 2 bits, both rotated.
+TURBO_QUANT: Final = 42
+
+
+class KvType(NamedTuple):
+    """Bits of one key and of one value, and numbers of 16 bits that each head's of a token have."""
+
+    key_bits: int
+    value_bits: int
+    key_scales: int = 0
+    value_scales: int = 0
+
+
+#: By ``quant_policy``; 16 and 17 are the two kinds of fp8.
+KV_TYPES: Final = {
+    0: KvType(16, 16),
+    4: KvType(4, 4, 2, 2),
+    8: KvType(8, 8, 2, 2),
+    16: KvType(8, 8),
+    17: KvType(8, 8),
+    TURBO_QUANT: KvType(4, 2, 2, 1),
+}
 #: Blocks that no request gets: one for padding, and one over.
 RESERVED_BLOCKS = 2
 
@@ -33,10 +54,10 @@ def block_bytes(text: TextDims, settings: Settings) -> int:
     """Bytes per rank of one KV block over all layers with attention."""
     heads = kv_heads_held(text.kv_heads, settings.tp) // settings.tp
     rows = settings.cache_block_seq_len * heads
-    each = round_up(rows * text.head_dim * BITS[settings.quant_policy] // 8, _ALIGN)
-    if settings.quant_policy in _SCALED:
-        each += round_up(rows * 2 * HALF, _ALIGN)
-    return 2 * each * text.attention_layers
+    kind = KV_TYPES[settings.quant_policy]
+    sizes = [rows * text.head_dim * bits // 8 for bits in (kind.key_bits, kind.value_bits)]
+    sizes += [rows * count * HALF for count in (kind.key_scales, kind.value_scales)]
+    return sum(round_up(size, _ALIGN) for size in sizes) * text.attention_layers
 
 
 def state_slots(settings: Settings) -> int:

@@ -7,16 +7,18 @@ from collections.abc import Iterator
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.pytorch.cache import BITS, RESERVED_BLOCKS
+from turbofit.memory.pytorch.cache import KV_TYPES, RESERVED_BLOCKS, TURBO_QUANT
 from turbofit.memory.shared_terms import capability_of
 
 __all__ = [
-    "checkpoint_problem", "communicator_problem", "missing_kernels", "settings_problem",
-    "tp_problem",
+    "cache_problem", "checkpoint_problem", "communicator_problem", "missing_kernels",
+    "settings_problem", "tp_problem",
 ]  # fmt: skip
 
 #: The first compute capability with fp8 in Triton.
 _FP8 = (8, 9)
+#: `quant_policy` of a cache of that type.
+_FP8_CACHE = 16
 
 #: What does not repeat KV heads. Source: configurations/llava_hf.py, models/llama4.py.
 _NO_REPEAT = frozenset(
@@ -64,8 +66,8 @@ def settings_problem(settings: Settings) -> str | None:
     """Values that the engine refuses, or that the account does not know."""
     if not 0 < settings.cache_max_entry_count < 1:
         return "--cache-max-entry-count must lie between 0 and 1 on the PyTorch engine"
-    if settings.quant_policy not in BITS:
-        known = ", ".join(map(str, BITS))
+    if settings.quant_policy not in KV_TYPES:
+        known = ", ".join(map(str, KV_TYPES))
         return f"--quant-policy {settings.quant_policy} is not planned for: {known} are"
     if 0 < settings.num_gpu_blocks <= RESERVED_BLOCKS:
         return f"--num-gpu-blocks {settings.num_gpu_blocks}: the engine keeps so many for itself"
@@ -99,6 +101,14 @@ def checkpoint_problem(model: Model, settings: Settings) -> str | None:
     )
 
 
+def cache_problem(model: Model, settings: Settings) -> str | None:
+    """Heads that cannot be rotated. Source: pytorch/kernels/cuda/fill_kv_cache.py."""
+    size = model.text.head_dim
+    if settings.quant_policy == TURBO_QUANT and size & (size - 1):
+        return f"--quant-policy {TURBO_QUANT} takes heads of a power of two, not of {size}"
+    return None
+
+
 def communicator_problem(settings: Settings) -> str | None:
     """The engine always uses NCCL."""
     if settings.communicator != "nccl":
@@ -110,15 +120,16 @@ def missing_kernels(launch: EngineLaunch) -> str | None:
     """What Triton does not compile for one of the cards.
 
     Source: triton.compile of Triton 3.7.1 for each architecture: ``fp8e4nv`` from sm_89 on
-    (`python -m bench.census.triton`). LMDeploy's fp8 kernels load weights of that type.
+    (`python -m bench.census.triton`). LMDeploy's fp8 kernels load weights of that type, and store
+    keys and values of it with ``quant_policy 16``; ``fp8e5``, with 17, is compiled for all.
     """
     quantization = launch.model.quantization
-    if quantization is None or quantization.method != "fp8":
-        return None
+    kinds = ["kernel"] if quantization is not None and quantization.method == "fp8" else []
+    kinds += ["KV cache (17, fp8_e5m2, has one)"] * (launch.settings.quant_policy == _FP8_CACHE)
     for gpu in launch.gpus:
-        if capability_of(gpu) < _FP8:
+        if kinds and capability_of(gpu) < _FP8:
             return (
-                f"Triton compiles no fp8 kernel for {gpu.name}: it takes compute capability"
+                f"Triton compiles no fp8 {kinds[0]} for {gpu.name}: it takes compute capability"
                 f" {_FP8[0]}.{_FP8[1]} or newer"
             )
     return None

@@ -50,6 +50,7 @@ class Pytorch(Engine):
 
         problem = constraints.settings_problem(launch.settings)
         problem = problem or constraints.checkpoint_problem(launch.model, launch.settings)
+        problem = problem or constraints.cache_problem(launch.model, launch.settings)
         return problem or constraints.communicator_problem(launch.settings)
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:

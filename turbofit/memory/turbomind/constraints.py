@@ -100,7 +100,10 @@ def settings_problem(settings: Settings, constants: EngineConstants) -> str | No
     if not 0 < settings.cache_max_entry_count < 1:
         return "--cache-max-entry-count must lie between 0 and 1: TurboMind takes no block count"
     if settings.quant_policy not in (0, 4, 8):
-        return f"--quant-policy {settings.quant_policy} does not run on TurboMind: 0, 4 or 8 do"
+        return (
+            f"--quant-policy {settings.quant_policy} does not run on TurboMind, whose caches are 0,"
+            " 4 and 8: --engine pytorch takes it"
+        )
     if settings.session_len < constants.warmup_lengths[0]:
         return (
             f"a session of {settings.session_len} tokens is shorter than TurboMind's shortest"
