@@ -30,6 +30,7 @@ class PytorchConstants(Struct):
     nccl_buffers: dict[str, int]
     packed_copy: dict[str, float]
     logit: int
+    logit_few: int
     sampling_base: int
     token_elements: int
     prefill_base: int

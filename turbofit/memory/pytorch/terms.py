@@ -7,7 +7,7 @@ from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.core.plan import Basis, Settings, Term
 from turbofit.core.struct import known
-from turbofit.core.units import round_up
+from turbofit.core.units import MIB, round_up
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.bound import UnitsMet
@@ -30,6 +30,8 @@ __all__ = [
 ]
 
 _INT = 4
+#: Blocks from this on come from segments of 20 MiB. Source: c10/cuda/CUDACachingAllocator.
+_LARGE_BLOCK = MIB
 
 
 def before_terms(
@@ -131,6 +133,8 @@ def buffer_terms(
 def pool_term(work: Activations, settings: Settings, constants: PytorchConstants) -> Term:
     """What torch keeps after the warm-up for any later forward: a prefill of one token a row."""
     size, note = _step_pool(work, settings, constants), "an eager pass"
+    if work.decode(settings.max_batch_size) >= _LARGE_BLOCK:  # Over: the MLP's is a part of it
+        size += constants.segment
     size += round_up(work.delta_warmup(settings.max_batch_size), constants.page)
     return term(POOL_WARMUP, "buffers", size, "formula", note)
 
