@@ -176,7 +176,7 @@ class TestPlan:
             ({"margin": "many%"}, "share"),
             ({"communicator": "cuda-ipc", "tp": 2}, "peer access"),
             ({"cache_max_entry_count": 1.0}, "cache_max_entry_count 1.0: it should be less than 1"),
-            ({"quant_policy": 42}, "quant_policy 42: it should be 0, 4, 8"),
+            ({"quant_policy": 5}, "quant_policy 5: it should be 0, 4, 8"),
         ],
     )
     def test_what_cannot_be_meant_is_one_line_and_a_hint(self, keywords, message):

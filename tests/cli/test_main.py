@@ -101,7 +101,7 @@ def test_a_bare_turbofit_lists_the_commands(capsys: pytest.CaptureFixture[str]) 
         (["plan", "m", "--image-size", "12"], "--image-size '12' is not WIDTHxHEIGHT", "1920x1080"),
         (["plan", "m", "--margin", "120%"], "--margin '120%' is no share", "2%"),
         (["plan", "m", "--budget", "much"], "--budget", "GiB"),
-        (["plan", "m", "--quant-policy", "42"], "--quant-policy '42'", "0, 4 or 8"),
+        (["plan", "m", "--quant-policy", "5"], "--quant-policy '5'", "0, 4 or 8"),
         (
             ["plan", "m", "--sesion-len", "5"],
             "unknown option --sesion-len",

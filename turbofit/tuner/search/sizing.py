@@ -139,8 +139,8 @@ class Memo:
     """Accounts and speeds of one search, so that a group met in many groupings is evaluated once.
 
     ``sized`` are contexts and batches of shapes that differ in nothing but how often their groups
-    are there. ``starved``: the last shape's cache did not hold the shortest context, which is then
-    looked at first.
+    are there. ``too_small``: the last shape's cache did not hold the shortest context, which is
+    looked at first then.
 
     Equal cards behind equal links are one group here whatever their indices: the first card and the
     fullest of the others decide all that a search asks of an account.
@@ -153,7 +153,7 @@ class Memo:
         self.links: dict[tuple[int, ...], LinkClass] = {}
         self.keys: dict[tuple[int, ...], tuple[object, ...]] = {}
         self.sized: dict[tuple[object, ...], tuple[int, int | None, bool]] = {}
-        self.starved = False
+        self.too_small = False
 
     def link(self, request: ResolvedRequest, gpus: Sequence[Gpu]) -> LinkClass:
         """The group's link class."""
@@ -269,13 +269,13 @@ class Sizer:
         if self.shape.promised is not None:
             longest = min(longest, self.shape.promised)
         low = min(shortest_context(self.vision_load), longest)
-        if self.memo.starved and not self._holds(low):
+        if self.memo.too_small and not self._holds(low):
             return low
         if self._holds(longest):
-            self.memo.starved = False
+            self.memo.too_small = False
             return longest
-        self.memo.starved = not self._holds(low)
-        if self.memo.starved:
+        self.memo.too_small = not self._holds(low)
+        if self.memo.too_small:
             return low
         low = longest_held(self._held, low, longest)
         rounded = low // _ROUND_CONTEXT * _ROUND_CONTEXT
