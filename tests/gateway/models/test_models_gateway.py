@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import msgspec
+import pytest
 
 from bench.common.gateway import CHAT, Answer, Recorder, Reply, call, chat, gateway, plan_for
 from tests import virtual_time
@@ -75,6 +76,22 @@ def test_an_unknown_model_is_a_404_and_starts_nothing() -> None:
         anthropic = await call(site.app, "/v1/messages", {"model": "x", "messages": []})
         assert anthropic.json["error"]["type"] == "not_found_error"
         assert site.wanted == []
+
+    virtual_time.run(run())
+
+
+def test_a_bug_of_ours_is_a_500_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_body: bytes) -> None:
+        raise RuntimeError("a secret detail")
+
+    async def run() -> None:
+        site, told = Site("a"), []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        monkeypatch.setattr(site.app, "_find", broken)
+        reply = await site.chat("a")
+        assert reply.status == 500
+        assert b"secret" not in reply.body
+        assert isinstance(told[0]["exception"], RuntimeError)
 
     virtual_time.run(run())
 

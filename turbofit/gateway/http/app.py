@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.log import LazyLogger
 from turbofit.gateway.http.accesslog import trace_log
-from turbofit.gateway.http.asgi import AsgiApp
+from turbofit.gateway.http.asgi import AsgiApp, tell_bug
 from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.connections import Connections, Networks
 from turbofit.gateway.http.guard import Keys, Origins
@@ -229,7 +229,7 @@ class Gateway(AsgiApp):
         except Exception as exc:  # noqa: BLE001 - a bug of ours must not kill a connection unsaid
             request.reason = f"bug: {type(exc).__name__}"
             await self._refuse(request, Refusal(500, "internal", "an internal error"), send)
-            self._bug(exc)
+            tell_bug(exc)
         finally:
             if disconnect_task is not None:
                 disconnect_task.cancel()
@@ -305,11 +305,6 @@ class Gateway(AsgiApp):
             self._log(entry(request, path, first))
         if self._recorder is not None and request.size is not None and outcome is not None:
             self._recorder(request.t0, request.size, outcome)
-
-    def _bug(self, exc: BaseException) -> None:
-        """Hand a bug of ours to the loop's handler, which shows a traceback."""
-        loop = asyncio.get_running_loop()
-        loop.call_exception_handler({"message": "a bug in turbofit's gateway", "exception": exc})
 
 
 def _engines(bounds: Bounds, upstreams: Sequence[str], config: GatewayConfig) -> list[RoutedEngine]:

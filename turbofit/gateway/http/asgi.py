@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     Receive = Callable[[], Awaitable[Message]]
     Send = Callable[[Message], Awaitable[None]]
 
-__all__ = ["AsgiApp"]
+__all__ = ["AsgiApp", "tell_bug"]
 
 
 class AsgiApp(ABC):
@@ -50,3 +51,9 @@ class AsgiApp(ABC):
                 await self.shutdown()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+
+def tell_bug(exc: BaseException) -> None:
+    """Hand a bug of turbofit to the loop's handler, which shows a traceback."""
+    loop = asyncio.get_running_loop()
+    loop.call_exception_handler({"message": "a bug in turbofit's gateway", "exception": exc})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from turbofit.core.log import LazyLogger
-from turbofit.gateway.http.asgi import AsgiApp
+from turbofit.gateway.http.asgi import AsgiApp, tell_bug
 from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.connections import Connections, Networks
 from turbofit.gateway.http.guard import Keys, Origins
@@ -110,6 +110,9 @@ class ModelsGateway(AsgiApp):
             self.metrics.count("refused_total", f"reason={refusal.reason}")
             _LOG.debug("request %s is refused: %s", request.id, refusal.reason)
             await refuse(request, refusal, send)
+        except Exception as exc:  # noqa: BLE001 - a bug of ours must not kill a connection unsaid
+            await refuse(request, Refusal(500, "internal", "an internal error"), send)
+            tell_bug(exc)
         finally:
             if gone is not None:
                 gone.cancel()
