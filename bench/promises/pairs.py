@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from turbofit.machine.spec import parse_spec
 from turbofit.model.source import resolve_model
-from turbofit.tuner.search.sizing import MIN_TEXT_TOKENS
+from turbofit.tuner.search.context import MIN_TEXT_TOKENS
 
 __all__ = ["KINDS", "Pair", "Request", "pairs"]
 

@@ -20,8 +20,8 @@ from turbofit.tuner.resolved_request import Margin, ResolvedRequest, vision_load
 from turbofit.tuner.search.candidates import Evaluation, evaluate
 from turbofit.tuner.search.constraints import dtype_for
 from turbofit.tuner.search.search import search
+from turbofit.tuner.search.shape import Shape
 from turbofit.tuner.search.shapes import shapes
-from turbofit.tuner.search.sizing import Shape
 
 pytestmark = pytest.mark.slow
 

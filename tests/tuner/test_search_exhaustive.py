@@ -19,14 +19,10 @@ from turbofit.memory.engine import Engine
 from turbofit.memory.engines import engine_named
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.constraints import dtype_for
+from turbofit.tuner.search.context import longest_context, shortest_context
 from turbofit.tuner.search.search import Found, search
+from turbofit.tuner.search.shape import Shape, shape_settings
 from turbofit.tuner.search.shapes import PREFILL_SIZES
-from turbofit.tuner.search.sizing import (
-    Shape,
-    longest_context,
-    shape_settings,
-    shortest_context,
-)
 from turbofit.tuner.speed.throughput import group_rates, group_speed
 
 pytestmark = pytest.mark.slow

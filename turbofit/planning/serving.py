@@ -20,8 +20,8 @@ from turbofit.tuner.engine_fit import EngineFit
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.candidates import explain
 from turbofit.tuner.search.constraints import chosen_dtype
+from turbofit.tuner.search.shape import Shape, shape_settings
 from turbofit.tuner.search.shapes import PREFILL_SIZES
-from turbofit.tuner.search.sizing import Shape, shape_settings
 
 __all__ = ["far_too_large", "serving"]
 

@@ -25,7 +25,7 @@ from turbofit.model.families.engines import engine_problem
 from turbofit.tuner.engine_fit import EngineFit, fit_of
 from turbofit.tuner.engine_plan import plan_of
 from turbofit.tuner.resolved_request import ResolvedRequest
-from turbofit.tuner.search.sizing import longest_context
+from turbofit.tuner.search.context import longest_context
 
 __all__ = ["ChosenEngine", "best_plan", "choose"]
 

@@ -29,7 +29,7 @@ from turbofit.tuner.explain.remedies import remedies
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.constraints import dtype_for
 from turbofit.tuner.search.search import search
-from turbofit.tuner.search.sizing import Shape, shape_settings
+from turbofit.tuner.search.shape import Shape, shape_settings
 from turbofit.tuner.speed.links import LinkClass, group_class
 
 __all__ = ["make_prediction"]

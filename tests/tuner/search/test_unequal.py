@@ -20,8 +20,8 @@ from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.candidates import evaluate
 from turbofit.tuner.search.constraints import dtype_for
 from turbofit.tuner.search.search import search
+from turbofit.tuner.search.shape import Shape
 from turbofit.tuner.search.shapes import PREFILL_SIZES
-from turbofit.tuner.search.sizing import Shape
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ from turbofit.memory.engine import Engine
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.candidates import Evaluation
 from turbofit.tuner.search.constraints import dtype_for
+from turbofit.tuner.search.context import excess_tokens, longest_context
 from turbofit.tuner.search.search import Found
-from turbofit.tuner.search.sizing import excess_tokens, longest_context
 
 __all__ = ["reasons"]
 

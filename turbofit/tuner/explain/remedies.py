@@ -15,8 +15,8 @@ from turbofit.model.presets import awq_variant
 from turbofit.tuner.explain.other_machines import MORE_GPUS, larger, stopped, with_more_gpus
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.candidates import Evaluation
+from turbofit.tuner.search.context import MIN_TEXT_TOKENS, excess_tokens
 from turbofit.tuner.search.search import Found, search
-from turbofit.tuner.search.sizing import MIN_TEXT_TOKENS, excess_tokens
 
 __all__ = ["Change", "Remedies", "left_to_turbofit", "remedies"]
 

@@ -12,8 +12,8 @@ from turbofit.core.plan import Remedy
 from turbofit.memory.engine import Engine
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.candidates import Evaluation
+from turbofit.tuner.search.context import shortest_context
 from turbofit.tuner.search.search import Found, search
-from turbofit.tuner.search.sizing import shortest_context
 from turbofit.tuner.speed.throughput import request_tokens
 
 __all__ = ["speed_remedies"]

@@ -22,7 +22,7 @@ from turbofit.tuner.fallback.remedies import fallback_remedies
 from turbofit.tuner.fallback.search import Chosen, search
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of
 from turbofit.tuner.search.constraints import dtype_for
-from turbofit.tuner.search.sizing import Shape, shape_settings
+from turbofit.tuner.search.shape import Shape, shape_settings
 
 __all__ = ["make_fallback_plan"]
 

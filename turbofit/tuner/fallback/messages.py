@@ -12,7 +12,7 @@ from turbofit.core.units import format_bytes
 from turbofit.tuner.fallback.search import Chosen
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.candidates import too_long
-from turbofit.tuner.search.sizing import excess_tokens
+from turbofit.tuner.search.context import excess_tokens
 
 __all__ = ["verdict", "warnings"]
 

@@ -19,7 +19,7 @@ from turbofit.memory.transformers.placement import fewest_offloaded, holds, nowh
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.constraints import chosen_dtype
-from turbofit.tuner.search.sizing import excess_tokens, shortest_context
+from turbofit.tuner.search.context import excess_tokens, shortest_context
 
 __all__ = ["Chosen", "search"]
 

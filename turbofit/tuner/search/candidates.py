@@ -13,7 +13,9 @@ from turbofit.memory.start_outcome import outcome_at, outcome_without_cache
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.batch import with_best_batch
-from turbofit.tuner.search.sizing import Memo, Shape, Sizer, excess_tokens, most_context
+from turbofit.tuner.search.context import excess_tokens, most_context
+from turbofit.tuner.search.shape import Shape
+from turbofit.tuner.search.sizing import Memo, Sizer
 from turbofit.tuner.speed.throughput import Speed, request_tokens
 
 __all__ = ["Evaluation", "evaluate", "explain", "scored", "too_long"]

@@ -1,4 +1,4 @@
-"""The longest context that a cache holds whole."""
+"""Contexts: the shortest and the longest that a plan may have, and what a cache holds of them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,63 @@ from collections.abc import Callable
 from typing import Final
 
 from turbofit.core.units import round_up
+from turbofit.memory.vision_load import VisionLoad
+from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 
-__all__ = ["CONTEXT_STEP", "longest_held"]
+__all__ = [
+    "CONTEXT_STEP", "MIN_TEXT_TOKENS", "excess_tokens", "longest_context", "longest_held",
+    "most_context", "shortest_context",
+]  # fmt: skip
 
 #: Contexts that are looked at are multiples of this.
 CONTEXT_STEP: Final = 64
+#: Tokens of text and answer that a context must hold beside the images to be of use.
+MIN_TEXT_TOKENS: Final = 1024
+#: Of a context too short for so many, this share.
+_TEXT_SHARE: Final = 8
+#: A context that few requests miss.
+_ENOUGH_CONTEXT: Final = 32768
+
+
+def shortest_context(vision_load: VisionLoad) -> int:
+    """The least ``session_len`` that serves the workload's request."""
+    need = vision_load.tokens_per_request + MIN_TEXT_TOKENS
+    return -(-need // CONTEXT_STEP) * CONTEXT_STEP
+
+
+def most_context(request: ResolvedRequest) -> int:
+    """The longest context that there may be: the user's, or else the model's own."""
+    fixed = request.fixed.get("session_len", request.workload.context)
+    return fixed if isinstance(fixed, int) else request.model.text.max_position_embeddings
+
+
+def longest_context(request: ResolvedRequest) -> int:
+    """The longest context that is promised: the user's, or the model's own up to 32,768.
+
+    Few requests are longer, and longer ones let more images meet in TurboMind's forward. The goal
+    of context has the model's own; images that need more get what they need. The least footprint
+    has room for the workload's request alone.
+    """
+    most = most_context(request)
+    if request.workload.goal == "context" or request.context_given:
+        return most
+    need = shortest_context(vision_load_of(request, request.requested_limit))
+    if request.least:
+        return min(most, need)
+    return min(most, max(_ENOUGH_CONTEXT, need))
+
+
+def excess_tokens(request: ResolvedRequest, vision_load: VisionLoad) -> int:
+    """Tokens by which the images of one request and some text are more than any context here.
+
+    What is promised together must be possible together: LMDeploy refuses a longer prompt, whatever
+    the memory.
+    """
+    if not vision_load.units_per_image:
+        return 0
+    context = most_context(request)
+    text = min(MIN_TEXT_TOKENS, context // _TEXT_SHARE)
+    return max(0, vision_load.tokens_per_request + text - context)
 
 
 def longest_held(held: Callable[[int], int], low: int, high: int) -> int:

@@ -23,14 +23,10 @@ from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.candidates import Evaluation, evaluate
 from turbofit.tuner.search.constraints import chosen_dtype
+from turbofit.tuner.search.context import longest_context, most_context
+from turbofit.tuner.search.shape import Shape, shape_settings
 from turbofit.tuner.search.shapes import no_shape, shapes
-from turbofit.tuner.search.sizing import (
-    Memo,
-    Shape,
-    longest_context,
-    most_context,
-    shape_settings,
-)
+from turbofit.tuner.search.sizing import Memo
 from turbofit.tuner.search.unequal import evaluate_unequal
 
 __all__ = ["Found", "at_limit", "search"]

@@ -9,7 +9,7 @@ from turbofit.memory.engine import Engine
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.constraints import dtype_for
 from turbofit.tuner.search.groups import groupings, kinds, like_groups, mixed_groupings
-from turbofit.tuner.search.sizing import Shape
+from turbofit.tuner.search.shape import Shape
 
 __all__ = ["PREFILL_SIZES", "no_shape", "shapes"]
 

@@ -4,135 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from math import ceil
 
-import msgspec
 from msgspec.structs import replace
 
-from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct, known
 from turbofit.memory.account import RATIO_STEPS, Account
 from turbofit.memory.engine import Engine
 from turbofit.memory.vision_load import VisionLoad
-from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
-from turbofit.tuner.search.context import CONTEXT_STEP, longest_held
+from turbofit.tuner.resolved_request import ResolvedRequest, launch_of
+from turbofit.tuner.search.context import (
+    excess_tokens,
+    longest_context,
+    longest_held,
+    shortest_context,
+)
+from turbofit.tuner.search.shape import Shape, shape_settings
 from turbofit.tuner.speed.all_reduce import reduce_class
 from turbofit.tuner.speed.links import LinkClass, group_class, nvlink_bandwidth
 from turbofit.tuner.speed.throughput import GroupRates, Speed, group_rates, group_speed
 
-__all__ = [
-    "MIN_TEXT_TOKENS", "Memo", "Outcome", "Shape", "Sizer", "excess_tokens", "longest_context",
-    "most_context", "shape_settings", "shortest_context",
-]  # fmt: skip
+__all__ = ["Memo", "Outcome", "Sizer"]
 
-#: Tokens of text and answer that a context must hold beside the images to be of use.
-MIN_TEXT_TOKENS = 1024
-#: Of a context too short for so many, this share.
-_TEXT_SHARE = 8
-#: A context that few requests miss.
-_ENOUGH_CONTEXT = 32768
 _ROUND_CONTEXT = 1024
 _ROUND_KEEPS = 0.95
-
-
-class Shape(Struct):
-    """A point of the search space.
-
-    ``units_per_forward`` None pays for the engine's own bound; ``promised`` is the context that
-    engines on other cards hold. ``at_once`` are the requests that are there in each group at any
-    time; None: an even share of the workload's, or the best batch. ``prefills`` are what groups
-    on unequal cards may choose from, each for itself; empty where all run the same settings.
-    """
-
-    tp: int
-    groups: tuple[tuple[int, ...], ...]
-    max_prefill_token_num: int
-    limit: int | None
-    units_per_forward: int | None = None
-    promised: int | None = None
-    at_once: float | None = None
-    prefills: tuple[int, ...] = ()
-
-    @property
-    def replicas(self) -> int:
-        """Groups that serve side by side."""
-        return len(self.groups)
-
-    def requests(self, concurrency: int | None) -> float:
-        """Requests that are there in each group at any time, of so many over all groups.
-
-        One where nothing is said of either: the batch that every shape can run.
-        """
-        if self.at_once is not None:
-            return self.at_once
-        return 1.0 if concurrency is None else concurrency / self.replicas
-
-
-def shape_settings(
-    request: ResolvedRequest, shape: Shape, session_len: int, dtype: str
-) -> Settings:
-    """The engine's options for a shape; what the user fixed stays.
-
-    Raises:
-        UsageError: a fixed option has a value that LMDeploy does not take.
-    """
-    chosen: dict[str, object] = {
-        "dtype": dtype,
-        "max_batch_size": max(1, ceil(shape.requests(request.workload.concurrency))),
-        "session_len": session_len,
-        "model_format": request.model.quantization.method if request.model.quantization else None,
-    }
-    chosen.update(request.fixed)
-    chosen.update(tp=shape.tp, max_prefill_token_num=shape.max_prefill_token_num)
-    try:
-        return msgspec.convert(chosen, Settings)
-    except msgspec.ValidationError as exc:
-        raise UsageError(
-            f"an engine option cannot be used: {exc}", hint="see turbofit plan --help"
-        ) from None
-
-
-def shortest_context(vision_load: VisionLoad) -> int:
-    """The least ``session_len`` that serves the workload's request."""
-    need = vision_load.tokens_per_request + MIN_TEXT_TOKENS
-    return -(-need // CONTEXT_STEP) * CONTEXT_STEP
-
-
-def most_context(request: ResolvedRequest) -> int:
-    """The longest context that there may be: the user's, or else the model's own."""
-    fixed = request.fixed.get("session_len", request.workload.context)
-    return fixed if isinstance(fixed, int) else request.model.text.max_position_embeddings
-
-
-def longest_context(request: ResolvedRequest) -> int:
-    """The longest context that is promised: the user's, or the model's own up to 32,768.
-
-    Few requests are longer, and longer ones let more images meet in TurboMind's forward. The goal
-    of context has the model's own; images that need more get what they need. The least footprint
-    has room for the workload's request alone.
-    """
-    most = most_context(request)
-    if request.workload.goal == "context" or request.context_given:
-        return most
-    need = shortest_context(vision_load_of(request, request.requested_limit))
-    if request.least:
-        return min(most, need)
-    return min(most, max(_ENOUGH_CONTEXT, need))
-
-
-def excess_tokens(request: ResolvedRequest, vision_load: VisionLoad) -> int:
-    """Tokens by which the images of one request and some text are more than any context here.
-
-    What is promised together must be possible together: LMDeploy refuses a longer prompt, whatever
-    the memory.
-    """
-    if not vision_load.units_per_image:
-        return 0
-    context = most_context(request)
-    text = min(MIN_TEXT_TOKENS, context // _TEXT_SHARE)
-    return max(0, vision_load.tokens_per_request + text - context)
 
 
 class Memo:

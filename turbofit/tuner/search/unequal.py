@@ -17,8 +17,9 @@ from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.candidates import Evaluation, evaluate, scored
 from turbofit.tuner.search.groups import like_groups
+from turbofit.tuner.search.shape import Shape
 from turbofit.tuner.search.share import share_out
-from turbofit.tuner.search.sizing import Memo, Shape, Sizer
+from turbofit.tuner.search.sizing import Memo, Sizer
 from turbofit.tuner.speed.throughput import Speed
 
 __all__ = ["evaluate_unequal"]
