@@ -4,8 +4,8 @@
     >>> plan = turbofit.plan("internvl2-8b", on="4xrtx3090")
     >>> plan.fits, plan.settings.cache_max_entry_count
 
-The keywords of :func:`plan` are the fields of :class:`turbofit.planning.request.PlanRequest`.
-Both :func:`plan` and :func:`predict` import neither torch nor lmdeploy nor transformers.
+The keywords of `plan` are the fields of `turbofit.planning.request.PlanRequest`.
+Both `plan` and `predict` import neither torch nor lmdeploy nor transformers.
 """
 
 from __future__ import annotations
@@ -92,16 +92,16 @@ def plan_cluster(model: str | Model | PlanRequest, cluster: Cluster, **options: 
     """One promise over several machines, and the best plan of each under it.
 
     Args:
-        model: as for :func:`plan`.
+        model: as for `plan`.
         cluster: the nodes as they were measured; each is planned for its own cards.
-        options: as for :func:`plan`, but for the machine: ``tp`` is on every node, ``replicas`` on
+        options: as for `plan`, but for the machine: ``tp`` is on every node, ``replicas`` on
             each node, ``concurrency`` over all nodes.
 
     Returns:
         The plan, whether any node serves or not.
 
     Raises:
-        As :func:`plan`, where it is so on every node.
+        TurbofitError: as `plan`, where it is so on every node.
     """
     from turbofit.planning.cluster import plan_cluster as plan_nodes
 
@@ -112,15 +112,15 @@ def which(model: str | Model | None = None, **options: Any) -> Which:
     """The preset cards that keep a promise, or, without a model, the models that a machine serves.
 
     Args:
-        model: as for :func:`plan`; None: every preset model on the machine that ``on`` names.
-        options: as for :func:`plan`, ``images_per_second`` that the forecast must reach, and
+        model: as for `plan`; None: every preset model on the machine that ``on`` names.
+        options: as for `plan`, ``images_per_second`` that the forecast must reach, and
             ``all_counts`` (also larger counts of a card of which fewer do).
 
     Returns:
-        What keeps the promise and what does not, as :func:`plan` would find.
+        What keeps the promise and what does not, as `plan` would find.
 
     Raises:
-        As :func:`plan`, where it is so of every card or model.
+        TurbofitError: as `plan`, where it is so of every card or model.
     """
     from turbofit.planning.which import which_cards, which_models
     from turbofit.planning.which_request import WhichRequest
@@ -133,13 +133,14 @@ def predict(model: str | Model | PredictRequest, **options: Any) -> Plan:
     """What given settings do, LMDeploy's defaults where none are given. No search.
 
     Args:
-        model: as for :func:`plan`.
-        options: as for :func:`plan`, and ``free_at_cache`` (free bytes when the cache was sized, as
+        model: as for `plan`.
+        options: as for `plan`, and ``free_at_cache`` (free bytes when the cache was sized, as
             a log said; replaces everything before the cache) and ``lmdeploy`` (the engine's
             version, e.g. ``0.18``).
 
     Raises:
-        As :func:`plan`; PackageError for a version without an account.
+        TurbofitError: as `plan`.
+        PackageError: turbofit has no account of the version.
     """
     from turbofit.planning.predict_request import PredictRequest
 
@@ -170,7 +171,7 @@ def batch(
         url: a server that runs; without one, ``model`` is planned for and started.
         model: its name; with ``url``, the name to ask for.
         options: ``api_key``, ``concurrency`` and the fields of
-            `turbofit.batch.batch_spec.BatchSpec`; without ``url``, those of :func:`plan` too.
+            `turbofit.batch.batch_spec.BatchSpec`; without ``url``, those of `plan` too.
 
     Raises:
         UsageError: the input, the output or an option is wrong, or the disk is full.
@@ -189,7 +190,7 @@ def pipeline(model_path: str, *arguments: Any, **keywords: Any) -> Any:
         model_path: as LMDeploy takes it, or a name that presets know.
         arguments: LMDeploy's own, in its order: ``backend_config`` first; each of its fields that
             differs from LMDeploy's default stays, in a copy.
-        keywords: LMDeploy's own, and those of :func:`plan` that shape it (``tp``, ``on``,
+        keywords: LMDeploy's own, and those of `plan` that shape it (``tp``, ``on``,
             ``images``, ``context``, ``margin``, …).
 
     Returns:
@@ -210,16 +211,17 @@ def rehearse(model: str | Model, *, defaults: bool = False, **keywords: Any) -> 
     """What LMDeploy's own engine does with a plan's settings and worst cases on pretend GPUs.
 
     Args:
-        model: as for :func:`plan`.
-        defaults: rehearse LMDeploy's defaults (what :func:`predict` tells) instead of the plan.
-        keywords: those of :func:`plan`, or of :func:`predict` with ``defaults``.
+        model: as for `plan`.
+        defaults: rehearse LMDeploy's defaults (what `predict` tells) instead of the plan.
+        keywords: those of `plan`, or of `predict` with ``defaults``.
 
     Returns:
         The plan with ``rehearsal`` filled and ``rehearsed`` beside the bytes of its ledger; it
         fits only where the engine served.
 
     Raises:
-        As :func:`plan`; PackageError where LMDeploy or a C compiler is missing.
+        TurbofitError: as `plan`.
+        PackageError: LMDeploy or a C compiler is missing.
     """
     from turbofit.rehearse.confirm import rehearse_plan
     from turbofit.rehearse.corrected import check_rehearsable
@@ -241,19 +243,20 @@ def rehearse_torch(
 
     Args:
         model: a checkpoint folder, a hub id or a preset's name.
-        on: the machine, as for :func:`plan`.
+        on: the machine, as for `plan`.
         gpus: PCI indices or UUIDs to stay within.
         keep: a folder for timelines and the engine's log.
         keywords: ``engine`` (``pytorch`` or ``transformers``), ``images`` (pictures of the worst
             request), ``image_size`` (their width and height), ``max_dynamic_patch``,
-            ``max_pixels`` and ``revision``, as for :func:`plan`; all others are LMDeploy's own
+            ``max_pixels`` and ``revision``, as for `plan`; all others are LMDeploy's own
             options, whose defaults stay where none is given. Transformers takes ``dtype`` alone.
 
     Returns:
         The document ``turbofit.rehearsal-torch/1``; sizes are bytes.
 
     Raises:
-        As :func:`plan`; PackageError where torch is no CUDA build, or a package is missing.
+        TurbofitError: as `plan`.
+        PackageError: torch is no CUDA build, or a package is missing.
     """
     from turbofit.machine.presets import context_bytes
     from turbofit.pretend.run import scenario_of

@@ -1,0 +1,107 @@
+"""MkDocs' hook: what the site has beside `docs`, and links that work on GitHub and on the site.
+
+A page links as GitHub needs it: relative to its file in the repository. The site holds README,
+CONTRIBUTING, CHANGELOG and the pages of the benches too, and the files that any page links to.
+"""
+
+from __future__ import annotations
+
+import logging
+import posixpath
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from mkdocs.structure.files import File, InclusionLevel
+
+ROOT: Final = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from scripts.reference import SCHEMAS, reference_pages  # noqa: E402 - MkDocs loads this file by its path
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
+
+_LOG: Final = logging.getLogger("mkdocs.hooks.site")
+#: The start page of the site.
+_START: Final = {"README.md": "index.md"}
+_OUTSIDE: Final = (
+    "README.md", "README.zh-CN.md", "CONTRIBUTING.md", "CHANGELOG.md", "bench/**/*.md",
+    "turbofit/**/*.md",
+)  # fmt: skip
+_LINK: Final = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
+_CODE_SPAN: Final = re.compile(r"(`[^`]*`)")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Pages outside `docs`, the files that pages link to, and the generated reference."""
+    pages = {place: path for glob in _OUTSIDE for path in sorted(ROOT.glob(glob))
+             if (place := _site_path(path)) not in files.src_uris}  # fmt: skip
+    for place, path in pages.items():
+        files.append(_file(config, place, path))
+    sources = [*pages.values(), *(ROOT / "docs").glob("*.md")]
+    linked = {target for source in sources for target in _linked(source)}
+    for path in sorted({*linked, *SCHEMAS, ROOT / "scripts" / "iframe-worker.js"}):
+        if _site_path(path) not in files.src_uris:
+            files.append(_file(config, _site_path(path), path))
+    for place, text in reference_pages().items():
+        files.append(File.generated(config, place, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, files: Files, **_: object) -> str:
+    """The page with links to where their targets are on the site."""
+    path = page.file.abs_src_path
+    if path is None:
+        return markdown
+    source = Path(path)
+
+    def moved(link: re.Match[str]) -> str:
+        target = _target(source, link[3])
+        if _site_path(target) not in files.src_uris:
+            if not target.exists():
+                _LOG.warning("%s links to %s, which does not exist", source.name, link[3])
+            return link[2]  # a folder: the site has none
+        start = posixpath.dirname(_site_path(source)) or "."
+        there = posixpath.relpath(_site_path(target), start)
+        return f"{link[1]}[{link[2]}]({there}{link[4] or ''})"
+
+    return "\n".join(_cells(line) for line in _LINK.sub(moved, markdown).split("\n"))
+
+
+def _cells(line: str) -> str:
+    """A table's row, written for GitHub, as Python-Markdown reads it.
+
+    A bar in code has a backslash before it on GitHub alone; ``[TM][FATAL]`` of a log is no link.
+    """
+    if not line.startswith("|"):
+        return line
+    pieces = _CODE_SPAN.split(line)
+    pieces[::2] = [text.replace("][", "]\\[") for text in pieces[::2]]
+    pieces[1::2] = [code.replace("\\|", "|") for code in pieces[1::2]]
+    return "".join(pieces)
+
+
+def _file(config: MkDocsConfig, place: str, path: Path) -> File:
+    in_nav = "/" not in place or place == "bench/README.md"
+    level = InclusionLevel.INCLUDED if in_nav else InclusionLevel.NOT_IN_NAV
+    return File.generated(config, place, abs_src_path=str(path), inclusion=level)
+
+
+def _linked(source: Path) -> set[Path]:
+    """Files of the repository that a page links to."""
+    found = {_target(source, link[3]) for link in _LINK.finditer(source.read_text("utf-8"))}
+    return {path for path in found if path.is_file()}
+
+
+def _target(source: Path, link: str) -> Path:
+    return Path(posixpath.normpath((source.parent / link).as_posix()))
+
+
+def _site_path(path: Path) -> str:
+    """Where a file of the repository is on the site, as MkDocs names its source."""
+    place = path.relative_to(ROOT).as_posix()
+    return _START.get(place) or place.removeprefix("docs/")

@@ -1,0 +1,141 @@
+"""``python scripts/symptoms.py``: the tables of docs/troubleshooting.md, by message.
+
+Each message of `symptoms.yaml` is given to `diagnose`, and its row is the answer. The gateway's
+refusals are read from the gateway's source. So the page says what the program says.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import yaml
+
+from turbofit.diagnose.explain import diagnose
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["PAGE", "Refused", "Symptom", "refused", "renewed", "rule_kinds", "symptoms"]
+
+_ROOT: Final = Path(__file__).parents[1]
+_GATEWAY: Final = _ROOT / "turbofit" / "gateway"
+PAGE: Final = _ROOT / "docs" / "troubleshooting.md"
+_LOGS, _REFUSALS = "logs", "refusals"
+_SEES: Final = "| you see | what it means | what helps | more |\n|---|---|---|---|"
+_GETS: Final = "| status, `code` | message | more |\n|---|---|---|"
+#: Where docs explain the refusals of a part of the gateway; the longest beginning counts.
+_EXPLAINED: Final = {
+    "http": "security.md",
+    "limits": "security.md",
+    "media": "security.md",
+    "models": "several.md",
+    "routing": "operations.md#when-something-dies",
+    "routing/admission": "operations.md#what-to-watch",
+    "routing/impossible": "operations.md#what-to-watch",
+}
+
+
+class Symptom(NamedTuple):
+    """A message, and what `diagnose` answers to it."""
+
+    group: str
+    message: str
+    page: str
+    kind: str
+    what: str
+    changes: tuple[str, ...]
+
+
+class Refused(NamedTuple):
+    """An answer of the gateway that is no answer of an engine."""
+
+    code: str
+    status: str
+    message: str
+    page: str
+
+
+def symptoms() -> Iterator[Symptom]:
+    """Every message of `symptoms.yaml`."""
+    groups = yaml.safe_load((_ROOT / "scripts" / "symptoms.yaml").read_text(encoding="utf-8"))
+    for group, rows in groups.items():
+        for row in rows:
+            said = diagnose([row.get("log", row["message"]).encode()])
+            yield Symptom(group, row["message"], row["page"], said.kind, said.what, said.changes)
+
+
+def rule_kinds() -> set[str]:
+    """Each kind of answer that a rule of `diagnose` can give."""
+    found = set()
+    for path in (_ROOT / "turbofit" / "diagnose" / "rules").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "kind":
+                found |= {node.value.value} if isinstance(node.value, ast.Constant) else set()
+    return {str(kind) for kind in found}
+
+
+def refused() -> list[Refused]:
+    """Each status and code with which the gateway refuses, once, in their order."""
+    found: dict[tuple[str, str], Refused] = {}
+    for path in sorted(_GATEWAY.rglob("*.py")):
+        place = path.relative_to(_GATEWAY).with_suffix("").as_posix()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Refusal":
+                status, code, message = (_text(one) for one in node.args[:3])
+                if re.fullmatch("[a-z_]+", code):
+                    page = _EXPLAINED[max(filter(place.startswith, _EXPLAINED), key=len)]
+                    found.setdefault((status, code), Refused(code, status, message, page))
+    return sorted(found.values(), key=lambda one: (one.status, one.code))
+
+
+def _text(node: ast.expr) -> str:
+    """A literal as it is; ``…`` for what only a run knows."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(_text, node.values))
+    return "…"
+
+
+def renewed(text: str) -> str:
+    """The page with its tables as they are now; nothing else is changed."""
+    for name, table in ((_LOGS, "\n".join(_log_tables())), (_REFUSALS, "\n".join(_refusals()))):
+        begin, end = f"<!-- {name}: python scripts/symptoms.py -->", f"<!-- end of {name} -->"
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n\n{table}\n\n{end}{rest.split(end)[1]}"
+    return text
+
+
+def _log_tables() -> Iterator[str]:
+    group = ""
+    for one in symptoms():
+        if one.group != group:
+            yield f"{'' if not group else chr(10)}### {one.group}\n\n{_SEES}"
+            group = one.group
+        helps = "; ".join(one.changes) or "see the page"
+        yield _row(_code(one.message), f"{one.what} (`{one.kind}`)", helps, _link(one.page))
+
+
+def _refusals() -> Iterator[str]:
+    yield _GETS
+    for one in refused():
+        yield _row(f"{one.status} `{one.code}`", one.message, _link(one.page))
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _code(message: str) -> str:
+    return f"`` {message} ``" if "`" in message else f"`{message}`"
+
+
+def _link(page: str) -> str:
+    return f"[{page.partition('.')[0]}]({page})"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(renewed(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

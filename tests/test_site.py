@@ -1,0 +1,68 @@
+"""The site of the docs: its navigation has every page; its other pages and links are made right."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scripts.reference import SCHEMAS, reference_pages
+from turbofit.cli.commands import COMMANDS
+from turbofit.planning.request import PlanRequest
+
+ROOT = Path(__file__).parents[1]
+#: Pages that are no file of docs: scripts/site_hook.py brings them.
+OTHERS = {"index.md", "README.zh-CN.md", "CONTRIBUTING.md", "CHANGELOG.md", "bench/README.md"}
+
+
+class Loader(yaml.SafeLoader):
+    """mkdocs.yml names a Python function, which is not called here."""
+
+
+Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
+
+
+def pages(nav: Any) -> Iterator[str]:
+    """The pages of a navigation, in their order."""
+    if isinstance(nav, str):
+        yield nav
+    else:
+        for one in nav.values() if isinstance(nav, dict) else nav:
+            yield from pages(one)
+
+
+CONFIG = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)
+NAV = list(pages(CONFIG["nav"]))
+
+
+def test_the_navigation_has_every_page_once() -> None:
+    docs = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert sorted(NAV) == sorted({*docs, *OTHERS, *reference_pages()})
+
+
+def test_the_order_is_that_in_which_people_need_it() -> None:
+    sections = [next(iter(one)) for one in CONFIG["nav"]]
+    assert sections == [
+        "Start", "Choose settings", "Serve", "Several models", "Batches", "Clusters",
+        "Troubleshooting", "How it works", "Reference", "Contributing",
+    ]  # fmt: skip
+
+
+def test_nothing_is_loaded_from_a_network() -> None:
+    assert CONFIG["theme"]["font"] is False
+    assert {"search", "offline"} <= {one for one in CONFIG["plugins"] if isinstance(one, str)}
+    assert "iframe-worker" in CONFIG["extra"]["polyfills"][0]  # else `offline` names a CDN's
+
+
+def test_the_reference_has_every_command_field_and_schema() -> None:
+    made = reference_pages()
+    heads = re.findall(r"^## (.+)$", made["reference/cli.md"], re.MULTILINE)
+    assert heads == [*COMMANDS, "Exit codes"]
+    assert "`--cache-max-entry-count" in made["reference/cli.md"]
+    for field in PlanRequest.model_fields:
+        assert f"| `{field}` |" in made["reference/python.md"]
+    for path in SCHEMAS:
+        assert f"../{path.relative_to(ROOT).as_posix()})" in made["reference/schemas.md"]

@@ -1,0 +1,59 @@
+"""The site builds strictly, and no page of it loads anything from elsewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+_LOADED = re.compile(
+    r"<(?:script|img|iframe|source)[^>]* src=\"?([^\" >]+)|<link[^>]* href=\"?([^\" >]+)"
+)
+
+
+def python_with_mkdocs() -> str | None:
+    """This interpreter, or that of the environment that scripts/docs makes."""
+    if all(map(importlib.util.find_spec, ("mkdocs", "material", "mkdocstrings"))):
+        return sys.executable
+    other = ROOT / ".venv-docs" / "bin" / "python"
+    return str(other) if other.exists() else None
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    python = python_with_mkdocs()
+    if python is None:
+        pytest.skip("no MkDocs Material here: ./scripts/docs installs it")
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [python, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
+        cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
+def test_every_page_is_there(site: Path) -> None:
+    for page in (ROOT / "docs").glob("*.md"):
+        assert (site / f"{page.stem}.html").exists(), page.name
+    assert (site / "search" / "search_index.js").exists()
+    assert (site / "bench" / "rehearsal" / "RESULTS.html").exists()
+    assert (site / "turbofit" / "report" / "schema" / "turbofit.plan-1.json").exists()
+
+
+def test_a_page_loads_only_what_lies_beside_it(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        for found in _LOADED.finditer(page.read_text(encoding="utf-8")):
+            place = found[1] or found[2]
+            assert not re.match(r"(https?:)?//", place), (page.name, place)
+            if not place.startswith(("data:", "/")):
+                assert (page.parent / place).exists(), (page.name, place)
