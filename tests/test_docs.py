@@ -1,4 +1,4 @@
-"""The accounts' documents name every term that a ledger can have."""
+"""Links to sections lead somewhere; the accounts' documents name every term of a ledger."""
 
 from __future__ import annotations
 
@@ -37,3 +37,19 @@ def test_every_term_of_turbominds_ledger_is_explained(options: dict[str, Any]) -
     terms = {term.term for gpu in plan.gpus for term in gpu.ledger}
     assert len(terms) > 20
     assert terms <= named()
+
+
+def anchors(page: Path) -> set[str]:
+    """The sections of a page, as GitHub and the site name them."""
+    heads = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}
+
+
+def test_links_to_sections_lead_somewhere() -> None:
+    found = 0
+    for page in (*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        for target, anchor in re.findall(r"\]\(([\w./-]*\.md)?#([\w-]+)\)", text):
+            assert anchor in anchors(page.parent / target if target else page), (page.name, anchor)
+            found += 1
+    assert found >= 20

@@ -1,57 +1,24 @@
-"""docs/cluster.md: its commands parse, its figures are what they say, its names are the code's."""
+"""docs/cluster.md: its figures are what its commands say, its names are the code's."""
 
 from __future__ import annotations
 
 import re
-import shlex
-from itertools import product
 from pathlib import Path
 
-import click
 import pytest
 
-from turbofit.cli.commands import COMMANDS, TURBOFIT
 from turbofit.cli.main import main
 from turbofit.launch.cluster.nodes import PRETEND_ON
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "cluster.md").read_text()
-PAGES = (
-    "docs/cluster.md",
-    "README.md",
-    "README.zh-CN.md",
-    "docs/operations.md",
-    "docs/security.md",
-)
 BENCHES = "\n".join(
     (ROOT / "bench" / name).read_text()
     for name in ("gateway/BALANCE.md", "cluster/FAULTS.md", "cluster/PLANNING.md")
 )
 
 
-def lines(page: str) -> list[str]:
-    """Command lines about clusters: indented ones, and whole ones between back ticks."""
-    text = (ROOT / page).read_text()
-    found = re.findall(r"^    (turbofit .+)$|`(turbofit [^`]+)`", text, re.MULTILINE)
-    typed = [(block or inline).split("  #")[0].split(" > ")[0] for block, inline in found]
-    return [one for one in typed if "cluster" in one and "…" not in one]
-
-
-COMMAND_LINES = sorted({(page, line) for page in PAGES for line in lines(page)})
-
-
-@pytest.mark.parametrize(("page", "line"), COMMAND_LINES, ids=[line for _, line in COMMAND_LINES])
-def test_a_command_line_parses(page: str, line: str) -> None:
-    words = shlex.split(line.replace("[", "").replace("]", "").replace("\\|", "|"))
-    for _, name, *rest in product(*(word.split("|") for word in words)):
-        assert name in COMMANDS, page
-        command = TURBOFIT.get_command(click.Context(TURBOFIT), name)
-        assert command is not None
-        command.make_context(name, rest).close()
-
-
-def test_every_page_has_its_commands() -> None:
-    assert len([line for page, line in COMMAND_LINES if page == "docs/cluster.md"]) >= 12
+def test_every_action_is_there() -> None:
     for action in ("status", "nodes", "change", "drain"):
         assert f"turbofit cluster {action}" in PAGE
 
@@ -98,20 +65,6 @@ def test_figures_of_benches_are_theirs() -> None:
     assert "1 to 3 seconds" in BENCHES
     assert "50 to 65 kB a node" in BENCHES
     assert "one node in twenty" in BENCHES
-
-
-def test_links_to_sections_lead_somewhere() -> None:
-    found = 0
-    for page in PAGES:
-        text = (ROOT / page).read_text()
-        for target, anchor in re.findall(r"\]\((\w+\.md)#([\w-]+)\)", text):
-            heads = re.findall(
-                r"^#+ (.+)$", (ROOT / page).with_name(target).read_text(), re.MULTILINE
-            )
-            named = {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}
-            assert anchor in named, (page, target, anchor)
-            found += 1
-    assert found >= 2
 
 
 def test_names_are_the_codes() -> None:
