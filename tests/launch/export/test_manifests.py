@@ -193,6 +193,24 @@ def test_compose_publishes_on_loopback_and_names_the_cards() -> None:
     assert body["environment"]["TURBOFIT_API_KEYS"].startswith("${TURBOFIT_API_KEYS:?")
 
 
+def test_a_manifest_runs_turbofit_once_whatever_the_images_entrypoint_is() -> None:
+    service = service_of(plan_of("two copies"), port=23333, host="0.0.0.0")
+    body = yaml.safe_load(compose_file(service, image="i"))["services"][service.name]
+    assert body["entrypoint"] == list(service.argv)
+    assert "command" not in body
+    deployment, _ = yaml.safe_load_all(k8s_objects(service, image="i"))
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["command"] == list(service.argv)  # Kubernetes' word for an entry point
+    for folder, volumes in (
+        (body["environment"]["HF_HOME"], [one.split(":")[1] for one in body["volumes"]]),
+        (
+            next(one["value"] for one in container["env"] if one["name"] == "HF_HOME"),
+            [one["mountPath"] for one in container["volumeMounts"]],
+        ),
+    ):
+        assert folder in volumes
+
+
 @pytest.mark.parametrize("claim", [None, "hub"])
 def test_kubernetes_reads_the_objects(service: Service, claim: str | None) -> None:
     validate = pytest.importorskip("kubernetes_validate")

@@ -30,10 +30,11 @@ def compose_file(service: Service, *, image: str) -> str:
     folder = mounted(service)
     body: dict[str, Any] = {
         "image": image,
-        "command": [word.replace("$", "$$") for word in service.argv],
+        "entrypoint": [word.replace("$", "$$") for word in service.argv],
         "environment": {
             "PYTHONUNBUFFERED": "1",
             "TURBOFIT_API_KEYS": "${TURBOFIT_API_KEYS:?a key that clients must send}",
+            "HF_HOME": HUB,
             "XDG_STATE_HOME": STATE,
         },
         "ports": [f"127.0.0.1:{service.port}:{service.port}"],

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["HEALTHY", "HUB", "STATE", "dump", "header", "mounted"]
 
-#: Where the hub's cache and turbofit's state lie in the container.
-HUB: Final = "/root/.cache/huggingface"
+#: Where the hub's cache and turbofit's state lie in the container, whoever its user is.
+HUB: Final = "/var/cache/huggingface"
 STATE: Final = "/var/lib/turbofit"
 
 #: Ends with 0 where the URL that follows answers 200; images have Python and often no curl.

@@ -86,6 +86,7 @@ def _container(service: Service, image: str) -> dict[str, Any]:
         "command": list(service.argv),
         "env": [
             {"name": "PYTHONUNBUFFERED", "value": "1"},
+            {"name": "HF_HOME", "value": HUB},
             {"name": "XDG_STATE_HOME", "value": STATE},
             {"name": "TURBOFIT_API_KEYS", "valueFrom": keys},
         ],
