@@ -59,6 +59,18 @@ def test_the_first_line_of_the_readme_plans(clone: Path) -> None:
     assert not list(site.glob("torch*"))
 
 
+@pytest.mark.parametrize("tool", ["uvx", "pipx"])
+def test_it_runs_without_an_environment(tool: str, clone: Path) -> None:
+    if shutil.which(tool) is None:
+        pytest.skip(f"no {tool} here")
+    page = (ROOT / "docs" / "installation.md").read_text(encoding="utf-8")
+    (line,) = re.findall(rf"^    ({tool} .*turbofit plan .*)$", page, re.MULTILINE)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    caches = {"UV_CACHE_DIR": "uv", "PIPX_HOME": "pipx", "XDG_STATE_HOME": "state"}
+    env |= {name: str(clone / folder) for name, folder in caches.items()}
+    assert "fits: InternVL2-8B" in succeeded(shlex.split(line), cwd=clone, env=env)
+
+
 def test_the_lines_name_extras() -> None:
     assert {"", "all", "lmdeploy", "lmdeploy,ray"} <= set(EXTRAS)
 
