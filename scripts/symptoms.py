@@ -24,7 +24,7 @@ _ROOT: Final = Path(__file__).parents[1]
 _GATEWAY: Final = _ROOT / "turbofit" / "gateway"
 PAGE: Final = _ROOT / "docs" / "troubleshooting.md"
 _LOGS, _REFUSALS = "logs", "refusals"
-_SEES: Final = "| you see | what it means | what helps | more |\n|---|---|---|---|"
+_SEES: Final = "| you see | what it means, and what helps |\n|---|---|"
 _GETS: Final = "| status, `code` | message | more |\n|---|---|---|"
 #: Where docs explain the refusals of a part of the gateway; the longest beginning counts.
 _EXPLAINED: Final = {
@@ -115,8 +115,8 @@ def _log_tables() -> Iterator[str]:
         if one.group != group:
             yield f"{'' if not group else chr(10)}### {one.group}\n\n{_SEES}"
             group = one.group
-        helps = "; ".join(one.changes) or "see the page"
-        yield _row(_code(one.message), f"{one.what} (`{one.kind}`)", helps, _link(one.page))
+        answer = [f"{one.what} (`{one.kind}`)", *(f"• {change}" for change in one.changes)]
+        yield _row(_code(one.message), "<br>".join([*answer, f"More: {_link(one.page)}"]))
 
 
 def _refusals() -> Iterator[str]:
