@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.report.page.conftest import Browser, browser  # noqa: F401 - pytest's fixture
+from tests.waiting import until
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
@@ -57,3 +60,19 @@ def test_a_page_loads_only_what_lies_beside_it(site: Path) -> None:
             assert not re.match(r"(https?:)?//", place), (page.name, place)
             if not place.startswith(("data:", "/")):
                 assert (page.parent / place).exists(), (page.name, place)
+
+
+def test_the_search_works_from_files(site: Path, request: pytest.FixtureRequest) -> None:
+    """There a hidden frame takes the place of the worker (scripts/iframe-worker.js)."""
+    chromium: Browser = request.getfixturevalue("browser")
+    chromium.media()
+    chromium.said()
+    chromium.asked()
+    chromium.driver.get((site / "operations.html").as_uri())
+    chromium.run("document.querySelector('[data-md-toggle=search]').click()")
+    chromium.one("input[name=query]").send_keys("convicted")
+    until(lambda: chromium.all(".md-search-result__link"), "results of the search")
+    links = [one.get_attribute("href") for one in chromium.all(".md-search-result__link")]
+    assert any("operations.html" in link for link in links)
+    assert chromium.said() == []
+    assert all(address.startswith(("file:", "data:")) for address in chromium.asked())
