@@ -23,6 +23,9 @@ from turbofit.model.source import resolve_model
 #: A card with 24268 - 300 MiB left by a CUDA context: its preset charges 360.
 CARD = "rtx3090:total=24328MiB"
 _TOKENS = 64
+#: Bits of a key and a value by `quant_policy`, and the numbers of 16 bits that each head's have.
+_BITS = {0: (16, 16), 4: (4, 4), 8: (8, 8), 16: (8, 8), 17: (8, 8), 42: (4, 2)}
+_SCALES = {4: (2, 2), 8: (2, 2), 42: (2, 1)}
 
 HEAD = """# LMDeploy's PyTorch engine and Transformers on pretend GPUs
 
@@ -97,10 +100,13 @@ def formula(model: str, tp: int, cache: dict[str, Any]) -> int:
     """Blocks by the formula, of the rank that has least."""
     text = resolve_model(model).text
     heads = max(1, text.kv_heads // tp)
-    half = -(-cache["block_size"] * heads * text.head_dim * 2 // 256) * 256
+    rows = cache["block_size"] * heads
+    sizes = [rows * text.head_dim * bits // 8 for bits in _BITS[cache["quant_policy"]]]
+    sizes += [rows * scales * 2 for scales in _SCALES.get(cache["quant_policy"], ())]
+    block = text.layers * sum(-(-size // 256) * 256 for size in sizes)
     runtime = (cache["max_prefill_token_num"] + 2 * cache["max_batches"]) * text.vocab * 2
     ratio = cache["cache_max_entry_count"]
-    return min(int((free - runtime) * ratio) // (text.layers * 2 * half) for free in cache["free"])
+    return min(int((free - runtime) * ratio) // block for free in cache["free"])
 
 
 def run(row: Row) -> dict[str, Any]:
