@@ -15,7 +15,7 @@ _LINES = 100
 @command(
     Argument(
         "run", metavar="RUN", required=False, type=PATH,
-        explained="a run's folder or name (default: the newest run)",
+        explained="a run's folder or name, or its model (default: the newest run)",
     ),
     Option("--lines", type=int, default=_LINES, metavar="N", help=f"the last N of each ({_LINES})"),
     only_linux=True,
@@ -24,12 +24,14 @@ def logs(*, run: str | None, lines: int) -> int:
     """Print the last lines of each log, and where the whole is."""
     from turbofit.cli.output import answer, note
     from turbofit.core.errors import UsageError
+    from turbofit.launch.serve.runs import newest_run_of
     from turbofit.report.painters.terminal import clean
     from turbofit.report.stored_documents import newest_run, read_saved
 
     if lines < 1:
         raise UsageError(f"--lines {lines} shows nothing", hint="give 1 or more")
-    saved = read_saved(run or newest_run())
+    found_run = newest_run_of(run) if run else None
+    saved = read_saved(str(found_run or run or newest_run()))
     if saved.run is None:
         raise UsageError(f"{run} is a plan, not a run", hint="turbofit ps lists runs")
     folder = Path(saved.where)

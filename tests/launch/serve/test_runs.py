@@ -13,7 +13,7 @@ from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
 from turbofit.core.state import state_dir
 from turbofit.launch.serve.record import Record
-from turbofit.launch.serve.runs import chosen_run, running_servers, stop_server
+from turbofit.launch.serve.runs import chosen_run, newest_run_of, running_servers, stop_server
 
 SERVER = """
 import signal, sys
@@ -52,6 +52,17 @@ def servers() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
     for child in found.values():
         child.kill()
         child.communicate()
+
+
+def test_a_server_has_the_names_that_serve_takes() -> None:
+    model = "Qwen2-VL-7B-Instruct"
+    folder = state_dir("runs", make=True) / f"20260101-000000-{model}"
+    folder.mkdir(parents=True)
+    Record(folder, model=model).state("ready", urls=("http://127.0.0.1:1",))
+    for name in ("qwen2-vl-7b", "Qwen/Qwen2-VL-7B-Instruct", "qwen2-vl-7b-instruct", folder.name):
+        assert chosen_run(name).name == folder.name
+    assert newest_run_of("qwen2-vl-7b") == folder
+    assert newest_run_of("internvl2-8b") is None
 
 
 def test_those_that_live_are_listed_chosen_and_stopped(servers, capsys) -> None:

@@ -17,7 +17,10 @@ from turbofit.core.state import state_dir
 from turbofit.launch.engine.proc import start_time
 from turbofit.launch.serve.record import RunRecord
 
-__all__ = ["RunningServer", "chosen_run", "recorded_runs", "running_servers", "stop_server"]
+__all__ = [
+    "RunningServer", "chosen_run", "newest_run_of", "recorded_runs", "running_servers",
+    "stop_server",
+]  # fmt: skip
 
 
 class RunningServer(NamedTuple):
@@ -64,8 +67,8 @@ def chosen_run(name: str | None) -> RunningServer:
     """
     servers = running_servers()
     if name is not None:
-        given = name.rstrip("/").rpartition("/")[2]
-        servers = [one for one in servers if given in (one.name, one.record.model)]
+        known = _known_as(name)
+        servers = [one for one in servers if known & {one.name, one.record.model.casefold()}]
         if not servers:
             raise UsageError(f"no server {name!r} runs here", hint="turbofit ps lists them")
     if not servers:
@@ -74,6 +77,23 @@ def chosen_run(name: str | None) -> RunningServer:
         names = ", ".join(one.name for one in servers)
         raise UsageError(f"{len(servers)} servers run here", hint=f"name one of them: {names}")
     return servers[0]
+
+
+def newest_run_of(name: str) -> Path | None:
+    """The folder of a model's newest run, by any name that `serve` takes; None where none is."""
+    known = _known_as(name)
+    runs = (folder for folder, record in recorded_runs() if record.model.casefold() in known)
+    return next(runs, None)
+
+
+def _known_as(name: str) -> set[str]:
+    """A run's name, or a model's in small letters: as it was typed, and as its preset calls it."""
+    from turbofit.model.presets import find_preset, load_preset
+
+    given = name.rstrip("/").rpartition("/")[2]
+    preset = find_preset(name)
+    called = set() if preset is None else {load_preset(preset).name.casefold()}
+    return {given, given.casefold()} | called
 
 
 def stop_server(server: RunningServer, seconds: float) -> None:
