@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.nvml.standin import Scenario, four_3090, nvml_library, nvml_machine
-from turbofit.cli import output
+from turbofit.cli import output, terminal
 from turbofit.core.state import _base
 
 __all__ = ["nvml_library", "nvml_machine"]
@@ -117,7 +117,7 @@ def test_files_get_utf_8_whatever_the_code_page(monkeypatch: pytest.MonkeyPatch)
     """cp1252 writes a multiplication sign as a byte that no JSON reader takes."""
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="cp1252"))
-    monkeypatch.setattr(output, "_WINDOWS", True)
+    monkeypatch.setattr(terminal, "WINDOWS", True)
     output.prepare_streams()
     output.answer("4 × 3090, 中文")
     assert raw.getvalue().decode("utf-8") == "4 × 3090, 中文"
@@ -130,5 +130,5 @@ def test_files_get_utf_8_whatever_the_code_page(monkeypatch: pytest.MonkeyPatch)
 def test_colour_in_windows_terminal_only(
     environ: dict[str, str], colour: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output, "_WINDOWS", True)
-    assert output._takes_colour(environ) is colour
+    monkeypatch.setattr(terminal, "WINDOWS", True)
+    assert terminal.takes_colour(environ) is colour

@@ -61,7 +61,7 @@ if __name__ == "__main__":
     import subprocess  # noqa: F401 - `subprocess` itself needs some of it on this system
 
     take_away()
-    from turbofit.cli import command, main, output
+    from turbofit.cli import command, main, terminal
 
-    command._WINDOWS = output._WINDOWS = True
+    command._WINDOWS = terminal.WINDOWS = True
     main.entry()

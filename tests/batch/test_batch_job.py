@@ -133,7 +133,7 @@ def test_waiting_for_a_server_is_told(tmp_path) -> None:
     class Listener(BatchListener):
         def tick(self, progress) -> None:
             if progress.waiting and not started:
-                assert progress.line.endswith("waiting for the server: no connection")
+                assert progress.step.detail.endswith("waiting for the server: no connection")
                 started.append(StandIn(port).__enter__())
 
     try:

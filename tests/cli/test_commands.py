@@ -95,7 +95,8 @@ def test_every_field_of_a_request_has_an_option() -> None:
         assert command is not None
         names = {one.name for one in command.params}
         assert names - set(kind.model_fields) <= {
-            "cluster", "file", "rehearse", "share", "full", "as_json", "md", "verbose", "help",
+            "cluster", "file", "rehearse", "share", "full", "as_json", "md", "quiet", "verbose",
+            "help",
         }  # fmt: skip
         assert set(kind.model_fields) <= names
 

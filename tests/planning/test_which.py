@@ -8,6 +8,7 @@ import pytest
 
 import turbofit
 from turbofit.core.errors import UsageError
+from turbofit.core.progress import Step, listened
 from turbofit.core.which import Serving, Which
 from turbofit.machine.presets import preset_names
 from turbofit.model.presets import known_presets
@@ -94,6 +95,14 @@ def test_all_counts_of_a_card_that_keep_it():
     found = turbofit.which("internvl2-1b", all_counts=True, engine="turbomind")
     of_one = [row.gpus for row in found.keep if row.on.endswith("xrtx4090")]
     assert of_one == [1, 2, 4, 8]
+
+
+def test_how_many_cards_are_done_is_told():
+    heard = []
+    with listened(heard.append):
+        turbofit.which("internvl2-1b", images_per_second=1e9)
+    total = len(preset_names())
+    assert heard == [Step("planning for every card", done, total) for done in range(total)]
 
 
 def test_a_machine_and_a_model_are_a_plan():

@@ -18,6 +18,7 @@ from turbofit.batch.server_process import ServerProcess
 from turbofit.batch.survey import Survey
 from turbofit.batch.together import in_thread, run_together
 from turbofit.core.errors import UsageError
+from turbofit.core.progress import under_way
 from turbofit.core.version import __version__
 from turbofit.gateway.http.sockets import open_files
 
@@ -173,7 +174,8 @@ class BatchJob:
             )
         server = ServerProcess(found.options, self._listener.say)
         stack.push_async_callback(server.end)
-        await server.start()
+        with under_way("starting the server"):
+            await server.start()
         limits, at_once = await limits_and_places(server, found.request, shrink=self._spec.shrink)
         return server, limits, at_once
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Annotated, Final
 
+from turbofit.core.progress import Step
 from turbofit.core.struct import Struct, const, doc
 
 if TYPE_CHECKING:
@@ -84,17 +85,8 @@ class BatchProgress:
         return (self.answered + self.failed - self.before) / max(self.seconds, 1e-9)
 
     @property
-    def line(self) -> str:
-        """All of it in one line."""
-        done = f"{self.answered + self.failed:,} of {self.total:,}: {self.failed:,} failed"
-        if self.waiting:
-            return f"{done}, {self.waiting}"
-        rate = self.rate
-        return f"{done}, {rate:,.1f}/s, {_duration(self.left / rate)} left" if rate else done
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"
+    def step(self) -> Step:
+        """All of it for people."""
+        what = self.waiting or (f"{self.rate:,.1f}/s" if self.rate else "")
+        detail = f"{self.failed:,} failed{', ' * bool(what)}{what}"
+        return Step("sending", self.answered + self.failed, self.total, detail=detail)

@@ -11,7 +11,9 @@ from turbofit.cli.completion import complete_model
 from turbofit.cli.fields import filled, options_of
 from turbofit.cli.interrupt import INTERRUPTED
 from turbofit.cli.options import JSON, machine_options, planning_options
+from turbofit.cli.output import say
 from turbofit.core.errors import UnservedError
+from turbofit.core.progress import tell
 
 if TYPE_CHECKING:
     from turbofit.batch.batch_job import BatchJob, BatchListener
@@ -65,7 +67,6 @@ def _batch_options() -> list[Option]:
     Option("--api-key", metavar="KEY", help="the server's key (default: $TURBOFIT_API_KEY)"),
     Option("--revision", help="branch, tag or commit on the hub"),
     JSON,
-    Option("--quiet", is_flag=True, help="no progress on stderr"),
     *_batch_options(),
     *machine_options(),
     *planning_options(),
@@ -79,12 +80,11 @@ def batch(
     url: str | None,
     model: str | None,
     api_key: str | None,
-    quiet: bool,
     as_json: bool,
     **given: Any,
 ) -> int:
     """Send and show; 3 where nothing was answered, 130 where a signal ended it."""
-    from turbofit.batch.batch_job import BatchJob
+    from turbofit.batch.batch_job import BatchJob, BatchListener
     from turbofit.batch.batch_spec import BatchSpec
     from turbofit.batch.target import target_of
     from turbofit.planning.request import PlanRequest
@@ -92,12 +92,12 @@ def batch(
     spec = filled(BatchSpec, given)
     request = filled(PlanRequest, {**given, "model": model or ""})
     target = target_of(url, api_key, request)
-    listener = _listener(quiet=quiet or as_json)
+    listener = BatchListener() if as_json else _listener()
     job = BatchJob((Path(source), Path(output)), spec, target, listener)
     if spec.pretend:
         listener.say(_PRETEND)
     result = asyncio.run(_stoppable(job))
-    _show(result, as_json=as_json, quiet=quiet)
+    _show(result, as_json=as_json)
     if job.interrupted:
         return INTERRUPTED
     if result.items and not result.answered:
@@ -116,38 +116,29 @@ async def _stoppable(job: BatchJob) -> BatchResult:
     return await job.run()
 
 
-def _listener(*, quiet: bool) -> BatchListener:
-    """Who writes progress to stderr."""
+def _listener() -> BatchListener:
+    """Who tells of the progress."""
     from turbofit.batch.batch_job import BatchListener
     from turbofit.batch.progress import BatchProgress
-    from turbofit.cli.output import ProgressLine, note
 
-    if quiet:
-        return BatchListener()
-    line = ProgressLine()
-
-    class Writer(BatchListener):
+    class Teller(BatchListener):
         def say(self, text: str) -> None:
-            line.clear()
-            note(text)
+            say(text)
 
         def tick(self, progress: BatchProgress) -> None:
-            line.show(lambda: progress.line)
+            tell(progress.step)
 
-    return Writer()
+    return Teller()
 
 
-def _show(result: BatchResult, *, as_json: bool, quiet: bool) -> None:
-    from turbofit.cli.output import ProgressLine, answer, note
+def _show(result: BatchResult, *, as_json: bool) -> None:
+    from turbofit.cli.output import answer
 
     if as_json:
         from turbofit.core.struct import to_json
 
         answer(to_json(result))
         return
-    if quiet:
-        return
-    ProgressLine().clear()
     sent = result.answered + result.failed - result.before
     lines = [
         f"{result.output}: {result.answered:,} of {result.items:,} items answered, "
@@ -161,4 +152,4 @@ def _show(result: BatchResult, *, as_json: bool, quiet: bool) -> None:
     if result.left:
         lines.append(f"{result.left:,} items are left: the same command goes on from here")
     for text in lines:
-        note(text)
+        say(text)

@@ -9,17 +9,15 @@ from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.fields import filled, options_of
 from turbofit.cli.interrupt import INTERRUPTED
 from turbofit.cli.options import FORMS
-from turbofit.cli.output import ProgressLine
 from turbofit.core.errors import UnservedError, UsageError
+from turbofit.core.progress import Step, tell
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from turbofit.load.driver import LoadRun
     from turbofit.load.result import LoadResult
     from turbofit.load.spec import LoadSpec
 
-__all__ = ["LOAD_OPTIONS", "bench", "progress", "show_load"]
+__all__ = ["LOAD_OPTIONS", "bench", "show_load"]
 
 _DEFAULT: Final = "http://127.0.0.1:23333"
 
@@ -51,7 +49,6 @@ LOAD_OPTIONS: Final = tuple(_load_options())
     ),
     *FORMS,
     Option("--html", metavar="FILE", type=PATH, form=True, help="one page; - for stdout"),
-    Option("--quiet", is_flag=True, help="no progress on stderr"),
     Option("--model", help="the model's name (default: the first that the server lists)"),
     Option("--api-key", metavar="KEY", help="the server's key (default: $TURBOFIT_API_KEY)"),
     *LOAD_OPTIONS,
@@ -61,7 +58,6 @@ def bench(
     *,
     url: str | None,
     html: str | None,
-    quiet: bool,
     model: str | None,
     api_key: str | None,
     as_json: bool,
@@ -79,13 +75,12 @@ def bench(
         raise UsageError(
             f"{address} is no address of a server", hint="write it as http://127.0.0.1:23333"
         )
-    silent = quiet or as_json
     result = measure(
         address,
         spec,
         key=api_key or variables().api_key or None,
         model=model,
-        tick=(lambda _: None) if silent else progress(spec),
+        tick=lambda run: tell(_step(run, spec, time.perf_counter())),
     )
     show_load(result, html, as_json=as_json, md=md)
     if not result.answered and result.begun:
@@ -97,26 +92,12 @@ def bench(
     return INTERRUPTED if result.stopped.startswith("SIG") else 0
 
 
-def progress(spec: LoadSpec) -> Callable[[LoadRun], None]:
-    """Writes how far a load is: in place on a terminal, else a line now and then."""
-    line = ProgressLine()
-
-    def tick(run: LoadRun) -> None:
-        line.show(lambda: _line(run, spec, time.perf_counter()))
-
-    return tick
-
-
-def _line(run: LoadRun, spec: LoadSpec, now: float) -> str:
+def _step(run: LoadRun, spec: LoadSpec, now: float) -> Step:
     good = sum(1 for one in run.answers if one.answered)
-    failed = len(run.answers) - good
+    counts = f"{good:,} answered, {len(run.answers) - good:,} failed"
     if not run.in_window:
-        phase = "warm-up" if run.closed is None else "last answers"
-    elif spec.measured_seconds is not None:
-        phase = f"{now - run.opened:.0f} of {spec.measured_seconds:.0f} s"
-    else:
-        phase = f"{now - run.opened:.0f} s"
-    return f"{phase}: {good:,} answered, {failed:,} failed"
+        return Step("warm-up" if run.closed is None else "last answers", detail=counts)
+    return Step("measuring", now - run.opened, spec.measured_seconds or 0.0, "s", counts)
 
 
 def show_load(result: LoadResult, html: str | None, *, as_json: bool, md: bool) -> None:
@@ -124,7 +105,6 @@ def show_load(result: LoadResult, html: str | None, *, as_json: bool, md: bool) 
     from turbofit.cli.output import answer, show, write_page
     from turbofit.report.views.load_view import load_view
 
-    ProgressLine().clear()
     if html:
         from turbofit.report.page.load_page import load_page
 

@@ -97,11 +97,11 @@ def _drop(arguments: _CalibrateArguments) -> int:
 
 
 def _forget(arguments: _CalibrateArguments) -> int:
-    from turbofit.cli.output import note
+    from turbofit.cli.output import say
 
     gone = _drop(arguments)
     left = arguments.progress().forget()
-    note(f"forgot {gone} calibrations{' and one that was under way' if left else ''}")
+    say(f"forgot {gone} calibrations{' and one that was under way' if left else ''}")
     return 0
 
 
@@ -109,7 +109,7 @@ def _calibrate(
     arguments: _CalibrateArguments, stop: StopSignal, leases: Leases
 ) -> signal.Signals | None:
     """Measure and learn; the signal where one ended it before it was complete."""
-    from turbofit.cli.output import note
+    from turbofit.cli.output import note, say
     from turbofit.launch.engine.environment import lmdeploy_if_needed
 
     lmdeploy, missing = lmdeploy_if_needed(arguments.request.engine)
@@ -137,7 +137,7 @@ def _calibrate(
         if plan.fits:
             plan = planner.settle(plan, changes)
     refuse(plan, missing)
-    note(plan.verdict)
+    say(plan.verdict)
     calibrator = _calibrator(progress, pretend=options.pretend)
     if not progress.complete:
         job = _job(config, plan, lmdeploy, stop, leases, calibrator, planner, changes)
@@ -165,28 +165,28 @@ def _config(options: CalibrateOptions, request: PlanRequest) -> ServeConfig:
 
 def _drive(job: Any, plan: Plan, stop: StopSignal, progress: Progress) -> signal.Signals | None:
     """Launch and measure; the signal where one stopped it before the end."""
-    from turbofit.cli.output import note
+    from turbofit.cli.output import say
     from turbofit.launch.serve.session import run_session
 
     ended = run_session(job, plan, stop)
     if progress.complete:
         return None
-    note("stopped: what was measured is kept, and the same command goes on from there")
+    say("stopped: what was measured is kept, and the same command goes on from there")
     return ended
 
 
 def _resumed(progress: Progress, planner: Planner) -> Plan | None:
     """The plan of a run that was cut short, where the machine is still as it was."""
-    from turbofit.cli.output import note
+    from turbofit.cli.output import say
 
     if progress.plan is None:
         return None
     try:
         planner.take(progress.plan)
     except TurbofitError as exc:
-        note(f"an earlier calibration was cut short, but {exc.message}: beginning again")
+        say(f"an earlier calibration was cut short, but {exc.message}: beginning again")
         return None
-    note("going on where an earlier calibration was cut short")
+    say("going on where an earlier calibration was cut short")
     return progress.plan
 
 
@@ -195,7 +195,7 @@ def _job(
     calibrator: Calibrator, planner: Planner, changes: dict[str, Any],
 ) -> Any:  # fmt: skip
     """What `serve` would run, with an examiner and without a gateway."""
-    from turbofit.cli.output import note
+    from turbofit.cli.output import say
     from turbofit.launch.serve.download import WeightsFetcher
     from turbofit.launch.serve.job import Job
     from turbofit.launch.serve.record import Record, run_folder
@@ -208,11 +208,11 @@ def _job(
             folder, model=plan.model.name, pretend=config.pretend, lmdeploy=lmdeploy.version,
             calibrates=True,
         ),
-        say=note,
+        say=say,
         on_open=lambda _: stop.end(),
         lmdeploy=lmdeploy,
         leases=leases,
-        fetch=None if config.pretend else WeightsFetcher(note),
+        fetch=None if config.pretend else WeightsFetcher(say),
         replan=planner.make,
         changes=changes,
         examiner=calibrator,
@@ -223,7 +223,7 @@ def _learn(
     arguments: _CalibrateArguments, calibrator: Calibrator, progress: Progress, lmdeploy: Lmdeploy
 ) -> None:
     """Correct what later plans estimate, keep it, and show it."""
-    from turbofit.cli.output import note
+    from turbofit.cli.output import say
     from turbofit.launch.calibrate.calibration_store import learned, relieve
 
     assert progress.plan is not None
@@ -237,9 +237,9 @@ def _learn(
     )
     progress.forget()
     if not result["kept"]:
-        note(f"warning: nothing was learned: {result['why_not']}")
+        say(f"warning: nothing was learned: {result['why_not']}")
     if relieve(progress.plan, result, lmdeploy.version, pretend=arguments.options.pretend):
-        note("what restarts had learned is dropped: this measurement says what was missing")
+        say("what restarts had learned is dropped: this measurement says what was missing")
     _show(result, arguments)
 
 
@@ -251,10 +251,10 @@ def _known(plan: Plan) -> bool:
 
 
 def _show_known(plan: Plan, arguments: _CalibrateArguments) -> None:
-    from turbofit.cli.output import note
+    from turbofit.cli.output import say
     from turbofit.launch.calibrate.calibration_store import stored
 
-    note("calibrated before: --again measures again, --forget drops it")
+    say("calibrated before: --again measures again, --forget drops it")
     _show(stored(plan), arguments)
 
 
@@ -272,8 +272,8 @@ def _show(result: dict[str, Any], arguments: _CalibrateArguments) -> None:
 
 
 def _calibrator(progress: Progress, *, pretend: bool) -> Calibrator:
-    from turbofit.cli.output import note
+    from turbofit.cli.output import say
     from turbofit.launch.calibrate.calibrator import Calibrator
     from turbofit.launch.calibrate.gpu_usage import NvmlUsageReader, PretendUsageReader
 
-    return Calibrator(PretendUsageReader() if pretend else NvmlUsageReader(), progress, note)
+    return Calibrator(PretendUsageReader() if pretend else NvmlUsageReader(), progress, say)

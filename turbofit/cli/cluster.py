@@ -8,9 +8,10 @@ import click
 
 from turbofit.cli.command import Argument, Option, command, option_name
 from turbofit.cli.options import FORMS, planning_keywords, planning_options
-from turbofit.cli.output import answer, patience, show
+from turbofit.cli.output import answer, show
 from turbofit.cli.serve_cluster import ray_address
 from turbofit.core.errors import LaunchError, UsageError, error_from
+from turbofit.core.progress import under_way
 
 if TYPE_CHECKING:
     from turbofit.core.cluster import ClusterStatus
@@ -85,7 +86,7 @@ def cluster(
 def _nodes(address: str | None, *, pretend: bool, as_json: bool, md: bool) -> int:
     from turbofit.launch.cluster.nodes import measure_nodes
 
-    with patience("measuring the nodes"):
+    with under_way("measuring the nodes"):
         measured = measure_nodes(address, pretend=pretend)
     if as_json:
         answer(measured.to_json())

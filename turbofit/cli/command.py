@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from turbofit.cli.output import PAGE_WIDTH, answer, verbose_log
+from turbofit.cli.output import PAGE_WIDTH, answer, progress, verbose_log
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class CliCommand(click.Command):
         verbose = Option(
             "-v", "--verbose", count=True, help="what is done, on stderr; -vv: each step of it"
         )
+        quiet = Option("-q", "--quiet", is_flag=True, help="no progress on stderr")
         show_help = Option(
             "-h", "--help", is_flag=True, is_eager=True, expose_value=False, callback=_print_help,
             help="this page",
@@ -106,7 +107,7 @@ class CliCommand(click.Command):
         super().__init__(
             None,
             callback=callback,
-            params=[*params, verbose, show_help],
+            params=[*params, quiet, verbose, show_help],
             context_settings={"terminal_width": PAGE_WIDTH, "max_content_width": PAGE_WIDTH},
             add_help_option=False,
         )
@@ -185,7 +186,8 @@ class CliCommand(click.Command):
                 f"{ctx.command_path} does not run on Windows",
                 hint="run it on Linux, or in WSL 2; plan, predict, machine and report work here",
             )
-        with verbose_log(ctx.params.pop("verbose")):
+        quiet, as_json = ctx.params.pop("quiet"), bool(ctx.params.get("as_json"))
+        with progress(quiet=quiet, as_json=as_json), verbose_log(ctx.params.pop("verbose")):
             return super().invoke(ctx)
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -11,6 +11,7 @@ from turbofit.cli.fields import filled
 from turbofit.cli.options import machine_options, model_argument, planning_options
 from turbofit.cli.profile_options import PROFILE, sections
 from turbofit.core.errors import UsageError
+from turbofit.core.progress import under_way
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +47,7 @@ _HEAD: Final = """\
 def init(*, out: str, force: bool, **given: Any) -> int:
     """Plan, and write what was asked and what was promised."""
     from turbofit import api
-    from turbofit.cli.output import answer, patience
+    from turbofit.cli.output import answer
     from turbofit.cli.serve_plan import refusal
     from turbofit.core.files import write_atomic
     from turbofit.planning.request import PlanRequest
@@ -54,7 +55,7 @@ def init(*, out: str, force: bool, **given: Any) -> int:
     if out != "-" and not force and Path(out).exists():
         raise UsageError(f"{out} is there already", hint="add --force, or name another --out")
     request = filled(PlanRequest, given)
-    with patience("planning"):
+    with under_way("planning"):
         plan = api.plan(request)
     if not plan.fits:
         raise refusal(plan)

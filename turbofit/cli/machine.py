@@ -27,7 +27,7 @@ def machine(
     *, on: str | None, gpus: str | None, save: str | None, measure: bool, as_json: bool, md: bool
 ) -> int:
     """Measure, keep, show."""
-    from turbofit.cli.output import answer, note, show
+    from turbofit.cli.output import answer, say, show
     from turbofit.core.struct import to_json
     from turbofit.machine.source import machine_from
 
@@ -36,7 +36,7 @@ def machine(
         found = _measured(found, on)
     if save:
         _save(save, to_json(found))
-        note(f"saved to {save}")
+        say(f"saved to {save}")
     if as_json:
         answer(to_json(found))
     else:
@@ -52,15 +52,15 @@ def _measured(machine: Machine, on: str | None) -> Machine:
     Raises:
         UsageError: a machine that is not this one.
     """
-    from turbofit.cli.output import note
+    from turbofit.cli.output import note, say
     from turbofit.core.errors import UsageError
     from turbofit.machine.speed import keep, measure_speed, with_measured
 
     if on is not None:
         raise UsageError("--measure measures this machine", hint="leave --on out")
-    found = measure_speed(machine, say=note)
+    found = measure_speed(machine, say=say)
     try:
-        note(f"kept in {keep(machine, found)}")
+        say(f"kept in {keep(machine, found)}")
     except OSError as exc:
         note(f"not kept: {exc.strerror or exc}")
     return with_measured(machine, found)

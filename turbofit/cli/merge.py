@@ -11,6 +11,7 @@ import click
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options import FORMS
 from turbofit.core.errors import UsageError
+from turbofit.core.progress import under_way
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +55,7 @@ def merge(
     md: bool,
 ) -> int:
     """Merge, and show what was written."""
-    from turbofit.cli.output import answer, note, show
+    from turbofit.cli.output import answer, say, show
     from turbofit.core.struct import to_json
     from turbofit.model.merge.merge import merge as merge_checkpoint
 
@@ -64,7 +65,7 @@ def merge(
         )
     base, out = folders[0], folders[-1]
     adapter = folders[1] if len(folders) == 3 else None
-    with _ended_like_ctrl_c():
+    with _ended_like_ctrl_c(), under_way("reading the checkpoint"):
         merged = merge_checkpoint(
             base,
             adapter,
@@ -72,7 +73,7 @@ def merge(
             vision_tower=vision_tower,
             dtype=dtype,
             force=force,
-            say=note,
+            say=say,
         )
     if as_json:
         answer(to_json(merged))

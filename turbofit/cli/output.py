@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from contextlib import contextmanager
-from threading import Timer
 from typing import TYPE_CHECKING, Final, TextIO
 
+from turbofit.cli import terminal
+from turbofit.cli.progress_display import hidden, shown
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from turbofit.core.json_types import Document
     from turbofit.report.painters.document import Block
 
 __all__ = [
     "PAGE_WIDTH",
-    "ProgressLine",
     "answer",
     "complain",
     "note",
     "painted",
-    "patience",
     "prepare_streams",
+    "progress",
+    "say",
     "show",
     "verbose_log",
     "write_page",
@@ -31,11 +32,6 @@ __all__ = [
 
 #: Columns of a help page.
 PAGE_WIDTH: Final = 96
-#: Seconds after which a person wonders.
-_PATIENCE: Final = 1.0
-#: Seconds between two lines of progress where nobody watches a terminal.
-_SELDOM: Final = 10.0
-_WINDOWS: Final = os.name == "nt"
 
 
 def prepare_streams() -> None:
@@ -46,7 +42,7 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
-            reconfigure(errors="backslashreplace", encoding="utf-8" if _WINDOWS else None)
+            reconfigure(errors="backslashreplace", encoding="utf-8" if terminal.WINDOWS else None)
 
 
 def answer(text: str) -> None:
@@ -59,41 +55,32 @@ def note(text: str) -> None:
     _write(sys.stderr, f"{text}\n")
 
 
-class ProgressLine:
-    """How far something is, on stderr: in place on a terminal, else a line now and then."""
+def say(text: str) -> None:
+    """Write one line of progress to stderr; with --quiet only warnings."""
+    if not _Quiet.on or "warning: " in text:
+        note(text)
 
-    def __init__(self) -> None:
-        self._in_place = _is_terminal(sys.stderr)
-        self._told = float("-inf")
 
-    def show(self, text: Callable[[], str]) -> None:
-        """Write it, where it is time."""
-        now = time.monotonic()
-        if self._in_place:
-            _write(sys.stderr, f"\r{text()}\x1b[K")
-        elif now >= self._told + _SELDOM:
-            self._told = now
-            note(text())
+class _Quiet:
+    """Whether progress is wanted."""
 
-    def clear(self) -> None:
-        """Make room for what is said next."""
-        if self._in_place:
-            _write(sys.stderr, "\r\x1b[K")
+    on = False
 
 
 @contextmanager
-def patience(doing: str) -> Iterator[None]:
-    """Say on a terminal what is going on, where it takes more than a second."""
-    if not _is_terminal(sys.stderr):
-        yield
-        return
-    timer = Timer(_PATIENCE, note, [f"{doing} …"])
-    timer.daemon = True
-    timer.start()
+def progress(*, quiet: bool, as_json: bool) -> Iterator[None]:
+    """Show on stderr what is under way meanwhile, and what is said of it.
+
+    Args:
+        quiet: nothing of both.
+        as_json: the answer is JSON.
+    """
+    before, _Quiet.on = _Quiet.on, quiet
     try:
-        yield
+        with shown(quiet=quiet, as_json=as_json):
+            yield
     finally:
-        timer.cancel()
+        _Quiet.on = before
 
 
 @contextmanager
@@ -114,7 +101,11 @@ def verbose_log(level: int) -> Iterator[None]:
         def format(self, record: logging.LogRecord) -> str:
             return clean(super().format(record))
 
-    handler = logging.StreamHandler(sys.stderr)
+    class StderrHandler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            note(self.format(record))
+
+    handler = StderrHandler()
     handler.setFormatter(CleanFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("turbofit")
     before = logger.level
@@ -166,38 +157,17 @@ def painted(blocks: Iterable[Block]) -> str:
     """A document as `show` paints it on stdout."""
     from turbofit.report.painters.terminal import paint
 
-    terminal = _is_terminal(sys.stdout)
-    return paint(
-        blocks, width=_width() if terminal else 80, colour=terminal and _takes_colour(os.environ)
-    )
-
-
-def _takes_colour(environ: Mapping[str, str]) -> bool:
-    """Whether a terminal reads ANSI escape codes; of Windows' own, Windows Terminal does."""
-    if environ.get("NO_COLOR") or environ.get("TERM") == "dumb":
-        return False
-    return not _WINDOWS or "WT_SESSION" in environ or "TERM" in environ
-
-
-def _width() -> int:
-    try:
-        columns = os.get_terminal_size(sys.stdout.fileno()).columns
-    except (OSError, ValueError):
-        return 80
-    return min(max(columns, 80), 120)
-
-
-def _is_terminal(stream: TextIO) -> bool:
-    try:
-        return stream.isatty()
-    except ValueError:
-        return False
+    if not terminal.is_terminal(sys.stdout):
+        return paint(blocks, width=80, colour=False)
+    columns = min(max(terminal.width(), 80), 120)
+    return paint(blocks, width=columns, colour=terminal.takes_colour(os.environ))
 
 
 def _write(stream: TextIO, text: str) -> None:
     try:
-        stream.write(text)
-        stream.flush()
+        with hidden():
+            stream.write(text)
+            stream.flush()
     except BrokenPipeError:
         # The interpreter flushes again at exit: give it a place where that works.
         null = os.open(os.devnull, os.O_WRONLY)

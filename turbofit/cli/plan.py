@@ -16,6 +16,7 @@ from turbofit.cli.options import (
     refuse_beside_cluster,
 )
 from turbofit.core.errors import UsageError
+from turbofit.core.progress import under_way
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
@@ -53,7 +54,6 @@ def plan(
     import click
 
     from turbofit import api
-    from turbofit.cli.output import patience
     from turbofit.cli.profile_options import each_model
     from turbofit.planning.request import PlanRequest
 
@@ -74,7 +74,7 @@ def plan(
         refuse_beside_cluster(("on", "gpus", "rehearse"), one_machine, instead)
         return _plan_cluster(request, cluster, as_json=as_json, md=md)
     doing = "planning, and rehearsing on pretend GPUs" if rehearse else "planning"
-    with patience(doing):
+    with under_way(doing):
         found = api.plan(request, rehearse=rehearse)
     return show_plan(found, "plan", full=full, as_json=as_json, md=md)
 
@@ -83,11 +83,11 @@ def _plan_together(
     requests: list[PlanRequest], shares: tuple[float, ...], *, as_json: bool, md: bool
 ) -> int:
     """Plan several models on the same cards and show; exit 3 where they do not fit together."""
-    from turbofit.cli.output import answer, patience, show
+    from turbofit.cli.output import answer, show
     from turbofit.core.errors import DoesNotFitError
     from turbofit.planning.joint_plan import joint_plan
 
-    with patience("planning them together"):
+    with under_way("planning them together"):
         found = joint_plan(requests, shares)
     if as_json:
         answer(found.to_json())
@@ -101,11 +101,11 @@ def _plan_together(
 def _plan_cluster(request: PlanRequest, cluster: str, *, as_json: bool, md: bool) -> int:
     """Plan for a cluster and show; exit 3 where no node serves."""
     from turbofit import api
-    from turbofit.cli.output import answer, patience, show
+    from turbofit.cli.output import answer, show
     from turbofit.core.errors import DoesNotFitError
     from turbofit.launch.cluster.source import cluster_from
 
-    with patience("measuring the nodes, and planning"):
+    with under_way("measuring the nodes, and planning"):
         found = api.plan_cluster(request, cluster_from(cluster))
     if as_json:
         answer(found.to_json())

@@ -8,6 +8,7 @@ from turbofit.cli.command import command
 from turbofit.cli.fields import filled, options_of
 from turbofit.cli.options import FORMS, FULL, machine_options, model_argument, planning_options
 from turbofit.cli.plan import show_plan
+from turbofit.core.progress import under_way
 from turbofit.planning.predict_request import PredictRequest
 
 __all__ = ["predict"]
@@ -24,9 +25,8 @@ __all__ = ["predict"]
 def predict(*, full: bool, as_json: bool, md: bool, **given: Any) -> int:
     """Predict and show; exit 3 where the settings would not serve."""
     from turbofit import api
-    from turbofit.cli.output import patience
 
     request = filled(PredictRequest, given)
-    with patience("predicting"):
+    with under_way("predicting"):
         plan = api.predict(request)
     return show_plan(plan, "predict", full=full, as_json=as_json, md=md)

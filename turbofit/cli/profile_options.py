@@ -91,9 +91,9 @@ class ModelArgument(Argument):
         named = source is not ParameterSource.DEFAULT or ctx.params.get("plan") is not None
         if named or ctx.resilient_parsing or _META in ctx.meta or not Path(PROFILE).is_file():
             return value, source
-        from turbofit.cli.output import note
+        from turbofit.cli.output import say
 
-        note(f"reading {PROFILE}")
+        say(f"reading {PROFILE}")
         _use(ctx, Path(PROFILE))
         return super().consume_value(ctx, opts)
 

@@ -14,6 +14,7 @@ from turbofit.cli.options import (
     planning_options,
 )
 from turbofit.core.errors import UsageError
+from turbofit.core.progress import under_way
 
 __all__ = ["rehearse"]
 
@@ -50,7 +51,7 @@ def rehearse(
 ) -> int:
     """Rehearse and show; exit 3 where the engine did not serve."""
     from turbofit import api
-    from turbofit.cli.output import note
+    from turbofit.cli.output import say
     from turbofit.cli.plan import show_plan
     from turbofit.rehearse.torch.torch_drivers import DRIVERS
 
@@ -64,8 +65,9 @@ def rehearse(
         raise UsageError(
             "--keep is for what is rehearsed without a plan", hint="add --engine pytorch --defaults"
         )
-    note("pretend GPUs: memory, admission and death are the engine's own; nothing is computed")
-    plan = api.rehearse(model, defaults=defaults, **keywords)
+    say("pretend GPUs: memory, admission and death are the engine's own; nothing is computed")
+    with under_way("planning"):
+        plan = api.rehearse(model, defaults=defaults, **keywords)
     code = show_plan(plan, "rehearse", full=full, as_json=as_json, md=md)
     served = plan.rehearsal is not None and plan.rehearsal.outcome == "served"
     return code if served or code else 3
@@ -75,11 +77,12 @@ def _rehearse_torch(
     model: str, keywords: dict[str, Any], keep: str | None, *, as_json: bool, md: bool
 ) -> int:
     from turbofit import api
-    from turbofit.cli.output import answer, note, show
+    from turbofit.cli.output import answer, say, show
     from turbofit.report.views.torch_view import torch_view
 
-    note("pretend GPUs: memory, admission and death are the engine's own; values are not")
-    document = api.rehearse_torch(model, keep=keep, **keywords)
+    say("pretend GPUs: memory, admission and death are the engine's own; values are not")
+    with under_way("rehearsing on pretend GPUs"):
+        document = api.rehearse_torch(model, keep=keep, **keywords)
     if as_json:
         import json
 

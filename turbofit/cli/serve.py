@@ -24,6 +24,7 @@ from turbofit.cli.serve_plan import (
     with_passed,
 )
 from turbofit.core.errors import UsageError
+from turbofit.core.progress import under_way
 
 if TYPE_CHECKING:
     import signal
@@ -116,20 +117,21 @@ def _detached(*, as_json: bool) -> int:
     """The same command in the background; its exit code where it does not open."""
     import click
 
-    from turbofit.cli.output import answer, note
+    from turbofit.cli.output import answer, note, say
     from turbofit.core.struct import to_json
     from turbofit.launch.serve.detached import serve_detached
 
     words = click.get_current_context().meta[WORDS]
     end = words.index("--") if "--" in words else len(words)
     kept = [word for word in words[:end] if word not in ("-d", "--detach", "--json")]
-    note("starting in the background; Ctrl-C ends it")
-    found = serve_detached([*kept, *words[end:]])
+    say("starting in the background; Ctrl-C ends it")
+    with under_way("starting in the background"):
+        found = serve_detached([*kept, *words[end:]])
     if found.exit_code is not None:
         for line in found.last_lines():
             note(line)
         return found.exit_code
-    note(f"process {found.pid} serves; turbofit ps, logs and stop; what it says is in {found.log}")
+    say(f"process {found.pid} serves; turbofit ps, logs and stop; what it says is in {found.log}")
     if as_json:
         answer(to_json({"url": found.url, "pid": found.pid, "log": str(found.log)}))
     else:
@@ -211,10 +213,10 @@ def _launch(
     *,
     as_json: bool,
 ) -> signal.Signals:
-    from turbofit.cli.output import answer, note
+    from turbofit.cli.output import answer, note, say
     from turbofit.launch.serve.session import run_session
 
-    launch = ServeLaunch(arguments, config, note)
+    launch = ServeLaunch(arguments, config, say)
     if config.pretend:
         note(PRETEND)
     plan = launch.plan(leases)
@@ -228,7 +230,7 @@ def _launch(
             name = config.client_name(plan.model)
             told.extend(client_lines(urls[0], name, key=bool(config.gateway.api_keys)))
             for line in told:
-                note(f"to ask: {line}")
+                say(f"to ask: {line}")
 
     job = launch.job(plan, leases, opened)
     stop.on_hangup = _reloads(job, arguments)

@@ -39,7 +39,7 @@ def serve_on_cluster(
     Raises:
         UsageError: an option of one machine.
     """
-    from turbofit.cli.output import answer, note
+    from turbofit.cli.output import answer, say
     from turbofit.launch.cluster.run import serve_cluster
 
     given = {*arguments.request.given(), *arguments.options.given()}
@@ -50,7 +50,7 @@ def serve_on_cluster(
         lambda stop: serve_cluster(
             config,
             stop,
-            say=note,
+            say=say,
             on_open=lambda urls: None if as_json else answer("".join(f"{u}\n" for u in urls)),
         )
     )
@@ -58,7 +58,7 @@ def serve_on_cluster(
         import json
 
         answer(json.dumps({"ended": ended.name}, indent=2) + "\n")
-    note("nothing of it is left on the cluster")
+    say("nothing of it is left on the cluster")
     return exit_code(ended)
 
 

@@ -77,7 +77,7 @@ def planned_models(
     assert config.request is not None
     if options.swap:
         return _in_turns(arguments, config, models)
-    from turbofit.cli.output import note
+    from turbofit.cli.output import say
     from turbofit.launch.serve.leases import Leases
     from turbofit.launch.serve.planner import measured
     from turbofit.planning.joint_plan import joint_plan
@@ -92,7 +92,7 @@ def planned_models(
         raise DoesNotFitError(
             joint.verdict, hint=joint.remedy or "see turbofit plan MODEL for what would fit"
         )
-    note(joint.verdict)
+    say(joint.verdict)
     made = [
         PlannedModel(
             arguments._replace(request=arguments.request.changed(**one)),
@@ -108,7 +108,7 @@ def _in_turns(
     arguments: ServeArguments, config: ServeConfig, models: Sequence[Options]
 ) -> tuple[list[PlannedModel], int]:
     """Each model by itself; as many run at once as budgets fit beside each other."""
-    from turbofit.cli.output import note
+    from turbofit.cli.output import say
     from turbofit.cli.serve_plan import preview
 
     assert config.request is not None
@@ -121,7 +121,7 @@ def _in_turns(
     if budget:
         free = min(gpu.free for one in made for gpu in one.plan.gpus)
         at_once = max(1, min(len(made), free // budget))
-    note(f"{len(made)} models take turns, {at_once} at once")
+    say(f"{len(made)} models take turns, {at_once} at once")
     return made, at_once
 
 
@@ -148,7 +148,7 @@ def serve_models(
     """
     from msgspec.structs import replace
 
-    from turbofit.cli.output import answer, note
+    from turbofit.cli.output import answer, note, say
     from turbofit.gateway.limits.request_limits import bounds_of
     from turbofit.gateway.models.models_gateway import ModelsGateway
     from turbofit.gateway.models.served_model import ServedModel
@@ -182,7 +182,7 @@ def serve_models(
             for one, model in zip(planned, models, strict=True)
         ]  # fmt: skip
         policy = ModelsPolicy(at_once=at_once, **options.policy_fields())
-        server = ModelsServer(sessions, front, policy, note)
+        server = ModelsServer(sessions, front, policy, say)
         ended = server.run(stop, lambda url: None if as_json else answer(f"{url}\n"))
     if as_json:
         runs = [str(folder) for folder in folders]
@@ -198,15 +198,15 @@ def _session(
     folders: deque[Path],
 ) -> ModelSession:
     """A model's engines, each start as `serve` would start it alone, in a folder of its own."""
-    from turbofit.cli.output import note
+    from turbofit.cli.output import say
     from turbofit.launch.models.model_session import ModelSession
     from turbofit.launch.serve.leases import Leases
     from turbofit.launch.serve.session import run_session
 
-    def say(text: str) -> None:
-        note(f"{model.name}: {text}")
+    def tell(text: str) -> None:
+        say(f"{model.name}: {text}")
 
-    launch = ServeLaunch(planned.arguments, planned.config, say, shared)
+    launch = ServeLaunch(planned.arguments, planned.config, tell, shared)
 
     def run(stop: StopSignal, publish: Callable[[Gateway], PublicSide]) -> object:
         with Leases() as leases:

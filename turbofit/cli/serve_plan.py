@@ -51,14 +51,14 @@ def planner_of(
     say: Callable[[str], None] | None = None,
 ) -> Planner:
     """What plans, or only reserves where a plan was given."""
-    from turbofit.cli.output import note
+    from turbofit.cli import output
     from turbofit.launch.serve.planner import Planner, can_rehearse
 
     # A server on pretend GPUs is its own rehearsal.
     rehearse = config.rehearse and not config.pretend and can_rehearse()
     leased = None if config.pretend else leases
     return Planner(
-        config.request, leased, say or note, rehearse=rehearse, doubled=doubled, fitted=fitted
+        config.request, leased, say or output.say, rehearse=rehearse, doubled=doubled, fitted=fitted
     )
 
 
@@ -95,13 +95,13 @@ def first_plan(
     request: PlanRequest, options: LaunchOptions, planner: Planner, version: str
 ) -> tuple[Plan, Options]:
     """The plan to begin with, and the learned changes that it was made with."""
-    from turbofit.cli.output import note
+    from turbofit.cli.output import say
     from turbofit.launch.serve.retry_memory import forget, recall
 
     plan, given = planner.make({}), request.given()
     if options.forget:
         if forget(plan, version, pretend=options.pretend):
-            note("forgot what earlier launches had learned")
+            say("forgot what earlier launches had learned")
         return plan, {}
     changes = recall(plan, version, pretend=options.pretend)
     changes = {name: value for name, value in changes.items() if name not in given}
@@ -110,9 +110,9 @@ def first_plan(
     said = ", ".join(f"{name} {value}" for name, value in changes.items())
     again = planner.make(changes)
     if not again.fits:
-        note(f"an earlier launch learned {said}, but nothing fits with it now")
+        say(f"an earlier launch learned {said}, but nothing fits with it now")
         return planner.make({}), {}
-    note(f"beginning with what an earlier launch learned: {said} (--forget drops it)")
+    say(f"beginning with what an earlier launch learned: {said} (--forget drops it)")
     return again, changes
 
 

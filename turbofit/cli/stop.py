@@ -9,6 +9,7 @@ from pydantic import Field
 from turbofit.cli.command import Argument, Option, command
 from turbofit.cli.fields import filled, options_of
 from turbofit.core.errors import UsageError
+from turbofit.core.progress import under_way
 from turbofit.core.validation import Metavar, Validated
 
 __all__ = ["stop"]
@@ -33,14 +34,15 @@ class StopOptions(Validated):
 )  # fmt: skip
 def stop(*, run: str | None, all: bool, **given: object) -> int:  # noqa: A002 - the option's name
     """Ask, and wait until the process is gone."""
-    from turbofit.cli.output import note
+    from turbofit.cli.output import say
     from turbofit.launch.serve.runs import chosen_run, running_servers, stop_server
 
     options = filled(StopOptions, given)
     if all and run is not None:
         raise UsageError(f"--all and {run!r} do not go together", hint="give one of them")
     for server in running_servers() if all else [chosen_run(run)]:
-        note(f"stopping {server.name} …")
-        stop_server(server, options.wait)
-        note(f"{server.name} has ended")
+        say(f"stopping {server.name} …")
+        with under_way(f"waiting for {server.name} to end"):
+            stop_server(server, options.wait)
+        say(f"{server.name} has ended")
     return 0

@@ -87,7 +87,7 @@ _PLANNING: Final = tuple(
 )
 def tune(*, model: str, html: str | None, as_json: bool, md: bool, **given: Any) -> int:
     """Tune and show; 3 where nothing meets the SLO, 130 where Ctrl-C ended it."""
-    from turbofit.cli.output import note
+    from turbofit.cli.output import say
     from turbofit.launch.serve.leases import Leases
     from turbofit.load.spec import LoadSpec
 
@@ -114,7 +114,7 @@ def tune(*, model: str, html: str | None, as_json: bool, md: bool, **given: Any)
 
     ended = run_until_signal(body)
     if isinstance(ended, signal.Signals):
-        note("stopped: the trials so far are kept, and the same command goes on from there")
+        say("stopped: the trials so far are kept, and the same command goes on from there")
         return exit_code(ended)
     show_tuning(ended, html, as_json=as_json, md=md)
     return 0 if ended.best is not None else DoesNotFitError.exit_code
@@ -146,19 +146,19 @@ def _request(model: str, given: dict[str, Any], load: LoadSpec) -> PlanRequest:
 
 
 def _forget(arguments: _TuneArguments) -> int:
-    from turbofit.cli.output import note
+    from turbofit.cli.output import say
     from turbofit.memory.calibrated import identity
     from turbofit.model.source import resolve_model
     from turbofit.observe.tuned import forget_tuned
 
     name = identity(resolve_model(arguments.model, revision=arguments.request.revision))
-    note(f"forgot {forget_tuned(name, pretend=arguments.kept_apart)} tunings")
+    say(f"forgot {forget_tuned(name, pretend=arguments.kept_apart)} tunings")
     return 0
 
 
 def _tune(arguments: _TuneArguments, leases: Leases) -> signal.Signals | Tuning:
     """Try and keep; the signal where one ended it."""
-    from turbofit.cli.output import note
+    from turbofit.cli.output import note, say
     from turbofit.launch.engine.environment import lmdeploy_if_needed
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.tune.journal import Journal
@@ -182,40 +182,40 @@ def _tune(arguments: _TuneArguments, leases: Leases) -> signal.Signals | Tuning:
     task = _task(arguments, request, usual, lmdeploy)
     known = _known(task)
     if known is not None and not options.again:
-        note("tuned before: --again tries again, --forget drops it")
+        say("tuned before: --again tries again, --forget drops it")
         return known
     key = tuned_key(*task.facts.values(), task.load.given(), task.goal, task.slo)
     journal = Journal(key, pretend=arguments.kept_apart)
     if journal.trials:
-        note(f"going on after {len(journal.trials)} trials of an earlier run")
+        say(f"going on after {len(journal.trials)} trials of an earlier run")
     runner = _runner(config, lmdeploy, leases)
-    result = try_all(task, journal, planner.make, runner.run, note)
+    result = try_all(task, journal, planner.make, runner.run, say)
     if isinstance(result, signal.Signals):
         return result
     try:
         if result.best is not None:
             keep_tuned(result)
     except (OSError, UsageError) as exc:
-        note(f"warning: the result is not kept: {exc}")
+        say(f"warning: the result is not kept: {exc}")
         return result
     journal.forget()
     return result
 
 
 def _runner(config: Any, lmdeploy: Lmdeploy, leases: Leases) -> TrialRunner:
-    from turbofit.cli.output import note
+    from turbofit.cli.output import say
     from turbofit.launch.serve.download import WeightsFetcher
     from turbofit.launch.tune.runner import TrialRunner
 
-    fetch = None if config.pretend else WeightsFetcher(note)
-    return TrialRunner(config, lmdeploy, leases, note, fetch=fetch)
+    fetch = None if config.pretend else WeightsFetcher(say)
+    return TrialRunner(config, lmdeploy, leases, say, fetch=fetch)
 
 
 def _task(
     arguments: _TuneArguments, request: PlanRequest, usual: Plan, lmdeploy: Lmdeploy
 ) -> TuneTask:
     """What there is to try, and under which load."""
-    from turbofit.cli.output import note
+    from turbofit.cli.output import say
     from turbofit.launch.tune.forecast import mean_request
     from turbofit.launch.tune.image_limit import smaller_limit
     from turbofit.launch.tune.slo import parse_seconds, parse_slo
@@ -233,8 +233,8 @@ def _task(
     found = choices(on_here, usual, mean, at_once, _kv_types(options.kv_types), prefix=prefix)
     smaller = smaller_limit(on_here, usual, load, mean, at_once)
     if smaller is not None:
-        note(str(smaller))
-    note(f"{len(found)} settings keep the promise of the plan; {options.starts} starts at most")
+        say(str(smaller))
+    say(f"{len(found)} settings keep the promise of the plan; {options.starts} starts at most")
     facts = {
         "model": identity(usual.model),
         "gpus": cards_of(usual.machine),

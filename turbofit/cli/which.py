@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from turbofit.cli.command import PATH, Option, command
 from turbofit.cli.fields import filled, options_of
 from turbofit.cli.options import FORMS, machine_options, model_argument, planning_options
+from turbofit.core.progress import under_way
 from turbofit.planning.which_request import WhichRequest
 
 if TYPE_CHECKING:
@@ -25,12 +26,11 @@ __all__ = ["which"]
 )
 def which(*, model: str | None, html: str | None, as_json: bool, md: bool, **given: Any) -> int:
     """Look and show; exit 3 where nothing keeps the promise."""
-    from turbofit.cli.output import patience
     from turbofit.core.errors import DoesNotFitError
     from turbofit.planning.which import which_cards, which_models
 
     request = filled(WhichRequest, {**given, "model": "-" if model is None else model})
-    with patience("planning for every machine" if model else "planning for every model"):
+    with under_way("planning for every machine" if model else "planning for every model"):
         found = which_models(request) if model is None else which_cards(request)
     _show(found, html, as_json=as_json, md=md)
     return 0 if found.keep else DoesNotFitError.exit_code

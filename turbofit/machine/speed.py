@@ -28,6 +28,7 @@ from turbofit.core.machine import (
     PairSpeed,
     ReduceSpeed,
 )
+from turbofit.core.progress import under_way
 from turbofit.core.state import state_dir
 from turbofit.core.struct import decode, to_json
 
@@ -77,9 +78,10 @@ def measure_speed(
     )
     lines = []
     try:
-        for fact in _facts(process, seconds + _GRACE):
-            lines.append(fact)
-            say(_told(fact))
+        with under_way("measuring cards and links with torch"):
+            for fact in _facts(process, seconds + _GRACE):
+                lines.append(fact)
+                say(_told(fact))
     finally:
         if process.poll() is None:
             process.kill()

@@ -6,15 +6,16 @@ as well (`bench.promises` plans thousands of such pairs). Each line is what `tur
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import datetime, timezone
-from typing import Final
+from typing import Final, TypeVar
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
+from turbofit.core.progress import Step, tell
 from turbofit.core.struct import known, to_builtins
 from turbofit.core.units import format_bytes
 from turbofit.core.version import __version__
@@ -28,6 +29,8 @@ from turbofit.planning.which_request import WhichRequest
 from turbofit.tuner.resolved_request import ResolvedRequest
 
 __all__ = ["COUNTS", "which_cards", "which_models"]
+
+_T = TypeVar("_T")
 
 #: GPUs of one machine that are tried.
 COUNTS: Final = (1, 2, 4, 8)
@@ -51,7 +54,11 @@ def which_cards(request: WhichRequest) -> Which:
         )
     model, errors = model_of(request), list[TurbofitError]()
     promise = request.changed(model=model, revision=None)
-    rows = [row for name in preset_names() for row in _of_card(promise, name, errors)]
+    rows = [
+        row
+        for name in _told("planning for every card", preset_names())
+        for row in _of_card(promise, name, errors)
+    ]
     _check(rows, errors)
     return _answer(
         request,
@@ -76,7 +83,10 @@ def which_models(request: WhichRequest) -> Which:
     name = on if isinstance(on, str) else machine.name
     promise, errors = request.changed(on=machine, gpus=None), list[TurbofitError]()
     found = [(preset, _preset(preset, errors)) for preset in known_presets()]
-    rows = [_of_model(promise, preset, model, name, errors) for preset, model in found]
+    rows = [
+        _of_model(promise, preset, model, name, errors)
+        for preset, model in _told("planning for every model", found)
+    ]
     _check(rows, errors)
     weights = {
         preset: 0 if isinstance(model, str) else model.weight_bytes for preset, model in found
@@ -89,6 +99,13 @@ def which_models(request: WhichRequest) -> Which:
         sorted((row for row in rows if not row.keeps), key=lambda row: row.model),
         machine=name,
     )
+
+
+def _told(doing: str, items: Collection[_T]) -> Iterator[_T]:
+    """The items, one by one, and how many of them are done."""
+    for done, item in enumerate(items):
+        tell(Step(doing, done, len(items)))
+        yield item
 
 
 def _of_card(promise: WhichRequest, name: str, errors: list[TurbofitError]) -> Iterator[Serving]:

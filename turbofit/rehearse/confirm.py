@@ -21,6 +21,7 @@ from turbofit.core.plan import (
     RehearsedCase,
     Term,
 )
+from turbofit.core.progress import under_way
 from turbofit.core.units import format_bytes
 from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
@@ -69,7 +70,11 @@ def rehearse_plan(plan: Plan) -> Plan:
 
 def _rehearsed(plan: Plan, group: int) -> Plan:
     """One group's view of the plan, with what its engine did."""
-    plan = plan.of_group(group)
+    with under_way("rehearsing on pretend GPUs"):
+        return _run(plan.of_group(group), group)
+
+
+def _run(plan: Plan, group: int) -> Plan:
     if plan.engine.on_torch:
         from turbofit.rehearse.torch.torch_planned import rehearse_pytorch_plan
 

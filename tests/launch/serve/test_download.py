@@ -14,6 +14,7 @@ from bench.common.plans import plausible_plan
 from turbofit.core.errors import LaunchError
 from turbofit.core.model import ModelSource
 from turbofit.core.plan import Plan
+from turbofit.core.progress import Step, listened
 from turbofit.launch.serve import download
 from turbofit.launch.serve.download import WeightsFetcher, with_weights
 
@@ -65,21 +66,40 @@ def test_a_run_fetches_once(hub, tmp_path: Path) -> None:
     assert len(said) == 1
 
 
-def test_it_takes_its_time(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "_TELL_SECONDS", 0.1)
-    # It comes to its end once it was told of.
-    gate = tmp_path / "gate"
+def test_how_far_it_is(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told to who listens, and said where nobody does; it ends once it was told of."""
+    monkeypatch.setattr(download, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(download, "_SAY_SECONDS", 0.0)
+    gate, blobs = tmp_path / "gate", tmp_path / "home/hub/models--org--name/blobs"
     os.mkfifo(gate)
-    hub(f"open({str(gate)!r}).close(); return {str(tmp_path)!r}")
+    blobs.mkdir(parents=True)
+    (blobs / "earlier").write_bytes(bytes(5))
+    hub(
+        f"open({str(blobs / 'new.incomplete')!r}, 'wb').write(bytes(1 << 18)); "
+        f"open({str(gate)!r}).close(); return {str(tmp_path)!r}"
+    )
+    heard: list[Step | None] = []
     said: list[str] = []
+
+    def hear(step: Step | None) -> None:
+        heard.append(step)
+        if step is not None and step.done == 1 << 18:
+            gate.write_text("")
 
     def say(line: str) -> None:
         said.append(line)
-        if sum(one.startswith("download: ") for one in said) == 1:
+        if line == "downloading org/name: 256 KiB of 1.0 MiB":
             gate.write_text("")
 
+    with listened(hear):
+        with_weights(hub_plan(), said.append)
+    assert heard[0] == Step("downloading org/name")
+    assert Step("downloading org/name", 1 << 18, 1 << 20, "bytes") in heard
+    assert heard[-1] is None
+    assert len(said) == 1
+    (blobs / "new.incomplete").unlink()
     with_weights(hub_plan(), say)
-    assert any(line.startswith("download: ") for line in said)
+    assert said[-1] == "downloading org/name: 256 KiB of 1.0 MiB"
 
 
 def test_what_goes_wrong(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from tests.model.merge.cases import LORA, digest, dyadic, load, make_adapter, ma
 from tests.model.merge.golden import CASES, GOLDEN
 from tests.waiting import HANG
 from turbofit.core.errors import PackageError, TurbofitError, UsageError
+from turbofit.core.progress import listened
 from turbofit.model.merge import output, shards, tensors
 from turbofit.model.merge.merge import merge
 from turbofit.model.source import resolve_model
@@ -304,15 +305,14 @@ def test_a_broken_adapter_is_not_merged(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_progress_is_said_within_a_file(tmp_path, monkeypatch):
-    from turbofit.model.merge import result
-
-    monkeypatch.setattr(result, "_PAUSE", -1.0)
-    base, lines = make_base(tmp_path / "base", shards=1), []
-    merged(tmp_path, base, make_adapter(tmp_path / "lora"), say=lines.append)
-    assert len(lines) == 22
-    written, total = lines[-1].split(" of ")
-    assert written == total
+def test_progress_is_told_within_a_file(tmp_path):
+    base, heard = make_base(tmp_path / "base", shards=1), []
+    with listened(heard.append):
+        merged(tmp_path, base, make_adapter(tmp_path / "lora"))
+    assert len(heard) == 21
+    assert {(step.doing, step.unit) for step in heard} == {("writing", "bytes")}
+    assert heard == sorted(heard)
+    assert heard[-1].done == heard[-1].total
 
 
 def test_a_quantised_base_is_refused(tmp_path):

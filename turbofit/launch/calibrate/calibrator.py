@@ -10,6 +10,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from turbofit.core.errors import LaunchError, TurbofitError
+from turbofit.core.progress import Step, tell
 from turbofit.core.units import format_bytes
 from turbofit.launch.engine.worst_requests import (
     every_worst,
@@ -115,6 +116,7 @@ class Calibrator:
         if self._progress.has(engine.group, name):
             self._say(f"{engine.name}: {name}: measured before")
             return None
+        tell(Step(f"{engine.name}: measuring {name}"))
         tokens = ask(question)
         self._take(engine, name, self._usage.read(engine))
         return tokens

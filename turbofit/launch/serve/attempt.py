@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import LaunchError
 from turbofit.core.plan import Command
+from turbofit.core.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
 from turbofit.launch.engine.launches import Launch, PretendLaunch, free_ports
 from turbofit.launch.engine.runner import module_runner
 from turbofit.launch.serve.checks import check_before
 from turbofit.launch.serve.forecast_check import as_launched, beside, lines
 from turbofit.launch.serve.gpu_monitor import GpuMonitor, memory_back, used_now, without
+from turbofit.launch.serve.start_progress import StartProgress
 from turbofit.launch.serve.supervisor import Server
 from turbofit.planning.commands import commands, module_of, private_commands, refuse_options
 
@@ -49,6 +51,7 @@ class Attempt:
     def __init__(self, job: Job, plan: Plan, number: int) -> None:
         self._job, self._plan, self._number = job, plan, number
         self._server: Server | None = None
+        self._start_progress: StartProgress | None = None
         self._front: PublicSide | None = None
         self._suspects: Suspects | None = None
         self._gpu_monitor: GpuMonitor | None = None
@@ -89,6 +92,7 @@ class Attempt:
         for warning in warnings:
             job.say(f"warning: {warning}")
         self._before = {} if config.pretend else used_now(self._plan)
+        self._start_progress = StartProgress(self._plan, self._before, pretend=config.pretend)
         if job.examiner is not None:
             job.examiner.begin(self._plan)
         self._server = Server(
@@ -159,6 +163,7 @@ class Attempt:
         job, plan, server = self._job, self._plan, self._server
         assert server is not None
         self.was_ready = True
+        self._tell_progress(server)
         used = {} if job.config.pretend else used_now(plan)
         engines = []
         for engine in server.engines:
@@ -225,6 +230,12 @@ class Attempt:
         if server is not None:
             phases = dict.fromkeys(engine.tracker.phase for engine in server.engines)
             self._enter(", ".join(phases))
+            self._tell_progress(server)
+
+    def _tell_progress(self, server: Server) -> None:
+        if self._start_progress is not None:
+            examined = self._job.examiner is not None
+            self._start_progress.look(server.engines, examined=examined)
 
     @property
     def _ready(self) -> bool:
@@ -251,7 +262,8 @@ class Attempt:
         if self._front is not None:
             if not urgent:
                 self._job.say("draining: what is under way may end")
-            self._front.stop(drain=not urgent)
+            with under_way("draining"):
+                self._front.stop(drain=not urgent)
         if self._job.shared is not None:
             # Others have come and gone since the launch: ours must go from what is there now.
             ours = self._ready and not self._job.config.pretend

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +20,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError
 from turbofit.core.log import LazyLogger
+from turbofit.core.progress import Step, listening, tell, under_way
 from turbofit.core.units import GIB, format_bytes
 from turbofit.model.modelscope_cache import cache_root, uses_modelscope
 
@@ -31,7 +33,8 @@ __all__ = ["WeightsFetcher", "with_weights"]
 
 _LOG: Final = LazyLogger(__name__)
 
-_TELL_SECONDS: Final = 10.0
+_LOOK_SECONDS: Final = 1.0
+_SAY_SECONDS: Final = 10.0
 _SPARE: Final = GIB
 
 #: Prints the folder; leaves out copies of the weights in other formats. The two packages take the
@@ -86,7 +89,7 @@ def with_weights(plan: Plan, say: Callable[[str], None]) -> Plan:
         return plan
     _check_disk(model.weight_bytes)
     say(f"phase: download ({model.hub_id}, {format_bytes(model.weight_bytes)})")
-    return _at(plan, _download(model.hub_id, model.revision or "", say))
+    return _at(plan, _download(model.hub_id, model.revision or "", model.weight_bytes, say))
 
 
 def _at(plan: Plan, folder: str) -> Plan:
@@ -117,7 +120,39 @@ def _check_disk(need: int) -> None:
         )
 
 
-def _download(name: str, revision: str, say: Callable[[str], None]) -> str:
+def _here(name: str) -> int:
+    """Bytes of a model in its hub's cache. Under: what a hub keeps elsewhere until it is whole."""
+    folder = _cache()
+    within = folder / "models" / name if uses_modelscope() else folder / _hub_folder(name) / "blobs"
+    found = 0
+    for parent, _, files in os.walk(within):
+        for file in files:
+            with suppress(OSError):
+                found += os.lstat(os.path.join(parent, file)).st_size
+    return found
+
+
+def _hub_folder(name: str) -> str:
+    return f"models--{name.replace('/', '--')}"
+
+
+def _communicated(
+    child: subprocess.Popen[str], name: str, size: int, say: Callable[[str], None]
+) -> tuple[str, str]:
+    """What the child wrote; meanwhile it is told how far it is, or said where nobody listens."""
+    before, said = _here(name), time.monotonic()
+    while True:
+        try:
+            return child.communicate(timeout=_LOOK_SECONDS)
+        except subprocess.TimeoutExpired:
+            step = Step(f"downloading {name}", _here(name) - before, size, "bytes")
+        tell(step)
+        if not listening() and time.monotonic() - said >= _SAY_SECONDS:
+            said = time.monotonic()
+            say(step.text)
+
+
+def _download(name: str, revision: str, size: int, say: Callable[[str], None]) -> str:
     guard = str(Path(__file__).parents[1] / "engine" / "guard.py")
     package = "modelscope" if uses_modelscope() else "huggingface_hub"
     command = [sys.executable, "-c", _CODE.format(package=package), name, revision]
@@ -129,12 +164,8 @@ def _download(name: str, revision: str, say: Callable[[str], None]) -> str:
     _LOG.info("%s of %s: process %d, into %s", package, name, child.pid, _cache())
     began = time.monotonic()
     try:
-        while True:
-            try:
-                out, errors = child.communicate(timeout=_TELL_SECONDS)
-                break
-            except subprocess.TimeoutExpired:
-                say(f"download: {time.monotonic() - began:.0f} s")
+        with under_way(f"downloading {name}"):
+            out, errors = _communicated(child, name, size, say)
     except BaseException:
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()

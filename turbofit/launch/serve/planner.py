@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import DoesNotFitError, PackageError, UsageError
+from turbofit.core.progress import under_way
 from turbofit.launch.serve.preflight import check_machine
 from turbofit.launch.serve.reservations import counted
 from turbofit.planning.plan import doubled_margin
@@ -61,13 +62,17 @@ class Planner:
         assert self._request is not None
         request = self._request.changed(**changes)
         if self._leases is None:
-            return self._made(request)
-        with self._leases.locked(lambda: self._say("waiting: another turbofit is planning")):
+            with under_way("planning"):
+                return self._made(request)
+        with under_way("planning"), self._leases.locked(self._wait):
             here = measured(self._leases, request.gpus)
             plan = self._made(request.changed(on=here, gpus=None))
             if plan.fits:
                 self._leases.reserve(plan)
         return plan
+
+    def _wait(self) -> None:
+        self._say("waiting: another turbofit is planning")
 
     def take(self, plan: Plan) -> None:
         """Reserve what a given plan needs, if the machine is still as it was.
@@ -79,7 +84,7 @@ class Planner:
         """
         if self._leases is None:
             return
-        with self._leases.locked(lambda: self._say("waiting: another turbofit is planning")):
+        with self._leases.locked(self._wait):
             check_machine(plan, measured(self._leases, None), fitted=self._fitted)
             self._leases.reserve(plan)
 

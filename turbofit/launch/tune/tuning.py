@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
+from turbofit.core.progress import under_way
 from turbofit.core.tuning import CurvePoint, EarlierTuning, SpeedFactor, TrialRecord, Tuning
 from turbofit.core.version import __version__
 from turbofit.launch.tune.runner import TrialEnd, figures_of
@@ -141,7 +142,8 @@ def _try(
         if not plan.fits:
             end = TrialEnd((), "unserved", plan.verdict, None, 0.0)
         else:
-            end = run(plan, [task.load])
+            with under_way(f"trial {number} of at most {task.starts}"):
+                end = run(plan, [task.load])
     except TurbofitError as exc:
         end = TrialEnd((), "unserved", exc.message, None, round(time.monotonic() - begun, 1))
     if end.signal is not None:
@@ -225,7 +227,8 @@ def _confirmed(
     say(f"the best is trial {winner.number}: its curve")
     try:
         plan = plan_of(dict(winner.options))
-        end = run(plan, [load for _, load in loads]) if plan.fits else None
+        with under_way("the curve of the best"):
+            end = run(plan, [load for _, load in loads]) if plan.fits else None
     except TurbofitError as exc:
         say(f"no curve: {exc.message}")
         return result

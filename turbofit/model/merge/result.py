@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from turbofit.core.errors import UsageError
+from turbofit.core.progress import Step, tell
 from turbofit.core.units import format_bytes
 from turbofit.model.config import Section
 from turbofit.model.folder import INDEX, FolderFiles
@@ -29,8 +29,6 @@ _WEIGHTS: Final = (
     ".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".index.json",
 )  # fmt: skip
 _SLACK: Final = 1 << 20
-#: Seconds between two lines of progress.
-_PAUSE: Final = 5.0
 _GROWING: Final = ("embed_tokens.weight", "lm_head.weight")
 
 
@@ -149,7 +147,13 @@ def write(result: Result, folder: str, target: str, say: Callable[[str], None]) 
     if len(result.files) > 1 or source.size(INDEX) is not None:
         texts[INDEX] = index_of(result.files)
     tensors = (piece for pieces in result.files.values() for piece in pieces)
-    done = _progress(sum(piece.stored.bytes for piece in tensors), say)
+    total, written = sum(piece.stored.bytes for piece in tensors), 0
+
+    def done(size: int) -> None:
+        nonlocal written
+        written += size
+        tell(Step("writing", written, total, "bytes"))
+
     with staged(target, result.bytes + small) as temporary:
         for name in result.copies:
             copy_file(os.path.join(folder, name), os.path.join(temporary, name))
@@ -163,20 +167,6 @@ def write(result: Result, folder: str, target: str, say: Callable[[str], None]) 
             )
             write_shard(os.path.join(temporary, name), pieces, done)
     return tuple(sorted({*result.files, *texts, *result.copies}))
-
-
-def _progress(total: int, say: Callable[[str], None]) -> Callable[[int], None]:
-    """Adds up bytes, and says how far it is every few seconds."""
-    written, said = 0, time.monotonic()
-
-    def done(size: int) -> None:
-        nonlocal written, said
-        written += size
-        if time.monotonic() - said > _PAUSE:
-            said = time.monotonic()
-            say(f"{format_bytes(written)} of {format_bytes(total)}")
-
-    return done
 
 
 def _size(pieces: Sequence[ShardPiece]) -> int:

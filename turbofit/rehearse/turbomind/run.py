@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from turbofit.core.log import LazyLogger
+from turbofit.core.progress import Step, listening, tell
 from turbofit.pretend.build import build
 from turbofit.pretend.documents import dumped
 from turbofit.pretend.environment import cuda_site, find_turbofit, pretend_environment
@@ -181,12 +182,25 @@ def _watch(process: subprocess.Popen[bytes], log: _Log, spec: Spec, folder: Path
                     process.wait()
                     return None
                 log.feed(data)
+            _tell(spec, folder)
             if log.hangs and "ready" not in read_notes(folder).get("seconds", {}):
                 process.kill()
                 return "hang"
             if time.monotonic() > deadline:
                 process.send_signal(signal.SIGKILL)
                 return "timeout"
+
+
+def _tell(spec: Spec, folder: Path) -> None:
+    """How far the child is, where somebody listens."""
+    if not listening():
+        return
+    notes = read_notes(folder)
+    if "running" in notes:
+        done = len(notes.get("cases", ()))
+        tell(Step("rehearsing worst cases on pretend GPUs", done, len(spec.cases)))
+    else:
+        tell(Step("starting the engine on pretend GPUs"))
 
 
 def new_folder(parent: Path | None = None) -> Path:

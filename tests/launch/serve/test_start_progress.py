@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bench.common.plans import plausible_plan
+from turbofit.core.progress import Step, listened, under_way
+from turbofit.launch.serve import start_progress
+from turbofit.launch.serve.start_progress import StartProgress
+
+PLAN = plausible_plan(gpus=2, tp=2)
+WEIGHTS, CONTEXT = (
+    [sum(term.bytes for term in one.ledger if term.phase == phase) for one in PLAN.gpus]
+    for phase in ("weights", "context")
+)
+
+
+def engine(phase: str, group: int = 0) -> Any:
+    state = "ready" if phase == "ready" else "starting"
+    tracker = SimpleNamespace(phase=phase, warming=None)
+    return SimpleNamespace(state=state, tracker=tracker, group=group, start_command=None)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
+    """What the GPUs have in use, by the driver."""
+    found: dict[int, int] = {}
+    monkeypatch.setattr(start_progress, "used_now", lambda _: dict(found))
+    return found
+
+
+def test_weights_are_what_came_onto_the_gpus(used: dict[int, int]) -> None:
+    before, clock = {0: 7 << 20, 1: 0}, Clock()
+    progress, heard = StartProgress(PLAN, before, pretend=False, clock=clock), []
+    with listened(heard.append):
+        progress.look([engine("weights")])
+        used |= {0: before[0] + CONTEXT[0] + 1000, 1: CONTEXT[1] - 5}
+        progress.look([engine("weights")])  # not a second later: nobody looks
+        clock.now = 1.0
+        progress.look([engine("weights")])
+        used[0] += WEIGHTS[0] + 1  # more than the plan's is something else
+        clock.now = 2.0
+        progress.look([engine("weights")])
+    total = sum(WEIGHTS)
+    assert heard == [
+        Step("loading weights", done, total, "bytes") for done in (0, 0, 1000, WEIGHTS[0])
+    ]
+
+
+def test_the_slowest_engines_are_told_of() -> None:
+    progress, heard = StartProgress(PLAN, {}, pretend=False), []
+    with listened(heard.append), under_way("trial 1"):
+        progress.look([engine("warm-up"), engine("check", 1)])
+        progress.look([engine("check"), engine("check", 1)])
+        progress.look([engine("ready"), engine("check", 1)])
+        progress.look([engine("ready"), engine("ready", 1)])
+        progress.look([engine("ready"), engine("ready", 1)])
+    assert heard == [
+        Step("trial 1"),
+        Step("warming up", detail="1 of 2 engines"),
+        Step("answering worst-case requests", detail="2 of 2 engines"),
+        Step("answering worst-case requests", detail="1 of 2 engines"),
+        Step("trial 1"),
+        None,
+    ]
+
+
+def test_the_length_that_warms_up_is_told() -> None:
+    warming = engine("warm-up")
+    warming.tracker.warming = 4096
+    heard: list[Step | None] = []
+    with listened(heard.append):
+        StartProgress(PLAN, {}, pretend=False).look([warming])
+    assert heard == [Step("warming up", detail="4,096 tokens")]
+
+
+def test_an_examiner_tells_itself_what_it_measures() -> None:
+    heard: list[Step | None] = []
+    with listened(heard.append):
+        StartProgress(PLAN, {}, pretend=False).look([engine("serving")], examined=True)
+    assert heard == []
+
+
+def test_nobody_looks_at_gpus_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[object] = []
+    monkeypatch.setattr(start_progress, "used_now", looks.append)
+    StartProgress(PLAN, {}, pretend=False).look([engine("weights")])
+    assert looks == []

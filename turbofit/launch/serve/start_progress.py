@@ -1,0 +1,134 @@
+"""How far engines are that start, told while they do: their phase, and the weights on the GPUs."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.progress import Step, listening, now, tell
+from turbofit.launch.serve.gpu_monitor import used_now
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from turbofit.core.plan import GpuLedger, Phase, Plan
+    from turbofit.launch.engine.pretended import PretendReader
+    from turbofit.launch.engine.startup_tracker import EnginePhase
+    from turbofit.launch.engine.supervised_engine import SupervisedEngine
+
+__all__ = ["StartProgress"]
+
+_DOING: Final[dict[EnginePhase, str]] = {
+    "starting": "starting the engine",
+    "weights": "loading weights",
+    "cache": "allocating the KV cache",
+    "warm-up": "warming up",
+    "serving": "waiting for the first answer",
+    "check": "answering worst-case requests",
+}
+#: Seconds between two looks at the GPUs.
+_EVERY: Final = 1.0
+
+
+class StartProgress:
+    """Tells what the slowest engines of a plan do, until all are ready.
+
+    Args:
+        plan: what is launched.
+        before: bytes in use on each GPU before the launch.
+        pretend: the GPUs are pretend ones, which hold what their timelines say.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        before: Mapping[int, int],
+        *,
+        pretend: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._plan, self._before, self._pretend, self._clock = plan, before, pretend, clock
+        self._looked, self._loaded = float("-inf"), 0
+        self._told = False
+        #: What was going on when the engines were started.
+        self._around: Step | None = None
+        self._readers: dict[int, PretendReader] = {}
+
+    def look(self, engines: Sequence[SupervisedEngine], *, examined: bool = False) -> None:
+        """Tell what they do now.
+
+        Args:
+            engines: all of the plan.
+            examined: an examiner tells what is asked of an engine that serves.
+        """
+        if not listening():
+            return
+        starting = [one for one in engines if one.state == "starting"]
+        if not starting:
+            if self._told:
+                self._told = False
+                tell(self._around)
+            return
+        if not self._told:
+            self._told, self._around = True, now()
+        phases = list(_DOING)
+        phase = min((one.tracker.phase for one in starting), key=phases.index)
+        if examined and phase in ("serving", "check"):
+            return
+        here = [one for one in starting if one.tracker.phase == phase]
+        detail = f"{len(here)} of {len(engines)} engines" if len(engines) > 1 else ""
+        if phase == "weights":
+            tell(Step(_DOING[phase], *self._weights(engines), "bytes", detail))
+            return
+        if phase == "warm-up" and here[0].tracker.warming is not None:
+            detail = f"{here[0].tracker.warming:,} tokens{', ' * bool(detail)}{detail}"
+        tell(Step(_DOING[phase], detail=detail))
+
+    def _weights(self, engines: Sequence[SupervisedEngine]) -> tuple[int, int]:
+        """Bytes of weights on the GPUs, and those that there will be.
+
+        Over where a neighbour grows meanwhile, or the CUDA context is larger than the plan's; under
+        while what was read is in host memory.
+        """
+        moment = self._clock()
+        if moment - self._looked >= _EVERY:
+            self._looked, used = moment, self._used(engines)
+            self._loaded = sum(
+                min(max(used.get(one.index, 0) - self._empty(one), 0), _bytes(one, "weights"))
+                for one in self._plan.gpus
+            )
+        return self._loaded, sum(_bytes(one, "weights") for one in self._plan.gpus)
+
+    def _empty(self, card: GpuLedger) -> int:
+        """What a GPU has in use with an engine on it that has loaded nothing."""
+        return self._before.get(card.index, card.used) + _bytes(card, "context")
+
+    def _used(self, engines: Sequence[SupervisedEngine]) -> dict[int, int]:
+        """Bytes in use on each GPU."""
+        if not self._pretend:
+            return used_now(self._plan)
+        timelines = [
+            (one.group, one.start_command.timeline)
+            for one in engines
+            if one.start_command is not None and one.start_command.timeline is not None
+        ]
+        return {
+            seen.gpu: seen.held
+            for group, timeline in timelines
+            for seen in self._reader(group, timeline).seen()
+        }
+
+    def _reader(self, group: int, timeline: Path) -> PretendReader:
+        """The one of an engine's start: each start has its own timeline."""
+        from turbofit.launch.engine.pretended import PretendReader
+
+        reader = self._readers.get(group)
+        if reader is None or reader.timeline != timeline:
+            reader = self._readers[group] = PretendReader(self._plan, group, timeline)
+        return reader
+
+
+def _bytes(card: GpuLedger, phase: Phase) -> int:
+    return sum(term.bytes for term in card.ledger if term.phase == phase)
