@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.waiting import HANG
+from turbofit.cli import progress_display
+
 #: The same examples on every machine; `--hypothesis-profile explore` draws others.
 settings.register_profile("turbofit", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
@@ -42,3 +45,11 @@ def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "XDG_STATE_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_progress() -> Iterator[None]:
+    """A busy machine would add lines of progress to what commands of this process say."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress_display, "_PATIENCE", HANG)
+        yield

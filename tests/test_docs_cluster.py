@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from turbofit.cli.main import main
-from turbofit.launch.cluster.nodes import PRETEND_ON
+from turbofit.launch.cluster.nodes import NODE_SPEC
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "cluster.md").read_text()
@@ -71,7 +71,7 @@ def test_names_are_the_codes() -> None:
     from turbofit.core.cluster import CLUSTER_STATUS_SCHEMA
 
     for name in (
-        PRETEND_ON,
+        NODE_SPEC,
         CLUSTER_STATUS_SCHEMA,
         "RAY_USE_TLS",
         "turbofit_gateway_retried_total",

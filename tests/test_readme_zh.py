@@ -57,3 +57,11 @@ def test_accuracy_is_the_english_ones() -> None:
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", CHINESE):
         assert (ROOT / target).exists(), target
+
+
+def test_the_glossary_has_its_words() -> None:
+    glossary = (ROOT / "docs" / "architecture.md").read_text().split("| word | Chinese |")[1]
+    rows = re.findall(r"^\| ([^|-]+) \| ([^|]+) \|$", glossary.split("\n## ")[0], re.MULTILINE)
+    assert len(rows) >= 15
+    for word, chinese in rows:
+        assert chinese.split("(")[0] in CHINESE, word

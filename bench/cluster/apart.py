@@ -109,7 +109,7 @@ def node(name: str, number: int, spec: str) -> Iterator[None]:
             run(*inside, "ip", *words)
         with ray(
             name, "--address", f"{HEAD}:{PORT}", "--num-gpus", spec.partition("x")[0],
-            inside=space, address=address, TURBOFIT_PRETEND_ON=spec,
+            inside=space, address=address, TURBOFIT_NODE_SPEC=spec,
         ):  # fmt: skip
             yield
     finally:

@@ -61,7 +61,7 @@ class Cloud:
             num_gpus=gpus,
             wait=False,
             env_vars={
-                "TURBOFIT_PRETEND_ON": spec,
+                "TURBOFIT_NODE_SPEC": spec,
                 "CLOUD": self.mark,
                 **ENVIRONMENT,
                 **PATIENT,

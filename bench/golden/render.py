@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
+import math
 import os
 import re
 import runpy
@@ -12,7 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,6 +100,9 @@ class Workplace:
 def workplace() -> Iterator[Workplace]:
     """A `Workplace` in a folder of its own, which is gone afterwards."""
     here = Path.cwd()
+    with suppress(ModuleNotFoundError):  # an older turbofit has none
+        # What takes a second on a busy machine would tell so on stderr.
+        importlib.import_module("turbofit.cli.progress_display")._PATIENCE = math.inf
     with tempfile.TemporaryDirectory(prefix="golden-") as name:
         folder = Path(name).resolve()
         os.chdir(folder)

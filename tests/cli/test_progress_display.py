@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 
 from tests.cli.screen import Screen, screen_of
-from turbofit.cli import output
+from turbofit.cli import output, progress_display
 from turbofit.cli.progress_display import ProgressDisplay
 from turbofit.core.progress import Step, listened, listening, now, tell, under_way
 
@@ -145,6 +145,7 @@ class Clock:
 def display(monkeypatch: pytest.MonkeyPatch) -> ProgressDisplay:
     """One whose thread never looks: the test does."""
     monkeypatch.setattr(ProgressDisplay, "_run", lambda self: None)
+    monkeypatch.setattr(progress_display, "_PATIENCE", 1.0)
     return ProgressDisplay(io.StringIO(), in_place=False, clock=Clock())
 
 

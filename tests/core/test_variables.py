@@ -24,12 +24,12 @@ def test_values(tmp_path: Path) -> None:
             "TURBOFIT_API_KEY": "sk-c\n",
             "TURBOFIT_UPSTREAM_KEY": "d",
             "TURBOFIT_LEASES": str(tmp_path),
-            "TURBOFIT_PRETEND_ON": "2xrtx3090",
+            "TURBOFIT_NODE_SPEC": "2xrtx3090",
         }
     )
     assert found.api_keys == ("sk-a", "sk-b")
     assert (found.api_key, found.upstream_key) == ("sk-c", "d")
-    assert (found.leases, found.pretend_on) == (tmp_path, "2xrtx3090")
+    assert (found.leases, found.node_spec) == (tmp_path, "2xrtx3090")
 
 
 @pytest.mark.parametrize("name", ["TURBOFIT_API_KEYS", "TURBOFIT_API_KEY", "TURBOFIT_UPSTREAM_KEY"])

@@ -109,7 +109,7 @@ def test_the_program_runs_on_what_is_built(site: Path, tmp_path: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(site / "torch" / "lib" / "libc10_cuda.so")],
-        env={**os.environ, "LD_LIBRARY_PATH": str(folder), "TURBOFIT_PRETEND_VERBOSE": "1"},
+        env={**os.environ, "LD_LIBRARY_PATH": str(folder), "TURBOFIT_TRACE_STUBS": "1"},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     # Libraries that compute say that they did; the driver says that it cannot.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError, TurbofitError, error_from
+from turbofit.core.variable_names import without_options
 from turbofit.launch.engine import guard
 from turbofit.launch.engine.launches import free_ports
 from turbofit.launch.serve.runs import recorded_runs
@@ -66,7 +67,7 @@ class ServerProcess:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, "TURBOFIT_API_KEY": self.key},
+            env={**without_options(os.environ), "TURBOFIT_API_KEY": self.key},
             start_new_session=True,  # Ctrl-C reaches us alone, and we end it
             limit=1 << 20,
         )  # fmt: skip

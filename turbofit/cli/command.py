@@ -6,7 +6,9 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from click.core import ParameterSource
 
+from turbofit.cli.option_variables import check_names, named_source, value_of
 from turbofit.cli.output import PAGE_WIDTH, answer, progress, verbose_log
 from turbofit.core.errors import UsageError
 
@@ -59,6 +61,10 @@ class Option(click.Option):
         #: Whether it may stand without a value.
         self.bare = self.is_flag or self.count or "flag_value" in attributes
 
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        """What its variable says, as click asks for it."""
+        return value_of(ctx, self) if self.allow_from_autoenv else None
+
 
 class Argument(click.Argument):
     """click's, with a line in the help page."""
@@ -102,7 +108,7 @@ class CliCommand(click.Command):
         quiet = Option("-q", "--quiet", is_flag=True, help="no progress on stderr")
         show_help = Option(
             "-h", "--help", is_flag=True, is_eager=True, expose_value=False, callback=_print_help,
-            help="this page",
+            help="this page", allow_from_autoenv=False,
         )  # fmt: skip
         super().__init__(
             None,
@@ -134,16 +140,37 @@ class CliCommand(click.Command):
                 ctx, options if ctx.resilient_parsing else self._repeated(options)
             )
         except click.UsageError as exc:
-            raise _usage_error(exc, ctx) from None
+            raise _with_source(_usage_error(exc, ctx), ctx) from None
         if self.takes_rest:
             ctx.params["rest"] = rest
-        forms = [one for one in self.params if isinstance(one, Option) and one.form]
-        given = [one.opts[0] for one in forms if one.name and ctx.params[one.name]]
-        if len(given) > 1 and not ctx.resilient_parsing:
-            raise UsageError(
-                f"{given[0]} and {given[1]} do not go together", hint="give one of the two"
-            )
+        if not ctx.resilient_parsing:
+            check_names(ctx)
+            self._check_forms(ctx)
         return left
+
+    def _check_forms(self, ctx: click.Context) -> None:
+        """One form of the answer at most; the command line's goes before the environment's.
+
+        Raises:
+            UsageError: two were asked for in the same place.
+        """
+        forms = [one for one in self.params if isinstance(one, Option) and one.form]
+        given = {one.name: one for one in forms if one.name and ctx.params[one.name]}
+        typed = {
+            name: one
+            for name, one in given.items()
+            if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        }
+        if typed:
+            for name in given.keys() - typed.keys():
+                ctx.params[name] = given[name].get_default(ctx) or None
+        first, *others = (typed or given).values() or (None,)
+        if first is not None and others:
+            error = UsageError(
+                f"{first.opts[0]} and {others[0].opts[0]} do not go together",
+                hint="give one of the two",
+            )
+            raise _with_source(error, ctx)
 
     def _repeated(self, arguments: Sequence[str]) -> list[str]:
         """``--option a b`` as ``--option a --option b``; of such an option the last one counts.
@@ -187,8 +214,12 @@ class CliCommand(click.Command):
                 hint="run it on Linux, or in WSL 2; plan, predict, machine and report work here",
             )
         quiet, as_json = ctx.params.pop("quiet"), bool(ctx.params.get("as_json"))
-        with progress(quiet=quiet, as_json=as_json), verbose_log(ctx.params.pop("verbose")):
-            return super().invoke(ctx)
+        try:
+            with progress(quiet=quiet, as_json=as_json), verbose_log(ctx.params.pop("verbose")):
+                return super().invoke(ctx)
+        except UsageError as exc:
+            _with_source(exc, ctx)
+            raise
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The first line."""
@@ -273,6 +304,14 @@ def _usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
         return UsageError(f"{_spelled(exc.param, ctx)}: {exc.message.rstrip('.')}", hint=hint)
     text = exc.format_message().rstrip(".")
     return UsageError(text[:1].lower() + text[1:], hint=hint)
+
+
+def _with_source(exc: UsageError, ctx: click.Context) -> UsageError:
+    """The error, which says of an option of the environment that it is from there."""
+    said = named_source(ctx, exc.message)
+    if said:
+        exc.hint = f"{exc.hint} ({said})"
+    return exc
 
 
 def _spelled(param: click.Parameter, ctx: click.Context) -> str:

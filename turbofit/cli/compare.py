@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from turbofit.cli.command import PATH, Argument, command
-from turbofit.cli.options import FORMS
+from turbofit.cli.options import FORMS, FULL
 
 __all__ = ["compare"]
 
@@ -16,9 +16,10 @@ _WHAT: Final = "a plan, prediction or rehearsal that was saved, a run's folder, 
 @command(
     Argument("a", metavar="A", type=PATH, explained=_WHAT),
     Argument("b", metavar="B", type=PATH, explained="another one"),
+    FULL,
     *FORMS,
 )
-def compare(a: str, b: str, as_json: bool, md: bool) -> int:
+def compare(a: str, b: str, full: bool, as_json: bool, md: bool) -> int:
     """Read both and show what differs."""
     from turbofit.cli.output import answer, show
     from turbofit.report.compare import compare, compare_blocks
@@ -29,6 +30,10 @@ def compare(a: str, b: str, as_json: bool, md: bool) -> int:
         from turbofit.core.struct import to_json
 
         answer(to_json(found))
-    else:
+    elif full or md:
         show(compare_blocks(found), markdown=md)
+    else:
+        from turbofit.report.views.compare_summary import compare_summary
+
+        show(compare_summary(found))
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turbofit.cli.command import PATH, Option, command
-from turbofit.cli.options import FORMS, machine_options
+from turbofit.cli.options import FORMS, FULL, machine_options
 
 if TYPE_CHECKING:
     from turbofit.core.machine import Machine
@@ -21,10 +21,18 @@ __all__ = ["machine"]
         is_flag=True,
         help="measure cards and links with torch, in a minute, and keep it for later plans",
     ),
+    FULL,
     *FORMS,
 )
 def machine(
-    *, on: str | None, gpus: str | None, save: str | None, measure: bool, as_json: bool, md: bool
+    *,
+    on: str | None,
+    gpus: str | None,
+    save: str | None,
+    measure: bool,
+    full: bool,
+    as_json: bool,
+    md: bool,
 ) -> int:
     """Measure, keep, show."""
     from turbofit.cli.output import answer, say, show
@@ -39,10 +47,14 @@ def machine(
         say(f"saved to {save}")
     if as_json:
         answer(to_json(found))
-    else:
+    elif full or md:
         from turbofit.report.views.machine_view import machine_view
 
         show(machine_view(found), markdown=md)
+    else:
+        from turbofit.report.views.machine_summary import machine_summary
+
+        show(machine_summary(found))
     return 0
 
 

@@ -12,6 +12,7 @@ import turbofit
 from turbofit.cli.command import split_rest
 from turbofit.cli.commands import COMMANDS, TURBOFIT, unknown_command
 from turbofit.cli.completion import COMPLETE_VARIABLE, complete
+from turbofit.cli.option_variables import ROOT, is_switched_on
 from turbofit.cli.output import complain, prepare_streams
 from turbofit.core.errors import PackageError, TurbofitError
 
@@ -39,7 +40,7 @@ def entry() -> None:
 def main(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code. Nothing but ``SystemExit`` gets out."""
     prepare_streams()
-    as_json = "--json" in split_rest(argv)[0]
+    as_json = _wants_json(argv)
     try:
         return _run(list(argv))
     except click.exceptions.Exit as exc:
@@ -68,9 +69,14 @@ def _run(argv: list[str]) -> int:
         argv = [name := "version"]
     elif name not in COMMANDS:
         raise unknown_command(name)
-    with TURBOFIT.make_context("turbofit", [name, *argv[1:]]) as ctx:
+    with TURBOFIT.make_context("turbofit", [name, *argv[1:]], auto_envvar_prefix=ROOT) as ctx:
         code: int = TURBOFIT.invoke(ctx)
     return code
+
+
+def _wants_json(argv: Sequence[str]) -> bool:
+    """Whether errors are JSON too: of a command line that may not be readable."""
+    return "--json" in split_rest(argv)[0] or (bool(argv) and is_switched_on(argv[0], "json"))
 
 
 def _missing(exc: ModuleNotFoundError) -> PackageError | None:

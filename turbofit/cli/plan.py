@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from turbofit.cli.command import Option, command
 from turbofit.cli.fields import filled, options_of
-from turbofit.cli.models_options import SharesOptions
 from turbofit.cli.options import (
     FORMS,
     FULL,
@@ -15,6 +14,7 @@ from turbofit.cli.options import (
     planning_options,
     refuse_beside_cluster,
 )
+from turbofit.cli.shares_options import SharesOptions
 from turbofit.core.errors import UsageError
 from turbofit.core.progress import under_way
 
@@ -67,7 +67,7 @@ def plan(
             )
         each = each_model(click.get_current_context(), model)
         requests = [request.changed(**one) for one in each]
-        return _plan_together(requests, shares, as_json=as_json, md=md)
+        return _plan_together(requests, shares, model, full=full, as_json=as_json, md=md)
     if cluster is not None:
         one_machine = {*request.given(), *(["rehearse"] if rehearse else [])}
         instead = ", or plan for that machine alone"
@@ -80,7 +80,13 @@ def plan(
 
 
 def _plan_together(
-    requests: list[PlanRequest], shares: tuple[float, ...], *, as_json: bool, md: bool
+    requests: list[PlanRequest],
+    shares: tuple[float, ...],
+    names: tuple[str, ...],
+    *,
+    full: bool,
+    as_json: bool,
+    md: bool,
 ) -> int:
     """Plan several models on the same cards and show; exit 3 where they do not fit together."""
     from turbofit.cli.output import answer, show
@@ -92,9 +98,9 @@ def _plan_together(
     if as_json:
         answer(found.to_json())
     else:
-        from turbofit.report.views.joint_view import joint_view
+        from turbofit.report.views.joint_view import joint_summary, joint_view
 
-        show(joint_view(found), markdown=md)
+        show(joint_view(found) if full or md else joint_summary(found, names), markdown=md)
     return 0 if found.fits else DoesNotFitError.exit_code
 
 

@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from turbofit.cli.command import PATH, WORDS, Argument, Option
+from turbofit.cli.option_variables import TRUE
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,13 +32,16 @@ __all__ = [
 #: What is read where neither a model nor a profile is named.
 PROFILE: Final = "turbofit.yaml"
 _META: Final = "turbofit.profile"
+#: Where a value stands that a profile does not change.
+_BEFORE_PROFILES: Final = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
 
 
 def sections() -> dict[str, ProfileSection]:
     """What may stand in a profile, by its heading: the fields that the command line is made of."""
     from turbofit.cli.gateway_options import GatewayOptions
     from turbofit.cli.launch_options import ServeOptions
-    from turbofit.cli.models_options import ModelsOptions, SharesOptions
+    from turbofit.cli.models_options import ModelsOptions
+    from turbofit.cli.shares_options import SharesOptions
     from turbofit.core.profile import ProfileSection
     from turbofit.planning.request import ENGINE_OPTIONS, GROUPS, PlanRequest
 
@@ -111,7 +115,8 @@ def read_again(ctx: click.Context) -> Options:
         UsageError: something in the profile is wrong.
     """
     words = list(ctx.meta[WORDS])
-    with ctx.command.make_context(ctx.info_name, words) as again:
+    made = ctx.command.make_context(ctx.info_name, words, auto_envvar_prefix=ctx.auto_envvar_prefix)
+    with made as again:
         return {name: value for name, value in again.params.items() if name != "verbose"}
 
 
@@ -168,7 +173,7 @@ def each_model(ctx: click.Context, names: Sequence[str]) -> list[Options]:
         values = {
             name: _as_default(profile, one)
             for name, one in entry.values.items()
-            if name == "model" or ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE
+            if name == "model" or ctx.get_parameter_source(name) not in _BEFORE_PROFILES
         }
         found.append(filled(PlanRequest, values).given())
     return found
@@ -200,9 +205,5 @@ def _as_default(profile: Profile, one: ProfileValue) -> Any:
         folder = profile.path.parent
         return lambda: tuple(secret_of(text, folder, one.where) for text in one.value)
     if form_of(section.kind.model_fields[one.name]).flag:
-        return str(one.value).lower() in _TRUE
+        return str(one.value).lower() in TRUE
     return one.value
-
-
-#: What pydantic takes for yes.
-_TRUE: Final = frozenset({"true", "yes", "on", "1", "y", "t"})

@@ -47,15 +47,21 @@ def _block(servers: list[RunningServer]) -> Block:
 
     if not servers:
         return Paragraph(text="no server of this user runs here")
-    titles = ("run", "model", "state", "pid", "address")
+    columns = (
+        Column(title="run"),
+        Column(title="model", aside=True),  # most of it stands in the run's name
+        Column(title="state", wrap=True),
+        Column(title="pid", right=True),
+        Column(title="address", wrap=True),
+    )
     rows = tuple(
         (
             one.name,
-            one.record.model + (" (pretend GPUs)" if one.record.pretend else ""),
-            one.state,
+            one.record.model,
+            one.state + (" (pretend GPUs)" if one.record.pretend else ""),
             str(one.record.pid),
-            ", ".join(one.record.urls),
+            " ".join(one.record.urls),
         )
         for one in servers
     )
-    return Table(columns=tuple(Column(title=title) for title in titles), rows=rows)
+    return Table(columns=columns, rows=rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli.client_lines import client_lines
@@ -10,12 +11,11 @@ from turbofit.cli.fields import filled, options_of
 from turbofit.cli.gateway_options import GatewayOptions
 from turbofit.cli.interrupt import exit_code, run_until_signal
 from turbofit.cli.launch_options import ServeOptions
-from turbofit.cli.models_options import ModelsOptions, SharesOptions
+from turbofit.cli.models_options import ModelsOptions
 from turbofit.cli.options import FORMS, machine_options, model_argument, planning_options
 from turbofit.cli.serve_cluster import serve_on_cluster
 from turbofit.cli.serve_launch import PRETEND, ServeLaunch
 from turbofit.cli.serve_plan import (
-    NO_MODEL,
     ServeArguments,
     given_request,
     launch_request,
@@ -23,6 +23,7 @@ from turbofit.cli.serve_plan import (
     show_commands,
     with_passed,
 )
+from turbofit.cli.shares_options import SharesOptions
 from turbofit.core.errors import UsageError
 from turbofit.core.progress import under_way
 
@@ -49,7 +50,7 @@ _CLUSTER: Final = ("cluster", "name", "gateways")
 
 @command(
     *model_argument(required=False, profile=True, several=True),
-    *options_of(ServeOptions, ["plan"]),
+    *options_of(ServeOptions, ["plan"], is_eager=True),  # a model is looked for where there is none
     Option(
         "-d",
         "--detach",
@@ -78,8 +79,11 @@ def serve(
     **given: Any,
 ) -> int:
     """Plan or read the plan, check, launch; 0 once a signal ended it in order."""
+    from turbofit.launch.serve.detached import DETACHED
     from turbofit.launch.serve.passthrough import sort_options
 
+    if DETACHED in os.environ:
+        detach = as_json = False
     options = filled(ServeOptions, given)
     public = filled(GatewayOptions, given)
     models = filled(ModelsOptions, given)
@@ -99,12 +103,18 @@ def serve(
             hint="leave --share or --swap out",
         )
     arguments = ServeArguments(request, options, passed)
+    if not model and not options.plan:
+        cluster = options.cluster is not None
+        raise UsageError(
+            f"{'--cluster' if cluster else 'serve'} needs a model",
+            hint="turbofit serve MODEL --cluster ray"
+            if cluster
+            else "turbofit serve MODEL, or --plan FILE",
+        )
+    if detach and not options.dry_run:
+        return _detached(as_json=as_json, cluster=options.cluster)
     if options.cluster is not None:
         return _on_cluster(arguments, public, as_json=as_json)
-    if not model and not options.plan:
-        raise UsageError("serve needs a model", hint="turbofit serve MODEL, or --plan FILE")
-    if detach and not options.dry_run:
-        return _detached(as_json=as_json)
     if options.dry_run:
         return show_commands(arguments, port=public.port, as_json=as_json, md=md)
     config = _config(arguments, public)
@@ -113,7 +123,7 @@ def serve(
     return _stoppable(arguments, config, as_json=as_json)
 
 
-def _detached(*, as_json: bool) -> int:
+def _detached(*, as_json: bool, cluster: str | None) -> int:
     """The same command in the background; its exit code where it does not open."""
     import click
 
@@ -131,7 +141,11 @@ def _detached(*, as_json: bool) -> int:
         for line in found.last_lines():
             note(line)
         return found.exit_code
-    say(f"process {found.pid} serves; turbofit ps, logs and stop; what it says is in {found.log}")
+    # Engines on other machines are no runs of this one.
+    how = "turbofit ps, logs and stop"
+    if cluster is not None:
+        how = f"turbofit cluster status --cluster {cluster} shows it, kill {found.pid} ends it"
+    say(f"process {found.pid} serves; {how}; what it says is in {found.log}")
     if as_json:
         answer(to_json({"url": found.url, "pid": found.pid, "log": str(found.log)}))
     else:
@@ -142,8 +156,6 @@ def _detached(*, as_json: bool) -> int:
 def _on_cluster(arguments: ServeArguments, public: GatewayOptions, *, as_json: bool) -> int:
     from turbofit.cli.output import note
 
-    if arguments.request.model == NO_MODEL:
-        raise UsageError("--cluster needs a model", hint="turbofit serve MODEL --cluster ray")
     if arguments.options.pretend:
         note(PRETEND)
     gateway = _gateway(public, arguments.passed)

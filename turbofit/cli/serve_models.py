@@ -146,37 +146,20 @@ def serve_models(
         UsageError: two have the same name.
         TurbofitError: one of the first models does not start.
     """
-    from msgspec.structs import replace
-
     from turbofit.cli.output import answer, note, say
-    from turbofit.gateway.limits.request_limits import bounds_of
-    from turbofit.gateway.models.models_gateway import ModelsGateway
-    from turbofit.gateway.models.served_model import ServedModel
-    from turbofit.gateway.thread import GatewayThread
     from turbofit.launch.models.models_server import ModelsPolicy, ModelsServer
     from turbofit.launch.serve.shared_cards import SharedCards
 
-    config = planned[0].config
-    assert config.gateway is not None
-    models = [ServedModel(one.name) for one in planned]
-    names = [model.name for model in models]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UsageError(
-            f"two models are called {twice}: clients could not choose between them",
-            hint="name each model once",
-        )
-    if config.pretend:
+    pretend = planned[0].config.pretend
+    models, front = _front(planned, wait=options.wait_seconds)
+    if pretend:
         note(PRETEND)
-    public = replace(config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend)
-    bounds = [bounds_of(one.plan) for one in planned]
-    front = GatewayThread(ModelsGateway(models, bounds, public, wait=options.wait_seconds))
     folders: deque[Path] = deque()
     with ExitStack() as stack:
         shared = None
         if at_once > 1:
             room = stack.enter_context(TemporaryDirectory(prefix="turbofit-cards-"))
-            shared = SharedCards(Path(room) / "cards" if config.pretend else None)
+            shared = SharedCards(Path(room) / "cards" if pretend else None)
         sessions = [
             _session(one, model, front, shared, folders)
             for one, model in zip(planned, models, strict=True)
@@ -188,6 +171,36 @@ def serve_models(
         runs = [str(folder) for folder in folders]
         answer(json.dumps({"ended": ended.name, "runs": runs}, indent=2) + "\n")
     return ended
+
+
+def _front(
+    planned: Sequence[PlannedModel], *, wait: float
+) -> tuple[list[ServedModel], GatewayThread[ModelsGateway]]:
+    """The models as clients see them, and the gateway of all.
+
+    Raises:
+        UsageError: two have the same name.
+    """
+    from msgspec.structs import replace
+
+    from turbofit.gateway.limits.request_limits import bounds_of
+    from turbofit.gateway.models.models_gateway import ModelsGateway
+    from turbofit.gateway.models.served_model import ServedModel
+    from turbofit.gateway.thread import GatewayThread
+
+    config = planned[0].config
+    assert config.gateway is not None
+    models = [ServedModel(one.name) for one in planned]
+    names = [model.name for model in models]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(
+            f"two models are called {twice}: clients could not choose between them",
+            hint="name each model once",
+        )
+    public = replace(config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend)
+    bounds = [bounds_of(one.plan) for one in planned]
+    return models, GatewayThread(ModelsGateway(models, bounds, public, wait=wait))
 
 
 def _session(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from turbofit.cli.command import PATH, Option, command
 from turbofit.cli.fields import filled, options_of
-from turbofit.cli.options import FORMS, machine_options, model_argument, planning_options
+from turbofit.cli.options import FORMS, FULL, machine_options, model_argument, planning_options
 from turbofit.core.progress import under_way
 from turbofit.planning.which_request import WhichRequest
 
@@ -21,10 +21,13 @@ __all__ = ["which"]
     *machine_options(),
     *options_of(WhichRequest, ("images_per_second", "all_counts")),
     Option("--html", metavar="FILE", type=PATH, form=True, help="one page; - for stdout"),
+    FULL,
     *FORMS,
     *planning_options(),
 )
-def which(*, model: str | None, html: str | None, as_json: bool, md: bool, **given: Any) -> int:
+def which(
+    *, model: str | None, html: str | None, full: bool, as_json: bool, md: bool, **given: Any
+) -> int:
     """Look and show; exit 3 where nothing keeps the promise."""
     from turbofit.core.errors import DoesNotFitError
     from turbofit.planning.which import which_cards, which_models
@@ -32,11 +35,11 @@ def which(*, model: str | None, html: str | None, as_json: bool, md: bool, **giv
     request = filled(WhichRequest, {**given, "model": "-" if model is None else model})
     with under_way("planning for every machine" if model else "planning for every model"):
         found = which_models(request) if model is None else which_cards(request)
-    _show(found, html, as_json=as_json, md=md)
+    _show(found, html, full=full, as_json=as_json, md=md)
     return 0 if found.keep else DoesNotFitError.exit_code
 
 
-def _show(found: Which, html: str | None, *, as_json: bool, md: bool) -> None:
+def _show(found: Which, html: str | None, *, full: bool, as_json: bool, md: bool) -> None:
     from turbofit.cli.output import answer, show, write_page
 
     if html:
@@ -48,6 +51,6 @@ def _show(found: Which, html: str | None, *, as_json: bool, md: bool) -> None:
 
         answer(to_json(found))
     else:
-        from turbofit.report.views.which_view import which_view
+        from turbofit.report.views.which_view import which_summary, which_view
 
-        show(which_view(found), markdown=md)
+        show(which_view(found) if full or md else which_summary(found), markdown=md)

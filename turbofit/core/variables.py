@@ -9,17 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from turbofit.core.errors import UsageError
 from turbofit.core.validation import Validated, parsed
+from turbofit.core.variable_names import NAMES, PREFIX, VARIABLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["EnvironmentVariables", "variables"]
 
-_PREFIX: Final = "TURBOFIT_"
-_NAMES: Final = (
-    "TURBOFIT_API_KEYS", "TURBOFIT_API_KEY", "TURBOFIT_UPSTREAM_KEY", "TURBOFIT_LEASES",
-    "TURBOFIT_PRETEND_ON",
-)  # fmt: skip
 #: Names of people's other variables are less like ours.
 _ALIKE: Final = 0.85
 
@@ -59,7 +55,7 @@ class EnvironmentVariables(Validated):
     api_key: Annotated[str, parsed(_key)] = ""
     upstream_key: Annotated[str, parsed(_key)] = ""
     leases: Annotated[Path | None, parsed(_folder)] = None
-    pretend_on: str = ""
+    node_spec: str = ""
 
 
 def variables(environ: Mapping[str, str] | None = None) -> EnvironmentVariables:
@@ -70,23 +66,23 @@ def variables(environ: Mapping[str, str] | None = None) -> EnvironmentVariables:
     """
     environ = os.environ if environ is None else environ
     _check_names(environ)
-    values = {_field(name): environ.get(name, "") for name in _NAMES}
+    values = {_field(name): environ.get(name, "") for name in NAMES}
     given = {field: value for field, value in values.items() if value.strip()}
-    return EnvironmentVariables.of_options(given, lambda field: _PREFIX + field.upper())
+    return EnvironmentVariables.of_options(given, lambda field: PREFIX + field.upper())
 
 
 def _check_names(environ: Mapping[str, str]) -> None:
     """A misspelt ``TURBOFIT_API_KEYS`` would open a server to everybody."""
-    known = [_field(name) for name in _NAMES]
+    known = [_field(name) for name in NAMES]
     for name in environ:
-        if name.startswith(_PREFIX) and name not in _NAMES:
+        if name.startswith(PREFIX) and name not in VARIABLES:
             near = get_close_matches(_field(name), known, n=1, cutoff=_ALIKE)
             if near:
                 raise UsageError(
                     f"{name} is no variable of turbofit",
-                    hint=f"did you mean {_PREFIX}{near[0].upper()}? See docs/environment.md",
+                    hint=f"did you mean {PREFIX}{near[0].upper()}? See docs/environment.md",
                 )
 
 
 def _field(name: str) -> str:
-    return name.removeprefix(_PREFIX).lower()
+    return name.removeprefix(PREFIX).lower()

@@ -2,7 +2,7 @@
 
 A generated entry point does nothing. Of a library that computes it says that it succeeded; of the
 runtime and the driver it says "not supported", since a caller would go on with outputs that nobody
-filled in. With ``TURBOFIT_PRETEND_VERBOSE`` in the environment each names itself once on stderr.
+filled in. With ``TURBOFIT_TRACE_STUBS`` in the environment each names itself once on stderr.
 A variable is zeros: its size is not known to who imports it, so it has room.
 """
 

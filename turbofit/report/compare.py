@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
+from msgspec.structs import replace
+
 from turbofit.core.messages import groups_of, indices
 from turbofit.core.struct import Struct, const
 from turbofit.core.units import MIB, mib
@@ -12,13 +14,16 @@ from turbofit.report.views.capacity import capacity
 from turbofit.report.views.per_engine_settings import settings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.report.painters.document import Block
     from turbofit.report.stored_documents import StoredPlan
 
-__all__ = ["COMPARE_SCHEMA", "ComparedRow", "Comparison", "compare", "compare_blocks"]
+__all__ = [
+    "COMPARE_SCHEMA", "ComparedRow", "ComparedSide", "Comparison", "compare", "compare_blocks",
+    "compared_table", "folded",
+]  # fmt: skip
 
 COMPARE_SCHEMA: Final = "turbofit.compare/1"
 
@@ -40,6 +45,10 @@ class ComparedRow(Struct):
     def same(self) -> bool:
         """Whether both say the same."""
         return self.a == self.b
+
+    def on(self, what: str) -> ComparedRow:
+        """The same row under another name."""
+        return replace(self, what=what)
 
 
 class ComparedSide(Struct):
@@ -86,10 +95,12 @@ def compare_blocks(found: Comparison) -> list[Block]:
         text = f"{name}: {side.model} on {side.machine} ({side.where}): {side.verdict}"
         blocks.append(Paragraph(text=text, tone="good" if side.fits else "bad"))
     equal = []
-    for section, rows in _folded(found.rows):
+    for section, rows in folded(found.rows):
         differ = [row for row in rows if not row.same]
         if differ:
-            blocks += [Heading(text=section), _table(differ)]
+            in_mib = any(row.unit == "bytes" for row in differ)
+            table = compared_table(differ, "in MiB" if in_mib else "")
+            blocks += [Heading(text=section), table]
         else:
             equal.append(section)
     if equal:
@@ -97,10 +108,10 @@ def compare_blocks(found: Comparison) -> list[Block]:
     return blocks
 
 
-def _table(rows: list[ComparedRow]) -> Table:
-    in_mib = any(row.unit == "bytes" for row in rows)
+def compared_table(rows: Sequence[ComparedRow], title: str = "") -> Table:
+    """Rows of both, and how much more B has."""
     columns = (
-        Column(title="in MiB" if in_mib else "", wrap=True),
+        Column(title=title, wrap=True),
         Column(title="A", right=True, wrap=True),
         Column(title="B", right=True, wrap=True),
         Column(title="B - A", right=True),
@@ -109,7 +120,7 @@ def _table(rows: list[ComparedRow]) -> Table:
     return Table(columns=columns, rows=cells)
 
 
-def _folded(rows: Iterable[ComparedRow]) -> list[tuple[str, list[ComparedRow]]]:
+def folded(rows: Iterable[ComparedRow]) -> list[tuple[str, list[ComparedRow]]]:
     """The sections in order; GPUs that differ in the same way share one."""
     sections: dict[str, list[ComparedRow]] = {}
     for row in rows:

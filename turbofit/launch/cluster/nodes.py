@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from turbofit.launch.cluster.connect import RayNode
 
 __all__ = [
-    "PRETEND_ON",
+    "NODE_SPEC",
     "held_only",
     "index_of",
     "measure_here",
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 #: With ``--pretend``, the SPEC of the machine that a node pretends to be; set where Ray is started.
-PRETEND_ON: Final = "TURBOFIT_PRETEND_ON"
+NODE_SPEC: Final = "TURBOFIT_NODE_SPEC"
 
 _SECONDS: Final = 120.0
 
@@ -153,7 +153,7 @@ def _here(*, pretend: bool) -> Node:
     with suppress(TurbofitError):  # the engine may be another one; planning tells
         node = replace(node, lmdeploy=find_lmdeploy().version)
     try:
-        spec = variables().pretend_on or None if pretend else None
+        spec = variables().node_spec or None if pretend else None
         machine = machine_from(spec, environ=_environment())
         # What was learned on this node: it is not the one that plans.
         machine = with_calibrations(machine, pretend=machine.source != "nvml" or pretends())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,10 @@ from turbofit.launch.serve.record import state_folder
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["DetachedServer", "serve_detached"]
+__all__ = ["DETACHED", "DetachedServer", "serve_detached"]
+
+#: Set for a server in the background: it does not go there again, and its stdout is ours.
+DETACHED: Final = "_TURBOFIT_DETACHED"
 
 #: Lines of its log that are told where it does not open.
 _TOLD: Final = 20
@@ -74,5 +78,6 @@ def _started(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=file,
+            env={**os.environ, DETACHED: "1"},
             start_new_session=True,
         )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from turbofit.core.variable_names import without_options
 from turbofit.load.result import LoadResult
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class LoadChild:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "turbofit", "bench", url, "--json", *spec.option_arguments()],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, "TURBOFIT_API_KEY": key},
+            env={**without_options(os.environ), "TURBOFIT_API_KEY": key},
             start_new_session=True,  # Ctrl-C reaches us alone, and we end it
         )  # fmt: skip
         self._said, self._erred = b"", b""

@@ -6,6 +6,6 @@
 
 void pretend_stub(const char *name)
 {
-    if (getenv("TURBOFIT_PRETEND_VERBOSE"))
+    if (getenv("TURBOFIT_TRACE_STUBS"))
         fprintf(stderr, "turbofit pretend: %s does nothing here\n", name);
 }

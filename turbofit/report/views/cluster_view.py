@@ -18,6 +18,7 @@ from turbofit.report.painters.document import (
     Table,
 )
 from turbofit.report.shell import shell_command
+from turbofit.report.views.remedies_table import remedies_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -35,6 +36,9 @@ _BASED: Final = (
     "max_prefill_token_num", "max_batch_size", "cache_max_entry_count", "dtype", "communicator",
 )  # fmt: skip
 
+#: What remedies are, by whether the plan fits.
+_TITLES: Final = {True: "What another promise would give", False: "What would fit"}
+
 
 def cluster_view(plan: ClusterPlan) -> list[Block]:
     """The whole plan."""
@@ -47,7 +51,7 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
         text = "simulated: no such machine was measured, all figures are of presets"
         blocks.append(Paragraph(text=text, tone="warn"))
     if not plan.fits:
-        blocks += _remedies(plan)
+        blocks += remedies_table(plan.remedies, _TITLES[plan.fits])
     if plan.warnings:
         blocks += [Heading(text="Warnings"), Items(items=plan.warnings, tone="warn")]
     if plan.fits:
@@ -62,7 +66,7 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
         blocks += _span(plan, span)
     blocks += _left_out(plan)
     if plan.fits:
-        blocks += _remedies(plan)
+        blocks += remedies_table(plan.remedies, _TITLES[plan.fits])
     blocks += _commands(folded)
     return blocks
 
@@ -206,15 +210,6 @@ def _left_out(plan: ClusterPlan) -> list[Block]:
         Column(title="which", wrap=True),
     )
     return [Heading(text="Nodes that serve nothing"), Table(columns=columns, rows=rows)]
-
-
-def _remedies(plan: ClusterPlan) -> list[Block]:
-    if not plan.remedies:
-        return []
-    columns = (Column(title="change", wrap=True), Column(title="effect", wrap=True))
-    rows = tuple((remedy.change, remedy.effect) for remedy in plan.remedies)
-    title = "What another promise would give" if plan.fits else "What would fit"
-    return [Heading(text=title), Table(columns=columns, rows=rows)]
 
 
 def _commands(folded: Sequence[Sequence[NodePlan]]) -> list[Block]:

@@ -4,21 +4,56 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from turbofit.core.messages import plural
 from turbofit.core.units import format_bytes, mib
 from turbofit.report.painters.document import Column, Heading, Items, Paragraph, Table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from turbofit.core.plan import Plan
     from turbofit.planning.joint_plan import JointGpu, JointPlan
     from turbofit.report.painters.document import Block
 
-__all__ = ["joint_view"]
+__all__ = ["joint_summary", "joint_view"]
 
 _PHASES = ("context", "weights", "cache", "buffers", "transient", "margin")
 
 
 def joint_view(found: JointPlan) -> list[Block]:
     """The verdict, each model's promise, and each card's account."""
+    blocks = _promise_blocks(found)
+    for gpu in found.gpus:
+        blocks += [Heading(text=f"GPU {gpu.index}: {gpu.name}, MiB at the worst"), _card(gpu)]
+    said = _warnings(found)
+    if said:
+        blocks += [Heading(text="Warnings"), Items(items=said)]
+    return blocks
+
+
+def joint_summary(found: JointPlan, names: Sequence[str]) -> list[Block]:
+    """The verdict, each model's promise, the fullest card, a warning, and what comes next.
+
+    Args:
+        found: the plan.
+        names: the models as they were named.
+    """
+    blocks = _promise_blocks(found)
+    if found.gpus:
+        fullest = min(found.gpus, key=lambda gpu: gpu.left)
+        text = f"GPU {fullest.index} is the fullest: {format_bytes(fullest.left)} of it stay free"
+        blocks.append(Paragraph(text=text))
+    said = _warnings(found)
+    if said:
+        left = len(said) - 1
+        more = f" (and {left} more {plural(left, 'warning')})" if left else ""
+        blocks.append(Items(items=(f"{said[0]}{more}",), tone="warn"))
+    if found.fits:
+        blocks.append(Paragraph(text=f"next: turbofit serve {' '.join(names)}"))
+    return [*blocks, Paragraph(text="more: --full, --md or --json", tone="dim")]
+
+
+def _promise_blocks(found: JointPlan) -> list[Block]:
     blocks: list[Block] = [
         Heading(text=f"{len(found.plans)} models together" if found.gpus else "Together"),
         Paragraph(text=found.verdict, tone="good" if found.fits else "bad"),
@@ -27,25 +62,24 @@ def joint_view(found: JointPlan) -> list[Block]:
         blocks.append(Items(items=(found.remedy,)))
     if found.fits:
         blocks.append(_promises(found))
-    for gpu in found.gpus:
-        blocks += [Heading(text=f"GPU {gpu.index}: {gpu.name}, MiB at the worst"), _card(gpu)]
-    said = dict.fromkeys(
-        f"{plan.model.name}: {warning}" for plan in found.plans for warning in plan.warnings
-    )
-    if said:
-        blocks += [Heading(text="Warnings"), Items(items=tuple(said))]
     return blocks
+
+
+def _warnings(found: JointPlan) -> tuple[str, ...]:
+    """Each once, with its model."""
+    said = (f"{plan.model.name}: {text}" for plan in found.plans for text in plan.warnings)
+    return tuple(dict.fromkeys(said))
 
 
 def _promises(found: JointPlan) -> Table:
     columns = (
-        Column(title="model"),
+        Column(title="model", wrap=True),
         Column(title="--budget", right=True),
         Column(title="engines"),
         Column(title="context", right=True),
-        Column(title="KV tokens", right=True),
+        Column(title="KV tokens", right=True, aside=True),
         Column(title="batch", right=True),
-        Column(title="images"),
+        Column(title="images", wrap=True),
     )
     rows = tuple(
         (

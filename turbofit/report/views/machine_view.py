@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from turbofit.core.struct import NaType
     from turbofit.report.painters.document import Block
 
-__all__ = ["link_blocks", "machine_view"]
+__all__ = ["gpu_table", "host_facts", "link_blocks", "machine_view"]
 
 
 def machine_view(machine: Machine) -> list[Block]:
     """GPUs, holders, links, host, warnings."""
-    blocks: list[Block] = [Heading(text=f"{machine.name} ({machine.source})"), _gpus(machine)]
+    blocks: list[Block] = [Heading(text=f"{machine.name} ({machine.source})"), gpu_table(machine)]
     if machine.warnings:
         blocks += [Heading(text="Warnings"), Items(items=machine.warnings, tone="warn")]
     holders = [
@@ -43,7 +43,7 @@ def machine_view(machine: Machine) -> list[Block]:
         blocks += link_blocks(machine)
     if machine.measured is not None:
         blocks += _measured(machine.measured)
-    blocks += [Heading(text="Host"), _host(machine)]
+    blocks += [Heading(text="Host"), FactList(facts=host_facts(machine))]
     return blocks
 
 
@@ -86,7 +86,8 @@ def _measured(measured: Measured) -> list[Block]:
     return blocks
 
 
-def _gpus(machine: Machine) -> Table:
+def gpu_table(machine: Machine) -> Table:
+    """A row a GPU."""
     columns = (
         Column(title="GPU", right=True),
         Column(title="name", wrap=True),
@@ -172,17 +173,16 @@ def _peer(link: Link) -> str:
     return "no" if not (link.p2p_read or link.p2p_write) else "one way"
 
 
-def _host(machine: Machine) -> FactList:
+def host_facts(machine: Machine) -> tuple[tuple[str, str], ...]:
+    """Memory, CPUs and driver."""
     host = machine.host
 
     def size(value: int | NaType) -> str:
         return NA if value == NA else format_bytes(value)
 
-    return FactList(
-        facts=(
-            ("memory", f"{size(host.ram_available)} available of {size(host.ram_total)}"),
-            ("/dev/shm", f"{size(host.shm_available)} available"),
-            ("CPUs", str(host.cpus)),
-            ("driver", f"{machine.driver}, CUDA {machine.cuda}"),
-        )
+    return (
+        ("memory", f"{size(host.ram_available)} available of {size(host.ram_total)}"),
+        ("/dev/shm", f"{size(host.shm_available)} available"),
+        ("CPUs", str(host.cpus)),
+        ("driver", f"{machine.driver}, CUDA {machine.cuda}"),
     )

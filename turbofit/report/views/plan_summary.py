@@ -11,16 +11,15 @@ from turbofit.core.units import format_bytes
 from turbofit.report.painters.document import (
     BarPiece,
     Code,
-    Column,
     FactList,
     Heading,
     Items,
     Paragraph,
-    Table,
 )
 from turbofit.report.shell import shell_command
 from turbofit.report.views.ledger_view import fold
 from turbofit.report.views.memory_view import memory_bar, need_of
+from turbofit.report.views.remedies_table import remedies_table
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Command, Plan, Throughput
@@ -54,19 +53,13 @@ def plan_summary(plan: Plan) -> list[Block]:
         Paragraph(text=plan.verdict, tone="good" if plan.fits else "bad"),
     ]
     if not plan.fits:
-        blocks += _remedies(plan)
+        blocks += remedies_table(plan.remedies[:_REMEDIES])
     blocks += _fullest(plan)
     blocks.append(FactList(facts=tuple(_promise(plan))))
     blocks += _warnings(plan)
     if plan.fits:
         blocks += _command(plan)
     return [*blocks, Paragraph(text=_FULL, tone="dim")]
-
-
-def _remedies(plan: Plan) -> list[Block]:
-    columns = (Column(title="change", wrap=True), Column(title="effect", wrap=True))
-    rows = tuple((remedy.change, remedy.effect) for remedy in plan.remedies[:_REMEDIES])
-    return [Table(columns=columns, rows=rows)] if rows else []
 
 
 def _fullest(plan: Plan) -> list[Block]:
@@ -94,7 +87,7 @@ def _promise(plan: Plan) -> list[tuple[str, str]]:
     if kv.tokens:
         size = format_bytes(kv.bytes_per_token)
         facts.append(("KV token", f"keys and values of one token, text or image: {size} of cache"))
-    facts.append(("context", f"{plan.settings.session_len:,} tokens a request, answer included"))
+    facts.append(("context", _context(plan)))
     if limits.vision_unit is not None and rule is not None:
         unit, side = limits.vision_unit, rule.unit_side
         text = (
@@ -109,6 +102,17 @@ def _promise(plan: Plan) -> list[tuple[str, str]]:
         told = f"{plan.rehearsal.outcome} with LMDeploy {plan.rehearsal.engine_version}"
         facts.append(("rehearsal", f"{told} on pretend GPUs"))
     return facts
+
+
+def _context(plan: Plan) -> str:
+    """Prefill is explained where the command's option is read next."""
+    settings = plan.settings
+    if not plan.engine.of_lmdeploy:
+        return f"{settings.session_len:,} tokens a request, answer included"
+    return (
+        f"{settings.session_len:,} tokens a request and answer; prefill reads"
+        f" {settings.max_prefill_token_num:,} at a time"
+    )
 
 
 def _warnings(plan: Plan) -> list[Block]:

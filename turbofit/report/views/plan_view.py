@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.messages import groups_of, plural
 from turbofit.core.units import format_bytes
@@ -22,6 +22,7 @@ from turbofit.report.views.ledger_view import ledger_blocks
 from turbofit.report.views.memory_view import memory_blocks
 from turbofit.report.views.per_engine_settings import differing, per_engine_blocks, settings_of
 from turbofit.report.views.rehearsal_view import rehearsal_blocks
+from turbofit.report.views.remedies_table import remedies_table
 from turbofit.report.views.run_view import run_blocks, sides_blocks
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ __all__ = ["capacity_blocks", "fact_block", "limit_blocks", "plan_view", "settin
 
 #: Candidates shown; the JSON has all of them.
 _SHOWN = 8
+
+#: What remedies are, by whether the plan fits.
+_TITLES: Final = {True: "What more would give", False: "What would fit, cheapest first"}
 
 
 def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
@@ -47,7 +51,7 @@ def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
         Paragraph(text=plan.verdict, tone="good" if plan.fits else "bad"),
     ]
     if not plan.fits:
-        blocks += _remedies(plan)
+        blocks += remedies_table(plan.remedies, _TITLES[plan.fits])
     if plan.warnings:
         blocks += [Heading(text="Warnings"), Items(items=plan.warnings, tone="warn")]
     blocks += [Heading(text="What was asked, and the shape chosen"), fact_block(plan)]
@@ -62,7 +66,7 @@ def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
     blocks += limit_blocks(plan)
     blocks += _candidates(plan)
     if plan.fits:
-        blocks += _remedies(plan)
+        blocks += remedies_table(plan.remedies, _TITLES[plan.fits])
     blocks += _commands(plan)
     return blocks
 
@@ -287,15 +291,6 @@ def _why(plan: Plan, candidate: Candidate) -> str:
         return "chosen"
     same = candidate.engine == plan.engine.name
     return candidate.why_not if same else f"{candidate.engine}: {candidate.why_not}"
-
-
-def _remedies(plan: Plan) -> list[Block]:
-    if not plan.remedies:
-        return []
-    columns = (Column(title="change", wrap=True), Column(title="effect", wrap=True))
-    rows = tuple((remedy.change, remedy.effect) for remedy in plan.remedies)
-    title = "What more would give" if plan.fits else "What would fit, cheapest first"
-    return [Heading(text=title), Table(columns=columns, rows=rows)]
 
 
 def _commands(plan: Plan) -> list[Block]:

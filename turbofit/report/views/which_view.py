@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import plural
 from turbofit.core.units import format_bytes
@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     from turbofit.core.which import Serving, Which
     from turbofit.report.painters.document import Block
 
-__all__ = ["other_items", "promise_text", "serving_table", "which_text", "which_view"]
+__all__ = [
+    "other_items", "promise_text", "serving_table", "which_summary", "which_text", "which_view",
+]  # fmt: skip
+
+#: Rows of a summary, and the others that it says something of; the whole text has all.
+_ROWS: Final = 12
+_OTHERS: Final = 3
+#: Columns that a summary leaves out.
+_WIDE: Final = ("engine", "shape", "KV tokens")
 
 
 def which_view(found: Which) -> list[Block]:
@@ -27,6 +35,32 @@ def which_view(found: Which) -> list[Block]:
     if found.others:
         blocks += [Heading(text="Not these"), Items(items=other_items(found))]
     return blocks
+
+
+def which_summary(found: Which) -> list[Block]:
+    """The answer, the first that keep the promise, and where there is more."""
+    heading, text, *_ = which_view(found)
+    blocks: list[Block] = [heading, text]
+    others = other_items(found)
+    if found.keep:
+        blocks.append(_narrow(serving_table(found)))
+    else:
+        blocks.append(Items(items=others[:_OTHERS]))
+        others = others[_OTHERS:]
+    kept = max(0, len(found.keep) - _ROWS)
+    counts = {"more that keep it": kept, "that do not": len(others)}
+    left = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    more = f"{left or 'more'}: --full, --md, --html or --json"
+    return [*blocks, Paragraph(text=more, tone="dim")]
+
+
+def _narrow(table: Table) -> Table:
+    """Its first rows, without the columns that a terminal has no room for."""
+    places = [i for i, column in enumerate(table.columns) if column.title not in _WIDE]
+    return Table(
+        columns=tuple(table.columns[i] for i in places),
+        rows=tuple(tuple(row[i] for i in places) for row in table.rows[:_ROWS]),
+    )
 
 
 def which_text(found: Which) -> str:

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+
+import turbofit
+from turbofit.report.compare import Comparison, compare
+from turbofit.report.painters.terminal import paint
+from turbofit.report.stored_documents import StoredPlan
+from turbofit.report.views.compare_summary import compare_summary
+
+
+def compared(a: str, b: str) -> Comparison:
+    one, other = (
+        StoredPlan(turbofit.plan("internvl2-8b", on=on), None, f"{on}.json") for on in (a, b)
+    )
+    return compare(one, other)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [("4xrtx3090", "2xrtx4090"), ("rtx3090+rtx4090", "1xl4"), ("1xrtx3060", "8xh100")],
+)
+def test_it_fits_a_terminal(a: str, b: str) -> None:
+    found = compared(a, b)
+    lines = paint(compare_summary(found)).splitlines()
+    assert len(lines) <= 25
+    assert max(map(len, lines)) <= 80
+    assert lines[-1].endswith("all of them: --full, --md or --json")
+    differ = sum(not row.same for row in found.rows)
+    assert differ - 20 < int(lines[-1].split()[0]) < differ
+
+
+def test_what_matters_comes_first() -> None:
+    text = paint(compare_summary(compared("4xrtx3090", "2xrtx4090")))
+    assert "A: InternVL2-8B on 4xrtx3090 (4xrtx3090.json): fits" in text
+    assert text.index("KV tokens") < text.index("replicas") < text.index("GPU 0-1: in use at most")
+
+
+def test_why_one_does_not_fit_is_told() -> None:
+    found = compared("1xrtx3060", "1xrtx3090")
+    assert found.a.verdict in " ".join(paint(compare_summary(found)).split())
+
+
+def test_equal_plans() -> None:
+    text = paint(compare_summary(compared("1xl4", "1xl4")))
+    assert text.endswith("nothing differs\n")

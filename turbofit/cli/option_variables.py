@@ -1,0 +1,114 @@
+"""``TURBOFIT_COMMAND_OPTION``: every option's environment variable, and names that are none."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from click.core import ParameterSource
+
+from turbofit.core.errors import UsageError
+from turbofit.core.variable_names import PREFIX, VARIABLES, is_service_link
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    import click
+
+__all__ = ["ROOT", "TRUE", "check_names", "is_switched_on", "named_source", "value_of", "variable"]
+
+#: click puts a command's name behind it.
+ROOT: Final = PREFIX.rstrip("_")
+#: What is yes, as click and pydantic read it.
+TRUE: Final = frozenset({"true", "yes", "on", "1", "y", "t"})
+#: Names less alike are no misspellings of each other.
+_ALIKE: Final = 0.6
+
+
+def variable(prefix: str, option: click.Parameter) -> str:
+    """The variable of an option: ``TURBOFIT_SERVE_TP`` of ``--tp``.
+
+    Args:
+        prefix: ``TURBOFIT_SERVE``, of its command.
+        option: the option.
+    """
+    name = max(option.opts, key=len).lstrip("-")
+    return f"{prefix}_{name.replace('-', '_').upper()}"
+
+
+def value_of(ctx: click.Context, option: click.Parameter) -> str | None:
+    """What the environment says of an option; None where it says nothing."""
+    if ctx.auto_envvar_prefix is None:
+        return None
+    name = variable(ctx.auto_envvar_prefix, option)
+    text = os.environ.get(name, "")
+    return None if not text.strip() or is_service_link(name, text) else text
+
+
+def is_switched_on(command: str, option: str) -> bool:
+    """Whether the environment sets a switch of a command, whose line may not be readable."""
+    name = f"{PREFIX}{command}_{option}".upper().replace("-", "_")
+    return os.environ.get(name, "").strip().lower() in TRUE
+
+
+def named_source(ctx: click.Context, message: str) -> str:
+    """For a message about options: which of them are of the environment; empty where none is."""
+    if ctx.auto_envvar_prefix is None:
+        return ""
+    words = {word.strip("`'\",.:;()") for word in message.split()}
+    said = [
+        f"{option} is from {variable(ctx.auto_envvar_prefix, one)}"
+        for one in ctx.command.params
+        if (option := max(one.opts, key=len)) in words
+        and ctx.get_parameter_source(one.name or "") is ParameterSource.ENVIRONMENT
+    ]
+    return "; ".join(said)
+
+
+def check_names(ctx: click.Context) -> None:
+    """Refuse names of ours that are neither a variable nor an option of the command.
+
+    Options of other commands are theirs to check.
+
+    Raises:
+        UsageError: there is one; the hint has the nearest right name.
+    """
+    if ctx.auto_envvar_prefix is None:
+        return
+    from turbofit.cli.commands import COMMANDS
+
+    ours = [name for name in os.environ if name.startswith(PREFIX) and name not in VARIABLES]
+    if not ours:
+        return
+    known = set(_options(ctx.command, ctx.auto_envvar_prefix))
+    here = f"{ctx.auto_envvar_prefix}_"
+    others = tuple(f"{PREFIX}{name.upper()}_" for name in COMMANDS)
+    for name in ours:
+        elsewhere = name.startswith(others) and not name.startswith(here)
+        if name not in known and not elsewhere and not is_service_link(name, os.environ[name]):
+            raise UsageError(
+                f"{name} is neither a variable nor an option of turbofit", hint=_hint(name, known)
+            )
+
+
+def _options(command: click.Command, prefix: str) -> Iterator[str]:
+    """The variables of a command's options."""
+    return (variable(prefix, one) for one in command.params if one.param_type_name == "option")
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    """The nearest right name; all commands are imported for that, since this one ends here."""
+    from difflib import get_close_matches
+
+    import click
+
+    from turbofit.cli.commands import COMMANDS, TURBOFIT
+
+    right = {*known, *VARIABLES}
+    for other in COMMANDS:
+        command = TURBOFIT.get_command(click.Context(TURBOFIT), other)
+        if command is not None:
+            right |= set(_options(command, f"{PREFIX}{other.upper()}"))
+    near = get_close_matches(name, sorted(right), n=1, cutoff=_ALIKE)
+    guess = f"did you mean {near[0]}? " if near else ""
+    return f"{guess}See docs/environment.md; options are {PREFIX}COMMAND_OPTION"

@@ -1,0 +1,47 @@
+"""The names of turbofit's own environment variables, without what validates their values."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["NAMES", "PREFIX", "VARIABLES", "is_service_link", "without_options"]
+
+PREFIX: Final = "TURBOFIT_"
+#: Those that people set, and `core.variables` reads.
+NAMES: Final = (
+    "TURBOFIT_API_KEYS", "TURBOFIT_API_KEY", "TURBOFIT_UPSTREAM_KEY", "TURBOFIT_LEASES",
+    "TURBOFIT_NODE_SPEC",
+)  # fmt: skip
+#: Those that are read elsewhere, most of them by processes that turbofit starts.
+_ELSEWHERE: Final = (
+    "TURBOFIT_ENGINE_KEY", "TURBOFIT_PRETEND_SCENARIO", "TURBOFIT_PRETEND_LIBRARIES",
+    "TURBOFIT_PRETEND_MACHINE", "TURBOFIT_PRETEND_ENGINE", "TURBOFIT_REHEARSAL",
+    "TURBOFIT_TRACE_STUBS",
+)  # fmt: skip
+#: A folder with a CUDA build of torch, for tests and benches.
+_FOR_TESTS: Final = "TURBOFIT_CUDA_PATH"
+#: All names of ours that are no option's.
+VARIABLES: Final = frozenset({*NAMES, *_ELSEWHERE, _FOR_TESTS})
+#: What Kubernetes tells each container of a service: ``TURBOFIT_X_PORT_80_TCP_ADDR`` and so on.
+_SERVICE_LINK: Final = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
+_SERVICE_ADDRESS: Final = re.compile(r"(tcp|udp|sctp)://")
+
+
+def without_options(environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment without variables of options: for a turbofit that is given its own."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if not name.startswith(PREFIX) or name in VARIABLES
+    }
+
+
+def is_service_link(name: str, value: str) -> bool:
+    """Whether Kubernetes has set it, for a service whose name begins with ours."""
+    if _SERVICE_LINK.search(name):
+        return True
+    return name.endswith("_PORT") and _SERVICE_ADDRESS.match(value) is not None
