@@ -266,7 +266,14 @@ def manual_text(name: str) -> str:
     found = MANUAL[name]
     codes = sorted((0, 1, 2, *found.exits, 130))
     exits = "; ".join(f"{code} {EXIT_CODES[code]}" for code in codes)
-    folded = [*_folded(f"exit codes: {exits}"), *_folded(f"touches: {found.touches}")]
+    variables = f"each --option can be TURBOFIT_{name.upper()}_OPTION (docs/environment.md)"
+    folded = [
+        line
+        for what, text in (
+            ("environment", variables), ("exit codes", exits), ("touches", found.touches),
+        )
+        for line in _folded(f"{what}: {text}")
+    ]  # fmt: skip
     return "\n".join(["", "examples:", *(f"  {one}" for one in found.examples), "", *folded, ""])
 
 
