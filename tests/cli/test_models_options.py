@@ -9,7 +9,7 @@ import pytest
 from turbofit.cli.fields import filled
 from turbofit.cli.launch_options import ServeOptions
 from turbofit.cli.main import main
-from turbofit.cli.models_options import ModelsOptions, SharesOptions
+from turbofit.cli.models_options import ModelsOptions
 from turbofit.core.errors import UsageError
 
 
@@ -23,18 +23,6 @@ def test_times_and_answers() -> None:
     for wrong in ({"idle": "soon"}, {"idle": "0"}, {"idle_answer": "504"}):
         with pytest.raises(UsageError):
             filled(ModelsOptions, wrong)
-
-
-def test_shares_belong_to_models() -> None:
-    shares = filled(SharesOptions, {"share": "a=2, b/c=0.5"})
-    assert shares.of_models(("a", "b/c", "d")) == (2.0, 0.5, 1.0)
-    with pytest.raises(UsageError, match="names a, which is not"):
-        shares.of_models(("b/c", "d"))
-    with pytest.raises(UsageError, match="named twice"):
-        SharesOptions().of_models(("a", "a"))
-    for wrong in ("a", "a=0", "a=x", "a=1,a=2", "=1"):
-        with pytest.raises(UsageError, match="is no share"):
-            filled(SharesOptions, {"share": wrong})
 
 
 def test_what_does_not_go_together() -> None:

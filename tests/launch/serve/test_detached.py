@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from turbofit.cli.main import main
 from turbofit.launch.engine.proc import start_time
-from turbofit.launch.serve.detached import serve_detached
+from turbofit.launch.serve.detached import DETACHED, serve_detached
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +56,38 @@ def test_a_server_that_does_not_open_gives_its_exit_code_and_its_last_lines(
     assert "line 81\n" in told.err
     assert "line 80\n" not in told.err
     assert told.err.endswith("line 100\n")
+
+
+def test_a_cluster_is_served_in_the_background_too(serve_is, capsys) -> None:
+    serve_is('echo "$@" >&2; echo http://127.0.0.1:5; exec sleep 1000')
+    assert main(["serve", "m", "--cluster", "ray", "-d"]) == 0
+    told = capsys.readouterr()
+    assert told.out == "http://127.0.0.1:5\n"
+    pid = int(re.search(r"process (\d+) serves", told.err)[1])
+    assert f"turbofit cluster status --cluster ray shows it, kill {pid} ends it" in told.err
+    os.kill(pid, signal.SIGTERM)
+    assert os.waitpid(pid, 0)[1] == signal.SIGTERM
+
+
+@pytest.mark.parametrize("words", [["-dv"], ["-d"], []])
+def test_a_server_in_the_background_starts_no_other(
+    words: list[str], serve_is, monkeypatch, capsys
+) -> None:
+    """Nor does its stdout, where the address is waited for, become JSON."""
+    serve_is(f'echo "${DETACHED}" >&2; exit 3')
+    monkeypatch.setenv("TURBOFIT_SERVE_DETACH", "1")
+    monkeypatch.setenv("TURBOFIT_SERVE_JSON", "1")
+    assert main(["serve", "m", *words]) == 3
+    assert capsys.readouterr().err.endswith("\n1\n")
+    monkeypatch.setenv(DETACHED, "1")
+    started: list[object] = []
+    monkeypatch.setattr("turbofit.launch.serve.detached.serve_detached", started.append)
+    shown: list[bool] = []
+    monkeypatch.setattr(
+        "turbofit.cli.serve._stoppable", lambda *_, as_json: shown.append(as_json) or 0
+    )
+    assert main(["serve", "m", *words, "--pretend", "--on", "1xrtx3090"]) == 0
+    assert (started, shown) == ([], [False])
 
 
 def test_wrong_use_is_told_before_anything_starts(capsys) -> None:
