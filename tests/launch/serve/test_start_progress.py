@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bench.common.plans import plausible_plan
-from turbofit.core.progress import Step, listened, under_way
+from turbofit.core.progress import Step, listened, tell, under_way
 from turbofit.launch.serve import start_progress
 from turbofit.launch.serve.start_progress import StartProgress
 
@@ -86,8 +86,12 @@ def test_the_length_that_warms_up_is_told() -> None:
 def test_an_examiner_tells_itself_what_it_measures() -> None:
     heard: list[Step | None] = []
     with listened(heard.append):
-        StartProgress(PLAN, {}, pretend=False).look([engine("serving")], examined=True)
-    assert heard == []
+        progress = StartProgress(PLAN, {}, pretend=False)
+        progress.look([engine("warm-up")], examined=True)
+        progress.look([engine("serving")], examined=True)
+        tell(Step("measuring sampling"))
+        progress.look([engine("check")], examined=True)
+    assert heard == [Step("warming up"), Step("measuring"), Step("measuring sampling")]
 
 
 def test_nobody_looks_at_gpus_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,9 @@ class StartProgress:
         phases = list(_DOING)
         phase = min((one.tracker.phase for one in starting), key=phases.index)
         if examined and phase in ("serving", "check"):
+            last = now()
+            if last is None or last.doing in _DOING.values():
+                tell(Step("measuring"))
             return
         here = [one for one in starting if one.tracker.phase == phase]
         detail = f"{len(here)} of {len(engines)} engines" if len(engines) > 1 else ""
