@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+import click
 from click.core import ParameterSource
 
 from turbofit.core.errors import UsageError
@@ -12,8 +13,6 @@ from turbofit.core.variable_names import PREFIX, VARIABLES, is_service_link
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-    import click
 
 __all__ = ["ROOT", "TRUE", "check_names", "is_switched_on", "named_source", "value_of", "variable"]
 
@@ -68,26 +67,26 @@ def named_source(ctx: click.Context, message: str) -> str:
 def check_names(ctx: click.Context) -> None:
     """Refuse names of ours that are neither a variable nor an option of the command.
 
-    Options of other commands are theirs to check.
+    Options of other commands are theirs to check. A command that is read again was checked before.
 
     Raises:
         UsageError: there is one; the hint has the nearest right name.
     """
-    if ctx.auto_envvar_prefix is None:
+    group = ctx.find_root().command
+    if ctx.auto_envvar_prefix is None or not isinstance(group, click.Group):
         return
-    from turbofit.cli.commands import COMMANDS
-
     ours = [name for name in os.environ if name.startswith(PREFIX) and name not in VARIABLES]
     if not ours:
         return
     known = set(_options(ctx.command, ctx.auto_envvar_prefix))
     here = f"{ctx.auto_envvar_prefix}_"
-    others = tuple(f"{PREFIX}{name.upper()}_" for name in COMMANDS)
+    others = tuple(f"{PREFIX}{name.upper()}_" for name in group.list_commands(ctx))
     for name in ours:
         elsewhere = name.startswith(others) and not name.startswith(here)
         if name not in known and not elsewhere and not is_service_link(name, os.environ[name]):
             raise UsageError(
-                f"{name} is neither a variable nor an option of turbofit", hint=_hint(name, known)
+                f"{name} is neither a variable nor an option of turbofit",
+                hint=_hint(name, known, group),
             )
 
 
@@ -96,17 +95,13 @@ def _options(command: click.Command, prefix: str) -> Iterator[str]:
     return (variable(prefix, one) for one in command.params if one.param_type_name == "option")
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
+def _hint(name: str, known: Iterable[str], group: click.Group) -> str:
     """The nearest right name; all commands are imported for that, since this one ends here."""
     from difflib import get_close_matches
 
-    import click
-
-    from turbofit.cli.commands import COMMANDS, TURBOFIT
-
-    right = {*known, *VARIABLES}
-    for other in COMMANDS:
-        command = TURBOFIT.get_command(click.Context(TURBOFIT), other)
+    right, ctx = {*known, *VARIABLES}, click.Context(group)
+    for other in group.list_commands(ctx):
+        command = group.get_command(ctx, other)
         if command is not None:
             right |= set(_options(command, f"{PREFIX}{other.upper()}"))
     near = get_close_matches(name, sorted(right), n=1, cutoff=_ALIKE)
