@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from click.core import ParameterSource
 
-from turbofit.cli.option_variables import check_names, named_source, value_of
+from turbofit.cli.option_variables import check_names, value_of
 from turbofit.cli.output import PAGE_WIDTH, answer, progress, verbose_log
+from turbofit.cli.usage_errors import usage_error, with_source
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class CliCommand(click.Command):
                 ctx, options if ctx.resilient_parsing else self._repeated(options)
             )
         except click.UsageError as exc:
-            raise _with_source(_usage_error(exc, ctx), ctx) from None
+            raise with_source(usage_error(exc, ctx), ctx) from None
         if self.takes_rest:
             ctx.params["rest"] = rest
         if not ctx.resilient_parsing:
@@ -170,7 +171,7 @@ class CliCommand(click.Command):
                 f"{first.opts[0]} and {others[0].opts[0]} do not go together",
                 hint="give one of the two",
             )
-            raise _with_source(error, ctx)
+            raise with_source(error, ctx)
 
     def _repeated(self, arguments: Sequence[str]) -> list[str]:
         """``--option a b`` as ``--option a --option b``; of such an option the last one counts.
@@ -218,7 +219,7 @@ class CliCommand(click.Command):
             with progress(quiet=quiet, as_json=as_json), verbose_log(ctx.params.pop("verbose")):
                 return super().invoke(ctx)
         except UsageError as exc:
-            _with_source(exc, ctx)
+            with_source(exc, ctx)
             raise
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -287,35 +288,3 @@ def split_rest(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         return before, []
     at = before.index("--")
     return before[:at], before[at + 1 :]
-
-
-def _usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
-    """Turbofit's form of one of click's errors."""
-    hint = f"see {ctx.command_path} --help"
-    if isinstance(exc, click.NoSuchOption):
-        near = exc.possibilities or []
-        return UsageError(
-            f"unknown option {exc.option_name}",
-            hint=f"did you mean {near[0]}? {hint}" if near else hint,
-        )
-    if isinstance(exc, click.MissingParameter) and exc.param is not None:
-        return UsageError(f"{_spelled(exc.param, ctx)} is missing", hint=hint)
-    if isinstance(exc, click.BadParameter) and exc.param is not None:
-        return UsageError(f"{_spelled(exc.param, ctx)}: {exc.message.rstrip('.')}", hint=hint)
-    text = exc.format_message().rstrip(".")
-    return UsageError(text[:1].lower() + text[1:], hint=hint)
-
-
-def _with_source(exc: UsageError, ctx: click.Context) -> UsageError:
-    """The error, which says of an option of the environment that it is from there."""
-    said = named_source(ctx, exc.message)
-    if said:
-        exc.hint = f"{exc.hint} ({said})"
-    return exc
-
-
-def _spelled(param: click.Parameter, ctx: click.Context) -> str:
-    """As a person types it."""
-    if isinstance(param, click.Option):
-        return max(param.opts, key=len)
-    return param.make_metavar(ctx).strip("[].")
