@@ -108,7 +108,7 @@ def _lines(section: ProfileSection, kept: Options, chosen: Options) -> Iterator[
             continue
         usual = chosen.get(name, field.default)
         if name in section.secret:
-            usual = "[env:TURBOFIT_KEY, file:keys/first]"
+            usual = "[env:CLIENT_KEY, file:keys/first]"
         elif usual is None or usual == ():
             usual = ""
         yield f"  # {name.rstrip('_')}: {_scalar(usual)}".rstrip()
