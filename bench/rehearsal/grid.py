@@ -33,6 +33,8 @@ class Row(NamedTuple):
 
 TILES = (1, 6, 13, 25, 40)
 PATCHES = ((78, 138), (150, 200), (256, 256))
+#: Pages of documents: MinerU's square of 1036, A4 with 1288 pixels along it, MinerU2.5's most.
+PAGES = ((74, 74), (92, 66), (64, 128))
 
 ROWS: tuple[Row, ...] = (
     # InternVL2, all sizes and degrees
@@ -113,6 +115,22 @@ ROWS: tuple[Row, ...] = (
     Row("qwen2.5-vl-7b", "1xrtx3090", units=PATCHES, queued=(3,),
         settings={"cache_max_entry_count": 0.4}),
     Row("qwen2.5-vl-7b", "4xrtx3090", tp=4, units=PATCHES, queued=(3,)),
+    # documents' readers
+    Row("mineru2.5-1.2b", "1xt4", units=PAGES, queued=(8,), long_prompt=True, sampling=True,
+        settings={"cache_max_entry_count": 0.5}),
+    Row("mineru2.5-1.2b", "1xrtx3060", units=PAGES, queued=(8, 16), quick=True,
+        settings={"cache_max_entry_count": 0.5}),
+    Row("mineru2.5-1.2b", "1xrtx4090", units=PAGES, queued=(16,), sampling=True),
+    Row("mineru2.5-1.2b", "2xrtx3090", tp=2, units=PAGES, queued=(8,), long_prompt=True),
+    Row("mineru2.5-1.2b", "1xv100-32g", units=PAGES, queued=(8,)),
+    Row("qwen2.5-vl-3b", "1xl4", units=PAGES, queued=(4,), long_prompt=True,
+        settings={"session_len": 10240, "cache_max_entry_count": 0.6}),
+    Row("qwen2.5-vl-3b", "1xt4", units=PAGES, settings={"session_len": 10240,
+        "cache_max_entry_count": 0.5}),
+    Row("olmocr-2-7b", "1xl40s", units=PAGES, queued=(8,), long_prompt=True, sampling=True,
+        settings={"session_len": 16384, "cache_max_entry_count": 0.6}),
+    Row("olmocr-2-7b", "2xrtx3090", tp=2, units=PAGES, queued=(8,),
+        settings={"session_len": 16384, "cache_max_entry_count": 0.6}),
     # experts
     Row("mixtral-8x7b", "4xa100-40g", tp=4, long_prompt=True, sampling=True, quick=True),
     Row("mixtral-8x7b", "2xa100-80g", tp=2, long_prompt=True),

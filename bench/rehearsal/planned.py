@@ -97,6 +97,12 @@ ROWS = (
     Row("llama-2-7b", "1xrtx3090", None, {"quant_policy": 42}),
     Row("llama-2-7b", "1xrtx3090", None, {"quant_policy": 17}),
     Row("internvl2-2b", "1xl4", None, {"quant_policy": 42}),
+    # documents' readers, with what their own tools set
+    *_both("mineru2.5-1.2b", "1xrtx3060"),
+    Row("mineru2.5-1.2b", "1xrtx3060", None, {"cache_max_entry_count": 0.5}),
+    Row("mineru2.5-1.2b", "1xt4"),
+    Row("qwen2.5-vl-3b", "1xl4", None, {"image_size": (1236, 1600), "session_len": 10240}),
+    Row("olmocr-2-7b", "1xl4", None, {"image_size": (910, 1288), "context": 16384}),
     *_both("qwen2-vl-2b", "2xrtx3060", tp=2),
     *_both("qwen2-vl-7b", "2xrtx3090", tp=2),
     Row("internvl3-8b-hf", "2xrtx3060", None, {"tp": 2}),

@@ -163,10 +163,14 @@ def _qwen_config(model: RehearsedModel) -> dict[str, Any]:
             "fullatt_block_indexes": [7, 15, 23, 31],
             "model_type": "qwen2_5_vl",
         }
+    half = t.dim // 2  # of which time, height and width each turn a part
     return _text_config(t, model.dtype) | {
         "architectures": [f"{name}ForConditionalGeneration"],
         "model_type": vision["model_type"],
-        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "rope_scaling": {
+            "type": "mrope",
+            "mrope_section": [half // 4, half * 3 // 8, half * 3 // 8],
+        },
         "vision_start_token_id": 151652,
         "vision_end_token_id": 151653,
         "vision_token_id": 151654,
