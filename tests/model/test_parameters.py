@@ -67,6 +67,7 @@ ROUNDED = {
     "internvl3.5-1b": "1.061", "internvl3.5-2b": "2.3", "internvl3.5-4b": "4.7",
     "internlm3-8b": "8.8",
     "internvl3.5-14b": "15.1", "internvl3.5-38b": "38.4", "internvl3.5-30b-a3b": "30.8",
+    "internvl3.5-241b-a28b": "240.7", "intern-s1": "241",
 }  # fmt: skip
 
 

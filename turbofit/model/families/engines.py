@@ -18,6 +18,7 @@ __all__ = ["TURBOMIND_UNPLANNED", "TURBOMIND_VISION", "engine_problem"]
 #: Vision models for which TurboMind has an encoder of its own.
 TURBOMIND_VISION: Final = frozenset(
     {
+        "InternS1ForConditionalGeneration",
         "InternVLChatModel",
         "InternVLForConditionalGeneration",
         "Qwen2VLForConditionalGeneration",
@@ -38,6 +39,7 @@ _NOT_PYTORCH: Final = frozenset(
 #: Models that only the checkpoint's own code defines: `transformers serve` loads none of these.
 _REMOTE_CODE: Final = frozenset(
     {
+        "InternS1ForConditionalGeneration",
         "InternVLChatModel",
         "InternLM2ForCausalLM",
         "InternLM3ForCausalLM",

@@ -154,7 +154,7 @@ def read_chat(parts: CheckpointConfig) -> Dims:
 
 
 def read_hf(parts: CheckpointConfig) -> Dims:
-    """An InternVLForConditionalGeneration, the Transformers format."""
+    """An InternVLForConditionalGeneration, the Transformers format, or an Intern-S1."""
     parts.warn_without_processor()
     text = inner_text(parts.config.required("text_config"), parts.architecture)
     vision = hf_vision(parts.config)

@@ -31,6 +31,7 @@ VISION_READERS: Final[dict[str, Reader]] = {
     "CogVLMForCausalLM": cogvlm.read,
     "Gemma3ForConditionalGeneration": gemma3.read,
     "Glm4vForConditionalGeneration": glm.read_glm4v,
+    "InternS1ForConditionalGeneration": internvl.read_hf,
     "InternVLChatModel": internvl.read_chat,
     "InternVLForConditionalGeneration": internvl.read_hf,
     "Llama4ForConditionalGeneration": llama4.read,

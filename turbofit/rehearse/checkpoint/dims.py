@@ -61,7 +61,10 @@ class Vision:
 
 @dataclass(frozen=True)
 class RehearsedModel:
-    """A model: its decoder, its tower if any, and whether the decoder is AWQ (4 bit, group 128)."""
+    """A model: its decoder, its tower if any, and whether the decoder is AWQ (4 bit, group 128).
+
+    ``intern_s1``: its tensors have Intern-S1's names, those of internvit_hf behind one prefix.
+    """
 
     name: str
     text: RehearsedText
@@ -69,3 +72,4 @@ class RehearsedModel:
     awq: bool = False
     dtype: str = "bfloat16"
     max_tiles: int = 12
+    intern_s1: bool = False

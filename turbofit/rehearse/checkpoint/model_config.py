@@ -108,7 +108,7 @@ def _internvl_hf_config(model: RehearsedModel) -> dict[str, Any]:
     v = model.vision
     assert v is not None
     return {
-        "architectures": ["InternVLForConditionalGeneration"],
+        "architectures": [f"Intern{'S1' if model.intern_s1 else 'VL'}ForConditionalGeneration"],
         "model_type": "internvl",
         "downsample_ratio": 0.5,
         "image_seq_length": (v.image // v.patch // 2) ** 2,

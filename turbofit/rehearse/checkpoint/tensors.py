@@ -206,6 +206,16 @@ def _qwen3_vl_names(entries: Iterator[Entry], t: RehearsedText) -> Iterator[Entr
 
 def tensors(model: RehearsedModel) -> Iterator[Entry]:
     """Yields name, safetensors type and shape of every tensor of a model."""
+    for name, dtype, shape in _tensors(model):
+        if not model.intern_s1:
+            yield name, dtype, shape
+        elif name.startswith("language_model.lm_head"):
+            yield name.removeprefix("language_model."), dtype, shape
+        else:
+            yield "model." + name.replace("language_model.model.", "language_model."), dtype, shape
+
+
+def _tensors(model: RehearsedModel) -> Iterator[Entry]:
     dtype = _DTYPE[model.dtype]
     internvl = model.vision is not None and model.vision.kind in _TOWERS
     decoder = _internlm2 if model.text.arch == "internlm2" else _llama

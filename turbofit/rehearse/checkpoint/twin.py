@@ -37,6 +37,7 @@ _WHY_NONE = {
     "Qwen3_5ForCausalLM": _DELTA_NETS,
     "Qwen3_5MoeForCausalLM": _DELTA_NETS,
 }
+_INTERN_S1 = "InternS1ForConditionalGeneration"
 _TOWERS = {
     "internvit": "internvit",
     "qwen2vit": "qwen2",
@@ -74,7 +75,7 @@ def _text(text: TextDims) -> dims.RehearsedText:
 
 
 def _vision(vision: VisionDims, architecture: str) -> dims.Vision:
-    hub = architecture == "InternVLForConditionalGeneration"
+    hub = architecture in {"InternVLForConditionalGeneration", _INTERN_S1}
     if vision.kind not in _TOWERS:
         raise UsageError(
             f"no stand-in checkpoint is made for a vision tower of {architecture}",
@@ -120,6 +121,7 @@ def twin_of(model: Model) -> dims.RehearsedModel:
         awq=quantization is not None,
         dtype="float16" if model.dtype == "float16" else "bfloat16",
         max_tiles=rule.checkpoint_limit if rule and carries_limit(model) else 12,
+        intern_s1=model.architecture == _INTERN_S1,
     )
 
 
