@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
+from bench.registry import page
 from turbofit.core.errors import UsageError
 from turbofit.model.families.engines import TURBOMIND_UNPLANNED, TURBOMIND_VISION
 from turbofit.model.families.registry import VISION_READERS
@@ -27,22 +28,9 @@ needs_lmdeploy = [
 
 
 @pytest.fixture(scope="module")
-def listed(transformers) -> dict[str, set[str]]:
+def listed(transformers) -> dict[str, frozenset[str]]:
     """LMDeploy's own registries: the architectures that each lists."""
-    from lmdeploy.pytorch.models.module_map import MODULE_MAP, REMOVED_MODEL_MAP
-    from lmdeploy.turbomind.supported_models import SUPPORTED_ARCHS
-    from lmdeploy.vl.model import builder
-
-    seen: set[str] = set()
-    for front_end in builder.VISION_MODELS.module_dict.values():
-        listed = getattr(front_end, "_arch", None) or ()
-        seen |= {listed} if isinstance(listed, str) else set(listed)
-    return {
-        "turbomind": set(SUPPORTED_ARCHS),
-        "pytorch": set(MODULE_MAP),
-        "images": seen,
-        "removed": set(REMOVED_MODEL_MAP),
-    }
+    return page.listed()._asdict()
 
 
 class TestLmdeploysRegistries:

@@ -1,0 +1,28 @@
+"""The page of LMDeploy's registries says what turbofit answers now, for what LMDeploy lists now."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+
+import pytest
+
+from bench.registry import page
+
+ROWS = dict(re.findall(r"^\| `(\w+)` \|.*\| (.+) \|$", page.OUT.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("architecture", ROWS)
+def test_the_page_has_the_answer_of_now(architecture: str) -> None:
+    assert page.answer(architecture) == ROWS[architecture]
+
+
+def test_the_page_has_what_is_planned() -> None:
+    """What LMDeploy does not list at all is planned for Transformers, and not on the page."""
+    assert page.PLANNED - set(ROWS) == {"LlavaOnevisionForConditionalGeneration"}
+
+
+@pytest.mark.lmdeploy
+@pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
+def test_the_page_has_what_the_installed_lmdeploy_lists() -> None:
+    assert page.table() == page.OUT.read_text()
