@@ -84,6 +84,7 @@ ROWS = (
     # InternVL's ratio ends at 0.999 with the margin too.
     Row("internvl3-8b-hf", "1xrtx3090"),
     Row("internvl3-8b", "1xrtx3090"),
+    Row("intern-s1-mini", "1xrtx3090"),
     *_both("qwen3-vl-8b", "1xrtx3090"),
     Row("qwen3-vl-2b", "1xrtx3060"),
     Row("internvl2-1b", "1xrtx3060"),
