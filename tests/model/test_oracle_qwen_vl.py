@@ -8,6 +8,7 @@ import pytest
 
 from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule
+from turbofit.model.presets import preset_model
 
 BOUNDS = [
     (3136, 12_845_056), (3136, 1_003_520), (784, 784), (200_000, 100_000), (1, 50_000),
@@ -43,6 +44,20 @@ def test_patches_are_transformers(transformers, smallest, largest):
                 rule.units(width, height)
             continue
         assert rule.units(width, height) == rows * columns // 196, (width, height)
+
+
+def test_pages_of_mineru_are_transformers(transformers):
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    rule = preset_model("mineru2.5-pro-1.2b").image_rule
+    pages = [size for size in sizes(7, 600) if max(size) <= 200 * min(size)]
+    assert len(pages) > 2000
+    for width, height in pages:
+        rows, columns = smart_resize(
+            height, width, factor=28, min_pixels=50_176, max_pixels=1_605_632
+        )
+        assert rule.tokens(width, height) == rows * columns // 784, (width, height)
+    assert rule.units(1036, 1036) == 74 * 74
 
 
 def test_pixels_become_that_many_patches(transformers):
