@@ -141,9 +141,9 @@ ROWS: tuple[Row, ...] = (
     # documents' readers
     Row("mineru2.5-1.2b", "1xt4", units=PAGES, queued=(8,), long_prompt=True, sampling=True,
         settings={"cache_max_entry_count": 0.5}),
-    Row("mineru2.5-1.2b", "1xrtx3060", units=PAGES, queued=(8, 16), quick=True,
+    Row("mineru2.5-1.2b", "1xrtx3060", units=PAGES, queued=(8, 16),
         settings={"cache_max_entry_count": 0.5}),
-    Row("mineru2.5-1.2b", "1xrtx4090", units=PAGES, queued=(16,), sampling=True),
+    Row("mineru2.5-1.2b", "1xrtx4090", units=PAGES, queued=(16,), sampling=True, quick=True),
     Row("mineru2.5-1.2b", "2xrtx3090", tp=2, units=PAGES, queued=(8,), long_prompt=True),
     Row("mineru2.5-1.2b", "1xv100-32g", units=PAGES, queued=(8,)),
     Row("qwen2.5-vl-3b", "1xl4", units=PAGES, queued=(4,), long_prompt=True,
