@@ -14,8 +14,9 @@ from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.images import TileRule
 from turbofit.core.model import Quantization
 from turbofit.model.checkpoint import Origin, Weights, read_checkpoint
+from turbofit.model.config import Section
 from turbofit.model.families.engines import engine_problem
-from turbofit.model.families.registry import VISION_READERS
+from turbofit.model.families.registry import VISION_READERS, read_dims
 from turbofit.model.families.text import TEXT_ARCHITECTURES
 from turbofit.model.parameters import stored_bytes
 from turbofit.model.source import resolve_model
@@ -493,3 +494,16 @@ def test_fuzzed_configs_raise_nothing_else(architecture, change, part, processor
             most = model.image_rule.worst_units()
             assert 1 <= model.image_rule.units(*size) <= most
             assert model.image_rule.tokens(*size) <= model.image_rule.unit_tokens(most)
+
+
+TIED = {"tie_word_embeddings": True}
+
+
+@pytest.mark.parametrize(("inner", "outer"), [(TIED, {}), ({}, TIED)])
+def test_either_config_ties_the_head(inner, outer):
+    """Transformers before 5 wrote it into the text_config alone."""
+    text = {"hidden_size": 896, "num_attention_heads": 14, "num_key_value_heads": 2, **inner}
+    config = {"text_config": text, "vision_config": {"hidden_size": 896}, **outer}
+    section = Section(config, "config.json")
+    dims = read_dims(section, "Qwen2VLForConditionalGeneration", None, [])
+    assert dims.text.tie_word_embeddings
