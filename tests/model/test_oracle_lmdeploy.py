@@ -11,7 +11,10 @@ import pytest
 from msgspec.structs import replace
 
 from bench.common.checkpoints import make_internvl2, make_qwen2_vl
+from turbofit.core.images import PatchRule
+from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
+from turbofit.rehearse.checkpoint.twin import checkpoint_for
 
 pytestmark = [
     pytest.mark.lmdeploy,
@@ -84,3 +87,18 @@ def test_internvl_chat_needs_its_config_class(transformers, tmp_path, monkeypatc
     read = get_model_arch(str(folder))[1]
     with pytest.raises(AttributeError, match="hidden_size"):
         InternVLModel(read, resolver=None)
+
+
+@pytest.mark.parametrize("preset", ["mineru2.5-pro-1.2b", "intern-s1-mini"])
+def test_images_of_presets_are_counted_as_lmdeploy_does(transformers, tmp_path, preset):
+    model = preset_model(preset)
+    rule, folder = model.image_rule, tmp_path / "twin"
+    checkpoint_for(model, folder)
+    if isinstance(rule, PatchRule):
+        path = folder / "preprocessor_config.json"
+        bounds = {"min_pixels": rule.min_pixels, "max_pixels": rule.max_pixels}
+        path.write_text(json.dumps(json.loads(path.read_text()) | bounds))
+    rng = random.Random(3)
+    pages = [(rng.randrange(8, 2600), rng.randrange(8, 2600)) for _ in range(8)]
+    found = tokens_of(folder, [(picture(*page), {}) for page in pages])
+    assert found == [rule.tokens(*page) for page in pages]
