@@ -110,7 +110,7 @@ def _context(plan: Plan) -> str:
     if not plan.engine.of_lmdeploy:
         return f"{settings.session_len:,} tokens a request, answer included"
     return (
-        f"{settings.session_len:,} tokens a request and answer; prefill reads"
+        f"{settings.session_len:,} tokens with the answer; prefill reads"
         f" {settings.max_prefill_token_num:,} at a time"
     )
 
