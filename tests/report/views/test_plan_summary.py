@@ -32,7 +32,7 @@ def test_it_fits_a_terminal_and_has_the_verdict_the_promise_and_one_command(
     assert len(lines) <= 25
     assert max(map(len, lines)) <= 80
     assert plan.verdict in " ".join(text.split())
-    assert f"{plan.settings.session_len:,} tokens a request" in text
+    assert f"{plan.settings.session_len:,} tokens with the answer" in text
     assert text.count("lmdeploy serve api_server") == (1 if plan.fits else 0)
     assert lines[-1].startswith("more: --full")
 

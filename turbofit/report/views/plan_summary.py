@@ -108,7 +108,7 @@ def _context(plan: Plan) -> str:
     """Prefill is explained where the command's option is read next."""
     settings = plan.settings
     if not plan.engine.of_lmdeploy:
-        return f"{settings.session_len:,} tokens a request, answer included"
+        return f"{settings.session_len:,} tokens with the answer"
     return (
         f"{settings.session_len:,} tokens with the answer; prefill reads"
         f" {settings.max_prefill_token_num:,} at a time"
