@@ -37,6 +37,7 @@ COMMANDS: Final[dict[str, str]] = {
     "export": "a plan as a systemd unit, a Compose file or Kubernetes objects",
     "report": "a plan, a rehearsal or a run again: text, Markdown, JSON, one HTML page",
     "which": "the cards that keep a promise; the models that a machine serves",
+    "page": "a static site: what fits on which card, for people without turbofit",
     "init": "a profile, turbofit.yaml, from a plan",
     "compare": "two plans side by side",
     "doctor": "check this machine and its environment, each finding with a fix",

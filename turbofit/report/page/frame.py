@@ -13,7 +13,7 @@ from turbofit.report.page.tag import Markup, join, json_text, tag
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["framed", "tiles"]
+__all__ = ["framed", "policy", "stylesheet", "tiles"]
 
 _FOLDER: Final = Path(__file__).parent
 
@@ -35,12 +35,12 @@ def framed(
         made: who made it, and when.
         document: the data that the page carries.
     """
-    style, script = _read("page.css"), _read("page.js")
+    script = _read("page.js")
     links = [tag("li", tag("a", text, href=f"#{name}")) for name, text, _ in sections]
     return Template(_read("page.html")).substitute(
         title=tag("title", title),
-        policy=_policy(script),
-        style=style,
+        policy=policy(script),
+        style=stylesheet(),
         script=script,
         head=head,
         contents=tag("ul", *links),
@@ -67,11 +67,22 @@ def _section(name: str, title: str, content: Markup) -> Markup:
                aria_labelledby=f"{name}-title")  # fmt: skip
 
 
-def _policy(script: str) -> str:
-    """A page that loads nothing, and runs this script alone."""
+def stylesheet() -> str:
+    """The style of all pages."""
+    return _read("page.css")
+
+
+def policy(script: str, *more: str) -> str:
+    """The policy of a page that loads nothing, and runs this script alone.
+
+    Args:
+        script: the script.
+        more: what scripts may do beside that, in the words of a Content-Security-Policy.
+    """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    may_run = " ".join((f"'sha256-{digest}'", *more))
     return (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        f"default-src 'none'; script-src {may_run}; style-src 'unsafe-inline'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
 

@@ -1,0 +1,141 @@
+// One answer of a table as elements. `say` finds a text in the page's language.
+const element = (name, attributes, ...children) => {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes || {})) {
+    if (value !== null && value !== undefined && value !== false) made.setAttribute(key, value === true ? '' : value);
+  }
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+};
+
+// As turbofit/core/units.py writes them.
+const bytes = (size) => {
+  for (const [name, unit] of [['GiB', 2 ** 30], ['MiB', 2 ** 20], ['KiB', 2 ** 10]]) {
+    if (size >= unit) return (size / unit).toFixed(size / unit >= 100 ? 0 : 1) + ' ' + name;
+  }
+  return size + ' B';
+};
+const whole = (number) => number.toLocaleString('en-US');
+const three = (number) => (number >= 1000 ? whole(Math.round(number)) : String(Number(number.toPrecision(3))));
+
+const KINDS = ['reserved', 'before', 'context', 'weights', 'cache', 'buffers', 'transient', 'loading', 'left', 'margin'];
+const LETTERS = 'rocWKbtl.m';
+
+// Rows of a table come as arrays; the order is that of turbofit/report/fit_site/answer.py.
+const named = (names, values) => values && Object.fromEntries(names.map((name, i) => [name, values[i]]));
+const readAnswer = (row, texts) => {
+  const answer = named(['fits', 'verdict', 'engine', 'tp', 'replicas', 'tokens', 'atOnce', 'held', 'images', 'unit',
+    'context', 'speed', 'memory', 'limits', 'warnings', 'remedies'], row);
+  answer.verdict = texts[answer.verdict];
+  answer.engine = answer.memory && texts[answer.engine];
+  answer.unit = answer.unit === null ? null : texts[answer.unit];
+  answer.speed = named(['requests', 'tokens', 'first', 'error'], answer.speed);
+  answer.memory = named(['gpus', 'total', 'pieces', 'need', 'loading', 'headroom', 'margin'], answer.memory);
+  if (answer.memory) answer.memory.gpus = texts[answer.memory.gpus];
+  answer.limits = answer.limits.map((one) => named(['option', 'chosen', 'its', 'tokens', 'atOnce', 'speed', 'first'], one));
+  answer.limits.forEach((one) => { one.option = texts[one.option]; });
+  answer.warnings = answer.warnings.map((text) => texts[text]);
+  answer.remedies = answer.remedies.map((pair) => pair.map((text) => texts[text]));
+  return answer;
+};
+
+const bar = (memory, say) => {
+  const need = memory.pieces.reduce((sum, size) => sum + size, 0);
+  const scale = Math.max(need, memory.total);
+  const present = KINDS.map((kind, i) => [kind, memory.pieces[i], say('k')[i], LETTERS[i]]).filter((one) => one[1]);
+  const label = say('inUse', memory.gpus, bytes(memory.need), bytes(memory.total),
+    say(memory.loading ? 'duringLoad' : 'atWorst'));
+  const stack = element('div', { class: 'stack' }, ...present.map(([kind, size, , letter]) => {
+    const key = element('span', { class: 'key' }, element('span', { class: 'letter' }, letter));
+    const phase = element('div', { class: 'phase k-' + kind }, key);
+    phase.style.flexGrow = size;
+    return phase;
+  }));
+  stack.style.width = (100 * need / scale) + '%';
+  const drawn = element('div', { class: 'bar', role: 'img', 'aria-label': label }, stack);
+  const legend = element('ul', { class: 'legend' }, ...present.map(([kind, size, name, letter]) => element('li', {},
+    element('span', { class: 'swatch k-' + kind, 'aria-hidden': 'true' }, letter), ' ' + name + ' ', element('b', {}, bytes(size)))));
+  if (need > memory.total) {
+    const share = 100 * memory.total / scale;
+    const over = element('span', { class: 'over' });
+    over.style.left = share + '%';
+    over.style.width = (100 - share) + '%';
+    const end = element('span', { class: 'end' });
+    end.style.left = share + '%';
+    drawn.append(over, end);
+    legend.append(element('li', {}, element('span', { class: 'swatch overs', 'aria-hidden': 'true' }, '!'),
+      ' ' + say('more', bytes(need - memory.total))));
+  }
+  return element('div', { class: 'gpuset' }, element('p', { class: 'words' }, label), drawn, legend);
+};
+
+const tile = (label, value, text) => element('div', {}, element('span', { class: 'label' }, label),
+  element('b', {}, value), element('small', {}, text));
+
+const tiles = (answer, say) => {
+  const shown = [
+    tile(say('tokens'), whole(answer.tokens), say('tokensOf', say('engines', answer.replicas))),
+    tile(say('atOnce'), whole(answer.atOnce), say('atOnceText')),
+  ];
+  if (answer.speed) {
+    const error = answer.speed.error === null ? '' : '; ' + say('error', Math.round(100 * answer.speed.error));
+    shown.push(tile(say('speed'), three(answer.speed.requests), say('speedText', three(answer.speed.tokens)) + error),
+      tile(say('first'), three(answer.speed.first), say('firstText')));
+  }
+  shown.push(tile(say('contextTile'), whole(answer.context), say('contextText')));
+  if (answer.unit) {
+    const [images, units, tokens] = answer.images;
+    shown.push(tile(say('imagesTile'), whole(tokens), say('imagesText', images, whole(units), say(answer.unit, units))));
+  }
+  return element('div', { class: 'tiles' }, ...shown);
+};
+
+const grid = (cls, heads, rows) => element('div', { class: 'scroll', tabindex: '0', role: 'group', 'aria-label': heads[0] },
+  element('table', { class: cls },
+    element('thead', {}, element('tr', {}, ...heads.map((head, i) => element('th', { scope: 'col', class: i && cls ? 'n' : null }, head)))),
+    element('tbody', {}, ...rows.map((row) => element('tr', { class: row.chosen ? 'chosen' : null },
+      ...row.cells.map((cell, i) => element('td', { class: i && cls ? 'n' : null }, cell)))))));
+
+const limits = (answer, say) => (answer.limits.length ? [
+  element('h3', {}, say('limits')), element('p', { class: 'dim' }, say('limitsText')),
+  grid('limits', ['option', 'its', 'row_kv', 'row_once', 'row_speed', 'row_first'].map((one) => say(one)),
+    answer.limits.map((one) => ({ chosen: one.chosen, cells: [one.option, whole(one.its), whole(one.tokens), whole(one.atOnce),
+      three(one.speed), three(one.first)] }))),
+] : []);
+
+const english = (text) => element('span', { lang: 'en' }, text);
+
+const headline = (answer, say) => {
+  if (answer.fits) {
+    const held = answer.held.map(([tokens, count], i) => say(i ? 'holdsLongest' : 'holds', whole(count), whole(tokens)));
+    return say('serves', whole(answer.atOnce)) + ' ' + held.join(say('comma')) + (held.length ? say('stop') : '');
+  }
+  const memory = answer.memory;
+  if (!memory || memory.headroom >= memory.margin) return '';
+  return say('short', memory.gpus, bytes(memory.margin - memory.headroom), say(memory.loading ? 'whileLoading' : 'worstCase'),
+    bytes(memory.margin));
+};
+
+// eslint-disable-next-line no-unused-vars
+const shownAnswer = (answer, title, commands, say) => {
+  const word = answer.fits ? '✔ ' + say('fits') : '✖ ' + say(answer.memory ? 'fitsNot' : 'noAnswer');
+  const badge = element('strong', { class: 'badge ' + (answer.fits ? 'good' : 'bad') }, word);
+  const article = element('article', { 'data-fits': String(answer.fits) },
+    element('h2', {}, title), element('p', { class: 'verdict' }, badge, ' ' + headline(answer, say)),
+    element('p', { class: 'said' }, say('said') + ' ', element('span', { lang: 'en', class: 'sentence' }, answer.verdict)));
+  article.append(element('h3', {}, say('command')), ...commands);
+  if (answer.memory) article.append(bar(answer.memory, say));
+  if (answer.remedies.length && !answer.fits) {
+    article.append(element('h3', {}, say('remedies')), grid('', [say('change'), say('effect')],
+      answer.remedies.map((pair) => ({ cells: pair.map(english) }))));
+  }
+  if (answer.fits) {
+    article.append(element('p', { class: 'dim engine' }, say('engineOf', answer.engine, answer.tp, answer.replicas)), tiles(answer, say),
+      ...limits(answer, say));
+  }
+  if (answer.warnings.length) {
+    article.append(element('details', {}, element('summary', {}, say('warnings') + ' (' + answer.warnings.length + ')'),
+      element('ul', { class: 'warn', lang: 'en' }, ...answer.warnings.map((text) => element('li', {}, text)))));
+  }
+  return article;
+};

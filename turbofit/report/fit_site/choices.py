@@ -1,0 +1,174 @@
+"""The choices that the site offers, and the request that each combination of them is."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
+
+from turbofit.core.errors import UsageError
+from turbofit.core.struct import Struct, doc, known
+from turbofit.core.units import GIB, MIB
+from turbofit.core.version import __version__
+from turbofit.machine.presets import find_preset, nearest_names
+from turbofit.machine.source import machine_from
+from turbofit.model.presets import known_presets, preset_model
+from turbofit.planning.request import PlanRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from turbofit.report.fit_site.site_request import SiteRequest
+
+__all__ = ["Card", "Choice", "Choices", "NamedModel", "Point", "choices_of", "points"]
+
+
+class NamedModel(Struct):
+    """A model that can be chosen."""
+
+    name: Annotated[str, doc("As turbofit takes it.")]
+    title: str
+
+
+class Card(Struct):
+    """A card that can be chosen."""
+
+    name: Annotated[str, doc("As --on takes it.")]
+    title: str
+    total: Annotated[int, doc("Bytes.")]
+    free: Annotated[int, doc("Bytes that are free where others hold nothing.")]
+
+
+class Choice(Struct):
+    """One entry of a control."""
+
+    key: Annotated[str, doc("What a link calls it.")]
+    words: Annotated[str, doc("What a command line says of it; empty where it is the default.")]
+    numbers: Annotated[tuple[int, ...], doc("What it means; empty where turbofit chooses.")] = ()
+
+
+class Choices(Struct):
+    """All controls.
+
+    A table has an answer for each count, used, image, context and concurrency, the last one running
+    fastest.
+    """
+
+    turbofit_version: str
+    created: str
+    models: tuple[NamedModel, ...]
+    cards: tuple[Card, ...]
+    counts: tuple[int, ...]
+    used: tuple[Choice, ...]
+    images: tuple[Choice, ...]
+    contexts: tuple[Choice, ...]
+    concurrencies: tuple[Choice, ...]
+
+    @property
+    def answers(self) -> int:
+        """How many plans the site is made of."""
+        return len(self.models) * len(self.cards) * len(list(points(self)))
+
+
+class Point(NamedTuple):
+    """One combination of choices, of any model and card."""
+
+    gpus: int
+    used: Choice
+    images: Choice
+    context: Choice
+    concurrency: Choice
+
+    def request(self, model: str, card: str) -> PlanRequest:
+        """What `turbofit plan` is asked for.
+
+        Args:
+            model: the model's name.
+            card: the card's.
+        """
+        count, *size = self.images.numbers
+        given = {
+            "images": count if count != 1 else None,
+            "image_size": tuple(size) or None,
+            "context": next(iter(self.context.numbers), None),
+            "concurrency": next(iter(self.concurrency.numbers), None),
+        }
+        return PlanRequest.of(
+            model=model,
+            on=f"{self.gpus}x{card}{self.used.words}",
+            **{name: value for name, value in given.items() if value is not None},
+        )
+
+
+def choices_of(request: SiteRequest, created: str) -> Choices:
+    """The controls of a site.
+
+    Args:
+        request: what was asked for.
+        created: when, for its foot.
+
+    Raises:
+        UsageError: a model or a card is no preset.
+    """
+    request = request.complete()
+    return Choices(
+        turbofit_version=__version__,
+        created=created,
+        models=tuple(_model(name) for name in dict.fromkeys(request.models)),
+        cards=tuple(_card(name) for name in dict.fromkeys(request.cards)),
+        counts=tuple(sorted(set(request.counts))),
+        used=tuple(_used(size) for size in sorted({0, *request.used})),
+        images=tuple(_images(*one) for one in dict.fromkeys(((1, None), *request.images))),
+        contexts=tuple(_chosen("--context", request.contexts)),
+        concurrencies=tuple(_chosen("--concurrency", request.concurrencies)),
+    )
+
+
+def points(choices: Choices) -> Iterator[Point]:
+    """Every combination that a table has an answer for, in its order."""
+    dimensions = (
+        choices.counts, choices.used, choices.images, choices.contexts, choices.concurrencies
+    )  # fmt: skip
+    return (Point(*values) for values in product(*dimensions))
+
+
+def _model(name: str) -> NamedModel:
+    if name not in known_presets():
+        raise UsageError(f"{name!r} is no model by name", hint="turbofit models lists them")
+    return NamedModel(name=name, title=preset_model(name).name)
+
+
+def _card(name: str) -> Card:
+    if find_preset(name) is None:
+        near = nearest_names(name)
+        hint = f"did you mean {' or '.join(near)}?" if near else "turbofit gpus lists them"
+        raise UsageError(f"{name!r} is no card by name", hint=hint)
+    (gpu,) = machine_from(f"1x{name}").gpus
+    return Card(name=name, title=gpu.name, total=known(gpu.total, 0), free=known(gpu.free, 0))
+
+
+def _used(size: int) -> Choice:
+    if not size:
+        return Choice(key="0", words="", numbers=(0,))
+    text = next(
+        (f"{size // unit}{name}" for unit, name in _UNITS if size % unit == 0), str(size)
+    )  # exact, whatever the unit
+    return Choice(key=text, words=f":used={text}", numbers=(size,))
+
+
+_UNITS: Final = ((GIB, "GiB"), (MIB, "MiB"))
+
+
+def _images(count: int, size: tuple[int, int] | None) -> Choice:
+    words = [f"--images {count}"] if count != 1 else []
+    if size is None:
+        return Choice(key=str(count), words=" ".join(words), numbers=(count,))
+    sides = f"{size[0]}x{size[1]}"
+    words.append(f"--image-size {sides}")
+    return Choice(key=f"{count}@{sides}", words=" ".join(words), numbers=(count, *size))
+
+
+def _chosen(option: str, values: Iterable[int]) -> Iterator[Choice]:
+    """What turbofit chooses, then the values given."""
+    yield Choice(key="auto", words="")
+    for value in sorted(set(values)):
+        yield Choice(key=str(value), words=f"{option} {value}", numbers=(value,))

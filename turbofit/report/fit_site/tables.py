@@ -1,0 +1,56 @@
+"""The tables of the site: each point is planned as `turbofit plan` would."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import TYPE_CHECKING
+
+from turbofit.core.errors import TurbofitError
+from turbofit.planning.plan import plan
+from turbofit.report.fit_site.answer import Answer, Table, Texts, answer_of, refused
+from turbofit.report.fit_site.choices import points
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from turbofit.report.fit_site.choices import Choices, Point
+
+__all__ = ["table_of", "tables"]
+
+
+def tables(choices: Choices, jobs: int | None = None) -> Iterator[Table]:
+    """A table for each model on each card, in processes beside each other.
+
+    Args:
+        choices: of the site.
+        jobs: processes; by default one for each CPU.
+    """
+    pairs = [(model.name, card.name) for model in choices.models for card in choices.cards]
+    processes = min(jobs or os.cpu_count() or 1, len(pairs))
+    if processes == 1:
+        yield from (table_of(choices, *pair) for pair in pairs)
+        return
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        yield from pool.map(table_of, [choices] * len(pairs), *zip(*pairs, strict=True))
+
+
+def table_of(choices: Choices, model: str, card: str) -> Table:
+    """The answers for one model on one card."""
+    texts = Texts()
+    numbers: dict[Answer, int] = {}
+    order = [
+        numbers.setdefault(_answer(point, model, card, texts), len(numbers))
+        for point in points(choices)
+    ]
+    return Table(
+        model=model, card=card, texts=texts.all(), answers=tuple(numbers), order=tuple(order)
+    )
+
+
+def _answer(point: Point, model: str, card: str, texts: Texts) -> Answer:
+    try:
+        return answer_of(plan(point.request(model, card)), texts)
+    except TurbofitError as exc:
+        return refused(exc, texts)

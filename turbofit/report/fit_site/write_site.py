@@ -1,0 +1,92 @@
+"""Writes the site: one page, and a script with the answers for each model on each card."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.errors import UsageError
+from turbofit.core.files import write_atomic
+from turbofit.report.fit_site.choices import choices_of
+from turbofit.report.fit_site.tables import tables
+from turbofit.report.page.frame import policy, stylesheet
+from turbofit.report.page.tag import json_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turbofit.report.fit_site.choices import Choices
+    from turbofit.report.fit_site.site_request import SiteRequest
+
+__all__ = ["index_page", "write_site"]
+
+_FOLDER: Final = Path(__file__).parent
+#: What the page's own script loads is the page's own; `'self'` means nothing of a local file.
+_LOADS: Final = "'strict-dynamic'"
+
+
+def write_site(
+    request: SiteRequest,
+    folder: Path,
+    *,
+    jobs: int | None = None,
+    told: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Plan every point and write the site.
+
+    Args:
+        request: the choices that it offers.
+        folder: where; it is made, and files of the same names are replaced.
+        jobs: processes beside each other; by default one for each CPU.
+        told: is told after each table how many are done, and of how many.
+
+    Returns:
+        The page.
+
+    Raises:
+        UsageError: a model or a card is no preset, or a file cannot be written.
+    """
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    choices = choices_of(request, created)
+    every = len(choices.models) * len(choices.cards)
+    for done, table in enumerate(tables(choices, jobs), 1):
+        path = folder / "data" / table.model / f"{table.card}.js"
+        _make(path.parent)
+        write_atomic(path, table.to_script())
+        if told is not None:
+            told(done, every)
+    page = folder / "index.html"
+    write_atomic(page, index_page(choices))
+    return page
+
+
+def index_page(choices: Choices) -> str:
+    """The page alone.
+
+    Args:
+        choices: what its controls offer.
+    """
+    script = "".join(_read(name) for name in ("wording.js", "answer.js", "site.js"))
+    return Template(_read("index.html")).substitute(
+        policy=policy(script, _LOADS),
+        style=stylesheet() + _read("site.css"),
+        script=script,
+        choices=json_text(choices),
+        version=choices.turbofit_version,
+        created=choices.created,
+    )
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise UsageError(
+            f"{folder} cannot be made: {exc.strerror}", hint="name another folder with --out"
+        ) from exc
+
+
+def _read(name: str) -> str:
+    return (_FOLDER / name).read_text(encoding="utf-8")
