@@ -112,8 +112,8 @@ const headline = (answer, say) => {
   }
   const memory = answer.memory;
   if (!memory || memory.headroom >= memory.margin) return '';
-  return say('short', memory.gpus, bytes(memory.margin - memory.headroom), say(memory.loading ? 'whileLoading' : 'worstCase'),
-    bytes(memory.margin));
+  return say(memory.headroom < 0 ? 'short' : 'tight', memory.gpus, bytes(Math.abs(memory.headroom)),
+    say(memory.loading ? 'whileLoading' : 'worstCase'), bytes(memory.margin));
 };
 
 // eslint-disable-next-line no-unused-vars

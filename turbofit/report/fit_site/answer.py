@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from turbofit.core.struct import Struct, doc
+from turbofit.report.page.sections import ENGINES
 from turbofit.report.views.capacity import capacity
 from turbofit.report.views.ledger_view import fold
 from turbofit.report.views.memory_breakdown import KINDS, stack, sums
@@ -122,7 +123,7 @@ def answer_of(plan: Plan, texts: Texts) -> Answer:
     return Answer(
         fits=plan.fits,
         verdict=texts.number(plan.verdict),
-        engine=texts.number(plan.engine.name),
+        engine=texts.number(f"{ENGINES[plan.engine.name]} {plan.engine.version}"),
         tp=plan.parallel.tp,
         replicas=plan.parallel.replicas,
         images=(

@@ -13,6 +13,8 @@
   };
 
   // Each control: the entries that it offers, as [key, label].
+  const short = (one) => one.title.replace(/^(NVIDIA )?(GeForce )?/, '');
+  const offered = (one) => [one.name, short(one) + ', ' + bytes(one.total)];
   const card = (name) => choices.cards.find((one) => one.name === name);
   const freeOf = (one) => (size) => bytes(one.free - size);
   const chosen = (one) => (one.numbers.length ? whole(one.numbers[0]) : say('auto'));
@@ -26,13 +28,13 @@
   const keyed = (list, label) => () => list.map((one) => [one.key, label(one)]);
   const CONTROLS = {
     model: () => choices.models.map((one) => [one.name, one.title]),
-    card: () => choices.cards.map((one) => [one.name, one.title + ', ' + bytes(one.total)]),
+    card: () => choices.cards.map(offered),
     count: counts,
     used: keyed(choices.used, used),
     images: keyed(choices.images, images),
     context: keyed(choices.contexts, chosen),
     requests: keyed(choices.concurrencies, chosen),
-    beside: () => [['', say('none')], ...choices.cards.map((one) => [one.name, one.title + ', ' + bytes(one.total)])],
+    beside: () => [['', say('none')], ...choices.cards.map(offered)],
     besideCount: counts,
   };
   const names = Object.keys(CONTROLS);
@@ -141,6 +143,7 @@
     if (mine !== asked) return;
     at('answers').className = sides.length > 1 ? 'two' : '';
     at('answers').replaceChildren(...shown);
+    at('spoken').textContent = shown.map((one) => one.querySelector('h2').textContent + ': ' + one.querySelector('p').textContent).join(' ');
     document.body.dataset.shown = fragment();
   };
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from turbofit.core.run_report import RunReport
 
 __all__ = [
+    "ENGINES",
     "candidates",
     "commands",
     "compared",
@@ -32,7 +33,8 @@ __all__ = [
     "warnings",
 ]
 
-_ENGINES: Final = {
+#: What people call the engines.
+ENGINES: Final = {
     "turbomind": "LMDeploy, TurboMind",
     "pytorch": "LMDeploy, PyTorch engine",
     "transformers": "Hugging Face Transformers",
@@ -45,7 +47,7 @@ def head(plan: Plan, run: RunReport | None) -> Markup:
     verdict = plan.verdict.removeprefix(f"{word}: ")
     shape = plan.parallel
     chips = [
-        f"{_ENGINES[plan.engine.name]} {plan.engine.version}",
+        f"{ENGINES[plan.engine.name]} {plan.engine.version}",
         f"tp {shape.tp} × {shape.replicas}",
         f"for {plan.workload.goal}",
         _kind(plan, run),
