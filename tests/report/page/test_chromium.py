@@ -7,8 +7,8 @@ import json
 
 import pytest
 
+from tests.report.conftest import Browser
 from tests.report.documents import planned
-from tests.report.page.conftest import Browser
 from tests.report.page.pages import EVIL, evil_plan, page_of
 from tests.report.page.test_build import ALL
 from tests.waiting import until

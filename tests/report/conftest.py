@@ -36,12 +36,17 @@ class Browser:
         """Show a page, as a file."""
         path = self._folder / "page.html"
         path.write_text(text, encoding="utf-8")
+        self.visit(path.as_uri(), dark=dark, width=width)
+
+    def visit(self, address: str, *, dark: bool = False, width: int = 1100) -> None:
+        """Show what is at an address, loaded anew."""
         self.media(dark=dark)
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        self.driver.get("about:blank")  # another fragment alone would load nothing
         self.driver.get_log("browser")
         self.driver.get_log("performance")
-        self.driver.get(path.as_uri())
+        self.driver.get(address)
 
     def media(self, *, dark: bool = False, paper: bool = False) -> None:
         """What the system prefers, and whether it prints."""
@@ -75,9 +80,9 @@ class Browser:
         return found
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """One Chromium for all tests of the page."""
+    """One Chromium for all tests of pages."""
     if CHROMIUM is None or DRIVER is None:
         pytest.skip("no Chromium with its chromedriver is installed here")
     webdriver = pytest.importorskip("selenium.webdriver")

@@ -1,0 +1,23 @@
+"""One small site for all tests of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.report.fit_site.sites import REQUEST
+from turbofit.report.fit_site.choices import Choices, choices_of
+from turbofit.report.fit_site.write_site import write_site
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site's page, with its tables beside it."""
+    return write_site(REQUEST, tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture(scope="session")
+def choices() -> Choices:
+    """What its controls offer."""
+    return choices_of(REQUEST, "today")

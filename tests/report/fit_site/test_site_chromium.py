@@ -1,0 +1,239 @@
+"""The site in a real Chromium, opened as a file: what it shows is what `turbofit plan` says."""
+
+from __future__ import annotations
+
+import shlex
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.report.conftest import Browser
+from tests.report.fit_site.sites import Chosen, drawn, planned
+from tests.waiting import until
+from turbofit.core.units import format_bytes
+from turbofit.report.fit_site.choices import Choices
+
+pytestmark = pytest.mark.slow
+
+#: Everything that a side shows, as text.
+READ = """
+const side = document.querySelectorAll('article')[arguments[0]];
+const texts = (query) => Array.from(side.querySelectorAll(query), (one) => one.textContent);
+const rows = (query) => Array.from(side.querySelectorAll(query + ' tbody tr'),
+  (row) => Array.from(row.cells, (one) => one.textContent));
+const tiles = Array.from(side.querySelectorAll('.tiles > div'), (one) => one.children);
+return {
+  fits: side.dataset.fits, title: texts('h2')[0], sentence: texts('.sentence')[0],
+  commands: texts('code'), bar: texts('.words')[0], warnings: texts('ul.warn li'),
+  tiles: Object.fromEntries(tiles.map((one) => [one[0].textContent, one[1].textContent])),
+  limits: rows('table.limits'), remedies: rows('table:not(.limits)'),
+};
+"""
+DONE = "return document.body.dataset.shown === window.location.hash"
+
+
+@pytest.fixture(scope="module")
+def address(browser: Browser, request: pytest.FixtureRequest) -> str:
+    """Of the small site; none is written where there is no browser."""
+    assert browser is not None
+    return str(request.getfixturevalue("site").as_uri())
+
+
+def shown(browser: Browser, side: int = 0) -> dict[str, Any]:
+    """What one side shows, once it is there."""
+    until(lambda: browser.run(DONE), "the answer")
+    found: dict[str, Any] = browser.run(READ, side)
+    return found
+
+
+def choose(browser: Browser, name: str, key: str) -> None:
+    """Choose an entry of a control as a person does."""
+    browser.run(
+        "const one = document.getElementById(arguments[0]); one.value = arguments[1];"
+        "one.dispatchEvent(new Event('change', {bubbles: true}))", name, key,
+    )  # fmt: skip
+
+
+def number(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def close(text: str, value: float) -> bool:
+    """Whether it is the value to three digits, or to a whole number where it is large."""
+    return number(text) == (round(value) if value >= 1000 else float(f"{value:.3g}"))
+
+
+def compare(said: dict[str, Any], plan: dict[str, Any]) -> None:
+    """What is shown is what the plan says."""
+    if "error" in plan:
+        assert said["fits"] == "false"
+        assert said["tiles"] == {}
+        return
+    assert said["sentence"] == plan["verdict"]
+    assert said["fits"] == str(plan["fits"]).lower()
+    assert said["warnings"] == plan["warnings"]
+    fullest = min(plan["gpus"], key=lambda gpu: gpu["headroom"])
+    need = format_bytes(max(fullest["peak"], fullest["load_peak"]))
+    assert f": {need} of {format_bytes(fullest['total'])} in use" in said["bar"]
+    if not plan["fits"]:
+        assert (said["tiles"], said["limits"]) == ({}, [])
+        remedies = [[one["change"], one["effect"]] for one in plan["remedies"][:3]]
+        assert said["remedies"] == remedies
+        return
+    tiles, speed = said["tiles"], plan["throughput"]
+    assert number(tiles["KV tokens"]) == plan["kv"]["total_tokens"]
+    assert number(tiles["context"]) == plan["settings"]["session_len"]
+    assert number(tiles["tokens of the images"]) == plan["limits"]["image_tokens_per_request"]
+    assert close(tiles["requests/s, forecast"], speed["requests_per_second"])
+    assert close(tiles["seconds to the first token"], speed["seconds_to_first_token"])
+    assert len(said["limits"]) == len(plan["limit_costs"])
+    for cells, cost in zip(said["limits"], plan["limit_costs"], strict=True):
+        assert cells[0] == cost["option"]
+        assert [number(one) for one in cells[1:4]] == [
+            cost["image_tokens"], cost["kv_tokens"], cost["requests_at_once"]
+        ]  # fmt: skip
+        assert close(cells[4], cost["requests_per_second"])
+        assert close(cells[5], cost["seconds_to_first_token"])
+
+
+def test_200_choices_are_what_plan_says(
+    browser: Browser, address: str, choices: Choices, capsys: pytest.CaptureFixture[str]
+) -> None:
+    browser.visit(address)
+    for place, chosen in enumerate(drawn(choices, 200)):
+        if place % 2:
+            browser.run("window.location.hash = arguments[0]", chosen.fragment())
+        else:
+            select(browser, chosen)
+        command = shlex.join(["turbofit", *chosen.command()])
+        until(partial(has_command, browser, command), command)
+        compare(shown(browser), planned(shlex.split(command)[1:], capsys))
+    assert browser.said() == []
+
+
+def has_command(browser: Browser, command: str) -> bool:
+    """Whether the page shows the answer that this gives."""
+    return bool(shown(browser)["commands"][:1] == [command])
+
+
+def select(browser: Browser, chosen: Chosen) -> None:
+    """Each control by itself."""
+    for name, key in (
+        ("model", chosen.model), ("card", chosen.card), ("count", str(chosen.count)),
+        ("used", chosen.used.key), ("images", chosen.images.key),
+        ("context", chosen.context.key), ("requests", chosen.requests.key),
+    ):  # fmt: skip
+        choose(browser, name, key)
+
+
+def test_a_link_restores_the_choice(browser: Browser, address: str) -> None:
+    link = (
+        "#model=internvl3-8b&card=rtx4090&count=2&used=2GiB&context=8192&beside=rtx3060"
+        "&besideCount=2&lang=zh"
+    )
+    browser.visit(address + link)
+    first, second = shown(browser, 0), shown(browser, 1)
+    assert first["title"] == "2 × NVIDIA GeForce RTX 4090"
+    assert second["title"] == "2 × NVIDIA GeForce RTX 3060"
+    assert first["commands"] == [
+        "turbofit plan internvl3-8b --on 2xrtx4090:used=2GiB --context 8192",
+        "turbofit serve internvl3-8b --context 8192",
+    ]
+    assert browser.run("return document.documentElement.lang") == "zh-CN"
+    assert browser.run("return window.location.hash") == link
+    browser.one("#copy-link").click()
+    until(lambda: browser.one("#status").text, "the link is copied")
+    copied = browser.driver.execute_async_script(
+        "navigator.clipboard.readText().then(arguments[0], (e) => arguments[0]('no: ' + e))"
+    )
+    assert copied == address + link
+    browser.visit(copied)
+    assert shown(browser, 1) == second
+
+
+def test_a_link_to_what_is_not_there_says_so(browser: Browser, address: str) -> None:
+    browser.visit(f"{address}#model=internvl9&card=rtx4090&count=2&lang=en")
+    assert shown(browser)["title"] == "2 × NVIDIA GeForce RTX 4090"
+    said = browser.one("#status").text
+    assert said == "The link names model=internvl9, which this page does not have."
+
+
+def test_a_table_that_is_missing(
+    browser: Browser, address: str, site: Path, choices: Choices, tmp_path: Path
+) -> None:
+    (tmp_path / "index.html").write_bytes(
+        site.read_bytes()
+    )  # the page without its folder of tables
+    browser.visit(f"{(tmp_path / 'index.html').as_uri()}#lang=en")
+    until(lambda: browser.run(DONE), "the answer")
+    table = f"{choices.models[0].name}/{choices.cards[0].name}"
+    assert f"The table {table} is missing" in browser.one("article").text
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("width", [360, 390, 1100])
+def test_nothing_is_cut(browser: Browser, address: str, language: str, width: int) -> None:
+    for dark, link in ((False, "card=rtx3060"), (True, "card=rtx4090&beside=rtx3060")):
+        for model in ("internvl3-8b", "qwen2.5-vl-7b-awq"):
+            choice = f"#model={model}&{link}&lang={language}"
+            browser.visit(address + choice, dark=dark, width=width)
+            shown(browser)
+            assert browser.run("return document.documentElement.scrollWidth") <= width
+            cut = browser.run(
+                "return Array.from(document.querySelectorAll('.scroll, h2, .tiles *, .legend'))"
+                ".filter((one) => one.scrollWidth > one.clientWidth + 1 && one.clientWidth)"
+                ".map((one) => one.outerHTML.slice(0, 90))"
+            )
+            assert cut == []
+            assert browser.said() == []
+            assert {url.split(":")[0] for url in browser.asked()} <= {"file", "data"}
+
+
+def test_the_languages_and_the_themes(browser: Browser, address: str) -> None:
+    browser.visit(f"{address}#lang=en", dark=True)
+    shown(browser)
+    ground = "return getComputedStyle(document.body).backgroundColor"
+    dark = browser.run(ground)
+    browser.one("#theme").click()
+    assert browser.run(ground) == "rgb(255, 255, 255)" != dark
+    browser.one("#language").click()
+    shown(browser)
+    assert browser.one("h1").text == "显存够不够?"
+    assert browser.one("#theme").text == "主题:浅色"
+    assert browser.run("return document.title") == "显存够不够? - turbofit"
+    browser.one("#language").click()
+    assert browser.one("h1").text == "Will it fit?"
+
+
+def test_the_keyboard_alone_does_it(browser: Browser, address: str) -> None:
+    from selenium.webdriver import ActionChains
+
+    browser.visit(f"{address}#lang=en")
+    before = shown(browser)
+    seen: list[str] = []
+    while "model" not in seen:
+        ActionChains(browser.driver).send_keys("\ue004").perform()  # tab
+        seen.append(browser.run("return document.activeElement.id"))
+        assert len(seen) < 9
+    ActionChains(browser.driver).send_keys("q").perform()  # Qwen
+    until(lambda: browser.run("return document.getElementById('model').value") != "", "a model")
+    until(lambda: shown(browser)["commands"] != before["commands"], "another answer")
+    assert "qwen2.5-vl-7b-awq" in shown(browser)["commands"][0]
+    outline = "return getComputedStyle(document.activeElement).outlineStyle"
+    for _ in range(30):
+        ActionChains(browser.driver).send_keys("\ue004").perform()
+        name = browser.run("return document.activeElement.className || document.activeElement.id")
+        if browser.run("return document.activeElement === document.body"):
+            break
+        assert browser.run(outline) != "none", name
+        seen.append(name)
+    assert {"card", "used", "beside", "copy-link", "copy"} <= set(seen)
+
+
+def test_everything_has_a_name(browser: Browser, address: str) -> None:
+    browser.visit(f"{address}#card=rtx4090&lang=en")
+    shown(browser)
+    for one in browser.all("button, select, summary, [role='img'], [role='group']"):
+        assert one.accessible_name, one.get_attribute("outerHTML")[:80]

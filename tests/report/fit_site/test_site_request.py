@@ -1,0 +1,27 @@
+"""What a person may ask of the site."""
+
+from __future__ import annotations
+
+import pytest
+
+from turbofit.core.errors import UsageError
+from turbofit.core.units import GIB
+from turbofit.report.fit_site.site_request import SiteRequest
+
+
+def test_what_is_given_replaces_the_default() -> None:
+    request = SiteRequest.of_options(
+        {"images": ("2", "4@1280x720"), "used": ("1GiB",), "contexts": ("16k",)}, str
+    )
+    assert request.images == ((2, None), (4, (1280, 720)))
+    whole = request.complete()
+    assert whole.used == (GIB,)
+    assert whole.contexts == (16384,)
+    assert whole.counts == (1, 2, 4)
+    assert SiteRequest.of().complete().images == ((1, (1920, 1080)), (4, (1280, 720)))
+
+
+@pytest.mark.parametrize("text", ["x", "4@", "@1x1", "4@wide", "-1", "4@1280"])
+def test_images_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError):
+        SiteRequest.of_options({"images": (text,)}, str)
