@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.report.fit_site.sites import REQUEST
-from turbofit.report.fit_site.choices import Choices, choices_of
+from turbofit.report.fit_site.choices import SiteChoices, choices_of
 from turbofit.report.fit_site.write_site import write_site
 
 
@@ -18,6 +18,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def choices() -> Choices:
+def choices() -> SiteChoices:
     """What its controls offer."""
     return choices_of(REQUEST, "today")

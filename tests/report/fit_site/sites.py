@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from turbofit.cli.main import main
-from turbofit.report.fit_site.choices import Choice, Choices
+from turbofit.report.fit_site.choices import SiteChoice, SiteChoices
 from turbofit.report.fit_site.site_request import SiteRequest
 
 #: A model with tiles and one with patches; a card that is too small and one that is not.
@@ -30,10 +30,10 @@ class Chosen(NamedTuple):
     model: str
     card: str
     count: int
-    used: Choice
-    images: Choice
-    context: Choice
-    requests: Choice
+    used: SiteChoice
+    images: SiteChoice
+    context: SiteChoice
+    requests: SiteChoice
 
     def fragment(self) -> str:
         """The link that chooses it."""
@@ -48,7 +48,7 @@ class Chosen(NamedTuple):
         words = f"{self.images.words} {self.context.words} {self.requests.words}".split()
         return ["plan", self.model, "--on", f"{self.count}x{self.card}{self.used.words}", *words]
 
-    def place(self, choices: Choices) -> int:
+    def place(self, choices: SiteChoices) -> int:
         """Where a table has its answer."""
         place = choices.counts.index(self.count)
         for every, one in (
@@ -59,7 +59,7 @@ class Chosen(NamedTuple):
         return place
 
 
-def drawn(choices: Choices, number: int) -> Iterator[Chosen]:
+def drawn(choices: SiteChoices, number: int) -> Iterator[Chosen]:
     """So many choices, the same ones in every run."""
     chance = random.Random(number)
     for _ in range(number):

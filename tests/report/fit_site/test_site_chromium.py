@@ -13,7 +13,7 @@ from tests.report.conftest import Browser
 from tests.report.fit_site.sites import Chosen, drawn, planned
 from tests.waiting import until
 from turbofit.core.units import format_bytes
-from turbofit.report.fit_site.choices import Choices
+from turbofit.report.fit_site.choices import SiteChoices
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +99,7 @@ def compare(said: dict[str, Any], plan: dict[str, Any]) -> None:
 
 
 def test_200_choices_are_what_plan_says(
-    browser: Browser, address: str, choices: Choices, capsys: pytest.CaptureFixture[str]
+    browser: Browser, address: str, choices: SiteChoices, capsys: pytest.CaptureFixture[str]
 ) -> None:
     browser.visit(address)
     for place, chosen in enumerate(drawn(choices, 200)):
@@ -161,7 +161,7 @@ def test_a_link_to_what_is_not_there_says_so(browser: Browser, address: str) -> 
 
 
 def test_a_table_that_is_missing(
-    browser: Browser, address: str, site: Path, choices: Choices, tmp_path: Path
+    browser: Browser, address: str, site: Path, choices: SiteChoices, tmp_path: Path
 ) -> None:
     (tmp_path / "index.html").write_bytes(
         site.read_bytes()

@@ -10,8 +10,8 @@ import pytest
 
 from tests.report.fit_site.sites import drawn, planned
 from turbofit.core.plan import Plan
-from turbofit.report.fit_site.answer import Table
-from turbofit.report.fit_site.choices import Choices, choices_of, points
+from turbofit.report.fit_site.answer import SiteTable
+from turbofit.report.fit_site.choices import SiteChoices, choices_of, points
 from turbofit.report.fit_site.site_request import SiteRequest
 from turbofit.report.fit_site.tables import table_of
 from turbofit.report.views.memory_breakdown import KINDS, stack, sums
@@ -22,18 +22,18 @@ NOTHING = {"kv_tokens": 0, "requests_at_once": 0, "held": (), "speed": None, "li
 
 @pytest.mark.slow
 def test_200_choices_are_what_plan_says(
-    site: Path, choices: Choices, capsys: pytest.CaptureFixture[str]
+    site: Path, choices: SiteChoices, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for chosen in drawn(choices, 200):
         script = (site.parent / "data" / chosen.model / f"{chosen.card}.js").read_text()
         document = script.removeprefix("turbofitTable(").removesuffix(");\n")
-        table = msgspec.json.decode(document, type=Table)
+        table = msgspec.json.decode(document, type=SiteTable)
         assert len(table.order) == len(list(points(choices)))
         plan = planned(chosen.command(), capsys)
         _compare(table, table.order[chosen.place(choices)], plan)
 
 
-def _compare(table: Table, place: int, plan: dict[str, object]) -> None:
+def _compare(table: SiteTable, place: int, plan: dict[str, object]) -> None:
     answer, texts = table.answers[place], table.texts
     if "error" in plan:
         assert answer.memory is None

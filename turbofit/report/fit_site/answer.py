@@ -16,13 +16,22 @@ if TYPE_CHECKING:
     from turbofit.core.errors import TurbofitError
     from turbofit.core.plan import GpuLedger, Plan
 
-__all__ = ["Answer", "CardMemory", "LimitRow", "Speed", "Table", "Texts", "answer_of", "refused"]
+__all__ = [
+    "SiteAnswer",
+    "SiteLimit",
+    "SiteMemory",
+    "SiteSpeed",
+    "SiteTable",
+    "SiteTexts",
+    "answer_of",
+    "refused",
+]
 
 #: Remedies that are shown, as in the short text of a plan.
 _REMEDIES = 3
 
 
-class Texts:
+class SiteTexts:
     """Sentences that many answers share; answers have their numbers."""
 
     def __init__(self) -> None:
@@ -37,7 +46,7 @@ class Texts:
         return tuple(self._numbers)
 
 
-class CardMemory(Struct, array_like=True):
+class SiteMemory(Struct, array_like=True):
     """The GPU that has the least left, from empty to full."""
 
     gpus: Annotated[int, doc("Text: which GPUs are like it.")]
@@ -49,7 +58,7 @@ class CardMemory(Struct, array_like=True):
     margin: int
 
 
-class Speed(Struct, array_like=True):
+class SiteSpeed(Struct, array_like=True):
     """The forecast of speed."""
 
     requests_per_second: float
@@ -58,7 +67,7 @@ class Speed(Struct, array_like=True):
     median_error: float | None
 
 
-class LimitRow(Struct, array_like=True):
+class SiteLimit(Struct, array_like=True):
     """What one image limit leaves."""
 
     option: Annotated[int, doc("Text.")]
@@ -70,7 +79,7 @@ class LimitRow(Struct, array_like=True):
     seconds_to_first_token: float
 
 
-class Answer(Struct, array_like=True):
+class SiteAnswer(Struct, array_like=True):
     """One plan in short; of texts their numbers. What is no capacity of a server is 0."""
 
     fits: bool
@@ -91,20 +100,20 @@ class Answer(Struct, array_like=True):
     ] = (0, 0, 0)
     unit: Annotated[int | None, doc("Text: what the units are; null without images.")] = None
     context: int = 0
-    speed: Speed | None = None
-    memory: CardMemory | None = None
-    limits: tuple[LimitRow, ...] = ()
+    speed: SiteSpeed | None = None
+    memory: SiteMemory | None = None
+    limits: tuple[SiteLimit, ...] = ()
     warnings: Annotated[tuple[int, ...], doc("Texts.")] = ()
     remedies: Annotated[tuple[tuple[int, int], ...], doc("Texts: a change, its effect.")] = ()
 
 
-class Table(Struct):
+class SiteTable(Struct):
     """All answers for one model on one card."""
 
     model: str
     card: str
     texts: tuple[str, ...]
-    answers: tuple[Answer, ...]
+    answers: tuple[SiteAnswer, ...]
     order: Annotated[tuple[int, ...], doc("The answer of each point, since many are equal.")]
 
     def to_script(self) -> str:
@@ -112,7 +121,7 @@ class Table(Struct):
         return f"turbofitTable({msgspec.json.encode(self).decode()});\n"
 
 
-def answer_of(plan: Plan, texts: Texts) -> Answer:
+def answer_of(plan: Plan, texts: SiteTexts) -> SiteAnswer:
     """A plan in short.
 
     Args:
@@ -120,7 +129,7 @@ def answer_of(plan: Plan, texts: Texts) -> Answer:
         texts: takes its sentences.
     """
     more: dict[str, Any] = _capacity(plan, texts) if plan.fits else {}
-    return Answer(
+    return SiteAnswer(
         fits=plan.fits,
         verdict=texts.number(plan.verdict),
         engine=texts.number(f"{ENGINES[plan.engine.name]} {plan.engine.version}"),
@@ -143,13 +152,13 @@ def answer_of(plan: Plan, texts: Texts) -> Answer:
     )
 
 
-def refused(error: TurbofitError, texts: Texts) -> Answer:
+def refused(error: TurbofitError, texts: SiteTexts) -> SiteAnswer:
     """What there is to say where no plan can be made at all."""
     said = f"{error.message}; {error.hint}" if error.hint else error.message
-    return Answer(fits=False, verdict=texts.number(said))
+    return SiteAnswer(fits=False, verdict=texts.number(said))
 
 
-def _capacity(plan: Plan, texts: Texts) -> dict[str, Any]:
+def _capacity(plan: Plan, texts: SiteTexts) -> dict[str, Any]:
     """What a plan that fits serves."""
     users = capacity(plan).users
     shown = (users[0], users[-1]) if len(users) > 1 else users
@@ -161,14 +170,14 @@ def _capacity(plan: Plan, texts: Texts) -> dict[str, Any]:
         "held": tuple((one.tokens, one.held) for one in shown),
         "speed": None
         if speed is None
-        else Speed(
+        else SiteSpeed(
             requests_per_second=speed.requests_per_second,
             output_tokens_per_second=speed.output_tokens_per_second,
             seconds_to_first_token=speed.seconds_to_first_token,
             median_error=speed.median_error,
         ),
         "limits": tuple(
-            LimitRow(
+            SiteLimit(
                 option=texts.number(one.option),
                 chosen=one.limit == limit,
                 image_tokens=one.image_tokens,
@@ -182,12 +191,12 @@ def _capacity(plan: Plan, texts: Texts) -> dict[str, Any]:
     }
 
 
-def _memory(gpus: tuple[GpuLedger, ...], texts: Texts) -> CardMemory | None:
+def _memory(gpus: tuple[GpuLedger, ...], texts: SiteTexts) -> SiteMemory | None:
     if not gpus:
         return None
     title, ledger = min(fold(gpus), key=lambda one: one[1].headroom)
     sizes = sums(stack(ledger))
-    return CardMemory(
+    return SiteMemory(
         gpus=texts.number(title),
         total=ledger.total,
         pieces=tuple(sizes.get(kind, 0) for kind in KINDS),

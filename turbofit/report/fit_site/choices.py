@@ -19,17 +19,25 @@ if TYPE_CHECKING:
 
     from turbofit.report.fit_site.site_request import SiteRequest
 
-__all__ = ["Card", "Choice", "Choices", "NamedModel", "Point", "choices_of", "points"]
+__all__ = [
+    "SiteCard",
+    "SiteChoice",
+    "SiteChoices",
+    "SiteModel",
+    "SitePoint",
+    "choices_of",
+    "points",
+]
 
 
-class NamedModel(Struct):
+class SiteModel(Struct):
     """A model that can be chosen."""
 
     name: Annotated[str, doc("As turbofit takes it.")]
     title: str
 
 
-class Card(Struct):
+class SiteCard(Struct):
     """A card that can be chosen."""
 
     name: Annotated[str, doc("As --on takes it.")]
@@ -38,7 +46,7 @@ class Card(Struct):
     free: Annotated[int, doc("Bytes that are free where others hold nothing.")]
 
 
-class Choice(Struct):
+class SiteChoice(Struct):
     """One entry of a control."""
 
     key: Annotated[str, doc("What a link calls it.")]
@@ -46,7 +54,7 @@ class Choice(Struct):
     numbers: Annotated[tuple[int, ...], doc("What it means; empty where turbofit chooses.")] = ()
 
 
-class Choices(Struct):
+class SiteChoices(Struct):
     """All controls.
 
     A table has an answer for each count, used, image, context and concurrency, the last one running
@@ -55,13 +63,13 @@ class Choices(Struct):
 
     turbofit_version: str
     created: str
-    models: tuple[NamedModel, ...]
-    cards: tuple[Card, ...]
+    models: tuple[SiteModel, ...]
+    cards: tuple[SiteCard, ...]
     counts: tuple[int, ...]
-    used: tuple[Choice, ...]
-    images: tuple[Choice, ...]
-    contexts: tuple[Choice, ...]
-    concurrencies: tuple[Choice, ...]
+    used: tuple[SiteChoice, ...]
+    images: tuple[SiteChoice, ...]
+    contexts: tuple[SiteChoice, ...]
+    concurrencies: tuple[SiteChoice, ...]
 
     @property
     def answers(self) -> int:
@@ -69,14 +77,14 @@ class Choices(Struct):
         return len(self.models) * len(self.cards) * len(list(points(self)))
 
 
-class Point(NamedTuple):
+class SitePoint(NamedTuple):
     """One combination of choices, of any model and card."""
 
     gpus: int
-    used: Choice
-    images: Choice
-    context: Choice
-    concurrency: Choice
+    used: SiteChoice
+    images: SiteChoice
+    context: SiteChoice
+    concurrency: SiteChoice
 
     def request(self, model: str, card: str) -> PlanRequest:
         """What `turbofit plan` is asked for.
@@ -99,7 +107,7 @@ class Point(NamedTuple):
         )
 
 
-def choices_of(request: SiteRequest, created: str) -> Choices:
+def choices_of(request: SiteRequest, created: str) -> SiteChoices:
     """The controls of a site.
 
     Args:
@@ -110,7 +118,7 @@ def choices_of(request: SiteRequest, created: str) -> Choices:
         UsageError: a model or a card is no preset.
     """
     request = request.complete()
-    return Choices(
+    return SiteChoices(
         turbofit_version=__version__,
         created=created,
         models=tuple(_model(name) for name in dict.fromkeys(request.models)),
@@ -123,52 +131,52 @@ def choices_of(request: SiteRequest, created: str) -> Choices:
     )
 
 
-def points(choices: Choices) -> Iterator[Point]:
+def points(choices: SiteChoices) -> Iterator[SitePoint]:
     """Every combination that a table has an answer for, in its order."""
     dimensions = (
         choices.counts, choices.used, choices.images, choices.contexts, choices.concurrencies
     )  # fmt: skip
-    return (Point(*values) for values in product(*dimensions))
+    return (SitePoint(*values) for values in product(*dimensions))
 
 
-def _model(name: str) -> NamedModel:
+def _model(name: str) -> SiteModel:
     if name not in known_presets():
         raise UsageError(f"{name!r} is no model by name", hint="turbofit models lists them")
-    return NamedModel(name=name, title=preset_model(name).name)
+    return SiteModel(name=name, title=preset_model(name).name)
 
 
-def _card(name: str) -> Card:
+def _card(name: str) -> SiteCard:
     if find_preset(name) is None:
         near = nearest_names(name)
         hint = f"did you mean {' or '.join(near)}?" if near else "turbofit gpus lists them"
         raise UsageError(f"{name!r} is no card by name", hint=hint)
     (gpu,) = machine_from(f"1x{name}").gpus
-    return Card(name=name, title=gpu.name, total=known(gpu.total, 0), free=known(gpu.free, 0))
+    return SiteCard(name=name, title=gpu.name, total=known(gpu.total, 0), free=known(gpu.free, 0))
 
 
-def _used(size: int) -> Choice:
+def _used(size: int) -> SiteChoice:
     if not size:
-        return Choice(key="0", words="", numbers=(0,))
+        return SiteChoice(key="0", words="", numbers=(0,))
     text = next(
         (f"{size // unit}{name}" for unit, name in _UNITS if size % unit == 0), str(size)
     )  # exact, whatever the unit
-    return Choice(key=text, words=f":used={text}", numbers=(size,))
+    return SiteChoice(key=text, words=f":used={text}", numbers=(size,))
 
 
 _UNITS: Final = ((GIB, "GiB"), (MIB, "MiB"))
 
 
-def _images(count: int, size: tuple[int, int] | None) -> Choice:
+def _images(count: int, size: tuple[int, int] | None) -> SiteChoice:
     words = [f"--images {count}"] if count != 1 else []
     if size is None:
-        return Choice(key=str(count), words=" ".join(words), numbers=(count,))
+        return SiteChoice(key=str(count), words=" ".join(words), numbers=(count,))
     sides = f"{size[0]}x{size[1]}"
     words.append(f"--image-size {sides}")
-    return Choice(key=f"{count}@{sides}", words=" ".join(words), numbers=(count, *size))
+    return SiteChoice(key=f"{count}@{sides}", words=" ".join(words), numbers=(count, *size))
 
 
-def _chosen(option: str, values: Iterable[int]) -> Iterator[Choice]:
+def _chosen(option: str, values: Iterable[int]) -> Iterator[SiteChoice]:
     """What turbofit chooses, then the values given."""
-    yield Choice(key="auto", words="")
+    yield SiteChoice(key="auto", words="")
     for value in sorted(set(values)):
-        yield Choice(key=str(value), words=f"{option} {value}", numbers=(value,))
+        yield SiteChoice(key=str(value), words=f"{option} {value}", numbers=(value,))

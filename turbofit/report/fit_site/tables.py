@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 from turbofit.core.errors import TurbofitError
 from turbofit.planning.plan import plan
-from turbofit.report.fit_site.answer import Answer, Table, Texts, answer_of, refused
+from turbofit.report.fit_site.answer import SiteAnswer, SiteTable, SiteTexts, answer_of, refused
 from turbofit.report.fit_site.choices import points
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from turbofit.report.fit_site.choices import Choices, Point
+    from turbofit.report.fit_site.choices import SiteChoices, SitePoint
 
 __all__ = ["table_of", "tables"]
 
 
-def tables(choices: Choices, jobs: int | None = None) -> Iterator[Table]:
+def tables(choices: SiteChoices, jobs: int | None = None) -> Iterator[SiteTable]:
     """A table for each model on each card, in processes beside each other.
 
     Args:
@@ -36,20 +36,20 @@ def tables(choices: Choices, jobs: int | None = None) -> Iterator[Table]:
         yield from pool.map(table_of, [choices] * len(pairs), *zip(*pairs, strict=True))
 
 
-def table_of(choices: Choices, model: str, card: str) -> Table:
+def table_of(choices: SiteChoices, model: str, card: str) -> SiteTable:
     """The answers for one model on one card."""
-    texts = Texts()
-    numbers: dict[Answer, int] = {}
+    texts = SiteTexts()
+    numbers: dict[SiteAnswer, int] = {}
     order = [
         numbers.setdefault(_answer(point, model, card, texts), len(numbers))
         for point in points(choices)
     ]
-    return Table(
+    return SiteTable(
         model=model, card=card, texts=texts.all(), answers=tuple(numbers), order=tuple(order)
     )
 
 
-def _answer(point: Point, model: str, card: str, texts: Texts) -> Answer:
+def _answer(point: SitePoint, model: str, card: str, texts: SiteTexts) -> SiteAnswer:
     try:
         return answer_of(plan(point.request(model, card)), texts)
     except TurbofitError as exc:

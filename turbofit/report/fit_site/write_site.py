@@ -17,7 +17,7 @@ from turbofit.report.page.tag import json_text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turbofit.report.fit_site.choices import Choices
+    from turbofit.report.fit_site.choices import SiteChoices
     from turbofit.report.fit_site.site_request import SiteRequest
 
 __all__ = ["index_page", "write_site"]
@@ -62,7 +62,7 @@ def write_site(
     return page
 
 
-def index_page(choices: Choices) -> str:
+def index_page(choices: SiteChoices) -> str:
     """The page alone.
 
     Args:

@@ -26,7 +26,9 @@ _CLOSE: Final = 7
 def bars(plan: Plan) -> Markup:
     """A bar a GPU; equal GPUs share what is said of them."""
     scale = max(max(gpu.total, sum(piece.bytes for piece in stack(gpu))) for gpu in plan.gpus)
-    return join(*(_set(plan, first, members, scale) for members, first in fold_indices(plan.gpus)))
+    sets = fold_indices(plan.gpus)
+    drawn = [_set(plan, first, members, scale) for members, first in sets]
+    return join(*drawn, _legend([first for _, first in sets]))
 
 
 def _set(plan: Plan, first: GpuLedger, members: list[int], scale: int) -> Markup:
@@ -40,7 +42,6 @@ def _set(plan: Plan, first: GpuLedger, members: list[int], scale: int) -> Markup
         *rows,
         _ticks(scale),
         tag("output", "Point at a part, or press Tab and the arrow keys.", class_="readout"),
-        _legend(first, pieces),
         _holders(plan, members),
         class_="gpuset",
     )
@@ -121,18 +122,30 @@ def _end(ledger: GpuLedger, pieces: tuple[StackPiece, ...], scale: int) -> Marku
     return tag("div", tag("div", label, class_="ends"), class_="row axis")
 
 
-def _legend(ledger: GpuLedger, pieces: tuple[StackPiece, ...]) -> Markup:
+def _legend(ledgers: list[GpuLedger]) -> Markup:
+    """One for all bars: what each kind is, and how much; from the least to the most of them."""
+    found: dict[Kind, list[int]] = {}
+    overs = []
+    for ledger in ledgers:
+        pieces = stack(ledger)
+        for kind, size in sums(pieces).items():
+            found.setdefault(kind, []).append(size)
+        overs.append(max(0, sum(piece.bytes for piece in pieces) - ledger.total))
     entries = []
-    for kind, size in sums(pieces).items():
+    for kind in (one for one in KINDS if one in found):
         letter, name = KINDS[kind]
         swatch = tag("span", letter, class_=f"swatch k-{kind}", aria_hidden="true")
-        entries.append(tag("li", swatch, f" {name} ", tag("b", format_bytes(size))))
-    over = sum(piece.bytes for piece in pieces) - ledger.total
-    if over > 0:
+        entries.append(tag("li", swatch, f" {name} ", tag("b", _range(found[kind]))))
+    if any(overs):
         swatch = tag("span", "!", class_="swatch overs", aria_hidden="true")
-        text = " more than the card has "
-        entries.append(tag("li", swatch, text, tag("b", format_bytes(over))))
+        entries.append(tag("li", swatch, " more than the card has ", tag("b", _range(overs))))
     return tag("ul", *entries, class_="legend")
+
+
+def _range(sizes: list[int]) -> str:
+    """A size, or the smallest and the largest of several."""
+    ends = dict.fromkeys(format_bytes(size) for size in (min(sizes), max(sizes)))
+    return " to ".join(ends)
 
 
 def _holders(plan: Plan, members: list[int]) -> Markup:

@@ -19,6 +19,9 @@ __all__ = ["command", "paint", "scrolled", "table"]
 #: What a cell must look like to sort as a number.
 _NUMBER: Final = re.compile(r"[+-]?[\d,]+(\.\d+)?(e[+-]?\d+)?")
 
+#: Columns of a table that fit on a phone.
+_MOST_COLUMNS: Final = 4
+
 #: A cell of more characters keeps a width that can be read.
 _LONG: Final = 24
 
@@ -49,7 +52,8 @@ def table(block: Table, *, sortable: bool = False, chosen: int | None = None) ->
     foot = [tag("tr", *_cells(block, row, False)) for row in block.sums]
     inner = [tag("thead", tag("tr", *heads)), tag("tbody", *body)]
     inner += [tag("tfoot", *foot)] if foot else []
-    cls = "sortable" if sortable else None
+    names = [name for name, so in (("sortable", sortable), ("stacks", _stacks(block))) if so]
+    cls = " ".join(names) or None
     return scrolled(tag("table", *inner, class_=cls), "Table")
 
 
@@ -84,10 +88,16 @@ def _one(block: Block) -> Markup:
     return command(block.text, "this command")
 
 
+def _stacks(block: Table) -> bool:
+    """Whether its rows stand as lists on a phone: more columns than fit there."""
+    return len(block.columns) > _MOST_COLUMNS
+
+
 def _cells(block: Table, row: tuple[str, ...], sortable: bool) -> list[Markup]:
     cells = []
     for column, text in zip(block.columns, row, strict=True):
         cls = "n" if column.right else "w" if column.wrap and len(text) > _LONG else None
         value = text.replace(",", "") if sortable and _NUMBER.fullmatch(text) else None
-        cells.append(tag("td", text, class_=cls, data_v=value))
+        label = column.title if _stacks(block) else None
+        cells.append(tag("td", text, class_=cls, data_v=value, data_label=label))
     return cells

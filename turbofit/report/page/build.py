@@ -28,7 +28,7 @@ def page(saved: StoredPlan) -> str:
     plan, run = saved.plan, saved.run
     return framed(
         title=f"{plan.model.name} on {plan.machine.name} - turbofit",
-        head=join(sections.head(plan, run), sections.figures(plan)),
+        head=join(sections.head(plan, run), sections.first_command(plan), sections.figures(plan)),
         sections=_parts(plan, run),
         made=f"turbofit {plan.turbofit_version}, planned {plan.created}. {_where(plan)}",
         document=saved_document(saved),
@@ -49,13 +49,15 @@ def _parts(plan: Plan, run: RunReport | None) -> list[tuple[str, str, Markup]]:
         ("topology", "The GPUs and their groups", topology(plan)),
         ("settings", "Settings, and why", sections.settings(plan)),
         ("candidates", "Considered", sections.candidates(plan)),
-        ("commands", "Commands", sections.commands(plan)),
+        ("commands", "The command of each group", sections.commands(plan)),
     ]
     parts.insert(len(parts) - 1 if fits else 0, (*fix, sections.remedies(plan)))
     return [part for part in parts if part[2]]
 
 
 def _capacity(plan: Plan) -> Markup:
+    if not plan.kv.total_tokens:
+        return Markup()
     return join(sections.users(plan), paint(capacity_blocks(plan)[1:]))
 
 

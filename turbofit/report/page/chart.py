@@ -17,7 +17,7 @@ __all__ = ["DASHES", "ChartSlot", "Lane", "chart"]
 
 _WIDTH: Final = 960
 _HEIGHT: Final = 300
-_LEFT: Final = 56
+_LEFT: Final = 80
 _RIGHT: Final = 108
 _TOP: Final = 30
 _BOTTOM: Final = 30

@@ -14,7 +14,7 @@ __all__ = ["Series", "curve"]
 
 _WIDTH: Final = 960
 _HEIGHT: Final = 300
-_LEFT: Final = 72
+_LEFT: Final = 80
 _RIGHT: Final = 24
 _TOP: Final = 34
 _BOTTOM: Final = 48

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import groups_of
+from turbofit.core.units import format_bytes
 from turbofit.report.page.blocks import command, paint, table
 from turbofit.report.page.frame import tiles
 from turbofit.report.page.tag import Markup, join, tag
 from turbofit.report.painters.document import Column, Heading, Items, Paragraph, Table
 from turbofit.report.shell import shell_command
 from turbofit.report.views.capacity import capacity
+from turbofit.report.views.memory_view import need_of
 from turbofit.report.views.per_engine_settings import per_engine_blocks
+from turbofit.report.views.plan_summary import same_elsewhere
 from turbofit.report.views.plan_view import fact_block, settings_blocks
 from turbofit.report.views.rehearsal_view import rehearsal_blocks
 from turbofit.report.views.run_view import run_blocks, sides_blocks
@@ -26,6 +29,7 @@ __all__ = [
     "commands",
     "compared",
     "figures",
+    "first_command",
     "head",
     "remedies",
     "settings",
@@ -70,7 +74,9 @@ def _kind(plan: Plan, run: RunReport | None) -> str:
 
 
 def figures(plan: Plan) -> Markup:
-    """The capacity in three figures, the forecast of speed as a fourth."""
+    """The capacity in three figures, the forecast of speed as a fourth; or what is lacking."""
+    if not plan.fits:
+        return _lacking(plan)
     found = capacity(plan)
     per = "in one cache"
     if found.groups > 1:
@@ -78,19 +84,33 @@ def figures(plan: Plan) -> Markup:
         per = f"{least}{found.tokens_per_group:,} in each of {found.groups} groups"
     shown = [("KV tokens", f"{found.tokens:,}", per)]
     if found.images is not None:
-        text = f"of the worst size, {found.tokens_per_image:,} tokens each, at once"
+        text = f"of the worst size, {found.tokens_per_image:,} tokens each, fill the cache"
         shown.append(("images", f"{found.images:,}", text))
     if found.users:
         first = found.users[0]
         text = f"with {first.what} each"
         if first.running < first.held:
-            text += f"; {first.running:,} run at once, by max_batch_size"
-        shown.append(("concurrent users", f"{first.held:,}", text))
+            text += f"; the cache holds {first.held:,}"
+        shown.append(("requests at once", f"{first.running:,}", text))
     if plan.throughput is not None:
         speed = plan.throughput
         text = f"{speed.requests_per_second:.2f} requests/s, {speed.concurrent_requests} at once"
         number = f"{speed.output_tokens_per_second:,.0f}"
         shown.append(("tokens/s, forecast", number, f"{text}; ranks shapes, promises nothing"))
+    return tiles(shown)
+
+
+def _lacking(plan: Plan) -> Markup:
+    """What the GPU with the least left needs, and what it has."""
+    if not plan.gpus:
+        return Markup()
+    gpu = min(plan.gpus, key=lambda one: one.headroom)
+    need, when = need_of(gpu)
+    shown = [("GPU memory needed", need, f"{when}, on GPU {gpu.index}")]
+    shown.append(("GPU memory there", format_bytes(gpu.total - gpu.reserved), gpu.name))
+    if gpu.headroom < gpu.margin:
+        short = f"on GPU {gpu.index}, its margin of {format_bytes(gpu.margin)} included"
+        shown.append(("lacking", format_bytes(gpu.margin - gpu.headroom), short))
     return tiles(shown)
 
 
@@ -187,18 +207,27 @@ def _value(value: object) -> str:
 
 
 def commands(plan: Plan) -> Markup:
-    """The exact commands, each with its button."""
+    """The exact commands, each with its button; one that serves stands above all else already."""
+    if plan.fits and len(plan.commands) < 2:
+        return Markup()
     parts: list[Markup] = []
     if not plan.fits:
         parts.append(paint([Paragraph(text="This would not serve.", tone="bad")]))
-    if plan.machine.source == "preset":
-        text = "GPUs by index: a preset has no UUIDs; plan on the machine itself to pin them."
-        parts.append(paint([Paragraph(text=text, tone="dim")]))
     for one in plan.commands:
-        if len(plan.commands) > 1:
-            parts.append(paint([Heading(text=f"Group {one.group}")]))
+        parts.append(paint([Heading(text=f"Group {one.group}")]))
         parts.append(command(shell_command(one), f"the command of group {one.group}"))
     return join(*parts)
+
+
+def first_command(plan: Plan) -> Markup:
+    """The command, and in a sentence how those of other groups differ."""
+    if not plan.fits or not plan.commands:
+        return Markup()
+    said = [same_elsewhere(plan, "in the last section")]
+    if plan.machine.source == "preset":
+        said.append("GPUs by index: a preset has no UUIDs; plan on the machine itself to pin them")
+    notes = [Paragraph(text=text, tone="dim") for text in said if text]
+    return join(command(shell_command(plan.commands[0]), "the command"), paint(notes))
 
 
 def warnings(plan: Plan) -> Markup:

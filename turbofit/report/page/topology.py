@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 
 __all__ = ["topology"]
 
-_BOX: Final = 108
+_BOX: Final = 84  # four beside each other fit a phone
 _TALL: Final = 54
-_GAP: Final = 14
+_GAP: Final = 8
 _BETWEEN: Final = 22
 _WIDEST: Final = 1020
 #: Among more GPUs only pairs with a way of their own are drawn.
 _MANY: Final = 6
 _PAD: Final = 10
+#: A longer name is written smaller.
+_ROOMY: Final = 11
 _BRANDS: Final = ("NVIDIA GeForce ", "NVIDIA ", "Tesla ")
 
 
@@ -133,12 +135,14 @@ def _frame(room: _Room, top: float) -> Markup:
 def _box(gpu: Gpu, x: float, y: float) -> Markup:
     middle = f"{x + _BOX / 2:.0f}"
     size = NA if gpu.total == NA else format_bytes(int(gpu.total))
+    name = _short(gpu.name)
+    cls = "small" if len(name) <= _ROOMY else "tiny"
     return tag(
         "g",
         tag("title", f"{gpu.name}, {gpu.uuid}"),
         tag("rect", x=f"{x:.0f}", y=f"{y:.0f}", width=_BOX, height=_TALL, rx=5, class_="card"),
         tag("text", f"GPU {gpu.index}", x=middle, y=f"{y + 17:.0f}", class_="mid strong"),
-        tag("text", _short(gpu.name), x=middle, y=f"{y + 32:.0f}", class_="small mid"),
+        tag("text", name, x=middle, y=f"{y + 32:.0f}", class_=f"{cls} mid"),
         tag("text", size, x=middle, y=f"{y + 46:.0f}", class_="small mid"),
     )
 

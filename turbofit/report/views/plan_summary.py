@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Command, Plan, Throughput
     from turbofit.report.painters.document import Block
 
-__all__ = ["plan_summary"]
+__all__ = ["plan_summary", "same_elsewhere"]
 
 #: Pieces of the whole text's bar that are one here: their letters, the letter and name of all.
 _PIECES: Final = (
@@ -137,16 +137,26 @@ def _command(plan: Plan) -> list[Block]:
     """The first group's command, and in a sentence what is other for the rest."""
     if not plan.commands:
         return []
+    said = same_elsewhere(plan, "see --full")
+    return [Code(text=shell_command(plan.commands[0])), *([Paragraph(text=said)] if said else [])]
+
+
+def same_elsewhere(plan: Plan, others: str) -> str:
+    """How the commands of the other groups differ from the first; empty where there is one.
+
+    Args:
+        plan: a plan with commands.
+        others: where those commands stand, if they have other settings.
+    """
     first, *rest = plan.commands
-    blocks: list[Block] = [Code(text=shell_command(first))]
     if not rest:
-        return blocks
+        return ""
     gpus = groups_of(plan.parallel.groups[one.group] for one in rest)
     if any(_apart_from_place(one) != _apart_from_place(first) for one in rest):
-        return [*blocks, Paragraph(text=f"GPU {gpus}: other settings, see --full")]
+        return f"GPU {gpus}: other settings, {others}"
     ports = ", ".join(one.argv[one.argv.index(_PORT) + 1] for one in rest if _PORT in one.argv)
     there = f", {_PORT} {ports}" if ports else ""
-    return [*blocks, Paragraph(text=f"the same on GPU {gpus}{there}")]
+    return f"the same on GPU {gpus}{there}"
 
 
 def _apart_from_place(command: Command) -> tuple[object, ...]:
