@@ -200,6 +200,14 @@ MANUAL: Final[dict[str, Manual]] = {
         (3,),
         "reads a plan, or the state folder; --html writes FILE",
     ),
+    "page": Manual(
+        (
+            "turbofit page",
+            "turbofit page --out public --models internvl3-8b qwen3-vl-8b --cards rtx4090 l40s",
+        ),
+        (),
+        "reads presets; writes index.html and the folder data in DIR",
+    ),
     "init": Manual(
         (
             "turbofit init internvl2-8b --context 8192 --concurrency 16",

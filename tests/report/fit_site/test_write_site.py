@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 from pathlib import Path
 
 import pytest
 
-from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
 from turbofit.report.fit_site import write_site as module
 from turbofit.report.fit_site.choices import choices_of
@@ -18,23 +16,6 @@ from turbofit.report.fit_site.site_request import SiteRequest
 from turbofit.report.fit_site.write_site import index_page, write_site
 
 FOLDER = Path(module.__file__).parent
-FEW = [
-    "--models", "internvl3-2b", "--cards", "rtx4090", "--counts", "1", "--used", "0",
-    "--images", "1", "--contexts", "8192", "--concurrencies", "8",
-]  # fmt: skip
-
-
-def test_a_site_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "a" / "site"
-    assert main(["page", "--out", str(folder), *FEW]) == 0
-    assert capsys.readouterr().out == f"{folder / 'index.html'}\n"
-    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    assert files == [str(Path("data", "internvl3-2b", "rtx4090.js")), "index.html"]
-    script = (folder / files[0]).read_text()
-    assert script.startswith("turbofitTable({")
-    table = json.loads(script.removeprefix("turbofitTable(").removesuffix(");\n"))
-    assert len(table["order"]) == 4
-    assert max(table["order"]) == len(table["answers"]) - 1
 
 
 def test_the_page_runs_its_own_script_and_what_that_loads() -> None:

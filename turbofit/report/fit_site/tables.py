@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import TYPE_CHECKING
@@ -32,7 +33,13 @@ def tables(choices: SiteChoices, jobs: int | None = None) -> Iterator[SiteTable]
     if processes == 1:
         yield from (table_of(choices, *pair) for pair in pairs)
         return
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+    # Ctrl-C reaches all of a terminal's processes: each ends at once, without a traceback.
+    with ProcessPoolExecutor(
+        processes,
+        get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_DFL),
+    ) as pool:
         yield from pool.map(table_of, [choices] * len(pairs), *zip(*pairs, strict=True))
 
 

@@ -1,0 +1,46 @@
+"""`turbofit page` on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from turbofit.cli.main import main
+
+FEW = [
+    "--models", "internvl3-2b", "--cards", "rtx4090", "--counts", "1", "--used", "0",
+    "--images", "1", "--contexts", "8192", "--concurrencies", "8",
+]  # fmt: skip
+
+
+def test_a_site(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "a" / "site"
+    assert main(["page", "--out", str(folder), *FEW]) == 0
+    assert capsys.readouterr().out == f"{folder / 'index.html'}\n"
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    assert files == [str(Path("data", "internvl3-2b", "rtx4090.js")), "index.html"]
+    script = (folder / files[0]).read_text()
+    assert script.startswith("turbofitTable({")
+    table = json.loads(script.removeprefix("turbofitTable(").removesuffix(");\n"))
+    assert len(table["order"]) == 4
+    assert max(table["order"]) == len(table["answers"]) - 1
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [
+        (["--models", "internvl9-8b"], "'internvl9-8b' is no model by name"),
+        (["--cards", "rtx4091"], "'rtx4091' is no card by name"),
+        (["--images", "4@wide"], "--images 'wide' is not WIDTHxHEIGHT"),
+    ],
+)
+def test_wrong_use(
+    tmp_path: Path, options: list[str], cause: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["page", "--out", str(tmp_path / "site"), *options]) == 2
+    told = capsys.readouterr().err
+    assert cause in told
+    assert "hint: " in told
+    assert not (tmp_path / "site").exists()
