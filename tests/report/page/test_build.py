@@ -14,6 +14,7 @@ from tests.report.documents import KINDS, planned
 from tests.report.page.pages import EVIL, evil_plan, page_of
 from turbofit.cli.main import main
 from turbofit.core.plan import Plan
+from turbofit.core.units import format_bytes
 from turbofit.report.page import tag as tags
 from turbofit.report.page.build import page
 from turbofit.report.page.tag import Markup, join, json_text, tag
@@ -112,6 +113,40 @@ def test_every_id_is_once_and_every_label_is_there(kind: str) -> None:
             assert attributes["aria-labelledby"] in ids
         if attributes.get("role") == "img":
             assert attributes.get("aria-label")
+
+
+def test_the_command_comes_before_everything_but_the_verdict() -> None:
+    text = page_of("mixed cards")
+    places = [
+        text.index(one) for one in ('class="badge', 'class="command"', 'class="tiles"', "<main")
+    ]
+    assert places == sorted(places)
+    assert "GPU 1: other settings, in the last section" in text
+    assert text.count('class="command"') == 3  # the first one, and that of each group
+    assert page_of("fits").count('class="command"') == 1
+    assert "the same on GPU 1 | 2 | 3" in page_of("nvlink")
+
+
+def test_a_plan_that_does_not_fit_shows_what_it_lacks() -> None:
+    text = page_of("does not fit")
+    (shown,) = re.findall(r'<div class="tiles">(.*?)</div></div>', text)
+    assert re.findall(r'class="label">([^<]*)', shown) == [
+        "GPU memory needed", "GPU memory there", "lacking"
+    ]  # fmt: skip
+    gpu = planned("does not fit").gpus[0]
+    assert f"<b>{format_bytes(gpu.margin - gpu.headroom)}</b>" in shown
+    assert "What the KV cache holds" not in text
+    assert text.index('id="remedies"') < text.index('class="command"')
+
+
+@pytest.mark.parametrize("kind", ["fits", "does not fit", "mixed cards"])
+def test_one_legend_for_all_bars(kind: str) -> None:
+    text = page_of(kind)
+    (section,) = re.findall(r'<section id="memory".*?</section>', text)
+    assert section.count('class="legend"') == 1
+    sizes = [gpu.peak - gpu.steady for gpu in planned(kind).gpus]
+    assert format_bytes(min(sizes)) in section
+    assert format_bytes(max(sizes)) in section
 
 
 def test_markup() -> None:

@@ -116,7 +116,6 @@ const headline = (answer, say) => {
     say(memory.loading ? 'whileLoading' : 'worstCase'), bytes(memory.margin));
 };
 
-// eslint-disable-next-line no-unused-vars
 const shownAnswer = (answer, title, commands, say) => {
   const word = answer.fits ? '✔ ' + say('fits') : '✖ ' + say(answer.memory ? 'fitsNot' : 'noAnswer');
   const badge = element('strong', { class: 'badge ' + (answer.fits ? 'good' : 'bad') }, word);

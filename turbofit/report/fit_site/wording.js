@@ -18,7 +18,7 @@ const WORDING = {
     loading: 'Loading …',
     comma: ', ', stop: '.',
     fits: 'fits', fitsNot: 'does not fit', noAnswer: 'cannot be served',
-    serves: '{0} request at once.|{0} requests at once.', holds: 'The KV cache holds {0} of {1} tokens',
+    serves: '{0} request at once.|{0} requests at once.', holds: 'The KV cache holds {0} request of {1} tokens|The KV cache holds {0} requests of {1} tokens',
     holdsLongest: 'or {0} of {1}',
     short: '{0} lacks {1} {2}.', tight: '{0} keeps {1} free {2}, less than the margin of {3}.',
     whileLoading: 'while it loads the weights', worstCase: 'for the worst request',
