@@ -35,13 +35,17 @@ class Chosen(NamedTuple):
     context: SiteChoice
     requests: SiteChoice
 
+    def keys(self) -> dict[str, str]:
+        """The entry of each control."""
+        return {
+            "model": self.model, "card": self.card, "count": str(self.count),
+            "used": self.used.key, "images": self.images.key, "context": self.context.key,
+            "requests": self.requests.key,
+        }  # fmt: skip
+
     def fragment(self) -> str:
         """The link that chooses it."""
-        keys = {
-            "model": self.model, "card": self.card, "count": self.count, "used": self.used.key,
-            "images": self.images.key, "context": self.context.key, "requests": self.requests.key,
-        }  # fmt: skip
-        return "#" + "&".join(f"{name}={value}" for name, value in keys.items()) + "&lang=en"
+        return "#" + "&".join(f"{name}={key}" for name, key in self.keys().items()) + "&lang=en"
 
     def command(self) -> list[str]:
         """The words of the command line behind `turbofit`."""

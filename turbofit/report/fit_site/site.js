@@ -66,7 +66,10 @@
     return '#' + new URLSearchParams([...shown.map((name) => [name, value(name)]), ['lang', language]]);
   };
   const remember = () => {
-    if (window.location.hash !== fragment()) window.history.replaceState(null, '', fragment());
+    if (window.location.hash === fragment()) return;
+    window.history.replaceState(null, '', fragment());
+    // A browser ignores some of very many changes: the last one counts.
+    if (window.location.hash !== fragment()) window.setTimeout(remember, 1000);
   };
 
   // Tables: a script each, loaded once.
@@ -168,7 +171,8 @@
     at('theme').textContent = say('theme', say(themes[theme]));
   });
   at('language').addEventListener('click', () => { language = language === 'zh' ? 'en' : 'zh'; paint(); });
-  at('copy-link').addEventListener('click', (event) => copied(event.currentTarget, window.location.href, say('linkCopied')));
+  at('copy-link').addEventListener('click', (event) => copied(event.currentTarget,
+    window.location.href.split('#')[0] + fragment(), say('linkCopied')));
   at('controls').addEventListener('change', () => { status(''); paint(); });
   at('controls').addEventListener('submit', (event) => event.preventDefault());
   const begin = () => {
