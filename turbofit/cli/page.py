@@ -22,15 +22,8 @@ def page(*, out: str, **given: Any) -> int:
     """Plan every choice, and write the site."""
     from pathlib import Path
 
-    from turbofit.cli.output import ProgressLine, answer
+    from turbofit.cli.output import answer
     from turbofit.report.fit_site.write_site import write_site
 
-    line = ProgressLine()
-    index = write_site(
-        filled(SiteRequest, given),
-        Path(out),
-        told=lambda done, every: line.show(lambda: f"planned {done} of {every} tables"),
-    )
-    line.clear()
-    answer(f"{index}\n")
+    answer(f"{write_site(filled(SiteRequest, given), Path(out))}\n")
     return 0

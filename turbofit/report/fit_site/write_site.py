@@ -9,38 +9,32 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import UsageError
 from turbofit.core.files import write_atomic
+from turbofit.core.progress import Step, tell, under_way
 from turbofit.report.fit_site.choices import choices_of
 from turbofit.report.fit_site.tables import tables
 from turbofit.report.page.frame import policy, stylesheet
 from turbofit.report.page.tag import json_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from turbofit.report.fit_site.choices import SiteChoices
     from turbofit.report.fit_site.site_request import SiteRequest
 
 __all__ = ["index_page", "write_site"]
 
 _FOLDER: Final = Path(__file__).parent
+#: What people are told meanwhile.
+_DOING: Final = "planning tables"
 #: What the page's own script loads is the page's own; `'self'` means nothing of a local file.
 _LOADS: Final = "'strict-dynamic'"
 
 
-def write_site(
-    request: SiteRequest,
-    folder: Path,
-    *,
-    jobs: int | None = None,
-    told: Callable[[int, int], None] | None = None,
-) -> Path:
+def write_site(request: SiteRequest, folder: Path, *, jobs: int | None = None) -> Path:
     """Plan every point and write the site.
 
     Args:
         request: the choices that it offers.
         folder: where; it is made, and files of the same names are replaced.
         jobs: processes beside each other; by default one for each CPU.
-        told: is told after each table how many are done, and of how many.
 
     Returns:
         The page.
@@ -51,12 +45,13 @@ def write_site(
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     choices = choices_of(request, created)
     every = len(choices.models) * len(choices.cards)
-    for done, table in enumerate(tables(choices, jobs), 1):
-        path = folder / "data" / table.model / f"{table.card}.js"
-        _make(path.parent)
-        write_atomic(path, table.to_script())
-        if told is not None:
-            told(done, every)
+    with under_way(_DOING):
+        tell(Step(_DOING, 0, every))
+        for done, table in enumerate(tables(choices, jobs), 1):
+            path = folder / "data" / table.model / f"{table.card}.js"
+            _make(path.parent)
+            write_atomic(path, table.to_script())
+            tell(Step(_DOING, done, every))
     page = folder / "index.html"
     write_atomic(page, index_page(choices))
     return page
