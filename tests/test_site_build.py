@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.page.conftest import Browser, browser  # noqa: F401 - pytest's fixture
+from tests.report.conftest import Browser, browser  # noqa: F401 - pytest's fixture
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow
