@@ -72,7 +72,7 @@ def plan(
         one_machine = {*request.given(), *(["rehearse"] if rehearse else [])}
         instead = ", or plan for that machine alone"
         refuse_beside_cluster(("on", "gpus", "rehearse"), one_machine, instead)
-        return _plan_cluster(request, cluster, as_json=as_json, md=md)
+        return _plan_cluster(request, cluster, full=full, as_json=as_json, md=md)
     doing = "planning, and rehearsing on pretend GPUs" if rehearse else "planning"
     with under_way(doing):
         found = api.plan(request, rehearse=rehearse)
@@ -104,7 +104,9 @@ def _plan_together(
     return 0 if found.fits else DoesNotFitError.exit_code
 
 
-def _plan_cluster(request: PlanRequest, cluster: str, *, as_json: bool, md: bool) -> int:
+def _plan_cluster(
+    request: PlanRequest, cluster: str, *, full: bool, as_json: bool, md: bool
+) -> int:
     """Plan for a cluster and show; exit 3 where no node serves."""
     from turbofit import api
     from turbofit.cli.output import answer, show
@@ -116,9 +118,10 @@ def _plan_cluster(request: PlanRequest, cluster: str, *, as_json: bool, md: bool
     if as_json:
         answer(found.to_json())
     else:
+        from turbofit.report.views.cluster_summary import cluster_summary
         from turbofit.report.views.cluster_view import cluster_view
 
-        show(cluster_view(found), markdown=md)
+        show(cluster_view(found) if full or md else cluster_summary(found), markdown=md)
     return 0 if found.fits else DoesNotFitError.exit_code
 
 

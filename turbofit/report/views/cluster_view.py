@@ -27,7 +27,15 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.report.painters.document import Block
 
-__all__ = ["cluster_view"]
+__all__ = [
+    "REMEDY_TITLES",
+    "cluster_view",
+    "count_of",
+    "folded_nodes",
+    "left_out",
+    "nodes_table",
+    "simulated_note",
+]
 
 #: Names of a row's nodes that are written out, and rows with their commands.
 _NAMES: Final = 3
@@ -37,38 +45,49 @@ _BASED: Final = (
 )  # fmt: skip
 
 #: What remedies are, by whether the plan fits.
-_TITLES: Final = {True: "What another promise would give", False: "What would fit"}
+REMEDY_TITLES: Final = {True: "What another promise would give", False: "What would fit"}
 
 
 def cluster_view(plan: ClusterPlan) -> list[Block]:
     """The whole plan."""
     where = f" ({plan.source})" if plan.source else ""
     blocks: list[Block] = [
-        Heading(text=f"{plan.model.name} on {len(plan.nodes):,} nodes{where}"),
+        Heading(text=f"{plan.model.name} on {count_of(plan.nodes)}{where}"),
         Paragraph(text=plan.verdict, tone="good" if plan.fits else "bad"),
     ]
-    if plan.source.startswith("simulated"):
-        text = "simulated: no such machine was measured, all figures are of presets"
-        blocks.append(Paragraph(text=text, tone="warn"))
+    blocks += simulated_note(plan)
     if not plan.fits:
-        blocks += remedies_table(plan.remedies, _TITLES[plan.fits])
+        blocks += remedies_table(plan.remedies, REMEDY_TITLES[plan.fits])
     if plan.warnings:
         blocks += [Heading(text="Warnings"), Items(items=plan.warnings, tone="warn")]
     if plan.fits:
         blocks += [Heading(text="What is promised"), _promise(plan)]
     if plan.reasons:
         blocks += [Heading(text="Why"), Items(items=plan.reasons)]
-    folded = _folded(plan.nodes)
+    folded = folded_nodes(plan.nodes)
     if folded:
-        blocks += [Heading(text="Nodes that serve, by kind"), _table(folded)]
+        blocks += [Heading(text="Nodes that serve, by kind"), nodes_table(folded)]
         blocks += [Heading(text="Settings, by kind"), _settings(folded)]
     for span in plan.spans:
         blocks += _span(plan, span)
-    blocks += _left_out(plan)
+    blocks += left_out(plan)
     if plan.fits:
-        blocks += remedies_table(plan.remedies, _TITLES[plan.fits])
+        blocks += remedies_table(plan.remedies, REMEDY_TITLES[plan.fits])
     blocks += _commands(folded)
     return blocks
+
+
+def count_of(nodes: Sequence[NodePlan]) -> str:
+    """So many nodes, in words."""
+    return f"{len(nodes):,} {plural(len(nodes), 'node')}"
+
+
+def simulated_note(plan: ClusterPlan) -> list[Block]:
+    """That nothing was measured, where nothing was."""
+    if not plan.source.startswith("simulated"):
+        return []
+    text = "simulated: no such machine was measured, all figures are of presets"
+    return [Paragraph(text=text, tone="warn")]
 
 
 def _promise(plan: ClusterPlan) -> FactList:
@@ -110,7 +129,7 @@ def _caches(plan: ClusterPlan) -> str:
     return f"{plan.total_tokens:,} tokens in {plan.engines:,} {engines}"
 
 
-def _folded(nodes: Iterable[NodePlan]) -> list[list[NodePlan]]:
+def folded_nodes(nodes: Iterable[NodePlan]) -> list[list[NodePlan]]:
     """Nodes that serve, by their cards, groups and settings; the most nodes first."""
     found: dict[object, list[NodePlan]] = {}
     for node in nodes:
@@ -122,7 +141,8 @@ def _folded(nodes: Iterable[NodePlan]) -> list[list[NodePlan]]:
     return sorted(found.values(), key=len, reverse=True)
 
 
-def _table(folded: Sequence[Sequence[NodePlan]]) -> Table:
+def nodes_table(folded: Sequence[Sequence[NodePlan]]) -> Table:
+    """What each kind of node runs, and how many there are."""
     rows = []
     for members in folded:
         plans = _plans(members)
@@ -191,7 +211,7 @@ def _span(plan: ClusterPlan, span: Span) -> list[Block]:
     return blocks
 
 
-def _left_out(plan: ClusterPlan) -> list[Block]:
+def left_out(plan: ClusterPlan) -> list[Block]:
     """Nodes that serve nothing, by their cards and reason."""
     found: dict[tuple[str, str], list[NodePlan]] = {}
     for node in plan.nodes:

@@ -22,10 +22,12 @@ from turbofit.report.views.memory_view import memory_bar, need_of
 from turbofit.report.views.remedies_table import remedies_table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from turbofit.core.plan import Command, Plan, Throughput
     from turbofit.report.painters.document import Block
 
-__all__ = ["plan_summary", "same_elsewhere"]
+__all__ = ["first_warning", "plan_summary", "same_elsewhere", "speed_in_short"]
 
 #: Pieces of the whole text's bar that are one here: their letters, the letter and name of all.
 _PIECES: Final = (
@@ -56,7 +58,8 @@ def plan_summary(plan: Plan) -> list[Block]:
         blocks += remedies_table(plan.remedies[:_REMEDIES])
     blocks += _fullest(plan)
     blocks.append(FactList(facts=tuple(_promise(plan))))
-    blocks += _warnings(plan)
+    # Those of this plan first, then those of the machine.
+    blocks += first_warning(sorted(plan.warnings, key=lambda text: text in plan.machine.warnings))
     if plan.fits:
         blocks += _command(plan)
     return [*blocks, Paragraph(text=_FULL, tone="dim")]
@@ -97,7 +100,7 @@ def _promise(plan: Plan) -> list[tuple[str, str]]:
         )
         facts.append(("images", text))
     if plan.throughput is not None:
-        facts.append(("speed", _speed(plan.throughput)))
+        facts.append(("speed", speed_in_short(plan.throughput)))
     if plan.rehearsal is not None:
         told = f"{plan.rehearsal.outcome} with LMDeploy {plan.rehearsal.engine_version}"
         facts.append(("rehearsal", f"{told} on pretend GPUs"))
@@ -115,16 +118,16 @@ def _context(plan: Plan) -> str:
     )
 
 
-def _warnings(plan: Plan) -> list[Block]:
-    """What is to watch out for: of this plan first, then of the machine."""
-    found = sorted(plan.warnings, key=lambda text: text in plan.machine.warnings)
-    left = len(found) - _WARNINGS
+def first_warning(warnings: Sequence[str]) -> list[Block]:
+    """What is to watch out for most, and how much more there is."""
+    left = len(warnings) - _WARNINGS
     more = f" (and {left} more {plural(left, 'warning')})" if left > 0 else ""
-    items = tuple(f"{text}{more}" for text in found[:_WARNINGS])
+    items = tuple(f"{text}{more}" for text in warnings[:_WARNINGS])
     return [Items(items=items, tone="warn")] if items else []
 
 
-def _speed(speed: Throughput) -> str:
+def speed_in_short(speed: Throughput) -> str:
+    """The forecast of speed with its error."""
     error = (
         ""
         if speed.median_error is None
