@@ -62,7 +62,7 @@ def test_a_server_that_a_signal_killed_starts_again(opens) -> None:
         await server.end()
 
     asyncio.run(main())
-    assert said.count("the server was killed by signal 9: starting it again") == 2
+    assert said.count("warning: the server was killed by signal 9: starting it again") == 2
 
 
 def test_a_server_that_dies_again_and_again_is_given_up(opens) -> None:

@@ -178,3 +178,17 @@ def test_the_page_has_every_variable() -> None:
     listed = set(re.findall(r"^\| `(TURBOFIT_\w+)` \|", page, re.MULTILINE))
     assert listed == VARIABLES - {"TURBOFIT_CUDA_PATH"}  # for tests
     assert not any(name.startswith("TURBOFIT_PLAN_") for name in os.environ)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["help"], ["version"], ["completion", "bash"]])
+def test_who_wonders_is_answered_whatever_the_environment_says(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURBOFIT_XYZZY", "1")
+    assert main(words) == 0
+
+
+def test_help_is_no_variable(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
+    monkeypatch.setenv("TURBOFIT_PLAN_HELP", "1")
+    assert main(["plan", "internvl2-8b", "--on", "1xrtx3090"]) == 2
+    assert "TURBOFIT_PLAN_HELP is neither" in capsys.readouterr().err

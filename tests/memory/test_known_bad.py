@@ -51,6 +51,14 @@ CASES = {
          launch("internvl2-8b", communicator="cuda-ipc"),
          launch("qwen2-vl-7b", tp=2, communicator="cuda-ipc")],
     ),
+    "no-turboquant-yet": (
+        launch("qwen2.5-7b", quant_policy=42), "pytorch", ("0.10", "0.12.3"), ("0.13.0", "0.18"),
+        [launch("qwen2.5-7b", quant_policy=8), launch("qwen2.5-7b")],
+    ),
+    "no-fp8-cache-yet": (
+        launch("qwen2.5-7b", quant_policy=17), "pytorch", ("0.10", "0.13.0"), ("0.14.0", "0.18"),
+        [launch("qwen2.5-7b", quant_policy=42), launch("qwen2.5-7b")],
+    ),
     "kv-int4-qwen2": (
         launch("qwen2.5-vl-7b", quant_policy=4), "turbomind", ("0.6.4", "0.18", "0.19"), (),
         [launch("qwen2.5-vl-7b", quant_policy=8), launch("internvl2-8b", quant_policy=4)],

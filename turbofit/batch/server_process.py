@@ -105,7 +105,7 @@ class ServerProcess:
             deaths, before = (1 if answers() > before else deaths + 1), answers()
             if code >= 0 or deaths > _MOST_DEATHS:
                 raise self._why()
-            self._say(f"the server was killed by signal {-code}: starting it again")
+            self._say(f"warning: the server was killed by signal {-code}: starting it again")
             await self.start()
             moved(self.url)
 

@@ -20,6 +20,8 @@ __all__ = ["ROOT", "TRUE", "check_names", "is_switched_on", "named_source", "val
 ROOT: Final = PREFIX.rstrip("_")
 #: What is yes, as click and pydantic read it.
 TRUE: Final = frozenset({"true", "yes", "on", "1", "y", "t"})
+#: Commands that somebody asks who wonders what is wrong; they have no options of their own.
+_ALWAYS_ANSWER: Final = frozenset({"completion", "help", "version"})
 #: Names less alike are no misspellings of each other.
 _ALIKE: Final = 0.6
 
@@ -75,6 +77,8 @@ def check_names(ctx: click.Context) -> None:
     group = ctx.find_root().command
     if ctx.auto_envvar_prefix is None or not isinstance(group, click.Group):
         return
+    if ctx.info_name in _ALWAYS_ANSWER:
+        return
     ours = [name for name in os.environ if name.startswith(PREFIX) and name not in VARIABLES]
     if not ours:
         return
@@ -92,7 +96,11 @@ def check_names(ctx: click.Context) -> None:
 
 def _options(command: click.Command, prefix: str) -> Iterator[str]:
     """The variables of a command's options."""
-    return (variable(prefix, one) for one in command.params if one.param_type_name == "option")
+    return (
+        variable(prefix, one)
+        for one in command.params
+        if isinstance(one, click.Option) and one.allow_from_autoenv
+    )
 
 
 def _hint(name: str, known: Iterable[str], group: click.Group) -> str:
@@ -104,6 +112,8 @@ def _hint(name: str, known: Iterable[str], group: click.Group) -> str:
         command = group.get_command(ctx, other)
         if command is not None:
             right |= set(_options(command, f"{PREFIX}{other.upper()}"))
-    near = get_close_matches(name, sorted(right), n=1, cutoff=_ALIKE)
-    guess = f"did you mean {near[0]}? " if near else ""
+    # Without the prefix, by which all names are alike.
+    bare = sorted(one.removeprefix(PREFIX) for one in right)
+    near = get_close_matches(name.removeprefix(PREFIX), bare, n=1, cutoff=_ALIKE)
+    guess = f"did you mean {PREFIX}{near[0]}? " if near else ""
     return f"{guess}See docs/environment.md; options are {PREFIX}COMMAND_OPTION"

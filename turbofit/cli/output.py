@@ -163,7 +163,9 @@ def painted(blocks: Iterable[Block]) -> str:
     return paint(blocks, width=columns, colour=terminal.takes_colour(os.environ))
 
 
-def _write(stream: TextIO, text: str) -> None:
+def _write(stream: TextIO | None, text: str) -> None:
+    if stream is None:  # closed before Python began
+        return
     try:
         with hidden():
             stream.write(text)

@@ -160,7 +160,7 @@ def shown(*, quiet: bool, as_json: bool) -> Iterator[None]:
         as_json: no lines, which would stand among the JSON of people who read both streams.
     """
     in_place = redraws(sys.stderr)
-    if quiet or (as_json and not in_place):
+    if quiet or sys.stderr is None or (as_json and not in_place):
         yield
         return
     before, display = _Shown.display, ProgressDisplay(sys.stderr, in_place=in_place)

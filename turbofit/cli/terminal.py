@@ -14,15 +14,15 @@ __all__ = ["WINDOWS", "is_terminal", "redraws", "takes_colour", "width"]
 WINDOWS: Final = os.name == "nt"
 
 
-def is_terminal(stream: TextIO) -> bool:
-    """Whether people look at it."""
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether people look at it; None is a stream that was closed before Python began."""
     try:
-        return stream.isatty()
+        return stream is not None and stream.isatty()
     except ValueError:
         return False
 
 
-def redraws(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
+def redraws(stream: TextIO | None, environ: Mapping[str, str] = os.environ) -> bool:
     """Whether a line can be written anew in its place; a screen reader wants lines that stay."""
     return is_terminal(stream) and _is_smart(environ)
 

@@ -29,10 +29,14 @@ class LazyLogger:
 
     def info(self, message: str, *values: object) -> None:
         """Say what a command does, in a few messages; ``values`` are put in as `logging` does."""
-        if (logging := sys.modules.get("logging")) is not None:
+        if "logging" in sys.modules:
+            import logging  # waits until another thread's import of it has ended
+
             logging.getLogger(self._name).info(message, *values, stacklevel=2)
 
     def debug(self, message: str, *values: object) -> None:
         """Say more: each shape of a search, each file of a hub, each request that was lowered."""
-        if (logging := sys.modules.get("logging")) is not None:
+        if "logging" in sys.modules:
+            import logging
+
             logging.getLogger(self._name).debug(message, *values, stacklevel=2)

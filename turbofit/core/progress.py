@@ -5,8 +5,9 @@ Nobody listens by default, and telling then costs nothing.
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from turbofit.core.units import format_bytes
 
@@ -43,23 +44,31 @@ class Step(NamedTuple):
         return f"{self.doing}: {', '.join(told)}" if told else self.doing
 
 
-class _Told:
-    """The process has one terminal: one listener, and one step that is told of."""
+class _Told(threading.local):
+    """What this thread told last: another one's step does not come back where this one ends."""
+
+    step: Step | None = None
+
+
+class _Heard:
+    """The process has one terminal, and so one listener."""
 
     listener: Listener | None = None
-    step: Step | None = None
+
+
+_TOLD: Final = _Told()
 
 
 def tell(step: Step | None) -> None:
     """Say what is going on from now on; None: nothing that anybody waits for."""
-    _Told.step = step
-    if _Told.listener is not None:
-        _Told.listener(step)
+    _TOLD.step = step
+    if _Heard.listener is not None:
+        _Heard.listener(step)
 
 
 def now() -> Step | None:
-    """What was told last."""
-    return _Told.step
+    """What this thread told last."""
+    return _TOLD.step
 
 
 @contextmanager
@@ -69,7 +78,7 @@ def under_way(doing: str) -> Iterator[None]:
     >>> with under_way("planning"):
     ...     pass
     """
-    before = _Told.step
+    before = _TOLD.step
     tell(Step(doing))
     try:
         yield
@@ -79,7 +88,7 @@ def under_way(doing: str) -> Iterator[None]:
 
 def listening() -> bool:
     """Whether somebody listens: what a step would cost to find out is spent only then."""
-    return _Told.listener is not None
+    return _Heard.listener is not None
 
 
 @contextmanager
@@ -89,9 +98,9 @@ def listened(listener: Listener) -> Iterator[None]:
     Args:
         listener: called in the thread that tells; it must not block.
     """
-    before = _Told.listener
-    _Told.listener, _Told.step = listener, None
+    before = _Heard.listener
+    _Heard.listener, _TOLD.step = listener, None
     try:
         yield
     finally:
-        _Told.listener, _Told.step = before, None
+        _Heard.listener, _TOLD.step = before, None

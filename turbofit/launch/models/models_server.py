@@ -124,7 +124,7 @@ class ModelsServer:
         except TurbofitError as exc:
             again, message = self._policy.again, exc.message
             pause = format_duration(again)
-            self._say(f"{session.model.name}: {message}; it is left alone for {pause}")
+            self._say(f"warning: {session.model.name}: {message}; it is left alone for {pause}")
             until = time.monotonic() + again
             insist(self._front, lambda _: session.model.fail(message, until))
 

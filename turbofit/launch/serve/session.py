@@ -75,8 +75,9 @@ def _climb(job: Job, plan: Plan, stop: StopSignal) -> signal.Signals:
             raise _final(job, failed)
         plan, rung = step
         changes, why = merged(changes, rung), rung.why
-        job.say(f"ladder {len(failed)}/{MOST_RUNGS}: {end.error.message}")
-        job.say(f"ladder {len(failed)}/{MOST_RUNGS}: {why}")
+        rungs = f"warning: ladder {len(failed)}/{MOST_RUNGS}"
+        job.say(f"{rungs}: {end.error.message}")
+        job.say(f"{rungs}: {why}")
         _remember(job, plan, changes, why)
 
 

@@ -225,7 +225,7 @@ class Server:
             raise EndedError(ended)
         self._on_end(engine, ended)
         pause = engine.wait(now, self._refused_since(engine))
-        self._tell(engine.name, ended.error.message)
+        self._tell(engine.name, f"warning: {ended.error.message}")
         if pause is not None:
             self._tell(engine.name, f"starting again in {pause:.1f} s")
             return
@@ -235,8 +235,8 @@ class Server:
         meanwhile = "while the others serve" if serves else "no engine serves until another starts"
         self._tell(
             engine.name,
-            f"ended {self._timing.restarts + 1} times: left alone for {self._minutes} minutes, "
-            f"{meanwhile}",
+            f"warning: ended {self._timing.restarts + 1} times: left alone for {self._minutes}"
+            f" minutes, {meanwhile}",
         )
 
     def _refused_since(self, engine: SupervisedEngine) -> int:

@@ -36,8 +36,8 @@ _TURNED = 3
 #: rotation its copy at 32 bits, the product at 32, and the result. Counted in
 #: kernels/cuda/turbo_quant.py without the package fast_hadamard_transform. Over with it.
 _ROTATED = 6
-#: Rows from which torch sorts the logits of all of them in one go. Source: torch 2.12's Sort.cu.
-_FULL_SORT = 128
+#: Fewer rows than these torch sorts in one go, with more memory each. Source: torch 2.12's Sort.cu.
+_SEGMENTED_SORT = 128
 #: Tokens of a chunk of the gated delta rule. Source: fla/ops/gated_delta_rule/chunk.py.
 _CHUNK = 64
 
@@ -81,8 +81,8 @@ class Activations:
 
     def sampling(self, rows: int) -> int:
         """Logits of so many rows, or of fewer, and what sampling them takes."""
-        few = min(rows, _FULL_SORT - 1) * self.constants.logit_few
-        many = rows * self.constants.logit if rows >= _FULL_SORT else 0
+        few = min(rows, _SEGMENTED_SORT - 1) * self.constants.logit_few
+        many = rows * self.constants.logit if rows >= _SEGMENTED_SORT else 0
         return max(few, many) * self.text.vocab + self.constants.sampling_base
 
     def decode(self, rows: int) -> int:

@@ -124,12 +124,16 @@ def missing_kernels(launch: EngineLaunch) -> str | None:
     keys and values of it with ``quant_policy 16``; ``fp8e5``, with 17, is compiled for all.
     """
     quantization = launch.model.quantization
-    kinds = ["kernel"] if quantization is not None and quantization.method == "fp8" else []
-    kinds += ["KV cache (17, fp8_e5m2, has one)"] * (launch.settings.quant_policy == _FP8_CACHE)
+    if quantization is not None and quantization.method == "fp8":
+        what, otherwise = "kernel", ""
+    elif launch.settings.quant_policy == _FP8_CACHE:
+        what, otherwise = "KV cache", "; --quant-policy 17 (fp8_e5m2) runs"
+    else:
+        return None
     for gpu in launch.gpus:
-        if kinds and capability_of(gpu) < _FP8:
+        if capability_of(gpu) < _FP8:
             return (
-                f"Triton compiles no fp8 {kinds[0]} for {gpu.name}: it takes compute capability"
-                f" {_FP8[0]}.{_FP8[1]} or newer"
+                f"Triton compiles no fp8 {what} for {gpu.name}: it takes compute capability"
+                f" {_FP8[0]}.{_FP8[1]} or newer{otherwise}"
             )
     return None

@@ -49,7 +49,9 @@ def joint_summary(found: JointPlan, names: Sequence[str]) -> list[Block]:
         more = f" (and {left} more {plural(left, 'warning')})" if left else ""
         blocks.append(Items(items=(f"{said[0]}{more}",), tone="warn"))
     if found.fits:
-        blocks.append(Paragraph(text=f"next: turbofit serve {' '.join(names)}"))
+        blocks.append(
+            Paragraph(text=f"next: turbofit serve {' '.join(names)}, with the same options")
+        )
     return [*blocks, Paragraph(text="more: --full, --md or --json", tone="dim")]
 
 

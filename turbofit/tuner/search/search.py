@@ -108,7 +108,7 @@ class _Search:
         launches = [(shape, self._launches(shape)) for shape in possible]
         legal, problem = _without(launches, self.engine.problem)
         if not legal:
-            raise UsageError(problem or "", hint="leave the option out, or change it")
+            raise UsageError(problem or "", hint="do as it says, or leave the option out")
         living, death = _without(legal, self._death)
         if not living and death is not None:
             raise UsageError(death.cause, hint=death.instead)
@@ -116,7 +116,8 @@ class _Search:
         if not running:
             raise NoKernelError(
                 f"{self.request.model.name} does not run here: {kernels}",
-                hint="take another engine, cards of another generation, or other weights",
+                hint="take another engine, cards of another generation, other weights, or another"
+                " --quant-policy",
             )
         return [shape for shape, _ in running]
 

@@ -1,0 +1,42 @@
+"""Who tells, who listens: each thread has its step, the process one listener."""
+
+from __future__ import annotations
+
+import threading
+
+from turbofit.core.progress import Step, listened, listening, now, tell, under_way
+
+
+def test_what_was_under_way_before_comes_back() -> None:
+    heard: list[str | None] = []
+    with listened(lambda step: heard.append(step and step.doing)):
+        assert listening()
+        tell(Step("loading"))
+        with under_way("planning"):
+            pass
+        tell(None)
+    assert heard == ["loading", "planning", "loading", None]
+    assert not listening()
+
+
+def test_another_threads_step_does_not_come_back() -> None:
+    """One thread ends its step while another one is in the middle of its step."""
+    inside, ended = threading.Event(), threading.Event()
+
+    def drain() -> None:
+        with under_way("draining"):
+            inside.set()
+            ended.wait()
+        seen.append(now())
+
+    seen: list[Step | None] = []
+    with listened(lambda _: None):
+        tell(Step("loading weights"))
+        other = threading.Thread(target=drain)
+        other.start()
+        inside.wait()
+        tell(None)
+        ended.set()
+        other.join()
+        assert seen == [None]
+        assert now() is None
