@@ -108,7 +108,7 @@ class _Search:
         launches = [(shape, self._launches(shape)) for shape in possible]
         legal, problem = _without(launches, self.engine.problem)
         if not legal:
-            raise UsageError(problem or "", hint="do as it says, or leave the option out")
+            raise UsageError(problem or "", hint="leave the option out, or change it")
         living, death = _without(legal, self._death)
         if not living and death is not None:
             raise UsageError(death.cause, hint=death.instead)
