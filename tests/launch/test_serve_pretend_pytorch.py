@@ -61,7 +61,16 @@ def test_a_dead_loop_behind_a_healthy_page_is_an_ending(
     children: list[Child], tmp_path: Path
 ) -> None:
     """Past the gateway an image kills the engine's loop; LMDeploy's page would stay healthy."""
-    words = (*QWEN, "--max-pixels", "1003520", "--no-gateway", "--no-check")
+    # So few rows that what sampling takes leaves no room for the picture either.
+    words = (
+        *QWEN,
+        "--max-batch-size",
+        "8",
+        "--max-pixels",
+        "1003520",
+        "--no-gateway",
+        "--no-check",
+    )
     served = serve(children, tmp_path, *words)
     served.wait()
     # The supervisor may end the server before its 503 is written.
