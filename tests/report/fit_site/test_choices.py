@@ -38,7 +38,7 @@ def test_each_point_is_what_its_words_say() -> None:
         words = " ".join((point.images.words, point.context.words, point.concurrency.words))
         assert sorted(given) == sorted(shlex.split(words))
         assert request.on == f"{point.gpus}xl4{point.used.words}"
-    assert [one.words for one in choices.used] == ["", ":used=1000", ":used=3073MiB"]
+    assert [one.words for one in choices.used] == ["", ":used=1000B", ":used=3073MiB"]
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,21 @@ def test_each_point_is_what_its_words_say() -> None:
     [
         ({"models": ("internvl9-8b",)}, "'internvl9-8b' is no model by name"),
         ({"cards": ("rtx4091",)}, "'rtx4091' is no card by name"),
+        ({"counts": (1, 99)}, "99xrtx3060"),
+        ({"cards": ("h100", "rtx3060"), "used": ("20GiB",)}, "more than the 11.6 GiB"),
     ],
 )
-def test_a_name_that_is_none(values: dict[str, tuple[str, ...]], cause: str) -> None:
+def test_what_no_table_could_answer(values: dict[str, tuple[object, ...]], cause: str) -> None:
     with pytest.raises(UsageError, match=cause):
         choices_of(SiteRequest.of(**values), "today")
+
+
+def test_every_name_that_plan_takes_is_offered_once() -> None:
+    """By the preset's name: it is a file's too."""
+    request = SiteRequest.of(
+        models=("OpenGVLab/InternVL2-2B", "mineru2.5", "internvl2-2b"),
+        cards=("rtx3090", "3090", "RTX 4090"),
+    )
+    choices = choices_of(request, "today")
+    assert [one.name for one in choices.models] == ["internvl2-2b", "mineru2.5-1.2b"]
+    assert [one.name for one in choices.cards] == ["rtx3090", "rtx4090"]

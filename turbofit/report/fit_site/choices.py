@@ -9,9 +9,10 @@ from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct, doc, known
 from turbofit.core.units import GIB, MIB
 from turbofit.core.version import __version__
-from turbofit.machine.presets import find_preset, nearest_names
+from turbofit.machine.presets import find_preset as find_gpu
+from turbofit.machine.presets import nearest_names
 from turbofit.machine.source import machine_from
-from turbofit.model.presets import known_presets, preset_model
+from turbofit.model.presets import find_preset, preset_model
 from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class SitePoint(NamedTuple):
         }
         return PlanRequest.of(
             model=model,
-            on=f"{self.gpus}x{card}{self.used.words}",
+            on=_spec(self.gpus, card, self.used),
             **{name: value for name, value in given.items() if value is not None},
         )
 
@@ -115,20 +116,24 @@ def choices_of(request: SiteRequest, created: str) -> SiteChoices:
         created: when, for its foot.
 
     Raises:
-        UsageError: a model or a card is no preset.
+        UsageError: a model or a card is no preset, or a machine cannot be meant: it has too many
+            GPUs, or others hold more than a GPU has.
     """
     request = request.complete()
-    return SiteChoices(
+    choices = SiteChoices(
         turbofit_version=__version__,
         created=created,
-        models=tuple(_model(name) for name in dict.fromkeys(request.models)),
-        cards=tuple(_card(name) for name in dict.fromkeys(request.cards)),
+        models=tuple(dict.fromkeys(_model(name) for name in request.models)),
+        cards=tuple(dict.fromkeys(_card(name) for name in request.cards)),
         counts=tuple(sorted(set(request.counts))),
         used=tuple(_used(size) for size in sorted({0, *request.used})),
         images=tuple(_images(*one) for one in dict.fromkeys(((1, None), *request.images))),
         contexts=tuple(_chosen("--context", request.contexts)),
         concurrencies=tuple(_chosen("--concurrency", request.concurrencies)),
     )
+    for card, count, used in product(choices.cards, choices.counts, choices.used):
+        machine_from(_spec(count, card.name, used))
+    return choices
 
 
 def points(choices: SiteChoices) -> Iterator[SitePoint]:
@@ -140,25 +145,32 @@ def points(choices: SiteChoices) -> Iterator[SitePoint]:
 
 
 def _model(name: str) -> SiteModel:
-    if name not in known_presets():
+    preset = find_preset(name)
+    if preset is None:
         raise UsageError(f"{name!r} is no model by name", hint="turbofit models lists them")
-    return SiteModel(name=name, title=preset_model(name).name)
+    return SiteModel(name=preset, title=preset_model(preset).name)
 
 
 def _card(name: str) -> SiteCard:
-    if find_preset(name) is None:
+    key = find_gpu(name)
+    if key is None:
         near = nearest_names(name)
         hint = f"did you mean {' or '.join(near)}?" if near else "turbofit gpus lists them"
         raise UsageError(f"{name!r} is no card by name", hint=hint)
-    (gpu,) = machine_from(f"1x{name}").gpus
-    return SiteCard(name=name, title=gpu.name, total=known(gpu.total, 0), free=known(gpu.free, 0))
+    (gpu,) = machine_from(f"1x{key}").gpus
+    return SiteCard(name=key, title=gpu.name, total=known(gpu.total, 0), free=known(gpu.free, 0))
+
+
+def _spec(count: int, card: str, used: SiteChoice) -> str:
+    """A machine as --on takes it."""
+    return f"{count}x{card}{used.words}"
 
 
 def _used(size: int) -> SiteChoice:
     if not size:
         return SiteChoice(key="0", words="", numbers=(0,))
     text = next(
-        (f"{size // unit}{name}" for unit, name in _UNITS if size % unit == 0), str(size)
+        (f"{size // unit}{name}" for unit, name in _UNITS if size % unit == 0), f"{size}B"
     )  # exact, whatever the unit
     return SiteChoice(key=text, words=f":used={text}", numbers=(size,))
 
