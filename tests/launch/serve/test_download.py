@@ -67,13 +67,16 @@ def test_a_run_fetches_once(hub, tmp_path: Path) -> None:
 
 
 def test_how_far_it_is(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told to who listens, and said where nobody does; it ends once it was told of."""
+    """It is told to who listens, and said where nobody does; it ends once it was told of.
+
+    What an earlier download left is done from the start: the bar of a resumed one gets to its end.
+    """
     monkeypatch.setattr(download, "_LOOK_SECONDS", 0.05)
     monkeypatch.setattr(download, "_SAY_SECONDS", 0.0)
     gate, blobs = tmp_path / "gate", tmp_path / "home/hub/models--org--name/blobs"
     os.mkfifo(gate)
     blobs.mkdir(parents=True)
-    (blobs / "earlier").write_bytes(bytes(5))
+    (blobs / "earlier").write_bytes(bytes(3 << 18))
     hub(
         f"open({str(blobs / 'new.incomplete')!r}, 'wb').write(bytes(1 << 18)); "
         f"open({str(gate)!r}).close(); return {str(tmp_path)!r}"
@@ -83,23 +86,24 @@ def test_how_far_it_is(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     def hear(step: Step | None) -> None:
         heard.append(step)
-        if step is not None and step.done == 1 << 18:
+        if step is not None and step.done == 1 << 20:
             gate.write_text("")
 
     def say(line: str) -> None:
         said.append(line)
-        if line == "downloading org/name: 256 KiB of 1.0 MiB":
+        if line == "downloading org/name: 1.0 MiB of 1.0 MiB":
             gate.write_text("")
 
     with listened(hear):
         with_weights(hub_plan(), said.append)
     assert heard[0] == Step("downloading org/name")
-    assert Step("downloading org/name", 1 << 18, 1 << 20, "bytes") in heard
+    assert heard[1] == Step("downloading org/name", 3 << 18, 1 << 20, "bytes")
+    assert Step("downloading org/name", 1 << 20, 1 << 20, "bytes") in heard
     assert heard[-1] is None
     assert len(said) == 1
     (blobs / "new.incomplete").unlink()
     with_weights(hub_plan(), say)
-    assert said[-1] == "downloading org/name: 256 KiB of 1.0 MiB"
+    assert said[-1] == "downloading org/name: 1.0 MiB of 1.0 MiB"
 
 
 def test_what_goes_wrong(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

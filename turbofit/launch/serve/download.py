@@ -121,7 +121,10 @@ def _check_disk(need: int) -> None:
 
 
 def _here(name: str) -> int:
-    """Bytes of a model in its hub's cache. Under: what a hub keeps elsewhere until it is whole."""
+    """Bytes of a model in its hub's cache.
+
+    Under: what a hub keeps elsewhere until it is whole. Over: files of other revisions and formats.
+    """
     folder = _cache()
     within = folder / "models" / name if uses_modelscope() else folder / _hub_folder(name) / "blobs"
     found = 0
@@ -139,14 +142,16 @@ def _hub_folder(name: str) -> str:
 def _communicated(
     child: subprocess.Popen[str], name: str, size: int, say: Callable[[str], None]
 ) -> tuple[str, str]:
-    """What the child wrote; meanwhile it is told how far it is, or said where nobody listens."""
-    before, said = _here(name), time.monotonic()
+    """What the child wrote; meanwhile it is told how far it is, or said where nobody listens.
+
+    What an earlier download left in the cache counts as done.
+    """
+    said = time.monotonic()
     while True:
-        try:
-            return child.communicate(timeout=_LOOK_SECONDS)
-        except subprocess.TimeoutExpired:
-            step = Step(f"downloading {name}", _here(name) - before, size, "bytes")
+        step = Step(f"downloading {name}", _here(name), size, "bytes")
         tell(step)
+        with suppress(subprocess.TimeoutExpired):
+            return child.communicate(timeout=_LOOK_SECONDS)
         if not listening() and time.monotonic() - said >= _SAY_SECONDS:
             said = time.monotonic()
             say(step.text)
