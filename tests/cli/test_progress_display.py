@@ -176,6 +176,34 @@ def test_the_first_second_is_silent_and_lines_are_seldom(display: ProgressDispla
     assert written(display, 200.0) == ""
 
 
+def test_what_was_there_before_is_not_speed(display: ProgressDisplay) -> None:
+    """A resumed download: 1 of 5 GiB in ten seconds, not 11 of 15."""
+    display.hear(Step("downloading"))
+    display.hear(Step("downloading", 10, 15))
+    display.hear(Step("downloading", 11, 15))
+    assert written(display, 10.0) == "downloading: 11 of 15, 10 s, 40 s left\n"
+
+
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        (61, "loading weights: 3.0 GiB of 15.0 GiB ##2         00:10<00:40"),
+        (54, "loading weights: 3.0 GiB of 15.0 GiB 00:10<00:40"),
+        (49, "loading weights: 3.0 GiB of 15.0 GiB 00:10<00:40"),
+        (40, "loadin: 3.0 GiB of 15.0 GiB 00:10<00:40"),
+        (30, "loading weights: 3.0 GiB of 1"),
+    ],
+)
+def test_the_times_are_kept_before_the_bar(
+    columns: int, line: str, display: ProgressDisplay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_display, "width", lambda _: columns)
+    display._in_place = True
+    display.hear(Step("loading weights", 0, 15 << 30, "bytes"))
+    display.hear(Step("loading weights", 3 << 30, 15 << 30, "bytes"))
+    assert written(display, 10.0) == f"\r{ESCAPE}[K{line}"
+
+
 def test_what_follows_nothing_waits_a_second_again(display: ProgressDisplay) -> None:
     display.hear(Step("planning"))
     display.hear(None)

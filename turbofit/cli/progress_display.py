@@ -28,8 +28,11 @@ _SELDOM: Final = 10.0
 _SPINNER: Final = "|/-\\"
 #: A line on a wide terminal is no longer: eyes have far to go.
 _WIDEST: Final = 100
-#: What stands around a bar: text, seconds gone, and those left by the speed so far.
+#: Text, seconds gone, and those left by the speed so far; and the same around a bar.
+_TIMES: Final = "{desc} {elapsed}<{remaining}"
 _BAR: Final = "{desc} {bar} {elapsed}<{remaining}"
+#: Columns of the shortest bar, with the space beside it.
+_SHORTEST_BAR: Final = 6
 _CLEAR: Final = "\r\x1b[K"
 
 
@@ -67,6 +70,8 @@ class ProgressDisplay:
                 self._working = now
             if before is None or before.doing != step.doing:
                 self._since, self._told, self._initial = now, float("-inf"), step.done
+            elif not before.total:
+                self._initial = step.done  # what was done before anybody knew the total
             if self._thread is None and not self._ended:
                 self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
                 self._thread.start()
@@ -112,7 +117,10 @@ class ProgressDisplay:
                 self.look()
 
     def _line(self, step: Step, seconds: float) -> str:
-        """One line of at most the terminal's width, its last column free: it may wrap there."""
+        """One line of at most the terminal's width, its last column free: it may wrap there.
+
+        On a narrow terminal the bar goes first, then the end of the step's name.
+        """
         columns = min(width(self._stream), _WIDEST) - 1
         if not step.total:
             frame = _SPINNER[self._frame % len(_SPINNER)]
@@ -120,12 +128,19 @@ class ProgressDisplay:
         from tqdm.std import tqdm  # 40 ms, once something takes more than a second
 
         ascii_only = not (self._stream.encoding or "").lower().startswith("utf")
-        return str(
-            tqdm.format_meter(
-                min(step.done, step.total), step.total, seconds, ncols=columns,
-                prefix=step.text, ascii=ascii_only, bar_format=_BAR, initial=self._initial,
-            )
-        )[:columns]  # fmt: skip
+
+        def drawn(text: str, form: str, room: int | None = columns) -> str:
+            line = tqdm.format_meter(
+                min(step.done, step.total), step.total, seconds, ncols=room,
+                prefix=text, ascii=ascii_only, bar_format=form, initial=self._initial,
+            )  # fmt: skip
+            return str(line)[:room]
+
+        free = columns - len(drawn(step.text, _TIMES, None))
+        if free >= _SHORTEST_BAR:
+            return drawn(step.text, _BAR)
+        name = step.doing if free >= 0 else step.doing[:free]
+        return drawn(step._replace(doing=name).text if name else step.text, _TIMES)
 
     def _times(self, step: Step, seconds: float) -> str:
         """Seconds gone, and those left by the speed so far; of what has just begun neither."""
