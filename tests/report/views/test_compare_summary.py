@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 import turbofit
 from turbofit.report.compare import Comparison, compare
@@ -34,11 +35,29 @@ def test_what_matters_comes_first() -> None:
     text = paint(compare_summary(compared("4xrtx3090", "2xrtx4090")))
     assert "A: InternVL2-8B on 4xrtx3090 (4xrtx3090.json): fits" in text
     assert text.index("KV tokens") < text.index("replicas") < text.index("GPU 0-1: in use at most")
+    assert "\n  answers a request " in text
 
 
 def test_why_one_does_not_fit_is_told() -> None:
     found = compared("1xrtx3060", "1xrtx3090")
     assert found.a.verdict in " ".join(paint(compare_summary(found)).split())
+
+
+def test_many_gpus_that_differ_leave_the_promise() -> None:
+    eight = "+".join(f"rtx3090:used={number}GiB" for number in range(1, 9))
+    text = paint(compare_summary(compared("1xl4", eight)))
+    assert text.index("KV tokens") < text.index("replicas") < text.index("GPU 0: in use")
+    assert "GPU 2: left then" in text
+    assert "GPU 3" not in text
+
+
+def test_where_all_is_shown_nothing_more_is_promised() -> None:
+    found = compared("1xl4", "1xl4")
+    first, *rest = found.rows
+    one = replace(found, rows=(replace(first, b="another"), *rest))
+    text = paint(compare_summary(one))
+    assert "another" in text
+    assert "more figures differ" not in text
 
 
 def test_equal_plans() -> None:

@@ -14,9 +14,13 @@ __all__ = ["compare_summary"]
 
 #: Rows that are shown; the whole text has all.
 _ROWS: Final = 14
+#: Rows of GPUs for which others give way; the promise has eight.
+_GPU_ROWS: Final = 6
 #: Sections of few rows that matter to everybody, in their order; a GPU's peak and headroom follow.
 _SECTIONS: Final = ("What it holds", "Shape", "Limits", "Settings")
 _OF_GPU: Final = {"= peak": "in use at most", "= headroom": "left then"}
+#: Limits whose name alone says nothing.
+_LABELS: Final = {"n": "answers a request"}
 
 
 def compare_summary(found: Comparison) -> list[Block]:
@@ -27,10 +31,10 @@ def compare_summary(found: Comparison) -> list[Block]:
         blocks.append(Paragraph(text=text, tone="good" if side.fits else "bad"))
     rows = _rows(found)
     if rows:
-        blocks.append(compared_table(rows[:_ROWS]))
-    left = sum(not row.same for row in found.rows) - len(rows[:_ROWS])
-    if not rows and not left:
-        return [*blocks, Paragraph(text="nothing differs", tone="dim")]
+        blocks.append(compared_table(rows))
+    left = sum(not row.same for row in found.rows) - len(rows)
+    if not left:
+        return blocks if rows else [*blocks, Paragraph(text="nothing differs", tone="dim")]
     more = f"{left} more figures differ; all of them: --full, --md or --json"
     return [*blocks, Paragraph(text=more, tone="dim")]
 
@@ -42,7 +46,12 @@ def _title(side: ComparedSide) -> str:
 def _rows(found: Comparison) -> list[ComparedRow]:
     """What differs, the most important first; of bytes what each GPU needs at most."""
     sections = dict(folded(found.rows))
-    plain = [row for name in _SECTIONS for row in sections.get(name, ()) if not row.same]
+    plain = [
+        row.on(_LABELS.get(row.what, row.what))
+        for name in _SECTIONS
+        for row in sections.get(name, ())
+        if not row.same
+    ]
     cards = [
         row.on(f"{name}: {_OF_GPU[row.what]}, MiB")
         for name, rows in sections.items()
@@ -50,4 +59,5 @@ def _rows(found: Comparison) -> list[ComparedRow]:
         for row in rows
         if row.what in _OF_GPU and not row.same
     ]
+    cards = cards[: max(_GPU_ROWS, _ROWS - len(plain))]
     return [*plain[: _ROWS - len(cards)], *cards]
