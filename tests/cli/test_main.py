@@ -138,6 +138,29 @@ def test_errors_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["error"]["kind"] == "usage"
 
 
+def test_errors_as_json_by_the_environment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A form that is typed goes before it, for errors as for answers."""
+    monkeypatch.setenv("TURBOFIT_PLAN_JSON", "1")
+    assert main(["plan", "m", "--tp", "0"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["kind"] == "usage"
+    for form in ("--md", "--full"):
+        assert main(["plan", "m", "--tp", "0", form]) == 2
+        assert capsys.readouterr().err.startswith("error: --tp '0'")
+
+
+def test_a_switch_of_the_environment_that_says_neither(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURBOFIT_PLAN_QUIET", "maybe")
+    assert main(["plan", "internvl2-2b", "--on", "1xl4"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: --quiet: 'maybe' is neither yes nor no",
+        "hint: give 1 for yes, 0 for no (--quiet is from TURBOFIT_PLAN_QUIET)",
+    ]
+
+
 def test_json_after_dashes_is_not_ours(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "m", "--", "--json"]) == 2
     assert capsys.readouterr().err.startswith("error: ")

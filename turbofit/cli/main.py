@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 import turbofit
-from turbofit.cli.command import split_rest
+from turbofit.cli.command import Option, split_rest
 from turbofit.cli.commands import COMMANDS, TURBOFIT, unknown_command
 from turbofit.cli.completion import COMPLETE_VARIABLE, complete
 from turbofit.cli.option_variables import ROOT, is_switched_on
@@ -40,8 +40,9 @@ def entry() -> None:
 def main(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code. Nothing but ``SystemExit`` gets out."""
     prepare_streams()
-    as_json = _wants_json(argv)
+    as_json = "--json" in split_rest(argv)[0]
     try:
+        as_json = as_json or _json_by_variable(argv)
         return _run(list(argv))
     except click.exceptions.Exit as exc:
         return exc.exit_code
@@ -74,9 +75,17 @@ def _run(argv: list[str]) -> int:
     return code
 
 
-def _wants_json(argv: Sequence[str]) -> bool:
-    """Whether errors are JSON too: of a command line that may not be readable."""
-    return "--json" in split_rest(argv)[0] or (bool(argv) and is_switched_on(argv[0], "json"))
+def _json_by_variable(argv: Sequence[str]) -> bool:
+    """Whether the environment makes errors JSON: of a command line that may not be readable.
+
+    A form of the answer that is typed goes before the environment's.
+    """
+    if not argv or not is_switched_on(argv[0], "json"):
+        return False
+    command = TURBOFIT.get_command(click.Context(TURBOFIT), argv[0])
+    params = command.params if command is not None else ()
+    forms = {name for one in params if isinstance(one, Option) and one.form for name in one.opts}
+    return forms.isdisjoint(word.partition("=")[0] for word in split_rest(argv)[0])
 
 
 def _missing(exc: ModuleNotFoundError) -> PackageError | None:

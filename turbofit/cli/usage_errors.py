@@ -22,6 +22,12 @@ def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
     if isinstance(exc, click.MissingParameter) and exc.param is not None:
         return UsageError(f"{_spelled(exc.param, ctx)} is missing", hint=hint)
     if isinstance(exc, click.BadParameter) and exc.param is not None:
+        if isinstance(exc.param.type, click.types.BoolParamType):
+            what = exc.message.partition(" is not a valid boolean")[0]
+            return UsageError(
+                f"{_spelled(exc.param, ctx)}: {what} is neither yes nor no",
+                hint="give 1 for yes, 0 for no",
+            )
         return UsageError(f"{_spelled(exc.param, ctx)}: {exc.message.rstrip('.')}", hint=hint)
     text = exc.format_message().rstrip(".")
     return UsageError(text[:1].lower() + text[1:], hint=hint)
