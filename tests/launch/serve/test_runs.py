@@ -96,6 +96,17 @@ def test_the_last_lines_of_a_log_are_shown_without_control_characters(servers, c
     assert main(["logs", first, "--lines", "0"]) == 2
 
 
+def test_logs_of_no_run_lead_to_the_runs(tmp_path: Path, capsys) -> None:
+    assert main(["logs", "nosuch"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: no run is called 'nosuch'", "hint: turbofit ps lists runs",
+    ]  # fmt: skip
+    plan = tmp_path / "plan.json"
+    plan.write_text(plausible_plan().to_json())
+    assert main(["logs", str(plan)]) == 2
+    assert "is a plan, not a run" in capsys.readouterr().err
+
+
 def test_a_process_of_the_same_number_is_no_server(tmp_path: Path) -> None:
     folder = state_dir("runs", make=True) / "20260101-000000-m"
     folder.mkdir(parents=True)

@@ -36,6 +36,11 @@ def test_holders_and_warnings_are_the_first_few() -> None:
     assert "and 2 more" in text
 
 
+def test_what_is_held_on_each_gpu_is_told_once() -> None:
+    text = "\n".join(lines(parse_spec("8xh100:used=2GiB")))
+    assert "held by  given in SPEC 2.0 GiB of each of GPU 0-7\n" in text
+
+
 def test_what_was_measured_is_told_by_the_slowest() -> None:
     measured = Measured(
         torch="2.12.1",

@@ -14,7 +14,7 @@ from turbofit.report.views.interconnect import ways_text
 from turbofit.report.views.machine_view import gpu_table, host_facts
 
 if TYPE_CHECKING:
-    from turbofit.core.machine import Machine, Measured
+    from turbofit.core.machine import Holder, Machine, Measured
 
 __all__ = ["machine_summary"]
 
@@ -63,17 +63,23 @@ def _facts(machine: Machine) -> tuple[tuple[str, str], ...]:
 
 
 def _holders(machine: Machine) -> str:
-    """Who has most of the memory that is used."""
+    """Who has most of the memory that is used; who has the same on several GPUs, once."""
+    held: dict[Holder, list[int]] = {}
+    for gpu in machine.gpus:
+        for holder in gpu.holders:
+            held.setdefault(holder, []).append(gpu.index)
     found = sorted(
-        ((gpu, holder) for gpu in machine.gpus for holder in gpu.holders),
-        key=lambda pair: -pair[1].bytes if isinstance(pair[1].bytes, int) else 0,
+        held.items(), key=lambda pair: -pair[0].bytes if isinstance(pair[0].bytes, int) else 0
     )
-    told = [
-        f"{holder.name} ({holder.pid}) {_size(holder.bytes)} of GPU {gpu.index}"
-        for gpu, holder in found[:_HOLDERS]
-    ]
+    told = [_held(holder, gpus) for holder, gpus in found[:_HOLDERS]]
     left = len(found) - len(told)
     return "; ".join([*told, *([f"{left} more"] if left else [])]) or "nobody that can be seen"
+
+
+def _held(holder: Holder, gpus: list[int]) -> str:
+    who = holder.name if holder.pid == NA else f"{holder.name} ({holder.pid})"
+    of = "of" if len(gpus) == 1 else "of each of"
+    return f"{who} {_size(holder.bytes)} {of} GPU {indices(gpus)}"
 
 
 def _size(value: int | str) -> str:
