@@ -225,7 +225,7 @@ class Server:
             raise EndedError(ended)
         self._on_end(engine, ended)
         pause = engine.wait(now, self._refused_since(engine))
-        self._tell(engine.name, f"warning: {ended.error.message}")
+        self._tell(engine.name, ended.error.message, warning=True)
         if pause is not None:
             self._tell(engine.name, f"starting again in {pause:.1f} s")
             return
@@ -235,8 +235,9 @@ class Server:
         meanwhile = "while the others serve" if serves else "no engine serves until another starts"
         self._tell(
             engine.name,
-            f"warning: ended {self._timing.restarts + 1} times: left alone for {self._minutes}"
-            f" minutes, {meanwhile}",
+            f"ended {self._timing.restarts + 1} times: left alone for {self._minutes} minutes, "
+            f"{meanwhile}",
+            warning=True,
         )
 
     def _refused_since(self, engine: SupervisedEngine) -> int:
@@ -288,5 +289,7 @@ class Server:
             if engine.process is not None:
                 engine.process.strike()
 
-    def _tell(self, name: str, text: str) -> None:
-        self._say(f"[{self._clock() - self._began:7.1f} s] {name}: {text}")
+    def _tell(self, name: str, text: str, *, warning: bool = False) -> None:
+        """A line with its time; with --quiet only a warning is shown."""
+        sign = "warning: " if warning else ""
+        self._say(f"{sign}[{self._clock() - self._began:7.1f} s] {name}: {text}")
