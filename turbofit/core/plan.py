@@ -183,6 +183,11 @@ class GpuLedger(Struct):
     margin: Annotated[int, doc("Bytes that must stay free.")]
 
     @property
+    def most(self) -> int:
+        """Bytes in use at most, while loading or in the worst case."""
+        return max(self.load_peak, self.peak)
+
+    @property
     def fits(self) -> bool:
         """Whether the margin is left."""
         return self.headroom >= self.margin

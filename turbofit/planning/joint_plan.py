@@ -283,7 +283,7 @@ def _gpu(index: int, plans: Sequence[Plan], machine: Machine) -> JointGpu:
                     model=plan.model.name,
                     **phases,
                     buffers=ledger.steady - before,
-                    transient=max(ledger.peak, ledger.load_peak) - ledger.steady,
+                    transient=ledger.most - ledger.steady,
                     margin=_margin(ledger.margin, total),
                 )
             )

@@ -86,9 +86,7 @@ def _pretend_rows(plan: Plan, engine: SupervisedEngine) -> list[RunFigure]:
         most = max(pools, default=0)
         if seen.pool is not None:
             rows.append(_row("executor pool at most", most, seen.pool, gpu=seen.gpu))
-        rows.append(
-            _row("in use at most", max(ledger.peak, ledger.load_peak), seen.peak, gpu=seen.gpu)
-        )
+        rows.append(_row("in use at most", ledger.most, seen.peak, gpu=seen.gpu))
     return rows
 
 

@@ -154,10 +154,7 @@ class Leases:
 
     def reserve(self, plan: Plan) -> None:
         """Say what a plan's engines will take; engines that were noted before are forgotten."""
-        need = {
-            gpu.uuid: max(gpu.peak, gpu.load_peak) - gpu.used + open_margin(gpu)
-            for gpu in plan.gpus
-        }
+        need = {gpu.uuid: gpu.most - gpu.used + open_margin(gpu) for gpu in plan.gpus}
         growth = {gpu.uuid: gpu.peak - gpu.steady + open_margin(gpu) for gpu in plan.gpus}
         self._write(
             model=plan.model.name, need=need, growth=growth, surplus={}, engines=[], ready=False

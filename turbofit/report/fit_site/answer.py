@@ -9,7 +9,7 @@ import msgspec
 from turbofit.core.struct import Struct, doc
 from turbofit.report.page.sections import ENGINES
 from turbofit.report.views.capacity import capacity
-from turbofit.report.views.ledger_view import fold
+from turbofit.report.views.ledger_view import fullest
 from turbofit.report.views.memory_breakdown import KINDS, stack, sums
 
 if TYPE_CHECKING:
@@ -194,14 +194,14 @@ def _capacity(plan: Plan, texts: SiteTexts) -> dict[str, Any]:
 def _memory(gpus: tuple[GpuLedger, ...], texts: SiteTexts) -> SiteMemory | None:
     if not gpus:
         return None
-    title, ledger = min(fold(gpus), key=lambda one: one[1].headroom)
+    title, ledger = fullest(gpus)
     sizes = sums(stack(ledger))
     return SiteMemory(
         gpus=texts.number(title),
         total=ledger.total,
         pieces=tuple(sizes.get(kind, 0) for kind in KINDS),
-        need=max(ledger.load_peak, ledger.peak),
-        loading=ledger.load_peak > ledger.peak,
+        need=ledger.most,
+        loading=ledger.most > ledger.peak,
         headroom=ledger.headroom,
         margin=ledger.margin,
     )

@@ -14,8 +14,9 @@ from turbofit.report.views.cluster_view import (
     nodes_table,
     simulated_note,
 )
-from turbofit.report.views.plan_summary import first_warning, speed_in_short
+from turbofit.report.views.plan_summary import speed_in_short
 from turbofit.report.views.remedies_table import remedies_table
+from turbofit.report.views.summary_lines import first_warning
 
 if TYPE_CHECKING:
     from turbofit.core.cluster import ClusterPlan

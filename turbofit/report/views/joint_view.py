@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from turbofit.core.messages import plural
 from turbofit.core.units import format_bytes, mib
 from turbofit.report.painters.document import Column, Heading, Items, Paragraph, Table
+from turbofit.report.views.summary_lines import MORE, first_warning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,16 +43,12 @@ def joint_summary(found: JointPlan, names: Sequence[str]) -> list[Block]:
         fullest = min(found.gpus, key=lambda gpu: gpu.left)
         text = f"GPU {fullest.index} is the fullest: {format_bytes(fullest.left)} of it stay free"
         blocks.append(Paragraph(text=text))
-    said = _warnings(found)
-    if said:
-        left = len(said) - 1
-        more = f" (and {left} more {plural(left, 'warning')})" if left else ""
-        blocks.append(Items(items=(f"{said[0]}{more}",), tone="warn"))
+    blocks += first_warning(_warnings(found))
     if found.fits:
         blocks.append(
             Paragraph(text=f"next: turbofit serve {' '.join(names)}, with the same options")
         )
-    return [*blocks, Paragraph(text="more: --full, --md or --json", tone="dim")]
+    return [*blocks, MORE]
 
 
 def _promise_blocks(found: JointPlan) -> list[Block]:

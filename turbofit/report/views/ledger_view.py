@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan, Term
     from turbofit.report.painters.document import Block
 
-__all__ = ["fold", "fold_indices", "ledger_blocks"]
+__all__ = ["fold", "fold_indices", "fullest", "ledger_blocks"]
 
 #: Sets of GPUs beside each other; more start a new table, so that 80 columns hold it.
 _ABREAST: Final = 3
@@ -21,6 +21,11 @@ _ABREAST: Final = 3
 def fold(ledgers: tuple[GpuLedger, ...]) -> list[tuple[str, GpuLedger]]:
     """Equal GPUs together, as ``("GPU 0-3", ledger of the first)``, in order of first index."""
     return [(f"GPU {indices(members)}", first) for members, first in fold_indices(ledgers)]
+
+
+def fullest(ledgers: tuple[GpuLedger, ...]) -> tuple[str, GpuLedger]:
+    """The set of equal GPUs that has the least left."""
+    return min(fold(ledgers), key=lambda one: one[1].headroom)
 
 
 def fold_indices(ledgers: tuple[GpuLedger, ...]) -> list[tuple[list[int], GpuLedger]]:

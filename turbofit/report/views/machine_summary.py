@@ -9,9 +9,10 @@ from msgspec.structs import replace
 from turbofit.core.messages import indices
 from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes
-from turbofit.report.painters.document import Block, FactList, Heading, Items, Paragraph, Table
+from turbofit.report.painters.document import Block, FactList, Heading, Items, Table
 from turbofit.report.views.interconnect import ways_text
 from turbofit.report.views.machine_view import gpu_table, host_facts
+from turbofit.report.views.summary_lines import MORE
 
 if TYPE_CHECKING:
     from turbofit.core.machine import Holder, Machine, Measured
@@ -34,7 +35,7 @@ def machine_summary(machine: Machine) -> list[Block]:
     if machine.warnings:
         more = (f"and {left} more",) if left > 0 else ()
         blocks.append(Items(items=(*machine.warnings[:_WARNINGS], *more), tone="warn"))
-    return [*blocks, Paragraph(text="more: --full, --md or --json", tone="dim")]
+    return [*blocks, MORE]
 
 
 def _folded(table: Table) -> Table:

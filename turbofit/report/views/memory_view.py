@@ -35,8 +35,8 @@ def memory_bar(ledger: GpuLedger, title: str) -> Bar:
 
 def need_of(ledger: GpuLedger) -> tuple[str, str]:
     """The most that is in use on a GPU, and when."""
-    when = "while loading" if ledger.load_peak > ledger.peak else "in the worst case"
-    return format_bytes(max(ledger.load_peak, ledger.peak)), when
+    when = "while loading" if ledger.most > ledger.peak else "in the worst case"
+    return format_bytes(ledger.most), when
 
 
 def memory_label(ledger: GpuLedger) -> str:

@@ -13,21 +13,19 @@ from turbofit.report.painters.document import (
     Code,
     FactList,
     Heading,
-    Items,
     Paragraph,
 )
 from turbofit.report.shell import shell_command
-from turbofit.report.views.ledger_view import fold
+from turbofit.report.views.ledger_view import fullest
 from turbofit.report.views.memory_view import memory_bar, need_of
 from turbofit.report.views.remedies_table import remedies_table
+from turbofit.report.views.summary_lines import first_warning
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from turbofit.core.plan import Command, Plan, Throughput
     from turbofit.report.painters.document import Block
 
-__all__ = ["first_warning", "plan_summary", "same_elsewhere", "speed_in_short"]
+__all__ = ["plan_summary", "same_elsewhere", "speed_in_short"]
 
 #: Pieces of the whole text's bar that are one here: their letters, the letter and name of all.
 _PIECES: Final = (
@@ -40,9 +38,8 @@ _PIECES: Final = (
     ("l", "l", "loading"),
     (".m", ".", "free"),
 )
-#: Remedies and warnings that are shown; the whole text has all.
+#: Remedies that are shown; the whole text has all.
 _REMEDIES: Final = 3
-_WARNINGS: Final = 1
 _PORT: Final = "--server-port"
 _VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 _FULL: Final = "more: --full, --md or --json; as a page: turbofit report latest --html FILE"
@@ -69,10 +66,7 @@ def _fullest(plan: Plan) -> list[Block]:
     """The bar of the GPU that has the least left."""
     if not plan.gpus:
         return []
-    tightest = min(plan.gpus, key=lambda gpu: gpu.headroom)
-    title, ledger = next(
-        (title, ledger) for title, ledger in fold(plan.gpus) if ledger.headroom == tightest.headroom
-    )
+    title, ledger = fullest(plan.gpus)
     need, when = need_of(ledger)
     bar = memory_bar(ledger, f"{title}: {need} of {format_bytes(ledger.total)} in use {when}")
     sizes = {piece.mark: piece.bytes for piece in bar.parts}
@@ -116,14 +110,6 @@ def _context(plan: Plan) -> str:
         f"{settings.session_len:,} tokens with the answer; prefill reads"
         f" {settings.max_prefill_token_num:,} at a time"
     )
-
-
-def first_warning(warnings: Sequence[str]) -> list[Block]:
-    """What is to watch out for most, and how much more there is."""
-    left = len(warnings) - _WARNINGS
-    more = f" (and {left} more {plural(left, 'warning')})" if left > 0 else ""
-    items = tuple(f"{text}{more}" for text in warnings[:_WARNINGS])
-    return [Items(items=items, tone="warn")] if items else []
 
 
 def speed_in_short(speed: Throughput) -> str:

@@ -19,12 +19,15 @@ from turbofit.memory.transformers.placement import fewest_offloaded, holds, nowh
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.constraints import chosen_dtype
-from turbofit.tuner.search.context import excess_tokens, shortest_context
+from turbofit.tuner.search.context import (
+    CONTEXT_STEP,
+    ROUND_CONTEXT,
+    excess_tokens,
+    shortest_context,
+)
 
 __all__ = ["Chosen", "search"]
 
-_STEP = 64
-_ROUND = 1024
 #: Pixels are halved so often before decoder layers are taken off the GPUs instead.
 _HALVES = 4
 
@@ -214,11 +217,11 @@ def _longest(request: ResolvedRequest, copy: ModelCopy, vision_load: VisionLoad,
     shortest, high = low, request.model.text.max_position_embeddings
     if fits(high):
         return high
-    while high - low > _STEP:
+    while high - low > CONTEXT_STEP:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    rounded = low // _ROUND * _ROUND
-    return rounded if rounded >= shortest else max(shortest, low // _STEP * _STEP)
+    rounded = low // ROUND_CONTEXT * ROUND_CONTEXT
+    return rounded if rounded >= shortest else max(shortest, low // CONTEXT_STEP * CONTEXT_STEP)
 
 
 def _offloading(

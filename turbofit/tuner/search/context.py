@@ -10,12 +10,14 @@ from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 
 __all__ = [
-    "CONTEXT_STEP", "MIN_TEXT_TOKENS", "excess_tokens", "longest_context", "longest_held",
-    "most_context", "shortest_context",
+    "CONTEXT_STEP", "MIN_TEXT_TOKENS", "ROUND_CONTEXT", "excess_tokens", "longest_context",
+    "longest_held", "most_context", "shortest_context",
 ]  # fmt: skip
 
 #: Contexts that are looked at are multiples of this.
 CONTEXT_STEP: Final = 64
+#: A round context, as people write them.
+ROUND_CONTEXT: Final = 1024
 #: Tokens of text and answer that a context must hold beside the images to be of use.
 MIN_TEXT_TOKENS: Final = 1024
 #: Of a context too short for so many, this share.

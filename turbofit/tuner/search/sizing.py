@@ -15,6 +15,7 @@ from turbofit.memory.engine import Engine
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of
 from turbofit.tuner.search.context import (
+    ROUND_CONTEXT,
     excess_tokens,
     longest_context,
     longest_held,
@@ -27,7 +28,6 @@ from turbofit.tuner.speed.throughput import GroupRates, Speed, group_rates, grou
 
 __all__ = ["Memo", "Outcome", "Sizer"]
 
-_ROUND_CONTEXT = 1024
 _ROUND_KEEPS = 0.95
 
 
@@ -174,7 +174,7 @@ class Sizer:
         if self.memo.too_small:
             return low
         low = longest_held(self._held, low, longest)
-        rounded = low // _ROUND_CONTEXT * _ROUND_CONTEXT
+        rounded = low // ROUND_CONTEXT * ROUND_CONTEXT
         # A round number where it costs little: 3,072 of 4,032 would be a quarter.
         cheap = rounded >= low * _ROUND_KEEPS and rounded >= shortest_context(self.vision_load)
         return rounded if cheap else low
