@@ -104,18 +104,8 @@
       .map((line) => 'turbofit ' + line.join(' '));
   };
   const copied = async (button, text, said) => {
-    let done = true;
-    try {
-      await navigator.clipboard.writeText(text);
-    } catch (refused) {
-      const area = element('textarea', { class: 'aside' });
-      area.value = text;
-      document.body.append(area);
-      area.select();
-      done = document.execCommand('copy');
-      area.remove();
-      button.focus();
-    }
+    const done = await copyText(text);
+    button.focus();
     status(done ? said : say('refused'));
   };
   const command = (text) => {
@@ -150,8 +140,7 @@
     document.body.dataset.shown = fragment();
   };
 
-  const themes = ['system', 'light', 'dark'];
-  let theme = 0;
+  let theme = THEMES[0];
   const paint = () => {
     document.documentElement.lang = language === 'zh' ? 'zh-CN' : 'en';
     document.title = say('title') + ' - turbofit';
@@ -159,16 +148,14 @@
     const other = language === 'zh' ? 'en' : 'zh';
     at('language').textContent = other === 'zh' ? '中文' : 'English';
     at('language').lang = other;
-    at('theme').textContent = say('theme', say(themes[theme]));
+    at('theme').textContent = say('theme', say(theme));
     names.forEach(fill);
     at('besideCount').disabled = !value('beside');
     show();
   };
   at('theme').addEventListener('click', () => {
-    theme = (theme + 1) % themes.length;
-    if (theme) document.documentElement.dataset.theme = themes[theme];
-    else delete document.documentElement.dataset.theme;
-    at('theme').textContent = say('theme', say(themes[theme]));
+    theme = nextTheme(theme);
+    at('theme').textContent = say('theme', say(theme));
   });
   at('language').addEventListener('click', () => { language = language === 'zh' ? 'en' : 'zh'; paint(); });
   at('copy-link').addEventListener('click', (event) => copied(event.currentTarget,

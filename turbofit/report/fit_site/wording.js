@@ -1,4 +1,3 @@
-'use strict';
 // What the site says, in English and in the Chinese of README.zh-CN.md. {0}, {1} … are filled in.
 const WORDING = {
   en: {

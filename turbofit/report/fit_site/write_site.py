@@ -12,7 +12,7 @@ from turbofit.core.files import write_atomic
 from turbofit.core.progress import Step, tell, under_way
 from turbofit.report.fit_site.choices import choices_of
 from turbofit.report.fit_site.tables import tables
-from turbofit.report.page.frame import policy, stylesheet
+from turbofit.report.page.frame import policy, shared_script, stylesheet
 from turbofit.report.page.tag import json_text
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ def index_page(choices: SiteChoices) -> str:
     Args:
         choices: what its controls offer.
     """
-    script = "".join(_read(name) for name in ("wording.js", "answer.js", "site.js"))
+    scripts = (_read(name) for name in ("wording.js", "answer.js", "site.js"))
+    script = shared_script() + "".join(scripts)
     return Template(_read("index.html")).substitute(
         policy=policy(script, _LOADS),
         style=stylesheet() + _read("site.css"),

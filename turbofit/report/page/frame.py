@@ -13,7 +13,7 @@ from turbofit.report.page.tag import Markup, join, json_text, tag
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["framed", "policy", "stylesheet", "tiles"]
+__all__ = ["framed", "policy", "shared_script", "stylesheet", "tiles"]
 
 _FOLDER: Final = Path(__file__).parent
 
@@ -35,7 +35,7 @@ def framed(
         made: who made it, and when.
         document: the data that the page carries.
     """
-    script = _read("page.js")
+    script = shared_script() + _read("page.js")
     links = [tag("li", tag("a", text, href=f"#{name}")) for name, text, _ in sections]
     return Template(_read("page.html")).substitute(
         title=tag("title", title),
@@ -70,6 +70,11 @@ def _section(name: str, title: str, content: Markup) -> Markup:
 def stylesheet() -> str:
     """The style of all pages."""
     return _read("page.css")
+
+
+def shared_script() -> str:
+    """What the scripts of all pages begin with."""
+    return _read("shared.js")
 
 
 def policy(script: str, *more: str) -> str:

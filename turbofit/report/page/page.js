@@ -1,19 +1,15 @@
-'use strict';
 (() => {
   const all = (query, from) => Array.from((from || document).querySelectorAll(query));
   const status = document.getElementById('status');
   const data = document.getElementById('turbofit-json').textContent;
 
   // Light, dark, or as the system says.
-  const themes = ['system', 'light', 'dark'];
   const theme = document.getElementById('theme');
-  let chosen = 0;
+  let chosen = THEMES[0];
   theme.hidden = false;
   theme.addEventListener('click', () => {
-    chosen = (chosen + 1) % themes.length;
-    if (chosen) document.documentElement.dataset.theme = themes[chosen];
-    else delete document.documentElement.dataset.theme;
-    theme.textContent = 'Theme: ' + themes[chosen];
+    chosen = nextTheme(chosen);
+    theme.textContent = 'Theme: ' + chosen;
   });
 
   // Paper shows what is folded on the screen.
@@ -27,24 +23,8 @@
   });
   window.addEventListener('afterprint', () => opened.forEach((one) => { one.open = false; }));
 
-  // Copying: the clipboard where the browser lends it, else a selection.
-  async function copy(text) {
-    try {
-      await navigator.clipboard.writeText(text);
-      return true;
-    } catch (refused) {
-      const area = document.createElement('textarea');
-      area.value = text;
-      area.className = 'aside';
-      document.body.append(area);
-      area.select();
-      const done = document.execCommand('copy');
-      area.remove();
-      return done;
-    }
-  }
   async function copied(button, text) {
-    const done = await copy(text);
+    const done = await copyText(text);
     const before = button.dataset.text || button.textContent;
     button.dataset.text = before;
     button.textContent = done ? 'Copied' : 'Press Ctrl+C';
