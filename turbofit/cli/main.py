@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
@@ -28,13 +29,23 @@ _EXTRAS: Final = {
     "pyarrow": "parquet",
 }  # fmt: skip
 
+#: Of the youngest generation; CPython's own is 700. A plan makes about 60,000.
+_OBJECTS_BEFORE_COLLECTION: Final = 50_000
+
 _FAILED: Final = 1
 _INTERRUPTED: Final = 130
 
 
 def entry() -> None:
-    """The console script."""
-    sys.exit(main(sys.argv[1:]))
+    """The console script.
+
+    Start-up makes tens of thousands of objects that stay, and at the end the whole process is given
+    back: there is nothing for the garbage collector to find. It takes a sixth of a plan's time.
+    """
+    gc.set_threshold(_OBJECTS_BEFORE_COLLECTION)
+    code = main(sys.argv[1:])
+    gc.freeze()
+    sys.exit(code)
 
 
 def main(argv: Sequence[str]) -> int:
