@@ -10,7 +10,7 @@ import click
 
 import turbofit
 from turbofit.cli.command import Argument, Option
-from turbofit.cli.commands import COMMANDS, TURBOFIT
+from turbofit.cli.command_group import COMMANDS, TURBOFIT
 from turbofit.cli.manual import EXIT_CODES, MANUAL
 from turbofit.planning.request import PlanRequest
 from turbofit.report.schema import NAMES, schema_path

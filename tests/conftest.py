@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 from tests.waiting import HANG
-from turbofit.cli import progress_display
+from turbofit.cli.terminal import progress_display
 
 #: The same examples on every machine; `--hypothesis-profile explore` draws others.
 settings.register_profile("turbofit", deadline=None, derandomize=True)

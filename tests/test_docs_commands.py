@@ -9,7 +9,7 @@ import click
 import pytest
 
 from tests.docs_commands import PAGES, ROOT, Shown, profile, shown
-from turbofit.cli.commands import COMMANDS, TURBOFIT
+from turbofit.cli.command_group import COMMANDS, TURBOFIT
 from turbofit.core.errors import UsageError
 
 SHOWN = shown()

@@ -192,7 +192,7 @@ FOREIGN_WORDS = {"format_meter"}
 PUBLISHED_WORDS = {
     "turbofit/core/rehearsal.py", "turbofit/rehearse/confirm.py",
     "turbofit/rehearse/torch/torch_planned.py", "turbofit/report/page/timeline.py",
-    "turbofit/report/views/rehearsal_view.py",
+    "turbofit/report/views/run/rehearsal_view.py",
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from bench.advice.cases_page import FIGURES, recipes
 from scripts import record
-from turbofit.cli.commands import COMMANDS
+from turbofit.cli.command_group import COMMANDS
 from turbofit.cli.main import main
 from turbofit.core.plan import Plan
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from scripts.reference import SCHEMAS, reference_pages
-from turbofit.cli.commands import COMMANDS
+from turbofit.cli.command_group import COMMANDS
 from turbofit.planning.request import PlanRequest
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.nvml.standin import Scenario, four_3090, nvml_library, nvml_machine
-from turbofit.cli import output, terminal
+from turbofit.cli.terminal import output, terminal
 from turbofit.core.state import _base
 
 __all__ = ["nvml_library", "nvml_machine"]

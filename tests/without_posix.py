@@ -61,7 +61,8 @@ if __name__ == "__main__":
     import subprocess  # noqa: F401 - `subprocess` itself needs some of it on this system
 
     take_away()
-    from turbofit.cli import command, main, terminal
+    from turbofit.cli import command, main
+    from turbofit.cli.terminal import terminal
 
     command._WINDOWS = terminal.WINDOWS = True
     main.entry()

@@ -61,10 +61,10 @@ class _Server(Turbofit):
         self._history = history
 
     def _run(self) -> int:
-        from turbofit.cli.interrupt import exit_code
-        from turbofit.cli.models_options import ModelsOptions
-        from turbofit.cli.serve_models import PlannedModel, planned_models, serve_models
-        from turbofit.cli.serve_plan import preview
+        from turbofit.cli.options.models_options import ModelsOptions
+        from turbofit.cli.serving.serve_models import PlannedModel, planned_models, serve_models
+        from turbofit.cli.serving.serve_plan import preview
+        from turbofit.cli.terminal.interrupt import exit_code
         from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 
         world, kind = self._history.world, self._history.kind

@@ -106,8 +106,8 @@ class Turbofit:
         world.wake.set()
 
     def _run(self) -> int:
-        from turbofit.cli import serve
-        from turbofit.cli.interrupt import exit_code
+        from turbofit.cli.commands import serve
+        from turbofit.cli.terminal.interrupt import exit_code
         from turbofit.launch.serve.leases import Leases
         from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 
@@ -290,8 +290,8 @@ class Day:
 @cache
 def _question(model: str, fixed: tuple[tuple[str, Any], ...]) -> tuple[Any, Any]:
     """The command line of `serve`."""
-    from turbofit.cli.launch_options import ServeOptions
-    from turbofit.cli.serve_plan import ServeArguments
+    from turbofit.cli.options.launch_options import ServeOptions
+    from turbofit.cli.serving.serve_plan import ServeArguments
     from turbofit.gateway.config import GatewayConfig
     from turbofit.launch.engine.supervised_engine import Timing
     from turbofit.launch.serve.config import ServeConfig

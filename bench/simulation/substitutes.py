@@ -278,8 +278,8 @@ def _replacements(one: World) -> Iterator[tuple[str, Any]]:
     # What is installed, what is shown, and what is pure and remembered.
     yield f"{engine}.environment.lmdeploy_if_needed", lambda _: (_LMDEPLOY, None)
     yield f"{serve}.download.WeightsFetcher", lambda _: lambda plan: plan
-    yield "turbofit.cli.output.note", lambda text: one.trace(f"says {text}")
-    yield "turbofit.cli.output.answer", lambda _: None
+    yield "turbofit.cli.terminal.output.note", lambda text: one.trace(f"says {text}")
+    yield "turbofit.cli.terminal.output.answer", lambda _: None
     yield f"{serve}.planner.best_plan", _remembered(planner.best_plan)
     yield "importlib.metadata.version", _version
     # What would help is searched for where a plan does not fit: words for people, and a quarter of

@@ -13,7 +13,7 @@ import pytest
 from bench.gpu import tuning
 from bench.gpu.load import Load
 from bench.gpu.shapes import Shape
-from turbofit.cli.commands import TURBOFIT
+from turbofit.cli.command_group import TURBOFIT
 
 LOAD = Load(requests=200, concurrency=16, seconds=100.0)
 SHAPE = Shape("qwen2-vl-2b", "pytorch")

@@ -12,7 +12,7 @@ import pytest
 import turbofit
 from turbofit.cli import main as cli
 from turbofit.cli.command import CliCommand, Option
-from turbofit.cli.commands import COMMANDS
+from turbofit.cli.command_group import COMMANDS
 from turbofit.cli.main import main
 from turbofit.core.errors import DoesNotFitError
 
@@ -30,10 +30,10 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A command that does what the test says."""
     import types
 
-    made = types.ModuleType("turbofit.cli.fake")
+    made = types.ModuleType("turbofit.cli.commands.fake")
     as_json = Option("--json", "as_json", is_flag=True)
     made.fake = CliCommand(lambda **given: made.run(given), [as_json])  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "turbofit.cli.fake", made)
+    monkeypatch.setitem(sys.modules, "turbofit.cli.commands.fake", made)
     monkeypatch.setitem(COMMANDS, "fake", "for tests")
     return made
 
@@ -52,7 +52,7 @@ def test_help_lists_every_command_and_only_standing_ones(
 ) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    folder = Path(cli.__file__).parent
+    folder = Path(cli.__file__).parent / "commands"
     for name, line in COMMANDS.items():
         assert f"  {name} " in text
         assert line in text

@@ -5,7 +5,7 @@ import shlex
 import click
 import pytest
 
-from turbofit.cli.commands import COMMANDS, TURBOFIT
+from turbofit.cli.command_group import COMMANDS, TURBOFIT
 from turbofit.cli.manual import EXIT_CODES, MANUAL, manual_text
 
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import click
 import pytest
 
-from turbofit.cli.commands import TURBOFIT
-from turbofit.cli.fields import filled
+from turbofit.cli.command_group import TURBOFIT
+from turbofit.cli.options.fields import filled
 from turbofit.core.errors import UsageError
 from turbofit.machine.source import machine_from
 from turbofit.planning.request import PlanRequest

@@ -19,9 +19,9 @@ from aiohttp import web
 
 from bench.common.gateway import CHAT, chat, image_part, plan_for
 from tests.waiting import HANG
-from turbofit.cli.fields import filled
-from turbofit.cli.gateway import gateway as command
-from turbofit.cli.gateway_options import GatewayOptions
+from turbofit.cli.commands.gateway import gateway as command
+from turbofit.cli.options.fields import filled
+from turbofit.cli.options.gateway_options import GatewayOptions
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.gateway.config import ConnectionLimits, GatewayConfig
 from turbofit.gateway.limits.request_limits import bounds_of

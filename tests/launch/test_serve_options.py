@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from turbofit.cli import serve
+from turbofit.cli.commands import serve
 from turbofit.cli.main import main
 
 WORDS = ["serve", "internvl2-8b", "--on", "1xrtx3090", "--pretend"]

@@ -279,7 +279,7 @@ def test_a_folder_of_an_unknown_kind_wants_a_picture_size(
 def test_the_parent_imports_neither_torch_nor_lmdeploy() -> None:
     code = (
         "import sys; import turbofit.rehearse.torch.torch_rehearsal; "
-        "import turbofit.report.views.torch_view; "
+        "import turbofit.report.views.run.torch_view; "
         "print(sorted({'torch', 'lmdeploy', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run(

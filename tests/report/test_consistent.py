@@ -14,7 +14,7 @@ from turbofit.report.consistent import check_consistent
 from turbofit.report.page.build import page
 from turbofit.report.painters.terminal import paint
 from turbofit.report.stored_documents import StoredPlan, read_plan
-from turbofit.report.views.plan_view import plan_view
+from turbofit.report.views.plan.plan_view import plan_view
 
 #: Parts of a document that no report computes with, or too many to try one by one.
 LEFT_OUT = ("model", "considered", "ledger", "turbofit_version", "created")

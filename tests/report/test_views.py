@@ -16,10 +16,10 @@ from turbofit.machine.presets import load_preset
 from turbofit.report.painters import markdown, terminal
 from turbofit.report.painters.document import Code, Table
 from turbofit.report.shell import shell_command
-from turbofit.report.views.ledger_view import fold
-from turbofit.report.views.machine_view import machine_view
-from turbofit.report.views.plan_view import plan_view
-from turbofit.report.views.preset_view import gpus_view, models_view
+from turbofit.report.views.machine.machine_view import machine_view
+from turbofit.report.views.plan.ledger_view import fold
+from turbofit.report.views.plan.plan_view import plan_view
+from turbofit.report.views.plan.preset_view import gpus_view, models_view
 
 
 def test_equal_gpus_share_a_column_and_others_do_not() -> None:

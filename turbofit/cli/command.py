@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from click.core import ParameterSource
 
-from turbofit.cli.option_variables import check_names, value_of
-from turbofit.cli.output import PAGE_WIDTH, answer, progress, verbose_log
+from turbofit.cli.options.option_variables import check_names, value_of
+from turbofit.cli.terminal.output import PAGE_WIDTH, answer, progress, verbose_log
 from turbofit.cli.usage_errors import usage_error, with_source
 from turbofit.core.errors import UsageError
 

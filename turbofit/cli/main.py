@@ -11,10 +11,10 @@ import click
 
 import turbofit
 from turbofit.cli.command import Option, split_rest
-from turbofit.cli.commands import COMMANDS, TURBOFIT, unknown_command
-from turbofit.cli.completion import COMPLETE_VARIABLE, complete
-from turbofit.cli.option_variables import ROOT, is_switched_on
-from turbofit.cli.output import complain, prepare_streams
+from turbofit.cli.command_group import COMMANDS, TURBOFIT, unknown_command
+from turbofit.cli.commands.completion import COMPLETE_VARIABLE, complete
+from turbofit.cli.options.option_variables import ROOT, is_switched_on
+from turbofit.cli.terminal.output import complain, prepare_streams
 from turbofit.core.errors import PackageError, TurbofitError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Final, NamedTuple
 
-from turbofit.cli.output import PAGE_WIDTH
+from turbofit.cli.terminal.output import PAGE_WIDTH
 
 __all__ = ["EXIT_CODES", "MANUAL", "Manual", "manual_text"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from turbofit.cli.option_variables import named_source
+from turbofit.cli.options.option_variables import named_source
 from turbofit.core.errors import UsageError
 
 __all__ = ["usage_error", "with_source"]

@@ -10,8 +10,8 @@ from turbofit.core.messages import groups_of, indices
 from turbofit.core.struct import Struct, const
 from turbofit.core.units import MIB, mib
 from turbofit.report.painters.document import Column, Heading, Paragraph, Table
-from turbofit.report.views.capacity import capacity
-from turbofit.report.views.per_engine_settings import settings_of
+from turbofit.report.views.plan.capacity import capacity
+from turbofit.report.views.plan.per_engine_settings import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -24,7 +24,7 @@ from turbofit.launch.serve.leases import Leases
 from turbofit.machine.snapshot import load_snapshot
 from turbofit.observe import calibrations
 from turbofit.report.stored_documents import read_saved
-from turbofit.report.views.plan_view import plan_view
+from turbofit.report.views.plan.plan_view import plan_view
 
 WORDS: Final = (
     '"schema":"turbofit.plan/1"', '"turbofit.machine/1"', '"turbofit.report/1"', '"turbofit.run/1"',

@@ -19,7 +19,7 @@ from turbofit.launch.serve import retry_memory as ladder
 from turbofit.observe import calibrations
 from turbofit.observe.sampler import SampledRange
 from turbofit.observe.turbomind_log import CacheBudget
-from turbofit.report.views.calibration_view import calibration_view
+from turbofit.report.views.run.calibration_view import calibration_view
 
 STEPS = ["steady", "kernels", "vision_request", "vision_forward", "text_prefill", "sampling"]
 PLAN = api.plan("internvl2-8b", on="1xrtx3090", engine="turbomind")

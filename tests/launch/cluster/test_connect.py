@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from turbofit.cli.serve_cluster import ray_address
+from turbofit.cli.serving.serve_cluster import ray_address
 from turbofit.core.errors import UsageError
 
 pytest.importorskip("ray")

@@ -6,8 +6,8 @@ import click
 
 from tests.load.scripted import ScriptedServer
 from tests.waiting import HANG
-from turbofit.cli.commands import TURBOFIT
-from turbofit.cli.fields import filled
+from turbofit.cli.command_group import TURBOFIT
+from turbofit.cli.options.fields import filled
 from turbofit.launch.tune.load_child import LoadChild
 from turbofit.load.spec import LoadSpec
 

@@ -11,7 +11,7 @@ from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
 from turbofit.rehearse.torch.torch_report import torch_report
 from turbofit.rehearse.torch.torch_spec import TorchSpec
 from turbofit.report.painters.terminal import paint
-from turbofit.report.views.torch_view import torch_view
+from turbofit.report.views.run.torch_view import torch_view
 
 ORDER = (
     "import",

@@ -8,7 +8,7 @@ from turbofit.report.page.blocks import paint
 from turbofit.report.page.curve import Series, curve
 from turbofit.report.page.frame import framed, tiles
 from turbofit.report.page.tag import Markup, join, tag
-from turbofit.report.views.load_view import error_blocks, latency_table, load_text, seconds_text
+from turbofit.report.views.run.load_view import error_blocks, latency_table, load_text, seconds_text
 
 if TYPE_CHECKING:
     from turbofit.load.result import LoadResult

@@ -11,13 +11,13 @@ from turbofit.report.page.frame import tiles
 from turbofit.report.page.tag import Markup, join, tag
 from turbofit.report.painters.document import Column, Heading, Items, Paragraph, Table
 from turbofit.report.shell import shell_command
-from turbofit.report.views.capacity import capacity
-from turbofit.report.views.memory_view import need_of
-from turbofit.report.views.per_engine_settings import per_engine_blocks
-from turbofit.report.views.plan_summary import same_elsewhere
-from turbofit.report.views.plan_view import fact_block, settings_blocks
-from turbofit.report.views.rehearsal_view import rehearsal_blocks
-from turbofit.report.views.run_view import run_blocks, sides_blocks
+from turbofit.report.views.plan.capacity import capacity
+from turbofit.report.views.plan.memory_view import need_of
+from turbofit.report.views.plan.per_engine_settings import per_engine_blocks
+from turbofit.report.views.plan.plan_summary import same_elsewhere
+from turbofit.report.views.plan.plan_view import fact_block, settings_blocks
+from turbofit.report.views.run.rehearsal_view import rehearsal_blocks
+from turbofit.report.views.run.run_view import run_blocks, sides_blocks
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan

@@ -10,8 +10,8 @@ from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes
 from turbofit.report.page.blocks import paint, scrolled
 from turbofit.report.page.tag import Markup, join, tag
-from turbofit.report.views.interconnect import WAYS, way, ways
-from turbofit.report.views.machine_view import link_blocks
+from turbofit.report.views.machine.machine_view import link_blocks
+from turbofit.report.views.plan.interconnect import WAYS, way, ways
 
 if TYPE_CHECKING:
     from turbofit.core.machine import Gpu, Link, Machine

@@ -8,8 +8,8 @@ from turbofit.report.page.blocks import paint, table
 from turbofit.report.page.curve import Series, curve
 from turbofit.report.page.frame import framed, tiles
 from turbofit.report.page.tag import Markup, join, tag
-from turbofit.report.views.load_view import seconds_text
-from turbofit.report.views.tune_view import (
+from turbofit.report.views.run.load_view import seconds_text
+from turbofit.report.views.run.tune_view import (
     curve_table,
     pareto,
     settings_text,

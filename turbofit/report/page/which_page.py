@@ -9,7 +9,7 @@ from turbofit.report.page.curve import Series, curve
 from turbofit.report.page.frame import framed
 from turbofit.report.page.tag import Markup, join, tag
 from turbofit.report.painters.document import Items
-from turbofit.report.views.which_view import other_items, serving_table, which_text
+from turbofit.report.views.plan.which_view import other_items, serving_table, which_text
 
 if TYPE_CHECKING:
     from turbofit.core.which import Which

@@ -1,0 +1,245 @@
+"""Work longer than a second is shown: drawn on a terminal, lines elsewhere, nothing if quiet."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+from typing import Final
+
+import pytest
+
+from tests.cli.screen import Screen, screen_of
+from turbofit.cli.terminal import output, progress_display
+from turbofit.cli.terminal.progress_display import ProgressDisplay
+from turbofit.core.progress import Step, listened, listening, now, tell, under_way
+
+#: `turbofit` whose planning takes until a line comes on stdin; progress is shown from the start.
+SLOW: Final = """
+import sys
+from turbofit import api
+from turbofit.cli.terminal import progress_display
+from turbofit.cli.main import main
+from turbofit.cli.terminal.output import say
+from turbofit.core.errors import UsageError
+from turbofit.core.progress import Step, tell
+progress_display._PATIENCE = progress_display._SELDOM = 0.0
+plan = api.plan
+def slow(request, **options):
+    for word in iter(sys.stdin.readline, "go\\n"):
+        if word == "weights\\n":
+            tell(Step("loading weights", 3 << 30, 15 << 30, "bytes"))
+        elif word == "say\\n":
+            say("phase: weights")
+        else:
+            raise UsageError("it is wrong", hint="mend it")
+    return plan(request, **options)
+api.plan = slow
+sys.exit(main(sys.argv[1:]))
+"""
+PLAN: Final = ["plan", "internvl2-8b", "--on", "1xrtx3090"]
+ESCAPE: Final = "\x1b"
+
+
+def drawn(text: str, what: str) -> bool:
+    """Whether a line with these words is on the screen now."""
+    return any(what in line for line in screen_of(text))
+
+
+def test_a_terminal_shows_it_and_then_the_answer_alone() -> None:
+    screen = Screen(SLOW, PLAN)
+    screen.until(lambda text: drawn(text, "planning, "))
+    screen.say("weights")
+    screen.until(lambda text: drawn(text, "loading weights: 3.0 GiB of 15.0 GiB"))
+    (line,) = screen_of(screen.text)
+    assert "00:0" in line
+    assert len(line) < 80
+    screen.say("go")
+    assert screen.end() == 0
+    shown = screen_of(screen.text)
+    assert shown[0].endswith("on 1xrtx3090")
+    assert not any("planning" in one or "loading" in one for one in shown)
+
+
+def test_what_is_said_meanwhile_stands_above_it() -> None:
+    screen = Screen(SLOW, PLAN)
+    screen.until(lambda text: drawn(text, "planning, "))
+    screen.say("say")
+    screen.until(lambda text: drawn(text, "phase: weights") and drawn(text, "planning, "))
+    first, second = screen_of(screen.text)
+    assert first == "phase: weights"
+    assert "planning, " in second
+    screen.say("go")
+    assert screen.end() == 0
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "error"])
+def test_nothing_of_it_is_left(how: str) -> None:
+    screen = Screen(SLOW, PLAN)
+    screen.until(lambda text: drawn(text, "planning, "))
+    if how == "Ctrl-C":
+        screen.process.send_signal(signal.SIGINT)
+        assert screen.end() == 130
+        assert screen_of(screen.text) == []
+    else:
+        screen.say("fail")
+        assert screen.end() == 2
+        assert screen_of(screen.text) == ["error: it is wrong", "hint: mend it"]
+
+
+def test_json_is_one_document_beside_a_drawn_line() -> None:
+    screen = Screen(SLOW, [*PLAN, "--json"], stdout=False)
+    screen.until(lambda text: drawn(text, "planning, "))
+    screen.say("go")
+    assert screen.process.stdout is not None
+    assert json.loads(screen.process.stdout.read())["fits"]
+    assert screen.end() == 0
+    assert screen_of(screen.text) == []
+
+
+def test_a_narrow_terminal_is_not_wrapped() -> None:
+    screen = Screen(SLOW, PLAN, columns=30)
+    screen.say("weights")
+    screen.until(lambda text: drawn(text, "loading weights"))
+    assert all(len(line) < 30 for line in screen_of(screen.text))
+    screen.say("go")
+    assert screen.end() == 0
+
+
+def test_a_dumb_terminal_gets_lines() -> None:
+    screen = Screen(SLOW, PLAN, environ={"TERM": "dumb"})
+    screen.until(lambda text: "planning …\r\n" in text)
+    screen.say("go")
+    assert screen.end() == 0
+    assert ESCAPE not in screen.text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [([], True), (["--quiet"], False), (["-q"], False), (["--json"], False)]
+)
+def test_a_pipe_gets_lines_without_escapes(words: list[str], said: bool) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW, *PLAN, *words],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        first = process.stderr.readline() if said else ""
+        out, err = process.communicate("go\n")
+    assert process.returncode == 0
+    assert ESCAPE not in out + err
+    assert first.startswith("planning") is said
+    assert said or not err
+    assert out
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def display(monkeypatch: pytest.MonkeyPatch) -> ProgressDisplay:
+    """One whose thread never looks: the test does."""
+    monkeypatch.setattr(ProgressDisplay, "_run", lambda self: None)
+    monkeypatch.setattr(progress_display, "_PATIENCE", 1.0)
+    return ProgressDisplay(io.StringIO(), in_place=False, clock=Clock())
+
+
+def written(display: ProgressDisplay, now: float) -> str:
+    """What a look at this time writes."""
+    stream, clock = display._stream, display._clock
+    assert isinstance(stream, io.StringIO)
+    assert isinstance(clock, Clock)
+    clock.now = now
+    stream.truncate(0)
+    stream.seek(0)
+    display.look()
+    return stream.getvalue()
+
+
+def test_the_first_second_is_silent_and_lines_are_seldom(display: ProgressDisplay) -> None:
+    display.hear(Step("planning"))
+    assert written(display, 0.9) == ""
+    assert written(display, 1.0) == "planning, 1 s\n"
+    assert written(display, 10.9) == ""
+    assert written(display, 75.0) == "planning, 1 min 15 s\n"
+    display.hear(Step("loading weights", 1, 4))
+    assert written(display, 75.2) == "loading weights: 1 of 4 …\n"
+    display.hear(Step("loading weights", 2, 4))
+    assert written(display, 76.0) == ""
+    assert written(display, 85.5) == "loading weights: 2 of 4, 10 s, 21 s left\n"
+    display.hear(None)
+    assert written(display, 200.0) == ""
+
+
+def test_what_was_there_before_is_not_speed(display: ProgressDisplay) -> None:
+    """A resumed download: 1 of 5 GiB in ten seconds, not 11 of 15."""
+    display.hear(Step("downloading"))
+    display.hear(Step("downloading", 10, 15))
+    display.hear(Step("downloading", 11, 15))
+    assert written(display, 10.0) == "downloading: 11 of 15, 10 s, 40 s left\n"
+
+
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        (61, "loading weights: 3.0 GiB of 15.0 GiB ##2         00:10<00:40"),
+        (54, "loading weights: 3.0 GiB of 15.0 GiB 00:10<00:40"),
+        (49, "loading weights: 3.0 GiB of 15.0 GiB 00:10<00:40"),
+        (40, "loadin: 3.0 GiB of 15.0 GiB 00:10<00:40"),
+        (30, "loading weights: 3.0 GiB of 1"),
+    ],
+)
+def test_the_times_are_kept_before_the_bar(
+    columns: int, line: str, display: ProgressDisplay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_display, "width", lambda _: columns)
+    display._in_place = True
+    display.hear(Step("loading weights", 0, 15 << 30, "bytes"))
+    display.hear(Step("loading weights", 3 << 30, 15 << 30, "bytes"))
+    assert written(display, 10.0) == f"\r{ESCAPE}[K{line}"
+
+
+def test_what_follows_nothing_waits_a_second_again(display: ProgressDisplay) -> None:
+    display.hear(Step("planning"))
+    display.hear(None)
+    display.hear(Step("draining"))
+    assert written(display, 0.5) == ""
+
+
+def test_steps_go_back_to_what_was_before() -> None:
+    heard: list[Step | None] = []
+    assert not listening()
+    with listened(heard.append), under_way("planning"):
+        assert listening()
+        with under_way("rehearsing"):
+            tell(Step("rehearsing", 1, 2))
+    assert heard == [
+        Step("planning"), Step("rehearsing"), Step("rehearsing", 1, 2), Step("planning"), None,
+    ]  # fmt: skip
+    assert now() is None
+
+
+@pytest.mark.parametrize(
+    ("step", "text"),
+    [
+        (Step("planning"), "planning"),
+        (Step("weights", 3 << 30, 15 << 30, "bytes"), "weights: 3.0 GiB of 15.0 GiB"),
+        (Step("measuring", 99, 30, "s", "7 answered"), "measuring: 30 of 30 s, 7 answered"),
+        (Step("warm-up", detail="7 answered"), "warm-up: 7 answered"),
+    ],
+)
+def test_a_step_says_what_there_is(step: Step, text: str) -> None:
+    assert step.text == text
+
+
+def test_warnings_are_said_to_the_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    with output.progress(quiet=True, as_json=False):
+        output.say("phase: weights")
+        output.say("engine 1: warning: the disk is full")
+    output.say("phase: ready")
+    assert capsys.readouterr().err == "engine 1: warning: the disk is full\nphase: ready\n"

@@ -1,0 +1,285 @@
+"""Commands over the real rooms below them, on preset machines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bench.common.plans import machine, plausible_plan
+from turbofit.cli.command import CliCommand
+from turbofit.cli.command_group import TURBOFIT
+from turbofit.cli.main import main
+from turbofit.cli.options.common_options import (
+    FORMS,
+    machine_options,
+    planning_keywords,
+    planning_options,
+)
+from turbofit.core.errors import UsageError
+from turbofit.core.machine import Machine
+from turbofit.core.plan import Plan
+from turbofit.core.struct import decode, to_json
+from turbofit.planning.predict_request import PredictRequest
+from turbofit.planning.request import PlanRequest
+
+Out = pytest.CaptureFixture[str]
+
+
+def test_plan_predict_and_report_agree(capsys: Out, tmp_path: Path) -> None:
+    assert main(["plan", "internvl2-8b", "--on", "4xrtx3090", "--tp", "4", "--json"]) == 0
+    text = capsys.readouterr().out
+    plan = Plan.from_json(text)
+    assert plan.parallel.tp == 4
+    assert plan.fits
+    saved = tmp_path / "plan.json"
+    saved.write_text(text)
+    assert main(["report", str(saved), "--json"]) == 0
+    assert capsys.readouterr().out == text
+    assert main(["report", str(saved)]) == 0
+    assert plan.verdict.split(":")[0] in capsys.readouterr().out
+    assert main(["report", str(saved), "--md"]) == 0
+    assert capsys.readouterr().out.startswith("# ")
+    assert main(["predict", "internvl2-8b", "--on", "4xrtx3090", "--tp", "4", "--json"]) in (0, 3)
+    assert Plan.from_json(capsys.readouterr().out).considered == ()
+
+
+def test_what_does_not_fit_is_printed_and_exits_3(capsys: Out) -> None:
+    assert main(["plan", "internvl2-26b", "--on", "1xrtx3060", "--json"]) == 3
+    plan = Plan.from_json(capsys.readouterr().out)
+    assert not plan.fits
+    assert main(["plan", "internvl2-26b", "--on", "1xrtx3060"]) == 3
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "would not serve" in captured.out or "Command" not in captured.out
+
+
+def test_what_the_user_sets_is_handed_on(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
+    from turbofit import api
+
+    given_: dict[str, Any] = {}
+
+    def plan(request: PlanRequest, **keywords: Any) -> Plan:
+        given_.update(request.given(), **keywords)
+        return plausible_plan()
+
+    monkeypatch.setattr(api, "plan", plan)
+    words = (
+        "m --on 4xrtx3090 --tp 2 --replicas 2 --gpus 0,1 --images 3 --image-size 1920x1080 "
+        "--context 4096 --concurrency 16 --goal latency --max-dynamic-patch 6 --max-pixels 1000000 "
+        "--engine turbomind --margin 3% --budget 20GiB --revision main --session-len 4096 "
+        "--cache-max-entry-count 0.5 --max-prefill-token-num 2048 --max-batch-size 4 "
+        "--communicator cuda-ipc --dtype float16 --quant-policy int8 --cache-block-seq-len 128 "
+        "--model-format awq --enable-prefix-caching --async 0 --language-model-only --json"
+    )
+    assert main(["plan", *words.split()]) == 0
+    assert given_ == {
+        "model": "m", "on": "4xrtx3090", "tp": 2, "replicas": 2, "gpus": "0,1", "images": 3,
+        "image_size": (1920, 1080), "context": 4096, "concurrency": 16, "goal": "latency",
+        "max_dynamic_patch": 6, "max_pixels": 1000000, "engine": "turbomind", "margin": "3%",
+        "budget": 20 << 30, "revision": "main", "session_len": 4096, "cache_max_entry_count": 0.5,
+        "max_prefill_token_num": 2048, "max_batch_size": 4, "communicator": "cuda-ipc",
+        "dtype": "float16", "quant_policy": 8, "cache_block_seq_len": 128, "model_format": "awq",
+        "enable_prefix_caching": True, "async_": 0, "language_model_only": True,
+        "rehearse": False,
+    }  # fmt: skip
+    given_.clear()
+    assert main(["plan", "m", "--dtype", "auto"]) == 0
+    assert given_ == {"model": "m", "rehearse": False}
+
+
+def test_every_field_of_a_request_has_an_option() -> None:
+    for name, kind in (("plan", PlanRequest), ("predict", PredictRequest)):
+        command = TURBOFIT.get_command(click.Context(TURBOFIT), name)
+        assert command is not None
+        names = {one.name for one in command.params}
+        assert names - set(kind.model_fields) <= {
+            "cluster", "file", "rehearse", "share", "full", "as_json", "md", "quiet", "verbose",
+            "help",
+        }  # fmt: skip
+        assert set(kind.model_fields) <= names
+
+
+def test_predict_hands_on_its_own(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
+    from turbofit import api
+
+    given_: dict[str, Any] = {}
+    monkeypatch.setattr(api, "predict", lambda r: given_.update(r.given()) or plausible_plan())
+    assert main(["predict", "m", "--free-at-cache", "2780MiB", "--lmdeploy", "0.6.4"]) == 0
+    assert given_ == {"model": "m", "free_at_cache": 2780 << 20, "lmdeploy": "0.6.4"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[]", "null", "\x00", '{"schema": "turbofit.plan/1"}', '{"schema": 5}', "{" * 5000],
+)
+def test_what_is_no_plan(text: str, tmp_path: Path, capsys: Out) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    assert main(["report", str(path)]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert main(["serve", "--plan", str(path)]) == 2
+
+
+def test_a_plan_of_another_schema(tmp_path: Path, capsys: Out) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(msgspec.structs.replace(plausible_plan(), schema="turbofit.plan/9").to_json())
+    assert main(["report", str(path)]) == 2
+    assert "turbofit.plan/9" in capsys.readouterr().err
+
+
+def test_a_plan_from_stdin(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
+    import io
+    import sys
+    from types import SimpleNamespace
+
+    data = plausible_plan(fits=False).to_json().encode()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+    assert main(["report", "-"]) == 3
+    assert "does not fit" in capsys.readouterr().out
+
+
+def test_machine_shown_saved_and_read_again(tmp_path: Path, capsys: Out) -> None:
+    path = tmp_path / "machine.json"
+    assert main(["machine", "--on", "2xl4:free=19GiB", "--save", str(path), "--json"]) == 0
+    captured = capsys.readouterr()
+    shown = decode(captured.out, Machine, what="machine")
+    assert len(shown.gpus) == 2
+    assert str(path) in captured.err
+    assert main(["machine", "--on", str(path), "--json"]) == 0
+    assert decode(capsys.readouterr().out, Machine, what="machine").gpus == shown.gpus
+    assert main(["machine", "--on", "2xl4", "--save", "/no/such/folder/x"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert main(["machine", "--on", "2xl4", "--measure"]) == 2
+    assert "--measure measures this machine" in capsys.readouterr().err
+
+
+def test_models_and_gpus(capsys: Out) -> None:
+    assert main(["models", "--json"]) == 0
+    models = json.loads(capsys.readouterr().out)
+    assert models["models"]["internvl2-8b"]["parameters"] == 8_075_365_376
+    assert main(["gpus", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["gpus"]["rtx3090"]["total_mib"]["value"] == 24576
+    for name in ("models", "gpus"):
+        assert main([name]) == 0
+        assert main([name, "--md"]) == 0
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_dry_run_prints_what_would_be_launched(tmp_path: Path, capsys: Out) -> None:
+    words = ["serve", "internvl2-8b", "--on", "4xrtx3090", "--tp", "4", "--dry-run"]
+    assert main([*words, "--port", "9000", "--", "--max-log-len", "9", "--quant-policy", "8"]) == 0
+    text = capsys.readouterr().out
+    assert "CUDA_VISIBLE_DEVICES=0,1,2,3" in text
+    assert "--server-port 9000" in text
+    assert "--quant-policy 8" in text
+    assert "--max-log-len 9" in text
+    assert main([*words, "--json"]) == 0
+    assert Plan.from_json(capsys.readouterr().out).commands[0].argv[0] == "lmdeploy"
+    assert main(["serve", "internvl2-26b", "--on", "1xrtx3060", "--dry-run"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--quant-policy", "4", "--", "--quant-policy", "8"], "given twice"),
+        (["--", "--session-len", "5"], "set by the plan"),
+        (["--", "--adapters", "x"], "does not model"),
+        (["--port", "65535", "--replicas", "2", "--tp", "1"], "beyond 65535"),
+        (["--port", "70000"], "65535 or less"),
+    ],
+)
+def test_serve_refuses(words: list[str], message: str, capsys: Out) -> None:
+    assert main(["serve", "internvl2-8b", "--on", "2xrtx3090", "--dry-run", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_saved_plan_takes_nothing_beside_it(tmp_path: Path, capsys: Out) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(plausible_plan().to_json())
+    base = ["serve", "--plan", str(path), "--dry-run"]
+    assert main(base) == 0
+    assert main([*base, "--tp", "2"]) == 2
+    assert main(["serve", "model", *base[1:]]) == 2
+    assert main([*base, "--", "--quant-policy", "8"]) == 2
+    assert "plan was made for 0" in capsys.readouterr().err
+    assert main([*base, "--", "--quant-policy", "0"]) == 0
+
+
+def test_a_plan_that_does_not_fit_is_not_launched(tmp_path: Path, capsys: Out) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(plausible_plan(fits=False).to_json())
+    assert main(["serve", "--plan", str(path)]) == 3
+    captured = capsys.readouterr()
+    assert "GPU 0 lacks 1.9 GiB" in captured.err
+    assert "--quant-policy 8: 1.94 times the tokens" in captured.err
+
+
+def test_snapshots_survive(tmp_path: Path) -> None:
+    text = to_json(machine(3))
+    assert to_json(decode(text, Machine, what="machine")) == text
+
+
+WORDS = """--tp 1 0 -1 1e9 --margin 3% nan% -5% 1GiB --image-size 1x1 9x --gpus , --context
+--json --on --quant-policy int4 x --cache-max-entry-count nan inf 0.5 --budget é --async --goal"""
+words = st.sampled_from(WORDS.split())
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(words, max_size=6))
+def test_any_words_are_options_or_wrong_use(given_words: list[str]) -> None:
+    params = [*machine_options(), *planning_options(), *FORMS]
+    reader = CliCommand(lambda **_: 0, params)
+    try:
+        with reader.make_context("plan", list(given_words)) as ctx:
+            keywords = planning_keywords(ctx.params)
+    except UsageError as exc:
+        hint = exc.hint
+    except click.exceptions.Exit:
+        hint = "help"
+    else:
+        hint = "none"
+        assert all(value == value for value in keywords.values())
+    assert hint
+
+
+@pytest.mark.parametrize(("warning", "doubled"), [(None, False), ("newer", True)])
+def test_another_lmdeploy_doubles_the_margin(
+    warning: str | None,
+    doubled: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: Out,
+) -> None:
+    from types import SimpleNamespace
+
+    from turbofit.launch.engine import environment
+    from turbofit.launch.serve import planner
+
+    monkeypatch.setattr(
+        environment,
+        "find_lmdeploy",
+        lambda: SimpleNamespace(warning=warning, argv=("x",), version="0.18.0"),
+    )
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("TURBOFIT_LEASES", str(tmp_path / "leases"))
+    margins: list[Any] = []
+
+    def plan(request: PlanRequest) -> Plan:
+        margins.append(request.margin)
+        # A preset's plan is refused just before the launch, which is all that this needs.
+        return plausible_plan(machine=msgspec.structs.replace(machine(4), source="preset"))
+
+    monkeypatch.setattr(planner, "best_plan", plan)
+    monkeypatch.setattr("turbofit.machine.source.machine_from", lambda *_, **__: machine(4))
+    assert main(["serve", "m", "--no-rehearse"]) == 2
+    assert margins == ([None, 512 << 20] if doubled else [None])
+    margins.clear()
+    assert main(["serve", "m", "--margin", "1GiB", "--no-rehearse"]) == 2
+    assert margins == [1 << 30]

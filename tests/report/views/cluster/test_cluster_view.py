@@ -1,0 +1,67 @@
+"""A cluster's plan on paper: folded by kind, in full where it matters."""
+
+from __future__ import annotations
+
+from turbofit import api
+from turbofit.core.cluster import ClusterPlan
+from turbofit.launch.cluster.source import cluster_from
+from turbofit.report.painters import markdown
+from turbofit.report.painters.document import Code, Heading, Table
+from turbofit.report.painters.terminal import paint
+from turbofit.report.views.cluster.cluster_view import cluster_view
+
+
+def planned(spec: str, model: str = "internvl2-8b", **asked: int) -> ClusterPlan:
+    return api.plan_cluster(model, cluster_from(spec), **asked)  # type: ignore[arg-type]
+
+
+def tables(plan: ClusterPlan) -> list[Table]:
+    return [block for block in cluster_view(plan) if isinstance(block, Table)]
+
+
+def test_a_thousand_nodes_read_as_well_as_three() -> None:
+    many = planned("sim:4xrtx3090@900/2xrtx4090@90/1xt4@10", concurrency=4000)
+    text = paint(cluster_view(many), width=100, colour=False)
+    assert len(text.splitlines()) < 120
+    kinds, settings, left = tables(many)
+    assert [row[0] for row in kinds.rows] == ["900", "90"]
+    assert [row[0] for row in settings.rows] == ["900", "90"]
+    assert [row[0] for row in left.rows] == ["10"]
+    assert kinds.rows[0][1] == "4x NVIDIA GeForce RTX 3090"
+    assert kinds.rows[0][-1] == "sim-1, sim-2, sim-3 and 897 more"
+    assert "runs out of memory" in left.rows[0][2]
+    first = many.nodes[0].plan
+    assert first is not None
+    assert kinds.rows[0][4] == f"{first.kv.total_tokens:,}"
+
+
+def test_one_command_a_kind_and_how_many_more() -> None:
+    blocks = cluster_view(planned("sim:4xrtx3090@2", concurrency=64))
+    assert sum(isinstance(block, Code) for block in blocks) == 1
+    text = markdown.paint(blocks)
+    assert "and 3 more on it, one an engine" in text
+    assert "Command on sim-1, one of 2 such nodes" in text
+
+
+def test_an_engine_over_nodes_shows_all_its_commands() -> None:
+    text_only = planned("sim:4xrtx3090@4", "internvl2-76b", language_model_only=True, images=0)
+    blocks = cluster_view(text_only)
+    assert sum(isinstance(block, Code) for block in blocks) == 4
+    headings = [block.text for block in blocks if isinstance(block, Heading)]
+    assert "One engine over sim-1 + sim-2 + sim-3 + sim-4" in headings
+    assert "Nodes that serve, by kind" not in headings
+
+
+def test_what_does_not_fit_begins_with_what_would() -> None:
+    blocks = cluster_view(planned("sim:1xt4"))
+    headings = [block.text for block in blocks if isinstance(block, Heading)]
+    assert headings[1] == "What would fit"
+    assert "What is promised" not in headings
+
+
+def test_a_plan_without_images_or_forecast() -> None:
+    text = markdown.paint(cluster_view(planned("sim:1xa100@2", "llava-onevision-7b")))
+    assert "transformers" in text
+    assert "forecast" not in text
+    plain = markdown.paint(cluster_view(planned("sim:1xa100@2", "internlm2.5-7b")))
+    assert "max_dynamic_patch" not in plain

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import re
+
+import msgspec
+import pytest
+
+import turbofit
+from bench.common.plans import plausible_plan
+from turbofit.cli.main import main
+from turbofit.core.plan import Plan
+from turbofit.report.painters.terminal import paint
+from turbofit.report.views.plan.plan_summary import plan_summary
+
+SPECS = (
+    ("internvl2-8b", "4xrtx3090"),
+    ("qwen2-vl-7b", "2xrtx4090"),
+    ("internvl2-8b", "rtx3090+rtx4090"),
+    ("llava-1.5-7b", "1xl4:free=19GiB"),
+    ("qwen2.5-7b", "1xrtx3090"),
+    ("internvl2-26b", "1xrtx3060"),
+)
+
+
+@pytest.mark.parametrize(("model", "on"), SPECS)
+def test_it_fits_a_terminal_and_has_the_verdict_the_promise_and_one_command(
+    model: str, on: str
+) -> None:
+    plan = turbofit.plan(model, on=on)
+    text = paint(plan_summary(plan), width=80)
+    lines = text.splitlines()
+    assert len(lines) <= 25
+    assert max(map(len, lines)) <= 80
+    assert plan.verdict in " ".join(text.split())
+    assert f"{plan.settings.session_len:,} tokens with the answer" in text
+    assert text.count("lmdeploy serve api_server") == (1 if plan.fits else 0)
+    assert lines[-1].startswith("more: --full")
+
+
+def test_the_bar_adds_up_to_the_card_and_is_the_fullest_gpus() -> None:
+    plan = turbofit.plan("internvl2-8b", on="rtx3090+rtx4090")
+    (bar,) = (block for block in plan_summary(plan) if type(block).__name__ == "Bar")
+    least = min(plan.gpus, key=lambda gpu: gpu.headroom)
+    assert bar.title.startswith(f"GPU {least.index}: ")
+    assert sum(piece.bytes for piece in bar.parts) == bar.room == least.total
+    (free,) = (piece.bytes for piece in bar.parts if piece.mark == ".")
+    assert free == least.headroom
+
+
+def told(plan: Plan) -> str:
+    return " ".join(paint(plan_summary(plan)).split())
+
+
+def test_other_groups_are_told_in_words() -> None:
+    four = told(turbofit.plan("internvl2-8b", on="4xrtx3090"))
+    assert "the same on GPU 1 | 2 | 3, --server-port 23334, 23335, 23336" in four
+    unequal = told(turbofit.plan("internvl2-8b", on="rtx3090+rtx4090"))
+    assert "GPU 1: other settings, see --full" in unequal
+    assert "the same on" not in told(turbofit.plan("internvl2-8b", on="1xrtx3090"))
+
+
+def test_what_does_not_fit_says_what_would_and_has_no_command() -> None:
+    text = paint(plan_summary(plausible_plan(fits=False)))
+    assert "GPU 0 lacks 1.9 GiB" in text
+    assert "serve api_server" not in text
+    assert text.index("change") < text.index("in use")
+
+
+def test_of_several_warnings_the_plans_first_is_shown_and_the_others_are_counted() -> None:
+    plan = plausible_plan()
+    machine = msgspec.structs.replace(plan.machine, warnings=("of the machine",))
+    plan = msgspec.structs.replace(
+        plan, machine=machine, warnings=("of the machine", "of the plan", "of it too")
+    )
+    said = told(plan)
+    assert "- of the plan (and 2 more warnings)" in said
+    assert "of the machine" not in said
+
+
+def test_full_shows_the_whole_and_the_summary_is_the_default(capsys) -> None:
+    command = ["plan", "qwen2.5-7b", "--on", "1xrtx3090"]
+    assert main(command) == 0
+    short = capsys.readouterr().out
+    assert main([*command, "--full"]) == 0
+    full = capsys.readouterr().out
+    assert "Ledger of GPU 0" in full
+    assert "Ledger" not in short
+    assert len(short.splitlines()) < len(full.splitlines()) / 4
+    assert re.search(r"speed +[\d.]+ requests/s by the forecast \(median error \d+%", short)

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from tests.report.documents import planned, served_run
+from turbofit.core.rehearsal import Moment, Rehearsal, RehearsedCache
+from turbofit.core.units import MIB
+from turbofit.report.painters.document import Table
+from turbofit.report.painters.terminal import paint
+from turbofit.report.views.plan.plan_view import plan_view
+from turbofit.report.views.run.forecast_vs_actual import sides
+from turbofit.report.views.run.run_view import sides_blocks
+
+
+def test_a_forecast_alone_has_nothing_beside_it() -> None:
+    assert sides(planned("fits")) == []
+
+
+def test_a_rehearsal_beside_its_forecast() -> None:
+    plan = planned("served")
+    ((title, rows),) = sides(plan)
+    assert title == "GPU 0"
+    found = {row.what: row for row in rows}
+    first = plan.gpus[0]
+    loading = found["in use while loading, at most"]
+    assert (loading.forecast, loading.rehearsed) == (first.load_peak, first.load_peak + MIB)
+    assert found["in use at rest"].rehearsed == first.steady
+    assert found["in use in the worst case"].rehearsed == first.peak + MIB
+    assert found["KV tokens"].unit == "tokens"
+    assert all(row.measured is None for row in rows)
+
+
+def test_what_died_has_no_worst_case() -> None:
+    ((_, rows),) = sides(planned("died"))
+    assert "in use in the worst case" not in {row.what for row in rows}
+
+
+def test_a_run_beside_its_forecast() -> None:
+    plan = planned("text only")
+    ((_, rows),) = sides(plan, served_run(plan))
+    found = {row.what: row for row in rows}
+    assert found["in use in the worst case"].measured == plan.gpus[0].peak - MIB
+    assert found["KV cache"].measured == plan.kv.region_bytes + MIB
+    tables = [b for b in sides_blocks(plan, served_run(plan)) if isinstance(b, Table)]
+    assert [c.title for c in tables[0].columns[1:3]] == ["forecast", "measured"]
+    pretend = served_run(plan, pretend=True)
+    tables = [b for b in sides_blocks(plan, pretend) if isinstance(b, Table)]
+    assert [c.title for c in tables[0].columns[1:3]] == ["forecast", "pretend run"]
+
+
+def test_a_run_at_eighty_columns() -> None:
+    plan = planned("text only")
+    text = paint(plan_view(plan, served_run(plan)))
+    run = text[text.index("\nRun\n") : text.index("\nLedger")]
+    assert max(map(len, run.splitlines())) <= 80
+    for word in ("ended (SIGTERM)", "Phases of the last start", "check", "somebody grows"):
+        assert word in run
+    assert "pretend" not in run
+    assert "on pretend GPUs" in paint(plan_view(plan, served_run(plan, pretend=True)))
+
+
+def test_groups_that_differ_are_told_by_their_own() -> None:
+    plan = planned("mixed cards")
+    kept = RehearsedCache(free=(1,), region=(2,), object_size=None, slab_size=None, tokens=7)
+    moment = Moment(phase="ready", peak=(5,), end=(4,))
+    seen = Rehearsal(
+        outcome="served", seconds=1.0, engine_version="0.18.0", cases=(), cache=kept, death=None,
+        timeline=(moment,),
+    )  # fmt: skip
+    group_plans = tuple(replace(one, rehearsal=seen) for one in plan.by_group)
+    told = sides(replace(plan, rehearsal=seen, by_group=group_plans))
+    assert len(told) == 2
+    tokens = [row.forecast for _, rows in told for row in rows if row.what == "KV tokens"]
+    assert tokens == [one.kv.tokens for one in plan.by_group]
+    assert len(set(tokens)) == 2
+    assert [row.rehearsed for _, rows in told for row in rows if row.what == "in use at rest"] == [
+        4, 4,
+    ]  # fmt: skip

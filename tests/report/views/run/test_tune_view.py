@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from tests.launch.tune.test_slo import SEEN
+from tests.planning.test_tuned import tuning
+from turbofit.core.tuning import CurvePoint, EarlierTuning, Tuning
+from turbofit.report.page.tune_page import tune_page
+from turbofit.report.painters.markdown import paint
+from turbofit.report.views.run.tune_view import pareto, tune_view
+
+
+def several() -> Tuning:
+    (best,) = tuning().trials
+    slow = replace(SEEN, requests_per_second=0.5, ttft_p90=0.2)
+    worse = replace(SEEN, requests_per_second=0.4, ttft_p90=0.6)
+    trials = (
+        replace(best, number=1, options={}, measured=slow, meets_slo=True),
+        replace(best, meets_slo=True),
+        replace(best, number=3, measured=worse),
+        replace(best, number=4, measured=None, outcome="died", why="<b>out of memory"),
+    )
+    return tuning(
+        trials=trials, slo={"ttft": 0.55}, stopped="the time is up",
+        curve=(CurvePoint(concurrency=1, measured=slow), CurvePoint(concurrency=8, measured=SEEN)),
+        earlier=EarlierTuning(
+            lmdeploy="0.14.0", created="x", requests_per_second=1.4, change=-0.28
+        ),
+    )  # fmt: skip
+
+
+def test_the_front_is_what_nothing_beats_in_both() -> None:
+    assert pareto(several()) == {1, 2}
+
+
+def test_all_is_said() -> None:
+    text = paint(tune_view(several()))
+    for words in (
+        "best: turbomind", "+100% against the plan without tuning", "died: ", "misses the SLO",
+        "LMDeploy 0.14.0 gave 1.40 requests/s under this load: -28.0% since", "the time is up",
+        "the forecast was 2.00 times",
+    ):  # fmt: skip
+        assert words in text, words
+    none = paint(tune_view(replace(several(), best=None)))
+    assert "none of 4 settings keeps the SLO" in none
+
+
+def test_a_page_has_the_curve_the_front_and_every_trial() -> None:
+    page = tune_page(several())
+    assert page.count("<svg") == 3
+    assert "<b>out of memory" not in page
+    assert "&lt;b&gt;out of memory" in page
+    assert "Pareto front" in page
+    assert tune_page(replace(several(), best=None, trials=(), curve=())).count("<svg") == 0

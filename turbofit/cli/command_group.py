@@ -1,0 +1,110 @@
+"""All commands by name; none is imported before it is named."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from turbofit.cli.command import CliCommand
+from turbofit.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+__all__ = ["COMMANDS", "TURBOFIT", "Turbofit", "unknown_command"]
+
+#: Each command is ``turbofit.cli.commands.NAME.NAME``, and imported when it is named.
+COMMANDS: Final[dict[str, str]] = {
+    "plan": "the best plan for a model on a machine: settings, ledger, command",
+    "predict": "what given settings would do, without a search",
+    "rehearse": "LMDeploy's real engine on pretend GPUs with the plan's settings",
+    "pretend": "any command on pretend GPUs: memory by process, card and phase, peak, death",
+    "serve": "measure, plan, launch LMDeploy and watch it",
+    "cluster": "what a Ray cluster serves, another plan for it, a node that leaves",
+    "watch": "a running server, live: memory against the forecast, queue, tokens a second",
+    "ps": "the servers that run here",
+    "logs": "what the engines of a run have printed",
+    "stop": "end a server in order",
+    "calibrate": "launch, drive the worst case, measure, and let later plans know",
+    "tune": "settings tried on the real engine under a load; plan and serve use the best",
+    "bench": "a load on any OpenAI-compatible server: requests a second, latency, errors",
+    "batch": "a file or a folder of requests, until each has its line; resumes",
+    "gateway": "hold every request to a plan, in front of any LMDeploy",
+    "merge": "a LoRA into its checkpoint; LLaVA's original format into the hf format",
+    "machine": "GPUs, who uses them, how they reach each other",
+    "export": "a plan as a systemd unit, a Compose file or Kubernetes objects",
+    "report": "a plan, a rehearsal or a run again: text, Markdown, JSON, one HTML page",
+    "which": "the cards that keep a promise; the models that a machine serves",
+    "page": "a static site: what fits on which card, for people without turbofit",
+    "init": "a profile, turbofit.yaml, from a plan",
+    "compare": "two plans side by side",
+    "doctor": "check this machine and its environment, each finding with a fix",
+    "diagnose": "explain a crash log: what, where, how many bytes, what would have worked",
+    "models": "models that turbofit knows by name",
+    "gpus": "GPUs that turbofit knows by name",
+    "completion": "what makes bash, zsh or fish complete commands, options and presets",
+    "help": "this list, or the page of one command",
+    "version": "turbofit's version",
+}
+
+#: What people type who know other tools, and what does it here.
+_HABITS: Final = {
+    "list": "turbofit models lists the presets, turbofit ps the servers that run",
+    "ls": "turbofit models lists the presets, turbofit ps the servers that run",
+    "run": "turbofit serve MODEL; turbofit plan MODEL says before what it will do",
+    "start": "turbofit serve MODEL",
+    "status": "turbofit ps, or turbofit watch",
+    "kill": "turbofit stop",
+    "top": "turbofit watch",
+    "pull": "turbofit serve MODEL downloads what is not there",
+}
+
+
+class Turbofit(click.Group):
+    """All commands; none is imported before it is named."""
+
+    def __init__(self) -> None:
+        super().__init__("turbofit", add_help_option=False)
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        """Their names."""
+        return list(COMMANDS)
+
+    def get_command(self, _: click.Context, name: str) -> CliCommand | None:
+        """One of them; None where there is no such command."""
+        if name not in COMMANDS:
+            return None
+        found: CliCommand = getattr(importlib.import_module(f"turbofit.cli.commands.{name}"), name)
+        found.help = COMMANDS[name]
+        return found
+
+    def shell_complete(self, _: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names of commands, with their lines."""
+        from click.shell_completion import CompletionItem
+
+        return [
+            CompletionItem(name, help=text)
+            for name, text in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+
+
+TURBOFIT: Final = Turbofit()
+
+
+def unknown_command(name: str) -> UsageError:
+    """The error for a first word that is no command, with the nearest ones."""
+    import difflib
+
+    if name.startswith("-"):
+        return UsageError(
+            f"unknown option {name!r} before the command",
+            hint="write turbofit COMMAND OPTIONS; turbofit --help lists the commands",
+        )
+    if name in _HABITS:
+        return UsageError(f"unknown command {name!r}", hint=_HABITS[name])
+    near = difflib.get_close_matches(name, COMMANDS, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"commands: {', '.join(COMMANDS)}"
+    return UsageError(f"unknown command {name!r}", hint=hint)

@@ -1,0 +1,155 @@
+"""``turbofit batch INPUT OUTPUT``: a file or a folder of requests, until each has its line."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.cli.command import PATH, Argument, Option, command
+from turbofit.cli.commands.completion import complete_model
+from turbofit.cli.options.common_options import JSON, machine_options, planning_options
+from turbofit.cli.options.fields import filled, options_of
+from turbofit.cli.terminal.interrupt import INTERRUPTED
+from turbofit.cli.terminal.output import say
+from turbofit.core.errors import UnservedError
+from turbofit.core.progress import tell
+
+if TYPE_CHECKING:
+    from turbofit.batch.batch_job import BatchJob, BatchListener
+    from turbofit.batch.progress import BatchResult
+
+__all__ = ["batch"]
+
+_PRETEND: Final = (
+    "PRETEND GPUs: memory, admission, errors and death are real; the words of the answers mean "
+    "nothing"
+)
+
+
+def _batch_options() -> list[Option]:
+    from turbofit.batch.batch_spec import BatchSpec
+
+    groups = {
+        "items": ("prompt", "prompt_file", "image_column", "max_tokens", "shrink"),
+        "output": ("in_order", "retry_failed"),
+        "sending": ("timeout", "patience"),
+        "launch": ("allowed_media_domains", "pretend", "no_rehearse"),
+    }
+    return [
+        option
+        for group, fields in groups.items()
+        for option in options_of(BatchSpec, fields, group=group)
+    ]
+
+
+@command(
+    Argument(
+        "source", metavar="INPUT", type=PATH,
+        explained="a JSONL file in the form of OpenAI's batches, a CSV or Parquet file, or a "
+        "folder of images",
+    ),
+    Argument(
+        "output", metavar="OUTPUT", type=PATH,
+        explained="a JSONL file: a line an item; what stands in it is not sent again",
+    ),
+    Option(
+        "--url",
+        metavar="URL",
+        help="a server that runs; it gets 64 requests at once, or --concurrency (else --model is "
+        "planned for the items and started)",
+    ),
+    Option(
+        "--model", shell_complete=complete_model,
+        help="what to plan and start; with --url the name to ask for (default: each item's, or "
+        "the first that the server lists)",
+    ),
+    Option("--api-key", metavar="KEY", help="the server's key (default: $TURBOFIT_API_KEY)"),
+    Option("--revision", help="branch, tag or commit on the hub"),
+    JSON,
+    *_batch_options(),
+    *machine_options(),
+    *planning_options(),
+    only_linux=True,
+    usage="INPUT OUTPUT (--url URL | --model MODEL) [OPTIONS]",
+)  # fmt: skip
+def batch(
+    *,
+    source: str,
+    output: str,
+    url: str | None,
+    model: str | None,
+    api_key: str | None,
+    as_json: bool,
+    **given: Any,
+) -> int:
+    """Send and show; 3 where nothing was answered, 130 where a signal ended it."""
+    from turbofit.batch.batch_job import BatchJob, BatchListener
+    from turbofit.batch.batch_spec import BatchSpec
+    from turbofit.batch.target import target_of
+    from turbofit.planning.request import PlanRequest
+
+    spec = filled(BatchSpec, given)
+    request = filled(PlanRequest, {**given, "model": model or ""})
+    target = target_of(url, api_key, request)
+    listener = BatchListener() if as_json else _listener()
+    job = BatchJob((Path(source), Path(output)), spec, target, listener)
+    if spec.pretend:
+        listener.say(_PRETEND)
+    result = asyncio.run(_stoppable(job))
+    _show(result, as_json=as_json)
+    if job.interrupted:
+        return INTERRUPTED
+    if result.items and not result.answered:
+        raise UnservedError(
+            f"no item was answered: {result.failed:,} failed", hint=f"see {result.errors}"
+        )
+    return 0
+
+
+async def _stoppable(job: BatchJob) -> BatchResult:
+    from turbofit.core.signals import stop_signals
+
+    loop = asyncio.get_running_loop()
+    for number in stop_signals():
+        loop.add_signal_handler(number, job.stop)
+    return await job.run()
+
+
+def _listener() -> BatchListener:
+    """Who tells of the progress."""
+    from turbofit.batch.batch_job import BatchListener
+    from turbofit.batch.progress import BatchProgress
+
+    class Teller(BatchListener):
+        def say(self, text: str) -> None:
+            say(text)
+
+        def tick(self, progress: BatchProgress) -> None:
+            tell(progress.step)
+
+    return Teller()
+
+
+def _show(result: BatchResult, *, as_json: bool) -> None:
+    from turbofit.cli.terminal.output import answer
+
+    if as_json:
+        from turbofit.core.struct import to_json
+
+        answer(to_json(result))
+        return
+    sent = result.answered + result.failed - result.before
+    lines = [
+        f"{result.output}: {result.answered:,} of {result.items:,} items answered, "
+        f"{result.failed:,} failed; {sent:,} in {result.seconds:,.1f} s, "
+        f"{result.items_per_second:,.2f}/s"
+    ]
+    if result.errors:
+        lines.append(f"failures: {result.errors}")
+    if result.lowered:
+        lines.append(f"{result.lowered:,} answers are to requests that the server lowered")
+    if result.left:
+        lines.append(f"{result.left:,} items are left: the same command goes on from here")
+    for text in lines:
+        say(text)

@@ -1,0 +1,117 @@
+"""``turbofit bench [URL]``: a load on any OpenAI-compatible server, and what it measures."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.cli.command import PATH, Argument, Option, command
+from turbofit.cli.options.common_options import FORMS
+from turbofit.cli.options.fields import filled, options_of
+from turbofit.cli.terminal.interrupt import INTERRUPTED
+from turbofit.core.errors import UnservedError, UsageError
+from turbofit.core.progress import Step, tell
+
+if TYPE_CHECKING:
+    from turbofit.load.driver import LoadRun
+    from turbofit.load.result import LoadResult
+    from turbofit.load.spec import LoadSpec
+
+__all__ = ["LOAD_OPTIONS", "bench", "show_load"]
+
+_DEFAULT: Final = "http://127.0.0.1:23333"
+
+
+def _load_options() -> list[Option]:
+    from turbofit.load.spec import LoadSpec
+
+    groups = {
+        "requests": (
+            "images", "image_size", "prompt_tokens", "prompt_spread", "shared_prefix",
+            "output_tokens", "output_spread", "stop_early",
+        ),
+        "arrivals": ("concurrency", "rate", "evenly", "trace", "trace_speed"),
+        "window": ("requests", "seconds", "warm_up", "silence", "timeout", "seed"),
+    }  # fmt: skip
+    return [
+        option
+        for group, fields in groups.items()
+        for option in options_of(LoadSpec, fields, group=group)
+    ]
+
+
+LOAD_OPTIONS: Final = tuple(_load_options())
+
+
+@command(
+    Argument(
+        "url", metavar="URL", required=False, explained=f"the server's address (default {_DEFAULT})"
+    ),
+    *FORMS,
+    Option("--html", metavar="FILE", type=PATH, form=True, help="one page; - for stdout"),
+    Option("--model", help="the model's name (default: the first that the server lists)"),
+    Option("--api-key", metavar="KEY", help="the server's key (default: $TURBOFIT_API_KEY)"),
+    *LOAD_OPTIONS,
+    only_linux=True,
+)
+def bench(
+    *,
+    url: str | None,
+    html: str | None,
+    model: str | None,
+    api_key: str | None,
+    as_json: bool,
+    md: bool,
+    **given: Any,
+) -> int:
+    """Drive and show; 3 where nothing was answered, 130 where a signal ended it."""
+    from turbofit.core.variables import variables
+    from turbofit.load.bench import bench as measure
+    from turbofit.load.spec import LoadSpec
+
+    spec = filled(LoadSpec, given)
+    address = url or _DEFAULT
+    if not address.startswith(("http://", "https://")):
+        raise UsageError(
+            f"{address} is no address of a server", hint="write it as http://127.0.0.1:23333"
+        )
+    result = measure(
+        address,
+        spec,
+        key=api_key or variables().api_key or None,
+        model=model,
+        tick=lambda run: tell(_step(run, spec, time.perf_counter())),
+    )
+    show_load(result, html, as_json=as_json, md=md)
+    if not result.answered and result.begun:
+        worst = result.errors[0]
+        raise UnservedError(
+            f"no request was answered: {worst.count} times {worst.kind}",
+            hint=worst.example or "see what the server logs",
+        )
+    return INTERRUPTED if result.stopped.startswith("SIG") else 0
+
+
+def _step(run: LoadRun, spec: LoadSpec, now: float) -> Step:
+    good = sum(1 for one in run.answers if one.answered)
+    counts = f"{good:,} answered, {len(run.answers) - good:,} failed"
+    if not run.in_window:
+        return Step("warm-up" if run.closed is None else "last answers", detail=counts)
+    return Step("measuring", now - run.opened, spec.measured_seconds or 0.0, "s", counts)
+
+
+def show_load(result: LoadResult, html: str | None, *, as_json: bool, md: bool) -> None:
+    """In the form that was asked for."""
+    from turbofit.cli.terminal.output import answer, show, write_page
+    from turbofit.report.views.run.load_view import load_view
+
+    if html:
+        from turbofit.report.page.load_page import load_page
+
+        write_page(load_page(result), html)
+    elif as_json:
+        from turbofit.core.struct import to_json
+
+        answer(to_json(result))
+    else:
+        show(load_view(result), markdown=md)

@@ -1,0 +1,157 @@
+"""``turbofit cluster``: what a Ray cluster serves, another plan for it, a node that is to leave."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from turbofit.cli.command import Argument, Option, command, option_name
+from turbofit.cli.options.common_options import FORMS, planning_keywords, planning_options
+from turbofit.cli.serving.serve_cluster import ray_address
+from turbofit.cli.terminal.output import answer, show
+from turbofit.core.errors import LaunchError, UsageError, error_from
+from turbofit.core.progress import under_way
+
+if TYPE_CHECKING:
+    from turbofit.core.cluster import ClusterStatus
+
+__all__ = ["cluster"]
+
+_ACTIONS: Final = ("status", "nodes", "change", "drain")
+#: What serves looks once a second; a plan for a thousand nodes takes seconds.
+_LOOK_SECONDS: Final = 15.0
+_PLAN_SECONDS: Final = 300.0
+
+
+@command(
+    Argument(
+        "action",
+        metavar="ACTION",
+        type=click.Choice(_ACTIONS),
+        explained="status: what is served, node by node; nodes: measure them; change: plan again, "
+        "and change node by node while clients are served; drain: empty a node before it leaves",
+    ),
+    Argument("node", metavar="NODE", required=False, explained="drain: its name, address or id"),
+    Option("--cluster", metavar="RAY", default="ray", help="ray (default), or ray:ADDRESS"),
+    Option("--name", help="what is served under this name (default: the only one)"),
+    Option("--pretend", is_flag=True, help="nodes: as they pretend to be"),
+    *FORMS,
+    *planning_options(),
+    usage="status|nodes|change|drain [NODE] [--cluster ray:ADDRESS] [OPTIONS]",
+)
+def cluster(
+    *,
+    action: str,
+    node: str | None,
+    cluster: str,
+    name: str | None,
+    pretend: bool,
+    as_json: bool,
+    md: bool,
+    **given: Any,
+) -> int:
+    """Do it.
+
+    Raises:
+        UsageError: options of another action, or nothing is served there.
+    """
+    keywords = planning_keywords(given)
+    if keywords and action != "change":
+        raise UsageError(
+            f"{option_name(next(iter(keywords)))} plans, and {action} does not",
+            hint="turbofit cluster change plans again",
+        )
+    if (node is not None) != (action == "drain"):
+        raise UsageError("drain takes a node, others none", hint="turbofit cluster drain NODE")
+    address = ray_address(cluster)
+    if action == "nodes":
+        return _nodes(address, pretend=pretend, as_json=as_json, md=md)
+    if action == "status":
+        return _status(address, name, as_json=as_json, md=md)
+    if action == "change":
+        if not keywords:
+            raise UsageError(
+                "nothing is to change", hint="give what shall be another: --context 16384"
+            )
+        told = _told(address, name, {"kind": "change", "keywords": keywords}, _PLAN_SECONDS)
+    else:
+        told = _told(address, name, {"kind": "drain", "node": node}, _LOOK_SECONDS)
+    import json
+
+    answer(json.dumps(told, indent=2) + "\n" if as_json else f"{told['said']}\n")
+    return 0
+
+
+def _nodes(address: str | None, *, pretend: bool, as_json: bool, md: bool) -> int:
+    from turbofit.launch.cluster.nodes import measure_nodes
+
+    with under_way("measuring the nodes"):
+        measured = measure_nodes(address, pretend=pretend)
+    if as_json:
+        answer(measured.to_json())
+    else:
+        from turbofit.report.views.cluster.cluster_status import nodes_view
+
+        show(nodes_view(measured), markdown=md)
+    return 0
+
+
+def _status(address: str | None, name: str | None, *, as_json: bool, md: bool) -> int:
+    from turbofit.core.struct import to_json
+
+    served = _served(address, name)
+    if as_json:
+        answer(to_json(served))
+    else:
+        from turbofit.report.views.cluster.cluster_status import status_view
+
+        show([block for one in served for block in status_view(one)], markdown=md)
+    return 0
+
+
+def _served(address: str | None, name: str | None) -> list[ClusterStatus]:
+    """What is served there.
+
+    Raises:
+        UsageError: nothing.
+    """
+    from turbofit.launch.cluster.connect import connected
+    from turbofit.launch.cluster.coordinator import find_coordinators, heard
+
+    with connected(address):
+        coordinators = find_coordinators(name)
+        if not coordinators:
+            raise UsageError(
+                "nothing is served on this cluster", hint="turbofit serve MODEL --cluster ray"
+            )
+        told = [
+            heard(coordinator.status.remote(), _LOOK_SECONDS)
+            for coordinator in coordinators.values()
+        ]
+    return [one for one in told if one is not None]
+
+
+def _told(
+    address: str | None, name: str | None, question: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    """What answers, whatever serves there.
+
+    Raises:
+        TurbofitError: it refused.
+    """
+    from turbofit.launch.cluster.connect import connected
+    from turbofit.launch.cluster.coordinator import heard, one_coordinator
+
+    with connected(address):
+        coordinator = one_coordinator(name, "turbofit serve MODEL")
+        told: dict[str, Any] | None = heard(
+            coordinator.ask.remote(question, seconds), seconds + _LOOK_SECONDS
+        )
+    if told is None:
+        raise LaunchError(
+            f"no answer within {seconds:.0f} s", hint="see the output of turbofit serve"
+        )
+    if "error" in told:
+        raise error_from(told["error"])
+    return told

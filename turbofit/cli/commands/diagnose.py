@@ -1,0 +1,156 @@
+"""``turbofit diagnose LOG``: what happened, and what would have worked."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Final
+
+from turbofit.cli.command import PATH, Argument, Option, command
+from turbofit.cli.commands.completion import complete_model, complete_spec
+from turbofit.cli.options.common_options import FORMS
+from turbofit.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from turbofit.diagnose.answer import Advice, Diagnosis, Missing
+    from turbofit.report.painters.document import Block, Tone
+
+__all__ = ["diagnose"]
+
+_NOT_KNOWN: Final = 3
+
+
+@command(
+    Argument("log", metavar="LOG", type=PATH, explained="a log file, or - for standard input"),
+    Option(
+        "--model", shell_complete=complete_model, help="the model, where the log does not name it"
+    ),
+    Option(
+        "--on",
+        metavar="SPEC",
+        shell_complete=complete_spec,
+        help="the machine, where the log does not name it: 4xrtx3090, …",
+    ),
+    *FORMS,
+)
+def diagnose(log: str, model: str | None, on: str | None, as_json: bool, md: bool) -> int:
+    """Read, explain, show; exit 3 where nothing was recognised."""
+    from turbofit.cli.terminal.output import answer, show
+    from turbofit.core.struct import to_json
+    from turbofit.diagnose.explain import diagnose as explain
+
+    found = explain(_chunks(log), model=model, on=on)
+    if as_json:
+        answer(to_json(found))
+    else:
+        show(list(_view(found)), markdown=md)
+    return 0 if found.known else _NOT_KNOWN
+
+
+def _chunks(path: str) -> Iterator[bytes]:
+    from turbofit.diagnose.lines.rows import chunks_of
+
+    try:
+        if path == "-":
+            yield from chunks_of(sys.stdin.buffer)
+            return
+        with open(path, "rb") as file:
+            yield from chunks_of(file)
+    except OSError as exc:
+        raise UsageError(
+            f"{path} cannot be read: {exc.strerror or exc}", hint="name a log file, or - for stdin"
+        ) from None
+
+
+def _view(found: Diagnosis) -> Iterator[Block]:
+    """The answer first, then what it rests on."""
+    from turbofit.report.painters.document import Column, FactList, Heading, Items, Paragraph, Table
+
+    yield Heading(text="What happened")
+    yield Paragraph(text=found.what, tone="bad" if found.phase != "none" else "plain")
+    yield FactList(facts=tuple(_facts(found)))
+    if found.why:
+        yield Heading(text="Why")
+        yield Items(items=found.why)
+    if found.held:
+        yield Heading(text="Who held the memory")
+        columns = (
+            Column(title="GPU", right=True),
+            Column(title="who", wrap=True),
+            Column(title="size", right=True),
+            Column(title="lines", right=True),
+        )
+        rows = tuple(
+            (
+                "" if one.gpu is None else str(one.gpu),
+                one.who,
+                _size(one.bytes),
+                ",".join(map(str, one.lines)),
+            )
+            for one in found.held
+        )
+        yield Table(columns=columns, rows=rows)
+    if found.would_work is not None:
+        yield from _advice(found.would_work)
+    if found.changes:
+        yield Heading(text="What to change")
+        yield Items(items=found.changes)
+    for title, entries in (("What is unknown", found.unknown), ("Also in this log", found.also)):
+        if entries:
+            yield Heading(text=title)
+            yield Items(items=entries, tone="dim")
+    if found.evidence:
+        yield Heading(text="It rests on these lines")
+        told = (
+            Column(title="line", right=True),
+            Column(title="tells", wrap=True),
+            Column(title="text", wrap=True),
+        )
+        yield Table(
+            columns=told,
+            rows=tuple((str(one.line), one.tells, one.text[:160]) for one in found.evidence),
+        )
+    if not found.known:
+        yield Paragraph(text="unknown logs end with exit code 3", tone="dim")
+
+
+def _facts(found: Diagnosis) -> Iterator[tuple[str, str]]:
+    read = found.read
+    yield "kind", found.kind
+    yield "phase", found.phase
+    if found.missing is not None:
+        yield "missing", _missing(found.missing)
+    if found.missing_in_all is not None:
+        yield "missing in all", _missing(found.missing_in_all)
+    engine = " ".join(part for part in (read.engine, read.version) if part)
+    for name, value in (("model", read.model), ("machine", read.machine), ("engine", engine)):
+        if value:
+            yield name, value
+
+
+def _missing(missing: Missing) -> str:
+    if missing.bytes is None:
+        return f"unknown: {missing.note}"
+    text = f"{_size(missing.bytes)} ({missing.bytes:,} bytes, {missing.note}; {missing.basis}"
+    return f"{text}, up to {_size(missing.doubt)} more)" if missing.doubt else f"{text})"
+
+
+def _advice(advice: Advice) -> Iterator[Block]:
+    from turbofit.report.painters.document import Code, FactList, Heading, Items, Paragraph
+
+    yield Heading(text=f"What would have worked: {advice.model} on {advice.on}")
+    tones: dict[bool | None, Tone] = {True: "good", False: "bad", None: "warn"}
+    yield Paragraph(text=advice.verdict, tone=tones[advice.fits])
+    if advice.settings:
+        yield FactList(facts=tuple((name, str(value)) for name, value in advice.settings.items()))
+    if advice.command:
+        yield Code(text=advice.command)
+    if advice.remedies:
+        yield Items(items=tuple(f"{one.change}: {one.effect}" for one in advice.remedies))
+
+
+def _size(value: int | None) -> str:
+    from turbofit.core.units import format_bytes
+
+    return "unknown" if value is None else format_bytes(value)

@@ -1,0 +1,107 @@
+"""``turbofit doctor``: what on this machine would stop an engine, each with a fix."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from turbofit.cli.command import Option, command
+from turbofit.cli.commands.completion import complete_model, complete_spec
+from turbofit.cli.options.common_options import FORMS, FULL, PORT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from turbofit.diagnose.doctor.finding import DoctorReport, State
+    from turbofit.report.painters.document import Block, Tone
+
+__all__ = ["doctor"]
+
+_ORDER: Final[tuple[State, ...]] = ("stops", "warning", "unreadable", "ok")
+_TITLES: Final[dict[State, str]] = {
+    "stops": "Stops serving",
+    "warning": "Warnings",
+    "unreadable": "Could not be read",
+    "ok": "In order",
+}
+
+
+@command(
+    Option(
+        "--on",
+        metavar="SPEC",
+        shell_complete=complete_spec,
+        help="check this SPEC or snapshot instead of the GPUs here",
+    ),
+    Option(
+        "--model",
+        shell_complete=complete_model,
+        help="the model that will be served: its weights need disk",
+    ),
+    Option("--port", type=PORT, help="the port that will be used"),
+    Option("--kernels", is_flag=True, help="show which kernels TurboMind holds for these cards"),
+    FULL,
+    *FORMS,
+    only_linux=True,
+)
+def doctor(
+    *,
+    on: str | None,
+    model: str | None,
+    port: int | None,
+    kernels: bool,
+    full: bool,
+    as_json: bool,
+    md: bool,
+) -> int:
+    """Examine and show; exit 3 where something stops serving, 4 without a readable machine."""
+    from turbofit.cli.terminal.output import answer, show
+    from turbofit.core.struct import to_json
+    from turbofit.diagnose.doctor.examine import examine
+
+    if kernels:
+        from turbofit.cli.commands.kernels import show_kernels
+
+        return show_kernels(on, as_json=as_json, md=md)
+    served = None
+    if model:
+        from turbofit.model.source import resolve_model
+
+        served = resolve_model(model)
+    report = examine(on=on, model=served, port=port)
+    if as_json:
+        answer(to_json(report))
+    else:
+        show(list(_view(report, full=full or md)), markdown=md)
+    return report.exit_code
+
+
+def _view(report: DoctorReport, *, full: bool) -> Iterator[Block]:
+    """What stops first; what is in order last, in a line where ``full`` is not asked for."""
+    from turbofit.report.painters.document import Column, Heading, Paragraph, Table
+
+    counts = ", ".join(f"{report.count(state)} {state}" for state in _ORDER if report.count(state))
+    yield Heading(text=f"{report.machine or 'no readable machine'} ({report.source})")
+    tone: Tone = "bad" if report.exit_code else "warn" if report.count("warning") else "good"
+    yield Paragraph(text=counts, tone=tone)
+    for state in _ORDER:
+        found = [one for one in report.findings if one.state == state]
+        if not found:
+            continue
+        if state == "ok" and not full:
+            names = ", ".join(one.check for one in found)
+            yield Heading(text=f"{_TITLES[state]} (--full shows what was seen)")
+            yield Paragraph(text=names)
+            continue
+        yield Heading(text=_TITLES[state])
+        if state == "ok":
+            columns = (Column(title="check"), Column(title="seen", wrap=True))
+            yield Table(columns=columns, rows=tuple((one.check, one.seen) for one in found))
+            continue
+        for one in found:
+            yield Paragraph(
+                text=f"{one.check}: {one.seen}", tone="bad" if state == "stops" else "warn"
+            )
+            if one.why:
+                yield Paragraph(text=f"  why: {one.why}")
+            if one.fix:
+                yield Paragraph(text=f"  fix: {one.fix}")

@@ -1,0 +1,90 @@
+"""``turbofit machine``: what the hardware is, and with ``--measure`` how fast."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from turbofit.cli.command import PATH, Option, command
+from turbofit.cli.options.common_options import FORMS, FULL, machine_options
+
+if TYPE_CHECKING:
+    from turbofit.core.machine import Machine
+
+__all__ = ["machine"]
+
+
+@command(
+    *machine_options(),
+    Option("--save", metavar="FILE", type=PATH, help="write a snapshot for --on FILE"),
+    Option(
+        "--measure",
+        is_flag=True,
+        help="measure cards and links with torch, in a minute, and keep it for later plans",
+    ),
+    FULL,
+    *FORMS,
+)
+def machine(
+    *,
+    on: str | None,
+    gpus: str | None,
+    save: str | None,
+    measure: bool,
+    full: bool,
+    as_json: bool,
+    md: bool,
+) -> int:
+    """Measure, keep, show."""
+    from turbofit.cli.terminal.output import answer, say, show
+    from turbofit.core.struct import to_json
+    from turbofit.machine.source import machine_from
+
+    found = machine_from(on, gpus=gpus)
+    if measure:
+        found = _measured(found, on)
+    if save:
+        _save(save, to_json(found))
+        say(f"saved to {save}")
+    if as_json:
+        answer(to_json(found))
+    elif full or md:
+        from turbofit.report.views.machine.machine_view import machine_view
+
+        show(machine_view(found), markdown=md)
+    else:
+        from turbofit.report.views.machine.machine_summary import machine_summary
+
+        show(machine_summary(found))
+    return 0
+
+
+def _measured(machine: Machine, on: str | None) -> Machine:
+    """Measure, and keep it.
+
+    Raises:
+        UsageError: a machine that is not this one.
+    """
+    from turbofit.cli.terminal.output import note, say
+    from turbofit.core.errors import UsageError
+    from turbofit.machine.speed import keep, measure_speed, with_measured
+
+    if on is not None:
+        raise UsageError("--measure measures this machine", hint="leave --on out")
+    found = measure_speed(machine, say=say)
+    try:
+        say(f"kept in {keep(machine, found)}")
+    except OSError as exc:
+        note(f"not kept: {exc.strerror or exc}")
+    return with_measured(machine, found)
+
+
+def _save(path: str, text: str) -> None:
+    from turbofit.core.errors import UsageError
+
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as exc:
+        raise UsageError(
+            f"{path} cannot be written: {exc.strerror or exc}", hint="choose another file"
+        ) from None

@@ -1,0 +1,117 @@
+"""``turbofit merge``: a LoRA into its checkpoint, LLaVA's original format into the hf format."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from turbofit.cli.command import PATH, Argument, Option, command
+from turbofit.cli.options.common_options import FORMS
+from turbofit.core.errors import UsageError
+from turbofit.core.progress import under_way
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from turbofit.model.merge.merge import Merged
+    from turbofit.report.painters.document import Block
+
+__all__ = ["merge"]
+
+
+@command(
+    Argument(
+        "folders",
+        metavar="BASE [ADAPTER] OUT",
+        nargs=-1,
+        required=True,
+        explained="the checkpoint and the LoRA (folders, or hub ids in the local cache), and the "
+        "folder to make; without ADAPTER an original LLaVA is converted to the hf format",
+    ),
+    Option(
+        "--vision-tower",
+        metavar="FOLDER",
+        type=PATH,
+        help="CLIP's checkpoint, for an original LLaVA without it (default: the hub cache)",
+    ),
+    Option(
+        "--dtype",
+        type=click.Choice(("float16", "bfloat16", "float32")),
+        help="default: the base's",
+    ),
+    Option("--force", is_flag=True, help="replace OUT where it is not empty"),
+    *FORMS,
+)
+def merge(
+    *,
+    folders: tuple[str, ...],
+    vision_tower: str | None,
+    dtype: str | None,
+    force: bool,
+    as_json: bool,
+    md: bool,
+) -> int:
+    """Merge, and show what was written."""
+    from turbofit.cli.terminal.output import answer, say, show
+    from turbofit.core.struct import to_json
+    from turbofit.model.merge.merge import merge as merge_checkpoint
+
+    if len(folders) not in (2, 3):
+        raise UsageError(
+            f"{len(folders)} folders were named", hint="turbofit merge BASE [ADAPTER] OUT"
+        )
+    base, out = folders[0], folders[-1]
+    adapter = folders[1] if len(folders) == 3 else None
+    with _ended_like_ctrl_c(), under_way("reading the checkpoint"):
+        merged = merge_checkpoint(
+            base,
+            adapter,
+            out,
+            vision_tower=vision_tower,
+            dtype=dtype,
+            force=force,
+            say=say,
+        )
+    if as_json:
+        answer(to_json(merged))
+    else:
+        show(list(_view(merged)), markdown=md)
+    return 0
+
+
+@contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """A SIGTERM clears away what was written so far, as Ctrl-C does."""
+    try:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _view(merged: Merged) -> Iterator[Block]:
+    """What was written, what to heed, and what comes next."""
+    from turbofit.core.units import format_bytes
+    from turbofit.report.painters.document import Heading, Paragraph
+
+    yield Heading(text=merged.out)
+    yield Paragraph(
+        text=f"{merged.architecture}, {merged.dtype}: {merged.tensors} tensors,"
+        f" {format_bytes(merged.bytes)}",
+        tone="good",
+    )
+    if merged.adapter:
+        yield Paragraph(text=f"{merged.loras} modules merged, {merged.replaced} tensors replaced")
+    if merged.converted:
+        tower = merged.vision_tower or "the base itself"
+        yield Paragraph(text=f"converted from LLaVA's original format; vision tower from {tower}")
+    for warning in merged.warnings:
+        yield Paragraph(text=warning, tone="warn")
+    yield Paragraph(text=f"next: turbofit plan {merged.out}")

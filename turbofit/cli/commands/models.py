@@ -1,0 +1,56 @@
+"""``turbofit models``: what can be named without a checkpoint."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from turbofit.cli.command import Argument, command
+from turbofit.cli.options.common_options import FORMS
+
+if TYPE_CHECKING:
+    from turbofit.core.model import Model
+
+__all__ = ["models"]
+
+
+@command(
+    Argument(
+        "fragments", nargs=-1, metavar="[WORD]...",
+        explained="only models whose name has all of these in it: awq, qwen 7b",
+    ),
+    *FORMS,
+)  # fmt: skip
+def models(fragments: tuple[str, ...], as_json: bool, md: bool) -> int:
+    """Show presets."""
+    from turbofit.cli.terminal.output import answer, show
+    from turbofit.model.presets import presets_with
+
+    found = [(name, _read(name)) for name in presets_with(fragments)]
+    known = [(name, model) for name, model in found if not isinstance(model, str)]
+    unsupported = [(name, why) for name, why in found if isinstance(why, str)]
+    if as_json:
+        import json
+
+        from turbofit.core.struct import to_builtins
+
+        document = {
+            "models": {name: to_builtins(model) for name, model in known},
+            "unsupported": dict(unsupported),
+        }
+        answer(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    else:
+        from turbofit.report.views.plan.preset_view import models_view
+
+        show(models_view(known, unsupported), markdown=md)
+    return 0
+
+
+def _read(name: str) -> Model | str:
+    """The preset, or why there is no account for it."""
+    from turbofit.core.errors import UsageError
+    from turbofit.model.presets import preset_model
+
+    try:
+        return preset_model(name)
+    except UsageError as exc:
+        return exc.message

@@ -1,0 +1,38 @@
+"""``turbofit predict MODEL``: what given settings would do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from turbofit.cli.command import command
+from turbofit.cli.commands.plan import show_plan
+from turbofit.cli.options.common_options import (
+    FORMS,
+    FULL,
+    machine_options,
+    model_argument,
+    planning_options,
+)
+from turbofit.cli.options.fields import filled, options_of
+from turbofit.core.progress import under_way
+from turbofit.planning.predict_request import PredictRequest
+
+__all__ = ["predict"]
+
+
+@command(
+    *model_argument(),
+    *machine_options(),
+    *options_of(PredictRequest, ("lmdeploy", "free_at_cache")),
+    FULL,
+    *FORMS,
+    *planning_options(),
+)
+def predict(*, full: bool, as_json: bool, md: bool, **given: Any) -> int:
+    """Predict and show; exit 3 where the settings would not serve."""
+    from turbofit import api
+
+    request = filled(PredictRequest, given)
+    with under_way("predicting"):
+        plan = api.predict(request)
+    return show_plan(plan, "predict", full=full, as_json=as_json, md=md)

@@ -1,0 +1,135 @@
+"""``turbofit pretend --on SPEC -- COMMAND…``: any command on pretend GPUs, and what it held."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.cli.command import PATH, Option, command
+from turbofit.cli.commands.completion import complete_spec
+from turbofit.core.errors import UsageError
+from turbofit.core.units import parse_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from turbofit.pretend.scenario import Scenario
+    from turbofit.pretend.shared import SharedRecord
+    from turbofit.report.painters.document import Block
+
+__all__ = ["pretend"]
+
+_USAGE: Final = "turbofit pretend --on SPEC [options] -- COMMAND ..."
+
+
+@command(
+    Option(
+        "--on",
+        metavar="SPEC",
+        shell_complete=complete_spec,
+        help="the machine: 2xrtx3090, 1xl4:free=19GiB, a snapshot's path",
+    ),
+    Option("--watch", is_flag=True, help="who holds what, on stderr every two seconds"),
+    Option(
+        "--keep",
+        metavar="DIR",
+        type=PATH,
+        help="keep scenario, timelines and report.json in this new folder",
+    ),
+    Option(
+        "--context",
+        metavar="BYTES",
+        help="what each process's CUDA context takes of a card (default: the card's preset)",
+    ),
+    Option(
+        "--python",
+        metavar="PATH",
+        type=PATH,
+        help="the Python whose packages the command loads, where it is no Python script itself",
+    ),
+    Option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        help="the report as JSON on stdout; the command's stdout then goes to stderr",
+    ),
+    takes_rest=True,
+    only_linux=True,
+    usage="--on SPEC [OPTIONS] -- COMMAND ...",
+)
+def pretend(
+    *,
+    on: str | None,
+    watch: bool,
+    keep: str | None,
+    context: str | None,
+    python: str | None,
+    as_json: bool,
+    rest: list[str],
+) -> int:
+    """Run the command, report, and end as it did."""
+    import json
+    from pathlib import Path
+
+    from turbofit.cli.terminal.output import answer, note
+    from turbofit.machine.presets import context_bytes
+    from turbofit.machine.source import machine_from
+    from turbofit.pretend.report import report
+    from turbofit.pretend.run import NOTICE, run_pretend, scenario_of
+    from turbofit.report.views.run.pretend_view import pretend_view
+
+    taken = None if context is None else parse_bytes(context, what="--context")
+    if not on:
+        raise UsageError("--on SPEC is missing", hint=f"{_USAGE}, e.g. --on 2xrtx3090")
+    if not rest:
+        raise UsageError("no command", hint=_USAGE)
+    scenario = scenario_of(
+        machine_from(on),
+        lambda gpu: context_bytes(gpu)[0] if taken is None else taken,
+    )
+    note(NOTICE)
+    folder = Path(keep) if keep else None
+    ran = run_pretend(
+        rest,
+        scenario,
+        keep=folder,
+        stdout=2 if as_json else None,
+        on_poll=_watch if watch else None,
+        python=python,
+    )
+    document = report(ran)
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    if folder is not None:
+        (folder / "report.json").write_text(text, encoding="utf-8")
+    if as_json:
+        answer(text)
+    else:
+        _note(pretend_view(document))
+    return ran.exit_code
+
+
+def _watch(scenario: Scenario, shared: SharedRecord) -> None:
+    from turbofit.report.views.run.pretend_view import watch_view
+
+    cards = []
+    for index, gpu in enumerate(scenario.gpus):
+        holders = [(p.pid, size, _words(p.pid)) for p, size in shared.holders(index)]
+        free = gpu.total - gpu.used - sum(size for _, size, _ in holders)
+        cards.append((gpu.name, gpu.total, max(0, free), holders))
+    _note(watch_view(cards))
+
+
+def _words(pid: int) -> str:
+    """The command of a process; empty where it has just gone."""
+    try:
+        with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="replace") as file:
+            return file.read().replace("\0", " ").strip()[:60]
+    except OSError:
+        return ""
+
+
+def _note(blocks: Iterable[Block]) -> None:
+    from turbofit.cli.terminal.output import note
+    from turbofit.report.painters.terminal import paint
+
+    shown: Any = paint(blocks, width=100)
+    note(f"\n{shown}".rstrip("\n"))

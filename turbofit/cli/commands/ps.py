@@ -1,0 +1,67 @@
+"""``turbofit ps``: the servers of this user that run now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from turbofit.cli.command import command
+from turbofit.cli.options.common_options import FORMS
+
+if TYPE_CHECKING:
+    from turbofit.launch.serve.runs import RunningServer
+    from turbofit.report.painters.document import Block
+
+__all__ = ["ps"]
+
+
+@command(*FORMS, only_linux=True)
+def ps(*, as_json: bool, md: bool) -> int:
+    """List them."""
+    from turbofit.cli.terminal.output import answer, show
+    from turbofit.core.struct import to_json
+    from turbofit.launch.serve.runs import running_servers
+
+    servers = running_servers()
+    if as_json:
+        rows = [
+            {
+                "run": one.name,
+                "folder": str(one.folder),
+                "model": one.record.model,
+                "state": one.state,
+                "pid": one.record.pid,
+                "started": one.record.started,
+                "urls": one.record.urls,
+                "pretend": one.record.pretend,
+            }
+            for one in servers
+        ]
+        answer(to_json({"schema": "turbofit.ps/1", "servers": rows}))
+    else:
+        show([_block(servers)], markdown=md)
+    return 0
+
+
+def _block(servers: list[RunningServer]) -> Block:
+    from turbofit.report.painters.document import Column, Paragraph, Table
+
+    if not servers:
+        return Paragraph(text="no server of this user runs here")
+    columns = (
+        Column(title="run"),
+        Column(title="model", aside=True),  # most of it stands in the run's name
+        Column(title="state", wrap=True),
+        Column(title="pid", right=True),
+        Column(title="address", wrap=True),
+    )
+    rows = tuple(
+        (
+            one.name,
+            one.record.model,
+            one.state + (" (pretend GPUs)" if one.record.pretend else ""),
+            str(one.record.pid),
+            " ".join(one.record.urls),
+        )
+        for one in servers
+    )
+    return Table(columns=columns, rows=rows)

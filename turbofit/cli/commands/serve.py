@@ -1,0 +1,304 @@
+"""``turbofit serve MODEL``: measure, plan, launch, open the gateway, watch."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.cli.command import WORDS, Option, command
+from turbofit.cli.options.common_options import (
+    FORMS,
+    machine_options,
+    model_argument,
+    planning_options,
+)
+from turbofit.cli.options.fields import filled, options_of
+from turbofit.cli.options.gateway_options import GatewayOptions
+from turbofit.cli.options.launch_options import ServeOptions
+from turbofit.cli.options.models_options import ModelsOptions
+from turbofit.cli.options.shares_options import SharesOptions
+from turbofit.cli.serving.serve_cluster import serve_on_cluster
+from turbofit.cli.serving.serve_launch import PRETEND, ServeLaunch
+from turbofit.cli.serving.serve_plan import (
+    ServeArguments,
+    given_request,
+    launch_request,
+    preview,
+    show_commands,
+    with_passed,
+)
+from turbofit.cli.terminal.client_lines import client_lines
+from turbofit.cli.terminal.interrupt import exit_code, run_until_signal
+from turbofit.core.errors import UsageError
+from turbofit.core.progress import under_way
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Sequence
+
+    from turbofit.core.json_types import Options
+    from turbofit.gateway.config import GatewayConfig
+    from turbofit.launch.serve.config import ServeConfig
+    from turbofit.launch.serve.job import Job
+    from turbofit.launch.serve.leases import Leases
+    from turbofit.launch.serve.passthrough import PassedOptions
+    from turbofit.launch.serve.supervisor import StopSignal
+
+__all__ = ["serve"]
+
+_LAUNCH: Final = (
+    "dry_run", "pretend", "pretend_taken", "pretend_fail", "no_check", "no_rehearse", "forget",
+    "no_gateway", "unplanned", "drain", "liveness",
+)  # fmt: skip
+_CLUSTER: Final = ("cluster", "name", "gateways")
+
+
+@command(
+    *model_argument(required=False, profile=True, several=True),
+    *options_of(ServeOptions, ["plan"], is_eager=True),  # a model is looked for where there is none
+    Option(
+        "-d",
+        "--detach",
+        is_flag=True,
+        help="in the background: return once it is open; turbofit ps, logs and stop",
+    ),
+    *machine_options(),
+    *FORMS,
+    *options_of(ServeOptions, _LAUNCH, group="launch"),
+    *options_of(GatewayOptions, GatewayOptions.model_fields, group="gateway"),
+    *options_of(ModelsOptions, ModelsOptions.model_fields, group="sleep, and several models"),
+    *options_of(SharesOptions, SharesOptions.model_fields, group="sleep, and several models"),
+    *options_of(ServeOptions, _CLUSTER, group="cluster"),
+    *planning_options(),
+    takes_rest=True,
+    only_linux=True,
+    usage="(MODEL... | -f FILE | --plan FILE) [OPTIONS] [-- LMDEPLOY OPTIONS]",
+)
+def serve(
+    *,
+    model: tuple[str, ...],
+    detach: bool,
+    as_json: bool,
+    md: bool,
+    rest: Sequence[str],
+    **given: Any,
+) -> int:
+    """Plan or read the plan, check, launch; 0 once a signal ended it in order."""
+    from turbofit.launch.serve.detached import DETACHED
+    from turbofit.launch.serve.passthrough import sort_options
+
+    if DETACHED in os.environ:
+        detach = as_json = False
+    options = filled(ServeOptions, given)
+    public = filled(GatewayOptions, given)
+    models = filled(ModelsOptions, given)
+    passed = sort_options(rest, unplanned=options.unplanned)
+    request = given_request(model[0] if model else None, given)
+    if request.on is not None and not options.dry_run and not options.pretend:
+        raise UsageError(
+            "serve launches on the machine here, so --on does not go with it",
+            hint="leave --on out, or add --dry-run or --pretend",
+        )
+    options.check()
+    shares = filled(SharesOptions, given).of_models(model)
+    models.check(model, options)
+    if models.swap and given.get("share"):
+        raise UsageError(
+            "--share divides cards, and models that take turns do not share them",
+            hint="leave --share or --swap out",
+        )
+    arguments = ServeArguments(request, options, passed)
+    if not model and not options.plan:
+        cluster = options.cluster is not None
+        raise UsageError(
+            f"{'--cluster' if cluster else 'serve'} needs a model",
+            hint="turbofit serve MODEL --cluster ray"
+            if cluster
+            else "turbofit serve MODEL, or --plan FILE",
+        )
+    if detach and not options.dry_run:
+        return _detached(as_json=as_json, cluster=options.cluster)
+    if options.cluster is not None:
+        return _on_cluster(arguments, public, as_json=as_json)
+    if options.dry_run:
+        return show_commands(arguments, port=public.port, as_json=as_json, md=md)
+    config = _config(arguments, public)
+    if models.idle is not None or len(model) > 1:
+        return _models(arguments, config, models, shares, model, as_json=as_json)
+    return _stoppable(arguments, config, as_json=as_json)
+
+
+def _detached(*, as_json: bool, cluster: str | None) -> int:
+    """The same command in the background; its exit code where it does not open."""
+    import click
+
+    from turbofit.cli.terminal.output import answer, note, say
+    from turbofit.core.struct import to_json
+    from turbofit.launch.serve.detached import serve_detached
+
+    words = click.get_current_context().meta[WORDS]
+    end = words.index("--") if "--" in words else len(words)
+    kept = [word for word in words[:end] if word not in ("-d", "--detach", "--json")]
+    say("starting in the background; Ctrl-C ends it")
+    with under_way("starting in the background"):
+        found = serve_detached([*kept, *words[end:]])
+    if found.exit_code is not None:
+        for line in found.last_lines():
+            note(line)
+        return found.exit_code
+    # Engines on other machines are no runs of this one.
+    how = "turbofit ps, logs and stop"
+    if cluster is not None:
+        how = f"turbofit cluster status --cluster {cluster} shows it, kill {found.pid} ends it"
+    say(f"process {found.pid} serves; {how}; what it says is in {found.log}")
+    if as_json:
+        answer(to_json({"url": found.url, "pid": found.pid, "log": str(found.log)}))
+    else:
+        answer(f"{found.url}\n")
+    return 0
+
+
+def _on_cluster(arguments: ServeArguments, public: GatewayOptions, *, as_json: bool) -> int:
+    from turbofit.cli.terminal.output import note
+
+    if arguments.options.pretend:
+        note(PRETEND)
+    gateway = _gateway(public, arguments.passed)
+    return serve_on_cluster(arguments, gateway, public.access_log, as_json=as_json)
+
+
+def _models(
+    arguments: ServeArguments,
+    config: ServeConfig,
+    options: ModelsOptions,
+    shares: Sequence[float],
+    names: Sequence[str],
+    *,
+    as_json: bool,
+) -> int:
+    """Several models, or one whose engines end while nobody asks for it."""
+    import click
+
+    from turbofit.cli.options.profile_options import each_model
+    from turbofit.cli.serving.serve_models import PlannedModel, planned_models, serve_models
+
+    def body(stop: StopSignal) -> signal.Signals:
+        if len(names) > 1:
+            each = each_model(click.get_current_context(), names)
+            planned, at_once = planned_models(arguments, config, each, shares, options)
+        else:
+            planned, at_once = [PlannedModel(arguments, config, preview(arguments, config))], 1
+        return serve_models(planned, options, at_once, stop, as_json=as_json)
+
+    return exit_code(run_until_signal(body))
+
+
+def _config(arguments: ServeArguments, public: GatewayOptions) -> ServeConfig:
+    """What the options ask for."""
+    from turbofit.launch.serve.config import ServeConfig
+
+    options, passed = arguments.options, arguments.passed
+    request = None
+    if not options.plan:
+        request = launch_request(with_passed(arguments), pretend=options.pretend)
+    return ServeConfig.of(
+        request=request,
+        gateway=None if options.no_gateway else _gateway(public, passed),
+        port=public.port,
+        api_key=passed.api_keys[0] if passed.api_keys else None,
+        access_log=public.access_log,
+        options=tuple(passed.argv),
+        **options.config_fields(),
+    )
+
+
+def _stoppable(arguments: ServeArguments, config: ServeConfig, *, as_json: bool) -> int:
+    from turbofit.launch.serve.leases import Leases
+
+    def body(stop: StopSignal) -> signal.Signals:
+        with Leases() as leases:
+            return _launch(arguments, config, stop, leases, as_json=as_json)
+
+    return exit_code(run_until_signal(body))
+
+
+def _launch(
+    arguments: ServeArguments,
+    config: ServeConfig,
+    stop: StopSignal,
+    leases: Leases,
+    *,
+    as_json: bool,
+) -> signal.Signals:
+    from turbofit.cli.terminal.output import answer, note, say
+    from turbofit.launch.serve.session import run_session
+
+    launch = ServeLaunch(arguments, config, say)
+    if config.pretend:
+        note(PRETEND)
+    plan = launch.plan(leases)
+    told: list[str] = []
+
+    def opened(urls: list[str]) -> None:
+        if as_json:
+            return
+        answer("".join(f"{url}\n" for url in urls))
+        if config.gateway is not None and not told:
+            name = config.client_name(plan.model)
+            told.extend(client_lines(urls[0], name, key=bool(config.gateway.api_keys)))
+            for line in told:
+                say(f"to ask: {line}")
+
+    job = launch.job(plan, leases, opened)
+    stop.on_hangup = _reloads(job, arguments)
+    ended = run_session(job, plan, stop)
+    if as_json:
+        import json
+
+        answer(json.dumps({"ended": ended.name, "run": str(job.folder)}, indent=2) + "\n")
+    return ended
+
+
+def _reloads(job: Job, arguments: ServeArguments) -> Callable[[], None] | None:
+    """What SIGHUP does where the options are a profile's; without one it ends the run."""
+    import click
+
+    from turbofit.cli.options.profile_options import profile_of, read_again
+    from turbofit.launch.serve.reload import Reloader
+
+    ctx = click.get_current_context(silent=True)  # None where a program calls it
+    if ctx is None or profile_of(ctx) is None:
+        return None
+
+    def read() -> tuple[Options, GatewayConfig]:
+        options = read_again(ctx)
+        return options, _gateway(filled(GatewayOptions, options), arguments.passed)
+
+    return Reloader(job, ctx.params, read).begin
+
+
+#: Options after ``--`` that are the gateway's business while there is one.
+_PUBLIC: Final = (
+    "--api-keys", "--allow-origins", "--allow-credentials", "--allow-methods", "--allow-headers",
+    "--proxy-url",
+)  # fmt: skip
+
+
+def _gateway(public: GatewayOptions, passed: PassedOptions) -> GatewayConfig:
+    """The public side.
+
+    Raises:
+        UsageError: open by accident, or options of the engine's own public side.
+    """
+    from turbofit.core.variables import variables
+
+    for name in _PUBLIC:
+        if name in passed.argv:
+            raise UsageError(
+                f"{name} after -- would not reach clients: the gateway faces them",
+                hint="use --api-key and --allow-origins before --, or --no-gateway",
+            )
+    one = variables().api_key
+    if one and not public.api_key:
+        public = public.changed(api_key=(one,))
+    return public.config()

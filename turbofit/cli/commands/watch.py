@@ -1,0 +1,194 @@
+"""``turbofit watch [RUN]``: a running server, live in the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.cli.command import PATH, Argument, Option, command
+from turbofit.cli.options.common_options import FORMS
+
+if TYPE_CHECKING:
+    from turbofit.observe.live import LiveServer
+    from turbofit.report.painters.document import Block
+    from turbofit.report.stored_documents import StoredPlan
+
+__all__ = ["watch"]
+
+_EVERY: Final = 2.0
+_LEAST: Final = 0.2
+#: States of a run that is over.
+_OVER: Final = ("ended", "failed")
+#: To the terminal's first cell, and nothing below what is painted.
+_HOME: Final = "\x1b[H"
+_BELOW: Final = "\x1b[J"
+_LINE_END: Final = "\x1b[K\n"
+
+
+@command(
+    Argument(
+        "run",
+        metavar="RUN",
+        required=False,
+        type=PATH,
+        explained="a run's folder or name (default: the newest run)",
+    ),
+    Option("--url", help="the gateway, where it is not the run's own"),
+    Option("--api-key", metavar="KEY", help="default: $TURBOFIT_API_KEYS's first"),
+    Option("--interval", type=float, default=_EVERY, metavar="SECONDS", help="between looks (2)"),
+    Option(
+        "--forget",
+        metavar="FINGERPRINT",
+        help="let a request in again that engines died of, or a client, as the refusal names it",
+    ),
+    Option("--once", is_flag=True, help="one look, for scripts"),
+    *FORMS,
+)
+def watch(
+    *,
+    run: str | None,
+    url: str | None,
+    api_key: str | None,
+    interval: float,
+    forget: str | None,
+    once: bool,
+    as_json: bool,
+    md: bool,
+) -> int:
+    """Look until Ctrl-C or the run's end; one look where stdout is no terminal."""
+    import sys
+    import time
+
+    from turbofit.cli.terminal.output import answer
+    from turbofit.core.errors import UsageError
+    from turbofit.report.stored_documents import newest_run, read_saved
+    from turbofit.report.views.run.watch_view import watch_view
+
+    if forget is not None:
+        return _forget(forget, as_json=as_json)
+    if not interval >= _LEAST:
+        raise UsageError(
+            f"--interval {interval:g} is too short", hint=f"give {_LEAST} seconds or more"
+        )
+    place = run or newest_run()
+    live = sys.stdout.isatty() and not (once or as_json or md)
+    before: tuple[LiveServer, float] | None = None
+    while True:
+        saved = read_saved(place)
+        if saved.run is None:
+            raise UsageError(
+                f"{place} is a plan, not a run", hint="turbofit watch, or a run's name"
+            )
+        began = time.monotonic()
+        now = _look_patiently(saved, url, api_key) if live else _look(saved, url, api_key)
+        if not live and not as_json and now is not None and before is None:
+            # Rates need two looks.
+            time.sleep(interval)
+            before, now = (now, interval), _look(saved, url, api_key)
+        used = {} if saved.run.pretend else _used(saved)
+        if as_json:
+            answer(_json(saved, now, used))
+        else:
+            _paint(watch_view(saved.plan, saved.run, now, before, used), live=live, md=md)
+        if not live or saved.run.state in _OVER:
+            return 0
+        time.sleep(interval)
+        before = (now, time.monotonic() - began) if now is not None else None
+
+
+def _look_patiently(saved: StoredPlan, url: str | None, api_key: str | None) -> LiveServer | None:
+    """A gateway that is closed for a moment, between two starts, is no reason to leave."""
+    from turbofit.core.errors import UsageError
+
+    try:
+        return _look(saved, url, api_key)
+    except UsageError:
+        if url:
+            raise
+        return None
+
+
+def _look(saved: StoredPlan, url: str | None, api_key: str | None) -> LiveServer | None:
+    """What the gateway says; None while the run's own is not open."""
+    from turbofit.core.variables import variables
+    from turbofit.observe.live import fetch_page, now_of
+
+    assert saved.run is not None
+    urls = [url] if url else list(saved.run.urls)
+    if not urls or (saved.run.state != "ready" and not url):
+        return None
+    key = api_key or next(iter(variables().api_keys), None)
+    return now_of(fetch_page(urls[0], key))
+
+
+def _paint(blocks: list[Block], *, live: bool, md: bool) -> None:
+    from turbofit.cli.terminal.output import answer, painted, show
+
+    if live:
+        answer(_HOME + painted(blocks).replace("\n", _LINE_END) + _BELOW)
+    else:
+        show(blocks, markdown=md)
+
+
+def _used(saved: StoredPlan) -> dict[int, int]:
+    from turbofit.launch.serve.gpu_monitor import used_now
+
+    return used_now(saved.plan)
+
+
+def _forget(fingerprint: str, *, as_json: bool) -> int:
+    """Let a request or a client in again."""
+    from turbofit.cli.terminal.output import answer
+    from turbofit.core.errors import UsageError
+    from turbofit.gateway.routing.quarantine_file import pardon
+
+    if not pardon(fingerprint):
+        raise UsageError(
+            f"no request or client {fingerprint} is refused on this machine",
+            hint="the refusal names it; run this as the user who runs the server",
+        )
+    said = f"{fingerprint} is let in again\n"
+    answer(_forgotten(fingerprint) if as_json else said)
+    return 0
+
+
+def _forgotten(fingerprint: str) -> str:
+    from turbofit.core.struct import to_json
+
+    return to_json({"schema": "turbofit.watch/1", "forgotten": fingerprint})
+
+
+def _json(saved: StoredPlan, now: LiveServer | None, used: dict[int, int]) -> str:
+    from turbofit.core.struct import to_json
+
+    assert saved.run is not None
+    document: dict[str, Any] = {
+        "schema": "turbofit.watch/1",
+        "model": saved.plan.model.name,
+        "state": saved.run.state,
+        "pretend": saved.run.pretend,
+        "now": now,
+        "quarantine": _quarantine(saved),
+        "used": {str(index): size for index, size in used.items()},
+        "forecast": {
+            str(one.index): {"steady": one.steady, "peak": one.peak, "margin": one.margin}
+            for one in saved.plan.gpus
+        },
+    }
+    return to_json(document)
+
+
+def _quarantine(saved: StoredPlan) -> dict[str, Any]:
+    """What the run's gateway keeps of the requests that engines died of."""
+    from pathlib import Path
+
+    from turbofit.gateway.routing.quarantine_file import QuarantineFile, quarantine_file
+    from turbofit.gateway.routing.quarantined import Quarantined
+
+    assert saved.run is not None
+    name = quarantine_file(saved.plan, saved.run.lmdeploy, pretend=saved.run.pretend)
+    kept = Quarantined() if name is None else QuarantineFile(Path(name)).read()
+    return {
+        "suspects": len(kept.suspects),
+        "convicted": kept.convicted,
+        "deaths_by_client": {client: len(deaths) for client, deaths in kept.clients.items()},
+    }

@@ -1,0 +1,1 @@
+"""Options: made of the fields that they fill, shared by commands, from variables and profiles."""

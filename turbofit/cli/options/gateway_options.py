@@ -1,0 +1,108 @@
+"""Options of the public side, which `gateway` and `serve` have."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from turbofit.core.errors import UsageError
+from turbofit.core.ports import DEFAULT_PORT, LAST_PORT
+from turbofit.core.validation import Metavar, Validated
+from turbofit.core.variables import variables
+from turbofit.planning.request import Positive
+
+if TYPE_CHECKING:
+    from turbofit.gateway.config import GatewayConfig
+
+__all__ = ["GatewayOptions"]
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+Path = Annotated[str, Metavar("FILE")]
+
+
+class GatewayOptions(Validated):
+    """What a person says of the public side, each field an option."""
+
+    host: str = Field(default="127.0.0.1", description="where to listen")
+    port: Annotated[int, Field(ge=1, le=LAST_PORT), Metavar("PORT")] = Field(
+        default=DEFAULT_PORT, description="where to listen"
+    )
+    api_key: tuple[Annotated[str, Metavar("KEY", repeatable=True)], ...] = Field(
+        default=(),
+        description="a key that clients must send (repeatable; default: $TURBOFIT_API_KEYS, by "
+        "commas)",
+    )
+    no_auth: bool = Field(default=False, description="let everybody in, beyond loopback too")
+    allowed_media_domains: tuple[Annotated[str, Metavar("DOMAIN")], ...] = Field(
+        default=(),
+        description="fetch remote images from these: example.com, *.example.com, example.com:8443",
+    )
+    allow_origins: tuple[Annotated[str, Metavar("ORIGIN")], ...] = Field(
+        default=(),
+        description="web pages that may use the server, e.g. https://chat.example.com (default: "
+        "none)",
+    )
+    trusted_proxies: tuple[Annotated[str, Metavar("ADDRESS")], ...] = Field(
+        default=(),
+        description="reverse proxies whose X-Forwarded-For says who the client is: 10.0.0.7, "
+        "10.0.0.0/8",
+    )
+    connections_per_address: Positive | None = Field(
+        default=None,
+        description="connections that one address may have, but for trusted proxies (default 1024)",
+    )
+    ssl_certfile: Path | None = Field(default=None, description="serve TLS with this certificate")
+    ssl_keyfile: Path | None = Field(default=None, description="its key")
+    access_log: Path | None = Field(
+        default=None,
+        description="a JSON line for each request: a file, - for stderr, or none (default: stderr; "
+        "of serve, a file in the run's folder)",
+    )
+    record_trace: Path | None = Field(
+        default=None,
+        description="a JSON line for each answered request, for `turbofit bench --trace`: when it "
+        "came and how large it was, nothing of its text and images",
+    )
+
+    def config(self, *, upstream_key: str | None = None) -> GatewayConfig:
+        """What the gateway is told.
+
+        Raises:
+            UsageError: open to the network by accident, half a certificate, an empty key, or a
+                proxy without an address.
+        """
+        from turbofit.cli.terminal.output import note
+        from turbofit.gateway.config import ConnectionLimits, GatewayConfig
+        from turbofit.gateway.http.connections import Networks
+        from turbofit.gateway.server import check_bind
+
+        if bool(self.ssl_certfile) != bool(self.ssl_keyfile):
+            raise UsageError(
+                "--ssl-certfile and --ssl-keyfile go together", hint="give both, or neither"
+            )
+        if not all(key.strip() for key in self.api_key):
+            raise UsageError("an --api-key is empty", hint="leave it out, or give a key")
+        Networks(self.trusted_proxies)  # which says what is none before anything is started
+        keys = self.api_key or variables().api_keys
+        of_one = self.connections_per_address
+        config = GatewayConfig(
+            host=self.host,
+            port=self.port,
+            api_keys=tuple(key.strip() for key in keys if key.strip()),
+            upstream_key=upstream_key,
+            allow_origins=self.allow_origins,
+            allowed_media_domains=self.allowed_media_domains,
+            trusted_proxies=self.trusted_proxies,
+            connection=ConnectionLimits(
+                **({} if of_one is None else {"connections_per_address": of_one})
+            ),
+            ssl_certfile=self.ssl_certfile,
+            ssl_keyfile=self.ssl_keyfile,
+            record_trace=self.record_trace,
+        )
+        check_bind(config, no_auth=self.no_auth)
+        if not config.ssl_certfile and config.host not in _LOOPBACK:
+            note("warning: without --ssl-certfile, keys and prompts cross the network in clear")
+        return config

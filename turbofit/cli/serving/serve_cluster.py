@@ -1,0 +1,84 @@
+"""``turbofit serve MODEL --cluster ray``: the machines of a Ray cluster instead of this one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from turbofit.cli.options.common_options import refuse_beside_cluster
+from turbofit.cli.terminal.interrupt import exit_code, run_until_signal
+from turbofit.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from turbofit.cli.serving.serve_plan import ServeArguments
+    from turbofit.gateway.config import GatewayConfig
+    from turbofit.launch.serve.config import ClusterServeConfig
+
+__all__ = ["ray_address", "serve_on_cluster"]
+
+#: Options of one machine, of the plan and of the launch.
+_ONE_MACHINE: Final = ("on", "gpus", "plan", "dry_run", "no_gateway", "forget")
+
+
+def ray_address(text: str) -> str | None:
+    """Ray's address in ``ray`` or ``ray:ADDRESS``; None is the cluster of this host.
+
+    Raises:
+        UsageError: something else.
+    """
+    kind, _, address = text.partition(":")
+    if kind != "ray":
+        raise UsageError(f"--cluster {text[:60]!r} is no Ray cluster", hint="ray, or ray:HOST:6379")
+    return address or None
+
+
+def serve_on_cluster(
+    arguments: ServeArguments, gateway: GatewayConfig, access_log: str | None, *, as_json: bool
+) -> int:
+    """Serve until a signal; 0 once one ended it in order.
+
+    Raises:
+        UsageError: an option of one machine.
+    """
+    from turbofit.cli.terminal.output import answer, say
+    from turbofit.launch.cluster.run import serve_cluster
+
+    given = {*arguments.request.given(), *arguments.options.given()}
+    instead = "; turbofit plan --cluster shows what would be served"
+    refuse_beside_cluster(_ONE_MACHINE, given, instead)
+    config = _config(arguments, gateway, access_log)
+    ended = run_until_signal(
+        lambda stop: serve_cluster(
+            config,
+            stop,
+            say=say,
+            on_open=lambda urls: None if as_json else answer("".join(f"{u}\n" for u in urls)),
+        )
+    )
+    if as_json:
+        import json
+
+        answer(json.dumps({"ended": ended.name}, indent=2) + "\n")
+    say("nothing of it is left on the cluster")
+    return exit_code(ended)
+
+
+def _config(
+    arguments: ServeArguments, gateway: GatewayConfig, access_log: str | None
+) -> ClusterServeConfig:
+    """What the options ask for; the model is read here, so that no node has to."""
+    from turbofit.cli.serving.serve_plan import with_passed
+    from turbofit.launch.serve.config import ClusterServeConfig
+    from turbofit.planning.resolve import model_of
+
+    options, request = arguments.options, with_passed(arguments)
+    assert options.cluster is not None
+    return ClusterServeConfig.of(
+        request=request.changed(model=model_of(request)),
+        gateway=gateway,
+        address=ray_address(options.cluster),
+        name=options.name,
+        gateways=options.gateways,
+        access_log=access_log,
+        options=tuple(arguments.passed.argv),
+        **options.config_fields(),
+    )

@@ -1,0 +1,251 @@
+"""What `serve` plans with: its options as the planner's, a saved plan, what was learned."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from turbofit.cli.command import CliCommand, option_name
+from turbofit.cli.options.common_options import planning_keywords, setting_options
+from turbofit.cli.options.fields import filled
+from turbofit.core.errors import DoesNotFitError, LaunchError, PackageError, UsageError
+from turbofit.core.ports import LAST_PORT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turbofit.cli.options.launch_options import LaunchOptions, ServeOptions
+    from turbofit.core.json_types import Options
+    from turbofit.core.plan import Command, Plan
+    from turbofit.launch.serve.config import ServeConfig
+    from turbofit.launch.serve.leases import Leases
+    from turbofit.launch.serve.passthrough import PassedOptions
+    from turbofit.launch.serve.planner import Planner
+    from turbofit.planning.request import PlanRequest
+
+__all__ = [
+    "NO_MODEL", "ServeArguments", "first_plan", "given_request", "launch_request", "planner_of",
+    "preview", "read_saved", "refusal", "refuse", "show_commands", "with_passed",
+]  # fmt: skip
+
+#: The model of a request that names none: a saved plan has its own.
+NO_MODEL: Final = "-"
+
+
+class ServeArguments(NamedTuple):
+    """The command line of `serve`, read once.
+
+    ``request`` is what stands before ``--``, ``passed`` what follows.
+    """
+
+    request: PlanRequest
+    options: ServeOptions
+    passed: PassedOptions
+
+
+def planner_of(
+    config: ServeConfig,
+    leases: Leases,
+    *,
+    doubled: bool,
+    fitted: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> Planner:
+    """What plans, or only reserves where a plan was given."""
+    from turbofit.cli.terminal import output
+    from turbofit.launch.serve.planner import Planner, can_rehearse
+
+    # A server on pretend GPUs is its own rehearsal.
+    rehearse = config.rehearse and not config.pretend and can_rehearse()
+    leased = None if config.pretend else leases
+    return Planner(
+        config.request, leased, say or output.say, rehearse=rehearse, doubled=doubled, fitted=fitted
+    )
+
+
+def given_request(model: str | None, given: Options) -> PlanRequest:
+    """What the options ask for.
+
+    Raises:
+        UsageError: a value is wrong.
+    """
+    from turbofit.planning.request import PlanRequest
+
+    return filled(PlanRequest, {**given, "model": model or NO_MODEL})
+
+
+def launch_request(request: PlanRequest, *, pretend: bool) -> PlanRequest:
+    """What a launch plans; the machine of a pretend run has what pretend runs have learned.
+
+    It never has what real runs have. A twin of the machine here has the real card's, as its plan.
+    """
+    from turbofit.core.machine import Machine
+    from turbofit.machine.source import machine_from
+    from turbofit.observe.calibrations import with_calibrations
+
+    if not pretend:
+        return request
+    assert not isinstance(request.on, Machine)  # the command line names it
+    machine = machine_from(request.on, gpus=request.gpus)
+    if machine.source != "nvml":
+        machine = with_calibrations(machine, pretend=True)
+    return request.changed(on=machine, gpus=None)
+
+
+def first_plan(
+    request: PlanRequest, options: LaunchOptions, planner: Planner, version: str
+) -> tuple[Plan, Options]:
+    """The plan to begin with, and the learned changes that it was made with."""
+    from turbofit.cli.terminal.output import say
+    from turbofit.launch.serve.retry_memory import forget, recall
+
+    plan, given = planner.make({}), request.given()
+    if options.forget:
+        if forget(plan, version, pretend=options.pretend):
+            say("forgot what earlier launches had learned")
+        return plan, {}
+    changes = recall(plan, version, pretend=options.pretend)
+    changes = {name: value for name, value in changes.items() if name not in given}
+    if not changes or not plan.fits:
+        return plan, {}
+    said = ", ".join(f"{name} {value}" for name, value in changes.items())
+    again = planner.make(changes)
+    if not again.fits:
+        say(f"an earlier launch learned {said}, but nothing fits with it now")
+        return planner.make({}), {}
+    say(f"beginning with what an earlier launch learned: {said} (--forget drops it)")
+    return again, changes
+
+
+def preview(arguments: ServeArguments, config: ServeConfig) -> Plan:
+    """What would be launched now, before anything is reserved or rehearsed.
+
+    Raises:
+        DoesNotFitError: nothing fits.
+    """
+    from turbofit.planning.plan import plan as best_plan
+
+    if config.request is None:
+        assert arguments.options.plan is not None
+        plan = read_saved(arguments, arguments.options.plan)
+    else:
+        plan = best_plan(config.request, pretend=config.pretend or None)
+    if not plan.fits:
+        raise refusal(plan)
+    return plan
+
+
+def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bool) -> int:
+    """Print instead of launching: the commands as somebody would run them without a gateway."""
+    import msgspec
+
+    from turbofit.cli.commands.plan import show_plan
+    from turbofit.cli.terminal.output import answer
+    from turbofit.planning.plan import plan as best_plan
+    from turbofit.report.shell import shell_command
+
+    if arguments.options.plan:
+        plan = read_saved(arguments, arguments.options.plan)
+    else:
+        plan = best_plan(with_passed(arguments))
+    commands = _commands(plan, arguments.passed, port)
+    if as_json or md:
+        shown = msgspec.structs.replace(plan, commands=commands)
+        return show_plan(shown, "serve", full=True, as_json=as_json, md=md)
+    if not plan.fits:
+        raise refusal(plan)
+    answer("\n".join(shell_command(command) + "\n" for command in commands))
+    return 0
+
+
+def refusal(plan: Plan) -> DoesNotFitError:
+    """The error for a plan that does not fit, with its cheapest remedy."""
+    hint = "see turbofit plan MODEL for what would fit"
+    if plan.remedies:
+        first = plan.remedies[0]
+        hint = f"{first.change}: {first.effect}"
+    return DoesNotFitError(plan.verdict, hint=hint)
+
+
+def refuse(plan: Plan, missing: PackageError | None) -> None:
+    """Stop before anything is launched that would not serve."""
+    import os
+
+    from turbofit.planning.needs import check_needs
+    from turbofit.planning.ranks import rank_warning
+
+    if not plan.fits:
+        raise refusal(plan)
+    if missing is not None and plan.engine.of_lmdeploy:
+        raise missing
+    check_needs(plan)
+    ranks = rank_warning(plan.parallel.tp, os.environ)
+    if ranks:
+        raise LaunchError(
+            ranks, hint="unset WORLD_SIZE and LOCAL_RANK, or start it without torchrun"
+        )
+
+
+def with_passed(arguments: ServeArguments) -> PlanRequest:
+    """The request with the options after ``--`` that are planned with.
+
+    Raises:
+        UsageError: one of them is given twice.
+    """
+    request, more = arguments.request, _modelled(arguments.passed)
+    given = request.given()
+    for name, value in more.items():
+        if given.get(name, value) != value:
+            raise UsageError(
+                f"{option_name(name)} is given twice, before and after --",
+                hint="leave one of the two out",
+            )
+    return request.changed(**more) if more else request
+
+
+def read_saved(arguments: ServeArguments, file: str) -> Plan:
+    """A saved plan: it is complete, so that nothing may be planned beside it.
+
+    Raises:
+        UsageError: something is.
+    """
+    from turbofit.core.struct import to_builtins
+    from turbofit.report.stored_documents import read_plan
+
+    given = arguments.request.given()
+    if given.pop("model") != NO_MODEL or given:
+        what = option_name(next(iter(given))) if arguments.request.model == NO_MODEL else "a model"
+        raise UsageError(f"--plan and {what} do not go together", hint="give one of the two")
+    plan = read_plan(file)
+    each = [to_builtins(one.settings) for one in plan.each()]
+    for name, value in _modelled(arguments.passed).items():
+        planned = list(dict.fromkeys(settings.get(name) for settings in each))
+        if planned != [value]:
+            planned_text = " and ".join(map(str, planned))
+            raise UsageError(
+                f"{option_name(name)} after -- is {value}, the plan was made for {planned_text}",
+                hint="plan again with it before --",
+            )
+    return plan
+
+
+def _modelled(passed: PassedOptions) -> dict[str, Any]:
+    """Options after ``--`` that are planned with, read as turbofit's own are."""
+    reader = CliCommand(lambda: 0, setting_options())
+    with reader.make_context("turbofit serve", list(passed.modelled)) as ctx:
+        return planning_keywords(ctx.params)
+
+
+def _commands(plan: Plan, passed: PassedOptions, port: int) -> tuple[Command, ...]:
+    from turbofit.core.plan import Command
+    from turbofit.planning.commands import commands, refuse_options
+
+    refuse_options(plan.engine, passed.argv)
+    if port + plan.parallel.replicas - 1 > LAST_PORT:
+        raise UsageError(
+            f"{plan.parallel.replicas} engines from port {port} on go beyond {LAST_PORT}",
+            hint="choose a lower --port",
+        )
+    return tuple(
+        Command(env=command.env, argv=(*command.argv, *passed.argv), group=command.group)
+        for command in commands(plan, port=port)
+    )

@@ -1,0 +1,177 @@
+"""Standard output and error: the answer on one, everything else on the other."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, TextIO
+
+from turbofit.cli.terminal import terminal
+from turbofit.cli.terminal.progress_display import hidden, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from turbofit.core.json_types import Document
+    from turbofit.report.painters.document import Block
+
+__all__ = [
+    "PAGE_WIDTH",
+    "answer",
+    "complain",
+    "note",
+    "painted",
+    "prepare_streams",
+    "progress",
+    "say",
+    "show",
+    "verbose_log",
+    "write_page",
+]
+
+#: Columns of a help page.
+PAGE_WIDTH: Final = 96
+
+
+def prepare_streams() -> None:
+    """What a terminal cannot encode is escaped instead of being an error.
+
+    On Windows a file or a pipe gets UTF-8 too: in its code page a plan's JSON cannot be read again.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace", encoding="utf-8" if terminal.WINDOWS else None)
+
+
+def answer(text: str) -> None:
+    """Write the answer to stdout; a reader that has gone away is no error."""
+    _write(sys.stdout, text)
+
+
+def note(text: str) -> None:
+    """Write one line of progress to stderr."""
+    _write(sys.stderr, f"{text}\n")
+
+
+def say(text: str) -> None:
+    """Write one line of progress to stderr; with --quiet only warnings."""
+    if not _Quiet.on or "warning: " in text:
+        note(text)
+
+
+class _Quiet:
+    """Whether progress is wanted."""
+
+    on = False
+
+
+@contextmanager
+def progress(*, quiet: bool, as_json: bool) -> Iterator[None]:
+    """Show on stderr what is under way meanwhile, and what is said of it.
+
+    Args:
+        quiet: nothing of both.
+        as_json: the answer is JSON.
+    """
+    before, _Quiet.on = _Quiet.on, quiet
+    try:
+        with shown(quiet=quiet, as_json=as_json):
+            yield
+    finally:
+        _Quiet.on = before
+
+
+@contextmanager
+def verbose_log(level: int) -> Iterator[None]:
+    """Write turbofit's log to stderr meanwhile.
+
+    Args:
+        level: 0 is nothing, 1 what INFO says, 2 and more what DEBUG says too.
+    """
+    if not level:
+        yield
+        return
+    import logging
+
+    from turbofit.report.painters.terminal import clean
+
+    class CleanFormatter(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return clean(super().format(record))
+
+    class StderrHandler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            note(self.format(record))
+
+    handler = StderrHandler()
+    handler.setFormatter(CleanFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("turbofit")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if level == 1 else logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
+
+
+def complain(document: Document, *, as_json: bool) -> None:
+    """Print an error document: one line of cause and one of hint on stderr, or JSON on stdout."""
+    if as_json:
+        import json
+
+        answer(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        return
+    from turbofit.report.painters.terminal import clean
+
+    error = document["error"]
+    note(f"error: {clean(error['message'])}")
+    note(f"hint: {clean(error['hint'])}")
+
+
+def show(blocks: Iterable[Block], *, markdown: bool = False) -> None:
+    """Paint a document on stdout, as wide as the terminal between 80 and 120 columns."""
+    if markdown:
+        from turbofit.report.painters import markdown as painter
+
+        answer(painter.paint(blocks))
+        return
+    answer(painted(blocks))
+
+
+def write_page(text: str, file: str) -> None:
+    """Write a page of HTML, and say where; ``-`` is stdout."""
+    from turbofit.core.files import write_atomic
+
+    if file == "-":
+        answer(text)
+        return
+    write_atomic(file, text)
+    answer(f"{file}\n")
+
+
+def painted(blocks: Iterable[Block]) -> str:
+    """A document as `show` paints it on stdout."""
+    from turbofit.report.painters.terminal import paint
+
+    if not terminal.is_terminal(sys.stdout):
+        return paint(blocks, width=80, colour=False)
+    columns = min(max(terminal.width(), 80), 120)
+    return paint(blocks, width=columns, colour=terminal.takes_colour(os.environ))
+
+
+def _write(stream: TextIO | None, text: str) -> None:
+    if stream is None:  # closed before Python began
+        return
+    try:
+        with hidden():
+            stream.write(text)
+            stream.flush()
+    except BrokenPipeError:
+        # The interpreter flushes again at exit: give it a place where that works.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)

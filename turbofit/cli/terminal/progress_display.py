@@ -1,0 +1,205 @@
+"""Progress on stderr: a line that is drawn anew on a terminal, else a line now and then.
+
+The first second is silent. On a terminal the line is gone before anything else is written.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, TextIO
+
+from turbofit.cli.terminal.terminal import redraws, width
+from turbofit.core.progress import Step, listened
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["ProgressDisplay", "hidden", "shown"]
+
+#: Seconds after which a person wonders.
+_PATIENCE: Final = 1.0
+#: Seconds between two looks.
+_TICK: Final = 0.2
+#: Seconds between two lines of one step where nothing can be drawn anew.
+_SELDOM: Final = 10.0
+_SPINNER: Final = "|/-\\"
+#: A line on a wide terminal is no longer: eyes have far to go.
+_WIDEST: Final = 100
+#: Text, seconds gone, and those left by the speed so far; and the same around a bar.
+_TIMES: Final = "{desc} {elapsed}<{remaining}"
+_BAR: Final = "{desc} {bar} {elapsed}<{remaining}"
+#: Columns of the shortest bar, with the space beside it.
+_SHORTEST_BAR: Final = 6
+_CLEAR: Final = "\r\x1b[K"
+
+
+class ProgressDisplay:
+    """Shows the step that is under way, from its own thread, so that its time goes on.
+
+    Args:
+        stream: where.
+        in_place: whether a line can be drawn anew; else lines are written.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self, stream: TextIO, *, in_place: bool, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._stream, self._in_place, self._clock = stream, in_place, clock
+        #: Whoever writes to the terminal has it.
+        self.lock = threading.RLock()
+        self._news = threading.Condition(self.lock)
+        self._step: Step | None = None
+        self._working = self._since = self._told = self._initial = 0.0
+        self._drawn = self._ended = False
+        self._thread: threading.Thread | None = None
+        self._frame = 0
+
+    def hear(self, step: Step | None) -> None:
+        """What is going on now."""
+        with self._news:
+            now, before = self._clock(), self._step
+            self._step = step
+            if step is None:
+                self.hide()
+                return
+            if before is None:
+                self._working = now
+            if before is None or before.doing != step.doing:
+                self._since, self._told, self._initial = now, float("-inf"), step.done
+            elif not before.total:
+                self._initial = step.done  # what was done before anybody knew the total
+            if self._thread is None and not self._ended:
+                self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+                self._thread.start()
+            self._news.notify()
+
+    def hide(self) -> None:
+        """Make room for what is written next. Call it with the lock."""
+        if self._drawn:
+            self._drawn = False
+            self._write(_CLEAR)
+
+    def end(self) -> None:
+        """Draw nothing any more."""
+        with self._news:
+            self._ended, self._step = True, None
+            self.hide()
+            self._news.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def look(self) -> None:
+        """Show the step, where it is time. Call it with the lock."""
+        now, step = self._clock(), self._step
+        if step is None or now - self._working < _PATIENCE:
+            return
+        if self._in_place:
+            self._frame += 1
+            self._write(_CLEAR + self._line(step, now - self._since))
+            self._drawn = True
+        elif now - self._told >= _SELDOM:
+            self._told = now
+            self._write(f"{step.text}{self._times(step, now - self._since)}\n")
+
+    def _run(self) -> None:
+        while True:
+            with self._news:
+                while self._step is None and not self._ended:
+                    self._news.wait()
+                if not self._ended:
+                    self._news.wait(_TICK)
+                if self._ended:
+                    return
+                self.look()
+
+    def _line(self, step: Step, seconds: float) -> str:
+        """One line of at most the terminal's width, its last column free: it may wrap there.
+
+        On a narrow terminal the bar goes first, then the end of the step's name.
+        """
+        columns = min(width(self._stream), _WIDEST) - 1
+        if not step.total:
+            frame = _SPINNER[self._frame % len(_SPINNER)]
+            return f"{frame} {step.text}, {_seconds(seconds)}"[:columns]
+        from tqdm.std import tqdm  # 40 ms, once something takes more than a second
+
+        ascii_only = not (self._stream.encoding or "").lower().startswith("utf")
+
+        def drawn(text: str, form: str, room: int | None = columns) -> str:
+            line = tqdm.format_meter(
+                min(step.done, step.total), step.total, seconds, ncols=room,
+                prefix=text, ascii=ascii_only, bar_format=form, initial=self._initial,
+            )  # fmt: skip
+            return str(line)[:room]
+
+        free = columns - len(drawn(step.text, _TIMES, None))
+        if free >= _SHORTEST_BAR:
+            return drawn(step.text, _BAR)
+        name = step.doing if free >= 0 else step.doing[:free]
+        return drawn(step._replace(doing=name).text if name else step.text, _TIMES)
+
+    def _times(self, step: Step, seconds: float) -> str:
+        """Seconds gone, and those left by the speed so far; of what has just begun neither."""
+        if seconds < 1:
+            return " …"
+        new = step.done - self._initial
+        if not new > 0 or step.done >= step.total:
+            return f", {_seconds(seconds)}"
+        return f", {_seconds(seconds)}, {_seconds(seconds / new * (step.total - step.done))} left"
+
+    def _write(self, text: str) -> None:
+        """A terminal that is gone costs the line, never the work."""
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._drawn = False
+
+
+class _Shown:
+    """The display of this process, while there is one."""
+
+    display: ProgressDisplay | None = None
+
+
+@contextmanager
+def shown(*, quiet: bool, as_json: bool) -> Iterator[None]:
+    """Show what is under way meanwhile.
+
+    Args:
+        quiet: not at all.
+        as_json: no lines, which would stand among the JSON of people who read both streams.
+    """
+    in_place = redraws(sys.stderr)
+    if quiet or sys.stderr is None or (as_json and not in_place):
+        yield
+        return
+    before, display = _Shown.display, ProgressDisplay(sys.stderr, in_place=in_place)
+    _Shown.display = display
+    try:
+        with listened(display.hear):
+            yield
+    finally:
+        display.end()
+        _Shown.display = before
+
+
+@contextmanager
+def hidden() -> Iterator[None]:
+    """The terminal for somebody else meanwhile."""
+    display = _Shown.display
+    if display is None:
+        yield
+        return
+    with display.lock:
+        display.hide()
+        yield
+
+
+def _seconds(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

@@ -1,0 +1,1 @@
+"""Sections on clusters: the plan of one, and what it serves."""

@@ -1,0 +1,266 @@
+"""A cluster's plan as a document: the promise, the nodes folded by what they run, who is left out.
+
+Nodes with equal cards and equal settings are one row, so that a thousand read as well as three.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.messages import groups_of, plural
+from turbofit.report.painters.document import (
+    Code,
+    Column,
+    FactList,
+    Heading,
+    Items,
+    Paragraph,
+    Table,
+)
+from turbofit.report.shell import shell_command
+from turbofit.report.views.plan.remedies_table import remedies_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from turbofit.core.cluster import ClusterPlan, NodePlan, Span
+    from turbofit.core.plan import Plan
+    from turbofit.report.painters.document import Block
+
+__all__ = [
+    "REMEDY_TITLES",
+    "cluster_view",
+    "count_of",
+    "folded_nodes",
+    "left_out",
+    "nodes_table",
+    "simulated_note",
+]
+
+#: Names of a row's nodes that are written out, and rows with their commands.
+_NAMES: Final = 3
+_COMMANDS: Final = 4
+_BASED: Final = (
+    "max_prefill_token_num", "max_batch_size", "cache_max_entry_count", "dtype", "communicator",
+)  # fmt: skip
+
+#: What remedies are, by whether the plan fits.
+REMEDY_TITLES: Final = {True: "What another promise would give", False: "What would fit"}
+
+
+def cluster_view(plan: ClusterPlan) -> list[Block]:
+    """The whole plan."""
+    where = f" ({plan.source})" if plan.source else ""
+    blocks: list[Block] = [
+        Heading(text=f"{plan.model.name} on {count_of(plan.nodes)}{where}"),
+        Paragraph(text=plan.verdict, tone="good" if plan.fits else "bad"),
+    ]
+    blocks += simulated_note(plan)
+    if not plan.fits:
+        blocks += remedies_table(plan.remedies, REMEDY_TITLES[plan.fits])
+    if plan.warnings:
+        blocks += [Heading(text="Warnings"), Items(items=plan.warnings, tone="warn")]
+    if plan.fits:
+        blocks += [Heading(text="What is promised"), _promise(plan)]
+    if plan.reasons:
+        blocks += [Heading(text="Why"), Items(items=plan.reasons)]
+    folded = folded_nodes(plan.nodes)
+    if folded:
+        blocks += [Heading(text="Nodes that serve, by kind"), nodes_table(folded)]
+        blocks += [Heading(text="Settings, by kind"), _settings(folded)]
+    for span in plan.spans:
+        blocks += _span(plan, span)
+    blocks += left_out(plan)
+    if plan.fits:
+        blocks += remedies_table(plan.remedies, REMEDY_TITLES[plan.fits])
+    blocks += _commands(folded)
+    return blocks
+
+
+def count_of(nodes: Sequence[NodePlan]) -> str:
+    """So many nodes, in words."""
+    return f"{len(nodes):,} {plural(len(nodes), 'node')}"
+
+
+def simulated_note(plan: ClusterPlan) -> list[Block]:
+    """That nothing was measured, where nothing was."""
+    if not plan.source.startswith("simulated"):
+        return []
+    text = "simulated: no such machine was measured, all figures are of presets"
+    return [Paragraph(text=text, tone="warn")]
+
+
+def _promise(plan: ClusterPlan) -> FactList:
+    workload, limits = plan.workload, plan.limits
+    assert limits is not None
+    facts = [("longest request", f"{plan.longest_request_tokens:,} tokens, prompt and answer")]
+    if limits.max_dynamic_patch is not None:
+        facts.append(("max_dynamic_patch", str(limits.max_dynamic_patch)))
+    if limits.max_pixels_per_image is not None:
+        facts.append(("max_pixels", f"{limits.max_pixels_per_image:,} an image"))
+    if limits.vision_unit:
+        facts.append(
+            (
+                "images",
+                f"{limits.images_per_request} a request, {limits.units_per_image:,} "
+                f"{plural(limits.units_per_image, limits.vision_unit)} each",
+            )
+        )
+    facts += [
+        ("answers a request", f"{limits.n} at most (n)"),
+        ("workload", f"{plan.requests_at_once:,} at once over all nodes, for {workload.goal}"),
+        ("KV caches", _caches(plan)),
+    ]
+    if plan.throughput:
+        speed = plan.throughput
+        facts.append(
+            (
+                "forecast",
+                f"{speed.output_tokens_per_second:,.0f} output tokens/s, "
+                f"{speed.requests_per_second:,.2f} requests/s, "
+                f"{speed.concurrent_requests:,} at once ({speed.basis})",
+            )
+        )
+    return FactList(facts=tuple(facts))
+
+
+def _caches(plan: ClusterPlan) -> str:
+    engines = "engine" if plan.engines == 1 else "engines"
+    return f"{plan.total_tokens:,} tokens in {plan.engines:,} {engines}"
+
+
+def folded_nodes(nodes: Iterable[NodePlan]) -> list[list[NodePlan]]:
+    """Nodes that serve, by their cards, groups and settings; the most nodes first."""
+    found: dict[object, list[NodePlan]] = {}
+    for node in nodes:
+        if node.plan is not None:
+            plan = node.plan
+            each = tuple(one.settings for one in plan.by_group)
+            key = (node.cards, plan.engine, plan.parallel.groups, plan.settings, each)
+            found.setdefault(key, []).append(node)
+    return sorted(found.values(), key=len, reverse=True)
+
+
+def nodes_table(folded: Sequence[Sequence[NodePlan]]) -> Table:
+    """What each kind of node runs, and how many there are."""
+    rows = []
+    for members in folded:
+        plans = _plans(members)
+        first = plans[0]
+        tokens = [plan.kv.total_tokens for plan in plans]
+        rates = [p.throughput.requests_per_second for p in plans if p.throughput is not None]
+        rows.append(
+            (
+                f"{len(members):,}",
+                members[0].cards,
+                first.engine.name,
+                f"{first.parallel.tp}x{first.parallel.replicas}",
+                _span_of(tokens),
+                f"{rates[0]:.3g}" if rates else "-",
+                f"{members[0].at_once:.3g}",
+                _names(members),
+            )
+        )
+    columns = (
+        Column(title="nodes", right=True),
+        Column(title="cards", wrap=True),
+        Column(title="engine"),
+        Column(title="tp x n", right=True),
+        Column(title="KV tokens", right=True),
+        Column(title="req/s", right=True),
+        Column(title="at once", right=True),
+        Column(title="which", wrap=True),
+    )
+    return Table(columns=columns, rows=tuple(rows))
+
+
+def _settings(folded: Sequence[Sequence[NodePlan]]) -> Table:
+    rows = []
+    for members in folded:
+        plan = _plans(members)[0]
+        each = [one.settings for one in plan.by_group] or [plan.settings]
+        cells = []
+        for name in _BASED:
+            values = list(dict.fromkeys(str(getattr(one, name)) for one in each))
+            cells.append(values[0] if len(values) == 1 else f"{min(values)}-{max(values)}")
+        rows.append((f"{len(members):,}", groups_of(plan.parallel.groups), *cells))
+    columns = (
+        Column(title="nodes", right=True),
+        Column(title="GPUs", wrap=True),
+        Column(title="prefill", right=True),
+        Column(title="batch", right=True),
+        Column(title="cache ratio", right=True),
+        Column(title="dtype"),
+        Column(title="communicator"),
+    )
+    return Table(columns=columns, rows=tuple(rows))
+
+
+def _span(plan: ClusterPlan, span: Span) -> list[Block]:
+    """One engine over several nodes, with its commands."""
+    names = {node.node: node.name for node in plan.nodes}
+    where = " + ".join(names.get(node, node) for node in span.nodes)
+    blocks: list[Block] = [
+        Heading(text=f"One engine over {where}"),
+        Paragraph(text=span.plan.verdict, tone="good" if span.plan.fits else "bad"),
+        Items(items=span.plan.reasons),
+    ]
+    for node, command in zip(span.nodes, span.commands, strict=False):
+        blocks.append(Paragraph(text=f"on {names.get(node, node)}:", tone="dim"))
+        blocks.append(Code(text=shell_command(command)))
+    return blocks
+
+
+def left_out(plan: ClusterPlan) -> list[Block]:
+    """Nodes that serve nothing, by their cards and reason."""
+    found: dict[tuple[str, str], list[NodePlan]] = {}
+    for node in plan.nodes:
+        if node.plan is None and node.why_not:
+            found.setdefault((node.cards, node.why_not), []).append(node)
+    if not found:
+        return []
+    rows = tuple(
+        (f"{len(members):,}", cards or "-", why, _names(members))
+        for (cards, why), members in sorted(found.items(), key=lambda pair: -len(pair[1]))
+    )
+    columns = (
+        Column(title="nodes", right=True),
+        Column(title="cards", wrap=True),
+        Column(title="why", wrap=True),
+        Column(title="which", wrap=True),
+    )
+    return [Heading(text="Nodes that serve nothing"), Table(columns=columns, rows=rows)]
+
+
+def _commands(folded: Sequence[Sequence[NodePlan]]) -> list[Block]:
+    """The first engine's of each kind; the JSON has all."""
+    blocks: list[Block] = []
+    for members in folded[:_COMMANDS]:
+        commands = _plans(members)[0].commands
+        if not commands:
+            continue
+        others = f", one of {len(members):,} such nodes" if len(members) > 1 else ""
+        blocks.append(Heading(text=f"Command on {members[0].name}{others}"))
+        blocks.append(Code(text=shell_command(commands[0])))
+        if len(commands) > 1:
+            more = f"and {len(commands) - 1} more on it, one an engine: see --json"
+            blocks.append(Paragraph(text=more, tone="dim"))
+    if len(folded) > _COMMANDS:
+        more = f"{len(folded) - _COMMANDS} more kinds have commands of their own: see --json"
+        blocks.append(Paragraph(text=more, tone="dim"))
+    return blocks
+
+
+def _plans(members: Iterable[NodePlan]) -> list[Plan]:
+    return [node.plan for node in members if node.plan is not None]
+
+
+def _names(members: Sequence[NodePlan]) -> str:
+    names = ", ".join(node.name for node in members[:_NAMES])
+    more = len(members) - _NAMES
+    return names if more <= 0 else f"{names} and {more:,} more"
+
+
+def _span_of(values: Sequence[int]) -> str:
+    least, most = min(values), max(values)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"

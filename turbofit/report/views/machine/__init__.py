@@ -1,0 +1,1 @@
+"""Sections on a machine: its GPUs, who uses them, how they reach each other."""

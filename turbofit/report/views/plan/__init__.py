@@ -1,0 +1,1 @@
+"""Sections on plans: settings, ledger, what a machine holds, two plans beside each other."""

@@ -1,0 +1,156 @@
+"""A plan in about twenty lines: what it serves, one bar, what is promised, the command."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
+
+from turbofit.core.messages import groups_of, plural
+from turbofit.core.units import format_bytes
+from turbofit.report.painters.document import (
+    BarPiece,
+    Code,
+    FactList,
+    Heading,
+    Paragraph,
+)
+from turbofit.report.shell import shell_command
+from turbofit.report.views.plan.ledger_view import fullest
+from turbofit.report.views.plan.memory_view import memory_bar, need_of
+from turbofit.report.views.plan.remedies_table import remedies_table
+from turbofit.report.views.summary_lines import first_warning
+
+if TYPE_CHECKING:
+    from turbofit.core.plan import Command, Plan, Throughput
+    from turbofit.report.painters.document import Block
+
+__all__ = ["plan_summary", "same_elsewhere", "speed_in_short"]
+
+#: Pieces of the whole text's bar that are one here: their letters, the letter and name of all.
+_PIECES: Final = (
+    ("o", "o", "held by others"),
+    ("rc", "c", "driver, CUDA"),
+    ("W", "W", "weights"),
+    ("K", "K", "KV cache"),
+    ("b", "b", "buffers"),
+    ("t", "t", "worst request"),
+    ("l", "l", "loading"),
+    (".m", ".", "free"),
+)
+#: Remedies that are shown; the whole text has all.
+_REMEDIES: Final = 3
+_PORT: Final = "--server-port"
+_VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
+_FULL: Final = "more: --full, --md or --json; as a page: turbofit report latest --html FILE"
+
+
+def plan_summary(plan: Plan) -> list[Block]:
+    """The verdict, the fullest GPU, the promise, warnings, the command, and where there is more."""
+    blocks: list[Block] = [
+        Heading(text=f"{plan.model.name} on {plan.machine.name}"),
+        Paragraph(text=plan.verdict, tone="good" if plan.fits else "bad"),
+    ]
+    if not plan.fits:
+        blocks += remedies_table(plan.remedies[:_REMEDIES])
+    blocks += _fullest(plan)
+    blocks.append(FactList(facts=tuple(_promise(plan))))
+    # Those of this plan first, then those of the machine.
+    blocks += first_warning(sorted(plan.warnings, key=lambda text: text in plan.machine.warnings))
+    if plan.fits:
+        blocks += _command(plan)
+    return [*blocks, Paragraph(text=_FULL, tone="dim")]
+
+
+def _fullest(plan: Plan) -> list[Block]:
+    """The bar of the GPU that has the least left."""
+    if not plan.gpus:
+        return []
+    title, ledger = fullest(plan.gpus)
+    need, when = need_of(ledger)
+    bar = memory_bar(ledger, f"{title}: {need} of {format_bytes(ledger.total)} in use {when}")
+    sizes = {piece.mark: piece.bytes for piece in bar.parts}
+    parts = tuple(
+        BarPiece(mark=mark, name=name, bytes=sum(sizes.get(one, 0) for one in marks))
+        for marks, mark, name in _PIECES
+    )
+    return [replace(bar, parts=tuple(piece for piece in parts if piece.bytes))]
+
+
+def _promise(plan: Plan) -> list[tuple[str, str]]:
+    """What requests are held to, and what speed is to be expected."""
+    kv, limits, rule = plan.kv, plan.limits, plan.model.image_rule
+    facts = []
+    if kv.tokens:
+        size = format_bytes(kv.bytes_per_token)
+        facts.append(("KV token", f"keys and values of one token, text or image: {size} of cache"))
+    facts.append(("context", _context(plan)))
+    if limits.vision_unit is not None and rule is not None:
+        unit, side = limits.vision_unit, rule.unit_side
+        text = (
+            f"{limits.images_per_request} a request, at most {limits.units_per_image:,}"
+            f" {plural(limits.units_per_image, unit)} of {side} x {side} pixels each:"
+            f" {limits.image_tokens_per_request:,} tokens"
+        )
+        facts.append(("images", text))
+    if plan.throughput is not None:
+        facts.append(("speed", speed_in_short(plan.throughput)))
+    if plan.rehearsal is not None:
+        told = f"{plan.rehearsal.outcome} with LMDeploy {plan.rehearsal.engine_version}"
+        facts.append(("rehearsal", f"{told} on pretend GPUs"))
+    return facts
+
+
+def _context(plan: Plan) -> str:
+    """Prefill is explained where the command's option is read next."""
+    settings = plan.settings
+    if not plan.engine.of_lmdeploy:
+        return f"{settings.session_len:,} tokens with the answer"
+    return (
+        f"{settings.session_len:,} tokens with the answer; prefill reads"
+        f" {settings.max_prefill_token_num:,} at a time"
+    )
+
+
+def speed_in_short(speed: Throughput) -> str:
+    """The forecast of speed with its error."""
+    error = (
+        ""
+        if speed.median_error is None
+        else (f" (median error {speed.median_error:.0%}, text models)")
+    )
+    return f"{speed.requests_per_second:.3g} requests/s by the forecast{error}"
+
+
+def _command(plan: Plan) -> list[Block]:
+    """The first group's command, and in a sentence what is other for the rest."""
+    if not plan.commands:
+        return []
+    said = same_elsewhere(plan, "see --full")
+    return [Code(text=shell_command(plan.commands[0])), *([Paragraph(text=said)] if said else [])]
+
+
+def same_elsewhere(plan: Plan, others: str) -> str:
+    """How the commands of the other groups differ from the first; empty where there is one.
+
+    Args:
+        plan: a plan with commands.
+        others: where those commands stand, if they have other settings.
+    """
+    first, *rest = plan.commands
+    if not rest:
+        return ""
+    gpus = groups_of(plan.parallel.groups[one.group] for one in rest)
+    if any(_apart_from_place(one) != _apart_from_place(first) for one in rest):
+        return f"GPU {gpus}: other settings, {others}"
+    ports = ", ".join(one.argv[one.argv.index(_PORT) + 1] for one in rest if _PORT in one.argv)
+    there = f", {_PORT} {ports}" if ports else ""
+    return f"the same on GPU {gpus}{there}"
+
+
+def _apart_from_place(command: Command) -> tuple[object, ...]:
+    """A command without its GPUs and its port."""
+    words = list(command.argv)
+    if _PORT in words:
+        del words[words.index(_PORT) + 1]
+    return (words, {name: value for name, value in command.env.items() if name != _VISIBLE})

@@ -1,0 +1,1 @@
+"""Sections on what ran: rehearsals, servers, calibrations, loads, tuning."""

@@ -1,0 +1,134 @@
+"""Forecast, rehearsed and measured side by side: the figures that more than one of them tells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal
+
+from turbofit.core.struct import Struct
+from turbofit.report.views.plan.ledger_view import fold
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from turbofit.core.plan import GpuLedger, Plan
+    from turbofit.core.run_report import RunReport
+
+__all__ = ["ForecastSide", "sides"]
+
+#: Phases of a rehearsal that belong to loading: what comes before the cache is cut.
+_LOADING: Final = ("import", "context", "weights", "prepare", "engine", "build", "load", "sizing")
+
+
+class ForecastSide(Struct):
+    """One figure, in bytes or tokens; None where nobody told it."""
+
+    what: str
+    forecast: int | None = None
+    rehearsed: int | None = None
+    measured: int | None = None
+    unit: Literal["bytes", "tokens"] = "bytes"
+
+
+def sides(plan: Plan, run: RunReport | None = None) -> list[tuple[str, tuple[ForecastSide, ...]]]:
+    """The figures of each set of equal GPUs, under its title; sets without any are left out.
+
+    What the first of a set shows stands for it. A rehearsal knows the first group's only; where
+    groups have settings of their own, each one's.
+    """
+    found = []
+    for title, ledger in fold(plan.gpus):
+        group = _group(plan, ledger.index)
+        rows = [*_whole(plan.of_group(group), group, ledger, run), *_terms(ledger)]
+        told = tuple(row for row in rows if row.rehearsed is not None or row.measured is not None)
+        if told:
+            found.append((title, told))
+    return found
+
+
+def _terms(ledger: GpuLedger) -> Iterable[ForecastSide]:
+    for term in ledger.ledger:
+        if term.rehearsed is not None and term.term != "kv_cache":
+            yield ForecastSide(what=term.term, forecast=term.bytes, rehearsed=term.rehearsed)
+
+
+def _whole(plan: Plan, group: int, ledger: GpuLedger, run: RunReport | None) -> list[ForecastSide]:
+    """Loading, rest and peak of a GPU; the cache of its group, whose plan this is."""
+    ratio = plan.settings.cache_max_entry_count
+    cache = next((term.bytes for term in ledger.ledger if term.term == "kv_cache"), None)
+    place = _place(plan, group, ledger.index)
+    timeline = plan.rehearsal.timeline if plan.rehearsal and place is not None else ()
+    kept = plan.rehearsal.cache if plan.rehearsal and place is not None else None
+    at = place or 0
+    loading = [one.peak[at] for one in timeline if one.phase in _LOADING]
+    ready = next((one.end[at] for one in timeline if one.phase == "ready"), None)
+    free = min((one for one in kept.free if one is not None), default=None) if kept else None
+    region = kept.region[at] if kept else None
+    rows = [
+        ForecastSide(
+            what="in use while loading, at most",
+            forecast=ledger.load_peak,
+            rehearsed=max(loading, default=None),
+        ),
+        ForecastSide(
+            what="free when the cache was sized, least of the group",
+            forecast=round(cache / ratio) if cache and ratio and _sized(plan) else None,
+            rehearsed=free,
+            measured=_actual(plan, run, ledger, "free when the cache was sized"),
+        ),
+        ForecastSide(
+            what="KV cache",
+            forecast=cache,
+            rehearsed=region,
+            measured=_actual(plan, run, ledger, "KV cache"),
+        ),
+        ForecastSide(
+            what="KV tokens",
+            forecast=plan.kv.tokens,
+            rehearsed=kept.tokens if kept else None,
+            measured=_actual(plan, run, ledger, "KV tokens"),
+            unit="tokens",
+        ),
+        ForecastSide(what="in use at rest", forecast=ledger.steady, rehearsed=ready),
+    ]
+    served = plan.rehearsal is not None and plan.rehearsal.outcome == "served"
+    cases = [one.peak[at] for one in timeline if served and one.phase.startswith("case ")]
+    most = max(cases, default=None)
+    measured = _actual(plan, run, ledger, "in use after the check", "in use at most")
+    rows.append(
+        ForecastSide(
+            what="in use in the worst case", forecast=ledger.peak, rehearsed=most,
+            measured=measured,
+        )
+    )  # fmt: skip
+    return rows
+
+
+def _sized(plan: Plan) -> bool:
+    """Whether the cache is a share of what is free."""
+    return not plan.engine.on_torch
+
+
+def _group(plan: Plan, index: int) -> int:
+    """The number of the group that a GPU belongs to; 0 where it is in none."""
+    members = enumerate(plan.parallel.groups)
+    return next((number for number, group in members if index in group), 0)
+
+
+def _place(plan: Plan, group: int, index: int) -> int | None:
+    """Where a GPU stands in its group, if that was rehearsed; else only the first one was."""
+    members = plan.parallel.groups[group] if plan.parallel.groups else ()
+    rehearsed = group == 0 or bool(plan.by_group)
+    return members.index(index) if rehearsed and index in members else None
+
+
+def _actual(plan: Plan, run: RunReport | None, ledger: GpuLedger, *names: str) -> int | None:
+    """What a run showed of a GPU, or of the group that it belongs to."""
+    if run is None:
+        return None
+    for group, row in run.rows:
+        of_gpu = ledger.index == row.gpu if row.gpu is not None else True
+        groups = plan.parallel.groups
+        of_group = 0 <= group < len(groups) and ledger.index in groups[group]
+        if row.what in names and of_gpu and of_group:
+            return row.actual
+    return None

@@ -1,0 +1,141 @@
+"""What a tuning tried and found, as blocks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from turbofit.report.painters.document import Column, Heading, Paragraph, Table
+from turbofit.report.views.run.load_view import seconds_text
+
+if TYPE_CHECKING:
+    from turbofit.core.tuning import SpeedFigures, TrialRecord, Tuning
+    from turbofit.report.painters.document import Block
+
+__all__ = ["curve_table", "pareto", "settings_text", "trial_table", "tune_notes", "tune_view"]
+
+
+def tune_view(result: Tuning) -> list[Block]:
+    """Blocks for `turbofit tune`."""
+    blocks: list[Block] = [Heading(text=f"Tuning of {result.model}"), *tune_notes(result)]
+    blocks.append(trial_table(result))
+    if result.curve:
+        blocks += [Heading(text="The best under other loads"), curve_table(result)]
+    return blocks
+
+
+def tune_notes(result: Tuning) -> list[Block]:
+    """What was found, in lines."""
+    blocks: list[Block] = []
+    if result.pretend:
+        blocks.append(Paragraph(text="PRETEND GPUs: no speed here is real", tone="bad"))
+    winner = result.winner
+    if winner is None or winner.measured is None:
+        why = "keeps the SLO" if result.slo else "served"
+        blocks.append(Paragraph(text=f"none of {len(result.trials)} settings {why}", tone="bad"))
+    else:
+        first = next((one for one in result.trials if not one.options), None)
+        gain = ""
+        if first is not None and first.measured is not None and first is not winner:
+            ratio = winner.measured.requests_per_second / first.measured.requests_per_second
+            gain = f", {ratio - 1:+.0%} against the plan without tuning"
+        text = f"best: {settings_text(winner)}: {_told(winner.measured)}{gain}"
+        blocks.append(Paragraph(text=text, tone="good"))
+        if winner.quant_policy:
+            text = f"it stores the cache with {winner.quant_policy} bits: answers change a little"
+            blocks.append(Paragraph(text=f"{text} (--kv-types 0 leaves that out)", tone="warn"))
+    blocks += [
+        Paragraph(
+            text=f"{one.engine}: the forecast was {1 / one.factor:.2f} times what {one.trials} "
+            "trials measured; later plans here are corrected by it"
+        )
+        for one in result.factors
+        if one.factor > 0
+    ]
+    if result.earlier is not None:
+        tone = "bad" if result.earlier.change < -0.05 else "plain"
+        text = (
+            f"LMDeploy {result.earlier.lmdeploy} gave {result.earlier.requests_per_second:.2f} "
+            f"requests/s under this load: {result.earlier.change:+.1%} since"
+        )
+        blocks.append(Paragraph(text=text, tone="bad" if tone == "bad" else "plain"))
+    text = f"{len(result.trials)} trials in {result.seconds / 60:.1f} minutes; {result.stopped}"
+    blocks.append(Paragraph(text=text, tone="dim"))
+    return blocks
+
+
+def settings_text(one: TrialRecord) -> str:
+    """A trial's settings in a line."""
+    kv = f", KV int{one.quant_policy}" if one.quant_policy else ""
+    prefix = ", prefix caching" if one.enable_prefix_caching else ""
+    return (
+        f"{one.engine}, tp {one.tp} x {one.replicas}, batch {one.max_batch_size}, prefill "
+        f"{one.max_prefill_token_num}{kv}{prefix}"
+    )
+
+
+def trial_table(result: Tuning) -> Table:
+    """Every trial beside its forecast."""
+    columns = (
+        Column(title="", right=True),
+        Column(title="settings", wrap=True),
+        Column(title="forecast", right=True),
+        Column(title="requests/s", right=True),
+        Column(title="TTFT p90", right=True),
+        Column(title="TPOT p90", right=True),
+        Column(title="", wrap=True),
+    )
+    return Table(columns=columns, rows=tuple(_row(one, result) for one in result.trials))
+
+
+def curve_table(result: Tuning) -> Table:
+    """The best settings under other numbers of requests at once."""
+    columns = tuple(
+        Column(title=title, right=True)
+        for title in ("at once", "requests/s", "tokens/s", "TTFT p50", "TTFT p90", "TPOT p50",
+                      "E2E p50")
+    )  # fmt: skip
+    rows = []
+    for one in result.curve:
+        seen = one.measured
+        times = (seen.ttft_p50, seen.ttft_p90, seen.tpot_p50, seen.e2e_p50)
+        rows.append(
+            (str(one.concurrency), f"{seen.requests_per_second:.2f}",
+             f"{seen.output_tokens_per_second:,.0f}", *map(seconds_text, times))
+        )  # fmt: skip
+    return Table(columns=columns, rows=tuple(rows))
+
+
+def pareto(result: Tuning) -> set[int]:
+    """Numbers of the trials that no other beats in requests a second and in TTFT at once."""
+    seen = [(one.number, one.measured) for one in result.trials if one.measured is not None]
+    return {
+        number for number, figures in seen if not any(_beats(other, figures) for _, other in seen)
+    }
+
+
+def _beats(one: SpeedFigures, other: SpeedFigures) -> bool:
+    faster = one.requests_per_second - other.requests_per_second
+    sooner = other.ttft_p90 - one.ttft_p90
+    return faster >= 0 and sooner >= 0 and (faster > 0 or sooner > 0)
+
+
+def _row(one: TrialRecord, result: Tuning) -> tuple[str, ...]:
+    forecast = f"{one.forecast.requests_per_second:.2f}"
+    if one.measured is None:
+        return (str(one.number), settings_text(one), forecast, "-", "-", "-",
+                f"{one.outcome}: {one.why}")  # fmt: skip
+    seen = one.measured
+    marks = ["best"] if one.number == result.best else []
+    marks += ["Pareto"] if one.number in pareto(result) else []
+    marks += [] if one.meets_slo else ["misses the SLO" if result.slo else "not all answered"]
+    return (
+        str(one.number), settings_text(one), forecast, f"{seen.requests_per_second:.2f}",
+        seconds_text(seen.ttft_p90), seconds_text(seen.tpot_p90), ", ".join(marks),
+    )  # fmt: skip
+
+
+def _told(seen: SpeedFigures) -> str:
+    return (
+        f"{seen.requests_per_second:.2f} requests/s, {seen.output_tokens_per_second:,.0f} "
+        f"tokens/s, first token {seconds_text(seen.ttft_p50)}"
+    )
