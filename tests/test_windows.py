@@ -14,7 +14,7 @@ import pytest
 
 from tests.nvml.standin import Scenario, four_3090, nvml_library, nvml_machine
 from turbofit.cli.terminal import output, terminal
-from turbofit.core.state import _base
+from turbofit.core.process.state import _base
 
 __all__ = ["nvml_library", "nvml_machine"]
 

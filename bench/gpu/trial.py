@@ -23,8 +23,8 @@ from typing import Any
 
 from bench.gpu.load import Load, drive
 from turbofit.core.errors import TurbofitError
-from turbofit.core.files import write_atomic
 from turbofit.core.plan import Plan
+from turbofit.core.process.files import write_atomic
 from turbofit.core.struct import to_builtins
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.calibrate.calibrator import Calibrator

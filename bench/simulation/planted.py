@@ -79,7 +79,7 @@ BUGS = (
         "                pass\n        return plan\n"),
     Bug("a lease is left at the end", "launch/serve/leases.py",
         '        for suffix in (".json", ".lock"):', "        for suffix in ():"),
-    Bug("a record is written in place", "core/files.py",
+    Bug("a record is written in place", "core/process/files.py",
         "    descriptor, temporary = tempfile.mkstemp(prefix=f\".{target.name}.\", "
         "dir=target.parent)\n",
         "    target.write_bytes(raw)\n    return\n"

@@ -37,9 +37,9 @@ from bench.simulation.modules import (
     world,
 )
 from bench.simulation.scheduler import Event
-from turbofit.core import files
 from turbofit.core.errors import LaunchError
 from turbofit.core.plan import Remedy
+from turbofit.core.process import files
 from turbofit.launch.engine.environment import Lmdeploy
 from turbofit.launch.engine.image import flat_png
 from turbofit.launch.engine.supervised_engine import SupervisedEngine
@@ -267,9 +267,9 @@ def _replacements(one: World) -> Iterator[tuple[str, Any]]:
     yield "turbofit.machine.nvml_machine.measure", lambda _: machine.measured()
     yield "turbofit.machine.host.read_host", machine.host
     yield f"{serve}.gpu_monitor._heat", one.heat
-    yield "turbofit.core.files.os", disk
-    yield "turbofit.core.files._replace", _replace_file(files._replace, disk)
-    yield "turbofit.core.files.sync_folder", lambda _: None
+    yield "turbofit.core.process.files.os", disk
+    yield "turbofit.core.process.files._replace", _replace_file(files._replace, disk)
+    yield "turbofit.core.process.files.sync_folder", lambda _: None
     # The gateway's outside.
     yield "turbofit.gateway.thread.GatewayThread", partial(SimulatedGatewayThread, one)
     yield "turbofit.gateway.server.bind", lambda _: types.SimpleNamespace(close=lambda: None)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from turbofit.batch.progress import BatchProgress
-from turbofit.core.progress import Step
+from turbofit.core.process.progress import Step
 
 
 class Clock:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.kernels.device_code import CODE, cubin, fatbin, library
 from turbofit.core.errors import UsageError
-from turbofit.core.state import state_dir
+from turbofit.core.process.state import state_dir
 from turbofit.kernels import installed as module
 from turbofit.kernels.census import Count
 from turbofit.kernels.installed import (

@@ -8,7 +8,7 @@ import pytest
 
 import turbofit
 from turbofit.core.errors import UsageError
-from turbofit.core.progress import Step, listened
+from turbofit.core.process.progress import Step, listened
 from turbofit.core.which import Serving, Which
 from turbofit.machine.presets import preset_names
 from turbofit.model.presets import known_presets

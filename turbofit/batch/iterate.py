@@ -14,7 +14,7 @@ from turbofit.batch.batch_job import BatchJob, BatchListener
 from turbofit.batch.batch_spec import BatchSpec
 from turbofit.batch.item import BatchLine
 from turbofit.batch.target import BatchTarget, target_of
-from turbofit.core.log import LazyLogger
+from turbofit.core.process.log import LazyLogger
 from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:

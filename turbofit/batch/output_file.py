@@ -19,7 +19,7 @@ import msgspec
 
 from turbofit.batch.item import place_of
 from turbofit.core.errors import UsageError
-from turbofit.core.files import sync_folder
+from turbofit.core.process.files import sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

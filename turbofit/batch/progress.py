@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Annotated, Final
 
-from turbofit.core.progress import Step
+from turbofit.core.process.progress import Step
 from turbofit.core.struct import Struct, const, doc
 
 if TYPE_CHECKING:

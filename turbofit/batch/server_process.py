@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError, TurbofitError, error_from
-from turbofit.core.variable_names import without_options
+from turbofit.core.process.variable_names import without_options
 from turbofit.launch.engine import guard
 from turbofit.launch.engine.launches import free_ports
 from turbofit.launch.serve.runs import recorded_runs

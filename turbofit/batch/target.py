@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.errors import UsageError
-from turbofit.core.variables import variables
+from turbofit.core.process.variables import variables
 
 if TYPE_CHECKING:
     from turbofit.planning.request import PlanRequest

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from turbofit.core.ports import DEFAULT_PORT
+from turbofit.core.process.ports import DEFAULT_PORT
 from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, KIB
 

@@ -92,7 +92,7 @@ def _kept_name(folder: Path) -> Path:
 
 
 def _new_root(base: Path | None) -> Path:
-    from turbofit.core.state import new_folder
+    from turbofit.core.process.state import new_folder
 
     try:
         if base is None:

@@ -228,7 +228,7 @@ def run_gateway(gateway: PublicApp, *, on_ready: Callable[[str], None] | None = 
     Raises:
         LaunchError: the address cannot be bound.
     """
-    from turbofit.core.signals import stop_signals, unblock
+    from turbofit.core.process.signals import stop_signals, unblock
 
     async def main() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()

@@ -7,7 +7,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.signals import stop_signals
+from turbofit.core.process.signals import stop_signals
 from turbofit.gateway.http.sockets import open_files
 from turbofit.load.client import LoadClient
 from turbofit.load.driver import LoadRun

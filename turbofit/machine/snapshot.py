@@ -9,8 +9,8 @@ from typing import Final
 import msgspec
 
 from turbofit.core.errors import UsageError
-from turbofit.core.files import write_atomic
 from turbofit.core.machine import MACHINE_SCHEMA, Gpu, Machine
+from turbofit.core.process.files import write_atomic
 from turbofit.core.struct import NA, Struct, decode, to_json
 
 __all__ = ["check_possible", "load_snapshot", "save_snapshot"]

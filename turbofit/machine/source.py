@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from turbofit.core.errors import MachineError, UsageError
-from turbofit.core.log import LazyLogger
+from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import NA
 from turbofit.machine.unified import unified_memory_note
 from turbofit.machine.visible import select

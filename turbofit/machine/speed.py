@@ -18,8 +18,6 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import MachineError, PackageError
-from turbofit.core.files import write_atomic
-from turbofit.core.log import LazyLogger
 from turbofit.core.machine import (
     CardSpeed,
     Link,
@@ -28,8 +26,10 @@ from turbofit.core.machine import (
     PairSpeed,
     ReduceSpeed,
 )
-from turbofit.core.progress import under_way
-from turbofit.core.state import state_dir
+from turbofit.core.process.files import write_atomic
+from turbofit.core.process.log import LazyLogger
+from turbofit.core.process.progress import under_way
+from turbofit.core.process.state import state_dir
 from turbofit.core.struct import decode, to_json
 
 __all__ = ["keep", "measure_speed", "recall", "with_measured"]

@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_opener
 
 from turbofit.core.errors import UsageError
-from turbofit.core.log import LazyLogger
+from turbofit.core.process.log import LazyLogger
 from turbofit.model.checkpoint import Weights
 from turbofit.model.config import LARGEST_JSON
 from turbofit.model.folder import INDEX

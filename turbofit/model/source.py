@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import UsageError
-from turbofit.core.log import LazyLogger
 from turbofit.core.model import Model
+from turbofit.core.process.log import LazyLogger
 from turbofit.model.hub_cache import cached_snapshot
 from turbofit.model.modelscope_cache import modelscope_folders, uses_modelscope
 from turbofit.model.presets import find_preset, load_preset, nearest_names, preset_model

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from turbofit.core.errors import UsageError
-from turbofit.core.files import write_atomic
-from turbofit.core.log import LazyLogger
 from turbofit.core.machine import Calibration
-from turbofit.core.state import state_dir
+from turbofit.core.process.files import write_atomic
+from turbofit.core.process.log import LazyLogger
+from turbofit.core.process.state import state_dir
 from turbofit.core.struct import to_builtins
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from turbofit.core.files import write_atomic
-from turbofit.core.state import state_dir
+from turbofit.core.process.files import write_atomic
+from turbofit.core.process.state import state_dir
 from turbofit.core.struct import to_json
 from turbofit.core.tuning import TUNE_SCHEMA, Tuning
 

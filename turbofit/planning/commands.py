@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Command
-from turbofit.core.ports import DEFAULT_PORT
+from turbofit.core.process.ports import DEFAULT_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
-from turbofit.core.progress import Step, tell
+from turbofit.core.process.progress import Step, tell
 from turbofit.core.struct import known, to_builtins
 from turbofit.core.units import format_bytes
 from turbofit.core.version import __version__

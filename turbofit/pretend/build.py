@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from turbofit.core.log import LazyLogger
+from turbofit.core.process.log import LazyLogger
 from turbofit.pretend.errors import PretendError
 from turbofit.pretend.libraries import ACCOUNT, Library, libraries_for
 from turbofit.pretend.stubs import stub_source

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import IO, Final
 
 from turbofit.core.errors import UsageError
-from turbofit.core.log import LazyLogger
 from turbofit.core.machine import Gpu, Machine
+from turbofit.core.process.log import LazyLogger
 from turbofit.pretend.build import build
 from turbofit.pretend.environment import pretend_environment
 from turbofit.pretend.from_machine import pretend_twin

@@ -10,7 +10,6 @@ from typing import Any, Final
 from msgspec import convert
 from msgspec.structs import replace
 
-from turbofit.core.log import LazyLogger
 from turbofit.core.plan import (
     Death,
     GpuLedger,
@@ -21,7 +20,8 @@ from turbofit.core.plan import (
     RehearsedCase,
     Term,
 )
-from turbofit.core.progress import under_way
+from turbofit.core.process.log import LazyLogger
+from turbofit.core.process.progress import under_way
 from turbofit.core.units import format_bytes
 from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.rehearse.checkpoint.twin import checkpoint_for

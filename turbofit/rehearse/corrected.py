@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.log import LazyLogger
+from turbofit.core.process.log import LazyLogger
 from turbofit.memory.engines import engine_named
 from turbofit.planning.plan import finished
 from turbofit.planning.resolve import resolve

@@ -16,8 +16,8 @@ import msgspec
 
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import PLAN_SCHEMA, Plan
+from turbofit.core.process.state import state_dir
 from turbofit.core.run_report import RUN_SCHEMA, RunReport
-from turbofit.core.state import state_dir
 from turbofit.core.struct import Struct, const, decode, to_json
 from turbofit.report.consistent import check_consistent
 

@@ -14,9 +14,9 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, TurbofitError
-from turbofit.core.log import LazyLogger
 from turbofit.core.messages import plural
 from turbofit.core.plan import Plan, Remedy
+from turbofit.core.process.log import LazyLogger
 from turbofit.core.units import format_bytes
 from turbofit.memory.engine import Engine
 from turbofit.memory.engines import ENGINES, LMDEPLOY, check_options, engine_for

@@ -16,8 +16,8 @@ from turbofit.cli.command import CliCommand, Option
 from turbofit.cli.command_group import COMMANDS, TURBOFIT
 from turbofit.cli.main import main
 from turbofit.cli.options.option_variables import ROOT, variable
-from turbofit.core.variable_names import VARIABLES, is_service_link, without_options
-from turbofit.core.variables import variables
+from turbofit.core.process.variable_names import VARIABLES, is_service_link, without_options
+from turbofit.core.process.variables import variables
 
 ROOM = Path(__file__).parents[3]
 Out = pytest.CaptureFixture[str]

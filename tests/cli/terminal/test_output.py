@@ -7,7 +7,7 @@ import pytest
 
 from turbofit.cli.main import main
 from turbofit.cli.terminal.output import verbose_log
-from turbofit.core.log import LazyLogger
+from turbofit.core.process.log import LazyLogger
 
 PLAN = ["plan", "internvl2-8b", "--on", "1xrtx3090", "--json"]
 Out = pytest.CaptureFixture[str]

@@ -14,7 +14,7 @@ import pytest
 from tests.cli.screen import Screen, screen_of
 from turbofit.cli.terminal import output, progress_display
 from turbofit.cli.terminal.progress_display import ProgressDisplay
-from turbofit.core.progress import Step, listened, listening, now, tell, under_way
+from turbofit.core.process.progress import Step, listened, listening, now, tell, under_way
 
 #: `turbofit` whose planning takes until a line comes on stdin; progress is shown from the start.
 SLOW: Final = """
@@ -24,7 +24,7 @@ from turbofit.cli.terminal import progress_display
 from turbofit.cli.main import main
 from turbofit.cli.terminal.output import say
 from turbofit.core.errors import UsageError
-from turbofit.core.progress import Step, tell
+from turbofit.core.process.progress import Step, tell
 progress_display._PATIENCE = progress_display._SELDOM = 0.0
 plan = api.plan
 def slow(request, **options):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
-from turbofit.core.state import new_folder
+from turbofit.core.process.state import new_folder
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.engine.engine_client import EngineClient
 from turbofit.launch.engine.environment import Lmdeploy

@@ -14,7 +14,7 @@ from bench.common.plans import plausible_plan
 from turbofit.core.errors import LaunchError
 from turbofit.core.model import ModelSource
 from turbofit.core.plan import Plan
-from turbofit.core.progress import Step, listened
+from turbofit.core.process.progress import Step, listened
 from turbofit.launch.serve import download
 from turbofit.launch.serve.download import WeightsFetcher, with_weights
 

@@ -11,7 +11,7 @@ from bench.common.plans import plausible_plan
 from bench.common.processes import REPO
 from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
-from turbofit.core.state import state_dir
+from turbofit.core.process.state import state_dir
 from turbofit.launch.serve.record import Record
 from turbofit.launch.serve.runs import chosen_run, newest_run_of, running_servers, stop_server
 

@@ -15,7 +15,7 @@ from tests.model.merge.cases import LORA, digest, dyadic, load, make_adapter, ma
 from tests.model.merge.golden import CASES, GOLDEN
 from tests.waiting import HANG
 from turbofit.core.errors import PackageError, TurbofitError, UsageError
-from turbofit.core.progress import listened
+from turbofit.core.process.progress import listened
 from turbofit.model.merge import output, shards, tensors
 from turbofit.model.merge.merge import merge
 from turbofit.model.source import resolve_model

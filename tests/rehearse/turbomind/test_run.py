@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from turbofit.core.progress import Step, listened
+from turbofit.core.process.progress import Step, listened
 from turbofit.rehearse.turbomind import run
 from turbofit.rehearse.turbomind.notes import Notes
 

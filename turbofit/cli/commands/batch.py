@@ -13,7 +13,7 @@ from turbofit.cli.options.fields import filled, options_of
 from turbofit.cli.terminal.interrupt import INTERRUPTED
 from turbofit.cli.terminal.output import say
 from turbofit.core.errors import UnservedError
-from turbofit.core.progress import tell
+from turbofit.core.process.progress import tell
 
 if TYPE_CHECKING:
     from turbofit.batch.batch_job import BatchJob, BatchListener
@@ -108,7 +108,7 @@ def batch(
 
 
 async def _stoppable(job: BatchJob) -> BatchResult:
-    from turbofit.core.signals import stop_signals
+    from turbofit.core.process.signals import stop_signals
 
     loop = asyncio.get_running_loop()
     for number in stop_signals():

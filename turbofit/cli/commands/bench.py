@@ -10,7 +10,7 @@ from turbofit.cli.options.common_options import FORMS
 from turbofit.cli.options.fields import filled, options_of
 from turbofit.cli.terminal.interrupt import INTERRUPTED
 from turbofit.core.errors import UnservedError, UsageError
-from turbofit.core.progress import Step, tell
+from turbofit.core.process.progress import Step, tell
 
 if TYPE_CHECKING:
     from turbofit.load.driver import LoadRun
@@ -65,7 +65,7 @@ def bench(
     **given: Any,
 ) -> int:
     """Drive and show; 3 where nothing was answered, 130 where a signal ended it."""
-    from turbofit.core.variables import variables
+    from turbofit.core.process.variables import variables
     from turbofit.load.bench import bench as measure
     from turbofit.load.spec import LoadSpec
 

@@ -11,7 +11,7 @@ from turbofit.cli.options.common_options import FORMS, planning_keywords, planni
 from turbofit.cli.serving.serve_cluster import ray_address
 from turbofit.cli.terminal.output import answer, show
 from turbofit.core.errors import LaunchError, UsageError, error_from
-from turbofit.core.progress import under_way
+from turbofit.core.process.progress import under_way
 
 if TYPE_CHECKING:
     from turbofit.core.cluster import ClusterStatus

@@ -10,7 +10,7 @@ from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import PORT
 from turbofit.cli.options.profile_options import profile_of, profile_option
 from turbofit.core.errors import UsageError
-from turbofit.core.ports import DEFAULT_PORT
+from turbofit.core.process.ports import DEFAULT_PORT
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan

@@ -57,7 +57,7 @@ def gateway(
     from msgspec.structs import replace
 
     from turbofit.cli.terminal.output import answer, note
-    from turbofit.core.variables import variables
+    from turbofit.core.process.variables import variables
     from turbofit.gateway.http.accesslog import access_log
     from turbofit.gateway.routing.quarantine_file import quarantine_file
     from turbofit.gateway.server import make_gateway, run_gateway

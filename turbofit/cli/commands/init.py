@@ -11,7 +11,7 @@ from turbofit.cli.options.common_options import machine_options, model_argument,
 from turbofit.cli.options.fields import filled
 from turbofit.cli.options.profile_options import PROFILE, sections
 from turbofit.core.errors import UsageError
-from turbofit.core.progress import under_way
+from turbofit.core.process.progress import under_way
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +49,7 @@ def init(*, out: str, force: bool, **given: Any) -> int:
     from turbofit import api
     from turbofit.cli.serving.serve_plan import refusal
     from turbofit.cli.terminal.output import answer
-    from turbofit.core.files import write_atomic
+    from turbofit.core.process.files import write_atomic
     from turbofit.planning.request import PlanRequest
 
     if out != "-" and not force and Path(out).exists():

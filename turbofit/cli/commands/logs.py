@@ -51,7 +51,7 @@ def logs(*, run: str | None, lines: int) -> int:
 
 def _is_there(name: str) -> bool:
     """Whether a name is one that `report` reads: a path, a run's name, or the newest."""
-    from turbofit.core.state import state_dir
+    from turbofit.core.process.state import state_dir
     from turbofit.report.stored_documents import LATEST
 
     places = name, state_dir("runs", make=False) / name

@@ -11,7 +11,7 @@ import click
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS
 from turbofit.core.errors import UsageError
-from turbofit.core.progress import under_way
+from turbofit.core.process.progress import under_way
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,7 +16,7 @@ from turbofit.cli.options.common_options import (
 from turbofit.cli.options.fields import filled, options_of
 from turbofit.cli.options.shares_options import SharesOptions
 from turbofit.core.errors import UsageError
-from turbofit.core.progress import under_way
+from turbofit.core.process.progress import under_way
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan

@@ -14,7 +14,7 @@ from turbofit.cli.options.common_options import (
     planning_options,
 )
 from turbofit.cli.options.fields import filled, options_of
-from turbofit.core.progress import under_way
+from turbofit.core.process.progress import under_way
 from turbofit.planning.predict_request import PredictRequest
 
 __all__ = ["predict"]

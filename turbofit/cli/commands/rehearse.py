@@ -14,7 +14,7 @@ from turbofit.cli.options.common_options import (
     planning_options,
 )
 from turbofit.core.errors import UsageError
-from turbofit.core.progress import under_way
+from turbofit.core.process.progress import under_way
 
 __all__ = ["rehearse"]
 

@@ -30,7 +30,7 @@ from turbofit.cli.serving.serve_plan import (
 from turbofit.cli.terminal.client_lines import client_lines
 from turbofit.cli.terminal.interrupt import exit_code, run_until_signal
 from turbofit.core.errors import UsageError
-from turbofit.core.progress import under_way
+from turbofit.core.process.progress import under_way
 
 if TYPE_CHECKING:
     import signal
@@ -290,7 +290,7 @@ def _gateway(public: GatewayOptions, passed: PassedOptions) -> GatewayConfig:
     Raises:
         UsageError: open by accident, or options of the engine's own public side.
     """
-    from turbofit.core.variables import variables
+    from turbofit.core.process.variables import variables
 
     for name in _PUBLIC:
         if name in passed.argv:

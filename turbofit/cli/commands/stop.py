@@ -9,7 +9,7 @@ from pydantic import Field
 from turbofit.cli.command import Argument, Option, command
 from turbofit.cli.options.fields import filled, options_of
 from turbofit.core.errors import UsageError
-from turbofit.core.progress import under_way
+from turbofit.core.process.progress import under_way
 from turbofit.core.validation import Metavar, Validated
 
 __all__ = ["stop"]

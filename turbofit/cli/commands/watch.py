@@ -109,7 +109,7 @@ def _look_patiently(saved: StoredPlan, url: str | None, api_key: str | None) -> 
 
 def _look(saved: StoredPlan, url: str | None, api_key: str | None) -> LiveServer | None:
     """What the gateway says; None while the run's own is not open."""
-    from turbofit.core.variables import variables
+    from turbofit.core.process.variables import variables
     from turbofit.observe.live import fetch_page, now_of
 
     assert saved.run is not None

@@ -13,7 +13,7 @@ from turbofit.cli.options.common_options import (
     planning_options,
 )
 from turbofit.cli.options.fields import filled, options_of
-from turbofit.core.progress import under_way
+from turbofit.core.process.progress import under_way
 from turbofit.planning.which_request import WhichRequest
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import click
 
 from turbofit.cli.command import Argument, Option, option_name
 from turbofit.core.errors import UsageError
-from turbofit.core.ports import LAST_PORT
+from turbofit.core.process.ports import LAST_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable

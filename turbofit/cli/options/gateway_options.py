@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from turbofit.core.errors import UsageError
-from turbofit.core.ports import DEFAULT_PORT, LAST_PORT
+from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
+from turbofit.core.process.variables import variables
 from turbofit.core.validation import Metavar, Validated
-from turbofit.core.variables import variables
 from turbofit.planning.request import Positive
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from turbofit.core.errors import UsageError
-from turbofit.core.ports import LAST_PORT
+from turbofit.core.process.ports import LAST_PORT
 from turbofit.core.validation import Metavar, Validated
 from turbofit.planning.request import Bytes
 

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from turbofit.core.errors import UsageError
-from turbofit.core.variable_names import PREFIX, VARIABLES, is_service_link
+from turbofit.core.process.variable_names import PREFIX, VARIABLES, is_service_link
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -186,7 +186,7 @@ def _elsewhere(ctx: click.Context) -> bool:
 
 def defaults(profile: Profile) -> Options:
     """The values of a profile, as click takes defaults; the environment's keys come before its."""
-    from turbofit.core.variables import variables
+    from turbofit.core.process.variables import variables
 
     values = profile.of_model(0) if len(profile.models) == 1 else profile.values
     given = variables()

@@ -8,7 +8,7 @@ from turbofit.cli.command import CliCommand, option_name
 from turbofit.cli.options.common_options import planning_keywords, setting_options
 from turbofit.cli.options.fields import filled
 from turbofit.core.errors import DoesNotFitError, LaunchError, PackageError, UsageError
-from turbofit.core.ports import LAST_PORT
+from turbofit.core.process.ports import LAST_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -144,7 +144,7 @@ def show(blocks: Iterable[Block], *, markdown: bool = False) -> None:
 
 def write_page(text: str, file: str) -> None:
     """Write a page of HTML, and say where; ``-`` is stdout."""
-    from turbofit.core.files import write_atomic
+    from turbofit.core.process.files import write_atomic
 
     if file == "-":
         answer(text)

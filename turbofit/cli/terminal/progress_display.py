@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TextIO
 
 from turbofit.cli.terminal.terminal import redraws, width
-from turbofit.core.progress import Step, listened
+from turbofit.core.process.progress import Step, listened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

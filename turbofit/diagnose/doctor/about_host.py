@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.ports import DEFAULT_PORT
+from turbofit.core.process.ports import DEFAULT_PORT
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.diagnose.doctor.finding import Finding, ok, stops, unreadable, warning

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.log import LazyLogger
+from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.accesslog import trace_log
 from turbofit.gateway.http.asgi import AsgiApp, tell_bug
 from turbofit.gateway.http.body import Bodies

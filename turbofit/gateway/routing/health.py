@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.log import LazyLogger
+from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.routing.stuck import engine_load, stuck_requests
 
 if TYPE_CHECKING:

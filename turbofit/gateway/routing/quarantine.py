@@ -8,7 +8,7 @@ from pathlib import Path
 from secrets import token_bytes
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.log import LazyLogger
+from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.routing.accounts import BUDGET, BUDGET_SECONDS, accounts_of
 from turbofit.gateway.routing.fingerprints import KEY_BYTES, Fingerprints

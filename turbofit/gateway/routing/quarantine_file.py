@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from turbofit.core.errors import UsageError
-from turbofit.core.files import write_atomic
-from turbofit.core.state import state_dir
+from turbofit.core.process.files import write_atomic
+from turbofit.core.process.state import state_dir
 from turbofit.core.struct import to_json
 from turbofit.gateway.routing.fingerprints import KEY_BYTES
 from turbofit.gateway.routing.quarantined import QUARANTINE_SCHEMA, Quarantined

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.log import LazyLogger
+from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.limits.cost import Cost
 from turbofit.gateway.routing.admission import dead
 from turbofit.gateway.routing.exchange import EngineDied, Exchange

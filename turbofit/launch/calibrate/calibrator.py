@@ -10,7 +10,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from turbofit.core.errors import LaunchError, TurbofitError
-from turbofit.core.progress import Step, tell
+from turbofit.core.process.progress import Step, tell
 from turbofit.core.units import format_bytes
 from turbofit.launch.engine.worst_requests import (
     every_worst,

@@ -11,9 +11,9 @@ import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, UsageError
-from turbofit.core.files import write_atomic
 from turbofit.core.plan import Plan
-from turbofit.core.state import state_dir
+from turbofit.core.process.files import write_atomic
+from turbofit.core.process.state import state_dir
 from turbofit.core.struct import to_builtins
 from turbofit.core.units import MIB
 from turbofit.observe.calibration import Observation

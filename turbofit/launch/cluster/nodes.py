@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from turbofit.core.cluster import Cluster, Node
 from turbofit.core.errors import TurbofitError
-from turbofit.core.variables import variables
+from turbofit.core.process.variables import variables
 from turbofit.core.version import __version__
 from turbofit.launch.cluster import ray_adapter
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from turbofit.core.errors import MachineError, PackageError, UsageError
-from turbofit.core.log import LazyLogger
+from turbofit.core.process.log import LazyLogger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from turbofit.core.cluster import Cluster
 from turbofit.core.errors import DoesNotFitError, LaunchError, TurbofitError
-from turbofit.core.files import write_atomic
+from turbofit.core.process.files import write_atomic
 from turbofit.core.struct import to_json
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.cluster import ray_adapter

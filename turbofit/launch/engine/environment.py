@@ -6,7 +6,7 @@ import os
 from typing import Final
 
 from turbofit.core.errors import LaunchError, PackageError
-from turbofit.core.log import LazyLogger
+from turbofit.core.process.log import LazyLogger
 from turbofit.launch.engine.runner import module_runner
 from turbofit.memory.engines import LMDEPLOY
 from turbofit.memory.versions import REFERENCE, release

@@ -13,7 +13,7 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError
-from turbofit.core.ports import DEFAULT_PORT
+from turbofit.core.process.ports import DEFAULT_PORT
 from turbofit.launch.engine.fitted_cache import with_ratio
 from turbofit.planning.commands import module_of
 

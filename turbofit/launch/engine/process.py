@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError
-from turbofit.core.log import LazyLogger
+from turbofit.core.process.log import LazyLogger
 from turbofit.launch.engine.logfile import LogFile
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from turbofit.core.errors import LaunchError
-from turbofit.core.log import LazyLogger
+from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
 from turbofit.launch.engine import kernel
 from turbofit.launch.engine.engine_client import EngineClient

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from turbofit.core.errors import LaunchError, TurbofitError
-from turbofit.core.ports import DEFAULT_PORT
+from turbofit.core.process.ports import DEFAULT_PORT
 from turbofit.core.units import format_bytes
 from turbofit.planning.device_maps import read_map
 

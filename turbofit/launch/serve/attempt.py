@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import LaunchError
 from turbofit.core.plan import Command
-from turbofit.core.progress import under_way
+from turbofit.core.process.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
 from turbofit.launch.engine.launches import Launch, PretendLaunch, free_ports
 from turbofit.launch.engine.runner import module_runner

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from turbofit.core.model import Model
-from turbofit.core.ports import DEFAULT_PORT, LAST_PORT
+from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
 from turbofit.core.validation import Validated
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.engine.supervised_engine import Timing

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError
-from turbofit.core.log import LazyLogger
-from turbofit.core.progress import Step, listening, tell, under_way
+from turbofit.core.process.log import LazyLogger
+from turbofit.core.process.progress import Step, listening, tell, under_way
 from turbofit.core.units import GIB, format_bytes
 from turbofit.model.modelscope_cache import cache_root, uses_modelscope
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import LaunchError, UsageError
-from turbofit.core.files import write_atomic
+from turbofit.core.process.files import write_atomic
+from turbofit.core.process.variables import variables
 from turbofit.core.units import MIB
-from turbofit.core.variables import variables
 from turbofit.launch.engine.proc import group_of, start_time
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import DoesNotFitError, PackageError, UsageError
-from turbofit.core.progress import under_way
+from turbofit.core.process.progress import under_way
 from turbofit.launch.serve.preflight import check_machine
 from turbofit.launch.serve.reservations import counted
 from turbofit.planning.plan import doubled_margin

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError, UsageError
-from turbofit.core.files import write_atomic
 from turbofit.core.plan import Limits, Settings
+from turbofit.core.process.files import write_atomic
 from turbofit.core.run_report import RUN_SCHEMA, RunAttempt, RunEvent, RunReport
 from turbofit.core.struct import to_json
 from turbofit.core.version import __version__
@@ -111,7 +111,7 @@ def state_folder(room: str, name: str) -> Path:
     Raises:
         LaunchError: it cannot be made.
     """
-    from turbofit.core.state import new_folder
+    from turbofit.core.process.state import new_folder
 
     try:
         return new_folder(room, "".join(c if c.isalnum() else "-" for c in name))

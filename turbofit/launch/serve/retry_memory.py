@@ -8,8 +8,8 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import UsageError
-from turbofit.core.files import write_atomic
-from turbofit.core.state import state_dir
+from turbofit.core.process.files import write_atomic
+from turbofit.core.process.state import state_dir
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from turbofit.core.errors import LaunchError, UsageError
-from turbofit.core.state import state_dir
+from turbofit.core.process.state import state_dir
 from turbofit.launch.engine.proc import start_time
 from turbofit.launch.serve.record import RunRecord
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from turbofit.core.errors import DoesNotFitError, OutOfMemoryError, TurbofitError
-from turbofit.core.files import write_atomic
+from turbofit.core.process.files import write_atomic
 from turbofit.core.units import format_bytes, mib
 from turbofit.launch.engine.engine_exit import EndedError
 from turbofit.launch.serve import retry_memory

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.progress import Step, listening, now, tell
+from turbofit.core.process.progress import Step, listening, now, tell
 from turbofit.launch.serve.gpu_monitor import used_now
 
 if TYPE_CHECKING:

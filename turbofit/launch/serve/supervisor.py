@@ -7,7 +7,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.signals import stop_signals, unblock
+from turbofit.core.process.signals import stop_signals, unblock
 from turbofit.gateway.routing.outage import Outage
 from turbofit.launch.engine.engine_exit import EndedError, EngineExit
 from turbofit.launch.engine.environment import check_port

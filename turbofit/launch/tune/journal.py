@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import msgspec
 
 from turbofit.core.errors import UsageError
-from turbofit.core.files import write_atomic
-from turbofit.core.state import state_dir
+from turbofit.core.process.files import write_atomic
+from turbofit.core.process.state import state_dir
 from turbofit.core.struct import Struct, const, to_json
 from turbofit.core.tuning import TrialRecord
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from turbofit.core.variable_names import without_options
+from turbofit.core.process.variable_names import without_options
 from turbofit.load.result import LoadResult
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
-from turbofit.core.progress import under_way
+from turbofit.core.process.progress import under_way
 from turbofit.core.tuning import CurvePoint, EarlierTuning, SpeedFactor, TrialRecord, Tuning
 from turbofit.core.version import __version__
 from turbofit.launch.tune.runner import TrialEnd, figures_of

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from turbofit.core.errors import UsageError
-from turbofit.core.files import sync_folder
+from turbofit.core.process.files import sync_folder
 from turbofit.core.units import format_bytes
 
 __all__ = ["check_target", "copy_file", "staged", "write_text"]

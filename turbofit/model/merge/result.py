@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from turbofit.core.errors import UsageError
-from turbofit.core.progress import Step, tell
+from turbofit.core.process.progress import Step, tell
 from turbofit.core.units import format_bytes
 from turbofit.model.config import Section
 from turbofit.model.folder import INDEX, FolderFiles

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from turbofit.core.log import LazyLogger
-from turbofit.core.progress import Step, listening, tell
+from turbofit.core.process.log import LazyLogger
+from turbofit.core.process.progress import Step, listening, tell
 from turbofit.pretend.build import build
 from turbofit.pretend.documents import dumped
 from turbofit.pretend.environment import cuda_site, find_turbofit, pretend_environment

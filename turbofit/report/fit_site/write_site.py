@@ -8,8 +8,8 @@ from string import Template
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import UsageError
-from turbofit.core.files import write_atomic
-from turbofit.core.progress import Step, tell, under_way
+from turbofit.core.process.files import write_atomic
+from turbofit.core.process.progress import Step, tell, under_way
 from turbofit.report.fit_site.choices import choices_of
 from turbofit.report.fit_site.tables import tables
 from turbofit.report.page.frame import policy, shared_script, stylesheet

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, UsageError
-from turbofit.core.log import LazyLogger
+from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
 from turbofit.memory.known_bad import KnownProblem, known_problems

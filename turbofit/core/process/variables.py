@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 from turbofit.core.errors import UsageError
+from turbofit.core.process.variable_names import NAMES, PREFIX, VARIABLES
 from turbofit.core.validation import Validated, parsed
-from turbofit.core.variable_names import NAMES, PREFIX, VARIABLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,7 +10,7 @@ import pytest
 
 PROGRAM = """
 import os, signal
-from turbofit.core.signals import stop_signals, unblock
+from turbofit.core.process.signals import stop_signals, unblock
 heard = stop_signals()
 for number in heard:
     signal.signal(number, lambda got, _: print("caught", signal.Signals(got).name))

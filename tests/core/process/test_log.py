@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from turbofit.core.log import LazyLogger
+from turbofit.core.process.log import LazyLogger
 
 LOG = LazyLogger("turbofit.somewhere")
 
@@ -39,7 +39,7 @@ def fresh(code: str) -> str:
 def test_it_imports_nothing_by_itself() -> None:
     code = (
         "import sys\n"
-        "from turbofit.core.log import LazyLogger\n"
+        "from turbofit.core.process.log import LazyLogger\n"
         "LazyLogger('x').info('said')\n"
         "print('logging' in sys.modules)"
     )
@@ -65,7 +65,7 @@ def test_a_program_that_sets_a_handler_hears_a_plan_and_no_other_is_set() -> Non
 def test_another_thread_that_imports_logging_is_waited_for() -> None:
     code = (
         "import importlib.machinery as machinery, sys, threading\n"
-        "from turbofit.core.log import LazyLogger\n"
+        "from turbofit.core.process.log import LazyLogger\n"
         "begun, go = threading.Event(), threading.Event()\n"
         "class Slow(machinery.SourceFileLoader):\n"
         "    def exec_module(self, module):\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from turbofit.core.errors import UsageError
-from turbofit.core.files import write_atomic
+from turbofit.core.process.files import write_atomic
 
 
 def test_writes_text_and_bytes(tmp_path: Path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from turbofit.core.errors import UsageError
-from turbofit.core.variables import EnvironmentVariables, variables
+from turbofit.core.process.variables import EnvironmentVariables, variables
 
 
 def test_nothing_is_set() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from turbofit.core.progress import Step, listened, listening, now, tell, under_way
+from turbofit.core.process.progress import Step, listened, listening, now, tell, under_way
 
 
 def test_what_was_under_way_before_comes_back() -> None:

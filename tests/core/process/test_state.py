@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from turbofit.core.state import new_file, new_folder, state_dir
+from turbofit.core.process.state import new_file, new_folder, state_dir
 
 
 @pytest.fixture(autouse=True)

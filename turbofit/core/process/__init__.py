@@ -1,0 +1,1 @@
+"""What a process has beside its work: variables, state, files, log, signals, ports, progress."""
