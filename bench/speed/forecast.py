@@ -19,10 +19,15 @@ from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct, known
 from turbofit.memory.engine import default_batch_size
 from turbofit.memory.engines import engine_named
-from turbofit.memory.vision_load import NO_IMAGES
 from turbofit.tuner.speed.all_reduce import all_reduce_of
 from turbofit.tuner.speed.rates import Rates, card_of
-from turbofit.tuner.speed.throughput import Speed, speed_of
+from turbofit.tuner.speed.throughput import (
+    BatchLimits,
+    ClosedLoad,
+    GroupRates,
+    Speed,
+    speed_of,
+)
 from turbofit.tuner.speed.work import StepWork, work_of
 
 __all__ = ["MissingError", "Setup", "forecast", "setup_of"]
@@ -75,12 +80,19 @@ def setup_of(row: Row) -> Setup:
 def forecast(setup: Setup, figures: Rates) -> Speed:
     """The forecast of a row under these constants."""
     machine, gpus = setup.machine, setup.machine.gpus
-    return speed_of(
-        setup.work, card_of(gpus, figures), all_reduce_of(machine, gpus, figures), figures,
-        prompt=setup.prompt, output=setup.output, at_once=setup.at_once, batch=setup.batch,
-        kv_tokens=setup.kv_tokens, chunk=_CHUNK, requested_load=NO_IMAGES,
+    group = GroupRates(
+        work=setup.work,
+        card=card_of(gpus, figures),
+        reduce=all_reduce_of(machine, gpus, figures),
+    )
+    load = ClosedLoad(
+        prompt=setup.prompt,
+        output=setup.output,
+        at_once=setup.at_once,
         spread=setup.load.spread,
-    )  # fmt: skip
+    )
+    limits = BatchLimits(batch=setup.batch, kv_tokens=setup.kv_tokens, chunk=_CHUNK)
+    return speed_of(group, figures, load, limits)
 
 
 def _prompt(row: Row, load: Load) -> float:

@@ -13,11 +13,10 @@ from turbofit.core.plan import Settings
 from turbofit.core.struct import known
 from turbofit.machine.spec import parse_spec
 from turbofit.memory.engines import engine_for
-from turbofit.memory.vision_load import NO_IMAGES
 from turbofit.model.source import resolve_model
 from turbofit.tuner.speed.all_reduce import all_reduce_of
 from turbofit.tuner.speed.rates import Rates, card_of
-from turbofit.tuner.speed.throughput import speed_of
+from turbofit.tuner.speed.throughput import BatchLimits, ClosedLoad, GroupRates, speed_of
 from turbofit.tuner.speed.work import StepWork, work_of
 
 __all__ = ["forecast"]
@@ -35,15 +34,14 @@ def forecast(case: Case, shape: Shape, figures: Rates) -> float:
     groups = [machine.gpus[at : at + shape.tp] for at in range(0, len(machine.gpus), shape.tp)]
     at_once = max(1, -(-case.at_once // len(groups)))
     room = known(machine.gpus[0].total, 0) * _SHARE - _BESIDE - work.weights - work.experts
+    load = ClosedLoad(prompt=case.input, output=case.output, at_once=at_once)
+    limits = BatchLimits(batch=_SEQUENCES, kv_tokens=room / work.kv_bytes, chunk=_CHUNK)
     rate = 0.0
     for gpus in groups:
-        speed = speed_of(
-            work, card_of(gpus, figures), all_reduce_of(machine, gpus, figures), figures,
-            prompt=case.input, output=case.output, at_once=at_once,
-            batch=_SEQUENCES, kv_tokens=room / work.kv_bytes, chunk=_CHUNK,
-            requested_load=NO_IMAGES,
-        )  # fmt: skip
-        rate += speed.requests_per_second
+        group = GroupRates(
+            work=work, card=card_of(gpus, figures), reduce=all_reduce_of(machine, gpus, figures)
+        )
+        rate += speed_of(group, figures, load, limits).requests_per_second
     return rate
 
 

@@ -15,9 +15,10 @@ from turbofit.machine.spec import parse_spec
 from turbofit.memory.engines import engine_named
 from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 from turbofit.model.source import resolve_model
-from turbofit.tuner.speed.all_reduce import all_reduce_of
 from turbofit.tuner.speed.rates import card_of, rates
 from turbofit.tuner.speed.throughput import (
+    BatchLimits,
+    ClosedLoad,
     Speed,
     group_rates,
     group_speed,
@@ -136,13 +137,11 @@ def test_a_forecast_says_its_errors_as_the_bench_wrote_them() -> None:
 
 
 def test_the_parts_make_the_whole() -> None:
-    machine, figures = parse_spec("2xrtx4090"), rates()
-    work = work_of(resolve_model("llama-3.1-8b"), Settings(tp=2), ENGINE)
-    found = speed_of(
-        work, card_of(machine.gpus, figures), all_reduce_of(machine, machine.gpus, figures),
-        figures, prompt=1000, output=100, at_once=4, batch=4, kv_tokens=4400, chunk=8192,
-        requested_load=NO_IMAGES,
-    )  # fmt: skip
+    machine, model = parse_spec("2xrtx4090"), resolve_model("llama-3.1-8b")
+    group = group_rates(model, Settings(tp=2), machine, machine.gpus, ENGINE)
+    load = ClosedLoad(prompt=1000, output=100, at_once=4)
+    limits = BatchLimits(batch=4, kv_tokens=4400, chunk=8192)
+    found = speed_of(group, rates(), load, limits)
     cycle = 4 * found.prefill + 100 * found.step
     assert found.requests_per_second == pytest.approx(4 / cycle)
     queued = found.seconds_to_first_token - found.step
@@ -230,15 +229,14 @@ def test_the_event_loop_bounds_requests() -> None:
 
 
 def test_answers_of_unequal_lengths_hold_more_of_the_cache() -> None:
-    machine, figures = parse_spec("1xrtx4090"), rates()
-    work = work_of(resolve_model("llama-3.1-8b"), Settings(), ENGINE)
+    machine, model = parse_spec("1xrtx4090"), resolve_model("llama-3.1-8b")
+    group = group_rates(model, Settings(), machine, machine.gpus, ENGINE)
+    limits = BatchLimits(batch=64, kv_tokens=10**6, chunk=8192)
     even, spread = (
         speed_of(
-            work, card_of(machine.gpus, figures), all_reduce_of(machine, machine.gpus, figures),
-            figures, prompt=250, output=250, at_once=64, batch=64, kv_tokens=10**6, chunk=8192,
-            requested_load=NO_IMAGES, spread=spread,
+            group, rates(), ClosedLoad(prompt=250, output=250, at_once=64, spread=spread), limits
         )
         for spread in (0.0, 1.0)
-    )  # fmt: skip
+    )
     assert spread.step > even.step
     assert spread.requests_per_second < even.requests_per_second

@@ -8,10 +8,8 @@ from turbofit.core.tuning import TrialForecast
 from turbofit.load.trace import read_trace
 from turbofit.memory.engines import engine_named
 from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
-from turbofit.tuner.speed.all_reduce import all_reduce_of
-from turbofit.tuner.speed.rates import card_of, rates
-from turbofit.tuner.speed.throughput import speed_of
-from turbofit.tuner.speed.work import work_of
+from turbofit.tuner.speed.rates import rates
+from turbofit.tuner.speed.throughput import BatchLimits, ClosedLoad, group_rates, speed_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,26 +48,18 @@ def mean_request(spec: LoadSpec) -> MeanRequest:
 
 def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForecast:
     """Of all engines of a plan, with so many requests at once in all."""
-    engine, figures = engine_named(plan.engine.name), rates()
-    load = _vision_load(plan, request)
-    prompt = request.text_tokens + load.tokens_per_request
+    engine, images = engine_named(plan.engine.name), _vision_load(plan, request)
+    load = ClosedLoad(
+        prompt=request.text_tokens + images.tokens_per_request,
+        output=request.output_tokens,
+        at_once=at_once / len(plan.parallel.groups),
+        images=images,
+    )
     rate, ttft, tpot = 0.0, 0.0, 0.0
-    here = at_once / len(plan.parallel.groups)
     for group, one in zip(plan.parallel.groups, plan.each(), strict=True):
         settings, gpus = one.settings, [plan.machine.gpu(index) for index in group]
-        speed = speed_of(
-            work_of(plan.model, settings, engine),
-            card_of(gpus, figures, plan.machine.measured),
-            all_reduce_of(plan.machine, gpus, figures),
-            figures,
-            prompt=prompt,
-            output=request.output_tokens,
-            at_once=here,
-            batch=settings.max_batch_size,
-            kv_tokens=one.kv.tokens,
-            chunk=settings.max_prefill_token_num,
-            requested_load=load,
-        )
+        here = group_rates(plan.model, settings, plan.machine, gpus, engine)
+        speed = speed_of(here, rates(), load, BatchLimits.of(settings, one.kv.tokens))
         rate += speed.requests_per_second
         ttft = max(ttft, speed.seconds_to_first_token)
         # A row waits for the prefills of others between its steps.

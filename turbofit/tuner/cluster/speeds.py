@@ -12,10 +12,15 @@ from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
 from turbofit.memory.engines import engine_named
 from turbofit.memory.vision_load import VisionLoad
-from turbofit.tuner.speed.all_reduce import AllReduce, all_reduce_of
-from turbofit.tuner.speed.rates import GpuRates, card_of, rates
-from turbofit.tuner.speed.throughput import Speed, request_tokens, speed_of
-from turbofit.tuner.speed.work import StepWork, work_of
+from turbofit.tuner.speed.rates import rates
+from turbofit.tuner.speed.throughput import (
+    BatchLimits,
+    GroupRates,
+    Speed,
+    group_rates,
+    speed_of,
+    workload_of,
+)
 
 __all__ = ["ALMOST", "NodeSpeed"]
 
@@ -26,12 +31,8 @@ ALMOST = 1e-6
 class _Like(Struct):
     """Engines of a node that are the same to the forecast; ``part`` is one's share of requests."""
 
-    work: StepWork
-    card: GpuRates
-    reduce: AllReduce
-    tokens: int
-    batch: int
-    chunk: int
+    rates: GroupRates
+    limits: BatchLimits
     part: float
 
 
@@ -68,38 +69,21 @@ class NodeSpeed:
         ]
 
     def _one(self, like: _Like, in_flight: float, follow: bool) -> Speed:
-        figures, tokens = rates(), request_tokens(self._requested_load)
-        batch = max(1, ceil(in_flight - ALMOST)) if follow else like.batch
-        return speed_of(
-            like.work,
-            like.card,
-            like.reduce,
-            figures,
-            prompt=tokens - figures.output_tokens,
-            output=figures.output_tokens,
-            at_once=in_flight,
-            batch=batch,
-            kv_tokens=like.tokens,
-            chunk=like.chunk,
-            requested_load=self._requested_load,
-        )
+        batch = max(1, ceil(in_flight - ALMOST)) if follow else like.limits.batch
+        load = workload_of(self._requested_load, in_flight)
+        return speed_of(like.rates, rates(), load, replace(like.limits, batch=batch))
 
 
 def _likes(plan: Plan) -> Iterator[_Like]:
-    engine, figures = engine_named(plan.engine.name), rates()
-    groups, measured = plan.parallel.groups, plan.machine.measured
+    engine, groups = engine_named(plan.engine.name), plan.parallel.groups
     total = sum(group_plan.at_once for group_plan in plan.by_group)
     for number, group in enumerate(groups):
         group_plan = plan.by_group[number] if plan.by_group else None
         settings = group_plan.settings if group_plan else plan.settings
         gpus = [plan.machine.gpu(index) for index in group]
         yield _Like(
-            work=work_of(plan.model, settings, engine),
-            card=card_of(gpus, figures, measured),
-            reduce=all_reduce_of(plan.machine, gpus, figures),
-            tokens=group_plan.kv.tokens if group_plan else plan.kv.tokens,
-            batch=settings.max_batch_size,
-            chunk=settings.max_prefill_token_num,
+            rates=group_rates(plan.model, settings, plan.machine, gpus, engine),
+            limits=BatchLimits.of(settings, group_plan.kv.tokens if group_plan else plan.kv.tokens),
             part=group_plan.at_once / total if group_plan and total else 1 / len(groups),
         )
 

@@ -19,7 +19,7 @@ from turbofit.core.model import Model
 from turbofit.core.plan import Settings, Throughput
 from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
-from turbofit.memory.vision_load import VisionLoad
+from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 from turbofit.tuner.speed.all_reduce import AllReduce, all_reduce_of
 from turbofit.tuner.speed.evictions import crowd_of
 from turbofit.tuner.speed.forward import forward_pass_of
@@ -27,7 +27,8 @@ from turbofit.tuner.speed.rates import GpuRates, Rates, card_of, rates
 from turbofit.tuner.speed.work import StepWork, vision_seconds, work_of
 
 __all__ = [
-    "GroupRates", "Speed", "group_rates", "group_speed", "request_tokens", "speed_of", "total",
+    "BatchLimits", "ClosedLoad", "GroupRates", "Speed", "group_rates", "group_speed",
+    "request_tokens", "speed_of", "total", "workload_of",
 ]  # fmt: skip
 
 
@@ -62,6 +63,50 @@ def request_tokens(vision_load: VisionLoad) -> int:
     """Tokens of the workload's request: its images, and the assumed text and answer."""
     figures = rates()
     return vision_load.tokens_per_request + figures.text_tokens + figures.output_tokens
+
+
+class ClosedLoad(Struct):
+    """Requests of one kind, so many of which are there at any time.
+
+    ``prompt`` and ``output`` are tokens of one, images among the prompt's; below one ``at_once``
+    the engine is idle in between, and it may be a fraction (8 requests over 7 replicas: 8/7).
+    ``images`` are those of one request. ``spread`` is the squared coefficient of variation of an
+    answer's length: 0 where all are as long, 1 for lengths of an exponential distribution.
+    """
+
+    prompt: float
+    output: float
+    at_once: float
+    images: VisionLoad = NO_IMAGES
+    spread: float = 0.0
+
+
+class BatchLimits(Struct):
+    """``max_batch_size``, the tokens that the cache holds, and those of one prefill pass."""
+
+    batch: int
+    kv_tokens: float
+    chunk: int
+
+    @classmethod
+    def of(cls, settings: Settings, kv_tokens: float) -> BatchLimits:
+        """Those of an engine with these options."""
+        return cls(
+            batch=settings.max_batch_size,
+            kv_tokens=kv_tokens,
+            chunk=settings.max_prefill_token_num,
+        )
+
+
+def workload_of(requested_load: VisionLoad, at_once: float) -> ClosedLoad:
+    """The workload's requests with the assumed text and answer, so many at once."""
+    figures = rates()
+    return ClosedLoad(
+        prompt=requested_load.tokens_per_request + figures.text_tokens,
+        output=figures.output_tokens,
+        at_once=float(at_once),
+        images=requested_load,
+    )
 
 
 class GroupRates(Struct):
@@ -107,73 +152,38 @@ def group_speed(
         kv_tokens: what the cache holds; bounds the requests that run together.
         at_once: average requests in flight on this replica (8 requests over 7 replicas: 8/7).
     """
-    figures = rates()
-    tokens = request_tokens(requested_load)
-    return speed_of(
-        group.work,
-        group.card,
-        group.reduce,
-        figures,
-        prompt=tokens - figures.output_tokens,
-        output=figures.output_tokens,
-        at_once=float(at_once),
-        batch=settings.max_batch_size,
-        kv_tokens=kv_tokens,
-        chunk=settings.max_prefill_token_num,
-        requested_load=requested_load,
-    )
+    load, limits = workload_of(requested_load, at_once), BatchLimits.of(settings, kv_tokens)
+    return speed_of(group, rates(), load, limits)
 
 
-def speed_of(  # noqa: PLR0913 - all that a speed depends on
-    work: StepWork,
-    card: GpuRates,
-    reduce: AllReduce,
-    figures: Rates,
-    *,
-    prompt: float,
-    output: float,
-    at_once: float,
-    batch: int,
-    kv_tokens: float,
-    chunk: int,
-    requested_load: VisionLoad,
-    spread: float = 0.0,
-) -> Speed:
+def speed_of(group: GroupRates, figures: Rates, load: ClosedLoad, limits: BatchLimits) -> Speed:
     """The forecast of one engine under a closed load.
 
     Args:
-        work: the model's, of one rank.
-        card: what a rank's card sustains.
-        reduce: the group's all-reduce.
+        group: what a rank computes, and what its card and the group's links sustain.
         figures: the constants.
-        prompt: tokens of a prompt, images included.
-        output: tokens of an answer.
-        at_once: requests that are there at any time; below one the engine is idle in between.
-        batch: ``max_batch_size``.
-        kv_tokens: what the cache holds.
-        chunk: tokens of one prefill pass.
-        requested_load: images of a request.
-        spread: squared coefficient of variation of an answer's length: 0 where all are as long, 1
-            where lengths are spread as an exponential distribution's.
+        load: what comes.
+        limits: what of it runs together.
     """
-    forward = forward_pass_of(work, card, reduce, figures)
-    whole, context = prompt + output, prompt + output * (1 + spread) / 2
-    admitted = min(at_once, batch)
-    room, fitting = max(0.0, whole / context - 1), max(1.0, kv_tokens // whole)
-    crowd = crowd_of(admitted, fitting, room, output, figures.recomputed_share)
+    work, card, at_once = group.work, group.card, load.at_once
+    forward = forward_pass_of(work, card, group.reduce, figures)
+    whole, context = load.prompt + load.output, load.prompt + load.output * (1 + load.spread) / 2
+    admitted = min(at_once, limits.batch)
+    room, fitting = max(0.0, whole / context - 1), max(1.0, limits.kv_tokens // whole)
+    crowd = crowd_of(admitted, fitting, room, load.output, figures.recomputed_share)
     running = max(1.0, crowd.running)
 
     # As if in one pass: more of them launch again, a percent at most, which must not outweigh the
     # cache that a smaller prefill leaves. The forecast is that much high.
-    prefill = forward.seconds(prompt, pairs=prompt**2 / 2)
-    images = vision_seconds(work, requested_load, ceil(prompt / chunk), card.vision_flops)
+    prefill = forward.seconds(load.prompt, pairs=load.prompt**2 / 2)
+    images = vision_seconds(work, load.images, ceil(load.prompt / limits.chunk), card.vision_flops)
     prefill += images
     # An evicted request begins again, its images too.
-    again = crowd.again * output
+    again = crowd.again * load.output
     again = again * work.token_flops / card.flops + images * again / whole
     step = forward.seconds(running, cached=running * context)
 
-    cycle = running * (prefill + again) + output * step
+    cycle = running * (prefill + again) + load.output * step
     # LMDeploy's event loop runs beside the GPU.
     rate = min(min(1.0, admitted) * running / cycle, 1 / figures.request_seconds)
     # It waits for the prefills of others as often as they take their turns.
