@@ -8,6 +8,7 @@ import pytest
 
 from tests.model.conftest import write_safetensors
 from tests.model.test_oracle_gemma3 import gemma_of
+from tests.model.test_oracle_idefics3 import idefics_of
 from tests.model.test_oracle_llava import vision_of
 from tests.model.test_oracle_mllama import config_of as mllama_of
 from tests.model.test_oracle_patches import glm_of, qwen3_of
@@ -32,7 +33,7 @@ def of_qwen3_moe(transformers, rng):
     return qwen3_of(transformers, "Qwen3VLMoe", rng)
 
 
-FAMILIES = [gemma_of, llava_of, mllama_of, glm_of, of_qwen3, of_qwen3_moe]
+FAMILIES = [gemma_of, idefics_of, llava_of, mllama_of, glm_of, of_qwen3, of_qwen3_moe]
 
 
 def written(transformers, config, folder):

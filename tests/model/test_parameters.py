@@ -10,6 +10,9 @@ from turbofit.model.parameters import parameters, stored_bytes, text_linears, te
 from turbofit.model.presets import preset_model
 
 KNOWN = {
+    "smolvlm2-256m": 256_484_928,
+    "smolvlm2-500m": 507_482_304,
+    "smolvlm-2.2b": 2_246_272_880,
     "internvl2-1b": 938_158_976,
     "internvl2-2b": 2_205_754_368,
     "internvl2-8b": 8_075_365_376,
@@ -67,7 +70,7 @@ ROUNDED = {
     "internvl3.5-1b": "1.061", "internvl3.5-2b": "2.3", "internvl3.5-4b": "4.7",
     "internlm3-8b": "8.8",
     "internvl3.5-14b": "15.1", "internvl3.5-38b": "38.4", "internvl3.5-30b-a3b": "30.8",
-    "internvl3.5-241b-a28b": "240.7", "intern-s1": "241",
+    "idefics3-8b": "8.46", "internvl3.5-241b-a28b": "240.7", "intern-s1": "241",
 }  # fmt: skip
 
 
@@ -131,13 +134,14 @@ def test_quantised_bytes_follow_the_published_layout():
 
 
 class ConfigFiles:
-    """A checkpoint that is only a config."""
+    """A checkpoint that is only a config, and what its image processor says."""
 
-    def __init__(self, config: str) -> None:
-        self.config = config
+    def __init__(self, config: str, processor: str | None = None) -> None:
+        self.files = {"config.json": config, "preprocessor_config.json": processor}
 
     def read(self, name: str) -> bytes | None:
-        return self.config.encode() if name == "config.json" else None
+        found = self.files.get(name)
+        return None if found is None else found.encode()
 
     def weights(self) -> Weights:
         return Weights(None)

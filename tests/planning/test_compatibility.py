@@ -27,7 +27,10 @@ def test_the_table_covers_what_was_promised() -> None:
         "Phi3VForCausalLM", "ChatGLMForConditionalGeneration", "InternS1ForConditionalGeneration"
     }  # fmt: skip
     assert native - remote <= set(table.families["turbomind"])
-    elsewhere = {"LlavaOnevisionForConditionalGeneration", "MllamaForConditionalGeneration"}
+    elsewhere = {
+        "Idefics3ForConditionalGeneration", "LlavaOnevisionForConditionalGeneration",
+        "MllamaForConditionalGeneration", "SmolVLMForConditionalGeneration",
+    }  # fmt: skip
     assert set(VISION_READERS) - elsewhere - remote <= set(table.families["pytorch"])
 
 

@@ -118,6 +118,7 @@ VisionKind = Literal[
     "gemma3",
     "phi3v",
     "llama4",
+    "idefics3",
 ]
 
 

@@ -155,6 +155,11 @@ def _llama4(vision: VisionDims, text_hidden: int) -> int:
     return embeddings + vision.layers * _block(vision) + projector
 
 
+def _idefics3(vision: VisionDims, text_hidden: int) -> int:
+    """A square of merge x merge patches becomes one token by one matrix without biases."""
+    return _siglip_tower(vision) + vision.hidden * vision.merge**2 * text_hidden
+
+
 _KINDS: Final[dict[str, Callable[[VisionDims, int], int]]] = {
     "internvit": _internvit,
     "qwen2vit": _qwen_vit,
@@ -169,4 +174,5 @@ _KINDS: Final[dict[str, Callable[[VisionDims, int], int]]] = {
     "eva_clip_glm": _eva_clip,
     "mllama": _mllama,
     "llama4": _llama4,
+    "idefics3": _idefics3,
 }

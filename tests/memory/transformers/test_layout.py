@@ -35,6 +35,8 @@ VISION = {
     "LlavaForConditionalGeneration": {"model_type": "clip_vision_model", **TOWER},
     "LlavaNextForConditionalGeneration": {"model_type": "clip_vision_model", **TOWER},
     "LlavaOnevisionForConditionalGeneration": {"model_type": "siglip_vision_model", **TOWER},
+    "Idefics3ForConditionalGeneration": TOWER,
+    "SmolVLMForConditionalGeneration": TOWER,
     "Gemma3ForConditionalGeneration": {"model_type": "siglip_vision_model", **TOWER},
     "InternVLForConditionalGeneration": {**TOWER, "image_size": [28, 28], "patch_size": [14, 14]},
     "MllamaForConditionalGeneration": {

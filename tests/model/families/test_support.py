@@ -17,7 +17,10 @@ from turbofit.model.source import resolve_model
 
 PLANNED = TEXT_ARCHITECTURES | set(VISION_READERS)
 #: Planned for Transformers, since no engine of LMDeploy 0.18 has a class for them.
-FALLBACK_ALONE = {"LlavaOnevisionForConditionalGeneration", "MllamaForConditionalGeneration"}
+FALLBACK_ALONE = {
+    "Idefics3ForConditionalGeneration", "LlavaOnevisionForConditionalGeneration",
+    "MllamaForConditionalGeneration", "SmolVLMForConditionalGeneration",
+}  # fmt: skip
 #: LMDeploy's list has another name than the published checkpoints.
 SPELLINGS = {"ChatGLMModel"}
 
@@ -107,8 +110,6 @@ def test_each_has_a_reason_of_its_own_and_something_to_do(family) -> None:
         ("ovis2-8b", "does not run Ovis", "vLLM"),
         ("glm-4.5v", "does not run GLM-4.5V", "vLLM and Transformers"),
         ("GLM-4.5-Air", "account for GLM-4.5", "--backend pytorch"),
-        ("smolvlm", "does not run SmolVLM", "vLLM and Transformers"),
-        ("SmolVLM2-2.2B-Instruct", "does not run SmolVLM", "vLLM and Transformers"),
         ("gemma-3n-E4B-it", "does not run Gemma 3n", "vLLM and Transformers"),
         ("gemma4", "does not run Gemma 4", "Transformers runs it"),
         ("dots.ocr", "does not run dots.ocr", "vLLM runs it"),

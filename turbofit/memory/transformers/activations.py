@@ -17,7 +17,9 @@ from turbofit.memory.transformers.layout import Layout
 __all__ = ["embedding_bytes", "prefill_bytes", "sampling_bytes", "vision_bytes"]
 
 #: Towers whose attention rotates nothing; the others do it in 32 bits.
-_UNROTATED: Final = frozenset({"internvit", "clip", "siglip", "mllama"})
+_UNROTATED: Final = frozenset({"internvit", "clip", "siglip", "mllama", "idefics3"})
+#: Towers that are given which pixels are an image's.
+_PIXEL_MASKS: Final = frozenset({"idefics3"})
 #: Channels a token of a vision block's attention, in units of its width: residual, norm, queries,
 #: keys, values, output; with their rotation. Rehearsed with Qwen2-VL: 17.6.
 _VISION_PLAIN: Final = 10
@@ -67,9 +69,23 @@ def vision_bytes(model: Model, layout: Layout, units: int, width: int) -> int:
     )
     if layout.keeps_states:
         channels += (vision.layers + 1) * vision.hidden
-    mask = _TOWER_MASKS * width * tokens**2 if cross_tokens(model) else 0
     # Pixels arrive in 32 bits and are cast.
-    return pixels * (_FLOAT + width) + tokens * channels * width + mask
+    return pixels * (_FLOAT + width) + tokens * channels * width + _mask_bytes(model, units, width)
+
+
+def _mask_bytes(model: Model, units: int, width: int) -> int:
+    """Bytes of a tower's masks.
+
+    Idefics3's are of pixels, with a copy, both in 32 bits; and of all pairs of a tile's patches, as
+    booleans and as numbers. The latter is Over: nothing of a tile is masked, so a real card makes
+    none of them.
+    """
+    if cross_tokens(model):
+        return _TOWER_MASKS * width * _tower(model, units)[0] ** 2
+    vision, rule = model.vision, model.image_rule
+    if vision is None or rule is None or vision.kind not in _PIXEL_MASKS:
+        return 0
+    return units * (2 * _FLOAT * rule.unit_side**2 + model.unit_tower_tokens**2 * (1 + width))
 
 
 def _tower(model: Model, units: int) -> tuple[int, int]:

@@ -32,6 +32,8 @@ _TEXT: Final = Layout(text="model")
 _INSIDE: Final = "model.language_model"
 _LLAVA: Final = ("model.vision_tower", "model.multi_modal_projector")
 
+_IDEFICS3: Final = Layout(text="model.text_model", first=("model.vision_model", "model.connector"))
+
 _LAYOUTS: Final[dict[str, Layout]] = {
     "LlavaForConditionalGeneration": Layout(text=_INSIDE, first=_LLAVA, keeps_states=True),
     "LlavaNextForConditionalGeneration": Layout(
@@ -43,6 +45,8 @@ _LAYOUTS: Final[dict[str, Layout]] = {
     "MllamaForConditionalGeneration": Layout(
         text=_INSIDE, first=("model.vision_model", "model.multi_modal_projector"), keeps_states=True
     ),
+    "Idefics3ForConditionalGeneration": _IDEFICS3,
+    "SmolVLMForConditionalGeneration": _IDEFICS3,
     "InternVLForConditionalGeneration": Layout(text=_INSIDE, first=_LLAVA, keeps_states=True),
     "Qwen2VLForConditionalGeneration": Layout(text=_INSIDE, first=("model.visual",)),
     "Qwen2_5_VLForConditionalGeneration": Layout(text=_INSIDE, first=("model.visual",)),

@@ -33,7 +33,12 @@ TURBOMIND_UNPLANNED: Final = frozenset(
 
 #: Vision models that have an account and no class in LMDeploy's PyTorch engine.
 _NOT_PYTORCH: Final = frozenset(
-    {"LlavaOnevisionForConditionalGeneration", "MllamaForConditionalGeneration"}
+    {
+        "Idefics3ForConditionalGeneration",
+        "LlavaOnevisionForConditionalGeneration",
+        "MllamaForConditionalGeneration",
+        "SmolVLMForConditionalGeneration",
+    }
 )
 
 #: Models that only the checkpoint's own code defines: `transformers serve` loads none of these.

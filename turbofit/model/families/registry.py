@@ -9,6 +9,7 @@ from turbofit.model.families import (
     cogvlm,
     gemma3,
     glm,
+    idefics3,
     internvl,
     llama4,
     llava,
@@ -31,6 +32,7 @@ VISION_READERS: Final[dict[str, Reader]] = {
     "CogVLMForCausalLM": cogvlm.read,
     "Gemma3ForConditionalGeneration": gemma3.read,
     "Glm4vForConditionalGeneration": glm.read_glm4v,
+    "Idefics3ForConditionalGeneration": idefics3.read,
     "InternS1ForConditionalGeneration": internvl.read_hf,
     "InternVLChatModel": internvl.read_chat,
     "InternVLForConditionalGeneration": internvl.read_hf,
@@ -46,6 +48,7 @@ VISION_READERS: Final[dict[str, Reader]] = {
     "Qwen3VLMoeForConditionalGeneration": qwen3_vl.read,
     "Qwen3_5ForConditionalGeneration": qwen3_5.read,
     "Qwen3_5MoeForConditionalGeneration": qwen3_5.read,
+    "SmolVLMForConditionalGeneration": idefics3.read,
 }
 
 #: Those whose videos LMDeploy takes: the front ends with a ``video_token`` that turbofit plans for.

@@ -1,0 +1,93 @@
+"""Idefics3 and SmolVLM: every image is enlarged or shrunk until its longer side is whole tiles.
+
+The number of tiles goes by the shape of an image and not by its size: a stamp and a photo of the
+same shape take the same.
+"""
+
+from __future__ import annotations
+
+from math import ceil, isqrt
+
+from turbofit.core.images.base_tile import BaseTileRule
+from turbofit.core.images.rule import DummyImage, FolderEdits, Size
+
+__all__ = ["LARGEST_EDGE", "LongestEdgeRule"]
+
+#: The preprocessor makes no side longer than this many pixels.
+LARGEST_EDGE = 4096
+
+
+class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
+    """Idefics3: the longer side becomes so many tiles, the shorter one as many as cover it.
+
+    ``max_dynamic_patch`` is the square of that number, a limit between two squares is the lower
+    one. ``tokens_per_tile`` are the rows that tower and connector make of a tile; in the prompt two
+    tokens stand around each (``<fake_token_around_image>`` and its place), a line feed ends each
+    row of tiles, and a line feed and a token more are around the whole image's tile.
+    """
+
+    common_limits = (16, 9, 4, 1)
+
+    client_knobs: bool = False
+
+    @property
+    def least_units(self) -> int:
+        """A strip's, since no image stays small."""
+        return self._units(self.tile_size, 1, self.max_dynamic_patch)
+
+    @property
+    def small_image(self) -> DummyImage:
+        """A strip."""
+        return DummyImage((self.tile_size, self.tile_size // 8), {})
+
+    def _units(self, width: int, height: int, limit: int) -> int:
+        rows, columns = self._grid(width, height, limit)
+        return rows * columns + 1 if rows * columns > 1 else 1
+
+    def _worst_units(self, limit: int) -> int:
+        """A square's."""
+        side = isqrt(max(1, limit))
+        return side**2 + 1 if side > 1 else 1
+
+    def tokens(self, width: int, height: int, limit: int | None = None) -> int:
+        """Over by one where a tokenizer takes two line feeds for one token."""
+        units = self.units(width, height, limit)
+        rows, _ = self._grid(width, height, self.max_dynamic_patch if limit is None else limit)
+        return self._prompt_tokens(units, rows)
+
+    def unit_tokens(self, units: int) -> int:
+        """Over by the line feeds of rows that an image of so many units may not have."""
+        return self._prompt_tokens(units, min(isqrt(self.max_dynamic_patch), max(1, units - 1)))
+
+    def units_within(self, tokens: int, *, padded: int | None = None) -> int:
+        return tokens // (self.tokens_per_tile + 2)
+
+    def lower_limits(self, steps: int = 16) -> tuple[int, ...]:
+        return tuple(side**2 for side in range(isqrt(self.max_dynamic_patch), 0, -1))
+
+    def folder_edits(self, limit: int) -> FolderEdits:
+        return FolderEdits({}, {"size": {"longest_edge": isqrt(max(1, limit)) * self.tile_size}})
+
+    def worst_size(self, limit: int | None = None) -> Size:
+        """A square. No size keeps an image to a limit that the engine does not know."""
+        side = isqrt(max(1, self.max_dynamic_patch if limit is None else limit))
+        return (side * self.tile_size,) * 2
+
+    def _prompt_tokens(self, units: int, rows: int) -> int:
+        return units * (self.tokens_per_tile + 2) + (rows + 2 if units > 1 else 1)
+
+    def _grid(self, width: int, height: int, limit: int) -> tuple[int, int]:
+        """Rows and columns of tiles; every step is rounded as the preprocessor rounds it."""
+        edge, tile = isqrt(max(1, limit)) * self.tile_size, self.tile_size
+        aspect = width / height
+        if width >= height:
+            wide, high = edge, _even(int(edge / aspect))
+            high = int(ceil(wide / tile) * tile / (wide / high))
+            return max(1, ceil(high / tile)), ceil(wide / tile)
+        wide, high = _even(int(edge * aspect)), edge
+        wide = int(ceil(high / tile) * tile * (wide / high))
+        return ceil(high / tile), max(1, ceil(wide / tile))
+
+
+def _even(side: int) -> int:
+    return max(1, side + side % 2)

@@ -1,0 +1,81 @@
+"""Idefics3 and SmolVLM: tiles under SigLIP, whose patches a connector joins; Transformers alone."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec.structs import replace
+
+from turbofit.core.images import LongestEdgeRule, TileRule
+from turbofit.core.images.longest_edge import LARGEST_EDGE
+from turbofit.core.model import VisionDims
+from turbofit.model.config import Section
+from turbofit.model.families.dims import CheckpointConfig, Dims
+from turbofit.model.families.support import inner_refusal
+from turbofit.model.families.text import read_text
+
+__all__ = ["read"]
+
+_MERGE: Final = 2
+#: Transformers' own for a processor that says nothing: tiles of a longer side.
+_TILES: Final = 4
+
+
+def read(parts: CheckpointConfig) -> Dims:
+    """An Idefics3ForConditionalGeneration or SmolVLMForConditionalGeneration.
+
+    Transformers goes by the language model's ``model_type``; the class that published checkpoints
+    name beside it is their authors' own.
+    """
+    config = parts.config
+    section = config.section("text_config") or Section({}, f"{config.what}: text_config")
+    kind = section.string("model_type", "llama")
+    if kind != "llama":
+        raise inner_refusal(parts.architecture, kind)
+    # The outer class ties; what the inner config says of it is not asked.
+    tied = config.boolean("tie_word_embeddings", False)
+    text = replace(read_text(section, "LlamaForCausalLM"), tie_word_embeddings=tied)
+    vision = _vision(config)
+    parts.warn_without_processor()
+    return Dims(text, vision, _rule(parts.processor, vision))
+
+
+def _vision(config: Section) -> VisionDims:
+    section = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
+    hidden = section.integer("hidden_size", 1152, high=1 << 16)
+    heads = section.integer("num_attention_heads", 16, high=1 << 12)
+    if hidden % heads:
+        raise section.error("num_attention_heads", f"{heads} does not divide {hidden} channels")
+    patch = section.integer("patch_size", 32, high=1 << 10)
+    size = section.integer("image_size", 224, high=1 << 14)
+    merge = config.integer("scale_factor", _MERGE, high=64)
+    if size % 2 or size // patch < 1 or size // patch % merge:
+        raise section.error("image_size", f"{size} is not whole squares of {merge} patches")
+    return VisionDims(
+        kind="idefics3",
+        layers=section.integer("num_hidden_layers", 12, high=1 << 10),
+        hidden=hidden,
+        heads=heads,
+        intermediate=section.integer("intermediate_size", 3072, high=1 << 20),
+        patch_size=patch,
+        image_size=size,
+        channels=section.integer("num_channels", 3, high=64),
+        merge=merge,
+    )
+
+
+def _rule(processor: Section | None, vision: VisionDims) -> LongestEdgeRule | TileRule:
+    tile = vision.image_size or 1
+    tokens = (tile // vision.patch_size // vision.merge) ** 2
+    values = processor or Section({}, "preprocessor_config.json")
+    if not values.boolean("do_image_splitting", True):
+        return TileRule.square(tile, tokens + 3)  # what stands around it, too
+    edges, tiles = values.section("size"), values.section("max_image_size")
+    if tiles and tiles.integer("longest_edge", tile) != tile:
+        raise tiles.error("longest_edge", f"is not the tower's {tile}")
+    longest = edges.integer("longest_edge", _TILES * tile) if edges else _TILES * tile
+    if longest % tile or longest > LARGEST_EDGE:
+        raise values.error("size", f"{longest} is not whole tiles of {tile} up to {LARGEST_EDGE}")
+    return LongestEdgeRule(
+        tile_size=tile, tokens_per_tile=tokens, max_dynamic_patch=(longest // tile) ** 2
+    )
