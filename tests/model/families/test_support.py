@@ -110,6 +110,7 @@ def test_each_has_a_reason_of_its_own_and_something_to_do(family) -> None:
         ("ovis2-8b", "does not run Ovis", "vLLM"),
         ("glm-4.5v", "does not run GLM-4.5V", "vLLM and Transformers"),
         ("GLM-4.5-Air", "account for GLM-4.5", "--backend pytorch"),
+        ("llava-onevision-1.5-8b", "does not run LLaVA-OneVision-1.5", "own code"),
         ("gemma-3n-E4B-it", "does not run Gemma 3n", "vLLM and Transformers"),
         ("gemma4", "does not run Gemma 4", "Transformers runs it"),
         ("dots.ocr", "does not run dots.ocr", "vLLM runs it"),
