@@ -251,6 +251,30 @@ def test_colour_only_on_a_terminal_and_never_with_no_color(tmp_path: Path) -> No
     assert "\x1b[" not in run("gpus").stdout
 
 
+def test_a_plan_is_made_without_the_garbage_collector_and_a_server_is_not() -> None:
+    code = (
+        "import gc, sys\n"
+        "from turbofit.cli import main as cli\n"
+        "ran = []\n"
+        "gc.callbacks.append(lambda phase, _: ran.append(phase))\n"
+        "main = cli.main\n"
+        "def then(argv):\n"
+        "    code = main(argv)\n"
+        "    alone = not ran\n"
+        "    kept = [[] for _ in range(100_000)]\n"
+        "    print(alone, bool(ran), gc.get_threshold() == cli._USUAL_THRESHOLDS, file=sys.stderr)\n"
+        "    return code\n"
+        "cli.main = then\n"
+        "ran.clear()\n"
+        "cli.entry()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "plan", "internvl2-8b", "--on", "4xrtx3090"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stderr.split() == ["True", "True", "True"]
+
+
 def test_help_and_planning_stay_light() -> None:
     code = (
         "import sys\n"
