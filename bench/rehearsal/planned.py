@@ -107,6 +107,11 @@ ROWS = (
     *_both("qwen2-vl-2b", "2xrtx3060", tp=2),
     *_both("qwen2-vl-7b", "2xrtx3090", tp=2),
     Row("internvl3-8b-hf", "2xrtx3060", None, {"tp": 2}),
+    # attention to latents, and experts
+    *_both("deepseek-v2-lite", "1xa100-40g"),
+    Row("deepseek-v2-lite", "1xl40s"),
+    Row("deepseek-v2-lite", "2xrtx3090", None, {"tp": 2}),
+    *_both("glm-4.7-flash", "1xa100-80g"),
 )
 
 
@@ -156,7 +161,7 @@ def _start(
     wanted = formula(row.model, plan.settings.tp, cache) if cache.get("free") else 0
     if blocks != wanted:
         say(f"{blocks} blocks, {wanted} by the formula")
-    tokens = (blocks - 2) * plan.settings.cache_block_seq_len
+    tokens = (blocks - 2) * (cache.get("block_size") or 0)
     if tokens < plan.kv.tokens:
         say(f"{tokens} tokens, {plan.kv.tokens} promised")
     weights = sum(t.bytes for t in card.ledger if t.term.startswith("weights."))

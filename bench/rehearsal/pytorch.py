@@ -101,7 +101,9 @@ def formula(model: str, tp: int, cache: dict[str, Any]) -> int:
     text = resolve_model(model).text
     heads = max(1, text.kv_heads // tp)
     rows = cache["block_size"] * heads
-    sizes = [rows * text.head_dim * bits // 8 for bits in _BITS[cache["quant_policy"]]]
+    # Latents have no values beside them.
+    kinds = _BITS[cache["quant_policy"]][: 1 if text.mla else 2]
+    sizes = [rows * text.head_dim * bits // 8 for bits in kinds]
     sizes += [rows * scales * 2 for scales in _SCALES.get(cache["quant_policy"], ())]
     block = text.layers * sum(-(-size // 256) * 256 for size in sizes)
     runtime = (cache["max_prefill_token_num"] + 2 * cache["max_batches"]) * text.vocab * 2

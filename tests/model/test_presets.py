@@ -51,7 +51,8 @@ def test_presets_are_whole(preset_id):
     assert decode(to_json(model), Model, what="model") == model
     assert model.source.kind == "preset"
     assert (model.vision is None) is (model.image_rule is None)
-    assert (model.quantization is not None) is preset_id.endswith("-awq")
+    method = model.quantization.method if model.quantization else None
+    assert (method == "awq") is preset_id.endswith("-awq")
     assert model.text.heads % model.text.kv_heads == 0
     if model.vision:
         assert model.vision.hidden % model.vision.heads == 0

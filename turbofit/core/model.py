@@ -12,6 +12,7 @@ from turbofit.core.struct import Struct
 __all__ = [
     "DTYPE_BYTES",
     "DeltaDims",
+    "MlaDims",
     "Model",
     "ModelSource",
     "MoeDims",
@@ -28,7 +29,7 @@ class MoeDims(Struct):
     """Mixture of experts of a layer; ``layers`` counts the layers that have experts.
 
     ``step``: only every so manyth layer may have them. ``shared_gate``: a gate of one row weighs
-    the shared expert.
+    the shared expert. ``correction``: a bias of 32 bits an expert, which helps to choose alone.
     """
 
     experts: int
@@ -38,6 +39,7 @@ class MoeDims(Struct):
     shared_intermediate: int = 0
     step: int = 1
     shared_gate: bool = True
+    correction: bool = False
 
 
 class DeltaDims(Struct):
@@ -65,6 +67,22 @@ class DeltaDims(Struct):
         return 2 * self.key_heads * self.key_dim + self.values
 
 
+class MlaDims(Struct):
+    """Multi-head latent attention: all heads' keys and values are one latent of ``kv_rank``.
+
+    The cache holds the latent and one key of ``rope_dim`` channels for all heads; engines attend to
+    them as to one KV head of ``TextDims.head_dim`` channels. ``q_rank``: queries come through a
+    latent of their own; 0 where they do not. As stored, a head's keys have ``nope_dim`` channels
+    beside those, and its values ``v_dim``.
+    """
+
+    kv_rank: int
+    nope_dim: int
+    rope_dim: int
+    v_dim: int
+    q_rank: int = 0
+
+
 class TextDims(Struct):
     """Dimensions of the language model; ``architecture`` is its own ``architectures[0]``.
 
@@ -73,7 +91,8 @@ class TextDims(Struct):
     keys and values with biases where ``vision_expert_bias``. ``cross_layers`` are the layers
     (within ``layers``) that attend to the image alone: they cache its tokens, not the prompt's.
     ``delta``: the layers of a hybrid model that have no attention. ``output_gate``: queries come
-    with as many channels more, which gate the attention's output.
+    with as many channels more, which gate the attention's output. ``mla``: attention to latents, of
+    which ``kv_heads`` and ``head_dim`` say what the engine attends to.
     """
 
     architecture: str
@@ -97,6 +116,7 @@ class TextDims(Struct):
     cross_layers: tuple[int, ...] = ()
     delta: DeltaDims | None = None
     output_gate: bool = False
+    mla: MlaDims | None = None
 
     @property
     def attention_layers(self) -> int:

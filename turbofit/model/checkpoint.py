@@ -7,7 +7,7 @@ from typing import Final, Literal, NamedTuple, Protocol
 
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Dtype, Model, ModelSource
-from turbofit.model.checks import cross_check, stored_dtype, surplus
+from turbofit.model.checks import cross_check, stored_dtype, surplus, without_draft
 from turbofit.model.config import Section, dtype_of, parse_json
 from turbofit.model.families.registry import WATCHING, read_dims
 from turbofit.model.families.text import TEXT_ARCHITECTURES
@@ -79,7 +79,7 @@ def read_checkpoint(files: Files, origin: Origin) -> Model:
     weights = files.weights()
     if weights.warning:
         warnings.append(weights.warning)
-    tensors = weights.tensors
+    tensors = None if weights.tensors is None else without_draft(weights.tensors)
     dtype = _dtype(config, tensors, warnings)
     if tensors is not None:
         cross_check(tensors, dims.text, dims.vision)

@@ -11,7 +11,7 @@ from turbofit.core.model import Dtype, Quantization, TextDims, VisionDims
 from turbofit.model.parameters import CROSS_EMBEDDINGS, parameters
 from turbofit.model.safetensors import Tensor
 
-__all__ = ["cross_check", "stored_dtype", "surplus"]
+__all__ = ["cross_check", "stored_dtype", "surplus", "without_draft"]
 
 _VISION: Final = re.compile(
     r"(^|\.)(vision|vision_model|vision_tower|visual|vision_embed_tokens)\."
@@ -31,8 +31,15 @@ _HINT: Final = "config.json and the weights are of different models: download th
 _FLOATS: Final[dict[str, Dtype]] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 #: Buffers that old checkpoints store though no formula counts them.
 _BUFFERS: Final = (".inv_freq", "mask_token")
-#: A draft of further tokens, beside the model: no engine loads it unless it is asked to draft.
+#: A draft of further tokens, beside the model: a part of its own, or a layer behind the last.
 _DRAFT: Final = "mtp."
+_DRAFT_LAYER: Final = ".eh_proj.weight"
+
+
+def without_draft(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors but for those of a draft, which no engine loads unless it is asked to draft."""
+    layers = tuple(name.removesuffix(_DRAFT_LAYER[1:]) for name in tensors if _DRAFT_LAYER in name)
+    return {name: one for name, one in tensors.items() if not name.startswith((_DRAFT, *layers))}
 
 
 def cross_check(tensors: Mapping[str, Tensor], text: TextDims, vision: VisionDims | None) -> None:
@@ -75,13 +82,17 @@ def _expected(
             yield 0, (vision.intermediate, "the vision MLP's width")
         return
     query, key = text.heads * text.head_dim, text.kv_heads * text.head_dim
+    if text.mla:
+        query = text.heads * (text.mla.nope_dim + text.mla.rope_dim)
     if name.endswith(
         ("embed_tokens.weight", "tok_embeddings.weight", "embedding.word_embeddings.weight")
     ):
         more = CROSS_EMBEDDINGS if text.cross_layers else 0
         yield 0, (text.vocab + more, "vocab_size" + (" and its extra rows" if more else ""))
         yield 1, (text.hidden, "hidden_size")
-    elif name.endswith("self_attn.q_proj.weight"):
+    elif name.endswith("self_attn.kv_a_proj_with_mqa.weight"):
+        yield 0, (text.head_dim, "kv_lora_rank + qk_rope_head_dim")
+    elif name.endswith(("self_attn.q_proj.weight", "self_attn.q_b_proj.weight")):
         gated = 2 if text.output_gate else 1
         yield 0, (gated * query, f"{'2 x ' if gated > 1 else ''}heads x head_dim")
     elif name.endswith(("self_attn.k_proj.weight", "self_attn.v_proj.weight")):
@@ -100,7 +111,7 @@ def _count_layers(tensors: Mapping[str, Tensor], what: str, expected: int, *, vi
     """Layers are numbered from 0 without a gap: the largest number tells how many there are."""
     found: set[int] = set()
     for name in tensors:
-        if _SECOND in name or name.startswith(_DRAFT):
+        if _SECOND in name:
             continue
         if bool(_VISION.search(name)) is vision and (match := _LAYER.search(name)):
             found.add(int(match[1][:9]))
@@ -133,9 +144,5 @@ def surplus(
     """Elements that the checkpoint has beyond its dims' (negative: lacks); None where packed."""
     if quantization is not None:
         return None
-    stored = sum(
-        tensor.elements
-        for name, tensor in tensors.items()
-        if not name.endswith(_BUFFERS) and not name.startswith(_DRAFT)
-    )
+    stored = sum(tensor.elements for name, tensor in tensors.items() if not name.endswith(_BUFFERS))
     return stored - parameters(text, vision)

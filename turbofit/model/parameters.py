@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from turbofit.core.model import DTYPE_BYTES, Model, Quantization, TextDims, VisionDims
+from turbofit.core.model import DTYPE_BYTES, MlaDims, Model, Quantization, TextDims, VisionDims
 from turbofit.core.struct import Struct
 from turbofit.model.towers import vision_parameters
 
@@ -70,6 +70,8 @@ def text_linears(text: TextDims) -> tuple[Linear, ...]:
         ("v", hidden, key, attention, text.qkv_bias),
         ("o", query, hidden, attention, text.output_bias),
     ]
+    if text.mla:
+        shapes = _latent(text, text.mla)
     if text.delta:
         shapes += [
             ("delta.qkv", hidden, text.delta.channels, text.delta.layers, False),
@@ -99,6 +101,18 @@ def text_linears(text: TextDims) -> tuple[Linear, ...]:
     )
 
 
+def _latent(text: TextDims, mla: MlaDims) -> list[tuple[str, int, int, int, bool]]:
+    """Attention to latents: into those of queries and of keys and values, and out of them."""
+    hidden, layers, bias = text.hidden, text.layers, text.qkv_bias
+    shapes = [
+        ("kv_a", hidden, mla.kv_rank + mla.rope_dim, layers, bias),
+        ("kv_b", mla.kv_rank, text.heads * (mla.nope_dim + mla.v_dim), layers, False),
+        ("q", mla.q_rank or hidden, text.heads * (mla.nope_dim + mla.rope_dim), layers, False),
+        ("o", text.heads * mla.v_dim, hidden, layers, text.output_bias),
+    ]
+    return [("q_a", hidden, mla.q_rank, layers, bias), *shapes] if mla.q_rank else shapes
+
+
 def _mlp(
     name: str, hidden: int, inter: int, count: int, *, bias: bool = False
 ) -> list[tuple[str, int, int, int, bool]]:
@@ -116,6 +130,8 @@ def text_parameters(text: TextDims) -> int:
     norms = (text.layer_norms * text.layers + 1) * text.hidden
     if text.qk_norm:
         norms += 2 * text.attention_layers * text.head_dim
+    if text.mla:
+        norms += text.layers * (text.mla.q_rank + text.mla.kv_rank)
     return linears + embeddings + norms + _routers(text) + _cross(text) + delta_parameters(text)
 
 
@@ -147,7 +163,8 @@ def _routers(text: TextDims) -> int:
     if text.moe is None:
         return 0
     rows = text.moe.experts + (1 if text.moe.shared_intermediate and text.moe.shared_gate else 0)
-    return text.moe.layers * rows * text.hidden
+    corrections = text.moe.experts if text.moe.correction else 0
+    return text.moe.layers * (rows * text.hidden + corrections)
 
 
 def parameters(text: TextDims, vision: VisionDims | None) -> int:

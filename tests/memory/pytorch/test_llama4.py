@@ -16,8 +16,9 @@ from turbofit.model.source import resolve_model
 def test_a_layer_s_experts_go_to_every_card_as_one(name: str, experts: int) -> None:
     model = resolve_model(name)
     fused = experts * 5120 * 2 * 8192 * 2
-    assert largest_loaded(model, 1) == largest_loaded(model, 8) == fused
-    assert largest_loaded(resolve_model("qwen3-30b-a3b"), 1) == 0
+    assert largest_loaded(model, 8) == fused
+    # One card alone would lay all of them out anew, down as well.
+    assert largest_loaded(model, 1) == fused * 3 // 2
     assert sum(weight_classes(model, 1).values()) == 2 * model.parameters
 
 

@@ -146,5 +146,5 @@ def test_no_preset_is_refused_by_name() -> None:
 
 def test_what_is_inside_is_named() -> None:
     assert "gpt-oss" in inner_refusal("InternVLChatModel", "GptOssForCausalLM").message
-    assert "--backend pytorch" in inner_refusal("X", "DeepseekV3ForCausalLM").hint
+    assert "--backend pytorch" in inner_refusal("X", "DeepseekV32ForCausalLM").hint
     assert "Nope inside" in inner_refusal("X", "Nope").message

@@ -15,6 +15,7 @@ from turbofit.memory.pytorch.bound import UnitsMet, units_met
 from turbofit.memory.pytorch.cache import (
     RESERVED_BLOCKS,
     block_bytes,
+    block_tokens,
     blocks_held,
     runtime_bytes,
     state_bytes,
@@ -55,6 +56,7 @@ class PytorchAccount(Account):
         vision_load = launch.vision_load
         self.constants = constants
         self._block_bytes = block_bytes(model.text, settings)
+        self._block_tokens = block_tokens(model.text, settings)
         self._runtime = runtime_bytes(model.text, settings)
         self._state = state_bytes(model.text, settings)
         work = Activations(model, settings, constants)
@@ -113,7 +115,7 @@ class PytorchAccount(Account):
     @property
     def block_tokens(self) -> int:
         """Tokens of one KV block."""
-        return self.settings.cache_block_seq_len
+        return self._block_tokens
 
     @property
     def least_blocks(self) -> int:

@@ -12,7 +12,7 @@ from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.core.units import HALF
-from turbofit.memory.pytorch.cache import TURBO_QUANT
+from turbofit.memory.pytorch.cache import TURBO_QUANT, WIDE_BLOCK
 from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.memory.pytorch.weights import kv_heads_held
 
@@ -40,6 +40,9 @@ _ROTATED = 6
 _SEGMENTED_SORT = 128
 #: Tokens of a chunk of the gated delta rule. Source: fla/ops/gated_delta_rule/chunk.py.
 _CHUNK = 64
+#: Parts of a sequence whose outputs, at 32 bits, a decoding step keeps apart; more only where rows
+#: are so few that all of them take less. Source: kernels/cuda/pagedattention.py, _get_split_k.
+_SPLITS = 4
 
 
 class Prefill(Struct):
@@ -87,49 +90,92 @@ class Activations:
 
     def decode(self, rows: int) -> int:
         """One decoding step of so many rows."""
-        return rows * max(self._mlp_elements(), self._delta_elements()) * HALF
+        elements = max(self._mlp_elements(), self._moe_elements(), self._delta_elements())
+        attention = self._latent_elements(_SPLITS * 2 * (self.text.head_dim + 2))
+        return rows * max(elements, attention) * HALF
 
-    def delta_warmup(self, rows: int) -> int:
-        """What the delta nets add to the warm-up: a prefill of one token for each of the rows."""
-        if self.text.delta is None:
-            return 0
+    def tuned_warmup(self, rows: int) -> int:
+        """What kernels that are tuned add to the warm-up: a prefill of one token for each row."""
         one_each = Prefill(tokens=rows, context=rows, sequences=rows)
-        return self._delta(one_each) + self.constants.delta_tuning
+        return self._delta(one_each) + self._tuning()
+
+    def _tuning(self) -> int:
+        """What is cleared between two runs while a variant is picked: of experts', at any size."""
+        text = self.text
+        return self.constants.tuning if text.delta is not None or text.moe is not None else 0
 
     def _decoder(self, forward: Prefill) -> int:
         held = self._features(forward) + self.constants.prefill_base
         mlp = forward.tokens * self._mlp_elements() * HALF
+        moe = forward.tokens * self._moe_elements() * HALF
+        if moe:
+            # Experts are tuned before the sum of their outputs is made.
+            moe += max(0, self._tuning() - forward.tokens * self.text.hidden * HALF)
         vision = self.model.vision
         deep = 0
         if forward.units and vision is not None and vision.deepstack:
             deep = forward.tokens * _DEEPSTACK_COPIES * self.text.hidden * HALF
         if self.text.delta is not None:
-            held += self.constants.delta_tuning
-        return held + max(mlp, deep, self._attention(forward), self._delta(forward))
+            held += self.constants.tuning
+        return held + max(mlp, moe, deep, self._attention(forward), self._delta(forward))
 
     def _mlp_elements(self) -> int:
-        """Elements of a token in a layer's MLP: gate and up, and the hidden states alive."""
+        """Elements of a token in a layer's MLP: gate and up, and the hidden states alive.
+
+        A shared expert runs after those that are chosen, beside their sum.
+        """
         text, constants = self.text, self.constants
-        width = 2 * text.intermediate / self.tp
+        width, copies = 2 * text.intermediate / self.tp, constants.hidden_copies
         if text.moe is not None:
-            moe = text.moe
-            # Gate and up, their product, and the output of each chosen expert are alive together;
-            # logits of all experts and their softmax in 32 bits. Source: cuda/moe/fused_moe.py.
-            routed = moe.experts_per_token * (3 * moe.intermediate / self.tp + text.hidden)
-            routed += 3 * moe.experts
-            width = max(
-                width if moe.layers < text.layers else 0.0,
-                routed + 2 * moe.shared_intermediate / self.tp,
-            )
+            dense = width if text.moe.layers < text.layers else 0.0
+            shared = 2 * text.moe.shared_intermediate / self.tp
+            width = max(dense, shared + 2 * text.hidden if shared else 0.0)
+        if text.vision_experts:
+            copies += _EXPERT_COPIES
+        return int(width + copies * text.hidden + constants.token_elements)
+
+    def _moe_elements(self) -> int:
+        """Elements of a token among a layer's experts, with the sum of their outputs; 0 without.
+
+        Gate and up, their product, and the output of each chosen expert are alive together; logits
+        of all experts and their softmax in 32 bits. Source: cuda/moe/fused_moe.py.
+        """
+        text, moe, constants = self.text, self.text.moe, self.constants
+        if moe is None:
+            return 0
+        routed = moe.experts_per_token * (3 * moe.intermediate / self.tp + text.hidden)
         if text.architecture == _LLAMA4:
             # Weighed inputs of the experts, and their output beside the shared expert's.
-            width += (text.moe.experts_per_token + 1 if text.moe else 0) * text.hidden
-        copies = constants.hidden_copies + (_EXPERT_COPIES if text.vision_experts else 0)
-        return int(width + copies * text.hidden + constants.token_elements)
+            routed += (moe.experts_per_token + 1) * text.hidden
+        copies = constants.hidden_copies
+        return int(routed + 3 * moe.experts + copies * text.hidden + constants.token_elements)
+
+    def _latent_elements(self, more: int = 0) -> int:
+        """Elements of a token in attention to latents, with so many more a head; 0 without.
+
+        Queries of the latent's and the position's channels, the latter turned too, the output in
+        the latent's channels and then in the values'. Source: models/deepseek_v2.py.
+        """
+        text, mla, constants = self.text, self.text.mla, self.constants
+        if mla is None:
+            return 0
+        each = text.head_dim + mla.rope_dim + mla.kv_rank + mla.v_dim + more
+        alive = (constants.hidden_copies - 1) * text.hidden + constants.token_elements
+        return alive + text.heads // self.tp * each + text.head_dim + mla.kv_rank
+
+    def _latent(self, forward: Prefill) -> int:
+        """Attention to latents: those flattened are gone before the values' channels are made."""
+        mla, tokens = self.text.mla, forward.tokens
+        assert mla is not None
+        values = tokens * self.text.heads // self.tp * mla.v_dim
+        flattened = (forward.context + 2 * WIDE_BLOCK) * self.text.head_dim
+        return (tokens * self._latent_elements() + max(0, flattened - values)) * HALF
 
     def _attention(self, forward: Prefill) -> int:
         """Projections and output of the tokens, and all keys and values they see, flattened."""
         text, constants = self.text, self.constants
+        if text.mla is not None:
+            return self._latent(forward)
         heads = text.heads * text.head_dim / self.tp
         kv = kv_heads_held(text.kv_heads, self.tp) // self.tp * text.head_dim
         # Hidden states alive as in the MLP, less its own two, and the projections before them.

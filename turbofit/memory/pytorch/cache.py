@@ -18,11 +18,14 @@ from turbofit.core.units import HALF, round_up
 from turbofit.memory.pytorch.weights import kv_heads_held
 
 __all__ = [
-    "KV_TYPES", "RESERVED_BLOCKS", "TURBO_QUANT", "block_bytes", "blocks_held", "runtime_bytes",
-    "state_bytes", "state_slots",
+    "KV_TYPES", "RESERVED_BLOCKS", "TURBO_QUANT", "WIDE_BLOCK", "block_bytes", "block_tokens",
+    "blocks_held", "runtime_bytes", "state_bytes", "state_slots",
 ]  # fmt: skip
 
 _ALIGN = 256
+#: Channels of a head from which blocks hold at most so many tokens.
+_WIDE = 512
+WIDE_BLOCK = 32
 
 #: ``quant_policy`` of keys at 4 and values at 2 bits, both rotated.
 TURBO_QUANT: Final = 42
@@ -50,12 +53,26 @@ KV_TYPES: Final = {
 RESERVED_BLOCKS = 2
 
 
+def block_tokens(text: TextDims, settings: Settings) -> int:
+    """Tokens of one KV block, fewer than were asked for where heads are wide.
+
+    With the package flash_mla on Hopper they are 64, and the cache the same. Source:
+    executor/base.py (_adjust_block_size).
+    """
+    asked = settings.cache_block_seq_len
+    return min(asked, WIDE_BLOCK) if text.head_dim >= _WIDE else asked
+
+
 def block_bytes(text: TextDims, settings: Settings) -> int:
-    """Bytes per rank of one KV block over all layers with attention."""
+    """Bytes per rank of one KV block over all layers with attention.
+
+    Latents are cached as keys, whole on every rank; values are their first channels.
+    """
     heads = kv_heads_held(text.kv_heads, settings.tp) // settings.tp
-    rows = settings.cache_block_seq_len * heads
+    rows = block_tokens(text, settings) * heads
     kind = KV_TYPES[settings.quant_policy]
-    sizes = [rows * text.head_dim * bits // 8 for bits in (kind.key_bits, kind.value_bits)]
+    bits_held = (kind.key_bits, 0 if text.mla else kind.value_bits)
+    sizes = [rows * text.head_dim * bits // 8 for bits in bits_held]
     sizes += [rows * count * HALF for count in (kind.key_scales, kind.value_scales)]
     return sum(round_up(size, _ALIGN) for size in sizes) * text.attention_layers
 

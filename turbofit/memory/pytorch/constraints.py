@@ -50,6 +50,8 @@ def _problems(model: Model, tp: int) -> Iterator[str]:
         yield f"{text.kv_heads} KV heads cannot be dealt to {tp} ranks"
     if text.intermediate % tp:
         yield f"the MLP's {text.intermediate} channels do not divide by {tp}"
+    if text.moe is not None and text.moe.shared_intermediate % tp:
+        yield f"the shared expert's {text.moe.shared_intermediate} channels do not divide by {tp}"
     if text.moe is not None and text.moe.intermediate % tp:
         yield f"the experts' {text.moe.intermediate} channels do not divide by {tp}"
     if text.delta is not None and text.delta.key_heads % tp:
@@ -102,8 +104,13 @@ def checkpoint_problem(model: Model, settings: Settings) -> str | None:
 
 
 def cache_problem(model: Model, settings: Settings) -> str | None:
-    """Heads that cannot be rotated. Source: pytorch/kernels/cuda/fill_kv_cache.py."""
+    """Heads that cannot be rotated. Source: pytorch/kernels/cuda/fill_kv_cache.py.
+
+    Of latents keys and values are the same bytes, which it would quantise as the one and the other.
+    """
     size = model.text.head_dim
+    if settings.quant_policy and model.text.mla:
+        return f"--quant-policy {settings.quant_policy} is not planned for latent attention: 0 is"
     if settings.quant_policy == TURBO_QUANT and size & (size - 1):
         return f"--quant-policy {TURBO_QUANT} takes heads of a power of two, not of {size}"
     return None

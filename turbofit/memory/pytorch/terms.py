@@ -73,6 +73,9 @@ def weight_terms(
         terms.append(term("weights.packed_copy", "weights", copied, "estimate", note))
     kind = segments(settings)
     fragmented = constants.load_fragmentation[kind]
+    if model.text.moe is not None:
+        # Experts that are laid out anew leave more: up to 30 MiB on pretend GPUs. Over.
+        fragmented += constants.segment
     note = f"torch's {kind} segments, filled in part"
     terms.append(term("load_fragmentation", "weights", fragmented, "estimate", note))
     return terms
@@ -135,7 +138,7 @@ def pool_term(work: Activations, settings: Settings, constants: PytorchConstants
     size, note = _step_pool(work, settings, constants), "an eager pass"
     if work.decode(settings.max_batch_size) >= _LARGE_BLOCK:  # Over: the MLP's is a part of it
         size += constants.segment
-    size += round_up(work.delta_warmup(settings.max_batch_size), constants.page)
+    size += round_up(work.tuned_warmup(settings.max_batch_size), constants.page)
     return term(POOL_WARMUP, "buffers", size, "formula", note)
 
 

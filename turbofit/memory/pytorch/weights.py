@@ -28,6 +28,8 @@ __all__ = [
 _COPIED_ON = (9, 0)
 _COPIED_GROUP = 128
 _FLOAT = 4
+#: Into the latents, which every rank needs whole.
+_WHOLE = ("q_a", "kv_a")
 
 
 def kv_heads_held(kv_heads: int, tp: int) -> int:
@@ -54,13 +56,16 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
     for one in linears:
         # CogVLM's second set, for image tokens, is split as the first.
         name = one.name.removeprefix("vision.")
-        kind = "attention" if name in ("q", "k", "v", "o") else "mlp"
+        kind = "mlp" if name.endswith((".gate_up", ".down")) else "attention"
         kind = "delta" if name.startswith("delta.") else kind
         share = (repeat if name in ("k", "v") else 1.0) / tp
+        if name in _WHOLE:
+            share = 1.0
         classes[kind] += int(_linear_bytes(model, one) * share)
         # A row-wise layer's bias is whole on every rank.
         spread = 1.0 if name == "o" or name.endswith(".down") else share
         classes[kind] += int(one.biases * spread) * HALF
+    classes["attention"] += _absorbed(text) // tp
     classes["unpacked"] = -(-unpacked_bytes(model) // tp)
     if vision is not None:
         sharded = vision_linears(vision)
@@ -68,6 +73,14 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
         classes["vision"] = int(sharded * _vision_share(vision, tp)) * HALF
         classes["vision.whole"] = (total - sharded) * HALF
     return {name: size for name, size in classes.items() if size}
+
+
+def _absorbed(text: TextDims) -> int:
+    """Bytes of all ranks' second copy of ``kv_b``, which queries and outputs are multiplied with.
+
+    At 16 bits, however ``kv_b`` is stored, which stays beside it. Source: models/deepseek_v2.py.
+    """
+    return sum(one.weights for one in text_linears(text) if one.name == "kv_b") * HALF
 
 
 def _delta_whole(text: TextDims, tp: int) -> int:
@@ -98,19 +111,29 @@ def _vision_share(vision: VisionDims, tp: int) -> float:
 
 
 def largest_loaded(model: Model, tp: int) -> int:
-    """Bytes of the largest tensor that is on the card beside its place while it is loaded.
+    """Bytes of the largest tensors that are on the card beside their places while it loads.
 
     At tp 1 tensors are copied straight to their places; a tied head is made, then dropped. With
-    more ranks a row-wise layer arrives whole on each. Source: pretend GPUs, nn/linear/default.py.
+    more ranks a row-wise layer arrives whole on each. Experts of 16 bits are laid out anew, a layer
+    at a time. Source: pretend GPUs, nn/linear/default.py, backends/cuda/moe/default.py.
     """
     text = model.text
     tied = text.vocab * text.hidden * HALF if text.tie_word_embeddings else 0
-    fused = _fused_experts(text)
+    experts = max(_fused_experts(text), _turned_experts(model) // tp)
     if tp == 1:
-        return max(tied, fused)
+        return max(tied, experts)
     delta = text.delta.values if text.delta else 0
-    down = text.hidden * max(text.intermediate, text.heads * text.head_dim, delta) * HALF
-    return max(tied + down, fused)
+    inner = text.heads * (text.mla.v_dim if text.mla else text.head_dim)
+    down = text.hidden * max(text.intermediate, inner, delta) * HALF
+    return max(tied + down, experts)
+
+
+def _turned_experts(model: Model) -> int:
+    """Bytes of a layer's experts on all ranks; 0 where they are not of 16 bits."""
+    moe = model.text.moe
+    if moe is None or model.quantization is not None:
+        return 0
+    return moe.experts * 3 * model.text.hidden * moe.intermediate * HALF
 
 
 def _fused_experts(text: TextDims) -> int:

@@ -31,7 +31,9 @@ def block_bytes(text: TextDims, settings: Settings) -> int:
     extra = 4 if bits < 16 else 0
     per_head = bits * text.head_dim // 8 + extra
     heads = kv_heads_held(text.kv_heads, settings.tp) // settings.tp
-    return text.layers * heads * 2 * settings.cache_block_seq_len * per_head
+    # Latents are keys and values in one.
+    kinds = 1 if text.mla else 2
+    return text.layers * heads * kinds * settings.cache_block_seq_len * per_head
 
 
 def cache_shape(text: TextDims, settings: Settings, constants: EngineConstants) -> CacheShape:

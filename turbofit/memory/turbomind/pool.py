@@ -93,11 +93,15 @@ class PoolModel:
         return held + max(self._attention(tokens, forward.context), self._mlp(tokens))
 
     def _attention(self, tokens: int, context: int) -> int:
-        """QKV, output and the keys and values of all prefilled sequences, flattened."""
+        """QKV, output and the keys and values of all prefilled sequences, flattened.
+
+        Latents are both in one.
+        """
         size = self.text.head_dim * HALF
-        qkv = tokens * (self.local_heads + 2 * self.local_kv) * size
+        kinds = 1 if self.text.mla else 2
+        qkv = tokens * (self.local_heads + kinds * self.local_kv) * size
         out = tokens * self.local_heads * size
-        flat = 2 * self.local_kv * (context + self.constants.kv_flatten_pad_tokens) * size
+        flat = kinds * self.local_kv * (context + self.constants.kv_flatten_pad_tokens) * size
         return qkv + out + flat
 
     def _mlp(self, tokens: int) -> int:

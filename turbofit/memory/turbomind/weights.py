@@ -53,7 +53,8 @@ def weight_classes(
         "attention": sum(_attention(text, tp, packing)) * text.layers,
         "mlp": _mlp(text, tp, packing, constants),
         "norms": (2 * text.layers + 1) * text.hidden * width
-        + (2 * text.layers * text.head_dim * width if text.qk_norm else 0),
+        + (2 * text.layers * text.head_dim * width if text.qk_norm else 0)
+        + (text.layers * (text.mla.q_rank + text.mla.kv_rank) * width if text.mla else 0),
     }
     unpacked = unpacked_bytes(model)
     if unpacked:
@@ -123,7 +124,18 @@ def packed_elements(model: Model, tp: int, constants: EngineConstants) -> int:
 
 
 def _attention(text: TextDims, tp: int, packing: _Packing | None) -> Iterator[int]:
-    """One layer's attention: fused QKV split by heads, output projection split by its input."""
+    """One layer's attention: fused QKV split by heads, output projection split by its input.
+
+    Of latents: into them whole; out of them multiplied into what comes after, at 16 bits, with the
+    output's rows padded to the keys' channels. Source: LMDeploy builders/mla.py.
+    """
+    mla = text.mla
+    if mla is not None:
+        heads = text.heads * text.head_dim // tp
+        yield _linear(text.hidden, mla.q_rank + text.head_dim, None)
+        yield _linear(mla.q_rank or text.hidden, heads, None)
+        yield _linear(heads, text.hidden, None)
+        return
     qkv = (text.heads + 2 * kv_heads_held(text.kv_heads, tp)) * text.head_dim // tp
     yield _linear(text.hidden, qkv, packing)
     yield _linear(text.heads * text.head_dim // tp, text.hidden, packing)
@@ -149,7 +161,9 @@ def _mlp(text: TextDims, tp: int, packing: _Packing | None, constants: EngineCon
         return ffn(text.intermediate) * text.layers
     expert_layer = moe.experts * (ffn(moe.intermediate) + text.hidden * 2)
     if moe.shared_intermediate:
-        expert_layer += ffn(moe.shared_intermediate) + text.hidden * 2
+        expert_layer += ffn(moe.shared_intermediate) + (text.hidden * 2 if moe.shared_gate else 0)
+    if moe.correction:
+        expert_layer += moe.experts * 4
     return expert_layer * moe.layers + ffn(text.intermediate) * (text.layers - moe.layers)
 
 

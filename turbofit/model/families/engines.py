@@ -89,6 +89,9 @@ def _turbomind(model: Model) -> str | None:
     if text.architecture not in TURBOMIND_TEXT:
         inside = " inside; LMDeploy would not fall back" if vision else ""
         return f"TurboMind 0.18 does not run {text.architecture}{inside}"
+    if text.mla and quantization:
+        # builders/mla.py multiplies its weights as they are stored.
+        return "turbofit has no account of TurboMind's latent attention in quantised checkpoints"
     if text.moe and (
         text.moe.step != 1
         or (text.architecture == "Qwen2MoeForCausalLM" and text.moe.layers < text.layers)
@@ -132,6 +135,9 @@ def _pytorch(model: Model) -> str | None:
 
 
 def _transformers(model: Model) -> str | None:
+    if model.text.mla is not None:
+        # It caches every head's keys and values, where LMDeploy caches the latent.
+        return "turbofit has no account of Transformers' multi-head latent attention"
     for name in (model.architecture, model.text.architecture):
         if name in _REMOTE_CODE:
             return f"Transformers has no {name}: only the checkpoint's own code defines it"

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 from turbofit.core.model import MoeDims, TextDims
 from turbofit.model.config import Section
 from turbofit.model.families.delta import read_delta
+from turbofit.model.families.mla import read_latent_experts, read_mla
 
 __all__ = ["TEXT_ARCHITECTURES", "TURBOMIND_TEXT", "read_text"]
 
@@ -28,6 +29,8 @@ _GEMMA2: Final[dict[str, Any]] = {
     "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
     "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "tied": True, "norms": 4,
 }  # fmt: skip
+#: Multi-head latent attention: engines attend to one KV head, whatever the config says.
+_LATENT: Final[dict[str, Any]] = {**_LLAMA, "vocab_size": 102400, "latent": True}
 _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "LlamaForCausalLM": _LLAMA,
     "InternLM2ForCausalLM": {**_LLAMA, "vocab_size": 103168},
@@ -71,6 +74,15 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "Glm4ForCausalLM": {
         **_LLAMA, "vocab_size": 151552, "intermediate_size": 13696, "num_hidden_layers": 40,
         "num_key_value_heads": 2, "head_dim": 128, "max_position_embeddings": 131072, "norms": 4,
+    },
+    "DeepseekV2ForCausalLM": _LATENT,
+    "DeepseekV3ForCausalLM": {
+        **_LATENT, "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432,
+        "num_hidden_layers": 61, "num_attention_heads": 128, "max_position_embeddings": 4096,
+    },
+    "Glm4MoeLiteForCausalLM": {
+        **_LATENT, "vocab_size": 154880, "hidden_size": 2048, "intermediate_size": 10240,
+        "num_hidden_layers": 47, "num_attention_heads": 20, "max_position_embeddings": 202752,
     },
 }  # fmt: skip
 _QWEN3_5: Final[dict[str, Any]] = {
@@ -139,6 +151,7 @@ TURBOMIND_TEXT: Final = frozenset(
     {
         "LlamaForCausalLM", "InternLM2ForCausalLM", "InternLM3ForCausalLM", "Qwen2ForCausalLM",
         "Qwen3ForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "MixtralForCausalLM",
+        "Glm4MoeLiteForCausalLM",
     }
 )  # fmt: skip
 
@@ -168,19 +181,22 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
     kv_heads = config.integer("num_key_value_heads", kv_default, high=1 << 12)
     if heads % kv_heads:
         raise config.error("num_key_value_heads", f"{kv_heads} does not divide {heads} heads")
-    if "head_dim" not in config and "head_dim" not in defaults and hidden % heads:
+    divided = not {"head_dim", "latent"} & defaults.keys()
+    if "head_dim" not in config and divided and hidden % heads:
         raise config.error("num_attention_heads", f"{heads} does not divide {hidden} channels")
     layers = config.integer("num_hidden_layers", defaults["num_hidden_layers"], high=1 << 10)
     biases = _biases(config, architecture)
+    mla = read_mla(config) if "latent" in defaults else None
+    head_dim = config.integer(
+        "head_dim", defaults.get("head_dim", max(1, hidden // heads)), high=1 << 10
+    )
     return TextDims(
         architecture=_RUN_AS.get(architecture, architecture),
         layers=layers,
         hidden=hidden,
         heads=heads,
-        kv_heads=kv_heads,
-        head_dim=config.integer(
-            "head_dim", defaults.get("head_dim", max(1, hidden // heads)), high=1 << 10
-        ),
+        kv_heads=1 if mla else kv_heads,
+        head_dim=mla.kv_rank + mla.rope_dim if mla else head_dim,
         intermediate=config.integer(
             "intermediate_size", defaults["intermediate_size"], high=1 << 20
         ),
@@ -191,9 +207,12 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
         ),
         delta=read_delta(config, layers) if "hybrid" in defaults else None,
         output_gate="hybrid" in defaults,
+        mla=mla,
         qk_norm=architecture.startswith(("Qwen3", "Gemma3")),
         layer_norms=defaults.get("norms", 2),
-        moe=_moe(config, architecture, defaults, layers),
+        moe=read_latent_experts(config, architecture, layers)
+        if mla
+        else _moe(config, architecture, defaults, layers),
         qkv_bias=biases.qkv,
         output_bias=biases.output,
         mlp_bias=biases.mlp,

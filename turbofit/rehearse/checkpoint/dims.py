@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from turbofit.core.model import MlaDims
+
 __all__ = ["RehearsedExperts", "RehearsedModel", "RehearsedText", "Vision"]
 
 
 @dataclass(frozen=True)
 class RehearsedExperts:
-    """Experts in place of the feed-forward network of each layer."""
+    """Experts in place of the feed-forward network of each layer but the first ``dense`` ones.
+
+    ``shared``: width of an expert of every token; ``correction``: biases that only choose experts.
+    """
 
     count: int
     per_token: int
     inter: int
+    dense: int = 0
+    shared: int = 0
+    correction: bool = False
 
 
 @dataclass(frozen=True)
 class RehearsedText:
-    """A decoder: ``arch`` is internlm2, llama, qwen2, qwen3, mixtral or qwen3_moe."""
+    """A decoder: ``arch`` is internlm2, llama, qwen2, qwen3, mixtral or qwen3_moe.
+
+    With ``mla`` it is deepseek_v2, deepseek_v3 or glm4_moe_lite.
+    """
 
     arch: str
     hidden: int
@@ -32,6 +43,7 @@ class RehearsedText:
     positions: int = 32768
     rope_theta: float = 1e6
     experts: RehearsedExperts | None = None
+    mla: MlaDims | None = None
 
     @property
     def dim(self) -> int:

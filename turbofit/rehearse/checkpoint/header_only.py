@@ -10,6 +10,7 @@ import json
 import os
 import struct
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from turbofit.rehearse.checkpoint.tensors import Entry, tensors
 from turbofit.rehearse.checkpoint.tokenizer import write_tokenizer
 
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4}
+_SHARD = 8 << 30
 
 
 def write_header(path: Path, entries: Iterable[Entry]) -> int:
@@ -30,9 +32,7 @@ def write_header(path: Path, entries: Iterable[Entry]) -> int:
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "turbofit": "pretend: no data"}}
     at = 0
     for name, dtype, shape in entries:
-        size = _BYTES[dtype]
-        for n in shape:
-            size *= n
+        size = _BYTES[dtype] * prod(shape)
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -59,6 +59,28 @@ def write_model(model: RehearsedModel, folder: Path) -> Path:
         video.pop("image_processor_type")
         text = json.dumps(video, indent=1)
         (folder / "video_preprocessor_config.json").write_text(text, encoding="utf-8")
-    write_header(folder / "model.safetensors", tensors(model))
+    _write_weights(tensors(model), folder)
     write_tokenizer(model, folder)
     return folder
+
+
+def _write_weights(entries: Iterable[Entry], folder: Path) -> None:
+    """Writes one file, or several and an index: Linux maps none that is larger than its memory."""
+    shards: list[list[Entry]] = []
+    room = 0
+    for entry in entries:
+        size = _BYTES[entry[1]] * prod(entry[2])
+        if size > room:
+            shards.append([])
+            room = _SHARD
+        shards[-1].append(entry)
+        room -= size
+    names = ["model.safetensors"]
+    if len(shards) > 1:
+        count = len(shards)
+        names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+        held = {one[0]: name for name, shard in zip(names, shards, strict=True) for one in shard}
+        index = json.dumps({"metadata": {}, "weight_map": held})
+        (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+    for name, shard in zip(names, shards, strict=True):
+        write_header(folder / name, shard)

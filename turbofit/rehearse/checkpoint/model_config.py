@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from turbofit.core.json_types import JsonObject
+from turbofit.core.model import MlaDims
 from turbofit.rehearse.checkpoint.dims import RehearsedExperts, RehearsedModel, RehearsedText
 from turbofit.rehearse.checkpoint.tokenizer import special_tokens
 
@@ -17,6 +18,9 @@ _LLM_ARCH = {
     "qwen3": "Qwen3ForCausalLM",
     "mixtral": "MixtralForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+    "glm4_moe_lite": "Glm4MoeLiteForCausalLM",
 }
 
 
@@ -40,10 +44,12 @@ def _text_config(t: RehearsedText, dtype: str) -> dict[str, Any]:
         "eos_token_id": 2,
         "pad_token_id": 2,
     }
-    if t.head_dim:
+    if t.head_dim and t.mla is None:
         config["head_dim"] = t.head_dim
     if t.experts is not None:
         config |= _experts_config(t.experts)
+    if t.mla is not None:
+        config |= _latent_config(t, t.mla)
     if t.arch == "internlm2":
         config["bias"] = False  # a key of its own class, as published checkpoints have it
     return config
@@ -59,6 +65,32 @@ def _experts_config(e: RehearsedExperts) -> dict[str, Any]:
         "decoder_sparse_step": 1,
         "mlp_only_layers": [],
         "norm_topk_prob": True,
+    }
+
+
+def _latent_config(t: RehearsedText, mla: MlaDims) -> dict[str, Any]:
+    """Latent attention and its experts in DeepSeek's names; how experts are chosen too."""
+    e = t.experts
+    assert e is not None
+    chosen: dict[str, Any] = {"scoring_func": "softmax", "topk_method": "greedy"}
+    if e.correction:
+        chosen = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+    if t.arch == "glm4_moe_lite":
+        del chosen["scoring_func"]  # which its class leaves out, and LMDeploy adds
+    return chosen | {
+        "num_key_value_heads": t.heads,
+        "q_lora_rank": mla.q_rank or None,
+        "kv_lora_rank": mla.kv_rank,
+        "qk_nope_head_dim": mla.nope_dim,
+        "qk_rope_head_dim": mla.rope_dim,
+        "v_head_dim": mla.v_dim,
+        "first_k_dense_replace": e.dense,
+        "moe_layer_freq": 1,
+        "n_routed_experts": e.count,
+        "n_shared_experts": e.shared // e.inter or None,
+        "n_group": 1,
+        "topk_group": 1,
+        "routed_scaling_factor": 1.0,
     }
 
 

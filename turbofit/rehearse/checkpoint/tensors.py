@@ -8,7 +8,7 @@ from turbofit.rehearse.checkpoint.dims import RehearsedModel, RehearsedText, Vis
 
 Entry = tuple[str, str, tuple[int, ...]]
 _Names = tuple[str, str, str]
-_Stored = tuple[Callable[[str, int, int, str], Iterator[Entry]], str]
+_Stored = tuple[Callable[..., Iterator[Entry]], str]
 _DTYPE = {"bfloat16": "BF16", "float16": "F16"}
 _GROUP = 128
 
@@ -65,24 +65,54 @@ def _experts(at: str, names: _Names, t: RehearsedText, stored: _Stored) -> Itera
     """A router, which is never quantised, and a feed-forward network for each expert."""
     assert t.experts is not None
     yield from _linear(f"{at}gate", t.experts.count, t.hidden, stored[1])
+    if t.experts.correction:
+        yield f"{at}gate.e_score_correction_bias", "F32", (t.experts.count,)
     for e in range(t.experts.count):
         yield from _ffn(f"{at}experts.{e}.", names, (t.hidden, t.experts.inter), stored)
+    if t.experts.shared:
+        yield from _ffn(f"{at}shared_experts.", names, (t.hidden, t.experts.shared), stored)
+
+
+def _latents(at: str, t: RehearsedText, dtype: str) -> Iterator[Entry]:
+    """Multi-head latent attention, at 16 bits."""
+    mla = t.mla
+    assert mla is not None
+    queries = t.heads * (mla.nope_dim + mla.rope_dim)
+    if mla.q_rank:
+        yield from _linear(f"{at}q_a_proj", mla.q_rank, t.hidden, dtype)
+        yield from _norm(f"{at}q_a_layernorm", mla.q_rank, dtype)
+        yield from _linear(f"{at}q_b_proj", queries, mla.q_rank, dtype)
+    else:
+        yield from _linear(f"{at}q_proj", queries, t.hidden, dtype)
+    yield from _linear(f"{at}kv_a_proj_with_mqa", mla.kv_rank + mla.rope_dim, t.hidden, dtype)
+    yield from _norm(f"{at}kv_a_layernorm", mla.kv_rank, dtype)
+    yield from _linear(f"{at}kv_b_proj", t.heads * (mla.nope_dim + mla.v_dim), mla.kv_rank, dtype)
+    yield from _linear(f"{at}o_proj", t.hidden, t.heads * mla.v_dim, dtype)
+
+
+def _attention(at: str, t: RehearsedText, stored: _Stored) -> Iterator[Entry]:
+    """Queries, keys, values and the output, with the norms or biases of the architecture."""
+    (linear, dtype), bias = stored, t.arch == "qwen2"
+    yield from linear(f"{at}q_proj", t.heads * t.dim, t.hidden, dtype, bias)
+    yield from linear(f"{at}k_proj", t.kv_heads * t.dim, t.hidden, dtype, bias)
+    yield from linear(f"{at}v_proj", t.kv_heads * t.dim, t.hidden, dtype, bias)
+    yield from linear(f"{at}o_proj", t.hidden, t.heads * t.dim, dtype)
+    if t.arch.startswith("qwen3"):
+        yield from _norm(f"{at}q_norm", t.dim, dtype)
+        yield from _norm(f"{at}k_norm", t.dim, dtype)
 
 
 def _llama(t: RehearsedText, pre: str, dtype: str, awq: bool) -> Iterator[Entry]:
-    """Llama, Qwen2 (biases on q, k and v), Qwen3 (norms on q and k), and those with experts."""
-    linear, bias = (_awq if awq else _linear), t.arch == "qwen2"
+    """Llama, Qwen2 (biases on q, k and v), Qwen3 (norms on q and k), DeepSeek, with experts too."""
+    linear = _awq if awq else _linear
     yield f"{pre}model.embed_tokens.weight", dtype, (t.vocab, t.hidden)
     for i in range(t.layers):
         at = f"{pre}model.layers.{i}."
-        yield from linear(f"{at}self_attn.q_proj", t.heads * t.dim, t.hidden, dtype, bias)
-        yield from linear(f"{at}self_attn.k_proj", t.kv_heads * t.dim, t.hidden, dtype, bias)
-        yield from linear(f"{at}self_attn.v_proj", t.kv_heads * t.dim, t.hidden, dtype, bias)
-        yield from linear(f"{at}self_attn.o_proj", t.hidden, t.heads * t.dim, dtype)
-        if t.arch.startswith("qwen3"):
-            yield from _norm(f"{at}self_attn.q_norm", t.dim, dtype)
-            yield from _norm(f"{at}self_attn.k_norm", t.dim, dtype)
-        if t.experts is None:
+        if t.mla is not None:
+            yield from _latents(f"{at}self_attn.", t, dtype)
+        else:
+            yield from _attention(f"{at}self_attn.", t, (linear, dtype))
+        if t.experts is None or i < t.experts.dense:
             yield from _ffn(f"{at}mlp.", _GATED, (t.hidden, t.inter), (linear, dtype))
         elif t.arch == "mixtral":
             yield from _experts(f"{at}block_sparse_moe.", ("w1", "w3", "w2"), t, (linear, dtype))

@@ -21,6 +21,9 @@ _DECODERS = {
     "Qwen3ForCausalLM": "qwen3",
     "MixtralForCausalLM": "mixtral",
     "Qwen3MoeForCausalLM": "qwen3_moe",
+    "DeepseekV2ForCausalLM": "deepseek_v2",
+    "DeepseekV3ForCausalLM": "deepseek_v3",
+    "Glm4MoeLiteForCausalLM": "glm4_moe_lite",
 }
 #: LMDeploy pytorch/nn/gated_delta.py and pytorch/kernels/cuda/gated_delta_rule.py.
 _DELTA_NETS = (
@@ -67,10 +70,16 @@ def _text(text: TextDims) -> dims.RehearsedText:
         tied=text.tie_word_embeddings,
         positions=text.max_position_embeddings,
         experts=dims.RehearsedExperts(
-            count=moe.experts, per_token=moe.experts_per_token, inter=moe.intermediate
+            count=moe.experts,
+            per_token=moe.experts_per_token,
+            inter=moe.intermediate,
+            dense=text.layers - moe.layers if text.mla else 0,
+            shared=moe.shared_intermediate,
+            correction=moe.correction,
         )
         if moe
         else None,
+        mla=text.mla,
     )
 
 

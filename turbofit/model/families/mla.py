@@ -1,0 +1,50 @@
+"""Multi-head latent attention and the experts beside it: DeepSeek-V2, V3 and GLM-4-MoE-Lite."""
+
+from __future__ import annotations
+
+from turbofit.core.model import MlaDims, MoeDims
+from turbofit.model.config import Section
+
+__all__ = ["read_latent_experts", "read_mla"]
+
+
+def read_mla(config: Section) -> MlaDims:
+    """Dims of the latents, which every published config names."""
+    return MlaDims(
+        kv_rank=config.integer("kv_lora_rank", high=1 << 16),
+        nope_dim=config.integer("qk_nope_head_dim", high=1 << 12),
+        rope_dim=config.integer("qk_rope_head_dim", high=1 << 12),
+        v_dim=config.integer("v_head_dim", high=1 << 12),
+        q_rank=config.integer("q_lora_rank", high=1 << 16) if "q_lora_rank" in config else 0,
+    )
+
+
+def read_latent_experts(config: Section, architecture: str, layers: int) -> MoeDims | None:
+    """The experts of all layers but the first dense ones; None where there are none.
+
+    Shared experts are one MLP of their widths' sum. Biases that only choose experts are there by
+    ``topk_method``, and in V3's and GLM's classes where that is absent.
+    """
+    if "n_routed_experts" not in config:
+        return None
+    inter = config.integer("moe_intermediate_size", high=1 << 20)
+    dense = config.integer("first_k_dense_replace", 0, low=0, high=1 << 10)
+    kinds = config.strings("mlp_layer_types")
+    if kinds:
+        dense = len(kinds) - kinds.count("sparse")
+    if config.integer("moe_layer_freq", 1, high=1 << 10) != 1 or "sparse" in kinds[:dense]:
+        raise config.error("moe_layer_freq", "has dense layers behind the first, of no account")
+    if dense >= layers:
+        return None
+    per_token = config.integer("num_experts_per_tok", high=1 << 10)
+    shared = config.integer("n_shared_experts", 1) if "n_shared_experts" in config else 0
+    default = "greedy" if architecture == "DeepseekV2ForCausalLM" else "noaux_tc"
+    return MoeDims(
+        experts=config.integer("n_routed_experts", low=per_token, high=1 << 13),
+        experts_per_token=per_token,
+        intermediate=inter,
+        layers=layers - dense,
+        shared_intermediate=shared * inter,
+        shared_gate=False,
+        correction=config.string("topk_method", default) == "noaux_tc",
+    )
