@@ -168,6 +168,14 @@ ROWS: tuple[Row, ...] = (
         settings={"cache_max_entry_count": 0.6}),
     Row("internvl3.5-30b-a3b", "4xl4", tp=4, units=(13, 40), queued=(4,),
         settings={"max_batch_size": 64, "cache_max_entry_count": 0.5}),
+    # attention to latents, and experts
+    Row("glm-4.7-flash", "1xa100-80g", long_prompt=True, sampling=True,
+        settings={"session_len": 32768, "cache_max_entry_count": 0.7}),
+    Row("glm-4.7-flash", "2xa100-40g", tp=2, long_prompt=True,
+        settings={"session_len": 32768, "cache_max_entry_count": 0.7}),
+    Row("glm-4.7-flash", "4xrtx3090", tp=4,
+        settings={"session_len": 32768, "cache_max_entry_count": 0.7}),
+    Row("glm-4.7-flash", "1xh100", settings={"session_len": 32768, "cache_max_entry_count": 0.7}),
     # text only
     Row("llama-3.1-8b", "1xrtx3090", long_prompt=True, sampling=True,
         settings={"session_len": 32768, "cache_max_entry_count": 0.6}),

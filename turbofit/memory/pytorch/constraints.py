@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
+from turbofit.core.units import round_up
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.pytorch.cache import KV_TYPES, RESERVED_BLOCKS, TURBO_QUANT
+from turbofit.memory.pytorch.weights import VOCAB_ROWS
 from turbofit.memory.shared_terms import capability_of
 
 __all__ = [
@@ -54,6 +56,8 @@ def _problems(model: Model, tp: int) -> Iterator[str]:
         yield f"the shared expert's {text.moe.shared_intermediate} channels do not divide by {tp}"
     if text.moe is not None and text.moe.intermediate % tp:
         yield f"the experts' {text.moe.intermediate} channels do not divide by {tp}"
+    if text.mla is not None and round_up(text.vocab, VOCAB_ROWS) % tp:
+        yield f"the vocabulary's {text.vocab} rows do not divide by {tp}"
     if text.delta is not None and text.delta.key_heads % tp:
         yield f"the delta nets' {text.delta.key_heads} key heads do not divide by {tp}"
     if vision is None:

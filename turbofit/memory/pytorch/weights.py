@@ -1,14 +1,15 @@
 """Weights of one rank of the PyTorch engine by class.
 
 Attention, delta nets and MLPs are sharded, of the decoder and of the vision tower; embeddings,
-head, norms, patch embedding and projector are whole on every rank, and nothing is padded.
+head, norms, patch embedding and projector are whole on every rank, and nothing is padded. With
+latent attention embeddings and head are sharded, too.
 Source: LMDeploy pytorch/nn (build_embedding and build_lm_head without ``is_tp``), models/*.py.
 """
 
 from __future__ import annotations
 
 from turbofit.core.model import DTYPE_BYTES, Model, TextDims, VisionDims
-from turbofit.core.units import HALF
+from turbofit.core.units import HALF, round_up
 from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.model.parameters import (
     Linear,
@@ -21,7 +22,8 @@ from turbofit.model.parameters import (
 )
 
 __all__ = [
-    "is_copied", "kv_heads_held", "largest_loaded", "packed_copy", "staged_copy", "weight_classes",
+    "VOCAB_ROWS", "is_copied", "kv_heads_held", "largest_loaded", "packed_copy", "staged_copy",
+    "weight_classes",
 ]  # fmt: skip
 
 #: Where TurboMind's kernels multiply what AWQ packed. Source: backends/cuda/awq_modules.py.
@@ -30,6 +32,8 @@ _COPIED_GROUP = 128
 _FLOAT = 4
 #: Into the latents, which every rank needs whole.
 _WHOLE = ("q_a", "kv_a")
+#: Rows of the vocabulary come in multiples of this where they are dealt out.
+VOCAB_ROWS = 64
 
 
 def kv_heads_held(kv_heads: int, tp: int) -> int:
@@ -45,8 +49,8 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
     embedding = text.vocab * text.hidden
     heads = 1 if text.tie_word_embeddings else 2
     classes = {
-        "embedding": embedding * HALF,
-        "lm_head": (heads - 1) * embedding * HALF,
+        "embedding": rows_held(text, tp) * text.hidden * HALF,
+        "lm_head": (heads - 1) * rows_held(text, tp) * text.hidden * HALF,
         "attention": 0,
         "mlp": 0,
         "norms": (whole - heads * embedding - delta_parameters(text)) * HALF,
@@ -73,6 +77,14 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
         classes["vision"] = int(sharded * _vision_share(vision, tp)) * HALF
         classes["vision.whole"] = (total - sharded) * HALF
     return {name: size for name, size in classes.items() if size}
+
+
+def rows_held(text: TextDims, tp: int) -> int:
+    """Rows of the vocabulary on one rank: all, but where embeddings and head are dealt out.
+
+    Source: models/deepseek_v2.py, nn/embedding.py.
+    """
+    return round_up(text.vocab, VOCAB_ROWS) // tp if text.mla and tp > 1 else text.vocab
 
 
 def _absorbed(text: TextDims) -> int:
@@ -125,7 +137,8 @@ def largest_loaded(model: Model, tp: int) -> int:
     delta = text.delta.values if text.delta else 0
     inner = text.heads * (text.mla.v_dim if text.mla else text.head_dim)
     down = text.hidden * max(text.intermediate, inner, delta) * HALF
-    return max(tied + down, experts)
+    dealt = rows_held(text, tp) * text.hidden * HALF if text.mla else 0
+    return max(tied + down, dealt, experts)
 
 
 def _turned_experts(model: Model) -> int:

@@ -1,0 +1,117 @@
+"""Multi-head latent attention: dims, and parameters as Transformers' classes count them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.model.test_parameters import count
+from turbofit.core.errors import UsageError
+from turbofit.model.config import Section
+from turbofit.model.families.engines import engine_problem
+from turbofit.model.families.text import read_text
+from turbofit.model.parameters import text_parameters
+from turbofit.model.presets import preset_model
+from turbofit.model.source import resolve_model
+from turbofit.rehearse.checkpoint.header_only import write_header
+from turbofit.rehearse.checkpoint.twin import write_checkpoint
+from turbofit.rehearse.turbomind.headers import read_header
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 96, "hidden_size": 40, "intermediate_size": 56, "num_hidden_layers": 5,
+    "num_attention_heads": 4, "num_key_value_heads": 4, "kv_lora_rank": 12, "q_lora_rank": 20,
+    "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 10, "n_routed_experts": 6,
+    "num_experts_per_tok": 2, "n_shared_experts": 2, "moe_intermediate_size": 14,
+    "first_k_dense_replace": 2, "n_group": 1, "topk_group": 1, "pad_token_id": 0,
+}  # fmt: skip
+PRESETS = ["deepseek-v2-lite", "glm-4.7-flash"]
+
+
+@pytest.mark.parametrize("family", ["DeepseekV2", "DeepseekV3", "Glm4MoeLite"])
+@pytest.mark.parametrize("change", [{}, {"q_lora_rank": None}, {"attention_bias": True}])
+def test_parameters_are_transformers_own(transformers: Any, family: str, change: Any) -> None:
+    values = SMALL | change
+    config = getattr(transformers, f"{family}Config")(**values)
+    config.architectures = [f"{family}ForCausalLM"]
+    text = read_text(
+        Section(json.loads(config.to_json_string(use_diff=False)), "c"), config.architectures[0]
+    )
+    assert text.mla is not None
+    assert text.moe is not None
+    # The biases that only choose experts are buffers there.
+    buffers = text.moe.layers * text.moe.experts if text.moe.correction else 0
+    assert text.moe.correction is (family != "DeepseekV2")
+    counted = count(transformers, config.architectures[0], config)
+    assert text_parameters(text) == counted + buffers
+    assert (text.kv_heads, text.head_dim, text.mla.q_rank) == (1, 16, values["q_lora_rank"] or 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("deepseek-v2-lite", 15_706_484_224), ("deepseek-v3", 671_026_419_200)],
+)
+def test_published_totals(name: str, parameters: int) -> None:
+    assert preset_model(name).parameters == parameters
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_checkpoint_is_read_as_its_preset(name: str, tmp_path: Path) -> None:
+    found, preset = resolve_model(str(write_checkpoint(name, tmp_path))), preset_model(name)
+    assert found.text == preset.text
+    assert (found.parameters, found.warnings) == (preset.parameters, ())
+
+
+def test_a_layer_behind_the_last_is_a_draft(tmp_path: Path) -> None:
+    folder = write_checkpoint("deepseek-v2-lite", tmp_path)
+    plain = resolve_model(str(folder))
+    name = "model-00001-of-00004.safetensors"
+    held = {
+        key: (entry["dtype"], tuple(entry["shape"]))
+        for key, entry in read_header(folder / name).items()
+    }
+    draft = {f"model.layers.27.{one}.weight": ("BF16", (8, 8)) for one in ("eh_proj", "enorm")}
+    write_header(folder / name, [(key, *one) for key, one in (held | draft).items()])
+    index = folder / "model.safetensors.index.json"
+    where = json.loads(index.read_text())
+    where["weight_map"] |= dict.fromkeys(draft, name)
+    index.write_text(json.dumps(where))
+    found = resolve_model(str(folder))
+    assert (found.weight_bytes, found.warnings) == (plain.weight_bytes, ())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"kv_lora_rank": None}, "kv_lora_rank is missing"),
+        ({"moe_layer_freq": 2}, "dense layers behind the first"),
+        (
+            {"mlp_layer_types": ["sparse", "dense", "sparse", "sparse", "sparse"]},
+            "behind the first",
+        ),
+    ],
+)
+def test_what_is_refused(change: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        read_text(Section(SMALL | change, "c"), "DeepseekV2ForCausalLM")
+
+
+def test_a_model_without_experts_is_dense_throughout() -> None:
+    values = {key: one for key, one in SMALL.items() if key != "n_routed_experts"}
+    assert read_text(Section(values, "c"), "DeepseekV2ForCausalLM").moe is None
+    all_dense = SMALL | {"first_k_dense_replace": 5}
+    assert read_text(Section(all_dense, "c"), "DeepseekV2ForCausalLM").moe is None
+
+
+@pytest.mark.parametrize(
+    ("name", "engines"),
+    [
+        ("deepseek-v2-lite", {"pytorch"}), ("deepseek-v3", {"pytorch"}),
+        ("glm-4.7-flash", {"turbomind", "pytorch"}),
+    ],
+)  # fmt: skip
+def test_engines(name: str, engines: set[str]) -> None:
+    every = ("turbomind", "pytorch", "transformers")
+    assert {one for one in every if engine_problem(preset_model(name), one) is None} == engines
