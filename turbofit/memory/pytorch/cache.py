@@ -54,13 +54,13 @@ RESERVED_BLOCKS = 2
 
 
 def block_tokens(text: TextDims, settings: Settings) -> int:
-    """Tokens of one KV block, fewer than were asked for where heads are wide.
+    """Tokens of one KV block, fewer than the option says where heads are wide.
 
     With the package flash_mla on Hopper they are 64, and the cache the same. Source:
     executor/base.py (_adjust_block_size).
     """
-    asked = settings.cache_block_seq_len
-    return min(asked, WIDE_BLOCK) if text.head_dim >= _WIDE else asked
+    tokens = settings.cache_block_seq_len
+    return min(tokens, WIDE_BLOCK) if text.head_dim >= _WIDE else tokens
 
 
 def block_bytes(text: TextDims, settings: Settings) -> int:
