@@ -198,8 +198,8 @@ def pool_checks(row: Row, plan: Plan, seen: dict[str, Any], driven: list[Driven]
     pool = PoolModel(plan.model, plan.settings, constants, fuses)
     tokens = warmup_tokens(plan.settings, constants)
     first = seen["gpus"][0]["pools"]["executor"]["live_peak"]
-    checks = [_never_under(row, "warm-up", pool.peak(Forward(tokens=tokens, context=tokens)),
-                           first["warm-up"])]  # fmt: skip
+    warm_up = Forward(tokens=tokens, context=tokens, first_layer=True)
+    checks = [_never_under(row, "warm-up", pool.peak(warm_up), first["warm-up"])]
     bound = max(t.bytes for t in plan.gpus[0].ledger if t.phase == "transient")
     for case, case_requests in zip(seen["cases"], driven, strict=True):
         peak = max(card["live_peak"] for card in case["executor"])

@@ -35,11 +35,22 @@ def test_a_token_is_cached_once_on_each_rank(tp: int, policy: int, row: int) -> 
     assert block_bytes(MODEL.text, settings) == 47 * 64 * row
 
 
-@pytest.mark.parametrize(("batch", "capability", "mib"), [(375, (8, 0), 464), (679, (9, 0), 480)])
-def test_the_warm_up_holds_what_the_engine_held(
-    batch: int, capability: tuple[int, int], mib: int
+@pytest.mark.parametrize(
+    ("batch", "tp", "capability", "warm_up", "prompt"),
+    [
+        (384, 1, (8, 0), 462.79, 481.63), (384, 2, (8, 0), 240.85, 270.09),
+        (1024, 1, (9, 0), 497.32, None),
+    ],
+)  # fmt: skip
+def test_forwards_hold_what_the_engine_held(
+    batch: int, tp: int, capability: tuple[int, int], warm_up: float, prompt: float | None
 ) -> None:
-    settings = Settings(max_prefill_token_num=8192, max_batch_size=batch, session_len=32768)
+    """A warm-up runs the first layer alone, which has no experts."""
+    settings = Settings(max_batch_size=batch, session_len=32768, tp=tp)
     pool = PoolModel(MODEL, settings, load_constants("0.18"), capability)
-    tokens = 8192 + batch
-    assert mib - 2 < pool.peak(Forward(tokens=tokens, context=tokens)) / MIB <= mib
+    tokens = settings.max_prefill_token_num + batch
+    found = pool.peak(Forward(tokens=tokens, context=tokens, first_layer=True)) / MIB
+    assert warm_up <= found < warm_up + 0.1
+    if prompt is not None:
+        found = pool.peak(Forward(tokens=tokens, context=32704)) / MIB
+        assert prompt <= found < prompt * 1.03

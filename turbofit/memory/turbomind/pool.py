@@ -38,7 +38,7 @@ class Forward(Struct):
     ``tokens`` run through the decoder; ``context`` is the summed length of the sequences that are
     being prefilled; ``rows`` are sequences that sample a token; ``units`` are tiles or patches of
     all images that overlap the pass, each encoded whole; ``top_k_0`` means that some row samples
-    over the whole vocabulary.
+    over the whole vocabulary. ``first_layer``: it is a warm-up, which runs that alone.
     """
 
     tokens: int
@@ -46,6 +46,7 @@ class Forward(Struct):
     rows: int = 1
     units: int = 0
     top_k_0: bool = False
+    first_layer: bool = False
 
 
 class PoolModel:
@@ -90,7 +91,7 @@ class PoolModel:
         text, tokens = self.text, forward.tokens
         streams = 2 if self.tp == 1 else 1
         held = tokens * text.hidden * HALF * streams + self._embeds(forward.units)
-        return held + max(self._attention(tokens, forward.context), self._mlp(tokens))
+        return held + max(self._attention(tokens, forward.context), self._mlp(forward))
 
     def _attention(self, tokens: int, context: int) -> int:
         """QKV, output and the keys and values of all prefilled sequences, flattened.
@@ -104,21 +105,24 @@ class PoolModel:
         flat = kinds * self.local_kv * (context + self.constants.kv_flatten_pad_tokens) * size
         return qkv + out + flat
 
-    def _mlp(self, tokens: int) -> int:
-        """Gate and up of a dense layer, or their product.
+    def _mlp(self, forward: Forward) -> int:
+        """Gate and up of a dense layer, or their product; dense layers come before experts.
 
-        Experts hold the router's scores, and for each routed token both and their output.
+        Experts hold the router's scores, and for each routed token both and their output; a shared
+        one runs while these outputs wait.
         """
-        moe = self.text.moe
+        moe, tokens = self.text.moe, forward.tokens
         dense = tokens * self.ffn * self.ffn_streams * HALF
-        if moe is None:
+        mixed = moe is not None and moe.layers < self.text.layers
+        if moe is None or (mixed and forward.first_layer):
             return dense
         width = round_up(moe.intermediate, self.constants.ffn_align_16bit * self.tp) // self.tp
         routed = tokens * moe.experts_per_token
         router = tokens * moe.experts * _FLOAT
-        experts = router + routed * (self.text.hidden + self.expert_streams * width) * HALF
+        chosen = routed * self.expert_streams * width * HALF
         shared = tokens * moe.shared_intermediate // self.tp * 2 * HALF
-        return max(dense if moe.layers < self.text.layers else 0, experts + shared)
+        experts = router + routed * self.text.hidden * HALF + max(chosen, shared)
+        return max(dense if mixed else 0, experts)
 
     def _sampling(self, forward: Forward) -> int:
         """Logits of every sampling row in 16 and 32 bits, then what sorting them takes.

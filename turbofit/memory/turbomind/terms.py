@@ -144,7 +144,7 @@ def warmup_tokens(settings: Settings, constants: EngineConstants) -> int:
 def warmup_term(pool: PoolModel, settings: Settings, constants: EngineConstants) -> Term:
     """The executor pool after LMDeploy's own warm-up: text only, one request."""
     tokens = warmup_tokens(settings, constants)
-    size = pool.peak(Forward(tokens=tokens, context=tokens))
+    size = pool.peak(Forward(tokens=tokens, context=tokens, first_layer=True))
     size = round_up(size, constants.pool_granularity)
     return term(POOL_WARMUP, "buffers", size, "formula", f"warm-up with {tokens} tokens")
 
