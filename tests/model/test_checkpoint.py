@@ -278,7 +278,6 @@ def test_internvl_is_read_whole(tmp_path):
         {"downsample_ratio": 0.3},
         {"llm_config__architectures": []},
         {"llm_config__architectures": ["MiniCPM3ForCausalLM"]},
-        {"llm_config__architectures": ["GptOssForCausalLM"]},
         {"llm_config": None},
         {"vision_config": None},
         {"vision_config__norm_type": "group_norm"},

@@ -33,6 +33,9 @@ RUNS = {
     "llama-4-scout": "pytorch transformers",
     "internlm2.5-7b": "turbomind pytorch",
     "llama-3.1-8b": "turbomind pytorch transformers",
+    "gpt-oss-20b": "turbomind",
+    "gpt-oss-20b-bf16": "turbomind pytorch",
+    "glm-4.5-air": "pytorch",
 }
 
 

@@ -59,6 +59,11 @@ KNOWN = {
     "qwen3-vl-4b": 4_437_815_808,
     "qwen3-vl-8b": 8_767_123_696,
     "qwen3-vl-30b-a3b": 31_070_754_032,
+    "gpt-oss-20b": 20_914_757_184,
+    "gpt-oss-120b": 116_829_156_672,
+    # 110,468,824,832 and 358,337,791,296 are published with the draft's layer.
+    "glm-4.5-air": 106_852_251_264,
+    "glm-4.5": 352_797_829_024,
 }
 
 #: In billions, as model cards round them: where only that was published.
@@ -70,7 +75,8 @@ ROUNDED = {
     "internvl3.5-1b": "1.061", "internvl3.5-2b": "2.3", "internvl3.5-4b": "4.7",
     "internlm3-8b": "8.8",
     "internvl3.5-14b": "15.1", "internvl3.5-38b": "38.4", "internvl3.5-30b-a3b": "30.8",
-    "idefics3-8b": "8.46", "internvl3.5-241b-a28b": "240.7", "intern-s1": "241",
+    "internvl3.5-241b-a28b": "240.7", "internvl3.5-gpt-oss-20b-a4b": "21.2", "intern-s1": "241",
+    "idefics3-8b": "8.46",
 }  # fmt: skip
 
 
@@ -117,6 +123,14 @@ def test_more_published_internvl(vocab, layers, hidden, heads, kv, inter, norm, 
         image_size=448,
     )  # fmt: skip
     assert parameters(text, vision) == count
+
+
+@pytest.mark.parametrize(
+    ("preset", "size"), [("gpt-oss-20b", 13_761_264_768), ("gpt-oss-120b", 65_248_815_744)]
+)
+def test_gpt_oss_is_as_long_as_its_index_says(preset, size):
+    """Experts in mxfp4, all the rest in bfloat16."""
+    assert preset_model(preset).weight_bytes == size
 
 
 def test_quantised_bytes_follow_the_published_layout():
@@ -177,8 +191,13 @@ def count(transformers, name: str, config) -> int:
 
 FAMILIES = [
     "Llama", "Qwen2", "Qwen3", "Qwen2Moe", "Qwen3Moe", "Mixtral", "Mistral", "Phi3", "Gemma",
-    "Gemma2", "Gemma3", "Glm4",
+    "Gemma2", "Gemma3", "Glm4", "GptOss", "Glm4Moe",
 ]  # fmt: skip
+
+#: Whose heads may be of any width, and have biases or not.
+OWN_HEADS = {
+    "Llama", "Qwen3", "Qwen3Moe", "Gemma", "Gemma2", "Gemma3", "Glm4", "GptOss", "Glm4Moe",
+}  # fmt: skip
 
 
 def config_class(transformers, family):
@@ -190,21 +209,39 @@ def config_class(transformers, family):
 def test_text_models_equal_transformers_on_meta(transformers, family, seed):
     rng = random.Random(f"{family}{seed}")
     values = text_config(rng) | {"tie_word_embeddings": rng.random() < 0.5}
-    if family in {"Llama", "Qwen3", "Qwen3Moe", "Gemma", "Gemma2", "Gemma3", "Glm4"}:
+    if family in {
+        "Llama",
+        "Qwen3",
+        "Qwen3Moe",
+        "Gemma",
+        "Gemma2",
+        "Gemma3",
+        "Glm4",
+        "GptOss",
+        "Glm4Moe",
+    }:
         values |= {"head_dim": rng.choice([8, 12]), "attention_bias": rng.random() < 0.5}
     if family == "Llama":
         values["mlp_bias"] = rng.random() < 0.5
-    if "Moe" in family or family == "Mixtral":
-        values["num_local_experts" if family == "Mixtral" else "num_experts"] = rng.randrange(2, 5)
+    if "Moe" in family or family in {"Mixtral", "GptOss"}:
+        key = "num_local_experts" if family in {"Mixtral", "GptOss"} else "num_experts"
+        key = "n_routed_experts" if family == "Glm4Moe" else key
+        values[key] = rng.randrange(2, 5)
         values |= {"num_experts_per_tok": 2, "moe_intermediate_size": rng.randrange(3, 30)}
     if family == "Qwen2Moe":
         values |= {"shared_expert_intermediate_size": rng.randrange(3, 30)}
         values["qkv_bias"] = rng.random() < 0.5
+    if family == "Glm4Moe":
+        values |= {"n_shared_experts": rng.randrange(1, 3), "use_qk_norm": rng.random() < 0.5}
+        values["first_k_dense_replace"] = rng.randrange(values["num_hidden_layers"])
     if family == "Qwen3Moe" and values["num_hidden_layers"] > 1:
         values["mlp_only_layers"] = [0]
     config = config_class(transformers, family)(**values, pad_token_id=0)
     config.architectures = [f"{family}ForCausalLM"]
-    assert read(config)[2] == count(transformers, f"{family}ForCausalLM", config)
+    text, _, parameters = read(config)
+    if text.moe and text.moe.correction:  # a buffer in Transformers, a tensor in checkpoints
+        parameters -= text.moe.layers * text.moe.experts
+    assert parameters == count(transformers, f"{family}ForCausalLM", config)
 
 
 @pytest.mark.parametrize("family", ["Qwen2VL", "Qwen2_5_VL"])
@@ -269,7 +306,9 @@ def test_defaults_are_those_of_transformers(transformers, family):
     own = getattr(defaults, "head_dim", None) or text.hidden // text.heads
     assert text.head_dim == own
     if text.moe:
-        assert text.moe.experts == defaults.num_experts
+        # Mixtral's and gpt-oss's own key, which Transformers gives the others' name too.
+        own = "num_local_experts" if family in {"GptOss", "Glm4Moe"} else "num_experts"
+        assert text.moe.experts == getattr(defaults, own)
         assert text.moe.experts_per_token == defaults.num_experts_per_tok
 
 

@@ -31,6 +31,10 @@ WORST = {
 }  # fmt: skip
 
 
+#: Published with experts in 4 bits; 16 bits is another repository.
+MXFP4 = {"gpt-oss-20b", "gpt-oss-120b"}
+
+
 def test_every_file_has_an_alias_and_every_alias_a_file():
     files = {path.stem for path in (presets_dir() / "models").glob("*.yaml")} - {"aliases"}
     assert files == set(load_yaml(presets_dir() / "models" / "aliases.yaml"))
@@ -53,6 +57,7 @@ def test_presets_are_whole(preset_id):
     assert (model.vision is None) is (model.image_rule is None)
     method = model.quantization.method if model.quantization else None
     assert (method == "awq") is preset_id.endswith("-awq")
+    assert (method == "mxfp4") is (preset_id in MXFP4)
     assert model.text.heads % model.text.kv_heads == 0
     if model.vision:
         assert model.vision.hidden % model.vision.heads == 0

@@ -141,6 +141,16 @@ def test_awq_temporaries_shrink_the_cache(run: Rehearse) -> None:
     assert mib(document["gpus"][0]["held_end"]["ready"]) == 20836
 
 
+@pytest.mark.slow
+def test_sinks_of_another_type_end_the_first_request(run: Rehearse) -> None:
+    """gpt-oss on a card without bfloat16: it starts, and aborts in its attention."""
+    card = {"sm": [7, 0], "name": "Tesla V100-SXM2-32GB", "total": 32491 * MIB}
+    cases = [{"name": "text", "requests": [{"text_tokens": 20}]}]
+    document = run("gpt-oss-20b", session_len=16384, cases=cases, card=card)
+    assert document["death"]["phase"] == "case text"
+    assert "f16 vs. bf16" in document["death"]["where"]
+
+
 def test_a_phones_photo_kills_qwen2_vl(run: Rehearse) -> None:
     cases = [
         {"name": str(g), "requests": [{"units": [[1, g, g]], "text_tokens": 32}]}

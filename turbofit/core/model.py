@@ -30,6 +30,7 @@ class MoeDims(Struct):
 
     ``step``: only every so manyth layer may have them. ``shared_gate``: a gate of one row weighs
     the shared expert. ``correction``: a bias of 32 bits an expert, which helps to choose alone.
+    ``router_bias``: one of the model's type, which is added to the scores.
     """
 
     experts: int
@@ -40,6 +41,7 @@ class MoeDims(Struct):
     step: int = 1
     shared_gate: bool = True
     correction: bool = False
+    router_bias: bool = False
 
 
 class DeltaDims(Struct):
@@ -92,7 +94,8 @@ class TextDims(Struct):
     (within ``layers``) that attend to the image alone: they cache its tokens, not the prompt's.
     ``delta``: the layers of a hybrid model that have no attention. ``output_gate``: queries come
     with as many channels more, which gate the attention's output. ``mla``: attention to latents, of
-    which ``kv_heads`` and ``head_dim`` say what the engine attends to.
+    which ``kv_heads`` and ``head_dim`` say what the engine attends to. ``mlp_bias`` is that of
+    experts too. ``sinks``: each head has a learned value beside its scores (attention sinks).
     """
 
     architecture: str
@@ -117,6 +120,7 @@ class TextDims(Struct):
     delta: DeltaDims | None = None
     output_gate: bool = False
     mla: MlaDims | None = None
+    sinks: bool = False
 
     @property
     def attention_layers(self) -> int:
@@ -196,6 +200,11 @@ class Quantization(Struct):
     bits: int
     group_size: int
     unconverted: tuple[str, ...] = ()
+
+    @property
+    def of_experts(self) -> bool:
+        """Whether it packs experts alone: mxfp4 does, whatever the config exempts."""
+        return self.method == "mxfp4"
 
 
 class ModelSource(Struct):

@@ -17,6 +17,7 @@ __all__ = [
     "CROSS_EMBEDDINGS",
     "Linear",
     "delta_parameters",
+    "is_packed",
     "packed_bytes",
     "parameters",
     "stored_bytes",
@@ -91,7 +92,8 @@ def text_linears(text: TextDims) -> tuple[Linear, ...]:
     dense = layers - (moe.layers if moe else 0)
     shapes += _mlp("mlp", hidden, text.intermediate, dense, bias=text.mlp_bias)
     if moe:
-        shapes += _mlp("expert", hidden, moe.intermediate, moe.layers * moe.experts)
+        experts = moe.layers * moe.experts
+        shapes += _mlp("expert", hidden, moe.intermediate, experts, bias=text.mlp_bias)
         if moe.shared_intermediate:
             shapes += _mlp("shared", hidden, moe.shared_intermediate, moe.layers)
     return tuple(
@@ -132,6 +134,8 @@ def text_parameters(text: TextDims) -> int:
         norms += 2 * text.attention_layers * text.head_dim
     if text.mla:
         norms += text.layers * (text.mla.q_rank + text.mla.kv_rank)
+    if text.sinks:
+        norms += text.attention_layers * text.heads
     return linears + embeddings + norms + _routers(text) + _cross(text) + delta_parameters(text)
 
 
@@ -159,12 +163,12 @@ def _cross(text: TextDims) -> int:
 
 
 def _routers(text: TextDims) -> int:
-    """Elements of the expert gates, and of the gate of the shared expert."""
+    """Elements of the expert gates with their biases, and of the gate of the shared expert."""
     if text.moe is None:
         return 0
     rows = text.moe.experts + (1 if text.moe.shared_intermediate and text.moe.shared_gate else 0)
-    corrections = text.moe.experts if text.moe.correction else 0
-    return text.moe.layers * (rows * text.hidden + corrections)
+    biases = text.moe.experts if text.moe.router_bias or text.moe.correction else 0
+    return text.moe.layers * (rows * text.hidden + biases)
 
 
 def parameters(text: TextDims, vision: VisionDims | None) -> int:
@@ -185,7 +189,7 @@ def stored_bytes(
     width = DTYPE_BYTES[dtype]
     if quantization is None:
         return total * width
-    linears = text_linears(text)
+    linears = [linear for linear in text_linears(text) if is_packed(linear, quantization)]
     packed = sum(linear.weights for linear in linears)
     stored = sum(packed_bytes(linear, quantization) for linear in linears)
     return (total - packed) * width + stored
@@ -202,6 +206,13 @@ def unpacked_bytes(model: Model) -> int:
     packed = stored_bytes(model.text, model.vision, model.dtype, model.quantization)
     extra = model.weight_bytes - packed
     return extra if extra > _PAGE else 0
+
+
+def is_packed(linear: Linear, quantization: Quantization | None) -> bool:
+    """Whether these layers are stored packed."""
+    if quantization is None:
+        return False
+    return not quantization.of_experts or linear.name.startswith("expert.")
 
 
 def packed_bytes(linear: Linear, quantization: Quantization) -> int:

@@ -42,6 +42,9 @@ def read_quantization(config: Section) -> Quantization | None:
             raise _refused(section, "fp8 without scales for blocks of 128 x 128")
         skipped = section.strings("modules_to_not_convert")
         return Quantization(method="fp8", bits=8, group_size=128, unconverted=skipped)
+    if method == "mxfp4":
+        skipped = section.strings("modules_to_not_convert")
+        return Quantization(method="mxfp4", bits=4, group_size=32, unconverted=skipped)
     raise _refused(section, f"the quantisation {method[:40]!r}")
 
 

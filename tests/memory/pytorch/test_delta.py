@@ -125,7 +125,7 @@ def test_a_delta_net_holds_more_than_its_tensors(name: str) -> None:
     rule = tokens * (3 * heads * delta.key_dim + 4 * delta.values + 64 * heads)
     chunks = (tokens // 64 + sequences) * state
     left = sequences * state * 2 * 2
-    assert found > 2 * (projected + rule + chunks) + left + CONSTANTS.tuning
+    assert found > 2 * (projected + rule + chunks) + left + CONSTANTS.kernel_tuning
 
 
 def test_an_older_lmdeploy_is_refused() -> None:

@@ -107,11 +107,6 @@ def test_experts_of_16_bits_are_laid_out_anew(name: str) -> None:
     assert held.at(0.5).ledgers[0].load_peak >= weights + layer
 
 
-def test_experts_are_tuned_in_the_warm_up() -> None:
-    one = account("deepseek-v2-lite", on="1xa100-40g").at(0.5).ledgers[0]
-    assert next(t for t in one.ledger if t.term == "pool_warmup").bytes > CONSTANTS.tuning
-
-
 def test_what_is_refused() -> None:
     model = resolve_model("glm-4.7-flash")
     assert tp_problem(model, 4) is None

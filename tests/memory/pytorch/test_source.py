@@ -170,8 +170,9 @@ def test_cogvlm_gathers_the_tokens_of_each_set_of_layers(constants):
     model = resolve_model("cogvlm2-19b")
     one = replace(model, text=replace(model.text, vision_experts=False))
     settings = Settings(max_batch_size=8, session_len=4096)
-    both, first = (Activations(each, settings, constants).decode(1) for each in (model, one))
-    assert both - first == 2 * 2 * model.text.hidden
+    forward = Prefill(tokens=100, context=100)
+    both, first = (Activations(each, settings, constants).prefill(forward) for each in (model, one))
+    assert both - first == 100 * 2 * 2 * model.text.hidden
 
 
 def test_a_long_image_lets_as_many_small_ones_meet_in_its_chunks():

@@ -39,6 +39,9 @@ def missing(model: str, on: str, **settings: object) -> str | None:
         ("mixtral-8x7b", "1xb200", "bfloat16", "experts in bfloat16"),
         ("qwen3-30b-a3b", "1xh100", "float16", "experts in float16"),
         ("internvl2-8b", "1xt4", "bfloat16", "attention kernel for bfloat16"),
+        ("gpt-oss-20b", "1xrtx5090", "bfloat16", "mxfp4 weights with bfloat16"),
+        ("gpt-oss-20b", "1xv100-32g", "float16", "with sinks, which stay in the checkpoint's"),
+        ("gpt-oss-20b-bf16", "1xa100-80g", "float16", "no attention in float16 with sinks"),
     ],
 )
 def test_pairs_without_code(model: str, on: str, dtype: str, said: str) -> None:
@@ -55,6 +58,8 @@ def test_pairs_without_code(model: str, on: str, dtype: str, said: str) -> None:
         ("qwen3-30b-a3b", "1xh100", "bfloat16"),
         ("mixtral-8x7b", "1xa100-80g", "bfloat16"),
         ("qwen2-vl-7b", "1xb200", "bfloat16"),
+        ("gpt-oss-20b", "1xrtx3090", "bfloat16"),
+        ("gpt-oss-120b", "1xh100", "bfloat16"),
     ],
 )
 @pytest.mark.parametrize("quant_policy", [0, 4, 8])

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from turbofit.core.model import Quantization
 from turbofit.memory.turbomind.weights import (
+    expert_width,
     ffn_width,
     kv_heads_held,
     lm_head_rows,
@@ -81,6 +82,32 @@ def test_experts_are_counted_in_every_expert_layer(constants):
     model = resolve_model("mixtral-8x7b")
     held = sum(weight_classes(model, 1, constants).values())
     assert held == pytest.approx(model.parameters * 2, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tp", "capability", "width"),
+    [
+        (1, (8, 6), 2880), (4, (8, 6), 2944), (8, (8, 9), 3072), (2, (9, 0), 2944),
+        (4, (9, 0), 3072),
+    ],
+)  # fmt: skip
+def test_experts_are_padded_to_their_kernels_blocks(constants, tp, capability, width):
+    """Of mxfp4 32 channels on every card but Hopper's 64; of 16 bits Hopper takes any."""
+    model = resolve_model("gpt-oss-20b")
+    packed = (2880, tp, model.quantization, constants, capability)
+    assert expert_width(*packed) == width
+    assert expert_width(2880, 4, None, constants, (9, 0)) == 2880
+    assert expert_width(2880, 4, None, constants, (7, 0)) == 2880
+    assert expert_width(2880, 4, None, constants, (8, 0)) == 2944
+
+
+def test_mxfp4_packs_experts_alone(constants):
+    packed, whole = (resolve_model(f"gpt-oss-20b{kind}") for kind in ("", "-bf16"))
+    held, full = (weight_classes(model, 1, constants) for model in (packed, whole))
+    elements = 24 * 32 * 3 * 2880 * 2880
+    saved = elements * 2 - elements * 17 // 32
+    assert full.pop("mlp") - held.pop("mlp") == pytest.approx(saved, rel=1e-4)
+    assert held == full
 
 
 def test_text_only_models_have_no_vision_classes(constants):

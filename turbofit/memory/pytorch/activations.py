@@ -30,6 +30,10 @@ _GATED = 5
 #: Pixels are sent at 32 bits: seen of a next forward's on pretend GPUs, exact for Qwen2-VL.
 _AS_SENT = 2
 _LLAMA4 = "Llama4ForCausalLM"
+#: gpt-oss's activation as torch runs it where it does not compile it: products of the experts'
+#: width more than a fused one leaves. Counted in models/gpt_oss.py (GateupAct). Over where it does.
+_GPT_OSS = "GptOssForCausalLM"
+_UNFUSED = 3
 #: Copies of queries and keys around Llama 4's rotation. Counted in models/llama4.py. Over.
 _TURNED = 3
 #: What TurboQuant adds to attention, in queries' channels: queries rotated, and for the output's
@@ -38,11 +42,11 @@ _TURNED = 3
 _ROTATED = 6
 #: Fewer rows than these torch sorts in one go, with more memory each. Source: torch 2.12's Sort.cu.
 _SEGMENTED_SORT = 128
+#: Parts of the keys and values of which a decode step's attention keeps an output each, at 32
+#: bits; few rows have more, of less memory. Source: kernels/cuda/pagedattention.py (_get_split_k).
+_SPLITS = 4
 #: Tokens of a chunk of the gated delta rule. Source: fla/ops/gated_delta_rule/chunk.py.
 _CHUNK = 64
-#: Parts of a sequence whose outputs, at 32 bits, a decoding step keeps apart; more only where rows
-#: are so few that all of them take less. Source: kernels/cuda/pagedattention.py, _get_split_k.
-_SPLITS = 4
 
 
 class Prefill(Struct):
@@ -90,34 +94,51 @@ class Activations:
 
     def decode(self, rows: int) -> int:
         """One decoding step of so many rows."""
-        elements = max(self._mlp_elements(), self._moe_elements(), self._delta_elements())
-        attention = self._latent_elements(_SPLITS * 2 * (self.text.head_dim + 2))
-        return rows * max(elements, attention) * HALF
+        mlp = max(self._mlp_elements(), self._moe_elements() + self._unfused_elements())
+        return rows * max(mlp, self._decode_attention(), self._delta_elements()) * HALF
 
-    def tuned_warmup(self, rows: int) -> int:
-        """What kernels that are tuned add to the warm-up: a prefill of one token for each row."""
+    def _decode_attention(self) -> int:
+        """Elements of a row in the attention of a decoding step, with its parts' outputs."""
+        each = _SPLITS * 2 * (self.text.head_dim + 2)
+        if self.text.mla is not None:
+            return self._latent_elements(each)
+        return self._attention_elements() + int(self.text.heads / self.tp * each)
+
+    def delta_warmup(self, rows: int) -> int:
+        """What the delta nets add to the warm-up: a prefill of one token for each of the rows."""
+        if self.text.delta is None:
+            return 0
         one_each = Prefill(tokens=rows, context=rows, sequences=rows)
-        return self._delta(one_each) + self._tuning()
-
-    def _tuning(self) -> int:
-        """What is cleared between two runs while a variant is picked: of experts', at any size."""
-        text = self.text
-        return self.constants.tuning if text.delta is not None or text.moe is not None else 0
+        return self._delta(one_each) + self.constants.kernel_tuning
 
     def _decoder(self, forward: Prefill) -> int:
         held = self._features(forward) + self.constants.prefill_base
         mlp = forward.tokens * self._mlp_elements() * HALF
-        moe = forward.tokens * self._moe_elements() * HALF
-        if moe:
-            # Experts are tuned before the sum of their outputs is made.
-            moe += max(0, self._tuning() - forward.tokens * self.text.hidden * HALF)
+        moe = self._moe(forward.tokens)
         vision = self.model.vision
         deep = 0
         if forward.units and vision is not None and vision.deepstack:
             deep = forward.tokens * _DEEPSTACK_COPIES * self.text.hidden * HALF
         if self.text.delta is not None:
-            held += self.constants.tuning
+            held += self.constants.kernel_tuning
         return held + max(mlp, moe, deep, self._attention(forward), self._delta(forward))
+
+    def _moe(self, tokens: int) -> int:
+        """A layer's experts; the first forwards of a size pick a variant of their kernels."""
+        size, summed = tokens * self._moe_elements() * HALF, tokens * self.text.hidden * HALF
+        if not size:
+            return 0
+        # The sum of the experts' outputs is made after the variant is picked.
+        tuning = 0 if self.text.delta is not None else self.constants.kernel_tuning
+        unfused = tokens * self._unfused_elements() * HALF
+        return size + max(0, tuning - summed, unfused)
+
+    def _unfused_elements(self) -> int:
+        """Elements of a token that the experts' activation has besides; 0 where one kernel does."""
+        moe = self.text.moe
+        if moe is None or self.text.architecture != _GPT_OSS:
+            return 0
+        return _UNFUSED * moe.experts_per_token * moe.intermediate // self.tp
 
     def _mlp_elements(self) -> int:
         """Elements of a token in a layer's MLP: gate and up, and the hidden states alive.
@@ -173,9 +194,15 @@ class Activations:
 
     def _attention(self, forward: Prefill) -> int:
         """Projections and output of the tokens, and all keys and values they see, flattened."""
-        text, constants = self.text, self.constants
-        if text.mla is not None:
+        if self.text.mla is not None:
             return self._latent(forward)
+        kv = kv_heads_held(self.text.kv_heads, self.tp) // self.tp * self.text.head_dim
+        tokens = forward.tokens * self._attention_elements()
+        return (tokens + 2 * kv * forward.context) * HALF
+
+    def _attention_elements(self) -> int:
+        """Elements of a token in a layer's attention, without keys and values of others."""
+        text, constants = self.text, self.constants
         heads = text.heads * text.head_dim / self.tp
         kv = kv_heads_held(text.kv_heads, self.tp) // self.tp * text.head_dim
         # Hidden states alive as in the MLP, less its own two, and the projections before them.
@@ -188,8 +215,7 @@ class Activations:
             extra = heads + kv
         if self.settings.quant_policy == TURBO_QUANT:
             extra += _ROTATED * heads
-        tokens = forward.tokens * int(alive + 2 * heads + 2 * kv + extra)
-        return (tokens + 2 * kv * forward.context) * HALF
+        return int(alive + 2 * heads + 2 * kv + extra)
 
     def _delta(self, forward: Prefill) -> int:
         """The gated delta rule in chunks: a state for each chunk, and of each sequence before it.

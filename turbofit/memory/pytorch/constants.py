@@ -35,7 +35,7 @@ class PytorchConstants(Struct):
     token_elements: int
     prefill_base: int
     hidden_copies: int
-    tuning: int
+    kernel_tuning: int
     vision_copies: dict[str, int]
     vision_base: int
     host_process: int

@@ -34,6 +34,10 @@ _FLOAT = 4
 _WHOLE = ("q_a", "kv_a")
 #: Rows of the vocabulary come in multiples of this where they are dealt out.
 VOCAB_ROWS = 64
+#: Whose routers are held at 32 bits, with their corrections. Source: models/glm4_moe.py.
+_FLOAT_ROUTERS = frozenset({"Glm4MoeForCausalLM"})
+#: Whose checkpoints have the experts of a layer in one tensor.
+_ONE_TENSOR = frozenset({"Llama4ForCausalLM", "GptOssForCausalLM"})
 
 
 def kv_heads_held(kv_heads: int, tp: int) -> int:
@@ -70,6 +74,9 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
         spread = 1.0 if name == "o" or name.endswith(".down") else share
         classes[kind] += int(one.biases * spread) * HALF
     classes["attention"] += _absorbed(text) // tp
+    if text.moe is not None and text.architecture in _FLOAT_ROUTERS:
+        moe = text.moe
+        classes["norms"] += moe.layers * moe.experts * (text.hidden + 1) * (_FLOAT - HALF)
     classes["unpacked"] = -(-unpacked_bytes(model) // tp)
     if vision is not None:
         sharded = vision_linears(vision)
@@ -150,13 +157,25 @@ def _turned_experts(model: Model) -> int:
 
 
 def _fused_experts(text: TextDims) -> int:
-    """Llama 4's experts of a layer, gate and up, which go to the card as one before they are dealt.
+    """Experts of a layer, gate and up, that go to the card as one before they are dealt.
 
-    Source: LMDeploy pytorch/models/llama4.py.
+    Source: LMDeploy pytorch/models/llama4.py, gpt_oss.py.
     """
-    if text.moe is None or text.architecture != "Llama4ForCausalLM":
+    if text.moe is None or text.architecture not in _ONE_TENSOR:
         return 0
     return text.moe.experts * text.hidden * 2 * text.moe.intermediate * HALF
+
+
+def _experts_anew(model: Model, tp: int) -> int:
+    """A layer's experts of 16 bits on one rank, which are laid out anew once all are loaded.
+
+    Source: LMDeploy pytorch/backends/cuda/moe/default.py: the old ones go after the new are made.
+    """
+    moe = model.text.moe
+    if moe is None or model.quantization is not None:
+        return 0
+    experts = [one for one in text_linears(model.text) if one.name.startswith("expert.")]
+    return sum(one.weights for one in experts) * HALF // moe.layers // tp
 
 
 def is_copied(model: Model, capability: tuple[int, int]) -> bool:

@@ -16,18 +16,26 @@ __all__ = ["EngineConstants", "PackedFormat", "load_constants"]
 
 
 class PackedFormat(Struct):
-    """Scales and zeros of a group in bytes, held and while loading; temporaries an element."""
+    """Scales and zeros of a group in bytes, held and while loading; temporaries an element.
+
+    ``align``: channels of whose multiple each rank's experts have, where it is not the group's.
+    """
 
     group: float
     load_group: float
     temporary: float
     fused_silu: bool = False
+    align: int | None = None
 
 
 class ExpertFormat(Struct):
-    """How one kind of card holds the linears of experts, packed or at 16 bits."""
+    """How one kind of card holds the linears of experts, packed or at 16 bits.
+
+    ``align``: channels of whose multiple each rank's experts have at 16 bits.
+    """
 
     temporary: int
+    align: int = 32
     fused_silu: bool = False
 
 
@@ -70,7 +78,7 @@ class EngineConstants(Struct):
         self, quantization: Quantization, capability: tuple[int, int]
     ) -> PackedFormat:
         """How a card of this compute capability holds linears that are packed so."""
-        formats = self.packed["fp8" if quantization.method == "fp8" else "int4"]
+        formats = self.packed.get(quantization.method, self.packed["int4"])
         return formats.get(f"{capability[0]}{capability[1]}", formats["default"])
 
     def expert_format(self, capability: tuple[int, int]) -> ExpertFormat:

@@ -19,9 +19,14 @@ _KV: Final = {4: "int4", 8: "int8"}
 def missing_kernels(launch: EngineLaunch, census: Census) -> str | None:
     """What the engine has no code for on one of these cards, in words; None where it has all.
 
+    Of attention sinks it has none where it computes in another type than the checkpoint's, which
+    they keep: the first request ends it ("f16 vs. bf16", seen on pretend GPUs).
     A family counts as there when one of its kernels has code. Under: the engine may choose another
     kernel of the family, which a rehearsal finds. Cards of unknown compute capability pass. Under.
     """
+    model, dtype = launch.model, launch.settings.dtype
+    if model.text.sinks and dtype != model.dtype:
+        return f"no attention in {dtype} with sinks, which stay in the checkpoint's {model.dtype}"
     for gpu in launch.gpus:
         if gpu.compute_capability != "NA":
             problem = next(_missing(launch, census, gpu, gpu.compute_capability), None)

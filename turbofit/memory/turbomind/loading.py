@@ -8,6 +8,7 @@ from turbofit.core.units import HALF, round_up
 from turbofit.memory.turbomind.buffers import pinned_buffers
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.weights import (
+    expert_width,
     ffn_width,
     kv_heads_held,
     lm_head_rows,
@@ -37,11 +38,14 @@ def temporary_bytes(
         cast = lm_head_rows(text, settings.tp) * text.hidden * HALF // settings.tp
     repack = 0
     if text.moe is not None:
-        width = ffn_width(text.moe.intermediate, settings.tp, quantization, constants)
-        repack = (
-            text.hidden * 2 * width // settings.tp * constants.expert_format(capability).temporary
+        width = expert_width(
+            text.moe.intermediate, settings.tp, quantization, constants, capability
         )
-    if quantization is not None:
+        each: float = constants.expert_format(capability).temporary
+        if quantization is not None and quantization.of_experts:
+            each = constants.packed_format(quantization, capability).temporary
+        repack = int(text.hidden * 2 * width // settings.tp * each)
+    if quantization is not None and not quantization.of_experts:
         packed = constants.packed_format(quantization, capability)
         dense = _widest_dense(model, settings.tp, constants)
         repack = max(repack, int(dense * packed.temporary))

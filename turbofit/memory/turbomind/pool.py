@@ -14,6 +14,7 @@ from turbofit.core.struct import Struct
 from turbofit.core.units import HALF, round_up
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.weights import (
+    expert_width,
     ffn_width,
     kv_heads_held,
     lm_head_rows,
@@ -30,6 +31,8 @@ _FLOAT = 4
 _BOOKKEEPING = 64 << 10
 #: Offsets, positions, masks and the top-k kernels' scratch of one row; over by most of it.
 _ROW = 4096
+#: Whose experts have an activation that no kernel fuses into their products (``kSiluGptOss``).
+_UNFUSED = frozenset({"GptOssForCausalLM"})
 
 
 class Forward(Struct):
@@ -74,6 +77,12 @@ class PoolModel:
         fused = quantization and constants.packed_format(quantization, capability).fused_silu
         self.ffn_streams = 1 if fused else 2
         self.expert_streams = 1 if constants.expert_format(capability).fused_silu else 2
+        if text.architecture in _UNFUSED:
+            self.expert_streams = 2
+        self.expert = 0
+        if text.moe is not None:
+            inner = text.moe.intermediate
+            self.expert = expert_width(inner, tp, quantization, constants, capability) // tp
 
     def peak(self, forward: Forward) -> int:
         """The pool's largest live size over the stages of one forward."""
@@ -116,10 +125,9 @@ class PoolModel:
         mixed = moe is not None and moe.layers < self.text.layers
         if moe is None or (mixed and forward.first_layer):
             return dense
-        width = round_up(moe.intermediate, self.constants.ffn_align_16bit * self.tp) // self.tp
         routed = tokens * moe.experts_per_token
         router = tokens * moe.experts * _FLOAT
-        chosen = routed * self.expert_streams * width * HALF
+        chosen = routed * self.expert_streams * self.expert * HALF
         shared = tokens * moe.shared_intermediate // self.tp * 2 * HALF
         experts = router + routed * self.text.hidden * HALF + max(chosen, shared)
         return max(dense if mixed else 0, experts)

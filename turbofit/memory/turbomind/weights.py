@@ -19,6 +19,7 @@ from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.model.parameters import unpacked_bytes
 
 __all__ = [
+    "expert_width",
     "ffn_width",
     "kv_heads_held",
     "lm_head_rows",
@@ -31,6 +32,8 @@ __all__ = [
 
 #: Elements of a 16-byte vector of 16-bit values: what lm_head rows are padded to for each rank.
 _VECTOR = 8
+#: Bytes of which every allocation from a pool of CUDA's is a multiple.
+_POOL_BLOCK = 512
 
 
 def weight_classes(
@@ -46,12 +49,13 @@ def weight_classes(
     text, packing = model.text, None
     if model.quantization is not None:
         packing = _Packing(model.quantization, constants, capability)
+    dense = None if packing and packing.quantization.of_experts else packing
     width = DTYPE_BYTES["float16"]  # TurboMind computes in 16 bits whatever the checkpoint stores
     classes = {
         "embedding": text.vocab * text.hidden * width // tp,
         "lm_head": lm_head_rows(text, tp) * text.hidden * width // tp,
-        "attention": sum(_attention(text, tp, packing)) * text.layers,
-        "mlp": _mlp(text, tp, packing, constants),
+        "attention": sum(_attention(text, tp, dense)) * text.layers,
+        "mlp": _mlp(text, tp, packing, constants, capability),
         "norms": (2 * text.layers + 1) * text.hidden * width
         + (2 * text.layers * text.head_dim * width if text.qk_norm else 0)
         + (text.layers * (text.mla.q_rank + text.mla.kv_rank) * width if text.mla else 0),
@@ -80,8 +84,24 @@ def ffn_width(
 ) -> int:
     """Intermediate width over all ranks after padding to the kernels' blocks."""
     align = constants.ffn_align_16bit
-    if quantization is not None:
+    if quantization is not None and not quantization.of_experts:
         align = lcm(constants.ffn_align_grouped, quantization.group_size)
+    return round_up(intermediate, align * tp)
+
+
+def expert_width(
+    intermediate: int,
+    tp: int,
+    quantization: Quantization | None,
+    constants: EngineConstants,
+    capability: tuple[int, int] = (8, 0),
+) -> int:
+    """An expert's intermediate width over all ranks after padding to the kernels' blocks."""
+    if quantization is None:
+        return round_up(intermediate, constants.expert_format(capability).align * tp)
+    align = constants.packed_format(quantization, capability).align
+    if align is None:
+        return ffn_width(intermediate, tp, quantization, constants)
     return round_up(intermediate, align * tp)
 
 
@@ -113,7 +133,7 @@ def _linear(inputs: int, outputs: int, packing: _Packing | None) -> int:
 
 def packed_elements(model: Model, tp: int, constants: EngineConstants) -> int:
     """Elements of one rank's linears that are stored packed."""
-    if model.quantization is None:
+    if model.quantization is None or model.quantization.of_experts:
         return 0
     text = model.text
     plain = replace(model, quantization=None, vision=None)
@@ -143,9 +163,17 @@ def _attention(text: TextDims, tp: int, packing: _Packing | None) -> Iterator[in
         yield qkv * 2
     if text.output_bias:
         yield text.hidden * 2
+    if text.sinks:
+        yield text.heads // tp * 2
 
 
-def _mlp(text: TextDims, tp: int, packing: _Packing | None, constants: EngineConstants) -> int:
+def _mlp(
+    text: TextDims,
+    tp: int,
+    packing: _Packing | None,
+    constants: EngineConstants,
+    capability: tuple[int, int],
+) -> int:
     """All layers' feed-forward networks, dense and experts."""
     quantization = packing.quantization if packing else None
 
@@ -159,12 +187,24 @@ def _mlp(text: TextDims, tp: int, packing: _Packing | None, constants: EngineCon
     moe = text.moe
     if moe is None:
         return ffn(text.intermediate) * text.layers
-    expert_layer = moe.experts * (ffn(moe.intermediate) + text.hidden * 2)
+    width = expert_width(moe.intermediate, tp, quantization, constants, capability) // tp
+    router = (text.hidden + moe.router_bias) * 2
+    expert_layer = moe.experts * (_expert(text, width, packing) + router)
     if moe.shared_intermediate:
         expert_layer += ffn(moe.shared_intermediate) + (text.hidden * 2 if moe.shared_gate else 0)
     if moe.correction:
         expert_layer += moe.experts * 4
     return expert_layer * moe.layers + ffn(text.intermediate) * (text.layers - moe.layers)
+
+
+def _expert(text: TextDims, width: int, packing: _Packing | None) -> int:
+    """One expert of one rank's width, each tensor in whole blocks of the driver's pools.
+
+    The grouped kernels have a copy of a layer's biases besides. Seen on pretend GPUs (gpt-oss).
+    """
+    biases = [2 * width * 2, text.hidden * 2] if text.mlp_bias else []
+    weights = [_linear(text.hidden, 2 * width, packing), _linear(width, text.hidden, packing)]
+    return sum(round_up(size, _POOL_BLOCK) for size in (*weights, *biases)) + sum(biases)
 
 
 def _vision(vision: VisionDims, tp: int, constants: EngineConstants) -> Iterator[int]:

@@ -55,6 +55,9 @@ _REMOTE_CODE: Final = frozenset(
     }
 )
 
+#: Language models of whose account in Transformers nothing is known.
+_LMDEPLOY_ALONE: Final = frozenset({"GptOssForCausalLM", "Glm4MoeForCausalLM"})
+
 #: Group sizes that TurboMind's 4-bit kernels take, and channels of a head of its Qwen2-VL encoder.
 _TURBOMIND_GROUPS: Final = {"awq": {128}, "gptq": {128}, "compressed-tensors": {32, 128}}
 _TURBOMIND_QWEN_HEADS: Final = {64, 80}
@@ -141,6 +144,8 @@ def _transformers(model: Model) -> str | None:
     for name in (model.architecture, model.text.architecture):
         if name in _REMOTE_CODE:
             return f"Transformers has no {name}: only the checkpoint's own code defines it"
+    if model.text.architecture in _LMDEPLOY_ALONE:
+        return f"turbofit has no account of {model.text.architecture} in Transformers"
     if model.quantization is not None:
         return f"Transformers runs {model.quantization.method} weights only with further packages"
     return None

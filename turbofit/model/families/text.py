@@ -75,6 +75,19 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
         **_LLAMA, "vocab_size": 151552, "intermediate_size": 13696, "num_hidden_layers": 40,
         "num_key_value_heads": 2, "head_dim": 128, "max_position_embeddings": 131072, "norms": 4,
     },
+    "Glm4MoeForCausalLM": {
+        **_LLAMA, "vocab_size": 151552, "intermediate_size": 10944, "num_hidden_layers": 46,
+        "num_attention_heads": 96, "num_key_value_heads": 8, "max_position_embeddings": 131072,
+        "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 1408,
+        "first_dense": 1, "shared_experts": 1, "head_dim": None,  # hidden / heads, whole or not
+    },
+    # Experts have biases, its only MLP; the router too.
+    "GptOssForCausalLM": {
+        "vocab_size": 201088, "hidden_size": 2880, "intermediate_size": 2880,
+        "num_hidden_layers": 36, "num_attention_heads": 64, "num_key_value_heads": 8,
+        "head_dim": 64, "max_position_embeddings": 131072, "num_experts": 128,
+        "num_experts_per_tok": 4,
+    },
     "DeepseekV2ForCausalLM": _LATENT,
     "DeepseekV3ForCausalLM": {
         **_LATENT, "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432,
@@ -141,6 +154,8 @@ _RUN_AS: Final = {
     "Glm4vTextModel": "Glm4ForCausalLM",
 }
 
+_GPT_OSS: Final = "GptOssForCausalLM"
+_GLM_MOE: Final = "Glm4MoeForCausalLM"
 _UNBIASED: Final = {
     "MixtralForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM", "CogVLMForCausalLM",
     "MllamaForCausalLM",
@@ -152,6 +167,7 @@ TURBOMIND_TEXT: Final = frozenset(
         "LlamaForCausalLM", "InternLM2ForCausalLM", "InternLM3ForCausalLM", "Qwen2ForCausalLM",
         "Qwen3ForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "MixtralForCausalLM",
         "Glm4MoeLiteForCausalLM",
+        "GptOssForCausalLM",
     }
 )  # fmt: skip
 
@@ -188,7 +204,7 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
     biases = _biases(config, architecture)
     mla = read_mla(config) if "latent" in defaults else None
     head_dim = config.integer(
-        "head_dim", defaults.get("head_dim", max(1, hidden // heads)), high=1 << 10
+        "head_dim", defaults.get("head_dim") or max(1, hidden // heads), high=1 << 10
     )
     return TextDims(
         architecture=_RUN_AS.get(architecture, architecture),
@@ -208,7 +224,9 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
         delta=read_delta(config, layers) if "hybrid" in defaults else None,
         output_gate="hybrid" in defaults,
         mla=mla,
-        qk_norm=architecture.startswith(("Qwen3", "Gemma3")),
+        sinks=architecture == _GPT_OSS,
+        qk_norm=architecture.startswith(("Qwen3", "Gemma3"))
+        or (architecture == _GLM_MOE and config.boolean("use_qk_norm", False)),
         layer_norms=defaults.get("norms", 2),
         moe=read_latent_experts(config, architecture, layers)
         if mla
@@ -241,9 +259,12 @@ def _biases(config: Section, architecture: str) -> _Biases:
         return _Biases(True)
     if architecture in _UNBIASED:
         return _Biases()
+    if architecture == _GPT_OSS:
+        bias = config.boolean("attention_bias", True)
+        return _Biases(bias, bias, True)
     bias = config.boolean("attention_bias", False)
     mlp = architecture == "LlamaForCausalLM" and config.boolean("mlp_bias", False)
-    return _Biases(bias, bias and architecture != "Glm4ForCausalLM", mlp)
+    return _Biases(bias, bias and architecture not in {"Glm4ForCausalLM", _GLM_MOE}, mlp)
 
 
 def _moe(
@@ -252,24 +273,50 @@ def _moe(
     """The experts; None for dense models."""
     if "num_experts" not in defaults:
         return None
-    mixtral = architecture == "MixtralForCausalLM"
+    if "first_dense" in defaults:
+        return _moe_behind_dense(config, defaults, layers)
+    every = architecture in {"MixtralForCausalLM", _GPT_OSS}
     # Transformers 5 writes num_local_experts for Qwen3-MoE too.
     key = "num_local_experts" if "num_local_experts" in config else "num_experts"
     per_token = config.integer("num_experts_per_tok", defaults["num_experts_per_tok"], high=1 << 10)
     experts = config.integer(key, defaults["num_experts"], low=per_token, high=1 << 13)
-    inter_key = "intermediate_size" if mixtral else "moe_intermediate_size"
-    step = 1 if mixtral else config.integer("decoder_sparse_step", 1, high=1 << 10)
+    inter_key = "intermediate_size" if every else "moe_intermediate_size"
+    step = 1 if every else config.integer("decoder_sparse_step", 1, high=1 << 10)
     return MoeDims(
         experts=experts,
         experts_per_token=per_token,
         intermediate=config.integer(inter_key, defaults[inter_key], high=1 << 20),
-        layers=layers if mixtral else _sparse_layers(config, layers, step),
+        layers=layers if every else _sparse_layers(config, layers, step),
         step=step,
         shared_intermediate=config.integer(
             "shared_expert_intermediate_size", defaults["shared_expert_intermediate_size"]
         )
         if "shared_expert_intermediate_size" in defaults
         else 0,
+        router_bias=architecture == _GPT_OSS,
+    )
+
+
+def _moe_behind_dense(config: Section, defaults: dict[str, Any], layers: int) -> MoeDims:
+    """Experts of all layers but the first; shared ones are one MLP of their widths' sum."""
+    dense = config.integer("first_k_dense_replace", defaults["first_dense"], low=0, high=1 << 10)
+    if dense >= layers:
+        raise config.error("first_k_dense_replace", "leaves no layer with experts")
+    per_token = config.integer("num_experts_per_tok", defaults["num_experts_per_tok"], high=1 << 10)
+    inter_key = "moe_intermediate_size"
+    inter = config.integer(inter_key, defaults[inter_key], high=1 << 20)
+    shared = config.integer("n_shared_experts", defaults["shared_experts"], high=1 << 10)
+    experts = config.integer(
+        "n_routed_experts", defaults["num_experts"], low=per_token, high=1 << 13
+    )
+    return MoeDims(
+        experts=experts,
+        experts_per_token=per_token,
+        intermediate=inter,
+        layers=layers - dense,
+        shared_intermediate=shared * inter,
+        shared_gate=False,
+        correction=True,
     )
 
 

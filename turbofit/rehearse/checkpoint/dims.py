@@ -26,10 +26,7 @@ class RehearsedExperts:
 
 @dataclass(frozen=True)
 class RehearsedText:
-    """A decoder: ``arch`` is internlm2, llama, qwen2, qwen3, mixtral or qwen3_moe.
-
-    With ``mla`` it is deepseek_v2, deepseek_v3 or glm4_moe_lite.
-    """
+    """A decoder: ``arch`` is a key of `model_config`'s architectures; ``mla`` of its DeepSeeks."""
 
     arch: str
     hidden: int
@@ -44,6 +41,7 @@ class RehearsedText:
     rope_theta: float = 1e6
     experts: RehearsedExperts | None = None
     mla: MlaDims | None = None
+    qk_norm: bool = False
 
     @property
     def dim(self) -> int:
@@ -73,8 +71,9 @@ class Vision:
 
 @dataclass(frozen=True)
 class RehearsedModel:
-    """A model: its decoder, its tower if any, and whether the decoder is AWQ (4 bit, group 128).
+    """A model: its decoder, its tower if any, and how the decoder is packed.
 
+    ``awq``: its linears in 4 bits, groups of 128. ``mxfp4``: its experts (gpt_oss).
     ``intern_s1``: its tensors have Intern-S1's names, those of internvit_hf behind one prefix.
     """
 
@@ -82,6 +81,7 @@ class RehearsedModel:
     text: RehearsedText
     vision: Vision | None = None
     awq: bool = False
+    mxfp4: bool = False
     dtype: str = "bfloat16"
     max_tiles: int = 12
     intern_s1: bool = False

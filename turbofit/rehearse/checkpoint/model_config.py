@@ -21,6 +21,8 @@ _LLM_ARCH = {
     "deepseek_v2": "DeepseekV2ForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
     "glm4_moe_lite": "Glm4MoeLiteForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
+    "glm4_moe": "Glm4MoeForCausalLM",
 }
 
 
@@ -50,6 +52,21 @@ def _text_config(t: RehearsedText, dtype: str) -> dict[str, Any]:
         config |= _experts_config(t.experts)
     if t.mla is not None:
         config |= _latent_config(t, t.mla)
+    if t.arch == "glm4_moe":
+        assert t.experts is not None
+        config |= {
+            "attention_bias": True,
+            "use_qk_norm": t.qk_norm,
+            "n_routed_experts": t.experts.count,
+            "n_shared_experts": t.experts.shared // t.experts.inter,
+            "first_k_dense_replace": t.experts.dense,
+            "partial_rotary_factor": 0.5,
+            "routed_scaling_factor": 1.0,
+        }
+    if t.arch == "gpt_oss":
+        config |= {"attention_bias": True, "sliding_window": 128, "rope_theta": 150000.0}
+        kinds = ("sliding_attention", "full_attention")
+        config["layer_types"] = [kinds[i % 2] for i in range(t.layers)]
     if t.arch == "internlm2":
         config["bias"] = False  # a key of its own class, as published checkpoints have it
     return config
@@ -259,9 +276,11 @@ def config_of(model: RehearsedModel) -> JsonObject:
         config = _qwen3_vl_config(model)
     else:
         config = _qwen_config(model)
+    inner = config.get("llm_config", config)
     if model.awq:
-        inner = config.get("llm_config", config)
         inner["quantization_config"] = dict(_AWQ)
+    if model.mxfp4:
+        inner["quantization_config"] = {"quant_method": "mxfp4"}
     return config
 
 

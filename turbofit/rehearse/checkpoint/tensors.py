@@ -11,6 +11,7 @@ _Names = tuple[str, str, str]
 _Stored = tuple[Callable[..., Iterator[Entry]], str]
 _DTYPE = {"bfloat16": "BF16", "float16": "F16"}
 _GROUP = 128
+_MX_GROUP = 32
 
 
 def _linear(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
@@ -92,18 +93,18 @@ def _latents(at: str, t: RehearsedText, dtype: str) -> Iterator[Entry]:
 
 def _attention(at: str, t: RehearsedText, stored: _Stored) -> Iterator[Entry]:
     """Queries, keys, values and the output, with the norms or biases of the architecture."""
-    (linear, dtype), bias = stored, t.arch == "qwen2"
+    (linear, dtype), bias = stored, t.arch in {"qwen2", "glm4_moe"}
     yield from linear(f"{at}q_proj", t.heads * t.dim, t.hidden, dtype, bias)
     yield from linear(f"{at}k_proj", t.kv_heads * t.dim, t.hidden, dtype, bias)
     yield from linear(f"{at}v_proj", t.kv_heads * t.dim, t.hidden, dtype, bias)
     yield from linear(f"{at}o_proj", t.hidden, t.heads * t.dim, dtype)
-    if t.arch.startswith("qwen3"):
+    if t.arch.startswith("qwen3") or t.qk_norm:
         yield from _norm(f"{at}q_norm", t.dim, dtype)
         yield from _norm(f"{at}k_norm", t.dim, dtype)
 
 
 def _llama(t: RehearsedText, pre: str, dtype: str, awq: bool) -> Iterator[Entry]:
-    """Llama, Qwen2 (biases on q, k and v), Qwen3 (norms on q and k), DeepSeek, with experts too."""
+    """Llama, Qwen2 (biases on q, k and v), Qwen3 (norms on q and k), and those with experts."""
     linear = _awq if awq else _linear
     yield f"{pre}model.embed_tokens.weight", dtype, (t.vocab, t.hidden)
     for i in range(t.layers):
@@ -123,6 +124,36 @@ def _llama(t: RehearsedText, pre: str, dtype: str, awq: bool) -> Iterator[Entry]
     yield from _norm(f"{pre}model.norm", t.hidden, dtype)
     if not t.tied:
         yield f"{pre}lm_head.weight", dtype, (t.vocab, t.hidden)
+
+
+def _gpt_oss(t: RehearsedText, pre: str, dtype: str, mxfp4: bool) -> Iterator[Entry]:
+    """gpt-oss: biases, sinks of attention, and all experts of a layer in tensors of their own."""
+    e, query, key = t.experts, t.heads * t.dim, t.kv_heads * t.dim
+    assert e is not None
+    yield f"{pre}model.embed_tokens.weight", dtype, (t.vocab, t.hidden)
+    for i in range(t.layers):
+        at = f"{pre}model.layers.{i}."
+        yield from _linear(f"{at}self_attn.q_proj", query, t.hidden, dtype, True)
+        yield from _linear(f"{at}self_attn.k_proj", key, t.hidden, dtype, True)
+        yield from _linear(f"{at}self_attn.v_proj", key, t.hidden, dtype, True)
+        yield from _linear(f"{at}self_attn.o_proj", t.hidden, query, dtype, True)
+        yield f"{at}self_attn.sinks", dtype, (t.heads,)
+        yield from _linear(f"{at}mlp.router", e.count, t.hidden, dtype, True)
+        for name, outs, ins in (
+            ("gate_up", 2 * e.inter, t.hidden),
+            ("down", t.hidden, e.inter),
+        ):
+            linear = f"{at}mlp.experts.{name}_proj"
+            if mxfp4:
+                yield f"{linear}_blocks", "U8", (e.count, outs, ins // _MX_GROUP, _MX_GROUP // 2)
+                yield f"{linear}_scales", "U8", (e.count, outs, ins // _MX_GROUP)
+            else:
+                yield linear, dtype, (e.count, ins, outs)
+            yield f"{linear}_bias", dtype, (e.count, outs)
+        yield from _norm(f"{at}input_layernorm", t.hidden, dtype)
+        yield from _norm(f"{at}post_attention_layernorm", t.hidden, dtype)
+    yield from _norm(f"{pre}model.norm", t.hidden, dtype)
+    yield f"{pre}lm_head.weight", dtype, (t.vocab, t.hidden)
 
 
 def _internvit(v: Vision, out: int, dtype: str) -> Iterator[Entry]:
@@ -248,8 +279,9 @@ def tensors(model: RehearsedModel) -> Iterator[Entry]:
 def _tensors(model: RehearsedModel) -> Iterator[Entry]:
     dtype = _DTYPE[model.dtype]
     internvl = model.vision is not None and model.vision.kind in _TOWERS
-    decoder = _internlm2 if model.text.arch == "internlm2" else _llama
-    named = decoder(model.text, "language_model." if internvl else "", dtype, model.awq)
+    decoder = {"internlm2": _internlm2, "gpt_oss": _gpt_oss}.get(model.text.arch, _llama)
+    packed = model.awq or model.mxfp4
+    named = decoder(model.text, "language_model." if internvl else "", dtype, packed)
     qwen3_vl = model.vision is not None and model.vision.kind == "qwen3"
     yield from _qwen3_vl_names(named, model.text) if qwen3_vl else named
     if model.vision is not None:

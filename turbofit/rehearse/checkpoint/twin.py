@@ -24,6 +24,8 @@ _DECODERS = {
     "DeepseekV2ForCausalLM": "deepseek_v2",
     "DeepseekV3ForCausalLM": "deepseek_v3",
     "Glm4MoeLiteForCausalLM": "glm4_moe_lite",
+    "GptOssForCausalLM": "gpt_oss",
+    "Glm4MoeForCausalLM": "glm4_moe",
 }
 #: LMDeploy pytorch/nn/gated_delta.py and pytorch/kernels/cuda/gated_delta_rule.py.
 _DELTA_NETS = (
@@ -40,6 +42,8 @@ _WHY_NONE = {
     "Qwen3_5ForCausalLM": _DELTA_NETS,
     "Qwen3_5MoeForCausalLM": _DELTA_NETS,
 }
+#: Methods and group sizes of which stand-ins are written.
+_PACKED = {("awq", 128), ("mxfp4", 32)}
 _INTERN_S1 = "InternS1ForConditionalGeneration"
 _TOWERS = {
     "internvit": "internvit",
@@ -69,11 +73,12 @@ def _text(text: TextDims) -> dims.RehearsedText:
         head_dim=text.head_dim,
         tied=text.tie_word_embeddings,
         positions=text.max_position_embeddings,
+        qk_norm=text.qk_norm,
         experts=dims.RehearsedExperts(
             count=moe.experts,
             per_token=moe.experts_per_token,
             inter=moe.intermediate,
-            dense=text.layers - moe.layers if text.mla else 0,
+            dense=text.layers - moe.layers,
             shared=moe.shared_intermediate,
             correction=moe.correction,
         )
@@ -117,7 +122,7 @@ def twin_of(model: Model) -> dims.RehearsedModel:
         UsageError: the model is of a kind for which only its own checkpoint will do.
     """
     quantization = model.quantization
-    if quantization and (quantization.method, quantization.group_size) != ("awq", 128):
+    if quantization and (quantization.method, quantization.group_size) not in _PACKED:
         raise UsageError(
             f"no stand-in checkpoint is made for {quantization.method} weights",
             hint="give the folder of its checkpoint",
@@ -127,7 +132,8 @@ def twin_of(model: Model) -> dims.RehearsedModel:
         name=model.name,
         text=_text(model.text),
         vision=_vision(model.vision, model.architecture) if model.vision else None,
-        awq=quantization is not None,
+        awq=quantization is not None and quantization.method == "awq",
+        mxfp4=quantization is not None and quantization.method == "mxfp4",
         dtype="float16" if model.dtype == "float16" else "bfloat16",
         max_tiles=rule.checkpoint_limit if rule and carries_limit(model) else 12,
         intern_s1=model.architecture == _INTERN_S1,

@@ -1,11 +1,22 @@
-"""A config class for InternVL's chat models, so that none of their own code is run.
+"""Stand-ins for what families bring of their own: InternVL's config class, gpt-oss's tokenizer.
 
-Their checkpoints bring a Python file for this; a rehearsal does not execute it.
+InternVL's chat models bring a Python file for the former; a rehearsal does not execute it.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+
+def plain_gpt_oss_tokenizer() -> None:
+    """Gives gpt-oss the tokenizer of its folder, in a rehearsal's child only.
+
+    LMDeploy's own asks openai_harmony for one, which fetches its vocabulary from the network.
+    """
+    from lmdeploy import tokenizer
+
+    module: Any = tokenizer
+    module.GptOssTokenizer = module.HuggingFaceTokenizer
 
 
 def register_internvl(*, whole: bool = False) -> None:

@@ -42,10 +42,11 @@ def install(
     from lmdeploy.turbomind.model_loader import ModelLoader
 
     from turbofit.rehearse.turbomind import shims
-    from turbofit.rehearse.turbomind.hfconfig import register_internvl
+    from turbofit.rehearse.turbomind.hfconfig import plain_gpt_oss_tokenizer, register_internvl
 
     shims.patch_lmdeploy(tokenizer=tokenizer, headers=not real)
     register_internvl()
+    plain_gpt_oss_tokenizer()
     engine: Any = turbomind.TurboMind
     loader: Any = ModelLoader
     for method, phase in (

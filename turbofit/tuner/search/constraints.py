@@ -19,8 +19,9 @@ def dtype_for(model: Model, gpus: Sequence[Gpu]) -> tuple[Literal["float16", "bf
 
     AWQ, GPTQ and packed int4 run in float16; cards before Ampere have no bfloat16.
     """
-    if model.quantization is not None and model.quantization.bits == 4:
-        return "float16", f"{model.quantization.method} runs in float16"
+    packed = model.quantization
+    if packed is not None and packed.bits == 4 and not packed.of_experts:
+        return "float16", f"{packed.method} runs in float16"
     if any(_capability(gpu) < _AMPERE for gpu in gpus):
         return "float16", "these GPUs have no bfloat16"
     if model.dtype == "float16":

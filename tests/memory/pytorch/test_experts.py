@@ -1,0 +1,81 @@
+"""What experts take in the PyTorch engine's account, beside what it did on pretend GPUs.
+
+Figures in MiB by torch's own allocator (bench/rehearsal/PLANNED.md), of the first layers of each
+model: live above what stayed afterwards, in the longest prefill.
+"""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from tests.memory.pytorch.test_account import CONSTANTS
+from turbofit.core.model import Model
+from turbofit.core.plan import Settings
+from turbofit.core.units import MIB
+from turbofit.memory.pytorch.activations import Activations, Prefill
+from turbofit.memory.pytorch.weights import largest_loaded, weight_classes
+from turbofit.model.source import resolve_model
+
+
+def cut(name: str, layers: int) -> Model:
+    model = resolve_model(name)
+    assert model.text.moe is not None
+    dense = model.text.layers - model.text.moe.layers
+    moe = replace(model.text.moe, layers=layers - dense)
+    return replace(model, text=replace(model.text, layers=layers, moe=moe))
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "weights", "tokens", "seen"),
+    [
+        ("gpt-oss-20b-bf16", 2, 5349.4, 2048, 470.4),
+        ("glm-4.5-air", 3, 11_766.6, 4096, 939.7),
+    ],
+)
+def test_as_the_engine_allocated_it(
+    name: str, layers: int, weights: float, tokens: int, seen: float
+) -> None:
+    model, settings = cut(name, layers), Settings(max_prefill_token_num=tokens)
+    assert sum(weight_classes(model, 1).values()) / MIB == pytest.approx(weights, abs=0.1)
+    work = Activations(model, settings, CONSTANTS)
+    paid = work.prefill(Prefill(tokens=tokens, context=32768 + tokens)) / MIB
+    assert seen <= paid < 1.09 * seen
+
+
+def test_picking_a_kernel_is_paid_once_in_a_prefill_of_any_length() -> None:
+    work = Activations(cut("glm-4.5-air", 3), Settings(), CONSTANTS)
+    one, two = (work.prefill(Prefill(tokens=n, context=n)) for n in (2048, 4096))
+    assert 2 * one - two == pytest.approx(CONSTANTS.kernel_tuning, abs=2 * MIB)
+
+
+@pytest.mark.parametrize("tp", [1, 4])
+def test_a_layer_s_experts_are_laid_out_anew_on_each_rank(tp: int) -> None:
+    model = resolve_model("glm-4.5-air")
+    assert largest_loaded(model, tp) == 128 * 3 * 4096 * 1408 * 2 // tp
+
+
+@pytest.mark.parametrize("tp", [1, 8])
+def test_gpt_oss_sends_a_layer_s_experts_as_one(tp: int) -> None:
+    model = resolve_model("gpt-oss-20b-bf16")
+    whole = 32 * 2880 * 2 * 2880 * 2
+    assert largest_loaded(model, tp) == max(whole, whole * 3 // 2 // tp)
+
+
+def test_what_torch_does_not_compile_is_three_products_more() -> None:
+    model = cut("gpt-oss-20b-bf16", 2)
+    work = Activations(model, Settings(), CONSTANTS)
+    fused = Activations(
+        replace(model, text=replace(model.text, architecture="MixtralForCausalLM")),
+        Settings(),
+        CONSTANTS,
+    )
+    assert work.decode(100) - fused.decode(100) == 100 * 3 * 4 * 2880 * 2
+
+
+def test_partial_outputs_of_many_heads_outweigh_experts() -> None:
+    """71.2 MiB of 374 rows were seen in the graphs of GLM-4.5-Air."""
+    work = Activations(resolve_model("glm-4.5-air"), Settings(), CONSTANTS)
+    partial = 374 * 96 * 4 * 130 * 4
+    assert partial / MIB == pytest.approx(71.2, abs=0.1)
+    assert work.decode(374) > partial + 374 * (5 * 4096 + 4 * 96 * 128) / 2 * 2
