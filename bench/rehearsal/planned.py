@@ -109,7 +109,6 @@ ROWS = (
     Row("internvl3-8b-hf", "2xrtx3060", None, {"tp": 2}),
     # attention to latents, and experts
     *_both("deepseek-v2-lite", "1xa100-40g"),
-    Row("deepseek-v2-lite", "1xl40s"),
     Row("deepseek-v2-lite", "2xrtx3090", None, {"tp": 2}),
     *_both("glm-4.7-flash", "1xa100-80g"),
 )
