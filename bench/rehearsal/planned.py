@@ -10,16 +10,22 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
+
+from msgspec.structs import replace
 
 from bench.rehearsal.pytorch import formula, mib, table
 from turbofit import api
 from turbofit.core.plan import GpuLedger, Plan
 from turbofit.memory.pytorch.environment import segments
 from turbofit.memory.shared_terms import POOL_WARMUP
+from turbofit.model.source import resolve_model
+from turbofit.rehearse.checkpoint.header_only import write_model
+from turbofit.rehearse.checkpoint.twin import twin_of
 from turbofit.rehearse.torch.torch_planned import beside, planned_document, planned_scenario
 
 #: What a term or a peak may be over, as a share of the card. Under is never allowed.
@@ -60,16 +66,23 @@ What each held above the steady state, live, by torch's allocator. The ledger ch
 
 
 class Row(NamedTuple):
-    """One plan."""
+    """One plan; ``layers``: of a stand-in that has so many of the model's."""
 
     model: str
     on: str
     margin: int | None = None
     options: Mapping[str, Any] = MappingProxyType({})
+    layers: int = 0
 
     @property
     def name(self) -> str:
-        words = [self.model, self.on, *(f"{k} {v}" for k, v in self.options.items())]
+        cut = [f"{self.layers} layers"] if self.layers else []
+        words = [
+            Path(self.model).name,
+            *cut,
+            self.on,
+            *(f"{k} {v}" for k, v in self.options.items()),
+        ]
         return " ".join([*words, *(["margin 0"] if self.margin == 0 else [])])
 
 
@@ -104,6 +117,11 @@ ROWS = (
     Row("mineru2.5-1.2b", "1xt4"),
     Row("qwen2.5-vl-3b", "1xl4", None, {"image_size": (1236, 1600), "session_len": 10240}),
     Row("olmocr-2-7b", "1xl4", None, {"image_size": (910, 1288), "context": 16384}),
+    # gpt-oss and GLM-4.5, whose layers are alike
+    Row("gpt-oss-20b-bf16", "1xrtx3090", layers=2),
+    Row("internvl3.5-gpt-oss-20b-a4b", "1xrtx3090", layers=2),
+    Row("glm-4.5-air", "1xa100-40g", layers=3),
+    Row("glm-4.5", "1xa100-80g", layers=5),
     *_both("qwen2-vl-2b", "2xrtx3060", tp=2),
     *_both("qwen2-vl-7b", "2xrtx3090", tp=2),
     Row("internvl3-8b-hf", "2xrtx3060", None, {"tp": 2}),
@@ -125,6 +143,23 @@ class Found(NamedTuple):
 
 def compare(row: Row) -> Found:
     """Plan, rehearse, and hold each figure against its bar."""
+    with tempfile.TemporaryDirectory() as scratch:
+        if row.layers:
+            row = row._replace(model=_cut(row, Path(scratch)))
+        return _compare(row)
+
+
+def _cut(row: Row, scratch: Path) -> str:
+    """A folder with the first layers of a model, at whose size every term of a layer is met."""
+    model = resolve_model(row.model)
+    text, moe = model.text, model.text.moe
+    if moe is not None:
+        moe = replace(moe, layers=row.layers - (text.layers - moe.layers))
+    text = replace(text, layers=row.layers, moe=moe)
+    return str(write_model(twin_of(replace(model, text=text)), scratch / row.model))
+
+
+def _compare(row: Row) -> Found:
     plan = api.plan(row.model, on=row.on, engine="pytorch", margin=row.margin, **dict(row.options))
     if not plan.fits:
         return Found((row.name, "no plan", *[""] * 9), [], [f"no plan: {plan.verdict}"], {})
