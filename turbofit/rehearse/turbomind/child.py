@@ -11,6 +11,7 @@ import dataclasses
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +19,7 @@ from turbofit.core.errors import UsageError
 from turbofit.pretend.library import LibraryAccount
 from turbofit.rehearse.turbomind.notes import Notes, leave, peak_rss
 from turbofit.rehearse.turbomind.spec import Spec, load_spec
+from turbofit.rehearse.turbomind.stillness import PATIENCE, Stillness
 
 _STATUS = {
     0: "ok",
@@ -87,6 +89,16 @@ def _quiet(account: LibraryAccount, seconds: float = 0.03, limit: float = 5.0) -
     return True
 
 
+def _finished(pending: Sequence[Any], account: LibraryAccount, seconds: float) -> bool:
+    """Waits for all requests; False where the engine has called nothing for so many seconds."""
+    still = Stillness(account.calls)
+    for one in pending:
+        while not one.done.wait(0.2):
+            if still.seconds() > seconds or still.since_start() > PATIENCE * seconds:
+                return False
+    return True
+
+
 def _run_case(engine: Any, case: Any, account: LibraryAccount, spec: Spec) -> dict[str, Any]:
     from turbofit.rehearse.turbomind.drive import submit
 
@@ -103,9 +115,7 @@ def _run_case(engine: Any, case: Any, account: LibraryAccount, spec: Spec) -> di
     finally:
         whole = account.thaw() and whole
     begun = time.monotonic()
-    late = False
-    for one in pending:
-        late = not one.done.wait(max(0.0, begun + spec.case_seconds - time.monotonic())) or late
+    finished = _finished(pending, account, spec.case_seconds)
     _quiet(account)
     account.mark(f"after {case.name}")
     statuses = [_STATUS.get(one.status, str(one.status)) for one in pending]
@@ -115,7 +125,7 @@ def _run_case(engine: Any, case: Any, account: LibraryAccount, spec: Spec) -> di
         "statuses": {s: statuses.count(s) for s in sorted(set(statuses))},
         "tokens": [one.tokens for one in pending],
         "queued_whole": whole,
-        "finished": not late,
+        "finished": finished,
     }
 
 

@@ -25,6 +25,7 @@ from turbofit.pretend.surface import check_surface
 from turbofit.rehearse.installed import engine_library
 from turbofit.rehearse.turbomind.notes import read_notes
 from turbofit.rehearse.turbomind.spec import Spec
+from turbofit.rehearse.turbomind.stillness import PATIENCE, Stillness
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -36,6 +37,8 @@ _STUCK_SECONDS = 0.5
 #: How the pretend libraries begin what they say: why they end a process, among others.
 _PRETEND = "turbofit pretend:"
 _KEPT_LINES = 400
+#: What the lines about the cache have: its budget, its slabs, a sequence's state.
+_CACHE_WORDS = ("Object cache budget", "slab_size", "[GDN]")
 
 
 @dataclass
@@ -96,7 +99,7 @@ class _Log:
         self._file.write(line + b"\n")
         text = line.rsplit(b"\r", 1)[-1].decode("utf-8", "replace")  # no progress bars
         self.last.append(text)
-        if "Object cache budget" in text or "slab_size" in text:
+        if any(word in text for word in _CACHE_WORDS):
             self.budgets.append(text)
         if "[FATAL]" in text or text.startswith(_PRETEND):
             self.fatal.append(text)
@@ -169,10 +172,12 @@ def run_child(spec: Spec, folder: Path, python: str = sys.executable) -> ChildOu
 
 
 def _watch(process: subprocess.Popen[bytes], log: _Log, spec: Spec, folder: Path) -> str | None:
-    """Reads stderr until the child ends; kills it where it hangs, and says so."""
+    """Reads stderr until the child ends; kills it where it hangs, and says so.
+
+    A child that allocates, or tells of itself, does not hang, however slow the machine is.
+    """
     assert process.stderr is not None
-    limit = spec.start_seconds + sum(spec.case_seconds + 10 for _ in spec.cases)
-    deadline = time.monotonic() + limit
+    still = Stillness(lambda: _progress(folder))
     with selectors.DefaultSelector() as selector:
         selector.register(process.stderr, selectors.EVENT_READ)
         while True:
@@ -183,12 +188,27 @@ def _watch(process: subprocess.Popen[bytes], log: _Log, spec: Spec, folder: Path
                     return None
                 log.feed(data)
             _tell(spec, folder)
-            if log.hangs and "ready" not in read_notes(folder).get("seconds", {}):
+            ready = "ready" in read_notes(folder).get("seconds", {})
+            if log.hangs and not ready:
                 process.kill()
                 return "hang"
-            if time.monotonic() > deadline:
+            limit = spec.case_seconds * PATIENCE + 10 if ready else spec.start_seconds
+            if still.seconds() > limit:
                 process.send_signal(signal.SIGKILL)
                 return "timeout"
+
+
+def _progress(folder: Path) -> tuple[int, int]:
+    """What changes while a child works: the length of its timeline on disk, and its notes."""
+
+    def stat(name: str) -> os.stat_result | None:
+        try:
+            return (folder / name).stat()
+        except OSError:
+            return None
+
+    timeline, notes = stat("timeline"), stat("report.json")
+    return (timeline.st_blocks if timeline else 0, notes.st_mtime_ns if notes else 0)
 
 
 def _tell(spec: Spec, folder: Path) -> None:

@@ -62,7 +62,7 @@ class Spec:
         settings: fields of LMDeploy's TurbomindEngineConfig.
         cases: run in this order, each after the last has come to rest.
         staging: charge the first card with what loading stages through torch.
-        start_seconds, case_seconds: how long to wait before it counts as a hang.
+        start_seconds, case_seconds: how long the engine may do nothing before it counts as a hang.
     """
 
     machine: Scenario
