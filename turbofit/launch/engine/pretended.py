@@ -39,7 +39,7 @@ def localised(plan: Plan, folder: Path) -> Plan:
     from turbofit.rehearse.checkpoint.twin import checkpoint_for
 
     name = (plan.model.hub_id or plan.model.name).rpartition("/")[2]
-    checkpoint = checkpoint_for(plan.model, folder / name)
+    checkpoint = checkpoint_for(plan.model, folder / name, torch=plan.engine.on_torch)
     source = replace(plan.model.source, checkpoint=str(checkpoint))
     return replace(plan, model=replace(plan.model, source=source))
 

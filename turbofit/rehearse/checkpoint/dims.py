@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from turbofit.core.model import MlaDims
 
-__all__ = ["RehearsedExperts", "RehearsedModel", "RehearsedText", "Vision"]
+__all__ = ["RehearsedDelta", "RehearsedExperts", "RehearsedModel", "RehearsedText", "Vision"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,18 @@ class RehearsedExperts:
     dense: int = 0
     shared: int = 0
     correction: bool = False
+
+
+@dataclass(frozen=True)
+class RehearsedDelta:
+    """Gated delta nets in place of attention: in all layers but each ``interval``-th."""
+
+    interval: int
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,7 @@ class RehearsedText:
     experts: RehearsedExperts | None = None
     mla: MlaDims | None = None
     qk_norm: bool = False
+    delta: RehearsedDelta | None = None
 
     @property
     def dim(self) -> int:
@@ -71,17 +84,17 @@ class Vision:
 
 @dataclass(frozen=True)
 class RehearsedModel:
-    """A model: its decoder, its tower if any, and how the decoder is packed.
+    """A model: its decoder, its tower if any, and how the decoder's linear layers are packed.
 
-    ``awq``: its linears in 4 bits, groups of 128. ``mxfp4``: its experts (gpt_oss).
+    ``packing``: awq (4 bits, groups of 128), fp8 (blocks of 128 x 128), mxfp4 (the experts of
+    gpt_oss alone), or empty for 16 bits.
     ``intern_s1``: its tensors have Intern-S1's names, those of internvit_hf behind one prefix.
     """
 
     name: str
     text: RehearsedText
     vision: Vision | None = None
-    awq: bool = False
-    mxfp4: bool = False
+    packing: str = ""
     dtype: str = "bfloat16"
     max_tiles: int = 12
     intern_s1: bool = False

@@ -19,7 +19,7 @@ from turbofit.rehearse.checkpoint.model_config import config_of, preprocessor_of
 from turbofit.rehearse.checkpoint.tensors import Entry, tensors
 from turbofit.rehearse.checkpoint.tokenizer import write_tokenizer
 
-_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "U8": 1}
+_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "U8": 1, "F8_E4M3": 1}
 _SHARD = 8 << 30
 
 

@@ -23,6 +23,8 @@ _LLM_ARCH = {
     "glm4_moe_lite": "Glm4MoeLiteForCausalLM",
     "gpt_oss": "GptOssForCausalLM",
     "glm4_moe": "Glm4MoeForCausalLM",
+    "qwen3_5": "Qwen3_5ForCausalLM",
+    "qwen3_5_moe": "Qwen3_5MoeForCausalLM",
 }
 
 
@@ -79,6 +81,7 @@ def _experts_config(e: RehearsedExperts) -> dict[str, Any]:
         "num_experts": e.count,
         "num_experts_per_tok": e.per_token,
         "moe_intermediate_size": e.inter,
+        "shared_expert_intermediate_size": e.shared,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [],
         "norm_topk_prob": True,
@@ -111,7 +114,16 @@ def _latent_config(t: RehearsedText, mla: MlaDims) -> dict[str, Any]:
     }
 
 
-_AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}
+_PACKINGS: dict[str, dict[str, Any]] = {
+    "awq": {
+        "quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True,
+    },
+    "fp8": {
+        "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
+        "weight_block_size": [128, 128],
+    },
+    "mxfp4": {"quant_method": "mxfp4"},
+}  # fmt: skip
 
 
 def _internvl_config(model: RehearsedModel) -> dict[str, Any]:
@@ -264,6 +276,45 @@ def _qwen3_vl_config(model: RehearsedModel) -> dict[str, Any]:
     }
 
 
+def _qwen3_5_config(model: RehearsedModel) -> dict[str, Any]:
+    """Qwen3-VL's keys and tower, before a decoder of gated delta nets."""
+    t, moe = model.text, "_moe" if model.text.experts else ""
+    d = t.delta
+    assert d is not None
+    config = _qwen3_vl_config(model)
+    rope = {
+        "rope_type": "default",
+        "rope_theta": t.rope_theta,
+        "mrope_interleaved": True,
+        "mrope_section": [11, 11, 10],
+        "partial_rotary_factor": 0.25,
+    }
+    text = config["text_config"] | {
+        "model_type": f"qwen3_5{moe}_text",
+        "attn_output_gate": True,
+        "full_attention_interval": d.interval,
+        "layer_types": [
+            "linear_attention" if (i + 1) % d.interval else "full_attention"
+            for i in range(t.layers)
+        ],
+        "linear_num_key_heads": d.key_heads,
+        "linear_num_value_heads": d.value_heads,
+        "linear_key_head_dim": d.key_dim,
+        "linear_value_head_dim": d.value_dim,
+        "linear_conv_kernel_dim": d.kernel,
+        "rope_parameters": rope,
+    }
+    for key in ("rope_scaling", "rope_theta"):
+        text.pop(key)
+    vision = config["vision_config"] | {"model_type": f"qwen3_5{moe}"}
+    return config | {
+        "architectures": [f"Qwen3_5{'Moe' if moe else ''}ForConditionalGeneration"],
+        "model_type": f"qwen3_5{moe}",
+        "text_config": text,
+        "vision_config": vision,
+    }
+
+
 def config_of(model: RehearsedModel) -> JsonObject:
     """The ``config.json`` of a model."""
     if model.vision is None:
@@ -272,15 +323,15 @@ def config_of(model: RehearsedModel) -> JsonObject:
         config = _internvl_config(model)
     elif model.vision.kind == "internvit_hf":
         config = _internvl_hf_config(model)
+    elif model.text.delta is not None:
+        config = _qwen3_5_config(model)
     elif model.vision.kind == "qwen3":
         config = _qwen3_vl_config(model)
     else:
         config = _qwen_config(model)
-    inner = config.get("llm_config", config)
-    if model.awq:
-        inner["quantization_config"] = dict(_AWQ)
-    if model.mxfp4:
-        inner["quantization_config"] = {"quant_method": "mxfp4"}
+    if model.packing:
+        inner = config.get("llm_config", config)
+        inner["quantization_config"] = dict(_PACKINGS[model.packing])
     return config
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from turbofit.rehearse.checkpoint.dims import RehearsedModel, RehearsedText, Vision
 
@@ -28,14 +29,25 @@ def _awq(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iter
         yield f"{name}.bias", dtype, (outs,)
 
 
+def _fp8(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
+    yield f"{name}.weight", "F8_E4M3", (outs, ins)
+    yield f"{name}.weight_scale_inv", "BF16", (-(-outs // _GROUP), -(-ins // _GROUP))
+    if bias:
+        yield f"{name}.bias", dtype, (outs,)
+
+
+#: Of mxfp4 the experts alone are packed.
+_LINEARS = {"": _linear, "awq": _awq, "fp8": _fp8, "mxfp4": _linear}
+
+
 def _norm(name: str, size: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
     yield f"{name}.weight", dtype, (size,)
     if bias:
         yield f"{name}.bias", dtype, (size,)
 
 
-def _internlm2(t: RehearsedText, pre: str, dtype: str, awq: bool) -> Iterator[Entry]:
-    linear = _awq if awq else _linear
+def _internlm2(t: RehearsedText, pre: str, stored: _Stored) -> Iterator[Entry]:
+    linear, dtype = stored
     qkv = (t.heads + 2 * t.kv_heads) * t.dim
     yield f"{pre}model.tok_embeddings.weight", dtype, (t.vocab, t.hidden)
     for i in range(t.layers):
@@ -103,22 +115,22 @@ def _attention(at: str, t: RehearsedText, stored: _Stored) -> Iterator[Entry]:
         yield from _norm(f"{at}k_norm", t.dim, dtype)
 
 
-def _llama(t: RehearsedText, pre: str, dtype: str, awq: bool) -> Iterator[Entry]:
+def _llama(t: RehearsedText, pre: str, stored: _Stored) -> Iterator[Entry]:
     """Llama, Qwen2 (biases on q, k and v), Qwen3 (norms on q and k), and those with experts."""
-    linear = _awq if awq else _linear
+    dtype = stored[1]
     yield f"{pre}model.embed_tokens.weight", dtype, (t.vocab, t.hidden)
     for i in range(t.layers):
         at = f"{pre}model.layers.{i}."
         if t.mla is not None:
             yield from _latents(f"{at}self_attn.", t, dtype)
         else:
-            yield from _attention(f"{at}self_attn.", t, (linear, dtype))
+            yield from _attention(f"{at}self_attn.", t, stored)
         if t.experts is None or i < t.experts.dense:
-            yield from _ffn(f"{at}mlp.", _GATED, (t.hidden, t.inter), (linear, dtype))
+            yield from _ffn(f"{at}mlp.", _GATED, (t.hidden, t.inter), stored)
         elif t.arch == "mixtral":
-            yield from _experts(f"{at}block_sparse_moe.", ("w1", "w3", "w2"), t, (linear, dtype))
+            yield from _experts(f"{at}block_sparse_moe.", ("w1", "w3", "w2"), t, stored)
         else:
-            yield from _experts(f"{at}mlp.", _GATED, t, (linear, dtype))
+            yield from _experts(f"{at}mlp.", _GATED, t, stored)
         yield from _norm(f"{at}input_layernorm", t.hidden, dtype)
         yield from _norm(f"{at}post_attention_layernorm", t.hidden, dtype)
     yield from _norm(f"{pre}model.norm", t.hidden, dtype)
@@ -126,9 +138,10 @@ def _llama(t: RehearsedText, pre: str, dtype: str, awq: bool) -> Iterator[Entry]
         yield f"{pre}lm_head.weight", dtype, (t.vocab, t.hidden)
 
 
-def _gpt_oss(t: RehearsedText, pre: str, dtype: str, mxfp4: bool) -> Iterator[Entry]:
+def _gpt_oss(t: RehearsedText, pre: str, stored: _Stored, *, mxfp4: bool) -> Iterator[Entry]:
     """gpt-oss: biases, sinks of attention, and all experts of a layer in tensors of their own."""
-    e, query, key = t.experts, t.heads * t.dim, t.kv_heads * t.dim
+    (_, dtype), e = stored, t.experts
+    query, key = t.heads * t.dim, t.kv_heads * t.dim
     assert e is not None
     yield f"{pre}model.embed_tokens.weight", dtype, (t.vocab, t.hidden)
     for i in range(t.layers):
@@ -265,6 +278,64 @@ def _qwen3_vl_names(entries: Iterator[Entry], t: RehearsedText) -> Iterator[Entr
             yield f"{before}.experts.down_proj", dtype, (e.count, e.inter, t.hidden)
 
 
+def _qwen3_5(t: RehearsedText, stored: _Stored) -> Iterator[Entry]:
+    """Qwen3.5: delta nets in most layers, gated attention in the others.
+
+    Of a quantised one the two gates' projections stay as they are: they have too few outputs.
+    """
+    (linear, dtype), d, pre = stored, t.delta, "model.language_model."
+    assert d is not None
+    yield f"{pre}embed_tokens.weight", dtype, (t.vocab, t.hidden)
+    for i in range(t.layers):
+        at = f"{pre}layers.{i}."
+        if (i + 1) % d.interval:
+            yield from _delta(f"{at}linear_attn.", t, stored)
+        else:
+            yield from linear(f"{at}self_attn.q_proj", 2 * t.heads * t.dim, t.hidden, dtype)
+            yield from linear(f"{at}self_attn.k_proj", t.kv_heads * t.dim, t.hidden, dtype)
+            yield from linear(f"{at}self_attn.v_proj", t.kv_heads * t.dim, t.hidden, dtype)
+            yield from linear(f"{at}self_attn.o_proj", t.hidden, t.heads * t.dim, dtype)
+            yield from _norm(f"{at}self_attn.q_norm", t.dim, dtype)
+            yield from _norm(f"{at}self_attn.k_norm", t.dim, dtype)
+        yield from _qwen3_5_mlp(f"{at}mlp.", t, stored)
+        yield from _norm(f"{at}input_layernorm", t.hidden, dtype)
+        yield from _norm(f"{at}post_attention_layernorm", t.hidden, dtype)
+    yield from _norm(f"{pre}norm", t.hidden, dtype)
+    if not t.tied:
+        yield "lm_head.weight", dtype, (t.vocab, t.hidden)
+
+
+def _delta(at: str, t: RehearsedText, stored: _Stored) -> Iterator[Entry]:
+    d, (linear, dtype) = t.delta, stored
+    assert d is not None
+    keys, values = d.key_heads * d.key_dim, d.value_heads * d.value_dim
+    yield from linear(f"{at}in_proj_qkv", 2 * keys + values, t.hidden, dtype)
+    yield from linear(f"{at}in_proj_z", values, t.hidden, dtype)
+    yield from _linear(f"{at}in_proj_b", d.value_heads, t.hidden, dtype)
+    yield from _linear(f"{at}in_proj_a", d.value_heads, t.hidden, dtype)
+    yield from linear(f"{at}out_proj", t.hidden, values, dtype)
+    yield f"{at}A_log", dtype, (d.value_heads,)
+    yield f"{at}dt_bias", dtype, (d.value_heads,)
+    yield f"{at}conv1d.weight", dtype, (2 * keys + values, 1, d.kernel)
+    yield from _norm(f"{at}norm", d.value_dim, dtype)
+
+
+def _qwen3_5_mlp(at: str, t: RehearsedText, stored: _Stored) -> Iterator[Entry]:
+    """A dense network, or experts: two tensors a layer at 16 bits, one network each else."""
+    e, dtype = t.experts, stored[1]
+    if e is None:
+        yield from _ffn(at, _GATED, (t.hidden, t.inter), stored)
+        return
+    if stored[0] is _linear:
+        yield from _linear(f"{at}gate", e.count, t.hidden, dtype)
+        yield f"{at}experts.gate_up_proj", dtype, (e.count, 2 * e.inter, t.hidden)
+        yield f"{at}experts.down_proj", dtype, (e.count, t.hidden, e.inter)
+    else:
+        yield from _experts(at, _GATED, t, stored)
+    yield from _linear(f"{at}shared_expert_gate", 1, t.hidden, dtype)
+    yield from _ffn(f"{at}shared_expert.", _GATED, (t.hidden, e.shared), stored)
+
+
 def tensors(model: RehearsedModel) -> Iterator[Entry]:
     """Yields name, safetensors type and shape of every tensor of a model."""
     for name, dtype, shape in _tensors(model):
@@ -278,10 +349,18 @@ def tensors(model: RehearsedModel) -> Iterator[Entry]:
 
 def _tensors(model: RehearsedModel) -> Iterator[Entry]:
     dtype = _DTYPE[model.dtype]
+    stored = (_LINEARS[model.packing], dtype)
+    if model.text.delta is not None and model.vision is not None:
+        yield from _qwen3_5(model.text, stored)
+        yield from _qwen3_vit(model.vision, model.text.hidden, dtype)
+        return
     internvl = model.vision is not None and model.vision.kind in _TOWERS
-    decoder = {"internlm2": _internlm2, "gpt_oss": _gpt_oss}.get(model.text.arch, _llama)
-    packed = model.awq or model.mxfp4
-    named = decoder(model.text, "language_model." if internvl else "", dtype, packed)
+    decoders: dict[str, Callable[..., Iterator[Entry]]] = {
+        "internlm2": _internlm2,
+        "gpt_oss": partial(_gpt_oss, mxfp4=model.packing == "mxfp4"),
+    }
+    decoder = decoders.get(model.text.arch, _llama)
+    named = decoder(model.text, "language_model." if internvl else "", stored)
     qwen3_vl = model.vision is not None and model.vision.kind == "qwen3"
     yield from _qwen3_vl_names(named, model.text) if qwen3_vl else named
     if model.vision is not None:

@@ -26,11 +26,13 @@ _DECODERS = {
     "Glm4MoeLiteForCausalLM": "glm4_moe_lite",
     "GptOssForCausalLM": "gpt_oss",
     "Glm4MoeForCausalLM": "glm4_moe",
+    "Qwen3_5ForCausalLM": "qwen3_5",
+    "Qwen3_5MoeForCausalLM": "qwen3_5_moe",
 }
 #: LMDeploy pytorch/nn/gated_delta.py and pytorch/kernels/cuda/gated_delta_rule.py.
 _DELTA_NETS = (
-    "its gated delta nets run kernels of fla and TileLang, which are compiled and tuned on the"
-    " card, and no rehearsal has followed them yet"
+    "its gated delta nets run kernels of fla and TileLang under torch, which are compiled and tuned"
+    " on the card, and no rehearsal has followed them yet"
 )
 #: Why there is none, where LMDeploy runs the family. Of Llama 4 even Scout is 202 GiB of weights;
 #: each rank loads a layer's experts as one tensor, 16 x 5120 x 16384 values of 16 bits.
@@ -39,11 +41,9 @@ _WHY_NONE = {
         "each of at least four processes would load 2.5 GiB of experts at once, more host memory"
         " than a rehearsal may take"
     ),
-    "Qwen3_5ForCausalLM": _DELTA_NETS,
-    "Qwen3_5MoeForCausalLM": _DELTA_NETS,
 }
-#: Methods and group sizes of which stand-ins are written.
-_PACKED = {("awq", 128), ("mxfp4", 32)}
+#: Ways of packing for which tensors are written: method, and size of a group.
+_PACKED = {("awq", 128), ("fp8", 128), ("mxfp4", 32)}
 _INTERN_S1 = "InternS1ForConditionalGeneration"
 _TOWERS = {
     "internvit": "internvit",
@@ -85,6 +85,21 @@ def _text(text: TextDims) -> dims.RehearsedText:
         if moe
         else None,
         mla=text.mla,
+        delta=_delta(text),
+    )
+
+
+def _delta(text: TextDims) -> dims.RehearsedDelta | None:
+    delta = text.delta
+    if delta is None:
+        return None
+    return dims.RehearsedDelta(
+        interval=text.layers // text.attention_layers,
+        key_heads=delta.key_heads,
+        value_heads=delta.value_heads,
+        key_dim=delta.key_dim,
+        value_dim=delta.value_dim,
+        kernel=delta.kernel,
     )
 
 
@@ -122,7 +137,8 @@ def twin_of(model: Model) -> dims.RehearsedModel:
         UsageError: the model is of a kind for which only its own checkpoint will do.
     """
     quantization = model.quantization
-    if quantization and (quantization.method, quantization.group_size) not in _PACKED:
+    packing = (quantization.method, quantization.group_size) if quantization else None
+    if quantization and (packing not in _PACKED or model.text.mla):
         raise UsageError(
             f"no stand-in checkpoint is made for {quantization.method} weights",
             hint="give the folder of its checkpoint",
@@ -132,19 +148,32 @@ def twin_of(model: Model) -> dims.RehearsedModel:
         name=model.name,
         text=_text(model.text),
         vision=_vision(model.vision, model.architecture) if model.vision else None,
-        awq=quantization is not None and quantization.method == "awq",
-        mxfp4=quantization is not None and quantization.method == "mxfp4",
+        packing=quantization.method if quantization else "",
         dtype="float16" if model.dtype == "float16" else "bfloat16",
         max_tiles=rule.checkpoint_limit if rule and carries_limit(model) else 12,
         intern_s1=model.architecture == _INTERN_S1,
     )
 
 
-def checkpoint_for(model: Model, folder: Path) -> Path:
-    """The model's own folder where its weights are on disk, else a twin made in ``folder``."""
+def checkpoint_for(model: Model, folder: Path, *, torch: bool = False) -> Path:
+    """The model's own folder where its weights are on disk, else a twin made in ``folder``.
+
+    Args:
+        model: what is rehearsed.
+        folder: where a twin is made.
+        torch: the engine runs under torch.
+
+    Raises:
+        UsageError: there is no twin, or that engine cannot be followed with one.
+    """
     checkpoint = Path(model.source.checkpoint or model.source.where)
     if model.source.kind in ("folder", "hub_cache") and any(checkpoint.glob("*.safetensors")):
         return checkpoint
+    if torch and model.text.delta is not None:
+        raise UsageError(
+            f"no stand-in checkpoint is made for {model.text.architecture}: {_DELTA_NETS}",
+            hint="give the folder of its checkpoint, or rehearse it with --engine turbomind",
+        )
     return write_model(twin_of(model), folder)
 
 

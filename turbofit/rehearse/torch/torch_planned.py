@@ -89,7 +89,7 @@ def planned_spec(plan: Plan, scratch: Path) -> TorchSpec:
         UsageError: only the model's own checkpoint would do, and it is not on disk.
     """
     # Chat templates are chosen by the folder's name, so the twin keeps the model's.
-    folder = checkpoint_for(_limited(plan), scratch / plan.model.name)
+    folder = checkpoint_for(_limited(plan), scratch / plan.model.name, torch=True)
     settings = {k: v for k, v in plan.lmdeploy_settings().items() if v is not None}
     environ = environment(plan.settings, plan.model)
     return TorchSpec("pytorch", folder, settings, planned_cases(plan), environ=environ)

@@ -130,7 +130,7 @@ def _model(request: TorchRehearsal, scratch: Path) -> tuple[str, ImageRule | Non
         text = (folder / "config.json").read_text(encoding="utf-8", errors="replace")
         return folder.name, None, '"vision_config"' in text, folder.resolve()
     # Chat templates are chosen by the folder's name, so the twin keeps the model's.
-    folder = checkpoint_for(model, scratch / model.name).resolve()
+    folder = checkpoint_for(model, scratch / model.name, torch=True).resolve()
     text_only = bool(request.settings.get("language_model_only"))
     return model.name, model.image_rule, model.vision is not None and not text_only, folder
 

@@ -52,6 +52,7 @@ def _image(engine: Any, unit: Unit, offset: int, number: int) -> tuple[dict[str,
     t, h, w = unit
     tokens = t * h * w // vision._vis_spatial_merge**2
     return {
+        "modality": "image",
         "pixel_values": _pixels((t * h * w, vision._patch_in_dim), dtype),
         "image_grid_thw": [t, h, w],
         "offset": (offset, offset + tokens),
