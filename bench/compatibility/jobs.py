@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.compatibility.checkpoints import CHECKPOINTS
-from turbofit.model.families.engines import TURBOMIND_UNPLANNED, TURBOMIND_VISION
+from turbofit.model.families.engines import TURBOMIND_VISION
 from turbofit.model.source import resolve_model
 
 __all__ = ["make_jobs"]
@@ -69,7 +69,7 @@ def _job(name: str, folder: Path, *, trust: bool) -> dict[str, Any]:
     rule = model.image_rule
     assert rule is not None
     architecture = name.partition("+")[0]
-    native = architecture in TURBOMIND_VISION | TURBOMIND_UNPLANNED
+    native = architecture in TURBOMIND_VISION
     units = rule.units(*_SIZE)
     return {
         "name": name, "folder": str(folder), "architecture": architecture, "trust": trust,

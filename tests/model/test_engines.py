@@ -18,8 +18,8 @@ RUNS = {
     "qwen2-vl-7b-awq": "turbomind pytorch",
     "qwen3-vl-8b": "pytorch transformers",
     "qwen3-vl-30b-a3b": "pytorch transformers",
-    "qwen3.5-9b": "pytorch transformers",
-    "qwen3.5-35b-a3b": "pytorch transformers",
+    "qwen3.5-9b": "turbomind pytorch transformers",
+    "qwen3.5-35b-a3b": "turbomind pytorch transformers",
     "llava-1.5-7b": "pytorch transformers",
     "llava-v1.6-mistral-7b": "transformers",
     "llava-onevision-7b": "transformers",
@@ -82,6 +82,15 @@ def test_heads_that_turbominds_encoder_lacks():
     model = replace(model, vision=replace(model.vision, heads=10))
     assert "64 or 80" in engine_problem(model, "turbomind")
     assert engine_problem(model, "pytorch") is None
+
+
+def test_delta_nets_that_turbomind_lacks():
+    model = preset_model("qwen3.5-9b")
+    packed = Quantization(method="gptq", bits=4, group_size=128)
+    assert "widen gptq" in engine_problem(replace(model, quantization=packed), "turbomind")
+    narrow = replace(model.text, delta=replace(model.text.delta, key_dim=64))
+    assert "128 channels" in engine_problem(replace(model, text=narrow), "turbomind")
+    assert engine_problem(model, "turbomind") is None
 
 
 def test_siglip_in_a_llava():

@@ -6,7 +6,7 @@ import pytest
 
 from turbofit.diagnose.doctor.about_packages import satisfies
 from turbofit.memory.versions import parse
-from turbofit.model.families.engines import TURBOMIND_UNPLANNED, TURBOMIND_VISION
+from turbofit.model.families.engines import TURBOMIND_VISION
 from turbofit.model.families.registry import VISION_READERS
 from turbofit.planning.compatibility import EFFECTS, FrontEnd, compatibility
 
@@ -22,7 +22,7 @@ def test_the_table_covers_what_was_promised() -> None:
         assert tried == sorted(tried)
         assert len(tried) >= 8
     assert "bench/compatibility" in table.source
-    native = TURBOMIND_VISION | TURBOMIND_UNPLANNED
+    native = TURBOMIND_VISION
     remote = {
         "Phi3VForCausalLM", "ChatGLMForConditionalGeneration", "InternS1ForConditionalGeneration"
     }  # fmt: skip

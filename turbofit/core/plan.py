@@ -442,7 +442,7 @@ class Plan(Struct):
         rule = self.model.image_rule if self.limits.vision_unit is not None else None
         if rule is None or rule.videos is None:
             return False
-        return self.engine.on_torch and self.engine.of_lmdeploy
+        return self.engine.of_lmdeploy
 
     @property
     def requests_at_once(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from typing import Any, Final, Literal
 
 from turbofit.core.errors import UsageError
@@ -46,6 +48,24 @@ def read_quantization(config: Section) -> Quantization | None:
         skipped = section.strings("modules_to_not_convert")
         return Quantization(method="mxfp4", bits=4, group_size=32, unconverted=skipped)
     raise _refused(section, f"the quantisation {method[:40]!r}")
+
+
+def exempts(quantization: Quantization, module: str) -> bool:
+    """Whether a config exempts a linear layer, such as ``linear_attn.in_proj_z``, in all layers.
+
+    Names are of single layers, parts of names, or expressions behind ``re:``; one that names any
+    layer's stands for all. Under for what the layers of a checkpoint do differently.
+    """
+    parent = module.rpartition(".")[0]
+    for name in quantization.unconverted:
+        pattern = name.removeprefix("re:")
+        if pattern != name:
+            with contextlib.suppress(re.error):
+                if re.search(pattern, f"model.language_model.layers.0.{module}"):
+                    return True
+        elif name and (name in module or name.endswith((module, parent))):
+            return True
+    return False
 
 
 def _int4(section: Section, method: Literal["awq", "gptq"], bits: int) -> Quantization:

@@ -124,7 +124,10 @@ def _engine_environment(plan: Plan) -> dict[str, str]:
         return ENVIRONMENT
     if not plan.engine.on_torch:
         # LMDeploy's own INFO prints prompts; TurboMind's does not.
-        return {"TM_LOG_LEVEL": "INFO"}
+        env = {"TM_LOG_LEVEL": "INFO"}
+        if plan.model.text.delta is not None:
+            env["LMDEPLOY_FP32_MAMBA_SSM_DTYPE"] = "0"  # states are counted at 16 bits
+        return env
     from turbofit.memory.pytorch.environment import environment
 
     return environment(plan.settings, plan.model)

@@ -130,7 +130,7 @@ def test_what_is_asked_beyond_the_plan_is_lowered_and_said() -> None:
 
 def test_only_models_and_engines_that_watch_are_sent_videos() -> None:
     body = chat(video_part(sequence(4, (64, 48))))
-    for changes in ({"rule": replace(RULE, video=None)}, {"engine": "turbomind"}):
+    for changes in ({"rule": replace(RULE, video=None)}, {"engine": "transformers"}):
         status, error = refusal(body, **changes)
         assert (status, error["code"], error["param"]) == (400, "no_videos", "messages")
     assert refusal(body, images_per_request=0, vision_unit=None)[1]["code"] == "no_videos"

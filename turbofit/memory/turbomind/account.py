@@ -121,10 +121,22 @@ class TurbomindAccount(Account):
         return region_bytes(max(0, self.free), ratio)
 
     def tokens_at(self, ratio: float) -> int:
-        """KV tokens that the cache holds, at least."""
-        return tokens_held(self.region_at(ratio), self.shape, self.constants)
+        """KV tokens that the cache holds, at least.
+
+        Of a hybrid model beside the states of a full batch; where that is less than one whole
+        context, what one request has alone, since the engine then runs fewer at once.
+        """
+        whole = self._tokens_beside(ratio, self.settings.max_batch_size)
+        return max(whole, min(self._tokens_beside(ratio, 1), self.settings.session_len))
+
+    def blocks_at(self, ratio: float) -> int:
+        """KV blocks for the warm-up's one request."""
+        return self._tokens_beside(ratio, 1) // self.block_tokens
+
+    def _tokens_beside(self, ratio: float, sequences: int) -> int:
+        return tokens_held(self.region_at(ratio), self.shape, self.constants, sequences)
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - equal on all
         """The cache in whole pages, with the doubt about the temporaries."""
         rounded = round_up(self.region_at(ratio), self.constants.pool_granularity)
-        return cache_terms(rounded, ratio, self._temporaries)
+        return cache_terms(rounded, ratio, self._temporaries, self.shape.state_bytes)

@@ -72,6 +72,8 @@ def device_buffers(
         yield "expert_routing", _routing(text.moe, forward), "which token goes to which expert"
     small = batch * (_CURAND_STATE + phases * (6 * _INT + _POINTER + _WORDS * _INT))
     small += forward * (1 + phases * 2 * _INT)
+    if text.delta is not None:
+        small += phases * batch * (text.delta.layers + 1) * _POINTER  # a sequence's states
     if model.mrope:
         small += phases * forward * 3 * _INT  # M-RoPE positions
     yield "small_buffers", small, "token ids, lengths, stop words, masks, positions"

@@ -11,14 +11,16 @@ from turbofit.core.model import Quantization
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct
 from turbofit.memory import versions
+from turbofit.memory.shared_terms import HOPPER
 
-__all__ = ["EngineConstants", "PackedFormat", "load_constants"]
+__all__ = ["DeltaKernel", "EngineConstants", "PackedFormat", "load_constants"]
 
 
 class PackedFormat(Struct):
     """Scales and zeros of a group in bytes, held and while loading; temporaries an element.
 
     ``align``: channels of whose multiple each rank's experts have, where it is not the group's.
+    ``input``: bytes an element of a linear's input, where the kernels take it quantised.
     """
 
     group: float
@@ -26,6 +28,7 @@ class PackedFormat(Struct):
     temporary: float
     fused_silu: bool = False
     align: int | None = None
+    input: float = 0.0
 
 
 class ExpertFormat(Struct):
@@ -37,6 +40,23 @@ class ExpertFormat(Struct):
     temporary: int
     align: int = 32
     fused_silu: bool = False
+
+
+class DeltaKernel(Struct):
+    """How one kind of card runs gated delta nets.
+
+    ``chunk`` tokens of a prompt are worked on together, with a workspace; 0: without one.
+    ``segment`` scales how many chunks a segment has. Sequences are cut into segments where there
+    are at most ``cut_heads`` heads in all of them, or ``cut_long_heads`` beside a sequence of
+    ``cut_long_chunks`` chunks.
+    """
+
+    dtypes: tuple[str, ...]
+    chunk: int = 0
+    segment: float = 0.0
+    cut_heads: int = 0
+    cut_long_heads: int = 0
+    cut_long_chunks: int = 0
 
 
 class EngineConstants(Struct):
@@ -68,6 +88,7 @@ class EngineConstants(Struct):
     packed: dict[str, dict[str, PackedFormat]]
     experts: dict[str, ExpertFormat]
     load_layer: dict[str, float]
+    delta_rule: dict[str, DeltaKernel]
     host_process: int
     #: Of older generations only: the GEMM workspace that is made with the context, and the compute
     #: capabilities on which dense linears of 16 bits are prepared through a copy.
@@ -84,6 +105,12 @@ class EngineConstants(Struct):
     def expert_format(self, capability: tuple[int, int]) -> ExpertFormat:
         """How a card of this compute capability holds experts."""
         return self.experts.get(f"{capability[0]}{capability[1]}", self.experts["default"])
+
+    def delta_kernel(self, capability: tuple[int, int]) -> DeltaKernel | None:
+        """How a card of this compute capability runs gated delta nets; None where none does."""
+        if capability < HOPPER:
+            return self.delta_rule["before_90"]
+        return self.delta_rule.get(f"{capability[0]}{capability[1]}")
 
 
 @cache

@@ -10,7 +10,7 @@ from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.shared_terms import capability_of
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.pool import symmetric_buffer
-from turbofit.memory.turbomind.weights import kv_heads_held
+from turbofit.memory.turbomind.weights import kv_heads_held, vision_mlp_width
 
 __all__ = ["checkpoint_problem", "communicator_problem", "settings_problem", "tp_problem"]
 
@@ -36,6 +36,8 @@ def _tp_problems(model: Model, tp: int) -> Iterator[str]:
         yield f"{text.heads} attention heads do not divide by {tp}"
     if text.hidden % tp:
         yield f"hidden size {text.hidden} does not divide by {tp}"
+    if text.delta is not None and text.delta.key_heads % tp:
+        yield f"the delta nets' {text.delta.key_heads} key heads do not divide by {tp}"
     kv_heads = kv_heads_held(text.kv_heads, tp)
     if kv_heads % text.kv_heads or text.heads % kv_heads:
         yield f"{text.kv_heads} KV heads cannot be repeated over {tp} ranks"
@@ -44,7 +46,7 @@ def _tp_problems(model: Model, tp: int) -> Iterator[str]:
         yield f"the output projection's groups of {group} do not divide by {tp}"
     if vision is None:
         return
-    if vision.kind == "internvit" and vision.intermediate % tp:
+    if vision_mlp_width(vision, tp) % tp:
         yield f"the vision tower's intermediate size {vision.intermediate} does not divide by {tp}"
     if vision.kind != "internvit" and vision.hidden * vision.merge**2 % tp:
         yield f"the vision merger's width does not divide by {tp}"

@@ -18,7 +18,7 @@ from turbofit.memory.turbomind.account import TurbomindAccount
 from turbofit.memory.turbomind.bound import engine_bound
 from turbofit.memory.turbomind.cache import block_bytes
 from turbofit.memory.turbomind.constants import load_constants
-from turbofit.memory.turbomind.kernels import missing_kernels
+from turbofit.memory.turbomind.kernels import missing_delta_kernels, missing_kernels
 from turbofit.memory.turbomind.loading import host_memory
 from turbofit.memory.turbomind.terms import warmup_tokens
 from turbofit.memory.turbomind.weights import weight_classes
@@ -55,6 +55,9 @@ class Turbomind(Engine):
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:
         """See :meth:`Engine.missing_kernels`. This machine has the engine that is installed."""
+        found = missing_delta_kernels(launch, self.constants)
+        if found is not None:
+            return f"TurboMind of LMDeploy {self.version} has {found}"
         version = versions.parse(self.version)
         census = None
         if launch.machine.source == "nvml":

@@ -9,8 +9,9 @@ from turbofit.core.machine import Gpu
 from turbofit.kernels import families
 from turbofit.kernels.census import Census
 from turbofit.memory.launch import EngineLaunch
+from turbofit.memory.turbomind.constants import EngineConstants
 
-__all__ = ["missing_kernels"]
+__all__ = ["missing_delta_kernels", "missing_kernels"]
 
 _INT4: Final = frozenset({"awq", "gptq", "compressed-tensors"})
 _KV: Final = {4: "int4", 8: "int8"}
@@ -32,6 +33,25 @@ def missing_kernels(launch: EngineLaunch, census: Census) -> str | None:
             problem = next(_missing(launch, census, gpu, gpu.compute_capability), None)
             if problem is not None:
                 return problem
+    return None
+
+
+def missing_delta_kernels(launch: EngineLaunch, constants: EngineConstants) -> str | None:
+    """The same of gated delta nets, which the engine looks up in a table of its own and ends.
+
+    Cards of unknown compute capability pass. Under. Source: kernels/linear_attn/delta_rule.cu.
+    """
+    dtype = launch.settings.dtype
+    if launch.model.text.delta is None:
+        return None
+    for gpu in launch.gpus:
+        if gpu.compute_capability == "NA":
+            continue
+        kernel = constants.delta_kernel(gpu.compute_capability)
+        if kernel is None:
+            return f"no kernel of gated delta nets for {gpu.name}"
+        if dtype not in kernel.dtypes:
+            return f"no kernel of gated delta nets with {dtype} for {gpu.name}"
     return None
 
 

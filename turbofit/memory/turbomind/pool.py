@@ -13,6 +13,7 @@ from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.core.units import HALF, round_up
 from turbofit.memory.turbomind.constants import EngineConstants
+from turbofit.memory.turbomind.delta import token_bytes
 from turbofit.memory.turbomind.weights import (
     expert_width,
     ffn_width,
@@ -74,8 +75,10 @@ class PoolModel:
         self.ffn = ffn_width(text.intermediate, tp, model.quantization, constants) // tp
         self.symm = symmetric_buffer(text, settings)
         quantization = model.quantization
-        fused = quantization and constants.packed_format(quantization, capability).fused_silu
-        self.ffn_streams = 1 if fused else 2
+        packed = constants.packed_format(quantization, capability) if quantization else None
+        self.ffn_streams = 1 if packed and packed.fused_silu else 2
+        #: Bytes an element of a linear's input that is quantised for it.
+        self.input_bytes = packed.input if packed else 0.0
         self.expert_streams = 1 if constants.expert_format(capability).fused_silu else 2
         if text.architecture in _UNFUSED:
             self.expert_streams = 2
@@ -100,7 +103,11 @@ class PoolModel:
         text, tokens = self.text, forward.tokens
         streams = 2 if self.tp == 1 else 1
         held = tokens * text.hidden * HALF * streams + self._embeds(forward.units)
-        return held + max(self._attention(tokens, forward.context), self._mlp(forward))
+        stages = [self._attention(tokens, forward.context), self._mlp(forward)]
+        if text.delta is not None:
+            quantised = int(text.delta.values // self.tp * self.input_bytes)
+            stages.append(tokens * (token_bytes(text.delta, self.tp) + quantised))
+        return held + max(stages)
 
     def _attention(self, tokens: int, context: int) -> int:
         """QKV, output and the keys and values of all prefilled sequences, flattened.
@@ -109,7 +116,8 @@ class PoolModel:
         """
         size = self.text.head_dim * HALF
         kinds = 1 if self.text.mla else 2
-        qkv = tokens * (self.local_heads + kinds * self.local_kv) * size
+        queries = self.local_heads * (2 if self.text.output_gate else 1)
+        qkv = tokens * (queries + kinds * self.local_kv) * size
         out = tokens * self.local_heads * size
         flat = kinds * self.local_kv * (context + self.constants.kv_flatten_pad_tokens) * size
         return qkv + out + flat
@@ -183,7 +191,10 @@ class PoolModel:
         return chunk * stage + tiles * out_tokens * text.hidden * HALF
 
     def _qwenvit(self, vision: VisionDims, patches: int) -> int:
-        """All patches of the pass at once, whatever the prefill size."""
+        """All patches of the pass at once, whatever the prefill size.
+
+        Learnt positions are looked up before, four a patch, and held until it is embedded.
+        """
         ranks = vision_tp(vision, self.tp)
         head_dim = self.constants.vision_head_dims.get(vision.head_dim, vision.head_dim)
         width = vision.heads * head_dim // ranks * HALF
@@ -197,7 +208,11 @@ class PoolModel:
         inner = vision.hidden * merged // self.tp * HALF
         out = self.text.hidden * HALF
         merger = rotary + hidden * streams + (inner + 2 * out) // merged
-        return patches * max(stage, merger)
+        if vision.kind != "qwen3vit":
+            return patches * max(stage, merger)
+        pixels = vision.channels * vision.temporal_patch * vision.patch_size**2 * HALF
+        embedding = rotary + 4 * (hidden + HALF) + pixels + hidden
+        return patches * max(embedding, stage, merger)
 
 
 def forward_tokens(settings: Settings) -> int:

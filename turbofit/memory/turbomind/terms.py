@@ -12,13 +12,14 @@ from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.core.plan import Basis, Settings, Term
 from turbofit.core.struct import known
-from turbofit.core.units import round_up
+from turbofit.core.units import format_bytes, round_up
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.account import TEMPORARIES
 from turbofit.memory.shared_terms import HOPPER, POOL_WARMUP, capability_of, term, transients
 from turbofit.memory.turbomind.buffers import device_buffers
 from turbofit.memory.turbomind.constants import EngineConstants
-from turbofit.memory.turbomind.pool import Forward, PoolModel
+from turbofit.memory.turbomind.delta import meeting_workspace, workspace
+from turbofit.memory.turbomind.pool import Forward, PoolModel, forward_tokens
 from turbofit.memory.turbomind.weights import weight_classes
 from turbofit.memory.vision_load import VisionLoad
 
@@ -37,7 +38,11 @@ __all__ = [
 FUSES_NOTHING: Final = (8, 0)
 
 #: Buffers outside the rank's pool: the default pool's, the communicator's, and a cudaMalloc.
-_ALONE = ("gemm_workspace", "symmetric_buffer", "l2_flush")
+_ALONE = ("gemm_workspace", "symmetric_buffer", "l2_flush", "delta_workspace")
+
+#: Multiprocessors of a card that does not tell: more than any has, so over.
+_MOST_SMS = 256
+_MEETING = "the same once prompts meet, and in the next step already prepared"
 
 #: L2 where neither NVML nor a preset tells: the largest of any card, so over.
 _LARGEST_L2 = 132 << 20
@@ -93,9 +98,15 @@ def weight_terms(
     return terms
 
 
-def cache_terms(region: int, ratio: float, temporaries: int) -> list[Term]:
-    """The cache, and what becomes of the temporaries that made it smaller."""
-    terms = [term("kv_cache", "cache", region, "formula", f"{ratio:.3f} of free memory")]
+def cache_terms(region: int, ratio: float, temporaries: int, state: int = 0) -> list[Term]:
+    """The cache, and what becomes of the temporaries that made it smaller.
+
+    ``state`` bytes of the cache are each running sequence's of a hybrid model.
+    """
+    note = f"{ratio:.3f} of free memory"
+    if state:
+        note += f"; each running sequence's state takes {format_bytes(state)} of it"
+    terms = [term("kv_cache", "cache", region, "formula", note)]
     if temporaries:
         # Never seen on a real driver: were they returned before free memory is read, the cache
         # would be this much larger. Over where they are not.
@@ -111,8 +122,11 @@ def buffer_terms(
 ) -> list[Term]:
     """What one GPU holds for good after the cache, without the pool."""
     lines = list(device_buffers(model, settings, constants, known(gpu.l2, _LARGEST_L2)))
+    workspace, meeting = _delta_workspaces(model, settings, gpu, constants)
+    if workspace:
+        lines.append(("delta_workspace", workspace, "gated delta nets, for the warm-up's prompt"))
     terms = [term(name, "buffers", size, "formula", note) for name, size, note in lines]
-    # Three of them are allocations of their own; the rest share the rank's pool.
+    # Some of them are allocations of their own; the rest share the rank's pool.
     alone = [size for name, size, _ in lines if name in _ALONE]
     pooled = sum(size for name, size, _ in lines if name not in _ALONE)
     rounding = sum(round_up(s, constants.pool_granularity) - s for s in (*alone, pooled))
@@ -125,7 +139,26 @@ def buffer_terms(
         term("buffers.rounding", "buffers", rounding, "formula", "whole 2 MiB pages"),
         term("kernel_modules", "buffers", image, "estimate", "every kernel of the engine loaded"),
         term("pool_growth", "buffers", constants.pool_growth, "estimate", "steps of driver pools"),
+        *(
+            [term("delta_workspace.more", "buffers", meeting, "estimate", _MEETING)]
+            if meeting
+            else []
+        ),
     ]
+
+
+def _delta_workspaces(
+    model: Model, settings: Settings, gpu: Gpu, constants: EngineConstants
+) -> tuple[int, int]:
+    """What the kernels of gated delta nets hold after the warm-up, and what prompts then add."""
+    delta, kernel = model.text.delta, constants.delta_kernel(capability_of(gpu))
+    if delta is None or kernel is None:
+        return 0, 0
+    sms = known(gpu.sm_count, _MOST_SMS)
+    warm = workspace(delta, settings, kernel, sms, warmup_tokens(settings, constants))
+    most = meeting_workspace(delta, settings, kernel, sms, forward_tokens(settings))
+    page, phases = constants.pool_granularity, 2 if settings.async_ else 1
+    return warm, max(0, round_up(most * phases, page) - round_up(warm, page))
 
 
 def warmup_tokens(settings: Settings, constants: EngineConstants) -> int:

@@ -13,10 +13,19 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from turbofit.core.model import DTYPE_BYTES, Model, Quantization, TextDims, VisionDims
+from turbofit.core.model import (
+    DTYPE_BYTES,
+    DeltaDims,
+    Model,
+    Quantization,
+    TextDims,
+    VisionDims,
+)
 from turbofit.core.units import round_up
 from turbofit.memory.turbomind.constants import EngineConstants
-from turbofit.model.parameters import unpacked_bytes
+from turbofit.memory.turbomind.delta import input_rows
+from turbofit.model.parameters import packed_bytes, text_linears, unpacked_bytes
+from turbofit.model.quantization import exempts
 
 __all__ = [
     "expert_width",
@@ -54,13 +63,15 @@ def weight_classes(
     classes = {
         "embedding": text.vocab * text.hidden * width // tp,
         "lm_head": lm_head_rows(text, tp) * text.hidden * width // tp,
-        "attention": sum(_attention(text, tp, dense)) * text.layers,
+        "attention": sum(_attention(text, tp, dense)) * text.attention_layers,
         "mlp": _mlp(text, tp, packing, constants, capability),
         "norms": (2 * text.layers + 1) * text.hidden * width
-        + (2 * text.layers * text.head_dim * width if text.qk_norm else 0)
+        + (2 * text.attention_layers * text.head_dim * width if text.qk_norm else 0)
         + (text.layers * (text.mla.q_rank + text.mla.kv_rank) * width if text.mla else 0),
     }
-    unpacked = unpacked_bytes(model)
+    if text.delta is not None:
+        classes["delta"] = sum(_delta(text, text.delta, tp, packing)) * text.delta.layers
+    unpacked = _unpacked(model)
     if unpacked:
         classes["unpacked"] = -(-unpacked // tp)
     if model.vision is not None:
@@ -117,6 +128,13 @@ class _Packing(NamedTuple):
     constants: EngineConstants
     capability: tuple[int, int]
 
+    def widens_heads(self, head_dim: int) -> bool:
+        """Whether scales of whole blocks of outputs do not turn with heads of this size.
+
+        Queries, keys and values then become 16 bits. Source: models/utils.py, reorder_rotary_emb.
+        """
+        return self.quantization.method == "fp8" and self.quantization.group_size % head_dim != 0
+
     def bytes_of(self, elements: int) -> int:
         """Bytes of so many packed elements with their scales and zeros."""
         quantization = self.quantization
@@ -138,9 +156,13 @@ def packed_elements(model: Model, tp: int, constants: EngineConstants) -> int:
     text = model.text
     plain = replace(model, quantization=None, vision=None)
     classes = weight_classes(plain, tp, constants)
-    biases = text.layers * (text.heads + 2 * kv_heads_held(text.kv_heads, tp)) * text.head_dim
-    dense = classes["attention"] + classes["mlp"]
-    return (dense - (biases // tp * 2 if text.qkv_bias else 0)) // 2
+    outputs = text.attention_layers * _qkv_rows(text, tp)
+    dense = classes["attention"] + classes["mlp"] - (outputs * 2 if text.qkv_bias else 0)
+    if _Packing(model.quantization, constants, (8, 0)).widens_heads(text.head_dim):
+        dense -= outputs * text.hidden * 2
+    if text.delta is not None:
+        dense += text.delta.layers * text.delta.values // tp * text.hidden * 2
+    return dense // 2
 
 
 def _attention(text: TextDims, tp: int, packing: _Packing | None) -> Iterator[int]:
@@ -156,8 +178,9 @@ def _attention(text: TextDims, tp: int, packing: _Packing | None) -> Iterator[in
         yield _linear(mla.q_rank or text.hidden, heads, None)
         yield _linear(heads, text.hidden, None)
         return
-    qkv = (text.heads + 2 * kv_heads_held(text.kv_heads, tp)) * text.head_dim // tp
-    yield _linear(text.hidden, qkv, packing)
+    qkv = _qkv_rows(text, tp)
+    widened = packing is not None and packing.widens_heads(text.head_dim)
+    yield _linear(text.hidden, qkv, None if widened else packing)
     yield _linear(text.heads * text.head_dim // tp, text.hidden, packing)
     if text.qkv_bias:
         yield qkv * 2
@@ -165,6 +188,40 @@ def _attention(text: TextDims, tp: int, packing: _Packing | None) -> Iterator[in
         yield text.hidden * 2
     if text.sinks:
         yield text.heads // tp * 2
+
+
+def _qkv_rows(text: TextDims, tp: int) -> int:
+    """One rank's outputs of the fused queries, keys and values, and of an output gate."""
+    queries = text.heads * (2 if text.output_gate else 1)
+    return (queries + 2 * kv_heads_held(text.kv_heads, tp)) * text.head_dim // tp
+
+
+def _delta(text: TextDims, delta: DeltaDims, tp: int, packing: _Packing | None) -> Iterator[int]:
+    """One layer's delta net, split by heads.
+
+    The input projections are one matrix; the two gates' have too few outputs to be packed, so that
+    all of it becomes 16 bits. Source: LMDeploy builders/deltanet.py, dequant_mixed.
+    """
+    yield _linear(text.hidden, input_rows(delta) // tp, None)
+    yield _linear(delta.values // tp, text.hidden, packing)
+    yield delta.channels * delta.kernel // tp * 2
+    # Decay, bias and a norm: so small that what each is rounded up to counts.
+    for small in (delta.value_heads // tp, delta.value_heads // tp, delta.value_dim):
+        yield round_up(small * 2, _POOL_BLOCK)
+
+
+def _unpacked(model: Model) -> int:
+    """Bytes of layers that a quantised checkpoint left at 16 bits, but for those widened anyway."""
+    extra, text, quantization = unpacked_bytes(model), model.text, model.quantization
+    if not extra or quantization is None or text.delta is None:
+        return extra
+    widened = {"delta.qkv": "linear_attn.in_proj_qkv", "delta.z": "linear_attn.in_proj_z"}
+    if quantization.method == "fp8" and quantization.group_size % text.head_dim:
+        widened |= {name: f"self_attn.{name}_proj" for name in "qkv"}
+    for linear in text_linears(text):
+        if linear.name in widened and exempts(quantization, widened[linear.name]):
+            extra -= linear.weights * 2 - packed_bytes(linear, quantization)
+    return max(0, extra)
 
 
 def _mlp(
@@ -213,13 +270,17 @@ def _vision(vision: VisionDims, tp: int, constants: EngineConstants) -> Iterator
     norm = hidden * (2 if vision.norm == "layer_norm" else 1)
     patch_in = vision.channels * vision.temporal_patch * vision.patch_size**2
     yield patch_in * hidden * 2
-    if vision.kind == "internvit":
-        positions = (vision_side(vision) ** 2 + 1) * hidden
-        yield (hidden + hidden + positions) * 2  # patch bias, CLS token, position embeddings
+    if vision.kind in ("internvit", "qwen3vit"):
+        learnt = 1 if vision.kind == "internvit" else 0  # a CLS token, with a position of its own
+        positions = vision_side(vision) ** 2 + learnt
+        yield (hidden + learnt * hidden + positions * hidden) * 2  # the patches' bias before them
     block = 2 * norm * 2 + sum(_vision_attention(vision, tp, constants))
     block += sum(_vision_mlp(vision, tp))
     if vision.kind == "internvit":
         block += 2 * hidden * 2  # the two layer scales
+    if vision.kind == "qwen3vit":
+        small = [hidden * 2] * 6 + [vision_mlp_width(vision, tp) // tp * 2]
+        block += sum(round_up(size, _ALLOCATION) - size for size in small)  # norms and biases
     yield block * vision.layers
 
 
@@ -249,8 +310,8 @@ def _vision_mlp(vision: VisionDims, tp: int) -> Iterator[int]:
 
 
 def vision_mlp_width(vision: VisionDims, tp: int) -> int:
-    """The tower's intermediate width over all ranks; Qwen's is padded to vectors of each rank."""
-    if vision.kind == "internvit":
+    """The tower's intermediate width over all ranks; Qwen2's is padded to vectors of each rank."""
+    if vision.kind in ("internvit", "qwen3vit"):
         return vision.intermediate
     return round_up(vision.intermediate, _VECTOR * tp)
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Final
 
 from turbofit.core.model import Model
-from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_TEXT
+from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_INNER, TURBOMIND_TEXT
 
-__all__ = ["TURBOMIND_UNPLANNED", "TURBOMIND_VISION", "engine_problem"]
+__all__ = ["TURBOMIND_VISION", "engine_problem"]
 
 #: Vision models for which TurboMind has an encoder of its own.
 TURBOMIND_VISION: Final = frozenset(
@@ -23,12 +23,9 @@ TURBOMIND_VISION: Final = frozenset(
         "InternVLForConditionalGeneration",
         "Qwen2VLForConditionalGeneration",
         "Qwen2_5_VLForConditionalGeneration",
+        "Qwen3_5ForConditionalGeneration",
+        "Qwen3_5MoeForConditionalGeneration",
     }
-)
-
-#: TurboMind runs these too; turbofit's account of them is of the PyTorch engine alone.
-TURBOMIND_UNPLANNED: Final = frozenset(
-    {"Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"}
 )
 
 #: Vision models that have an account and no class in LMDeploy's PyTorch engine.
@@ -58,9 +55,9 @@ _REMOTE_CODE: Final = frozenset(
 #: Language models of whose account in Transformers nothing is known.
 _LMDEPLOY_ALONE: Final = frozenset({"GptOssForCausalLM", "Glm4MoeForCausalLM"})
 
-#: Group sizes that TurboMind's 4-bit kernels take, and channels of a head of its Qwen2-VL encoder.
+#: Group sizes that TurboMind's 4-bit kernels take, and channels of a head of its Qwen encoders.
 _TURBOMIND_GROUPS: Final = {"awq": {128}, "gptq": {128}, "compressed-tensors": {32, 128}}
-_TURBOMIND_QWEN_HEADS: Final = {64, 80}
+_TURBOMIND_HEADS: Final = {"qwen2vit": {64, 80}, "qwen2_5vit": {64, 80}, "qwen3vit": {64, 72}}
 
 
 def engine_problem(model: Model, engine: str) -> str | None:
@@ -81,15 +78,11 @@ def engine_problem(model: Model, engine: str) -> str | None:
 
 def _turbomind(model: Model) -> str | None:
     text, vision, quantization = model.text, model.vision, model.quantization
-    if model.architecture in TURBOMIND_UNPLANNED:
-        return (
-            "turbofit has no account of TurboMind's gated delta nets, only of the PyTorch engine's"
-        )
     if model.architecture not in TEXT_ARCHITECTURES | TURBOMIND_VISION:
         if vision is None:
             return f"TurboMind 0.18 does not run {model.architecture}"
         return f"TurboMind 0.18 has no encoder for {model.name}'s vision tower"
-    if text.architecture not in TURBOMIND_TEXT:
+    if text.architecture not in TURBOMIND_TEXT | TURBOMIND_INNER:
         inside = " inside; LMDeploy would not fall back" if vision else ""
         return f"TurboMind 0.18 does not run {text.architecture}{inside}"
     if text.mla and quantization:
@@ -100,8 +93,15 @@ def _turbomind(model: Model) -> str | None:
         or (text.architecture == "Qwen2MoeForCausalLM" and text.moe.layers < text.layers)
     ):
         return "TurboMind 0.18 takes every layer as sparse, this model has dense ones"
-    if vision and vision.kind != "internvit" and vision.head_dim not in _TURBOMIND_QWEN_HEADS:
-        return f"TurboMind 0.18 runs vision heads of 64 or 80 channels, not {vision.head_dim}"
+    heads = _TURBOMIND_HEADS.get(vision.kind) if vision else None
+    if vision and heads and vision.head_dim not in heads:
+        known = " or ".join(map(str, sorted(heads)))
+        return f"TurboMind 0.18 runs vision heads of {known} channels, not {vision.head_dim}"
+    if text.delta and (text.delta.key_dim, text.delta.value_dim) != (128, 128):
+        return "TurboMind 0.18 runs gated delta nets with heads of 128 channels only"
+    if text.delta and quantization and quantization.method == "gptq":
+        # builders/deltanet.py joins projections that are packed and that are not; gptq cannot.
+        return "TurboMind 0.18 cannot widen gptq weights, as gated delta nets need it: take awq"
     if quantization and quantization.group_size not in _TURBOMIND_GROUPS.get(
         quantization.method, {quantization.group_size}
     ):

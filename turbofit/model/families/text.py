@@ -13,7 +13,7 @@ from turbofit.model.config import Section
 from turbofit.model.families.delta import read_delta
 from turbofit.model.families.mla import read_latent_experts, read_mla
 
-__all__ = ["TEXT_ARCHITECTURES", "TURBOMIND_TEXT", "read_text"]
+__all__ = ["TEXT_ARCHITECTURES", "TURBOMIND_INNER", "TURBOMIND_TEXT", "read_text"]
 
 #: Defaults by architecture. ``kv_heads`` None means as many as heads; no ``head_dim`` means
 #: hidden / heads; ``norms`` of a layer are two where it does not say.
@@ -170,6 +170,9 @@ TURBOMIND_TEXT: Final = frozenset(
         "GptOssForCausalLM",
     }
 )  # fmt: skip
+
+#: Language models that TurboMind 0.18 runs inside of a vision model only.
+TURBOMIND_INNER: Final = frozenset({"Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM"})
 
 #: LMDeploy's default ``session_len`` is the smallest of ``max_position_embeddings`` and these.
 _OTHER_LENGTH_KEYS: Final = (

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Mapping
 from typing import Any
 
 from turbofit.core.json_types import Document
 from turbofit.core.struct import to_builtins
 from turbofit.kernels.demangle import demangle
 from turbofit.kernels.families import family
+from turbofit.memory.turbomind.cache import CacheShape, StatePart, tokens_held
+from turbofit.memory.turbomind.constants import load_constants
 from turbofit.rehearse.installed import engine_version
 from turbofit.rehearse.ledger_terms import card_terms, executor_pool, load_peak
 from turbofit.rehearse.moments import moments
@@ -20,7 +23,7 @@ from turbofit.rehearse.turbomind.spec import Spec
 _SLAB = re.compile(r"slab_size (\d+), object_size (\d+), object_count (\d+), ratio ([0-9.]+)")
 #: What the pretend driver says of a kernel without code.
 _EMPTY = re.compile(r"no code for the kernel (\S+): it is empty")
-_PAGE = 32 * 1024 * 1024  # the engine's page of cache (memory/page allocator of TurboMind)
+_STATE = re.compile(r"num_blocks=(\d+) block_bytes=(\d+)")
 
 NOT_KNOWN = (
     "CUDA context",
@@ -35,9 +38,8 @@ NOT_KNOWN = (
 def report(spec: Spec, outcome: ChildOutcome, ledger: Ledger) -> Document:
     """The document: outcome, death, cards, cache, pool, pinned host memory, seconds."""
     what, death = outcome_and_death(outcome, ledger)
-    slabs = [m for line in outcome.budgets if (m := _SLAB.search(line))]
     settings = outcome.report.get("resolved") or dict(spec.settings)
-    cache = _cache(ledger, slabs, int(settings.get("cache_block_seq_len") or 64))
+    cache = _cache(ledger, outcome.budgets, settings)
     return {
         "schema": "turbofit.pretend-probe/1",
         "pretend": "memory only: nothing was computed and no GPU was used",
@@ -113,8 +115,14 @@ def _family(match: re.Match[str]) -> str:
     return f"no code for a kernel of the family {family(name) or name.partition('<')[0]!r}"
 
 
-def _cache(ledger: Ledger, slabs: list[re.Match[str]], block: int) -> dict[str, Any]:
-    """The cache's sizing; tokens are cut as the engine's page and slab allocators cut them."""
+def _cache(ledger: Ledger, lines: list[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The cache's sizing; tokens are cut as the engine's page and slab allocators cut them.
+
+    Of a hybrid model beside the states of a full batch, as in a plan.
+    """
+    # Each rank says the same.
+    found = [(int(m[1]), int(m[2])) for line in lines if (m := _SLAB.search(line))]
+    slabs = list(dict.fromkeys(found))
     data: dict[str, Any] = {
         "free": [card.free_at_cache for card in ledger.cards],
         "region": [card.cache_region for card in ledger.cards],
@@ -123,13 +131,39 @@ def _cache(ledger: Ledger, slabs: list[re.Match[str]], block: int) -> dict[str, 
         "tokens": None,
     }
     if slabs:
-        slab, size = int(slabs[0].group(1)), int(slabs[0].group(2))
+        slab, size = slabs[0]
         data.update(slab_size=slab, object_size=size)
         first = ledger.cards[0]
         if first.cache_region is not None:
-            pages = (first.cache_region - -first.cache_address % _PAGE) // _PAGE
-            data["tokens"] = pages // (slab // _PAGE) * (slab // size) * block
+            shape = CacheShape(
+                block_bytes=size,
+                block_tokens=int(settings.get("cache_block_seq_len") or 64),
+                slab_bytes=slab,
+                blocks_per_slab=slab // size,
+                states=_states(slabs, lines),
+            )
+            constants = load_constants()
+            page = constants.page_size
+            region = first.cache_region - -first.cache_address % page + page
+            batch, session = (int(settings.get(k) or 1) for k in ("max_batch_size", "session_len"))
+            beside = [tokens_held(region, shape, constants, n) for n in (batch, 1)]
+            data["tokens"] = max(beside[0], min(beside[1], session))
     return data
+
+
+def _states(slabs: list[tuple[int, int]], lines: list[str]) -> tuple[StatePart, ...]:
+    """A sequence's state as the engine registered it: a part once, another one for each layer."""
+    found = next((m for line in lines if (m := _STATE.search(line))), None)
+    if found is None:
+        return ()
+    layers, size = int(found[1]), int(found[2])
+    counts = [layers if one == size else 1 for _, one in slabs]
+    if slabs[0][1] != size:
+        slabs, counts = slabs[1:], counts[1:]
+    return tuple(
+        StatePart(count=count, object_bytes=one, slab_bytes=slab)
+        for (slab, one), count in zip(slabs, counts, strict=True)
+    )
 
 
 def _card(ledger: Ledger, index: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Literal
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu
 from turbofit.core.model import Model
+from turbofit.memory.shared_terms import HOPPER
 
 __all__ = ["chosen_dtype", "dtype_for"]
 
@@ -17,10 +18,13 @@ _AMPERE = (8, 0)
 def dtype_for(model: Model, gpus: Sequence[Gpu]) -> tuple[Literal["float16", "bfloat16"], str]:
     """The dtype that ``auto`` becomes on these GPUs, and why.
 
-    AWQ, GPTQ and packed int4 run in float16; cards before Ampere have no bfloat16.
+    AWQ, GPTQ and packed int4 run in float16; cards before Ampere have no bfloat16. On Hopper int4
+    runs in bfloat16 too, and gated delta nets in nothing else.
     """
     packed = model.quantization
     if packed is not None and packed.bits == 4 and not packed.of_experts:
+        if model.text.delta is not None and all(_capability(gpu) == HOPPER for gpu in gpus):
+            return "bfloat16", "gated delta nets run in bfloat16 on Hopper"
         return "float16", f"{packed.method} runs in float16"
     if any(_capability(gpu) < _AMPERE for gpu in gpus):
         return "float16", "these GPUs have no bfloat16"
