@@ -10,7 +10,8 @@ class Row(NamedTuple):
 
     ``units``: single requests of so many tiles, or of a patch grid (h, w). ``queued``: so many
     requests of the first unit, queued whole. ``limit`` sets the plan's image limit (tiles or
-    pixels); None is what ordinary clients can ask for.
+    pixels); None is what ordinary clients can ask for. ``packing``: awq or fp8 of a model whose
+    preset has 16 bits, as a checkpoint's folder.
     """
 
     model: str
@@ -23,18 +24,22 @@ class Row(NamedTuple):
     sampling: bool = False
     limit: int | None = None
     quick: bool = False
+    packing: str = ""
 
     @property
     def name(self) -> str:
         """A short name for tables."""
         changed = " ".join(f"{k}={v}" for k, v in self.settings.items())
-        return f"{self.model} tp{self.tp} {self.on} {changed}".strip()
+        model = f"{self.model}-{self.packing}" if self.packing else self.model
+        return f"{model} tp{self.tp} {self.on} {changed}".strip()
 
 
 TILES = (1, 6, 13, 25, 40)
 PATCHES = ((78, 138), (150, 200), (256, 256))
 #: Pages of documents: MinerU's square of 1036, A4 with 1288 pixels along it, MinerU2.5's most.
 PAGES = ((74, 74), (92, 66), (64, 128))
+#: Qwen3.5's patches of 16: about 1,700 x 1,200 pixels, 2,048 squared, and its default limit.
+SQUARES = ((74, 106), (128, 128), (192, 256))
 
 ROWS: tuple[Row, ...] = (
     # InternVL2, all sizes and degrees
@@ -187,6 +192,48 @@ ROWS: tuple[Row, ...] = (
     Row("gpt-oss-20b-bf16", "1xa100-80g", long_prompt=True, sampling=True),
     Row("gpt-oss-20b-bf16", "4xrtx3090", tp=4, long_prompt=True),
     Row("internvl3.5-gpt-oss-20b-a4b", "1xa100-80g", units=(1, 13, 40), queued=(4,)),
+    # gated delta nets
+    Row("qwen3.5-4b", "1xrtx3090", units=SQUARES, queued=(4,), long_prompt=True, sampling=True,
+        settings={"session_len": 32768, "cache_max_entry_count": 0.5}, quick=True),
+    Row("qwen3.5-4b", "2xrtx3090", tp=2, units=SQUARES, queued=(4,), long_prompt=True,
+        settings={"session_len": 32768, "cache_max_entry_count": 0.7}),
+    Row("qwen3.5-4b", "4xl4", tp=4, units=SQUARES, queued=(4,),
+        settings={"session_len": 32768, "cache_max_entry_count": 0.7}),
+    Row("qwen3.5-4b", "1xv100-32g", units=SQUARES, long_prompt=True,
+        settings={"session_len": 32768, "cache_max_entry_count": 0.6}),
+    Row("qwen3.5-4b", "1xh100", units=SQUARES, queued=(4,), long_prompt=True, sampling=True,
+        settings={"session_len": 32768, "cache_max_entry_count": 0.7}),
+    Row("qwen3.5-4b", "1xrtx5090", units=SQUARES, queued=(4,), long_prompt=True,
+        settings={"session_len": 32768, "cache_max_entry_count": 0.6}),
+    Row("qwen3.5-9b", "1xa100-40g", units=SQUARES, queued=(4,), long_prompt=True, sampling=True,
+        settings={"session_len": 32768, "cache_max_entry_count": 0.6}),
+    Row("qwen3.5-9b", "2xrtx4090", tp=2, units=SQUARES, queued=(4,),
+        settings={"session_len": 16384, "max_batch_size": 32, "cache_max_entry_count": 0.6}),
+    Row("qwen3.5-9b", "8xa100-40g", tp=8, units=SQUARES,
+        settings={"session_len": 32768, "cache_max_entry_count": 0.6}),
+    Row("qwen3.5-27b", "2xa100-80g", tp=2, units=SQUARES, queued=(4,), long_prompt=True,
+        settings={"session_len": 32768, "cache_max_entry_count": 0.7}),
+    Row("qwen3.5-27b", "1xh100", units=SQUARES, long_prompt=True,
+        settings={"session_len": 32768, "max_batch_size": 64, "cache_max_entry_count": 0.5}),
+    Row("qwen3.5-4b", "1xv100-16g", settings={"session_len": 8192, "max_batch_size": 128}),
+    Row("qwen3.5-35b-a3b", "1xh200", units=SQUARES, long_prompt=True,
+        settings={"session_len": 32768, "cache_max_entry_count": 0.7}),
+    Row("qwen3.5-4b", "1xrtx3090", packing="awq", units=SQUARES, long_prompt=True,
+        settings={"session_len": 32768, "cache_max_entry_count": 0.5}),
+    Row("qwen3.5-4b", "1xh100", packing="awq", units=SQUARES[:1], long_prompt=True,
+        settings={"session_len": 32768, "cache_max_entry_count": 0.5}),
+    Row("qwen3.5-4b", "1xv100-32g", packing="awq", units=SQUARES[:1], long_prompt=True,
+        settings={"session_len": 32768, "cache_max_entry_count": 0.5}),
+    Row("qwen3.5-4b", "1xl40s", packing="fp8", units=SQUARES, long_prompt=True,
+        settings={"session_len": 32768, "cache_max_entry_count": 0.5}),
+    Row("qwen3.5-4b", "1xh100", packing="fp8", units=SQUARES[:2], queued=(4,), long_prompt=True,
+        sampling=True, settings={"session_len": 32768, "cache_max_entry_count": 0.5}),
+    Row("qwen3.5-4b", "1xa100-40g", packing="fp8", units=SQUARES[:1], long_prompt=True,
+        settings={"session_len": 32768, "cache_max_entry_count": 0.5}),
+    Row("qwen3.5-9b", "2xrtx3090", tp=2, packing="awq", units=SQUARES, queued=(4,),
+        settings={"session_len": 32768, "cache_max_entry_count": 0.6}),
+    Row("qwen3.5-27b", "4xrtx4090", tp=4, packing="fp8", units=SQUARES[:2], long_prompt=True,
+        settings={"session_len": 32768, "cache_max_entry_count": 0.6}),
     # text only
     Row("llama-3.1-8b", "1xrtx3090", long_prompt=True, sampling=True,
         settings={"session_len": 32768, "cache_max_entry_count": 0.6}),

@@ -11,16 +11,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+from msgspec import structs
+
 import turbofit
 from bench.rehearsal.grid import ROWS, Row
+from turbofit.core.model import Quantization
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
 from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
 from turbofit.memory.turbomind.terms import FUSES_NOTHING, capability_of, warmup_tokens
+from turbofit.model.presets import find_preset, preset_model
 from turbofit.pretend.documents import from_builtins
-from turbofit.rehearse.checkpoint.twin import checkpoint_for
+from turbofit.rehearse.checkpoint.header_only import write_model
+from turbofit.rehearse.checkpoint.twin import checkpoint_for, twin_of
 from turbofit.rehearse.turbomind.planned import plan_spec
 from turbofit.rehearse.turbomind.probe import rehearse
 from turbofit.rehearse.turbomind.spec import RehearsalCase, Spec
@@ -60,13 +66,28 @@ class Check(NamedTuple):
     bound: bool = False
 
 
-def forecast_of(row: Row) -> Plan:
+def model_of(row: Row, folder: Path) -> str:
+    """The row's preset, or the folder of its model in another packing."""
+    if not row.packing:
+        return row.model
+    preset = find_preset(row.model)
+    assert preset is not None, row.model
+    bits = 8 if row.packing == "fp8" else 4
+    packing = msgspec.convert(
+        {"method": row.packing, "bits": bits, "group_size": 128}, Quantization
+    )
+    name = f"{row.model}-{row.packing}"
+    model = structs.replace(preset_model(preset), name=name, quantization=packing)
+    return str(write_model(twin_of(model), folder / name))
+
+
+def forecast_of(row: Row, model: str) -> Plan:
     """What turbofit says of this row before anything runs."""
     limit = {}
     if row.limit is not None:
         name = "max_pixels" if "qwen" in row.model else "max_dynamic_patch"
         limit = {name: row.limit}
-    return turbofit.predict(row.model, on=row.on, tp=row.tp, **limit, **row.settings)
+    return turbofit.predict(model, on=row.on, tp=row.tp, **limit, **row.settings)
 
 
 class Driven(NamedTuple):
@@ -117,7 +138,7 @@ def _units(unit: Any) -> int:
 
 def check_row(row: Row, folder: Path) -> tuple[list[Check], dict[str, Any]]:
     """All comparisons of one row."""
-    plan = forecast_of(row)
+    plan = forecast_of(row, model_of(row, folder))
     checkpoint = folder / plan.model.name
     if not checkpoint.exists():
         checkpoint_for(plan.model, checkpoint)

@@ -280,7 +280,7 @@ def _vision(vision: VisionDims, tp: int, constants: EngineConstants) -> Iterator
         block += 2 * hidden * 2  # the two layer scales
     if vision.kind == "qwen3vit":
         small = [hidden * 2] * 6 + [vision_mlp_width(vision, tp) // tp * 2]
-        block += sum(round_up(size, _ALLOCATION) - size for size in small)  # norms and biases
+        block += sum(round_up(size, _POOL_BLOCK) - size for size in small)  # norms and biases
     yield block * vision.layers
 
 
