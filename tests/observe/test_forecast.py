@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import turbofit
 from bench.common.plans import plausible_plan
 from turbofit.core.units import MIB
 from turbofit.observe.forecast import cache_beside, tokens_beside
@@ -17,3 +18,13 @@ def test_the_engines_figures_beside_the_plans() -> None:
     tokens = tokens_beside(plan, budget, slab)
     assert tokens.actual == 535 * 16 * 64
     assert "547,840 (forecast 544,000, +0.7%)" in tokens.text
+
+
+def test_tokens_of_a_hybrid_model_are_beside_its_states() -> None:
+    plan = turbofit.predict(
+        "qwen3.5-4b", on="1xrtx3090", engine="turbomind", tp=1, cache_max_entry_count=0.5
+    )
+    region = plan.kv.region_bytes
+    budget = CacheBudget(budget=region, free=2 * region, ratio=0.5)
+    slab = Slab(slab_size=32 * MIB, object_size=2 * MIB, object_count=16)
+    assert tokens_beside(plan, budget, slab).actual == plan.kv.tokens

@@ -37,12 +37,24 @@ def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[ForecastFigure, ...]:
 def tokens_beside(plan: Plan, budget: CacheBudget, slab: Slab) -> ForecastFigure:
     """Tokens that the cache holds."""
     tokens = cached_tokens(budget.budget, slab, plan.settings.cache_block_seq_len)
+    if plan.model.text.delta is not None:
+        tokens = _beside_states(plan, budget.budget)
     return ForecastFigure(
         what="KV tokens",
         forecast=plan.kv.tokens,
         actual=tokens,
         text=f"KV tokens: {tokens:,} (forecast {plan.kv.tokens:,}{_off(plan.kv.tokens, tokens)})",
     )
+
+
+def _beside_states(plan: Plan, region: int) -> int:
+    """Tokens of a hybrid model, whose sequences have states in the same cache."""
+    from turbofit.memory.turbomind.cache import cache_shape, tokens_planned
+    from turbofit.memory.turbomind.constants import load_constants
+
+    constants = load_constants()
+    shape = cache_shape(plan.model.text, plan.settings, constants)
+    return tokens_planned(region, shape, constants, plan.settings)
 
 
 def _bytes(what: str, forecast: int, actual: int) -> ForecastFigure:

@@ -12,7 +12,7 @@ from turbofit.memory.calibrated import calibration_for, corrected
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.shared_terms import capability_of
 from turbofit.memory.turbomind.bound import engine_bound
-from turbofit.memory.turbomind.cache import cache_shape, region_bytes, tokens_held
+from turbofit.memory.turbomind.cache import cache_shape, region_bytes, tokens_held, tokens_planned
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.loading import loading_extra, staging_bytes, temporary_bytes
 from turbofit.memory.turbomind.pool import PoolModel
@@ -121,20 +121,13 @@ class TurbomindAccount(Account):
         return region_bytes(max(0, self.free), ratio)
 
     def tokens_at(self, ratio: float) -> int:
-        """KV tokens that the cache holds, at least.
-
-        Of a hybrid model beside the states of a full batch; where that is less than one whole
-        context, what one request has alone, since the engine then runs fewer at once.
-        """
-        whole = self._tokens_beside(ratio, self.settings.max_batch_size)
-        return max(whole, min(self._tokens_beside(ratio, 1), self.settings.session_len))
+        """KV tokens that the cache holds, at least."""
+        return tokens_planned(self.region_at(ratio), self.shape, self.constants, self.settings)
 
     def blocks_at(self, ratio: float) -> int:
         """KV blocks for the warm-up's one request."""
-        return self._tokens_beside(ratio, 1) // self.block_tokens
-
-    def _tokens_beside(self, ratio: float, sequences: int) -> int:
-        return tokens_held(self.region_at(ratio), self.shape, self.constants, sequences)
+        held = tokens_held(self.region_at(ratio), self.shape, self.constants)
+        return held // self.block_tokens
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - equal on all
         """The cache in whole pages, with the doubt about the temporaries."""

@@ -19,6 +19,7 @@ from turbofit.memory.turbomind.weights import kv_heads_held
 
 __all__ = [
     "CacheShape", "StatePart", "block_bytes", "cache_shape", "region_bytes", "tokens_held",
+    "tokens_planned",
 ]  # fmt: skip
 
 
@@ -121,3 +122,15 @@ def tokens_held(
         pages -= slabs * (part.slab_bytes // constants.page_size)
     slabs = max(0, pages) // (shape.slab_bytes // constants.page_size)
     return slabs * shape.blocks_per_slab * shape.block_tokens
+
+
+def tokens_planned(
+    region: int, shape: CacheShape, constants: EngineConstants, settings: Settings
+) -> int:
+    """Tokens that a plan counts on.
+
+    Of a hybrid model beside the states of a full batch; where that is less than one whole context,
+    what one request has alone, since the engine then runs fewer at once.
+    """
+    whole = tokens_held(region, shape, constants, settings.max_batch_size)
+    return max(whole, min(tokens_held(region, shape, constants), settings.session_len))

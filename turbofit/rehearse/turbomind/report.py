@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from turbofit.core.json_types import Document
+from turbofit.core.plan import Settings
 from turbofit.core.struct import to_builtins
 from turbofit.kernels.demangle import demangle
 from turbofit.kernels.families import family
-from turbofit.memory.turbomind.cache import CacheShape, StatePart, tokens_held
+from turbofit.memory.turbomind.cache import CacheShape, StatePart, tokens_planned
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.rehearse.installed import engine_version
 from turbofit.rehearse.ledger_terms import card_terms, executor_pool, load_peak
@@ -146,8 +147,8 @@ def _cache(ledger: Ledger, lines: list[str], settings: Mapping[str, Any]) -> dic
             page = constants.page_size
             region = first.cache_region - -first.cache_address % page + page
             batch, session = (int(settings.get(k) or 1) for k in ("max_batch_size", "session_len"))
-            beside = [tokens_held(region, shape, constants, n) for n in (batch, 1)]
-            data["tokens"] = max(beside[0], min(beside[1], session))
+            limits = Settings(max_batch_size=batch, session_len=session)
+            data["tokens"] = tokens_planned(region, shape, constants, limits)
     return data
 
 
