@@ -66,7 +66,7 @@ def test_parameters(transformers, family, seed):
     model = read(config)
     assert model.parameters == count(transformers, f"{family}ForConditionalGeneration", config)
     assert engine_problem(model, "pytorch") is engine_problem(model, "transformers") is None
-    assert "gated delta nets" in engine_problem(model, "turbomind")
+    assert "vision heads" in engine_problem(model, "turbomind")  # published ones have 72 channels
 
 
 @pytest.mark.parametrize("family", FAMILIES)
