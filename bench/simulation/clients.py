@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from base64 import b64encode
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from turbofit.launch.engine.image import flat_png
 
@@ -66,7 +67,7 @@ class Request:
         }  # fmt: skip
         if self.stated:
             document["max_tokens"] = self.tokens
-        return json.dumps(document).encode()
+        return msgspec.json.encode(document)
 
     async def run(self, world: World, gateway: Gateway) -> None:
         """Send it and take the answer; a violation where it ends otherwise than once."""

@@ -5,13 +5,14 @@ prints, answers HTTP, and dies as engines die. The process that turbofit starts 
 
 from __future__ import annotations
 
-import json
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from bench.common.standin.standin_engine import (
     STARTING,
@@ -100,7 +101,8 @@ class SimulatedEngine:
         self.gpus = [int(one) for one in env["CUDA_VISIBLE_DEVICES"].split(",")]
         self.port = int(self._option("--server-port"))
         self.ratio = float(self._option("--cache-max-entry-count"))
-        self.plan: Plan = world.plan_of(self.gpus, self.ratio)
+        self.plan: Plan
+        self.planned_at, self.plan = world.plan_of(self.gpus, self.ratio)
         self.code: int | None = None
         self.owner: Process | None = None
         self.listening = False
@@ -184,6 +186,8 @@ class SimulatedEngine:
             return
         self.world.machine.ports[self.port] = self
         self.listening, self.well_since = True, self.world.scheduler.now
+        for probe in self.world.probes:
+            probe.poke()
         yield None
 
     def _meet(self, phase: str) -> None:
@@ -300,7 +304,7 @@ class SimulatedEngine:
         rule, limit = self.plan.model.image_rule, self.plan.limits.image_limit
         if request is None or rule is None or not request.images or limit is None:
             return 0
-        parts = json.loads(body)["messages"][0]["content"]
+        parts = msgspec.json.decode(body)["messages"][0]["content"]
         sent = [part["image_url"] for part in parts if part["type"] == "image_url"]
         return sum(
             rule.units(*size, image.get(rule.limit_name, limit))
@@ -334,9 +338,7 @@ class SimulatedEngine:
         self._after(one, 0.4, lambda: self._stream(one, left - 1))
 
     def _whole(self, one: Exchange, status: int, page: Any) -> None:
-        one.answer("head", (status, "application/json"))
-        one.answer("data", json.dumps(page).encode())
-        one.answer("end", None)
+        one.answer("whole", (status, msgspec.json.encode(page)))
         one.end()
 
     def _after(self, one: Exchange, seconds: float, act: Callable[[], None]) -> None:
@@ -362,7 +364,7 @@ class SimulatedEngine:
     def _tell(self) -> None:
         """Whoever follows it looks at it soon."""
         self.changed.set()
-        self.world.wake.set()
+        self.world.stir(self.owner)
 
     def _option(self, name: str) -> str:
         return self.argv[self.argv.index(name) + 1]

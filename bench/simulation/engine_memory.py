@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -80,9 +81,10 @@ class EngineMemory:
         for index in self._engine.gpus:
             gpu = self._ledger(index)
             warm = next((t.bytes for t in gpu.ledger if t.term == "pool_warmup"), 0)
-            # peak is the pool at its fullest; three tenths of it for a text.
+            # peak is the pool at its fullest; three eighths of it for a text.
             whole = max(0, gpu.peak - gpu.steady) + warm
-            part = min(1.0, units / most) if units else 0.3
+            # In eighths, as a pool grows by blocks: fewer machines that differ by a few bytes.
+            part = min(1.0, ceil(8 * units / most) / 8) if units else 0.375
             need = int(whole * part)
             if self._engine.fault.more_at == "serving" and units:
                 need += self._engine.fault.more

@@ -140,7 +140,7 @@ def warm_up_hangs(day: Day) -> None:
 @fault
 def engine_takes_more_than_its_forecast(day: Day) -> None:
     where = day.rng.choice(("weights", "serving"))
-    _kill(day, StartFault(more=day.rng.randrange(50, 900) * MIB, more_at=where))
+    _kill(day, StartFault(more=day.rng.choice((64, 128, 256, 512, 896)) * MIB, more_at=where))
 
 
 @fault
@@ -154,7 +154,7 @@ def others_take_memory(day: Day) -> None:
     pid = world.new_pid()
     world.machine.names[pid] = "jupyter"
     world.machine.allocate(index, pid, size)
-    world.disturbed = True
+    world.machine.strangers[pid] = index, world.scheduler.now
     day.later(day.rng.uniform(60, 7200), lambda: world.machine.release(pid))
 
 
@@ -206,6 +206,8 @@ def _disk(day: Day, number: int) -> None:
     def mend() -> None:
         if machine.disk_bad_until <= until:
             machine.disk_error = None
+            for turbofit in (day.turbofit, *day.others):
+                day.world.stir(turbofit.process)
 
     day.later(until - day.world.scheduler.now, mend)
 
@@ -288,7 +290,8 @@ def port_is_taken(day: Day) -> None:
 
 @fault
 def flood(day: Day) -> None:
-    for _ in range(day.rng.choice((20, 50, 100, 300))):
+    many = day.rng.choices((10, 30, 100, 300), weights=(4, 3, 2, 1))[0]
+    for _ in range(many):
         day.request(within=1.0)
 
 

@@ -154,7 +154,8 @@ class SimulatedGatewayThread:
         if self._requests:
             await asyncio.wait(list(self._requests))
         await self.gateway.shutdown()
-        left = asyncio.all_tasks() - {asyncio.current_task()}
+        assert self._loop is not None
+        left = set(self._loop.tasks) - {asyncio.current_task()}
         if left:
             await asyncio.wait(left, timeout=1.0)
         left = {task for task in left if not task.done()}

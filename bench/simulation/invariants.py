@@ -75,11 +75,22 @@ class Invariants:
         if any((engine.owner, index) in self._raced for index in engine.gpus):
             world.count("out of memory after two turbofits sized caches at once (known)")
             return
-        if not world.disturbed and not engine.fault.more:
+        if not self._surprised(engine):
             world.violate(
                 f"engine {engine.pid} ran out of memory though nobody took any and it took no more "
                 f"than its forecast: {[world.machine.cards[i].held for i in engine.gpus]}"
             )
+
+    def _surprised(self, engine: SimulatedEngine) -> bool:
+        """Whether somebody holds on its cards what its plan could not foresee: a stranger who came
+        since, or an engine that takes more than its forecast."""
+        machine, cards = self._world.machine, set(engine.gpus)
+        strangers = any(
+            index in cards and since >= engine.planned_at
+            for index, since in machine.strangers.values()
+        )
+        engines = [one for one in machine.engines.values() if cards & set(one.gpus)]
+        return strangers or any(one.fault.more for one in engines)
 
     def process_ended(self, process: Process) -> None:
         """A turbofit plans nothing any more."""

@@ -10,6 +10,7 @@ import socket
 from asyncio import events
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from bench.simulation.scheduler import Event
@@ -51,7 +52,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._clock_resolution = 1e-9
         self._selector = _Selector(world)
         self._reached: dict[socket.socket, SimulatedEngine | None] = {}
+        #: `asyncio.all_tasks` looks through those of all loops that ever were.
+        self.tasks: dict[asyncio.Task[Any], None] = {}
         world.loops.append(self)
+
+    def create_task(self, *given: Any, **named: Any) -> asyncio.Task[Any]:  # type: ignore[override]
+        task = super().create_task(*given, **named)
+        self.tasks[task] = None
+        task.add_done_callback(self.tasks.pop)
+        return task
 
     def time(self) -> float:
         return self._world.scheduler.now
@@ -89,7 +98,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         before = events._get_running_loop()
         events._set_running_loop(self)
         try:
-            for task in asyncio.all_tasks(self):
+            for task in list(self.tasks):
                 task._log_destroy_pending = False
                 with suppress(BaseException):
                     task.get_coro().close()
@@ -121,6 +130,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
         transport = EngineConnection(self, self._world, engine, protocol)
         protocol.connection_made(transport)
         return transport, protocol
+
+
+@cache
+def _head(status: int, content: str) -> bytes:
+    text = f"HTTP/1.1 {status} X\r\nContent-Type: {content}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return text.encode()
 
 
 class EngineConnection(asyncio.Transport):
@@ -167,11 +182,11 @@ class EngineConnection(asyncio.Transport):
     def _answer(self, kind: str, value: Any) -> None:
         """Bytes of the answer, from the engine."""
         if kind == "head":
-            status, content = value
-            data = (
-                f"HTTP/1.1 {status} X\r\nContent-Type: {content}\r\n"
-                "Transfer-Encoding: chunked\r\n\r\n"
-            ).encode()
+            data = _head(*value)
+        elif kind == "whole":
+            status, page = value
+            data = _head(status, "application/json") + b"%x\r\n%s\r\n0\r\n\r\n" % (len(page), page)
+            self._exchange = None
         elif kind == "lost":
             self.reset()
             return

@@ -56,6 +56,8 @@ class SimulatedMachine:
             self.cards[gpu.index] = Card(gpu.uuid, gpu.total, gpu.reserved)
         self.names: dict[int, str] = {}
         self.engines: dict[int, SimulatedEngine] = {}
+        #: Strangers that hold memory: of which card, and since when.
+        self.strangers: dict[int, tuple[int, float]] = {}
         #: Ports in use: by an engine, or by a stranger (None).
         self.ports: dict[int, SimulatedEngine | None] = {}
         self.nvml_broken = False
@@ -78,6 +80,7 @@ class SimulatedMachine:
 
     def release(self, pid: int, index: int | None = None) -> None:
         """Give back what a process holds of one card or all."""
+        self.strangers.pop(pid, None)
         for at, card in self.cards.items():
             if index in (None, at):
                 card.held.pop(pid, None)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bench.simulation.scheduler import Event
 
 if TYPE_CHECKING:
+    from bench.simulation.scheduler import Scheduler
     from bench.simulation.world import World
 
 __all__ = [
@@ -33,11 +34,20 @@ def world() -> World:
     return current[-1]
 
 
-class SimulatedTime(types.ModuleType):
+class _Module(types.ModuleType):
+    """A module of which some names are others."""
+
+    def __init__(self, of: types.ModuleType) -> None:
+        super().__init__(of.__name__)
+        ours = {name for kind in type(self).__mro__[:-2] for name in vars(kind)}
+        vars(self).update({name: one for name, one in vars(of).items() if name not in ours})
+
+
+class SimulatedTime(_Module):
     """``time`` as turbofit's modules see it."""
 
     def __init__(self) -> None:
-        super().__init__("time")
+        super().__init__(time)
 
     def monotonic(self) -> float:
         return world().scheduler.now
@@ -60,9 +70,6 @@ class SimulatedTime(types.ModuleType):
     def clock_gettime(self, _: int) -> float:
         return world().scheduler.now
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(time, name)
-
 
 class SupervisorTime(SimulatedTime):
     """``time`` as the supervisor sees it, whose pauses end when there is something to see."""
@@ -76,31 +83,56 @@ class _WakingEvent(Event):
 
     def set(self) -> None:
         super().set()
-        world().wake.set()
+        world().stir()
 
 
-class SimulatedThreading(types.ModuleType):
-    """``threading`` with events in virtual time."""
+class _PokedEvent(_WakingEvent):
+    """One whose waits end sooner where there is something to see.
 
-    def __init__(self) -> None:
-        super().__init__("threading")
+    Args:
+        scheduler: the time.
+        among: those that are waited for just now.
+    """
+
+    def __init__(self, scheduler: Scheduler, among: dict[Event, None]) -> None:
+        super().__init__(scheduler)
+        self._among = among
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._among[self] = None
+        try:
+            return super().wait(timeout)
+        finally:
+            self._among.pop(self, None)
+
+
+class SimulatedThreading(_Module):
+    """``threading`` with events in virtual time.
+
+    Args:
+        among: names what `World` has of events whose waits it ends.
+    """
+
+    def __init__(self, among: str = "") -> None:
+        super().__init__(threading)
+        self._events = among
 
     def Event(self) -> Event:  # noqa: N802
-        return _WakingEvent(world().scheduler)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(threading, name)
+        one = world()
+        if self._events:
+            return _PokedEvent(one.scheduler, getattr(one, self._events))
+        return _WakingEvent(one.scheduler)
 
 
 class TornWrite(Exception):  # noqa: N818 - no error: the kernel ends turbofit here
     pass
 
 
-class DiskOs(types.ModuleType):
+class DiskOs(_Module):
     """``os`` for `core.files`: a write that is to be torn does not come to its end."""
 
     def __init__(self) -> None:
-        super().__init__("os")
+        super().__init__(os)
         self.torn = False
 
     def replace(self, source: Any, target: Any) -> None:
@@ -112,15 +144,15 @@ class DiskOs(types.ModuleType):
         if not self.torn:
             os.unlink(path)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(os, name)
+    def fsync(self, descriptor: int) -> None:
+        """Nothing is lost: memory is the disk."""
 
 
-class LeaseOs(types.ModuleType):
+class LeaseOs(_Module):
     """``os`` for the leases: what a process has open goes with it."""
 
     def __init__(self) -> None:
-        super().__init__("os")
+        super().__init__(os)
 
     def open(self, *arguments: Any, **named: Any) -> int:
         process = world().scheduler.process
@@ -150,6 +182,3 @@ class LeaseOs(types.ModuleType):
         if engine is None:
             raise ProcessLookupError(3, "No such process")
         engine.kill(number)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(os, name)

@@ -18,7 +18,7 @@ _BATCH = 50
 #: The same where the first violation ends the run: what is in the workers' queue runs on.
 _SMALL_BATCH = 5
 #: Objects that are made between two collections: what a day leaves is found at its end.
-_COLLECTED = 200_000
+_COLLECTED = 500_000
 
 
 def main() -> int:
@@ -73,6 +73,7 @@ def _run(given: Any) -> Totals:
 def _days(seeds: range, first: bool) -> list[Result]:
     results = []
     gc.set_threshold(_COLLECTED)
+    gc.freeze()
     for seed in seeds:
         result = simulate(seed)
         if not result.violations:

@@ -82,6 +82,8 @@ class Turbofit:
     def start(self) -> None:
         self.process = self._day.world.turbofit(self._run, primary=self._primary)
         self._main = self.process.threads[0]
+        if self._primary:
+            self.process.ends.append(self._day.ended)
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -103,7 +105,7 @@ class Turbofit:
             world.scheduler.throw(self._main, process, exc)
         finally:
             world.scheduler.process = before
-        world.wake.set()
+        world.stir(process)
 
     def _run(self) -> int:
         from turbofit.cli.commands import serve
@@ -179,21 +181,23 @@ class Day:
         one.number = len(world.requests)
         process = self.turbofit.process
         plans = world.plans.get(process.pid, []) if process is not None else []
-        rule = plans[-1].model.image_rule if plans else None
-        if rule is not None:
-            limits = plans[-1].limits
+        plan = plans[-1][1] if plans else None
+        rule = None if plan is None else plan.model.image_rule
+        if plan is not None and rule is not None:
+            limits = plan.limits
             units = sum(rule.units(*size, limits.image_limit) for size in one.images)
             # Images that are too many together are made smaller by the gateway.
             one.units = min(units, limits.units_per_request)
         world.send(one)
 
-    def watch(self) -> None:
+    def ended(self) -> None:
         """However it ended, it is started again."""
-        if self.over:
-            return
-        if not self.turbofit.alive:
+        if not self.over:
+            self.later(self.rng.uniform(1, _BACK), self._again)
+
+    def _again(self) -> None:
+        if not self.over:
             self.turbofit.start()
-        self.later(self.rng.uniform(1, _BACK), self.watch)
 
     # -- the whole
 
@@ -212,7 +216,7 @@ class Day:
 
     def _schedule(self, rng: random.Random) -> None:
         world, begin = self.world, self.world.scheduler.now
-        self.watch()
+        self._again()
         names = sorted(FAULTS)
         for _ in range(self.number):
             when = begin + rng.uniform(1.0, self.seconds - CALM)
@@ -249,6 +253,8 @@ class Day:
         self.world.trace(f"fault {name}")
         self.world.count(f"fault {name}")
         FAULTS[name](self)
+        for monitor in list(self.world.monitors):
+            monitor.poke()
 
     def _calm(self) -> None:
         """Everything from outside is well again."""
@@ -264,6 +270,7 @@ class Day:
             for pid in list(card.held):
                 if pid not in machine.engines:
                     machine.release(pid, index)
+        world.stir(self.turbofit.process)
         for one in self.others:
             one.signal(signal.SIGTERM)
 
@@ -303,8 +310,8 @@ def _question(model: str, fixed: tuple[tuple[str, Any], ...]) -> tuple[Any, Any]
     config = ServeConfig.of(
         request=request,
         # Who asks again and again does so less often than in use: a day has 86,400 seconds.
-        gateway=GatewayConfig(idle_seconds=1800.0, retry_seconds=30.0),
-        timing=Timing(liveness=900.0, start=1800.0),
+        gateway=GatewayConfig(idle_seconds=5400.0, retry_seconds=30.0),
+        timing=Timing(liveness=1800.0, start=1800.0),
         access_log="none",
         rehearse=False,
     )

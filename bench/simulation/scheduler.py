@@ -45,6 +45,11 @@ class Process:
         self.descriptors: list[int] = []
         #: What ends with it, as the kernel ends it: engines, connections.
         self.ends: list[Callable[[], None]] = []
+        #: Its supervisor's engines, how often it had something to see, and what it had seen.
+        self.engines: list[Any] = []
+        self.stirs = self.seen = 0
+        #: What a supervisor waits for while it has nothing to see.
+        self.stirred: Event | None = None
 
 
 class Scheduler:
@@ -203,6 +208,10 @@ class Event:
 
     def set(self) -> None:
         self.flag = True
+        self.poke()
+
+    def poke(self) -> None:
+        """End all waits as if their time had passed."""
         waiting, self.waiting = self.waiting, []
         for back in waiting:
             self._scheduler.after(0.0, back)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import importlib
 import importlib.metadata
+import itertools
 import os
 import pkgutil
 import sys
@@ -37,7 +38,7 @@ from bench.simulation.modules import (
     world,
 )
 from bench.simulation.scheduler import Event
-from turbofit.core.errors import LaunchError
+from turbofit.core.errors import LaunchError, TurbofitError
 from turbofit.core.plan import Remedy
 from turbofit.core.process import files
 from turbofit.launch.engine.environment import Lmdeploy
@@ -82,7 +83,7 @@ def _call(self: Any, method: str, path: str, body: Any = None, *, timeout: float
 
     def answer(kind: str, value: Any) -> None:
         seen.append((kind, value))
-        if kind in ("end", "lost"):
+        if kind in ("whole", "lost"):
             done.set()
 
     data = b"" if body is None else msgspec.json.encode(body)
@@ -92,7 +93,7 @@ def _call(self: Any, method: str, path: str, body: Any = None, *, timeout: float
         raise TimeoutError("timed out (simulated)")
     if seen[-1][0] == "lost":
         raise ConnectionResetError(104, "reset (simulated)")
-    return seen[0][1][0], b"".join(value for kind, value in seen if kind == "data")
+    return seen[-1][1]
 
 
 _FLOCK = fcntl.flock
@@ -129,33 +130,67 @@ def _no_overlay(plan: Any, base: Any = None) -> Iterator[Path]:  # noqa: ARG001
     yield Path("/models/m")
 
 
+#: Plans and errors that were found, by what was asked; the oldest go.
 _PLANS: dict[bytes, Any] = {}
+_MOST_PLANS = 4000
+#: One remembered plan in so many is searched for again, and must be equal.
+_SEARCHED_AGAIN = 200
+_CALLS = itertools.count(1)
+
+
+def _question(request: Any) -> bytes:
+    """What a plan depends on: all that is asked, and the machine without names of processes."""
+    gpus = tuple(msgspec.structs.replace(one, holders=()) for one in request.on.gpus)
+    bare = msgspec.structs.replace(request.on, gpus=gpus)
+    asked = {name: one for name, one in request.given().items() if name != "on"}
+    return msgspec.json.encode([bare, asked], enc_hook=str)
+
+
+def _with_holders(plan: Any, machine: Any) -> Any:
+    """A remembered plan for a machine that is equal but for who holds its memory."""
+    holders = {one.uuid: one.holders for one in machine.gpus}
+    gpus = tuple(
+        msgspec.structs.replace(one, holders=holders[one.uuid]) for one in plan.machine.gpus
+    )
+    return msgspec.structs.replace(plan, machine=msgspec.structs.replace(plan.machine, gpus=gpus))
+
+
+def _check_equal(remembered: Any, fresh: Any) -> None:
+    """A violation where a search finds now what it did not find before."""
+    one, two = (
+        repr(found) if isinstance(found, TurbofitError)
+        else msgspec.structs.replace(found, created="").to_json()
+        for found in (remembered, fresh)
+    )  # fmt: skip
+    if one != two:
+        world().violate("a remembered plan is not what a search finds")
+
+
+def _found(real: Any, request: Any) -> Any:
+    try:
+        return real(request)
+    except TurbofitError as exc:
+        return exc
 
 
 def _remembered(real: Any) -> Any:
     """Planning is pure: equal questions have equal answers, over all worlds of this process."""
 
     def best_plan(request: Any) -> Any:
-        key = request.model_dump_json().encode() if hasattr(request, "model_dump_json") else b""
-        machine = request.on
-        if isinstance(machine, msgspec.Struct):
-            bare = msgspec.structs.replace(
-                machine,
-                gpus=tuple(msgspec.structs.replace(g, holders=()) for g in machine.gpus),  # type: ignore[attr-defined]
-            )
-            key = msgspec.json.encode(
-                [bare, {k: v for k, v in request.given().items() if k != "on"}], enc_hook=str
-            )
+        key = _question(request)
         plan = _PLANS.get(key)
         if plan is None:
-            plan = real(request)
-            if len(_PLANS) > 4000:
-                _PLANS.clear()
+            plan = _found(real, request)
+            if len(_PLANS) >= _MOST_PLANS:
+                del _PLANS[next(iter(_PLANS))]
             _PLANS[key] = plan
-        process = world().scheduler.process
-        plans = world().plans.setdefault(process.pid if process is not None else 0, [])
-        plans.append(plan)
-        del plans[:-8]
+        elif not isinstance(plan, TurbofitError):
+            plan = _with_holders(plan, request.on)
+        if next(_CALLS) % _SEARCHED_AGAIN == 0:
+            _check_equal(plan, _found(real, request))
+        if isinstance(plan, TurbofitError):
+            raise plan.with_traceback(None)
+        world().planned(plan)
         return plan
 
     return best_plan
@@ -220,12 +255,28 @@ _END_RUN = StopSignal.end
 def _end_run(self: Any, *number: Any) -> None:
     """`StopSignal.end`, at which the supervisor that it ends looks."""
     _END_RUN(self, *number)
-    world().wake.set()
+    world().stir()
+
+
+_FOLLOW = Server._follow
+
+
+def _follow(self: Any, *given: Any) -> Any:
+    """`Server._follow`, whose deadlines say when the supervisor looks again."""
+    process = world().scheduler.process
+    assert process is not None
+    process.engines = self.engines
+    return _FOLLOW(self, *given)
 
 
 def _start(self: Any) -> None:
-    """`threading.Thread.start` of turbofit's threads."""
-    world().scheduler.thread(self.run)
+    """`threading.Thread.start` of turbofit's threads; the supervisor looks at what they found."""
+
+    def body() -> None:
+        self.run()
+        world().stir()
+
+    world().scheduler.thread(body)
 
 
 def _replacements(one: World) -> Iterator[tuple[str, Any]]:
@@ -234,11 +285,12 @@ def _replacements(one: World) -> Iterator[tuple[str, Any]]:
     machine = one.machine
     engine, serve = "turbofit.launch.engine", "turbofit.launch.serve"
     yield f"{serve}.supervisor.time", SupervisorTime()
-    for module in (
-        "engine.supervised_engine", "engine.readiness_probe", "serve.gpu_monitor",
-        "models.model_session",
+    yield f"{serve}.supervisor.Server._follow", _follow
+    for module, among in (
+        ("engine.supervised_engine", ""), ("engine.readiness_probe", "probes"),
+        ("serve.gpu_monitor", "monitors"), ("models.model_session", ""),
     ):  # fmt: skip
-        yield f"turbofit.launch.{module}.threading", SimulatedThreading()
+        yield f"turbofit.launch.{module}.threading", SimulatedThreading(among)
     for thread in (
         "engine.readiness_probe.Probe", "engine.supervised_engine._Pulse",
         "serve.gpu_monitor.GpuMonitor", "models.model_session._SessionThread",
@@ -282,13 +334,14 @@ def _replacements(one: World) -> Iterator[tuple[str, Any]]:
     yield "turbofit.cli.terminal.output.answer", lambda _: None
     yield f"{serve}.planner.best_plan", _remembered(planner.best_plan)
     yield "importlib.metadata.version", _version
-    # What would help is searched for where a plan does not fit: words for people, and a quarter of
-    # a day's processor time.
+    # What would help and what a limit costs is for people: a quarter of a day's processor time.
     yield "turbofit.tuner.engine_plan.remedies", lambda *_: _HELPS
+    yield "turbofit.tuner.engine_plan.speed_remedies", lambda *_: ()
+    yield "turbofit.tuner.engine_plan.limit_costs", lambda *_: ()
     yield f"{engine}.worst_requests.flat_png", _drawn
     # What looks at nothing does so less often: a day has 86,400 seconds.
     yield "turbofit.gateway.routing.health._TICK", 600.0
-    yield f"{engine}.readiness_probe._PAUSE", 3.0
+    yield f"{engine}.readiness_probe._PAUSE", 300.0
 
 
 @contextmanager
@@ -304,7 +357,7 @@ def in_place(one: World) -> Iterator[None]:
         for made, defaults in (
             (Server, {"clock": clock.monotonic}),
             (SupervisedEngine, {"clock": clock.monotonic}),
-            (GpuMonitor, {"every": 300.0}),
+            (GpuMonitor, {"every": 1800.0}),
         ):
             stack.enter_context(patch.dict(made.__init__.__kwdefaults__, defaults))
         folders = {

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["Violation", "World"]
 
 #: Seconds after which a supervisor looks where nothing was to be seen.
-_IDLE = 120.0
-#: The same while an engine of its starts, or is about to.
-_BUSY = 2.0
+_IDLE = 900.0
+#: The same while an engine of its starts, or rests: deadlines are seen so much later at most.
+_BUSY = 15.0
 #: Seconds between a gateway's looks at its engines while requests are open.
 _LOOK = 5.0
 _REQUEST = re.compile(rb"#(?:(\d+)|(poison [\d.e-]+))#")
@@ -69,8 +69,8 @@ class World:
         self.machine = SimulatedMachine(spec)
         base = "/dev/shm" if Path("/dev/shm").is_dir() else None
         self.folder = Path(tempfile.mkdtemp(prefix="turbofit-sim-", dir=base))
-        #: The newest plans of each turbofit, by its process.
-        self.plans: dict[int, list[Plan]] = {}
+        #: The newest plans of each turbofit, by its process, each with when it was made.
+        self.plans: dict[int, list[tuple[float, Plan]]] = {}
         self.requests: list[Request] = []
         #: The turbofit that clients ask.
         self.primary: Process | None = None
@@ -79,14 +79,13 @@ class World:
         self.counts: dict[str, int] = {}
         #: How the next starts of engines end, before it is left to chance that they live.
         self.start_faults: list[StartFault] = []
-        #: Memory that others took since the last plan, by which an out-of-memory is explained.
-        self.disturbed = False
         self.tear_next = False
         self.open_requests = 0
         self.log: list[str] = []
         self.loops: list[VirtualLoop] = []
-        #: Set where a supervisor has something to see before it would look by itself.
-        self.wake = Event(self.scheduler)
+        #: Those that wait between two looks: at an engine that starts, and at the cards.
+        self.probes: dict[Event, None] = {}
+        self.monitors: dict[Event, None] = {}
         self._digest = hashlib.blake2b(digest_size=16)
         self._pid = 1000
         self.invariants = Invariants(self)
@@ -131,15 +130,24 @@ class World:
         self.count("engine starts")
         return engine
 
-    def plan_of(self, gpus: list[int], ratio: float) -> Plan:
-        """The plan that an engine was started by: the newest with these cards and this ratio."""
+    def planned(self, plan: Plan) -> None:
+        """The current turbofit made a plan."""
         process = self.scheduler.process
-        for plan in reversed(self.plans.get(process.pid, []) if process is not None else []):
+        plans = self.plans.setdefault(process.pid if process is not None else 0, [])
+        plans.append((self.scheduler.now, plan))
+        del plans[:-8]
+
+    def plan_of(self, gpus: list[int], ratio: float) -> tuple[float, Plan]:
+        """The plan that an engine was started by, and when it was made: the newest with these
+        cards and this ratio."""
+        process = self.scheduler.process
+        plans = self.plans.get(process.pid, []) if process is not None else []
+        for made, plan in reversed(plans):
             for group, members in enumerate(plan.parallel.groups):
                 one = plan.of_group(group)
                 same = abs(one.settings.cache_max_entry_count - ratio) < 1e-9
                 if list(members) == gpus and same:
-                    return one
+                    return made, one
         raise Violation(f"an engine was started on {gpus} at {ratio} by no plan")
 
     # -- requests
@@ -185,14 +193,31 @@ class World:
 
     # -- time and ends
 
+    def stir(self, process: Process | None = None) -> None:
+        """A turbofit's supervisor has something to see, the current one's by default."""
+        owner = process or self.scheduler.process
+        if owner is not None:
+            owner.stirs += 1
+            if owner.stirred is not None:
+                owner.stirred.poke()
+
     def rest(self, seconds: float) -> None:
         """A supervisor's pause between two looks: ticks in which nothing comes are left out."""
-        self.wake.clear()
         here = self.scheduler.process
-        mine = [one for one in self.machine.engines.values() if one.owner is here]
-        settled = bool(mine) and all(one.listening for one in mine)
-        self.wake.wait(_IDLE if settled else _BUSY)
-        self.scheduler.sleep(seconds)
+        assert here is not None
+        if here.stirs == here.seen:
+            here.stirred = here.stirred or Event(self.scheduler)
+            here.stirred.wait(self._pause(here))
+        if here.stirs != here.seen:
+            self.scheduler.sleep(seconds)
+        here.seen = here.stirs
+
+    def _pause(self, process: Process) -> float:
+        """Seconds until a supervisor has something to do by the time alone."""
+        states = {one.state for one in process.engines}
+        pause = _IDLE if states == {"ready"} else _BUSY
+        again = [one.again_at for one in process.engines if one.state in ("waiting", "broken")]
+        return max(0.0, min([pause, *(at - self.scheduler.now for at in again)]))
 
     def kill(self, process: Process) -> None:
         """SIGKILL to a turbofit: its files close, its connections break, its engines end."""

@@ -23,7 +23,7 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes, *, mode: int =
     """
     raw = data.encode() if isinstance(data, str) else data
     try:
-        _replace(Path(os.path.realpath(path)), raw, mode)
+        _replace(Path(os.path.realpath(path) if os.path.islink(path) else path), raw, mode)
     except OSError as exc:
         raise UsageError(
             f"{os.fspath(path)} cannot be written: {exc.strerror or exc}",
@@ -39,11 +39,8 @@ def _replace(target: Path, raw: bytes, mode: int) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(raw)
             file.flush()
-            umask = os.umask(0)
-            os.umask(umask)
-            # Not on Windows before Python 3.13; there a mode says only whether a file is read-only.
-            if hasattr(os, "fchmod"):
-                os.fchmod(file.fileno(), mode & ~umask)
+            if mode != 0o600:  # mkstemp's
+                _set_mode(descriptor, mode)
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException:
@@ -51,6 +48,14 @@ def _replace(target: Path, raw: bytes, mode: int) -> None:
             os.unlink(temporary)
         raise
     sync_folder(target.parent)
+
+
+def _set_mode(descriptor: int, mode: int) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    # Not on Windows before Python 3.13; there a mode says only whether a file is read-only.
+    if hasattr(os, "fchmod"):
+        os.fchmod(descriptor, mode & ~umask)
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
