@@ -115,6 +115,8 @@ class SimulatedEngine:
         self.exchanges: list[Exchange] = []
         self.said: deque[tuple[str, int]] = deque()
         self.changed = Event(world.scheduler)
+        #: Bytes of each card that its cache holds beyond the plan.
+        self.surplus = 0
         self._memory = EngineMemory(self)
         world.machine.engines[pid] = self
         world.machine.names[pid] = "lmdeploy"
@@ -159,6 +161,7 @@ class SimulatedEngine:
         self._meet("cache")
         free = min(self.world.machine.cards[index].free for index in self.gpus)
         budget = int(free * self.ratio)
+        self.surplus = max(0, budget - self.plan.kv.region_bytes)
         self.world.invariants.cache_sized(self)
         for index in self.gpus:
             self.world.machine.allocate(index, self.pid, budget)

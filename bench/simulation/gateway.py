@@ -40,6 +40,9 @@ class SimulatedGatewayThread:
         if self._process is self._world.primary:
             self._world.gateway = self
         assert self._process is not None
+        before, self._process.gateway = self._process.gateway, self
+        if before is not None and before.listens:
+            self._world.violate(f"turbofit {self._process.pid} has two gateways open")
         self._process.ends.append(self._killed)
 
     def stop(self, *, drain: bool = True) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turbofit.core.errors import TurbofitError
+from turbofit.launch.serve.leases import open_margin
 
 if TYPE_CHECKING:
     from bench.simulation.clients import Request
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from bench.simulation.gateway import SimulatedGatewayThread
     from bench.simulation.scheduler import Process
     from bench.simulation.world import World
+    from turbofit.core.plan import Plan
 
 __all__ = ["Invariants"]
 
@@ -22,6 +24,8 @@ _LONGEST = 900.0
 _MOST_DEATHS = 2
 #: Seconds after which nothing is held of an engine for clients that left.
 _FORGOTTEN = 15.0
+#: Seconds after a broken disk within which all leases are written again.
+_WRITTEN = 60.0
 #: How a request may end: with a status, because its client left, or with turbofit.
 _ENDS = ("200", "429", "503", "422", "403", "left", "lost")
 #: Seconds that a suspect waits for an engine, and within which a gateway of these days knows that
@@ -43,6 +47,8 @@ class Invariants:
         #: Turbofits and cards where another one sized a cache before theirs was settled. LMDeploy
         #: takes a share of what is free just then, so that no plan holds: known, not mended.
         self._raced: set[tuple[Process | None, int]] = set()
+        #: What each turbofit's newest plan will take of each card at most, its margin included.
+        self._needs: dict[Process, dict[int, int]] = {}
         #: When each killing request has ended an engine.
         self._deaths: dict[str, list[float]] = {}
 
@@ -92,8 +98,48 @@ class Invariants:
         engines = [one for one in machine.engines.values() if cards & set(one.gpus)]
         return strangers or any(one.fault.more for one in engines)
 
+    def reserved(self, process: Process, plan: Plan) -> None:
+        """A plan takes nothing that another turbofit's engines will still take."""
+        for gpu in plan.gpus:
+            left = self._world.machine.cards[gpu.index].free - self._pending(process, gpu.index)
+            if gpu.most - gpu.used > max(0, left) and not self._unknown(process, gpu.index):
+                self._world.violate(
+                    f"a plan of turbofit {process.pid} takes {gpu.most - gpu.used} bytes of GPU "
+                    f"{gpu.index}, where others leave {left}"
+                )
+        self._needs[process] = {
+            gpu.index: gpu.most - gpu.used + open_margin(gpu) for gpu in plan.gpus
+        }
+
+    def _pending(self, process: Process, index: int) -> int:
+        """Bytes of a card that others' engines will still take: what is there is part of it, and
+        a cache that is larger than its plan takes no less of what comes later."""
+        pending = 0
+        for other, needs in self._needs.items():
+            engines = self._engines_of(other, index)
+            held = sum(self._world.machine.cards[index].held.get(one.pid, 0) for one in engines)
+            surplus = sum(one.surplus for one in engines)
+            if other is not process:
+                pending += max(0, needs.get(index, 0) + surplus - held)
+        return pending
+
+    def _unknown(self, process: Process, index: int) -> bool:
+        """Whether another's lease may be old, or its engine takes more than its forecast."""
+        machine = self._world.machine
+        fresh = self._world.scheduler.now > machine.disk_bad_until + _WRITTEN
+        more = [
+            one for other in self._needs if other is not process
+            for one in self._engines_of(other, index) if one.fault.more
+        ]  # fmt: skip
+        return bool(more) or not fresh or machine.disk_error is not None
+
+    def _engines_of(self, process: Process, index: int) -> list[SimulatedEngine]:
+        engines = self._world.machine.engines.values()
+        return [one for one in engines if one.owner is process and index in one.gpus]
+
     def process_ended(self, process: Process) -> None:
         """A turbofit plans nothing any more."""
+        self._needs.pop(process, None)
         for owners in self._planned.values():
             owners.pop(process, None)
 

@@ -24,7 +24,7 @@ __all__ = ["Day", "Result", "simulate"]
 DAY = 86_400.0
 #: The last two hours are without faults: turbofit must serve at their end.
 CALM = 7_200.0
-LEAST_FAULTS, MOST_FAULTS = 20, 32
+LEAST_FAULTS, MOST_FAULTS = 20, 26
 #: A start's deadline, several of them, and the rest in between.
 _BACK = 300.0
 #: Part of the days in which `Day._poison_after_restart` happens.
@@ -218,13 +218,15 @@ class Day:
         world, begin = self.world, self.world.scheduler.now
         self._again()
         names = sorted(FAULTS)
-        for _ in range(self.number):
+        faults = 0
+        while faults < self.number:
             when = begin + rng.uniform(1.0, self.seconds - CALM)
             # Faults come in clusters: most bugs need two.
             for _ in range(rng.choice((1, 1, 2))):
                 name = rng.choice(names)
                 world.scheduler.at(when, lambda name=name: self._fault(name))
                 when += rng.choice((0.0, rng.uniform(0, 2), rng.uniform(0, 60)))
+                faults += 1
             for _ in range(rng.randrange(3)):
                 world.scheduler.at(when - rng.uniform(0, 3), lambda: self.request(within=1.0))
         for _ in range(12):

@@ -45,6 +45,8 @@ class Process:
         self.descriptors: list[int] = []
         #: What ends with it, as the kernel ends it: engines, connections.
         self.ends: list[Callable[[], None]] = []
+        #: Its newest gateway.
+        self.gateway: Any = None
         #: Its supervisor's engines, how often it had something to see, and what it had seen.
         self.engines: list[Any] = []
         self.stirs = self.seen = 0

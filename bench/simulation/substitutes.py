@@ -220,6 +220,15 @@ def _replace_file(real: Any, disk: DiskOs) -> Any:
     return _replace
 
 
+_NAMES = itertools.count()
+
+
+def _mkstemp(*, prefix: str, dir: Path) -> tuple[int, str]:  # noqa: A002 - tempfile's word
+    """`tempfile.mkstemp`, which draws its names."""
+    name = f"{dir}/{prefix}{next(_NAMES)}"
+    return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), name
+
+
 _drawn = cache(flat_png)
 _VERSION = importlib.metadata.version
 
@@ -320,6 +329,7 @@ def _replacements(one: World) -> Iterator[tuple[str, Any]]:
     yield "turbofit.machine.host.read_host", machine.host
     yield f"{serve}.gpu_monitor._heat", one.heat
     yield "turbofit.core.process.files.os", disk
+    yield "turbofit.core.process.files.tempfile", types.SimpleNamespace(mkstemp=_mkstemp)
     yield "turbofit.core.process.files._replace", _replace_file(files._replace, disk)
     yield "turbofit.core.process.files.sync_folder", lambda _: None
     # The gateway's outside.

@@ -136,6 +136,8 @@ class World:
         plans = self.plans.setdefault(process.pid if process is not None else 0, [])
         plans.append((self.scheduler.now, plan))
         del plans[:-8]
+        if process is not None and plan.fits:
+            self.invariants.reserved(process, plan)
 
     def plan_of(self, gpus: list[int], ratio: float) -> tuple[float, Plan]:
         """The plan that an engine was started by, and when it was made: the newest with these
@@ -265,6 +267,8 @@ class World:
                 self.violate(f"a traceback: {traceback.format_exc(limit=-6)}")
                 code = 1
             self.trace(f"turbofit {process.pid} exits {code}")
+            if process.gateway is not None and process.gateway.listens:
+                self.violate(f"turbofit {process.pid} leaves its gateway open")
             if process.descriptors:
                 self.violate(f"turbofit left {len(process.descriptors)} files open")
             self._end(process, code)
