@@ -49,6 +49,9 @@ class SimulatedMachine:
 
     def __init__(self, spec: str) -> None:
         self._base = machine_from(spec)
+        self._host = replace(
+            self._base.host, ram_total=_RAM, ram_available=_RAM, shm_available=16 * GIB
+        )
         self.cards = {}
         for gpu in self._base.gpus:
             assert isinstance(gpu.total, int)
@@ -112,7 +115,7 @@ class SimulatedMachine:
 
     def host(self) -> Host:
         """Its host memory."""
-        return replace(self._base.host, ram_total=_RAM, ram_available=_RAM, shm_available=16 * GIB)
+        return self._host
 
     def write_fault(self) -> None:
         """What a write meets just now.

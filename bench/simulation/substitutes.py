@@ -321,6 +321,7 @@ def _replacements(one: World) -> Iterator[tuple[str, Any]]:
     yield f"{serve}.leases.os", LeaseOs()
     yield f"{serve}.reservations.os", LeaseOs()
     yield f"{serve}.leases.start_time", _live
+    yield f"{serve}.record.start_time", lambda pid: pid
     yield f"{serve}.leases.group_of", lambda pid: pid
     yield f"{serve}.gpu_monitor.group_of", lambda pid: pid
     yield f"{serve}.reservations.members", _members

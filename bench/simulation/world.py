@@ -31,7 +31,7 @@ _IDLE = 900.0
 #: The same while an engine of its starts, or rests: deadlines are seen so much later at most.
 _BUSY = 15.0
 #: Seconds between a gateway's looks at its engines while requests are open.
-_LOOK = 5.0
+_LOOK = 10.0
 _REQUEST = re.compile(rb"#(?:(\d+)|(poison [\d.e-]+))#")
 
 
@@ -69,6 +69,7 @@ class World:
         self.machine = SimulatedMachine(spec)
         base = "/dev/shm" if Path("/dev/shm").is_dir() else None
         self.folder = Path(tempfile.mkdtemp(prefix="turbofit-sim-", dir=base))
+        self._folder = str(self.folder)
         #: The newest plans of each turbofit, by its process, each with when it was made.
         self.plans: dict[int, list[tuple[float, Plan]]] = {}
         self.requests: list[Request] = []
@@ -94,7 +95,7 @@ class World:
 
     def trace(self, text: str) -> None:
         """A line of the history; equal seeds have equal histories."""
-        line = f"{self.scheduler.now:.6f} {text.replace(str(self.folder), 'STATE')}"
+        line = f"{self.scheduler.now:.6f} {text.replace(self._folder, 'STATE')}"
         self._digest.update(line.encode())
         self.log.append(line)
 
