@@ -23,6 +23,10 @@ __all__ = ["Event", "Process", "Scheduler", "Timer"]
 TRACERS: list[Any] = []
 
 
+#: A day has some thousands of events.
+_MOST_STEPS = 1_000_000
+
+
 class Timer:
     """Something that is to happen once; ``cancel`` takes it back."""
 
@@ -94,6 +98,10 @@ class Scheduler:
                 continue
             self.now = max(self.now, when)
             self.steps += 1
+            if self.steps == _MOST_STEPS:
+                self._failed(RuntimeError(f"{_MOST_STEPS:,} events, and the day is not over"))
+                self._heap.clear()
+                break
             act()
         self.now = max(self.now, until)
 

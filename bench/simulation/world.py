@@ -210,7 +210,7 @@ class World:
         assert here is not None
         if here.stirs == here.seen:
             here.stirred = here.stirred or Event(self.scheduler)
-            here.stirred.wait(self._pause(here))
+            here.stirred.wait(max(seconds, self._pause(here)))
         if here.stirs != here.seen:
             self.scheduler.sleep(seconds)
         here.seen = here.stirs
@@ -220,7 +220,7 @@ class World:
         states = {one.state for one in process.engines}
         pause = _IDLE if states == {"ready"} else _BUSY
         again = [one.again_at for one in process.engines if one.state in ("waiting", "broken")]
-        return max(0.0, min([pause, *(at - self.scheduler.now for at in again)]))
+        return min([pause, *(at - self.scheduler.now for at in again)])
 
     def kill(self, process: Process) -> None:
         """SIGKILL to a turbofit: its files close, its connections break, its engines end."""
