@@ -129,7 +129,7 @@ class TornWrite(Exception):  # noqa: N818 - no error: the kernel ends turbofit h
 
 
 class DiskOs(_Module):
-    """``os`` for `core.files`: a write that is to be torn does not come to its end."""
+    """``os`` for `core.process.files`: a write that is to be torn does not come to its end."""
 
     def __init__(self) -> None:
         super().__init__(os)
