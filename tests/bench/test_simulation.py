@@ -1,4 +1,4 @@
-"""Hundreds of simulated days without a violation, equal seeds with equal days, and planted bugs."""
+"""A thousand simulated days without a violation, equal seeds with equal days, and planted bugs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from turbofit.core.plan import Plan
 from turbofit.gateway.routing.admission import Admission
 
 PACKAGE = Path(__file__).parents[2] / "turbofit"
-DAYS, BATCH = 480, 60
+DAYS, BATCH = 1000, 100
 #: Bugs that simulated days found in turbofit before they were mended, and days that show them.
 FOUND = {
     "a death is noted once": 7,
