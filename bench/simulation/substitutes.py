@@ -197,7 +197,7 @@ def _remembered(real: Any) -> Any:
 
 
 def _replace_file(real: Any, disk: DiskOs) -> Any:
-    """`core.process.files._replace` on the simulated disk: full, slow, or torn by the end of turbofit."""
+    """`core.process.files._replace` on the simulated disk: full, slow, or torn by an end."""
 
     def _replace(target: Path, raw: bytes, mode: int) -> None:
         one = world()
