@@ -72,8 +72,10 @@ def weight_terms(
         note = "of what AWQ packed, for TurboMind's kernels, which the engine takes on Hopper"
         terms.append(term("weights.packed_copy", "weights", copied, "estimate", note))
     kind = segments(settings)
-    # Experts that are laid out anew leave a second segment in part. Seen on pretend GPUs: 33 MiB.
-    fragmented = constants.load_fragmentation[kind] * (2 if model.text.moe else 1)
+    fragmented = constants.load_fragmentation[kind]
+    if model.text.moe is not None:
+        # Experts that are laid out anew leave a segment more in part: 33 MiB on pretend GPUs.
+        fragmented += constants.segment
     note = f"torch's {kind} segments, filled in part"
     terms.append(term("load_fragmentation", "weights", fragmented, "estimate", note))
     return terms
