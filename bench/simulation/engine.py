@@ -160,6 +160,7 @@ class SimulatedEngine:
         self._memory.give_loading()
         self._meet("cache")
         free = min(self.world.machine.cards[index].free for index in self.gpus)
+        free = max(0, free - self._memory.withheld())
         budget = int(free * self.ratio)
         self.surplus = max(0, budget - self.plan.kv.region_bytes)
         self.world.invariants.cache_sized(self)

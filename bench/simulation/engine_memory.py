@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from math import ceil
 from typing import TYPE_CHECKING
 
+from turbofit.memory.pytorch.cache import runtime_bytes
+
 if TYPE_CHECKING:
     from bench.simulation.engine import SimulatedEngine
     from turbofit.core.plan import GpuLedger
@@ -60,6 +62,13 @@ class EngineMemory:
     def give_loading(self) -> None:
         for index, size in self._extra.items():
             self._machine.allocate(index, self._engine.pid, -size)
+
+    def withheld(self) -> int:
+        """Bytes that LMDeploy's PyTorch engine keeps out of its cache's share; 0 of TurboMind."""
+        plan = self._engine.plan
+        if plan.engine.name != "pytorch":
+            return 0
+        return runtime_bytes(plan.model.text, plan.settings)
 
     def _pool(self, index: int, need: int) -> None:
         """The executor's pool keeps its high-water mark."""
