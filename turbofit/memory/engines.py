@@ -8,7 +8,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError, UsageError
-from turbofit.core.model import Model
+from turbofit.core.model import Model, TextDims
 from turbofit.memory import versions
 from turbofit.memory.engine import Engine
 from turbofit.memory.pytorch.engine import Pytorch
@@ -16,7 +16,9 @@ from turbofit.memory.transformers.transformers_engine import Transformers
 from turbofit.memory.turbomind.engine import Turbomind
 from turbofit.model.families.engines import engine_problem
 
-__all__ = ["ENGINES", "LMDEPLOY", "check_options", "engine_for", "engine_named"]
+__all__ = [
+    "ENGINES", "LMDEPLOY", "check_options", "engine_for", "engine_named", "new_since",
+]  # fmt: skip
 
 _KINDS: Final[tuple[type[Engine], ...]] = (
     Turbomind,
@@ -83,10 +85,10 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
         PackageError: turbofit has no account for the engine.
     """
     if version and versions.is_legacy(version):
-        if model.text.delta is not None:
+        if new := new_since(model.text, version):
             raise UsageError(
-                f"turbofit has no account of gated delta nets with LMDeploy {version}",
-                hint=f"it has one for the PyTorch engine of {versions.REFERENCE}",
+                f"turbofit has no account of {new} with LMDeploy {version}",
+                hint=f"it has one for LMDeploy {versions.REFERENCE}",
             )
         from turbofit.memory.legacy.generations import generation_of
 
@@ -108,3 +110,18 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
     others = [one for one in LMDEPLOY if one not in wanted and engine_problem(model, one) is None]
     hint = f"--engine {others[0]} does" if others else "see turbofit models for what runs"
     raise UsageError(str(problems[0]), hint=hint)
+
+
+def new_since(text: TextDims, version: str) -> str | None:
+    """What of a model a version of LMDeploy holds otherwise than the reference, or not at all.
+
+    TurboMind 0.12 cached latents once a head: 42,880 tokens of GLM-4.7-Flash, where one a token
+    would have been 20 times as many (lmdeploy#4367).
+    """
+    if not versions.is_legacy(version):
+        return None
+    if text.delta is not None:
+        return "gated delta nets"
+    if text.mla is not None:
+        return "multi-head latent attention"
+    return "attention sinks" if text.sinks else None
