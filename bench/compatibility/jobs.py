@@ -64,7 +64,8 @@ def make_jobs(folder: Path, only: Sequence[str], codes: Mapping[str, Path]) -> l
 
 
 def _job(name: str, folder: Path, *, trust: bool) -> dict[str, Any]:
-    (folder / "model.safetensors").unlink(missing_ok=True)  # no front end reads it
+    for file in folder.glob("*.safetensors*"):  # no front end reads them
+        file.unlink()
     model = resolve_model(str(folder))
     rule = model.image_rule
     assert rule is not None

@@ -157,7 +157,8 @@ def main() -> None:
         folder, known = Path(scratch) / "InternVL2-8B", Path(scratch) / "Qwen2.5-7B-Instruct"
         write_checkpoint("internvl2-8b", folder)
         write_checkpoint("qwen2.5-7b", known)
-        make_whole(folder / "model.safetensors")
+        for file in folder.glob("*.safetensors"):
+            make_whole(file)
         served = {"folders": {MODEL: folder, KNOWN: known}}
         server = ThreadingHTTPServer(("127.0.0.1", 0), type("Here", (Hub,), served))
         threading.Thread(target=server.serve_forever, daemon=True).start()
