@@ -16,7 +16,7 @@ from bench.accuracy.rows import Row
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.struct import Struct
-from turbofit.memory.engines import new_since
+from turbofit.memory.engines import without_account
 from turbofit.memory.legacy.generations import release_on
 
 __all__ = ["Inputs", "MissingError", "inputs_of"]
@@ -55,9 +55,9 @@ def inputs_of(row: Row) -> Inputs:
     assumed: list[str] = []
     version = _version(row, entry, assumed)
     model = model_of(row)
-    new = new_since(model.text, version)
-    if new and model.text.delta is None:  # of which the reference's account is scored
-        raise MissingError(f"an account of {new} with LMDeploy {version}")
+    part = without_account(model.text, version)
+    if part and model.text.delta is None:  # of which the reference's account is scored
+        raise MissingError(f"an account of {part} with LMDeploy {version}")
     machine = machine_of(row, assumed)
     return Inputs(
         row=row,

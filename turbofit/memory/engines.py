@@ -17,7 +17,7 @@ from turbofit.memory.turbomind.engine import Turbomind
 from turbofit.model.families.engines import engine_problem
 
 __all__ = [
-    "ENGINES", "LMDEPLOY", "check_options", "engine_for", "engine_named", "new_since",
+    "ENGINES", "LMDEPLOY", "check_options", "engine_for", "engine_named", "without_account",
 ]  # fmt: skip
 
 _KINDS: Final[tuple[type[Engine], ...]] = (
@@ -84,12 +84,12 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
         UsageError: the engine does not run the model, or none does.
         PackageError: turbofit has no account for the engine.
     """
+    if version and (part := without_account(model.text, version)):
+        raise UsageError(
+            f"turbofit has no account of {part} with LMDeploy {version}",
+            hint=f"it has one for LMDeploy {versions.REFERENCE}",
+        )
     if version and versions.is_legacy(version):
-        if new := new_since(model.text, version):
-            raise UsageError(
-                f"turbofit has no account of {new} with LMDeploy {version}",
-                hint=f"it has one for LMDeploy {versions.REFERENCE}",
-            )
         from turbofit.memory.legacy.generations import generation_of
 
         if model.vision is not None and generation_of(version).vision.runs == "none":
@@ -112,8 +112,10 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
     raise UsageError(str(problems[0]), hint=hint)
 
 
-def new_since(text: TextDims, version: str) -> str | None:
-    """What of a model a version of LMDeploy holds otherwise than the reference, or not at all.
+def without_account(text: TextDims, version: str) -> str | None:
+    """What of a model turbofit has an account of with the reference alone; None with that.
+
+    Older versions hold it otherwise, or not at all.
 
     TurboMind 0.12 cached latents once a head: 42,880 tokens of GLM-4.7-Flash, where one a token
     would have been 20 times as many (lmdeploy#4367).

@@ -8,7 +8,7 @@ Factors are counted in LMDeploy's modelling files and checked on pretend GPUs.
 
 from __future__ import annotations
 
-from turbofit.core.model import Model
+from turbofit.core.model import MlaDims, Model
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.core.units import HALF
@@ -100,8 +100,8 @@ class Activations:
     def _decode_attention(self) -> int:
         """Elements of a row in the attention of a decoding step, with its parts' outputs."""
         each = _SPLITS * 2 * (self.text.head_dim + 2)
-        if self.text.mla is not None:
-            return self._latent_elements(each)
+        if (mla := self.text.mla) is not None:
+            return self._latent_elements(mla, each)
         return self._attention_elements() + int(self.text.heads / self.tp * each)
 
     def delta_warmup(self, rows: int) -> int:
@@ -171,31 +171,28 @@ class Activations:
         copies = constants.hidden_copies
         return int(routed + 3 * moe.experts + copies * text.hidden + constants.token_elements)
 
-    def _latent_elements(self, more: int = 0) -> int:
-        """Elements of a token in attention to latents, with so many more a head; 0 without.
+    def _latent_elements(self, mla: MlaDims, more: int = 0) -> int:
+        """Elements of a token in attention to latents, with so many more a head.
 
         Queries of the latent's and the position's channels, the latter turned too, the output in
         the latent's channels and then in the values'. Source: models/deepseek_v2.py.
         """
-        text, mla, constants = self.text, self.text.mla, self.constants
-        if mla is None:
-            return 0
+        text, constants = self.text, self.constants
         each = text.head_dim + mla.rope_dim + mla.kv_rank + mla.v_dim + more
         alive = (constants.hidden_copies - 1) * text.hidden + constants.token_elements
         return alive + text.heads // self.tp * each + text.head_dim + mla.kv_rank
 
-    def _latent(self, forward: Prefill) -> int:
+    def _latent(self, mla: MlaDims, forward: Prefill) -> int:
         """Attention to latents: those flattened are gone before the values' channels are made."""
-        mla, tokens = self.text.mla, forward.tokens
-        assert mla is not None
+        tokens = forward.tokens
         values = tokens * self.text.heads // self.tp * mla.v_dim
         flattened = (forward.context + 2 * WIDE_BLOCK) * self.text.head_dim
-        return (tokens * self._latent_elements() + max(0, flattened - values)) * HALF
+        return (tokens * self._latent_elements(mla) + max(0, flattened - values)) * HALF
 
     def _attention(self, forward: Prefill) -> int:
         """Projections and output of the tokens, and all keys and values they see, flattened."""
-        if self.text.mla is not None:
-            return self._latent(forward)
+        if (mla := self.text.mla) is not None:
+            return self._latent(mla, forward)
         kv = kv_heads_held(self.text.kv_heads, self.tp) // self.tp * self.text.head_dim
         tokens = forward.tokens * self._attention_elements()
         return (tokens + 2 * kv * forward.context) * HALF

@@ -32,7 +32,7 @@ _COPIED_GROUP = 128
 _FLOAT = 4
 #: Into the latents, which every rank needs whole.
 _WHOLE = ("q_a", "kv_a")
-#: Rows of the vocabulary come in multiples of this where they are dealt out.
+#: Rows of the vocabulary come in multiples of this where they are sharded.
 VOCAB_ROWS = 64
 #: Whose routers are held at 32 bits, with their corrections. Source: models/glm4_moe.py.
 _FLOAT_ROUTERS = frozenset({"Glm4MoeForCausalLM"})
@@ -87,7 +87,7 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
 
 
 def rows_held(text: TextDims, tp: int) -> int:
-    """Rows of the vocabulary on one rank: all, but where embeddings and head are dealt out.
+    """Rows of the vocabulary on one rank: all, but where embeddings and head are sharded.
 
     Source: models/deepseek_v2.py, nn/embedding.py.
     """
@@ -144,12 +144,15 @@ def largest_loaded(model: Model, tp: int) -> int:
     delta = text.delta.values if text.delta else 0
     inner = text.heads * (text.mla.v_dim if text.mla else text.head_dim)
     down = text.hidden * max(text.intermediate, inner, delta) * HALF
-    dealt = rows_held(text, tp) * text.hidden * HALF if text.mla else 0
-    return max(tied + down, dealt, experts)
+    rows = rows_held(text, tp) * text.hidden * HALF if text.mla else 0
+    return max(tied + down, rows, experts)
 
 
 def _turned_experts(model: Model) -> int:
-    """Bytes of a layer's experts on all ranks; 0 where they are not of 16 bits."""
+    """Bytes of a layer's experts on all ranks; 0 where they are not of 16 bits.
+
+    The old layout goes after the new one is made. Source: backends/cuda/moe/default.py.
+    """
     moe = model.text.moe
     if moe is None or model.quantization is not None:
         return 0
@@ -164,18 +167,6 @@ def _fused_experts(text: TextDims) -> int:
     if text.moe is None or text.architecture not in _ONE_TENSOR:
         return 0
     return text.moe.experts * text.hidden * 2 * text.moe.intermediate * HALF
-
-
-def _experts_anew(model: Model, tp: int) -> int:
-    """A layer's experts of 16 bits on one rank, which are laid out anew once all are loaded.
-
-    Source: LMDeploy pytorch/backends/cuda/moe/default.py: the old ones go after the new are made.
-    """
-    moe = model.text.moe
-    if moe is None or model.quantization is not None:
-        return 0
-    experts = [one for one in text_linears(model.text) if one.name.startswith("expert.")]
-    return sum(one.weights for one in experts) * HALF // moe.layers // tp
 
 
 def is_copied(model: Model, capability: tuple[int, int]) -> bool:

@@ -51,7 +51,7 @@ def workspace(
         return 0
     chunks = -(-tokens // kernel.chunk)
     segments = -(-chunks // _segment(kernel, heads, chunks, sm_count))
-    cut = _is_cut(kernel, heads, chunks)
+    cut = heads <= _most_heads(kernel, chunks)
     states = _states(delta, heads, segments) if cut else 0
     return _whole(delta, settings, kernel, tokens) + states + _maps(heads, 1)
 
@@ -90,12 +90,11 @@ def _segment(kernel: DeltaKernel, heads: int, chunks: int, sm_count: int) -> int
     return max(4, 1 << max(0, round(log2(max(1.0, scaled)))))
 
 
-def _is_cut(kernel: DeltaKernel, heads: int, longest: int, chunks: int | None = None) -> bool:
-    """Whether sequences are cut: few heads in all, or rather few beside a long sequence."""
-    effective = (longest if chunks is None else chunks) / longest * heads
-    return effective <= kernel.cut_heads or (
-        effective <= kernel.cut_long_heads and longest >= kernel.cut_long_chunks
-    )
+def _most_heads(kernel: DeltaKernel, longest: int) -> int:
+    """Heads of all sequences up to which these are cut: more beside a long one, in chunks."""
+    if longest < kernel.cut_long_chunks:
+        return kernel.cut_heads
+    return max(kernel.cut_heads, kernel.cut_long_heads)
 
 
 @lru_cache(maxsize=4096)
@@ -109,9 +108,7 @@ def _most_segments(
     """
     most = 0
     for longest in range(1, -(-tokens // kernel.chunk) + 1):
-        limit = kernel.cut_heads
-        if longest >= kernel.cut_long_chunks:
-            limit = max(limit, kernel.cut_long_heads)
+        limit = _most_heads(kernel, longest)
         if heads > limit:
             continue
         left = tokens - (longest - 1) * kernel.chunk - 1

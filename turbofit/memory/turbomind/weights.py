@@ -128,19 +128,20 @@ class _Packing(NamedTuple):
     constants: EngineConstants
     capability: tuple[int, int]
 
-    def widens_heads(self, head_dim: int) -> bool:
-        """Whether scales of whole blocks of outputs do not turn with heads of this size.
-
-        Queries, keys and values then become 16 bits. Source: models/utils.py, reorder_rotary_emb.
-        """
-        return self.quantization.method == "fp8" and self.quantization.group_size % head_dim != 0
-
     def bytes_of(self, elements: int) -> int:
         """Bytes of so many packed elements with their scales and zeros."""
         quantization = self.quantization
         groups = elements // quantization.group_size
         held = self.constants.packed_format(quantization, self.capability).group
         return elements * quantization.bits // 8 + int(groups * held)
+
+
+def _widens_heads(quantization: Quantization, head_dim: int) -> bool:
+    """Whether scales of whole blocks of outputs do not turn with heads of this size.
+
+    Queries, keys and values then become 16 bits. Source: models/utils.py, reorder_rotary_emb.
+    """
+    return quantization.method == "fp8" and quantization.group_size % head_dim != 0
 
 
 def _linear(inputs: int, outputs: int, packing: _Packing | None) -> int:
@@ -158,7 +159,7 @@ def packed_elements(model: Model, tp: int, constants: EngineConstants) -> int:
     classes = weight_classes(plain, tp, constants)
     outputs = text.attention_layers * _qkv_rows(text, tp)
     dense = classes["attention"] + classes["mlp"] - (outputs * 2 if text.qkv_bias else 0)
-    if _Packing(model.quantization, constants, (8, 0)).widens_heads(text.head_dim):
+    if _widens_heads(model.quantization, text.head_dim):
         dense -= outputs * text.hidden * 2
     if text.delta is not None:
         dense += text.delta.layers * text.delta.values // tp * text.hidden * 2
@@ -179,7 +180,7 @@ def _attention(text: TextDims, tp: int, packing: _Packing | None) -> Iterator[in
         yield _linear(heads, text.hidden, None)
         return
     qkv = _qkv_rows(text, tp)
-    widened = packing is not None and packing.widens_heads(text.head_dim)
+    widened = packing is not None and _widens_heads(packing.quantization, text.head_dim)
     yield _linear(text.hidden, qkv, None if widened else packing)
     yield _linear(text.heads * text.head_dim // tp, text.hidden, packing)
     if text.qkv_bias:
@@ -216,7 +217,7 @@ def _unpacked(model: Model) -> int:
     if not extra or quantization is None or text.delta is None:
         return extra
     widened = {"delta.qkv": "linear_attn.in_proj_qkv", "delta.z": "linear_attn.in_proj_z"}
-    if quantization.method == "fp8" and quantization.group_size % text.head_dim:
+    if _widens_heads(quantization, text.head_dim):
         widened |= {name: f"self_attn.{name}_proj" for name in "qkv"}
     for linear in text_linears(text):
         if linear.name in widened and exempts(quantization, widened[linear.name]):
