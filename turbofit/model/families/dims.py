@@ -13,7 +13,7 @@ from turbofit.model.config import Section
 from turbofit.model.families.support import inner_refusal
 from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
 
-__all__ = ["CheckpointConfig", "Dims", "Reader", "inner_text", "nested_text"]
+__all__ = ["CheckpointConfig", "Dims", "Reader", "attention_heads", "inner_text", "nested_text"]
 
 #: ``model_type`` of a language model → its architecture, where a config names only the former.
 _MODEL_TYPES: Final = {
@@ -73,6 +73,18 @@ def inner_text(config: Section, outer: str) -> TextDims:
     if names[0] not in TEXT_ARCHITECTURES:
         raise inner_refusal(outer, names[0])
     return read_text(config, names[0])
+
+
+def attention_heads(section: Section, key: str, hidden: int, default: int | None = None) -> int:
+    """Heads among which ``hidden`` channels are split evenly.
+
+    Raises:
+        UsageError: the key is missing where there is no default, or they do not divide.
+    """
+    heads = section.integer(key, default, high=1 << 12)
+    if hidden % heads:
+        raise section.error(key, f"{heads} does not divide {hidden} channels")
+    return heads
 
 
 def nested_text(parts: CheckpointConfig, key: str, default: str) -> TextDims:

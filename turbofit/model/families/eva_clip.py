@@ -11,6 +11,7 @@ from typing import Literal
 from turbofit.core.images import TileRule
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
+from turbofit.model.families.dims import attention_heads
 
 __all__ = ["read_eva_clip", "square_rule"]
 
@@ -23,10 +24,9 @@ def read_eva_clip(
     Raises:
         UsageError: dims that contradict each other; the remote code has no defaults for them.
     """
-    hidden, heads = section.integer("hidden_size"), section.integer("num_heads", high=1 << 12)
+    hidden = section.integer("hidden_size")
+    heads = attention_heads(section, "num_heads", hidden)
     size, patch = section.integer("image_size", high=1 << 14), section.integer("patch_size")
-    if hidden % heads:
-        raise section.error("num_heads", f"{heads} does not divide {hidden} channels")
     if size % patch or (size // patch) % merge:
         raise section.error("image_size", f"{size} is not whole windows of {patch} x {merge}")
     positions = (size // patch) ** 2 + 1

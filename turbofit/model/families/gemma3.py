@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from turbofit.core.images import TileRule
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims
+from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
 from turbofit.model.families.text import read_text
 
 __all__ = ["read"]
@@ -42,9 +42,7 @@ def _vision(config: Section) -> VisionDims:
     if vision.boolean("vision_use_head", False):
         raise vision.error("vision_use_head", "is true: a pooling head is not accounted for")
     hidden = vision.integer("hidden_size", 768, high=1 << 16)
-    heads = vision.integer("num_attention_heads", 12, high=1 << 12)
-    if hidden % heads:
-        raise vision.error("num_attention_heads", f"{heads} does not divide {hidden} channels")
+    heads = attention_heads(vision, "num_attention_heads", hidden, 12)
     size = vision.integer("image_size", 224, high=1 << 14)
     return VisionDims(
         kind="gemma3",

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from turbofit.core.images import PatchRule
 from turbofit.core.model import TextDims, VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims
+from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
 from turbofit.model.families.eva_clip import read_eva_clip, square_rule
 from turbofit.model.families.text import read_text
 
@@ -41,9 +41,7 @@ def read_chatglm(parts: CheckpointConfig) -> Dims:
 
 def _text(config: Section) -> TextDims:
     hidden = config.integer("hidden_size", 4096, high=1 << 18)
-    heads = config.integer("num_attention_heads", 32, high=1 << 12)
-    if hidden % heads:
-        raise config.error("num_attention_heads", f"{heads} does not divide {hidden} channels")
+    heads = attention_heads(config, "num_attention_heads", hidden, 32)
     if config.integer("kv_channels", 128, high=1 << 10) != hidden // heads:
         raise config.error("kv_channels", f"is not {hidden} / {heads}, as LMDeploy takes it")
     if not config.boolean("rmsnorm", True) or not config.boolean("post_layer_norm", True):
@@ -93,9 +91,7 @@ def read_glm4v(parts: CheckpointConfig) -> Dims:
 def _vision(config: Section, text_hidden: int) -> VisionDims:
     vision = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
     hidden = vision.integer("hidden_size", 1536, high=1 << 16)
-    heads = vision.integer("num_heads", 12, high=1 << 12)
-    if hidden % heads:
-        raise vision.error("num_heads", f"{heads} does not divide {hidden} channels")
+    heads = attention_heads(vision, "num_heads", hidden, 12)
     if vision.integer("out_hidden_size", 4096, high=1 << 18) != text_hidden:
         raise vision.error("out_hidden_size", f"is not the language model's {text_hidden}")
     return VisionDims(

@@ -10,7 +10,7 @@ from turbofit.core.images import LongestEdgeRule, TileRule
 from turbofit.core.images.longest_edge import LARGEST_EDGE
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims
+from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
 from turbofit.model.families.support import inner_refusal
 from turbofit.model.families.text import read_text
 
@@ -43,9 +43,7 @@ def read(parts: CheckpointConfig) -> Dims:
 def _vision(config: Section) -> VisionDims:
     section = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
     hidden = section.integer("hidden_size", 1152, high=1 << 16)
-    heads = section.integer("num_attention_heads", 16, high=1 << 12)
-    if hidden % heads:
-        raise section.error("num_attention_heads", f"{heads} does not divide {hidden} channels")
+    heads = attention_heads(section, "num_attention_heads", hidden, 16)
     patch = section.integer("patch_size", 32, high=1 << 10)
     size = section.integer("image_size", 224, high=1 << 14)
     merge = config.integer("scale_factor", _MERGE, high=64)

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from turbofit.core.images import CanvasRule
 from turbofit.core.model import MoeDims, TextDims, VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims
+from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
 from turbofit.model.families.text import read_text
 
 __all__ = ["read"]
@@ -69,9 +69,7 @@ def _text(section: Section) -> TextDims:
 def _vision(config: Section) -> VisionDims:
     vision = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
     hidden = vision.integer("hidden_size", 768, high=1 << 16)
-    heads = vision.integer("num_attention_heads", 16, high=1 << 12)
-    if hidden % heads:
-        raise vision.error("num_attention_heads", f"{heads} does not divide {hidden} channels")
+    heads = attention_heads(vision, "num_attention_heads", hidden, 16)
     inter = vision.integer("intermediate_size", 5632, high=1 << 20)
     ratio = vision.number("pixel_shuffle_ratio", 0.5, low=0.05, high=1)
     merge = round(1 / ratio)

@@ -12,7 +12,7 @@ from turbofit.core.images import AnyresRule, TileRule
 from turbofit.core.images.anyres import Grid
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims, nested_text
+from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads, nested_text
 from turbofit.model.families.support import refusal
 
 __all__ = ["read", "read_next", "read_onevision"]
@@ -141,9 +141,7 @@ def _vision(config: Section, default: str, *, newline: bool) -> VisionDims:
     else:
         defaults = _CLIP_LARGE if kind == "clip" else _SIGLIP_SO400M
     hidden = values.integer("hidden_size", defaults["hidden_size"], high=1 << 16)
-    heads = values.integer("num_attention_heads", defaults["num_attention_heads"], high=1 << 12)
-    if hidden % heads:
-        raise values.error("num_attention_heads", f"{heads} does not divide {hidden} channels")
+    heads = attention_heads(values, "num_attention_heads", hidden, defaults["num_attention_heads"])
     if not config.boolean("multimodal_projector_bias", True):
         raise config.error("multimodal_projector_bias", "is false, which LMDeploy does not read")
     return VisionDims(

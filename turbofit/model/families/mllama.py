@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from turbofit.core.images import CrossRule
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims
+from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
 from turbofit.model.families.text import read_text
 
 __all__ = ["read"]
@@ -48,9 +48,7 @@ def _vision(config: Section) -> VisionDims:
     vision = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
     hidden = vision.integer("hidden_size", 1280, high=1 << 16)
     key = "attention_heads" if "attention_heads" in vision else "num_attention_heads"
-    heads = vision.integer(key, 16, high=1 << 12)
-    if hidden % heads:
-        raise vision.error(key, f"{heads} does not divide {hidden} channels")
+    heads = attention_heads(vision, key, hidden, 16)
     shapes = vision.values.get("supported_aspect_ratios")
     layers = vision.integers("intermediate_layers_indices")
     outputs = 1 + (len(layers) or _INTERMEDIATE)

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from turbofit.core.images import PatchRule, VideoRule
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims
+from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
 from turbofit.model.families.qwen_vl import read_rule
 from turbofit.model.families.text import read_text
 
@@ -63,9 +63,7 @@ def read_vision(config: Section, text_hidden: int) -> VisionDims:
     """
     vision = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
     hidden = vision.integer("hidden_size", 1152, high=1 << 16)
-    heads = vision.integer("num_heads", 16, high=1 << 12)
-    if hidden % heads:
-        raise vision.error("num_heads", f"{heads} does not divide {hidden} channels")
+    heads = attention_heads(vision, "num_heads", hidden, 16)
     if vision.integer("out_hidden_size", 3584, high=1 << 18) != text_hidden:
         raise vision.error("out_hidden_size", f"is not the language model's {text_hidden}")
     positions = vision.integer("num_position_embeddings", 2304)

@@ -7,7 +7,7 @@ from typing import Final
 from turbofit.core.images import PatchRule
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims
+from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
 from turbofit.model.families.text import read_text
 
 __all__ = ["read", "read_rule", "read_vision"]
@@ -39,9 +39,7 @@ def read_vision(config: Section, text_hidden: int, *, second: bool) -> VisionDim
             "out_hidden_size" if second else "hidden_size",
             f"{out} is not the language model's {text_hidden}",
         )
-    heads = vision.integer("num_heads", 16, high=1 << 12)
-    if hidden % heads:
-        raise vision.error("num_heads", f"{heads} does not divide {hidden} channels")
+    heads = attention_heads(vision, "num_heads", hidden, 16)
     return VisionDims(
         kind="qwen2_5vit" if second else "qwen2vit",
         layers=vision.integer("depth", 32, high=1 << 10),
