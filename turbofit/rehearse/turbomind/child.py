@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 
 from turbofit.core.errors import UsageError
 from turbofit.pretend.library import LibraryAccount
+from turbofit.rehearse.turbomind.inactivity import LIMITS_WHILE_ACTIVE, InactivityTimer
 from turbofit.rehearse.turbomind.notes import Notes, leave, peak_rss
 from turbofit.rehearse.turbomind.spec import Spec, load_spec
-from turbofit.rehearse.turbomind.stillness import PATIENCE, Stillness
 
 _STATUS = {
     0: "ok",
@@ -91,10 +91,11 @@ def _quiet(account: LibraryAccount, seconds: float = 0.03, limit: float = 5.0) -
 
 def _finished(pending: Sequence[Any], account: LibraryAccount, seconds: float) -> bool:
     """Waits for all requests; False where the engine has called nothing for so many seconds."""
-    still = Stillness(account.calls)
+    timer = InactivityTimer(account.calls)
+    longest = LIMITS_WHILE_ACTIVE * seconds
     for one in pending:
         while not one.done.wait(0.2):
-            if still.seconds() > seconds or still.since_start() > PATIENCE * seconds:
+            if timer.inactive() > seconds or timer.elapsed() > longest:
                 return False
     return True
 

@@ -23,9 +23,9 @@ from turbofit.pretend.environment import cuda_site, find_turbofit, pretend_envir
 from turbofit.pretend.scenario_file import write_scenario
 from turbofit.pretend.surface import check_surface
 from turbofit.rehearse.installed import engine_library
+from turbofit.rehearse.turbomind.inactivity import LIMITS_WHILE_ACTIVE, InactivityTimer
 from turbofit.rehearse.turbomind.notes import read_notes
 from turbofit.rehearse.turbomind.spec import Spec
-from turbofit.rehearse.turbomind.stillness import PATIENCE, Stillness
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -177,7 +177,7 @@ def _watch(process: subprocess.Popen[bytes], log: _Log, spec: Spec, folder: Path
     A child that allocates, or tells of itself, does not hang, however slow the machine is.
     """
     assert process.stderr is not None
-    still = Stillness(lambda: _progress(folder))
+    timer = InactivityTimer(lambda: _progress(folder))
     with selectors.DefaultSelector() as selector:
         selector.register(process.stderr, selectors.EVENT_READ)
         while True:
@@ -192,8 +192,8 @@ def _watch(process: subprocess.Popen[bytes], log: _Log, spec: Spec, folder: Path
             if log.hangs and not ready:
                 process.kill()
                 return "hang"
-            limit = spec.case_seconds * PATIENCE + 10 if ready else spec.start_seconds
-            if still.seconds() > limit:
+            limit = spec.case_seconds * LIMITS_WHILE_ACTIVE + 10 if ready else spec.start_seconds
+            if timer.inactive() > limit:
                 process.send_signal(signal.SIGKILL)
                 return "timeout"
 
