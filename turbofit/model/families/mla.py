@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
 from turbofit.core.model import MlaDims, MoeDims
 from turbofit.model.config import Section
 
-__all__ = ["read_latent_experts", "read_mla"]
+__all__ = ["read_latent_experts", "read_mla", "routed_experts"]
+
+_NO_DEFAULTS: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 def read_mla(config: Section) -> MlaDims:
@@ -22,12 +28,11 @@ def read_mla(config: Section) -> MlaDims:
 def read_latent_experts(config: Section, architecture: str, layers: int) -> MoeDims | None:
     """The experts of all layers but the first dense ones; None where there are none.
 
-    Shared experts are one MLP of their widths' sum. Biases that only choose experts are there by
-    ``topk_method``, and in V3's and GLM's classes where that is absent.
+    Biases that only choose experts are there by ``topk_method``, and in V3's and GLM's classes
+    where that is absent.
     """
     if "n_routed_experts" not in config:
         return None
-    inter = config.integer("moe_intermediate_size", high=1 << 20)
     dense = config.integer("first_k_dense_replace", 0, low=0, high=1 << 10)
     kinds = config.strings("mlp_layer_types")
     if kinds:
@@ -36,15 +41,37 @@ def read_latent_experts(config: Section, architecture: str, layers: int) -> MoeD
         raise config.error("moe_layer_freq", "has dense layers behind the first, of no account")
     if dense >= layers:
         return None
-    per_token = config.integer("num_experts_per_tok", high=1 << 10)
-    shared = config.integer("n_shared_experts", 1) if "n_shared_experts" in config else 0
     default = "greedy" if architecture == "DeepseekV2ForCausalLM" else "noaux_tc"
+    correction = config.string("topk_method", default) == "noaux_tc"
+    return routed_experts(config, layers - dense, correction=correction)
+
+
+def routed_experts(
+    config: Section, layers: int, *, correction: bool, defaults: Mapping[str, int] = _NO_DEFAULTS
+) -> MoeDims:
+    """Experts of so many layers, in DeepSeek's keys; shared ones are one MLP of their widths' sum.
+
+    Args:
+        config: of the language model.
+        layers: that have them.
+        correction: whether biases help to choose.
+        defaults: of keys that may be absent; no shared experts by default.
+    """
+    per_token = config.integer(
+        "num_experts_per_tok", defaults.get("num_experts_per_tok"), high=1 << 10
+    )
+    inter = config.integer(
+        "moe_intermediate_size", defaults.get("moe_intermediate_size"), high=1 << 20
+    )
     return MoeDims(
-        experts=config.integer("n_routed_experts", low=per_token, high=1 << 13),
+        experts=config.integer(
+            "n_routed_experts", defaults.get("num_experts"), low=per_token, high=1 << 13
+        ),
         experts_per_token=per_token,
         intermediate=inter,
-        layers=layers - dense,
-        shared_intermediate=shared * inter,
+        layers=layers,
+        shared_intermediate=inter
+        * config.integer("n_shared_experts", defaults.get("shared_experts", 0), high=1 << 10),
         shared_gate=False,
-        correction=config.string("topk_method", default) == "noaux_tc",
+        correction=correction,
     )

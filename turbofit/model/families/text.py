@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from turbofit.core.model import MoeDims, TextDims
 from turbofit.model.config import Section
 from turbofit.model.families.delta import read_delta
-from turbofit.model.families.mla import read_latent_experts, read_mla
+from turbofit.model.families.mla import read_latent_experts, read_mla, routed_experts
 
 __all__ = ["TEXT_ARCHITECTURES", "TURBOMIND_INNER", "TURBOMIND_TEXT", "read_text"]
 
@@ -301,26 +301,11 @@ def _moe(
 
 
 def _moe_behind_dense(config: Section, defaults: dict[str, Any], layers: int) -> MoeDims:
-    """Experts of all layers but the first; shared ones are one MLP of their widths' sum."""
+    """Experts of all layers but the first."""
     dense = config.integer("first_k_dense_replace", defaults["first_dense"], low=0, high=1 << 10)
     if dense >= layers:
         raise config.error("first_k_dense_replace", "leaves no layer with experts")
-    per_token = config.integer("num_experts_per_tok", defaults["num_experts_per_tok"], high=1 << 10)
-    inter_key = "moe_intermediate_size"
-    inter = config.integer(inter_key, defaults[inter_key], high=1 << 20)
-    shared = config.integer("n_shared_experts", defaults["shared_experts"], high=1 << 10)
-    experts = config.integer(
-        "n_routed_experts", defaults["num_experts"], low=per_token, high=1 << 13
-    )
-    return MoeDims(
-        experts=experts,
-        experts_per_token=per_token,
-        intermediate=inter,
-        layers=layers - dense,
-        shared_intermediate=shared * inter,
-        shared_gate=False,
-        correction=True,
-    )
+    return routed_experts(config, layers - dense, correction=True, defaults=defaults)
 
 
 def _sparse_layers(config: Section, layers: int, step: int) -> int:

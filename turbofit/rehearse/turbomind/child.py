@@ -77,15 +77,11 @@ def _plain(value: Any) -> bool:
 
 def _quiet(account: LibraryAccount, seconds: float = 0.03, limit: float = 5.0) -> bool:
     """Waits until no thread calls CUDA any more; False where one does not stop."""
-    begun = time.monotonic()
-    before, since = account.calls(), begun
-    while time.monotonic() - since < seconds:
-        time.sleep(0.005)
-        now = account.calls()
-        if now != before:
-            before, since = now, time.monotonic()
-        if since - begun > limit:
+    timer = InactivityTimer(account.calls)
+    while timer.inactive() < seconds:
+        if timer.elapsed() > limit:
             return False
+        time.sleep(0.005)
     return True
 
 
