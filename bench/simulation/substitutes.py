@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from unittest.mock import patch
 
 import msgspec
@@ -288,13 +288,15 @@ def _start(self: Any) -> None:
     world().scheduler.thread(body)
 
 
-def _replacements(one: World) -> Iterator[tuple[str, Any]]:
-    """What stands in whose place, by its import path."""
-    clock, disk = SimulatedTime(), DiskOs()
-    machine = one.machine
-    engine, serve = "turbofit.launch.engine", "turbofit.launch.serve"
-    yield f"{serve}.supervisor.time", SupervisorTime()
-    yield f"{serve}.supervisor.Server._follow", _follow
+_ENGINE, _SERVE = "turbofit.launch.engine", "turbofit.launch.serve"
+#: What stands in whose place, by its import path.
+_Replacements: TypeAlias = Iterator[tuple[str, Any]]
+
+
+def _threads() -> _Replacements:
+    yield f"{_SERVE}.supervisor.time", SupervisorTime()
+    yield f"{_SERVE}.supervisor.Server._follow", _follow
+    yield f"{_SERVE}.supervisor.StopSignal.end", _end_run
     for module, among in (
         ("engine.supervised_engine", ""), ("engine.readiness_probe", "probes"),
         ("serve.gpu_monitor", "monitors"), ("models.model_session", ""),
@@ -305,54 +307,77 @@ def _replacements(one: World) -> Iterator[tuple[str, Any]]:
         "serve.gpu_monitor.GpuMonitor", "models.model_session._SessionThread",
     ):  # fmt: skip
         yield f"turbofit.launch.{thread}.start", _start
-    yield f"{serve}.supervisor.StopSignal.end", _end_run
-    # Processes and their loopback.
-    yield f"{engine}.supervised_engine.EngineProcess", partial(SimulatedEngineProcess, one)
-    yield f"{engine}.engine_client.EngineClient.call", _call
-    yield f"{engine}.environment.check_port", _check_port
-    yield f"{serve}.supervisor.check_port", _check_port
-    yield f"{serve}.attempt.free_ports", _free_ports
-    yield f"{engine}.kernel.host_kills", lambda: machine.host_kills
-    yield f"{engine}.kernel.driver_errors", lambda _: ()
-    yield f"{engine}.kernel.uptime", clock.monotonic
+
+
+def _processes(one: World) -> _Replacements:
+    """Engines, their loopback, and who lives."""
+    yield f"{_ENGINE}.supervised_engine.EngineProcess", partial(SimulatedEngineProcess, one)
+    yield f"{_ENGINE}.engine_client.EngineClient.call", _call
+    yield f"{_ENGINE}.environment.check_port", _check_port
+    yield f"{_SERVE}.supervisor.check_port", _check_port
+    yield f"{_SERVE}.attempt.free_ports", _free_ports
+    yield f"{_SERVE}.leases.start_time", _live
+    yield f"{_SERVE}.record.start_time", lambda pid: pid
+    yield f"{_SERVE}.leases.group_of", lambda pid: pid
+    yield f"{_SERVE}.gpu_monitor.group_of", lambda pid: pid
+    yield f"{_SERVE}.reservations.members", _members
+
+
+def _machine(one: World) -> _Replacements:
+    """Cards, the kernel and the disk."""
+    clock, disk, machine = SimulatedTime(), DiskOs(), one.machine
+    yield "turbofit.machine.nvml_machine.measure", lambda _: machine.measured()
+    yield "turbofit.machine.host.read_host", machine.host
+    yield f"{_SERVE}.gpu_monitor._heat", one.heat
+    yield f"{_ENGINE}.kernel.host_kills", lambda: machine.host_kills
+    yield f"{_ENGINE}.kernel.driver_errors", lambda _: ()
+    yield f"{_ENGINE}.kernel.uptime", clock.monotonic
     yield "fcntl.flock", _flock
     yield "turbofit.gateway.routing.quarantine_file.os", LeaseOs()
     yield "turbofit.gateway.routing.quarantine_file.secrets", one.secrets
-    yield f"{serve}.leases.os", LeaseOs()
-    yield f"{serve}.reservations.os", LeaseOs()
-    yield f"{serve}.leases.start_time", _live
-    yield f"{serve}.record.start_time", lambda pid: pid
-    yield f"{serve}.leases.group_of", lambda pid: pid
-    yield f"{serve}.gpu_monitor.group_of", lambda pid: pid
-    yield f"{serve}.reservations.members", _members
-    # The machine.
-    yield "turbofit.machine.nvml_machine.measure", lambda _: machine.measured()
-    yield "turbofit.machine.host.read_host", machine.host
-    yield f"{serve}.gpu_monitor._heat", one.heat
+    yield f"{_SERVE}.leases.os", LeaseOs()
+    yield f"{_SERVE}.reservations.os", LeaseOs()
     yield "turbofit.core.process.files.os", disk
     yield "turbofit.core.process.files.tempfile", types.SimpleNamespace(mkstemp=_mkstemp)
     yield "turbofit.core.process.files._replace", _replace_file(files._replace, disk)
     yield "turbofit.core.process.files.sync_folder", lambda _: None
-    # The gateway's outside.
+
+
+def _gateway(one: World) -> _Replacements:
+    """The gateway's outside."""
     yield "turbofit.gateway.thread.GatewayThread", partial(SimulatedGatewayThread, one)
     yield "turbofit.gateway.server.bind", lambda _: types.SimpleNamespace(close=lambda: None)
     yield "turbofit.gateway.overlay.overlay", _no_overlay
-    yield "aiohttp.connector.monotonic", clock.monotonic
-    # What is installed, what is shown, and what is pure and remembered.
-    yield f"{engine}.environment.lmdeploy_if_needed", lambda _: (_LMDEPLOY, None)
-    yield f"{serve}.download.WeightsFetcher", lambda _: lambda plan: plan
+    yield "aiohttp.connector.monotonic", SimulatedTime().monotonic
+    # What looks at nothing does so less often: a day has 86,400 seconds.
+    yield "turbofit.gateway.routing.health._TICK", 600.0
+    yield f"{_ENGINE}.readiness_probe._PAUSE", 300.0
+
+
+def _installed_and_shown(one: World) -> _Replacements:
+    yield f"{_ENGINE}.environment.lmdeploy_if_needed", lambda _: (_LMDEPLOY, None)
+    yield f"{_SERVE}.download.WeightsFetcher", lambda _: lambda plan: plan
+    yield "importlib.metadata.version", _version
     yield "turbofit.cli.terminal.output.note", lambda text: one.trace(f"says {text}")
     yield "turbofit.cli.terminal.output.answer", lambda _: None
-    yield f"{serve}.planner.best_plan", _remembered(planner.best_plan)
-    yield "importlib.metadata.version", _version
-    # What would help and what a limit costs is for people: a quarter of a day's processor time.
+
+
+def _pure() -> _Replacements:
+    """What is remembered, or is for people: a quarter of a day's processor time."""
+    yield f"{_SERVE}.planner.best_plan", _remembered(planner.best_plan)
     yield "turbofit.tuner.engine_plan.remedies", lambda *_: _HELPS
     yield "turbofit.tuner.engine_plan.speed_remedies", lambda *_: ()
     yield "turbofit.tuner.engine_plan.limit_costs", lambda *_: ()
-    yield f"{engine}.worst_requests.flat_png", _drawn
-    # What looks at nothing does so less often: a day has 86,400 seconds.
-    yield "turbofit.gateway.routing.health._TICK", 600.0
-    yield f"{engine}.readiness_probe._PAUSE", 300.0
+    yield f"{_ENGINE}.worst_requests.flat_png", _drawn
+
+
+def _replacements(one: World) -> _Replacements:
+    yield from _threads()
+    yield from _processes(one)
+    yield from _machine(one)
+    yield from _gateway(one)
+    yield from _installed_and_shown(one)
+    yield from _pure()
 
 
 @contextmanager
