@@ -73,6 +73,7 @@ def _run(given: Any) -> Totals:
 def _days(seeds: range, first: bool) -> list[Result]:
     results = []
     gc.set_threshold(_COLLECTED)
+    gc.collect()  # what is frozen as garbage would stay: 2 GiB of it after some thousand days
     gc.freeze()
     for seed in seeds:
         result = simulate(seed)
