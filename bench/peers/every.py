@@ -40,12 +40,14 @@ gives some of them to a larger batch. On {clear:,} of these pairs no peer (LMDep
 advice 0.5, 0.4, 0.2) holds more, whether it survives or not. On the other {doubtful:,} some does;
 {rows:,} such peers were rehearsed ({fates}), those of {unknown:,} pairs on the PyTorch engine were
 not. **Met on {met:,}, missed on {missed:,}**, where a peer survived what everybody is sent; by
-the plan after its rehearsal, as `turbofit serve` starts it, {still:,} of these are missed.
+the plan after its rehearsal, as `turbofit serve` starts it, {still:,} of these are missed, and at
+equal promises, by a plan that leaves of the card what the peer leaves, {unequal:,}.
 
 A peer that survives has room left by turbofit's own account: *room* below, in MiB, is what that
 leaves of the card under the peer's settings and these images, without its doubt about the driver
 (`cache_uncertainty`), which no pretend driver has. A plan leaves its margin there, and the doubt,
-so that a peer whose ratio happens to end between the two holds more.
+so that a peer whose ratio happens to end between the two holds more. Tokens are the forecast's;
+in brackets and after a rehearsal, those of the engine's cache.
 
 """
 
@@ -89,12 +91,13 @@ def found(pair: Pair) -> Found | str:
 
 
 class Lost(NamedTuple):
-    """Why a peer lived with more tokens: bytes, but for the tokens of the plan rehearsed."""
+    """Why a peer lived with more tokens: bytes; the rehearsed plan's tokens, and at its room."""
 
     room: int
     margin: int
     doubt: int
     rehearsed: int
+    equal: int
 
 
 def lost(pair: Pair, changed: dict[str, Any]) -> Lost:
@@ -102,19 +105,34 @@ def lost(pair: Pair, changed: dict[str, Any]) -> Lost:
     options = {"on": pair.on, "tp": 1, "replicas": 1, "goal": "context"}
     plan = turbofit.plan(pair.model, rehearse=True, **options)
     assert plan.rehearsal is not None
-    tokens = plan.kv.tokens if plan.rehearsal.outcome == "served" else 0
+    served = plan.rehearsal.outcome == "served"
+    tokens = (plan.rehearsal.cache.tokens or 0) if served else 0
+    told = of_peer(pair, changed, plan)
+    (gpu,) = told.gpus
+    doubt = sum(term.bytes for term in gpu.ledger if term.term == "cache_uncertainty")
+    return Lost(gpu.headroom + doubt, gpu.margin, doubt, tokens, at_its_room(pair, told))
+
+
+def of_peer(pair: Pair, changed: dict[str, Any], plan: Plan) -> Plan:
+    """The account of a peer that is sent what everybody is."""
     rule, limits = plan.model.image_rule, dict[str, Any]()
     if rule is not None and rule.exposed_limit > rule.checkpoint_limit:
         limits = {rule.limit_name: rule.checkpoint_limit}
-    (gpu,) = turbofit.predict(pair.model, on=pair.on, tp=1, **changed, **limits).gpus
-    doubt = sum(term.bytes for term in gpu.ledger if term.term == "cache_uncertainty")
-    return Lost(gpu.headroom + doubt, gpu.margin, doubt, tokens)
+    return turbofit.predict(pair.model, on=pair.on, tp=1, **changed, **limits)
+
+
+def at_its_room(pair: Pair, peer: Plan) -> int:
+    """Tokens of the plan that leaves of the card what the peer leaves by the account."""
+    room, options = max(0, peer.gpus[0].headroom), {"tp": 1, "replicas": 1, "goal": "context"}
+    return turbofit.plan(pair.model, on=pair.on, margin=room, **options).kv.tokens
 
 
 def alike(plan: Plan) -> tuple[Any, ...]:
     """What a rehearsal of a card depends on: cards that agree in it are rehearsed once."""
-    gpu = plan.machine.gpus[0]
-    return (gpu.total, gpu.reserved, gpu.compute_capability, plan.settings.max_batch_size)
+    gpu, (ledger,) = plan.machine.gpus[0], plan.gpus
+    of_card = [term.bytes for term in ledger.ledger if term.phase in ("context", "buffers")]
+    capability, batch = gpu.compute_capability, plan.settings.max_batch_size
+    return (gpu.total, gpu.reserved, capability, batch, *of_card)
 
 
 def rehearsed(doubtful: Sequence[Found], folder: Path, log: Path) -> Iterator[dict[str, Any]]:
@@ -159,7 +177,9 @@ def report(seen: Sequence[Found | str], rows: Sequence[dict[str, Any]]) -> str:
     unknown = len({one.pair for one in doubtful}) - len({row["pair"] for row in rows})
     clear = len(judged) - len(doubtful)
     why = [lost(_pair(row), _changed(row)) for row in lived]
-    still = {r["pair"] for r, one in zip(lived, why, strict=True) if one.rehearsed < r["tokens"]}
+    pairs_of = list(zip(lived, why, strict=True))
+    still = {row["pair"] for row, one in pairs_of if one.rehearsed < row["tokens"]}
+    unequal = {row["pair"] for row, one in pairs_of if one.equal < row["forecast"]}
     told = HEAD.format(
         pairs=len(seen),
         judged=len(judged),
@@ -172,10 +192,11 @@ def report(seen: Sequence[Found | str], rows: Sequence[dict[str, Any]]) -> str:
         met=len(judged) - missed - unknown,
         missed=missed,
         still=len(still),
+        unequal=len(unequal),
     )
     head = "| pair | our tokens | peer | its tokens | ours more by | room | margin + doubt"
-    lines = [told + head + " | rehearsed |", "|---|--:|---|--:|--:|--:|--:|--:|"]
-    lines += [_line(row, one) for row, one in zip(lived, why, strict=True)]
+    lines = [told + head + " | rehearsed | at its room |", "|---|--:|---|--:|--:|--:|--:|--:|--:|"]
+    lines += [_line(row, one) for row, one in pairs_of]
     return "\n".join(lines) + "\n"
 
 
@@ -191,9 +212,10 @@ def _changed(row: dict[str, Any]) -> dict[str, Any]:
 
 def _line(row: dict[str, Any], why: Lost) -> str:
     return (
-        f"| {row['pair']} | {row['ours']:,} | {row['who']} | {row['tokens']:,}"
-        f" | {row['ours'] / row['tokens'] - 1:+.1%} | {why.room // MIB:,}"
-        f" | {why.margin // MIB:,} + {why.doubt // MIB:,} | {why.rehearsed:,} |"
+        f"| {row['pair']} | {row['ours']:,} | {row['who']} | {row['forecast']:,}"
+        f" ({row['tokens']:,}) | {row['ours'] / row['forecast'] - 1:+.1%} | {why.room // MIB:,}"
+        f" | {why.margin // MIB:,} + {why.doubt // MIB:,} | {why.rehearsed:,}"
+        f" | {why.equal:,} |"
     )
 
 

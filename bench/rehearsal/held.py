@@ -2,9 +2,10 @@
 
 For each pair: the tokens that a plan holds, those of the same plan rehearsed and calibrated, and
 those of the highest ratio with which LMDeploy's real engine survives the plan's worst cases on a
-pretend card, found by bisection. The pretend card is charged with contexts and libraries as the
-plan has them, so that a calibration learns there one thing: that the driver gave the temporaries
-of loading back after the cache was sized (`cache_uncertainty`). ``--write`` renews `HELD.md`.
+pretend card, found by bisection. All are what the engine cut: a forecast counts a page less, for
+the address that a driver may give. The card is charged with contexts and libraries as the plan has
+them, so that a calibration learns there one thing: that the driver gave the temporaries of loading
+back after the cache was sized (`cache_uncertainty`). ``--write`` renews `HELD.md`.
 """
 
 from __future__ import annotations
@@ -81,16 +82,16 @@ def held(model: str, on: str) -> Held:
     seen = turbofit.plan(model, rehearse=True, **options)
     assert seen.rehearsal is not None
     learned = calibrated(seen, model, options)
-    survived = _outcome(learned, learned.settings.cache_max_entry_count)
-    served = seen.rehearsal.outcome == "served" and survived is not None
+    least = _outcome(learned, learned.settings.cache_max_entry_count)
+    served = seen.rehearsal.outcome == "served" and least is not None
     ratio, tokens = highest(seen)
     return Held(
         f"{model} {on}",
-        planned.kv.tokens,
+        _outcome(planned, planned.settings.cache_max_entry_count) or 0,
         planned.gpus[0].margin,
-        seen.kv.tokens,
+        seen.rehearsal.cache.tokens or 0,
         seen.gpus[0].margin,
-        learned.kv.tokens,
+        least or 0,
         learned.gpus[0].margin,
         "served" if served else "died",
         tokens,
@@ -124,7 +125,9 @@ def calibrated(plan: Plan, model: str, options: dict[str, Any]) -> Plan:
 
 def highest(plan: Plan) -> tuple[float, int]:
     """The highest ratio with which the engine survives the plan's worst cases, and its tokens."""
-    tokens, low = plan.kv.tokens, round(plan.settings.cache_max_entry_count * _STEPS)
+    assert plan.rehearsal is not None
+    tokens = plan.rehearsal.cache.tokens or 0
+    low = round(plan.settings.cache_max_entry_count * _STEPS)
     high = min(_STEPS, low + 200)  # the engine dies there, or there is no such ratio
     while high - low > 1:
         middle = (low + high) // 2
@@ -164,7 +167,8 @@ def report(rows: list[Held], seconds: float) -> str:
             "",
             "*highest*: tokens of the highest ratio (in steps of 0.001) with which the engine"
             " survives the plan's own worst cases; contexts and libraries are charged to the"
-            " pretend card as the plan has them. Bars: 97 % of it rehearsed, 99 % calibrated.",
+            " pretend card as the plan has them. All tokens are those of the engine's cache."
+            " Bars: 97 % of the highest rehearsed, 99 % calibrated.",
             "*calibrated*: with what `turbofit calibrate` learns on such a card, whose contexts and"
             " libraries are as estimated: that its driver gives loading's temporaries back late.",
             "*they*: those two plans under the worst cases.",

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from turbofit.core.units import MIB
 from turbofit.model.presets import find_preset, preset_model
 
 
@@ -110,3 +111,40 @@ def test_a_pair_of_which_vllm_told_nothing_is_not_judged():
     stalled = ours._replace(who="vLLM's defaults", tokens=None, fate="stalled")
     assert vllm_run.against([ours, stalled]) == []
     assert vllm_run.against([ours, stalled._replace(fate="died")]) != []
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        "llama-2-7b 1xrtx4060ti-16g",
+        "llama-2-7b 1xrtx4070tisuper",
+        "llama-2-7b 1xrtx4080",
+        "llama-2-7b 1xrtx4080super",
+        "internvl2-8b 1xrtx3090",
+        "qwen2-vl-7b 1xa100-40g",
+        "qwen3-8b 1xl4",
+        "internvl3-2b 1xrtx3080-12g",
+    ],
+)
+def test_a_plan_that_leaves_what_a_peer_leaves_holds_as_many_tokens(pair: str) -> None:
+    import turbofit
+    from bench.peers.every import at_its_room, of_peer
+    from bench.peers.grid import PLAN, SETTINGS, Pair
+
+    one = Pair(*pair.split())
+    plan = turbofit.plan(one.model, on=one.on, tp=1, replicas=1, goal="context")
+    peers = [setting.changed or {} for setting in SETTINGS if setting.name != PLAN]
+    for peer in (of_peer(one, changed, plan) for changed in peers):
+        # A peer that leaves less than nothing dies by the account, but for what that is over.
+        if peer.gpus[0].headroom > -8 * MIB:
+            assert at_its_room(one, peer) >= peer.kv.tokens
+
+
+def test_cards_that_differ_in_their_context_are_rehearsed_apart() -> None:
+    import turbofit
+    from bench.peers.every import alike
+
+    cards = ("rtx4070tisuper", "rtx4080")
+    first, second = (turbofit.predict("llama-2-7b", on=f"1x{card}", tp=1) for card in cards)
+    assert first.machine.gpus[0].total == second.machine.gpus[0].total
+    assert alike(first) != alike(second)
