@@ -40,3 +40,9 @@ def test_wishes_are_kept() -> None:
         )
     whole = turbofit.plan("qwen2.5-vl-7b", on="1xrtx3090", goal="context")
     assert whole.settings.session_len > 32_768
+
+
+@pytest.mark.parametrize("model", ["llama-3.1-8b", "qwen3-8b"])
+def test_no_batch_takes_memory_that_the_context_needs(model: str) -> None:
+    plan = turbofit.plan(model, on="1xa10", goal="context")
+    assert plan.settings.session_len <= plan.kv.tokens

@@ -63,9 +63,9 @@ def with_best_batch(sizer: Sizer, session_len: int, requested_load: VisionLoad) 
         outcome = some.outcome(session_len)
         if outcome.short or outcome.kv_tokens < batch * need:
             return False
-        if sizer.request.workload.goal == "context":
-            return outcome.kv_tokens >= alone.kv_tokens * _TOKENS_KEPT
-        return outcome.kv_tokens >= min(session_len, alone.kv_tokens)
+        by_tokens = sizer.request.workload.goal == "context"
+        least = alone.kv_tokens * _TOKENS_KEPT if by_tokens else 0
+        return outcome.kv_tokens >= max(least, min(session_len, alone.kv_tokens))
 
     wanted = _smallest(rate, most)
     chosen = wanted if wanted == 1 or holds(wanted) else _largest(holds, wanted)
