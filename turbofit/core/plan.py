@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
+from turbofit.core.draft import Draft
 from turbofit.core.errors import PackageError
 from turbofit.core.footprint import Footprint
 from turbofit.core.limits import LimitCost, Limits
@@ -139,6 +140,20 @@ class Settings(Struct):
     eager_mode: bool = False
     cudagraph_capture_batch_sizes: tuple[int, ...] | None = None
     distributed_executor_backend: Literal["uni", "mp", "ray"] | None = None
+    speculative: Annotated[
+        Draft | UnsetType,
+        doc("What drafts for the PyTorch engine; there only where something does."),
+    ] = UNSET
+
+    @property
+    def draft(self) -> Draft | None:
+        """What drafts, None where nothing does."""
+        return None if self.speculative is UNSET else self.speculative
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a sequence that one decoding step runs over."""
+        return 1 if self.speculative is UNSET else self.speculative.tokens_per_step
 
 
 class Term(Struct):

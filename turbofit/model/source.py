@@ -23,9 +23,10 @@ from turbofit.model.modelscope_cache import modelscope_folders, uses_modelscope
 from turbofit.model.presets import find_preset, load_preset, nearest_names, preset_model
 
 if TYPE_CHECKING:
+    from turbofit.model.checkpoint import Files
     from turbofit.model.hub import HubFiles
 
-__all__ = ["resolve_model"]
+__all__ = ["checkpoint_files", "resolve_model"]
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -48,6 +49,25 @@ def resolve_model(name: str, *, revision: str | None = None) -> Model:
         name, model.architecture, model.source.where, model.source.sizes,
     )  # fmt: skip
     return model
+
+
+def checkpoint_files(name: str, revision: str | None = None) -> Files:
+    """The files of a folder, or of a hub id: in a local cache, else on the hub.
+
+    Raises:
+        UsageError: there is no such folder, or the hub does not answer.
+    """
+    from turbofit.model.folder import FolderFiles
+
+    path = os.path.expanduser(name)
+    if _has_config(path):
+        return FolderFiles(os.path.abspath(path))
+    if not _HUB_ID.fullmatch(name):
+        raise UsageError(
+            f"{name[:80]!r} is no checkpoint's folder", hint="name a folder or a hub id (ORG/NAME)"
+        )
+    folder = next(_folders(name, revision), None)
+    return FolderFiles(folder) if folder else _hub_files(name, revision)
 
 
 def _resolved(name: str, revision: str | None) -> Model:

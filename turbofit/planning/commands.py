@@ -189,4 +189,6 @@ def _pytorch_settings(settings: Settings) -> list[str]:
         argv += ["--cudagraph-capture-batch-sizes", *sizes]
     if settings.distributed_executor_backend:
         argv += ["--distributed-executor-backend", settings.distributed_executor_backend]
+    if settings.draft:
+        argv += settings.draft.options
     return argv

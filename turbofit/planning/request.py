@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
+from turbofit.core.draft import SpeculativeAlgorithm
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
@@ -207,6 +208,17 @@ class PlanRequest(Validated):
     distributed_executor_backend: Literal["uni", "mp", "ray"] | None = Field(
         default=None, description="PyTorch engine: who runs its ranks"
     )
+    speculative_algorithm: SpeculativeAlgorithm | None = Field(
+        default=None, description="PyTorch engine: speculative decoding, and how tokens are drafted"
+    )
+    speculative_draft_model: str | None = Field(
+        default=None,
+        description="PyTorch engine: the draft's folder or hub id (default: the model's own "
+        "checkpoint, for those with MTP layers)",
+    )
+    speculative_num_draft_tokens: Positive | None = Field(
+        default=None, description="PyTorch engine: tokens drafted in a step (LMDeploy's default: 1)"
+    )
 
     @property
     def workload(self) -> Workload:
@@ -229,9 +241,13 @@ class PlanRequest(Validated):
 
     @property
     def engine_options(self) -> dict[str, object]:
-        """LMDeploy's options that are fixed, by LMDeploy's names."""
+        """LMDeploy's options that are fixed, by LMDeploy's names; a draft is read first."""
         values = ((name, getattr(self, name)) for name in ENGINE_OPTIONS)
-        return {name: value for name, value in values if value is not None}
+        return {
+            name: value
+            for name, value in values
+            if value is not None and not name.startswith("speculative_")
+        }
 
 
 #: Under which headings the fields stand, in help pages and profiles; `ENGINE_OPTIONS` follow.

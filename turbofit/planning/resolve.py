@@ -24,11 +24,12 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         MachineError: this machine cannot be read, or has no GPU.
         PackageError: a package that reads the model is missing.
     """
+    model = model_of(request)
     resolved = ResolvedRequest(
-        model=model_of(request),
+        model=model,
         machine=_machine(request),
         workload=request.workload,
-        fixed=request.engine_options,
+        fixed=request.engine_options | _speculative(request, model),
         tp=request.tp,
         replicas=request.replicas,
         max_dynamic_patch=request.max_dynamic_patch,
@@ -52,6 +53,27 @@ def model_of(request: PlanRequest) -> Model:
     if isinstance(model, str):
         model = resolve_model(model, revision=revision)
     return model if revision is None else replace(model, revision=revision)
+
+
+def _speculative(request: PlanRequest, model: Model) -> dict[str, object]:
+    """What drafts for the model, where something is asked to.
+
+    Raises:
+        UsageError: nothing can, or LMDeploy would not run it.
+    """
+    method, draft = request.speculative_algorithm, request.speculative_draft_model
+    count = request.speculative_num_draft_tokens
+    if method is None:
+        for value, option in ((draft, "draft-model"), (count, "num-draft-tokens")):
+            if value is not None:
+                raise UsageError(
+                    f"--speculative-{option} says how to draft, and nothing is asked to",
+                    hint="give --speculative-algorithm too",
+                )
+        return {}
+    from turbofit.model.draft import read_draft
+
+    return {"speculative": read_draft(model, method, draft, count or 1)}
 
 
 def _machine(request: PlanRequest) -> Machine:

@@ -10,7 +10,6 @@ from turbofit.core.units import round_up
 from turbofit.memory.account import Account, StaticMemory, given
 from turbofit.memory.calibrated import calibration_for, corrected
 from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.pytorch.activations import Activations
 from turbofit.memory.pytorch.bound import UnitsMet, units_met
 from turbofit.memory.pytorch.cache import (
     RESERVED_BLOCKS,
@@ -21,6 +20,7 @@ from turbofit.memory.pytorch.cache import (
     state_bytes,
 )
 from turbofit.memory.pytorch.constants import PytorchConstants
+from turbofit.memory.pytorch.draft import activations_of, draft_staged
 from turbofit.memory.pytorch.terms import (
     before_terms,
     buffer_terms,
@@ -59,7 +59,7 @@ class PytorchAccount(Account):
         self._block_tokens = block_tokens(model.text, settings)
         self._runtime = runtime_bytes(model.text, settings)
         self._state = state_bytes(model.text, settings)
-        work = Activations(model, settings, constants)
+        work = activations_of(model, settings, constants, gpus)
         met = UnitsMet(0, 0)
         if model.image_rule is not None and vision_load.units_per_image:
             met = units_met(model.image_rule, vision_load, settings)
@@ -70,6 +70,7 @@ class PytorchAccount(Account):
         largest = max(
             largest_loaded(model, settings.tp),
             staged_copy(model, settings.tp, capability, constants),
+            draft_staged(settings),
         )
         staged = round_up(largest, constants.page)
         held = []

@@ -8,6 +8,9 @@ Factors are counted in LMDeploy's modelling files and checked on pretend GPUs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import ClassVar
+
 from turbofit.core.model import MlaDims, Model
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
@@ -72,12 +75,23 @@ class Activations:
         constants: the generation's figures.
     """
 
+    #: CUDA graphs of a batch.
+    graphs: ClassVar[int] = 1
+
     def __init__(self, model: Model, settings: Settings, constants: PytorchConstants) -> None:
         self.model = model
         self.text = model.text
         self.settings = settings
         self.constants = constants
         self.tp = settings.tp
+        #: Parts of the keys and values of which a decode step's attention keeps an output each.
+        self.splits = _SPLITS
+        #: Elements that attention keeps of each head and token beside its output.
+        self.sums = 0
+
+    def graph_buffers(self, captured: Sequence[int]) -> int:  # noqa: ARG002 - a draft's
+        """Bytes that the CUDA graphs of these batches hold beside their tables and one pool."""
+        return 0
 
     def prefill(self, forward: Prefill) -> int:
         """The largest stage of a prefill, in bytes."""
@@ -99,7 +113,7 @@ class Activations:
 
     def _decode_attention(self) -> int:
         """Elements of a row in the attention of a decoding step, with its parts' outputs."""
-        each = _SPLITS * 2 * (self.text.head_dim + 2)
+        each = self.splits * 2 * (self.text.head_dim + 2)
         if (mla := self.text.mla) is not None:
             return self._latent_elements(mla, each)
         return self._attention_elements() + int(self.text.heads / self.tp * each)
@@ -212,6 +226,7 @@ class Activations:
             extra = heads + kv
         if self.settings.quant_policy == TURBO_QUANT:
             extra += _ROTATED * heads
+        extra += self.sums * text.heads / self.tp
         return int(alive + 2 * heads + 2 * kv + extra)
 
     def _delta(self, forward: Prefill) -> int:

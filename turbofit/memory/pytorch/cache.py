@@ -64,12 +64,20 @@ def block_tokens(text: TextDims, settings: Settings) -> int:
 
 
 def block_bytes(text: TextDims, settings: Settings) -> int:
-    """Bytes per rank of one KV block over all layers with attention.
+    """Bytes per rank of one KV block over all layers with attention, those of a draft too.
 
-    Latents are cached as keys, whole on every rank; values are their first channels.
+    A draft's blocks are as many as its target's, for the same tokens. Source: executor/base.py.
     """
-    heads = kv_heads_held(text.kv_heads, settings.tp) // settings.tp
-    rows = block_tokens(text, settings) * heads
+    tokens, draft = block_tokens(text, settings), settings.draft
+    size = _layers_bytes(text, settings, tokens, settings.tp)
+    if draft is not None:
+        size += _layers_bytes(draft.text, settings, tokens, 1 if draft.apart else settings.tp)
+    return size
+
+
+def _layers_bytes(text: TextDims, settings: Settings, tokens: int, tp: int) -> int:
+    """Latents are cached as keys, whole on every rank; values are their first channels."""
+    rows = tokens * (kv_heads_held(text.kv_heads, tp) // tp)
     kind = KV_TYPES[settings.quant_policy]
     bits_held = (kind.key_bits, 0 if text.mla else kind.value_bits)
     sizes = [rows * text.head_dim * bits // 8 for bits in bits_held]
@@ -86,14 +94,16 @@ def state_bytes(text: TextDims, settings: Settings) -> int:
     """Bytes per rank of the state cache; 0 where every layer has attention.
 
     A slot holds the convolution's last inputs, then the recurrent state, of all layers, each from a
-    multiple of 256 bytes on. Both are at 16 bits whatever the config's ``mamba_ssm_dtype`` says.
+    multiple of 256 bytes on; with a draft one input and one state more for each token it proposes.
+    Both are at 16 bits whatever the config's ``mamba_ssm_dtype`` says.
     Source: LMDeploy pytorch/configurations/qwen3_5.py, cache_engine/layout.py.
     """
     delta, tp = text.delta, settings.tp
     if delta is None:
         return 0
-    window = delta.layers * delta.channels // tp * delta.kernel
-    state = delta.layers * delta.value_heads // tp * delta.value_dim * delta.key_dim
+    steps = settings.tokens_per_step
+    window = delta.layers * delta.channels // tp * (delta.kernel + steps - 1)
+    state = steps * delta.layers * delta.value_heads // tp * delta.value_dim * delta.key_dim
     slot = round_up(window * HALF, _ALIGN) + round_up(state * HALF, _ALIGN)
     return state_slots(settings) * slot
 

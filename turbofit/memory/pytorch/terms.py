@@ -13,6 +13,7 @@ from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.bound import UnitsMet
 from turbofit.memory.pytorch.cache import state_slots
 from turbofit.memory.pytorch.constants import PytorchConstants
+from turbofit.memory.pytorch.draft import draft_terms
 from turbofit.memory.pytorch.environment import segments
 from turbofit.memory.pytorch.weights import is_copied, packed_copy, weight_classes
 from turbofit.memory.shared_terms import HOPPER, POOL_WARMUP, capability_of, term, transients
@@ -67,6 +68,7 @@ def weight_terms(
     basis: Basis = "file" if model.source.sizes == "file" else "formula"
     classes = weight_classes(model, settings.tp)
     terms = [term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
+    terms += draft_terms(model, settings)
     copied = packed_copy(model, settings.tp, capability, constants)
     if copied:
         note = "of what AWQ packed, for TurboMind's kernels, which the engine takes on Hopper"
@@ -123,7 +125,7 @@ def buffer_terms(
         note = "TurboMind's kernels and their workspaces"
         terms.append(term("packed_kernels", "buffers", size, "estimate", note))
     if captured := capture_sizes(settings):
-        tables = sum(captured) * most_blocks * _INT
+        tables = sum(captured) * most_blocks * _INT * work.graphs + work.graph_buffers(captured)
         # Torch keeps what graphs allocated apart: no prefill ever has room in it.
         note = "each CUDA graph's table of blocks, and the graphs' own pool"
         size = tables + _step_pool(work, settings, constants)

@@ -38,7 +38,10 @@ class RehearsedDelta:
 
 @dataclass(frozen=True)
 class RehearsedText:
-    """A decoder: ``arch`` is a key of `model_config`'s architectures; ``mla`` of its DeepSeeks."""
+    """A decoder: ``arch`` is a key of `model_config`'s architectures; ``mla`` of its DeepSeeks.
+
+    ``drafting`` layers behind the others draft further tokens (GLM's and DeepSeek's MTP).
+    """
 
     arch: str
     hidden: int
@@ -55,6 +58,7 @@ class RehearsedText:
     mla: MlaDims | None = None
     qk_norm: bool = False
     delta: RehearsedDelta | None = None
+    drafting: int = 0
 
     @property
     def dim(self) -> int:

@@ -65,6 +65,8 @@ def _text_config(t: RehearsedText, dtype: str) -> dict[str, Any]:
             "partial_rotary_factor": 0.5,
             "routed_scaling_factor": 1.0,
         }
+    if t.drafting:
+        config["num_nextn_predict_layers"] = t.drafting
     if t.arch == "gpt_oss":
         config |= {"attention_bias": True, "sliding_window": 128, "rope_theta": 150000.0}
         kinds = ("sliding_attention", "full_attention")

@@ -115,12 +115,23 @@ def _attention(at: str, t: RehearsedText, stored: _Stored) -> Iterator[Entry]:
         yield from _norm(f"{at}k_norm", t.dim, dtype)
 
 
+def _drafting(at: str, t: RehearsedText, dtype: str) -> Iterator[Entry]:
+    """What a layer that drafts has beside an ordinary one."""
+    for name in ("embed_tokens", "shared_head.head"):
+        yield f"{at}{name}.weight", dtype, (t.vocab, t.hidden)
+    yield from _linear(f"{at}eh_proj", t.hidden, 2 * t.hidden, dtype)
+    for name in ("enorm", "hnorm", "shared_head.norm"):
+        yield from _norm(f"{at}{name}", t.hidden, dtype)
+
+
 def _llama(t: RehearsedText, pre: str, stored: _Stored) -> Iterator[Entry]:
     """Llama, Qwen2 (biases on q, k and v), Qwen3 (norms on q and k), and those with experts."""
     dtype = stored[1]
     yield f"{pre}model.embed_tokens.weight", dtype, (t.vocab, t.hidden)
-    for i in range(t.layers):
+    for i in range(t.layers + t.drafting):
         at = f"{pre}model.layers.{i}."
+        if i >= t.layers:
+            yield from _drafting(at, t, dtype)
         if t.mla is not None:
             yield from _latents(f"{at}self_attn.", t, dtype)
         else:

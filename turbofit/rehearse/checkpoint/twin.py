@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+from turbofit.core.draft import Draft
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model, TextDims, VisionDims
 from turbofit.model.presets import find_preset, nearest_names, preset_model
@@ -155,13 +157,16 @@ def twin_of(model: Model) -> dims.RehearsedModel:
     )
 
 
-def checkpoint_for(model: Model, folder: Path, *, torch: bool = False) -> Path:
+def checkpoint_for(
+    model: Model, folder: Path, *, torch: bool = False, draft: Draft | None = None
+) -> Path:
     """The model's own folder where its weights are on disk, else a twin made in ``folder``.
 
     Args:
         model: what is rehearsed.
         folder: where a twin is made.
         torch: the engine runs under torch.
+        draft: what drafts for it, perhaps from layers of the same checkpoint.
 
     Raises:
         UsageError: there is no twin, or that engine cannot be followed with one.
@@ -174,7 +179,10 @@ def checkpoint_for(model: Model, folder: Path, *, torch: bool = False) -> Path:
             f"no stand-in checkpoint is made for {model.text.architecture}: {_DELTA_NETS}",
             hint="give the folder of its checkpoint, or rehearse it with --engine turbomind",
         )
-    return write_model(twin_of(model), folder)
+    twin = twin_of(model)
+    if draft is not None and not draft.apart:
+        twin = replace(twin, text=replace(twin.text, drafting=draft.text.layers))
+    return write_model(twin, folder)
 
 
 def write_checkpoint(name: str, folder: Path) -> Path:

@@ -48,7 +48,13 @@ def run_pytorch(spec: TorchSpec, report: NotesReport) -> Callable[[], None]:
         )
     _mark_start(report)
     config = config_class(**spec.settings)
-    pipe: Any = pipeline(str(spec.model_dir), backend_config=config, log_level="INFO")
+    more: dict[str, Any] = {}
+    if spec.speculative:
+        from lmdeploy.messages import SpeculativeConfig
+
+        speculative_class: Any = SpeculativeConfig
+        more["speculative_config"] = speculative_class(**spec.speculative)
+    pipe: Any = pipeline(str(spec.model_dir), backend_config=config, log_level="INFO", **more)
     engine = pipe.async_engine
     settings = {k: v for k, v in vars(engine.backend_config).items() if _plain(v)}
     report.write(settings=settings, session_len=_longest(engine))

@@ -27,6 +27,7 @@ from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.memory.vision_load import vision_load_within
 from turbofit.pretend.from_machine import pretend_twin
 from turbofit.pretend.scenario import Scenario
+from turbofit.rehearse.checkpoint.draft import speculative_of
 from turbofit.rehearse.checkpoint.twin import carries_limit, checkpoint_for
 from turbofit.rehearse.mixes import let_through
 from turbofit.rehearse.moments import torch_moments
@@ -89,10 +90,14 @@ def planned_spec(plan: Plan, scratch: Path) -> TorchSpec:
         UsageError: only the model's own checkpoint would do, and it is not on disk.
     """
     # Chat templates are chosen by the folder's name, so the twin keeps the model's.
-    folder = checkpoint_for(_limited(plan), scratch / plan.model.name, torch=True)
+    model, draft = _limited(plan), plan.settings.draft
+    folder = checkpoint_for(model, scratch / plan.model.name, torch=True, draft=draft)
     settings = {k: v for k, v in plan.lmdeploy_settings().items() if v is not None}
     environ = environment(plan.settings, plan.model)
-    return TorchSpec("pytorch", folder, settings, planned_cases(plan), environ=environ)
+    speculative = speculative_of(draft, model, scratch)
+    return TorchSpec(
+        "pytorch", folder, settings, planned_cases(plan), environ=environ, speculative=speculative
+    )
 
 
 def planned_scenario(plan: Plan, group: int = 0) -> Scenario:

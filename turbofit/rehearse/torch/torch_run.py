@@ -35,6 +35,8 @@ _DROPPED: Final = (*CHANGING, "RAY_")
 #: But for the one that people serve with; the document says its value.
 KEPT: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 _INSIDE: Final = Path(__file__).parent / "torch_inside"
+#: Has a stand-in for FlashAttention-3, which drafting does not start without.
+_STAND_IN: Final = Path(__file__).parent / "stand_in"
 _START_SECONDS: Final = 300.0
 _LOG_BYTES: Final = 4 << 20
 
@@ -120,7 +122,7 @@ def run_torch(spec: TorchSpec, scenario: Scenario, keep: Path | None = None) -> 
             keep=folder / "pretend",
             stdout=2,
             on_poll=deadline,
-            base=torch_environment(folder, spec.environ),
+            base=_environment(folder, spec),
         )
         report = read_notes(folder)
         if (report.get("error") or {}).get(
@@ -141,6 +143,13 @@ def run_torch(spec: TorchSpec, scenario: Scenario, keep: Path | None = None) -> 
         return seen
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _environment(folder: Path, spec: TorchSpec) -> dict[str, str]:
+    env = torch_environment(folder, spec.environ)
+    if spec.speculative:
+        put_first(env, "PYTHONPATH", str(_STAND_IN))
+    return env
 
 
 class _Deadline:

@@ -53,6 +53,7 @@ class TorchSpec:
         cases: run in this order, each after the last has ended.
         case_seconds: how long a case may take before it counts as a hang.
         environ: variables that the engine is started with, before those of the rehearsal.
+        speculative: fields of LMDeploy's SpeculativeConfig; empty where nothing drafts.
     """
 
     engine: str
@@ -61,3 +62,4 @@ class TorchSpec:
     cases: tuple[TorchCase, ...] = ()
     case_seconds: float = 120.0
     environ: Mapping[str, str] = field(default_factory=dict)
+    speculative: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,54 @@
+"""What proposes tokens to a model in speculative decoding."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from turbofit.core.model import TextDims
+from turbofit.core.struct import Struct, doc
+
+__all__ = ["Draft", "SpeculativeAlgorithm"]
+
+#: LMDeploy's ``--speculative-algorithm``.
+SpeculativeAlgorithm = Literal[
+    "eagle", "eagle3", "deepseek_mtp", "hy3_mtp", "qwen3_5_mtp", "dflash"
+]
+
+
+class Draft(Struct):
+    """A draft beside its target; the first three fields are LMDeploy's ``SpeculativeConfig``.
+
+    ``text`` has the dimensions of the draft's own layers.
+    """
+
+    method: SpeculativeAlgorithm
+    num_speculative_tokens: Annotated[int, doc("Tokens that it proposes in a step.")] = 1
+    model: Annotated[str, doc("Its checkpoint; empty where the target's own has it.")] = ""
+    text: TextDims
+    vocab: Annotated[int, doc("Tokens among which it chooses.")]
+    embeddings: Annotated[bool, doc("Whether it keeps a table of embeddings of its own.")]
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a sequence that the target verifies in one step: the last one and these."""
+        return self.num_speculative_tokens + 1
+
+    @property
+    def apart(self) -> bool:
+        """Whether it is whole on an engine's first rank, whatever the target's ranks."""
+        return self.method in ("eagle", "eagle3")
+
+    @property
+    def target_states(self) -> int:
+        """Hidden states of the target, side by side, that enter it for a token."""
+        return 3 if self.method == "eagle3" else 1
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """LMDeploy's options for it."""
+        named = ("--speculative-draft-model", self.model) if self.model else ()
+        count = str(self.num_speculative_tokens)
+        return (
+            "--speculative-algorithm", self.method, *named,
+            "--speculative-num-draft-tokens", count,
+        )  # fmt: skip

@@ -1,0 +1,224 @@
+"""Reads what drafts for a model: a checkpoint of its own, or further layers of the model's (MTP).
+
+What is refused LMDeploy 0.18 does not run, or turbofit has no account of. Source: LMDeploy
+pytorch/configurations, pytorch/models (llama_eagle*.py, *_mtp.py), pytorch/spec_decode.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec.structs import replace
+
+from turbofit.core.draft import Draft, SpeculativeAlgorithm
+from turbofit.core.errors import UsageError
+from turbofit.core.model import Model, TextDims
+from turbofit.core.units import HALF
+from turbofit.model.checkpoint import Files
+from turbofit.model.config import Section, parse_json
+from turbofit.model.families.text import read_text
+from turbofit.model.folder import FolderFiles
+from turbofit.model.parameters import text_linears
+from turbofit.model.presets import find_preset, load_preset
+from turbofit.model.source import checkpoint_files
+
+__all__ = ["draft_elements", "read_draft", "replaced_outputs"]
+
+_LLAMA: Final = "LlamaForCausalLM"
+#: Whose layers of its own checkpoint draft, and where its config counts them.
+_MTP: Final[Mapping[str, Mapping[str, str]]] = {
+    "deepseek_mtp": {
+        "DeepseekV3ForCausalLM": "num_nextn_predict_layers",
+        "Glm4MoeForCausalLM": "num_nextn_predict_layers",
+        "Glm4MoeLiteForCausalLM": "num_nextn_predict_layers",
+    },
+    "qwen3_5_mtp": {
+        "Qwen3_5ForConditionalGeneration": "mtp_num_hidden_layers",
+        "Qwen3_5MoeForConditionalGeneration": "mtp_num_hidden_layers",
+    },
+}
+_NO_ACCOUNT: Final = {
+    "hy3_mtp": "Hy3, the only model that it drafts for, has no account",
+    "dflash": "a DFlash draft proposes a block at once, from keys and values of its target",
+}
+#: torch's own format, whose size alone is read.
+_TORCH_FILE: Final = "pytorch_model.bin"
+
+
+def read_draft(model: Model, method: SpeculativeAlgorithm, name: str | None, tokens: int) -> Draft:
+    """What drafts for a model.
+
+    Args:
+        model: the target.
+        method: how.
+        name: the draft's folder or hub id; None where the target's own checkpoint holds it.
+        tokens: that it proposes in a step.
+
+    Raises:
+        UsageError: LMDeploy does not run it, turbofit has no account of it, or it is not there.
+    """
+    if method in _NO_ACCOUNT:
+        raise UsageError(
+            f"turbofit has no account of --speculative-algorithm {method}: {_NO_ACCOUNT[method]}",
+            hint="plan without it, or pass it after -- with --unplanned",
+        )
+    if method in _MTP:
+        return _layers_of_target(model, method, name, tokens)
+    if model.architecture != _LLAMA:
+        raise UsageError(
+            f"LMDeploy 0.18 drafts with {method} for {_LLAMA}, not for {model.architecture}",
+            hint=_hint_for(model),
+        )
+    if name is None:
+        raise UsageError(
+            f"--speculative-algorithm {method} has its draft in a checkpoint of its own",
+            hint="name its folder or hub id: --speculative-draft-model yuhuili/"
+            "EAGLE3-LLaMA3.1-Instruct-8B",
+        )
+    return _checkpoint(model, method, name, tokens)
+
+
+def _hint_for(model: Model) -> str:
+    own = [method for method, targets in _MTP.items() if model.architecture in targets]
+    return f"--speculative-algorithm {own[0]} drafts for it" if own else "plan without a draft"
+
+
+def _layers_of_target(
+    model: Model, method: SpeculativeAlgorithm, name: str | None, tokens: int
+) -> Draft:
+    key = _MTP[method].get(model.architecture)
+    if key is None:
+        raise UsageError(
+            f"LMDeploy 0.18 drafts with {method} for {', '.join(_MTP[method])}, not for"
+            f" {model.architecture}",
+            hint=_hint_for(model),
+        )
+    quantization = model.quantization
+    if quantization is not None and quantization.method != "fp8":
+        raise UsageError(
+            f"turbofit has no account of a draft in {quantization.method} weights: most"
+            " checkpoints leave its layers at 16 bits, which LMDeploy 0.18 builds packed",
+            hint="take the checkpoint of 16 or 8 bits, or plan without a draft",
+        )
+    layers = _layers(model, name, key)
+    if not layers:
+        raise UsageError(
+            f"{name or model.name} holds no layers that draft: {key} is absent or 0",
+            hint="plan without --speculative-algorithm",
+        )
+    text = _like_the_last(model.text, layers)
+    return Draft(
+        method=method,
+        num_speculative_tokens=tokens,
+        model=name or "",
+        text=text,
+        vocab=text.vocab,
+        embeddings=method == "deepseek_mtp",
+    )
+
+
+def _like_the_last(text: TextDims, layers: int) -> TextDims:
+    """The target with so many layers, each with attention, and with experts where the last has."""
+    moe = replace(text.moe, layers=layers) if text.moe else None
+    return replace(text, layers=layers, delta=None, moe=moe)
+
+
+def _layers(model: Model, name: str | None, key: str) -> int:
+    if name is None and model.source.kind == "preset":
+        return load_preset(model.source.where).draft_layers or 0
+    preset = find_preset(name) if name else None
+    if preset is not None and not os.path.isdir(str(name)):
+        return load_preset(preset).draft_layers or 0
+    where = name or model.source.checkpoint or model.hub_id or model.source.where
+    config = _config(checkpoint_files(where, model.revision if name is None else None), where)
+    inner = config.section("text_config") or config
+    return inner.integer(key, 0, low=0, high=64)
+
+
+def _config(files: Files, where: str) -> Section:
+    data = files.read("config.json")
+    if data is None:
+        raise UsageError(f"{where} has no config.json", hint="name the draft's folder or hub id")
+    return parse_json(data, f"{where}: config.json")
+
+
+def _checkpoint(model: Model, method: SpeculativeAlgorithm, name: str, tokens: int) -> Draft:
+    files = checkpoint_files(name)
+    config = _config(files, name)
+    architectures = config.strings("architectures")
+    if architectures[:1] != (_LLAMA,):
+        raise UsageError(
+            f"{name} is a draft of {', '.join(architectures) or 'no named architecture'}, which"
+            f" LMDeploy 0.18 does not take for {method}: it takes {_LLAMA}",
+            hint="name a draft whose config.json says so",
+        )
+    text = read_text(config, _LLAMA)
+    width = config.integer("target_hidden_size", text.hidden) if method == "eagle3" else text.hidden
+    if (width, text.vocab) != (model.text.hidden, model.text.vocab):
+        raise UsageError(
+            f"{name} drafts for a model of {width} channels and {text.vocab} tokens;"
+            f" {model.name} has {model.text.hidden} and {model.text.vocab}",
+            hint="name a draft of this model",
+        )
+    vocab = text.vocab
+    if method == "eagle3":
+        vocab = config.integer("draft_vocab_size")
+        _check_eagle3(model, text, name)
+    return Draft(
+        method=method,
+        num_speculative_tokens=tokens,
+        model=name,
+        text=text,
+        vocab=vocab,
+        embeddings=method == "eagle" or _has_embeddings(files, text, vocab, width),
+    )
+
+
+def _check_eagle3(model: Model, text: TextDims, name: str) -> None:
+    if text.layers != 1:
+        raise UsageError(
+            f"{name} has {text.layers} layers: LMDeploy 0.18 takes Eagle3 drafts of one",
+            hint="name a draft of one layer",
+        )
+    layers = model.text.layers
+    if not 2 < layers // 2 < layers - 3:
+        raise UsageError(
+            f"Eagle3 reads three layers of its target, and {model.name} has {layers}",
+            hint="plan without a draft",
+        )
+
+
+def _has_embeddings(files: Files, text: TextDims, vocab: int, width: int) -> bool:
+    """Whether an Eagle3 draft brings embeddings, which are its target's own where it does not.
+
+    Of files in torch's own format the size tells; where that is not known either, it does. Over.
+    """
+    tensors = files.weights().tensors
+    if tensors is not None:
+        return any("embed_tokens" in name for name in tensors)
+    size = files.size(_TORCH_FILE) if isinstance(files, FolderFiles) else None
+    alone = draft_elements("eagle3", text, vocab, width) * HALF
+    return size is None or size > alone + text.vocab * text.hidden * HALF // 2
+
+
+def draft_elements(method: SpeculativeAlgorithm, text: TextDims, vocab: int, width: int) -> int:
+    """Elements of a draft that is a checkpoint of its own, without its embeddings.
+
+    Args:
+        method: ``eagle``, which has no head and one norm fewer, or ``eagle3``.
+        text: its dimensions.
+        vocab: rows of its head.
+        width: channels of the target.
+    """
+    linears = sum(one.weights + one.biases for one in text_linears(text))
+    if method == "eagle":
+        return linears + 2 * text.hidden * text.hidden + (2 * text.layers - 1) * text.hidden
+    wider = text.hidden * replaced_outputs(text)
+    return linears + wider + (3 * width + 4 + vocab) * text.hidden
+
+
+def replaced_outputs(text: TextDims) -> int:
+    """Outputs of queries, keys and values, which Eagle3 makes of twice as many channels."""
+    return (text.heads + 2 * text.kv_heads) * text.head_dim
