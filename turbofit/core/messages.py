@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["groups_of", "indices", "plural"]
+__all__ = ["groups_of", "indices", "option_of", "plural"]
 
 
 def indices(gpus: Iterable[int]) -> str:
@@ -24,6 +24,12 @@ def indices(gpus: Iterable[int]) -> str:
 def groups_of(groups: Iterable[tuple[int, ...]]) -> str:
     """Groups joined by ``|``: ``0,1 | 2,3``."""
     return " | ".join(indices(group) for group in groups)
+
+
+def option_of(setting: str) -> str:
+    """The option that asks for a setting, by the setting's name."""
+    name = "speculative_algorithm" if setting == "speculative" else setting
+    return "--" + name.rstrip("_").replace("_", "-")
 
 
 def plural(count: int, noun: str) -> str:

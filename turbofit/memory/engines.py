@@ -8,6 +8,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError, UsageError
+from turbofit.core.messages import option_of
 from turbofit.core.model import Model, TextDims
 from turbofit.memory import versions
 from turbofit.memory.engine import Engine
@@ -42,9 +43,8 @@ def check_options(engine: Engine, fixed: Mapping[str, object]) -> None:
     for name, owner in ENGINES.items():
         found = [option for option in owner.exclusive_options if option in fixed]
         if name != engine.name and found:
-            flag = found[0].rstrip("_").replace("_", "-")
             raise UsageError(
-                f"--{flag} is no option of the {engine.name} engine",
+                f"{option_of(found[0])} is no option of the {engine.name} engine",
                 hint=f"leave it out, or take --engine {name} where it runs the model",
             )
 

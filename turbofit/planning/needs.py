@@ -33,8 +33,10 @@ def check_needs(plan: Plan) -> None:
     """Refuse to launch what would start and then fail, by the versions that are installed.
 
     Raises:
-        PackageError: Transformers of this interpreter is of a version that does not do.
+        PackageError: Transformers of this interpreter is of a version that does not do, or what
+            speculative decoding needs is not there.
     """
+    _check_draft(plan)
     if plan.model.vision is None or not plan.engine.of_lmdeploy:
         return
     from importlib.metadata import PackageNotFoundError, version
@@ -55,3 +57,22 @@ def check_needs(plan: Plan) -> None:
         f" LMDeploy {lmdeploy} {EFFECTS[failure.step]} ({failure.error})",
         hint=install_line(wanted) or "plan with --engine transformers: LMDeploy runs it with none",
     )
+
+
+def _check_draft(plan: Plan) -> None:
+    draft = plan.settings.draft
+    if draft is None:
+        return
+    from importlib.util import find_spec
+
+    from turbofit.memory.pytorch.flash_attention import needed_modules
+
+    if find_spec("lmdeploy") is None:
+        return  # LMDeploy has another interpreter, and packages of its own
+    for title in needed_modules(draft):
+        if find_spec(title.rpartition(" ")[2]) is None:
+            raise PackageError(
+                f"{title} is not installed: LMDeploy does not draft without it",
+                hint="build it from the sources of that name, or serve without"
+                " --speculative-algorithm",
+            )

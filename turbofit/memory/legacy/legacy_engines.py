@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec.structs import replace
 
+from turbofit.core.errors import UsageError
 from turbofit.core.images import ImageRule
 from turbofit.core.model import Model
 from turbofit.core.plan import HostMemory, Settings
@@ -16,7 +19,7 @@ from turbofit.memory.pytorch.engine import Pytorch
 from turbofit.memory.turbomind import constraints
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.engine import Turbomind
-from turbofit.memory.versions import FIRST_CURRENT
+from turbofit.memory.versions import FIRST_CURRENT, REFERENCE
 from turbofit.memory.vision_load import VisionLoad
 
 __all__ = ["LegacyPytorch", "LegacyTurbomind"]
@@ -107,6 +110,14 @@ class LegacyPytorch(Pytorch):
             "max_prefill_token_num": rules.prefill,
             "cache_block_seq_len": rules.block_tokens,
         }
+
+    def check_options(self, fixed: Mapping[str, object]) -> None:
+        """See :meth:`Engine.check_options`."""
+        if "speculative" in fixed:
+            raise UsageError(
+                f"turbofit has no account of speculative decoding with LMDeploy {self.version}",
+                hint=f"it has one for LMDeploy {REFERENCE}",
+            )
 
     def account(self, launch: EngineLaunch) -> Account:
         """See :meth:`Engine.account`."""

@@ -93,6 +93,10 @@ class Activations:
         """Bytes that the CUDA graphs of these batches hold beside their tables and one pool."""
         return 0
 
+    def further_pool(self) -> int:
+        """Bytes that torch keeps after the warm-up beside the pool of one step."""
+        return 0
+
     def prefill(self, forward: Prefill) -> int:
         """The largest stage of a prefill, in bytes."""
         stages = [self._decoder(forward)]

@@ -9,11 +9,13 @@ from turbofit.core.plan import Settings
 from turbofit.core.units import round_up
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.pytorch.cache import KV_TYPES, RESERVED_BLOCKS, TURBO_QUANT
+from turbofit.memory.pytorch.flash_attention import without_kernels
 from turbofit.memory.pytorch.weights import VOCAB_ROWS
 from turbofit.memory.shared_terms import capability_of
 
 __all__ = [
-    "cache_problem", "checkpoint_problem", "communicator_problem", "missing_kernels",
+    "cache_problem", "checkpoint_problem", "communicator_problem", "draft_problem",
+    "missing_kernels",
     "settings_problem", "tp_problem",
 ]  # fmt: skip
 
@@ -120,6 +122,26 @@ def cache_problem(model: Model, settings: Settings) -> str | None:
     return None
 
 
+def draft_problem(settings: Settings) -> str | None:
+    """What a step of several tokens does not do, or what a draft would be given too.
+
+    Source: backends/cuda/attention/fa3.py, engine/config_builder.py, pytorch/config.py.
+    """
+    if settings.draft is None:
+        return None
+    if settings.quant_policy:
+        return (
+            f"--quant-policy {settings.quant_policy} does not draft: FlashAttention-3 reads the"
+            " cache as it is, and of 16 bits alone"
+        )
+    if settings.model_format and settings.draft.apart:
+        return (
+            f"--model-format {settings.model_format} is taken for the draft's weights as well,"
+            " which are of 16 bits"
+        )
+    return None
+
+
 def communicator_problem(settings: Settings) -> str | None:
     """The engine always uses NCCL."""
     if settings.communicator != "nccl":
@@ -134,7 +156,9 @@ def missing_kernels(launch: EngineLaunch) -> str | None:
     (`python -m bench.census.triton`). LMDeploy's fp8 kernels load weights of that type, and store
     keys and values of it with ``quant_policy 16``; ``fp8e5``, with 17, is compiled for all.
     """
-    quantization = launch.model.quantization
+    quantization, draft = launch.model.quantization, launch.settings.draft
+    if draft is not None and (without := without_kernels(draft, launch.gpus)):
+        return without
     if quantization is not None and quantization.method == "fp8":
         what, otherwise = "kernel", ""
     elif launch.settings.quant_policy == _FP8_CACHE:

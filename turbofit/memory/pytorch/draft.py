@@ -26,11 +26,13 @@ from turbofit.model.draft import draft_elements, replaced_outputs
 
 __all__ = ["DraftedActivations", "activations_of", "draft_staged", "draft_terms"]
 
-_LONG = 8
+#: The target's token of each of Eagle3's, and its word and bit in a grammar's mask, at 64 bits.
+_PLACES = 3 * 8
 #: FlashAttention-3 keeps the logarithm of a sum at 32 bits.
 _SUMS = 2
 #: More than any card has multiprocessors, where a card's cannot be read. Over.
 _PROCESSORS = 160
+_KEPT = 3
 #: CUDA graphs of a batch: the target's, and the draft's over a step's tokens and over one.
 _GRAPHS = 3
 
@@ -61,7 +63,7 @@ def draft_weights(model: Model, draft: Draft, tp: int) -> int:
     table = text.vocab * text.hidden * HALF
     if draft.apart:
         size = draft_elements(draft.method, text, draft.vocab, model.text.hidden) * HALF
-        places = _LONG * draft.vocab if draft.method == "eagle3" else 0
+        places = _PLACES * draft.vocab if draft.method == "eagle3" else 0
         return size + places + (table if draft.embeddings else 0)
     source = replace(model.source, sizes="formula")
     held = weight_classes(replace(model, text=text, vision=None, source=source), tp)
@@ -131,13 +133,15 @@ class DraftedActivations(Activations):
         return max(target, self._draft_prefill(forward))
 
     def _draft_prefill(self, forward: Prefill) -> int:
-        """States as they come and joined to those of the chunk before; embeddings with images."""
-        given = 2 * self.states
+        """States three times: of the chunk before, as they come, and joined to that one's last row.
+
+        With images embeddings go the same way. Exact on pretend GPUs for Eagle3.
+        """
+        given = self.states
         if self.model.vision is not None:
-            given += 2 * self.text.hidden * HALF
+            given += self.text.hidden * HALF
         text_only = replace(forward, units=0, next_units=0)
-        joined = 2 * self.draft.text.hidden * HALF
-        return self.drafting.prefill(text_only) + forward.tokens * (given + joined)
+        return self.drafting.prefill(text_only) + _KEPT * forward.tokens * given
 
     def decode(self, rows: int) -> int:
         """A step of so many sequences: the target's over all their tokens, or the draft's."""
@@ -146,19 +150,25 @@ class DraftedActivations(Activations):
         return larger + tokens * self.states
 
     def sampling(self, rows: int) -> int:
-        """Logits of so many sequences: all rows verified, the last of each sampled."""
+        """Logits of so many sequences: all rows verified, the last of each sampled.
+
+        Or those before it: laid out alone, at 32 bits, and their probabilities, likewise.
+        """
         count, vocab = self.draft.num_speculative_tokens, self.text.vocab
-        verified = rows * self.draft.tokens_per_step * vocab * HALF
-        # Those to verify alone, their probabilities at 32 bits, and a random number each.
-        rejected = rows * vocab * (3 * HALF * count + 4 * HALF) + self.constants.sampling_base
+        tokens = rows * self.draft.tokens_per_step
+        verified = tokens * (vocab * HALF + self.states + self.text.hidden * HALF)
+        rejected = rows * vocab * count * (HALF + 4 * HALF) + self.constants.sampling_base
         return verified + max(super().sampling(rows), rejected)
 
     def graph_buffers(self, captured: Sequence[int]) -> int:
         """What graphs hold besides: outputs of the target, inputs and outputs of the draft."""
         hidden, own = self.text.hidden * HALF, self.draft.text.hidden * HALF
         each = hidden + 2 * self.states + 2 * own
-        step = self.drafting.decode(self.settings.max_batch_size * self.draft.tokens_per_step)
         tokens = sum(captured) * (self.draft.tokens_per_step * each + 3 * own)
-        page = self.constants.page
-        pool = max(self.constants.segment, round_up(step, page) + page)
-        return round_up(tokens, page) + pool
+        return round_up(tokens, self.constants.page)
+
+    def further_pool(self) -> int:
+        """Bytes of the pool that the draft's graphs have for themselves."""
+        page, batch = self.constants.page, self.settings.max_batch_size
+        step = self.drafting.decode(batch * self.draft.tokens_per_step)
+        return max(self.constants.segment, round_up(step, page) + page)

@@ -11,6 +11,7 @@ from turbofit.core.plan import EngineName, HostMemory, Settings
 from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine, WeightTraffic
 from turbofit.memory.launch import EngineLaunch
+from turbofit.memory.pytorch.flash_attention import needed_modules
 from turbofit.memory.vision_load import VisionLoad
 
 __all__ = ["Pytorch"]
@@ -22,7 +23,7 @@ class Pytorch(Engine):
     name: ClassVar[EngineName] = "pytorch"
     exclusive_options: ClassVar[tuple[str, ...]] = (
         "num_gpu_blocks", "eager_mode", "cudagraph_capture_batch_sizes",
-        "distributed_executor_backend",
+        "distributed_executor_backend", "speculative",
     )  # fmt: skip
     options_over_nodes: ClassVar[Mapping[str, object]] = {"distributed_executor_backend": "ray"}
 
@@ -51,6 +52,7 @@ class Pytorch(Engine):
         problem = constraints.settings_problem(launch.settings)
         problem = problem or constraints.checkpoint_problem(launch.model, launch.settings)
         problem = problem or constraints.cache_problem(launch.model, launch.settings)
+        problem = problem or constraints.draft_problem(launch.settings)
         return problem or constraints.communicator_problem(launch.settings)
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:
@@ -106,6 +108,11 @@ class Pytorch(Engine):
             said.append(
                 "its ranks run on Ray, which keeps objects in /dev/shm (up to 30 % of host RAM as"
                 " it fills) and waits half an hour without a word where GPUs are taken"
+            )
+        if settings.draft is not None:
+            said.append(
+                f"drafting needs {' and '.join(needed_modules(settings.draft))} beside LMDeploy,"
+                " which does not start without; the forecast of speed is without a draft"
             )
         return tuple(said)
 

@@ -1,11 +1,21 @@
-"""What FlashAttention-3 takes in a decoding step of several tokens a sequence.
+"""FlashAttention-3 and FlashMLA, with which LMDeploy decodes several tokens of a sequence at once.
 
-Source: hopper/flash_api.cpp and hopper/heuristics.h of Dao-AILab/flash-attention, 0251105a.
+Source: hopper/ (flash_api.cpp, heuristics.h, setup.py) of Dao-AILab/flash-attention, 0251105a;
+LMDeploy pytorch/backends/cuda/attention/__init__.py, pytorch/configurations/utils.py.
 """
 
 from __future__ import annotations
 
-__all__ = ["splits"]
+from collections.abc import Iterable
+
+from turbofit.core.draft import Draft
+from turbofit.core.machine import Gpu
+from turbofit.memory.shared_terms import HOPPER, capability_of
+
+__all__ = ["needed_modules", "splits", "without_kernels"]
+
+#: Compute capabilities from the first on and below the second.
+_KERNELS = ((8, 0), (10, 0))
 
 #: Multiprocessors are filled to so much, or nothing is split; of the best way so much is enough.
 _FULL, _ENOUGH = 0.8, 0.85
@@ -22,3 +32,32 @@ def splits(kv_heads: int, processors: int) -> int:
     waves = [kv_heads * count / processors for count in range(1, min(_MOST, processors) + 1)]
     filled = [one / -(-one // 1) for one in waves]
     return next(i for i, one in enumerate(filled, 1) if one >= _ENOUGH * max(filled))
+
+
+def needed_modules(draft: Draft) -> tuple[str, ...]:
+    """What must be installed beside LMDeploy, each with the module that it is imported as last."""
+    if draft.text.mla is not None:
+        return ("FlashMLA's flash_mla",)
+    return ("FlashAttention-3's flash_attn_interface",)
+
+
+def without_kernels(draft: Draft, gpus: Iterable[Gpu]) -> str | None:
+    """Why these cards do not verify drafts; None where they do.
+
+    LMDeploy asks for compute capability 8.0 alone. FlashAttention-3 is compiled for sm_80, which
+    all of 8 run, and for sm_90a. Latents have FlashMLA, on Hopper; without it LMDeploy starts, and
+    its Triton kernel decodes one token a sequence.
+    """
+    first, end = _KERNELS
+    name = "FlashAttention-3"
+    if draft.text.mla is not None:
+        first, name = HOPPER, "FlashMLA"
+    for gpu in gpus:
+        if not first <= capability_of(gpu) < end:
+            a, b = capability_of(gpu)
+            where = "8 and 9" if first < HOPPER else "9"
+            return (
+                f"{name}, with which LMDeploy verifies drafts, has kernels for compute capability"
+                f" {where}; {gpu.name} has {a}.{b}"
+            )
+    return None

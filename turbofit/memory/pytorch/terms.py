@@ -78,6 +78,9 @@ def weight_terms(
     if model.text.moe is not None:
         # Experts that are laid out anew leave a segment more in part: 33 MiB on pretend GPUs.
         fragmented += constants.segment
+    if settings.draft is not None:
+        # So does a draft, behind embeddings that give way: 31 MiB on pretend GPUs.
+        fragmented += constants.segment
     note = f"torch's {kind} segments, filled in part"
     terms.append(term("load_fragmentation", "weights", fragmented, "estimate", note))
     return terms
@@ -142,6 +145,7 @@ def pool_term(work: Activations, settings: Settings, constants: PytorchConstants
         # Picking the experts' kernels leaves another one. Seen on pretend GPUs: 143 MiB of 152.
         size += constants.segment * (2 if work.text.moe else 1)
     size += round_up(work.delta_warmup(settings.max_batch_size), constants.page)
+    size += work.further_pool()
     return term(POOL_WARMUP, "buffers", size, "formula", note)
 
 

@@ -7,6 +7,7 @@ from typing import ClassVar, Final
 
 from turbofit.core.errors import UsageError
 from turbofit.core.images import ImageRule
+from turbofit.core.messages import option_of
 from turbofit.core.model import Model
 from turbofit.core.plan import EngineName, HostMemory, Settings
 from turbofit.core.units import GIB
@@ -42,8 +43,7 @@ class Transformers(Engine):
         """See :meth:`Engine.check_options`."""
         for name in sorted(set(fixed) - _OPTIONS):
             raise UsageError(
-                f"--{name.replace('_', '-')} is LMDeploy's, and the fallback engine has no such"
-                " option",
+                f"{option_of(name)} is LMDeploy's, and the fallback engine has no such option",
                 hint="leave it out; --dtype and --session-len are heard",
             )
         if fixed.get("max_batch_size", 1) != 1:

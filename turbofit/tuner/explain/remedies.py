@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from turbofit.core.draft import Draft
 from turbofit.core.errors import TurbofitError
+from turbofit.core.messages import option_of
 from turbofit.core.plan import Remedy
 from turbofit.core.units import format_bytes
 from turbofit.memory.engine import Engine
@@ -105,7 +107,7 @@ def left_to_turbofit(request: ResolvedRequest) -> Iterator[Change]:
     """Each option that the user fixed, and the budget, left out."""
     for name in request.fixed:
         rest = {key: value for key, value in request.fixed.items() if key != name}
-        option = "--" + name.rstrip("_").replace("_", "-")
+        option = option_of(name)
         yield Change(
             f"leave {option} to turbofit",
             replace(request, fixed=rest),
@@ -191,6 +193,8 @@ def _written(option: str, value: object) -> str:
     """An option as it stands on a command line."""
     if value is True:
         return option
+    if isinstance(value, Draft):
+        return " ".join(value.options)
     values = value if isinstance(value, list | tuple) else (value,)
     return " ".join((option, *map(str, values)))
 

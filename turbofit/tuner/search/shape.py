@@ -55,11 +55,13 @@ def shape_settings(
     Raises:
         UsageError: a fixed option has a value that LMDeploy does not take.
     """
+    # A draft's weights would be taken for quantised too; the checkpoint says what it is.
+    quantization = None if "speculative" in request.fixed else request.model.quantization
     chosen: dict[str, object] = {
         "dtype": dtype,
         "max_batch_size": max(1, ceil(shape.requests(request.workload.concurrency))),
         "session_len": session_len,
-        "model_format": request.model.quantization.method if request.model.quantization else None,
+        "model_format": quantization.method if quantization else None,
     }
     chosen.update(request.fixed)
     chosen.update(tp=shape.tp, max_prefill_token_num=shape.max_prefill_token_num)

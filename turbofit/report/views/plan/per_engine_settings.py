@@ -34,6 +34,9 @@ def settings_of(plan: Plan) -> dict[str, str]:
             out[name] = f"{value:.3f}"
         else:
             out[name] = str(value).lower() if isinstance(value, bool) else str(value)
+    if draft := plan.settings.draft:
+        told = zip(draft.options[::2], draft.options[1::2], strict=True)
+        out |= {option.removeprefix("--").replace("-", "_"): value for option, value in told}
     return out
 
 
