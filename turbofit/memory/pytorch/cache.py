@@ -56,10 +56,12 @@ RESERVED_BLOCKS = 2
 def block_tokens(text: TextDims, settings: Settings) -> int:
     """Tokens of one KV block, fewer than the option says where heads are wide.
 
-    With the package flash_mla on Hopper they are 64, and the cache the same. Source:
-    executor/base.py (_adjust_block_size).
+    With the package flash_mla on Hopper, without which latents are not drafted for, they are 64,
+    and the cache the same. Source: executor/base.py (_adjust_block_size).
     """
     tokens = settings.cache_block_seq_len
+    if text.mla and settings.draft:
+        return tokens
     return min(tokens, WIDE_BLOCK) if text.head_dim >= _WIDE else tokens
 
 

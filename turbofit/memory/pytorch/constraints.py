@@ -36,6 +36,8 @@ _NO_REPEAT = frozenset(
 _UNEQUAL_HEADS = "internvit"
 #: The fewest tokens of a block that its kernels take. Source: messages.py, kernel_block_size.
 _LEAST_BLOCK = 16
+#: Tokens of a block, which LMDeploy stops without. Source: executor/base.py.
+_FLASH_MLA_BLOCK = 64
 
 
 def tp_problem(model: Model, tp: int) -> str | None:
@@ -133,6 +135,11 @@ def draft_problem(settings: Settings) -> str | None:
         return (
             f"--quant-policy {settings.quant_policy} does not draft: FlashAttention-3 reads the"
             " cache as it is, and of 16 bits alone"
+        )
+    if settings.draft.text.mla and settings.cache_block_seq_len != _FLASH_MLA_BLOCK:
+        return (
+            f"--cache-block-seq-len {settings.cache_block_seq_len}: FlashMLA, with which drafts are"
+            f" verified, takes blocks of {_FLASH_MLA_BLOCK}"
         )
     if settings.model_format and settings.draft.apart:
         return (

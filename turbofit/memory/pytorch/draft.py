@@ -23,6 +23,7 @@ from turbofit.memory.pytorch.flash_attention import splits
 from turbofit.memory.pytorch.weights import VOCAB_ROWS, weight_classes
 from turbofit.memory.shared_terms import term
 from turbofit.model.draft import draft_elements, replaced_outputs
+from turbofit.model.parameters import Linear, packed_bytes
 
 __all__ = ["DraftedActivations", "activations_of", "draft_staged", "draft_terms"]
 
@@ -68,13 +69,16 @@ def draft_weights(model: Model, draft: Draft, tp: int) -> int:
     source = replace(model.source, sizes="formula")
     held = weight_classes(replace(model, text=text, vision=None, source=source), tp)
     size = sum(held.get(name, 0) for name in ("attention", "mlp", "norms"))
-    joined = 2 * text.hidden * text.hidden * HALF
+    both = Linear(name="eh_proj", inputs=2 * text.hidden, outputs=text.hidden, count=layers)
     if draft.method == "qwen3_5_mtp":
-        return size + joined // tp + 2 * text.hidden * HALF
+        return size + both.weights * HALF // tp + 2 * text.hidden * HALF
     # Each layer has embeddings, a head, three norms and a projection of its own.
+    joined = both.weights * HALF
+    if model.quantization is not None:
+        joined = packed_bytes(both, model.quantization)
     rows = round_up(text.vocab, VOCAB_ROWS) // tp
     norms = (3 * layers - 1) * text.hidden * HALF
-    return size + norms + layers * (table + joined + rows * text.hidden * HALF)
+    return size + norms + joined + layers * (table + rows * text.hidden * HALF)
 
 
 def draft_staged(settings: Settings) -> int:
@@ -168,7 +172,8 @@ class DraftedActivations(Activations):
         return round_up(tokens, self.constants.page)
 
     def further_pool(self) -> int:
-        """Bytes of the pool that the draft's graphs have for themselves."""
+        """Bytes of the pool that the draft's graphs have, and what picking experts' kernels leaves."""
         page, batch = self.constants.page, self.settings.max_batch_size
         step = self.drafting.decode(batch * self.draft.tokens_per_step)
-        return max(self.constants.segment, round_up(step, page) + page)
+        picked = self.constants.segment if self.draft.text.moe else 0
+        return picked + max(self.constants.segment, round_up(step, page) + page)
