@@ -122,6 +122,10 @@ ROWS = (
     Row("internvl3.5-gpt-oss-20b-a4b", "1xrtx3090", layers=2),
     Row("glm-4.5-air", "1xa100-40g", layers=3),
     Row("glm-4.5", "1xa100-80g", layers=5),
+    # gated delta nets, whose kernels are fla's: pip install flash-linear-attention
+    Row("qwen3-next-80b-a3b", "1xa100-40g", None, {"max_batch_size": 32}, layers=4),
+    Row("qwen3-next-80b-a3b", "1xa100-80g", 0, {"max_batch_size": 128}, layers=4),
+    Row("qwen3.5-35b-a3b", "1xa100-40g", None, {"max_batch_size": 32}, layers=4),
     *_both("qwen2-vl-2b", "2xrtx3060", tp=2),
     *_both("qwen2-vl-7b", "2xrtx3090", tp=2),
     Row("internvl3-8b-hf", "2xrtx3060", None, {"tp": 2}),
@@ -152,10 +156,12 @@ def compare(row: Row) -> Found:
 def _cut(row: Row, scratch: Path) -> str:
     """A folder with the first layers of a model, at whose size every term of a layer is met."""
     model = resolve_model(row.model)
-    text, moe = model.text, model.text.moe
+    text, moe, delta = model.text, model.text.moe, model.text.delta
     if moe is not None:
         moe = replace(moe, layers=row.layers - (text.layers - moe.layers))
-    text = replace(text, layers=row.layers, moe=moe)
+    if delta is not None:
+        delta = replace(delta, layers=row.layers * delta.layers // text.layers)
+    text = replace(text, layers=row.layers, moe=moe, delta=delta)
     return str(write_model(twin_of(replace(model, text=text)), scratch / row.model))
 
 
@@ -231,11 +237,17 @@ def _cases(
     row: Row, card: GpuLedger, fixed: bool, say: Callable[[str], None]
 ) -> list[tuple[str, ...]]:
     lines = []
-    for term in card.ledger:
-        if term.phase != "transient" or term.rehearsed is None:
+    terms = [term for term in card.ledger if term.phase == "transient"]
+    # Short prompts of all sequences meet before they are sampled: more than sampling itself where
+    # each has a state. The ledger charges the largest.
+    states = any(term.term == "state_cache" for term in card.ledger)
+    largest = max(term.bytes for term in terms)
+    for term in terms:
+        if term.rehearsed is None:
             continue
-        upper = term.bytes if fixed else None
-        _hold(term.term, term.bytes, term.rehearsed, card.total, say, upper=upper)
+        forecast = largest if states else term.bytes
+        upper = forecast if fixed or states else None
+        _hold(term.term, forecast, term.rehearsed, card.total, say, upper=upper)
         over = term.bytes - term.rehearsed
         name = f"**{term.term}**" if term.worst else term.term
         lines.append(

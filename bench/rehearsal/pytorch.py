@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from bench.rehearsal import mixes
 from turbofit import api
+from turbofit.core.model import TextDims
 from turbofit.core.units import MIB
 from turbofit.model.source import resolve_model
 
@@ -105,10 +106,21 @@ def formula(model: str, tp: int, cache: dict[str, Any]) -> int:
     kinds = _BITS[cache["quant_policy"]][: 1 if text.mla else 2]
     sizes = [rows * text.head_dim * bits // 8 for bits in kinds]
     sizes += [rows * scales * 2 for scales in _SCALES.get(cache["quant_policy"], ())]
-    block = text.layers * sum(-(-size // 256) * 256 for size in sizes)
-    runtime = (cache["max_prefill_token_num"] + 2 * cache["max_batches"]) * text.vocab * 2
+    block = text.attention_layers * sum(-(-size // 256) * 256 for size in sizes)
+    runtime = states(text, tp, cache["num_state_caches"] or 0)
+    runtime += (cache["max_prefill_token_num"] + 2 * cache["max_batches"]) * text.vocab * 2
     ratio = cache["cache_max_entry_count"]
     return min(int((free - runtime) * ratio) // block for free in cache["free"])
+
+
+def states(text: TextDims, tp: int, slots: int) -> int:
+    """Bytes of the states of gated delta nets, at 16 bits."""
+    if text.delta is None:
+        return 0
+    one = text.delta
+    window = one.layers * one.channels // tp * one.kernel * 2
+    state = one.layers * one.value_heads // tp * one.key_dim * one.value_dim * 2
+    return slots * sum(-(-size // 256) * 256 for size in (window, state))
 
 
 def run(row: Row) -> dict[str, Any]:

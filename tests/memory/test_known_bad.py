@@ -59,6 +59,9 @@ CASES = {
         launch("qwen2.5-7b", quant_policy=17), "pytorch", ("0.10", "0.13.0"), ("0.14.0", "0.18"),
         [launch("qwen2.5-7b", quant_policy=42), launch("qwen2.5-7b")],
     ),
+    "qwen3-next-interval": (
+        launch("qwen3-next-80b-a3b"), "pytorch", ("0.18",), (), [launch("qwen3.5-35b-a3b")],
+    ),
     "kv-int4-qwen2": (
         launch("qwen2.5-vl-7b", quant_policy=4), "turbomind", ("0.6.4", "0.18", "0.19"), (),
         [launch("qwen2.5-vl-7b", quant_policy=8), launch("internvl2-8b", quant_policy=4)],

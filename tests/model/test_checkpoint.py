@@ -344,7 +344,7 @@ def test_qwen_pixel_bounds(files, bounds):
         {"architectures": [{}]},
         {"architectures": []},
         {"architectures": None},
-        {"architectures": ["Qwen3NextForCausalLM"]},
+        {"architectures": ["PhiMoEForCausalLM"]},
         {"architectures": ["LlavaLlamaForCausalLM"]},
         {"architectures": ["Nonsense" * 99]},
     ],

@@ -16,7 +16,7 @@ from tests.model.test_oracle_llava import read
 from tests.model.test_oracle_lmdeploy import picture
 from tests.model.test_oracle_names import written
 from tests.model.test_oracle_pytorch_engine import engine_parameters  # noqa: F401 - a fixture
-from tests.model.test_parameters import count, text_config
+from tests.model.test_parameters import count, delta_nets, text_config
 from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule, VideoRule
 from turbofit.core.model import DeltaDims, Quantization
@@ -35,13 +35,7 @@ needs_lmdeploy = pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs
 
 def qwen_of(transformers, family, rng):
     text = text_config(rng) | {"head_dim": 8, "attn_output_gate": True, "pad_token_id": 0}
-    keys = rng.choice([2, 4])
-    text |= {
-        "num_hidden_layers": rng.randrange(4, 10), "full_attention_interval": rng.choice([2, 4]),
-        "linear_num_key_heads": keys, "linear_num_value_heads": keys * rng.choice([1, 3]),
-        "linear_key_head_dim": rng.choice([4, 8]), "linear_value_head_dim": rng.choice([4, 8]),
-        "linear_conv_kernel_dim": rng.choice([3, 4]),
-    }  # fmt: skip
+    text |= delta_nets(rng) | {"num_hidden_layers": rng.randrange(4, 10)}
     if family == "Qwen3_5Moe":
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 7}
         text |= {"shared_expert_intermediate_size": 9}

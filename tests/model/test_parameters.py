@@ -181,6 +181,15 @@ def text_config(rng: random.Random, *, heads_divide: bool = True) -> dict[str, o
     }
 
 
+def delta_nets(rng: random.Random) -> dict[str, object]:
+    keys = rng.choice([2, 4])
+    return {
+        "linear_num_key_heads": keys, "linear_num_value_heads": keys * rng.choice([1, 3]),
+        "linear_key_head_dim": rng.choice([4, 8]), "linear_value_head_dim": rng.choice([4, 8]),
+        "linear_conv_kernel_dim": rng.choice([3, 4]), "full_attention_interval": rng.choice([2, 4]),
+    }  # fmt: skip
+
+
 def count(transformers, name: str, config) -> int:
     import torch
 
@@ -191,12 +200,13 @@ def count(transformers, name: str, config) -> int:
 
 FAMILIES = [
     "Llama", "Qwen2", "Qwen3", "Qwen2Moe", "Qwen3Moe", "Mixtral", "Mistral", "Phi3", "Gemma",
-    "Gemma2", "Gemma3", "Glm4", "GptOss", "Glm4Moe",
+    "Gemma2", "Gemma3", "Glm4", "GptOss", "Glm4Moe", "Qwen3Next",
 ]  # fmt: skip
 
 #: Whose heads may be of any width, and have biases or not.
 OWN_HEADS = {
     "Llama", "Qwen3", "Qwen3Moe", "Gemma", "Gemma2", "Gemma3", "Glm4", "GptOss", "Glm4Moe",
+    "Qwen3Next",
 }  # fmt: skip
 
 
@@ -209,32 +219,25 @@ def config_class(transformers, family):
 def test_text_models_equal_transformers_on_meta(transformers, family, seed):
     rng = random.Random(f"{family}{seed}")
     values = text_config(rng) | {"tie_word_embeddings": rng.random() < 0.5}
-    if family in {
-        "Llama",
-        "Qwen3",
-        "Qwen3Moe",
-        "Gemma",
-        "Gemma2",
-        "Gemma3",
-        "Glm4",
-        "GptOss",
-        "Glm4Moe",
-    }:
+    if family in OWN_HEADS:
         values |= {"head_dim": rng.choice([8, 12]), "attention_bias": rng.random() < 0.5}
     if family == "Llama":
         values["mlp_bias"] = rng.random() < 0.5
-    if "Moe" in family or family in {"Mixtral", "GptOss"}:
+    if "Moe" in family or family in {"Mixtral", "GptOss", "Qwen3Next"}:
         key = "num_local_experts" if family in {"Mixtral", "GptOss"} else "num_experts"
         key = "n_routed_experts" if family == "Glm4Moe" else key
         values[key] = rng.randrange(2, 5)
         values |= {"num_experts_per_tok": 2, "moe_intermediate_size": rng.randrange(3, 30)}
-    if family == "Qwen2Moe":
+    if family in {"Qwen2Moe", "Qwen3Next"}:
         values |= {"shared_expert_intermediate_size": rng.randrange(3, 30)}
+    if family == "Qwen3Next":
+        values |= delta_nets(rng) | {"num_hidden_layers": rng.randrange(4, 9)}
+    if family == "Qwen2Moe":
         values["qkv_bias"] = rng.random() < 0.5
     if family == "Glm4Moe":
         values |= {"n_shared_experts": rng.randrange(1, 3), "use_qk_norm": rng.random() < 0.5}
         values["first_k_dense_replace"] = rng.randrange(values["num_hidden_layers"])
-    if family == "Qwen3Moe" and values["num_hidden_layers"] > 1:
+    if family in {"Qwen3Moe", "Qwen3Next"} and values["num_hidden_layers"] > 1:
         values["mlp_only_layers"] = [0]
     config = config_class(transformers, family)(**values, pad_token_id=0)
     config.architectures = [f"{family}ForCausalLM"]

@@ -348,10 +348,10 @@ def test_unknown_repositories_and_revisions(online):
 
 
 def test_a_published_model_that_has_no_account(online):
-    config = LLAMA | {"architectures": ["Qwen3NextForCausalLM"]}
-    make(online.root / "qwen" / "Qwen3-Next-80B", config)
+    config = LLAMA | {"architectures": ["PhiMoEForCausalLM"]}
+    make(online.root / "microsoft" / "Phi-3.5-MoE", config)
     with pytest.raises(UsageError) as error:
-        resolve_model("qwen/Qwen3-Next-80B")
+        resolve_model("microsoft/Phi-3.5-MoE")
     assert "--backend pytorch" in error.value.hint
 
 

@@ -10,7 +10,7 @@ from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.plan import Settings, Workload
 from turbofit.machine.source import machine_from
 from turbofit.memory.pytorch.bound import engine_bound, units_met
-from turbofit.memory.pytorch.constraints import settings_problem, tp_problem
+from turbofit.memory.pytorch.constraints import settings_problem, state_problem, tp_problem
 from turbofit.memory.pytorch.environment import environment
 from turbofit.memory.pytorch.terms import capture_sizes
 from turbofit.model.source import resolve_model
@@ -35,6 +35,15 @@ from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 def test_tensor_parallel_degrees(name: str, tp: int, problem: str | None) -> None:
     said = tp_problem(resolve_model(name), tp)
     assert said is None if problem is None else said is not None and problem in said
+
+
+def test_states_in_bfloat16_alone() -> None:
+    model = resolve_model("qwen3-next-80b-a3b")
+    assert state_problem(model, Settings()) is None
+    assert "states" in str(state_problem(model, Settings(dtype="float16")))
+    assert state_problem(resolve_model("qwen3.5-4b"), Settings(dtype="float16")) is None
+    with pytest.raises(TurbofitError, match="on cards that have it: --dtype is float16"):
+        turbofit.plan("qwen3-next-80b-a3b", on="8xv100-32g")
 
 
 @pytest.mark.parametrize(

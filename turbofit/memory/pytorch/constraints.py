@@ -15,8 +15,7 @@ from turbofit.memory.shared_terms import capability_of
 
 __all__ = [
     "cache_problem", "checkpoint_problem", "communicator_problem", "draft_problem",
-    "missing_kernels",
-    "settings_problem", "tp_problem",
+    "missing_kernels", "settings_problem", "state_problem", "tp_problem",
 ]  # fmt: skip
 
 #: The first compute capability with fp8 in Triton.
@@ -34,6 +33,8 @@ _NO_REPEAT = frozenset(
 )
 #: Its tower deals out whole heads, unequally where they do not divide. Source: models/internvl.py.
 _UNEQUAL_HEADS = "internvit"
+#: Whose states are bfloat16, whatever the dtype.
+_BFLOAT_STATES = "Qwen3NextForCausalLM"
 #: The fewest tokens of a block that its kernels take. Source: messages.py, kernel_block_size.
 _LEAST_BLOCK = 16
 #: Tokens of a block, which LMDeploy stops without. Source: executor/base.py.
@@ -145,6 +146,19 @@ def draft_problem(settings: Settings) -> str | None:
         return (
             f"--model-format {settings.model_format} is taken for the draft's weights as well,"
             " which are of 16 bits"
+        )
+    return None
+
+
+def state_problem(model: Model, settings: Settings) -> str | None:
+    """States of another type than what is copied into them: the first prefill fails.
+
+    Source: configurations/qwen3_next.py, backends/cuda/causal_conv1d.py (``index_copy_``).
+    """
+    if model.text.architecture == _BFLOAT_STATES and settings.dtype != "bfloat16":
+        return (
+            f"LMDeploy 0.18 keeps the states of {model.name} in bfloat16, so that it runs in no"
+            f" other dtype, and on cards that have it: --dtype is {settings.dtype}"
         )
     return None
 

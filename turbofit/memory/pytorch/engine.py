@@ -53,6 +53,7 @@ class Pytorch(Engine):
         problem = problem or constraints.checkpoint_problem(launch.model, launch.settings)
         problem = problem or constraints.cache_problem(launch.model, launch.settings)
         problem = problem or constraints.draft_problem(launch.settings)
+        problem = problem or constraints.state_problem(launch.model, launch.settings)
         return problem or constraints.communicator_problem(launch.settings)
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:

@@ -53,7 +53,9 @@ _REMOTE_CODE: Final = frozenset(
 )
 
 #: Language models of whose account in Transformers nothing is known.
-_LMDEPLOY_ALONE: Final = frozenset({"GptOssForCausalLM", "Glm4MoeForCausalLM"})
+_LMDEPLOY_ALONE: Final = frozenset(
+    {"GptOssForCausalLM", "Glm4MoeForCausalLM", "Qwen3NextForCausalLM"}
+)
 
 #: Group sizes that TurboMind's 4-bit kernels take, and channels of a head of its Qwen encoders.
 _TURBOMIND_GROUPS: Final = {"awq": {128}, "gptq": {128}, "compressed-tensors": {32, 128}}
@@ -125,6 +127,9 @@ def _pytorch(model: Model) -> str | None:
     if model.architecture == "Llama4ForConditionalGeneration":
         # models/llama4.py takes every quantisation for an fp8 of its own.
         return f"turbofit has no account of Llama 4 in {quantization.method}: take 16 bits"
+    if model.architecture == "Qwen3NextForCausalLM":
+        # models/qwen3_next.py builds its delta nets without the config's quantisation.
+        return "LMDeploy 0.18's PyTorch engine reads Qwen3-Next's delta nets in 16 bits only"
     if quantization.method == "awq" and model.text.delta is not None:
         # models/qwen3_5.py packs its delta nets without asking what the config exempts.
         return "turbofit has no account of AWQ with gated delta nets: take fp8 or 16 bits"

@@ -88,6 +88,13 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
         "head_dim": 64, "max_position_embeddings": 131072, "num_experts": 128,
         "num_experts_per_tok": 4,
     },
+    "Qwen3NextForCausalLM": {
+        "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 5632,
+        "num_hidden_layers": 48, "num_attention_heads": 16, "num_key_value_heads": 2,
+        "head_dim": 256, "max_position_embeddings": 32768, "num_experts": 512,
+        "num_experts_per_tok": 10, "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 512, "hybrid": True,
+    },
     "DeepseekV2ForCausalLM": _LATENT,
     "DeepseekV3ForCausalLM": {
         **_LATENT, "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432,

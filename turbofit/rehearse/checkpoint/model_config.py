@@ -6,7 +6,12 @@ from typing import Any
 
 from turbofit.core.json_types import JsonObject
 from turbofit.core.model import MlaDims
-from turbofit.rehearse.checkpoint.dims import RehearsedExperts, RehearsedModel, RehearsedText
+from turbofit.rehearse.checkpoint.dims import (
+    RehearsedDelta,
+    RehearsedExperts,
+    RehearsedModel,
+    RehearsedText,
+)
 from turbofit.rehearse.checkpoint.tokenizer import special_tokens
 
 __all__ = ["config_of", "preprocessor_of"]
@@ -25,6 +30,7 @@ _LLM_ARCH = {
     "glm4_moe": "Glm4MoeForCausalLM",
     "qwen3_5": "Qwen3_5ForCausalLM",
     "qwen3_5_moe": "Qwen3_5MoeForCausalLM",
+    "qwen3_next": "Qwen3NextForCausalLM",
 }
 
 
@@ -71,6 +77,9 @@ def _text_config(t: RehearsedText, dtype: str) -> dict[str, Any]:
         config |= {"attention_bias": True, "sliding_window": 128, "rope_theta": 150000.0}
         kinds = ("sliding_attention", "full_attention")
         config["layer_types"] = [kinds[i % 2] for i in range(t.layers)]
+    if t.arch == "qwen3_next":
+        assert t.delta is not None
+        config |= _delta_config(t, t.delta) | {"partial_rotary_factor": 0.25}
     if t.arch == "internlm2":
         config["bias"] = False  # a key of its own class, as published checkpoints have it
     return config
@@ -87,6 +96,26 @@ def _experts_config(e: RehearsedExperts) -> dict[str, Any]:
         "decoder_sparse_step": 1,
         "mlp_only_layers": [],
         "norm_topk_prob": True,
+    }
+
+
+def _delta_config(t: RehearsedText, d: RehearsedDelta) -> dict[str, Any]:
+    """Gated delta nets.
+
+    Both keys say which layers have one: with one of them Transformers 5 drops the interval, which
+    LMDeploy reads of Qwen3-Next.
+    """
+    return {
+        "full_attention_interval": d.interval,
+        "layer_types": [
+            "linear_attention" if (i + 1) % d.interval else "full_attention"
+            for i in range(t.layers)
+        ],
+        "linear_num_key_heads": d.key_heads,
+        "linear_num_value_heads": d.value_heads,
+        "linear_key_head_dim": d.key_dim,
+        "linear_value_head_dim": d.value_dim,
+        "linear_conv_kernel_dim": d.kernel,
     }
 
 
@@ -294,18 +323,9 @@ def _qwen3_5_config(model: RehearsedModel) -> dict[str, Any]:
     text = config["text_config"] | {
         "model_type": f"qwen3_5{moe}_text",
         "attn_output_gate": True,
-        "full_attention_interval": d.interval,
-        "layer_types": [
-            "linear_attention" if (i + 1) % d.interval else "full_attention"
-            for i in range(t.layers)
-        ],
-        "linear_num_key_heads": d.key_heads,
-        "linear_num_value_heads": d.value_heads,
-        "linear_key_head_dim": d.key_dim,
-        "linear_value_head_dim": d.value_dim,
-        "linear_conv_kernel_dim": d.kernel,
         "rope_parameters": rope,
     }
+    text |= _delta_config(t, d)
     for key in ("rope_scaling", "rope_theta"):
         text.pop(key)
     vision = config["vision_config"] | {"model_type": f"qwen3_5{moe}"}

@@ -13,6 +13,7 @@ _Stored = tuple[Callable[..., Iterator[Entry]], str]
 _DTYPE = {"bfloat16": "BF16", "float16": "F16"}
 _GROUP = 128
 _MX_GROUP = 32
+_NEXT = "qwen3_next"
 
 
 def _linear(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
@@ -82,7 +83,7 @@ def _experts(at: str, names: _Names, t: RehearsedText, stored: _Stored) -> Itera
         yield f"{at}gate.e_score_correction_bias", "F32", (t.experts.count,)
     for e in range(t.experts.count):
         yield from _ffn(f"{at}experts.{e}.", names, (t.hidden, t.experts.inter), stored)
-    if t.experts.shared:
+    if t.experts.shared and t.delta is None:
         yield from _ffn(f"{at}shared_experts.", names, (t.hidden, t.experts.shared), stored)
 
 
@@ -289,12 +290,12 @@ def _qwen3_vl_names(entries: Iterator[Entry], t: RehearsedText) -> Iterator[Entr
             yield f"{before}.experts.down_proj", dtype, (e.count, e.inter, t.hidden)
 
 
-def _qwen3_5(t: RehearsedText, stored: _Stored) -> Iterator[Entry]:
-    """Qwen3.5: delta nets in most layers, gated attention in the others.
+def _hybrid(t: RehearsedText, pre: str, stored: _Stored) -> Iterator[Entry]:
+    """Qwen3.5 and Qwen3-Next: delta nets in most layers, gated attention in the others.
 
     Of a quantised one the two gates' projections stay as they are: they have too few outputs.
     """
-    (linear, dtype), d, pre = stored, t.delta, "model.language_model."
+    (linear, dtype), d = stored, t.delta
     assert d is not None
     yield f"{pre}embed_tokens.weight", dtype, (t.vocab, t.hidden)
     for i in range(t.layers):
@@ -308,7 +309,7 @@ def _qwen3_5(t: RehearsedText, stored: _Stored) -> Iterator[Entry]:
             yield from linear(f"{at}self_attn.o_proj", t.hidden, t.heads * t.dim, dtype)
             yield from _norm(f"{at}self_attn.q_norm", t.dim, dtype)
             yield from _norm(f"{at}self_attn.k_norm", t.dim, dtype)
-        yield from _qwen3_5_mlp(f"{at}mlp.", t, stored)
+        yield from _hybrid_mlp(f"{at}mlp.", t, stored)
         yield from _norm(f"{at}input_layernorm", t.hidden, dtype)
         yield from _norm(f"{at}post_attention_layernorm", t.hidden, dtype)
     yield from _norm(f"{pre}norm", t.hidden, dtype)
@@ -320,10 +321,14 @@ def _delta(at: str, t: RehearsedText, stored: _Stored) -> Iterator[Entry]:
     d, (linear, dtype) = t.delta, stored
     assert d is not None
     keys, values = d.key_heads * d.key_dim, d.value_heads * d.value_dim
-    yield from linear(f"{at}in_proj_qkv", 2 * keys + values, t.hidden, dtype)
-    yield from linear(f"{at}in_proj_z", values, t.hidden, dtype)
-    yield from _linear(f"{at}in_proj_b", d.value_heads, t.hidden, dtype)
-    yield from _linear(f"{at}in_proj_a", d.value_heads, t.hidden, dtype)
+    if t.arch == _NEXT:
+        yield from linear(f"{at}in_proj_qkvz", 2 * (keys + values), t.hidden, dtype)
+        yield from _linear(f"{at}in_proj_ba", 2 * d.value_heads, t.hidden, dtype)
+    else:
+        yield from linear(f"{at}in_proj_qkv", 2 * keys + values, t.hidden, dtype)
+        yield from linear(f"{at}in_proj_z", values, t.hidden, dtype)
+        yield from _linear(f"{at}in_proj_b", d.value_heads, t.hidden, dtype)
+        yield from _linear(f"{at}in_proj_a", d.value_heads, t.hidden, dtype)
     yield from linear(f"{at}out_proj", t.hidden, values, dtype)
     yield f"{at}A_log", dtype, (d.value_heads,)
     yield f"{at}dt_bias", dtype, (d.value_heads,)
@@ -331,13 +336,13 @@ def _delta(at: str, t: RehearsedText, stored: _Stored) -> Iterator[Entry]:
     yield from _norm(f"{at}norm", d.value_dim, dtype)
 
 
-def _qwen3_5_mlp(at: str, t: RehearsedText, stored: _Stored) -> Iterator[Entry]:
-    """A dense network, or experts: two tensors a layer at 16 bits, one network each else."""
+def _hybrid_mlp(at: str, t: RehearsedText, stored: _Stored) -> Iterator[Entry]:
+    """A dense network, or experts: Qwen3.5's are two tensors a layer at 16 bits."""
     e, dtype = t.experts, stored[1]
     if e is None:
         yield from _ffn(at, _GATED, (t.hidden, t.inter), stored)
         return
-    if stored[0] is _linear:
+    if stored[0] is _linear and t.arch != _NEXT:
         yield from _linear(f"{at}gate", e.count, t.hidden, dtype)
         yield f"{at}experts.gate_up_proj", dtype, (e.count, 2 * e.inter, t.hidden)
         yield f"{at}experts.down_proj", dtype, (e.count, t.hidden, e.inter)
@@ -361,9 +366,11 @@ def tensors(model: RehearsedModel) -> Iterator[Entry]:
 def _tensors(model: RehearsedModel) -> Iterator[Entry]:
     dtype = _DTYPE[model.dtype]
     stored = (_LINEARS[model.packing], dtype)
-    if model.text.delta is not None and model.vision is not None:
-        yield from _qwen3_5(model.text, stored)
-        yield from _qwen3_vit(model.vision, model.text.hidden, dtype)
+    if model.text.delta is not None:
+        inner = "language_model." if model.vision else ""
+        yield from _hybrid(model.text, f"model.{inner}", stored)
+        if model.vision is not None:
+            yield from _qwen3_vit(model.vision, model.text.hidden, dtype)
         return
     internvl = model.vision is not None and model.vision.kind in _TOWERS
     decoders: dict[str, Callable[..., Iterator[Entry]]] = {

@@ -30,11 +30,12 @@ _DECODERS = {
     "Glm4MoeForCausalLM": "glm4_moe",
     "Qwen3_5ForCausalLM": "qwen3_5",
     "Qwen3_5MoeForCausalLM": "qwen3_5_moe",
+    "Qwen3NextForCausalLM": "qwen3_next",
 }
 #: LMDeploy pytorch/nn/gated_delta.py and pytorch/kernels/cuda/gated_delta_rule.py.
 _DELTA_NETS = (
     "its gated delta nets run kernels of fla and TileLang under torch, which are compiled and tuned"
-    " on the card, and no rehearsal has followed them yet"
+    " on the card"
 )
 #: Why there is none, where LMDeploy runs the family. Of Llama 4 even Scout is 202 GiB of weights;
 #: each rank loads a layer's experts as one tensor, 16 x 5120 x 16384 values of 16 bits.
@@ -165,7 +166,7 @@ def checkpoint_for(
     Args:
         model: what is rehearsed.
         folder: where a twin is made.
-        torch: the engine runs under torch.
+        torch: the engine runs under torch, and nothing stands in for the kernels of delta nets.
         draft: what drafts for it, perhaps from layers of the same checkpoint.
 
     Raises:
@@ -177,7 +178,7 @@ def checkpoint_for(
     if torch and model.text.delta is not None:
         raise UsageError(
             f"no stand-in checkpoint is made for {model.text.architecture}: {_DELTA_NETS}",
-            hint="give the folder of its checkpoint, or rehearse it with --engine turbomind",
+            hint="give the folder of its checkpoint, or rehearse a plan for it: turbofit rehearse",
         )
     twin = twin_of(model)
     if draft is not None and not draft.apart:

@@ -33,7 +33,7 @@ from turbofit.rehearse.mixes import let_through
 from turbofit.rehearse.moments import torch_moments
 from turbofit.rehearse.torch.torch_image_overlap import ServerRoom
 from turbofit.rehearse.torch.torch_report import NOT_KNOWN, torch_report
-from turbofit.rehearse.torch.torch_run import need_packages, run_torch
+from turbofit.rehearse.torch.torch_run import need_kernels, need_packages, run_torch
 from turbofit.rehearse.torch.torch_spec import TorchCase, TorchSpec
 from turbofit.rehearse.torch.torch_worst import rehearsed_size, torch_cases
 
@@ -78,6 +78,7 @@ def planned_document(plan: Plan, group: int = 0) -> Document:
     """
     ray = plan.settings.tp > 1 and plan.settings.distributed_executor_backend in (None, "ray")
     versions = need_packages("pytorch", ray=ray)
+    need_kernels(plan.model.text)
     with tempfile.TemporaryDirectory(prefix="turbofit-rehearsal-") as scratch:
         seen = run_torch(planned_spec(plan, Path(scratch)), planned_scenario(plan, group))
     return torch_report(seen, versions, {})
@@ -91,7 +92,7 @@ def planned_spec(plan: Plan, scratch: Path) -> TorchSpec:
     """
     # Chat templates are chosen by the folder's name, so the twin keeps the model's.
     model, draft = _limited(plan), plan.settings.draft
-    folder = checkpoint_for(model, scratch / plan.model.name, torch=True, draft=draft)
+    folder = checkpoint_for(model, scratch / plan.model.name, draft=draft)
     settings = {k: v for k, v in plan.lmdeploy_settings().items() if v is not None}
     environ = environment(plan.settings, plan.model)
     speculative = speculative_of(draft, model, scratch)

@@ -20,7 +20,7 @@ from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.rehearse.torch.torch_drivers import DRIVERS
 from turbofit.rehearse.torch.torch_image_overlap import ServerRoom
 from turbofit.rehearse.torch.torch_report import torch_report
-from turbofit.rehearse.torch.torch_run import need_packages, run_torch
+from turbofit.rehearse.torch.torch_run import need_kernels, need_packages, run_torch
 from turbofit.rehearse.torch.torch_spec import TorchCase, TorchSpec
 from turbofit.rehearse.torch.torch_worst import rehearsed_size, torch_cases
 
@@ -130,7 +130,10 @@ def _model(request: TorchRehearsal, scratch: Path) -> tuple[str, ImageRule | Non
         text = (folder / "config.json").read_text(encoding="utf-8", errors="replace")
         return folder.name, None, '"vision_config"' in text, folder.resolve()
     # Chat templates are chosen by the folder's name, so the twin keeps the model's.
-    folder = checkpoint_for(model, scratch / model.name, torch=True).resolve()
+    batches = DRIVERS[request.engine].batches
+    if batches:
+        need_kernels(model.text)
+    folder = checkpoint_for(model, scratch / model.name, torch=not batches).resolve()
     text_only = bool(request.settings.get("language_model_only"))
     return model.name, model.image_rule, model.vision is not None and not text_only, folder
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from turbofit.core.errors import PackageError, UsageError
+from turbofit.core.model import TextDims
 from turbofit.pretend.documents import dumped
 from turbofit.pretend.environment import CHANGING, cuda_site, find_turbofit, put_first
 from turbofit.pretend.run import FinishedRun, run_pretend
@@ -28,7 +29,9 @@ from turbofit.rehearse.torch.torch_spec import TorchSpec
 from turbofit.rehearse.turbomind.notes import read_notes
 from turbofit.rehearse.turbomind.run import new_folder
 
-__all__ = ["KEPT", "EndedRehearsal", "need_packages", "run_torch", "torch_environment"]
+__all__ = [
+    "KEPT", "EndedRehearsal", "need_kernels", "need_packages", "run_torch", "torch_environment",
+]  # fmt: skip
 
 #: Variables that change what an engine allocates, Ray's too: a rehearsal is of its settings only.
 _DROPPED: Final = (*CHANGING, "RAY_")
@@ -97,6 +100,20 @@ def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return versions
+
+
+def need_kernels(text: TextDims) -> None:
+    """Kernels of gated delta nets, which LMDeploy requires and imports of such a model alone.
+
+    Raises:
+        PackageError: they are not there.
+    """
+    if text.delta is not None and importlib.util.find_spec("fla") is None:
+        raise PackageError(
+            f"fla is not installed beside turbofit: rehearsing {text.architecture} runs its"
+            " kernels",
+            hint="pip install flash-linear-attention",
+        )
 
 
 def run_torch(spec: TorchSpec, scenario: Scenario, keep: Path | None = None) -> EndedRehearsal:

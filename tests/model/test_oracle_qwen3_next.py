@@ -1,0 +1,150 @@
+"""Qwen3-Next against LMDeploy's own class: parameters, states and blocks; what it refuses."""
+
+from __future__ import annotations
+
+import json
+import random
+from importlib.util import find_spec
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import pytest
+from msgspec.structs import replace
+
+from tests.model.test_oracle_names import written
+from tests.model.test_oracle_pytorch_engine import engine_parameters  # noqa: F401 - a fixture
+from tests.model.test_parameters import delta_nets, text_config
+from turbofit.core.model import Quantization
+from turbofit.core.plan import Settings
+from turbofit.memory.pytorch.cache import block_bytes, state_bytes, state_slots
+from turbofit.model.families.engines import engine_problem
+from turbofit.model.presets import preset_model
+from turbofit.model.source import resolve_model
+from turbofit.rehearse.checkpoint.header_only import write_header, write_model
+from turbofit.rehearse.checkpoint.tensors import tensors
+from turbofit.rehearse.checkpoint.twin import twin_of
+
+NAME = "Qwen3NextForCausalLM"
+lmdeploy = pytest.mark.lmdeploy
+needs_lmdeploy = pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
+
+
+def next_of(transformers, seed):
+    rng = random.Random(seed)
+    values = text_config(rng) | delta_nets(rng) | {"num_hidden_layers": 8, "head_dim": 8}
+    values |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 7}
+    values |= {"shared_expert_intermediate_size": 9, "bos_token_id": 0, "eos_token_id": 1}
+    config = transformers.Qwen3NextConfig(**values, pad_token_id=0)
+    config.architectures = [NAME]
+    # Which Transformers 5 drops where it made layer_types of it.
+    config.full_attention_interval = values["full_attention_interval"]
+    return config
+
+
+def test_the_preset_is_what_the_hub_counts_without_its_draft():
+    """81,324,862,720 parameters; the draft is a layer with attention, and a projection."""
+    model = preset_model("qwen3-next-80b-a3b")
+    text, moe = model.text, model.text.moe
+    query, key = text.heads * text.head_dim, text.kv_heads * text.head_dim
+    attention = text.hidden * (3 * query + 2 * key) + 2 * text.head_dim
+    expert = 3 * text.hidden * moe.intermediate
+    experts = (moe.experts + 1) * (expert + text.hidden)
+    projection, norms = 2 * text.hidden**2, 5 * text.hidden
+    assert 81_324_862_720 - (attention + experts + projection + norms) == model.parameters
+
+
+def test_which_engine_runs_it():
+    model = preset_model("qwen3-next-80b-a3b")
+    assert engine_problem(model, "pytorch") is None
+    assert "does not run Qwen3NextForCausalLM" in engine_problem(model, "turbomind")
+    assert "no account" in engine_problem(model, "transformers")
+    for method, group in (("awq", 128), ("fp8", 128)):
+        stored = Quantization(method=method, bits=8, group_size=group)
+        assert "16 bits only" in engine_problem(replace(model, quantization=stored), "pytorch")
+
+
+def test_a_checkpoint_is_read_whole(tmp_path):
+    """Its draft of further tokens is no surplus."""
+    model = preset_model("qwen3-next-80b-a3b")
+    text = model.text
+    text = replace(
+        text, layers=4, moe=replace(text.moe, layers=4), delta=replace(text.delta, layers=3)
+    )
+    twin = twin_of(replace(model, text=text))
+    folder = write_model(twin, tmp_path / "m")
+    (folder / "model.safetensors.index.json").unlink()
+    for part in folder.glob("model*.safetensors"):
+        part.unlink()
+    draft = [("mtp.fc.weight", "BF16", (2048, 4096)), ("mtp.norm.weight", "BF16", (2048,))]
+    write_header(folder / "model.safetensors", [*tensors(twin), *draft])
+    read = resolve_model(str(folder))
+    assert (read.text, read.warnings) == (text, ())
+    assert read.weight_bytes == 2 * read.parameters
+
+
+@lmdeploy
+@needs_lmdeploy
+class TestLmdeploy:
+    @pytest.mark.parametrize("seed", range(3))
+    def test_model_is_built_whole(
+        self, transformers, engine_parameters, tmp_path, monkeypatch, seed  # noqa: F811
+    ):  # fmt: skip
+        import torch
+        from lmdeploy.pytorch.backends.cuda.op_backend import CudaOpsBackend
+
+        def norm(hidden, eps=0.0, activation="", **kwargs):  # fla's is for a GPU alone
+            return torch.nn.RMSNorm(hidden, **kwargs)
+
+        def unbuilt(*_, **__):
+            op = MagicMock()
+            del op.build_expert_storage  # of expert parallelism alone
+            return op
+
+        monkeypatch.setattr("lmdeploy.pytorch.models.qwen3_next.build_rmsnorm_gated", norm)
+        monkeypatch.setattr(CudaOpsBackend, "build_op", classmethod(unbuilt))
+        config = next_of(transformers, seed)
+        config.mlp_only_layers = [seed]
+        written(transformers, config, tmp_path / "m")
+        model = resolve_model(str(tmp_path / "m"))
+        assert model.text.moe.layers == 7
+        assert engine_parameters(tmp_path / "m") == model.parameters
+
+    @pytest.mark.parametrize("tp", [1, 2])
+    @pytest.mark.parametrize("seed", range(3))
+    def test_states_and_blocks_are_the_engines(self, transformers, tmp_path, seed, tp):
+        from lmdeploy.pytorch.config import CacheConfig
+        from lmdeploy.pytorch.configurations.qwen3_next import Qwen3NextModelConfigBuilder
+        from lmdeploy.pytorch.engine.executor.base import ExecutorBase
+
+        config = next_of(transformers, seed)
+        written(transformers, config, tmp_path / "m")
+        text = resolve_model(str(tmp_path / "m")).text
+        made = Qwen3NextModelConfigBuilder.build(config, tp=tp)
+        assert made.num_layers == text.attention_layers
+        settings = Settings(tp=tp, max_batch_size=6)
+        cache = CacheConfig(
+            max_batches=6, block_size=64, num_cpu_blocks=0, num_gpu_blocks=0,
+            states_shapes=made.states_shapes,
+        )  # fmt: skip
+        executor = SimpleNamespace(cache_config=cache, model_config=made)
+        assert ExecutorBase._get_state_cache_mem(executor) == state_bytes(text, settings)
+        assert cache.num_state_caches == state_slots(settings)
+        each = block_bytes(replace(text, layers=1, delta=None), settings)
+        assert block_bytes(text, settings) == made.num_layers * each
+
+    def test_a_config_as_published_does_not_start_with_transformers_5(self, transformers, tmp_path):
+        """What known-bad.yaml says; with layer_types beside it, the interval stays."""
+        from lmdeploy.hf_configs import config_from_pretrained
+        from lmdeploy.pytorch.configurations.qwen3_next import Qwen3NextModelConfigBuilder
+
+        published = {"architectures": [NAME], "model_type": "qwen3_next", "bos_token_id": 0}
+        published |= {"eos_token_id": 1, "num_hidden_layers": 4, "full_attention_interval": 4}
+        kinds = ["linear_attention"] * 3 + ["full_attention"]
+        for added, starts in (({}, transformers.__version__[0] < "5"), ({"layer_types": kinds}, 1)):
+            (tmp_path / "config.json").write_text(json.dumps(published | added))
+            config = config_from_pretrained(str(tmp_path), trust_remote_code=False)
+            if starts:
+                assert Qwen3NextModelConfigBuilder.build(config).num_layers == 1
+                continue
+            with pytest.raises(AttributeError, match="full_attention_interval"):
+                Qwen3NextModelConfigBuilder.build(config)

@@ -1,0 +1,81 @@
+"""Gated delta nets of LMDeploy's PyTorch engine on a pretend machine, in each of its processes.
+
+fla's kernels are Triton's and run as they are. How many chunks a prefill has fla asks of the card,
+which computes nothing: the answer is the most that its tokens and sequences can make. Each kernel
+tries two of its variants instead of up to 60, whose compilation would take minutes. TileLang's
+kernels are stand-ins (``torch_inside/tilelang``).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+__all__ = ["follow", "most_chunks"]
+
+_CHUNK: Final = 64
+_INDICES: Final = "prepare_chunk_indices"
+_VARIANTS: Final = 2
+
+
+def most_chunks(tokens: int, sequences: int, chunk: int = _CHUNK) -> int:
+    """Chunks of a prefill at most: each sequence ends in one of its own."""
+    return sequences + max(0, tokens - sequences) // chunk
+
+
+def follow() -> None:
+    """Answers for the card in this process, from the first forward on."""
+    from lmdeploy.pytorch.backends.cuda import gated_delta_rule as rule
+
+    module: Any = rule
+    updater: Any = module.GatedDeltaStepMetaUpdater
+    update, indices = updater.update, _Indices()
+
+    def updated(self: Any, step_context: Any, sequence_metadata: Any) -> None:
+        indices.tokens = step_context.input_ids.numel()
+        update(self, step_context, sequence_metadata)
+
+    def prepared(cu_seqlens: Any) -> None:
+        _replace(indices)
+        indices(cu_seqlens, _CHUNK)
+
+    updater.update = updated
+    module.prepare_chunked_gated_delta_rule = prepared
+
+
+class _Indices:
+    """In place of fla's function: sequence and number of each chunk, as zeros, once a forward."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._made: tuple[Any, int, Any] | None = None
+
+    def __call__(self, cu_seqlens: Any, chunk_size: int, *_: Any, **__: Any) -> Any:
+        import torch
+
+        chunks = most_chunks(self.tokens, cu_seqlens.numel() - 1, chunk_size)
+        if self._made is None or self._made[0] is not cu_seqlens or self._made[1] != chunks:
+            zeros: Callable[..., Any] = torch.zeros
+            made = zeros((chunks, 2), dtype=cu_seqlens.dtype, device=cu_seqlens.device)
+            self._made = (cu_seqlens, chunks, made)
+        return self._made[2]
+
+
+def _replace(indices: _Indices) -> None:
+    """Puts it wherever a module of fla has imported the function; once."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("fla.") and getattr(module, _INDICES, indices) is not indices:
+            setattr(module, _INDICES, indices)
+            _fewer_variants(module)
+
+
+def _fewer_variants(module: Any) -> None:
+    """Of each kernel, whatever wraps what is tuned."""
+    wrapped = list(vars(module).values())
+    while wrapped:
+        configs = [getattr(one, "configs", None) for one in wrapped]
+        for found in configs:
+            if isinstance(found, list):
+                del found[_VARIANTS:]
+        wrapped = [one.fn for one in wrapped if getattr(one, "fn", None) is not None]
