@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 
@@ -71,6 +72,33 @@ class TestLmdeploysRegistries:
             check_trans_version()
         assert any(">=4.56.0" in need for need in requires("lmdeploy") or ())
 
+    def test_minicpm_v_takes_no_image_to_its_engine(self) -> None:
+        """Its front end fails at each image, and the engine's class would not read any."""
+        import torch
+        from lmdeploy.pytorch.models.minicpmv26 import MiniCPMVForCausalLM
+        from lmdeploy.vl.model.minicpmv import MiniCPMVModel
+
+        class Processor:
+            max_slice_nums, use_image_id = 9, True
+
+            def __call__(self, image, max_slice_nums):
+                sizes = torch.tensor([1, 1])
+                return {"pixel_values": [[torch.zeros(3, 14, 14)]], "tgt_sizes": [[sizes]]}
+
+            def get_sliced_grid(self, image_size, max_slice_nums):
+                return None
+
+        front = MiniCPMVModel.__new__(MiniCPMVModel)
+        front.version, front.image_token_id, front.image_processor = "2.6", 0, Processor()
+        front._preprocess_func = front._preprocess_v2_6
+        template = SimpleNamespace(messages2prompt=lambda messages, **_: messages[0]["content"])
+        image = SimpleNamespace(size=(14, 14))
+        content = [{"type": "text", "text": "a"}, {"type": "image", "data": image}]
+        messages = front.preprocess([{"role": "user", "content": content}])
+        with pytest.raises(AssertionError):
+            front.to_pytorch(messages, template, None)
+        assert not hasattr(MiniCPMVForCausalLM, "get_input_processor")
+
 
 def test_no_architecture_is_planned_and_refused_or_refused_twice() -> None:
     names = [name for one in unplanned() for name in one.architectures]
@@ -93,8 +121,8 @@ def test_each_has_a_reason_of_its_own_and_something_to_do(family) -> None:
 @pytest.mark.parametrize(
     ("typed", "message", "hint"),
     [
-        ("MiniCPM-V-2_6", "account for MiniCPM-V yet", "by hand"),
-        ("openbmb/MiniCPM-V-4_5", "MiniCPM-V 2.6 alone", "vLLM"),
+        ("MiniCPM-V-2_6", "every image ends in", "vLLM runs it"),
+        ("openbmb/MiniCPM-V-4_5", "other versions have no class", "vLLM"),
         ("MiniCPM-o-2_6", "does not run MiniCPM-o", "vLLM runs it"),
         ("pixtral", "does not run Pixtral", "vLLM runs it"),
         ("mistral-community/pixtral-12b", "does not run Pixtral", "vLLM runs it"),
