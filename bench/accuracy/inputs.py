@@ -55,7 +55,7 @@ def inputs_of(row: Row) -> Inputs:
     assumed: list[str] = []
     version = _version(row, entry, assumed)
     model = model_of(row)
-    part = without_account(model.text, version)
+    part = without_account(model, version)
     if part and model.text.delta is None:  # of which the reference's account is scored
         raise MissingError(f"an account of {part} with LMDeploy {version}")
     machine = machine_of(row, assumed)

@@ -47,6 +47,12 @@ _EXPERTS: Final = {
 }  # fmt: skip
 _HALVES: Final = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 _GLM_TOKENS: Final = ("<|image|>", "<|video|>", "<|begin_of_video|>", "<|end_of_video|>")
+_OMNI_TOKENS: Final = ("<|audio_start|>", "<|audio_end|>", "<|audio_pad|>")
+_OMNI_ROLES: Final = {
+    "image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "audio_token": "<|audio_pad|>",
+    "vision_bos_token": "<|vision_start|>", "vision_eos_token": "<|vision_end|>",
+    "audio_bos_token": "<|audio_start|>", "audio_eos_token": "<|audio_end|>",
+}  # fmt: skip
 _GEMMA_TOKENS: Final = ("<image_soft_token>", "<start_of_image>", "<end_of_image>")
 _LLAMA_TOKENS: Final = (
     "<|image|>", "<|image_start|>", "<|image_end|>", "<|patch|>", "<|tile_x_separator|>",
@@ -120,6 +126,42 @@ def qwen3_5(folder: Path, *, experts: bool = False) -> Path:
         "vision_config": {**_QWEN3_VISION, "deepstack_visual_indexes": [], "model_type": kind},
     }  # fmt: skip
     return _write(folder, config, "Qwen3VL", _qwen3_processor())
+
+
+def qwen3_omni(folder: Path) -> Path:
+    """Qwen3-Omni's thinker, as published without its talker."""
+    kind = "qwen3_omni_moe"
+    scaling = {"interleaved": True, "mrope_interleaved": True, "mrope_section": [24, 20, 20]}
+    scaling |= {"rope_type": "default", "type": "default"}
+    text = {key: value for key, value in _QWEN_TEXT.items() if not key.endswith("os_token_id")}
+    text |= {**_EXPERTS, "model_type": f"{kind}_text", "rope_scaling": scaling}
+    ids = {f"{role}_token_id": 264 + i for i, role in enumerate(("audio_start", "audio_end"))}
+    thinker = {
+        **_QWEN_IDS, **ids, "audio_token_id": 266, "model_type": f"{kind}_thinker",
+        "dtype": "bfloat16", "position_id_per_seconds": 13, "text_config": text,
+        "vision_config": {
+            **_QWEN3_VISION, "model_type": f"{kind}_vision_encoder", "image_size": 768,
+        },
+        "audio_config": {
+            "model_type": f"{kind}_audio_encoder", "d_model": 64, "encoder_layers": 2,
+            "encoder_attention_heads": 1, "encoder_ffn_dim": 128, "num_mel_bins": 128,
+            "output_dim": 256, "downsample_hidden_size": 16, "max_source_positions": 1500,
+        },
+    }  # fmt: skip
+    config = {
+        "architectures": ["Qwen3OmniMoeForConditionalGeneration"], "model_type": kind,
+        "enable_audio_output": False, "thinker_config": thinker,
+    }  # fmt: skip
+    processor = {
+        "image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136,
+        "max_pixels": 12845056, "patch_size": 16, "temporal_patch_size": 2, "merge_size": 2,
+        "feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 128, **_HALVES,
+    }  # fmt: skip
+    made = _write(folder, config, "Qwen3OmniMoe", processor, _OMNI_TOKENS)
+    path = made / "tokenizer_config.json"
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps({**written, "extra_special_tokens": _OMNI_ROLES, **_OMNI_ROLES}))
+    return made
 
 
 def glm4_1v(folder: Path) -> Path:
@@ -269,6 +311,7 @@ CHECKPOINTS: Final[dict[str, Maker]] = {
     "Qwen3VLMoeForConditionalGeneration": lambda folder: qwen3_vl(folder, experts=True),
     "Qwen3_5ForConditionalGeneration": qwen3_5,
     "Qwen3_5MoeForConditionalGeneration": lambda folder: qwen3_5(folder, experts=True),
+    "Qwen3OmniMoeForConditionalGeneration": qwen3_omni,
     "Glm4vForConditionalGeneration": glm4_1v,
     "LlavaForConditionalGeneration": make_llava,
     "LlavaNextForConditionalGeneration": lambda folder: make_llava(folder, "llava_next"),

@@ -38,6 +38,7 @@ _UNIT: Final = {
     "Qwen3VLMoeForConditionalGeneration": 2 * 3 * 16 * 16,
     "Qwen3_5ForConditionalGeneration": 2 * 3 * 16 * 16,
     "Qwen3_5MoeForConditionalGeneration": 2 * 3 * 16 * 16,
+    "Qwen3OmniMoeForConditionalGeneration": 2 * 3 * 16 * 16,
     "Glm4vForConditionalGeneration": 2 * 3 * 14 * 14,
     "CogVLMForCausalLM": 3 * 490 * 490,
     "ChatGLMModel": 3 * 1120 * 1120,

@@ -126,6 +126,8 @@ ROWS = (
     Row("qwen3-next-80b-a3b", "1xa100-40g", None, {"max_batch_size": 32}, layers=4),
     Row("qwen3-next-80b-a3b", "1xa100-80g", 0, {"max_batch_size": 128}, layers=4),
     Row("qwen3.5-35b-a3b", "1xa100-40g", None, {"max_batch_size": 32}, layers=4),
+    # Qwen3-Omni: its decoder's first three layers are given features of the tower
+    Row("qwen3-omni-30b-a3b", "1xrtx3090", layers=4),
     *_both("qwen2-vl-2b", "2xrtx3060", tp=2),
     *_both("qwen2-vl-7b", "2xrtx3090", tp=2),
     Row("internvl3-8b-hf", "2xrtx3060", None, {"tp": 2}),

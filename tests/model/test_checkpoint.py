@@ -458,11 +458,17 @@ VISION_PARTS = {
 }  # fmt: skip
 
 
+THINKER = {
+    "text_config": {**LLAMA, "num_key_value_heads": 2, "num_attention_heads": 2},
+    "vision_config": OUT, "audio_config": {"output_dim": 256},
+}  # fmt: skip
+
+
 @settings(max_examples=600, deadline=None)
 @given(
     st.sampled_from(ARCHITECTURES),
     st.dictionaries(st.sampled_from(KEYS), values, max_size=5),
-    st.sampled_from(["", "text_config", "llm_config", "vision_config"]),
+    st.sampled_from(["", "text_config", "llm_config", "vision_config", "thinker_config"]),
     values,
     values,
 )
@@ -473,6 +479,7 @@ def test_fuzzed_configs_raise_nothing_else(architecture, change, part, processor
         "embd_layer": PHI_EMBEDDING,
         "img_processor": {"model_name": "openai/clip-vit-large-patch14-336"},
         "vision_config": VISION_PARTS.get(architecture, {}), "kv_channels": 32,
+        "thinker_config": THINKER,
         "mm_tokens_per_image": 256 if architecture != "Gemma3ForConditionalGeneration" else 4,
     }  # fmt: skip
     if part and isinstance(config.get(part), dict):

@@ -15,7 +15,14 @@ from turbofit.core.images import PatchRule, VideoRule
 from turbofit.model.checkpoint import Origin, Weights, read_checkpoint
 from turbofit.model.families.engines import engine_problem
 
-BOUNDS = [(65536, 16_777_216), (12_544, 9_633_792), (2048, 4096), (900_000, 1_000_000), (2, 60_000)]
+BOUNDS = [
+    (65536, 16_777_216),
+    (12_544, 9_633_792),
+    (2048, 4096),
+    (900_000, 1_000_000),
+    (2, 60_000),
+    (3136, 12_845_056),
+]
 
 
 @pytest.mark.parametrize(("smallest", "largest"), BOUNDS)

@@ -59,6 +59,8 @@ KNOWN = {
     "qwen3-vl-4b": 4_437_815_808,
     "qwen3-vl-8b": 8_767_123_696,
     "qwen3-vl-30b-a3b": 31_070_754_032,
+    "qwen3-omni-30b-a3b": 31_719_205_488,
+    "qwen3-omni-30b-a3b-thinking": 31_719_205_488,
     "gpt-oss-20b": 20_914_757_184,
     "gpt-oss-120b": 116_829_156_672,
     # 110,468,824,832 and 358,337,791,296 are published with the draft's layer.

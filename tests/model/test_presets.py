@@ -26,8 +26,9 @@ ENGINES = ("turbomind", "pytorch", "transformers")
 #: Units of the largest image that published checkpoints of a kind take.
 WORST = {
     "internvit": {13}, "qwen2vit": {65_536, 8_192}, "qwen2_5vit": {65_536}, "clip": {1, 5},
-    "siglip": {37}, "eva_clip": {1}, "eva_clip_glm": {1}, "mllama": {4}, "qwen3vit": {65_536},
-    "glm4v": {24_576}, "phi3v": {5}, "gemma3": {1}, "llama4": {17}, "idefics3": {17},
+    "siglip": {37}, "eva_clip": {1}, "eva_clip_glm": {1}, "mllama": {4},
+    "qwen3vit": {65_536, 50_176}, "glm4v": {24_576}, "phi3v": {5}, "gemma3": {1}, "llama4": {17},
+    "idefics3": {17},
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from turbofit.core.struct import Struct
 
 __all__ = [
     "DTYPE_BYTES",
+    "AudioDims",
     "DeltaDims",
     "MlaDims",
     "Model",
@@ -146,6 +147,22 @@ VisionKind = Literal[
 ]
 
 
+class AudioDims(Struct):
+    """Dimensions of a tower for sound, loaded beside the vision tower whether or not it is used.
+
+    Three convolutions of ``channels`` shrink ``mel_bins``; ``positions`` are kept at 32 bits, and
+    are no part of the checkpoint.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+    channels: int
+    mel_bins: int
+    positions: int
+
+
 class VisionDims(Struct):
     """Dimensions of the vision tower and its projector.
 
@@ -160,6 +177,7 @@ class VisionDims(Struct):
     ``extra_layers``: a second stack of layers over all tiles (``mllama``). ``shapes``: aspect
     ratios with embeddings of their own, and ``max_tiles`` the tiles of one (``mllama``).
     ``deepstack``: further projectors, into the first layers of the language model (``qwen3vit``).
+    ``audio``: a tower for sound in the same checkpoint, planned for by its weights alone.
     """
 
     kind: VisionKind
@@ -183,6 +201,7 @@ class VisionDims(Struct):
     shapes: int = 0
     max_tiles: int = 1
     deepstack: int = 0
+    audio: AudioDims | None = None
 
     @property
     def head_dim(self) -> int:

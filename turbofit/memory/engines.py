@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.messages import option_of
-from turbofit.core.model import Model, TextDims
+from turbofit.core.model import Model
 from turbofit.memory import versions
 from turbofit.memory.engine import Engine
 from turbofit.memory.pytorch.engine import Pytorch
@@ -84,7 +84,7 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
         UsageError: the engine does not run the model, or none does.
         PackageError: turbofit has no account for the engine.
     """
-    if version and (part := without_account(model.text, version)):
+    if version and (part := without_account(model, version)):
         raise UsageError(
             f"turbofit has no account of {part} with LMDeploy {version}",
             hint=f"it has one for LMDeploy {versions.REFERENCE}",
@@ -112,7 +112,7 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
     raise UsageError(str(problems[0]), hint=hint)
 
 
-def without_account(text: TextDims, version: str) -> str | None:
+def without_account(model: Model, version: str) -> str | None:
     """What of a model turbofit has an account of with the reference alone; None with that.
 
     Older versions hold it otherwise, or not at all.
@@ -122,6 +122,9 @@ def without_account(text: TextDims, version: str) -> str | None:
     """
     if not versions.is_legacy(version):
         return None
+    text = model.text
+    if model.vision is not None and model.vision.audio is not None:
+        return "a tower for sound"
     if text.delta is not None:
         return "gated delta nets"
     if text.mla is not None:

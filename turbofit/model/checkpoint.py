@@ -7,7 +7,7 @@ from typing import Final, Literal, NamedTuple, Protocol
 
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Dtype, Model, ModelSource
-from turbofit.model.checks import cross_check, stored_dtype, surplus, without_draft
+from turbofit.model.checks import cross_check, stored_dtype, surplus, without_unused
 from turbofit.model.config import Section, dtype_of, parse_json
 from turbofit.model.families.registry import WATCHING, read_dims
 from turbofit.model.families.text import TEXT_ARCHITECTURES
@@ -79,7 +79,7 @@ def read_checkpoint(files: Files, origin: Origin) -> Model:
     weights = files.weights()
     if weights.warning:
         warnings.append(weights.warning)
-    tensors = None if weights.tensors is None else without_draft(weights.tensors)
+    tensors = None if weights.tensors is None else without_unused(weights.tensors)
     dtype = _dtype(config, tensors, warnings)
     if tensors is not None:
         cross_check(tensors, dims.text, dims.vision)
@@ -151,7 +151,7 @@ def _dtype(config: Section, tensors: Mapping[str, Tensor] | None, warnings: list
 
 
 def _inner_dtypes(config: Section) -> list[Dtype | None]:
-    parts = (config.section("text_config"), config.section("llm_config"))
+    parts = [config.section(key) for key in ("text_config", "llm_config", "thinker_config")]
     return [dtype_of(part) for part in parts if part]
 
 

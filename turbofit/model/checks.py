@@ -11,7 +11,7 @@ from turbofit.core.model import Dtype, Quantization, TextDims, VisionDims
 from turbofit.model.parameters import CROSS_EMBEDDINGS, parameters
 from turbofit.model.safetensors import Tensor
 
-__all__ = ["cross_check", "stored_dtype", "surplus", "without_draft"]
+__all__ = ["cross_check", "stored_dtype", "surplus", "without_unused"]
 
 _VISION: Final = re.compile(
     r"(^|\.)(vision|vision_model|vision_tower|visual|vision_embed_tokens)\."
@@ -33,13 +33,17 @@ _FLOATS: Final[dict[str, Dtype]] = {"F16": "float16", "BF16": "bfloat16", "F32":
 _BUFFERS: Final = (".inv_freq", "mask_token")
 #: A draft of further tokens, beside the model: a part of its own, or a layer behind the last.
 _DRAFT: Final = "mtp."
+#: What speaks, beside a model that answers in text.
+_SPEECH: Final = ("talker.", "code2wav.")
+_AUDIO: Final = ".audio_tower."
 _DRAFT_LAYER: Final = ".eh_proj.weight"
 
 
-def without_draft(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The tensors but for those of a draft, which no engine loads unless it is asked to draft."""
-    layers = tuple(name.removesuffix(_DRAFT_LAYER[1:]) for name in tensors if _DRAFT_LAYER in name)
-    return {name: one for name, one in tensors.items() if not name.startswith((_DRAFT, *layers))}
+def without_unused(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors but for what no engine loads: a draft, unless it is asked for one, and speech."""
+    layers = [name.removesuffix(_DRAFT_LAYER[1:]) for name in tensors if _DRAFT_LAYER in name]
+    unused = (_DRAFT, *_SPEECH, *layers)
+    return {name: one for name, one in tensors.items() if not name.startswith(unused)}
 
 
 def cross_check(tensors: Mapping[str, Tensor], text: TextDims, vision: VisionDims | None) -> None:
@@ -48,6 +52,7 @@ def cross_check(tensors: Mapping[str, Tensor], text: TextDims, vision: VisionDim
     Raises:
         UsageError: the message names the tensor's figure and the config's.
     """
+    tensors = {name: one for name, one in tensors.items() if _AUDIO not in name}
     _count_layers(tensors, "language model", text.layers, vision=False)
     if vision:
         _count_layers(tensors, "vision tower", vision.layers, vision=True)

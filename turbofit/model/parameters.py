@@ -11,7 +11,7 @@ from typing import Final
 
 from turbofit.core.model import DTYPE_BYTES, MlaDims, Model, Quantization, TextDims, VisionDims
 from turbofit.core.struct import Struct
-from turbofit.model.towers import vision_parameters
+from turbofit.model.towers import audio_parameters, vision_parameters
 
 __all__ = [
     "CROSS_EMBEDDINGS",
@@ -173,8 +173,11 @@ def _routers(text: TextDims) -> int:
 
 def parameters(text: TextDims, vision: VisionDims | None) -> int:
     """Parameters of the whole checkpoint."""
-    tower = vision_parameters(vision, text.hidden) if vision else 0
-    return text_parameters(text) + tower
+    total = text_parameters(text)
+    if vision is not None:
+        total += vision_parameters(vision, text.hidden)
+        total += audio_parameters(vision.audio, text.hidden) if vision.audio else 0
+    return total
 
 
 def stored_bytes(

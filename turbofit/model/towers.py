@@ -9,14 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from turbofit.core.model import VisionDims
+from turbofit.core.model import AudioDims, VisionDims
 
-__all__ = ["vision_parameters"]
+__all__ = ["audio_parameters", "vision_parameters"]
 
 
 def vision_parameters(vision: VisionDims, text_hidden: int) -> int:
     """Parameters of the vision tower and the projector into ``text_hidden`` channels."""
     return _KINDS[vision.kind](vision, text_hidden)
+
+
+def audio_parameters(audio: AudioDims, text_hidden: int) -> int:
+    """Parameters of a tower for sound: convolutions, layers with biases, two linear layers."""
+    hidden, inter, channels = audio.hidden, audio.intermediate, audio.channels
+    bins = audio.mel_bins
+    for _ in range(3):
+        bins = (bins + 1) // 2
+    convolutions = 9 * channels * (1 + 2 * channels) + 3 * channels + channels * bins * hidden
+    block = 4 * _dense(hidden, hidden) + _dense(hidden, inter) + _dense(inter, hidden) + 4 * hidden
+    projector = 2 * hidden + _dense(hidden, hidden) + _dense(hidden, text_hidden)
+    return convolutions + audio.layers * block + projector
 
 
 def _dense(inputs: int, outputs: int, *, bias: bool = True) -> int:

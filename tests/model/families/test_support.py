@@ -126,7 +126,6 @@ def test_each_has_a_reason_of_its_own_and_something_to_do(family) -> None:
         ("MiniCPM-o-2_6", "does not run MiniCPM-o", "vLLM runs it"),
         ("pixtral", "does not run Pixtral", "vLLM runs it"),
         ("mistral-community/pixtral-12b", "does not run Pixtral", "vLLM runs it"),
-        ("qwen3-omni", "account for Qwen3-Omni yet", "--backend pytorch"),
         ("Qwen2.5-Omni-7B", "does not run Qwen2.5-Omni", "vLLM and Transformers run it"),
         ("Kimi_K25ForConditionalGeneration", "account for Kimi-K2.5 yet", "--backend pytorch"),
         ("kimi-k2.5", "account for Kimi-K2.5 yet", "--backend pytorch"),

@@ -79,6 +79,7 @@ class Pytorch(Engine):
         from turbofit.memory.pytorch.weights import weight_classes
 
         classes = weight_classes(model, tp)
+        classes.pop("audio", 0)
         vision = classes.pop("vision", 0) + classes.pop("vision.whole", 0)
         embedding = classes.pop("embedding")
         # A tied embedding is read as the head.

@@ -2,13 +2,13 @@
 
 Attention, delta nets and MLPs are sharded, of the decoder and of the vision tower; embeddings,
 head, norms, patch embedding and projector are whole on every rank, and nothing is padded. With
-latent attention embeddings and head are sharded, too.
+latent attention embeddings and head are sharded, too, and Qwen3-VL's mergers.
 Source: LMDeploy pytorch/nn (build_embedding and build_lm_head without ``is_tp``), models/*.py.
 """
 
 from __future__ import annotations
 
-from turbofit.core.model import DTYPE_BYTES, Model, TextDims, VisionDims
+from turbofit.core.model import DTYPE_BYTES, AudioDims, Model, TextDims, VisionDims
 from turbofit.core.units import HALF, round_up
 from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.model.parameters import (
@@ -20,6 +20,7 @@ from turbofit.model.parameters import (
     unpacked_bytes,
     vision_parameters,
 )
+from turbofit.model.towers import audio_parameters
 
 __all__ = [
     "VOCAB_ROWS", "is_copied", "kv_heads_held", "largest_loaded", "packed_copy", "staged_copy",
@@ -79,10 +80,12 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
         classes["norms"] += moe.layers * moe.experts * (text.hidden + 1) * (_FLOAT - HALF)
     classes["unpacked"] = -(-unpacked_bytes(model) // tp)
     if vision is not None:
-        sharded = vision_linears(vision)
+        sharded, mergers = vision_linears(vision), _merger_linears(vision, text.hidden)
         total = vision_parameters(vision, text.hidden)
-        classes["vision"] = int(sharded * _vision_share(vision, tp)) * HALF
-        classes["vision.whole"] = (total - sharded) * HALF
+        classes["vision"] = int(sharded * _heads_share(vision.heads, tp) + mergers / tp) * HALF
+        classes["vision.whole"] = (total - sharded - mergers) * HALF
+        if vision.audio is not None:
+            classes["audio"] = _audio_bytes(vision.audio, text.hidden, tp)
     return {name: size for name, size in classes.items() if size}
 
 
@@ -124,9 +127,28 @@ def vision_linears(vision: VisionDims) -> int:
     return vision.layers * (4 * width * width + mlp)
 
 
-def _vision_share(vision: VisionDims, tp: int) -> float:
+def _merger_linears(vision: VisionDims, text_hidden: int) -> int:
+    """Elements of the mergers' weights where these are sharded. Source: models/qwen3_vl.py."""
+    if vision.kind != "qwen3vit":
+        return 0
+    merged = vision.hidden * vision.merge**2
+    return (1 + vision.deepstack) * merged * (merged + text_hidden)
+
+
+def _audio_bytes(audio: AudioDims, text_hidden: int, tp: int) -> int:
+    """Bytes of one rank's tower for sound: its attention is sharded, and the rest whole.
+
+    Source: models/qwen3_omni_moe_thinker.py.
+    """
+    sharded = audio.layers * audio.hidden * (4 * audio.hidden + 3)
+    whole = audio_parameters(audio, text_hidden) - sharded
+    positions = audio.positions * audio.hidden * _FLOAT
+    return (int(sharded * _heads_share(audio.heads, tp)) + whole) * HALF + positions
+
+
+def _heads_share(heads: int, tp: int) -> float:
     """The largest rank's share: heads that do not divide are dealt out whole."""
-    return -(-vision.heads // tp) / vision.heads
+    return -(-heads // tp) / heads
 
 
 def largest_loaded(model: Model, tp: int) -> int:

@@ -52,9 +52,10 @@ _REMOTE_CODE: Final = frozenset(
     }
 )
 
-#: Language models of whose account in Transformers nothing is known.
+#: Models of whose account in Transformers nothing is known.
+_QWEN3_OMNI: Final = "Qwen3OmniMoeForConditionalGeneration"
 _LMDEPLOY_ALONE: Final = frozenset(
-    {"GptOssForCausalLM", "Glm4MoeForCausalLM", "Qwen3NextForCausalLM"}
+    {"GptOssForCausalLM", "Glm4MoeForCausalLM", "Qwen3NextForCausalLM", _QWEN3_OMNI}
 )
 
 #: Group sizes that TurboMind's 4-bit kernels take, and channels of a head of its Qwen encoders.
@@ -130,6 +131,9 @@ def _pytorch(model: Model) -> str | None:
     if model.architecture == "Qwen3NextForCausalLM":
         # models/qwen3_next.py builds its delta nets without the config's quantisation.
         return "LMDeploy 0.18's PyTorch engine reads Qwen3-Next's delta nets in 16 bits only"
+    if model.architecture == _QWEN3_OMNI:
+        # configurations/qwen3_omni.py hands no quantisation on to its text model.
+        return f"turbofit has no account of Qwen3-Omni in {quantization.method}: take 16 bits"
     if quantization.method == "awq" and model.text.delta is not None:
         # models/qwen3_5.py packs its delta nets without asking what the config exempts.
         return "turbofit has no account of AWQ with gated delta nets: take fp8 or 16 bits"
@@ -149,8 +153,8 @@ def _transformers(model: Model) -> str | None:
     for name in (model.architecture, model.text.architecture):
         if name in _REMOTE_CODE:
             return f"Transformers has no {name}: only the checkpoint's own code defines it"
-    if model.text.architecture in _LMDEPLOY_ALONE:
-        return f"turbofit has no account of {model.text.architecture} in Transformers"
+        if name in _LMDEPLOY_ALONE:
+            return f"turbofit has no account of {name} in Transformers"
     if model.quantization is not None:
         return f"Transformers runs {model.quantization.method} weights only with further packages"
     return None

@@ -16,6 +16,7 @@ from turbofit.model.families import (
     mllama,
     phi3_v,
     qwen3_5,
+    qwen3_omni,
     qwen3_vl,
     qwen_vl,
 )
@@ -44,6 +45,7 @@ VISION_READERS: Final[dict[str, Reader]] = {
     "Phi3VForCausalLM": phi3_v.read,
     "Qwen2VLForConditionalGeneration": qwen_vl.read,
     "Qwen2_5_VLForConditionalGeneration": qwen_vl.read,
+    "Qwen3OmniMoeForConditionalGeneration": qwen3_omni.read,
     "Qwen3VLForConditionalGeneration": qwen3_vl.read,
     "Qwen3VLMoeForConditionalGeneration": qwen3_vl.read,
     "Qwen3_5ForConditionalGeneration": qwen3_5.read,
@@ -52,7 +54,9 @@ VISION_READERS: Final[dict[str, Reader]] = {
 }
 
 #: Those whose videos LMDeploy takes: the front ends with a ``video_token`` that turbofit plans for.
-WATCHING: Final = frozenset(name for name in VISION_READERS if name.startswith("Qwen3"))
+WATCHING: Final = frozenset(
+    name for name in VISION_READERS if name.startswith(("Qwen3VL", "Qwen3_5"))
+)
 
 
 def read_dims(

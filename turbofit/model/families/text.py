@@ -123,6 +123,11 @@ _INNER: Final[dict[str, dict[str, Any]]] = {
         "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
         "max_position_embeddings": 128000,
     },
+    "Qwen3OmniMoeTextModel": {
+        **_QWEN2, "vocab_size": 3584, "hidden_size": 2048, "intermediate_size": 18944,
+        "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+        "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768,
+    },
     "Glm4vTextModel": {
         **_LLAMA, "vocab_size": 151552, "intermediate_size": 13696, "num_hidden_layers": 40,
         "num_key_value_heads": 2, "max_position_embeddings": 32768, "norms": 4,
@@ -155,6 +160,7 @@ _RUN_AS: Final = {
     "Qwen2VLTextModel": "Qwen2ForCausalLM",
     "Qwen3VLTextModel": "Qwen3ForCausalLM",
     "Qwen3VLMoeTextModel": "Qwen3MoeForCausalLM",
+    "Qwen3OmniMoeTextModel": "Qwen3MoeForCausalLM",
     "Llama4TextModel": "Llama4ForCausalLM",
     "Qwen3_5TextModel": "Qwen3_5ForCausalLM",
     "Qwen3_5MoeTextModel": "Qwen3_5MoeForCausalLM",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from turbofit.core.model import MlaDims
+from turbofit.core.model import AudioDims, MlaDims
 
 __all__ = ["RehearsedDelta", "RehearsedExperts", "RehearsedModel", "RehearsedText", "Vision"]
 
@@ -70,7 +70,8 @@ class RehearsedText:
 class Vision:
     """A vision tower: ``kind`` is internvit, internvit_hf, qwen2, qwen2_5 or qwen3.
 
-    ``deepstack``: projectors beside the last one (qwen3).
+    ``deepstack``: projectors beside the last one (qwen3). ``audio``: a tower for sound beside it,
+    which makes it Qwen3-Omni's.
     """
 
     kind: str
@@ -84,6 +85,7 @@ class Vision:
     patch: int = 14
     image: int = 448
     deepstack: int = 0
+    audio: AudioDims | None = None
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def write_model(model: RehearsedModel, folder: Path) -> Path:
     if model.vision is not None and model.vision.kind == "internvit_hf":
         processor = {"image_seq_length": 256, "processor_class": "InternVLProcessor"}
         (folder / "processor_config.json").write_text(json.dumps(processor), encoding="utf-8")
-    if model.vision is not None and model.vision.kind == "qwen3":
+    if model.vision is not None and model.vision.kind == "qwen3" and model.vision.audio is None:
         video = preprocessor_of(model) | {"video_processor_type": "Qwen3VLVideoProcessor"}
         video.pop("image_processor_type")
         text = json.dumps(video, indent=1)

@@ -307,6 +307,40 @@ def _qwen3_vl_config(model: RehearsedModel) -> dict[str, Any]:
     }
 
 
+def _qwen3_omni_config(model: RehearsedModel) -> dict[str, Any]:
+    """Qwen3-VL's halves in a thinker, with the tower for sound."""
+    assert model.vision is not None
+    audio = model.vision.audio
+    assert audio is not None
+    config = _qwen3_vl_config(model)
+    kind = "qwen3_omni_moe"
+    thinker = {key: config[key] for key in ("image_token_id", "video_token_id")} | {
+        "model_type": f"{kind}_thinker",
+        "dtype": model.dtype,
+        "audio_token_id": special_tokens(model)["<|audio_pad|>"],
+        "text_config": config["text_config"] | {"model_type": f"{kind}_text"},
+        "vision_config": config["vision_config"] | {"model_type": f"{kind}_vision_encoder"},
+        "audio_config": {
+            "model_type": f"{kind}_audio_encoder",
+            "num_mel_bins": audio.mel_bins,
+            "encoder_layers": audio.layers,
+            "encoder_attention_heads": audio.heads,
+            "encoder_ffn_dim": audio.intermediate,
+            "d_model": audio.hidden,
+            "output_dim": model.text.hidden,
+            "downsample_hidden_size": audio.channels,
+            "max_source_positions": audio.positions,
+        },
+    }
+    return {
+        "architectures": ["Qwen3OmniMoeForConditionalGeneration"],
+        "model_type": kind,
+        "dtype": model.dtype,
+        "enable_audio_output": False,
+        "thinker_config": thinker,
+    }
+
+
 def _qwen3_5_config(model: RehearsedModel) -> dict[str, Any]:
     """Qwen3-VL's keys and tower, before a decoder of gated delta nets."""
     t, moe = model.text, "_moe" if model.text.experts else ""
@@ -347,6 +381,8 @@ def config_of(model: RehearsedModel) -> JsonObject:
         config = _internvl_hf_config(model)
     elif model.text.delta is not None:
         config = _qwen3_5_config(model)
+    elif model.vision.audio is not None:
+        config = _qwen3_omni_config(model)
     elif model.vision.kind == "qwen3":
         config = _qwen3_vl_config(model)
     else:
@@ -384,24 +420,29 @@ def preprocessor_of(model: RehearsedModel) -> JsonObject:
             "image_std": std,
             "resample": 3,
         }
+    patches: JsonObject = {"patch_size": model.vision.patch, "merge_size": 2}
+    patches["temporal_patch_size"] = 2
     if model.vision.kind == "qwen3":
-        return {
+        patches |= {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    if model.vision.audio is not None:
+        return patches | {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "processor_class": "Qwen3OmniMoeProcessor",
+            "feature_extractor_type": "WhisperFeatureExtractor",
+            "feature_size": model.vision.audio.mel_bins,
+            "min_pixels": 3136,
+            "max_pixels": 12845056,
+        }
+    if model.vision.kind == "qwen3":
+        return patches | {
             "image_processor_type": "Qwen2VLImageProcessorFast",
             "processor_class": "Qwen3VLProcessor",
             "size": {"shortest_edge": 65536, "longest_edge": 16777216},
-            "patch_size": model.vision.patch,
-            "temporal_patch_size": 2,
-            "merge_size": 2,
-            "image_mean": [0.5, 0.5, 0.5],
-            "image_std": [0.5, 0.5, 0.5],
         }
-    return {
+    return patches | {
         "image_processor_type": "Qwen2VLImageProcessor",
         "min_pixels": 3136,
         "max_pixels": 12845056,
-        "patch_size": model.vision.patch,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
         "image_std": [0.26862954, 0.26130258, 0.27577711],
     }

@@ -14,6 +14,8 @@ _DTYPE = {"bfloat16": "BF16", "float16": "F16"}
 _GROUP = 128
 _MX_GROUP = 32
 _NEXT = "qwen3_next"
+#: What a merger's tensors are called in Qwen3-VL, and in Qwen3-Omni.
+_OMNI_MERGER = ((".linear_fc1", ".mlp.0"), (".linear_fc2", ".mlp.2"), (".norm.", ".ln_q."))
 
 
 def _linear(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
@@ -290,6 +292,41 @@ def _qwen3_vl_names(entries: Iterator[Entry], t: RehearsedText) -> Iterator[Entr
             yield f"{before}.experts.down_proj", dtype, (e.count, e.inter, t.hidden)
 
 
+def _qwen3_omni(model: RehearsedModel, stored: _Stored) -> Iterator[Entry]:
+    """Qwen3-VL's tensors behind one prefix, its mergers by other names, and the tower for sound."""
+    v, t, dtype = model.vision, model.text, stored[1]
+    assert v is not None
+    yield from _llama(t, "thinker.", stored)
+    for name, kind, shape in _qwen3_vit(v, t.hidden, dtype):
+        merger, at, rest = name.replace("model.", "thinker.", 1).partition("merger")
+        for old, new in _OMNI_MERGER if at else ():
+            rest = rest.replace(old, new)
+        yield f"{merger.removesuffix('deepstack_')}{at}{rest}", kind, shape
+    yield from _audio_tower(v, t.hidden, dtype)
+
+
+def _audio_tower(v: Vision, out: int, dtype: str) -> Iterator[Entry]:
+    a, pre = v.audio, "thinker.audio_tower."
+    assert a is not None
+    bins = a.mel_bins
+    for i in range(3):
+        bins = (bins + 1) // 2
+        yield f"{pre}conv2d{i + 1}.weight", dtype, (a.channels, a.channels if i else 1, 3, 3)
+        yield f"{pre}conv2d{i + 1}.bias", dtype, (a.channels,)
+    yield from _linear(f"{pre}conv_out", a.hidden, a.channels * bins, dtype)
+    for i in range(a.layers):
+        at = f"{pre}layers.{i}."
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            yield from _linear(f"{at}self_attn.{name}", a.hidden, a.hidden, dtype, True)
+        yield from _norm(f"{at}self_attn_layer_norm", a.hidden, dtype, True)
+        yield from _linear(f"{at}fc1", a.intermediate, a.hidden, dtype, True)
+        yield from _linear(f"{at}fc2", a.hidden, a.intermediate, dtype, True)
+        yield from _norm(f"{at}final_layer_norm", a.hidden, dtype, True)
+    yield from _norm(f"{pre}ln_post", a.hidden, dtype, True)
+    yield from _linear(f"{pre}proj1", a.hidden, a.hidden, dtype, True)
+    yield from _linear(f"{pre}proj2", out, a.hidden, dtype, True)
+
+
 def _hybrid(t: RehearsedText, pre: str, stored: _Stored) -> Iterator[Entry]:
     """Qwen3.5 and Qwen3-Next: delta nets in most layers, gated attention in the others.
 
@@ -371,6 +408,9 @@ def _tensors(model: RehearsedModel) -> Iterator[Entry]:
         yield from _hybrid(model.text, f"model.{inner}", stored)
         if model.vision is not None:
             yield from _qwen3_vit(model.vision, model.text.hidden, dtype)
+        return
+    if model.vision is not None and model.vision.audio is not None:
+        yield from _qwen3_omni(model, stored)
         return
     internvl = model.vision is not None and model.vision.kind in _TOWERS
     decoders: dict[str, Callable[..., Iterator[Entry]]] = {

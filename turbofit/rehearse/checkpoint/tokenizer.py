@@ -26,6 +26,17 @@ _QWEN2 = {
     "<|video_pad|>": 151656,
 }
 _INTERNVL = {"<img>": 151665, "</img>": 151666, "<IMG_CONTEXT>": 151667}
+#: Qwen3-Omni's, and what its processor calls them.
+_OMNI = {"<|audio_start|>": 151669, "<|audio_end|>": 151670, "<|audio_pad|>": 151675}
+_OMNI_ROLES = {
+    "image_token": "<|image_pad|>",
+    "video_token": "<|video_pad|>",
+    "audio_token": "<|audio_pad|>",
+    "vision_bos_token": "<|vision_start|>",
+    "vision_eos_token": "<|vision_end|>",
+    "audio_bos_token": "<|audio_start|>",
+    "audio_eos_token": "<|audio_end|>",
+}
 #: ChatML; content is text, or parts of which an image or video becomes the family's own marker.
 _CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
@@ -42,8 +53,10 @@ _INTERNVL_IMAGE = "<IMG_CONTEXT>"
 
 def special_tokens(model: RehearsedModel) -> dict[str, int]:
     """Special tokens and their ids: the published ones where they fit into the vocabulary."""
-    names = [*_QWEN2, *_INTERNVL]
     known = _QWEN2 | _INTERNVL
+    if model.vision is not None and model.vision.audio is not None:
+        known |= _OMNI
+    names = [*known]
     if model.text.vocab > max(known.values()):
         return known
     if model.text.vocab > max(_QWEN2.values()) and model.vision is None:
@@ -125,5 +138,7 @@ def write_tokenizer(model: RehearsedModel, folder: Path) -> None:
             "end_image_token": "</img>",
             "video_token": "<|video_pad|>",
         }
+    if model.vision is not None and model.vision.audio is not None:
+        config["extra_special_tokens"] = _OMNI_ROLES
     (folder / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")

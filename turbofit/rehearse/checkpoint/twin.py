@@ -125,6 +125,7 @@ def _vision(vision: VisionDims, architecture: str) -> dims.Vision:
         patch=vision.patch_size,
         image=vision.image_size or 448,
         deepstack=vision.deepstack,
+        audio=vision.audio,
     )
 
 
