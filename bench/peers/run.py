@@ -12,7 +12,7 @@ from pathlib import Path
 
 import turbofit
 from bench.peers.grid import PAIRS, SETTINGS, Pair
-from bench.peers.row import Row
+from bench.peers.row import Row, RowLog
 from bench.peers.tables import of_pairs, row_table, summary, verdict, verdict_table
 from bench.peers.turbomind import cores, turbomind_row
 from bench.peers.workload import sent
@@ -58,33 +58,28 @@ def versions_text(seconds: float) -> str:
     )
 
 
-def rows_of(pair: Pair, folder: Path) -> list[Row]:
-    """All rows of a pair, told as they come."""
-    rows: list[Row] = []
-
-    def add(row: Row) -> None:
-        rows.append(row)
-        print(f"  {row.who}: {row.tokens} tokens, {row.fate} {row.of} {row.note}",
-              file=sys.stderr, flush=True)  # fmt: skip
-
-    for setting in SETTINGS:
-        add(turbomind_row(pair, setting, folder))
-    return rows
+def rows_of(pair: Pair, folder: Path, log: RowLog) -> list[Row]:
+    """All rows of a pair: those of the log, and what was still to be run, told as they come."""
+    return [
+        log.row(pair.name, one.name, lambda one=one: turbomind_row(pair, one, folder))
+        for one in SETTINGS
+    ]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.peers.run", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="three pairs")
     parser.add_argument("--only", help="pairs whose name contains this")
+    parser.add_argument("--log", type=Path, help="rows, kept; those it has are not run again")
     parser.add_argument("--results", type=Path, help="write the tables here too")
     args = parser.parse_args()
     pairs = [p for p in PAIRS if (p.quick or not args.quick) and (args.only or "") in p.name]
-    rows: list[Row] = []
+    rows, log = list[Row](), RowLog(args.log)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         for number, pair in enumerate(pairs, 1):
             print(f"[{number}/{len(pairs)}] {pair.name}", file=sys.stderr, flush=True)
-            rows += rows_of(pair, Path(scratch))
+            rows += rows_of(pair, Path(scratch), log)
     text = HEAD.format(
         told=summary(rows),
         bars=verdict_table(rows),

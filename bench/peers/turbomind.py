@@ -44,7 +44,7 @@ def turbomind_row(pair: Pair, setting: Setting, folder: Path) -> Row:
     if not checkpoint.exists():
         checkpoint_for(plan.model, checkpoint)
     # Clients are not held to a limit where no gateway stands; a plan's are.
-    cases = requests_of(plan)
+    cases = requests_of(plan, gateway=of_plan)
     whole = plan_spec(plan, checkpoint)
     spec = replace(whole, cases=from_builtins(cases, tuple[RehearsalCase, ...]))
     with Peak() as peak:

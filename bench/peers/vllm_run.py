@@ -10,7 +10,6 @@ holds more tokens than the plan on some pair.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 import turbofit
 from bench.peers.grid import PLAN, VLLM_PAIRS, Pair
 from bench.peers.ours import plan_row
-from bench.peers.row import Row
+from bench.peers.row import Row, RowLog
 from bench.peers.tables import of_pairs, row_table, summary, verdict, verdict_table
 from bench.peers.vllm_peer import FLAVOURS, vllm_row, vllm_version
 
@@ -65,32 +64,18 @@ def rows_of(
 
     ``left`` says of a setting whether it is left out where the log has it not.
     """
-    done = kept(log)
+    done = RowLog(log)
 
     def row(who: str, run: Callable[[], Row]) -> Row | None:
-        if (pair.name, who) not in done and left(who):
+        if (pair.name, who) not in done.rows and left(who):
             return None
-        if (pair.name, who) not in done:
-            found = done[pair.name, who] = run()
-            with log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(found._asdict()) + "\n")
-            told = f"  {who}: {found.tokens} tokens, {found.fate} {found.of} {found.note}"
-            print(told, file=sys.stderr, flush=True)
-        return done[pair.name, who]
+        return done.row(pair.name, who, run)
 
     found = [
         row(PLAN, lambda: plan_row(pair, folder)),
         *(row(one.name, lambda one=one: vllm_row(pair, one, folder, python)) for one in FLAVOURS),
     ]
     return [] if found[0] is None else [one for one in found if one is not None]
-
-
-def kept(log: Path) -> dict[tuple[str, str], Row]:
-    """The rows of a log, by pair and setting."""
-    if not log.exists():
-        return {}
-    rows = [Row(**json.loads(line)) for line in log.read_text(encoding="utf-8").splitlines()]
-    return {(row.pair, row.who): row for row in rows}
 
 
 def versions_text(python: str) -> str:

@@ -8,6 +8,7 @@ from turbofit.core.images import ImageRule
 from turbofit.core.model import Model
 from turbofit.core.plan import Plan
 from turbofit.rehearse.turbomind.image_overlap import queue
+from turbofit.rehearse.turbomind.worst import gate_of
 
 #: Equal images that wait together; vLLM's, at whose forwards nobody has aimed.
 QUEUED = 16
@@ -31,8 +32,8 @@ def meeting_units(rule: ImageRule, context: int) -> int:
     return min(worst, (context // 2 - _ROOM) * rule.unit_step)
 
 
-def requests_of(plan: Plan) -> list[dict[str, Any]]:
-    """The cases, as the gateway of a plan would let them through.
+def requests_of(plan: Plan, *, gateway: bool) -> list[dict[str, Any]]:
+    """The cases, as the gateway of a plan lets them through, where one stands.
 
     Images are the model's worst. Where a plan's own limit is lower, the gateway would lower the
     image, and so does this; ``lowered`` tells. Those that are queued are aimed at the forwards of
@@ -44,7 +45,8 @@ def requests_of(plan: Plan) -> list[dict[str, Any]]:
         one = _vision(rule, min(image_units(rule), plan.limits.units_per_image), _TEXT)
         cases.append({"name": "one image", "requests": [one]})
         most = min(image_units(rule), plan.limits.units_per_image)
-        cases.append({"name": "images that meet", "requests": queue(plan, rule, most)})
+        gate = gate_of(plan) if gateway else None
+        cases.append({"name": "images that meet", "requests": queue(plan, rule, most, gate)})
     long = {"text_tokens": min(LONG, plan.settings.session_len - _NEW), "max_new_tokens": _NEW}
     cases.append({"name": "long prompt", "requests": [long]})
     row = {"text_tokens": 16, "max_new_tokens": _NEW, "top_k": 0}

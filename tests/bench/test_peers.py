@@ -77,14 +77,14 @@ def test_two_queued_pictures_and_their_text_have_room_in_the_context():
 
 
 def test_a_broken_off_run_goes_on_from_its_log(tmp_path):
-    from bench.peers import vllm_run
-    from bench.peers.row import Row
+    from bench.peers.row import Row, RowLog, kept
 
     log = tmp_path / "vllm.jsonl"
     row = Row("m 1xl4", "turbofit's plan", "", 1, "survived", "", 0, None, None)
-    log.write_text(json.dumps(row._asdict()) + "\n")
-    assert vllm_run.kept(log) == {("m 1xl4", "turbofit's plan"): row}
-    assert vllm_run.kept(tmp_path / "none") == {}
+    assert RowLog(log).row(row.pair, row.who, lambda: row) == row
+    assert kept(log) == {("m 1xl4", "turbofit's plan"): row}
+    assert RowLog(log).row(row.pair, row.who, pytest.fail) == row
+    assert kept(tmp_path / "none") == {}
 
 
 def test_what_is_set_by_hand_is_no_peer_of_the_bar():
@@ -138,6 +138,19 @@ def test_a_plan_that_leaves_what_a_peer_leaves_holds_as_many_tokens(pair: str) -
         # A peer that leaves less than nothing dies by the account, but for what that is over.
         if peer.gpus[0].headroom > -8 * MIB:
             assert at_its_room(one, peer) >= peer.kv.tokens
+
+
+def test_a_plan_that_queues_images_is_sent_what_its_gateway_lets_through() -> None:
+    import turbofit
+    from bench.peers.workload import requests_of
+
+    plan = turbofit.plan("internvl2-2b", on="1xl4:free=19GiB", engine="turbomind", goal="context")
+    units = {}
+    for gateway in (False, True):
+        cases = {case["name"]: case for case in requests_of(plan, gateway=gateway)}
+        queued = cases["images that meet"]["requests"]
+        units[gateway] = sum(each for one in queued for each in one["units"])
+    assert units[True] <= plan.limits.units_per_forward < units[False]
 
 
 def test_cards_that_differ_in_their_context_are_rehearsed_apart() -> None:

@@ -42,9 +42,14 @@ def worst_cases(plan: Plan) -> list[JsonObject]:
 
 def _meeting(plan: Plan) -> list[JsonObject]:
     """What brings most units together, of what clients may send at once."""
+    assert plan.model.image_rule is not None
+    return queue(plan, plan.model.image_rule, plan.limits.units_per_image, gate_of(plan))
+
+
+def gate_of(plan: Plan) -> int | None:
+    """Units that the plan's gateway lets through at once; None where it need not hold any back."""
     rule, limits = plan.model.image_rule, plan.limits
     assert rule is not None
     bound = engine_bound(rule, vision_load_within(limits), plan.settings)
     # What the cache cannot hold at once needs no gate.
-    gate = let_through(limits, min(bound, rule.units_within(plan.kv.tokens)))
-    return queue(plan, rule, limits.units_per_image, gate)
+    return let_through(limits, min(bound, rule.units_within(plan.kv.tokens)))
