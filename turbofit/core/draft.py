@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from turbofit.core.messages import option_of
 from turbofit.core.model import TextDims
 from turbofit.core.struct import Struct, doc
 
@@ -44,11 +45,17 @@ class Draft(Struct):
         return 3 if self.method == "eagle3" else 1
 
     @property
+    def given(self) -> dict[str, str | int]:
+        """What asks for it, by the names of a plan's request."""
+        named = {"speculative_draft_model": self.model} if self.model else {}
+        return {
+            "speculative_algorithm": self.method,
+            **named,
+            "speculative_num_draft_tokens": self.num_speculative_tokens,
+        }
+
+    @property
     def options(self) -> tuple[str, ...]:
         """LMDeploy's options for it."""
-        named = ("--speculative-draft-model", self.model) if self.model else ()
-        count = str(self.num_speculative_tokens)
-        return (
-            "--speculative-algorithm", self.method, *named,
-            "--speculative-num-draft-tokens", count,
-        )  # fmt: skip
+        pairs = ((option_of(name), str(value)) for name, value in self.given.items())
+        return tuple(word for pair in pairs for word in pair)

@@ -24,7 +24,7 @@ from turbofit.model.parameters import text_linears
 from turbofit.model.presets import find_preset, load_preset
 from turbofit.model.source import checkpoint_files
 
-__all__ = ["draft_elements", "read_draft", "replaced_outputs"]
+__all__ = ["draft_elements", "read_draft", "replaced_outputs", "requested_draft"]
 
 _LLAMA: Final = "LlamaForCausalLM"
 #: Whose layers of its own checkpoint draft, and where its config counts them.
@@ -45,6 +45,23 @@ _NO_ACCOUNT: Final = {
 }
 #: torch's own format, whose size alone is read.
 _TORCH_FILE: Final = "pytorch_model.bin"
+
+
+def requested_draft(
+    model: Model, method: SpeculativeAlgorithm | None, name: str | None, tokens: int | None
+) -> Draft:
+    """What a person asks to draft for a model.
+
+    Raises:
+        UsageError: nobody says how, or as :func:`read_draft`.
+    """
+    if method is None:
+        option = "draft-model" if name is not None else "num-draft-tokens"
+        raise UsageError(
+            f"--speculative-{option} says how to draft, and nothing is asked to",
+            hint="give --speculative-algorithm too",
+        )
+    return read_draft(model, method, name, tokens or 1)
 
 
 def read_draft(model: Model, method: SpeculativeAlgorithm, name: str | None, tokens: int) -> Draft:
@@ -145,6 +162,8 @@ def _config(files: Files, where: str) -> Section:
 
 
 def _checkpoint(model: Model, method: SpeculativeAlgorithm, name: str, tokens: int) -> Draft:
+    path = os.path.abspath(os.path.expanduser(name))
+    name = path if os.path.isdir(path) else name
     files = checkpoint_files(name)
     config = _config(files, name)
     architectures = config.strings("architectures")

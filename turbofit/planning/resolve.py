@@ -61,19 +61,16 @@ def _speculative(request: PlanRequest, model: Model) -> dict[str, object]:
     Raises:
         UsageError: nothing can, or LMDeploy would not run it.
     """
-    method, draft = request.speculative_algorithm, request.speculative_draft_model
-    count = request.speculative_num_draft_tokens
-    if method is None:
-        for value, option in ((draft, "draft-model"), (count, "num-draft-tokens")):
-            if value is not None:
-                raise UsageError(
-                    f"--speculative-{option} says how to draft, and nothing is asked to",
-                    hint="give --speculative-algorithm too",
-                )
+    told = (
+        request.speculative_algorithm,
+        request.speculative_draft_model,
+        request.speculative_num_draft_tokens,
+    )
+    if not any(told):
         return {}
-    from turbofit.model.draft import read_draft
+    from turbofit.model.draft import requested_draft
 
-    return {"speculative": read_draft(model, method, draft, count or 1)}
+    return {"speculative": requested_draft(model, *told)}
 
 
 def _machine(request: PlanRequest) -> Machine:

@@ -118,6 +118,8 @@ def _serve_arguments(plan: Plan) -> list[str]:
         argv.append("--least")
     if work.queue_images is not None:
         argv.append("--queue-images" if work.queue_images else "--no-queue-images")
+    if settings.draft is not None:
+        argv += settings.draft.options
     if settings.enable_prefix_caching:
         argv.append("--enable-prefix-caching")
     if settings.language_model_only:

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import DoesNotFitError, LaunchError, UsageError
 from turbofit.launch.engine.environment import find_lmdeploy
-from turbofit.launch.pipeline.pipeline_config import engine_of, planned_config, with_config
+from turbofit.launch.pipeline.pipeline_config import (
+    engine_of,
+    planned_config,
+    with_config,
+    with_draft,
+)
 from turbofit.memory.pytorch.environment import environment
 from turbofit.planning.needs import check_needs
 from turbofit.planning.plan import plan as best_plan
@@ -51,7 +56,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         max_log_len: LMDeploy's.
         trust_remote_code: LMDeploy's; None means where the model's tokenizer needs it, with a
             warning.
-        speculative_config: LMDeploy's; it is not planned for.
+        speculative_config: LMDeploy's; the PyTorch engine drafts.
         allowed_media_domains: LMDeploy's.
         **keywords: those of `PLANNING`, and LMDeploy's own.
 
@@ -72,10 +77,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         raise UsageError(
             "a pipeline is one engine", hint="leave replicas out, or use turbofit serve"
         )
-    if speculative_config is not None:
-        raise UsageError(
-            "speculative decoding is not planned for", hint="leave speculative_config out"
-        )
+    planning = with_draft(planning, speculative_config)
     plan = _planned(model_path, backend_config, planning)
     config = planned_config(plan, backend_config)
     _choose_gpus(plan, config)
@@ -91,6 +93,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         log_level=log_level,
         max_log_len=max_log_len,
         trust_remote_code=_trust(plan, trust_remote_code),
+        speculative_config=speculative_config,
         allowed_media_domains=allowed_media_domains,
         **keywords,
     )

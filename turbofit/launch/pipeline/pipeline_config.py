@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
 
-__all__ = ["engine_of", "planned_config", "with_config"]
+__all__ = ["engine_of", "planned_config", "with_config", "with_draft"]
 
 #: Fields that change memory in ways the ledger does not model.
 _UNPLANNED: Final = (
@@ -83,6 +83,26 @@ def with_config(planning: Options, config: Any, engine: str) -> Options:
             stacklevel=5,
         )
     return out
+
+
+def with_draft(planning: Options, config: Any) -> Options:
+    """Planning keywords, with what a SpeculativeConfig of LMDeploy says.
+
+    Raises:
+        UsageError: it is none, or says what turbofit has no account of.
+    """
+    if config is None:
+        return planning
+    if not hasattr(config, "num_speculative_tokens"):
+        raise UsageError(
+            f"speculative_config is a {type(config).__name__}", hint="give a SpeculativeConfig"
+        )
+    return {
+        **planning,
+        "speculative_algorithm": config.method,
+        "speculative_draft_model": config.model or None,
+        "speculative_num_draft_tokens": config.num_speculative_tokens,
+    }
 
 
 def planned_config(plan: Plan, config: Any) -> Any:

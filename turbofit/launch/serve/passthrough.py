@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["PassedOptions", "option_classes", "sort_options"]
 
 
+#: Of these LMDeploy takes words that turbofit has no account of: unplanned they pass as they are.
+_SPECULATIVE = "--speculative-"
+
+
 class PassedOptions:
     """Options after ``--``: what to plan with, what to hand on, and the keys among the latter."""
 
@@ -95,7 +99,7 @@ def _sort(passed: PassedOptions, name: str, kind: str, values: list[str], unplan
         raise UsageError(
             f"{name} after -- is set by turbofit", hint="leave it out; see turbofit serve --help"
         )
-    if kind == "modelled":
+    if kind == "modelled" and not (unplanned and name.startswith(_SPECULATIVE)):
         passed.modelled += [name, *values]
         return
     if kind != "free":

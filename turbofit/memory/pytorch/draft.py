@@ -172,7 +172,7 @@ class DraftedActivations(Activations):
         return round_up(tokens, self.constants.page)
 
     def further_pool(self) -> int:
-        """Bytes of the pool for the draft's graphs, and what picking experts' kernels leaves."""
+        """Bytes of the pool of the draft's graphs, and what picking experts' kernels leaves."""
         page, batch = self.constants.page, self.settings.max_batch_size
         step = self.drafting.decode(batch * self.draft.tokens_per_step)
         picked = self.constants.segment if self.draft.text.moe else 0

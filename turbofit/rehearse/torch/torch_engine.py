@@ -53,7 +53,6 @@ def run_pytorch(spec: TorchSpec, report: NotesReport) -> Callable[[], None]:
         from lmdeploy.messages import SpeculativeConfig
 
         speculative_class: Any = SpeculativeConfig
-        _accept_drafts()
         more["speculative_config"] = speculative_class(**spec.speculative)
     pipe: Any = pipeline(str(spec.model_dir), backend_config=config, log_level="INFO", **more)
     engine = pipe.async_engine
@@ -70,19 +69,6 @@ def run_pytorch(spec: TorchSpec, report: NotesReport) -> Callable[[], None]:
             break
     closing: Callable[[], None] = pipe.close
     return closing
-
-
-def _accept_drafts() -> None:
-    """Which tokens are rejected Triton's kernels say, which do not run: here none are."""
-    from lmdeploy.pytorch.backends.cuda import rejection_sampling
-
-    sampling: Any = rejection_sampling
-    allocate = sampling._allocate_outputs
-
-    def zeroed(draft_token_ids: Any) -> Any:
-        return tuple(one.zero_() for one in allocate(draft_token_ids))
-
-    sampling._allocate_outputs = zeroed
 
 
 def _plain(value: Any) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from turbofit.core.draft import Draft
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.images import ImageRule
 from turbofit.core.json_types import Document, Options
@@ -16,6 +17,7 @@ from turbofit.core.model import Model
 from turbofit.memory.engine import default_batch_size
 from turbofit.model.source import resolve_model
 from turbofit.pretend.scenario import Scenario
+from turbofit.rehearse.checkpoint.draft import speculative_of
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.rehearse.torch.torch_drivers import DRIVERS
 from turbofit.rehearse.torch.torch_image_overlap import ServerRoom
@@ -33,6 +35,11 @@ _KEYWORDS = frozenset(
     {"engine", "images", "image_size", "max_dynamic_patch", "max_pixels", "revision"}
 )
 
+#: What a request says of speculative decoding.
+_DRAFTING = (
+    "speculative_algorithm", "speculative_draft_model", "speculative_num_draft_tokens",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class TorchRehearsal:
@@ -45,6 +52,7 @@ class TorchRehearsal:
         images, image_size, max_dynamic_patch, max_pixels: the worst request, in part or whole.
         cases: drive these cases only, by name; empty: all.
         revision: branch, tag or commit on the hub.
+        speculative: what a plan's request says of speculative decoding, by its names.
     """
 
     model: str
@@ -56,6 +64,7 @@ class TorchRehearsal:
     max_pixels: int | None = None
     cases: tuple[str, ...] = ()
     revision: str | None = None
+    speculative: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: str, keywords: Options) -> TorchRehearsal:
@@ -68,7 +77,22 @@ class TorchRehearsal:
         if "cache_block_seq_len" in settings:
             settings["block_size"] = settings.pop("cache_block_seq_len")
         settings = {name: value for name, value in settings.items() if value is not None}
-        return cls(model, settings=settings, **{name: keywords[name] for name in names})
+        drafting = {name: settings.pop(name) for name in [*settings] if name in _DRAFTING}
+        given = {name: keywords[name] for name in names}
+        return cls(model, settings=settings, speculative=drafting, **given)
+
+    def draft(self, model: Model) -> Draft | None:
+        """What drafts, read.
+
+        Raises:
+            UsageError: nothing can, or LMDeploy would not run it.
+        """
+        told = [self.speculative.get(name) for name in _DRAFTING]
+        if not any(told):
+            return None
+        from turbofit.model.draft import requested_draft
+
+        return requested_draft(model, *told)
 
 
 def rehearse_torch(
@@ -98,7 +122,7 @@ def rehearse_torch(
     ray = tp > 1 and request.settings.get("distributed_executor_backend") in (None, "ray")
     versions = need_packages(request.engine, ray=ray)
     with tempfile.TemporaryDirectory(prefix="turbofit-rehearsal-") as scratch:
-        name, rule, sees, folder = _model(request, Path(scratch))
+        name, rule, sees, folder, speculative = _model(request, Path(scratch))
         size = _size(request, rule) if sees and request.images else None
         cases = _cases(request, rule, size, scenario)
         settings = dict(request.settings)
@@ -106,18 +130,21 @@ def rehearse_torch(
             settings.setdefault("device_map", "auto" if len(scenario.gpus) > 1 else {"": 0})
         elif settings.get("max_batch_size") is None:
             settings.pop("max_batch_size", None)
-        seen = run_torch(TorchSpec(request.engine, folder, settings, cases), scenario, keep)
+        spec = TorchSpec(request.engine, folder, settings, cases, speculative=speculative)
+        seen = run_torch(spec, scenario, keep)
     about = {
         "model": {"name": name, "asked": request.model, "twin": folder.is_relative_to(scratch)},
         "machine": machine.name if machine else None,
-        "given": dict(request.settings),
+        "given": {**request.settings, **request.speculative},
         "worst_image": _image(rule, size),
     }
     return torch_report(seen, versions, about)
 
 
-def _model(request: TorchRehearsal, scratch: Path) -> tuple[str, ImageRule | None, bool, Path]:
-    """Name, image rule, whether it sees, and a folder to load from.
+def _model(
+    request: TorchRehearsal, scratch: Path
+) -> tuple[str, ImageRule | None, bool, Path, Mapping[str, Any]]:
+    """Name, image rule, whether it sees, a folder to load from, and what LMDeploy is told to draft.
 
     A folder of a model that turbofit has no account of is taken as it is; so are its pictures.
     """
@@ -128,14 +155,16 @@ def _model(request: TorchRehearsal, scratch: Path) -> tuple[str, ImageRule | Non
         if not (folder / "config.json").is_file():
             raise
         text = (folder / "config.json").read_text(encoding="utf-8", errors="replace")
-        return folder.name, None, '"vision_config"' in text, folder.resolve()
+        return folder.name, None, '"vision_config"' in text, folder.resolve(), {}
     # Chat templates are chosen by the folder's name, so the twin keeps the model's.
-    batches = DRIVERS[request.engine].batches
+    batches, draft = DRIVERS[request.engine].batches, request.draft(model)
     if batches:
         need_kernels(model.text)
-    folder = checkpoint_for(model, scratch / model.name, torch=not batches).resolve()
+    folder = checkpoint_for(model, scratch / model.name, torch=not batches, draft=draft).resolve()
+    speculative = speculative_of(draft, model, scratch)
     text_only = bool(request.settings.get("language_model_only"))
-    return model.name, model.image_rule, model.vision is not None and not text_only, folder
+    sees = model.vision is not None and not text_only
+    return model.name, model.image_rule, sees, folder, speculative
 
 
 def _size(request: TorchRehearsal, rule: ImageRule | None) -> tuple[int, int]:

@@ -1,12 +1,13 @@
 """A stand-in for FlashAttention-3 on pretend GPUs: allocates what it does, and computes nothing.
 
 LMDeploy's PyTorch engine does not start speculative decoding without that package, whose kernels
-run on no pretend card. Only a rehearsal's child finds this file, and only with a draft. Sizes are
+run on no pretend card. Only a rehearsal's processes find this file, and only with a draft. Sizes are
 those of hopper/flash_api.cpp and hopper/heuristics.h (Dao-AILab/flash-attention 0251105a).
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,8 +22,23 @@ def flash_attn_varlen_func(q: Any, k: Any, v: Any, **_: Any) -> Any:  # noqa: AR
     return out
 
 
+@cache
+def _reject_none() -> None:
+    """Which drafted tokens are rejected Triton's kernels say, which do not run: here none are."""
+    from lmdeploy.pytorch.backends.cuda import rejection_sampling
+
+    sampling: Any = rejection_sampling
+    allocate = sampling._allocate_outputs
+
+    def zeroed(draft_token_ids: Any) -> Any:
+        return tuple(one.zero_() for one in allocate(draft_token_ids))
+
+    sampling._allocate_outputs = zeroed
+
+
 def flash_attn_with_kvcache(q: Any, k_cache: Any, v_cache: Any, **_: Any) -> Any:
     """Attention of a decoding step: the output, and each part's at 32 bits."""
+    _reject_none()
     batch, length, heads, _dim = q.shape
     out = q.new_empty((batch, length, heads, v_cache.shape[-1]))
     sums = [q.new_empty((batch, heads, length), dtype=torch.float32)]

@@ -35,8 +35,7 @@ def settings_of(plan: Plan) -> dict[str, str]:
         else:
             out[name] = str(value).lower() if isinstance(value, bool) else str(value)
     if draft := plan.settings.draft:
-        told = zip(draft.options[::2], draft.options[1::2], strict=True)
-        out |= {option.removeprefix("--").replace("-", "_"): value for option, value in told}
+        out |= {name: str(value) for name, value in draft.given.items()}
     return out
 
 
