@@ -97,8 +97,11 @@ ROWS = (
 )
 
 
-def formula(model: str, tp: int, cache: dict[str, Any]) -> int:
-    """Blocks by the formula, of the rank that has least."""
+def formula(model: str, tp: int, cache: dict[str, Any], drafting: int = 0) -> int:
+    """Blocks by the formula, of the rank that has least; with so many layers that draft.
+
+    Those are alike to the target's, and whole on the rank.
+    """
     text = resolve_model(model).text
     heads = max(1, text.kv_heads // tp)
     rows = cache["block_size"] * heads
@@ -106,7 +109,7 @@ def formula(model: str, tp: int, cache: dict[str, Any]) -> int:
     kinds = _BITS[cache["quant_policy"]][: 1 if text.mla else 2]
     sizes = [rows * text.head_dim * bits // 8 for bits in kinds]
     sizes += [rows * scales * 2 for scales in _SCALES.get(cache["quant_policy"], ())]
-    block = text.attention_layers * sum(-(-size // 256) * 256 for size in sizes)
+    block = (text.attention_layers + drafting) * sum(-(-size // 256) * 256 for size in sizes)
     runtime = states(text, tp, cache["num_state_caches"] or 0)
     runtime += (cache["max_prefill_token_num"] + 2 * cache["max_batches"]) * text.vocab * 2
     ratio = cache["cache_max_entry_count"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -10,7 +12,8 @@ from msgspec.structs import replace
 from bench.common.plans import plausible_plan
 from turbofit import api
 from turbofit.core.errors import PackageError
-from turbofit.core.plan import Engine, Plan
+from turbofit.core.plan import Engine, Plan, Settings
+from turbofit.model.draft import read_draft
 from turbofit.model.presets import preset_model
 from turbofit.planning.needs import check_needs, need_warning
 
@@ -71,3 +74,29 @@ def test_a_plan_names_the_versions_where_newer_ones_break() -> None:
     assert not [text for text in other.warnings if "transformers" in text]
     assert need_warning(plan_of("qwen3-vl-8b")) is None
     assert need_warning(plan_of("llava-1.5-7b", "transformers")) is None
+
+
+def drafting(name: str, method: Any) -> Plan:
+    plan = plan_of(name)
+    draft = read_draft(plan.model, method, None, 1)
+    return replace(plan, settings=Settings(speculative=draft))
+
+
+@pytest.mark.parametrize(
+    ("plan", "module", "title"),
+    [
+        (drafting("glm-4.5-air", "deepseek_mtp"), "flash_attn_interface", "FlashAttention-3"),
+        (drafting("glm-4.7-flash", "deepseek_mtp"), "flash_mla", "FlashMLA"),
+    ],
+)
+def test_drafting_needs_packages(
+    plan: Plan, module: str, title: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {"lmdeploy", module}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in there else None)
+    check_needs(plan)
+    there.remove(module)
+    with pytest.raises(PackageError, match=f"{title}'s {module} is not installed"):
+        check_needs(plan)
+    there.remove("lmdeploy")  # it has another interpreter
+    check_needs(plan)

@@ -17,9 +17,20 @@ from turbofit.planning.predict_request import PredictRequest
 from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest
 from turbofit.tuner.resolved_request import Margin
 
+DRAFTING = {"speculative_algorithm", "speculative_draft_model", "speculative_num_draft_tokens"}
+
 
 def test_every_setting_of_a_plan_can_be_fixed() -> None:
-    assert set(ENGINE_OPTIONS) == {field.name for field in fields(Settings)} - {"tp"}
+    settings = {field.name for field in fields(Settings)} - {"tp", "speculative"}
+    assert set(ENGINE_OPTIONS) == settings | DRAFTING
+
+
+def test_a_draft_is_read_before_it_is_a_setting() -> None:
+    request = PlanRequest(model="m", speculative_algorithm="eagle3", max_batch_size=2)
+    assert request.engine_options == {"max_batch_size": 2}
+    assert request.given()["speculative_algorithm"] == "eagle3"
+    with pytest.raises(ValidationError):
+        PlanRequest(model="m", speculative_algorithm="medusa")
 
 
 def test_a_workload_that_nobody_described_is_the_contracts_own() -> None:

@@ -29,14 +29,19 @@ def need_warning(plan: Plan) -> str | None:
     return f"install {wanted}: with others LMDeploy {plan.engine.version} {effect}"
 
 
-def check_needs(plan: Plan) -> None:
+def check_needs(plan: Plan, *, pretend: bool = False) -> None:
     """Refuse to launch what would start and then fail, by the versions that are installed.
+
+    Args:
+        plan: what is to be launched.
+        pretend: on pretend GPUs, where kernels for drafting have a stand-in.
 
     Raises:
         PackageError: Transformers of this interpreter is of a version that does not do, or what
             speculative decoding needs is not there.
     """
-    _check_draft(plan)
+    if not pretend:
+        _check_draft(plan)
     if plan.model.vision is None or not plan.engine.of_lmdeploy:
         return
     from importlib.metadata import PackageNotFoundError, version

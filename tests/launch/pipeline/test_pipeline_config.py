@@ -6,7 +6,12 @@ import pytest
 
 from turbofit import api
 from turbofit.core.errors import UsageError
-from turbofit.launch.pipeline.pipeline_config import engine_of, planned_config, with_config
+from turbofit.launch.pipeline.pipeline_config import (
+    engine_of,
+    planned_config,
+    with_config,
+    with_draft,
+)
 
 pytestmark = pytest.mark.lmdeploy
 lmdeploy = pytest.importorskip("lmdeploy")
@@ -47,3 +52,16 @@ def test_what_the_ledger_does_not_know_is_said() -> None:
     backend_config = lmdeploy.PytorchEngineConfig(num_cpu_blocks=100)
     with pytest.warns(UserWarning, match="num_cpu_blocks"):
         with_config({}, backend_config, "pytorch")
+
+
+def test_what_drafts_is_planned_with() -> None:
+    from lmdeploy.messages import SpeculativeConfig
+
+    config = SpeculativeConfig(method="deepseek_mtp", num_speculative_tokens=2)
+    planning = with_draft({"on": "4xa100-80g", "tp": 4}, config)
+    draft = api.plan("glm-4.5-air", engine="pytorch", **planning).settings.draft
+    assert draft is not None
+    assert (draft.method, draft.num_speculative_tokens, draft.model) == ("deepseek_mtp", 2, "")
+    assert with_draft({"tp": 1}, None) == {"tp": 1}
+    with pytest.raises(UsageError, match="speculative_config is a object"):
+        with_draft({}, object())

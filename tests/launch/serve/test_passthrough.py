@@ -52,6 +52,14 @@ def test_refusals(words: list[str], message: str, hint: str) -> None:
     assert hint in caught.value.hint
 
 
+def test_drafts_are_planned_with_unless_unplanned() -> None:
+    words = ["--speculative-algorithm", "dflash", "--speculative-draft-model", "d"]
+    assert sort_options(words).modelled == words
+    passed = sort_options(words, unplanned=True)
+    assert passed.argv == words
+    assert passed.unplanned == ["--speculative-algorithm", "--speculative-draft-model"]
+
+
 def test_unplanned_is_said() -> None:
     passed = sort_options(["--adapters", "a=b", "c=d", "--new", "1"], unplanned=True)
     assert passed.unplanned == ["--adapters", "--new"]

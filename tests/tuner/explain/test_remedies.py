@@ -58,3 +58,14 @@ def test_many_images_are_lowered_with_the_arithmetic() -> None:
     assert plan.fits
     assert plan.limits.image_tokens_per_request + 1024 <= plan.settings.session_len
     assert any("at the model's own limit they take 33,280 tokens" in why for why in plan.reasons)
+
+
+def test_a_draft_without_which_it_fits_is_the_cause() -> None:
+    plan = turbofit.plan(
+        "glm-4.5-air", on="4xa100-80g:free=54.6GiB", engine="pytorch", tp=4, margin=0,
+        speculative_algorithm="deepseek_mtp", speculative_num_draft_tokens=2,
+    )  # fmt: skip
+    assert not plan.fits
+    options = "--speculative-algorithm deepseek_mtp --speculative-num-draft-tokens 2"
+    assert plan.verdict.startswith(f"does not fit: GLM-4.5-Air with {options}: ")
+    assert any("leave --speculative-algorithm to turbofit" in one.change for one in plan.remedies)

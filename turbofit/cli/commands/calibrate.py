@@ -147,7 +147,7 @@ def _calibrate(
             return None
         if plan.fits:
             plan = planner.settle(plan, changes)
-    refuse(plan, missing)
+    refuse(plan, missing, pretend=options.pretend)
     say(plan.verdict)
     calibrator = _calibrator(progress, pretend=options.pretend)
     if not progress.complete:

@@ -178,7 +178,7 @@ def _tune(arguments: _TuneArguments, leases: Leases) -> signal.Signals | Tuning:
     config = ServeConfig.of(request=request, **{**options.config_fields(), "rehearse": False})
     planner = planner_of(config, leases, doubled=lmdeploy.warning is not None)
     usual = planner.make({})
-    refuse(usual, missing)
+    refuse(usual, missing, pretend=options.pretend)
     if not usual.engine.of_lmdeploy:
         raise UsageError(
             f"{usual.model.name} is planned for Transformers: tune tries LMDeploy's settings",

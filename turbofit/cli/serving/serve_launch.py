@@ -85,7 +85,7 @@ class ServeLaunch:
             )
         if plan.fits:
             plan = planner.settle(plan, self._changes)
-        refuse(plan, self._missing)
+        refuse(plan, self._missing, pretend=config.pretend)
         self._tell(plan)
         self.newest = plan
         return plan

@@ -166,7 +166,7 @@ def refusal(plan: Plan) -> DoesNotFitError:
     return DoesNotFitError(plan.verdict, hint=hint)
 
 
-def refuse(plan: Plan, missing: PackageError | None) -> None:
+def refuse(plan: Plan, missing: PackageError | None, *, pretend: bool) -> None:
     """Stop before anything is launched that would not serve."""
     import os
 
@@ -177,7 +177,7 @@ def refuse(plan: Plan, missing: PackageError | None) -> None:
         raise refusal(plan)
     if missing is not None and plan.engine.of_lmdeploy:
         raise missing
-    check_needs(plan)
+    check_needs(plan, pretend=pretend)
     ranks = rank_warning(plan.parallel.tp, os.environ)
     if ranks:
         raise LaunchError(

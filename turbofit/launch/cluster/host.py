@@ -152,7 +152,7 @@ class HostedEngine:
         lmdeploy, missing = lmdeploy_if_needed(plan.engine.name)
         if missing is not None and plan.engine.of_lmdeploy:
             raise missing
-        check_needs(plan)
+        check_needs(plan, pretend=config.pretend)
         for text in (*end_orphans(leases), *([leases.alone] if leases.alone else [])):
             self._say(f"warning: {text}")
         planner = Planner(

@@ -29,19 +29,30 @@ __all__ = [
 
 
 def localised(plan: Plan, folder: Path) -> Plan:
-    """The plan with a checkpoint on disk: the model's own, or a header-only twin made in a folder.
+    """The plan with checkpoints on disk: its model's and its draft's, or header-only twins.
 
     Chat templates are chosen by the folder's name, so that the twin keeps the model's.
 
     Raises:
         UsageError: only the model's own checkpoint would do, and it is not on disk.
     """
+    from turbofit.rehearse.checkpoint.draft import speculative_of
     from turbofit.rehearse.checkpoint.twin import checkpoint_for
 
+    draft = plan.settings.draft
     name = (plan.model.hub_id or plan.model.name).rpartition("/")[2]
-    checkpoint = checkpoint_for(plan.model, folder / name, torch=plan.engine.on_torch)
+    torch = plan.engine.on_torch
+    checkpoint = checkpoint_for(plan.model, folder / name, torch=torch, draft=draft)
     source = replace(plan.model.source, checkpoint=str(checkpoint))
-    return replace(plan, model=replace(plan.model, source=source))
+    made = replace(plan, model=replace(plan.model, source=source))
+    if draft is None:
+        return made
+    here = replace(draft, model=speculative_of(draft, plan.model, folder)["model"])
+    groups = [
+        replace(one, settings=replace(one.settings, speculative=here)) for one in plan.by_group
+    ]
+    settings = replace(plan.settings, speculative=here)
+    return replace(made, settings=settings, by_group=tuple(groups))
 
 
 class PretendFaults(NamedTuple):

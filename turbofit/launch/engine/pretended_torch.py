@@ -30,13 +30,16 @@ def torch_environment(
     Raises:
         PackageError: torch is no CUDA build.
     """
-    from turbofit.pretend.environment import cuda_site
+    from turbofit.pretend.environment import cuda_site, put_first
     from turbofit.pretend.run import prepare
-    from turbofit.rehearse.torch.torch_run import need_packages
+    from turbofit.rehearse.torch.torch_run import STAND_IN, need_packages
 
     need_packages(plan.engine.name, ray=plan.settings.tp > 1)
     made = prepare(machine, folder, base, site=cuda_site())
-    return {**made.env, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    env = {**made.env, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    if plan.settings.draft is not None:
+        put_first(env, "PYTHONPATH", str(STAND_IN))
+    return env
 
 
 def torch_death(plan: Plan, group: int, folder: Path) -> PretendDeath | None:

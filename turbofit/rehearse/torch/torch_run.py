@@ -30,7 +30,8 @@ from turbofit.rehearse.turbomind.notes import read_notes
 from turbofit.rehearse.turbomind.run import new_folder
 
 __all__ = [
-    "KEPT", "EndedRehearsal", "need_kernels", "need_packages", "run_torch", "torch_environment",
+    "KEPT", "STAND_IN", "EndedRehearsal", "drafting_environment", "need_kernels", "need_packages",
+    "run_torch", "torch_environment",
 ]  # fmt: skip
 
 #: Variables that change what an engine allocates, Ray's too: a rehearsal is of its settings only.
@@ -39,7 +40,7 @@ _DROPPED: Final = (*CHANGING, "RAY_")
 KEPT: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 _INSIDE: Final = Path(__file__).parent / "torch_inside"
 #: Has a stand-in for FlashAttention-3, which drafting does not start without.
-_STAND_IN: Final = Path(__file__).parent / "stand_in"
+STAND_IN: Final = Path(__file__).parent / "stand_in"
 _START_SECONDS: Final = 300.0
 _LOG_BYTES: Final = 4 << 20
 
@@ -139,7 +140,7 @@ def run_torch(spec: TorchSpec, scenario: Scenario, keep: Path | None = None) -> 
             keep=folder / "pretend",
             stdout=2,
             on_poll=deadline,
-            base=_environment(folder, spec),
+            base=drafting_environment(folder, spec),
         )
         report = read_notes(folder)
         if (report.get("error") or {}).get(
@@ -162,10 +163,11 @@ def run_torch(spec: TorchSpec, scenario: Scenario, keep: Path | None = None) -> 
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _environment(folder: Path, spec: TorchSpec) -> dict[str, str]:
+def drafting_environment(folder: Path, spec: TorchSpec) -> dict[str, str]:
+    """The environment of a rehearsal, with the stand-in that drafting needs where it drafts."""
     env = torch_environment(folder, spec.environ)
     if spec.speculative:
-        put_first(env, "PYTHONPATH", str(_STAND_IN))
+        put_first(env, "PYTHONPATH", str(STAND_IN))
     return env
 
 

@@ -1,8 +1,8 @@
 """A stand-in for FlashAttention-3 on pretend GPUs: allocates what it does, and computes nothing.
 
 LMDeploy's PyTorch engine does not start speculative decoding without that package, whose kernels
-run on no pretend card. Only a rehearsal's processes find this file, and only with a draft. Sizes are
-those of hopper/flash_api.cpp and hopper/heuristics.h (Dao-AILab/flash-attention 0251105a).
+run on no pretend card. Only processes on pretend GPUs find this file, and only with a draft. Sizes
+are those of hopper/flash_api.cpp and hopper/heuristics.h (Dao-AILab/flash-attention 0251105a).
 """
 
 from __future__ import annotations
