@@ -25,6 +25,7 @@ _REMOTE_CONFIG: Final = frozenset(
         "ChatGLMModel",
         "ChatGLMForConditionalGeneration",
         "Phi3VForCausalLM",
+        "InternS2PreviewForConditionalGeneration",
     }
 )
 

@@ -36,13 +36,15 @@ _DRAFT: Final = "mtp."
 #: What speaks, beside a model that answers in text.
 _SPEECH: Final = ("talker.", "code2wav.")
 _AUDIO: Final = ".audio_tower."
+#: Intern-S2's encoder of time series and its head, which LMDeploy 0.18 loads on no engine.
+_TIME_SERIES: Final = ("model.time_series.", "time_series_forecaster.")
 _DRAFT_LAYER: Final = ".eh_proj.weight"
 
 
 def without_unused(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The tensors but for what no engine loads: a draft, unless it is asked for one, and speech."""
+    """The tensors but for what no engine loads: a draft that is not asked for, speech, series."""
     layers = [name.removesuffix(_DRAFT_LAYER[1:]) for name in tensors if _DRAFT_LAYER in name]
-    unused = (_DRAFT, *_SPEECH, *layers)
+    unused = (_DRAFT, *_SPEECH, *_TIME_SERIES, *layers)
     return {name: one for name, one in tensors.items() if not name.startswith(unused)}
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 import turbofit.api
 from tests.rehearse.conftest import Rehearse, forward_pool
@@ -11,7 +12,8 @@ from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
 from turbofit.model.source import resolve_model
 from turbofit.pretend.scenario import MIB
-from turbofit.rehearse.checkpoint.twin import checkpoint_for
+from turbofit.rehearse.checkpoint.header_only import write_model
+from turbofit.rehearse.checkpoint.twin import checkpoint_for, twin_of
 from turbofit.rehearse.turbomind.headers import read_header, weight_files
 from turbofit.rehearse.turbomind.planned import compare, plan_spec, rehearsed_ledgers
 from turbofit.rehearse.turbomind.probe import rehearse
@@ -92,6 +94,31 @@ def test_the_plan_holds_on_the_pretend_card(
     gpu = spec.machine.gpus[0]
     seen = max(case["peak"][0] for case in document["cases"]) + gpu.used + gpu.late
     assert 0 <= planned.gpus[0].peak - seen < 256 * MIB
+
+
+@pytest.mark.lmdeploy
+def test_another_name_of_qwen3_5_is_run_as_one(run: Rehearse, tmp_path: Path) -> None:
+    """TurboMind and its front end by Intern-S2's architecture: four layers of eight experts."""
+    model = resolve_model("qwen3.5-35b-a3b")
+    moe, delta = model.text.moe, model.text.delta
+    assert moe is not None
+    assert delta is not None
+    text = replace(
+        model.text, layers=4, moe=replace(moe, layers=4, experts=8), delta=replace(delta, layers=3)
+    )
+    named = "InternS2PreviewForConditionalGeneration"
+    twin = twin_of(replace(model, text=text, name="Intern-S2-Preview", architecture=named))
+    folder = write_model(twin, tmp_path / "Intern-S2-Preview")
+    plan = turbofit.api.predict(
+        str(folder), on="1xrtx3090", session_len=8192, max_batch_size=16, max_pixels=1 << 20
+    )
+    document = rehearse(plan_spec(plan, folder))
+    assert document["outcome"] == "served"
+    for row in compare(plan, document):
+        if row.term in ("weights", "kv_cache"):
+            assert row.difference == 0, row
+        elif row.term in ("vision_request", "vision_forward", "text_prefill", "sampling"):
+            assert row.difference <= 0, row
 
 
 @pytest.mark.lmdeploy

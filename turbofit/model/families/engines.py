@@ -15,10 +15,12 @@ from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_INNER, TU
 
 __all__ = ["TURBOMIND_VISION", "engine_problem"]
 
+_INTERN_S2: Final = "InternS2PreviewForConditionalGeneration"
 #: Vision models for which TurboMind has an encoder of its own.
 TURBOMIND_VISION: Final = frozenset(
     {
         "InternS1ForConditionalGeneration",
+        _INTERN_S2,
         "InternVLChatModel",
         "InternVLForConditionalGeneration",
         "Qwen2VLForConditionalGeneration",
@@ -42,6 +44,7 @@ _NOT_PYTORCH: Final = frozenset(
 _REMOTE_CODE: Final = frozenset(
     {
         "InternS1ForConditionalGeneration",
+        _INTERN_S2,
         "InternVLChatModel",
         "InternLM2ForCausalLM",
         "InternLM3ForCausalLM",
@@ -121,6 +124,12 @@ def _pytorch(model: Model) -> str | None:
     if model.architecture == "LlavaNextForConditionalGeneration":
         # vl/model/llava_next.py passes trust_remote_code to a class of Transformers without it.
         return "LMDeploy 0.18's own front end for LLaVA-NeXT fails at its start"
+    if model.architecture == _INTERN_S2:
+        # models/qwen3_5_moe.py builds it where config.json has a ts_config, and loads nothing.
+        return (
+            "turbofit has no account of the time series encoder that LMDeploy's PyTorch engine"
+            " builds for Intern-S2"
+        )
     if vision and vision.kind == "siglip":
         return f"LMDeploy 0.18 runs {model.architecture} with a CLIP tower only, not SigLIP"
     if quantization is None:

@@ -18,10 +18,14 @@ __all__ = ["read"]
 
 
 def read(parts: CheckpointConfig) -> Dims:
-    """A Qwen3.5, dense or with experts; absent keys take Transformers' defaults."""
+    """A Qwen3.5, dense or with experts; absent keys take Transformers' defaults.
+
+    Intern-S2-Preview is one with experts, and a time series encoder that TurboMind does not load.
+    """
     parts.warn_without_processor()
     config = parts.config
-    inner = "Qwen3_5MoeTextModel" if "Moe" in parts.architecture else "Qwen3_5TextModel"
+    dense = parts.architecture == "Qwen3_5ForConditionalGeneration"
+    inner = "Qwen3_5TextModel" if dense else "Qwen3_5MoeTextModel"
     section = config.section("text_config") or Section({}, f"{config.what}: text_config")
     if not section.boolean("attn_output_gate", True):
         raise section.error("attn_output_gate", "is false, which no published Qwen3.5 has")

@@ -35,6 +35,7 @@ VISION_READERS: Final[dict[str, Reader]] = {
     "Glm4vForConditionalGeneration": glm.read_glm4v,
     "Idefics3ForConditionalGeneration": idefics3.read,
     "InternS1ForConditionalGeneration": internvl.read_hf,
+    "InternS2PreviewForConditionalGeneration": qwen3_5.read,
     "InternVLChatModel": internvl.read_chat,
     "InternVLForConditionalGeneration": internvl.read_hf,
     "Llama4ForConditionalGeneration": llama4.read,
@@ -55,7 +56,7 @@ VISION_READERS: Final[dict[str, Reader]] = {
 
 #: Those whose videos LMDeploy takes: the front ends with a ``video_token`` that turbofit plans for.
 WATCHING: Final = frozenset(
-    name for name in VISION_READERS if name.startswith(("Qwen3VL", "Qwen3_5"))
+    name for name, reader in VISION_READERS.items() if reader in (qwen3_vl.read, qwen3_5.read)
 )
 
 

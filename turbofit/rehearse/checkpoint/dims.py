@@ -94,6 +94,7 @@ class RehearsedModel:
 
     ``packing``: awq (4 bits, groups of 128), fp8 (blocks of 128 x 128), mxfp4 (the experts of
     gpt_oss alone), or empty for 16 bits.
+    ``architecture``: of config.json, where it is another name for a Qwen3.5 (Intern-S2).
     ``intern_s1``: its tensors have Intern-S1's names, those of internvit_hf behind one prefix.
     """
 
@@ -104,3 +105,4 @@ class RehearsedModel:
     dtype: str = "bfloat16"
     max_tiles: int = 12
     intern_s1: bool = False
+    architecture: str = ""

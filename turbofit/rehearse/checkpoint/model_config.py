@@ -364,7 +364,9 @@ def _qwen3_5_config(model: RehearsedModel) -> dict[str, Any]:
         text.pop(key)
     vision = config["vision_config"] | {"model_type": f"qwen3_5{moe}"}
     return config | {
-        "architectures": [f"Qwen3_5{'Moe' if moe else ''}ForConditionalGeneration"],
+        "architectures": [
+            model.architecture or f"Qwen3_5{'Moe' if moe else ''}ForConditionalGeneration"
+        ],
         "model_type": f"qwen3_5{moe}",
         "text_config": text,
         "vision_config": vision,

@@ -48,6 +48,7 @@ _WHY_NONE = {
 #: Ways of packing for which tensors are written: method, and size of a group.
 _PACKED = {("awq", 128), ("fp8", 128), ("mxfp4", 32)}
 _INTERN_S1 = "InternS1ForConditionalGeneration"
+_INTERN_S2 = "InternS2PreviewForConditionalGeneration"
 _TOWERS = {
     "internvit": "internvit",
     "qwen2vit": "qwen2",
@@ -156,6 +157,7 @@ def twin_of(model: Model) -> dims.RehearsedModel:
         dtype="float16" if model.dtype == "float16" else "bfloat16",
         max_tiles=rule.checkpoint_limit if rule and carries_limit(model) else 12,
         intern_s1=model.architecture == _INTERN_S1,
+        architecture=model.architecture if model.architecture == _INTERN_S2 else "",
     )
 
 
