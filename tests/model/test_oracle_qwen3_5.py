@@ -27,7 +27,9 @@ from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 
 FAMILIES = ["Qwen3_5", "Qwen3_5Moe"]
-PRESETS = ["qwen3.5-4b", "qwen3.5-9b", "qwen3.5-27b", "qwen3.5-35b-a3b"]
+PRESETS = [
+    "qwen3.5-4b", "qwen3.5-9b", "qwen3.5-27b", "qwen3.5-35b-a3b", "qwen3.6-27b", "qwen3.6-35b-a3b",
+]  # fmt: skip
 BF16 = "lmdeploy.pytorch.configurations.qwen3_5.is_bf16_supported"
 lmdeploy = pytest.mark.lmdeploy
 needs_lmdeploy = pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
@@ -105,6 +107,25 @@ def test_presets_are_built_by_transformers(transformers, preset):
     found = read(config)
     assert replace(found.text, max_position_embeddings=262144) == text
     assert found.vision == vision
+
+
+@pytest.mark.parametrize(
+    ("preset", "count"),
+    [
+        ("qwen3.5-27b", 27_781_427_952), ("qwen3.6-27b", 27_781_427_952),
+        ("qwen3.5-35b-a3b", 35_951_822_704), ("qwen3.6-35b-a3b", 35_951_822_704),
+    ],
+)  # fmt: skip
+def test_the_hub_counts_one_layer_more(preset, count):
+    """The draft: a layer with attention, a projection of two hidden states, three norms."""
+    model = preset_model(preset)
+    text, moe = model.text, model.text.moe
+    query, key = text.heads * text.head_dim, text.kv_heads * text.head_dim
+    attention = text.hidden * (3 * query + 2 * key) + 2 * text.head_dim
+    mlp = 3 * text.hidden * text.intermediate
+    if moe:
+        mlp = (moe.experts + 1) * (3 * moe.intermediate + 1) * text.hidden
+    assert model.parameters + attention + mlp + (2 * text.hidden + 5) * text.hidden == count
 
 
 @pytest.mark.parametrize("family", FAMILIES)
