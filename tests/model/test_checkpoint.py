@@ -450,6 +450,7 @@ VISION_PARTS = {
     "Glm4vForConditionalGeneration": OUT, "Qwen3VLForConditionalGeneration": OUT,
     "Qwen3VLMoeForConditionalGeneration": OUT, "Qwen3_5ForConditionalGeneration": OUT,
     "Qwen3_5MoeForConditionalGeneration": OUT,
+    "InternS1ProForConditionalGeneration": OUT, "InternS1_1_ForConditionalGeneration": OUT,
     "Llama4ForConditionalGeneration": {
         "hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 256,
         "vision_output_dim": 4096,

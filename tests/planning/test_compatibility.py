@@ -24,7 +24,8 @@ def test_the_table_covers_what_was_promised() -> None:
     assert "bench/compatibility" in table.source
     native = TURBOMIND_VISION
     remote = {
-        "Phi3VForCausalLM", "ChatGLMForConditionalGeneration", "InternS1ForConditionalGeneration"
+        "Phi3VForCausalLM", "ChatGLMForConditionalGeneration", "InternS1ForConditionalGeneration",
+        "InternS1ProForConditionalGeneration", "InternS1_1_ForConditionalGeneration",
     }  # fmt: skip
     assert native - remote <= set(table.families["turbomind"])
     elsewhere = {

@@ -97,6 +97,7 @@ class TextDims(Struct):
     with as many channels more, which gate the attention's output. ``mla``: attention to latents, of
     which ``kv_heads`` and ``head_dim`` say what the engine attends to. ``mlp_bias`` is that of
     experts too. ``sinks``: each head has a learned value beside its scores (attention sinks).
+    ``fourier``: frequencies that Fourier position encoding mixes for each KV head by itself.
     """
 
     architecture: str
@@ -122,6 +123,7 @@ class TextDims(Struct):
     output_gate: bool = False
     mla: MlaDims | None = None
     sinks: bool = False
+    fourier: int = 0
 
     @property
     def attention_layers(self) -> int:

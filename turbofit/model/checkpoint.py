@@ -20,6 +20,8 @@ __all__ = ["Files", "Origin", "Weights", "read_checkpoint"]
 #: Architectures whose config class is the checkpoint's own code, and whose account needs it.
 _REMOTE_CONFIG: Final = frozenset(
     {
+        "InternS1ProForConditionalGeneration",
+        "InternS1_1_ForConditionalGeneration",
         "InternVLChatModel",
         "CogVLMForCausalLM",
         "ChatGLMModel",

@@ -136,6 +136,7 @@ def text_parameters(text: TextDims) -> int:
         norms += text.layers * (text.mla.q_rank + text.mla.kv_rank)
     if text.sinks:
         norms += text.attention_layers * text.heads
+    norms += 2 * text.kv_heads * text.fourier**2
     return linears + embeddings + norms + _routers(text) + _cross(text) + delta_parameters(text)
 
 

@@ -173,7 +173,16 @@ class Activations:
             width = max(dense, shared + 2 * text.hidden if shared else 0.0)
         if text.vision_experts:
             copies += _EXPERT_COPIES
-        return int(width + copies * text.hidden + constants.token_elements)
+        return int(width + copies * text.hidden + self._token_elements())
+
+    def _token_elements(self) -> int:
+        """Elements of a token beside its hidden states: rotary tables, positions and metadata.
+
+        Fourier position encoding has two tables a KV head. Source: nn/rotary_embedding.py.
+        """
+        text = self.text
+        heads = max(1, text.kv_heads // self.tp) - 1 if text.fourier else 0
+        return self.constants.token_elements + 2 * heads * text.head_dim
 
     def _moe_elements(self) -> int:
         """Elements of a token among a layer's experts, with the sum of their outputs; 0 without.
@@ -189,7 +198,7 @@ class Activations:
             # Weighed inputs of the experts, and their output beside the shared expert's.
             routed += (moe.experts_per_token + 1) * text.hidden
         copies = constants.hidden_copies
-        return int(routed + 3 * moe.experts + copies * text.hidden + constants.token_elements)
+        return int(routed + 3 * moe.experts + copies * text.hidden + self._token_elements())
 
     def _latent_elements(self, mla: MlaDims, more: int = 0) -> int:
         """Elements of a token in attention to latents, with so many more a head.
@@ -223,7 +232,7 @@ class Activations:
         heads = text.heads * text.head_dim / self.tp
         kv = kv_heads_held(text.kv_heads, self.tp) // self.tp * text.head_dim
         # Hidden states alive as in the MLP, less its own two, and the projections before them.
-        alive = (constants.hidden_copies - 1) * text.hidden + constants.token_elements
+        alive = (constants.hidden_copies - 1) * text.hidden + self._token_elements()
         extra = _GATED * heads if text.output_gate else 0
         if text.architecture == _LLAMA4:
             extra = _TURNED * (heads + kv)

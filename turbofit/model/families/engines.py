@@ -45,6 +45,8 @@ _REMOTE_CODE: Final = frozenset(
     {
         "InternS1ForConditionalGeneration",
         _INTERN_S2,
+        "InternS1ProForConditionalGeneration",
+        "InternS1_1_ForConditionalGeneration",
         "InternVLChatModel",
         "InternLM2ForCausalLM",
         "InternLM3ForCausalLM",

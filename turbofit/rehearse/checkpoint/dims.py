@@ -59,6 +59,7 @@ class RehearsedText:
     qk_norm: bool = False
     delta: RehearsedDelta | None = None
     drafting: int = 0
+    fourier: int = 0
 
     @property
     def dim(self) -> int:

@@ -307,6 +307,33 @@ def _qwen3_vl_config(model: RehearsedModel) -> dict[str, Any]:
     }
 
 
+def _at_16_bits(model: RehearsedModel) -> list[str]:
+    """What published checkpoints in fp8 exempt: the tower's layers, and routers."""
+    v, layers = model.vision, range(model.text.layers)
+    assert v is not None
+    parts = ("attn.qkv", "attn.proj", "mlp.linear_fc1", "mlp.linear_fc2")
+    tower = [f"model.visual.blocks.{i}.{part}" for i in range(v.layers) for part in parts]
+    return [*tower, *(f"model.language_model.layers.{i}.mlp.gate" for i in layers)]
+
+
+def _intern_s1_pro_config(model: RehearsedModel) -> dict[str, Any]:
+    """Qwen3-VL's keys, with a position encoding of its own."""
+    config = _qwen3_vl_config(model)
+    text = config["text_config"] | {
+        "model_type": "qwen3_vl_moe_text",
+        "rope_scaling": {
+            "rope_type": "default",
+            "fope_sep_head": True,
+            "num_inv_freq": model.text.fourier,
+        },
+    }
+    return config | {
+        "architectures": ["InternS1ProForConditionalGeneration"],
+        "model_type": "interns1_pro",
+        "text_config": text,
+    }
+
+
 def _qwen3_omni_config(model: RehearsedModel) -> dict[str, Any]:
     """Qwen3-VL's halves in a thinker, with the tower for sound."""
     assert model.vision is not None
@@ -383,6 +410,8 @@ def config_of(model: RehearsedModel) -> JsonObject:
         config = _internvl_hf_config(model)
     elif model.text.delta is not None:
         config = _qwen3_5_config(model)
+    elif model.text.fourier:
+        config = _intern_s1_pro_config(model)
     elif model.vision.audio is not None:
         config = _qwen3_omni_config(model)
     elif model.vision.kind == "qwen3":
@@ -392,6 +421,8 @@ def config_of(model: RehearsedModel) -> JsonObject:
     if model.packing:
         inner = config.get("llm_config", config)
         inner["quantization_config"] = dict(_PACKINGS[model.packing])
+    if model.packing == "fp8" and model.text.fourier:
+        config["quantization_config"]["modules_to_not_convert"] = _at_16_bits(model)
     return config
 
 

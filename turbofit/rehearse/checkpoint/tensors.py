@@ -292,6 +292,15 @@ def _qwen3_vl_names(entries: Iterator[Entry], t: RehearsedText) -> Iterator[Entr
             yield f"{before}.experts.down_proj", dtype, (e.count, e.inter, t.hidden)
 
 
+def _intern_s1_pro(t: RehearsedText, stored: _Stored) -> Iterator[Entry]:
+    """The decoder as Qwen3-VL names it, an expert by itself, and two mixtures of frequencies."""
+    for name, dtype, shape in _llama(t, "", stored):
+        yield name.replace("model.", "model.language_model.", 1), dtype, shape
+    for table in ("cos", "sin"):
+        at = f"model.language_model.rotary_emb.{table}_coef"
+        yield at, stored[1], (t.kv_heads, t.fourier, t.fourier)
+
+
 def _qwen3_omni(model: RehearsedModel, stored: _Stored) -> Iterator[Entry]:
     """Qwen3-VL's tensors behind one prefix, its mergers by other names, and the tower for sound."""
     v, t, dtype = model.vision, model.text, stored[1]
@@ -411,6 +420,10 @@ def _tensors(model: RehearsedModel) -> Iterator[Entry]:
         return
     if model.vision is not None and model.vision.audio is not None:
         yield from _qwen3_omni(model, stored)
+        return
+    if model.text.fourier and model.vision is not None:
+        yield from _intern_s1_pro(model.text, stored)
+        yield from _qwen3_vit(model.vision, model.text.hidden, dtype)
         return
     internvl = model.vision is not None and model.vision.kind in _TOWERS
     decoders: dict[str, Callable[..., Iterator[Entry]]] = {

@@ -90,6 +90,7 @@ def _text(text: TextDims) -> dims.RehearsedText:
         else None,
         mla=text.mla,
         delta=_delta(text),
+        fourier=text.fourier,
     )
 
 

@@ -34,10 +34,11 @@ def run_pytorch(spec: TorchSpec, report: NotesReport) -> Callable[[], None]:
     """Starts the engine, drives all cases, and returns what closes it."""
     from lmdeploy import PytorchEngineConfig, pipeline
 
-    from turbofit.rehearse.turbomind.hfconfig import plain_gpt_oss_tokenizer, register_internvl
+    from turbofit.rehearse.turbomind import hfconfig
 
-    register_internvl(whole=True)
-    plain_gpt_oss_tokenizer()
+    hfconfig.register_internvl(whole=True)
+    hfconfig.register_intern_s1_pro()
+    hfconfig.plain_gpt_oss_tokenizer()
     config_class: Any = PytorchEngineConfig
     known = {field.name for field in dataclasses.fields(config_class)}
     unknown = sorted(set(spec.settings) - known)

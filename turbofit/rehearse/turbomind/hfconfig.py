@@ -1,6 +1,6 @@
-"""Stand-ins for what families bring of their own: InternVL's config class, gpt-oss's tokenizer.
+"""Stand-ins for what families bring of their own: config classes, gpt-oss's tokenizer.
 
-InternVL's chat models bring a Python file for the former; a rehearsal does not execute it.
+InternVL's chat models and Intern-S1-Pro bring Python files for them; a rehearsal executes none.
 """
 
 from __future__ import annotations
@@ -17,6 +17,17 @@ def plain_gpt_oss_tokenizer() -> None:
 
     module: Any = tokenizer
     module.GptOssTokenizer = module.HuggingFaceTokenizer
+
+
+def register_intern_s1_pro() -> None:
+    """Registers a class with the keys of Intern-S1-Pro's own, in a rehearsal's child only."""
+    from transformers import AutoConfig, Qwen3VLMoeConfig
+
+    kind = "interns1_pro"
+    base: Any = Qwen3VLMoeConfig
+    auto: Any = AutoConfig
+    made = type("PretendInternS1ProConfig", (base,), {"model_type": kind})
+    auto.register(kind, made, exist_ok=True)
 
 
 def register_internvl(*, whole: bool = False) -> None:
