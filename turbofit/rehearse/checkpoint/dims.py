@@ -40,7 +40,8 @@ class RehearsedDelta:
 class RehearsedText:
     """A decoder: ``arch`` is a key of `model_config`'s architectures; ``mla`` of its DeepSeeks.
 
-    ``drafting`` layers behind the others draft further tokens (GLM's and DeepSeek's MTP).
+    ``drafting`` layers behind the others draft further tokens (GLM's and DeepSeek's MTP);
+    ``fourier`` is `TextDims`'.
     """
 
     arch: str
