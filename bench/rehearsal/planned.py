@@ -136,6 +136,7 @@ ROWS = (
     # gated delta nets, whose kernels are fla's: pip install flash-linear-attention
     Row("qwen3-next-80b-a3b", "1xa100-40g", None, {"max_batch_size": 32}, layers=4),
     Row("qwen3-next-80b-a3b", "1xa100-80g", 0, {"max_batch_size": 128}, layers=4),
+    Row("qwen3-next-80b-a3b", "2xa100-40g", None, {"max_batch_size": 32, "tp": 2}, layers=4),
     Row("qwen3.5-35b-a3b", "1xa100-40g", None, {"max_batch_size": 32}, layers=4),
     # Qwen3-Omni: its decoder's first three layers are given features of the tower
     Row("qwen3-omni-30b-a3b", "1xrtx3090", layers=4),
