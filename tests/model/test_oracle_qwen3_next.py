@@ -51,6 +51,8 @@ def test_the_preset_is_what_the_hub_counts_without_its_draft():
     experts = (moe.experts + 1) * (expert + text.hidden)
     projection, norms = 2 * text.hidden**2, 5 * text.hidden
     assert 81_324_862_720 - (attention + experts + projection + norms) == model.parameters
+    # Published without one.
+    assert preset_model("qwen3-coder-next").parameters == 79_674_391_296
 
 
 def test_which_engine_runs_it():
