@@ -24,9 +24,9 @@ from turbofit.core.draft import Draft
 from turbofit.core.plan import GpuLedger, Plan
 from turbofit.memory.pytorch.environment import segments
 from turbofit.memory.shared_terms import POOL_WARMUP
-from turbofit.model.draft import read_draft
+from turbofit.model.draft_reader import read_draft
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint.draft import speculative_of
+from turbofit.rehearse.checkpoint.draft_twin import speculative_of
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.rehearse.torch.torch_planned import beside, planned_document, planned_scenario
 

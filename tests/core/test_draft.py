@@ -26,8 +26,8 @@ def test_lmdeploy_is_told_by_its_own_options() -> None:
 def test_settings_say_nothing_of_it_where_nothing_drafts() -> None:
     assert "speculative" not in to_builtins(Settings())
     assert Settings().draft is None
-    assert Settings().tokens_per_step == 1
     draft = Draft(method="eagle", num_speculative_tokens=4, text=TEXT, vocab=1, embeddings=True)
     settings = Settings(speculative=draft)
-    assert settings.tokens_per_step == 5
+    assert settings.draft == draft
+    assert draft.tokens_per_step == 5
     assert decode(to_json(settings), Settings, what="settings") == settings

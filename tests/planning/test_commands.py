@@ -9,7 +9,7 @@ import pytest
 from bench.common.plans import gpu, machine, model, plausible_plan
 from turbofit.core.model import ModelSource
 from turbofit.core.plan import Engine, Settings
-from turbofit.model.draft import read_draft
+from turbofit.model.draft_reader import read_draft
 from turbofit.model.source import resolve_model
 from turbofit.planning.commands import commands, model_path, ratio, visible_devices
 

@@ -13,7 +13,7 @@ from bench.common.plans import plausible_plan
 from turbofit import api
 from turbofit.core.errors import PackageError
 from turbofit.core.plan import Engine, Plan, Settings
-from turbofit.model.draft import read_draft
+from turbofit.model.draft_reader import read_draft
 from turbofit.model.presets import preset_model
 from turbofit.planning.needs import check_needs, need_warning
 

@@ -140,20 +140,12 @@ class Settings(Struct):
     eager_mode: bool = False
     cudagraph_capture_batch_sizes: tuple[int, ...] | None = None
     distributed_executor_backend: Literal["uni", "mp", "ray"] | None = None
-    speculative: Annotated[
-        Draft | UnsetType,
-        doc("What drafts for the PyTorch engine; there only where something does."),
-    ] = UNSET
+    speculative: Annotated[Draft | UnsetType, doc("What drafts, where something does.")] = UNSET
 
     @property
     def draft(self) -> Draft | None:
         """What drafts, None where nothing does."""
         return None if self.speculative is UNSET else self.speculative
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens of a sequence that one decoding step runs over."""
-        return 1 if self.speculative is UNSET else self.speculative.tokens_per_step
 
 
 class Term(Struct):

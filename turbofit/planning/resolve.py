@@ -68,7 +68,7 @@ def _speculative(request: PlanRequest, model: Model) -> dict[str, object]:
     )
     if not any(told):
         return {}
-    from turbofit.model.draft import requested_draft
+    from turbofit.model.draft_reader import requested_draft
 
     return {"speculative": requested_draft(model, *told)}
 

@@ -26,7 +26,7 @@ from turbofit.memory.pytorch.constraints import draft_problem
 from turbofit.memory.pytorch.draft import activations_of, draft_terms, draft_weights
 from turbofit.memory.pytorch.weights import weight_classes
 from turbofit.memory.vision_load import NO_IMAGES
-from turbofit.model.draft import read_draft
+from turbofit.model.draft_reader import read_draft
 from turbofit.model.source import resolve_model
 
 CONSTANTS = load_constants()

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from tests.memory.conftest import card
 from turbofit.core.draft import Draft
 from turbofit.memory.pytorch.flash_attention import needed_modules, splits, without_kernels
-from turbofit.model.draft import read_draft
+from turbofit.model.draft_reader import read_draft
 from turbofit.model.source import resolve_model
 
 LLAMA = resolve_model("llama-3.1-8b").text

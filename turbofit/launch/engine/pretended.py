@@ -36,7 +36,7 @@ def localised(plan: Plan, folder: Path) -> Plan:
     Raises:
         UsageError: only the model's own checkpoint would do, and it is not on disk.
     """
-    from turbofit.rehearse.checkpoint.draft import speculative_of
+    from turbofit.rehearse.checkpoint.draft_twin import speculative_of
     from turbofit.rehearse.checkpoint.twin import checkpoint_for
 
     draft = plan.settings.draft

@@ -103,7 +103,7 @@ def state_bytes(text: TextDims, settings: Settings) -> int:
     delta, tp = text.delta, settings.tp
     if delta is None:
         return 0
-    steps = settings.tokens_per_step
+    steps = settings.draft.tokens_per_step if settings.draft else 1
     window = delta.layers * delta.channels // tp * (delta.kernel + steps - 1)
     state = steps * delta.layers * delta.value_heads // tp * delta.value_dim * delta.key_dim
     slot = round_up(window * HALF, _ALIGN) + round_up(state * HALF, _ALIGN)

@@ -22,7 +22,7 @@ from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.memory.pytorch.flash_attention import splits
 from turbofit.memory.pytorch.weights import VOCAB_ROWS, weight_classes
 from turbofit.memory.shared_terms import term
-from turbofit.model.draft import draft_elements, replaced_outputs
+from turbofit.model.draft_reader import draft_elements, replaced_outputs
 from turbofit.model.parameters import Linear, packed_bytes
 
 __all__ = ["DraftedActivations", "activations_of", "draft_staged", "draft_terms"]
@@ -166,9 +166,9 @@ class DraftedActivations(Activations):
 
     def graph_buffers(self, captured: Sequence[int]) -> int:
         """What graphs hold besides: outputs of the target, inputs and outputs of the draft."""
-        hidden, own = self.text.hidden * HALF, self.draft.text.hidden * HALF
-        each = hidden + 2 * self.states + 2 * own
-        tokens = sum(captured) * (self.draft.tokens_per_step * each + 3 * own)
+        hidden, drafted = self.text.hidden * HALF, self.draft.text.hidden * HALF
+        each = hidden + 2 * self.states + 2 * drafted
+        tokens = sum(captured) * (self.draft.tokens_per_step * each + 3 * drafted)
         return round_up(tokens, self.constants.page)
 
     def further_pool(self) -> int:

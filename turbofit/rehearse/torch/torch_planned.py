@@ -27,7 +27,7 @@ from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.memory.vision_load import vision_load_within
 from turbofit.pretend.from_machine import pretend_twin
 from turbofit.pretend.scenario import Scenario
-from turbofit.rehearse.checkpoint.draft import speculative_of
+from turbofit.rehearse.checkpoint.draft_twin import speculative_of
 from turbofit.rehearse.checkpoint.twin import carries_limit, checkpoint_for
 from turbofit.rehearse.mixes import let_through
 from turbofit.rehearse.moments import torch_moments

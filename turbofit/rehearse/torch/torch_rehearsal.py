@@ -17,7 +17,7 @@ from turbofit.core.model import Model
 from turbofit.memory.engine import default_batch_size
 from turbofit.model.source import resolve_model
 from turbofit.pretend.scenario import Scenario
-from turbofit.rehearse.checkpoint.draft import speculative_of
+from turbofit.rehearse.checkpoint.draft_twin import speculative_of
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.rehearse.torch.torch_drivers import DRIVERS
 from turbofit.rehearse.torch.torch_image_overlap import ServerRoom
@@ -90,7 +90,7 @@ class TorchRehearsal:
         told = [self.speculative.get(name) for name in _DRAFTING]
         if not any(told):
             return None
-        from turbofit.model.draft import requested_draft
+        from turbofit.model.draft_reader import requested_draft
 
         return requested_draft(model, *told)
 

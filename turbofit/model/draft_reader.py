@@ -98,8 +98,8 @@ def read_draft(model: Model, method: SpeculativeAlgorithm, name: str | None, tok
 
 
 def _hint_for(model: Model) -> str:
-    own = [method for method, targets in _MTP.items() if model.architecture in targets]
-    return f"--speculative-algorithm {own[0]} drafts for it" if own else "plan without a draft"
+    found = [method for method, targets in _MTP.items() if model.architecture in targets]
+    return f"--speculative-algorithm {found[0]} drafts for it" if found else "plan without a draft"
 
 
 def _layers_of_target(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from turbofit.core.draft import Draft
+from turbofit.core.json_types import Options
 from turbofit.core.model import Model, TextDims
 from turbofit.rehearse.checkpoint.header_only import write_header
 from turbofit.rehearse.checkpoint.tensors import Entry
@@ -15,7 +15,7 @@ from turbofit.rehearse.checkpoint.tensors import Entry
 __all__ = ["speculative_of"]
 
 
-def speculative_of(draft: Draft | None, model: Model, scratch: Path) -> dict[str, Any]:
+def speculative_of(draft: Draft | None, model: Model, scratch: Path) -> Options:
     """The fields of LMDeploy's SpeculativeConfig; empty where nothing drafts.
 
     A draft that is a checkpoint of its own is taken from its folder, or a stand-in is written.

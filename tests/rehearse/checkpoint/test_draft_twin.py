@@ -9,10 +9,10 @@ import pytest
 from msgspec.structs import replace
 
 from turbofit.core.draft import Draft
-from turbofit.model.draft import read_draft
+from turbofit.model.draft_reader import read_draft
 from turbofit.model.folder import FolderFiles
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint.draft import speculative_of
+from turbofit.rehearse.checkpoint.draft_twin import speculative_of
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.rehearse.torch.torch_run import drafting_environment
 from turbofit.rehearse.torch.torch_spec import TorchSpec
