@@ -15,6 +15,7 @@ from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.weights import largest_loaded, weight_classes
+from turbofit.model.parameters import parameters
 from turbofit.model.source import resolve_model
 
 
@@ -79,3 +80,11 @@ def test_partial_outputs_of_many_heads_outweigh_experts() -> None:
     partial = 374 * 96 * 4 * 130 * 4
     assert partial / MIB == pytest.approx(71.2, abs=0.1)
     assert work.decode(374) > partial + 374 * (5 * 4096 + 4 * 96 * 128) / 2 * 2
+
+
+@pytest.mark.parametrize(("layers", "seen"), [(4, 5_130_315_992), (6, 6_490_336_488)])
+def test_qwen3_vl_keeps_the_dense_model_that_it_made_first(layers: int, seen: int) -> None:
+    """Of each of two ranks, on pretend RTX 3090s; one rank alone frees it."""
+    model = cut("qwen3-vl-30b-a3b", layers)
+    assert seen <= sum(weight_classes(model, 2).values()) <= seen + MIB
+    assert sum(weight_classes(model, 1).values()) == 2 * parameters(model.text, model.vision)

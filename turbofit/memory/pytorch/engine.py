@@ -79,7 +79,8 @@ class Pytorch(Engine):
         from turbofit.memory.pytorch.weights import weight_classes
 
         classes = weight_classes(model, tp)
-        classes.pop("audio", 0)
+        for unread in ("audio", "forgotten"):
+            classes.pop(unread, 0)
         vision = classes.pop("vision", 0) + classes.pop("vision.whole", 0)
         embedding = classes.pop("embedding")
         # A tied embedding is read as the head.
