@@ -24,8 +24,8 @@ def keep_large_blocks() -> bool:
 
     glibc gives each of them back to the kernel and faults its pages in again for the next one: that
     was 2 ms of the 3.6 ms that a 2 MB image took to be read, held and written (bench/gateway).
-    All threads share one heap: each would else keep as much as the largest body that it ever held,
-    16 MiB more whenever another thread meets one (bench/soak).
+    Threads that start afterwards share one heap: each would else keep as much as the largest body
+    that it ever held, 16 MiB more whenever another thread meets one (bench/soak).
 
     Returns:
         Whether the allocator knows such settings; other ones than glibc's do not.

@@ -147,9 +147,11 @@ def serve_models(
         TurbofitError: one of the first models does not start.
     """
     from turbofit.cli.terminal.output import answer, note, say
+    from turbofit.gateway.allocator import keep_large_blocks
     from turbofit.launch.models.models_server import ModelsPolicy, ModelsServer
     from turbofit.launch.serve.shared_cards import SharedCards
 
+    keep_large_blocks()  # before the first thread, which would have a heap of its own
     pretend = planned[0].config.pretend
     models, front = _front(planned, wait=options.wait_seconds)
     if pretend:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from turbofit.core.errors import DoesNotFitError, OutOfMemoryError, TurbofitError
 from turbofit.core.process.files import write_atomic
 from turbofit.core.units import format_bytes, mib
+from turbofit.gateway.allocator import keep_large_blocks
 from turbofit.launch.engine.engine_exit import EndedError
 from turbofit.launch.serve import retry_memory
 from turbofit.launch.serve.attempt import Attempt
@@ -34,6 +35,7 @@ def run_session(job: Job, plan: Plan, stop: StopSignal) -> signal.Signals:
     Raises:
         TurbofitError: it ended otherwise than by a signal; the record says how.
     """
+    keep_large_blocks()  # before the first thread, which would have a heap of its own
     try:
         return _climb(job, plan, stop)
     except StoppedError as exc:
