@@ -37,6 +37,8 @@ __all__ = ["Exchange", "SimulatedEngine", "StartFault"]
 MIB = 1 << 20
 #: Tokens of a request beside its images.
 _TEXT = 100
+#: The same of a question that turbofit asks by itself, with its answer of one token.
+_QUESTION = 640
 
 
 @dataclass
@@ -318,7 +320,9 @@ class SimulatedEngine:
     def _may_hold(self, request: Request | None) -> int:
         """Tokens of a request: its images, a short text, and the answer that it states."""
         most = self.plan.settings.session_len
-        if request is None or not request.stated:
+        if request is None:
+            return min(most, _QUESTION)
+        if not request.stated:
             return most
         rule = self.plan.model.image_rule
         images = rule.unit_tokens(request.units) if rule is not None else 0

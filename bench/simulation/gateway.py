@@ -30,6 +30,8 @@ class SimulatedGatewayThread:
         self._task: asyncio.Task[Any] | None = None
         self._stop: asyncio.Event | None = None
         self._requests: dict[asyncio.Task[Any], Request] = {}
+        #: Those that the loop has not begun yet.
+        self._opened: list[Request] = []
         self.listens = False
         self.url = "http://127.0.0.1:23333"
 
@@ -96,10 +98,12 @@ class SimulatedGatewayThread:
         assert loop is not None
 
         def begin() -> None:
+            self._opened.remove(request)
             task = loop.create_task(request.run(self._world, self.gateway))
             self._requests[task] = request
             task.add_done_callback(self._over)
 
+        self._opened.append(request)
         loop.call_soon_threadsafe(begin)
 
     def _over(self, task: asyncio.Task[Any]) -> None:
@@ -112,7 +116,7 @@ class SimulatedGatewayThread:
         self.listens = False
         if self._world.gateway is self:
             self._world.gateway = None
-        for request in list(self._requests.values()):
+        for request in (*self._opened, *self._requests.values()):
             if not request.end:
                 request.end = "lost"
                 self._world.finished(request)
