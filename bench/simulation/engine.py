@@ -251,7 +251,7 @@ class SimulatedEngine:
 
     def _die_of(self, request: Request) -> None:
         if self.code is None:
-            self.world.invariants.ended_by(request)
+            self.world.invariants.ended_by(request, self)
             self.crash()
 
     # -- its service

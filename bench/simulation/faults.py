@@ -269,7 +269,9 @@ def another_turbofit_starts(day: Day) -> None:
 
 @fault
 def clock_jumps(day: Day) -> None:
-    day.world.scheduler.skew += day.rng.uniform(-90000, 90000)
+    seconds = day.rng.uniform(-90000, 90000)
+    day.world.scheduler.skew += seconds
+    day.world.invariants.clock_jumped(seconds)
 
 
 @fault

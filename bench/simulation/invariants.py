@@ -50,7 +50,7 @@ class Invariants:
         #: What each turbofit's newest plan will take of each card at most, its margin included.
         self._needs: dict[Process, dict[int, int]] = {}
         #: When each killing request has ended an engine.
-        self._deaths: dict[str, list[float]] = {}
+        self._deaths: dict[tuple[str, str], list[float]] = {}
 
     # -- engines and their memory
 
@@ -151,13 +151,18 @@ class Invariants:
         if request.end:
             self._world.violate(f"request {request.number} reached an engine after its end")
 
-    def ended_by(self, request: Request) -> None:
-        """Equal requests end two engines at most, whoever sends them and however often."""
+    def ended_by(self, request: Request, engine: SimulatedEngine) -> None:
+        """Equal requests end two engines of a kind at most, whoever sends them, however often."""
         world = self._world
-        deaths = self._deaths.setdefault(request.text, [])
+        deaths = self._deaths.setdefault((request.text, engine.plan.engine.name), [])
         deaths.append(world.scheduler.now)
         if len(deaths) > _MOST_DEATHS and world.machine.disk_error is None:
             world.violate(f"{len(deaths)} engines ended by one request, {request.text}")
+
+    def clock_jumped(self, seconds: float) -> None:
+        """Suspicions last by the clock on the wall: where it jumps ahead, they may be over."""
+        if seconds > 0:
+            self._deaths.clear()
 
     def forget_unwritten(self) -> None:
         """A turbofit was killed: the deaths that it had no second to write down do not count."""
@@ -207,9 +212,12 @@ class Invariants:
             world.scheduler.after(_FORGOTTEN, lambda: self._all_given_back(sent, gateway))
 
     def _waited(self, request: Request) -> None:
-        """A suspect gets an engine where enough of them are well and have nothing to do."""
+        """A suspect gets an engine where enough of them are well and have nothing to do.
+
+        Where another of the line runs, its turn has not come.
+        """
         gateway, now = self._world.gateway, self._world.scheduler.now
-        if gateway is None:
+        if gateway is None or gateway.gateway._trials._running:
             return
         idle = [
             one.pid for one in self._world.machine.engines.values()

@@ -44,15 +44,17 @@ class Totals:
 
     def summary(self) -> str:
         """One paragraph."""
-        seeds = len({seed for seed, _ in self.violations})
+        first: dict[int, str] = {}
+        for seed, text in self.violations:
+            first.setdefault(seed, text)
         lines = [
             f"{self.days} simulated days (seeds {self.first} to {self.last}) with {self.faults} "
             f"faults and {self.counts['requests']} requests: {len(self.violations)} violations in "
-            f"{seeds} days; {self.seconds:.0f} s with {self.workers} workers, "
+            f"{len(first)} days; {self.seconds:.0f} s with {self.workers} workers, "
             f"{self.days / max(self.seconds, 1e-9):.1f} days a second, "
             f"{self.processor / max(self.days, 1):.2f} s of processor time a day"
         ]
-        lines += [f"seed {seed}: {text[:300]}" for seed, text in self.violations[:_SHOWN]]
+        lines += [f"seed {seed}: {text[:300]}" for seed, text in sorted(first.items())[:_SHOWN]]
         return "\n".join(lines)
 
 

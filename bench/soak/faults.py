@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import itertools
+import json
 import os
 import random
 import signal
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from bench.common.gateway import picture
 from bench.common.mutations import Mutator
 from bench.soak.served import Soaked
 
@@ -24,6 +27,8 @@ _CONNECTIONS: Final = 200
 _BODIES: Final = 50
 #: Times 50 malformed bodies before the clock starts.
 _WARM_UP: Final = 16
+#: More than the gateway decodes at a time.
+_AT_ONCE: Final = 8
 
 
 class Faults:
@@ -77,9 +82,20 @@ class Faults:
         await self._send(b"", _CONNECTIONS)
 
     async def warm_up(self) -> None:
-        """Rare requests need a thread and its memory for good (pictures that are resized)."""
+        """Rare requests need a thread, and memory that is kept: pictures that are resized."""
         for _ in range(_WARM_UP):
             await self._malformed()
+        await self._resized()
+
+    async def _resized(self) -> None:
+        """Two of the mutations' largest pictures share the plan's units, where no knob says how."""
+        data = base64.b64encode(picture(1792, 1344)).decode()
+        source = {"type": "base64", "media_type": "image/png", "data": data}
+        image = {"type": "image", "source": source}
+        message = {"role": "user", "content": [image, image]}
+        body = {"model": "m", "max_tokens": 1, "messages": [message]}
+        whole = _whole("/v1/messages", json.dumps(body).encode())
+        await asyncio.gather(*(self._sent(whole) for _ in range(_AT_ONCE)))
 
     async def _malformed(self) -> None:
         requests = [self._mutator.request() for _ in range(_BODIES)]
