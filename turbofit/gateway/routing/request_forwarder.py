@@ -201,6 +201,8 @@ class RequestForwarder:
             unanswered = not exchange.outcome.answered
             raise
         finally:
+            # A connection may break while the engine lives, and goes on with the request.
+            unanswered |= exchange.outcome.broken and not exchange.outcome.answered
             place.leave(_LEFT_SECONDS if unanswered or exchange.outcome.stuck else 0.0)
             self._trials.pump()
             if exchange.outcome.broken or exchange.outcome.failed:
