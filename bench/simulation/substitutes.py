@@ -380,16 +380,36 @@ def _replacements(one: World) -> _Replacements:
     yield from _pure()
 
 
+@cache
+def _place(path: str) -> tuple[Any, str]:
+    """What has an attribute, and the attribute's name, by its import path."""
+    owner, _, name = path.rpartition(".")
+    return pkgutil.resolve_name(owner), name
+
+
+def _put(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Until the stack ends; ``unittest.mock.patch`` looks every path up again, each day."""
+    if name in vars(owner):
+        stack.callback(setattr, owner, name, vars(owner)[name])
+    else:
+        stack.callback(delattr, owner, name)
+    setattr(owner, name, value)
+
+
+@cache
+def _with_clock() -> tuple[types.ModuleType, ...]:
+    return tuple(one for one in _modules() if vars(one).get("time") is time)
+
+
 @contextmanager
 def in_place(one: World) -> Iterator[None]:
     """The world of one history in the place of the operating system."""
     clock = SimulatedTime()
     with ExitStack() as stack:
-        for module in _modules():
-            if module.__dict__.get("time") is time:
-                stack.enter_context(patch.object(module, "time", clock))
+        for module in _with_clock():
+            _put(stack, module, "time", clock)
         for path, value in _replacements(one):
-            stack.enter_context(patch(path, value))
+            _put(stack, *_place(path), value)
         for made, defaults in (
             (Server, {"clock": clock.monotonic}),
             (SupervisedEngine, {"clock": clock.monotonic}),
