@@ -25,6 +25,7 @@ FOUND = {
     "an ended engine's lease counts as settled": 6,
     "an engine's page is waited for without end": 18,
     "room is given back where only a connection breaks": 307831,
+    "a verdict on an equal request is not waited for": 310285,
 }
 
 

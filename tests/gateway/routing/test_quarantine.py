@@ -112,6 +112,17 @@ def test_the_second_death_convicts_and_the_third_attempt_is_refused(engines, par
     assert 'turbofit_gateway_engine_deaths_total{engine="0"} ' in metrics
 
 
+def test_equal_requests_that_wait_together_end_one_more_engine() -> None:
+    async def run():
+        async with Fleet(4) as fleet:
+            first = await fleet.ask(KILLS)
+            replies = await asyncio.gather(fleet.ask(KILLS), fleet.ask(KILLS), fleet.ask(KILLS))
+            return [code(reply) for reply in (first, *replies)], len(fleet.deaths)
+
+    replies, deaths = virtual_time.run(run())
+    assert (replies, deaths) == ([(503, "engine_died"), *[(422, "convicted")] * 3], 2)
+
+
 def test_an_innocent_one_beside_a_death_is_answered_once_alone_and_is_free_then() -> None:
     async def run():
         async with Fleet(3) as fleet:

@@ -81,6 +81,18 @@ def test_one_at_a_time_the_least_suspected_first_and_the_newest_last() -> None:
     assert virtual_time.run(run()) == (["c", "b", "a"], [False] * 3, 0)
 
 
+def test_of_equal_suspects_one_runs_at_a_time() -> None:
+    async def run():
+        line = Line(8)  # where two suspects may run at once
+        equal = [line.ask("a"), line.ask("a"), line.ask("b")]
+        await moments()
+        running = [task.done() for task in equal]
+        line.trials.release(await equal[0], FREE)
+        return running, (await equal[1]) in line.engines
+
+    assert virtual_time.run(run()) == ([True, False, True], True)
+
+
 async def a_suspect_waits() -> tuple[Line, asyncio.Task[RoutedEngine | None]]:
     """Two engines that are taken, and a suspect that waits for one of them."""
     line = Line(2)

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.log import LazyLogger
+from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.cost import Cost
 from turbofit.gateway.routing.admission import dead
 from turbofit.gateway.routing.exchange import EngineDied, Exchange
@@ -137,10 +138,20 @@ class RequestForwarder:
     async def _take_alone(
         self, request: RequestContext, cost: Cost, suspected: str, avoid: list[RoutedEngine]
     ) -> _Place:
-        """An engine for a suspect, which has it for itself."""
+        """An engine for a suspect, which has it for itself.
+
+        Raises:
+            Refusal: it is convicted, or its turn does not come.
+        """
         engine = await self._trials.admit(suspected, cost, avoid, request.t0)
-        if engine is None:
+        try:
+            # An equal one gives its engine back before it is known what became of that.
             self._quarantine.refuse_convicted(suspected)
+        except Refusal:
+            if engine is not None:
+                self._trials.release(engine, cost)
+            raise
+        if engine is None:
             return await self._take_place(request, cost, None, avoid)
         to_end = self._quarantine.runs_to_end(suspected)
         return _Place(engine, cost, self._trials, to_end=to_end)

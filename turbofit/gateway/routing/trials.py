@@ -3,7 +3,8 @@
 A suspect waits in a line of its own. An engine is reserved for the line: it gets nothing new, and
 once it is empty the first of the line has it for itself, until its answer begins (until its end,
 where an engine died of it or beside it after its answer had begun). One engine is reserved at a
-time, one in four of a large fleet, and none while fewer than two serve.
+time, one in four of a large fleet, and none while fewer than two serve. Of equal suspects one runs
+at a time.
 
 An engine that has answered nobody since its process ended may die of itself, and convict a request
 that is innocent of it. It is asked for a token first, by the monitor; only engines that have
@@ -107,9 +108,9 @@ class Trials:
         self._clock, self._longest, self._seconds = clock, longest, seconds
         self._ask = ask
         self._line: list[_Waiter] = []
-        #: Engines that are reserved, and since when; those of them that have a suspect.
+        #: Engines that are reserved, and since when; those of them that have a suspect, and which.
         self._reserved: dict[RoutedEngine, float] = {}
-        self._running: dict[RoutedEngine, float] = {}
+        self._running: dict[RoutedEngine, tuple[float, str]] = {}
         self._pause_until = float("-inf")
 
     @property
@@ -202,14 +203,14 @@ class Trials:
 
     def _begin(self, engine: RoutedEngine) -> None:
         """Give an empty engine to the first who may have it."""
-        able = [one for one in self._line if one.may_have(engine)]
+        able = [one for one in self._next if one.may_have(engine)]
         waiter = next((one for one in able if one.ready <= self._clock()), None)
         if waiter is None:
             if not able:
                 self._open(engine)
             return
         self._line.remove(waiter)
-        self._running[engine] = self._clock()
+        self._running[engine] = self._clock(), waiter.fingerprint
         self._pump_in(_LONGEST_ALONE)
         waiter.future.set_result(self._admission.take(engine, waiter.cost))
 
@@ -220,9 +221,9 @@ class Trials:
             if engine.fleet is not self._fleet or not engine.serves:
                 self._open(engine)
             elif engine in self._running:
-                if now - self._running[engine] >= _LONGEST_ALONE:
+                if now - self._running[engine][0] >= _LONGEST_ALONE:
                     self._open(engine)
-            elif not any(one.may_have(engine) for one in self._line):
+            elif not any(one.may_have(engine) for one in self._next):
                 self._open(engine)
             elif self._alone and now - since >= _SESSION and self._needed(engine):
                 self._pause_until = now + (now - since)
@@ -259,11 +260,22 @@ class Trials:
             self._pump_in(_SESSION)
         return True
 
+    @property
+    def _next(self) -> list[_Waiter]:
+        """The first of the line of each fingerprint, but for those of which one runs."""
+        seen = {fingerprint for _, fingerprint in self._running.values()}
+        first = []
+        for waiter in self._line:
+            if waiter.fingerprint not in seen:
+                seen.add(waiter.fingerprint)
+                first.append(waiter)
+        return first
+
     def _unserved(self) -> list[_Waiter]:
-        """Those in line beyond the ones for whom an engine is kept already."""
+        """Who may run next, beyond the ones for whom an engine is kept already."""
         free = [engine for engine in self._reserved if engine not in self._running]
         unserved = []
-        for waiter in self._line:
+        for waiter in self._next:
             engine = next(filter(waiter.may_have, free), None)
             if engine is None:
                 unserved.append(waiter)
