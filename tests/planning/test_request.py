@@ -10,6 +10,7 @@ from msgspec.structs import fields
 from pydantic import ValidationError
 
 import turbofit
+from turbofit.core.draft import DRAFT_OPTIONS
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Settings, Workload
 from turbofit.machine.spec import parse_spec
@@ -17,12 +18,10 @@ from turbofit.planning.predict_request import PredictRequest
 from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest
 from turbofit.tuner.resolved_request import Margin
 
-DRAFTING = {"speculative_algorithm", "speculative_draft_model", "speculative_num_draft_tokens"}
-
 
 def test_every_setting_of_a_plan_can_be_fixed() -> None:
     settings = {field.name for field in fields(Settings)} - {"tp", "speculative"}
-    assert set(ENGINE_OPTIONS) == settings | DRAFTING
+    assert set(ENGINE_OPTIONS) == settings | set(DRAFT_OPTIONS)
 
 
 def test_a_draft_is_read_before_it_is_a_setting() -> None:

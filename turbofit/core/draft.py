@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from turbofit.core.messages import option_of
 from turbofit.core.model import TextDims
 from turbofit.core.struct import Struct, doc
 
-__all__ = ["Draft", "SpeculativeAlgorithm"]
+__all__ = ["DRAFT_OPTIONS", "Draft", "SpeculativeAlgorithm"]
 
 #: LMDeploy's ``--speculative-algorithm``.
 SpeculativeAlgorithm = Literal[
     "eagle", "eagle3", "deepseek_mtp", "hy3_mtp", "qwen3_5_mtp", "dflash"
 ]
+#: LMDeploy's options for a draft, as a request names them: the algorithm comes first.
+DRAFT_OPTIONS: Final = (
+    "speculative_algorithm", "speculative_draft_model", "speculative_num_draft_tokens",
+)  # fmt: skip
 
 
 class Draft(Struct):
@@ -35,8 +39,8 @@ class Draft(Struct):
         return self.num_speculative_tokens + 1
 
     @property
-    def apart(self) -> bool:
-        """Whether it is whole on an engine's first rank, whatever the target's ranks."""
+    def own_checkpoint(self) -> bool:
+        """Whether it has a checkpoint of its own: it is whole on an engine's first rank."""
         return self.method in ("eagle", "eagle3")
 
     @property

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from turbofit.core.draft import SpeculativeAlgorithm
+from turbofit.core.draft import DRAFT_OPTIONS, SpeculativeAlgorithm
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
@@ -244,9 +244,7 @@ class PlanRequest(Validated):
         """LMDeploy's options that are fixed, by LMDeploy's names; a draft is read first."""
         values = ((name, getattr(self, name)) for name in ENGINE_OPTIONS)
         return {
-            name: value
-            for name, value in values
-            if value is not None and not name.startswith("speculative_")
+            name: value for name, value in values if value is not None and name not in DRAFT_OPTIONS
         }
 
 

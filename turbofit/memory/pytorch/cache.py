@@ -73,7 +73,9 @@ def block_bytes(text: TextDims, settings: Settings) -> int:
     tokens, draft = block_tokens(text, settings), settings.draft
     size = _layers_bytes(text, settings, tokens, settings.tp)
     if draft is not None:
-        size += _layers_bytes(draft.text, settings, tokens, 1 if draft.apart else settings.tp)
+        size += _layers_bytes(
+            draft.text, settings, tokens, 1 if draft.own_checkpoint else settings.tp
+        )
     return size
 
 

@@ -185,7 +185,7 @@ def checkpoint_for(
             hint="give the folder of its checkpoint, or rehearse a plan for it: turbofit rehearse",
         )
     twin = twin_of(model)
-    if draft is not None and not draft.apart:
+    if draft is not None and not draft.own_checkpoint:
         twin = replace(twin, text=replace(twin.text, drafting=draft.text.layers))
     return write_model(twin, folder)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from turbofit.core.draft import Draft
+from turbofit.core.draft import DRAFT_OPTIONS, Draft
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.images import ImageRule
 from turbofit.core.json_types import Document, Options
@@ -34,11 +34,6 @@ _PREFILL = 8192
 _KEYWORDS = frozenset(
     {"engine", "images", "image_size", "max_dynamic_patch", "max_pixels", "revision"}
 )
-
-#: What a request says of speculative decoding.
-_DRAFTING = (
-    "speculative_algorithm", "speculative_draft_model", "speculative_num_draft_tokens",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,7 +72,7 @@ class TorchRehearsal:
         if "cache_block_seq_len" in settings:
             settings["block_size"] = settings.pop("cache_block_seq_len")
         settings = {name: value for name, value in settings.items() if value is not None}
-        drafting = {name: settings.pop(name) for name in [*settings] if name in _DRAFTING}
+        drafting = {name: settings.pop(name) for name in [*settings] if name in DRAFT_OPTIONS}
         given = {name: keywords[name] for name in names}
         return cls(model, settings=settings, speculative=drafting, **given)
 
@@ -87,7 +82,7 @@ class TorchRehearsal:
         Raises:
             UsageError: nothing can, or LMDeploy would not run it.
         """
-        told = [self.speculative.get(name) for name in _DRAFTING]
+        told = [self.speculative.get(name) for name in DRAFT_OPTIONS]
         if not any(told):
             return None
         from turbofit.model.draft_reader import requested_draft
