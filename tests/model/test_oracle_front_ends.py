@@ -10,7 +10,7 @@ import pytest
 
 from bench.common.checkpoints import write_tokenizer
 from tests.model.test_oracle_gemma3 import gemma_of
-from tests.model.test_oracle_lmdeploy import picture, tokens_of
+from tests.model.test_oracle_lmdeploy import front_end, picture, tokens_of
 from tests.model.test_oracle_names import written
 from tests.model.test_oracle_patches import glm_of, qwen3_of
 from turbofit.model.source import resolve_model
@@ -58,14 +58,10 @@ def glm(transformers, folder):
 
 @pytest.mark.parametrize("make", [qwen3, glm])
 def test_patches_reach_the_engine_as_planned(transformers, tmp_path, make):
-    import torch
-    from lmdeploy.vl.model.builder import load_vl_model
-
     folder = tmp_path / "tiny"
     token = make(transformers, folder)
     rule = resolve_model(str(folder)).image_rule
-    front = load_vl_model(str(folder), "pytorch")
-    front.set_mm_feature_dtype(torch.bfloat16)
+    front = front_end(folder)
     rng = random.Random(6)
     for _ in range(12):
         size = rng.randrange(10, 1200), rng.randrange(10, 1200)

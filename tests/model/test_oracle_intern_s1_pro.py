@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.model.test_oracle_front_ends import with_processor
-from tests.model.test_oracle_lmdeploy import picture
+from tests.model.test_oracle_lmdeploy import front_end, picture
 from tests.model.test_oracle_pytorch_engine import engine_parameters  # noqa: F401 - a fixture
 from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule
@@ -156,9 +156,6 @@ def test_parameters_are_the_engines(engine_parameters, tmp_path, monkeypatch):  
 @needs_lmdeploy
 def test_image_tokens_reach_the_engine_as_planned(transformers, tmp_path):
     """With Qwen3-VL's processor in place of the checkpoint's own, which names its image's class."""
-    import torch
-    from lmdeploy.vl.model.builder import load_vl_model
-
     from turbofit.rehearse.turbomind.hfconfig import register_intern_s1_pro
 
     register_intern_s1_pro()
@@ -173,9 +170,8 @@ def test_image_tokens_reach_the_engine_as_planned(transformers, tmp_path):
         patch_size=16, merge=2, min_pixels=65_536, max_pixels=400_000, client_knobs=False
     )
     assert rule.videos is None
-    front = load_vl_model(str(folder), "pytorch")
+    front = front_end(folder)
     assert type(front).__name__ == "InternS1ProVisionModel"
-    front.set_mm_feature_dtype(torch.bfloat16)
     rng = random.Random(6)
     for _ in range(12):
         size = rng.randrange(10, 1200), rng.randrange(10, 1200)

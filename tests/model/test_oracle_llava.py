@@ -7,7 +7,7 @@ import random
 import pytest
 
 from bench.common.checkpoints_llava import make_llava
-from tests.model.test_oracle_lmdeploy import picture, tokens_of
+from tests.model.test_oracle_lmdeploy import front_end, picture, tokens_of
 from tests.model.test_parameters import ConfigFiles, count, text_config
 from turbofit.core.images import AnyresRule
 from turbofit.model.checkpoint import Origin, read_checkpoint
@@ -128,13 +128,9 @@ def test_a_checkpoint_is_explained_to_the_element(tmp_path, kind):
 def test_lmdeploy_counts_the_same_tokens(transformers, tmp_path):
     """It tells the processor that PIL images have channels last, which Transformers 5 believes."""
     pytest.importorskip("lmdeploy")
-    import torch
-    from lmdeploy.vl.model.builder import load_vl_model
-
     folder = make_llava(tmp_path / "llava-1.5-7b-hf")
     model = resolve_model(str(folder))
-    front = load_vl_model(str(folder), "pytorch")
-    front.set_mm_feature_dtype(torch.bfloat16)
+    front = front_end(folder)
     image = [{"role": "user", "content": [{"type": "image", "data": picture(500, 300)}]}]
     if FrontEnd("0.18", model.architecture, "pytorch").failure(transformers.__version__):
         # Small: columns are taken for channels, and each is enlarged; 500 of them fill gigabytes.

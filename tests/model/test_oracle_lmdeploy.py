@@ -22,13 +22,19 @@ pytestmark = [
 ]
 
 
-def tokens_of(folder, images):
-    """Image tokens as LMDeploy's front end counts them."""
+def front_end(folder):
+    """LMDeploy's front end for a checkpoint's folder, on the PyTorch engine."""
     import torch
     from lmdeploy.vl.model.builder import load_vl_model
 
-    model = load_vl_model(str(folder), "pytorch")
-    model.set_mm_feature_dtype(torch.bfloat16)
+    front = load_vl_model(str(folder), "pytorch")
+    front.set_mm_feature_dtype(torch.bfloat16)
+    return front
+
+
+def tokens_of(folder, images):
+    """Image tokens as LMDeploy's front end counts them."""
+    model = front_end(folder)
     found = []
     for image, knobs in images:
         content = [{"type": "image", "data": image, **knobs}]

@@ -9,7 +9,7 @@ import pytest
 
 from tests.model.test_oracle_llava import read
 from tests.model.test_oracle_qwen_vl import sizes
-from tests.model.test_parameters import count, text_config
+from tests.model.test_parameters import count, qwen3_tower, text_config
 from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule, VideoRule
 from turbofit.model.checkpoint import Origin, Weights, read_checkpoint
@@ -75,13 +75,7 @@ def qwen3_of(transformers, family, rng):
     if family == "Qwen3VLMoe":
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 7}
         text |= {"decoder_sparse_step": 1, "tie_word_embeddings": False}
-    heads = rng.choice([1, 2])
-    vision = {
-        "depth": rng.randrange(1, 4), "num_heads": heads, "hidden_size": heads * 8,
-        "intermediate_size": rng.randrange(5, 60), "out_hidden_size": text["hidden_size"],
-        "patch_size": rng.choice([4, 16]), "num_position_embeddings": rng.choice([4, 9]),
-        "deepstack_visual_indexes": [0] * rng.randrange(0, 3),
-    }  # fmt: skip
+    vision = qwen3_tower(rng, text)
     config = getattr(transformers, f"{family}Config")(
         text_config=text, vision_config=vision, tie_word_embeddings=rng.random() < 0.5
     )

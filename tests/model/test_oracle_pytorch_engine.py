@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import random
 from importlib.util import find_spec
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
+from msgspec.structs import replace
 
 from bench.common.checkpoints import make_internvl2, make_internvl_hf, make_qwen2_vl, make_text
 from bench.common.checkpoints_eva import make_cogvlm, make_glm4v
@@ -21,6 +23,8 @@ from tests.model.test_oracle_lmdeploy import picture, tokens_of
 from tests.model.test_oracle_names import of_qwen3, written
 from tests.model.test_oracle_patches import glm_of
 from tests.model.test_parameters import config_class, text_config
+from turbofit.core.plan import Settings
+from turbofit.memory.pytorch.cache import block_bytes, state_bytes, state_slots
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.source import resolve_model
 
@@ -55,6 +59,41 @@ def engine_parameters(transformers, monkeypatch):
         return sum(tensor.numel() for tensor in {id(p): p for p in model.parameters()}.values())
 
     return counted
+
+
+def without_fla(monkeypatch, name):
+    """Have a class of gated delta nets built here: fla's norm is for a GPU alone."""
+    import torch
+    from lmdeploy.pytorch.backends.cuda.op_backend import CudaOpsBackend
+
+    def norm(hidden, eps=0.0, activation="", **kwargs):
+        return torch.nn.RMSNorm(hidden, **kwargs)
+
+    def unbuilt(*_, **__):
+        op = MagicMock()
+        del op.build_expert_storage  # of expert parallelism alone
+        return op
+
+    monkeypatch.setattr(f"lmdeploy.pytorch.models.{name}.build_rmsnorm_gated", norm)
+    monkeypatch.setattr(CudaOpsBackend, "build_op", classmethod(unbuilt))
+
+
+def check_cache(made, text, tp):
+    """Blocks and states of delta nets are what LMDeploy makes of its own model config."""
+    from lmdeploy.pytorch.config import CacheConfig
+    from lmdeploy.pytorch.engine.executor.base import ExecutorBase
+
+    assert made.num_layers == text.attention_layers
+    settings = Settings(tp=tp, max_batch_size=6)
+    cache = CacheConfig(
+        max_batches=6, block_size=64, num_cpu_blocks=0, num_gpu_blocks=0,
+        states_shapes=made.states_shapes,
+    )  # fmt: skip
+    executor = SimpleNamespace(cache_config=cache, model_config=made)
+    assert ExecutorBase._get_state_cache_mem(executor) == state_bytes(text, settings)
+    assert cache.num_state_caches == state_slots(settings)
+    each = block_bytes(replace(text, layers=1, delta=None), settings)
+    assert block_bytes(text, settings) == made.num_layers * each
 
 
 def cogvlm2(folder):

@@ -5,23 +5,25 @@ from __future__ import annotations
 import json
 import random
 from importlib.util import find_spec
-from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import pytest
 from msgspec.structs import replace
 
 from tests.model.test_oracle_front_ends import with_processor
 from tests.model.test_oracle_llava import read
-from tests.model.test_oracle_lmdeploy import picture
+from tests.model.test_oracle_lmdeploy import front_end, picture
 from tests.model.test_oracle_names import written
-from tests.model.test_oracle_pytorch_engine import engine_parameters  # noqa: F401 - a fixture
-from tests.model.test_parameters import count, delta_nets, text_config
+from tests.model.test_oracle_pytorch_engine import (
+    check_cache,
+    engine_parameters,  # noqa: F401 - a fixture
+    without_fla,
+)
+from tests.model.test_parameters import count, delta_nets, qwen3_tower, text_config
 from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule, VideoRule
 from turbofit.core.model import DeltaDims, Quantization
 from turbofit.core.plan import Settings
-from turbofit.memory.pytorch.cache import block_bytes, state_bytes, state_slots
+from turbofit.memory.pytorch.cache import state_bytes
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
@@ -41,13 +43,7 @@ def qwen_of(transformers, family, rng):
     if family == "Qwen3_5Moe":
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 7}
         text |= {"shared_expert_intermediate_size": 9}
-    heads = rng.choice([1, 2])
-    vision = {
-        "depth": rng.randrange(1, 4), "num_heads": heads, "hidden_size": heads * 8,
-        "intermediate_size": rng.randrange(5, 60), "out_hidden_size": text["hidden_size"],
-        "patch_size": rng.choice([4, 16]), "num_position_embeddings": rng.choice([4, 9]),
-        "deepstack_visual_indexes": [],
-    }  # fmt: skip
+    vision = qwen3_tower(rng, text, features=False)
     config = getattr(transformers, f"{family}Config")(
         text_config=text, vision_config=vision, tie_word_embeddings=rng.random() < 0.5
     )
@@ -197,19 +193,7 @@ class TestLmdeploy:
     def test_model_is_built_whole(
         self, transformers, engine_parameters, tmp_path, monkeypatch, family, seed  # noqa: F811
     ):  # fmt: skip
-        import torch
-        from lmdeploy.pytorch.backends.cuda.op_backend import CudaOpsBackend
-
-        def norm(hidden, eps=0.0, activation="", **kwargs):  # fla's is for a GPU alone
-            return torch.nn.RMSNorm(hidden, **kwargs)
-
-        def unbuilt(*_, **__):
-            op = MagicMock()
-            del op.build_expert_storage  # of expert parallelism alone
-            return op
-
-        monkeypatch.setattr("lmdeploy.pytorch.models.qwen3_5.build_rmsnorm_gated", norm)
-        monkeypatch.setattr(CudaOpsBackend, "build_op", classmethod(unbuilt))
+        without_fla(monkeypatch, "qwen3_5")
         monkeypatch.setattr(BF16, lambda *_: True)
         config = qwen_of(transformers, family, random.Random(f"engine{family}{seed}"))
         config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
@@ -221,33 +205,18 @@ class TestLmdeploy:
     @pytest.mark.parametrize("family", FAMILIES)
     @pytest.mark.parametrize("seed", range(4))
     def test_states_and_blocks_are_the_engines(self, transformers, monkeypatch, family, seed, tp):
-        from lmdeploy.pytorch.config import CacheConfig
         from lmdeploy.pytorch.configurations.qwen3_5 import Qwen3_5ModelConfigBuilder
-        from lmdeploy.pytorch.engine.executor.base import ExecutorBase
 
         monkeypatch.setattr(BF16, lambda *_: True)
         config = qwen_of(transformers, family, random.Random(f"state{family}{seed}"))
         config.text_config.update({"bos_token_id": 0, "eos_token_id": 1})
         text = read(config).text
         made = Qwen3_5ModelConfigBuilder.build(config, tp=tp)
-        assert made.num_layers == text.attention_layers
-        settings = Settings(tp=tp, max_batch_size=6)
-        cache = CacheConfig(
-            max_batches=6, block_size=64, num_cpu_blocks=0, num_gpu_blocks=0,
-            states_shapes=made.states_shapes,
-        )  # fmt: skip
-        executor = SimpleNamespace(cache_config=cache, model_config=made)
-        assert ExecutorBase._get_state_cache_mem(executor) == state_bytes(text, settings)
-        assert cache.num_state_caches == state_slots(settings)
-        one = replace(text, layers=1, delta=None)
-        each = block_bytes(one, settings)
-        assert block_bytes(text, settings) == made.num_layers * each
+        check_cache(made, text, tp)
 
     @pytest.mark.parametrize("family", FAMILIES)
     def test_image_tokens_reach_the_engine_as_planned(self, transformers, tmp_path, family):
         import numpy as np
-        import torch
-        from lmdeploy.vl.model.builder import load_vl_model
 
         config = qwen_of(transformers, family, random.Random(2))
         config.vision_config.patch_size = 16
@@ -263,9 +232,8 @@ class TestLmdeploy:
             patch_size=16, merge=2, min_pixels=65_536, max_pixels=400_000, client_knobs=False,
             video=VideoRule(merged_frames=2, min_pixels=65_536, max_pixels=400_000),
         )  # fmt: skip
-        front = load_vl_model(str(tmp_path / "m"), "pytorch")
+        front = front_end(tmp_path / "m")
         assert type(front).__name__ == "Qwen3_5Model"
-        front.set_mm_feature_dtype(torch.bfloat16)
         rng = random.Random(6)
         for _ in range(12):
             wide, high = rng.randrange(10, 1200), rng.randrange(10, 1200)

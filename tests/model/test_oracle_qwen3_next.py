@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import random
 from importlib.util import find_spec
-from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import pytest
 from msgspec.structs import replace
 
 from tests.model.test_oracle_names import written
-from tests.model.test_oracle_pytorch_engine import engine_parameters  # noqa: F401 - a fixture
+from tests.model.test_oracle_pytorch_engine import (
+    check_cache,
+    engine_parameters,  # noqa: F401 - a fixture
+    without_fla,
+)
 from tests.model.test_parameters import delta_nets, text_config
 from turbofit.core.model import Quantization
-from turbofit.core.plan import Settings
-from turbofit.memory.pytorch.cache import block_bytes, state_bytes, state_slots
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
@@ -91,19 +91,7 @@ class TestLmdeploy:
     def test_model_is_built_whole(
         self, transformers, engine_parameters, tmp_path, monkeypatch, seed  # noqa: F811
     ):  # fmt: skip
-        import torch
-        from lmdeploy.pytorch.backends.cuda.op_backend import CudaOpsBackend
-
-        def norm(hidden, eps=0.0, activation="", **kwargs):  # fla's is for a GPU alone
-            return torch.nn.RMSNorm(hidden, **kwargs)
-
-        def unbuilt(*_, **__):
-            op = MagicMock()
-            del op.build_expert_storage  # of expert parallelism alone
-            return op
-
-        monkeypatch.setattr("lmdeploy.pytorch.models.qwen3_next.build_rmsnorm_gated", norm)
-        monkeypatch.setattr(CudaOpsBackend, "build_op", classmethod(unbuilt))
+        without_fla(monkeypatch, "qwen3_next")
         config = next_of(transformers, seed)
         config.mlp_only_layers = [seed]
         written(transformers, config, tmp_path / "m")
@@ -114,25 +102,13 @@ class TestLmdeploy:
     @pytest.mark.parametrize("tp", [1, 2])
     @pytest.mark.parametrize("seed", range(3))
     def test_states_and_blocks_are_the_engines(self, transformers, tmp_path, seed, tp):
-        from lmdeploy.pytorch.config import CacheConfig
         from lmdeploy.pytorch.configurations.qwen3_next import Qwen3NextModelConfigBuilder
-        from lmdeploy.pytorch.engine.executor.base import ExecutorBase
 
         config = next_of(transformers, seed)
         written(transformers, config, tmp_path / "m")
         text = resolve_model(str(tmp_path / "m")).text
         made = Qwen3NextModelConfigBuilder.build(config, tp=tp)
-        assert made.num_layers == text.attention_layers
-        settings = Settings(tp=tp, max_batch_size=6)
-        cache = CacheConfig(
-            max_batches=6, block_size=64, num_cpu_blocks=0, num_gpu_blocks=0,
-            states_shapes=made.states_shapes,
-        )  # fmt: skip
-        executor = SimpleNamespace(cache_config=cache, model_config=made)
-        assert ExecutorBase._get_state_cache_mem(executor) == state_bytes(text, settings)
-        assert cache.num_state_caches == state_slots(settings)
-        each = block_bytes(replace(text, layers=1, delta=None), settings)
-        assert block_bytes(text, settings) == made.num_layers * each
+        check_cache(made, text, tp)
 
     def test_a_config_as_published_does_not_start_with_transformers_5(self, transformers, tmp_path):
         """What known-bad.yaml says; with layer_types beside it, the interval stays."""

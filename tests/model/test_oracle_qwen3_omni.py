@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from bench.compatibility.checkpoints import qwen3_omni
 from tests.model.conftest import write_safetensors
 from tests.model.test_oracle_llava import read
-from tests.model.test_oracle_lmdeploy import picture
-from tests.model.test_parameters import text_config
+from tests.model.test_oracle_lmdeploy import front_end, picture
+from tests.model.test_parameters import qwen3_tower, text_config
 from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule
 from turbofit.core.model import Quantization
@@ -29,13 +29,8 @@ def omni_of(transformers, rng):
     text = text_config(rng) | {"head_dim": 8, "attention_bias": rng.random() < 0.5}
     text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 7}
     text |= {"decoder_sparse_step": 1}
-    heads = rng.choice([1, 2])
-    vision = {
-        "depth": rng.randrange(1, 4), "num_heads": heads, "hidden_size": heads * 8,
-        "intermediate_size": rng.randrange(5, 60), "out_hidden_size": text["hidden_size"],
-        "patch_size": rng.choice([4, 16]), "num_position_embeddings": rng.choice([4, 9]),
-        "deepstack_visual_indexes": [0] * rng.randrange(0, 3),
-    }  # fmt: skip
+    vision = qwen3_tower(rng, text)
+    heads = vision["num_heads"]
     audio = {
         "encoder_layers": rng.randrange(1, 4), "d_model": heads * 8,
         "encoder_attention_heads": heads, "encoder_ffn_dim": rng.randrange(5, 60),
@@ -138,9 +133,6 @@ def test_halves_that_do_not_meet_are_refused(tmp_path, part, wrong, match):
 @pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
 def test_image_tokens_reach_the_engine_as_planned(transformers, tmp_path):
     """Under the checkpoint's bounds, and under those of a request."""
-    import torch
-    from lmdeploy.vl.model.builder import load_vl_model
-
     folder = qwen3_omni(tmp_path / "m")
     rule = resolve_model(str(folder)).image_rule
     assert rule == PatchRule(
@@ -148,9 +140,8 @@ def test_image_tokens_reach_the_engine_as_planned(transformers, tmp_path):
     )
     assert rule.by_request
     assert rule.videos is None
-    front = load_vl_model(str(folder), "pytorch")
+    front = front_end(folder)
     assert type(front).__name__ == "Qwen3OmniModel"
-    front.set_mm_feature_dtype(torch.bfloat16)
     rng = random.Random(6)
     for _ in range(24):
         size = rng.randrange(1, 900), rng.randrange(1, 900)

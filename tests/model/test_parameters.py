@@ -193,6 +193,17 @@ def delta_nets(rng: random.Random) -> dict[str, object]:
     }  # fmt: skip
 
 
+def qwen3_tower(rng: random.Random, text: dict[str, object], *, features: bool = True):
+    """A vision config of Qwen3-VL and later; with ``features`` for the decoder's first layers."""
+    heads = rng.choice([1, 2])
+    return {
+        "depth": rng.randrange(1, 4), "num_heads": heads, "hidden_size": heads * 8,
+        "intermediate_size": rng.randrange(5, 60), "out_hidden_size": text["hidden_size"],
+        "patch_size": rng.choice([4, 16]), "num_position_embeddings": rng.choice([4, 9]),
+        "deepstack_visual_indexes": [0] * rng.randrange(0, 3) if features else [],
+    }  # fmt: skip
+
+
 def count(transformers, name: str, config) -> int:
     import torch
 
