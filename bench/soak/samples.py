@@ -16,19 +16,24 @@ _PARTS: Final = 10
 #: What the last part may have beyond the one after the warm-up.
 TOLERANCES: Final = {
     "memory": "8 MiB and 5 %", "descriptors": "4", "threads": "2",
-    "disk": "25 % and 256 bytes more a request", "added p50": "1 ms and 25 %",
+    "disk": "25 % and 256 bytes more a request",
+    "processor time": "25 % and 0.2 ms more a request", "added p50": "1 ms and 25 %",
     "added p90": "3 ms and 50 %",
 }  # fmt: skip
 
 
 class Sample(NamedTuple):
-    """One moment: seconds since the start, bytes in memory and on disk, added milliseconds."""
+    """One moment: seconds since the start, bytes in memory and on disk, added milliseconds.
+
+    ``processor`` is the time that the process has used so far, in milliseconds.
+    """
 
     at: float
     memory: int
     descriptors: int
     threads: int
     disk: int
+    processor: int
     requests: int
     faults: int
     added: tuple[float, ...]
@@ -41,8 +46,15 @@ def taken(pid: int, folder: Path) -> dict[str, int]:
         "memory": pages * resource.getpagesize(),
         "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
         "threads": len(os.listdir(f"/proc/{pid}/task")),
+        "processor": _processor(pid),
         "disk": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
     }
+
+
+def _processor(pid: int) -> int:
+    """Milliseconds of processor time, its own and the system's for it (proc(5), stat)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return 1000 * (int(fields[11]) + int(fields[12])) // os.sysconf("SC_CLK_TCK")
 
 
 class Verdict(NamedTuple):
@@ -69,8 +81,10 @@ def verdict(samples: Sequence[Sample]) -> list[Verdict]:
         a, b = (median(getattr(one, name) for one in part) for part in (first, last))
         rows.append(Verdict(name, a, b, b <= a * (1 + share) + more))
     middle = len(samples) // 2
-    a, b = _a_request(samples[size:middle]), _a_request(samples[middle:])
+    a, b = (_a_request("disk", part) for part in (samples[size:middle], samples[middle:]))
     rows.append(Verdict("disk", a, b, b <= a * 1.25 + 256))
+    a, b = (_a_request("processor", part) for part in (first, last))
+    rows.append(Verdict("processor time", a, b, b <= a * 1.25 + 0.2))
     late = [[x for one in part for x in one.added] for part in (first, last)]
     if min(map(len, late)) > 1:
         for what, place, more, share in (("added p50", 4, 1.0, 0.25), ("added p90", 8, 3.0, 0.5)):
@@ -79,9 +93,9 @@ def verdict(samples: Sequence[Sample]) -> list[Verdict]:
     return rows
 
 
-def _a_request(samples: Sequence[Sample]) -> float:
-    """Bytes that the folder grew by a request."""
-    grown = samples[-1].disk - samples[0].disk
+def _a_request(what: str, samples: Sequence[Sample]) -> float:
+    """By how much a figure grew for each request."""
+    grown = getattr(samples[-1], what) - getattr(samples[0], what)
     return grown / max(1, samples[-1].requests - samples[0].requests)
 
 

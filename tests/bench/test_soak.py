@@ -14,8 +14,9 @@ MIB = 1 << 20
 
 def samples(**growing):
     """A hundred of them; a figure that grows has so much more in each."""
-    figures = {"memory": 60 * MIB, "descriptors": 20, "threads": 6, "disk": 1000}
-    step = {"disk": 4000, **growing}
+    figures = {"memory": 60 * MIB, "descriptors": 20, "threads": 6, "disk": 1000,
+               "processor": 0}  # fmt: skip
+    step = {"disk": 4000, "processor": 30, **growing}
     return [
         Sample(
             at=float(number), requests=number * 10, faults=0,
@@ -46,6 +47,11 @@ def test_a_folder_may_grow_by_request_but_no_faster() -> None:
     assert [one.what for one in verdict(faster) if not one.flat] == ["disk"]
 
 
+def test_a_request_may_not_take_longer_of_the_processor() -> None:
+    slower = [one._replace(processor=number**3) for number, one in enumerate(samples())]
+    assert [one.what for one in verdict(slower) if not one.flat] == ["processor time"]
+
+
 def test_too_few_samples_are_no_verdict() -> None:
     with pytest.raises(ValueError, match="too few"):
         verdict(samples()[:9])
@@ -58,4 +64,5 @@ def test_a_process_is_looked_at(tmp_path: Path) -> None:
         after = taken(os.getpid(), tmp_path)
     assert after["descriptors"] == before["descriptors"] + 1
     assert before["disk"] == 100
+    assert 0 < before["processor"] <= after["processor"]
     assert min(before.values()) > 0
