@@ -216,7 +216,11 @@ def _disk(day: Day, number: int) -> None:
 def disk_slow(day: Day) -> None:
     machine = day.world.machine
     machine.disk_seconds = day.rng.uniform(0.1, 20)
-    day.later(day.rng.uniform(10, 600), lambda: setattr(machine, "disk_seconds", 0.0))
+    seconds = day.rng.uniform(10, 600)
+    # A write that begins in the last moment is held up as long.
+    until = day.world.scheduler.now + seconds + machine.disk_seconds
+    machine.disk_slow_until = max(machine.disk_slow_until, until)
+    day.later(seconds, lambda: setattr(machine, "disk_seconds", 0.0))
 
 
 @fault

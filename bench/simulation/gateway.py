@@ -56,7 +56,8 @@ class SimulatedGatewayThread:
             self._loop.call_soon_threadsafe(self._stop.set if drain else self._task.cancel)
         seconds = (self.gateway.config.drain_seconds if drain else 0) + 5.0
         # What it keeps is written by a thread, which a slow disk holds up; nobody waits for that.
-        if not self._ended.wait(seconds) and not self._world.machine.disk_seconds:
+        slow_until = self._world.machine.disk_slow_until
+        if not self._ended.wait(seconds) and self._world.scheduler.now > slow_until + seconds:
             self._world.violate(f"the gateway did not end within {seconds:.0f} s")
 
     def strike(self) -> None:
