@@ -52,6 +52,7 @@ from turbofit.diagnose.subject import FactCollector
          Computed(uid=22, start=64, end=6688)),
         ("vision forward shape: torch.Size([13, 3, 448, 448])",
          VisionForward(shape=(13, 3, 448, 448))),
+        ("vision forward shape: torch.Size([13, 3, 448 448])", None),
         ("nothing", None),
     ],
 )  # fmt: skip

@@ -26,6 +26,8 @@ _LZ4, _ZSTD, _EXACT = 0x2000, 0x8000, 0x100000
 _ALIGNMENT: Final = 8
 #: Bytes of one entry unpacked: more than a whole library of LMDeploy's has.
 _LARGEST: Final = 1 << 30
+#: Bytes that one compressed byte becomes at most; LZ4 makes no more than 255 of one.
+_MOST_PACKED: Final = 1024
 
 
 class Entry(NamedTuple):
@@ -116,7 +118,7 @@ def _unpacked(body: bytes, header: _Header) -> bytes:
             "the kernels of the engine are compressed, and cramjam is missing",
             hint="pip install cramjam",
         ) from None
-    if header.whole > _LARGEST:
+    if header.whole > min(_LARGEST, _MOST_PACKED * len(body)):
         # cramjam ends the process where memory for it cannot be had.
         raise ValueError(f"a fat binary is broken: an entry has {header.whole} bytes unpacked")
     try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
+
+from msgspec import Meta
 
 from turbofit.core.images.rule import Allowed, DummyImage, FolderEdits, ImageRule, Lowered, Size
 from turbofit.core.units import number
@@ -11,7 +13,10 @@ from turbofit.core.units import number
 if TYPE_CHECKING:
     from turbofit.core.json_types import Options
 
-__all__ = ["DETAIL_PATCHES", "BaseTileRule"]
+__all__ = ["DETAIL_PATCHES", "LARGEST_PATCH_LIMIT", "BaseTileRule"]
+
+#: Beyond this LMDeploy's own search for a grid (cubic in the limit) takes minutes for one image.
+LARGEST_PATCH_LIMIT: Final = 4096
 
 #: ``image_url.detail`` of an OpenAI client, as LMDeploy's InternVLChatModel reads it; any other
 #: value means the checkpoint's own limit. An integer ``max_dynamic_patch`` wins over it.
@@ -39,7 +44,7 @@ class BaseTileRule(ImageRule):
 
     tile_size: int
     tokens_per_tile: int
-    max_dynamic_patch: int
+    max_dynamic_patch: Annotated[int, Meta(le=LARGEST_PATCH_LIMIT)]
     min_dynamic_patch: int = 1
     thumbnail: bool = True
     dynamic: bool = True

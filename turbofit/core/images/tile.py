@@ -11,16 +11,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import isqrt
-from typing import Final
 
 from turbofit.core.errors import UsageError
-from turbofit.core.images.base_tile import DETAIL_PATCHES, BaseTileRule
+from turbofit.core.images.base_tile import DETAIL_PATCHES, LARGEST_PATCH_LIMIT, BaseTileRule
 from turbofit.core.images.rule import DummyImage, FolderEdits, Size
 
-__all__ = ["LARGEST_PATCH_LIMIT", "TileRule"]
-
-#: Beyond this LMDeploy's own search for a grid (cubic in the limit) takes minutes for one image.
-LARGEST_PATCH_LIMIT: Final = 4096
+__all__ = ["TileRule"]
 
 
 class TileRule(BaseTileRule, tag="tile"):

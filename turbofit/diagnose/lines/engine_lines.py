@@ -32,7 +32,7 @@ _CUT: Final = re.compile(r"`?session_len`? truncated to (\d+)")
 _CACHED: Final = re.compile(r"max cached tokens: (\d+)")
 _PEER: Final = re.compile(r"Devicl?e (\d+) peer access Device (\d+) is not available")
 _SESSION: Final = re.compile(r"`max_context_token_num` is not set, default to (\d+)")
-_SHAPE: Final = re.compile(r"vision forward shape: torch\.Size\(\[([\d, ]+)\]\)")
+_SHAPE: Final = re.compile(r"vision forward shape: torch\.Size\(\[(\d+(?:, *\d+)*)\]\)")
 _COMPUTED: Final = re.compile(r"\(uid (\d+)\) .*computed \[(\d+),(\d+)\)")
 
 
@@ -50,7 +50,7 @@ def engine_line(text: str) -> Struct | None:
     if "truncated to" in text and (match := _CUT.search(text)):
         return KvTokens(what="session", tokens=int(match[1]))
     if "vision forward shape" in text and (match := _SHAPE.search(text)):
-        return VisionForward(shape=tuple(int(part) for part in match[1].split(",") if part.strip()))
+        return VisionForward(shape=tuple(int(part) for part in match[1].split(",")))
     if "max cached tokens" in text and (match := _CACHED.search(text)):
         return KvTokens(what="cache", tokens=int(match[1]))
     if "max_context_token_num" in text and (match := _SESSION.search(text)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from turbofit.core.images import TileRule
-from turbofit.core.images.tile import LARGEST_PATCH_LIMIT
+from turbofit.core.images.base_tile import LARGEST_PATCH_LIMIT
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims, inner_text
