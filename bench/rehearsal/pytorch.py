@@ -106,7 +106,7 @@ def formula(model: str, tp: int, cache: dict[str, Any], drafting: int = 0) -> in
     heads = max(1, text.kv_heads // tp)
     rows = cache["block_size"] * heads
     # Latents have no values beside them.
-    kinds = _BITS[cache["quant_policy"]][: 1 if text.mla else 2]
+    kinds = _BITS[cache["quant_policy"]][: 1 if text.cached_latent else 2]
     sizes = [rows * text.head_dim * bits // 8 for bits in kinds]
     sizes += [rows * scales * 2 for scales in _SCALES.get(cache["quant_policy"], ())]
     block = (text.attention_layers + drafting) * sum(-(-size // 256) * 256 for size in sizes)

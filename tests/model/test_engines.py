@@ -36,6 +36,9 @@ RUNS = {
     "gpt-oss-20b": "turbomind",
     "gpt-oss-20b-bf16": "turbomind pytorch",
     "glm-4.5-air": "pytorch",
+    "phi-3.5-moe": "pytorch",
+    "deepseek-moe-16b": "pytorch",
+    "minicpm3-4b": "pytorch",
 }
 
 

@@ -62,6 +62,7 @@ KNOWN = {
     "intern-s1-pro": 916_895_660_360,
     "qwen3-omni-30b-a3b": 31_719_205_488,
     "qwen3-omni-30b-a3b-thinking": 31_719_205_488,
+    "deepseek-moe-16b": 16_375_728_128,
     "gpt-oss-20b": 20_914_757_184,
     "gpt-oss-120b": 116_829_156_672,
     # 110,468,824,832 and 358,337,791,296 are published with the draft's layer.
@@ -76,7 +77,7 @@ ROUNDED = {
     "internvl2.5-26b": "25.5", "internvl2.5-38b": "38.4", "internvl2.5-78b": "78.4",
     "internvl3-14b": "15.1", "internvl3-38b": "38.4", "internvl3-78b-hf": "78.4",
     "internvl3.5-1b": "1.061", "internvl3.5-2b": "2.3", "internvl3.5-4b": "4.7",
-    "internlm3-8b": "8.8",
+    "internlm3-8b": "8.8", "phi-3.5-moe": "41.9", "minicpm3-4b": "4.07",
     "internvl3.5-14b": "15.1", "internvl3.5-38b": "38.4", "internvl3.5-30b-a3b": "30.8",
     "internvl3.5-241b-a28b": "240.7", "internvl3.5-gpt-oss-20b-a4b": "21.2", "intern-s1": "241",
     "idefics3-8b": "8.46",

@@ -348,10 +348,10 @@ def test_unknown_repositories_and_revisions(online):
 
 
 def test_a_published_model_that_has_no_account(online):
-    config = LLAMA | {"architectures": ["PhiMoEForCausalLM"]}
-    make(online.root / "microsoft" / "Phi-3.5-MoE", config)
+    config = LLAMA | {"architectures": ["DeepseekV4ForCausalLM"]}
+    make(online.root / "deepseek-ai" / "DeepSeek-V4", config)
     with pytest.raises(UsageError) as error:
-        resolve_model("microsoft/Phi-3.5-MoE")
+        resolve_model("deepseek-ai/DeepSeek-V4")
     assert "--backend pytorch" in error.value.hint
 
 

@@ -76,7 +76,8 @@ class MlaDims(Struct):
     The cache holds the latent and one key of ``rope_dim`` channels for all heads; engines attend to
     them as to one KV head of ``TextDims.head_dim`` channels. ``q_rank``: queries come through a
     latent of their own; 0 where they do not. As stored, a head's keys have ``nope_dim`` channels
-    beside those, and its values ``v_dim``.
+    beside those, and its values ``v_dim``. ``expanded``: LMDeploy caches each head's keys and
+    values, as of any other attention, in place of the latent.
     """
 
     kv_rank: int
@@ -84,6 +85,12 @@ class MlaDims(Struct):
     rope_dim: int
     v_dim: int
     q_rank: int = 0
+    expanded: bool = False
+
+    @property
+    def key_dim(self) -> int:
+        """Channels of a head's key as LMDeploy caches and attends to it."""
+        return (self.nope_dim if self.expanded else self.kv_rank) + self.rope_dim
 
 
 class TextDims(Struct):
@@ -98,6 +105,7 @@ class TextDims(Struct):
     which ``kv_heads`` and ``head_dim`` say what the engine attends to. ``mlp_bias`` is that of
     experts too. ``sinks``: each head has a learned value beside its scores (attention sinks).
     ``fourier``: frequencies that Fourier position encoding mixes for each KV head by itself.
+    ``norm_bias``: norms are layer norms with biases; ``head_bias``: the head has one.
     """
 
     architecture: str
@@ -124,6 +132,13 @@ class TextDims(Struct):
     mla: MlaDims | None = None
     sinks: bool = False
     fourier: int = 0
+    norm_bias: bool = False
+    head_bias: bool = False
+
+    @property
+    def cached_latent(self) -> MlaDims | None:
+        """What the cache holds in place of keys and values; None where it holds these."""
+        return None if self.mla is None or self.mla.expanded else self.mla
 
     @property
     def attention_layers(self) -> int:

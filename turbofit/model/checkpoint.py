@@ -26,6 +26,7 @@ _REMOTE_CONFIG: Final = frozenset(
         "CogVLMForCausalLM",
         "ChatGLMModel",
         "ChatGLMForConditionalGeneration",
+        "DeepseekForCausalLM",
         "Phi3VForCausalLM",
         "InternS2PreviewForConditionalGeneration",
     }

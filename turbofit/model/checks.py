@@ -97,8 +97,8 @@ def _expected(
         more = CROSS_EMBEDDINGS if text.cross_layers else 0
         yield 0, (text.vocab + more, "vocab_size" + (" and its extra rows" if more else ""))
         yield 1, (text.hidden, "hidden_size")
-    elif name.endswith("self_attn.kv_a_proj_with_mqa.weight"):
-        yield 0, (text.head_dim, "kv_lora_rank + qk_rope_head_dim")
+    elif text.mla and name.endswith("self_attn.kv_a_proj_with_mqa.weight"):
+        yield 0, (text.mla.kv_rank + text.mla.rope_dim, "kv_lora_rank + qk_rope_head_dim")
     elif name.endswith(("self_attn.q_proj.weight", "self_attn.q_b_proj.weight")):
         gated = 2 if text.output_gate else 1
         yield 0, (gated * query, f"{'2 x ' if gated > 1 else ''}heads x head_dim")

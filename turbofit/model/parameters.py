@@ -129,7 +129,8 @@ def text_parameters(text: TextDims) -> int:
     """Parameters of the language model, embeddings and head included (once where tied)."""
     linears = sum(linear.weights + linear.biases for linear in text_linears(text))
     embeddings = text.vocab * text.hidden * (1 if text.tie_word_embeddings else 2)
-    norms = (text.layer_norms * text.layers + 1) * text.hidden
+    norms = (text.layer_norms * text.layers + 1) * text.hidden * (2 if text.norm_bias else 1)
+    norms += text.vocab if text.head_bias else 0
     if text.qk_norm:
         norms += 2 * text.attention_layers * text.head_dim
     if text.mla:

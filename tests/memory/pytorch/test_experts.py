@@ -32,6 +32,7 @@ def cut(name: str, layers: int) -> Model:
     [
         ("gpt-oss-20b-bf16", 2, 5349.4, 2048, 470.4),
         ("glm-4.5-air", 3, 11_766.6, 4096, 939.7),
+        ("deepseek-moe-16b", 3, 3_202.8, 4000, 624.1),
     ],
 )
 def test_as_the_engine_allocated_it(
@@ -48,6 +49,27 @@ def test_picking_a_kernel_is_paid_once_in_a_prefill_of_any_length() -> None:
     work = Activations(cut("glm-4.5-air", 3), Settings(), CONSTANTS)
     one, two = (work.prefill(Prefill(tokens=n, context=n)) for n in (2048, 4096))
     assert 2 * one - two == pytest.approx(CONSTANTS.kernel_tuning, abs=2 * MIB)
+
+
+def test_phi_moe_picks_its_kernels_in_the_first_layer() -> None:
+    """Where neither a residual nor a sum is alive yet: 129 MiB over for 8,192 tokens."""
+    model = cut("phi-3.5-moe", 2)
+    work = Activations(model, Settings(), CONSTANTS)
+    paid = work.prefill(Prefill(tokens=8192, context=8192)) / MIB
+    assert 1180.6 <= paid <= 1180.6 + 2 * 64 + 3
+    assert work.further_pool() == CONSTANTS.page
+
+
+@pytest.mark.parametrize(
+    ("name", "tp", "mib"),
+    [
+        ("phi-3.5-moe", 1, 10_421.8), ("phi-3.5-moe", 2, 5461.8),
+        ("deepseek-moe-16b", 1, 4324.0), ("deepseek-moe-16b", 2, 2562.4),
+    ],
+)  # fmt: skip
+def test_weights_of_each_rank_are_the_engines(name: str, tp: int, mib: float) -> None:
+    found = sum(weight_classes(cut(name, 4), tp).values()) / MIB
+    assert found == pytest.approx(mib, abs=0.05)
 
 
 @pytest.mark.parametrize("tp", [1, 4])

@@ -33,6 +33,7 @@ _GATED = 5
 #: Pixels are sent at 32 bits: seen of a next forward's on pretend GPUs, exact for Qwen2-VL.
 _AS_SENT = 2
 _LLAMA4 = "Llama4ForCausalLM"
+_PHI_MOE = "PhiMoEForCausalLM"
 #: Whose delta nets project queries, keys, values and z as one. Source: models/qwen3_next.py.
 _NEXT = "Qwen3NextForCausalLM"
 #: gpt-oss's activation as torch runs it where it does not compile it: products of the experts'
@@ -96,8 +97,11 @@ class Activations:
         return 0
 
     def further_pool(self) -> int:
-        """Bytes that torch keeps after the warm-up beside the pool of one step."""
-        return 0
+        """Bytes that torch keeps after the warm-up beside the pool of one step.
+
+        Small tensors of Phi-3.5-MoE's router have a page of their own. Seen on pretend GPUs.
+        """
+        return self.constants.page if self.text.architecture == _PHI_MOE else 0
 
     def prefill(self, forward: Prefill) -> int:
         """The largest stage of a prefill, in bytes."""
@@ -120,7 +124,7 @@ class Activations:
     def _decode_attention(self) -> int:
         """Elements of a row in the attention of a decoding step, with its parts' outputs."""
         each = self.splits * 2 * (self.text.head_dim + 2)
-        if (mla := self.text.mla) is not None:
+        if (mla := self.text.cached_latent) is not None:
             return self._latent_elements(mla, each)
         return self._attention_elements() + int(self.text.heads / self.tp * each)
 
@@ -220,7 +224,7 @@ class Activations:
 
     def _attention(self, forward: Prefill) -> int:
         """Projections and output of the tokens, and all keys and values they see, flattened."""
-        if (mla := self.text.mla) is not None:
+        if (mla := self.text.cached_latent) is not None:
             return self._latent(mla, forward)
         kv = kv_heads_held(self.text.kv_heads, self.tp) // self.tp * self.text.head_dim
         tokens = forward.tokens * self._attention_elements()

@@ -83,7 +83,7 @@ def _layers_bytes(text: TextDims, settings: Settings, tokens: int, tp: int) -> i
     """Latents are cached as keys, whole on every rank; values are their first channels."""
     rows = tokens * (kv_heads_held(text.kv_heads, tp) // tp)
     kind = KV_TYPES[settings.quant_policy]
-    bits_held = (kind.key_bits, 0 if text.mla else kind.value_bits)
+    bits_held = (kind.key_bits, 0 if text.cached_latent else kind.value_bits)
     sizes = [rows * text.head_dim * bits // 8 for bits in bits_held]
     sizes += [rows * count * HALF for count in (kind.key_scales, kind.value_scales)]
     return sum(round_up(size, _ALIGN) for size in sizes) * text.attention_layers

@@ -20,6 +20,7 @@ from turbofit.core.units import HALF, round_up
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.memory.pytorch.flash_attention import splits
+from turbofit.memory.pytorch.minicpm3 import MiniCPM3Activations
 from turbofit.memory.pytorch.weights import VOCAB_ROWS, weight_classes
 from turbofit.memory.shared_terms import term
 from turbofit.model.draft_reader import draft_elements, replaced_outputs
@@ -94,7 +95,9 @@ def activations_of(
 ) -> Activations:
     """The stages of a model, with its draft's where something drafts."""
     if settings.draft is None:
-        return Activations(model, settings, constants)
+        expanded = model.text.mla is not None and model.text.mla.expanded
+        kind = MiniCPM3Activations if expanded else Activations
+        return kind(model, settings, constants)
     processors = max(known(gpu.sm_count, _PROCESSORS) for gpu in gpus)
     return DraftedActivations(model, settings, constants, processors)
 

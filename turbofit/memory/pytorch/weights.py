@@ -111,7 +111,7 @@ def rows_held(text: TextDims, tp: int) -> int:
 
     Source: models/deepseek_v2.py, nn/embedding.py.
     """
-    return round_up(text.vocab, VOCAB_ROWS) // tp if text.mla and tp > 1 else text.vocab
+    return round_up(text.vocab, VOCAB_ROWS) // tp if text.cached_latent and tp > 1 else text.vocab
 
 
 def _absorbed(text: TextDims) -> int:
@@ -119,6 +119,8 @@ def _absorbed(text: TextDims) -> int:
 
     At 16 bits, however ``kv_b`` is stored, which stays beside it. Source: models/deepseek_v2.py.
     """
+    if text.cached_latent is None:
+        return 0
     return sum(one.weights for one in text_linears(text) if one.name == "kv_b") * HALF
 
 
@@ -183,7 +185,7 @@ def largest_loaded(model: Model, tp: int) -> int:
     delta = text.delta.values if text.delta else 0
     inner = text.heads * (text.mla.v_dim if text.mla else text.head_dim)
     down = text.hidden * max(text.intermediate, inner, delta) * HALF
-    rows = rows_held(text, tp) * text.hidden * HALF if text.mla else 0
+    rows = rows_held(text, tp) * text.hidden * HALF if text.cached_latent else 0
     return max(tied + down, rows, experts)
 
 

@@ -53,6 +53,7 @@ _REMOTE_CODE: Final = frozenset(
         "CogVLMForCausalLM",
         "ChatGLMModel",
         "ChatGLMForConditionalGeneration",
+        "DeepseekForCausalLM",
         "Phi3VForCausalLM",
     }
 )
@@ -60,7 +61,19 @@ _REMOTE_CODE: Final = frozenset(
 #: Models of whose account in Transformers nothing is known.
 _QWEN3_OMNI: Final = "Qwen3OmniMoeForConditionalGeneration"
 _LMDEPLOY_ALONE: Final = frozenset(
-    {"GptOssForCausalLM", "Glm4MoeForCausalLM", "Qwen3NextForCausalLM", _QWEN3_OMNI}
+    {
+        "GptOssForCausalLM",
+        "Glm4MoeForCausalLM",
+        "PhiMoEForCausalLM",
+        "Qwen3NextForCausalLM",
+        _QWEN3_OMNI,
+    }
+)
+
+#: Whose classes in LMDeploy's PyTorch engine build attention or experts in 16 bits, whatever the
+#: config says of others. Source: models/deepseek.py, minicpm3.py, phi3_moe.py.
+_SIXTEEN_BITS: Final = frozenset(
+    {"DeepseekForCausalLM", "MiniCPM3ForCausalLM", "PhiMoEForCausalLM"}
 )
 
 #: Group sizes that TurboMind's 4-bit kernels take, and channels of a head of its Qwen encoders.
@@ -139,6 +152,8 @@ def _pytorch(model: Model) -> str | None:
     if model.architecture == "Llama4ForConditionalGeneration":
         # models/llama4.py takes every quantisation for an fp8 of its own.
         return f"turbofit has no account of Llama 4 in {quantization.method}: take 16 bits"
+    if model.architecture in _SIXTEEN_BITS:
+        return f"LMDeploy 0.18's PyTorch engine reads {model.architecture} in 16 bits only"
     if model.architecture == "Qwen3NextForCausalLM":
         # models/qwen3_next.py builds its delta nets without the config's quantisation.
         return "LMDeploy 0.18's PyTorch engine reads Qwen3-Next's delta nets in 16 bits only"

@@ -9,8 +9,10 @@ from typing import Final
 from turbofit.core.model import MlaDims, MoeDims
 from turbofit.model.config import Section
 
-__all__ = ["read_latent_experts", "read_mla", "routed_experts"]
+__all__ = ["read_expanded", "read_latent_experts", "read_mla", "routed_experts"]
 
+#: Whose experts no bias helps to choose where ``topk_method`` is absent.
+_GREEDY: Final = frozenset({"DeepseekForCausalLM", "DeepseekV2ForCausalLM"})
 _NO_DEFAULTS: Final[Mapping[str, int]] = MappingProxyType({})
 
 
@@ -22,6 +24,30 @@ def read_mla(config: Section) -> MlaDims:
         rope_dim=config.integer("qk_rope_head_dim", high=1 << 12),
         v_dim=config.integer("v_head_dim", high=1 << 12),
         q_rank=config.integer("q_lora_rank", high=1 << 16) if "q_lora_rank" in config else 0,
+    )
+
+
+def read_expanded(config: Section, hidden: int, heads: int) -> MlaDims:
+    """Latents of which LMDeploy caches what they expand to (MiniCPM3).
+
+    Absent keys take the defaults of its config class. Source: LMDeploy models/minicpm3.py.
+
+    Raises:
+        UsageError: dims that LMDeploy's class does not run.
+    """
+    values = hidden // heads
+    for key, only in (("v_head_dim", values), ("num_key_value_heads", heads)):
+        if config.integer(key, only) != only:
+            raise config.error(key, f"is not {only}, as LMDeploy takes it")
+    if "q_lora_rank" in config.values and config.values["q_lora_rank"] is None:
+        raise config.error("q_lora_rank", "is null, which LMDeploy does not run")
+    return MlaDims(
+        kv_rank=config.integer("kv_lora_rank", 256, high=1 << 16),
+        nope_dim=config.integer("qk_nope_head_dim", 64, high=1 << 12),
+        rope_dim=config.integer("qk_rope_head_dim", 32, high=1 << 12),
+        v_dim=values,
+        q_rank=config.integer("q_lora_rank", 768, high=1 << 16),
+        expanded=True,
     )
 
 
@@ -41,7 +67,7 @@ def read_latent_experts(config: Section, architecture: str, layers: int) -> MoeD
         raise config.error("moe_layer_freq", "has dense layers behind the first, of no account")
     if dense >= layers:
         return None
-    default = "greedy" if architecture == "DeepseekV2ForCausalLM" else "noaux_tc"
+    default = "greedy" if architecture in _GREEDY else "noaux_tc"
     correction = config.string("topk_method", default) == "noaux_tc"
     return routed_experts(config, layers - dense, correction=correction)
 

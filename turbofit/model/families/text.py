@@ -11,7 +11,12 @@ from typing import Any, Final, NamedTuple
 from turbofit.core.model import MoeDims, TextDims
 from turbofit.model.config import Section
 from turbofit.model.families.delta import read_delta
-from turbofit.model.families.mla import read_latent_experts, read_mla, routed_experts
+from turbofit.model.families.mla import (
+    read_expanded,
+    read_latent_experts,
+    read_mla,
+    routed_experts,
+)
 
 __all__ = ["TEXT_ARCHITECTURES", "TURBOMIND_INNER", "TURBOMIND_TEXT", "read_text"]
 
@@ -56,6 +61,10 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
         **_LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8,
         "max_position_embeddings": 131072,
     },
+    "PhiMoEForCausalLM": {
+        **_LLAMA, "vocab_size": 32064, "intermediate_size": 6400, "num_key_value_heads": 8,
+        "max_position_embeddings": 131072, "num_experts": 16, "num_experts_per_tok": 2,
+    },
     "Phi3ForCausalLM": {
         **_LLAMA, "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192,
         "max_position_embeddings": 4096,
@@ -95,6 +104,8 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
         "num_experts_per_tok": 10, "moe_intermediate_size": 512,
         "shared_expert_intermediate_size": 512, "hybrid": True,
     },
+    # Experts as DeepSeek-V2's, behind ordinary attention.
+    "DeepseekForCausalLM": {**_LLAMA, "vocab_size": 102400, "routed": True},
     "DeepseekV2ForCausalLM": _LATENT,
     "DeepseekV3ForCausalLM": {
         **_LATENT, "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432,
@@ -103,6 +114,11 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "Glm4MoeLiteForCausalLM": {
         **_LATENT, "vocab_size": 154880, "hidden_size": 2048, "intermediate_size": 10240,
         "num_hidden_layers": 47, "num_attention_heads": 20, "max_position_embeddings": 202752,
+    },
+    "MiniCPM3ForCausalLM": {
+        "vocab_size": 73448, "hidden_size": 2560, "intermediate_size": 6400,
+        "num_hidden_layers": 62, "num_attention_heads": 40, "num_key_value_heads": None,
+        "max_position_embeddings": 32768, "tied": True, "expanded": True,
     },
 }  # fmt: skip
 _QWEN3_5: Final[dict[str, Any]] = {
@@ -169,6 +185,7 @@ _RUN_AS: Final = {
 
 _GPT_OSS: Final = "GptOssForCausalLM"
 _GLM_MOE: Final = "Glm4MoeForCausalLM"
+_PHI_MOE: Final = "PhiMoEForCausalLM"
 _UNBIASED: Final = {
     "MixtralForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM", "CogVLMForCausalLM",
     "MllamaForCausalLM",
@@ -219,6 +236,8 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
     layers = config.integer("num_hidden_layers", defaults["num_hidden_layers"], high=1 << 10)
     biases = _biases(config, architecture)
     mla = read_mla(config) if "latent" in defaults else None
+    if "expanded" in defaults:
+        mla = read_expanded(config, hidden, heads)
     head_dim = config.integer(
         "head_dim", defaults.get("head_dim") or max(1, hidden // heads), high=1 << 10
     )
@@ -227,8 +246,8 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
         layers=layers,
         hidden=hidden,
         heads=heads,
-        kv_heads=1 if mla else kv_heads,
-        head_dim=mla.kv_rank + mla.rope_dim if mla else head_dim,
+        kv_heads=1 if "latent" in defaults else kv_heads,
+        head_dim=mla.key_dim if mla else head_dim,
         intermediate=config.integer(
             "intermediate_size", defaults["intermediate_size"], high=1 << 20
         ),
@@ -245,11 +264,13 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
         or (architecture == _GLM_MOE and config.boolean("use_qk_norm", False)),
         layer_norms=defaults.get("norms", 2),
         moe=read_latent_experts(config, architecture, layers)
-        if mla
+        if mla or "routed" in defaults
         else _moe(config, architecture, defaults, layers),
         qkv_bias=biases.qkv,
         output_bias=biases.output,
         mlp_bias=biases.mlp,
+        norm_bias=architecture == _PHI_MOE,
+        head_bias=architecture == _PHI_MOE and config.boolean("lm_head_bias", False),
     )
 
 
@@ -291,7 +312,7 @@ def _moe(
         return None
     if "first_dense" in defaults:
         return _moe_behind_dense(config, defaults, layers)
-    every = architecture in {"MixtralForCausalLM", _GPT_OSS}
+    every = architecture in {"MixtralForCausalLM", _PHI_MOE, _GPT_OSS}
     # Transformers 5 writes num_local_experts for Qwen3-MoE too.
     key = "num_local_experts" if "num_local_experts" in config else "num_experts"
     per_token = config.integer("num_experts_per_tok", defaults["num_experts_per_tok"], high=1 << 10)

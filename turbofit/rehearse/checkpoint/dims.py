@@ -41,7 +41,7 @@ class RehearsedText:
     """A decoder: ``arch`` is a key of `model_config`'s architectures; ``mla`` of its DeepSeeks.
 
     ``drafting`` layers behind the others draft further tokens (GLM's and DeepSeek's MTP);
-    ``fourier`` is `TextDims`'.
+    ``fourier``, ``norm_bias`` and ``head_bias`` are `TextDims`'.
     """
 
     arch: str
@@ -61,6 +61,8 @@ class RehearsedText:
     delta: RehearsedDelta | None = None
     drafting: int = 0
     fourier: int = 0
+    norm_bias: bool = False
+    head_bias: bool = False
 
     @property
     def dim(self) -> int:

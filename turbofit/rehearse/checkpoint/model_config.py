@@ -12,6 +12,7 @@ from turbofit.rehearse.checkpoint.dims import (
     RehearsedModel,
     RehearsedText,
 )
+from turbofit.rehearse.checkpoint.longrope import minicpm3_config, phimoe_config
 from turbofit.rehearse.checkpoint.tokenizer import special_tokens
 
 __all__ = ["config_of", "preprocessor_of"]
@@ -31,6 +32,9 @@ _LLM_ARCH = {
     "qwen3_5": "Qwen3_5ForCausalLM",
     "qwen3_5_moe": "Qwen3_5MoeForCausalLM",
     "qwen3_next": "Qwen3NextForCausalLM",
+    "phimoe": "PhiMoEForCausalLM",
+    "deepseek": "DeepseekForCausalLM",
+    "minicpm3": "MiniCPM3ForCausalLM",
 }
 
 
@@ -58,19 +62,23 @@ def _text_config(t: RehearsedText, dtype: str) -> dict[str, Any]:
         config["head_dim"] = t.head_dim
     if t.experts is not None:
         config |= _experts_config(t.experts)
-    if t.mla is not None:
+    if t.arch == "minicpm3":
+        config |= minicpm3_config(t)
+    elif t.mla is not None:
         config |= _latent_config(t, t.mla)
+    if t.arch == "deepseek":
+        assert t.experts is not None
+        config |= _deepseek_experts(t.experts) | {"norm_topk_prob": False, "moe_layer_freq": 1}
+    if t.arch == "phimoe":
+        config |= phimoe_config(t)
     if t.arch == "glm4_moe":
         assert t.experts is not None
         config |= {
             "attention_bias": True,
             "use_qk_norm": t.qk_norm,
-            "n_routed_experts": t.experts.count,
-            "n_shared_experts": t.experts.shared // t.experts.inter,
-            "first_k_dense_replace": t.experts.dense,
             "partial_rotary_factor": 0.5,
             "routed_scaling_factor": 1.0,
-        }
+        } | _deepseek_experts(t.experts)
     if t.drafting:
         config["num_nextn_predict_layers"] = t.drafting
     if t.arch == "gpt_oss":
@@ -128,20 +136,30 @@ def _latent_config(t: RehearsedText, mla: MlaDims) -> dict[str, Any]:
         chosen = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
     if t.arch == "glm4_moe_lite":
         del chosen["scoring_func"]  # which its class leaves out, and LMDeploy adds
-    return chosen | {
-        "num_key_value_heads": t.heads,
-        "q_lora_rank": mla.q_rank or None,
-        "kv_lora_rank": mla.kv_rank,
-        "qk_nope_head_dim": mla.nope_dim,
-        "qk_rope_head_dim": mla.rope_dim,
-        "v_head_dim": mla.v_dim,
+    return (
+        chosen
+        | {
+            "num_key_value_heads": t.heads,
+            "q_lora_rank": mla.q_rank or None,
+            "kv_lora_rank": mla.kv_rank,
+            "qk_nope_head_dim": mla.nope_dim,
+            "qk_rope_head_dim": mla.rope_dim,
+            "v_head_dim": mla.v_dim,
+            "moe_layer_freq": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "routed_scaling_factor": 1.0,
+        }
+        | _deepseek_experts(e)
+    )
+
+
+def _deepseek_experts(e: RehearsedExperts) -> dict[str, Any]:
+    """Experts behind the first layers, in DeepSeek's keys."""
+    return {
         "first_k_dense_replace": e.dense,
-        "moe_layer_freq": 1,
         "n_routed_experts": e.count,
         "n_shared_experts": e.shared // e.inter or None,
-        "n_group": 1,
-        "topk_group": 1,
-        "routed_scaling_factor": 1.0,
     }
 
 

@@ -108,11 +108,11 @@ def _latents(at: str, t: RehearsedText, dtype: str) -> Iterator[Entry]:
 
 def _attention(at: str, t: RehearsedText, stored: _Stored) -> Iterator[Entry]:
     """Queries, keys, values and the output, with the norms or biases of the architecture."""
-    (linear, dtype), bias = stored, t.arch in {"qwen2", "glm4_moe"}
+    (linear, dtype), bias = stored, t.arch in {"qwen2", "glm4_moe", "phimoe"}
     yield from linear(f"{at}q_proj", t.heads * t.dim, t.hidden, dtype, bias)
     yield from linear(f"{at}k_proj", t.kv_heads * t.dim, t.hidden, dtype, bias)
     yield from linear(f"{at}v_proj", t.kv_heads * t.dim, t.hidden, dtype, bias)
-    yield from linear(f"{at}o_proj", t.hidden, t.heads * t.dim, dtype)
+    yield from linear(f"{at}o_proj", t.hidden, t.heads * t.dim, dtype, t.arch == "phimoe")
     if t.arch.startswith("qwen3") or t.qk_norm:
         yield from _norm(f"{at}q_norm", t.dim, dtype)
         yield from _norm(f"{at}k_norm", t.dim, dtype)
@@ -141,15 +141,15 @@ def _llama(t: RehearsedText, pre: str, stored: _Stored) -> Iterator[Entry]:
             yield from _attention(f"{at}self_attn.", t, stored)
         if t.experts is None or i < t.experts.dense:
             yield from _ffn(f"{at}mlp.", _GATED, (t.hidden, t.inter), stored)
-        elif t.arch == "mixtral":
+        elif t.arch in {"mixtral", "phimoe"}:
             yield from _experts(f"{at}block_sparse_moe.", ("w1", "w3", "w2"), t, stored)
         else:
             yield from _experts(f"{at}mlp.", _GATED, t, stored)
-        yield from _norm(f"{at}input_layernorm", t.hidden, dtype)
-        yield from _norm(f"{at}post_attention_layernorm", t.hidden, dtype)
-    yield from _norm(f"{pre}model.norm", t.hidden, dtype)
+        yield from _norm(f"{at}input_layernorm", t.hidden, dtype, t.norm_bias)
+        yield from _norm(f"{at}post_attention_layernorm", t.hidden, dtype, t.norm_bias)
+    yield from _norm(f"{pre}model.norm", t.hidden, dtype, t.norm_bias)
     if not t.tied:
-        yield f"{pre}lm_head.weight", dtype, (t.vocab, t.hidden)
+        yield from _linear(f"{pre}lm_head", t.vocab, t.hidden, dtype, t.head_bias)
 
 
 def _gpt_oss(t: RehearsedText, pre: str, stored: _Stored, *, mxfp4: bool) -> Iterator[Entry]:

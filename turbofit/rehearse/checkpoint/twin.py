@@ -31,6 +31,9 @@ _DECODERS = {
     "Qwen3_5ForCausalLM": "qwen3_5",
     "Qwen3_5MoeForCausalLM": "qwen3_5_moe",
     "Qwen3NextForCausalLM": "qwen3_next",
+    "PhiMoEForCausalLM": "phimoe",
+    "DeepseekForCausalLM": "deepseek",
+    "MiniCPM3ForCausalLM": "minicpm3",
 }
 #: LMDeploy pytorch/nn/gated_delta.py and pytorch/kernels/cuda/gated_delta_rule.py.
 _DELTA_NETS = (
@@ -91,6 +94,8 @@ def _text(text: TextDims) -> dims.RehearsedText:
         mla=text.mla,
         delta=_delta(text),
         fourier=text.fourier,
+        norm_bias=text.norm_bias,
+        head_bias=text.head_bias,
     )
 
 
