@@ -133,6 +133,11 @@ ROWS = (
     Row("internvl3.5-gpt-oss-20b-a4b", "1xrtx3090", layers=2),
     Row("glm-4.5-air", "1xa100-40g", layers=3),
     Row("glm-4.5", "1xa100-80g", layers=5),
+    # experts behind ordinary attention, and latents that are expanded
+    Row("phi-3.5-moe", "1xa100-40g", 0, layers=4),
+    Row("deepseek-moe-16b", "1xa100-40g"),
+    Row("minicpm3-4b", "1xrtx3090"),
+    Row("minicpm3-4b", "1xrtx3090", 0, layers=4),
     # gated delta nets, whose kernels are fla's: pip install flash-linear-attention
     Row("qwen3-next-80b-a3b", "1xa100-40g", None, {"max_batch_size": 32}, layers=4),
     Row("qwen3-next-80b-a3b", "1xa100-80g", 0, {"max_batch_size": 128}, layers=4),
