@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import turbofit
-from turbofit.core.errors import UsageError
+from turbofit.core.errors import NoKernelError, UsageError
 
 
 def test_turbomind_stays_where_it_serves_all_that_was_asked() -> None:
@@ -70,7 +72,53 @@ def test_options_of_one_engine_bind_to_it() -> None:
     plan = turbofit.plan("qwen2.5-32b-awq", on="1xrtx4090", communicator="nccl")
     assert (plan.fits, plan.engine.name) == (False, "turbomind")
     with pytest.raises(UsageError, match="no option of the turbomind engine"):
-        turbofit.plan("qwen2.5-32b-awq", on="1xrtx4090", eager_mode=True)
+        turbofit.plan("qwen2.5-7b", on="1xrtx4090", engine="turbomind", eager_mode=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"eager_mode": True}, "--eager-mode"),
+        ({"quant_policy": 42}, "--quant-policy 42"),
+        ({"num_gpu_blocks": 400}, "--num-gpu-blocks"),
+    ],
+)
+def test_an_option_of_the_pytorch_engine_alone_takes_it(options: dict[str, Any], told: str) -> None:
+    plan = turbofit.plan("qwen2.5-7b", on="1xrtx4090", **options)
+    assert (plan.fits, plan.engine.name) == (True, "pytorch")
+    assert plan.reasons[0] == f"engine pytorch: it alone takes {told}"
+    shared = turbofit.plan("qwen2.5-7b", on="1xrtx4090", quant_policy=8)
+    assert shared.engine.name == "turbomind"
+
+
+def test_an_option_of_an_engine_that_does_not_run_the_model_is_refused() -> None:
+    with pytest.raises(UsageError, match="no option of the turbomind engine"):
+        turbofit.plan("gpt-oss-20b", on="1xl40s", eager_mode=True)
+
+
+def test_where_turbomind_has_no_kernels_the_answer_is_of_the_engine_that_compiles_its_own() -> None:
+    for on, fits in (("1xrtx5090", False), ("4xrtx5090", True)):
+        plan = turbofit.plan("mixtral-8x7b", on=on)
+        assert (plan.engine.name, plan.fits) == ("pytorch", fits)
+        assert "no GEMM kernel" in plan.reasons[0]
+    alone = turbofit.plan("mixtral-8x7b", on="1xrtx5090")
+    assert "4 x NVIDIA GeForce RTX 5090" in {one.change for one in alone.remedies}
+    with pytest.raises(NoKernelError, match="no GEMM kernel") as caught:
+        turbofit.plan("mixtral-8x7b", on="1xrtx5090", engine="turbomind")
+    assert "another engine" in caught.value.hint
+
+
+def test_hints_where_no_engine_has_kernels_name_what_helps() -> None:
+    with pytest.raises(NoKernelError) as caught:
+        turbofit.plan("gpt-oss-20b", on="1xb200")
+    assert "unsloth/gpt-oss-20b-BF16, its 16 bits" in caught.value.hint
+    assert "engine" not in caught.value.hint
+    assert turbofit.plan("unsloth/gpt-oss-20b-BF16", on="1xb200").fits
+    drafts = {"speculative_algorithm": "qwen3_5_mtp"}
+    with pytest.raises(NoKernelError) as caught:
+        turbofit.plan("qwen3.5-4b", on="1xt4", **drafts)
+    assert "no --speculative-algorithm" in caught.value.hint
+    assert turbofit.plan("qwen3.5-4b", on="1xt4").fits
 
 
 def test_cards_that_turbomind_leaves_without_a_plan_get_one() -> None:

@@ -18,7 +18,8 @@ from turbofit.memory.turbomind.engine import Turbomind
 from turbofit.model.families.engines import engine_problem
 
 __all__ = [
-    "ENGINES", "LMDEPLOY", "check_options", "engine_for", "engine_named", "without_account",
+    "ENGINES", "LMDEPLOY", "check_options", "engine_for", "engine_named", "option_owner",
+    "without_account",
 ]  # fmt: skip
 
 _KINDS: Final[tuple[type[Engine], ...]] = (
@@ -47,6 +48,17 @@ def check_options(engine: Engine, fixed: Mapping[str, object]) -> None:
                 f"{option_of(found[0])} is no option of the {engine.name} engine",
                 hint=f"leave it out, or take --engine {name} where it runs the model",
             )
+
+
+def option_owner(fixed: Mapping[str, object]) -> tuple[str, str] | None:
+    """The engine that alone takes one of these options, and that option; None where all do."""
+    for name, owner in ENGINES.items():
+        for option, value in fixed.items():
+            if option in owner.exclusive_options:
+                return name, option_of(option)
+            if value in owner.exclusive_values.get(option, ()):
+                return name, f"{option_of(option)} {value}"
+    return None
 
 
 def engine_named(name: str, version: str | None = None) -> Engine:

@@ -28,6 +28,7 @@ __all__ = [
     "nearest_names",
     "preset_model",
     "presets_with",
+    "unpacked_variant",
 ]
 
 
@@ -145,6 +146,14 @@ def awq_variant(model: Model) -> Model | None:
     preset_id = find_preset(model.hub_id or model.name)
     variant = load_preset(preset_id).awq if preset_id else None
     return preset_model(variant) if variant else None
+
+
+def unpacked_variant(model: Model) -> Preset | None:
+    """The published checkpoint of the same weights in 16 bits, or None."""
+    preset_id = find_preset(model.hub_id or model.name) if model.quantization else None
+    preset = load_preset(preset_id) if preset_id else None
+    base = load_preset(preset.base) if preset is not None and preset.base else None
+    return base if base is not None and base.quantization is None else None
 
 
 def known_presets() -> list[str]:

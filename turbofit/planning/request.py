@@ -109,8 +109,8 @@ class PlanRequest(Validated):
     revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
     engine: EngineChoice = Field(
         default="auto",
-        description="auto is the first engine that runs the model, or the PyTorch engine where "
-        "that serves more of what is asked",
+        description="auto is the first engine that runs the model and takes the options that are "
+        "given, or the PyTorch engine where that serves more of what is asked",
     )
 
     tp: Positive | None = Field(default=None, description="GPUs of one engine")

@@ -19,7 +19,13 @@ from turbofit.core.plan import Plan, Remedy
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.units import format_bytes
 from turbofit.memory.engine import Engine
-from turbofit.memory.engines import ENGINES, LMDEPLOY, check_options, engine_for
+from turbofit.memory.engines import (
+    ENGINES,
+    LMDEPLOY,
+    check_options,
+    engine_for,
+    option_owner,
+)
 from turbofit.memory.shared_terms import capability_of
 from turbofit.model.families.engines import engine_problem
 from turbofit.tuner.engine_fit import EngineFit, fit_of
@@ -40,11 +46,13 @@ class ChosenEngine(NamedTuple):
 
     fit: EngineFit
     more: Callable[[Plan], Plan] | None = None
+    reasons: tuple[str, ...] = ()
 
     def plan(self) -> Plan:
         """The whole plan, without the command lines."""
         made = plan_of(self.fit)
-        return made if self.more is None else self.more(made)
+        made = made if self.more is None else self.more(made)
+        return replace(made, reasons=(*self.reasons, *made.reasons))
 
 
 def best_plan(request: ResolvedRequest, engine: str = "auto") -> Plan:
@@ -62,9 +70,23 @@ def best_plan(request: ResolvedRequest, engine: str = "auto") -> Plan:
 def choose(request: ResolvedRequest, engine: str = "auto") -> ChosenEngine | Plan:
     """What `best_plan` tells of, before words are made; of an engine without a search its plan.
 
+    An option that one engine alone takes chooses that engine, where it runs the model; TurboMind
+    comes first anyway.
+
     Raises:
         As :func:`best_plan`.
     """
+    owner = option_owner(request.fixed) if engine == "auto" else None
+    if owner is None or owner[0] == LMDEPLOY[0] or engine_problem(request.model, owner[0]):
+        return _choose(request, engine)
+    name, option = owner
+    found = _choose(request, name)
+    if isinstance(found, Plan):
+        return found
+    return found._replace(reasons=(f"engine {name}: it alone takes {option}",))
+
+
+def _choose(request: ResolvedRequest, engine: str) -> ChosenEngine | Plan:
     first = engine_for(request.model, engine)
     check_options(first, request.fixed)
     if first.planned.serial:
@@ -99,17 +121,21 @@ def _with_kernels(
 ) -> ChosenEngine:
     """The engine that compiles its kernels, where the first holds none for the cards.
 
+    It is the answer where it does not fit, too: more or larger cards help then, and no others.
+
     Raises:
-        NoKernelError: no other engine may be taken, or none serves.
+        NoKernelError: no other engine may be taken, or none runs the model.
     """
-    rival = _rival(request, first.name) if _compiles(request) else None
-    if rival is None:
+    rivals = _running(request, _after(first.name)) if _compiles(request) else ()
+    made = next((fit for fit in rivals if fit.fits or engine == "auto"), None)
+    if made is None:
         raise lacking
     if engine == "auto":
-        reason = f"engine {rival.engine.name}: it compiles its kernels; {lacking.message}"
-        return ChosenEngine(rival, lambda plan: replace(plan, reasons=(reason, *plan.reasons)))
+        reason = f"engine {made.engine.name}: it compiles its kernels; {lacking.message}"
+        others = None if made.fits else lambda plan: _with_others(request, plan, None)
+        return ChosenEngine(made, others, reasons=(reason,))
     raise NoKernelError(
-        lacking.message, hint=f"--engine {rival.engine.name} serves: it compiles its kernels"
+        lacking.message, hint=f"--engine {made.engine.name} serves: it compiles its kernels"
     )
 
 
@@ -153,22 +179,31 @@ def _fit(request: ResolvedRequest, engine: Engine) -> EngineFit:
 
 def _rival(request: ResolvedRequest, first: str) -> EngineFit | None:
     """LMDeploy's engine after this one; None where it does not run or not fit."""
-    return _serving(request, LMDEPLOY[LMDEPLOY.index(first) + 1 :])
+    return _serving(request, _after(first))
+
+
+def _after(first: str) -> tuple[str, ...]:
+    return LMDEPLOY[LMDEPLOY.index(first) + 1 :]
 
 
 def _serving(request: ResolvedRequest, names: Iterable[str]) -> EngineFit | None:
     """The first of these engines that runs the model and on which it fits."""
-    for name in names:
-        try:
-            other = engine_for(request.model, name)
-            check_options(other, request.fixed)
-            fit = _fit(request, other)
-        except TurbofitError as exc:
-            _LOG.debug("engine %s: %s", name, exc.message)
-            continue
-        if fit.fits:
-            return fit
-    return None
+    return next((fit for fit in _running(request, names) if fit.fits), None)
+
+
+def _running(request: ResolvedRequest, names: Iterable[str]) -> Iterator[EngineFit]:
+    """What those of these engines come to that run the model here, whether it fits or not."""
+    return (fit for fit in (_on(request, name) for name in names) if fit is not None)
+
+
+def _on(request: ResolvedRequest, name: str) -> EngineFit | None:
+    try:
+        engine = engine_for(request.model, name)
+        check_options(engine, request.fixed)
+        return _fit(request, engine)
+    except TurbofitError as exc:
+        _LOG.debug("engine %s: %s", name, exc.message)
+        return None
 
 
 def _compiles(request: ResolvedRequest) -> bool:

@@ -6,11 +6,11 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
-from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.errors import NoKernelError, TurbofitError, UsageError
 from turbofit.core.plan import Settings, Workload
 from turbofit.machine.source import machine_from
 from turbofit.memory.pytorch.bound import engine_bound, units_met
-from turbofit.memory.pytorch.constraints import settings_problem, state_problem, tp_problem
+from turbofit.memory.pytorch.constraints import settings_problem, tp_problem
 from turbofit.memory.pytorch.environment import environment
 from turbofit.memory.pytorch.terms import capture_sizes
 from turbofit.model.source import resolve_model
@@ -38,12 +38,16 @@ def test_tensor_parallel_degrees(name: str, tp: int, problem: str | None) -> Non
 
 
 def test_states_in_bfloat16_alone() -> None:
-    model = resolve_model("qwen3-next-80b-a3b")
-    assert state_problem(model, Settings()) is None
-    assert "states" in str(state_problem(model, Settings(dtype="float16")))
-    assert state_problem(resolve_model("qwen3.5-4b"), Settings(dtype="float16")) is None
-    with pytest.raises(TurbofitError, match="on cards that have it: --dtype is float16"):
+    with pytest.raises(UsageError, match="in no other dtype: --dtype is float16"):
+        turbofit.plan("qwen3-next-80b-a3b", on="2xh200", dtype="float16")
+    assert turbofit.plan("qwen3.5-4b", on="1xl4", dtype="float16", engine="pytorch").fits
+
+
+def test_cards_without_bfloat16_hold_no_such_states() -> None:
+    with pytest.raises(NoKernelError, match="in bfloat16, which Tesla V100") as caught:
         turbofit.plan("qwen3-next-80b-a3b", on="8xv100-32g")
+    assert "--dtype" not in caught.value.message + caught.value.hint
+    assert turbofit.plan("qwen3.5-4b", on="1xt4", engine="pytorch").fits
 
 
 @pytest.mark.parametrize(

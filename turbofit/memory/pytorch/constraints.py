@@ -18,6 +18,8 @@ __all__ = [
     "missing_kernels", "settings_problem", "state_problem", "tp_problem",
 ]  # fmt: skip
 
+#: The first compute capability with bfloat16.
+_BFLOAT16 = (8, 0)
 #: The first compute capability with fp8 in Triton.
 _FP8 = (8, 9)
 #: `quant_policy` of a cache of that type.
@@ -160,17 +162,29 @@ def draft_problem(settings: Settings) -> str | None:
     return None
 
 
-def state_problem(model: Model, settings: Settings) -> str | None:
+def state_problem(launch: EngineLaunch) -> str | None:
     """States of another type than what is copied into them: the first prefill fails.
+
+    Of cards that have no bfloat16 `missing_kernels` tells.
 
     Source: configurations/qwen3_next.py, backends/cuda/causal_conv1d.py (``index_copy_``).
     """
-    if model.text.architecture == _BFLOAT_STATES and settings.dtype != "bfloat16":
-        return (
-            f"LMDeploy 0.18 keeps the states of {model.name} in bfloat16, so that it runs in no"
-            f" other dtype, and on cards that have it: --dtype is {settings.dtype}"
-        )
-    return None
+    dtype = launch.settings.dtype
+    if dtype == "bfloat16" or _without_bfloat16(launch) or not _bfloat_states(launch.model):
+        return None
+    return (
+        f"LMDeploy 0.18 keeps the states of {launch.model.name} in bfloat16, so that it runs in no"
+        f" other dtype: --dtype is {dtype}"
+    )
+
+
+def _bfloat_states(model: Model) -> bool:
+    return model.text.architecture == _BFLOAT_STATES
+
+
+def _without_bfloat16(launch: EngineLaunch) -> str | None:
+    """The first of the cards that has no bfloat16, by its name."""
+    return next((gpu.name for gpu in launch.gpus if capability_of(gpu) < _BFLOAT16), None)
 
 
 def communicator_problem(settings: Settings) -> str | None:
@@ -181,7 +195,7 @@ def communicator_problem(settings: Settings) -> str | None:
 
 
 def missing_kernels(launch: EngineLaunch) -> str | None:
-    """What Triton does not compile for one of the cards.
+    """What Triton does not compile for one of the cards, or the card does not compute.
 
     Source: triton.compile of Triton 3.7.1 for each architecture: ``fp8e4nv`` from sm_89 on
     (`python -m bench.census.triton`). LMDeploy's fp8 kernels load weights of that type, and store
@@ -190,6 +204,8 @@ def missing_kernels(launch: EngineLaunch) -> str | None:
     quantization, draft = launch.model.quantization, launch.settings.draft
     if draft is not None and (without := without_kernels(draft, launch.gpus)):
         return without
+    if _bfloat_states(launch.model) and (card := _without_bfloat16(launch)):
+        return f"LMDeploy 0.18 keeps its states in bfloat16, which {card} does not have"
     if quantization is not None and quantization.method == "fp8":
         what, otherwise = "kernel", ""
     elif launch.settings.quant_policy == _FP8_CACHE:

@@ -25,6 +25,9 @@ class Pytorch(Engine):
         "num_gpu_blocks", "eager_mode", "cudagraph_capture_batch_sizes",
         "distributed_executor_backend", "speculative",
     )  # fmt: skip
+    exclusive_values: ClassVar[Mapping[str, frozenset[object]]] = {
+        "quant_policy": frozenset({16, 17, 42})
+    }
     options_over_nodes: ClassVar[Mapping[str, object]] = {"distributed_executor_backend": "ray"}
 
     def __init__(self, version: str) -> None:
@@ -53,7 +56,7 @@ class Pytorch(Engine):
         problem = problem or constraints.checkpoint_problem(launch.model, launch.settings)
         problem = problem or constraints.cache_problem(launch.model, launch.settings)
         problem = problem or constraints.draft_problem(launch.settings)
-        problem = problem or constraints.state_problem(launch.model, launch.settings)
+        problem = problem or constraints.state_problem(launch)
         return problem or constraints.communicator_problem(launch.settings)
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:

@@ -14,12 +14,16 @@ from typing import Final, TypeVar
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, UsageError
+from turbofit.core.messages import option_of
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
+from turbofit.memory.engines import LMDEPLOY, option_owner
 from turbofit.memory.known_bad import KnownProblem, known_problems
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.vision_load import VisionLoad
+from turbofit.model.families.engines import engine_problem
+from turbofit.model.presets import unpacked_variant
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.candidates import Evaluation, evaluate
 from turbofit.tuner.search.constraints import chosen_dtype
@@ -116,10 +120,24 @@ class _Search:
         if not running:
             raise NoKernelError(
                 f"{self.request.model.name} does not run here: {kernels}",
-                hint="take another engine, cards of another generation, other weights, or another"
-                " --quant-policy",
+                hint=f"take {', '.join(self._instead())} or {self._other_weights()}",
             )
         return [shape for shape, _ in running]
+
+    def _instead(self) -> Iterator[str]:
+        """What may have kernels where there are none."""
+        others = [name for name in LMDEPLOY if name != self.engine.name]
+        free = option_owner(self.request.fixed) is None
+        if free and any(engine_problem(self.request.model, name) is None for name in others):
+            yield "another engine"
+        yield "cards of another generation"
+        for option in ("speculative", "quant_policy"):
+            if option in self.request.fixed:
+                yield f"no {option_of(option)}"
+
+    def _other_weights(self) -> str:
+        variant = unpacked_variant(self.request.model)
+        return "other weights" if variant is None else f"{variant.hub_id}, its 16 bits"
 
     def evaluate(self, shape: Shape, limit: int | None) -> Evaluation:
         """A shape under a limit."""
