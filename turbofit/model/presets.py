@@ -20,6 +20,7 @@ from turbofit.core.struct import Struct
 from turbofit.model.parameters import parameters, stored_bytes
 
 __all__ = [
+    "Page",
     "Preset",
     "awq_variant",
     "find_preset",
@@ -27,6 +28,7 @@ __all__ = [
     "load_preset",
     "nearest_names",
     "preset_model",
+    "preset_of",
     "presets_with",
     "unpacked_variant",
 ]
@@ -42,12 +44,23 @@ class Unsupported(Struct):
     hint: str
 
 
+class Page(Struct, forbid_unknown_fields=True):
+    """What a reader of documents is sent by its own tool: pixels of the largest page, tokens."""
+
+    tool: str
+    width: int
+    height: int
+    context: int
+    source: str
+
+
 class Preset(Struct, forbid_unknown_fields=True):
     """One file of `presets/models/`.
 
     ``base`` names the preset that this one only stores differently. ``source`` says where the
     figures were published. ``awq`` is the preset of the AWQ variant, where one is published.
     ``draft_layers`` of the checkpoint draft further tokens (MTP), and are no part of ``text``.
+    ``page`` is told of, and no default: who sends larger images is served larger ones.
     """
 
     name: str
@@ -63,6 +76,7 @@ class Preset(Struct, forbid_unknown_fields=True):
     quantization: Quantization | None = None
     awq: str | None = None
     draft_layers: int | None = None
+    page: Page | None = None
     unsupported: Unsupported | None = None
 
 
@@ -143,17 +157,22 @@ def awq_variant(model: Model) -> Model | None:
     """
     if model.quantization is not None:
         return None
-    preset_id = find_preset(model.hub_id or model.name)
-    variant = load_preset(preset_id).awq if preset_id else None
-    return preset_model(variant) if variant else None
+    preset = preset_of(model)
+    return preset_model(preset.awq) if preset is not None and preset.awq else None
 
 
 def unpacked_variant(model: Model) -> Preset | None:
     """The published checkpoint of the same weights in 16 bits, or None."""
-    preset_id = find_preset(model.hub_id or model.name) if model.quantization else None
-    preset = load_preset(preset_id) if preset_id else None
+    preset = preset_of(model) if model.quantization else None
     base = load_preset(preset.base) if preset is not None and preset.base else None
     return base if base is not None and base.quantization is None else None
+
+
+def preset_of(model: Model) -> Preset | None:
+    """The preset of a checkpoint, or None; of a folder by its name."""
+    here = model.source.where if model.source.kind == "preset" else None
+    preset_id = here or find_preset(model.hub_id or model.name)
+    return load_preset(preset_id) if preset_id else None
 
 
 def known_presets() -> list[str]:

@@ -52,14 +52,15 @@ def test_what_a_rehearsal_cannot_see_is_charged_to_the_card(planned: Plan, tmp_p
 def test_no_twin_of_what_is_not_known(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no stand-in checkpoint"):
         checkpoint_for(resolve_model("gemma-3-4b"), tmp_path)
-    for name, why, torch in (
-        ("llama-4-scout", "would load 2.5 GiB of experts at once", False),
-        ("qwen3.5-35b-a3b", "gated delta nets run kernels of fla and TileLang", True),
-        ("qwen3.5-4b", "gated delta nets run kernels of fla and TileLang", True),
+    delta = "gated delta nets run kernels of fla and TileLang"
+    for name, why, torch, hint in (
+        ("llama-4-scout", "would load 2.5 GiB", False, "give the folder of its checkpoint"),
+        ("qwen3.5-35b-a3b", delta, True, "--engine turbomind runs on pretend GPUs"),
+        ("qwen3-next-80b-a3b", delta, True, "turbofit rehearse --engine pytorch"),
     ):
         with pytest.raises(UsageError, match=why) as refused:
             checkpoint_for(resolve_model(name), tmp_path, torch=torch)
-        assert refused.value.hint.startswith("give the folder of its checkpoint")
+        assert refused.value.hint.startswith(hint)
     folder = checkpoint_for(resolve_model("qwen3-8b"), tmp_path / "q")
     assert "model.layers.0.self_attn.q_norm.weight" in read_header(weight_files(folder)[0])
 

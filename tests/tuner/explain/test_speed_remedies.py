@@ -31,3 +31,29 @@ def test_nothing_is_offered_where_nothing_is_gained_or_the_context_was_asked_for
     asked = turbofit.plan("internvl2-8b", on="4xrtx3090:free=20GiB", context=32_768)
     assert asked.fits
     assert not asked.remedies
+
+
+def test_pages_as_its_tool_sends_them_are_offered_with_options_that_hold() -> None:
+    plan = turbofit.plan("olmocr-2-7b", on="1xl4")
+    assert plan.limits.units_per_image == 65_536  # what clients may send stays theirs to lower
+    remedy = plan.remedies[0]
+    assert remedy.change == "--image-size 1288x1288 --context 16384"
+    assert remedy.effect.endswith("for pages as olmOCR sends them")
+    pages = turbofit.plan("olmocr-2-7b", on="1xl4", image_size=(1288, 1288), context=16_384)
+    assert pages.throughput is not None
+    assert remedy.effect.startswith(f"{pages.throughput.requests_per_second:.3g} requests/s")
+    rule = pages.model.image_rule
+    assert rule is not None
+    for width, height in ((1288, 1288), (995, 1288), (911, 1288), (1288, 724)):
+        assert rule.units(width, height, rule.checkpoint_limit) <= pages.limits.units_per_image
+    longer = turbofit.plan("olmocr-2-7b", on="1xl4", context=20_000)
+    assert longer.remedies[0].change == "--image-size 1288x1288"
+
+
+def test_pages_are_not_offered_where_images_are_settled_or_the_model_reads_no_documents() -> None:
+    settled = ({"image_size": (2000, 2000)}, {"max_pixels": 4_000_000}, {"images": 0})
+    for asked in settled:
+        plan = turbofit.plan("olmocr-2-7b", on="1xl4", **asked)
+        assert not [one for one in plan.remedies if "--image-size" in one.change]
+    same = turbofit.plan("qwen2.5-vl-7b", on="1xl4")
+    assert not [one for one in same.remedies if "--image-size" in one.change]

@@ -165,14 +165,16 @@ def stalled(what: str, log: Path) -> EngineExit:
 def silence(plan: Plan, phase: str, seconds: float) -> str:
     """What it may mean that a starting engine says nothing for so long."""
     said = f"silent for {seconds:.0f} s in phase {phase}"
+    said += "; weights may come from a slow disk" if phase == "weights" else ""
     if plan.settings.tp > 1 and plan.engine.ranks_by_ray:
         return f"{said}; Ray waits like this, up to half an hour, for GPUs that somebody has"
     if plan.settings.tp > 1 and plan.settings.communicator == "nccl":
         return (
             f"{said}; NCCL waits like this where GPUs do not reach each other as the driver says "
-            "(IOMMU, ACS): try NCCL_P2P_DISABLE=1, and see turbofit doctor"
+            "(IOMMU, ACS): where no more memory is taken, try NCCL_P2P_DISABLE=1, and see turbofit"
+            " doctor"
         )
-    return f"{said}; weights may come from a slow disk" if phase == "weights" else said
+    return said
 
 
 def fallback(tracker: StartupTracker, log: Path) -> EngineExit:

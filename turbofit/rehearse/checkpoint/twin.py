@@ -12,6 +12,7 @@ from pathlib import Path
 from turbofit.core.draft import Draft
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model, TextDims, VisionDims
+from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import find_preset, nearest_names, preset_model
 from turbofit.rehearse.checkpoint import dims
 from turbofit.rehearse.checkpoint.header_only import write_model
@@ -187,12 +188,20 @@ def checkpoint_for(
     if torch and model.text.delta is not None:
         raise UsageError(
             f"no stand-in checkpoint is made for {model.text.architecture}: {_DELTA_NETS}",
-            hint="give the folder of its checkpoint, or rehearse a plan for it: turbofit rehearse",
+            hint=_delta_hint(model),
         )
     twin = twin_of(model)
     if draft is not None and not draft.own_checkpoint:
         twin = replace(twin, text=replace(twin.text, drafting=draft.text.layers))
     return write_model(twin, folder)
+
+
+def _delta_hint(model: Model) -> str:
+    """What runs the model on pretend GPUs."""
+    rehearsal = "turbofit rehearse --engine pytorch tries a plan of it, with flash-linear-attention"
+    if engine_problem(model, "turbomind") is None:
+        return f"--engine turbomind runs on pretend GPUs; {rehearsal}"
+    return rehearsal
 
 
 def write_checkpoint(name: str, folder: Path) -> Path:

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Remedy
 from turbofit.memory.engine import Engine
+from turbofit.model.presets import preset_of
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.candidates import Evaluation
 from turbofit.tuner.search.context import shortest_context
@@ -25,18 +26,45 @@ _SHORTER: Final = (16384, 8192, 4096)
 
 
 def speed_remedies(request: ResolvedRequest, found: Found, engine: Engine) -> Iterator[Remedy]:
-    """A shorter context with which another shape serves clearly more, computed by planning again.
+    """What a smaller promise would give where it gives clearly more, computed by planning again.
 
     Args:
         request: what was asked.
         found: what the search found; promises came before speed in it.
         engine: the engine generation.
     """
+    if not found.best.fits or request.workload.goal == "context" or request.least:
+        return
+    yield from _pages(request, found.best, engine)
+    if not request.context_given:
+        yield from _shorter(request, found, engine)
+
+
+def _pages(request: ResolvedRequest, best: Evaluation, engine: Engine) -> Iterator[Remedy]:
+    """Images as the tool of a reader of documents sends them."""
+    preset = preset_of(request.model)
+    page = preset.page if preset is not None else None
+    workload = request.workload
+    limited = workload.image_size is not None or request.fixed_limit is not None
+    if page is None or limited or not best.vision_load.units_per_image:
+        return
+    change, size = f"--image-size {page.width}x{page.height}", (page.width, page.height)
+    workload = replace(workload, image_size=size)
+    if not request.context_given:
+        change += f" --context {page.context}"
+        workload = replace(workload, context=page.context)
+    try:
+        smaller = search(replace(request, workload=workload), engine).best
+    except TurbofitError:
+        return
+    if smaller.fits and smaller.score >= best.score * (1 + _WORTH_SAYING):
+        effect = f"{_gain(request, best, smaller)}, for pages as {page.tool} sends them"
+        yield Remedy(change=change, effect=effect)
+
+
+def _shorter(request: ResolvedRequest, found: Found, engine: Engine) -> Iterator[Remedy]:
+    """A shorter context with which another shape serves clearly more."""
     best, workload = found.best, request.workload
-    if not best.fits:
-        return
-    if request.context_given or workload.goal == "context" or request.least:
-        return
     least = shortest_context(best.vision_load)
     rivals = [one for one in found.evaluations if one.fits and one.served == best.served]
     left_out = any(one.settings.session_len < best.settings.session_len for one in rivals)

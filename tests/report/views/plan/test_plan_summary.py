@@ -51,6 +51,14 @@ def told(plan: Plan) -> str:
     return " ".join(paint(plan_summary(plan)).split())
 
 
+def test_what_would_be_faster_is_told_with_its_options() -> None:
+    plan = turbofit.plan("olmocr-2-7b", on="1xl4")
+    faster = f"faster {plan.remedies[0].change}: {plan.remedies[0].effect}"
+    assert faster in told(plan)
+    assert len(paint(plan_summary(plan), width=80).splitlines()) <= 30
+    assert "faster " not in told(turbofit.plan("internvl2-26b", on="1xrtx3060"))
+
+
 def test_other_groups_are_told_in_words() -> None:
     four = told(turbofit.plan("internvl2-8b", on="4xrtx3090"))
     assert "the same on GPU 1 | 2 | 3, --server-port 23334, 23335, 23336" in four

@@ -95,6 +95,8 @@ def _promise(plan: Plan) -> list[tuple[str, str]]:
         facts.append(("images", text))
     if plan.throughput is not None:
         facts.append(("speed", speed_in_short(plan.throughput)))
+    if plan.fits and plan.remedies:
+        facts.append(("faster", f"{plan.remedies[0].change}: {plan.remedies[0].effect}"))
     if plan.rehearsal is not None:
         told = f"{plan.rehearsal.outcome} with LMDeploy {plan.rehearsal.engine_version}"
         facts.append(("rehearsal", f"{told} on pretend GPUs"))
