@@ -42,6 +42,7 @@ class Healthy(Sources):
         self.packages: dict[str, str] = {
             "lmdeploy": "0.18.0", "torch": "2.12.1", "transformers": "5.17.0", "triton": "3.7.0",
         }  # fmt: skip
+        self.modules: set[str] = set()
         self.records: dict[str, int] = {"nvidia-nccl-cu12": 400}
         self.packages["nvidia-nccl-cu12"] = "2.32.3"
         (root / "libnccl.so.2").write_bytes(bytes(400))
@@ -64,6 +65,9 @@ class Healthy(Sources):
 
     def version(self, package: str) -> str | None:
         return self.packages.get(package)
+
+    def has_module(self, name: str) -> bool:
+        return name in self.modules
 
     def recorded(self, package: str, name: str) -> tuple[Path, int] | None:
         size = self.records.get(package)

@@ -100,3 +100,29 @@ def test_drafting_needs_packages(
         check_needs(plan)
     there.remove("lmdeploy")  # it has another interpreter
     check_needs(plan)
+
+
+@pytest.mark.parametrize(
+    ("plan", "modules"),
+    [
+        (plan_of("gpt-oss-20b", "turbomind"), {"openai_harmony"}),
+        (plan_of("gpt-oss-20b-bf16"), {"openai_harmony"}),
+        (plan_of("qwen3-next-80b-a3b"), {"fla", "tilelang"}),
+        (plan_of("qwen3.5-4b", "turbomind"), set()),
+        (plan_of("internvl3.5-gpt-oss-20b-a4b", "turbomind"), set()),
+        (plan_of("qwen2.5-7b", "transformers"), set()),
+    ],
+)
+def test_what_lmdeploy_imports_for_one_model_is_looked_for_before_it_loads(
+    plan: Plan, modules: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {"lmdeploy", *modules}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in there else None)
+    check_needs(plan)
+    for module in modules:
+        there.remove(module)
+        with pytest.raises(PackageError, match=f"{module} is not installed") as told:
+            check_needs(plan)
+        assert told.value.hint.startswith("pip install")
+        check_needs(plan, pretend=True)
+        there.add(module)

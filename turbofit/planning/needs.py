@@ -1,4 +1,4 @@
-"""Versions of Transformers beside LMDeploy that a model needs to be served at all."""
+"""Packages beside LMDeploy that a model needs to be served at all."""
 
 from __future__ import annotations
 
@@ -34,15 +34,17 @@ def check_needs(plan: Plan, *, pretend: bool = False) -> None:
 
     Args:
         plan: what is to be launched.
-        pretend: on pretend GPUs, where kernels for drafting have a stand-in.
+        pretend: on pretend GPUs, where such modules have stand-ins.
 
     Raises:
-        PackageError: Transformers of this interpreter is of a version that does not do, or what
-            speculative decoding needs is not there.
+        PackageError: Transformers of this interpreter is of a version that does not do, or a
+            module that LMDeploy imports for this model is not there.
     """
+    if not plan.engine.of_lmdeploy:
+        return
     if not pretend:
-        _check_draft(plan)
-    if plan.model.vision is None or not plan.engine.of_lmdeploy:
+        _check_modules(plan)
+    if plan.model.vision is None:
         return
     from importlib.metadata import PackageNotFoundError, version
 
@@ -64,20 +66,19 @@ def check_needs(plan: Plan, *, pretend: bool = False) -> None:
     )
 
 
-def _check_draft(plan: Plan) -> None:
-    draft = plan.settings.draft
-    if draft is None:
-        return
+def _check_modules(plan: Plan) -> None:
+    """What the engine would end without, after it has loaded the weights perhaps."""
     from importlib.util import find_spec
 
-    from turbofit.memory.pytorch.flash_attention import needed_modules
+    from turbofit.planning.needed_modules import modules_for
 
     if find_spec("lmdeploy") is None:
         return  # LMDeploy has another interpreter, and packages of its own
-    for title in needed_modules(draft):
-        if find_spec(title.rpartition(" ")[2]) is None:
+    drafts = plan.settings.draft is not None
+    for module in modules_for(plan.model, plan.engine.name, drafts=drafts):
+        if find_spec(module.name) is None:
             raise PackageError(
-                f"{title} is not installed: LMDeploy does not draft without it",
-                hint="build it from the sources of that name, or serve without"
-                " --speculative-algorithm",
+                f"{module.title} is not installed: LMDeploy does not serve {plan.model.name} so"
+                " without it",
+                hint=module.mend,
             )

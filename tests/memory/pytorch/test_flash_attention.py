@@ -38,5 +38,5 @@ def test_cards(capability: tuple[int, int], dense: bool, latent: bool) -> None:
 
 
 def test_packages_are_named_with_their_modules() -> None:
-    assert needed_modules(DENSE) == ("FlashAttention-3's flash_attn_interface",)
-    assert needed_modules(LATENT) == ("FlashMLA's flash_mla",)
+    assert needed_modules(DENSE.text) == ("FlashAttention-3's flash_attn_interface",)
+    assert needed_modules(LATENT.text) == ("FlashMLA's flash_mla",)

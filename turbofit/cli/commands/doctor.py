@@ -35,9 +35,12 @@ _TITLES: Final[dict[State, str]] = {
     Option(
         "--model",
         shell_complete=complete_model,
-        help="the model that will be served: its weights need disk",
+        help="the model that will be served: its weights need disk, some need further packages",
     ),
     Option("--port", type=PORT, help="the port that will be used"),
+    Option(
+        "--speculative", is_flag=True, help="with --model: check what speculative decoding needs"
+    ),
     Option("--kernels", is_flag=True, help="show which kernels TurboMind holds for these cards"),
     FULL,
     *FORMS,
@@ -48,6 +51,7 @@ def doctor(
     on: str | None,
     model: str | None,
     port: int | None,
+    speculative: bool,
     kernels: bool,
     full: bool,
     as_json: bool,
@@ -67,7 +71,7 @@ def doctor(
         from turbofit.model.source import resolve_model
 
         served = resolve_model(model)
-    report = examine(on=on, model=served, port=port)
+    report = examine(on=on, model=served, port=port, drafts=speculative)
     if as_json:
         answer(to_json(report))
     else:

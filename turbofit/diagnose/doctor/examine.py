@@ -9,6 +9,7 @@ from turbofit.diagnose.doctor.about_front_ends import front_end_finding
 from turbofit.diagnose.doctor.about_gpus import condition_findings, gpu_findings, xid_finding
 from turbofit.diagnose.doctor.about_host import host_findings
 from turbofit.diagnose.doctor.about_links import link_findings
+from turbofit.diagnose.doctor.about_modules import module_finding
 from turbofit.diagnose.doctor.about_nccl import nccl_finding
 from turbofit.diagnose.doctor.about_packages import package_findings
 from turbofit.diagnose.doctor.finding import DoctorReport, Finding, ok, stops
@@ -32,6 +33,7 @@ def examine(
     on: str | None = None,
     model: Model | None = None,
     port: int | None = None,
+    drafts: bool = False,
 ) -> DoctorReport:
     """Check this machine and its environment.
 
@@ -40,6 +42,7 @@ def examine(
         on: a SPEC or snapshot instead of this machine's GPUs; the environment is still this one's.
         model: whose weights the disk must hold.
         port: the port that will be asked for.
+        drafts: whether speculative decoding will be asked for.
 
     Raises:
         UsageError: ``on`` cannot be meant.
@@ -58,6 +61,8 @@ def examine(
         first = stops("nvml", exc.message, "without NVML no GPU can be planned for", exc.hint)
     findings: list[Finding] = [first, *package_findings(places, machine)]
     findings += [front_end_finding(places, model), nccl_finding(places)]
+    if model is not None:
+        findings.append(module_finding(places, model, drafts=drafts))
     if machine is not None:
         findings += gpu_findings(places, machine)
         findings += condition_findings(machine, healths)

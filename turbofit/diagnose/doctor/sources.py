@@ -101,6 +101,12 @@ class Sources:
         folders = list(spec.submodule_search_locations or []) if spec else []
         return Path(folders[0]) if folders else None
 
+    def has_module(self, name: str) -> bool:
+        """Whether a module can be imported, by its name alone."""
+        from importlib.util import find_spec
+
+        return find_spec(name) is not None
+
     def torch_architectures(self) -> list[str] | None:
         """What torch was compiled for, asked in a child process; None where it does not answer."""
         try:

@@ -30,12 +30,16 @@ def torch_environment(
     Raises:
         PackageError: torch is no CUDA build.
     """
-    from turbofit.pretend.environment import cuda_site, put_first
+    from turbofit.pretend.environment import cuda_site, find_turbofit, put_first
     from turbofit.pretend.run import prepare
-    from turbofit.rehearse.torch.torch_run import STAND_IN, need_packages
+    from turbofit.rehearse.torch.torch_run import SERVED, STAND_IN, need_packages
 
     need_packages(plan.engine.name, ray=plan.settings.tp > 1)
-    made = prepare(machine, folder, base, site=cuda_site())
+    path = dict(base)
+    if plan.engine.of_lmdeploy:
+        put_first(path, "PYTHONPATH", str(SERVED))
+        find_turbofit(path)
+    made = prepare(machine, folder, path, site=cuda_site())
     env = {**made.env, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if plan.settings.draft is not None:
         put_first(env, "PYTHONPATH", str(STAND_IN))

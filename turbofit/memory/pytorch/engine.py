@@ -116,8 +116,9 @@ class Pytorch(Engine):
                 " it fills) and waits half an hour without a word where GPUs are taken"
             )
         if settings.draft is not None:
+            modules = " and ".join(needed_modules(settings.draft.text))
             said.append(
-                f"drafting needs {' and '.join(needed_modules(settings.draft))} beside LMDeploy,"
+                f"drafting needs {modules} beside LMDeploy,"
                 " which does not start without; the forecast of speed is without a draft"
             )
         return tuple(said)

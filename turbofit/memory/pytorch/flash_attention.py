@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from turbofit.core.draft import Draft
 from turbofit.core.machine import Gpu
+from turbofit.core.model import TextDims
 from turbofit.memory.shared_terms import HOPPER, capability_of
 
 __all__ = ["needed_modules", "splits", "without_kernels"]
@@ -34,9 +35,13 @@ def splits(kv_heads: int, processors: int) -> int:
     return next(i for i, one in enumerate(filled, 1) if one >= _ENOUGH * max(filled))
 
 
-def needed_modules(draft: Draft) -> tuple[str, ...]:
-    """What must be installed beside LMDeploy, each with the module that it is imported as last."""
-    if draft.text.mla is not None:
+def needed_modules(text: TextDims) -> tuple[str, ...]:
+    """What must be installed beside LMDeploy, each with the module that it is imported as last.
+
+    Args:
+        text: the draft's dims, or those of what it drafts for.
+    """
+    if text.mla is not None:
         return ("FlashMLA's flash_mla",)
     return ("FlashAttention-3's flash_attn_interface",)
 

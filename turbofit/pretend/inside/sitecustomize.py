@@ -12,35 +12,12 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+#: The files of this folder are no part of a package.
+_AFTER: Any = importlib.import_module("turbofit_imports").After
 _HERE = str(Path(__file__).resolve().parent)
-
-
-class _After:
-    """A finder that lets others find a module and acts when it has been loaded."""
-
-    def __init__(self, name: str, act: Callable[[Any], object]) -> None:
-        self._name, self._act = name, act
-
-    def find_spec(self, name: str, *_: Any) -> Any:
-        """The real spec of the module, whose loader tells us when it is done."""
-        if name != self._name:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.loader is None:
-            return spec
-        load = spec.loader.exec_module
-
-        def exec_module(module: Any) -> None:
-            load(module)
-            self._act(module)
-
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
 
 
 def _compute_values(_: Any) -> None:
@@ -65,6 +42,6 @@ def _run_hidden() -> None:
 
 
 if os.environ.get("TURBOFIT_PRETEND_LIBRARIES"):
-    sys.meta_path.insert(0, _After("torch", _compute_values))
-    sys.meta_path.insert(0, _After("triton.runtime.cache", _name_compiler))
+    sys.meta_path.insert(0, _AFTER("torch", _compute_values))
+    sys.meta_path.insert(0, _AFTER("triton.runtime.cache", _name_compiler))
 _run_hidden()

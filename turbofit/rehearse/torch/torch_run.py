@@ -30,8 +30,8 @@ from turbofit.rehearse.turbomind.notes import read_notes
 from turbofit.rehearse.turbomind.run import new_folder
 
 __all__ = [
-    "KEPT", "STAND_IN", "EndedRehearsal", "drafting_environment", "need_kernels", "need_packages",
-    "run_torch", "torch_environment",
+    "KEPT", "SERVED", "STAND_IN", "EndedRehearsal", "drafting_environment", "need_kernels",
+    "need_packages", "run_torch", "torch_environment",
 ]  # fmt: skip
 
 #: Variables that change what an engine allocates, Ray's too: a rehearsal is of its settings only.
@@ -39,6 +39,8 @@ _DROPPED: Final = (*CHANGING, "RAY_")
 #: But for the one that people serve with; the document says its value.
 KEPT: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 _INSIDE: Final = Path(__file__).parent / "torch_inside"
+#: For each process of a server.
+SERVED: Final = Path(__file__).parent / "served_inside"
 #: Has a stand-in for FlashAttention-3, which drafting does not start without.
 STAND_IN: Final = Path(__file__).parent / "stand_in"
 _START_SECONDS: Final = 300.0

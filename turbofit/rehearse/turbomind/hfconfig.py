@@ -19,6 +19,17 @@ def plain_gpt_oss_tokenizer() -> None:
     module.GptOssTokenizer = module.HuggingFaceTokenizer
 
 
+def plain_gpt_oss_parser() -> None:
+    """Lets a server read gpt-oss's answers as other models', on pretend GPUs only.
+
+    LMDeploy's own parser asks openai_harmony for the same vocabulary.
+    """
+    from lmdeploy.serve.parsers import ResponseParserManager
+
+    manager: Any = ResponseParserManager
+    manager.register_module(name="gpt-oss", module=manager.get("default"), force=True)
+
+
 def register_intern_s1_pro() -> None:
     """Registers a class with the keys of Intern-S1-Pro's own, in a rehearsal's child only."""
     from transformers import AutoConfig, Qwen3VLMoeConfig

@@ -90,6 +90,7 @@ def main(arguments: list[str]) -> int:
     except TurbofitError as error:
         sys.stderr.write(f"error: {error.message}\nhint: {error.hint}\n")
         return error.exit_code
+    from turbofit.rehearse.turbomind.hfconfig import plain_gpt_oss_parser
     from turbofit.rehearse.turbomind.hooks import install
 
     sys.stderr.write(f"{NOTICE}\n")
@@ -103,6 +104,7 @@ def main(arguments: list[str]) -> int:
         tokenizer=True,
         ready=lambda _engine, _staged: account.mark("serving"),
     )
+    plain_gpt_oss_parser()
     from lmdeploy.cli.entrypoint import run
 
     sys.argv = ["lmdeploy", *arguments]
