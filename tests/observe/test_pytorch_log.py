@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from turbofit.observe.pytorch_log import (
+    CacheFrame,
     LoadingWeights,
     LoopFailed,
     LostLock,
@@ -29,6 +30,7 @@ PREFIX = "2026-11-20 08:30:01,123 - lmdeploy - ERROR - "
         ("RuntimeError: No enough gpu memory for kv cache.", NoCache(what="kv cache")),
         ("EOFError", LostLock()),
         ("    image_embeds = self.visual(pixel_values,", VisionFrame()),
+        ("    self.build_cache_engine()", CacheFrame()),
     ],
 )
 def test_what_the_engine_prints(line: str, event: object) -> None:

@@ -97,6 +97,16 @@ PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
             ),
         ),
         (
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 8.50 GiB. GPU 0 has a"
+            " total capacity of 11.62 GiB of which 7.00 GiB is free.",
+            log.TorchOutOfMemory(
+                message="CUDA out of memory. Tried to allocate 8.50 GiB. GPU 0 has a total capacity"
+                " of 11.62 GiB of which 7.00 GiB is free.",
+                requested=8704 * MIB,
+                free=7168 * MIB,
+            ),
+        ),
+        (
             "torch.cuda.OutOfMemoryError: CUDA out of memory.",
             log.TorchOutOfMemory(message="CUDA out of memory."),
         ),

@@ -15,8 +15,8 @@ from turbofit.observe.turbomind_log import Event as AnyEngineEvent
 from turbofit.observe.turbomind_log import parse_line
 
 __all__ = [
-    "Event", "LoadingWeights", "LoopFailed", "LostLock", "NoCache", "VisionFrame", "WarmingUp",
-    "parse_pytorch_line",
+    "CacheFrame", "Event", "LoadingWeights", "LoopFailed", "LostLock", "NoCache", "VisionFrame",
+    "WarmingUp", "parse_pytorch_line",
 ]  # fmt: skip
 
 _NO_CACHE: Final = re.compile(r".*No enough gpu memory for (kv cache|runtime)\.")
@@ -26,6 +26,8 @@ _LOOP_FAILED: Final = re.compile(
     r".* - ERROR - (\[pid=[^\]]*\] - )?engine(_loop)?\.py:\d+"
     r" - (Engine main loop|EngineLoop wait_tasks) failed\.\s*$"
 )
+#: A line of a traceback of executor/base.py, whatever runs the ranks.
+_CACHE: Final = "self.build_cache_engine()"
 #: A line of a traceback inside a vision tower, as the models' own code reads.
 _VISION: Final = re.compile(
     r"\s+.*(self\.(visual|vision\w*|extract_feature\w*|get_image_features|multi_modal_projector)\("
@@ -59,7 +61,14 @@ class VisionFrame(Struct, tag="vision_frame"):
     """A traceback passes through the vision tower."""
 
 
-Event = AnyEngineEvent | LoadingWeights | WarmingUp | NoCache | LoopFailed | LostLock | VisionFrame
+class CacheFrame(Struct, tag="cache_frame"):
+    """A traceback passes through the allocation of the cache."""
+
+
+Event = (
+    AnyEngineEvent | LoadingWeights | WarmingUp | NoCache | LoopFailed | LostLock | VisionFrame
+    | CacheFrame
+)  # fmt: skip
 
 
 def parse_pytorch_line(line: str) -> Event | None:
@@ -74,6 +83,8 @@ def parse_pytorch_line(line: str) -> Event | None:
         return NoCache(what=match[1])
     if line.strip() == "EOFError":
         return LostLock()
+    if line.strip() == _CACHE:
+        return CacheFrame()
     if _VISION.match(line):
         return VisionFrame()
     return parse_line(line)

@@ -157,6 +157,14 @@ class TorchOutOfMemory(Struct, tag="torch_out_of_memory"):
 
     message: str
     requested: int | None = None
+    free: int | None = None
+
+    @property
+    def missing(self) -> int | None:
+        """Bytes that were missing at least; None where torch does not say."""
+        if self.requested is None or self.free is None or self.free >= self.requested:
+            return None
+        return self.requested - self.free
 
 
 class PythonError(Struct, tag="python_error"):
@@ -220,6 +228,8 @@ _VISION: Final = re.compile(
 _FRAME: Final = re.compile(r"\s+\[ ?(\d+)\] (.+) @ \S+:\d+\s*")
 _TORCH: Final = re.compile(r"(?:torch\.(?:cuda\.)?)?OutOfMemoryError: (CUDA out of memory.*)")
 _REQUESTED: Final = re.compile(r"Tried to allocate ([\d.]+) ([KMG]iB)")
+_FREE: Final = re.compile(r"of which ([\d.]+) ([KMG]iB) is free")
+_UNITS: Final = {"KiB": 1 << 10, "MiB": MIB, "GiB": 1 << 30}
 _FALLBACK: Final = re.compile(r".*(Fallback to pytorch engine because .*)")
 _PYTHON: Final = re.compile(r"((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit)): ?(.*)")
 _NCCL: Final = re.compile(r".*(NCCL error .*)")
@@ -283,6 +293,10 @@ def _engine(text: str, place: str) -> Event | None:
     return None
 
 
+def _bytes(size: re.Match[str] | None) -> int | None:
+    return round(float(size[1]) * _UNITS[size[2]]) if size else None
+
+
 def _other(text: str) -> Event | None:
     """A line of Python, of the HTTP server, or of an aborting thread."""
     if match := _FRAME.fullmatch(text):
@@ -290,10 +304,9 @@ def _other(text: str) -> Event | None:
     if text.startswith("*** stacktrace of thread "):
         return StackTrace()
     if match := _TORCH.match(text):
-        requested = _REQUESTED.search(match[1])
-        unit = {"KiB": 1 << 10, "MiB": MIB, "GiB": 1 << 30}
-        size = round(float(requested[1]) * unit[requested[2]]) if requested else None
-        return TorchOutOfMemory(message=match[1], requested=size)
+        text = match[1]
+        requested, free = (_bytes(one.search(text)) for one in (_REQUESTED, _FREE))
+        return TorchOutOfMemory(message=text, requested=requested, free=free)
     if match := _FALLBACK.fullmatch(text):
         return EngineFallback(message=match[1])
     if match := _NCCL.fullmatch(text):

@@ -268,6 +268,7 @@ def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterato
         except TurbofitError:  # it does not run the model, or not so
             continue
         if whole.fits:
-            yield Remedy(
-                change=f"--engine {name}", effect="fits: one request at a time, and slower"
-            )
+            off = any(not isinstance(place, int) for place in (whole.device_map or {}).values())
+            effect = "fits: one request at a time, and slower"
+            effect += ", with decoder layers in host memory" if off else ""
+            yield Remedy(change=f"--engine {name}", effect=effect)

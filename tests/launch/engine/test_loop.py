@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from bench.common.plans import plausible_plan
 from turbofit.core.errors import LaunchError, OutOfMemoryError
 from turbofit.core.plan import Engine, Plan
-from turbofit.launch.engine.loop import loop_ended, no_cache, raced
+from turbofit.launch.engine.loop import loop_ended, no_cache, raced, torch_ran_out
 from turbofit.launch.engine.pretend_usage import PretendDeath
 from turbofit.launch.engine.startup_tracker import StartupTracker
 
@@ -53,6 +53,20 @@ def test_the_pretend_account_says_where_and_how_much_was_missing(plan: Plan) -> 
     )
     end = loop_ended(tracker, plan, LOG, death)
     assert (end.missing, end.left, end.where) == (60, 40, "qwen2_vl.py:449 forward")
+
+
+def test_a_cache_that_finds_no_memory_is_none_of_the_weights(plan: Plan) -> None:
+    loading = "Loading weights from safetensors: 100%|##########| 4/4"
+    said = f"{OOM} a total capacity of 11.62 GiB of which 512.00 MiB is free. Including"
+    tracker = watched(plan, loading, "    self.build_cache_engine()", said)
+    end = torch_ran_out(tracker.fault, tracker, plan, LOG)
+    assert (end.phase, end.missing) == ("cache", 128 << 20)
+    assert "when it allocated the cache" in end.error.message
+    assert "--margin" in end.error.hint
+    death = PretendDeath(gpu=0, where="layout.py:63", requested=100, left=40, short=60, phase="")
+    assert torch_ran_out(tracker.fault, tracker, plan, LOG, death).missing == 128 << 20
+    early = watched(plan, loading, said)
+    assert torch_ran_out(early.fault, early, plan, LOG).phase == "weights"
 
 
 def test_a_loop_that_died_of_something_else_waits_for_its_words(plan: Plan) -> None:

@@ -129,12 +129,16 @@ def test_disk_where_host_memory_does_not_do():
     assert made.host.pageable <= 8 * GIB
 
 
-def test_nothing_helps_and_it_says_what():
+def test_it_says_which_gpu_is_short_and_what_helps():
     made = plan(on="1xrtx3060:free=2GiB")
     consistent(made)
     assert not made.fits
     assert "GPU 0 is" in made.verdict
-    assert made.remedies == ()
+    (freed,) = made.remedies  # no other card need be bought
+    assert freed.change == "free what others hold of GPU 0 (9.6 GiB)"
+    alone = plan(on="1xrtx3060")
+    assert alone.fits
+    assert f"one request of {alone.settings.session_len:,} tokens" in freed.effect
     longer = plan(on="1xrtx3060:free=6GiB,ram=64GiB", context=32768)
     assert not longer.fits
     changes = [remedy.change for remedy in longer.remedies]

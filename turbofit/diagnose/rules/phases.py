@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from turbofit.diagnose.answer import PhaseName
     from turbofit.diagnose.lines.events import PythonFrame
 
-__all__ = ["phase_of", "whole_matrix"]
+__all__ = ["in_pytorch_engine", "phase_of", "whole_matrix"]
 
 #: Words in a frame's file name, function or source, in the order in which a phase is looked for:
 #: nothing is computed while loading, and a vision tower calls nothing of the language model. vLLM
@@ -52,6 +52,11 @@ def phase_of(stack: tuple[PythonFrame, ...]) -> PhaseName:
         if any(word in frame for frame in told for word in text):
             return phase
     return "unknown"
+
+
+def in_pytorch_engine(stack: tuple[PythonFrame, ...]) -> bool:
+    """Whether the stack passes through LMDeploy's PyTorch engine."""
+    return any("lmdeploy/pytorch/" in frame.path.replace("\\", "/") for frame in stack)
 
 
 def whole_matrix(stack: tuple[PythonFrame, ...]) -> bool:

@@ -17,7 +17,7 @@ from turbofit.diagnose.rules.holders import (
     unexplained,
     what_to_end,
 )
-from turbofit.diagnose.rules.phases import phase_of, whole_matrix
+from turbofit.diagnose.rules.phases import in_pytorch_engine, phase_of, whole_matrix
 from turbofit.diagnose.rules.rules_legacy import (
     blocks,
     cache_holders,
@@ -62,7 +62,8 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
     if phase == "unknown" and case.facts.subject.lmdeploy and memory.outside_torch:
         phase = "vision"  # TurboMind computes without torch; only a torch vision tower is left
     lines = [evidence(mark, "torch's own figures")]
-    why = [*_figures(case, memory), *_one_tensor(mark, memory, phase)]
+    by_engine = in_pytorch_engine(mark.stack)
+    why = [*_figures(case, memory, by_engine=by_engine), *_one_tensor(mark, memory, phase)]
     held = list(holders(case, mark, memory))
     found = blocks(case)
     if found is not None:
@@ -92,7 +93,9 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
         missing=_missing(memory),
         unknown=tuple(unknown),
         evidence=tuple(sorted(lines, key=lambda one: one.line)),
-        changes=_changes(case, phase, memory),
+        changes=(
+            _engine_changes(case, phase, memory) if by_engine else _changes(case, phase, memory)
+        ),
         planned=True,
         others=others,
     )
@@ -106,7 +109,11 @@ def _one_tensor(mark: LogEvent, memory: TorchMemory, phase: PhaseName) -> Iterat
             "attention was computed with its whole matrix, which grows with the square of the"
             f" image's patches: {cure}"
         )
-    elif memory.requested and memory.requested > max(memory.allocated or 0, _ONE_TENSOR):
+    elif (
+        phase != "cache"
+        and memory.requested
+        and memory.requested > max(memory.allocated or 0, _ONE_TENSOR)
+    ):
         yield (
             f"it asked {format_bytes(memory.requested)} at once, more than the program had"
             " allocated in all: most often attention with its whole matrix, which grows with the"
@@ -149,7 +156,7 @@ def _rounding(size: int) -> int:
     return 0
 
 
-def _figures(case: LogCase, memory: TorchMemory) -> Iterator[str]:
+def _figures(case: LogCase, memory: TorchMemory, *, by_engine: bool) -> Iterator[str]:
     if (
         memory.cached is not None
         and memory.requested is not None
@@ -162,8 +169,13 @@ def _figures(case: LogCase, memory: TorchMemory) -> Iterator[str]:
     if memory.outside_torch:
         yield (
             f"{format_bytes(memory.outside_torch)} of what this process held was allocated outside"
-            " torch: an engine such as TurboMind allocates its weights and its KV cache itself, and"
-            " leaves torch the vision tower at most"
+            " torch: "
+            + (
+                "CUDA's context, kernels and libraries"
+                if by_engine
+                else "an engine such as TurboMind allocates its weights and its KV cache itself,"
+                " and leaves torch the vision tower at most"
+            )
         )
     others = sum(size for _, size in memory.others)
     if others and not unclear(case, memory):
@@ -207,6 +219,18 @@ def _changes(case: LogCase, phase: PhaseName, memory: TorchMemory) -> tuple[str,
     if memory.cached and memory.requested and memory.cached >= memory.requested:
         changes.append("PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True against fragmentation")
     return tuple(changes)
+
+
+def _engine_changes(case: LogCase, phase: PhaseName, memory: TorchMemory) -> tuple[str, ...]:
+    """What LMDeploy's PyTorch engine takes, of whose forwards these bound the tensors."""
+    prefill = "lower --max-prefill-token-num: a forward's tensors grow with it"
+    ratio = "lower --cache-max-entry-count: it leaves more for what comes after the cache"
+    own: dict[PhaseName, tuple[str, ...]] = {
+        "weights": ("more GPUs (--tp), a quantised variant, or freer cards",),
+        "cache": ("lower --cache-max-entry-count",),
+        "vision": (ratio, f"{prefill}, and the number of images in one", "smaller images"),
+    }
+    return (*what_to_end(case, memory), *own.get(phase, (ratio, prefill)))
 
 
 def _loaded_twice(case: LogCase) -> tuple[str, Evidence] | None:

@@ -66,7 +66,7 @@ def torch_ran_out(
         phase=_phase(tracker),
         where=call,
         gpu=None if death is None else death.gpu,
-        missing=None if death is None else death.short,
+        missing=_missing(fault, death),
         requested=requested,
         left=left,
     )
@@ -95,9 +95,17 @@ def raced(log: Path) -> EngineExit:
     return EngineExit("raced", error)
 
 
+def _missing(fault: TorchOutOfMemory, death: PretendDeath | None) -> int | None:
+    """What torch says was missing; a pretend account sees the piece that was refused alone."""
+    seen = None if death is None else death.short
+    if death is not None and death.simulated:
+        return seen
+    return max((one for one in (seen, fault.missing) if one is not None), default=None)
+
+
 def _phase(tracker: StartupTracker) -> MemoryPhase:
     if tracker.phase in ("starting", "weights"):
         return "weights"
     if tracker.phase in ("cache", "warm-up"):
-        return "warm-up"
+        return tracker.phase
     return "vision" if tracker.in_vision else "text"

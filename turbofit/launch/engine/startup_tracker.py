@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal
 
 from turbofit.observe.forecast import cache_beside, tokens_beside
-from turbofit.observe.pytorch_log import Event as PytorchEvent
 from turbofit.observe.pytorch_log import (
+    CacheFrame,
     LoadingWeights,
     LoopFailed,
     LostLock,
@@ -15,6 +15,7 @@ from turbofit.observe.pytorch_log import (
     WarmingUp,
     parse_pytorch_line,
 )
+from turbofit.observe.pytorch_log import Event as PytorchEvent
 from turbofit.observe.transformers_log import fallback_line
 from turbofit.observe.turbomind_log import (
     Backpressure,
@@ -137,13 +138,15 @@ class StartupTracker:
         return isinstance(
             event,
             CudaError | CheckFailed | NcclError | TorchOutOfMemory | Frame | PythonError
-            | NoCache | VisionFrame | LostLock,
+            | NoCache | CacheFrame | VisionFrame | LostLock,
         )  # fmt: skip
 
     def _evidence(self, event: PytorchEvent) -> list[str]:
         """Keep the first fault, the frames after it and the last Python error."""
         if isinstance(event, LostLock):
             self.raced = self.phase == "starting"
+        elif isinstance(event, CacheFrame):
+            self.phase = "cache" if self.phase == "weights" else self.phase
         elif isinstance(event, VisionFrame):
             self.in_vision = self.in_vision or self.fault is None
         elif isinstance(event, NoCache):

@@ -52,12 +52,13 @@ def larger(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
 
 
 def stopped(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
-    """The largest holder on any GPU, gone."""
+    """The largest holder on any GPU, gone; all of what is held, where nobody knows by whom."""
     held = [(gpu, holder) for gpu in request.visible for holder in gpu.holders]
     sized = [
         (gpu, holder) for gpu, holder in held if known(holder.bytes, 0) > 0 and holder.pid != "NA"
     ]
     if not sized:
+        yield from _freed(request)
         return
     gpu, holder = max(sized, key=lambda pair: known(pair[1].bytes, 0))
     freed = known(holder.bytes, 0)
@@ -65,6 +66,21 @@ def stopped(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
         _without(one, holder) if one.index == gpu.index else one for one in request.machine.gpus
     )
     change = f"stop {holder.name}[{holder.pid}] on GPU {gpu.index} ({format_bytes(freed)})"
+    yield change, replace(request, machine=replace(request.machine, gpus=gpus))
+
+
+def _freed(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
+    used = {gpu.index: known(gpu.used, 0) for gpu in request.visible}
+    held = [index for index, size in used.items() if size]
+    if not held:
+        return
+    size = format_bytes(max(used.values()))
+    where = f"GPU {held[0]} ({size})" if len(held) == 1 else f"the GPUs (up to {size} of each)"
+    gpus = tuple(
+        replace(one, used=0, free=known(one.free, 0) + used.get(one.index, 0))
+        for one in request.machine.gpus
+    )
+    change = f"free what others hold of {where}"
     yield change, replace(request, machine=replace(request.machine, gpus=gpus))
 
 

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Remedy
-from turbofit.tuner.explain.other_machines import MORE_GPUS, stopped, with_more_gpus
+from turbofit.tuner.explain.other_machines import MORE_GPUS, larger, stopped, with_more_gpus
 from turbofit.tuner.explain.remedies import Change, Remedies, left_to_turbofit
 from turbofit.tuner.fallback.search import search
 from turbofit.tuner.resolved_request import ResolvedRequest
@@ -18,18 +18,16 @@ __all__ = ["fallback_remedies"]
 
 def fallback_remedies(request: ResolvedRequest) -> Remedies:
     """Single changes that make it fit, cheapest first."""
-    found, causes, fits_with_gpus = list[Remedy](), list[str](), False
+    found, causes = list[Remedy](), list[str]()
     for change, changed, released in _changes(request):
-        buys = changed.machine.name == MORE_GPUS
-        if buys and fits_with_gpus:
-            continue  # fewer such cards do already
+        if found and changed.machine.name == MORE_GPUS:
+            continue  # fewer such cards do already, or what costs nothing
         try:
             chosen = search(changed)
         except TurbofitError:
             continue
         if not chosen.fits:
             continue
-        fits_with_gpus = fits_with_gpus or buys
         off = len(chosen.placement.offloaded)
         effect = f"fits: one request of {chosen.session_len:,} tokens at a time"
         if off:
@@ -65,3 +63,4 @@ def _changes(request: ResolvedRequest) -> Iterator[Change]:
     if request.tp is not None:
         yield Change("leave --tp to turbofit", replace(request, tp=None), f"--tp {request.tp}")
     yield from (Change(*change) for change in (*stopped(request), *with_more_gpus(request)))
+    yield from (Change(*change) for change in larger(request))
