@@ -108,8 +108,10 @@ def left_to_turbofit(request: ResolvedRequest) -> Iterator[Change]:
     for name in request.fixed:
         rest = {key: value for key, value in request.fixed.items() if key != name}
         option = option_of(name)
+        # turbofit chooses a value of every other option, and never a draft.
+        out = "out" if name == "speculative" else "to turbofit"
         yield Change(
-            f"leave {option} to turbofit",
+            f"leave {option} {out}",
             replace(request, fixed=rest),
             _written(option, request.fixed[name]),
         )
