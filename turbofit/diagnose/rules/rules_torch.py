@@ -225,12 +225,12 @@ def _engine_changes(case: LogCase, phase: PhaseName, memory: TorchMemory) -> tup
     """What LMDeploy's PyTorch engine takes, of whose forwards these bound the tensors."""
     prefill = "lower --max-prefill-token-num: a forward's tensors grow with it"
     ratio = "lower --cache-max-entry-count: it leaves more for what comes after the cache"
-    own: dict[PhaseName, tuple[str, ...]] = {
+    by_phase: dict[PhaseName, tuple[str, ...]] = {
         "weights": ("more GPUs (--tp), a quantised variant, or freer cards",),
         "cache": ("lower --cache-max-entry-count",),
         "vision": (ratio, f"{prefill}, and the number of images in one", "smaller images"),
     }
-    return (*what_to_end(case, memory), *own.get(phase, (ratio, prefill)))
+    return (*what_to_end(case, memory), *by_phase.get(phase, (ratio, prefill)))
 
 
 def _loaded_twice(case: LogCase) -> tuple[str, Evidence] | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from turbofit.core.draft import Draft
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model, TextDims, VisionDims
+from turbofit.memory.engines import LMDEPLOY, engine_named
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import find_preset, nearest_names, preset_model
 from turbofit.rehearse.checkpoint import dims
@@ -199,8 +200,9 @@ def checkpoint_for(
 def _delta_hint(model: Model) -> str:
     """What runs the model on pretend GPUs."""
     rehearsal = "turbofit rehearse --engine pytorch tries a plan of it, with flash-linear-attention"
-    if engine_problem(model, "turbomind") is None:
-        return f"--engine turbomind runs on pretend GPUs; {rehearsal}"
+    for name in LMDEPLOY:
+        if engine_problem(model, name) is None and not engine_named(name).planned.on_torch:
+            return f"--engine {name} runs on pretend GPUs; {rehearsal}"
     return rehearsal
 
 
