@@ -68,6 +68,16 @@ def test_transformers_is_a_remedy_where_it_fits() -> None:
     assert fits == ("--engine transformers" in said)
 
 
+def test_layers_in_host_memory_are_told_with_the_engine_that_puts_them_there() -> None:
+    said = {
+        one.change: one.effect for one in turbofit.plan("qwen3-30b-a3b", on="1xrtx4090").remedies
+    }
+    assert said["--engine transformers"].endswith("with decoder layers in host memory")
+    whole = turbofit.plan("qwen3-30b-a3b", on="1xrtx4090", engine="transformers")
+    assert whole.device_map is not None
+    assert "cpu" in whole.device_map.values()
+
+
 def test_options_of_one_engine_bind_to_it() -> None:
     plan = turbofit.plan("qwen2.5-32b-awq", on="1xrtx4090", communicator="nccl")
     assert (plan.fits, plan.engine.name) == (False, "turbomind")

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from bench.common.plans import plausible_plan
 from turbofit.core.errors import LaunchError, OutOfMemoryError
-from turbofit.launch.engine.engine_exit import ending, hang
+from turbofit.launch.engine.engine_exit import ending, hang, silence
 from turbofit.launch.engine.pretend_usage import PretendDeath
 from turbofit.launch.engine.startup_tracker import StartupTracker
 
@@ -183,3 +183,13 @@ def test_an_allocation_that_was_to_fail_lacked_nothing() -> None:
     end = ending(-6, tracker(START, BUDGET, WARM, CUDA), plausible_plan(), LOG, death=death)
     assert (end.missing, end.left) == (None, 1 << 30)
     assert "simulated" in end.error.message
+
+
+def test_silence_while_weights_load_may_be_a_slow_disk_whatever_the_ranks() -> None:
+    plan = plausible_plan()
+    for tp in (1, 2):
+        settings = replace(plan.settings, tp=tp, communicator="nccl")
+        said = silence(replace(plan, settings=settings), "weights", 180)
+        assert said.startswith("silent for 180 s in phase weights; weights may come from a slow")
+        assert ("NCCL" in said) == (tp == 2)
+    assert "disk" not in silence(plan, "warm-up", 180)

@@ -69,3 +69,12 @@ def test_a_draft_without_which_it_fits_is_the_cause() -> None:
     options = "--speculative-algorithm deepseek_mtp --speculative-num-draft-tokens 2"
     assert plan.verdict.startswith(f"does not fit: GLM-4.5-Air with {options}: ")
     assert any("leave --speculative-algorithm out" in one.change for one in plan.remedies)
+
+
+def test_memory_that_nobody_explains_can_be_freed() -> None:
+    plan = turbofit.plan("internvl2-1b", on="1xt4:free=1GiB")
+    assert not plan.fits
+    freed = plan.remedies[0]
+    assert freed.change == "free what others hold of GPU 0 (13.6 GiB)"
+    assert freed.effect.startswith("fits: ")
+    assert turbofit.plan("internvl2-1b", on="1xt4").fits
