@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.core.images import ImageRule
+    from turbofit.core.images.rule import FolderEdits
     from turbofit.core.json_types import JsonObject
     from turbofit.core.plan import Limits, Plan
 
@@ -49,7 +50,7 @@ def edits(folder: Path, rule: ImageRule, limits: Limits) -> dict[str, JsonObject
         return {}
     values = rule.folder_edits(limit)
     changed = {_CONFIG: {**_read(folder / _CONFIG), **values.config}} if values.config else {}
-    return changed | (_processor_edits(folder, values.processor) if values.processor else {})
+    return changed | (_processor_edits(folder, values) if values.processor else {})
 
 
 @contextmanager
@@ -119,17 +120,25 @@ def _build(folder: Path, target: Path, changed: dict[str, dict[str, Any]]) -> Pa
     return target
 
 
-def _processor_edits(folder: Path, values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _processor_edits(folder: Path, edited: FolderEdits) -> dict[str, dict[str, Any]]:
     """The image processor's values, in the file that Transformers will read them from."""
     changed: dict[str, dict[str, Any]] = {}
     whole = _read(folder / _PROCESSOR) if (folder / _PROCESSOR).exists() else {}
     nested = whole.get(_NESTED)
     if isinstance(nested, dict):
-        changed[_PROCESSOR] = {**whole, _NESTED: {**nested, **values}}
+        changed[_PROCESSOR] = {**whole, _NESTED: _edited(nested, edited)}
     standalone = _read(folder / _PREPROCESSOR) if (folder / _PREPROCESSOR).exists() else {}
     if standalone or not changed:
-        changed[_PREPROCESSOR] = {**standalone, **values}
+        changed[_PREPROCESSOR] = _edited(standalone, edited)
     return changed
+
+
+def _edited(values: dict[str, Any], edited: FolderEdits) -> dict[str, Any]:
+    if not edited.inside:
+        return {**values, **edited.processor}
+    within = values.get(edited.inside)
+    kept = within if isinstance(within, dict) else {}
+    return {**values, edited.inside: {**kept, **edited.processor}}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from turbofit.core.images.canvas import CanvasRule
 from turbofit.core.images.cross import CrossRule
 from turbofit.core.images.hd import HdRule
 from turbofit.core.images.longest_edge import LongestEdgeRule
+from turbofit.core.images.navit import NavitRule
 from turbofit.core.images.patch import PatchRule
 from turbofit.core.images.rule import ImageRule
 from turbofit.core.images.tile import TileRule
@@ -17,8 +18,17 @@ from turbofit.core.images.video import VideoRule
 
 __all__ = [
     "AnyImageRule", "AnyresRule", "CanvasRule", "CrossRule", "HdRule", "ImageRule",
-    "LongestEdgeRule", "PatchRule", "TileRule", "VideoRule",
+    "LongestEdgeRule", "NavitRule", "PatchRule", "TileRule", "VideoRule",
 ]  # fmt: skip
 
 #: The rules that JSON can have.
-AnyImageRule = TileRule | AnyresRule | CanvasRule | CrossRule | HdRule | LongestEdgeRule | PatchRule
+AnyImageRule = (
+    TileRule
+    | AnyresRule
+    | CanvasRule
+    | CrossRule
+    | HdRule
+    | LongestEdgeRule
+    | NavitRule
+    | PatchRule
+)

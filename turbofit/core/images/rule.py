@@ -36,10 +36,14 @@ class DummyImage(NamedTuple):
 
 
 class FolderEdits(NamedTuple):
-    """Values that lower a model folder's own limit: of ``config.json``, of the image processor."""
+    """Values that lower a model folder's own limit: of ``config.json``, of the image processor.
+
+    ``inside``: the key of the image processor's file under which they are, where not at its top.
+    """
 
     config: dict[str, Any]
     processor: dict[str, Any]
+    inside: str = ""
 
 
 class Allowed(NamedTuple):

@@ -1,0 +1,108 @@
+"""Kimi-K2.5: an image is shrunk to a budget of patches, then padded to whole windows.
+
+Nothing is enlarged, and nothing is stretched: black rows and columns fill the last windows. The
+budget counts the whole patches before padding, so that an image has more of them behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from math import sqrt
+from typing import TYPE_CHECKING, ClassVar
+
+from msgspec.structs import replace
+
+from turbofit.core.images.patch import PatchRule
+from turbofit.core.images.rule import FolderEdits, Size
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["NavitRule"]
+
+
+class NavitRule(PatchRule, tag="navit"):
+    """Kimi-K2.5: ``max_pixels`` are the budget's patches; ``side``: patches of a side at most.
+
+    A strip of one window's width may be as long as ``side``, whatever the budget.
+    """
+
+    mrope: ClassVar[bool] = False
+
+    min_pixels: int = 1
+    client_knobs: bool = False
+    side: int = 512
+
+    @property
+    def by_request(self) -> bool:
+        """Its front end refuses ``mm_processor_kwargs``."""
+        return False
+
+    def patches(self, width: int, height: int, limit: int | None = None) -> tuple[int, int]:
+        """Rows and columns of patches of an image, those of the padding among them."""
+        limit = self.max_pixels if limit is None else limit
+        wide, high = self._shrunk((width, height), limit)
+        return -(-high // self.edge) * self.merge, -(-wide // self.edge) * self.merge
+
+    def _units(self, width: int, height: int, limit: int) -> int:
+        rows, columns = self.patches(width, height, limit)
+        return rows * columns
+
+    def _shrunk(self, size: Size, limit: int) -> Size:
+        """Pixels of both sides before padding; every step is rounded as the preprocessor does."""
+        width, height = size
+        patch, longest = self.patch_size, self.side * self.patch_size
+        patches = max(1, width // patch) * max(1, height // patch)
+        budget = max(1, limit // patch**2)
+        scale = min(1.0, sqrt(budget / patches), longest / width, longest / height)
+        return (
+            min(longest, max(1, int(width * scale))),
+            min(longest, max(1, int(height * scale))),
+        )
+
+    def _worst_units(self, limit: int) -> int:
+        width, height = _worst_size(self, limit)
+        return self._units(width, height, limit)
+
+    def worst_size(self, limit: int | None = None) -> Size:
+        """Attains the most. No size keeps it to a limit that the engine does not know."""
+        return _worst_size(self, self.max_pixels if limit is None else limit)
+
+    def candidates(self, limit: int) -> Iterator[Size]:
+        """A strip, and for each number of windows across the tallest that reaches into the last.
+
+        The budget counts whole patches, so that an image with most of a patch over on both sides
+        has most; the fewest that reach into the last window leave room for the most rows.
+        """
+        patch, last = self.patch_size, self.side - 1
+        budget = max(1, limit // patch**2)
+        yield 1, patch * max(self.side, self.side**2 // budget)
+        for window in range(1, self.side // self.merge):
+            across = window * self.merge
+            width = (across + 1) * patch - 1
+            least = (window * self.edge + 1) / width  # scale that reaches into the last window
+            most = max(1, int(budget / (across * least**2)))
+            full = max(last, last**2 * across // budget)  # shrunk to about the longest side
+            for down in {most, min(most, full), min(most, full + 1)}:
+                yield width, (down + 1) * patch - 1
+
+    def with_limit(self, limit: int) -> Self:
+        return replace(self, max_pixels=limit)
+
+    def knobs(self, limit: int) -> dict[str, int]:
+        return {"max_pixels": limit}
+
+    def folder_edits(self, limit: int) -> FolderEdits:
+        return FolderEdits({}, {"in_patch_limit": limit // self.patch_size**2}, "media_proc_cfg")
+
+    def stretched(self, size: Size, limit: int) -> Size | None:
+        return self._shrunk(size, limit)
+
+
+@lru_cache(maxsize=256)
+def _worst_size(rule: NavitRule, limit: int) -> Size:
+    """Of the images that may have the most patches, the widest that has."""
+    return max(
+        rule.candidates(limit), key=lambda size: (rule.units(size[0], size[1], limit), size[0])
+    )
