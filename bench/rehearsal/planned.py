@@ -162,6 +162,10 @@ ROWS = (
     *_both("deepseek-v2-lite", "1xa100-40g"),
     Row("deepseek-v2-lite", "2xrtx3090", None, {"tp": 2}),
     *_both("glm-4.7-flash", "1xa100-80g"),
+    # Kimi-K2.5: the same with experts in 4 bits, and a tower
+    Row("kimi-k2.5", "1xa100-80g", None, {"max_batch_size": 64}, layers=2),
+    Row("kimi-k2.5", "1xh100", 0, {"max_batch_size": 32}, layers=2),
+    Row("kimi-k2.5", "2xa100-80g", None, {"tp": 2, "max_batch_size": 32}, layers=2),
 )
 
 

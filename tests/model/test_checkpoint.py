@@ -456,6 +456,12 @@ VISION_PARTS = {
         "vision_output_dim": 4096,
     },
     "InternVLChatModel": {"hidden_size": 64, "num_attention_heads": 1, "image_size": 448},
+    "KimiK25ForConditionalGeneration": {
+        "merge_type": "sd2_tpool", "pos_emb_type": "divided_fixed", "patch_size": 14,
+        "video_attn_type": "spatial_temporal", "merge_kernel_size": [2, 2], "hidden_size": 64,
+        "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 256,
+        "init_pos_emb_height": 4,
+    },
 }  # fmt: skip
 
 

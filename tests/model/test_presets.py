@@ -28,7 +28,7 @@ WORST = {
     "internvit": {13}, "qwen2vit": {65_536, 8_192}, "qwen2_5vit": {65_536}, "clip": {1, 5},
     "siglip": {37}, "eva_clip": {1}, "eva_clip_glm": {1}, "mllama": {4},
     "qwen3vit": {65_536, 50_176}, "glm4v": {24_576}, "phi3v": {5}, "gemma3": {1}, "llama4": {17},
-    "idefics3": {17},
+    "idefics3": {17}, "moonvit": {17_856},
 }  # fmt: skip
 
 
@@ -143,7 +143,7 @@ def test_a_preset_costs_little_and_imports_nothing_heavy():
     assert heavy == []
     # Counted, since milliseconds differ between machines: 10,328 calls when this was written, a
     # third of them to import the image rules, which no plan can do without.
-    assert ours <= 29
+    assert ours <= 30
     assert [Path(name).name for name in read if name.endswith(".yaml")] == [
         "internvl2-26b-awq.yaml", "internvl2-26b.yaml",
     ]  # fmt: skip

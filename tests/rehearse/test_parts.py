@@ -88,7 +88,8 @@ def test_every_preset_has_a_twin_or_a_reason(name: str, tmp_path: Path) -> None:
     preset = load_preset(name)
     towers, decoders = (None, *_TOWERS), {None, *_DECODERS}
     tower, text = preset.vision and preset.vision.kind, preset.text and preset.text.architecture
-    packings = {"awq", "mxfp4"} if preset.text and preset.text.mla else {"awq", "mxfp4", "fp8"}
+    mla = preset.text is not None and preset.text.mla is not None
+    packings = {"awq", "mxfp4", "compressed-tensors" if mla else "fp8"}
     other = preset.quantization is not None and preset.quantization.method not in packings
     if preset.unsupported or other or tower not in towers or text not in decoders:
         with pytest.raises(UsageError):

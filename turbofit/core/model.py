@@ -25,6 +25,9 @@ __all__ = [
 
 Dtype = Literal["float16", "bfloat16", "float32"]
 
+#: Parts of the names of all linear layers of a decoder with experts but these.
+_BESIDE_EXPERTS: Final = ("self_attn", "shared_experts", "mlp")
+
 
 class MoeDims(Struct):
     """Mixture of experts of a layer; ``layers`` counts the layers that have experts.
@@ -161,6 +164,7 @@ VisionKind = Literal[
     "phi3v",
     "llama4",
     "idefics3",
+    "moonvit",
 ]
 
 
@@ -239,7 +243,12 @@ class Quantization(Struct):
 
     @property
     def of_experts(self) -> bool:
-        """Whether it packs experts alone: mxfp4 does, whatever the config exempts."""
+        """Whether it packs experts alone.
+
+        mxfp4 does, whatever the config exempts; compressed-tensors where it exempts all else.
+        """
+        if self.method == "compressed-tensors":
+            return all(any(word in one for one in self.unconverted) for word in _BESIDE_EXPERTS)
         return self.method == "mxfp4"
 
 

@@ -23,6 +23,7 @@ _REMOTE_CONFIG: Final = frozenset(
         "InternS1ProForConditionalGeneration",
         "InternS1_1_ForConditionalGeneration",
         "InternVLChatModel",
+        "KimiK25ForConditionalGeneration",
         "CogVLMForCausalLM",
         "ChatGLMModel",
         "ChatGLMForConditionalGeneration",

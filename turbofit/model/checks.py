@@ -26,6 +26,8 @@ _PATCH_EMBEDDINGS: Final = (
     "patch_embeddings.projection.weight",
     "patch_embed.proj.weight",
 )
+_MLP: Final = (".mlp.fc1.weight", ".mlp.gate_proj.weight")
+_MLPS: Final = {"moonvit": ".mlp.fc0.weight"}
 _HEAD: Final = re.compile(r"(^|\.)(lm_head|output|output_layer)\.")
 _HINT: Final = "config.json and the weights are of different models: download them together"
 _FLOATS: Final[dict[str, Dtype]] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
@@ -85,7 +87,7 @@ def _expected(
             yield 0, (vision.hidden, "vision channels")
         elif vision and _ADAPTER in name:
             return
-        elif vision and name.endswith((".mlp.fc1.weight", ".mlp.gate_proj.weight")):
+        elif vision and name.endswith(_MLPS.get(vision.kind, _MLP)):
             yield 0, (vision.intermediate, "the vision MLP's width")
         return
     query, key = text.heads * text.head_dim, text.kv_heads * text.head_dim

@@ -172,6 +172,13 @@ def _idefics3(vision: VisionDims, text_hidden: int) -> int:
     return _siglip_tower(vision) + vision.hidden * vision.merge**2 * text_hidden
 
 
+def _moonvit(vision: VisionDims, text_hidden: int) -> int:
+    """A norm of single patches before two linear layers of whole windows."""
+    merged = vision.hidden * vision.merge**2
+    projector = _norm(vision) + _dense(merged, merged) + _dense(merged, text_hidden)
+    return _siglip_tower(vision) + projector
+
+
 _KINDS: Final[dict[str, Callable[[VisionDims, int], int]]] = {
     "internvit": _internvit,
     "qwen2vit": _qwen_vit,
@@ -187,4 +194,5 @@ _KINDS: Final[dict[str, Callable[[VisionDims, int], int]]] = {
     "mllama": _mllama,
     "llama4": _llama4,
     "idefics3": _idefics3,
+    "moonvit": _moonvit,
 }

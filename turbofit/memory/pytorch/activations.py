@@ -17,7 +17,7 @@ from turbofit.core.struct import Struct
 from turbofit.core.units import HALF
 from turbofit.memory.pytorch.cache import TURBO_QUANT, WIDE_BLOCK
 from turbofit.memory.pytorch.constants import PytorchConstants
-from turbofit.memory.pytorch.weights import kv_heads_held
+from turbofit.memory.pytorch.weights import WHOLE_TOWERS, kv_heads_held
 
 __all__ = ["Activations", "Prefill"]
 
@@ -51,6 +51,14 @@ _SEGMENTED_SORT = 128
 #: Parts of the keys and values of which a decode step's attention keeps an output each, at 32
 #: bits; few rows have more, of less memory. Source: kernels/cuda/pagedattention.py (_get_split_k).
 _SPLITS = 4
+#: MoonViT's rotary tables: a complex number for each pair of a head's channels, for so many patches
+#: of each side; made by the first image, and kept. Source: models/kimi_k25_vision.py.
+_MOONVIT = "moonvit"
+_TABLE_SIDE, _COMPLEX = 512, 8
+#: What making them takes at once, in tables: frequencies, numbers and their stack. Over.
+_TABLES_MADE = 3
+#: Hidden states of a patch in its attention, which turns queries and keys at 32 bits.
+_TURNED_WIDE = 15
 #: Tokens of a chunk of the gated delta rule. Source: fla/ops/gated_delta_rule/chunk.py.
 _CHUNK = 64
 
@@ -110,6 +118,13 @@ class Activations:
             stages.append(self._vision(forward))
         return max(stages)
 
+    def tables(self) -> int:
+        """Bytes that the first image leaves for good: rotary tables of the tower."""
+        vision = self.model.vision
+        if vision is None or vision.kind != _MOONVIT:
+            return 0
+        return _TABLE_SIDE**2 * vision.head_dim // 2 * _COMPLEX
+
     def sampling(self, rows: int) -> int:
         """Logits of so many rows, or of fewer, and what sampling them takes."""
         few = min(rows, _SEGMENTED_SORT - 1) * self.constants.logit_few
@@ -137,6 +152,7 @@ class Activations:
 
     def _decoder(self, forward: Prefill) -> int:
         held = self._features(forward) + self.constants.prefill_base
+        held += self.tables() if forward.units else 0
         mlp = forward.tokens * self._mlp_elements() * HALF
         moe = self._moe(forward.tokens)
         vision = self.model.vision
@@ -152,8 +168,10 @@ class Activations:
         size, summed = tokens * self._moe_elements() * HALF, tokens * self.text.hidden * HALF
         if not size:
             return 0
-        # The sum of the experts' outputs is made after the variant is picked.
-        tuning = 0 if self.text.delta is not None else self.constants.kernel_tuning
+        # The sum of the experts' outputs is made after the variant is picked. Of experts in 4 bits
+        # there is one variant.
+        packed = self.model.quantization is not None and self.model.quantization.of_experts
+        tuning = 0 if self.text.delta is not None or packed else self.constants.kernel_tuning
         unfused = tokens * self._unfused_elements() * HALF
         return size + max(0, tuning - summed, unfused)
 
@@ -304,9 +322,12 @@ class Activations:
         vision, constants = self.model.vision, self.constants
         assert vision is not None
         copies = constants.vision_copies.get(vision.kind, constants.vision_copies["other"])
-        mlp = 2 * vision.intermediate / self.tp
+        mlp = 2 * vision.intermediate / (1 if vision.kind in WHOLE_TOWERS else self.tp)
         each = int(copies * vision.hidden + mlp + 2 * vision.head_dim)
+        if vision.kind == _MOONVIT:
+            each = max(each, _TURNED_WIDE * vision.hidden + 2 * vision.head_dim)
         tower = forward.units * self.model.unit_tower_tokens * each * HALF
+        tower = max(tower, _TABLES_MADE * self.tables()) + self.tables()
         embeddings = forward.tokens * self.text.hidden * HALF
         pixels = self.model.pixel_bytes(forward.units + _AS_SENT * forward.next_units)
         given = embeddings + pixels + self._deepstack(forward.units)

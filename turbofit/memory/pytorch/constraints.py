@@ -10,7 +10,7 @@ from turbofit.core.units import round_up
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.pytorch.cache import KV_TYPES, RESERVED_BLOCKS, TURBO_QUANT
 from turbofit.memory.pytorch.flash_attention import without_kernels
-from turbofit.memory.pytorch.weights import VOCAB_ROWS
+from turbofit.memory.pytorch.weights import VOCAB_ROWS, WHOLE_TOWERS
 from turbofit.memory.shared_terms import capability_of
 
 __all__ = [
@@ -70,7 +70,12 @@ def _problems(model: Model, tp: int) -> Iterator[str]:
         yield f"the vocabulary's {text.vocab} rows do not divide by {tp}"
     if text.delta is not None and text.delta.key_heads % tp:
         yield f"the delta nets' {text.delta.key_heads} key heads do not divide by {tp}"
-    if vision is None:
+    packed = model.quantization
+    if text.moe is not None and packed is not None and packed.of_experts:
+        each = text.moe.intermediate // tp
+        if each % packed.group_size:
+            yield f"{each} channels of an expert on each rank are no groups of {packed.group_size}"
+    if vision is None or vision.kind in WHOLE_TOWERS:
         return
     if vision.kind != _UNEQUAL_HEADS and vision.heads % tp:
         yield f"the vision tower's {vision.heads} heads do not divide by {tp}"

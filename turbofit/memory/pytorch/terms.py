@@ -173,13 +173,14 @@ def transient_terms(
     most = sequences * settings.session_len
     prompt = min(settings.max_prefill_token_num, most)
     context = min(settings.session_len + prompt, most)
+    rule = model.image_rule
+    kept = work.tables() if rule is not None and vision_load.units_per_image else 0
+    text = work.prefill(Prefill(tokens=prompt, context=context, sequences=sequences))
     cases: list[tuple[str, int, str]] = [
-        ("text_prefill", work.prefill(Prefill(tokens=prompt, context=context, sequences=sequences)),
-         "longest prompts fill a forward"),
-        ("sampling", work.sampling(settings.max_batch_size),
+        ("text_prefill", text + kept, "longest prompts fill a forward"),
+        ("sampling", work.sampling(settings.max_batch_size) + kept,
          f"{settings.max_batch_size} rows with top_k=0"),
     ]  # fmt: skip
-    rule = model.image_rule
     if rule is not None and vision_load.units_per_image:
         # An image is never cut: a chunk grows to hold the longest one.
         image = vision_load.tokens_per_request // max(1, vision_load.images_per_request)

@@ -2,7 +2,8 @@
 
 Attention, delta nets and MLPs are sharded, of the decoder and of the vision tower; embeddings,
 head, norms, patch embedding and projector are whole on every rank, and nothing is padded. With
-latent attention embeddings and head are sharded, too, and Qwen3-VL's mergers.
+latent attention embeddings and head are sharded, too, and Qwen3-VL's mergers; of Kimi-K2.5 neither
+head nor tower is.
 Source: LMDeploy pytorch/nn (build_embedding and build_lm_head without ``is_tp``), models/*.py.
 """
 
@@ -16,6 +17,7 @@ from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.model.parameters import (
     Linear,
     delta_parameters,
+    is_packed,
     packed_bytes,
     text_linears,
     text_parameters,
@@ -25,8 +27,8 @@ from turbofit.model.parameters import (
 from turbofit.model.towers import audio_parameters
 
 __all__ = [
-    "VOCAB_ROWS", "is_copied", "kv_heads_held", "largest_loaded", "packed_copy", "staged_copy",
-    "weight_classes",
+    "VOCAB_ROWS", "WHOLE_TOWERS", "is_copied", "kv_heads_held", "largest_loaded", "packed_copy",
+    "staged_copy", "weight_classes",
 ]  # fmt: skip
 
 #: Where TurboMind's kernels multiply what AWQ packed. Source: backends/cuda/awq_modules.py.
@@ -39,6 +41,10 @@ _WHOLE = ("q_a", "kv_a")
 VOCAB_ROWS = 64
 #: Whose routers are held at 32 bits, with their corrections. Source: models/glm4_moe.py.
 _FLOAT_ROUTERS = frozenset({"Glm4MoeForCausalLM"})
+#: Latent attention without ``kv_b``, and a head that is whole. Source: models/kimi_k2_language.py.
+_KIMI = "KimiK2ForCausalLM"
+#: Towers that are whole on every rank. Source: models/kimi_k25_vision.py.
+WHOLE_TOWERS = frozenset({"moonvit"})
 #: Whose checkpoints have the experts of a layer in one tensor.
 _ONE_TENSOR = frozenset({"Llama4ForCausalLM", "GptOssForCausalLM"})
 
@@ -55,9 +61,10 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
     whole = text_parameters(text) - sum(one.weights + one.biases for one in linears)
     embedding = text.vocab * text.hidden
     heads = 1 if text.tie_word_embeddings else 2
+    head_ranks = 1 if text.architecture == _KIMI else tp
     classes = {
         "embedding": rows_held(text, tp) * text.hidden * HALF,
-        "lm_head": (heads - 1) * rows_held(text, tp) * text.hidden * HALF,
+        "lm_head": (heads - 1) * rows_held(text, head_ranks) * text.hidden * HALF,
         "attention": 0,
         "mlp": 0,
         "norms": (whole - heads * embedding - delta_parameters(text)) * HALF,
@@ -117,9 +124,10 @@ def rows_held(text: TextDims, tp: int) -> int:
 def _absorbed(text: TextDims) -> int:
     """Bytes of all ranks' second copy of ``kv_b``, which queries and outputs are multiplied with.
 
-    At 16 bits, however ``kv_b`` is stored, which stays beside it. Source: models/deepseek_v2.py.
+    At 16 bits, however ``kv_b`` is stored, which stays beside it but for Kimi-K2. Source:
+    models/deepseek_v2.py.
     """
-    if text.cached_latent is None:
+    if text.cached_latent is None or text.architecture == _KIMI:
         return 0
     return sum(one.weights for one in text_linears(text) if one.name == "kv_b") * HALF
 
@@ -140,7 +148,9 @@ def _delta_whole(text: TextDims, tp: int) -> int:
 
 
 def vision_linears(vision: VisionDims) -> int:
-    """Elements of the tower's attention and MLP weights, which are sharded."""
+    """Elements of the tower's attention and MLP weights where they are sharded."""
+    if vision.kind in WHOLE_TOWERS:
+        return 0
     width = vision.hidden
     mlp = (3 if vision.gated_mlp else 2) * width * vision.intermediate
     return vision.layers * (4 * width * width + mlp)
@@ -250,6 +260,6 @@ def staged_copy(
 
 def _linear_bytes(model: Model, linear: Linear) -> int:
     """Bytes of the weights of these layers on all ranks: packed as stored, else at 16 bits."""
-    if model.quantization is None:
+    if model.quantization is None or not is_packed(linear, model.quantization):
         return linear.weights * min(HALF, DTYPE_BYTES[model.dtype])
     return packed_bytes(linear, model.quantization)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from turbofit.core.model import Model
+from turbofit.core.model import Model, Quantization
 from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_INNER, TURBOMIND_TEXT
 
 __all__ = ["TURBOMIND_VISION", "engine_problem"]
@@ -75,6 +75,9 @@ _LMDEPLOY_ALONE: Final = frozenset(
 _SIXTEEN_BITS: Final = frozenset(
     {"DeepseekForCausalLM", "MiniCPM3ForCausalLM", "PhiMoEForCausalLM"}
 )
+
+_KIMI: Final = "KimiK25ForConditionalGeneration"
+_KIMI_GROUP: Final = 32
 
 #: Group sizes that TurboMind's 4-bit kernels take, and channels of a head of its Qwen encoders.
 _TURBOMIND_GROUPS: Final = {"awq": {128}, "gptq": {128}, "compressed-tensors": {32, 128}}
@@ -165,10 +168,29 @@ def _pytorch(model: Model) -> str | None:
         return "turbofit has no account of AWQ with gated delta nets: take fp8 or 16 bits"
     if quantization.method in {"gptq", "mxfp4"}:
         return f"LMDeploy 0.18's PyTorch engine does not read {quantization.method} weights"
+    if model.architecture == _KIMI:
+        return _kimi_problem(quantization)
+    if quantization.method == "compressed-tensors" and model.text.mla is not None:
+        # models/deepseek_v2.py does not tell its layers their names, by which some are exempt.
+        return f"LMDeploy 0.18's {model.architecture} does not start with compressed-tensors"
     if quantization.method == "compressed-tensors":
         return "LMDeploy 0.18's PyTorch engine reads compressed-tensors for experts only"
     if quantization.method == "awq" and model.text.moe:
         return "LMDeploy 0.18's PyTorch engine has no experts in awq"
+    return None
+
+
+def _kimi_problem(quantization: Quantization) -> str | None:
+    """What its class does not read. Source: pytorch/config.py, nn/moe/compressed_tensors.py."""
+    if quantization.method != "compressed-tensors":
+        return f"turbofit has no account of Kimi-K2.5 in {quantization.method}: take 4 bits or 16"
+    if not quantization.of_experts:
+        return "LMDeploy 0.18's PyTorch engine reads compressed-tensors for experts only"
+    if quantization.group_size != _KIMI_GROUP:
+        return (
+            f"LMDeploy 0.18's PyTorch engine reads groups of {_KIMI_GROUP} in compressed-tensors,"
+            f" not of {quantization.group_size}"
+        )
     return None
 
 

@@ -161,6 +161,7 @@ _INNER: Final[dict[str, dict[str, Any]]] = {
         "num_hidden_layers": 48, "num_attention_heads": 40, "num_key_value_heads": 8,
         "head_dim": 128, "max_position_embeddings": 131072,
     },
+    "KimiK2ForCausalLM": _DEFAULTS["DeepseekV3ForCausalLM"],
     "CogVLMForCausalLM": _LLAMA,
     "MllamaForCausalLM": {
         **_LLAMA, "vocab_size": 128256, "intermediate_size": 14336, "num_hidden_layers": 40,

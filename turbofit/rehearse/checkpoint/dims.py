@@ -72,7 +72,7 @@ class RehearsedText:
 
 @dataclass(frozen=True)
 class Vision:
-    """A vision tower: ``kind`` is internvit, internvit_hf, qwen2, qwen2_5 or qwen3.
+    """A vision tower: ``kind`` is internvit, internvit_hf, qwen2, qwen2_5, qwen3 or moonvit.
 
     ``deepstack``: projectors beside the last one (qwen3). ``audio``: a tower for sound beside it,
     which makes it Qwen3-Omni's.
@@ -97,8 +97,9 @@ class RehearsedModel:
     """A model: its decoder, its tower if any, and how the decoder's linear layers are packed.
 
     ``packing``: awq (4 bits, groups of 128), fp8 (blocks of 128 x 128), mxfp4 (the experts of
-    gpt_oss alone), or empty for 16 bits.
+    gpt_oss alone), compressed-tensors (4 bits, groups of 32, experts alone), or empty for 16 bits.
     ``architecture``: of config.json, where it is another name for a Qwen3.5 (Intern-S2).
+    ``max_patches``: the budget of moonvit's images.
     ``intern_s1``: its tensors have Intern-S1's names, those of internvit_hf behind one prefix.
     """
 
@@ -108,5 +109,6 @@ class RehearsedModel:
     packing: str = ""
     dtype: str = "bfloat16"
     max_tiles: int = 12
+    max_patches: int = 16384
     intern_s1: bool = False
     architecture: str = ""

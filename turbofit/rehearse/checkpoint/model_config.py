@@ -1,4 +1,4 @@
-"""``config.json`` and ``preprocessor_config.json`` of header-only checkpoints."""
+"""``config.json`` of header-only checkpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from turbofit.rehearse.checkpoint.dims import (
 from turbofit.rehearse.checkpoint.longrope import minicpm3_config, phimoe_config
 from turbofit.rehearse.checkpoint.tokenizer import special_tokens
 
-__all__ = ["config_of", "preprocessor_of"]
+__all__ = ["config_of"]
 
 _LLM_ARCH = {
     "internlm2": "InternLM2ForCausalLM",
@@ -26,6 +26,7 @@ _LLM_ARCH = {
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "deepseek_v2": "DeepseekV2ForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
+    "kimi_k2": "DeepseekV3ForCausalLM",
     "glm4_moe_lite": "Glm4MoeLiteForCausalLM",
     "gpt_oss": "GptOssForCausalLM",
     "glm4_moe": "Glm4MoeForCausalLM",
@@ -172,6 +173,21 @@ _PACKINGS: dict[str, dict[str, Any]] = {
         "weight_block_size": [128, 128],
     },
     "mxfp4": {"quant_method": "mxfp4"},
+    "compressed-tensors": {
+        "quant_method": "compressed-tensors", "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": [
+            "lm_head", "re:.*self_attn.*", "re:.*shared_experts.*",
+            "re:.*mlp\\.(gate|up|gate_up|down)_proj.*",
+        ],
+        "config_groups": {"group_0": {
+            "targets": ["Linear"], "input_activations": None, "output_activations": None,
+            "weights": {
+                "num_bits": 4, "group_size": 32, "strategy": "group", "symmetric": True,
+                "dynamic": False, "type": "int",
+            },
+        }},
+    },
 }  # fmt: skip
 
 
@@ -386,6 +402,38 @@ def _qwen3_omni_config(model: RehearsedModel) -> dict[str, Any]:
     }
 
 
+def _kimi_config(model: RehearsedModel) -> dict[str, Any]:
+    """The keys of its own config class; those of the tower have a prefix."""
+    v = model.vision
+    assert v is not None
+    side = v.image // v.patch
+    return {
+        "architectures": ["KimiK25ForConditionalGeneration"],
+        "model_type": "kimi_k25",
+        "dtype": model.dtype,
+        "tie_word_embeddings": False,
+        "media_placeholder_token_id": special_tokens(model)["<|media_pad|>"],
+        "text_config": _text_config(model.text, model.dtype),
+        "vision_config": {
+            "patch_size": v.patch,
+            "init_pos_emb_height": side,
+            "init_pos_emb_width": side,
+            "init_pos_emb_time": 4,
+            "pos_emb_type": "divided_fixed",
+            "merge_kernel_size": [2, 2],
+            "merge_type": "sd2_tpool",
+            "video_attn_type": "spatial_temporal",
+            "vt_hidden_size": v.hidden,
+            "vt_num_hidden_layers": v.layers,
+            "vt_num_attention_heads": v.heads,
+            "vt_intermediate_size": v.inter,
+            "mm_hidden_size": v.hidden,
+            "text_hidden_size": model.text.hidden,
+            "projector_ln_eps": 1e-5,
+        },
+    }
+
+
 def _qwen3_5_config(model: RehearsedModel) -> dict[str, Any]:
     """Qwen3-VL's keys and tower, before a decoder of gated delta nets."""
     t, moe = model.text, "_moe" if model.text.experts else ""
@@ -426,6 +474,8 @@ def config_of(model: RehearsedModel) -> JsonObject:
         config = _internvl_config(model)
     elif model.vision.kind == "internvit_hf":
         config = _internvl_hf_config(model)
+    elif model.vision.kind == "moonvit":
+        config = _kimi_config(model)
     elif model.text.delta is not None:
         config = _qwen3_5_config(model)
     elif model.text.fourier:
@@ -438,62 +488,9 @@ def config_of(model: RehearsedModel) -> JsonObject:
         config = _qwen_config(model)
     if model.packing:
         inner = config.get("llm_config", config)
+        if model.text.arch == "kimi_k2":
+            inner = config["text_config"]
         inner["quantization_config"] = dict(_PACKINGS[model.packing])
     if model.packing == "fp8" and model.text.fourier:
         config["quantization_config"]["modules_to_not_convert"] = _at_16_bits(model)
     return config
-
-
-def preprocessor_of(model: RehearsedModel) -> JsonObject:
-    """The ``preprocessor_config.json`` of a model with a vision tower."""
-    assert model.vision is not None
-    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    if model.vision.kind == "internvit_hf":
-        return {
-            "image_processor_type": "GotOcr2ImageProcessor",
-            "processor_class": "InternVLProcessor",
-            "crop_to_patches": True,
-            "min_patches": 1,
-            "max_patches": model.max_tiles,
-            "size": {"height": model.vision.image, "width": model.vision.image},
-            "image_mean": mean,
-            "image_std": std,
-        }
-    if model.vision.kind.startswith("internvit"):
-        return {
-            "image_processor_type": "CLIPFeatureExtractor",
-            "crop_size": model.vision.image,
-            "size": model.vision.image,
-            "do_center_crop": True,
-            "do_normalize": True,
-            "do_resize": True,
-            "image_mean": mean,
-            "image_std": std,
-            "resample": 3,
-        }
-    patches: JsonObject = {"patch_size": model.vision.patch, "merge_size": 2}
-    patches["temporal_patch_size"] = 2
-    if model.vision.kind == "qwen3":
-        patches |= {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
-    if model.vision.audio is not None:
-        return patches | {
-            "image_processor_type": "Qwen2VLImageProcessor",
-            "processor_class": "Qwen3OmniMoeProcessor",
-            "feature_extractor_type": "WhisperFeatureExtractor",
-            "feature_size": model.vision.audio.mel_bins,
-            "min_pixels": 3136,
-            "max_pixels": 12845056,
-        }
-    if model.vision.kind == "qwen3":
-        return patches | {
-            "image_processor_type": "Qwen2VLImageProcessorFast",
-            "processor_class": "Qwen3VLProcessor",
-            "size": {"shortest_edge": 65536, "longest_edge": 16777216},
-        }
-    return patches | {
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "min_pixels": 3136,
-        "max_pixels": 12845056,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-    }

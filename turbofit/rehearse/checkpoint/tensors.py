@@ -39,8 +39,20 @@ def _fp8(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iter
         yield f"{name}.bias", dtype, (outs,)
 
 
+def _int4(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
+    """Of compressed-tensors, which packs experts alone here."""
+    if ".experts." not in name:
+        yield from _linear(name, outs, ins, dtype, bias)
+        return
+    yield f"{name}.weight_packed", "I32", (outs, ins // 8)
+    yield f"{name}.weight_scale", dtype, (outs, ins // _MX_GROUP)
+    yield f"{name}.weight_shape", "I32", (2,)
+
+
 #: Of mxfp4 the experts alone are packed.
-_LINEARS = {"": _linear, "awq": _awq, "fp8": _fp8, "mxfp4": _linear}
+_LINEARS = {
+    "": _linear, "awq": _awq, "fp8": _fp8, "mxfp4": _linear, "compressed-tensors": _int4,
+}  # fmt: skip
 
 
 def _norm(name: str, size: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
@@ -232,7 +244,29 @@ def _internvit_hf(v: Vision, out: int, dtype: str) -> Iterator[Entry]:
     yield from _linear("multi_modal_projector.linear_2", out, out, dtype, True)
 
 
-_TOWERS = {"internvit": _internvit, "internvit_hf": _internvit_hf}
+def _moonvit(v: Vision, out: int, dtype: str) -> Iterator[Entry]:
+    """Kimi-K2.5's tower, whose learnt positions are a square, and its projector."""
+    pre, merged = "vision_tower.", 4 * v.hidden
+    side = v.image // v.patch
+    yield f"{pre}patch_embed.pos_emb.weight", dtype, (side, side, v.hidden)
+    yield f"{pre}patch_embed.proj.weight", dtype, (v.hidden, 3, v.patch, v.patch)
+    yield f"{pre}patch_embed.proj.bias", dtype, (v.hidden,)
+    for i in range(v.layers):
+        at = f"{pre}encoder.blocks.{i}."
+        yield from _norm(f"{at}norm0", v.hidden, dtype, True)
+        yield from _norm(f"{at}norm1", v.hidden, dtype, True)
+        yield from _linear(f"{at}wqkv", 3 * v.hidden, v.hidden, dtype, True)
+        yield from _linear(f"{at}wo", v.hidden, v.hidden, dtype, True)
+        yield from _linear(f"{at}mlp.fc0", v.inter, v.hidden, dtype, True)
+        yield from _linear(f"{at}mlp.fc1", v.hidden, v.inter, dtype, True)
+    yield from _norm(f"{pre}encoder.final_layernorm", v.hidden, dtype, True)
+    yield from _norm("mm_projector.pre_norm", v.hidden, dtype, True)
+    yield from _linear("mm_projector.proj.0", merged, merged, dtype, True)
+    yield from _linear("mm_projector.proj.2", out, merged, dtype, True)
+
+
+#: Those before a decoder whose tensors have a prefix.
+_TOWERS = {"internvit": _internvit, "internvit_hf": _internvit_hf, "moonvit": _moonvit}
 
 
 def _qwen_vit(v: Vision, out: int, dtype: str) -> Iterator[Entry]:
@@ -425,13 +459,13 @@ def _tensors(model: RehearsedModel) -> Iterator[Entry]:
         yield from _intern_s1_pro(model.text, stored)
         yield from _qwen3_vit(model.vision, model.text.hidden, dtype)
         return
-    internvl = model.vision is not None and model.vision.kind in _TOWERS
+    prefixed = model.vision is not None and model.vision.kind in _TOWERS
     decoders: dict[str, Callable[..., Iterator[Entry]]] = {
         "internlm2": _internlm2,
         "gpt_oss": partial(_gpt_oss, mxfp4=model.packing == "mxfp4"),
     }
     decoder = decoders.get(model.text.arch, _llama)
-    named = decoder(model.text, "language_model." if internvl else "", stored)
+    named = decoder(model.text, "language_model." if prefixed else "", stored)
     qwen3_vl = model.vision is not None and model.vision.kind == "qwen3"
     yield from _qwen3_vl_names(named, model.text) if qwen3_vl else named
     if model.vision is not None:

@@ -37,6 +37,9 @@ _OMNI_ROLES = {
     "audio_bos_token": "<|audio_start|>",
     "audio_eos_token": "<|audio_end|>",
 }
+#: Kimi-K2.5's of images; ids are free.
+_KIMI = ("<|media_begin|>", "<|media_content|>", "<|media_pad|>", "<|media_end|>")
+_KIMI_IMAGE = "<|media_begin|>image<|media_content|><|media_pad|><|media_end|>"
 #: ChatML; content is text, or parts of which an image or video becomes the family's own marker.
 _CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
@@ -56,6 +59,8 @@ def special_tokens(model: RehearsedModel) -> dict[str, int]:
     known = _QWEN2 | _INTERNVL
     if model.vision is not None and model.vision.audio is not None:
         known |= _OMNI
+    if model.vision is not None and model.vision.kind == "moonvit":
+        known |= {name: 151700 + i for i, name in enumerate(_KIMI)}
     names = [*known]
     if model.text.vocab > max(known.values()):
         return known
@@ -121,7 +126,9 @@ def write_tokenizer(model: RehearsedModel, folder: Path) -> None:
     special = special_tokens(model)
     vocab = {character: i for i, character in enumerate(byte_alphabet())} | special
     data = byte_level(vocab, special)
-    qwen = model.vision is not None and not model.vision.kind.startswith("internvit")
+    kind = model.vision.kind if model.vision is not None else ""
+    qwen = kind.startswith("qwen")
+    image = _QWEN_IMAGE if qwen else _KIMI_IMAGE if kind == "moonvit" else _INTERNVL_IMAGE
     config: dict[str, Any] = {
         "tokenizer_class": "Qwen2Tokenizer" if qwen else "PreTrainedTokenizerFast",
         "bos_token": None,
@@ -129,7 +136,7 @@ def write_tokenizer(model: RehearsedModel, folder: Path) -> None:
         "pad_token": "<|endoftext|>",
         "model_max_length": model.text.positions,
         "clean_up_tokenization_spaces": False,
-        "chat_template": _CHATML.replace("IMAGE", _QWEN_IMAGE if qwen else _INTERNVL_IMAGE),
+        "chat_template": _CHATML.replace("IMAGE", image),
     }
     if model.vision is not None and model.vision.kind == "internvit_hf":
         config["extra_special_tokens"] = {

@@ -27,6 +27,7 @@ _DECODERS = {
     "Qwen3MoeForCausalLM": "qwen3_moe",
     "DeepseekV2ForCausalLM": "deepseek_v2",
     "DeepseekV3ForCausalLM": "deepseek_v3",
+    "KimiK2ForCausalLM": "kimi_k2",
     "Glm4MoeLiteForCausalLM": "glm4_moe_lite",
     "GptOssForCausalLM": "gpt_oss",
     "Glm4MoeForCausalLM": "glm4_moe",
@@ -51,7 +52,7 @@ _WHY_NONE = {
     ),
 }
 #: Ways of packing for which tensors are written: method, and size of a group.
-_PACKED = {("awq", 128), ("fp8", 128), ("mxfp4", 32)}
+_PACKED = {("awq", 128), ("fp8", 128), ("mxfp4", 32), ("compressed-tensors", 32)}
 _INTERN_S1 = "InternS1ForConditionalGeneration"
 _INTERN_S2 = "InternS2PreviewForConditionalGeneration"
 _TOWERS = {
@@ -59,6 +60,7 @@ _TOWERS = {
     "qwen2vit": "qwen2",
     "qwen2_5vit": "qwen2_5",
     "qwen3vit": "qwen3",
+    "moonvit": "moonvit",
 }
 
 
@@ -140,7 +142,7 @@ def _vision(vision: VisionDims, architecture: str) -> dims.Vision:
 
 def carries_limit(model: Model) -> bool:
     """Whether a stand-in checkpoint is written with the limit of the model's image rule."""
-    return model.vision is not None and model.vision.kind == "internvit"
+    return model.vision is not None and model.vision.kind in ("internvit", "moonvit")
 
 
 def twin_of(model: Model) -> dims.RehearsedModel:
@@ -151,19 +153,22 @@ def twin_of(model: Model) -> dims.RehearsedModel:
     """
     quantization = model.quantization
     packing = (quantization.method, quantization.group_size) if quantization else None
-    if quantization and (packing not in _PACKED or model.text.mla):
+    mixed = model.text.mla and quantization and not quantization.of_experts
+    if quantization and (packing not in _PACKED or mixed):
         raise UsageError(
             f"no stand-in checkpoint is made for {quantization.method} weights",
             hint="give the folder of its checkpoint",
         )
     rule = model.image_rule
+    limit = rule.checkpoint_limit if rule and carries_limit(model) else None
     return dims.RehearsedModel(
         name=model.name,
         text=_text(model.text),
         vision=_vision(model.vision, model.architecture) if model.vision else None,
         packing=quantization.method if quantization else "",
         dtype="float16" if model.dtype == "float16" else "bfloat16",
-        max_tiles=rule.checkpoint_limit if rule and carries_limit(model) else 12,
+        max_tiles=limit or 12,
+        max_patches=(limit or 0) // rule.unit_side**2 if rule else 0,
         intern_s1=model.architecture == _INTERN_S1,
         architecture=model.architecture if model.architecture == _INTERN_S2 else "",
     )

@@ -2,8 +2,10 @@
 
 The rehearsal's child names a phase in a file. In every process (workers of Ray or ``mp`` too) a
 thread reads it, marks the phase in the account, notes torch's figures of the phase that ended, and
-says that it has done so; the child waits for that. Nothing of the engine is changed. The thread
-does nothing before torch has made a CUDA context. Sizes are bytes, devices the machine's own.
+says that it has done so; the child waits for that. Nothing of the engine is changed, but torch's
+choice of cuDNN's attention, which it prefers on Hopper and which finds no plan on a pretend GPU:
+what cuDNN takes for itself is not seen. The thread does nothing before torch has made a CUDA
+context. Sizes are bytes, devices the machine's own.
 """
 
 from __future__ import annotations
@@ -90,6 +92,7 @@ def _keep(folder: Path) -> None:
         time.sleep(_LOOK)
         if not folder.exists():
             return
+    sys.modules["torch"].backends.cuda.enable_cudnn_sdp(False)
     book = _Book(folder)
     with contextlib.suppress(OSError):  # the folder goes when the rehearsal has ended
         while True:

@@ -38,6 +38,7 @@ def run_pytorch(spec: TorchSpec, report: NotesReport) -> Callable[[], None]:
 
     hfconfig.register_internvl(whole=True)
     hfconfig.register_intern_s1_pro()
+    hfconfig.stand_in_for_kimi()
     hfconfig.plain_gpt_oss_tokenizer()
     config_class: Any = PytorchEngineConfig
     known = {field.name for field in dataclasses.fields(config_class)}

@@ -1,11 +1,17 @@
 """Stand-ins for what families bring of their own: config classes, gpt-oss's tokenizer.
 
-InternVL's chat models and Intern-S1-Pro bring Python files for them; a rehearsal executes none.
+InternVL's chat models, Intern-S1-Pro and Kimi-K2.5 bring Python files for them; a rehearsal
+executes none.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from turbofit.core.images import NavitRule
+from turbofit.model.config import parse_json
+from turbofit.model.families import kimi
 
 
 def plain_gpt_oss_tokenizer() -> None:
@@ -73,3 +79,64 @@ def register_internvl(*, whole: bool = False) -> None:
     auto.register(
         "internvl_chat", type("PretendInternVLChatConfig", (base,), members), exist_ok=True
     )
+
+
+def register_kimi() -> None:
+    """Registers a class with the keys of Kimi-K2.5's own, in a rehearsal's child only."""
+    from transformers import AutoConfig, DeepseekV3Config, PretrainedConfig
+
+    base: Any = PretrainedConfig
+    text: Any = DeepseekV3Config
+
+    def make(self: Any, text_config: Any = None, vision_config: Any = None, **rest: Any) -> None:
+        self.text_config = text(**(text_config or {}))
+        self.vision_config = base(**(vision_config or {}))
+        quantization = getattr(self.text_config, "quantization_config", None)
+        if quantization is not None:
+            self.quantization_config = quantization
+        base.__init__(self, **rest)
+
+    members = {"model_type": "kimi_k25", "__init__": make}
+    auto: Any = AutoConfig
+    auto.register("kimi_k25", type("PretendKimiK25Config", (base,), members), exist_ok=True)
+
+
+def stand_in_for_kimi() -> None:
+    """Its config class, and a processor whose images are blank, in a rehearsal's child only.
+
+    Grids are those of turbofit's own image rule.
+    """
+    from lmdeploy.vl.model import kimi_k25
+
+    register_kimi()
+    module: Any = kimi_k25
+    module.AutoProcessor = _KimiProcessor
+
+
+class _KimiProcessor:
+    """In place of ``AutoProcessor`` and of what it makes of a Kimi-K2.5's folder."""
+
+    def __init__(self, tokenizer: Any, rule: NavitRule) -> None:
+        self.tokenizer, self.rule = tokenizer, rule
+        self.image_processor = self
+
+    @classmethod
+    def from_pretrained(cls, folder: str, **_: object) -> _KimiProcessor:
+        from transformers import AutoTokenizer
+
+        auto: Any = AutoTokenizer
+        text = Path(folder, "preprocessor_config.json").read_text(encoding="utf-8")
+        return cls(auto.from_pretrained(folder), kimi.read_rule(parse_json(text.encode(), folder)))
+
+    def __call__(self, medias: list[dict[str, Any]], text: str, **_: object) -> dict[str, Any]:
+        return {**self.tokenizer(text, return_tensors="pt"), **self.preprocess(medias)}
+
+    def preprocess(self, medias: list[dict[str, Any]], **_: object) -> dict[str, Any]:
+        import torch
+
+        grids = [[1, *self.rule.patches(*media["image"].size)] for media in medias]
+        count, side = sum(rows * columns for _, rows, columns in grids), self.rule.patch_size
+        return {
+            "pixel_values": torch.zeros(count, 3, side, side),
+            "grid_thws": torch.tensor(grids),
+        }

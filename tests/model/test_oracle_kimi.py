@@ -1,0 +1,351 @@
+"""Kimi-K2.5 against LMDeploy's class and front end, and Transformers' image processor.
+
+The checkpoint's own processor is code of its repository, which was not run: a stand-in with its
+interface, around Transformers' image processor, is what LMDeploy's front end loads here.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from importlib.util import find_spec
+from math import prod
+from unittest.mock import MagicMock
+
+import pytest
+
+from tests.model.test_oracle_lmdeploy import picture
+from tests.model.test_oracle_pytorch_engine import engine_parameters  # noqa: F401 - a fixture
+from turbofit.core.errors import UsageError
+from turbofit.core.images import NavitRule
+from turbofit.model.families.engines import engine_problem
+from turbofit.model.families.support import refusal
+from turbofit.model.presets import preset_model
+from turbofit.model.source import resolve_model
+from turbofit.rehearse.checkpoint import dims
+from turbofit.rehearse.checkpoint.header_only import write_model
+from turbofit.rehearse.checkpoint.tensors import tensors
+from turbofit.rehearse.checkpoint.twin import twin_of
+from turbofit.rehearse.turbomind.hfconfig import register_kimi
+
+NAME = "KimiK25ForConditionalGeneration"
+lmdeploy = pytest.mark.lmdeploy
+needs_lmdeploy = pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
+PACKED = {
+    "config_groups": {"group_0": {
+        "targets": ["Linear"], "input_activations": None, "output_activations": None,
+        "weights": {
+            "dynamic": False, "group_size": 32, "num_bits": 4, "strategy": "group",
+            "symmetric": True, "type": "int",
+        },
+    }},
+    "format": "pack-quantized", "quant_method": "compressed-tensors",
+    "quantization_status": "compressed",
+    "ignore": [
+        "lm_head", "re:.*self_attn.*", "re:.*shared_experts.*",
+        "re:.*mlp\\.(gate|up|gate_up|down)_proj.*",
+    ],
+}  # fmt: skip
+#: The keys of the published config.json that say a dim.
+PUBLISHED = {
+    "architectures": [NAME], "model_type": "kimi_k25", "tie_word_embeddings": False,
+    "media_placeholder_token_id": 163605, "dtype": "bfloat16",
+    "auto_map": {"AutoConfig": "configuration_kimi_k25.KimiK25Config"},
+    "text_config": {
+        "architectures": ["DeepseekV3ForCausalLM"], "attention_bias": False, "hidden_size": 7168,
+        "first_k_dense_replace": 1, "intermediate_size": 18432, "kv_lora_rank": 512,
+        "max_position_embeddings": 262144, "moe_intermediate_size": 2048, "moe_layer_freq": 1,
+        "n_group": 1, "n_routed_experts": 384, "n_shared_experts": 1, "num_attention_heads": 64,
+        "num_experts_per_tok": 8, "num_hidden_layers": 61, "num_key_value_heads": 64,
+        "num_nextn_predict_layers": 0, "q_lora_rank": 1536, "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64, "topk_group": 1, "topk_method": "noaux_tc", "v_head_dim": 128,
+        "vocab_size": 163840, "quantization_config": PACKED, "tie_word_embeddings": False,
+    },
+    "vision_config": {
+        "init_pos_emb_height": 64, "init_pos_emb_time": 4, "init_pos_emb_width": 64,
+        "merge_kernel_size": [2, 2], "merge_type": "sd2_tpool", "mm_hidden_size": 1152,
+        "mm_projector_type": "patchmerger", "patch_size": 14, "pos_emb_type": "divided_fixed",
+        "projector_ln_eps": 1e-05, "text_hidden_size": 7168,
+        "video_attn_type": "spatial_temporal", "vt_hidden_size": 1152,
+        "vt_intermediate_size": 4304, "vt_num_attention_heads": 16, "vt_num_hidden_layers": 27,
+    },
+}  # fmt: skip
+MEDIA = {
+    "in_patch_limit": 16384, "patch_size": 14, "merge_kernel_size": 2,
+    "patch_limit_on_one_side": 512, "in_patch_limit_each_frame": 4096,
+}  # fmt: skip
+
+
+def model_of(folder, config, media=MEDIA):
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"media_proc_cfg": media}))
+    return resolve_model(str(folder))
+
+
+def changed(part, **keys):
+    return {**PUBLISHED, part: {**PUBLISHED[part], **keys}}
+
+
+def test_the_preset_is_the_published_config(tmp_path):
+    model, preset = model_of(tmp_path, PUBLISHED), preset_model("kimi-k2.5")
+    assert (model.text, model.vision, model.image_rule, model.quantization) == (
+        preset.text, preset.vision, preset.image_rule, preset.quantization
+    )  # fmt: skip
+    assert model.needs_remote_code
+    assert preset.needs_remote_code
+    assert engine_problem(model, "pytorch") is None
+    for engine, word in (("turbomind", "encoder"), ("transformers", "latent attention")):
+        assert word in engine_problem(model, engine)
+
+
+def test_the_stand_in_has_the_published_tensors():
+    """Number, elements and GiB, as a listing of the published files counts them."""
+    preset = preset_model("kimi-k2.5")
+    sizes = {"BF16": 2, "I32": 4, "F32": 4}
+    entries = list(tensors(twin_of(preset)))
+    assert len(entries) == 208_550
+    assert sum(prod(shape) for _, _, shape in entries) == 170_738_182_128
+    stored = sum(prod(shape) * sizes[dtype] for _, dtype, shape in entries)
+    assert f"{stored / 2**30:.2f}" == "554.27"
+    assert preset.weight_bytes == pytest.approx(stored, abs=1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        (changed("vision_config", merge_type="other"), "sd2_tpool"),
+        (changed("vision_config", video_attn_type="other"), "spatial_temporal"),
+        (changed("vision_config", patch_size=16), "is not 14"),
+        (changed("vision_config", text_hidden_size=64), "text_hidden_size"),
+        (changed("vision_config", mm_hidden_size=64), "mm_hidden_size"),
+        (changed("vision_config", init_pos_emb_width=32), "init_pos_emb_width"),
+        ({**PUBLISHED, "text_config": None}, "text_config"),
+    ],
+)
+def test_what_lmdeploy_does_not_run_is_refused(tmp_path, config, match):
+    with pytest.raises(UsageError, match=match):
+        model_of(tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "words"),
+    [
+        ({**PACKED, "ignore": ["lm_head"]}, "for experts only"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "no account of Kimi-K2.5"),
+        (
+            {**PACKED, "config_groups": {"group_0": {"weights": {"group_size": 128}}}},
+            "groups of 32",
+        ),
+    ],
+)  # fmt: skip
+def test_other_ways_of_packing_are_refused(tmp_path, quantization, words):
+    model = model_of(tmp_path, changed("text_config", quantization_config=quantization))
+    assert words in engine_problem(model, "pytorch")
+
+
+def test_kimi_k2_thinking_does_not_start(tmp_path):
+    """Its class is DeepSeek-V3's, which LMDeploy builds without the names of its layers."""
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(PUBLISHED["text_config"]))
+    model = resolve_model(str(folder))
+    assert "does not start with compressed-tensors" in engine_problem(model, "pytorch")
+
+
+def test_it_runs_in_16_bits(tmp_path):
+    config = changed("text_config")
+    del config["text_config"]["quantization_config"]
+    model = model_of(tmp_path, config)
+    assert model.quantization is None
+    assert engine_problem(model, "pytorch") is None
+
+
+LIMITS = [(16384, 512), (4096, 512), (1024, 64), (300, 512), (7, 16), (65536, 512)]
+
+
+@pytest.mark.parametrize(("budget", "side"), LIMITS)
+def test_patches_are_transformers(transformers, budget, side):
+    module = pytest.importorskip("transformers.models.kimi_k25.image_processing_kimi_k25")
+    processor = module.Kimi_K25ImageProcessor(
+        max_patches=budget, size={"max_height": side, "max_width": side}
+    )
+    rule = NavitRule(patch_size=14, merge=2, max_pixels=budget * 14**2, side=side)
+    rng, worst = random.Random(budget), 0
+    for i in range(600):
+        longest = rng.choice([30, 500, 3000, 9000, 60_000])
+        width, height = rng.randrange(1, longest), rng.randrange(1, longest)
+        if i % 3 == 0:
+            width, height = 14 * (width // 14 + 1) - i % 2, 14 * (height // 14 + 1) - 1
+        found = rule.units(width, height)
+        assert found == processor.get_number_of_image_patches(height, width)
+        worst = max(worst, found)
+    assert worst <= rule.worst_units()
+
+
+def tiny(folder, packing="compressed-tensors"):
+    """A checkpoint of few layers and experts, with the stand-in's names."""
+    text = dims.RehearsedText(
+        arch="kimi_k2", hidden=64, layers=3, heads=4, kv_heads=1, inter=96, vocab=152_000,
+        experts=dims.RehearsedExperts(
+            count=4, per_token=2, inter=32, dense=1, shared=32, correction=True
+        ),
+        mla=preset_model("kimi-k2.5").text.mla,
+    )  # fmt: skip
+    vision = dims.Vision(kind="moonvit", hidden=32, layers=2, heads=2, inter=48, image=112)
+    model = dims.RehearsedModel(name="tiny", text=text, vision=vision, packing=packing)
+    return write_model(model, folder), model
+
+
+@pytest.fixture
+def built(engine_parameters, monkeypatch):  # noqa: F811
+    """Counts what the engine would build, without a card's kernels."""
+    from lmdeploy.pytorch.backends.cuda.op_backend import CudaOpsBackend
+
+    register_kimi()
+    kernel = MagicMock()
+    del kernel.build_expert_storage
+    monkeypatch.setattr(CudaOpsBackend, "build_op", classmethod(lambda *_, **__: kernel))
+    at = "lmdeploy.pytorch.configurations.deepseek_v2.flash_mla_available"
+    monkeypatch.setattr(at, lambda: False)
+    return engine_parameters
+
+
+@lmdeploy
+@needs_lmdeploy
+def test_parameters_are_the_engines(built, tmp_path):
+    folder, _ = tiny(tmp_path / "m", packing="")
+    model = resolve_model(str(folder))
+    assert built(folder) == model.parameters
+    corrections = 2 * 4 * 2  # at 32 bits
+    assert (model.weight_bytes, model.warnings) == (2 * model.parameters + corrections, ())
+
+
+@lmdeploy
+@needs_lmdeploy
+def test_deepseeks_class_is_not_built_of_packed_experts(built, tmp_path):
+    from lmdeploy.pytorch.config import QuantizationConfig
+    from lmdeploy.pytorch.models.patch import BuildModelContext, build_model_context
+
+    folder, _ = tiny(tmp_path / "m")
+    path = folder / "config.json"
+    config = json.loads(path.read_text())["text_config"] | {"model_type": "deepseek_v3"}
+    path.write_text(json.dumps(config))
+    packed = {"quantization_config": config["quantization_config"]}
+    context = BuildModelContext(
+        quant_config=QuantizationConfig.from_config(type("Config", (), packed))
+    )
+    with build_model_context(context), pytest.raises(ValueError, match="module prefix"):
+        built(folder)
+
+
+@lmdeploy
+@needs_lmdeploy
+def test_packed_experts_are_the_engines(built, tmp_path):
+    from lmdeploy.hf_configs import config_from_pretrained
+    from lmdeploy.pytorch.config import QuantizationConfig
+    from lmdeploy.pytorch.models.patch import BuildModelContext, build_model_context
+
+    folder, made = tiny(tmp_path / "m")
+    config = config_from_pretrained(str(folder), trust_remote_code=False)
+    context = BuildModelContext(quant_config=QuantizationConfig.from_config(config))
+    with build_model_context(context):
+        held = built(folder)
+    assert held == sum(prod(shape) for _, _, shape in tensors(made))
+
+
+_PROCESSOR = """
+from transformers import BatchFeature, ProcessorMixin
+
+
+class StandInProcessor(ProcessorMixin):
+    attributes = ["image_processor", "tokenizer"]
+    image_processor_class = "AutoImageProcessor"
+    tokenizer_class = "AutoTokenizer"
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **_):
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    def __call__(self, medias, text, return_tensors=None, **_):
+        ids = self.tokenizer(text, return_tensors=return_tensors)
+        return BatchFeature(data={**ids, **self.image_processor.preprocess(medias)})
+"""
+_IMAGES = """
+from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.models.kimi_k25.image_processing_kimi_k25 import Kimi_K25ImageProcessor
+
+
+class StandInImages(BaseImageProcessor):
+    def __init__(self, media_proc_cfg, **rest):
+        super().__init__(**rest)
+        self.media = media_proc_cfg
+
+    def preprocess(self, medias, return_tensors=None):
+        side = self.media["patch_limit_on_one_side"]
+        own = Kimi_K25ImageProcessor(
+            max_patches=self.media["in_patch_limit"],
+            size={"max_height": side, "max_width": side},
+        )
+        made = own([one["image"] for one in medias], return_tensors="pt")
+        pixels = made["pixel_values"].reshape(-1, 3, 14, 14)
+        return BatchFeature(data={"pixel_values": pixels, "grid_thws": made["image_grid_thw"]})
+"""
+
+
+def with_code(folder, budget):
+    """The files of a processor as the published repository has them, of a smaller budget."""
+    (folder / "stand_in_processor.py").write_text(_PROCESSOR)
+    (folder / "stand_in_images.py").write_text(_IMAGES)
+    values = {
+        "auto_map": {
+            "AutoProcessor": "stand_in_processor.StandInProcessor",
+            "AutoImageProcessor": "stand_in_images.StandInImages",
+        },
+        "media_proc_cfg": {**MEDIA, "in_patch_limit": budget},
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(values))
+
+
+@lmdeploy
+@needs_lmdeploy
+def test_image_tokens_reach_the_engine_as_planned(transformers, tmp_path):
+    pytest.importorskip("transformers.models.kimi_k25.image_processing_kimi_k25")
+    import torch
+    from lmdeploy.vl.model.builder import load_vl_model
+
+    register_kimi()
+    folder, _ = tiny(tmp_path / "m")
+    with_code(folder, 1000)
+    model = resolve_model(str(folder))
+    assert model.needs_remote_code
+    front = load_vl_model(str(folder), "pytorch", trust_remote_code=True)
+    assert type(front).__name__ == "KimiK25VisionModel"
+    front.set_mm_feature_dtype(torch.bfloat16)
+    rng = random.Random(6)
+    for _ in range(12):
+        size = rng.randrange(10, 1200), rng.randrange(10, 1200)
+        asked = [{"role": "user", "content": [{"type": "image", "data": picture(*size)}]}]
+        found = front.preprocess(asked, "a<|media_pad|>b")
+        assert found["input_ids"].count(front.image_token_id) == model.image_rule.tokens(*size)
+        assert found["multimodal"][0]["pixel_values"].shape[0] == model.image_rule.units(*size)
+    with pytest.raises(ValueError, match="mm_processor_kwargs"):
+        front.preprocess(asked, "a<|media_pad|>b", mm_processor_kwargs={"max_pixels": 784})
+    with pytest.raises(ValueError, match="modality"):
+        front.preprocess([{"role": "user", "content": [{"type": "video", "data": []}]}], "a")
+
+
+@lmdeploy
+@needs_lmdeploy
+def test_transformers_own_format_is_refused(transformers, built, tmp_path):
+    """LMDeploy names the class, and reads keys that its config has not."""
+    module = pytest.importorskip("transformers.models.kimi_k25.configuration_kimi_k25")
+    folder, _ = tiny(tmp_path / "m", packing="")
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["architectures"] = ["Kimi_K25ForConditionalGeneration"]
+    config["vision_config"] = module.Kimi_K25VisionConfig().to_dict()
+    path.write_text(json.dumps(config))
+    with pytest.raises(AttributeError, match="merge_type"):
+        built(folder)
+    said = refusal("Kimi_K25ForConditionalGeneration")
+    assert "LMDeploy 0.18 does not run" in said.message

@@ -1,0 +1,81 @@
+"""Kimi-K2.5 and K2.6: MoonViT in three dimensions before Kimi-K2, a DeepSeek-V3 by its keys.
+
+Published checkpoints pack experts in 4 bits. Videos are planned for by nobody: LMDeploy's front
+end refuses them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from turbofit.core.images import NavitRule
+from turbofit.core.model import VisionDims
+from turbofit.model.config import Section
+from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
+from turbofit.model.families.text import read_text
+
+__all__ = ["read", "read_rule"]
+
+#: What LMDeploy 0.18 runs of MoonViT, and refuses otherwise. Source: models/kimi_k25_vision.py.
+_KNOWN: Final = {
+    "merge_type": "sd2_tpool", "pos_emb_type": "divided_fixed",
+    "video_attn_type": "spatial_temporal",
+}  # fmt: skip
+_PATCH, _MERGE = 14, 2
+#: Where there is no preprocessor config: Transformers' defaults, which are the published ones.
+_BUDGET, _SIDE = 16384, 512
+
+
+def read(parts: CheckpointConfig) -> Dims:
+    """A KimiK25ForConditionalGeneration, in the keys of its own config class."""
+    parts.warn_without_processor()
+    section = parts.config.required("text_config")
+    text = read_text(section, "KimiK2ForCausalLM", tied=False)
+    vision = _vision(parts.config.required("vision_config"), text.hidden)
+    return Dims(text, vision, read_rule(parts.processor))
+
+
+def _vision(config: Section, text_hidden: int) -> VisionDims:
+    """The tower: each key with ``vt_`` before it, or without."""
+
+    def dim(key: str, high: int) -> int:
+        return config.integer(key if key in config else f"vt_{key}", high=high)
+
+    for key, known in _KNOWN.items():
+        if config.string(key, "") != known:
+            raise config.error(key, f"is not {known}, which alone LMDeploy 0.18 runs")
+    if config.integer("patch_size") != _PATCH or config.integers("merge_kernel_size") != (2, 2):
+        raise config.error("patch_size", "is not 14, or merge_kernel_size not 2 x 2")
+    hidden, height = dim("hidden_size", 1 << 16), config.integer("init_pos_emb_height", high=1024)
+    for key, same in (
+        ("text_hidden_size", text_hidden), ("mm_hidden_size", hidden),
+        ("init_pos_emb_width", height),
+    ):  # fmt: skip
+        if config.integer(key, same, high=1 << 18) != same:
+            raise config.error(key, f"is not {same}")
+    heads = "num_attention_heads"
+    return VisionDims(
+        kind="moonvit",
+        layers=dim("num_hidden_layers", 1 << 10),
+        hidden=hidden,
+        heads=attention_heads(config, heads if heads in config else f"vt_{heads}", hidden),
+        intermediate=dim("intermediate_size", 1 << 20),
+        patch_size=_PATCH,
+        image_size=height * _PATCH,
+        merge=_MERGE,
+    )
+
+
+def read_rule(processor: Section | None) -> NavitRule:
+    """The image rule of a preprocessor config."""
+    values = processor or Section({}, "preprocessor_config.json")
+    media = values.section("media_proc_cfg") or Section({}, f"{values.what}: media_proc_cfg")
+    for key, expected in (("patch_size", _PATCH), ("merge_kernel_size", _MERGE)):
+        if media.integer(key, expected) != expected:
+            raise media.error(key, f"is not the tower's {expected}")
+    return NavitRule(
+        patch_size=_PATCH,
+        merge=_MERGE,
+        max_pixels=media.integer("in_patch_limit", _BUDGET, high=1 << 24) * _PATCH**2,
+        side=media.integer("patch_limit_on_one_side", _SIDE, low=_MERGE, high=1 << 12),
+    )
