@@ -21,7 +21,8 @@ def test_the_page_has_what_is_planned() -> None:
     """What LMDeploy does not list at all is planned for Transformers, and not on the page."""
     assert page.PLANNED - set(ROWS) == {
         "Idefics3ForConditionalGeneration", "LlavaOnevisionForConditionalGeneration",
-        "SmolVLMForConditionalGeneration",
+        "Qwen2_5OmniForConditionalGeneration", "Qwen2_5OmniModel",
+        "Qwen2_5OmniThinkerForConditionalGeneration", "SmolVLMForConditionalGeneration",
     }  # fmt: skip
 
 

@@ -60,6 +60,8 @@ KNOWN = {
     "qwen3-vl-8b": 8_767_123_696,
     "qwen3-vl-30b-a3b": 31_070_754_032,
     "intern-s1-pro": 916_895_660_360,
+    "qwen2.5-omni-3b": 4_703_464_448,
+    "qwen2.5-omni-7b": 8_931_813_888,
     "qwen3-omni-30b-a3b": 31_719_205_488,
     "qwen3-omni-30b-a3b-thinking": 31_719_205_488,
     "deepseek-moe-16b": 16_375_728_128,

@@ -31,7 +31,9 @@ def test_the_table_covers_what_was_promised() -> None:
     assert native - remote <= set(table.families["turbomind"])
     elsewhere = {
         "Idefics3ForConditionalGeneration", "LlavaOnevisionForConditionalGeneration",
-        "MllamaForConditionalGeneration", "SmolVLMForConditionalGeneration",
+        "MllamaForConditionalGeneration", "Qwen2_5OmniForConditionalGeneration",
+        "Qwen2_5OmniModel", "Qwen2_5OmniThinkerForConditionalGeneration",
+        "SmolVLMForConditionalGeneration",
     }  # fmt: skip
     assert set(VISION_READERS) - elsewhere - remote <= set(table.families["pytorch"])
 

@@ -171,17 +171,23 @@ VisionKind = Literal[
 class AudioDims(Struct):
     """Dimensions of a tower for sound, loaded beside the vision tower whether or not it is used.
 
-    Three convolutions of ``channels`` shrink ``mel_bins``; ``positions`` are kept at 32 bits, and
-    are no part of the checkpoint.
+    Three convolutions of ``channels`` shrink ``mel_bins``; where ``channels`` is 0, two along time
+    into ``hidden`` channels as in Whisper, whose keys have no biases. ``positions`` are kept at 32
+    bits, and are no part of the checkpoint.
     """
 
     layers: int
     hidden: int
     heads: int
     intermediate: int
-    channels: int
     mel_bins: int
     positions: int
+    channels: int = 0
+
+    @property
+    def position_bytes(self) -> int:
+        """Bytes of the positions in memory."""
+        return self.positions * self.hidden * DTYPE_BYTES["float32"]
 
 
 class VisionDims(Struct):

@@ -36,8 +36,8 @@ _BUFFERS: Final = (".inv_freq", "mask_token")
 #: A draft of further tokens, beside the model: a part of its own, or a layer behind the last.
 _DRAFT: Final = "mtp."
 #: What speaks, beside a model that answers in text.
-_SPEECH: Final = ("talker.", "code2wav.")
-_AUDIO: Final = ".audio_tower."
+_SPEECH: Final = ("talker.", "code2wav.", "token2wav.")
+_AUDIO: Final = "audio_tower."
 #: Intern-S2's encoder of time series and its head, which LMDeploy 0.18 loads on no engine.
 _TIME_SERIES: Final = ("model.time_series.", "time_series_forecaster.")
 _DRAFT_LAYER: Final = ".eh_proj.weight"

@@ -6,15 +6,19 @@ import asyncio
 import json
 import threading
 from base64 import b64encode
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bench.common.checkpoints import make_qwen2_vl
 from bench.common.standin.standin_engine import shim_torchvision
 from tests.waiting import HANG, until
+from turbofit.core.model import AudioDims
 from turbofit.launch.engine.image import flat_png
+from turbofit.rehearse.checkpoint.dims import RehearsedModel, RehearsedText, Vision
+from turbofit.rehearse.checkpoint.header_only import write_model
 
-__all__ = ["KEY", "NAME", "Served", "picture", "tiny_map", "tiny_qwen2_vl"]
+__all__ = ["KEY", "NAME", "OMNI_MAP", "Served", "picture", "tiny_map", "tiny_omni", "tiny_qwen2_vl"]
 
 NAME = "tiny/Qwen2-VL"
 KEY = "a-key"
@@ -47,6 +51,36 @@ def tiny_qwen2_vl(folder: Path, *, layers: int = 4) -> Path:
     return folder
 
 
+#: The thinker's modules, as a plan's device map names them.
+OMNI_MAP = dict.fromkeys(
+    ("audio_tower", "visual", "model.embed_tokens", "model.rotary_emb", "model.layers.0",
+     "model.layers.1", "model.norm", "lm_head"),
+    "cpu",
+)  # fmt: skip
+
+
+def tiny_omni(folder: Path) -> Path:
+    """A Qwen2.5-Omni with random weights and a talker's, whose files name no end of an answer."""
+    shim_torchvision()
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, Qwen2_5OmniThinkerForConditionalGeneration
+
+    audio = AudioDims(layers=1, hidden=32, heads=2, intermediate=64, mel_bins=16, positions=40)
+    vision = Vision("qwen2_5", hidden=32, layers=2, heads=2, inter=64, rms_norm=True, audio=audio)
+    text = RehearsedText("qwen2", 64, layers=2, heads=4, kv_heads=2, inter=128, vocab=512)
+    write_model(RehearsedModel("omni", text, vision), folder)
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(str(folder)).thinker_config
+    weights = Qwen2_5OmniThinkerForConditionalGeneration(config).state_dict()
+    stored = {f"thinker.{name}": one for name, one in weights.items()}
+    stored["talker.model.norm.weight"] = torch.ones(64)
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    path = folder / "generation_config.json"
+    path.write_text('{"_from_model_config": true, "transformers_version": "4.50.0.dev0"}')
+    return folder
+
+
 def tiny_map(layers: list[int | str]) -> dict[str, int | str]:
     """A map of that model: everything on the CPU but for its layers."""
     made: dict[str, int | str] = {
@@ -67,7 +101,13 @@ def picture(width: int = 56, height: int = 56) -> dict[str, Any]:
 class Served:
     """The server on a port of its own; ``front`` and ``work`` are its parts."""
 
-    def __init__(self, folder: Path, *, session_len: int = 512) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        session_len: int = 512,
+        placed: Mapping[str, int | str] | None = None,
+    ) -> None:
         import uvicorn
 
         from turbofit.launch.engine.launches import free_ports
@@ -80,7 +120,7 @@ class Served:
         self.work = ServedWork()
         self.ended: list[str] = []
         options = GenerationOptions(
-            str(folder), NAME, tiny_map(["cpu"] * 4), "float32", session_len, 2
+            str(folder), NAME, placed or tiny_map(["cpu"] * 4), "float32", session_len, 2
         )
         self.front = FallbackApp(
             inner_app(find_inside(), options, self.work), self.work,

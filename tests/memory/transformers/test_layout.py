@@ -50,11 +50,21 @@ VISION = {
         "depth": 2, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2,
         "intermediate_size": 64,
     },
+    "Qwen2_5OmniThinkerForConditionalGeneration": {
+        "depth": 2, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2,
+        "intermediate_size": 64,
+    },
     "Qwen3VLForConditionalGeneration": {
         "depth": 2, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2,
         "intermediate_size": 64, "deepstack_visual_indexes": [0],
     },
 }  # fmt: skip
+SOUND = {"encoder_layers": 2, "d_model": 32, "encoder_attention_heads": 2, "output_dim": 64}
+#: Of a model that also speaks the server loads the thinker.
+LOADED = dict.fromkeys(
+    ("Qwen2_5OmniModel", "Qwen2_5OmniForConditionalGeneration"),
+    "Qwen2_5OmniThinkerForConditionalGeneration",
+)
 INSIDE = {"LlavaOnevisionForConditionalGeneration": "qwen2", "InternVLForConditionalGeneration":
           "qwen2"}  # fmt: skip
 
@@ -65,6 +75,7 @@ def tiny(architecture):
     import torch
     import transformers
 
+    architecture = LOADED.get(architecture, architecture)
     kind = getattr(transformers, architecture)
     vision = VISION.get(architecture)
     if vision is None:
@@ -76,7 +87,8 @@ def tiny(architecture):
             text["model_type"] = INSIDE.get(architecture, "llama")
         if architecture.startswith("Mllama"):
             text["cross_attention_layers"] = [1]
-        config = kind.config_class(text_config=text, vision_config=vision)
+        more = {"audio_config": SOUND} if "Omni" in architecture else {}
+        config = kind.config_class(text_config=text, vision_config=vision, **more)
     with torch.device("meta"):
         return kind(config)
 

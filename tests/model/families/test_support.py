@@ -20,7 +20,8 @@ PLANNED = TEXT_ARCHITECTURES | set(VISION_READERS)
 #: Planned for Transformers, since no engine of LMDeploy 0.18 has a class for them.
 FALLBACK_ALONE = {
     "Idefics3ForConditionalGeneration", "LlavaOnevisionForConditionalGeneration",
-    "MllamaForConditionalGeneration", "SmolVLMForConditionalGeneration",
+    "MllamaForConditionalGeneration", "Qwen2_5OmniForConditionalGeneration", "Qwen2_5OmniModel",
+    "Qwen2_5OmniThinkerForConditionalGeneration", "SmolVLMForConditionalGeneration",
 }  # fmt: skip
 #: LMDeploy's list has another name than the published checkpoints.
 SPELLINGS = {"ChatGLMModel"}
@@ -126,7 +127,6 @@ def test_each_has_a_reason_of_its_own_and_something_to_do(family) -> None:
         ("MiniCPM-o-2_6", "does not run MiniCPM-o", "vLLM runs it"),
         ("pixtral", "does not run Pixtral", "vLLM runs it"),
         ("mistral-community/pixtral-12b", "does not run Pixtral", "vLLM runs it"),
-        ("Qwen2.5-Omni-7B", "does not run Qwen2.5-Omni", "vLLM and Transformers run it"),
         ("Kimi_K25ForConditionalGeneration", "does not run Kimi-K2.5 in Transformers' own", "K2.6"),
         ("Kimi-VL-A3B-Instruct", "does not run Kimi-VL", "vLLM"),
         ("deepseek-vl2-tiny", "Transformers below 4.48", "vLLM"),

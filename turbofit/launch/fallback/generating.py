@@ -6,6 +6,8 @@ import inspect
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from turbofit.memory.transformers.loading import load_model, load_processor
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -68,39 +70,22 @@ def _manager_class(inside: TransformersInternals, options: GenerationOptions) ->
             return model_id
 
         def _load_processor(self, *_: Any, **__: Any) -> Any:
-            import transformers
-
-            library: Any = transformers
-            tools = library.AutoProcessor if _sees(options.model) else library.AutoTokenizer
-            found = tools.from_pretrained(options.model)
+            found = load_processor(options.model)
             inner = getattr(found, "tokenizer", None)
             if not getattr(found, "chat_template", None) and inner is not None:
                 found.chat_template = inner.chat_template  # where older checkpoints keep it
             return found
 
         def _load_model(self, *_: Any, **__: Any) -> Any:
-            import transformers
-
-            library: Any = transformers
-            auto = "AutoModelForImageTextToText" if _sees(options.model) else "AutoModelForCausalLM"
-            model = getattr(library, auto).from_pretrained(
+            return load_model(
                 options.model,
                 device_map=dict(options.device_map),
                 dtype=self.dtype,
                 attn_implementation="sdpa",
                 offload_folder=options.offload,
             )
-            return model.eval()
 
     return Manager
-
-
-def _sees(model: str) -> bool:
-    """Whether its config tells of a vision tower."""
-    import transformers
-
-    library: Any = transformers
-    return hasattr(library.AutoConfig.from_pretrained(model), "vision_config")
 
 
 def _handler(base: Any) -> Any:

@@ -171,8 +171,8 @@ def _audio_bytes(audio: AudioDims, text_hidden: int, tp: int) -> int:
     """
     sharded = audio.layers * audio.hidden * (4 * audio.hidden + 3)
     whole = audio_parameters(audio, text_hidden) - sharded
-    positions = audio.positions * audio.hidden * _FLOAT
-    return (int(sharded * _heads_share(audio.heads, tp)) + whole) * HALF + positions
+    shared = int(sharded * _heads_share(audio.heads, tp))
+    return (shared + whole) * HALF + audio.position_bytes
 
 
 def _heads_share(heads: int, tp: int) -> float:

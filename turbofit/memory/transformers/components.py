@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from turbofit.core.model import DTYPE_BYTES, Model, TextDims
 from turbofit.core.struct import Struct
-from turbofit.model.parameters import text_linears, text_parameters, vision_parameters
+from turbofit.model.parameters import parameters, text_linears, text_parameters
 
 __all__ = ["Components", "Layer", "components", "cross_tokens"]
 
@@ -58,11 +58,14 @@ def components(model: Model, dtype: str) -> Components:
     head = 0 if text.tie_word_embeddings else embeddings
     norm = text.hidden * width
     layers = _layers(text, width, cross_tokens(model))
-    vision = vision_parameters(model.vision, text.hidden) * width if model.vision else 0
+    vision = (parameters(text, model.vision) - text_parameters(text)) * width
     known = vision + embeddings + head + norm + sum(layer.weights for layer in layers)
     stored = model.weight_bytes // DTYPE_BYTES[model.dtype] * width
+    # A tower for sound is loaded unasked, with its positions.
+    audio = model.vision.audio if model.vision else None
+    positions = audio.position_bytes if audio else 0
     return Components(
-        vision=vision + max(0, stored - known),
+        vision=vision + positions + max(0, stored - known),
         embeddings=embeddings,
         layers=layers,
         norm=norm,

@@ -34,6 +34,9 @@ _LLAVA: Final = ("model.vision_tower", "model.multi_modal_projector")
 
 _IDEFICS3: Final = Layout(text="model.text_model", first=("model.vision_model", "model.connector"))
 
+#: The thinker alone: `launch.fallback.generating` loads no more of it.
+_QWEN2_5_OMNI: Final = Layout(text="model", first=("audio_tower", "visual"))
+
 _LAYOUTS: Final[dict[str, Layout]] = {
     "LlavaForConditionalGeneration": Layout(text=_INSIDE, first=_LLAVA, keeps_states=True),
     "LlavaNextForConditionalGeneration": Layout(
@@ -50,6 +53,9 @@ _LAYOUTS: Final[dict[str, Layout]] = {
     "InternVLForConditionalGeneration": Layout(text=_INSIDE, first=_LLAVA, keeps_states=True),
     "Qwen2VLForConditionalGeneration": Layout(text=_INSIDE, first=("model.visual",)),
     "Qwen2_5_VLForConditionalGeneration": Layout(text=_INSIDE, first=("model.visual",)),
+    "Qwen2_5OmniForConditionalGeneration": _QWEN2_5_OMNI,
+    "Qwen2_5OmniModel": _QWEN2_5_OMNI,
+    "Qwen2_5OmniThinkerForConditionalGeneration": _QWEN2_5_OMNI,
     "Qwen3VLForConditionalGeneration": Layout(text=_INSIDE, first=("model.visual",)),
     "LlamaForCausalLM": _TEXT,
     "MistralForCausalLM": _TEXT,

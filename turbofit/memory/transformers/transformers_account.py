@@ -97,8 +97,10 @@ class TransformersAccount(Account):
         yield term("others", "before", known(copy.gpus[place].used, 0), "measured")
         yield term("cuda_context", "context", context, "estimate", note)
         head = 0 if parts.tied else parts.head
+        vision = copy.model.vision
+        sound = ", and a tower for sound" if vision and vision.audio else ""
         weights = [
-            ("vision_tower", parts.vision if place == 0 else 0, "with its projector"),
+            ("vision_tower", parts.vision if place == 0 else 0, f"with its projector{sound}"),
             ("embeddings", parts.embeddings if place == 0 else 0,
              "lm_head is the same tensor" if parts.tied else ""),
             ("decoder_layers", sum(one.weights for one in mine), f"{len(mine)} of them"),

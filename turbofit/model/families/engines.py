@@ -36,6 +36,9 @@ _NOT_PYTORCH: Final = frozenset(
         "Idefics3ForConditionalGeneration",
         "LlavaOnevisionForConditionalGeneration",
         "MllamaForConditionalGeneration",
+        "Qwen2_5OmniForConditionalGeneration",
+        "Qwen2_5OmniModel",
+        "Qwen2_5OmniThinkerForConditionalGeneration",
         "SmolVLMForConditionalGeneration",
     }
 )

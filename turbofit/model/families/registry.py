@@ -18,8 +18,8 @@ from turbofit.model.families import (
     mllama,
     phi3_v,
     qwen3_5,
-    qwen3_omni,
     qwen3_vl,
+    qwen_omni,
     qwen_vl,
 )
 from turbofit.model.families.dims import CheckpointConfig, Dims, Reader
@@ -50,8 +50,11 @@ VISION_READERS: Final[dict[str, Reader]] = {
     "MllamaForConditionalGeneration": mllama.read,
     "Phi3VForCausalLM": phi3_v.read,
     "Qwen2VLForConditionalGeneration": qwen_vl.read,
+    "Qwen2_5OmniForConditionalGeneration": qwen_omni.read_qwen2_5,
+    "Qwen2_5OmniModel": qwen_omni.read_qwen2_5,
+    "Qwen2_5OmniThinkerForConditionalGeneration": qwen_omni.read_qwen2_5,
     "Qwen2_5_VLForConditionalGeneration": qwen_vl.read,
-    "Qwen3OmniMoeForConditionalGeneration": qwen3_omni.read,
+    "Qwen3OmniMoeForConditionalGeneration": qwen_omni.read,
     "Qwen3VLForConditionalGeneration": qwen3_vl.read,
     "Qwen3VLMoeForConditionalGeneration": qwen3_vl.read,
     "Qwen3_5ForConditionalGeneration": qwen3_5.read,

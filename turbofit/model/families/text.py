@@ -132,6 +132,10 @@ _INNER: Final[dict[str, dict[str, Any]]] = {
         **_QWEN2, "vocab_size": 152064, "hidden_size": 8192, "intermediate_size": 29568,
         "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
     },
+    "Qwen2_5OmniTextModel": {
+        **_QWEN2, "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944,
+        "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+    },
     "Qwen3VLTextModel": {**_QWEN2, "head_dim": 128, "max_position_embeddings": 128000},
     "Qwen3VLMoeTextModel": {
         **_QWEN2, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24,
@@ -175,6 +179,7 @@ TEXT_ARCHITECTURES: Final = frozenset(_DEFAULTS)
 #: The plain language model that engines run an inner one as.
 _RUN_AS: Final = {
     "Qwen2VLTextModel": "Qwen2ForCausalLM",
+    "Qwen2_5OmniTextModel": "Qwen2ForCausalLM",
     "Qwen3VLTextModel": "Qwen3ForCausalLM",
     "Qwen3VLMoeTextModel": "Qwen3MoeForCausalLM",
     "Qwen3OmniMoeTextModel": "Qwen3MoeForCausalLM",
@@ -187,6 +192,9 @@ _RUN_AS: Final = {
 _GPT_OSS: Final = "GptOssForCausalLM"
 _GLM_MOE: Final = "Glm4MoeForCausalLM"
 _PHI_MOE: Final = "PhiMoEForCausalLM"
+_BIASED_KEYS: Final = {
+    "Qwen2ForCausalLM", "Qwen2VLTextModel", "Qwen2_5OmniTextModel", "Glm4vTextModel",
+}  # fmt: skip
 _UNBIASED: Final = {
     "MixtralForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM", "CogVLMForCausalLM",
     "MllamaForCausalLM",
@@ -293,7 +301,7 @@ def _biases(config: Section, architecture: str) -> _Biases:
         return _Biases(config.boolean("qkv_bias", False), bias, bias)
     if architecture == "Qwen2MoeForCausalLM":
         return _Biases(config.boolean("qkv_bias", True))
-    if architecture in {"Qwen2ForCausalLM", "Qwen2VLTextModel", "Glm4vTextModel"}:
+    if architecture in _BIASED_KEYS:
         return _Biases(True)
     if architecture in _UNBIASED:
         return _Biases()

@@ -75,7 +75,7 @@ class Vision:
     """A vision tower: ``kind`` is internvit, internvit_hf, qwen2, qwen2_5, qwen3 or moonvit.
 
     ``deepstack``: projectors beside the last one (qwen3). ``audio``: a tower for sound beside it,
-    which makes it Qwen3-Omni's.
+    which makes it a Qwen-Omni's.
     """
 
     kind: str

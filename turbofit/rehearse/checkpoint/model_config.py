@@ -368,33 +368,50 @@ def _intern_s1_pro_config(model: RehearsedModel) -> dict[str, Any]:
     }
 
 
-def _qwen3_omni_config(model: RehearsedModel) -> dict[str, Any]:
-    """Qwen3-VL's halves in a thinker, with the tower for sound."""
-    assert model.vision is not None
-    audio = model.vision.audio
-    assert audio is not None
+def _qwen2_5_halves(model: RehearsedModel) -> dict[str, Any]:
+    """Qwen2.5-VL's halves, the language model's keys by themselves."""
+    config = _qwen_config(model)
+    text = _text_config(model.text, model.dtype)
+    text["rope_scaling"] = config["rope_scaling"] | {"type": "default"}
+    special = special_tokens(model)
+    ids = {f"{one}_token_index": special[f"<|{one}_pad|>"] for one in ("image", "video", "audio")}
+    for around in ("vision_start", "vision_end", "audio_start", "audio_end"):
+        ids[f"{around}_token_id"] = special[f"<|{around}|>"]
+    return ids | {"text_config": text, "vision_config": config["vision_config"]}
+
+
+def _qwen3_halves(model: RehearsedModel) -> dict[str, Any]:
+    """Qwen3-VL's halves."""
     config = _qwen3_vl_config(model)
-    kind = "qwen3_omni_moe"
-    thinker = {key: config[key] for key in ("image_token_id", "video_token_id")} | {
-        "model_type": f"{kind}_thinker",
-        "dtype": model.dtype,
-        "audio_token_id": special_tokens(model)["<|audio_pad|>"],
-        "text_config": config["text_config"] | {"model_type": f"{kind}_text"},
-        "vision_config": config["vision_config"] | {"model_type": f"{kind}_vision_encoder"},
-        "audio_config": {
-            "model_type": f"{kind}_audio_encoder",
-            "num_mel_bins": audio.mel_bins,
-            "encoder_layers": audio.layers,
-            "encoder_attention_heads": audio.heads,
-            "encoder_ffn_dim": audio.intermediate,
-            "d_model": audio.hidden,
-            "output_dim": model.text.hidden,
-            "downsample_hidden_size": audio.channels,
-            "max_source_positions": audio.positions,
-        },
+    kept = ("image_token_id", "video_token_id", "text_config", "vision_config")
+    halves = {key: config[key] for key in kept}
+    return halves | {"audio_token_id": special_tokens(model)["<|audio_pad|>"]}
+
+
+def _omni_config(model: RehearsedModel) -> dict[str, Any]:
+    """A Qwen-VL's halves in a thinker, with the tower for sound."""
+    assert model.vision is not None
+    audio, second = model.vision.audio, model.vision.kind == "qwen2_5"
+    assert audio is not None
+    kind = "qwen2_5_omni" if second else "qwen3_omni_moe"
+    thinker = _qwen2_5_halves(model) if second else _qwen3_halves(model)
+    thinker["text_config"] |= {"model_type": f"{kind}_text"}
+    thinker["vision_config"] |= {"model_type": f"{kind}_vision_encoder"}
+    sound = {
+        "model_type": f"{kind}_audio_encoder",
+        "num_mel_bins": audio.mel_bins,
+        "encoder_layers": audio.layers,
+        "encoder_attention_heads": audio.heads,
+        "encoder_ffn_dim": audio.intermediate,
+        "d_model": audio.hidden,
+        "output_dim": model.text.hidden,
+        "max_source_positions": audio.positions,
     }
+    if audio.channels:
+        sound["downsample_hidden_size"] = audio.channels
+    thinker |= {"model_type": f"{kind}_thinker", "dtype": model.dtype, "audio_config": sound}
     return {
-        "architectures": ["Qwen3OmniMoeForConditionalGeneration"],
+        "architectures": ["Qwen2_5OmniModel" if second else "Qwen3OmniMoeForConditionalGeneration"],
         "model_type": kind,
         "dtype": model.dtype,
         "enable_audio_output": False,
@@ -481,7 +498,7 @@ def config_of(model: RehearsedModel) -> JsonObject:
     elif model.text.fourier:
         config = _intern_s1_pro_config(model)
     elif model.vision.audio is not None:
-        config = _qwen3_omni_config(model)
+        config = _omni_config(model)
     elif model.vision.kind == "qwen3":
         config = _qwen3_vl_config(model)
     else:

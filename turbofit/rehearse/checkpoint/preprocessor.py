@@ -49,9 +49,10 @@ def preprocessor_of(model: RehearsedModel) -> JsonObject:
     if model.vision.kind == "qwen3":
         patches |= {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
     if model.vision.audio is not None:
+        kind = "Qwen2_5Omni" if model.vision.kind == "qwen2_5" else "Qwen3OmniMoe"
         return patches | {
             "image_processor_type": "Qwen2VLImageProcessor",
-            "processor_class": "Qwen3OmniMoeProcessor",
+            "processor_class": f"{kind}Processor",
             "feature_extractor_type": "WhisperFeatureExtractor",
             "feature_size": model.vision.audio.mel_bins,
             "min_pixels": 3136,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from turbofit.core.model import AudioDims
 from turbofit.rehearse.checkpoint.dims import RehearsedModel, RehearsedText, Vision
 
 Entry = tuple[str, str, tuple[int, ...]]
@@ -335,39 +336,70 @@ def _intern_s1_pro(t: RehearsedText, stored: _Stored) -> Iterator[Entry]:
         yield at, stored[1], (t.kv_heads, t.fourier, t.fourier)
 
 
-def _qwen3_omni(model: RehearsedModel, stored: _Stored) -> Iterator[Entry]:
-    """Qwen3-VL's tensors behind one prefix, its mergers by other names, and the tower for sound."""
+def _omni(model: RehearsedModel, stored: _Stored) -> Iterator[Entry]:
+    """A Qwen-VL's tensors behind one prefix, and the tower for sound."""
     v, t, dtype = model.vision, model.text, stored[1]
     assert v is not None
     yield from _llama(t, "thinker.", stored)
-    for name, kind, shape in _qwen3_vit(v, t.hidden, dtype):
+    tower = _qwen2_5_omni_vit if v.kind == "qwen2_5" else _qwen3_omni_vit
+    yield from tower(v, t.hidden, dtype)
+    yield from _audio_tower(v, t.hidden, dtype)
+
+
+def _qwen2_5_omni_vit(v: Vision, out: int, dtype: str) -> Iterator[Entry]:
+    """Queries, keys and values are three tensors."""
+    for name, kind, shape in _qwen_vit(v, out, dtype):
+        before, joined, rest = f"thinker.{name}".partition(".qkv.")
+        if not joined:
+            yield before, kind, shape
+        for one in "qkv" if joined else "":
+            yield f"{before}.{one}.{rest}", kind, (shape[0] // 3, *shape[1:])
+
+
+def _qwen3_omni_vit(v: Vision, out: int, dtype: str) -> Iterator[Entry]:
+    """Mergers have other names."""
+    for name, kind, shape in _qwen3_vit(v, out, dtype):
         merger, at, rest = name.replace("model.", "thinker.", 1).partition("merger")
         for old, new in _OMNI_MERGER if at else ():
             rest = rest.replace(old, new)
         yield f"{merger.removesuffix('deepstack_')}{at}{rest}", kind, shape
-    yield from _audio_tower(v, t.hidden, dtype)
 
 
 def _audio_tower(v: Vision, out: int, dtype: str) -> Iterator[Entry]:
     a, pre = v.audio, "thinker.audio_tower."
     assert a is not None
-    bins = a.mel_bins
-    for i in range(3):
-        bins = (bins + 1) // 2
-        yield f"{pre}conv2d{i + 1}.weight", dtype, (a.channels, a.channels if i else 1, 3, 3)
-        yield f"{pre}conv2d{i + 1}.bias", dtype, (a.channels,)
-    yield from _linear(f"{pre}conv_out", a.hidden, a.channels * bins, dtype)
+    yield from _convolutions(a, pre, dtype)
     for i in range(a.layers):
         at = f"{pre}layers.{i}."
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            yield from _linear(f"{at}self_attn.{name}", a.hidden, a.hidden, dtype, True)
+            bias = bool(a.channels) or name != "k_proj"
+            yield from _linear(f"{at}self_attn.{name}", a.hidden, a.hidden, dtype, bias)
         yield from _norm(f"{at}self_attn_layer_norm", a.hidden, dtype, True)
         yield from _linear(f"{at}fc1", a.intermediate, a.hidden, dtype, True)
         yield from _linear(f"{at}fc2", a.hidden, a.intermediate, dtype, True)
         yield from _norm(f"{at}final_layer_norm", a.hidden, dtype, True)
     yield from _norm(f"{pre}ln_post", a.hidden, dtype, True)
+    if not a.channels:
+        yield f"{pre}audio_bos_eos_token.weight", dtype, (2, out)
+        yield from _linear(f"{pre}proj", out, a.hidden, dtype, True)
+        return
     yield from _linear(f"{pre}proj1", a.hidden, a.hidden, dtype, True)
     yield from _linear(f"{pre}proj2", out, a.hidden, dtype, True)
+
+
+def _convolutions(a: AudioDims, pre: str, dtype: str) -> Iterator[Entry]:
+    bins = a.mel_bins
+    for i in range(3 if a.channels else 2):
+        at = f"{pre}conv2d{i + 1}" if a.channels else f"{pre}conv{i + 1}"
+        ins, outs = (a.channels if i else 1), a.channels
+        if not a.channels:
+            ins, outs = (a.hidden if i else bins), a.hidden
+        yield f"{at}.weight", dtype, (outs, ins, 3, 3) if a.channels else (outs, ins, 3)
+        yield f"{at}.bias", dtype, (outs,)
+    if a.channels:
+        for _ in range(3):
+            bins = (bins + 1) // 2
+        yield from _linear(f"{pre}conv_out", a.hidden, a.channels * bins, dtype)
 
 
 def _hybrid(t: RehearsedText, pre: str, stored: _Stored) -> Iterator[Entry]:
@@ -453,7 +485,7 @@ def _tensors(model: RehearsedModel) -> Iterator[Entry]:
             yield from _qwen3_vit(model.vision, model.text.hidden, dtype)
         return
     if model.vision is not None and model.vision.audio is not None:
-        yield from _qwen3_omni(model, stored)
+        yield from _omni(model, stored)
         return
     if model.text.fourier and model.vision is not None:
         yield from _intern_s1_pro(model.text, stored)

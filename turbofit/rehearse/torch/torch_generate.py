@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any, Final
 
+from turbofit.memory.transformers.loading import load_model, load_processor
 from turbofit.rehearse.torch.torch_notes import NotesReport
 from turbofit.rehearse.torch.torch_spec import LONGEST, TorchCase, TorchRequest, TorchSpec
 
@@ -21,31 +21,24 @@ def run_transformers(spec: TorchSpec, report: NotesReport) -> None:
 
     library: Any = transformers
     report.write(engine_version=library.__version__)
-    config = json.loads((spec.model_dir / "config.json").read_text(encoding="utf-8"))
-    vision = "vision_config" in config
-    name = "AutoModelForImageTextToText" if vision else "AutoModelForCausalLM"
     settings = {"dtype": "auto", "attn_implementation": "sdpa", **spec.settings}
-    report.write(settings=settings, loader=name)
+    report.write(settings=settings)
     cuda: Any = torch.cuda
     cuda.init()
     report.enter("load")
-    model = getattr(library, name).from_pretrained(str(spec.model_dir), **settings)
-    model.eval()
+    model = load_model(str(spec.model_dir), **settings)
     placed = getattr(model, "hf_device_map", None) or {"": str(model.device)}
     report.write(device_map={key: str(value) for key, value in placed.items()})
-    tools = library.AutoProcessor if vision else library.AutoTokenizer
-    processor = tools.from_pretrained(str(spec.model_dir))
+    processor = load_processor(str(spec.model_dir))
     report.enter("ready")
     for case in spec.cases:
-        report.data["cases"].append(_case(model, processor, config, case, report))
+        report.data["cases"].append(_case(model, processor, case, report))
         report.write()
 
 
-def _case(
-    model: Any, processor: Any, config: dict[str, Any], case: TorchCase, report: NotesReport
-) -> dict[str, Any]:
+def _case(model: Any, processor: Any, case: TorchCase, report: NotesReport) -> dict[str, Any]:
     (request,) = case.requests
-    inputs = _inputs(processor, config, request)
+    inputs = _inputs(processor, model.config, request)
     report.enter(f"case {case.name}")
     begun = time.monotonic()
     placed = {name: value.to(model.device) for name, value in inputs.items()}
@@ -63,13 +56,13 @@ def _case(
     }
 
 
-def _inputs(processor: Any, config: dict[str, Any], request: TorchRequest) -> dict[str, Any]:
+def _inputs(processor: Any, config: Any, request: TorchRequest) -> dict[str, Any]:
     import torch
 
     torch_: Any = torch
     if not request.images:
-        text = config.get("text_config") or config
-        longest = int(text.get("max_position_embeddings", 4096)) - request.max_new_tokens
+        text = config.get_text_config()
+        longest = int(getattr(text, "max_position_embeddings", 4096)) - request.max_new_tokens
         length = longest if request.text_tokens == LONGEST else request.text_tokens
         ids = torch_.full((1, max(1, length)), _TOKEN, dtype=torch_.long)
         return {"input_ids": ids, "attention_mask": torch_.ones_like(ids)}

@@ -1,0 +1,71 @@
+"""The model that the fallback's server and its rehearsal load, against Transformers' own."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+
+import pytest
+
+from tests.launch.fallback.support import OMNI_MAP, tiny_omni, tiny_qwen2_vl
+from turbofit.memory.transformers.loading import load_model, load_processor
+
+pytestmark = [
+    pytest.mark.lmdeploy,
+    pytest.mark.skipif(find_spec("accelerate") is None, reason="needs Transformers and accelerate"),
+]
+WORDS = [[5, 6, 7, 8, 9]]
+
+
+@pytest.fixture(scope="module")
+def omni(tmp_path_factory):
+    return tiny_omni(tmp_path_factory.mktemp("omni"))
+
+
+def stored(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def test_of_a_model_that_speaks_the_thinker_alone_is_loaded(omni):
+    import torch
+
+    model = load_model(str(omni), device_map=OMNI_MAP, dtype="float32")
+    assert type(model).__name__ == "Qwen2_5OmniThinkerForConditionalGeneration"
+    files = stored(omni)
+    assert "talker.model.norm.weight" in files
+    for name, one in model.state_dict().items():
+        assert torch.equal(one, files[f"thinker.{name}"]), name
+    assert type(load_processor(str(omni))).__name__ == "Qwen2_5OmniProcessor"
+
+
+def test_an_answer_ends_at_the_tokenizer_s_end_where_no_file_names_one(omni):
+    """Transformers leaves it open, and would write until the context is full."""
+    model = load_model(str(omni), dtype="float32")
+    tokenizer = load_processor(str(omni)).tokenizer
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id is not None
+
+
+def test_only_the_last_logits_are_made(omni):
+    import torch
+
+    model = load_model(str(omni), dtype="float32")
+    with torch.no_grad():
+        ids = torch.tensor(WORDS)
+        made = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        whole = model.model(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
+        last = torch.nn.functional.linear(whole[:, -1:], model.lm_head.weight)
+    assert made.shape == (1, 1, model.config.text_config.vocab_size)
+    assert torch.equal(made, last)
+
+
+def test_other_models_are_as_transformers_loads_them(tmp_path):
+    import torch
+
+    folder = tiny_qwen2_vl(tmp_path / "m")
+    end = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    model = load_model(str(folder), dtype="float32")
+    assert model.generation_config.eos_token_id == end
+    with torch.no_grad():
+        assert model(input_ids=torch.tensor(WORDS)).logits.shape[1] == len(WORDS[0])

@@ -1,0 +1,182 @@
+"""Qwen2.5-Omni's thinker: Transformers' parameters and names, its own processor's tokens."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+
+import pytest
+
+from tests.model.conftest import write_safetensors
+from tests.model.test_oracle_llava import read
+from tests.model.test_oracle_qwen_vl import sizes
+from tests.model.test_parameters import count, text_config
+from turbofit.core.errors import UsageError
+from turbofit.core.images import PatchRule
+from turbofit.model.families.engines import engine_problem
+from turbofit.model.presets import preset_model
+from turbofit.model.source import resolve_model
+from turbofit.rehearse.checkpoint.header_only import write_model
+from turbofit.rehearse.checkpoint.model_config import config_of
+from turbofit.rehearse.checkpoint.tensors import tensors
+from turbofit.rehearse.checkpoint.twin import twin_of
+
+THINKER = "Qwen2_5OmniThinkerForConditionalGeneration"
+WHOLE = ("Qwen2_5OmniModel", "Qwen2_5OmniForConditionalGeneration")
+PRESETS = {"qwen2.5-omni-7b": 8_931_813_888, "qwen2.5-omni-3b": 4_703_464_448}
+RULE = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12_845_056, client_knobs=False)
+SPEECH = {
+    "talker.model.norm.weight": ("BF16", (64,)),
+    "token2wav.code2wav_dit_model.norm.weight": ("F32", (1 << 20,)),
+}
+
+
+def parts_of(rng):
+    """``thinker_config`` with random dims."""
+    text = text_config(rng)
+    heads = rng.choice([1, 2])
+    vision = {
+        "depth": rng.randrange(1, 4), "num_heads": heads, "hidden_size": heads * 8,
+        "intermediate_size": rng.randrange(5, 60), "out_hidden_size": text["hidden_size"],
+        "patch_size": rng.choice([4, 14]),
+    }  # fmt: skip
+    audio = {
+        "encoder_layers": rng.randrange(1, 4), "d_model": heads * 8,
+        "encoder_attention_heads": heads, "encoder_ffn_dim": rng.randrange(5, 60),
+        "num_mel_bins": rng.choice([16, 80, 128]), "output_dim": text["hidden_size"],
+        "max_source_positions": 40,
+    }  # fmt: skip
+    tied = rng.random() < 0.5
+    return {
+        "text_config": text, "vision_config": vision, "audio_config": audio,
+        "tie_word_embeddings": tied,
+    }  # fmt: skip
+
+
+def config_file(parts, name):
+    """config.json of a checkpoint of this class."""
+    inner = parts if name == THINKER else {"thinker_config": parts}
+    return json.dumps({"architectures": [name], "dtype": "bfloat16", **inner})
+
+
+@pytest.mark.parametrize("name", [*WHOLE, THINKER])
+@pytest.mark.parametrize("seed", range(4))
+def test_parameters_are_the_thinker_s(transformers, name, seed):
+    parts = parts_of(random.Random(f"{name}{seed}"))
+    model = read(config_file(parts, name))
+    assert model.parameters == count(
+        transformers, THINKER, transformers.Qwen2_5OmniThinkerConfig(**parts)
+    )
+    assert model.text.tie_word_embeddings is parts["tie_word_embeddings"]
+    assert engine_problem(model, "transformers") is None
+    assert "no engine" in engine_problem(model, "pytorch")
+    assert "encoder" in engine_problem(model, "turbomind")
+
+
+@pytest.mark.parametrize("name", [*WHOLE, THINKER])
+def test_defaults_are_transformers(transformers, name):
+    parts = {"vision_config": {"num_heads": 16, "hidden_size": 1280}}
+    model = read(config_file(parts, name))
+    config = transformers.Qwen2_5OmniThinkerConfig(**parts)
+    assert model.parameters == count(transformers, THINKER, config) == PRESETS["qwen2.5-omni-7b"]
+    assert model.text.max_position_embeddings == config.text_config.max_position_embeddings
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_stand_in_has_the_class_s_own_tensors(transformers, name):
+    import torch
+
+    twin = twin_of(preset_model(name))
+    config = transformers.AutoConfig.for_model(**config_of(twin)).thinker_config
+    with torch.device("meta"):
+        model = getattr(transformers, THINKER)(config)
+    theirs = {f"thinker.{name}": tuple(one.shape) for name, one in model.named_parameters()}
+    assert {name: shape for name, _, shape in tensors(twin)} == theirs
+    assert sum(math.prod(shape) for shape in theirs.values()) == PRESETS[name]
+
+
+@pytest.mark.parametrize("name", [*WHOLE, THINKER])
+def test_what_speaks_is_not_counted(transformers, tmp_path, name):
+    parts = parts_of(random.Random(f"names{name}"))
+    shapes = own_shapes(transformers, parts)
+    prefix = "" if name == THINKER else "thinker."
+    stored = {f"{prefix}{key}": ("BF16", shape) for key, shape in shapes.items()}
+    speech = {} if name == THINKER else SPEECH
+    write_safetensors(tmp_path / "model.safetensors", stored | speech)
+    (tmp_path / "config.json").write_text(config_file(parts, name))
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    model = resolve_model(str(tmp_path))
+    assert model.weight_bytes == 2 * model.parameters
+    assert model.dtype == "bfloat16"
+    assert not model.warnings
+    parts["text_config"]["num_hidden_layers"] += 1
+    (tmp_path / "config.json").write_text(config_file(parts, name))
+    with pytest.raises(UsageError, match="says"):
+        resolve_model(str(tmp_path))
+
+
+def own_shapes(transformers, parts):
+    """The thinker's parameters by name; tied ones once."""
+    import torch
+
+    with torch.device("meta"):
+        model = getattr(transformers, THINKER)(transformers.Qwen2_5OmniThinkerConfig(**parts))
+    return {name: tuple(one.shape) for name, one in model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong", "match"),
+    [
+        ("audio_config", {"output_dim": 64}, "output_dim"),
+        ("audio_config", {"encoder_attention_heads": 3}, "does not divide"),
+        ("vision_config", {"out_hidden_size": 63}, "out_hidden_size"),
+    ],
+)
+def test_halves_that_do_not_meet_are_refused(part, wrong, match):
+    parts = parts_of(random.Random(3))
+    parts[part] |= wrong
+    with pytest.raises(UsageError, match=match):
+        read(config_file(parts, WHOLE[0]))
+
+
+@pytest.fixture(scope="module")
+def processor(transformers, tmp_path_factory):
+    """Transformers' own for a stand-in of the 3B."""
+    folder = tmp_path_factory.mktemp("omni")
+    write_model(twin_of(preset_model("qwen2.5-omni-3b")), folder)
+    found = transformers.AutoProcessor.from_pretrained(str(folder))
+    assert type(found).__name__ == "Qwen2_5OmniProcessor"
+    return found
+
+
+def test_patches_are_the_processor_s(processor):
+    """3,200 sizes under the published bounds and under lower ones."""
+    worst = 0
+    for limit in (RULE.max_pixels, 4_000_000, 501_760, 60_000):
+        edges = {"min_pixels": RULE.min_pixels, "max_pixels": limit}
+        for width, height in sizes(limit, 200):
+            if max(width, height) > 200 * min(width, height):
+                continue
+            theirs = processor.image_processor.get_number_of_image_patches(height, width, edges)
+            assert RULE.units(width, height, limit) == theirs
+            worst = max(worst, theirs)
+    assert worst <= RULE.worst_units()
+
+
+def test_tokens_are_the_prompt_s(processor):
+    from PIL import Image
+
+    rng = random.Random(5)
+    token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    for limit in (50_176, 200_704):
+        edges = {"shortest_edge": RULE.min_pixels, "longest_edge": limit}
+        for _ in range(30):
+            size = rng.randrange(10, 900), rng.randrange(10, 900)
+            made = processor(
+                text=[f"a{processor.image_token}b"], images=[Image.new("RGB", size)],
+                images_kwargs={"size": edges}, return_tensors="pt",
+            )  # fmt: skip
+            tokens = int((made["input_ids"] == token).sum())
+            assert tokens == RULE.tokens(*size, limit)
+            assert made["pixel_values"].shape[0] == RULE.units(*size, limit)

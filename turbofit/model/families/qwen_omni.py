@@ -1,0 +1,76 @@
+"""The thinkers of Qwen2.5-Omni and Qwen3-Omni: a Qwen-VL, and a tower for sound beside its own.
+
+Engines load both towers and neither talker nor vocoder. Sound and videos are planned for by nobody
+yet: the gateway takes none.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec.structs import replace
+
+from turbofit.core.images import PatchRule
+from turbofit.core.model import AudioDims, VisionDims
+from turbofit.model.config import Section
+from turbofit.model.families import qwen3_vl, qwen_vl
+from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
+from turbofit.model.families.text import read_text
+
+__all__ = ["read", "read_qwen2_5"]
+
+#: A checkpoint of the thinker alone: its config.json is what others have as ``thinker_config``.
+_ALONE: Final = "Qwen2_5OmniThinkerForConditionalGeneration"
+
+
+def read(parts: CheckpointConfig) -> Dims:
+    """A Qwen3OmniMoeForConditionalGeneration; absent keys take Transformers' defaults."""
+    parts.warn_without_processor()
+    thinker = _section(parts.config, "thinker_config")
+    if thinker.boolean("tie_word_embeddings", False):
+        raise thinker.error("tie_word_embeddings", "is true, which LMDeploy does not read")
+    text = read_text(_section(thinker, "text_config"), "Qwen3OmniMoeTextModel", tied=False)
+    section = _section(thinker, "audio_config")
+    channels = section.integer("downsample_hidden_size", 480, high=1 << 16)
+    audio = replace(_audio(section, text.hidden), channels=channels)
+    vision = replace(qwen3_vl.read_vision(thinker, text.hidden), audio=audio)
+    return Dims(text, vision, _rule(parts, vision))
+
+
+def read_qwen2_5(parts: CheckpointConfig) -> Dims:
+    """A Qwen2.5-Omni, whole or its thinker alone; absent keys take Transformers' defaults.
+
+    The thinker's class ties; what its language model's config says of it is not asked.
+    """
+    parts.warn_without_processor()
+    alone = parts.architecture == _ALONE
+    thinker = parts.config if alone else _section(parts.config, "thinker_config")
+    text = replace(
+        read_text(_section(thinker, "text_config"), "Qwen2_5OmniTextModel"),
+        tie_word_embeddings=thinker.boolean("tie_word_embeddings", False),
+    )
+    audio = _audio(_section(thinker, "audio_config"), text.hidden)
+    vision = replace(qwen_vl.read_vision(thinker, text.hidden, second=True), audio=audio)
+    return Dims(text, vision, _rule(parts, vision))
+
+
+def _rule(parts: CheckpointConfig, vision: VisionDims) -> PatchRule:
+    return replace(qwen_vl.read_rule(parts.processor, vision), client_knobs=False)
+
+
+def _section(config: Section, key: str) -> Section:
+    return config.section(key) or Section({}, f"{config.what}: {key}")
+
+
+def _audio(audio: Section, text_hidden: int) -> AudioDims:
+    hidden = audio.integer("d_model", 1280, high=1 << 16)
+    if audio.integer("output_dim", 3584, high=1 << 18) != text_hidden:
+        raise audio.error("output_dim", f"is not the language model's {text_hidden}")
+    return AudioDims(
+        layers=audio.integer("encoder_layers", 32, high=1 << 10),
+        hidden=hidden,
+        heads=attention_heads(audio, "encoder_attention_heads", hidden, 20),
+        intermediate=audio.integer("encoder_ffn_dim", 5120, high=1 << 20),
+        mel_bins=audio.integer("num_mel_bins", 128, high=1 << 12),
+        positions=audio.integer("max_source_positions", 1500, high=1 << 20),
+    )
