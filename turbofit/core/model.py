@@ -180,9 +180,9 @@ class AudioDims(Struct):
     hidden: int
     heads: int
     intermediate: int
+    channels: int = 0
     mel_bins: int
     positions: int
-    channels: int = 0
 
     @property
     def position_bytes(self) -> int:
