@@ -135,6 +135,13 @@ def test_components_are_the_whole_model(name):
     assert parts.tied == model.text.tie_word_embeddings
 
 
+def test_a_tower_for_sound_is_held_with_its_positions():
+    """9,414,609,568 bytes were requested of torch: 672 more, rounding and frequencies."""
+    model = preset_model("qwen2.5-omni-3b")
+    parts = components(model, "bfloat16")
+    assert parts.weights == model.weight_bytes + 1500 * 1280 * 4 == 9_414_608_896
+
+
 def test_published_sizes():
     parts = components(preset_model("qwen2-vl-7b"), "bfloat16")
     gib = 1 << 30
