@@ -169,7 +169,7 @@ VisionKind = Literal[
 
 
 class AudioDims(Struct):
-    """Dimensions of a tower for sound, loaded beside the vision tower whether or not it is used.
+    """Dimensions of an audio tower, loaded beside the vision tower whether or not it is used.
 
     Three convolutions of ``channels`` shrink ``mel_bins``; where ``channels`` is 0, two along time
     into ``hidden`` channels as in Whisper, whose keys have no biases. ``positions`` are kept at 32
@@ -183,6 +183,11 @@ class AudioDims(Struct):
     channels: int = 0
     mel_bins: int
     positions: int
+
+    @property
+    def shrunk_bins(self) -> int:
+        """Mel bins behind the three convolutions, each of which halves them, rounded up."""
+        return -(-self.mel_bins // 8)
 
     @property
     def position_bytes(self) -> int:
@@ -204,7 +209,7 @@ class VisionDims(Struct):
     ``extra_layers``: a second stack of layers over all tiles (``mllama``). ``shapes``: aspect
     ratios with embeddings of their own, and ``max_tiles`` the tiles of one (``mllama``).
     ``deepstack``: further projectors, into the first layers of the language model (``qwen3vit``).
-    ``audio``: a tower for sound in the same checkpoint, planned for by its weights alone.
+    ``audio``: an audio tower in the same checkpoint, planned for by its weights alone.
     """
 
     kind: VisionKind

@@ -136,7 +136,7 @@ def without_account(model: Model, version: str) -> str | None:
         return None
     text = model.text
     if model.vision is not None and model.vision.audio is not None:
-        return "a tower for sound"
+        return "an audio tower"
     if text.delta is not None:
         return "gated delta nets"
     if text.mla is not None:

@@ -20,17 +20,15 @@ def vision_parameters(vision: VisionDims, text_hidden: int) -> int:
 
 
 def audio_parameters(audio: AudioDims, text_hidden: int) -> int:
-    """Parameters of a tower for sound: convolutions, layers, a norm, and what is behind it."""
+    """Parameters of an audio tower: convolutions, layers, a norm, and what is behind it."""
     hidden, inter, channels = audio.hidden, audio.intermediate, audio.channels
     block = 4 * _dense(hidden, hidden) + _dense(hidden, inter) + _dense(inter, hidden) + 4 * hidden
     behind = 2 * hidden + _dense(hidden, text_hidden)
     if not channels:  # and embeddings that stand around a sound
         convolutions = _dense(3 * audio.mel_bins, hidden) + _dense(3 * hidden, hidden)
         return convolutions + audio.layers * (block - hidden) + behind + 2 * text_hidden
-    bins = audio.mel_bins
-    for _ in range(3):
-        bins = (bins + 1) // 2
-    convolutions = 9 * channels * (1 + 2 * channels) + 3 * channels + channels * bins * hidden
+    convolutions = 9 * channels * (1 + 2 * channels) + 3 * channels
+    convolutions += channels * audio.shrunk_bins * hidden
     return convolutions + audio.layers * block + behind + _dense(hidden, hidden)
 
 

@@ -37,7 +37,7 @@ def test_the_tower_for_sound_is_held_and_not_read() -> None:
 
 def test_older_engines_have_no_account_of_it() -> None:
     model = resolve_model("qwen3-omni-30b-a3b")
-    with pytest.raises(UsageError, match="tower for sound"):
+    with pytest.raises(UsageError, match="audio tower"):
         engine_for(model, version="0.17.0")
 
 

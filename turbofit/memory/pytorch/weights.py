@@ -165,7 +165,7 @@ def _merger_linears(vision: VisionDims, text_hidden: int) -> int:
 
 
 def _audio_bytes(audio: AudioDims, text_hidden: int, tp: int) -> int:
-    """Bytes of one rank's tower for sound: its attention is sharded, and the rest whole.
+    """Bytes of one rank's audio tower: its attention is sharded, and the rest whole.
 
     Source: models/qwen3_omni_moe_thinker.py.
     """

@@ -61,7 +61,7 @@ def components(model: Model, dtype: str) -> Components:
     vision = (parameters(text, model.vision) - text_parameters(text)) * width
     known = vision + embeddings + head + norm + sum(layer.weights for layer in layers)
     stored = model.weight_bytes // DTYPE_BYTES[model.dtype] * width
-    # A tower for sound is loaded unasked, with its positions.
+    # An audio tower is loaded unasked, with its positions.
     audio = model.vision.audio if model.vision else None
     positions = audio.position_bytes if audio else 0
     return Components(

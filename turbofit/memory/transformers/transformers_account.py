@@ -98,7 +98,7 @@ class TransformersAccount(Account):
         yield term("cuda_context", "context", context, "estimate", note)
         head = 0 if parts.tied else parts.head
         vision = copy.model.vision
-        sound = ", and a tower for sound" if vision and vision.audio else ""
+        sound = ", and an audio tower" if vision and vision.audio else ""
         weights = [
             ("vision_tower", parts.vision if place == 0 else 0, f"with its projector{sound}"),
             ("embeddings", parts.embeddings if place == 0 else 0,

@@ -1,4 +1,4 @@
-"""The thinkers of Qwen2.5-Omni and Qwen3-Omni: a Qwen-VL, and a tower for sound beside its own.
+"""The thinkers of Qwen2.5-Omni and Qwen3-Omni: a Qwen-VL, and an audio tower beside its own.
 
 Engines load both towers and neither talker nor vocoder. Sound and videos are planned for by nobody
 yet: the gateway takes none.

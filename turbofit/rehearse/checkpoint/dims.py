@@ -74,7 +74,7 @@ class RehearsedText:
 class Vision:
     """A vision tower: ``kind`` is internvit, internvit_hf, qwen2, qwen2_5, qwen3 or moonvit.
 
-    ``deepstack``: projectors beside the last one (qwen3). ``audio``: a tower for sound beside it,
+    ``deepstack``: projectors beside the last one (qwen3). ``audio``: an audio tower beside it,
     which makes it a Qwen-Omni's.
     """
 

@@ -10,7 +10,7 @@ from turbofit.core.draft import Draft
 from turbofit.core.json_types import Options
 from turbofit.core.model import Model, TextDims
 from turbofit.rehearse.checkpoint.header_only import write_header
-from turbofit.rehearse.checkpoint.tensors import Entry
+from turbofit.rehearse.checkpoint.linears import Entry
 
 __all__ = ["speculative_of"]
 

@@ -16,9 +16,10 @@ from types import MappingProxyType
 from typing import Any
 
 from turbofit.rehearse.checkpoint.dims import RehearsedModel
+from turbofit.rehearse.checkpoint.linears import Entry
 from turbofit.rehearse.checkpoint.model_config import config_of
 from turbofit.rehearse.checkpoint.preprocessor import preprocessor_of
-from turbofit.rehearse.checkpoint.tensors import Entry, tensors
+from turbofit.rehearse.checkpoint.tensors import tensors
 from turbofit.rehearse.checkpoint.tokenizer import write_tokenizer
 
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "U8": 1, "F8_E4M3": 1}

@@ -5,164 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from turbofit.core.json_types import JsonObject
-from turbofit.core.model import MlaDims
 from turbofit.rehearse.checkpoint.dims import (
-    RehearsedDelta,
-    RehearsedExperts,
     RehearsedModel,
-    RehearsedText,
 )
-from turbofit.rehearse.checkpoint.longrope import minicpm3_config, phimoe_config
+from turbofit.rehearse.checkpoint.text_config import delta_config, text_config
 from turbofit.rehearse.checkpoint.tokenizer import special_tokens
 
 __all__ = ["config_of"]
-
-_LLM_ARCH = {
-    "internlm2": "InternLM2ForCausalLM",
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "mixtral": "MixtralForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM",
-    "deepseek_v2": "DeepseekV2ForCausalLM",
-    "deepseek_v3": "DeepseekV3ForCausalLM",
-    "kimi_k2": "DeepseekV3ForCausalLM",
-    "glm4_moe_lite": "Glm4MoeLiteForCausalLM",
-    "gpt_oss": "GptOssForCausalLM",
-    "glm4_moe": "Glm4MoeForCausalLM",
-    "qwen3_5": "Qwen3_5ForCausalLM",
-    "qwen3_5_moe": "Qwen3_5MoeForCausalLM",
-    "qwen3_next": "Qwen3NextForCausalLM",
-    "phimoe": "PhiMoEForCausalLM",
-    "deepseek": "DeepseekForCausalLM",
-    "minicpm3": "MiniCPM3ForCausalLM",
-}
-
-
-def _text_config(t: RehearsedText, dtype: str) -> dict[str, Any]:
-    config = {
-        "architectures": [_LLM_ARCH[t.arch]],
-        "model_type": t.arch,
-        "hidden_size": t.hidden,
-        "num_hidden_layers": t.layers,
-        "num_attention_heads": t.heads,
-        "num_key_value_heads": t.kv_heads,
-        "intermediate_size": t.inter,
-        "vocab_size": t.vocab,
-        "max_position_embeddings": t.positions,
-        "rope_theta": t.rope_theta,
-        "rms_norm_eps": 1e-6,
-        "hidden_act": "silu",
-        "tie_word_embeddings": t.tied,
-        "torch_dtype": dtype,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 2,
-    }
-    if t.head_dim and t.mla is None:
-        config["head_dim"] = t.head_dim
-    if t.experts is not None:
-        config |= _experts_config(t.experts)
-    if t.arch == "minicpm3":
-        config |= minicpm3_config(t)
-    elif t.mla is not None:
-        config |= _latent_config(t, t.mla)
-    if t.arch == "deepseek":
-        assert t.experts is not None
-        config |= _deepseek_experts(t.experts) | {"norm_topk_prob": False, "moe_layer_freq": 1}
-    if t.arch == "phimoe":
-        config |= phimoe_config(t)
-    if t.arch == "glm4_moe":
-        assert t.experts is not None
-        config |= {
-            "attention_bias": True,
-            "use_qk_norm": t.qk_norm,
-            "partial_rotary_factor": 0.5,
-            "routed_scaling_factor": 1.0,
-        } | _deepseek_experts(t.experts)
-    if t.drafting:
-        config["num_nextn_predict_layers"] = t.drafting
-    if t.arch == "gpt_oss":
-        config |= {"attention_bias": True, "sliding_window": 128, "rope_theta": 150000.0}
-        kinds = ("sliding_attention", "full_attention")
-        config["layer_types"] = [kinds[i % 2] for i in range(t.layers)]
-    if t.arch == "qwen3_next":
-        assert t.delta is not None
-        config |= _delta_config(t, t.delta) | {"partial_rotary_factor": 0.25}
-    if t.arch == "internlm2":
-        config["bias"] = False  # a key of its own class, as published checkpoints have it
-    return config
-
-
-def _experts_config(e: RehearsedExperts) -> dict[str, Any]:
-    """Experts in Mixtral's names and in Qwen3-MoE's."""
-    return {
-        "num_local_experts": e.count,
-        "num_experts": e.count,
-        "num_experts_per_tok": e.per_token,
-        "moe_intermediate_size": e.inter,
-        "shared_expert_intermediate_size": e.shared,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-        "norm_topk_prob": True,
-    }
-
-
-def _delta_config(t: RehearsedText, d: RehearsedDelta) -> dict[str, Any]:
-    """Gated delta nets.
-
-    Both keys say which layers have one: with one of them Transformers 5 drops the interval, which
-    LMDeploy reads of Qwen3-Next.
-    """
-    return {
-        "full_attention_interval": d.interval,
-        "layer_types": [
-            "linear_attention" if (i + 1) % d.interval else "full_attention"
-            for i in range(t.layers)
-        ],
-        "linear_num_key_heads": d.key_heads,
-        "linear_num_value_heads": d.value_heads,
-        "linear_key_head_dim": d.key_dim,
-        "linear_value_head_dim": d.value_dim,
-        "linear_conv_kernel_dim": d.kernel,
-    }
-
-
-def _latent_config(t: RehearsedText, mla: MlaDims) -> dict[str, Any]:
-    """Latent attention and its experts in DeepSeek's names; how experts are chosen too."""
-    e = t.experts
-    assert e is not None
-    chosen: dict[str, Any] = {"scoring_func": "softmax", "topk_method": "greedy"}
-    if e.correction:
-        chosen = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
-    if t.arch == "glm4_moe_lite":
-        del chosen["scoring_func"]  # which its class leaves out, and LMDeploy adds
-    return (
-        chosen
-        | {
-            "num_key_value_heads": t.heads,
-            "q_lora_rank": mla.q_rank or None,
-            "kv_lora_rank": mla.kv_rank,
-            "qk_nope_head_dim": mla.nope_dim,
-            "qk_rope_head_dim": mla.rope_dim,
-            "v_head_dim": mla.v_dim,
-            "moe_layer_freq": 1,
-            "n_group": 1,
-            "topk_group": 1,
-            "routed_scaling_factor": 1.0,
-        }
-        | _deepseek_experts(e)
-    )
-
-
-def _deepseek_experts(e: RehearsedExperts) -> dict[str, Any]:
-    """Experts behind the first layers, in DeepSeek's keys."""
-    return {
-        "first_k_dense_replace": e.dense,
-        "n_routed_experts": e.count,
-        "n_shared_experts": e.shared // e.inter or None,
-    }
-
 
 _PACKINGS: dict[str, dict[str, Any]] = {
     "awq": {
@@ -208,7 +57,7 @@ def _internvl_config(model: RehearsedModel) -> dict[str, Any]:
         "tie_word_embeddings": False,
         "torch_dtype": model.dtype,
         "use_thumbnail": True,
-        "llm_config": _text_config(model.text, model.dtype),
+        "llm_config": text_config(model.text, model.dtype),
         "vision_config": {
             "architectures": ["InternVisionModel"],
             "model_type": "intern_vit_6b",
@@ -241,7 +90,7 @@ def _internvl_hf_config(model: RehearsedModel) -> dict[str, Any]:
         "image_token_id": special_tokens(model)["<IMG_CONTEXT>"],
         "tie_word_embeddings": False,
         "torch_dtype": model.dtype,
-        "text_config": _text_config(model.text, model.dtype),
+        "text_config": text_config(model.text, model.dtype),
         "vision_config": {
             "model_type": "internvl_vision",
             "hidden_size": v.hidden,
@@ -290,7 +139,7 @@ def _qwen_config(model: RehearsedModel) -> dict[str, Any]:
             "model_type": "qwen2_5_vl",
         }
     half = t.dim // 2  # of which time, height and width each turn a part
-    return _text_config(t, model.dtype) | {
+    return text_config(t, model.dtype) | {
         "architectures": [f"{name}ForConditionalGeneration"],
         "model_type": vision["model_type"],
         "rope_scaling": {
@@ -310,7 +159,7 @@ def _qwen3_vl_config(model: RehearsedModel) -> dict[str, Any]:
     v, t = model.vision, model.text
     assert v is not None
     mrope = {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [24, 20, 20]}
-    text = _text_config(t, model.dtype)
+    text = text_config(t, model.dtype)
     kind = "qwen3_vl_moe" if t.experts else "qwen3_vl"
     return {
         "architectures": [f"Qwen3VL{'Moe' if t.experts else ''}ForConditionalGeneration"],
@@ -371,7 +220,7 @@ def _intern_s1_pro_config(model: RehearsedModel) -> dict[str, Any]:
 def _qwen2_5_halves(model: RehearsedModel) -> dict[str, Any]:
     """Qwen2.5-VL's halves, the language model's keys by themselves."""
     config = _qwen_config(model)
-    text = _text_config(model.text, model.dtype)
+    text = text_config(model.text, model.dtype)
     text["rope_scaling"] = config["rope_scaling"] | {"type": "default"}
     special = special_tokens(model)
     ids = {f"{one}_token_index": special[f"<|{one}_pad|>"] for one in ("image", "video", "audio")}
@@ -389,7 +238,7 @@ def _qwen3_halves(model: RehearsedModel) -> dict[str, Any]:
 
 
 def _omni_config(model: RehearsedModel) -> dict[str, Any]:
-    """A Qwen-VL's halves in a thinker, with the tower for sound."""
+    """A Qwen-VL's halves in a thinker, with the audio tower."""
     assert model.vision is not None
     audio, second = model.vision.audio, model.vision.kind == "qwen2_5"
     assert audio is not None
@@ -430,7 +279,7 @@ def _kimi_config(model: RehearsedModel) -> dict[str, Any]:
         "dtype": model.dtype,
         "tie_word_embeddings": False,
         "media_placeholder_token_id": special_tokens(model)["<|media_pad|>"],
-        "text_config": _text_config(model.text, model.dtype),
+        "text_config": text_config(model.text, model.dtype),
         "vision_config": {
             "patch_size": v.patch,
             "init_pos_emb_height": side,
@@ -469,7 +318,7 @@ def _qwen3_5_config(model: RehearsedModel) -> dict[str, Any]:
         "attn_output_gate": True,
         "rope_parameters": rope,
     }
-    text |= _delta_config(t, d)
+    text |= delta_config(t, d)
     for key in ("rope_scaling", "rope_theta"):
         text.pop(key)
     vision = config["vision_config"] | {"model_type": f"qwen3_5{moe}"}
@@ -486,7 +335,7 @@ def _qwen3_5_config(model: RehearsedModel) -> dict[str, Any]:
 def config_of(model: RehearsedModel) -> JsonObject:
     """The ``config.json`` of a model."""
     if model.vision is None:
-        config = _text_config(model.text, model.dtype)
+        config = text_config(model.text, model.dtype)
     elif model.vision.kind == "internvit":
         config = _internvl_config(model)
     elif model.vision.kind == "internvit_hf":

@@ -1,0 +1,58 @@
+"""How a checkpoint stores a linear layer or a norm: names, safetensors types and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+__all__ = ["LINEARS", "MX_GROUP", "Entry", "dense", "norm"]
+
+#: Name, safetensors type and shape.
+Entry = tuple[str, str, tuple[int, ...]]
+_GROUP = 128
+#: Weights that share an exponent in mxfp4, and a scale in compressed-tensors.
+MX_GROUP = 32
+
+
+def dense(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
+    """A linear layer as it is computed."""
+    yield f"{name}.weight", dtype, (outs, ins)
+    if bias:
+        yield f"{name}.bias", dtype, (outs,)
+
+
+def _awq(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
+    yield f"{name}.qweight", "I32", (ins, outs // 8)
+    yield f"{name}.qzeros", "I32", (ins // _GROUP, outs // 8)
+    yield f"{name}.scales", "F16", (ins // _GROUP, outs)
+    if bias:
+        yield f"{name}.bias", dtype, (outs,)
+
+
+def _fp8(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
+    yield f"{name}.weight", "F8_E4M3", (outs, ins)
+    yield f"{name}.weight_scale_inv", "BF16", (-(-outs // _GROUP), -(-ins // _GROUP))
+    if bias:
+        yield f"{name}.bias", dtype, (outs,)
+
+
+def _int4(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
+    """Of compressed-tensors, which packs experts alone here."""
+    if ".experts." not in name:
+        yield from dense(name, outs, ins, dtype, bias)
+        return
+    yield f"{name}.weight_packed", "I32", (outs, ins // 8)
+    yield f"{name}.weight_scale", dtype, (outs, ins // MX_GROUP)
+    yield f"{name}.weight_shape", "I32", (2,)
+
+
+#: Of mxfp4 the experts alone are packed.
+LINEARS = {
+    "": dense, "awq": _awq, "fp8": _fp8, "mxfp4": dense, "compressed-tensors": _int4,
+}  # fmt: skip
+
+
+def norm(name: str, size: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
+    """A norm's weight, and its bias where it has one."""
+    yield f"{name}.weight", dtype, (size,)
+    if bias:
+        yield f"{name}.bias", dtype, (size,)
