@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from turbofit.core.json_types import JsonObject
-from turbofit.rehearse.checkpoint.dims import RehearsedModel
+from turbofit.rehearse.checkpoint.dims import RehearsedModel, Vision
 
 __all__ = ["preprocessor_of"]
 
@@ -11,30 +11,8 @@ __all__ = ["preprocessor_of"]
 def preprocessor_of(model: RehearsedModel) -> JsonObject:
     """The ``preprocessor_config.json`` of a model with a vision tower."""
     assert model.vision is not None
-    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    if model.vision.kind == "internvit_hf":
-        return {
-            "image_processor_type": "GotOcr2ImageProcessor",
-            "processor_class": "InternVLProcessor",
-            "crop_to_patches": True,
-            "min_patches": 1,
-            "max_patches": model.max_tiles,
-            "size": {"height": model.vision.image, "width": model.vision.image},
-            "image_mean": mean,
-            "image_std": std,
-        }
     if model.vision.kind.startswith("internvit"):
-        return {
-            "image_processor_type": "CLIPFeatureExtractor",
-            "crop_size": model.vision.image,
-            "size": model.vision.image,
-            "do_center_crop": True,
-            "do_normalize": True,
-            "do_resize": True,
-            "image_mean": mean,
-            "image_std": std,
-            "resample": 3,
-        }
+        return _internvit(model, model.vision)
     if model.vision.kind == "moonvit":
         return {
             "media_proc_cfg": {
@@ -70,4 +48,26 @@ def preprocessor_of(model: RehearsedModel) -> JsonObject:
         "max_pixels": 12845056,
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
         "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
+
+
+def _internvit(model: RehearsedModel, vision: Vision) -> JsonObject:
+    normal: JsonObject = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    if vision.kind == "internvit_hf":
+        return normal | {
+            "image_processor_type": "GotOcr2ImageProcessor",
+            "processor_class": "InternVLProcessor",
+            "crop_to_patches": True,
+            "min_patches": 1,
+            "max_patches": model.max_tiles,
+            "size": {"height": vision.image, "width": vision.image},
+        }
+    return normal | {
+        "image_processor_type": "CLIPFeatureExtractor",
+        "crop_size": vision.image,
+        "size": vision.image,
+        "do_center_crop": True,
+        "do_normalize": True,
+        "do_resize": True,
+        "resample": 3,
     }
