@@ -34,7 +34,7 @@ def test_an_eagle3_draft_is_read(tmp_path: Path) -> None:
     draft = read_draft(resolve_model(LLAMA), "eagle3", folder_of(tmp_path), 3)
     assert (draft.text.layers, draft.text.kv_heads, draft.vocab) == (1, 8, 32000)
     assert not draft.embeddings
-    assert draft.own_checkpoint
+    assert draft.has_checkpoint
     assert draft.model == str(tmp_path)
     assert draft.target_states == 3
 
@@ -78,7 +78,7 @@ def test_layers_of_the_target_draft(model: str, method: Any, key: bool) -> None:
     assert draft.text.attention_layers == 1
     assert draft.embeddings is key
     assert draft.model == ""
-    assert not draft.own_checkpoint
+    assert not draft.has_checkpoint
     if target.text.moe is not None:
         assert draft.text.moe is not None
         assert draft.text.moe.layers == 1

@@ -39,7 +39,7 @@ class Draft(Struct):
         return self.num_speculative_tokens + 1
 
     @property
-    def own_checkpoint(self) -> bool:
+    def has_checkpoint(self) -> bool:
         """Whether it has a checkpoint of its own: it is whole on an engine's first rank."""
         return self.method in ("eagle", "eagle3")
 

@@ -74,7 +74,7 @@ def block_bytes(text: TextDims, settings: Settings) -> int:
     size = _layers_bytes(text, settings, tokens, settings.tp)
     if draft is not None:
         size += _layers_bytes(
-            draft.text, settings, tokens, 1 if draft.own_checkpoint else settings.tp
+            draft.text, settings, tokens, 1 if draft.has_checkpoint else settings.tp
         )
     return size
 

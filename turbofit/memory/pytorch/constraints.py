@@ -159,7 +159,7 @@ def draft_problem(settings: Settings) -> str | None:
             f"--cache-block-seq-len {settings.cache_block_seq_len}: FlashMLA, with which drafts are"
             f" verified, takes blocks of {_FLASH_MLA_BLOCK}"
         )
-    if settings.model_format and settings.draft.own_checkpoint:
+    if settings.model_format and settings.draft.has_checkpoint:
         return (
             f"--model-format {settings.model_format} is taken for the draft's weights as well,"
             " which are of 16 bits"

@@ -48,7 +48,7 @@ def draft_terms(model: Model, settings: Settings) -> list[Term]:
     if draft is None:
         return []
     note = f"{draft.method}, {draft.num_speculative_tokens} tokens a step"
-    if draft.own_checkpoint and settings.tp > 1:
+    if draft.has_checkpoint and settings.tp > 1:
         note += ", on the first rank alone"
     terms = [term("weights.draft", "weights", draft_weights(model, draft, settings.tp),
                   "formula", note)]  # fmt: skip
@@ -63,7 +63,7 @@ def draft_weights(model: Model, draft: Draft, tp: int) -> int:
     """Bytes of the draft on one rank."""
     text, layers = draft.text, draft.text.layers
     table = text.vocab * text.hidden * HALF
-    if draft.own_checkpoint:
+    if draft.has_checkpoint:
         size = draft_elements(draft.method, text, draft.vocab, model.text.hidden) * HALF
         places = _PLACES * draft.vocab if draft.method == "eagle3" else 0
         return size + places + (table if draft.embeddings else 0)
@@ -85,7 +85,7 @@ def draft_weights(model: Model, draft: Draft, tp: int) -> int:
 def draft_staged(settings: Settings) -> int:
     """Bytes that are there beside all weights for a moment: embeddings that give way."""
     draft = settings.draft
-    if draft is None or draft.embeddings or not draft.own_checkpoint:
+    if draft is None or draft.embeddings or not draft.has_checkpoint:
         return 0
     return draft.text.vocab * draft.text.hidden * HALF
 
@@ -120,7 +120,7 @@ class DraftedActivations(Activations):
         super().__init__(model, settings, constants)
         assert settings.draft is not None
         self.draft = settings.draft
-        tp = 1 if self.draft.own_checkpoint else settings.tp
+        tp = 1 if self.draft.has_checkpoint else settings.tp
         drafting = replace(model, text=self.draft.text, vision=None, image_rule=None)
         self.drafting = Activations(drafting, replace(settings, tp=tp), constants)
         for work in (self, self.drafting):

@@ -28,12 +28,12 @@ def speculative_of(draft: Draft | None, model: Model, scratch: Path) -> Options:
     if draft is None:
         return {}
     folder = Path(draft.model).expanduser()
-    if draft.own_checkpoint and not any(folder.glob("*.safetensors")):
+    if draft.has_checkpoint and not any(folder.glob("*.safetensors")):
         folder = _write(draft, model.text.hidden, scratch / "draft")
     return {
         "method": draft.method,
         "num_speculative_tokens": draft.num_speculative_tokens,
-        "model": str(folder) if draft.own_checkpoint else "",
+        "model": str(folder) if draft.has_checkpoint else "",
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from turbofit.core.json_types import JsonObject
 from turbofit.core.model import MlaDims
 from turbofit.rehearse.checkpoint.dims import (
     RehearsedDelta,
@@ -36,7 +37,7 @@ _LLM_ARCH = {
 }
 
 
-def text_config(t: RehearsedText, dtype: str) -> dict[str, Any]:
+def text_config(t: RehearsedText, dtype: str) -> JsonObject:
     """The keys of a language model, alone or inside another model."""
     config = {
         "architectures": [_LLM_ARCH[t.arch]],
@@ -106,7 +107,7 @@ def _experts_config(e: RehearsedExperts) -> dict[str, Any]:
     }
 
 
-def delta_config(t: RehearsedText, d: RehearsedDelta) -> dict[str, Any]:
+def delta_config(t: RehearsedText, d: RehearsedDelta) -> JsonObject:
     """Gated delta nets.
 
     Both keys say which layers have one: with one of them Transformers 5 drops the interval, which

@@ -197,7 +197,7 @@ def checkpoint_for(
             hint=_delta_hint(model),
         )
     twin = twin_of(model)
-    if draft is not None and not draft.own_checkpoint:
+    if draft is not None and not draft.has_checkpoint:
         twin = replace(twin, text=replace(twin.text, drafting=draft.text.layers))
     return write_model(twin, folder)
 
