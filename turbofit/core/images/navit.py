@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 from math import sqrt
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
+from msgspec import Meta
 from msgspec.structs import replace
 
 from turbofit.core.images.patch import PatchRule
@@ -19,7 +20,10 @@ from turbofit.core.images.rule import FolderEdits, Size
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["NavitRule"]
+__all__ = ["LARGEST_SIDE", "NavitRule"]
+
+#: Patches of a side: the worst image is looked for among as many.
+LARGEST_SIDE: Final = 1 << 12
 
 
 class NavitRule(PatchRule, tag="navit"):
@@ -32,7 +36,7 @@ class NavitRule(PatchRule, tag="navit"):
 
     min_pixels: int = 1
     client_knobs: bool = False
-    side: int = 512
+    side: Annotated[int, Meta(le=LARGEST_SIDE)] = 512
 
     @property
     def by_request(self) -> bool:

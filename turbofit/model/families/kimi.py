@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from turbofit.core.images import NavitRule
+from turbofit.core.images.navit import LARGEST_SIDE
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
@@ -77,5 +78,5 @@ def read_rule(processor: Section | None) -> NavitRule:
         patch_size=_PATCH,
         merge=_MERGE,
         max_pixels=media.integer("in_patch_limit", _BUDGET, high=1 << 24) * _PATCH**2,
-        side=media.integer("patch_limit_on_one_side", _SIDE, low=_MERGE, high=1 << 12),
+        side=media.integer("patch_limit_on_one_side", _SIDE, low=_MERGE, high=LARGEST_SIDE),
     )

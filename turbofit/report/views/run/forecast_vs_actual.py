@@ -17,6 +17,8 @@ __all__ = ["ForecastSide", "sides"]
 
 #: Phases of a rehearsal that belong to loading: what comes before the cache is cut.
 _LOADING: Final = ("import", "context", "weights", "prepare", "engine", "build", "load", "sizing")
+#: A smaller ratio is nobody's.
+_LEAST: Final = 1e-6
 
 
 class ForecastSide(Struct):
@@ -71,7 +73,7 @@ def _whole(plan: Plan, group: int, ledger: GpuLedger, run: RunReport | None) -> 
         ),
         ForecastSide(
             what="free when the cache was sized, least of the group",
-            forecast=round(cache / ratio) if cache and ratio and _sized(plan) else None,
+            forecast=round(cache / ratio) if cache and ratio > _LEAST and _sized(plan) else None,
             rehearsed=free,
             measured=_actual(plan, run, ledger, "free when the cache was sized"),
         ),
