@@ -227,8 +227,8 @@ _VISION: Final = re.compile(
 )
 _FRAME: Final = re.compile(r"\s+\[ ?(\d+)\] (.+) @ \S+:\d+\s*")
 _TORCH: Final = re.compile(r"(?:torch\.(?:cuda\.)?)?OutOfMemoryError: (CUDA out of memory.*)")
-_REQUESTED: Final = re.compile(r"Tried to allocate (\d+(?:\.\d+)?) ([KMG]iB)")
-_FREE: Final = re.compile(r"of which (\d+(?:\.\d+)?) ([KMG]iB) is free")
+_REQUESTED: Final = re.compile(r"Tried to allocate ([\d.]+) ([KMG]iB)")
+_FREE: Final = re.compile(r"of which ([\d.]+) ([KMG]iB) is free")
 _UNITS: Final = {"KiB": 1 << 10, "MiB": MIB, "GiB": 1 << 30}
 _FALLBACK: Final = re.compile(r".*(Fallback to pytorch engine because .*)")
 _PYTHON: Final = re.compile(r"((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit)): ?(.*)")
