@@ -237,13 +237,15 @@ def turbofit_killed(day: Day) -> None:
 def turbofit_killed_and_its_guards(day: Day) -> None:
     """Its engines live on, and hold their memory; the lease says which they are.
 
-    Not while the disk is broken, or was just now: no file names them then, and nobody can end them.
+    Not while the disk is broken or slow, or was just now: no file may name them then, and nobody
+    can end them.
     """
     process = day.turbofit.process
     world = day.world
-    noted = world.scheduler.now > world.machine.disk_bad_until + _NOTED
+    machine = world.machine
+    noted = world.scheduler.now > max(machine.disk_bad_until, machine.disk_slow_until) + _NOTED
     if process is not None and noted:
-        for engine in day.world.machine.engines.values():
+        for engine in machine.engines.values():
             if engine.owner is process and engine.kill in process.ends:
                 process.ends.remove(engine.kill)
     day.turbofit.kill()
