@@ -44,7 +44,7 @@ class BaseTileRule(ImageRule):
 
     tile_size: int
     tokens_per_tile: int
-    max_dynamic_patch: Annotated[int, Meta(le=LARGEST_PATCH_LIMIT)]
+    max_dynamic_patch: Annotated[int, Meta(ge=1, le=LARGEST_PATCH_LIMIT)]
     min_dynamic_patch: int = 1
     thumbnail: bool = True
     dynamic: bool = True
