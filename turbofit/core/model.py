@@ -141,7 +141,12 @@ class TextDims(Struct):
     @property
     def cached_latent(self) -> MlaDims | None:
         """What the cache holds in place of keys and values; None where it holds these."""
-        return None if self.mla is None or self.mla.expanded else self.mla
+        return None if self.expands_latent else self.mla
+
+    @property
+    def expands_latent(self) -> bool:
+        """Whether attention is by latents, and the cache holds keys and values all the same."""
+        return self.mla is not None and self.mla.expanded
 
     @property
     def attention_layers(self) -> int:

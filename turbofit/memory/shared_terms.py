@@ -8,10 +8,10 @@ from typing import Final
 from turbofit.core.machine import Gpu
 from turbofit.core.plan import Basis, Phase, Term
 
-__all__ = ["HOPPER", "POOL_WARMUP", "capability_of", "term", "transients"]
+__all__ = ["AMPERE", "HOPPER", "POOL_WARMUP", "capability_of", "term", "transients"]
 
-#: Its compute capability.
-HOPPER = (9, 0)
+#: Their compute capabilities; cards before Ampere have no bfloat16.
+AMPERE, HOPPER = (8, 0), (9, 0)
 #: The term of what the warm-up's forward leaves in the engine's pool or in torch's allocator.
 POOL_WARMUP: Final = "pool_warmup"
 

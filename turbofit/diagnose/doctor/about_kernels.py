@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.struct import NA
 from turbofit.diagnose.doctor.finding import Finding, ok, stops, unreadable, warning
 from turbofit.kernels import families
+from turbofit.memory.shared_terms import AMPERE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,7 +21,6 @@ __all__ = ["capabilities", "kernel_findings"]
 _16_BITS: Final = ("float16", "bfloat16")
 #: Weights beside those of 16 bits, as people know them.
 _PACKED: Final = {"int4": "int4 (AWQ, GPTQ)", "fp8": "fp8", "mxfp4": "mxfp4"}
-_AMPERE: Final = (8, 0)
 
 
 def kernel_findings(sources: Sources, gpus: Sequence[Gpu]) -> Iterator[Finding]:
@@ -42,7 +42,7 @@ def _generation(gpus: Sequence[Gpu], cards: dict[str, tuple[int, int]]) -> Findi
         return unreadable(
             check, "the cards' compute capability", "it decides the dtype and the kernels"
         )
-    halves = [name for name, version in cards.items() if version < _AMPERE]
+    halves = [name for name, version in cards.items() if version < AMPERE]
     if halves:
         return warning(
             check,

@@ -11,15 +11,13 @@ from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.pytorch.cache import KV_TYPES, RESERVED_BLOCKS, TURBO_QUANT
 from turbofit.memory.pytorch.flash_attention import without_kernels
 from turbofit.memory.pytorch.weights import VOCAB_ROWS, WHOLE_TOWERS
-from turbofit.memory.shared_terms import capability_of
+from turbofit.memory.shared_terms import AMPERE, capability_of
 
 __all__ = [
     "cache_problem", "checkpoint_problem", "communicator_problem", "draft_problem",
     "missing_kernels", "settings_problem", "state_problem", "tp_problem",
 ]  # fmt: skip
 
-#: The first compute capability with bfloat16.
-_BFLOAT16 = (8, 0)
 #: The first compute capability with fp8 in Triton.
 _FP8 = (8, 9)
 #: `quant_policy` of a cache of that type.
@@ -53,7 +51,7 @@ def tp_problem(model: Model, tp: int) -> str | None:
 
 def _problems(model: Model, tp: int) -> Iterator[str]:
     text, vision = model.text, model.vision
-    if text.mla is not None and text.mla.expanded and tp > 1:
+    if text.expands_latent and tp > 1:
         # models/minicpm3.py keeps kv_b whole and takes its outputs for a rank's heads.
         yield f"LMDeploy 0.18's class of {model.name} fails at its first forward on several ranks"
     if text.heads % tp:
@@ -130,8 +128,7 @@ def cache_problem(model: Model, settings: Settings) -> str | None:
     size = model.text.head_dim
     if settings.quant_policy and model.text.cached_latent:
         return f"--quant-policy {settings.quant_policy} is not planned for latent attention: 0 is"
-    expanded = model.text.mla is not None and model.text.mla.expanded
-    if expanded and KV_TYPES[settings.quant_policy].key_scales:
+    if model.text.expands_latent and KV_TYPES[settings.quant_policy].key_scales:
         # models/minicpm3.py hands no scales to its attention: the warm-up fails.
         return (
             f"--quant-policy {settings.quant_policy}: LMDeploy 0.18's class of {model.name} caches"
@@ -189,7 +186,7 @@ def _bfloat_states(model: Model) -> bool:
 
 def _without_bfloat16(launch: EngineLaunch) -> str | None:
     """The first of the cards that has no bfloat16, by its name."""
-    return next((gpu.name for gpu in launch.gpus if capability_of(gpu) < _BFLOAT16), None)
+    return next((gpu.name for gpu in launch.gpus if capability_of(gpu) < AMPERE), None)
 
 
 def communicator_problem(settings: Settings) -> str | None:

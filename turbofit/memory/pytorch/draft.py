@@ -95,8 +95,7 @@ def activations_of(
 ) -> Activations:
     """The stages of a model, with its draft's where something drafts."""
     if settings.draft is None:
-        expanded = model.text.mla is not None and model.text.mla.expanded
-        kind = MiniCPM3Activations if expanded else Activations
+        kind = MiniCPM3Activations if model.text.expands_latent else Activations
         return kind(model, settings, constants)
     processors = max(known(gpu.sm_count, _PROCESSORS) for gpu in gpus)
     return DraftedActivations(model, settings, constants, processors)

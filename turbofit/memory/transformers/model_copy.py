@@ -10,6 +10,7 @@ from turbofit.core.model import DTYPE_BYTES, Model
 from turbofit.core.struct import NA, Struct, known
 from turbofit.core.units import MIB
 from turbofit.machine.presets import context_bytes
+from turbofit.memory.shared_terms import AMPERE, HOPPER
 from turbofit.memory.transformers.activations import (
     embedding_bytes,
     prefill_bytes,
@@ -22,8 +23,6 @@ from turbofit.memory.vision_load import VisionLoad
 
 __all__ = ["Load", "ModelCopy", "Placement", "load_of"]
 
-_AMPERE: Final = (8, 0)
-_HOPPER: Final = (9, 0)
 #: cuBLAS's workspace as torch asks for it, once for the library and once for cuBLASLt.
 _WORKSPACE: Final = {False: 2 * 9 * MIB, True: 2 * 32 * MIB}
 #: Torch's allocator rounds: segments of weights, seen 8 to 57 MiB.
@@ -102,7 +101,7 @@ class ModelCopy:
         """
         capability = self.gpus[place].compute_capability
         grouped = self.model.text.heads != self.model.text.kv_heads
-        return grouped and (capability == NA or capability < _AMPERE)
+        return grouped and (capability == NA or capability < AMPERE)
 
     def room(self, place: int) -> int:
         """Bytes of a card for weights, cache and activations: without others, context, margin."""
@@ -171,7 +170,7 @@ class ModelCopy:
     def workspace(self, place: int) -> int:
         """Bytes of cuBLAS on a card."""
         capability = self.gpus[place].compute_capability
-        return _WORKSPACE[capability == NA or capability >= _HOPPER]
+        return _WORKSPACE[capability == NA or capability >= HOPPER]
 
     @staticmethod
     def _rounded(size: int) -> int:

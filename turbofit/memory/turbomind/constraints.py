@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.shared_terms import capability_of
+from turbofit.memory.shared_terms import AMPERE, capability_of
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.pool import symmetric_buffer
 from turbofit.memory.turbomind.weights import kv_heads_held, vision_mlp_width
@@ -19,7 +19,6 @@ _IPC_RANKS = 8
 #: says so in `--help` and does not hold it; with 16 answers are garbled (lmdeploy#1195).
 _BLOCK = 32
 _BLOCK_BEFORE_AMPERE = 64
-_AMPERE = (8, 0)
 
 
 def tp_problem(model: Model, tp: int) -> str | None:
@@ -86,7 +85,7 @@ def checkpoint_problem(launch: EngineLaunch) -> str | None:
         return (
             f"--model-format {given}: the weights of {launch.model.name} are stored in {stored_as}"
         )
-    ampere = all(capability_of(gpu) >= _AMPERE for gpu in launch.gpus)
+    ampere = all(capability_of(gpu) >= AMPERE for gpu in launch.gpus)
     multiple = _BLOCK if ampere else _BLOCK_BEFORE_AMPERE
     tokens = launch.settings.cache_block_seq_len
     if tokens % multiple:

@@ -42,11 +42,13 @@ def speed_remedies(request: ResolvedRequest, found: Found, engine: Engine) -> It
 
 def _pages(request: ResolvedRequest, best: Evaluation, engine: Engine) -> Iterator[Remedy]:
     """Images as the tool of a reader of documents sends them."""
-    preset = preset_of(request.model)
-    page = preset.page if preset is not None else None
     workload = request.workload
     limited = workload.image_size is not None or request.fixed_limit is not None
-    if page is None or limited or not best.vision_load.units_per_image:
+    if limited or not best.vision_load.units_per_image:
+        return
+    preset = preset_of(request.model)
+    page = preset.page if preset is not None else None
+    if page is None:
         return
     change, size = f"--image-size {page.width}x{page.height}", (page.width, page.height)
     workload = replace(workload, image_size=size)

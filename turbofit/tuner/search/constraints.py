@@ -8,11 +8,9 @@ from typing import Literal
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu
 from turbofit.core.model import Model
-from turbofit.memory.shared_terms import HOPPER
+from turbofit.memory.shared_terms import AMPERE, HOPPER, capability_of
 
 __all__ = ["chosen_dtype", "dtype_for"]
-
-_AMPERE = (8, 0)
 
 
 def dtype_for(model: Model, gpus: Sequence[Gpu]) -> tuple[Literal["float16", "bfloat16"], str]:
@@ -26,7 +24,7 @@ def dtype_for(model: Model, gpus: Sequence[Gpu]) -> tuple[Literal["float16", "bf
         if model.text.delta is not None and all(_capability(gpu) == HOPPER for gpu in gpus):
             return "bfloat16", "gated delta nets run in bfloat16 on Hopper"
         return "float16", f"{packed.method} runs in float16"
-    if any(_capability(gpu) < _AMPERE for gpu in gpus):
+    if any(_capability(gpu) < AMPERE for gpu in gpus):
         return "float16", "these GPUs have no bfloat16"
     if model.dtype == "float16":
         return "float16", "the checkpoint's own"
@@ -52,4 +50,4 @@ def chosen_dtype(model: Model, fixed: object, gpus: Sequence[Gpu]) -> str:
 
 def _capability(gpu: Gpu) -> tuple[int, int]:
     """Compute capability; where it cannot be read, one that has bfloat16."""
-    return _AMPERE if gpu.compute_capability == "NA" else gpu.compute_capability
+    return capability_of(gpu, unknown=AMPERE)
