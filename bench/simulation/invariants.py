@@ -44,9 +44,11 @@ class Invariants:
         self._world = world
         #: By card, the living turbofits that have started engines on it.
         self._planned: dict[int, dict[Process | None, None]] = {}
-        #: Turbofits and cards where another one sized a cache before theirs was settled. LMDeploy
-        #: takes a share of what is free just then, so that no plan holds: known, not mended.
+        #: Turbofits and cards where one sized a cache when the other had given back what it held
+        #: when that engine started, and its ratio was chosen: known, not mended.
         self._raced: set[tuple[Process | None, int]] = set()
+        #: By engine, what each other turbofit held of its cards then.
+        self._held: dict[SimulatedEngine, dict[tuple[Process | None, int], int]] = {}
         #: What each turbofit's newest plan will take of each card at most, its margin included.
         self._needs: dict[Process, dict[int, int]] = {}
         #: When each killing request has ended an engine.
@@ -63,23 +65,34 @@ class Invariants:
                 break
         for index in engine.gpus:
             self._planned.setdefault(index, {})[engine.owner] = None
+        self._held[engine] = self._held_beside(engine)
 
     def cache_sized(self, engine: SimulatedEngine) -> None:
-        """An engine sizes its cache: whose engines on its cards are not settled?"""
-        for index in engine.gpus:
-            engines = self._world.machine.engines.values()
-            owners = {one.owner: one for one in engines if index in one.gpus}
-            for process in self._planned.get(index, {}):
-                other = owners.get(process)
-                if process is not engine.owner and (other is None or not other.listening):
-                    self._raced |= {(process, index), (engine.owner, index)}
+        """An engine sizes its cache: who holds less of its cards than when it started?"""
+        now = self._held_beside(engine)
+        for (process, index), held in self._held.pop(engine).items():
+            if now.get((process, index), 0) < held:
+                self._raced |= {(process, index), (engine.owner, index)}
+
+    def _held_beside(self, engine: SimulatedEngine) -> dict[tuple[Process | None, int], int]:
+        """Bytes that the other turbofits' engines hold of an engine's cards."""
+        return {
+            (process, index): self._held_by(process, index)
+            for index in engine.gpus
+            for process in self._planned.get(index, {})
+            if process is not engine.owner
+        }
+
+    def _held_by(self, process: Process | None, index: int) -> int:
+        held = self._world.machine.cards[index].held
+        return sum(held.get(one.pid, 0) for one in self._engines_of(process, index))
 
     def out_of_memory(self, engine: SimulatedEngine) -> None:
         """No engine lacks memory for an admitted request, but for what nobody could foresee."""
         world = self._world
         world.count("out of memory while serving")
         if any((engine.owner, index) in self._raced for index in engine.gpus):
-            world.count("out of memory after two turbofits sized caches at once (known)")
+            world.count("out of memory after memory was given back while a cache was due (known)")
             return
         if not self._surprised(engine):
             world.violate(
@@ -116,9 +129,8 @@ class Invariants:
         a cache that is larger than its plan takes no less of what comes later."""
         pending = 0
         for other, needs in self._needs.items():
-            engines = self._engines_of(other, index)
-            held = sum(self._world.machine.cards[index].held.get(one.pid, 0) for one in engines)
-            surplus = sum(one.surplus for one in engines)
+            held = self._held_by(other, index)
+            surplus = sum(one.surplus for one in self._engines_of(other, index))
             if other is not process:
                 pending += max(0, needs.get(index, 0) + surplus - held)
         return pending
@@ -133,7 +145,7 @@ class Invariants:
         ]  # fmt: skip
         return bool(more) or not fresh or machine.disk_error is not None
 
-    def _engines_of(self, process: Process, index: int) -> list[SimulatedEngine]:
+    def _engines_of(self, process: Process | None, index: int) -> list[SimulatedEngine]:
         engines = self._world.machine.engines.values()
         return [one for one in engines if one.owner is process and index in one.gpus]
 

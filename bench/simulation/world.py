@@ -142,14 +142,14 @@ class World:
 
     def plan_of(self, gpus: list[int], ratio: float) -> tuple[float, Plan]:
         """The plan that an engine was started by, and when it was made: the newest with these
-        cards and this ratio."""
+        cards, whose ratio a start may lower (`launch.serve.shared_cards`)."""
         process = self.scheduler.process
         plans = self.plans.get(process.pid, []) if process is not None else []
         for made, plan in reversed(plans):
             for group, members in enumerate(plan.parallel.groups):
                 one = plan.of_group(group)
-                same = abs(one.settings.cache_max_entry_count - ratio) < 1e-9
-                if list(members) == gpus and same:
+                lowered = ratio < one.settings.cache_max_entry_count + 1e-9
+                if list(members) == gpus and lowered:
                     return made, one
         raise Violation(f"an engine was started on {gpus} at {ratio} by no plan")
 

@@ -11,7 +11,7 @@ from bench.common.plans import plausible_plan
 from turbofit.core.plan import Engine
 from turbofit.core.units import GIB
 from turbofit.launch.serve import shared_cards
-from turbofit.launch.serve.shared_cards import SharedCards
+from turbofit.launch.serve.shared_cards import SharedCards, ratio_now
 from turbofit.pretend.shared import Process, SharedRecord
 
 PLAN = plausible_plan(gpus=1, tp=1)
@@ -37,6 +37,21 @@ def test_on_real_cards_nvml_says_what_is_free(monkeypatch: pytest.MonkeyPatch) -
     used.clear()
     assert SharedCards().ratio(PLAN) == PLANNED
     assert SharedCards().file(PLAN) is None
+
+
+def test_what_others_have_yet_to_take_is_not_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    (gpu,) = PLAN.gpus
+    used: dict[int, int] = {}
+    monkeypatch.setattr("turbofit.launch.serve.gpu_monitor.used_now", lambda _: used)
+    assert ratio_now(PLAN) == PLANNED
+    # Another turbofit reserved 2 GiB, and holds none of them.
+    used[gpu.index] = gpu.total - gpu.reserved - gpu.free - 2 * GIB
+    region = PLAN.kv.region_bytes
+    sized = ratio_now(PLAN) * (region / PLANNED + 2 * GIB)
+    assert region <= sized < region + gpu.total / 10**6
+    # Somebody took half a GiB: the cache has its part of that, and not all is left to the margin.
+    used[gpu.index] += 5 * GIB // 2
+    assert ratio_now(PLAN) == PLANNED
 
 
 def test_on_a_pretend_card_its_file_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from turbofit.launch.engine.runner import module_runner
 from turbofit.launch.serve.checks import check_before
 from turbofit.launch.serve.forecast_check import as_launched, beside, lines
 from turbofit.launch.serve.gpu_monitor import GpuMonitor, memory_back, used_now, without
+from turbofit.launch.serve.shared_cards import ratio_now
 from turbofit.launch.serve.start_progress import StartProgress
 from turbofit.launch.serve.supervisor import Server
 from turbofit.planning.commands import commands, module_of, private_commands, refuse_options
@@ -154,9 +155,14 @@ class Attempt:
         ]
 
     def _ratio(self, group: int) -> Callable[[], float] | None:
-        """Gives each start of an engine its cache ratio, where other models share its cards."""
+        """Gives each start of an engine its cache ratio; None: the plan's, on a machine of its own.
+
+        Where other models of ours share the cards, a start takes the plan's cache whatever is free.
+        """
         shared, plan = self._job.shared, self._plan.of_group(group)
-        return None if shared is None else lambda: shared.ratio(plan)
+        if shared is not None:
+            return lambda: shared.ratio(plan)
+        return None if self._job.config.pretend else lambda: ratio_now(plan)
 
     def _open(self, urls: list[str]) -> None:
         """All engines are ready: tell, compare, open."""

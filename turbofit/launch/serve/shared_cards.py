@@ -1,4 +1,9 @@
-"""Cards on which other models of this turbofit have engines, too: what is free of them now."""
+"""Cards on which others have engines, too: what is free of them now, and the cache ratio for it.
+
+Others are further models of this turbofit, or other turbofits, whose reservations a plan counts as
+used. What they have yet to take is free when LMDeploy sizes a cache, and its ratio would take a
+share of it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,20 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
 
-__all__ = ["SharedCards"]
+__all__ = ["SharedCards", "ratio_now"]
+
+
+def ratio_now(plan: Plan) -> float:
+    """The ratio of a start on real GPUs: where more is free than planned, the plan's bytes.
+
+    Where less is free it is the plan's, so that what somebody took comes from the cache, too.
+
+    Over: by what others give back between this look and LMDeploy's, while the engine loads.
+
+    Args:
+        plan: of one group.
+    """
+    return min(plan.settings.cache_max_entry_count, fitted_ratio(plan, _free(plan)))
 
 
 class SharedCards:
@@ -43,14 +61,7 @@ class SharedCards:
     def _free(self, plan: Plan) -> dict[str, int]:
         """Free bytes by GPU UUID; what cannot be read is left out."""
         if self._file is None:
-            from turbofit.launch.serve.gpu_monitor import used_now
-
-            used = used_now(plan)
-            return {
-                gpu.uuid: gpu.total - gpu.reserved - used[gpu.index]
-                for gpu in plan.gpus
-                if gpu.index in used
-            }
+            return _free(plan)
         file = self.file(plan)
         if file is None:
             return {}
@@ -62,3 +73,15 @@ class SharedCards:
             held = sum(one.held[place] + one.context[place] + one.late[place] for one in alive)
             free[gpu.uuid] = gpu.total - gpu.reserved - gpu.used - held
         return free
+
+
+def _free(plan: Plan) -> dict[str, int]:
+    """Free bytes by GPU UUID, as NVML has them now; what cannot be read is left out."""
+    from turbofit.launch.serve.gpu_monitor import used_now
+
+    used = used_now(plan)
+    return {
+        gpu.uuid: gpu.total - gpu.reserved - used[gpu.index]
+        for gpu in plan.gpus
+        if gpu.index in used
+    }
