@@ -31,6 +31,7 @@ def test_runs_of_layers_are_folded(tmp_path):
         '{"model": "gpu"}',
         '{"model": 1.5}',
         '{"a": ' + "[" * 9999,
+        '{"\\ud800": 0}',
         '{"m.layers.3-1": 0}',
         '{"m.layers.0-99999999": 0}',
     ],

@@ -36,7 +36,7 @@ def parse_json(data: bytes, what: str) -> Section:
     """Parse one JSON object.
 
     Raises:
-        UsageError: too large, not JSON, or not an object.
+        UsageError: too large, not JSON, no Unicode, or not an object.
     """
     import json
 
@@ -45,6 +45,9 @@ def parse_json(data: bytes, what: str) -> Section:
     try:
         # The standard reader, since published configs hold NaN and Infinity.
         value = json.loads(data.decode("utf-8-sig"))
+        if b"\\u" in data:
+            # Half of a surrogate pair, which the reader lets pass, could be written nowhere.
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as exc:
         raise UsageError(f"{what} is not JSON: {str(exc)[:200]}", hint=_HINT) from None
     if not isinstance(value, dict):

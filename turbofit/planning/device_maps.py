@@ -8,6 +8,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,8 +44,9 @@ def read_map(text: str) -> dict[str, int | str]:
         UsageError: it is none.
     """
     try:
-        data = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as exc:
+        given = text if text.lstrip().startswith("{") else Path(text).read_text("utf-8")
+        data = msgspec.json.decode(given)
+    except (OSError, ValueError, RecursionError, msgspec.DecodeError) as exc:
         raise UsageError(
             f"the device map cannot be read: {exc}", hint="give JSON, or a file that holds it"
         ) from None
