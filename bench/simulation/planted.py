@@ -109,7 +109,7 @@ BUGS = (
         "sorted({plan.machine.gpu(index).name for index in plan.machine.visible})",
         "sorted([plan.machine.gpu(index).name for index in plan.machine.visible])"),
     Bug("a cache is a share of what others have yet to take", "launch/serve/attempt.py",
-        "else lambda: ratio_now(plan)", "else None", 338490),
+        "else partial(ratio_now, plan)", "else None", 338490),
     Bug("a lease is not written after a full disk", "launch/serve/leases.py",
         "            self.unwritten = True\n", '            self.alone = "the disk is full"\n'),
 )  # fmt: skip

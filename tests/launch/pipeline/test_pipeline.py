@@ -13,7 +13,14 @@ import pytest
 
 from bench.common.standin import standin_engine
 from turbofit.core.errors import DoesNotFitError, LaunchError, UsageError
+from turbofit.core.units import GIB
 from turbofit.launch.pipeline.pipeline import open_pipeline
+from turbofit.launch.serve import gpu_monitor, planner
+from turbofit.launch.serve.leases import Leases, open_margin
+from turbofit.launch.serve.reservations import counted
+from turbofit.machine.source import machine_from
+from turbofit.planning.plan import plan
+from turbofit.planning.request import PlanRequest
 
 pytestmark = pytest.mark.lmdeploy
 lmdeploy = pytest.importorskip("lmdeploy")
@@ -164,6 +171,58 @@ def test_rank_launchers(pipeline: Any, internvl2: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(LaunchError, match="whole engines"):
         pipeline(str(internvl2), on="2xrtx3090", tp=2)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder of leases on a machine that has one RTX 3090."""
+    monkeypatch.setenv("TURBOFIT_LEASES", str(tmp_path / "leases"))
+    card = machine_from("1xrtx3090")
+    monkeypatch.setattr(planner, "measured", lambda leases, _: counted(card, leases))
+    return tmp_path / "leases"
+
+
+def test_its_memory_is_reserved_until_it_is_closed(
+    pipeline: Any, internvl2: Path, here: Path
+) -> None:
+    pipe = pipeline(str(internvl2), on=None)
+    with Leases(here) as other:
+        (lease,) = other.others()
+        (ledger,) = pipe.plan.gpus
+        growth = ledger.peak - ledger.steady + open_margin(ledger)
+        assert (lease.ready, lease.growth[ledger.uuid]) == (True, growth)
+        pipe.close()
+        assert other.others() == []
+    assert sorted(path.name for path in here.iterdir()) == ["lock"]
+
+
+def test_nothing_stays_reserved_where_it_does_not_open(
+    pipeline: Any, internvl2: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no engine")
+
+    monkeypatch.setattr(lmdeploy.Pipeline, "__init__", broken)
+    with pytest.raises(RuntimeError, match="no engine"):
+        pipeline(str(internvl2), on=None)
+    with Leases(here) as other:
+        assert other.others() == []
+
+
+def test_its_cache_is_no_share_of_what_others_have_yet_to_take(
+    pipeline: Any, internvl2: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Leases(here) as other:
+        reserved = plan(PlanRequest(model="internvl2-1b", on="1xrtx3090", budget="8GiB"))
+        other.reserve(reserved)
+        monkeypatch.setattr(gpu_monitor, "used_now", lambda one: {one.gpus[0].index: 0})
+        pipe = pipeline(str(internvl2), on=None)
+    planned = pipe.plan.settings.cache_max_entry_count
+    (ledger,) = pipe.plan.gpus
+    region, more = pipe.plan.kv.region_bytes, ledger.total - ledger.reserved - ledger.free
+    assert more > 4 * GIB
+    sized = pipe.async_engine.engine.engine_config.cache_max_entry_count
+    assert sized * (region / planned + more) == pytest.approx(region, rel=1e-4)
 
 
 def part(image: Any, kind: str = "image_data", **asked: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import DoesNotFitError, LaunchError, UsageError
@@ -14,6 +15,9 @@ from turbofit.launch.pipeline.pipeline_config import (
     with_config,
     with_draft,
 )
+from turbofit.launch.serve.leases import Leases
+from turbofit.launch.serve.planner import Planner
+from turbofit.launch.serve.shared_cards import ratio_now
 from turbofit.memory.pytorch.environment import environment
 from turbofit.planning.needs import check_needs
 from turbofit.planning.plan import plan as best_plan
@@ -67,7 +71,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         PackageError: LMDeploy is missing or too old.
         DoesNotFitError: nothing fits; the message says what is missing.
         UsageError: a keyword or config that cannot be planned for.
-        LaunchError: started by a rank launcher with tp > 1.
+        LaunchError: started by a rank launcher with tp > 1, or another turbofit plans for minutes.
     """
     lmdeploy = find_lmdeploy()
     if lmdeploy.warning:
@@ -78,34 +82,57 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
             "a pipeline is one engine", hint="leave replicas out, or use turbofit serve"
         )
     planning = with_draft(planning, speculative_config)
-    plan = _planned(model_path, backend_config, planning)
-    config = planned_config(plan, backend_config)
-    _choose_gpus(plan, config)
+    with ExitStack() as failed:
+        leases = failed.enter_context(Leases()) if planning.get("on") is None else None
+        request = _request(model_path, backend_config, planning)
+        plan = _planned(request, leases)
+        config = planned_config(plan, backend_config)
+        _choose_gpus(plan, config)
+        if leases is not None and request.cache_max_entry_count is None:
+            config.cache_max_entry_count = ratio_now(plan)
 
-    from turbofit.launch.pipeline.planned_pipeline import PlannedPipeline
-    from turbofit.planning.commands import model_path as checkpoint
+        from turbofit.launch.pipeline.planned_pipeline import PlannedPipeline
+        from turbofit.planning.commands import model_path as checkpoint
 
-    return PlannedPipeline(
-        plan,
-        checkpoint(plan.model),
-        backend_config=config,
-        chat_template_config=chat_template_config,
-        log_level=log_level,
-        max_log_len=max_log_len,
-        trust_remote_code=_trust(plan, trust_remote_code),
-        speculative_config=speculative_config,
-        allowed_media_domains=allowed_media_domains,
-        **keywords,
-    )
+        made = PlannedPipeline(
+            plan,
+            checkpoint(plan.model),
+            leases=leases,
+            backend_config=config,
+            chat_template_config=chat_template_config,
+            log_level=log_level,
+            max_log_len=max_log_len,
+            trust_remote_code=_trust(plan, trust_remote_code),
+            speculative_config=speculative_config,
+            allowed_media_domains=allowed_media_domains,
+            **keywords,
+        )
+        failed.pop_all()
+    return made
 
 
-def _planned(model_path: str, backend_config: Any, planning: dict[str, Any]) -> Plan:
-    """The plan of one engine under the config's own settings, refused where nothing fits."""
+def _request(model_path: str, backend_config: Any, planning: dict[str, Any]) -> PlanRequest:
+    """One engine under the config's own settings."""
     engine = engine_of(backend_config, planning.pop("engine", "auto"))
     planning = with_config(planning, backend_config, engine)
-    plan = best_plan(PlanRequest.of(model=model_path, replicas=1, engine=engine, **planning))
+    return PlanRequest.of(model=model_path, replicas=1, engine=engine, **planning)
+
+
+def _planned(request: PlanRequest, leases: Leases | None) -> Plan:
+    """The plan, refused where nothing fits.
+
+    On this machine's GPUs it counts what other turbofits have reserved, and is reserved itself.
+    """
+    if leases is None:
+        plan = best_plan(request)
+    else:
+        plan = Planner(request, leases, _say, rehearse=False).make({})
     _refuse(plan)
     return plan
+
+
+def _say(text: str) -> None:
+    warnings.warn(text, stacklevel=7)
 
 
 def _refuse(plan: Plan) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from asyncio import to_thread
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
+from weakref import finalize
 
 from lmdeploy import Pipeline
 from lmdeploy.serve.processors import MultimodalProcessor
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.images import ImageRule
     from turbofit.core.plan import Plan
+    from turbofit.launch.serve.leases import Leases
 
 __all__ = ["PlannedPipeline", "PlannedProcessor"]
 
@@ -163,12 +165,20 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
     Args:
         plan: what the settings come from.
         model_path: the checkpoint.
+        leases: where its memory is reserved until it is closed or collected; None on GPUs that are
+            not here. Over: while it loads, other turbofits count what it holds and all that it
+            needs; later what it may still grow by, also where it has.
         **keywords: LMDeploy's.
     """
 
-    def __init__(self, plan: Plan, model_path: str, **keywords: Any) -> None:
+    def __init__(
+        self, plan: Plan, model_path: str, leases: Leases | None = None, **keywords: Any
+    ) -> None:
+        self._end_lease = finalize(self, leases.close) if leases is not None else None
         super().__init__(model_path, **keywords)
         self.plan = plan
+        if leases is not None:
+            leases.note(model=plan.model.name, engines=[], ready=True)
         bounds = bounds_of(plan, overlay=False)
         hold_engine(self.async_engine, scope_of(bounds))
         processor = self.async_engine.prompt_processor
@@ -186,6 +196,12 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
             gate = Gate(bounds.gate, bounds.kv)
             units = min(bounds.gate, bounds.limits.units_per_request)
             self.async_engine.generate = queued(self.async_engine.generate, gate, units)
+
+    def close(self) -> None:
+        """LMDeploy's; then others may plan with the memory."""
+        super().close()
+        if self._end_lease is not None:
+            self._end_lease()
 
 
 _IMAGES: Final = ("image", "image_url", "image_data")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import LaunchError
@@ -155,14 +156,15 @@ class Attempt:
         ]
 
     def _ratio(self, group: int) -> Callable[[], float] | None:
-        """Gives each start of an engine its cache ratio; None: the plan's, on a machine of its own.
+        """Gives each start of an engine its cache ratio; None: the plan's.
 
         Where other models of ours share the cards, a start takes the plan's cache whatever is free.
         """
-        shared, plan = self._job.shared, self._plan.of_group(group)
-        if shared is not None:
-            return lambda: shared.ratio(plan)
-        return None if self._job.config.pretend else lambda: ratio_now(plan)
+        job, plan = self._job, self._plan.of_group(group)
+        if job.shared is not None:
+            return partial(job.shared.ratio, plan)
+        fixed = "cache_max_entry_count" in job.fixed
+        return None if job.config.pretend or fixed else partial(ratio_now, plan)
 
     def _open(self, urls: list[str]) -> None:
         """All engines are ready: tell, compare, open."""

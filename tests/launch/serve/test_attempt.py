@@ -1,0 +1,32 @@
+"""Which cache ratio an engine's starts get."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bench.common.plans import plausible_plan
+from turbofit.launch.serve.attempt import Attempt
+from turbofit.launch.serve.shared_cards import SharedCards, ratio_now
+
+PLAN = plausible_plan(gpus=1, tp=1)
+
+
+@pytest.mark.parametrize(
+    ("job", "expected"),
+    [
+        ({}, ratio_now),
+        ({"shared": SharedCards()}, SharedCards.ratio),
+        ({"fixed": {"cache_max_entry_count": 0.5}}, None),
+        ({"config": SimpleNamespace(pretend=True)}, None),
+    ],
+)
+def test_a_start_gets_a_ratio_where_others_may_be_on_its_cards(
+    job: dict[str, Any], expected: Any
+) -> None:
+    beside = {"shared": None, "fixed": {}, "config": SimpleNamespace(pretend=False), **job}
+    ratio = Attempt(SimpleNamespace(**beside), PLAN, 0)._ratio(0)
+    function = None if ratio is None else ratio.func
+    assert getattr(function, "__func__", function) is expected
