@@ -153,6 +153,7 @@ async def run(args: argparse.Namespace, engines: int) -> str:
     stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
     serving = asyncio.ensure_future(serve_gateway(gateway, stop=stop, on_ready=ready.set_result))
     for engine in gateway.engines:
+        engine.start_seconds = args.restart  # a supervisor knows it of the first start
         engine.succeeded()
     timeout, connector = aiohttp.ClientTimeout(total=120), aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:

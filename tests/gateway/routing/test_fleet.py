@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turbofit.gateway.limits.cost import Cost
 from turbofit.gateway.limits.gate import Gate, KvCache
-from turbofit.gateway.routing.admission import Admission
+from turbofit.gateway.routing.admission import Admission, dead
 from turbofit.gateway.routing.engines import RoutedEngine, least_busy
 from turbofit.gateway.routing.fleet import Fleet
 
@@ -93,3 +96,28 @@ def test_engines_without_room_are_passed_however_many() -> None:
     door.take(found[250], Cost(units=4))
     assert fleet.best(Cost(units=1)) is found[250]
     assert fleet.best(Cost(units=1), (found[250],)) is None
+
+
+def test_who_finds_no_engine_is_told_when_the_first_one_is_expected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    slow, fast = (RoutedEngine(i, "http://x") for i in range(2))
+    fleet = Fleet([slow, fast])
+    slow.start_seconds, fast.start_seconds = 200.0, 28.0
+    assert fleet.retry_seconds == 5, "none has ended"
+    slow.note_death()
+    assert fleet.retry_seconds == 60, "no client waits longer"
+    fast.note_death()
+    assert fleet.retry_seconds == 30
+    clock[0] += 29.5
+    assert fleet.retry_seconds == 1
+    clock[0] += 1
+    assert fleet.retry_seconds == 5, "it is late"
+    fast.succeeded()
+    assert fast.start_seconds == 30.5
+    clock[0] += 100
+    fast.succeeded()
+    fast.note_death()
+    assert dead(fleet).retry_after == fleet.retry_seconds == 33

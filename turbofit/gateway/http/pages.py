@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from turbofit.gateway.http.metrics import merge
-from turbofit.gateway.routing.admission import RETRY_DEAD
 from turbofit.gateway.routing.health import healthy
 from turbofit.gateway.routing.request_context import answer
 
@@ -42,7 +41,7 @@ async def health_page(request: RequestContext, send: Send, fleet: Fleet) -> None
     if not fine and outage is not None:
         page.update(status="resting", message=outage.message)
     if not fine:
-        seconds = RETRY_DEAD if outage is None else outage.seconds_left
+        seconds = fleet.retry_seconds if outage is None else outage.seconds_left
         request.out.append((b"retry-after", str(seconds).encode()))
     body = msgspec.json.encode(page)
     await answer(request, send, 200 if fine else 503, body, "application/json")

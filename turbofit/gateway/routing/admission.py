@@ -29,10 +29,8 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.cost import Cost
     from turbofit.gateway.routing.engines import Chooser, RoutedEngine
 
-__all__ = ["RETRY_DEAD", "Admission", "dead"]
+__all__ = ["Admission", "dead"]
 
-#: Seconds after which to try again where no engine is up.
-RETRY_DEAD: Final = 5
 #: Ends the name of the line of a client's requests that an engine failed; no client's own name.
 _AGAIN: Final = "\n"
 
@@ -303,5 +301,8 @@ def dead(fleet: Fleet) -> Refusal:
     if fleet.outage is not None:
         return fleet.outage.refusal()
     return Refusal(
-        503, "engine_unavailable", "the inference engine is unavailable", retry_after=RETRY_DEAD
+        503,
+        "engine_unavailable",
+        "the inference engine is unavailable",
+        retry_after=fleet.retry_seconds,
     )

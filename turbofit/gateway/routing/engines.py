@@ -113,6 +113,8 @@ class RoutedEngine:
         #: Its last death, and when that was; nothing before it says that it answers.
         self.death: EngineDeath | None = None
         self.died_at = float("-inf")
+        #: Seconds from its last death until it answered again, or that its start took; 0: unknown.
+        self.start_seconds = 0.0
         #: Requests whose clients went away, and when.
         self.left: deque[tuple[float, RequestIdentity]] = deque(maxlen=_LEFT)
 
@@ -134,7 +136,12 @@ class RoutedEngine:
     @property
     def serves(self) -> bool:
         """Whether it takes requests, and has answered one since it died."""
-        return self.takes and self.last_success > self.died_at
+        return self.takes and self.answered
+
+    @property
+    def answered(self) -> bool:
+        """Whether it has answered a request since it last died."""
+        return self.last_success > self.died_at
 
     @property
     def idle(self) -> bool:
@@ -224,7 +231,10 @@ class RoutedEngine:
 
     def succeeded(self) -> None:
         """A completion brought its first byte."""
-        self.last_success = self.last_byte = time.monotonic()
+        now = time.monotonic()
+        if self.death is not None and not self.answered:
+            self.start_seconds = now - self.died_at
+        self.last_success = self.last_byte = now
         self.failures = 0
         self.suspect = False
 

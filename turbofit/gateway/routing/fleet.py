@@ -7,9 +7,11 @@ promises too much is corrected when it comes up. The choice is exact at any numb
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import count, islice
+from math import ceil
 from typing import TYPE_CHECKING, Final
 
 from turbofit.gateway.routing.engines import least_busy
@@ -27,6 +29,10 @@ __all__ = ["Fleet"]
 #: After so many engines without room the rest is looked through in one go.
 _SET_ASIDE: Final = 64
 _SPARE_NOTES: Final = 256
+#: Seconds of `Retry-After` where no start is forecast; and at most: the SDKs obey no more.
+_RETRY, _LONGEST_RETRY = 5, 60
+#: From an engine's end to its next start.
+_PAUSE: Final = 2.0
 
 
 class Fleet:
@@ -103,6 +109,20 @@ class Fleet:
     def spare(self) -> bool:
         """Whether at least two engines serve, so that one may be put at risk."""
         return len(tuple(islice((one for one in self._all if one.serves), 2))) == 2
+
+    @property
+    def retry_seconds(self) -> int:
+        """Seconds after which to ask again where none serves: the first engine's next start.
+
+        Under: a start that takes longer than the engine's last one, or than a minute.
+        """
+        starts = (
+            one.died_at + one.start_seconds + _PAUSE
+            for one in self._all
+            if one.start_seconds and one.death is not None and not one.answered
+        )
+        left = ceil(min(starts, default=0.0) - time.monotonic())
+        return min(left, _LONGEST_RETRY) if left > 0 else _RETRY
 
     def knew(self, engine: RoutedEngine, routing_table: int) -> bool:
         """Whether an engine was there while the bounds that a routing table brought were in force.

@@ -126,6 +126,7 @@ class RequestForwarder:
         if outcome.death is not None and request.identity is not None:
             self._quarantine.refuse_convicted(await request.identity.fingerprint())
         if request.gone or not self._fleet.others(avoid):
+            died.retry_after = self._fleet.retry_seconds
             raise died
         if why is not None:
             self._metrics.count("not_retried_total", f"why={why}")

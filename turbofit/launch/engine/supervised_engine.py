@@ -242,6 +242,11 @@ class SupervisedEngine:
             if name != "ready"
         }
 
+    @property
+    def start_seconds(self) -> float:
+        """Seconds that this start took, as far as it came, without the worst-case requests."""
+        return sum(seconds for phase, seconds in self.spent().items() if phase != "check")
+
     def _follow(self) -> None:
         """Phases that only the probe knows, and their times."""
         probe = self._probe

@@ -218,8 +218,11 @@ class Attempt:
         log = access_log(serve_config.access_log or str(job.folder / "access.log"))
         gateway = make_gateway(plan, urls, config, log=log)
         self._suspects = gateway.quarantine.suspects
-        for engine in gateway.engines if serve_config.check else ():
-            engine.succeeded()  # it has just answered: /health need not wait for the first question
+        assert self._server is not None
+        for engine, started in zip(gateway.engines, self._server.engines, strict=True):
+            engine.start_seconds = started.start_seconds
+            if serve_config.check:
+                engine.succeeded()  # it has just answered: /health need not wait for a question
         front: PublicSide = (job.publish or GatewayThread)(gateway)
         job.front = front
         front.start()
