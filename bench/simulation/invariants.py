@@ -51,8 +51,9 @@ class Invariants:
         self._held: dict[SimulatedEngine, dict[tuple[Process | None, int], int]] = {}
         #: What each turbofit's newest plan will take of each card at most, its margin included.
         self._needs: dict[Process, dict[int, int]] = {}
-        #: When each killing request has ended an engine.
-        self._deaths: dict[tuple[str, str], list[float]] = {}
+        #: When each killing request has ended an engine, and how far the clock of its turbofit is
+        #: off.
+        self._deaths: dict[tuple[str, str], list[tuple[float, float]]] = {}
 
     # -- engines and their memory
 
@@ -167,19 +168,20 @@ class Invariants:
         """Equal requests end two engines of a kind at most, whoever sends them, however often."""
         world = self._world
         deaths = self._deaths.setdefault((request.text, engine.plan.engine.name), [])
-        deaths.append(world.scheduler.now)
+        skew = engine.owner.skew if engine.owner is not None else 0.0
+        deaths.append((world.scheduler.now, skew))
         if len(deaths) > _MOST_DEATHS and world.machine.disk_error is None:
             world.violate(f"{len(deaths)} engines ended by one request, {request.text}")
 
-    def clock_jumped(self, seconds: float) -> None:
-        """Suspicions last by the clock on the wall: where it jumps ahead, they may be over."""
-        if seconds > 0:
-            self._deaths.clear()
+    def process_started(self, process: Process) -> None:
+        """Suspicions may be over for a turbofit that starts after the wall's clock jumped ahead."""
+        for deaths in self._deaths.values():
+            deaths[:] = [one for one in deaths if one[1] >= process.skew]
 
     def forget_unwritten(self) -> None:
         """A turbofit was killed: the deaths that it had no second to write down do not count."""
-        for times in self._deaths.values():
-            times[:] = [at for at in times if at < self._world.scheduler.now - 1.0]
+        for deaths in self._deaths.values():
+            deaths[:] = [one for one in deaths if one[0] < self._world.scheduler.now - 1.0]
 
     def holds(self, engine: SimulatedEngine) -> None:
         """Units that are being encoded at one engine stay within the plan."""

@@ -40,10 +40,15 @@ class Timer:
 
 
 class Process:
-    """A turbofit: its threads, the files that it holds open, and whether it lives."""
+    """A turbofit: its threads, the files that it holds open, and whether it lives.
 
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
+    Args:
+        pid: its number.
+        skew: seconds that the wall clock was off when it started.
+    """
+
+    def __init__(self, pid: int, skew: float = 0.0) -> None:
+        self.pid, self.skew = pid, skew
         self.alive = True
         self.threads: list[greenlet] = []
         self.descriptors: list[int] = []

@@ -261,6 +261,13 @@ def _live(pid: int) -> int:
     return pid * 100 if pid in world().machine.engines else 0
 
 
+def _kept_time() -> float:
+    """`gateway.routing.quarantine_file.kept_time` of the turbofit that runs."""
+    scheduler = world().scheduler
+    skew = scheduler.process.skew if scheduler.process is not None else scheduler.skew
+    return 1.8e9 + scheduler.now + skew
+
+
 def _members(group: int, started: int) -> list[int]:
     """`launch.engine.proc.members` of a simulated engine."""
     return [group] if started and _live(group) == started else []
@@ -356,6 +363,8 @@ def _gateway(one: World) -> _Replacements:
     yield "turbofit.gateway.thread.GatewayThread", partial(SimulatedGatewayThread, one)
     yield "turbofit.gateway.server.bind", lambda _: types.SimpleNamespace(close=lambda: None)
     yield "turbofit.gateway.overlay.overlay", _no_overlay
+    for module in ("quarantine", "quarantine_file"):
+        yield f"turbofit.gateway.routing.{module}.kept_time", _kept_time
     yield "aiohttp.connector.monotonic", SimulatedTime().monotonic
     # What looks at nothing does so less often: a day has 86,400 seconds.
     yield "turbofit.gateway.routing.health._TICK", 600.0

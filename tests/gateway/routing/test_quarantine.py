@@ -11,6 +11,7 @@ from bench.common.gateway import DONE, EVENT, Answer, Recorder, call, chat, gate
 from bench.common.gateway import stream as streamed
 from tests import virtual_time
 from tests.waiting import auntil
+from turbofit.gateway.routing import quarantine, quarantine_file
 from turbofit.gateway.routing.accounts import BUDGET
 from turbofit.gateway.routing.quarantine_file import pardon
 
@@ -21,9 +22,10 @@ SINCE = [1e9]
 
 @pytest.fixture(autouse=True)
 def wall(tmp_path, monkeypatch) -> None:
-    """The wall's clock goes with virtual time."""
+    """The clock of what is kept goes with virtual time."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.setattr(time, "time", lambda: SINCE[0] + time.monotonic())
+    for module in (quarantine, quarantine_file):
+        monkeypatch.setattr(module, "kept_time", lambda: SINCE[0] + time.monotonic())
 
 
 class Fleet:

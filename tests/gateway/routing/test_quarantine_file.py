@@ -16,6 +16,7 @@ from turbofit.gateway.routing.fingerprints import KEY_BYTES
 from turbofit.gateway.routing.quarantine_file import (
     QuarantineFile,
     installation_key,
+    kept_time,
     pardon,
     quarantine_file,
     quarantine_path,
@@ -129,3 +130,10 @@ def test_the_clock_of_what_is_merged_is_the_file_s(state: Path) -> None:
     one.write(mine.state())
     two.write(Suspects(clock).state())
     assert len(one.read().suspects) == 1
+
+
+def test_a_wall_clock_that_is_set_lets_nobody_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = kept_time()
+    assert before == pytest.approx(time.time(), abs=60)
+    monkeypatch.setattr(time, "time", lambda: before + 90_000)
+    assert before <= kept_time() < before + 60

@@ -139,6 +139,19 @@ def test_a_death_by_other_hands_accuses_nobody(suspects) -> None:
     assert suspects.suspicion("late") is None
 
 
+def test_a_pardon_holds_for_a_process_whose_clock_is_ahead(suspects, clock) -> None:
+    convict(suspects, "a")
+    suspects.accuse(EngineDeath(4), accused("b"))
+    suspects.accuse(EngineDeath(5), accused("c", alone=True, who="somebody"))
+    clock.now -= 25 * 3600  # the wall's clock was set back before a person pardons
+    person = Suspects(clock, suspects.state())
+    assert all(person.forget(one) for one in ("a", "b", "somebody"))
+    clock.now += 25 * 3600
+    suspects.merge(person.state())
+    assert suspects.conviction("a") is suspects.suspicion("b") is None
+    assert suspects.accounts.newest("somebody") == 0
+
+
 def test_a_pardon_ends_both(suspects, clock) -> None:
     convict(suspects, "a")
     suspects.accuse(EngineDeath(4), accused("b"))

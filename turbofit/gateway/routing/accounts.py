@@ -171,6 +171,11 @@ class Accounts:
                 account.proved[object()] = at
                 self._any = True
 
+    def newest(self, name: str) -> float:
+        """When a client's last death was."""
+        account = self._accounts.get(name) or _Account()
+        return max((*account.proved.values(), *(at for at, _ in account.open.values())), default=0)
+
     def forget(self, name: str, until: float) -> bool:
         """A person pardons a client: deaths up to then do not count; whether any did."""
         account = self._accounts.get(name)

@@ -13,7 +13,7 @@ from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.routing.accounts import BUDGET, BUDGET_SECONDS, accounts_of
 from turbofit.gateway.routing.fingerprints import KEY_BYTES, Fingerprints
 from turbofit.gateway.routing.identity import RequestIdentity
-from turbofit.gateway.routing.quarantine_file import QuarantineFile, installation_key
+from turbofit.gateway.routing.quarantine_file import QuarantineFile, installation_key, kept_time
 from turbofit.gateway.routing.quarantined import Accused, Conviction
 from turbofit.gateway.routing.suspects import Suspects
 
@@ -222,9 +222,9 @@ def open_quarantine(file: str | None, count: Callable[..., None]) -> Quarantine:
     """What a file keeps, or an empty one that nothing is kept of."""
     if file is None:
         key = token_bytes(KEY_BYTES)
-        return Quarantine(Suspects(time.time), Fingerprints(key), None, now, count)
-    kept = QuarantineFile(Path(file))
-    suspects = Suspects(time.time, kept.read())
+        return Quarantine(Suspects(kept_time), Fingerprints(key), None, now, count)
+    kept = QuarantineFile(Path(file), kept_time)
+    suspects = Suspects(kept_time, kept.read())
     return Quarantine(suspects, Fingerprints(installation_key()), kept, now, count)
 
 

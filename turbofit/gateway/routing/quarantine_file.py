@@ -30,10 +30,27 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
 
-__all__ = ["QuarantineFile", "installation_key", "pardon", "quarantine_file", "quarantine_path"]
+__all__ = [
+    "QuarantineFile",
+    "installation_key",
+    "kept_time",
+    "pardon",
+    "quarantine_file",
+    "quarantine_path",
+]
 
 _ROOM: Final = "quarantine"
 _LARGEST: Final = 16 << 20
+#: What the wall's clock showed when the other one showed 0.
+_SINCE: Final = time.time() - time.monotonic()
+
+
+def kept_time() -> float:
+    """Seconds by the wall's clock as it was at the start of this process.
+
+    Nobody is let in, or kept out, because that clock is set meanwhile.
+    """
+    return _SINCE + time.monotonic()
 
 
 def quarantine_path(plan: Plan, engine_version: str, *, pretend: bool = False) -> Path:
@@ -89,7 +106,7 @@ class QuarantineFile:
         clock: that of the `Suspects` which are kept.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = kept_time) -> None:
         self.path, self._clock = path, clock
         self._seen = 0
 
@@ -153,7 +170,7 @@ def pardon(fingerprint: str) -> int:
 def _pardoned(path: Path, fingerprint: str) -> bool:
     try:
         with _locked(path):
-            kept = Suspects(time.time, QuarantineFile(path).read())
+            kept = Suspects(kept_time, QuarantineFile(path).read())
             known = kept.forget(fingerprint)
             if known:
                 write_atomic(path, to_json(kept.state()), mode=0o600)

@@ -56,7 +56,7 @@ class Conviction(Struct):
 
 
 class Quarantined(Struct):
-    """What is kept across restarts; times by the wall clock.
+    """What is kept across restarts; times by `quarantine_file.kept_time`.
 
     ``forgotten``: fingerprints and clients that a person has pardoned, and when.
     """

@@ -46,7 +46,7 @@ class Suspects:
     """All suspects of a gateway.
 
     Args:
-        clock: the time, in seconds; that of the wall where what it knows is to be kept.
+        clock: the time, in seconds; near that of the wall where what it knows is to be kept.
         saved: what was kept.
     """
 
@@ -161,10 +161,17 @@ class Suspects:
         return sum(one == engine and at >= since for one, at in self._explained)
 
     def forget(self, fingerprint: str) -> bool:
-        """Pardon a request, or a client by the name of its account; whether there was anything."""
-        known = fingerprint in self._suspects or fingerprint in self._convicted
-        known = self.accounts.forget(fingerprint, self._clock()) or known
-        self._forgotten[fingerprint] = self._clock()
+        """Pardon a request, or a client by the name of its account; whether there was anything.
+
+        Whatever is known is pardoned, though another process's clock may be ahead.
+        """
+        suspect, convicted = self._suspects.get(fingerprint), self._convicted.get(fingerprint)
+        times = [self._clock(), self.accounts.newest(fingerprint)]
+        times += [suspect.last] if suspect is not None else []
+        times += [convicted.since] if convicted is not None else []
+        known = suspect is not None or convicted is not None
+        known = self.accounts.forget(fingerprint, max(times)) or known
+        self._forgotten[fingerprint] = max(times)
         self._convicted.pop(fingerprint, None)
         self._drop(fingerprint)
         self._sketches = None
