@@ -15,7 +15,6 @@ from turbofit.launch.pipeline.pipeline_config import (
     with_config,
     with_draft,
 )
-from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import Planner
 from turbofit.launch.serve.shared_cards import ratio_now
 from turbofit.memory.pytorch.environment import environment
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from turbofit.core.plan import Plan
+    from turbofit.launch.serve.leases import Leases
 
 __all__ = ["PLANNING", "open_pipeline"]
 
@@ -83,7 +83,9 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         )
     planning = with_draft(planning, speculative_config)
     with ExitStack() as failed:
-        leases = failed.enter_context(Leases()) if planning.get("on") is None else None
+        leases = _leases() if planning.get("on") is None else None
+        if leases is not None:
+            failed.callback(leases.close)
         request = _request(model_path, backend_config, planning)
         plan = _planned(request, leases)
         config = planned_config(plan, backend_config)
@@ -109,6 +111,15 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         )
         failed.pop_all()
     return made
+
+
+def _leases() -> Leases | None:
+    """What the turbofits of this machine reserve; None on Windows, where none serves."""
+    if os.name == "nt":
+        return None
+    from turbofit.launch.serve.leases import Leases
+
+    return Leases()
 
 
 def _request(model_path: str, backend_config: Any, planning: dict[str, Any]) -> PlanRequest:
