@@ -200,7 +200,7 @@ def pipeline(model_path: str, *arguments: Any, **keywords: Any) -> Any:
         PackageError: LMDeploy is missing or too old.
         DoesNotFitError: nothing fits; the hint says what would.
         UsageError: a keyword or config that cannot be planned for.
-        LaunchError: started by a rank launcher with tp > 1.
+        LaunchError: started by a rank launcher with tp > 1, or another turbofit plans for minutes.
     """
     from turbofit.launch.pipeline.pipeline import open_pipeline
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turbofit.core.errors import TurbofitError
+from turbofit.gateway.routing.quarantined import SUSPECTED_SECONDS
 from turbofit.launch.serve.leases import open_margin
 
 if TYPE_CHECKING:
@@ -175,8 +176,13 @@ class Invariants:
 
     def process_started(self, process: Process) -> None:
         """Suspicions may be over for a turbofit that starts after the wall's clock jumped ahead."""
+        now = self._world.scheduler.now + process.skew
         for deaths in self._deaths.values():
-            deaths[:] = [one for one in deaths if one[1] >= process.skew]
+            deaths[:] = [
+                (at, skew)
+                for at, skew in deaths
+                if skew >= process.skew or at + skew + SUSPECTED_SECONDS > now
+            ]
 
     def forget_unwritten(self) -> None:
         """A turbofit was killed: the deaths that it had no second to write down do not count."""

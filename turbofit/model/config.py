@@ -46,8 +46,10 @@ def parse_json(data: bytes, what: str) -> Section:
         # The standard reader, since published configs hold NaN and Infinity.
         value = json.loads(data.decode("utf-8-sig"))
         if b"\\u" in data:
-            # Half of a surrogate pair, which the reader lets pass, could be written nowhere.
+            # The reader lets it pass, and no plan of it could be written.
             json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} holds half of a surrogate pair", hint=_HINT) from None
     except (ValueError, RecursionError) as exc:
         raise UsageError(f"{what} is not JSON: {str(exc)[:200]}", hint=_HINT) from None
     if not isinstance(value, dict):

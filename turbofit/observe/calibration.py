@@ -24,6 +24,7 @@ from turbofit.core.units import MIB, round_up
 from turbofit.memory.account import TEMPORARIES
 from turbofit.memory.calibrated import BUFFERS, CONTEXT, identity
 from turbofit.memory.shared_terms import POOL_WARMUP
+from turbofit.observe.forecast import BEFORE_CACHE, free_for_cache
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +38,6 @@ __all__ = ["KERNELS", "STEADY", "CalibratedGpu", "Observation", "document", "lea
 STEADY: Final = "steady"
 KERNELS: Final = "kernels"
 
-_BEFORE: Final = ("before", "context", "weights")
 #: TurboMind takes its cache in pages of this size (bytes).
 _PAGE: Final = 2 * MIB
 
@@ -119,10 +119,10 @@ def phase_rows(plan: Plan, seen: Sequence[Observation]) -> list[Document]:
     for one in seen:
         ledgers = [_ledger(plan, card.index) for card in one.cards]
         if one.free is not None:
-            tightest = min(ledgers, key=_free)
+            tightest = min(ledgers, key=free_for_cache)
             usable = tightest.total - tightest.reserved
             rows.append(
-                _row(one, tightest.index, "context and weights", usable - _free(tightest),
+                _row(one, tightest.index, "context and weights", usable - free_for_cache(tightest),
                      usable - one.free - _drift(one, tightest))
             )  # fmt: skip
         if one.region is not None:
@@ -162,10 +162,12 @@ def _context(one: Observation, ledgers: Sequence[GpuLedger]) -> int:
     """Bytes that were in use before the cache beyond the forecast, of the fullest GPU."""
     if one.free is None:
         return 0
-    tightest = min(ledgers, key=_free)
-    more = _free(tightest) - (one.free + _drift(one, tightest))
+    tightest = min(ledgers, key=free_for_cache)
+    more = free_for_cache(tightest) - (one.free + _drift(one, tightest))
     # The log's figures are rounded; a whole MiB is over by less than the next ratio costs.
-    return max(round_up(more, MIB), -_estimated(tightest, _BEFORE) - _sum(tightest, TEMPORARIES))
+    return max(
+        round_up(more, MIB), -_estimated(tightest, BEFORE_CACHE) - _sum(tightest, TEMPORARIES)
+    )
 
 
 def _buffers(plan: Plan, one: Observation, ledgers: Sequence[GpuLedger], context: int) -> int:
@@ -180,7 +182,7 @@ def _buffers(plan: Plan, one: Observation, ledgers: Sequence[GpuLedger], context
         if one.free is None:
             # Nobody saw what came before the cache: of its estimates, what the ratio left shows.
             left = 1 - plan.settings.cache_max_entry_count
-            least[-1] -= int(left * _estimated(ledger, _BEFORE))
+            least[-1] -= int(left * _estimated(ledger, BEFORE_CACHE))
     if not more:
         return 0
     # The next cache may be a page more than this one at the same ratio.
@@ -206,12 +208,6 @@ def _forecast(ledger: GpuLedger, name: str) -> int:
     pool = _sum(ledger, POOL_WARMUP)
     case = next((one for one in ledger.ledger if one.term == name), None)
     return ledger.peak if case is None else ledger.steady - pool + max(pool, case.bytes)
-
-
-def _free(ledger: GpuLedger) -> int:
-    """What the account says is free when the cache is sized."""
-    held = sum(term.bytes for term in ledger.ledger if term.phase in _BEFORE)
-    return ledger.total - ledger.reserved - held
 
 
 def _cache(ledger: GpuLedger) -> int:

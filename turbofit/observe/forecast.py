@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.struct import Struct
 from turbofit.core.units import mib
 from turbofit.observe.turbomind_log import cached_tokens
 
 if TYPE_CHECKING:
-    from turbofit.core.plan import Plan
+    from turbofit.core.plan import GpuLedger, Plan
     from turbofit.observe.turbomind_log import CacheBudget, Slab
 
-__all__ = ["ForecastFigure", "cache_beside", "tokens_beside"]
+__all__ = ["BEFORE_CACHE", "ForecastFigure", "cache_beside", "free_for_cache", "tokens_beside"]
+
+#: Phases whose terms are there when the cache is sized.
+BEFORE_CACHE: Final = ("before", "context", "weights")
 
 
 class ForecastFigure(Struct):
@@ -22,6 +25,12 @@ class ForecastFigure(Struct):
     forecast: int
     actual: int
     text: str
+
+
+def free_for_cache(ledger: GpuLedger) -> int:
+    """Bytes of a GPU that are free when the cache is sized, by the account."""
+    held = sum(term.bytes for term in ledger.ledger if term.phase in BEFORE_CACHE)
+    return ledger.total - ledger.reserved - held
 
 
 def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[ForecastFigure, ...]:

@@ -114,10 +114,16 @@ def test_who_finds_no_engine_is_told_when_the_first_one_is_expected(
     clock[0] += 29.5
     assert fleet.retry_seconds == 1
     clock[0] += 1
-    assert fleet.retry_seconds == 5, "it is late"
+    assert fleet.retry_seconds == 60, "it is late, and the other one is expected later"
+    slow.start_seconds = 1.0
+    assert fleet.retry_seconds == 5, "both are late"
     fast.succeeded()
     assert fast.start_seconds == 30.5
-    clock[0] += 100
+    clock[0] += 300
     fast.succeeded()
     fast.note_death()
-    assert dead(fleet).retry_after == fleet.retry_seconds == 33
+    assert dead(fleet).retry_after == fleet.retry_seconds == 33, "the slow one is later than ever"
+    fast.rested = True
+    clock[0] += 600
+    fast.succeeded()
+    assert fast.start_seconds == 30.5, "it was left alone"

@@ -39,13 +39,21 @@ def test_where_that_is_not_there_the_ratio_stays() -> None:
     assert fitted_ratio(PLAN, {}) == 0.873
 
 
-def test_of_several_cards_the_one_with_most_more_counts() -> None:
+def test_of_several_cards_the_fullest_counts() -> None:
     plan = plausible_plan(gpus=2, tp=2)
     one, two = plan.gpus
-    now = {one.uuid: one.free, two.uuid: two.free + GIB}
-    assert fitted_ratio(plan, now) == fitted_ratio(
-        plan, {one.uuid: one.free + GIB, two.uuid: two.free + GIB}
-    )
+    planned = pytest.approx(plan.settings.cache_max_entry_count, abs=1e-6)
+    assert fitted_ratio(plan, {one.uuid: one.free, two.uuid: two.free + GIB}) == planned
+    assert fitted_ratio(plan, {two.uuid: two.free + GIB}) == planned
+    both = {gpu.uuid: gpu.free + GIB for gpu in plan.gpus}
+    left = plan.kv.region_bytes / plan.settings.cache_max_entry_count
+    lower = pytest.approx(plan.kv.region_bytes / (left + GIB), abs=1e-6)
+    assert fitted_ratio(plan, both) == lower
+    # A card of which the plan left more may have as much more and less.
+    wide = replace(two, total=two.total + 2 * GIB, free=two.free + 2 * GIB)
+    plan = replace(plan, gpus=(one, wide))
+    now = {one.uuid: one.free + GIB, wide.uuid: wide.free - GIB}
+    assert fitted_ratio(plan, now) == lower
 
 
 def test_an_engine_that_counts_blocks_keeps_them() -> None:

@@ -57,6 +57,16 @@ def test_a_lease_counts_for_others_and_not_for_its_owner(tmp_path: Path) -> None
         assert later.stale() == []
 
 
+def test_a_fork_of_its_owner_leaves_it_alone(tmp_path: Path) -> None:
+    with reserved(tmp_path) as mine, Leases(tmp_path) as yours:
+        child = os.fork()
+        if not child:
+            mine.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert [lease.pid for lease in yours.others()] == [os.getpid()]
+
+
 def test_what_its_engines_already_hold_is_not_counted_twice(tmp_path: Path) -> None:
     with reserved(tmp_path) as mine, Leases(tmp_path) as yours:
         (lease,) = yours.others()

@@ -142,6 +142,7 @@ class Gateway(AsgiApp):
         """
         self.fleet.outage = outage
         for engine in self.engines if outage is not None else ():
+            engine.rested = True
             self.monitor.doubt(engine)
 
     def engine_ended(self, index: int, *, by_others: bool) -> None:

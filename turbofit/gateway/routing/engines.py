@@ -115,6 +115,8 @@ class RoutedEngine:
         self.died_at = float("-inf")
         #: Seconds from its last death until it answered again, or that its start took; 0: unknown.
         self.start_seconds = 0.0
+        #: Whether it was left alone since its death: its next start says nothing of others.
+        self.rested = False
         #: Requests whose clients went away, and when.
         self.left: deque[tuple[float, RequestIdentity]] = deque(maxlen=_LEFT)
 
@@ -232,8 +234,9 @@ class RoutedEngine:
     def succeeded(self) -> None:
         """A completion brought its first byte."""
         now = time.monotonic()
-        if self.death is not None and not self.answered:
+        if self.death is not None and not self.answered and not self.rested:
             self.start_seconds = now - self.died_at
+        self.rested = False
         self.last_success = self.last_byte = now
         self.failures = 0
         self.suspect = False

@@ -31,7 +31,7 @@ _SET_ASIDE: Final = 64
 _SPARE_NOTES: Final = 256
 #: Seconds of `Retry-After` where no start is forecast; and at most: the SDKs obey no more.
 _RETRY, _LONGEST_RETRY = 5, 60
-#: From an engine's end to its next start.
+#: From an engine's end to its next start, where that was not seen.
 _PAUSE: Final = 2.0
 
 
@@ -116,13 +116,14 @@ class Fleet:
 
         Under: a start that takes longer than the engine's last one, or than a minute.
         """
-        starts = (
-            one.died_at + one.start_seconds + _PAUSE
+        now = time.monotonic()
+        starts = [
+            one.died_at + one.start_seconds + _PAUSE - now
             for one in self._all
             if one.start_seconds and one.death is not None and not one.answered
-        )
-        left = ceil(min(starts, default=0.0) - time.monotonic())
-        return min(left, _LONGEST_RETRY) if left > 0 else _RETRY
+        ]
+        left = [ceil(seconds) for seconds in starts if seconds > 0]
+        return min(*left, _LONGEST_RETRY) if left else _RETRY
 
     def knew(self, engine: RoutedEngine, routing_table: int) -> bool:
         """Whether an engine was there while the bounds that a routing table brought were in force.

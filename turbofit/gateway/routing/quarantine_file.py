@@ -48,7 +48,8 @@ _SINCE: Final = time.time() - time.monotonic()
 def kept_time() -> float:
     """Seconds by the wall's clock as it was at the start of this process.
 
-    Nobody is let in, or kept out, because that clock is set meanwhile.
+    While the process runs nobody is let in, or kept out, because that clock is set. Under: what was
+    written by a clock that was behind may be over at the next start.
     """
     return _SINCE + time.monotonic()
 

@@ -163,7 +163,8 @@ class Suspects:
     def forget(self, fingerprint: str) -> bool:
         """Pardon a request, or a client by the name of its account; whether there was anything.
 
-        Whatever is known is pardoned, though another process's clock may be ahead.
+        Whatever is known is pardoned, though another process's clock may be ahead. Over: until the
+        time by that clock, what comes later is pardoned too.
         """
         suspect, convicted = self._suspects.get(fingerprint), self._convicted.get(fingerprint)
         times = [self._clock(), self.accounts.newest(fingerprint)]

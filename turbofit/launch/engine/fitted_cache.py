@@ -8,7 +8,10 @@ and an engine that starts again finds others that have grown since. The plan's b
 from __future__ import annotations
 
 from math import ceil
+from operator import add
 from typing import TYPE_CHECKING, Final
+
+from turbofit.observe.forecast import free_for_cache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,19 +29,21 @@ _STEPS: Final = 10**6
 def fitted_ratio(plan: Plan, free: Mapping[str, int]) -> float:
     """The ratio that gives the cache of a plan of one group its bytes; the plan's where it cannot.
 
-    Over: by less than a step of the free memory, so that no page of the cache is lost. Under: where
-    the cards' free memory differs by different amounts, the largest one counts.
+    LMDeploy takes the ratio of what is free of the fullest card. Over: by less than a step of that,
+    so that no page of the cache is lost.
 
     Args:
         plan: of one group.
         free: bytes by GPU UUID that are free now, before the engine starts.
     """
     ratio, region = plan.settings.cache_max_entry_count, plan.kv.region_bytes
-    known = [free[gpu.uuid] - gpu.free for gpu in plan.gpus if gpu.uuid in free]
-    if not known or not ratio or not region:
+    if not ratio or not region or not any(gpu.uuid in free for gpu in plan.gpus):
         return ratio
-    steps = ceil(region / (region / ratio + max(known)) * _STEPS)
-    return steps / _STEPS if 0 < steps < _STEPS else ratio
+    planned = [free_for_cache(gpu) for gpu in plan.gpus]
+    more = [free.get(gpu.uuid, gpu.free) - gpu.free for gpu in plan.gpus]
+    shared = region / ratio + min(map(add, planned, more)) - min(planned)
+    steps = ceil(region / shared * _STEPS) if shared > region else _STEPS
+    return steps / _STEPS if steps < _STEPS else ratio
 
 
 def with_ratio(argv: tuple[str, ...], ratio: float) -> tuple[str, ...]:

@@ -62,7 +62,8 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
             warning.
         speculative_config: LMDeploy's; the PyTorch engine drafts.
         allowed_media_domains: LMDeploy's.
-        **keywords: those of `PLANNING`, and LMDeploy's own.
+        **keywords: those of `PLANNING`, and LMDeploy's own. With ``on`` nothing is reserved, and
+            nothing that other turbofits have reserved is counted.
 
     Returns:
         An `lmdeploy.Pipeline`; its ``plan`` is the plan.
@@ -143,7 +144,7 @@ def _planned(request: PlanRequest, leases: Leases | None) -> Plan:
 
 
 def _say(text: str) -> None:
-    warnings.warn(text, stacklevel=7)
+    warnings.warn(text, stacklevel=9)  # `pipeline` of `api` was called there
 
 
 def _refuse(plan: Plan) -> None:

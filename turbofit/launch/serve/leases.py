@@ -100,7 +100,8 @@ class Leases:
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder or leases_folder()
         self._document: dict[str, Any] = {}
-        self._name = f"{os.getpid()}-{time.monotonic_ns()}"
+        self._pid = os.getpid()
+        self._name = f"{self._pid}-{time.monotonic_ns()}"
         self._lock: int | None = None
         #: Why launches go on alone, or None.
         self.alone = _open_folder(self._folder)
@@ -182,10 +183,10 @@ class Leases:
                 path.unlink()
 
     def close(self) -> None:
-        """Remove our own lease."""
+        """Remove our own lease; a fork of our process leaves it alone."""
         if self._lock is None:
             return
-        for suffix in (".json", ".lock"):
+        for suffix in (".json", ".lock") if os.getpid() == self._pid else ():
             with suppress(OSError):
                 (self._folder / f"{self._name}{suffix}").unlink()
         os.close(self._lock)
