@@ -85,7 +85,7 @@ BUGS = (
         "                self._leases.reserve(plan)\n        return plan\n",
         "                pass\n        return plan\n"),
     Bug("a lease is left at the end", "launch/serve/leases.py",
-        '        for suffix in (".json", ".lock"):', "        for suffix in ():"),
+        'for suffix in (".json", ".lock") if', "for suffix in () if"),
     Bug("a record is written in place", "core/process/files.py",
         "    descriptor, temporary = tempfile.mkstemp(prefix=f\".{target.name}.\", "
         "dir=target.parent)\n",
