@@ -29,7 +29,7 @@ __all__ = ["Fleet"]
 #: After so many engines without room the rest is looked through in one go.
 _SET_ASIDE: Final = 64
 _SPARE_NOTES: Final = 256
-#: Seconds of `Retry-After` where no start is forecast; and at most: the SDKs obey no more.
+#: Seconds of `Retry-After` where no start is forecast; and at most: older SDKs obey no more.
 _RETRY, _LONGEST_RETRY = 5, 60
 #: From an engine's end to its next start, where that was not seen.
 _PAUSE: Final = 2.0
