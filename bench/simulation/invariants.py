@@ -32,6 +32,8 @@ _ENDS = ("200", "429", "503", "422", "403", "left", "lost")
 #: Seconds that a suspect waits for an engine, and within which a gateway of these days knows that
 #: an engine is well: one that failed is asked every 30 s.
 _WAIT, _KNOWN = 30.0, 120.0
+#: Seconds from one suspect's end to the next one's turn, at most.
+_TURN = 2.0
 
 
 class Invariants:
@@ -52,6 +54,8 @@ class Invariants:
         self._held: dict[SimulatedEngine, dict[tuple[Process | None, int], int]] = {}
         #: What each turbofit's newest plan will take of each card at most, its margin included.
         self._needs: dict[Process, dict[int, int]] = {}
+        #: When a request last ended at another engine than its first.
+        self._ran_again = 0.0
         #: When each killing request has ended an engine, and how far the clock of its turbofit is
         #: off.
         self._deaths: dict[tuple[str, str], list[tuple[float, float]]] = {}
@@ -225,6 +229,8 @@ class Invariants:
             )
         if b"suspect_waits" in said:
             self._waited(request)
+        elif len(request.answered_by) > 1:
+            self._ran_again = world.scheduler.now
         if world.open_requests == 0:
             sent, gateway = len(world.requests), world.gateway
             world.scheduler.after(_FORGOTTEN, lambda: self._all_given_back(sent, gateway))
@@ -235,7 +241,7 @@ class Invariants:
         Where another of the line runs, its turn has not come.
         """
         gateway, now = self._world.gateway, self._world.scheduler.now
-        if gateway is None or gateway.gateway._trials._running:
+        if gateway is None or gateway.gateway._trials._running or now < self._ran_again + _TURN:
             return
         idle = [
             one.pid for one in self._world.machine.engines.values()
