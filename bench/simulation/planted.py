@@ -21,16 +21,16 @@ _FOUND = re.compile(r"^seed (\d+): (.*)", re.MULTILINE)
 
 
 class Bug(NamedTuple):
-    """``old`` stands once in ``file``, and becomes ``new``; ``shown`` is a day that shows it.
+    """``old`` stands once in ``file``, and becomes ``new``; ``seed`` is of a day that shows it.
 
-    Those with such a day are bugs that simulated days found in turbofit before they were mended.
+    Those with a seed are bugs that simulated days found in turbofit before they were mended.
     """
 
     name: str
     file: str
     old: str
     new: str
-    shown: int | None = None
+    seed: int | None = None
 
 
 BUGS = (
@@ -127,8 +127,8 @@ def main() -> int:
     for bug in BUGS:
         if given.only in bug.name:
             seed, what, seconds = tried(bug, range(given.days), given.workers)
-            if seed is None and bug.shown is not None:
-                seed, what, _ = tried(bug, range(bug.shown, bug.shown + 1), 1)
+            if seed is None and bug.seed is not None:
+                seed, what, _ = tried(bug, range(bug.seed, bug.seed + 1), 1)
             rows.append((bug, seed, what, seconds))
             found = f"seed {seed}: {what[:120]}" if seed is not None else "NOT FOUND"
             print(f"{bug.name}: {found} ({seconds:.0f} s)", flush=True)

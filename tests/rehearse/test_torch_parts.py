@@ -251,7 +251,10 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--engine", "pytorch", "--async", "1"], "--async is no option"),
         (["--engine", "transformers", "--tp", "2"], "--tp is no option"),
         (["--engine", "transformers", "--cache-max-entry-count", "0.5"], "--cache-max-entry-count"),
-        (["--engine", "turbomind", "--eager-mode"], "--eager-mode is no option of the turbomind"),
+        (
+            ["--engine", "turbomind", "--eager-mode"],
+            "--eager-mode is no option of the turbomind engine",
+        ),
         (["--engine", "pytorch", "--tp", "2"], "--tp 2 needs 2 equal GPUs"),
         (["--engine", "pytorch", "--defaults", "--tp", "2"], "--tp 2 needs 2 GPUs"),
         (["--keep", "x"], "--keep is for what is rehearsed without a plan"),

@@ -36,7 +36,7 @@ def parse_json(data: bytes, what: str) -> Section:
     """Parse one JSON object.
 
     Raises:
-        UsageError: too large, not JSON, no Unicode, or not an object.
+        UsageError: too large, not JSON, not an object, or with half of a surrogate pair.
     """
     import json
 
@@ -46,7 +46,7 @@ def parse_json(data: bytes, what: str) -> Section:
         # The standard reader, since published configs hold NaN and Infinity.
         value = json.loads(data.decode("utf-8-sig"))
         if b"\\u" in data:
-            # The reader lets it pass, and no plan of it could be written.
+            # Half of a surrogate pair passes the reader, and no plan with it could be written.
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise UsageError(f"{what} holds half of a surrogate pair", hint=_HINT) from None

@@ -115,7 +115,7 @@ class RoutedEngine:
         self.died_at = float("-inf")
         #: Seconds from its last death until it answered again, or that its start took; 0: unknown.
         self.start_seconds = 0.0
-        #: Whether it was left alone since its death: its next start says nothing of others.
+        #: Whether its supervisor let it rest since its death: that is no part of a start.
         self.rested = False
         #: Requests whose clients went away, and when.
         self.left: deque[tuple[float, RequestIdentity]] = deque(maxlen=_LEFT)

@@ -31,7 +31,7 @@ _SET_ASIDE: Final = 64
 _SPARE_NOTES: Final = 256
 #: Seconds of `Retry-After` where no start is forecast; and at most: older SDKs obey no more.
 _RETRY, _LONGEST_RETRY = 5, 60
-#: From an engine's end to its next start, where that was not seen.
+#: Seconds from an engine's end to its next start, where that was not seen.
 _PAUSE: Final = 2.0
 
 
