@@ -9,12 +9,15 @@ from turbofit.gateway.routing.quarantined import SUSPECTED_SECONDS
 from turbofit.launch.serve.leases import open_margin
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from bench.simulation.clients import Request
     from bench.simulation.engine import SimulatedEngine
     from bench.simulation.gateway import SimulatedGatewayThread
     from bench.simulation.scheduler import Process
     from bench.simulation.world import World
     from turbofit.core.plan import Plan
+    from turbofit.launch.serve.record import RunRecord
 
 __all__ = ["Invariants"]
 
@@ -174,7 +177,10 @@ class Invariants:
         world = self._world
         deaths = self._deaths.setdefault((request.text, engine.plan.engine.name), [])
         skew = engine.owner.skew if engine.owner is not None else 0.0
-        deaths.append((world.scheduler.now, skew))
+        now = world.scheduler.now
+        if len(deaths) < _MOST_DEATHS:  # not convicted yet: suspicions of long ago are over
+            deaths[:] = [one for one in deaths if one[0] + SUSPECTED_SECONDS > now]
+        deaths.append((now, skew))
         if len(deaths) > _MOST_DEATHS and world.machine.disk_error is None:
             world.violate(f"{len(deaths)} engines ended by one request, {request.text}")
 
@@ -286,12 +292,23 @@ class Invariants:
                 world.violate(f"the lease {path.name} is left")
         self._readable()
 
+    def serves_by_its_record(self, process: Process) -> None:
+        """Whoever looks at a turbofit that serves, with `turbofit ps`, finds that it does."""
+        states = [one.state for one in self._records() if one.pid == process.pid]
+        if states != ["ready"]:
+            self._world.violate(f"turbofit {process.pid} serves, and its record says {states}")
+
     def _readable(self) -> None:
+        for _ in self._records():
+            pass
+
+    def _records(self) -> Iterator[RunRecord]:
+        """Those that can be read."""
         from turbofit.core.struct import decode
         from turbofit.launch.serve.record import RunRecord
 
         for path in sorted((self._world.folder / "turbofit" / "runs").glob("*/run.json")):
             try:
-                decode(path.read_bytes(), RunRecord, what=path.name)
+                yield decode(path.read_bytes(), RunRecord, what=path.name)
             except TurbofitError as exc:  # noqa: PERF203 - each file counts
                 self._world.violate(f"{path.parent.name}/run.json cannot be read: {exc.message}")

@@ -19,7 +19,7 @@ _BATCH = 50
 #: The same where the first violation ends the run: what is in the workers' queue runs on.
 _SMALL_BATCH = 5
 #: Days of a worker: some days' worlds are never collected, 0.1 to 0.2 MB a day with the plans.
-_LIFE = 4000
+_LIFE = 10_000
 #: Objects that are made between two collections: what a day leaves is found at its end.
 _COLLECTED = 500_000
 
@@ -76,6 +76,8 @@ def _add(totals: Totals, batches: list[range], given: Any, over: Callable[[], bo
         for done in as_completed(waiting):
             for result in done.result():
                 totals.add(result)
+                if result.violations:  # now, since a long run may be cut off
+                    print(f"\rseed {result.seed}: {result.violations[0]}", file=sys.stderr)
             if over():
                 for one in waiting:
                     one.cancel()

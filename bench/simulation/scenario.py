@@ -27,8 +27,9 @@ CALM = 7_200.0
 LEAST_FAULTS, MOST_FAULTS = 20, 26
 #: A start's deadline, several of them, and the rest in between.
 _BACK = 300.0
-#: Part of the days in which `Day._poison_after_restart` happens.
+#: Part of the days in which `Day._poison_after_restart` happens, and `Day._poison_for_hours`.
 _RARE = 0.1
+_RARER = 0.05
 _SETUPS = (
     ("1xrtx3090", "internvl2-8b", {}),
     ("2xrtx3090", "internvl2-8b", {}),
@@ -241,7 +242,20 @@ class Day:
             world.scheduler.at(
                 begin + self.rare.uniform(0.0, self.seconds - CALM), self._poison_after_restart
             )
+        self._poison_for_hours(random.Random(f"hours {world.seed}"), begin)
         world.scheduler.at(begin + self.seconds - CALM, self._calm)
+
+    def _poison_for_hours(self, rare: random.Random, begin: float) -> None:
+        """In few days a client does not give up, whatever turbofit goes through meanwhile."""
+        if rare.random() >= _RARER:
+            return
+        calm, text = begin + self.seconds - CALM, f"poison {rare.random()}"
+        when = rare.uniform(begin, calm)
+        end = min(calm, when + rare.uniform(1.0, 8.0) * 3600.0)
+        while when < end:
+            one = Request(number=0, client="10.0.1.3", poison=True, text=text)
+            self.world.scheduler.at(when, lambda one=one: self._send(one))
+            when += rare.uniform(30.0, 1500.0)
 
     def _poison_after_restart(self) -> None:
         """Idle engines end and start again; the first request that they get kills them."""
@@ -285,6 +299,8 @@ class Day:
         scheduler.run(scheduler.now + 60)
         if last.end != "200":
             world.violate(f"two hours after the last fault a request ends with {last.end!r}")
+        elif self.turbofit.process is not None:
+            world.invariants.serves_by_its_record(self.turbofit.process)
         self.over = True
         if self.turbofit.alive:
             self.turbofit.signal(signal.SIGTERM)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import importlib
 import importlib.metadata
+import importlib.util
 import itertools
 import os
 import pkgutil
@@ -132,7 +133,7 @@ def _no_overlay(plan: Any, base: Any = None) -> Iterator[Path]:  # noqa: ARG001
 
 #: Plans and errors that were found, by what was asked; the oldest go.
 _PLANS: dict[bytes, Any] = {}
-_MOST_PLANS = 4000
+_MOST_PLANS = 20_000
 #: One remembered plan in so many is searched for again, and must be equal.
 _SEARCHED_AGAIN = 200
 _CALLS = itertools.count(1)
@@ -248,6 +249,9 @@ def _found_version(name: str) -> str | None:
     return None
 
 
+_found_module = cache(importlib.util.find_spec)
+
+
 def _version(name: str) -> str:
     """``importlib.metadata.version``, which looks through all packages each time."""
     found = _found_version(name)
@@ -352,6 +356,7 @@ def _machine(one: World) -> _Replacements:
     yield "turbofit.gateway.routing.quarantine_file.secrets", one.secrets
     yield f"{_SERVE}.leases.os", LeaseOs()
     yield f"{_SERVE}.reservations.os", LeaseOs()
+    yield f"{_SERVE}.record.os", LeaseOs()
     yield "turbofit.core.process.files.os", disk
     yield "turbofit.core.process.files.tempfile", types.SimpleNamespace(mkstemp=_mkstemp)
     yield "turbofit.core.process.files._replace", _replace_file(files._replace, disk)
@@ -375,6 +380,7 @@ def _installed_and_shown(one: World) -> _Replacements:
     yield f"{_ENGINE}.environment.lmdeploy_if_needed", lambda _: (_LMDEPLOY, None)
     yield f"{_SERVE}.download.WeightsFetcher", lambda _: lambda plan: plan
     yield "importlib.metadata.version", _version
+    yield "importlib.util.find_spec", _found_module
     yield "turbofit.cli.terminal.output.note", lambda text: one.trace(f"says {text}")
     yield "turbofit.cli.terminal.output.answer", lambda _: None
 

@@ -81,6 +81,8 @@ class World:
         #: How the next starts of engines end, before it is left to chance that they live.
         self.start_faults: list[StartFault] = []
         self.tear_next = False
+        #: Its history is over, and its threads are let go of.
+        self.closed = False
         self.open_requests = 0
         self.log: list[str] = []
         self.loops: list[VirtualLoop] = []
@@ -266,6 +268,8 @@ class World:
                 self.violate(str(exc))
                 code = 70
             except Exception:  # noqa: BLE001 - a traceback is what must not be
+                if self.closed:
+                    return
                 self.violate(f"a traceback: {traceback.format_exc(limit=-6)}")
                 code = 1
             self.trace(f"turbofit {process.pid} exits {code}")
@@ -281,6 +285,7 @@ class World:
 
     def close(self) -> None:
         """Remove what is left of it."""
+        self.closed = True
         self.scheduler.discard_threads()
         for loop in self.loops:
             loop.abandon()

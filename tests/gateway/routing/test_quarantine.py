@@ -164,6 +164,32 @@ def test_a_conviction_outlives_the_gateway_and_a_pardon_ends_it(tmp_path) -> Non
     assert (code(pardoned), len(deaths)) == ((503, "engine_died"), 1)
 
 
+@pytest.mark.parametrize("open_again", [True, False])
+def test_a_conviction_that_a_full_disk_refused_is_written_later(tmp_path, open_again) -> None:
+    """While the gateway serves, or at its end."""
+    folder = tmp_path / "later"
+    file = folder / "one.json"
+
+    async def convict():
+        async with Fleet(1, quarantine=str(file)) as fleet:
+            for _ in range(2):
+                await fleet.all_up()
+                await fleet.ask(KILLS)
+            await auntil(lambda: fleet.app.quarantine._file.unwritten, "a write to fail")
+            folder.mkdir()
+            if open_again:
+                await auntil(file.exists, "it to be written")
+                assert not fleet.app.quarantine._file.unwritten
+
+    async def again():
+        async with Fleet(1, quarantine=str(file)) as fleet:
+            return await fleet.ask(KILLS)
+
+    virtual_time.run(convict())
+    SINCE[0] += 3600
+    assert code(virtual_time.run(again())) == (422, "convicted")
+
+
 def test_who_costs_too_many_engines_is_refused_before_its_body_is_read() -> None:
     async def run():
         async with Fleet(3, api_keys=("good", "bad")) as fleet:

@@ -109,6 +109,7 @@ def test_a_pardon_reaches_a_gateway_that_runs_and_stays(state: Path) -> None:
 def test_a_file_that_cannot_be_written_costs_no_answer(tmp_path: Path) -> None:
     file = QuarantineFile(tmp_path / "no" / "such" / "folder.json")
     assert file.write(convicted("a").state()) is None
+    assert file.unwritten
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everything")

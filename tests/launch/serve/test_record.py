@@ -50,6 +50,12 @@ def test_a_disk_that_refuses_costs_the_record_only(tmp_path: Path) -> None:
     record.begin()
     record.state("ready")
     assert not (tmp_path / "gone").exists()
+    assert record.unwritten
+    (tmp_path / "gone").mkdir()
+    record.keep()
+    assert not record.unwritten
+    kept = (tmp_path / "gone" / "run.json").read_bytes()
+    assert decode(kept, RunRecord, what="run") == record.run
 
 
 def test_a_kill_at_any_write_leaves_a_whole_document(tmp_path: Path) -> None:

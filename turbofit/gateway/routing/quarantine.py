@@ -29,6 +29,8 @@ _LOG: Final = LazyLogger(__name__)
 
 #: An engine may die so many seconds later of a request whose client has left.
 _LEFT_SECONDS: Final = 10.0
+#: What a full disk did not take is written again after so many.
+_AGAIN_SECONDS: Final = 15.0
 
 
 class Quarantine:
@@ -54,6 +56,7 @@ class Quarantine:
         self._fingerprints, self._file, self._count = fingerprints, file, count
         self._keeping: asyncio.Task[None] | None = None
         self._accusing: asyncio.Task[None] | None = None
+        self._again: asyncio.TimerHandle | None = None
         self._stale = False
 
     def check_client(self, request: RequestContext) -> None:
@@ -197,7 +200,7 @@ class Quarantine:
             self.keep()
 
     def keep(self) -> None:
-        """Write down what is known, soon, and not twice at once."""
+        """Write down what is known, soon, and not twice at once; again while a disk is full."""
         self._stale = True
         if self._file is not None and (self._keeping is None or self._keeping.done()):
             self._keeping = asyncio.ensure_future(self._keep())
@@ -210,12 +213,21 @@ class Quarantine:
             others = await loop.run_in_executor(None, self._file.write, self.suspects.state())
             if others is not None:
                 self.suspects.merge(others)
+        if self._again is not None:
+            self._again.cancel()
+        if self._file.unwritten:
+            self._again = loop.call_later(_AGAIN_SECONDS, self.keep)
 
     async def close(self) -> None:
-        """Wait until everything is written."""
-        for task in (self._accusing, self._keeping):
-            if task is not None:
-                await task
+        """Wait until everything is written; what a full disk did not take is tried once more."""
+        if self._accusing is not None:
+            await self._accusing
+        if self._file is not None and self._file.unwritten:
+            self.keep()
+        if self._keeping is not None:
+            await self._keeping
+        if self._again is not None:
+            self._again.cancel()
 
 
 def open_quarantine(file: str | None, count: Callable[..., None]) -> Quarantine:

@@ -109,6 +109,8 @@ class QuarantineFile:
 
     def __init__(self, path: Path, clock: Callable[[], float] = kept_time) -> None:
         self.path, self._clock = path, clock
+        #: The disk did not take what was last to be kept: `write` it again.
+        self.unwritten = False
         self._seen = 0
 
     def read(self) -> Quarantined:
@@ -127,12 +129,13 @@ class QuarantineFile:
         return self._stamp() != self._seen
 
     def write(self, state: Quarantined) -> Quarantined | None:
-        """Merge with what others wrote, and keep it; a full disk costs the memory, no answer.
+        """Merge with what others wrote, and keep it; a full disk costs no answer.
 
         Returns:
             What others wrote since, if they did.
         """
         others = None
+        self.unwritten = True
         with suppress(OSError, UsageError), _locked(self.path):
             if self.changed:
                 others = self.read()
@@ -141,6 +144,7 @@ class QuarantineFile:
                 state = merged.state()
             write_atomic(self.path, to_json(state), mode=0o600)
             self._seen = self._stamp()
+            self.unwritten = False
         return others
 
     def _stamp(self) -> int:

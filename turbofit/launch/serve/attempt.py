@@ -229,7 +229,10 @@ class Attempt:
         return front
 
     def _tick(self) -> None:
-        """Keep the lease true: which processes are ours, and whether they still grow."""
+        """Keep the lease true: which processes are ours, and whether they still grow.
+
+        What a full disk did not take of it, or of the record, is written again.
+        """
         server = self._server
         # An engine that is started again, or rests, takes again what it will need.
         noted = (self._pids(), self._ready, self._surplus())
@@ -238,6 +241,8 @@ class Attempt:
             pids, ready, surplus = noted
             name = self._plan.model.name
             self._job.leases.note(model=name, engines=pids, ready=ready, surplus=surplus)
+        if self._job.record.unwritten:
+            self._job.record.keep()
         if server is not None:
             phases = dict.fromkeys(engine.tracker.phase for engine in server.engines)
             self._enter(", ".join(phases))

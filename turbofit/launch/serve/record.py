@@ -62,6 +62,8 @@ class Record:
 
     def __init__(self, folder: Path, **facts: Any) -> None:
         self.folder = folder
+        #: The disk did not take it as it is now: `keep` it again.
+        self.unwritten = False
         self.run = RunRecord(
             schema=RUN_SCHEMA,
             turbofit_version=__version__,
@@ -71,7 +73,7 @@ class Record:
             state="starting",
             **facts,
         )
-        self._write()
+        self.keep()
 
     def begin(self, **facts: Any) -> None:
         """A new attempt with its own settings."""
@@ -95,14 +97,16 @@ class Record:
 
     def _change(self, **facts: Any) -> None:
         self.run = replace(self.run, **facts)
-        self._write()
+        self.keep()
 
-    def _write(self) -> None:
-        """Keep it; a full disk costs the record, never the server."""
+    def keep(self) -> None:
+        """Write it; a full disk costs the record, never the server."""
         try:
             write_atomic(self.folder / "run.json", to_json(self.run), mode=0o600)
         except (UsageError, OSError):
-            return
+            self.unwritten = True
+        else:
+            self.unwritten = False
 
 
 def state_folder(room: str, name: str) -> Path:
