@@ -46,8 +46,14 @@ class Request:
     finals: int = 0
     status: int = 0
     end: str = ""
+    method: str = "POST"
+    path: str = "/v1/chat/completions"
     body: list[bytes] = field(default_factory=list)
     answered_by: list[int] = field(default_factory=list)
+    #: Its client is gone.
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    #: The gateway's, once it has begun.
+    loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def stated(self) -> bool:
@@ -69,10 +75,16 @@ class Request:
             document["max_tokens"] = self.tokens
         return msgspec.json.encode(document)
 
+    def said(self, message: dict[str, Any]) -> None:
+        """A part of the answer came."""
+
+    def over(self) -> None:
+        """Nothing more comes."""
+
     async def run(self, world: World, gateway: Gateway) -> None:
         """Send it and take the answer; a violation where it ends otherwise than once."""
-        gone = asyncio.Event()
-        sent = False
+        gone, sent = self.gone, False
+        self.loop = asyncio.get_running_loop()
 
         async def receive() -> dict[str, Any]:
             nonlocal sent
@@ -90,17 +102,18 @@ class Request:
                 self.body.append(message.get("body", b""))
                 if not message.get("more_body"):
                     self.finals += 1
+            self.said(message)
 
         scope = {
-            "type": "http", "method": "POST", "path": "/v1/chat/completions",
-            "raw_path": b"/v1/chat/completions", "query_string": b"",
+            "type": "http", "method": self.method, "path": self.path,
+            "raw_path": self.path.encode(), "query_string": b"",
             "client": (self.client, 1000 + self.number % 60000),
             "headers": [(b"content-type", b"application/json")], "scheme": "http",
             "http_version": "1.1", "server": ("127.0.0.1", 1),
         }  # fmt: skip
         timer = None
         if self.leaves is not None:
-            timer = asyncio.get_running_loop().call_later(self.leaves, gone.set)
+            timer = self.loop.call_later(self.leaves, gone.set)
         try:
             await gateway(scope, receive, send)
         except asyncio.CancelledError:

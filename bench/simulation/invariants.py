@@ -249,6 +249,8 @@ class Invariants:
         gateway, now = self._world.gateway, self._world.scheduler.now
         if gateway is None or gateway.gateway._trials._running or now < self._ran_again + _TURN:
             return
+        if any(not one.end and len(one.answered_by) > 1 for one in self._world.requests):
+            return  # its answer has begun, but not ended
         idle = [
             one.pid for one in self._world.machine.engines.values()
             if gateway.serves(one) and not one.exchanges

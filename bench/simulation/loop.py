@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["VirtualLoop"]
 
+#: Where turbofit's clients reach it.
+GATEWAY_PORT = 23333
+#: What a coroutine awaits at its end, at most: each is one more time that it is to be closed.
+_AWAITS = 5
+
 
 class _Selector:
     """Where a selector waits for sockets, this waits in virtual time."""
@@ -100,8 +105,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         try:
             for task in list(self.tasks):
                 task._log_destroy_pending = False
-                with suppress(BaseException):
-                    task.get_coro().close()
+                for _ in range(_AWAITS):
+                    with suppress(BaseException):
+                        task.get_coro().close()
+                        break
         finally:
             events._set_running_loop(before)
 
@@ -115,7 +122,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
             ConnectionRefusedError: nothing does.
         """
         await asyncio.sleep(0.0001)
-        found = self._world.machine.ports.get(address[1])
+        found: Any = self._world.machine.ports.get(address[1])
+        if address[1] == GATEWAY_PORT:
+            found = self._world.port
         if found is None or not found.listening:
             raise ConnectionRefusedError(111, "Connection refused (simulated)")
         self._reached[sock] = found
@@ -145,7 +154,7 @@ class EngineConnection(asyncio.Transport):
         self, loop: VirtualLoop, world: World, engine: SimulatedEngine, protocol: Any
     ) -> None:
         super().__init__()
-        self._loop, self._world, self._engine, self._protocol = loop, world, engine, protocol
+        self.loop, self._world, self._engine, self._protocol = loop, world, engine, protocol
         self._received = b""
         self._closed = False
         self._exchange: Exchange | None = None
@@ -190,6 +199,8 @@ class EngineConnection(asyncio.Transport):
         elif kind == "lost":
             self.reset()
             return
+        elif kind == "bytes":
+            data = value
         elif kind == "data":
             data = b"%x\r\n%s\r\n" % (len(value), value)
         else:
@@ -198,14 +209,14 @@ class EngineConnection(asyncio.Transport):
         self._tell(lambda: self._protocol.data_received(data))
 
     def _tell(self, act: Callable[[], None]) -> None:
-        if not self._closed and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(lambda: None if self._closed else act())
+        if not self._closed and not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(lambda: None if self._closed else act())
 
     def reset(self) -> None:
         """The connection breaks; an engine that still runs drops the request, as LMDeploy does."""
         if self._exchange is not None:
             self._exchange.left()
-        if self._closed or self._loop.is_closed():
+        if self._closed or self.loop.is_closed():
             return
 
         def lost() -> None:
@@ -213,7 +224,7 @@ class EngineConnection(asyncio.Transport):
                 self._closed = True
                 self._protocol.connection_lost(ConnectionResetError(104, "reset (simulated)"))
 
-        self._loop.call_soon_threadsafe(lost)
+        self.loop.call_soon_threadsafe(lost)
 
     def is_closing(self) -> bool:
         return self._closed
@@ -229,7 +240,7 @@ class EngineConnection(asyncio.Transport):
             self._engine.connections.remove(self)
         if self._exchange is not None:
             self._exchange.left()
-        self._loop.call_soon(self._protocol.connection_lost, None)
+        self.loop.call_soon(self._protocol.connection_lost, None)
 
     def pause_reading(self) -> None:
         pass

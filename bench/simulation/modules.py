@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import time
 import types
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from bench.simulation.world import World
 
 __all__ = [
+    "BatchOs",
+    "BatchTempfile",
     "DiskOs",
     "LeaseOs",
     "SimulatedThreading",
@@ -182,3 +185,31 @@ class LeaseOs(_Module):
         if engine is None:
             raise ProcessLookupError(3, "No such process")
         engine.kill(number)
+
+
+class BatchOs(LeaseOs):
+    """``os`` for a batch's output: a full disk takes nothing, and a kill may come in a write."""
+
+    def write(self, descriptor: int, data: Any) -> int:
+        one = world()
+        process = one.scheduler.process
+        one.machine.write_fault()
+        if process is not None and process.torn is not None:
+            os.write(descriptor, data[: len(data) // 2])
+            process.torn()
+            one.scheduler.sleep(0.0)  # and its thread never goes on
+        return os.write(descriptor, data)
+
+
+class BatchTempfile(_Module):
+    """``tempfile`` for the same."""
+
+    def __init__(self) -> None:
+        super().__init__(tempfile)
+
+    def mkstemp(self, **given: Any) -> tuple[int, str]:
+        process = world().scheduler.process
+        descriptor, name = tempfile.mkstemp(**given)
+        if process is not None:
+            process.descriptors.append(descriptor)
+        return descriptor, name

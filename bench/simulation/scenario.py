@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from bench.simulation.batch import Batch
 from bench.simulation.clients import Request
 from bench.simulation.faults import FAULTS
 from bench.simulation.substitutes import in_place
@@ -27,7 +28,8 @@ CALM = 7_200.0
 LEAST_FAULTS, MOST_FAULTS = 20, 26
 #: A start's deadline, several of them, and the rest in between.
 _BACK = 300.0
-#: Part of the days in which `Day._poison_after_restart` happens, and `Day._poison_for_hours`.
+#: Part of the days in which `Day._poison_after_restart` happens, and of those with each of
+#: `Day._poison_for_hours` and `Day._batch`.
 _RARE = 0.1
 _RARER = 0.05
 _SETUPS = (
@@ -143,6 +145,7 @@ class Day:
         self.number = faults or self.rng.randrange(LEAST_FAULTS, MOST_FAULTS)
         self.turbofit = Turbofit(self, model, fixed)
         self.others: list[Turbofit] = []
+        self.batch: Batch | None = None
         self.over = False
 
     # -- what happens
@@ -243,6 +246,7 @@ class Day:
                 begin + self.rare.uniform(0.0, self.seconds - CALM), self._poison_after_restart
             )
         self._poison_for_hours(random.Random(f"hours {world.seed}"), begin)
+        self._batch(random.Random(f"batch {world.seed}"), begin)
         world.scheduler.at(begin + self.seconds - CALM, self._calm)
 
     def _poison_for_hours(self, rare: random.Random, begin: float) -> None:
@@ -256,6 +260,18 @@ class Day:
             one = Request(number=0, client="10.0.1.3", poison=True, text=text)
             self.world.scheduler.at(when, lambda one=one: self._send(one))
             when += rare.uniform(30.0, 1500.0)
+
+    def _batch(self, rare: random.Random, begin: float) -> None:
+        """In few days somebody gives a batch, and faults come while it runs."""
+        if rare.random() >= _RARER:
+            return
+        scheduler, when = self.world.scheduler, rare.uniform(begin, begin + self.seconds - CALM)
+        self.batch = Batch(self.world, rare)
+        scheduler.at(when, self.batch.start)
+        names = sorted(FAULTS)
+        for _ in range(rare.randrange(3)):
+            name = rare.choice(names)
+            scheduler.at(when + rare.uniform(0.0, 100.0), lambda name=name: self._fault(name))
 
     def _poison_after_restart(self) -> None:
         """Idle engines end and start again; the first request that they get kills them."""
@@ -301,6 +317,8 @@ class Day:
             world.violate(f"two hours after the last fault a request ends with {last.end!r}")
         elif self.turbofit.process is not None:
             world.invariants.serves_by_its_record(self.turbofit.process)
+        if self.batch is not None:
+            self.batch.check()
         self.over = True
         if self.turbofit.alive:
             self.turbofit.signal(signal.SIGTERM)

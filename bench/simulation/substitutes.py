@@ -28,7 +28,10 @@ import msgspec
 
 from bench.simulation.engine_process import SimulatedEngineProcess
 from bench.simulation.gateway import SimulatedGatewayThread
+from bench.simulation.loop import GATEWAY_PORT
 from bench.simulation.modules import (
+    BatchOs,
+    BatchTempfile,
     DiskOs,
     LeaseOs,
     SimulatedThreading,
@@ -59,7 +62,7 @@ _LMDEPLOY = Lmdeploy("0.18.0", ("python",))
 _HELPS = Remedies((Remedy(change="more memory", effect="fits (not searched for here)"),), ())
 _ROOMS = (
     "turbofit.core", "turbofit.gateway", "turbofit.launch.serve", "turbofit.launch.engine",
-    "turbofit.launch.models",
+    "turbofit.launch.models", "turbofit.batch",
     "turbofit.cli", "turbofit.planning", "turbofit.machine", "turbofit.observe",
 )  # fmt: skip
 
@@ -121,7 +124,7 @@ def _free_ports(count: int) -> list[int]:
     one, found = world(), []
     while len(found) < count:
         port = 20000 + one.rng.randrange(5000)
-        if port not in one.machine.ports and port not in found:
+        if port not in one.machine.ports and port not in (GATEWAY_PORT, *found):
             found.append(port)
     return found
 
@@ -357,6 +360,8 @@ def _machine(one: World) -> _Replacements:
     yield f"{_SERVE}.leases.os", LeaseOs()
     yield f"{_SERVE}.reservations.os", LeaseOs()
     yield f"{_SERVE}.record.os", LeaseOs()
+    yield "turbofit.batch.output_file.os", BatchOs()
+    yield "turbofit.batch.output_file.tempfile", BatchTempfile()
     yield "turbofit.core.process.files.os", disk
     yield "turbofit.core.process.files.tempfile", types.SimpleNamespace(mkstemp=_mkstemp)
     yield "turbofit.core.process.files._replace", _replace_file(files._replace, disk)
@@ -374,6 +379,14 @@ def _gateway(one: World) -> _Replacements:
     # What looks at nothing does so less often: a day has 86,400 seconds.
     yield "turbofit.gateway.routing.health._TICK", 600.0
     yield f"{_ENGINE}.readiness_probe._PAUSE", 300.0
+
+
+def _batch(one: World) -> _Replacements:
+    yield "turbofit.batch.sender.random", one.delays
+    yield "turbofit.batch.batch_job.open_files", lambda _: None
+    # Who is told of progress is nobody, and memory is the disk.
+    yield "turbofit.batch.batch_job._TICK_SECONDS", 600.0
+    yield "turbofit.batch.batch_run._SYNC_SECONDS", 60.0
 
 
 def _installed_and_shown(one: World) -> _Replacements:
@@ -399,6 +412,7 @@ def _replacements(one: World) -> _Replacements:
     yield from _processes(one)
     yield from _machine(one)
     yield from _gateway(one)
+    yield from _batch(one)
     yield from _installed_and_shown(one)
     yield from _pure()
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from bench.simulation.clients import Request
 from bench.simulation.engine import SimulatedEngine, StartFault
+from bench.simulation.gateway_port import GatewayPort
 from bench.simulation.invariants import Invariants
 from bench.simulation.machine import SimulatedMachine
 from bench.simulation.scheduler import Event, Process, Scheduler
@@ -32,7 +33,7 @@ _IDLE = 900.0
 _BUSY = 15.0
 #: Seconds between a gateway's looks at its engines while requests are open.
 _LOOK = 10.0
-_REQUEST = re.compile(rb"#(?:(\d+)|(poison [\d.e-]+))#")
+_REQUEST = re.compile(rb"#(?:(\d+)|((?:poison|item) [\d.e-]+))#")
 
 
 class Violation(AssertionError):  # noqa: N818
@@ -65,6 +66,8 @@ class World:
         self.rng = random.Random(seed)
         #: Keys of installations: random, and equal for equal seeds.
         self.secrets = _Secrets(seed)
+        #: Of a batch's pauses.
+        self.delays = random.Random(f"delays {seed}")
         self.scheduler = Scheduler(lambda exc: self.violate(f"a thread ended with {exc!r}"))
         self.machine = SimulatedMachine(spec)
         base = "/dev/shm" if Path("/dev/shm").is_dir() else None
@@ -76,6 +79,7 @@ class World:
         #: The turbofit that clients ask.
         self.primary: Process | None = None
         self.gateway: SimulatedGatewayThread | None = None
+        self.port = GatewayPort(self)
         self.violations: list[str] = []
         self.counts: dict[str, int] = {}
         #: How the next starts of engines end, before it is left to chance that they live.
@@ -192,6 +196,7 @@ class World:
     def finished(self, request: Request) -> None:
         """A request has ended, one way or another."""
         self.open_requests -= 1
+        request.over()
         self.count(f"ended {request.end}")
         self.trace(f"request {request.number} {request.end} at {request.answered_by}")
         self.invariants.request_ended(request)
@@ -232,8 +237,14 @@ class World:
             self.invariants.forget_unwritten()
 
     def _end(self, process: Process, how: int | str) -> None:
-        """A turbofit is gone, by itself or not."""
+        """A turbofit that serves is gone, by itself or not."""
         self.count(f"exit {how}")
+        self.end(process)
+        if process is self.primary:
+            self.port.reset()
+
+    def end(self, process: Process) -> None:
+        """A process is gone, and what it had open."""
         self.scheduler.end(process)
         self.invariants.process_ended(process)
         for descriptor in process.descriptors:

@@ -249,6 +249,37 @@ def test_who_hangs_up_before_the_engine_dies_is_suspected_too() -> None:
     assert virtual_time.run(run()) == (1, 0)
 
 
+async def hang_up(fleet: Fleet, *beside: str) -> None:
+    """A client that leaves at once; the engine ends of its request all the same."""
+    gone = asyncio.Event()
+    body = chat({"type": "text", "text": f"{KILLS} unseen"})
+    pending = asyncio.ensure_future(call(fleet.app, body=body, leave=gone))
+    others = [asyncio.ensure_future(fleet.ask(text)) for text in beside]
+    await auntil(lambda: fleet.app.engines[0].outstanding == 1 + len(beside), "it to be sent")
+    gone.set()
+    await asyncio.gather(pending, return_exceptions=True)
+    fleet.kill(0)
+    fleet.app.engine_ended(0, by_others=False)
+    await asyncio.gather(*others)
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"), [((("innocent",),), (2, 0)), (((), ()), (0, 1)), (((),), (1, 0))]
+)
+def test_who_hangs_up_is_convicted_the_second_time_where_nobody_else_was_there(
+    times, expected
+) -> None:
+    async def run():
+        async with Fleet(1) as fleet:
+            for beside in times:
+                await fleet.all_up()
+                await hang_up(fleet, *beside)
+            await asyncio.sleep(0.01)
+            return fleet.app.quarantine.suspects.number
+
+    assert virtual_time.run(run()) == expected
+
+
 def test_an_engine_that_somebody_killed_accuses_nobody() -> None:
     async def run():
         async with Fleet(2) as fleet:

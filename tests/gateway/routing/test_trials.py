@@ -197,6 +197,28 @@ def test_who_leaves_gives_its_engine_back() -> None:
     assert virtual_time.run(run()) == ([0, 0], [False, False])
 
 
+@pytest.mark.parametrize("answers", [True, False])
+def test_an_engine_is_kept_until_it_has_outlived_a_suspect_that_left(answers) -> None:
+    """Else it would convict the next one by dying of the one before."""
+
+    async def run():
+        line = Line(2)
+        first, second = line.ask("a"), line.ask("b")
+        engine = await first
+        line.trials.release(engine, FREE, 10.0)
+        await moments(5.0)
+        before = line.asked[-1] is engine, engine.reserved, second.done()
+        if answers:
+            engine.succeeded()
+            line.trials.pump()
+        else:
+            await moments(6.0)
+        await moments()
+        return before, second.done()
+
+    assert virtual_time.run(run()) == ((True, True, False), True)
+
+
 def test_who_is_no_suspect_any_more_goes_as_others_do() -> None:
     async def run():
         line, trial = await a_suspect_waits()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
     from turbofit.gateway.limits.cost import Cost
     from turbofit.gateway.limits.gate import Gate
-    from turbofit.gateway.routing.identity import RequestIdentity
+    from turbofit.gateway.routing.identity import Departure
     from turbofit.gateway.routing.stuck import InFlight
 
     #: Rank, a number of its own, engine.
@@ -117,8 +117,10 @@ class RoutedEngine:
         self.start_seconds = 0.0
         #: Whether its supervisor let it rest since its death: that is no part of a start.
         self.rested = False
-        #: Requests whose clients went away, and when.
-        self.left: deque[tuple[float, RequestIdentity]] = deque(maxlen=_LEFT)
+        #: Requests that came to it.
+        self.arrivals = 0
+        #: Requests whose clients went away.
+        self.left: deque[Departure] = deque(maxlen=_LEFT)
 
     @property
     def name(self) -> str:
@@ -177,6 +179,7 @@ class RoutedEngine:
 
     @outstanding.setter
     def outstanding(self, outstanding: int) -> None:
+        self.arrivals += max(0, outstanding - self._outstanding)
         fewer, self._outstanding = outstanding < self._outstanding, outstanding
         if fewer:
             self._rise()

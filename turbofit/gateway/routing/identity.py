@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from turbofit.gateway.routing.fingerprints import Fingerprints
 
-__all__ = ["RequestIdentity"]
+__all__ = ["Departure", "RequestIdentity"]
 
 #: Larger bodies are hashed in a thread, beside the engine that has them already.
 _INLINE: Final = 64 << 10
@@ -43,3 +43,15 @@ class RequestIdentity:
             # Shielded: others may wait for it too.
             self._fingerprint = await asyncio.shield(self._fingerprint)
         return self._fingerprint
+
+
+class Departure(NamedTuple):
+    """A request whose client went away before its answer.
+
+    ``at``: when. ``alone``: the engine had nothing else, and ``arrivals`` requests had come to it.
+    """
+
+    at: float
+    identity: RequestIdentity
+    alone: bool
+    arrivals: int

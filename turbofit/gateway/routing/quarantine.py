@@ -12,7 +12,7 @@ from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.routing.accounts import BUDGET, BUDGET_SECONDS, accounts_of
 from turbofit.gateway.routing.fingerprints import KEY_BYTES, Fingerprints
-from turbofit.gateway.routing.identity import RequestIdentity
+from turbofit.gateway.routing.identity import Departure, RequestIdentity
 from turbofit.gateway.routing.quarantine_file import QuarantineFile, installation_key, kept_time
 from turbofit.gateway.routing.quarantined import Accused, Conviction
 from turbofit.gateway.routing.suspects import Suspects
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turbofit.gateway.routing.engines import RoutedEngine
+    from turbofit.gateway.routing.quarantined import EngineDeath
     from turbofit.gateway.routing.request_context import RequestContext
 
 __all__ = ["Quarantine", "now", "open_quarantine"]
@@ -148,10 +149,7 @@ class Quarantine:
                 alone=outcome.alone,
                 begun=outcome.answered,
             )
-            conviction = self.suspects.accuse(outcome.death, accused)
-            if conviction is not None:
-                self._count("convicted_total")
-                _LOG.info("request %s is convicted: %s", request.id, fingerprint)
+            self._accuse(outcome.death, accused)
             if new:
                 self._count("engine_deaths_total", f"engine={engine.label}")
                 await self._accuse_left(engine)
@@ -167,7 +165,9 @@ class Quarantine:
     def left(self, request: RequestContext) -> None:
         """The client of a request went away while an engine had it."""
         if request.identity is not None and request.engine is not None:
-            request.engine.left.append((self._clock(), request.identity))
+            engine = request.engine
+            alone = not engine.outstanding
+            engine.left.append(Departure(self._clock(), request.identity, alone, engine.arrivals))
 
     def engine_ended(self, engine: RoutedEngine, *, by_others: bool) -> None:
         """A supervisor saw the engine's process end.
@@ -186,18 +186,25 @@ class Quarantine:
     async def _accuse_left(self, engine: RoutedEngine) -> None:
         """Accuse those too whose clients left shortly before."""
         death, at = engine.death, self._clock()
-        recent = [identity for left, identity in engine.left if at - left < _LEFT_SECONDS]
+        recent = [one for one in engine.left if at - one.at < _LEFT_SECONDS]
         engine.left.clear()
-        for identity in recent if death is not None else ():
+        alone = len(recent) == 1 and recent[0].alone and recent[0].arrivals == engine.arrivals
+        for one in recent if death is not None else ():
             accused = Accused(
-                fingerprint=await identity.fingerprint(),
-                sketch=identity.sketch,
-                accounts=identity.accounts,
+                fingerprint=await one.identity.fingerprint(),
+                sketch=one.identity.sketch,
+                accounts=one.identity.accounts,
+                alone=alone,
             )
             assert death is not None
-            self.suspects.accuse(death, accused)
+            self._accuse(death, accused)
         if recent:
             self.keep()
+
+    def _accuse(self, death: EngineDeath, accused: Accused) -> None:
+        if self.suspects.accuse(death, accused) is not None:
+            self._count("convicted_total")
+            _LOG.info("a request is convicted: %s", accused.fingerprint)
 
     def keep(self) -> None:
         """Write down what is known, soon, and not twice at once; again while a disk is full."""
@@ -236,7 +243,7 @@ def open_quarantine(file: str | None, count: Callable[..., None]) -> Quarantine:
         key = token_bytes(KEY_BYTES)
         return Quarantine(Suspects(kept_time), Fingerprints(key), None, now, count)
     kept = QuarantineFile(Path(file), kept_time)
-    suspects = Suspects(kept_time, kept.read())
+    suspects = Suspects(kept_time, kept.read().none_ahead(kept_time()))
     return Quarantine(suspects, Fingerprints(installation_key()), kept, now, count)
 
 

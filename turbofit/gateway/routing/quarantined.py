@@ -67,6 +67,36 @@ class Quarantined(Struct):
     clients: dict[str, tuple[float, ...]] = msgspec.field(default_factory=dict)
     forgotten: dict[str, float] = msgspec.field(default_factory=dict)
 
+    def none_ahead(self, now: float) -> Quarantined:
+        """The same for a clock that was set back since: the newest of what is dated ahead is now.
+
+        Over: the time since then counts as none.
+        """
+        times = [one.last for one in self.suspects] + [one.since for one in self.convicted]
+        times += [at for deaths in self.clients.values() for at in deaths]
+        ahead = max([now, *times, *self.forgotten.values()]) - now
+        if not ahead:
+            return self
+
+        def off(at: float) -> float:
+            return ahead if at > now else 0.0
+
+        move = msgspec.structs.replace
+        return Quarantined(
+            suspects=tuple(
+                move(one, last=one.last - off(one.last), until=one.until - off(one.last))
+                for one in self.suspects
+            ),
+            convicted=tuple(
+                move(one, since=one.since - off(one.since), until=one.until - off(one.since))
+                for one in self.convicted
+            ),
+            clients={
+                name: tuple(at - off(at) for at in deaths) for name, deaths in self.clients.items()
+            },
+            forgotten={name: at - off(at) for name, at in self.forgotten.items()},
+        )
+
 
 class Accused(Struct):
     """A request at a death: whose, whether it was alone there, whether its answer had begun."""

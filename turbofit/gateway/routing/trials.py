@@ -10,6 +10,9 @@ An engine that has answered nobody since its process ended may die of itself, an
 that is innocent of it. It is asked for a token first, by the monitor; only engines that have
 answered are reserved.
 
+An engine may yet die of a suspect whose client went away. It is asked for a token then, and nobody
+else gets it before it answers, or before the time is over in which it may still have the request.
+
 A suspect that has run alone for half a minute has the engine no longer for itself (under: what
 kills later than that meets others). A server of one engine has no other choice than that one. There
 the line gets the engine for ten seconds at most, the time in which it empties included; where
@@ -111,6 +114,8 @@ class Trials:
         #: Engines that are reserved, and since when; those of them that have a suspect, and which.
         self._reserved: dict[RoutedEngine, float] = {}
         self._running: dict[RoutedEngine, tuple[float, str]] = {}
+        #: Those whose suspect left without an answer: when, and until when they may have it.
+        self._left: dict[RoutedEngine, tuple[float, float]] = {}
         self._pause_until = float("-inf")
 
     @property
@@ -162,12 +167,18 @@ class Trials:
 
     def release(self, engine: RoutedEngine, cost: Cost, after: float = 0.0) -> None:
         """Its answer has ended: others may come to this engine; see `Admission.release`."""
-        self._running.pop(engine, None)
+        if after and engine in self._running:
+            self._left[engine] = self._clock(), self._clock() + after
+            self._ask(engine)
+            self._pump_in(after)
+        else:
+            self._running.pop(engine, None)
         self._admission.release(engine, cost, after)
         self.pump()
 
     def pump(self) -> None:
         """Look who may run now; call it too when a request ended, or an engine came or went."""
+        self._clear_left()
         if not self._line and not self._reserved:
             return
         for waiter in tuple(self._line):
@@ -229,6 +240,14 @@ class Trials:
                 self._pause_until = now + (now - since)
                 self._pump_in(now - since)
                 self._open(engine)
+
+    def _clear_left(self) -> None:
+        """Engines that have answered since their suspect left, or died, or had the time to."""
+        now = self._clock()
+        for engine, (since, until) in tuple(self._left.items()):
+            if engine.last_success > since or now >= until or not engine.serves:
+                del self._left[engine]
+                self._running.pop(engine, None)
 
     def _open(self, engine: RoutedEngine) -> None:
         """Others may come to an engine again."""
