@@ -71,7 +71,11 @@ class Batch:
             violate("a batch is not through two hours after the last fault")
             return
         raw = self._output.read_bytes()
-        lines = [msgspec.json.decode(one) for one in raw.splitlines()]
+        try:
+            lines = [msgspec.json.decode(one) for one in raw.splitlines()]
+        except msgspec.DecodeError as exc:
+            violate(f"a batch wrote a line that cannot be read: {exc}")
+            return
         times = Counter(one["custom_id"] for one in lines)
         if times != Counter(self._items.keys()) or not raw.endswith(b"\n"):
             violate(f"a batch of {len(self._items)} items wrote {times}")

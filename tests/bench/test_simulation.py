@@ -44,10 +44,12 @@ def test_a_day_shows_a_bug_and_is_well_without_it(bug: Bug) -> None:
     assert simulate(seed).violations == []
 
 
-def test_equal_seeds_have_equal_histories() -> None:
-    one, two = simulate(3), simulate(3)
+@pytest.mark.parametrize("seed", [3, 130])  # the second with a batch
+def test_equal_seeds_have_equal_histories(seed: int) -> None:
+    one, two = simulate(seed), simulate(seed)
     assert one.log == two.log
     assert one.digest == two.digest != simulate(4).digest
+    assert any("batch" in line for line in one.log) == (seed == 130)
 
 
 def test_a_history_does_not_depend_on_plans_that_are_remembered(
