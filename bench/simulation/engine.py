@@ -191,7 +191,7 @@ class SimulatedEngine:
             self._exit(1)
             return
         self.world.machine.ports[self.port] = self
-        self.listening, self.well_since = True, self.world.scheduler.now
+        self.listening, self.well_since = True, inf if self.hung else self.world.scheduler.now
         for probe in self.world.probes:
             probe.poke()
         yield None

@@ -200,6 +200,8 @@ def disk_fails(day: Day) -> None:
 
 def _disk(day: Day, number: int) -> None:
     machine, seconds = day.world.machine, day.rng.uniform(10, 1800)
+    if machine.disk_error is None:
+        machine.disk_bad_since = day.world.scheduler.now
     machine.disk_error = number
     until = machine.disk_bad_until = max(machine.disk_bad_until, day.world.scheduler.now + seconds)
 

@@ -30,6 +30,8 @@ _MOST_DEATHS = 2
 _FORGOTTEN = 15.0
 #: Seconds after a broken disk within which all leases are written again.
 _WRITTEN = 60.0
+#: Seconds after it within which a gateway has written again what it knows of suspects.
+_AGAIN = 30.0
 #: How a request may end: with a status, because its client left, or with turbofit.
 _ENDS = ("200", "429", "503", "422", "403", "left", "lost")
 #: Seconds that a suspect waits for an engine, and within which a gateway of these days knows that
@@ -194,10 +196,14 @@ class Invariants:
                 if skew >= process.skew or at + skew + SUSPECTED_SECONDS > now
             ]
 
-    def forget_unwritten(self) -> None:
-        """A turbofit was killed: the deaths that it had no second to write down do not count."""
+    def forget_unwritten(self, *, killed: bool) -> None:
+        """A turbofit has ended: deaths that it had no second or no disk to write down are lost."""
+        machine, now = self._world.machine, self._world.scheduler.now
+        since = now - 1.0 if killed else now
+        if machine.disk_error is not None or now < machine.disk_bad_until + _AGAIN:
+            since = min(since, machine.disk_bad_since - 1.0)
         for deaths in self._deaths.values():
-            deaths[:] = [one for one in deaths if one[0] < self._world.scheduler.now - 1.0]
+            deaths[:] = [one for one in deaths if one[0] < since]
 
     def holds(self, engine: SimulatedEngine) -> None:
         """Units that are being encoded at one engine stay within the plan."""

@@ -68,7 +68,7 @@ class SimulatedMachine:
         #: What a write to the disk meets: an errno, or seconds that it takes.
         self.disk_error: int | None = None
         self.disk_seconds = 0.0
-        self.disk_bad_until = self.disk_slow_until = 0.0
+        self.disk_bad_since = self.disk_bad_until = self.disk_slow_until = 0.0
 
     def allocate(self, index: int, pid: int, size: int) -> None:
         """Take bytes of a card.

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 _REPO = Path(__file__).parents[2]
+#: Where code runs that only the histories of a cluster reach.
+_CLUSTER = "launch/cluster/"
 _FOUND = re.compile(r"^seed (\d+): (.*)", re.MULTILINE)
 
 
@@ -128,6 +130,27 @@ BUGS = (
         "else partial(ratio_now, plan)", "else None", 338490),
     Bug("a lease is not written after a full disk", "launch/serve/leases.py",
         "            self.unwritten = True\n", '            self.alone = "the disk is full"\n'),
+    Bug("the next gateway does not take over what a full disk refused", "launch/serve/attempt.py",
+        "            gateway.quarantine.take_over(job.quarantine)", "            pass", 391918),
+    Bug("a drained node keeps its GPUs", "launch/cluster/controller.py",
+        "            if self.closed(node_state):\n"
+        "                self.places.leave(node_state.node.id)\n",
+        "            if self.closed(node_state):\n"),
+    Bug("GPUs that no plan uses are kept", "launch/cluster/controller.py",
+        "        self.places.keep(node_state.node.id, "
+        "[gpu_ids[index] for index in plan.gpus()])\n", ""),
+    Bug("a node that cannot serve is never looked at again", "launch/cluster/controller.py",
+        'node_state.state == "unfit" and now >= node_state.again_at', "False"),
+    Bug("an actor is started beside the one that failed", "launch/cluster/controller.py",
+        "                    replica.end()\n                    replica.actor_lost = False\n",
+        "                    replica.actor_lost = False\n"),
+    Bug("what is taken for a node that is done with is kept", "launch/cluster/places.py",
+        "reserved = gpu is not None and node not in self._left", "reserved = gpu is not None"),
+    Bug("a change that fails is not undone", "launch/cluster/change.py",
+        "            yield from _undone(controller, moved, why)\n", "            pass\n"),
+    Bug("an actor that Ray starts again is not asked again", "launch/cluster/replica.py",
+        "self.news, self._again = None, time.monotonic() + _PAUSE",
+        'self.news, self._again = None, float("inf")'),
 )  # fmt: skip
 
 
@@ -183,14 +206,15 @@ def tried(bug: Bug, seeds: range, workers: int) -> tuple[int | None, str, float]
         planted(bug, folder)
         argv = [sys.executable, "-m", "bench.simulation.run", "--first", str(seeds.start),
                 "--days", str(len(seeds)), "--workers", str(workers),
-                "--first-violation"]  # fmt: skip
+                "--first-violation",
+                *(["--cluster"] if bug.file.startswith(_CLUSTER) else [])]  # fmt: skip
         done = subprocess.run(
             argv, cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)},
             capture_output=True, text=True, check=False,
         )  # fmt: skip
     match = _FOUND.search(done.stdout)
     seconds = time.monotonic() - began
-    if "simulated days" not in done.stdout:
+    if " simulated " not in done.stdout:
         raise RuntimeError(done.stderr[-2000:])
     return (int(match[1]), match[2], seconds) if match else (None, "", seconds)
 

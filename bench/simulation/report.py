@@ -17,10 +17,15 @@ _SHOWN = 20
 
 
 class Totals:
-    """Sums over days."""
+    """Sums over days.
 
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
+    Args:
+        workers: processes that simulated them.
+        unit: what a history is called.
+    """
+
+    def __init__(self, workers: int, unit: str = "simulated days") -> None:
+        self.workers, self.unit = workers, unit
         self.days = self.steps = 0
         #: Of the clock, and of the processor.
         self.seconds = self.processor = 0.0
@@ -48,11 +53,11 @@ class Totals:
         for seed, text in self.violations:
             first.setdefault(seed, text)
         lines = [
-            f"{self.days} simulated days (seeds {self.first} to {self.last}) with {self.faults} "
+            f"{self.days} {self.unit} (seeds {self.first} to {self.last}) with {self.faults} "
             f"faults and {self.counts['requests']} requests: {len(self.violations)} violations in "
-            f"{len(first)} days; {self.seconds:.0f} s with {self.workers} workers, "
-            f"{self.days / max(self.seconds, 1e-9):.1f} days a second, "
-            f"{self.processor / max(self.days, 1):.2f} s of processor time a day"
+            f"{len(first)} of them; {self.seconds:.0f} s with {self.workers} workers, "
+            f"{self.days / max(self.seconds, 1e-9):.1f} a second, "
+            f"{self.processor / max(self.days, 1):.2f} s of processor time each"
         ]
         lines += [f"seed {seed}: {text[:300]}" for seed, text in sorted(first.items())[:_SHOWN]]
         return "\n".join(lines)

@@ -32,27 +32,39 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--minutes", type=float, help="end after so many, whatever is left")
     parser.add_argument("--seed", type=int, help="one day, with its history")
-    parser.add_argument("--write", action="store_true", help="write RESULTS.md")
+    parser.add_argument("--cluster", action="store_true", help="a cluster's six hours, not days")
+    parser.add_argument("--write", action="store_true", help="write RESULTS.md, or CLUSTER.md")
     parser.add_argument("--first-violation", action="store_true", help="end at the first")
     given = parser.parse_args()
     if given.seed is not None:
-        return _replay(given.seed)
+        return _replay(given.seed, _what(cluster=given.cluster))
     totals = _run(given)
     print(totals.summary())
     if given.write:
-        write_results(Path(__file__).parent / "RESULTS.md", totals)
+        name = "CLUSTER.md" if given.cluster else "RESULTS.md"
+        write_results(Path(__file__).with_name(name), totals)
     return 1 if totals.violations else 0
 
 
-def _replay(seed: int) -> int:
-    result = simulate(seed)
+def _what(*, cluster: bool) -> Callable[[int], Result]:
+    """What makes a history of a seed."""
+    if not cluster:
+        return simulate
+    from bench.simulation.cluster import simulate_cluster
+
+    return simulate_cluster
+
+
+def _replay(seed: int, simulated: Callable[[int], Result]) -> int:
+    result = simulated(seed)
     print("\n".join(result.log))
     print(f"seed {seed}: {len(result.violations)} violations, history {result.digest}")
     return 1 if result.violations else 0
 
 
 def _run(given: Any) -> Totals:
-    totals, began = Totals(given.workers), time.monotonic()
+    unit = "simulated six hours of a cluster" if given.cluster else "simulated days"
+    totals, began = Totals(given.workers, unit), time.monotonic()
     seeds = range(given.first, given.first + given.days)
     size = _SMALL_BATCH if given.first_violation else _BATCH
     batches = [seeds[at : at + size] for at in range(0, len(seeds), size)]
@@ -72,7 +84,10 @@ def _run(given: Any) -> Totals:
 def _add(totals: Totals, batches: list[range], given: Any, over: Callable[[], bool]) -> None:
     """Days of so many batches, in workers of their own."""
     with ProcessPoolExecutor(given.workers) as pool:
-        waiting = [pool.submit(_days, batch, given.first_violation) for batch in batches]
+        waiting = [
+            pool.submit(_days, batch, given.first_violation, cluster=given.cluster)
+            for batch in batches
+        ]
         for done in as_completed(waiting):
             for result in done.result():
                 totals.add(result)
@@ -87,13 +102,13 @@ def _add(totals: Totals, batches: list[range], given: Any, over: Callable[[], bo
                       end="", file=sys.stderr)  # fmt: skip
 
 
-def _days(seeds: range, first: bool) -> list[Result]:
-    results = []
+def _days(seeds: range, first: bool, *, cluster: bool) -> list[Result]:
+    results, simulated = [], _what(cluster=cluster)
     gc.set_threshold(_COLLECTED)
     gc.collect()  # what is frozen as garbage would stay: 2 GiB of it after some thousand days
     gc.freeze()
     for seed in seeds:
-        result = simulate(seed)
+        result = simulated(seed)
         if not result.violations:
             result.log.clear()
         results.append(result)

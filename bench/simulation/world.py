@@ -234,12 +234,12 @@ class World:
         if process.alive:
             self.trace(f"turbofit {process.pid} is killed")
             self._end(process, "killed")
-            self.invariants.forget_unwritten()
 
     def _end(self, process: Process, how: int | str) -> None:
         """A turbofit that serves is gone, by itself or not."""
         self.count(f"exit {how}")
         self.end(process)
+        self.invariants.forget_unwritten(killed=how == "killed")
         if process is self.primary:
             self.port.reset()
 

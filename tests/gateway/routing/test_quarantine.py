@@ -190,6 +190,29 @@ def test_a_conviction_that_a_full_disk_refused_is_written_later(tmp_path, open_a
     assert code(virtual_time.run(again())) == (422, "convicted")
 
 
+def test_the_next_gateway_takes_over_what_a_full_disk_refused(tmp_path) -> None:
+    """Another plan of the same run: its gateway keeps the same file."""
+    file = tmp_path / "later" / "one.json"
+
+    async def run():
+        async with Fleet(1, quarantine=str(file)) as fleet:
+            for _ in range(2):
+                await fleet.all_up()
+                await fleet.ask(KILLS)
+            await auntil(lambda: fleet.app.quarantine._file.unwritten, "a write to fail")
+        other = Fleet(1, quarantine=str(tmp_path / "later" / "other.json"))
+        other.app.quarantine.take_over(fleet.app.quarantine)
+        again = Fleet(1, quarantine=str(file))
+        again.app.quarantine.take_over(fleet.app.quarantine)
+        file.parent.mkdir()
+        async with again:
+            reply = await again.ask(KILLS)
+            await auntil(file.exists, "it to be written")
+        return code(reply), other.app.quarantine.suspects.number
+
+    assert virtual_time.run(run()) == ((422, "convicted"), (0, 0))
+
+
 def test_who_costs_too_many_engines_is_refused_before_its_body_is_read() -> None:
     async def run():
         async with Fleet(3, api_keys=("good", "bad")) as fleet:

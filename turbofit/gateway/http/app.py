@@ -179,6 +179,7 @@ class Gateway(AsgiApp):
     async def startup(self) -> None:
         """Begin to watch the engines; a server does it through ASGI's lifespan."""
         self.monitor.start()
+        self.quarantine.keep_unwritten()
 
     async def shutdown(self) -> None:
         """Stop watching and close all connections."""

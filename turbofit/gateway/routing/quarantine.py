@@ -212,6 +212,18 @@ class Quarantine:
         if self._file is not None and (self._keeping is None or self._keeping.done()):
             self._keeping = asyncio.ensure_future(self._keep())
 
+    def keep_unwritten(self) -> None:
+        """Write what a full disk did not take."""
+        if self._file is not None and self._file.unwritten:
+            self.keep()
+
+    def take_over(self, before: Quarantine) -> None:
+        """What a gateway before knew and a full disk did not take, where it kept the same file."""
+        mine, other = self._file, before._file
+        if mine is not None and other is not None and other.unwritten and mine.path == other.path:
+            self.suspects.merge(before.suspects.state())
+            mine.unwritten = True
+
     async def _keep(self) -> None:
         assert self._file is not None
         loop = asyncio.get_running_loop()
@@ -229,8 +241,7 @@ class Quarantine:
         """Wait until everything is written; what a full disk did not take is tried once more."""
         if self._accusing is not None:
             await self._accusing
-        if self._file is not None and self._file.unwritten:
-            self.keep()
+        self.keep_unwritten()
         if self._keeping is not None:
             await self._keeping
         if self._again is not None:

@@ -217,7 +217,9 @@ class Attempt:
         )
         log = access_log(serve_config.access_log or str(job.folder / "access.log"))
         gateway = make_gateway(plan, urls, config, log=log)
-        self._suspects = gateway.quarantine.suspects
+        if job.quarantine is not None:
+            gateway.quarantine.take_over(job.quarantine)
+        job.quarantine, self._suspects = gateway.quarantine, gateway.quarantine.suspects
         assert self._server is not None
         for engine, started in zip(gateway.engines, self._server.engines, strict=True):
             engine.start_seconds = started.start_seconds

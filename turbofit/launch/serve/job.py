@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
     from turbofit.gateway.http.app import Gateway
+    from turbofit.gateway.routing.quarantine import Quarantine
     from turbofit.launch.engine.environment import Lmdeploy
     from turbofit.launch.engine.supervised_engine import Examiner
     from turbofit.launch.serve.config import ServeConfig
@@ -107,6 +108,8 @@ class Job:
         self.shared = shared
         #: The gateway that serves now.
         self.front: PublicSide | None = None
+        #: That of the newest gateway.
+        self.quarantine: Quarantine | None = None
 
     @property
     def fixed(self) -> Options:

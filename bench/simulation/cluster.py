@@ -1,0 +1,421 @@
+"""A model on a simulated Ray cluster, for some hours: ``bench.simulation.run --cluster``.
+
+The controller of `turbofit serve --cluster` runs, with its nodes, GPUs, replicas, changes of plan
+and the commands of people. Ray, engines, gateways and time are simulated. The last part of a
+history is without faults: every node must serve again at its end, and nothing be left after it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from typing import Any
+
+from bench.simulation.cluster_world import (
+    ClusterWorld,
+    SimulatedConnection,
+    cluster_in_place,
+    planned,
+)
+from bench.simulation.ray import Actor, RayMachine
+from bench.simulation.scenario import Result
+from bench.simulation.scheduler import Process
+from turbofit.core.cluster import Cluster
+from turbofit.core.errors import TurbofitError
+from turbofit.launch.cluster.admin_commands import AdminCommands
+from turbofit.launch.cluster.controller import Controller
+from turbofit.launch.cluster.node_state import NodeState
+from turbofit.launch.cluster.nodes import held_only, tell_nodes
+from turbofit.launch.cluster.places import Places
+from turbofit.launch.serve.config import ClusterServeConfig
+from turbofit.machine.spec import parse_spec
+from turbofit.planning.request import PlanRequest
+
+__all__ = ["simulate_cluster"]
+
+HOURS = 6.0
+#: The last seconds: longer than a node that could not serve waits until it is looked at again,
+#: and than a drain, twice.
+CALM = 3_600.0
+_FAULTS = (15, 25)
+#: Between two looks where nothing happens: half a second in use.
+_TICK = 30.0
+_MOST_TICKS = 100_000
+_SPECS = ("1xrtx3090", "2xrtx3090", "1xrtx4090", "4xrtx3090")
+_CONTEXTS = (4096, 8192, 16384)
+
+
+class ClusterHistory:
+    """One history."""
+
+    def __init__(self, seed: int) -> None:
+        self.world = world = ClusterWorld(seed)
+        self.rng = world.rng
+        self.over = self._stopping = False
+        self.controller: Controller | None = None
+        #: What people ask, until turbofit looks.
+        self._questions: list[dict[str, Any]] = []
+        self.connection = SimulatedConnection(world)
+        self.process: Process | None = None
+        #: Of a node: not all of its GPUs are used in some histories.
+        self._replicas = self.rng.choice((None, None, 1))
+        self._told = -1
+        self._busy: dict[str, int] = {}
+        self.joined = 0
+        self.drained: set[str] = set()
+        for _ in range(self.rng.randrange(2, 5)):
+            self.join()
+
+    def run(self) -> Result:
+        world, scheduler = self.world, self.world.scheduler
+        with cluster_in_place(world):
+            begin = scheduler.now
+            end = begin + HOURS * 3600.0
+            self.start()
+            for _ in range(self.rng.randrange(*_FAULTS)):
+                at = begin + self.rng.uniform(1.0, HOURS * 3600.0 - CALM)
+                for _ in range(self.rng.choice((1, 1, 2))):
+                    scheduler.at(at, self._fault)
+                    at += self.rng.choice((0.0, self.rng.uniform(0, 2), self.rng.uniform(0, 60)))
+            scheduler.at(end - CALM, self._calm)
+            scheduler.run(end)
+            self._check()
+            self.over = self._stopping = True
+            world.ray.stir()
+            scheduler.run(end + 600.0)
+            if self.process is not None and self.process.alive:
+                world.violate("turbofit did not end within ten minutes")
+            left = [one.spec.name for one in world.ray.actors]
+            if left or world.ray.groups:
+                world.violate(f"engines {left} and {len(world.ray.groups)} groups are left")
+            result = Result(
+                world.seed, [*world.violations], dict(world.counts), world.digest,
+                scheduler.steps, [*world.log],
+            )  # fmt: skip
+            scheduler.discard_threads()
+            return result
+
+    # -- turbofit
+
+    def start(self) -> None:
+        if self.over:
+            return
+        self._stopping = False
+        self.process = Process(self.world.new_pid())
+        self.connection = SimulatedConnection(self.world)
+        self.world.trace(f"turbofit {self.process.pid} starts")
+        self.world.scheduler.thread(self._serve, self.process)
+
+    def _serve(self) -> None:
+        world, process = self.world, self.process
+        assert process is not None
+        try:
+            self._follow()
+        except TurbofitError as exc:
+            world.trace(f"error: {exc.message} | {exc.hint}")
+            serves = [one for one in world.ray.actors if one.runs and one.state.state == "ready"]
+            if serves and self.controller is not None and "does not answer" not in exc.message:
+                known = [r.engine_spec.name for n in self.controller.node_states.values()
+                         for r in n.replicas if not r.actor_lost]  # fmt: skip
+                if any(one.spec.name in known for one in serves):
+                    world.violate(f"turbofit ends though {len(serves)} engines serve")
+            if self.controller is not None:
+                with suppress(Exception):
+                    self.controller.stop(90.0, lambda: True)
+        self.controller = None
+        world.ray.disconnect()
+        world.trace(f"turbofit {process.pid} ends")
+        world.scheduler.end(process)
+        world.scheduler.after(self.rng.uniform(5.0, 300.0), self.start)
+
+    def _follow(self) -> None:
+        world, connection, places = self.world, self.connection, Places()
+        alive = connection.watched()
+        places.take([one.id for one in alive.values() if one.gpus and not one.leaving])
+        told = tell_nodes(alive.values(), pretend=False)
+        nodes = tuple(held_only(node, places.on(node.id)) for node in told)
+        config = _config(self._replicas)
+        plan = planned(config.request, Cluster(source="simulated", nodes=nodes))
+        world.trace(plan.verdict)
+        if not plan.fits:
+            return
+        states = [NodeState(node) for node in nodes if alive[node.id].gpus]
+        self.controller = controller = Controller(
+            connection, places, plan, states, config, world.trace, name="it"  # type: ignore[arg-type]
+        )  # fmt: skip
+        commands = AdminCommands(controller, self._answered)
+        self._questions.clear()
+        controller.begin()
+        ticks = 0
+        while not self._stopping:
+            controller.tick(_TICK)
+            self._publish(controller)
+            while self._questions:
+                commands.take(1, self._questions.pop(0))
+            commands.tick()
+            ticks += 1
+            if ticks == _MOST_TICKS:
+                world.violate(f"{ticks:,} looks")
+                break
+        controller.stop(90.0, lambda: False)
+
+    def _answered(self, _: int, document: Any) -> None:
+        self.world.trace(f"answer: {document}")
+
+    def _publish(self, controller: Controller) -> None:
+        """The gateways follow a little later; what is drained ends what it has."""
+        world, table = self.world, controller.routing_table()
+        self._check_table(controller)
+        if table.number == self._told:
+            return
+        self._told = number = table.number
+
+        def followed() -> None:
+            if self.controller is controller:
+                controller.followed = number
+                world.ray.stir()
+
+        world.scheduler.after(self.rng.uniform(0.0, 3.0), followed)
+        for member in table.members:
+            if not member.draining:
+                self._busy[member.name] = self.rng.randrange(3)
+            elif self._busy.get(member.name):
+                seconds = self.rng.uniform(0.0, 120.0)
+                world.scheduler.after(seconds, lambda n=member.name: self._idle(controller, n))
+        controller.outstanding = dict(self._busy)
+
+    def _idle(self, controller: Controller, name: str) -> None:
+        self._busy[name] = 0
+        controller.outstanding = dict(self._busy)
+        self.world.ray.stir()
+
+    # -- what must hold
+
+    def _check_table(self, controller: Controller) -> None:
+        """Requests are held to what every engine that gets new ones keeps."""
+        names: set[str] = set()
+        for state in controller.node_states.values():
+            for replica in state.replicas:
+                member = replica.member()
+                if member is None:
+                    continue
+                if member.name in names:
+                    self.world.violate(f"two engines are {member.name}")
+                names.add(member.name)
+                keeps = replica.engine_spec.plan.kv.longest_request_tokens
+                asked = controller.bounds.longest_request_tokens
+                if not member.draining and keeps < asked:
+                    self.world.violate(f"{member.name} keeps {keeps} tokens, not {asked}")
+
+    def _check(self) -> None:
+        """Every node serves with all that is planned for it, and holds nothing else."""
+        world, controller = self.world, self.controller
+        if controller is None:
+            world.violate("an hour after the last fault nothing is served")
+            return
+        if controller.changing:
+            world.violate(f"an hour after the last fault a change goes on: {controller.change}")
+        for node in world.ray.machines.values():
+            state = controller.node_states.get(node.id)
+            held = set(controller.places.on(node.id))
+            if state is None:
+                world.violate(f"nobody knows {node.name}")
+            elif state.state == "drained":
+                if held or state.replicas or node.name not in self.drained:
+                    world.violate(f"{node.name} is drained and holds {held}")
+            elif not state.ready or state.state != "serving":
+                world.violate(f"{node.name} is {state.state}: {state.why_not or state.failed}")
+            elif state.promised is not controller.plan:
+                world.violate(f"{node.name} serves another plan than the cluster's")
+            elif held != {str(index) for index in state.plan.gpus()}:
+                world.violate(f"{node.name} holds {held}, and its plan is for {state.plan.gpus()}")
+        gone = set(controller.node_states) - set(world.ray.machines)
+        if gone:
+            world.violate(f"{len(gone)} nodes are gone and known")
+
+    # -- what happens
+
+    def join(self) -> None:
+        """A node comes; one that was there before has another id."""
+        self.joined += 1
+        number = self.joined
+        spec = self.rng.choice(_SPECS)
+        node = RayMachine(f"{number:08x}", f"n{number}", parse_spec(spec))
+        self.world.ray.machines[node.id] = node
+        self.world.trace(f"{node.name} joins with {spec}")
+        self.world.ray.stir()
+
+    def _fault(self) -> None:
+        name = self.rng.choice(sorted(_HAPPENINGS))
+        self.world.trace(f"fault {name}")
+        self.world.counts[f"fault {name}"] = self.world.counts.get(f"fault {name}", 0) + 1
+        _HAPPENINGS[name](self)
+        self.world.ray.stir()
+
+    def node(self) -> RayMachine | None:
+        """One of those that are there."""
+        found = list(self.world.ray.machines.values())
+        return self.rng.choice(found) if found else None
+
+    def actor(self) -> Actor | None:
+        found = self.world.ray.actors
+        return self.rng.choice(found) if found else None
+
+    def command(self, **document: Any) -> None:
+        """What a person asks."""
+        self._questions.append(document)
+        self.world.ray.stir()
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        process, world = self.process, self.world
+        if process is None or not process.alive:
+            return
+        self.controller = None
+        world.scheduler.end(process)
+        world.ray.disconnect()
+        world.scheduler.after(self.rng.uniform(5.0, 300.0), self.start)
+
+    def stop(self) -> None:
+        """SIGTERM."""
+        self._stopping = True
+
+    def drain(self) -> None:
+        node = self.node()
+        if node is not None and len(self.world.ray.machines) > 1:
+            self.drained.add(node.name)
+            self.command(kind="drain", node=node.name)
+
+    def leave(self) -> None:
+        """Ray drains a node, which dies soon."""
+        node, world = self.node(), self.world
+        if node is None or len(world.ray.machines) < 2:
+            return
+        node.leaving = True
+        world.scheduler.after(
+            self.rng.uniform(10.0, 600.0),
+            lambda: world.ray.lose(node) if node.alive else None,
+        )
+
+    def _calm(self) -> None:
+        world = self.world
+        world.trace("calm")
+        world.failing = 0
+        self.connection.silent_until = 0.0
+        for node in list(world.ray.machines.values()):
+            node.measuring = 1.0
+            node.taken = {gpu: group for gpu, group in node.taken.items() if group is not None}
+            if node.leaving:
+                world.ray.lose(node)
+        if not world.ray.machines:
+            self.join()
+        world.ray.give()
+        world.ray.stir()
+
+
+def _die(history: ClusterHistory) -> None:
+    node = history.node()
+    if node is not None:
+        history.world.ray.lose(node)
+        history.world.scheduler.after(history.rng.uniform(30.0, 1200.0), history.join)
+
+
+def _job(history: ClusterHistory) -> None:
+    """Another job takes what is free."""
+    node = history.node()
+    for gpu in history.world.ray.free(node) if node is not None else ():
+        assert node is not None
+        node.taken[gpu] = None
+
+
+def _jobs_end(history: ClusterHistory) -> None:
+    for node in history.world.ray.machines.values():
+        node.taken = {gpu: group for gpu, group in node.taken.items() if group is not None}
+    history.world.ray.give()
+
+
+def _slow(history: ClusterHistory) -> None:
+    node = history.node()
+    if node is not None:
+        node.measuring = history.rng.uniform(30.0, 200.0)
+
+
+def _silent(history: ClusterHistory) -> None:
+    seconds = history.rng.uniform(1.0, 40.0)
+    history.connection.silent_until = history.world.scheduler.now + seconds
+
+
+def _fail(history: ClusterHistory) -> None:
+    history.world.failing += history.rng.randrange(2, 5)
+
+
+def _change(history: ClusterHistory) -> None:
+    """Somebody wants another plan; a node may join meanwhile, or engines not start under it."""
+    if history.rng.random() < 0.3:
+        history.join()
+    history.command(kind="change", keywords={"context": history.rng.choice(_CONTEXTS)})
+    if history.rng.random() < 0.3:
+        _fail(history)
+
+
+def _join_drained(history: ClusterHistory) -> None:
+    """A node joins, and somebody drains it while it is measured."""
+    history.join()
+    name = f"n{history.joined}"
+    history.drained.add(name)
+    history.world.scheduler.after(
+        history.rng.uniform(0.5, 5.0), lambda: history.command(kind="drain", node=name)
+    )
+
+
+def _each(act: Callable[[Actor], None]) -> Callable[[ClusterHistory], None]:
+    def happen(history: ClusterHistory) -> None:
+        actor = history.actor()
+        if actor is not None:
+            act(actor)
+
+    return happen
+
+
+def _let(history: ClusterHistory) -> None:
+    """Another gateway comes, or one goes."""
+    if history.controller is not None:
+        more = ("10.0.1.1",) if history.rng.random() < 0.5 else ()
+        history.controller.let((history.connection.here_address, *more))
+
+
+_HAPPENINGS: dict[str, Callable[[ClusterHistory], None]] = {
+    "node dies": _die,
+    "node joins": ClusterHistory.join,
+    "node leaves": ClusterHistory.leave,
+    "node is drained": ClusterHistory.drain,
+    "node is slow": _slow,
+    "other job": _job,
+    "other jobs end": _jobs_end,
+    "head is silent": _silent,
+    "engines fail at their start": _fail,
+    "engine fails": _each(Actor.fail),
+    "actor's process dies": _each(Actor.end_process),
+    "actor dies": _each(lambda actor: actor.die("simulated")),
+    "change of plan": _change,
+    "node is drained while it joins": _join_drained,
+    "gateways": _let,
+    "turbofit is killed": ClusterHistory.kill,
+    "turbofit is stopped": ClusterHistory.stop,
+}
+
+
+@cache
+def _config(replicas: int | None) -> ClusterServeConfig:
+    request = PlanRequest(model="internvl2-2b", context=8192, replicas=replicas)
+    return ClusterServeConfig(request=request, rehearse=False)
+
+
+def simulate_cluster(seed: int) -> Result:
+    """The history of a seed."""
+    began = time.process_time()
+    result = ClusterHistory(seed).run()
+    result.processor = time.process_time() - began
+    return result

@@ -1,0 +1,199 @@
+"""The world of a simulated cluster: Ray, time, threads, and plans that are remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+from bench.simulation.modules import SimulatedTime, current
+from bench.simulation.ray import Actor, RayMachine, SimulatedRay
+from bench.simulation.scheduler import Event, Scheduler
+from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
+from turbofit.core.machine import Machine
+from turbofit.launch.cluster import admin_commands, controller, places, ray_adapter, replica
+from turbofit.launch.cluster.connect import RayNode
+from turbofit.planning.cluster import plan_cluster, plan_joining
+from turbofit.planning.request import PlanRequest
+
+__all__ = ["ClusterWorld", "SimulatedConnection", "cluster_in_place", "planned"]
+
+#: Functions of `ray_adapter` that are `SimulatedRay`'s.
+_NAMES = ("free_gpus", "create_gpu_group", "group_ready", "remove_group", "in_group", "on_node",
+          "start_actor", "kill_actor", "result", "wait_all", "wait_any")  # fmt: skip
+
+
+class ClusterWorld:
+    """The state of one history.
+
+    Args:
+        seed: decides everything.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.rng = seed, random.Random(f"cluster {seed}")
+        self.scheduler = Scheduler(lambda exc: self.violate(f"a thread ended with {exc!r}"))
+        self.ray = SimulatedRay(self)
+        self.violations: list[str] = []
+        self.counts: dict[str, int] = {}
+        self.log: list[str] = []
+        self.nothing = Machine(name="nothing", source="simulated", gpus=())
+        #: How many engines from now on fail at their start.
+        self.failing = 0
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._pid = 1000
+
+    def trace(self, text: str) -> None:
+        line = f"{self.scheduler.now:.3f} {text}"
+        self._digest.update(line.encode())
+        self.log.append(line)
+
+    def violate(self, what: str) -> None:
+        self.trace(f"VIOLATION {what}")
+        self.violations.append(what)
+
+    @property
+    def digest(self) -> str:
+        return self._digest.hexdigest()
+
+    def new_pid(self) -> int:
+        self._pid += 1
+        return self._pid
+
+    def fails(self) -> bool:
+        """Whether the engine that starts now does."""
+        self.failing -= self.failing > 0
+        return self.failing > 0
+
+    def seen(self, node: RayMachine) -> Machine:
+        """What a task that measures a node finds."""
+        return node.machine
+
+    def engine_begins(self, actor: Actor) -> None:
+        """No two engines on a GPU, and none on one that another job has, or nobody holds."""
+        node = actor.group.node
+        for gpu in actor.gpus:
+            group = node.taken.get(gpu)
+            if group is None:
+                self.violate(f"{actor.spec.name} begins on GPU {gpu}, which is not held")
+        others = [one for one in self.ray.actors if one is not actor and one.group.node is node]
+        for other in others:
+            if other.alive and other.runs and other.gpus & actor.gpus:
+                self.violate(f"{actor.spec.name} begins beside {other.spec.name}")
+        self.trace(f"{actor.spec.name} begins")
+
+
+class SimulatedConnection:
+    """In place of `connect.RayConnection`; a head that is silent tells what it told last."""
+
+    address, here, here_address = "10.0.0.1:6379", "head", "10.0.0.1"
+
+    def __init__(self, world: ClusterWorld) -> None:
+        self._world, self._told = world, {}
+        self.silent_until = 0.0
+
+    def watched(self) -> dict[str, RayNode]:
+        if self._world.scheduler.now >= self.silent_until:
+            self._told: dict[str, RayNode] = {
+                one.id: RayNode(
+                    id=one.id, name=one.name, address=one.address, gpus=len(one.gpus),
+                    leaving=one.leaving,
+                )
+                for one in self._world.ray.machines.values()
+            }  # fmt: skip
+        return dict(self._told)
+
+
+class _Worker:
+    """A `ThreadPoolExecutor` of one thread."""
+
+    def __init__(self, world: ClusterWorld) -> None:
+        self._world = world
+        self._waiting: list[tuple[Future[Any], Callable[[], Any]]] = []
+        self._works = False
+
+    def submit(self, work: Callable[[], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._waiting.append((future, work))
+        if not self._works:
+            self._works = True
+            self._world.scheduler.thread(self._run)
+        return future
+
+    def shutdown(self, **_: Any) -> None:
+        self._waiting.clear()
+
+    def _run(self) -> None:
+        while self._waiting:
+            future, work = self._waiting.pop(0)
+            try:
+                future.set_result(work())
+            except Exception as exc:  # noqa: BLE001 - it is raised where it is asked for
+                future.set_exception(exc)
+            self._world.ray.stir()
+        self._works = False
+
+
+class _Thread:
+    """A `threading.Thread`."""
+
+    def __init__(self, world: ClusterWorld, target: Callable[[], None], **_: Any) -> None:
+        self._world, self._target, self._ended = world, target, Event(world.scheduler)
+
+    def start(self) -> None:
+        def run() -> None:
+            self._target()
+            self._ended.set()
+
+        self._world.scheduler.thread(run)
+
+    def join(self, seconds: float) -> None:
+        self._ended.wait(seconds)
+
+
+_CLUSTERS: dict[str, ClusterPlan] = {}
+_JOINING: dict[str, NodePlan] = {}
+
+
+def planned(request: PlanRequest, cluster: Cluster) -> ClusterPlan:
+    """`plan_cluster`, which is remembered."""
+    key = f"{request!r} {cluster.nodes!r}"
+    if key not in _CLUSTERS:
+        _CLUSTERS[key] = plan_cluster(request, cluster)
+    return _CLUSTERS[key]
+
+
+def _plan_joining(request: PlanRequest, plan: ClusterPlan, node: Node) -> NodePlan:
+    """`plan_joining`, which is remembered: its plan is of the promise and of the node alone."""
+    key = f"{request!r} {plan.longest_request_tokens} {plan.limits!r} {node!r}"
+    if key not in _JOINING:
+        _JOINING[key] = plan_joining(request, plan, node)
+    return _JOINING[key]
+
+
+@contextmanager
+def cluster_in_place(world: ClusterWorld) -> Iterator[None]:
+    """The world in the place of Ray, time and threads."""
+    clock = SimulatedTime()
+    threading = SimpleNamespace(Thread=lambda **given: _Thread(world, **given))
+    with ExitStack() as stack:
+        for name in _NAMES:
+            stack.enter_context(patch.object(ray_adapter, name, getattr(world.ray, name)))
+        stack.enter_context(patch.object(ray_adapter, "Task", world.ray.task))
+        for module in (controller, places, replica):
+            stack.enter_context(patch.object(module, "time", clock))
+        stack.enter_context(patch.object(admin_commands, "plan_cluster", planned))
+        stack.enter_context(patch.multiple(
+            controller, threading=threading, plan_joining=_plan_joining,
+            ThreadPoolExecutor=lambda *_: _Worker(world),
+        ))  # fmt: skip
+        current.append(world)  # type: ignore[arg-type]
+        try:
+            yield
+        finally:
+            current.pop()
