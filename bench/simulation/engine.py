@@ -191,7 +191,8 @@ class SimulatedEngine:
             self._exit(1)
             return
         self.world.machine.ports[self.port] = self
-        self.listening, self.well_since = True, inf if self.hung else self.world.scheduler.now
+        self.listening, ill = True, self.hung or self.failing
+        self.well_since = inf if ill else self.world.scheduler.now
         for probe in self.world.probes:
             probe.poke()
         yield None

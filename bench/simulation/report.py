@@ -63,13 +63,13 @@ class Totals:
         return "\n".join(lines)
 
 
-def write_results(path: Path, totals: Totals) -> None:
-    """The page of a run."""
+def write_results(path: Path, totals: Totals, options: str) -> None:
+    """The page of a run with these options."""
     date = time.strftime("%Y-%m-%d")
     lines = [
-        "# Simulated days", "",
+        f"# {totals.unit.capitalize()}", "",
         f"{totals.summary()}.", "",
-        f"Written by `python -m bench.simulation.run --write` on {platform.system()}, Python "
+        f"Written by `python -m bench.simulation.run {options}` on {platform.system()}, Python "
         f"{platform.python_version()}, {date}. Everything outside turbofit is simulated; see the "
         "README here.", "",
         "| what | times |", "|---|---|",

@@ -41,8 +41,10 @@ def main() -> int:
     totals = _run(given)
     print(totals.summary())
     if given.write:
-        name = "CLUSTER.md" if given.cluster else "RESULTS.md"
-        write_results(Path(__file__).with_name(name), totals)
+        name, options = ("CLUSTER.md", "--cluster --write") if given.cluster else (
+            "RESULTS.md", "--write"
+        )  # fmt: skip
+        write_results(Path(__file__).with_name(name), totals, options)
     return 1 if totals.violations else 0
 
 
