@@ -3,9 +3,10 @@
 - A request that was in flight at the death of an engine is suspected. It may run again only alone
   on an engine (`trials` sees to that). An answer clears it.
 - A suspect that is in flight at another death, and alone there, is convicted: it is refused for a
-  day. A conviction explains each death that the request was at: the others who were there are
-  suspected less, and their clients not at all. They still run alone once: two killing requests
-  may have been at the same death.
+  day. So is one whose client left shortly before, where nothing else was there. A conviction
+  explains each death that the request was at: the others who were there are suspected less, and
+  their clients not at all. They still run alone once: two killing requests may have been at the
+  same death.
 - A death that had another cause (somebody killed the process) accuses nobody: `absolve`.
 
 Over: a death whose request is never sent again leaves all who were beside it suspected for an hour.
