@@ -1,4 +1,4 @@
-"""`turbofit batch` in a simulated day: killed, stopped, and given again until it is through."""
+"""`turbofit batch` in a simulated day: killed, stopped, and run again until it is complete."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch"]
 
-#: Seconds until somebody gives it again, at most.
+#: Seconds until somebody runs it again, at most.
 _AGAIN = 600.0
 #: A run is killed or stopped within so many, if it is.
 _CUT = 120.0
@@ -51,10 +51,10 @@ class Batch:
         self._process: Process | None = None
         self._job: BatchJob | None = None
         self._loop: VirtualLoop | None = None
-        self.through = False
+        self.complete = False
 
     def start(self) -> None:
-        """Give the command, again perhaps."""
+        """Run the command, perhaps again."""
         world, rng = self._world, self._rng
         self._process = process = Process(world.new_pid(), world.scheduler.skew)
         world.machine.names[process.pid] = "turbofit"
@@ -67,8 +67,8 @@ class Batch:
     def check(self) -> None:
         """Each item has its line, once, and an answer in it where its request ends no engine."""
         violate = self._world.violate
-        if not self.through:
-            violate("a batch is not through two hours after the last fault")
+        if not self.complete:
+            violate("a batch is not complete two hours after the last fault")
             return
         raw = self._output.read_bytes()
         try:
@@ -95,7 +95,7 @@ class Batch:
         try:
             self._job = BatchJob((self._input, self._output), BatchSpec(), target, BatchListener())
             result = loop.run_until_complete(self._job.run())
-            self.through = not result.left
+            self.complete = not result.left
             said = f"{result.answered} answers, {result.failed} failures, {result.left} left"
         except TurbofitError as exc:
             said = f"error: {exc.message} | {exc.hint}"
@@ -116,7 +116,7 @@ class Batch:
             if connection.loop is self._loop:
                 world.port.connections.remove(connection)
                 connection.reset()
-        if not self.through:
+        if not self.complete:
             world.scheduler.after(self._rng.uniform(1.0, _AGAIN), self.start)
 
     def _kill(self, process: Process) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from base64 import b64encode
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     from bench.simulation.world import World
     from turbofit.gateway.http.app import Gateway
 
-__all__ = ["Request"]
+__all__ = ["MARK", "Request"]
+
+#: In a body: its request's number, or the text that equal requests share.
+MARK = re.compile(rb"#(?:(\d+)|((?:poison|item) [\d.e-]+))#")
 
 
 @cache

@@ -7,7 +7,6 @@ history is without faults: every node must serve again at its end, and nothing b
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -19,8 +18,8 @@ from bench.simulation.cluster_world import (
     cluster_in_place,
     planned,
 )
+from bench.simulation.history import Result
 from bench.simulation.ray import Actor, RayMachine
-from bench.simulation.scenario import Result
 from bench.simulation.scheduler import Process
 from turbofit.core.cluster import Cluster
 from turbofit.core.errors import TurbofitError
@@ -39,7 +38,7 @@ HOURS = 6.0
 #: The last seconds: longer than a node that could not serve waits until it is looked at again,
 #: and than a drain, twice.
 CALM = 3_600.0
-_FAULTS = (15, 25)
+_LEAST_FAULTS, _MOST_FAULTS = 15, 25
 #: Between two looks where nothing happens: half a second in use.
 _TICK = 30.0
 _MOST_TICKS = 100_000
@@ -47,7 +46,7 @@ _SPECS = ("1xrtx3090", "2xrtx3090", "1xrtx4090", "4xrtx3090")
 _CONTEXTS = (4096, 8192, 16384)
 
 
-class ClusterHistory:
+class ClusterScenario:
     """One history."""
 
     def __init__(self, seed: int) -> None:
@@ -74,7 +73,7 @@ class ClusterHistory:
             begin = scheduler.now
             end = begin + HOURS * 3600.0
             self.start()
-            for _ in range(self.rng.randrange(*_FAULTS)):
+            for _ in range(self.rng.randrange(_LEAST_FAULTS, _MOST_FAULTS)):
                 at = begin + self.rng.uniform(1.0, HOURS * 3600.0 - CALM)
                 for _ in range(self.rng.choice((1, 1, 2))):
                     scheduler.at(at, self._fault)
@@ -90,10 +89,7 @@ class ClusterHistory:
             left = [one.spec.name for one in world.ray.actors]
             if left or world.ray.groups:
                 world.violate(f"engines {left} and {len(world.ray.groups)} groups are left")
-            result = Result(
-                world.seed, [*world.violations], dict(world.counts), world.digest,
-                scheduler.steps, [*world.log],
-            )  # fmt: skip
+            result = world.result()
             scheduler.discard_threads()
             return result
 
@@ -115,13 +111,8 @@ class ClusterHistory:
             self._follow()
         except TurbofitError as exc:
             world.trace(f"error: {exc.message} | {exc.hint}")
-            serves = [one for one in world.ray.actors if one.runs and one.state.state == "ready"]
-            if serves and self.controller is not None and "does not answer" not in exc.message:
-                known = [r.engine_spec.name for n in self.controller.node_states.values()
-                         for r in n.replicas if not r.actor_lost]  # fmt: skip
-                if any(one.spec.name in known for one in serves):
-                    world.violate(f"turbofit ends though {len(serves)} engines serve")
             if self.controller is not None:
+                self._check_failure(self.controller)
                 with suppress(Exception):
                     self.controller.stop(90.0, lambda: True)
         self.controller = None
@@ -209,6 +200,21 @@ class ClusterHistory:
                 if not member.draining and keeps < asked:
                     self.world.violate(f"{member.name} keeps {keeps} tokens, not {asked}")
 
+    def _check_failure(self, controller: Controller) -> None:
+        """It may give up only where no engine that it knows serves."""
+        ready = {
+            one.spec.name for one in self.world.ray.actors
+            if one.runs and one.state.state == "ready"
+        }  # fmt: skip
+        known = {
+            replica.engine_spec.name
+            for state in controller.node_states.values()
+            for replica in state.replicas
+            if not replica.actor_lost
+        }
+        if ready & known:
+            self.world.violate(f"turbofit ends though {len(ready)} engines serve")
+
     def _check(self) -> None:
         """Every node serves with all that is planned for it, and holds nothing else."""
         world, controller = self.world, self.controller
@@ -248,10 +254,10 @@ class ClusterHistory:
         self.world.ray.stir()
 
     def _fault(self) -> None:
-        name = self.rng.choice(sorted(_HAPPENINGS))
+        name = self.rng.choice(sorted(_FAULTS))
         self.world.trace(f"fault {name}")
-        self.world.counts[f"fault {name}"] = self.world.counts.get(f"fault {name}", 0) + 1
-        _HAPPENINGS[name](self)
+        self.world.count(f"fault {name}")
+        _FAULTS[name](self)
         self.world.ray.stir()
 
     def node(self) -> RayMachine | None:
@@ -315,82 +321,82 @@ class ClusterHistory:
         world.ray.stir()
 
 
-def _die(history: ClusterHistory) -> None:
-    node = history.node()
+def _die(scenario: ClusterScenario) -> None:
+    node = scenario.node()
     if node is not None:
-        history.world.ray.lose(node)
-        history.world.scheduler.after(history.rng.uniform(30.0, 1200.0), history.join)
+        scenario.world.ray.lose(node)
+        scenario.world.scheduler.after(scenario.rng.uniform(30.0, 1200.0), scenario.join)
 
 
-def _job(history: ClusterHistory) -> None:
+def _job(scenario: ClusterScenario) -> None:
     """Another job takes what is free."""
-    node = history.node()
-    for gpu in history.world.ray.free(node) if node is not None else ():
+    node = scenario.node()
+    for gpu in scenario.world.ray.free(node) if node is not None else ():
         assert node is not None
         node.taken[gpu] = None
 
 
-def _jobs_end(history: ClusterHistory) -> None:
-    for node in history.world.ray.machines.values():
+def _jobs_end(scenario: ClusterScenario) -> None:
+    for node in scenario.world.ray.machines.values():
         node.taken = {gpu: group for gpu, group in node.taken.items() if group is not None}
-    history.world.ray.give()
+    scenario.world.ray.give()
 
 
-def _slow(history: ClusterHistory) -> None:
-    node = history.node()
+def _slow(scenario: ClusterScenario) -> None:
+    node = scenario.node()
     if node is not None:
-        node.measuring = history.rng.uniform(30.0, 200.0)
+        node.measuring = scenario.rng.uniform(30.0, 200.0)
 
 
-def _silent(history: ClusterHistory) -> None:
-    seconds = history.rng.uniform(1.0, 40.0)
-    history.connection.silent_until = history.world.scheduler.now + seconds
+def _silent(scenario: ClusterScenario) -> None:
+    seconds = scenario.rng.uniform(1.0, 40.0)
+    scenario.connection.silent_until = scenario.world.scheduler.now + seconds
 
 
-def _fail(history: ClusterHistory) -> None:
-    history.world.failing += history.rng.randrange(2, 5)
+def _fail(scenario: ClusterScenario) -> None:
+    scenario.world.failing += scenario.rng.randrange(2, 5)
 
 
-def _change(history: ClusterHistory) -> None:
+def _change(scenario: ClusterScenario) -> None:
     """Somebody wants another plan; a node may join meanwhile, or engines not start under it."""
-    if history.rng.random() < 0.3:
-        history.join()
-    history.command(kind="change", keywords={"context": history.rng.choice(_CONTEXTS)})
-    if history.rng.random() < 0.3:
-        _fail(history)
+    if scenario.rng.random() < 0.3:
+        scenario.join()
+    scenario.command(kind="change", keywords={"context": scenario.rng.choice(_CONTEXTS)})
+    if scenario.rng.random() < 0.3:
+        _fail(scenario)
 
 
-def _join_drained(history: ClusterHistory) -> None:
+def _join_drained(scenario: ClusterScenario) -> None:
     """A node joins, and somebody drains it while it is measured."""
-    history.join()
-    name = f"n{history.joined}"
-    history.drained.add(name)
-    history.world.scheduler.after(
-        history.rng.uniform(0.5, 5.0), lambda: history.command(kind="drain", node=name)
+    scenario.join()
+    name = f"n{scenario.joined}"
+    scenario.drained.add(name)
+    scenario.world.scheduler.after(
+        scenario.rng.uniform(0.5, 5.0), lambda: scenario.command(kind="drain", node=name)
     )
 
 
-def _each(act: Callable[[Actor], None]) -> Callable[[ClusterHistory], None]:
-    def happen(history: ClusterHistory) -> None:
-        actor = history.actor()
+def _each(act: Callable[[Actor], None]) -> Callable[[ClusterScenario], None]:
+    def happen(scenario: ClusterScenario) -> None:
+        actor = scenario.actor()
         if actor is not None:
             act(actor)
 
     return happen
 
 
-def _let(history: ClusterHistory) -> None:
+def _let(scenario: ClusterScenario) -> None:
     """Another gateway comes, or one goes."""
-    if history.controller is not None:
-        more = ("10.0.1.1",) if history.rng.random() < 0.5 else ()
-        history.controller.let((history.connection.here_address, *more))
+    if scenario.controller is not None:
+        more = ("10.0.1.1",) if scenario.rng.random() < 0.5 else ()
+        scenario.controller.let((scenario.connection.here_address, *more))
 
 
-_HAPPENINGS: dict[str, Callable[[ClusterHistory], None]] = {
+_FAULTS: dict[str, Callable[[ClusterScenario], None]] = {
     "node dies": _die,
-    "node joins": ClusterHistory.join,
-    "node leaves": ClusterHistory.leave,
-    "node is drained": ClusterHistory.drain,
+    "node joins": ClusterScenario.join,
+    "node leaves": ClusterScenario.leave,
+    "node is drained": ClusterScenario.drain,
     "node is slow": _slow,
     "other job": _job,
     "other jobs end": _jobs_end,
@@ -402,8 +408,8 @@ _HAPPENINGS: dict[str, Callable[[ClusterHistory], None]] = {
     "change of plan": _change,
     "node is drained while it joins": _join_drained,
     "gateways": _let,
-    "turbofit is killed": ClusterHistory.kill,
-    "turbofit is stopped": ClusterHistory.stop,
+    "turbofit is killed": ClusterScenario.kill,
+    "turbofit is stopped": ClusterScenario.stop,
 }
 
 
@@ -415,7 +421,4 @@ def _config(replicas: int | None) -> ClusterServeConfig:
 
 def simulate_cluster(seed: int) -> Result:
     """The history of a seed."""
-    began = time.process_time()
-    result = ClusterHistory(seed).run()
-    result.processor = time.process_time() - began
-    return result
+    return ClusterScenario(seed).run()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -11,11 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+from bench.simulation.history import History
 from bench.simulation.modules import SimulatedTime, current
-from bench.simulation.ray import Actor, RayMachine, SimulatedRay
-from bench.simulation.scheduler import Event, Scheduler
+from bench.simulation.ray import Actor, SimulatedRay
+from bench.simulation.scheduler import Event
 from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
-from turbofit.core.machine import Machine
 from turbofit.launch.cluster import admin_commands, controller, places, ray_adapter, replica
 from turbofit.launch.cluster.connect import RayNode
 from turbofit.planning.cluster import plan_cluster, plan_joining
@@ -28,7 +27,7 @@ _NAMES = ("free_gpus", "create_gpu_group", "group_ready", "remove_group", "in_gr
           "start_actor", "kill_actor", "result", "wait_all", "wait_any")  # fmt: skip
 
 
-class ClusterWorld:
+class ClusterWorld(History):
     """The state of one history.
 
     Args:
@@ -36,43 +35,16 @@ class ClusterWorld:
     """
 
     def __init__(self, seed: int) -> None:
-        self.seed, self.rng = seed, random.Random(f"cluster {seed}")
-        self.scheduler = Scheduler(lambda exc: self.violate(f"a thread ended with {exc!r}"))
+        super().__init__(seed)
+        self.rng = random.Random(f"cluster {seed}")
         self.ray = SimulatedRay(self)
-        self.violations: list[str] = []
-        self.counts: dict[str, int] = {}
-        self.log: list[str] = []
-        self.nothing = Machine(name="nothing", source="simulated", gpus=())
         #: How many engines from now on fail at their start.
         self.failing = 0
-        self._digest = hashlib.blake2b(digest_size=16)
-        self._pid = 1000
-
-    def trace(self, text: str) -> None:
-        line = f"{self.scheduler.now:.3f} {text}"
-        self._digest.update(line.encode())
-        self.log.append(line)
-
-    def violate(self, what: str) -> None:
-        self.trace(f"VIOLATION {what}")
-        self.violations.append(what)
-
-    @property
-    def digest(self) -> str:
-        return self._digest.hexdigest()
-
-    def new_pid(self) -> int:
-        self._pid += 1
-        return self._pid
 
     def fails(self) -> bool:
         """Whether the engine that starts now does."""
         self.failing -= self.failing > 0
         return self.failing > 0
-
-    def seen(self, node: RayMachine) -> Machine:
-        """What a task that measures a node finds."""
-        return node.machine
 
     def engine_begins(self, actor: Actor) -> None:
         """No two engines on a GPU, and none on one that another job has, or nobody holds."""
@@ -94,12 +66,13 @@ class SimulatedConnection:
     address, here, here_address = "10.0.0.1:6379", "head", "10.0.0.1"
 
     def __init__(self, world: ClusterWorld) -> None:
-        self._world, self._told = world, {}
+        self._world = world
+        self._told: dict[str, RayNode] = {}
         self.silent_until = 0.0
 
     def watched(self) -> dict[str, RayNode]:
         if self._world.scheduler.now >= self.silent_until:
-            self._told: dict[str, RayNode] = {
+            self._told = {
                 one.id: RayNode(
                     id=one.id, name=one.name, address=one.address, gpus=len(one.gpus),
                     leaving=one.leaving,

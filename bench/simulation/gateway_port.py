@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bench.simulation.clients import Request
+from bench.simulation.clients import MARK, Request
 
 if TYPE_CHECKING:
     from bench.simulation.world import World
 
 __all__ = ["GatewayPort"]
 
-_TEXT = re.compile(rb"#((?:poison|item) [\d.e-]+)#")
 #: Of an answer that is sent in chunks here.
 _LENGTH = b"content-length"
 
@@ -78,8 +76,8 @@ class GatewayPort:
         self, method: str, path: str, body: bytes, answer: Callable[[str, Any], None]
     ) -> PortRequest:
         """A request came."""
-        found = _TEXT.search(body)
-        text = found[1].decode() if found is not None else ""
+        found = MARK.search(body)
+        text = found[2].decode() if found is not None else ""
         one = PortRequest(
             number=len(self._world.requests), client="10.0.3.1", text=text,
             poison=text.startswith("poison"), method=method, path=path, raw=body, answer=answer,

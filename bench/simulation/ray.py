@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from bench.simulation.scheduler import Event
 from turbofit.core.cluster import Node
+from turbofit.core.machine import Machine
 from turbofit.launch.cluster.engine_spec import EngineState
 from turbofit.launch.cluster.ray_adapter import (
     ActorDiedError,
@@ -24,7 +25,6 @@ from turbofit.launch.cluster.ray_adapter import (
 
 if TYPE_CHECKING:
     from bench.simulation.cluster_world import ClusterWorld
-    from turbofit.core.machine import Machine
     from turbofit.launch.cluster.engine_spec import EngineSpec
 
 __all__ = ["Actor", "RayMachine", "SimulatedRay"]
@@ -71,7 +71,7 @@ class RayMachine:
 
 
 class Group:
-    """A placement group of one GPU; ``gpu`` is None until there is one."""
+    """A placement group of one GPU; ``gpu`` is empty until there is one."""
 
     def __init__(self, ray: SimulatedRay, node: RayMachine) -> None:
         self.node, self.gpu, self.removed = node, "", False
@@ -222,7 +222,7 @@ class _Task:
             elif group is not None:
                 ref.give([group.gpu])
             else:
-                told = Node(id="", name=node.name, address="", machine=ray.world.seen(node))
+                told = Node(id="", name=node.name, address="", machine=node.machine)
                 ref.give(msgspec.json.encode(told))
 
         seconds = ray.world.rng.uniform(0.1, _SOON) + (node.measuring if group is None else 0.0)
@@ -281,9 +281,8 @@ class SimulatedRay:
         return {node.id: len(self.free(node)) for node in self.machines.values()}
 
     def create_gpu_group(self, node: str) -> Group:
-        machine = self.machines.get(node) or _gone(node, self.world)
-        group = Group(self, machine)
-        if machine.alive:
+        group = Group(self, self.on_node(node))
+        if group.node.alive:
             self.groups.append(group)
         self.world.scheduler.after(self.world.rng.uniform(0.0, 0.5), self.give)
         return group
@@ -307,7 +306,7 @@ class SimulatedRay:
         return group
 
     def on_node(self, node: str) -> RayMachine:
-        return self.machines.get(node) or _gone(node, self.world)
+        return self.machines.get(node) or _gone(node)
 
     def task(self, function: Any, *, gpus: int = 0) -> _Task:  # noqa: ARG002
         return _Task(self, function)
@@ -352,7 +351,7 @@ class SimulatedRay:
             self._stirred.wait(deadline - scheduler.now)
 
 
-def _gone(identity: str, world: ClusterWorld) -> RayMachine:
-    node = RayMachine(identity, "gone", world.nothing)
+def _gone(identity: str) -> RayMachine:
+    node = RayMachine(identity, "gone", Machine(name="nothing", source="simulated", gpus=()))
     node.alive = False
     return node

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bench.simulation.scenario import Result
+    from bench.simulation.history import Result
 
 __all__ = ["Totals", "write_results"]
 

@@ -12,8 +12,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from bench.simulation.history import Result
 from bench.simulation.report import Totals, write_results
-from bench.simulation.scenario import Result, simulate
+from bench.simulation.scenario import simulate
 
 _BATCH = 50
 #: The same where the first violation ends the run: what is in the workers' queue runs on.
@@ -37,18 +38,17 @@ def main() -> int:
     parser.add_argument("--first-violation", action="store_true", help="end at the first")
     given = parser.parse_args()
     if given.seed is not None:
-        return _replay(given.seed, _what(cluster=given.cluster))
+        return _replay(given.seed, _simulator(cluster=given.cluster))
     totals = _run(given)
     print(totals.summary())
     if given.write:
-        name, options = ("CLUSTER.md", "--cluster --write") if given.cluster else (
-            "RESULTS.md", "--write"
-        )  # fmt: skip
-        write_results(Path(__file__).with_name(name), totals, options)
+        page = "CLUSTER.md" if given.cluster else "RESULTS.md"
+        options = "--cluster --write" if given.cluster else "--write"
+        write_results(Path(__file__).with_name(page), totals, options)
     return 1 if totals.violations else 0
 
 
-def _what(*, cluster: bool) -> Callable[[int], Result]:
+def _simulator(*, cluster: bool) -> Callable[[int], Result]:
     """What makes a history of a seed."""
     if not cluster:
         return simulate
@@ -65,7 +65,7 @@ def _replay(seed: int, simulated: Callable[[int], Result]) -> int:
 
 
 def _run(given: Any) -> Totals:
-    unit = "simulated six hours of a cluster" if given.cluster else "simulated days"
+    unit = "simulated histories of six hours of a cluster" if given.cluster else "simulated days"
     totals, began = Totals(given.workers, unit), time.monotonic()
     seeds = range(given.first, given.first + given.days)
     size = _SMALL_BATCH if given.first_violation else _BATCH
@@ -105,12 +105,14 @@ def _add(totals: Totals, batches: list[range], given: Any, over: Callable[[], bo
 
 
 def _days(seeds: range, first: bool, *, cluster: bool) -> list[Result]:
-    results, simulated = [], _what(cluster=cluster)
+    results, simulated = [], _simulator(cluster=cluster)
     gc.set_threshold(_COLLECTED)
     gc.collect()  # what is frozen as garbage would stay: 2 GiB of it after some thousand days
     gc.freeze()
     for seed in seeds:
+        began = time.process_time()
         result = simulated(seed)
+        result.processor = time.process_time() - began
         if not result.violations:
             result.log.clear()
         results.append(result)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import random
 import signal
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from bench.simulation.batch import Batch
 from bench.simulation.clients import Request
 from bench.simulation.faults import FAULTS
+from bench.simulation.history import Result
 from bench.simulation.substitutes import in_place
 from bench.simulation.world import World
 from turbofit.core.errors import TurbofitError
@@ -20,7 +19,7 @@ from turbofit.core.errors import TurbofitError
 if TYPE_CHECKING:
     from bench.simulation.scheduler import Process
 
-__all__ = ["Day", "Result", "simulate"]
+__all__ = ["Day", "simulate"]
 
 DAY = 86_400.0
 #: The last two hours are without faults: turbofit must serve at their end.
@@ -44,19 +43,6 @@ _SETUPS = (
     ("2xrtx4060", "qwen2-vl-2b", {}),
 )
 _SIZES = ((448, 448), (896, 448), (896, 896), (1792, 1344), (3584, 2688))
-
-
-@dataclass
-class Result:
-    """What a history showed; ``processor`` are the seconds that it took, no part of it."""
-
-    seed: int
-    violations: list[str]
-    counts: dict[str, int]
-    digest: str
-    steps: int
-    log: list[str] = field(repr=False, default_factory=list)
-    processor: float = 0.0
 
 
 class Turbofit:
@@ -213,10 +199,7 @@ class Day:
             world.scheduler.run(world.scheduler.now + self.seconds)
             self._end()
             # Before the threads that are left are ended, which is no part of the history.
-            return Result(
-                world.seed, [*world.violations], dict(world.counts), world.digest,
-                world.scheduler.steps, [*world.log],
-            )  # fmt: skip
+            return world.result()
 
     def _schedule(self, rng: random.Random) -> None:
         world, begin = self.world, self.world.scheduler.now
@@ -262,7 +245,7 @@ class Day:
             when += rare.uniform(30.0, 1500.0)
 
     def _batch(self, rare: random.Random, begin: float) -> None:
-        """In few days somebody gives a batch, and faults come while it runs."""
+        """In few days somebody runs a batch, and faults come meanwhile."""
         if rare.random() >= _RARER:
             return
         scheduler, when = self.world.scheduler, rare.uniform(begin, begin + self.seconds - CALM)
@@ -356,7 +339,4 @@ def _question(model: str, fixed: tuple[tuple[str, Any], ...]) -> tuple[Any, Any]
 
 def simulate(seed: int, **given: Any) -> Result:
     """The history of a seed."""
-    began = time.process_time()
-    result = Day(seed, **given).run()
-    result.processor = time.process_time() - began
-    return result
+    return Day(seed, **given).run()

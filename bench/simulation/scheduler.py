@@ -54,12 +54,12 @@ class Process:
         self.descriptors: list[int] = []
         #: What ends with it, as the kernel ends it: engines, connections.
         self.ends: list[Callable[[], None]] = []
+        #: Ends it in the middle of its next write.
+        self.torn: Callable[[], None] | None = None
         #: Its newest gateway.
         self.gateway: Any = None
         #: Its supervisor's engines, how often it had something to see, and what it had seen.
         self.engines: list[Any] = []
-        #: Ends it in the middle of its next write.
-        self.torn: Callable[[], None] | None = None
         self.stirs = self.seen = 0
         #: What a supervisor waits for while it has nothing to see.
         self.stirred: Event | None = None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
-import re
 import shutil
 import tempfile
 import traceback
@@ -13,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.simulation.clients import Request
+from bench.simulation.clients import MARK, Request
 from bench.simulation.engine import SimulatedEngine, StartFault
 from bench.simulation.gateway_port import GatewayPort
+from bench.simulation.history import History
 from bench.simulation.invariants import Invariants
 from bench.simulation.machine import SimulatedMachine
-from bench.simulation.scheduler import Event, Process, Scheduler
+from bench.simulation.scheduler import Event, Process
 
 if TYPE_CHECKING:
     from bench.simulation.gateway import SimulatedGatewayThread
@@ -33,7 +32,6 @@ _IDLE = 900.0
 _BUSY = 15.0
 #: Seconds between a gateway's looks at its engines while requests are open.
 _LOOK = 10.0
-_REQUEST = re.compile(rb"#(?:(\d+)|((?:poison|item) [\d.e-]+))#")
 
 
 class Violation(AssertionError):  # noqa: N818
@@ -53,7 +51,7 @@ class _Secrets:
         return self.token_bytes(count).hex()
 
 
-class World:
+class World(History):
     """The state of one history.
 
     Args:
@@ -62,13 +60,12 @@ class World:
     """
 
     def __init__(self, seed: int, spec: str) -> None:
-        self.seed = seed
+        super().__init__(seed)
         self.rng = random.Random(seed)
         #: Keys of installations: random, and equal for equal seeds.
         self.secrets = _Secrets(seed)
         #: Of a batch's pauses.
         self.delays = random.Random(f"delays {seed}")
-        self.scheduler = Scheduler(lambda exc: self.violate(f"a thread ended with {exc!r}"))
         self.machine = SimulatedMachine(spec)
         base = "/dev/shm" if Path("/dev/shm").is_dir() else None
         self.folder = Path(tempfile.mkdtemp(prefix="turbofit-sim-", dir=base))
@@ -80,48 +77,25 @@ class World:
         self.primary: Process | None = None
         self.gateway: SimulatedGatewayThread | None = None
         self.port = GatewayPort(self)
-        self.violations: list[str] = []
-        self.counts: dict[str, int] = {}
         #: How the next starts of engines end, before it is left to chance that they live.
         self.start_faults: list[StartFault] = []
         self.tear_next = False
         #: Its history is over, and its threads are let go of.
         self.closed = False
         self.open_requests = 0
-        self.log: list[str] = []
         self.loops: list[VirtualLoop] = []
         #: Those that wait between two looks: at an engine that starts, and at the cards.
         self.probes: dict[Event, None] = {}
         self.monitors: dict[Event, None] = {}
-        self._digest = hashlib.blake2b(digest_size=16)
-        self._pid = 1000
         self.invariants = Invariants(self)
 
     # -- the history
 
     def trace(self, text: str) -> None:
-        """A line of the history; equal seeds have equal histories."""
-        line = f"{self.scheduler.now:.6f} {text.replace(self._folder, 'STATE')}"
-        self._digest.update(line.encode())
-        self.log.append(line)
-
-    def count(self, what: str) -> None:
-        self.counts[what] = self.counts.get(what, 0) + 1
-
-    def violate(self, what: str) -> None:
-        """Note that something that must hold did not."""
-        self.trace(f"VIOLATION {what}")
-        self.violations.append(what)
-
-    @property
-    def digest(self) -> str:
-        return self._digest.hexdigest()
+        """A line of the history, without the name of its folder."""
+        super().trace(text.replace(self._folder, "STATE"))
 
     # -- processes
-
-    def new_pid(self) -> int:
-        self._pid += 1
-        return self._pid
 
     def start_engine(
         self, pid: int, argv: Sequence[str], env: Mapping[str, str]
@@ -162,7 +136,7 @@ class World:
     # -- requests
 
     def request_in(self, body: bytes) -> Request | None:
-        found = _REQUEST.search(body)
+        found = MARK.search(body)
         if found is None:
             return None
         if found[1]:
