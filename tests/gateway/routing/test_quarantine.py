@@ -164,6 +164,14 @@ def test_a_conviction_outlives_the_gateway_and_a_pardon_ends_it(tmp_path) -> Non
     assert (code(pardoned), len(deaths)) == ((503, "engine_died"), 1)
 
 
+async def convicted_without_a_disk(fleet: Fleet) -> None:
+    """A conviction that its file's disk does not take."""
+    for _ in range(2):
+        await fleet.all_up()
+        await fleet.ask(KILLS)
+    await auntil(lambda: fleet.app.quarantine._file.unwritten, "a write to fail")
+
+
 @pytest.mark.parametrize("open_again", [True, False])
 def test_a_conviction_that_a_full_disk_refused_is_written_later(tmp_path, open_again) -> None:
     """While the gateway serves, or at its end."""
@@ -172,10 +180,7 @@ def test_a_conviction_that_a_full_disk_refused_is_written_later(tmp_path, open_a
 
     async def convict():
         async with Fleet(1, quarantine=str(file)) as fleet:
-            for _ in range(2):
-                await fleet.all_up()
-                await fleet.ask(KILLS)
-            await auntil(lambda: fleet.app.quarantine._file.unwritten, "a write to fail")
+            await convicted_without_a_disk(fleet)
             folder.mkdir()
             if open_again:
                 await auntil(file.exists, "it to be written")
@@ -196,10 +201,7 @@ def test_the_next_gateway_takes_over_what_a_full_disk_refused(tmp_path) -> None:
 
     async def run():
         async with Fleet(1, quarantine=str(file)) as fleet:
-            for _ in range(2):
-                await fleet.all_up()
-                await fleet.ask(KILLS)
-            await auntil(lambda: fleet.app.quarantine._file.unwritten, "a write to fail")
+            await convicted_without_a_disk(fleet)
         other = Fleet(1, quarantine=str(tmp_path / "later" / "other.json"))
         other.app.quarantine.take_over(fleet.app.quarantine)
         again = Fleet(1, quarantine=str(file))

@@ -218,7 +218,7 @@ class Quarantine:
             self.keep()
 
     def take_over(self, before: Quarantine) -> None:
-        """What a gateway before knew and a full disk did not take, where it kept the same file."""
+        """Learn what an earlier gateway could not write to the same file: the disk was full."""
         mine, other = self._file, before._file
         if mine is not None and other is not None and other.unwritten and mine.path == other.path:
             self.suspects.merge(before.suspects.state())

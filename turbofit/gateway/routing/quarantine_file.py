@@ -134,8 +134,7 @@ class QuarantineFile:
         Returns:
             What others wrote since, if they did.
         """
-        others = None
-        self.unwritten = True
+        others, written = None, False
         with suppress(OSError, UsageError), _locked(self.path):
             if self.changed:
                 others = self.read()
@@ -144,7 +143,8 @@ class QuarantineFile:
                 state = merged.state()
             write_atomic(self.path, to_json(state), mode=0o600)
             self._seen = self._stamp()
-            self.unwritten = False
+            written = True
+        self.unwritten = not written
         return others
 
     def _stamp(self) -> int:

@@ -68,9 +68,10 @@ class Quarantined(Struct):
     forgotten: dict[str, float] = msgspec.field(default_factory=dict)
 
     def none_ahead(self, now: float) -> Quarantined:
-        """The same for a clock that was set back since: the newest of what is dated ahead is now.
+        """The same without dates after ``now``: the clock was set back since.
 
-        Over: the time since then counts as none.
+        They are moved together, so that the newest of them is ``now``. Over: the time since then
+        counts as none.
         """
         times = [one.last for one in self.suspects] + [one.since for one in self.convicted]
         times += [at for deaths in self.clients.values() for at in deaths]

@@ -166,7 +166,13 @@ class Trials:
         return ended
 
     def release(self, engine: RoutedEngine, cost: Cost, after: float = 0.0) -> None:
-        """Its answer has ended: others may come to this engine; see `Admission.release`."""
+        """Its answer has ended, or it will have none: others may come to this engine.
+
+        Args:
+            engine: where it was.
+            cost: what it held.
+            after: seconds in which the engine may still have it; see `Admission.release`.
+        """
         if after and engine in self._running:
             self._left[engine] = self._clock(), self._clock() + after
             self._ask(engine)
@@ -242,7 +248,7 @@ class Trials:
                 self._open(engine)
 
     def _clear_left(self) -> None:
-        """Engines that have answered since their suspect left, or died, or had the time to."""
+        """Release engines that have answered since their suspect left, died, or had the time to."""
         now = self._clock()
         for engine, (since, until) in tuple(self._left.items()):
             if engine.last_success > since or now >= until or not engine.serves:

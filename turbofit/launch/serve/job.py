@@ -108,7 +108,7 @@ class Job:
         self.shared = shared
         #: The gateway that serves now.
         self.front: PublicSide | None = None
-        #: That of the newest gateway.
+        #: The quarantine of the newest gateway.
         self.quarantine: Quarantine | None = None
 
     @property
