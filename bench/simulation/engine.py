@@ -9,6 +9,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -355,15 +356,15 @@ class SimulatedEngine:
         one.end()
 
     def _after(self, one: Exchange, seconds: float, act: Callable[[], None]) -> None:
-        def go() -> None:
-            if self.code is not None or not one.open:
-                return
-            if self.hung:
-                self.world.scheduler.after(1.0, go)
-                return
-            act()
+        self.world.scheduler.after(seconds, partial(self._go_on, one, act))
 
-        self.world.scheduler.after(seconds, go)
+    def _go_on(self, one: Exchange, act: Callable[[], None]) -> None:
+        if self.code is not None or not one.open:
+            return
+        if self.hung:
+            self._after(one, 1.0, act)
+        else:
+            act()
 
     # -- its words
 

@@ -48,6 +48,19 @@ class _Selector:
         pass
 
 
+class SimulatedSocket:
+    """What aiohttp has of a socket before `VirtualLoop` connects it."""
+
+    def __init__(self, address: Any) -> None:
+        pass
+
+    def setblocking(self, flag: bool) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class VirtualLoop(asyncio.BaseEventLoop):
     """An event loop of one simulated turbofit."""
 

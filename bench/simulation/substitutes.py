@@ -28,7 +28,7 @@ import msgspec
 
 from bench.simulation.engine_process import SimulatedEngineProcess
 from bench.simulation.gateway import SimulatedGatewayThread
-from bench.simulation.loop import GATEWAY_PORT
+from bench.simulation.loop import GATEWAY_PORT, SimulatedSocket
 from bench.simulation.modules import (
     BatchOs,
     BatchTempfile,
@@ -375,6 +375,7 @@ def _gateway(one: World) -> _Replacements:
     yield "turbofit.gateway.overlay.overlay", _no_overlay
     for module in ("quarantine", "quarantine_file"):
         yield f"turbofit.gateway.routing.{module}.kept_time", _kept_time
+    yield "turbofit.gateway.routing.upstream.engine_socket", SimulatedSocket
     yield "aiohttp.connector.monotonic", SimulatedTime().monotonic
     # What looks at nothing does so less often: a day has 86,400 seconds.
     yield "turbofit.gateway.routing.health._TICK", 600.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
@@ -215,3 +216,20 @@ def test_a_client_that_leaves_gives_its_room_back() -> None:
         return refusal.reason, bodies.in_memory, bodies._held_bytes
 
     assert asyncio.run(run()) == ("incomplete_body", 0, {})
+
+
+def test_what_was_read_is_let_go_of_without_the_garbage_collector() -> None:
+    # Thousands of requests a minute would leave their tasks and contexts to its next full run.
+    async def read() -> None:
+        upload = Upload(Bodies(100, GatewayConfig()), "a")
+        await upload.send(10, more=False)
+        assert await upload.task == b" " * 10
+
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(read())
+        left = [one for one in gc.get_objects() if type(one).__name__ == "_Arrival"]
+    finally:
+        gc.enable()
+    assert not left

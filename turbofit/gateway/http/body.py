@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from turbofit.gateway.http.refusals import Refusal
@@ -30,7 +32,9 @@ _STILL_SECONDS: Final = 1.0
 class _Arrival:
     """A body on its way here."""
 
-    __slots__ = ("came", "client", "heard", "parts", "refusal", "size", "task")
+    __slots__ = ("came", "client", "ends", "heard", "parts", "refusal", "size", "task", "timer")
+
+    timer: asyncio.TimerHandle
 
     def __init__(self, client: str, now: float) -> None:
         self.client, self.heard = client, now
@@ -39,6 +43,8 @@ class _Arrival:
         #: Bytes that are held, and all that ever came.
         self.size = self.came = 0
         self.refusal: Refusal | None = None
+        #: When it must be here.
+        self.ends = inf
 
     def give_up(self, refusal: Refusal) -> None:
         """End its reading with this refusal."""
@@ -123,29 +129,8 @@ class Bodies:
     async def _in_time(self, arrival: _Arrival, receive: Receive, most: int) -> bytes:
         """All of it, or a refusal; `asyncio.wait_for` would cost a task a request."""
         config = self._config
-        later = self._later or asyncio.get_running_loop().call_later
-        ends = self._clock() + config.body_seconds
-        window, before = config.body_window_seconds, 0
-        timer: asyncio.TimerHandle
-
-        def look() -> None:
-            nonlocal before, timer
-            left = ends - self._clock()
-            if left <= 0:
-                arrival.give_up(_slow(f"the body did not arrive within {config.body_seconds:g} s"))
-                return
-            if arrival.came - before < config.body_rate * window:
-                arrival.give_up(
-                    _slow(
-                        f"{arrival.came - before} bytes of the body came in {window:g} s, the "
-                        f"least is {config.body_rate} a second"
-                    )
-                )
-                return
-            before = arrival.came
-            timer = later(min(window, left), look)
-
-        timer = later(min(window, config.body_seconds), look)
+        arrival.ends = self._clock() + config.body_seconds
+        self._look_in(min(config.body_window_seconds, config.body_seconds), arrival)
         self._arriving.add(arrival)
         try:
             return await self._all(arrival, receive, most)
@@ -155,9 +140,29 @@ class Bodies:
             uncancel(arrival.task)
             raise arrival.refusal from None
         finally:
-            timer.cancel()
+            arrival.timer.cancel()
             self._arriving.discard(arrival)
             self._let_go(arrival)
+
+    def _look_in(self, seconds: float, arrival: _Arrival) -> None:
+        later = self._later or asyncio.get_running_loop().call_later
+        arrival.timer = later(seconds, partial(self._look, arrival, arrival.came))
+
+    def _look(self, arrival: _Arrival, before: int) -> None:
+        """End what is too late, or too slow since the last look."""
+        config = self._config
+        window, left = config.body_window_seconds, arrival.ends - self._clock()
+        if left <= 0:
+            arrival.give_up(_slow(f"the body did not arrive within {config.body_seconds:g} s"))
+        elif arrival.came - before < config.body_rate * window:
+            arrival.give_up(
+                _slow(
+                    f"{arrival.came - before} bytes of the body came in {window:g} s, the "
+                    f"least is {config.body_rate} a second"
+                )
+            )
+        else:
+            self._look_in(min(window, left), arrival)
 
     async def _all(self, arrival: _Arrival, receive: Receive, most: int) -> bytes:
         more = True
