@@ -11,7 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 from bench.several.world import Front, ModelRequest, SeveralWorld
-from bench.simulation.scenario import Turbofit, _question
+from bench.simulation.commands import Turbofit, serve_question
 from bench.simulation.substitutes import in_place
 from turbofit.core.errors import TurbofitError
 
@@ -60,34 +60,27 @@ class _Server(Turbofit):
         super().__init__(history, history.kind.models[0], history.kind.fixed)  # type: ignore[arg-type]
         self._history = history
 
-    def _run(self) -> int:
+    def _command(self, stop: Any) -> Any:
         from turbofit.cli.options.models_options import ModelsOptions
         from turbofit.cli.serving.serve_models import PlannedModel, planned_models, serve_models
         from turbofit.cli.serving.serve_plan import preview
-        from turbofit.cli.terminal.interrupt import exit_code
-        from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 
-        world, kind = self._history.world, self._history.kind
-        arguments, config = _question(self._model, tuple(self._fixed.items()))
+        kind = self._history.kind
+        arguments, config = serve_question(self._model, tuple(self._fixed.items()))
         options = ModelsOptions(**kind.options)
-        self._stop = stop = StopSignal()
-        try:
-            if len(kind.models) > 1:
-                each: list[dict[str, Any]] = [{"model": name} for name in kind.models]
-                shares = (1.0,) * len(each)
-                planned, at_once = planned_models(arguments, config, each, shares, options)
-            else:
-                planned, at_once = [PlannedModel(arguments, config, preview(arguments, config))], 1
-            self._history.names = [one.name for one in planned]
-            if at_once != kind.at_once:
-                world.violate(f"{at_once} run at once, not {kind.at_once}")
-            ended: Any = serve_models(planned, options, at_once, stop)
-        except StoppedError as exc:
-            ended = exc.signal
-        except TurbofitError as exc:
-            world.violate(f"error: {exc.message} | {exc.hint}")
-            return int(exc.exit_code)
-        return exit_code(ended)
+        if len(kind.models) > 1:
+            each: list[dict[str, Any]] = [{"model": name} for name in kind.models]
+            shares = (1.0,) * len(each)
+            planned, at_once = planned_models(arguments, config, each, shares, options)
+        else:
+            planned, at_once = [PlannedModel(arguments, config, preview(arguments, config))], 1
+        self._history.names = [one.name for one in planned]
+        if at_once != kind.at_once:
+            self._history.world.violate(f"{at_once} run at once, not {kind.at_once}")
+        return serve_models(planned, options, at_once, stop)
+
+    def _failed(self, error: TurbofitError) -> None:
+        self._history.world.violate(f"error: {error.message} | {error.hint}")
 
 
 class History:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from math import ceil
 from typing import TYPE_CHECKING
 
+from turbofit.memory.calibrated import BUFFERS, CONTEXT
 from turbofit.memory.pytorch.cache import runtime_bytes
 
 if TYPE_CHECKING:
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger
 
 __all__ = ["EngineMemory"]
+
+#: Of the pool, which is taken by itself, and what a calibration only says of the other terms.
+_NOT = ("pool_warmup", CONTEXT, BUFFERS)
 
 
 class EngineMemory:
@@ -35,9 +39,9 @@ class EngineMemory:
         """Allocate what the ledger has for a phase, and what loading takes for a while."""
         for index in self._engine.gpus:
             terms = self._ledger(index).ledger
-            size = sum(
-                one.bytes for one in terms if one.phase == phase and one.term != "pool_warmup"
-            )
+            size = sum(one.bytes for one in terms if one.phase == phase and one.term not in _NOT)
+            if phase == "context":
+                size += self._machine.beyond
             if phase == "weights" and self._engine.fault.more_at == "weights":
                 size += self._engine.fault.more
             if size < 0:

@@ -151,10 +151,7 @@ def others_take_memory(day: Day) -> None:
     size = min(card.free, day.rng.choice((256, 512, 1024, 4096, 8192)) * MIB)
     if size <= 0 or card.lost:
         return
-    pid = world.new_pid()
-    world.machine.names[pid] = "jupyter"
-    world.machine.allocate(index, pid, size)
-    world.machine.strangers[pid] = index, world.scheduler.now
+    pid = world.new_stranger(index, size)
     day.later(day.rng.uniform(60, 7200), lambda: world.machine.release(pid))
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bench.simulation.gateway import SimulatedGatewayThread
     from bench.simulation.scheduler import Process
     from bench.simulation.world import World
+    from turbofit.core.json_types import Document
     from turbofit.core.plan import Plan
     from turbofit.launch.serve.record import RunRecord
 
@@ -121,6 +122,14 @@ class Invariants:
         )
         engines = [one for one in machine.engines.values() if cards & set(one.gpus)]
         return strangers or any(one.fault.more for one in engines)
+
+    def calibrated(self, learned: Document) -> None:
+        """What is kept of a calibration is no less than engines take beyond the estimates."""
+        beyond = self._world.machine.beyond
+        for one in learned["calibrations"] if learned["kept"] else ():
+            more = one["context"] + one["buffers"]
+            if more < beyond:
+                self._world.violate(f"{more} bytes were learned where engines take {beyond} more")
 
     def reserved(self, process: Process, plan: Plan) -> None:
         """A plan takes nothing that another turbofit's engines will still take."""

@@ -65,6 +65,8 @@ class SimulatedMachine:
         self.ports: dict[int, SimulatedEngine | None] = {}
         self.nvml_broken = False
         self.host_kills = 0
+        #: Bytes that each engine's context takes of a card beyond the plan's estimate.
+        self.beyond = 0
         #: What a write to the disk meets: an errno, or seconds that it takes.
         self.disk_error: int | None = None
         self.disk_seconds = 0.0

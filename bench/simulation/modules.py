@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchOs",
     "BatchTempfile",
+    "CalibratorThreading",
     "DiskOs",
     "LeaseOs",
     "SimulatedThreading",
@@ -125,6 +126,51 @@ class SimulatedThreading(_Module):
         if self._events:
             return _PokedEvent(one.scheduler, getattr(one, self._events))
         return _WakingEvent(one.scheduler)
+
+
+class CalibratorThreading(SimulatedThreading):
+    """``threading`` whose threads and locks are in virtual time, too."""
+
+    def Thread(self, *, target: Any, **_: Any) -> SimulatedThread:  # noqa: N802
+        return SimulatedThread(target)
+
+    def Lock(self) -> SimulatedLock:  # noqa: N802
+        return SimulatedLock()
+
+
+class SimulatedThread:
+    """``threading.Thread``."""
+
+    def __init__(self, target: Any) -> None:
+        self._target, self._over = target, Event(world().scheduler)
+
+    def start(self) -> None:
+        world().scheduler.thread(self._run)
+
+    def join(self) -> None:
+        self._over.wait()
+
+    def _run(self) -> None:
+        try:
+            self._target()
+        finally:
+            self._over.set()
+
+
+class SimulatedLock:
+    """``threading.Lock``."""
+
+    def __init__(self) -> None:
+        self._free = Event(world().scheduler)
+        self._free.set()
+
+    def __enter__(self) -> None:
+        while not self._free.is_set():
+            self._free.wait()
+        self._free.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._free.set()
 
 
 class TornWrite(Exception):  # noqa: N818 - no error: the kernel ends turbofit here

@@ -25,7 +25,7 @@ _FOUND = re.compile(r"^seed (\d+): (.*)", re.MULTILINE)
 class Bug(NamedTuple):
     """``old`` stands once in ``file``, and becomes ``new``; ``seed`` is of a day that shows it.
 
-    Those with a seed are bugs that simulated days found in turbofit before they were mended.
+    Those with a seed are rare; most of them were bugs of turbofit before they were mended.
     """
 
     name: str
@@ -126,6 +126,11 @@ BUGS = (
         "429, 502, 503, 504", "429, 502, 504"),
     Bug("a record is not written after a full disk", "launch/serve/attempt.py",
         "        if self._job.record.unwritten:", "        if False:"),
+    Bug("a calibration that was killed at its end forgets what others held",
+        "launch/calibrate/calibrator.py", "self.before = progress.before",
+        "self.before: dict[int, int] = {}", 7822),
+    Bug("memory that others gave back is learned", "launch/calibrate/calibration_store.py",
+        "if abs(more) > _MOVED:", "if more > _MOVED:", 5784),
     Bug("a cache is a share of what others have yet to take", "launch/serve/attempt.py",
         "else partial(ratio_now, plan)", "else None", 338490),
     Bug("a lease is not written after a full disk", "launch/serve/leases.py",

@@ -5,19 +5,16 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Callable
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bench.simulation.batch import Batch
+from bench.simulation.calibration import Calibration
 from bench.simulation.clients import Request
+from bench.simulation.commands import Turbofit
 from bench.simulation.faults import FAULTS
 from bench.simulation.history import Result
 from bench.simulation.substitutes import in_place
 from bench.simulation.world import World
-from turbofit.core.errors import TurbofitError
-
-if TYPE_CHECKING:
-    from bench.simulation.scheduler import Process
 
 __all__ = ["Day", "simulate"]
 
@@ -28,7 +25,7 @@ LEAST_FAULTS, MOST_FAULTS = 20, 26
 #: A start's deadline, several of them, and the rest in between.
 _BACK = 300.0
 #: Part of the days in which `Day._poison_after_restart` happens, and of those with each of
-#: `Day._poison_for_hours` and `Day._batch`.
+#: `Day._poison_for_hours`, `Day._batch` and `Day._calibration`.
 _RARE = 0.1
 _RARER = 0.05
 _SETUPS = (
@@ -45,79 +42,6 @@ _SETUPS = (
 _SIZES = ((448, 448), (896, 448), (896, 896), (1792, 1344), (3584, 2688))
 
 
-class Turbofit:
-    """One `turbofit serve`, as a service manager keeps it.
-
-    Args:
-        day: where it runs.
-        model: what it serves.
-        fixed: what its user set.
-        primary: whether clients ask it.
-    """
-
-    def __init__(
-        self, day: Day, model: str, fixed: dict[str, Any], *, primary: bool = True
-    ) -> None:
-        self._day, self._model, self._fixed = day, model, fixed
-        self._primary = primary
-        self._stop: Any = None
-        self._main: Any = None
-        self.process: Process | None = None
-
-    @property
-    def alive(self) -> bool:
-        return self.process is not None and self.process.alive
-
-    def start(self) -> None:
-        self.process = self._day.world.turbofit(self._run, primary=self._primary)
-        self._main = self.process.threads[0]
-        if self._primary:
-            self.process.ends.append(self._day.ended)
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        if self.process is not None:
-            self._day.world.kill(self.process)
-
-    def signal(self, number: signal.Signals) -> None:
-        """As `kill` sends it."""
-        from turbofit.launch.serve.supervisor import StoppedError
-
-        world, process = self._day.world, self.process
-        if process is None or not process.alive or self._stop is None:
-            return
-        world.trace(f"{number.name} to turbofit {process.pid}")
-        before, world.scheduler.process = world.scheduler.process, process
-        try:
-            self._stop._caught(number, None)
-        except StoppedError as exc:
-            world.scheduler.throw(self._main, process, exc)
-        finally:
-            world.scheduler.process = before
-        world.stir(process)
-
-    def _run(self) -> int:
-        from turbofit.cli.commands import serve
-        from turbofit.cli.terminal.interrupt import exit_code
-        from turbofit.launch.serve.leases import Leases
-        from turbofit.launch.serve.supervisor import StoppedError, StopSignal
-
-        world = self._day.world
-        arguments, config = _question(self._model, tuple(self._fixed.items()))
-        self._stop = StopSignal()
-        try:
-            with Leases() as leases:
-                ended: Any = serve._launch(arguments, config, self._stop, leases, as_json=False)
-        except StoppedError as exc:
-            ended = exc.signal
-        except TurbofitError as exc:
-            world.trace(f"error: {exc.message} | {exc.hint}")
-            if not exc.hint:
-                world.violate(f"an error without a hint: {exc.message}")
-            return int(exc.exit_code)
-        return exit_code(ended)
-
-
 class Day:
     """One history."""
 
@@ -129,7 +53,10 @@ class Day:
         self.world = World(seed, spec)
         self.seconds = seconds
         self.number = faults or self.rng.randrange(LEAST_FAULTS, MOST_FAULTS)
-        self.turbofit = Turbofit(self, model, fixed)
+        self._serve = Turbofit(self, model, fixed)
+        self._calibrate = self._calibration(random.Random(f"calibration {seed}"), model, fixed)
+        #: What clients ask, if it serves.
+        self.turbofit = self._calibrate or self._serve
         self.others: list[Turbofit] = []
         self.batch: Batch | None = None
         self.over = False
@@ -187,6 +114,8 @@ class Day:
 
     def _again(self) -> None:
         if not self.over:
+            if self._calibrate is not None and self._calibrate.over:
+                self.turbofit = self._serve
             self.turbofit.start()
 
     # -- the whole
@@ -231,6 +160,18 @@ class Day:
         self._poison_for_hours(random.Random(f"hours {world.seed}"), begin)
         self._batch(random.Random(f"batch {world.seed}"), begin)
         world.scheduler.at(begin + self.seconds - CALM, self._calm)
+
+    def _calibration(
+        self, rare: random.Random, model: str, fixed: dict[str, Any]
+    ) -> Calibration | None:
+        """In few days somebody calibrates first, and faults come meanwhile."""
+        if rare.random() >= _RARER:
+            return None
+        names = sorted(FAULTS)
+        for _ in range(rare.randrange(4)):
+            name = rare.choice(names)
+            self.later(rare.uniform(0.0, 200.0), lambda name=name: self._fault(name))
+        return Calibration(self, model, fixed, rare)
 
     def _poison_for_hours(self, rare: random.Random, begin: float) -> None:
         """In few days a client does not give up, whatever turbofit goes through meanwhile."""
@@ -311,30 +252,6 @@ class Day:
                 world.violate("a turbofit did not end within 120 s of SIGTERM")
         scheduler.run(scheduler.now + 10)
         world.invariants.nothing_left(self.turbofit.process)
-
-
-@cache
-def _question(model: str, fixed: tuple[tuple[str, Any], ...]) -> tuple[Any, Any]:
-    """The command line of `serve`."""
-    from turbofit.cli.options.launch_options import ServeOptions
-    from turbofit.cli.serving.serve_plan import ServeArguments
-    from turbofit.gateway.config import GatewayConfig
-    from turbofit.launch.engine.supervised_engine import Timing
-    from turbofit.launch.serve.config import ServeConfig
-    from turbofit.launch.serve.passthrough import sort_options
-    from turbofit.planning.request import PlanRequest
-
-    request = PlanRequest(model=model, **dict(fixed))
-    options = ServeOptions(no_rehearse=True)
-    config = ServeConfig.of(
-        request=request,
-        # Who asks again and again does so less often than in use: a day has 86,400 seconds.
-        gateway=GatewayConfig(idle_seconds=5400.0, retry_seconds=30.0),
-        timing=Timing(liveness=1800.0, start=1800.0),
-        access_log="none",
-        rehearse=False,
-    )
-    return ServeArguments(request, options, sort_options((), unplanned=False)), config
 
 
 def simulate(seed: int, **given: Any) -> Result:

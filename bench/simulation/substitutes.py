@@ -26,6 +26,7 @@ from unittest.mock import patch
 
 import msgspec
 
+from bench.simulation import calibration
 from bench.simulation.engine_process import SimulatedEngineProcess
 from bench.simulation.gateway import SimulatedGatewayThread
 from bench.simulation.loop import GATEWAY_PORT, SimulatedSocket
@@ -51,6 +52,7 @@ from turbofit.launch.engine.supervised_engine import SupervisedEngine
 from turbofit.launch.serve import planner
 from turbofit.launch.serve.gpu_monitor import GpuMonitor
 from turbofit.launch.serve.supervisor import Server, StopSignal
+from turbofit.observe.calibrations import with_calibrations
 from turbofit.tuner.explain.remedies import Remedies
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ _LMDEPLOY = Lmdeploy("0.18.0", ("python",))
 _HELPS = Remedies((Remedy(change="more memory", effect="fits (not searched for here)"),), ())
 _ROOMS = (
     "turbofit.core", "turbofit.gateway", "turbofit.launch.serve", "turbofit.launch.engine",
-    "turbofit.launch.models", "turbofit.batch",
+    "turbofit.launch.models", "turbofit.launch.calibrate", "turbofit.batch",
     "turbofit.cli", "turbofit.planning", "turbofit.machine", "turbofit.observe",
 )  # fmt: skip
 
@@ -181,6 +183,8 @@ def _remembered(real: Any) -> Any:
     """Planning is pure: equal questions have equal answers, over all worlds of this process."""
 
     def best_plan(request: Any) -> Any:
+        if world().calibrates:
+            request = request.changed(on=with_calibrations(request.on, pretend=False))
         key = _question(request)
         plan = _PLANS.get(key)
         if plan is None:
@@ -414,6 +418,7 @@ def _replacements(one: World) -> _Replacements:
     yield from _machine(one)
     yield from _gateway(one)
     yield from _batch(one)
+    yield from calibration.replacements(one)
     yield from _installed_and_shown(one)
     yield from _pure()
 

@@ -22,6 +22,7 @@ from bench.simulation.scheduler import Event, Process
 if TYPE_CHECKING:
     from bench.simulation.gateway import SimulatedGatewayThread
     from bench.simulation.loop import VirtualLoop
+    from turbofit.core.json_types import Document
     from turbofit.core.plan import Plan
 
 __all__ = ["Violation", "World"]
@@ -84,6 +85,8 @@ class World(History):
         self.closed = False
         self.open_requests = 0
         self.loops: list[VirtualLoop] = []
+        #: Whether `turbofit calibrate` runs in it, so that plans may rest on what it learned.
+        self.calibrates = False
         #: Those that wait between two looks: at an engine that starts, and at the cards.
         self.probes: dict[Event, None] = {}
         self.monitors: dict[Event, None] = {}
@@ -224,6 +227,23 @@ class World(History):
         for descriptor in process.descriptors:
             os.close(descriptor)
         process.descriptors.clear()
+
+    def calibrated(self, learned: Document) -> None:
+        """`turbofit calibrate` is complete."""
+        self.trace(
+            f"learned {[one['context'] + one['buffers'] for one in learned['calibrations']]}"
+            f" {learned['why_not'] or 'and kept'}"
+        )
+        self.count("calibrations" if learned["kept"] else "calibrations of which nothing is kept")
+        self.invariants.calibrated(learned)
+
+    def new_stranger(self, index: int, size: int) -> int:
+        """Somebody else takes bytes of a card; its process."""
+        pid = self.new_pid()
+        self.machine.names[pid] = "jupyter"
+        self.machine.allocate(index, pid, size)
+        self.machine.strangers[pid] = index, self.scheduler.now
+        return pid
 
     # -- NVML beside memory
 

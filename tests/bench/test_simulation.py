@@ -59,12 +59,13 @@ def test_a_day_shows_a_bug_and_is_well_without_it(bug: Bug) -> None:
     assert simulate(seed).violations == []
 
 
-@pytest.mark.parametrize("seed", [3, 130])  # the second with a batch
-def test_equal_seeds_have_equal_histories(seed: int) -> None:
+@pytest.mark.parametrize(("seed", "has"), [(3, None), (130, "batch"), (7, "learned")])
+def test_equal_seeds_have_equal_histories(seed: int, has: str | None) -> None:
     one, two = simulate(seed), simulate(seed)
     assert one.log == two.log
     assert one.digest == two.digest != simulate(4).digest
-    assert any("batch" in line for line in one.log) == (seed == 130)
+    for word in ("batch", "learned"):
+        assert any(f" {word} " in line for line in one.log) == (word == has)
 
 
 def test_equal_seeds_have_equal_histories_of_a_cluster() -> None:

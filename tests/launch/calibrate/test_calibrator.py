@@ -85,6 +85,12 @@ def test_every_step_is_driven_and_kept() -> None:
     assert first.texts == {0: 3400 - 13 * 256}
 
 
+def test_a_run_that_ended_before_it_learned_knows_what_others_held() -> None:
+    # Else nobody could say whether their memory moved meanwhile, and it would be taken for ours.
+    drive(progress(), GpuUsageReader(*[20000] * 6, before=300))
+    assert Calibrator(GpuUsageReader(), progress(), lambda _: None).before == {0: 300 * MIB}
+
+
 def test_a_run_that_was_cut_short_goes_on_after_its_last_step() -> None:
     with pytest.raises(LaunchError, match="GPU 0 is lost"):
         drive(progress(), GpuUsageReader(20000, 20001, 20100, 20200))

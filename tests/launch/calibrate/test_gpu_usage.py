@@ -1,4 +1,4 @@
-"""A pretend card's account is read on from where the last reading stopped."""
+"""What each step of a calibration reads: of GPUs by NVML, and of a pretend card's account."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import pytest
 from turbofit.api import plan
 from turbofit.core.errors import MachineError
 from turbofit.core.units import MIB
-from turbofit.launch.calibrate.gpu_usage import PretendUsageReader
+from turbofit.launch.calibrate import gpu_usage
+from turbofit.launch.calibrate.gpu_usage import NvmlUsageReader, PretendUsageReader
 from turbofit.launch.engine.pretended import pretend_machine
+from turbofit.observe.sampler import Memory, SampledRange
 from turbofit.pretend import timeline as timelines
 
 
@@ -82,3 +84,40 @@ def test_an_event_that_cannot_be_read_is_read_again_from_the_beginning(
         usage.read(engine)
     path.write_text("P context\n" + allocated(MIB, MIB, "a1"))
     assert 0 in usage.read(engine)
+
+
+class Samples:
+    """A `Sampler` whose only samples came at these seconds."""
+
+    def __init__(self, *at: float) -> None:
+        self.at = at
+
+    def between(self, _: str, begin: float, end: float) -> SampledRange | None:
+        inside = [at for at in self.at if begin <= at <= end]
+        return SampledRange(peak=MIB, last=MIB) if inside else None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("last", "read"), [(9.9, True), (9.0, False)])
+def test_a_gpu_that_answers_no_more_is_not_read_by_its_last_answer(
+    monkeypatch: pytest.MonkeyPatch, last: float, read: bool
+) -> None:
+    # The worst case may have come after it.
+    clock = SimpleNamespace(monotonic=lambda: 10.0, sleep=lambda _: None)
+    monkeypatch.setattr(gpu_usage, "time", clock)
+    monkeypatch.setattr(gpu_usage, "memory_now", lambda _: Memory(2 * MIB, MIB, MIB))
+    monkeypatch.setattr(gpu_usage, "Sampler", lambda _: Samples(1.0, last))
+    usage = NvmlUsageReader()
+    usage.begin(plan("internvl2-8b", on="1xrtx3090"))
+    usage._since = {0: 0.0}
+    engine: Any = SimpleNamespace(group=0)
+    if read:
+        assert usage.read(engine) == {0: SampledRange(peak=MIB, last=MIB)}
+    else:
+        with pytest.raises(MachineError, match="did not answer"):
+            usage.read(engine)

@@ -62,14 +62,15 @@ class NvmlUsageReader:
         """See :class:`GpuUsageReader`.
 
         Raises:
-            MachineError: a GPU did not answer.
+            MachineError: a GPU did not answer, or no more: what it held later is not known.
         """
         time.sleep(_SETTLE)
         now, found = time.monotonic(), {}
         assert self._sampler is not None
         for index in self._groups[engine.group]:
-            span = self._sampler.between(self._cards[index].uuid, self._since[index], now)
-            if span is None:
+            uuid = self._cards[index].uuid
+            span = self._sampler.between(uuid, self._since[index], now)
+            if span is None or self._sampler.between(uuid, now - _SETTLE, now) is None:
                 raise MachineError(
                     f"GPU {index} did not answer NVML", hint="turbofit doctor says more"
                 )

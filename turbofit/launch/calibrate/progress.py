@@ -62,6 +62,11 @@ class Progress:
         return tuple(self._seen[group] for group in sorted(self._seen))
 
     @property
+    def before(self) -> dict[int, int]:
+        """Bytes that were in use on each GPU before the start that it was read of."""
+        return {card.index: card.before for one in self.seen for card in one.cards}
+
+    @property
     def complete(self) -> bool:
         """Whether every group of the plan has shown everything."""
         return self.plan is not None and len(self._finished) == len(self.plan.parallel.groups)
