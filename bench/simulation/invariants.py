@@ -124,8 +124,13 @@ class Invariants:
         return strangers or any(one.fault.more for one in engines)
 
     def calibrated(self, learned: Document) -> None:
-        """What is kept of a calibration is no less than engines take beyond the estimates."""
+        """What is kept of a calibration is no less than engines take beyond the estimates.
+
+        Where no log said what was free at the cache, only what is left after it is known.
+        """
         beyond = self._world.machine.beyond
+        if any(one["free"] is None for one in learned["seen"]):
+            beyond = min(0, beyond)
         for one in learned["calibrations"] if learned["kept"] else ():
             more = one["context"] + one["buffers"]
             if more < beyond:

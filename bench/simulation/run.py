@@ -15,6 +15,7 @@ from typing import Any
 from bench.simulation.history import Result
 from bench.simulation.report import Totals, write_results
 from bench.simulation.scenario import simulate
+from turbofit.gateway.allocator import keep_large_blocks
 
 _BATCH = 50
 #: The same where the first violation ends the run: what is in the workers' queue runs on.
@@ -85,7 +86,7 @@ def _run(given: Any) -> Totals:
 
 def _add(totals: Totals, batches: list[range], given: Any, over: Callable[[], bool]) -> None:
     """Days of so many batches, in workers of their own."""
-    with ProcessPoolExecutor(given.workers) as pool:
+    with ProcessPoolExecutor(given.workers, initializer=keep_large_blocks) as pool:
         waiting = [
             pool.submit(_days, batch, given.first_violation, cluster=given.cluster)
             for batch in batches

@@ -85,6 +85,21 @@ def test_every_step_is_driven_and_kept() -> None:
     assert first.texts == {0: 3400 - 13 * 256}
 
 
+def test_a_log_that_is_read_late_still_says_what_was_free() -> None:
+    late = engine()
+    budget, late.tracker.budget = late.tracker.budget, None
+
+    def ask(_: Any) -> int:
+        late.tracker.budget = budget
+        return 3400
+
+    first = progress()
+    calibrator = Calibrator(GpuUsageReader(*[20000] * 6), first, lambda _: None)
+    calibrator.begin(PLAN)
+    calibrator.examine(late, "m", ask)
+    assert (first.seen[0].free, first.seen[0].region) == (budget.free, budget.budget)
+
+
 def test_a_run_that_ended_before_it_learned_knows_what_others_held() -> None:
     # Else nobody could say whether their memory moved meanwhile, and it would be taken for ours.
     drive(progress(), GpuUsageReader(*[20000] * 6, before=300))

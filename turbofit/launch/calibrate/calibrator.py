@@ -84,12 +84,7 @@ class Calibrator:
         self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
     ) -> None:
         plan = self.plan.of_group(engine.group)
-        budget = engine.tracker.budget
-        self._take(
-            engine, STEADY, self._usage.read(engine),
-            free=None if budget is None else budget.free,
-            region=None if budget is None else budget.budget,
-        )  # fmt: skip
+        self._take(engine, STEADY, self._usage.read(engine))
         for small in small_requests(plan, model):
             ask(small)
         self._take(engine, KERNELS, self._usage.read(engine))
@@ -121,17 +116,19 @@ class Calibrator:
         self._take(engine, name, self._usage.read(engine))
         return tokens
 
-    def _take(
-        self, engine: SupervisedEngine, name: str, spans: dict[int, SampledRange],
-        free: int | None = None,
-        region: int | None = None,
-    ) -> None:  # fmt: skip
-        """Keep a reading. What was in use after a step belongs to it too: pools keep their most."""
+    def _take(self, engine: SupervisedEngine, name: str, spans: dict[int, SampledRange]) -> None:
+        """Keep a reading. What was in use after a step belongs to it too: pools keep their most.
+
+        What the engine's log says of its cache comes with the first step that finds it: who follows
+        the log may be behind.
+        """
         steady = name in (STEADY, KERNELS)
         used = {i: span.last if steady else max(span) for i, span in spans.items()}
         cards = tuple(
             CalibratedGpu(index=i, before=self.before[i], used={name: used[i]}) for i in used
         )
+        budget = engine.tracker.budget
+        free, region = (None, None) if budget is None else (budget.free, budget.budget)
         with self._lock:
             self._progress.add(
                 Observation(group=engine.group, free=free, region=region, cards=cards)
