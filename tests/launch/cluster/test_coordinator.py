@@ -11,7 +11,8 @@ from tests.waiting import HANG
 from turbofit.core.cluster import ClusterStatus
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.routing.routing_table import RoutingTable
-from turbofit.launch.cluster.coordinator import Coordinator, GatewayReport
+from turbofit.launch.cluster import extra_gateway
+from turbofit.launch.cluster.coordinator import SILENT_SECONDS, Coordinator, GatewayReport
 from turbofit.launch.cluster.promise import expected_routing_table
 
 
@@ -48,6 +49,56 @@ def test_a_question_and_its_answer(routing_table: RoutingTable) -> None:
 def test_a_question_that_nobody_answers() -> None:
     """None, in time."""
     assert Coordinator().ask({}, 0.05) is None
+
+
+def test_a_question_that_was_not_taken_in_time_is_withdrawn(routing_table: RoutingTable) -> None:
+    """Whoever asked was told that nobody answered: it must not be done later."""
+    coordinator = Coordinator()
+    coordinator.ask({"kind": "drain"}, 0.0)
+    assert coordinator.write(status(), routing_table, GatewayConfig(), 0).questions == ()
+
+
+def test_an_answer_of_before_a_restart_answers_nothing_else(routing_table: RoutingTable) -> None:
+    """Numbers of questions begin above those of the process before."""
+    numbers = []
+    for _ in range(2):
+        coordinator = Coordinator()
+        asker = threading.Thread(target=lambda one=coordinator: one.ask({}, HANG))
+        asker.start()
+        questions: tuple[tuple[int, dict[str, object]], ...] = ()
+        while not questions:
+            questions = coordinator.write(status(), routing_table, GatewayConfig(), 0).questions
+        numbers.append(questions[0][0])
+        coordinator.answer(numbers[0] - 1, {"said": "to the question before"})
+        coordinator.answer(numbers[-1], {"said": "done"})
+        asker.join(HANG)
+    assert numbers[0] < numbers[1]
+
+
+def test_who_came_first_keeps_its_place(routing_table: RoutingTable) -> None:
+    """After a restart all polls come anew, before the coordinator knows how many there may be."""
+    coordinator = Coordinator()
+    one = GatewayReport(address="10.0.0.1")
+    for name in ("first", "second"):
+        coordinator.poll(name, one, -1, 0)
+    coordinator.write(status(), routing_table, GatewayConfig(), 1)
+    assert "were planned for" in coordinator.poll("second", one, -1, 0).refused
+    assert not coordinator.poll("first", one, -1, 0).refused
+
+
+def test_the_place_of_a_silent_gateway_is_free_only_when_it_has_ended(
+    routing_table: RoutingTable,
+) -> None:
+    """It ends by itself; until then its requests are at the engines."""
+    now = 0.0
+    coordinator = Coordinator(lambda: now)
+    one = GatewayReport(address="10.0.0.1")
+    coordinator.write(status(), routing_table, GatewayConfig(), 1)
+    coordinator.poll("first", one, -1, 0)
+    now = extra_gateway._SECONDS + extra_gateway._SILENT + 1.0
+    assert "first" in coordinator.write(status(), None, GatewayConfig(), 1).gateways
+    now = SILENT_SECONDS
+    assert coordinator.write(status(), None, GatewayConfig(), 1).gateways == {}
 
 
 def test_as_many_gateways_as_were_planned_for(routing_table: RoutingTable) -> None:

@@ -19,10 +19,13 @@ from turbofit.gateway.routing.routing_table import RoutingTable
 from turbofit.launch.cluster import ray_adapter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from turbofit.core.cluster import ClusterStatus
     from turbofit.core.json_types import Document
 
 __all__ = [
+    "SILENT_SECONDS",
     "Coordinator",
     "GatewayReport",
     "GatewayUpdate",
@@ -35,8 +38,10 @@ __all__ = [
 
 _PREFIX: Final = "turbofit-coordinator-"
 _CALLS: Final = 64
-#: A gateway that was silent for so long is gone.
-_SILENT: Final = 10.0
+#: A gateway that was silent for so long is gone, in seconds: it has ended by itself before
+#: (`extra_gateway._SILENT`, a poll and its end), so that it sends nothing when another has its
+#: place, or when engines end that only it still knows.
+SILENT_SECONDS: Final = 20.0
 
 
 class GatewayReport(Struct):
@@ -68,17 +73,24 @@ class GatewayUpdate(Struct):
 
 
 class Coordinator:
-    """Holds the newest of everything; every method returns at once, but those with ``seconds``."""
+    """Holds the newest of everything; every method returns at once, but those with ``seconds``.
 
-    def __init__(self) -> None:
+    Args:
+        clock: seconds, for tests.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._changed = threading.Condition()
         self._status: ClusterStatus | None = None
         self._routing_table: tuple[RoutingTable, GatewayConfig] | None = None
         self._places = 0
         self._gateways: dict[str, tuple[GatewayReport, float]] = {}
         self._questions: list[tuple[int, dict[str, Any]]] = []
+        self._asked: set[int] = set()
         self._answers: dict[int, dict[str, Any]] = {}
-        self._number = 0
+        #: Above all numbers of an earlier process of this actor, whose answers may still come.
+        self._number = time.time_ns()
 
     def write(
         self,
@@ -95,46 +107,55 @@ class Coordinator:
             self._status, self._places = status, places
             if routing_table is not None:
                 self._routing_table = routing_table, config
-            now = time.monotonic()
+            now = self._clock()
             self._gateways = {
                 name: (seen, at)
                 for name, (seen, at) in self._gateways.items()
-                if now - at < _SILENT
+                if now - at < SILENT_SECONDS
             }
             questions, self._questions = tuple(self._questions), []
             self._changed.notify_all()
             return Inbox(
-                questions=questions, gateways={n: seen for n, (seen, _) in self._gateways.items()}
+                questions=questions,
+                gateways={name: seen for name, (seen, _) in self._gateways.items()},
             )
 
     def answer(self, number: int, document: Document) -> None:
-        """To a question: ``error`` in it where it was refused."""
+        """To a question: ``error`` in it where it was refused. Nobody may wait for it any more."""
         with self._changed:
-            self._answers[number] = document
-            self._changed.notify_all()
+            if number in self._asked:
+                self._answers[number] = document
+                self._changed.notify_all()
 
     def status(self) -> ClusterStatus | None:
         """The newest, None before the first."""
         return self._status
 
     def ask(self, document: Document, seconds: float) -> Document | None:
-        """A question to the process that serves, and its answer; None where none came in time."""
+        """A question to the process that serves, and its answer; None where none came in time.
+
+        A question that was not taken until then is withdrawn: whoever asked was told so.
+        """
         with self._changed:
             self._number += 1
             number = self._number
+            self._asked.add(number)
             self._questions.append((number, document))
             self._changed.wait_for(lambda: number in self._answers, seconds)
+            self._asked.remove(number)
+            self._questions = [one for one in self._questions if one[0] != number]
             return self._answers.pop(number, None)
 
     def poll(self, name: str, seen: GatewayReport, since: int, seconds: float) -> GatewayUpdate:
         """From one more gateway: that it is there; a routing table that is newer than ``since``."""
         with self._changed:
-            others = [one for one in self._gateways if one != name]
-            if self._routing_table is not None and len(others) >= self._places:
+            names = list(self._gateways)  # by when they came
+            before = names.index(name) if name in names else len(names)
+            if self._routing_table is not None and before >= self._places:
                 return GatewayUpdate(
                     refused=f"as many gateways are there as were planned for: {self._places + 1}"
                 )
-            self._gateways[name] = (seen, time.monotonic())
+            self._gateways[name] = (seen, self._clock())
             self._changed.wait_for(
                 lambda: self._routing_table is not None and self._routing_table[0].number > since,
                 seconds,

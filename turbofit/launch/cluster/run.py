@@ -18,7 +18,7 @@ from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.admin_commands import AdminCommands
 from turbofit.launch.cluster.connect import connected
 from turbofit.launch.cluster.controller import Controller
-from turbofit.launch.cluster.coordinator import pin_coordinator
+from turbofit.launch.cluster.coordinator import SILENT_SECONDS, pin_coordinator
 from turbofit.launch.cluster.node_state import NodeState
 from turbofit.launch.cluster.nodes import held_only, tell_nodes
 from turbofit.launch.cluster.places import Places
@@ -157,6 +157,8 @@ class _Run:
         self._wrote = float("-inf")
         self._inbox: Any = None
         self._others: dict[str, GatewayReport] = {}
+        #: When the coordinator was last seen to have ended.
+        self._restarted = float("-inf")
         self._opened = False
 
     def follow(self, stop: StopSignal) -> signal.Signals:
@@ -249,9 +251,13 @@ class _Run:
                     hint="see ray status and this node's ray logs",
                 ) from None
             except ray_adapter.RayCallError:
-                self._posted = -1  # Ray starts it again: what there is is written anew
+                # Ray starts it again: what there is is written anew.
+                self._posted, self._restarted = -1, time.monotonic()
             if inbox is not None:
-                self._take(inbox.questions, inbox.gateways)
+                young = time.monotonic() - self._restarted < SILENT_SECONDS
+                # It may not have heard yet of gateways that are there.
+                known = self._others if young else {}
+                self._take(inbox.questions, {**known, **inbox.gateways})
         status = controller.status((front.url, *(seen.url for seen in self._others.values())))
         with suppress(TurbofitError, OSError):  # a full disk costs the file
             write_atomic(self._folder / "cluster-status.json", to_json(status), mode=0o600)
