@@ -7,11 +7,13 @@ history is without faults: every node must serve again at its end, and nothing b
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
-from contextlib import suppress
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
+from bench.simulation.cluster_gateways import CoordinatorActor, ExtraGateway
 from bench.simulation.cluster_world import (
     ClusterWorld,
     SimulatedConnection,
@@ -23,11 +25,13 @@ from bench.simulation.ray import Actor, RayMachine
 from bench.simulation.scheduler import Process
 from turbofit.core.cluster import Cluster
 from turbofit.core.errors import TurbofitError
-from turbofit.launch.cluster.admin_commands import AdminCommands
+from turbofit.gateway.config import GatewayConfig
+from turbofit.launch.cluster import run
 from turbofit.launch.cluster.controller import Controller
 from turbofit.launch.cluster.node_state import NodeState
 from turbofit.launch.cluster.nodes import held_only, tell_nodes
 from turbofit.launch.cluster.places import Places
+from turbofit.launch.engine.supervised_engine import Timing
 from turbofit.launch.serve.config import ClusterServeConfig
 from turbofit.machine.spec import parse_spec
 from turbofit.planning.request import PlanRequest
@@ -39,11 +43,46 @@ HOURS = 6.0
 #: and than a drain, twice.
 CALM = 3_600.0
 _LEAST_FAULTS, _MOST_FAULTS = 15, 25
-#: Between two looks where nothing happens: half a second in use.
-_TICK = 30.0
 _MOST_TICKS = 100_000
 _SPECS = ("1xrtx3090", "2xrtx3090", "1xrtx4090", "4xrtx3090")
 _CONTEXTS = (4096, 8192, 16384)
+
+
+class Stop:
+    """`StopSignal`: what `turbofit serve` was told."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self.urgent = False
+
+    def on_second(self, act: Callable[[], None]) -> None:
+        pass
+
+
+class _Run(run._Run):
+    """What turbofit does from its plan on, with looks at what must hold."""
+
+    def __init__(
+        self, scenario: ClusterScenario, config: ClusterServeConfig, controller: Controller,
+        coordinator: CoordinatorActor,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            config, controller, coordinator, Path("unwritten"), scenario.world.trace, lambda _: None
+        )
+        self._scenario, self._looks = scenario, 0
+
+    def _publish(self) -> None:
+        super()._publish()
+        self._looks += 1
+        if self._looks == _MOST_TICKS:
+            self._scenario.world.violate(f"{self._looks:,} looks")
+        self._scenario.check_table(self._controller)
+
+    def _end(self, stop: Any, *, failed: bool) -> None:
+        if failed:
+            self._scenario.check_failure(self._controller)
+        self._scenario.world.ending = True
+        super()._end(stop, failed=failed)
 
 
 class ClusterScenario:
@@ -52,16 +91,16 @@ class ClusterScenario:
     def __init__(self, seed: int) -> None:
         self.world = world = ClusterWorld(seed)
         self.rng = world.rng
-        self.over = self._stopping = False
+        self.over = False
+        self._stop = Stop()
         self.controller: Controller | None = None
-        #: What people ask, until turbofit looks.
-        self._questions: list[dict[str, Any]] = []
         self.connection = SimulatedConnection(world)
         self.process: Process | None = None
         #: Of a node: not all of its GPUs are used in some histories.
         self._replicas = self.rng.choice((None, None, 1))
-        self._told = -1
-        self._busy: dict[str, int] = {}
+        #: Gateways that there may be; those beside turbofit's that run.
+        self.places = self.rng.choice((1, 2, 3))
+        self.gateways: list[ExtraGateway] = []
         self.joined = 0
         self.drained: set[str] = set()
         for _ in range(self.rng.randrange(2, 5)):
@@ -73,6 +112,8 @@ class ClusterScenario:
             begin = scheduler.now
             end = begin + HOURS * 3600.0
             self.start()
+            for _ in range(self.places - 1):
+                scheduler.after(self.rng.uniform(0.0, 300.0), self._keep_gateway)
             for _ in range(self.rng.randrange(_LEAST_FAULTS, _MOST_FAULTS)):
                 at = begin + self.rng.uniform(1.0, HOURS * 3600.0 - CALM)
                 for _ in range(self.rng.choice((1, 1, 2))):
@@ -81,7 +122,8 @@ class ClusterScenario:
             scheduler.at(end - CALM, self._calm)
             scheduler.run(end)
             self._check()
-            self.over = self._stopping = True
+            self.over = True
+            self.stop()
             world.ray.stir()
             scheduler.run(end + 600.0)
             if self.process is not None and self.process.alive:
@@ -98,7 +140,7 @@ class ClusterScenario:
     def start(self) -> None:
         if self.over:
             return
-        self._stopping = False
+        self._stop = Stop()
         self.process = Process(self.world.new_pid())
         self.connection = SimulatedConnection(self.world)
         self.world.trace(f"turbofit {self.process.pid} starts")
@@ -111,12 +153,8 @@ class ClusterScenario:
             self._follow()
         except TurbofitError as exc:
             world.trace(f"error: {exc.message} | {exc.hint}")
-            if self.controller is not None:
-                self._check_failure(self.controller)
-                with suppress(Exception):
-                    self.controller.stop(90.0, lambda: True)
         self.controller = None
-        world.ray.disconnect()
+        self._disconnect()
         world.trace(f"turbofit {process.pid} ends")
         world.scheduler.end(process)
         world.scheduler.after(self.rng.uniform(5.0, 300.0), self.start)
@@ -127,7 +165,7 @@ class ClusterScenario:
         places.take([one.id for one in alive.values() if one.gpus and not one.leaving])
         told = tell_nodes(alive.values(), pretend=False)
         nodes = tuple(held_only(node, places.on(node.id)) for node in told)
-        config = _config(self._replicas)
+        config = _config(self._replicas, self.places)
         plan = planned(config.request, Cluster(source="simulated", nodes=nodes))
         world.trace(plan.verdict)
         if not plan.fits:
@@ -136,55 +174,14 @@ class ClusterScenario:
         self.controller = controller = Controller(
             connection, places, plan, states, config, world.trace, name="it"  # type: ignore[arg-type]
         )  # fmt: skip
-        commands = AdminCommands(controller, self._answered)
-        self._questions.clear()
-        controller.begin()
-        ticks = 0
-        while not self._stopping:
-            controller.tick(_TICK)
-            self._publish(controller)
-            while self._questions:
-                commands.take(1, self._questions.pop(0))
-            commands.tick()
-            ticks += 1
-            if ticks == _MOST_TICKS:
-                world.violate(f"{ticks:,} looks")
-                break
-        controller.stop(90.0, lambda: False)
-
-    def _answered(self, _: int, document: Any) -> None:
-        self.world.trace(f"answer: {document}")
-
-    def _publish(self, controller: Controller) -> None:
-        """The gateways follow a little later; what is drained ends what it has."""
-        world, table = self.world, controller.routing_table()
-        self._check_table(controller)
-        if table.number == self._told:
-            return
-        self._told = number = table.number
-
-        def followed() -> None:
-            if self.controller is controller:
-                controller.followed = number
-                world.ray.stir()
-
-        world.scheduler.after(self.rng.uniform(0.0, 3.0), followed)
-        for member in table.members:
-            if not member.draining:
-                self._busy[member.name] = self.rng.randrange(3)
-            elif self._busy.get(member.name):
-                seconds = self.rng.uniform(0.0, 120.0)
-                world.scheduler.after(seconds, lambda n=member.name: self._idle(controller, n))
-        controller.outstanding = dict(self._busy)
-
-    def _idle(self, controller: Controller, name: str) -> None:
-        self._busy[name] = 0
-        controller.outstanding = dict(self._busy)
-        self.world.ray.stir()
+        controller.gateways = config.gateways
+        world.coordinator = coordinator = CoordinatorActor(world)
+        world.ending = False
+        _Run(self, config, controller, coordinator).follow(self._stop)  # type: ignore[arg-type]
 
     # -- what must hold
 
-    def _check_table(self, controller: Controller) -> None:
+    def check_table(self, controller: Controller) -> None:
         """Requests are held to what every engine that gets new ones keeps."""
         names: set[str] = set()
         for state in controller.node_states.values():
@@ -200,7 +197,7 @@ class ClusterScenario:
                 if not member.draining and keeps < asked:
                     self.world.violate(f"{member.name} keeps {keeps} tokens, not {asked}")
 
-    def _check_failure(self, controller: Controller) -> None:
+    def check_failure(self, controller: Controller) -> None:
         """It may give up only where no engine that it knows serves."""
         ready = {
             one.spec.name for one in self.world.ray.actors
@@ -271,8 +268,8 @@ class ClusterScenario:
 
     def command(self, **document: Any) -> None:
         """What a person asks."""
-        self._questions.append(document)
-        self.world.ray.stir()
+        if self.world.coordinator is not None:
+            self.world.coordinator.ask.remote(document, 60.0)  # type: ignore[attr-defined]
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -281,12 +278,41 @@ class ClusterScenario:
             return
         self.controller = None
         world.scheduler.end(process)
-        world.ray.disconnect()
+        self._disconnect()
         world.scheduler.after(self.rng.uniform(5.0, 300.0), self.start)
+
+    def _disconnect(self) -> None:
+        """What was connected to Ray ends, and what it started there."""
+        if self.world.coordinator is not None:
+            self.world.coordinator.die()
+        self.world.coordinator = None
+        self.world.ray.disconnect()
 
     def stop(self) -> None:
         """SIGTERM."""
-        self._stopping = True
+        self._stop.signal = signal.SIGTERM
+
+    def gateway_comes(self) -> None:
+        """Somebody starts `turbofit gateway`; perhaps there is no place."""
+        if self.world.coordinator is not None:
+            self.gateways.append(ExtraGateway(self.world, self.world.coordinator))
+
+    def _keep_gateway(self) -> None:
+        """A gateway with a service manager: however it ends, it is started again."""
+        pause, scheduler = self.rng.uniform(5.0, 300.0), self.world.scheduler
+        again = partial(scheduler.after, pause, self._keep_gateway)
+        if self.over:
+            return
+        if self.world.coordinator is None:
+            again()
+            return
+        self.gateway_comes()
+        self.gateways[-1].process.ends.append(again)
+
+    def gateway(self) -> ExtraGateway | None:
+        """One of those that run beside turbofit's."""
+        self.gateways = [one for one in self.gateways if one.process.alive]
+        return self.rng.choice(self.gateways) if self.gateways else None
 
     def drain(self) -> None:
         node = self.node()
@@ -385,11 +411,24 @@ def _each(act: Callable[[Actor], None]) -> Callable[[ClusterScenario], None]:
     return happen
 
 
-def _let(scenario: ClusterScenario) -> None:
-    """Another gateway comes, or one goes."""
-    if scenario.controller is not None:
-        more = ("10.0.1.1",) if scenario.rng.random() < 0.5 else ()
-        scenario.controller.let((scenario.connection.here_address, *more))
+def _gateway(act: Callable[[ExtraGateway], None]) -> Callable[[ClusterScenario], None]:
+    def happen(scenario: ClusterScenario) -> None:
+        gateway = scenario.gateway()
+        if gateway is None:
+            scenario.gateway_comes()
+        else:
+            act(gateway)
+
+    return happen
+
+
+def _silence(gateway: ExtraGateway) -> None:
+    gateway.silent_until = gateway.world.scheduler.now + gateway.world.rng.uniform(5.0, 200.0)
+
+
+def _lose_coordinator(scenario: ClusterScenario) -> None:
+    if scenario.world.coordinator is not None:
+        scenario.world.coordinator.end_process()
 
 
 _FAULTS: dict[str, Callable[[ClusterScenario], None]] = {
@@ -407,16 +446,27 @@ _FAULTS: dict[str, Callable[[ClusterScenario], None]] = {
     "actor dies": _each(lambda actor: actor.die("simulated")),
     "change of plan": _change,
     "node is drained while it joins": _join_drained,
-    "gateways": _let,
+    "gateway comes": ClusterScenario.gateway_comes,
+    "gateway is killed": _gateway(ExtraGateway.kill),
+    "gateway is stopped": _gateway(ExtraGateway.stop),
+    "gateway is silent": _gateway(_silence),
+    "coordinator's process dies": _lose_coordinator,
     "turbofit is killed": ClusterScenario.kill,
     "turbofit is stopped": ClusterScenario.stop,
 }
 
 
 @cache
-def _config(replicas: int | None) -> ClusterServeConfig:
+def _config(replicas: int | None, gateways: int) -> ClusterServeConfig:
     request = PlanRequest(model="internvl2-2b", context=8192, replicas=replicas)
-    return ClusterServeConfig(request=request, rehearse=False)
+    return ClusterServeConfig(
+        request=request,
+        rehearse=False,
+        gateway=GatewayConfig(),
+        gateways=gateways,
+        access_log="none",
+        timing=Timing(drain=5 * Timing().drain),
+    )
 
 
 def simulate_cluster(seed: int) -> Result:

@@ -6,16 +6,33 @@ import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+from bench.simulation.cluster_gateways import (
+    CoordinatorActor,
+    FleetGateway,
+    Front,
+    SimulatedCondition,
+)
 from bench.simulation.history import History
 from bench.simulation.modules import SimulatedTime, current
 from bench.simulation.ray import Actor, SimulatedRay
 from bench.simulation.scheduler import Event
 from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
-from turbofit.launch.cluster import admin_commands, controller, places, ray_adapter, replica
+from turbofit.gateway import server, thread
+from turbofit.launch.cluster import (
+    admin_commands,
+    controller,
+    coordinator,
+    extra_gateway,
+    places,
+    ray_adapter,
+    replica,
+    run,
+)
 from turbofit.launch.cluster.connect import RayNode
 from turbofit.planning.cluster import plan_cluster, plan_joining
 from turbofit.planning.request import PlanRequest
@@ -40,6 +57,11 @@ class ClusterWorld(History):
         self.ray = SimulatedRay(self)
         #: How many engines from now on fail at their start.
         self.failing = 0
+        #: The gateways that serve, that of `turbofit serve` and others.
+        self.fronts: list[Front] = []
+        self.coordinator: CoordinatorActor | None = None
+        #: Whether turbofit ends, and its engines with it.
+        self.ending = False
 
     def fails(self) -> bool:
         """Whether the engine that starts now does."""
@@ -58,6 +80,21 @@ class ClusterWorld(History):
             if other.alive and other.runs and other.gpus & actor.gpus:
                 self.violate(f"{actor.spec.name} begins beside {other.spec.name}")
         self.trace(f"{actor.spec.name} begins")
+
+    def gateways_changed(self) -> None:
+        """All together send no more than the limits of the engines."""
+        shares = sum(1 / one.gateway.routing_table.gateways for one in self.fronts)
+        if shares > 1 + 1e-9:
+            self.violate(f"{len(self.fronts)} gateways have {shares:.2f} of the limits")
+
+    def engine_stops(self, actor: Actor) -> None:
+        """Nobody sends to an engine that turbofit stops, or has anything there."""
+        if self.ending or actor.state.state != "ready":
+            return
+        name = actor.spec.name
+        for front in self.fronts:
+            if front.gateway.sends_to(name):
+                self.violate(f"{name} is stopped while a gateway sends to it")
 
 
 class SimulatedConnection:
@@ -149,6 +186,30 @@ def _plan_joining(request: PlanRequest, plan: ClusterPlan, node: Node) -> NodePl
     return _JOINING[key]
 
 
+def _put_gateways(world: ClusterWorld, stack: ExitStack) -> None:
+    """What is told to gateways goes through turbofit's coordinator, at a fifth of its pace."""
+
+    def make(routing_table: Any, *_: Any, **__: Any) -> FleetGateway:
+        return FleetGateway(world, routing_table)
+
+    def name() -> Any:
+        return SimpleNamespace(hex=f"gateway-{world.new_pid()}")
+
+    condition = SimpleNamespace(Condition=lambda: SimulatedCondition(world.scheduler))
+    for module, replaced in (
+        (server, {"make_routing_table_gateway": make}),
+        (thread, {"GatewayThread": partial(Front, world)}),
+        (coordinator, {"threading": condition, "SILENT_SECONDS": 5 * coordinator.SILENT_SECONDS}),
+        (extra_gateway, {"uuid4": name, "client_context": lambda _: None,
+                         "_SILENT": 5 * extra_gateway._SILENT,
+                         "_SECONDS": 5 * extra_gateway._SECONDS}),
+        (run, {"SILENT_SECONDS": 5 * coordinator.SILENT_SECONDS, "_TICK": 30.0,
+               "_WRITE_SECONDS": 5 * run._WRITE_SECONDS, "write_atomic": lambda *_, **__: None,
+               "client_context": lambda _: None}),
+    ):  # fmt: skip
+        stack.enter_context(patch.multiple(module, **replaced))  # type: ignore[arg-type]
+
+
 @contextmanager
 def cluster_in_place(world: ClusterWorld) -> Iterator[None]:
     """The world in the place of Ray, time and threads."""
@@ -158,8 +219,9 @@ def cluster_in_place(world: ClusterWorld) -> Iterator[None]:
         for name in _NAMES:
             stack.enter_context(patch.object(ray_adapter, name, getattr(world.ray, name)))
         stack.enter_context(patch.object(ray_adapter, "Task", world.ray.task))
-        for module in (controller, places, replica):
+        for module in (controller, extra_gateway, places, replica, run):
             stack.enter_context(patch.object(module, "time", clock))
+        _put_gateways(world, stack)
         stack.enter_context(patch.object(admin_commands, "plan_cluster", planned))
         stack.enter_context(patch.multiple(
             controller, threading=threading, plan_joining=_plan_joining,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bench.simulation.cluster_world import ClusterWorld
     from turbofit.launch.cluster.engine_spec import EngineSpec
 
-__all__ = ["Actor", "RayMachine", "SimulatedRay"]
+__all__ = ["Actor", "Method", "RayMachine", "Ref", "SimulatedRay"]
 
 #: Seconds until Ray has begun a task, a group or an actor, at most.
 _SOON = 2.0
@@ -36,23 +36,36 @@ _ERROR = {"kind": "launch", "message": "simulated", "hint": "none", "exit_code":
 
 
 class Ref:
-    """A result that is there, or comes."""
+    """A result that is there, or comes; ``awaited``: somebody looks as soon as it is there."""
 
-    def __init__(self, ray: SimulatedRay) -> None:
-        self._ray = ray
+    def __init__(self, ray: SimulatedRay, *, awaited: bool = True) -> None:
+        self._ray, self.awaited = ray, awaited
         self.done = False
         self.value: Any = None
         self.error: Exception | None = None
+        self._next: Ref | None = None
 
     def give(self, value: Any) -> None:
         if not self.done:
             self.done, self.value = True, value
-            self._ray.stir()
+            self._told()
 
     def fail(self, error: Exception) -> None:
         if not self.done:
             self.done, self.error = True, error
+            self._told()
+
+    def then(self, other: Ref) -> None:
+        """Another one has the same result."""
+        self._next = other
+        if self.done:
+            self._told()
+
+    def _told(self) -> None:
+        if self.awaited:
             self._ray.stir()
+        if self._next is not None:
+            self._next.value, self._next.error, self._next.done = self.value, self.error, True
 
 
 class RayMachine:
@@ -78,7 +91,7 @@ class Group:
         self.ready = Event(ray.world.scheduler)
 
 
-class _Method:
+class Method:
     """``handle.method.remote(...)``."""
 
     def __init__(self, call: Callable[..., Ref]) -> None:
@@ -96,9 +109,9 @@ class Actor:
         self._life = 0
         self._waiting: list[tuple[int, Ref]] = []
         self._refs: list[Ref] = []
-        self.follow = _Method(self._follow)
-        self.allow = _Method(self._allow)
-        self.stop = _Method(self._stop)
+        self.follow = Method(self._follow)
+        self.allow = Method(self._allow)
+        self.stop = Method(self._stop)
         self._begin(ray.world.rng.uniform(0.1, _SOON))
 
     @property
@@ -180,6 +193,7 @@ class Actor:
 
     def _stop(self, seconds: float) -> Ref:  # noqa: ARG002 - it takes less
         ref, world = self._ref(), self._ray.world
+        world.engine_stops(self)
 
         def ended() -> None:
             self._tell(state="ended")
@@ -327,6 +341,7 @@ class SimulatedRay:
             self.actors.remove(actor)
 
     def result(self, ref: Ref, seconds: float) -> Any:
+        ref.awaited |= seconds > 0
         self._until(lambda: ref.done, seconds)
         if not ref.done:
             raise ResultTimeoutError("no result yet (simulated)")

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from tests.launch.cluster.test_promise import planned
-from tests.waiting import HANG
+from tests.waiting import HANG, until
 from turbofit.core.cluster import ClusterStatus
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.routing.routing_table import RoutingTable
@@ -135,3 +135,21 @@ def test_news_come_as_soon_as_there_are_any(routing_table: RoutingTable) -> None
     coordinator.write(status(), newer, GatewayConfig(), 1)
     waiter.join(HANG)
     assert told == [newer]
+
+
+def test_a_gateway_that_came_before_the_first_table_is_counted_with_it(
+    routing_table: RoutingTable,
+) -> None:
+    """How many there may be comes with the table: it must not begin before."""
+    coordinator = Coordinator()
+    told: list[str] = []
+    report = GatewayReport(address="10.0.0.1")
+    waiter = threading.Thread(
+        target=lambda: told.append(coordinator.poll("g", report, -1, HANG).refused)
+    )
+    waiter.start()
+    until(lambda: "g" in coordinator._gateways, "the gateway to wait")
+    coordinator.write(status(), routing_table, GatewayConfig(), 0)
+    waiter.join(HANG)
+    assert "were planned for: 1" in told[0]
+    assert coordinator.write(status(), None, GatewayConfig(), 0).gateways == {}

@@ -58,10 +58,14 @@ class GatewayReport(Struct):
 
 
 class Inbox(Struct):
-    """What came since the last look: questions by number, and the gateways that are there."""
+    """What came since the last look: questions by number, and the gateways that are there.
+
+    ``routing_table`` is the number of the one that it has, -1 for none: Ray has started it again.
+    """
 
     questions: tuple[tuple[int, dict[str, Any]], ...]
     gateways: dict[str, GatewayReport]
+    routing_table: int
 
 
 class GatewayUpdate(Struct):
@@ -118,6 +122,7 @@ class Coordinator:
             return Inbox(
                 questions=questions,
                 gateways={name: seen for name, (seen, _) in self._gateways.items()},
+                routing_table=-1 if self._routing_table is None else self._routing_table[0].number,
             )
 
     def answer(self, number: int, document: Document) -> None:
@@ -149,19 +154,29 @@ class Coordinator:
     def poll(self, name: str, seen: GatewayReport, since: int, seconds: float) -> GatewayUpdate:
         """From one more gateway: that it is there; a routing table that is newer than ``since``."""
         with self._changed:
-            names = list(self._gateways)  # by when they came
-            before = names.index(name) if name in names else len(names)
-            if self._routing_table is not None and before >= self._places:
-                return GatewayUpdate(
-                    refused=f"as many gateways are there as were planned for: {self._places + 1}"
-                )
+            if self._full(name):
+                return self._refused()
             self._gateways[name] = (seen, self._clock())
             self._changed.wait_for(
                 lambda: self._routing_table is not None and self._routing_table[0].number > since,
                 seconds,
             )
+            if self._full(name):  # how many there may be was told meanwhile
+                self._gateways.pop(name, None)
+                return self._refused()
             routing_table, config = self._routing_table or (None, None)
             return GatewayUpdate(routing_table=routing_table, config=config)
+
+    def _full(self, name: str) -> bool:
+        """Whether others that came before a gateway have all places; unknown is not full."""
+        names = list(self._gateways)
+        before = names.index(name) if name in names else len(names)
+        return self._routing_table is not None and before >= self._places
+
+    def _refused(self) -> GatewayUpdate:
+        return GatewayUpdate(
+            refused=f"as many gateways are there as were planned for: {self._places + 1}"
+        )
 
     def leave(self, name: str) -> None:
         """A gateway ends."""

@@ -157,7 +157,7 @@ class _Run:
         self._wrote = float("-inf")
         self._inbox: Any = None
         self._others: dict[str, GatewayReport] = {}
-        #: When the coordinator was last seen to have ended.
+        #: When the coordinator was last seen to have begun anew.
         self._restarted = float("-inf")
         self._opened = False
 
@@ -251,7 +251,9 @@ class _Run:
                     hint="see ray status and this node's ray logs",
                 ) from None
             except ray_adapter.RayCallError:
-                # Ray starts it again: what there is is written anew.
+                pass  # Ray starts it again
+            if inbox is None or inbox.routing_table != self._posted:
+                # It is another process: what there is is written anew.
                 self._posted, self._restarted = -1, time.monotonic()
             if inbox is not None:
                 young = time.monotonic() - self._restarted < SILENT_SECONDS
