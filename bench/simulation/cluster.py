@@ -422,8 +422,17 @@ def _gateway(act: Callable[[ExtraGateway], None]) -> Callable[[ClusterScenario],
     return happen
 
 
-def _silence(gateway: ExtraGateway) -> None:
-    gateway.silent_until = gateway.world.scheduler.now + gateway.world.rng.uniform(5.0, 200.0)
+def _silence(scenario: ClusterScenario) -> None:
+    """A gateway is not heard, nor told anything, while engines are to end."""
+    gateway, scheduler, rng = scenario.gateway(), scenario.world.scheduler, scenario.rng
+    if gateway is None:
+        scenario.gateway_comes()
+        return
+    gateway.silent_until = scheduler.now + rng.uniform(5.0, 200.0)
+    scheduler.after(
+        rng.uniform(0.0, 30.0),
+        partial(rng.choice((ClusterScenario.drain, ClusterScenario.leave, _change)), scenario),
+    )
 
 
 def _lose_coordinator(scenario: ClusterScenario) -> None:
@@ -449,7 +458,7 @@ _FAULTS: dict[str, Callable[[ClusterScenario], None]] = {
     "gateway comes": ClusterScenario.gateway_comes,
     "gateway is killed": _gateway(ExtraGateway.kill),
     "gateway is stopped": _gateway(ExtraGateway.stop),
-    "gateway is silent": _gateway(_silence),
+    "gateway is silent": _silence,
     "coordinator's process dies": _lose_coordinator,
     "turbofit is killed": ClusterScenario.kill,
     "turbofit is stopped": ClusterScenario.stop,

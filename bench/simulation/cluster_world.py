@@ -203,7 +203,7 @@ def _put_gateways(world: ClusterWorld, stack: ExitStack) -> None:
         (extra_gateway, {"uuid4": name, "client_context": lambda _: None,
                          "_SILENT": 5 * extra_gateway._SILENT,
                          "_SECONDS": 5 * extra_gateway._SECONDS}),
-        (run, {"SILENT_SECONDS": 5 * coordinator.SILENT_SECONDS, "_TICK": 30.0,
+        (run, {"_TICK": 30.0,
                "_WRITE_SECONDS": 5 * run._WRITE_SECONDS, "write_atomic": lambda *_, **__: None,
                "client_context": lambda _: None}),
     ):  # fmt: skip

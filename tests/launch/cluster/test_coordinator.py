@@ -153,3 +153,22 @@ def test_a_gateway_that_came_before_the_first_table_is_counted_with_it(
     waiter.join(HANG)
     assert "were planned for: 1" in told[0]
     assert coordinator.write(status(), None, GatewayConfig(), 0).gateways == {}
+
+
+def test_gateways_that_were_there_keep_their_places_over_a_restart(
+    routing_table: RoutingTable,
+) -> None:
+    """A new one may ask first, before the coordinator was told anything."""
+    coordinator, one = Coordinator(), GatewayReport(address="10.0.0.1")
+    coordinator.poll("new", one, -1, 0)
+    inbox = coordinator.write(status(), None, GatewayConfig(), 1)
+    assert inbox.routing_table == -1
+    inbox = coordinator.write(status(), routing_table, GatewayConfig(), 1, {"old": one})
+    assert inbox.routing_table == routing_table.number
+    assert "were planned for" in coordinator.poll("new", one, -1, 0).refused
+    assert not coordinator.poll("old", one, 0, 0).refused
+    coordinator.leave("old")
+    newer = RoutingTable(routing_table.number + 1, routing_table.bounds, ())
+    assert (
+        "old" not in coordinator.write(status(), newer, GatewayConfig(), 1, {"old": one}).gateways
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -19,7 +20,7 @@ from turbofit.gateway.routing.routing_table import RoutingTable
 from turbofit.launch.cluster import ray_adapter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from turbofit.core.cluster import ClusterStatus
     from turbofit.core.json_types import Document
@@ -102,16 +103,22 @@ class Coordinator:
         routing_table: RoutingTable | None,
         config: GatewayConfig,
         places: int,
+        known: Mapping[str, GatewayReport] = MappingProxyType({}),
     ) -> Inbox:
         """From the process that serves: what there is, and how many more gateways may come.
 
         ``routing_table`` is None where it is the one that was written last: it may be megabytes.
+        ``known`` are the gateways that were there: a coordinator that Ray has started again keeps
+        their places.
         """
         with self._changed:
             self._status, self._places = status, places
-            if routing_table is not None:
-                self._routing_table = routing_table, config
             now = self._clock()
+            if routing_table is not None:
+                if self._routing_table is None:
+                    before = {name: (seen, now) for name, seen in known.items()}
+                    self._gateways = before | self._gateways
+                self._routing_table = routing_table, config
             self._gateways = {
                 name: (seen, at)
                 for name, (seen, at) in self._gateways.items()

@@ -18,7 +18,7 @@ from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.admin_commands import AdminCommands
 from turbofit.launch.cluster.connect import connected
 from turbofit.launch.cluster.controller import Controller
-from turbofit.launch.cluster.coordinator import SILENT_SECONDS, pin_coordinator
+from turbofit.launch.cluster.coordinator import pin_coordinator
 from turbofit.launch.cluster.node_state import NodeState
 from turbofit.launch.cluster.nodes import held_only, tell_nodes
 from turbofit.launch.cluster.places import Places
@@ -157,8 +157,6 @@ class _Run:
         self._wrote = float("-inf")
         self._inbox: Any = None
         self._others: dict[str, GatewayReport] = {}
-        #: When the coordinator was last seen to have begun anew.
-        self._restarted = float("-inf")
         self._opened = False
 
     def follow(self, stop: StopSignal) -> signal.Signals:
@@ -253,20 +251,19 @@ class _Run:
             except ray_adapter.RayCallError:
                 pass  # Ray starts it again
             if inbox is None or inbox.routing_table != self._posted:
-                # It is another process: what there is is written anew.
-                self._posted, self._restarted = -1, time.monotonic()
+                self._posted = -1  # it knows nothing yet: what there is is written anew
             if inbox is not None:
-                young = time.monotonic() - self._restarted < SILENT_SECONDS
-                # It may not have heard yet of gateways that are there.
-                known = self._others if young else {}
-                self._take(inbox.questions, {**known, **inbox.gateways})
+                others = self._others if self._posted < 0 else inbox.gateways
+                self._take(inbox.questions, others)
         status = controller.status((front.url, *(seen.url for seen in self._others.values())))
         with suppress(TurbofitError, OSError):  # a full disk costs the file
             write_atomic(self._folder / "cluster-status.json", to_json(status), mode=0o600)
         places = self._serve_config.gateways - 1
         routing_table = controller.routing_table()
         fresh = routing_table if routing_table.number != self._posted else None
-        self._inbox = self._coordinator.write.remote(status, fresh, self._shared, places)
+        self._inbox = self._coordinator.write.remote(
+            status, fresh, self._shared, places, self._others
+        )
         self._posted = routing_table.number
 
     def _take(
