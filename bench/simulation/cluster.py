@@ -428,7 +428,7 @@ def _silence(scenario: ClusterScenario) -> None:
     if gateway is None:
         scenario.gateway_comes()
         return
-    gateway.silent_until = scheduler.now + rng.uniform(5.0, 200.0)
+    gateway.silent_until = scheduler.now + rng.uniform(10.0, 400.0)
     scheduler.after(
         rng.uniform(0.0, 30.0),
         partial(rng.choice((ClusterScenario.drain, ClusterScenario.leave, _change)), scenario),
@@ -474,7 +474,7 @@ def _config(replicas: int | None, gateways: int) -> ClusterServeConfig:
         gateway=GatewayConfig(),
         gateways=gateways,
         access_log="none",
-        timing=Timing(drain=5 * Timing().drain),
+        timing=Timing(drain=10 * Timing().drain),
     )
 
 

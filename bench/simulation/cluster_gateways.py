@@ -28,7 +28,7 @@ __all__ = ["CoordinatorActor", "ExtraGateway", "FleetGateway", "Front", "Simulat
 #: Seconds of a call to the coordinator, at most.
 _CALL = 0.1
 #: Between two looks of a gateway: 0.2 s in use.
-_TICK = 1.0
+_TICK = 2.0
 
 
 class SimulatedCondition:

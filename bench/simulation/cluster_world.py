@@ -187,7 +187,7 @@ def _plan_joining(request: PlanRequest, plan: ClusterPlan, node: Node) -> NodePl
 
 
 def _put_gateways(world: ClusterWorld, stack: ExitStack) -> None:
-    """What is told to gateways goes through turbofit's coordinator, at a fifth of its pace."""
+    """What is told to gateways goes through turbofit's coordinator, at a tenth of its pace."""
 
     def make(routing_table: Any, *_: Any, **__: Any) -> FleetGateway:
         return FleetGateway(world, routing_table)
@@ -199,12 +199,12 @@ def _put_gateways(world: ClusterWorld, stack: ExitStack) -> None:
     for module, replaced in (
         (server, {"make_routing_table_gateway": make}),
         (thread, {"GatewayThread": partial(Front, world)}),
-        (coordinator, {"threading": condition, "SILENT_SECONDS": 5 * coordinator.SILENT_SECONDS}),
+        (coordinator, {"threading": condition, "SILENT_SECONDS": 10 * coordinator.SILENT_SECONDS}),
         (extra_gateway, {"uuid4": name, "client_context": lambda _: None,
-                         "_SILENT": 5 * extra_gateway._SILENT,
-                         "_SECONDS": 5 * extra_gateway._SECONDS}),
+                         "_SILENT": 10 * extra_gateway._SILENT,
+                         "_SECONDS": 10 * extra_gateway._SECONDS}),
         (run, {"_TICK": 30.0,
-               "_WRITE_SECONDS": 5 * run._WRITE_SECONDS, "write_atomic": lambda *_, **__: None,
+               "_WRITE_SECONDS": 10 * run._WRITE_SECONDS, "write_atomic": lambda *_, **__: None,
                "client_context": lambda _: None}),
     ):  # fmt: skip
         stack.enter_context(patch.multiple(module, **replaced))  # type: ignore[arg-type]

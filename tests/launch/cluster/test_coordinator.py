@@ -168,7 +168,6 @@ def test_gateways_that_were_there_keep_their_places_over_a_restart(
     assert "were planned for" in coordinator.poll("new", one, -1, 0).refused
     assert not coordinator.poll("old", one, 0, 0).refused
     coordinator.leave("old")
-    newer = RoutingTable(routing_table.number + 1, routing_table.bounds, ())
-    assert (
-        "old" not in coordinator.write(status(), newer, GatewayConfig(), 1, {"old": one}).gateways
-    )
+    newer = RoutingTable(number=routing_table.number + 1, bounds=routing_table.bounds, members=())
+    inbox = coordinator.write(status(), newer, GatewayConfig(), 1, {"old": one})
+    assert "old" not in inbox.gateways
