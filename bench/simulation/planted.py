@@ -153,6 +153,8 @@ BUGS = (
         "reserved = gpu is not None and node not in self._left", "reserved = gpu is not None"),
     Bug("a change that fails is not undone", "launch/cluster/change.py",
         "            yield from _undone(controller, moved, why)\n", "            pass\n"),
+    Bug("only turbofit's gateway is waited for", "launch/cluster/run.py",
+        "min([self._told, *(seen.number for seen in self._others.values())])", "self._told"),
     Bug("an actor that Ray starts again is not asked again", "launch/cluster/replica.py",
         "self.news, self._again = None, time.monotonic() + _PAUSE",
         'self.news, self._again = None, float("inf")'),

@@ -92,7 +92,7 @@ class Coordinator:
         self._places = 0
         self._gateways: dict[str, tuple[GatewayReport, float]] = {}
         self._questions: list[tuple[int, dict[str, Any]]] = []
-        self._asked: set[int] = set()
+        self._unanswered: set[int] = set()
         self._answers: dict[int, dict[str, Any]] = {}
         #: Above all numbers of an earlier process of this actor, whose answers may still come.
         self._number = time.time_ns()
@@ -135,7 +135,7 @@ class Coordinator:
     def answer(self, number: int, document: Document) -> None:
         """To a question: ``error`` in it where it was refused. Nobody may wait for it any more."""
         with self._changed:
-            if number in self._asked:
+            if number in self._unanswered:
                 self._answers[number] = document
                 self._changed.notify_all()
 
@@ -151,10 +151,10 @@ class Coordinator:
         with self._changed:
             self._number += 1
             number = self._number
-            self._asked.add(number)
+            self._unanswered.add(number)
             self._questions.append((number, document))
             self._changed.wait_for(lambda: number in self._answers, seconds)
-            self._asked.remove(number)
+            self._unanswered.remove(number)
             self._questions = [one for one in self._questions if one[0] != number]
             return self._answers.pop(number, None)
 
