@@ -18,9 +18,8 @@ from bench.simulation.cluster_gateways import (
     SimulatedCondition,
 )
 from bench.simulation.history import History
-from bench.simulation.modules import SimulatedTime, current
+from bench.simulation.modules import SimulatedThread, SimulatedTime, current
 from bench.simulation.ray import Actor, SimulatedRay
-from bench.simulation.scheduler import Event
 from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
 from turbofit.gateway import server, thread
 from turbofit.launch.cluster import (
@@ -149,23 +148,6 @@ class _Worker:
         self._works = False
 
 
-class _Thread:
-    """A `threading.Thread`."""
-
-    def __init__(self, world: ClusterWorld, target: Callable[[], None], **_: Any) -> None:
-        self._world, self._target, self._ended = world, target, Event(world.scheduler)
-
-    def start(self) -> None:
-        def run() -> None:
-            self._target()
-            self._ended.set()
-
-        self._world.scheduler.thread(run)
-
-    def join(self, seconds: float) -> None:
-        self._ended.wait(seconds)
-
-
 _CLUSTERS: dict[str, ClusterPlan] = {}
 _JOINING: dict[str, NodePlan] = {}
 
@@ -214,7 +196,7 @@ def _put_gateways(world: ClusterWorld, stack: ExitStack) -> None:
 def cluster_in_place(world: ClusterWorld) -> Iterator[None]:
     """The world in the place of Ray, time and threads."""
     clock = SimulatedTime()
-    threading = SimpleNamespace(Thread=lambda **given: _Thread(world, **given))
+    threading = SimpleNamespace(Thread=SimulatedThread)
     with ExitStack() as stack:
         for name in _NAMES:
             stack.enter_context(patch.object(ray_adapter, name, getattr(world.ray, name)))

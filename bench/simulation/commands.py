@@ -1,4 +1,4 @@
-"""`turbofit serve` in a simulated day, as a service manager keeps it."""
+"""Commands of turbofit in a simulated day: `serve`, and what runs as it does."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ __all__ = ["Turbofit", "serve_question"]
 
 class Turbofit:
     """One `turbofit serve`, as a service manager keeps it.
+
+    Subclasses provide: ``_command``, where it is another command.
 
     Args:
         day: where it runs.

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from bench.simulation.scheduler import Event
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bench.simulation.scheduler import Scheduler
     from bench.simulation.world import World
 
@@ -21,6 +23,7 @@ __all__ = [
     "CalibratorThreading",
     "DiskOs",
     "LeaseOs",
+    "SimulatedThread",
     "SimulatedThreading",
     "SimulatedTime",
     "SupervisorTime",
@@ -131,8 +134,8 @@ class SimulatedThreading(_Module):
 class CalibratorThreading(SimulatedThreading):
     """``threading`` whose threads and locks are in virtual time, too."""
 
-    def Thread(self, *, target: Any, **_: Any) -> SimulatedThread:  # noqa: N802
-        return SimulatedThread(target)
+    def Thread(self, **given: Any) -> SimulatedThread:  # noqa: N802
+        return SimulatedThread(**given)
 
     def Lock(self) -> SimulatedLock:  # noqa: N802
         return SimulatedLock()
@@ -141,14 +144,14 @@ class CalibratorThreading(SimulatedThreading):
 class SimulatedThread:
     """``threading.Thread``."""
 
-    def __init__(self, target: Any) -> None:
+    def __init__(self, target: Callable[[], None], **_: Any) -> None:
         self._target, self._over = target, Event(world().scheduler)
 
     def start(self) -> None:
         world().scheduler.thread(self._run)
 
-    def join(self) -> None:
-        self._over.wait()
+    def join(self, timeout: float | None = None) -> None:
+        self._over.wait(timeout)
 
     def _run(self) -> None:
         try:
