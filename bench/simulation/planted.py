@@ -115,8 +115,11 @@ BUGS = (
         "            self._again = None", 2168),
     Bug("who left an engine alone is never convicted of its death",
         "gateway/routing/quarantine.py",
-        "        alone = len(recent) == 1 and recent[0].alone "
-        "and recent[0].arrivals == engine.arrivals\n", "        alone = False\n", 3091),
+        "alone=alone and one is last", "alone=False", 3091),
+    Bug("who left an engine alone is taken for one of those who left before it",
+        "gateway/routing/quarantine.py",
+        "and all(one.arrivals < engine.arrivals_answered for one in recent[:-1])",
+        "and len(recent) == 1", 409506),
     Bug("deaths count for as long as the clock was ahead", "gateway/routing/quarantine.py",
         ".none_ahead(kept_time())", "", 1112),
     Bug("half a line stays in a batch's output", "batch/output_file.py",

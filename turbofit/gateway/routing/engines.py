@@ -117,8 +117,8 @@ class RoutedEngine:
         self.start_seconds = 0.0
         #: Whether its supervisor let it rest since its death: that is no part of a start.
         self.rested = False
-        #: Requests that came to it.
-        self.arrivals = 0
+        #: Requests that came to it, and as many as had come with the last one that it answered.
+        self.arrivals = self.arrivals_answered = 0
         #: Requests whose clients went away.
         self.left: deque[Departure] = deque(maxlen=_LEFT)
 

@@ -51,8 +51,8 @@ class ForwardOutcome:
     """What became of it, for the log."""
 
     __slots__ = (
-        "alone", "answered", "broken", "bytes_out", "death", "events", "failed", "first_byte",
-        "started", "status", "stuck", "tail", "vanished",
+        "alone", "answered", "arrivals", "broken", "bytes_out", "death", "events", "failed",
+        "first_byte", "started", "status", "stuck", "tail", "vanished",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -68,6 +68,8 @@ class ForwardOutcome:
         self.death: EngineDeath | None = None
         #: No other request was in flight there when it died, as far as this gateway knows.
         self.alone = False
+        #: How many requests had come to the engine with it.
+        self.arrivals = 0
         #: And so, it seems, did its machine.
         self.vanished = False
         #: It brought nothing of this answer, and lives.
@@ -131,6 +133,7 @@ class Exchange:
         engine.in_flight[self] = None
         self.heard_at = self._sent_at = time.monotonic()
         engine.outstanding += 1
+        self.outcome.arrivals = engine.arrivals
         self._broken_off_before = engine.broken_off
         if engine.outstanding == 1:
             engine.heard()  # its silence counts from now

@@ -155,6 +155,7 @@ class Quarantine:
                 await self._accuse_left(engine)
             self.keep()
         elif not outcome.broken and not outcome.failed:
+            engine.arrivals_answered = max(engine.arrivals_answered, outcome.arrivals)
             fingerprint = ""
             if self.suspects.knows(identity.sketch):
                 fingerprint = await identity.fingerprint()
@@ -184,17 +185,27 @@ class Quarantine:
             self._accusing = asyncio.ensure_future(self._accuse_left(engine))
 
     async def _accuse_left(self, engine: RoutedEngine) -> None:
-        """Accuse those too whose clients left shortly before."""
+        """Accuse those too whose clients left shortly before.
+
+        The last of them was alone there where nothing came after it, and the engine had answered
+        requests that came after all others had left.
+        """
         death, at = engine.death, self._clock()
         recent = [one for one in engine.left if at - one.at < _LEFT_SECONDS]
         engine.left.clear()
-        alone = len(recent) == 1 and recent[0].alone and recent[0].arrivals == engine.arrivals
+        last = recent[-1] if recent else None
+        alone = (
+            last is not None
+            and last.alone
+            and last.arrivals == engine.arrivals
+            and all(one.arrivals < engine.arrivals_answered for one in recent[:-1])
+        )
         for one in recent if death is not None else ():
             accused = Accused(
                 fingerprint=await one.identity.fingerprint(),
                 sketch=one.identity.sketch,
                 accounts=one.identity.accounts,
-                alone=alone,
+                alone=alone and one is last,
             )
             assert death is not None
             self._accuse(death, accused)
