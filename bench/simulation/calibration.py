@@ -28,7 +28,7 @@ _BEYOND = (-256 * MIB, -96 * MIB, 0, 48 * MIB, 128 * MIB)
 _RUNS = 6
 #: About as long as a run takes.
 _SECONDS = 150.0
-#: Part of them with somebody else's memory that is given back meanwhile, and of the runs that are
+#: Part of the days in which somebody else gives memory back meanwhile, and of the runs that are
 #: killed at their end.
 _PART = 0.3
 

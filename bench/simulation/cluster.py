@@ -7,7 +7,6 @@ history is without faults: every node must serve again at its end, and nothing b
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -33,6 +32,7 @@ from turbofit.launch.cluster.nodes import held_only, tell_nodes
 from turbofit.launch.cluster.places import Places
 from turbofit.launch.engine.supervised_engine import Timing
 from turbofit.launch.serve.config import ClusterServeConfig
+from turbofit.launch.serve.supervisor import StopSignal
 from turbofit.machine.spec import parse_spec
 from turbofit.planning.request import PlanRequest
 
@@ -46,17 +46,6 @@ _LEAST_FAULTS, _MOST_FAULTS = 15, 25
 _MOST_TICKS = 100_000
 _SPECS = ("1xrtx3090", "2xrtx3090", "1xrtx4090", "4xrtx3090")
 _CONTEXTS = (4096, 8192, 16384)
-
-
-class Stop:
-    """`StopSignal`: what `turbofit serve` was told."""
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-        self.urgent = False
-
-    def on_second(self, act: Callable[[], None]) -> None:
-        pass
 
 
 class _Run(run._Run):
@@ -78,7 +67,7 @@ class _Run(run._Run):
             self._scenario.world.violate(f"{self._looks:,} looks")
         self._scenario.check_table(self._controller)
 
-    def _end(self, stop: Any, *, failed: bool) -> None:
+    def _end(self, stop: StopSignal, *, failed: bool) -> None:
         if failed:
             self._scenario.check_failure(self._controller)
         self._scenario.world.ending = True
@@ -92,7 +81,7 @@ class ClusterScenario:
         self.world = world = ClusterWorld(seed)
         self.rng = world.rng
         self.over = False
-        self._stop = Stop()
+        self._stop = StopSignal()
         self.controller: Controller | None = None
         self.connection = SimulatedConnection(world)
         self.process: Process | None = None
@@ -140,7 +129,7 @@ class ClusterScenario:
     def start(self) -> None:
         if self.over:
             return
-        self._stop = Stop()
+        self._stop = StopSignal()
         self.process = Process(self.world.new_pid())
         self.connection = SimulatedConnection(self.world)
         self.world.trace(f"turbofit {self.process.pid} starts")
@@ -177,7 +166,7 @@ class ClusterScenario:
         controller.gateways = config.gateways
         world.coordinator = coordinator = CoordinatorActor(world)
         world.ending = False
-        _Run(self, config, controller, coordinator).follow(self._stop)  # type: ignore[arg-type]
+        _Run(self, config, controller, coordinator).follow(self._stop)
 
     # -- what must hold
 
@@ -290,7 +279,7 @@ class ClusterScenario:
 
     def stop(self) -> None:
         """SIGTERM."""
-        self._stop.signal = signal.SIGTERM
+        self._stop.end()
 
     def gateway_comes(self) -> None:
         """Somebody starts `turbofit gateway`; perhaps there is no place."""

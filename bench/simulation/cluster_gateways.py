@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from bench.simulation.ray import Method, Ref
+from bench.simulation.ray import Handle, Method, Ref
 from bench.simulation.scheduler import Event, Process
 from turbofit.core.errors import TurbofitError
 from turbofit.gateway.config import GatewayConfig
@@ -20,10 +21,15 @@ from turbofit.launch.cluster.ray_adapter import ActorDiedError, ActorRestartsErr
 
 if TYPE_CHECKING:
     from bench.simulation.cluster_world import ClusterWorld
-    from bench.simulation.scheduler import Scheduler
     from turbofit.gateway.routing.routing_table import RoutingTable
 
-__all__ = ["CoordinatorActor", "ExtraGateway", "FleetGateway", "Front", "SimulatedCondition"]
+__all__ = [
+    "CoordinatorActor",
+    "ExtraGateway",
+    "FleetGateway",
+    "FleetGatewayThread",
+    "SimulatedCondition",
+]
 
 #: Seconds of a call to the coordinator, at most.
 _CALL = 0.1
@@ -31,11 +37,10 @@ _CALL = 0.1
 _TICK = 2.0
 
 
-class SimulatedCondition:
+class SimulatedCondition(Event):
     """``threading.Condition``; threads change only where they wait, so that nothing is locked."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler, self._changed = scheduler, Event(scheduler)
+    notify_all = Event.poke
 
     def __enter__(self) -> None:
         pass
@@ -43,34 +48,25 @@ class SimulatedCondition:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def notify_all(self) -> None:
-        self._changed.poke()
 
-    def wait_for(self, predicate: Callable[[], bool], seconds: float) -> bool:
-        deadline = self._scheduler.now + seconds
-        while not predicate() and self._scheduler.now < deadline:
-            self._changed.wait(deadline - self._scheduler.now)
-        return predicate()
-
-
-class CoordinatorActor:
-    """The handle of a coordinator, which Ray starts again where its process dies."""
+class CoordinatorActor(Handle):
+    """The coordinator, which Ray starts again where its process dies."""
 
     def __init__(self, world: ClusterWorld) -> None:
+        super().__init__(world.ray)
         self._world, self._alive = world, True
-        self._refs: list[Ref] = []
         self._process: Process | None = None
         for name in ("write", "answer", "ask", "poll", "leave"):
-            setattr(self, name, Method(partial(self._call, name)))
+            setattr(self, name, self._method(name, lambda: 0.0))
         self._begin()
 
-    def line(self, gateway: ExtraGateway) -> CoordinatorActor:
-        """The handle that a gateway has: its calls come later while it is silent."""
-        return _Line(self, gateway)  # type: ignore[return-value]
+    def handle(self, late: Callable[[], float]) -> Any:
+        """That of a gateway, whose calls begin so many seconds late."""
+        return SimpleNamespace(poll=self._method("poll", late), leave=self._method("leave", late))
 
     def end_process(self) -> None:
         """Its process dies, and what it knew is forgotten."""
-        if self._alive and self._process is not None:
+        if self._process is not None:
             self._end(ActorRestartsError("its process died (simulated)"))
             self._world.scheduler.after(self._world.rng.uniform(1.0, 5.0), self._begin)
 
@@ -88,49 +84,26 @@ class CoordinatorActor:
         if self._process is not None:
             self._world.scheduler.end(self._process)
         self._process = None
-        refs, self._refs = self._refs, []
-        for ref in refs:
-            ref.fail(error)
+        self._fail(error)
 
-    def _call(self, name: str, *given: Any) -> Ref:
-        world, process = self._world, self._process
-        ref = Ref(world.ray, awaited=False)
-        if process is None:
+    def _method(self, name: str, late: Callable[[], float]) -> Method:
+        return Method(partial(self._call, name, late))
+
+    def _call(self, name: str, late: Callable[[], float], *given: Any) -> Ref:
+        ref, scheduler = Ref(self._ray, awaited=False), self._world.scheduler
+        seconds = late() + self._world.rng.uniform(0.0, _CALL)
+        scheduler.after(seconds, lambda: self._reach(ref, name, given))
+        return ref
+
+    def _reach(self, ref: Ref, name: str, given: tuple[Any, ...]) -> None:
+        """A call is there: its process runs it, or there is none."""
+        if self._process is None:
             gone = ActorRestartsError if self._alive else ActorDiedError
             ref.fail(gone("there is no process (simulated)"))
-            return ref
-        coordinator = self._coordinator
-
-        def begin() -> None:
-            if process.alive:
-                world.scheduler.thread(
-                    lambda: ref.give(getattr(coordinator, name)(*given)), process
-                )
-
-        self._refs = [one for one in self._refs if not one.done]
-        self._refs.append(ref)
-        world.scheduler.after(world.rng.uniform(0.0, _CALL), begin)
-        return ref
-
-
-class _Line:
-    def __init__(self, actor: CoordinatorActor, gateway: ExtraGateway) -> None:
-        self._actor, self._gateway = actor, gateway
-        self.poll = Method(partial(self._call, "poll"))
-        self.leave = Method(partial(self._call, "leave"))
-
-    def _call(self, name: str, *given: Any) -> Ref:
-        world = self._gateway.world
-        late = self._gateway.silent_until - world.scheduler.now
-        if late <= 0:
-            return self._actor._call(name, *given)
-        ref = Ref(world.ray, awaited=False)
-
-        def begin() -> None:
-            self._actor._call(name, *given).then(ref)
-
-        world.scheduler.after(late, begin)
-        return ref
+            return
+        self._keep(ref)
+        method = getattr(self._coordinator, name)
+        self._world.scheduler.thread(lambda: ref.give(method(*given)), self._process)
 
 
 class FleetGateway:
@@ -168,7 +141,7 @@ class FleetGateway:
             self._busy[name] = 0
 
 
-class Front:
+class FleetGatewayThread:
     """In place of `gateway.thread.GatewayThread`.
 
     Args:
@@ -216,6 +189,9 @@ class ExtraGateway:
         world.trace(f"gateway {self.process.pid} starts")
         world.scheduler.thread(self._run, self.process)
 
+    def _late(self) -> float:
+        return max(0.0, self.silent_until - self.world.scheduler.now)
+
     def stop(self) -> None:
         """SIGTERM."""
         self._stopped = True
@@ -228,7 +204,10 @@ class ExtraGateway:
     def _run(self) -> None:
         world = self.world
         attending = _Attending(
-            self._coordinator.line(self), f"10.0.1.{self.process.pid % 200}", GatewayConfig(), None
+            self._coordinator.handle(self._late),
+            f"10.0.1.{self.process.pid % 200}",
+            GatewayConfig(),
+            None,
         )
         said = "SIGTERM"
         try:

@@ -14,7 +14,7 @@ from unittest.mock import patch
 from bench.simulation.cluster_gateways import (
     CoordinatorActor,
     FleetGateway,
-    Front,
+    FleetGatewayThread,
     SimulatedCondition,
 )
 from bench.simulation.history import History
@@ -57,7 +57,7 @@ class ClusterWorld(History):
         #: How many engines from now on fail at their start.
         self.failing = 0
         #: The gateways that serve, that of `turbofit serve` and others.
-        self.fronts: list[Front] = []
+        self.fronts: list[FleetGatewayThread] = []
         self.coordinator: CoordinatorActor | None = None
         #: Whether turbofit ends, and its engines with it.
         self.ending = False
@@ -180,7 +180,7 @@ def _put_gateways(world: ClusterWorld, stack: ExitStack) -> None:
     condition = SimpleNamespace(Condition=lambda: SimulatedCondition(world.scheduler))
     for module, replaced in (
         (server, {"make_routing_table_gateway": make}),
-        (thread, {"GatewayThread": partial(Front, world)}),
+        (thread, {"GatewayThread": partial(FleetGatewayThread, world)}),
         (coordinator, {"threading": condition, "SILENT_SECONDS": 10 * coordinator.SILENT_SECONDS}),
         (extra_gateway, {"uuid4": name, "client_context": lambda _: None,
                          "_SILENT": 10 * extra_gateway._SILENT,

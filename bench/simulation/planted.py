@@ -235,7 +235,7 @@ def _write(rows: list[tuple[Bug, int | None, str, float]], days: int) -> None:
     lines = [
         "# Planted bugs", "",
         f"{found} of {len(rows)} bugs are found, within {days:,} simulated days each or, beyond "
-        "them, at a seed that once found it in turbofit. Written by "
+        "them, at a seed that shows it. Written by "
         f"`python -m bench.simulation.planted --write`, {date}.", "",
         "| bug | in | first seed | what showed it |", "|---|---|---|---|",
     ]  # fmt: skip

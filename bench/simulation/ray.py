@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bench.simulation.cluster_world import ClusterWorld
     from turbofit.launch.cluster.engine_spec import EngineSpec
 
-__all__ = ["Actor", "Method", "RayMachine", "Ref", "SimulatedRay"]
+__all__ = ["Actor", "Handle", "Method", "RayMachine", "Ref", "SimulatedRay"]
 
 #: Seconds until Ray has begun a task, a group or an actor, at most.
 _SOON = 2.0
@@ -43,29 +43,20 @@ class Ref:
         self.done = False
         self.value: Any = None
         self.error: Exception | None = None
-        self._next: Ref | None = None
 
     def give(self, value: Any) -> None:
         if not self.done:
             self.done, self.value = True, value
-            self._told()
+            self._tell()
 
     def fail(self, error: Exception) -> None:
         if not self.done:
             self.done, self.error = True, error
-            self._told()
+            self._tell()
 
-    def then(self, other: Ref) -> None:
-        """Another one has the same result."""
-        self._next = other
-        if self.done:
-            self._told()
-
-    def _told(self) -> None:
+    def _tell(self) -> None:
         if self.awaited:
             self._ray.stir()
-        if self._next is not None:
-            self._next.value, self._next.error, self._next.done = self.value, self.error, True
 
 
 class RayMachine:
@@ -98,17 +89,34 @@ class Method:
         self.remote = call
 
 
-class Actor:
+class Handle:
+    """An actor's; calls that are under way fail with its process."""
+
+    def __init__(self, ray: SimulatedRay) -> None:
+        self._ray = ray
+        self._refs: list[Ref] = []
+
+    def _keep(self, ref: Ref) -> None:
+        self._refs = [one for one in self._refs if not one.done]
+        self._refs.append(ref)
+
+    def _fail(self, error: Exception) -> None:
+        refs, self._refs = self._refs, []
+        for ref in refs:
+            ref.fail(error)
+
+
+class Actor(Handle):
     """The actor of one engine."""
 
     def __init__(self, ray: SimulatedRay, spec: EngineSpec, group: Group, restarts: int) -> None:
-        self._ray, self.spec, self.group, self._restarts = ray, spec, group, restarts
+        super().__init__(ray)
+        self.spec, self.group, self._restarts = spec, group, restarts
         self.alive, self.runs = True, False
         self.peers: tuple[str, ...] = spec.peers
         self.state = EngineState()
         self._life = 0
         self._waiting: list[tuple[int, Ref]] = []
-        self._refs: list[Ref] = []
         self.follow = Method(self._follow)
         self.allow = Method(self._allow)
         self.stop = Method(self._stop)
@@ -210,15 +218,12 @@ class Actor:
         elif not self.runs and self._life:
             ref.fail(ActorRestartsError("it starts again (simulated)"))
         else:
-            self._refs = [one for one in self._refs if not one.done]
-            self._refs.append(ref)
+            self._keep(ref)
         return ref
 
     def _fail(self, error: Exception) -> None:
-        refs, self._refs = self._refs, []
         self._waiting.clear()
-        for ref in refs:
-            ref.fail(error)
+        super()._fail(error)
 
 
 class _Task:
@@ -342,7 +347,7 @@ class SimulatedRay:
 
     def result(self, ref: Ref, seconds: float) -> Any:
         ref.awaited |= seconds > 0
-        self._until(lambda: ref.done, seconds)
+        self._stirred.wait_for(lambda: ref.done, seconds)
         if not ref.done:
             raise ResultTimeoutError("no result yet (simulated)")
         if ref.error is not None:
@@ -350,7 +355,7 @@ class SimulatedRay:
         return ref.value
 
     def wait_all(self, refs: Collection[Ref], seconds: float) -> set[Ref]:
-        self._until(lambda: all(ref.done for ref in refs), seconds)
+        self._stirred.wait_for(lambda: all(ref.done for ref in refs), seconds)
         return {ref for ref in refs if ref.done}
 
     def wait_any(self, refs: Collection[Ref], seconds: float) -> set[Ref]:
@@ -358,12 +363,6 @@ class SimulatedRay:
         if not any(ref.done for ref in refs):
             self._stirred.wait(seconds)
         return {ref for ref in refs if ref.done}
-
-    def _until(self, done: Callable[[], bool], seconds: float) -> None:
-        scheduler = self.world.scheduler
-        deadline = scheduler.now + seconds
-        while not done() and scheduler.now < deadline:
-            self._stirred.wait(deadline - scheduler.now)
 
 
 def _gone(identity: str) -> RayMachine:

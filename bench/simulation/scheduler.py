@@ -238,3 +238,10 @@ class Event:
 
     def wait(self, timeout: float | None = None) -> bool:
         return self._scheduler.wait(self, timeout)
+
+    def wait_for(self, predicate: Callable[[], bool], seconds: float) -> bool:
+        """Look again whenever a wait ends, until it holds or the time is over; whether it holds."""
+        deadline = self._scheduler.now + seconds
+        while not predicate() and self._scheduler.now < deadline:
+            self.wait(deadline - self._scheduler.now)
+        return predicate()
