@@ -152,8 +152,9 @@ class _Run:
             pretend=self._config.pretend,
         )
         self._front: GatewayThread[Gateway] | None = None
-        #: The routing tables that the gateway here, and the coordinator, were given last.
-        self._told, self._posted = 0, -1
+        #: The routing tables that the gateway here, and the coordinator, were given last, and the
+        #: one that the coordinator was last heard to hold.
+        self._told, self._posted, self._held = 0, -1, -1
         self._wrote = float("-inf")
         self._inbox: Any = None
         self._others: dict[str, GatewayReport] = {}
@@ -230,32 +231,53 @@ class _Run:
             if not front.alive:
                 raise
             return
+        # Who has just come counts at once: it may send to engines that are to end.
+        heard = self._hear()
         tellers = [outstanding, *(seen.outstanding for seen in self._others.values())]
         names = {name for told in tellers for name in told}
         controller.outstanding = {
             name: sum(told.get(name, 0) for told in tellers) for name in names
         }
         controller.up = up
-        controller.followed = min([self._told, *(seen.number for seen in self._others.values())])
-        if self._inbox is not None:
-            inbox = None
-            try:
-                inbox = ray_adapter.result(self._inbox, 0)
-            except ray_adapter.ResultTimeoutError:
-                return
-            except ray_adapter.ActorDiedError as exc:
-                raise LaunchError(
-                    f"the coordinator of {controller.name} is gone: {ray_adapter.one_line(exc)}",
-                    hint="see ray status and this node's ray logs",
-                ) from None
-            except ray_adapter.RayCallError:
-                pass  # Ray starts it again
-            if inbox is None or inbox.routing_table != self._posted:
-                self._posted = -1  # it knows nothing yet: what there is is written anew
-            if inbox is not None:
-                others = self._others if self._posted < 0 else inbox.gateways
-                self._take(inbox.questions, others)
-        status = controller.status((front.url, *(seen.url for seen in self._others.values())))
+        followed = [self._told, *(seen.number for seen in self._others.values())]
+        if self._serve_config.gateways > 1:
+            followed.append(self._held)  # a gateway that comes now is told that one
+        controller.followed = min(followed)
+        if heard:
+            self._write(front.url)
+
+    def _hear(self) -> bool:
+        """Take what the coordinator has answered; False where it has not answered yet.
+
+        Raises:
+            LaunchError: it is gone for good.
+        """
+        if self._inbox is None:
+            return True
+        inbox = None
+        try:
+            inbox = ray_adapter.result(self._inbox, 0)
+        except ray_adapter.ResultTimeoutError:
+            return False
+        except ray_adapter.ActorDiedError as exc:
+            raise LaunchError(
+                f"the coordinator of {self._controller.name} is gone: {ray_adapter.one_line(exc)}",
+                hint="see ray status and this node's ray logs",
+            ) from None
+        except ray_adapter.RayCallError:
+            pass  # Ray starts it again
+        if inbox is None or inbox.routing_table != self._posted:
+            self._posted = -1  # it knows nothing yet: what there is is written anew
+        if inbox is not None:
+            self._held = inbox.routing_table
+            others = self._others if self._posted < 0 else inbox.gateways
+            self._take(inbox.questions, others)
+        return True
+
+    def _write(self, url: str) -> None:
+        """Tell the coordinator, and whoever reads the run's folder, what there is."""
+        controller = self._controller
+        status = controller.status((url, *(seen.url for seen in self._others.values())))
         with suppress(TurbofitError, OSError):  # a full disk costs the file
             write_atomic(self._folder / "cluster-status.json", to_json(status), mode=0o600)
         places = self._serve_config.gateways - 1
