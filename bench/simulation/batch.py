@@ -82,8 +82,11 @@ class Batch:
         for one in lines:
             error = one.get("error")
             code = error["code"] if error is not None else ""
-            kills = self._items.get(one["custom_id"], "").startswith("poison")
-            if (kills and not code) or (code and not kills and code not in _FAILURES):
+            text = self._items.get(one["custom_id"], "")
+            kills = text.startswith("poison")
+            chance = code == "convicted" and text in self._world.invariants.accused_by_chance
+            excused = chance or code in _FAILURES
+            if (kills and not code) or (code and not kills and not excused):
                 violate(f"{one['custom_id']} of a batch ended with {error}")
 
     def _run(self, process: Process) -> None:

@@ -65,6 +65,7 @@ def engine_killed(day: Day) -> None:
 def engine_crashes(day: Day) -> None:
     engine = _engine(day)
     if engine is not None:
+        day.world.invariants.crashes(engine)
         engine.crash()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turbofit.core.errors import TurbofitError
-from turbofit.gateway.routing.quarantined import SUSPECTED_SECONDS
+from turbofit.gateway.routing.quarantined import EXPLAINED_SECONDS, SUSPECTED_SECONDS
 from turbofit.launch.serve.leases import open_margin
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ class Invariants:
         #: Turbofits and cards where one sized a cache when the other had given back what it held
         #: when that engine started, and its ratio was chosen: known, not mended.
         self._raced: set[tuple[Process | None, int]] = set()
+        #: Turbofits and cards whose memory two plans share, since a broken disk kept a lease.
+        self._overlaps: set[tuple[Process, int]] = set()
         #: By engine, what each other turbofit held of its cards then.
         self._held: dict[SimulatedEngine, dict[tuple[Process | None, int], int]] = {}
         #: What each turbofit's newest plan will take of each card at most, its margin included.
@@ -65,6 +67,8 @@ class Invariants:
         #: When each killing request has ended an engine, and how far the clock of its turbofit is
         #: off.
         self._deaths: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        #: Requests that were alone at an engine that ended of itself.
+        self.accused_by_chance: set[str] = set()
 
     # -- engines and their memory
 
@@ -106,6 +110,9 @@ class Invariants:
         if any((engine.owner, index) in self._raced for index in engine.gpus):
             world.count("out of memory after memory was given back while a cache was due (known)")
             return
+        if any((engine.owner, index) in self._overlaps for index in engine.gpus):
+            world.count("out of memory after a broken disk kept a lease")
+            return
         if not self._surprised(engine):
             world.violate(
                 f"engine {engine.pid} ran out of memory though nobody took any and it took no more "
@@ -140,11 +147,16 @@ class Invariants:
         """A plan takes nothing that another turbofit's engines will still take."""
         for gpu in plan.gpus:
             left = self._world.machine.cards[gpu.index].free - self._pending(process, gpu.index)
-            if gpu.most - gpu.used > max(0, left) and not self._unknown(process, gpu.index):
-                self._world.violate(
-                    f"a plan of turbofit {process.pid} takes {gpu.most - gpu.used} bytes of GPU "
-                    f"{gpu.index}, where others leave {left}"
-                )
+            self._overlaps.discard((process, gpu.index))
+            if gpu.most - gpu.used <= max(0, left):
+                continue
+            if self._unknown(process, gpu.index):
+                self._overlaps |= {(one, gpu.index) for one in (process, *self._needs)}
+                continue
+            self._world.violate(
+                f"a plan of turbofit {process.pid} takes {gpu.most - gpu.used} bytes of GPU "
+                f"{gpu.index}, where others leave {left}"
+            )
         self._needs[process] = {
             gpu.index: gpu.most - gpu.used + open_margin(gpu) for gpu in plan.gpus
         }
@@ -199,6 +211,21 @@ class Invariants:
         deaths.append((now, skew))
         if len(deaths) > _MOST_DEATHS and world.machine.disk_error is None:
             world.violate(f"{len(deaths)} engines ended by one request, {request.text}")
+
+    def crashes(self, engine: SimulatedEngine) -> None:
+        """An engine ends of itself: a request that is alone there is accused, as if it had done it.
+
+        It may be convicted. Then it explains an earlier death, too, and whoever ended that engine
+        is suspected for ten minutes more only.
+        """
+        here = [one.request for one in engine.exchanges if one.request is not None]
+        if len(here) != 1:
+            return
+        self.accused_by_chance.add(here[0].text)
+        for deaths in self._deaths.values():
+            if len(deaths) < _MOST_DEATHS:
+                soon = self._world.scheduler.now + EXPLAINED_SECONDS - SUSPECTED_SECONDS
+                deaths[:] = [(min(at, soon), skew) for at, skew in deaths]
 
     def process_started(self, process: Process) -> None:
         """Suspicions may be over for a turbofit that starts after the wall's clock jumped ahead."""

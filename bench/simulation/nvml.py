@@ -1,4 +1,4 @@
-"""NVML as a calibration reads it: the memory of the simulated machine's cards."""
+"""NVML where turbofit asks it for one card: the memory of the simulated machine's cards."""
 
 from __future__ import annotations
 

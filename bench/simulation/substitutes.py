@@ -42,6 +42,7 @@ from bench.simulation.modules import (
     current,
     world,
 )
+from bench.simulation.nvml import SimulatedNvml
 from bench.simulation.scheduler import Event
 from turbofit.core.errors import LaunchError, TurbofitError
 from turbofit.core.plan import Remedy
@@ -354,6 +355,7 @@ def _machine(one: World) -> _Replacements:
     clock, disk, machine = SimulatedTime(), DiskOs(), one.machine
     yield "turbofit.machine.nvml_machine.measure", lambda _: machine.measured()
     yield "turbofit.machine.host.read_host", machine.host
+    yield "turbofit.machine.nvml.Nvml", partial(SimulatedNvml, machine)
     yield f"{_SERVE}.gpu_monitor._heat", one.heat
     yield f"{_ENGINE}.kernel.host_kills", lambda: machine.host_kills
     yield f"{_ENGINE}.kernel.driver_errors", lambda _: ()

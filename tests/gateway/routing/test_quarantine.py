@@ -100,7 +100,7 @@ def test_the_second_death_convicts_and_the_third_attempt_is_refused(engines, par
 
     replies, deaths, other, metrics = virtual_time.run(run())
     assert [code(reply) for reply in replies] == [
-        (503, "engine_died"), (422, "convicted"), (422, "convicted"),
+        (503, "engine_died"), (503, "engine_died"), (422, "convicted"),
     ]  # fmt: skip
     assert len(deaths) == 2
     message = replies[2].json["error"]["message"]
@@ -122,7 +122,8 @@ def test_equal_requests_that_wait_together_end_one_more_engine() -> None:
             return [code(reply) for reply in (first, *replies)], len(fleet.deaths)
 
     replies, deaths = virtual_time.run(run())
-    assert (replies, deaths) == ([(503, "engine_died"), *[(422, "convicted")] * 3], 2)
+    expected = [*[(503, "engine_died")] * 2, *[(422, "convicted")] * 2]
+    assert (replies, deaths) == (expected, 2)
 
 
 def test_an_innocent_one_beside_a_death_is_answered_once_alone_and_is_free_then() -> None:
@@ -155,7 +156,7 @@ def test_a_conviction_outlives_the_gateway_and_a_pardon_ends_it(tmp_path) -> Non
             return refused, found, await fleet.ask(KILLS), fleet.deaths
 
     (tmp_path / "turbofit" / "quarantine").mkdir(parents=True)
-    assert virtual_time.run(convict()).status == 422
+    assert virtual_time.run(convict()).status == 503
     assert KILLS.encode() not in (tmp_path / "turbofit" / "quarantine" / "one.json").read_bytes()
     SINCE[0] += 3600  # the clock of the next loop begins anew
     refused, found, pardoned, deaths = virtual_time.run(again())
@@ -267,7 +268,7 @@ def test_who_hangs_up_before_the_engine_dies_is_suspected_too() -> None:
             gone.set()
             await asyncio.gather(pending, return_exceptions=True)
             # The engine's process ended all the same, as its supervisor says.
-            fleet.app.engine_ended(0, by_others=False)
+            fleet.app.engine_ended(0, other_cause=False)
             await asyncio.sleep(0.01)
             return fleet.app.quarantine.suspects.number
 
@@ -284,7 +285,7 @@ async def hang_up(fleet: Fleet, *beside: str) -> None:
     gone.set()
     await asyncio.gather(pending, return_exceptions=True)
     fleet.kill(0)
-    fleet.app.engine_ended(0, by_others=False)
+    fleet.app.engine_ended(0, other_cause=False)
     await asyncio.gather(*others)
 
 
@@ -313,10 +314,31 @@ def test_an_engine_that_somebody_killed_accuses_nobody() -> None:
             fleet.kill(0)
             reply = await pending
             before = fleet.app.quarantine.suspects.number
-            fleet.app.engine_ended(0, by_others=True)
+            fleet.app.engine_ended(0, other_cause=True)
             return reply.status, before, fleet.app.quarantine.suspects.number
 
     assert virtual_time.run(run()) == (503, (1, 0), (0, 0))
+
+
+def test_nobody_is_told_of_a_conviction_that_its_supervisor_takes_back() -> None:
+    """A suspect runs alone, and somebody kills its engine."""
+
+    async def killed(fleet: Fleet) -> tuple[int, str]:
+        await fleet.all_up()
+        pending = asyncio.ensure_future(fleet.ask("innocent"))
+        await auntil(lambda: fleet.app.engines[0].outstanding == 1, "it to be sent")
+        fleet.kill(0)
+        return code(await pending)
+
+    async def run():
+        async with Fleet(1, restart=1.0) as fleet:
+            told = [await killed(fleet), await killed(fleet)]
+            convicted = fleet.app.quarantine.suspects.number
+            fleet.app.engine_ended(0, other_cause=True)
+            await fleet.all_up()
+            return told, convicted, (await fleet.ask("innocent")).status
+
+    assert virtual_time.run(run()) == ([(503, "engine_died")] * 2, (0, 1), 200)
 
 
 @pytest.mark.parametrize("engines", [1, 2, 3])
@@ -328,7 +350,7 @@ def test_a_request_that_meets_engines_which_answered_nobody_ends_two_at_most(eng
             await fleet.all_up()
             for index in range(engines):
                 fleet.kill(index, "by somebody")
-                fleet.app.engine_ended(index, by_others=True)
+                fleet.app.engine_ended(index, other_cause=True)
             await auntil(lambda: not fleet.recorder.down, "all engines to be back")
             probes, replies, suspected = fleet.recorder.probes, [], []
             for _ in range(3):
@@ -342,7 +364,7 @@ def test_a_request_that_meets_engines_which_answered_nobody_ends_two_at_most(eng
 
     replies, suspected, before, deaths, other = virtual_time.run(run())
     assert [code(reply) for reply in replies] == [
-        (503, "engine_died"), (422, "convicted"), (422, "convicted"),
+        (503, "engine_died"), (503, "engine_died"), (422, "convicted"),
     ]  # fmt: skip
     assert suspected == [(1, 0), (0, 1), (0, 1)]
     assert deaths - before == 2
@@ -353,9 +375,9 @@ def test_who_kills_the_next_process_pardons_nobody_of_the_death_before() -> None
     async def run():
         async with Fleet(1) as fleet:
             await fleet.ask(KILLS)
-            fleet.app.engine_ended(0, by_others=False)
+            fleet.app.engine_ended(0, other_cause=False)
             # Its next process is killed while it starts.
-            fleet.app.engine_ended(0, by_others=True)
+            fleet.app.engine_ended(0, other_cause=True)
             return fleet.app.quarantine.suspects.number
 
     assert virtual_time.run(run()) == (1, 0)

@@ -139,6 +139,35 @@ def test_a_death_by_other_hands_accuses_nobody(suspects) -> None:
     assert suspects.suspicion("late") is None
 
 
+def test_a_conviction_that_is_taken_back_explains_nothing(suspects, clock) -> None:
+    """All are suspects of the earlier death again, but for those who were answered meanwhile."""
+    first, second = EngineDeath(0), EngineDeath(1)
+    for name in ("innocent", "killing", "answered"):
+        suspects.accuse(first, accused(name, who=f"client of {name}"))
+    clock.now += 60
+    assert suspects.accuse(second, accused("innocent", alone=True, who="x")) is not None
+    suspects.acquit("answered", ())
+    assert suspects.explained(0, 3600) == suspects.explained(1, 3600) == 1
+    suspects.absolve(second)
+    assert suspects.explained(0, 3600) == suspects.explained(1, 3600) == 0
+    clock.now += SUSPECTED_SECONDS - 61
+    assert suspects.suspicion("answered") is suspects.conviction("innocent") is None
+    for name in ("innocent", "killing"):
+        assert suspects.suspicion(name).deaths == 1
+        assert suspects.weight(name) == pytest.approx(1 / 3)
+    third = EngineDeath(2)
+    assert suspects.accuse(third, accused("killing", alone=True)) is not None
+    clock.now += EXPLAINED_SECONDS
+    assert suspects.suspicion("innocent") is None
+    # A person who has pardoned it meanwhile is obeyed.
+    fourth, fifth = EngineDeath(3), EngineDeath(4)
+    suspects.accuse(fourth, accused("pardoned"))
+    assert suspects.accuse(fifth, accused("pardoned", alone=True)) is not None
+    suspects.forget("pardoned")
+    suspects.absolve(fifth)
+    assert suspects.suspicion("pardoned") is None
+
+
 def test_a_pardon_holds_for_a_process_whose_clock_is_ahead(suspects, clock) -> None:
     convict(suspects, "a")
     suspects.accuse(EngineDeath(4), accused("b"))

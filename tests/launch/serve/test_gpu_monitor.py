@@ -21,7 +21,13 @@ from turbofit.core.errors import DoesNotFitError
 from turbofit.core.plan import Plan
 from turbofit.core.units import GIB, MIB
 from turbofit.launch.serve import gpu_monitor as module
-from turbofit.launch.serve.gpu_monitor import GpuMonitor, memory_back, used_now, without
+from turbofit.launch.serve.gpu_monitor import (
+    GpuMonitor,
+    any_lost,
+    memory_back,
+    used_now,
+    without,
+)
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import Planner
 from turbofit.planning.request import PlanRequest
@@ -126,6 +132,25 @@ def test_our_own_growth_is_ours(gpu_monitor: GpuMonitor, ground: Ground) -> None
     ground.change()
     gpu_monitor.look()
     assert ground.warned == []
+
+
+def test_whether_a_card_of_an_engine_is_lost(ground: Ground) -> None:
+    uuid = ground.scenario.gpus[0].uuid
+    assert not any_lost(["GPU-of-another-machine", uuid])
+    ground.scenario.gpus[0].error = LOST
+    ground.change()
+    assert any_lost(["GPU-of-another-machine", uuid])
+    assert not any_lost(["GPU-of-another-machine"])
+
+
+def test_no_card_is_lost_where_nvml_does_not_answer(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise OSError("no driver")
+
+    monkeypatch.setattr("turbofit.machine.nvml.Nvml", fail)
+    assert not any_lost([ground.scenario.gpus[0].uuid])
 
 
 def test_a_lost_card_is_said(gpu_monitor: GpuMonitor, ground: Ground) -> None:

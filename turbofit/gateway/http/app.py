@@ -145,14 +145,14 @@ class Gateway(AsgiApp):
             engine.rested = True
             self.monitor.doubt(engine)
 
-    def engine_ended(self, index: int, *, by_others: bool) -> None:
+    def engine_ended(self, index: int, *, other_cause: bool) -> None:
         """A supervisor saw an engine's process end; to be called in the gateway's loop.
 
         Args:
             index: the engine's number.
-            by_others: somebody killed it: its requests are not what it died of.
+            other_cause: somebody killed it, or its GPU is lost: its requests did not end it.
         """
-        self.quarantine.engine_ended(self.engines[index], by_others=by_others)
+        self.quarantine.engine_ended(self.engines[index], other_cause=other_cause)
 
     def _pump(self) -> None:
         """Engines came or went: let in whoever may go now."""

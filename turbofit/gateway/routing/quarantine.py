@@ -108,6 +108,13 @@ class Quarantine:
         if conviction is not None:
             raise _convicted(conviction)
 
+    async def convicts(self, request: RequestContext) -> bool:
+        """Whether a request is convicted."""
+        identity = request.identity
+        if identity is None:
+            return False
+        return self.suspects.conviction(await identity.fingerprint()) is not None
+
     def _read_again(self) -> bool:
         """Look whether somebody has pardoned anything, or found more; whether it may be so."""
         changed = self._file is not None and self._file.changed
@@ -170,15 +177,15 @@ class Quarantine:
             alone = not engine.outstanding
             engine.left.append(Departure(self._clock(), request.identity, alone, engine.arrivals))
 
-    def engine_ended(self, engine: RoutedEngine, *, by_others: bool) -> None:
+    def engine_ended(self, engine: RoutedEngine, *, other_cause: bool) -> None:
         """A supervisor saw the engine's process end.
 
         Args:
             engine: which.
-            by_others: somebody killed it: its requests are not what it died of.
+            other_cause: somebody killed it, or its GPU is lost: its requests did not end it.
         """
         death = engine.note_end()
-        if by_others:
+        if other_cause:
             self.suspects.absolve(death)
             self.keep()
         elif not death.accused:

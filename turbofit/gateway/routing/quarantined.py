@@ -112,14 +112,15 @@ class Accused(Struct):
 class EngineDeath:
     """The death of one engine: who was in flight, and whether it is explained."""
 
-    __slots__ = ("accused", "at", "convicted", "engine", "explained", "seen")
+    __slots__ = ("accused", "at", "convicted", "engine", "explained", "explains", "seen")
 
     def __init__(self, engine: int) -> None:
         self.engine = engine
         self.at = 0.0
         self.accused: dict[str, Accused] = {}
         self.explained = False
-        #: Who was convicted by it.
-        self.convicted: str | None = None
+        #: Who was convicted by it, as suspected until then, and the deaths that this explains.
+        self.convicted: Suspicion | None = None
+        self.explains: tuple[EngineDeath, ...] = ()
         #: A supervisor has seen the process end.
         self.seen = False

@@ -81,7 +81,7 @@ class RequestForwarder:
         """Wait for room, send the request to an engine, and pass the answer on.
 
         Raises:
-            Refusal: no room, no engine, none that did not break off, or it is convicted.
+            Refusal: no room, no engine, none that did not break off, or it was convicted before.
         """
         await self._quarantine.identify(request)
         avoid: list[RoutedEngine] = []
@@ -123,8 +123,10 @@ class RequestForwarder:
         assert outcome is not None
         why = retries.why_withheld(outcome, self._fleet)
         await self._quarantine.ended(request)
-        if outcome.death is not None and request.identity is not None:
-            self._quarantine.refuse_convicted(await request.identity.fingerprint())
+        # Who is convicted now is refused from the next time on: its supervisor may yet say that
+        # somebody killed the engine.
+        if why is None and outcome.death is not None and await self._quarantine.convicts(request):
+            why = "second_death"
         if request.gone or not self._fleet.others(avoid):
             died.retry_after = self._fleet.retry_seconds
             raise died

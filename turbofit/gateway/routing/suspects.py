@@ -7,7 +7,8 @@
   explains each death that the request was at: the others who were there are suspected less, and
   their clients not at all. They still run alone once: two killing requests may have been at the
   same death.
-- A death that had another cause (somebody killed the process) accuses nobody: `absolve`.
+- A death that had another cause (somebody killed the process, a GPU is lost) accuses nobody:
+  `absolve`.
 
 Over: a death whose request is never sent again leaves all who were beside it suspected for an hour.
 Under: a request that kills only beside others is cleared whenever it runs alone.
@@ -111,7 +112,8 @@ class Suspects:
         self._of.setdefault(name, []).append(death)
         self.accounts.charge(death, accused.accounts, proved=accused.alone, begun=accused.begun)
         if before is not None and accused.alone:
-            death.convicted = name
+            death.convicted = before
+            death.explains = tuple(one for one in self._of[name] if one is not death)
             return self._convict(accused, before.deaths + 1)
         self._suspects[name] = Suspicion(
             fingerprint=name,
@@ -148,12 +150,17 @@ class Suspects:
         return True
 
     def absolve(self, death: EngineDeath) -> None:
-        """An engine died of something else: it accuses nobody."""
+        """An engine died of something else: it accuses nobody, nor has it convicted anybody."""
         self._explain(death, drop=True)
-        if death.convicted is not None:
-            self._convicted.pop(death.convicted, None)
         for accused in death.accused.values():
             self.accounts.refund(death, accused.accounts, proved=True)
+        before = death.convicted
+        if before is not None and self._convicted.pop(before.fingerprint, None) is not None:
+            self._suspects[before.fingerprint] = before
+            mistaken = {(one.engine, one.at) for one in (death, *death.explains)}
+            self._explained = tuple(one for one in self._explained if one not in mistaken)
+            for earlier in death.explains:
+                self._unexplain(earlier)
         self._sketches = None
 
     def explained(self, engine: int, seconds: float) -> int:
@@ -261,6 +268,22 @@ class Suspects:
                 self._drop(name)
             else:
                 self._suspects[name] = msgspec.structs.replace(known, until=min(known.until, soon))
+
+    def _unexplain(self, death: EngineDeath) -> None:
+        """Who was convicted did not cause it: who is still suspected is so as before.
+
+        Over: it counts for its clients from now on, not from then.
+        """
+        death.explained = False
+        for name, accused in death.accused.items():
+            known = self._suspects.get(name)
+            if known is None:
+                continue
+            until = max(known.until, known.last + SUSPECTED_SECONDS)
+            self._suspects[name] = msgspec.structs.replace(known, until=until)
+            self._of.setdefault(name, []).append(death)
+            self.accounts.refund(death, accused.accounts, proved=True)
+            self.accounts.charge(death, accused.accounts, proved=accused.alone, begun=accused.begun)
 
     def _drop(self, fingerprint: str) -> None:
         self._suspects.pop(fingerprint, None)

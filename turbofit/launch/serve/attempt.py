@@ -16,7 +16,13 @@ from turbofit.launch.engine.launches import Launch, PretendLaunch, free_ports
 from turbofit.launch.engine.runner import module_runner
 from turbofit.launch.serve.checks import check_before
 from turbofit.launch.serve.forecast_check import as_launched, beside, lines
-from turbofit.launch.serve.gpu_monitor import GpuMonitor, memory_back, used_now, without
+from turbofit.launch.serve.gpu_monitor import (
+    GpuMonitor,
+    any_lost,
+    memory_back,
+    used_now,
+    without,
+)
 from turbofit.launch.serve.shared_cards import ratio_now
 from turbofit.launch.serve.start_progress import StartProgress
 from turbofit.launch.serve.supervisor import Server
@@ -321,9 +327,12 @@ class Attempt:
     def _ended(self, engine: SupervisedEngine, ending: EngineExit) -> None:
         self._job.record.event("ended", f"{engine.name}: {ending.error.message}")
         if self._front is not None and self._server is not None:
-            index, by_others = self._server.engines.index(engine), ending.kind == "killed"
+            index = self._server.engines.index(engine)
+            members = self._plan.parallel.groups[engine.group]
+            uuids = [gpu.uuid for gpu in self._plan.gpus if gpu.index in members]
+            other = ending.kind == "killed" or any_lost(uuids)
             with suppress(LaunchError):  # what it died of is not noted
-                self._front.call(lambda gateway: gateway.engine_ended(index, by_others=by_others))
+                self._front.call(lambda gateway: gateway.engine_ended(index, other_cause=other))
 
     def _explained(self, index: int, seconds: float) -> int:
         """Ends of an engine by requests that the gateway refuses since."""

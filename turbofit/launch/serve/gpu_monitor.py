@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Gpu, Machine
     from turbofit.core.plan import GpuLedger, Plan
 
-__all__ = ["GpuMonitor", "memory_back", "used_now", "without"]
+__all__ = ["GpuMonitor", "any_lost", "memory_back", "used_now", "without"]
 
 _EVERY: Final = 10.0
 #: Growth below this is noise of drivers and displays.
@@ -173,6 +173,26 @@ def _measured() -> tuple[Machine | None, str]:
         return None, exc.message
     except Exception as exc:  # noqa: BLE001 - whatever it is, the engines still serve
         return None, f"{type(exc).__name__}: {exc}"
+
+
+def any_lost(uuids: Iterable[str]) -> bool:
+    """Whether NVML says of one of these GPUs that it fell off the bus, or must be reset.
+
+    Under: a driver that answers nothing any more says it of none.
+    """
+    from turbofit.machine.nvml import GpuLostError, Nvml, answered
+
+    try:
+        with Nvml() as nvml:
+            for uuid in uuids:
+                handle: Any = nvml.query("nvmlDeviceGetHandleByUUID", uuid)
+                if answered(handle):
+                    nvml.memory(handle)
+    except GpuLostError:
+        return True
+    except Exception:  # noqa: BLE001 - as in `_measured`
+        pass
+    return False
 
 
 def _heat(uuids: list[str]) -> list[tuple[str, str]]:
