@@ -126,9 +126,12 @@ class FleetGateway:
             else:
                 self._busy[name] = before.get(name, world.rng.randrange(3))
 
-    def sends_to(self, name: str) -> bool:
-        """Whether new requests go to an engine."""
-        return any(one.name == name and not one.draining for one in self.routing_table.members)
+    def sends_to(self, name: str, url: str | None = None) -> bool:
+        """Whether new requests go to an engine: engines of two turbofits may have one name."""
+        return any(
+            one.name == name and url in (None, one.url) and not one.draining
+            for one in self.routing_table.members
+        )
 
     def outstanding(self) -> dict[str, int]:
         return dict(self._busy)

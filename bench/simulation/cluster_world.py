@@ -92,7 +92,7 @@ class ClusterWorld(History):
             return
         name = actor.spec.name
         for front in self.fronts:
-            if front.gateway.sends_to(name):
+            if front.gateway.sends_to(name, actor.state.url):
                 self.violate(f"{name} is stopped while a gateway sends to it")
 
 

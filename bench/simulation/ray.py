@@ -167,7 +167,7 @@ class Actor(Handle):
             if world.fails():
                 self.fail()
             else:
-                self._tell(state="ready", url=f"http://{self.group.node.address}:1")
+                self._tell(state="ready", url=f"http://{self.group.node.address}:{self.state.pid}")
 
         world.scheduler.after(seconds, go)
 
