@@ -132,6 +132,7 @@ class Day:
 
     def _schedule(self, rng: random.Random) -> None:
         world, begin = self.world, self.world.scheduler.now
+        calm = begin + self.seconds - CALM
         self._again()
         names = sorted(FAULTS)
         faults = 0
@@ -140,7 +141,7 @@ class Day:
             # Faults come in clusters: most bugs need two.
             for _ in range(rng.choice((1, 1, 2))):
                 name = rng.choice(names)
-                world.scheduler.at(when, lambda name=name: self._fault(name))
+                world.scheduler.at(min(when, calm), lambda name=name: self._fault(name))
                 when += rng.choice((0.0, rng.uniform(0, 2), rng.uniform(0, 60)))
                 faults += 1
             for _ in range(rng.randrange(3)):
@@ -159,7 +160,7 @@ class Day:
             )
         self._poison_for_hours(random.Random(f"hours {world.seed}"), begin)
         self._batch(random.Random(f"batch {world.seed}"), begin)
-        world.scheduler.at(begin + self.seconds - CALM, self._calm)
+        world.scheduler.at(calm, self._calm)
 
     def _calibration(
         self, rare: random.Random, model: str, fixed: dict[str, Any]
@@ -189,13 +190,14 @@ class Day:
         """In few days somebody runs a batch, and faults come meanwhile."""
         if rare.random() >= _RARER:
             return
-        scheduler, when = self.world.scheduler, rare.uniform(begin, begin + self.seconds - CALM)
+        scheduler, calm = self.world.scheduler, begin + self.seconds - CALM
+        when = rare.uniform(begin, calm)
         self.batch = Batch(self.world, rare)
         scheduler.at(when, self.batch.start)
         names = sorted(FAULTS)
         for _ in range(rare.randrange(3)):
-            name = rare.choice(names)
-            scheduler.at(when + rare.uniform(0.0, 100.0), lambda name=name: self._fault(name))
+            name, at = rare.choice(names), min(when + rare.uniform(0.0, 100.0), calm)
+            scheduler.at(at, lambda name=name: self._fault(name))
 
     def _poison_after_restart(self) -> None:
         """Idle engines end and start again; the first request that they get kills them."""
