@@ -46,6 +46,8 @@ def _impair(day: Day, how: Literal["hung", "failing"], longest: float | None = N
     if engine is None:
         return
     setattr(engine, how, True)
+    if engine.hung:
+        day.world.invariants.breaks(engine)
     engine.well_since = inf
 
     def mend() -> None:
@@ -65,7 +67,7 @@ def engine_killed(day: Day) -> None:
 def engine_crashes(day: Day) -> None:
     engine = _engine(day)
     if engine is not None:
-        day.world.invariants.crashes(engine)
+        day.world.invariants.breaks(engine)
         engine.crash()
 
 

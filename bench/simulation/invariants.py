@@ -197,6 +197,8 @@ class Invariants:
     def arrived(self, engine: SimulatedEngine, request: Request) -> None:
         """Nothing reaches an engine after its end."""
         request.answered_by.append(engine.pid)
+        if engine.hung:
+            self.breaks(engine)
         if request.end:
             self._world.violate(f"request {request.number} reached an engine after its end")
 
@@ -212,8 +214,8 @@ class Invariants:
         if len(deaths) > _MOST_DEATHS and world.machine.disk_error is None:
             world.violate(f"{len(deaths)} engines ended by one request, {request.text}")
 
-    def crashes(self, engine: SimulatedEngine) -> None:
-        """An engine ends of itself: a request that is alone there is accused, as if it had done it.
+    def breaks(self, engine: SimulatedEngine) -> None:
+        """An engine ends or hangs of itself: a request that is alone there is accused of it.
 
         It may be convicted. Then it explains an earlier death, too, and whoever ended that engine
         is suspected for ten minutes more only.

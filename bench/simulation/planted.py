@@ -127,6 +127,9 @@ BUGS = (
         "        if request.identity is not None:\n"
         "            self._quarantine.refuse_convicted(await request.identity.fingerprint())\n",
         439829),
+    Bug("who left is accused by the time at which a supervisor saw the end",
+        "gateway/routing/quarantine.py",
+        "min(self._clock(), engine.failed_at)", "self._clock()", 479281),
     Bug("a lost card accuses a request", "launch/serve/attempt.py",
         'ending.kind == "killed" or any_lost(uuids)', 'ending.kind == "killed"', 441118),
     Bug("a conviction that is taken back goes on explaining", "gateway/routing/suspects.py",

@@ -275,8 +275,8 @@ def test_who_hangs_up_before_the_engine_dies_is_suspected_too() -> None:
     assert virtual_time.run(run()) == (1, 0)
 
 
-async def hang_up(fleet: Fleet, *beside: str) -> None:
-    """A client that leaves at once; the engine ends of its request all the same."""
+async def hang_up(fleet: Fleet, *beside: str, late: float = 0.0) -> None:
+    """A client leaves at once; the engine ends of its request, as a supervisor sees later."""
     gone = asyncio.Event()
     body = chat({"type": "text", "text": f"{KILLS} unseen"})
     pending = asyncio.ensure_future(call(fleet.app, body=body, leave=gone))
@@ -285,6 +285,7 @@ async def hang_up(fleet: Fleet, *beside: str) -> None:
     gone.set()
     await asyncio.gather(pending, return_exceptions=True)
     fleet.kill(0)
+    await asyncio.sleep(late)
     fleet.app.engine_ended(0, other_cause=False)
     await asyncio.gather(*others)
 
@@ -304,6 +305,19 @@ def test_who_hangs_up_is_convicted_the_second_time_where_nobody_else_was_there(
             return fleet.app.quarantine.suspects.number
 
     assert virtual_time.run(run()) == expected
+
+
+def test_who_hangs_up_is_convicted_though_the_supervisor_sees_the_end_late() -> None:
+    async def run():
+        async with Fleet(1) as fleet:
+            await fleet.all_up()
+            await hang_up(fleet)
+            await fleet.all_up()
+            await hang_up(fleet, late=12.0)
+            await asyncio.sleep(0.01)
+            return fleet.app.quarantine.suspects.number
+
+    assert virtual_time.run(run()) == (0, 1)
 
 
 def test_an_engine_that_somebody_killed_accuses_nobody() -> None:

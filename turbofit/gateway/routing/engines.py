@@ -84,8 +84,9 @@ class RoutedEngine:
         self._up, self._draining = True, False
         #: Whether it gets requests.
         self.takes = True
-        #: Failed probes in a row.
+        #: Failed probes in a row, and when the first of them failed.
         self.failures = 0
+        self.failed_at = float("inf")
         #: The routing table that first had it, as the process that it is.
         self.since = 0
         self.model: str | None = None
@@ -241,7 +242,7 @@ class RoutedEngine:
             self.start_seconds = now - self.died_at
         self.rested = False
         self.last_success = self.last_byte = now
-        self.failures = 0
+        self.failures, self.failed_at = 0, float("inf")
         self.suspect = False
 
     def heard(self) -> None:

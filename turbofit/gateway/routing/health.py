@@ -234,6 +234,7 @@ class Monitor:
         if engine.in_flight and await self._moves(engine):
             return  # slow, not stuck
         engine.failures += 1
+        engine.failed_at = min(engine.failed_at, time.monotonic())
         if engine.failures >= _FAILURES and (engine.up or engine.in_flight):
             self._take_out(engine)
 

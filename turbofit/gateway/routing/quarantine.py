@@ -192,12 +192,13 @@ class Quarantine:
             self._accusing = asyncio.ensure_future(self._accuse_left(engine))
 
     async def _accuse_left(self, engine: RoutedEngine) -> None:
-        """Accuse those too whose clients left shortly before.
+        """Accuse those too whose clients left shortly before, by the first sign of its death.
 
-        The last of them was alone there where nothing came after it, and the engine had answered
-        requests that came after all others had left.
+        Its supervisor may see the end late, where a slow disk keeps it. The last of them was alone
+        there where nothing came after it, and the engine had answered requests that came after all
+        others had left.
         """
-        death, at = engine.death, self._clock()
+        death, at = engine.death, min(self._clock(), engine.failed_at)
         recent = [one for one in engine.left if at - one.at < _LEFT_SECONDS]
         engine.left.clear()
         last = recent[-1] if recent else None
