@@ -48,13 +48,14 @@ class GpuUsageReader:
         pass
 
 
-def engine() -> Any:
-    free = int(PLAN.kv.region_bytes / PLAN.settings.cache_max_entry_count)
+def engine(more: int = 0) -> Any:
+    """One that found so many MiB more free than planned."""
+    free = int(PLAN.kv.region_bytes / PLAN.settings.cache_max_entry_count) + more * MIB
     budget = CacheBudget(budget=PLAN.kv.region_bytes, free=free, ratio=0.5)
     return SimpleNamespace(group=0, name="engine", tracker=SimpleNamespace(budget=budget))
 
 
-def drive(progress: Progress, usage: GpuUsageReader) -> list[str]:
+def drive(progress: Progress, usage: GpuUsageReader, more: int = 0) -> list[str]:
     questions = []
 
     def ask(question: Any) -> int:
@@ -63,7 +64,7 @@ def drive(progress: Progress, usage: GpuUsageReader) -> list[str]:
 
     calibrator = Calibrator(usage, progress, lambda _: None)
     calibrator.begin(PLAN)
-    calibrator.examine(engine(), "m", ask)
+    calibrator.examine(engine(more), "m", ask)
     return questions
 
 
@@ -104,6 +105,18 @@ def test_a_run_that_ended_before_it_learned_knows_what_others_held() -> None:
     # Else nobody could say whether their memory moved meanwhile, and it would be taken for ours.
     drive(progress(), GpuUsageReader(*[20000] * 6, before=300))
     assert Calibrator(GpuUsageReader(), progress(), lambda _: None).before == {0: 300 * MIB}
+
+
+@pytest.mark.parametrize(("more", "shift"), [(0, 17), (33, 0), (1024, -17)])
+def test_what_was_read_while_others_gave_memory_back_is_read_again(more: int, shift: int) -> None:
+    """They took as much again before the next run: its engine finds and takes what it did not."""
+    with pytest.raises(LaunchError, match="GPU 0 is lost"):
+        drive(progress(), GpuUsageReader(20000, 20001, 20100, 20200, before=1024), more)
+    used = [20000 + shift, 20001, 20300, 20400, 20500, 20600]
+    again = progress()
+    assert len(drive(again, GpuUsageReader(*used, before=1024))) == len(STEPS)
+    assert again.complete
+    assert [again.seen[0].cards[0].used[name] // MIB for name in STEPS] == used
 
 
 def test_a_run_that_was_cut_short_goes_on_after_its_last_step() -> None:

@@ -16,7 +16,7 @@ from turbofit.core.process.files import write_atomic
 from turbofit.core.process.state import state_dir
 from turbofit.core.struct import to_builtins
 from turbofit.core.units import MIB
-from turbofit.observe.calibration import Observation
+from turbofit.observe.calibration import STEADY, Observation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,8 +96,16 @@ class Progress:
         return one is not None and all(name in card.used for card in one.cards)
 
     def add(self, more: Observation) -> None:
-        """Keep a reading."""
+        """Keep a reading; what an earlier start showed only where this one shows the same.
+
+        Others may have given memory back while that was measured, and taken as much again since.
+        Under: they did so after its first reading.
+        """
         one = self._seen.get(more.group)
+        if one is not None and _differs(one, more):
+            one = None
+            self._finished.discard(more.group)
+            self.texts.pop(more.group, None)
         self._seen[more.group] = more if one is None else joined(one, more)
         self._write()
 
@@ -149,6 +157,20 @@ def joined(one: Observation, more: Observation) -> Observation:
     if free is None and more.free is not None:
         free, region = more.free, more.region
     return replace(one, cards=tuple(cards), free=free, region=region)
+
+
+def _differs(one: Observation, more: Observation) -> bool:
+    """Whether two starts of one group found, or took, different amounts before any request."""
+    if one.free is not None and more.free is not None and abs(one.free - more.free) > 2 * _MOVED:
+        return True
+    taken = {
+        card.index: card.used[STEADY] - card.before for card in one.cards if STEADY in card.used
+    }
+    return any(
+        abs(card.used[STEADY] - card.before - taken[card.index]) > _MOVED
+        for card in more.cards
+        if STEADY in card.used and card.index in taken
+    )
 
 
 def _kind(plan: Plan) -> tuple[Any, ...]:
