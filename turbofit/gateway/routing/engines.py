@@ -85,8 +85,7 @@ class RoutedEngine:
         #: Whether it gets requests.
         self.takes = True
         #: Failed probes in a row, and when the first of them failed.
-        self.failures = 0
-        self.failed_at = float("inf")
+        self.failures, self.failed_at = 0, float("inf")
         #: The routing table that first had it, as the process that it is.
         self.since = 0
         self.model: str | None = None
