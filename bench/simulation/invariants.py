@@ -242,7 +242,9 @@ class Invariants:
     def forget_unwritten(self, *, killed: bool) -> None:
         """A turbofit has ended: deaths that it had no second or no disk to write down are lost."""
         machine, now = self._world.machine, self._world.scheduler.now
-        since = now - 1.0 if killed else now
+        # A slow disk may hold up the write before, too.
+        held_up = 2 * machine.disk_seconds
+        since = now - 1.0 - held_up if killed else now
         if machine.disk_error is not None or now < machine.disk_bad_until + _AGAIN:
             since = min(since, machine.disk_bad_since - 1.0)
         for deaths in self._deaths.values():

@@ -33,20 +33,24 @@ def planned(model: str, machine: Machine, engine: str, **more: object) -> Plan:
     return api.plan(model, on=machine, engine=engine, tp=tp, replicas=1, **more)
 
 
-def launched(plan: Plan, context: int, buffers: int, moved: int = 0) -> Observation:
-    """A launch that took so much more than forecast, while others held ``moved`` more."""
+def launched(
+    plan: Plan, context: int, buffers: int, moved: int | tuple[int, ...] = 0
+) -> Observation:
+    """A launch that took so much more than forecast, while others held ``moved`` more of a card."""
     ratio = plan.settings.cache_max_entry_count
     pytorch = plan.engine.name == "pytorch"
     cards = []
-    free = min(free_of(one) for one in plan.gpus) - context - moved
-    for one in plan.gpus:
+    others = moved if isinstance(moved, tuple) else (moved,) * len(plan.gpus)
+    pairs = list(zip(plan.gpus, others, strict=True))
+    free = min(free_of(one) - more for one, more in pairs) - context
+    for one, moved_here in pairs:
         region = sum(term.bytes for term in one.ledger if term.term == "kv_cache")
-        grown = round(-ratio * (context + moved))
+        grown = round(ratio * (free - min(map(free_of, plan.gpus))))
         region += grown
-        more = context + buffers + grown + moved
+        more = context + buffers + grown + moved_here
         used = {"steady": one.steady + more, "kernels": one.steady + more}
         used["vision_forward"] = one.peak + more
-        cards.append(CalibratedGpu(index=one.index, before=one.used + moved, used=used))
+        cards.append(CalibratedGpu(index=one.index, before=one.used + moved_here, used=used))
     return Observation(
         group=0, free=None if pytorch else free, region=None if pytorch else region,
         cards=tuple(cards),
@@ -163,6 +167,17 @@ def test_what_others_took_meanwhile_is_not_the_engines() -> None:
     (moved,) = learned(plan, launched(plan, 40 * MIB, 20 * MIB, moved=100 * MIB)).calibrations
     assert abs(moved.context - alone.context) <= MIB
     assert abs(moved.buffers - alone.buffers) <= MIB
+
+
+@pytest.mark.parametrize("moved", [(0, 700), (700, 0), (512, -1000), (-1000, 512)])
+def test_others_who_move_on_one_card_of_a_group_are_not_taken_for_the_engine(moved) -> None:
+    """The log tells what was free on the fullest card, which may be another one than planned."""
+    plan = planned("internvl2-8b", machine_from("2xrtx3090:used=2GiB"), "turbomind")
+    (still,) = learned(plan, launched(plan, 50 * MIB, 20 * MIB)).calibrations
+    seen = launched(plan, 50 * MIB, 20 * MIB, tuple(one * MIB for one in moved))
+    (made,) = learned(plan, seen).calibrations
+    assert abs(made.context - still.context) <= MIB
+    assert abs(made.buffers - still.buffers) <= MIB
 
 
 def test_more_than_the_forecast_makes_the_next_plan_smaller() -> None:

@@ -119,7 +119,7 @@ def phase_rows(plan: Plan, seen: Sequence[Observation]) -> list[Document]:
     for one in seen:
         ledgers = [_ledger(plan, card.index) for card in one.cards]
         if one.free is not None:
-            tightest = min(ledgers, key=free_for_cache)
+            tightest = _tightest(one, ledgers)
             usable = tightest.total - tightest.reserved
             rows.append(
                 _row(one, tightest.index, "context and weights", usable - free_for_cache(tightest),
@@ -162,7 +162,7 @@ def _context(one: Observation, ledgers: Sequence[GpuLedger]) -> int:
     """Bytes that were in use before the cache beyond the forecast, of the fullest GPU."""
     if one.free is None:
         return 0
-    tightest = min(ledgers, key=free_for_cache)
+    tightest = _tightest(one, ledgers)
     more = free_for_cache(tightest) - (one.free + _drift(one, tightest))
     # The log's figures are rounded; a whole MiB is over by less than the next ratio costs.
     return max(
@@ -193,6 +193,11 @@ def _buffers(plan: Plan, one: Observation, ledgers: Sequence[GpuLedger], context
 def _ours(card: CalibratedGpu, ledger: GpuLedger, used: int) -> int:
     """What was in use, with others as the plan counted them: their growth is not the engine's."""
     return used - card.before + ledger.used
+
+
+def _tightest(one: Observation, ledgers: Sequence[GpuLedger]) -> GpuLedger:
+    """The fullest GPU of the launch, of which the log tells: others may have moved on any card."""
+    return min(ledgers, key=lambda ledger: free_for_cache(ledger) - _drift(one, ledger))
 
 
 def _drift(one: Observation, ledger: GpuLedger) -> int:
