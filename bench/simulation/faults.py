@@ -47,7 +47,7 @@ def _impair(day: Day, how: Literal["hung", "failing"], longest: float | None = N
         return
     setattr(engine, how, True)
     if engine.hung:
-        day.world.invariants.breaks(engine)
+        day.world.invariants.engine_fails(engine)
     engine.well_since = inf
 
     def mend() -> None:
@@ -67,7 +67,7 @@ def engine_killed(day: Day) -> None:
 def engine_crashes(day: Day) -> None:
     engine = _engine(day)
     if engine is not None:
-        day.world.invariants.breaks(engine)
+        day.world.invariants.engine_fails(engine)
         engine.crash()
 
 

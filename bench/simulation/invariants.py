@@ -67,7 +67,7 @@ class Invariants:
         #: When each killing request has ended an engine, and how far the clock of its turbofit is
         #: off.
         self._deaths: dict[tuple[str, str], list[tuple[float, float]]] = {}
-        #: Requests that were alone at an engine that ended of itself.
+        #: Texts of requests that were alone at an engine that ended or hung of itself.
         self.accused_by_chance: set[str] = set()
 
     # -- engines and their memory
@@ -147,16 +147,15 @@ class Invariants:
         """A plan takes nothing that another turbofit's engines will still take."""
         for gpu in plan.gpus:
             left = self._world.machine.cards[gpu.index].free - self._pending(process, gpu.index)
+            overlaps = gpu.most - gpu.used > max(0, left)
             self._overlaps.discard((process, gpu.index))
-            if gpu.most - gpu.used <= max(0, left):
-                continue
-            if self._unknown(process, gpu.index):
+            if overlaps and self._unknown(process, gpu.index):
                 self._overlaps |= {(one, gpu.index) for one in (process, *self._needs)}
-                continue
-            self._world.violate(
-                f"a plan of turbofit {process.pid} takes {gpu.most - gpu.used} bytes of GPU "
-                f"{gpu.index}, where others leave {left}"
-            )
+            elif overlaps:
+                self._world.violate(
+                    f"a plan of turbofit {process.pid} takes {gpu.most - gpu.used} bytes of GPU "
+                    f"{gpu.index}, where others leave {left}"
+                )
         self._needs[process] = {
             gpu.index: gpu.most - gpu.used + open_margin(gpu) for gpu in plan.gpus
         }
@@ -198,7 +197,7 @@ class Invariants:
         """Nothing reaches an engine after its end."""
         request.answered_by.append(engine.pid)
         if engine.hung:
-            self.breaks(engine)
+            self.engine_fails(engine)
         if request.end:
             self._world.violate(f"request {request.number} reached an engine after its end")
 
@@ -214,7 +213,7 @@ class Invariants:
         if len(deaths) > _MOST_DEATHS and world.machine.disk_error is None:
             world.violate(f"{len(deaths)} engines ended by one request, {request.text}")
 
-    def breaks(self, engine: SimulatedEngine) -> None:
+    def engine_fails(self, engine: SimulatedEngine) -> None:
         """An engine ends or hangs of itself: a request that is alone there is accused of it.
 
         It may be convicted. Then it explains an earlier death, too, and whoever ended that engine
@@ -224,9 +223,9 @@ class Invariants:
         if len(here) != 1:
             return
         self.accused_by_chance.add(here[0].text)
+        soon = self._world.scheduler.now + EXPLAINED_SECONDS - SUSPECTED_SECONDS
         for deaths in self._deaths.values():
             if len(deaths) < _MOST_DEATHS:
-                soon = self._world.scheduler.now + EXPLAINED_SECONDS - SUSPECTED_SECONDS
                 deaths[:] = [(min(at, soon), skew) for at, skew in deaths]
 
     def process_started(self, process: Process) -> None:

@@ -84,7 +84,7 @@ class RoutedEngine:
         self._up, self._draining = True, False
         #: Whether it gets requests.
         self.takes = True
-        #: Failed probes in a row, and when the first of them failed.
+        #: Failed probes in a row, and when the engine first failed to answer one.
         self.failures, self.failed_at = 0, float("inf")
         #: The routing table that first had it, as the process that it is.
         self.since = 0

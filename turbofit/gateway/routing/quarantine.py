@@ -192,11 +192,11 @@ class Quarantine:
             self._accusing = asyncio.ensure_future(self._accuse_left(engine))
 
     async def _accuse_left(self, engine: RoutedEngine) -> None:
-        """Accuse those too whose clients left shortly before, by the first sign of its death.
+        """Accuse those too whose clients left shortly before the first sign of the engine's death.
 
-        Its supervisor may see the end late, where a slow disk keeps it. The last of them was alone
-        there where nothing came after it, and the engine had answered requests that came after all
-        others had left.
+        A supervisor sees the end late where a slow disk keeps it waiting. The last one that left
+        was alone there where nothing came after it, and the engine had answered requests that came
+        after all others had left.
         """
         death, at = engine.death, min(self._clock(), engine.failed_at)
         recent = [one for one in engine.left if at - one.at < _LEFT_SECONDS]

@@ -119,7 +119,7 @@ class EngineDeath:
         self.at = 0.0
         self.accused: dict[str, Accused] = {}
         self.explained = False
-        #: Who was convicted by it, as suspected until then, and the deaths that this explains.
+        #: The suspicion by which it convicted a request, and the deaths that this explains.
         self.convicted: Suspicion | None = None
         self.explains: tuple[EngineDeath, ...] = ()
         #: A supervisor has seen the process end.

@@ -123,8 +123,8 @@ class RequestForwarder:
         assert outcome is not None
         why = retries.why_withheld(outcome, self._fleet)
         await self._quarantine.ended(request)
-        # Who is convicted now is refused from the next time on: its supervisor may yet say that
-        # somebody killed the engine.
+        # A request that this death convicts is refused when it comes again: the engine's supervisor
+        # may yet say that somebody killed the engine.
         if why is None and outcome.death is not None and await self._quarantine.convicts(request):
             why = "second_death"
         if request.gone or not self._fleet.others(avoid):

@@ -270,7 +270,7 @@ class Suspects:
                 self._suspects[name] = msgspec.structs.replace(known, until=min(known.until, soon))
 
     def _unexplain(self, death: EngineDeath) -> None:
-        """Who was convicted did not cause it: who is still suspected is so as before.
+        """The convicted request did not cause it: whoever is still suspected is so as before.
 
         Over: it counts for its clients from now on, not from then.
         """

@@ -96,7 +96,7 @@ class Progress:
         return one is not None and all(name in card.used for card in one.cards)
 
     def add(self, more: Observation) -> None:
-        """Keep a reading; what an earlier start showed only where this one shows the same.
+        """Keep a reading, and those of an earlier start where both found and took the same.
 
         Others may have given memory back while that was measured, and taken as much again since.
         Under: they did so after its first reading.

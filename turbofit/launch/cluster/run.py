@@ -231,7 +231,7 @@ class _Run:
             if not front.alive:
                 raise
             return
-        # Who has just come counts at once: it may send to engines that are to end.
+        # A gateway that has just come counts at once: it may send to engines that are to end.
         heard = self._hear()
         tellers = [outstanding, *(seen.outstanding for seen in self._others.values())]
         names = {name for told in tellers for name in told}

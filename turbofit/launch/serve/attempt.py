@@ -316,21 +316,22 @@ class Attempt:
         """Bytes by GPU UUID that caches hold beyond the plan: more was free than it counted on."""
         if self._server is None:
             return {}
-        uuids = {gpu.index: gpu.uuid for gpu in self._plan.gpus}
         surplus: dict[str, int] = {}
         for engine in self._server.engines:
             if beyond := engine.tracker.cache_surplus:
-                members = self._plan.parallel.groups[engine.group]
-                surplus |= {uuids[index]: beyond for index in members}
+                surplus |= dict.fromkeys(self._uuids(engine), beyond)
         return surplus
+
+    def _uuids(self, engine: SupervisedEngine) -> list[str]:
+        """Of the GPUs that an engine is on."""
+        members = self._plan.parallel.groups[engine.group]
+        return [gpu.uuid for gpu in self._plan.gpus if gpu.index in members]
 
     def _ended(self, engine: SupervisedEngine, ending: EngineExit) -> None:
         self._job.record.event("ended", f"{engine.name}: {ending.error.message}")
         if self._front is not None and self._server is not None:
             index = self._server.engines.index(engine)
-            members = self._plan.parallel.groups[engine.group]
-            uuids = [gpu.uuid for gpu in self._plan.gpus if gpu.index in members]
-            other = ending.kind == "killed" or any_lost(uuids)
+            other = ending.kind == "killed" or any_lost(self._uuids(engine))
             with suppress(LaunchError):  # what it died of is not noted
                 self._front.call(lambda gateway: gateway.engine_ended(index, other_cause=other))
 

@@ -147,6 +147,26 @@ def memory_back(plan: Plan, before: dict[int, int], seconds: float = 10.0) -> li
         time.sleep(0.2)
 
 
+def any_lost(uuids: Iterable[str]) -> bool:
+    """Whether NVML says of one of these GPUs that it fell off the bus, or must be reset.
+
+    Under: a driver that answers nothing any more says it of none.
+    """
+    from turbofit.machine.nvml import GpuLostError, Nvml, answered
+
+    try:
+        with Nvml() as nvml:
+            for uuid in uuids:
+                handle: Any = nvml.query("nvmlDeviceGetHandleByUUID", uuid)
+                if answered(handle):
+                    nvml.memory(handle)
+    except GpuLostError:
+        return True
+    except Exception:  # noqa: BLE001 - as in `_measured`
+        pass
+    return False
+
+
 def _others(gpu: Gpu, engines: Iterable[int]) -> int:
     """Bytes that processes other than our engines hold; those without a name count as others'.
 
@@ -173,26 +193,6 @@ def _measured() -> tuple[Machine | None, str]:
         return None, exc.message
     except Exception as exc:  # noqa: BLE001 - whatever it is, the engines still serve
         return None, f"{type(exc).__name__}: {exc}"
-
-
-def any_lost(uuids: Iterable[str]) -> bool:
-    """Whether NVML says of one of these GPUs that it fell off the bus, or must be reset.
-
-    Under: a driver that answers nothing any more says it of none.
-    """
-    from turbofit.machine.nvml import GpuLostError, Nvml, answered
-
-    try:
-        with Nvml() as nvml:
-            for uuid in uuids:
-                handle: Any = nvml.query("nvmlDeviceGetHandleByUUID", uuid)
-                if answered(handle):
-                    nvml.memory(handle)
-    except GpuLostError:
-        return True
-    except Exception:  # noqa: BLE001 - as in `_measured`
-        pass
-    return False
 
 
 def _heat(uuids: list[str]) -> list[tuple[str, str]]:
