@@ -118,7 +118,9 @@ class Recorder:
         self.answer = answer or (lambda *_: Answer(b'{"choices":[]}'))
         self.answers: list[Answer] = []
         self.works = True
+        #: Engines where nothing listens, and those whose probes fail.
         self.down: set[int] = set()
+        self.failing: set[int] = set()
         self.probes = 0
         self.pages = ""
 
@@ -136,7 +138,7 @@ class Recorder:
 
     async def probe(self, engine) -> bool:
         self.probes += 1
-        return self.works and engine.index not in self.down
+        return self.works and engine.index not in self.down | self.failing
 
     async def page(self, engine, path, seconds) -> str:
         return self.pages

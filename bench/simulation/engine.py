@@ -1,5 +1,5 @@
-"""A simulated inference engine: takes memory as the plan's ledger says, prints what TurboMind
-prints, answers HTTP, and dies as engines die. The process that turbofit starts is one of these
+"""A simulated inference engine: takes memory as the plan's ledger says, prints what LMDeploy's
+engines print, answers HTTP, and dies as they die. The process that turbofit starts is one of these
 (`engine_process.py`).
 """
 
@@ -16,12 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from bench.common.standin.standin_engine import (
-    STARTING,
-    budget_line,
-    lengths_line,
-    slab_line,
-)
+from bench.simulation.engine_log import PytorchLog, TurboMindLog
 from bench.simulation.engine_memory import EngineMemory
 from bench.simulation.machine import OutOfDeviceMemory
 from bench.simulation.scheduler import Event
@@ -37,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Exchange", "SimulatedEngine", "StartFault"]
 
 MIB = 1 << 20
+_UNAVAILABLE = "The inference engine is unavailable."
 #: Tokens of a request beside its images.
 _TEXT = 100
 #: The same of a question that turbofit asks by itself, with its answer of one token.
@@ -70,15 +66,17 @@ class Exchange:
     """One request at an engine."""
 
     def __init__(
-        self, engine: SimulatedEngine, answer: Callable[[str, Any], None], request: Request | None
-    ) -> None:
-        self.engine, self.answer, self.request = engine, answer, request
+        self, engine: SimulatedEngine, answer: Callable[[str, Any], None],
+        request: Request | None, *, posted: bool,
+    ) -> None:  # fmt: skip
+        self.engine, self.answer, self.request, self.posted = engine, answer, request, posted
         self.open = True
         #: Vision units, and those that the next forward may encode.
         self.units = self.encoding = 0
         #: Tokens that it may come to hold of the cache.
         self.tokens = 0
-        self.gone = False
+        #: Whether its stream has begun; who asked is gone.
+        self.begun = self.gone = False
 
     def left(self) -> None:
         """Who asked is gone: of an answer in one piece LMDeploy notices that at the next token."""
@@ -119,6 +117,8 @@ class SimulatedEngine:
         self.hung = False
         #: Completions are answered with 500 while its health page is fine.
         self.failing = False
+        #: The PyTorch engine's loop has ended: its server answers 503 for ever.
+        self.loop_ended = False
         #: Since when it answers what it is sent, and when it was last sent a client's request.
         self.well_since, self.asked_at = inf, 0.0
         self.connections: list[Any] = []
@@ -128,6 +128,8 @@ class SimulatedEngine:
         #: Bytes of each card that its cache holds beyond the plan.
         self.surplus = 0
         self._memory = EngineMemory(self)
+        pytorch = self.plan.engine.name == "pytorch"
+        self._log = (PytorchLog if pytorch else TurboMindLog)(self._print)
         world.machine.engines[pid] = self
         world.machine.names[pid] = "lmdeploy"
         self._life = self._live()
@@ -154,13 +156,13 @@ class SimulatedEngine:
             self._next(pause)
 
     def _live(self) -> Iterator[float | None]:
-        rng, say = self.world.rng, self._say
+        rng, log = self.world.rng, self._log
         yield 2.0 + rng.random() * 8
         self._meet("starting")
         if self.fault.stuck == "starting":
             yield None
         self._memory.take("context")
-        say(STARTING, level="WARN")
+        log.context()
         yield 5.0 + self.fault.slow
         self._meet("weights")
         if self.fault.stuck == "weights":
@@ -176,13 +178,11 @@ class SimulatedEngine:
         self.world.invariants.cache_sized(self)
         for index in self.gpus:
             self.world.machine.allocate(index, self.pid, budget)
-        say(budget_line(free / MIB, self.ratio))
-        say(slab_line(max(1, budget // (32 * MIB))), level="WARN")
+        log.cache(free, budget, self.ratio)
         self._memory.take("buffers")
         yield 1.0
-        say(lengths_line(4096))
-        say("8")
-        if self.fault.floods:
+        log.warming()
+        if self.fault.floods and not log.outlived:
             while True:
                 self.said.append(("[TM][INFO][scheduler.cc:1186] out of memory at 0/1", 3600))
                 self._tell()
@@ -191,11 +191,11 @@ class SimulatedEngine:
             yield None
         self._meet("warm-up")
         yield 3.0
-        say("Warm-up finished in 3.00 seconds.")
+        log.warm()
         if self.world.machine.ports.get(self.port, self) is not self or (
             self.port in self.world.machine.ports
         ):
-            self._say_raw("OSError: [Errno 98] error while attempting to bind on address")
+            self._print("OSError: [Errno 98] error while attempting to bind on address")
             self._exit(1)
             return
         self.world.machine.ports[self.port] = self
@@ -215,18 +215,40 @@ class SimulatedEngine:
             self.world.machine.host_kills += 1
             self._exit(-signal.SIGKILL)
         elif self.fault.how == "python":
-            self._say_raw("RuntimeError: simulated")
+            self._print("RuntimeError: simulated")
             self._exit(1)
         else:
             self._out_of_memory()
         raise _Ended
 
     def _out_of_memory(self) -> None:
-        self._say("CUDA error: out of memory", level="FATAL")
-        where = "InternVit::Impl::Forward" if self.listening else "LlamaLinear::Forward"
-        self._say_raw("*** stacktrace of thread 0x7f0 ***")
-        self._say_raw(f"  [ 0] {where} @ src/turbomind/x.cc:12")
-        self._exit(-signal.SIGABRT)
+        self._log.out_of_memory(serving=self.listening)
+        self._fail()
+
+    def _fail(self) -> None:
+        """It ends of an error."""
+        if not self._log.outlived:
+            self._exit(-signal.SIGABRT)
+        elif not self.listening:
+            self._exit(1)
+        elif not self.loop_ended:
+            self.loop_ended, self.well_since = True, inf
+            # Each request looks every second whether the loop is alive.
+            for one in list(self.exchanges):
+                self.world.scheduler.after(self.world.rng.random(), partial(self._unavailable, one))
+
+    def _unavailable(self, one: Exchange) -> None:
+        """What LMDeploy answers once its engine's loop has ended."""
+        if self.code is not None or not one.open:
+            return
+        error = {"message": _UNAVAILABLE, "type": "server_error", "code": 503, "param": None}
+        if one.begun:
+            event = msgspec.json.encode({"error": {**error, "object": "error"}})
+            one.answer("data", b"data: " + event + b"\n\ndata: [DONE]\n\n")
+            one.answer("end", None)
+            one.end()
+        else:
+            self._whole(one, 503, {**error, "object": "error"})
 
     def _exit(self, code: int) -> None:
         if self.code is not None:
@@ -255,11 +277,12 @@ class SimulatedEngine:
 
     def crash(self) -> None:
         """A CUDA error that is not memory."""
-        self._say("CUDA error: an illegal memory access was encountered", level="FATAL")
-        self._exit(-signal.SIGABRT)
+        if self.code is None and not self.loop_ended:
+            self._log.cuda_error()
+            self._fail()
 
     def _die_of(self, request: Request) -> None:
-        if self.code is not None:
+        if self.code is not None or self.loop_ended:
             return
         here = [one.request for one in self.exchanges if one.request is not None]
         # Of two that would have ended it nobody knows which one did.
@@ -274,16 +297,18 @@ class SimulatedEngine:
     ) -> Exchange:
         """A request came."""
         request = self.world.request_in(body)
-        one = Exchange(self, answer, request)
+        one = Exchange(self, answer, request, posted=method == "POST")
         self.exchanges.append(one)
         if request is not None:
             self.asked_at = self.world.scheduler.now
             self.world.invariants.arrived(self, request)
-            if request.poison and not self.failing:
+            if request.poison and not self.failing and not self.loop_ended:
                 self.world.scheduler.after(0.03, lambda: self._die_of(request))
         if method == "GET":
             page = {"data": [{"id": "m"}]} if path == "/v1/models" else {}
             self._after(one, 0.001, lambda: self._whole(one, 200, page))
+        elif self.loop_ended:
+            self.world.scheduler.after(1.0, partial(self._unavailable, one))
         elif self.failing:
             self._after(one, 0.01, lambda: self._whole(one, 500, {"error": "simulated"}))
         else:
@@ -311,6 +336,7 @@ class SimulatedEngine:
         self._evict()
         request = one.request
         if request is not None and request.stream:
+            one.begun = True
             one.answer("head", (200, "text/event-stream"))
             self._stream(one, request.tokens)
         else:
@@ -369,7 +395,8 @@ class SimulatedEngine:
         self.world.scheduler.after(seconds, partial(self._go_on, one, act))
 
     def _go_on(self, one: Exchange, act: Callable[[], None]) -> None:
-        if self.code is not None or not one.open:
+        # Of an engine whose loop has ended only its server goes on.
+        if self.code is not None or not one.open or (self.loop_ended and one.posted):
             return
         if self.hung:
             self._after(one, 1.0, act)
@@ -378,10 +405,7 @@ class SimulatedEngine:
 
     # -- its words
 
-    def _say(self, text: str, *, level: str = "INFO") -> None:
-        self._say_raw(f"[TM][{level}][turbomind.cc:305] {text}")
-
-    def _say_raw(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self.said.append((text, 1))
         self._tell()
 

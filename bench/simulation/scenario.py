@@ -24,8 +24,9 @@ CALM = 7_200.0
 LEAST_FAULTS, MOST_FAULTS = 20, 26
 #: A start's deadline, several of them, and the rest in between.
 _BACK = 300.0
-#: Part of the days in which `Day._poison_after_restart` happens, and of those with each of
-#: `Day._poison_for_hours`, `Day._batch` and `Day._calibration`.
+#: Part of the days in which `Day._poison_after_restart` happens, of those whose user chose the
+#: PyTorch engine, and of those with each of `Day._poison_for_hours`, `Day._batch` and
+#: `Day._calibration`.
 _RARE = 0.1
 _RARER = 0.05
 _SETUPS = (
@@ -50,6 +51,8 @@ class Day:
         #: Of what few days have, so that the others are as they were without.
         self.rare = random.Random(f"rare {seed}")
         spec, model, fixed = self.rng.choice(_SETUPS)
+        if random.Random(f"engine {seed}").random() < _RARE:
+            fixed = {**fixed, "engine": "pytorch"}
         self.world = World(seed, spec)
         self.seconds = seconds
         self.number = faults or self.rng.randrange(LEAST_FAULTS, MOST_FAULTS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import sys
-from asyncio import events
+from asyncio import events, tasks
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -25,6 +25,12 @@ TRACERS: list[Any] = []
 
 #: A day has some thousands of events.
 _MOST_STEPS = 1_000_000
+
+
+def _swap_task(loop: Any, task: Any) -> Any:
+    """Take out the task that a loop runs, and put one in: Python keeps one a thread since 3.14, and
+    one a loop before. Ours are greenlets of one thread."""
+    return tasks._swap_current_task(loop, task) if sys.version_info >= (3, 14) else None
 
 
 class Timer:
@@ -194,9 +200,12 @@ class Scheduler:
 
     def _away(self) -> None:
         process, loop = self.process, events._get_running_loop()
+        task = None if loop is None else _swap_task(loop, None)
         events._set_running_loop(None)
         self._hub.switch()
         events._set_running_loop(loop)
+        if task is not None:
+            _swap_task(loop, task)
         self.process = process
 
     def _body(self, target: Callable[[], Any], owner: Process) -> None:

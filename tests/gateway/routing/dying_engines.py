@@ -7,6 +7,7 @@ import asyncio
 from bench.common.gateway import (
     DONE,
     EVENT,
+    Answer,
     Recorder,
     ask,
     call,
@@ -18,6 +19,11 @@ from tests.waiting import HANG
 from turbofit.gateway.http.app import Gateway
 
 POISON = "poison"
+#: LMDeploy's answer where its PyTorch engine's loop has ended.
+UNAVAILABLE = (
+    b'{"message":"The inference engine is unavailable.","type":"server_error","code":503,'
+    b'"param":null,"object":"error"}'
+)
 
 
 def broken(*_):
@@ -31,10 +37,11 @@ def vanish(*_):
 class DyingEngines:
     """Engines that hold every request until `release`, and die of a poisonous one.
 
-    As a process does: all that it had breaks off, and nothing listens any more.
+    As a process does: all that it had breaks off, and nothing listens any more. Or only as a
+    PyTorch engine's loop: its server answers for it, once and for all.
     """
 
-    def __init__(self, engines: int, **config) -> None:
+    def __init__(self, engines: int, *, loops: bool = False, **config) -> None:
         self.app, self.recorder = gateway(
             engines=engines, recorder=Recorder(self._answer), queue_seconds=HANG, **config
         )
@@ -42,16 +49,18 @@ class DyingEngines:
             engine.succeeded()
         self.held: dict[int, list[asyncio.Future[None]]] = {}
         self.received: dict[int, list[str]] = {}
-        self._released = False
+        self._released, self._loops = False, loops
         #: Poisonous requests are held like others.
         self.patient = False
         self._changed = asyncio.Event()
 
     @property
     def dead(self) -> set[int]:
-        return self.recorder.down
+        return self.recorder.failing if self._loops else self.recorder.down
 
     async def _answer(self, engine, path, body):
+        if engine.index in self.recorder.failing:
+            return stream(b'data: {"error": ' + UNAVAILABLE + b"}\n\n", DONE)
         text = str(body)
         self.received.setdefault(engine.index, []).append(text)
         held: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -64,7 +73,7 @@ class DyingEngines:
         try:
             await held
         except OSError as exc:
-            return exc
+            return Answer(UNAVAILABLE, status=503) if self._loops else exc
         return stream(EVENT, DONE)
 
     def kill(self, index: int) -> None:

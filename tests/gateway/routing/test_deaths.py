@@ -22,10 +22,11 @@ from tests.gateway.routing.dying_engines import POISON, DyingEngines, metric, va
 from tests.virtual_time import settled
 
 
+@pytest.mark.parametrize("loops", [False, True])
 @pytest.mark.parametrize("engines", [1, 2, 3, 9])
-def test_what_an_engine_died_of_alone_is_sent_to_no_other(engines) -> None:
+def test_what_an_engine_died_of_alone_is_sent_to_no_other(engines, loops) -> None:
     async def run():
-        mortal = DyingEngines(engines)
+        mortal = DyingEngines(engines, loops=loops)
         (reply,) = await mortal.settled(mortal.send(POISON))
         mortal.release()
         after = await mortal.settled(mortal.send("innocent")) if engines > 1 else []
@@ -44,9 +45,10 @@ def test_what_an_engine_died_of_alone_is_sent_to_no_other(engines) -> None:
 
 @pytest.mark.parametrize("engines", [2, 3, 4, 5, 8])
 @pytest.mark.parametrize("each", [1, 3])
-def test_one_request_ends_two_engines_at_most_and_never_the_last(engines, each) -> None:
+@pytest.mark.parametrize("loops", [False, True])
+def test_one_request_ends_two_engines_at_most_and_never_the_last(engines, each, loops) -> None:
     async def run():
-        mortal = DyingEngines(engines)
+        mortal = DyingEngines(engines, loops=loops)
         crowd = await mortal.crowd(engines * each)
         poisonous = mortal.send(POISON)
         await mortal.died()
@@ -162,9 +164,10 @@ def test_who_waits_for_a_second_engine_is_told_when_it_becomes_the_last() -> Non
     assert sorted(reply.status for reply in everybody) == [200] * 4 + [503] * 2
 
 
-def test_a_second_death_alone_convicts_and_one_among_others_does_not() -> None:
+@pytest.mark.parametrize("loops", [False, True])
+def test_a_second_death_alone_convicts_and_one_among_others_does_not(loops) -> None:
     async def run(seconds: float):
-        mortal = DyingEngines(4)
+        mortal = DyingEngines(4, loops=loops)
         mortal.app.engines[0].share = mortal.app.engines[1].share = 1000.0
         first = mortal.send("first")
         await mortal.until(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,6 +39,16 @@ _DATA: Final = b"data: {"
 _TAIL: Final = 4096
 #: How a stream begins whose engine is out of order.
 _ERROR_EVENTS: Final = (b'data: {"error"', b"event: error")
+#: What LMDeploy's server answers, with 503 or in an event, once its engine's loop has ended: the
+#: server lives on. Source: LMDeploy 0.18 serve/core/exceptions.py.
+_UNAVAILABLE: Final = b"The inference engine is unavailable."
+_UNAVAILABLE_EVENT: Final = re.compile(
+    rb'(?:\A|(?<=\n\n))(?:data: \{"error"|event: (?:error|response\.failed)\n)[^\n]*'
+    + re.escape(_UNAVAILABLE)
+)
+#: What LMDeploy's server begins a stream of the Responses API with, before the engine has anything.
+_PREAMBLE: Final = re.compile(rb"(?:event: response\.(?:created|in_progress)\n[^\n]*\n\n)+")
+_LOOP_ENDED: Final = "the engine's loop has ended"
 
 
 class EngineDied(Refusal):
@@ -52,7 +63,7 @@ class ForwardOutcome:
 
     __slots__ = (
         "alone", "answered", "arrivals", "broken", "bytes_out", "death", "events", "failed",
-        "first_byte", "started", "status", "stuck", "tail", "vanished",
+        "first_byte", "started", "status", "stuck", "tail", "unavailable", "vanished",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -76,6 +87,8 @@ class ForwardOutcome:
         self.stuck = False
         #: It answered that it cannot.
         self.failed = False
+        #: Its server answered for it: the engine's loop has ended.
+        self.unavailable = False
         #: Events of a stream that came, and the last bytes of an answer that hold a usage.
         self.events = 0
         self.tail = b""
@@ -213,10 +226,12 @@ class Exchange:
         engine, rest = self._engine, b""
         content = response.content
         while True:
-            data = await content.readany()
+            data = await self._read(content)
             if not data:
                 break
-            if self.outcome.first_byte is None:
+            if self._route.api == "responses" and _PREAMBLE.fullmatch(data):
+                pass  # it says nothing of the engine
+            elif self.outcome.first_byte is None:
                 self.outcome.first_byte, self.outcome.answered = time.perf_counter(), True
                 self.heard_at = time.monotonic()
                 if data.startswith(_ERROR_EVENTS):
@@ -236,6 +251,22 @@ class Exchange:
             raise Died("an empty stream")
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    async def _read(self, content: aiohttp.StreamReader) -> bytes:
+        """What comes next of a stream, empty at its end.
+
+        Raises:
+            Died: the engine's server says that the engine's loop has ended.
+        """
+        if not self.outcome.unavailable:
+            data = await content.readany()
+            found = _UNAVAILABLE_EVENT.search(data) if _UNAVAILABLE in data else None
+            if found is None:
+                return data
+            self.outcome.unavailable = True
+            if found.start():
+                return data[: found.start()]
+        raise Died(_LOOP_ENDED)
+
     async def _whole(self, response: aiohttp.ClientResponse, kind: str) -> None:
         """An answer in one piece, kept back until it is whole."""
         data = bytearray()
@@ -245,6 +276,9 @@ class Exchange:
             self._hear()
             if len(data) > _LARGEST_ANSWER:
                 raise Died("an endless answer")
+        if response.status == 503 and _UNAVAILABLE in data:
+            self.outcome.unavailable, self.outcome.answered = True, False
+            raise Died(_LOOP_ENDED)
         self.outcome.first_byte = time.perf_counter()
         if response.status == 200 and self._route.kind not in ("count_tokens", "encode", "models"):
             self._engine.succeeded()

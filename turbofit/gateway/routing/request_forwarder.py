@@ -225,7 +225,8 @@ class RequestForwarder:
                 # are up, it would be asked first, having nothing, and break off every request.
                 unbegun = exchange.outcome.broken and not exchange.outcome.started
                 unbegun = unbegun and not exchange.outcome.stuck
-                if exchange.outcome.vanished or (unbegun and self._fleet.others(avoid)):
+                silent = exchange.outcome.vanished or exchange.outcome.unavailable
+                if silent or (unbegun and self._fleet.others(avoid)):
                     self._monitor.doubt(engine)
                 self._metrics.count("engine_failures_total", f"engine={engine.label}")
 

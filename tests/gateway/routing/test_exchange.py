@@ -1,0 +1,98 @@
+"""What the gateway makes of the answer of a server whose engine's loop has ended."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.common.gateway import CHAT, DONE, EVENT, Answer, Recorder, ask, chat, gateway, stream
+from tests.gateway.routing.dying_engines import UNAVAILABLE, metric
+
+ANTHROPIC = {"model": "m", "max_tokens": 4, "messages": [{"role": "user", "content": "x"}]}
+OPENAI_END = b'data: {"error": ' + UNAVAILABLE + b"}\n\n"
+ANTHROPIC_END = (
+    b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error",'
+    b'"message":"The inference engine is unavailable."}}\n\n'
+)
+PREAMBLE = (
+    b'event: response.created\ndata: {"type":"response.created"}\n\n'
+    b'event: response.in_progress\ndata: {"type":"response.in_progress"}\n\n'
+)
+RESPONSES_END = (
+    b'event: response.failed\ndata: {"type":"response.failed","response":{"error":'
+    b'{"message":"The inference engine is unavailable."}}}\n\n'
+)
+DELTA = b'event: response.output_text.delta\ndata: {"delta":"x"}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "end"),
+    [
+        (CHAT, chat(stream=True), lambda: stream(OPENAI_END, DONE)),
+        (CHAT, chat(), lambda: Answer(UNAVAILABLE, status=503)),
+        ("/v1/messages", {**ANTHROPIC, "stream": True}, lambda: stream(ANTHROPIC_END)),
+    ],
+)
+def test_what_was_not_begun_is_no_answer(path, body, end) -> None:
+    app, recorder = gateway(recorder=Recorder(lambda *_: end()))
+    reply = ask(app, path, body=body)
+    assert (reply.status, reply.headers["retry-after"]) == (503, "5")
+    assert b"broke off" in reply.body
+    assert metric(app, "engine_deaths_total", '{engine="0"}') == 1
+    assert not app.engines[0].up
+    assert len(recorder.seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "begun", "end"),
+    [
+        (CHAT, chat(stream=True), EVENT, OPENAI_END + DONE),
+        ("/v1/messages", {**ANTHROPIC, "stream": True}, b"event: x\ndata: {}\n\n", ANTHROPIC_END),
+        ("/v1/responses", {"input": "x", "stream": True}, PREAMBLE + DELTA, RESPONSES_END),
+    ],
+)
+@pytest.mark.parametrize("together", [False, True])
+def test_what_was_begun_ends_with_an_error_event(path, body, begun, end, together) -> None:
+    parts = (begun + end,) if together else (begun, end)
+    app, _ = gateway(recorder=Recorder(lambda *_: stream(*parts)))
+    reply = ask(app, path, body=body)
+    assert reply.status == 200
+    assert reply.body.startswith(begun)
+    rest = reply.body[len(begun) :]
+    assert b"broke off" in rest
+    assert b"unavailable" not in rest
+    assert rest.endswith(b"\n\n")
+    assert metric(app, "engine_deaths_total", '{engine="0"}') == 1
+
+
+def test_the_beginning_of_a_responses_stream_says_nothing_of_its_engine() -> None:
+    app, _ = gateway(recorder=Recorder(lambda *_: stream(PREAMBLE, RESPONSES_END)))
+    engine = app.engines[0]
+    reply = ask(app, "/v1/responses", body={"input": "x", "stream": True})
+    assert reply.body.startswith(PREAMBLE)
+    assert b"broke off" in reply.body
+    assert engine.last_success == float("-inf")
+    app, _ = gateway(recorder=Recorder(lambda *_: stream(PREAMBLE, DELTA)))
+    reply = ask(app, "/v1/responses", body={"input": "x", "stream": True})
+    assert reply.body == PREAMBLE + DELTA
+    assert app.engines[0].answered
+
+
+WRITTEN = b'data: {"choices":[{"delta":{"content":"The inference engine is unavailable."}}]}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("status", "part"),
+    [
+        # What a model wrote.
+        (200, WRITTEN),
+        # What runs out of memory for one request, and lives.
+        (503, b'{"error":{"message":"out of GPU memory"}}'),
+    ],
+)
+def test_an_engine_that_lives_is_accused_of_nothing(status, part) -> None:
+    kind = "text/event-stream" if status == 200 else "application/json"
+    app, _ = gateway(recorder=Recorder(lambda *_: Answer(part, status=status, kind=kind)))
+    reply = ask(app, body=chat(stream=True))
+    assert (reply.status, reply.body) == (status, part)
+    assert metric(app, "engine_deaths_total", '{engine="0"}') == 0
+    assert app.engines[0].up
