@@ -136,7 +136,7 @@ BUGS = (
     Bug("a conviction that is taken back goes on explaining", "gateway/routing/suspects.py",
         "                self._unexplain(earlier)\n", "                pass\n", 441118),
     Bug("an engine whose loop has ended has answered", "gateway/routing/exchange.py",
-        "if response.status == 503 and _UNAVAILABLE in data:", "if False:", 700675),
+        "if response.status == 503 and _UNAVAILABLE in data:", "if False:", 530172),
     Bug("deaths count for as long as the clock was ahead", "gateway/routing/quarantine.py",
         ".none_ahead(kept_time())", "", 1112),
     Bug("half a line stays in a batch's output", "batch/output_file.py",

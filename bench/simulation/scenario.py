@@ -51,7 +51,7 @@ class Day:
         #: Of what few days have, so that the others are as they were without.
         self.rare = random.Random(f"rare {seed}")
         spec, model, fixed = self.rng.choice(_SETUPS)
-        if random.Random(f"engine {seed}").random() < _RARE:
+        if random.Random(f"chosen engine {seed}").random() < _RARE:
             fixed = {**fixed, "engine": "pytorch"}
         self.world = World(seed, spec)
         self.seconds = seconds
