@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["Exchange", "SimulatedEngine", "StartFault"]
 
 MIB = 1 << 20
+#: Longer than turbofit waits for the last words of a loop that has ended.
+_LAST_WORDS = 2.5
 _UNAVAILABLE = "The inference engine is unavailable."
 #: Tokens of a request beside its images.
 _TEXT = 100
@@ -233,6 +235,8 @@ class SimulatedEngine:
             self._exit(1)
         elif not self.loop_ended:
             self.loop_ended, self.well_since = True, inf
+            # Who follows its log waits for its last words.
+            self.world.scheduler.after(_LAST_WORDS, self._tell)
             # Each request looks every second whether the loop is alive.
             for one in list(self.exchanges):
                 self.world.scheduler.after(self.world.rng.random(), partial(self._unavailable, one))
