@@ -39,7 +39,7 @@ class GpuUsageReader:
     def begin(self, plan: Any) -> dict[int, int]:
         return {one.index: self.before * MIB for one in plan.gpus}
 
-    def read(self, _: Any) -> dict[int, SampledRange]:
+    def read(self, _: Any, __: Any) -> dict[int, SampledRange]:
         if not self.used:
             raise MachineError("GPU 0 is lost", hint="see nvidia-smi")
         return {0: SampledRange(peak=self.used[0] * MIB, last=self.used.pop(0) * MIB)}
@@ -165,7 +165,7 @@ class OneCard(GpuUsageReader):
         super().__init__()
         self.index = index
 
-    def read(self, _: Any) -> dict[int, SampledRange]:
+    def read(self, _: Any, __: Any) -> dict[int, SampledRange]:
         return {self.index: SampledRange(peak=MIB, last=MIB)}
 
 

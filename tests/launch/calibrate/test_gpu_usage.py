@@ -55,19 +55,19 @@ def test_each_step_reads_only_what_is_new(taken: list[Any], tmp_path: Path) -> N
         "P context\n" + allocated(50 * MIB, 50 * MIB, "a1") + f"F a1 0\n{allocated(MIB, MIB, 'a2')}"
     )
     path.write_text(text)
-    (loaded,) = usage.read(engine).values()
+    (loaded,) = usage.read(made, engine).values()
     assert (loaded.peak, loaded.last) == (others + MIB, others + MIB)
     assert len(taken) == 4
     path.write_text(text + allocated(80 * MIB, 81 * MIB, "a3") + f"F a3 {MIB}\n")
-    (worst,) = usage.read(engine).values()
+    (worst,) = usage.read(made, engine).values()
     assert (worst.peak, worst.last) == (others + 81 * MIB, others + MIB)
     assert len(taken) == 6
     # A new start has a timeline of its own.
     engine.start_command = SimpleNamespace(timeline=tmp_path / "another")
     with pytest.raises(MachineError, match="account cannot be read"):
-        usage.read(engine)
+        usage.read(made, engine)
     (tmp_path / "another").write_text("P context\n" + allocated(MIB, 2 * MIB, "b1"))
-    (again,) = usage.read(engine).values()
+    (again,) = usage.read(made, engine).values()
     assert again.last == others + 2 * MIB
 
 
@@ -81,9 +81,9 @@ def test_an_event_that_cannot_be_read_is_read_again_from_the_beginning(
     usage.begin(made)
     path.write_text("P context\nA 0 0 -1 nonsense\n")
     with pytest.raises(MachineError):
-        usage.read(engine)
+        usage.read(made, engine)
     path.write_text("P context\n" + allocated(MIB, MIB, "a1"))
-    assert 0 in usage.read(engine)
+    assert 0 in usage.read(made, engine)
 
 
 class Samples:
@@ -112,12 +112,31 @@ def test_a_gpu_that_answers_no_more_is_not_read_by_its_last_answer(
     monkeypatch.setattr(gpu_usage, "time", clock)
     monkeypatch.setattr(gpu_usage, "memory_now", lambda _: Memory(2 * MIB, MIB, MIB))
     monkeypatch.setattr(gpu_usage, "Sampler", lambda _: Samples(1.0, last))
-    usage = NvmlUsageReader()
-    usage.begin(plan("internvl2-8b", on="1xrtx3090"))
+    usage, made = NvmlUsageReader(), plan("internvl2-8b", on="1xrtx3090")
+    usage.begin(made)
     usage._since = {0: 0.0}
     engine: Any = SimpleNamespace(group=0)
     if read:
-        assert usage.read(engine) == {0: SampledRange(peak=MIB, last=MIB)}
+        assert usage.read(made, engine) == {0: SampledRange(peak=MIB, last=MIB)}
     else:
         with pytest.raises(MachineError, match="did not answer"):
-            usage.read(engine)
+            usage.read(made, engine)
+
+
+@pytest.mark.parametrize("reader", [NvmlUsageReader, PretendUsageReader])
+def test_an_engine_of_an_earlier_plan_is_not_read(
+    monkeypatch: pytest.MonkeyPatch, reader: type[NvmlUsageReader | PretendUsageReader]
+) -> None:
+    """Its last question was answered while turbofit planned anew, on fewer GPUs."""
+    monkeypatch.setattr(gpu_usage, "memory_now", lambda _: Memory(2 * MIB, MIB, MIB))
+    monkeypatch.setattr(gpu_usage, "Sampler", lambda _: Samples(1.0))
+    usage = reader()
+    before = plan("internvl2-8b", on="2xrtx3090", tp=1)
+    usage.begin(before)
+    engine: Any = SimpleNamespace(group=1, name="engine 1", start_command=None)
+    usage.begin(plan("internvl2-8b", on="1xrtx3090"))
+    with pytest.raises(MachineError, match="another plan is launched"):
+        usage.read(before, engine)
+    usage.end()
+    with pytest.raises(MachineError, match="another plan is launched"):
+        usage.read(before, engine)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from turbofit.launch.calibrate.progress import Progress
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
     from turbofit.launch.engine.worst_requests import ProbeRequest
-    from turbofit.observe.sampler import SampledRange
 
 __all__ = ["Calibrator"]
 
@@ -74,34 +73,37 @@ class Calibrator:
     ) -> None:
         """See :class:`turbofit.launch.engine.supervised_engine.Examiner`."""
         try:
-            self._examine(engine, model, ask)
+            self._examine(self.plan, engine, model, ask)
         except LaunchError:
             raise
         except TurbofitError as exc:  # a GPU that cannot be read any more
             raise LaunchError(exc.message, hint=exc.hint) from None
 
     def _examine(
-        self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
-    ) -> None:
-        plan = self.plan.of_group(engine.group)
-        self._take(engine, STEADY, self._usage.read(engine))
+        self, launched: Plan, engine: SupervisedEngine, model: str,
+        ask: Callable[[ProbeRequest], int],
+    ) -> None:  # fmt: skip
+        plan = launched.of_group(engine.group)
+        self._take(launched, engine, STEADY)
         for small in small_requests(plan, model):
             ask(small)
-        self._take(engine, KERNELS, self._usage.read(engine))
+        self._take(launched, engine, KERNELS)
         worst = worst_request(plan, model)
         if worst is not None:
-            tokens = self._drive(engine, _REQUEST, worst, ask)
+            tokens = self._drive(launched, engine, _REQUEST, worst, ask)
             if tokens is not None:
                 text = max(0, tokens - worst_image_tokens(plan))
                 self._progress.texts[engine.group] = text
         text = self._progress.texts.get(engine.group, 0)
         for question in every_worst(plan, model, text):
-            self._drive(engine, question.name, question, ask)
+            self._drive(launched, engine, question.name, question, ask)
         with self._lock:
-            self._progress.finish(engine.group)
+            if self._plan is launched:
+                self._progress.finish(engine.group)
 
     def _drive(
         self,
+        launched: Plan,
         engine: SupervisedEngine,
         name: str,
         question: ProbeRequest,
@@ -113,15 +115,16 @@ class Calibrator:
             return None
         tell(Step(f"{engine.name}: measuring {name}"))
         tokens = ask(question)
-        self._take(engine, name, self._usage.read(engine))
+        self._take(launched, engine, name)
         return tokens
 
-    def _take(self, engine: SupervisedEngine, name: str, spans: dict[int, SampledRange]) -> None:
-        """Keep a reading. What was in use after a step belongs to it too: pools keep their most.
+    def _take(self, launched: Plan, engine: SupervisedEngine, name: str) -> None:
+        """Read, and keep it. What was in use after a step belongs to it too: pools keep their most.
 
         What the engine's log says of its cache comes with the first step that finds it: who follows
         the log may be behind.
         """
+        spans = self._usage.read(launched, engine)
         steady = name in (STEADY, KERNELS)
         used = {i: span.last if steady else max(span) for i, span in spans.items()}
         cards = tuple(

@@ -28,8 +28,8 @@ class GpuUsageReader(Protocol):
     def begin(self, plan: Plan) -> dict[int, int]:
         """Before the engines are started: used bytes by the machine's index."""
 
-    def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
-        """The most since the last reading of this engine, and now."""
+    def read(self, plan: Plan, engine: SupervisedEngine) -> dict[int, SampledRange]:
+        """The most since the last reading of this engine, which is of this plan, and now."""
 
     def end(self) -> None:
         """No more is asked."""
@@ -42,7 +42,7 @@ class NvmlUsageReader:
         self._sampler: Sampler | None = None
         self._since: dict[int, float] = {}
         self._cards: dict[int, GpuLedger] = {}
-        self._groups: tuple[tuple[int, ...], ...] = ()
+        self._plan: Plan | None = None
 
     def begin(self, plan: Plan) -> dict[int, int]:
         """See :class:`GpuUsageReader`.
@@ -51,23 +51,25 @@ class NvmlUsageReader:
             MachineError: a GPU cannot be read.
         """
         self.end()
-        self._cards, self._groups = {one.index: one for one in plan.gpus}, plan.parallel.groups
+        self._plan, self._cards = plan, {one.index: one for one in plan.gpus}
         before = {index: memory_now(one.uuid).used for index, one in self._cards.items()}
         self._sampler = Sampler([one.uuid for one in plan.gpus])
         self._sampler.__enter__()
         self._since = dict.fromkeys(self._cards, time.monotonic())
         return before
 
-    def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
+    def read(self, plan: Plan, engine: SupervisedEngine) -> dict[int, SampledRange]:
         """See :class:`GpuUsageReader`.
 
         Raises:
-            MachineError: a GPU did not answer, or no more: what it held later is not known.
+            MachineError: a GPU did not answer, or no more: what it held later is not known. Or
+                another plan is launched by now, and the engine has ended.
         """
         time.sleep(_SETTLE)
         now, found = time.monotonic(), {}
-        assert self._sampler is not None
-        for index in self._groups[engine.group]:
+        if self._plan is not plan or self._sampler is None:
+            raise _ended(engine)
+        for index in plan.parallel.groups[engine.group]:
             uuid = self._cards[index].uuid
             span = self._sampler.between(uuid, self._since[index], now)
             if span is None or self._sampler.between(uuid, now - _SETTLE, now) is None:
@@ -79,6 +81,7 @@ class NvmlUsageReader:
 
     def end(self) -> None:
         """See :class:`GpuUsageReader`."""
+        self._plan = None
         if self._sampler is not None:
             self._sampler.__exit__()
             self._sampler = None
@@ -97,12 +100,15 @@ class PretendUsageReader:
         self._plan, self._highest, self._readers = plan, {}, {}
         return {one.index: one.used for one in plan.gpus}
 
-    def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
+    def read(self, plan: Plan, engine: SupervisedEngine) -> dict[int, SampledRange]:
         """See :class:`GpuUsageReader`.
 
         Raises:
-            MachineError: its account cannot be read.
+            MachineError: its account cannot be read. Or another plan is launched by now, and the
+                engine has ended.
         """
+        if self._plan is not plan:
+            raise _ended(engine)
         found = {}
         for seen in self._reader(engine).seen():
             first = seen.gpu not in self._highest
@@ -130,3 +136,8 @@ class PretendUsageReader:
 
     def end(self) -> None:
         """See :class:`GpuUsageReader`."""
+        self._plan = None
+
+
+def _ended(engine: SupervisedEngine) -> MachineError:
+    return MachineError(f"{engine.name} has ended: another plan is launched", hint="see the log")
