@@ -163,11 +163,12 @@ class SupervisedEngine:
                 self._tell(line)
             self._time()
         self._follow()
-        if code is not None:
+        # Whoever kills what is left of an engine whose loop has ended is not what ended it.
+        if code is not None and not self.tracker.failing:
             return self._ended(code)
         if self.tracker.fallback is not None:
             return fallback(self.tracker, self.log)
-        if self.tracker.loop_failed(now):
+        if code is not None or self.tracker.loop_failed(now):
             return loop_ended(self.tracker, self._plan, self.log, self.death())
         if self.tracker.hangs(now):
             return hang(self.tracker, self._plan, self.log)
