@@ -111,18 +111,26 @@ def test_an_engine_that_ended_a_moment_ago_is_counted_whole(tmp_path: Path) -> N
         assert lease.settled, "what runs in another container is not seen"
 
 
-def test_a_cache_that_is_larger_than_its_plan_leaves_its_growth_reserved(tmp_path: Path) -> None:
-    """LMDeploy's cache is a share of what is free: more was than the plan had counted on."""
+@pytest.mark.parametrize("told", [True, False])
+def test_a_cache_that_is_larger_than_its_plan_leaves_its_growth_reserved(
+    tmp_path: Path, told: bool
+) -> None:
+    """LMDeploy's cache is a share of what is free: more was than the plan had counted on.
+
+    The PyTorch engine does not tell how large it is.
+    """
     with reserved(tmp_path) as mine, Leases(tmp_path) as yours:
         engine = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
         try:
-            mine.note(model="m", engines=[engine.pid], ready=True, surplus={UUID: 2 * GIB})
+            surplus = {UUID: 2 * GIB} if told else None
+            mine.note(model="m", engines=[engine.pid], ready=True, surplus=surplus)
             (lease,) = yours.others()
+            left = GIB if told else lease.growth[UUID]
             held = lease.need[UUID] + GIB
             holder = Holder(pid=engine.pid, name="python", bytes=held)
             card = gpu(0, used=held, free=24 * GIB - held, holders=(holder,))
             one = msgspec.structs.replace(machine(1), gpus=(card,))
-            assert card.free - counted(one, yours).gpus[0].free == min(card.free, GIB)
+            assert card.free - counted(one, yours).gpus[0].free == min(card.free, left)
         finally:
             engine.kill()
             engine.communicate()

@@ -116,9 +116,15 @@ class StartupTracker:
         return self._loop_failed is not None
 
     @property
-    def cache_surplus(self) -> int:
-        """Bytes a GPU that the cache holds beyond the plan: more was free than it counted on."""
-        return 0 if self.budget is None else max(0, self.budget.budget - self._plan.kv.region_bytes)
+    def cache_surplus(self) -> int | None:
+        """Bytes a GPU that the cache holds beyond the plan: more was free than it counted on.
+
+        None where the engine has not told how large it is.
+        """
+        planned = self._plan.kv.region_bytes
+        if self.budget is None:
+            return None if planned else 0
+        return max(0, self.budget.budget - planned)
 
     def cached_tokens(self) -> int | None:
         """Tokens that the cache holds by the engine's own figures."""

@@ -63,7 +63,7 @@ class Attempt:
         self._front: PublicSide | None = None
         self._suspects: Suspects | None = None
         self._gpu_monitor: GpuMonitor | None = None
-        self._noted: tuple[list[int], bool, dict[str, int]] = ([], False, {})
+        self._noted: tuple[list[int], bool, dict[str, int] | None] = ([], False, {})
         self._began = time.monotonic()
         self._moments: list[RunMoment] = []
         #: What the GPUs have in use without our engines.
@@ -312,13 +312,19 @@ class Attempt:
             return []
         return [engine.process.pid for engine in server.engines if engine.process is not None]
 
-    def _surplus(self) -> dict[str, int]:
-        """Bytes by GPU UUID that caches hold beyond the plan: more was free than it counted on."""
+    def _surplus(self) -> dict[str, int] | None:
+        """Bytes by GPU UUID that caches hold beyond the plan: more was free than it counted on.
+
+        None where an engine has not told: LMDeploy's PyTorch engine never does.
+        """
         if self._server is None:
             return {}
         surplus: dict[str, int] = {}
         for engine in self._server.engines:
-            if beyond := engine.tracker.cache_surplus:
+            beyond = engine.tracker.cache_surplus
+            if beyond is None:
+                return None
+            if beyond:
                 surplus |= dict.fromkeys(self._uuids(engine), beyond)
         return surplus
 
