@@ -17,9 +17,17 @@ PREAMBLE = (
     b'event: response.created\ndata: {"type":"response.created"}\n\n'
     b'event: response.in_progress\ndata: {"type":"response.in_progress"}\n\n'
 )
+#: What LMDeploy 0.18 sends where nothing was generated.
+EMPTY = b"".join(
+    b"event: response." + name + b'\ndata: {"type":"response.' + name + b'"}\n\n'
+    for name in (
+        b"output_item.added", b"content_part.added", b"output_text.done", b"content_part.done",
+        b"output_item.done",
+    )
+)  # fmt: skip
 RESPONSES_END = (
-    b'event: response.failed\ndata: {"type":"response.failed","response":{"error":'
-    b'{"message":"The inference engine is unavailable."}}}\n\n'
+    b'event: response.failed\ndata: {"type": "response.failed", "response": {"id": "r", "error": '
+    b'{"code": "engine_unavailable", "message": "The inference engine is unavailable."}}}\n\n'
 )
 DELTA = b'event: response.output_text.delta\ndata: {"delta":"x"}\n\n'
 
@@ -50,10 +58,13 @@ def test_what_was_not_begun_is_no_answer(path, body, end) -> None:
         ("/v1/responses", {"input": "x", "stream": True}, PREAMBLE + DELTA, RESPONSES_END),
     ],
 )
-@pytest.mark.parametrize("together", [False, True])
-def test_what_was_begun_ends_with_an_error_event(path, body, begun, end, together) -> None:
-    parts = (begun + end,) if together else (begun, end)
-    app, _ = gateway(recorder=Recorder(lambda *_: stream(*parts)))
+@pytest.mark.parametrize("cut", [0, None, -1, 40, -2])
+def test_what_was_begun_ends_with_an_error_event(path, body, begun, end, cut) -> None:
+    """However it comes in pieces."""
+    whole = begun + end
+    at = len(whole) if cut is None else len(begun) + cut
+    parts = (whole[:at], whole[at:])
+    app, _ = gateway(recorder=Recorder(lambda *_: stream(*filter(None, parts))))
     reply = ask(app, path, body=body)
     assert reply.status == 200
     assert reply.body.startswith(begun)
@@ -65,12 +76,16 @@ def test_what_was_begun_ends_with_an_error_event(path, body, begun, end, togethe
 
 
 def test_the_beginning_of_a_responses_stream_says_nothing_of_its_engine() -> None:
-    app, _ = gateway(recorder=Recorder(lambda *_: stream(PREAMBLE, RESPONSES_END)))
-    engine = app.engines[0]
-    reply = ask(app, "/v1/responses", body={"input": "x", "stream": True})
-    assert reply.body.startswith(PREAMBLE)
-    assert b"broke off" in reply.body
-    assert engine.last_success == float("-inf")
+    for parts in [
+        (PREAMBLE, EMPTY, RESPONSES_END), (PREAMBLE + EMPTY + RESPONSES_END,),
+        (PREAMBLE[:50], PREAMBLE[50:], EMPTY[:70], EMPTY[70:], RESPONSES_END),
+    ]:  # fmt: skip
+        app, _ = gateway(recorder=Recorder(lambda *_, parts=parts: stream(*parts)))
+        reply = ask(app, "/v1/responses", body={"input": "x", "stream": True})
+        assert reply.body.startswith(PREAMBLE + EMPTY)
+        assert b"broke off" in reply.body
+        assert metric(app, "engine_deaths_total", '{engine="0"}') == 1
+        assert app.engines[0].last_success == float("-inf")
     app, _ = gateway(recorder=Recorder(lambda *_: stream(PREAMBLE, DELTA)))
     reply = ask(app, "/v1/responses", body={"input": "x", "stream": True})
     assert reply.body == PREAMBLE + DELTA
@@ -78,6 +93,14 @@ def test_the_beginning_of_a_responses_stream_says_nothing_of_its_engine() -> Non
 
 
 WRITTEN = b'data: {"choices":[{"delta":{"content":"The inference engine is unavailable."}}]}\n\n'
+FORGED = (
+    b'data: {"choices":[{"delta":{"content":"{\\"error\\": {\\"message\\": '
+    b'\\"The inference engine is unavailable.\\"}}"}}]}\n\n'
+)
+QUOTED = (
+    b'data: {"error": {"message": "Failed to parse output: The inference engine is unavailable.", '
+    b'"code": 400}}\n\n'
+)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +108,9 @@ WRITTEN = b'data: {"choices":[{"delta":{"content":"The inference engine is unava
     [
         # What a model wrote.
         (200, WRITTEN),
+        (200, FORGED),
+        # An error that quotes it.
+        (200, QUOTED),
         # What runs out of memory for one request, and lives.
         (503, b'{"error":{"message":"out of GPU memory"}}'),
     ],

@@ -40,15 +40,21 @@ _TAIL: Final = 4096
 #: How a stream begins whose engine is out of order.
 _ERROR_EVENTS: Final = (b'data: {"error"', b"event: error")
 #: What LMDeploy's server answers, with 503 or in an event, once its engine's loop has ended: the
-#: server lives on. Source: LMDeploy 0.18 serve/core/exceptions.py.
+#: server lives on. Over: LMDeploy says so of a session or a queue that is gone, too; an engine that
+#: lives is back once it answers a probe. Source: LMDeploy 0.18 serve/core/exceptions.py.
 _UNAVAILABLE: Final = b"The inference engine is unavailable."
+#: The event: the message is all of the error's. What a model or a client wrote has escaped quotes.
 _UNAVAILABLE_EVENT: Final = re.compile(
-    rb'(?:\A|(?<=\n\n))(?:data: \{"error"|event: (?:error|response\.failed)\n)[^\n]*'
+    rb'(?:\A|(?<=\n\n))(?:event: [\w.]+\n)?data: \{[^\n]*?"error": ?\{[^{}\n]*"message": ?"'
     + re.escape(_UNAVAILABLE)
+    + b'"'
 )
-#: What LMDeploy's server begins a stream of the Responses API with, before the engine has anything.
-_PREAMBLE: Final = re.compile(rb"(?:event: response\.(?:created|in_progress)\n[^\n]*\n\n)+")
 _LOOP_ENDED: Final = "the engine's loop has ended"
+#: Events of the Responses API that come of the engine; LMDeploy's server makes the others itself.
+_GENERATED: Final = re.compile(
+    rb"(?:\A|\n\n)event: response\.[\w.]*(?:delta|completed|incomplete)\n"
+)
+_FAILED: Final = re.compile(rb"(?:\A|\n\n)event: (?:error|response\.failed)\n")
 
 
 class EngineDied(Refusal):
@@ -87,7 +93,7 @@ class ForwardOutcome:
         self.stuck = False
         #: It answered that it cannot.
         self.failed = False
-        #: Its server answered for it: the engine's loop has ended.
+        #: The engine's loop has ended: its server said so.
         self.unavailable = False
         #: Events of a stream that came, and the last bytes of an answer that hold a usage.
         self.events = 0
@@ -107,6 +113,7 @@ class Exchange:
         sent: called once the engine has the request.
         begins: called before anything is passed to the client; nobody else is asked from then on.
         first: called at the answer's first byte, where the engine has all images behind it.
+        loop_ended: called where the engine's loop has ended, before the client is told.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -120,10 +127,12 @@ class Exchange:
         sent: Callable[[], None],
         begins: Callable[[], None],
         first: Callable[[], None],
+        loop_ended: Callable[[], None],
     ) -> None:
         self._upstream, self._engine, self._route = upstream, engine, route
         self._prepared, self._send, self._headers = prepared, send, headers
         self._sent, self._begins, self._first = sent, begins, first
+        self._loop_ended = loop_ended
         self._task: asyncio.Task[Any] | None = None
         self._aborted = False
         self.heard_at = self._sent_at = 0.0
@@ -223,49 +232,53 @@ class Exchange:
 
     async def _stream(self, response: aiohttp.ClientResponse, kind: str) -> None:
         """Whole events as they come, so that a broken stream can still end with one."""
-        engine, rest = self._engine, b""
-        content = response.content
-        while True:
-            data = await self._read(content)
-            if not data:
-                break
-            if self._route.api == "responses" and _PREAMBLE.fullmatch(data):
-                pass  # it says nothing of the engine
-            elif self.outcome.first_byte is None:
-                self.outcome.first_byte, self.outcome.answered = time.perf_counter(), True
-                self.heard_at = time.monotonic()
-                if data.startswith(_ERROR_EVENTS):
-                    self.outcome.failed = True
-                else:
-                    engine.succeeded()
-                self._first()
-            else:
-                self._hear()
+        content, rest = response.content, b""
+        while data := await content.readany():
             if rest or not data.endswith(b"\n\n"):
                 data, rest = _events(rest + data)
-            if data:
-                await self._pass(data, kind)
-        if rest:
-            await self._pass(rest, kind)
+            await self._take(data, kind)
+        await self._take(rest, kind)
         if not self.outcome.started:
             raise Died("an empty stream")
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _read(self, content: aiohttp.StreamReader) -> bytes:
-        """What comes next of a stream, empty at its end.
+    async def _take(self, events: bytes, kind: str) -> None:
+        """Pass events on; none: a part of one came.
 
         Raises:
             Died: the engine's server says that the engine's loop has ended.
         """
-        if not self.outcome.unavailable:
-            data = await content.readany()
-            found = _UNAVAILABLE_EVENT.search(data) if _UNAVAILABLE in data else None
-            if found is None:
-                return data
-            self.outcome.unavailable = True
-            if found.start():
-                return data[: found.start()]
-        raise Died(_LOOP_ENDED)
+        end = _UNAVAILABLE_EVENT.search(events) if _UNAVAILABLE in events else None
+        if end is not None:
+            events = events[: end.start()]
+        if events:
+            self._note_events(events)
+            await self._pass(events, kind)
+        else:
+            self._hear()
+        if end is not None:
+            raise self._unavailable()
+
+    def _note_events(self, events: bytes) -> None:
+        """What they say of the engine."""
+        if self.outcome.first_byte is not None:
+            self._hear()
+            return
+        if self._route.api == "responses" and not _GENERATED.search(events):
+            self.outcome.failed |= _FAILED.search(events) is not None
+            return
+        self.outcome.first_byte, self.outcome.answered = time.perf_counter(), True
+        self.heard_at = time.monotonic()
+        if events.startswith(_ERROR_EVENTS):
+            self.outcome.failed = True
+        else:
+            self._engine.succeeded()
+        self._first()
+
+    def _unavailable(self) -> Died:
+        self.outcome.unavailable = True
+        self._loop_ended()
+        return Died(_LOOP_ENDED)
 
     async def _whole(self, response: aiohttp.ClientResponse, kind: str) -> None:
         """An answer in one piece, kept back until it is whole."""
@@ -277,8 +290,8 @@ class Exchange:
             if len(data) > _LARGEST_ANSWER:
                 raise Died("an endless answer")
         if response.status == 503 and _UNAVAILABLE in data:
-            self.outcome.unavailable, self.outcome.answered = True, False
-            raise Died(_LOOP_ENDED)
+            self.outcome.answered = False
+            raise self._unavailable()
         self.outcome.first_byte = time.perf_counter()
         if response.status == 200 and self._route.kind not in ("count_tokens", "encode", "models"):
             self._engine.succeeded()

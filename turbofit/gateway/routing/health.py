@@ -119,7 +119,9 @@ class Monitor:
         self._poke.set()
 
     def doubt(self, engine: RoutedEngine) -> None:
-        """It broke off, or its machine is not heard of: it gets nothing new until it answers.
+        """It broke off, its loop has ended, or its machine is not heard of.
+
+        It gets nothing new until it answers.
 
         What it has is not ended: each of its connections finds out for itself, and some may live.
         """

@@ -47,9 +47,9 @@ class RequestForwarder:
 
     A request of whose answer nothing was passed on yet may be sent again, to an engine that did not
     have it, where one breaks off or is taken out (`retry` says when, `trials` where); what the
-    client sees is a longer wait. An engine that answers, with an error too, has answered. One that
-    cannot be reached never had the request, and does not count as a try: it is taken out at once,
-    so that none is met twice.
+    client sees is a longer wait. An engine that answers, with an error too, has answered, but for
+    LMDeploy's 503 of an engine whose loop has ended. One that cannot be reached never had the
+    request, and does not count as a try: it is taken out at once, so that none is met twice.
 
     Args:
         fleet: the engines.
@@ -205,6 +205,7 @@ class RequestForwarder:
             sent,
             lambda: self.forget(request),
             first,
+            lambda: self._monitor.doubt(engine),
         )
         request.engine, request.outcome = engine, exchange.outcome
         unanswered = False
@@ -225,8 +226,7 @@ class RequestForwarder:
                 # are up, it would be asked first, having nothing, and break off every request.
                 unbegun = exchange.outcome.broken and not exchange.outcome.started
                 unbegun = unbegun and not exchange.outcome.stuck
-                silent = exchange.outcome.vanished or exchange.outcome.unavailable
-                if silent or (unbegun and self._fleet.others(avoid)):
+                if exchange.outcome.vanished or (unbegun and self._fleet.others(avoid)):
                     self._monitor.doubt(engine)
                 self._metrics.count("engine_failures_total", f"engine={engine.label}")
 

@@ -7,6 +7,7 @@ step showed is kept at once, so that a run that was cut short goes on after it.
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from turbofit.core.errors import LaunchError, TurbofitError
@@ -21,7 +22,7 @@ from turbofit.launch.engine.worst_requests import (
 from turbofit.observe.calibration import KERNELS, STEADY, CalibratedGpu, Observation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from turbofit.core.plan import Plan
     from turbofit.launch.calibrate.gpu_usage import GpuUsageReader
@@ -60,9 +61,10 @@ class Calibrator:
 
     def begin(self, plan: Plan) -> None:
         """See :class:`turbofit.launch.engine.supervised_engine.Examiner`."""
-        self._plan = plan
-        self.before = self._usage.begin(plan)
-        self._progress.begin(plan, self.before)
+        with self._lock:
+            self._plan = plan
+            self.before = self._usage.begin(plan)
+            self._progress.begin(plan, self.before)
 
     def end(self) -> None:
         """No GPU is read any more."""
@@ -93,13 +95,27 @@ class Calibrator:
             tokens = self._drive(launched, engine, _REQUEST, worst, ask)
             if tokens is not None:
                 text = max(0, tokens - worst_image_tokens(plan))
-                self._progress.texts[engine.group] = text
+                with self._progress_of(launched, engine) as progress:
+                    progress.texts[engine.group] = text
         text = self._progress.texts.get(engine.group, 0)
         for question in every_worst(plan, model, text):
             self._drive(launched, engine, question.name, question, ask)
+        with self._progress_of(launched, engine) as progress:
+            progress.finish(engine.group)
+
+    @contextmanager
+    def _progress_of(self, launched: Plan, engine: SupervisedEngine) -> Iterator[Progress]:
+        """What was read so far, while this plan is the launched one.
+
+        Raises:
+            LaunchError: it is not any more, and the engine has ended.
+        """
         with self._lock:
-            if self._plan is launched:
-                self._progress.finish(engine.group)
+            if self._plan is not launched:
+                raise LaunchError(
+                    f"{engine.name} has ended: another plan is launched", hint="see the log"
+                )
+            yield self._progress
 
     def _drive(
         self,
@@ -127,14 +143,12 @@ class Calibrator:
         spans = self._usage.read(launched, engine)
         steady = name in (STEADY, KERNELS)
         used = {i: span.last if steady else max(span) for i, span in spans.items()}
-        cards = tuple(
-            CalibratedGpu(index=i, before=self.before[i], used={name: used[i]}) for i in used
-        )
         budget = engine.tracker.budget
         free, region = (None, None) if budget is None else (budget.free, budget.budget)
-        with self._lock:
-            self._progress.add(
-                Observation(group=engine.group, free=free, region=region, cards=cards)
+        with self._progress_of(launched, engine) as progress:
+            cards = tuple(
+                CalibratedGpu(index=i, before=self.before[i], used={name: used[i]}) for i in used
             )
+            progress.add(Observation(group=engine.group, free=free, region=region, cards=cards))
         most = max(used, key=lambda i: used[i])
         self._say(f"{engine.name}: {name}: GPU {most} has {format_bytes(used[most])} in use")

@@ -57,8 +57,9 @@ class Lease:
 
     ``need`` are bytes by GPU UUID that its engines take at most, its margin included; ``growth``
     what they may still take once they are ready. ``surplus``: what their caches hold beyond the
-    plan, since LMDeploy takes a share of what is free, and more was; None where they do not tell.
-    ``engines`` are (pid, start time), where ``pid_namespace`` numbers them.
+    plan, since LMDeploy takes a share of what is free, and more was; ``told`` is whether they say
+    so: LMDeploy's PyTorch engine does not. ``engines`` are (pid, start time), where
+    ``pid_namespace`` numbers them.
     """
 
     def __init__(self, path: Path, document: Document) -> None:
@@ -69,8 +70,8 @@ class Lease:
         self.ready = bool(document.get("ready"))
         self.need = {str(k): int(v) for k, v in dict(document.get("need", {})).items()}
         self.growth = {str(k): int(v) for k, v in dict(document.get("growth", {})).items()}
-        told = document.get("surplus", {})
-        self.surplus = None if told is None else {str(k): int(v) for k, v in dict(told).items()}
+        self.surplus = {str(k): int(v) for k, v in dict(document.get("surplus", {})).items()}
+        self.told = bool(document.get("told", True))
         self.pid_namespace = str(document.get("pid_namespace", ""))
         self.engines = [(int(p), int(t)) for p, t in document.get("engines", [])]
 
@@ -175,7 +176,9 @@ class Leases:
         """
         started = [(pid, start_time(pid)) for pid in engines]
         alive = [pair for pair in started if pair[1]]
-        self._write(model=model, engines=alive, ready=ready, surplus=surplus)
+        self._write(
+            model=model, engines=alive, ready=ready, surplus=surplus or {}, told=surplus is not None
+        )
 
     def drop(self, lease: Lease) -> None:
         """Remove a stale lease."""

@@ -51,18 +51,18 @@ def _gpu(gpu: Gpu, others: list[Lease]) -> Gpu:
 def _pending(gpu: Gpu, lease: Lease) -> int:
     """Bytes that a lease's engines will still take on a GPU.
 
-    Where they do not tell how large their caches are, what they hold may be cache beyond the plan:
-    all that they grow by once they are ready counts, over by what they have grown already.
+    Where they do not tell how large their caches are, what they hold may be cache beyond the plan.
+    So the whole growth stays reserved. Over: by what they have grown already.
     """
     need = lease.need.get(gpu.uuid, 0)
     if not need:
         return 0
     growth = lease.growth.get(gpu.uuid, need)
-    need += (lease.surplus or {}).get(gpu.uuid, 0)
+    need += lease.surplus.get(gpu.uuid, 0)
     held = [h for h in gpu.holders if isinstance(h.pid, int) and lease.holds(h.pid)]
     known = [h.bytes for h in held if isinstance(h.bytes, int)]
     if held and len(known) == len(held):
-        return max(growth if lease.surplus is None else 0, need - sum(known))
+        return max(0 if lease.told else growth, need - sum(known))
     return growth if lease.settled else need
 
 
