@@ -58,7 +58,7 @@ def capacity(plan: Plan) -> Capacity:
     rows = [
         _users(groups, f"{beside}{text:,} tokens of text", pictures + text)
         for text in _TEXT
-        if pictures + text < kv.longest_request_tokens
+        if 0 < pictures + text < kv.longest_request_tokens
     ]
     if kv.longest_request_tokens:
         rows.append(_users(groups, "the longest request", kv.longest_request_tokens))
