@@ -84,15 +84,11 @@ class Invariants:
         self._held[engine] = self._held_beside(engine)
 
     def cache_sized(self, engine: SimulatedEngine) -> None:
-        """An engine sizes its cache: who holds less of its cards than when it started?
-
-        Whoever has planned since with what was given back may lack it, too.
-        """
+        """An engine sizes its cache: who holds less of its cards than when it started?"""
         now = self._held_beside(engine)
         for (process, index), held in self._held.pop(engine).items():
             if now.get((process, index), 0) < held:
-                since = self._planned.get(index, {})
-                self._raced |= {(one, index) for one in (process, engine.owner, *since)}
+                self._raced |= {(process, index), (engine.owner, index)}
 
     def _held_beside(self, engine: SimulatedEngine) -> dict[tuple[Process | None, int], int]:
         """Bytes that the other turbofits' engines hold of an engine's cards."""

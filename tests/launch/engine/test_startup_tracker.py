@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from bench.common.plans import plausible_plan
 from turbofit.launch.engine.startup_tracker import StartupTracker
 
@@ -15,9 +17,11 @@ def test_a_cache_beyond_the_plan_is_counted() -> None:
     plan = plausible_plan(gpus=1, tp=1)
     planned = plan.kv.region_bytes / (1 << 20)
     tracker = StartupTracker(plan)
-    assert tracker.cache_surplus is None
+    assert tracker.cache_surplus == 0
     tracker.see(BUDGET.format(planned + 3), 1, 0.0)
     assert abs((tracker.cache_surplus or 0) - (3 << 20)) < 1 << 14
+    silent = replace(plan, engine=replace(plan.engine, name="pytorch"))
+    assert StartupTracker(silent).cache_surplus is None
     smaller = StartupTracker(plan)
     smaller.see(BUDGET.format(planned - 3), 1, 0.0)
     assert smaller.budget is not None

@@ -119,12 +119,12 @@ class StartupTracker:
     def cache_surplus(self) -> int | None:
         """Bytes a GPU that the cache holds beyond the plan: more was free than it counted on.
 
-        None where the engine has not told how large it is.
+        None for LMDeploy's PyTorch engine, which does not tell how large its cache is.
         """
-        planned = self._plan.kv.region_bytes
+        engine = self._plan.engine
         if self.budget is None:
-            return None if planned else 0
-        return max(0, self.budget.budget - planned)
+            return None if engine.on_torch and engine.of_lmdeploy else 0
+        return max(0, self.budget.budget - self._plan.kv.region_bytes)
 
     def cached_tokens(self) -> int | None:
         """Tokens that the cache holds by the engine's own figures."""
