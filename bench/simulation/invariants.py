@@ -84,11 +84,15 @@ class Invariants:
         self._held[engine] = self._held_beside(engine)
 
     def cache_sized(self, engine: SimulatedEngine) -> None:
-        """An engine sizes its cache: who holds less of its cards than when it started?"""
-        now = self._held_beside(engine)
-        for (process, index), held in self._held.pop(engine).items():
+        """An engine sizes its cache: who holds less of its cards than when it started?
+
+        Whoever has planned since with what was given back may lack it, too.
+        """
+        then, now = self._held.pop(engine), self._held_beside(engine)
+        for (process, index), held in then.items():
             if now.get((process, index), 0) < held:
-                self._raced |= {(process, index), (engine.owner, index)}
+                since = [one for one, card in now if card == index and (one, card) not in then]
+                self._raced |= {(one, index) for one in (process, engine.owner, *since)}
 
     def _held_beside(self, engine: SimulatedEngine) -> dict[tuple[Process | None, int], int]:
         """Bytes that the other turbofits' engines hold of an engine's cards."""

@@ -166,7 +166,7 @@ BUGS = (
     Bug("memory that others gave back is learned", "launch/calibrate/calibration_store.py",
         "if abs(more) > _MOVED:", "if more > _MOVED:", 3574),
     Bug("a cache is a share of what others have yet to take", "launch/serve/attempt.py",
-        "else partial(ratio_now, plan)", "else None", 338490),
+        "else partial(ratio_now, plan)", "else None"),
     Bug("a lease is not written after a full disk", "launch/serve/leases.py",
         "            self.unwritten = True\n", '            self.alone = "the disk is full"\n'),
     Bug("the next gateway does not take over what a full disk refused", "launch/serve/attempt.py",
