@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Exchange", "SimulatedEngine", "StartFault"]
 
-MIB = 1 << 20
 #: Longer than turbofit waits for the last words of a loop that has ended.
 _LAST_WORDS = 2.5
 _UNAVAILABLE = "The inference engine is unavailable."
@@ -130,8 +129,9 @@ class SimulatedEngine:
         #: Bytes of each card that its cache holds beyond the plan.
         self.surplus = 0
         self._memory = EngineMemory(self)
-        pytorch = self.plan.engine.name == "pytorch"
-        self._log = (PytorchLog if pytorch else TurboMindLog)(self._print)
+        #: Whether an error while it serves ends its loop alone; the server lives on.
+        self._pytorch = self.plan.engine.is_pytorch
+        self._log = (PytorchLog if self._pytorch else TurboMindLog)(self._print)
         world.machine.engines[pid] = self
         world.machine.names[pid] = "lmdeploy"
         self._life = self._live()
@@ -184,7 +184,7 @@ class SimulatedEngine:
         self._memory.take("buffers")
         yield 1.0
         log.warming()
-        if self.fault.floods and not log.outlived:
+        if self.fault.floods and not self._pytorch:
             while True:
                 self.said.append(("[TM][INFO][scheduler.cc:1186] out of memory at 0/1", 3600))
                 self._tell()
@@ -228,8 +228,8 @@ class SimulatedEngine:
         self._fail()
 
     def _fail(self) -> None:
-        """It ends of an error."""
-        if not self._log.outlived:
+        """It ends of an error: the process, or of a PyTorch engine that serves the loop."""
+        if not self._pytorch:
             self._exit(-signal.SIGABRT)
         elif not self.listening:
             self._exit(1)

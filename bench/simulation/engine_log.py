@@ -19,9 +19,6 @@ class TurboMindLog:
         print_line: takes a line.
     """
 
-    #: Whether the server lives on, and answers 503, where an error ends the engine.
-    outlived = False
-
     def __init__(self, print_line: Callable[[str], None]) -> None:
         self._print = print_line
 
@@ -60,8 +57,6 @@ class TurboMindLog:
 
 class PytorchLog(TurboMindLog):
     """The PyTorch engine's, at WARNING: none tells of free memory or of the cache."""
-
-    outlived = True
 
     def context(self) -> None:
         """See `TurboMindLog`."""

@@ -70,9 +70,7 @@ class EngineMemory:
     def withheld(self) -> int:
         """Bytes that LMDeploy's PyTorch engine keeps out of its cache's share; 0 of TurboMind."""
         plan = self._engine.plan
-        if plan.engine.name != "pytorch":
-            return 0
-        return runtime_bytes(plan.model.text, plan.settings)
+        return runtime_bytes(plan.model.text, plan.settings) if plan.engine.is_pytorch else 0
 
     def _pool(self, index: int, need: int) -> None:
         """The executor's pool keeps its high-water mark."""

@@ -464,7 +464,7 @@ def in_place(one: World) -> Iterator[None]:
         folders = {
             "XDG_STATE_HOME": str(one.folder), "TURBOFIT_LEASES": str(one.folder / "leases")
         }  # fmt: skip
-        stack.enter_context(patch.dict(os.environ, folders))
+        stack.enter_context(patch.dict(os.environ, folders, clear=True))
         current.append(one)
         try:
             yield

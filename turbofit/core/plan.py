@@ -222,8 +222,8 @@ class Engine(Struct):
         return not self.of_lmdeploy
 
     @property
-    def ranks_by_ray(self) -> bool:
-        """Whether its ranks are Ray's workers where it has several GPUs, unless told otherwise."""
+    def is_pytorch(self) -> bool:
+        """Whether it is LMDeploy's PyTorch engine; its ranks on several GPUs are Ray's workers."""
         return self.name == "pytorch"
 
 

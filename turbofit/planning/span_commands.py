@@ -35,7 +35,7 @@ def span_commands(span: Span, cluster: Cluster, *, port: int = MEETING_PORT) -> 
     nodes = {node.id: node for node in cluster.nodes}
     members = [nodes[identity] for identity in span.nodes]
     (whole,) = commands(span.plan)
-    if span.plan.engine.ranks_by_ray:
+    if span.plan.engine.is_pytorch:
         # The engine's own process is no rank: CUDA_VISIBLE_DEVICES would hide nothing but its node.
         env = {n: value for n, value in whole.env.items() if n != "CUDA_VISIBLE_DEVICES"}
         return (replace(whole, env={**env, "RAY_ADDRESS": "auto"}),)

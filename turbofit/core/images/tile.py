@@ -38,14 +38,7 @@ class TileRule(BaseTileRule, tag="tile"):
         """Below the rule's minimum every image is one tile."""
         if not self.dynamic:
             return 1
-        aspect, area = width / height, width * height
-        best, nearest = 1, float("inf")
-        for count, ratios in _grids(self.min_dynamic_patch, _checked(limit)):
-            distance = min(abs(aspect - ratio) for ratio in ratios)
-            if distance < nearest:
-                best, nearest = count, distance
-            elif distance == nearest and area > 0.5 * self.tile_size * self.tile_size * count:
-                best = count
+        best = _tiles(width, height, self.min_dynamic_patch, _checked(limit), self.tile_size)
         return best + 1 if self.thumbnail and best > 1 else best
 
     def _worst_units(self, limit: int) -> int:
@@ -102,6 +95,20 @@ class TileRule(BaseTileRule, tag="tile"):
     def _tiles_of(self, units: int) -> int:
         """Tiles of the grid of an image of so many units."""
         return units - 1 if self.thumbnail and units > 1 else units
+
+
+@lru_cache(maxsize=4096)
+def _tiles(width: int, height: int, smallest: int, limit: int, tile_size: int) -> int:
+    """How many tiles the grid has."""
+    aspect, area = width / height, width * height
+    best, nearest = 1, float("inf")
+    for count, ratios in _grids(smallest, limit):
+        distance = min(abs(aspect - ratio) for ratio in ratios)
+        if distance < nearest:
+            best, nearest = count, distance
+        elif distance == nearest and area > 0.5 * tile_size * tile_size * count:
+            best = count
+    return best
 
 
 @lru_cache(maxsize=32)

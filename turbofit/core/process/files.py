@@ -23,7 +23,8 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes, *, mode: int =
     """
     raw = data.encode() if isinstance(data, str) else data
     try:
-        _replace(Path(os.path.realpath(path) if os.path.islink(path) else path), raw, mode)
+        target = path if isinstance(path, Path) else Path(path)
+        _replace(Path(os.path.realpath(path)) if os.path.islink(path) else target, raw, mode)
     except OSError as exc:
         raise UsageError(
             f"{os.fspath(path)} cannot be written: {exc.strerror or exc}",

@@ -43,14 +43,16 @@ _ERROR_EVENTS: Final = (b'data: {"error"', b"event: error")
 #: server lives on. Over: LMDeploy says so of a session or a queue that is gone, too; an engine that
 #: lives is back once it answers a probe. Source: LMDeploy 0.18 serve/core/exceptions.py.
 _UNAVAILABLE: Final = b"The inference engine is unavailable."
-#: The event: the message is all of the error's. What a model or a client wrote has escaped quotes.
+#: An event whose error has this message and no more. Quotes that a model or a client wrote are
+#: escaped there.
 _UNAVAILABLE_EVENT: Final = re.compile(
     rb'(?:\A|(?<=\n\n))(?:event: [\w.]+\n)?data: \{[^\n]*?"error": ?\{[^{}\n]*"message": ?"'
     + re.escape(_UNAVAILABLE)
     + b'"'
 )
 _LOOP_ENDED: Final = "the engine's loop has ended"
-#: Events of the Responses API that come of the engine; LMDeploy's server makes the others itself.
+#: Events of the Responses API that the engine's output makes; LMDeploy's server sends the others
+#: without it. And those that tell of an error.
 _GENERATED: Final = re.compile(
     rb"(?:\A|\n\n)event: response\.[\w.]*(?:delta|completed|incomplete)\n"
 )
@@ -69,7 +71,7 @@ class ForwardOutcome:
 
     __slots__ = (
         "alone", "answered", "arrivals", "broken", "bytes_out", "death", "events", "failed",
-        "first_byte", "started", "status", "stuck", "tail", "unavailable", "vanished",
+        "first_byte", "started", "status", "stuck", "tail", "vanished",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -93,8 +95,6 @@ class ForwardOutcome:
         self.stuck = False
         #: It answered that it cannot.
         self.failed = False
-        #: The engine's loop has ended: its server said so.
-        self.unavailable = False
         #: Events of a stream that came, and the last bytes of an answer that hold a usage.
         self.events = 0
         self.tail = b""
@@ -237,13 +237,14 @@ class Exchange:
             if rest or not data.endswith(b"\n\n"):
                 data, rest = _events(rest + data)
             await self._take(data, kind)
-        await self._take(rest, kind)
+        if rest:
+            await self._take(rest, kind)
         if not self.outcome.started:
             raise Died("an empty stream")
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _take(self, events: bytes, kind: str) -> None:
-        """Pass events on; none: a part of one came.
+        """Pass whole events on; none where only a part of one came.
 
         Raises:
             Died: the engine's server says that the engine's loop has ended.
@@ -257,10 +258,11 @@ class Exchange:
         else:
             self._hear()
         if end is not None:
-            raise self._unavailable()
+            self._loop_ended()
+            raise Died(_LOOP_ENDED)
 
     def _note_events(self, events: bytes) -> None:
-        """What they say of the engine."""
+        """Note what events say of the engine: when it was heard, whether it answers or failed."""
         if self.outcome.first_byte is not None:
             self._hear()
             return
@@ -275,11 +277,6 @@ class Exchange:
             self._engine.succeeded()
         self._first()
 
-    def _unavailable(self) -> Died:
-        self.outcome.unavailable = True
-        self._loop_ended()
-        return Died(_LOOP_ENDED)
-
     async def _whole(self, response: aiohttp.ClientResponse, kind: str) -> None:
         """An answer in one piece, kept back until it is whole."""
         data = bytearray()
@@ -291,7 +288,8 @@ class Exchange:
                 raise Died("an endless answer")
         if response.status == 503 and _UNAVAILABLE in data:
             self.outcome.answered = False
-            raise self._unavailable()
+            self._loop_ended()
+            raise Died(_LOOP_ENDED)
         self.outcome.first_byte = time.perf_counter()
         if response.status == 200 and self._route.kind not in ("count_tokens", "encode", "models"):
             self._engine.succeeded()

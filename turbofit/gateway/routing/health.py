@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.log import LazyLogger
@@ -121,9 +120,8 @@ class Monitor:
     def doubt(self, engine: RoutedEngine) -> None:
         """It broke off, its loop has ended, or its machine is not heard of.
 
-        It gets nothing new until it answers.
-
-        What it has is not ended: each of its connections finds out for itself, and some may live.
+        It gets nothing new until it answers. What it has is not ended: each of its connections
+        finds out for itself, and some may live.
         """
         engine.suspect = True
         if engine.up:
@@ -150,8 +148,9 @@ class Monitor:
             self._examine_those_due()
             # However many engines there are and fail, this takes a fifth of the time at most.
             await asyncio.sleep(4 * (time.perf_counter() - began))
-            with suppress(asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(self._poke.wait(), _TICK)
+            tick = asyncio.get_running_loop().call_later(_TICK, self._poke.set)
+            await self._poke.wait()
+            tick.cancel()
             self._poke.clear()
 
     def _ask_those_due(self) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from turbofit.core.errors import LaunchError, TurbofitError
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.units import format_bytes
+from turbofit.launch.calibrate.gpu_usage import engine_ended
 from turbofit.launch.engine.worst_requests import (
     every_worst,
     small_requests,
@@ -78,7 +79,7 @@ class Calibrator:
             self._examine(self.plan, engine, model, ask)
         except LaunchError:
             raise
-        except TurbofitError as exc:  # a GPU that cannot be read any more
+        except TurbofitError as exc:  # a GPU, or an engine of an earlier plan, cannot be read
             raise LaunchError(exc.message, hint=exc.hint) from None
 
     def _examine(
@@ -108,13 +109,11 @@ class Calibrator:
         """What was read so far, while this plan is the launched one.
 
         Raises:
-            LaunchError: it is not any more, and the engine has ended.
+            MachineError: it is not any more, and the engine has ended.
         """
         with self._lock:
             if self._plan is not launched:
-                raise LaunchError(
-                    f"{engine.name} has ended: another plan is launched", hint="see the log"
-                )
+                raise engine_ended(engine)
             yield self._progress
 
     def _drive(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from turbofit.launch.engine.pretended import PretendReader
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
 
-__all__ = ["GpuUsageReader", "NvmlUsageReader", "PretendUsageReader"]
+__all__ = ["GpuUsageReader", "NvmlUsageReader", "PretendUsageReader", "engine_ended"]
 
 #: So long a card is looked at before a reading counts as its last.
 _SETTLE: Final = 0.3
@@ -68,7 +68,7 @@ class NvmlUsageReader:
         time.sleep(_SETTLE)
         now, found = time.monotonic(), {}
         if self._plan is not plan or self._sampler is None:
-            raise _ended(engine)
+            raise engine_ended(engine)
         for index in plan.parallel.groups[engine.group]:
             uuid = self._cards[index].uuid
             span = self._sampler.between(uuid, self._since[index], now)
@@ -108,7 +108,7 @@ class PretendUsageReader:
                 engine has ended.
         """
         if self._plan is not plan:
-            raise _ended(engine)
+            raise engine_ended(engine)
         found = {}
         for seen in self._reader(engine).seen():
             first = seen.gpu not in self._highest
@@ -139,5 +139,6 @@ class PretendUsageReader:
         self._plan = None
 
 
-def _ended(engine: SupervisedEngine) -> MachineError:
+def engine_ended(engine: SupervisedEngine) -> MachineError:
+    """What is raised for an engine whose plan is not the launched one any more."""
     return MachineError(f"{engine.name} has ended: another plan is launched", hint="see the log")

@@ -166,7 +166,7 @@ def silence(plan: Plan, phase: str, seconds: float) -> str:
     """What it may mean that a starting engine says nothing for so long."""
     said = f"silent for {seconds:.0f} s in phase {phase}"
     said += "; weights may come from a slow disk" if phase == "weights" else ""
-    if plan.settings.tp > 1 and plan.engine.ranks_by_ray:
+    if plan.settings.tp > 1 and plan.engine.is_pytorch:
         return f"{said}; Ray waits like this, up to half an hour, for GPUs that somebody has"
     if plan.settings.tp > 1 and plan.settings.communicator == "nccl":
         return (

@@ -121,9 +121,8 @@ class StartupTracker:
 
         None for LMDeploy's PyTorch engine, which does not tell how large its cache is.
         """
-        engine = self._plan.engine
         if self.budget is None:
-            return None if engine.on_torch and engine.of_lmdeploy else 0
+            return None if self._plan.engine.is_pytorch else 0
         return max(0, self.budget.budget - self._plan.kv.region_bytes)
 
     def cached_tokens(self) -> int | None:

@@ -287,7 +287,7 @@ class SupervisedEngine:
         else:
             notes = kernel.driver_errors(self._kernel_began)
         fault = self.tracker.fault is not None
-        if self._plan.engine.on_torch and self._plan.engine.of_lmdeploy:
+        if self._plan.engine.is_pytorch:
             if isinstance(self.tracker.fault, TorchOutOfMemory):
                 return torch_ran_out(
                     self.tracker.fault, self.tracker, self._plan, self.log, self.death()

@@ -152,7 +152,7 @@ def _has_special_margin(plan: Plan) -> bool:
 def _shm(plan: Plan) -> int:
     if plan.parallel.tp == 1:
         return 0
-    if not plan.engine.ranks_by_ray:
+    if not plan.engine.is_pytorch:
         return _NCCL_SHM
     total = known(plan.machine.host.ram_total, 0)
     return _NCCL_SHM + (min(_RAY_MOST, int(total * _RAY_SHARE)) if total else _RAY_MOST)

@@ -315,7 +315,7 @@ class Attempt:
     def _surplus(self) -> dict[str, int] | None:
         """Bytes by GPU UUID that caches hold beyond the plan: more was free than it counted on.
 
-        None where an engine has not told: LMDeploy's PyTorch engine never does.
+        None where the engines do not tell.
         """
         if self._server is None:
             return {}

@@ -80,7 +80,7 @@ def _more_margin(ended: EngineExit, plan: Plan, fixed: Mapping[str, Any]) -> Run
     tightest = min(plan.gpus, key=lambda gpu: gpu.headroom - gpu.margin)
     missing = _UNKNOWN if ended.missing is None else max(1, ended.missing)
     measured = "as it was" if ended.missing is not None else "assumed"
-    if plan.engine.on_torch and plan.engine.of_lmdeploy and missing < _UNKNOWN:
+    if plan.engine.is_pytorch and missing < _UNKNOWN:
         # Torch asks piece by piece: the one that was refused is not all that was to come.
         missing, measured = _UNKNOWN, "at least, and more to come"
     wrong = max(0, _left(tightest, ended.phase)) + missing

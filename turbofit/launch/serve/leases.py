@@ -16,6 +16,7 @@ import os
 import stat
 import time
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -230,6 +231,7 @@ class Leases:
             yield lease, _is_held(path.with_suffix(".lock"))
 
 
+@cache
 def _pid_namespace() -> str:
     """What numbers the processes that we see; empty where the kernel does not say."""
     try:

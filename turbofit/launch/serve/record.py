@@ -61,7 +61,7 @@ class Record:
     """
 
     def __init__(self, folder: Path, **facts: Any) -> None:
-        self.folder = folder
+        self.folder, self._path = folder, folder / "run.json"
         #: The disk did not take it as it is now: `keep` it again.
         self.unwritten = False
         self.run = RunRecord(
@@ -102,7 +102,7 @@ class Record:
     def keep(self) -> None:
         """Write it; a full disk costs the record, never the server."""
         try:
-            write_atomic(self.folder / "run.json", to_json(self.run), mode=0o600)
+            write_atomic(self._path, to_json(self.run), mode=0o600)
         except (UsageError, OSError):
             self.unwritten = True
         else:
