@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from bench.simulation.history import Result
+from bench.simulation.plans import share
 from bench.simulation.report import Totals, write_results
 from bench.simulation.scenario import simulate
 from turbofit.gateway.allocator import keep_large_blocks
@@ -78,15 +80,25 @@ def _run(given: Any) -> Totals:
         late = given.minutes is not None and totals.seconds > 60 * given.minutes
         return late or (given.first_violation and bool(totals.violations))
 
-    for at in range(0, len(batches), life):
-        if not over():
-            _add(totals, batches[at : at + life], given, over)
+    with TemporaryDirectory(prefix="turbofit-plans-") as folder:
+        plans = Path(folder) / "plans.sqlite"
+        for at in range(0, len(batches), life):
+            if not over():
+                _add(totals, batches[at : at + life], given, over, plans)
     return totals
 
 
-def _add(totals: Totals, batches: list[range], given: Any, over: Callable[[], bool]) -> None:
-    """Days of so many batches, in workers of their own."""
-    with ProcessPoolExecutor(given.workers, initializer=keep_large_blocks) as pool:
+def _begin(plans: Path) -> None:
+    """In a worker."""
+    keep_large_blocks()
+    share(plans)
+
+
+def _add(
+    totals: Totals, batches: list[range], given: Any, over: Callable[[], bool], plans: Path
+) -> None:
+    """Days of so many batches, in workers of their own, which share the plans that they find."""
+    with ProcessPoolExecutor(given.workers, initializer=_begin, initargs=(plans,)) as pool:
         waiting = [
             pool.submit(_days, batch, given.first_violation, cluster=given.cluster)
             for batch in batches

@@ -43,8 +43,9 @@ from bench.simulation.modules import (
     world,
 )
 from bench.simulation.nvml import SimulatedNvml
+from bench.simulation.plans import remembered
 from bench.simulation.scheduler import Event
-from turbofit.core.errors import LaunchError, TurbofitError
+from turbofit.core.errors import LaunchError
 from turbofit.core.plan import Remedy
 from turbofit.core.process import files
 from turbofit.launch.engine.environment import Lmdeploy
@@ -53,7 +54,6 @@ from turbofit.launch.engine.supervised_engine import SupervisedEngine
 from turbofit.launch.serve import planner
 from turbofit.launch.serve.gpu_monitor import GpuMonitor
 from turbofit.launch.serve.supervisor import Server, StopSignal
-from turbofit.observe.calibrations import with_calibrations
 from turbofit.tuner.explain.remedies import Remedies
 
 if TYPE_CHECKING:
@@ -135,74 +135,6 @@ def _free_ports(count: int) -> list[int]:
 @contextmanager
 def _no_overlay(plan: Any, base: Any = None) -> Iterator[Path]:  # noqa: ARG001
     yield Path("/models/m")
-
-
-#: Plans and errors that were found, by what was asked; the oldest go.
-_PLANS: dict[bytes, Any] = {}
-_MOST_PLANS = 20_000
-#: One remembered plan in so many is searched for again, and must be equal.
-_SEARCHED_AGAIN = 200
-_CALLS = itertools.count(1)
-
-
-def _question(request: Any) -> bytes:
-    """What a plan depends on: all that is asked, and the machine without names of processes."""
-    gpus = tuple(msgspec.structs.replace(one, holders=()) for one in request.on.gpus)
-    bare = msgspec.structs.replace(request.on, gpus=gpus)
-    asked = {name: one for name, one in request.given().items() if name != "on"}
-    return msgspec.json.encode([bare, asked], enc_hook=str)
-
-
-def _with_holders(plan: Any, machine: Any) -> Any:
-    """A remembered plan for a machine that is equal but for who holds its memory."""
-    holders = {one.uuid: one.holders for one in machine.gpus}
-    gpus = tuple(
-        msgspec.structs.replace(one, holders=holders[one.uuid]) for one in plan.machine.gpus
-    )
-    return msgspec.structs.replace(plan, machine=msgspec.structs.replace(plan.machine, gpus=gpus))
-
-
-def _check_equal(remembered: Any, fresh: Any) -> None:
-    """A violation where a search finds now what it did not find before."""
-    one, two = (
-        repr(found) if isinstance(found, TurbofitError)
-        else msgspec.structs.replace(found, created="").to_json()
-        for found in (remembered, fresh)
-    )  # fmt: skip
-    if one != two:
-        world().violate("a remembered plan is not what a search finds")
-
-
-def _found(real: Any, request: Any) -> Any:
-    try:
-        return real(request)
-    except TurbofitError as exc:
-        return exc
-
-
-def _remembered(real: Any) -> Any:
-    """Planning is pure: equal questions have equal answers, over all worlds of this process."""
-
-    def best_plan(request: Any) -> Any:
-        if world().calibrates:
-            request = request.changed(on=with_calibrations(request.on, pretend=False))
-        key = _question(request)
-        plan = _PLANS.get(key)
-        if plan is None:
-            plan = _found(real, request)
-            if len(_PLANS) >= _MOST_PLANS:
-                del _PLANS[next(iter(_PLANS))]
-            _PLANS[key] = plan
-        elif not isinstance(plan, TurbofitError):
-            plan = _with_holders(plan, request.on)
-        if next(_CALLS) % _SEARCHED_AGAIN == 0:
-            _check_equal(plan, _found(real, request))
-        if isinstance(plan, TurbofitError):
-            raise plan.with_traceback(None)
-        world().planned(plan)
-        return plan
-
-    return best_plan
 
 
 def _replace_file(real: Any, disk: DiskOs) -> Any:
@@ -407,7 +339,7 @@ def _installed_and_shown(one: World) -> _Replacements:
 
 def _pure() -> _Replacements:
     """What is remembered, or is for people: a quarter of a day's processor time."""
-    yield f"{_SERVE}.planner.best_plan", _remembered(planner.best_plan)
+    yield f"{_SERVE}.planner.best_plan", remembered(planner.best_plan)
     yield "turbofit.tuner.engine_plan.remedies", lambda *_: _HELPS
     yield "turbofit.tuner.engine_plan.speed_remedies", lambda *_: ()
     yield "turbofit.tuner.engine_plan.limit_costs", lambda *_: ()

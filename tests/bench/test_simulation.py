@@ -10,10 +10,11 @@ from msgspec.structs import replace
 
 pytest.importorskip("aiohttp")
 
-from bench.simulation import substitutes
+from bench.simulation import plans
 from bench.simulation.cluster import simulate_cluster
 from bench.simulation.planted import BUGS, Bug, tried
 from bench.simulation.scenario import simulate
+from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
 from turbofit.gateway.routing.admission import Admission
 
@@ -79,18 +80,32 @@ def test_a_history_does_not_depend_on_plans_that_are_remembered(
 ) -> None:
     simulate(3)
     remembered = simulate(3).digest
-    monkeypatch.setattr(substitutes, "_PLANS", {})
+    monkeypatch.setattr(plans, "_PLANS", {})
     assert simulate(3).digest == remembered
 
 
+def test_what_one_worker_found_no_other_searches_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(plans, "_SHARED", [])
+    monkeypatch.setattr(plans, "_PLANS", {})
+    monkeypatch.setattr(plans, "_SEARCHED_AGAIN", 1_000_000)
+    plans.share(tmp_path / "plans.sqlite")
+    one = simulate(130)
+    assert any(isinstance(found, TurbofitError) for found in plans._PLANS.values())
+    monkeypatch.setattr(plans, "_PLANS", {})
+    monkeypatch.setattr(plans, "_found", None)
+    assert simulate(130).log == one.log
+
+
 def test_a_remembered_plan_is_searched_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(substitutes, "_SEARCHED_AGAIN", 1)
+    monkeypatch.setattr(plans, "_SEARCHED_AGAIN", 1)
     assert simulate(3).violations == []
     wrong = {
         key: replace(one, verdict="another") if isinstance(one, Plan) else one
-        for key, one in substitutes._PLANS.items()
+        for key, one in plans._PLANS.items()
     }
-    monkeypatch.setattr(substitutes, "_PLANS", wrong)
+    monkeypatch.setattr(plans, "_PLANS", wrong)
     assert "a remembered plan is not what a search finds" in simulate(3).violations
 
 
