@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +27,8 @@ _SMALL_BATCH = 5
 _LIFE = 10_000
 #: Objects that are made between two collections: what a day leaves is found at its end.
 _COLLECTED = 500_000
+#: End a run, which says then what it showed so far.
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def main() -> int:
@@ -75,10 +78,14 @@ def _run(given: Any) -> Totals:
     batches = [seeds[at : at + size] for at in range(0, len(seeds), size)]
     life = given.workers * _LIFE // size
 
+    stops: list[int] = []
+    for stop in _STOPS:
+        signal.signal(stop, lambda number, _: stops.append(number))
+
     def over() -> bool:
         totals.seconds = time.monotonic() - began
         late = given.minutes is not None and totals.seconds > 60 * given.minutes
-        return late or (given.first_violation and bool(totals.violations))
+        return late or bool(stops) or (given.first_violation and bool(totals.violations))
 
     with TemporaryDirectory(prefix="turbofit-plans-") as folder:
         plans = Path(folder) / "plans.sqlite"
@@ -89,7 +96,9 @@ def _run(given: Any) -> Totals:
 
 
 def _begin(plans: Path) -> None:
-    """In a worker."""
+    """In a worker; a signal to all of them is the first process's affair."""
+    for stop in _STOPS:
+        signal.signal(stop, signal.SIG_IGN)
     keep_large_blocks()
     share(plans)
 
