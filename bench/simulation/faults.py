@@ -52,7 +52,8 @@ def _impair(day: Day, how: Literal["hung", "failing"], longest: float | None = N
 
     def mend() -> None:
         setattr(engine, how, False)
-        engine.well_since = day.world.scheduler.now
+        if not engine.hung and not engine.failing:
+            engine.well_since = day.world.scheduler.now
 
     if longest is not None:
         day.later(day.rng.uniform(1, longest), mend)
