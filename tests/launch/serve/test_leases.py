@@ -199,6 +199,86 @@ def test_broken_leases_are_no_leases(tmp_path: Path) -> None:
         assert end_orphans(leases) == []
 
 
+def test_every_user_reads_a_lease_whatever_the_umask_is(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with reserved(tmp_path) as mine, mine.locked():
+            modes = {path.suffix: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == {".json": 0o644, ".lock": 0o644, "": 0o644}
+
+
+def test_a_lock_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to("nowhere")
+    with (
+        Leases(tmp_path) as leases,
+        pytest.raises(LaunchError, match="cannot be opened") as caught,
+        leases.locked(),
+    ):
+        pass
+    assert "TURBOFIT_LEASES" in caught.value.hint
+
+
+def foreign(folder: Path, **facts: Any) -> Path:
+    """A lease as its living owner, who has it locked, wrote it; changed."""
+    path = next(folder.glob("*.json"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
+    return path
+
+
+def test_what_anybody_writes_into_a_lease_gives_no_memory(tmp_path: Path) -> None:
+    with reserved(tmp_path), Leases(tmp_path) as yours:
+        foreign(tmp_path, need={UUID: -(8 << 30)}, model="\ud800", engines=[[0, 1], [1, 1]])
+        (lease,) = yours.others()
+        assert lease.need == {UUID: 0}
+        assert (lease.model, lease.engines) == ("?", [])
+        assert counted(machine(1), yours) == machine(1)
+        foreign(tmp_path, need={UUID: 1 << 80})
+        seen = counted(machine(1), yours)
+        assert seen.gpus[0].free == 0
+        msgspec.json.encode(seen)
+
+
+def test_nobody_makes_others_wait_for_a_lease(tmp_path: Path) -> None:
+    with reserved(tmp_path) as mine, Leases(tmp_path) as yours:
+        written = next(tmp_path.glob("*.json"))
+        os.mkfifo(tmp_path / "pipe.json")
+        (tmp_path / "link.json").symlink_to(written)
+        os.link(written, tmp_path / "second.json")
+        with (tmp_path / "endless.json").open("wb") as file:
+            file.truncate(1 << 40)
+        assert yours.stale() == []
+        assert [lease.pid for lease in yours.others()] == [os.getpid()]
+        assert mine.others() == []
+
+
+@pytest.mark.parametrize("whose", ["another boot", "another user"])
+def test_only_engines_of_our_user_and_boot_are_ended(tmp_path: Path, whose: str) -> None:
+    if whose == "another user" and os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE,
+                             start_new_session=True)  # fmt: skip
+    try:
+        with reserved(tmp_path) as mine, Leases(tmp_path) as yours:
+            mine.note(model="m", engines=[child.pid], ready=True)
+            path = foreign(tmp_path, uid=os.getuid())
+            left = tmp_path / "left.json"
+            left.write_text(path.read_text())
+            if whose == "another user":
+                os.chown(left, 12345, 12345)
+            else:
+                left.write_text(path.read_text().replace("pid:[", "pid:[1"))
+            assert end_orphans(yours) == []
+            assert left.exists()
+            assert child.poll() is None
+    finally:
+        child.kill()
+        child.wait()
+        assert child.stdin is not None
+        child.stdin.close()
+
+
 def test_a_killed_owner_is_stale_at_once(tmp_path: Path) -> None:
     code = (
         "import sys\n"

@@ -12,11 +12,13 @@ from turbofit.core.errors import UsageError
 __all__ = ["sync_folder", "write_atomic"]
 
 
-def write_atomic(path: str | os.PathLike[str], data: str | bytes, *, mode: int = 0o644) -> None:
+def write_atomic(
+    path: str | os.PathLike[str], data: str | bytes, *, mode: int = 0o644, umask: bool = True
+) -> None:
     """Write a file so that a reader, or a power cut, finds the old content or the new, never half.
 
     A symbolic link is followed, so that its target is replaced and the link stays. ``mode`` is
-    lowered by the umask.
+    lowered by the umask, unless others are to read it whatever that is (``umask`` false).
 
     Raises:
         UsageError: the file cannot be written.
@@ -24,7 +26,11 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes, *, mode: int =
     raw = data.encode() if isinstance(data, str) else data
     try:
         target = path if isinstance(path, Path) else Path(path)
-        _replace(Path(os.path.realpath(path)) if os.path.islink(path) else target, raw, mode)
+        if os.path.islink(path):
+            target = Path(os.path.realpath(path))
+        if umask and mode != 0o600:
+            mode &= ~_umask()
+        _replace(target, raw, mode)
     except OSError as exc:
         raise UsageError(
             f"{os.fspath(path)} cannot be written: {exc.strerror or exc}",
@@ -40,8 +46,9 @@ def _replace(target: Path, raw: bytes, mode: int) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(raw)
             file.flush()
-            if mode != 0o600:  # mkstemp's
-                _set_mode(descriptor, mode)
+            # Not on Windows before Python 3.13; there a mode says only whether a file is read-only.
+            if mode != 0o600 and hasattr(os, "fchmod"):  # mkstemp's
+                os.fchmod(descriptor, mode)
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException:
@@ -51,12 +58,10 @@ def _replace(target: Path, raw: bytes, mode: int) -> None:
     sync_folder(target.parent)
 
 
-def _set_mode(descriptor: int, mode: int) -> None:
+def _umask() -> int:
     umask = os.umask(0)
     os.umask(umask)
-    # Not on Windows before Python 3.13; there a mode says only whether a file is read-only.
-    if hasattr(os, "fchmod"):
-        os.fchmod(descriptor, mode & ~umask)
+    return umask
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

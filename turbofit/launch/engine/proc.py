@@ -21,7 +21,7 @@ def group_of(pid: int) -> int:
 
 
 def members(group: int, leader_started: int) -> list[int]:
-    """Living processes of a group that began with a certain leader.
+    """Living processes of a group that began with a certain leader, and with it a session.
 
     Empty where the group's number now belongs to another leader.
     """
@@ -33,7 +33,7 @@ def members(group: int, leader_started: int) -> list[int]:
         for entry in os.listdir("/proc"):
             if entry.isdigit():
                 fields = _stat(int(entry))
-                if len(fields) > 19 and fields[0] != "Z" and int(fields[2]) == group:
+                if len(fields) > 19 and fields[0] != "Z" and fields[2:4] == [str(group)] * 2:
                     found.append(int(entry))
     return found
 

@@ -38,6 +38,12 @@ __all__ = ["Lease", "Leases", "leases_folder", "open_margin"]
 _FOLDER: Final = "/tmp/turbofit-leases"
 _WAIT_SECONDS: Final = 300.0
 _SCHEMA: Final = "turbofit.lease/1"
+#: Turbofits of all users must see each other, whatever the umask of each.
+_ALL_READ: Final = 0o644
+#: No link is followed, and no pipe waited for.
+_TO_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+#: Bytes of a lease, at most: one with a hundred GPUs has 30,000.
+_LARGEST: Final = 1 << 20
 #: What reading a lease raises that is damaged, or that somebody else made up.
 _UNREADABLE: Final = (
     OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError,
@@ -60,26 +66,31 @@ class Lease:
     what they may still take once they are ready. ``surplus``: what their caches hold beyond the
     plan, since LMDeploy takes a share of what is free, and more was; ``told`` is whether they say
     so: LMDeploy's PyTorch engine does not. ``engines`` are (pid, start time), where
-    ``pid_namespace`` numbers them.
+    ``pid_namespace`` numbers them. ``uid`` is whose file it is, -1 where that is unclear.
     """
 
-    def __init__(self, path: Path, document: Document) -> None:
-        self.path = path
+    def __init__(self, path: Path, document: Document, uid: int) -> None:
+        self.path, self.uid = path, uid
         self.pid = int(document.get("pid", 0))
-        self.uid = int(document.get("uid", -1))
-        self.model = str(document.get("model", ""))
+        self.model = str(document.get("model", "")).encode(errors="replace").decode()
         self.ready = bool(document.get("ready"))
-        self.need = {str(k): int(v) for k, v in dict(document.get("need", {})).items()}
-        self.growth = {str(k): int(v) for k, v in dict(document.get("growth", {})).items()}
-        self.surplus = {str(k): int(v) for k, v in dict(document.get("surplus", {})).items()}
+        self.need = _sizes(document, "need")
+        self.growth = _sizes(document, "growth")
+        self.surplus = _sizes(document, "surplus")
         self.told = bool(document.get("told", True))
         self.pid_namespace = str(document.get("pid_namespace", ""))
-        self.engines = [(int(p), int(t)) for p, t in document.get("engines", [])]
+        engines = [(int(p), int(t)) for p, t in document.get("engines", [])]
+        self.engines = [(pid, began) for pid, began in engines if pid > 1]
 
     def holds(self, pid: int) -> bool:
         """Whether a process belongs to one of its engines."""
         group = group_of(pid)
         return any(engine in (pid, group) for engine, _ in self.engines)
+
+    @property
+    def here(self) -> bool:
+        """Whether its engines are numbered as the processes that we see are."""
+        return self.pid_namespace == _pid_namespace()
 
     @property
     def settled(self) -> bool:
@@ -88,7 +99,7 @@ class Lease:
         An engine that ended a moment ago is seen here before its turbofit says so. What runs in
         another container cannot be seen: what its turbofit says counts then.
         """
-        if not self.ready or self.pid_namespace != _pid_namespace():
+        if not self.ready or not self.here:
             return self.ready
         return all(start_time(pid) == began for pid, began in self.engines)
 
@@ -153,8 +164,9 @@ class Leases:
         return [lease for lease, alive in self._all() if alive]
 
     def stale(self) -> list[Lease]:
-        """Leases of our user whose owners are gone."""
-        return [lease for lease, alive in self._all() if not alive and lease.uid == os.getuid()]
+        """Leases of our user whose owners are gone, and whose engines we would see."""
+        found = [lease for lease, alive in self._all() if not alive and lease.here]
+        return [lease for lease in found if lease.uid == os.getuid()]
 
     def reserve(self, plan: Plan) -> None:
         """Say what a plan's engines will take; engines that were noted before are forgotten."""
@@ -208,9 +220,11 @@ class Leases:
         try:
             if self._lock is None:
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-                self._lock = os.open(self._folder / f"{self._name}.lock", flags, 0o644)
+                self._lock = os.open(self._folder / f"{self._name}.lock", flags, _ALL_READ)
+                os.fchmod(self._lock, _ALL_READ)
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
-            write_atomic(self._folder / f"{self._name}.json", json.dumps(document))
+            path = self._folder / f"{self._name}.json"
+            write_atomic(path, json.dumps(document), mode=_ALL_READ, umask=False)
         except (OSError, UsageError):
             self.unwritten = True
         else:
@@ -224,18 +238,39 @@ class Leases:
             if path.stem == self._name:
                 continue
             try:
-                document = json.loads(path.read_bytes())
-                lease = Lease(path, document)
+                lease = _read(path)
             except _UNREADABLE:
                 continue
             yield lease, _is_held(path.with_suffix(".lock"))
 
 
+def _read(path: Path) -> Lease:
+    """A lease, in a folder where anybody may put a pipe, a link or a file without end.
+
+    Raises:
+        OSError, ValueError and the like: it is none.
+    """
+    with os.fdopen(os.open(path, _TO_READ), "rb") as file:
+        facts = os.fstat(file.fileno())
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > _LARGEST:
+            raise ValueError(path)
+        # Anybody may have given our file a second name, whose lock nobody holds.
+        uid = facts.st_uid if facts.st_nlink == 1 else -1
+        return Lease(path, json.loads(file.read(_LARGEST)), uid)
+
+
+def _sizes(document: Document, name: str) -> dict[str, int]:
+    """Bytes by GPU UUID; no card has less than none, or more than 63 bits count."""
+    given = dict(document.get(name, {})).items()
+    return {str(uuid): max(0, min(int(size), (1 << 63) - 1)) for uuid, size in given}
+
+
 @cache
 def _pid_namespace() -> str:
-    """What numbers the processes that we see; empty where the kernel does not say."""
+    """What numbers the processes that we see, since this boot; empty where the kernel is silent."""
     try:
-        return os.readlink("/proc/self/ns/pid")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{os.readlink('/proc/self/ns/pid')} {boot}"
     except OSError:
         return ""
 
@@ -266,14 +301,29 @@ def _open_folder(folder: Path) -> str | None:
 
 
 def _open_lock(path: Path) -> int:
-    """The lock file, whoever made it: in such a folder the kernel lets no one create it again."""
+    """The lock file, whoever made it: in such a folder the kernel lets no one create it again.
+
+    Raises:
+        LaunchError: it cannot be opened.
+    """
+    why = "it comes and goes"
     for _ in range(100):
-        with suppress(FileNotFoundError):
-            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            return os.open(path, _TO_READ)
+        except FileNotFoundError:
+            pass
+        except OSError as exc:  # also one that was made just now, until all may read it
+            why = exc.strerror or str(exc)
+            continue
         with suppress(FileExistsError):
             flags = os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            return os.open(path, flags, 0o644)
-    raise LaunchError(f"{path} comes and goes", hint="name another folder with TURBOFIT_LEASES")
+            descriptor = os.open(path, flags, _ALL_READ)
+            os.fchmod(descriptor, _ALL_READ)
+            return descriptor
+    raise LaunchError(
+        f"{path} cannot be opened: {why}",
+        hint="have its owner remove it, or name another folder with TURBOFIT_LEASES",
+    )
 
 
 def _try_lock(descriptor: int) -> bool:
@@ -287,9 +337,11 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _is_held(path: Path) -> bool:
-    """Whether somebody has this file locked."""
+    """Whether somebody has this file locked; one that we may not read may be locked."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, _TO_READ)
+    except PermissionError:
+        return True
     except OSError:
         return False
     try:
