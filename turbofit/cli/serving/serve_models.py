@@ -227,10 +227,12 @@ def _session(
         with Leases() as leases:
             plan = launch.plan(leases)
             job = launch.job(plan, leases, lambda _: None, publish=publish)
-            folders.append(job.folder)
-            if len(folders) > _KEPT_RUNS:
-                shutil.rmtree(folders.popleft(), ignore_errors=True)
-            return run_session(job, plan, stop)
+            try:
+                return run_session(job, plan, stop)
+            finally:  # what still runs writes into its folder
+                folders.append(job.folder)
+                if len(folders) > _KEPT_RUNS:
+                    shutil.rmtree(folders.popleft(), ignore_errors=True)
 
     weight_bytes = planned.plan.model.weight_bytes
     return ModelSession(model, weight_bytes, run, front)
