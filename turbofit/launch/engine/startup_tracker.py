@@ -64,13 +64,8 @@ class StartupTracker:
         self.budget: CacheBudget | None = None
         self.slab: Slab | None = None
         self.warming: int | None = None
-        self.fault: CudaError | CheckFailed | NcclError | TorchOutOfMemory | None = None
-        self.error: PythonError | None = None
         self.fallback: EngineFallback | None = None
-        self.frames: list[str] = []
-        self.no_cache = ""
-        self.raced = False
-        self.in_vision = False
+        self._begin_evidence()
         parsers = {"pytorch": parse_pytorch_line, "transformers": fallback_line}
         self._parse = parsers.get(plan.engine.name, parse_line)
         self._waits = 0
@@ -94,7 +89,16 @@ class StartupTracker:
             self._wait(event, count, now)
             return []
         self._waits, self._waiting_since = 0, None
-        return self._evidence(event) if self._is_evidence(event) else self._progress(event)
+        if not self._is_evidence(event):
+            return self._progress(event)
+        self._evidence_at = now
+        self._evidence(event)
+        return []
+
+    def survived(self, until: float) -> None:
+        """Forget what an engine said before a time at which it was asked, and answered."""
+        if self._evidence_at < until:
+            self._begin_evidence()
 
     def hangs(self, now: float) -> bool:
         """Whether the warm-up waits for cache that will never be free."""
@@ -146,7 +150,17 @@ class StartupTracker:
             | NoCache | CacheFrame | VisionFrame | LostLock,
         )  # fmt: skip
 
-    def _evidence(self, event: PytorchEvent) -> list[str]:
+    def _begin_evidence(self) -> None:
+        """Of an end, nothing was said yet."""
+        self.fault: CudaError | CheckFailed | NcclError | TorchOutOfMemory | None = None
+        self.error: PythonError | None = None
+        self.frames: list[str] = []
+        self.no_cache = ""
+        self.raced = False
+        self.in_vision = False
+        self._evidence_at = float("-inf")
+
+    def _evidence(self, event: PytorchEvent) -> None:
         """Keep the first fault, the frames after it and the last Python error."""
         if isinstance(event, LostLock):
             self.raced = self.phase == "starting"
@@ -162,7 +176,6 @@ class StartupTracker:
             self.error = event
         elif isinstance(event, CudaError | CheckFailed | NcclError | TorchOutOfMemory):
             self.fault = self.fault or event
-        return []
 
     def _progress(self, event: PytorchEvent) -> list[str]:
         if isinstance(event, LoadingWeights):

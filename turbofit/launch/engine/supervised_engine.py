@@ -72,6 +72,8 @@ class Timing(Struct):
 _LOG: Final = LazyLogger(__name__)
 
 _LIVENESS_FAILURES: Final = 3
+#: Seconds between two looks at how many processes the kernel has killed for want of memory.
+_COUNT_SECONDS: Final = 30.0
 
 
 class SupervisedEngine:
@@ -120,7 +122,10 @@ class SupervisedEngine:
         self._pulse: _Pulse | None = None
         self._ends: deque[float] = deque()
         self._began = self._kernel_began = 0.0
+        #: What the kernel had counted half a minute ago or more, and at the last count.
         self._kills: int | None = None
+        self._kills_since: int | None = None
+        self._counted = 0.0
         self._heard, self._told = 0.0, False
 
     @property
@@ -138,7 +143,8 @@ class SupervisedEngine:
         self.starts += 1
         self.tracker, self.start_command = StartupTracker(self._plan), start_command
         self._began, self._kernel_began = self._clock(), kernel.uptime()
-        self._kills = kernel.host_kills()
+        self._kills = self._kills_since = kernel.host_kills()
+        self._counted = self._began
         self.phases = [("starting", 0.0)]
         self.process = EngineProcess(start_command.argv, start_command.env, self.log)
         self.state, self._heard = "starting", self._began
@@ -157,6 +163,8 @@ class SupervisedEngine:
             return None
         code = process.poll()
         said = process.take() if code is None else process.finish()
+        if code is None:
+            self._forget_earlier(now)
         self._listen(bool(said), now)
         for text, count in said:
             for line in self.tracker.see(text, count, now):
@@ -258,7 +266,7 @@ class SupervisedEngine:
                 self._tell("phase: ready")
                 if self._timing.liveness:
                     serial = self._plan.engine.serial
-                    self._pulse = _Pulse(self.client, self._timing, serial=serial)
+                    self._pulse = _Pulse(self.client, self._timing, self._clock, serial=serial)
                     self._pulse.start()
             elif probe.checks and probe.healthy.is_set() and self.tracker.phase != "check":
                 self.tracker.phase = "check"
@@ -269,6 +277,18 @@ class SupervisedEngine:
         """Note when a phase began."""
         if self.phases[-1][0] != self.tracker.phase:
             self.phases.append((self.tracker.phase, self._clock() - self._began))
+
+    def _forget_earlier(self, now: float) -> None:
+        """What the engine has survived does not tell why it ends.
+
+        The kernel counts a process that it kills before that has ended, for want of memory even
+        seconds before: the last count is too new.
+        """
+        if self._pulse is not None:
+            self.tracker.survived(self._pulse.answered)
+        if now - self._counted >= _COUNT_SECONDS:
+            self._kills, self._kills_since = self._kills_since, kernel.host_kills()
+            self._counted = now
 
     def _listen(self, said: bool, now: float) -> None:
         """Say what a long silence may mean, once for each."""
@@ -309,10 +329,19 @@ class _Pulse(threading.Thread):
     its health tells whether tokens still come.
     """
 
-    def __init__(self, client: EngineClient, timing: Timing, *, serial: bool = False) -> None:
+    def __init__(
+        self,
+        client: EngineClient,
+        timing: Timing,
+        clock: Callable[[], float],
+        *,
+        serial: bool = False,
+    ) -> None:
         super().__init__(name="pulse", daemon=True)
         self._ask = client.is_healthy if serial else client.completes
-        self._timing = timing
+        self._timing, self._clock = timing, clock
+        #: When it was asked last of what it answered.
+        self.answered = float("-inf")
         self._stopped = threading.Event()
         self.unanswered = False
 
@@ -324,8 +353,11 @@ class _Pulse(threading.Thread):
         """Until stopped."""
         failures = 0
         while not self._stopped.wait(self._timing.liveness if not failures else 1.0):
-            fine = self._ask(self._timing.patience)
-            failures = 0 if fine else failures + 1
+            asked = self._clock()
+            if self._ask(self._timing.patience):
+                failures, self.answered = 0, asked
+            else:
+                failures += 1
             if failures >= _LIVENESS_FAILURES:
                 self.unanswered = True
                 return

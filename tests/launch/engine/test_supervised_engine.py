@@ -1,0 +1,120 @@
+"""One engine over days: what it has survived does not tell why it ends."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bench.common.plans import plausible_plan
+from turbofit.core.plan import Command
+from turbofit.launch.engine import kernel, supervised_engine
+from turbofit.launch.engine.launches import Launch
+from turbofit.launch.engine.supervised_engine import SupervisedEngine, Timing
+
+#: Torch's, of a request; the server before the engine lives on.
+NO_MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+
+
+class Process:
+    """An engine's process, as far as it is looked at."""
+
+    pid = 7
+
+    def __init__(self, *_: Any) -> None:
+        self.code: int | None = None
+        self.said: list[tuple[str, int]] = []
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def take(self) -> list[tuple[str, int]]:
+        said, self.said = self.said, []
+        return said
+
+    finish = take
+
+
+@pytest.fixture
+def kills(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What the kernel counts."""
+    count = SimpleNamespace(so_far=3)
+    monkeypatch.setattr(kernel, "host_kills", lambda: count.so_far)
+    return count
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SupervisedEngine:
+    """One that serves since a time of 0 s."""
+
+    class Probe:
+        error, checks = None, False
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            self.ready = self.healthy = threading.Event()
+            self.ready.set()
+
+        def start(self) -> None:
+            pass
+
+    class Pulse(Probe):
+        answered, unanswered = float("-inf"), False
+
+    monkeypatch.setattr(supervised_engine, "EngineProcess", Process)
+    monkeypatch.setattr(supervised_engine, "Probe", Probe)
+    monkeypatch.setattr(supervised_engine, "_Pulse", Pulse)
+    command = Command(argv=("lmdeploy", "--server-port", "1"), env={}, group=0)
+    made = SupervisedEngine(
+        plausible_plan(gpus=1, tp=1), Launch(command, ("true",)), tmp_path, lambda _: None,
+        check=False, timing=Timing(), name="engine", clock=lambda: 0.0,
+    )  # fmt: skip
+    made.start()
+    assert made.look(0.0) is None
+    assert made.state == "ready"
+    return made
+
+
+def test_a_kill_for_memory_of_long_ago_was_another_process(
+    kills: SimpleNamespace, engine: SupervisedEngine
+) -> None:
+    kills.so_far += 1
+    for now in range(10, 100, 10):
+        assert engine.look(now) is None
+    process: Any = engine.process
+    process.code = -9
+    ended = engine.look(100.0)
+    assert ended is not None
+    assert ended.kind == "killed"
+
+
+def test_a_kill_for_memory_may_take_seconds(
+    kills: SimpleNamespace, engine: SupervisedEngine
+) -> None:
+    kills.so_far += 1
+    for now in (29.0, 31.0, 59.0):
+        assert engine.look(now) is None
+    process: Any = engine.process
+    process.code = -9
+    ended = engine.look(60.0)
+    assert ended is not None
+    assert ended.kind == "host_memory"
+
+
+@pytest.mark.parametrize(("answered", "kind"), [(51.0, "killed"), (49.0, "out_of_memory")])
+def test_an_error_that_it_survived_is_not_its_end(
+    kills: SimpleNamespace, engine: SupervisedEngine, answered: float, kind: str
+) -> None:
+    process: Any = engine.process
+    pulse: Any = engine._pulse
+    process.said = [(NO_MEMORY, 1)]
+    assert engine.look(50.0) is None
+    pulse.answered = answered
+    assert engine.look(55.0) is None
+    process.code = -9
+    ended = engine.look(60.0)
+    assert ended is not None
+    assert ended.kind == kind
+    assert kills.so_far == 3
