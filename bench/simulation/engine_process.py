@@ -51,5 +51,6 @@ class SimulatedEngineProcess:
     def strike(self) -> None:
         self._engine.kill()
 
-    def kill(self) -> None:
+    def kill(self, seconds: float) -> bool:  # noqa: ARG002
         self._engine.kill()
+        return True

@@ -218,6 +218,17 @@ def test_what_nohup_ignores_stays_ignored(launch) -> None:
     assert "ended SIGTERM" in child.stderr
 
 
+def test_an_inherited_sigchld_hides_no_end(launch) -> None:
+    """Where it is ignored, the kernel collects children itself and tells nobody how they ended."""
+    with started_with({signal.SIGCHLD}, set()):
+        child = launch()
+    child.wait_for("READY")
+    os.kill(pids(child)[0], signal.SIGKILL)
+    child.wait_for("SIGKILL")
+    child.process.send_signal(signal.SIGTERM)
+    child.finish()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_background_job_of_a_script_ends_in_order(launch, number: signal.Signals) -> None:
     """Such a job inherits SIGINT ignored; whoever blocks signals in front of us ends us, too."""

@@ -37,6 +37,11 @@ def test_what_the_engine_prints(line: str, event: object) -> None:
     assert parse_pytorch_line(line) == event
 
 
+def test_a_long_line_takes_no_longer_than_it_is() -> None:
+    assert parse_pytorch_line(" " * (1 << 20)) is None
+    assert parse_pytorch_line(" self.vision" * (1 << 16)) is None
+
+
 @pytest.mark.parametrize(
     "line",
     [

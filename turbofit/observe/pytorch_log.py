@@ -30,7 +30,7 @@ _LOOP_FAILED: Final = re.compile(
 _CACHE: Final = "self.build_cache_engine()"
 #: A line of a traceback inside a vision tower, as the models' own code reads.
 _VISION: Final = re.compile(
-    r"\s+.*(self\.(visual|vision\w*|extract_feature\w*|get_image_features|multi_modal_projector)\("
+    r"\s.*(self\.(visual|vision\w*|extract_feature\w*|get_image_features|multi_modal_projector)\("
     r"|pixel_values)"
 )
 

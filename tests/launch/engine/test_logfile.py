@@ -100,6 +100,34 @@ def test_any_bytes_in_any_cuts(chunks: list[bytes]) -> None:
     assert sum(count for _, count in runs) == expected
 
 
+def test_a_disk_that_is_full_for_a_while_costs_only_its_lines(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "log", cap=1000)
+    log.feed(b"first\n")
+    real = log._file
+    with Path("/dev/full").open("ab", buffering=0) as log._file:
+        for number in range(100):
+            log.feed(b"lost %d\n" % number)
+    log._file = real
+    log.feed(b"last\n")
+    log.close()
+    assert (tmp_path / "log").read_text() == "first\nlast\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+def test_a_log_that_somebody_removes_is_begun_anew(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / "folder" / "log"
+    log = LogFile(path, cap=20)
+    log.feed(b"0123456789\n")
+    path.unlink()
+    path.parent.rmdir()
+    assert log.feed(b"abcdefghijk\n") == [("abcdefghijk", 1)]
+    path.parent.mkdir()
+    log.feed(b"ABCDEFGHIJK\n")
+    log.close()
+    assert path.read_text() == "ABCDEFGHIJK\n"
+
+
 def test_a_full_disk_costs_the_log_only(tmp_path: Path, monkeypatch: object) -> None:
     log = LogFile(Path("/dev/full"))
     assert log.feed(b"a\nb\n") == [("a", 1), ("b", 1)]

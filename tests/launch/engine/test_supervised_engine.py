@@ -31,11 +31,15 @@ class Process:
     def poll(self) -> int | None:
         return self.code
 
+    def kill(self, seconds: float) -> bool:
+        return self.code is not None
+
     def take(self) -> list[tuple[str, int]]:
         said, self.said = self.said, []
         return said
 
-    finish = take
+    def finish(self, seconds: float = 2.0) -> list[tuple[str, int]]:
+        return self.take()
 
 
 @pytest.fixture
@@ -60,6 +64,8 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SupervisedEngine:
         def start(self) -> None:
             pass
 
+        stop = start
+
     class Pulse(Probe):
         answered, unanswered = float("-inf"), False
 
@@ -75,6 +81,16 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SupervisedEngine:
     assert made.look(0.0) is None
     assert made.state == "ready"
     return made
+
+
+def test_a_process_that_outlives_its_kill_is_not_forgotten(engine: SupervisedEngine) -> None:
+    process: Any = engine.process
+    assert not engine.end(0.0)
+    assert engine.process is process
+    process.code = -9
+    assert engine.end(0.0)
+    assert engine.process is None
+    assert engine.end(0.0)
 
 
 def test_a_kill_for_memory_of_long_ago_was_another_process(

@@ -5,13 +5,16 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.common.processes import REPO
 from turbofit.core.run_report import RunReport
 from turbofit.core.struct import decode
+from turbofit.launch.serve import record as module
 from turbofit.launch.serve.record import Record, RunRecord
 
 
@@ -56,6 +59,32 @@ def test_a_disk_that_refuses_costs_the_record_only(tmp_path: Path) -> None:
     assert not record.unwritten
     kept = (tmp_path / "gone" / "run.json").read_bytes()
     assert decode(kept, RunRecord, what="run") == record.run
+
+
+def test_what_two_threads_write_is_all_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = Record(tmp_path, model="m")
+    real, writing, goes_on = module.write_atomic, threading.Event(), threading.Event()
+
+    def slow(path: Path, data: bytes, **options: Any) -> None:
+        if threading.current_thread() is watching:
+            writing.set()
+            goes_on.wait(30)
+        real(path, data, **options)
+
+    watching = threading.Thread(target=lambda: record.event("grown", "somebody takes memory"))
+    ending = threading.Thread(target=lambda: record.state("ended", ended="SIGTERM"))
+    monkeypatch.setattr(module, "write_atomic", slow)
+    watching.start()
+    writing.wait(30)
+    ending.start()
+    goes_on.set()
+    for thread in (watching, ending):
+        thread.join(30)
+    kept = decode((tmp_path / "run.json").read_bytes(), RunRecord, what="run")
+    assert kept == record.run
+    assert (kept.state, len(kept.events)) == ("ended", 1)
 
 
 def test_a_kill_at_any_write_leaves_a_whole_document(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ looked at one by one.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -111,13 +112,15 @@ class LogFile:
                 self._rotate()
             self._size += self._file.write(data) or 0
         except OSError:
-            self._size = self._cap
+            pass
 
     def _rotate(self) -> None:
+        """Begin a new file; where that fails, the one that is open stays open."""
+        with suppress(FileNotFoundError):  # somebody has removed it
+            self.path.replace(self.path.with_name(self.path.name + ".1"))
+        new = self.path.open("wb", buffering=0)
         self._file.close()
-        self.path.replace(self.path.with_name(self.path.name + ".1"))
-        self._file = self.path.open("wb", buffering=0)
-        self._size = 0
+        self._file, self._size = new, 0
 
 
 def _last_state(line: bytes) -> bytes:

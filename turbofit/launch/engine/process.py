@@ -102,10 +102,15 @@ class EngineProcess:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
-    def kill(self) -> None:
-        """Kill whatever is left of the group, and collect the engine."""
+    def kill(self, seconds: float) -> bool:
+        """Kill whatever is left of the group; whether the engine has ended, at most so long after.
+
+        A process that waits in the driver, e.g. for a card that has fallen off the bus, outlives
+        SIGKILL.
+        """
         self.strike()
-        self._process.wait()
+        self.wait(seconds)
+        return self.poll() is not None
 
     def finish(self, seconds: float = 2.0) -> list[Run]:
         """After its end: what it said last. A grandchild may hold the pipe open, so do not wait."""

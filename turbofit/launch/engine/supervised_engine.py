@@ -192,13 +192,16 @@ class SupervisedEngine:
             return stalled("the engine lives but answers no completion", self.log)
         return None
 
-    def end(self) -> None:
-        """Kill what is left of it and forget this start."""
+    def end(self, seconds: float = 10.0) -> bool:
+        """Kill what is left of it and forget this start; whether it has ended.
+
+        Where it has not, at most so long after, it keeps its memory, and `process` stays.
+        """
         self.quiet()
-        if self.process is not None:
-            self.process.kill()
+        if self.process is not None and self.process.kill(seconds):
             self.process.finish(0.5)
             self.process = None
+        return self.process is None
 
     def quiet(self) -> None:
         """Ask it nothing any more."""
@@ -353,9 +356,9 @@ class _Pulse(threading.Thread):
         """Until stopped."""
         failures = 0
         while not self._stopped.wait(self._timing.liveness if not failures else 1.0):
-            asked = self._clock()
+            began = self._clock()
             if self._ask(self._timing.patience):
-                failures, self.answered = 0, asked
+                failures, self.answered = 0, began
             else:
                 failures += 1
             if failures >= _LIVENESS_FAILURES:

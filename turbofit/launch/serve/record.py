@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,8 @@ class Record:
 
     def __init__(self, folder: Path, **facts: Any) -> None:
         self.folder, self._path = folder, folder / "run.json"
+        #: The supervisor writes, and the thread that watches the GPUs.
+        self._lock = threading.RLock()
         #: The disk did not take it as it is now: `keep` it again.
         self.unwritten = False
         self.run = RunRecord(
@@ -78,35 +81,40 @@ class Record:
     def begin(self, **facts: Any) -> None:
         """A new attempt with its own settings."""
         attempt = AttemptRecord(started=_now(), **facts)
-        self._change(attempts=(*self.run.attempts, attempt))
+        with self._lock:
+            self._change(attempts=(*self.run.attempts, attempt))
 
     def attempt(self, **facts: Any) -> None:
         """More of the current attempt; nothing before the first."""
-        if self.run.attempts:
-            *before, last = self.run.attempts
-            self._change(attempts=(*before, replace(last, **facts)))
+        with self._lock:
+            if self.run.attempts:
+                *before, last = self.run.attempts
+                self._change(attempts=(*before, replace(last, **facts)))
 
     def event(self, kind: str, text: str) -> None:
         """Something that happened; the last thousand are kept."""
-        events = (*self.run.events, RunEvent(at=_now(), kind=kind, text=text))
-        self._change(events=events[-_MOST_EVENTS:])
+        with self._lock:
+            events = (*self.run.events, RunEvent(at=_now(), kind=kind, text=text))
+            self._change(events=events[-_MOST_EVENTS:])
 
     def state(self, state: str, **facts: Any) -> None:
         """Where the run stands."""
         self._change(state=state, **facts)
 
     def _change(self, **facts: Any) -> None:
-        self.run = replace(self.run, **facts)
-        self.keep()
+        with self._lock:
+            self.run = replace(self.run, **facts)
+            self.keep()
 
     def keep(self) -> None:
         """Write it; a full disk costs the record, never the server."""
-        try:
-            write_atomic(self._path, to_json(self.run), mode=0o600)
-        except (UsageError, OSError):
-            self.unwritten = True
-        else:
-            self.unwritten = False
+        with self._lock:
+            try:
+                write_atomic(self._path, to_json(self.run), mode=0o600)
+            except (UsageError, OSError):
+                self.unwritten = True
+            else:
+                self.unwritten = False
 
 
 def state_folder(room: str, name: str) -> Path:

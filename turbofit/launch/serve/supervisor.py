@@ -48,6 +48,8 @@ class StopSignal:
         #: While nothing runs that must be stopped in order, a signal raises `StoppedError`.
         self.abrupt = True
         self._before: dict[signal.Signals, Any] = {}
+        #: SIGCHLD was ignored: the kernel would collect engines, and tell nobody how they ended.
+        self._deaf = False
         self._terminals: tuple[int, ...] = ()
         self._strikes: list[Callable[[], None]] = []
         #: What SIGHUP does instead of ending the run, unless a terminal closed; it takes no lock.
@@ -58,11 +60,16 @@ class StopSignal:
         heard = stop_signals()
         self._before = {number: signal.signal(number, self._caught) for number in heard}
         unblock(heard)
+        self._deaf = signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
+        if self._deaf:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._deaf:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
     def rearm(self) -> None:
         """Hear signals again, where a library has taken them since."""
@@ -199,7 +206,7 @@ class Server:
                 if engine.state in ("waiting", "broken"):
                     if engine.state == "broken":
                         engine.excuse(now, self._refused_since(engine))
-                    if now >= engine.again_at:
+                    if now >= engine.again_at and engine.end(0.0):
                         engine.start()
                     continue
                 ended = engine.look(now)
@@ -219,7 +226,7 @@ class Server:
         Raises:
             EndedError: it would not help.
         """
-        engine.end()
+        self._end(engine)
         ended.group = engine.group
         if not ended.retryable or not (engine.was_ready or ended.kind in ("killed", "raced")):
             raise EndedError(ended)
@@ -281,8 +288,20 @@ class Server:
                 process.send(stop.signal if serving else signal.SIGTERM)
             for _, process in running:
                 process.wait(deadline - time.monotonic())
+        for _, process in running:
+            process.strike()
+        deadline = time.monotonic() + _LAST_SECONDS
         for engine, _ in running:
-            engine.end()
+            self._end(engine, max(0.5, deadline - time.monotonic()))
+
+    def _end(self, engine: SupervisedEngine, seconds: float = _LAST_SECONDS) -> None:
+        if not engine.end(seconds) and engine.process is not None:
+            self._tell(
+                engine.name,
+                f"process {engine.process.pid} was killed and has not ended: the driver or a "
+                "debugger holds it, and it may still have its GPU memory",
+                warning=True,
+            )
 
     def _strike(self) -> None:
         for engine in self.engines:
