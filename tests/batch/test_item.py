@@ -5,6 +5,7 @@ import json
 import pytest
 
 from turbofit.batch.item import (
+    LINE_START,
     BatchError,
     BatchItem,
     BatchLine,
@@ -34,6 +35,8 @@ def test_a_line_is_one_line() -> None:
     raw = encoded(BatchLine(id="i", custom_id=None, error=error))
     assert raw.count(b"\n") == 1
     assert raw.endswith(b"\n")
+    identity = line_id(BatchItem(number=1, digest=1))
+    assert encoded(BatchLine(id=identity, custom_id=None)).startswith(LINE_START)
     assert list(json.loads(raw)) == ["id", "custom_id", "response", "error"]
 
 

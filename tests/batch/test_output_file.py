@@ -40,6 +40,36 @@ def test_what_is_no_whole_line_is_cut_off(torn, tmp_path) -> None:
     assert path.read_bytes() == line(2)
 
 
+@pytest.mark.parametrize(
+    "torn",
+    [
+        b"", b"\0" * 500, b'{"id":"bat', b'{"id":"bat' + b"\0" * 500, b'{"id":"batch_req_1-00',
+        b'{"id":"batch_req_1' + b"\0" * 50 + b"\n" + line(3),
+    ],
+)  # fmt: skip
+def test_a_first_line_that_is_torn_is_cut_off(torn, tmp_path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(torn)
+    assert resumed(path) == (0, (0, 0), [])
+    assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"precious": [1, 2]}', b"no end of line", b"{ ", b"\0text", b"\0\n", b"\0" * 500 + b"\nx",
+        b"\x89PNG\r\n\x1a\n\0\0", '{"id":"batch_req_1'.encode("utf-16-le"),
+    ],
+)  # fmt: skip
+def test_another_file_without_a_whole_line_stays_as_it_is(data, tmp_path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match=r"line 1 of .* is none of a batch"):
+        resumed(path)
+    assert path.read_bytes() == data
+    assert os.listdir(tmp_path) == ["out.jsonl"]
+
+
 def test_failures_are_in_a_file_of_theirs(tmp_path) -> None:
     path = tmp_path / "out.jsonl"
     errors = tmp_path / "out.jsonl.errors.jsonl"

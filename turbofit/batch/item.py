@@ -13,6 +13,7 @@ from turbofit.core.struct import Struct, doc
 
 __all__ = [
     "CHAT",
+    "LINE_START",
     "BatchError",
     "BatchItem",
     "BatchLine",
@@ -25,6 +26,8 @@ __all__ = [
 ]  # fmt: skip
 
 CHAT: Final = "/v1/chat/completions"
+#: What every line of an output begins with.
+LINE_START: Final = b'{"id":"batch_req_'
 _ID: Final = re.compile(r"batch_req_(\d{1,12})-([0-9a-f]{8})")
 
 

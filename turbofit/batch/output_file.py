@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from turbofit.batch.item import place_of
+from turbofit.batch.item import LINE_START, place_of
 from turbofit.core.errors import UsageError
 from turbofit.core.process.files import sync_folder
 
@@ -158,8 +158,10 @@ class OutputFile:
         """Up to the first that has no end, or that a power cut left without its bytes."""
         with open(self._fd, "rb", buffering=1 << 20, closefd=False) as file:
             file.seek(0)
-            for line in file:
+            for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n") or _NUL in line:
+                    if number == 1 and not _is_begun(line):
+                        raise self._foreign(number)
                     return
                 yield line
 
@@ -171,16 +173,19 @@ class OutputFile:
             found = None
         place = place_of(found.id) if found else None
         if found is None or place is None:
-            raise UsageError(
-                f"line {number} of {self.path} is none of a batch",
-                hint="name another output: this one holds something else",
-            )
+            raise self._foreign(number)
         if not survey.holds(*place):
             raise UsageError(
                 f"line {number} of {self.path} is of another input, or the input has changed",
                 hint="name another output for this input",
             )
         return place[0], found.error is not None
+
+    def _foreign(self, number: int) -> UsageError:
+        return UsageError(
+            f"line {number} of {self.path} is none of a batch",
+            hint="name another output: this one holds something else",
+        )
 
     def _copy(self) -> tuple[int, str]:
         """A file beside the output with the lines before this one."""
@@ -216,6 +221,12 @@ class _DiskErrors:
     def __exit__(self, _kind: object, exc: BaseException | None, _trace: object) -> None:
         if isinstance(exc, OSError):
             raise _unwritable(self._path, exc) from None
+
+
+def _is_begun(line: bytes) -> bool:
+    """Whether a batch began this line; a power cut may have left NULs at its end, or them alone."""
+    begun = line.rstrip(_NUL)
+    return begun.startswith(LINE_START) or LINE_START.startswith(begun)
 
 
 def _beside(path: Path) -> tuple[int, str]:
