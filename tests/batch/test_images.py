@@ -60,7 +60,7 @@ def test_each_broken_image_has_its_code(tmp_path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     codes = {
         "none.png": "image_missing", "a\0b.png": "image_missing", "cut.png/x": "image_missing",
-        "pipe.png": "image_missing",
+        "pipe.png": "image_missing", "file://photos[1]/a.png": "image_missing",
         "folder.png": "image_unreadable", "cut.png": "truncated_image",
         "text.png": "unknown_image_type", "head.png": "broken_image",
         "data:image/png;base64,%%%": "bad_image_base64", "data:image/png,x": "bad_image_url",

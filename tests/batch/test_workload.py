@@ -52,6 +52,15 @@ def test_an_image_that_the_server_fetches_may_be_the_worst(tmp_path) -> None:
     assert 0 < found.context - MODEL.image_rule.unit_tokens(13) < 1200
 
 
+def test_an_image_whose_address_is_broken_counts_for_nothing(tmp_path) -> None:
+    row = request("a", "x", max_tokens=10)
+    image = {"type": "image_url", "image_url": {"url": "file://photos[1]/a.png"}}
+    row["body"]["messages"][0]["content"] = [image]
+    found = jsonl(tmp_path, row)
+    assert (found.images, found.image_size) == (1, None)
+    assert 0 < found.context < 1200
+
+
 def test_an_answer_without_a_bound_leaves_the_context_to_the_plan(tmp_path) -> None:
     rows = request("a", "x"), request("b", "y", max_tokens=5)
     assert jsonl(tmp_path, *rows) == BatchWorkload(unbounded=1)

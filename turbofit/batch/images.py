@@ -72,11 +72,18 @@ def is_remote(url: str) -> bool:
 
 
 def local_path(url: str, base: str) -> str | None:
-    """The file that a URL of an item means; None for what stands in the item itself."""
+    """The file that a URL of an item means; None for what stands in the item itself.
+
+    Raises:
+        ItemError: it is no URL.
+    """
     if url[:5].lower() == "data:":
         return None
     if url[:5].lower() == "file:":
-        return unquote(urlsplit(url).path)
+        try:
+            return unquote(urlsplit(url).path)
+        except ValueError as exc:
+            raise ItemError("image_missing", f"{url} is no URL of a file: {exc}") from None
     return os.path.join(base, url)
 
 

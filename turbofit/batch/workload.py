@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from turbofit.batch.images import image_sources, is_remote, local_path
+from turbofit.batch.item import ItemError
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
 from turbofit.gateway.limits.cost import UNSTATED
@@ -151,7 +152,10 @@ def _size(url: str, base: str) -> tuple[int, int] | None:
     """Width and height of an image that is here, None where its item will fail."""
     from PIL import Image
 
-    path = local_path(url, base)
+    try:
+        path = local_path(url, base)
+    except ItemError:
+        return None
     sources: list[Any] = [path]
     if path is None:
         payload = url.partition(",")[2]
