@@ -3,12 +3,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from turbofit.batch import table_source
 from turbofit.batch.table_source import csv_source, parquet_source
 from turbofit.core.errors import PackageError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def table(tmp_path: Path, text: str | bytes, **given):
@@ -87,24 +91,36 @@ def test_without_pyarrow_a_parquet_file_says_what_to_install(tmp_path, monkeypat
 
 
 def test_rows_of_a_parquet_file_with_images_in_them(tmp_path, monkeypatch) -> None:
-    """pyarrow's three calls that are used, as pyarrow 26 answers them."""
+    """pyarrow's calls that are used, as pyarrow 26 answers them."""
+
+    class Batch:
+        def __init__(self, rows: list[dict[str, Any]]) -> None:
+            self.rows, self.num_rows = rows, len(rows)
+
+        def slice(self, at: int, length: int) -> Batch:
+            return Batch(self.rows[at : at + length])
+
+        def to_pylist(self) -> list[dict[str, Any]]:
+            if any(row["prompt"] == "far" for row in self.rows):
+                raise OverflowError("date value out of range")
+            return self.rows
 
     class File:
         def __init__(self, path: Path) -> None:
             self.schema_arrow = ModuleType("schema")
             self.schema_arrow.names = ["image", "prompt"]
 
-        def iter_batches(self, batch_size: int):
+        def iter_batches(self, batch_size: int, columns: list[str]):
+            assert columns == ["image", "prompt"]
             rows = [
                 {"image": {"bytes": b"PNG", "path": "no"}, "prompt": "a"},
                 {"image": {"bytes": None, "path": "p.png"}, "prompt": "b"},
                 {"image": b"JPG", "prompt": "c"},
+                {"image": None, "prompt": "far"},
                 {"image": None, "prompt": None},
             ]
-            for row in rows:
-                batch = ModuleType("batch")
-                batch.to_pylist = lambda row=row: [row]
-                yield batch
+            yield Batch(rows[:2])
+            yield Batch(rows[2:])
 
     arrow, parquet = ModuleType("pyarrow"), ModuleType("pyarrow.parquet")
     arrow.ArrowException, parquet.ParquetFile = ValueError, File
@@ -113,4 +129,38 @@ def test_rows_of_a_parquet_file_with_images_in_them(tmp_path, monkeypatch) -> No
     found = list(parquet_source(tmp_path / "x.parquet", None, (), None).items())
     urls = [content(one)[0]["image_url"]["url"] for one in found[:3]]
     assert urls == ["data:image/unknown;base64,UE5H", "p.png", "data:image/unknown;base64,SlBH"]
-    assert content(found[3]) == ""
+    assert found[3].fault.message == "the row cannot be read: date value out of range"
+    assert (content(found[4]), found[4].fault) == ("", None)
+
+
+def parquet(tmp_path: Path, columns: Callable[[Any], dict[str, Any]], prompt: str | None = None):
+    arrow = pytest.importorskip("pyarrow")
+    path = tmp_path / "t.parquet"
+    pytest.importorskip("pyarrow.parquet").write_table(arrow.table(columns(arrow)), path)
+    return list(parquet_source(path, prompt, (), None).items())
+
+
+def test_a_column_that_the_prompt_leaves_out_is_not_read(tmp_path) -> None:
+    far = [0, 1 << 62]
+    found = parquet(
+        tmp_path, lambda arrow: {"prompt": ["a", "b"], "t": arrow.array(far, arrow.timestamp("us"))}
+    )
+    assert [content(one) for one in found] == ["a", "b"]
+    found = parquet(tmp_path, lambda _: {"prompt": ["a", "b"]}, prompt="No placeholder.")
+    assert [content(one) for one in found] == ["No placeholder."] * 2
+
+
+def test_a_row_of_a_parquet_file_that_cannot_be_read_fails_alone(tmp_path) -> None:
+    def text(arrow: Any) -> dict[str, Any]:
+        offsets = b"".join(at.to_bytes(4, "little") for at in (0, 1, 2, 3))
+        buffers = [None, arrow.py_buffer(offsets), arrow.py_buffer(b"a\xffc")]
+        return {"prompt": arrow.Array.from_buffers(arrow.string(), 3, buffers)}
+
+    def date(arrow: Any) -> dict[str, Any]:
+        return {"prompt": arrow.array([0, 1 << 62, 0], arrow.timestamp("us"))}
+
+    for columns in (text, date):
+        found = parquet(tmp_path, columns)
+        assert [one.fault and one.fault.code for one in found] == [None, "bad_line", None]
+        assert "the row cannot be read" in found[1].fault.message
+        assert found[1].custom_id == "row-2"

@@ -12,6 +12,10 @@ def test_placeholders_are_filled_and_other_braces_stay() -> None:
     assert filled == 'What is {x}? Answer {"a": {"b": 1}} or {} or {name}.'
 
 
+def test_placeholders_that_stand_in_a_prompt_are_known() -> None:
+    assert PromptTemplate("{a} {a} {{b}}", ("a", "b", "c")).used == {"a"}
+
+
 def test_a_placeholder_that_there_is_not_is_an_error() -> None:
     with pytest.raises(UsageError, match=r"\{nam\} in the prompt is no placeholder") as caught:
         PromptTemplate("{nam}", ("name", "a column"))

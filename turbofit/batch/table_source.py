@@ -29,6 +29,8 @@ _PROMPT: Final = "{prompt}"
 _LARGEST_CELL: Final = 1 << 28
 #: Rows of a Parquet file that are decoded at a time: some megabytes each where they hold images.
 _ROWS: Final = 16
+#: What pyarrow raises for a value that Python has no type for, or that is no UTF-8.
+_NO_VALUE: Final = (ArithmeticError, LookupError, NotImplementedError, TypeError, ValueError)
 
 
 class TableSource:
@@ -39,7 +41,7 @@ class TableSource:
     Args:
         base: the folder that paths begin in.
         columns: their names.
-        rows: all rows, anew at each call.
+        rows: all rows with at least the columns that it is given, anew at each call.
         prompt: with placeholders.
         images: the columns with images; of none those that are usual.
         max_tokens: of an answer.
@@ -52,7 +54,7 @@ class TableSource:
         self,
         base: str,
         columns: Sequence[str],
-        rows: Callable[[], Iterator[Row]],
+        rows: Callable[[Sequence[str]], Iterator[Row]],
         *,
         prompt: str | None,
         images: tuple[str, ...],
@@ -61,7 +63,6 @@ class TableSource:
         self.base, self._rows = base, rows
         self.max_tokens: int | None = max_tokens or ANSWER_TOKENS
         self._named = _ID in columns
-        self._columns = tuple(columns)
         missing = [name for name in images if name not in columns]
         if missing:
             raise UsageError(
@@ -74,10 +75,12 @@ class TableSource:
                 hint=f'add --prompt "…", where {{COLUMN}} is one of {", ".join(columns)}',
             )
         self._template = PromptTemplate(_PROMPT if prompt is None else prompt, columns)
+        named = (_ID,) if self._named else ()
+        self._used = sorted({*named, *self._images, *self._template.used})
 
     def items(self) -> Iterator[BatchItem]:
         """See `BatchInput`."""
-        for number, row in enumerate(self._rows(), 1):
+        for number, row in enumerate(self._rows(self._used), 1):
             yield self._item(number, row)
 
     def digests(self) -> Iterator[int]:
@@ -97,7 +100,7 @@ class TableSource:
         try:
             if self._named:
                 custom_id = _text(row[_ID]) or custom_id
-            prompt = self._template.fill({name: _text(row[name]) for name in self._columns})
+            prompt = self._template.fill({name: _text(row[name]) for name in self._template.used})
             images = [url for name in self._images if (url := _image(row[name]))]
             body = chat_body(prompt, images)
             digest = digest_of(msgspec.json.encode((custom_id, body)))
@@ -140,7 +143,7 @@ def csv_source(
             hint="its first line must name each column once, e.g. custom_id,image,prompt",
         )
 
-    def rows() -> Iterator[Row]:
+    def rows(_used: Sequence[str]) -> Iterator[Row]:
         lines = _csv_lines(path)
         next(lines)
         for number, cells in enumerate((one for one in lines if one != []), 1):
@@ -193,13 +196,25 @@ def parquet_source(
     except (ArrowException, OSError) as exc:
         raise UsageError(f"{path} is no Parquet file: {exc}", hint="name another file") from None
 
-    def rows() -> Iterator[Row]:
+    def rows(used: Sequence[str]) -> Iterator[Row]:
         try:
-            for rows in ParquetFile(path).iter_batches(batch_size=_ROWS):
-                yield from rows.to_pylist()
+            for batch in ParquetFile(path).iter_batches(batch_size=_ROWS, columns=used):
+                yield from _rows_of(batch)
         except (ArrowException, OSError) as exc:
             raise UsageError(f"{path} is damaged: {exc}", hint="write it again") from None
 
     return TableSource(
         str(path.parent), columns, rows, prompt=prompt, images=images, max_tokens=max_tokens
     )
+
+
+def _rows_of(batch: Any) -> Iterator[Row]:
+    """The rows of a ``pyarrow.RecordBatch``; one whose values cannot be read fails alone."""
+    try:
+        rows = batch.to_pylist()
+    except _NO_VALUE as exc:
+        if batch.num_rows == 1:
+            rows = [ItemError("bad_line", f"the row cannot be read: {exc}")]
+        else:
+            rows = [row for at in range(batch.num_rows) for row in _rows_of(batch.slice(at, 1))]
+    yield from rows

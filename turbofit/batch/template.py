@@ -30,8 +30,13 @@ class PromptTemplate:
 
     def __init__(self, text: str, names: Iterable[str]) -> None:
         self._text, known = text, tuple(names)
+        #: Placeholders that stand in the prompt.
+        self.used: set[str] = set()
         for match in _PLACEHOLDER.finditer(text):
-            if match[2] is not None and match[2] not in known:
+            if match[2] is None:
+                continue
+            self.used.add(match[2])
+            if match[2] not in known:
                 listed = ", ".join(f"{{{name}}}" for name in known[:20])
                 raise UsageError(
                     f"{match[0]} in the prompt is no placeholder here",
