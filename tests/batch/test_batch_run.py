@@ -153,3 +153,10 @@ def test_an_input_that_changes_meanwhile_is_noticed() -> None:
     for item in (BatchItem(number=2, digest=3), BatchItem(number=3, digest=1)):
         with pytest.raises(UsageError, match=f"while it was read, at item {item.number}"):
             list(pending(iter([item]), survey))
+
+
+def test_an_input_that_gets_shorter_meanwhile_is_noticed() -> None:
+    found = pending(iter(items(2)), Survey([1, 2, 3]))
+    assert [next(found), next(found)] == items(2)
+    with pytest.raises(UsageError, match="while it was read, it had 3 items and has 2"):
+        next(found)

@@ -43,12 +43,11 @@ def pending(items: Iterator[BatchItem], survey: Survey) -> Iterator[BatchItem | 
         UsageError: the input is not what it was when it was read first.
     """
     seen = SeenNames(survey.total)
+    count = 0
     for item in items:
+        count += 1
         if not survey.holds(item.number, item.digest):
-            raise UsageError(
-                f"the input has changed while it was read, at item {item.number}",
-                hint="give the same command again once nobody writes it",
-            )
+            raise _changed(f"at item {item.number}")
         fault = item.fault
         if item.custom_id is not None and not seen.add(item.custom_id) and fault is None:
             fault = ItemError("duplicate_custom_id", "an item before this one has the same name")
@@ -56,6 +55,15 @@ def pending(items: Iterator[BatchItem], survey: Survey) -> Iterator[BatchItem | 
             yield None
         else:
             yield item if fault is item.fault else replace(item, fault=fault)
+    if count != survey.total:
+        raise _changed(f"it had {survey.total:,} items and has {count:,}")
+
+
+def _changed(how: str) -> UsageError:
+    return UsageError(
+        f"the input has changed while it was read, {how}",
+        hint="give the same command again once nobody writes it",
+    )
 
 
 class BatchRun:
