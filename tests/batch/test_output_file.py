@@ -95,6 +95,44 @@ def test_failed_items_can_be_taken_out(tmp_path) -> None:
     assert os.listdir(tmp_path) == ["out.jsonl"]
 
 
+def test_failed_items_are_taken_out_behind_a_link_to_another_disk(tmp_path, monkeypatch) -> None:
+    path, disk = tmp_path / "out.jsonl", tmp_path / "disk"
+    disk.mkdir()
+    (disk / "real.jsonl").write_bytes(line(1, error={}) + line(2))
+    path.symlink_to(disk / "real.jsonl")
+    real = os.replace
+
+    def replace(source: str, target: os.PathLike[str]) -> None:
+        if os.path.dirname(source) != os.path.dirname(target):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        real(source, target)
+
+    monkeypatch.setattr(output_file.os, "replace", replace)
+    assert resumed(path, retry_failed=True) == (len(line(2)), (1, 0), [2])
+    assert path.is_symlink()
+    assert (disk / "real.jsonl").read_bytes() == line(2)
+    assert sorted(os.listdir(tmp_path)) == ["disk", "out.jsonl"]
+    assert os.listdir(disk) == ["real.jsonl"]
+
+
+def test_an_exchange_that_fails_leaves_no_copy(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(line(1, error={}) + b"hello\n")
+    with pytest.raises(UsageError, match="is none of a batch"):
+        resumed(path, retry_failed=True)
+    assert os.listdir(tmp_path) == ["out.jsonl"]
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path.write_bytes(line(1, error={}) + line(2))
+    monkeypatch.setattr(output_file.os, "replace", full)
+    with pytest.raises(UsageError, match="No space left on device"):
+        resumed(path, retry_failed=True)
+    assert path.read_bytes() == line(1, error={}) + line(2)
+    assert os.listdir(tmp_path) == ["out.jsonl"]
+
+
 def test_after_the_exchange_the_lock_and_the_lines_are_the_new_files(tmp_path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_bytes(line(1, error={}) + line(2))

@@ -53,9 +53,12 @@ class OutputFile:
     def __init__(self, path: Path) -> None:
         self.path, self.errors_path = path, path.with_name(path.name + ".errors.jsonl")
         self._fd = _open_locked(path)
-        #: The file of failures, and its name until it is whole.
-        self._errors = -1
-        self._unnamed: str | None = None
+        #: The output itself, where ``path`` is a link to it.
+        self._real = path.resolve()
+        #: The file of failures, and that of the lines that stay where some do not.
+        self._errors = self._kept = -1
+        #: By the path that a new file gets: its name until it is whole.
+        self._unnamed: dict[Path, str] = {}
         #: Bytes that are whole lines.
         self._size = self._errors_size = 0
         self._unsynced = False
@@ -82,14 +85,13 @@ class OutputFile:
         """
         with self._disk_errors():
             # Made anew: the output may know of more than the file did.
-            self._errors, self._unnamed = _beside(self.errors_path)
-        kept = self._read(survey, drop_failed=retry_failed)
+            self._errors = self._begin(self.errors_path)
+        self._read(survey, drop_failed=retry_failed)
         with self._disk_errors():
-            if kept is not None:
-                self._replace(*kept)
+            if self._kept >= 0:
+                self._replace()
             os.ftruncate(self._fd, self._size)
-            os.replace(self._unnamed, self.errors_path)
-            self._unnamed = None
+            self._end(self.errors_path)
             os.fsync(self._fd)
             sync_folder(self.path.parent)
         return self._size
@@ -122,37 +124,36 @@ class OutputFile:
 
     def close(self) -> None:
         """Give it free; the file of failures goes where there are none."""
-        with suppress(OSError):
-            if self._unnamed is not None:
-                os.unlink(self._unnamed)
-            elif self._errors >= 0 and not self._errors_size:
-                self.errors_path.unlink()
-        for fd in (self._errors, self._fd):
+        unneeded = [*self._unnamed.values()]
+        if not unneeded and self._errors >= 0 and not self._errors_size:
+            unneeded = [str(self.errors_path)]
+        for name in unneeded:
+            with suppress(OSError):
+                os.unlink(name)
+        for fd in (self._errors, self._kept, self._fd):
             if fd >= 0:
                 os.close(fd)
-        self._errors = self._fd = -1
+        self._errors = self._kept = self._fd = -1
 
-    def _read(self, survey: Survey, *, drop_failed: bool) -> tuple[int, str] | None:
-        """Mark each line; a file of those that stay and its name, where some do not."""
-        kept: tuple[int, str] | None = None
+    def _read(self, survey: Survey, *, drop_failed: bool) -> None:
+        """Mark each line; those that stay go to another file where some do not."""
         for number, line in enumerate(self._whole_lines(), 1):
             place, failed = self._checked(number, line, survey)
             with self._disk_errors():
                 if failed and drop_failed:
-                    kept = kept or self._copy()
+                    self._copy()
                     continue
                 if not survey.mark(place):
                     raise UsageError(
                         f"line {number} of {self.path} is the second of its item",
                         hint="take one of the two out, or name another output",
                     )
-                if kept is not None:
-                    _written(kept[0], line, self._size)
+                if self._kept >= 0:
+                    _written(self._kept, line, self._size)
                 self._size += len(line)
                 if failed:
                     self._errors_size = _written(self._errors, line, self._errors_size)
             self.answered, self.failed = self.answered + (not failed), self.failed + failed
-        return kept
 
     def _whole_lines(self) -> Iterator[bytes]:
         """Up to the first that has no end, or that a power cut left without its bytes."""
@@ -187,23 +188,33 @@ class OutputFile:
             hint="name another output: this one holds something else",
         )
 
-    def _copy(self) -> tuple[int, str]:
-        """A file beside the output with the lines before this one."""
-        fd, name = _beside(self.path)
+    def _copy(self) -> None:
+        """Begin the file of the lines that stay with those before this one."""
+        if self._kept >= 0:
+            return
+        self._kept = self._begin(self._real)
         at = 0
         while at < self._size and (data := os.pread(self._fd, min(self._size - at, 1 << 20), at)):
-            at = _written(fd, data, at)
-        return fd, name
+            at = _written(self._kept, data, at)
 
-    def _replace(self, fd: int, name: str) -> None:
-        """The output is this file now, locked before anybody can open it by its name."""
-        os.fchmod(fd, stat.S_IMODE(os.fstat(self._fd).st_mode))
-        os.fsync(fd)
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.replace(name, os.path.realpath(self.path))
-        sync_folder(self.path.parent)
+    def _replace(self) -> None:
+        """The output is that file now, locked before anybody can open it by its name."""
+        os.fchmod(self._kept, stat.S_IMODE(os.fstat(self._fd).st_mode))
+        os.fsync(self._kept)
+        fcntl.flock(self._kept, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._end(self._real)
+        sync_folder(self._real.parent)
         os.close(self._fd)
-        self._fd = fd
+        self._fd, self._kept = self._kept, -1
+
+    def _begin(self, path: Path) -> int:
+        """A new file that gets this path at its end."""
+        fd, self._unnamed[path] = _beside(path)
+        return fd
+
+    def _end(self, path: Path) -> None:
+        os.replace(self._unnamed[path], path)
+        del self._unnamed[path]
 
     def _disk_errors(self) -> _DiskErrors:
         return _DiskErrors(self.path)
