@@ -183,6 +183,7 @@ def _put_gateways(world: ClusterWorld, stack: ExitStack) -> None:
         (thread, {"GatewayThread": partial(FleetGatewayThread, world)}),
         (coordinator, {"threading": condition, "SILENT_SECONDS": 10 * coordinator.SILENT_SECONDS}),
         (extra_gateway, {"uuid4": name, "client_context": lambda _: None,
+                         "threading": SimpleNamespace(Thread=SimulatedThread),
                          "_SILENT": 10 * extra_gateway._SILENT,
                          "_SECONDS": 10 * extra_gateway._SECONDS}),
         (run, {"_TICK": 30.0,

@@ -153,6 +153,9 @@ class SimulatedThread:
     def join(self, timeout: float | None = None) -> None:
         self._over.wait(timeout)
 
+    def is_alive(self) -> bool:
+        return not self._over.is_set()
+
     def _run(self) -> None:
         try:
             self._target()

@@ -6,8 +6,10 @@ The coordinator tells it which engines there are; it tells how many requests it 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
@@ -158,9 +160,21 @@ class _Attending:
             self._told = routing_table.number
 
     def close(self, *, drain: bool) -> None:
-        """End what is under way, in order or at once, and give the place back."""
+        """End what is under way, in order or at once, and give the place back.
+
+        Until then the gateway goes on to follow and to tell: the coordinator forgets one that is
+        silent, and engines end under its requests.
+        """
         if self._front is not None:
-            self._front.stop(drain=drain)
+            ending = threading.Thread(
+                target=partial(self._front.stop, drain=drain), name="drain", daemon=True
+            )
+            ending.start()
+            ending.join(_TICK)
+            while ending.is_alive():
+                with suppress(Exception):  # whatever it is, requests that are under way may end
+                    self.tick()
+                ending.join(_TICK)
         with suppress(Exception):  # the coordinator may be gone: so is the place
             self._coordinator.leave.remote(self._name)
 
