@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +16,13 @@ from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
 from turbofit.core.errors import LaunchError
 from turbofit.launch.cluster import controller as module
 from turbofit.launch.cluster import ray_adapter
+from turbofit.launch.cluster import replica as replica_module
 from turbofit.launch.cluster.change import changed
 from turbofit.launch.cluster.connect import RayNode
 from turbofit.launch.cluster.controller import Controller
 from turbofit.launch.cluster.engine_spec import EngineSpec, EngineState
 from turbofit.launch.cluster.node_state import NodeState
-from turbofit.launch.cluster.replica import Replica
+from turbofit.launch.cluster.replica import LAST_SECONDS, Replica
 from turbofit.machine.spec import parse_spec
 from turbofit.planning.cluster import plan_joining
 from turbofit.planning.request import PlanRequest
@@ -322,6 +324,39 @@ def test_stopping_waits_for_no_measurement(world: Callable[[int], World]) -> Non
     here.controller.stop(1, lambda: False)
     assert not measuring.done()
     hold.set()
+
+
+def test_a_drain_and_a_change_end_where_actors_do_not_answer(
+    world: Callable[[int], World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is stopped, or stuck in the driver, is alive for Ray; it is killed."""
+    here, now, killed = world(2), [0.0], list[Any]()
+    monkeypatch.setattr(replica_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(ray_adapter, "wait_all", lambda _refs, _seconds: set())
+    monkeypatch.setattr(ray_adapter, "kill_actor", killed.append)
+    for name in ("stop", "ended", "end"):
+        monkeypatch.setattr(Standin, name, getattr(Replica, name))
+    stuck = SimpleNamespace(stop=SimpleNamespace(remote=lambda _seconds: "no answer"))
+    drained, changing = here.controller.node_states.values()
+    for node_state in (drained, changing):
+        node_state.replicas[0]._actor = stuck
+    seconds = here.controller.config.timing.drain + LAST_SECONDS
+    here.controller.drain(drained)
+    here.controller.follow(
+        changed(here.controller, here.target(context=16384), request(context=16384))
+    )
+    here.tick(3)
+    now[0] = seconds - 0.1
+    here.tick(3)
+    assert here.places.on(drained.node.id)
+    assert here.controller.changing
+    assert not killed
+    now[0] = seconds
+    here.tick(5, work=True)
+    assert here.places.on(drained.node.id) == ()
+    assert not here.controller.changing
+    assert killed == [stuck, stuck]
+    assert min(here.promises()) >= 16384
 
 
 def test_an_actors_next_process_is_told_of_gateways_that_came(

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
     from turbofit.launch.cluster.engine_spec import EngineSpec
 
-__all__ = ["Replica"]
+__all__ = ["LAST_SECONDS", "Replica"]
 
+#: Beside the drain, before an engine that was asked to end is killed.
+LAST_SECONDS: Final = 15.0
 #: Seconds that an actor may keep a question for news.
 _PATIENCE: Final = 10.0
 #: An actor that Ray starts again is asked again after so many seconds.
@@ -56,6 +58,8 @@ class Replica:
         #: The question for news that is under way, and that for its end.
         self.news: Any = None
         self.ending: Any = None
+        #: When it counts as ended, whether its actor has answered that question or not.
+        self._ended_by = float("inf")
 
     def begin(self) -> None:
         """Start its actor."""
@@ -109,13 +113,14 @@ class Replica:
             self._actor.allow.remote(peers)
 
     def stop(self, seconds: float) -> None:
-        """Ask it to end; `ended` tells when it has."""
+        """Ask it to end within so many seconds; `ended` tells when it has."""
         if self._actor is not None and not self.actor_lost and self.ending is None:
+            self._ended_by = time.monotonic() + seconds + LAST_SECONDS
             self.ending = self._actor.stop.remote(seconds)
 
     def ended(self) -> bool:
-        """Whether its actor has ended the engine, or is gone itself."""
-        if self.ending is None:
+        """Whether its actor has ended the engine, is gone itself, or has not answered in time."""
+        if self.ending is None or time.monotonic() >= self._ended_by:
             return True
         return bool(ray_adapter.wait_all([self.ending], 0))
 

@@ -23,6 +23,7 @@ from turbofit.launch.cluster.node_state import NodeState
 from turbofit.launch.cluster.nodes import held_only, tell_nodes
 from turbofit.launch.cluster.places import Places
 from turbofit.launch.cluster.promise import expected_routing_table
+from turbofit.launch.cluster.replica import LAST_SECONDS
 from turbofit.launch.cluster.tls import client_context
 from turbofit.launch.serve.record import state_folder
 from turbofit.planning.cluster import plan_cluster
@@ -44,8 +45,6 @@ __all__ = ["serve_cluster"]
 
 _TICK: Final = 0.2
 _WRITE_SECONDS: Final = 1.0
-#: Beside the drain, before engines are killed.
-_LAST_SECONDS: Final = 15.0
 
 
 def serve_cluster(
@@ -311,6 +310,6 @@ class _Run:
             self._front.stop(drain=not urgent)
         if stop.signal is not None:
             self._say(f"stopping: {stop.signal.name}")
-        seconds = self._serve_config.timing.drain + _LAST_SECONDS
+        seconds = self._serve_config.timing.drain + LAST_SECONDS
         with suppress(Exception):  # Ray may be gone: what was there is gone with it
             self._controller.stop(seconds, lambda: urgent or stop.urgent)
