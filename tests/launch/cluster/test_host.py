@@ -10,6 +10,8 @@ from msgspec.structs import replace
 from tests.launch.cluster.test_promise import config, planned
 from turbofit.core.errors import DoesNotFitError
 from turbofit.core.plan import Plan
+from turbofit.launch.cluster import host as module
+from turbofit.launch.cluster.forward import Forwarder
 from turbofit.launch.cluster.host import HostedEngine, prepare_environment
 from turbofit.launch.cluster.promise import engine_specs_of
 
@@ -57,6 +59,27 @@ def test_news_come_once(hosted: HostedEngine) -> None:
     assert first.said == "warning: it is warm"
     assert first.warnings == ("it is warm",)
     assert hosted.follow(first.number, 0.05) == first
+
+
+def test_a_gateway_that_comes_while_the_port_opens_is_let_in(
+    hosted: HostedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its actor is told of it in another thread, and once."""
+
+    class Opening(Forwarder):
+        def start(self) -> None:
+            super().start()
+            opened.allow(("10.0.0.9", "10.0.0.8"))
+
+    monkeypatch.setattr(module, "Forwarder", Opening)
+    opened = HostedEngine(replace(hosted._engine_spec, listen="127.0.0.1"))
+    opened.open(hosted._engine_spec.plan, ["http://127.0.0.1:1"])
+    try:
+        assert opened._forwarder is not None
+        assert opened._forwarder.admits("10.0.0.8")
+        assert opened._forwarder.admits("10.0.0.9")
+    finally:
+        opened.close()
 
 
 class Planning:

@@ -83,9 +83,10 @@ class HostedEngine:
 
     def allow(self, peers: Iterable[str]) -> None:
         """From now on gateways at these addresses may reach the engine."""
-        self._peers = tuple(peers)
-        if self._forwarder is not None:
-            self._forwarder.allow(self._peers)
+        with self._changed:
+            self._peers = tuple(peers)
+            if self._forwarder is not None:
+                self._forwarder.allow(self._peers)
 
     def stop(self, seconds: float) -> bool:
         """End it in order, within so many seconds; whether it has ended."""
@@ -101,15 +102,12 @@ class HostedEngine:
 
         (url,) = urls
         if self._engine_spec.listen:
-            forwarder = Forwarder(
-                self._engine_spec.listen,
-                int(url.rpartition(":")[2]),
-                self._peers,
-                server_context(os.environ),
-                self._tell,
-            )
+            port, tls = int(url.rpartition(":")[2]), server_context(os.environ)
+            with self._changed:  # `allow` comes before it, or reaches it
+                forwarder = Forwarder(self._engine_spec.listen, port, self._peers, tls, self._tell)
+                self._forwarder = forwarder
             forwarder.start()
-            self._forwarder, url = forwarder, forwarder.url
+            url = forwarder.url
         bounds = bounds_of(plan)
         self._tell(
             state="ready", url=url, tokens=plan.kv.tokens, gate=bounds.gate, kv=bounds.kv,
