@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.launch.cluster import ray_adapter
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
 __all__ = ["Places", "which"]
 
@@ -39,24 +40,23 @@ class Places:
         self._lock = threading.Lock()
 
     def take(self, nodes: Iterable[str]) -> None:
-        """Take every GPU that is free on these nodes, beside those that are held already."""
+        """Take every GPU that is free on these nodes, beside those that are held already.
+
+        Where Ray fails before it has told which they are, they are given back.
+        """
         free = ray_adapter.free_gpus()
-        groups = [
-            (node, ray_adapter.create_gpu_group(node))
-            for node in nodes
-            for _ in range(free.get(node, 0))
-        ]
-        deadline = time.monotonic() + _SECONDS + _EACH * len(groups)
-        task = ray_adapter.Task(which, gpus=1)
-        tasks = {}
-        for node, group in groups:
-            if ray_adapter.group_ready(group, max(0.1, deadline - time.monotonic())):
-                tasks[task.start(ray_adapter.in_group(group))] = (node, group)
-            else:  # somebody else was faster
-                ray_adapter.remove_group(group)
-        if tasks:
-            seconds = _SECONDS + _EACH * len(tasks)
-            ray_adapter.wait_all(tasks, seconds)
+        wanted = [node for node in nodes for _ in range(free.get(node, 0))]
+        groups: list[tuple[str, Any]] = []
+        try:
+            for node in wanted:
+                group = ray_adapter.create_gpu_group(node)
+                groups.append((node, group))
+            tasks = _query_gpus(groups)
+        except BaseException:
+            for _, group in groups:
+                with suppress(Exception):  # the others are given back
+                    ray_adapter.remove_group(group)
+            raise
         for ref, (node, group) in tasks.items():
             gpu = _told(ref)
             with self._lock:
@@ -92,6 +92,21 @@ class Places:
         with self._lock:
             self._left.add(node)
         self.drop(node)
+
+
+def _query_gpus(groups: Sequence[tuple[str, Any]]) -> dict[Any, tuple[str, Any]]:
+    """Ask each group that has its GPU which one it is; the references to the answers."""
+    deadline = time.monotonic() + _SECONDS + _EACH * len(groups)
+    task = ray_adapter.Task(which, gpus=1)
+    tasks = {}
+    for node, group in groups:
+        if ray_adapter.group_ready(group, max(0.1, deadline - time.monotonic())):
+            tasks[task.start(ray_adapter.in_group(group))] = (node, group)
+        else:  # somebody else was faster
+            ray_adapter.remove_group(group)
+    if tasks:
+        ray_adapter.wait_all(tasks, _SECONDS + _EACH * len(tasks))
+    return tasks
 
 
 def _told(ref: Any) -> str | None:
