@@ -81,20 +81,14 @@ class Quarantine:
                 retry_after=seconds,
             )
 
-    async def identify(self, request: RequestContext) -> None:
-        """Give the request its identity.
-
-        Raises:
-            Refusal: 422 where it is convicted.
-        """
+    def identify(self, request: RequestContext) -> None:
+        """Give the request its identity."""
         assert request.route is not None
         if not request.body:
             return
         accounts = accounts_of(request.key, request.address)
-        identity = RequestIdentity(self._fingerprints, request.route.path, request.body, accounts)
-        request.identity = identity
-        if self.suspects.knows(identity.sketch):
-            self.refuse_convicted(await identity.fingerprint())
+        path, body = request.route.path, request.body
+        request.identity = RequestIdentity(self._fingerprints, path, body, accounts)
 
     def refuse_convicted(self, fingerprint: str) -> None:
         """Refuse a request that has ended engines before.
@@ -128,11 +122,15 @@ class Quarantine:
         Args:
             request: the request.
             again: an engine has just died with it: it is one, whoever was convicted meanwhile.
+
+        Raises:
+            Refusal: 422 where it is convicted.
         """
         identity = request.identity
         if identity is None or not (again or self.suspects.knows(identity.sketch)):
             return None
         fingerprint = await identity.fingerprint()
+        self.refuse_convicted(fingerprint)
         suspicion = self.suspects.suspicion(fingerprint)
         return fingerprint if again or suspicion is not None else None
 

@@ -83,18 +83,15 @@ class RequestForwarder:
         Raises:
             Refusal: no room, no engine, none that did not break off, or it was convicted before.
         """
-        await self._quarantine.identify(request)
+        self._quarantine.identify(request)
         avoid: list[RoutedEngine] = []
         retries = Retries()
         while True:
             if len(avoid) == _MOST_ENGINES:
                 raise dead(self._fleet)
-            cost = _cost(request.prepared)
-            suspected = await self._quarantine.suspected(request, again=retries.deaths > 0)
-            if suspected is not None:
-                place = await self._take_alone(request, cost, suspected, avoid)
-            else:
-                place = await self._take_place(request, cost, choose, avoid)
+            place = None
+            while place is None:
+                place = await self._take(request, choose, avoid, again=retries.deaths > 0)
             engine = place.engine
             avoid.append(engine)
             if not self._fleet.knew(engine, request.routing_table):
@@ -138,10 +135,39 @@ class RequestForwarder:
         self._metrics.count("retried_total")
         _LOG.info("request %s is sent to another engine: %s broke off", request.id, engine.label)
 
+    async def _take(
+        self,
+        request: RequestContext,
+        choose: Chooser | None,
+        avoid: list[RoutedEngine],
+        *,
+        again: bool,
+    ) -> _Place | None:
+        """A place at an engine, beside others, or alone for a suspect.
+
+        None where that changed while it waited: an engine died of an equal request, or answered
+        one. Without another such event the next place is the right one.
+
+        Raises:
+            Refusal: no room, no engine, or it is convicted.
+        """
+        cost = _cost(request.prepared)
+        suspected = await self._quarantine.suspected(request, again=again)
+        if suspected is not None:
+            return await self._take_alone(request, cost, suspected, avoid)
+        engine = await self._admission.admit(request.who, cost, choose, avoid)
+        place, innocent = _Place(engine, cost, self._admission), False
+        try:
+            innocent = await self._quarantine.suspected(request, again=False) is None
+        finally:
+            if not innocent:
+                place.leave()
+        return place if innocent else None
+
     async def _take_alone(
         self, request: RequestContext, cost: Cost, suspected: str, avoid: list[RoutedEngine]
-    ) -> _Place:
-        """An engine for a suspect, which has it for itself.
+    ) -> _Place | None:
+        """An engine for a suspect, which has it for itself; None where it is no suspect any more.
 
         Raises:
             Refusal: it is convicted, or its turn does not come.
@@ -155,16 +181,9 @@ class RequestForwarder:
                 self._trials.release(engine, cost)
             raise
         if engine is None:
-            return await self._take_place(request, cost, None, avoid)
+            return None
         to_end = self._quarantine.runs_to_end(suspected)
         return _Place(engine, cost, self._trials, to_end=to_end)
-
-    async def _take_place(
-        self, request: RequestContext, cost: Cost, choose: Chooser | None, avoid: list[RoutedEngine]
-    ) -> _Place:
-        """A place at an engine, beside others."""
-        engine = await self._admission.admit(request.who, cost, choose, avoid)
-        return _Place(engine, cost, self._admission)
 
     def forget(self, request: RequestContext) -> None:
         """No more need of the body: a stream may last for minutes, and need not hold megabytes."""
