@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from bench.common.gateway import CHAT, DONE, EVENT, Answer, Recorder, ask, chat, gateway, stream
+from bench.common.gateway import (
+    CHAT,
+    DONE,
+    EVENT,
+    Answer,
+    Recorder,
+    ask,
+    call,
+    chat,
+    gateway,
+    stream,
+)
 from tests.gateway.routing.dying_engines import UNAVAILABLE, metric
+from tests.waiting import HANG, auntil
 
 ANTHROPIC = {"model": "m", "max_tokens": 4, "messages": [{"role": "user", "content": "x"}]}
 OPENAI_END = b'data: {"error": ' + UNAVAILABLE + b"}\n\n"
@@ -122,3 +136,35 @@ def test_an_engine_that_lives_is_accused_of_nothing(status, part) -> None:
     assert (reply.status, reply.body) == (status, part)
     assert metric(app, "engine_deaths_total", '{engine="0"}') == 0
     assert app.engines[0].up
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_client_that_reads_slowly_is_told_of_a_death_and_accused_of_it(leaves) -> None:
+    """Whatever is said of its engine meanwhile; and though it leaves before it has read that."""
+
+    async def run():
+        recorder = Recorder(lambda *_: stream(EVENT, OSError("reset")))
+        app, _ = gateway(engines=2, recorder=recorder)
+        telling, reads, gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def slowly(scope, receive, send):
+            async def wait(message):
+                if b'"engine_died"' in message.get("body", b""):
+                    telling.set()
+                    await reads.wait()
+                await send(message)
+
+            await app(scope, receive, wait)
+
+        pending = asyncio.ensure_future(call(slowly, body=chat(stream=True), leave=gone))
+        await asyncio.wait_for(telling.wait(), HANG)
+        app.engines[0].abort_all()
+        (gone if leaves else reads).set()
+        await asyncio.wait((pending,), timeout=HANG)
+        await auntil(lambda: app.quarantine.suspects.number == (1, 0), "it to be accused")
+        return app.engines, None if leaves else await pending
+
+    engines, reply = asyncio.run(run())
+    assert not engines[0].left
+    assert [(one.outstanding, one.places, len(one.in_flight)) for one in engines] == [(0, 0, 0)] * 2
+    assert reply is None or (b'"engine_died"' in reply.body and reply.done)

@@ -61,7 +61,7 @@ def test_engines_that_are_not_reached_do_not_count() -> None:
 
 @pytest.mark.parametrize("vanished", [False, True])
 def test_who_waits_where_nothing_listens_any_more(vanished) -> None:
-    """A refused connection tells that the process ended, a silent one that its machine did."""
+    """A silent connection tells of all others there; a refused one only that nobody listens."""
 
     async def run():
         mortal = DyingEngines(2)
@@ -69,9 +69,10 @@ def test_who_waits_where_nothing_listens_any_more(vanished) -> None:
         await mortal.until(1)
         mortal.app.monitor.gone(mortal.app.engines[0], vanished=vanished)
         mortal.release()
-        return (await mortal.settled(waiting))[0].status
+        (reply,) = await mortal.settled(waiting)
+        return reply.status, mortal.times("innocent"), mortal.app.engines[0].up
 
-    assert asyncio.run(run()) == (200 if vanished else 503)
+    assert asyncio.run(run()) == (200, [0, 1] if vanished else [0], False)
 
 
 def test_what_a_draining_engine_does_not_end_in_time_is_sent_again() -> None:

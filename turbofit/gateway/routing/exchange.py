@@ -165,8 +165,7 @@ class Exchange:
             await self._answer(response)
         except (Died, aiohttp.ClientError, OSError) as exc:
             self.outcome.vanished = vanished(exc)
-            # What a draining engine has not ended in time is broken off.
-            self._note_break(died=not self.outcome.vanished and not engine.draining)
+            self._note_break(died=not self.outcome.vanished)
             await self._end_broken()
         except asyncio.CancelledError:
             if not self._aborted:
@@ -183,8 +182,11 @@ class Exchange:
         return self.outcome.answered
 
     def abort(self, *, died: bool, stuck: bool = False) -> None:
-        """The engine was given up, or is stuck in this request: stop waiting for it."""
-        if self._task is not None and not self._aborted:
+        """The engine was given up, or is stuck in this request: stop waiting for it.
+
+        Where it broke off, the client is being told so already.
+        """
+        if self._task is not None and not self.outcome.broken:
             self._aborted = True
             self.outcome.stuck = stuck
             self._note_break(died=died)
@@ -196,7 +198,9 @@ class Exchange:
         if outcome.broken:
             return
         outcome.broken = True
-        if died:
+        engine.in_flight.pop(self, None)
+        # What a draining engine has not ended in time is broken off.
+        if died and not engine.draining:
             # An engine that is stuck in one request lives.
             lives = outcome.stuck
             outcome.death = EngineDeath(engine.index) if lives else engine.note_death(self._sent_at)

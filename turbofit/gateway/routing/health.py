@@ -110,15 +110,15 @@ class Monitor:
         Args:
             engine: which.
             vanished: whether nobody answered at all; else its machine did, and nothing listens.
+                Then those that it has break off by themselves, and only they were at its death.
         """
-        engine.suspect = True
-        if engine.up:
+        if engine.up and vanished:
             engine.failures = _FAILURES
-            self._take_out(engine, died=not vanished)
-        self._poke.set()
+            self._take_out(engine, died=False)
+        self.doubt(engine)
 
     def doubt(self, engine: RoutedEngine) -> None:
-        """It broke off, its loop has ended, or its machine is not heard of.
+        """It broke off, nothing listens there, its loop has ended, or its machine is not heard of.
 
         It gets nothing new until it answers. What it has is not ended: each of its connections
         finds out for itself, and some may live.

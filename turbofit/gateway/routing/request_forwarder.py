@@ -49,7 +49,7 @@ class RequestForwarder:
     have it, where one breaks off or is taken out (`retry` says when, `trials` where); what the
     client sees is a longer wait. An engine that answers, with an error too, has answered, but for
     LMDeploy's 503 of an engine whose loop has ended. One that cannot be reached never had the
-    request, and does not count as a try: it is taken out at once, so that none is met twice.
+    request, and does not count as a try: it gets nothing new at once, so that none is met twice.
 
     Args:
         fleet: the engines.
@@ -231,7 +231,10 @@ class RequestForwarder:
         try:
             await exchange.run(request.body, sent_headers(request))
         except asyncio.CancelledError:
-            self._quarantine.left(request)
+            if exchange.outcome.broken:
+                await self._quarantine.ended(request)
+            else:
+                self._quarantine.left(request)
             unanswered = not exchange.outcome.answered
             raise
         finally:

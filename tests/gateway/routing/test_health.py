@@ -1,0 +1,60 @@
+"""What becomes of the requests of an engine that is given up, or where nothing listens."""
+
+from __future__ import annotations
+
+import asyncio
+
+from bench.common.gateway import Answer, Recorder, call, chat, gateway
+from tests.gateway.routing.dying_engines import DyingEngines, metric
+from tests.waiting import HANG, auntil
+from turbofit.gateway.routing.upstream import Unreachable
+
+
+def test_who_is_still_connecting_to_an_engine_that_has_ended_goes_to_another() -> None:
+    """It was never sent: no engine died of it, though the connections fail one by one."""
+
+    async def run():
+        refused = [asyncio.Event(), asyncio.Event()]
+        connecting = iter(refused)
+
+        async def answer(engine, path, body):
+            if engine.index == 0:
+                await next(connecting).wait()
+                raise Unreachable("refused")
+            return Answer(b"{}")
+
+        app, _ = gateway(engines=3, recorder=Recorder(answer))
+        for engine in app.engines:
+            engine.succeeded()
+        app.engines[0].share = 1000.0  # the least busy one, whatever it has
+        both = [
+            asyncio.ensure_future(call(app, body=chat({"type": "text", "text": text})))
+            for text in ("one", "two")
+        ]
+        await auntil(lambda: app.engines[0].outstanding == 2, "both to connect")
+        for one, event in zip(both, refused, strict=True):
+            event.set()
+            await asyncio.wait((one,), timeout=HANG)
+        replies = [(await one).status for one in both]
+        return replies, app
+
+    replies, app = asyncio.run(run())
+    assert (replies, app.quarantine.suspects.number) == ([200, 200], (0, 0))
+    assert metric(app, "retried_total") == 0
+    assert [(one.up, one.outstanding, one.places) for one in app.engines] == [
+        (False, 0, 0), (True, 0, 0), (True, 0, 0),
+    ]  # fmt: skip
+
+
+def test_what_a_draining_engine_has_when_it_is_given_up_is_accused_of_nothing() -> None:
+    async def run():
+        mortal = DyingEngines(2)
+        waiting = mortal.send("innocent")
+        await mortal.until(1)
+        mortal.app.engines[0].draining = True
+        mortal.app.engines[0].abort_all()
+        mortal.release()
+        (reply,) = await mortal.settled(waiting)
+        return reply.status, mortal.times("innocent"), mortal.app.quarantine.suspects.number
+
+    assert asyncio.run(run()) == (200, [0, 1], (0, 0))
