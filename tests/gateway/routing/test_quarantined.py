@@ -12,7 +12,7 @@ from turbofit.gateway.routing.quarantined import (
 
 
 def kept(*times: float) -> Quarantined:
-    """A suspicion, a conviction, two deaths of a client and a pardon, at these times."""
+    """A suspicion, a conviction, two deaths of a client and what was taken back, at these times."""
     suspected, convicted, first, second, forgotten = times
     return Quarantined(
         suspects=(
@@ -29,6 +29,8 @@ def kept(*times: float) -> Quarantined:
         ),
         clients={"c": (first, second)},
         forgotten={"d": forgotten},
+        cleared={"e": forgotten},
+        withdrawn={"f": forgotten},
     )  # fmt: skip
 
 

@@ -239,3 +239,62 @@ def test_new_variations_are_met_by_their_client_s_budget(suspects) -> None:
     assert suspects.accounts.seconds_refused(("bad",)) == 3600
     assert suspects.accounts.seconds_refused(("good",)) == 0
     assert suspects.accounts.refused == 1
+
+
+def test_what_was_cleared_does_not_come_back_from_what_others_wrote(suspects, clock) -> None:
+    suspects.accuse(EngineDeath(0), accused("answered"))
+    killed = EngineDeath(1)
+    suspects.accuse(killed, accused("beside"))
+    others = Suspects(clock, suspects.state())
+    clock.now += 1
+    suspects.acquit("answered", ())
+    suspects.absolve(killed)
+    suspects.merge(others.state())
+    assert suspects.number == (0, 0)
+    others.merge(suspects.state())
+    assert others.number == (0, 0)
+    # What comes later counts, and an old note is not kept.
+    clock.now += 1
+    suspects.accuse(EngineDeath(2), accused("answered"))
+    suspects.merge(others.state())
+    assert suspects.suspicion("answered").deaths == 1
+    assert set(suspects.state().cleared) == {"answered", "beside"}
+    clock.now += SUSPECTED_SECONDS
+    assert suspects.state().cleared == {}
+
+
+def test_an_answer_elsewhere_takes_no_conviction_back(suspects, clock) -> None:
+    suspects.accuse(EngineDeath(0), accused("a"))
+    others = Suspects(clock, suspects.state())
+    assert suspects.accuse(EngineDeath(1), accused("a", alone=True)) is not None
+    clock.now += 1
+    others.acquit("a", ())
+    suspects.merge(others.state())
+    assert suspects.conviction("a") is not None
+
+
+def test_a_conviction_that_is_taken_back_leaves_the_suspicion_before_it(suspects, clock) -> None:
+    """With others too, who have read that it was convicted."""
+    suspects.accuse(EngineDeath(0), accused("a"))
+    clock.now += 1
+    second = EngineDeath(1)
+    assert suspects.accuse(second, accused("a", alone=True)) is not None
+    others = Suspects(clock, suspects.state())
+    suspects.absolve(second)
+    suspects.merge(others.state())
+    others.merge(suspects.state())
+    for one in (suspects, others):
+        assert (one.conviction("a"), one.suspicion("a").deaths) == (None, 1)
+    assert suspects.accuse(EngineDeath(2), accused("a", alone=True)) is not None
+    clock.now += CONVICTED_SECONDS
+    assert suspects.state().withdrawn == {}
+
+
+def test_what_was_taken_back_is_bounded(suspects) -> None:
+    for number in range(4100):
+        suspects.accuse(EngineDeath(0), accused(f"{number}"))
+        suspects.acquit(f"{number}", ())
+        suspects.forget(f"{number}")
+    state = suspects.state()
+    assert (len(state.cleared), len(state.forgotten)) == (4096, 4096)
+    assert "0" not in state.cleared

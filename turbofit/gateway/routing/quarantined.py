@@ -58,7 +58,9 @@ class Conviction(Struct):
 class Quarantined(Struct):
     """What is kept across restarts; times by `quarantine_file.kept_time`.
 
-    ``forgotten``: fingerprints and clients that a person has pardoned, and when.
+    ``forgotten``: fingerprints and clients that a person has pardoned, and when. ``cleared``: whose
+    suspicion an answer or another cause ended. ``withdrawn``: of when the convictions were that had
+    another cause.
     """
 
     schema: Annotated[str, const(QUARANTINE_SCHEMA)] = QUARANTINE_SCHEMA
@@ -66,6 +68,8 @@ class Quarantined(Struct):
     convicted: tuple[Conviction, ...] = ()
     clients: dict[str, tuple[float, ...]] = msgspec.field(default_factory=dict)
     forgotten: dict[str, float] = msgspec.field(default_factory=dict)
+    cleared: dict[str, float] = msgspec.field(default_factory=dict)
+    withdrawn: dict[str, float] = msgspec.field(default_factory=dict)
 
     def none_ahead(self, now: float) -> Quarantined:
         """The same without dates after ``now``: the clock was set back since.
@@ -75,12 +79,17 @@ class Quarantined(Struct):
         """
         times = [one.last for one in self.suspects] + [one.since for one in self.convicted]
         times += [at for deaths in self.clients.values() for at in deaths]
-        ahead = max([now, *times, *self.forgotten.values()]) - now
+        for taken_back in (self.forgotten, self.cleared, self.withdrawn):
+            times += taken_back.values()
+        ahead = max([now, *times]) - now
         if not ahead:
             return self
 
         def off(at: float) -> float:
             return ahead if at > now else 0.0
+
+        def moved(times: dict[str, float]) -> dict[str, float]:
+            return {name: at - off(at) for name, at in times.items()}
 
         move = msgspec.structs.replace
         return Quarantined(
@@ -95,7 +104,9 @@ class Quarantined(Struct):
             clients={
                 name: tuple(at - off(at) for at in deaths) for name, deaths in self.clients.items()
             },
-            forgotten={name: at - off(at) for name, at in self.forgotten.items()},
+            forgotten=moved(self.forgotten),
+            cleared=moved(self.cleared),
+            withdrawn=moved(self.withdrawn),
         )
 
 

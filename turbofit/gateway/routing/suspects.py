@@ -56,7 +56,11 @@ class Suspects:
         self._clock = clock
         self._suspects: OrderedDict[str, Suspicion] = OrderedDict()
         self._convicted: OrderedDict[str, Conviction] = OrderedDict()
+        #: Who was pardoned, whose suspicion was cleared and whose conviction was withdrawn, and
+        #: when: what others have written down of an earlier time counts no more.
         self._forgotten: dict[str, float] = {}
+        self._cleared: dict[str, float] = {}
+        self._withdrawn: dict[str, float] = {}
         #: Deaths by the fingerprints of their suspects.
         self._of: dict[str, list[EngineDeath]] = {}
         #: Of all suspects and convicted; None where some came or went since.
@@ -145,7 +149,7 @@ class Suspects:
         for death in self._of.get(fingerprint, ()):
             accused = death.accused[fingerprint]
             self.accounts.refund(death, accused.accounts)
-        self._drop(fingerprint)
+        self._clear(self._suspects[fingerprint])
         self._sketches = None
         return True
 
@@ -155,7 +159,9 @@ class Suspects:
         for accused in death.accused.values():
             self.accounts.refund(death, accused.accounts, proved=True)
         before = death.convicted
-        if before is not None and self._convicted.pop(before.fingerprint, None) is not None:
+        taken = None if before is None else self._convicted.pop(before.fingerprint, None)
+        if before is not None and taken is not None:
+            _note(self._withdrawn, taken.fingerprint, taken.since)
             self._suspects[before.fingerprint] = before
             mistaken = {(one.engine, one.at) for one in (death, *death.explains)}
             self._explained = tuple(one for one in self._explained if one not in mistaken)
@@ -180,7 +186,7 @@ class Suspects:
         times += [convicted.since] if convicted is not None else []
         known = suspect is not None or convicted is not None
         known = self.accounts.forget(fingerprint, max(times)) or known
-        self._forgotten[fingerprint] = max(times)
+        _note(self._forgotten, fingerprint, max(times))
         self._convicted.pop(fingerprint, None)
         self._drop(fingerprint)
         self._sketches = None
@@ -199,28 +205,35 @@ class Suspects:
             ),
             convicted=tuple(one for one in convicted if one is not None),
             clients=self.accounts.state(),
-            forgotten={
-                name: at for name, at in self._forgotten.items() if at + CONVICTED_SECONDS > now
-            },
+            forgotten=_since(self._forgotten, now - CONVICTED_SECONDS),
+            cleared=_since(self._cleared, now - SUSPECTED_SECONDS),
+            withdrawn=_since(self._withdrawn, now - CONVICTED_SECONDS),
         )
 
     def merge(self, saved: Quarantined) -> None:
-        """Take over what others have written: all that is newer, and every pardon."""
-        for suspect in saved.suspects:
-            known = suspect.fingerprint in self._suspects or suspect.fingerprint in self._convicted
-            if not known:
-                self._suspects[suspect.fingerprint] = suspect
+        """Take over what others have written: all that is newer, and what was taken back."""
+        for mine, others in (
+            (self._forgotten, saved.forgotten),
+            (self._cleared, saved.cleared),
+            (self._withdrawn, saved.withdrawn),
+        ):
+            for name, at in others.items():
+                _note(mine, name, at)
         for conviction in saved.convicted:
             known_one = self._convicted.get(conviction.fingerprint)
             if known_one is None or known_one.since < conviction.since:
                 self._convicted[conviction.fingerprint] = conviction
         self.accounts.merge(saved.clients)
-        for name, at in saved.forgotten.items():
-            self._forgotten[name] = max(at, self._forgotten.get(name, 0.0))
         for name, at in self._forgotten.items():
             self.accounts.forget(name, at)
+        for name, at in (*self._forgotten.items(), *self._withdrawn.items()):
             if name in self._convicted and self._convicted[name].since <= at:
                 del self._convicted[name]
+        for suspect in saved.suspects:
+            known = suspect.fingerprint in self._suspects or suspect.fingerprint in self._convicted
+            if not known:
+                self._suspects[suspect.fingerprint] = suspect
+        for name, at in (*self._forgotten.items(), *self._cleared.items()):
             if name in self._suspects and self._suspects[name].last <= at:
                 self._drop(name)
         self._sketches = None
@@ -265,7 +278,7 @@ class Suspects:
             if left or known is None:
                 continue
             if drop:
-                self._drop(name)
+                self._clear(known)
             else:
                 self._suspects[name] = msgspec.structs.replace(known, until=min(known.until, soon))
 
@@ -285,6 +298,22 @@ class Suspects:
             self.accounts.refund(death, accused.accounts, proved=True)
             self.accounts.charge(death, accused.accounts, proved=accused.alone, begun=accused.begun)
 
+    def _clear(self, suspicion: Suspicion) -> None:
+        """It is suspected no more, here or by others, whose clock may be ahead."""
+        _note(self._cleared, suspicion.fingerprint, max(self._clock(), suspicion.last))
+        self._drop(suspicion.fingerprint)
+
     def _drop(self, fingerprint: str) -> None:
         self._suspects.pop(fingerprint, None)
         self._of.pop(fingerprint, None)
+
+
+def _note(times: dict[str, float], name: str, at: float) -> None:
+    """Note the newest time of a name; the oldest notes are dropped beyond so many."""
+    times[name] = max(at, times.pop(name, at))
+    while len(times) > _MOST_SUSPECTS:
+        del times[next(iter(times))]
+
+
+def _since(times: dict[str, float], since: float) -> dict[str, float]:
+    return {name: at for name, at in times.items() if at > since}
