@@ -308,3 +308,24 @@ def test_an_engine_with_too_small_a_gate_is_not_kept_for_it() -> None:
         return engine.index, engine.units
 
     assert virtual_time.run(run()) == (1, 5)
+
+
+def test_an_engine_that_a_suspect_has_for_long_is_not_kept_for_the_next() -> None:
+    """It is the least busy one, and does not get idle."""
+
+    async def run():
+        line = Line(2)
+        first = await line.ask("a")
+        other = next(engine for engine in line.engines if engine is not first)
+        await line.take(other)
+        other.outstanding += 2
+        await moments(30.1)  # others may come to the first one now
+        assert not first.reserved
+        second = line.ask("b")
+        await moments()
+        kept = [engine for engine in line.engines if engine.reserved]
+        other.outstanding = 0
+        line.leave(other)
+        return kept == [other], await second is other
+
+    assert virtual_time.run(run()) == (True, True)

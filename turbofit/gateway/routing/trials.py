@@ -275,7 +275,9 @@ class Trials:
         if not self._alone and len(serving) < 2:
             return False
         able = [one.may_have for one in self._unserved()]
-        found = [one for one in serving if not one.reserved and any(may(one) for may in able)]
+        # One that has run alone for long goes on, and may keep its engine for minutes yet.
+        free = [one for one in serving if not one.reserved and one not in self._running]
+        found = [one for one in free if any(may(one) for may in able)]
         if not found:
             return False
         engine = least_busy(found)
