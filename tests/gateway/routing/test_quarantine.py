@@ -334,6 +334,26 @@ def test_an_engine_that_somebody_killed_accuses_nobody() -> None:
     assert virtual_time.run(run()) == (503, (1, 0), (0, 0))
 
 
+def test_who_left_an_engine_that_somebody_killed_is_not_accused_of_the_next_one_s_death() -> None:
+    async def run():
+        async with Fleet(1) as fleet:
+            (engine,), gone = fleet.app.engines, asyncio.Event()
+            body = chat({"type": "text", "text": "innocent"})
+            pending = asyncio.ensure_future(call(fleet.app, body=body, leave=gone))
+            await auntil(lambda: engine.outstanding == 1, "it to be sent")
+            gone.set()
+            await asyncio.gather(pending, return_exceptions=True)
+            engine.failed_at = time.monotonic()  # a probe has met the dead process
+            fleet.app.engine_ended(0, other_cause=True)
+            left = len(engine.left), engine.failed_at
+            # The next process ends of itself.
+            fleet.app.engine_ended(0, other_cause=False)
+            await fleet.app.quarantine.close()
+            return left, fleet.app.quarantine.suspects.number
+
+    assert virtual_time.run(run()) == ((0, float("inf")), (0, 0))
+
+
 def test_nobody_is_told_of_a_conviction_that_its_supervisor_takes_back() -> None:
     """A suspect runs alone, and somebody kills its engine."""
 

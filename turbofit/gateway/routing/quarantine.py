@@ -185,6 +185,9 @@ class Quarantine:
         death = engine.note_end()
         if other_cause:
             self.suspects.absolve(death)
+            # Who left before it is no more accused of the next process's death than who was there.
+            engine.left.clear()
+            engine.failed_at = float("inf")
             self.keep()
         elif not death.accused:
             self._accusing = asyncio.ensure_future(self._accuse_left(engine))
