@@ -20,6 +20,7 @@ from bench.common.gateway import (
 )
 from tests.gateway.routing.dying_engines import UNAVAILABLE, metric
 from tests.waiting import HANG, auntil
+from turbofit.gateway.routing import exchange
 
 ANTHROPIC = {"model": "m", "max_tokens": 4, "messages": [{"role": "user", "content": "x"}]}
 OPENAI_END = b'data: {"error": ' + UNAVAILABLE + b"}\n\n"
@@ -168,3 +169,18 @@ def test_a_client_that_reads_slowly_is_told_of_a_death_and_accused_of_it(leaves)
     assert not engines[0].left
     assert [(one.outstanding, one.places, len(one.in_flight)) for one in engines] == [(0, 0, 0)] * 2
     assert reply is None or (b'"engine_died"' in reply.body and reply.done)
+
+
+def test_an_answer_that_is_too_large_is_no_death(monkeypatch) -> None:
+    monkeypatch.setattr(exchange, "_LARGEST_ANSWER", 1000)
+    app, recorder = gateway(engines=2, recorder=Recorder(lambda *_: Answer(*[b"x" * 500] * 5)))
+    reply = ask(app, body=chat(logprobs=True))
+    assert (reply.status, reply.json["error"]["code"]) == (422, "answer_too_large")
+    assert "ask for a stream" in reply.json["error"]["message"]
+    assert recorder.answers[0].closed
+    assert len(recorder.seen) == 1
+    assert app.quarantine.suspects.number == (0, 0)
+    assert [(one.up, one.outstanding, one.places, len(one.left)) for one in app.engines] == [
+        (True, 0, 0, 0)
+    ] * 2
+    assert metric(app, "engine_failures_total", '{engine="0"}') == 0

@@ -150,6 +150,7 @@ class Exchange:
         Raises:
             EngineDied: it broke off, or was taken out, before anything was passed on.
             Unreachable: the request was never sent.
+            Refusal: its answer in one piece is larger than the gateway holds.
         """
         engine, self._task = self._engine, asyncio.current_task()
         engine.in_flight[self] = None
@@ -282,14 +283,23 @@ class Exchange:
         self._first()
 
     async def _whole(self, response: aiohttp.ClientResponse, kind: str) -> None:
-        """An answer in one piece, kept back until it is whole."""
+        """An answer in one piece, kept back until it is whole.
+
+        Raises:
+            Refusal: 422 where it is too large; clients would try again after a 5xx.
+        """
         data = bytearray()
         while chunk := await response.content.readany():
             data += chunk
             self.outcome.answered = True
             self._hear()
             if len(data) > _LARGEST_ANSWER:
-                raise Died("an endless answer")
+                raise Refusal(
+                    422,
+                    "answer_too_large",
+                    f"the answer has more than {_LARGEST_ANSWER} bytes, the most that is passed on "
+                    "in one piece: ask for a stream, or for fewer tokens or log probabilities",
+                )
         if response.status == 503 and _UNAVAILABLE in data:
             self.outcome.answered = False
             self._loop_ended()
