@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -205,6 +206,44 @@ def test_nothing_stays_reserved_where_it_does_not_open(
     monkeypatch.setattr(lmdeploy.Pipeline, "__init__", broken)
     with pytest.raises(RuntimeError, match="no engine"):
         pipeline(str(internvl2), on=None)
+    with Leases(here) as other:
+        assert other.others() == []
+
+
+def test_an_engine_that_cannot_be_held_to_the_plan_is_closed(
+    pipeline: Any, internvl2: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from turbofit.launch.pipeline import planned_pipeline
+
+    engines = []
+
+    def refuse(engine: Any, _: Any) -> None:
+        engines.append(engine)
+        raise ImportError("no such module in this LMDeploy")
+
+    monkeypatch.setattr(planned_pipeline, "hold_engine", refuse)
+    before = set(threading.enumerate())
+    with pytest.raises(ImportError, match="no such module"):
+        pipeline(str(internvl2), on=None)
+    (engine,) = engines
+    assert engine.engine.closed
+    assert set(threading.enumerate()) <= before
+    with Leases(here) as other:
+        assert other.others() == []
+
+
+def test_its_memory_is_free_for_others_where_lmdeploy_does_not_close_in_order(
+    pipeline: Any, internvl2: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = pipeline(str(internvl2), on=None)
+
+    def broken(_: Any) -> None:
+        raise RuntimeError("CUDA error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lmdeploy.Pipeline, "close", broken)
+        with pytest.raises(RuntimeError, match="CUDA error"):
+            pipe.close()
     with Leases(here) as other:
         assert other.others() == []
 

@@ -177,15 +177,26 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
         self._end_lease = finalize(self, leases.close) if leases is not None else None
         super().__init__(model_path, **keywords)
         self.plan = plan
-        if leases is not None:
-            leases.note(model=plan.model.name, engines=[], ready=True)
+        try:
+            if leases is not None:
+                leases.note(model=plan.model.name, engines=[], ready=True)
+            self._hold(plan)
+        except BaseException:
+            self.close()  # nobody else could: the engine would keep its memory
+            raise
+
+    def _hold(self, plan: Plan) -> None:
+        """Hold what the engine is asked to the plan.
+
+        Raises:
+            PackageError: this LMDeploy has no place for it.
+        """
         bounds = bounds_of(plan, overlay=False)
         hold_engine(self.async_engine, scope_of(bounds))
         processor = self.async_engine.prompt_processor
         if bounds.rule is None or processor.vl_encoder is None:
             return
         if not hasattr(type(processor), "async_parse_multimodal_item"):
-            self.close()
             raise PackageError(
                 "this LMDeploy has no place where images can be held to the plan",
                 hint='install a known one with pip install "turbofit[lmdeploy]"',
@@ -198,10 +209,12 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
             self.async_engine.generate = queued(self.async_engine.generate, gate, units)
 
     def close(self) -> None:
-        """LMDeploy's; then others may plan with the memory."""
-        super().close()
-        if self._end_lease is not None:
-            self._end_lease()
+        """LMDeploy's; then others may plan with the memory, also where LMDeploy's fails."""
+        try:
+            super().close()
+        finally:
+            if self._end_lease is not None:
+                self._end_lease()
 
 
 _IMAGES: Final = ("image", "image_url", "image_data")
