@@ -51,3 +51,23 @@ def test_a_gpu_that_cannot_be_read_is_said(nvml_library: Path, tmp_path: Path) -
         scenario.write(path)
         with pytest.raises(MachineError):
             memory_now(0)
+
+
+def test_a_lost_gpu_without_a_handle_is_said_and_the_others_are_sampled(
+    nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pynvml
+
+    def lost(_: str) -> None:  # as NVML documents it
+        raise pynvml.NVMLError(LOST)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lost)
+    scenario = Scenario([gpu_3090(no_handle=LOST), gpu_3090(1, used=5 * MIB)])
+    with in_process(nvml_library, scenario, tmp_path):
+        for gpu in (0, scenario.gpus[0].uuid):
+            with pytest.raises(MachineError, match="is lost"):
+                memory_now(gpu)
+        begun = time.monotonic()
+        with Sampler([0, 1], seconds=0.001) as sampler:
+            until(lambda: sampler.between(1, begun, time.monotonic()) is not None, "a sample")
+        assert sampler.between(0, begun, time.monotonic()) is None

@@ -80,11 +80,13 @@ class Sampler:
 
     def _run(self) -> None:
         with Nvml() as nvml:
-            handles = {gpu: _handle(nvml, gpu) for gpu in self._gpus}
+            handles: dict[int | str, Any] = {}
             while not self._over.is_set():
-                for gpu, handle in handles.items():
+                for gpu in self._gpus:
                     try:
-                        used = _memory(nvml, handle, gpu).used
+                        if gpu not in handles:
+                            handles[gpu] = _handle(nvml, gpu)
+                        used = _memory(nvml, handles[gpu], gpu).used
                     except MachineError:
                         continue
                     self._samples[gpu].append((time.monotonic(), used))
@@ -93,7 +95,10 @@ class Sampler:
 
 def _handle(nvml: Nvml, gpu: int | str) -> Any:
     name = "nvmlDeviceGetHandleByUUID" if isinstance(gpu, str) else "nvmlDeviceGetHandleByIndex"
-    handle = nvml.query(name, gpu)
+    try:
+        handle = nvml.query(name, gpu)
+    except GpuLostError as exc:
+        raise _lost(gpu, exc) from None
     if not answered(handle):
         raise MachineError(f"NVML knows no GPU {gpu}", hint="check nvidia-smi -L")
     return handle
@@ -103,7 +108,11 @@ def _memory(nvml: Nvml, handle: Any, gpu: int | str) -> Memory:
     try:
         info, _ = nvml.memory(handle)
     except GpuLostError as exc:
-        raise MachineError(f"GPU {gpu} is lost: {exc}", hint="check nvidia-smi") from None
+        raise _lost(gpu, exc) from None
     if not answered(info):
         raise MachineError(f"the memory of GPU {gpu} cannot be read", hint="check nvidia-smi")
     return Memory(total=int(info.total), used=int(info.used), free=int(info.free))
+
+
+def _lost(gpu: int | str, why: GpuLostError) -> MachineError:
+    return MachineError(f"GPU {gpu} is lost: {why}", hint="check nvidia-smi")
