@@ -43,7 +43,8 @@ def keep(calibration: Calibration, beside: Document) -> Path:
     """Store one for later plans, with what it rests on; an older one of the same kind is replaced.
 
     Raises:
-        OSError: the state folder cannot be written.
+        OSError: the state folder cannot be made.
+        UsageError: the file cannot be written.
     """
     import json
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -201,6 +203,21 @@ def test_what_was_learned_is_kept_for_plans_on_such_cards() -> None:
     text = str(calibration_view(again))
     assert "later plans on NVIDIA GeForce RTX 3090" in text
     assert "PRETEND" not in text
+
+
+def test_what_was_measured_is_told_where_the_disk_does_not_take_it(monkeypatch) -> None:
+    done = progress()
+    drive(done, GpuUsageReader(*[PLAN.gpus[0].steady // MIB] * 6))
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tempfile.mkstemp", full)
+    result = learned(PLAN, done.seen, {}, lmdeploy="0.18.0", pretend=False)
+    assert "cannot be written: No space left" in result["why_not"]
+    assert result["kept"] == []
+    assert result["calibrations"]
+    assert "nothing was learned" in str(calibration_view(result))
 
 
 def test_what_restarts_learned_is_dropped_only_where_something_was_missing() -> None:

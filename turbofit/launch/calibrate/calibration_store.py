@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
 
+from turbofit.core.errors import UsageError
 from turbofit.core.struct import to_builtins
 from turbofit.core.units import MIB, format_bytes
 from turbofit.launch.serve.retry_memory import forget
@@ -58,6 +59,8 @@ def learned(
             kept = [str(calibrations.keep(one, beside)) for one in found]
         except OSError as exc:
             why_not = f"the state folder cannot be written: {exc.strerror or exc}"
+        except UsageError as exc:
+            why_not = exc.message
     return {
         "schema": "turbofit.calibration/1",
         "calibrations": to_builtins(found),
