@@ -131,9 +131,14 @@ class FallbackApp:
         try:
             self._work.take()
             client.on_gone(self._work.cancelled.set)
-            await self._inner_request(scope, body, client)
-            while not self._work.idle.is_set():
-                await asyncio.sleep(_PAUSE)
+            try:
+                await self._inner_request(scope, body, client)
+            except BaseException:
+                self._work.cancelled.set()  # the model's thread may go on: nobody reads it
+                raise
+            finally:
+                while not self._work.idle.is_set():
+                    await asyncio.sleep(_PAUSE)
         finally:
             client.close()
             self._turn.release()
