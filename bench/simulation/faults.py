@@ -52,7 +52,7 @@ def _impair(day: Day, how: Literal["hung", "failing"], longest: float | None = N
 
     def mend() -> None:
         setattr(engine, how, False)
-        if not engine.hung and not engine.failing:
+        if engine.listening and not engine.hung and not engine.failing:
             engine.well_since = day.world.scheduler.now
 
     if longest is not None:

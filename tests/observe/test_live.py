@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -90,6 +91,21 @@ def test_fetched_with_a_key(server: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert now_of(fetch_page(server + "/", "right")).waiting == 3
     with pytest.raises(UsageError, match="401"):
         fetch_page(server, "wrong")
+
+
+def test_what_answers_there_speaks_no_http() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greet() -> None:
+            with listener.accept()[0] as connection:
+                connection.sendall(b"SSH-2.0-OpenSSH\r\n")
+                connection.recv(1 << 16)
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        with pytest.raises(UsageError, match="nobody answers"):
+            fetch_page(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        thread.join()
 
 
 def test_nobody_there() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from typing import Final
 
 import msgspec
@@ -75,7 +76,7 @@ def fetch_page(url: str, key: str | None = None) -> str:
         if exc.code != 401:
             hint = "is it turbofit's gateway? An LMDeploy without one has no such page"
         raise UsageError(f"{url} answers {exc.code} to /metrics", hint=hint) from None
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, HTTPException) as exc:
         reason = getattr(exc, "reason", exc)
         raise UsageError(
             f"nobody answers at {url}: {reason}", hint="is the server still running?"
