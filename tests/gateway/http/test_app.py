@@ -247,6 +247,17 @@ def test_token_counts_include_images_without_sending_them() -> None:
     assert upstream.bodies[0]["messages"][0]["content"] == [{"type": "text", "text": ""}]
 
 
+def test_images_make_no_room_for_text_where_tokens_are_counted() -> None:
+    app, upstream = gateway()
+    image = data_url(picture(64, 64) + bytes(1 << 20)).partition(",")[2]
+    source = {"type": "base64", "media_type": "image/png", "data": image}
+    text = {"type": "text", "text": "x" * (app.bounds.beside_images + 1)}
+    content = [{"type": "image", "source": source}, text]
+    body = {"messages": [{"role": "user", "content": content}]}
+    reply = ask(app, "/v1/messages/count_tokens", body)
+    assert (reply.status, upstream.seen) == (413, [])
+
+
 def test_images_that_can_carry_no_limit_are_resized_past_the_plan_without_an_overlay() -> None:
     plan = plan_for(limit=4)
     app, upstream = gateway(plan, overlay=False)

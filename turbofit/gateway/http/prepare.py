@@ -159,7 +159,9 @@ def finish(bounds: Bounds, kind: Kind, parsed: Parsed, found: Media) -> tuple[by
         else:
             slot.show(medium)
     body = _encode(parsed.body)
-    beside = len(body) - sum(medium.payload for medium in found.media)
+    # Where tokens are counted, the images are not passed on: what is there is text alone.
+    sent = () if kind == "count_tokens" else found.media
+    beside = len(body) - sum(medium.payload for medium in sent)
     if beside > bounds.beside_images:
         raise Refusal(
             413,
