@@ -14,7 +14,7 @@ from turbofit.gateway.http.connections import Connections, Networks
 from turbofit.gateway.http.guard import Keys, Origins
 from turbofit.gateway.http.metrics import Metrics
 from turbofit.gateway.http.pages import health_page, metrics_page
-from turbofit.gateway.http.prepare import finish, hold, remote_urls, start
+from turbofit.gateway.http.prepare import finish, hold, inlined, remote_urls, start
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.routes import api_of, find_route, is_health
 from turbofit.gateway.http.trace import TraceRecorder, request_size
@@ -254,6 +254,7 @@ class Gateway(AsgiApp):
         parsed = start(bounds, route.kind, request.body)
         most = bounds.limits.bytes_per_image
         fetched = await self._fetcher.fetch_all(remote_urls(parsed), most)
+        self._keep_fetched(request, inlined(bounds, parsed, fetched, len(request.body)))
         clip = await self._films.look(parsed, fetched, most)
         media = hold(bounds, route.kind, parsed, fetched, clip)
         if self._recorder is not None and route.kind not in ("count_tokens", "encode"):
@@ -263,6 +264,17 @@ class Gateway(AsgiApp):
         request.body, request.prepared = finish(bounds, route.kind, parsed, media)
         several = self._affinity is not None and len(self.fleet) > 1
         return self._affinity.chooser(parsed.body) if self._affinity and several else None
+
+    def _keep_fetched(self, request: RequestContext, size: int) -> None:
+        """Count what was fetched for a request as bytes of its body.
+
+        Raises:
+            Refusal: no room for it.
+        """
+        if size:
+            self._bodies.keep(size, request.who)
+            request.bytes_in += size
+            self._bodies.check_room(request.who)
 
     async def _gateway_page(self, request: RequestContext, send: Send, kind: Kind) -> None:
         """The two pages of the gateway itself."""

@@ -114,7 +114,7 @@ class Bodies:
         if length.isdigit() and int(length) > most:
             raise _too_big(int(length), most)
         arrival = _Arrival(client, self._clock())
-        self._fit(arrival)
+        self._fit(client, arrival)
         return await self._in_time(arrival, receive, most)
 
     def keep(self, size: int, client: str = "") -> None:
@@ -179,17 +179,25 @@ class Bodies:
             self.keep(len(part), arrival.client)
             if arrival.size > most:
                 raise _too_big(arrival.size, most)
-            self._fit(arrival)
+            self._fit(arrival.client, arrival)
         return arrival.parts[0] if len(arrival.parts) == 1 else b"".join(arrival.parts)
 
-    def _fit(self, arrival: _Arrival) -> None:
+    def check_room(self, client: str) -> None:
+        """Refuse what was counted by `keep` where there is no room for it.
+
+        Raises:
+            Refusal: no room; it stays counted.
+        """
+        self._fit(client)
+
+    def _fit(self, client: str, arrival: _Arrival | None = None) -> None:
         """Refuse what there is no room for, unless others stand still.
 
         Raises:
             Refusal: no room.
         """
         while True:
-            held_bytes = self._held_bytes.get(arrival.client, 0)
+            held_bytes = self._held_bytes.get(client, 0)
             free = self._room - self.in_memory
             if held_bytes <= free:
                 return
@@ -209,7 +217,7 @@ class Bodies:
             retry_after=1,
         )
 
-    def _still(self, needy: _Arrival, held_bytes: int) -> _Arrival | None:
+    def _still(self, needy: _Arrival | None, held_bytes: int) -> _Arrival | None:
         """The body that has stood still longest, of clients that hold no less than this one."""
         heard = self._clock() - _STILL_SECONDS
         still = (

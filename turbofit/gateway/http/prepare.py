@@ -41,7 +41,9 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.routes import Kind
     from turbofit.gateway.limits.request_limits import Bounds
 
-__all__ = ["Media", "PreparedBody", "finish", "hold", "is_remote", "remote_urls", "start"]
+__all__ = [
+    "Media", "PreparedBody", "finish", "hold", "inlined", "is_remote", "remote_urls", "start",
+]  # fmt: skip
 
 
 class PreparedBody(Struct):
@@ -90,6 +92,25 @@ def remote_urls(parsed: Parsed) -> list[str]:
     """Addresses that must be fetched first, each once."""
     urls = [slot.source for slot in parsed.slots if is_remote(slot)]
     return list(dict.fromkeys(urls))
+
+
+def inlined(bounds: Bounds, parsed: Parsed, fetched: Mapping[str, bytes], came: int) -> int:
+    """Bytes that the files of `remote_urls` add to a body of ``came`` bytes.
+
+    A file that stands in several places is written into each.
+
+    Raises:
+        Refusal: the body would be larger than one may be that holds the same files inline.
+    """
+    files = [len(fetched[slot.source]) for slot in parsed.slots if is_remote(slot)]
+    added, most = sum(-(-size // 3) * 4 for size in files), bounds.limits.bytes_per_body
+    if files and came + added > most:
+        raise Refusal(
+            413,
+            "body_too_big",
+            f"a body of {came + added} bytes with its remote images, the limit is {most}",
+        )
+    return added
 
 
 def is_remote(slot: MediaSlot) -> bool:
