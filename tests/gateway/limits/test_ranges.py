@@ -217,3 +217,11 @@ def test_a_small_penalty_is_raised_and_said() -> None:
     body, said = held("chat", repetition_penalty=1e-7)
     assert body["repetition_penalty"] == 0.01
     assert said == ["repetition_penalty=1e-07->0.01"]
+
+
+@pytest.mark.parametrize("kind", ["messages", "count_tokens"])
+def test_parts_of_tool_results_are_parts_of_messages(kind: str) -> None:
+    parts = [{"type": "text", "text": ""}] * 4096
+    results = [{"type": "tool_result", "tool_use_id": "a", "content": parts}] * 2
+    said = refused(kind, messages=[{"role": "user", "content": results}])
+    assert "8194 parts" in said.message

@@ -124,10 +124,17 @@ def _check_conversation(body: Mapping[str, Any], session: int) -> None:
             if not isinstance(message, dict):
                 # The Responses API tries it as sixty types of items, and says of each why not.
                 raise refused(name, "holds something that is no object")
-            content = message.get("content")
-            parts += len(content) if isinstance(content, list) else 0
+            parts += _parts(message.get("content"))
         if parts > _MOST_MESSAGES:
             raise refused(name, f"has {parts} parts of messages, the limit is {_MOST_MESSAGES}")
+
+
+def _parts(content: Any) -> int:
+    """Parts of a message, and of the tool results among them."""
+    if not isinstance(content, list):
+        return 0
+    inner = (part.get("content") for part in content if isinstance(part, dict))
+    return len(content) + sum(len(one) for one in inner if isinstance(one, list))
 
 
 def _check_template(arguments: Any) -> None:
