@@ -24,7 +24,6 @@ from bench.common.gateway import (
 )
 from bench.common.judge import images_of
 from tests import virtual_time
-from turbofit.gateway.media.fetch import MediaFetcher
 
 ANTHROPIC = {
     "max_tokens": 5,
@@ -438,48 +437,6 @@ def test_a_body_is_forgotten_once_it_was_sent() -> None:
         return early, app._bodies.in_memory
 
     assert virtual_time.run(run()) == (0, 0)
-
-
-class Fetched(MediaFetcher):
-    """Every address has the same image of a MiB."""
-
-    async def fetch_all(self, urls, most_bytes):
-        return dict.fromkeys(urls, picture(64, 64) + bytes(1 << 20))
-
-
-REMOTE = {"type": "image_url", "image_url": {"url": "https://here.org/a.png"}}
-
-
-def test_remote_images_are_held_to_the_bytes_of_a_body() -> None:
-    app, upstream = gateway(fetcher=Fetched())
-    reply = ask(app, body=chat(*[REMOTE] * 20))
-    assert (reply.status, reply.json["error"]["code"]) == (413, "body_too_big")
-    assert (upstream.seen, app._bodies.in_memory) == ([], 0)
-
-
-def test_remote_images_take_room_of_bodies_until_they_were_sent() -> None:
-    async def run():
-        pause = asyncio.Event()
-
-        async def slow(*_):
-            if len(upstream.seen) == 1:
-                await pause.wait()
-            return Answer(b"{}")
-
-        app, upstream = gateway(fetcher=Fetched(), recorder=Recorder(slow))
-        pending = asyncio.ensure_future(call(app, body=chat(REMOTE, REMOTE)))
-        while not upstream.seen:
-            await asyncio.sleep(0)
-        held = app._bodies.in_memory - len(upstream.seen[0][3])
-        app._bodies.keep(app._bodies._room - app._bodies.in_memory - 1024)
-        other = await call(app, body=chat(REMOTE), headers={"x-api-key": "other"})
-        pause.set()
-        await pending
-        return held, other.status, upstream.seen
-
-    held, status, seen = asyncio.run(run())
-    assert abs(held) < 1024
-    assert (status, len(seen)) == (429, 1)
 
 
 def test_bodies_beyond_the_room_wait_outside() -> None:

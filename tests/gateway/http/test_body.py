@@ -8,9 +8,21 @@ from typing import Any
 
 import pytest
 
+from bench.common.gateway import (
+    Answer,
+    Recorder,
+    ask,
+    call,
+    chat,
+    data_url,
+    gateway,
+    picture,
+    plan_for,
+)
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.media.fetch import MediaFetcher
 
 JSON = {b"content-type": b"application/json"}
 
@@ -233,3 +245,71 @@ def test_what_was_read_is_let_go_of_without_the_garbage_collector() -> None:
     finally:
         gc.enable()
     assert not left
+
+
+class Fetched(MediaFetcher):
+    """Every address has the same image of a MiB."""
+
+    async def fetch_all(self, urls, most_bytes):
+        return dict.fromkeys(urls, picture(64, 64) + bytes(1 << 20))
+
+
+REMOTE = {"type": "image_url", "image_url": {"url": "https://here.org/a.png"}}
+
+
+def test_remote_images_are_held_to_the_bytes_of_a_body() -> None:
+    app, upstream = gateway(fetcher=Fetched())
+    reply = ask(app, body=chat(*[REMOTE] * 20))
+    assert (reply.status, reply.json["error"]["code"]) == (413, "body_too_big")
+    assert (upstream.seen, app._bodies.in_memory) == ([], 0)
+
+
+def test_remote_images_take_room_of_bodies_until_they_were_sent() -> None:
+    async def run():
+        pause = asyncio.Event()
+
+        async def slow(*_):
+            if len(upstream.seen) == 1:
+                await pause.wait()
+            return Answer(b"{}")
+
+        app, upstream = gateway(fetcher=Fetched(), recorder=Recorder(slow))
+        pending = asyncio.ensure_future(call(app, body=chat(REMOTE, REMOTE)))
+        while not upstream.seen:
+            await asyncio.sleep(0)
+        held = app._bodies.in_memory - len(upstream.seen[0][3])
+        app._bodies.keep(app._bodies._room - app._bodies.in_memory - 1024)
+        other = await call(app, body=chat(REMOTE), headers={"x-api-key": "other"})
+        pause.set()
+        await pending
+        return held, other.status, upstream.seen
+
+    held, status, seen = asyncio.run(run())
+    assert abs(held) < 1024
+    assert (status, len(seen)) == (429, 1)
+
+
+def test_resized_images_take_the_room_of_their_new_bytes() -> None:
+    async def run():
+        pause = asyncio.Event()
+
+        async def slow(*_):
+            await pause.wait()
+            return Answer(b"{}")
+
+        image = data_url(picture(448, 5376)).partition(",")[2]
+        source = {"type": "base64", "media_type": "image/png", "data": image}
+        content = [{"type": "image", "source": source}]
+        body = {"max_tokens": 5, "messages": [{"role": "user", "content": content}]}
+        app, upstream = gateway(plan_for(limit=4), overlay=False, recorder=Recorder(slow))
+        pending = asyncio.ensure_future(call(app, "/v1/messages", body))
+        while not upstream.seen:
+            await asyncio.sleep(0.01)
+        held = app._bodies.in_memory - len(upstream.seen[0][3])
+        pause.set()
+        await pending
+        return held, app._bodies.in_memory
+
+    held, left = asyncio.run(run())
+    assert held >= 0
+    assert left == 0

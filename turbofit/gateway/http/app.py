@@ -254,24 +254,25 @@ class Gateway(AsgiApp):
         parsed = start(bounds, route.kind, request.body)
         most = bounds.limits.bytes_per_image
         fetched = await self._fetcher.fetch_all(remote_urls(parsed), most)
-        self._keep_fetched(request, inlined(bounds, parsed, fetched, len(request.body)))
+        self._keep_more(request, inlined(bounds, parsed, fetched, len(request.body)))
         clip = await self._films.look(parsed, fetched, most)
         media = hold(bounds, route.kind, parsed, fetched, clip)
         if self._recorder is not None and route.kind not in ("count_tokens", "encode"):
             request.size = request_size(parsed, media)
         if route.kind != "count_tokens":
-            media = await self._resizer.resize(media)
+            before, media = media, await self._resizer.resize(media)
+            self._keep_more(request, media.payload - before.payload)
         request.body, request.prepared = finish(bounds, route.kind, parsed, media)
         several = self._affinity is not None and len(self.fleet) > 1
         return self._affinity.chooser(parsed.body) if self._affinity and several else None
 
-    def _keep_fetched(self, request: RequestContext, size: int) -> None:
-        """Count what was fetched for a request as bytes of its body.
+    def _keep_more(self, request: RequestContext, size: int) -> None:
+        """Count what was fetched for a request, or resized, as bytes of its body.
 
         Raises:
             Refusal: no room for it.
         """
-        if size:
+        if size > 0:
             self._bodies.keep(size, request.who)
             request.bytes_in += size
             self._bodies.check_room(request.who)

@@ -69,6 +69,11 @@ class Media(Struct):
     media: tuple[Picture | Clip, ...]
     limited: tuple[LimitedImage, ...]
 
+    @property
+    def payload(self) -> int:
+        """Characters of all of them in a body."""
+        return sum(medium.payload for medium in self.media)
+
 
 def start(bounds: Bounds, kind: Kind, raw: bytes) -> Parsed:
     """Decode a body, hold its parameters, find its images and refuse what their number forbids.
@@ -181,8 +186,7 @@ def finish(bounds: Bounds, kind: Kind, parsed: Parsed, found: Media) -> tuple[by
             slot.show(medium)
     body = _encode(parsed.body)
     # Where tokens are counted, the images are not passed on: what is there is text alone.
-    sent = () if kind == "count_tokens" else found.media
-    beside = len(body) - sum(medium.payload for medium in sent)
+    beside = len(body) - (0 if kind == "count_tokens" else found.payload)
     if beside > bounds.beside_images:
         raise Refusal(
             413,
