@@ -20,6 +20,19 @@ def test_it_begins_anew(tmp_path: Path) -> None:
     assert len(kept) <= 400
 
 
+def test_a_folder_that_is_gone_for_a_while_costs_only_its_lines(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    log = AccessLog(folder / "access.log", cap=20)
+    log({"number": 1})
+    (folder / "access.log").unlink()
+    folder.rmdir()
+    log({"number": 2})
+    folder.mkdir()
+    log({"number": 3})
+    assert json.loads((folder / "access.log").read_text()) == {"number": 3}
+
+
 def test_after_its_end_it_keeps_nothing_and_fails_nobody(tmp_path: Path) -> None:
     log = AccessLog(tmp_path / "access.log")
     log({"b": "é"})

@@ -24,7 +24,7 @@ PICTURE = picture(64, 48)
         "127.0.0.1", "10.1.2.3", "192.168.0.1", "172.16.0.9", "169.254.169.254", "0.0.0.0", "::1",
         "::", "fe80::1%eth0", "fc00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1",
         "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "224.0.0.1", "255.255.255.255", "100.64.0.1",
-        "not an address", "", "ff02::1", "2001:db8::1",
+        "not an address", "", "ff02::1", "2001:db8::1", "fec0::1",
     ],
 )  # fmt: skip
 def test_inner_addresses_are_known_however_they_are_wrapped(address) -> None:

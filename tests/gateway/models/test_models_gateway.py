@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from codecs import BOM_UTF8
 from typing import Any
 
 import msgspec
@@ -60,6 +61,16 @@ def test_the_model_of_a_request_answers_it() -> None:
         assert [body["model"] for body in site.recorders["a"].bodies] == ["a"]
         assert [body["model"] for body in site.recorders["b"].bodies] == ["b", "b"]
         assert all(model.in_flight == 0 for model in site.models.values())
+
+    virtual_time.run(run())
+
+
+def test_a_byte_order_mark_hides_no_model() -> None:
+    async def run() -> None:
+        site = Site("a", "b")
+        site.ready("b")
+        raw = BOM_UTF8 + msgspec.json.encode({**chat(), "model": "b"})
+        assert (await call(site.app, CHAT, raw=raw)).status == 200
 
     virtual_time.run(run())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,13 +40,19 @@ class AccessLog:
         try:
             with self._lock:
                 if self._file.tell() + len(line) > self._cap:
-                    self._file.close()
-                    self._path.replace(self._path.with_name(self._path.name + ".1"))
-                    self._file = self._path.open("ab")
+                    self._rotate()
                 self._file.write(line)
                 self._file.flush()
         except (OSError, ValueError):
             return
+
+    def _rotate(self) -> None:
+        """Begin a new file; where that fails, the one that is open stays open."""
+        with suppress(FileNotFoundError):  # somebody has removed it
+            self._path.replace(self._path.with_name(self._path.name + ".1"))
+        new = self._path.open("ab")
+        self._file.close()
+        self._file = new
 
     def close(self) -> None:
         """Close the file."""

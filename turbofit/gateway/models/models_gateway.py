@@ -7,6 +7,7 @@ that is stated; everything else (limits, images, retries, suspects) is that mode
 from __future__ import annotations
 
 import asyncio
+from codecs import BOM_UTF8
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -184,7 +185,7 @@ class ModelsGateway(AsgiApp):
             Refusal: no JSON, or no such model.
         """
         try:
-            name = msgspec.json.decode(body, type=_Named).model
+            name = msgspec.json.decode(body.removeprefix(BOM_UTF8), type=_Named).model
         except (msgspec.DecodeError, RecursionError) as exc:
             raise Refusal(400, "invalid_json", f"the body is no JSON object: {exc}") from None
         if name is None and len(self.models) == 1:
