@@ -71,9 +71,11 @@ BUGS = (
         "self.death is None or max(self.last_success, sent_at) > self.died_at",
         "self.death is None", 7),
     Bug("an engine that waits is not started", "launch/serve/supervisor.py",
-        "if now >= engine.again_at:", "if now >= engine.again_at + 1e9:"),
+        "if now >= engine.again_at and", "if now >= engine.again_at + 1e9 and"),
     Bug("an engine that takes no signal is left", "launch/serve/supervisor.py",
-        "        for engine, _ in running:\n            engine.end()\n", ""),
+        "        for _, process in running:\n            process.strike()\n"
+        "        deadline = time.monotonic() + _LAST_SECONDS\n        for engine, _ in running:\n"
+        "            self._end(engine, max(0.5, deadline - time.monotonic()))\n", ""),
     Bug("a broken circuit never closes", "launch/engine/supervised_engine.py",
         '"broken", now + timing.window', '"broken", now + 1e9'),
     Bug("a hung engine is never given up", "launch/engine/supervised_engine.py",
@@ -147,8 +149,7 @@ BUGS = (
     Bug("deaths count for as long as the clock was ahead", "gateway/routing/quarantine.py",
         ".none_ahead(kept_time())", "", 1112),
     Bug("half a line stays in a batch's output", "batch/output_file.py",
-        "            os.ftruncate(self._fd, self._size)\n            os.replace",
-        "            os.replace"),
+        "            os.ftruncate(self._fd, self._size)\n", ""),
     Bug("a batch gives an item up where no engine serves", "batch/sender.py",
         "429, 502, 503, 504", "429, 502, 504"),
     Bug("a record is not written after a full disk", "launch/serve/attempt.py",
