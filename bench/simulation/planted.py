@@ -73,8 +73,8 @@ BUGS = (
     Bug("an engine that waits is not started", "launch/serve/supervisor.py",
         "if now >= engine.again_at and", "if now >= engine.again_at + 1e9 and"),
     Bug("an engine that takes no signal is left", "launch/serve/supervisor.py",
-        "        for _, process in running:\n            process.strike()\n"
-        "        deadline = time.monotonic() + _LAST_SECONDS\n        for engine, _ in running:\n"
+        "        self._strike()\n        deadline = time.monotonic() + _LAST_SECONDS\n"
+        "        for engine, _ in running:\n"
         "            self._end(engine, max(0.5, deadline - time.monotonic()))\n", ""),
     Bug("a broken circuit never closes", "launch/engine/supervised_engine.py",
         '"broken", now + timing.window', '"broken", now + 1e9'),

@@ -43,20 +43,20 @@ def test_a_text_counts_by_its_bytes_and_an_image_in_it_by_its_tokens(tmp_path) -
     assert 5000 < text.context < 6200
 
 
-def test_an_image_that_the_server_fetches_may_be_the_worst(tmp_path) -> None:
+def with_image(tmp_path, url: str):
     row = request("a", "x", max_tokens=10)
-    remote = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
-    row["body"]["messages"][0]["content"] = [remote]
-    found = jsonl(tmp_path, row)
+    row["body"]["messages"][0]["content"] = [{"type": "image_url", "image_url": {"url": url}}]
+    return jsonl(tmp_path, row)
+
+
+def test_an_image_that_the_server_fetches_may_be_the_worst(tmp_path) -> None:
+    found = with_image(tmp_path, "https://example.com/a.png")
     assert (found.images, found.image_size) == (1, None)
     assert 0 < found.context - MODEL.image_rule.unit_tokens(13) < 1200
 
 
 def test_an_image_whose_address_is_broken_counts_for_nothing(tmp_path) -> None:
-    row = request("a", "x", max_tokens=10)
-    image = {"type": "image_url", "image_url": {"url": "file://photos[1]/a.png"}}
-    row["body"]["messages"][0]["content"] = [image]
-    found = jsonl(tmp_path, row)
+    found = with_image(tmp_path, "file://photos[1]/a.png")
     assert (found.images, found.image_size) == (1, None)
     assert 0 < found.context < 1200
 

@@ -93,17 +93,22 @@ def test_a_process_that_outlives_its_kill_is_not_forgotten(engine: SupervisedEng
     assert engine.end(0.0)
 
 
+def killed(engine: SupervisedEngine, now: float) -> str:
+    """What turbofit takes its end for, by SIGKILL."""
+    process: Any = engine.process
+    process.code = -9
+    ended = engine.look(now)
+    assert ended is not None
+    return ended.kind
+
+
 def test_a_kill_for_memory_of_long_ago_was_another_process(
     kills: SimpleNamespace, engine: SupervisedEngine
 ) -> None:
     kills.so_far += 1
     for now in range(10, 100, 10):
         assert engine.look(now) is None
-    process: Any = engine.process
-    process.code = -9
-    ended = engine.look(100.0)
-    assert ended is not None
-    assert ended.kind == "killed"
+    assert killed(engine, 100.0) == "killed"
 
 
 def test_a_kill_for_memory_may_take_seconds(
@@ -112,11 +117,7 @@ def test_a_kill_for_memory_may_take_seconds(
     kills.so_far += 1
     for now in (29.0, 31.0, 59.0):
         assert engine.look(now) is None
-    process: Any = engine.process
-    process.code = -9
-    ended = engine.look(60.0)
-    assert ended is not None
-    assert ended.kind == "host_memory"
+    assert killed(engine, 60.0) == "host_memory"
 
 
 @pytest.mark.parametrize(("answered", "kind"), [(51.0, "killed"), (49.0, "out_of_memory")])
@@ -129,8 +130,5 @@ def test_an_error_that_it_survived_is_not_its_end(
     assert engine.look(50.0) is None
     pulse.answered = answered
     assert engine.look(55.0) is None
-    process.code = -9
-    ended = engine.look(60.0)
-    assert ended is not None
-    assert ended.kind == kind
+    assert killed(engine, 60.0) == kind
     assert kills.so_far == 3

@@ -6,10 +6,11 @@ import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from turbofit.core.errors import UsageError
 
-__all__ = ["sync_folder", "write_atomic"]
+__all__ = ["rotate", "sync_folder", "write_atomic"]
 
 
 def write_atomic(
@@ -62,6 +63,24 @@ def _umask() -> int:
     umask = os.umask(0)
     os.umask(umask)
     return umask
+
+
+def rotate(path: Path, file: BinaryIO, buffering: int = -1) -> BinaryIO:
+    """Begin a log anew; the one before it is kept with ``.1`` appended to its name.
+
+    Args:
+        path: of the log.
+        file: the log that is open; it is closed once the new one is open.
+        buffering: of the new one, as `open` has it.
+
+    Raises:
+        OSError: it cannot be begun; ``file`` stays open.
+    """
+    with suppress(FileNotFoundError):  # somebody has removed it
+        path.replace(path.with_name(path.name + ".1"))
+    new = path.open("ab", buffering=buffering)
+    file.close()
+    return new
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from turbofit.core.errors import UsageError
+from turbofit.core.process.files import rotate
 from turbofit.core.units import MIB
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class AccessLog:
 
     def __init__(self, path: Path, *, cap: int = _LOG_CAP) -> None:
         self._path, self._cap = path, cap
-        self._file = path.open("ab")
+        self._file: BinaryIO = path.open("ab")
         self._lock = threading.Lock()
 
     def __call__(self, record: Document) -> None:
@@ -40,19 +40,11 @@ class AccessLog:
         try:
             with self._lock:
                 if self._file.tell() + len(line) > self._cap:
-                    self._rotate()
+                    self._file = rotate(self._path, self._file)
                 self._file.write(line)
                 self._file.flush()
         except (OSError, ValueError):
             return
-
-    def _rotate(self) -> None:
-        """Begin a new file; where that fails, the one that is open stays open."""
-        with suppress(FileNotFoundError):  # somebody has removed it
-            self._path.replace(self._path.with_name(self._path.name + ".1"))
-        new = self._path.open("ab")
-        self._file.close()
-        self._file = new
 
     def close(self) -> None:
         """Close the file."""

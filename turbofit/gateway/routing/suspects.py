@@ -159,9 +159,9 @@ class Suspects:
         for accused in death.accused.values():
             self.accounts.refund(death, accused.accounts, proved=True)
         before = death.convicted
-        taken = None if before is None else self._convicted.pop(before.fingerprint, None)
-        if before is not None and taken is not None:
-            _note(self._withdrawn, taken.fingerprint, taken.since)
+        if before is not None and before.fingerprint in self._convicted:
+            conviction = self._convicted.pop(before.fingerprint)
+            _note(self._withdrawn, conviction.fingerprint, conviction.since)
             self._suspects[before.fingerprint] = before
             mistaken = {(one.engine, one.at) for one in (death, *death.explains)}
             self._explained = tuple(one for one in self._explained if one not in mistaken)

@@ -11,7 +11,9 @@ import re
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from turbofit.core.process.files import rotate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +44,7 @@ class LogFile:
     def __init__(self, path: Path, *, cap: int = _CAP) -> None:
         self.path = path
         self._cap = cap
-        self._file = path.open("ab", buffering=0)
+        self._file: BinaryIO = path.open("ab", buffering=0)
         self._size = self._file.tell()
         self._tail = b""
         self._last = b""
@@ -107,20 +109,10 @@ class LogFile:
         if not lines:
             return
         data = b"\n".join(lines) + b"\n"
-        try:
+        with suppress(OSError):
             if self._size + len(data) > self._cap:
-                self._rotate()
+                self._file, self._size = rotate(self.path, self._file, buffering=0), 0
             self._size += self._file.write(data) or 0
-        except OSError:
-            pass
-
-    def _rotate(self) -> None:
-        """Begin a new file; where that fails, the one that is open stays open."""
-        with suppress(FileNotFoundError):  # somebody has removed it
-            self.path.replace(self.path.with_name(self.path.name + ".1"))
-        new = self.path.open("wb", buffering=0)
-        self._file.close()
-        self._file, self._size = new, 0
 
 
 def _last_state(line: bytes) -> bytes:

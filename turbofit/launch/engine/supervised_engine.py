@@ -122,9 +122,9 @@ class SupervisedEngine:
         self._pulse: _Pulse | None = None
         self._ends: deque[float] = deque()
         self._began = self._kernel_began = 0.0
-        #: What the kernel had counted half a minute ago or more, and at the last count.
-        self._kills: int | None = None
-        self._kills_since: int | None = None
+        #: How many processes the kernel had killed at the last count but one, and at the last one.
+        self._earlier_kills: int | None = None
+        self._last_kills: int | None = None
         self._counted = 0.0
         self._heard, self._told = 0.0, False
 
@@ -143,7 +143,7 @@ class SupervisedEngine:
         self.starts += 1
         self.tracker, self.start_command = StartupTracker(self._plan), start_command
         self._began, self._kernel_began = self._clock(), kernel.uptime()
-        self._kills = self._kills_since = kernel.host_kills()
+        self._earlier_kills = self._last_kills = kernel.host_kills()
         self._counted = self._began
         self.phases = [("starting", 0.0)]
         self.process = EngineProcess(start_command.argv, start_command.env, self.log)
@@ -192,7 +192,7 @@ class SupervisedEngine:
             return stalled("the engine lives but answers no completion", self.log)
         return None
 
-    def end(self, seconds: float = 10.0) -> bool:
+    def end(self, seconds: float) -> bool:
         """Kill what is left of it and forget this start; whether it has ended.
 
         Where it has not, at most so long after, it keeps its memory, and `process` stays.
@@ -290,7 +290,7 @@ class SupervisedEngine:
         if self._pulse is not None:
             self.tracker.survived(self._pulse.answered)
         if now - self._counted >= _COUNT_SECONDS:
-            self._kills, self._kills_since = self._kills_since, kernel.host_kills()
+            self._earlier_kills, self._last_kills = self._last_kills, kernel.host_kills()
             self._counted = now
 
     def _listen(self, said: bool, now: float) -> None:
@@ -303,7 +303,7 @@ class SupervisedEngine:
 
     def _ended(self, code: int) -> EngineExit:
         _LOG.info("%s ended with code %d in phase %s", self.name, code, self.tracker.phase)
-        before, after = self._kills, kernel.host_kills()
+        before, after = self._earlier_kills, kernel.host_kills()
         kills = None if before is None or after is None else after - before
         if self._launch.pretend:
             notes: tuple[str, ...] = ()

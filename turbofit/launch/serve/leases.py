@@ -219,9 +219,7 @@ class Leases:
         }  # fmt: skip
         try:
             if self._lock is None:
-                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-                self._lock = os.open(self._folder / f"{self._name}.lock", flags, _ALL_READ)
-                os.fchmod(self._lock, _ALL_READ)
+                self._lock = _create(self._folder / f"{self._name}.lock")
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
             path = self._folder / f"{self._name}.json"
             write_atomic(path, json.dumps(document), mode=_ALL_READ, umask=False)
@@ -300,6 +298,14 @@ def _open_folder(folder: Path) -> str | None:
     return None
 
 
+def _create(path: Path) -> int:
+    """Make a file that all may read, whatever the umask is."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, _ALL_READ)
+    os.fchmod(descriptor, _ALL_READ)
+    return descriptor
+
+
 def _open_lock(path: Path) -> int:
     """The lock file, whoever made it: in such a folder the kernel lets no one create it again.
 
@@ -316,10 +322,7 @@ def _open_lock(path: Path) -> int:
             why = exc.strerror or str(exc)
             continue
         with suppress(FileExistsError):
-            flags = os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(path, flags, _ALL_READ)
-            os.fchmod(descriptor, _ALL_READ)
-            return descriptor
+            return _create(path)
     raise LaunchError(
         f"{path} cannot be opened: {why}",
         hint="have its owner remove it, or name another folder with TURBOFIT_LEASES",

@@ -288,8 +288,7 @@ class Server:
                 process.send(stop.signal if serving else signal.SIGTERM)
             for _, process in running:
                 process.wait(deadline - time.monotonic())
-        for _, process in running:
-            process.strike()
+        self._strike()
         deadline = time.monotonic() + _LAST_SECONDS
         for engine, _ in running:
             self._end(engine, max(0.5, deadline - time.monotonic()))
