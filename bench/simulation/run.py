@@ -96,7 +96,7 @@ def _run(given: Any) -> Totals:
 
 
 def _begin(plans: Path) -> None:
-    """In a worker; a signal to all of them is the first process's affair."""
+    """In a worker; a signal that ends a run is handled by the process that began it."""
     for stop in _STOPS:
         signal.signal(stop, signal.SIG_IGN)
     keep_large_blocks()

@@ -235,7 +235,7 @@ class _DiskErrors:
 
 
 def _is_begun(line: bytes) -> bool:
-    """Whether a batch began this line; a power cut may have left NULs at its end, or them alone."""
+    """Whether a batch began this line; a power cut may have left NULs at its end, or only NULs."""
     begun = line.rstrip(_NUL)
     return begun.startswith(LINE_START) or LINE_START.startswith(begun)
 

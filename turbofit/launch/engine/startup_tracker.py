@@ -151,7 +151,7 @@ class StartupTracker:
         )  # fmt: skip
 
     def _begin_evidence(self) -> None:
-        """Of an end, nothing was said yet."""
+        """Nothing that may tell why it ends has been said yet."""
         self.fault: CudaError | CheckFailed | NcclError | TorchOutOfMemory | None = None
         self.error: PythonError | None = None
         self.frames: list[str] = []

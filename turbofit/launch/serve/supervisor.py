@@ -49,7 +49,7 @@ class StopSignal:
         self.abrupt = True
         self._before: dict[signal.Signals, Any] = {}
         #: SIGCHLD was ignored: the kernel would collect engines, and tell nobody how they ended.
-        self._deaf = False
+        self._sigchld_ignored = False
         self._terminals: tuple[int, ...] = ()
         self._strikes: list[Callable[[], None]] = []
         #: What SIGHUP does instead of ending the run, unless a terminal closed; it takes no lock.
@@ -60,15 +60,15 @@ class StopSignal:
         heard = stop_signals()
         self._before = {number: signal.signal(number, self._caught) for number in heard}
         unblock(heard)
-        self._deaf = signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
-        if self._deaf:
+        self._sigchld_ignored = signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
+        if self._sigchld_ignored:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if self._deaf:
+        if self._sigchld_ignored:
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
     def rearm(self) -> None:
