@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,8 +18,6 @@ from turbofit.core.process.variable_names import without_options
 from turbofit.load.result import LoadResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from turbofit.load.spec import LoadSpec
 
 __all__ = ["LoadChild"]
@@ -36,11 +33,12 @@ class LoadChild:
         url: of the gateway.
         key: its key.
         spec: what is sent.
-        on_end: called in another thread when it has ended.
+
+    Raises:
+        OSError: the process cannot be started.
     """
 
-    def __init__(self, url: str, key: str, spec: LoadSpec, on_end: Callable[[], None]) -> None:
-        self._on_end = on_end
+    def __init__(self, url: str, key: str, spec: LoadSpec) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "turbofit", "bench", url, "--json", *spec.option_arguments()],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -48,21 +46,18 @@ class LoadChild:
             start_new_session=True,  # Ctrl-C reaches us alone, and we end it
         )  # fmt: skip
         self._said, self._erred = b"", b""
-        self._thread = threading.Thread(target=self._wait, name="load", daemon=True)
-        self._thread.start()
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Wait for its end; for one thread."""
         self._said, self._erred = self._process.communicate()
-        self._on_end()
 
     def end(self) -> None:
-        """Stop it where it runs, and wait for it."""
+        """Stop it where it runs, from any thread, and wait for it."""
         for number in (signal.SIGINT, signal.SIGKILL):
-            if self._process.poll() is None:
-                with suppress(ProcessLookupError):
-                    self._process.send_signal(number)
-            self._thread.join(_PATIENCE)
-            if not self._thread.is_alive():
+            with suppress(ProcessLookupError):
+                self._process.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_PATIENCE)
                 return
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import signal
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -38,6 +39,8 @@ __all__ = ["TrialEnd", "TrialRunner", "figures_of"]
 _HOST: Final = "127.0.0.1"
 #: More than a load may have under way.
 _QUEUE: Final = 4096
+#: Seconds that a load's thread has after its process has ended.
+_PATIENCE: Final = 10.0
 
 
 Outcome = Literal["measured", "died", "unserved"]
@@ -146,48 +149,64 @@ class _TrialRecord(Record):
 
 
 class _Drive:
-    """The loads of a trial, one after the other, while its engines are supervised."""
+    """The loads of a trial, one after the other in a thread, while its engines are supervised."""
 
     def __init__(self, loads: Sequence[LoadSpec], key: str, stop: StopSignal) -> None:
-        self._left, self._key, self._stop = list(loads), key, stop
+        self._loads, self._key, self._stop = loads, key, stop
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        #: Both under the lock: the load that runs, and that none begins any more.
         self._child: LoadChild | None = None
-        self._url = self.why = self.death = ""
+        self._over = False
+        self.why = self.death = ""
         self.results: list[LoadResult] = []
 
     def begin(self, urls: list[str]) -> None:
         """The gateway is open."""
-        self._url = urls[0]
-        self._next()
+        self._thread = threading.Thread(target=self._run, args=urls[:1], name="load", daemon=True)
+        self._thread.start()
 
     def died(self, why: str) -> None:
         """An engine ended: there is nothing more to measure."""
         self.death = self.death or why
-        self._left.clear()
+        with self._lock:
+            self._over = True
         self._stop.end()
 
     def end(self) -> None:
-        """Nothing of it runs any more."""
-        self._left.clear()
-        if self._child is not None:
-            self._child.end()
+        """End what still runs of it."""
+        with self._lock:
+            self._over, child = True, self._child
+        if child is not None:
+            child.end()
+        if self._thread is not None:
+            self._thread.join(_PATIENCE)
 
-    def _next(self) -> None:
-        self._child = LoadChild(self._url, self._key, self._left.pop(0), self._ended)
-
-    def _ended(self) -> None:
-        """In the load's thread: the next load, or the end."""
-        assert self._child is not None
-        result = self._child.result
-        if result is None:
-            self.why = self._child.why
-        else:
-            self.results.append(result)
-            if not result.answered:
-                self.why = result.stopped or "no request was answered"
-        if self._left and result is not None and result.answered:
-            self._next()
-        else:
+    def _run(self, url: str) -> None:
+        try:
+            for load in self._loads:
+                if not self._measured(url, load):
+                    break
+        except OSError as exc:
+            self.why = f"no load could be started: {exc}"
+        finally:
             self._stop.end()
+
+    def _measured(self, url: str, load: LoadSpec) -> bool:
+        """Whether requests of this load were answered."""
+        with self._lock:
+            if self._over:
+                return False
+            child = self._child = LoadChild(url, self._key, load)
+        child.wait()
+        result = child.result
+        if result is None:
+            self.why = child.why
+            return False
+        self.results.append(result)
+        if not result.answered:
+            self.why = result.stopped or "no request was answered"
+        return result.answered > 0
 
 
 def figures_of(result: LoadResult) -> SpeedFigures:
