@@ -13,10 +13,12 @@ __all__ = ["SimulatedEngineProcess"]
 
 
 class SimulatedEngineProcess:
-    """What turbofit holds of an engine that it started."""
+    """What turbofit holds of an engine that it started; its log can always be opened."""
+
+    log_error = ""
 
     def __init__(
-        self, world: World, argv: Sequence[str], env: Mapping[str, str], log: Path
+        self, world: World, argv: Sequence[str], env: Mapping[str, str], log: Path, **_: object
     ) -> None:
         self.log = log
         self._world = world

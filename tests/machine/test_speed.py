@@ -155,6 +155,9 @@ def test_it_is_kept_for_these_gpus_and_this_driver(tmp_path, monkeypatch) -> Non
     assert recall(on).measured == found
     assert recall(replace(on, driver="1.2")).measured is None
     assert recall(machine("1xrtx3090")).measured is None
+    first, second = on.gpus
+    swapped = (replace(first, uuid=second.uuid), replace(second, uuid=first.uuid))
+    assert recall(replace(on, gpus=swapped)).measured is None
     path.write_text("{")
     assert recall(on) == on
 

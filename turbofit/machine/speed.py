@@ -146,8 +146,12 @@ def recall(machine: Machine) -> Machine:
 
 
 def _name(machine: Machine) -> str:
-    """By the UUIDs of all GPUs and the driver: another driver may have other peer access."""
-    text = "\n".join([*sorted(gpu.uuid for gpu in machine.gpus), str(machine.driver)])
+    """By the driver, which decides on peer access, and by each GPU's UUID at its index.
+
+    What was measured names GPUs by index: the same cards in other slots are measured again.
+    """
+    gpus = sorted(f"{gpu.index} {gpu.uuid}" for gpu in machine.gpus)
+    text = "\n".join([*gpus, str(machine.driver)])
     return f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
 
 

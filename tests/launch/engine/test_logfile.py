@@ -132,3 +132,16 @@ def test_a_full_disk_costs_the_log_only(tmp_path: Path, monkeypatch: object) -> 
     log = LogFile(Path("/dev/full"))
     assert log.feed(b"a\nb\n") == [("a", 1), ("b", 1)]
     log.close()
+
+
+def test_what_cannot_be_opened_is_opened_once_it_can(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "log"
+    with pytest.raises(FileNotFoundError):
+        LogFile(path)
+    log = LogFile(path, required=False)
+    assert log.error == "No such file or directory"
+    assert log.feed(b"lost\n") == [("lost", 1)]
+    path.parent.mkdir()
+    assert log.feed(b"kept\n") == [("kept", 1)]
+    log.close()
+    assert path.read_text() == "kept\n"

@@ -23,8 +23,10 @@ class Process:
     """An engine's process, as far as it is looked at."""
 
     pid = 7
+    log_error = ""
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: Any, log_required: bool) -> None:
+        self.log_required = log_required
         self.code: int | None = None
         self.said: list[tuple[str, int]] = []
 
@@ -91,6 +93,14 @@ def test_a_process_that_outlives_its_kill_is_not_forgotten(engine: SupervisedEng
     assert engine.end(0.0)
     assert engine.process is None
     assert engine.end(0.0)
+
+
+def test_only_a_first_start_needs_its_log(engine: SupervisedEngine) -> None:
+    process: Any = engine.process
+    assert process.log_required
+    engine.start()
+    process = engine.process
+    assert not process.log_required
 
 
 def killed(engine: SupervisedEngine, now: float) -> str:

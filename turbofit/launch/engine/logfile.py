@@ -39,13 +39,25 @@ class LogFile:
         path: the file; ``path`` with ``.1`` appended is the one before it.
         cap: bytes after which a new file is begun. The two together are never larger than twice
             that and a chunk.
+        required: whether it must open; what cannot be opened is tried again at each write else.
+
+    Raises:
+        OSError: it is required, and cannot be opened.
     """
 
-    def __init__(self, path: Path, *, cap: int = _CAP) -> None:
+    def __init__(self, path: Path, *, cap: int = _CAP, required: bool = True) -> None:
         self.path = path
         self._cap = cap
-        self._file: BinaryIO = path.open("ab", buffering=0)
-        self._size = self._file.tell()
+        self._file: BinaryIO | None = None
+        self._size = 0
+        #: Why it could not be opened.
+        self.error = ""
+        try:
+            self._open()
+        except OSError as exc:
+            if required:
+                raise
+            self.error = exc.strerror or str(exc)
         self._tail = b""
         self._last = b""
         self._repeats = 0
@@ -65,8 +77,15 @@ class LogFile:
         runs = list(self._keep(self._tail)) if self._tail else []
         self._tail = b""
         self._flush_repeats()
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         return runs
+
+    def _open(self) -> BinaryIO:
+        if self._file is None:
+            self._file = self.path.open("ab", buffering=0)
+            self._size = self._file.tell()
+        return self._file
 
     def _cut_long_line(self) -> tuple[bytes, bytes]:
         if len(self._tail) < _LONGEST_LINE:
@@ -110,9 +129,11 @@ class LogFile:
             return
         data = b"\n".join(lines) + b"\n"
         with suppress(OSError):
+            file = self._open()
             if self._size + len(data) > self._cap:
-                self._file, self._size = rotate(self.path, self._file, buffering=0), 0
-            self._size += self._file.write(data) or 0
+                file = self._file = rotate(self.path, file, buffering=0)
+                self._size = 0
+            self._size += file.write(data) or 0
 
 
 def _last_state(line: bytes) -> bytes:

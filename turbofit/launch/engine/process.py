@@ -42,16 +42,21 @@ class EngineProcess:
         argv: the command.
         env: its whole environment.
         log: where its output is kept.
+        log_required: whether it is started only where its log can be opened.
 
     Raises:
         LaunchError: it cannot be started.
     """
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, argv: Sequence[str], env: Mapping[str, str], log: Path, *, log_required: bool = True
+    ) -> None:
         self.log = log
         self.runs: deque[Run] = deque()
         guard = str(Path(__file__).with_name("guard.py"))
-        self._file = _log_file(log)  # before there is an engine that would have to be ended
+        self._file = _log_file(
+            log, required=log_required
+        )  # before there is an engine that would have to be ended
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", guard, str(os.getpid()), *argv],
@@ -69,6 +74,11 @@ class EngineProcess:
         _LOG.info("process %d: %s", self.pid, command_text(argv))
         self._reader = threading.Thread(target=self._read, name=f"log-{self.pid}", daemon=True)
         self._reader.start()
+
+    @property
+    def log_error(self) -> str:
+        """Why its log could not be opened; empty where it could."""
+        return self._file.error
 
     @property
     def pid(self) -> int:
@@ -129,9 +139,9 @@ class EngineProcess:
         self.runs.extend(self._file.close())
 
 
-def _log_file(path: Path) -> LogFile:
+def _log_file(path: Path, *, required: bool) -> LogFile:
     try:
-        return LogFile(path)
+        return LogFile(path, required=required)
     except OSError as exc:
         raise LaunchError(
             f"the engine's log cannot be written: {path}: {exc.strerror or exc}",

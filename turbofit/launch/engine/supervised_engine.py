@@ -146,9 +146,14 @@ class SupervisedEngine:
         self._earlier_kills = self._last_kills = kernel.host_kills()
         self._counted = self._began
         self.phases = [("starting", 0.0)]
-        self.process = EngineProcess(start_command.argv, start_command.env, self.log)
+        # A disk that has become unwritable costs a restart its log, never the engine.
+        self.process = EngineProcess(
+            start_command.argv, start_command.env, self.log, log_required=self.starts == 1
+        )
         self.state, self._heard = "starting", self._began
-        self._tell(f"phase: starting (process {self.process.pid}, log {self.log})")
+        error = self.process.log_error
+        log = f"no log, {self.log}: {error}" if error else f"log {self.log}"
+        self._tell(f"phase: starting (process {self.process.pid}, {log})")
         # Once it serves, clients may reach it at any moment: a worst case beside them would be more
         # than the plan pays for. The same plan was checked before.
         check = self._check and not self.was_ready
