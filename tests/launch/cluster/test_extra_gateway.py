@@ -41,6 +41,9 @@ class Front:
     def call(self, ask: Callable[[Any], Any]) -> Any:
         return ask(self)
 
+    def strike(self) -> None:
+        self.may_end.set()
+
     def stop(self, *, drain: bool) -> None:
         assert drain
         self.drains.set()
@@ -62,6 +65,10 @@ class Draining:
     @property
     def goes_on(self) -> bool:
         return self._thread.is_alive()
+
+    def strike(self) -> None:
+        self._gateway.strike()
+        self._thread.join()
 
     def end(self) -> None:
         self.front.may_end.set()
@@ -132,3 +139,13 @@ def test_a_drain_goes_on_where_the_coordinator_fails(coordinator: Coordinator) -
         assert draining.goes_on
     finally:
         draining.end()
+
+
+def test_a_second_signal_breaks_off_the_drain(coordinator: Coordinator) -> None:
+    def poll(name: str, seen: Any, since: int, _seconds: float) -> Any:
+        return coordinator.poll(name, seen, since, 0)
+
+    draining = Draining(poll, coordinator)
+    assert draining.goes_on
+    draining.strike()
+    assert not draining.goes_on

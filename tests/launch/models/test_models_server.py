@@ -71,11 +71,12 @@ class Site:
             self.most = max(self.most, len(self._running))
             if name in self.slow:
                 assert self.slow.pop(name).wait(HANG)
-            inner, _ = gateway(recorder=Recorder())
-            side = publish(inner)
-            side.start()
-            until(lambda: stop.signal is not None or name in self._dying, "told to end")
-            side.stop()
+            if stop.signal is None:
+                inner, _ = gateway(recorder=Recorder())
+                side = publish(inner)
+                side.start()
+                until(lambda: stop.signal is not None or name in self._dying, "told to end")
+                side.stop()
             self._running.remove(name)
             self.events.append(f"end {name}")
             if name in self._dying:
@@ -87,6 +88,9 @@ class Site:
     def end_session(self, name: str) -> None:
         """Its engines ended, and no other start would help."""
         self._dying.add(name)
+
+    def session(self, name: str) -> ModelSession:
+        return next(one for one in self._server._sessions if one.model.name == name)
 
     def _run(self) -> None:
         try:
@@ -237,6 +241,18 @@ def test_a_first_start_that_fails_ends_the_server() -> None:
     one.failing["b"] = DoesNotFitError("no room", hint="buy one")
     with one:
         assert isinstance(one.opened, DoesNotFitError)
+    assert one.events == ["start a", "end a"]
+
+
+def test_after_a_signal_no_other_first_model_starts() -> None:
+    one = Site("a", "b", at_once=2)
+    may_start = one.slow["a"] = threading.Event()
+    one._thread.start()
+    until(lambda: one.events == ["start a"], "a starts")
+    one.stop.end()
+    until(lambda: one.session("a").ending, "a is told to end")
+    may_start.set()
+    one.__exit__()
     assert one.events == ["start a", "end a"]
 
 

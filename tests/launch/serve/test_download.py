@@ -114,8 +114,20 @@ def test_what_goes_wrong(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(LaunchError, match="cannot be downloaded"):
         with_weights(hub_plan(), lambda _: None)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
-    with pytest.raises(LaunchError, match="the weights take"):
+    with pytest.raises(LaunchError, match="what is left of the weights takes"):
         with_weights(hub_plan(), lambda _: None)
+
+
+def test_what_came_before_needs_no_room(hub, tmp_path: Path, monkeypatch) -> None:
+    hub(f"return {str(tmp_path)!r}")
+    room = SimpleNamespace(free=(1 << 30) + (1 << 18))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
+    with pytest.raises(LaunchError):
+        with_weights(hub_plan(), lambda _: None)
+    blobs = tmp_path / "home/hub/models--org--name/blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "one.incomplete").write_bytes(bytes(3 << 18))
+    assert with_weights(hub_plan(), lambda _: None).model.source.checkpoint == str(tmp_path)
 
 
 def test_modelscope_where_lmdeploy_would_ask_it(hub, tmp_path: Path, monkeypatch) -> None:

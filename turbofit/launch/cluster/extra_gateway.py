@@ -70,6 +70,7 @@ def run_extra_gateway(
         stop.abrupt = False
         try:
             gateway.open()
+            stop.on_second(gateway.strike)
             on_ready(gateway.url)
             while stop.signal is None:
                 gateway.tick()
@@ -177,6 +178,11 @@ class _Attending:
                 ending.join(_TICK)
         with suppress(Exception):  # the coordinator may be gone: so is the place
             self._coordinator.leave.remote(self._name)
+
+    def strike(self) -> None:
+        """Break off a drain; safe in a signal handler, since it takes no lock."""
+        if self._front is not None:
+            self._front.strike()
 
     def _poll(self, seen: GatewayReport) -> Any:
         return self._coordinator.poll.remote(self._name, seen, self._told, _SECONDS)

@@ -90,6 +90,8 @@ class ModelsServer:
         try:
             first = self._sessions[: self._policy.at_once]
             for session in first:
+                if stop.signal is not None:
+                    break
                 self._start(session)
                 while stop.signal is None and session.model.state != "ready":
                     self._collect(session)

@@ -87,7 +87,7 @@ def with_weights(plan: Plan, say: Callable[[str], None]) -> Plan:
     where = model.source.checkpoint
     if (where is not None and os.path.isdir(where)) or model.hub_id is None:
         return plan
-    _check_disk(model.weight_bytes)
+    _check_disk(model.hub_id, model.weight_bytes)
     say(f"phase: download ({model.hub_id}, {format_bytes(model.weight_bytes)})")
     return _at(plan, _download(model.hub_id, model.revision or "", model.weight_bytes, say))
 
@@ -104,7 +104,12 @@ def _cache() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub"))
 
 
-def _check_disk(need: int) -> None:
+def _check_disk(name: str, size: int) -> None:
+    """Under: where the cache has other revisions, which are taken for what came already.
+
+    Raises:
+        LaunchError: what is left of the weights does not fit.
+    """
     folder = _cache()
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -112,9 +117,11 @@ def _check_disk(need: int) -> None:
         free = shutil.disk_usage(folder).free
     except OSError:
         return
+    need = max(0, size - _here(name))
     if free < need + _SPARE:
         raise LaunchError(
-            f"{_cache()} has {format_bytes(free)} free, the weights take {format_bytes(need)}",
+            f"{_cache()} has {format_bytes(free)} free, what is left of the weights takes "
+            f"{format_bytes(need)}",
             hint="free disk space, or set "
             f"{'MODELSCOPE_CACHE' if uses_modelscope() else 'HF_HOME'} to a folder on another disk",
         )
