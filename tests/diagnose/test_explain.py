@@ -382,3 +382,20 @@ def test_torchs_error_does_not_tell_which_memory() -> None:
     assert (found.kind, found.phase) == ("out_of_memory", "unknown")
     assert "page-locked" in found.what
     assert "which of the two it was: the error does not say" in found.unknown
+
+
+THROWN = "terminate called after throwing an instance of 'std::runtime_error'\n  what():  {}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA error: out of memory",
+        "CUDA driver error: out of memory",
+        "parallel_for failed: cudaErrorMemoryAllocation: out of memory",
+    ],
+)
+def test_an_engine_that_ends_by_an_exception_ran_out_of_memory(words: str) -> None:
+    text = f"{COMMAND}{THROWN.format(words)}Aborted (core dumped)\n"
+    assert (explain(text).kind, explain(text).phase) == ("out_of_memory", "weights")
+    assert explain(f"{BUDGET}{THROWN.format(words)}").phase == "cache"

@@ -114,6 +114,27 @@ PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
             "RuntimeError: NCCL error /x/nccl.cu:24 'unhandled system error'",
             log.NcclError(message="NCCL error /x/nccl.cu:24 'unhandled system error'"),
         ),
+        # As libstdc++ ends a process that nobody's `catch` saved.
+        ("  what():  CUDA error: out of memory", log.CudaError(message="out of memory")),
+        (
+            "  what():  CUDA driver error: out of memory",
+            log.CudaError(message="out of memory", driver=True),
+        ),
+        (
+            "  what():  std::bad_alloc: cudaErrorMemoryAllocation: out of memory",
+            log.CudaError(message="out of memory"),
+        ),
+        (
+            "  what():  CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0",
+            log.TorchOutOfMemory(
+                message="CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0", requested=2 * MIB
+            ),
+        ),
+        (
+            "  what():  NCCL error /x/nccl.cu:24 'unhandled system error'",
+            log.NcclError(message="NCCL error /x/nccl.cu:24 'unhandled system error'"),
+        ),
+        ("  what():  std::bad_alloc", None),
         (
             "AssertionError: no valid parallel config: dp=1, tp=4",
             log.PythonError(name="AssertionError", message="no valid parallel config: dp=1, tp=4"),
@@ -132,7 +153,7 @@ PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
         ("INFO:     Uvicorn running on http://127.0.0.1:23333 (Press CTRL+C)", log.ServerUp()),
     ],
 )
-def test_lines(line: str, event: log.Event) -> None:
+def test_lines(line: str, event: log.Event | None) -> None:
     assert parse_line(line) == event
     assert parse_line(f"\x1b[38;2;255;000;000m{line}\x1b[0m\n") == event
 

@@ -221,7 +221,7 @@ _FINISHED: Final = re.compile(r"Warm-up finished in ([\d.]+) seconds")
 _WARMUP_FAILED: Final = re.compile(r"Warm-up for (\d+) tokens failed with status (-?\d+)")
 _WAIT: Final = re.compile(r"(hit resource limit|out of memory) at (\d+)/(\d+)")
 _REJECTED: Final = re.compile(r"dp\d+ ID (\d+): cache out of memory")
-_CUDA: Final = re.compile(r"CUDA (Driver )?error: (.+)")
+_CUDA: Final = re.compile(r"CUDA ([Dd]river )?error: (.+)")
 _VISION: Final = re.compile(
     r"\S+(?: \S+)? setup: mm_seqs=(\d+) images_batched=(\d+) images_skipped=\d+ patches=(\d+)"
 )
@@ -233,6 +233,10 @@ _UNITS: Final = {"KiB": 1 << 10, "MiB": MIB, "GiB": 1 << 30}
 _FALLBACK: Final = re.compile(r".*(Fallback to pytorch engine because .*)")
 _PYTHON: Final = re.compile(r"((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit)): ?(.*)")
 _NCCL: Final = re.compile(r".*(NCCL error .*)")
+#: How libstdc++ prints the exception that ended a process.
+_THROWN: Final = re.compile(r"\s*what\(\):\s+(.+)")
+#: CUDA's own name of the error, which CUB and Thrust print in front of its text.
+_NO_MEMORY: Final = "cudaErrorMemoryAllocation"
 
 
 def parse_line(line: str) -> Event | None:
@@ -297,16 +301,27 @@ def _bytes(size: re.Match[str] | None) -> int | None:
     return round(float(size[1]) * _UNITS[size[2]]) if size else None
 
 
+def _torch(text: str) -> TorchOutOfMemory:
+    requested, free = (_bytes(one.search(text)) for one in (_REQUESTED, _FREE))
+    return TorchOutOfMemory(message=text, requested=requested, free=free)
+
+
 def _other(text: str) -> Event | None:
     """A line of Python, of the HTTP server, or of an aborting thread."""
     if match := _FRAME.fullmatch(text):
         return Frame(number=int(match[1]), name=match[2])
     if text.startswith("*** stacktrace of thread "):
         return StackTrace()
-    if match := _TORCH.match(text):
+    if match := _THROWN.fullmatch(text):
         text = match[1]
-        requested, free = (_bytes(one.search(text)) for one in (_REQUESTED, _FREE))
-        return TorchOutOfMemory(message=text, requested=requested, free=free)
+        if cuda := _CUDA.match(text):
+            return CudaError(message=cuda[2], driver=bool(cuda[1]))
+        if _NO_MEMORY in text:
+            return CudaError(message="out of memory")
+        if text.startswith("CUDA out of memory"):
+            return _torch(text)
+    if match := _TORCH.match(text):
+        return _torch(match[1])
     if match := _FALLBACK.fullmatch(text):
         return EngineFallback(message=match[1])
     if match := _NCCL.fullmatch(text):
