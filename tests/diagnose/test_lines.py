@@ -116,11 +116,24 @@ def test_a_memory_text_without_figures() -> None:
         "2024-06-10 17:54:07 | ERROR | stderr | ",
         "2024-06-06 20:27:25,549 - lmdeploy - ERROR - ",
         "llava-1  | 2024-06-27 11:10:22,420 - lmdeploy - ERROR - ",
+        "llava  | ",
+        "Nov 23 12:00:00 gpu-node-1 turbofit[4242]: ",
+        "Nov  3 12:00:00.123456 gpu-node-1 turbofit@a.service[4242]: ",
+        "2026-11-23T12:00:00+0000 gpu-node-1 turbofit[4242]: ",
+        "[pod/llava-0/server] 2026-11-23T12:00:00.123456789Z ",
+        "2026-11-23T12:00:00.123456789Z stderr F ",
+        "3: ",
     ],
 )
 def test_what_servers_put_before_an_error(prefix: str) -> None:
     error = "ValueError: x"
     assert list(rows([f"{prefix}{error}\n".encode()])) == [(1, error)]
+
+
+def test_a_line_as_docker_keeps_it() -> None:
+    kept = '{"log":"\\u001b[31mValueError: \\"x\\"\\u001b[0m\\n","stream":"stderr","time":"2026"}'
+    assert list(rows([kept.encode()])) == [(1, 'ValueError: "x"')]
+    assert list(rows([kept[:29].encode()])) == [(1, kept[:29])]
 
 
 def test_memory_text_with_private_pools_and_small_units() -> None:

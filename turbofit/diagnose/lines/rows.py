@@ -5,27 +5,40 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+import msgspec
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 __all__ = ["Row", "chunks_of", "rows"]
 
+
+class _Docker(msgspec.Struct):
+    log: str
+
+
 #: (line number from 1, text)
 Row = tuple[int, str]
 
 _ANSI: Final = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07]*\x07|[()][0-9A-B])")
-#: Ray, torchrun, docker compose, `journalctl`, vLLM, LLaVA's worker and LMDeploy's checks put
-#: something before each line.
+#: What journald writes between the time and the line: the host, the unit, the pid.
+_UNIT = r"[\w.-]+ [\w@.\\/-]+\[\d+\]:\s?"
+#: Ray, torchrun, srun, docker compose, kubectl, containerd, `journalctl`, vLLM, LLaVA's worker and
+#: LMDeploy's checks put something before each line.
 _PREFIX: Final = re.compile(
     r"(?:\(\w[\w.]*(?: rank=\d+)? pid=\d+(?:, ip=[\d.]+)?\)\s?"
     r"|(?:INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:]{8} \[?\w+\.py:\d+\] ?"
     r"|\d{4}-\d\d-\d\d [\d:]{8} \| [A-Z]+ \| \w+ \| "
     r"|\d{4}-\d\d-\d\d [\d:,]+ - lmdeploy - ERROR - (?=\w+(?:Error|Exception): )"
     r"|\[?rank\d+\]?:\s?(?:\[rank\d+\]:\s?)?"
-    r"|\[\d+\]:\s?"
-    r"|[\w.-]+-\d+\s+\|\s?"
-    r"|\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d)\s)+"
+    r"|\[\d+\]:\s?|\d{1,4}:\s"
+    r"|\[pod/[\w.-]+/[\w.-]+\]\s"
+    r"|[\w.-]+-\d+\s+\|\s?|[\w.-]+ +\|\s"
+    rf"|[A-Z][a-z][a-z] [ \d]\d [\d:.]{{8,15}} {_UNIT}"
+    rf"|\d{{4}}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d)\s(?:{_UNIT}|std(?:out|err) [FP]\s)?)+"
 )
+#: A line as Docker keeps it in a container's ``*-json.log``.
+_DOCKER: Final = '{"log":"'
 #: What quotes a line of TurboMind as an error's text.
 _QUOTES: Final = ("Error:", "Error: b'", "what():")
 _LONGEST: Final = 8192
@@ -58,6 +71,8 @@ def _encoding(start: bytes) -> str:
 
 
 def _parts(number: int, text: str) -> Iterator[Row]:
+    if text.startswith(_DOCKER):
+        text = _of_docker(text)
     if "\x1b" in text:
         text = _ANSI.sub("", text)
     text = text.strip("\r\ufeff")
@@ -69,6 +84,14 @@ def _parts(number: int, text: str) -> Iterator[Row]:
             piece = piece[at:]
             at = piece.find("[TM][", 1)
         yield from _one(number, piece)
+
+
+def _of_docker(text: str) -> str:
+    """The line that Docker put into JSON; the text itself where it is torn."""
+    try:
+        return msgspec.json.decode(text, type=_Docker).log.rstrip("\n")
+    except msgspec.DecodeError:
+        return text
 
 
 def _one(number: int, text: str) -> Iterator[Row]:
