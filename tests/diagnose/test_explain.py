@@ -399,3 +399,11 @@ def test_an_engine_that_ends_by_an_exception_ran_out_of_memory(words: str) -> No
     text = f"{COMMAND}{THROWN.format(words)}Aborted (core dumped)\n"
     assert (explain(text).kind, explain(text).phase) == ("out_of_memory", "weights")
     assert explain(f"{BUDGET}{THROWN.format(words)}").phase == "cache"
+
+
+def test_the_end_of_a_log_tells_no_phase() -> None:
+    found = explain(FATAL)
+    assert (found.kind, found.phase) == ("out_of_memory", "unknown")
+    assert "begins later" in found.unknown[0]
+    assert any("--cache-max-entry-count" in one for one in found.changes)
+    assert explain(COMMAND + FATAL).phase == "weights"

@@ -39,6 +39,11 @@ _TIME: Final = re.compile(r"\[TM\]\[[A-Z]+\]\[(\d{4}\.[\d:.]+)\]")
 #: The source line of a frame, indented or, in a notebook, behind an arrow.
 _CALL: Final = re.compile(r"(?:    |-+> \d+)\s*(.+)")
 _T = TypeVar("_T", bound="Struct")
+#: An engine's beginning: its command, its bars, and what it says before its weights.
+_BEGUN: Final = re.compile(
+    r"\blmdeploy (?:serve|chat)\b|\bapi_server\b|\bturbofit \w+ |\bpipeline\(|\bLoading\b"
+    r"|max_context_token_num"
+)
 #: A terminal wraps torch's text over at most so many more lines.
 _WRAPPED: Final = 6
 #: More events of one kind than this add nothing: a living engine prints some for each request.
@@ -59,12 +64,16 @@ class LogEvent(NamedTuple):
 
 
 class LogFacts:
-    """What a log tells. ``waits`` counts the scheduler's "out of memory at" since other news."""
+    """What a log tells. ``waits`` counts the scheduler's "out of memory at" since other news.
+
+    ``begun``: whether it has an engine's beginning.
+    """
 
     def __init__(self) -> None:
         self.lines = 0
         self.marks: list[LogEvent] = []
         self.subject = FactCollector()
+        self.begun = False
         self.waits = 0
         self.waiting: tuple[int, str] | None = None
         self._stack: list[PythonFrame] = []
@@ -75,6 +84,7 @@ class LogFacts:
     def take(self, line: int, text: str) -> None:
         """Take in one row."""
         self.lines = max(self.lines, line)
+        self.begun = self.begun or _BEGUN.search(text) is not None
         event = self._event(text)
         if isinstance(event, Backpressure):
             if event.cause == "memory":

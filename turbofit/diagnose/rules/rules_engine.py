@@ -39,6 +39,7 @@ _NAMES: Final[dict[PhaseName, str]] = {
     "warm-up": "in its own warm-up",
     "vision": "when it encoded images",
     "text": "in a text forward",
+    "unknown": "(the log does not say where)",
 }
 
 
@@ -78,7 +79,7 @@ def _phase(facts: LogFacts, mark: LogEvent, frames: list[str]) -> PhaseName:
         # At LMDeploy's own log level the warm-up is not announced; a forward on the stack is.
         forward = any("Forward" in frame or "forward" in frame for frame in frames)
         return "warm-up" if forward else "cache"
-    return "weights"
+    return "weights" if facts.begun else "unknown"
 
 
 def _page_locked(mark: LogEvent, phase: PhaseName, frames: list[str]) -> RuleAnswer:
@@ -164,6 +165,8 @@ def _after_sizing(case: LogCase, mark: LogEvent, phase: PhaseName, frames: list[
         )
     lines += _under_way(case.facts, phase)
     unknown, at_call, in_all = _missing(case, found)
+    if phase == "unknown":
+        unknown.insert(0, "how far it had come: the log begins later than the engine")
     if not replayed:
         unknown = [f"what LMDeploy {version} asked: turbofit replays {_REPLAYED} only"]
     elif found is not None and version is None:
@@ -277,6 +280,8 @@ def _changes(phase: PhaseName, found: Shortage | None) -> tuple[str, ...]:
         changes[0] += f" {format_bytes(free)} were left)"
     if phase == "vision":
         changes.append("limit images: --max-dynamic-patch or --max-pixels of `turbofit serve`")
+    if phase == "unknown":
+        changes.append("if it was still loading weights: more GPUs (--tp) or a quantised variant")
     if phase in ("warm-up", "text"):
         changes.append("lower --max-prefill-token-num: a forward's tensors grow with it")
     return tuple(changes)
