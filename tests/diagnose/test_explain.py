@@ -106,7 +106,7 @@ def test_the_earliest_cause_is_the_answer_and_later_ones_are_named() -> None:
     out = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB."
     found = explain(f"{out}\nNCCL WARN socket error\nKilled\nNo CUDA GPUs are available\n")
     assert found.kind == "out_of_memory"
-    assert [one.split(":")[0] for one in found.also] == ["line 2", "line 4", "line 3"]
+    assert [one.split(":")[0] for one in found.also] == ["line 4", "line 2", "line 3"]
 
 
 def test_the_kernels_killer() -> None:
@@ -407,3 +407,61 @@ def test_the_end_of_a_log_tells_no_phase() -> None:
     assert "begins later" in found.unknown[0]
     assert any("--cache-max-entry-count" in one for one in found.changes)
     assert explain(COMMAND + FATAL).phase == "weights"
+
+
+UP = "INFO:     Uvicorn running on http://0.0.0.0:23333 (Press CTRL+C to quit)\n"
+WAITING = "Waiting for creating a placement group of specs for 10 seconds. specs=[{}]\n"
+
+
+@pytest.mark.parametrize(
+    "warning",
+    [
+        WAITING,
+        "h:1:1 [0] misc/cudawrap.cc:36 NCCL WARN Cuda failure 3 'initialization error'\n",
+        "h:1:1 [0] NCCL WARN NET/Plugin: dlopen failed : libnccl-net.so\n",
+        "Unable to register remote classes used by trust_remote_code with by-value serialization."
+        " If remote code is not needed remove `--trust-remote-code`\n",
+    ],
+)
+def test_what_an_engine_warns_of_and_outlives_is_no_cause(warning: str) -> None:
+    assert explain(warning + UP).kind == "healthy"
+    assert explain(f"{warning}{OUT}").kind == "out_of_memory"
+
+
+def test_a_wait_without_an_end_is_the_cause() -> None:
+    assert explain(WAITING).kind == "ray_waits"
+    assert explain(f"{WAITING}Killed\n").kind == "ray_waits"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ('"OOMKilled": false,\n"ExitCode": 0,', "unknown"),
+        ('"OOMKilled": false,\n"ExitCode": 134,', "aborted"),
+        ('"OOMKilled": true,\n"ExitCode": 137,', "killed"),
+        ("Last State: Terminated\n  Reason: Error\n  Exit Code:    134", "aborted"),
+        ("x.service: Main process exited, code=killed, status=9/KILL", "killed"),
+        ("x.service: Main process exited, code=dumped, status=6/ABRT", "aborted"),
+        ("x.service: A process of this unit has been killed by the OOM killer.",
+         "host_out_of_memory"),
+        ("OSError: [Errno 28] No space left on device: '/dev/shm/psm_12ab'", "shared_memory"),
+        ("NCCL WARN Error: failed to extend /dev/shm/nccl-YCQkPe to 33030532 bytes",
+         "shared_memory"),
+        ("Bus error (core dumped)", "shared_memory"),
+        ("OSError: [Errno 28] No space left on device: '/data/x'", "disk_full"),
+        ("RuntimeError: [enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't"
+         " allocate memory: you tried to allocate 68719476736 bytes.", "host_out_of_memory"),
+        ("OSError: [Errno 12] Cannot allocate memory", "host_out_of_memory"),
+        ("MemoryError", "host_out_of_memory"),
+        (f"{THROWN.format('std::bad_alloc')}Aborted", "host_out_of_memory"),
+        ("Memory on the node was low: Task was killed due to the node running low on memory.",
+         "host_out_of_memory"),
+        ("RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+         "out_of_memory"),
+        ("NCCL WARN Cuda failure 2 'out of memory'", "out_of_memory"),
+        ("torch.distributed.DistBackendError: NCCL error in: NCCLUtils.cpp:94, unhandled cuda"
+         " error\nLast error:\nCuda failure 2 'out of memory'", "out_of_memory"),
+    ],
+)  # fmt: skip
+def test_which_memory_it_was(text: str, kind: str) -> None:
+    assert explain(f"{text}\n").kind == kind

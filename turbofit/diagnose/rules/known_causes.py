@@ -16,6 +16,28 @@ from turbofit.diagnose.rules.vllm_refusals import VLLM
 
 __all__ = ["KNOWN", "said"]
 
+
+def _ray_waits(pattern: str, *, passing: bool = False) -> MessageRule:
+    """Ray has no GPUs for an engine: ``passing`` while it only waits, as each start may do."""
+    return MessageRule(
+        kind="ray_waits",
+        substrings=("placement group",),
+        pattern=pattern,
+        phase="communication",
+        what="Ray waits for GPUs that its own book-keeping does not have",
+        why=(
+            "LMDeploy's PyTorch engine starts tp > 1 through Ray and waits up to 1800 s for a "
+            "placement group of tp GPUs; GPUs that an older Ray job holds are not free for it",
+        ),
+        changes=(
+            "`ray stop --force` where no other job needs Ray, or set "
+            "LMDEPLOY_EXECUTOR_BACKEND=mp; check CUDA_VISIBLE_DEVICES",
+        ),
+        rank="consequence" if passing else "cause",
+        passing=passing,
+    )
+
+
 KNOWN: Final[tuple[MessageRule, ...]] = (
     *VLLM,
     MessageRule(
@@ -54,7 +76,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     MessageRule(
         kind="remote_code",
         substrings=("trust_remote_code", "trust-remote-code"),
-        pattern=r"^(?!.*(?:has no effect|unexpected keyword))"
+        pattern=r"^(?!.*(?:has no effect|unexpected keyword|register remote classes))"
         r".*\b(?:set|pass|with|option|argument|execut\w+)\b.*trust[_-]remote[_-]code",
         phase="configuration",
         what="the checkpoint brings its own code, and the run was not told to trust it",
@@ -159,10 +181,37 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
         changes=("read dmesg for Xid lines, check power and cooling, restart the machine",),
     ),
     MessageRule(
+        kind="host_out_of_memory",
+        substrings=(
+            "DefaultCPUAllocator",
+            "Cannot allocate memory",
+            "bad_alloc",
+            "MemoryError",
+            "low on memory",
+            "OOM killer",
+            "oom-kill",
+            "memory pressure",
+        ),
+        pattern=r"(DefaultCPUAllocator: (?:can't allocate|not enough) memory"
+        r"(?:: you tried to allocate \d+ bytes)?"
+        r"|(?:\[Errno 12\]|unable to mmap .*) ?Cannot allocate memory|std::bad_alloc(?='?$)"
+        r"|^MemoryError\b|node running low on memory|killed by the OOM killer"
+        r"|Failed with result 'oom-kill'|Killed \S+ due to memory pressure)",
+        phase="host RAM",
+        what="host memory (RAM) ran out, not GPU memory: {0}",
+        why=(
+            "weights on their way to the GPUs, images being preprocessed and page-locked buffers of"
+            " each rank take it",
+        ),
+        changes=("more RAM or a higher memory limit of the container; fewer replicas",),
+        planned=True,
+    ),
+    MessageRule(
         kind="shared_memory",
         substrings=("shared memory", "/dev/shm"),
         pattern=r"(insufficient shared memory|unable to (?:open|write).*shared memory"
-        r"|Error while creating shared memory segment|/dev/shm.*[Nn]o space)",
+        r"|Error while creating shared memory segment|/dev/shm.*[Nn]o space"
+        r"|[Nn]o space.*/dev/shm\S*|failed to extend /dev/shm\S*|out of shared memory)",
         phase="host RAM",
         what="/dev/shm is too small: {0}",
         why=("NCCL between GPUs without peer access, and worker processes, exchange data in it",),
@@ -222,10 +271,19 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
         changes=("update transformers to a version that knows it",),
     ),
     MessageRule(
+        kind="out_of_memory",
+        substrings=("Cuda failure",),
+        pattern=r"Cuda failure (?:\d+ )?'out of memory'",
+        phase="communication",
+        what="NCCL found no GPU memory for its buffers",
+        why=("each communicator takes its buffers outside the cache and outside torch",),
+        changes=("leave more beside the cache: a lower --cache-max-entry-count, or freer cards",),
+        planned=True,
+    ),
+    MessageRule(
         kind="nccl_timeout",
-        substrings=("Watchdog caught collective", "timed out after", "NCCL WARN"),
-        pattern=r"(Watchdog caught collective operation timeout|collective.*timed out after"
-        r"|NCCL WARN .*(?:failed|error|timed? ?out).*)",
+        substrings=("Watchdog caught collective", "timed out after"),
+        pattern=r"(Watchdog caught collective operation timeout|collective.*timed out after)",
         phase="communication",
         what="the GPUs of a group waited for each other in vain: {0}",
         why=(
@@ -235,21 +293,20 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
         changes=("if no other rank failed first, try NCCL_P2P_DISABLE=1; see `turbofit doctor`",),
     ),
     MessageRule(
-        kind="ray_waits",
-        substrings=("placement group",),
-        pattern=r"([Ww]aiting for creating a placement group|Cannot provide a placement group"
-        r"|placement group .*(?:timed out|not (?:ready|enough)|infeasible))",
+        kind="nccl_error",
+        substrings=("NCCL WARN",),
+        pattern=r"NCCL WARN (.*(?:failed|error|timed? ?out).*)",
         phase="communication",
-        what="Ray waits for GPUs that its own book-keeping does not have",
-        why=(
-            "LMDeploy's PyTorch engine starts tp > 1 through Ray and waits up to 1800 s for a "
-            "placement group of tp GPUs; GPUs that an older Ray job holds are not free for it",
-        ),
-        changes=(
-            "`ray stop --force` where no other job needs Ray, or set "
-            "LMDEPLOY_EXECUTOR_BACKEND=mp; check CUDA_VISIBLE_DEVICES",
-        ),
+        what="NCCL complains: {0}",
+        changes=("try NCCL_P2P_DISABLE=1, and NCCL_DEBUG=INFO for its reasons",),
+        rank="consequence",
+        passing=True,
     ),
+    _ray_waits(
+        r"(Cannot provide a placement group"
+        r"|placement group .*(?:timed out|not (?:ready|enough)|infeasible))"
+    ),
+    _ray_waits(r"[Ww]aiting for creating a placement group", passing=True),
     MessageRule(
         kind="engine_gone",
         substrings=("inference engine is unavailable", "ENGINE_STOP_ERROR"),
@@ -262,8 +319,8 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="aborted",
-        substrings=("134", "bort", "-6"),
-        pattern=r"(?:[Ee]xit\w*(?:[\s:=(]|with|code|status)*(?:134|-6)\b"
+        substrings=("134", "bort", "-6", "ABRT"),
+        pattern=r"(?:[Ee]xit\w*(?:[\s:=(\"]|with|[Cc]ode|status)*(?:134|-6)\b|status=6/ABRT"
         r"|Exited \(134\)|Aborted(?: \(core dumped\)| *$)|Signal 6 \(SIGABRT\)|SIGABRT)",
         phase="unknown",
         what="the process aborted (SIGABRT, exit code 134)",
@@ -275,10 +332,20 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
         rank="consequence",
     ),
     MessageRule(
+        kind="shared_memory",
+        substrings=("Bus error",),
+        pattern=r"Bus error(?: \(core dumped\)| *$)",
+        phase="host RAM",
+        what="the process died of a bus error (SIGBUS)",
+        why=("most often /dev/shm is full, which NCCL and worker processes exchange data in",),
+        changes=("start the container with --shm-size 8g, or --ipc host",),
+        rank="consequence",
+    ),
+    MessageRule(
         kind="killed",
-        substrings=("137", "Killed", "OOMKilled", "-9"),
-        pattern=r"(?:[Ee]xit\w*(?:[\s:=(]|with|code|status)*(?:137|-9)\b"
-        r"|Exited \(137\)|OOMKilled|(?:^|\s)Killed *$|Signal 9 \(SIGKILL\))",
+        substrings=("137", "Killed", "OOMKilled", "-9", "status=9/KILL"),
+        pattern=r"(?:[Ee]xit\w*(?:[\s:=(\"]|with|[Cc]ode|status)*(?:137|-9)\b|status=9/KILL"
+        r"|Exited \(137\)|OOMKilled(?!\"?[:=] ?\"?false)|(?:^|\s)Killed *$|Signal 9 \(SIGKILL\))",
         phase="host RAM",
         what="the process was killed from outside (SIGKILL, exit code 137)",
         why=(

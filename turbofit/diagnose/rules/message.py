@@ -19,7 +19,7 @@ class MessageRule(Struct):
     """One message. ``planned``: a plan for the model and machine belongs to the answer.
 
     ``substrings``: each match has at least one of them, so that most lines are passed over without
-    a regular expression.
+    a regular expression. ``passing``: it harms nobody where the engine starts after it.
     """
 
     kind: str
@@ -31,3 +31,4 @@ class MessageRule(Struct):
     changes: tuple[str, ...] = ()
     rank: Rank = "cause"
     planned: bool = False
+    passing: bool = False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Holding, Missing
@@ -16,9 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.diagnose.case import LogCase
-    from turbofit.diagnose.facts import LogEvent
+    from turbofit.diagnose.facts import LogEvent, LogFacts
 
 __all__ = ["host_rules", "quiet_rules"]
+
+#: What tells of memory and has no figures.
+_WITHOUT_SIZES: Final = (
+    "no_kv_memory", "killed", "aborted", "out_of_memory", "host_out_of_memory",
+)  # fmt: skip
+_NO_MEMORY: Final = re.compile(
+    r"CUDA (?:driver )?error: (?:out of memory|CUBLAS_STATUS_ALLOC_FAILED)|CUDA out of memory"
+)
 
 
 def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
@@ -51,6 +60,8 @@ def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
         )
     for mark, said in facts.every(KnownMessage):
         known = KNOWN[said.place]
+        if known.passing and _starts_after(facts, mark):
+            continue
         yield RuleAnswer(
             kind=known.kind,
             phase=known.phase,
@@ -62,10 +73,10 @@ def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
             changes=known.changes,
             planned=known.planned,
             missing=Missing(bytes=None, basis="unknown", note="the message has no sizes")
-            if known.kind in ("no_kv_memory", "killed", "aborted")
+            if known.kind in _WITHOUT_SIZES
             else None,
             unknown=("what ran out: the log has only the exit",)
-            if known.rank == "consequence" and known.kind != "engine_gone"
+            if known.kind in ("killed", "aborted")
             else (),
         )
     for mark, error in facts.every(PythonError):
@@ -73,10 +84,16 @@ def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
             yield draft
 
 
+def _starts_after(facts: LogFacts, mark: LogEvent) -> bool:
+    """Whether an engine is ready after a mark."""
+    ready = (*facts.every(ServerUp), *facts.every(WarmupFinished))
+    return any(later.line > mark.line for later, _ in ready)
+
+
 def _python(mark: LogEvent, error: PythonError) -> RuleAnswer | None:
     """Errors whose name or words say enough."""
     lines = (evidence(mark, "the traceback's last line"),)
-    if "CUDA error: out of memory" in error.message or "CUDA out of memory" in error.message:
+    if _NO_MEMORY.search(error.message):
         return RuleAnswer(
             kind="out_of_memory",
             phase="unknown",
