@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.common.checkpoints import make_internvl2
 from tests.diagnose.conftest import explain
 from turbofit.core.errors import UsageError
 from turbofit.core.units import GIB, MIB
@@ -465,3 +468,10 @@ def test_a_wait_without_an_end_is_the_cause() -> None:
 )  # fmt: skip
 def test_which_memory_it_was(text: str, kind: str) -> None:
     assert explain(f"{text}\n").kind == kind
+
+
+def test_the_command_names_the_folder_that_was_asked_about(tmp_path: Path) -> None:
+    folder = make_internvl2(tmp_path / "my model")
+    found = explain(COMMAND + FATAL, model=str(folder), on="1xrtx3090")
+    assert found.would_work is not None
+    assert shlex.split(found.would_work.command) == ["turbofit", "serve", str(folder)]

@@ -56,7 +56,7 @@ def _planned(case: LogCase, plan: Plan, spec: str, verdict: str) -> Advice:
         if getattr(limits, name) is not None:
             values[name] = getattr(limits, name)
     assert case.model is not None
-    name = case.model.hub_id or case.model.name
+    name = case.model.hub_id or case.model.source.checkpoint or case.model.name
     return Advice(
         model=plan.model.name,
         on=spec,
