@@ -39,6 +39,18 @@ def test_settings_of_each_unequal_engine_are_compared() -> None:
     assert differing == {"max_batch_size, engine 1": "77", "concurrency": changed}
 
 
+def test_ratios_that_people_wrote_finer_are_not_the_same() -> None:
+    a = saved("fits")
+    ratios = (0.8004, 0.8001)
+    plans = [
+        replace(a.plan, settings=replace(a.plan.settings, cache_max_entry_count=one))
+        for one in ratios
+    ]
+    found = compare(*(a._replace(plan=plan) for plan in plans))
+    row = next(row for row in found.rows if row.what == "cache_max_entry_count")
+    assert (row.a, row.b) == ("0.8004", "0.8001")
+
+
 def test_what_differs_is_side_by_side_with_the_difference() -> None:
     a, b = saved("served"), saved("died")
     found = compare(a, b)

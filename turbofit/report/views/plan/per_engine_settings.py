@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import indices
+from turbofit.planning.commands import ratio
 from turbofit.report.painters.document import Column, Heading, Table
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def settings_of(plan: Plan) -> dict[str, str]:
         if not plan.engine.of_lmdeploy and name not in _FALLBACK:
             continue
         if name == "cache_max_entry_count":
-            out[name] = f"{value:.3f}"
+            out[name] = ratio(value)
         else:
             out[name] = str(value).lower() if isinstance(value, bool) else str(value)
     if draft := plan.settings.draft:
