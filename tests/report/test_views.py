@@ -37,7 +37,7 @@ def test_the_plan_at_eighty_columns() -> None:
     assert max(map(len, text.splitlines())) <= 80
     for word in (
         "fits", "cache_max_entry_count", "0.873", "the largest that leaves the margin", "kv_cache",
-        "17,000.0", "GPU 1-3", "vision *", "headroom", "544,000 tokens", "16 of them at once",
+        "17,000.0", "GPU 1-3", "vision *", "headroom", "544,000 tokens", "16 fit, 8 run at once",
         "Considered", "why not", "GPUs cannot reach each other directly",
     ):  # fmt: skip
         assert " ".join(word.split()) in " ".join(text.split()), word
@@ -47,6 +47,15 @@ def test_a_plan_that_does_not_fit_says_what_would_before_anything_else() -> None
     text = terminal.paint(plan_view(plausible_plan(fits=False)))
     assert text.index("What would fit") < text.index("Settings") < text.index("would not serve")
     assert "GPU 0 lacks 1.9 GiB" in text
+
+
+def test_no_more_of_the_longest_requests_run_than_engines_take() -> None:
+    plan = plausible_plan()
+    few = msgspec.structs.replace(plan.settings, max_batch_size=4)
+    text = terminal.paint(plan_view(msgspec.structs.replace(plan, settings=few)))
+    longest = plan.kv.longest_request_tokens
+    held = plan.parallel.replicas * (plan.kv.tokens // longest)
+    assert f"{longest:,} tokens; {held} fit, 4 run at once" in text
 
 
 def test_a_prediction_has_no_candidates() -> None:

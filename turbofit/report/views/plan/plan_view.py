@@ -160,15 +160,18 @@ def capacity_blocks(plan: Plan) -> list[Block]:
     kv, limits = plan.kv, plan.limits
     per_group = "" if plan.parallel.replicas == 1 else f", {kv.total_tokens:,} over all groups"
     least = "at least " if plan.by_group else ""
-    requests = kv.tokens // kv.longest_request_tokens if kv.longest_request_tokens else 0
+    found = capacity(plan)
+    held, running = (found.users[-1].held, found.users[-1].running) if found.users else (0, 0)
     facts = [
         (
             "KV cache",
             f"{least}{kv.tokens:,} tokens of {format_bytes(kv.bytes_per_token)}{per_group}",
         ),
-        ("longest request", f"{kv.longest_request_tokens:,} tokens; {requests} of them at once"),
+        (
+            "longest request",
+            f"{kv.longest_request_tokens:,} tokens; {held:,} fit, {running:,} run at once",
+        ),
     ]
-    found = capacity(plan)
     if limits.vision_unit:
         unit = limits.vision_unit
         rule = plan.model.image_rule
