@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from turbofit.core.units import parse_bytes
 from turbofit.planning.joint_plan import joint_plan
 from turbofit.planning.request import PlanRequest
 from turbofit.report.painters.markdown import paint
-from turbofit.report.views.plan.joint_view import joint_view
+from turbofit.report.views.plan.joint_view import joint_summary, joint_view
 
 
 def painted(*models: str) -> str:
@@ -32,3 +33,27 @@ def test_what_is_short_and_what_helps() -> None:
     text = painted("internvl2-8b", "qwen2-vl-7b")
     assert "do not fit together" in text
     assert "--swap" in text
+
+
+def test_the_budgets_as_they_stand_there_do_not_go_beyond_the_card() -> None:
+    found = joint_plan(
+        [PlanRequest(model=name, on="1xrtx3090") for name in ("internvl2-2b", "qwen2-vl-2b")]
+    )
+    rows = [line.split("|") for line in paint(joint_view(found)).splitlines()]
+    budgets = [parse_bytes(row[2]) for row in rows if len(row) > 2 and row[2].endswith("iB ")]
+    (card,) = found.gpus
+    assert len(budgets) == 2
+    assert sum(found.budgets) - (2 << 20) < sum(budgets) <= card.total - card.reserved - card.used
+
+
+def test_the_summary_of_a_card_that_is_too_small_and_of_a_path_with_a_space() -> None:
+    def summary(*models: str, names: tuple[str, ...]) -> str:
+        requests = [PlanRequest(model=name, on="1xrtx3090") for name in models]
+        return paint(joint_summary(joint_plan(requests), names))
+
+    names = ("internvl2-8b", "qwen2-vl-7b")
+    text = summary(*names, names=names)
+    assert "GPU 0 lacks 13.8 GiB" in text
+    assert "-13.8" not in text
+    text = summary("internvl2-1b", "internvl2-2b", names=("./my vl", "internvl2-2b"))
+    assert "turbofit serve './my vl' internvl2-2b" in text

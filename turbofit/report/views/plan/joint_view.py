@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
-from turbofit.core.units import format_bytes, mib
+from turbofit.core.units import MIB, format_bytes, mib
 from turbofit.report.painters.document import Column, Heading, Items, Paragraph, Table
 from turbofit.report.views.summary_lines import MORE, first_warning
 
@@ -42,11 +43,13 @@ def joint_summary(found: JointPlan, names: Sequence[str]) -> list[Block]:
     if found.gpus:
         fullest = min(found.gpus, key=lambda gpu: gpu.left)
         text = f"GPU {fullest.index} is the fullest: {format_bytes(fullest.left)} of it stay free"
+        if fullest.left < 0:
+            text = f"GPU {fullest.index} lacks {format_bytes(-fullest.left)}"
         blocks.append(Paragraph(text=text))
     blocks += first_warning(_warnings(found))
     if found.fits:
         blocks.append(
-            Paragraph(text=f"next: turbofit serve {' '.join(names)}, with the same options")
+            Paragraph(text=f"next: turbofit serve {shlex.join(names)}, with the same options")
         )
     return [*blocks, MORE]
 
@@ -82,7 +85,7 @@ def _promises(found: JointPlan) -> Table:
     rows = tuple(
         (
             plan.model.name,
-            format_bytes(budget),
+            f"{budget // MIB}MiB",  # as the option takes it; rounded up, all were more than there is
             f"{plan.parallel.replicas} x tp {plan.parallel.tp}",
             f"{plan.kv.longest_request_tokens:,}",
             f"{plan.kv.total_tokens:,}",
