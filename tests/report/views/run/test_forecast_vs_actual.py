@@ -3,7 +3,15 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from tests.report.documents import planned, served_run
+from turbofit import api
 from turbofit.core.rehearsal import Moment, Rehearsal, RehearsedCache
+from turbofit.core.run_report import (
+    RUN_SCHEMA,
+    EngineRecord,
+    RunAttempt,
+    RunFigure,
+    RunReport,
+)
 from turbofit.core.units import MIB
 from turbofit.report.painters.document import Table
 from turbofit.report.painters.terminal import paint
@@ -76,3 +84,28 @@ def test_groups_that_differ_are_told_by_their_own() -> None:
     assert [row.rehearsed for _, rows in told for row in rows if row.what == "in use at rest"] == [
         4, 4,
     ]  # fmt: skip
+
+
+def test_equal_cards_show_the_worst_that_any_of_them_measured() -> None:
+    plan = api.plan("internvl2-8b", on="4xrtx3090", tp=1)
+    ledger = plan.gpus[0]
+
+    def engine(group: int, over: int, tokens: int) -> EngineRecord:
+        used = RunFigure(
+            what="in use at most", forecast=ledger.peak, actual=ledger.peak + over, gpu=group
+        )
+        cache = RunFigure(what="KV tokens", forecast=tokens, actual=tokens, unit="tokens")
+        return EngineRecord(group=group, beside=(used, cache))
+
+    engines = [engine(0, -MIB, 900), engine(2, 900 * MIB, 900), engine(3, -MIB, 700)]
+    attempt = RunAttempt(started="", engines=tuple(engines))
+    run = RunReport(
+        schema=RUN_SCHEMA, turbofit_version="", started="", state="", attempts=(attempt,)
+    )
+    ((title, rows),) = sides(plan, run)
+    assert title == "GPU 0-3, the worst of them"
+    measured = {row.what: row.measured for row in rows}
+    assert measured == {
+        "KV tokens": 700,
+        "in use in the worst case": ledger.peak + 900 * MIB,
+    }

@@ -85,7 +85,8 @@ def _promises(found: JointPlan) -> Table:
     rows = tuple(
         (
             plan.model.name,
-            f"{budget // MIB}MiB",  # as the option takes it; rounded up, all were more than there is
+            # As the option takes it; rounded up, all together were more than there is.
+            f"{budget // MIB}MiB",
             f"{plan.parallel.replicas} x tp {plan.parallel.tp}",
             f"{plan.kv.longest_request_tokens:,}",
             f"{plan.kv.total_tokens:,}",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal
 
+from msgspec.structs import replace
+
+from turbofit.core.messages import indices
 from turbofit.core.struct import Struct
-from turbofit.report.views.plan.ledger_view import fold
+from turbofit.report.views.plan.ledger_view import fold_indices
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.core.run_report import RunReport
@@ -17,6 +20,8 @@ __all__ = ["ForecastSide", "sides"]
 
 #: Phases of a rehearsal that belong to loading: what comes before the cache is cut.
 _LOADING: Final = ("import", "context", "weights", "prepare", "engine", "build", "load", "sizing")
+#: Of these figures more is worse; of the others less.
+_IN_USE: Final = "in use"
 #: A smaller ratio is nobody's.
 _LEAST: Final = 1e-6
 
@@ -34,17 +39,36 @@ class ForecastSide(Struct):
 def sides(plan: Plan, run: RunReport | None = None) -> list[tuple[str, tuple[ForecastSide, ...]]]:
     """The figures of each set of equal GPUs, under its title; sets without any are left out.
 
-    What the first of a set shows stands for it. A rehearsal knows the first group's only; where
-    groups have settings of their own, each one's.
+    Of what a run measured on a set the worst stands for it: the least that was free, the most that
+    was in use. A rehearsal knows the first group's only; where groups have settings of their own,
+    each one's.
     """
     found = []
-    for title, ledger in fold(plan.gpus):
-        group = _group(plan, ledger.index)
-        rows = [*_whole(plan.of_group(group), group, ledger, run), *_terms(ledger)]
+    ledgers = {ledger.index: ledger for ledger in plan.gpus}
+    for members, ledger in fold_indices(plan.gpus):
+        each = [_of_gpu(plan, ledgers[index], run) for index in members]
+        rows = [*map(_worst, zip(*each, strict=True)), *_terms(ledger)]
         told = tuple(row for row in rows if row.rehearsed is not None or row.measured is not None)
         if told:
-            found.append((title, told))
+            worst = ", the worst of them" if len(members) > 1 and _measured(told) else ""
+            found.append((f"GPU {indices(members)}{worst}", told))
     return found
+
+
+def _measured(rows: Iterable[ForecastSide]) -> bool:
+    return any(row.measured is not None for row in rows)
+
+
+def _of_gpu(plan: Plan, ledger: GpuLedger, run: RunReport | None) -> list[ForecastSide]:
+    group = _group(plan, ledger.index)
+    return _whole(plan.of_group(group), group, ledger, run)
+
+
+def _worst(rows: Sequence[ForecastSide]) -> ForecastSide:
+    """One figure of equal GPUs: the first one's, with the worst that was measured."""
+    seen = [row.measured for row in rows if row.measured is not None]
+    worst = max if rows[0].what.startswith(_IN_USE) else min
+    return replace(rows[0], measured=worst(seen, default=None))
 
 
 def _terms(ledger: GpuLedger) -> Iterable[ForecastSide]:
