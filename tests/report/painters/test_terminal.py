@@ -87,3 +87,23 @@ def test_no_text_is_lost(rows: list[tuple[str, str, str]], width: int) -> None:
 
 def test_nothing_is_nothing() -> None:
     assert paint([]) == ""
+
+
+def test_wide_characters_take_two_columns() -> None:
+    def columns(text: str) -> int:
+        return sum(2 if one >= "\u2e80" else one != "\u0301" for one in text)
+
+    table = Table(
+        columns=(Column(title="model", wrap=True), Column(title="size", right=True)),
+        rows=(("书生万象", "1.0"), ("cafe\u0301", "20.0"), ("python", "300.0")),
+    )
+    lines = paint([table]).splitlines()
+    assert len({columns(line) for line in lines}) == 1
+    text = paint([Paragraph(text="书生万象 fits: " * 20), FactList(facts=(("显存", "x y " * 40),))])
+    assert max(map(columns, text.splitlines())) <= 80
+    assert text.split() == ["书生万象", "fits:"] * 20 + ["显存"] + ["x", "y"] * 40
+
+
+def test_names_neither_turn_the_text_nor_end_its_line() -> None:
+    assert clean("a\u202eb\u2066c\u2028d") == "a?b?c?d"
+    assert paint([Code(text="serve a\u2028b\nc")]) == "  serve a?b\n  c\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import unicodedata
 from itertools import groupby
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -27,6 +28,8 @@ __all__ = ["clean", "paint"]
 
 _GAP: Final = 2
 _NARROWEST: Final = 10
+#: Unicode's categories of characters without a width of their own: marks and formats.
+_WITHOUT_WIDTH: Final = ("Mn", "Me", "Cf")
 _ANSI: Final[dict[Tone | Literal["head"], str]] = {
     "plain": "", "good": "32", "bad": "31", "warn": "33", "dim": "2", "head": "1",
 }  # fmt: skip
@@ -35,7 +38,10 @@ _LETTERS: Final = {
     "r": "90", "o": "35", "c": "36", "W": "34", "K": "32", "b": "33", "t": "31", "l": "95",
     ".": "2", "m": "37", "!": "1;31", "|": "1",
 }  # fmt: skip
-_CONTROLS: Final = dict.fromkeys((*range(32), *range(127, 160)), "?")
+#: Control characters, those that end lines, and those that turn the direction of text.
+_CONTROLS: Final = dict.fromkeys(
+    (*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A)), "?"
+)
 _CONTROLS_BUT_NEWLINE: Final = {code: mark for code, mark in _CONTROLS.items() if code != 10}
 
 
@@ -79,19 +85,44 @@ def _tint(text: str, tone: Tone | Literal["head"], colour: bool, *, before: str 
 
 def _fold(text: str, width: int) -> list[str]:
     """Break at spaces; a word longer than a line (a path) stays whole."""
-    if len(text) <= width:
+    if _cells_of(text) <= width:
         return [text]
-    return textwrap.wrap(
-        text, max(width, _NARROWEST), break_long_words=False, break_on_hyphens=False
-    ) or [""]
+    width = max(width, _NARROWEST)
+    if text.isascii():
+        return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+    lines: list[str] = []
+    for word in text.split():
+        if lines and _cells_of(lines[-1]) + 1 + _cells_of(word) <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines or [""]
+
+
+def _cells_of(text: str) -> int:
+    """The columns that a terminal takes for a text: two for a wide character, none for a mark."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0
+        if unicodedata.category(one) in _WITHOUT_WIDTH
+        else 1 + (unicodedata.east_asian_width(one) in "WF")
+        for one in text
+    )
+
+
+def _padded(text: str, width: int, *, right: bool = False) -> str:
+    """The text filled up with spaces to a number of columns."""
+    spaces = " " * (width - _cells_of(text))
+    return f"{spaces}{text}" if right else f"{text}{spaces}"
 
 
 def _facts(block: FactList, width: int) -> list[str]:
-    left = max((len(name) for name, _ in block.facts), default=0)
+    left = max((_cells_of(clean(name)) for name, _ in block.facts), default=0)
     out = []
     for name, value in block.facts:
         lines = _fold(clean(value), width - left - _GAP - 2)
-        out.append(f"  {clean(name):<{left}}{' ' * _GAP}{lines[0]}".rstrip())
+        out.append(f"  {_padded(clean(name), left)}{' ' * _GAP}{lines[0]}".rstrip())
         out.extend(f"{' ' * (left + _GAP + 2)}{line}" for line in lines[1:])
     return out
 
@@ -102,7 +133,7 @@ def _bar(block: Bar, width: int, colour: bool) -> list[str]:
     drawn = "".join(_letters(mark, list(run), colour) for mark, run in groupby(letters))
     lines = [""]
     for text in map(clean, legend(block)):
-        if lines[-1] and len(lines[-1]) + len(text) + 2 > width - 4:
+        if lines[-1] and _cells_of(lines[-1]) + _cells_of(text) + 2 > width - 4:
             lines.append("")
         lines[-1] += f"  {text}" if lines[-1] else text
     title = _fold(clean(block.title), width - 2)
@@ -137,10 +168,10 @@ def _table(block: Table, width: int, colour: bool) -> list[str]:
 
 def _widths(block: Table, rows: Sequence[Sequence[str]], width: int) -> list[int]:
     """Natural widths; the columns that may wrap give up what the line does not have."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(block.columns))]
+    widths = [max(_cells_of(row[i]) for row in rows) for i in range(len(block.columns))]
     over = sum(widths) + _GAP * (len(widths) - 1) + 2 - width
     least = {
-        i: max(len(word) for row in rows for word in (row[i].split() or [""]))
+        i: max(_cells_of(word) for row in rows for word in (row[i].split() or [""]))
         for i, column in enumerate(block.columns)
         if column.wrap
     }
@@ -165,7 +196,7 @@ def _cells(block: Table, row: Sequence[str], widths: Sequence[int]) -> list[str]
     out = []
     for i in range(max(map(len, folded), default=0)):
         cells = [
-            f"{text:>{width}}" if column.right else f"{text:<{width}}"
+            _padded(text, width, right=column.right)
             for text, width, column in zip(
                 (lines[i] if i < len(lines) else "" for lines in folded),
                 widths,
