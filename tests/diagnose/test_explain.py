@@ -461,6 +461,7 @@ def test_a_wait_without_an_end_is_the_cause() -> None:
          "host_out_of_memory"),
         ("RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
          "out_of_memory"),
+        ("RuntimeError: Triton Error [CUDA]: out of memory", "out_of_memory"),
         ("NCCL WARN Cuda failure 2 'out of memory'", "out_of_memory"),
         ("torch.distributed.DistBackendError: NCCL error in: NCCLUtils.cpp:94, unhandled cuda"
          " error\nLast error:\nCuda failure 2 'out of memory'", "out_of_memory"),

@@ -173,6 +173,11 @@ class PythonError(Struct, tag="python_error"):
     name: str
     message: str
 
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether CUDA, not torch's allocator, found none: on the device or pinned."""
+        return _CUDA_MEMORY.search(self.message) is not None
+
 
 class ServerUp(Struct, tag="server_up"):
     """The HTTP server listens."""
@@ -233,6 +238,11 @@ _UNITS: Final = {"KiB": 1 << 10, "MiB": MIB, "GiB": 1 << 30}
 _FALLBACK: Final = re.compile(r".*(Fallback to pytorch engine because .*)")
 _PYTHON: Final = re.compile(r"((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit)): ?(.*)")
 _NCCL: Final = re.compile(r".*(NCCL error .*)")
+#: What torch, its cuBLAS and Triton say where CUDA itself has no memory.
+_CUDA_MEMORY: Final = re.compile(
+    r"CUDA (?:driver )?error: (?:out of memory|CUBLAS_STATUS_ALLOC_FAILED)"
+    r"|Triton Error \[CUDA\]: out of memory"
+)
 #: How libstdc++ prints the exception that ended a process.
 _THROWN: Final = re.compile(r"\s*what\(\):\s+(.+)")
 #: CUDA's own name of the error, which CUB and Thrust print in front of its text.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.units import format_bytes
@@ -25,9 +24,6 @@ __all__ = ["host_rules", "quiet_rules"]
 _WITHOUT_SIZES: Final = (
     "no_kv_memory", "killed", "aborted", "out_of_memory", "host_out_of_memory",
 )  # fmt: skip
-_NO_MEMORY: Final = re.compile(
-    r"CUDA (?:driver )?error: (?:out of memory|CUBLAS_STATUS_ALLOC_FAILED)|CUDA out of memory"
-)
 
 
 def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
@@ -93,7 +89,7 @@ def _starts_after(facts: LogFacts, mark: LogEvent) -> bool:
 def _python(mark: LogEvent, error: PythonError) -> RuleAnswer | None:
     """Errors whose name or words say enough."""
     lines = (evidence(mark, "the traceback's last line"),)
-    if _NO_MEMORY.search(error.message):
+    if error.out_of_memory or "CUDA out of memory" in error.message:
         return RuleAnswer(
             kind="out_of_memory",
             phase="unknown",

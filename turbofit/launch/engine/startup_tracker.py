@@ -174,6 +174,8 @@ class StartupTracker:
             self.frames.append(event.name)
         elif isinstance(event, PythonError):
             self.error = event
+            if event.out_of_memory:
+                self.fault = self.fault or TorchOutOfMemory(message=event.message)
         elif isinstance(event, CudaError | CheckFailed | NcclError | TorchOutOfMemory):
             self.fault = self.fault or event
 
