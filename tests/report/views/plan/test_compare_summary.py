@@ -4,7 +4,9 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
-from turbofit.report.compare import Comparison, compare
+from turbofit import api
+from turbofit.report.compare import Comparison, compare, folded
+from turbofit.report.painters.document import Table
 from turbofit.report.painters.terminal import paint
 from turbofit.report.stored_documents import StoredPlan
 from turbofit.report.views.plan.compare_summary import compare_summary
@@ -27,7 +29,7 @@ def test_it_fits_a_terminal(a: str, b: str) -> None:
     assert len(lines) <= 25
     assert max(map(len, lines)) <= 80
     assert lines[-1].endswith("all of them: --full, --md or --json")
-    differ = sum(not row.same for row in found.rows)
+    differ = sum(not row.same for _, rows in folded(found.rows) for row in rows)
     assert differ - 20 < int(lines[-1].split()[0]) < differ
 
 
@@ -63,3 +65,16 @@ def test_where_all_is_shown_nothing_more_is_promised() -> None:
 def test_equal_plans() -> None:
     text = paint(compare_summary(compared("1xl4", "1xl4")))
     assert text.endswith("nothing differs\n")
+
+
+def test_gpus_that_differ_alike_are_counted_once() -> None:
+    a, b = (
+        StoredPlan(api.plan("internvl2-8b", on="4xrtx3090", tp=4, context=context), None, "x")
+        for context in (32768, 8192)
+    )
+    found = compare(a, b)
+    differ = [row for _, rows in folded(found.rows) for row in rows if not row.same]
+    (table,) = (block for block in compare_summary(found) if isinstance(block, Table))
+    left = len(differ) - len(table.rows)
+    assert f"{left} more figures differ" in paint(compare_summary(found))
+    assert len(differ) < sum(not row.same for row in found.rows)

@@ -32,7 +32,7 @@ def compare_summary(found: Comparison) -> list[Block]:
     rows = _rows(found)
     if rows:
         blocks.append(compared_table(rows))
-    left = sum(not row.same for row in found.rows) - len(rows)
+    left = sum(not row.same for _, told in folded(found.rows) for row in told) - len(rows)
     if not left:
         return blocks if rows else [*blocks, Paragraph(text="nothing differs", tone="dim")]
     more = f"{left} more figures differ; all of them: --full, --md or --json"
