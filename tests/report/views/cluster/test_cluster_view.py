@@ -65,3 +65,10 @@ def test_a_plan_without_images_or_forecast() -> None:
     assert "forecast" not in text
     plain = markdown.paint(cluster_view(planned("sim:1xa100@2", "internlm2.5-7b")))
     assert "max_dynamic_patch" not in plain
+
+
+def test_settings_of_unequal_cards_are_a_range_of_numbers() -> None:
+    plan = planned("sim:1xrtx3090+1xa100-80g@2", "internvl2-2b", concurrency=60)
+    batch = tables(plan)[1].rows[0][3]
+    least, most = map(int, batch.split("-"))
+    assert least < most

@@ -181,8 +181,8 @@ def _settings(folded: Sequence[Sequence[NodePlan]]) -> Table:
         each = [one.settings for one in plan.by_group] or [plan.settings]
         cells = []
         for name in _BASED:
-            values = list(dict.fromkeys(str(getattr(one, name)) for one in each))
-            cells.append(values[0] if len(values) == 1 else f"{min(values)}-{max(values)}")
+            values = {getattr(one, name) for one in each}
+            cells.append("-".join(map(str, sorted({min(values), max(values)}))))
         rows.append((f"{len(members):,}", groups_of(plan.parallel.groups), *cells))
     columns = (
         Column(title="nodes", right=True),
