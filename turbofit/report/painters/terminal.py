@@ -56,7 +56,7 @@ def paint(blocks: Iterable[Block], *, width: int = 80, colour: bool = False) -> 
     last: Block | None = None
     for block in blocks:
         if isinstance(block, Heading):
-            head = _tint(clean(block.text), "head", colour)
+            head = _tint("\n".join(_fold(clean(block.text), width)), "head", colour)
             parts.append(f"\n{head}" if parts else head)
         elif isinstance(block, Paragraph):
             parts.append(_tint("\n".join(_fold(clean(block.text), width)), block.tone, colour))

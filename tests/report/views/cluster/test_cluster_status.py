@@ -46,3 +46,20 @@ def test_nodes_as_they_were_measured() -> None:
     assert "2 nodes of ray 10.0.0.1:6379" in text
     assert "2x NVIDIA GeForce RTX 3090" in text
     assert "Ray counts no GPU there" in text
+
+
+def test_eighty_columns_hold_what_an_engine_said_and_why_a_node_cannot_serve() -> None:
+    said = "the engine ran out of GPU memory while it loaded weights, asking 2.0 GiB"
+    engine = EngineStatus(name="a/0", gpus=(0, 1), state="starting", said=said, tokens=1_234_567)
+    node = NodeStatus(
+        id="a" * 56, name="gpu-node-7.example", address="", state="serving", engines=(engine,)
+    )
+    status = ClusterStatus(
+        name="mine", model="InternVL2-8B", source="ray", pretend=False, at="now", urls=(),
+        promise="x", nodes=(node,),
+    )  # fmt: skip
+    other = "its LMDeploy 0.17.1 is another than the 0.18.0 of the node that plans"
+    bare = Node(id="0123456789", name="head.example", address="10.0.0.100", why_not=other)
+    found = Cluster(source="ray", nodes=(*cluster("4xrtx3090").nodes, bare))
+    for blocks in (status_view(status), nodes_view(found)):
+        assert max(map(len, paint(blocks).splitlines())) <= 80

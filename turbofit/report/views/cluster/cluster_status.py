@@ -74,7 +74,7 @@ def nodes_view(cluster: Cluster) -> list[Block]:
         Heading(text=f"{len(cluster.nodes):,} nodes of {cluster.source}"),
         Table(
             columns=tuple(
-                Column(title=name)
+                Column(title=name, wrap=name in ("GPUs", "why it cannot serve"))
                 for name in ("node", "id", "address", "GPUs", "LMDeploy", "why it cannot serve")
             ),
             rows=rows,
@@ -98,5 +98,6 @@ def _engines(nodes: tuple[NodeStatus, ...]) -> Table:
     )
     names = ("node", "GPUs", "engine", "requests", "KV tokens", "restarts", "said last")
     right = {"requests", "KV tokens", "restarts"}
-    columns = tuple(Column(title=name, right=name in right) for name in names)
+    wrapped = ("node", "said last")
+    columns = tuple(Column(title=name, right=name in right, wrap=name in wrapped) for name in names)
     return Table(columns=columns, rows=rows)
