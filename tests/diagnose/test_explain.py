@@ -476,3 +476,22 @@ def test_the_command_names_the_folder_that_was_asked_about(tmp_path: Path) -> No
     found = explain(COMMAND + FATAL, model=str(folder), on="1xrtx3090")
     assert found.would_work is not None
     assert shlex.split(found.would_work.command) == ["turbofit", "serve", str(folder)]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (f"{UP}HTTPError: 401 Client Error: Unauthorized for url: http://x.org/a.png", "healthy"),
+        ("HTTPError: 401 Client Error: Unauthorized for url: https://huggingface.co/api/models/a",
+         "no_access"),
+        ("HTTPError: 401 Client Error: Unauthorized for url: https://hf-mirror.com/a/b",
+         "no_access"),
+        ("ImportError: libcuda.so.1: cannot open shared object file: No such file or directory",
+         "no_gpu"),
+        ("ImportError: libtorch.so: cannot open shared object file: No such file or directory",
+         "missing_package"),
+        ("ValueError: Port 23333 is not available", "port_taken"),
+    ],
+)  # fmt: skip
+def test_words_that_several_causes_share(text: str, kind: str) -> None:
+    assert explain(f"{text}\n").kind == kind

@@ -85,8 +85,9 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="port_taken",
-        substrings=("ddress already in use", "while attempting to bind"),
-        pattern=r"bind on address \('[^']*', (\d+)|(?:A|a)ddress already in use",
+        substrings=("ddress already in use", "while attempting to bind", "is not available"),
+        pattern=r"bind on address \('[^']*', (\d+)|(?:A|a)ddress already in use"
+        r"|Port (\d+) is not available",
         phase="configuration",
         what="another program has the server's port {0}",
         why=(
@@ -156,8 +157,10 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
             "No CUDA GPUs are available",
             "Found no NVIDIA driver",
             "no CUDA-capable device",
+            "libcuda.so",
         ),
-        pattern=r"(No CUDA GPUs are available|Found no NVIDIA driver|no CUDA-capable device)",
+        pattern=r"(No CUDA GPUs are available|Found no NVIDIA driver|no CUDA-capable device"
+        r"|libcuda\.so(?:\.1)?: cannot open shared object file)",
         phase="configuration",
         what="CUDA sees no GPU: {0}",
         changes=("check nvidia-smi, CUDA_VISIBLE_DEVICES, and --gpus all in a container",),
@@ -228,7 +231,9 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     MessageRule(
         kind="no_access",
         substrings=("gated repo", "401 Client Error", "GatedRepoError", "RepositoryNotFoundError"),
-        pattern=r"(gated repo|401 Client Error|GatedRepoError|RepositoryNotFoundError)",
+        # A client's image may be refused in the same words.
+        pattern=r"(gated repo|401 Client Error(?!.* for url: (?!\S*(?:huggingface|hf|/api/models)))"
+        r"|GatedRepoError|RepositoryNotFoundError)",
         phase="weights",
         what="the hub refused the model: {0}",
         changes=("check the name, accept its licence on its page, and log in (HF_TOKEN)",),
