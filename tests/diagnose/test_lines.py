@@ -175,6 +175,12 @@ def test_rows_clean_what_terminals_and_launchers_add() -> None:
     assert list(rows(["a\nb".encode("utf-16")])) == [(1, "a"), (2, "b")]
 
 
+def test_lines_that_a_log_counts_are_counted() -> None:
+    wait = "[TM][INFO][1121.10:37:10.000100][scheduler.cc:1488] out of memory at 0/1"
+    more = "    (the line above came 29999 more times)"
+    assert read_facts([(1, "x"), (2, more), (3, wait), (4, more)]).waits == 30_000
+
+
 @given(st.binary(max_size=400), st.integers(1, 50))
 def test_any_bytes_in_any_pieces_are_read(data: bytes, size: int) -> None:
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):

@@ -38,6 +38,8 @@ __all__ = ["LogEvent", "LogFacts", "read_facts"]
 _TIME: Final = re.compile(r"\[TM\]\[[A-Z]+\]\[(\d{4}\.[\d:.]+)\]")
 #: The source line of a frame, indented or, in a notebook, behind an arrow.
 _CALL: Final = re.compile(r"(?:    |-+> \d+)\s*(.+)")
+#: What turbofit writes into an engine's log in place of equal lines.
+_REPEATED: Final = re.compile(r"\s+\(the line above came (\d{1,12}) more times\)")
 _T = TypeVar("_T", bound="Struct")
 #: An engine's beginning: its command, its bars, and what it says before its weights.
 _BEGUN: Final = re.compile(
@@ -85,6 +87,9 @@ class LogFacts:
         """Take in one row."""
         self.lines = max(self.lines, line)
         self.begun = self.begun or _BEGUN.search(text) is not None
+        if repeated := _REPEATED.fullmatch(text):
+            self.waits += int(repeated[1]) if self.waits else 0
+            return
         event = self._event(text)
         if isinstance(event, Backpressure):
             if event.cause == "memory":
