@@ -481,6 +481,8 @@ def test_the_command_names_the_folder_that_was_asked_about(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
+        (f"{UP}2026-11-23 12:00:00,1 - lmdeploy - REQUEST - logger.py:32 - session=3, prompt='Why"
+         " CUDA out of memory. Tried to allocate 2.00 GiB? --tp 4 qwen2-vl-7b Killed'", "healthy"),
         (f"{UP}HTTPError: 401 Client Error: Unauthorized for url: http://x.org/a.png", "healthy"),
         ("HTTPError: 401 Client Error: Unauthorized for url: https://huggingface.co/api/models/a",
          "no_access"),

@@ -41,6 +41,8 @@ _PREFIX: Final = re.compile(
 _DOCKER: Final = '{"log":"'
 #: What quotes a line of TurboMind as an error's text.
 _QUOTES: Final = ("Error:", "Error: b'", "what():")
+#: What follows in LMDeploy's record of a request was written by a client or by the model.
+_REQUEST: Final = re.compile(r".* - logger\.py:\d+ - session=[^,]*, ")
 _LONGEST: Final = 8192
 _CHUNK: Final = 1 << 20
 
@@ -99,6 +101,8 @@ def _one(number: int, text: str) -> Iterator[Row]:
     match = _PREFIX.match(text)
     if match and match.end() < len(text):
         text = text[match.end() :]
+    if "session=" in text and (request := _REQUEST.match(text)):
+        text = request[0].rstrip()
     if text.strip():
         yield number, text
 
