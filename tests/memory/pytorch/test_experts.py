@@ -10,11 +10,11 @@ import pytest
 from msgspec.structs import replace
 
 from tests.memory.pytorch.test_account import CONSTANTS
-from turbofit.core.model import Model
+from turbofit.core.model import Model, Quantization
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
 from turbofit.memory.pytorch.activations import Activations, Prefill
-from turbofit.memory.pytorch.weights import largest_loaded, weight_classes
+from turbofit.memory.pytorch.weights import channels_held, largest_loaded, weight_classes
 from turbofit.model.parameters import parameters
 from turbofit.model.source import resolve_model
 
@@ -110,3 +110,15 @@ def test_qwen3_vl_keeps_the_dense_model_that_it_made_first(layers: int, seen: in
     model = cut("qwen3-vl-30b-a3b", layers)
     assert seen <= sum(weight_classes(model, 2).values()) <= seen + MIB
     assert sum(weight_classes(model, 1).values()) == 2 * parameters(model.text, model.vision)
+
+
+@pytest.mark.parametrize(("tp", "channels"), [(1, 768), (2, 384), (4, 256), (8, 128)])
+def test_experts_of_fp8_are_dealt_in_whole_blocks(tp: int, channels: int) -> None:
+    """768 channels are six blocks of 128: of four ranks the first two have two of them."""
+    model = resolve_model("qwen3-30b-a3b")
+    packed = replace(model, quantization=Quantization(method="fp8", bits=8, group_size=128))
+    assert channels_held(packed, 768, tp, expert=True) == channels
+    whole, held = weight_classes(packed, 1)["mlp"], weight_classes(packed, tp)["mlp"]
+    assert held == pytest.approx(whole * channels / 768, rel=1e-6)
+    widths = Activations(packed, Settings(tp=tp), CONSTANTS).expert
+    assert (widths, channels_held(model, 768, tp, expert=True)) == (channels, 768 // tp)

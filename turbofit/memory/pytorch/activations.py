@@ -17,7 +17,7 @@ from turbofit.core.struct import Struct
 from turbofit.core.units import HALF
 from turbofit.memory.pytorch.cache import TURBO_QUANT, WIDE_BLOCK
 from turbofit.memory.pytorch.constants import PytorchConstants
-from turbofit.memory.pytorch.weights import WHOLE_TOWERS, kv_heads_held
+from turbofit.memory.pytorch.weights import WHOLE_TOWERS, channels_held, kv_heads_held
 
 __all__ = ["Activations", "Prefill"]
 
@@ -95,6 +95,10 @@ class Activations:
         self.settings = settings
         self.constants = constants
         self.tp = settings.tp
+        #: Intermediate channels of a dense MLP, and of an expert, on the rank that has most.
+        self.inner = channels_held(model, model.text.intermediate, self.tp)
+        moe = model.text.moe
+        self.expert = channels_held(model, moe.intermediate, self.tp, expert=True) if moe else 0
         #: Parts of the keys and values of which a decode step's attention keeps an output each.
         self.splits = _SPLITS
         #: Elements that attention keeps of each head and token beside its output.
@@ -180,7 +184,7 @@ class Activations:
         moe = self.text.moe
         if moe is None or self.text.architecture != _GPT_OSS:
             return 0
-        return _UNFUSED * moe.experts_per_token * moe.intermediate // self.tp
+        return _UNFUSED * moe.experts_per_token * self.expert
 
     def _mlp_elements(self) -> int:
         """Elements of a token in a layer's MLP: gate and up, and the hidden states alive.
@@ -188,11 +192,11 @@ class Activations:
         A shared expert runs after those that are chosen, beside their sum.
         """
         text, constants = self.text, self.constants
-        width, copies = 2 * text.intermediate / self.tp, constants.hidden_copies
+        width, copies = 2 * self.inner, constants.hidden_copies
         if text.moe is not None:
-            dense = width if text.moe.layers < text.layers else 0.0
+            dense = width if text.moe.layers < text.layers else 0
             shared = 2 * text.moe.shared_intermediate / self.tp
-            width = max(dense, shared + 2 * text.hidden if shared else 0.0)
+            width = max(dense, int(shared) + 2 * text.hidden if shared else 0)
         if text.vision_experts:
             copies += _EXPERT_COPIES
         return int(width + copies * text.hidden + self._token_elements())
@@ -215,7 +219,7 @@ class Activations:
         text, moe, constants = self.text, self.text.moe, self.constants
         if moe is None:
             return 0
-        routed = moe.experts_per_token * (3 * moe.intermediate / self.tp + text.hidden)
+        routed = moe.experts_per_token * (3 * self.expert + text.hidden)
         if text.architecture == _LLAMA4:
             # Weighed inputs of the experts, and their output beside the shared expert's.
             routed += (moe.experts_per_token + 1) * text.hidden

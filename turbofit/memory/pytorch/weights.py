@@ -27,8 +27,8 @@ from turbofit.model.parameters import (
 from turbofit.model.towers import audio_parameters
 
 __all__ = [
-    "VOCAB_ROWS", "WHOLE_TOWERS", "is_copied", "kv_heads_held", "largest_loaded", "packed_copy",
-    "staged_copy", "weight_classes",
+    "VOCAB_ROWS", "WHOLE_TOWERS", "channels_held", "is_copied", "kv_heads_held", "largest_loaded",
+    "packed_copy", "staged_copy", "weight_classes",
 ]  # fmt: skip
 
 #: Where TurboMind's kernels multiply what AWQ packed. Source: backends/cuda/awq_modules.py.
@@ -76,9 +76,7 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
         name = one.name.removeprefix("vision.")
         kind = "mlp" if name.endswith((".gate_up", ".down")) else "attention"
         kind = "delta" if name.startswith("delta.") else kind
-        share = (repeat if name in ("k", "v") else 1.0) / tp
-        if name in _WHOLE:
-            share = 1.0
+        share = _share(model, one, tp) * (repeat if name in ("k", "v") else 1.0)
         classes[kind] += int(_linear_bytes(model, one) * share)
         # A row-wise layer's bias is whole on every rank.
         spread = 1.0 if name == "o" or name.endswith(".down") else share
@@ -97,6 +95,30 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
         if vision.audio is not None:
             classes["audio"] = _audio_bytes(vision.audio, text.hidden, tp)
     return {name: size for name, size in classes.items() if size}
+
+
+def _share(model: Model, linear: Linear, tp: int) -> float:
+    """The largest rank's part of these layers, KV heads not repeated."""
+    if linear.name in _WHOLE:
+        return 1.0
+    if not linear.name.endswith((".gate_up", ".down")):
+        return 1 / tp
+    channels = linear.inputs if linear.name.endswith(".down") else linear.outputs
+    expert = linear.name.startswith("expert.")
+    return channels_held(model, channels, tp, expert=expert) / channels
+
+
+def channels_held(model: Model, channels: int, tp: int, *, expert: bool = False) -> int:
+    """Channels of an MLP, or of an expert, on the rank that has most of them.
+
+    AWQ's MLPs and the experts of fp8 are dealt out in whole groups: where these do not divide, the
+    first ranks have one more. Source: nn/linear/awq.py, nn/moe/blocked_fp8.py.
+    """
+    packed = model.quantization
+    if packed is None or packed.method != ("fp8" if expert else "awq"):
+        return -(-channels // tp)
+    groups = -(-channels // packed.group_size)
+    return -(-groups // tp) * packed.group_size
 
 
 def _forgotten(model: Model, tp: int) -> int:
