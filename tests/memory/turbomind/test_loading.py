@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
@@ -43,6 +44,15 @@ def test_an_expert_is_repacked_at_16_bits_too(model, tp, capability, dtype, mib)
     settings = _settings(tp, dtype)
     held = temporary_bytes(preset_model(model), settings, load_constants(), capability)
     assert held == mib * MIB
+
+
+@pytest.mark.parametrize(("stored", "tp", "mib"), [
+    ("float32", 1, 2079), ("float32", 2, 1039.5), ("float16", 1, 1039.5), ("bfloat16", 1, 0),
+])  # fmt: skip
+def test_a_head_that_is_cast_waits_as_it_is_stored(stored, tp, mib):
+    """Seen on pretend GPUs: free memory was read with 2,079 MiB less where 32 bits are stored."""
+    model = replace(preset_model("qwen2.5-7b"), dtype=stored)
+    assert temporary_bytes(model, _settings(tp), load_constants()) == mib * MIB
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def temporary_bytes(
     """Bytes per rank of weight preparation that are still held when free memory is read.
 
     The last cast or repack is freed without a synchronisation before TurboMind asks for free
-    memory: lm_head's copy where the checkpoint's dtype is cast (in 0.16 and 0.17 on Hopper always);
+    memory: lm_head as stored where its dtype is cast (in 0.16 and 0.17 on Hopper always a copy);
     the widest repacked linear, with what scales took more while loading. Experts are repacked at 16
     bits, too.
     """
@@ -35,7 +35,8 @@ def temporary_bytes(
     cast = 0
     copied = capability[0] * 10 + capability[1] in constants.copied_16bit
     if settings.dtype != model.dtype or copied:
-        cast = lm_head_rows(text, settings.tp) * text.hidden * HALF // settings.tp
+        width = DTYPE_BYTES[model.dtype] if settings.dtype != model.dtype else HALF
+        cast = lm_head_rows(text, settings.tp) * text.hidden * width // settings.tp
     repack = 0
     if text.moe is not None:
         width = expert_width(
