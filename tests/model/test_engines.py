@@ -51,6 +51,19 @@ def test_engines_of_presets(name, engines):
         assert problem is None or 20 < len(problem) < 120
 
 
+@pytest.mark.parametrize(
+    ("name", "method", "runs"),
+    [("internvl3-8b-hf", "awq", False), ("internvl3-8b-hf", "fp8", True),
+     ("intern-s1-mini", "awq", False), ("internvl3-8b", "awq", True)],
+)  # fmt: skip
+def test_a_projector_that_would_be_packed(name, method, runs):
+    """LMDeploy's loader: KeyError 'multi_modal_projector.linear_1.weight'; fp8 it packs itself."""
+    packed = Quantization(method=method, bits=4, group_size=128)
+    model = replace(preset_model(name), quantization=packed)
+    assert (engine_problem(model, "pytorch") is None) is runs
+    assert engine_problem(model, "turbomind") is None
+
+
 def test_another_engine_is_a_mistake_of_the_caller():
     with pytest.raises(ValueError, match="vllm"):
         engine_problem(preset_model("internvl2-8b"), "vllm")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 from msgspec.structs import replace
 
 import turbofit
 from turbofit.core.errors import NoKernelError, TurbofitError, UsageError
+from turbofit.core.model import Quantization
 from turbofit.core.plan import Settings, Workload
 from turbofit.machine.source import machine_from
 from turbofit.memory.pytorch.bound import engine_bound, units_met
@@ -35,6 +38,29 @@ from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 def test_tensor_parallel_degrees(name: str, tp: int, problem: str | None) -> None:
     said = tp_problem(resolve_model(name), tp)
     assert said is None if problem is None else said is not None and problem in said
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "degrees"),
+    [
+        ("qwen3-8b", "fp8", (1, 2, 4, 8)),
+        ("qwen3-4b", "fp8", (1, 2, 4)),  # 76 blocks of 128 in an MLP
+        ("qwen2.5-0.5b", "fp8", (1,)),  # two KV heads of 64
+        ("glm-4.5-air", "fp8", ()),  # 10,944 channels are 85 blocks and a half
+        ("qwen3-30b-a3b", "fp8", (1, 2, 4, 8)),  # experts of six blocks, unequally
+        ("deepseek-v3", "fp8", (1, 2, 4, 8)),
+        ("qwen2.5-3b", "awq", (1, 2)),
+        ("qwen2.5-14b", "awq", (1, 2, 4)),
+        ("qwen2.5-3b", None, (1, 2, 4, 8)),
+    ],
+)
+def test_packed_layers_are_dealt_in_whole_groups(
+    name: str, method: Literal["awq", "fp8"] | None, degrees: tuple[int, ...]
+) -> None:
+    """Beside what LMDeploy's loaders take, in ``test_oracle_ranks.py``."""
+    packed = Quantization(method=method, bits=4, group_size=128) if method else None
+    model = replace(resolve_model(name), quantization=packed)
+    assert degrees == tuple(tp for tp in (1, 2, 4, 8) if tp_problem(model, tp) is None)
 
 
 def test_states_in_bfloat16_alone() -> None:

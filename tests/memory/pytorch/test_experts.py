@@ -14,7 +14,7 @@ from turbofit.core.model import Model, Quantization
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
 from turbofit.memory.pytorch.activations import Activations, Prefill
-from turbofit.memory.pytorch.weights import channels_held, largest_loaded, weight_classes
+from turbofit.memory.pytorch.weights import expert_channels, largest_loaded, weight_classes
 from turbofit.model.parameters import parameters
 from turbofit.model.source import resolve_model
 
@@ -117,8 +117,7 @@ def test_experts_of_fp8_are_dealt_in_whole_blocks(tp: int, channels: int) -> Non
     """768 channels are six blocks of 128: of four ranks the first two have two of them."""
     model = resolve_model("qwen3-30b-a3b")
     packed = replace(model, quantization=Quantization(method="fp8", bits=8, group_size=128))
-    assert channels_held(packed, 768, tp, expert=True) == channels
     whole, held = weight_classes(packed, 1)["mlp"], weight_classes(packed, tp)["mlp"]
     assert held == pytest.approx(whole * channels / 768, rel=1e-6)
-    widths = Activations(packed, Settings(tp=tp), CONSTANTS).expert
-    assert (widths, channels_held(model, 768, tp, expert=True)) == (channels, 768 // tp)
+    assert Activations(packed, Settings(tp=tp), CONSTANTS).expert == channels
+    assert expert_channels(model, tp) == 768 // tp

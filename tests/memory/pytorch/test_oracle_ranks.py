@@ -1,8 +1,11 @@
-"""One rank's weights as LMDeploy's own classes make them, without memory, on several ranks."""
+"""One rank of several as LMDeploy's own classes make and load it, without memory."""
 
 from __future__ import annotations
 
+import json
+import struct
 from importlib.util import find_spec
+from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
@@ -12,6 +15,7 @@ from bench.common.standin.standin_engine import shim_torchvision
 from turbofit.core.model import Model, Quantization
 from turbofit.memory.pytorch.constraints import tp_problem
 from turbofit.memory.pytorch.weights import weight_classes
+from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.header_only import write_model
@@ -27,8 +31,8 @@ _FP8 = Quantization(method="fp8", bits=8, group_size=128)
 
 
 @pytest.fixture
-def first_rank(monkeypatch):
-    """Bytes that the first of some ranks would hold of a folder's model."""
+def rank(monkeypatch):
+    """Builds one rank of some from a folder and, where asked to, loads its tensors."""
     pytest.importorskip("torch")
     shim_torchvision()
     import torch
@@ -40,6 +44,10 @@ def first_rank(monkeypatch):
     from lmdeploy.pytorch.model_inputs import BuildModelContext
     from lmdeploy.pytorch.models.patch import build_model_from_hf_config
 
+    types = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32,
+             "I32": torch.int32, "F8_E4M3": torch.float8_e4m3fn}  # fmt: skip
+    meta = torch.device("meta")
+
     def unbuilt(*_, **__):
         op = MagicMock()
         del op.build_expert_storage  # of expert parallelism alone
@@ -48,25 +56,35 @@ def first_rank(monkeypatch):
     monkeypatch.setattr(CudaOpsBackend, "build_op", classmethod(unbuilt))
     monkeypatch.setattr("lmdeploy.utils.is_bf16_supported", lambda *_: True)
 
-    def held(folder, tp: int) -> int:
+    def stored(folder: Path):
+        for path in folder.glob("*.safetensors"):
+            with path.open("rb") as file:
+                header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+            del header["__metadata__"]
+            for name, one in header.items():
+                yield name, torch.empty(one["shape"], dtype=types[one["dtype"]], device=meta)
+
+    def made(folder: Path, tp: int, number: int = 0, *, load: bool = False):
         config = config_from_pretrained(str(folder), trust_remote_code=False)
-        made = AutoModelConfigBuilder.build(config, str(folder), tp=tp)
-        group = DistGroup(rank=0)
+        built = AutoModelConfigBuilder.build(config, str(folder), tp=tp)
+        group = DistGroup(rank=number)
         ranks = DistContext(
-            dist_config=DistConfig(tp=tp), tp_group=group, attn_tp_group=group,
+            rank=number, dist_config=DistConfig(tp=tp), tp_group=group, attn_tp_group=group,
             mlp_tp_group=group, moe_tp_group=group,
         )  # fmt: skip
+        packing = QuantizationConfig.from_config(config)
         with get_dist_manager().context(ranks):
             model = build_model_from_hf_config(
-                made.hf_config or config, torch.bfloat16, torch.device("meta"),
-                build_model_ctx=BuildModelContext(
-                    quant_config=QuantizationConfig.from_config(config)
-                ),
+                built.hf_config or config, torch.bfloat16, meta,
+                build_model_ctx=BuildModelContext(quant_config=packing),
             )  # fmt: skip
+            if load:
+                renamed = getattr(model, "rename_weight", str)
+                model.load_weights((renamed(name), one) for name, one in stored(folder))
         parameters = {id(one): one for one in model.parameters()}.values()
         return sum(one.numel() * one.element_size() for one in parameters)
 
-    return held
+    return made
 
 
 def small(preset: str, quantization: Quantization | None) -> Model:
@@ -84,17 +102,41 @@ def small(preset: str, quantization: Quantization | None) -> Model:
         ("qwen3-30b-a3b", None, 0),
         ("qwen3-30b-a3b", _FP8, 0),
         ("mixtral-8x7b", _FP8, 0),
-        ("qwen2.5-3b", _AWQ, 0),
+        ("llama-3.1-8b", _AWQ, 0),
         ("qwen3-8b", _FP8, 0),
         # Biases of the tower's sharded layers are counted whole.
-        ("qwen2-vl-2b", _AWQ, 64 << 10),
+        ("qwen2-vl-7b", _AWQ, 64 << 10),
     ],
 )
-def test_weights_are_the_first_ranks(first_rank, tmp_path, preset, quantization, over):
+def test_weights_are_the_first_ranks(rank, tmp_path, preset, quantization, over):
     folder = write_model(twin_of(small(preset, quantization)), tmp_path / "m")
     model = resolve_model(str(folder))
     degrees = [tp for tp in (1, 2, 4, 8) if tp_problem(model, tp) is None]
     assert degrees[:3] == [1, 2, 4]
     for tp in degrees:
-        told, seen = sum(weight_classes(model, tp).values()), first_rank(folder, tp)
-        assert 0 <= told - seen <= over, tp
+        assert 0 <= sum(weight_classes(model, tp).values()) - rank(folder, tp) <= over, tp
+
+
+@pytest.mark.parametrize(
+    ("preset", "quantization"),
+    [
+        ("qwen3-4b", _FP8), ("qwen3-8b", _FP8), ("qwen2.5-0.5b", _FP8), ("qwen2.5-3b", _AWQ),
+        ("qwen2.5-14b", _AWQ), ("qwen2-vl-7b", _AWQ), ("qwen3-30b-a3b", _FP8),
+        ("internvl3-8b-hf", _AWQ),
+    ],
+)  # fmt: skip
+def test_degrees_that_are_planned_are_those_that_load(rank, tmp_path, preset, quantization):
+    folder = write_model(twin_of(small(preset, quantization)), tmp_path / "m")
+    model = resolve_model(str(folder))
+    unpacked = replace(model, quantization=None)
+    for tp in (1, 2, 4, 8):
+        if tp_problem(unpacked, tp):
+            continue
+        problem = engine_problem(model, "pytorch") or tp_problem(model, tp)
+        try:
+            for number in {0, tp - 1}:
+                rank(folder, tp, number, load=True)
+        except (RuntimeError, AssertionError, KeyError):
+            assert problem is not None, tp
+        else:
+            assert problem is None, tp

@@ -17,7 +17,7 @@ from turbofit.core.struct import Struct
 from turbofit.core.units import HALF
 from turbofit.memory.pytorch.cache import TURBO_QUANT, WIDE_BLOCK
 from turbofit.memory.pytorch.constants import PytorchConstants
-from turbofit.memory.pytorch.weights import WHOLE_TOWERS, channels_held, kv_heads_held
+from turbofit.memory.pytorch.weights import WHOLE_TOWERS, expert_channels, kv_heads_held
 
 __all__ = ["Activations", "Prefill"]
 
@@ -95,10 +95,7 @@ class Activations:
         self.settings = settings
         self.constants = constants
         self.tp = settings.tp
-        #: Intermediate channels of a dense MLP, and of an expert, on the rank that has most.
-        self.inner = channels_held(model, model.text.intermediate, self.tp)
-        moe = model.text.moe
-        self.expert = channels_held(model, moe.intermediate, self.tp, expert=True) if moe else 0
+        self.expert = expert_channels(model, self.tp)
         #: Parts of the keys and values of which a decode step's attention keeps an output each.
         self.splits = _SPLITS
         #: Elements that attention keeps of each head and token beside its output.
@@ -192,11 +189,11 @@ class Activations:
         A shared expert runs after those that are chosen, beside their sum.
         """
         text, constants = self.text, self.constants
-        width, copies = 2 * self.inner, constants.hidden_copies
+        width, copies = 2 * text.intermediate / self.tp, constants.hidden_copies
         if text.moe is not None:
-            dense = width if text.moe.layers < text.layers else 0
+            dense = width if text.moe.layers < text.layers else 0.0
             shared = 2 * text.moe.shared_intermediate / self.tp
-            width = max(dense, int(shared) + 2 * text.hidden if shared else 0)
+            width = max(dense, shared + 2 * text.hidden if shared else 0.0)
         if text.vision_experts:
             copies += _EXPERT_COPIES
         return int(width + copies * text.hidden + self._token_elements())

@@ -10,7 +10,7 @@ from turbofit.core.units import round_up
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.pytorch.cache import KV_TYPES, RESERVED_BLOCKS, TURBO_QUANT
 from turbofit.memory.pytorch.flash_attention import without_kernels
-from turbofit.memory.pytorch.weights import VOCAB_ROWS, WHOLE_TOWERS
+from turbofit.memory.pytorch.weights import VOCAB_ROWS, WHOLE_TOWERS, kv_heads_held
 from turbofit.memory.shared_terms import AMPERE, capability_of
 
 __all__ = [
@@ -35,6 +35,8 @@ _NO_REPEAT = frozenset(
 _UNEQUAL_HEADS = "internvit"
 #: Whose states are bfloat16, whatever the dtype.
 _BFLOAT_STATES = "Qwen3NextForCausalLM"
+#: Whose scales of a group are a rank's or another's, never of both.
+_CUT_METHODS = frozenset({"awq", "fp8"})
 #: The fewest tokens of a block that its kernels take. Source: messages.py, kernel_block_size.
 _LEAST_BLOCK = 16
 #: Tokens of a block, which LMDeploy stops without. Source: executor/base.py.
@@ -73,12 +75,38 @@ def _problems(model: Model, tp: int) -> Iterator[str]:
         each = text.moe.intermediate // tp
         if each % packed.group_size:
             yield f"{each} channels of an expert on each rank are no groups of {packed.group_size}"
+    yield from _cut_groups(model, tp)
     if vision is None or vision.kind in WHOLE_TOWERS:
         return
     if vision.kind != _UNEQUAL_HEADS and vision.heads % tp:
         yield f"the vision tower's {vision.heads} heads do not divide by {tp}"
     if vision.intermediate % tp:
         yield f"the vision tower's {vision.intermediate} channels do not divide by {tp}"
+
+
+def _cut_groups(model: Model, tp: int) -> Iterator[str]:
+    """Layers of which a rank would get a part of a group: they fail while they are loaded.
+
+    Experts of fp8 are dealt out in whole groups, however many a rank gets.
+    Source: nn/linear/awq.py, nn/linear/blocked_fp8.py, nn/moe/blocked_fp8.py.
+    """
+    text, moe, packed = model.text, model.text.moe, model.quantization
+    if packed is None or packed.method not in _CUT_METHODS:
+        return
+    layers = []
+    if moe is None or moe.layers < text.layers:
+        layers.append(("the MLP's", text.intermediate))
+    if moe is not None:
+        layers += [("the shared expert's", moe.shared_intermediate)]
+        if moe.intermediate % packed.group_size:
+            yield f"an expert's {moe.intermediate} channels are no groups of {packed.group_size}"
+    if text.mla is None:
+        layers.append(("the queries'", text.heads * text.head_dim))
+        layers.append(("the keys'", kv_heads_held(text.kv_heads, tp) * text.head_dim))
+    for what, channels in layers:
+        if channels % (packed.group_size * tp):
+            ranks = f" on each of {tp} ranks" if tp > 1 else ""
+            yield f"{what} {channels} channels are no whole groups of {packed.group_size}{ranks}"
 
 
 def settings_problem(settings: Settings) -> str | None:

@@ -27,8 +27,8 @@ from turbofit.model.parameters import (
 from turbofit.model.towers import audio_parameters
 
 __all__ = [
-    "VOCAB_ROWS", "WHOLE_TOWERS", "channels_held", "is_copied", "kv_heads_held", "largest_loaded",
-    "packed_copy", "staged_copy", "weight_classes",
+    "VOCAB_ROWS", "WHOLE_TOWERS", "expert_channels", "is_copied", "kv_heads_held",
+    "largest_loaded", "packed_copy", "staged_copy", "weight_classes",
 ]  # fmt: skip
 
 #: Where TurboMind's kernels multiply what AWQ packed. Source: backends/cuda/awq_modules.py.
@@ -101,24 +101,22 @@ def _share(model: Model, linear: Linear, tp: int) -> float:
     """The largest rank's part of these layers, KV heads not repeated."""
     if linear.name in _WHOLE:
         return 1.0
-    if not linear.name.endswith((".gate_up", ".down")):
+    if model.text.moe is None or not linear.name.startswith("expert."):
         return 1 / tp
-    channels = linear.inputs if linear.name.endswith(".down") else linear.outputs
-    expert = linear.name.startswith("expert.")
-    return channels_held(model, channels, tp, expert=expert) / channels
+    return expert_channels(model, tp) / model.text.moe.intermediate
 
 
-def channels_held(model: Model, channels: int, tp: int, *, expert: bool = False) -> int:
-    """Channels of an MLP, or of an expert, on the rank that has most of them.
+def expert_channels(model: Model, tp: int) -> int:
+    """Intermediate channels of an expert on the rank that has most; 0 without experts.
 
-    AWQ's MLPs and the experts of fp8 are dealt out in whole groups: where these do not divide, the
-    first ranks have one more. Source: nn/linear/awq.py, nn/moe/blocked_fp8.py.
+    Experts of fp8 are dealt out in whole groups: where these do not divide, the first ranks have
+    one more. Source: nn/moe/blocked_fp8.py.
     """
-    packed = model.quantization
-    if packed is None or packed.method != ("fp8" if expert else "awq"):
-        return -(-channels // tp)
-    groups = -(-channels // packed.group_size)
-    return -(-groups // tp) * packed.group_size
+    moe, packed = model.text.moe, model.quantization
+    if moe is None:
+        return 0
+    group = packed.group_size if packed is not None and packed.method == "fp8" else 1
+    return round_up(moe.intermediate, group * tp) // tp
 
 
 def _forgotten(model: Model, tp: int) -> int:

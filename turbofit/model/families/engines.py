@@ -79,6 +79,12 @@ _SIXTEEN_BITS: Final = frozenset(
     {"DeepseekForCausalLM", "MiniCPM3ForCausalLM", "PhiMoEForCausalLM"}
 )
 
+#: Whose projectors are built as the language model's layers are, though checkpoints leave them at
+#: 16 bits. Source: models/internvl3_hf.py.
+_PACKED_PROJECTOR: Final = frozenset(
+    {"InternVLForConditionalGeneration", "InternS1ForConditionalGeneration"}
+)
+
 _KIMI: Final = "KimiK25ForConditionalGeneration"
 _KIMI_GROUP: Final = 32
 
@@ -169,6 +175,8 @@ def _pytorch(model: Model) -> str | None:
     if quantization.method == "awq" and model.text.delta is not None:
         # models/qwen3_5.py packs its delta nets without asking what the config exempts.
         return "turbofit has no account of AWQ with gated delta nets: take fp8 or 16 bits"
+    if quantization.method == "awq" and model.architecture in _PACKED_PROJECTOR:
+        return "LMDeploy 0.18's PyTorch engine looks for the projector in awq too"
     if quantization.method in {"gptq", "mxfp4"}:
         return f"LMDeploy 0.18's PyTorch engine does not read {quantization.method} weights"
     if model.architecture == _KIMI:
