@@ -106,6 +106,8 @@ def small(preset: str, quantization: Quantization | None) -> Model:
         ("qwen3-8b", _FP8, 0),
         # Biases of the tower's sharded layers are counted whole.
         ("qwen2-vl-7b", _AWQ, 64 << 10),
+        ("internvl3-8b-hf", None, 64 << 10),
+        ("intern-s1-mini", None, 64 << 10),
     ],
 )
 def test_weights_are_the_first_ranks(rank, tmp_path, preset, quantization, over):

@@ -2,8 +2,8 @@
 
 Attention, delta nets and MLPs are sharded, of the decoder and of the vision tower; embeddings,
 head, norms, patch embedding and projector are whole on every rank, and nothing is padded. With
-latent attention embeddings and head are sharded, too, and Qwen3-VL's mergers; of Kimi-K2.5 neither
-head nor tower is.
+latent attention embeddings and head are sharded, too, and the projectors of Qwen3-VL and of
+InternVL in Transformers' format; of Kimi-K2.5 neither head nor tower is.
 Source: LMDeploy pytorch/nn (build_embedding and build_lm_head without ``is_tp``), models/*.py.
 """
 
@@ -45,6 +45,10 @@ _FLOAT_ROUTERS = frozenset({"Glm4MoeForCausalLM"})
 _KIMI = "KimiK2ForCausalLM"
 #: Towers that are whole on every rank. Source: models/kimi_k25_vision.py.
 WHOLE_TOWERS = frozenset({"moonvit"})
+#: Whose projectors are sharded; Qwen3-VL's are by the kind of its tower.
+_SHARDED_PROJECTORS = frozenset(
+    {"InternVLForConditionalGeneration", "InternS1ForConditionalGeneration"}
+)
 #: Whose checkpoints have the experts of a layer in one tensor.
 _ONE_TENSOR = frozenset({"Llama4ForCausalLM", "GptOssForCausalLM"})
 
@@ -88,7 +92,7 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
     classes["unpacked"] = -(-unpacked_bytes(model) // tp)
     classes["forgotten"] = _forgotten(model, tp)
     if vision is not None:
-        sharded, mergers = vision_linears(vision), _merger_linears(vision, text.hidden)
+        sharded, mergers = vision_linears(vision), _projector_linears(model, vision)
         total = vision_parameters(vision, text.hidden)
         classes["vision"] = int(sharded * _heads_share(vision.heads, tp) + mergers / tp) * HALF
         classes["vision.whole"] = (total - sharded - mergers) * HALF
@@ -176,12 +180,15 @@ def vision_linears(vision: VisionDims) -> int:
     return vision.layers * (4 * width * width + mlp)
 
 
-def _merger_linears(vision: VisionDims, text_hidden: int) -> int:
-    """Elements of the mergers' weights where these are sharded. Source: models/qwen3_vl.py."""
-    if vision.kind != "qwen3vit":
-        return 0
-    merged = vision.hidden * vision.merge**2
-    return (1 + vision.deepstack) * merged * (merged + text_hidden)
+def _projector_linears(model: Model, vision: VisionDims) -> int:
+    """Elements of the projector's weights where these are sharded.
+
+    Source: models/qwen3_vl.py, internvl3_hf.py.
+    """
+    merged, hidden = vision.hidden * vision.merge**2, model.text.hidden
+    if vision.kind == "qwen3vit":
+        return (1 + vision.deepstack) * merged * (merged + hidden)
+    return (merged + hidden) * hidden if model.architecture in _SHARDED_PROJECTORS else 0
 
 
 def _audio_bytes(audio: AudioDims, text_hidden: int, tp: int) -> int:
