@@ -73,3 +73,14 @@ def test_experts_hold_the_routers_scores(capability, batch, seen):
     )
     tokens = 8192 + batch
     assert 0 <= pool.peak(Forward(tokens=tokens, context=tokens)) / MIB - seen < 0.1
+
+
+@pytest.mark.parametrize(("tp", "seen"), [(1, 531.10), (2, 410.63)])
+def test_a_shared_expert_has_an_output_beside_the_others(tp, seen):
+    """Four layers of a Qwen2-MoE with 32 experts of 256 channels, warmed up on pretend GPUs."""
+    model = preset_model("qwen3-30b-a3b")
+    moe = replace(model.text.moe, layers=4, experts=32, intermediate=256, shared_intermediate=5632)
+    text = replace(model.text, layers=4, head_dim=64, moe=moe)
+    pool = PoolModel(replace(model, text=text), _settings(tp, batch=32), load_constants())
+    warm_up = Forward(tokens=8224, context=8224, first_layer=True)
+    assert 0 <= pool.peak(warm_up) / MIB - seen < 0.1

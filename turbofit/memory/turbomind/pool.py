@@ -126,7 +126,7 @@ class PoolModel:
         """Gate and up of a dense layer, or their product; dense layers come before experts.
 
         Experts hold the router's scores, and for each routed token both and their output; a shared
-        one runs while these outputs wait.
+        one runs while these outputs wait, into an output of its own.
         """
         moe, tokens = self.text.moe, forward.tokens
         dense = tokens * self.ffn * self.ffn_streams * HALF
@@ -136,7 +136,10 @@ class PoolModel:
         routed = tokens * moe.experts_per_token
         router = tokens * moe.experts * _FLOAT
         chosen = routed * self.expert_streams * self.expert * HALF
-        shared = tokens * moe.shared_intermediate // self.tp * 2 * HALF
+        shared = 0
+        if moe.shared_intermediate:
+            inner = moe.shared_intermediate // self.tp
+            shared = tokens * (2 * inner + self.text.hidden) * HALF
         experts = router + routed * self.text.hidden * HALF + max(chosen, shared)
         return max(dense if mixed else 0, experts)
 
