@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from turbofit.core.model import Quantization
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
 from turbofit.memory.turbomind.buffers import device_buffers
@@ -84,3 +85,19 @@ def test_a_shared_expert_has_an_output_beside_the_others(tp, seen):
     pool = PoolModel(replace(model, text=text), _settings(tp, batch=32), load_constants())
     warm_up = Forward(tokens=8224, context=8224, first_layer=True)
     assert 0 <= pool.peak(warm_up) / MIB - seen < 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "tp", "batch", "seen"),
+    [
+        ("qwen2.5-7b", 1, 32, 294.65), ("llama-3.1-8b", 1, 32, 322.25),
+        ("llama-3.1-8b", 2, 64, 161.75), ("qwen3-32b", 1, 64, 518.02),
+    ],
+)  # fmt: skip
+def test_fp8_products_on_hopper_are_fused_and_quantised(name, tp, batch, seen):
+    """A warm-up on pretend H100s, in MiB."""
+    packed = Quantization(method="fp8", bits=8, group_size=128)
+    model = replace(preset_model(name), quantization=packed)
+    pool = PoolModel(model, _settings(tp, batch=batch), load_constants(), (9, 0))
+    tokens = 8192 + batch
+    assert 0 <= pool.peak(Forward(tokens=tokens, context=tokens)) / MIB - seen < 0.1

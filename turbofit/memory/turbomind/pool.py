@@ -112,7 +112,7 @@ class PoolModel:
     def _attention(self, tokens: int, context: int) -> int:
         """QKV, output and the keys and values of all prefilled sequences, flattened.
 
-        Latents are both in one.
+        These are gone before the output is quantised for what comes after. Latents are both in one.
         """
         size = self.text.head_dim * HALF
         kinds = 1 if self.text.mla else 2
@@ -120,7 +120,7 @@ class PoolModel:
         qkv = tokens * (queries + kinds * self.local_kv) * size
         out = tokens * self.local_heads * size
         flat = kinds * self.local_kv * (context + self.constants.kv_flatten_pad_tokens) * size
-        return qkv + out + flat
+        return qkv + out + max(flat, int(out / HALF * self.input_bytes))
 
     def _mlp(self, forward: Forward) -> int:
         """Gate and up of a dense layer, or their product; dense layers come before experts.
@@ -130,6 +130,9 @@ class PoolModel:
         """
         moe, tokens = self.text.moe, forward.tokens
         dense = tokens * self.ffn * self.ffn_streams * HALF
+        if self.input_bytes and moe is None:
+            # Quantised input, and a fused product that is quantised too.
+            dense = int(tokens * (self.text.hidden + self.ffn) * self.input_bytes)
         mixed = moe is not None and moe.layers < self.text.layers
         if moe is None or (mixed and forward.first_layer):
             return dense
