@@ -64,6 +64,16 @@ def test_a_projector_that_would_be_packed(name, method, runs):
     assert engine_problem(model, "turbomind") is None
 
 
+@pytest.mark.parametrize(
+    ("name", "runs"), [("qwen2.5-0.5b", False), ("llama-3.2-1b", True), ("qwen3-8b", True)]
+)
+def test_scales_of_several_heads_are_turned_in_whole_sets(name, runs):
+    """LMDeploy's loader of Qwen2.5-0.5B in fp8: shape '[-1, 3, 2, 1]' is invalid for size 49."""
+    packed = Quantization(method="fp8", bits=8, group_size=128)
+    problem = engine_problem(replace(preset_model(name), quantization=packed), "turbomind")
+    assert (problem is None) is runs
+
+
 def test_another_engine_is_a_mistake_of_the_caller():
     with pytest.raises(ValueError, match="vllm"):
         engine_problem(preset_model("internvl2-8b"), "vllm")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from turbofit.core.model import Model, Quantization
+from turbofit.core.model import Model, Quantization, TextDims
 from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_INNER, TURBOMIND_TEXT
 
 __all__ = ["TURBOMIND_VISION", "engine_problem"]
@@ -135,6 +135,8 @@ def _turbomind(model: Model) -> str | None:
     if text.delta and quantization and quantization.method == "gptq":
         # builders/deltanet.py joins projections that are packed and that are not; gptq cannot.
         return "TurboMind 0.18 cannot widen gptq weights, as gated delta nets need it: take awq"
+    if quantization and quantization.method == "fp8" and _splits_scales(text, quantization):
+        return f"TurboMind 0.18 cannot turn fp8 scales of these heads of {text.head_dim} channels"
     if quantization and quantization.group_size not in _TURBOMIND_GROUPS.get(
         quantization.method, {quantization.group_size}
     ):
@@ -142,6 +144,17 @@ def _turbomind(model: Model) -> str | None:
             quantization.group_size
         )
     return None
+
+
+def _splits_scales(text: TextDims, packed: Quantization) -> bool:
+    """Whether queries' or keys' rows of scales, each of several heads, are no whole sets of these.
+
+    Source: turbomind/models/utils.py, reorder_rotary_emb; its view of them fails at load.
+    """
+    if packed.group_size % text.head_dim:
+        return False
+    each = packed.group_size // text.head_dim
+    return any(-(-heads // each) % each for heads in (text.heads, text.kv_heads))
 
 
 def _pytorch(model: Model) -> str | None:
