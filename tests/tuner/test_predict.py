@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import pytest
+
 import turbofit
+from turbofit.core.errors import UsageError
+from turbofit.machine.source import machine_from
 
 
 def test_a_prediction_says_what_that_version_is_known_to_die_of():
@@ -53,3 +57,23 @@ def test_images_that_fit_a_session_only_where_they_are_smaller_are_a_warning():
     assert any(text.startswith(warning) for text in told.warnings)
     four = turbofit.predict("internvl2-8b", images=4, **settings)
     assert not any("largest images" in text for text in four.warnings)
+
+
+@pytest.mark.parametrize("settings", [{}, {"engine": "pytorch"}, {"lmdeploy": "0.6.4"}])
+def test_more_free_memory_than_a_card_has_is_refused(settings):
+    card = machine_from("1xrtx3090").gpus[0]
+    assert isinstance(card.total, int)
+    assert isinstance(card.reserved, int)
+    usable = card.total - card.reserved
+    turbofit.predict("internvl2-8b", on="1xrtx3090", free_at_cache=usable, **settings)
+    with pytest.raises(UsageError) as caught:
+        turbofit.predict("internvl2-8b", on="1xrtx3090", free_at_cache=usable + 1, **settings)
+    assert "is more than the 23.6 GiB that CUDA can hand out on GPU 0" in caught.value.message
+    assert "--on SPEC" in caught.value.hint
+
+
+def test_the_smallest_card_of_a_prediction_bounds_what_may_be_free():
+    for on in ("l4+rtx3060", "rtx3060+l4"):
+        with pytest.raises(UsageError, match="RTX 3060"):
+            turbofit.predict("internvl2-8b", on=on, replicas=2, free_at_cache="20GiB")
+    assert turbofit.predict("internvl2-8b", on="l4+rtx3060", free_at_cache="20GiB").gpus

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.machine import Gpu
 from turbofit.core.plan import Plan, Remedy, Settings
+from turbofit.core.struct import known
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import Account
 from turbofit.memory.calibrated import calibration_reason
@@ -44,10 +45,12 @@ def make_prediction(
     can send, ``detail: high`` included, unless a limit or a size is given.
 
     Raises:
-        UsageError: the settings are refused before any memory is taken.
+        UsageError: the settings are refused before any memory is taken, or more is said to be free
+            than there is.
     """
     tp = request.tp or 1
     groups = _groups(request, tp, engine)
+    _check_free(request, groups, free_at_cache)
     gpus = [request.machine.gpu(index) for index in groups[0]]
     limit = _exposed(request)
     vision_load = vision_load_of(request, limit)
@@ -160,6 +163,23 @@ def _groups(request: ResolvedRequest, tp: int, engine: Engine) -> tuple[tuple[in
     return tuple(visible[k * tp : (k + 1) * tp] for k in range(replicas))
 
 
+def _check_free(
+    request: ResolvedRequest, groups: tuple[tuple[int, ...], ...], free: int | None
+) -> None:
+    """Refuse more free memory than CUDA can hand out on a GPU that is used."""
+    if free is None:
+        return
+    for gpu in (request.machine.gpu(index) for group in groups for index in group):
+        usable = known(gpu.total, 0) - known(gpu.reserved, 0)
+        if free > usable:
+            raise UsageError(
+                f"--free-at-cache {format_bytes(free)} is more than the {format_bytes(usable)} that"
+                f" CUDA can hand out on GPU {gpu.index} ({gpu.name})",
+                hint="give what the log says is free when the cache is sized, on the card of the"
+                " log: --on SPEC",
+            )
+
+
 def _exposed(request: ResolvedRequest) -> int | None:
     """The limit that holds for clients: the user's, else what ordinary clients can ask for."""
     if request.fixed_limit is not None:
@@ -215,8 +235,8 @@ def _settings(
 def _never_runs(launch: EngineLaunch, engine: Engine) -> str | None:
     """What the engine has no code for, or is known to end or hang at every time."""
     kernels = engine.missing_kernels(launch)
-    known = known_problems(launch, engine.name, engine.version)
-    cause = kernels or next((one.warning for one in known if one.fatal), None)
+    problems = known_problems(launch, engine.name, engine.version)
+    cause = kernels or next((one.warning for one in problems if one.fatal), None)
     return None if cause is None else f"does not run: {cause}"
 
 
@@ -283,9 +303,9 @@ def _warnings(request: ResolvedRequest, launch: EngineLaunch, engine: Engine) ->
             f"the largest images of a request take {tokens:,} tokens, and a session has {room:,}:"
             " LMDeploy refuses such a request"
         )
-    for known in known_problems(launch, engine.name, engine.version):
-        if not known.fatal:  # which is the verdict
-            yield known.warning
+    for problem in known_problems(launch, engine.name, engine.version):
+        if not problem.fatal:  # which is the verdict
+            yield problem.warning
     if settings.tp > 1:
         kind = group_class(request.machine, gpus)
         if kind < LinkClass.PCIE_PEER:
