@@ -263,7 +263,7 @@ def rehearse_torch(
     from turbofit.rehearse.torch import torch_rehearsal
 
     rehearsal = torch_rehearsal.TorchRehearsal.of(model, keywords)
-    machine = machine_from(on, gpus=gpus) if on is None or isinstance(on, str) else on
+    machine = machine_from(on, gpus=gpus)
     scenario = scenario_of(machine, lambda gpu: context_bytes(gpu)[0])
     folder = Path(keep) if keep is not None else None
     return torch_rehearsal.rehearse_torch(rehearsal, scenario, machine, folder)

@@ -4,10 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.waiting import HANG
 from turbofit.core.errors import UsageError
+from turbofit.core.struct import NA
 from turbofit.machine.snapshot import save_snapshot
 from turbofit.machine.source import machine_from
 from turbofit.machine.spec import parse_spec
@@ -40,6 +42,31 @@ def test_missing_snapshot():
 def test_gpus_of_a_described_machine():
     with pytest.raises(UsageError, match="not one GPU"):
         machine_from("2xl4", gpus="2")
+
+
+def test_gpus_of_a_machine_that_is_there():
+    machine = machine_from("2xl4+a100")
+    assert machine_from(machine).visible == (0, 1, 2)
+    chosen = machine_from(machine, gpus="2,0")
+    assert chosen.visible == (2, 0)
+    assert machine_from(chosen, gpus="2").visible == (2,)
+    for entry in ("3", "no-such", "2,2"):
+        with pytest.raises(UsageError):
+            machine_from(machine, gpus=entry)
+    with pytest.raises(UsageError, match="hidden"):
+        machine_from(chosen, gpus="1")
+
+
+def test_a_machine_that_names_no_visible_gpu_shows_all():
+    machine = msgspec.structs.replace(machine_from("2xl4"), visible=())
+    assert machine_from(machine).visible == (0, 1)
+
+
+def test_a_machine_with_a_gpu_that_nobody_can_read_is_planned_without_it():
+    machine = machine_from("2xl4")
+    lost = msgspec.structs.replace(machine.gpus[0], total=NA, reserved=NA, used=NA, free=NA)
+    machine = msgspec.structs.replace(machine, gpus=(lost, machine.gpus[1]))
+    assert machine_from(machine).visible == (1,)
 
 
 def test_describing_a_machine_is_light():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from turbofit.core.errors import MachineError, UsageError
+from turbofit.core.machine import Machine
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import NA
 from turbofit.machine.unified import unified_memory_note
@@ -16,21 +17,20 @@ from turbofit.machine.visible import select
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from turbofit.core.machine import Machine
-
 __all__ = ["machine_from"]
 
 _LOG: Final = LazyLogger(__name__)
 
 
 def machine_from(
-    on: str | None, *, gpus: str | None = None, environ: Mapping[str, str] | None = None
+    on: str | Machine | None, *, gpus: str | None = None, environ: Mapping[str, str] | None = None
 ) -> Machine:
     """The machine to plan for.
 
     Args:
         on: a SPEC; a snapshot's path where it has a ``/`` or ends in ``.json``; None: this machine,
-            through NVML, as far as ``CUDA_VISIBLE_DEVICES`` shows it.
+            through NVML, as far as ``CUDA_VISIBLE_DEVICES`` shows it. A machine is itself, with all
+            of its GPUs where it says of none that it is visible.
         gpus: PCI indices or UUIDs among the visible GPUs.
         environ: the environment, by default the process's own.
 
@@ -50,6 +50,9 @@ def machine_from(
 
         machine = recall(measure(env))
         chosen_by_user = chosen_by_user or env.get("CUDA_VISIBLE_DEVICES") is not None
+    elif isinstance(on, Machine):
+        visible = on.visible or tuple(gpu.index for gpu in on.gpus)
+        machine = msgspec.structs.replace(on, visible=visible)
     elif "/" in on or on.endswith(".json"):
         from turbofit.machine.snapshot import load_snapshot
 

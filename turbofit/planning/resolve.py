@@ -74,8 +74,7 @@ def _speculative(request: PlanRequest, model: Model) -> dict[str, object]:
 
 
 def _machine(request: PlanRequest) -> Machine:
-    on = request.on
-    machine = on if isinstance(on, Machine) else machine_from(on, gpus=request.gpus)
+    machine = machine_from(request.on, gpus=request.gpus)
     if machine.source == "nvml":
         return with_calibrations(machine, pretend=pretends())
     return machine

@@ -78,9 +78,8 @@ def which_models(request: WhichRequest) -> Which:
         UsageError: what is asked cannot be meant of any model.
         MachineError: this machine cannot be read, or has no GPU.
     """
-    on = request.on
-    machine = machine_from(on, gpus=request.gpus) if on is None or isinstance(on, str) else on
-    name = on if isinstance(on, str) else machine.name
+    machine = machine_from(request.on, gpus=request.gpus)
+    name = request.on if isinstance(request.on, str) else machine.name
     promise, errors = request.changed(on=machine, gpus=None), list[TurbofitError]()
     found = [(preset, _preset(preset, errors)) for preset in known_presets()]
     rows = [
