@@ -10,6 +10,7 @@ import pytest
 from tests.waiting import HANG
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import NA
+from turbofit.core.units import GIB
 from turbofit.machine.snapshot import save_snapshot
 from turbofit.machine.source import machine_from
 from turbofit.machine.spec import parse_spec
@@ -67,6 +68,17 @@ def test_a_machine_with_a_gpu_that_nobody_can_read_is_planned_without_it():
     lost = msgspec.structs.replace(machine.gpus[0], total=NA, reserved=NA, used=NA, free=NA)
     machine = msgspec.structs.replace(machine, gpus=(lost, machine.gpus[1]))
     assert machine_from(machine).visible == (1,)
+
+
+@pytest.mark.parametrize("used", [NA, 0])
+def test_memory_that_nobody_accounts_for_is_used(used):
+    (gpu,) = machine_from("1xl4").gpus
+    less = msgspec.structs.replace(gpu, used=used, free=5 * GIB)
+    found = machine_from(msgspec.structs.replace(machine_from("1xl4"), gpus=(less,)))
+    (read,) = found.gpus
+    assert isinstance(gpu.total, int)
+    assert isinstance(gpu.reserved, int)
+    assert read.used == gpu.total - gpu.reserved - 5 * GIB
 
 
 def test_describing_a_machine_is_light():

@@ -10,12 +10,14 @@ import msgspec
 from turbofit.core.errors import MachineError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.struct import NA
+from turbofit.core.struct import NA, known
 from turbofit.machine.unified import unified_memory_note
 from turbofit.machine.visible import select
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from turbofit.core.machine import Gpu
 
 __all__ = ["machine_from"]
 
@@ -52,7 +54,8 @@ def machine_from(
         chosen_by_user = chosen_by_user or env.get("CUDA_VISIBLE_DEVICES") is not None
     elif isinstance(on, Machine):
         visible = on.visible or tuple(gpu.index for gpu in on.gpus)
-        machine = msgspec.structs.replace(on, visible=visible)
+        gpus_in_full = tuple(map(_accounted, on.gpus))
+        machine = msgspec.structs.replace(on, gpus=gpus_in_full, visible=visible)
     elif "/" in on or on.endswith(".json"):
         from turbofit.machine.snapshot import load_snapshot
 
@@ -76,6 +79,14 @@ def machine_from(
             gpu.index, gpu.name, gpu.free, gpu.total, gpu.holders,
         )  # fmt: skip
     return found
+
+
+def _accounted(gpu: Gpu) -> Gpu:
+    """The GPU with all that is neither reserved nor free counted as used."""
+    if gpu.total == NA or gpu.free == NA:  # noqa: PLR1714 - mypy narrows by these
+        return gpu
+    used = max(known(gpu.used, 0), gpu.total - known(gpu.reserved, 0) - gpu.free)
+    return gpu if used == gpu.used else msgspec.structs.replace(gpu, used=used)
 
 
 def _with_notes(machine: Machine) -> Machine:
