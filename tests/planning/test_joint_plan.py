@@ -7,7 +7,9 @@ import json
 import pytest
 
 from turbofit.core.errors import UsageError
+from turbofit.core.machine import Machine
 from turbofit.core.units import GIB, MIB
+from turbofit.machine.source import machine_from
 from turbofit.machine.spec import parse_spec
 from turbofit.planning.joint_plan import JointPlan, joint_plan
 from turbofit.planning.request import PlanRequest
@@ -17,7 +19,7 @@ pytestmark = pytest.mark.slow
 THREE = ("internvl2-2b", "qwen2-vl-2b", "internvl2-1b")
 
 
-def together(*models: str, on: str = "1xrtx3090", shares=(), **given) -> JointPlan:
+def together(*models: str, on: str | Machine = "1xrtx3090", shares=(), **given) -> JointPlan:
     return joint_plan([PlanRequest(model=name, on=on, **given) for name in models], shares)
 
 
@@ -92,6 +94,23 @@ def test_what_does_not_fit_alone_is_named() -> None:
 def test_a_budget_holds_for_all_together() -> None:
     found = together("internvl2-2b", "internvl2-1b", budget="14GiB")
     assert sum(found.budgets) <= 14 * GIB
+
+
+def test_gpus_that_may_not_be_used_do_not_count() -> None:
+    alone = together("internvl2-2b", "internvl2-1b", on="1xa100")
+    beside = together("internvl2-2b", "internvl2-1b", on="a100+rtx3060:free=4GiB", gpus="0")
+    assert beside.fits
+    assert beside.budgets == alone.budgets
+    assert [gpu.index for gpu in beside.gpus] == [0]
+    asked = machine_from("a100+rtx3060:free=4GiB")
+    assert together("internvl2-2b", "internvl2-1b", on=asked, gpus="0").budgets == alone.budgets
+
+
+def test_a_margin_that_was_given_stays_free() -> None:
+    found = together("internvl2-2b", "internvl2-1b", on="1xa100", margin="4GiB")
+    (gpu,) = found.gpus
+    assert [one.margin for one in gpu.models] == [4 * GIB, 4 * GIB]
+    assert 0 <= gpu.left < GIB
 
 
 def test_what_others_hold_is_not_divided() -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.machine import Gpu
     from turbofit.planning.request import PlanRequest
+    from turbofit.tuner.resolved_request import Margin
 
 __all__ = ["JointGpu", "JointPlan", "ModelOnGpu", "joint_plan"]
 
@@ -154,9 +155,7 @@ def joint_plan(
     if len(requests) < 2 or len(shares or requests) != len(requests):
         raise UsageError("a joint plan needs two models or more, and a share for each", hint="")
     first = requests[0]
-    machine = first.on
-    if not isinstance(machine, Machine):
-        machine = machine_from(machine, gpus=first.gpus)
+    machine = machine_from(first.on, gpus=first.gpus)
 
     def planned(request: PlanRequest) -> Plan:
         return best_plan(request, pretend=pretend)
@@ -174,14 +173,15 @@ def joint_plan(
     found = [model.least(room) for model in models]
     least = [budget for budget, _ in found]
     if sum(least) > room:
-        return _too_much(models, least, [plan for _, plan in found], room, machine)
+        plans = [plan for _, plan in found]
+        return _too_much(models, least, plans, room, machine, first.margins)
     budgets, plans = _divided(models, least, [plan for _, plan in found], room)
-    return _made(plans, budgets, machine)
+    return _made(plans, budgets, machine, first.margins)
 
 
 def _room(machine: Machine, budget: int | None) -> int:
     """Bytes of each GPU that the models may have together."""
-    free = [_free(gpu) for gpu in machine.gpus]
+    free = [_free(machine.gpu(index)) for index in machine.visible]
     room = min(free, default=0)
     return room if budget is None else min(room, budget)
 
@@ -246,8 +246,10 @@ def _fewest(models: Sequence[_Candidate], plans: Sequence[Plan]) -> float:
     )
 
 
-def _made(plans: Sequence[Plan], budgets: Sequence[int], machine: Machine) -> JointPlan:
-    gpus = tuple(_gpu(index, plans, machine) for index in sorted(g.index for g in machine.gpus))
+def _made(
+    plans: Sequence[Plan], budgets: Sequence[int], machine: Machine, margin: Margin
+) -> JointPlan:
+    gpus = _gpus(plans, machine, margin)
     said = "; ".join(
         f"{plan.model.name} {plan.kv.total_tokens // plan.kv.longest_request_tokens} requests of "
         f"{plan.kv.longest_request_tokens:,} tokens"
@@ -263,15 +265,23 @@ def _made(plans: Sequence[Plan], budgets: Sequence[int], machine: Machine) -> Jo
     )
 
 
-def _gpu(index: int, plans: Sequence[Plan], machine: Machine) -> JointGpu:
-    """One GPU's account over all models: what each takes at its worst, beside what it had."""
-    gpu = machine.gpu(index)
+def _gpus(plans: Sequence[Plan], machine: Machine, margin: Margin) -> tuple[JointGpu, ...]:
+    """The account of each GPU that may be used."""
+    gpus = [machine.gpu(index) for index in sorted(machine.visible)]
+    return tuple(_gpu(gpu, plans, margin) for gpu in gpus)
+
+
+def _gpu(gpu: Gpu, plans: Sequence[Plan], margin: Margin) -> JointGpu:
+    """One GPU's account over all models: what each takes at its worst, beside what it had.
+
+    A budget withholds memory as a margin does; ``margin`` is what each must leave without that.
+    """
     reserved = gpu.reserved if isinstance(gpu.reserved, int) else 0
     total, used = (one if isinstance(one, int) else 0 for one in (gpu.total, gpu.used))
     models = []
     for plan in plans:
         for ledger in plan.gpus:
-            if ledger.index != index:
+            if ledger.index != gpu.index:
                 continue
             phases = dict.fromkeys(("context", "weights", "cache"), 0)
             for term in ledger.ledger:
@@ -284,19 +294,14 @@ def _gpu(index: int, plans: Sequence[Plan], machine: Machine) -> JointGpu:
                     **phases,
                     buffers=ledger.steady - before,
                     transient=ledger.most - ledger.steady,
-                    margin=_margin(ledger.margin, total),
+                    margin=min(ledger.margin, margin.of(gpu)),
                 )
             )
     taken = used + sum(one.bytes for one in models)
     return JointGpu(
-        index=index, name=gpu.name, total=total, reserved=reserved, used=used,
+        index=gpu.index, name=gpu.name, total=total, reserved=reserved, used=used,
         models=tuple(models), left=total - reserved - taken,
     )  # fmt: skip
-
-
-def _margin(margin: int, total: int) -> int:
-    """The margin without what a budget withholds: DESIGN's default, or less where it is."""
-    return min(margin, max(256 << 20, total // 100))
 
 
 def _alone(plan: Plan) -> JointPlan:
@@ -313,6 +318,7 @@ def _too_much(
     plans: Sequence[Plan],
     room: int,
     machine: Machine,
+    margin: Margin,
 ) -> JointPlan:
     """Each fits alone, and all together do not."""
     needs = ", ".join(
@@ -325,7 +331,7 @@ def _too_much(
         verdict=f"do not fit together: they need {needs} of each GPU at least, and "
         f"{format_bytes(room)} are free: {format_bytes(short)} short",
         budgets=tuple(least),
-        gpus=tuple(_gpu(gpu.index, plans, machine) for gpu in machine.gpus),
+        gpus=_gpus(plans, machine, margin),
         plans=tuple(plans),
         remedy="turbofit serve --swap lets them take turns; or promise less with --context, "
         "--images or --quant-policy 8",
