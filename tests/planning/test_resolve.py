@@ -33,3 +33,58 @@ def test_which_keeps_to_the_gpus_of_a_machine():
 def test_rehearse_torch_keeps_to_the_gpus_of_a_machine():
     with pytest.raises(UsageError, match="not one GPU of this machine"):
         api.rehearse_torch("internvl2-1b", on=machine_from("2xl4"), gpus="9", engine="transformers")
+
+
+def test_more_requests_at_once_than_the_batches_of_all_engines_are_refused():
+    asked = {"max_batch_size": 4, "concurrency": 8}
+    for more in ({"on": "1xa100"}, {"on": "2xa100", "tp": 2}, {"on": "4xa100", "replicas": 1}):
+        with pytest.raises(UsageError, match="runs 4 requests at once on 1 engine") as caught:
+            turbofit.plan("internvl2-8b", **asked, **more)
+        assert "--concurrency 4 at most" in caught.value.hint
+    two = turbofit.plan("internvl2-8b", on="2xa100", **asked)
+    assert two.parallel.replicas == 2
+    assert two.requests_at_once == 8
+    assert turbofit.plan("internvl2-8b", on="1xa100", max_batch_size=4, concurrency=4).fits
+
+
+def test_which_counts_only_machines_that_run_so_many_at_once():
+    found = turbofit.which("internvl2-8b", max_batch_size=4, concurrency=8)
+    assert found.keep
+    assert all(row.requests_at_once >= 8 and row.replicas >= 2 for row in found.keep)
+    with pytest.raises(UsageError, match="runs 32 requests at once on 8 engines"):
+        turbofit.which("internvl2-8b", max_batch_size=4, concurrency=64)
+    with pytest.raises(UsageError, match="runs 4 requests at once on 1 engine"):
+        turbofit.which(on="1xa100", max_batch_size=4, concurrency=8)
+
+
+def test_images_that_are_asked_for_contradict_an_engine_without_them():
+    with pytest.raises(UsageError, match="--images 2 asks for images"):
+        turbofit.plan("internvl2-8b", on="1xa100", language_model_only=True, images=2)
+    for more in ({}, {"images": 0}):
+        assert turbofit.plan("internvl2-8b", on="1xa100", language_model_only=True, **more).fits
+
+
+def test_a_session_that_no_cache_holds_is_told():
+    short = "the cache holds {:,} tokens, a session may have 32,768"
+    asked = {"on": "1xl4", "cache_max_entry_count": 0.2}
+    plan = turbofit.plan("internvl2-8b", session_len=32768, **asked)
+    assert plan.fits
+    assert any(text.startswith(short.format(plan.kv.tokens)) for text in plan.warnings)
+    told = turbofit.predict(
+        "internvl2-8b", on="1xrtx3090", context=32768, cache_max_entry_count=0.2
+    )
+    assert told.fits
+    assert any(text.startswith(short.format(told.kv.tokens)) for text in told.warnings)
+    free = turbofit.predict("internvl2-8b", on="1xrtx3090", cache_max_entry_count=0.2)
+    assert not any("a session may have" in text for text in free.warnings)
+    found = turbofit.which("internvl2-2b", session_len=32768, cache_max_entry_count=0.1)
+    assert all(row.kv_tokens >= 32768 * row.replicas for row in found.keep)
+    assert any("a session may have 32,768" in row.why_not for row in found.others)
+
+
+def test_a_session_beyond_the_models_maximum_is_told():
+    for told in (turbofit.plan, turbofit.predict):
+        plan = told("internvl2-8b", on="1xa100-80g", session_len=65536)
+        assert any("reads 32,768 tokens, a session may have 65,536" in t for t in plan.warnings)
+        plan = told("internvl2-8b", on="1xa100-80g", session_len=32768)
+        assert not any("tokens, a session may have" in text for text in plan.warnings)

@@ -6,6 +6,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
+from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.machine.source import machine_from
 from turbofit.model.source import resolve_model
@@ -39,6 +40,7 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         least=request.least,
     )
     _check(resolved)
+    _check_together(request, resolved)
     return resolved
 
 
@@ -95,4 +97,25 @@ def _check(resolved: ResolvedRequest) -> None:
         raise UsageError(
             f"{resolved.model.name} reads {longest} tokens, not {workload.context}",
             hint=f"--context {longest} at most",
+        )
+
+
+def _check_together(request: PlanRequest, resolved: ResolvedRequest) -> None:
+    """Refuse what is given of both and cannot be kept with the other, whatever is found."""
+    if request.language_model_only and request.images and "images" in request.given():
+        raise UsageError(
+            f"--images {request.images} asks for images, and --language-model-only serves none",
+            hint="give only one of the two",
+        )
+    batch, requests = request.max_batch_size, request.concurrency
+    visible = len(resolved.machine.visible)
+    if batch is None or requests is None or not visible:  # a cluster has no GPUs of its own here
+        return
+    most = request.replicas or max(1, visible // (request.tp or 1))
+    if requests > batch * most:
+        engines = plural(most, "engine")
+        raise UsageError(
+            f"--max-batch-size {batch} runs {batch * most} requests at once on {most} {engines},"
+            f" not --concurrency {requests}",
+            hint=f"leave --max-batch-size out, or give --concurrency {batch * most} at most",
         )

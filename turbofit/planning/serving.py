@@ -17,6 +17,7 @@ from turbofit.model.families.engines import engine_problem
 from turbofit.planning.which_request import WhichRequest
 from turbofit.tuner.choose import ChosenEngine, choose
 from turbofit.tuner.engine_fit import EngineFit
+from turbofit.tuner.explain.unkept import unkept
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.candidates import explain
 from turbofit.tuner.search.constraints import chosen_dtype
@@ -53,7 +54,8 @@ def serving(request: WhichRequest, resolved: ResolvedRequest, on: str) -> Servin
     row = _of_plan(blank, found) if isinstance(found, Plan) else _of_fit(blank, found)
     if row.why_not:
         return row
-    why_not = _smaller(resolved, row) or _slower(request, row)
+    tokens = found.kv.tokens if isinstance(found, Plan) else found.fit.tokens
+    why_not = _smaller(resolved, row) or _unkept(resolved, row, tokens) or _slower(request, row)
     return replace(row, keeps=not why_not, why_not=why_not)
 
 
@@ -115,7 +117,7 @@ def _of_fit(blank: Serving, chosen: ChosenEngine) -> Serving:
         kv_tokens=sum(account.tokens_at(ratio) for account, ratio in each),
         context=fit.settings.session_len,
         image_limit=fit.limit,
-        requests_at_once=sum(account.settings.max_batch_size for account, _ in each),
+        requests_at_once=fit.at_once,
     )
     return _with_speed(row, fit.throughput)
 
@@ -166,6 +168,17 @@ def _smaller(resolved: ResolvedRequest, row: Serving) -> str:
         return ""
     unit = plural(requested, rule.limit_unit.removesuffix("s"))
     return f"serves images of {row.image_limit:,} {unit} at most, not {requested:,}"
+
+
+def _unkept(resolved: ResolvedRequest, row: Serving, tokens: int) -> str:
+    """What else was asked and is not kept whole, in words; ``tokens`` of the smallest cache."""
+    words = unkept(
+        resolved,
+        session_len=row.context or 0,
+        kv_tokens=tokens,
+        at_once=row.requests_at_once or 0,
+    )
+    return next(words, "")
 
 
 def _slower(request: WhichRequest, row: Serving) -> str:

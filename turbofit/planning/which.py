@@ -26,7 +26,6 @@ from turbofit.model.presets import known_presets, preset_model
 from turbofit.planning.resolve import model_of, resolve
 from turbofit.planning.serving import far_too_large, serving
 from turbofit.planning.which_request import WhichRequest
-from turbofit.tuner.resolved_request import ResolvedRequest
 
 __all__ = ["COUNTS", "which_cards", "which_models"]
 
@@ -112,8 +111,8 @@ def _of_card(promise: WhichRequest, name: str, errors: list[TurbofitError]) -> I
     kept = False
     for count in COUNTS:
         on = f"{count}x{name}"
-        request, last = promise.changed(on=on), count == COUNTS[-1]
-        row = _tried(request, resolve(request), on, errors)
+        machine, last = machine_from(on), count == COUNTS[-1]
+        row = _tried(promise.changed(on=machine), on, errors)
         kept |= row.keeps
         if row.keeps or (last and not kept):
             yield row
@@ -129,13 +128,7 @@ def _of_model(
     assert isinstance(machine, Machine)
     if isinstance(model, str):
         return _nothing(preset, on, machine, model)
-    request = promise.changed(model=model)
-    try:
-        resolved = resolve(request)
-    except TurbofitError as exc:
-        errors.append(exc)
-        return _nothing(preset, on, machine, exc.message)
-    return replace(_tried(request, resolved, on, errors), model=preset)
+    return replace(_tried(promise.changed(model=model), on, errors), model=preset)
 
 
 def _preset(name: str, errors: list[TurbofitError]) -> Model | str:
@@ -147,19 +140,21 @@ def _preset(name: str, errors: list[TurbofitError]) -> Model | str:
         return exc.message
 
 
-def _tried(
-    request: WhichRequest, resolved: ResolvedRequest, on: str, errors: list[TurbofitError]
-) -> Serving:
-    lacking = far_too_large(request, resolved)
-    if lacking:
-        why_not = f"the weights alone lack {format_bytes(lacking)} on each GPU"
-        row = _nothing(resolved.model.name, on, resolved.machine, why_not)
-        return replace(row, missing=lacking)
+def _tried(request: WhichRequest, on: str, errors: list[TurbofitError]) -> Serving:
+    """One line; the request has its model and its machine."""
+    model, machine = request.model, request.on
+    assert isinstance(model, Model)
+    assert isinstance(machine, Machine)
     try:
-        return serving(request, resolved, on)
+        resolved = resolve(request)
+        lacking = far_too_large(request, resolved)
+        if not lacking:
+            return serving(request, resolved, on)
     except TurbofitError as exc:
         errors.append(exc)
-        return _nothing(resolved.model.name, on, resolved.machine, exc.message)
+        return _nothing(model.name, on, machine, exc.message)
+    why_not = f"the weights alone lack {format_bytes(lacking)} on each GPU"
+    return replace(_nothing(model.name, on, machine, why_not), missing=lacking)
 
 
 def _nothing(model: str, on: str, machine: Machine, why_not: str) -> Serving:
@@ -178,7 +173,7 @@ def _check(rows: list[Serving], errors: list[TurbofitError]) -> None:
     """
     usage = [error for error in errors if isinstance(error, UsageError)]
     if usage and len(errors) >= len(rows) and not any(row.keeps for row in rows):
-        raise usage[0]
+        raise usage[-1]
 
 
 def _answer(

@@ -56,6 +56,11 @@ class EngineFit(Struct):
         )
 
     @property
+    def at_once(self) -> int:
+        """Requests that all engines together run at once."""
+        return sum(account.settings.max_batch_size for account in self.accounts)
+
+    @property
     def throughput(self) -> Throughput | None:
         """The forecast of speed of all groups; None where there is none."""
         speeds = self.found.best.speeds

@@ -25,6 +25,7 @@ from turbofit.tuner.explain.plan_document import (
 from turbofit.tuner.explain.reasons import reasons
 from turbofit.tuner.explain.remedies import Remedies, remedies
 from turbofit.tuner.explain.speed_remedies import speed_remedies
+from turbofit.tuner.explain.unkept import beyond_model, unkept
 from turbofit.tuner.explain.why_rejected import lost
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.candidates import Evaluation, explain
@@ -73,7 +74,7 @@ def plan_of(fit: EngineFit) -> Plan:
         throughput=fit.throughput,
         considered=_considered(request, found, engine),
         reasons=(*([fewer] if fewer else []), *reasons(request, found, largest, engine)),
-        warnings=tuple(_warnings(request, found, engine)),
+        warnings=(*_beside(fit), *_warnings(request, found, engine)),
         remedies=helps.remedies or tuple(speed_remedies(request, found, engine)),
         at_once=_at_once(request, best),
         limit_costs=tuple(limit_costs(request, best, engine)) if best.fits else (),
@@ -144,6 +145,19 @@ def _parallel_reason(request: ResolvedRequest, found: Found) -> str:
     sizes = sorted(Counter(map(len, shape.groups)).items())
     engines = " and ".join(f"{n} x {f'tp {tp}' if tp > 1 else 'one GPU each'}" for tp, n in sizes)
     return f"{engines}: {goal} of {len(found.evaluations)} shapes, the promises kept first"
+
+
+def _beside(fit: EngineFit) -> Iterator[str]:
+    """What was given and is not kept whole beside the rest."""
+    if not fit.fits:
+        return
+    yield from unkept(
+        fit.request,
+        session_len=fit.settings.session_len,
+        kv_tokens=fit.tokens,
+        at_once=fit.at_once,
+    )
+    yield from beyond_model(fit.request, fit.settings.session_len)
 
 
 def _warnings(request: ResolvedRequest, found: Found, engine: Engine) -> Iterator[str]:

@@ -27,6 +27,7 @@ from turbofit.tuner.explain.plan_document import (
     host_problem,
 )
 from turbofit.tuner.explain.remedies import remedies
+from turbofit.tuner.explain.unkept import beyond_model, unkept
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.constraints import dtype_for
 from turbofit.tuner.search.search import search
@@ -87,7 +88,10 @@ def make_prediction(
             *_exposure(request, limit, vision_load),
             *_story(accounts[0], ratio, outcome, free_at_cache),
         ),
-        warnings=tuple(_warnings(request, launch_of(request, settings, gpus, vision_load), engine)),
+        warnings=(
+            *_beside(request, accounts, ratio, serves=serves),
+            *_warnings(request, launch_of(request, settings, gpus, vision_load), engine),
+        ),
     )
     plan = document(request, parts, accounts, engine)
     if serves or free_at_cache is not None:
@@ -293,6 +297,21 @@ def _story(
             yield f"and if that were mended: {later.text}"
     if start.kind == "hang":
         yield "at the server's default log level nothing is printed; the port never opens"
+
+
+def _beside(
+    request: ResolvedRequest, accounts: Sequence[Account], ratio: float, *, serves: bool
+) -> Iterator[str]:
+    """What was given and is not kept whole beside the rest."""
+    settings = accounts[0].settings
+    if serves:
+        yield from unkept(
+            request,
+            session_len=settings.session_len,
+            kv_tokens=min(account.tokens_at(ratio) for account in accounts),
+            at_once=settings.max_batch_size * len(accounts),
+        )
+    yield from beyond_model(request, settings.session_len)
 
 
 def _warnings(request: ResolvedRequest, launch: EngineLaunch, engine: Engine) -> Iterator[str]:

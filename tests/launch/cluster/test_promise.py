@@ -64,6 +64,19 @@ def test_bounds_admit_only_what_every_node_does(plan: ClusterPlan) -> None:
         assert bounds.limits.units_per_image <= own.limits.units_per_image
 
 
+def test_an_engine_that_is_planned_again_is_asked_for_no_more_than_its_batch() -> None:
+    """A share of requests is no whole number, and may be more than a batch that was given."""
+    asked = {"context": 16384, "concurrency": 7, "max_batch_size": 1}
+    plan = planned("2xrtx3090", **asked)
+    given = config(**asked)
+    specs = engine_specs_of(plan.nodes[0], plan, given, here=False, peers=())
+    for spec in specs:
+        again = spec.config.request
+        assert again is not None
+        assert again.concurrency == 1
+        assert best_plan(again.changed(on="1xrtx3090", tp=1, replicas=1)).fits
+
+
 def test_engine_specs_keep_the_promise(plan: ClusterPlan) -> None:
     """Each engine has a key of its own, its cards, and what it must keep when planned again."""
     node = plan.nodes[0]

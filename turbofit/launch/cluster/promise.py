@@ -132,8 +132,11 @@ def in_words(plan: ClusterPlan) -> str:
 
 def _kept(engine_plan: Plan, plan: ClusterPlan, request: PlanRequest, share: float) -> PlanRequest:
     """The request for one engine that must be planned again: the promise stays."""
+    requests = max(1, ceil(share))
+    if request.max_batch_size is not None:
+        requests = min(requests, request.max_batch_size)
     request = request.changed(
-        tp=None, replicas=None, on=None, gpus=None, engine="auto", concurrency=max(1, ceil(share))
+        tp=None, replicas=None, on=None, gpus=None, engine="auto", concurrency=requests
     )
     if request.session_len is None:
         request = request.changed(context=plan.longest_request_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import ceil
 
 from turbofit.core.machine import Gpu
 from turbofit.memory.engine import Engine
@@ -42,7 +43,15 @@ def _groupings(request: ResolvedRequest, engine: Engine) -> Iterator[tuple[tuple
         yield request.groups
         return
     equal = [*_mixed(request, engine), *_equal(request, engine)]
-    yield from equal or _requested_shape(request, engine)
+    found = equal or list(_requested_shape(request, engine))
+    enough = [groups for groups in found if len(groups) >= _least_engines(request)]
+    yield from enough or found
+
+
+def _least_engines(request: ResolvedRequest) -> int:
+    """Engines without which a batch that is given does not run the requests that are given."""
+    batch, requests = request.fixed.get("max_batch_size"), request.workload.concurrency
+    return ceil(requests / batch) if isinstance(batch, int) and requests is not None else 1
 
 
 def _equal(request: ResolvedRequest, engine: Engine) -> Iterator[tuple[tuple[int, ...], ...]]:
