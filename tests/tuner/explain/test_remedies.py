@@ -78,3 +78,20 @@ def test_memory_that_nobody_explains_can_be_freed() -> None:
     assert freed.change == "free what others hold of GPU 0 (13.6 GiB)"
     assert freed.effect.startswith("fits: ")
     assert turbofit.plan("internvl2-1b", on="1xt4").fits
+
+
+@pytest.mark.parametrize(("margin", "written"), [("8GiB", "8.0 GiB"), ("40%", "40%")])
+def test_a_margin_without_which_it_fits_is_the_cause(margin: str, written: str) -> None:
+    plan = turbofit.plan("internvl2-8b", on="1xl4", margin=margin)
+    assert not plan.fits
+    assert f"does not fit: InternVL2-8B with --margin {written}: " in plan.verdict
+    assert plan.remedies[0].change == "leave --margin to turbofit"
+    assert plan.remedies[0].effect.startswith("fits")
+
+
+def test_a_margin_that_turbofit_doubled_is_nobodys_option() -> None:
+    usual = turbofit.plan("internvl2-8b", on="1xrtx3060").gpus[0].margin
+    plan = turbofit.plan("internvl2-8b", on="1xrtx3060", margin=2 * usual)
+    assert not plan.fits
+    assert "--margin" not in plan.verdict
+    assert not any("--margin" in remedy.change for remedy in plan.remedies)

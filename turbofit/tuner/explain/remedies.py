@@ -120,9 +120,29 @@ def left_to_turbofit(request: ResolvedRequest) -> Iterator[Change]:
         yield Change("leave --budget out", replace(request, budget=None), budget)
 
 
+def _usual_margin(request: ResolvedRequest) -> Iterator[Change]:
+    """The default margin, where a person asks for far more: its double is turbofit's own too.
+
+    So much is left where LMDeploy is newer than the account.
+    """
+    margin = request.margin
+    if margin.bytes is None and margin.share is None:
+        return
+    usual = replace(margin, bytes=None, share=None)
+    most, asked = (max(map(one.of, request.visible)) for one in (usual, margin))
+    if asked <= 2 * most:
+        return
+    share = f"{(margin.share or 0) * 100:.6g}%"
+    written = share if margin.bytes is None else format_bytes(margin.bytes)
+    yield Change(
+        "leave --margin to turbofit", replace(request, margin=usual), f"--margin {written}"
+    )
+
+
 def _released_options(request: ResolvedRequest) -> Iterator[Change]:
     """Each option that the user fixed, left to turbofit."""
     yield from left_to_turbofit(request)
+    yield from _usual_margin(request)
     if request.replicas is not None and request.replicas > 1:
         # Copies need whole models on their cards; one model may be split over the same cards.
         copies = f"--replicas {request.replicas}"
