@@ -57,6 +57,15 @@ def test_which_counts_only_machines_that_run_so_many_at_once():
         turbofit.which(on="1xa100", max_batch_size=4, concurrency=8)
 
 
+def test_which_does_not_count_models_that_take_no_images():
+    with_images = turbofit.which(on="1xa100-80g", images=1)
+    names = {row.model: row for row in with_images.others}
+    assert names["qwen2.5-7b"].why_not == "Qwen2.5-7B-Instruct takes no images"
+    assert "internvl2-8b" in {row.model for row in with_images.keep}
+    with pytest.raises(UsageError, match="takes no images"):
+        turbofit.which("qwen2.5-7b", images=2)
+
+
 def test_images_that_are_asked_for_contradict_an_engine_without_them():
     with pytest.raises(UsageError, match="--images 2 asks for images"):
         turbofit.plan("internvl2-8b", on="1xa100", language_model_only=True, images=2)
