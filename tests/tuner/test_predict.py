@@ -77,3 +77,18 @@ def test_the_smallest_card_of_a_prediction_bounds_what_may_be_free():
         with pytest.raises(UsageError, match="RTX 3060"):
             turbofit.predict("internvl2-8b", on=on, replicas=2, free_at_cache="20GiB")
     assert turbofit.predict("internvl2-8b", on="l4+rtx3060", free_at_cache="20GiB").gpus
+
+
+def test_a_cache_that_holds_no_image_serves_none():
+    settings = {"on": "1xa100", "engine": "pytorch"}
+    told = turbofit.predict("internvl2-8b", num_gpu_blocks=5, **settings)
+    assert not told.fits
+    assert told.verdict.endswith(f"takes 256 tokens of a cache of {told.kv.tokens}")
+    assert turbofit.predict("internvl2-8b", num_gpu_blocks=5, images=0, **settings).fits
+    larger = turbofit.predict("internvl2-8b", num_gpu_blocks=20, **settings)
+    assert larger.fits
+    warning = f"take 6,400 tokens, and the cache holds {larger.kv.tokens:,}"
+    assert any(warning in text for text in larger.warnings)
+    whole = turbofit.predict("internvl2-8b", num_gpu_blocks=120, **settings)
+    assert whole.fits
+    assert not any("largest images" in text for text in whole.warnings)

@@ -73,8 +73,10 @@ def make_prediction(
         for group in groups
     ]
     never = next((found for start in starts if (found := _never_runs(start, engine))), None)
-    never = never or _no_room(request, settings)
+    tokens = min(account.tokens_at(ratio) for account in accounts)
+    never = never or _no_room(request, settings, tokens if outcome.serves else None)
     serves = outcome.serves and problem is None and never is None
+    start = launch_of(request, settings, gpus, vision_load)
     parts = PlanDraft(
         groups=groups,
         settings=settings,
@@ -89,8 +91,8 @@ def make_prediction(
             *_story(accounts[0], ratio, outcome, free_at_cache),
         ),
         warnings=(
-            *_beside(request, accounts, ratio, serves=serves),
-            *_warnings(request, launch_of(request, settings, gpus, vision_load), engine),
+            *_beside(request, accounts, tokens, serves=serves),
+            *_warnings(request, start, engine, tokens if serves else None),
         ),
     )
     plan = document(request, parts, accounts, engine)
@@ -244,18 +246,26 @@ def _never_runs(launch: EngineLaunch, engine: Engine) -> str | None:
     return None if cause is None else f"does not run: {cause}"
 
 
-def _no_room(request: ResolvedRequest, settings: Settings) -> str | None:
-    """Why no request has the images that were asked for, however small they are."""
+def _no_room(request: ResolvedRequest, settings: Settings, cache: int | None) -> str | None:
+    """Why no request has the images that were asked for, however small they are.
+
+    Args:
+        request: what was asked.
+        settings: the engine's.
+        cache: KV tokens of the smallest cache; None where there is none.
+    """
     rule = request.model.image_rule
     if rule is None or settings.language_model_only:
         return None
-    count, room = request.workload.images, settings.session_len
+    count, session = request.workload.images, settings.session_len
     tokens = count * rule.unit_tokens(rule.least_units)
-    if tokens < room:
+    short_cache = cache is not None and cache < min(session, tokens)
+    if tokens < session and not short_cache:
         return None
     images = f"{count:,} images of the smallest size take"
     images = "one image of the smallest size takes" if count == 1 else images
-    return f"{images} {tokens:,} tokens of a session of {room:,}"
+    where = f"a cache of {cache:,}" if short_cache else f"a session of {session:,}"
+    return f"{images} {tokens:,} tokens of {where}"
 
 
 def _verdict(
@@ -300,27 +310,35 @@ def _story(
 
 
 def _beside(
-    request: ResolvedRequest, accounts: Sequence[Account], ratio: float, *, serves: bool
+    request: ResolvedRequest, accounts: Sequence[Account], tokens: int, *, serves: bool
 ) -> Iterator[str]:
-    """What was given and is not kept whole beside the rest."""
+    """What was given and is not kept whole beside the rest; ``tokens`` of the smallest cache."""
     settings = accounts[0].settings
     if serves:
         yield from unkept(
             request,
             session_len=settings.session_len,
-            kv_tokens=min(account.tokens_at(ratio) for account in accounts),
+            kv_tokens=tokens,
             at_once=settings.max_batch_size * len(accounts),
         )
     yield from beyond_model(request, settings.session_len)
 
 
-def _warnings(request: ResolvedRequest, launch: EngineLaunch, engine: Engine) -> Iterator[str]:
+def _warnings(
+    request: ResolvedRequest, launch: EngineLaunch, engine: Engine, cache: int | None
+) -> Iterator[str]:
+    """What goes wrong beside memory; ``cache`` are its KV tokens, None where it does not start."""
     gpus, settings = launch.gpus, launch.settings
     tokens, room = launch.vision_load.tokens_per_request, settings.session_len
     if tokens >= room:
         yield (
             f"the largest images of a request take {tokens:,} tokens, and a session has {room:,}:"
             " LMDeploy refuses such a request"
+        )
+    elif cache is not None and tokens > cache:
+        yield (
+            f"the largest images of a request take {tokens:,} tokens, and the cache holds"
+            f" {cache:,}: such a request is not served"
         )
     for problem in known_problems(launch, engine.name, engine.version):
         if not problem.fatal:  # which is the verdict
