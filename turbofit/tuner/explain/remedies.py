@@ -129,8 +129,8 @@ def _usual_margin(request: ResolvedRequest) -> Iterator[Change]:
     if margin.bytes is None and margin.share is None:
         return
     usual = replace(margin, bytes=None, share=None)
-    most, asked = (max(map(one.of, request.visible)) for one in (usual, margin))
-    if asked <= 2 * most:
+    most, given = (max(map(one.of, request.visible)) for one in (usual, margin))
+    if given <= 2 * most:
         return
     share = f"{(margin.share or 0) * 100:.6g}%"
     written = share if margin.bytes is None else format_bytes(margin.bytes)
