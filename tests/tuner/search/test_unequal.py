@@ -11,7 +11,7 @@ import turbofit
 from tests.tuner.conftest import MODELS, with_used
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan, Settings, Workload
-from turbofit.core.units import MIB
+from turbofit.core.units import GIB, MIB
 from turbofit.machine.source import machine_from
 from turbofit.memory.engines import LMDEPLOY, engine_named
 from turbofit.model.source import resolve_model
@@ -235,3 +235,15 @@ def test_every_engine_keeps_every_promise(name: str, seed: int) -> None:
     there = sum(own.at_once for own in plan.by_group)
     assert there == pytest.approx(request.workload.concurrency, abs=0.01)
     assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_equal_cards_of_which_drivers_keep_unequal_parts_leave_their_margins() -> None:
+    machine = machine_from("4xrtx3090")
+    last = machine.gpus[3]
+    assert isinstance(last.reserved, int)
+    assert isinstance(last.free, int)
+    kept = replace(last, reserved=last.reserved + 3 * GIB, free=last.free - 3 * GIB)
+    machine = replace(machine, gpus=(*machine.gpus[:3], kept))
+    plan = turbofit.plan("internvl2-8b", on=machine, tp=2, replicas=2)
+    assert plan.fits
+    assert all(gpu.headroom >= gpu.margin for gpu in plan.gpus)

@@ -294,7 +294,7 @@ class Sizer:
         """Of equal cards two tell all."""
         first, rest = gpus[0], gpus[1:]
         unequal = len({(gpu.name, gpu.total) for gpu in gpus}) > 1
-        fullest = max((known(gpu.used, 0) for gpu in rest), default=0)
+        fullest = max((known(gpu.reserved, 0) + known(gpu.used, 0) for gpu in rest), default=0)
         bandwidth = nvlink_bandwidth(self.request.machine, gpus)
         link = self.memo.link(self.request, gpus)
         speed = reduce_class(self.request.machine, gpus)
