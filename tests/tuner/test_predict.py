@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 import turbofit
 from turbofit.core.errors import UsageError
@@ -92,3 +93,13 @@ def test_a_cache_that_holds_no_image_serves_none():
     whole = turbofit.predict("internvl2-8b", num_gpu_blocks=120, **settings)
     assert whole.fits
     assert not any("largest images" in text for text in whole.warnings)
+
+
+def test_no_engine_is_split_over_mig_instances():
+    whole = machine_from("2xa100-80g")
+    cut = replace(whole, gpus=tuple(replace(gpu, mig=True) for gpu in whole.gpus))
+    for told in (turbofit.plan, turbofit.predict):
+        with pytest.raises(UsageError, match="MIG instances"):
+            told("internvl2-2b", on=cut, tp=2)
+    assert turbofit.predict("internvl2-2b", on=cut, replicas=2).fits
+    assert turbofit.predict("internvl2-2b", on=whole, tp=2).fits

@@ -166,7 +166,13 @@ def _groups(request: ResolvedRequest, tp: int, engine: Engine) -> tuple[tuple[in
             f"--tp {tp} x {replicas} replicas needs {tp * replicas} GPUs; {len(visible)} visible",
             hint="lower --tp, or name more GPUs",
         )
-    return tuple(visible[k * tp : (k + 1) * tp] for k in range(replicas))
+    groups = tuple(visible[k * tp : (k + 1) * tp] for k in range(replicas))
+    if tp > 1 and any(request.machine.gpu(index).mig for group in groups for index in group):
+        raise UsageError(
+            f"--tp {tp} would split over MIG instances, which have no peers",
+            hint="leave --tp out, or name whole GPUs with --gpus",
+        )
+    return groups
 
 
 def _check_free(
