@@ -164,11 +164,7 @@ class Term(Struct):
     note: Annotated[str, doc("More for people.")] = ""
     worst: Annotated[bool, doc("Marks the transient that decides the peak.")] = False
     rehearsed: Annotated[
-        int | None,
-        doc(
-            "What the engine allocated for it on pretend GPUs; null where a rehearsal "
-            "does not tell."
-        ),
+        int | None, doc("What the engine allocated for it on pretend GPUs; null where unknown.")
     ] = None
 
 
@@ -361,8 +357,7 @@ class Plan(Struct):
     gpus: Annotated[tuple[GpuLedger, ...], doc("A ledger for each GPU that the plan uses.")]
     host: Annotated[HostMemory, doc("Host memory of all engines together.")]
     throughput: Annotated[
-        Throughput | None,
-        doc("A forecast that ranks shapes; null where there is none."),
+        Throughput | None, doc("A forecast that ranks shapes; null where there is none.")
     ] = None
     considered: Annotated[
         tuple[Candidate, ...], doc("All that was weighed; empty in a prediction.")
@@ -397,6 +392,10 @@ class Plan(Struct):
     footprint: Annotated[
         Footprint | UnsetType,
         doc("What is left for others; there only where the least footprint was asked for."),
+    ] = UNSET
+    options: Annotated[
+        dict[str, object] | UnsetType,
+        doc("The options that it was planned with, by name, but for the model and the machine."),
     ] = UNSET
 
     def of_group(self, number: int) -> Plan:

@@ -247,6 +247,19 @@ class PlanRequest(Validated):
             name: value for name, value in values if value is not None and name not in DRAFT_OPTIONS
         }
 
+    @property
+    def options(self) -> dict[str, object]:
+        """The options that were given, as JSON has them, but for the model and the machine."""
+        fields = PlanRequest.model_fields
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in self.given().items()
+            if name in fields and name not in _OF_A_PLACE
+        }
+
+
+#: What a plan says elsewhere: its model, its machine and the GPUs of it.
+_OF_A_PLACE: Final = frozenset({"model", "on", "gpus"})
 
 #: Under which headings the fields stand, in help pages and profiles; `ENGINE_OPTIONS` follow.
 GROUPS: Final = {

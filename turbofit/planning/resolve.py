@@ -38,6 +38,7 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         margin=request.margins,
         budget=request.budget,
         least=request.least,
+        options=request.options,
     )
     _check(resolved)
     _check_together(request, resolved)

@@ -65,7 +65,8 @@ class ResolvedRequest(Struct):
     ``replicas`` are None where the search chooses. ``budget`` caps peak plus margin of this
     turbofit on each GPU, in bytes. ``least``: the smallest footprint that keeps the promise is the
     best. ``groups`` is the only grouping looked at, where it is known; ``ratio_caps`` are the
-    largest ratios that rehearsals left, by a GPU's index.
+    largest ratios that rehearsals left, by a GPU's index. ``options`` are what plans say of
+    all this, as the person gave it.
     """
 
     model: Model
@@ -81,6 +82,7 @@ class ResolvedRequest(Struct):
     least: bool = False
     groups: tuple[tuple[int, ...], ...] | None = None
     ratio_caps: dict[int, float] = msgspec.field(default_factory=dict)
+    options: dict[str, object] = msgspec.field(default_factory=dict)
 
     @property
     def visible(self) -> tuple[Gpu, ...]:

@@ -7,10 +7,12 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
 import yaml
+from msgspec import UNSET
 from msgspec.structs import replace
 
 import turbofit.api
@@ -115,11 +117,68 @@ def test_a_copy_of_transformers_over_two_cards() -> None:
     assert again(service_of(plan, port=1, host="127.0.0.1"))["--tp"] == "2"
 
 
-def test_margins_of_their_own_are_not_one_option() -> None:
+def test_a_budget_stays_one_whatever_else_is_on_the_cards_at_the_next_start() -> None:
     plan = turbofit.api.plan("internvl2-2b", on="rtx3090+l40s", budget="20GiB")
-    assert plan.fits
-    with pytest.raises(UsageError, match="margins of their own"):
+    asked = again(service_of(plan, port=1, host="127.0.0.1"))
+    assert asked["--budget"] == str(20 << 30)
+    assert "--margin" not in asked
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"max_batch_size": 4}, "--max-batch-size 4"),
+        ({"dtype": "float16"}, "--dtype float16"),
+        ({"cache_max_entry_count": 0.5}, "--cache-max-entry-count 0.5"),
+        ({"max_prefill_token_num": 4096}, "--max-prefill-token-num 4096"),
+        ({"session_len": 4096}, "--session-len 4096"),
+        ({"async_": 0}, "--async 0"),
+        ({"margin": "2%"}, "--margin 2%"),
+        ({"context": 4096}, "--context 4096"),
+        ({"budget": "20GiB", "context": 4096}, f"--context 4096 --budget {20 << 30}"),
+        ({"no_tuned": True}, "--no-tuned"),
+        ({"image_size": (640, 480)}, "--image-size 640x480"),
+        (
+            {"engine": "pytorch", "eager_mode": False, "cudagraph_capture_batch_sizes": [1, 2]},
+            "--no-eager-mode --cudagraph-capture-batch-sizes 1 2",
+        ),
+        ({"engine": "pytorch", "num_gpu_blocks": 500}, "--num-gpu-blocks 500"),
+    ],
+)
+def test_what_was_set_is_set_at_the_next_start(given: dict[str, Any], words: str) -> None:
+    plan = turbofit.api.plan("internvl2-8b", on="1xl40s", **given)
+    saved = Plan.from_json(plan.to_json())
+    assert saved == plan
+    argv = service_of(saved, port=1, host="127.0.0.1").argv
+    assert f" {words} " in " ".join(argv)
+
+
+def test_what_a_prediction_has_is_what_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    made = turbofit.api.predict("internvl2-2b", on="1xrtx3090", context=4096)
+    words = service_of(made, port=1, host="127.0.0.1").argv[2:]
+    options = words[1 : words.index("--host")]
+    assert main(["plan", words[0], *options, "--on", "1xrtx3090", "--json"]) == 0
+    assert Plan.from_json(capsys.readouterr().out).settings == made.settings
+
+
+def test_a_plan_that_does_not_say_what_was_asked_is_refused() -> None:
+    plan = replace(plan_of("two copies"), options=UNSET)
+    with pytest.raises(UsageError, match="with which options"):
         service_of(plan, port=1, host="127.0.0.1")
+
+
+def test_a_checkpoint_of_the_hubs_cache_is_asked_for_by_its_name() -> None:
+    plan = plan_of("two copies")
+    found = "/data/a b/hub/models--OpenGVLab--InternVL2-8B/snapshots/0123abc"
+    source = replace(plan.model.source, kind="hub_cache", checkpoint=found)
+    service = service_of(
+        replace(plan, model=replace(plan.model, source=source)), port=1, host="127.0.0.1"
+    )
+    assert service.argv[2] == "OpenGVLab/InternVL2-8B"
+    assert service.folders == ()  # its files are links that lead out of it
+    assert 'Environment="HF_HUB_CACHE=/data/a b/hub"' in systemd_unit(
+        service, executable="/usr/bin/turbofit"
+    )
 
 
 def test_a_context_lowered_to_the_cache_is_left_to_the_next_start() -> None:
@@ -172,7 +231,18 @@ def test_systemd_keeps_its_own_signs() -> None:
         for line in systemd_unit(odd, executable="/usr/bin/turbofit").splitlines()
         if line.startswith("ExecStart")
     )
-    assert line == "ExecStart=/usr/bin/turbofit serve '/m/a b%%c$$d'"
+    assert line == 'ExecStart=/usr/bin/turbofit serve "/m/a b%%c$$d"'
+
+
+def test_no_name_of_a_folder_breaks_a_units_lines() -> None:
+    odd = replace(
+        service_of(plan_of("two copies"), port=1, host="h"),
+        argv=("turbofit", "serve", "/m/a\\x41\n[Service]\nExecStartPre=/bin/false\\"),
+    )
+    text = systemd_unit(odd, executable="/usr/bin/turbofit")
+    assert r'serve "/m/a\\x41\x0a[Service]\x0aExecStartPre=/bin/false\\"' in text
+    assert text.count("\n[Service]\n") == 1
+    assert not [line for line in text.splitlines() if line.endswith("\\")]
 
 
 @pytest.mark.skipif(not shutil.which("docker-compose"), reason="docker-compose is not installed")
@@ -249,7 +319,8 @@ def test_a_folder_is_mounted_where_it_lies() -> None:
     plan = replace(plan, model=replace(plan.model, source=source))
     service = service_of(plan, port=23333, host="0.0.0.0")
     body = yaml.safe_load(compose_file(service, image="i"))["services"][service.name]
-    assert "/models/own:/models/own:ro" in body["volumes"]
+    own = {"type": "bind", "source": "/models/own", "target": "/models/own", "read_only": True}
+    assert own in body["volumes"]
     deployment, _ = yaml.safe_load_all(k8s_objects(service, image="i"))
     volumes = deployment["spec"]["template"]["spec"]["volumes"]
     assert {"path": "/models/own", "type": "Directory"} in [v.get("hostPath") for v in volumes]
@@ -281,6 +352,58 @@ class TestCommand:
     def test_a_containers_network_is_its_own(self, saved: str, capsys) -> None:
         assert main(["export", "compose", saved, "--host", "127.0.0.1"]) == 2
         assert "hint:" in capsys.readouterr().err
+
+    PROFILE = """
+        model: internvl2-8b
+        machine: {on: 1xrtx4090}
+        settings: {max-batch-size: 4}
+        serve: {drain: 300.5, liveness: 30, no_check: true, name: of-a-cluster}
+        sleep: {idle: 10m}
+        gateway:
+          host: 192.168.0.7
+          port: 8123
+          api_key: env:NOBODY_HAS_IT
+          allow_origins: ["https://a.example", "https://b.example"]
+          ssl_certfile: tls/cert.pem
+          ssl_keyfile: tls/key.pem
+    """
+
+    @pytest.fixture
+    def profile(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.chdir(tmp_path)
+        path = tmp_path / "a.yaml"
+        path.write_text(dedent(self.PROFILE))
+        return path
+
+    def test_all_of_a_profile_is_served(self, profile: Path, capsys) -> None:
+        assert main(["export", "systemd", "-f", str(profile)]) == 0
+        out, err = capsys.readouterr()
+        assert "keys are not written" in err
+        (line,) = (one for one in out.splitlines() if one.startswith("ExecStart="))
+        for words in (
+            "--max-batch-size 4", "--drain 300.5", "--liveness 30.0", "--no-check", "--idle 600.0",
+            "--host 192.168.0.7 --port 8123", "--allow-origins https://a.example https://b.example",
+            f"--ssl-certfile {profile.parent}/tls/cert.pem",
+        ):  # fmt: skip
+            assert f" {words}" in line
+        assert "of-a-cluster" not in out
+        assert "TimeoutStopSec=331" in out  # the drain, and what comes after it
+        # Not without keys, as the profile has it.
+        assert "\nEnvironmentFile=/etc/turbofit/turbofit-internvl2-8b.env" in out
+
+    def test_a_container_sees_no_file_of_this_machine(self, profile: Path, capsys) -> None:
+        assert main(["export", "compose", "-f", str(profile)]) == 2
+        assert "ssl_certfile of the profile names a file" in capsys.readouterr().err
+        text = "".join(x for x in profile.read_text().splitlines(True) if "ssl_" not in x)
+        profile.write_text(text)
+        assert main(["export", "compose", "-f", str(profile)]) == 0
+        assert "stop_grace_period: 331s" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("line", ["cluster: ray", "dry_run: true"])
+    def test_what_no_service_has_is_refused(self, line: str, profile: Path, capsys) -> None:
+        profile.write_text(f"model: internvl2-8b\nmachine: {{on: 1xrtx4090}}\nserve: {{{line}}}\n")
+        assert main(["export", "systemd", "-f", str(profile)]) == 2
+        assert f"{line.partition(':')[0]} of the profile" in capsys.readouterr().err
 
 
 def test_what_drafts_is_asked_for_again() -> None:

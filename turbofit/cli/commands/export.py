@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
 import click
+from click.core import ParameterSource
 
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import PORT
@@ -13,12 +15,19 @@ from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import DEFAULT_PORT
 
 if TYPE_CHECKING:
+    from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
+    from turbofit.launch.export.service import ServiceOptions
 
 __all__ = ["export"]
 
 _IMAGE: Final = "turbofit:latest"
 _EVERYWHERE: Final = "0.0.0.0"
+#: Options of `serve` that no service of one machine has, and those that only a cluster's has.
+_NOT_FOR_SERVICES: Final = frozenset({"cluster", "dry_run"})
+_CLUSTER: Final = ("name", "gateways")
+#: What an access log may be instead of a file.
+_NO_FILES: Final = ("-", "none")
 
 
 @command(
@@ -71,13 +80,20 @@ def export(
     from turbofit.launch.export.service import service_of
     from turbofit.launch.export.systemd import systemd_unit
 
-    if kind != "systemd" and host not in (None, _EVERYWHERE):
+    ctx, of_systemd = click.get_current_context(), kind == "systemd"
+    if ctx.get_parameter_source("name") is ParameterSource.DEFAULT_MAP:
+        name = None  # what a profile calls it on a cluster
+    if not of_systemd and ctx.get_parameter_source("host") is ParameterSource.DEFAULT_MAP:
+        host = None  # that of the machine which the profile is for
+    if not of_systemd and host not in (None, _EVERYWHERE):
         raise UsageError(
             f"--host {host} is not for {kind}: the container's network is its own",
             hint="leave --host out; publish the port where you want it",
         )
-    host = host or ("127.0.0.1" if kind == "systemd" else _EVERYWHERE)
-    service = service_of(_plan(plan), port=port, host=host, name=name)
+    host = host or ("127.0.0.1" if of_systemd else _EVERYWHERE)
+    given = _given(plan, ctx)
+    serving = _service_options(dict(ctx.default_map or {}), in_container=not of_systemd)
+    service = service_of(given, port=port, host=host, name=name, serving=serving)
     if as_json:
         answer(to_json(service))
     elif kind == "systemd":
@@ -89,7 +105,7 @@ def export(
     return 0
 
 
-def _plan(file: str | None) -> Plan:
+def _given(file: str | None, ctx: click.Context) -> Plan:
     """What `plan --json` wrote, or what a profile asks for.
 
     Raises:
@@ -100,12 +116,56 @@ def _plan(file: str | None) -> Plan:
     from turbofit.planning.request import PlanRequest
     from turbofit.report.stored_documents import read_plan
 
-    ctx = click.get_current_context()
     if (file is None) == (profile_of(ctx) is None):
         raise UsageError("export needs a plan or a profile", hint="give PLAN, or -f FILE")
     if file is not None:
         return read_plan(file)
     return api.plan(filled(PlanRequest, dict(ctx.default_map or {})))
+
+
+def _service_options(profile: Options, *, in_container: bool) -> ServiceOptions:
+    """What a profile says of serving.
+
+    Raises:
+        UsageError: something of it is not for a service, or names a file that a container lacks.
+    """
+    from turbofit.cli.options.fields import filled
+    from turbofit.cli.options.gateway_options import GatewayOptions
+    from turbofit.cli.options.launch_options import ServeOptions
+    from turbofit.cli.options.models_options import ModelsOptions
+    from turbofit.cli.terminal.output import say
+    from turbofit.launch.export.service import ServiceOptions
+
+    needs_keys = "api_key" in profile
+    if needs_keys:
+        say("warning: keys are not written: the service takes them from TURBOFIT_API_KEYS")
+    serve = filled(ServeOptions, profile)
+    public = filled(GatewayOptions, {**profile, "api_key": None})
+    refused = dict.fromkeys(_NOT_FOR_SERVICES, "a service of one machine")
+    if in_container:
+        refused["no_gateway"] = "a container, where its engines would listen on loopback alone"
+    for name in serve.given().keys() & refused.keys():
+        raise UsageError(
+            f"{name} of the profile is not for {refused[name]}", hint=f"leave {name} out of it"
+        )
+    files = {
+        name: os.path.abspath(value)
+        for name in ("ssl_certfile", "ssl_keyfile", "access_log", "record_trace")
+        if (value := getattr(public, name)) not in (None, *_NO_FILES)
+    }
+    for name in files if in_container else ():
+        raise UsageError(
+            f"{name} of the profile names a file of this machine, which a container does not see",
+            hint=f"leave {name} out of it; TLS can end in front of the container",
+        )
+    words = [
+        *serve.option_arguments(_CLUSTER),
+        *public.changed(**files).option_arguments(("host", "port")),
+        *filled(ModelsOptions, profile).option_arguments(),
+    ]
+    if serve.pretend and profile.get("on"):
+        words += ["--on", profile["on"]]
+    return ServiceOptions(words=tuple(words), drain=serve.timing().drain, needs_keys=needs_keys)
 
 
 def _here() -> str:

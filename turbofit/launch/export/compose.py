@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.launch.export.containers import HEALTHY, HUB, STATE, dump, header, mounted
+from turbofit.launch.export.containers import HEALTHY, HUB, STATE, dump, header
 
 if TYPE_CHECKING:
     from turbofit.launch.export.service import Service
@@ -27,10 +27,9 @@ def compose_file(service: Service, *, image: str) -> str:
     else:
         devices["count"] = service.gpus
     reservations = {"memory": f"{-(-service.memory >> 20)}M", "devices": [devices]}
-    folder = mounted(service)
     body: dict[str, Any] = {
         "image": image,
-        "entrypoint": [word.replace("$", "$$") for word in service.argv],
+        "entrypoint": list(map(_plain, service.argv)),
         "environment": {
             "PYTHONUNBUFFERED": "1",
             "TURBOFIT_API_KEYS": "${TURBOFIT_API_KEYS:?a key that clients must send}",
@@ -38,7 +37,7 @@ def compose_file(service: Service, *, image: str) -> str:
             "XDG_STATE_HOME": STATE,
         },
         "ports": [f"127.0.0.1:{service.port}:{service.port}"],
-        "volumes": [f"hub:{HUB}", f"state:{STATE}", *([f"{folder}:{folder}:ro"] if folder else [])],
+        "volumes": [f"hub:{HUB}", f"state:{STATE}", *map(_mount, service.folders)],
         "deploy": {"resources": {"reservations": reservations}},
         "ulimits": {"memlock": -1},
         "healthcheck": {
@@ -56,3 +55,14 @@ def compose_file(service: Service, *, image: str) -> str:
     document = {"services": {service.name: body}, "volumes": {"hub": {}, "state": {}}}
     told = header(service, "compose", "TURBOFIT_API_KEYS=KEY docker compose up -d")
     return told + dump(document)
+
+
+def _mount(folder: str) -> dict[str, Any]:
+    """The long form: in the short one a colon parts a volume's places."""
+    place = _plain(folder)
+    return {"type": "bind", "source": place, "target": place, "read_only": True}
+
+
+def _plain(word: str) -> str:
+    """A word without variables: $ is Compose's own."""
+    return word.replace("$", "$$")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 import yaml
@@ -12,7 +11,7 @@ from turbofit.core.messages import plural
 if TYPE_CHECKING:
     from turbofit.launch.export.service import Service
 
-__all__ = ["HEALTHY", "HUB", "STATE", "dump", "header", "mounted"]
+__all__ = ["HEALTHY", "HUB", "STATE", "dump", "header"]
 
 #: Where the hub's cache and turbofit's state lie in the container, whoever its user is.
 HUB: Final = "/var/cache/huggingface"
@@ -47,9 +46,3 @@ class _Plain(yaml.SafeDumper):
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
         return True
-
-
-def mounted(service: Service) -> str | None:
-    """The checkpoint's folder where the model is one; None where a hub has it."""
-    model = PurePosixPath(service.argv[2])
-    return str(model) if model.is_absolute() else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.launch.export.containers import HUB, STATE, dump, header, mounted
+from turbofit.launch.export.containers import HUB, STATE, dump, header
 
 if TYPE_CHECKING:
     from turbofit.launch.export.service import Service
@@ -56,7 +56,6 @@ def k8s_objects(service: Service, *, image: str, claim: str | None = None) -> st
 
 def _pod(service: Service, image: str, claim: str | None) -> dict[str, Any]:
     """The pod: one container, its volumes, and as long to end as a drain takes."""
-    folder = mounted(service)
     mounts = [{"name": "hub", "mountPath": HUB}, {"name": "state", "mountPath": STATE}]
     hub: dict[str, Any] = {"emptyDir": {}}
     if claim:
@@ -66,9 +65,9 @@ def _pod(service: Service, image: str, claim: str | None) -> dict[str, Any]:
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})
         shm = {"medium": "Memory", "sizeLimit": f"{-(-service.shm >> 20)}Mi"}
         volumes.append({"name": "shm", "emptyDir": shm})
-    if folder:
-        mounts.append({"name": "model", "mountPath": folder})
-        volumes.append({"name": "model", "hostPath": {"path": folder, "type": "Directory"}})
+    for name, folder in zip(("model", "draft"), service.folders, strict=False):
+        mounts.append({"name": name, "mountPath": folder})
+        volumes.append({"name": name, "hostPath": {"path": folder, "type": "Directory"}})
     return {
         "terminationGracePeriodSeconds": service.stop,
         "containers": [{**_container(service, image), "volumeMounts": mounts}],
@@ -83,7 +82,8 @@ def _container(service: Service, image: str) -> dict[str, Any]:
     return {
         "name": "turbofit",
         "image": image,
-        "command": list(service.argv),
+        # $(NAME) would be a variable's value.
+        "command": [word.replace("$(", "$$(") for word in service.argv],
         "env": [
             {"name": "PYTHONUNBUFFERED", "value": "1"},
             {"name": "HF_HOME", "value": HUB},

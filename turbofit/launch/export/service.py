@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
-from typing import TYPE_CHECKING, Final
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET
 
 from turbofit.core.errors import DoesNotFitError, UsageError
-from turbofit.core.plan import Workload
-from turbofit.core.struct import Struct, known
+from turbofit.core.plan import CONFIG_NAMES
+from turbofit.core.struct import Struct, known, to_builtins
 from turbofit.launch.engine.supervised_engine import Timing
-from turbofit.tuner.resolved_request import Margin
+from turbofit.planning.request import PlanRequest
+from turbofit.planning.tuned import pinned
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from turbofit.core.plan import Plan
 
-__all__ = ["Service", "service_of"]
+__all__ = ["Service", "ServiceOptions", "service_of"]
 
 #: Seconds after the drain in which engines end and their memory comes back.
 _AFTER_DRAIN: Final = 30
@@ -31,12 +37,27 @@ _SPARE: Final = 1.25
 _NAME: Final = re.compile(r"[^a-z0-9]+")
 
 
+class ServiceOptions(Struct):
+    """How a plan is served.
+
+    ``words`` are those of ``turbofit serve`` that are no part of a plan; ``drain``: seconds that
+    open requests have at the end; ``needs_keys``: it must not start without keys of its clients.
+    """
+
+    words: tuple[str, ...] = ()
+    drain: float = Timing().drain
+    needs_keys: bool = False
+
+
 class Service(Struct):
     """A plan as something that is started again and again.
 
     ``memory`` is host memory in bytes that the engines will take; ``shm`` what ``/dev/shm`` must
     hold, 0 where nothing needs it. ``uuids`` are empty where the plan was made for a preset.
-    ``start``: seconds until it must answer; ``stop``: seconds from SIGTERM until it has ended.
+    ``hub_cache`` is where the hub's cache with the checkpoint was found, ``folders`` what the
+    command names of the machine. ``needs_keys``: it must not start without keys of its clients.
+    ``start``: seconds until it must answer; ``stop``: seconds from
+    SIGTERM until it has ended.
     """
 
     name: str
@@ -47,25 +68,37 @@ class Service(Struct):
     memory: int
     shm: int
     port: int
+    needs_keys: bool = False
+    hub_cache: str | None = None
+    folders: tuple[str, ...] = ()
     start: int = int(Timing().start)
     stop: int = int(Timing().drain) + _AFTER_DRAIN
 
 
-def service_of(plan: Plan, *, port: int, host: str, name: str | None = None) -> Service:
+def service_of(
+    plan: Plan,
+    *,
+    port: int,
+    host: str,
+    name: str | None = None,
+    serving: ServiceOptions | None = None,
+) -> Service:
     """What to run for a plan.
 
-    The command measures and plans again at every start, with the plan's shape and promises: what
-    else holds memory may have changed, and GPUs may be others of the same kind.
+    The command measures and plans again at every start, with the plan's shape and with what it was
+    asked for: what else holds memory may have changed, and GPUs may be others of the same kind.
+
+    Args:
+        plan: what was planned.
+        port: the gateway's.
+        host: where it listens.
+        name: the service's; None makes one of the model's.
+        serving: how it serves, where that is not as usual.
 
     Raises:
         DoesNotFitError: the plan would not serve.
-        UsageError: the name has no letter or digit.
+        UsageError: the name has no letter or digit, or the plan does not say what it was asked for.
     """
-    if len({gpu.margin for gpu in plan.gpus}) > 1 and _has_special_margin(plan):
-        raise UsageError(
-            "this plan's GPUs have margins of their own, from --budget or a share of each card",
-            hint="plan with one --margin in bytes, then export",
-        )
     if not plan.fits:
         raise DoesNotFitError(
             f"this plan does not serve: {plan.verdict}",
@@ -78,55 +111,86 @@ def service_of(plan: Plan, *, port: int, host: str, name: str | None = None) -> 
     indices = [index for group in groups for index in group]
     cards = [plan.machine.gpu(index) for index in indices]
     measured = plan.machine.source != "preset"
+    request, cache = _request(plan), _hub_cache(plan)
+    serving = serving or ServiceOptions()
+    words = (*request.option_arguments(("model",)), *serving.words)
     return Service(
         name=label.strip("-"),
-        argv=("turbofit", "serve", *_serve_arguments(plan), "--host", host, "--port", str(port)),
+        argv=("turbofit", "serve", str(request.model), *words, "--host", host, "--port", str(port)),
         gpus=len(indices),
         uuids=tuple(gpu.uuid for gpu in cards) if measured else (),
-        card=", ".join(dict.fromkeys(gpu.name for gpu in cards)),
+        card=", ".join(dict.fromkeys(" ".join(gpu.name.split()) for gpu in cards)),
         memory=plan.host.pinned + plan.host.pageable,
         shm=_shm(plan),
         port=port,
+        needs_keys=serving.needs_keys,
+        hub_cache=None if cache is None else str(cache),
+        folders=tuple(_folders(request)),
+        stop=math.ceil(serving.drain) + _AFTER_DRAIN,
     )
 
 
-def _serve_arguments(plan: Plan) -> list[str]:
-    """The model, the shape and the promises, as options; what is the default is left out."""
-    work, settings, default = plan.workload, plan.settings, Workload()
-    rule, limit = plan.model.image_rule, plan.limits.image_limit
-    argv = [plan.model.source.checkpoint or plan.model.hub_id or plan.model.name]
-    if plan.model.revision:
-        argv += ["--revision", plan.model.revision]
-    argv += ["--engine", plan.engine.name]
+def _request(plan: Plan) -> PlanRequest:
+    """What the next start is asked for: what this plan was, and its engine, shape and promises.
+
+    Raises:
+        UsageError: the plan does not say what it was asked for.
+    """
+    if plan.options is UNSET:
+        raise UsageError(
+            "this plan does not say with which options it was made",
+            hint="plan again with this version of turbofit, then export",
+        )
+    options = {**plan.options, **(_predicted(plan) if _is_prediction(plan) else {})}
+    model, draft = plan.model, options.get("speculative_draft_model")
+    found = model.source.checkpoint
+    if found is None or _hub_cache(plan) is not None:
+        found = model.hub_id or model.name
+    if isinstance(draft, str) and os.path.isdir(draft):
+        options["speculative_draft_model"] = os.path.abspath(draft)
+    request = pinned(PlanRequest.of(model=found, **options), plan)
+    more: dict[str, Any] = {"engine": plan.engine.name, "revision": model.revision}
     if not plan.by_group:  # unequal cards: no --tp and --replicas says which go together
         # Transformers' settings have no tp: there it is the GPUs of one copy.
-        tp = max(settings.tp, *map(len, plan.parallel.groups))
-        argv += ["--tp", str(tp), "--replicas", str(plan.parallel.replicas)]
-    if work.image_size is not None:
-        argv += ["--image-size", "x".join(map(str, work.image_size))]
-    for option, value, usual in (
-        ("--images", work.images, default.images),
-        ("--context", _promised_context(plan), None),
-        ("--concurrency", work.concurrency, default.concurrency),
-        ("--goal", work.goal, default.goal),
-        *([(rule.limit_option, limit, rule.checkpoint_limit)] if rule and limit else []),
-        ("--quant-policy", settings.quant_policy, 0),
-    ):
-        if value != usual:
-            argv += [option, str(value)]
-    if plan.footprint is not UNSET:
-        argv.append("--least")
-    if work.queue_images is not None:
-        argv.append("--queue-images" if work.queue_images else "--no-queue-images")
-    if settings.draft is not None:
-        argv += settings.draft.options
-    if settings.enable_prefix_caching:
-        argv.append("--enable-prefix-caching")
-    if settings.language_model_only:
-        argv.append("--language-model-only")
-    if _has_special_margin(plan):
-        argv += ["--margin", str(max(gpu.margin for gpu in plan.gpus))]
-    return argv
+        more["tp"] = max(plan.settings.tp, *map(len, plan.parallel.groups))
+        more["replicas"] = plan.parallel.replicas
+    if not options.keys() & {"context", "session_len"}:
+        more["context"] = _promised_context(plan)
+    rule, limit = model.image_rule, plan.limits.image_limit
+    # A prediction's limit is what clients can do where nobody limits them.
+    if rule and limit and limit != rule.checkpoint_limit and not _is_prediction(plan):
+        more[rule.limit_name] = limit
+    return request.changed(**more)
+
+
+def _is_prediction(plan: Plan) -> bool:
+    """Whether its settings were given or LMDeploy's defaults, and no search chose any."""
+    return plan.engine.of_lmdeploy and not plan.considered
+
+
+def _predicted(plan: Plan) -> dict[str, object]:
+    """All settings of a prediction, so that the next start does not choose others."""
+    settings = to_builtins(plan.settings)
+    names = [
+        name for name, _ in CONFIG_NAMES[plan.engine.name] if name not in ("tp", "model_format")
+    ]
+    return {"context": None, **{name: settings[name] for name in names if settings[name]}}
+
+
+def _hub_cache(plan: Plan) -> PurePath | None:
+    """The hub's cache where the checkpoint is a snapshot in it: links, useless without the rest."""
+    source = plan.model.source
+    if source.kind != "hub_cache" or source.checkpoint is None:
+        return None
+    snapshot = PurePath(source.checkpoint)
+    return snapshot.parents[2] if snapshot.parent.name == "snapshots" else None
+
+
+def _folders(request: PlanRequest) -> Iterator[str]:
+    """What the command names of this machine's files."""
+    for name in (request.model, request.speculative_draft_model):
+        if isinstance(name, str) and os.path.isabs(name):
+            yield name
 
 
 def _promised_context(plan: Plan) -> int | None:
@@ -141,12 +205,6 @@ def _promised_context(plan: Plan) -> int | None:
     if context == plan.model.text.max_position_embeddings:
         return None
     return context if context * _SPARE <= plan.kv.tokens else None
-
-
-def _has_special_margin(plan: Plan) -> bool:
-    """Whether the margin is another than the default."""
-    usual = Margin()
-    return any(gpu.margin != usual.of(plan.machine.gpu(gpu.index)) for gpu in plan.gpus)
 
 
 def _shm(plan: Plan) -> int:

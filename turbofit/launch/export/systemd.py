@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import re
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import DoesNotFitError, PackageError, UsageError
@@ -16,6 +16,10 @@ __all__ = ["systemd_unit"]
 #: What another start would not mend.
 _FINAL: Final = (UsageError, DoesNotFitError, PackageError)
 _BACKOFF: Final = 10
+
+#: A word without quotes, and what a backslash stands before within them.
+_PLAIN: Final = re.compile(r"[\w@%+=:,./$-]+", re.ASCII)
+_ESCAPED: Final = {"\\": "\\\\", '"': '\\"'}
 
 _UNIT: Final = """\
 # Written by `turbofit export systemd`. Save it as /etc/systemd/system/{name}.service, then:
@@ -33,7 +37,7 @@ StartLimitIntervalSec=0
 Type=exec
 ExecStart={command}
 Environment=PYTHONUNBUFFERED=1 CUDA_DEVICE_ORDER=PCI_BUS_ID XDG_STATE_HOME=/var/lib/{name}
-{visible}EnvironmentFile=-/etc/turbofit/{name}.env
+{more}EnvironmentFile={may_lack}/etc/turbofit/{name}.env
 StateDirectory={name}
 Restart=on-failure
 RestartSec={backoff}
@@ -59,22 +63,33 @@ def systemd_unit(service: Service, *, executable: str) -> str:
         service: what to run.
         executable: the absolute path of ``turbofit`` on that machine.
     """
-    visible = ""
+    argv, more = (executable, *service.argv[1:]), {}
     if service.uuids:
-        visible = f"Environment=CUDA_VISIBLE_DEVICES={','.join(service.uuids)}\n"
+        more["CUDA_VISIBLE_DEVICES"] = ",".join(service.uuids)
+    if service.hub_cache:
+        more["HF_HUB_CACHE"] = service.hub_cache
     return _UNIT.format(
         name=service.name,
         gpus=f"{service.gpus} {plural(service.gpus, 'GPU')}",
         card=service.card,
-        model=service.argv[2].replace("%", "%%"),
-        command=_command((executable, *service.argv[1:])),
-        visible=visible,
+        model=" ".join(service.argv[2].split()).rstrip("\\").replace("%", "%%"),
+        command=" ".join(_word(word).replace("$", "$$") for word in argv),
+        more="".join(f"Environment={_word(f'{name}={value}')}\n" for name, value in more.items()),
+        may_lack="" if service.needs_keys else "-",
         backoff=_BACKOFF,
         final=" ".join(str(error.exit_code) for error in _FINAL),
         stop=service.stop,
     )
 
 
-def _command(argv: tuple[str, ...]) -> str:
-    """As ExecStart reads it: % and $ are systemd's own."""
-    return " ".join(shlex.quote(word).replace("%", "%%").replace("$", "$$") for word in argv)
+def _word(text: str) -> str:
+    """One word as systemd reads it: a quote opens at a word's beginning and closes at its end."""
+    text = text.replace("%", "%%")
+    if _PLAIN.fullmatch(text):
+        return text
+    signs = (_ESCAPED.get(sign) or (sign if sign.isprintable() else _code(sign)) for sign in text)
+    return f'"{"".join(signs)}"'
+
+
+def _code(sign: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in sign.encode("utf-8", "surrogateescape"))

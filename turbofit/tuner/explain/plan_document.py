@@ -147,6 +147,7 @@ def document(
             for account, kv, at_once in zip(accounts, each, parts.at_once, strict=False)
         ),
         device_map=parts.device_map,
+        options=resolved.options,
     )
 
 
