@@ -47,7 +47,20 @@ def test_the_network_needs_a_key_or_a_word(
 
 def test_without_a_gateway_there_is_none(config: list[Any]) -> None:
     assert main([*WORDS, "--no-gateway", "--", "--api-keys", "k"]) == 0
-    assert config == [None]
+    assert main([*WORDS, "--no-gateway", "--host", "127.0.0.1", "--port", "8080"]) == 0
+    assert config == [None, None]
+
+
+@pytest.mark.parametrize(
+    "option", ["--api-key k", "--host 0.0.0.0", "--ssl-certfile a", "--allow-origins https://a.b"]
+)
+def test_what_only_the_gateway_does_needs_it(
+    option: str, config: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A key above all: nobody would be asked for it."""
+    assert main([*WORDS, "--no-gateway", *option.split()]) == 2
+    assert f"{option.split(maxsplit=1)[0]} is for the gateway" in capsys.readouterr().err
+    assert config == []
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,16 @@ def test_a_plan_that_does_not_say_what_was_asked_is_refused() -> None:
         service_of(plan, port=1, host="127.0.0.1")
 
 
+def test_no_option_of_a_file_names_another_model_or_machine() -> None:
+    plan = plan_of("two copies")
+    plan = replace(plan, options={"model": "x", "on": "1xl4", "gpus": "0"})
+    argv = service_of(plan, port=1, host="127.0.0.1").argv
+    assert argv[2] == "OpenGVLab/InternVL2-8B"
+    assert not {"--on", "--gpus"} & {*argv}
+    with pytest.raises(UsageError, match="bogus"):
+        service_of(replace(plan, options={"bogus": 1}), port=1, host="127.0.0.1")
+
+
 def test_a_checkpoint_of_the_hubs_cache_is_asked_for_by_its_name() -> None:
     plan = plan_of("two copies")
     found = "/data/a b/hub/models--OpenGVLab--InternVL2-8B/snapshots/0123abc"
@@ -197,8 +207,9 @@ def test_names() -> None:
     plan = plan_of("two copies")
     assert service_of(plan, port=1, host="h").name == "turbofit-internvl2-8b"
     assert service_of(plan, port=1, host="h", name="My VLM!").name == "my-vlm"
-    with pytest.raises(UsageError):
-        service_of(plan, port=1, host="h", name="!!")
+    for name in ("!!", "8b"):  # a Service of Kubernetes begins with a letter
+        with pytest.raises(UsageError, match="begin with a letter"):
+            service_of(plan, port=1, host="h", name=name)
 
 
 def test_shared_memory_for_ranks_that_meet_there() -> None:
@@ -398,6 +409,23 @@ class TestCommand:
         profile.write_text(text)
         assert main(["export", "compose", "-f", str(profile)]) == 0
         assert "stop_grace_period: 331s" in capsys.readouterr().out
+
+    def test_systemd_takes_absolute_paths_alone(self, saved: str, capsys) -> None:
+        assert main(["export", "systemd", saved, "--executable", "bin/turbofit"]) == 2
+        assert "no absolute path" in capsys.readouterr().err
+
+    def test_a_profile_without_a_model(self, profile: Path, capsys) -> None:
+        profile.write_text("gateway: {port: 8123}\n")
+        assert main(["export", "systemd", "-f", str(profile)]) == 2
+        assert "hint: write model: NAME" in capsys.readouterr().err
+
+    def test_keys_of_a_gateway_that_is_left_out(self, profile: Path, capsys) -> None:
+        profile.write_text(
+            "model: internvl2-8b\nmachine: {on: 1xrtx4090}\nserve: {no_gateway: true}\n"
+            "gateway: {api_key: env:NOBODY_HAS_IT}\n"
+        )
+        assert main(["export", "systemd", "-f", str(profile)]) == 2
+        assert "--api-key is for the gateway" in capsys.readouterr().err
 
     @pytest.mark.parametrize("line", ["cluster: ray", "dry_run: true"])
     def test_what_no_service_has_is_refused(self, line: str, profile: Path, capsys) -> None:

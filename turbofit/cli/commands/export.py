@@ -26,6 +26,8 @@ _EVERYWHERE: Final = "0.0.0.0"
 #: Options of `serve` that no service of one machine has, and those that only a cluster's has.
 _NOT_FOR_SERVICES: Final = frozenset({"cluster", "dry_run"})
 _CLUSTER: Final = ("name", "gateways")
+#: In the place of keys, which are not looked for.
+_SECRET: Final = ("-",)
 #: What an access log may be instead of a file.
 _NO_FILES: Final = ("-", "none")
 
@@ -92,6 +94,10 @@ def export(
         )
     host = host or ("127.0.0.1" if of_systemd else _EVERYWHERE)
     given = _given(plan, ctx)
+    if executable and not os.path.isabs(executable):
+        raise UsageError(
+            f"--executable {executable} is no absolute path", hint="systemd takes no other"
+        )
     serving = _service_options(dict(ctx.default_map or {}), in_container=not of_systemd)
     service = service_of(given, port=port, host=host, name=name, serving=serving)
     if as_json:
@@ -120,6 +126,8 @@ def _given(file: str | None, ctx: click.Context) -> Plan:
         raise UsageError("export needs a plan or a profile", hint="give PLAN, or -f FILE")
     if file is not None:
         return read_plan(file)
+    if not (ctx.default_map or {}).get("model"):
+        raise UsageError("the profile names no model", hint="write model: NAME into it")
     return api.plan(filled(PlanRequest, dict(ctx.default_map or {})))
 
 
@@ -140,7 +148,9 @@ def _service_options(profile: Options, *, in_container: bool) -> ServiceOptions:
     if needs_keys:
         say("warning: keys are not written: the service takes them from TURBOFIT_API_KEYS")
     serve = filled(ServeOptions, profile)
-    public = filled(GatewayOptions, {**profile, "api_key": None})
+    public = filled(GatewayOptions, {**profile, "api_key": _SECRET if needs_keys else None})
+    if serve.no_gateway:
+        public.refuse_unused()
     refused = dict.fromkeys(_NOT_FOR_SERVICES, "a service of one machine")
     if in_container:
         refused["no_gateway"] = "a container, where its engines would listen on loopback alone"
@@ -160,7 +170,7 @@ def _service_options(profile: Options, *, in_container: bool) -> ServiceOptions:
         )
     words = [
         *serve.option_arguments(_CLUSTER),
-        *public.changed(**files).option_arguments(("host", "port")),
+        *public.changed(**files).option_arguments(("host", "port", "api_key")),
         *filled(ModelsOptions, profile).option_arguments(),
     ]
     if serve.pretend and profile.get("on"):

@@ -100,6 +100,8 @@ def serve(
             hint="leave --on out, or add --dry-run or --pretend",
         )
     options.check()
+    if options.no_gateway:
+        public.refuse_unused()
     shares = filled(SharesOptions, given).of_models(model)
     models.check(model, options)
     if models.swap and given.get("share"):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from turbofit.cli.command import option_name
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
 from turbofit.core.process.variables import variables
@@ -65,6 +66,21 @@ class GatewayOptions(Validated):
         description="a JSON line for each answered request, for `turbofit bench --trace`: when it "
         "came and how large it was, nothing of its text and images",
     )
+
+    def refuse_unused(self) -> None:
+        """Stop where there is no gateway, and what it alone does was asked for.
+
+        Raises:
+            UsageError: it was; a key that nobody asks clients for above all.
+        """
+        usual = {"host": _LOOPBACK[0], "no_auth": True}
+        for name, value in self.given().items():
+            if name != "port" and usual.get(name) != value:
+                raise UsageError(
+                    f"{option_name(name)} is for the gateway, and --no-gateway leaves that out",
+                    hint="leave one of the two out; the engines listen on 127.0.0.1, and take keys "
+                    "as -- --api-keys KEY",
+                )
 
     def config(self, *, upstream_key: str | None = None) -> GatewayConfig:
         """What the gateway is told.

@@ -97,7 +97,8 @@ def service_of(
 
     Raises:
         DoesNotFitError: the plan would not serve.
-        UsageError: the name has no letter or digit, or the plan does not say what it was asked for.
+        UsageError: the name does not begin with a letter, or the plan does not say with which
+            options it was made.
     """
     if not plan.fits:
         raise DoesNotFitError(
@@ -105,8 +106,8 @@ def service_of(
             hint="export a plan that fits; turbofit report shows what would",
         )
     label = _NAME.sub("-", (name or f"turbofit-{plan.model.name}").lower()).strip("-")[:53]
-    if not label:
-        raise UsageError(f"--name {name} has no letter or digit", hint="give a name like vlm")
+    if not label[:1].isalpha():  # Kubernetes' Services begin so
+        raise UsageError(f"--name {name} does not begin with a letter", hint="give a name like vlm")
     groups = plan.parallel.groups
     indices = [index for group in groups for index in group]
     cards = [plan.machine.gpu(index) for index in indices]
@@ -148,7 +149,7 @@ def _request(plan: Plan) -> PlanRequest:
         found = model.hub_id or model.name
     if isinstance(draft, str) and os.path.isdir(draft):
         options["speculative_draft_model"] = os.path.abspath(draft)
-    request = pinned(PlanRequest.of(model=found, **options), plan)
+    request = pinned(PlanRequest.of(**{**options, "model": found, "on": None, "gpus": None}), plan)
     more: dict[str, Any] = {"engine": plan.engine.name, "revision": model.revision}
     if not plan.by_group:  # unequal cards: no --tp and --replicas says which go together
         # Transformers' settings have no tp: there it is the GPUs of one copy.
