@@ -12,6 +12,8 @@ def test_shares_belong_to_models() -> None:
     assert shares.of_models(("a", "b/c", "d")) == (2.0, 0.5, 1.0)
     with pytest.raises(UsageError, match="names a, which is not"):
         shares.of_models(("b/c", "d"))
+    with pytest.raises(UsageError, match="there is one"):
+        filled(SharesOptions, {"share": "a=2"}).of_models(("a",))
     with pytest.raises(UsageError, match="named twice"):
         SharesOptions().of_models(("a", "a"))
     for wrong in ("a", "a=0", "a=x", "a=1,a=2", "=1"):

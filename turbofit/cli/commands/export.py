@@ -149,6 +149,8 @@ def _service_options(profile: Options, *, in_container: bool) -> ServiceOptions:
         say("warning: keys are not written: the service takes them from TURBOFIT_API_KEYS")
     serve = filled(ServeOptions, profile)
     public = filled(GatewayOptions, {**profile, "api_key": _SECRET if needs_keys else None})
+    models = filled(ModelsOptions, profile)
+    models.check(("",), serve)
     if serve.no_gateway:
         public.refuse_unused()
     refused = dict.fromkeys(_NOT_FOR_SERVICES, "a service of one machine")
@@ -171,7 +173,7 @@ def _service_options(profile: Options, *, in_container: bool) -> ServiceOptions:
     words = [
         *serve.option_arguments(_CLUSTER),
         *public.changed(**files).option_arguments(("host", "port", "api_key")),
-        *filled(ModelsOptions, profile).option_arguments(),
+        *models.option_arguments(),
     ]
     if serve.pretend and profile.get("on"):
         words += ["--on", profile["on"]]

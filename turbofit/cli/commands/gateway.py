@@ -73,6 +73,11 @@ def gateway(
                     hint=f"leave {option_name(one)} out",
                 )
         return _one_more(cluster, name, options, as_json=as_json)
+    if name is not None:
+        raise UsageError(
+            "--name is for a cluster, and none is named",
+            hint="leave --name out, or add --cluster ray",
+        )
     if not plan or not upstream:
         raise UsageError(
             "gateway needs --plan and --upstream, or --cluster",

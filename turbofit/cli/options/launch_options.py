@@ -93,6 +93,20 @@ class ServeOptions(LaunchOptions):
         description="gateways that share the limits: this one, and turbofit gateway --cluster",
     )
 
+    def check(self) -> None:
+        """As of all launches; and what a cluster alone has needs one.
+
+        Raises:
+            UsageError: they do not go together.
+        """
+        super().check()
+        for name in ("name", "gateways"):
+            if self.cluster is None and name in self.given():
+                raise UsageError(
+                    f"--{name} is for a cluster, and none is named",
+                    hint=f"leave --{name} out, or add --cluster ray",
+                )
+
     def timing(self) -> Timing:
         """The deadlines that were given, the others as they are."""
         from turbofit.launch.engine.supervised_engine import Timing

@@ -80,6 +80,10 @@ class ModelsOptions(Validated):
         what = "several models" if several else "--idle"
         if not several and self.swap:
             raise UsageError("--swap needs two models or more", hint="turbofit serve A B --swap")
+        if self.turn is not None and not self.swap:
+            raise UsageError(
+                "--turn is for models that take turns", hint="add --swap, or leave --turn out"
+            )
         if not several and self.idle is None:
             if self.wait is not None or self.idle_answer != "wait":
                 raise UsageError(

@@ -47,7 +47,7 @@ class SharesOptions(Validated):
         """Each model's share; 1 where none is given.
 
         Raises:
-            UsageError: a share of a model that is not there, or a model stands twice.
+            UsageError: a share of a model that is not there or alone, or a model stands twice.
         """
         for name in self.share or {}:
             if name not in models:
@@ -55,6 +55,11 @@ class SharesOptions(Validated):
                     f"--share names {name}, which is not among the models",
                     hint=f"they are {', '.join(models)}",
                 )
+        if self.share and len(models) == 1:
+            raise UsageError(
+                "--share divides cards between models, and there is one",
+                hint="leave --share out, or name the other models",
+            )
         if len(set(models)) < len(models):
             raise UsageError("a model is named twice", hint="name each model once")
         return tuple((self.share or {}).get(name, 1.0) for name in models)
