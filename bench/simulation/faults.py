@@ -164,6 +164,7 @@ def card_falls_off_the_bus(day: Day) -> None:
     machine = day.world.machine
     index = day.rng.choice(list(machine.cards))
     machine.cards[index].lost = True
+    day.world.invariants.card_lost(index)
     for engine in list(machine.engines.values()):
         if index in engine.gpus:
             engine.crash()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from turbofit.core.errors import TurbofitError
 from turbofit.gateway.routing.quarantined import EXPLAINED_SECONDS, SUSPECTED_SECONDS
@@ -40,6 +40,16 @@ _ENDS = ("200", "429", "503", "422", "403", "left", "lost")
 _WAIT, _KNOWN = 30.0, 120.0
 #: Seconds from one suspect's end to the next one's turn, at most.
 _TURN = 2.0
+#: Seconds within which a supervisor sees an engine's end, one whose loop alone has ended too.
+_SEEN = 5.0
+
+
+class _Death(NamedTuple):
+    """When a killing request ended an engine of these cards, by a turbofit of this clock."""
+
+    at: float
+    skew: float
+    gpus: tuple[int, ...]
 
 
 class Invariants:
@@ -64,9 +74,8 @@ class Invariants:
         self._needs: dict[Process, dict[int, int]] = {}
         #: When a request last ended at another engine than its first.
         self._ran_again = 0.0
-        #: When each killing request has ended an engine, and how far the clock of its turbofit is
-        #: off.
-        self._deaths: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        #: By killing request and kind of engine.
+        self._deaths: dict[tuple[str, str], list[_Death]] = {}
         #: Texts of requests that were alone at an engine that ended or hung of itself.
         self.accused_by_chance: set[str] = set()
 
@@ -212,8 +221,8 @@ class Invariants:
         skew = engine.owner.skew if engine.owner is not None else 0.0
         now = world.scheduler.now
         if len(deaths) < _MOST_DEATHS:  # not convicted yet: suspicions of long ago are over
-            deaths[:] = [one for one in deaths if one[0] + SUSPECTED_SECONDS > now]
-        deaths.append((now, skew))
+            deaths[:] = [one for one in deaths if one.at + SUSPECTED_SECONDS > now]
+        deaths.append(_Death(now, skew, tuple(engine.gpus)))
         if len(deaths) > _MOST_DEATHS and world.machine.disk_error is None:
             world.violate(f"{len(deaths)} engines ended by one request, {request.text}")
 
@@ -230,16 +239,22 @@ class Invariants:
         soon = self._world.scheduler.now + EXPLAINED_SECONDS - SUSPECTED_SECONDS
         for deaths in self._deaths.values():
             if len(deaths) < _MOST_DEATHS:
-                deaths[:] = [(min(at, soon), skew) for at, skew in deaths]
+                deaths[:] = [one._replace(at=min(one.at, soon)) for one in deaths]
+
+    def card_lost(self, index: int) -> None:
+        """A lost card is taken for the cause of an end that no supervisor has seen before."""
+        unseen = self._world.scheduler.now - _SEEN
+        for deaths in self._deaths.values():
+            deaths[:] = [one for one in deaths if one.at < unseen or index not in one.gpus]
 
     def process_started(self, process: Process) -> None:
         """Suspicions may be over for a turbofit that starts after the wall's clock jumped ahead."""
         now = self._world.scheduler.now + process.skew
         for deaths in self._deaths.values():
             deaths[:] = [
-                (at, skew)
-                for at, skew in deaths
-                if skew >= process.skew or at + skew + SUSPECTED_SECONDS > now
+                one
+                for one in deaths
+                if one.skew >= process.skew or one.at + one.skew + SUSPECTED_SECONDS > now
             ]
 
     def forget_unwritten(self, *, killed: bool) -> None:
@@ -251,7 +266,7 @@ class Invariants:
         if machine.disk_error is not None or now < machine.disk_bad_until + _AGAIN:
             since = min(since, machine.disk_bad_since - 1.0)
         for deaths in self._deaths.values():
-            deaths[:] = [one for one in deaths if one[0] < since]
+            deaths[:] = [one for one in deaths if one.at < since]
 
     def holds(self, engine: SimulatedEngine) -> None:
         """Units that are being encoded at one engine stay within the plan."""

@@ -71,14 +71,24 @@ def test_a_machine_with_a_gpu_that_nobody_can_read_is_planned_without_it():
 
 
 @pytest.mark.parametrize("used", [NA, 0])
-def test_memory_that_nobody_accounts_for_is_used(used):
-    (gpu,) = machine_from("1xl4").gpus
+def test_memory_that_nobody_accounts_for_is_used(tmp_path: Path, used):
+    machine = machine_from("1xl4")
+    (gpu,) = machine.gpus
     less = msgspec.structs.replace(gpu, used=used, free=5 * GIB)
-    found = machine_from(msgspec.structs.replace(machine_from("1xl4"), gpus=(less,)))
-    (read,) = found.gpus
+    machine = msgspec.structs.replace(machine, gpus=(less,))
+    save_snapshot(machine, tmp_path / "m.json")
     assert isinstance(gpu.total, int)
     assert isinstance(gpu.reserved, int)
-    assert read.used == gpu.total - gpu.reserved - 5 * GIB
+    for on in (machine, str(tmp_path / "m.json")):
+        assert machine_from(on).gpus[0].used == gpu.total - gpu.reserved - 5 * GIB
+
+
+def test_a_reserve_that_counts_as_used_is_not_counted_twice():
+    machine = machine_from("1xl4")
+    (gpu,) = machine.gpus
+    assert isinstance(gpu.total, int)
+    old = msgspec.structs.replace(gpu, reserved=NA, used=gpu.total - 5 * GIB, free=5 * GIB)
+    assert machine_from(msgspec.structs.replace(machine, gpus=(old,))).gpus == (old,)
 
 
 def test_describing_a_machine_is_light():

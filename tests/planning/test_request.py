@@ -63,6 +63,7 @@ def test_words_that_people_write_are_read(given: dict[str, Any], meant: dict[str
     ("given", "message", "hint"),
     [
         ({"images": -1}, "images -1: it should be 0 or more", "images a request"),
+        ({"concurrency": 10**12}, "it should be 1048576 or less", "over all replicas"),
         ({"goal": "througput"}, "goal 'througput': it should be", "did you mean throughput?"),
         ({"max_batchsize": 4}, "max_batchsize is nothing that", "did you mean max_batch_size"),
         ({"margin": "many%"}, "margin 'many%' is no share of a card", "2%"),

@@ -127,8 +127,6 @@ def _impossible_gpu(gpu: Gpu) -> str | None:
         parts = gpu.free + sum(part for part in (gpu.reserved, gpu.used) if part != NA)
         if gpu.total == 0 or parts > gpu.total:
             return "holds more than it has"
-        if parts < gpu.total:
-            return f"has {gpu.total - parts:,} bytes that are neither reserved nor used nor free"
     if any(
         rate != NA and rate <= 0 for rate in (gpu.sm_count, gpu.memory_bandwidth, gpu.dense_flops)
     ):

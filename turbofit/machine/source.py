@@ -54,8 +54,7 @@ def machine_from(
         chosen_by_user = chosen_by_user or env.get("CUDA_VISIBLE_DEVICES") is not None
     elif isinstance(on, Machine):
         visible = on.visible or tuple(gpu.index for gpu in on.gpus)
-        gpus_in_full = tuple(map(_accounted, on.gpus))
-        machine = msgspec.structs.replace(on, gpus=gpus_in_full, visible=visible)
+        machine = msgspec.structs.replace(on, visible=visible)
     elif "/" in on or on.endswith(".json"):
         from turbofit.machine.snapshot import load_snapshot
 
@@ -64,6 +63,7 @@ def machine_from(
         from turbofit.machine.spec import parse_spec
 
         machine = parse_spec(on)
+    machine = msgspec.structs.replace(machine, gpus=tuple(map(_accounted, machine.gpus)))
     if gpus is not None:
         if not gpus.strip():
             raise UsageError("--gpus is empty", hint="name GPUs as in --gpus 0,1")

@@ -21,6 +21,8 @@ __all__ = ["ENGINE_OPTIONS", "GROUPS", "EngineChoice", "PlanRequest"]
 EngineChoice = Literal["auto", EngineName]
 
 _LARGEST: Final = 1 << 40
+#: No engine runs so many.
+_MOST_AT_ONCE: Final = 1 << 20
 _DTYPES: Final = {"fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 _THOUSANDS: Final = {"k": 1 << 10, "m": 1 << 20}
 _QUANT_POLICIES: Final = {
@@ -75,6 +77,8 @@ def _quant_policy(text: str, _name: str) -> int | str:
 
 
 Positive = Annotated[int, Field(ge=1, le=_LARGEST), parsed(_whole), Metavar("N")]
+#: Requests at once: lists as long as a batch are made of them.
+AtOnce = Annotated[int, Field(ge=1, le=_MOST_AT_ONCE), parsed(_whole), Metavar("N")]
 Count = Annotated[int, Field(ge=0, le=_LARGEST), parsed(_whole), Metavar("N")]
 Tokens = Annotated[int, Field(ge=1, le=_LARGEST), parsed(_tokens), Metavar("TOKENS")]
 #: A list is as good as a tuple; what is in it is held to its type.
@@ -126,7 +130,7 @@ class PlanRequest(Validated):
         description="tokens that one request may have, answer included (default: the model's own "
         "maximum up to 32,768, lowered to the cache)",
     )
-    concurrency: Positive | None = Field(
+    concurrency: AtOnce | None = Field(
         default=None,
         description="requests at once over all replicas (default: the fewest that give 99% of the "
         "most requests a second by the forecast)",
@@ -168,7 +172,7 @@ class PlanRequest(Validated):
         description="share of the free memory that the cache gets, between 0 and 1",
     )
     max_prefill_token_num: Tokens | None = Field(default=None, description="tokens of one prefill")
-    max_batch_size: Positive | None = Field(default=None, description="requests that run at once")
+    max_batch_size: AtOnce | None = Field(default=None, description="requests that run at once")
     session_len: Tokens | None = Field(
         default=None, description="tokens of a request, answer included"
     )
