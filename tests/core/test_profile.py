@@ -58,6 +58,7 @@ def test_values_are_as_a_command_line_has_them(tmp_path, monkeypatch):
         ("env:CHAT_KEY", "s3cret", 15, "gateway.api_key should refer to a key", "env:NAME"),
         ("  port: 8000", "  context: 8000", 14, "context does not belong to gateway", "workload:"),
         ("gateway:", "gatway:", 13, "gatway is nothing that a profile knows", "gateway?"),
+        ("gateway:", "zzz:", 13, "zzz is nothing that", "it knows model, models, machine"),
         ("queue_images: no", "images: 3", 7, "images stands twice", "leave one"),
         ("serve:", "serve: 7", 12, "serve should be keys with values", "key: value"),
         ("model: internvl2-8b", "models: internvl2-8b", 1, "models should be a list", "- model"),

@@ -235,7 +235,11 @@ class _Reader:
         near = get_close_matches(_field(key.value), known, n=1)
         every = [*self.sections, *(name for one in self.sections.values() for name in one.fields)]
         near = near or get_close_matches(_field(key.value), every, n=1)
-        hint = f"did you mean {near[0].rstrip('_')}?" if near else f"it knows {', '.join(known)}"
+        hint = (
+            f"did you mean {near[0].rstrip('_')}?"
+            if near
+            else f"it knows {', '.join(dict.fromkeys(known))}"
+        )
         return UsageError(
             f"{self._where(key)}: {key.value} is nothing that {what} knows", hint=hint
         )

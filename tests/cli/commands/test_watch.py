@@ -63,6 +63,7 @@ def test_before_the_gateway_is_open(folder: Path, capsys: pytest.CaptureFixture[
         (["--interval", "0"], "too short"),
         (["--url", "http://127.0.0.1:9"], "nobody answers"),
         (["no-such-run"], "cannot be read"),
+        (["http://127.0.0.1:9"], "is an address, not a run"),
     ],
 )
 def test_errors(

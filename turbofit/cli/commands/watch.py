@@ -69,6 +69,8 @@ def watch(
         raise UsageError(
             f"--interval {interval:g} is too short", hint=f"give {_LEAST} seconds or more"
         )
+    if run is not None and "://" in run:
+        raise UsageError(f"{run} is an address, not a run", hint=f"turbofit watch --url {run}")
     place = run or newest_run()
     live = sys.stdout.isatty() and not (once or as_json or md)
     before: tuple[LiveServer, float] | None = None
