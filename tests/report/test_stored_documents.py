@@ -80,6 +80,10 @@ def test_the_plan_is_that_of_the_last_attempt(state: Path) -> None:
     run = msgspec.structs.replace(run, attempts=(*run.attempts, last))
     (folder / "run.json").write_text(to_json(run))
     assert read_saved(str(folder)).plan.verdict == "a rung down"
+    (folder / "plan-2.json").unlink()
+    first = read_saved(str(folder)).plan
+    assert first.verdict == plausible_plan().verdict
+    assert first.warnings[-1].startswith("plan-2.json, the plan of the last start, is not there")
 
 
 def test_what_serve_itself_records_is_read(state: Path) -> None:

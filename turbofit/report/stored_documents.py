@@ -183,7 +183,7 @@ def _run_folder(path: str) -> Path | None:
 
 
 def _read_run(folder: Path) -> StoredPlan:
-    """A run with the plan of its last attempt."""
+    """A run with the plan of its last attempt; with a warning where a full disk has lost that."""
     path = folder / "run.json"
     run = decode(_bytes(str(path)), RunReport, what=f"run {path}")
     if run.schema != RUN_SCHEMA:
@@ -192,8 +192,13 @@ def _read_run(folder: Path) -> StoredPlan:
             hint="serve again with this version of turbofit",
         )
     number = run.attempts[-1].number if run.attempts else 0
-    attempt_plan = folder / f"plan-{number}.json"
-    plan = read_plan(str(attempt_plan if attempt_plan.is_file() else folder / "plan.json"))
+    first, last = folder / "plan.json", folder / f"plan-{number}.json"
+    if number and not last.is_file():
+        plan = read_plan(str(first))
+        lost = f"{last.name}, the plan of the last start, is not there: this is the first one's"
+        plan = msgspec.structs.replace(plan, warnings=(*plan.warnings, lost))
+    else:
+        plan = read_plan(str(last if number else first))
     return StoredPlan(plan, run, str(folder))
 
 
