@@ -31,7 +31,7 @@ def seen() -> list[str]:
 @pytest.mark.parametrize("name", seen())
 def test_images_fit_the_context_or_are_refused_by_name(name: str) -> None:
     for images in (2, 8):
-        plan = turbofit.plan(name, on="8xh200", images=images)
+        plan = turbofit.plan(name, on="8xb200", images=images)
         limits, context = plan.limits, plan.settings.session_len
         if not plan.fits:
             assert f"{images} images of the largest size are" in plan.verdict
