@@ -246,3 +246,4 @@ def _runs(folder: Path, plan: dict[str, Any]) -> None:
     for name, more in records.items():
         _write(folder / name / "run.json", {**run, **more})
         _write(folder / name / "plan.json", plan)
+    _write(folder / "served" / "plan-1.json", plan)
