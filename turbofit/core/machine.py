@@ -7,7 +7,7 @@ from functools import cached_property
 from itertools import combinations
 from typing import Annotated, Final
 
-from turbofit.core.struct import NA, NaType, Struct, const, doc
+from turbofit.core.struct import NA, NaType, Struct, const, doc, known
 
 __all__ = [
     "MACHINE_SCHEMA", "Calibration", "CardSpeed", "Gpu", "Holder", "Host", "Link", "Machine",
@@ -55,6 +55,11 @@ class Gpu(Struct):
     pcie: Pcie = Pcie()
     mig: bool = False
     holders: tuple[Holder, ...] = ()
+
+    @property
+    def usable(self) -> int:
+        """Bytes that CUDA can hand out; a size that cannot be read counts as 0."""
+        return known(self.total, 0) - known(self.reserved, 0)
 
 
 class Link(Struct):

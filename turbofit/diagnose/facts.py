@@ -17,6 +17,7 @@ from turbofit.diagnose.lines.host_lines import SmiTable, host_line
 from turbofit.diagnose.lines.torch_lines import torch_line, torch_memory
 from turbofit.diagnose.rules.known_causes import said
 from turbofit.diagnose.subject import FactCollector
+from turbofit.launch.engine.logfile import repeats
 from turbofit.observe.turbomind_log import (
     Backpressure,
     CheckFailed,
@@ -38,8 +39,6 @@ __all__ = ["LogEvent", "LogFacts", "read_facts"]
 _TIME: Final = re.compile(r"\[TM\]\[[A-Z]+\]\[(\d{4}\.[\d:.]+)\]")
 #: The source line of a frame, indented or, in a notebook, behind an arrow.
 _CALL: Final = re.compile(r"(?:    |-+> \d+)\s*(.+)")
-#: What turbofit writes into an engine's log in place of equal lines.
-_REPEATED: Final = re.compile(r"\s+\(the line above came (\d{1,12}) more times\)")
 _T = TypeVar("_T", bound="Struct")
 #: An engine's beginning: its command, its bars, and what it says before its weights.
 _BEGUN: Final = re.compile(
@@ -87,8 +86,9 @@ class LogFacts:
         """Take in one row."""
         self.lines = max(self.lines, line)
         self.begun = self.begun or _BEGUN.search(text) is not None
-        if repeated := _REPEATED.fullmatch(text):
-            self.waits += int(repeated[1]) if self.waits else 0
+        repeated = repeats(text)
+        if repeated is not None:
+            self.waits += repeated if self.waits else 0
             return
         event = self._event(text)
         if isinstance(event, Backpressure):

@@ -213,7 +213,7 @@ class Account(ABC):
         )
 
     def _usable(self, i: int) -> int:
-        return known(self.gpus[i].total, 0) - known(self.gpus[i].reserved, 0)
+        return self.gpus[i].usable
 
     def _cache_bytes(self, i: int, ratio: float) -> int:
         """The cache as the driver holds it, without what is returned by then."""
@@ -259,7 +259,7 @@ class Account(ABC):
 
 def given(gpu: Gpu, free: int) -> Term:
     """Everything before the cache as one line, from the free memory that a log told."""
-    before = known(gpu.total, 0) - known(gpu.reserved, 0) - free
+    before = gpu.usable - free
     note = "all that is not free when the cache is sized"
     return Term(term="before_cache", phase="before", bytes=before, basis="measured", note=note)
 

@@ -9,7 +9,6 @@ from msgspec.structs import replace
 from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.machine import Gpu
 from turbofit.core.plan import Plan, Remedy, Settings
-from turbofit.core.struct import known
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import Account
 from turbofit.memory.calibrated import calibration_reason
@@ -68,15 +67,15 @@ def make_prediction(
     outcome = next((one for one in outcomes if not one.serves), outcomes[0])
     host = host_of(request, accounts, engine)
     problem = host_problem(host)
-    starts = [
+    tokens = min(account.tokens_at(ratio) for account in accounts)
+    launches = [
         launch_of(request, settings, [request.machine.gpu(index) for index in group], held)
         for group in groups
     ]
-    never = next((found for start in starts if (found := _never_runs(start, engine))), None)
-    tokens = min(account.tokens_at(ratio) for account in accounts)
+    never = _never_runs(launches, engine)
     never = never or _no_room(request, settings, tokens if outcome.serves else None)
     serves = outcome.serves and problem is None and never is None
-    start = launch_of(request, settings, gpus, vision_load)
+    launch = launch_of(request, settings, gpus, vision_load)
     parts = PlanDraft(
         groups=groups,
         settings=settings,
@@ -92,7 +91,7 @@ def make_prediction(
         ),
         warnings=(
             *_beside(request, accounts, tokens, serves=serves),
-            *_warnings(request, start, engine, tokens if serves else None),
+            *_warnings(request, launch, engine, tokens if serves else None),
         ),
     )
     plan = document(request, parts, accounts, engine)
@@ -182,11 +181,10 @@ def _check_free(
     if free is None:
         return
     for gpu in (request.machine.gpu(index) for group in groups for index in group):
-        usable = known(gpu.total, 0) - known(gpu.reserved, 0)
-        if free > usable:
+        if free > gpu.usable:
             raise UsageError(
-                f"--free-at-cache {format_bytes(free)} is more than the {format_bytes(usable)} that"
-                f" CUDA can hand out on GPU {gpu.index} ({gpu.name})",
+                f"--free-at-cache {format_bytes(free)} is more than the {format_bytes(gpu.usable)}"
+                f" that CUDA can hand out on GPU {gpu.index} ({gpu.name})",
                 hint="give what the log says is free when the cache is sized, on the card of the"
                 " log: --on SPEC",
             )
@@ -244,12 +242,15 @@ def _settings(
     return settings
 
 
-def _never_runs(launch: EngineLaunch, engine: Engine) -> str | None:
+def _never_runs(launches: Sequence[EngineLaunch], engine: Engine) -> str | None:
     """What the engine has no code for, or is known to end or hang at every time."""
-    kernels = engine.missing_kernels(launch)
-    problems = known_problems(launch, engine.name, engine.version)
-    cause = kernels or next((one.warning for one in problems if one.fatal), None)
-    return None if cause is None else f"does not run: {cause}"
+    for launch in launches:
+        kernels = engine.missing_kernels(launch)
+        problems = known_problems(launch, engine.name, engine.version)
+        cause = kernels or next((one.warning for one in problems if one.fatal), None)
+        if cause is not None:
+            return f"does not run: {cause}"
+    return None
 
 
 def _no_room(request: ResolvedRequest, settings: Settings, cache: int | None) -> str | None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbofit.launch.engine import logfile
-from turbofit.launch.engine.logfile import _TIME, LogFile
+from turbofit.launch.engine.logfile import _TIME, LogFile, repeats
 
 HANG = b"[TM][INFO][1120.08:30:00.%06d][scheduler.cc:1186] out of memory at 0/1\n"
 
@@ -26,6 +26,15 @@ def test_repeats_become_a_count_whatever_their_time(tmp_path: Path) -> None:
         "    (the line above came 999 more times)",
         "last",
     ]
+
+
+def test_the_count_is_read_back(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "log")
+    log.feed(b"first\n" + b"".join(HANG % i for i in range(12)))
+    log.close()
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [repeats(line) for line in lines] == [None, None, 11]
+    assert repeats(" " + lines[-1].lstrip()) == 11  # as a terminal that strips shows it
 
 
 def test_python_times_are_taken_out_too(tmp_path: Path) -> None:

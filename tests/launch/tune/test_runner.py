@@ -28,23 +28,24 @@ class Stop(StopSignal):
         self.ended.set()
 
 
-def test_loads_follow_one_another_and_then_the_trial_ends() -> None:
+def driven(*, key: str) -> _Drive:
+    """Two loads with the key ``k``, driven to their end at a server of this key."""
     stop = Stop()
-    with ScriptedServer(key="k") as server:
+    with ScriptedServer(key=key) as server:
         drive = _Drive([FEW, FEW], "k", stop)
         drive.begin([server.url])
         assert stop.ended.wait(HANG)
         drive.end()
+    return drive
+
+
+def test_loads_follow_one_another_and_then_the_trial_ends() -> None:
+    drive = driven(key="k")
     assert [one.answered for one in drive.results] == [2, 2]
 
 
 def test_after_a_load_that_nothing_answers_none_follows() -> None:
-    stop = Stop()
-    with ScriptedServer(key="other") as server:
-        drive = _Drive([FEW, FEW], "k", stop)
-        drive.begin([server.url])
-        assert stop.ended.wait(HANG)
-        drive.end()
+    drive = driven(key="other")
     assert drive.results == []
     assert "does not know the key" in drive.why
 

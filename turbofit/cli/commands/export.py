@@ -83,6 +83,7 @@ def export(
     from turbofit.launch.export.systemd import systemd_unit
 
     ctx, of_systemd = click.get_current_context(), kind == "systemd"
+    profile = dict(ctx.default_map or {})
     if ctx.get_parameter_source("name") is ParameterSource.DEFAULT_MAP:
         name = None  # what a profile calls it on a cluster
     if not of_systemd and ctx.get_parameter_source("host") is ParameterSource.DEFAULT_MAP:
@@ -93,12 +94,12 @@ def export(
             hint="leave --host out; publish the port where you want it",
         )
     host = host or ("127.0.0.1" if of_systemd else _EVERYWHERE)
-    given = _given(plan, ctx)
+    given = _given(plan, profile)
     if executable and not os.path.isabs(executable):
         raise UsageError(
             f"--executable {executable} is no absolute path", hint="systemd takes no other"
         )
-    serving = _service_options(dict(ctx.default_map or {}), in_container=not of_systemd)
+    serving = _service_options(profile, in_container=not of_systemd)
     service = service_of(given, port=port, host=host, name=name, serving=serving)
     if as_json:
         answer(to_json(service))
@@ -111,7 +112,7 @@ def export(
     return 0
 
 
-def _given(file: str | None, ctx: click.Context) -> Plan:
+def _given(file: str | None, profile: Options) -> Plan:
     """What `plan --json` wrote, or what a profile asks for.
 
     Raises:
@@ -122,13 +123,13 @@ def _given(file: str | None, ctx: click.Context) -> Plan:
     from turbofit.planning.request import PlanRequest
     from turbofit.report.stored_documents import read_plan
 
-    if (file is None) == (profile_of(ctx) is None):
+    if (file is None) == (profile_of(click.get_current_context()) is None):
         raise UsageError("export needs a plan or a profile", hint="give PLAN, or -f FILE")
     if file is not None:
         return read_plan(file)
-    if not (ctx.default_map or {}).get("model"):
+    if not profile.get("model"):
         raise UsageError("the profile names no model", hint="write model: NAME into it")
-    return api.plan(filled(PlanRequest, dict(ctx.default_map or {})))
+    return api.plan(filled(PlanRequest, profile))
 
 
 def _service_options(profile: Options, *, in_container: bool) -> ServiceOptions:

@@ -56,6 +56,7 @@ def gateway(
     """Serve until a signal ends it; 0 after a drain."""
     from msgspec.structs import replace
 
+    from turbofit.cli.options.launch_options import needs_cluster
     from turbofit.cli.terminal.output import answer, note
     from turbofit.core.process.variables import variables
     from turbofit.gateway.http.accesslog import access_log
@@ -74,10 +75,7 @@ def gateway(
                 )
         return _one_more(cluster, name, options, as_json=as_json)
     if name is not None:
-        raise UsageError(
-            "--name is for a cluster, and none is named",
-            hint="leave --name out, or add --cluster ray",
-        )
+        raise needs_cluster("name")
     if not plan or not upstream:
         raise UsageError(
             "gateway needs --plan and --upstream, or --cluster",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.launch.engine.supervised_engine import Timing
 
-__all__ = ["CalibrateOptions", "LaunchOptions", "ServeOptions"]
+__all__ = ["CalibrateOptions", "LaunchOptions", "ServeOptions", "needs_cluster"]
 
 Seconds = Annotated[float, Field(ge=0, lt=1e6), Metavar("SECONDS")]
 
@@ -102,10 +102,7 @@ class ServeOptions(LaunchOptions):
         super().check()
         for name in ("name", "gateways"):
             if self.cluster is None and name in self.given():
-                raise UsageError(
-                    f"--{name} is for a cluster, and none is named",
-                    hint=f"leave --{name} out, or add --cluster ray",
-                )
+                raise needs_cluster(name)
 
     def timing(self) -> Timing:
         """The deadlines that were given, the others as they are."""
@@ -130,4 +127,12 @@ class CalibrateOptions(LaunchOptions):
     again: bool = Field(default=False, description="measure again what was calibrated before")
     minutes: Annotated[float, Field(gt=0, lt=1e6), Metavar("N")] = Field(
         default=60.0, description="give up after these"
+    )
+
+
+def needs_cluster(name: str) -> UsageError:
+    """Of an option that only a cluster has, where none is named."""
+    return UsageError(
+        f"--{name} is for a cluster, and none is named",
+        hint=f"leave --{name} out, or add --cluster ray",
     )

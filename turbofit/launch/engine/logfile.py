@@ -18,7 +18,7 @@ from turbofit.core.process.files import rotate
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["LogFile", "Run"]
+__all__ = ["LogFile", "Run", "repeats"]
 
 #: TurboMind's ``[MMDD.HH:MM:SS.uuuuuu]`` and Python's ``YYYY-MM-DD HH:MM:SS,mmm``.
 _TIME: Final = re.compile(
@@ -27,6 +27,12 @@ _TIME: Final = re.compile(
 )
 _CAP: Final = 16 << 20
 _LONGEST_LINE: Final = 1 << 16
+
+#: What stands in the place of equal lines; what prints a log may strip some of its spaces.
+_REPEATED: Final = "    (the line above came {} more times)"
+_REPEATED_LINE: Final = re.compile(
+    r"\s+" + re.escape(_REPEATED.lstrip()).replace(r"\{\}", r"(\d{1,12})")
+)
 
 #: A line without its time, and how often it came in a row.
 Run = tuple[str, int]
@@ -116,7 +122,7 @@ class LogFile:
     def _flush_repeats(self, out: list[bytes] | None = None) -> None:
         if not self._repeats:
             return
-        line = b"    (the line above came %d more times)" % self._repeats
+        line = _REPEATED.format(self._repeats).encode()
         self._repeats = 0
         if out is None:
             self._write([line])
@@ -134,6 +140,12 @@ class LogFile:
                 file = self._file = rotate(self.path, file, buffering=0)
                 self._size = 0
             self._size += file.write(data) or 0
+
+
+def repeats(line: str) -> int | None:
+    """How many more lines, equal to the one before, this line stands for; None where for none."""
+    found = _REPEATED_LINE.fullmatch(line)
+    return None if found is None else int(found[1])
 
 
 def _last_state(line: bytes) -> bytes:

@@ -54,9 +54,8 @@ class EngineProcess:
         self.log = log
         self.runs: deque[Run] = deque()
         guard = str(Path(__file__).with_name("guard.py"))
-        self._file = _log_file(
-            log, required=log_required
-        )  # before there is an engine that would have to be ended
+        # Before there is an engine that would have to be ended.
+        self._file = _log_file(log, required=log_required)
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", guard, str(os.getpid()), *argv],

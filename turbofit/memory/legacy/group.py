@@ -14,12 +14,11 @@ from msgspec.structs import replace
 
 from turbofit.core.machine import Gpu
 from turbofit.core.plan import GpuLedger, Settings, Term
-from turbofit.core.struct import known
 from turbofit.core.units import round_up
 from turbofit.memory.account import Account, StaticMemory, total_bytes
 from turbofit.memory.turbomind.terms import cache_terms
 
-__all__ = ["GroupAccount", "usable"]
+__all__ = ["GroupAccount"]
 
 _PAGE = 2 << 20
 #: What torch keeps of loading: part of ``before``, and of its peak.
@@ -101,8 +100,3 @@ class GroupAccount(Account):
             peak=peak,
             headroom=self._usable(i) - max(peak, made.load_peak),
         )
-
-
-def usable(gpu: Gpu) -> int:
-    """Bytes of a card that CUDA can hand out."""
-    return known(gpu.total, 0) - known(gpu.reserved, 0)

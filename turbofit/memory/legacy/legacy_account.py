@@ -15,7 +15,7 @@ from turbofit.memory.account import Account, given, total_bytes
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.legacy.cache import LegacyCache
 from turbofit.memory.legacy.generations import Generation
-from turbofit.memory.legacy.group import GroupAccount, usable
+from turbofit.memory.legacy.group import GroupAccount
 from turbofit.memory.legacy.terms import LegacyTerms
 from turbofit.memory.turbomind.account import TurbomindAccount
 from turbofit.memory.turbomind.constants import EngineConstants
@@ -77,12 +77,12 @@ class LegacyAccount(GroupAccount):
             terms.units_per_forward,
             terms.engine_warmup(),
         )
-        total = min(usable(gpu) for gpu in gpus)
+        total = min(gpu.usable for gpu in gpus)
         self._cache = LegacyCache(model.text, settings, generation, constants, total)
         self.shape = self._cache.shape
         if generation.cache.after_buffers and free_at_cache is None:
             self.free = min(
-                usable(gpu) - total_bytes(one.before) - total_bytes(one.buffers)
+                gpu.usable - total_bytes(one.before) - total_bytes(one.buffers)
                 for gpu, one in zip(gpus, self._static_memory, strict=True)
             )
 

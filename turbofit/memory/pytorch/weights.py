@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from turbofit.core.model import DTYPE_BYTES, AudioDims, Model, TextDims, VisionDims
 from turbofit.core.units import HALF, round_up
 from turbofit.memory.pytorch.constants import PytorchConstants
+from turbofit.model.families.engines import PROJECTOR_AS_TEXT
 from turbofit.model.parameters import (
     Linear,
     delta_parameters,
@@ -45,10 +46,6 @@ _FLOAT_ROUTERS = frozenset({"Glm4MoeForCausalLM"})
 _KIMI = "KimiK2ForCausalLM"
 #: Towers that are whole on every rank. Source: models/kimi_k25_vision.py.
 WHOLE_TOWERS = frozenset({"moonvit"})
-#: Whose projectors are sharded; Qwen3-VL's are by the kind of its tower.
-_SHARDED_PROJECTORS = frozenset(
-    {"InternVLForConditionalGeneration", "InternS1ForConditionalGeneration"}
-)
 #: Whose checkpoints have the experts of a layer in one tensor.
 _ONE_TENSOR = frozenset({"Llama4ForCausalLM", "GptOssForCausalLM"})
 
@@ -188,7 +185,7 @@ def _projector_linears(model: Model, vision: VisionDims) -> int:
     merged, hidden = vision.hidden * vision.merge**2, model.text.hidden
     if vision.kind == "qwen3vit":
         return (1 + vision.deepstack) * merged * (merged + hidden)
-    return (merged + hidden) * hidden if model.architecture in _SHARDED_PROJECTORS else 0
+    return (merged + hidden) * hidden if model.architecture in PROJECTOR_AS_TEXT else 0
 
 
 def _audio_bytes(audio: AudioDims, text_hidden: int, tp: int) -> int:

@@ -13,7 +13,7 @@ from typing import Final
 from turbofit.core.model import Model, Quantization, TextDims
 from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_INNER, TURBOMIND_TEXT
 
-__all__ = ["TURBOMIND_VISION", "engine_problem"]
+__all__ = ["PROJECTOR_AS_TEXT", "TURBOMIND_VISION", "engine_problem"]
 
 _INTERN_S2: Final = "InternS2PreviewForConditionalGeneration"
 #: Vision models for which TurboMind has an encoder of its own.
@@ -79,9 +79,10 @@ _SIXTEEN_BITS: Final = frozenset(
     {"DeepseekForCausalLM", "MiniCPM3ForCausalLM", "PhiMoEForCausalLM"}
 )
 
-#: Whose projectors are built as the language model's layers are, though checkpoints leave them at
-#: 16 bits. Source: models/internvl3_hf.py.
-_PACKED_PROJECTOR: Final = frozenset(
+#: Whose projectors LMDeploy's PyTorch engine builds as layers of the language model: sharded, and
+#: quantised where these are, though checkpoints leave them at 16 bits.
+#: Source: models/internvl3_hf.py.
+PROJECTOR_AS_TEXT: Final = frozenset(
     {"InternVLForConditionalGeneration", "InternS1ForConditionalGeneration"}
 )
 
@@ -188,7 +189,7 @@ def _pytorch(model: Model) -> str | None:
     if quantization.method == "awq" and model.text.delta is not None:
         # models/qwen3_5.py packs its delta nets without asking what the config exempts.
         return "turbofit has no account of AWQ with gated delta nets: take fp8 or 16 bits"
-    if quantization.method == "awq" and model.architecture in _PACKED_PROJECTOR:
+    if quantization.method == "awq" and model.architecture in PROJECTOR_AS_TEXT:
         return "LMDeploy 0.18's PyTorch engine looks for the projector in awq too"
     if quantization.method in {"gptq", "mxfp4"}:
         return f"LMDeploy 0.18's PyTorch engine does not read {quantization.method} weights"

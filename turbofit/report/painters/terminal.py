@@ -85,21 +85,21 @@ def _tint(text: str, tone: Tone | Literal["head"], colour: bool, *, before: str 
 
 def _fold(text: str, width: int) -> list[str]:
     """Break at spaces; a word longer than a line (a path) stays whole."""
-    if _cells_of(text) <= width:
+    if _display_width(text) <= width:
         return [text]
     width = max(width, _NARROWEST)
     if text.isascii():
         return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
     lines: list[str] = []
     for word in text.split():
-        if lines and _cells_of(lines[-1]) + 1 + _cells_of(word) <= width:
+        if lines and _display_width(lines[-1]) + 1 + _display_width(word) <= width:
             lines[-1] += f" {word}"
         else:
             lines.append(word)
     return lines or [""]
 
 
-def _cells_of(text: str) -> int:
+def _display_width(text: str) -> int:
     """The columns that a terminal takes for a text: two for a wide character, none for a mark."""
     if text.isascii():
         return len(text)
@@ -113,12 +113,12 @@ def _cells_of(text: str) -> int:
 
 def _padded(text: str, width: int, *, right: bool = False) -> str:
     """The text filled up with spaces to a number of columns."""
-    spaces = " " * (width - _cells_of(text))
+    spaces = " " * (width - _display_width(text))
     return f"{spaces}{text}" if right else f"{text}{spaces}"
 
 
 def _facts(block: FactList, width: int) -> list[str]:
-    left = max((_cells_of(clean(name)) for name, _ in block.facts), default=0)
+    left = max((_display_width(clean(name)) for name, _ in block.facts), default=0)
     out = []
     for name, value in block.facts:
         lines = _fold(clean(value), width - left - _GAP - 2)
@@ -133,7 +133,7 @@ def _bar(block: Bar, width: int, colour: bool) -> list[str]:
     drawn = "".join(_letters(mark, list(run), colour) for mark, run in groupby(letters))
     lines = [""]
     for text in map(clean, legend(block)):
-        if lines[-1] and _cells_of(lines[-1]) + _cells_of(text) + 2 > width - 4:
+        if lines[-1] and _display_width(lines[-1]) + _display_width(text) + 2 > width - 4:
             lines.append("")
         lines[-1] += f"  {text}" if lines[-1] else text
     title = _fold(clean(block.title), width - 2)
@@ -168,10 +168,10 @@ def _table(block: Table, width: int, colour: bool) -> list[str]:
 
 def _widths(block: Table, rows: Sequence[Sequence[str]], width: int) -> list[int]:
     """Natural widths; the columns that may wrap give up what the line does not have."""
-    widths = [max(_cells_of(row[i]) for row in rows) for i in range(len(block.columns))]
+    widths = [max(_display_width(row[i]) for row in rows) for i in range(len(block.columns))]
     over = sum(widths) + _GAP * (len(widths) - 1) + 2 - width
     least = {
-        i: max(_cells_of(word) for row in rows for word in (row[i].split() or [""]))
+        i: max(_display_width(word) for row in rows for word in (row[i].split() or [""]))
         for i, column in enumerate(block.columns)
         if column.wrap
     }
