@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from heapq import nlargest
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -376,8 +377,9 @@ class SimulatedEngine:
 
     def _evict(self) -> None:
         """The worst that may happen where the cache may run out: all who run are evicted, and
-        their images are encoded again with whatever comes."""
-        if sum(one.tokens for one in self.exchanges) > self.plan.kv.tokens:
+        their images are encoded again with whatever comes. Beyond a batch nobody holds any of it."""
+        held = nlargest(self.plan.settings.max_batch_size, (one.tokens for one in self.exchanges))
+        if sum(held) > self.plan.kv.tokens:
             for one in self.exchanges:
                 one.encoding = one.units
 

@@ -234,6 +234,9 @@ class Day:
         world.stir(self.turbofit.process)
         for one in self.others:
             one.signal(signal.SIGTERM)
+        for engine in list(machine.engines.values()):
+            if engine.fault.more:  # which may show itself as late as at the last request
+                engine.kill()
 
     def _end(self) -> None:
         """It must serve now, and end in order."""

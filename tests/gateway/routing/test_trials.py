@@ -120,6 +120,17 @@ def test_it_waits_until_an_engine_is_empty_and_nobody_new_comes_there() -> None:
     assert virtual_time.run(run()) == (False, True)
 
 
+def test_of_two_engines_it_has_the_one_that_is_empty_first() -> None:
+    async def run():
+        line, trial = await a_suspect_waits()
+        (other,) = [engine for engine in line.engines if not engine.reserved]
+        line.leave(other)
+        assert await trial is other
+        return [engine.reserved for engine in line.engines if engine is not other]
+
+    assert virtual_time.run(run()) == [False]
+
+
 def test_none_runs_on_the_last_engine_of_several() -> None:
     async def run():
         line = Line(2, seconds=5.0)

@@ -2,7 +2,8 @@
 
 A suspect waits in a line of its own. An engine is reserved for the line: it gets nothing new, and
 once it is empty the first of the line has it for itself, until its answer begins (until its end,
-where an engine died of it or beside it after its answer had begun). One engine is reserved at a
+where an engine died of it or beside it after its answer had begun). Where another is empty first,
+that one is reserved instead: an engine may be stuck in what it has. One engine is reserved at a
 time, one in four of a large fleet, and none while fewer than two serve. Of equal suspects one runs
 at a time.
 
@@ -242,6 +243,8 @@ class Trials:
                     self._open(engine)
             elif not any(one.may_have(engine) for one in self._next):
                 self._open(engine)
+            elif not engine.idle and any(one.idle for one in self._able(besides=engine)):
+                self._open(engine)
             elif self._alone and now - since >= _SESSION and self._needed(engine):
                 self._pause_until = now + (now - since)
                 self._pump_in(now - since)
@@ -274,13 +277,10 @@ class Trials:
             return False
         if not self._alone and len(serving) < 2:
             return False
-        able = [one.may_have for one in self._unserved()]
-        # One that has run alone for long goes on, and may keep its engine for minutes yet.
-        free = [one for one in serving if not one.reserved and one not in self._running]
-        found = [one for one in free if any(may(one) for may in able)]
+        found = self._able()
         if not found:
             return False
-        engine = least_busy(found)
+        engine = least_busy([one for one in found if one.idle] or found)
         engine.reserved = True
         self._reserved[engine] = self._clock()
         if self._alone:
@@ -298,9 +298,19 @@ class Trials:
                 first.append(waiter)
         return first
 
-    def _unserved(self) -> list[_Waiter]:
-        """Who may run next, beyond the ones for whom an engine is kept already."""
-        free = [engine for engine in self._reserved if engine not in self._running]
+    def _able(self, besides: RoutedEngine | None = None) -> list[RoutedEngine]:
+        """Engines that could be reserved for the line; ``besides``: as if that one were not."""
+        able = [one.may_have for one in self._unserved(besides)]
+        # One that has run alone for long goes on, and may keep its engine for minutes yet.
+        free = [
+            one for one in self._fleet
+            if one.serves and not one.reserved and one not in self._running
+        ]  # fmt: skip
+        return [one for one in free if any(may(one) for may in able)]
+
+    def _unserved(self, besides: RoutedEngine | None) -> list[_Waiter]:
+        """Who may run next, beyond the ones for whom another engine is kept already."""
+        free = [one for one in self._reserved if one not in self._running and one is not besides]
         unserved = []
         for waiter in self._next:
             engine = next(filter(waiter.may_have, free), None)
