@@ -377,7 +377,8 @@ class SimulatedEngine:
 
     def _evict(self) -> None:
         """The worst that may happen where the cache may run out: all who run are evicted, and
-        their images are encoded again with whatever comes. Beyond a batch nobody holds any of it."""
+        their images are encoded again with whatever comes. Who waits for a place in the batch
+        holds nothing of the cache."""
         held = nlargest(self.plan.settings.max_batch_size, (one.tokens for one in self.exchanges))
         if sum(held) > self.plan.kv.tokens:
             for one in self.exchanges:

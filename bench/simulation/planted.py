@@ -68,8 +68,8 @@ BUGS = (
     Bug("a suspect's next engine is not asked", "gateway/routing/trials.py",
         "                self._ask(engine)\n", "                pass\n"),
     Bug("an engine that is stuck keeps the line", "gateway/routing/trials.py",
-        "            elif not engine.idle and any(one.idle for one in self._able(besides=engine)):\n"
-        "                self._open(engine)\n", "", 1434545),
+        "not engine.idle and any(one.idle for one in self._able(besides=engine))", "False",
+        1434545),
     Bug("a death is noted once", "gateway/routing/engines.py",
         "self.death is None or max(self.last_success, sent_at) > self.died_at",
         "self.death is None", 7),

@@ -241,14 +241,18 @@ class Trials:
             elif engine in self._running:
                 if now - self._running[engine][0] >= _LONGEST_ALONE:
                     self._open(engine)
-            elif not any(one.may_have(engine) for one in self._next):
-                self._open(engine)
-            elif not engine.idle and any(one.idle for one in self._able(besides=engine)):
+            elif self._in_vain(engine):
                 self._open(engine)
             elif self._alone and now - since >= _SESSION and self._needed(engine):
                 self._pause_until = now + (now - since)
                 self._pump_in(now - since)
                 self._open(engine)
+
+    def _in_vain(self, engine: RoutedEngine) -> bool:
+        """Whether nobody may have a reserved engine, or could have another at once."""
+        if not any(one.may_have(engine) for one in self._next):
+            return True
+        return not engine.idle and any(one.idle for one in self._able(besides=engine))
 
     def _clear_left(self) -> None:
         """Release engines that have answered since their suspect left, died, or had the time to."""
