@@ -66,9 +66,12 @@ def test_which_does_not_count_models_that_take_no_images():
         turbofit.which("qwen2.5-7b", images=2)
 
 
-def test_images_that_are_asked_for_contradict_an_engine_without_them():
+def test_images_that_are_asked_for_contradict_a_model_or_an_engine_without_them():
     with pytest.raises(UsageError, match="--images 2 asks for images"):
         turbofit.plan("internvl2-8b", on="1xa100", language_model_only=True, images=2)
+    for told in (turbofit.plan, turbofit.predict):
+        with pytest.raises(UsageError, match=r"Qwen2.5-7B-Instruct takes no images"):
+            told("qwen2.5-7b", on="1xa100-80g", images=2)
     for more in ({}, {"images": 0}):
         assert turbofit.plan("internvl2-8b", on="1xa100", language_model_only=True, **more).fits
 

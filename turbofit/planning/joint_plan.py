@@ -16,15 +16,17 @@ from turbofit.core.struct import Struct, const, to_json
 from turbofit.core.units import format_bytes
 from turbofit.machine.source import machine_from
 from turbofit.planning.plan import plan as best_plan
+from turbofit.planning.resolve import model_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from turbofit.core.json_types import Options
     from turbofit.core.machine import Gpu
     from turbofit.planning.request import PlanRequest
     from turbofit.tuner.resolved_request import Margin
 
-__all__ = ["JointGpu", "JointPlan", "ModelOnGpu", "joint_plan"]
+__all__ = ["JointGpu", "JointPlan", "ModelOnGpu", "asked_of_each", "joint_plan"]
 
 JOINT_SCHEMA: Final = "turbofit.joint/1"
 
@@ -34,6 +36,7 @@ _HALVINGS: Final = 7
 _DIVISIONS: Final = 60
 #: Divisions that are planned; each is corrected by what the last one's plans take.
 _ROUNDS: Final = 3
+_NO_IMAGES: Final[Options] = {"images": 0, "image_size": None}
 
 
 class ModelOnGpu(Struct):
@@ -177,6 +180,23 @@ def joint_plan(
         return _too_much(models, least, plans, room, machine, first.margins)
     budgets, plans = _divided(models, least, [plan for _, plan in found], room)
     return _made(plans, budgets, machine, first.margins)
+
+
+def asked_of_each(request: PlanRequest, models: Sequence[Options]) -> list[Options]:
+    """What is asked of each model alone: no images of one that takes none.
+
+    Args:
+        request: what is asked of all.
+        models: what is asked of each beside it, its name among it.
+
+    Raises:
+        UsageError: there is no model of a name.
+        PackageError: a package that reads it is missing.
+    """
+    text_only = [model_of(request.changed(**one)).image_rule is None for one in models]
+    return [
+        {**_NO_IMAGES, **one} if only else one for only, one in zip(text_only, models, strict=True)
+    ]
 
 
 def _room(machine: Machine, budget: int | None) -> int:

@@ -103,11 +103,14 @@ def _check(resolved: ResolvedRequest) -> None:
 
 def _check_together(request: PlanRequest, resolved: ResolvedRequest) -> None:
     """Refuse what is given of both and cannot be kept with the other, whatever is found."""
-    if request.language_model_only and request.images and "images" in request.given():
-        raise UsageError(
-            f"--images {request.images} asks for images, and --language-model-only serves none",
-            hint="give only one of the two",
-        )
+    if request.images and "images" in request.given():
+        if resolved.model.image_rule is None:
+            raise UsageError(f"{resolved.model.name} takes no images", hint="leave --images out")
+        if request.language_model_only:
+            raise UsageError(
+                f"--images {request.images} asks for images, and --language-model-only serves none",
+                hint="give only one of the two",
+            )
     batch, requests = request.max_batch_size, request.concurrency
     visible = len(resolved.machine.visible)
     if batch is None or requests is None or not visible:  # a cluster has no GPUs of its own here

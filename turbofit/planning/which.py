@@ -147,8 +147,6 @@ def _tried(request: WhichRequest, on: str, errors: list[TurbofitError]) -> Servi
     assert isinstance(machine, Machine)
     try:
         resolved = resolve(request)
-        if request.images and "images" in request.given() and model.image_rule is None:
-            raise UsageError(f"{model.name} takes no images", hint="leave --images out")
         lacking = far_too_large(request, resolved)
         if not lacking:
             return serving(request, resolved, on)

@@ -74,13 +74,15 @@ def planned_models(
     Raises:
         DoesNotFitError: they do not fit together, or one of them does not fit alone.
     """
-    assert config.request is not None
-    if options.swap:
-        return _in_turns(arguments, config, models)
     from turbofit.cli.terminal.output import say
     from turbofit.launch.serve.leases import Leases
     from turbofit.launch.serve.planner import measured
-    from turbofit.planning.joint_plan import joint_plan
+    from turbofit.planning.joint_plan import asked_of_each, joint_plan
+
+    assert config.request is not None
+    models = asked_of_each(config.request, models)
+    if options.swap:
+        return _in_turns(arguments, config, models)
 
     requests = [config.request.changed(**one) for one in models]
     if not config.pretend:
