@@ -70,6 +70,8 @@ BUGS = (
     Bug("an engine that is stuck keeps the line", "gateway/routing/trials.py",
         "not engine.idle and any(one.idle for one in self._able(besides=engine))", "False",
         1434545),
+    Bug("who leaves a dead engine is forgotten", "gateway/routing/exchange.py",
+        "if engine.dead_since(self._sent_at):", "if False:", 1467110),
     Bug("a death is noted once", "gateway/routing/engines.py",
         "self.death is None or max(self.last_success, sent_at) > self.died_at",
         "self.death is None", 7),

@@ -275,6 +275,21 @@ def test_who_hangs_up_before_the_engine_dies_is_suspected_too() -> None:
     assert virtual_time.run(run()) == (1, 0)
 
 
+def test_who_hangs_up_after_others_have_met_the_death_is_suspected_too() -> None:
+    async def run():
+        async with Fleet(1) as fleet:
+            (engine,), gone = fleet.app.engines, asyncio.Event()
+            body = chat({"type": "text", "text": "unseen"})
+            pending = asyncio.ensure_future(call(fleet.app, body=body, leave=gone))
+            await auntil(lambda: engine.outstanding == 1, "it to be sent")
+            engine.note_death()  # as the 503 of a loop that has ended tells of another request
+            gone.set()
+            await asyncio.gather(pending, return_exceptions=True)
+            return fleet.app.quarantine.suspects.number
+
+    assert virtual_time.run(run()) == (1, 0)
+
+
 async def hang_up(fleet: Fleet, *beside: str, late: float = 0.0) -> None:
     """A client leaves at once; the engine ends of its request, as a supervisor sees later."""
     gone = asyncio.Event()

@@ -147,6 +147,10 @@ class RoutedEngine:
         """Whether it has answered a request since it last died."""
         return self.last_success > self.died_at
 
+    def dead_since(self, moment: float) -> bool:
+        """Whether it has died since a moment, and has not answered again."""
+        return self.death is not None and self.died_at >= moment and not self.answered
+
     @property
     def idle(self) -> bool:
         """Whether it has no request, and none is on its way there."""

@@ -170,6 +170,9 @@ class Exchange:
             await self._end_broken()
         except asyncio.CancelledError:
             if not self._aborted:
+                if engine.dead_since(self._sent_at):
+                    # Others have met its death; this one's client left before it could.
+                    self._note_break(died=True)
                 raise
             uncancel(self._task)
             await self._end_broken()
