@@ -94,7 +94,7 @@ class ResolvedRequest(Struct):
         margin = self.margin.of(gpu)
         if self.budget is None:
             return margin
-        usable = known(gpu.total, 0) - known(gpu.reserved, 0)
+        usable = gpu.usable
         withheld = usable - known(gpu.used, 0) - self.budget
         return margin + max(0, withheld)
 

@@ -106,7 +106,7 @@ class ModelCopy:
     def room(self, place: int) -> int:
         """Bytes of a card for weights, cache and activations: without others, context, margin."""
         gpu = self.gpus[place]
-        usable = known(gpu.total, 0) - known(gpu.reserved, 0) - known(gpu.used, 0)
+        usable = gpu.usable - known(gpu.used, 0)
         fixed = self.contexts[place][0] + self.workspace(place) + self.rounding
         return usable - self.margins[place] - fixed
 

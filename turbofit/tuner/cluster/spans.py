@@ -172,7 +172,7 @@ def _team(members: Sequence[tuple[Node, tuple[Gpu, ...]]]) -> Team:
 
 def _as_full(gpu: Gpu, index: int, used: int) -> Gpu:
     """The card as full as the fullest of the team, with the network's allowance."""
-    free = known(gpu.total, 0) - known(gpu.reserved, 0) - used
+    free = gpu.usable - used
     more = used - known(gpu.used, 0)
     allowance = Holder(pid=NA, name="counted for other nodes and NCCL's network", bytes=more)
     return replace(

@@ -10,7 +10,6 @@ from turbofit.core.footprint import Footprint
 from turbofit.core.machine import Gpu, Machine
 from turbofit.core.messages import plural
 from turbofit.core.plan import GpuLedger, HostMemory
-from turbofit.core.struct import known
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine
@@ -103,7 +102,7 @@ def _with_used(machine: Machine, ledgers: Sequence[GpuLedger]) -> Machine:
     def held(gpu: Gpu) -> Gpu:
         if gpu.index not in peaks:
             return gpu
-        usable = known(gpu.total, 0) - known(gpu.reserved, 0)
+        usable = gpu.usable
         return replace(gpu, used=peaks[gpu.index], free=usable - peaks[gpu.index])
 
     return replace(machine, gpus=tuple(map(held, machine.gpus)))

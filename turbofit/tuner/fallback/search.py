@@ -151,7 +151,7 @@ def _groupings(request: ResolvedRequest) -> Iterator[_Groups]:
 
 
 def _free(request: ResolvedRequest, gpu: Gpu) -> int:
-    usable = known(gpu.total, 0) - known(gpu.reserved, 0) - known(gpu.used, 0)
+    usable = gpu.usable - known(gpu.used, 0)
     return usable - request.margin_of(gpu)
 
 

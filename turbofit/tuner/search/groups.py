@@ -189,4 +189,4 @@ def _ordered(group: Sequence[Gpu]) -> Group:
 
 
 def _left(gpu: Gpu) -> int:
-    return known(gpu.total, 0) - known(gpu.reserved, 0) - known(gpu.used, 0)
+    return gpu.usable - known(gpu.used, 0)
