@@ -106,12 +106,12 @@ class LoadClient:
 
     async def _read(self, response: aiohttp.ClientResponse, answer: Answer) -> None:
         if response.status != 200:
-            said = (await response.content.read(_LARGEST_ERROR)).decode(errors="replace")
+            said = (await _beginning(response)).decode(errors="replace")
             answer.retry_after = _seconds(response.headers.get("Retry-After"))
             answer.failed(time.perf_counter(), f"status {response.status}", said)
             return
         if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
-            said = (await response.content.read(_LARGEST_ERROR)).decode(errors="replace")
+            said = (await _beginning(response)).decode(errors="replace")
             raise StreamError("no stream", said)
         reader = StreamReader(answer)
         while data := await response.content.readany():
@@ -122,7 +122,7 @@ class LoadClient:
     async def _whole(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         try:
             async with self._session.request(method, self._url + path, json=body) as response:
-                raw = await response.content.read(_LARGEST_ERROR)
+                raw = await _beginning(response)
         except (aiohttp.InvalidURL, ValueError):
             raise UsageError(
                 f"{self._url} is no address of a server", hint="write it as http://127.0.0.1:23333"
@@ -144,6 +144,16 @@ class LoadClient:
                 hint="give its key with --api-key, or in TURBOFIT_API_KEY",
             )
         return UnservedError(f"{self._url}{path} answers {status}", hint=otherwise)
+
+
+async def _beginning(response: aiohttp.ClientResponse) -> bytes:
+    """A body's first 64 KiB, however many packets bring them; one read ends with the first."""
+    body = b""
+    while len(body) < _LARGEST_ERROR and (
+        data := await response.content.read(_LARGEST_ERROR - len(body))
+    ):
+        body += data
+    return body
 
 
 def _kind(exc: BaseException) -> str:
