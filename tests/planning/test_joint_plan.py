@@ -11,7 +11,7 @@ from turbofit.core.machine import Machine
 from turbofit.core.units import GIB, MIB
 from turbofit.machine.source import machine_from
 from turbofit.machine.spec import parse_spec
-from turbofit.planning.joint_plan import JointPlan, asked_of_each, joint_plan
+from turbofit.planning.joint_plan import JointPlan, joint_plan, options_of_each
 from turbofit.planning.request import PlanRequest
 
 pytestmark = pytest.mark.slow
@@ -69,10 +69,10 @@ def test_shares_move_memory() -> None:
 def test_images_are_asked_of_models_that_take_them() -> None:
     request = PlanRequest(model="internvl2-2b", images=2, image_size=(800, 600))
     names = ({"model": "internvl2-2b"}, {"model": "qwen2.5-7b"})
-    each = asked_of_each(request, names)
+    each = options_of_each(request, names)
     assert each == [names[0], {**names[1], "images": 0, "image_size": None}]
     own = {"model": "qwen2.5-7b", "images": 2}
-    assert asked_of_each(request, [own]) == [{**own, "image_size": None}]
+    assert options_of_each(request, [own]) == [{**own, "image_size": None}]
 
 
 def test_what_was_given_is_kept_by_each() -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from turbofit.planning.request import PlanRequest
     from turbofit.tuner.resolved_request import Margin
 
-__all__ = ["JointGpu", "JointPlan", "ModelOnGpu", "asked_of_each", "joint_plan"]
+__all__ = ["JointGpu", "JointPlan", "ModelOnGpu", "joint_plan", "options_of_each"]
 
 JOINT_SCHEMA: Final = "turbofit.joint/1"
 
@@ -182,7 +182,7 @@ def joint_plan(
     return _made(plans, budgets, machine, first.margins)
 
 
-def asked_of_each(request: PlanRequest, models: Sequence[Options]) -> list[Options]:
+def options_of_each(request: PlanRequest, models: Sequence[Options]) -> list[Options]:
     """What is asked of each model alone: no images of one that takes none.
 
     Args:

@@ -65,10 +65,10 @@ def plan(
                 f"{'--cluster' if cluster is not None else '--rehearse'} is for one model",
                 hint="plan each model by itself, or leave it out",
             )
-        from turbofit.planning.joint_plan import asked_of_each
+        from turbofit.planning.joint_plan import options_of_each
 
         each = each_model(click.get_current_context(), model)
-        requests = [request.changed(**one) for one in asked_of_each(request, each)]
+        requests = [request.changed(**one) for one in options_of_each(request, each)]
         return _plan_together(requests, shares, model, full=full, as_json=as_json, md=md)
     if cluster is not None:
         one_machine = {*request.given(), *(["rehearse"] if rehearse else [])}

@@ -77,10 +77,10 @@ def planned_models(
     from turbofit.cli.terminal.output import say
     from turbofit.launch.serve.leases import Leases
     from turbofit.launch.serve.planner import measured
-    from turbofit.planning.joint_plan import asked_of_each, joint_plan
+    from turbofit.planning.joint_plan import joint_plan, options_of_each
 
     assert config.request is not None
-    models = asked_of_each(config.request, models)
+    models = options_of_each(config.request, models)
     if options.swap:
         return _in_turns(arguments, config, models)
 
