@@ -32,6 +32,20 @@ def test_the_key_is_in_no_command_line(tmp_path: Path) -> None:
     assert left is None
 
 
+def test_an_engine_keeps_no_urls(tmp_path: Path) -> None:
+    """LMDeploy parses each image's data: URL, and Python kept the last 128 of them twice."""
+    (tmp_path / "parses.py").write_text(
+        "import json\nfrom urllib.parse import urlparse, urlsplit\n"
+        "path = urlparse('data:image/png;base64,AAAA').path\n"
+        "print(json.dumps([path, urlsplit.cache_info().currsize]))\n"
+    )
+    done = subprocess.run(
+        module_runner("parses"),
+        env={"PYTHONPATH": str(tmp_path)}, capture_output=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == ["image/png;base64,AAAA", 0]
+
+
 def test_a_key_of_the_users_own_is_not_given_twice() -> None:
     command = Command(env={}, argv=("lmdeploy", "--api-keys", "mine"), group=0)
     launch = Launch(command, module_runner("x"), "mine")
