@@ -6,7 +6,7 @@ import pytest
 
 from bench.common.gateway import data_url, picture
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.media.clips import film_clip, film_of, frames_of
+from turbofit.gateway.media.clips import MOST_FRAMES, film_clip, film_of, frames_of
 
 MOST = 1 << 20
 
@@ -76,3 +76,19 @@ def test_headers_that_cannot_be_are_refused(rate, size, reason) -> None:
     with pytest.raises(Refusal) as caught:
         film_clip(b"RIFF\0\0\0\0AVI ", 9, rate, size)
     assert caught.value.reason == reason
+
+
+def test_frames_are_counted_before_any_is_opened(monkeypatch) -> None:
+    """Each takes the loop 0.1 ms, and the largest body holds a hundred thousand."""
+    monkeypatch.setattr("turbofit.gateway.media.clips.from_base64", None)
+    refusal = refused("data:video/jpeg;base64," + ",".join(["/9j/"] * (MOST_FRAMES + 1)))
+    assert refusal.reason == "too_many_frames"
+    assert str(MOST_FRAMES) in refusal.message
+
+
+def test_a_film_has_bytes_for_its_frames() -> None:
+    """LMDeploy looks for each frame that the header promises: over a minute for 100 million."""
+    data = b"RIFF\0\0\0\0AVI " + bytes(88)
+    assert film_clip(data, 25, 25.0, (64, 48)).frames == 25
+    with pytest.raises(Refusal, match="26 frames in 100 bytes"):
+        film_clip(data, 26, 25.0, (64, 48))

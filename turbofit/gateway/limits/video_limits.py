@@ -12,7 +12,7 @@ from turbofit.core.images.video import GRID_TEXT_TOKENS, LONGEST_SECONDS
 from turbofit.core.units import number
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.request_limits import LimitedImage, shown
-from turbofit.gateway.media.clips import RATES
+from turbofit.gateway.media.clips import MOST_FRAMES, RATES
 from turbofit.gateway.media.pictures import LARGEST_PIXELS
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ __all__ = ["check_clips", "hold_clip", "hold_frames"]
 
 #: What LMDeploy samples where a client says nothing.
 _FRAMES: Final = 32
-#: What Qwen's own sampler stops at.
-_MOST_FRAMES: Final = 768
 #: LMDeploy's rate of frames that the client sampled itself.
 _RATE: Final = 2.0
 
@@ -64,7 +62,7 @@ def hold_clip(
         Refusal: a video that no preprocessor takes, or that cannot be lowered enough.
     """
     wanted = _wanted(clip, options)
-    frames = min(wanted, _MOST_FRAMES, max(1, LARGEST_PIXELS // (clip.size[0] * clip.size[1])))
+    frames = min(wanted, MOST_FRAMES, max(1, LARGEST_PIXELS // (clip.size[0] * clip.size[1])))
     if clip.rate is None and frames < wanted:
         raise Refusal(
             400,

@@ -15,13 +15,17 @@ from turbofit.gateway.media.pictures import (
     from_base64,
 )
 
-__all__ = ["RATES", "Clip", "check_film", "film_clip", "film_of", "frames_of"]
+__all__ = ["MOST_FRAMES", "RATES", "Clip", "check_film", "film_clip", "film_of", "frames_of"]
 
 #: How LMDeploy names frames that the client has sampled itself, each a JPEG, between commas.
 _SEQUENCE: Final = "video/jpeg"
 _TAKEN: Final = "MP4, MOV, WebM, Matroska, AVI and JPEG frames (data:video/jpeg) are taken"
 #: Frames a second that no clock of a film has, and above which none is needed.
 RATES: Final = (0.01, 1000.0)
+#: What Qwen's own sampler stops at.
+MOST_FRAMES: Final = 768
+#: Bytes of a frame in a film, at least: MP4 has so many of each in its table of sizes alone.
+_LEAST_FRAME: Final = 4
 
 
 class Clip(Struct):
@@ -108,6 +112,11 @@ def film_clip(data: bytes, frames: int, rate: float, size: tuple[int, int]) -> C
             f"a video of {width}x{height}: sides must be between 1 and {LONGEST_SIDE}, with "
             f"{LARGEST_PIXELS} pixels at most",
         )
+    if frames * _LEAST_FRAME > len(data):
+        # LMDeploy asks for each of them in turn, whether or not it is there.
+        raise Refusal(
+            400, "broken_video", f"a video says that it has {frames} frames in {len(data)} bytes"
+        )
     url = f"data:{_mime(data)};base64,{b64encode(data).decode()}"
     return Clip(url=url, frames=frames, size=size, bytes=len(data), rate=rate)
 
@@ -131,6 +140,11 @@ def _sequence(payload: str, most_bytes: int) -> Clip:
     """Frames that the client sampled: all of one size, as LMDeploy stacks them."""
     if len(payload) > most_bytes * 4 // 3 + (1 << 16):
         raise _too_big(len(payload) * 3 // 4, most_bytes)
+    count = payload.count(",") + 1
+    if count > MOST_FRAMES:
+        raise Refusal(
+            400, "too_many_frames", f"{count} frames in a video, the limit is {MOST_FRAMES}"
+        )
     frames = [from_base64(text, most_bytes) for text in payload.split(",")]
     sizes = {frame.size for frame in frames}
     if {frame.mime for frame in frames} != {"image/jpeg"}:
