@@ -99,6 +99,57 @@ def test_truncated_images_are_refused(kind) -> None:
     assert refused(data[: len(data) * 2 // 3]).reason in ("truncated_image", "broken_image")
 
 
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", len(body) + 2) + body
+
+
+def with_segments(*segments: bytes, size: tuple[int, int] = (8, 8)) -> bytes:
+    """A JPEG with more segments before its own."""
+    whole = picture(*size, "JPEG")
+    return whole[:2] + b"".join(segments) + whole[2:]
+
+
+def test_the_end_of_a_thumbnail_is_not_that_of_its_photograph() -> None:
+    thumbnail = segment(0xE1, b"Exif\0\0" + picture(16, 16, "JPEG"))
+    photograph = with_segments(thumbnail, size=(300, 300))
+    assert from_bytes(photograph, MOST).size == (300, 300)
+    # What follows the end is no matter: phones put films there.
+    assert from_bytes(photograph + b"\xff\xda" * 9, MOST).size == (300, 300)
+    for cut in (2, 200, 900):
+        assert refused(photograph[:-cut]).reason == "truncated_image"
+
+
+def test_segments_of_a_jpeg_are_read_as_pillow_reads_them() -> None:
+    comment = segment(0xFE, b"\xff\xda\xff\xd9")
+    odd = (b"\xff\xff\xff", comment, b"junk", b"\xff\x00", b"\xff\xf3")
+    assert from_bytes(with_segments(*odd), MOST).size == (8, 8)
+
+
+def test_exif_in_many_segments_is_refused() -> None:
+    """Pillow joins it once for each: quadratic, on the event loop."""
+    exif = [segment(0xE1, b"Exif\0\0" + bytes(60_000))]
+    assert from_bytes(with_segments(*exif), MOST).size == (8, 8)
+    assert refused(with_segments(*exif, *exif)).reason == "broken_image"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF"])
+def test_files_of_very_many_parts_are_refused(kind) -> None:
+    whole = picture(8, 8, kind)
+    start, part = {
+        "PNG": (33, struct.pack(">I", 0) + b"abCd" + struct.pack(">I", zlib.crc32(b"abCd"))),
+        "JPEG": (2, segment(0xFE, b"")),
+        "GIF": (whole.find(b","), b"!\x01\x01\0\0"),
+    }[kind]
+    assert from_bytes(whole[:start] + part * 1000 + whole[start:], MOST).size == (8, 8)
+    assert refused(whole[:start] + part * 100_000 + whole[start:]).reason == "broken_image"
+
+
+@pytest.mark.parametrize(("kind", "most"), [("PNG", 8), ("JPEG", 10.1), ("GIF", 8), ("WEBP", 16)])
+def test_host_memory_is_no_less_than_pillow_takes(kind, most) -> None:
+    """Bytes of a pixel, of a decoded file of 9 megapixels."""
+    assert from_bytes(picture(64, 48, kind), MOST).decoded_bytes >= 64 * 48 * most
+
+
 def test_a_file_that_two_parsers_read_differently_is_refused() -> None:
     """Pillow asks its Photo CD reader before its WebP reader, and that looks at byte 2048."""
     data = bytearray(picture(64, 64, "WEBP"))
