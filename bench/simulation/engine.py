@@ -116,7 +116,9 @@ class SimulatedEngine:
         self.code: int | None = None
         self.owner: Process | None = None
         self.listening = False
-        self.hung = False
+        self._hung = False
+        #: What was due while it hung: since when, whose, and what.
+        self._stalled: list[tuple[float, Exchange, Callable[[], None]]] = []
         #: Completions are answered with 500 while its health page is fine.
         self.failing = False
         #: The PyTorch engine's loop has ended: its server answers 503 for ever.
@@ -379,8 +381,8 @@ class SimulatedEngine:
         """The worst that may happen where the cache may run out: all who run are evicted, and
         their images are encoded again with whatever comes. Who waits for a place in the batch
         holds nothing of the cache."""
-        held = nlargest(self.plan.settings.max_batch_size, (one.tokens for one in self.exchanges))
-        if sum(held) > self.plan.kv.tokens:
+        tokens, most = [one.tokens for one in self.exchanges], self.plan.kv.tokens
+        if sum(tokens) > most < sum(nlargest(self.plan.settings.max_batch_size, tokens)):
             for one in self.exchanges:
                 one.encoding = one.units
 
@@ -405,10 +407,27 @@ class SimulatedEngine:
         # Of an engine whose loop has ended only its server goes on.
         if self.code is not None or not one.open or (self.loop_ended and one.posted):
             return
-        if self.hung:
-            self._after(one, 1.0, act)
+        if self._hung:
+            self._stalled.append((self.world.scheduler.now, one, act))
         else:
             act()
+
+    @property
+    def hung(self) -> bool:
+        """Whether it does nothing more; what was due goes on within a second of the hang's end."""
+        return self._hung
+
+    @hung.setter
+    def hung(self, hung: bool) -> None:
+        self._hung = hung
+        if hung:
+            return
+        stalled, self._stalled = self._stalled, []
+        for since, one, act in stalled:
+            when = since
+            while when < self.world.scheduler.now:
+                when += 1.0
+            self.world.scheduler.at(when, partial(self._go_on, one, act))
 
     # -- its words
 
