@@ -23,9 +23,9 @@ from turbofit.gateway.allocator import keep_large_blocks
 _BATCH = 50
 #: The same where the first violation ends the run: what is in the workers' queue runs on.
 _SMALL_BATCH = 5
-#: Days of a worker, which ends with what they leave, 0.6 MB a day: to look for cycles of objects
+#: Days of a worker, which ends with what they leave, 1 MB a day: to look for cycles of objects
 #: took 7 % of a day.
-_LIFE = 5_000
+_LIFE = 2_000
 #: End a run, which says then what it showed so far.
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 
