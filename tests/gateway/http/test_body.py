@@ -248,10 +248,15 @@ def test_what_was_read_is_let_go_of_without_the_garbage_collector() -> None:
 
 
 class Fetched(MediaFetcher):
-    """Every address has the same image of a MiB."""
+    """Every address has the same image of a MiB; they come one after the other."""
 
-    async def fetch_all(self, urls, most_bytes):
-        return dict.fromkeys(urls, picture(64, 64) + bytes(1 << 20))
+    def __init__(self) -> None:
+        super().__init__()
+        self.files, self._turn = 0, asyncio.Semaphore()
+
+    async def _bytes(self, url, most_bytes):
+        self.files += 1
+        return picture(64, 64) + bytes(1 << 20)
 
 
 REMOTE = {"type": "image_url", "image_url": {"url": "https://here.org/a.png"}}
@@ -261,6 +266,18 @@ def test_remote_images_are_held_to_the_bytes_of_a_body() -> None:
     app, upstream = gateway(fetcher=Fetched())
     reply = ask(app, body=chat(*[REMOTE] * 20))
     assert (reply.status, reply.json["error"]["code"]) == (413, "body_too_big")
+    assert (upstream.seen, app._bodies.in_memory) == ([], 0)
+
+
+def test_remote_images_are_counted_as_they_come() -> None:
+    """64 files of 32 MiB were 2 GiB before the body was found too large."""
+    fetcher = Fetched()
+    app, upstream = gateway(fetcher=fetcher)
+    most = app.bounds.limits.bytes_per_body >> 20
+    urls = [{"url": f"https://here.org/{n}.png"} for n in range(2 * most)]
+    reply = ask(app, body=chat(*({"type": "image_url", "image_url": url} for url in urls)))
+    assert (reply.status, reply.json["error"]["code"]) == (413, "body_too_big")
+    assert most < fetcher.files < 2 * most
     assert (upstream.seen, app._bodies.in_memory) == ([], 0)
 
 

@@ -111,6 +111,8 @@ class Site:
 def fetched(path: str, resolver: Any = None, allowed=("here.org",), times: int = 1):
     """One or more fetches of the same address; returns the pictures and the site's hits."""
 
+    came: list[int] = []
+
     async def run():
         site = Site()
         app = web.Application()
@@ -124,7 +126,9 @@ def fetched(path: str, resolver: Any = None, allowed=("here.org",), times: int =
         fetcher = MediaFetcher([f"{name}:{port}" for name in allowed], resolver or ToHere())
         url = path if "://" in path else f"http://here.org:{port}{path}"
         try:
-            return await fetcher.fetch_all([url] * times, MOST), site.hits
+            files = await fetcher.fetch_all([url] * times, MOST, came.append)
+            assert came == [len(data) for data in files.values()] * times
+            return files, site.hits
         except Refusal as refusal:
             return refusal, site.hits
         finally:
@@ -174,7 +178,7 @@ def test_addresses_are_refused_even_if_they_are_allowed(host) -> None:
     async def run():
         fetcher = MediaFetcher((host.strip("[]"), host, f"{host}:80"))
         try:
-            await fetcher.fetch_all([f"http://{host}/a.png"], MOST)
+            await fetcher.fetch_all([f"http://{host}/a.png"], MOST, print)
         except Refusal as refusal:
             return refusal
         finally:
@@ -189,7 +193,7 @@ def test_an_address_is_fetched_once_and_goes_on_inline() -> None:
     class Once(MediaFetcher):
         calls = 0
 
-        async def fetch_all(self, urls, most_bytes):
+        async def fetch_all(self, urls, most_bytes, count):
             Once.calls += len(urls)
             return dict.fromkeys(urls, PICTURE)
 
@@ -204,7 +208,7 @@ def test_an_address_is_fetched_once_and_goes_on_inline() -> None:
 
 def test_what_is_fetched_and_is_no_image_is_refused() -> None:
     class Page(MediaFetcher):
-        async def fetch_all(self, urls, most_bytes):
+        async def fetch_all(self, urls, most_bytes, count):
             return dict.fromkeys(urls, b"<html>")
 
     part = {"type": "image_url", "image_url": {"url": "https://here.org/a.png"}}

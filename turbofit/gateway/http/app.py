@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.process.log import LazyLogger
@@ -14,7 +15,7 @@ from turbofit.gateway.http.connections import Connections, Networks
 from turbofit.gateway.http.guard import Keys, Origins
 from turbofit.gateway.http.metrics import Metrics
 from turbofit.gateway.http.pages import health_page, metrics_page
-from turbofit.gateway.http.prepare import finish, hold, inlined, remote_urls, start
+from turbofit.gateway.http.prepare import check_body, finish, hold, inlined, remote_urls, start
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.routes import api_of, find_route, is_health
 from turbofit.gateway.http.trace import TraceRecorder, request_size
@@ -253,8 +254,10 @@ class Gateway(AsgiApp):
         bounds = request.bounds
         parsed = start(bounds, route.kind, request.body)
         most = bounds.limits.bytes_per_image
-        fetched = await self._fetcher.fetch_all(remote_urls(parsed), most)
-        self._keep_more(request, inlined(bounds, parsed, fetched, len(request.body)))
+        came, keep = len(request.body), partial(self._keep_file, request)
+        fetched = await self._fetcher.fetch_all(remote_urls(parsed), most, keep)
+        added = inlined(bounds, parsed, fetched, came)
+        self._keep_more(request, added - sum(map(len, fetched.values())))
         clip = await self._films.look(parsed, fetched, most)
         media = hold(bounds, route.kind, parsed, fetched, clip)
         if self._recorder is not None and route.kind not in ("count_tokens", "encode"):
@@ -265,6 +268,15 @@ class Gateway(AsgiApp):
         request.body, request.prepared = finish(bounds, route.kind, parsed, media)
         several = self._affinity is not None and len(self.fleet) > 1
         return self._affinity.chooser(parsed.body) if self._affinity and several else None
+
+    def _keep_file(self, request: RequestContext, size: int) -> None:
+        """Count a file that was fetched, before others of the same request are.
+
+        Raises:
+            Refusal: no room for it, or the body is too large with it.
+        """
+        self._keep_more(request, size)
+        check_body(request.bounds, request.bytes_in)
 
     def _keep_more(self, request: RequestContext, size: int) -> None:
         """Count what was fetched for a request, or resized, as bytes of its body.

@@ -108,14 +108,25 @@ def inlined(bounds: Bounds, parsed: Parsed, fetched: Mapping[str, bytes], came: 
         Refusal: the body would be larger than one may be that holds the same files inline.
     """
     files = [len(fetched[slot.source]) for slot in parsed.slots if is_remote(slot)]
-    added, most = sum(-(-size // 3) * 4 for size in files), bounds.limits.bytes_per_body
-    if files and came + added > most:
+    added = sum(-(-size // 3) * 4 for size in files)
+    if files:
+        check_body(bounds, came + added)
+    return added
+
+
+def check_body(bounds: Bounds, size: int) -> None:
+    """Hold a body with its remote images to the bytes of one.
+
+    Raises:
+        Refusal: it is larger.
+    """
+    most = bounds.limits.bytes_per_body
+    if size > most:
         raise Refusal(
             413,
             "body_too_big",
-            f"a body of {came + added} bytes with its remote images, the limit is {most}",
+            f"a body of {size} bytes with its remote images, the limit is {most}",
         )
-    return added
 
 
 def is_remote(slot: MediaSlot) -> bool:

@@ -18,7 +18,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from turbofit.gateway.http.refusals import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["MediaFetcher", "allowed_host", "is_public"]
 
@@ -111,18 +111,27 @@ class MediaFetcher:
         """Fetch from these domains, and no others, from now on."""
         self._allowed = tuple(domains)
 
-    async def fetch_all(self, urls: Sequence[str], most_bytes: int) -> dict[str, bytes]:
+    async def fetch_all(
+        self, urls: Sequence[str], most_bytes: int, count: Callable[[int], None]
+    ) -> dict[str, bytes]:
         """Each address once, side by side.
+
+        Args:
+            urls: what to fetch.
+            most_bytes: of one file.
+            count: told the bytes of each file as soon as it is here; it may refuse the rest.
 
         Raises:
             Refusal: a domain that is not allowed, an inner address, a server that does not answer
-                in time, or with too much.
+                in time, or with too much; or what ``count`` raises.
         """
         if not urls:
             return {}
         tasks = [asyncio.ensure_future(self._fetch(url, most_bytes)) for url in urls]
         try:
-            return dict(zip(urls, await asyncio.gather(*tasks), strict=True))
+            for one in asyncio.as_completed(tasks):
+                count(len(await one))
+            return {url: task.result() for url, task in zip(urls, tasks, strict=True)}
         finally:
             for task in tasks:
                 task.cancel()
