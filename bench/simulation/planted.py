@@ -94,6 +94,8 @@ BUGS = (
         "launch/serve/reservations.py",
         "max(0 if lease.told else growth, need - sum(known))",
         "max(0, need - sum(known))", 558846),
+    Bug("what dead turbofits left behind goes on", "launch/serve/planner.py",
+        "    for text in end_orphans(leases):\n", "    for text in ():\n", 1565109),
     Bug("a plan is not reserved", "launch/serve/planner.py",
         "                self._leases.reserve(plan)\n        return plan\n",
         "                pass\n        return plan\n"),

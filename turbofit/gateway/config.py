@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from turbofit.core.process.ports import DEFAULT_PORT
 from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, KIB
-from turbofit.gateway.media.pictures import LARGEST_PIXELS, WEBP_BYTES_OF_PIXEL
+from turbofit.gateway.media.pictures import BYTES_OF_PIXEL, LARGEST_PIXELS
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
@@ -105,7 +105,7 @@ class GatewayConfig(Struct):
 
 def host_of_one(bounds: Bounds) -> int:
     """Host memory of one request at its limits while its images are decoded, in bytes."""
-    pixels = LARGEST_PIXELS * WEBP_BYTES_OF_PIXEL * max(1, bounds.limits.images_per_request)
+    pixels = LARGEST_PIXELS * BYTES_OF_PIXEL * max(1, bounds.limits.images_per_request)
     return pixels + bounds.limits.units_per_request * bounds.bytes_per_unit
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from bench.common.gateway import data_url, picture
 from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.media import pictures
 from turbofit.gateway.media.pictures import LARGEST_PIXELS, from_base64, from_bytes, from_url
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -76,6 +77,16 @@ def test_the_pixel_limit_is_said() -> None:
     refusal = refused(png(12_000, 8_000))
     assert "96000000 pixels" in refusal.message
     assert str(LARGEST_PIXELS) in refusal.message
+
+
+def test_the_largest_webp_takes_no_more_host_memory_than_other_images(monkeypatch) -> None:
+    """What one image may take is reserved for each that a request may have."""
+    reasons = {}
+    for kind in ("WEBP", "JPEG"):
+        header = (kind, (10_000, 7_000), 1)
+        monkeypatch.setattr(pictures, "_header", lambda _, header=header: header)
+        reasons[kind] = refused(b"").reason
+    assert reasons == {"WEBP": "too_many_pixels", "JPEG": "truncated_image"}
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,7 +15,9 @@ import pytest
 from bench.common.plans import plausible_plan
 from turbofit.core.errors import PackageError
 from turbofit.core.plan import Death, Plan, Rehearsal, RehearsedCache
+from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import Planner
+from turbofit.machine import source
 from turbofit.planning.request import PlanRequest
 from turbofit.rehearse import corrected
 
@@ -82,3 +88,44 @@ def test_the_real_engine_rehearses() -> None:
     assert plan.rehearsal is not None
     assert plan.rehearsal.outcome == "served"
     assert said == ["rehearsing: LMDeploy's own engine on pretend GPUs, some seconds"]
+
+
+@pytest.mark.parametrize("look", ["make", "take", "settle"])
+def test_engines_of_a_dead_turbofit_are_ended_before_the_machine_is_measured(
+    look: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that still loads takes more than it holds: `calibrate` planned with that memory."""
+    machine = msgspec.structs.replace(source.machine_from("1xrtx3060"), source="nvml")
+    plan = Planner(REQUEST.changed(on=machine), None, print, rehearse=False).make({})
+    orphan = subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        with Leases(tmp_path) as dead:
+            dead.reserve(plan)
+            dead.note(model="InternVL2-2B", engines=[orphan.pid], ready=False)
+            shutil.copy(next(tmp_path.glob("*.json")), tmp_path / "left.json")
+        seen: list[int | None] = []
+        said: list[str] = []
+
+        def measure(*_: object, **__: object) -> Any:
+            seen.append(orphan.poll())
+            return machine
+
+        monkeypatch.setattr(source, "machine_from", measure)
+        with Leases(tmp_path) as leases:
+            planner = Planner(REQUEST.changed(on=None), leases, said.append, rehearse=False)
+            if look == "make":
+                assert planner.make({}).fits
+            elif look == "take":
+                planner.take(plan)
+            else:
+                assert planner.settle(plan, {}) is plan
+        assert seen == [-9]
+        assert len(said) == 1
+        assert "an engine for InternVL2-2B had left behind" in said[0]
+    finally:
+        orphan.kill()
+        orphan.wait()
+        assert orphan.stdin is not None
+        orphan.stdin.close()

@@ -60,11 +60,9 @@ class ServeLaunch:
         Raises:
             TurbofitError: it would not serve.
         """
-        from turbofit.launch.serve.reservations import end_orphans
-
         config, lmdeploy = self._config, self._lmdeploy
-        for text in (*end_orphans(leases), *([leases.alone] if leases.alone else [])):
-            self._say(f"warning: {text}")
+        if leases.alone:
+            self._say(f"warning: {leases.alone}")
         planner = planner_of(
             config, leases, doubled=lmdeploy.warning is not None,
             fitted=self._shared is not None, say=self._say,

@@ -87,7 +87,7 @@ def planned_models(
     requests = [config.request.changed(**one) for one in models]
     if not config.pretend:
         with Leases() as leases:
-            here = measured(leases, config.request.gpus)
+            here = measured(leases, config.request.gpus, say)
         requests = [request.changed(on=here, gpus=None) for request in requests]
     joint = joint_plan(requests, shares, pretend=config.pretend)
     if not joint.fits:

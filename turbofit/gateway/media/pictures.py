@@ -21,7 +21,6 @@ __all__ = [
     "BYTES_OF_PIXEL",
     "LARGEST_PIXELS",
     "LONGEST_SIDE",
-    "WEBP_BYTES_OF_PIXEL",
     "Picture",
     "decoded",
     "from_base64",
@@ -42,8 +41,8 @@ _TAKEN: Final = "PNG, JPEG, WebP, GIF (not animated) and BMP are taken"
 #: Measured: 8 of JPEG and PNG while Pillow decodes and converts, 10 of a progressive JPEG, and two
 #: more where it has four colours. Then four stay, and copies of three on their way to a tensor.
 BYTES_OF_PIXEL: Final = 12
-#: Measured: libwebp's two canvases and its copy are beside Pillow's.
-WEBP_BYTES_OF_PIXEL: Final = 16
+#: Measured: libwebp's two canvases and its copy are beside Pillow's. A WebP may have fewer pixels.
+_WEBP_BYTES_OF_PIXEL: Final = 16
 #: Parts that a header is read in, beside one for each 64 bytes of the file: a GIF has one for 128.
 _PARTS: Final = 1 << 14
 #: Segments before the pixels of a JPEG, and bytes of Exif in them: as many as one of them holds.
@@ -79,8 +78,7 @@ class Picture(Struct):
     @property
     def decoded_bytes(self) -> int:
         """Host memory once an engine has decoded it to RGB."""
-        webp = self.mime == "image/webp"
-        return self.size[0] * self.size[1] * (WEBP_BYTES_OF_PIXEL if webp else BYTES_OF_PIXEL)
+        return self.size[0] * self.size[1] * _bytes_of_pixel(self.mime)
 
 
 def from_url(url: str, most_bytes: int) -> Picture:
@@ -153,12 +151,12 @@ def from_bytes(data: bytes, most_bytes: int, text: str | None = None) -> Picture
             "bad_image_size",
             f"an image of {width}x{height}: sides must be between 1 and {LONGEST_SIDE}",
         )
-    if width * height > LARGEST_PIXELS:
+    most = LARGEST_PIXELS * BYTES_OF_PIXEL // _bytes_of_pixel(_MIMES[kind])
+    if width * height > most:
         raise Refusal(
             400,
             "too_many_pixels",
-            f"an image of {width}x{height} has {width * height} pixels, the limit is "
-            f"{LARGEST_PIXELS}",
+            f"an image of {width}x{height} has {width * height} pixels, the limit is {most}",
         )
     if not _whole(kind, data):
         raise Refusal(400, "truncated_image", "an image is truncated")
@@ -284,6 +282,10 @@ def _whole(kind: str, data: bytes) -> bool:
     if kind == "WEBP":
         return int.from_bytes(data[4:8], "little") + 8 <= len(data) + 1
     return True
+
+
+def _bytes_of_pixel(mime: str) -> int:
+    return _WEBP_BYTES_OF_PIXEL if mime == "image/webp" else BYTES_OF_PIXEL
 
 
 def _broken() -> Refusal:

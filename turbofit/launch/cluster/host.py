@@ -141,7 +141,6 @@ class HostedEngine:
         from turbofit.launch.serve.job import Job
         from turbofit.launch.serve.planner import Planner, can_rehearse
         from turbofit.launch.serve.record import Record, run_folder
-        from turbofit.launch.serve.reservations import end_orphans
         from turbofit.launch.serve.session import run_session
         from turbofit.planning.needs import check_needs
 
@@ -151,8 +150,8 @@ class HostedEngine:
         if missing is not None and plan.engine.of_lmdeploy:
             raise missing
         check_needs(plan, pretend=config.pretend)
-        for text in (*end_orphans(leases), *([leases.alone] if leases.alone else [])):
-            self._say(f"warning: {text}")
+        if leases.alone:
+            self._say(f"warning: {leases.alone}")
         planner = Planner(
             _request(engine_spec), None if config.pretend else leases, self._say,
             rehearse=config.rehearse and not config.pretend and can_rehearse(),

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import DoesNotFitError, PackageError, UsageError
 from turbofit.core.process.progress import under_way
 from turbofit.launch.serve.preflight import check_machine
-from turbofit.launch.serve.reservations import counted
+from turbofit.launch.serve.reservations import counted, end_orphans
 from turbofit.planning.plan import doubled_margin
 from turbofit.planning.plan import plan as best_plan
 
@@ -65,7 +65,7 @@ class Planner:
             with under_way("planning"):
                 return self._made(request)
         with under_way("planning"), self._leases.locked(self._wait):
-            here = measured(self._leases, request.gpus)
+            here = measured(self._leases, request.gpus, self._say)
             plan = self._made(request.changed(on=here, gpus=None))
             if plan.fits:
                 self._leases.reserve(plan)
@@ -85,7 +85,8 @@ class Planner:
         if self._leases is None:
             return
         with self._leases.locked(self._wait):
-            check_machine(plan, measured(self._leases, None), fitted=self._fitted)
+            here = measured(self._leases, None, self._say)
+            check_machine(plan, here, fitted=self._fitted)
             self._leases.reserve(plan)
 
     def settle(self, plan: Plan, changes: Options | None) -> Plan:
@@ -118,7 +119,8 @@ class Planner:
         assert self._leases is not None
         try:
             with self._leases.locked():
-                check_machine(plan, measured(self._leases, None), fitted=self._fitted)
+                here = measured(self._leases, None, self._say)
+                check_machine(plan, here, fitted=self._fitted)
         except DoesNotFitError as exc:
             return exc
         return None
@@ -160,10 +162,15 @@ def _ratios(plan: Plan) -> list[float]:
     return [one.settings.cache_max_entry_count for one in plan.each()]
 
 
-def measured(leases: Leases, gpus: str | None) -> Machine:
-    """The machine here, with what other turbofits have reserved counted as used."""
+def measured(leases: Leases, gpus: str | None, say: Callable[[str], None]) -> Machine:
+    """The machine here, with what other turbofits have reserved counted as used.
+
+    Engines that dead turbofits left behind are ended first: they may still be loading.
+    """
     from turbofit.machine.source import machine_from
 
+    for text in end_orphans(leases):
+        say(f"warning: {text}")
     return counted(machine_from(None, gpus=gpus), leases)
 
 
