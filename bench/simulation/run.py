@@ -91,6 +91,9 @@ def _run(given: Any) -> Totals:
         for at in range(0, len(batches), life):
             if not over():
                 _add(totals, batches[at : at + life], given, over, plans)
+                # A run of hours may be killed before its summary.
+                print(f"\r{totals.days} days, {len(totals.violations)} violations, "
+                      f"{totals.seconds:.0f} s", file=sys.stderr)  # fmt: skip
     return totals
 
 
