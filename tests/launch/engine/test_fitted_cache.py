@@ -22,12 +22,12 @@ def free(more: int) -> dict[str, int]:
 
 
 def test_as_planned_it_is_the_plans_ratio() -> None:
-    assert fitted_ratio(PLAN, free(0)) == pytest.approx(0.873, abs=1e-6)
+    assert fitted_ratio(PLAN, 0, free(0)) == pytest.approx(0.873, abs=1e-6)
 
 
 @given(st.integers(-2 * GIB, 60 * GIB))
 def test_the_cache_has_the_plans_bytes(more: int) -> None:
-    ratio = fitted_ratio(PLAN, free(more))
+    ratio = fitted_ratio(PLAN, 0, free(more))
     assert 0 < ratio < 1
     cache = ratio * (LEFT + more)
     assert 0 <= cache - REGION < (LEFT + more) / 10**6 + 1
@@ -35,30 +35,42 @@ def test_the_cache_has_the_plans_bytes(more: int) -> None:
 
 def test_where_that_is_not_there_the_ratio_stays() -> None:
     """What is left is less than the cache: the engine sizes what it can, as it would alone."""
-    assert fitted_ratio(PLAN, free(-10 * GIB)) == 0.873
-    assert fitted_ratio(PLAN, {}) == 0.873
+    assert fitted_ratio(PLAN, 0, free(-10 * GIB)) == 0.873
+    assert fitted_ratio(PLAN, 0, {}) == 0.873
 
 
 def test_of_several_cards_the_fullest_counts() -> None:
     plan = plausible_plan(gpus=2, tp=2)
     one, two = plan.gpus
     planned = pytest.approx(plan.settings.cache_max_entry_count, abs=1e-6)
-    assert fitted_ratio(plan, {one.uuid: one.free, two.uuid: two.free + GIB}) == planned
-    assert fitted_ratio(plan, {two.uuid: two.free + GIB}) == planned
+    assert fitted_ratio(plan, 0, {one.uuid: one.free, two.uuid: two.free + GIB}) == planned
+    assert fitted_ratio(plan, 0, {two.uuid: two.free + GIB}) == planned
     both = {gpu.uuid: gpu.free + GIB for gpu in plan.gpus}
     left = plan.kv.region_bytes / plan.settings.cache_max_entry_count
     lower = pytest.approx(plan.kv.region_bytes / (left + GIB), abs=1e-6)
-    assert fitted_ratio(plan, both) == lower
+    assert fitted_ratio(plan, 0, both) == lower
     # A card of which the plan left more may have as much more and less.
     wide = replace(two, total=two.total + 2 * GIB, free=two.free + 2 * GIB)
     plan = replace(plan, gpus=(one, wide))
     now = {one.uuid: one.free + GIB, wide.uuid: wide.free - GIB}
-    assert fitted_ratio(plan, now) == lower
+    assert fitted_ratio(plan, 0, now) == lower
+
+
+def test_a_replica_that_starts_again_looks_at_its_own_cards() -> None:
+    plan = plausible_plan(gpus=2, tp=1)
+    assert len(plan.parallel.groups) == 2
+    assert not plan.by_group
+    one, two = plan.gpus
+    now = {one.uuid: one.free + GIB, two.uuid: 0}
+    planned = plan.settings.cache_max_entry_count
+    lower = plan.kv.region_bytes / (plan.kv.region_bytes / planned + GIB)
+    assert fitted_ratio(plan, 0, now) == pytest.approx(lower, abs=1e-6)
+    assert fitted_ratio(plan, 1, now) == planned
 
 
 def test_an_engine_that_counts_blocks_keeps_them() -> None:
     plan = replace(PLAN, kv=replace(PLAN.kv, region_bytes=0))
-    assert fitted_ratio(plan, free(MIB)) == 0.873
+    assert fitted_ratio(plan, 0, free(MIB)) == 0.873
 
 
 def test_in_the_command_line() -> None:

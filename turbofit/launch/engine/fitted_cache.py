@@ -26,21 +26,25 @@ RATIO: Final = "--cache-max-entry-count"
 _STEPS: Final = 10**6
 
 
-def fitted_ratio(plan: Plan, free: Mapping[str, int]) -> float:
-    """The ratio that gives the cache of a plan of one group its bytes; the plan's where it cannot.
+def fitted_ratio(plan: Plan, group: int, free: Mapping[str, int]) -> float:
+    """The ratio that gives the cache of a group's engine its bytes; the plan's where it cannot.
 
-    LMDeploy takes the ratio of what is free of the fullest card. Over: by less than a step of that,
-    so that no page of the cache is lost.
+    LMDeploy takes the ratio of what is free of the fullest card of the group. Over: by less than a
+    step of that, so that no page of the cache is lost.
 
     Args:
-        plan: of one group.
+        plan: the engine's.
+        group: the engine's number in the plan.
         free: bytes by GPU UUID that are free now, before the engine starts.
     """
-    ratio, region = plan.settings.cache_max_entry_count, plan.kv.region_bytes
-    if not ratio or not region or not any(gpu.uuid in free for gpu in plan.gpus):
+    one, members = plan.of_group(group), plan.parallel.groups[group]
+    ratio, region = one.settings.cache_max_entry_count, one.kv.region_bytes
+    # Cards of other groups hold what their engines have by now.
+    gpus = [gpu for gpu in one.gpus if gpu.index in members]
+    if not ratio or not region or not any(gpu.uuid in free for gpu in gpus):
         return ratio
-    planned = [free_for_cache(gpu) for gpu in plan.gpus]
-    more = [free.get(gpu.uuid, gpu.free) - gpu.free for gpu in plan.gpus]
+    planned = [free_for_cache(gpu) for gpu in gpus]
+    more = [free.get(gpu.uuid, gpu.free) - gpu.free for gpu in gpus]
     shared = region / ratio + min(map(add, planned, more)) - min(planned)
     steps = ceil(region / shared * _STEPS) if shared > region else _STEPS
     return steps / _STEPS if steps < _STEPS else ratio

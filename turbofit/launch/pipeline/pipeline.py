@@ -92,7 +92,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         config = planned_config(plan, backend_config)
         _choose_gpus(plan, config)
         if leases is not None and request.cache_max_entry_count is None:
-            config.cache_max_entry_count = ratio_now(plan)
+            config.cache_max_entry_count = ratio_now(plan, 0)  # a pipeline is one engine
 
         from turbofit.launch.pipeline.planned_pipeline import PlannedPipeline
         from turbofit.planning.commands import model_path as checkpoint

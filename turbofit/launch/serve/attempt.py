@@ -166,11 +166,11 @@ class Attempt:
 
         Where other models of ours share the cards, a start takes the plan's cache whatever is free.
         """
-        job, plan = self._job, self._plan.of_group(group)
+        job, plan = self._job, self._plan
         if job.shared is not None:
-            return partial(job.shared.ratio, plan)
+            return partial(job.shared.ratio, plan, group)
         fixed = "cache_max_entry_count" in job.fixed
-        return None if job.config.pretend or fixed else partial(ratio_now, plan)
+        return None if job.config.pretend or fixed else partial(ratio_now, plan, group)
 
     def _open(self, urls: list[str]) -> None:
         """All engines are ready: tell, compare, open."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["SharedCards", "ratio_now"]
 
 
-def ratio_now(plan: Plan) -> float:
+def ratio_now(plan: Plan, group: int) -> float:
     """The ratio of a start on real GPUs: where more is free than planned, the plan's bytes.
 
     Where less is free it is the plan's, so that what somebody took comes from the cache, too.
@@ -27,9 +27,11 @@ def ratio_now(plan: Plan) -> float:
     Over: by what others give back between this look and LMDeploy's, while the engine loads.
 
     Args:
-        plan: of one group.
+        plan: the engine's.
+        group: the engine's number in the plan.
     """
-    return min(plan.settings.cache_max_entry_count, fitted_ratio(plan, _free(plan)))
+    planned = plan.of_group(group).settings.cache_max_entry_count
+    return min(planned, fitted_ratio(plan, group, _free(plan)))
 
 
 class SharedCards:
@@ -54,9 +56,9 @@ class SharedCards:
         whole = all(set(group) == every for group in plan.parallel.groups)
         return self._file if whole and not plan.engine.on_torch else None
 
-    def ratio(self, plan: Plan) -> float:
-        """The cache ratio of a start of a plan of one group, now."""
-        return fitted_ratio(plan, self._free(plan))
+    def ratio(self, plan: Plan, group: int) -> float:
+        """The cache ratio of a start of a group's engine, now."""
+        return fitted_ratio(plan, group, self._free(plan))
 
     def _free(self, plan: Plan) -> dict[str, int]:
         """Free bytes by GPU UUID; what cannot be read is left out."""
