@@ -401,7 +401,8 @@ class Plan(Struct):
     def of_group(self, number: int) -> Plan:
         """The plan as one group's engine is started with it; itself where all run the same.
 
-        Numbers of groups stay valid in it; ``gpus`` are the group's alone.
+        Numbers of groups stay valid in it. ``gpus`` are the group's alone where it has settings of
+        its own, and else those of all groups.
         """
         if not self.by_group:
             return self

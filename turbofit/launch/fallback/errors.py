@@ -45,7 +45,7 @@ def of_client(exc: BaseException) -> bool:
     decoded, roles that the chat template refuses, fields of another shape.
     """
     template = any(type(one).__module__.startswith("jinja2") for one in _chain(exc))
-    kinds = (ValueError, OSError, LookupError, TypeError, AttributeError)
+    kinds = (ValueError, OSError, LookupError, TypeError, AttributeError, OverflowError)
     return template or isinstance(exc, kinds)
 
 

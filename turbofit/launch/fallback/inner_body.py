@@ -87,7 +87,7 @@ def _numbers(made: dict[str, Any]) -> None:
 def _biases(given: Any) -> dict[str, float]:
     try:
         return {str(int(token)): float(value) for token, value in given.items()}
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         raise RequestRefused(400, "logit_bias must be an object of token ids and numbers") from None
 
 
