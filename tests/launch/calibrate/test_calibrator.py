@@ -103,10 +103,15 @@ def test_a_log_that_is_read_late_still_says_what_was_free() -> None:
     assert (first.seen[0].free, first.seen[0].region) == (budget.free, budget.budget)
 
 
-def test_a_run_that_ended_before_it_learned_knows_what_others_held() -> None:
-    # Else nobody could say whether their memory moved meanwhile, and it would be taken for ours.
-    drive(progress(), GpuUsageReader(*[20000] * 6, before=300))
-    assert Calibrator(GpuUsageReader(), progress(), lambda _: None).before == {0: 300 * MIB}
+@pytest.mark.parametrize(("more", "asked"), [(0, 2), (1024, 6)])
+def test_a_run_that_ended_before_it_learned_starts_once_more(more: int, asked: int) -> None:
+    """Others may have given memory back while it was measured, and taken as much again since."""
+    drive(progress(), GpuUsageReader(*[20000 - more] * 6), more)
+    again = progress()
+    assert not again.complete
+    assert len(drive(again, GpuUsageReader(*[20000] * 6))) == asked
+    assert again.complete
+    assert {again.seen[0].cards[0].used[name] for name in STEPS} == {20000 * MIB}
 
 
 @pytest.mark.parametrize(("more", "shift"), [(0, 17), (33, 0), (1024, -17)])
@@ -145,6 +150,7 @@ def test_another_plan_or_other_neighbours_begin_again() -> None:
     apart = Progress("internvl2-8b", {"tp": 1}, pretend=True)
     assert apart.plan is None
     begun = progress()
+    drive(begun, GpuUsageReader(*[20000] * 2, before=100))
     assert begun.complete
     begun.begin(replace(PLAN, settings=replace(PLAN.settings, max_batch_size=3)), {0: 0})
     assert not begun.complete

@@ -103,6 +103,14 @@ def test_only_a_first_start_needs_its_log(engine: SupervisedEngine) -> None:
     assert not process.log_required
 
 
+def test_the_last_look_waits_for_no_words(engine: SupervisedEngine) -> None:
+    engine.tracker._loop_failed = 1.0
+    assert engine.look(1.0) is None
+    ended = engine.look(1.0, last=True)
+    assert ended is not None
+    assert ended.kind == "crash"
+
+
 def killed(engine: SupervisedEngine, now: float) -> str:
     """What turbofit takes its end for, by SIGKILL."""
     process: Any = engine.process

@@ -150,14 +150,13 @@ def _calibrate(
     refuse(plan, missing, pretend=options.pretend)
     say(plan.verdict)
     calibrator = _calibrator(progress, pretend=options.pretend)
-    if not progress.complete:
-        job = _job(config, plan, lmdeploy, stop, leases, calibrator, planner, changes)
-        try:
-            ended = _drive(job, plan, stop, progress)
-        finally:
-            calibrator.end()
-        if ended is not None:
-            return ended
+    job = _job(config, plan, lmdeploy, stop, leases, calibrator, planner, changes)
+    try:
+        ended = _drive(job, plan, stop, progress)
+    finally:
+        calibrator.end()
+    if ended is not None:
+        return ended
     _learn(arguments, calibrator, progress, lmdeploy)
     return None
 

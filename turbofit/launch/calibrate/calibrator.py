@@ -49,8 +49,8 @@ class Calibrator:
         self, usage: GpuUsageReader, progress: Progress, say: Callable[[str], None]
     ) -> None:
         self._usage, self._progress, self._say = usage, progress, say
-        #: Bytes in use on each GPU before the last start, an earlier run's until there is one.
-        self.before = progress.before
+        #: Bytes in use on each GPU before the last start.
+        self.before: dict[int, int] = {}
         self._plan: Plan | None = None
         self._lock = threading.Lock()
 

@@ -62,13 +62,12 @@ class Progress:
         return tuple(self._seen[group] for group in sorted(self._seen))
 
     @property
-    def before(self) -> dict[int, int]:
-        """Bytes that were in use on each GPU before the start that it was read of."""
-        return {card.index: card.before for one in self.seen for card in one.cards}
-
-    @property
     def complete(self) -> bool:
-        """Whether every group of the plan has shown everything."""
+        """Whether every group of the plan has shown everything, and has started in this process.
+
+        What an earlier process has read whole may have been read while others had given memory
+        back, which they hold again by now: another start tells.
+        """
         return self.plan is not None and len(self._finished) == len(self.plan.parallel.groups)
 
     def begin(self, plan: Plan, before: Mapping[int, int]) -> None:
@@ -110,9 +109,8 @@ class Progress:
         self._write()
 
     def finish(self, group: int) -> None:
-        """All of a group's steps were read."""
+        """All of a group's steps were read, now or before this process."""
         self._finished.add(group)
-        self._write()
 
     def forget(self) -> bool:
         """Drop it; whether there was anything."""
@@ -128,14 +126,13 @@ class Progress:
         seen = msgspec.convert(body["seen"], tuple[Observation, ...])
         plan = Plan.from_json(json.dumps(body["plan"]))
         self.texts = {int(group): int(count) for group, count in body["texts"].items()}
-        self._finished = {int(group) for group in body["finished"]}
         self._seen, self.plan = {one.group: one for one in seen}, plan
 
     def _write(self) -> None:
         """A folder that cannot be written costs the progress, never the run."""
         body = {
             "schema": _SCHEMA, "plan": to_builtins(self.plan), "seen": to_builtins(self.seen),
-            "texts": self.texts, "finished": sorted(self._finished),
+            "texts": self.texts,
         }  # fmt: skip
         with suppress(OSError, UsageError):
             write_atomic(self._path(), json.dumps(body) + "\n", mode=0o600)

@@ -161,8 +161,13 @@ class SupervisedEngine:
         self._probe = Probe(self._plan, self.client, check=check, exam=exam)
         self._probe.start()
 
-    def look(self, now: float) -> EngineExit | None:
-        """Read on; how it ended, if it did."""
+    def look(self, now: float, *, last: bool = False) -> EngineExit | None:
+        """Read on; how it ended, if it did.
+
+        Args:
+            now: by the clock.
+            last: nobody looks again, and waits for what a loop that has ended may yet say.
+        """
         process, probe = self.process, self._probe
         if process is None or probe is None:
             return None
@@ -181,7 +186,7 @@ class SupervisedEngine:
             return self._ended(code)
         if self.tracker.fallback is not None:
             return fallback(self.tracker, self.log)
-        if code is not None or self.tracker.loop_failed(now):
+        if code is not None or self.tracker.loop_failed(now) or (last and self.tracker.failing):
             return loop_ended(self.tracker, self._plan, self.log, self.death())
         if self.tracker.hangs(now):
             return hang(self.tracker, self._plan, self.log)

@@ -229,6 +229,7 @@ class Server:
         self._end(engine)
         ended.group = engine.group
         if not ended.retryable or not (engine.was_ready or ended.kind in ("killed", "raced")):
+            self._tell_ends(now)
             raise EndedError(ended)
         self._on_end(engine, ended)
         pause = engine.wait(now, self._refused_since(engine))
@@ -246,6 +247,16 @@ class Server:
             f"{meanwhile}",
             warning=True,
         )
+
+    def _tell_ends(self, now: float) -> None:
+        """Tell of engines that have ended meanwhile: nobody looks at them again.
+
+        A request that ended one of them is known by it after the next launch.
+        """
+        for engine in self.engines:
+            ended = engine.look(now, last=True) if engine.process is not None else None
+            if ended is not None and ended.retryable and engine.was_ready:
+                self._on_end(engine, ended)
 
     def _refused_since(self, engine: SupervisedEngine) -> int:
         """Ends of an engine, within the window, by requests that are refused since."""

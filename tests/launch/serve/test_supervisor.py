@@ -1,0 +1,58 @@
+"""Engines that end at the same moment, as `Server` tells of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bench.common.plans import plausible_plan
+from turbofit.core.errors import LaunchError
+from turbofit.launch.engine.engine_exit import EndedError, EngineExit
+from turbofit.launch.serve.supervisor import Server, StopSignal
+
+
+class Ending:
+    """An engine that serves, and ends as it is told."""
+
+    def __init__(self, group: int, first: Any, last: Any = None) -> None:
+        self.group, self.name = group, f"engine {group}"
+        self.process: Any = SimpleNamespace(pid=group, strike=lambda: None)
+        self.was_ready, self.state, self.looks = True, "ready", [first, last]
+        self.url = f"http://127.0.0.1:{group}"
+
+    def start(self) -> None:
+        pass
+
+    quiet = start
+
+    def look(self, now: float, *, last: bool = False) -> EngineExit | None:
+        return self.looks[last]
+
+    def end(self, seconds: float) -> bool:
+        self.process = None
+        return True
+
+
+def ended(kind: Any) -> EngineExit:
+    return EngineExit(kind, LaunchError(kind, hint="none"))
+
+
+def test_who_ended_as_another_is_given_up_is_told_of_too(tmp_path: Path) -> None:
+    """What it ended of would else be learned from one engine more."""
+    told: list[int] = []
+    server = Server(
+        plausible_plan(gpus=1), (), tmp_path, lambda _: None,
+        on_end=lambda engine, _: told.append(engine.group),
+    )  # fmt: skip
+    server.engines = [
+        Ending(0, None, ended("crash")),  # its loop has ended, and its last words may yet come
+        Ending(1, ended("host_memory")),
+        Ending(2, None),
+        Ending(3, None, ended("out_of_memory")),  # what is planned next counts with it alone
+    ]  # type: ignore[assignment]
+    with pytest.raises(EndedError):
+        server.run(StopSignal(), lambda _: None)
+    assert told == [0]
