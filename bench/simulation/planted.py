@@ -167,7 +167,7 @@ BUGS = (
     Bug("a calibration takes the card that was to be the fullest for the one that was",
         "observe/calibration.py",
         "key=lambda ledger: free_for_cache(ledger) - _drift(one, ledger)", "key=free_for_cache",
-        520797),
+        928350),
     Bug("what a calibration had read when it was killed is learned without another start",
         "cli/commands/calibrate.py", "ended = _drive(job, plan, stop, progress)",
         "ended = None if progress.seen else _drive(job, plan, stop, progress)", 1890352),
