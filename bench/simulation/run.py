@@ -8,8 +8,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import count, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from bench.simulation.history import Result
 from bench.simulation.plans import share
 from bench.simulation.report import Totals, write_results
-from bench.simulation.scenario import simulate
+from bench.simulation.scenario import KINDS, of_kind, simulate
 from turbofit.gateway.allocator import keep_large_blocks
 
 _BATCH = 50
@@ -35,6 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.simulation.run", description=__doc__)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--days", type=int, default=100, help="how many")
+    parser.add_argument("--kind", choices=sorted(KINDS), help="only days of this kind")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--minutes", type=float, help="end after so many, whatever is left")
     parser.add_argument("--seed", type=int, help="one day, with its history")
@@ -42,6 +44,8 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write RESULTS.md, or CLUSTER.md")
     parser.add_argument("--first-violation", action="store_true", help="end at the first")
     given = parser.parse_args()
+    if given.kind is not None and given.cluster:
+        parser.error("--kind is of days, not of a cluster")
     if given.seed is not None:
         return _replay(given.seed, _simulator(cluster=given.cluster))
     totals = _run(given)
@@ -71,8 +75,12 @@ def _replay(seed: int, simulated: Callable[[int], Result]) -> int:
 
 def _run(given: Any) -> Totals:
     unit = "simulated histories of six hours of a cluster" if given.cluster else "simulated days"
+    unit += f" with {given.kind}" if given.kind else ""
     totals, began = Totals(given.workers, unit), time.monotonic()
-    seeds = range(given.first, given.first + given.days)
+    seeds: Sequence[int] = range(given.first, given.first + given.days)
+    if given.kind is not None:
+        found = (seed for seed in count(given.first) if of_kind(given.kind, seed) is not None)
+        seeds = list(islice(found, given.days))
     size = _SMALL_BATCH if given.first_violation else _BATCH
     batches = [seeds[at : at + size] for at in range(0, len(seeds), size)]
     life = given.workers * _LIFE // size
@@ -107,7 +115,7 @@ def _begin(plans: Path) -> None:
 
 
 def _add(
-    totals: Totals, batches: list[range], given: Any, over: Callable[[], bool], plans: Path
+    totals: Totals, batches: list[Sequence[int]], given: Any, over: Callable[[], bool], plans: Path
 ) -> None:
     """Days of so many batches, in workers of their own, which share the plans that they find."""
     with ProcessPoolExecutor(given.workers, initializer=_begin, initargs=(plans,)) as pool:
@@ -129,7 +137,7 @@ def _add(
                       end="", file=sys.stderr)  # fmt: skip
 
 
-def _days(seeds: range, first: bool, *, cluster: bool) -> list[Result]:
+def _days(seeds: Sequence[int], first: bool, *, cluster: bool) -> list[Result]:
     results, simulated = [], _simulator(cluster=cluster)
     for seed in seeds:
         began = time.process_time()

@@ -24,11 +24,11 @@ CALM = 7_200.0
 LEAST_FAULTS, MOST_FAULTS = 20, 26
 #: A start's deadline, several of them, and the rest in between.
 _BACK = 300.0
-#: Part of the days in which `Day._poison_after_restart` happens, of those whose user chose the
-#: PyTorch engine, and of those with each of `Day._poison_for_hours`, `Day._batch` and
-#: `Day._calibration`.
+#: Part of the days in which `Day._poison_after_restart` happens.
 _RARE = 0.1
-_RARER = 0.05
+#: What few days have besides, each by numbers of its own: the part of the days that have it.
+#: ``hours`` is `Day._poison_for_hours`; ``chosen engine`` is the PyTorch one.
+KINDS = {"batch": 0.05, "calibration": 0.05, "chosen engine": 0.1, "hours": 0.05}
 _SETUPS = (
     ("1xrtx3090", "internvl2-8b", {}),
     ("2xrtx3090", "internvl2-8b", {}),
@@ -43,6 +43,12 @@ _SETUPS = (
 _SIZES = ((448, 448), (896, 448), (896, 896), (1792, 1344), (3584, 2688))
 
 
+def of_kind(kind: str, seed: int) -> random.Random | None:
+    """The numbers that decide about a kind of day; None for a day that is not of it."""
+    rare = random.Random(f"{kind} {seed}")
+    return rare if rare.random() < KINDS[kind] else None
+
+
 class Day:
     """One history."""
 
@@ -51,13 +57,13 @@ class Day:
         #: Of what few days have, so that the others are as they were without.
         self.rare = random.Random(f"rare {seed}")
         spec, model, fixed = self.rng.choice(_SETUPS)
-        if random.Random(f"chosen engine {seed}").random() < _RARE:
+        if of_kind("chosen engine", seed) is not None:
             fixed = {**fixed, "engine": "pytorch"}
         self.world = World(seed, spec)
         self.seconds = seconds
         self.number = faults or self.rng.randrange(LEAST_FAULTS, MOST_FAULTS)
         self._serve = Turbofit(self, model, fixed)
-        self._calibrate = self._calibration(random.Random(f"calibration {seed}"), model, fixed)
+        self._calibrate = self._calibration(of_kind("calibration", seed), model, fixed)
         #: What clients ask, if it serves.
         self.turbofit = self._calibrate or self._serve
         self.others: list[Turbofit] = []
@@ -161,15 +167,15 @@ class Day:
             world.scheduler.at(
                 begin + self.rare.uniform(0.0, self.seconds - CALM), self._poison_after_restart
             )
-        self._poison_for_hours(random.Random(f"hours {world.seed}"), begin)
-        self._batch(random.Random(f"batch {world.seed}"), begin)
+        self._poison_for_hours(of_kind("hours", world.seed), begin)
+        self._batch(of_kind("batch", world.seed), begin)
         world.scheduler.at(calm, self._calm)
 
     def _calibration(
-        self, rare: random.Random, model: str, fixed: dict[str, Any]
+        self, rare: random.Random | None, model: str, fixed: dict[str, Any]
     ) -> Calibration | None:
         """In few days somebody calibrates first, and faults come meanwhile."""
-        if rare.random() >= _RARER:
+        if rare is None:
             return None
         names = sorted(FAULTS)
         for _ in range(rare.randrange(4)):
@@ -177,9 +183,9 @@ class Day:
             self.later(rare.uniform(0.0, 200.0), lambda name=name: self._fault(name))
         return Calibration(self, model, fixed, rare)
 
-    def _poison_for_hours(self, rare: random.Random, begin: float) -> None:
+    def _poison_for_hours(self, rare: random.Random | None, begin: float) -> None:
         """In few days a client does not give up, whatever turbofit goes through meanwhile."""
-        if rare.random() >= _RARER:
+        if rare is None:
             return
         calm, text = begin + self.seconds - CALM, f"poison {rare.random()}"
         when = rare.uniform(begin, calm)
@@ -189,9 +195,9 @@ class Day:
             self.world.scheduler.at(when, lambda one=one: self._send(one))
             when += rare.uniform(30.0, 1500.0)
 
-    def _batch(self, rare: random.Random, begin: float) -> None:
+    def _batch(self, rare: random.Random | None, begin: float) -> None:
         """In few days somebody runs a batch, and faults come meanwhile."""
-        if rare.random() >= _RARER:
+        if rare is None:
             return
         scheduler, calm = self.world.scheduler, begin + self.seconds - CALM
         when = rare.uniform(begin, calm)
