@@ -29,7 +29,7 @@ import msgspec
 from bench.simulation import calibration
 from bench.simulation.engine_process import SimulatedEngineProcess
 from bench.simulation.gateway import SimulatedGatewayThread
-from bench.simulation.loop import GATEWAY_PORT, SimulatedSocket
+from bench.simulation.loop import SimulatedSocket
 from bench.simulation.modules import (
     BatchOs,
     BatchTempfile,
@@ -123,11 +123,11 @@ def _check_port(_: str, port: int) -> None:
         raise LaunchError(f"port {port} cannot be used: in use", hint="choose another")
 
 
-def _free_ports(count: int) -> list[int]:
-    one, found = world(), []
+def _free_ports(count: int, besides: int | None = None) -> list[int]:
+    one, found = world(), list[int]()
     while len(found) < count:
         port = 20000 + one.rng.randrange(5000)
-        if port not in one.machine.ports and port not in (GATEWAY_PORT, *found):
+        if port not in one.machine.ports and port not in (besides, *found):
             found.append(port)
     return found
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from bench.common.plans import plausible_plan
 from turbofit.core.plan import Command
 from turbofit.launch.engine.launches import KEY, Launch, _outgoing, free_ports, port_of
@@ -69,6 +71,14 @@ def test_ports_are_different_and_free() -> None:
     assert len(set(ports)) == 5
     assert all(port < _outgoing() for port in ports)
     assert port_of(Command(env={}, argv=("lmdeploy",), group=0)) == 23333
+
+
+def test_an_engine_does_not_get_the_port_of_the_gateway_to_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("random.SystemRandom.shuffle", lambda *_: None)
+    (first,) = free_ports(1)
+    assert first not in free_ports(1, besides=first)
 
 
 def test_lmdeploy_does_not_see_our_folder(tmp_path: Path) -> None:

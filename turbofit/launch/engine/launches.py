@@ -166,11 +166,15 @@ def port_of(command: Command) -> int:
     return DEFAULT_PORT
 
 
-def free_ports(count: int) -> list[int]:
+def free_ports(count: int, besides: int | None = None) -> list[int]:
     """Ports on loopback that nobody has at this moment.
 
     They are taken from below the range of outgoing connections: a port in it may become somebody's
     own end before the engine listens, even of a client that asks whether the engine listens yet.
+
+    Args:
+        count: how many.
+        besides: one that somebody is about to take.
 
     Raises:
         LaunchError: there are none, or no socket can be made.
@@ -184,6 +188,8 @@ def free_ports(count: int) -> list[int]:
         for port in candidates:
             if len(held) == count:
                 break
+            if port == besides:
+                continue
             one = tcp_socket(socket.AF_INET)
             try:
                 one.bind((HOST, port))

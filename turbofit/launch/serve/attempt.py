@@ -126,7 +126,9 @@ class Attempt:
             folder = stack.enter_context(overlay(plan, base))
             stack.callback(_remove, base)
             name = config.client_name(plan.model)
-            ports = free_ports(len(plan.parallel.groups))
+            # The gateway listens once all engines are ready.
+            public = None if config.gateway is None else config.gateway.port
+            ports = free_ports(len(plan.parallel.groups), besides=public)
             # Hexadecimal: a key that begins with a dash would be read as an option.
             made = private_commands(plan, ports, str(folder), name)
             key = secrets.token_hex(32) if job.door is None else job.door.key
