@@ -82,6 +82,8 @@ class Exchange:
 
     def left(self) -> None:
         """Who asked is gone: of an answer in one piece LMDeploy notices that at the next token."""
+        if self.request is not None:
+            self.engine.last_left = (self.engine.world.scheduler.now, self.request)
         whole = self.request is not None and not self.request.stream
         if whole and self.encoding and not self.engine.hung:
             self.gone = True
@@ -127,6 +129,8 @@ class SimulatedEngine:
         self.well_since, self.asked_at = inf, 0.0
         self.connections: list[Any] = []
         self.exchanges: list[Exchange] = []
+        #: When a client's request was last left, and which.
+        self.last_left: tuple[float, Request] | None = None
         self.said: deque[tuple[str, int]] = deque()
         self.changed = Event(world.scheduler)
         #: Bytes of each card that its cache holds beyond the plan.
@@ -414,13 +418,19 @@ class SimulatedEngine:
 
     @property
     def hung(self) -> bool:
-        """Whether it does nothing more; what was due goes on within a second of the hang's end."""
+        """Whether it does nothing more; what was due goes on within a second of the hang's end.
+
+        Requests whose clients have left do not go on: the gateway counts them for ten seconds only
+        (`_LEFT_SECONDS` of `gateway.routing.request_forwarder`, which says the sign: under).
+        """
         return self._hung
 
     @hung.setter
     def hung(self, hung: bool) -> None:
         self._hung = hung
         if hung:
+            for one in [one for one in self.exchanges if one.gone]:
+                one.end()
             return
         stalled, self._stalled = self._stalled, []
         for since, one, act in stalled:

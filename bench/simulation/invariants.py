@@ -40,6 +40,8 @@ _ENDS = ("200", "429", "503", "422", "403", "left", "lost")
 _WAIT, _KNOWN = 30.0, 120.0
 #: Seconds from one suspect's end to the next one's turn, at most.
 _TURN = 2.0
+#: Seconds for which a request whose client left is accused of its engine's end.
+_LEFT = 10.0
 #: Seconds within which a supervisor sees an engine's end, one whose loop alone has ended too.
 _SEEN = 5.0
 
@@ -76,7 +78,8 @@ class Invariants:
         self._ran_again = 0.0
         #: By killing request and kind of engine.
         self._deaths: dict[tuple[str, str], list[_Death]] = {}
-        #: Texts of requests that were alone at an engine that ended or hung of itself.
+        #: Texts of requests that were alone at an engine that ended or hung of itself, or whose
+        #: client was the last that left it.
         self.accused_by_chance: set[str] = set()
 
     # -- engines and their memory
@@ -229,10 +232,15 @@ class Invariants:
     def engine_fails(self, engine: SimulatedEngine) -> None:
         """An engine ends or hangs of itself: a request that is alone there is accused of it.
 
-        It may be convicted. Then it explains an earlier death, too, and whoever ended that engine
-        is suspected for ten minutes more only.
+        Where none is there, the last one whose client left is. The accused request may be
+        convicted. Then it explains an earlier death, too, and whoever ended that engine is
+        suspected for ten minutes more only.
         """
-        here = [one.request for one in engine.exchanges if one.request is not None]
+        exchanges = [one for one in engine.exchanges if not one.gone]
+        here = [one.request for one in exchanges if one.request is not None]
+        left = engine.last_left
+        if not here and left is not None and left[0] + _LEFT > self._world.scheduler.now:
+            here = [left[1]]
         if len(here) != 1:
             return
         self.accused_by_chance.add(here[0].text)
