@@ -98,7 +98,9 @@ def _attention(name: str) -> str | None:
     match = _ATTENTION.search(name)
     if match is None:
         return None
-    dtype, kv = _TYPES[match["type"]], _TYPES[match["kv"]]
+    dtype, kv = _TYPES.get(match["type"]), _TYPES.get(match["kv"])
+    if dtype is None or kv is None:
+        return None
     if match["queries"] == "1":
         return decode(dtype, kv, int(match["head_dim"]))
     return prefill(dtype, int(match["head_dim"]))
@@ -119,7 +121,8 @@ def _sm90(kernel: str, name: str) -> str | None:
     """Hopper's. Activations are in bfloat16 where the name does not say. Under."""
     packed = _SM90_U4.search(name)
     if packed:
-        return _of(name, "int4", _DATA_TYPES[int(packed[1])])
+        activations = _DATA_TYPES.get(int(packed[1]))
+        return None if activations is None else _of(name, "int4", activations)
     weights = _SM90_WEIGHTS.get(kernel) or next(
         (found for form, found in _SM90_FORMATS.items() if form in name), None
     )
