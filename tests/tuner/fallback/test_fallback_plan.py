@@ -204,6 +204,17 @@ def test_v100_gets_float16_and_pays_for_the_matrix():
         plan("qwen2-vl-7b", "1xv100-32g", fixed={"dtype": "bfloat16"})
 
 
+@pytest.mark.parametrize("older", ["v100-32g", "v100-16g"])
+def test_copies_pay_for_the_matrix_that_one_of_them_writes(older):
+    """The older card has more room, or less: neither copy may be promised what one cannot keep."""
+    made = plan("qwen2.5-1.5b", on=f"1xrtx3090+1x{older}", replicas=2)
+    assert made.fits
+    assert all(gpu.fits for gpu in made.gpus)
+    consistent(made)
+    assert any("matrix" in text for text in made.reasons)
+    assert "dtype float16: these GPUs have no bfloat16" in made.reasons
+
+
 def test_what_the_user_sets_stays():
     made = plan("qwen2-vl-7b", "1xrtx3090", context=4096, max_pixels=1003520)
     assert made.settings.session_len == 4096

@@ -130,11 +130,10 @@ def _reasons(
     else:
         why = f"the model's {longest} lowered to what fits"
     yield f"session_len {settings.session_len}: {why}"
-    copy = chosen.copies[0]
-    gpus = copy.gpus
+    gpus = [gpu for copy in chosen.copies for gpu in copy.gpus]
     why = "as set by you" if fixed.get("dtype") else dtype_for(request.model, gpus)[1]
     yield f"dtype {settings.dtype}: {why}"
-    if any(copy.writes_matrix(place) for place in range(len(gpus))):
+    if any(copy.writes_matrix(k) for copy in chosen.copies for k in range(len(copy.gpus))):
         yield (
             "attention is charged with the matrix of all pairs of tokens: torch has no other "
             "kernel for grouped heads on cards before Ampere"
@@ -149,7 +148,7 @@ def _reasons(
         if request.fixed_limit is not None:
             said = "as set by you"
         yield f"image limit {chosen.limit}: {said}"
-    parts = copy.parts
+    parts = chosen.copies[0].parts
     yield (
         f"device map on GPU {groups_of(chosen.groups)}: vision tower"
         f" ({format_bytes(parts.vision)}) and embeddings"

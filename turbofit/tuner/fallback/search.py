@@ -165,20 +165,25 @@ def _copies(request: ResolvedRequest, groups: _Groups) -> list[ModelCopy]:
     ]
 
 
-def _tightest(copies: Sequence[ModelCopy]) -> ModelCopy:
-    """One copy for all groups: place by place the card with the least room.
+class _Tightest(ModelCopy):
+    """One copy for all groups: place by place the least room, and the matrix where one writes it.
 
-    Over: a group with more room could hold more layers early.
+    Over: a group with more room could hold more layers early, and the card that writes the matrix
+    of attention may be the one with more room.
     """
-    if len(copies) == 1:
-        return copies[0]
-    first = copies[0]
-    cards, margins = [], []
-    for place in range(len(first.gpus)):
-        worst = min(copies, key=lambda copy: copy.room(place))
-        cards.append(worst.gpus[place])
-        margins.append(worst.margins[place])
-    return ModelCopy(first.model, first.dtype, cards, margins)
+
+    def __init__(self, copies: Sequence[ModelCopy]) -> None:
+        first = copies[0]
+        super().__init__(first.model, first.dtype, first.gpus, first.margins)
+        self._copies = tuple(copies)
+
+    def room(self, place: int) -> int:
+        """The least of all groups."""
+        return min(copy.room(place) for copy in self._copies)
+
+    def writes_matrix(self, place: int) -> bool:
+        """Whether attention writes the matrix in one of the groups."""
+        return any(copy.writes_matrix(place) for copy in self._copies)
 
 
 def _wanted(request: ResolvedRequest) -> int | None:
@@ -198,7 +203,7 @@ def _on_gpus(
     request: ResolvedRequest, groups: _Groups, vision_load: VisionLoad, limit: int | None
 ) -> Chosen | None:
     copies = _copies(request, groups)
-    tightest, tokens = _tightest(copies), _shortest(request, vision_load)
+    tightest, tokens = _Tightest(copies), _shortest(request, vision_load)
     if not holds(tightest, load_of(vision_load, tokens)):
         return None
     if _wanted(request) is None and not request.least:
@@ -230,7 +235,7 @@ def _offloading(
     """With decoder layers off the GPUs: the shortest context, so that as few as possible are."""
     copies = _copies(request, groups)
     tokens = _shortest(request, vision_load)
-    placement = fewest_offloaded(_tightest(copies), load_of(vision_load, tokens))
+    placement = fewest_offloaded(_Tightest(copies), load_of(vision_load, tokens))
     if placement is None:
         return None
     return Chosen(copies, placement, vision_load, limit, tokens)
