@@ -47,6 +47,15 @@ def test_blocks_by_the_formula_of_the_old_and_the_new_reserve():
     assert new.runtime == (8192 + 256) * vocab * 2
 
 
+@pytest.mark.parametrize(
+    ("policy", "bits"), [(8, 128 * 16 + 64), (16, 128 * 16), (42, 128 * 6 + 48)]
+)
+def test_a_block_is_as_large_as_its_quantisation_makes_it(policy, bits):
+    """fp8 has no scales; TurboQuant 4 bits a key and 2 a value, and three scales a head."""
+    made = account("qwen2-vl-7b", "0.17", free=20000 * MIB, quant_policy=policy)
+    assert made.block_bytes == 64 * 28 * 4 * bits // 8
+
+
 def test_the_reserve_is_halved_until_16_blocks_fit():
     made = account("qwen2-vl-7b", "0.7.2", free=1400 * MIB, max_batch_size=128)
     assert made.runtime == 1024 * 152064 * 7

@@ -23,8 +23,8 @@ from turbofit.memory.legacy.generations import (
 )
 from turbofit.memory.legacy.group import GroupAccount
 from turbofit.memory.legacy.tower import tower_activations, tower_bytes
+from turbofit.memory.pytorch.cache import block_bytes
 from turbofit.memory.shared_terms import POOL_WARMUP, transients
-from turbofit.memory.turbomind.cache import block_bytes
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.terms import before_terms
 from turbofit.memory.turbomind.weights import kv_heads_held
