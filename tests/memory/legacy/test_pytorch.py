@@ -98,3 +98,13 @@ def test_images_of_a_request_meet_in_one_forward_since_0_7():
     three = account("qwen2-vl-7b", "0.7.2", images=3)
     assert three.units_per_forward == 3 * one.units_per_forward
     assert account("qwen2-vl-7b", "0.5.2", images=3).units_per_forward == one.units_per_forward
+
+
+@pytest.mark.parametrize("name", ["mixtral-8x7b", "qwen3-30b-a3b"])
+def test_a_prefill_holds_what_all_chosen_experts_make(name):
+    made = account(name, "0.11.0", tp=2, session_len=4096)
+    text, tokens = resolve_model(name).text, made.settings.max_prefill_token_num
+    moe = text.moe
+    each = moe.experts_per_token * (3 * moe.intermediate // 2 + text.hidden)
+    prefill = next(t.bytes for t in made.transients if t.term == "text_prefill")
+    assert prefill >= tokens * (each + 4 * text.hidden) * 2

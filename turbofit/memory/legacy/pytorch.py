@@ -179,11 +179,25 @@ class LegacyTorchAccount(GroupAccount):
         """Torch's pool after a prefill of so many tokens, ``rows`` of which are sampled."""
         text, tp = self._model.text, self._settings.tp
         heads = (text.heads + 2 * kv_heads_held(text.kv_heads, tp)) * text.head_dim // tp
-        inner = 3 * text.intermediate // tp + 4 * text.hidden
+        inner = self._mlp_elements() + 4 * text.hidden
         wide = max(heads + 4 * text.hidden, inner) * tokens * HALF
         rule = self.generation.logits
         logits = rule.bytes * text.vocab * (tokens if rule.tokens == "all" else rows)
         return wide + logits
+
+    def _mlp_elements(self) -> int:
+        """Elements of a token in an MLP: gate, up and their product; of all experts it chooses.
+
+        Their outputs are alive beside these, and the logits of all experts with their softmax in 32
+        bits. Source: pytorch/kernels/cuda/fused_moe.py.
+        """
+        text, tp = self._model.text, self._settings.tp
+        dense = 3 * text.intermediate // tp
+        if text.moe is None:
+            return dense
+        moe = text.moe
+        routed = moe.experts_per_token * (3 * moe.intermediate // tp + text.hidden)
+        return max(dense, routed + 3 * moe.experts, 3 * moe.shared_intermediate // tp)
 
     def _tower(self, units: int, *, flash: bool) -> int:
         vision = self._model.vision
