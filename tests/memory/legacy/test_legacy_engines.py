@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 import turbofit
 from turbofit.core.errors import PackageError, UsageError
+from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
+from turbofit.kernels.released import released
+from turbofit.machine.source import machine_from
 from turbofit.memory.engines import engine_for, engine_named
+from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.legacy.legacy_engines import LegacyPytorch, LegacyTurbomind
+from turbofit.memory.vision_load import NO_IMAGES
 from turbofit.model.source import resolve_model
 
 
@@ -52,6 +58,24 @@ def test_predict_from_a_log_s_free_memory_says_what_the_user_saw():
     )
     assert made.kv.region_bytes == 1112 * 2 * MIB
     assert not made.fits
+
+
+def launch_of(on, **settings):
+    machine = machine_from(on)
+    return EngineLaunch(
+        model=resolve_model("internvl2-8b"), settings=Settings(session_len=4096, **settings),
+        gpus=machine.gpus, machine=machine, vision_load=NO_IMAGES,
+    )  # fmt: skip
+
+
+def test_the_kernels_of_a_version_are_its_release_s_whatever_is_installed(monkeypatch):
+    monkeypatch.setattr("turbofit.kernels.installed.installed", lambda: released((0, 18, 0)))
+    launch = launch_of("1xrtx5090")
+    here = replace(launch, machine=replace(launch.machine, source="nvml"))
+    assert engine_named("turbomind").missing_kernels(here) is None
+    said = str(LegacyTurbomind("0.6.3").missing_kernels(here))
+    assert "LMDeploy 0.6.3 has no code at all" in said
+    assert said == LegacyTurbomind("0.6.3").missing_kernels(launch)
 
 
 def test_pixels_were_pinned_in_0_16():

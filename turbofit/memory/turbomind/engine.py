@@ -8,6 +8,7 @@ from typing import ClassVar
 from turbofit.core.images import ImageRule
 from turbofit.core.model import Model
 from turbofit.core.plan import EngineName, HostMemory, Settings
+from turbofit.kernels.census import Census
 from turbofit.kernels.released import released
 from turbofit.memory import versions
 from turbofit.memory.account import Account
@@ -54,19 +55,23 @@ class Turbomind(Engine):
         return problem or constraints.communicator_problem(launch)
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:
-        """See :meth:`Engine.missing_kernels`. This machine has the engine that is installed."""
+        """See :meth:`Engine.missing_kernels`."""
         found = missing_delta_kernels(launch, self.constants)
-        if found is not None:
-            return f"TurboMind of LMDeploy {self.version} has {found}"
-        version = versions.parse(self.version)
-        census = None
+        if found is None:
+            census = self.known_census(launch)
+            found = None if census is None else missing_kernels(launch, census)
+        return None if found is None else f"TurboMind of LMDeploy {self.version} has {found}"
+
+    def known_census(self, launch: EngineLaunch) -> Census | None:
+        """The kernels that it has: this machine has the engine that is installed."""
         if launch.machine.source == "nvml":
             from turbofit.kernels.installed import installed
 
             census = installed()
-        census = census or (released(version) if version else None)
-        found = None if census is None else missing_kernels(launch, census)
-        return None if found is None else f"TurboMind of LMDeploy {self.version} has {found}"
+            if census is not None:
+                return census
+        version = versions.parse(self.version)
+        return released(version) if version else None
 
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
         """See :meth:`Engine.units_bound`."""
