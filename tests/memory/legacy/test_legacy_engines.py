@@ -78,6 +78,23 @@ def test_the_kernels_of_a_version_are_its_release_s_whatever_is_installed(monkey
     assert said == LegacyTurbomind("0.6.3").missing_kernels(launch)
 
 
+@pytest.mark.parametrize(
+    ("version", "count", "option", "said"),
+    [
+        ("0.0.14", 48, {}, None),
+        ("0.0.14", 48, {"quant_policy": 42}, "--quant-policy 42"),
+        ("0.5.3", 700, {"model_format": "awq"}, "--model-format awq"),
+        ("0.15.0", 700, {}, "takes no block count"),
+    ],
+)
+def test_a_count_of_blocks_was_taken_and_other_options_are_checked_beside_it(
+    version, count, option, said
+):
+    launch = launch_of("1xa100-80g", dtype="float16", cache_max_entry_count=count, **option)
+    found = LegacyTurbomind(version).problem(launch)
+    assert found is None if said is None else said in str(found)
+
+
 def test_pixels_were_pinned_in_0_16():
     old = turbofit.predict("internvl2-8b", on="a100-80g", lmdeploy="0.16.0")
     new = turbofit.predict("internvl2-8b", on="a100-80g")

@@ -18,7 +18,6 @@ from turbofit.memory.legacy.generations import Generation, generation_of, torch_
 from turbofit.memory.legacy.legacy_account import legacy_account
 from turbofit.memory.legacy.pytorch import LegacyTorchAccount
 from turbofit.memory.pytorch.engine import Pytorch
-from turbofit.memory.turbomind import constraints
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.engine import Turbomind
 from turbofit.memory.versions import FIRST_CURRENT, REFERENCE, parse
@@ -60,9 +59,10 @@ class LegacyTurbomind(Turbomind):
 
     def problem(self, launch: EngineLaunch) -> str | None:
         """Counts of blocks were allowed where the cache is not one region of pages."""
-        if launch.settings.cache_max_entry_count < 1 or self.generation.cache.objects:
-            return super().problem(launch)
-        return constraints.communicator_problem(launch)
+        settings = launch.settings
+        if settings.cache_max_entry_count >= 1 and not self.generation.cache.objects:
+            settings = replace(settings, cache_max_entry_count=_RATIO)
+        return super().problem(replace(launch, settings=settings))
 
     def known_census(self, launch: EngineLaunch) -> Census | None:  # noqa: ARG002
         """That of its release: what is installed here is asked for another version."""
