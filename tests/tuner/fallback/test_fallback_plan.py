@@ -235,6 +235,24 @@ def test_what_the_user_sets_stays():
         plan("qwen2-vl-7b-awq")
 
 
+def test_a_stated_image_size_is_kept_and_named():
+    small = plan("qwen2-vl-7b", image_size=(640, 480))
+    assert any("what images of 640x480 take" in text for text in small.reasons)
+    below = plan("qwen2-vl-7b", image_size=(200, 200), max_pixels=1_000_000)
+    assert any("what images of 200x200 take" in text for text in below.reasons)
+    own = plan("qwen2-vl-7b", max_pixels=1_000_000)
+    assert any("image limit 1000000: as set by you" in text for text in own.reasons)
+
+
+def test_the_largest_image_is_no_less_a_promise_than_a_smaller_one():
+    """Layers leave the card for it, where without a word its pixels are halved."""
+    short = "1xrtx3090:free=19GiB,ram=64GiB"
+    unstated, stated = (plan("qwen2-vl-7b", on=short, image_size=s) for s in (None, (9000, 9000)))
+    assert unstated.limits.units_per_image < 65536 == stated.limits.units_per_image
+    assert not unstated.workload.image_size
+    assert "cpu" in (stated.device_map or {}).values()
+
+
 def test_less_free_memory_means_less_context_and_never_more():
     longest = None
     for used in range(0, 8 * GIB, GIB):

@@ -139,15 +139,7 @@ def _reasons(
             "kernel for grouped heads on cards before Ampere"
         )
     if chosen.limit is not None and chosen.vision_load.units_per_image:
-        requested = request.requested_limit
-        said = (
-            "the model's own"
-            if chosen.limit == requested
-            else f"lowered from {requested} to what fits"
-        )
-        if request.fixed_limit is not None:
-            said = "as set by you"
-        yield f"image limit {chosen.limit}: {said}"
+        yield f"image limit {chosen.limit}: {_limit_words(request, chosen.limit)}"
     parts = chosen.copies[0].parts
     yield (
         f"device map on GPU {groups_of(chosen.groups)}: vision tower"
@@ -155,6 +147,16 @@ def _reasons(
         f" ({format_bytes(parts.embeddings)}) first; {_cuts(chosen)}; the last norm and lm_head "
         f"{'with the embeddings, whose tensor it is' if parts.tied else 'last'}"
     )
+
+
+def _limit_words(request: ResolvedRequest, limit: int) -> str:
+    """Why images are held to this limit."""
+    size, requested = request.workload.image_size, request.requested_limit
+    if limit == requested:
+        return "the model's own" if request.fixed_limit is None else "as set by you"
+    if size is not None:
+        return f"what images of {size[0]}x{size[1]} take; larger ones are lowered to it"
+    return f"lowered from {requested} to what fits"
 
 
 def _cuts(chosen: Chosen) -> str:

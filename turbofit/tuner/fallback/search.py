@@ -93,7 +93,7 @@ def _check(request: ResolvedRequest) -> None:
 
 
 def _held(request: ResolvedRequest) -> ResolvedRequest:
-    """A stated image size as an image limit.
+    """A stated image size as an image limit, which like any that is given is not lowered.
 
     This engine heeds no parameter of a request: what holds larger images down is the limit in the
     model folder alone, so that the limit's own worst image is what must be paid for.
@@ -108,9 +108,7 @@ def _held(request: ResolvedRequest) -> ResolvedRequest:
     promised = vision_load_of(request, requested).units_per_image
     whole = replace(request, workload=replace(request.workload, image_size=None))
     limit = rule.largest_limit(promised) if rule.varies_by_limit and promised else None
-    if limit is None or limit >= requested:
-        return whole
-    return whole.with_limit(limit)
+    return whole if limit is None else whole.with_limit(min(limit, requested))
 
 
 def _limits(request: ResolvedRequest) -> Iterator[int | None]:
