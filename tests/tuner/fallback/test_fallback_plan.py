@@ -253,6 +253,21 @@ def test_the_largest_image_is_no_less_a_promise_than_a_smaller_one():
     assert "cpu" in (stated.device_map or {}).values()
 
 
+@pytest.mark.parametrize(("more", "most"), [({"images": 40}, 3176), ({"context": 1000}, 3500)])
+def test_images_are_lowered_to_what_a_short_context_holds(more, most):
+    """Four halves were too large, and it was said not to fit; 31,744 tokens are 40 of 793."""
+    made = plan("qwen2-vl-7b", on="1xa100-40g", **more)
+    assert made.fits
+    assert 0.95 * most <= made.limits.units_per_image <= most
+    assert made.limits.image_tokens_per_request < made.settings.session_len
+
+
+def test_images_are_lowered_further_before_layers_leave_the_card():
+    made = plan("qwen2-vl-7b", images=40)
+    assert made.fits
+    assert "cpu" not in (made.device_map or {}).values()
+
+
 def test_less_free_memory_means_less_context_and_never_more():
     longest = None
     for used in range(0, 8 * GIB, GIB):

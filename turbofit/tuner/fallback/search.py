@@ -12,6 +12,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
+from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
 from turbofit.core.struct import known
 from turbofit.memory.transformers.model_copy import ModelCopy, Placement, load_of
@@ -120,13 +121,26 @@ def _limits(request: ResolvedRequest) -> Iterator[int | None]:
     if request.fixed_limit is not None:
         yield requested
         return
-    steps = rule.lower_limits(_HALVES) if rule.varies_by_limit else (requested,)
+    steps = {requested}
+    if rule.varies_by_limit:
+        steps = {*rule.lower_limits(_HALVES), *_within_context(request, rule, requested)}
     seen = -1
-    for limit in steps:
+    for limit in sorted(steps, reverse=True):
         units = vision_load_of(request, limit).units_per_image
         if units != seen:
             yield limit
         seen = units
+
+
+def _within_context(request: ResolvedRequest, rule: ImageRule, requested: int) -> tuple[int, ...]:
+    """Where a context is too short for the requested limit: the largest that it holds, and less."""
+    vision_load = vision_load_of(request, requested)
+    excess = excess_tokens(request, vision_load)
+    if not excess:
+        return ()
+    tokens = max(0, vision_load.tokens_per_request - excess) // vision_load.images_per_request
+    limit = rule.largest_limit(rule.units_within(tokens))
+    return () if limit is None else rule.with_limit(limit).lower_limits(_HALVES)
 
 
 def _groupings(request: ResolvedRequest) -> Iterator[_Groups]:
