@@ -10,6 +10,7 @@ from turbofit.core.units import GIB, MIB
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.legacy.generations import generation_of
 from turbofit.memory.legacy.legacy_account import LegacyAccount, legacy_account
+from turbofit.memory.start_outcome import outcome_at
 from turbofit.memory.turbomind.account import TurbomindAccount
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.weights import weight_classes
@@ -195,3 +196,13 @@ def test_free_memory_of_0_17_is_the_engines(model, card, ratio, free):
     gpu = plan.gpus[0]
     before = sum(t.bytes for t in gpu.ledger if t.phase in ("before", "context", "weights"))
     assert 0 <= free - (gpu.total - gpu.reserved - before) <= 2 * MIB
+
+
+def test_layers_that_are_built_before_the_cache_are_no_staging():
+    """Their workspace was told as torch's staging of tensors, of which 0.6.2 had none apart."""
+    made = account("internvl2-8b", "0.6.2", on="rtx3060")
+    workspace = next(t for t in made.at(0.8).ledgers[0].ledger if t.term == "attention_workspace")
+    assert workspace.phase == "context"
+    outcome = outcome_at(made, 0.8)
+    assert outcome.kind == "load"
+    assert "staging" not in outcome.text

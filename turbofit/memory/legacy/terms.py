@@ -80,7 +80,7 @@ class LegacyTerms:
         context = before_terms(self._gpus[i], self._settings, False, linked, self._constants)
         kept = [self._kept()] if i == 0 and self._generation.staging.kept else []
         layers = [
-            term
+            replace(term, phase="context")
             for term in self._buffer_terms(self._settings.session_len)
             if term.term in self._generation.first_layers
         ]
