@@ -90,6 +90,13 @@ def test_ratio_0_905_dies_of_40_tiles_only(bare, units, kind):
     assert outcome_at(alone, 0.905).kind == kind
 
 
+def test_a_request_after_a_warm_up_without_room_finds_no_less_than_nothing(bare):
+    account = account_on(24576, 40, bare)
+    first, request = outcomes_at(account, 0.95)[:2]
+    assert (first.kind, request.kind) == ("warmup", "request")
+    assert "-" not in request.text.partition("where")[2]
+
+
 def test_everything_that_follows_is_told_in_order(bare):
     """InternVL2-26B-AWQ on one 24 GB card: the load peak comes first, the hang would follow."""
     gpu = card(total=24268 + 360, used=300)

@@ -145,12 +145,13 @@ def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOu
             first = min(deadly, key=lambda term: term.bytes)
             missing = base + first.bytes - _usable(ledger)
             held, left = _pool(ledger.ledger), _usable(ledger) - ledger.steady
+            where = f"{format_bytes(held)} are held and {format_bytes(left)} are free"
+            if left < 0:  # the warm-up does not find room either, and holds nothing
+                where = f"{format_bytes(max(0, held + left))} are free"
             text = (
                 f"starts, then {account.dies} on {_case(first)}: it needs"
                 f" {format_bytes(first.bytes)} of {account.allocator} where"
-                f" {format_bytes(held)} are held and"
-                f" {format_bytes(left)} are free on GPU {ledger.index}"
-                f" ({format_bytes(missing)} short)"
+                f" {where} on GPU {ledger.index} ({format_bytes(missing)} short)"
             )
             yield _failure("request", ledger, missing, text, first.term)
 
