@@ -268,6 +268,12 @@ def test_images_are_lowered_further_before_layers_leave_the_card():
     assert "cpu" not in (made.device_map or {}).values()
 
 
+def test_a_model_without_a_tower_is_told_of_none():
+    placed = next(text for text in plan("qwen2.5-1.5b").reasons if "device map" in text)
+    assert "tower" not in placed
+    assert "embeddings (" in placed
+
+
 def test_less_free_memory_means_less_context_and_never_more():
     longest = None
     for used in range(0, 8 * GIB, GIB):

@@ -141,9 +141,9 @@ def _reasons(
     if chosen.limit is not None and chosen.vision_load.units_per_image:
         yield f"image limit {chosen.limit}: {_limit_words(request, chosen.limit)}"
     parts = chosen.copies[0].parts
+    tower = f"vision tower ({format_bytes(parts.vision)}) and " if parts.vision else ""
     yield (
-        f"device map on GPU {groups_of(chosen.groups)}: vision tower"
-        f" ({format_bytes(parts.vision)}) and embeddings"
+        f"device map on GPU {groups_of(chosen.groups)}: {tower}embeddings"
         f" ({format_bytes(parts.embeddings)}) first; {_cuts(chosen)}; the last norm and lm_head "
         f"{'with the embeddings, whose tensor it is' if parts.tied else 'last'}"
     )
