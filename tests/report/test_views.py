@@ -128,6 +128,11 @@ def test_a_fence_in_the_code_does_not_end_it() -> None:
     assert text.startswith("````sh")
 
 
+def test_control_characters_of_others_never_reach_a_terminal_by_markdown() -> None:
+    text = markdown.paint([Code(text="serve '\x1b]0;owned\x07'\nnext \u202eline")])
+    assert text == "```sh\nserve '?]0;owned?'\nnext ?line\n```\n"
+
+
 def test_a_measured_machine_shows_what_cards_and_links_reached() -> None:
     pairs = tuple(
         PairSpeed(

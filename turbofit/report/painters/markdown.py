@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.report.painters.bar import cells, legend
 from turbofit.report.painters.document import Bar, Code, FactList, Heading, Items, Paragraph, Table
-from turbofit.report.painters.terminal import clean
+from turbofit.report.painters.terminal import clean, clean_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -43,10 +43,11 @@ def paint(blocks: Iterable[Block]) -> str:
             bar = f"```text\n[{drawn}]\n```"
             parts += [_text(block.title), bar, _text(", ".join(legend(block)))]
         elif isinstance(block, Code):
+            code = clean_lines(block.text).rstrip()
             fence = "```"
-            while fence in block.text:
+            while fence in code:
                 fence += "`"
-            parts.append(f"{fence}sh\n{block.text.rstrip()}\n{fence}")
+            parts.append(f"{fence}sh\n{code}\n{fence}")
     return "\n\n".join(parts) + "\n" if parts else ""
 
 

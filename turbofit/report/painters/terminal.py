@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from turbofit.report.painters.document import Block
 
-__all__ = ["clean", "paint"]
+__all__ = ["clean", "clean_lines", "paint"]
 
 _GAP: Final = 2
 _NARROWEST: Final = 10
@@ -50,6 +50,11 @@ def clean(text: str) -> str:
     return text.translate(_CONTROLS)
 
 
+def clean_lines(text: str) -> str:
+    """As `clean`, for text of several lines."""
+    return text.translate(_CONTROLS_BUT_NEWLINE)
+
+
 def paint(blocks: Iterable[Block], *, width: int = 80, colour: bool = False) -> str:
     """The document as text whose lines are at most ``width`` wide where words allow it."""
     parts: list[str] = []
@@ -71,7 +76,7 @@ def paint(blocks: Iterable[Block], *, width: int = 80, colour: bool = False) -> 
         elif isinstance(block, Bar):
             parts.extend(_bar(block, width, colour))
         elif isinstance(block, Code):
-            code = block.text.translate(_CONTROLS_BUT_NEWLINE)
+            code = clean_lines(block.text)
             before = "\n" if isinstance(last, Code) else ""
             parts.append(before + "\n".join(f"  {line}" for line in code.splitlines()))
         last = block
