@@ -39,24 +39,27 @@ class ForecastSide(Struct):
 def sides(plan: Plan, run: RunReport | None = None) -> list[tuple[str, tuple[ForecastSide, ...]]]:
     """The figures of each set of equal GPUs, under its title; sets without any are left out.
 
-    Of what a run measured on a set the worst stands for it: the least that was free, the most that
-    was in use. A rehearsal knows the first group's only; where groups have settings of their own,
-    each one's.
+    Of what was rehearsed or measured on a set the worst stands for it: the least that was free, the
+    most that was in use or that a term took. A rehearsal knows the first group's only; where groups
+    have settings of their own, each one's.
     """
     found = []
     ledgers = {ledger.index: ledger for ledger in plan.gpus}
     for members, ledger in fold_indices(plan.gpus):
         each = [_of_gpu(plan, ledgers[index], run) for index in members]
-        rows = [*map(_worst, zip(*each, strict=True)), *_terms(ledger)]
+        rows = [*map(_worst, zip(*each, strict=True)), *_terms([ledgers[i] for i in members])]
         told = tuple(row for row in rows if row.rehearsed is not None or row.measured is not None)
         if told:
-            worst = ", the worst of them" if len(members) > 1 and _measured(told) else ""
+            worst = ", the worst of them" if _several(plan, members, told) else ""
             found.append((f"GPU {indices(members)}{worst}", told))
     return found
 
 
-def _measured(rows: Iterable[ForecastSide]) -> bool:
-    return any(row.measured is not None for row in rows)
+def _several(plan: Plan, members: Sequence[int], rows: Iterable[ForecastSide]) -> bool:
+    """Whether more than one GPU of a set may have told of itself."""
+    if any(row.measured is not None for row in rows):
+        return len(members) > 1
+    return sum(_place(plan, _group(plan, index), index) is not None for index in members) > 1
 
 
 def _of_gpu(plan: Plan, ledger: GpuLedger, run: RunReport | None) -> list[ForecastSide]:
@@ -65,16 +68,24 @@ def _of_gpu(plan: Plan, ledger: GpuLedger, run: RunReport | None) -> list[Foreca
 
 
 def _worst(rows: Sequence[ForecastSide]) -> ForecastSide:
-    """One figure of equal GPUs: the first one's, with the worst that was measured."""
-    seen = [row.measured for row in rows if row.measured is not None]
+    """One figure of equal GPUs: the forecast, with the worst that was rehearsed and measured."""
     worst = max if rows[0].what.startswith(_IN_USE) else min
-    return replace(rows[0], measured=worst(seen, default=None))
+    rehearsed = [row.rehearsed for row in rows if row.rehearsed is not None]
+    measured = [row.measured for row in rows if row.measured is not None]
+    return replace(
+        rows[0],
+        rehearsed=worst(rehearsed, default=None),
+        measured=worst(measured, default=None),
+    )
 
 
-def _terms(ledger: GpuLedger) -> Iterable[ForecastSide]:
-    for term in ledger.ledger:
-        if term.rehearsed is not None and term.term != "kv_cache":
-            yield ForecastSide(what=term.term, forecast=term.bytes, rehearsed=term.rehearsed)
+def _terms(ledgers: Sequence[GpuLedger]) -> Iterable[ForecastSide]:
+    """The terms of equal GPUs that a rehearsal told, each with the most of it on any of them."""
+    for terms in zip(*(ledger.ledger for ledger in ledgers), strict=True):
+        seen = [term.rehearsed for term in terms if term.rehearsed is not None]
+        first = terms[0]
+        if seen and first.term != "kv_cache":
+            yield ForecastSide(what=first.term, forecast=first.bytes, rehearsed=max(seen))
 
 
 def _whole(plan: Plan, group: int, ledger: GpuLedger, run: RunReport | None) -> list[ForecastSide]:
