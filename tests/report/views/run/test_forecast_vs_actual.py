@@ -145,3 +145,18 @@ def test_a_group_that_was_rehearsed_is_told_whichever_its_cards_are() -> None:
     ((title, rows),) = sides(replace(plan, gpus=gpus, parallel=shape))
     assert title == "GPU 0-1"
     assert any(row.rehearsed is not None for row in rows)
+
+
+def test_the_most_of_a_run_stands_beside_that_of_loading_where_loading_needs_most() -> None:
+    plan = api.predict("internvl2-8b", on="1xrtx4090", cache_max_entry_count=0.1)
+    ledger = plan.gpus[0]
+    assert ledger.load_peak > ledger.peak
+    seen = RunFigure(what="in use at most", forecast=ledger.most, actual=ledger.most, gpu=0)
+    attempt = RunAttempt(started="", engines=(EngineRecord(group=0, beside=(seen,)),))
+    run = RunReport(
+        schema=RUN_SCHEMA, turbofit_version="", started="", state="", pretend=True,
+        attempts=(attempt,),
+    )  # fmt: skip
+    ((_, (row,)),) = sides(plan, run)
+    assert row.what == "in use at most, loading included"
+    assert row.forecast == row.measured == ledger.most

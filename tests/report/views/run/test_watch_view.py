@@ -4,6 +4,7 @@ from msgspec.structs import replace
 
 import turbofit.api
 from turbofit.core.run_report import RunEvent, RunReport
+from turbofit.core.units import format_bytes
 from turbofit.observe.live import LiveEngine, LiveServer
 from turbofit.report.painters.terminal import paint
 from turbofit.report.views.run.watch_view import watch_view
@@ -62,3 +63,12 @@ def test_memory_beside_the_forecast() -> None:
 
 def test_a_pretend_run_says_so() -> None:
     assert "on pretend GPUs" in text(replace(RUN, pretend=True), NOW)
+
+
+def test_loading_is_part_of_the_most_that_is_forecast() -> None:
+    plan = turbofit.api.predict("internvl2-8b", on="1xrtx4090", cache_max_entry_count=0.1)
+    gpu = plan.gpus[0]
+    assert gpu.load_peak > gpu.peak
+    told = " ".join(paint(watch_view(plan, RUN, None, None, {0: gpu.load_peak})).split())
+    assert f"{format_bytes(gpu.load_peak)} at most" in told
+    assert " over;" not in told

@@ -130,14 +130,24 @@ def _whole(plan: Plan, group: int, ledger: GpuLedger, run: RunReport | None) -> 
     served = plan.rehearsal is not None and plan.rehearsal.outcome == "served"
     cases = [one.peak[at] for one in timeline if served and one.phase.startswith("case ")]
     most = max(cases, default=None)
-    measured = _actual(plan, run, ledger, "in use after the check", "in use at most")
-    rows.append(
+    # A pretend run tells the most of its whole life, which may be while it loads.
+    highest = _actual(plan, run, ledger, "in use at most")
+    worst = highest if ledger.most == ledger.peak else None
+    after = _actual(plan, run, ledger, "in use after the check")
+    return [
+        *rows,
         ForecastSide(
-            what="in use in the worst case", forecast=ledger.peak, rehearsed=most,
-            measured=measured,
-        )
-    )  # fmt: skip
-    return rows
+            what="in use in the worst case",
+            forecast=ledger.peak,
+            rehearsed=most,
+            measured=worst if after is None else after,
+        ),
+        ForecastSide(
+            what="in use at most, loading included",
+            forecast=ledger.most,
+            measured=highest if worst is None else None,
+        ),
+    ]
 
 
 def _sized(plan: Plan) -> bool:

@@ -126,11 +126,11 @@ def _memory(plan: Plan, used: Mapping[int, int]) -> list[Block]:
 
 def _usage(ledger: GpuLedger, used: int | None) -> str:
     forecast = (
-        f"forecast {format_bytes(ledger.steady)} at rest, {format_bytes(ledger.peak)} at most"
+        f"forecast {format_bytes(ledger.steady)} at rest, {format_bytes(ledger.most)} at most"
     )
     if used is None:
         return forecast
-    over = used - ledger.peak
+    over = used - ledger.most
     more = f", {format_bytes(over)} over" if over > 0 else ""
     return f"{format_bytes(used)} in use now{more}; {forecast}"
 
