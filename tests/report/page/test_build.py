@@ -197,3 +197,21 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["report", str(saved), "--html", str(tmp_path / "no" / "x.html")]) == 2
     assert main(["report", str(saved), "--html", str(out), "--json"]) == 2
     assert main(["report"]) == 2
+
+
+def test_a_candidate_whose_engines_differ_shows_the_least_and_the_most_of_a_setting() -> None:
+    cells = re.findall(r'data-label="(batch|cache ratio)">([^<]*)<', page_of("mixed cards"))
+    (chosen,) = (one for one in planned("mixed cards").considered if not one.why_not)
+    for name, key in (("batch", "max_batch_size"), ("cache ratio", "cache_max_entry_count")):
+        parts: Any = chosen.settings["by_group"]
+        least, most = sorted(one[key] for one in parts)
+        assert least != most
+        assert (name, f"{least}-{most}") in cells
+
+
+def test_a_page_says_what_an_image_limit_costs_as_the_terminal_does() -> None:
+    text = page_of("fits")
+    assert "What an image limit costs" in text
+    for cost in planned("fits").limit_costs:
+        assert f">{cost.kv_tokens:,}<" in text
+    assert "What an image limit costs" not in page_of("text only")

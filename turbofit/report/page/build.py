@@ -13,7 +13,7 @@ from turbofit.report.page.timeline import timeline
 from turbofit.report.page.topology import topology
 from turbofit.report.stored_documents import saved_document
 from turbofit.report.views.plan.ledger_view import ledger_blocks
-from turbofit.report.views.plan.plan_view import capacity_blocks
+from turbofit.report.views.plan.plan_view import capacity_blocks, limit_blocks
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
@@ -44,6 +44,7 @@ def _parts(plan: Plan, run: RunReport | None) -> list[tuple[str, str, Markup]]:
         ("warnings", "Warnings", sections.warnings(plan)),
         ("memory", "Memory of each GPU, from empty to full", join(bars(plan), ledger)),
         ("capacity", "What the KV cache holds", _capacity(plan)),
+        ("limits", "What an image limit costs", paint(limit_blocks(plan)[1:])),
         ("compared", "Forecast, rehearsed, measured", sections.compared(plan, run)),
         ("timeline", "From the start to the last image", timeline(plan, run)),
         ("topology", "The GPUs and their groups", topology(plan)),

@@ -15,7 +15,7 @@ from turbofit.report.views.plan.capacity import capacity
 from turbofit.report.views.plan.memory_view import need_of
 from turbofit.report.views.plan.per_engine_settings import per_engine_blocks
 from turbofit.report.views.plan.plan_summary import same_elsewhere
-from turbofit.report.views.plan.plan_view import fact_block, settings_blocks
+from turbofit.report.views.plan.plan_view import candidate_value, fact_block, settings_blocks
 from turbofit.report.views.run.rehearsal_view import rehearsal_blocks
 from turbofit.report.views.run.run_view import run_blocks, sides_blocks
 
@@ -189,7 +189,7 @@ def candidates(plan: Plan) -> Markup:
             c.engine,
             f"{c.tp}x{c.replicas}",
             groups_of(c.groups),
-            *(_value(c.settings.get(key)) for _, key in found),
+            *(candidate_value(c.settings, key) for _, key in found),
             f"{c.kv_tokens:,}" if c.fits else "-",
             f"{c.score:.3g}" if c.fits else "-",
             c.why_not or "chosen",
@@ -198,12 +198,6 @@ def candidates(plan: Plan) -> Markup:
     )
     chosen = next((i for i, one in enumerate(plan.considered) if not one.why_not), None)
     return table(Table(columns=columns, rows=rows), sortable=True, chosen=chosen)
-
-
-def _value(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def commands(plan: Plan) -> Markup:

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from turbofit.core.run_report import RunReport
     from turbofit.report.painters.document import Block
 
-__all__ = ["capacity_blocks", "fact_block", "limit_blocks", "plan_view", "settings_blocks"]
+__all__ = [
+    "candidate_value", "capacity_blocks", "fact_block", "limit_blocks", "plan_view",
+    "settings_blocks",
+]  # fmt: skip
 
 #: Candidates shown; the JSON has all of them.
 _SHOWN = 8
@@ -255,8 +258,8 @@ def _candidates(plan: Plan) -> list[Block]:
             (
                 f"{c.tp}x{c.replicas}",
                 groups_of(c.groups),
-                _span(settings, "max_prefill_token_num"),
-                _span(settings, "max_batch_size"),
+                candidate_value(settings, "max_prefill_token_num"),
+                candidate_value(settings, "max_batch_size"),
                 f"{c.kv_tokens:,}" if c.fits else "-",
                 f"{c.score:.3g}" if c.fits else "-",
                 _why(plan, c),
@@ -281,12 +284,15 @@ def _candidates(plan: Plan) -> list[Block]:
     return blocks
 
 
-def _span(settings: dict[str, Any], name: str) -> str:
-    """A candidate's setting; where its engines differ, the least and the most."""
-    values = sorted({one[name] for one in settings.get("by_group", [])})
-    if len(values) > 1:
-        return f"{values[0]}-{values[-1]}"
-    return str(settings.get(name, ""))
+def candidate_value(settings: dict[str, Any], name: str) -> str:
+    """A candidate's setting, ``-`` for none; where its engines differ, the least and the most."""
+    values = sorted({one[name] for one in settings.get("by_group", []) if name in one})
+    if not values:
+        values = [settings.get(name)]
+    texts = [f"{one:.3f}" if isinstance(one, float) else str(one) for one in values]
+    if len(texts) > 1:
+        return f"{texts[0]}-{texts[-1]}"
+    return "-" if values[0] is None else texts[0]
 
 
 def _why(plan: Plan, candidate: Candidate) -> str:
