@@ -45,9 +45,10 @@ def sides(plan: Plan, run: RunReport | None = None) -> list[tuple[str, tuple[For
     """
     found = []
     ledgers = {ledger.index: ledger for ledger in plan.gpus}
-    for members, ledger in fold_indices(plan.gpus):
-        each = [_of_gpu(plan, ledgers[index], run) for index in members]
-        rows = [*map(_worst, zip(*each, strict=True)), *_terms([ledgers[i] for i in members])]
+    for members, _ in fold_indices(plan.gpus):
+        equal = [ledgers[index] for index in members]
+        each = [_of_gpu(plan, ledger, run) for ledger in equal]
+        rows = [*map(_worst, zip(*each, strict=True)), *_terms(equal)]
         told = tuple(row for row in rows if row.rehearsed is not None or row.measured is not None)
         if told:
             worst = ", the worst of them" if _several(plan, members, told) else ""
