@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from turbofit.core.errors import UsageError
-from turbofit.core.units import GIB, MIB, parse_bytes
+from turbofit.core.units import GIB, MIB, parse_bytes, three_digits
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,14 @@ def test_a_forgotten_unit_is_asked_for(text: str) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(UsageError, match="is not a size"):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"), (0.85714, "0.857"), (26.71, "26.7"), (999.4, "999"), (999.5, "1,000"),
+        (1133.7, "1,134"), (242_176, "242,176"),
+    ],
+)  # fmt: skip
+def test_no_number_for_people_has_an_exponent(value: float, text: str) -> None:
+    assert three_digits(value) == text

@@ -18,6 +18,7 @@ from turbofit.report.painters.document import Code, Table
 from turbofit.report.shell import shell_command
 from turbofit.report.views.machine.machine_view import machine_view
 from turbofit.report.views.plan.ledger_view import fold
+from turbofit.report.views.plan.plan_summary import plan_summary
 from turbofit.report.views.plan.plan_view import plan_view
 from turbofit.report.views.plan.preset_view import gpus_view, models_view
 
@@ -56,6 +57,19 @@ def test_no_more_of_the_longest_requests_run_than_engines_take() -> None:
     longest = plan.kv.longest_request_tokens
     held = plan.parallel.replicas * (plan.kv.tokens // longest)
     assert f"{longest:,} tokens; {held} fit, 4 run at once" in text
+
+
+def test_large_scores_and_rates_are_written_as_people_write_them() -> None:
+    plan = plausible_plan()
+    (chosen,) = (one for one in plan.considered if not one.why_not)
+    assert plan.throughput is not None
+    many = msgspec.structs.replace(
+        plan,
+        considered=(msgspec.structs.replace(chosen, score=242_176.0),),
+        throughput=msgspec.structs.replace(plan.throughput, requests_per_second=1133.7),
+    )
+    assert " 242,176  chosen" in terminal.paint(plan_view(many), width=120)
+    assert "1,134 requests/s by the forecast" in terminal.paint(plan_summary(many), width=120)
 
 
 def test_a_prediction_has_no_candidates() -> None:

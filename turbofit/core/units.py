@@ -10,7 +10,7 @@ from turbofit.core.errors import UsageError
 
 __all__ = [
     "GIB", "HALF", "KIB", "MIB", "format_bytes", "format_duration", "mib", "number",
-    "parse_bytes", "round_up",
+    "parse_bytes", "round_up", "three_digits",
 ]  # fmt: skip
 
 KIB: Final = 1 << 10
@@ -29,6 +29,8 @@ _SUFFIX: Final = {
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*", re.IGNORECASE)
 _LARGEST: Final = 1 << 50
 _LONGEST: Final = 24
+#: From here on three digits would be written with an exponent.
+_THOUSAND: Final = 999.5
 
 
 def parse_bytes(text: str, *, what: str = "size") -> int:
@@ -77,6 +79,11 @@ def format_duration(seconds: float) -> str:
 def mib(value: int) -> str:
     """A size in MiB with one decimal, for tables whose rows are compared."""
     return f"{value / MIB:,.1f}"
+
+
+def three_digits(value: float) -> str:
+    """A number for people, to three digits or more: ``0.857``, ``26.7``, ``1,134``."""
+    return f"{value:.3g}" if abs(value) < _THOUSAND else f"{value:,.0f}"
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -10,7 +10,7 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.messages import plural
 from turbofit.core.plan import Plan, Throughput
 from turbofit.core.struct import known
-from turbofit.core.units import GIB
+from turbofit.core.units import GIB, three_digits
 from turbofit.core.which import Serving
 from turbofit.memory.engines import LMDEPLOY, engine_for
 from turbofit.model.families.engines import engine_problem
@@ -189,4 +189,6 @@ def _slower(request: WhichRequest, row: Serving) -> str:
     if row.requests_per_second is None:
         return "has no forecast of speed"
     rate = row.requests_per_second * request.images
-    return "" if rate >= wanted else f"{rate:.3g} images/s by the forecast, not {wanted:g}"
+    return (
+        "" if rate >= wanted else f"{three_digits(rate)} images/s by the forecast, not {wanted:g}"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import groups_of
-from turbofit.core.units import format_bytes
+from turbofit.core.units import format_bytes, three_digits
 from turbofit.report.page.blocks import command, paint, table
 from turbofit.report.page.frame import tiles
 from turbofit.report.page.tag import Markup, join, tag
@@ -191,7 +191,7 @@ def candidates(plan: Plan) -> Markup:
             groups_of(c.groups),
             *(candidate_value(c.settings, key) for _, key in found),
             f"{c.kv_tokens:,}" if c.fits else "-",
-            f"{c.score:.3g}" if c.fits else "-",
+            three_digits(c.score) if c.fits else "-",
             c.why_not or "chosen",
         )
         for c in plan.considered

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from turbofit.core.cluster import Cluster, ClusterPlan
 from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan, Remedy
-from turbofit.core.units import format_bytes
+from turbofit.core.units import format_bytes, three_digits
 from turbofit.tuner.cluster.kind_planner import KindPlan, KindPlanner, Promise
 from turbofit.tuner.cluster.kinds import Kind, Rounding
 from turbofit.tuner.cluster.promise import Choice
@@ -62,7 +62,9 @@ def reasons(
     used = [node.at_once for node in plan.nodes if node.plan is not None]
     used += [span.at_once for span in plan.spans]
     least, most = min(used), max(used)
-    shares = f"{least:.3g}" if most - least < 1e-6 else f"{least:.3g} to {most:.3g}"
+    shares = three_digits(least)
+    if most - least >= 1e-6:
+        shares += f" to {three_digits(most)}"
     where = "an engine" if plan.spans else "a node"
     requests = plan.requests_at_once
     how = "" if len(choice.shares) < 2 else ", as the forecast gives most of the goal"
@@ -250,8 +252,8 @@ def gains(planner: KindPlanner, choice: Choice, weighed: Sequence[Choice]) -> It
         seen.add(one.promise)
         yield Remedy(
             change=" ".join(changes),
-            effect=f"{count(one.nodes, 'node')} serve: about {one.value:.3g} requests/s instead of"
-            f" {choice.value:.3g} on {count(choice.nodes, 'node')}",
+            effect=f"{count(one.nodes, 'node')} serve: about {three_digits(one.value)} requests/s"
+            f" instead of {three_digits(choice.value)} on {count(choice.nodes, 'node')}",
         )
         if len(seen) > _MOST_REMEDIES:
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from turbofit.core.messages import indices, plural
-from turbofit.core.units import format_bytes
+from turbofit.core.units import format_bytes, three_digits
 from turbofit.memory.account import RATIO_STEPS, Account
 from turbofit.memory.calibrated import calibration_reason
 from turbofit.memory.engine import Engine
@@ -108,7 +108,7 @@ def _batch(request: ResolvedRequest, best: Evaluation) -> str:
         why += f" over {replicas} {plural(replicas, 'replica')}"
         return _because(request, name, best.settings.max_batch_size, why)
     shares = ", ".join(
-        f"{part.shape.requests(requests):.3g} on GPU {indices(group)}"
+        f"{three_digits(part.shape.requests(requests))} on GPU {indices(group)}"
         for part in best.parts
         for group in part.shape.groups
     )

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Remedy
+from turbofit.core.units import three_digits
 from turbofit.memory.engine import Engine
 from turbofit.model.presets import preset_of
 from turbofit.tuner.resolved_request import ResolvedRequest
@@ -90,4 +91,5 @@ def _shorter(request: ResolvedRequest, found: Found, engine: Engine) -> Iterator
 def _gain(request: ResolvedRequest, best: Evaluation, shorter: Evaluation) -> str:
     if request.workload.goal == "latency":
         return f"an answer in {1 / shorter.score:.1f} s by the forecast, not {1 / best.score:.1f}"
-    return f"{shorter.score:.3g} requests/s by the forecast, not {best.score:.3g}"
+    now = three_digits(best.score)
+    return f"{three_digits(shorter.score)} requests/s by the forecast, not {now}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turbofit.core.units import format_bytes
+from turbofit.core.units import format_bytes, three_digits
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.candidates import Evaluation
 from turbofit.tuner.speed.links import group_class
@@ -39,7 +39,7 @@ def _figures(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> s
         return f"an answer in {1 / other.score:.1f} s, not {1 / best.score:.1f}"
     if goal == "context":
         return f"{other.kv_tokens:,} KV tokens for one request, not {best.kv_tokens:,}"
-    return f"{other.score:.3g} requests/s, not {best.score:.3g}"
+    return f"{three_digits(other.score)} requests/s, not {three_digits(best.score)}"
 
 
 def _because(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:

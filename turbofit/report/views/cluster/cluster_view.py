@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import groups_of, plural
+from turbofit.core.units import three_digits
 from turbofit.report.painters.document import (
     Code,
     Column,
@@ -156,8 +157,8 @@ def nodes_table(folded: Sequence[Sequence[NodePlan]]) -> Table:
                 first.engine.name,
                 f"{first.parallel.tp}x{first.parallel.replicas}",
                 _span_of(tokens),
-                f"{rates[0]:.3g}" if rates else "-",
-                f"{members[0].at_once:.3g}",
+                three_digits(rates[0]) if rates else "-",
+                three_digits(members[0].at_once),
                 _names(members),
             )
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import indices
+from turbofit.core.units import three_digits
 from turbofit.planning.commands import ratio
 from turbofit.report.painters.document import Column, Heading, Table
 
@@ -76,7 +77,7 @@ def _column(plan: Plan, numbers: tuple[int, ...], rows: list[str]) -> tuple[str,
     group_plan = plan.by_group[numbers[0]]
     cells = settings_of(plan.of_group(numbers[0])) | {
         "KV tokens": f"{group_plan.kv.tokens:,}",
-        "requests there": f"{group_plan.at_once:.3g}",
+        "requests there": three_digits(group_plan.at_once),
         "units in a forward": f"{group_plan.units_per_forward:,}",
     }
     gpus = [index for number in numbers for index in plan.parallel.groups[number]]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from turbofit.core.messages import groups_of, plural
-from turbofit.core.units import format_bytes
+from turbofit.core.units import format_bytes, three_digits
 from turbofit.report.painters.document import (
     BarPiece,
     Code,
@@ -121,7 +121,7 @@ def speed_in_short(speed: Throughput) -> str:
         if speed.median_error is None
         else (f" (median error {speed.median_error:.0%}, text models)")
     )
-    return f"{speed.requests_per_second:.3g} requests/s by the forecast{error}"
+    return f"{three_digits(speed.requests_per_second)} requests/s by the forecast{error}"
 
 
 def _command(plan: Plan) -> list[Block]:

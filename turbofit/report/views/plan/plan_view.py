@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.messages import groups_of, plural
-from turbofit.core.units import format_bytes
+from turbofit.core.units import format_bytes, three_digits
 from turbofit.report.painters.document import (
     Code,
     Column,
@@ -223,8 +223,8 @@ def limit_blocks(plan: Plan) -> list[Block]:
             f"{cost.image_tokens:,}",
             f"{cost.kv_tokens:,}",
             f"{cost.requests_at_once:,}",
-            f"{cost.requests_per_second:.3g}",
-            f"{cost.seconds_to_first_token:.3g}",
+            three_digits(cost.requests_per_second),
+            three_digits(cost.seconds_to_first_token),
         )
         for cost in plan.limit_costs
     )
@@ -261,7 +261,7 @@ def _candidates(plan: Plan) -> list[Block]:
                 candidate_value(settings, "max_prefill_token_num"),
                 candidate_value(settings, "max_batch_size"),
                 f"{c.kv_tokens:,}" if c.fits else "-",
-                f"{c.score:.3g}" if c.fits else "-",
+                three_digits(c.score) if c.fits else "-",
                 _why(plan, c),
             )
         )
