@@ -8,15 +8,20 @@ const element = (name, attributes, ...children) => {
   return made;
 };
 
-// As turbofit/core/units.py writes them.
+// As turbofit/core/units.py writes them: Python rounds a half to the even digit, toFixed up.
 const bytes = (size) => {
   for (const [name, unit] of [['GiB', 2 ** 30], ['MiB', 2 ** 20], ['KiB', 2 ** 10]]) {
-    if (size >= unit) return (size / unit).toFixed(size / unit >= 100 ? 0 : 1) + ' ' + name;
+    if (size >= unit) {
+      const count = size / unit;
+      const digits = count >= 100 ? 0 : 1;
+      const down = digits ? count % 1 === 0.25 : count % 2 === 0.5;
+      return (down ? count - 0.01 : count).toFixed(digits) + ' ' + name;
+    }
   }
   return size + ' B';
 };
 const whole = (number) => number.toLocaleString('en-US');
-const three = (number) => (number >= 1000 ? whole(Math.round(number)) : String(Number(number.toPrecision(3))));
+const three = (number) => (number >= 999.5 ? whole(Math.round(number)) : String(Number(number.toPrecision(3))));
 
 const KINDS = ['reserved', 'before', 'context', 'weights', 'cache', 'buffers', 'transient', 'loading', 'left', 'margin'];
 const LETTERS = 'rocWKbtl.m';

@@ -1,5 +1,7 @@
 // What the site says, in English and in the Chinese of README.zh-CN.md. {0}, {1} … are filled in.
+// Without a prototype: a link may name any language, and "constructor" is none.
 const WORDING = {
+  __proto__: null,
   en: {
     title: 'Will it fit?',
     intro: 'Which vision-language model LMDeploy serves on which GPU, before anything is installed. The answers are those of turbofit plan.',
