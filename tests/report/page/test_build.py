@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from tests.report.documents import KINDS, planned
+from tests.report.documents import KINDS, planned, served_run
 from tests.report.page.pages import EVIL, evil_plan, page_of
 from turbofit.cli.main import main
 from turbofit.core.plan import Plan
@@ -215,3 +216,13 @@ def test_a_page_says_what_an_image_limit_costs_as_the_terminal_does() -> None:
     for cost in planned("fits").limit_costs:
         assert f">{cost.kv_tokens:,}<" in text
     assert "What an image limit costs" not in page_of("text only")
+
+
+def test_a_run_that_looked_at_other_cards_alone_has_no_timeline_of_its_own() -> None:
+    plan = planned("fits")
+    run = served_run(plan)
+    (attempt,) = run.attempts
+    moments = tuple(replace(one, used={"9": 5}) for one in attempt.moments)
+    run = replace(run, attempts=(replace(attempt, moments=moments),))
+    assert 'class="timeline"' in page_of("run")
+    assert 'class="timeline"' not in page(StoredPlan(plan, run, "run"))

@@ -58,10 +58,10 @@ def _group(plan: Plan) -> int:
 
 
 def _measured(plan: Plan, run: RunReport | None) -> list[ChartSlot] | None:
-    if run is None or run.last is None or not any(one.used for one in run.last.moments):
-        return None
     keys = [str(gpu.index) for gpu in plan.gpus]
-    moments = run.last.moments
+    moments = run.last.moments if run is not None and run.last is not None else ()
+    if not any(key in one.used for one in moments for key in keys):
+        return None
     found = []
     for one, after in zip(moments, (*moments[1:], None), strict=True):
         spans = tuple((one.used[key], one.used[key]) if key in one.used else None for key in keys)
