@@ -200,6 +200,13 @@ def test_the_machine() -> None:
     assert "nobody" in terminal.paint(machine_view(machine(1)))
 
 
+def test_a_generation_of_pcie_that_could_not_be_read_is_na_alone() -> None:
+    (card,) = machine(1).gpus
+    known = msgspec.structs.replace(card.pcie, generation=NA, width=16)
+    seen = msgspec.structs.replace(machine(1), gpus=(msgspec.structs.replace(card, pcie=known),))
+    assert "NA x16" in terminal.paint(machine_view(seen))
+
+
 def test_presets_as_tables() -> None:
     text = terminal.paint(models_view([("internvl2-8b", model())], [("old", "why")]))
     assert "OpenGVLab/InternVL2-8B" in text

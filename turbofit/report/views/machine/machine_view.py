@@ -122,7 +122,8 @@ def _capability(gpu: Gpu) -> str:
 def _pcie(gpu: Gpu) -> str:
     if gpu.pcie.generation == NA and gpu.pcie.width == NA:
         return NA
-    return f"{gpu.pcie.generation}.0 x{gpu.pcie.width}"
+    generation = NA if gpu.pcie.generation == NA else f"{gpu.pcie.generation}.0"
+    return f"{generation} x{gpu.pcie.width}"
 
 
 def _mib(value: int | NaType) -> str:
