@@ -189,7 +189,7 @@ def candidates(plan: Plan) -> Markup:
             c.engine,
             f"{c.tp}x{c.replicas}",
             groups_of(c.groups),
-            *(candidate_value(c.settings, key) for _, key in found),
+            *(candidate_value(c, key) for _, key in found),
             f"{c.kv_tokens:,}" if c.fits else "-",
             three_digits(c.score) if c.fits else "-",
             c.why_not or "chosen",

@@ -253,13 +253,12 @@ def _candidates(plan: Plan) -> list[Block]:
         return []
     rows = []
     for c in plan.considered[:_SHOWN]:
-        settings = c.settings
         rows.append(
             (
                 f"{c.tp}x{c.replicas}",
                 groups_of(c.groups),
-                candidate_value(settings, "max_prefill_token_num"),
-                candidate_value(settings, "max_batch_size"),
+                candidate_value(c, "max_prefill_token_num"),
+                candidate_value(c, "max_batch_size"),
                 f"{c.kv_tokens:,}" if c.fits else "-",
                 three_digits(c.score) if c.fits else "-",
                 _why(plan, c),
@@ -284,8 +283,9 @@ def _candidates(plan: Plan) -> list[Block]:
     return blocks
 
 
-def candidate_value(settings: dict[str, Any], name: str) -> str:
+def candidate_value(candidate: Candidate, name: str) -> str:
     """A candidate's setting, ``-`` for none; where its engines differ, the least and the most."""
+    settings: dict[str, Any] = candidate.settings
     values = sorted({one[name] for one in settings.get("by_group", []) if name in one})
     if not values:
         values = [settings.get(name)]
