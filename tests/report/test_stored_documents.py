@@ -148,3 +148,16 @@ def test_another_document_is_told_by_its_name(tmp_path: Path, capsys: Out) -> No
     path.write_text('{"schema": "turbofit.rehearsal-torch/1", "outcome": "served"}')
     assert main(["report", str(path)]) == 2
     assert "its schema is 'turbofit.rehearsal-torch/1'" in capsys.readouterr().err
+
+
+def test_a_file_of_a_command_that_failed_says_why_it_did(tmp_path: Path, capsys: Out) -> None:
+    main(["plan", "nosuch", "--on", "1xrtx3090", "--json"])
+    path = tmp_path / "plan.json"
+    path.write_text(capsys.readouterr().out)
+    with pytest.raises(UsageError) as caught:
+        read_saved(str(path))
+    assert caught.value.message == f"{path} holds an error, no plan: no model is known as 'nosuch'"
+    assert "turbofit models" in caught.value.hint
+    path.write_text('{"error": 5}')
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_saved(str(path))

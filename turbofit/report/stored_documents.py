@@ -60,6 +60,17 @@ class _Named(Struct):
     schema: str = ""
 
 
+class _Cause(Struct):
+    message: str
+    hint: str = ""
+
+
+class _Failed(Struct):
+    """What a command that failed wrote with --json."""
+
+    error: _Cause
+
+
 class RunDocument(Struct):
     """What ``report RUN --json`` wrote."""
 
@@ -147,6 +158,9 @@ def _plan(data: bytes, path: str) -> Plan:
             f"{path} cannot be read as a plan: its schema is {schema!r}, not {PLAN_SCHEMA!r}",
             hint="name what plan, predict or rehearse wrote with --json, by this version",
         )
+    failed = None if schema else _failed(data)
+    if failed is not None:
+        raise UsageError(f"{path} holds an error, no plan: {failed.message}", hint=failed.hint)
     plan = Plan.from_json(data, what=f"plan {path}")
     check_consistent(plan, f"plan {path}")
     return plan
@@ -158,6 +172,14 @@ def _schema(data: bytes) -> str:
         return msgspec.json.decode(data, type=_Named).schema
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
+
+
+def _failed(data: bytes) -> _Cause | None:
+    """The error that a document tells of, None where it is no such document."""
+    try:
+        return msgspec.json.decode(data, type=_Failed).error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _bytes(path: str) -> bytes:
