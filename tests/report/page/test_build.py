@@ -226,3 +226,9 @@ def test_a_run_that_looked_at_other_cards_alone_has_no_timeline_of_its_own() -> 
     run = replace(run, attempts=(replace(attempt, moments=moments),))
     assert 'class="timeline"' in page_of("run")
     assert 'class="timeline"' not in page(StoredPlan(plan, run, "run"))
+
+
+def test_who_has_no_process_that_can_be_seen_is_told_without_one() -> None:
+    text = page_of("shared")
+    assert "GPU 0: given in SPEC holds 3.0 GiB" in text
+    assert "process NA" not in text

@@ -154,7 +154,8 @@ def _holders(plan: Plan, members: list[int]) -> Markup:
     for gpu in plan.machine.gpus:
         for holder in gpu.holders if gpu.index in members else ():
             size = "NA" if holder.bytes == NA else format_bytes(holder.bytes)
-            texts.append(f"GPU {gpu.index}: {holder.name} (process {holder.pid}) holds {size}")
+            who = holder.name if holder.pid == NA else f"{holder.name} (process {holder.pid})"
+            texts.append(f"GPU {gpu.index}: {who} holds {size}")
     return tag("ul", *(tag("li", text) for text in texts), class_="dim") if texts else Markup()
 
 
