@@ -16,6 +16,7 @@ from turbofit.report.views.plan.memory_view import need_of
 from turbofit.report.views.plan.per_engine_settings import per_engine_blocks
 from turbofit.report.views.plan.plan_summary import same_elsewhere
 from turbofit.report.views.plan.plan_view import candidate_value, fact_block, settings_blocks
+from turbofit.report.views.plan.remedies_table import remedies_table
 from turbofit.report.views.run.rehearsal_view import rehearsal_blocks
 from turbofit.report.views.run.run_view import run_blocks, sides_blocks
 
@@ -133,11 +134,7 @@ def users(plan: Plan) -> Markup:
 
 def remedies(plan: Plan) -> Markup:
     """What would fit, or what more would give."""
-    if not plan.remedies:
-        return Markup()
-    columns = (Column(title="change", wrap=True), Column(title="effect", wrap=True))
-    rows = tuple((one.change, one.effect) for one in plan.remedies)
-    return table(Table(columns=columns, rows=rows))
+    return paint(remedies_table(plan.remedies))
 
 
 def compared(plan: Plan, run: RunReport | None) -> Markup:

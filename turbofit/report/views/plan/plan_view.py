@@ -251,19 +251,18 @@ def limit_blocks(plan: Plan) -> list[Block]:
 def _candidates(plan: Plan) -> list[Block]:
     if not plan.considered:
         return []
-    rows = []
-    for c in plan.considered[:_SHOWN]:
-        rows.append(
-            (
-                f"{c.tp}x{c.replicas}",
-                groups_of(c.groups),
-                candidate_value(c, "max_prefill_token_num"),
-                candidate_value(c, "max_batch_size"),
-                f"{c.kv_tokens:,}" if c.fits else "-",
-                three_digits(c.score) if c.fits else "-",
-                _why(plan, c),
-            )
+    rows = tuple(
+        (
+            f"{c.tp}x{c.replicas}",
+            groups_of(c.groups),
+            candidate_value(c, "max_prefill_token_num"),
+            candidate_value(c, "max_batch_size"),
+            f"{c.kv_tokens:,}" if c.fits else "-",
+            three_digits(c.score) if c.fits else "-",
+            _why(plan, c),
         )
+        for c in plan.considered[:_SHOWN]
+    )
     columns = (
         Column(title="tp x n"),
         Column(title="GPUs", wrap=True),
@@ -275,7 +274,7 @@ def _candidates(plan: Plan) -> list[Block]:
     )
     blocks: list[Block] = [
         Heading(text="Considered"),
-        Table(columns=columns, rows=tuple(rows)),
+        Table(columns=columns, rows=rows),
     ]
     if len(plan.considered) > _SHOWN:
         more = len(plan.considered) - _SHOWN

@@ -52,12 +52,12 @@ def tune_notes(result: Tuning) -> list[Block]:
         if one.factor > 0
     ]
     if result.earlier is not None:
-        tone = "bad" if result.earlier.change < -0.05 else "plain"
+        worse = result.earlier.change < -0.05
         text = (
             f"LMDeploy {result.earlier.lmdeploy} gave {result.earlier.requests_per_second:.2f} "
             f"requests/s under this load: {result.earlier.change:+.1%} since"
         )
-        blocks.append(Paragraph(text=text, tone="bad" if tone == "bad" else "plain"))
+        blocks.append(Paragraph(text=text, tone="bad" if worse else "plain"))
     text = f"{len(result.trials)} trials in {result.seconds / 60:.1f} minutes; {result.stopped}"
     blocks.append(Paragraph(text=text, tone="dim"))
     return blocks
