@@ -25,7 +25,7 @@ from turbofit.core.process.progress import under_way
 from turbofit.core.units import format_bytes
 from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
-from turbofit.rehearse.turbomind.planned import plan_spec, rehearsed_ledgers
+from turbofit.rehearse.turbomind.planned import plan_spec, rehearsed_ledgers, unanswered
 from turbofit.rehearse.turbomind.probe import rehearse
 
 __all__ = ["confirmed", "corrected_ratio", "corrected_ratios", "rehearse_plan"]
@@ -84,6 +84,9 @@ def _run(plan: Plan, group: int) -> Plan:
         checkpoint = checkpoint_for(plan.model, Path(scratch) / plan.model.name)
         document = rehearse(plan_spec(plan, checkpoint, group))
     rehearsal = _rehearsal(document)
+    refused = unanswered(plan, document) if rehearsal.outcome == "served" else None
+    if refused is not None:
+        rehearsal = replace(rehearsal, outcome="failed", death=refused)
     served = rehearsal.outcome == "served"
     gpus = rehearsed_ledgers(plan, document, group) if served else plan.gpus
     return replace(plan, gpus=gpus, rehearsal=rehearsal)

@@ -14,8 +14,9 @@ from turbofit.model.source import resolve_model
 from turbofit.pretend.scenario import MIB
 from turbofit.rehearse.checkpoint.header_only import write_model
 from turbofit.rehearse.checkpoint.twin import checkpoint_for, twin_of
+from turbofit.rehearse.confirm import rehearse_plan
 from turbofit.rehearse.turbomind.headers import read_header, weight_files
-from turbofit.rehearse.turbomind.planned import compare, plan_spec, rehearsed_ledgers
+from turbofit.rehearse.turbomind.planned import compare, plan_spec, rehearsed_ledgers, unanswered
 from turbofit.rehearse.turbomind.probe import rehearse
 from turbofit.rehearse.turbomind.spec import Spec
 from turbofit.rehearse.turbomind.worst import worst_cases
@@ -47,6 +48,40 @@ def test_what_a_rehearsal_cannot_see_is_charged_to_the_card(planned: Plan, tmp_p
     assert gpu.late == terms["kernel_modules"] + terms["pool_growth"]
     assert spec.settings["max_batch_size"] == planned.settings.max_batch_size
     assert "model_format" not in spec.settings
+
+
+def test_a_promised_request_that_the_engine_refuses_is_not_served(planned: Plan) -> None:
+    longest = planned.kv.longest_request_tokens
+
+    def told(name: str, tokens: list[int], **statuses: int) -> dict[str, Any]:
+        return {"name": name, "tokens": tokens, "statuses": statuses}
+
+    answered = told("vision_request", [3330], finished=1)
+    refused = told("text_prefill", [longest - 2], out_of_memory=1)
+    assert unanswered(planned, {"cases": [answered]}) is None
+    death = unanswered(planned, {"cases": [answered, refused]})
+    assert death is not None
+    assert death.phase == "case text_prefill"
+    assert death.where.endswith("1 out_of_memory")
+    # The plan says itself that a longer one is refused, of which two came here.
+    beyond = told("vision_forward", [longest + 1, longest + 1, 20], finished=1, too_long=2)
+    assert unanswered(planned, {"cases": [beyond]}) is None
+    beyond["statuses"] = {"too_long": 3}
+    assert unanswered(planned, {"cases": [beyond]}) is not None
+
+
+@pytest.mark.lmdeploy
+def test_a_cache_that_holds_less_than_promised_is_found(run: Rehearse) -> None:
+    """The engine refuses the longest prompt, lives on, and nothing runs out of memory."""
+    plan = turbofit.api.plan("internvl2-2b", on="1xl4:free=9GiB", cache_max_entry_count=0.2)
+    assert plan.fits
+    more = replace(plan.kv, tokens=65_536, longest_request_tokens=32_768)
+    settings = replace(plan.settings, session_len=32_768)
+    seen = rehearse_plan(replace(plan, kv=more, settings=settings))
+    assert not seen.fits
+    assert seen.rehearsal is not None
+    assert seen.rehearsal.outcome == "failed"
+    assert "the engine refused requests that the plan promises: 1 out_of_memory" in seen.verdict
 
 
 def test_no_twin_of_what_is_not_known(tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from turbofit.core.json_types import Document
-from turbofit.core.plan import GpuLedger, Plan, Term
+from turbofit.core.plan import Death, GpuLedger, Plan, Term
 from turbofit.memory.calibrated import BUFFERS, CONTEXT
 from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.pretend.documents import from_builtins
 from turbofit.pretend.from_machine import pretend_twin
 from turbofit.rehearse.turbomind.spec import RehearsalCase, Spec
-from turbofit.rehearse.turbomind.worst import worst_cases
+from turbofit.rehearse.turbomind.worst import NEW_TOKENS, worst_cases
 
 # Terms of the ledger that exist on a real card only: charged to the pretend one beforehand.
 _BEFORE_CACHE = ("cuda_context", "cublas", CONTEXT)
@@ -74,6 +74,21 @@ def plan_spec(plan: Plan, checkpoint: Path, group: int = 0) -> Spec:
 
 def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:
     return sum(term.bytes for term in terms if term.term in names)
+
+
+def unanswered(plan: Plan, document: Document) -> Death | None:
+    """The first case of which the engine refused a request that the plan promises to serve.
+
+    None: there is none. What is longer than the plan's longest request the plan refuses itself.
+    """
+    longest = min(plan.settings.session_len, plan.kv.longest_request_tokens) - NEW_TOKENS
+    for case in document["cases"]:
+        refused = {name: n for name, n in case["statuses"].items() if name != "finished"}
+        if sum(refused.values()) > sum(tokens > longest for tokens in case["tokens"]):
+            said = ", ".join(f"{count} {name}" for name, count in refused.items())
+            where = f"the engine refused requests that the plan promises: {said}"
+            return Death(phase=f"case {case['name']}", where=where, asked=None, left=None)
+    return None
 
 
 class LedgerRow(NamedTuple):

@@ -10,7 +10,7 @@ from turbofit.rehearse.mixes import let_through, units_of_request
 from turbofit.rehearse.turbomind.image_overlap import queue
 
 _TEXT = 32  # prompt tokens beside the images, about what a chat template adds
-_NEW = 2  # tokens to generate: one forward of prefill, one of decoding
+NEW_TOKENS = 2  # to generate: one forward of prefill, one of decoding
 
 
 def worst_cases(plan: Plan) -> list[JsonObject]:
@@ -27,15 +27,15 @@ def worst_cases(plan: Plan) -> list[JsonObject]:
         whole = limits.units_per_image, limits.images_per_request, limits.units_per_request
         images = [rule.grid(units) for units in units_of_request(*whole)]
     if images:
-        one = {"text_tokens": _TEXT, "units": images, "max_new_tokens": _NEW}
+        one = {"text_tokens": _TEXT, "units": images, "max_new_tokens": NEW_TOKENS}
         # What a prefix cache has seen is asked about again in the next case.
         first = one | {"lead": 1, "images": 1} if settings.enable_prefix_caching else one
         cases.append({"name": "vision_request", "requests": [first]})
         cases.append({"name": "vision_forward", "requests": _meeting(plan)})
-    longest = min(settings.session_len, plan.kv.longest_request_tokens) - _NEW
-    text = {"text_tokens": max(1, longest), "max_new_tokens": _NEW}
+    longest = min(settings.session_len, plan.kv.longest_request_tokens) - NEW_TOKENS
+    text = {"text_tokens": max(1, longest), "max_new_tokens": NEW_TOKENS}
     cases.append({"name": "text_prefill", "requests": [text]})
-    row = {"text_tokens": 16, "max_new_tokens": _NEW, "top_k": 0}
+    row = {"text_tokens": 16, "max_new_tokens": NEW_TOKENS, "top_k": 0}
     cases.append({"name": "sampling", "requests": [row] * settings.max_batch_size})
     return cases
 
