@@ -38,6 +38,33 @@ def test_malloc_fills_and_refuses(libraries: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_a_negative_size_fits_nowhere(libraries: Path, tmp_path: Path) -> None:
+    """As a number without a sign it is close to 2^64, and sums with it would wrap."""
+    ran = run(
+        libraries,
+        tmp_path,
+        """
+        kept, p, seen = malloc(100), pool(2**64 - 1), []
+        take(p, 100)
+        for size in (2**64 - 1, 2**64 - 512, 2**64 - 100 * MIB, 2**64 - 512 * MIB):
+            out, handle, props = void_p(), u64(), (ctypes.c_int * 8)(1, 0, 1, 0)
+            seen += [
+                rt.cudaMalloc(byref(out), size_t(size)),
+                rt.cudaMallocFromPoolAsync(byref(out), size_t(size), p, None),
+                rt.cudaHostAlloc(byref(out), size_t(size), 0),
+                cu.cuMemCreate(byref(handle), size_t(size), props, u64(0)),
+                nccl.ncclMemAlloc(byref(out), size_t(size)),
+                free(),
+            ]
+        more = malloc(50); seen.append(free()); rt.cudaFree(kept); seen.append(free())
+        out = void_p(); seen.append(rt.cudaHostAlloc(byref(out), size_t(MIB), 0))
+        done(seen)
+        """,
+    )
+    assert ran.value == [2, 2, 2, 2, 1, 700] * 4 + [650, 750, 0]
+    assert {event.number(1) for event in ran.tagged("O")} == {MALLOC, POOL, VMM}
+
+
 def test_a_pool_keeps_its_high_water_mark(libraries: Path, tmp_path: Path) -> None:
     ran = run(
         libraries,

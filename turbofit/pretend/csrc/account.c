@@ -10,7 +10,6 @@
 #include <string.h>
 
 #define BUCKETS 16384
-#define UNIT 512 /* the driver rounds each allocation up to this */
 #define SMALL_COPY (1 * MIB)
 
 struct block {
@@ -29,7 +28,9 @@ static struct block *table[BUCKETS];
 
 size_t round_up(size_t n, size_t step) { return step ? (n + step - 1) / step * step : n; }
 
-size_t accounted(size_t asked) { return round_up(asked + machine.extra, UNIT); }
+static size_t within(size_t size) { return size < PRETEND_MOST ? size : PRETEND_MOST; }
+
+size_t accounted(size_t asked, size_t step) { return round_up(within(asked) + machine.extra, step); }
 
 /* --------------------------------------------------------------- holding */
 
@@ -174,7 +175,7 @@ int pretend_malloc(int device, size_t size, void **out)
     if (!size)
         return PRETEND_OK;
     enter();
-    size = accounted(size);
+    size = accounted(size, UNIT);
     size_t before = round_up(malloc_live[device], machine.malloc_step);
     size_t wanted = round_up(malloc_live[device] + size, machine.malloc_step);
     int status = fails(device, PRETEND_MALLOC, -1, size) ? PRETEND_NO_MEMORY
@@ -198,8 +199,12 @@ static int take_pinned(int current, size_t size, void **out)
     size_t left;
     if (fails(current, PRETEND_PINNED, -1, size))
         return PRETEND_NO_MEMORY;
-    if (!shared_take(PINNED_ROW, size, &left))
-        return give_block(current, PRETEND_PINNED, NULL, size, out);
+    if (!shared_take(PINNED_ROW, size, &left)) {
+        if (!give_block(current, PRETEND_PINNED, NULL, size, out))
+            return PRETEND_OK;
+        unhold(PINNED_ROW, size);
+        return PRETEND_NO_MEMORY;
+    }
     timeline_trace("O %d %d -1 %zu %zu %zu", current, PRETEND_PINNED, size, left, size);
     return PRETEND_NO_MEMORY;
 }
@@ -210,7 +215,7 @@ int pretend_pinned(size_t size, void **out)
     if (!size)
         return PRETEND_OK;
     enter();
-    int status = take_pinned(current_or_first(), round_up(size, UNIT), out);
+    int status = take_pinned(current_or_first(), round_up(within(size), UNIT), out);
     leave();
     return status;
 }
@@ -218,7 +223,7 @@ int pretend_pinned(size_t size, void **out)
 int pretend_register(size_t size)
 {
     enter();
-    int refused = fails(current_or_first(), PRETEND_PINNED, -1, round_up(size, UNIT));
+    int refused = fails(current_or_first(), PRETEND_PINNED, -1, round_up(within(size), UNIT));
     leave();
     return refused ? PRETEND_NO_MEMORY : PRETEND_OK;
 }

@@ -17,6 +17,8 @@
 
 #define PRETEND_API __attribute__((visibility("default")))
 #define PRETEND_MAX_DEVICES 16
+/* More than any machine has: what is asked for beyond counts as this, so that no sum wraps. */
+#define PRETEND_MOST ((size_t)1 << 62)
 /* The interface that the Python side expects; raise it with any change. */
 #define PRETEND_ABI 4
 

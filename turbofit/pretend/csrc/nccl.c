@@ -197,7 +197,7 @@ API int ncclMemAlloc(void **out, size_t size)
     pretend_called();
     *out = NULL;
     size_t step = pretend_vmm_granularity();
-    size = (size + step - 1) / step * step;
+    size = size < PRETEND_MOST ? (size + step - 1) / step * step : PRETEND_MOST;
     if (pretend_vmm_create(*pretend_current_device(), size, &handle))
         return unhandled_cuda;
     if (pretend_vmm_reserve(size, out) || pretend_vmm_map(*out, size, handle))

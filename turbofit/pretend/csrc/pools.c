@@ -74,7 +74,7 @@ int pretend_pool_malloc(struct pretend_pool *pool, size_t size, void **out)
     if (!size)
         return PRETEND_OK;
     enter();
-    size = accounted(size);
+    size = accounted(size, UNIT);
     int status = fails(pool->device, PRETEND_POOL, pool->id, size) ? PRETEND_NO_MEMORY
                  : hold_pool(pool, size);
     if (!status)

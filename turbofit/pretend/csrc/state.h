@@ -46,7 +46,8 @@ void leave(void);
 
 /* account.c; devices here and below are physical */
 size_t round_up(size_t n, size_t step);
-size_t accounted(size_t asked); /* rounded up to the driver's 512 bytes, plus the extra */
+#define UNIT 512 /* the driver rounds each allocation up to this */
+size_t accounted(size_t asked, size_t step); /* with the extra, rounded up */
 size_t held_on(int device);
 /* Counts an allocation of a device or of page-locked memory; 1 where the scenario fails this one. */
 int fails(int device, int kind, int pool, size_t size);

@@ -71,7 +71,7 @@ int pretend_vmm_create(int device, size_t size, uint64_t *out)
     if (!h)
         return PRETEND_NO_MEMORY;
     enter();
-    size = round_up(size + machine.extra, machine.vmm_step);
+    size = accounted(size, machine.vmm_step);
     int status = fails(device, PRETEND_VMM, -1, size) ? PRETEND_NO_MEMORY
                  : hold(device, PRETEND_VMM, -1, size, 0, size);
     if (status) {
