@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -120,6 +122,16 @@ def test_the_worst_end_is_the_plans(monkeypatch, plan: Plan) -> None:
     assert seen.rehearsal == ends[1]
     assert [group_plan.rehearsal for group_plan in seen.by_group] == [ends[0], ends[1]]
     assert [gpu.index for gpu in seen.gpus] == [0, 1]
+
+
+def test_a_signal_lets_a_rehearsal_clear_away(monkeypatch, plan: Plan) -> None:
+    monkeypatch.setattr(confirm, "_run", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            confirm.rehearse_plan(plan)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_lack_of_memory_counts_before_a_rehearsal_that_could_not_be_held(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -289,3 +290,15 @@ def test_the_parent_imports_neither_torch_nor_lmdeploy() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_child_that_was_told_to_end_did_not_fail(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever ends turbofit ends its child: nothing was seen of the engine's own end."""
+    ended = SimpleNamespace(code=-number, usages=())
+    monkeypatch.setattr(torch_run, "run_pretend", lambda *_, **__: ended)
+    scenario: Any = None
+    with pytest.raises(KeyboardInterrupt):
+        torch_run.run_torch(TorchSpec("pytorch", tmp_path), scenario)

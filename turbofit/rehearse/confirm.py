@@ -22,6 +22,7 @@ from turbofit.core.plan import (
 )
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.progress import under_way
+from turbofit.core.process.signals import ended_like_ctrl_c
 from turbofit.core.units import format_bytes
 from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
@@ -70,7 +71,7 @@ def rehearse_plan(plan: Plan) -> Plan:
 
 def _rehearsed(plan: Plan, group: int) -> Plan:
     """One group's view of the plan, with what its engine did."""
-    with under_way("rehearsing on pretend GPUs"):
+    with ended_like_ctrl_c(), under_way("rehearsing on pretend GPUs"):
         return _run(plan.of_group(group), group)
 
 

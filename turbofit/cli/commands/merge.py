@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -12,6 +10,7 @@ from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
+from turbofit.core.process.signals import ended_like_ctrl_c
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +64,7 @@ def merge(
         )
     base, out = folders[0], folders[-1]
     adapter = folders[1] if len(folders) == 3 else None
-    with _ended_like_ctrl_c(), under_way("reading the checkpoint"):
+    with ended_like_ctrl_c(), under_way("reading the checkpoint"):
         merged = merge_checkpoint(
             base,
             adapter,
@@ -80,20 +79,6 @@ def merge(
     else:
         show(list(_view(merged)), markdown=md)
     return 0
-
-
-@contextmanager
-def _ended_like_ctrl_c() -> Iterator[None]:
-    """A SIGTERM clears away what was written so far, as Ctrl-C does."""
-    try:
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _view(merged: Merged) -> Iterator[Block]:

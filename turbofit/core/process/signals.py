@@ -1,11 +1,14 @@
-"""Which signals end a server in order, whatever the parent process left behind."""
+"""Which signals end a server or a command in order, whatever the parent process left behind."""
 
 from __future__ import annotations
 
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
-__all__ = ["stop_signals", "unblock"]
+__all__ = ["ended_like_ctrl_c", "stop_signals", "unblock"]
 
 _ALWAYS: Final = (signal.SIGINT, signal.SIGTERM)
 
@@ -29,3 +32,22 @@ def unblock(signals: tuple[signal.Signals, ...]) -> None:
     thread starts later inherit the new mask.
     """
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+
+
+@contextmanager
+def ended_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM and SIGHUP, where they would end this process at once, raise KeyboardInterrupt.
+
+    What is to be cleared away then is, as after Ctrl-C. Whoever handles or ignores such a signal
+    already goes on doing so; so do threads other than the main one.
+    """
+    ending = (signal.SIGTERM, signal.SIGHUP)
+    main = threading.current_thread() is threading.main_thread()
+    taken = [one for one in ending if main and signal.getsignal(one) is signal.SIG_DFL]
+    for one in taken:
+        signal.signal(one, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for one in taken:
+            signal.signal(one, signal.SIG_DFL)

@@ -45,6 +45,8 @@ SERVED: Final = Path(__file__).parent / "served_inside"
 STAND_IN: Final = Path(__file__).parent / "stand_in"
 _START_SECONDS: Final = 300.0
 _LOG_BYTES: Final = 4 << 20
+#: Signals that a person or a service sends, and which the child was given.
+_STOPPED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -145,9 +147,8 @@ def run_torch(spec: TorchSpec, scenario: Scenario, keep: Path | None = None) -> 
             base=drafting_environment(folder, spec),
         )
         report = read_notes(folder)
-        if (report.get("error") or {}).get(
-            "type"
-        ) == "KeyboardInterrupt" or ran.code == -signal.SIGINT:
+        interrupted = (report.get("error") or {}).get("type") == "KeyboardInterrupt"
+        if interrupted or -ran.code in _STOPPED:
             raise KeyboardInterrupt
         seen = EndedRehearsal(
             spec=spec,

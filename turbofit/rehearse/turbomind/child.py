@@ -7,13 +7,16 @@ the timeline, which the account writes.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from turbofit.core.errors import UsageError
 from turbofit.pretend.library import LibraryAccount
@@ -21,6 +24,7 @@ from turbofit.rehearse.turbomind.inactivity import LIMITS_WHILE_ACTIVE, Inactivi
 from turbofit.rehearse.turbomind.notes import Notes, leave, peak_rss
 from turbofit.rehearse.turbomind.spec import Spec, load_spec
 
+_PR_SET_PDEATHSIG: Final = 1
 _STATUS = {
     0: "ok",
     1: "invalid",
@@ -126,8 +130,16 @@ def _run_case(engine: Any, case: Any, account: LibraryAccount, spec: Spec) -> di
     }
 
 
+def end_with(parent: int) -> None:
+    """A killed parent leaves no engine behind: one that hangs would turn a core for ever."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 def main(arguments: list[str]) -> NoReturn:
-    """Runs a rehearsal: specification, report file, folder of the pretend libraries."""
+    """Runs a rehearsal: specification, report file, folder of the pretend libraries, parent."""
+    end_with(int(arguments[3]))
     spec, report = load_spec(Path(arguments[0])), Notes(Path(arguments[1]))
     account = LibraryAccount(Path(arguments[2]))
     account.mark("import")

@@ -137,6 +137,7 @@ def run_child(spec: Spec, folder: Path, python: str = sys.executable) -> ChildOu
             str(folder / "spec.json"),
             str(folder / "report.json"),
             str(libraries),
+            str(os.getpid()),
         ],
         env=child_environment(libraries, scenario, site),
         stdin=subprocess.DEVNULL,
