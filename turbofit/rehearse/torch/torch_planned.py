@@ -44,6 +44,7 @@ __all__ = [
     "planned_scenario",
     "planned_spec",
     "rehearse_pytorch_plan",
+    "unanswered",
 ]
 
 #: Terms of the ledger that no rehearsal sees: charged to the pretend cards beforehand. The context
@@ -66,7 +67,30 @@ def rehearse_pytorch_plan(plan: Plan, group: int = 0) -> Plan:
     rehearsal = replace(
         _rehearsal(document), timeline=torch_moments(document, planned_scenario(plan, group).gpus)
     )
+    refused = unanswered(plan, document) if rehearsal.outcome == "served" else None
+    if refused is not None:
+        rehearsal = replace(rehearsal, outcome="failed", death=refused)
     return replace(plan, gpus=beside(plan, document, group), rehearsal=rehearsal)
+
+
+def unanswered(plan: Plan, document: Document) -> Death | None:
+    """What the plan promises and the engine that served did not take; None: it took all.
+
+    The longest prompt is as long as the engine takes one, which may be shorter than promised. What
+    is longer than the plan's longest request the plan refuses itself.
+    """
+    longest = min(plan.settings.session_len, plan.kv.longest_request_tokens)
+    taken = (document["cache"] or {}).get("session_len")
+    if taken is not None and taken < longest:
+        where = f"the engine takes {taken:,} tokens of the {longest:,} that the plan promises"
+        return Death(phase="case text_prefill", where=where, asked=None, left=None)
+    for case in document["cases"]:
+        refused = {name: n for name, n in case["statuses"].items() if name != "finished"}
+        if refused and case["prompt_tokens"] <= longest:
+            said = ", ".join(f"{count} {name}" for name, count in refused.items())
+            where = f"the engine refused requests that the plan promises: {said}"
+            return Death(phase=f"case {case['name']}", where=where, asked=None, left=None)
+    return None
 
 
 def planned_document(plan: Plan, group: int = 0) -> Document:
