@@ -31,6 +31,7 @@ from turbofit.rehearse.checkpoint.draft_twin import speculative_of
 from turbofit.rehearse.checkpoint.twin import carries_limit, checkpoint_for
 from turbofit.rehearse.mixes import let_through
 from turbofit.rehearse.moments import torch_moments
+from turbofit.rehearse.promises import broken_promise, refused_in
 from turbofit.rehearse.torch.torch_image_overlap import ServerRoom
 from turbofit.rehearse.torch.torch_report import NOT_KNOWN, torch_report
 from turbofit.rehearse.torch.torch_run import need_kernels, need_packages, run_torch
@@ -82,15 +83,11 @@ def unanswered(plan: Plan, document: Document) -> Death | None:
     longest = min(plan.settings.session_len, plan.kv.longest_request_tokens)
     taken = (document["cache"] or {}).get("session_len")
     if taken is not None and taken < longest:
-        where = f"the engine takes {taken:,} tokens of the {longest:,} that the plan promises"
-        return Death(phase="case text_prefill", where=where, asked=None, left=None)
-    for case in document["cases"]:
-        refused = {name: n for name, n in case["statuses"].items() if name != "finished"}
-        if refused and case["prompt_tokens"] <= longest:
-            said = ", ".join(f"{count} {name}" for name, count in refused.items())
-            where = f"the engine refused requests that the plan promises: {said}"
-            return Death(phase=f"case {case['name']}", where=where, asked=None, left=None)
-    return None
+        why = f"the engine takes {taken:,} tokens of the {longest:,} that the plan promises"
+        return broken_promise("text_prefill", why)
+    promised = (case for case in document["cases"] if case["prompt_tokens"] <= longest)
+    ends = (refused_in(case, 0) for case in promised)
+    return next((end for end in ends if end is not None), None)
 
 
 def planned_document(plan: Plan, group: int = 0) -> Document:

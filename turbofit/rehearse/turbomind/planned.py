@@ -15,6 +15,7 @@ from turbofit.memory.calibrated import BUFFERS, CONTEXT
 from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.pretend.documents import from_builtins
 from turbofit.pretend.from_machine import pretend_twin
+from turbofit.rehearse.promises import refused_in
 from turbofit.rehearse.turbomind.spec import RehearsalCase, Spec
 from turbofit.rehearse.turbomind.worst import NEW_TOKENS, worst_cases
 
@@ -82,13 +83,9 @@ def unanswered(plan: Plan, document: Document) -> Death | None:
     None: there is none. What is longer than the plan's longest request the plan refuses itself.
     """
     longest = min(plan.settings.session_len, plan.kv.longest_request_tokens) - NEW_TOKENS
-    for case in document["cases"]:
-        refused = {name: n for name, n in case["statuses"].items() if name != "finished"}
-        if sum(refused.values()) > sum(tokens > longest for tokens in case["tokens"]):
-            said = ", ".join(f"{count} {name}" for name, count in refused.items())
-            where = f"the engine refused requests that the plan promises: {said}"
-            return Death(phase=f"case {case['name']}", where=where, asked=None, left=None)
-    return None
+    cases = document["cases"]
+    ends = (refused_in(case, sum(n > longest for n in case["tokens"])) for case in cases)
+    return next((end for end in ends if end is not None), None)
 
 
 class LedgerRow(NamedTuple):

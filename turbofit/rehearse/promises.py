@@ -1,0 +1,28 @@
+"""What a plan promises to serve and its engine did not take, although it lived on."""
+
+from __future__ import annotations
+
+from turbofit.core.json_types import Document
+from turbofit.core.plan import Death
+
+__all__ = ["broken_promise", "refused_in"]
+
+
+def broken_promise(case: str, why: str) -> Death:
+    """The end of a rehearsal in which nothing died, and a promise was not kept in a case."""
+    return Death(phase=f"case {case}", where=why, asked=None, left=None)
+
+
+def refused_in(case: Document, beyond: int) -> Death | None:
+    """What says that the engine refused promised requests of a case; None: it took them all.
+
+    Args:
+        case: its ``name`` and ``statuses``, how many requests ended how.
+        beyond: requests that are longer than the plan promises: they may be refused.
+    """
+    refused = {name: count for name, count in case["statuses"].items() if name != "finished"}
+    if sum(refused.values()) <= beyond:
+        return None
+    said = ", ".join(f"{count} {name}" for name, count in refused.items())
+    why = f"the engine refused requests that the plan promises: {said}"
+    return broken_promise(case["name"], why)
