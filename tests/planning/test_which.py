@@ -11,8 +11,12 @@ from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import Step, listened
 from turbofit.core.which import Serving, Which
 from turbofit.machine.presets import preset_names
-from turbofit.model.presets import known_presets
+from turbofit.machine.source import machine_from
+from turbofit.model.presets import known_presets, preset_model
+from turbofit.planning.resolve import resolve
+from turbofit.planning.serving import far_too_large
 from turbofit.planning.which import COUNTS
+from turbofit.planning.which_request import WhichRequest
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +82,13 @@ def test_models_that_are_not_served_do_not_fit(models):
     for row in random.Random(4).sample(lacking, 6):
         assert not turbofit.plan(row.model, on="1xrtx3060").fits
     assert all(row.why_not for row in models.others)
+
+
+@pytest.mark.parametrize("on", ["rtx3060+a100-80g", "a100-80g:free=9GiB+a100-80g"])
+def test_a_model_that_one_of_unequal_cards_holds_is_served(on):
+    request = WhichRequest(model=preset_model("internvl2-26b"), on=machine_from(on))
+    assert far_too_large(request, resolve(request)) == 0
+    assert turbofit.plan("internvl2-26b", on=on).fits
 
 
 def test_images_a_second_decide():

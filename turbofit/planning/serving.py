@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
+from turbofit.core.machine import Gpu
 from turbofit.core.messages import plural
 from turbofit.core.plan import Plan, Throughput
 from turbofit.core.struct import known
 from turbofit.core.units import GIB, three_digits
 from turbofit.core.which import Serving
+from turbofit.memory.engine import Engine
 from turbofit.memory.engines import LMDEPLOY, engine_for
 from turbofit.model.families.engines import engine_problem
 from turbofit.planning.which_request import WhichRequest
@@ -62,8 +65,7 @@ def serving(request: WhichRequest, resolved: ResolvedRequest, on: str) -> Servin
 def far_too_large(request: WhichRequest, resolved: ResolvedRequest) -> int:
     """Bytes that the GPUs lack for weights and contexts alone, on any engine; 0 where not far.
 
-    Under: the cache and all else come on top, and many that do not fit are not told by this. Each
-    GPU has the least where the model is split the most.
+    Under: the cache and all else come on top, and many that do not fit are not told by this.
     """
     try:
         first = engine_for(resolved.model, request.engine)
@@ -78,12 +80,25 @@ def far_too_large(request: WhichRequest, resolved: ResolvedRequest) -> int:
 
 
 def _lacking(resolved: ResolvedRequest, name: str) -> int:
-    engine, visible = engine_for(resolved.model, name), resolved.visible
-    most = min(len(visible), _LARGEST_TP) if resolved.tp is None else resolved.tp
-    degrees = [tp for tp in range(1, most + 1) if not engine.tp_problem(resolved.model, tp)]
-    if not degrees or most > len(visible):
+    """What an engine lacks on the freest GPUs, at the degree that needs the least of each.
+
+    Equal GPUs have the least where the model is split the most; of unequal ones a single large GPU
+    may hold what no part of a small one does.
+    """
+    engine = engine_for(resolved.model, name)
+    freest = sorted(resolved.visible, key=lambda gpu: -known(gpu.free, 0))
+    most = min(len(freest), _LARGEST_TP)
+    tried = range(1, most + 1) if resolved.tp is None else (resolved.tp,)
+    degrees = [tp for tp in tried if tp <= most and not engine.tp_problem(resolved.model, tp)]
+    if not degrees:
         return 0
-    gpus = visible[: degrees[-1]]
+    if freest[0].free == freest[degrees[-1] - 1].free:
+        degrees = degrees[-1:]
+    return min(_lacking_on(resolved, engine, freest[:tp]) for tp in degrees)
+
+
+def _lacking_on(resolved: ResolvedRequest, engine: Engine, gpus: Sequence[Gpu]) -> int:
+    """What one engine lacks on these GPUs."""
     shape = Shape(
         tp=len(gpus),
         groups=(tuple(gpu.index for gpu in gpus),),
