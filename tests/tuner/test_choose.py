@@ -68,6 +68,21 @@ def test_transformers_is_a_remedy_where_it_fits() -> None:
     assert fits == ("--engine transformers" in said)
 
 
+def test_an_engine_that_would_fit_says_which_options_it_does_not_take() -> None:
+    asked = {"on": "1xrtx4090", "dtype": "float16", "session_len": 8192}
+    plan = turbofit.plan("qwen3-30b-a3b", quant_policy=0, **asked)
+    said = [one.change for one in plan.remedies]
+    assert "--engine transformers, and leave --quant-policy out" in said
+    assert turbofit.plan("qwen3-30b-a3b", engine="transformers", **asked).fits
+
+
+def test_an_engine_keeps_the_options_that_it_takes() -> None:
+    asked = {"on": "4xa10", "session_len": 40_000}
+    plan = turbofit.plan("qwen2-vl-72b", goal="context", **asked)
+    assert not turbofit.plan("qwen2-vl-72b", engine="transformers", goal="context", **asked).fits
+    assert not any("transformers" in one.change for one in plan.remedies)
+
+
 def test_layers_in_host_memory_are_told_with_the_engine_that_puts_them_there() -> None:
     said = {
         one.change: one.effect for one in turbofit.plan("qwen3-30b-a3b", on="1xrtx4090").remedies

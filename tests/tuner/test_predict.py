@@ -30,6 +30,11 @@ def test_what_one_replica_is_known_to_die_of_ends_a_prediction():
     assert turbofit.predict("internvl3-8b", on="2xa100", **settings).fits
 
 
+def test_a_plan_instead_is_one_that_the_host_holds_too():
+    told = turbofit.predict("internvl2-8b", on="1xrtx3090,ram=2GiB")
+    assert [one.change for one in told.remedies] == ["free 3.0 GiB of host RAM"]
+
+
 def test_wrong_answers_stay_a_warning():
     settings = {"quant_policy": 4, "cache_max_entry_count": 0.5}
     told = turbofit.predict("qwen2.5-vl-7b", on="1xa100", **settings)

@@ -14,7 +14,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, TurbofitError
-from turbofit.core.messages import plural
+from turbofit.core.messages import option_of, plural
 from turbofit.core.plan import Plan, Remedy
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.units import format_bytes
@@ -28,7 +28,7 @@ from turbofit.memory.engines import (
 )
 from turbofit.memory.shared_terms import capability_of
 from turbofit.model.families.engines import engine_problem
-from turbofit.tuner.engine_fit import EngineFit, fit_of
+from turbofit.tuner.engine_fit import EngineFit, fit_on_host
 from turbofit.tuner.engine_plan import plan_of
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.context import longest_context
@@ -94,7 +94,7 @@ def _choose(request: ResolvedRequest, engine: str) -> ChosenEngine | Plan:
         _LOG.info("engine %s: %s", first.name, reason)
         return _serial(request, first, str(reason))
     try:
-        made = _fit(request, first)
+        made = fit_on_host(request, first)
     except NoKernelError as exc:
         return _with_kernels(request, engine, first, exc)
     if engine != "auto":
@@ -159,24 +159,6 @@ def _with_others(request: ResolvedRequest, made: Plan, rival: EngineFit | None) 
     return replace(made, remedies=(*made.remedies, *_other_engines(request, rival)))
 
 
-def _fit(request: ResolvedRequest, engine: Engine) -> EngineFit:
-    """What the engine comes to, with fewer of it where host memory does not do for all."""
-    made = fit_of(request, engine)
-    if made.host_problem is None or request.replicas is not None or request.groups is not None:
-        return made
-    planned = made.found.best.shape.replicas
-    for replicas in range(planned - 1, 0, -1):
-        try:
-            fewer = fit_of(replace(request, replicas=replicas), engine)
-        except TurbofitError:
-            continue
-        if fewer.fits:
-            return replace(
-                fewer, fewer=f"replicas {replicas}: host memory does not do for {planned}"
-            )
-    return made
-
-
 def _rival(request: ResolvedRequest, first: str) -> EngineFit | None:
     """LMDeploy's engine after this one; None where it does not run or not fit."""
     return _serving(request, _after(first))
@@ -200,7 +182,7 @@ def _on(request: ResolvedRequest, name: str) -> EngineFit | None:
     try:
         engine = engine_for(request.model, name)
         check_options(engine, request.fixed)
-        return _fit(request, engine)
+        return fit_on_host(request, engine)
     except TurbofitError as exc:
         _LOG.debug("engine %s: %s", name, exc.message)
         return None
@@ -264,11 +246,26 @@ def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterato
         )
     for name in [one for one in ENGINES if one not in LMDEPLOY]:
         try:
-            whole = _serial(replace(request, fixed={}), engine_for(request.model, name), "")
+            engine = engine_for(request.model, name)
+            heard = {
+                key: value for key, value in request.fixed.items() if _hears(engine, key, value)
+            }
+            whole = _serial(replace(request, fixed=heard), engine, "")
         except TurbofitError:  # it does not run the model, or not so
             continue
         if whole.fits:
             off = any(not isinstance(place, int) for place in (whole.device_map or {}).values())
             effect = "fits: one request at a time, and slower"
             effect += ", with decoder layers in host memory" if off else ""
-            yield Remedy(change=f"--engine {name}", effect=effect)
+            out = ", ".join(option_of(key) for key in request.fixed if key not in heard)
+            change = f"--engine {name}, and leave {out} out" if out else f"--engine {name}"
+            yield Remedy(change=change, effect=effect)
+
+
+def _hears(engine: Engine, option: str, value: object) -> bool:
+    """Whether the engine takes one of LMDeploy's options."""
+    try:
+        check_options(engine, {option: value})
+    except TurbofitError:
+        return False
+    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import HostMemory, Settings, Throughput
 from turbofit.core.struct import Struct
 from turbofit.memory.account import Account
@@ -14,7 +15,7 @@ from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.search import Found, search
 from turbofit.tuner.speed.throughput import total
 
-__all__ = ["EngineFit", "fit_of"]
+__all__ = ["EngineFit", "fit_of", "fit_on_host"]
 
 
 class EngineFit(Struct):
@@ -89,3 +90,25 @@ def fit_of(request: ResolvedRequest, engine: Engine) -> EngineFit:
         host=host,
         host_problem=host_problem(host),
     )
+
+
+def fit_on_host(request: ResolvedRequest, engine: Engine) -> EngineFit:
+    """What the engine comes to, with fewer of it where host memory does not do for all.
+
+    Raises:
+        UsageError: something asked for cannot be used here at all.
+    """
+    made = fit_of(request, engine)
+    if made.host_problem is None or request.replicas is not None or request.groups is not None:
+        return made
+    planned = made.found.best.shape.replicas
+    for replicas in range(planned - 1, 0, -1):
+        try:
+            fewer = fit_of(replace(request, replicas=replicas), engine)
+        except TurbofitError:
+            continue
+        if fewer.fits:
+            return replace(
+                fewer, fewer=f"replicas {replicas}: host memory does not do for {planned}"
+            )
+    return made

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from turbofit.core.footprint import Footprint
 from turbofit.core.plan import Candidate, Plan, may_evict
-from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine
 from turbofit.memory.known_bad import known_problems
 from turbofit.tuner.engine_fit import EngineFit, fit_of
@@ -51,11 +50,11 @@ def plan_of(fit: EngineFit) -> Plan:
     request, engine, found, accounts = fit.request, fit.engine, fit.found, fit.accounts
     best, problem = found.best, fit.host_problem
     largest = max(accounts, key=lambda account: account.units_per_forward)
-    helps = Remedies((), ()) if best.fits else remedies(request, found, engine)
+    helps = Remedies((), ()) if fit.fits else remedies(fit)
     # What a person can change comes first: an option without which it fits is the cause.
     cause = f" with {' and '.join(helps.causes)}" if helps.causes else ""
-    why_not = f"{cause}: {_why_not(request, best, engine)}"
-    verdict, fewer = _verdict(request, found, accounts, problem, why_not), fit.fewer
+    why_not = problem if best.fits and problem else _why_not(request, best, engine)
+    verdict, fewer = _verdict(fit, f"{cause}: {why_not}"), fit.fewer
     parallel = _parallel_reason(request, found)
     footprint: Footprint | UnsetType = UNSET
     if request.least and fit.fits:
@@ -71,13 +70,13 @@ def plan_of(fit: EngineFit) -> Plan:
         verdict=verdict,
         parallel_reason=f"{parallel}; {fewer}" if fewer else parallel,
         host=fit.host,
-        throughput=fit.throughput,
+        throughput=fit.throughput if fit.fits else None,
         considered=_considered(request, found, engine),
         reasons=(*([fewer] if fewer else []), *reasons(request, found, largest, engine)),
         warnings=(*_beside(fit), *_warnings(request, found, engine)),
-        remedies=helps.remedies or tuple(speed_remedies(request, found, engine)),
+        remedies=helps.remedies if not fit.fits else tuple(speed_remedies(request, found, engine)),
         at_once=_at_once(request, best),
-        limit_costs=tuple(limit_costs(request, best, engine)) if best.fits else (),
+        limit_costs=tuple(limit_costs(request, best, engine)) if fit.fits else (),
     )
     return replace(document(request, parts, accounts, engine), footprint=footprint)
 
@@ -90,21 +89,13 @@ def _at_once(request: ResolvedRequest, best: Evaluation) -> tuple[float, ...]:
     return tuple(best.of_group(group).shape.requests(requests) for group in best.shape.groups)
 
 
-def _verdict(
-    request: ResolvedRequest,
-    found: Found,
-    accounts: Sequence[Account],
-    host: str | None,
-    why_not: str,
-) -> str:
-    best, name = found.best, request.model.name
-    if not best.fits:
-        return f"does not fit: {name}{why_not}"
-    if host is not None:
-        return f"does not fit: {name}: {host}"
+def _verdict(fit: EngineFit, why_not: str) -> str:
+    request, best = fit.request, fit.found.best
+    if not fit.fits:
+        return f"does not fit: {request.model.name}{why_not}"
     groups = best.shape.groups
     each = [best.of_group(group).kv_tokens for group in groups]
-    shown = accounts if best.parts else accounts[:1]
+    shown = fit.accounts if best.parts else fit.accounts[:1]
     return verdict_of(request, groups, shown, each, best.vision_load)
 
 

@@ -18,6 +18,7 @@ from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.memory.start_outcome import StartOutcome, outcome_at, outcomes_at
 from turbofit.memory.vision_load import VisionLoad
+from turbofit.tuner.engine_fit import fit_on_host
 from turbofit.tuner.explain.plan_document import (
     PlanDraft,
     accounts_of,
@@ -29,7 +30,6 @@ from turbofit.tuner.explain.remedies import remedies
 from turbofit.tuner.explain.unkept import beyond_model, unkept
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.constraints import dtype_for
-from turbofit.tuner.search.search import search
 from turbofit.tuner.search.shape import Shape, shape_settings
 from turbofit.tuner.speed.links import LinkClass, group_class
 
@@ -130,12 +130,12 @@ def _remedies(request: ResolvedRequest, engine: Engine) -> tuple[Remedy, ...]:
         max_pixels=request.max_pixels,
     )
     try:
-        found = search(free, engine)
+        fit = fit_on_host(free, engine)
     except (UsageError, NoKernelError):
         return ()
-    best = found.best
-    if not best.fits:
-        return remedies(free, found, engine).remedies
+    best = fit.found.best
+    if not fit.fits:
+        return remedies(fit).remedies
     settings = best.settings
     change = (
         f"turbofit's plan: --tp {settings.tp}"

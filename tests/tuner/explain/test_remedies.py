@@ -95,3 +95,50 @@ def test_a_margin_that_turbofit_doubled_is_nobodys_option() -> None:
     assert not plan.fits
     assert "--margin" not in plan.verdict
     assert not any("--margin" in remedy.change for remedy in plan.remedies)
+
+
+def remedies(on: str, model: str = "internvl2-8b", **asked: object) -> dict[str, str]:
+    plan = turbofit.plan(model, on=on, **asked)
+    assert not plan.fits
+    return {one.change: one.effect for one in plan.remedies}
+
+
+def test_a_remedy_that_the_host_does_not_hold_does_not_fit() -> None:
+    asked = {"context": 2048, "concurrency": 4}
+    said = remedies("2xrtx3090,ram=16GiB", "qwen3-vl-30b-a3b", **asked)
+    more = verdict("4xrtx3090,ram=16GiB", "qwen3-vl-30b-a3b", **asked)
+    why = more.removeprefix("does not fit: Qwen3-VL-30B-A3B-Instruct: ")
+    assert why.startswith("host RAM is")
+    held = f"not enough alone: the GPUs hold it then, and {why}"
+    assert said["4 x NVIDIA GeForce RTX 3090"] == held
+
+
+def test_larger_cards_are_in_the_same_host() -> None:
+    said = remedies("1xrtx3090,ram=4GiB", "internvl2.5-78b", language_model_only=True)
+    assert not any(effect.startswith("fits") for change, effect in said.items() if " x " in change)
+
+
+def test_host_memory_that_is_short_has_remedies_too() -> None:
+    said = remedies("2xa100-80g,ram=6GiB", replicas=2)
+    assert list(said) == ["leave --replicas to turbofit", "free 3.0 GiB of host RAM"]
+    assert verdict("2xa100-80g,ram=6GiB", replicas=2).startswith(
+        "does not fit: InternVL2-8B with --replicas 2: host RAM is "
+    )
+    assert turbofit.plan("internvl2-8b", on="2xa100-80g,ram=6GiB").fits
+    assert turbofit.plan("internvl2-8b", on="2xa100-80g,ram=9GiB", replicas=2).fits
+    assert list(remedies("4xa100-80g,ram=2GiB")) == ["free 3.0 GiB of host RAM"]
+    assert turbofit.plan("internvl2-8b", on="4xa100-80g,ram=5GiB").fits
+
+
+def test_what_does_not_serve_has_no_speed() -> None:
+    plan = turbofit.plan("internvl2-8b", on="4xa100-80g,ram=2GiB")
+    assert plan.throughput is None
+    assert not plan.limit_costs
+
+
+def test_another_checkpoint_says_which_option_it_does_not_take() -> None:
+    said = remedies("1xl4", "qwen2.5-14b", dtype="bfloat16", context=4096)
+    change = "use Qwen/Qwen2.5-14B-Instruct-AWQ (4-bit weights), and leave --dtype out"
+    assert said[change].startswith("fits: ")
+    kept = remedies("1xl4", "qwen2.5-14b", dtype="float16", context=4096)
+    assert "use Qwen/Qwen2.5-14B-Instruct-AWQ (4-bit weights)" in kept

@@ -38,7 +38,7 @@ def with_more_gpus(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequ
 
 
 def larger(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
-    """As many cards of another kind, of each kind with more memory, the smallest first."""
+    """As many cards of another kind in this host, of each kind with more memory, smallest first."""
     from turbofit.machine.presets import load_preset, preset_names
     from turbofit.machine.source import machine_from
 
@@ -46,7 +46,8 @@ def larger(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
     totals = {name: load_preset(name).total for name in preset_names()}
     for name in sorted(totals, key=lambda one: (totals[one], one)):
         if totals[name] > held:
-            machine = replace(machine_from(f"{count}x{name}"), name=MORE_GPUS)
+            made, host = machine_from(f"{count}x{name}"), request.machine.host
+            machine = replace(made, name=MORE_GPUS, host=host)
             change = f"{count} x {machine.gpus[0].name} ({format_bytes(totals[name])})"
             yield change, replace(request, machine=machine, tp=None, replicas=None)
 

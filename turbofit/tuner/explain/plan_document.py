@@ -203,11 +203,10 @@ def host_of(resolved: ResolvedRequest, accounts: Sequence[Account], engine: Engi
 
 def host_problem(host: HostMemory) -> str | None:
     """Why host memory does not do, where it is known not to."""
-    need = host.pinned + host.pageable
-    if host.available is None or need <= host.available:
+    if host.available is None or not host.short:
         return None
     return (
-        f"host RAM is {format_bytes(need - host.available)} short: {format_bytes(host.pinned)}"
+        f"host RAM is {format_bytes(host.short)} short: {format_bytes(host.pinned)}"
         f" pinned and {format_bytes(host.pageable)} pageable of {format_bytes(host.available)}"
     )
 

@@ -11,14 +11,13 @@ from turbofit.core.draft import Draft
 from turbofit.core.errors import TurbofitError
 from turbofit.core.messages import option_of
 from turbofit.core.plan import Remedy
-from turbofit.core.units import format_bytes
+from turbofit.core.units import GIB, format_bytes, round_up
 from turbofit.memory.engine import Engine
 from turbofit.model.presets import awq_variant
+from turbofit.tuner.engine_fit import EngineFit, fit_of, fit_on_host
 from turbofit.tuner.explain.other_machines import MORE_GPUS, larger, stopped, with_more_gpus
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
-from turbofit.tuner.search.candidates import Evaluation
 from turbofit.tuner.search.context import MIN_TEXT_TOKENS, excess_tokens
-from turbofit.tuner.search.search import Found, search
 
 __all__ = ["Change", "Remedies", "left_to_turbofit", "remedies"]
 
@@ -42,52 +41,77 @@ class Change(NamedTuple):
     released: str = ""
 
 
-def remedies(request: ResolvedRequest, found: Found, engine: Engine) -> Remedies:
+def remedies(fit: EngineFit) -> Remedies:
     """Changes for a plan that does not fit, with what each would do.
 
     Those that make it fit come first, in order of cost; of the others only the ones that come
     closer are kept.
     """
+    request, best = fit.request, fit.found.best
     fitting: list[Remedy] = []
     closer: list[Remedy] = []
     causes: list[str] = []
-    too_long = bool(excess_tokens(request, found.best.vision_load))
     for change, changed, released in _changes(request):
-        if fitting and changed.machine.name == MORE_GPUS:
-            continue  # fewer such cards do already
+        if changed.machine.name == MORE_GPUS and (fitting or best.fits):
+            continue  # fewer such cards do already, or no memory of a GPU is short
         try:
-            result = search(changed, engine).best
+            made = fit_on_host(changed, fit.engine)
         except TurbofitError:
             continue
-        if result.fits:
-            effect = _fits(result)
-            if result.shape.limit is not None and result.shape.limit != changed.requested_limit:
-                effect += f", images lowered to {_limit(changed, result.shape.limit)}"
-            fitting.append(Remedy(change=change, effect=effect))
+        if made.fits:
+            fitting.append(Remedy(change=change, effect=_fits(made)))
             causes += [released] if released else []
-        elif excess_tokens(changed, result.vision_load):
-            continue  # no memory is short: the images are longer than the context
-        elif too_long:
-            effect = f"the images fit the context then, and {format_bytes(result.short)} are short"
+        elif effect := _closer(fit, made):
             closer.append(Remedy(change=change, effect=effect))
-        elif result.short < found.best.short * _WORTH_SAYING:
-            effect = f"not enough alone: {format_bytes(result.short)} short"
-            effect += f" instead of {format_bytes(found.best.short)}"
-            closer.append(Remedy(change=change, effect=effect))
-    if not fitting:
-        fitting += _larger_cards(request, engine)
+    if best.fits:
+        fitting.append(_more_host_memory(fit))
+    elif not fitting:
+        fitting += _larger_cards(request, fit.engine)
     return Remedies((*fitting, *closer), tuple(causes))
+
+
+def _closer(fit: EngineFit, made: EngineFit) -> str:
+    """What a change comes to that is not enough alone, in words; empty where it helps nobody."""
+    best, result = fit.found.best, made.found.best
+    if result.fits:
+        if not best.fits:
+            return _on_gpus_alone(made)
+        less = made.host.short < fit.host.short * _WORTH_SAYING
+        return f"not enough alone: {made.host_problem}" if less else ""
+    if excess_tokens(made.request, result.vision_load):
+        return ""  # no memory is short: the images are longer than the context
+    if excess_tokens(fit.request, best.vision_load):
+        return f"the images fit the context then, and {format_bytes(result.short)} are short"
+    if result.short < best.short * _WORTH_SAYING:
+        return (
+            f"not enough alone: {format_bytes(result.short)} short"
+            f" instead of {format_bytes(best.short)}"
+        )
+    return ""
+
+
+def _more_host_memory(fit: EngineFit) -> Remedy:
+    """Host memory for one engine, of what the GPUs hold."""
+    made = fit
+    if fit.request.replicas is None and fit.found.best.shape.replicas > 1:
+        try:
+            one = fit_of(replace(fit.request, replicas=1), fit.engine)
+        except TurbofitError:
+            one = fit
+        made = one if one.found.best.fits else fit
+    size = format_bytes(round_up(made.host.short, GIB))
+    return Remedy(change=f"free {size} of host RAM", effect=_fits(made))
 
 
 def _larger_cards(request: ResolvedRequest, engine: Engine) -> Iterator[Remedy]:
     """The smallest cards of another kind that do, as many as there are."""
     for change, changed in larger(request):
         try:
-            result = search(changed, engine).best
+            made = fit_on_host(changed, engine)
         except TurbofitError:
             continue
-        if result.fits:
-            effect = _fits(result)
+        if made.found.best.fits:
+            effect = _fits(made) if made.fits else _on_gpus_alone(made)
             yield Remedy(change=change, effect=effect)
             return
 
@@ -198,9 +222,11 @@ def _quantised_cache(request: ResolvedRequest) -> Iterator[Change]:
 def _other_checkpoint(request: ResolvedRequest) -> Iterator[Change]:
     variant = awq_variant(request.model)
     if variant is not None:
-        fixed = {key: value for key, value in request.fixed.items() if key != "dtype"}
-        name = variant.hub_id or variant.name
-        change = f"use {name} (4-bit weights)"
+        fixed = dict(request.fixed)
+        change = f"use {variant.hub_id or variant.name} (4-bit weights)"
+        if fixed.get("dtype", "float16") != "float16":  # AWQ's kernels have no other
+            del fixed["dtype"]
+            change += ", and leave --dtype out"
         yield Change(change, replace(request, model=variant, fixed=fixed))
 
 
@@ -221,8 +247,16 @@ def _written(option: str, value: object) -> str:
     return " ".join((option, *map(str, values)))
 
 
-def _fits(result: Evaluation) -> str:
-    return f"fits: {result.kv_tokens:,} KV tokens a group, tp {result.shape.tp}"
+def _fits(made: EngineFit) -> str:
+    best = made.found.best
+    effect = f"fits: {best.kv_tokens:,} KV tokens a group, tp {best.shape.tp}"
+    if best.shape.limit is not None and best.shape.limit != made.request.requested_limit:
+        effect += f", images lowered to {_limit(made.request, best.shape.limit)}"
+    return effect
+
+
+def _on_gpus_alone(made: EngineFit) -> str:
+    return f"not enough alone: the GPUs hold it then, and {made.host_problem}"
 
 
 def _limit(request: ResolvedRequest, limit: int) -> str:
