@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 import turbofit
+from turbofit.core.machine import Holder, Machine
+from turbofit.machine.source import machine_from
 
 
 def verdict(on: str = "1xrtx3090", model: str = "internvl2-8b", **asked: object) -> str:
@@ -97,7 +100,7 @@ def test_a_margin_that_turbofit_doubled_is_nobodys_option() -> None:
     assert not any("--margin" in remedy.change for remedy in plan.remedies)
 
 
-def remedies(on: str, model: str = "internvl2-8b", **asked: object) -> dict[str, str]:
+def remedies(on: str | Machine, model: str = "internvl2-8b", **asked: object) -> dict[str, str]:
     plan = turbofit.plan(model, on=on, **asked)
     assert not plan.fits
     return {one.change: one.effect for one in plan.remedies}
@@ -142,3 +145,12 @@ def test_another_checkpoint_says_which_option_it_does_not_take() -> None:
     assert said[change].startswith("fits: ")
     kept = remedies("1xl4", "qwen2.5-14b", dtype="float16", context=4096)
     assert "use Qwen/Qwen2.5-14B-Instruct-AWQ (4-bit weights)" in kept
+
+
+def test_a_process_frees_no_more_than_is_used() -> None:
+    machine = machine_from("1xrtx3090:used=10GiB")
+    holder = Holder(pid=7, name="x", bytes=20 << 30)
+    machine = replace(machine, gpus=(replace(machine.gpus[0], holders=(holder,)),))
+    said = remedies(machine, "qwen2.5-14b")["stop x[7] on GPU 0 (20.0 GiB)"]
+    assert not turbofit.plan("qwen2.5-14b", on="1xrtx3090").fits
+    assert said.startswith("not enough alone: ")

@@ -86,5 +86,6 @@ def _freed(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
 
 
 def _without(gpu: Gpu, holder: Holder) -> Gpu:
-    freed = known(holder.bytes, 0)
+    # Holders are read beside the sizes: one may be said to hold more than all of them do.
+    freed = min(known(holder.bytes, 0), known(gpu.used, 0))
     return replace(gpu, used=known(gpu.used, 0) - freed, free=known(gpu.free, 0) + freed)
