@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from turbofit.core.errors import UsageError
-from turbofit.core.machine import MACHINE_SCHEMA, Gpu, Machine
+from turbofit.core.machine import MACHINE_SCHEMA, Gpu, Machine, Measured
 from turbofit.core.process.files import write_atomic
 from turbofit.core.struct import NA, Struct, decode, to_json
 
@@ -18,6 +18,8 @@ __all__ = ["check_possible", "load_snapshot", "save_snapshot"]
 #: A machine with 64 GPUs and all its links is below 1 MiB; more is not a snapshot.
 _LARGEST: Final = 16 << 20
 _LARGEST_SIZE: Final = 1 << 50
+#: No PCIe link has more lanes, nor is there such a generation.
+_MOST_LANES: Final = 64
 #: Without O_NONBLOCK a pipe that nobody writes to would be waited for; Windows has no such flag,
 #: but reads a file as text without O_BINARY.
 _FLAGS: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -112,11 +114,21 @@ def _impossible(machine: Machine) -> str | None:
         a >= b or a not in indices or b not in indices for a, b in pairs
     ):
         return "its links do not join its GPUs"
+    if machine.measured is not None and _impossible_speeds(machine.measured):
+        return "its measured speeds are not possible"
     host = (machine.host.ram_total, machine.host.ram_available, machine.host.shm_available)
     if any(size != NA and not 0 <= size <= _LARGEST_SIZE for size in host):
         return "its host memory has no possible size"
     texts = (machine.name, machine.driver, machine.cuda, *machine.warnings)
     return None if all(text.isprintable() for text in texts) else "it has unprintable text"
+
+
+def _impossible_speeds(measured: Measured) -> bool:
+    """Whether a card or an all-reduce was as fast as nothing is."""
+    rates = [rate for card in measured.cards for rate in (card.bandwidth, card.flops)]
+    return any(rate <= 0 for rate in rates) or any(
+        one.seconds <= 0 or one.size <= 0 for one in measured.reduces
+    )
 
 
 def _impossible_gpu(gpu: Gpu) -> str | None:
@@ -127,9 +139,10 @@ def _impossible_gpu(gpu: Gpu) -> str | None:
         parts = gpu.free + sum(part for part in (gpu.reserved, gpu.used) if part != NA)
         if gpu.total == 0 or parts > gpu.total:
             return "holds more than it has"
+    lanes = (gpu.pcie.generation, gpu.pcie.width)
     if any(
         rate != NA and rate <= 0 for rate in (gpu.sm_count, gpu.memory_bandwidth, gpu.dense_flops)
-    ):
+    ) or any(value != NA and not 0 <= value <= _MOST_LANES for value in lanes):
         return "has no possible speed"
     texts = (gpu.name, gpu.uuid, *(holder.name for holder in gpu.holders))
     return None if all(text.isprintable() for text in texts) else "has an unprintable name"

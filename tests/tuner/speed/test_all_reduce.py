@@ -70,3 +70,13 @@ def test_what_is_not_known_of_a_slot_counts_as_the_older() -> None:
     known = all_reduce_of(machine, machine.gpus, rates())
     older = all_reduce_of(replace(machine, gpus=blind), blind, rates())
     assert older.bandwidth == known.bandwidth / 2
+
+
+def test_a_slot_of_no_lanes_is_not_known() -> None:
+    machine = parse_spec("2xrtx4090,p2p=all")
+    mute, blind = (
+        tuple(replace(gpu, pcie=pcie) for gpu in machine.gpus)
+        for pcie in (Pcie(generation=0, width=0), Pcie())
+    )
+    told = all_reduce_of(replace(machine, gpus=mute), mute, rates())
+    assert told == all_reduce_of(replace(machine, gpus=blind), blind, rates())

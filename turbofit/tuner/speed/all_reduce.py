@@ -114,6 +114,6 @@ def _line(times: dict[int, float], measured: int, ranks: int) -> AllReduce:
 
 
 def _pcie_scale(gpu: Gpu) -> float:
-    """The card's PCIe link relative to 3.0 x16; the older where unknown."""
-    generation, width = known(gpu.pcie.generation, 3), known(gpu.pcie.width, 16)
+    """The card's PCIe link relative to 3.0 x16; the older where unknown, 0 is no answer."""
+    generation, width = known(gpu.pcie.generation, 0) or 3, known(gpu.pcie.width, 0) or 16
     return float(2.0 ** (generation - 3) * width / 16)
