@@ -14,7 +14,7 @@ from turbofit.machine.presets import preset_names
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import known_presets, preset_model
 from turbofit.planning.resolve import resolve
-from turbofit.planning.serving import far_too_large
+from turbofit.planning.serving import far_too_large, serving
 from turbofit.planning.which import COUNTS
 from turbofit.planning.which_request import WhichRequest
 
@@ -89,6 +89,13 @@ def test_a_model_that_one_of_unequal_cards_holds_is_served(on):
     request = WhichRequest(model=preset_model("internvl2-26b"), on=machine_from(on))
     assert far_too_large(request, resolve(request)) == 0
     assert turbofit.plan("internvl2-26b", on=on).fits
+
+
+def test_what_is_short_is_told_as_plan_tells_it():
+    on = "1xrtx3060:used=6GiB,ram=2GiB"
+    request = WhichRequest(model=preset_model("internvl2.5-4b"), on=machine_from(on))
+    said = serving(request, resolve(request), on).why_not
+    assert turbofit.plan("internvl2.5-4b", on=on).verdict.endswith(said)
 
 
 def test_images_a_second_decide():

@@ -139,7 +139,9 @@ def _of_fit(blank: Serving, chosen: ChosenEngine) -> Serving:
 
 def _why_not(fit: EngineFit) -> str:
     best = fit.found.best
-    return fit.host_problem or explain(fit.request, best, best.settings.dtype, fit.engine)
+    if best.fits and fit.host_problem:
+        return fit.host_problem
+    return explain(fit.request, best, best.settings.dtype, fit.engine)
 
 
 def _of_plan(blank: Serving, plan: Plan) -> Serving:
