@@ -215,6 +215,25 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
+@pytest.mark.parametrize(
+    ("model", "cause"),
+    [
+        ("internvl2-1b", "the answer cannot be written to stdout: No space left on device"),
+        ("internvl2-8", "no model is known as 'internvl2-8'"),
+    ],
+)
+def test_a_full_disk_behind_stdout_is_no_bug(model: str, cause: str, form: list[str]) -> None:
+    argv = [sys.executable, "-m", "turbofit", "plan", model, "--on", "1xl4", *form]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    error, hint = done.stderr.splitlines()
+    assert error == f"error: {cause}"
+    assert hint.startswith("hint: ")
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_narrow_encodings(encoding: str) -> None:
     done = run("plan", "internvl2-8b", "--on", "1xl4", PYTHONIOENCODING=encoding)

@@ -14,7 +14,7 @@ from turbofit.cli.command import Option, split_rest
 from turbofit.cli.command_group import COMMANDS, TURBOFIT, unknown_command
 from turbofit.cli.commands.completion import COMPLETE_VARIABLE, complete
 from turbofit.cli.options.option_variables import ROOT, is_switched_on
-from turbofit.cli.terminal.output import complain, prepare_streams
+from turbofit.cli.terminal.output import UnwrittenError, complain, prepare_streams
 from turbofit.core.errors import PackageError, TurbofitError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
     except click.exceptions.Exit as exc:
         return exc.exit_code
     except TurbofitError as exc:
-        complain(exc.to_dict(), as_json=as_json)
+        complain(exc.to_dict(), as_json=as_json and not isinstance(exc, UnwrittenError))
         return exc.exit_code
     except KeyboardInterrupt:
         return _INTERRUPTED

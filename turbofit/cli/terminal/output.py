@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, TextIO
 
 from turbofit.cli.terminal import terminal
 from turbofit.cli.terminal.progress_display import hidden, shown
+from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PAGE_WIDTH",
+    "UnwrittenError",
     "answer",
     "complain",
     "note",
@@ -45,14 +47,29 @@ def prepare_streams() -> None:
             reconfigure(errors="backslashreplace", encoding="utf-8" if terminal.WINDOWS else None)
 
 
+class UnwrittenError(UsageError):
+    """Standard output takes no more: what is left to say goes to stderr."""
+
+
 def answer(text: str) -> None:
-    """Write the answer to stdout; a reader that has gone away is no error."""
-    _write(sys.stdout, text)
+    """Write the answer to stdout; a reader that has gone away is no error.
+
+    Raises:
+        UnwrittenError: it cannot be written, as on a full disk.
+    """
+    try:
+        _write(sys.stdout, text)
+    except OSError as exc:
+        raise UnwrittenError(
+            f"the answer cannot be written to stdout: {exc.strerror or exc}",
+            hint="free space on that disk, or redirect stdout to another file",
+        ) from exc
 
 
 def note(text: str) -> None:
-    """Write one line of progress to stderr."""
-    _write(sys.stderr, f"{text}\n")
+    """Write one line of progress to stderr; where that takes none, nobody can be told."""
+    with suppress(OSError):
+        _write(sys.stderr, f"{text}\n")
 
 
 def say(text: str) -> None:
@@ -119,12 +136,16 @@ def verbose_log(level: int) -> Iterator[None]:
 
 
 def complain(document: Document, *, as_json: bool) -> None:
-    """Print an error document: one line of cause and one of hint on stderr, or JSON on stdout."""
+    """Print an error document: one line of cause and one of hint on stderr, or JSON on stdout.
+
+    Where stdout cannot take the JSON, stderr gets the two lines.
+    """
     if as_json:
         import json
 
-        answer(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-        return
+        with suppress(UnwrittenError):
+            answer(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+            return
     from turbofit.report.painters.terminal import clean
 
     error = document["error"]
@@ -170,8 +191,10 @@ def _write(stream: TextIO | None, text: str) -> None:
         with hidden():
             stream.write(text)
             stream.flush()
-    except BrokenPipeError:
+    except OSError as exc:
         # The interpreter flushes again at exit: give it a place where that works.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
         os.close(null)
+        if not isinstance(exc, BrokenPipeError):
+            raise
