@@ -54,6 +54,11 @@ def test_caches_hold_as_many_requests_of_each_model(three: JointPlan) -> None:
     assert max(requests) < 1.3 * min(requests)
 
 
+def test_one_is_said_as_one(three: JointPlan) -> None:
+    assert "InternVL2-2B 1 request of 32,768 tokens" in three.verdict
+    assert " 1 requests" not in three.verdict
+
+
 def test_shares_move_memory() -> None:
     models = ("internvl2-2b", "internvl2-1b")
     more = together(*models, shares=(3.0, 1.0))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
+from turbofit.core.messages import plural
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct, const, to_json
 from turbofit.core.units import format_bytes
@@ -271,9 +272,10 @@ def _made(
 ) -> JointPlan:
     gpus = _gpus(plans, machine, margin)
     said = "; ".join(
-        f"{plan.model.name} {plan.kv.total_tokens // plan.kv.longest_request_tokens} requests of "
+        f"{plan.model.name} {count} {plural(count, 'request')} of "
         f"{plan.kv.longest_request_tokens:,} tokens"
         for plan in plans
+        for count in (plan.kv.total_tokens // plan.kv.longest_request_tokens,)
     )
     left = min((gpu.left for gpu in gpus), default=0)
     return JointPlan(

@@ -37,6 +37,11 @@ def test_it_fits_a_terminal_and_has_the_verdict_the_promise_and_one_command(
     assert lines[-1].startswith("more: --full")
 
 
+def test_an_image_of_one_token_is_said_as_one() -> None:
+    told = paint(plan_summary(turbofit.plan("llama-3.2-11b-vision", on="1xv100-32g")), width=80)
+    assert "560 x 560 pixels each: 1 token\n" in told
+
+
 def test_the_bar_adds_up_to_the_card_and_is_the_fullest_gpus() -> None:
     plan = turbofit.plan("internvl2-8b", on="rtx3090+rtx4090")
     (bar,) = (block for block in plan_summary(plan) if type(block).__name__ == "Bar")

@@ -90,7 +90,8 @@ def _promise(plan: Plan) -> list[tuple[str, str]]:
         text = (
             f"{limits.images_per_request} a request, at most {limits.units_per_image:,}"
             f" {plural(limits.units_per_image, unit)} of {side} x {side} pixels each:"
-            f" {limits.image_tokens_per_request:,} tokens"
+            f" {limits.image_tokens_per_request:,}"
+            f" {plural(limits.image_tokens_per_request, 'token')}"
         )
         facts.append(("images", text))
     if plan.throughput is not None:
