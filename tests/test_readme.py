@@ -53,6 +53,10 @@ def test_a_recipe_gives_what_its_row_says(command: str, answer: str, capsys) -> 
     assert all(plan.engine.name == ENGINES[name] for name in named)
     dtypes = re.findall(r"\bb?float16\b", answer)
     assert not dtypes or plan.settings.dtype == dtypes[0]
+    shape = re.search(r"(two|four) (?:copies|engines)(?:.*? of tp (\d))?", answer)
+    if shape is not None:
+        assert plan.parallel.replicas == {"two": 2, "four": 4}[shape[1]]
+        assert plan.parallel.tp == int(shape[2] or 1)
 
 
 def test_every_kind_of_case_has_its_row() -> None:
