@@ -114,7 +114,7 @@ def test_what_a_name_leaves_open_is_a_warning():
         ("rtx3090x", "rtx3090x", "rtx3090"),
         ("2xa100-8g", "a100-8g", "a100"),
         ("rtx3090+", "no GPU name", "4xrtx3090"),
-        ("0xl4", "0xl4", "1 to 64"),
+        ("0xl4", "0xl4: no such group", "1 to 64"),
         ("9999999999999xl4", "xl4", "1 to 64"),
         ("64xl4+l4", "65 GPUs", "64"),
         ("l4:free", "not key=value", "total, used, free"),

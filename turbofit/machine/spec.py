@@ -97,7 +97,7 @@ def _parse_group(text: str) -> tuple[_Group, str | None]:
     head, *tail = text.split(":")
     count, name = _counted(head.strip())
     if len(count) > 3 or not 1 <= int(count) <= MAX_GPUS:
-        _refuse(f"{count[:12]}x{name[:40]}", f"a group has 1 to {MAX_GPUS} GPUs")
+        _refuse(f"{count[:12]}x{name[:40]}: no such group", f"a group has 1 to {MAX_GPUS} GPUs")
     key = find_preset(name)
     if key is None:
         _unknown_gpu(name)
