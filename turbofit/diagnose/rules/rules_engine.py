@@ -140,7 +140,7 @@ def _while_loading(case: LogCase, mark: LogEvent, frames: list[str]) -> RuleAnsw
         unknown=("how much the failing allocation asked for: the log has no line about it",),
         evidence=(evidence(mark, "the abort; no cache was sized before it"),),
         changes=(
-            "more GPUs (--tp), a quantised variant, or freer cards; the cache ratio is not it",
+            "more GPUs (--tp), a quantised variant, or freer cards; the cache ratio does not help",
         ),
         planned=True,
     )
