@@ -105,6 +105,16 @@ def test_accuracy_is_quoted_as_it_was_reached() -> None:
     assert all(f"`{name}`" in said for name in missed)
 
 
+def test_the_error_of_the_forecast_of_speed_is_quoted_as_it_was_reached() -> None:
+    results = (ROOT / "bench" / "speed" / "RESULTS.md").read_text()
+    (median,) = re.findall(r"^\| median error at most 25% \| ([\d.]+)% \|", results, re.MULTILINE)
+    pages = ("README.md", "docs/speed.md", "docs/accuracy.md")
+    for page in pages:
+        said = " ".join((ROOT / page).read_text().split())
+        assert re.findall(r"median error is ([\d.]+) %", said) == [median], page
+    assert f"误差中位数为 {median} %" in (ROOT / "README.zh-CN.md").read_text()
+
+
 def test_the_python_example_plans(capsys) -> None:
     import turbofit
 
