@@ -105,6 +105,17 @@ def test_accuracy_is_quoted_as_it_was_reached() -> None:
     assert all(f"`{name}`" in said for name in missed)
 
 
+def test_what_queued_images_gain_is_what_the_plans_say(capsys) -> None:
+    queued, not_queued = (
+        f"{plan_of(f'plan qwen2-vl-7b --on 1xrtx3090 {one}', capsys).kv.total_tokens:,}"
+        for one in ("--queue-images", "--no-queue-images")
+    )
+    said = " ".join(COMMANDS_PAGE.split())
+    assert f"Qwen2-VL-7B on a 3090: {queued} KV tokens instead of {not_queued};" in said
+    chinese = (ROOT / "README.zh-CN.md").read_text()
+    assert f"{queued} 而不是\n  {not_queued} KV tokens" in chinese
+
+
 def test_the_error_of_the_forecast_of_speed_is_quoted_as_it_was_reached() -> None:
     results = (ROOT / "bench" / "speed" / "RESULTS.md").read_text()
     (median,) = re.findall(r"^\| median error at most 25% \| ([\d.]+)% \|", results, re.MULTILINE)
