@@ -253,11 +253,6 @@ class HostMemory(Struct):
     pageable: Annotated[int, doc("Bytes.")]
     available: Annotated[int | None, doc("Bytes; null where unknown.")]
 
-    @property
-    def short(self) -> int:
-        """Bytes that are missing; 0 where nobody knows."""
-        return 0 if self.available is None else max(0, self.pinned + self.pageable - self.available)
-
 
 class Throughput(Struct):
     """A forecast of speed, never a promise; ``basis`` says what it rests on.

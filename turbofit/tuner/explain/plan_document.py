@@ -33,7 +33,9 @@ from turbofit.tuner.resolved_request import ResolvedRequest, launch_of
 from turbofit.tuner.speed.links import group_class
 from turbofit.tuner.speed.throughput import request_tokens
 
-__all__ = ["PlanDraft", "accounts_of", "document", "host_of", "host_problem", "verdict_of"]
+__all__ = [
+    "PlanDraft", "accounts_of", "document", "host_of", "host_problem", "host_short", "verdict_of",
+]  # fmt: skip
 
 #: Encoded bytes that one image and one request body may have.
 _BYTES_PER_IMAGE = 32 * MIB
@@ -201,12 +203,18 @@ def host_of(resolved: ResolvedRequest, accounts: Sequence[Account], engine: Engi
     )
 
 
+def host_short(host: HostMemory) -> int:
+    """Bytes of host memory that are missing; 0 where nobody knows."""
+    return 0 if host.available is None else max(0, host.pinned + host.pageable - host.available)
+
+
 def host_problem(host: HostMemory) -> str | None:
     """Why host memory does not do, where it is known not to."""
-    if host.available is None or not host.short:
+    short = host_short(host)
+    if host.available is None or not short:
         return None
     return (
-        f"host RAM is {format_bytes(host.short)} short: {format_bytes(host.pinned)}"
+        f"host RAM is {format_bytes(short)} short: {format_bytes(host.pinned)}"
         f" pinned and {format_bytes(host.pageable)} pageable of {format_bytes(host.available)}"
     )
 

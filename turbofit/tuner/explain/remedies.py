@@ -16,6 +16,7 @@ from turbofit.memory.engine import Engine
 from turbofit.model.presets import awq_variant
 from turbofit.tuner.engine_fit import EngineFit, fit_of, fit_on_host
 from turbofit.tuner.explain.other_machines import MORE_GPUS, larger, stopped, with_more_gpus
+from turbofit.tuner.explain.plan_document import host_short
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.context import MIN_TEXT_TOKENS, excess_tokens
 
@@ -76,7 +77,7 @@ def _closer(fit: EngineFit, made: EngineFit) -> str:
     if result.fits:
         if not best.fits:
             return _on_gpus_alone(made)
-        less = made.host.short < fit.host.short * _WORTH_SAYING
+        less = host_short(made.host) < host_short(fit.host) * _WORTH_SAYING
         return f"not enough alone: {made.host_problem}" if less else ""
     if excess_tokens(made.request, result.vision_load):
         return ""  # no memory is short: the images are longer than the context
@@ -99,7 +100,7 @@ def _more_host_memory(fit: EngineFit) -> Remedy:
         except TurbofitError:
             one = fit
         made = one if one.found.best.fits else fit
-    size = format_bytes(round_up(made.host.short, GIB))
+    size = format_bytes(round_up(host_short(made.host), GIB))
     return Remedy(change=f"free {size} of host RAM", effect=_fits(made))
 
 
