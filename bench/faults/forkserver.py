@@ -117,7 +117,8 @@ def _child(job: dict[str, Any]) -> None:
 
     if job["stay"]:
         child.leave = wait
-    child.main([str(folder / "spec.json"), str(folder / "report.json"), job["libraries"]])
+    files = [str(folder / "spec.json"), str(folder / "report.json"), job["libraries"]]
+    child.main([*files, str(os.getppid())])
 
 
 def main() -> int:
