@@ -29,8 +29,8 @@ _SUFFIX: Final = {
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*", re.IGNORECASE)
 _LARGEST: Final = 1 << 50
 _LONGEST: Final = 24
-#: From here on three digits would be written with an exponent.
-_THOUSAND: Final = 999.5
+#: Rounded to three digits, numbers from here on have four: ``.3g`` writes an exponent.
+_FOUR_DIGITS: Final = 999.5
 
 
 def parse_bytes(text: str, *, what: str = "size") -> int:
@@ -83,7 +83,7 @@ def mib(value: int) -> str:
 
 def three_digits(value: float) -> str:
     """A number for people, to three digits or more: ``0.857``, ``26.7``, ``1,134``."""
-    return f"{value:.3g}" if abs(value) < _THOUSAND else f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) < _FOUR_DIGITS else f"{value:,.0f}"
 
 
 def round_up(value: int, multiple: int) -> int:

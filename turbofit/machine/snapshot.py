@@ -18,8 +18,8 @@ __all__ = ["check_possible", "load_snapshot", "save_snapshot"]
 #: A machine with 64 GPUs and all its links is below 1 MiB; more is not a snapshot.
 _LARGEST: Final = 16 << 20
 _LARGEST_SIZE: Final = 1 << 50
-#: No PCIe link has more lanes, nor is there such a generation.
-_MOST_LANES: Final = 64
+#: More than any PCIe link has lanes, and than there are generations.
+_MOST_PCIE: Final = 64
 #: Without O_NONBLOCK a pipe that nobody writes to would be waited for; Windows has no such flag,
 #: but reads a file as text without O_BINARY.
 _FLAGS: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -124,7 +124,7 @@ def _impossible(machine: Machine) -> str | None:
 
 
 def _impossible_speeds(measured: Measured) -> bool:
-    """Whether a card or an all-reduce was as fast as nothing is."""
+    """Whether a measured rate, time or size is zero or negative."""
     rates = [rate for card in measured.cards for rate in (card.bandwidth, card.flops)]
     return any(rate <= 0 for rate in rates) or any(
         one.seconds <= 0 or one.size <= 0 for one in measured.reduces
@@ -139,10 +139,10 @@ def _impossible_gpu(gpu: Gpu) -> str | None:
         parts = gpu.free + sum(part for part in (gpu.reserved, gpu.used) if part != NA)
         if gpu.total == 0 or parts > gpu.total:
             return "holds more than it has"
-    lanes = (gpu.pcie.generation, gpu.pcie.width)
+    pcie = (gpu.pcie.generation, gpu.pcie.width)
     if any(
         rate != NA and rate <= 0 for rate in (gpu.sm_count, gpu.memory_bandwidth, gpu.dense_flops)
-    ) or any(value != NA and not 0 <= value <= _MOST_LANES for value in lanes):
+    ) or any(value != NA and not 0 <= value <= _MOST_PCIE for value in pcie):
         return "has no possible speed"
     texts = (gpu.name, gpu.uuid, *(holder.name for holder in gpu.holders))
     return None if all(text.isprintable() for text in texts) else "has an unprintable name"

@@ -267,16 +267,18 @@ def _fewest(models: Sequence[_Candidate], plans: Sequence[Plan]) -> float:
     )
 
 
+def _promise(plan: Plan) -> str:
+    """How many of its longest requests a model's cache holds, in words."""
+    longest = plan.kv.longest_request_tokens
+    count = plan.kv.total_tokens // longest
+    return f"{plan.model.name} {count} {plural(count, 'request')} of {longest:,} tokens"
+
+
 def _made(
     plans: Sequence[Plan], budgets: Sequence[int], machine: Machine, margin: Margin
 ) -> JointPlan:
     gpus = _gpus(plans, machine, margin)
-    said = "; ".join(
-        f"{plan.model.name} {count} {plural(count, 'request')} of "
-        f"{plan.kv.longest_request_tokens:,} tokens"
-        for plan in plans
-        for count in (plan.kv.total_tokens // plan.kv.longest_request_tokens,)
-    )
+    said = "; ".join(map(_promise, plans))
     left = min((gpu.left for gpu in gpus), default=0)
     return JointPlan(
         fits=True,

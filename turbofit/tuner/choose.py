@@ -247,22 +247,24 @@ def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterato
     for name in [one for one in ENGINES if one not in LMDEPLOY]:
         try:
             engine = engine_for(request.model, name)
-            heard = {
-                key: value for key, value in request.fixed.items() if _hears(engine, key, value)
+            taken = {
+                key: value
+                for key, value in request.fixed.items()
+                if _takes_option(engine, key, value)
             }
-            whole = _serial(replace(request, fixed=heard), engine, "")
+            whole = _serial(replace(request, fixed=taken), engine, "")
         except TurbofitError:  # it does not run the model, or not so
             continue
         if whole.fits:
             off = any(not isinstance(place, int) for place in (whole.device_map or {}).values())
             effect = "fits: one request at a time, and slower"
             effect += ", with decoder layers in host memory" if off else ""
-            out = ", ".join(option_of(key) for key in request.fixed if key not in heard)
+            out = ", ".join(option_of(key) for key in request.fixed if key not in taken)
             change = f"--engine {name}, and leave {out} out" if out else f"--engine {name}"
             yield Remedy(change=change, effect=effect)
 
 
-def _hears(engine: Engine, option: str, value: object) -> bool:
+def _takes_option(engine: Engine, option: str, value: object) -> bool:
     """Whether the engine takes one of LMDeploy's options."""
     try:
         check_options(engine, {option: value})

@@ -39,8 +39,8 @@ def test_how_far_the_child_is_told(tmp_path: Path) -> None:
 #: The parent starts a child, tells its number, and waits to be killed.
 _PARENT = """
 import os, signal, subprocess, sys
-code = "import os, signal; from turbofit.rehearse.turbomind.child import end_with; "
-code += f"end_with({os.getpid()}); print(os.getpid(), flush=True); signal.pause()"
+code = "import os, signal; from turbofit.rehearse.turbomind.child import end_with_parent; "
+code += f"end_with_parent({os.getpid()}); print(os.getpid(), flush=True); signal.pause()"
 subprocess.Popen([sys.executable, "-c", code])
 signal.pause()
 """

@@ -36,10 +36,10 @@ def unblock(signals: tuple[signal.Signals, ...]) -> None:
 
 @contextmanager
 def ended_like_ctrl_c() -> Iterator[None]:
-    """SIGTERM and SIGHUP, where they would end this process at once, raise KeyboardInterrupt.
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt: temporary files go as after Ctrl-C.
 
-    What is to be cleared away then is, as after Ctrl-C. Whoever handles or ignores such a signal
-    already goes on doing so; so do threads other than the main one.
+    A signal that has a handler, or is ignored, stays as it is. Only the main thread may set
+    handlers; in another thread nothing changes.
     """
     ending = (signal.SIGTERM, signal.SIGHUP)
     main = threading.current_thread() is threading.main_thread()

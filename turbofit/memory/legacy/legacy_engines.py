@@ -11,7 +11,6 @@ from turbofit.core.images import ImageRule
 from turbofit.core.model import Model
 from turbofit.core.plan import HostMemory, Settings
 from turbofit.kernels.census import Census
-from turbofit.kernels.released import released
 from turbofit.memory.account import Account
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.legacy.generations import Generation, generation_of, torch_generation_of
@@ -20,7 +19,7 @@ from turbofit.memory.legacy.pytorch import LegacyTorchAccount
 from turbofit.memory.pytorch.engine import Pytorch
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.engine import Turbomind
-from turbofit.memory.versions import FIRST_CURRENT, REFERENCE, parse
+from turbofit.memory.versions import FIRST_CURRENT, REFERENCE
 from turbofit.memory.vision_load import VisionLoad
 
 __all__ = ["LegacyPytorch", "LegacyTurbomind"]
@@ -66,8 +65,7 @@ class LegacyTurbomind(Turbomind):
 
     def known_census(self, launch: EngineLaunch) -> Census | None:  # noqa: ARG002
         """That of its release: what is installed here is asked for another version."""
-        version = parse(self.version)
-        return released(version) if version else None
+        return self.released_census()
 
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
         """A tower under torch runs one image at a time."""

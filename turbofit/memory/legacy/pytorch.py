@@ -23,6 +23,7 @@ from turbofit.memory.legacy.generations import (
 )
 from turbofit.memory.legacy.group import GroupAccount
 from turbofit.memory.legacy.tower import tower_activations, tower_bytes
+from turbofit.memory.pytorch.activations import routed_elements
 from turbofit.memory.pytorch.cache import block_bytes
 from turbofit.memory.shared_terms import POOL_WARMUP, transients
 from turbofit.memory.turbomind.constants import EngineConstants
@@ -186,18 +187,14 @@ class LegacyTorchAccount(GroupAccount):
         return wide + logits
 
     def _mlp_elements(self) -> int:
-        """Elements of a token in an MLP: gate, up and their product; of all experts it chooses.
-
-        Their outputs are alive beside these, and the logits of all experts with their softmax in 32
-        bits. Source: pytorch/kernels/cuda/fused_moe.py.
-        """
+        """Elements of a token in an MLP: gate, up and their product; of all chosen experts."""
         text, tp = self._model.text, self._settings.tp
         dense = 3 * text.intermediate // tp
         if text.moe is None:
             return dense
         moe = text.moe
-        routed = moe.experts_per_token * (3 * moe.intermediate // tp + text.hidden)
-        return max(dense, routed + 3 * moe.experts, 3 * moe.shared_intermediate // tp)
+        routed = routed_elements(moe, moe.intermediate // tp, text.hidden)
+        return max(dense, routed, 3 * moe.shared_intermediate // tp)
 
     def _tower(self, units: int, *, flash: bool) -> int:
         vision = self._model.vision

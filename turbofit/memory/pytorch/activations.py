@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from turbofit.core.model import MlaDims, Model
+from turbofit.core.model import MlaDims, Model, MoeDims
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.core.units import HALF
@@ -19,7 +19,7 @@ from turbofit.memory.pytorch.cache import TURBO_QUANT, WIDE_BLOCK
 from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.memory.pytorch.weights import WHOLE_TOWERS, expert_channels, kv_heads_held
 
-__all__ = ["Activations", "Prefill"]
+__all__ = ["Activations", "Prefill", "routed_elements"]
 
 #: Hidden states where features of a depth are added: embeddings, hidden, residual, the scattered
 #: features, their mask, and torch's running count of it in 64 bits. Source: models/qwen3_vl.py.
@@ -61,6 +61,15 @@ _TABLES_MADE = 3
 _TURNED_WIDE = 15
 #: Tokens of a chunk of the gated delta rule. Source: fla/ops/gated_delta_rule/chunk.py.
 _CHUNK = 64
+
+
+def routed_elements(moe: MoeDims, expert: int, hidden: int) -> int:
+    """Elements of a token among a layer's experts, of which a rank has so many channels each.
+
+    Gate and up, their product, and the output of each chosen expert are alive together; logits of
+    all experts and their softmax in 32 bits. Source: cuda/moe/fused_moe.py.
+    """
+    return moe.experts_per_token * (3 * expert + hidden) + 3 * moe.experts
 
 
 class Prefill(Struct):
@@ -208,20 +217,16 @@ class Activations:
         return self.constants.token_elements + 2 * heads * text.head_dim
 
     def _moe_elements(self) -> int:
-        """Elements of a token among a layer's experts, with the sum of their outputs; 0 without.
-
-        Gate and up, their product, and the output of each chosen expert are alive together; logits
-        of all experts and their softmax in 32 bits. Source: cuda/moe/fused_moe.py.
-        """
+        """Elements of a token among a layer's experts, with the sum of their outputs; 0 without."""
         text, moe, constants = self.text, self.text.moe, self.constants
         if moe is None:
             return 0
-        routed = moe.experts_per_token * (3 * self.expert + text.hidden)
+        routed = routed_elements(moe, self.expert, text.hidden)
         if text.architecture == _LLAMA4:
             # Weighed inputs of the experts, and their output beside the shared expert's.
             routed += (moe.experts_per_token + 1) * text.hidden
         copies = constants.hidden_copies
-        return int(routed + 3 * moe.experts + copies * text.hidden + self._token_elements())
+        return int(routed + copies * text.hidden + self._token_elements())
 
     def _latent_elements(self, mla: MlaDims, more: int = 0) -> int:
         """Elements of a token in attention to latents, with so many more a head.

@@ -70,6 +70,10 @@ class Turbomind(Engine):
             census = installed()
             if census is not None:
                 return census
+        return self.released_census()
+
+    def released_census(self) -> Census | None:
+        """The kernels of its version's wheel; None where nobody looked."""
         version = versions.parse(self.version)
         return released(version) if version else None
 

@@ -130,8 +130,8 @@ def _run_case(engine: Any, case: Any, account: LibraryAccount, spec: Spec) -> di
     }
 
 
-def end_with(parent: int) -> None:
-    """A killed parent leaves no engine behind: one that hangs would turn a core for ever."""
+def end_with_parent(parent: int) -> None:
+    """End when the parent ends, however it ends: an engine that hangs would use a core for ever."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
@@ -139,7 +139,7 @@ def end_with(parent: int) -> None:
 
 def main(arguments: list[str]) -> NoReturn:
     """Runs a rehearsal: specification, report file, folder of the pretend libraries, parent."""
-    end_with(int(arguments[3]))
+    end_with_parent(int(arguments[3]))
     spec, report = load_spec(Path(arguments[0])), Notes(Path(arguments[1]))
     account = LibraryAccount(Path(arguments[2]))
     account.mark("import")

@@ -133,7 +133,7 @@ def _limits(request: ResolvedRequest) -> Iterator[int | None]:
 
 
 def _within_context(request: ResolvedRequest, rule: ImageRule, requested: int) -> tuple[int, ...]:
-    """Where a context is too short for the requested limit: the largest that it holds, and less."""
+    """The largest image limit that a short context holds, and its halves; none for a long one."""
     vision_load = vision_load_of(request, requested)
     excess = excess_tokens(request, vision_load)
     if not excess:

@@ -57,7 +57,7 @@ def sides(plan: Plan, run: RunReport | None = None) -> list[tuple[str, tuple[For
 
 
 def _several(plan: Plan, members: Sequence[int], rows: Iterable[ForecastSide]) -> bool:
-    """Whether more than one GPU of a set may have told of itself."""
+    """Whether figures of more than one GPU of a set may be known."""
     if any(row.measured is not None for row in rows):
         return len(members) > 1
     return sum(_place(plan, _group(plan, index), index) is not None for index in members) > 1
