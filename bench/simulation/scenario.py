@@ -27,8 +27,9 @@ _BACK = 300.0
 #: Part of the days in which `Day._poison_after_restart` happens.
 _RARE = 0.1
 #: What few days have besides, each by numbers of its own: the part of the days that have it.
-#: ``hours`` is `Day._poison_for_hours`; ``chosen engine`` is the PyTorch one.
-KINDS = {"batch": 0.05, "calibration": 0.05, "chosen engine": 0.1, "hours": 0.05}
+#: ``at once`` is `Day._poison_at_once`, ``hours`` `Day._poison_for_hours`; ``chosen engine`` is the
+#: PyTorch one.
+KINDS = {"at once": 0.05, "batch": 0.05, "calibration": 0.05, "chosen engine": 0.1, "hours": 0.05}
 _SETUPS = (
     ("1xrtx3090", "internvl2-8b", {}),
     ("2xrtx3090", "internvl2-8b", {}),
@@ -168,6 +169,7 @@ class Day:
                 begin + self.rare.uniform(0.0, self.seconds - CALM), self._poison_after_restart
             )
         self._poison_for_hours(of_kind("hours", world.seed), begin)
+        self._poison_at_once(of_kind("at once", world.seed), begin)
         self._batch(of_kind("batch", world.seed), begin)
         world.scheduler.at(calm, self._calm)
 
@@ -194,6 +196,20 @@ class Day:
             one = Request(number=0, client="10.0.1.3", poison=True, text=text)
             self.world.scheduler.at(when, lambda one=one: self._send(one))
             when += rare.uniform(30.0, 1500.0)
+
+    def _poison_at_once(self, rare: random.Random | None, begin: float) -> None:
+        """In few days a client sends its killing request several times at once, and hangs up."""
+        for _ in range(rare.randrange(1, 6) if rare is not None else 0):
+            assert rare is not None
+            when = rare.uniform(begin, begin + self.seconds - CALM)
+            text, within = f"poison {rare.random()}", rare.choice((0.0, 0.01, 0.05, 1.0))
+            for _ in range(rare.randrange(2, 12)):
+                one = Request(
+                    number=0, client="10.0.1.4", poison=True, text=text,
+                    leaves=rare.choice((None, None, None, 0.01, 0.05)),
+                )  # fmt: skip
+                at = when + rare.uniform(0.0, within)
+                self.world.scheduler.at(at, lambda one=one: self._send(one))
 
     def _batch(self, rare: random.Random | None, begin: float) -> None:
         """In few days somebody runs a batch, and faults come meanwhile."""

@@ -290,6 +290,43 @@ def test_who_hangs_up_after_others_have_met_the_death_is_suspected_too() -> None
     assert virtual_time.run(run()) == (1, 0)
 
 
+async def left_and_met(fleet: Fleet, text: str):
+    """A client leaves the first engine, which ends; the next request finds nothing listening."""
+    gone = asyncio.Event()
+    body = chat({"type": "text", "text": KILLS})
+    pending = asyncio.ensure_future(call(fleet.app, body=body, leave=gone))
+    await auntil(lambda: fleet.app.engines[0].outstanding == 1, "it to be sent")
+    gone.set()
+    await asyncio.gather(pending, return_exceptions=True)
+    fleet.kill(0)
+    return await fleet.ask(text)
+
+
+def test_who_finds_nothing_listening_knows_that_the_engine_ended() -> None:
+    """Its supervisor sees that a moment later; an equal request would end an engine until then."""
+
+    async def run():
+        async with Fleet(3) as fleet:
+            met = await left_and_met(fleet, KILLS)
+            fleet.app.engine_ended(0, other_cause=False)
+            return code(met), code(await fleet.ask(KILLS)), len(fleet.deaths)
+
+    expected = (503, "engine_died"), (422, "convicted"), 2
+    assert virtual_time.run(run()) == expected
+
+
+def test_its_supervisor_may_know_another_cause() -> None:
+    async def run():
+        async with Fleet(3) as fleet:
+            met = await left_and_met(fleet, "innocent")
+            suspects = fleet.app.quarantine.suspects
+            before = suspects.number
+            fleet.app.engine_ended(0, other_cause=True)
+            return met.status, before, suspects.number
+
+    assert virtual_time.run(run()) == (200, (1, 0), (0, 0))
+
+
 async def hang_up(fleet: Fleet, *beside: str, late: float = 0.0) -> None:
     """A client leaves at once; the engine ends of its request, as a supervisor sees later."""
     gone = asyncio.Event()

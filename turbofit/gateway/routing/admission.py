@@ -33,21 +33,20 @@ __all__ = ["Admission", "dead"]
 
 #: Ends the name of the line of a client's requests that an engine failed; no client's own name.
 _AGAIN: Final = "\n"
+#: The same of a request that may not go where there is room, but for a number.
+_APART: Final = "\n\n"
 
 
 class _Waiter:
-    """A request in line."""
+    """A request in a line, which has a name."""
 
-    __slots__ = ("avoid", "choose", "cost", "future")
+    __slots__ = ("avoid", "choose", "cost", "future", "line")
 
     def __init__(
-        self,
-        cost: Cost,
-        choose: Chooser | None,
-        avoid: Collection[RoutedEngine],
-        future: asyncio.Future[RoutedEngine],
+        self, line: str, cost: Cost, choose: Chooser | None, avoid: Collection[RoutedEngine]
     ) -> None:
-        self.cost, self.choose, self.avoid, self.future = cost, choose, avoid, future
+        self.line, self.cost, self.choose, self.avoid = line, cost, choose, avoid
+        self.future: asyncio.Future[RoutedEngine] = asyncio.get_running_loop().create_future()
 
 
 class Admission:
@@ -65,7 +64,7 @@ class Admission:
         self._fleet = engines if isinstance(engines, Fleet) else Fleet(engines)
         self._longest, self._seconds = longest, seconds
         self._lines: OrderedDict[str, deque[_Waiter]] = OrderedDict()
-        self.waiting = 0
+        self.waiting = self._apart = 0
         #: Those of them that have no images.
         self._light = 0
         # As long as the fleet has this version, only these engines may have room for so much.
@@ -85,7 +84,7 @@ class Admission:
         Args:
             client: whose turn it is.
             cost: what it will hold, its own object; give it back with `begin` and `release`.
-            choose: prefers another engine that has room to the least busy one.
+            choose: prefers another engine that has room to the least busy one, or none yet.
             avoid: engines that had this request already. It was let in once: it goes to the head
                 of the line, however long that is.
 
@@ -99,7 +98,7 @@ class Admission:
         if refusal is not None:
             raise refusal
         if not self._lines or self._passes(cost):
-            engine = self._find(cost, choose, avoid)
+            engine = self._find(self._best(cost, avoid), cost, choose, avoid)
             if engine is not None:
                 return self.take(engine, cost)
         if self.waiting >= self._longest and not avoid:
@@ -155,22 +154,26 @@ class Admission:
             client, line = next(islice(self._lines.items(), passed, None))
             waiter = line[0]
             if waiter.future.done():
-                self._drop(client, waiter)
+                self._drop(waiter)
                 continue
             refusal = self._hopeless(waiter)
             if refusal is not None:
                 waiter.future.set_exception(refusal)
-                self._drop(client, waiter)
+                self._drop(waiter)
                 continue
-            engine = self._find(waiter.cost, waiter.choose, waiter.avoid)
+            best = self._best(waiter.cost, waiter.avoid)
+            engine = self._find(best, waiter.cost, waiter.choose, waiter.avoid)
             if engine is None:
-                if not waiter.avoid:
+                if best is None and not waiter.avoid:
                     return
-                # Others may go where it must not: it holds nobody up.
-                passed += 1
+                # Others may go where it must not, or not yet: it holds nobody up.
+                if best is not None and _APART not in client:
+                    self._set_apart(waiter)
+                else:
+                    passed += 1
                 continue
             waiter.future.set_result(self.take(engine, waiter.cost))
-            self._drop(client, waiter)
+            self._drop(waiter)
             if client in self._lines:
                 self._lines.move_to_end(client)
 
@@ -195,51 +198,62 @@ class Admission:
     async def _wait(
         self, client: str, cost: Cost, choose: Chooser | None, avoid: Collection[RoutedEngine]
     ) -> RoutedEngine:
-        waiter = _Waiter(cost, choose, avoid, asyncio.get_running_loop().create_future())
+        waiter = _Waiter(client + _AGAIN if avoid else client, cost, choose, avoid)
+        self._append(waiter)
         if avoid:
-            client += _AGAIN
-        self._lines.setdefault(client, deque()).append(waiter)
-        if avoid:
-            self._lines.move_to_end(client, last=False)
-        self.waiting += 1
-        self._light += cost.light
+            self._lines.move_to_end(waiter.line, last=False)
         # Those before it may wait for what it does not need.
         self.pump()
         try:
             # Not wait_for: it may swallow a cancellation that meets the result.
             done, _ = await asyncio.wait((waiter.future,), timeout=self._seconds)
         except asyncio.CancelledError:
-            self._leave(client, waiter)
+            self._leave(waiter)
             raise
         if not done:
-            self._leave(client, waiter)
+            self._leave(waiter)
             raise self._busy(f"no room within {self._seconds:.0f} s")
         return waiter.future.result()
 
-    def _leave(self, client: str, waiter: _Waiter) -> None:
+    def _append(self, waiter: _Waiter) -> None:
+        self._lines.setdefault(waiter.line, deque()).append(waiter)
+        self.waiting += 1
+        self._light += waiter.cost.light
+
+    def _set_apart(self, waiter: _Waiter) -> None:
+        """Into a line of its own, so that its client's others need not wait for it."""
+        self._drop(waiter)
+        self._apart += 1
+        waiter.line += f"{_APART}{self._apart}"
+        self._append(waiter)
+
+    def _leave(self, waiter: _Waiter) -> None:
         """Stop waiting; a place that was just given goes back."""
         if waiter.future.done():
             if not waiter.future.cancelled() and waiter.future.exception() is None:
                 self.release(waiter.future.result(), waiter.cost)
             return
         waiter.future.cancel()
-        self._drop(client, waiter)
+        self._drop(waiter)
         self.pump()
 
-    def _drop(self, client: str, waiter: _Waiter) -> None:
-        line = self._lines.get(client)
+    def _drop(self, waiter: _Waiter) -> None:
+        line = self._lines.get(waiter.line)
         if line is None or waiter not in line:
             return
         line.remove(waiter)
         self.waiting -= 1
         self._light -= waiter.cost.light
         if not line:
-            del self._lines[client]
+            del self._lines[waiter.line]
 
+    @staticmethod
     def _find(
-        self, cost: Cost, choose: Chooser | None, avoid: Collection[RoutedEngine]
+        best: RoutedEngine | None,
+        cost: Cost,
+        choose: Chooser | None,
+        avoid: Collection[RoutedEngine],
     ) -> RoutedEngine | None:
-        best = self._best(cost, avoid)
         if best is None or choose is None:
             return best
         return choose(best, lambda other: other.fits(cost) and other not in avoid)

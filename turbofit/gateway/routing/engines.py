@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     #: Rank, a number of its own, engine.
     Entry = tuple[tuple[float, float, float], int, "RoutedEngine"]
 
-    #: From the least busy engine that has room, and whether another one has it too.
-    Chooser = Callable[["RoutedEngine", Callable[["RoutedEngine"], bool]], "RoutedEngine"]
+    #: From the least busy engine that has room, and whether another one has it too; None where the
+    #: request is to wait.
+    Chooser = Callable[["RoutedEngine", Callable[["RoutedEngine"], bool]], "RoutedEngine | None"]
 
     class RankListener(Protocol):
         """Hears when an engine has a better rank, and when it takes requests or none any more."""

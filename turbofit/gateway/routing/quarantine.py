@@ -192,6 +192,12 @@ class Quarantine:
         elif not death.accused:
             self._accusing = asyncio.ensure_future(self._accuse_left(engine))
 
+    async def unreachable(self, engine: RoutedEngine) -> None:
+        """Nothing listens at an engine: it has ended, as its supervisor may see only later."""
+        if engine.left:
+            engine.note_death(engine.left[-1].at)
+            await self._accuse_left(engine)
+
     async def _accuse_left(self, engine: RoutedEngine) -> None:
         """Accuse those too whose clients left shortly before the first sign of the engine's death.
 

@@ -9,7 +9,9 @@ from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.cost import Cost
 from turbofit.gateway.routing.admission import dead
+from turbofit.gateway.routing.equal_requests import EqualRequests
 from turbofit.gateway.routing.exchange import EngineDied, Exchange
+from turbofit.gateway.routing.quarantine import now
 from turbofit.gateway.routing.request_context import sent_headers
 from turbofit.gateway.routing.retry import Retries, withheld
 from turbofit.gateway.routing.upstream import Unreachable
@@ -76,6 +78,7 @@ class RequestForwarder:
         self._fleet, self._admission, self._upstream = fleet, admission, upstream
         self._monitor, self._bodies, self._metrics = monitor, bodies, metrics
         self._trials, self._quarantine = trials, quarantine
+        self._equal = EqualRequests(now, admission.pump)
 
     async def forward(self, request: RequestContext, choose: Chooser | None, send: Send) -> None:
         """Wait for room, send the request to an engine, and pass the answer on.
@@ -102,11 +105,29 @@ class RequestForwarder:
             except Unreachable as exc:
                 self._monitor.gone(engine, vanished=exc.vanished)
                 self._metrics.count("engine_failures_total", f"engine={engine.label}")
+                if not exc.vanished:
+                    await self._quarantine.unreachable(engine)
+                self._let_equal_ones_go(request)
             except EngineDied as exc:
                 await self._broke_off(request, exc, retries, avoid)
             else:
-                await self._quarantine.ended(request)
+                await self._ended(request)
                 return
+
+    async def _ended(self, request: RequestContext) -> None:
+        """An engine has answered a request, or died, or was given up, while it had it."""
+        await self._quarantine.ended(request)
+        self._let_equal_ones_go(request)
+
+    def _let_equal_ones_go(self, request: RequestContext) -> None:
+        """It is known what an engine makes of a request: equal ones that wait may go on."""
+        outcome = request.outcome
+        if request.identity is None or outcome is None:
+            return
+        if outcome.answered and not outcome.broken and not outcome.failed:
+            self._equal.answered(request.identity.sketch)
+        else:
+            self._equal.failed(request.identity.sketch)
 
     async def _broke_off(
         self, request: RequestContext, died: EngineDied, retries: Retries, avoid: list[RoutedEngine]
@@ -119,7 +140,7 @@ class RequestForwarder:
         outcome, engine = request.outcome, avoid[-1]
         assert outcome is not None
         why = retries.why_withheld(outcome, self._fleet)
-        await self._quarantine.ended(request)
+        await self._ended(request)
         # A request that this death convicts is refused when it comes again: the engine's supervisor
         # may yet say that somebody killed the engine.
         if why is None and outcome.death is not None and await self._quarantine.convicts(request):
@@ -155,6 +176,8 @@ class RequestForwarder:
         suspected = await self._quarantine.suspected(request, again=again)
         if suspected is not None:
             return await self._take_alone(request, cost, suspected, avoid)
+        if request.identity is not None and not avoid and len(self._fleet) > 1:
+            choose = self._equal.chooser(request.identity.sketch, choose)
         engine = await self._admission.admit(request.who, cost, choose, avoid)
         place, innocent = _Place(engine, cost, self._admission), False
         try:
@@ -162,6 +185,8 @@ class RequestForwarder:
         finally:
             if not innocent:
                 place.leave()
+                if request.identity is not None:
+                    self._equal.failed(request.identity.sketch)
         return place if innocent else None
 
     async def _take_alone(
@@ -213,6 +238,7 @@ class RequestForwarder:
             # Of several copies the first byte tells only about one.
             if request.prepared.copies == 1:
                 place.begin()
+            self._let_equal_ones_go(request)
 
         exchange = Exchange(
             self._upstream,

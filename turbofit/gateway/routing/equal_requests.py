@@ -1,0 +1,110 @@
+"""Keeps equal requests on one engine until it has begun to answer one of them.
+
+Of a request that no engine has answered yet nobody knows whether it ends engines, and clients send
+one several times at once: a load test, a person who asks again. The first goes where any request
+would. For ten seconds the others go to the same engine, or wait where it has no room, so that no
+other engine ends. Once a byte of an answer has come they go to all engines, then and later.
+
+Over: requests with the same sketch (`fingerprints`) are taken for equal. Under: an engine that ends
+later than ten seconds after it was given the first of them, or after its answer has begun; equal
+requests at another gateway. What an engine failed is not kept here: `trials` has the suspects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turbofit.gateway.routing.engines import Chooser, RoutedEngine
+
+__all__ = ["EqualRequests"]
+
+#: Seconds for which equal requests go to the engine of the first.
+_SECONDS: Final = 10.0
+#: Seconds by which a timer of the fastest loop, which counts milliseconds, is surely not early.
+_EARLY: Final = 0.02
+#: Answered requests that are remembered.
+_ANSWERED: Final = 8192
+
+
+class _First:
+    """Where the first of equal requests went, until when the others go there, and if any waits."""
+
+    __slots__ = ("engine", "until", "waited_for")
+
+    def __init__(self, engine: RoutedEngine, until: float) -> None:
+        self.engine, self.until, self.waited_for = engine, until, False
+
+
+class EqualRequests:
+    """Says where a request may go while an equal one is unanswered.
+
+    Args:
+        clock: seconds that only grow.
+        pump: lets those in who wait for room and may have it now.
+    """
+
+    def __init__(self, clock: Callable[[], float], pump: Callable[[], None]) -> None:
+        self._clock, self._pump = clock, pump
+        #: By sketch, the oldest first.
+        self._unanswered: dict[str, _First] = {}
+        self._answered: OrderedDict[str, None] = OrderedDict()
+
+    def chooser(self, sketch: str, otherwise: Chooser | None) -> Chooser | None:
+        """How to choose an engine for a request.
+
+        Args:
+            sketch: of the request.
+            otherwise: how, where no equal one is unanswered; None for the least busy engine.
+        """
+        if sketch in self._answered:
+            return otherwise
+
+        def choose(best: RoutedEngine, fits: Callable[[RoutedEngine], bool]) -> RoutedEngine | None:
+            first = self._first(sketch)
+            if first is not None and first.engine.fleet is best.fleet:
+                if fits(first.engine):
+                    return first.engine
+                self._look_again(first)
+                return None
+            engine = best if otherwise is None else otherwise(best, fits)
+            if engine is not None and sketch not in self._answered:
+                self._unanswered[sketch] = _First(engine, self._clock() + _SECONDS)
+            return engine
+
+        return choose
+
+    def answered(self, sketch: str) -> None:
+        """An engine has begun to answer it: equal ones may go to all of them."""
+        self._answered[sketch] = None
+        self._answered.move_to_end(sketch)
+        if len(self._answered) > _ANSWERED:
+            self._answered.popitem(last=False)
+        self.failed(sketch)
+
+    def failed(self, sketch: str) -> None:
+        """An engine failed it, and `suspects` knows of it: equal ones need not wait for it."""
+        first = self._unanswered.pop(sketch, None)
+        if first is not None and first.waited_for:
+            self._pump()
+
+    def _first(self, sketch: str) -> _First | None:
+        """Where the first went; those whose time is over are dropped."""
+        now = self._clock()
+        while self._unanswered:
+            oldest = next(iter(self._unanswered))
+            if self._unanswered[oldest].until > now:
+                break
+            del self._unanswered[oldest]
+        return self._unanswered.get(sketch)
+
+    def _look_again(self, first: _First) -> None:
+        """Somebody waits: look again when the time is over, by the clock."""
+        if not first.waited_for:
+            first.waited_for = True
+            seconds = first.until - self._clock() + _EARLY
+            asyncio.get_running_loop().call_later(seconds, self._pump)
