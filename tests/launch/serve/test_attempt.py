@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from bench.common.plans import plausible_plan
+from turbofit.core.errors import LaunchError
+from turbofit.launch.engine.engine_exit import EngineExit
 from turbofit.launch.serve.attempt import Attempt
 from turbofit.launch.serve.shared_cards import SharedCards, ratio_now
 
@@ -30,3 +32,21 @@ def test_a_start_gets_a_ratio_where_others_may_be_on_its_cards(
     ratio = Attempt(SimpleNamespace(**beside), PLAN, 0)._ratio(0)
     function = None if ratio is None else ratio.func
     assert getattr(function, "__func__", function) is expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "overdrawn", "expected"),
+    [
+        ("killed", False, True),
+        ("out_of_memory", True, True),
+        ("out_of_memory", False, False),
+        ("crash", True, False),
+    ],
+)
+def test_a_lack_of_memory_that_others_took_is_no_fault_of_a_request(
+    kind: Any, overdrawn: bool, expected: bool
+) -> None:
+    attempt = Attempt(SimpleNamespace(), PLAN, 0)
+    attempt._gpu_monitor = SimpleNamespace(overdrawn=lambda uuids: overdrawn)  # type: ignore[assignment]
+    ending = EngineExit(kind, LaunchError(kind, hint="none"))
+    assert attempt._other_cause(SimpleNamespace(group=0), ending) is expected

@@ -151,7 +151,8 @@ class Gateway(AsgiApp):
 
         Args:
             index: the engine's number.
-            other_cause: somebody killed it, or its GPU is lost: its requests did not end it.
+            other_cause: somebody killed it, its GPU is lost, or others took its memory: its
+                requests did not end it.
         """
         self.quarantine.engine_ended(self.engines[index], other_cause=other_cause)
 

@@ -180,7 +180,8 @@ class Quarantine:
 
         Args:
             engine: which.
-            other_cause: somebody killed it, or its GPU is lost: its requests did not end it.
+            other_cause: somebody killed it, its GPU is lost, or others took its memory: its
+                requests did not end it.
         """
         death = engine.note_end()
         if other_cause:

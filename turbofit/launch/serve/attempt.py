@@ -339,9 +339,16 @@ class Attempt:
         self._job.record.event("ended", f"{engine.name}: {ending.error.message}")
         if self._front is not None and self._server is not None:
             index = self._server.engines.index(engine)
-            other = ending.kind == "killed" or any_lost(self._uuids(engine))
+            other = self._other_cause(engine, ending)
             with suppress(LaunchError):  # what it died of is not noted
                 self._front.call(lambda gateway: gateway.engine_ended(index, other_cause=other))
+
+    def _other_cause(self, engine: SupervisedEngine, ending: EngineExit) -> bool:
+        """Whether no request can have ended an engine."""
+        uuids, monitor = self._uuids(engine), self._gpu_monitor
+        if ending.kind == "out_of_memory" and monitor is not None and monitor.overdrawn(uuids):
+            return True
+        return ending.kind == "killed" or any_lost(uuids)
 
     def _explained(self, index: int, seconds: float) -> int:
         """Ends of an engine by requests that the gateway refuses since."""

@@ -56,6 +56,15 @@ class GpuMonitor(threading.Thread):
         self._plan, self._engines, self._warn, self._every = plan, engines, warn, every
         self._stopped = threading.Event()
         self._said: dict[str, int] = {}
+        #: GPUs by UUID where others left nothing for the worst request at the last look.
+        self._overdrawn: set[str] = set()
+
+    def overdrawn(self, uuids: Iterable[str]) -> bool:
+        """Whether others have taken all that the plan left free on one of these GPUs.
+
+        Under: what they took since the last look.
+        """
+        return not self._overdrawn.isdisjoint(uuids)
 
     def stop(self) -> None:
         """Look no more."""
@@ -89,8 +98,12 @@ class GpuMonitor(threading.Thread):
             )  # fmt: skip
             return
         self._said.pop(f"lost {ledger.uuid}", None)
-        grown = _others(gpu, self._engines()) - ledger.used
+        others = _others(gpu, self._engines())
+        if others is None:
+            return
+        grown = others - ledger.used
         left = ledger.headroom - grown
+        (self._overdrawn.add if left <= 0 else self._overdrawn.discard)(ledger.uuid)
         margin = open_margin(ledger) if self._fitted else ledger.margin
         # 0: fine, 1: into the margin, 2: half of it is gone, 3: the worst request would die.
         level = 0 if grown < _NOISE or left >= margin else 1
@@ -167,10 +180,10 @@ def any_lost(uuids: Iterable[str]) -> bool:
     return False
 
 
-def _others(gpu: Gpu, engines: Iterable[int]) -> int:
+def _others(gpu: Gpu, engines: Iterable[int]) -> int | None:
     """Bytes that processes other than our engines hold; those without a name count as others'.
 
-    Where NVML shows none of our engines, nothing can be told apart and growth is not seen.
+    None where NVML shows none of our engines, as after their end: nothing can be told apart.
     """
     ours = set(engines)
     mine = [
@@ -179,7 +192,7 @@ def _others(gpu: Gpu, engines: Iterable[int]) -> int:
         if isinstance(holder.pid, int) and (holder.pid in ours or group_of(holder.pid) in ours)
     ]
     if not mine or any(holder.bytes == NA for holder in mine) or gpu.used == NA:
-        return 0
+        return None
     return gpu.used - sum(int(holder.bytes) for holder in mine)
 
 

@@ -112,7 +112,7 @@ class Server:
         say: takes lines of progress.
         check: whether worst-case requests must be answered before an engine counts as ready.
         timing: deadlines.
-        on_end: told of each end that is mended by another start.
+        on_end: told of each end of an engine that served, or is started again.
         on_rest: told when no engine runs and none is started for a while, and, with None, when one
             is started again.
         clock: seconds that only grow.
@@ -229,6 +229,8 @@ class Server:
         self._end(engine)
         ended.group = engine.group
         if not ended.retryable or not (engine.was_ready or ended.kind in ("killed", "raced")):
+            if engine.was_ready:
+                self._on_end(engine, ended)
             self._tell_ends(now)
             raise EndedError(ended)
         self._on_end(engine, ended)
@@ -255,7 +257,7 @@ class Server:
         """
         for engine in self.engines:
             ended = engine.look(now, last=True) if engine.process is not None else None
-            if ended is not None and ended.retryable and engine.was_ready:
+            if ended is not None and engine.was_ready:
                 self._on_end(engine, ended)
 
     def _refused_since(self, engine: SupervisedEngine) -> int:
