@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from turbofit.core.images import AnyImageRule
 from turbofit.core.struct import Struct
@@ -109,6 +110,8 @@ class TextDims(Struct):
     experts too. ``sinks``: each head has a learned value beside its scores (attention sinks).
     ``fourier``: frequencies that Fourier position encoding mixes for each KV head by itself.
     ``norm_bias``: norms are layer norms with biases; ``head_bias``: the head has one.
+    ``sliding_window``: tokens that layers look back, left out where all look back to the first;
+    read of the families that Transformers serves alone.
     """
 
     architecture: str
@@ -137,6 +140,12 @@ class TextDims(Struct):
     fourier: int = 0
     norm_bias: bool = False
     head_bias: bool = False
+    sliding_window: int | UnsetType = UNSET
+
+    @property
+    def window(self) -> int:
+        """Tokens that layers with a sliding window look back; 0 where no layer has one."""
+        return 0 if self.sliding_window is UNSET else self.sliding_window
 
     @property
     def cached_latent(self) -> MlaDims | None:

@@ -7,6 +7,7 @@ expandable segments; MiB, without the CUDA context.
 from __future__ import annotations
 
 import pytest
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from turbofit.core.model import Model, ModelSource, MoeDims, TextDims
@@ -94,6 +95,53 @@ def test_never_under(model, tokens, images, units, weights, reserved):
     # What weights round up to is among the reserved bytes, so that it is charged here too.
     rounding = 64 + (576 if model.text.moe else 0)
     assert seen <= beside + rounding <= 1.45 * seen + rounding
+
+
+def windowed(architecture="MistralForCausalLM", window=4096, **dims):
+    """Two layers, and the bytes that torch had allocated beside their weights."""
+    dims = {"layers": 2, "vocab": 32000, "kv_heads": 2, "hidden": 1024, "heads": 8, **dims}
+    text = text_model(**dims)
+    more = {"sliding_window": window} if window else {}
+    return replace(text, text=replace(text.text, architecture=architecture, **more))
+
+
+SMALL = windowed(intermediate=3584)
+LARGE = windowed(hidden=4096, heads=32, kv_heads=8, intermediate=14336)
+QWEN2_MOE = windowed(
+    "Qwen2MoeForCausalLM", 0, intermediate=512, qkv_bias=True,
+    moe=MoeDims(
+        experts=4, experts_per_token=2, intermediate=64, layers=2, shared_intermediate=64
+    ),
+)  # fmt: skip
+
+
+# With torch 2.13 and Transformers 5.17: allocated at the peak beside the weights, MiB; a length
+# that is no multiple of 16 costs a copy of the mask more.
+@pytest.mark.parametrize(
+    ("model", "tokens", "allocated"),
+    [
+        (SMALL, 4094, 126.0), (SMALL, 4096, 142.1), (SMALL, 8192, 324.3), (SMALL, 8197, 436.8),
+        (SMALL, 16384, 1032.5), (SMALL, 16391, 1513.7), (SMALL, 24576, 2124.7),
+        (LARGE, 8192, 1060.3), (LARGE, 16391, 2249.5), (LARGE, 24576, 3564.7),
+        (QWEN2_MOE, 8197, 301.4), (QWEN2_MOE, 16391, 801.4),
+    ],
+)  # fmt: skip
+def test_the_mask_of_a_sliding_window_is_charged(model, tokens, allocated):
+    peak, weights = forecast(model, (tokens, 0, 0))
+    beside = (peak - weights) / MIB
+    assert allocated <= beside
+    if tokens % 16:
+        assert beside <= 1.35 * allocated
+
+
+def test_no_mask_is_charged_below_the_window_or_without_one():
+    peaks = [
+        forecast(replace(SMALL, text=replace(SMALL.text, sliding_window=window)), (4095, 0, 0))
+        for window in (4096, UNSET)
+    ]
+    assert peaks[0] == peaks[1]
+    longer, _ = forecast(SMALL, (4096, 0, 0))
+    assert longer - peaks[0][0] > 4096**2
 
 
 def test_two_cards():

@@ -9,6 +9,9 @@ import pytest
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
+from turbofit.core.struct import to_builtins
+from turbofit.model.config import Section
+from turbofit.model.families.text import read_text
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.header_only import write_header, write_model
@@ -51,3 +54,48 @@ def test_glm_without_a_layer_of_experts_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match="leaves no layer with experts"):
         resolve_model(str(tmp_path))
+
+
+MODEL_TYPES = {
+    "mistral": "MistralForCausalLM", "mixtral": "MixtralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM",
+}  # fmt: skip
+WINDOWS: list[tuple[str, dict[str, object], int]] = [
+    ("mistral", {}, 4096),
+    ("mistral", {"sliding_window": None}, 0),
+    ("mistral", {"sliding_window": 1024}, 1024),
+    ("mixtral", {}, 0),
+    ("mixtral", {"sliding_window": 4096}, 4096),
+    ("qwen2", {"sliding_window": 4096}, 0),
+    ("qwen2", {"use_sliding_window": True}, 4096),
+    ("qwen2", {"use_sliding_window": True, "max_window_layers": 32}, 0),
+    ("qwen2", {"use_sliding_window": True, "layer_types": ["sliding_attention"] * 32}, 4096),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": 512, "max_window_layers": 31}, 512),
+    ("qwen2_moe", {"use_sliding_window": True, "max_window_layers": 1}, 4096),
+    ("qwen2_moe", {"use_sliding_window": True, "max_window_layers": 0}, 0),
+    ("qwen3_moe", {"use_sliding_window": True, "max_window_layers": 99}, 4096),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "keys", "window"), WINDOWS)
+def test_a_sliding_window_is_read_as_transformers_has_it(
+    kind: str, keys: dict[str, object], window: int
+) -> None:
+    config = Section({"num_hidden_layers": 32, **keys}, "config.json")
+    text = read_text(config, MODEL_TYPES[kind])
+    assert text.window == window
+    # No document of a model without a window has the field.
+    assert ("sliding_window" in to_builtins(text)) == bool(window)
+
+
+@pytest.mark.lmdeploy
+@pytest.mark.parametrize(("kind", "keys", "window"), WINDOWS)
+def test_transformers_own_config_has_that_window(
+    kind: str, keys: dict[str, object], window: int
+) -> None:
+    from transformers import AutoConfig
+
+    made = AutoConfig.for_model(kind, num_hidden_layers=32, **keys)
+    kinds = getattr(made, "layer_types", None) or ["sliding_attention"]
+    assert (made.sliding_window or 0 if "sliding_attention" in kinds else 0) == window

@@ -43,6 +43,14 @@ _MATRIX: Final = 12
 #: rehearsed with Llama-3.2-Vision: 2.1.
 _TOWER_MASKS: Final = 4
 _CROSS_MASKS: Final = 3
+#: Bytes of a pair of positions while the mask of a sliding window is made: three booleans.
+#: Rehearsed with Mistral and Qwen2-MoE, with Transformers 5.17: 3.0.
+_MASK_MADE: Final = 3
+#: Copies of that mask in attention as numbers: torch's memory-efficient kernel takes no booleans,
+#: and where the length is no multiple of 16 a longer copy. Rehearsed with Mistral: 2, else 1.
+_MASK_NUMBERS: Final = 2
+#: Classes that make the mask whether or not a layer has a window.
+_ALWAYS_MASKED: Final = frozenset({"Qwen2MoeForCausalLM"})
 #: Bytes a word of the vocabulary: logits, their 32-bit copy, sorted values and indices, sums.
 _SAMPLING: Final = 64
 
@@ -108,9 +116,7 @@ def prefill_bytes(
         writes_matrix: whether attention writes the matrix of all pairs of tokens.
     """
     text = model.text
-    rotated = _ROTATED * (text.heads + text.kv_heads) * text.head_dim
-    channels = _BESIDE_MLP * text.hidden + max(_mlp_channels(text), rotated)
-    held = tokens * channels * width
+    held = tokens * _BESIDE_MLP * text.hidden * width + _layer_bytes(text, tokens, width)
     if images:
         # Qwen3-VL's tower hands features to several layers, and all wait for theirs.
         held += tokens * text.hidden * (1 + getattr(model.vision, "deepstack", 0)) * width
@@ -120,6 +126,22 @@ def prefill_bytes(
     if writes_matrix:
         held += _MATRIX * text.heads * tokens**2
     return held + _CROSS_MASKS * width * tokens * cross_tokens(model) * images
+
+
+def _layer_bytes(text: TextDims, tokens: int, width: int) -> int:
+    """Bytes inside one layer, with the mask of all pairs that a sliding window needs.
+
+    Transformers makes it from as many tokens on as the window has, once, for all layers; torch
+    makes numbers of it in each attention. Over: on the devices behind the first none is made.
+    """
+    attention = tokens * _ROTATED * (text.heads + text.kv_heads) * text.head_dim * width
+    mlp = tokens * _mlp_channels(text) * width
+    windowed = 0 < text.window <= tokens
+    if not windowed and text.architecture not in _ALWAYS_MASKED:
+        return max(mlp, attention)
+    pairs = tokens**2
+    numbers = _MASK_NUMBERS * width * pairs if windowed else 0
+    return max(_MASK_MADE * pairs, mlp + pairs, attention + pairs + numbers)
 
 
 def embedding_bytes(model: Model, tokens: int, images: int, width: int) -> int:

@@ -6,7 +6,10 @@ remote code), since engines read the file through those classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
+
+from msgspec import UNSET
 
 from turbofit.core.model import MoeDims, TextDims
 from turbofit.model.config import Section
@@ -213,6 +216,26 @@ TURBOMIND_TEXT: Final = frozenset(
 #: Language models that TurboMind 0.18 runs inside of a vision model only.
 TURBOMIND_INNER: Final = frozenset({"Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM"})
 
+#: ``sliding_window`` of all layers where the key is absent: configuration_mistral.py and
+#: configuration_mixtral.py of Transformers 5.17.
+_WINDOW_BY_LENGTH: Final = {"MistralForCausalLM": 4096, "MixtralForCausalLM": 0}
+#: Whether a layer has a window where ``use_sliding_window`` is set: ``max_window_layers`` and the
+#: layers there are. Layers behind that number have one; of Qwen2-MoE every other layer before it;
+#: of Qwen3-MoE all layers. configuration_qwen*.py of Transformers 5.17.
+_WINDOW_BY_SWITCH: Final[dict[str, Callable[[int, int], bool]]] = {
+    "Qwen2MoeForCausalLM": lambda first, _: first > 0,
+    "Qwen3MoeForCausalLM": lambda *_: True,
+    **dict.fromkeys(
+        (
+            "Qwen2ForCausalLM",
+            "Qwen2VLTextModel",
+            "Qwen2_5OmniTextModel",
+            "Qwen3ForCausalLM",
+        ),
+        lambda first, layers: first < layers,
+    ),
+}
+
 #: LMDeploy's default ``session_len`` is the smallest of ``max_position_embeddings`` and these.
 _OTHER_LENGTH_KEYS: Final = (
     "n_positions", "max_seq_len", "seq_length", "model_max_length", "max_sequence_length",
@@ -280,6 +303,7 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
         mlp_bias=biases.mlp,
         norm_bias=architecture == _PHI_MOE,
         head_bias=architecture == _PHI_MOE and config.boolean("lm_head_bias", False),
+        sliding_window=_window(config, architecture, layers) or UNSET,
     )
 
 
@@ -358,6 +382,25 @@ def _sparse_layers(config: Section, layers: int, step: int) -> int:
     if not sparse:
         raise config.error("mlp_only_layers", "leaves no layer with experts")
     return sparse
+
+
+def _window(config: Section, architecture: str, layers: int) -> int:
+    """Tokens of the sliding window that Transformers' class gives some layer; 0 without one.
+
+    Mistral has one where the key is absent, and none where it is null.
+    """
+    if architecture in _WINDOW_BY_LENGTH:
+        if "sliding_window" in config.values and "sliding_window" not in config:
+            return 0
+        default = _WINDOW_BY_LENGTH[architecture]
+        return config.integer("sliding_window", default, low=0, high=_LARGEST_LENGTH)
+    if architecture not in _WINDOW_BY_SWITCH or not config.boolean("use_sliding_window", False):
+        return 0
+    window = config.integer("sliding_window", 4096, low=0, high=_LARGEST_LENGTH)
+    if "layer_types" in config:
+        return window if "sliding_attention" in config.strings("layer_types") else 0
+    first = config.integer("max_window_layers", 28, low=0, high=1 << 10)
+    return window if _WINDOW_BY_SWITCH[architecture](first, layers) else 0
 
 
 def _length(config: Section, default: int) -> int:
