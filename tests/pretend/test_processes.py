@@ -159,18 +159,65 @@ def test_a_context_is_charged_to_each_process_and_card(libraries: Path, tmp_path
     two = machine.start(code)
     assert ask(two) == [400, 0, 0, 50, 0]
     three = machine.start(
-        "rt.cudaSetDevice(1); say([malloc(10), account.pretend_context(1)]); wait()"
+        "say([rt.cudaSetDevice(1), malloc(10), account.pretend_context(1)]); wait()"
     )
-    assert ask(three) == [2, 2]
+    assert ask(three) == [2, 2, 2]
     lines = machine.timeline(two.pid)
     made = [[e.number(i) for i in range(3)] for e in lines if e.tag == "K"]
     assert made == [[0, 250 * MIB, 400 * MIB], [1, 250 * MIB, 50 * MIB]]
     deaths = [e for e in machine.timeline(three.pid) if e.tag == "O"]
-    assert [d.number(1) for d in deaths] == [CONTEXT, CONTEXT]
-    assert [d.number(4) for d in deaths] == [50 * MIB, 50 * MIB]
+    assert [d.number(1) for d in deaths] == [CONTEXT] * 3
+    assert [d.number(4) for d in deaths] == [50 * MIB] * 3
     for process in (one, two, three):
         tell(process)
     end(one, two, three)
+
+
+# On device 1 where a call sets it, else on the current one.
+@pytest.mark.parametrize(
+    ("call", "cards"),
+    [
+        ("rt.cudaSetDevice(1)", [1]),  # as from CUDA 12.0 on
+        ("rt.cudaSetDevice(9)", []),
+        ("rt.cudaHostAlloc(byref(void_p()), size_t(4096), 0)", [0]),
+        ("rt.cudaHostRegister(void_p(4096), size_t(4096), 0)", [0]),
+        ("rt.cudaStreamCreate(byref(void_p()))", [0]),
+        ("rt.cudaEventCreateWithFlags(byref(void_p()), 2)", [0]),
+        ("rt.cudaFree(None)", [0]),
+        ("rt.cudaDeviceSynchronize()", [0]),
+        ("cu.cuDevicePrimaryCtxRetain(byref(void_p()), 1)", [1]),
+        ("cu.cuDevicePrimaryCtxGetState(1, byref(ctypes.c_uint()), byref(ctypes.c_int()))", []),
+        ("rt.cudaGetDevice(byref(ctypes.c_int()))", []),
+    ],
+)
+def test_what_needs_a_context_makes_it(
+    libraries: Path, tmp_path: Path, call: str, cards: list[int]
+) -> None:
+    scenario = Scenario((CARD, CARD), context=250 * MIB, timeline_limit=1 << 20)
+    machine = make(libraries, tmp_path, scenario)
+    code = f"""
+    {call}
+    def active(device):
+        n = ctypes.c_int()
+        cu.cuDevicePrimaryCtxGetState(device, byref(ctypes.c_uint()), byref(n))
+        return n.value
+    say([active(0), active(1)])
+    """
+    assert machine.run(code) == [int(card in cards) for card in range(2)]
+    (process,) = machine.shared.processes
+    assert process.context[:2] == tuple(250 * MIB * (card in cards) for card in range(2))
+
+
+def test_a_stream_is_refused_where_its_context_does_not_fit(
+    libraries: Path, tmp_path: Path
+) -> None:
+    full = Scenario((PretendGpu("Full", total=100 * MIB),), context=250 * MIB)
+    machine = make(libraries, tmp_path, full)
+    code = """
+    asked = rt.cudaStreamCreate(byref(void_p())), rt.cudaHostAlloc(byref(void_p()), size_t(1), 0)
+    say([*asked, rt.cudaGetLastError()])
+    """
+    assert machine.run(code) == [2, 2, 2]
 
 
 THREE = tuple(PretendGpu(f"Card {i}", total=(i + 1) * 100 * MIB) for i in range(3))

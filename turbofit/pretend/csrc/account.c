@@ -137,6 +137,12 @@ int pretend_context(int device)
     return status;
 }
 
+int pretend_has_context(int device)
+{
+    int physical = physical_of(device);
+    return physical >= 0 && has_context[physical];
+}
+
 int pretend_memory_info(int device, size_t *free_bytes, size_t *total_bytes)
 {
     int physical = physical_of(device);

@@ -66,6 +66,7 @@ PRETEND_API int pretend_abi(void);
 /* Takes this process's context on a device where it has none yet; PRETEND_NO_MEMORY if it does
  * not fit. The first allocation or memory query of a device does it, too. */
 PRETEND_API int pretend_context(int device);
+PRETEND_API int pretend_has_context(int device);
 /* PRETEND_NO_MEMORY where the context did not fit; both values are written all the same. */
 PRETEND_API int pretend_memory_info(int device, size_t *free_bytes, size_t *total_bytes);
 /* What this process holds on a device, and what it held at most; without its context. */

@@ -67,7 +67,7 @@ API int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active)
     if (!pretend_device(device))
         return invalid_device;
     *flags = 0;
-    *active = pretend_held(device) > 0;
+    *active = pretend_has_context(device);
     return success;
 }
 
@@ -76,7 +76,7 @@ API int cuDevicePrimaryCtxRetain(void **context, int device)
     if (!pretend_device(device))
         return invalid_device;
     *context = context_of(device);
-    return success;
+    return pretend_context(device) ? no_memory : success;
 }
 
 API int cuDevicePrimaryCtxRelease_v2(int device)

@@ -81,7 +81,7 @@ API error_t_ cudaSetDevice(int d)
     if (!pretend_device(d))
         return give(invalid_device);
     *pretend_current_device() = d;
-    return success;
+    return need_context(); /* from CUDA 12.0 on; before, the first use of the device did */
 }
 
 API error_t_ PROPERTIES(properties_ *p, int d)
@@ -163,7 +163,7 @@ API error_t_ cudaDeviceSynchronize(void)
 {
     pretend_called();
     pretend_synchronised(here());
-    return success;
+    return need_context();
 }
 
 /* ----------------------------------------------------------------- errors */

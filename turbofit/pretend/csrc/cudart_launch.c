@@ -16,8 +16,10 @@ typedef struct {
 
 static error_t_ create(void **out, int priority)
 {
-    object_ *o = malloc(sizeof *o);
     pretend_called();
+    if (need_context())
+        return no_memory;
+    object_ *o = malloc(sizeof *o);
     if (!o)
         return give(no_memory);
     *o = (object_){here(), priority, 0};

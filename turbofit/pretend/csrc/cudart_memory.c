@@ -19,6 +19,8 @@ API error_t_ cudaMalloc(void **out, size_t size)
 API error_t_ cudaFree(void *p)
 {
     pretend_called();
+    if (!p)
+        return need_context(); /* the idiom that begins CUDA */
     pretend_synchronised(here());
     return of_status(pretend_free(p));
 }
@@ -27,7 +29,7 @@ API error_t_ cudaHostAlloc(void **out, size_t size, unsigned flags)
 {
     (void)flags;
     pretend_called();
-    return of_status(pretend_pinned(size, out));
+    return need_context() ? no_memory : of_status(pretend_pinned(size, out));
 }
 
 API error_t_ cudaFreeHost(void *p)
@@ -40,7 +42,7 @@ API error_t_ cudaHostRegister(void *p, size_t size, unsigned flags)
 {
     (void)p, (void)flags;
     pretend_called();
-    return of_status(pretend_register(size));
+    return need_context() ? no_memory : of_status(pretend_register(size));
 }
 
 /* Addresses are one space for the host and its cards, so that pinned memory is seen where it is. */
