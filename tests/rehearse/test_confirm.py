@@ -80,6 +80,47 @@ def test_the_plan_is_made_again_with_the_one_ratio_lowered(monkeypatch, plan: Pl
     assert made.parallel == plan.parallel
 
 
+def short_of_margin(made: Plan, missing: int) -> Plan:
+    """As rehearsed, served, with so much less left on the first card than its margin."""
+    gpu = made.gpus[0]
+    room = gpu.total - gpu.reserved - gpu.margin
+    grown = gpu.ledger[0].bytes + room - gpu.peak + missing
+    ledger = (replace(gpu.ledger[0], rehearsed=grown), *gpu.ledger[1:])
+    seen = seen_with(made, ended("served"), ended("served"))
+    return replace(seen, gpus=(replace(gpu, ledger=ledger), *made.gpus[1:]))
+
+
+def test_no_plan_is_given_that_misses_its_margin(monkeypatch, plan: Plan) -> None:
+    rehearsed: list[Plan] = []
+
+    def rehearse(made: Plan) -> Plan:
+        rehearsed.append(made)
+        return short_of_margin(made, 100 * MIB)
+
+    monkeypatch.setattr(corrected, "rehearse_plan", rehearse)
+    made = turbofit.plan("internvl2-8b-awq", on=ON, rehearse=True)
+    ratios = [one.by_group[0].settings.cache_max_entry_count for one in (*rehearsed, made)]
+    assert len(rehearsed) == 3
+    assert ratios == sorted(set(ratios), reverse=True)
+    assert confirm.corrected_ratios(made) == {}
+    assert made.fits
+    assert made.rehearsal is None  # of this ratio nothing was seen, and so the margin is whole
+    assert {gpu.margin for gpu in made.gpus} == {gpu.margin for gpu in plan.gpus}
+    assert any(warning.startswith("not rehearsed: each of 3") for warning in made.warnings)
+
+
+def test_a_plan_that_still_dies_at_the_last_rehearsal_does_not_fit(monkeypatch, plan: Plan) -> None:
+    died = ended("out_of_memory", 100 * MIB)
+
+    def rehearse(made: Plan) -> Plan:
+        return replace(seen_with(made, died, ended("served")), fits=False)
+
+    monkeypatch.setattr(corrected, "rehearse_plan", rehearse)
+    made = turbofit.plan("internvl2-8b-awq", on=ON, rehearse=True)
+    assert not made.fits
+    assert made.rehearsal == died
+
+
 def test_what_a_rehearsal_settles_is_not_charged_as_unsure(monkeypatch, plan: Plan) -> None:
     monkeypatch.setattr(
         corrected, "rehearse_plan", lambda made: seen_with(made, ended("served"), ended("served"))

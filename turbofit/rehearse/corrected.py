@@ -25,13 +25,18 @@ _LOG: Final = LazyLogger(__name__)
 
 #: Rehearsals of one plan at most: the first, and two after a correction.
 _REHEARSALS: Final = 3
+_UNSETTLED: Final = (
+    f"not rehearsed: each of {_REHEARSALS} rehearsals left less than the margin; the ratio is below"
+    " the last one's"
+)
 
 
 def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
     """The plan after its rehearsal, at lower ratios where the engine left less than the margin.
 
     The margin is smaller than that of a plan that was not rehearsed, where nobody asked for one:
-    what a rehearsal settles need not be charged as unsure.
+    what a rehearsal settles need not be charged as unsure. Where even the last rehearsal leaves
+    less, the plan below it has the whole margin, and says that it was not rehearsed.
 
     Args:
         request: what the plan was made for.
@@ -61,7 +66,7 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
         plan = _again(request, plan, ratios)
         if not plan.fits:
             return finished(plan)
-    return finished(seen)
+    return finished(_unsettled(request, plan, ratios) if seen.fits else seen)
 
 
 def _with_less_margin(request: PlanRequest, plan: Plan) -> Plan:
@@ -72,14 +77,22 @@ def _with_less_margin(request: PlanRequest, plan: Plan) -> Plan:
     return wider if wider.fits else plan
 
 
-def _again(request: PlanRequest, plan: Plan, ratios: dict[int, float]) -> Plan:
-    """The same shape under largest ratios, with the margin of a plan that was rehearsed."""
+def _unsettled(request: PlanRequest, plan: Plan, ratios: dict[int, float]) -> Plan:
+    """The plan below the last rehearsal's ratios, which no rehearsal has seen."""
+    made = _again(request, plan, ratios, rehearsed=False)
+    return replace(made, warnings=(*made.warnings, _UNSETTLED)) if made.fits else made
+
+
+def _again(
+    request: PlanRequest, plan: Plan, ratios: dict[int, float], *, rehearsed: bool = True
+) -> Plan:
+    """The same shape under largest ratios; with the smaller margin of one that was rehearsed."""
     resolved = resolve(pinned(request, plan))
     shape = replace(
         resolved,
         ratio_caps=dict(ratios),
         groups=plan.parallel.groups,
-        margin=replace(resolved.margin, rehearsed=True),
+        margin=replace(resolved.margin, rehearsed=rehearsed),
     )
     again = make_plan(shape, engine_named(plan.engine.name))
     again = replace(again, parallel=replace(again.parallel, reason=plan.parallel.reason))
