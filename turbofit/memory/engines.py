@@ -12,6 +12,7 @@ from turbofit.core.messages import option_of
 from turbofit.core.model import Model
 from turbofit.memory import versions
 from turbofit.memory.engine import Engine
+from turbofit.memory.first_versions import not_yet
 from turbofit.memory.pytorch.engine import Pytorch
 from turbofit.memory.transformers.transformers_engine import Transformers
 from turbofit.memory.turbomind.engine import Turbomind
@@ -109,19 +110,26 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
                 f"LMDeploy {version} runs no vision tower, and {model.name} has one",
                 hint="towers came with 0.2.6",
             )
-        # Towers ran under torch then: what decides is the language model alone.
-        model = replace(model, vision=None, architecture=model.text.architecture)
     known = LMDEPLOY if version else tuple(ENGINES)
     wanted = known if engine == "auto" else (engine,)
-    problems = [engine_problem(model, name) for name in wanted]
+    problems = [_problem(model, name, version) for name in wanted]
     for name, problem in zip(wanted, problems, strict=True):
         if problem is None:
             return engine_named(name, version)
     if not version and wanted[-1] not in LMDEPLOY:
         raise UsageError(str(problems[-1]), hint="see docs/models.md for what runs where")
-    others = [one for one in LMDEPLOY if one not in wanted and engine_problem(model, one) is None]
+    others = [one for one in LMDEPLOY if one not in wanted and not _problem(model, one, version)]
     hint = f"--engine {others[0]} does" if others else "see turbofit models for what runs"
     raise UsageError(str(problems[0]), hint=hint)
+
+
+def _problem(model: Model, engine: str, version: str | None) -> str | None:
+    """Why a version of an engine does not run a model, None where it does."""
+    if version is None or not versions.is_legacy(version):
+        return engine_problem(model, engine)
+    # Towers ran under torch then: what decides is the language model alone.
+    text = replace(model, vision=None, architecture=model.text.architecture)
+    return engine_problem(text, engine) or not_yet(model, engine, version)
 
 
 def without_account(model: Model, version: str) -> str | None:
