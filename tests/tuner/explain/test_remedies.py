@@ -154,3 +154,19 @@ def test_a_process_frees_no_more_than_is_used() -> None:
     said = remedies(machine, "qwen2.5-14b")["stop x[7] on GPU 0 (20.0 GiB)"]
     assert not turbofit.plan("qwen2.5-14b", on="1xrtx3090").fits
     assert said.startswith("not enough alone: ")
+
+
+def test_a_process_is_stopped_on_all_its_gpus() -> None:
+    """Only one GPU's part was freed: under, and no remedy where the model needs both."""
+    machine = machine_from("2xrtx3090:used=18GiB")
+    split = Holder(pid=7, name="x", bytes=10 << 30)
+    alone = Holder(pid=8, name="y", bytes=8 << 30)
+    gpus = (
+        replace(machine.gpus[0], holders=(split, alone)),
+        replace(machine.gpus[1], holders=(split,)),
+    )
+    said = remedies(replace(machine, gpus=gpus), "internvl2-8b", tp=2)
+    (change,) = [one for one in said if one.startswith("stop")]
+    assert change == "stop x[7] on GPUs 0-1 (20.0 GiB)"
+    freed = turbofit.plan("internvl2-8b", on="2xrtx3090:used=8GiB", tp=2)
+    assert said[change] == f"fits: {freed.kv.tokens:,} KV tokens a group, tp 2"

@@ -57,3 +57,16 @@ def test_pages_are_not_offered_where_images_are_settled_or_the_model_reads_no_do
         assert not [one for one in plan.remedies if "--image-size" in one.change]
     same = turbofit.plan("qwen2.5-vl-7b", on="1xl4")
     assert not [one for one in same.remedies if "--image-size" in one.change]
+
+
+def test_a_gain_that_host_memory_does_not_hold_is_not_offered() -> None:
+    """Engines of a shorter context would be four, for which this host has no memory."""
+    on = "4xrtx3090:free=20GiB,ram=12GiB"
+    plan = turbofit.plan("internvl2-8b", on=on)
+    assert plan.fits
+    assert not plan.remedies
+    shorter = turbofit.plan("internvl2-8b", on=on, context=16_384)
+    assert plan.throughput is not None
+    assert shorter.throughput is not None
+    gained, had = (one.throughput.requests_per_second for one in (shorter, plan))
+    assert gained <= had

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from msgspec.structs import replace
 
 from turbofit.core.machine import Gpu, Holder
+from turbofit.core.messages import indices
 from turbofit.core.struct import known
 from turbofit.core.units import format_bytes
 from turbofit.tuner.resolved_request import ResolvedRequest
@@ -53,21 +54,29 @@ def larger(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
 
 
 def stopped(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
-    """The largest holder on any GPU, gone; all of what is held, where nobody knows by whom."""
-    held = [(gpu, holder) for gpu in request.visible for holder in gpu.holders]
-    sized = [
-        (gpu, holder) for gpu, holder in held if known(holder.bytes, 0) > 0 and holder.pid != "NA"
-    ]
-    if not sized:
+    """The process that holds most, gone from all its GPUs; all that is held where none is known."""
+    held: dict[int, dict[int, Holder]] = {}
+    for gpu in request.visible:
+        for holder in gpu.holders:
+            if holder.pid != "NA" and known(holder.bytes, 0) > 0:
+                held.setdefault(holder.pid, {})[gpu.index] = holder
+    if not held:
         yield from _freed(request)
         return
-    gpu, holder = max(sized, key=lambda pair: known(pair[1].bytes, 0))
-    freed = known(holder.bytes, 0)
+    pid, parts = max(held.items(), key=lambda one: _bytes_of(one[1]))
     gpus = tuple(
-        _without(one, holder) if one.index == gpu.index else one for one in request.machine.gpus
+        _without(one, parts[one.index]) if one.index in parts else one
+        for one in request.machine.gpus
     )
-    change = f"stop {holder.name}[{holder.pid}] on GPU {gpu.index} ({format_bytes(freed)})"
+    name = next(iter(parts.values())).name
+    where = f"GPU{'s' if len(parts) > 1 else ''} {indices(parts)}"
+    change = f"stop {name}[{pid}] on {where} ({format_bytes(_bytes_of(parts))})"
     yield change, replace(request, machine=replace(request.machine, gpus=gpus))
+
+
+def _bytes_of(parts: Mapping[int, Holder]) -> int:
+    """What one process holds on all GPUs."""
+    return sum(known(holder.bytes, 0) for holder in parts.values())
 
 
 def _freed(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:

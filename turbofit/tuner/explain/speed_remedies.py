@@ -12,10 +12,11 @@ from turbofit.core.plan import Remedy
 from turbofit.core.units import three_digits
 from turbofit.memory.engine import Engine
 from turbofit.model.presets import preset_of
+from turbofit.tuner.engine_fit import fit_on_host
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.candidates import Evaluation
 from turbofit.tuner.search.context import shortest_context
-from turbofit.tuner.search.search import Found, search
+from turbofit.tuner.search.search import Found
 from turbofit.tuner.speed.throughput import request_tokens
 
 __all__ = ["speed_remedies"]
@@ -57,10 +58,11 @@ def _pages(request: ResolvedRequest, best: Evaluation, engine: Engine) -> Iterat
         change += f" --context {page.context}"
         workload = replace(workload, context=page.context)
     try:
-        smaller = search(replace(request, workload=workload), engine).best
+        made = fit_on_host(replace(request, workload=workload), engine)
     except TurbofitError:
         return
-    if smaller.fits and smaller.score >= best.score * (1 + _WORTH_SAYING):
+    smaller = made.found.best
+    if made.fits and smaller.score >= best.score * (1 + _WORTH_SAYING):
         effect = f"{_gain(request, best, smaller)}, for pages as {page.tool} sends them"
         yield Remedy(change=change, effect=effect)
 
@@ -79,10 +81,11 @@ def _shorter(request: ResolvedRequest, found: Found, engine: Engine) -> Iterator
             continue
         changed = replace(request, workload=replace(workload, context=context))
         try:
-            shorter = search(changed, engine).best
+            made = fit_on_host(changed, engine)
         except TurbofitError:
             return
-        whole = shorter.fits and shorter.served == best.served
+        shorter = made.found.best
+        whole = made.fits and shorter.served == best.served
         if whole and shorter.score >= best.score * (1 + _WORTH_SAYING):
             yield Remedy(change=f"--context {context}", effect=_gain(request, best, shorter))
             return
