@@ -27,7 +27,7 @@ import aiohttp
 from bench.common.gateway import plan_for
 from bench.gateway.paced import Paced
 from turbofit.gateway.config import GatewayConfig
-from turbofit.gateway.routing.accounts import BUDGET
+from turbofit.gateway.quarantine.accounts import BUDGET
 from turbofit.gateway.server import make_gateway, serve_gateway
 
 KILLS = "end of the engine"

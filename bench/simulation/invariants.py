@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from turbofit.core.errors import TurbofitError
-from turbofit.gateway.routing.quarantined import EXPLAINED_SECONDS, SUSPECTED_SECONDS
+from turbofit.gateway.quarantine.quarantined import EXPLAINED_SECONDS, SUSPECTED_SECONDS
 from turbofit.launch.serve.leases import open_margin
 
 if TYPE_CHECKING:

@@ -206,7 +206,7 @@ def _live(pid: int) -> int:
 
 
 def _kept_time() -> float:
-    """`gateway.routing.quarantine_file.kept_time` of the turbofit that runs."""
+    """`gateway.quarantine.quarantine_file.kept_time` of the turbofit that runs."""
     scheduler = world().scheduler
     skew = scheduler.process.skew if scheduler.process is not None else scheduler.skew
     return 1.8e9 + scheduler.now + skew
@@ -293,8 +293,8 @@ def _machine(one: World) -> _Replacements:
     yield f"{_ENGINE}.kernel.driver_errors", lambda _: ()
     yield f"{_ENGINE}.kernel.uptime", clock.monotonic
     yield "fcntl.flock", _flock
-    yield "turbofit.gateway.routing.quarantine_file.os", LeaseOs()
-    yield "turbofit.gateway.routing.quarantine_file.secrets", one.secrets
+    yield "turbofit.gateway.quarantine.quarantine_file.os", LeaseOs()
+    yield "turbofit.gateway.quarantine.quarantine_file.secrets", one.secrets
     yield f"{_SERVE}.leases.os", LeaseOs()
     yield f"{_SERVE}.reservations.os", LeaseOs()
     yield f"{_SERVE}.record.os", LeaseOs()

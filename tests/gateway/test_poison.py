@@ -11,7 +11,7 @@ import pytest
 
 from tests import virtual_time
 from tests.gateway.routing.test_quarantine import KILLS, Fleet, wall  # noqa: F401 - a fixture
-from turbofit.gateway.routing.accounts import BUDGET
+from turbofit.gateway.quarantine.accounts import BUDGET
 
 pytestmark = pytest.mark.slow
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 import turbofit.api
-from tests.gateway.routing.test_suspects import convict
+from tests.gateway.quarantine.test_suspects import convict
 from tests.observe.test_live import server  # noqa: F401 - a fixture
 from turbofit.cli.main import main
-from turbofit.gateway.routing.quarantine_file import QuarantineFile, quarantine_path
-from turbofit.gateway.routing.suspects import Suspects
+from turbofit.gateway.quarantine.quarantine_file import QuarantineFile, quarantine_path
+from turbofit.gateway.quarantine.suspects import Suspects
 from turbofit.report.stored_documents import read_saved
 
 

@@ -11,9 +11,10 @@ from bench.common.gateway import DONE, EVENT, Answer, Recorder, call, chat, gate
 from bench.common.gateway import stream as streamed
 from tests import virtual_time
 from tests.waiting import auntil
-from turbofit.gateway.routing import quarantine, quarantine_file
-from turbofit.gateway.routing.accounts import BUDGET
-from turbofit.gateway.routing.quarantine_file import pardon
+from turbofit.gateway.quarantine import quarantine_file
+from turbofit.gateway.quarantine.accounts import BUDGET
+from turbofit.gateway.quarantine.quarantine_file import pardon
+from turbofit.gateway.routing import quarantine
 
 KILLS = "kills"
 #: What the wall's clock shows when the other one shows 0.

@@ -7,16 +7,16 @@ import asyncio
 import pytest
 
 from tests import virtual_time
-from tests.gateway.routing.test_suspects import accused
+from tests.gateway.quarantine.test_suspects import accused
 from tests.virtual_time import settled
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.cost import Cost
 from turbofit.gateway.limits.gate import Gate
+from turbofit.gateway.quarantine.quarantined import EngineDeath
+from turbofit.gateway.quarantine.suspects import Suspects
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.engines import RoutedEngine
 from turbofit.gateway.routing.fleet import Fleet
-from turbofit.gateway.routing.quarantined import EngineDeath
-from turbofit.gateway.routing.suspects import Suspects
 from turbofit.gateway.routing.trials import Trials
 
 FREE = Cost()

@@ -60,7 +60,7 @@ def gateway(
     from turbofit.cli.terminal.output import answer, note
     from turbofit.core.process.variables import variables
     from turbofit.gateway.http.accesslog import access_log
-    from turbofit.gateway.routing.quarantine_file import quarantine_file
+    from turbofit.gateway.quarantine.quarantine_file import quarantine_file
     from turbofit.gateway.server import make_gateway, run_gateway
     from turbofit.report.stored_documents import read_plan
 

@@ -141,7 +141,7 @@ def _forget(fingerprint: str, *, as_json: bool) -> int:
     """Let a request or a client in again."""
     from turbofit.cli.terminal.output import answer
     from turbofit.core.errors import UsageError
-    from turbofit.gateway.routing.quarantine_file import pardon
+    from turbofit.gateway.quarantine.quarantine_file import pardon
 
     if not pardon(fingerprint):
         raise UsageError(
@@ -183,8 +183,8 @@ def _quarantine(saved: StoredPlan) -> dict[str, Any]:
     """What the run's gateway keeps of the requests that engines died of."""
     from pathlib import Path
 
-    from turbofit.gateway.routing.quarantine_file import QuarantineFile, quarantine_file
-    from turbofit.gateway.routing.quarantined import Quarantined
+    from turbofit.gateway.quarantine.quarantine_file import QuarantineFile, quarantine_file
+    from turbofit.gateway.quarantine.quarantined import Quarantined
 
     assert saved.run is not None
     name = quarantine_file(saved.plan, saved.run.lmdeploy, pretend=saved.run.pretend)

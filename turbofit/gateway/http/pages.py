@@ -15,10 +15,10 @@ from turbofit.gateway.routing.request_context import answer
 if TYPE_CHECKING:
     from turbofit.gateway.http.asgi import Send
     from turbofit.gateway.http.metrics import Metrics
+    from turbofit.gateway.quarantine.suspects import Suspects
     from turbofit.gateway.routing.admission import Admission
     from turbofit.gateway.routing.fleet import Fleet
     from turbofit.gateway.routing.request_context import RequestContext
-    from turbofit.gateway.routing.suspects import Suspects
     from turbofit.gateway.routing.upstream import Upstream
 
 __all__ = ["health_page", "metrics_page"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 
 from turbofit.gateway.limits.gate import EngineCapacity
-from turbofit.gateway.routing.quarantined import EngineDeath
+from turbofit.gateway.quarantine.quarantined import EngineDeath
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
     from turbofit.gateway.limits.cost import Cost
     from turbofit.gateway.limits.gate import Gate
-    from turbofit.gateway.routing.identity import Departure
+    from turbofit.gateway.quarantine.identity import Departure
     from turbofit.gateway.routing.stuck import InFlight
 
     #: Rank, a number of its own, engine.

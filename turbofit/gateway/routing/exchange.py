@@ -12,7 +12,7 @@ import msgspec
 
 from turbofit.gateway.http.refusals import Refusal, refusal_event
 from turbofit.gateway.http.sockets import vanished
-from turbofit.gateway.routing.quarantined import EngineDeath
+from turbofit.gateway.quarantine.quarantined import EngineDeath
 from turbofit.gateway.routing.upstream import Died
 from turbofit.gateway.tasks import uncancel
 

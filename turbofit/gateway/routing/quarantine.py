@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.routing.accounts import BUDGET, BUDGET_SECONDS, accounts_of
-from turbofit.gateway.routing.fingerprints import KEY_BYTES, Fingerprints
-from turbofit.gateway.routing.identity import Departure, RequestIdentity
-from turbofit.gateway.routing.quarantine_file import QuarantineFile, installation_key, kept_time
-from turbofit.gateway.routing.quarantined import Accused, Conviction
-from turbofit.gateway.routing.suspects import Suspects
+from turbofit.gateway.quarantine.accounts import BUDGET, BUDGET_SECONDS, accounts_of
+from turbofit.gateway.quarantine.fingerprints import KEY_BYTES, Fingerprints
+from turbofit.gateway.quarantine.identity import Departure, RequestIdentity
+from turbofit.gateway.quarantine.quarantine_file import QuarantineFile, installation_key, kept_time
+from turbofit.gateway.quarantine.quarantined import Accused, Conviction
+from turbofit.gateway.quarantine.suspects import Suspects
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from turbofit.gateway.quarantine.quarantined import EngineDeath
     from turbofit.gateway.routing.engines import RoutedEngine
-    from turbofit.gateway.routing.quarantined import EngineDeath
     from turbofit.gateway.routing.request_context import RequestContext
 
 __all__ = ["Quarantine", "now", "open_quarantine"]

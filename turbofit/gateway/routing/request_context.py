@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.http.trace import RequestSize
     from turbofit.gateway.limits.request_limits import Bounds
+    from turbofit.gateway.quarantine.identity import RequestIdentity
     from turbofit.gateway.routing.engines import RoutedEngine
     from turbofit.gateway.routing.exchange import ForwardOutcome
-    from turbofit.gateway.routing.identity import RequestIdentity
 
 __all__ = ["RequestContext", "answer", "entry", "refuse", "sent_headers"]
 

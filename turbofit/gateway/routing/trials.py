@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from turbofit.gateway.limits.cost import Cost
+    from turbofit.gateway.quarantine.suspects import Suspects
     from turbofit.gateway.routing.admission import Admission
     from turbofit.gateway.routing.engines import RoutedEngine
     from turbofit.gateway.routing.fleet import Fleet
-    from turbofit.gateway.routing.suspects import Suspects
 
 __all__ = ["Trials"]
 

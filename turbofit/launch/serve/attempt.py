@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from turbofit.core.plan import Plan
+    from turbofit.gateway.quarantine.suspects import Suspects
     from turbofit.gateway.routing.outage import Outage
-    from turbofit.gateway.routing.suspects import Suspects
     from turbofit.launch.engine.engine_exit import EngineExit
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
     from turbofit.launch.serve.job import Job, PublicSide
@@ -208,7 +208,7 @@ class Attempt:
         from msgspec.structs import replace
 
         from turbofit.gateway.http.accesslog import access_log
-        from turbofit.gateway.routing.quarantine_file import quarantine_file
+        from turbofit.gateway.quarantine.quarantine_file import quarantine_file
         from turbofit.gateway.server import make_gateway
         from turbofit.gateway.thread import GatewayThread
 

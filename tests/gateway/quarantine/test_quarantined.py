@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turbofit.gateway.routing.quarantined import (
+from turbofit.gateway.quarantine.quarantined import (
     CONVICTED_SECONDS,
     SUSPECTED_SECONDS,
     Conviction,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from turbofit.gateway.routing.fingerprints import KEY_BYTES, Fingerprints
+from turbofit.gateway.quarantine.fingerprints import KEY_BYTES, Fingerprints
 
 CHAT = "/v1/chat/completions"
 MADE = Fingerprints(b"k" * KEY_BYTES)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from turbofit.core.struct import to_json
-from turbofit.gateway.routing.accounts import BUDGET
-from turbofit.gateway.routing.quarantined import (
+from turbofit.gateway.quarantine.accounts import BUDGET
+from turbofit.gateway.quarantine.quarantined import (
     CONVICTED_SECONDS,
     EXPLAINED_SECONDS,
     SUSPECTED_SECONDS,
     Accused,
     EngineDeath,
 )
-from turbofit.gateway.routing.suspects import Suspects
+from turbofit.gateway.quarantine.suspects import Suspects
 
 
 class Clock:

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from turbofit.gateway.routing.accounts import Accounts
-from turbofit.gateway.routing.quarantined import (
+from turbofit.gateway.quarantine.accounts import Accounts
+from turbofit.gateway.quarantine.quarantined import (
     CONVICTED_SECONDS,
     EXPLAINED_SECONDS,
     SUSPECTED_SECONDS,
@@ -34,7 +34,7 @@ from turbofit.gateway.routing.quarantined import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from turbofit.gateway.routing.quarantined import Accused, EngineDeath
+    from turbofit.gateway.quarantine.quarantined import Accused, EngineDeath
 
 __all__ = ["Suspects"]
 

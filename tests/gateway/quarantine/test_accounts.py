@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.gateway.routing.test_suspects import Clock
-from turbofit.gateway.routing.accounts import BUDGET, BUDGET_SECONDS, Accounts, accounts_of
+from tests.gateway.quarantine.test_suspects import Clock
+from turbofit.gateway.quarantine.accounts import BUDGET, BUDGET_SECONDS, Accounts, accounts_of
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from bench.common.gateway import plan_for
-from tests.gateway.routing.test_suspects import Clock, accused, convict
+from tests.gateway.quarantine.test_suspects import Clock, accused, convict
 from turbofit.core.errors import UsageError
-from turbofit.gateway.routing.fingerprints import KEY_BYTES
-from turbofit.gateway.routing.quarantine_file import (
+from turbofit.gateway.quarantine.fingerprints import KEY_BYTES
+from turbofit.gateway.quarantine.quarantine_file import (
     QuarantineFile,
     installation_key,
     kept_time,
@@ -21,8 +21,8 @@ from turbofit.gateway.routing.quarantine_file import (
     quarantine_file,
     quarantine_path,
 )
-from turbofit.gateway.routing.quarantined import EngineDeath, Quarantined
-from turbofit.gateway.routing.suspects import Suspects
+from turbofit.gateway.quarantine.quarantined import EngineDeath, Quarantined
+from turbofit.gateway.quarantine.suspects import Suspects
 
 
 @pytest.fixture(autouse=True)

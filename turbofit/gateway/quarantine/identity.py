@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from turbofit.gateway.routing.fingerprints import Fingerprints
+    from turbofit.gateway.quarantine.fingerprints import Fingerprints
 
 __all__ = ["Departure", "RequestIdentity"]
 

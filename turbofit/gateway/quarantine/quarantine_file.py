@@ -21,9 +21,9 @@ from turbofit.core.errors import UsageError
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.state import state_dir
 from turbofit.core.struct import to_json
-from turbofit.gateway.routing.fingerprints import KEY_BYTES
-from turbofit.gateway.routing.quarantined import QUARANTINE_SCHEMA, Quarantined
-from turbofit.gateway.routing.suspects import Suspects
+from turbofit.gateway.quarantine.fingerprints import KEY_BYTES
+from turbofit.gateway.quarantine.quarantined import QUARANTINE_SCHEMA, Quarantined
+from turbofit.gateway.quarantine.suspects import Suspects
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
