@@ -311,8 +311,8 @@ def _gateway(one: World) -> _Replacements:
     yield "turbofit.gateway.thread.GatewayThread", partial(SimulatedGatewayThread, one)
     yield "turbofit.gateway.server.bind", lambda _: types.SimpleNamespace(close=lambda: None)
     yield "turbofit.gateway.overlay.overlay", _no_overlay
-    for module in ("quarantine", "quarantine_file"):
-        yield f"turbofit.gateway.routing.{module}.kept_time", _kept_time
+    for module in ("routing.quarantine", "quarantine.quarantine_file"):
+        yield f"turbofit.gateway.{module}.kept_time", _kept_time
     yield "turbofit.gateway.routing.upstream.engine_socket", SimulatedSocket
     yield "aiohttp.connector.monotonic", SimulatedTime().monotonic
     # What looks at nothing does so less often: a day has 86,400 seconds.
