@@ -3,7 +3,8 @@
 Of a request that no engine has answered yet nobody knows whether it ends engines, and clients send
 one several times at once: a load test, a person who asks again. The first goes where any request
 would. For ten seconds the others go to the same engine, or wait where it has no room, so that no
-other engine ends. Once a byte of an answer has come they go to all engines, then and later.
+other engine ends. Once a byte of an answer has come, or the time is over, they go to all engines,
+then and later.
 
 Over: requests with the same sketch (`fingerprints`) are taken for equal. Under: an engine that ends
 later than ten seconds after it was given the first of them, or after its answer has begun; equal
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = ["EqualRequests"]
 
-#: Seconds for which equal requests go to the engine of the first.
+#: Seconds for which equal requests go to the engine of the first; less than one waits for room.
 _SECONDS: Final = 10.0
 #: Seconds by which a timer of the fastest loop, which counts milliseconds, is surely not early.
 _EARLY: Final = 0.02
-#: Answered requests that are remembered.
-_ANSWERED: Final = 8192
+#: Requests that may go to all engines, which are remembered.
+_REMEMBERED: Final = 8192
 
 
 class _First:
@@ -52,7 +53,8 @@ class EqualRequests:
         self._clock, self._pump = clock, pump
         #: By sketch, the oldest first.
         self._unanswered: dict[str, _First] = {}
-        self._answered: OrderedDict[str, None] = OrderedDict()
+        #: Sketches of requests that may go to all engines, the newest last.
+        self._free: OrderedDict[str, None] = OrderedDict()
 
     def chooser(self, sketch: str, otherwise: Chooser | None) -> Chooser | None:
         """How to choose an engine for a request.
@@ -61,7 +63,7 @@ class EqualRequests:
             sketch: of the request.
             otherwise: how, where no equal one is unanswered; None for the least busy engine.
         """
-        if sketch in self._answered:
+        if sketch in self._free:
             return otherwise
 
         def choose(best: RoutedEngine, fits: Callable[[RoutedEngine], bool]) -> RoutedEngine | None:
@@ -72,7 +74,7 @@ class EqualRequests:
                 self._look_again(first)
                 return None
             engine = best if otherwise is None else otherwise(best, fits)
-            if engine is not None and sketch not in self._answered:
+            if engine is not None and sketch not in self._free:
                 self._unanswered[sketch] = _First(engine, self._clock() + _SECONDS)
             return engine
 
@@ -80,10 +82,7 @@ class EqualRequests:
 
     def answered(self, sketch: str) -> None:
         """An engine has begun to answer it: equal ones may go to all of them."""
-        self._answered[sketch] = None
-        self._answered.move_to_end(sketch)
-        if len(self._answered) > _ANSWERED:
-            self._answered.popitem(last=False)
+        self._remember(sketch)
         self.failed(sketch)
 
     def failed(self, sketch: str) -> None:
@@ -93,14 +92,21 @@ class EqualRequests:
             self._pump()
 
     def _first(self, sketch: str) -> _First | None:
-        """Where the first went; those whose time is over are dropped."""
+        """Where the first went; those whose time is over may go to all engines."""
         now = self._clock()
         while self._unanswered:
             oldest = next(iter(self._unanswered))
             if self._unanswered[oldest].until > now:
                 break
             del self._unanswered[oldest]
+            self._remember(oldest)
         return self._unanswered.get(sketch)
+
+    def _remember(self, sketch: str) -> None:
+        self._free[sketch] = None
+        self._free.move_to_end(sketch)
+        if len(self._free) > _REMEMBERED:
+            self._free.popitem(last=False)
 
     def _look_again(self, first: _First) -> None:
         """Somebody waits: look again when the time is over, by the clock."""
