@@ -158,7 +158,7 @@ class _Reader:
         values: dict[str, ProfileValue] = {}
         if isinstance(node, yaml.ScalarNode):
             self._value(_MODEL, _MODEL, node, values)
-            return ModelEntry(values)
+            return self._named(node, values)
         of_models = {name: one for name, one in self.sections.items() if one.of_model}
         beside = of_models[_MODEL].fields
         for key, value in self._pairs(node, "a model"):
@@ -169,6 +169,9 @@ class _Reader:
                 self._section(key.value, value, values)
             else:
                 raise self._unknown(key, [*beside, *of_models], "a model")
+        return self._named(node, values)
+
+    def _named(self, node: yaml.Node, values: dict[str, ProfileValue]) -> ModelEntry:
         if _MODEL not in values:
             raise UsageError(f"{self._where(node)}: a model has no name", hint="write model: NAME")
         return ModelEntry(values)
@@ -271,10 +274,11 @@ def secret_of(reference: str, folder: Path, where: str) -> str:
         held = os.environ  # of which the profile's author names one
         found, lacking = held.get(name, "").strip(), f"the environment has no {name}"
     else:
-        file = folder / Path(name).expanduser()
-        found, lacking = "", f"{file} cannot be read, or holds nothing"
-        with suppress(OSError, ValueError):
+        file, found = folder / name, ""
+        with suppress(OSError, ValueError, RuntimeError):  # the last: ~ of nobody
+            file = folder / Path(name).expanduser()
             found = file.read_text(encoding="utf-8").strip()
+        lacking = f"{file} cannot be read, or holds nothing"
     if not found or "\n" in found:
         cause = f"{reference} has several lines" if found else lacking
         raise UsageError(f"{where}: {cause}", hint="one key should be there")
