@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from turbofit.core.errors import UsageError
-from turbofit.core.process.files import write_atomic
+from turbofit.core.process.files import write_atomic, write_output
 
 
 def test_writes_text_and_bytes(tmp_path: Path):
@@ -54,3 +54,32 @@ def test_a_link_stays_a_link(tmp_path: Path):
 def test_a_place_that_cannot_be_written(tmp_path: Path, where: str):
     with pytest.raises(UsageError, match="cannot be written"):
         write_atomic(tmp_path / where, "x")
+
+
+def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path):
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        for path in (pipe, link):
+            write_output(str(path), "new")
+            assert os.read(reader, 99) == b"new"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+
+
+def test_a_terminal_and_a_shells_pipe_are_written_to():
+    """Neither `/dev/null` nor any device that a failure of this test would replace is used."""
+    terminal, device = os.openpty()
+    end, begin = os.pipe()
+    try:
+        write_output(os.ttyname(device), "new")
+        assert os.read(terminal, 99) == b"new"
+        write_output(f"/dev/fd/{begin}", "new")
+        assert os.read(end, 99) == b"new"
+    finally:
+        for one in (terminal, device, end, begin):
+            os.close(one)

@@ -49,7 +49,7 @@ def init(*, out: str, force: bool, **given: Any) -> int:
     from turbofit import api
     from turbofit.cli.serving.serve_plan import refusal
     from turbofit.cli.terminal.output import answer
-    from turbofit.core.process.files import write_atomic
+    from turbofit.core.process.files import write_output
     from turbofit.planning.request import PlanRequest
 
     if out != "-" and not force and Path(out).exists():
@@ -63,7 +63,7 @@ def init(*, out: str, force: bool, **given: Any) -> int:
     if out == "-":
         answer(text)
     else:
-        write_atomic(out, text)
+        write_output(out, text)
         answer(f"{out}\n")
     return 0
 

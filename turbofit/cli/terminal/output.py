@@ -165,12 +165,12 @@ def show(blocks: Iterable[Block], *, markdown: bool = False) -> None:
 
 def write_page(text: str, file: str) -> None:
     """Write a page of HTML, and say where; ``-`` is stdout."""
-    from turbofit.core.process.files import write_atomic
+    from turbofit.core.process.files import write_output
 
     if file == "-":
         answer(text)
         return
-    write_atomic(file, text)
+    write_output(file, text)
     answer(f"{file}\n")
 
 

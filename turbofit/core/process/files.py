@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import BinaryIO
 
 from turbofit.core.errors import UsageError
 
-__all__ = ["rotate", "sync_folder", "write_atomic"]
+__all__ = ["rotate", "sync_folder", "write_atomic", "write_output"]
 
 
 def write_atomic(
@@ -33,10 +34,41 @@ def write_atomic(
             mode &= ~_umask()
         _replace(target, raw, mode)
     except OSError as exc:
-        raise UsageError(
-            f"{os.fspath(path)} cannot be written: {exc.strerror or exc}",
-            hint="choose a file in a folder that you can write to",
-        ) from None
+        raise _unwritable(path, exc) from None
+
+
+def write_output(path: str, text: str) -> None:
+    """Write what a person has named: a file as :func:`write_atomic`, a pipe or a device as it is.
+
+    ``/dev/null``, a named pipe and a shell's ``>(gzip)`` are never replaced by a file. Not for
+    files in a folder that others can write to: a pipe that nobody reads is waited for.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    if not _is_stream(Path(path)):
+        write_atomic(path, text)
+        return
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as exc:
+        raise _unwritable(path, exc) from None
+
+
+def _unwritable(path: str | os.PathLike[str], exc: OSError) -> UsageError:
+    return UsageError(
+        f"{os.fspath(path)} cannot be written: {exc.strerror or exc}",
+        hint="choose a file in a folder that you can write to",
+    )
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a pipe, a device or a socket has this name."""
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except OSError:
+        return False
+    return kind not in (stat.S_IFREG, stat.S_IFDIR)
 
 
 def _replace(target: Path, raw: bytes, mode: int) -> None:
