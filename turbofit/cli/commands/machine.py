@@ -73,8 +73,8 @@ def _measured(machine: Machine, on: str | None) -> Machine:
     found = measure_speed(machine, say=say)
     try:
         say(f"kept in {keep(machine, found)}")
-    except OSError as exc:
-        note(f"not kept: {exc.strerror or exc}")
+    except (OSError, UsageError) as exc:
+        note(f"not kept: {exc}")
     return with_measured(machine, found)
 
 
