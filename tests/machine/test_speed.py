@@ -75,6 +75,8 @@ def test_peers_are_those_that_a_checked_copy_proved(tmp_path) -> None:
         found = with_measured(promised, measure(tmp_path, lines_of(pair(0, 1), second), promised))
         assert found.link(0, 1).peers is peers
         assert ("wrong data" in " ".join(found.warnings)) is (second["right"] is False)
+    alone = with_measured(promised, measure(tmp_path, lines_of(pair(0, 1, right=False)), promised))
+    assert not alone.link(0, 1).peers, "one wrong copy is enough"
     denied = machine("2xrtx3090,p2p=none")
     found = with_measured(denied, measure(tmp_path, lines_of(pair(0, 1), pair(1, 0)), denied))
     assert group_class(found, found.gpus) == LinkClass.PCIE_PEER

@@ -115,12 +115,16 @@ def with_measured(machine: Machine, measured: Measured) -> Machine:
 
 
 def _proved(link: Link, pairs: Sequence[PairSpeed]) -> Link:
-    """The link with peer access as both directions' copies showed it; unmeasured ones stay."""
+    """The link with peer access as both directions' copies showed it; unmeasured ones stay.
+
+    One wrong copy is enough, and one right copy is not.
+    """
     both = [one for one in pairs if {one.source, one.target} == {link.a, link.b}]
-    if len(both) < 2:
+    right = all(one.right for one in both)
+    if right and len(both) < 2:
         return link
-    peers = all(one.peer for one in both)
-    lanes = link.nvlinks if all(one.right for one in both) else 0
+    peers = right and all(one.peer for one in both)
+    lanes = link.nvlinks if right else 0
     return replace(link, p2p_read=peers, p2p_write=peers, nvlinks=lanes)
 
 
