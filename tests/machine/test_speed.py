@@ -62,7 +62,10 @@ def test_every_line_is_kept_under_the_machines_own_indices(tmp_path) -> None:
     assert [one.index for one in found.cards] == [2, 0]
     assert [(one.source, one.target) for one in found.pairs] == [(2, 0), (0, 2)]
     assert found.torch == "2.9"
-    assert found.left_out == ("reduce of [[0, 1]]: no time left",)
+    assert found.left_out == ("reduce of GPU 2+0: no time left",)
+    assert [word.partition(":")[0] for word in said if word.startswith("GPU")] == [
+        "GPU 2", "GPU 0", "GPU 2 to 0", "GPU 0 to 2",
+    ]  # fmt: skip
     assert any("peer access" in word for word in said)
     assert decode(to_json(found), speed.Measured, what="x") == found
 

@@ -65,6 +65,7 @@ def measure_speed(
         MachineError: nothing could be measured.
     """
     gpus = [machine.gpu(index) for index in machine.visible]
+    indices = [gpu.index for gpu in gpus]
     env = dict(os.environ if environ is None else environ)
     env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     env["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in gpus)
@@ -81,7 +82,7 @@ def measure_speed(
         with under_way("measuring cards and links with torch"):
             for fact in _facts(process, seconds + _GRACE):
                 lines.append(fact)
-                say(_told(fact))
+                say(_told(fact, indices))
     finally:
         if process.poll() is None:
             process.kill()
@@ -209,7 +210,7 @@ def _measured(lines: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> Mea
                 )
             )
         else:
-            left_out.append(_told(fact))
+            left_out.append(_told(fact, indices))
     return Measured(
         torch=version,
         cards=tuple(cards),
@@ -219,23 +220,30 @@ def _measured(lines: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> Mea
     )
 
 
-def _told(fact: Mapping[str, Any]) -> str:
-    """One result in words."""
+def _told(fact: Mapping[str, Any], indices: Sequence[int]) -> str:
+    """One result in words; the program's indices are CUDA's, those told are the machine's."""
     if "card" in fact:
-        return f"GPU {fact['card']}: {_giga(fact['bandwidth'])}B/s, {_giga(fact['flops'])}FLOP/s"
+        rates = f"{_giga(fact['bandwidth'])}B/s, {_giga(fact['flops'])}FLOP/s"
+        return f"GPU {indices[fact['card']]}: {rates}"
     if "pair" in fact:
-        source, target = fact["pair"]
+        source, target = (indices[i] for i in fact["pair"])
         how = "peer access" if fact["peer"] else "no peer access"
         how += "" if fact["right"] else ", WRONG DATA"
         return f"GPU {source} to {target}: {_giga(fact['bandwidth'])}B/s, {how}"
     if "reduce" in fact:
-        group = "+".join(str(i) for i in fact["reduce"])
+        group = "+".join(str(indices[i]) for i in fact["reduce"])
         spent = f"{fact['seconds'] * 1e6:.0f} us"
         return f"all-reduce of {fact['size']:,} bytes over {group}: {spent}"
     if "torch" in fact:
         return f"torch {fact['torch']} on {fact['gpus']} GPUs"
     name = fact.get("left_out") or fact.get("failed")
-    return f"{name} of {fact.get('of')}: {fact.get('why', 'no time left')}"
+    return f"{name} of {_of(fact.get('of'), indices)}: {fact.get('why', 'no time left')}"
+
+
+def _of(what: Any, indices: Sequence[int]) -> str:
+    """The GPUs of a task: ``[0]``, ``[0, 1]``, or a group's ``[[0, 1]]``."""
+    numbers = what[0] if what and isinstance(what[0], list) else what
+    return f"GPU {'+'.join(str(indices[i]) for i in numbers or ())}"
 
 
 def _giga(value: float) -> str:
