@@ -173,6 +173,9 @@ def test_failures_are_plain(tmp_path) -> None:
         measure(tmp_path, [], on, "sys.exit(3)")
     with pytest.raises(MachineError, match="exit code -9"):
         measure(tmp_path, [{"torch": "2", "gpus": 2}], on, "os.kill(os.getpid(), 9)")
+    full = [{"failed": "card", "of": [i], "why": "CUDA out of memory"} for i in (0, 1)]
+    with pytest.raises(MachineError, match="nothing could be measured: card of GPU 0: CUDA out"):
+        measure(tmp_path, [{"torch": "2", "gpus": 2}, *full], on)
     found = measure(tmp_path, lines_of(), on, "os._exit(7)")
     assert len(found.cards) == 2
     assert found.left_out == ("all after exit code 7",)

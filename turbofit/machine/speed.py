@@ -92,10 +92,11 @@ def measure_speed(
             "torch with CUDA is not installed beside turbofit: --measure runs it",
             hint="install torch for this machine's CUDA, or plan without --measure",
         )
-    found = _measured(lines, [gpu.index for gpu in gpus])
-    if code and not found.cards:
+    found = _measured(lines, indices)
+    if not (found.cards or found.pairs or found.reduces):
+        died = f"the measurement died with exit code {code} before its first result"
         raise MachineError(
-            f"the measurement died with exit code {code} before its first result",
+            died if code else f"nothing could be measured: {'; '.join(found.left_out[:3])}",
             hint="turbofit doctor says what is wrong with this machine's CUDA",
         )
     if code:
@@ -133,7 +134,8 @@ def keep(machine: Machine, measured: Measured) -> Path:
     """Store what was measured for later plans on the same GPUs.
 
     Raises:
-        OSError: the state folder cannot be written.
+        OSError: the state folder cannot be made.
+        UsageError: the file cannot be written.
     """
     path = state_dir("machines") / _name(machine)
     write_atomic(path, to_json(measured))
