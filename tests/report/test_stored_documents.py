@@ -10,6 +10,8 @@ import msgspec
 import pytest
 
 from bench.common.plans import plausible_plan
+from tests.launch.tune.test_tuning import result
+from tests.observe.test_tuned import ONE
 from tests.report.documents import served_run
 from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
@@ -133,6 +135,22 @@ def test_from_stdin(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
     monkeypatch.setattr("sys.stdin", stdin)
     assert main(["report", "-", "--json"]) == 0
     assert Plan.from_json(capsys.readouterr().out) == plausible_plan()
+
+
+@pytest.mark.parametrize("document", [result(2.0), ONE], ids=["bench", "tune"])
+def test_a_load_and_a_tuning_from_stdin_and_from_a_pipe(
+    document: Any, monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    stdin: Any = type("Stdin", (), {"buffer": io.BytesIO(to_json(document).encode())})()
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert main(["report", "-", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(to_json(document))
+    end, begin = os.pipe()  # as bash makes of <(turbofit bench --json)
+    os.write(begin, to_json(document).encode())
+    os.close(begin)
+    assert main(["report", f"/dev/fd/{end}", "--json"]) == 0
+    os.close(end)
+    assert json.loads(capsys.readouterr().out) == json.loads(to_json(document))
 
 
 def test_what_report_wrote_of_a_run_is_read_again(state: Path, tmp_path: Path) -> None:

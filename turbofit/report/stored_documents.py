@@ -31,8 +31,8 @@ __all__ = [
     "StoredPlan",
     "keep",
     "newest_run",
-    "read_measured",
     "read_plan",
+    "read_reported",
     "read_saved",
     "saved_document",
     "saved_json",
@@ -115,31 +115,34 @@ def read_saved(path: str) -> StoredPlan:
     if path == LATEST:
         return read_saved(_newest())
     folder = _run_folder(path)
-    if folder:
-        return _read_run(folder)
+    return _read_run(folder) if folder else _stored(_bytes(path), path)
+
+
+def read_reported(path: str) -> StoredPlan | LoadResult | Tuning:
+    """The same, and what ``bench --json`` or ``tune --json`` wrote.
+
+    It is read once: stdin and a shell's ``<(turbofit bench …)`` have no second time.
+
+    Raises:
+        UsageError: it is none of these, or cannot be read.
+    """
+    from turbofit.core.tuning import TUNE_SCHEMA, Tuning
+    from turbofit.load.result import BENCH_SCHEMA, LoadResult
+
+    if path == LATEST or _run_folder(path):
+        return read_saved(path)
     data = _bytes(path)
+    kinds: dict[str, type[LoadResult | Tuning]] = {BENCH_SCHEMA: LoadResult, TUNE_SCHEMA: Tuning}
+    kind = kinds.get(_schema(data))
+    return _stored(data, path) if kind is None else decode(data, kind, what=path)
+
+
+def _stored(data: bytes, path: str) -> StoredPlan:
     if _schema(data) == REPORT_SCHEMA:
         both = decode(data, RunDocument, what=f"report {path}")
         check_consistent(both.plan, f"report {path}")
         return StoredPlan(both.plan, both.run, path)
     return StoredPlan(_plan(data, path), None, path)
-
-
-def read_measured(path: str) -> LoadResult | Tuning | None:
-    """What ``bench --json`` or ``tune --json`` wrote; None where a file holds something else.
-
-    Raises:
-        UsageError: it is such a document, and damaged.
-    """
-    from turbofit.core.tuning import TUNE_SCHEMA, Tuning
-    from turbofit.load.result import BENCH_SCHEMA, LoadResult
-
-    if path in (LATEST, "-") or not Path(path).is_file():
-        return None
-    data = _bytes(path)
-    kinds: dict[str, type[LoadResult | Tuning]] = {BENCH_SCHEMA: LoadResult, TUNE_SCHEMA: Tuning}
-    kind = kinds.get(_schema(data))
-    return None if kind is None else decode(data, kind, what=path)
 
 
 def read_plan(path: str) -> Plan:

@@ -58,12 +58,11 @@ def report(
         return 0
     if what is None:
         raise UsageError("report needs a plan, a run or latest", hint="turbofit report latest")
-    from turbofit.report.stored_documents import read_measured, read_saved
+    from turbofit.report.stored_documents import StoredPlan, read_reported
 
-    measured = read_measured(what)
-    if measured is not None:
-        return _measured(measured, html, as_json=as_json, md=md)
-    saved = read_saved(what)
+    saved = read_reported(what)
+    if not isinstance(saved, StoredPlan):
+        return _measured(saved, html, as_json=as_json, md=md)
     if html:
         _page(saved, html)
     elif as_json:
