@@ -36,6 +36,8 @@ def test_a_prompt_may_be_a_file(tmp_path) -> None:
 def test_what_cannot_be_an_input_is_said(tmp_path) -> None:
     with pytest.raises(UsageError, match="cannot be read: No such file"):
         open_input(tmp_path / "none", BatchSpec())
+    with pytest.raises(UsageError, match="cannot be read: File name too long"):
+        open_input(tmp_path / ("a" * 300), BatchSpec())
     (tmp_path / "a.jsonl").write_text("")
     with pytest.raises(UsageError, match="--prompt does not fit"):
         open_input(tmp_path / "a.jsonl", BatchSpec(prompt="x"))

@@ -100,6 +100,8 @@ def test_input_and_output_are_two_files(tmp_path) -> None:
     source = write_requests(tmp_path / "in.jsonl", items(1))
     with pytest.raises(UsageError, match="are one file"):
         run(source, source, "http://127.0.0.1:9")
+    with pytest.raises(UsageError, match="File name too long"):
+        run(source, tmp_path / ("a" * 300), "http://127.0.0.1:9")
 
 
 def test_a_server_that_goes_away_ends_it_and_it_can_go_on(tmp_path) -> None:

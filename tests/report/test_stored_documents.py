@@ -112,6 +112,13 @@ def test_what_is_no_run(state: Path, text: str, capsys: Out) -> None:
     assert "cannot be read" in capsys.readouterr().err
 
 
+def test_a_name_that_is_too_long_is_no_plan(capsys: Out) -> None:
+    """As a file in a folder of others, which root in a test may read."""
+    for name in ("a" * 300, f"./{'a' * 300}"):
+        assert main(["report", name]) == 2
+        assert "cannot be read: File name too long" in capsys.readouterr().err
+
+
 def test_a_state_folder_that_cannot_be_written_costs_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: Out
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -60,12 +61,13 @@ def open_input(path: Path, spec: BatchSpec) -> BatchInput:
 
 
 def _check_readable(path: Path) -> None:
-    if path.exists() and not path.is_dir() and not path.is_file():
+    # `Path.exists` raises for a folder of others and for a name that is too long, these do not.
+    if os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path):
         raise UsageError(
             f"{path} is no file that can be read twice", hint="write it into a file first"
         )
     try:
-        if path.is_dir():
+        if os.path.isdir(path):
             next(path.iterdir(), None)
         else:
             with path.open("rb") as file:

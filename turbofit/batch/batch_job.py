@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
 
@@ -81,7 +82,7 @@ class BatchJob:
         self._spec, self._target = spec, target
         self._listener = listener or BatchListener()
         self._source: BatchInput = open_input(self._input, spec)
-        if self._output.exists() and self._output.samefile(self._input):
+        if os.path.exists(self._output) and self._output.samefile(self._input):
             raise UsageError("input and output are one file", hint="name another output")
         self._task: asyncio.Task[None] | None = None
         self._progress = BatchProgress(0, 0, 0)

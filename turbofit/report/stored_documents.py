@@ -202,9 +202,10 @@ def _run_folder(path: str) -> Path | None:
     """The folder of a run, by its path, its record's or its name in the state folder."""
     given = Path(path)
     places = [given, given.parent] if given.name == "run.json" else [given]
-    if given.name == path and not given.exists():
+    if given.name == path and not os.path.exists(given):
         places.append(state_dir(_RUNS, make=False) / path)
-    return next((place for place in places if (place / "run.json").is_file()), None)
+    # `Path.is_file` raises for a folder of others and for a name that is too long, these do not.
+    return next((place for place in places if os.path.isfile(place / "run.json")), None)
 
 
 def _read_run(folder: Path) -> StoredPlan:

@@ -43,6 +43,11 @@ def test_a_file_that_is_there_stays(folder, capsys):
     assert (folder / "turbofit.yaml").read_text() != "mine"
 
 
+def test_a_name_that_is_too_long_is_refused(folder, capsys):
+    assert main(["init", "internvl2-2b", "--on", "1xrtx3090", "--out", "a" * 300]) == 2
+    assert "cannot be written: File name too long" in capsys.readouterr().err
+
+
 def test_what_does_not_fit_is_no_profile(folder, capsys):
     assert main(["init", "internvl2-26b", "--on", "1xrtx3060"]) == 3
     assert not (folder / "turbofit.yaml").exists()

@@ -43,7 +43,8 @@ def test_a_key_that_no_header_carries_is_refused_and_not_shown(name: str, key: s
 
 
 @pytest.mark.parametrize(
-    ("value", "what"), [("leases", "not an absolute path"), (__file__, "a file")]
+    ("value", "what"),
+    [("leases", "not an absolute path"), (__file__, "a file"), ("a" * 300, "not an absolute path")],
 )
 def test_leases_are_a_folder_that_all_turbofits_find(value: str, what: str) -> None:
     with pytest.raises(UsageError, match=f"^TURBOFIT_LEASES '.*{value}' is {what}") as caught:

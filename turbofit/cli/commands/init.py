@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli.command import PATH, Option, command
@@ -52,7 +52,7 @@ def init(*, out: str, force: bool, **given: Any) -> int:
     from turbofit.core.process.files import write_output
     from turbofit.planning.request import PlanRequest
 
-    if out != "-" and not force and Path(out).exists():
+    if out != "-" and not force and os.path.exists(out):
         raise UsageError(f"{out} is there already", hint="add --force, or name another --out")
     request = filled(PlanRequest, given)
     with under_way("planning"):

@@ -39,8 +39,8 @@ def _keys(text: str, name: str) -> tuple[str, ...]:
 
 def _folder(text: str, name: str) -> Path:
     folder = Path(text)
-    if not folder.is_absolute() or folder.is_file():
-        what = "a file" if folder.is_file() else "not an absolute path"
+    if not folder.is_absolute() or os.path.isfile(folder):
+        what = "a file" if os.path.isfile(folder) else "not an absolute path"
         raise UsageError(
             f"{name} {text!r} is {what}: all turbofits of a machine meet in this folder",
             hint=f"give a folder such as {name}=/tmp/turbofit-leases, the same one everywhere",
