@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from turbofit.core.messages import indices
+from turbofit.core.messages import indices, plural
 from turbofit.core.units import format_bytes, mib
 from turbofit.report.painters.document import Column, Heading, Items, Paragraph, Table
 
@@ -76,7 +76,10 @@ def _cases(rehearsal: Rehearsal) -> list[Block]:
         Column(title="fullest GPU", right=True),
         Column(title="pinned host", right=True),
     )
-    return [Table(columns=columns, rows=rows)]
+    more = len(rehearsal.cases) - len(rows)
+    rest = f"{more} more {plural(more, 'case')}: --json has all of them"
+    table = Table(columns=columns, rows=rows)
+    return [table, Paragraph(text=rest, tone="dim")] if more else [table]
 
 
 def _timeline(plan: Plan, members: tuple[int, ...], rehearsal: Rehearsal) -> list[Block]:
