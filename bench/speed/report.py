@@ -39,8 +39,8 @@ class Results:
 def published_errors(results: Results) -> dict[str, float]:
     """What a plan says of its forecast, by the names of the constants."""
     return {
-        "median_error": round(median_of(results.judged), 2),
-        "p90_error": round(p90_of(results.judged), 2),
+        "median_error": round(median_of(results.judged), 3),
+        "p90_error": round(p90_of(results.judged), 3),
         "error_figures": len(results.judged),
         "error_cards": len({_card(one) for one in results.judged}),
     }

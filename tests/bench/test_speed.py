@@ -157,8 +157,8 @@ def test_plans_tell_the_errors_of_the_results() -> None:
     assert median
     assert p90
     assert counted
-    assert figures.median_error == pytest.approx(float(median[1]) / 100, abs=0.0051)
-    assert figures.p90_error == pytest.approx(float(p90[1]) / 100, abs=0.0051)
+    assert figures.median_error == pytest.approx(float(median[1]) / 100, abs=0.00051)
+    assert figures.p90_error == pytest.approx(float(p90[1]) / 100, abs=0.00051)
     assert (figures.error_figures, figures.error_cards) == (int(counted[1]), int(counted[2]))
 
 

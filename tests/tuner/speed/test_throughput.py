@@ -131,7 +131,7 @@ def test_the_sum_over_replicas() -> None:
 def test_a_forecast_says_its_errors_as_the_bench_wrote_them() -> None:
     figures = rates()
     said = total([speed()]).basis
-    assert f"median error {figures.median_error:.0%}, p90 {figures.p90_error:.0%}" in said
+    assert f"median error {figures.median_error:.1%}, p90 {figures.p90_error:.1%}" in said
     assert f"{figures.error_figures} published figures" in said
     assert 0 < figures.median_error < figures.p90_error
 

@@ -83,7 +83,7 @@ const tiles = (answer, say) => {
     tile(say('atOnce'), whole(answer.atOnce), say('atOnceText')),
   ];
   if (answer.speed) {
-    const error = answer.speed.error === null ? '' : '; ' + say('error', Math.round(100 * answer.speed.error));
+    const error = answer.speed.error === null ? '' : '; ' + say('error', (100 * answer.speed.error).toFixed(1));
     shown.push(tile(say('speed'), three(answer.speed.requests), say('speedText', three(answer.speed.tokens)) + error),
       tile(say('first'), three(answer.speed.first), say('firstText')));
   }

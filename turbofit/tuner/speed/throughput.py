@@ -206,7 +206,7 @@ def total(speeds: Sequence[Speed], measured: Measured | None = None) -> Throughp
     if measured is not None:
         rests = f"cards and links as measured here with torch {measured.torch}, the rest assumed"
     errors = (
-        f"median error {figures.median_error:.0%}, p90 {figures.p90_error:.0%} over "
+        f"median error {figures.median_error:.1%}, p90 {figures.p90_error:.1%} over "
         f"{figures.error_figures} published figures of text models on {figures.error_cards} cards, "
         f"no figure of a vision model is published"
     )

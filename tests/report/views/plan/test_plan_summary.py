@@ -99,4 +99,4 @@ def test_full_shows_the_whole_and_the_summary_is_the_default(capsys) -> None:
     assert "Ledger of GPU 0" in full
     assert "Ledger" not in short
     assert len(short.splitlines()) < len(full.splitlines()) / 4
-    assert re.search(r"speed +[\d.]+ requests/s by the forecast \(median error \d+%", short)
+    assert re.search(r"speed +[\d.]+ requests/s by the forecast \(median error 4\.5%", short)

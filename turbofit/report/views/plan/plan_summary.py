@@ -120,7 +120,7 @@ def speed_in_short(speed: Throughput) -> str:
     error = (
         ""
         if speed.median_error is None
-        else (f" (median error {speed.median_error:.0%}, text models)")
+        else (f" (median error {speed.median_error:.1%}, text models)")
     )
     return f"{three_digits(speed.requests_per_second)} requests/s by the forecast{error}"
 
