@@ -57,6 +57,7 @@ def test_caches_hold_as_many_requests_of_each_model(three: JointPlan) -> None:
 def test_one_is_said_as_one(three: JointPlan) -> None:
     assert "InternVL2-2B 1 request of 32,768 tokens" in three.verdict
     assert " 1 requests" not in three.verdict
+    assert three.verdict.endswith(" of the GPU are nobody's")
 
 
 def test_shares_move_memory() -> None:
@@ -92,6 +93,7 @@ def test_what_does_not_fit_together_says_by_how_much() -> None:
     found = together("internvl2-8b", "qwen2-vl-7b")
     assert not found.fits
     assert "do not fit together" in found.verdict
+    assert " of the GPU at least" in found.verdict
     assert "short" in found.verdict
     assert found.remedy is not None
     assert "--swap" in found.remedy

@@ -282,7 +282,7 @@ def _made(
     left = min((gpu.left for gpu in gpus), default=0)
     return JointPlan(
         fits=True,
-        verdict=f"fit together: {said}; {format_bytes(left)} of each GPU are nobody's",
+        verdict=f"fit together: {said}; {format_bytes(left)} of {_each(gpus)} are nobody's",
         budgets=tuple(budgets),
         gpus=gpus,
         plans=tuple(plans),
@@ -349,14 +349,18 @@ def _too_much(
         f"{model.best.model.name} {format_bytes(need)}"
         for model, need in zip(models, least, strict=True)
     )
-    short = sum(least) - room
+    short, gpus = sum(least) - room, _gpus(plans, machine, margin)
     return JointPlan(
         fits=False,
-        verdict=f"do not fit together: they need {needs} of each GPU at least, and "
+        verdict=f"do not fit together: they need {needs} of {_each(gpus)} at least, and "
         f"{format_bytes(room)} are free: {format_bytes(short)} short",
         budgets=tuple(least),
-        gpus=_gpus(plans, machine, margin),
+        gpus=gpus,
         plans=tuple(plans),
         remedy="turbofit serve --swap lets them take turns; or promise less with --context, "
         "--images or --quant-policy 8",
     )
+
+
+def _each(gpus: Sequence[object]) -> str:
+    return "each GPU" if len(gpus) > 1 else "the GPU"

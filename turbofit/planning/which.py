@@ -153,7 +153,8 @@ def _tried(request: WhichRequest, on: str, errors: list[TurbofitError]) -> Servi
     except TurbofitError as exc:
         errors.append(exc)
         return _nothing(model.name, on, machine, exc.message)
-    why_not = f"the weights alone lack {format_bytes(lacking)} on each GPU"
+    each = " on each GPU" if len(machine.visible) > 1 else ""
+    why_not = f"the weights alone lack {format_bytes(lacking)}{each}"
     return replace(_nothing(model.name, on, machine, why_not), missing=lacking)
 
 

@@ -243,11 +243,11 @@ def verdict_of(
     # None lies in two caches.
     held, longest = (sum(one // each for one in tokens) for each in (request, context))
     where = " and ".join(group_words(resolved, group) for group in groups)
+    each = " on each GPU" if sum(map(len, groups)) > 1 else ""
     return (
         f"fits: {resolved.model.name} on {where}: {running:,} {plural(running, 'request')} at once;"
         f" the cache holds {sum(tokens):,} KV tokens, {held:,} {plural(held, 'request')} of"
-        f" {request:,} tokens or {longest:,} of {context:,}; {format_bytes(spare)} stay free on"
-        " each GPU"
+        f" {request:,} tokens or {longest:,} of {context:,}; {format_bytes(spare)} stay free{each}"
     )
 
 

@@ -57,10 +57,11 @@ def verdict(
     spare = min(one.headroom for one in ledgers)
     off = len(chosen.placement.offloaded)
     how = f", {off} decoder layers in host memory or on disk" if off else ""
+    each = " on each GPU" if sum(map(len, chosen.groups)) > 1 else ""
     return (
         f"fits: {name} on GPU {groups_of(chosen.groups)} with Transformers{how}:"
         f" {_at_once(chosen)} {chosen.session_len:,} tokens at a time;"
-        f" {format_bytes(spare)} stay free on each GPU"
+        f" {format_bytes(spare)} stay free{each}"
     )
 
 
