@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import yaml
 
 from scripts.reference import SCHEMAS, reference_pages
-from turbofit.cli.command_group import COMMANDS
+from turbofit.cli.command_group import COMMANDS, TURBOFIT
 from turbofit.planning.request import PlanRequest
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +62,14 @@ def test_the_reference_has_every_command_field_and_schema() -> None:
     made = reference_pages()
     heads = re.findall(r"^## (.+)$", made["reference/cli.md"], re.MULTILINE)
     assert heads == [*COMMANDS, "Exit codes"]
-    assert "`--cache-max-entry-count" in made["reference/cli.md"]
+    root = click.Context(TURBOFIT)
+    for name in COMMANDS:
+        command = TURBOFIT.get_command(root, name)
+        assert command is not None
+        section = made["reference/cli.md"].partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+        for one in command.params:
+            if isinstance(one, click.Option) and not one.hidden:
+                assert all(re.search(rf"{word}(?![\w-])", section) for word in one.opts), one.opts
     for field in PlanRequest.model_fields:
         assert f"| `{field}` |" in made["reference/python.md"]
     for path in SCHEMAS:
