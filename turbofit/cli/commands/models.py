@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from turbofit.cli.command import Argument, command
@@ -22,7 +23,8 @@ __all__ = ["models"]
 )  # fmt: skip
 def models(fragments: tuple[str, ...], as_json: bool, md: bool) -> int:
     """Show presets."""
-    from turbofit.cli.terminal.output import answer, show
+    from turbofit.cli.terminal import terminal
+    from turbofit.cli.terminal.output import answer, say, show
     from turbofit.model.presets import presets_with
 
     found = [(name, _read(name)) for name in presets_with(fragments)]
@@ -39,9 +41,14 @@ def models(fragments: tuple[str, ...], as_json: bool, md: bool) -> int:
         }
         answer(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     else:
+        from turbofit.report.painters.terminal import paint
         from turbofit.report.views.plan.preset_view import models_view
 
-        show(models_view(known, unsupported), markdown=md)
+        widest = max(map(len, paint(models_view(known, ())).splitlines()))
+        hub_ids = md or not terminal.is_terminal(sys.stdout) or widest <= terminal.width()
+        show(models_view(known, unsupported, hub_ids=hub_ids), markdown=md)
+        if not hub_ids:
+            say(f"hub ids are left out, they need {widest} columns: --md and --json have them")
     return 0
 
 

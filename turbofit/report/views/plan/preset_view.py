@@ -18,16 +18,25 @@ __all__ = ["gpus_view", "models_view"]
 
 
 def models_view(
-    known: Iterable[tuple[str, Model]], unsupported: Iterable[tuple[str, str]]
+    known: Iterable[tuple[str, Model]],
+    unsupported: Iterable[tuple[str, str]],
+    *,
+    hub_ids: bool = True,
 ) -> list[Block]:
-    """Models by name; those without an account below, with the reason."""
+    """Models by name; those without an account below, with the reason.
+
+    Args:
+        known: models by their names.
+        unsupported: reasons by their models' names.
+        hub_ids: false where the terminal has no room for them.
+    """
     columns = (
         Column(title="name"),
         Column(title="params", right=True),
         Column(title="weights", right=True),
         Column(title="context", right=True),
         Column(title="images"),
-        Column(title="hub id"),
+        Column(title="hub id", aside=not hub_ids),
     )
     rows = tuple(
         (
