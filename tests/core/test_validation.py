@@ -27,3 +27,12 @@ def test_what_has_no_text_cannot_be_typed() -> None:
     machine = machine_from("1xrtx3090")
     with pytest.raises(UsageError, match="on is no text"):
         PlanRequest.of(model="m", on=machine).option_arguments(("model",))
+
+
+@pytest.mark.parametrize("field", ["model", "on"])
+def test_a_path_that_is_no_utf8_is_refused(field: str) -> None:
+    """No JSON document can have it: a plan of it was made and could not be written."""
+    with pytest.raises(UsageError, match=r"models\\udcff is no text in UTF-8") as caught:
+        PlanRequest.of(**{"model": "m", field: "/models\udcff"})
+    assert caught.value.message.startswith(field)
+    assert "symbolic link" in caught.value.hint

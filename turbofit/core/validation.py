@@ -110,6 +110,9 @@ class Validated(BaseModel):
     def _validated(
         cls, values: Mapping[str, Any], spelled: Callable[[str], str], *, strict: bool | None = None
     ) -> Self:
+        for name, value in values.items():
+            if isinstance(value, str):
+                _check_utf8(value, spelled(name))
         try:
             return cls.model_validate(dict(values), strict=strict, context={"spelled": spelled})
         except ValidationError as exc:
@@ -147,6 +150,18 @@ class Validated(BaseModel):
             UsageError: as :meth:`of`.
         """
         return self.of(**{**self.given(), **values})
+
+
+def _check_utf8(text: str, name: str) -> None:
+    """A path whose bytes are no UTF-8 has no place in a JSON document."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        shown = text.encode(errors="backslashreplace").decode()
+        raise UsageError(
+            f"{name} {shown[:_SHOWN]} is no text in UTF-8",
+            hint="give it another name, or make a symbolic link to it",
+        ) from None
 
 
 def _option_arguments(field: FieldInfo, name: str, value: Any) -> list[str]:
