@@ -19,5 +19,7 @@ def test_cases_beyond_the_table_are_counted() -> None:
         blocks = rehearsal_blocks(many, timeline=False)
         (table,) = (one for one in blocks if isinstance(one, Table))
         assert len(table.rows) == 12
-        said = [one.text for one in blocks if isinstance(one, Paragraph) and "more case" in one.text]
+        said = [
+            one.text for one in blocks if isinstance(one, Paragraph) and "more case" in one.text
+        ]
         assert [text[: len(told or "")] for text in said] == ([told] if told else [])
