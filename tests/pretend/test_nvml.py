@@ -94,14 +94,14 @@ uuid = n.nvmlDeviceGetUUID(h[2])
 at = lambda x: n.nvmlDeviceGetIndex(x)
 print(json.dumps([len(h), n.nvmlDeviceGetName(h[0]), n.nvmlDeviceGetCudaComputeCapability(h[0]),
     at(n.nvmlDeviceGetHandleByUUID(uuid)), n.nvmlDeviceGetPciInfo(h[1]).busId,
-    at(n.nvmlDeviceGetHandleByPciBusId("00000000:02:00.0")),
+    [at(n.nvmlDeviceGetHandleByPciBusId(f"{domain}02:00.0")) for domain in ("00000000:", "0:", "")],
     [n.nvmlDeviceGetP2PStatus(h[0], x, n.NVML_P2P_CAPS_INDEX_WRITE) for x in h[1:]],
     n.nvmlSystemGetCudaDriverVersion(), no(n.nvmlDeviceGetUtilizationRates, h[0]),
     no(n.nvmlDeviceGetHandleByUUID, "GPU-0"), no(n.nvmlDeviceGetHandleByIndex, 3),
     no(n.nvmlDeviceGetPowerUsage, h[0])]))
 """
     assert nvml(machine, code) == [
-        3, "NVIDIA L4", [8, 9], 2, "00000000:02:00.0", 1, [0, 5], 13000, 3, 6, 2, 3,
+        3, "NVIDIA L4", [8, 9], 2, "00000000:02:00.0", [1, 1, 1], [0, 5], 13000, 3, 6, 2, 3,
     ]  # fmt: skip
     assert machine.shared.processes == ()  # asking leaves no trace
     assert machine.timelines() == set()

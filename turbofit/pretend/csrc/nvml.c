@@ -133,8 +133,12 @@ API nvmlDeviceGetPciInfo_v3(device d, struct pci *out)
 API nvmlDeviceGetHandleByPciBusId_v2(const char *text, device *out)
 {
     u32 domain = 0, bus = 0;
-    if (sscanf(text, "%x:%x:", &domain, &bus) != 2 && sscanf(text, "%x:", &bus) != 1)
-        return INVALID_ARGUMENT;
+    int behind = 0; /* set where the second colon is there: "01:00.0" has no domain */
+    if (sscanf(text, "%x:%x:%n", &domain, &bus, &behind) != 2 || !behind) {
+        domain = 0;
+        if (sscanf(text, "%x:", &bus) != 1)
+            return INVALID_ARGUMENT;
+    }
     for (u32 i = 0; !domain && i < NUMBER(0, "gpus"); i++) {
         if (NUMBER(i + 1, "gpu.%u.bus", i) == bus) {
             *out = (device)(size_t)(1 + i);
