@@ -28,7 +28,7 @@ def test_a_forgotten_unit_is_asked_for(text: str) -> None:
     assert f"for {text} MiB write {text}MiB" in caught.value.hint
 
 
-@pytest.mark.parametrize("text", ["lots", "", "-1", "1 XiB", "9999999TiB"])
+@pytest.mark.parametrize("text", ["lots", "", "-1", "1 XiB", "9999999TiB", "9" * 400])
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(UsageError, match="is not a size"):
         parse_bytes(text)

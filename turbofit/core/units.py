@@ -44,7 +44,7 @@ def parse_bytes(text: str, *, what: str = "size") -> int:
             nobody counts memory of a GPU in so few bytes.
     """
     match = _SIZE.fullmatch(text)
-    value = int(float(match[1]) * _SUFFIX.get(match[2].lower(), 0)) if match else -1
+    value = float(match[1]) * _SUFFIX.get(match[2].lower(), 0) if match else -1
     if not match or match[2].lower() not in _SUFFIX or value > _LARGEST:
         raise UsageError(
             f"{what} {text!r} is not a size", hint="write it as 19GiB, 2780MiB or bytes"
@@ -54,7 +54,7 @@ def parse_bytes(text: str, *, what: str = "size") -> int:
             f"{what}: {match[1]} bytes?",
             hint=f"for {match[1]} GiB write {match[1]}GiB, for {match[1]} MiB write {match[1]}MiB",
         )
-    return value
+    return int(value)
 
 
 def format_bytes(value: int) -> str:
