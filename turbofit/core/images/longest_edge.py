@@ -45,9 +45,8 @@ class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
         return rows * columns + 1 if rows * columns > 1 else 1
 
     def _worst_units(self, limit: int) -> int:
-        """A square's."""
-        side = isqrt(max(1, limit))
-        return side**2 + 1 if side > 1 else 1
+        """A square's. An odd side is rounded up to an even one, and needs a row of tiles more."""
+        return self._units(1, 1, limit)
 
     def tokens(self, width: int, height: int, limit: int | None = None) -> int:
         """Over by one where a tokenizer takes two line feeds for one token."""
@@ -57,7 +56,8 @@ class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
 
     def unit_tokens(self, units: int) -> int:
         """Over by the line feeds of rows that an image of so many units may not have."""
-        return self._prompt_tokens(units, min(isqrt(self.max_dynamic_patch), max(1, units - 1)))
+        most, _ = self._grid(1, 1, self.max_dynamic_patch)
+        return self._prompt_tokens(units, min(most, max(1, units - 1)))
 
     def units_within(self, tokens: int, *, padded: int | None = None) -> int:
         return tokens // (self.tokens_per_tile + 2)
