@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
+import msgspec
 import yaml
 
 from turbofit.core.errors import UsageError
@@ -13,7 +14,9 @@ from turbofit.core.errors import UsageError
 if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
 
-__all__ = ["load_yaml", "preset_path", "presets_dir"]
+__all__ = ["converted", "load_yaml", "preset_path", "presets_dir"]
+
+T = TypeVar("T")
 
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -47,3 +50,17 @@ def load_yaml(path: Path) -> JsonObject:
     if not isinstance(data, dict):
         raise UsageError(f"preset {path.name} is not a mapping", hint="reinstall turbofit")
     return data
+
+
+def converted(data: object, type_: type[T], path: Path) -> T:
+    """What a preset's file holds, or a part of it, as a type.
+
+    Raises:
+        UsageError: it is not of that type.
+    """
+    try:
+        return msgspec.convert(data, type_)
+    except msgspec.ValidationError as exc:
+        raise UsageError(
+            f"preset {path.parent.name}/{path.name} is damaged: {exc}", hint="reinstall turbofit"
+        ) from None

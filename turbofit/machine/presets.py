@@ -8,9 +8,8 @@ from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 
-from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu, Pcie
-from turbofit.core.presets import load_yaml, preset_path, presets_dir
+from turbofit.core.presets import converted, load_yaml, preset_path, presets_dir
 from turbofit.core.struct import NA, Struct
 from turbofit.core.units import MIB
 
@@ -287,10 +286,5 @@ def _context_rule() -> ContextRule:
 
 
 def _read(file: str, type_: type[T]) -> T:
-    data = load_yaml(presets_dir() / "gpus" / file)
-    try:
-        return msgspec.convert(data, type_)
-    except msgspec.ValidationError as exc:
-        raise UsageError(
-            f"preset gpus/{file} is damaged: {exc}", hint="reinstall turbofit"
-        ) from None
+    path = presets_dir() / "gpus" / file
+    return converted(load_yaml(path), type_, path)

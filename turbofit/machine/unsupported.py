@@ -6,10 +6,7 @@ import re
 from functools import cache
 from typing import Final
 
-import msgspec
-
-from turbofit.core.errors import UsageError
-from turbofit.core.presets import load_yaml, presets_dir
+from turbofit.core.presets import converted, load_yaml, presets_dir
 from turbofit.core.struct import Struct
 
 __all__ = ["UnsupportedCard", "unsupported_card"]
@@ -40,10 +37,5 @@ def unsupported_card(name: str) -> UnsupportedCard | None:
 
 @cache
 def _rows() -> tuple[UnsupportedCard, ...]:
-    data = load_yaml(presets_dir() / "gpus" / _FILE)
-    try:
-        return msgspec.convert(data.get("cards"), tuple[UnsupportedCard, ...])
-    except msgspec.ValidationError as exc:
-        raise UsageError(
-            f"preset gpus/{_FILE} is damaged: {exc}", hint="reinstall turbofit"
-        ) from None
+    path = presets_dir() / "gpus" / _FILE
+    return converted(load_yaml(path).get("cards"), tuple[UnsupportedCard, ...], path)

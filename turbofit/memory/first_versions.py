@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from functools import cache
 
-import msgspec
-
-from turbofit.core.errors import UsageError
 from turbofit.core.model import Model
-from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.presets import converted, load_yaml, preset_path
 from turbofit.core.struct import Struct
+from turbofit.memory.versions import written
 
 __all__ = ["not_yet"]
 
@@ -34,10 +31,10 @@ def not_yet(model: Model, engine: str, version: str) -> str | None:
         engine: ``turbomind`` or ``pytorch``.
         version: LMDeploy's.
     """
-    wanted = _numbers(version)
+    wanted = written(version)
     for architecture in dict.fromkeys((model.architecture, model.text.architecture)):
         first = _first_versions(engine).get(architecture)
-        if wanted and first and wanted < _numbers(first)[: len(wanted)]:
+        if wanted and first and wanted < written(first)[: len(wanted)]:
             return (
                 f"the {engine} engine of LMDeploy {version} does not run {architecture}, which"
                 f" came with {first}"
@@ -45,21 +42,10 @@ def not_yet(model: Model, engine: str, version: str) -> str | None:
     return None
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    """The numbers that are written; none where it is no version."""
-    found = re.search(r"\d+(\.\d+){1,2}", version)
-    return tuple(map(int, found[0].split("."))) if found else ()
-
-
 @cache
 def _first_versions(engine: str) -> dict[str, str]:
     """The first release of each architecture."""
     path = preset_path("engines", "first-versions")
-    try:
-        read = msgspec.convert(load_yaml(path), _FirstVersions)
-    except msgspec.ValidationError as exc:
-        raise UsageError(
-            f"preset engines/{path.name} is damaged: {exc}", hint="reinstall turbofit"
-        ) from None
+    read = converted(load_yaml(path), _FirstVersions, path)
     found = {"turbomind": read.turbomind, "pytorch": read.pytorch}.get(engine, {})
     return {name: release for release, names in found.items() for name in names}

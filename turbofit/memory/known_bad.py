@@ -5,10 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
-import msgspec
-
-from turbofit.core.errors import UsageError
-from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.presets import converted, load_yaml, preset_path
 from turbofit.core.struct import Struct
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.versions import parse
@@ -146,9 +143,4 @@ def _rows_of(engine: str, version: str) -> tuple[KnownProblem, ...]:
 @cache
 def _rows() -> tuple[KnownProblem, ...]:
     path = preset_path("engines", "known-bad")
-    try:
-        return msgspec.convert(load_yaml(path).get("problems"), tuple[KnownProblem, ...])
-    except msgspec.ValidationError as exc:
-        raise UsageError(
-            f"preset engines/{path.name} is damaged: {exc}", hint="reinstall turbofit"
-        ) from None
+    return converted(load_yaml(path).get("problems"), tuple[KnownProblem, ...], path)

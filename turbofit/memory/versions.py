@@ -17,6 +17,7 @@ __all__ = [
     "is_legacy",
     "parse",
     "release",
+    "written",
 ]
 
 Version = tuple[int, int, int]
@@ -31,10 +32,16 @@ FIRST_CURRENT: Final = "0.18"
 _NUMBERS: Final = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
 
 
+def written(version: str) -> tuple[int, ...]:
+    """The two or three numbers that a version is written with; none where it is no version."""
+    match = _NUMBERS.search(version)
+    return () if match is None else tuple(int(number) for number in match.groups() if number)
+
+
 def parse(version: str) -> Version | None:
     """The numbers of a version such as ``0.6``, ``v0.5.2.post1``; None where there are none."""
-    match = _NUMBERS.search(version)
-    return None if match is None else (int(match[1]), int(match[2]), int(match[3] or 0))
+    numbers = written(version)
+    return (numbers[0], numbers[1], numbers[2] if len(numbers) > 2 else 0) if numbers else None
 
 
 def release(version: str) -> tuple[int, int]:

@@ -9,10 +9,8 @@ import re
 from functools import cache
 from typing import Final, Literal
 
-import msgspec
-
 from turbofit.core.errors import UsageError
-from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.presets import converted, load_yaml, preset_path
 from turbofit.core.struct import Struct
 
 __all__ = [
@@ -70,13 +68,8 @@ def unplanned() -> tuple[UnsupportedFamily, ...]:
     Raises:
         UsageError: the installed file is damaged.
     """
-    data = load_yaml(preset_path("families", "unplanned"))
-    try:
-        return msgspec.convert(data["models"], tuple[UnsupportedFamily, ...])
-    except (msgspec.ValidationError, KeyError) as exc:
-        raise UsageError(
-            f"preset families/unplanned.yaml is damaged: {exc}", hint="reinstall turbofit"
-        ) from None
+    path = preset_path("families", "unplanned")
+    return converted(load_yaml(path).get("models"), tuple[UnsupportedFamily, ...], path)
 
 
 def refusal(architecture: str) -> UsageError:
