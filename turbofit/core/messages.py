@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["groups_of", "indices", "option_of", "plural"]
+__all__ = ["groups_of", "indices", "on_each_gpu", "option_of", "plural"]
 
 
 def indices(gpus: Iterable[int]) -> str:
@@ -30,6 +30,11 @@ def option_of(setting: str) -> str:
     """The option that asks for a setting, by the setting's name."""
     name = "speculative_algorithm" if setting == "speculative" else setting
     return "--" + name.rstrip("_").replace("_", "-")
+
+
+def on_each_gpu(gpus: int) -> str:
+    """What follows bytes that so many GPUs have alike: nothing where there is one."""
+    return " on each GPU" if gpus > 1 else ""
 
 
 def plural(count: int, noun: str) -> str:

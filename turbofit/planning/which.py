@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.machine import Machine
+from turbofit.core.messages import on_each_gpu
 from turbofit.core.model import Model
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.struct import known, to_builtins
@@ -153,7 +154,7 @@ def _tried(request: WhichRequest, on: str, errors: list[TurbofitError]) -> Servi
     except TurbofitError as exc:
         errors.append(exc)
         return _nothing(model.name, on, machine, exc.message)
-    each = " on each GPU" if len(machine.visible) > 1 else ""
+    each = on_each_gpu(len(machine.visible))
     why_not = f"the weights alone lack {format_bytes(lacking)}{each}"
     return replace(_nothing(model.name, on, machine, why_not), missing=lacking)
 

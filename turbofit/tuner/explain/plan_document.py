@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from msgspec.structs import replace
 
 from turbofit.core.machine import Gpu
-from turbofit.core.messages import plural
+from turbofit.core.messages import on_each_gpu, plural
 from turbofit.core.plan import (
     Candidate,
     GpuLedger,
@@ -243,7 +243,7 @@ def verdict_of(
     # None lies in two caches.
     held, longest = (sum(one // each for one in tokens) for each in (request, context))
     where = " and ".join(group_words(resolved, group) for group in groups)
-    each = " on each GPU" if sum(map(len, groups)) > 1 else ""
+    each = on_each_gpu(sum(map(len, groups)))
     return (
         f"fits: {resolved.model.name} on {where}: {running:,} {plural(running, 'request')} at once;"
         f" the cache holds {sum(tokens):,} KV tokens, {held:,} {plural(held, 'request')} of"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from turbofit.core.machine import Gpu
-from turbofit.core.messages import groups_of
+from turbofit.core.messages import groups_of, on_each_gpu
 from turbofit.core.plan import GpuLedger
 from turbofit.core.units import format_bytes
 from turbofit.tuner.fallback.search import Chosen
@@ -57,7 +57,7 @@ def verdict(
     spare = min(one.headroom for one in ledgers)
     off = len(chosen.placement.offloaded)
     how = f", {off} decoder layers in host memory or on disk" if off else ""
-    each = " on each GPU" if sum(map(len, chosen.groups)) > 1 else ""
+    each = on_each_gpu(sum(map(len, chosen.groups)))
     return (
         f"fits: {name} on GPU {groups_of(chosen.groups)} with Transformers{how}:"
         f" {_at_once(chosen)} {chosen.session_len:,} tokens at a time;"
