@@ -33,7 +33,8 @@ __all__ = ["Admission", "dead"]
 
 #: Ends the name of the line of a client's requests that an engine failed; no client's own name.
 _AGAIN: Final = "\n"
-#: The same of a request that may not go where there is room, but for a number.
+#: Stands between a client's name and a number in the name of a line of one request, which waits
+#: although an engine has room.
 _APART: Final = "\n\n"
 
 
@@ -98,7 +99,7 @@ class Admission:
         if refusal is not None:
             raise refusal
         if not self._lines or self._passes(cost):
-            engine = self._find(self._best(cost, avoid), cost, choose, avoid)
+            engine = self._chosen(self._best(cost, avoid), cost, choose, avoid)
             if engine is not None:
                 return self.take(engine, cost)
         if self.waiting >= self._longest and not avoid:
@@ -162,7 +163,7 @@ class Admission:
                 self._drop(waiter)
                 continue
             best = self._best(waiter.cost, waiter.avoid)
-            engine = self._find(best, waiter.cost, waiter.choose, waiter.avoid)
+            engine = self._chosen(best, waiter.cost, waiter.choose, waiter.avoid)
             if engine is None:
                 if best is None and not waiter.avoid:
                     return
@@ -248,7 +249,7 @@ class Admission:
             del self._lines[waiter.line]
 
     @staticmethod
-    def _find(
+    def _chosen(
         best: RoutedEngine | None,
         cost: Cost,
         choose: Chooser | None,

@@ -83,10 +83,10 @@ class EqualRequests:
     def answered(self, sketch: str) -> None:
         """An engine has begun to answer it: equal ones may go to all of them."""
         self._remember(sketch)
-        self.failed(sketch)
+        self.forget(sketch)
 
-    def failed(self, sketch: str) -> None:
-        """An engine failed it, and `suspects` knows of it: equal ones need not wait for it."""
+    def forget(self, sketch: str) -> None:
+        """Equal ones need not wait for it any longer: `suspects` knows what became of it."""
         first = self._unanswered.pop(sketch, None)
         if first is not None and first.waited_for:
             self._pump()

@@ -127,7 +127,7 @@ class RequestForwarder:
         if outcome.answered and not outcome.broken and not outcome.failed:
             self._equal.answered(request.identity.sketch)
         else:
-            self._equal.failed(request.identity.sketch)
+            self._equal.forget(request.identity.sketch)
 
     async def _broke_off(
         self, request: RequestContext, died: EngineDied, retries: Retries, avoid: list[RoutedEngine]
@@ -186,7 +186,7 @@ class RequestForwarder:
             if not innocent:
                 place.leave()
                 if request.identity is not None:
-                    self._equal.failed(request.identity.sketch)
+                    self._equal.forget(request.identity.sketch)
         return place if innocent else None
 
     async def _take_alone(
