@@ -15,7 +15,7 @@ from bench.simulation.modules import world
 from turbofit.core.errors import TurbofitError
 from turbofit.observe.calibrations import with_calibrations
 
-__all__ = ["remembered", "share"]
+__all__ = ["make_store", "remembered", "share"]
 
 #: Plans and errors that were found, by what was asked; the oldest go.
 _PLANS: dict[bytes, Any] = {}
@@ -27,12 +27,18 @@ _CALLS = itertools.count(1)
 _SHARED: list[sqlite3.Connection] = []
 
 
+def make_store(path: Path) -> None:
+    """Make the file that `share` opens: of two that set its journal's mode at once one fails."""
+    made = sqlite3.connect(path, isolation_level=None)
+    made.execute("pragma journal_mode = wal")
+    made.execute("create table plans (question primary key, found)")
+    made.close()
+
+
 def share(path: Path) -> None:
     """Keep what is found in a file too, and look there for what this process has not found."""
     shared = sqlite3.connect(path, timeout=60, isolation_level=None)
-    shared.execute("pragma journal_mode = wal")
     shared.execute("pragma synchronous = off")
-    shared.execute("create table if not exists plans (question primary key, found)")
     _SHARED[:] = [shared]
 
 

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bench.simulation.history import Result
-from bench.simulation.plans import share
+from bench.simulation.plans import make_store, share
 from bench.simulation.report import Totals, write_results
 from bench.simulation.scenario import KINDS, of_kind, simulate
 from turbofit.gateway.allocator import keep_large_blocks
@@ -96,6 +96,7 @@ def _run(given: Any) -> Totals:
 
     with TemporaryDirectory(prefix="turbofit-plans-") as folder:
         plans = Path(folder) / "plans.sqlite"
+        make_store(plans)
         for at in range(0, len(batches), life):
             if not over():
                 _add(totals, batches[at : at + life], given, over, plans)

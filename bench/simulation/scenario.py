@@ -199,8 +199,9 @@ class Day:
 
     def _poison_at_once(self, rare: random.Random | None, begin: float) -> None:
         """In few days a client sends its killing request several times at once, and hangs up."""
-        for _ in range(rare.randrange(1, 6) if rare is not None else 0):
-            assert rare is not None
+        if rare is None:
+            return
+        for _ in range(rare.randrange(1, 6)):
             when = rare.uniform(begin, begin + self.seconds - CALM)
             text, within = f"poison {rare.random()}", rare.choice((0.0, 0.01, 0.05, 1.0))
             for _ in range(rare.randrange(2, 12)):

@@ -90,6 +90,7 @@ def test_what_one_worker_found_no_other_searches_for(
     monkeypatch.setattr(plans, "_SHARED", [])
     monkeypatch.setattr(plans, "_PLANS", {})
     monkeypatch.setattr(plans, "_SEARCHED_AGAIN", 1_000_000)
+    plans.make_store(tmp_path / "plans.sqlite")
     plans.share(tmp_path / "plans.sqlite")
     one = simulate(130)
     assert any(isinstance(found, TurbofitError) for found in plans._PLANS.values())
