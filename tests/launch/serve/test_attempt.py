@@ -35,7 +35,7 @@ def test_a_start_gets_a_ratio_where_others_may_be_on_its_cards(
 
 
 @pytest.mark.parametrize(
-    ("kind", "overdrawn", "expected"),
+    ("kind", "taken", "expected"),
     [
         ("killed", False, True),
         ("out_of_memory", True, True),
@@ -44,9 +44,9 @@ def test_a_start_gets_a_ratio_where_others_may_be_on_its_cards(
     ],
 )
 def test_a_lack_of_memory_that_others_took_is_no_fault_of_a_request(
-    kind: Any, overdrawn: bool, expected: bool
+    kind: Any, taken: bool, expected: bool
 ) -> None:
     attempt = Attempt(SimpleNamespace(), PLAN, 0)
-    attempt._gpu_monitor = SimpleNamespace(overdrawn=lambda uuids: overdrawn)  # type: ignore[assignment]
+    attempt._gpu_monitor = SimpleNamespace(without_headroom=lambda uuids: taken)  # type: ignore[assignment]
     ending = EngineExit(kind, LaunchError(kind, hint="none"))
     assert attempt._other_cause(SimpleNamespace(group=0), ending) is expected

@@ -107,19 +107,29 @@ def test_each_step_into_the_margin_is_said_once(gpu_monitor: GpuMonitor, ground:
 def test_whether_others_have_all_that_was_left_outlives_the_engine(
     gpu_monitor: GpuMonitor, ground: Ground
 ) -> None:
-    def overdrawn(size: int) -> bool:
+    def taken(size: int) -> bool:
         grow(ground, size)
         gpu_monitor.look()
-        return gpu_monitor.overdrawn(["GPU-of-another-engine", ground.scenario.gpus[0].uuid])
+        return gpu_monitor.without_headroom(["GPU-of-another-engine", ground.scenario.gpus[0].uuid])
 
-    found = [overdrawn(size) for size in (200 * MIB, 500 * MIB)]
+    found = [taken(size) for size in (200 * MIB, 500 * MIB)]
     # The engine ends of it: NVML shows no more what was whose.
     card = ground.scenario.gpus[0]
     card.compute, card.used = card.compute[1:], 500 * MIB
     ground.change()
     gpu_monitor.look()
-    found.append(gpu_monitor.overdrawn([card.uuid]))
-    assert (found, gpu_monitor.overdrawn(["GPU-of-another-engine"])) == ([False, True, True], False)
+    found.append(gpu_monitor.without_headroom([card.uuid]))
+    assert found == [False, True, True]
+    assert not gpu_monitor.without_headroom(["GPU-of-another-engine"])
+
+
+def test_a_plan_without_headroom_is_not_taken_for_others_growth(ground: Ground) -> None:
+    (ledger,) = ground.plan.gpus
+    full = msgspec.structs.replace(ledger, headroom=0, margin=0)
+    plan = msgspec.structs.replace(ground.plan, gpus=(full,))
+    monitor = GpuMonitor(plan, lambda: [ground.engine], ground.warn)
+    monitor.look()
+    assert not monitor.without_headroom([full.uuid])
 
 
 def test_other_models_may_have_what_a_budget_withholds(ground: Ground) -> None:

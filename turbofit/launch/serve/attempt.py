@@ -346,7 +346,11 @@ class Attempt:
     def _other_cause(self, engine: SupervisedEngine, ending: EngineExit) -> bool:
         """Whether no request can have ended an engine."""
         uuids, monitor = self._uuids(engine), self._gpu_monitor
-        if ending.kind == "out_of_memory" and monitor is not None and monitor.overdrawn(uuids):
+        if (
+            ending.kind == "out_of_memory"
+            and monitor is not None
+            and monitor.without_headroom(uuids)
+        ):
             return True
         return ending.kind == "killed" or any_lost(uuids)
 

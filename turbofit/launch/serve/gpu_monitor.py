@@ -29,6 +29,8 @@ _EVERY: Final = 10.0
 _NOISE: Final = 64 * MIB
 _HOT: Final = 0x20 | 0x40
 _POWER: Final = 0x80
+#: How far others have grown into the margin where the worst request would end an engine.
+_DEADLY: Final = 3
 
 
 class GpuMonitor(threading.Thread):
@@ -56,15 +58,15 @@ class GpuMonitor(threading.Thread):
         self._plan, self._engines, self._warn, self._every = plan, engines, warn, every
         self._stopped = threading.Event()
         self._said: dict[str, int] = {}
-        #: GPUs by UUID where others left nothing for the worst request at the last look.
-        self._overdrawn: set[str] = set()
+        #: UUIDs of GPUs whose headroom others had taken at the last look.
+        self._without_headroom: set[str] = set()
 
-    def overdrawn(self, uuids: Iterable[str]) -> bool:
-        """Whether others have taken all that the plan left free on one of these GPUs.
+    def without_headroom(self, uuids: Iterable[str]) -> bool:
+        """Whether others have taken all the headroom of one of these GPUs.
 
         Under: what they took since the last look.
         """
-        return not self._overdrawn.isdisjoint(uuids)
+        return not self._without_headroom.isdisjoint(uuids)
 
     def stop(self) -> None:
         """Look no more."""
@@ -103,12 +105,15 @@ class GpuMonitor(threading.Thread):
             return
         grown = others - ledger.used
         left = ledger.headroom - grown
-        (self._overdrawn.add if left <= 0 else self._overdrawn.discard)(ledger.uuid)
         margin = open_margin(ledger) if self._fitted else ledger.margin
         # 0: fine, 1: into the margin, 2: half of it is gone, 3: the worst request would die.
         level = 0 if grown < _NOISE or left >= margin else 1
         if level and left < margin // 2:
-            level = 3 if left <= 0 else 2
+            level = _DEADLY if left <= 0 else 2
+        if level == _DEADLY:
+            self._without_headroom.add(ledger.uuid)
+        else:
+            self._without_headroom.discard(ledger.uuid)
         name = f"grown {ledger.uuid}"
         if not level:
             self._said.pop(name, None)
