@@ -50,7 +50,7 @@ BUGS = (
         "gateway/routing/request_forwarder.py",
         "                if not exc.vanished:\n", "                if False:\n", 3002864),
     Bug("a lack of memory that others took is a request's fault", "launch/serve/attempt.py",
-        'if ending.kind == "out_of_memory" and monitor', 'if False and monitor', 2230139),
+        'if ending.kind == "out_of_memory" and taken:', "if False:", 2230139),
     Bug("room is given back twice", "gateway/routing/request_forwarder.py",
         "            self.left = self._door.begin(", "            self._door.begin("),
     Bug("room is kept where an engine breaks off", "gateway/routing/request_forwarder.py",

@@ -346,11 +346,8 @@ class Attempt:
     def _other_cause(self, engine: SupervisedEngine, ending: EngineExit) -> bool:
         """Whether no request can have ended an engine."""
         uuids, monitor = self._uuids(engine), self._gpu_monitor
-        if (
-            ending.kind == "out_of_memory"
-            and monitor is not None
-            and monitor.without_headroom(uuids)
-        ):
+        taken = monitor is not None and monitor.without_headroom(uuids)
+        if ending.kind == "out_of_memory" and taken:
             return True
         return ending.kind == "killed" or any_lost(uuids)
 
