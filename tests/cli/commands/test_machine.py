@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 from turbofit.cli.main import main
 from turbofit.core.machine import CardSpeed, Measured
 from turbofit.core.process.state import state_dir
@@ -19,3 +21,18 @@ def test_a_measurement_that_cannot_be_kept_is_shown(monkeypatch, capsys) -> None
     told = capsys.readouterr()
     assert "not kept: " in told.err
     assert "L4" in told.out
+
+
+def test_a_disk_that_is_full_leaves_the_snapshot_that_was_there(tmp_path, capsys) -> None:
+    kept = tmp_path / "card.json"
+    kept.write_text("the old snapshot")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        code = main(["machine", "--on", "1xl4", "--save", str(kept)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 2
+    assert "card.json cannot be written: File too large" in capsys.readouterr().err
+    assert kept.read_text() == "the old snapshot"
+    assert list(tmp_path.iterdir()) == [kept]

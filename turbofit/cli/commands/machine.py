@@ -36,6 +36,7 @@ def machine(
 ) -> int:
     """Measure, keep, show."""
     from turbofit.cli.terminal.output import answer, say, show
+    from turbofit.core.process.files import write_output
     from turbofit.core.struct import to_json
     from turbofit.machine.source import machine_from
 
@@ -43,7 +44,7 @@ def machine(
     if measure:
         found = _measured(found, on)
     if save:
-        _save(save, to_json(found))
+        write_output(save, to_json(found))
         say(f"saved to {save}")
     if as_json:
         answer(to_json(found))
@@ -76,15 +77,3 @@ def _measured(machine: Machine, on: str | None) -> Machine:
     except (OSError, UsageError) as exc:
         note(f"not kept: {exc}")
     return with_measured(machine, found)
-
-
-def _save(path: str, text: str) -> None:
-    from turbofit.core.errors import UsageError
-
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as exc:
-        raise UsageError(
-            f"{path} cannot be written: {exc.strerror or exc}", hint="choose another file"
-        ) from None
