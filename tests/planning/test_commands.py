@@ -8,7 +8,7 @@ import pytest
 
 from bench.common.plans import gpu, machine, model, plausible_plan
 from turbofit.core.model import ModelSource
-from turbofit.core.plan import Engine, Settings
+from turbofit.core.plan import PlannedEngine, Settings
 from turbofit.model.draft_reader import read_draft
 from turbofit.model.source import resolve_model
 from turbofit.planning.commands import commands, model_path, ratio, visible_devices
@@ -142,7 +142,7 @@ def test_lmdeploy_reads_what_drafts(parse: Any) -> None:
 
     draft = read_draft(resolve_model("glm-4.5-air"), "deepseek_mtp", None, 3)
     for one in (draft, msgspec.structs.replace(draft, method="eagle", model="/draft")):
-        engine = Engine(name="pytorch", version="0.18")
+        engine = PlannedEngine(name="pytorch", version="0.18")
         plan = plausible_plan(settings=Settings(speculative=one), engine=engine)
         config = get_speculative_config(parse(commands(plan)[0].argv))
         assert (config.method, config.model or "") == (one.method, one.model)

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from bench.common.plans import plausible_plan
 from turbofit import api
 from turbofit.core.errors import PackageError
-from turbofit.core.plan import Engine, Plan, Settings
+from turbofit.core.plan import Plan, PlannedEngine, Settings
 from turbofit.model.draft_reader import read_draft
 from turbofit.model.presets import preset_model
 from turbofit.planning.needs import check_needs, need_warning
@@ -21,7 +21,7 @@ from turbofit.planning.needs import check_needs, need_warning
 def plan_of(preset: str, engine: str = "pytorch") -> Plan:
     plan = plausible_plan()
     return replace(
-        plan, model=preset_model(preset), engine=Engine(name=engine, version="0.18")
+        plan, model=preset_model(preset), engine=PlannedEngine(name=engine, version="0.18")
     )  # fmt: skip
 
 

@@ -27,7 +27,6 @@ __all__ = [
     "Candidate",
     "Command",
     "Death",
-    "Engine",
     "EngineName",
     "Footprint",
     "Goal",
@@ -41,6 +40,7 @@ __all__ = [
     "Parallel",
     "Phase",
     "Plan",
+    "PlannedEngine",
     "Rehearsal",
     "RehearsedCache",
     "RehearsedCase",
@@ -196,7 +196,7 @@ class GpuLedger(Struct):
         return self.headroom >= self.margin
 
 
-class Engine(Struct):
+class PlannedEngine(Struct):
     """The engine that the account is for."""
 
     name: EngineName
@@ -349,7 +349,7 @@ class Plan(Struct):
     model: Model
     machine: Machine
     workload: Workload
-    engine: Engine
+    engine: PlannedEngine
     parallel: Parallel
     settings: Annotated[Settings, doc("What LMDeploy is told, under LMDeploy's own names.")]
     limits: Annotated[Limits, doc("What the gateway enforces.")]

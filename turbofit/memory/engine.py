@@ -8,8 +8,7 @@ from typing import ClassVar, Final
 
 from turbofit.core.images import ImageRule
 from turbofit.core.model import Model
-from turbofit.core.plan import Engine as PlannedEngine
-from turbofit.core.plan import EngineName, HostMemory, Settings
+from turbofit.core.plan import EngineName, HostMemory, PlannedEngine, Settings
 from turbofit.core.struct import Struct
 from turbofit.memory.account import Account
 from turbofit.memory.launch import EngineLaunch

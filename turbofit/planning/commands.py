@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
-    from turbofit.core.plan import Engine, Plan, Settings
+    from turbofit.core.plan import Plan, PlannedEngine, Settings
 
 __all__ = [
     "commands", "model_path", "module_of", "private_commands", "ratio",
@@ -75,7 +75,7 @@ def _commands(
     )
 
 
-def module_of(engine: Engine) -> str:
+def module_of(engine: PlannedEngine) -> str:
     """What ``python -m`` runs for the first word of an engine's command."""
     if engine.of_lmdeploy:
         return "lmdeploy"
@@ -84,7 +84,7 @@ def module_of(engine: Engine) -> str:
     return MODULE
 
 
-def refuse_options(engine: Engine, options: Sequence[str]) -> None:
+def refuse_options(engine: PlannedEngine, options: Sequence[str]) -> None:
     """Refuse LMDeploy's own options for another server.
 
     Raises:

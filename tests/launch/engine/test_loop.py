@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from bench.common.plans import plausible_plan
 from turbofit.core.errors import LaunchError, OutOfMemoryError
-from turbofit.core.plan import Engine, Plan
+from turbofit.core.plan import Plan, PlannedEngine
 from turbofit.launch.engine.loop import loop_ended, no_cache, raced, torch_ran_out
 from turbofit.launch.engine.pretend_usage import PretendDeath
 from turbofit.launch.engine.startup_tracker import StartupTracker
@@ -21,7 +21,9 @@ FAILED = "2026-11-20 15:21:22,051 - lmdeploy - ERROR - engine.py:671 - Engine ma
 
 @pytest.fixture
 def plan() -> Plan:
-    return replace(plausible_plan(gpus=1, tp=1), engine=Engine(name="pytorch", version="0.18"))
+    return replace(
+        plausible_plan(gpus=1, tp=1), engine=PlannedEngine(name="pytorch", version="0.18")
+    )
 
 
 def watched(plan: Plan, *lines: str) -> StartupTracker:

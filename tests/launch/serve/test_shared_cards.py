@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from bench.common.plans import plausible_plan
-from turbofit.core.plan import Engine
+from turbofit.core.plan import PlannedEngine
 from turbofit.core.units import GIB
 from turbofit.launch.serve import shared_cards
 from turbofit.launch.serve.shared_cards import SharedCards, ratio_now
@@ -74,6 +74,6 @@ def test_engines_on_parts_of_a_pretend_machine_have_one_each(tmp_path: Path) -> 
     halves = plausible_plan(gpus=4, tp=2)
     assert cards.file(halves) is None
     assert cards.ratio(halves, 0) == halves.settings.cache_max_entry_count
-    on_torch = replace(PLAN, engine=Engine(name="pytorch", version="0.18.0"))
+    on_torch = replace(PLAN, engine=PlannedEngine(name="pytorch", version="0.18.0"))
     assert cards.file(on_torch) is None
     assert shared_cards.__doc__

@@ -75,6 +75,8 @@ _DOCUMENTS: Final = {
 }
 _PLAN: Final = "urn:turbofit:plan:1"
 _LEFT_OUT: Final = ("title", "default", "discriminator")
+#: Types whose published name is not the class's: ``turbofit.plan/1`` keeps its names.
+_PUBLISHED_NAMES: Final = {"PlannedEngine": "Engine"}
 
 
 def document(name: str) -> Document:
@@ -98,7 +100,8 @@ def document(name: str) -> Document:
 
 def _parts(kind: type[Struct]) -> dict[str, Any]:
     """The schemas of a type and of all that its fields hold, by their names."""
-    return msgspec.json.schema_components([kind], schema_hook=any_json)[1]
+    parts = msgspec.json.schema_components([kind], schema_hook=any_json)[1]
+    return {_PUBLISHED_NAMES.get(name, name): part for name, part in parts.items()}
 
 
 def _published(part: Any, theirs: set[str]) -> Any:
@@ -120,6 +123,7 @@ def _published(part: Any, theirs: set[str]) -> Any:
     }
     if "$ref" in found:
         name = found["$ref"].rpartition("/")[2]
+        name = _PUBLISHED_NAMES.get(name, name)
         inside = f"{_PLAN}#/$defs/{name}" if name in theirs else f"#/$defs/{name}"
         found["$ref"] = _PLAN if name == "Plan" else inside
     if "properties" in found:
