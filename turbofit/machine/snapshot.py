@@ -10,7 +10,7 @@ import msgspec
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import MACHINE_SCHEMA, Gpu, Machine, Measured
-from turbofit.core.process.files import write_atomic
+from turbofit.core.process.files import write_output
 from turbofit.core.struct import NA, Struct, decode, to_json
 
 __all__ = ["check_possible", "load_snapshot", "save_snapshot"]
@@ -31,12 +31,12 @@ class _Schema(Struct):
 
 
 def save_snapshot(machine: Machine, path: str | os.PathLike[str]) -> None:
-    """Write the machine, whole or not at all.
+    """Write the machine: a file whole or not at all, a pipe or a device as it is.
 
     Raises:
         UsageError: the file cannot be written.
     """
-    write_atomic(path, to_json(machine))
+    write_output(os.fspath(path), to_json(machine))
 
 
 def load_snapshot(path: str | os.PathLike[str]) -> Machine:

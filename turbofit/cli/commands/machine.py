@@ -36,15 +36,15 @@ def machine(
 ) -> int:
     """Measure, keep, show."""
     from turbofit.cli.terminal.output import answer, say, show
-    from turbofit.core.process.files import write_output
     from turbofit.core.struct import to_json
+    from turbofit.machine.snapshot import save_snapshot
     from turbofit.machine.source import machine_from
 
     found = machine_from(on, gpus=gpus)
     if measure:
         found = _measured(found, on)
     if save:
-        write_output(save, to_json(found))
+        save_snapshot(found, save)
         say(f"saved to {save}")
     if as_json:
         answer(to_json(found))
