@@ -10,7 +10,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.validation import Metavar, Validated
 from turbofit.planning.request import Count, Positive, Size, Tokens
 
-__all__ = ["LOAD_FIELDS", "LoadSpec"]
+__all__ = ["LoadSpec"]
 
 Share = Annotated[float, Field(ge=0, lt=1), Metavar("SHARE")]
 Seconds = Annotated[float, Field(gt=0, lt=1e6), Metavar("SECONDS")]
@@ -113,7 +113,3 @@ class LoadSpec(Validated):
         if self.trace is not None:
             return 0
         return self.at_once or _CONCURRENCY
-
-
-#: The fields, which commands take as options.
-LOAD_FIELDS: Final = tuple(LoadSpec.model_fields)

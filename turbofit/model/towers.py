@@ -32,8 +32,9 @@ def audio_parameters(audio: AudioDims, text_hidden: int) -> int:
     return convolutions + audio.layers * block + behind + _dense(hidden, hidden)
 
 
-def _dense(inputs: int, outputs: int, *, bias: bool = True) -> int:
-    return inputs * outputs + (outputs if bias else 0)
+def _dense(inputs: int, outputs: int) -> int:
+    """Parameters of a linear layer with its bias."""
+    return (inputs + 1) * outputs
 
 
 def _norm(vision: VisionDims) -> int:

@@ -17,7 +17,7 @@ _VERSIONS = struct.Struct("<HHIII")  # Elf64_Verneed
 _VERSION = struct.Struct("<IHHII")  # Elf64_Vernaux
 _DYNAMIC, _DYNSYM, _VERNEED = 6, 11, 0x6FFFFFFE
 _NEEDED = 1
-_OBJECT, _FUNCTION, _WEAK = 1, 2, 2
+_OBJECT, _FUNCTION = 1, 2
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,6 @@ class Symbol:
     offset: int
     size: int
     function: bool
-    weak: bool
     defined: bool
     data: bool = False
 
@@ -112,7 +111,6 @@ def dynamic_symbols(library: Path) -> Iterator[Symbol]:
                     offset=value,
                     size=length,
                     function=kind == _FUNCTION,
-                    weak=info >> 4 == _WEAK,
                     defined=index != 0,
                     data=kind == _OBJECT,
                 )

@@ -9,6 +9,7 @@ from turbofit.pretend.errors import PretendError
 from turbofit.pretend.libraries import ACCOUNT
 
 _ABI = 4
+_FREEZE_MS = 5000
 NO_MEMORY = 2
 
 
@@ -59,9 +60,12 @@ class LibraryAccount:
         """The machine's index of a card that this process sees; -1 where there is none."""
         return int(self._lib.pretend_physical(device))
 
-    def freeze(self, timeout_ms: int = 5000) -> bool:
-        """Holds all other threads that call CUDA where they are; False if one did not stop."""
-        return int(self._lib.pretend_freeze(timeout_ms)) >= 0
+    def freeze(self) -> bool:
+        """Holds all other threads that call CUDA where they are; False if one did not stop in time.
+
+        They have five seconds.
+        """
+        return int(self._lib.pretend_freeze(_FREEZE_MS)) >= 0
 
     def thaw(self) -> bool:
         """Lets them go on; False if one of them had gone on by itself (after five seconds)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Final
 
 from msgspec import Meta
@@ -98,9 +97,6 @@ class BaseTileRule(ImageRule):
 
     def limits_below(self, most: int) -> range:
         return range(1, most)
-
-    def limits_for(self, tokens: Iterable[int]) -> Iterable[int]:
-        return range(1, self.max_dynamic_patch + 1) if self.dynamic else ()
 
     def folder_edits(self, limit: int) -> FolderEdits:
         """Nothing where no file has a limit."""

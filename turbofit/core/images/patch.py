@@ -154,10 +154,6 @@ class PatchRule(ImageRule, tag="patch"):
         least = -(-self.min_pixels // self.limit_step) * self.limit_step
         return range(least, max(least + 1, most), self.limit_step)
 
-    def limits_for(self, tokens: Iterable[int]) -> Iterable[int]:
-        limits = (count * self.limit_step for count in tokens)
-        return (limit for limit in limits if 0 < limit <= self.max_pixels)
-
     def with_limit(self, limit: int) -> Self:
         return replace(self, **self.knobs(limit))
 

@@ -269,10 +269,6 @@ class ImageRule(Struct):
     def limits_below(self, most: int) -> range:
         """Every limit below this one that images can be lowered to, the smallest first."""
 
-    @abstractmethod
-    def limits_for(self, tokens: Iterable[int]) -> Iterable[int]:
-        """Limits whose worst image has about one of these numbers of tokens; all where few."""
-
     def with_limit(self, limit: int) -> Self:
         """The rule of a model folder whose own limit is this."""
         return replace(self, **{self.limit_name: limit}) if self.varies_by_limit else self

@@ -83,10 +83,10 @@ def relieve(plan: Plan, result: Document, lmdeploy: str, *, pretend: bool) -> bo
     return bool(result["kept"]) and more and forget(plan, lmdeploy, pretend=pretend)
 
 
-def calibration_of(plan: Plan, group: int = 0) -> Calibration | None:
-    """What a plan's group rests on."""
-    gpus = [plan.machine.gpu(index) for index in plan.parallel.groups[group]]
-    settings, engine = plan.of_group(group).settings, plan.engine
+def calibration_of(plan: Plan) -> Calibration | None:
+    """What the plan's first engine rests on."""
+    gpus = [plan.machine.gpu(index) for index in plan.parallel.groups[0]]
+    settings, engine = plan.of_group(0).settings, plan.engine
     return calibration_for(plan.machine, gpus, plan.model, settings, engine.name, engine.version)
 
 

@@ -41,6 +41,8 @@ _HOST: Final = "127.0.0.1"
 _QUEUE: Final = 4096
 #: Seconds that a load's thread has after its process has ended.
 _PATIENCE: Final = 10.0
+#: Seconds until an engine must be ready.
+_START: Final = 3600.0
 
 
 Outcome = Literal["measured", "died", "unserved"]
@@ -65,7 +67,6 @@ class TrialRunner:
         leases: the machine's reservations.
         say: takes lines of progress.
         fetch: brings a plan's weights onto this machine.
-        start: seconds until an engine must be ready.
     """
 
     def __init__(
@@ -76,10 +77,9 @@ class TrialRunner:
         say: Callable[[str], None],
         *,
         fetch: Callable[[Plan], Plan] | None = None,
-        start: float = 3600.0,
     ) -> None:
         self._config, self._lmdeploy, self._leases = config, lmdeploy, leases
-        self._say, self._fetch, self._start = say, fetch, start
+        self._say, self._fetch = say, fetch
 
     def run(self, plan: Plan, loads: Sequence[LoadSpec]) -> TrialEnd:
         """Start the plan's engines, drive the loads one after the other, end the engines."""
@@ -118,7 +118,7 @@ class TrialRunner:
             host=_HOST, port=free_ports(1)[0], api_keys=(key,), queue_length=_QUEUE,
             queue_seconds=3600.0,
         )  # fmt: skip
-        timing = Timing(start=self._start, drain=1.0, liveness=0.0, restarts=0)
+        timing = Timing(start=_START, drain=1.0, liveness=0.0, restarts=0)
         return self._config.changed(gateway=gateway, timing=timing, access_log="none")
 
 

@@ -34,8 +34,8 @@ def parse_seconds(text: str, what: str) -> float:
     return seconds
 
 
-def parse_slo(text: str, what: str = "--slo") -> dict[str, float]:
-    """Seconds by what is limited.
+def parse_slo(text: str) -> dict[str, float]:
+    """Seconds by what ``--slo`` limits.
 
     Raises:
         UsageError: an entry is none, or stands twice.
@@ -45,10 +45,10 @@ def parse_slo(text: str, what: str = "--slo") -> dict[str, float]:
         name, sign, value = part.strip().partition("=")
         if not sign or name not in LIMITS or name in found:
             raise UsageError(
-                f"{what} {part.strip()!r} is no limit, or stands twice",
+                f"--slo {part.strip()!r} is no limit, or stands twice",
                 hint="write it as ttft=2s,tpot=50ms,e2e=20s",
             )
-        found[name] = parse_seconds(value, f"{what} {name}")
+        found[name] = parse_seconds(value, f"--slo {name}")
     return found
 
 

@@ -32,8 +32,8 @@ class Transformers(Engine):
 
     name: ClassVar[EngineName] = "transformers"
 
-    def __init__(self, version: str = _RELEASE) -> None:
-        super().__init__(version)
+    def __init__(self) -> None:
+        super().__init__(_RELEASE)
 
     def defaults(self, gpu_name: str) -> dict[str, object]:  # noqa: ARG002 - alike on all cards
         """See :meth:`Engine.defaults`."""

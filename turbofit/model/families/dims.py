@@ -87,19 +87,20 @@ def attention_heads(section: Section, key: str, hidden: int, default: int | None
     return heads
 
 
-def nested_text(parts: CheckpointConfig, key: str, default: str) -> TextDims:
+def nested_text(parts: CheckpointConfig, default: str) -> TextDims:
     """The language model inside a model in the Transformers format, by class or ``model_type``.
+
+    config.json describes it under ``text_config``; absent means Transformers' defaults.
 
     Args:
         parts: the checkpoint's.
-        key: where config.json describes it; absent means Transformers' defaults.
         default: the ``model_type`` that the outer config class assumes.
 
     Raises:
         UsageError: one that turbofit has no account of.
     """
     config = parts.config
-    section = config.section(key) or Section({}, f"{config.what}: {key}")
+    section = config.section("text_config") or Section({}, f"{config.what}: text_config")
     tied = config.boolean("tie_word_embeddings", False)
     names = section.strings("architectures")
     if not names:

@@ -42,7 +42,7 @@ _NEXT_GRIDS: Final = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 100
 
 def read(parts: CheckpointConfig) -> Dims:
     """A LlavaForConditionalGeneration."""
-    text = nested_text(parts, "text_config", "llama")
+    text = nested_text(parts, "llama")
     vision = _vision(parts.config, "clip_vision_model", newline=False)
     tokens = _tile_tokens(parts.config, vision)
     rule = TileRule.square(vision.image_size or 0, tokens)
@@ -51,7 +51,7 @@ def read(parts: CheckpointConfig) -> Dims:
 
 def read_next(parts: CheckpointConfig) -> Dims:
     """A LlavaNextForConditionalGeneration."""
-    text = nested_text(parts, "text_config", "llama")
+    text = nested_text(parts, "llama")
     vision = _vision(parts.config, "clip_vision_model", newline=True)
     grids = _read_grids(parts.config, parts.processor, vision) or _NEXT_GRIDS
     return Dims(text, vision, _anyres(parts.config, vision, grids, None))
@@ -60,7 +60,7 @@ def read_next(parts: CheckpointConfig) -> Dims:
 def read_onevision(parts: CheckpointConfig) -> Dims:
     """A LlavaOnevisionForConditionalGeneration."""
     config = parts.config
-    text = nested_text(parts, "text_config", "qwen2")
+    text = nested_text(parts, "qwen2")
     vision = _vision(config, "siglip_vision_model", newline=True)
     grids = _read_grids(config, parts.processor, vision) or _OV_GRIDS
     aspect = config.string("vision_aspect_ratio", "anyres_max_9")

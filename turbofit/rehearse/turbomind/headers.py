@@ -60,17 +60,10 @@ class HeaderCheckpoint:
     Args:
         folder: the checkpoint.
         mappings: LMDeploy's renaming functions, applied to each key.
-        staged: called with each tensor that LMDeploy would now copy to the first GPU.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        mappings: Iterable[Callable[[str], str]] = (),
-        staged: Callable[[Any], Any] = lambda tensor: tensor,
-    ) -> None:
+    def __init__(self, folder: Path, mappings: Iterable[Callable[[str], str]] = ()) -> None:
         self._entries: dict[str, dict[str, Any]] = {}
-        self._staged = staged
         renames = list(mappings)
         for path in weight_files(folder):
             for key, entry in read_header(path).items():
@@ -88,11 +81,11 @@ class HeaderCheckpoint:
 
     def get(self, key: str, index: Any = None) -> Any:
         """The tensor at a key; KeyError where there is none."""
-        return self._staged(self._tensor(self._entries[key], index))
+        return self._tensor(self._entries[key], index)
 
     def pop(self, key: str, index: Any = None) -> Any:
         """The tensor at a key, which is then forgotten."""
-        return self._staged(self._tensor(self._entries.pop(key), index))
+        return self._tensor(self._entries.pop(key), index)
 
     def has(self, key: str) -> bool:
         """Whether there is such a key."""

@@ -120,7 +120,7 @@ def child_environment(libraries: Path, scenario: Path, site: Path | None = None)
     return env
 
 
-def run_child(spec: Spec, folder: Path, python: str = sys.executable) -> ChildOutcome:
+def run_child(spec: Spec, folder: Path) -> ChildOutcome:
     """Runs a rehearsal's child to its end, in a folder of its own."""
     site = cuda_site()
     libraries = build(site=site)
@@ -131,7 +131,7 @@ def run_child(spec: Spec, folder: Path, python: str = sys.executable) -> ChildOu
     begun = time.monotonic()
     process = subprocess.Popen(
         [
-            python,
+            sys.executable,
             "-m",
             "turbofit.rehearse.turbomind.child",
             str(folder / "spec.json"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,8 +46,6 @@ def server_launch(
     machine: Scenario,
     lmdeploy_arguments: Sequence[str],
     folder: Path,
-    base: Mapping[str, str] | None = None,
-    python: str = sys.executable,
     *,
     shared: str = "",
 ) -> ServerLaunch:
@@ -57,8 +55,6 @@ def server_launch(
         machine: with what is charged to it beforehand.
         lmdeploy_arguments: what would follow the word ``lmdeploy``.
         folder: an own folder, for the scenario and the timeline.
-        base: the environment to start from.
-        python: the interpreter that has LMDeploy.
         shared: the file through which several processes share the machine.
     """
     site = cuda_site()
@@ -68,12 +64,12 @@ def server_launch(
     scenario, timeline = folder / "scenario", folder / "timeline"
     write_scenario(scenario, machine, str(timeline), shared)
     (folder / "machine.json").write_text(dumped(machine), encoding="utf-8")
-    env = pretend_environment(libraries, scenario, base, site=site)
+    env = pretend_environment(libraries, scenario, site=site)
     env[_MACHINE] = str(folder / "machine.json")
     env["HF_HUB_OFFLINE"] = env["TRANSFORMERS_OFFLINE"] = "1"
     env["TM_LOG_LEVEL"] = "INFO"
     find_turbofit(env)
-    argv = [python, "-m", "turbofit.rehearse.turbomind.server", *lmdeploy_arguments]
+    argv = [sys.executable, "-m", "turbofit.rehearse.turbomind.server", *lmdeploy_arguments]
     return ServerLaunch(argv, env, timeline)
 
 
