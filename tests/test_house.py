@@ -38,17 +38,14 @@ def test_a_file_can_be_read_at_one_sitting(path: Path) -> None:
 
 
 def test_a_class_name_means_one_thing() -> None:
-    """Its name alone tells a reader which class is meant.
-
-    `Engine` is what planning asks, and the contract's: the published JSON Schema has that name.
-    """
+    """Its name alone tells a reader which class is meant."""
     places: dict[str, list[str]] = {}
     for path in PACKAGE:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
     shared = {name: found for name, found in places.items() if len(found) > 1}
-    assert shared == {"Engine": ["turbofit/core/plan.py", "turbofit/memory/engine.py"]}
+    assert shared == {}
 
 
 def test_a_file_name_means_one_thing() -> None:
@@ -157,7 +154,7 @@ def asks_for_engine(tree: ast.Module) -> list[int]:
 
 
 def test_nobody_asks_an_engine_for_its_name() -> None:
-    """An engine answers (`turbofit/memory/engine.py`), and a plan's `Engine` does for its own."""
+    """`Engine` answers for planning, and `PlannedEngine` for a plan."""
     for text in (
         "engine == 'pytorch'", "plan.engine.name != 'turbomind'", "x in ('auto', 'transformers')",
         "match name:\n    case 'pytorch': pass",
