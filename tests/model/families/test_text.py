@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from tests.model.checkpoints import LLAMA, read
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import to_builtins
 from turbofit.model.config import Section
+from turbofit.model.families.engines import engine_problem
 from turbofit.model.families.text import read_text
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
@@ -99,3 +101,28 @@ def test_transformers_own_config_has_that_window(
     made = AutoConfig.for_model(kind, num_hidden_layers=32, **keys)
     kinds = getattr(made, "layer_types", None) or ["sliding_attention"]
     assert (made.sliding_window or 0 if "sliding_attention" in kinds else 0) == window
+
+
+def test_lengths_as_lmdeploy_takes_them():
+    assert read(config=LLAMA).text.max_position_embeddings == 64
+    assert read(config=LLAMA | {"seq_length": 32}).text.max_position_embeddings == 32
+    assert read(config=LLAMA | {"model_max_length": 10**30}).text.max_position_embeddings == 64
+
+
+def test_dense_layers_among_experts():
+    moe = {
+        "architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": 4, "mlp_only_layers": [0, 9]
+    }  # fmt: skip
+    model = read(config=moe)
+    assert model.text.moe.layers == 3
+    assert engine_problem(model, "turbomind") is None
+    for change in (
+        {"decoder_sparse_step": 2, "mlp_only_layers": []},
+        {"architectures": ["Qwen2MoeForCausalLM"]},
+    ):
+        model = read(config=moe | change)
+        assert "sparse" in engine_problem(model, "turbomind")
+        assert engine_problem(model, "pytorch") is None
+    assert read(config=moe | {"decoder_sparse_step": 3, "mlp_only_layers": []}).text.moe.layers == 1
+    with pytest.raises(UsageError):
+        read(config=moe | {"mlp_only_layers": [0, 1, 2, 3]})
