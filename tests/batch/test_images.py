@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import os
 
 import pytest
@@ -49,7 +50,9 @@ def test_a_bare_string_is_a_url_too(tmp_path) -> None:
     "odd", [{}, {"messages": 1}, {"messages": [1, {"content": "x"}, {"content": [1, {}]}]}]
 )
 def test_other_bodies_have_no_images(odd) -> None:
+    before = copy.deepcopy(odd)
     inlined(odd, "", ImageLimits())
+    assert odd == before
 
 
 def test_each_broken_image_has_its_code(tmp_path) -> None:

@@ -226,7 +226,8 @@ def test_an_inherited_sigchld_hides_no_end(launch) -> None:
     os.kill(pids(child)[0], signal.SIGKILL)
     child.wait_for("SIGKILL")
     child.process.send_signal(signal.SIGTERM)
-    child.finish()
+    assert child.finish() == 0
+    assert all(gone(pid) for pid in pids(child))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -19,6 +19,7 @@ from bench.common.gateway import (
     picture,
     plan_for,
 )
+from tests.waiting import auntil
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.refusals import Refusal
@@ -320,8 +321,7 @@ def test_resized_images_take_the_room_of_their_new_bytes() -> None:
         body = {"max_tokens": 5, "messages": [{"role": "user", "content": content}]}
         app, upstream = gateway(plan_for(limit=4), overlay=False, recorder=Recorder(slow))
         pending = asyncio.ensure_future(call(app, "/v1/messages", body))
-        while not upstream.seen:
-            await asyncio.sleep(0.01)
+        await auntil(lambda: upstream.seen, "the request at the engine")
         held = app._bodies.in_memory - len(upstream.seen[0][3])
         pause.set()
         await pending
