@@ -33,7 +33,7 @@ def read(nvml_library: Path, tmp_path: Path):
                 handle, lost = NA, str(exc)
             else:
                 lost = None if answered(handle) else "no handle"
-            return read_device(nvml, 0, handle, (0, 1, 0), first_part=1, lost=lost)
+            return read_device(nvml, 0, handle, (0, 1, 0), first_part=1, no_handle=lost)
 
     return read
 

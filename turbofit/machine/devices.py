@@ -74,7 +74,7 @@ def read_device(
     bus: tuple[int, ...] | None,
     *,
     first_part: int,
-    lost: str | None,
+    no_handle: str | None,
 ) -> Device:
     """Read one device; a lost one becomes a GPU of which nothing is known, and a warning.
 
@@ -84,12 +84,12 @@ def read_device(
         handle: NVML's handle; ``NA`` where there is none.
         bus: its PCI address.
         first_part: the index of its first MIG instance.
-        lost: why there is no handle.
+        no_handle: why NVML gave none; None where it did.
     """
     device = Device(index, handle, bus)
     try:
-        if lost is not None:
-            raise GpuLostError(lost)
+        if no_handle is not None:
+            raise GpuLostError(no_handle)
         if _mig_enabled(nvml, handle):
             _read_parts(nvml, device, first_part)
         else:

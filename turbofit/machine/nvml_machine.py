@@ -75,7 +75,7 @@ def _devices(nvml: Nvml) -> tuple[list[Device], list[str]]:
     warnings: list[str] = []
     parts = count  # MIG instances are numbered after all whole GPUs
     for index, (handle, bus, reason) in enumerate(handles):
-        device = read_device(nvml, index, handle, bus, first_part=parts, lost=reason)
+        device = read_device(nvml, index, handle, bus, first_part=parts, no_handle=reason)
         parts += len(device.parts)
         devices.append(device)
         warnings += device.warnings

@@ -221,8 +221,8 @@ def _read_run(folder: Path) -> StoredPlan:
     first, last = folder / "plan.json", folder / f"plan-{number}.json"
     if number and not last.is_file():
         plan = read_plan(str(first))
-        lost = f"{last.name}, the plan of the last start, is not there: this is the first one's"
-        plan = msgspec.structs.replace(plan, warnings=(*plan.warnings, lost))
+        warning = f"{last.name}, the plan of the last start, is not there: this is the first one's"
+        plan = msgspec.structs.replace(plan, warnings=(*plan.warnings, warning))
     else:
         plan = read_plan(str(last if number else first))
     return StoredPlan(plan, run, str(folder))

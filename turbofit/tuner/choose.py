@@ -110,7 +110,7 @@ def _choose(request: ResolvedRequest, engine: str) -> ChosenEngine | Plan:
         made.engine.name, made.fits, "does not fit" if rival is None else rival.engine.name,
     )  # fmt: skip
     if rival is not None and _compiles(request) and _worth(request, rival) > _worth(request, made):
-        return ChosenEngine(rival, lambda plan: _told(plan, plan_of(made)))
+        return ChosenEngine(rival, lambda plan: _with_reason_against(plan, plan_of(made)))
     if made.fits:
         return ChosenEngine(made)
     return ChosenEngine(made, lambda plan: _with_others(request, plan, rival))
@@ -206,33 +206,33 @@ def _worth(request: ResolvedRequest, fit: EngineFit) -> tuple[int, ...]:
     return fit.fits, units, context, -fit.found.best.footprint, tokens
 
 
-def _told(won: Plan, lost: Plan) -> Plan:
+def _with_reason_against(chosen: Plan, other: Plan) -> Plan:
     """The better plan, with the other's row and the reason."""
-    row = lost.considered[0]
-    if not lost.fits:
-        why = f"{lost.engine.name} {lost.verdict}"
-    elif lost.limits.units_per_image < won.limits.units_per_image:
-        fewer, more = lost.limits.units_per_image, won.limits.units_per_image
+    row = other.considered[0]
+    if not other.fits:
+        why = f"{other.engine.name} {other.verdict}"
+    elif other.limits.units_per_image < chosen.limits.units_per_image:
+        fewer, more = other.limits.units_per_image, chosen.limits.units_per_image
         why = (
-            f"{lost.engine.name} serves images of {fewer:,}"
-            f" {plural(fewer, won.limits.vision_unit or 'unit')} at most, this one of {more:,}"
+            f"{other.engine.name} serves images of {fewer:,}"
+            f" {plural(fewer, chosen.limits.vision_unit or 'unit')} at most, this one of {more:,}"
         )
-    elif lost.settings.session_len < won.settings.session_len:
-        shorter, context = lost.settings.session_len, won.settings.session_len
-        why = f"{lost.engine.name} holds a context of {shorter:,} tokens, this one of {context:,}"
-    elif won.footprint is not UNSET and lost.footprint is not UNSET:
-        saved = format_bytes(sum(lost.footprint.taken) - sum(won.footprint.taken))
-        why = f"{lost.engine.name} takes {saved} more"
+    elif other.settings.session_len < chosen.settings.session_len:
+        shorter, context = other.settings.session_len, chosen.settings.session_len
+        why = f"{other.engine.name} holds a context of {shorter:,} tokens, this one of {context:,}"
+    elif chosen.footprint is not UNSET and other.footprint is not UNSET:
+        saved = format_bytes(sum(other.footprint.taken) - sum(chosen.footprint.taken))
+        why = f"{other.engine.name} takes {saved} more"
     else:
-        why = f"{lost.engine.name} holds {lost.kv.tokens:,} KV tokens, fewer than this"
+        why = f"{other.engine.name} holds {other.kv.tokens:,} KV tokens, fewer than this"
     return replace(
-        won,
+        chosen,
         considered=(
-            won.considered[0],
+            chosen.considered[0],
             replace(row, why_not=row.why_not or why),
-            *won.considered[1:],
+            *chosen.considered[1:],
         ),
-        reasons=(f"engine {won.engine.name}: {why}", *won.reasons),
+        reasons=(f"engine {chosen.engine.name}: {why}", *chosen.reasons),
     )
 
 

@@ -25,7 +25,7 @@ from turbofit.tuner.explain.reasons import reasons
 from turbofit.tuner.explain.remedies import Remedies, remedies
 from turbofit.tuner.explain.speed_remedies import speed_remedies
 from turbofit.tuner.explain.unkept import beyond_model, unkept
-from turbofit.tuner.explain.why_rejected import lost
+from turbofit.tuner.explain.why_rejected import why_rejected
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.candidates import Evaluation, explain
 from turbofit.tuner.search.search import Found
@@ -100,7 +100,7 @@ def _verdict(fit: EngineFit, why_not: str) -> str:
 
 
 def _considered(request: ResolvedRequest, found: Found, engine: Engine) -> tuple[Candidate, ...]:
-    """The chosen shape, then the best of the others with the reason why each lost."""
+    """The chosen shape, then the best of the others with the reason why each was rejected."""
     chosen = found.best
     rest = [one for one in found.evaluations if one is not chosen]
     rest.sort(key=lambda one: (one.fits, one.rank if one.fits else (-one.short,)), reverse=True)
@@ -111,7 +111,7 @@ def _considered(request: ResolvedRequest, found: Found, engine: Engine) -> tuple
     shown = sorted([*first.values(), *sorted(others)][: _MOST_CANDIDATES - 1])
     rows = [chosen.candidate(_why_not(request, chosen, engine))]
     for one in (rest[place] for place in shown):
-        why_not = lost(request, chosen, one) if one.fits else _why_not(request, one, engine)
+        why_not = why_rejected(request, chosen, one) if one.fits else _why_not(request, one, engine)
         rows.append(one.candidate(why_not))
     return tuple(rows)
 

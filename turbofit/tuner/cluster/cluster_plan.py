@@ -86,10 +86,10 @@ def _kinds_alone(
     kinds, rounding = kinds_of(nodes, exact=exact)
     planner = KindPlanner(base, kinds, engine)
     alone = _alone(planner)
-    lost = [n for k, one in alone.items() if one.why_not for n in planner.kinds[k].nodes]
-    if not rounding.span or not lost:
+    rejected = [n for k, one in alone.items() if one.why_not for n in planner.kinds[k].nodes]
+    if not rounding.span or not rejected:
         return planner, alone, rounding
-    again, finer = kinds_of(lost, exact=exact)
+    again, finer = kinds_of(rejected, exact=exact)
     if finer.step >= rounding.step:
         return planner, alone, rounding
     serving = [kind for k, kind in enumerate(planner.kinds) if not alone[k].why_not]

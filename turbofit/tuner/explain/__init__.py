@@ -1,1 +1,1 @@
-"""A plan in words: reasons, remedies, why others lost."""
+"""A plan in words: reasons, remedies, why others were rejected."""

@@ -7,13 +7,13 @@ from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.candidates import Evaluation
 from turbofit.tuner.speed.links import group_class
 
-__all__ = ["lost"]
+__all__ = ["why_rejected"]
 
 #: Less than this share of a step on links is not what decides.
 _MUCH = 0.1
 
 
-def lost(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
+def why_rejected(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
     """The goal's figures of both, and what holds the other back."""
     if other.worth < best.worth:
         figures = _figures(request, best, other)
