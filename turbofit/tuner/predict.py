@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.machine import Gpu
-from turbofit.core.plan import Plan, Remedy, Settings
+from turbofit.core.plan import HostMemory, Plan, Remedy, Settings
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import Account
 from turbofit.memory.calibrated import calibration_reason
@@ -48,8 +49,7 @@ def make_prediction(
         UsageError: the settings are refused before any memory is taken, or more is said to be free
             than there is.
     """
-    tp = request.tp or 1
-    groups = _groups(request, tp, engine)
+    groups = _groups(request, request.tp or 1, engine)
     _check_free(request, groups, free_at_cache)
     gpus = [request.machine.gpu(index) for index in groups[0]]
     limit = _exposed(request)
@@ -63,41 +63,76 @@ def make_prediction(
     held = _held(request, vision_load, accounts, ratio)
     if held != vision_load:
         accounts = accounts_of(request, same, groups, held, engine, free_at_cache)
-    outcomes = [outcome_at(account, ratio) for account in accounts]
-    outcome = next((one for one in outcomes if not one.serves), outcomes[0])
     host = host_of(request, accounts, engine)
-    problem = host_problem(host)
-    tokens = min(account.tokens_at(ratio) for account in accounts)
-    launches = [
-        launch_of(request, settings, [request.machine.gpu(index) for index in group], held)
-        for group in groups
-    ]
-    never = _never_runs(launches, engine)
-    never = never or _no_room(request, settings, tokens if outcome.serves else None)
-    serves = outcome.serves and problem is None and never is None
+    start = _start(request, accounts, held, host, engine)
     launch = launch_of(request, settings, gpus, vision_load)
     parts = PlanDraft(
         groups=groups,
         settings=settings,
         vision_load=vision_load,
         limit=limit,
-        fits=outcome.kind == "serves" and problem is None and never is None,
-        verdict=_verdict(request, outcome, problem, never),
+        fits=start.fits,
+        verdict=_verdict(request, start),
         parallel_reason="as LMDeploy takes them: the first GPUs in CUDA's order",
         host=host,
         reasons=(
             *_exposure(request, limit, vision_load),
-            *_story(accounts[0], ratio, outcome, free_at_cache),
+            *_story(accounts[0], ratio, start.outcome, free_at_cache),
         ),
         warnings=(
-            *_beside(request, accounts, tokens, serves=serves),
-            *_warnings(request, launch, engine, tokens if serves else None),
+            *_beside(request, accounts, start),
+            *_warnings(request, launch, engine, start.tokens if start.serves else None),
         ),
     )
     plan = document(request, parts, accounts, engine)
-    if serves or free_at_cache is not None:
+    if start.serves or free_at_cache is not None:
         return plan
     return replace(plan, remedies=_remedies(request, engine))
+
+
+class _Start(NamedTuple):
+    """How the start that is predicted ends.
+
+    Attributes:
+        outcome: of the first engine whose GPU memory does not do, else of the first engine.
+        host: why host memory does not do; None where it does.
+        never: why the engine never runs this, whatever the memory; None where it may.
+        tokens: KV tokens of the smallest cache.
+    """
+
+    outcome: StartOutcome
+    host: str | None
+    never: str | None
+    tokens: int
+
+    @property
+    def serves(self) -> bool:
+        """Whether nothing kills it (the margin may still be short)."""
+        return self.outcome.serves and self.host is None and self.never is None
+
+    @property
+    def fits(self) -> bool:
+        """Whether it serves, and the margin is left."""
+        return self.serves and self.outcome.kind == "serves"
+
+
+def _start(
+    request: ResolvedRequest,
+    accounts: Sequence[Account],
+    held: VisionLoad,
+    host: HostMemory,
+    engine: Engine,
+) -> _Start:
+    """The start of all engines under their own settings; ``held`` is what can meet in a forward."""
+    settings = accounts[0].settings
+    ratio = settings.cache_max_entry_count
+    outcomes = [outcome_at(account, ratio) for account in accounts]
+    outcome = next((one for one in outcomes if not one.serves), outcomes[0])
+    tokens = min(account.tokens_at(ratio) for account in accounts)
+    launches = [launch_of(request, settings, account.gpus, held) for account in accounts]
+    never = _never_runs(launches, engine)
+    never = never or _no_room(request, settings, tokens if outcome.serves else None)
+    return _Start(outcome, host_problem(host), never, tokens)
 
 
 def _held(
@@ -275,14 +310,12 @@ def _no_room(request: ResolvedRequest, settings: Settings, cache: int | None) ->
     return f"{images} {tokens:,} tokens of {where}"
 
 
-def _verdict(
-    request: ResolvedRequest, outcome: StartOutcome, host: str | None, never: str | None
-) -> str:
-    if never is not None:
-        return f"{request.model.name}: {never}"
-    if outcome.serves and host is not None:
-        return f"{request.model.name}: {host}"
-    return f"{request.model.name}: {outcome.text}"
+def _verdict(request: ResolvedRequest, start: _Start) -> str:
+    if start.never is not None:
+        return f"{request.model.name}: {start.never}"
+    if start.outcome.serves and start.host is not None:
+        return f"{request.model.name}: {start.host}"
+    return f"{request.model.name}: {start.outcome.text}"
 
 
 def _story(
@@ -316,16 +349,14 @@ def _story(
         yield "at the server's default log level nothing is printed; the port never opens"
 
 
-def _beside(
-    request: ResolvedRequest, accounts: Sequence[Account], tokens: int, *, serves: bool
-) -> Iterator[str]:
-    """What was given and is not kept whole beside the rest; ``tokens`` of the smallest cache."""
+def _beside(request: ResolvedRequest, accounts: Sequence[Account], start: _Start) -> Iterator[str]:
+    """What was given and is not kept whole beside the rest."""
     settings = accounts[0].settings
-    if serves:
+    if start.serves:
         yield from unkept(
             request,
             session_len=settings.session_len,
-            kv_tokens=tokens,
+            kv_tokens=start.tokens,
             at_once=settings.max_batch_size * len(accounts),
         )
     yield from beyond_model(request, settings.session_len)

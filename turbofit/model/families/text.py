@@ -257,29 +257,19 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
     """
     defaults = _DEFAULTS.get(architecture) or _INNER[architecture]
     hidden = config.integer("hidden_size", defaults["hidden_size"], high=1 << 18)
-    heads = config.integer("num_attention_heads", defaults["num_attention_heads"], high=1 << 12)
-    kv_default = defaults["num_key_value_heads"] or heads
-    kv_heads = config.integer("num_key_value_heads", kv_default, high=1 << 12)
-    if heads % kv_heads:
-        raise config.error("num_key_value_heads", f"{kv_heads} does not divide {heads} heads")
-    divided = not {"head_dim", "latent"} & defaults.keys()
-    if "head_dim" not in config and divided and hidden % heads:
-        raise config.error("num_attention_heads", f"{heads} does not divide {hidden} channels")
+    heads = _heads(config, defaults, hidden)
     layers = config.integer("num_hidden_layers", defaults["num_hidden_layers"], high=1 << 10)
     biases = _biases(config, architecture)
     mla = read_mla(config) if "latent" in defaults else None
     if "expanded" in defaults:
-        mla = read_expanded(config, hidden, heads)
-    head_dim = config.integer(
-        "head_dim", defaults.get("head_dim") or max(1, hidden // heads), high=1 << 10
-    )
+        mla = read_expanded(config, hidden, heads.query)
     return TextDims(
         architecture=_RUN_AS.get(architecture, architecture),
         layers=layers,
         hidden=hidden,
-        heads=heads,
-        kv_heads=1 if "latent" in defaults else kv_heads,
-        head_dim=mla.key_dim if mla else head_dim,
+        heads=heads.query,
+        kv_heads=1 if "latent" in defaults else heads.key_value,
+        head_dim=mla.key_dim if mla else heads.channels,
         intermediate=config.integer(
             "intermediate_size", defaults["intermediate_size"], high=1 << 20
         ),
@@ -305,6 +295,28 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
         head_bias=architecture == _PHI_MOE and config.boolean("lm_head_bias", False),
         sliding_window=_window(config, architecture, layers) or UNSET,
     )
+
+
+class _Heads(NamedTuple):
+    """Attention heads of queries, and of keys and values; the channels of one."""
+
+    query: int
+    key_value: int
+    channels: int
+
+
+def _heads(config: Section, defaults: dict[str, Any], hidden: int) -> _Heads:
+    """The heads of a layer, which must divide each other and the channels."""
+    heads = config.integer("num_attention_heads", defaults["num_attention_heads"], high=1 << 12)
+    kv_default = defaults["num_key_value_heads"] or heads
+    kv_heads = config.integer("num_key_value_heads", kv_default, high=1 << 12)
+    if heads % kv_heads:
+        raise config.error("num_key_value_heads", f"{kv_heads} does not divide {heads} heads")
+    divided = not {"head_dim", "latent"} & defaults.keys()
+    if "head_dim" not in config and divided and hidden % heads:
+        raise config.error("num_attention_heads", f"{heads} does not divide {hidden} channels")
+    usual = defaults.get("head_dim") or max(1, hidden // heads)
+    return _Heads(heads, kv_heads, config.integer("head_dim", usual, high=1 << 10))
 
 
 class _Biases(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from msgspec.structs import replace
 
@@ -11,7 +11,7 @@ from turbofit.core.struct import Struct
 from turbofit.report.views.plan.ledger_view import fold_indices
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.core.run_report import RunReport
@@ -89,66 +89,98 @@ def _terms(ledgers: Sequence[GpuLedger]) -> Iterable[ForecastSide]:
             yield ForecastSide(what=first.term, forecast=first.bytes, rehearsed=max(seen))
 
 
+class _Rehearsed(NamedTuple):
+    """What a rehearsal showed of one GPU, in bytes and KV tokens; None where it did not."""
+
+    loading: int | None = None
+    free: int | None = None
+    region: int | None = None
+    tokens: int | None = None
+    ready: int | None = None
+    worst_case: int | None = None
+
+
+def _rehearsed(plan: Plan, place: int | None) -> _Rehearsed:
+    """The figures of the GPU at a place in its group; none where that was not rehearsed."""
+    rehearsal = plan.rehearsal
+    if rehearsal is None or place is None:
+        return _Rehearsed()
+    timeline, cache = rehearsal.timeline, rehearsal.cache
+    loading = [one.peak[place] for one in timeline if one.phase in _LOADING]
+    served = rehearsal.outcome == "served"
+    cases = [one.peak[place] for one in timeline if served and one.phase.startswith("case ")]
+    free = [one for one in cache.free if one is not None] if cache else []
+    return _Rehearsed(
+        loading=max(loading, default=None),
+        free=min(free, default=None),
+        region=cache.region[place] if cache else None,
+        tokens=cache.tokens if cache else None,
+        ready=next((one.end[place] for one in timeline if one.phase == "ready"), None),
+        worst_case=max(cases, default=None),
+    )
+
+
 def _whole(plan: Plan, group: int, ledger: GpuLedger, run: RunReport | None) -> list[ForecastSide]:
     """Loading, rest and peak of a GPU; the cache of its group, whose plan this is."""
-    ratio = plan.settings.cache_max_entry_count
-    cache = next((term.bytes for term in ledger.ledger if term.term == "kv_cache"), None)
-    place = _place(plan, group, ledger.index)
-    timeline = plan.rehearsal.timeline if plan.rehearsal and place is not None else ()
-    kept = plan.rehearsal.cache if plan.rehearsal and place is not None else None
-    at = place or 0
-    loading = [one.peak[at] for one in timeline if one.phase in _LOADING]
-    ready = next((one.end[at] for one in timeline if one.phase == "ready"), None)
-    free = min((one for one in kept.free if one is not None), default=None) if kept else None
-    region = kept.region[at] if kept else None
-    rows = [
+    rehearsed = _rehearsed(plan, _place(plan, group, ledger.index))
+    return [
         ForecastSide(
             what="in use while loading, at most",
             forecast=ledger.load_peak,
-            rehearsed=max(loading, default=None),
+            rehearsed=rehearsed.loading,
         ),
-        ForecastSide(
-            what="free when the cache was sized, least of the group",
-            forecast=round(cache / ratio) if cache and ratio > _LEAST and _sized(plan) else None,
-            rehearsed=free,
-            measured=_actual(plan, run, ledger, "free when the cache was sized"),
-        ),
-        ForecastSide(
-            what="KV cache",
-            forecast=cache,
-            rehearsed=region,
-            measured=_actual(plan, run, ledger, "KV cache"),
-        ),
-        ForecastSide(
-            what="KV tokens",
-            forecast=plan.kv.tokens,
-            rehearsed=kept.tokens if kept else None,
-            measured=_actual(plan, run, ledger, "KV tokens"),
-            unit="tokens",
-        ),
-        ForecastSide(what="in use at rest", forecast=ledger.steady, rehearsed=ready),
+        *_cache(plan, ledger, rehearsed, run),
+        ForecastSide(what="in use at rest", forecast=ledger.steady, rehearsed=rehearsed.ready),
+        *_peaks(plan, ledger, rehearsed, run),
     ]
-    served = plan.rehearsal is not None and plan.rehearsal.outcome == "served"
-    cases = [one.peak[at] for one in timeline if served and one.phase.startswith("case ")]
-    most = max(cases, default=None)
+
+
+def _cache(
+    plan: Plan, ledger: GpuLedger, rehearsed: _Rehearsed, run: RunReport | None
+) -> Iterator[ForecastSide]:
+    """What the cache was cut of, and how large it is."""
+    ratio = plan.settings.cache_max_entry_count
+    cache = next((term.bytes for term in ledger.ledger if term.term == "kv_cache"), None)
+    yield ForecastSide(
+        what="free when the cache was sized, least of the group",
+        forecast=round(cache / ratio) if cache and ratio > _LEAST and _sized(plan) else None,
+        rehearsed=rehearsed.free,
+        measured=_actual(plan, run, ledger, "free when the cache was sized"),
+    )
+    yield ForecastSide(
+        what="KV cache",
+        forecast=cache,
+        rehearsed=rehearsed.region,
+        measured=_actual(plan, run, ledger, "KV cache"),
+    )
+    yield ForecastSide(
+        what="KV tokens",
+        forecast=plan.kv.tokens,
+        rehearsed=rehearsed.tokens,
+        measured=_actual(plan, run, ledger, "KV tokens"),
+        unit="tokens",
+    )
+
+
+def _peaks(
+    plan: Plan, ledger: GpuLedger, rehearsed: _Rehearsed, run: RunReport | None
+) -> Iterator[ForecastSide]:
+    """The most that is in use: in the worst case, and in the engine's whole life."""
     # A pretend run tells the most of its whole life, which may be while it loads.
     highest = _actual(plan, run, ledger, "in use at most")
     worst = highest if ledger.most == ledger.peak else None
     after = _actual(plan, run, ledger, "in use after the check")
-    return [
-        *rows,
-        ForecastSide(
-            what="in use in the worst case",
-            forecast=ledger.peak,
-            rehearsed=most,
-            measured=worst if after is None else after,
-        ),
-        ForecastSide(
-            what="in use at most, loading included",
-            forecast=ledger.most,
-            measured=highest if worst is None else None,
-        ),
-    ]
+    yield ForecastSide(
+        what="in use in the worst case",
+        forecast=ledger.peak,
+        rehearsed=rehearsed.worst_case,
+        measured=worst if after is None else after,
+    )
+    yield ForecastSide(
+        what="in use at most, loading included",
+        forecast=ledger.most,
+        measured=highest if worst is None else None,
+    )
 
 
 def _sized(plan: Plan) -> bool:
