@@ -1,4 +1,4 @@
-"""The parts of a torch engine's rehearsal that need no torch: cases, books, ledger, outcome."""
+"""The parts of a torch engine's rehearsal that need no torch: cases, records, ledger, outcome."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.images import PatchRule, TileRule
 from turbofit.pretend.documents import dumped, loaded
 from turbofit.rehearse.torch import torch_rehearsal, torch_run
-from turbofit.rehearse.torch.phase_recorder import Phases, read_books
+from turbofit.rehearse.torch.phase_recorder import Phases, read_records
 from turbofit.rehearse.torch.torch_death import outcome_and_death
 from turbofit.rehearse.torch.torch_image_overlap import ServerRoom
 from turbofit.rehearse.torch.torch_ledger import combined
@@ -89,19 +89,19 @@ def test_a_specification_survives_its_text() -> None:
     assert loaded(dumped(spec), TorchSpec) == spec
 
 
-# ---------------------------------------------------------------- books and ledger
+# ---------------------------------------------------------------- records and ledger
 
 
-def test_a_phase_waits_for_living_clerks_only(tmp_path: Path) -> None:
+def test_a_phase_waits_for_living_processes_only(tmp_path: Path) -> None:
     phases = Phases(tmp_path)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    book = {"pid": gone.pid, "number": 0, "rows": [{"phase": "build", "gpu": 0}]}
-    (tmp_path / "books" / "1.json").write_text(json.dumps(book))
+    record = {"pid": gone.pid, "number": 0, "rows": [{"phase": "build", "gpu": 0}]}
+    (tmp_path / "records" / "1.json").write_text(json.dumps(record))
     phases.enter("build  model")
     assert phases.name == "build model"
     assert (tmp_path / "phase").read_text() == "1 build model"
-    assert read_books(tmp_path) == [book]
+    assert read_records(tmp_path) == [record]
 
 
 def timeline(folder: Path, pid: int, *lines: str) -> None:

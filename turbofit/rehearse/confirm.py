@@ -1,4 +1,4 @@
-"""A plan before the real engine: rehearsed on pretend GPUs, and corrected by what was seen."""
+"""Rehearses a plan with the real engine on pretend GPUs, and corrects it by what was seen."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def corrected_ratio(rehearsed: Plan) -> float | None:
     """The largest ratio that the rehearsal's figures leave the margin for; None: as it is.
 
     The engine's own figures count where they are known, and the larger of forecast and rehearsal
-    for the worst cases: a correction never relies on a case that was merely not met.
+    for the worst cases: the rehearsal may not have reached the worst of a case.
     """
     rehearsal = rehearsed.rehearsal
     if rehearsal is None:
@@ -161,7 +161,7 @@ def _larger(term: Term) -> int:
 
 
 def confirmed(plan: Plan) -> Plan:
-    """Terms that the rehearsal agrees with carry its basis."""
+    """The terms, marked as rehearsed where the rehearsal agrees with them."""
 
     def based(term: Term) -> Term:
         if term.rehearsed is None or term.phase == "transient":

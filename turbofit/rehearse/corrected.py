@@ -1,4 +1,4 @@
-"""A plan that its rehearsals correct: planned again below the ratio that the engine left."""
+"""Rehearses a plan, and plans again with a smaller ratio where the engine left too little."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
     """The plan after its rehearsal, at lower ratios where the engine left less than the margin.
 
     The margin is smaller than that of a plan that was not rehearsed, where nobody asked for one:
-    what a rehearsal settles need not be charged as unsure. Where even the last rehearsal leaves
+    a rehearsal removes doubts that the larger margin pays for. Where even the last rehearsal leaves
     less, the plan below it has the whole margin, and says that it was not rehearsed.
 
     Args:

@@ -21,7 +21,7 @@ class Image(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """``lead`` tokens of text, an image of ``units`` and ``tokens``, ``more`` such, ``rest``."""
+    """``lead`` tokens of text, an image (``units``, ``tokens``), ``more`` images, ``rest`` of text."""
 
     lead: int
     units: int
@@ -123,7 +123,7 @@ class PromptMaker:
         return Prompt(self.lead, *found[0], self.rest, tuple(found[1:])) if found else None
 
     def under(self, prompts: Sequence[Prompt], gate: int, most: int) -> list[Prompt]:
-        """As many of them as a gateway lets through at once, the last smaller: none is lost."""
+        """The prompts that a gateway lets through at once; the last one is made smaller to fit."""
         found: list[Prompt] = []
         left, unit = gate, prompts[0].units
         for prompt in prompts:

@@ -17,10 +17,10 @@ _IMAGES: Final = "case vision"
 
 
 class _Lane(NamedTuple):
-    """One card: what is charged to it before, and once free memory was asked for; its phases.
+    """One card: bytes charged before the start, and after free memory was read; its phases.
 
-    ``spans`` are (peak, end) by phase, in order; ``sized`` is the phase that begins with the
-    question.
+    ``spans`` are (peak, end) by phase, in order; ``sized`` is the phase that begins when the engine
+    reads free memory.
     """
 
     used: int
@@ -29,7 +29,7 @@ class _Lane(NamedTuple):
     spans: Mapping[str, tuple[int, int]]
 
     def along(self, order: Sequence[str]) -> list[tuple[int, int]]:
-        """(peak, end) in use in each phase; a card that has none stays as it was."""
+        """(peak, end) in use in each phase; a card without the phase stays as it was."""
         base, held, found = self.used, 0, []
         for phase in order:
             base += self.late if phase == self.sized else 0

@@ -1,4 +1,4 @@
-"""What a plan promises to serve and its engine did not take, although it lived on."""
+"""Promises of a plan that its engine did not keep, although nothing died."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def broken_promise(case: str, why: str) -> Death:
 
 
 def refused_in(case: Document, beyond: int) -> Death | None:
-    """What says that the engine refused promised requests of a case; None: it took them all.
+    """A sentence that says which promised requests the engine refused; None: it took all.
 
     Args:
         case: its ``name`` and ``statuses``, how many requests ended how.

@@ -1,4 +1,4 @@
-"""A torch engine's document and how it is shown, from books and timelines written by hand."""
+"""A torch engine's document and how it is shown, from records and timelines written by hand."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def document(folder: Path, *, dies: bool = False) -> dict[str, Any]:
     )
     seen: Any = SimpleNamespace(
         spec=TorchSpec("pytorch", Path("x")), ran=ran, held=held_in(folder),
-        books=[{"pid": 7, "number": 9, "rows": rows}], report=told, log=log, late=False,
+        records=[{"pid": 7, "number": 9, "rows": rows}], report=told, log=log, late=False,
     )  # fmt: skip
     return torch_report(seen, {"torch": "2.12.1", "lmdeploy": "0.18.0"}, ABOUT)
 

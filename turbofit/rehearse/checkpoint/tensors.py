@@ -192,7 +192,8 @@ def _omni(model: RehearsedModel, stored: _Stored) -> Iterator[Entry]:
 def _hybrid(t: RehearsedText, pre: str, stored: _Stored) -> Iterator[Entry]:
     """Qwen3.5 and Qwen3-Next: delta nets in most layers, gated attention in the others.
 
-    Of a quantised one the two gates' projections stay as they are: they have too few outputs.
+    In a quantised model the projections of the two gates stay unquantised: they have too few
+    outputs.
     """
     (linear, dtype), d = stored, t.delta
     assert d is not None

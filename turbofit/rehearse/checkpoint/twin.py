@@ -149,7 +149,7 @@ def twin_of(model: Model) -> dims.RehearsedModel:
     """The dimensions from which a header-only checkpoint is written.
 
     Raises:
-        UsageError: the model is of a kind for which only its own checkpoint will do.
+        UsageError: no twin can stand for such a model: its own checkpoint is needed.
     """
     quantization = model.quantization
     packing = (quantization.method, quantization.group_size) if quantization else None

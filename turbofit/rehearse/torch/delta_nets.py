@@ -25,7 +25,7 @@ def most_chunks(tokens: int, sequences: int, chunk: int = _CHUNK) -> int:
 
 
 def follow() -> None:
-    """Answers for the card in this process, from the first forward on."""
+    """Answer in place of the card in this process, from the first forward on."""
     from lmdeploy.pytorch.backends.cuda import gated_delta_rule as rule
 
     module: Any = rule
@@ -63,7 +63,7 @@ class _Indices:
 
 
 def _replace(indices: _Indices) -> None:
-    """Puts it wherever a module of fla has imported the function; once."""
+    """Replace the function in every module of fla that has imported it; once."""
     for name, module in list(sys.modules.items()):
         if name.startswith("fla.") and getattr(module, _INDICES, indices) is not indices:
             setattr(module, _INDICES, indices)
@@ -71,7 +71,7 @@ def _replace(indices: _Indices) -> None:
 
 
 def _fewer_variants(module: Any) -> None:
-    """Of each kernel, whatever wraps what is tuned."""
+    """Leave each kernel few variants to try, under any number of decorators."""
     wrapped = list(vars(module).values())
     while wrapped:
         configs = [getattr(one, "configs", None) for one in wrapped]

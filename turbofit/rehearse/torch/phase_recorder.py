@@ -1,11 +1,11 @@
-"""Keeps the books of each process of a rehearsal: its phases, and what torch's allocator says.
+"""Records each process of a rehearsal: its phases, and what torch's allocator says.
 
 The rehearsal's child names a phase in a file. In every process (workers of Ray or ``mp`` too) a
 thread reads it, marks the phase in the account, notes torch's figures of the phase that ended, and
 says that it has done so; the child waits for that. Nothing of the engine is changed, but torch's
 choice of cuDNN's attention, which it prefers on Hopper and which finds no plan on a pretend GPU:
-what cuDNN takes for itself is not seen. The thread does nothing before torch has made a CUDA
-context. Sizes are bytes, devices the machine's own.
+what cuDNN takes for itself is not seen. The thread waits until torch has made a CUDA context. Sizes
+are bytes, devices the machine's own.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import Any, Final
 
 from turbofit.core.json_types import Document
 
-__all__ = ["Phases", "read_books", "start"]
+__all__ = ["Phases", "read_records", "start"]
 
 _LOOK: Final = 0.01  # seconds
-_PATIENCE: Final = 5.0  # seconds that a phase waits for the clerks
-_PHASE, _BOOKS = "phase", "books"
+_PATIENCE: Final = 5.0  # seconds that a phase waits for the processes
+_PHASE, _RECORDS = "phase", "records"
 
 
 def start(folder: str) -> None:
-    """Begin to keep this process's books in a folder."""
+    """Begin to record this process in a folder."""
     threading.Thread(target=_keep, args=(Path(folder),), daemon=True, name="turbofit").start()
 
 
@@ -39,7 +39,7 @@ class Phases:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._number = 0
-        (folder / _BOOKS).mkdir(exist_ok=True)
+        (folder / _RECORDS).mkdir(exist_ok=True)
         self.name = "import"
         self._write()
 
@@ -53,21 +53,21 @@ class Phases:
             time.sleep(_LOOK / 4)
 
     def _behind(self) -> bool:
-        books = read_books(self._folder)
-        return any(book["number"] < self._number and _lives(book["pid"]) for book in books)
+        records = read_records(self._folder)
+        return any(record["number"] < self._number and _lives(record["pid"]) for record in records)
 
     def _write(self) -> None:
         _replace(self._folder / _PHASE, f"{self._number} {self.name}")
 
 
-def read_books(folder: Path) -> list[Document]:
-    """All books so far: ``pid``, ``number`` of the open phase, and ``rows``, one a phase and card.
+def read_records(folder: Path) -> list[Document]:
+    """The records so far: ``pid``, ``number`` of the open phase, ``rows``: one a phase and card.
 
     A row has ``phase``, ``gpu``, and at the phase's end ``requested`` (the tensors alone),
     ``allocated`` (whole blocks) and ``reserved``, and the peaks of the latter two.
     """
     found = []
-    for path in sorted((folder / _BOOKS).glob("*.json")):
+    for path in sorted((folder / _RECORDS).glob("*.json")):
         with contextlib.suppress(OSError, ValueError):
             found.append(json.loads(path.read_text(encoding="utf-8")))
     return found
@@ -93,10 +93,10 @@ def _keep(folder: Path) -> None:
         if not folder.exists():
             return
     sys.modules["torch"].backends.cuda.enable_cudnn_sdp(False)
-    book = _Book(folder)
+    record = _ProcessRecord(folder)
     with contextlib.suppress(OSError):  # the folder goes when the rehearsal has ended
         while True:
-            book.turn()
+            record.follow()
             time.sleep(_LOOK)
 
 
@@ -109,18 +109,18 @@ def _has_context() -> bool:
         return False
 
 
-class _Book:
+class _ProcessRecord:
     def __init__(self, folder: Path) -> None:
         from turbofit.pretend.library import LibraryAccount
 
         self._account = LibraryAccount(Path(os.environ["TURBOFIT_PRETEND_LIBRARIES"]))
         self._folder = folder
-        self._path = folder / _BOOKS / f"{os.getpid()}.json"
+        self._path = folder / _RECORDS / f"{os.getpid()}.json"
         self._rows: list[dict[str, Any]] = []
         self._open: tuple[int, str] | None = None
 
-    def turn(self) -> None:
-        """Looks which phase it is; on a new one closes the old one's page."""
+    def follow(self) -> None:
+        """Read which phase is open; where it is a new one, end the row of the old one."""
         number, _, name = (self._folder / _PHASE).read_text(encoding="utf-8").partition(" ")
         now = (int(number), name)
         if now == self._open:

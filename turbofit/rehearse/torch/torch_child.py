@@ -1,7 +1,7 @@
 """The child: LMDeploy's PyTorch engine or Transformers on a pretend machine, through the cases.
 
 Run by ``turbofit.rehearse.torch.torch_run`` only. What it prints and what the engine logs goes to
-a file; memory is in the timelines, which the account writes, and in the books of
+a file; memory is in the timelines, which the account writes, and in the records of
 ``phase_recorder``.
 """
 

@@ -1,4 +1,4 @@
-"""What sets the engines on torch apart where they are rehearsed without a plan."""
+"""How the two engines on torch differ where they are rehearsed without a plan."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class HeldBytes:
     spans: dict[int, dict[str, PhaseSpan]] = field(default_factory=dict)
 
     def on(self, gpu: int, phase: str, order: Sequence[str]) -> PhaseSpan:
-        """Its span in a phase; where it was not marked then, what it held after the one before."""
+        """Its span in a phase; where the phase was not marked, what the process held before it."""
         spans = self.spans.get(gpu, {})
         if phase in spans or "" in spans:  # the latter: never marked
             return spans.get(phase) or spans[""]

@@ -1,4 +1,4 @@
-"""A plan for the PyTorch engine before that engine, and what was seen beside its forecast."""
+"""Rehearses a plan with the PyTorch engine, and compares what the engine held with the forecast."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def rehearse_pytorch_plan(plan: Plan, group: int = 0) -> Plan:
 def unanswered(plan: Plan, document: Document) -> Death | None:
     """What the plan promises and the engine that served did not take; None: it took all.
 
-    The longest prompt is as long as the engine takes one, which may be shorter than promised. What
-    is longer than the plan's longest request the plan refuses itself.
+    The longest prompt is as long as the engine takes one, which may be shorter than promised. The
+    plan itself refuses what is longer than its longest request.
     """
     longest = min(plan.settings.session_len, plan.kv.longest_request_tokens)
     taken = (document["cache"] or {}).get("session_len")
@@ -210,7 +210,7 @@ def _rehearsal(document: Mapping[str, Any]) -> Rehearsal:
 
 
 def beside(plan: Plan, document: Document, group: int = 0) -> tuple[GpuLedger, ...]:
-    """The plan's ledgers with ``rehearsed`` beside ``bytes`` where torch's books tell."""
+    """The plan's ledgers with ``rehearsed`` beside ``bytes`` where torch's records tell."""
     place = {index: i for i, index in enumerate(plan.parallel.groups[group])}
 
     def one(gpu: GpuLedger) -> GpuLedger:
@@ -254,7 +254,7 @@ def _idle(told: Mapping[str, int]) -> int:
 def _steady(document: Mapping[str, Any], card: int) -> int | None:
     """What stays: the first request adds a cuBLAS workspace, which the ledger names by itself.
 
-    The least that a served case left, so that what one of them forgot is never taken for it.
+    The least that a served case left, so that a leak in one case does not count.
     """
     ready = _torch(document, card, "ready")
     if not ready:

@@ -47,7 +47,7 @@ class TorchRehearsal:
         images, image_size, max_dynamic_patch, max_pixels: the worst request, in part or whole.
         cases: drive these cases only, by name; empty: all.
         revision: branch, tag or commit on the hub.
-        speculative: what a plan's request says of speculative decoding, by its names.
+        speculative: the fields of a `PlanRequest` that are about speculative decoding.
     """
 
     model: str
@@ -139,7 +139,7 @@ def rehearse_torch(
 def _model(
     request: TorchRehearsal, scratch: Path
 ) -> tuple[str, ImageRule | None, bool, Path, Mapping[str, Any]]:
-    """Name, image rule, whether it sees, a folder to load from, and what LMDeploy is told to draft.
+    """Name, image rule, whether it takes images, a folder, and what LMDeploy is told of drafts.
 
     A folder of a model that turbofit has no account of is taken as it is; so are its pictures.
     """

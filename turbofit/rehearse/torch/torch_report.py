@@ -106,8 +106,8 @@ def _torch(seen: EndedRehearsal, gpu: int, phase: str) -> dict[str, int] | None:
     """The allocator's own figures on a card in a phase, over all processes, if any were read."""
     rows = [
         row
-        for book in seen.books
-        for row in book["rows"]
+        for record in seen.records
+        for row in record["rows"]
         if row["gpu"] == gpu and row["phase"] == phase
     ]
     if not rows:
@@ -205,7 +205,7 @@ def _case(seen: EndedRehearsal, case: Mapping[str, Any]) -> dict[str, Any]:
 def _decides(cases: list[dict[str, Any]], death: Mapping[str, Any] | None) -> str | None:
     """The case it died of, else the one whose tensors took most on a card, the first of equals.
 
-    What torch has reserved does not tell: it keeps it from one case to the next.
+    Reserved memory does not tell: torch keeps it from one case to the next.
     """
     if death is not None:
         died = str(death["phase"])

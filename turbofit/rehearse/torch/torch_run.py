@@ -22,7 +22,7 @@ from turbofit.pretend.environment import CHANGING, cuda_site, find_turbofit, put
 from turbofit.pretend.run import FinishedRun, run_pretend
 from turbofit.pretend.scenario import Scenario
 from turbofit.pretend.shared import SharedRecord
-from turbofit.rehearse.torch.phase_recorder import read_books
+from turbofit.rehearse.torch.phase_recorder import read_records
 from turbofit.rehearse.torch.torch_drivers import DRIVERS
 from turbofit.rehearse.torch.torch_ledger import HeldBytes, held_by
 from turbofit.rehearse.torch.torch_spec import TorchSpec
@@ -57,7 +57,7 @@ class EndedRehearsal:
         spec: what was rehearsed.
         ran: the run on the pretend machine.
         held: what each process held, by phase and card, as the account saw it.
-        books: what torch's allocator said, by process.
+        records: what torch's allocator said, by process.
         report: what the child told.
         log: its output and the engine's log.
         late: whether it was ended because it took too long.
@@ -66,7 +66,7 @@ class EndedRehearsal:
     spec: TorchSpec
     ran: FinishedRun
     held: tuple[HeldBytes, ...]
-    books: list[dict[str, Any]]
+    records: list[dict[str, Any]]
     report: Mapping[str, Any]
     log: str
     late: bool
@@ -154,7 +154,7 @@ def run_torch(spec: TorchSpec, scenario: Scenario, keep: Path | None = None) -> 
             spec=spec,
             ran=ran,
             held=held_by(ran.usages),
-            books=read_books(folder),
+            records=read_records(folder),
             report=report,
             log=_tail(folder / "log"),
             late=deadline.late,
@@ -192,7 +192,7 @@ class _Deadline:
 
 
 def torch_environment(folder: Path, variables: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a rehearsal's child, whose notes and books are in a folder.
+    """The environment of a rehearsal's child, whose notes and records are in a folder.
 
     Args:
         folder: the child's; it finds it as ``TURBOFIT_REHEARSAL``.

@@ -71,7 +71,7 @@ def torch_cases(
 
 
 def _equal(one: TorchRequest, room: ServerRoom | None) -> tuple[TorchRequest, ...]:
-    """So many of a request of which little is known that one more than fits meets in a forward."""
+    """Equal requests, one more than fit into a forward, where little is known of the images."""
     if room is None:
         return ()
     count = room.prefill // (_UNKNOWN * len(one.images)) + 2

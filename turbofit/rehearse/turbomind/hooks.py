@@ -1,8 +1,8 @@
 """Makes LMDeploy's own loader and engine run on the pretend machine of this process.
 
-A CUDA build of torch runs on the pretend machine itself, so that loading is LMDeploy's and torch's
-own and nothing is patched but marks. CPU torch needs answers about the machine and a model of what
-loading stages on the first card.
+A CUDA build of torch runs on the pretend machine itself, so that LMDeploy and torch load as usual,
+and only marks are added. CPU torch needs answers about the machine and a model of what loading
+stages on the first card.
 """
 
 from __future__ import annotations

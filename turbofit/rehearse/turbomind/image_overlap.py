@@ -19,7 +19,7 @@ _LEAST = 2  # tokens of text of the shortest prompt: one on each side of its ima
 _CUT = 4  # prompts that meet, nearly always: blocks of the cache that are filled in part
 _MANY = 64  # images that are tried at most where a request may have several
 _SHARES = 8  # images of a size that are tried at most where the gateway holds clients to units
-_ALIKE = 3  # times the forwards' worth of equal images that are queued
+_ALIKE = 3  # how many forwards full of equal images are queued
 
 
 def queue(plan: Plan, rule: ImageRule, units: int, gate: int | None = None) -> list[JsonObject]:
@@ -155,10 +155,10 @@ def _maker(rule: ImageRule, units: int, limits: Limits) -> PromptMaker:
 
 
 def _repeated_images(plan: Plan, maker: PromptMaker, gate: int | None) -> list[tuple[Prompt, bool]]:
-    """Different questions about the image that was seen before: each brings it back whole.
+    """Different questions about one image that is in the prefix cache: each has all its units.
 
-    With each whether its image was seen: what gate, batch and context leave beside the questions is
-    for images of another request, which no cache has seen.
+    With each prompt: whether its image is in the cache. Where gate, batch and context leave room,
+    one request with new images comes beside the questions.
     """
     settings, prompt = plan.settings, maker.prompt(maker.units, rest=_LEAST)
     length = prompt.length + _NEW

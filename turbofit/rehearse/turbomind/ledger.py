@@ -51,8 +51,8 @@ class Pool:
 class RehearsedGpu:
     """One card: bytes held, by phase at its end and at its peak; tallies; the cache's sizing.
 
-    Page-locked host memory is counted with the card that was current when it was made: with
-    several ranks the process's own peak depends on how their threads met, a rank's does not.
+    Page-locked host memory is counted with the card that was current when it was made: with several
+    ranks the process's peak depends on the timing of their threads, a rank's does not.
     """
 
     held: int = 0

@@ -80,7 +80,7 @@ def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:
 def unanswered(plan: Plan, document: Document) -> Death | None:
     """The first case of which the engine refused a request that the plan promises to serve.
 
-    None: there is none. What is longer than the plan's longest request the plan refuses itself.
+    None: there is none. The plan itself refuses what is longer than its longest request.
     """
     longest = min(plan.settings.session_len, plan.kv.longest_request_tokens) - NEW_TOKENS
     cases = document["cases"]

@@ -91,7 +91,7 @@ def outcome_and_death(outcome: ChildOutcome, ledger: Ledger) -> tuple[str, Docum
 
 
 def _death(phase: str, where: str) -> dict[str, Any]:
-    """A death that no refused allocation explains."""
+    """The death where no refused allocation explains it."""
     return {"phase": phase, "where": where, "asked": None, "left": None}
 
 
@@ -119,7 +119,7 @@ def _family(match: re.Match[str]) -> str:
 def _cache(ledger: Ledger, lines: list[str], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The cache's sizing; tokens are cut as the engine's page and slab allocators cut them.
 
-    Of a hybrid model beside the states of a full batch, as in a plan.
+    For a hybrid model the states of a full batch are taken off first, as in a plan.
     """
     # Each rank says the same.
     found = [(int(m[1]), int(m[2])) for line in lines if (m := _SLAB.search(line))]

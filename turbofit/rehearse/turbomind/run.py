@@ -31,7 +31,7 @@ _LOG: Final = LazyLogger(__name__)
 
 # The scheduler's own line where nothing can be admitted; during warm-up it repeats for ever.
 _STUCK = re.compile(rb"out of memory at 0/\d+")
-# Many ranks on few cores write it slowly, one rank 36,000 times a second.
+# Many ranks on few cores print the line slowly; one rank prints it 36,000 times a second.
 _STUCK_LINES = 60
 _STUCK_SECONDS = 0.5
 #: How the pretend libraries begin what they say: why they end a process, among others.
@@ -79,7 +79,7 @@ class _Log:
 
     @property
     def hangs(self) -> bool:
-        """Whether the scheduler has said nothing else for a while."""
+        """Whether the scheduler has printed only this line for a while."""
         return self.stuck >= _STUCK_LINES and time.monotonic() - self._since >= _STUCK_SECONDS
 
     def feed(self, data: bytes) -> None:

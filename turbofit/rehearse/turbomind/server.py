@@ -3,8 +3,8 @@
 Run by ``python -m turbofit.rehearse.turbomind.server ARGS…``.
 
 ``ARGS`` are those of the ``lmdeploy`` command (``serve api_server MODEL …``). Preprocessing,
-scheduling, memory, errors and death are LMDeploy's and TurboMind's own; the words mean nothing.
-The environment must be that of ``server_launch``.
+scheduling, memory, errors and death are real; the text of the answers is not. The environment must
+be that of ``server_launch``.
 """
 
 from __future__ import annotations

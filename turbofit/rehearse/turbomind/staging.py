@@ -1,12 +1,11 @@
 """Charges to the first pretend card what loading stages there through torch.
 
-LMDeploy copies each checkpoint tensor to the first GPU and splits, casts, pads and
-joins it there before it hands the shards to TurboMind. With CPU torch those tensors
-are ``meta`` tensors; their lifetimes are real, since the loader is LMDeploy's own, so
-each storage is charged while it lives. Memory that torch's caching allocator would
-keep is kept until ``torch.cuda.empty_cache``. This is a model of that allocator (a
-pool that keeps its high-water mark), not the allocator itself: fragmentation between
-its segments is not in it.
+LMDeploy copies each checkpoint tensor to the first GPU and splits, casts, pads and joins it there
+before it hands the shards to TurboMind. With CPU torch those tensors are ``meta`` tensors; their
+lifetimes are real, since LMDeploy's loader runs, so each storage is charged while it lives. Memory
+that torch's caching allocator would keep is kept until ``torch.cuda.empty_cache``. This is a model
+of that allocator (a pool that keeps its high-water mark), not the allocator itself: fragmentation
+between its segments is not in it.
 """
 
 from __future__ import annotations

@@ -16,9 +16,10 @@ NEW_TOKENS = 2  # to generate: one forward of prefill, one of decoding
 def worst_cases(plan: Plan) -> list[JsonObject]:
     """The cases of a rehearsal's specification, named as the ledger's transient terms.
 
-    ``vision_request``: one request at the limit. ``vision_forward``: of what the gateway lets
-    through at once the mix, equal or not, whose images meet at their worst. ``text_prefill``: the
-    longest prompt that the cache and the session hold. ``sampling``: a full batch with ``top_k=0``.
+    ``vision_request``: one request at the limit. ``vision_forward``: the mix of images, equal or
+    not, that brings most units into one forward, of what the gateway lets through at once.
+    ``text_prefill``: the longest prompt that the cache and the session hold. ``sampling``: a full
+    batch with ``top_k=0``.
     """
     rule, limits, settings = plan.model.image_rule, plan.limits, plan.settings
     cases: list[JsonObject] = []
@@ -28,7 +29,7 @@ def worst_cases(plan: Plan) -> list[JsonObject]:
         images = [rule.grid(units) for units in units_of_request(*whole)]
     if images:
         one = {"text_tokens": _TEXT, "units": images, "max_new_tokens": NEW_TOKENS}
-        # What a prefix cache has seen is asked about again in the next case.
+        # The next case asks again about images that are in the prefix cache.
         first = one | {"lead": 1, "images": 1} if settings.enable_prefix_caching else one
         cases.append({"name": "vision_request", "requests": [first]})
         cases.append({"name": "vision_forward", "requests": _meeting(plan)})
@@ -41,7 +42,7 @@ def worst_cases(plan: Plan) -> list[JsonObject]:
 
 
 def _meeting(plan: Plan) -> list[JsonObject]:
-    """What brings most units together, of what clients may send at once."""
+    """The requests that bring most units into one forward, of what clients may send at once."""
     assert plan.model.image_rule is not None
     return queue(plan, plan.model.image_rule, plan.limits.units_per_image, gate_of(plan))
 

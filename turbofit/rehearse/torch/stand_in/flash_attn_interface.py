@@ -1,4 +1,4 @@
-"""A stand-in for FlashAttention-3 on pretend GPUs: allocates what it does, and computes nothing.
+"""A stand-in for FlashAttention-3 on pretend GPUs: it allocates the same, and computes nothing.
 
 LMDeploy's PyTorch engine does not start speculative decoding without that package, whose kernels
 run on no pretend card. Only processes on pretend GPUs find this file, and only with a draft. Sizes
@@ -24,7 +24,7 @@ def flash_attn_varlen_func(q: Any, k: Any, v: Any, **_: Any) -> Any:  # noqa: AR
 
 @cache
 def _reject_none() -> None:
-    """Which drafted tokens are rejected Triton's kernels say, which do not run: here none are."""
+    """Reject no drafted token: the Triton kernels that would say which do not run here."""
     from lmdeploy.pytorch.backends.cuda import rejection_sampling
 
     sampling: Any = rejection_sampling

@@ -1,4 +1,4 @@
-"""TileLang's words for what a kernel does: none is ever traced."""
+"""Names that TileLang's kernels use; no kernel is traced here."""
 
 from typing import Any
 
