@@ -191,12 +191,12 @@ def _buffers(plan: Plan, one: Observation, ledgers: Sequence[GpuLedger], context
 
 
 def _ours(card: CalibratedGpu, ledger: GpuLedger, used: int) -> int:
-    """What was in use, with others as the plan counted them: their growth is not the engine's."""
+    """What was in use, less what other processes have grown by since the plan."""
     return used - card.before + ledger.used
 
 
 def _tightest(one: Observation, ledgers: Sequence[GpuLedger]) -> GpuLedger:
-    """The fullest GPU of the launch, of which the log tells: others may have moved on any card."""
+    """The GPU that was fullest at the launch, which the log is about: others may have changed."""
     return min(ledgers, key=lambda ledger: free_for_cache(ledger) - _drift(one, ledger))
 
 

@@ -1,4 +1,4 @@
-"""A look at a running server through its gateway's ``/metrics``."""
+"""The state of a running server, read from its gateway's ``/metrics``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """What LMDeploy's PyTorch engine prints at WARNING, one line at a time, as typed events.
 
 Its own figures (free memory, blocks) are INFO, which would print prompts too, so that a log tells
-only how far it has come, and how its loop ended: the server outlives it, and answers 503 for ever.
+only how far the engine has come, and how its loop ended. The server outlives the loop, and answers
+503 for ever.
 Source: LMDeploy 0.18 pytorch/engine/{engine,engine_loop}.py, executor/base.py, and torch's message.
 """
 

@@ -94,7 +94,7 @@ def forget_tuned(model: str, *, pretend: bool) -> int:
 
 
 def tuned_key(*parts: object) -> str:
-    """A file's name that stands for these."""
+    """The name of the file for these fields."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 

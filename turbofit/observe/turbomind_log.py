@@ -91,7 +91,7 @@ class WarmupFinished(Struct, tag="warmup_finished"):
 
 
 class Backpressure(Struct, tag="backpressure"):
-    """A request has to wait: normal under load, a hang when it never stops in the warm-up."""
+    """A request waits: normal under load; in the warm-up a hang, where this line never stops."""
 
     cause: str
     at: int

@@ -21,7 +21,7 @@ class Image(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """``lead`` tokens of text, an image (``units``, ``tokens``), ``more`` images, ``rest`` of text."""
+    """``lead`` of text, an image (``units``, ``tokens``), ``more`` images, ``rest`` of text."""
 
     lead: int
     units: int

@@ -71,9 +71,9 @@ def learned(
 
 
 def relieve(plan: Plan, result: Document, lmdeploy: str, *, pretend: bool) -> bool:
-    """Drop what restarts had learned of such launches, where the measurement now says it better.
+    """Drop what restarts had learned of such launches, where the measurement replaces it.
 
-    A margin that the ladder made larger would else be paid for beside what was measured to be
+    Otherwise a margin that the ladder made larger would be added to what was measured to be
     missing. Where nothing was measured to be missing, what helped the start stays.
 
     Returns:

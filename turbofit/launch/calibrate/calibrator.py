@@ -136,8 +136,8 @@ class Calibrator:
     def _take(self, launched: Plan, engine: SupervisedEngine, name: str) -> None:
         """Read, and keep it. What was in use after a step belongs to it too: pools keep their most.
 
-        What the engine's log says of its cache comes with the first step that finds it: who follows
-        the log may be behind.
+        What the engine's log says of its cache comes with the first step that finds it: the reader
+        of the log may be late.
         """
         spans = self._usage.read(launched, engine)
         steady = name in (STEADY, KERNELS)

@@ -1,4 +1,4 @@
-"""What each GPU of a plan holds while engines run: NVML's word, or the pretend cards' own account.
+"""What each GPU of a plan holds while engines run: by NVML, or by the account of pretend cards.
 
 A reading is in bytes of the whole card, everybody's.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GpuUsageReader", "NvmlUsageReader", "PretendUsageReader", "engine_ended"]
 
-#: So long a card is looked at before a reading counts as its last.
+#: Seconds that a card is sampled before a reading counts as its last.
 _SETTLE: Final = 0.3
 
 

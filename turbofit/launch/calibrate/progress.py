@@ -65,15 +65,16 @@ class Progress:
     def complete(self) -> bool:
         """Whether every group of the plan has shown everything, and has started in this process.
 
-        What an earlier process has read whole may have been read while others had given memory
-        back, which they hold again by now: another start tells.
+        An earlier process may have read while others had given memory back that they hold again
+        now, so that one start in this process is needed.
         """
         return self.plan is not None and len(self._finished) == len(self.plan.parallel.groups)
 
     def begin(self, plan: Plan, before: Mapping[int, int]) -> None:
         """A plan is launched; what was read of another one no longer counts.
 
-        Nor what was read while others held another amount: the cache was another one, too.
+        What was read while others held another amount does not count either: the cache had another
+        size.
 
         Args:
             plan: what is launched.
@@ -143,7 +144,7 @@ class Progress:
 
 
 def joined(one: Observation, more: Observation) -> Observation:
-    """Two readings of one group; a later run's are told as if others held what they held first."""
+    """Two readings of one group; the later one is counted with what others held at the first."""
     cards = []
     for card in one.cards:
         other = next((c for c in more.cards if c.index == card.index), None)

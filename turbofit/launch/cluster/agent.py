@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Agent", "start_agent"]
 
-#: Times that Ray starts an actor again whose process died; beyond it is something to be told of.
+#: Times that Ray starts an actor again whose process died; after that it is reported.
 _RESTARTS: Final = 10
 #: Calls at once: one that waits for news, and others that must not wait for it.
 _CALLS: Final = 4

@@ -55,7 +55,7 @@ def changed(
 
 
 def _behind(controller: Controller) -> list[NodeState]:
-    """Nodes that were planned for another promise than the controller's, those that came since too.
+    """Nodes that were planned for another promise than the controller's, and nodes that came later.
 
     One that joins is not among them: what was planned for it is looked at when it is done.
     """
@@ -113,5 +113,5 @@ def _moved(
 
 
 def _stays(controller: Controller, node_state: NodeState) -> bool:
-    """Whether a node is still there, and nobody drains it meanwhile."""
+    """Whether a node is still there, and is not being drained."""
     return node_state.node.id in controller.node_states and node_state.state == "changing"

@@ -60,7 +60,7 @@ class RayConnection:
         """
         try:
             nodes = ray_adapter.nodes()
-        except Exception as exc:  # noqa: BLE001 - Ray raises what it likes when its head is gone
+        except Exception as exc:  # noqa: BLE001 - Ray raises any type when its head is gone
             raise MachineError(
                 f"the Ray cluster at {self.address} does not answer: {ray_adapter.one_line(exc)}",
                 hint="see ray status; engines end with the cluster",

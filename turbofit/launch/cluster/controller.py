@@ -234,7 +234,7 @@ class Controller:
             replica.begin()
 
     def _in_the_way(self, plan: NodePlan, gpu_ids: Mapping[int, str]) -> str:
-        """Why a plan cannot be started on its node, or nothing."""
+        """Why a plan cannot be started on its node; empty where it can."""
         if not plan.gpus() <= gpu_ids.keys():
             return "other jobs of Ray have taken its GPUs"
         routing_table = self.routing_table()
@@ -317,7 +317,7 @@ class Controller:
                 self._tell(replica, before.state, before.said)
 
     def _tell(self, replica: Replica, state: str, said: str) -> None:
-        """Say what is new of an engine."""
+        """Report what is new of an engine."""
         now = replica.engine_state
         if now.said != said and now.said:
             self._say(f"{replica.engine_spec.name}: {now.said}")
@@ -329,7 +329,7 @@ class Controller:
             self.say(f"{replica.engine_spec.name}: failed: {now.error.get('message', '')}")
 
     def _look(self, alive: Mapping[str, RayNode]) -> None:
-        """Nodes that came, went, or are going."""
+        """Look for nodes that came, went, or are leaving."""
         for identity in [one for one in self.node_states if one not in alive]:
             node_state = self.node_states.pop(identity)
             self.say(f"node {node_state.node.name} is gone")
@@ -379,7 +379,7 @@ class Controller:
         )
 
     def _mind(self, node_state: NodeState, now: float) -> None:
-        """What one node needs."""
+        """Do what one node needs now."""
         if node_state.work is not None and node_state.work.done():
             work, node_state.work = node_state.work, None
             if node_state.state != "joining":

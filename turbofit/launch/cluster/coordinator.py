@@ -1,6 +1,6 @@
 """The Ray actor through which other commands reach a cluster that serves.
 
-It holds nothing that matters: the process of `turbofit serve --cluster` writes what there is, and
+It owns no state: the process of `turbofit serve --cluster` writes what there is, and
 takes what is asked. Ray starts it again where its process dies. It ends with that process.
 """
 
@@ -146,7 +146,7 @@ class Coordinator:
     def ask(self, document: Document, seconds: float) -> Document | None:
         """A question to the process that serves, and its answer; None where none came in time.
 
-        A question that was not taken until then is withdrawn: whoever asked was told so.
+        A question that was not taken by then is withdrawn, so that it has no effect later.
         """
         with self._changed:
             self._number += 1
@@ -192,7 +192,7 @@ class Coordinator:
 
 
 def pin_coordinator(name: str, node: str) -> Any:
-    """Put up the coordinator of a model that is served; a handle.
+    """Start the coordinator of a model that is served; its handle.
 
     Args:
         name: what people call it.
@@ -259,7 +259,7 @@ def one_coordinator(name: str | None, hint: str) -> Any:
 
 
 def heard(ref: Any, seconds: float) -> Any:
-    """What a coordinator answers.
+    """The result of a call to a coordinator.
 
     Raises:
         LaunchError: it does not, or what serves has ended.

@@ -1,4 +1,4 @@
-"""One more gateway in front of a cluster that serves, on any node: behind the user's own balancer.
+"""One more gateway in front of a cluster that serves, on any node, behind the user's load balancer.
 
 The coordinator tells it which engines there are; it tells how many requests it has at each.
 """
@@ -36,7 +36,7 @@ __all__ = ["run_extra_gateway"]
 
 _TICK: Final = 0.2
 _SECONDS: Final = 1.0
-#: A coordinator that is silent for so long belongs to nobody any more.
+#: Seconds of silence after which a coordinator counts as abandoned.
 _SILENT: Final = 15.0
 
 

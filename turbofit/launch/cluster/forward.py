@@ -1,4 +1,4 @@
-"""The way to an engine from other machines: a port of the node that only gateways may use.
+"""Lets other machines reach an engine: a port of the node that only gateways may use.
 
 LMDeploy listens on loopback, where none but this node reaches it. Connections from the gateways'
 addresses are passed on byte by byte, both ways and no faster than the slower end takes them; all
@@ -233,8 +233,8 @@ class _Front(_Side):
     def _refuse(self) -> None:
         """Answer that nothing listens.
 
-        What still comes of the request is thrown away, and the gateway closes: a close from here
-        would be a reset, which overtakes the answer.
+        What still comes of the request is thrown away, and the gateway closes: if this side closed,
+        the reset could arrive before the answer.
         """
         self._refused = True
         self._early.clear()

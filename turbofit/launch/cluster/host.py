@@ -1,8 +1,8 @@
 """One engine on this node, launched and watched as `turbofit serve` does, in a thread of its own.
 
-All that is one machine's stays as it is there: the reservation, the last look at the GPUs, the
-overlay, the worst-case requests, restarts, and the ladder where memory runs out. Only the gateway
-is elsewhere: a `Forwarder` stands in its place.
+All that concerns one machine stays as on one machine: the reservation, the last look at the GPUs,
+the overlay, the worst-case requests, restarts, and the ladder where memory runs out. Only the
+gateway is elsewhere: a `Forwarder` stands in its place.
 """
 
 from __future__ import annotations

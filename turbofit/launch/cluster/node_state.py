@@ -80,7 +80,7 @@ class NodeState:
 
 
 def outcome(work: Any, node_state: NodeState) -> NodePlan:
-    """What a worker planned; a node that it failed for is a node with a reason."""
+    """Take what a worker planned; where it failed, the node gets the reason."""
     try:
         planned: NodePlan = work.result()
     except TurbofitError as exc:

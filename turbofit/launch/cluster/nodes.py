@@ -118,7 +118,7 @@ def index_of(machine: Machine, gpus: Iterable[str]) -> dict[str, int]:
 
 
 def _has(machine: Machine, gpu: str) -> bool:
-    """Pretend machines may have fewer GPUs than Ray was told."""
+    """Whether the machine has the GPU: a pretend one may have fewer GPUs than Ray was told."""
     return machine.source == "nvml" or not gpu.isdigit() or int(gpu) < len(machine.gpus)
 
 

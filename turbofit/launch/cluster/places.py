@@ -2,7 +2,7 @@
 
 Ray chooses which GPU of a node a placement group gets. So all that are free on a node are taken,
 each is asked which one it is, and those that no plan uses are given back: what is planned is what
-is held. They are gone with this process, however it ends.
+is held. Ray gives them back when this process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Places:
 
     def __init__(self) -> None:
         self._reserved: dict[str, dict[str, Any]] = {}
-        #: Nodes that are done with; a worker may still be taking theirs.
+        #: Nodes that are released; a worker may still be taking their GPUs.
         self._left: set[str] = set()
         self._lock = threading.Lock()
 
@@ -113,6 +113,6 @@ def _told(ref: Any) -> str | None:
     """Which GPU it is; None where the node is going, so that what it holds is not held."""
     try:
         (gpu,) = ray_adapter.result(ref, 0.1)
-    except Exception:  # noqa: BLE001 - Ray has many words for it
+    except Exception:  # noqa: BLE001 - Ray raises many types for it
         return None
     return str(gpu)

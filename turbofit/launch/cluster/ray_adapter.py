@@ -169,7 +169,7 @@ def draining_nodes() -> frozenset[str]:
         from ray._private import state
 
         found: Any = state.state.get_draining_nodes()
-    except Exception:  # noqa: BLE001 - it is no public call: without it they just die
+    except Exception:  # noqa: BLE001 - no public call: without it nodes just die
         return frozenset()
     return frozenset(found)
 
@@ -376,6 +376,6 @@ def _use_token() -> None:
     """Tell Ray that there is a token, as it reads the environment: before it is imported."""
     named = os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
     # `ray start` asks for a token where there is one, a client sends it only where it is told to. A
-    # cluster without tokens takes no offence.
+    # cluster without tokens ignores it.
     if named or (Path.home() / ".ray" / "auth_token").is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")

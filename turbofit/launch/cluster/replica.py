@@ -19,7 +19,7 @@ __all__ = ["LAST_SECONDS", "Replica"]
 
 #: Beside the drain, before an engine that was asked to end is killed.
 LAST_SECONDS: Final = 15.0
-#: Seconds that an actor may keep a question for news.
+#: Seconds that an actor may hold back the answer until there is news.
 _PATIENCE: Final = 10.0
 #: An actor that Ray starts again is asked again after so many seconds.
 _PAUSE: Final = 0.5

@@ -1,4 +1,4 @@
-"""Where a cluster comes from: Ray, a file, or a SPEC of machines that are not there.
+"""Where a cluster comes from: Ray, a file, or a SPEC of simulated machines.
 
     --cluster ray                          the Ray cluster that this machine belongs to
     --cluster ray:10.0.0.1:6379            the one with this address
@@ -25,7 +25,7 @@ from turbofit.machine.spec import parse_spec
 
 __all__ = ["MOST_NODES", "cluster_from"]
 
-#: More simulated nodes are a typing error.
+#: More simulated nodes than this are taken for a typing error.
 MOST_NODES: Final = 10_000
 _SIM: Final = "sim:"
 _RAY: Final = "ray"

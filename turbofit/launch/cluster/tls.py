@@ -1,4 +1,4 @@
-"""Where Ray's own traffic is under TLS, so is ours: the same certificates, shown by both ends.
+"""Where Ray's traffic uses TLS, ours does too, with the same certificates on both ends.
 
 Ray takes them from variables that every node must have (``RAY_USE_TLS`` and three files).
 """

@@ -1,4 +1,4 @@
-"""Why an engine ended, as one typed ending: from its exit code, its phase and its last words.
+"""Why an engine ended, as one type: from its exit code, its phase and the end of its log.
 
 On pretend GPUs the account's timeline adds which GPU, which call, and how many bytes were missing.
 """
@@ -163,7 +163,7 @@ def stalled(what: str, log: Path) -> EngineExit:
 
 
 def silence(plan: Plan, phase: str, seconds: float) -> str:
-    """What it may mean that a starting engine says nothing for so long."""
+    """What it may mean that a starting engine prints nothing for so long."""
     said = f"silent for {seconds:.0f} s in phase {phase}"
     said += "; weights may come from a slow disk" if phase == "weights" else ""
     if plan.settings.tp > 1 and plan.engine.is_pytorch:
@@ -244,7 +244,7 @@ def _cuda(
 
 
 def _killed(tracker: StartupTracker, plan: Plan, log: Path, host_kills: int | None) -> EngineExit:
-    """SIGKILL: the kernel's, where it counted one or nobody can tell; else somebody's."""
+    """SIGKILL: the kernel's where it counted one, or its count is not readable; else somebody's."""
     if host_kills == 0:
         error = LaunchError(
             f"the engine was killed {where(tracker)} by SIGKILL; the kernel counts no such kill "

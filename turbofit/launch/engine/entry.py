@@ -1,4 +1,4 @@
-"""Runs a Python module as LMDeploy's command line, with its API key out of everybody's sight.
+"""Runs a Python module as LMDeploy's command line, with its API key hidden from other users.
 
 ``python entry.py MODULE ARGUMENTS…``: a command line can be read by every user of the machine, an
 environment only by its owner, so the key comes in ``TURBOFIT_ENGINE_KEY`` and is appended here. It

@@ -1,4 +1,4 @@
-"""What around a launch would make it go wrong: LMDeploy missing, ports taken."""
+"""What would make a launch fail: LMDeploy missing, ports taken."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Lmdeploy:
 
     @property
     def warning(self) -> str | None:
-        """What is doubtful about its version: another one than the account is for."""
+        """The warning about its version, where the account is for another one."""
         found, planned = release(self.version), release(REFERENCE)
         if found == planned:
             return None
@@ -71,7 +71,7 @@ def lmdeploy_if_needed(engine: str | None) -> tuple[Lmdeploy, PackageError | Non
 
 
 def check_port(host: str, port: int) -> None:
-    """Refuse a port that somebody has, before minutes of loading.
+    """Refuse a port that is in use, before minutes of loading.
 
     Raises:
         LaunchError: it cannot be bound.

@@ -169,8 +169,9 @@ def port_of(command: Command) -> int:
 def free_ports(count: int, besides: int | None = None) -> list[int]:
     """Ports on loopback that nobody has at this moment.
 
-    They are taken from below the range of outgoing connections: a port in it may become somebody's
-    own end before the engine listens, even of a client that asks whether the engine listens yet.
+    They are taken from below the range of outgoing connections: the kernel may give a port of that
+    range to an outgoing connection before the engine listens, even to a client that asks whether
+    the engine listens yet.
 
     Args:
         count: how many.
@@ -215,6 +216,6 @@ def _outgoing() -> int:
 
 
 def _child_variables(key: str | None) -> dict[str, str]:
-    """What keeps the engine's output timely, its imports its own, and its key to itself."""
+    """Variables for an engine: unbuffered output, its own imports, and its hidden key."""
     env = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
     return {**env, KEY: key} if key else env

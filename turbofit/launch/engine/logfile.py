@@ -28,7 +28,7 @@ _TIME: Final = re.compile(
 _CAP: Final = 16 << 20
 _LONGEST_LINE: Final = 1 << 16
 
-#: What stands in the place of equal lines; what prints a log may strip some of its spaces.
+#: What stands in the place of equal lines; tools that print a log may strip some of its spaces.
 _REPEATED: Final = "    (the line above came {} more times)"
 _REPEATED_LINE: Final = re.compile(
     r"\s+" + re.escape(_REPEATED.lstrip()).replace(r"\{\}", r"(\d{1,12})")

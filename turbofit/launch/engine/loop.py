@@ -1,4 +1,4 @@
-"""How the PyTorch engine ends: its loop dies, and the server before it lives on."""
+"""How the PyTorch engine ends: its loop dies, and the server in front of it goes on."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def no_cache(tracker: StartupTracker, plan: Plan, log: Path) -> EngineExit:
 
 
 def raced(log: Path) -> EngineExit:
-    """LMDeploy's two processes lost each other while they met: the same start mostly works.
+    """LMDeploy's two processes missed each other at the start: the same start mostly works again.
 
     The server closes the lock under which the engine has told its port, sometimes before the
     engine has let go of it. Source: LMDeploy 0.18 mp_engine/zmq_engine.py, ``_start_mp_proc``.

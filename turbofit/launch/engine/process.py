@@ -27,8 +27,8 @@ __all__ = ["EngineProcess", "command_text"]
 
 _LOG: Final = LazyLogger(__name__)
 
-#: A full pipe holds 64 KiB: while an engine floods it, this bounds how often we wake up, at the
-#: price of slowing the flood down.
+#: A full pipe holds 64 KiB: while an engine prints without pause, this bounds how often we wake up,
+#: and slows the engine down.
 _PAUSE: Final = 0.02
 _CHUNK: Final = 1 << 20
 
@@ -54,7 +54,7 @@ class EngineProcess:
         self.log = log
         self.runs: deque[Run] = deque()
         guard = str(Path(__file__).with_name("guard.py"))
-        # Before there is an engine that would have to be ended.
+        # Before the engine exists, so that nothing must be ended.
         self._file = _log_file(log, required=log_required)
         try:
             self._process = subprocess.Popen(
@@ -107,7 +107,7 @@ class EngineProcess:
             self._process.wait(max(0.0, seconds))
 
     def strike(self) -> None:
-        """Kill whatever is left of the group; safe in a signal handler, since it takes no lock."""
+        """Kill what is left of the group; safe in a signal handler, since it takes no lock."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""Is it ready? Its health first, then requests as bad as the plan allows, really answered."""
+"""Whether an engine is ready: first its health, then real answers to the plan's worst requests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Exam", "Probe"]
 
 _PAUSE: Final = 0.2
-#: What this process lacks where it cannot make a socket: nothing of the engine's.
+#: Errors of this process where it cannot make a socket; they say nothing of the engine.
 _NO_SOCKET: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _HEALTH_TIMEOUT: Final = 5.0
 #: Preprocessing a 12-megapixel image on a slow CPU and a cold vision tower take seconds.

@@ -1,4 +1,4 @@
-"""How far an engine has come, told from its log, and the evidence of what goes wrong."""
+"""How far an engine has come, by its log, and which lines say what goes wrong."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class StartupTracker:
         return []
 
     def survived(self, until: float) -> None:
-        """Forget what an engine said before a time at which it was asked, and answered."""
+        """Forget what an engine printed before a time at which it answered a request."""
         if self._evidence_at < until:
             self._begin_evidence()
 
@@ -109,14 +109,14 @@ class StartupTracker:
         )
 
     def loop_failed(self, now: float) -> bool:
-        """Whether the PyTorch engine's loop has ended, and its last words are read."""
+        """Whether the PyTorch engine's loop has ended, and the reason was read."""
         if self._loop_failed is None:
             return False
         return self.fault is not None or now - self._loop_failed >= _WORDS_SECONDS
 
     @property
     def failing(self) -> bool:
-        """Whether the loop has ended and its last words may still come."""
+        """Whether the loop has ended and the reason may still be printed."""
         return self._loop_failed is not None
 
     @property
@@ -151,7 +151,7 @@ class StartupTracker:
         )  # fmt: skip
 
     def _begin_evidence(self) -> None:
-        """Nothing that may tell why it ends has been said yet."""
+        """Begin without any evidence of why the engine ends."""
         self.fault: CudaError | CheckFailed | NcclError | TorchOutOfMemory | None = None
         self.error: PythonError | None = None
         self.frames: list[str] = []
@@ -204,7 +204,7 @@ class StartupTracker:
         return []
 
     def _enter(self, phase: EnginePhase) -> list[str]:
-        """Phases come once: of several ranks the first to print it counts."""
+        """Enter a phase once: of several ranks the first that prints it counts."""
         if self.phase == phase:
             return []
         self.phase = phase

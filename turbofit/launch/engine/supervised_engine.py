@@ -181,7 +181,7 @@ class SupervisedEngine:
                 self._tell(line)
             self._time()
         self._follow()
-        # Whoever kills what is left of an engine whose loop has ended is not what ended it.
+        # The signal that kills the rest of an engine whose loop has ended is not why it ended.
         if code is not None and not self.tracker.failing:
             return self._ended(code)
         if self.tracker.fallback is not None:
@@ -190,7 +190,7 @@ class SupervisedEngine:
             return loop_ended(self.tracker, self._plan, self.log, self.death())
         if self.tracker.hangs(now):
             return hang(self.tracker, self._plan, self.log)
-        # A loop that ends answers what it was asked at once: why it did comes by the log.
+        # A loop that ends fails its requests at once; the reason comes later, in the log.
         if probe.error is not None and not self.tracker.failing:
             refused = probe.error
             error = LaunchError(refused.message, hint=f"{refused.hint} ({self.log})")
@@ -214,7 +214,7 @@ class SupervisedEngine:
         return self.process is None
 
     def quiet(self) -> None:
-        """Ask it nothing any more."""
+        """Stop asking the engine."""
         if self._probe is not None:
             self._probe.stop()
         if self._pulse is not None:
@@ -241,7 +241,7 @@ class SupervisedEngine:
         return pause
 
     def excuse(self, now: float, explained: int) -> bool:
-        """Start it again soon where what broke the circuit is explained now; whether it is."""
+        """Start it again soon if the ends that broke the circuit are explained; whether it is."""
         excused = len(self._ends) - explained <= self._timing.restarts
         if excused:
             self.state, self.again_at = "waiting", now
@@ -270,7 +270,7 @@ class SupervisedEngine:
         return sum(seconds for phase, seconds in self.spent().items() if phase != "check")
 
     def _follow(self) -> None:
-        """Phases that only the probe knows, and their times."""
+        """Note phases that only the probe knows, and their times."""
         probe = self._probe
         if self.state == "starting" and probe is not None:
             if probe.ready.is_set():
@@ -292,7 +292,7 @@ class SupervisedEngine:
             self.phases.append((self.tracker.phase, self._clock() - self._began))
 
     def _forget_earlier(self, now: float) -> None:
-        """What the engine has survived does not tell why it ends.
+        """Forget evidence that the engine has survived: it does not tell why the engine ends.
 
         The kernel counts a process that it kills before that has ended, for want of memory even
         seconds before: the last count is too new.

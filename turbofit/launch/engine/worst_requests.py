@@ -37,7 +37,7 @@ _ANSWER: Final = 2
 #: Tokens after the images in a chat, and around each of them; about.
 _AFTER: Final = 8
 _AROUND: Final = 2
-#: What the guesses above may be wrong by.
+#: Tokens by which the guesses above may be wrong.
 _SLACK: Final = 15
 #: Tokens of a row of a full batch: a block of the cache at least. Its answer outlasts the arrival
 #: of the others, which takes a step of decoding each at most.
@@ -122,7 +122,7 @@ def every_worst(plan: Plan, model: str, text: int) -> tuple[ProbeRequest, ...]:
 
 
 def small_requests(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
-    """A small request of each kind: they load the kernels that the warm-up had no use for."""
+    """A small request of each kind: they load the kernels that the warm-up does not use."""
     rule, found = plan.model.image_rule, []
     if rule is not None and plan.limits.vision_unit is not None:
         found.append(ProbeRequest("a small image", chat(model, [image_part(rule.small_image)])))
@@ -182,12 +182,12 @@ def _largest_that_meet(plan: Plan, room: int) -> list[dict[str, Any]]:
 
 
 def _images_across(plan: Plan, rule: ImageRule, text: int) -> list[dict[str, Any]]:
-    """Images that lie across the forwards of one long prompt, for clients without a knob.
+    """Images across the forwards of one long prompt, for clients that cannot choose image sizes.
 
     An image is encoded whole in each forward that holds one of its tokens, so that a forward sees
     most where it begins with the last tokens of a full image and ends with the first of another.
-    What lies before that (``lead``) and between the two is tried through; a guess at the template's
-    tokens that is wrong by `_SLACK` must not matter.
+    What lies before that (``lead``) and between the two is tried through, so that an error of
+    `_SLACK` in the guessed tokens of the template does not matter.
     """
     each, most = rule.unit_tokens(1), plan.limits.units_per_image
     before, forward = max(0, text - _AFTER), forward_tokens(plan.settings)
