@@ -1,1 +1,1 @@
-"""What the checkpoint is: folders, hub, presets; families in one file each."""
+"""Reads checkpoints: folders, hub, presets; a file for each family."""

@@ -1,4 +1,4 @@
-"""Holds config.json against the tensors: what the one says and the other has must be one model."""
+"""Compares config.json with the tensors: both must describe the same model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _FLOATS: Final[dict[str, Dtype]] = {"F16": "float16", "BF16": "bfloat16", "F32":
 _BUFFERS: Final = (".inv_freq", "mask_token")
 #: A draft of further tokens, beside the model: a part of its own, or a layer behind the last.
 _DRAFT: Final = "mtp."
-#: What speaks, beside a model that answers in text.
+#: Speech output, beside a model that answers in text.
 _SPEECH: Final = ("talker.", "code2wav.", "token2wav.")
 _AUDIO: Final = "audio_tower."
 #: Intern-S2's encoder of time series and its head, which LMDeploy 0.18 loads on no engine.
@@ -44,7 +44,7 @@ _DRAFT_LAYER: Final = ".eh_proj.weight"
 
 
 def without_unused(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The tensors but for what no engine loads: a draft that is not asked for, speech, series."""
+    """The tensors without those that no engine loads: unused drafts, speech output, time series."""
     layers = [name.removesuffix(_DRAFT_LAYER[1:]) for name in tensors if _DRAFT_LAYER in name]
     unused = (_DRAFT, *_SPEECH, *_TIME_SERIES, *layers)
     return {name: one for name, one in tensors.items() if not name.startswith(unused)}

@@ -27,7 +27,7 @@ from turbofit.model.source import checkpoint_files
 __all__ = ["draft_elements", "read_draft", "replaced_outputs", "requested_draft"]
 
 _LLAMA: Final = "LlamaForCausalLM"
-#: Whose layers of its own checkpoint draft, and where its config counts them.
+#: Models whose own checkpoint has drafting layers, and the config key that counts them.
 _MTP: Final[Mapping[str, Mapping[str, str]]] = {
     "deepseek_mtp": {
         "DeepseekV3ForCausalLM": "num_nextn_predict_layers",

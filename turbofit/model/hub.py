@@ -1,7 +1,7 @@
 """Checkpoints on the Hugging Face hub or a mirror of it: small files and headers, never weights.
 
 Nothing here is imported before a name has to be looked up there. Sizes, redirects and time are
-bounded, since a mirror is anybody's machine.
+bounded, since a mirror may be anybody's machine.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ class HubFiles:
         parts: list[bytes] = []
         while count > 0:
             self._hurry()
-            # read1 returns what one packet brought, so that a dripping server meets the deadline.
+            # read1 returns after one packet, so that the deadline holds for a slow server too.
             part = self._with_hub_errors(partial(answer.read1, min(count, 1 << 20)))
             if not part:
                 break
@@ -213,7 +213,7 @@ class HubFiles:
         return answer
 
     def _with_hub_errors(self, action: Callable[[], T]) -> T:
-        """Run one network action; its many ways to fail become one."""
+        """Run one network action; all its errors become one type."""
         try:
             return action()
         except HTTPError as exc:

@@ -82,7 +82,7 @@ class _Two(NamedTuple):
 
 
 def compare(a: StoredPlan, b: StoredPlan) -> Comparison:
-    """All that two plans can be told apart by."""
+    """All facts by which two plans can differ."""
     two = _Two(a.plan, b.plan)
     rows = (*_shape(two), *_settings(two), *_holds(two), *_limits(two), *_ledgers(two))
     return Comparison(a=_side(a), b=_side(b), rows=rows)
@@ -109,7 +109,7 @@ def compare_blocks(found: Comparison) -> list[Block]:
 
 
 def compared_table(rows: Sequence[ComparedRow], title: str = "") -> Table:
-    """Rows of both, and how much more B has."""
+    """The table of rows, with how much more B has."""
     columns = (
         Column(title=title, wrap=True),
         Column(title="A", right=True, wrap=True),

@@ -1,4 +1,4 @@
-"""Whether a plan from a file hangs together: what reports, the gateway and a launch rely on."""
+"""Whether the parts of a plan from a file agree, as reports, the gateway and a launch rely on."""
 
 from __future__ import annotations
 

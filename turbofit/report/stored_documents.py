@@ -49,7 +49,7 @@ _RUNS: Final = "runs"
 
 
 class StoredPlan(NamedTuple):
-    """A plan, what became of it where a run launched it, and where both were read."""
+    """A plan, the run that launched it if there was one, and where both were read."""
 
     plan: Plan
     run: RunReport | None
@@ -83,7 +83,7 @@ def keep(plan: Plan, command: str) -> None:
     """Keep a plan as the command's newest; where nothing can be written it is not kept."""
     with suppress(OSError):
         folder = state_dir(_ROOM)
-        # Not `tempfile`: what a plan imports, every plan waits for.
+        # Not `tempfile`: importing it would slow every plan.
         half = folder / f".{command}.{os.getpid()}"
         try:
             descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -121,7 +121,7 @@ def read_saved(path: str) -> StoredPlan:
 def read_reported(path: str) -> StoredPlan | LoadResult | Tuning:
     """The same, and what ``bench --json`` or ``tune --json`` wrote.
 
-    It is read once: stdin and a shell's ``<(turbofit bench …)`` have no second time.
+    It is read once: stdin and a shell's ``<(turbofit bench …)`` cannot be read twice.
 
     Raises:
         UsageError: it is none of these, or cannot be read.
@@ -209,7 +209,7 @@ def _run_folder(path: str) -> Path | None:
 
 
 def _read_run(folder: Path) -> StoredPlan:
-    """A run with the plan of its last attempt; with a warning where a full disk has lost that."""
+    """A run with the plan of its last attempt; with a warning where that was not written."""
     path = folder / "run.json"
     run = decode(_bytes(str(path)), RunReport, what=f"run {path}")
     if run.schema != RUN_SCHEMA:

@@ -58,7 +58,7 @@ def compose_file(service: Service, *, image: str) -> str:
 
 
 def _mount(folder: str) -> dict[str, Any]:
-    """The long form: in the short one a colon parts a volume's places."""
+    """The long form: in the short one a colon separates the two paths of a volume."""
     place = _plain(folder)
     return {"type": "bind", "source": place, "target": place, "read_only": True}
 

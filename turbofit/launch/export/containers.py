@@ -42,7 +42,7 @@ def dump(*documents: dict[str, Any]) -> str:
 
 
 class _Plain(yaml.SafeDumper):
-    """Without anchors: a manifest is read by people."""
+    """A YAML dumper without anchors: people read a manifest."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
         return True

@@ -34,7 +34,7 @@ def k8s_objects(service: Service, *, image: str, claim: str | None = None) -> st
             "replicas": 1,
             # Two pods would need the GPUs twice.
             "strategy": {"type": "Recreate"},
-            # Longer than a start may take, so that it does not count as failed before.
+            # Longer than a start may take, so that a slow start does not count as failed.
             "progressDeadlineSeconds": service.start + _PERIOD,
             "selector": {"matchLabels": labels},
             "template": {"metadata": {"labels": labels}, "spec": _pod(service, image, claim)},

@@ -32,7 +32,7 @@ _NCCL_SHM: Final = 1 << 30
 #: LMDeploy pytorch/ray.py.
 _RAY_SHARE: Final = 0.3
 _RAY_MOST: Final = 80 * 10**9
-#: Of a cache, how many times the context for that to be promised at the next start as well.
+#: How many times the context a cache must hold for the context to be promised at the next start.
 _SPARE: Final = 1.25
 _NAME: Final = re.compile(r"[^a-z0-9]+")
 
@@ -197,8 +197,8 @@ def _folders(request: PlanRequest) -> Iterator[str]:
 def _promised_context(plan: Plan) -> int | None:
     """The context, where it is the plan's choice and holds with somewhat less free, too.
 
-    One that was lowered to what the cache held would not be met by a cache a page smaller: it is
-    left to the next start.
+    A context that was lowered to what the cache held needs the whole cache; it is left to the next
+    start, whose cache may be a page smaller.
     """
     context = plan.settings.session_len
     if plan.footprint is not UNSET:  # the cache is made for it

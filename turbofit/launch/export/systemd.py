@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["systemd_unit"]
 
-#: What another start would not mend.
+#: Exit codes after which another start would not help.
 _FINAL: Final = (UsageError, DoesNotFitError, PackageError)
 _BACKOFF: Final = 10
 

@@ -1,8 +1,8 @@
 """The ASGI application before ``transformers serve``'s own: key, routes, one request at a time.
 
-It corrects from outside what that server does otherwise than clients of the OpenAI API expect:
-unknown keys are ignored, failures have the API's form, streams end in ``[DONE]``, the list of
-models names the one that is served, and a client that goes away stops the work.
+It changes what that server does unlike the OpenAI API: unknown keys are ignored, failures have the
+API's form, streams end in ``[DONE]``, the list of models names the one that is served, and a client
+that goes away stops the work.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class FallbackApp:
         self._created = int(time.time())
 
     async def __call__(self, scope: JsonObject, receive: Receive, send: Send) -> None:
-        """One request, or the server's own begin and end."""
+        """Take one request, or the events of the server's start and end."""
         if scope["type"] == "lifespan":
             await self._inner(scope, receive, send)
             return
@@ -120,7 +120,7 @@ class FallbackApp:
     async def _serve(
         self, scope: dict[str, Any], body: bytes, receive: Receive, send: Send
     ) -> None:
-        """Wait for the turn, serve, and give the turn on once nothing is generated any more."""
+        """Wait for the turn, serve, and end the turn once nothing is generated any more."""
         client = _Client(receive, send)
         try:
             await client.unless_gone(self._turn.acquire())
@@ -232,7 +232,7 @@ class _Client:
         return receive
 
     async def send(self, message: Message) -> None:
-        """Pass on, unless nobody is there."""
+        """Pass a message on, unless the client is gone."""
         if self._gone.is_set():
             return
         with suppress(OSError):
@@ -240,7 +240,7 @@ class _Client:
 
 
 class _Answer:
-    """Takes the inner server's answer: failures are kept back, streams are mended and ended."""
+    """Takes the inner server's answer: holds failures back, corrects streams and ends them."""
 
     def __init__(self, send: Send) -> None:
         self._send = send

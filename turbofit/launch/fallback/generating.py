@@ -61,7 +61,7 @@ def inner_app(inside: TransformersInternals, options: GenerationOptions, work: S
 
 
 def _manager_class(inside: TransformersInternals, options: GenerationOptions) -> Any:
-    """Loads one model, by public means, under the name that clients use."""
+    """Loads one model, through public interfaces, under the name that clients use."""
     base: Any = inside.manager
 
     class Manager(base):  # type: ignore[misc]
@@ -189,11 +189,11 @@ def _cap(inputs: Any, config: Any, options: GenerationOptions) -> None:
 
 
 class _Guarded:
-    """A model whose ``generate`` can be stopped, tells of its life, and fails in plain words."""
+    """A model whose ``generate`` can be stopped, reports each token, and fails in one line."""
 
     def __init__(self, model: Any, work: ServedWork) -> None:
         self._model, self._work = model, work
-        work.start()  # here, on the event loop: whoever waits for the end must not come too early
+        work.start()  # on the event loop: a wait for the end must not begin before it
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)

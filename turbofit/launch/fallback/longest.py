@@ -1,7 +1,7 @@
-"""The longest request, in words: this engine takes no token ids, and only it knows its tokenizer.
+"""The longest request, as text: this engine takes no token ids, and only it has the tokenizer.
 
-What it counts for two short prompts says what a word more costs. The request has the worst images
-too, so that the peak is driven as the plan pays for it before a client can.
+Its counts for two short prompts say how many tokens one more word takes. The request has the worst
+images too, so that the peak is driven as the plan pays for it before a client can.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The inside of ``transformers serve`` that the fallback rests on, checked before it is used.
+"""The private classes of ``transformers serve`` that the fallback uses, checked before use.
 
-Nothing of it is promised by Transformers: each release may move it. What is checked here is all
-that is used, so that another release fails at once and in one line.
+Transformers does not promise them: each release may move them. All that is used is checked here, so
+that another release fails at once and with one line.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ def _listen(front: Any, host: str, port: int) -> None:
 
 
 def _end(reason: str) -> None:
-    """End the process at once: its memory, or its CUDA context, is past mending."""
+    """End the process at once: its memory, or its CUDA context, cannot be repaired."""
     print(reason, file=sys.stderr, flush=True)  # noqa: T201
     os._exit(1)
 

@@ -1,4 +1,4 @@
-"""What is under way on the fallback engine: one request, its cancellation, its last sign of life.
+"""The state of the fallback engine: its one request, the cancellation, when it last made progress.
 
 Shared by the event loop, which takes requests, and the thread that generates.
 """
@@ -65,9 +65,9 @@ class ServedWork:
     def ran_short(self, message: str) -> None:
         """A request ran out of GPU memory.
 
-        Torch raises it in order, so that the engine can go on; but one that has never answered, or
-        that runs out again and again, would do so for ever: it ends with torch's words, from which
-        the supervisor plans anew.
+        After torch's exception the engine can go on. But an engine that has never answered, or that
+        runs out again and again, would do so for ever: it ends with torch's message, from which the
+        supervisor plans anew.
         """
         self.short = True
         self._shortages += 1

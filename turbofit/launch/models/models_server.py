@@ -1,4 +1,4 @@
-"""Several models of one address: whose engines run, who gives memory back, and who is next.
+"""Several models at one address: whose engines run, which model gives memory back, which is next.
 
 One loop in the main thread decides; each model's engines run in a session of their own. Starts
 follow one another: LMDeploy's cache is a share of what is free just then.
@@ -131,7 +131,7 @@ class ModelsServer:
             insist(self._front, lambda _: session.model.fail(message, until))
 
     def _collect(self, session: ModelSession) -> None:
-        """Let a model sleep whose session has ended.
+        """Mark a model as asleep whose session has ended.
 
         Raises:
             TurbofitError: it ended otherwise than in order.

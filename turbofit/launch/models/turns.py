@@ -19,7 +19,7 @@ def gives_way(models: Iterable[ServedModel], turn: float, now: float) -> ServedM
     """The model that was used least recently of those whose turn is over; None where none is.
 
     A turn is over after so many seconds of being ready, or with a lull in its requests. So a model
-    that serves is not ended before it was worth its start, and a model that is idle keeps nobody
+    that serves is not ended right after its long start, and a model that is idle keeps nobody
     waiting.
 
     Args:

@@ -52,7 +52,7 @@ def queued(
 
 
 class _Line:
-    """Those who wait, in the order in which they came; see `Admission` for who passes.
+    """The requests that wait, in order of arrival; `Admission` says which may pass others.
 
     Args:
         gate: what they wait for.
@@ -79,7 +79,7 @@ class _Line:
             raise
 
     def pump(self) -> None:
-        """Let in whoever has room now."""
+        """Let in the requests that have room now."""
         while self._waiting:
             cost, turn = self._waiting[0]
             if not turn.cancelled():

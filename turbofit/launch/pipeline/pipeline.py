@@ -169,9 +169,9 @@ def _refuse(plan: Plan) -> None:
 def _choose_gpus(plan: Plan, config: Any) -> None:
     """Let the engine see the planned group only, and tell torch what the account relies on.
 
-    LMDeploy and torch ask the first GPUs for their memory whatever ``devices`` says, so the
-    environment decides while CUDA is not yet in use in this process; after that only ``devices``
-    can, which the PyTorch engine has not.
+    LMDeploy and torch ask the first GPUs for their memory whatever ``devices`` says, so
+    CUDA_VISIBLE_DEVICES decides while this process has not used CUDA yet; after that only
+    ``devices`` can, an option that the PyTorch engine does not have.
     """
     import torch
 

@@ -1,6 +1,6 @@
-"""A caller's own engine config beside a plan: what of it is planned with, and the planned copy.
+"""The engine config of a caller: which fields the plan takes from it, and a copy with the plan's.
 
-Both of LMDeploy's configs are taken; each is the caller's word for its engine.
+Both of LMDeploy's configs are taken; the class of the config chooses the engine.
 """
 
 from __future__ import annotations

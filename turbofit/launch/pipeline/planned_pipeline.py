@@ -189,7 +189,7 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
         """Hold what the engine is asked to the plan.
 
         Raises:
-            PackageError: this LMDeploy has no place for it.
+            PackageError: this LMDeploy has no hook for it.
         """
         bounds = bounds_of(plan, overlay=False)
         hold_engine(self.async_engine, scope_of(bounds))

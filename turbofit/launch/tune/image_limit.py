@@ -1,4 +1,4 @@
-"""What a smaller image limit would give a load whose images do not need the plan's."""
+"""What a smaller image limit would gain for a load whose images do not need the plan's limit."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The load of a trial, in a process of its own: `turbofit bench`.
 
-Beside the gateway, in its process, it would wait for the interpreter with it and measure that.
+Beside the gateway, in its process, the load would wait for the gateway's interpreter lock, and
+measure that.
 """
 
 from __future__ import annotations

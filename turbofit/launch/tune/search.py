@@ -26,7 +26,8 @@ STARTS: Final = 12
 _WORTH: Final = 0.002
 #: Measurements before it may stop.
 _LEAST: Final = 4
-#: What an engine that died tells of its neighbours: nothing was served there.
+#: The value of settings with which the engine died, for the model of their neighbours: nothing was
+#: served.
 _DEAD: Final = -1.5
 
 
@@ -82,7 +83,7 @@ class TrialSearch:
     def best(self) -> int | None:
         """The best of what was measured and keeps the SLO.
 
-        By what its neighbours say too: the highest of a dozen measurements is partly luck.
+        Its neighbours count too, since the highest of a dozen measurements is partly luck.
         """
         good = [index for index, figures in self._seen.items() if self._keeps(figures)]
         if not good:

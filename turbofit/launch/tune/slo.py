@@ -1,4 +1,4 @@
-"""What an answer may take: ``ttft=2s,tpot=50ms``. 90 % of the requests must keep it."""
+"""How long an answer may take: ``ttft=2s,tpot=50ms``. 90 % of the requests must keep it."""
 
 from __future__ import annotations
 

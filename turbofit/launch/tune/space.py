@@ -125,7 +125,7 @@ def _choice(options: Options, plan: Plan, mean: MeanRequest, at_once: float) -> 
 def _every(
     request: PlanRequest, usual: Plan, kv_types: Sequence[int], *, prefix: bool
 ) -> Iterator[dict[str, Any]]:
-    """What the person left open, in all combinations."""
+    """All combinations of what the person did not fix."""
     given = request.given()
     shapes: set[tuple[str, int, int]] = {
         (usual.engine.name, usual.parallel.tp, usual.parallel.replicas)
@@ -159,7 +159,7 @@ def _rows(plan: Plan, at_once: float) -> int:
 
 
 def _kind(plan: Plan, at_once: float) -> tuple[object, ...]:
-    """What sets a trial apart under the load."""
+    """What makes a trial different under the load."""
     settings = plan.settings
     return (
         plan.engine.name, plan.parallel.tp, plan.parallel.replicas, _rows(plan, at_once),

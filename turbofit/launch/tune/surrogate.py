@@ -1,4 +1,4 @@
-"""A Gaussian process over what a forecast is wrong by, in plain Python.
+"""A Gaussian process over the error of a forecast, in plain Python.
 
 A dozen measurements make a matrix of a dozen rows: scikit-learn or Optuna would bring numpy, scipy
 or a database for eighty lines. The length scales are fixed, since a dozen points cannot tell them.

@@ -110,7 +110,7 @@ def _number(task: TuneTask, journal: Journal, index: int) -> int:
 
 
 def _enough(task: TuneTask, journal: Journal) -> str:
-    """Why no more is tried; empty while more is."""
+    """Why nothing more is tried; empty while the search goes on."""
     # The last start confirms the best, and measures its curve.
     if len(journal.trials) >= max(1, task.starts - 1):
         return f"{len(journal.trials)} settings were tried"
@@ -218,7 +218,7 @@ def _confirmed(
     run: Callable[[Plan, Sequence[LoadSpec]], TrialEnd],
     say: Callable[[str], None],
 ) -> Tuning | signal.Signals:
-    """The best once more, under other numbers of requests at once: the curve."""
+    """Measure the best once more, and under other numbers of requests at once: the curve."""
     winner = result.winner
     assert winner is not None
     loads = _curve_loads(task)
@@ -275,7 +275,7 @@ def _factors(trials: Sequence[TrialRecord]) -> tuple[SpeedFactor, ...]:
 
 
 def _earlier(result: Tuning, before: Tuning | None) -> EarlierTuning | None:
-    """What another LMDeploy did under the same load."""
+    """Results of another LMDeploy under the same load."""
     if before is None or before.winner is None or result.winner is None:
         return None
     then, now = before.winner.measured, result.winner.measured

@@ -32,7 +32,7 @@ def read(parts: CheckpointConfig) -> Dims:
     kind = section.string("model_type", "llama")
     if kind != "llama":
         raise inner_refusal(parts.architecture, kind)
-    # The outer class ties; what the inner config says of it is not asked.
+    # The outer class ties embeddings and head; the inner config is not read for it.
     tied = config.boolean("tie_word_embeddings", False)
     text = replace(read_text(section, "LlamaForCausalLM"), tie_word_embeddings=tied)
     vision = _vision(config)

@@ -118,7 +118,7 @@ def _of(architecture: str) -> UnsupportedFamily | None:
 
 
 def _begins(typed: str, known: str) -> bool:
-    """Whether a name is this one or goes on from it: gemma-4-31b from gemma-4, gemma-4b not."""
+    """Whether a name is this one or continues it: gemma-4-31b does for gemma-4, gemma-4b not."""
     pieces = re.split(r"[._-]+", known)
     end = r"(?![a-z0-9])" if known[-1].isdigit() else r"(?![a-z])"
     return re.match("-?".join(map(re.escape, pieces)) + end, typed) is not None

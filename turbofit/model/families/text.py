@@ -328,7 +328,7 @@ class _Biases(NamedTuple):
 
 
 def _biases(config: Section, architecture: str) -> _Biases:
-    """Each family has its own words for it."""
+    """Read which layers have biases: each family has its own key."""
     if architecture == "InternLM2ForCausalLM":
         bias = config.boolean("bias", True)
         return _Biases(bias, bias)

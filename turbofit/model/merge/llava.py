@@ -8,9 +8,9 @@
 | ``model.vision_tower.vision_tower.vision_model…``, or CLIP's own checkpoint | ``vision_tower.…`` |
 
 The embeddings grow by two tokens and up to a multiple of 64 rows. llava-hf's published conversion
-draws the new rows at random around the mean of the others; here each is that mean, so that the
-same input gives the same output. The new embeddings have no say: the image token's is replaced by
-the picture's, padding is masked. A new token's logit is the mean of the others, never the largest.
+draws the new rows at random around the mean of the others; here each is that mean, so that the same
+input gives the same output. The new embeddings have no effect: the image token's is replaced by the
+picture's, padding is masked. A new token's logit is the mean of the others, never the largest.
 """
 
 from __future__ import annotations

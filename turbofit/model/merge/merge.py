@@ -1,4 +1,4 @@
-"""The whole of a merge: read the folders, decide, write."""
+"""One merge: read the folders, decide, write."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Merged(Struct):
     warnings: tuple[str, ...]
 
 
-def merge(  # noqa: PLR0913 - a door: its keywords are what can be asked
+def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be asked
     base: str,
     adapter: str | None,
     out: str,

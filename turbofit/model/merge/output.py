@@ -47,7 +47,7 @@ def check_target(out: str, sources: tuple[str, ...], *, force: bool) -> str:
 
 @contextmanager
 def staged(target: str, needed: int) -> Iterator[str]:
-    """A folder beside ``target`` that takes its place at the end; on any way out but that, gone.
+    """A folder beside ``target`` that takes its place at the end; on any other exit it is removed.
 
     Args:
         target: the folder to make or to replace.

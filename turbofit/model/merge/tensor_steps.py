@@ -149,7 +149,7 @@ def _same_shape(key: str, one: WholeTensor, stored: StoredTensor) -> None:
 
 
 def _refuse_unplaced(unplaced: Sequence[str], adapter: Adapter) -> None:
-    """Nothing of an adapter is dropped in silence."""
+    """Refuse an adapter of which a part has no place: nothing is dropped silently."""
     if not unplaced:
         return
     shown = ", ".join(key[:100] for key in unplaced[:3])

@@ -101,7 +101,7 @@ def write_tensor(tensor: Any, out: BinaryIO) -> None:
     whole = tensor.contiguous()
     size = whole.numel() * whole.element_size()
     if size:
-        # Torch gives its memory away through numpy alone, which need not be there.
+        # Torch shares its memory only through numpy, which may not be installed.
         out.write((ctypes.c_char * size).from_address(whole.data_ptr()))
 
 
@@ -234,7 +234,7 @@ def _unpickled(path: str) -> dict[str, Any]:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except (RuntimeError, ValueError):  # a file of torch < 1.6 cannot be mapped
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as exc:  # noqa: BLE001 - torch and pickle raise whatever a damaged file meets
+    except Exception as exc:  # noqa: BLE001 - torch and pickle raise any type for a damaged file
         raise UsageError(
             f"{name} cannot be read as weights alone: {str(exc)[:160]}", hint=_HINT
         ) from None

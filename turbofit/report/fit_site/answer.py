@@ -153,7 +153,7 @@ def answer_of(plan: Plan, texts: SiteTexts) -> SiteAnswer:
 
 
 def refused(error: TurbofitError, texts: SiteTexts) -> SiteAnswer:
-    """What there is to say where no plan can be made at all."""
+    """The answer where no plan can be made at all."""
     said = f"{error.message}; {error.hint}" if error.hint else error.message
     return SiteAnswer(fits=False, verdict=texts.number(said))
 

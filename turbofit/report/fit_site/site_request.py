@@ -15,7 +15,7 @@ from turbofit.planning.request import Bytes, PlanRequest, Positive, Tokens
 
 __all__ = ["SiteRequest"]
 
-#: The most used ones, small to large; what is left out is a matter of minutes, not of principle.
+#: The most used models, small to large. Others are left out only to save minutes.
 _MODELS: Final = (
     "internvl3-2b", "internvl3-8b", "internvl3.5-8b", "internvl3-38b-awq", "qwen2.5-vl-3b",
     "qwen2.5-vl-7b", "qwen2.5-vl-7b-awq", "qwen2.5-vl-72b-awq", "qwen3-vl-8b", "gemma-3-12b",

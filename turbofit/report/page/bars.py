@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["bars", "tick_step"]
 
 _MOST_TICKS: Final = 8
-#: A tick nearer to the end than this part of the scale gives way to that of the end.
+#: A tick is left out where it is nearer to the end than this part of the scale.
 _CLOSE: Final = 7
 
 
@@ -56,7 +56,7 @@ def _row(
     *,
     told: bool,
 ) -> Markup:
-    """One GPU; what its parts are is told by the first of a set for all."""
+    """The bar of one GPU; only the first of a set explains its parts."""
     phases = [
         _phase(ledger, kind, list(run), told=told)
         for kind, run in groupby(pieces, key=lambda p: p.kind)
@@ -149,7 +149,7 @@ def _range(sizes: list[int]) -> str:
 
 
 def _holders(plan: Plan, members: list[int]) -> Markup:
-    """Who holds what others hold, where the machine showed it."""
+    """The processes that hold memory, where the machine showed them."""
     texts = []
     for gpu in plan.machine.gpus:
         for holder in gpu.holders if gpu.index in members else ():

@@ -125,7 +125,7 @@ def _bands(axis: _Axis, slots: Sequence[ChartSlot]) -> list[Markup]:
 
 
 def _image(middle: float) -> Markup:
-    """A small picture of a picture: an image came in here."""
+    """An icon of a picture: an image came in here."""
     frame = tag("rect", x=f"{middle - 9:.1f}", y=8, width=18, height=14, rx=2, class_="icon")
     x = middle - 9
     hills = f"M{x + 2:.1f} 19l5-6 4 4 2-2 3 4z"

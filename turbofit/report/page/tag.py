@@ -1,4 +1,4 @@
-"""HTML and SVG from Python: whatever is not markup already is escaped."""
+"""HTML and SVG from Python: text that is not markup is escaped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from turbofit.core.struct import to_builtins
 
 __all__ = ["Markup", "join", "json_text", "tag"]
 
-#: Control characters, and those that turn the direction of text: names come from others.
+#: Control characters, and those that reverse the direction of text: names are not trusted.
 _UNSAFE: Final = dict.fromkeys(
     (*range(9), 11, 12, *range(14, 32), *range(127, 160), *range(0x202A, 0x202F),
      *range(0x2066, 0x206A)), "?"

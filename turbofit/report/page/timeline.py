@@ -52,7 +52,7 @@ def timeline(plan: Plan, run: RunReport | None) -> Markup:
 
 
 def _group(plan: Plan) -> int:
-    """Whose rehearsal the plan's own is: where groups differ, that of the one that ended worst."""
+    """The group whose rehearsal the plan shows: where groups differ, the one that ended worst."""
     rehearsals = [one.rehearsal for one in plan.by_group]
     return rehearsals.index(plan.rehearsal) if plan.rehearsal in rehearsals else 0
 

@@ -24,7 +24,7 @@ _TALL: Final = 54
 _GAP: Final = 8
 _BETWEEN: Final = 22
 _WIDEST: Final = 1020
-#: Among more GPUs only pairs with a way of their own are drawn.
+#: Among more GPUs only pairs with a special link are drawn.
 _MANY: Final = 6
 _PAD: Final = 10
 #: A longer name is written smaller.

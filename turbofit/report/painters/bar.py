@@ -21,7 +21,7 @@ OVER: Final = "!"
 def cells(bar: Bar, width: int) -> list[str]:
     """One letter a cell, ``width`` of them; every part that is there has at least one.
 
-    What lies beyond the card is ``!`` behind a ``|``; a bar without that is all card.
+    What exceeds the card is ``!`` behind a ``|``.
     """
     need = sum(part.bytes for part in bar.parts)
     if need <= bar.room:

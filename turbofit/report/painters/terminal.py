@@ -172,7 +172,7 @@ def _table(block: Table, width: int, colour: bool) -> list[str]:
 
 
 def _widths(block: Table, rows: Sequence[Sequence[str]], width: int) -> list[int]:
-    """Natural widths; the columns that may wrap give up what the line does not have."""
+    """Natural widths; the columns that may wrap are narrowed to fit the line."""
     widths = [max(_display_width(row[i]) for row in rows) for i in range(len(block.columns))]
     over = sum(widths) + _GAP * (len(widths) - 1) + 2 - width
     least = {

@@ -19,7 +19,7 @@ MORE: Final = Paragraph(text="more: --full, --md or --json", tone="dim")
 
 
 def first_warning(warnings: Sequence[str]) -> list[Block]:
-    """What is to watch out for most, and how much more there is."""
+    """The most important warning, and how many more there are."""
     if not warnings:
         return []
     left = len(warnings) - 1

@@ -76,7 +76,7 @@ def capacity(plan: Plan) -> Capacity:
 
 
 def _users(groups: Sequence[Plan], what: str, tokens: int) -> Users:
-    """A conversation takes whole blocks of one cache; Transformers answers one at a time."""
+    """Conversations take whole blocks of one cache; Transformers answers one at a time."""
     held = running = 0
     for plan in groups:
         most = plan.kv.tokens // round_up(tokens, plan.settings.cache_block_seq_len)

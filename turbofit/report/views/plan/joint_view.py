@@ -85,7 +85,7 @@ def _promises(found: JointPlan) -> Table:
     rows = tuple(
         (
             plan.model.name,
-            # As the option takes it; rounded up, all together were more than there is.
+            # As the option takes it; rounded up, the sum would be more than the card has.
             f"{budget // MIB}MiB",
             f"{plan.parallel.replicas} x tp {plan.parallel.tp}",
             f"{plan.kv.longest_request_tokens:,}",

@@ -30,7 +30,7 @@ KINDS: Final[dict[Kind, tuple[str, str]]] = {
     "margin": ("m", "margin"),
 }
 
-#: A term that gives back what another one took.
+#: A negative term: it gives back what another term took.
 _RETURNED: Final = ".returned"
 
 

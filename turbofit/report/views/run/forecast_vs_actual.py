@@ -1,4 +1,4 @@
-"""Forecast, rehearsed and measured side by side: the figures that more than one of them tells."""
+"""Forecast, rehearsed and measured side by side: the figures that at least two of them have."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ForecastSide", "sides"]
 
-#: Phases of a rehearsal that belong to loading: what comes before the cache is cut.
+#: Phases of a rehearsal that belong to loading: what comes before the cache is allocated.
 _LOADING: Final = ("import", "context", "weights", "prepare", "engine", "build", "load", "sizing")
 #: Of these figures more is worse; of the others less.
 _IN_USE: Final = "in use"
-#: A smaller ratio is nobody's.
+#: Nobody sets a smaller ratio.
 _LEAST: Final = 1e-6
 
 
@@ -138,7 +138,7 @@ def _whole(plan: Plan, group: int, ledger: GpuLedger, run: RunReport | None) -> 
 def _cache(
     plan: Plan, ledger: GpuLedger, rehearsed: _Rehearsed, run: RunReport | None
 ) -> Iterator[ForecastSide]:
-    """What the cache was cut of, and how large it is."""
+    """The free memory of which the cache is a share, and the cache itself."""
     ratio = plan.settings.cache_max_entry_count
     cache = next((term.bytes for term in ledger.ledger if term.term == "kv_cache"), None)
     yield ForecastSide(

@@ -22,7 +22,7 @@ _PRETEND = "pretend run"
 
 
 def run_blocks(plan: Plan, run: RunReport) -> list[Block]:
-    """What became of the plan."""
+    """How the run of the plan went."""
     blocks: list[Block] = [Heading(text="Run"), FactList(facts=_facts(run))]
     if run.pretend:
         text = "on pretend GPUs: memory is the engine's own, words and speed are not real"
