@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 _EMBEDDING = "base_model.model.model.embed_tokens.lora_embedding_"
-_Q = "base_model.model.model.layers.0.self_attn.q_proj"
 
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, tuple[int, ...]]]] = {
     "bf16": ("bfloat16", "float32", {}, {}),
