@@ -42,7 +42,7 @@ class _InterruptedError(Exception):
 
 
 class BatchListener:
-    """Who is told of a batch; a subclass listens to what it wants."""
+    """Takes the events of a batch; a subclass overrides those that it wants."""
 
     def say(self, text: str) -> None:
         """One line that matters."""

@@ -134,6 +134,6 @@ class _Runner:
         self._thread.join()
 
     def check(self) -> None:
-        """Raise what ended it."""
+        """Raise the error that ended it."""
         if self._error is not None:
             raise self._error

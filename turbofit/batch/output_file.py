@@ -1,6 +1,6 @@
 """The output: what is answered already, one line after the other, and nothing twice.
 
-What stands in the output is the truth; there is no other state. Each line goes to the kernel in
+The output file is the only state. Each line goes to the kernel in
 one piece before its item counts, so that it outlives the process; once a second all lines go to
 the disk, so that a power cut costs the last second, whose items are sent again. The lock is the
 kernel's, on the output itself, and ends with the process.
@@ -84,7 +84,7 @@ class OutputFile:
             UsageError: a line is of another input, or of no batch.
         """
         with self._disk_errors():
-            # Made anew: the output may know of more than the file did.
+            # Written anew: the output may have more failures than the file had.
             self._errors = self._begin(self.errors_path)
         self._read(survey, drop_failed=retry_failed)
         with self._disk_errors():
@@ -123,7 +123,7 @@ class OutputFile:
                 os.fsync(self._fd)
 
     def close(self) -> None:
-        """Give it free; the file of failures goes where there are none."""
+        """Unlock and close it; remove the file of failures where there are none."""
         unneeded = [*self._unnamed.values()]
         if not unneeded and self._errors >= 0 and not self._errors_size:
             unneeded = [str(self.errors_path)]
@@ -221,7 +221,7 @@ class OutputFile:
 
 
 class _DiskErrors:
-    """Makes an error of the disk one that a person can mend."""
+    """Turns an error of the disk into a UsageError."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

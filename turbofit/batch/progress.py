@@ -1,4 +1,4 @@
-"""How far a batch is, and what it comes to."""
+"""How far a batch is, and its result."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class BatchProgress:
         self.before, self._clock = answered + failed, clock
         self._began: float | None = None
         self.lowered = 0
-        #: Why nothing goes on at this moment; empty where it does.
+        #: Why the batch waits at this moment; empty where it goes on.
         self.waiting = ""
 
     def begin(self) -> None:

@@ -18,7 +18,7 @@ __all__ = ["BodyWriter"]
 
 
 class _Peek(msgspec.Struct):
-    """What decides whether a body is sent as it stands."""
+    """The fields that decide whether a body is sent unchanged."""
 
     model: Any = None
     stream: Any = None

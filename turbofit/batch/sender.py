@@ -1,6 +1,6 @@
 """Sends one item until there is an answer to it, or a failure that is the item's alone.
 
-A server that is away, busy or starting is nobody's failure: the item waits and is sent again.
+A server that is away, busy or starting does not fail an item: the item waits and is sent again.
 Turbofit's server is waited for as long as it comes back; another one for ``patience``, after which
 the batch ends and can go on later. An item whose connection breaks again and again behind a server
 that is not turbofit's may be what breaks it: it fails after `_MOST_BREAKS`.
@@ -187,7 +187,7 @@ class Sender:
             return response.status, response.headers, raw
 
     def _check_key(self, status: int) -> None:
-        """A key that is wrong is no item's failure.
+        """Stop the batch at a wrong key, which is no item's failure.
 
         Raises:
             UsageError: it is.
@@ -204,10 +204,10 @@ class Sender:
             self._waiting("")
 
     async def _wait(self, pauses: _Pauses, why: str, headers: Any = None) -> None:
-        """Until it may be worth another try.
+        """Wait until another try may succeed.
 
         Raises:
-            UnservedError: the patience is at its end.
+            UnservedError: the server was away for longer than ``patience``.
         """
         now = time.monotonic()
         if self._away_since is None or now > self._failed_at + _SILENCE:
@@ -224,7 +224,7 @@ class Sender:
 
 
 class _Pauses:
-    """Longer from try to try, each of another length, so that not all come back at once."""
+    """Pauses that grow from try to try, with a random part, so that items spread out."""
 
     def __init__(self) -> None:
         self._tries = 0

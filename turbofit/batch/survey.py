@@ -21,7 +21,7 @@ class Survey:
 
     Args:
         digests: of each number, from 1 on; 0 where there is no item.
-        tick: called now and then, with the number so far; what it raises ends the reading.
+        tick: called from time to time, with the number so far; what it raises ends the reading.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Coroutines that end together, and threads that nobody leaves behind."""
+"""Coroutines that end together, and threads that are always waited for."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ async def run_together(
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
-    """As `asyncio.to_thread`; whoever is cancelled waits until the thread is through.
+    """As `asyncio.to_thread`; a caller that is cancelled waits until the thread has ended.
 
-    What the thread uses, as a file, is not closed under it so.
+    So a file that the thread uses is not closed too early.
     """
     task = asyncio.ensure_future(asyncio.to_thread(function, *arguments, **keywords))
     try:

@@ -49,7 +49,7 @@ COMMANDS: Final[dict[str, str]] = {
     "version": "turbofit's version",
 }
 
-#: What people type who know other tools, and what does it here.
+#: Commands of other tools that people type, and turbofit's command for the same.
 _HABITS: Final = {
     "list": "turbofit models lists the presets, turbofit ps the servers that run",
     "ls": "turbofit models lists the presets, turbofit ps the servers that run",

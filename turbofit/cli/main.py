@@ -41,7 +41,7 @@ def entry() -> None:
     """The console script.
 
     Start-up makes tens of thousands of objects that stay, and at the end the whole process is given
-    back: there is nothing for the garbage collector to find, which takes a sixth of a plan's time.
+    back: the garbage collector would find nothing, and take a sixth of a plan's time.
     """
     gc.callbacks.append(_collect_as_usual)
     gc.set_threshold(_OBJECTS_BEFORE_COLLECTION)
@@ -51,7 +51,7 @@ def entry() -> None:
 
 
 def _collect_as_usual(phase: str, _: dict[str, int]) -> None:
-    """What still runs after the first collection is a server, whose garbage must not wait."""
+    """Collect as usual after the first collection: what still runs then is a server."""
     if phase == "stop":
         gc.callbacks.remove(_collect_as_usual)
         gc.set_threshold(*_USUAL_THRESHOLDS)
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
         missing = _missing(exc)
         complain(_bug(exc, argv) if missing is None else missing.to_dict(), as_json=as_json)
         return _FAILED if missing is None else missing.exit_code
-    except Exception as exc:  # noqa: BLE001 - the last resort: a bug of ours, said as one
+    except Exception as exc:  # noqa: BLE001 - the last resort: a bug of ours, reported as one
         complain(_bug(exc, argv), as_json=as_json)
         return _FAILED
 
@@ -132,7 +132,7 @@ def _bug(exc: Exception, argv: Sequence[str]) -> dict[str, Any]:
         path.write_text(f"turbofit {turbofit.__version__} {list(argv)}\n{text}", encoding="utf-8")
         hint = f"please report it with {path}"
     except OSError:
-        print(text, file=sys.stderr)  # noqa: T201 - no state folder: this is all that is left
+        print(text, file=sys.stderr)  # noqa: T201 - no state folder: only stderr is left
         hint = "please report it with the traceback above"
     first = " ".join(str(exc).split())
     message = f"a bug in turbofit: {type(exc).__name__}: {first}"

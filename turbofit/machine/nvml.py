@@ -124,7 +124,7 @@ class Nvml:
             except self._no_answer as exc:
                 _LOG.debug("%s: %s", function, exc)
                 return NA, 0
-            # A list that grew between asking for its length and for itself.
+            # The list grew between the call for its length and the call for its entries.
             if code != _INSUFFICIENT_SIZE:
                 break
         if code in (_GPU_IS_LOST, _RESET_REQUIRED):

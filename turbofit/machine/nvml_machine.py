@@ -178,7 +178,7 @@ def _p2p(nvml: Nvml, first: Any, second: Any, capability: int) -> bool | NaType:
 
 
 def _both(first: bool | NaType, second: bool | NaType) -> bool | NaType:
-    """Peer access is used both ways; one known "no" is a no."""
+    """Peer access must work in both directions; one known "no" is enough for no."""
     if first is False or second is False:
         return False
     return True if first is True and second is True else NA

@@ -139,7 +139,7 @@ class Account(ABC):
     @property
     @abstractmethod
     def least_blocks(self) -> int:
-        """KV blocks with fewer of which the engine does not start as it was asked to."""
+        """The fewest KV blocks with which the engine starts under the given settings."""
 
     @abstractmethod
     def region_at(self, ratio: float) -> int:
@@ -163,7 +163,7 @@ class Account(ABC):
         return self.tokens_at(ratio) // self.block_tokens
 
     def cache_shortfall_at(self, ratio: float) -> int:
-        """Bytes of cache missing for the engine to start as it was asked to; 0 where it does."""
+        """Bytes of cache that the engine lacks to start under these settings; 0 where it starts."""
         return max(0, self.least_blocks - self.blocks_at(ratio)) * self.block_bytes
 
     def best_ratio(self) -> float | None:

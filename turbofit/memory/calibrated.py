@@ -1,9 +1,9 @@
 """What a calibration changes of an account: two lines of a ledger, each a measured correction.
 
 The formulas stay. What they cannot know (contexts, cuBLAS, NCCL, kernel images, steps of driver
-pools) enters as estimates, at their upper ends; a calibration adds what a real launch showed beside
-them, more or less. The cache can so get what was estimated too high, and nothing else: the largest
-worst case that was measured, and the margin on top, stay paid for.
+pools) enters as estimates, at their upper ends; a calibration adds the difference to what a real
+launch showed, above or below zero. So the cache can grow only by what was estimated too high: the
+largest worst case that was measured, and the margin on top, stay paid for.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def corrected(held: StaticMemory, calibration: Calibration | None) -> StaticMemo
 
 
 def calibration_reason(calibration: Calibration) -> str:
-    """Why a plan counts more or less than its estimates, for people."""
+    """A sentence that says why a plan counts more or less than its estimates."""
     less = -calibration.total
     size = format_bytes(abs(less))
     said = f"{size} {'less' if less >= 0 else 'more'} than estimated" if less else "as estimated"

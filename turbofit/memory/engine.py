@@ -93,7 +93,7 @@ class Engine(ABC):
         """Why the engine would refuse these options, or die of them; None where it would not."""
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:  # noqa: ARG002
-        """What the engine has no code for on these cards, in words; None where it has all."""
+        """A sentence: what the engine has no code for on these cards; None where it has all."""
         return None
 
     @abstractmethod

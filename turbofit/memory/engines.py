@@ -36,7 +36,7 @@ LMDEPLOY: Final = tuple(name for name in ENGINES if name != Transformers.name)
 
 
 def check_options(engine: Engine, fixed: Mapping[str, object]) -> None:
-    """Refuse what the engine would not hear.
+    """Refuse options that the engine would not read.
 
     Raises:
         UsageError: an option is another engine's.
@@ -133,7 +133,7 @@ def _problem(model: Model, engine: str, version: str | None) -> str | None:
 
 
 def without_account(model: Model, version: str) -> str | None:
-    """What of a model turbofit has an account of with the reference alone; None with that.
+    """The part of a model that only the reference version has an account of; None for that version.
 
     Older versions hold it otherwise, or not at all.
 

@@ -1,4 +1,4 @@
-"""What an engine has code for and is known to get wrong: `presets/engines/known-bad.yaml`."""
+"""Known faults of engines: wrong answers, hangs and deaths: `presets/engines/known-bad.yaml`."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class KnownProblem(Struct, forbid_unknown_fields=True):
     fatal: bool = False
 
     def has(self, version: str) -> bool:
-        """Whether a version of LMDeploy has it; one that cannot be read has what is not mended."""
+        """Whether a version of LMDeploy has it; an unreadable one has all that stays unfixed."""
         numbers = parse(version)
         if numbers is None:
             return self.last is None

@@ -1,4 +1,4 @@
-"""What is asked about: one engine that would be launched with some settings on a group of GPUs."""
+"""What an account is made for: one engine with its settings on a group of GPUs."""
 
 from __future__ import annotations
 

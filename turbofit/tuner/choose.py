@@ -174,7 +174,7 @@ def _serving(request: ResolvedRequest, names: Iterable[str]) -> EngineFit | None
 
 
 def _running(request: ResolvedRequest, names: Iterable[str]) -> Iterator[EngineFit]:
-    """What those of these engines come to that run the model here, whether it fits or not."""
+    """The fits of those engines that run the model here, whether it fits or not."""
     return (fit for fit in (_on(request, name) for name in names) if fit is not None)
 
 

@@ -1,4 +1,4 @@
-"""What one engine comes to for a request, before anything of it is put into words."""
+"""The result of the search for one engine, before it is put into words."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def fit_of(request: ResolvedRequest, engine: Engine) -> EngineFit:
 
 
 def fit_on_host(request: ResolvedRequest, engine: Engine) -> EngineFit:
-    """What the engine comes to, with fewer of it where host memory does not do for all.
+    """The result for the engine, with fewer copies where host memory does not suffice for all.
 
     Raises:
         UsageError: something asked for cannot be used here at all.

@@ -139,7 +139,7 @@ def _parallel_reason(request: ResolvedRequest, found: Found) -> str:
 
 
 def _beside(fit: EngineFit) -> Iterator[str]:
-    """What was given and is not kept whole beside the rest."""
+    """Given values that the plan does not keep in full."""
     if not fit.fits:
         return
     yield from unkept(

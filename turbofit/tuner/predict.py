@@ -1,4 +1,4 @@
-"""What given settings do: no search, the story of one start as LMDeploy would live it."""
+"""Predicts what given settings do: no search, the steps of one start in LMDeploy's order."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _start(
 def _held(
     request: ResolvedRequest, vision_load: VisionLoad, accounts: Sequence[Account], ratio: float
 ) -> VisionLoad:
-    """What can meet where the cache is smaller than the context: whole prompts have their blocks.
+    """The units that one forward can have where the cache is smaller than the context.
 
     Never under: the whole region counts, without what its slabs leave over.
     """

@@ -162,7 +162,7 @@ def _calibrate(
 
 
 def _config(options: CalibrateOptions, request: PlanRequest) -> ServeConfig:
-    """The config of a `serve` without a public side, and with an end that nobody waits for."""
+    """The config of a `serve` without a public side, whose end drains nothing."""
     from turbofit.launch.engine.supervised_engine import Timing
     from turbofit.launch.serve.config import ServeConfig
 

@@ -37,7 +37,7 @@ def completion(shell: str) -> int:
 
 
 def complete(instruction: str) -> int:
-    """Answer a shell's question, which it asks in the environment.
+    """Answer a shell's request for completions, which stands in the environment.
 
     Raises:
         UsageError: no shell asks so.

@@ -93,7 +93,7 @@ def _rehearse_torch(
 
 
 def _check(engine: str, given: dict[str, Any], *, batches: bool) -> None:
-    """Refuse what this engine has no use for, rather than leave it unheard."""
+    """Refuse options that this engine does not use, instead of ignoring them."""
     from turbofit.memory.turbomind.engine import Turbomind
     from turbofit.planning.request import ENGINE_OPTIONS
 

@@ -16,7 +16,7 @@ __all__ = ["watch"]
 
 _EVERY: Final = 2.0
 _LEAST: Final = 0.2
-#: States of a run that is over.
+#: States of a run that has ended.
 _OVER: Final = ("ended", "failed")
 #: To the terminal's first cell, and nothing below what is painted.
 _HOME: Final = "\x1b[H"
@@ -98,7 +98,7 @@ def watch(
 
 
 def _look_patiently(saved: StoredPlan, url: str | None, api_key: str | None) -> LiveServer | None:
-    """A gateway that is closed for a moment, between two starts, is no reason to leave."""
+    """Look again where the gateway is closed for a moment, between two starts."""
     from turbofit.core.errors import UsageError
 
     try:
@@ -138,7 +138,7 @@ def _used(saved: StoredPlan) -> dict[int, int]:
 
 
 def _forget(fingerprint: str, *, as_json: bool) -> int:
-    """Let a request or a client in again."""
+    """Take a request or a client out of quarantine."""
     from turbofit.cli.terminal.output import answer
     from turbofit.core.errors import UsageError
     from turbofit.gateway.quarantine.quarantine_file import pardon

@@ -71,7 +71,7 @@ class GatewayOptions(Validated):
         """Stop where there is no gateway, and what it alone does was asked for.
 
         Raises:
-            UsageError: it was; a key that nobody asks clients for above all.
+            UsageError: such an option was given, for example a key that no gateway would ask for.
         """
         usual = {"host": _LOOPBACK[0], "no_auth": True}
         for name, value in self.given().items():

@@ -18,9 +18,9 @@ __all__ = ["ROOT", "TRUE", "check_names", "is_switched_on", "named_source", "val
 
 #: click puts a command's name behind it.
 ROOT: Final = PREFIX.rstrip("_")
-#: What is yes, as click and pydantic read it.
+#: Texts that mean true, as click and pydantic read them.
 TRUE: Final = frozenset({"true", "yes", "on", "1", "y", "t"})
-#: Commands that somebody asks who wonders what is wrong; they have no options of their own.
+#: Commands for somebody who looks for an error; they have no options of their own.
 _ALWAYS_ANSWER: Final = frozenset({"completion", "help", "version"})
 #: Names less alike are no misspellings of each other.
 _ALIKE: Final = 0.6

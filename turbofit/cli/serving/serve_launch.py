@@ -91,7 +91,7 @@ class ServeLaunch:
     def _again(self, planner: Planner) -> Plan | None:
         """The newest plan, reserved once more; None where there is none, or no room for it.
 
-        It is as good as a new one while no less is free: what it was planned for is what it takes.
+        It is as good as a new one while no less is free.
         """
         if self.newest is None:
             return None

@@ -203,7 +203,7 @@ def with_passed(arguments: ServeArguments) -> PlanRequest:
 
 
 def read_saved(arguments: ServeArguments, file: str) -> Plan:
-    """A saved plan: it is complete, so that nothing may be planned beside it.
+    """A saved plan: it is complete, so that no option of planning may stand beside it.
 
     Raises:
         UsageError: something is.

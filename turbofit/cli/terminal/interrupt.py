@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def run_until_signal(body: Callable[[StopSignal], T]) -> T | signal.Signals:
-    """Run a command's body while signals are heard.
+    """Run a command's body while signals are caught.
 
     Args:
         body: is given the stop that a signal sets.

@@ -74,7 +74,7 @@ class GroupAccount(Account):
 
     @property
     def least_blocks(self) -> int:
-        """KV blocks with fewer of which the engine stops."""
+        """The fewest KV blocks with which the engine starts."""
         return 1
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - alike on all GPUs

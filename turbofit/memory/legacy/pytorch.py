@@ -106,7 +106,7 @@ class LegacyTorchAccount(GroupAccount):
 
     @property
     def least_blocks(self) -> int:
-        """Blocks with fewer of which the engine stops."""
+        """The fewest blocks with which the engine starts."""
         return _LEAST_BLOCKS
 
     def region_at(self, ratio: float) -> int:

@@ -73,7 +73,7 @@ def routed_elements(moe: MoeDims, expert: int, hidden: int) -> int:
 
 
 class Prefill(Struct):
-    """What meets in one prefill: ``tokens``, the whole ``context`` they see, vision ``units``.
+    """What one prefill holds: ``tokens``, the whole ``context`` they see, vision ``units``.
 
     ``sequences``: whose tokens they are, at most. ``next_units``: of the forward after it, whose
     pixels the engine sends to the card while this one runs.
@@ -240,7 +240,7 @@ class Activations:
         return alive + text.heads // self.tp * each + text.head_dim + mla.kv_rank
 
     def _latent(self, mla: MlaDims, forward: Prefill) -> int:
-        """Attention to latents: those flattened are gone before the values' channels are made."""
+        """Attention to latents: flattened ones are freed before the values' channels are made."""
         tokens = forward.tokens
         values = tokens * self.text.heads // self.tp * mla.v_dim
         flattened = (forward.context + 2 * WIDE_BLOCK) * self.text.head_dim

@@ -120,7 +120,7 @@ def _breaks(planner: KindPlanner, plan: ClusterPlan, joining: Plan) -> str:
 
 
 def _plainly(planner: KindPlanner, plan: ClusterPlan, share: float) -> str:
-    """What the node would hold if it were free to promise less."""
+    """What the node would hold if it could promise less."""
     wanted = _promise(planner.base, plan)
     free = KindPlanner(
         replace(planner.base, workload=replace(planner.base.workload, context=None)),

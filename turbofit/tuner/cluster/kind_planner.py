@@ -160,7 +160,7 @@ def _swapped(line: str, swaps: dict[str, str]) -> str:
 
 
 def _meets(plan: Plan, promise: Promise) -> bool:
-    """Whether a plan that was made freely is what the promise would make of it."""
+    """Whether a plan that was made without the promise already keeps exactly the promise."""
     if not plan.fits:
         return False
     limit = promise.limit is None or plan.limits.image_limit == promise.limit

@@ -3,9 +3,9 @@
 The rules are the search's own. Images as large as were asked come first, and the whole context that
 a plan promises, whatever they leave out: no node that joins makes these smaller. Then the goal's
 value decides; then the longer context. Two things are of clusters alone: rates that differ by less
-than the forecast knows count as equal, so that one weak node does not take context from all for
-nothing; and where no node serves the asked images the share of them that is served weighs against
-the rate. That an engine must queue images is its own affair, and promises nothing.
+than the forecast's error count as equal, so that one weak node does not shorten the context of all
+for no gain; and where no node serves the asked images the share of them that is served weighs
+against the rate. Whether an engine must queue images is not part of the promise.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def _agreed(planner: KindPlanner, choice: Choice) -> Choice:
     """The choice as its own plans keep it; without shares where none does.
 
     A larger share makes a larger batch, and that leaves a little less cache: the context is lowered
-    to what all hold where nobody asked for it, else who does not hold it is left out.
+    to what all hold where nobody asked for it, else the kinds that do not hold it are left out.
     """
     promise, shares = choice.promise, choice.shares
     while shares:

@@ -5,9 +5,9 @@ LMDeploy has two ways. TurboMind joins nodes by NCCL (``--nnodes``, ``--node-ran
 0.18 asks each node about GPUs 0 to tp - 1 as it loads (``vl/model/builder.py``), and dies where a
 node has fewer. The PyTorch engine asks Ray for its GPUs, wherever they are. The nodes' cards are
 planned as one machine without peer access between nodes, every card as full as the fullest: each
-node stages its load on its own first card, and the account knows one such card. What NCCL takes for
-the network nobody has measured here: an allowance is counted as held before the cache is sized and
-kept free after it as well, since NCCL may connect early or late. Both are over: they cost cache.
+node stages its load on its own first card, and the account knows one such card. NCCL's memory for
+the network was not measured: an allowance is counted as held before the cache is sized and kept
+free after it as well, since NCCL may connect early or late. Both are over: they cost cache.
 """
 
 from __future__ import annotations

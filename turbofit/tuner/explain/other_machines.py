@@ -1,4 +1,4 @@
-"""The same question for machines that might be: with more GPUs, without a process."""
+"""The same request for other machines: with more GPUs, larger cards, or without a process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from turbofit.tuner.resolved_request import ResolvedRequest
 
 __all__ = ["MORE_GPUS", "larger", "stopped", "with_more_gpus"]
 
-#: The name of a machine that nobody has yet.
+#: The name of a machine that does not exist.
 MORE_GPUS: Final = "more of these GPUs"
 
 

@@ -1,4 +1,4 @@
-"""What was given and does not go together with what else was given, or with the cache, in words."""
+"""Sentences on given values that contradict other given values, or that the cache cannot keep."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["beyond_model", "unkept"]
 def unkept(
     request: ResolvedRequest, *, session_len: int, kv_tokens: int, at_once: int
 ) -> Iterator[str]:
-    """What of the numbers that were given is not kept whole.
+    """Given numbers that the plan does not keep in full.
 
     Args:
         request: what was given.
@@ -34,7 +34,7 @@ def unkept(
 
 
 def beyond_model(request: ResolvedRequest, session_len: int) -> Iterator[str]:
-    """What a session longer than the model's own maximum comes to."""
+    """What a session longer than the model's own maximum means."""
     longest = request.model.text.max_position_embeddings
     if session_len > longest:
         yield (

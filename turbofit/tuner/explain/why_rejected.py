@@ -14,7 +14,7 @@ _MUCH = 0.1
 
 
 def why_rejected(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
-    """The goal's figures of both, and what holds the other back."""
+    """The goal's figures of both, and why the other's is lower."""
     if other.worth < best.worth:
         figures = _figures(request, best, other)
         slower = other.worth[:-1] == best.worth[:-1]
@@ -43,7 +43,7 @@ def _figures(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> s
 
 
 def _because(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
-    """What holds it back, empty where nothing stands out."""
+    """Why the other shape is slower; empty where there is no single cause."""
     speeds, ours = other.speeds, best.speeds
     if not speeds or not ours or request.workload.goal == "context":
         return ""

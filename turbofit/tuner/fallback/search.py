@@ -96,8 +96,8 @@ def _check(request: ResolvedRequest) -> None:
 def _held(request: ResolvedRequest) -> ResolvedRequest:
     """A stated image size as an image limit, which like any that is given is not lowered.
 
-    This engine heeds no parameter of a request: what holds larger images down is the limit in the
-    model folder alone, so that the limit's own worst image is what must be paid for.
+    This engine reads no limit from a request: only the limit in the model folder lowers larger
+    images, so that the plan must pay for the worst image under that limit.
     """
     rule, size, requested = (
         request.model.image_rule,
