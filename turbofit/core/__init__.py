@@ -1,1 +1,1 @@
-"""The types of the contract: what every room speaks, and nothing of its own."""
+"""The types of the contract, which every room uses; this room imports no other."""

@@ -1,4 +1,4 @@
-"""Errors that a person can cause or mend: one line of cause, one of hint, one exit code each.
+"""Errors that a person can cause or fix: one line of cause, one of hint, one exit code each.
 
 Anything else that escapes is a bug in turbofit and leaves with exit code 1.
 """

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "StreamError", "StreamReader"]
 
-#: A line of a stream that is longer is nothing that a server of text sends.
+#: No server of text sends a longer line in a stream.
 _LONGEST_LINE: Final = 1 << 20
 _TEXTS: Final = ("content", "reasoning_content", "reasoning")
 _SHOWN: Final = 200
@@ -32,7 +32,7 @@ class StreamError(Exception):
 
 
 class Answer:
-    """What became of one request; times by the load's clock."""
+    """The answer to one request; times by the load's clock."""
 
     __slots__ = (
         "begun", "counts", "ended", "example", "image_count", "kind", "output_tokens", "pieces",

@@ -1,4 +1,4 @@
-"""Asks a server over HTTP: one request, its answer, and a name for whatever goes wrong."""
+"""Asks a server over HTTP: one request, its answer, and a name for each kind of error."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class LoadRun:
         return self._open and self.closed is None
 
     async def _place(self) -> None:
-        """One place of a closed loop."""
+        """Run one place of a closed loop."""
         failures = 0
         for shape in self._shapes:
             answer = await self._one(shape)

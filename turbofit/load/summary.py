@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Window", "spread", "summary"]
 
 _MOMENTS: Final = 60
-#: A client that is busier than this may be what holds a server back.
+#: A client that is busier than this may limit the server.
 _BUSY: Final = 0.8
 _LATE: Final = 0.1
 

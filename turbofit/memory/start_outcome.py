@@ -31,7 +31,7 @@ OutcomeKind = Literal["serves", "load", "buffers", "hang", "warmup", "request", 
 
 
 class StartOutcome(Struct):
-    """The end of the story: ``kind`` names the phase, ``missing`` the bytes, ``text`` says it."""
+    """How a start ends: ``kind`` names the phase, ``missing`` the bytes, ``text`` is for people."""
 
     kind: OutcomeKind
     text: str
@@ -175,7 +175,7 @@ def _case(term: Term) -> str:
 
 
 def _makeup(ledger: GpuLedger, *, worst: bool = False) -> str:
-    """What the memory goes to, for people: others first, whom one can end, then the largest terms.
+    """What takes the memory, for people: first other processes, then the largest terms.
 
     Args:
         ledger: one GPU's.
@@ -200,7 +200,7 @@ def _makeup(ledger: GpuLedger, *, worst: bool = False) -> str:
 
 
 def _others(ledger: GpuLedger) -> int:
-    """Bytes that other processes hold, where they are worth a word."""
+    """Bytes that other processes hold, where they matter."""
     held = sum(term.bytes for term in ledger.ledger if term.term == _OTHERS)
     return held if held >= ledger.total * _WORTH_A_WORD else 0
 

@@ -23,7 +23,7 @@ def arguments(plan: Plan, path: str, host: str, port: int) -> tuple[str, ...]:
     """The words; the first is ``turbofit-fallback``: who runs it puts ``python -m`` and `MODULE`.
 
     Raises:
-        UsageError: the plan says of no layer where it is.
+        UsageError: the plan has no device map.
     """
     if plan.device_map is None:
         raise UsageError(

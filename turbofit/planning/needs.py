@@ -30,7 +30,7 @@ def need_warning(plan: Plan) -> str | None:
 
 
 def check_needs(plan: Plan, *, pretend: bool = False) -> None:
-    """Refuse to launch what would start and then fail, by the versions that are installed.
+    """Refuse a launch that would start and then fail with the versions that are installed.
 
     Args:
         plan: what is to be launched.
@@ -67,7 +67,7 @@ def check_needs(plan: Plan, *, pretend: bool = False) -> None:
 
 
 def _check_modules(plan: Plan) -> None:
-    """What the engine would end without, after it has loaded the weights perhaps."""
+    """Modules without which the engine would end, perhaps after it has loaded the weights."""
     from importlib.util import find_spec
 
     from turbofit.planning.needed_modules import modules_for

@@ -1,4 +1,4 @@
-"""What a plan says in short, found without its words: one line of `turbofit which`."""
+"""A plan in short, without its sentences: one line of `turbofit which`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _LARGEST_TP: Final = 8
 
 
 def serving(request: WhichRequest, resolved: ResolvedRequest, on: str) -> Serving:
-    """What the plan for a request comes to, by the same search.
+    """The plan for a request in short, by the same search.
 
     Args:
         request: what is asked, its model and its machine included.

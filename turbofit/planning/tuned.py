@@ -151,7 +151,7 @@ def _outdated(plan: Plan, one: Tuning, here: str | None) -> Plan:
 
 
 def _corrected(plan: Plan, found: Sequence[Tuning]) -> Plan:
-    """The forecast of speed, times what it was wrong by on these cards with this engine."""
+    """The forecast of speed, times its measured error on these cards with this engine."""
     speed = plan.throughput
     factors = [
         factor for one in found for factor in one.factors if factor.engine == plan.engine.name

@@ -124,7 +124,7 @@ def _of_card(promise: WhichRequest, name: str, errors: list[TurbofitError]) -> I
 def _of_model(
     promise: WhichRequest, preset: str, model: Model | str, on: str, errors: list[TurbofitError]
 ) -> Serving:
-    """What one preset comes to; ``model`` is why it is none where it is a text."""
+    """The line of one preset; where ``model`` is a text, it says why there is no account."""
     machine = promise.on
     assert isinstance(machine, Machine)
     if isinstance(model, str):
@@ -160,7 +160,7 @@ def _tried(request: WhichRequest, on: str, errors: list[TurbofitError]) -> Servi
 
 
 def _nothing(model: str, on: str, machine: Machine, why_not: str) -> Serving:
-    """Where no plan can be made at all."""
+    """The line where no plan can be made at all."""
     total = sum(known(machine.gpu(index).total, 0) for index in machine.visible)
     return Serving(
         model=model, on=on, gpus=len(machine.visible), bytes=total, keeps=False, why_not=why_not

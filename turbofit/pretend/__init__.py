@@ -1,5 +1,5 @@
 """A pretend machine: stand-ins for CUDA, cuBLAS and NCCL that account for memory.
 
-Nothing is computed here and no GPU is touched: what runs on a pretend machine
-allocates, fills its cards and dies as it would on real ones, and that is all.
+Nothing is computed here and no GPU is touched: programs on a pretend machine allocate, fill its
+cards and run out of memory as on real ones, and nothing else is real.
 """

@@ -83,7 +83,7 @@ def scenario_of(machine: Machine, context: Callable[[Gpu], int]) -> Scenario:
     )
 
 
-def run_pretend(  # noqa: PLR0913 - a door: its keywords are what can be asked
+def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can be asked
     command: Sequence[str],
     scenario: Scenario,
     *,

@@ -67,7 +67,7 @@ class Usage:
 
 
 def read_usage(events: Iterable[Event]) -> Usage:
-    """What a timeline tells; one that ends in the middle is as good as any."""
+    """Read a timeline; one that ends in the middle is valid too."""
     return _Reader().read(events)
 
 

@@ -103,7 +103,7 @@ def _by_name(site: Path) -> Iterator[str]:
 
 
 def _wants(library: Path) -> dict[str, LibraryInterface]:
-    """Nothing for what is no library for this kind of machine."""
+    """Empty for a file that is no library of this kind of machine."""
     try:
         return _read(library)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Loggers of library code, for people who look for a cause.
+"""Loggers of library code, for people who look for the cause of an error.
 
 Their names are those of the modules (``turbofit.model.hub``), so that ``turbofit`` is the parent of
 all of them. Nothing here sets a handler: a program sets its own, the command line does so with

@@ -1,6 +1,6 @@
-"""What is under way, and how far it is: the code that works tells, whoever shows it listens.
+"""What is under way, and how far it is: the code that works reports it to one listener.
 
-Nobody listens by default, and telling then costs nothing.
+By default there is none, and a report costs nothing.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _TOLD: Final = _Told()
 
 
 def tell(step: Step | None) -> None:
-    """Say what is going on from now on; None: nothing that anybody waits for."""
+    """Say what is going on from now on; None: nothing."""
     _TOLD.step = step
     if _Heard.listener is not None:
         _Heard.listener(step)

@@ -36,7 +36,7 @@ def _base(*, windows: bool) -> str:
 
 
 def new_file(room: str, stem: str, suffix: str) -> Path:
-    """Make an empty file of the room whose name no other run has.
+    """Make an empty file in a room's folder, with a name that no other run has.
 
     Raises:
         OSError: it cannot be made.
@@ -45,7 +45,7 @@ def new_file(room: str, stem: str, suffix: str) -> Path:
 
 
 def new_folder(room: str, stem: str) -> Path:
-    """Make an empty folder of the room whose name no other run has.
+    """Make an empty folder in a room's folder, with a name that no other run has.
 
     Raises:
         OSError: it cannot be made.

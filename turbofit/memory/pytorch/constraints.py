@@ -168,7 +168,7 @@ def cache_problem(model: Model, settings: Settings) -> str | None:
 
 
 def draft_problem(settings: Settings) -> str | None:
-    """What a step of several tokens does not do, or what a draft would be given too.
+    """Options that a step of several tokens does not support, or that a draft would get too.
 
     Source: backends/cuda/attention/fa3.py, engine/config_builder.py, pytorch/config.py.
     """

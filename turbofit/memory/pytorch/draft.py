@@ -83,7 +83,7 @@ def draft_weights(model: Model, draft: Draft, tp: int) -> int:
 
 
 def draft_staged(settings: Settings) -> int:
-    """Bytes that are there beside all weights for a moment: embeddings that give way."""
+    """Bytes beside all weights for a moment: embeddings that the target's then replace."""
     draft = settings.draft
     if draft is None or draft.embeddings or not draft.has_checkpoint:
         return 0

@@ -79,7 +79,7 @@ def weight_terms(
         # Experts that are laid out anew leave a segment more in part: 33 MiB on pretend GPUs.
         fragmented += constants.segment
     if settings.draft is not None:
-        # So does a draft, behind embeddings that give way: 31 MiB on pretend GPUs.
+        # So does a draft, whose embeddings are replaced: 31 MiB on pretend GPUs.
         fragmented += constants.segment
     note = f"torch's {kind} segments, filled in part"
     terms.append(term("load_fragmentation", "weights", fragmented, "estimate", note))

@@ -121,7 +121,7 @@ def expert_channels(model: Model, tp: int) -> int:
 
 
 def _forgotten(model: Model, tp: int) -> int:
-    """Bytes of a dense language model that Qwen3-VL's class with experts makes first and replaces.
+    """Bytes of a dense language model that Qwen3-VL's class with experts makes and then replaces.
 
     With several ranks its layers refer to themselves (``weight_loader``), so that Python keeps it:
     seen until the end of two rehearsals. Over where its collector finds it. Source:

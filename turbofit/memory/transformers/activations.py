@@ -1,7 +1,7 @@
 """What a forward of Transformers' model code holds besides weights and cache: upper bounds.
 
-Each bound follows the tensors that the code keeps alive at its fullest moment, and was laid beside
-rehearsals of the real code on pretend GPUs (docs/fallback.md): none was under. They hold for
+Each bound follows the tensors that the code keeps alive at its fullest moment, and was compared
+with rehearsals of the real code on pretend GPUs (docs/fallback.md): none was under. They hold for
 ``sdpa`` with a kernel that does not write the attention matrix, which is asked for always; where a
 card has no such kernel for grouped heads, the matrix is charged.
 """

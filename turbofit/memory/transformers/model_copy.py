@@ -29,7 +29,7 @@ _WORKSPACE: Final = {False: 2 * 9 * MIB, True: 2 * 32 * MIB}
 _ROUNDING: Final = 64 * MIB
 #: Reserved beyond what is allocated at the peak, with expandable segments: seen 1 to 8 %.
 _FRAGMENTS_PERCENT: Final = 10
-#: Tensors that the loader has in its hands at once while it casts.
+#: Tensors that the loader holds at once while it casts.
 _LOADERS: Final = 4
 #: Times the bytes of one layer's experts.
 _JOINED: Final = 2

@@ -8,12 +8,12 @@ __all__ = ["best_placement", "device_map", "fewest_offloaded", "holds", "nowhere
 
 
 def best_placement(copy: ModelCopy, load: Load) -> Placement:
-    """All layers on GPUs where they go there, else as many as do; on none where nothing helps."""
+    """All layers on GPUs where they fit, else as many as fit; on none where nothing helps."""
     return place_all(copy, load) or fewest_offloaded(copy, load) or nowhere(copy)
 
 
 def nowhere(copy: ModelCopy) -> Placement:
-    """Every layer off the GPUs: what is too large then is what cannot leave them."""
+    """Every layer off the GPUs: only what must stay on them is left."""
     return Placement(devices=len(copy.gpus), layers=(None,) * len(copy.parts.layers))
 
 

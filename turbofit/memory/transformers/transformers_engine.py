@@ -18,7 +18,8 @@ from turbofit.memory.vision_load import VisionLoad
 
 __all__ = ["Transformers"]
 
-#: The release that the account was laid beside; any 5.x is launched that has the same inside.
+#: The release that the account was compared with; any 5.x is launched that has the same private
+#: classes.
 _RELEASE: Final = "5.17"
 #: Host bytes of one server: torch, its CUDA libraries, Transformers. An estimate, over: 1 GB was
 #: seen on a CPU (without CUDA's libraries).

@@ -73,7 +73,7 @@ def communicator_problem(launch: EngineLaunch) -> str | None:
 
 
 def checkpoint_problem(launch: EngineLaunch) -> str | None:
-    """A format that the checkpoint has not, or blocks that the attention kernels do not read.
+    """A format that the checkpoint does not have, or blocks that the attention kernels do not read.
 
     Source: turbomind/converter.py: a format beside another one of the checkpoint's is an assertion;
     on 16-bit weights it finds none to read and changes the data type alone.

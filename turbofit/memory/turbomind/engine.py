@@ -73,7 +73,7 @@ class Turbomind(Engine):
         return self.released_census()
 
     def released_census(self) -> Census | None:
-        """The kernels of its version's wheel; None where nobody looked."""
+        """The kernels of its version's wheel; None where it was not read."""
         version = versions.parse(self.version)
         return released(version) if version else None
 

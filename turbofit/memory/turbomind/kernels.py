@@ -37,7 +37,7 @@ def missing_kernels(launch: EngineLaunch, census: Census) -> str | None:
 
 
 def missing_delta_kernels(launch: EngineLaunch, constants: EngineConstants) -> str | None:
-    """The same of gated delta nets, which the engine looks up in a table of its own and ends.
+    """The same for gated delta nets, which have their own table; without one the engine ends.
 
     Cards of unknown compute capability pass. Under. Source: kernels/linear_attn/delta_rule.cu.
     """

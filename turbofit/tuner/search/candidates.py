@@ -1,4 +1,4 @@
-"""One shape, evaluated: does it fit, how many tokens does it hold, what is it worth."""
+"""Evaluates one shape: whether it fits, how many tokens it holds, and its rank."""
 
 from __future__ import annotations
 

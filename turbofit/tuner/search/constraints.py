@@ -1,4 +1,4 @@
-"""What LMDeploy silently changes of the dtype, whatever the engine."""
+"""How LMDeploy changes the dtype without a message, on either engine."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def longest_held(held: Callable[[int], int], low: int, high: int) -> int:
 
     A longer context leaves no more tokens, so that each look bounds the answer on both sides: no
     context is held beyond the tokens that a shorter one leaves, and one of as many tokens as a
-    longer one leaves is held. Two or three looks do, where halving takes ten.
+    longer one leaves is held. Two or three looks suffice, where bisection takes ten.
 
     Args:
         held: the KV tokens that the cache holds with a context; 0 where the engine does not start.

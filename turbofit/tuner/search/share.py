@@ -1,8 +1,8 @@
 """How many of the workload's requests go to each of unequal engines.
 
 For the most requests a second each next share goes where it adds most; for the shortest answer
-where it is answered soonest. Both are the best there is, since an engine's rate grows ever slower
-with the requests that are there, and its answers take ever longer.
+where it is answered soonest. Both are optimal, since an engine's rate grows more slowly with each
+further request, and its answers take longer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Set = tuple[int, Callable[[float], Speed]]
 
 
 def share_out(sets: Sequence[Set], concurrency: int, goal: Goal) -> list[float]:
-    """Requests that are there at any time in each engine of each set; none gets nothing.
+    """Average requests in flight at each engine of each set; every engine gets some.
 
     Args:
         sets: the engines; of those that would gain the same, earlier ones go first.

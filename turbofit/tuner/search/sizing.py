@@ -60,7 +60,7 @@ class Memo:
 
 
 class Outcome(Struct):
-    """What a shape's cache comes to; ``short`` are bytes that are missing, 0 where it serves."""
+    """What a shape's cache holds; ``short`` are bytes that are missing, 0 where it serves."""
 
     ratio: float | None
     kv_tokens: int
@@ -114,7 +114,7 @@ class Sizer:
         return shape_settings(self.request, self.shape, session_len, self.dtype)
 
     def outcome(self, session_len: int) -> Outcome:
-        """What the cache comes to with this context."""
+        """What the cache holds with this context."""
         accounts = self.accounts(session_len)
         ratio = self.ratio(accounts)
         if ratio is not None and self.request.least:
@@ -291,7 +291,7 @@ class Sizer:
         return self.memo.keys[indices]
 
     def _made_key(self, gpus: tuple[Gpu, ...]) -> tuple[object, ...]:
-        """Of equal cards two tell all."""
+        """Two of equal cards decide."""
         first, rest = gpus[0], gpus[1:]
         unequal = len({(gpu.name, gpu.total) for gpu in gpus}) > 1
         fullest = max((known(gpu.reserved, 0) + known(gpu.used, 0) for gpu in rest), default=0)

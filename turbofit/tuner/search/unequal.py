@@ -129,7 +129,7 @@ class _Unequal:
         return speed
 
     def _whole(self, parts: Sequence[Evaluation]) -> Evaluation:
-        """The sets as one shape: it is what the weakest of them is, and serves what all serve."""
+        """The sets as one shape: the weakest set's settings and tokens, the sum of the rates."""
         fits = all(part.fits for part in parts)
         weakest = min(parts, key=lambda one: (one.fits, -one.short, one.kv_tokens))
         settings = weakest.settings

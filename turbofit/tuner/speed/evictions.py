@@ -2,7 +2,7 @@
 
 LMDeploy admits a request when its prompt fits, and evicts the youngest when the cache is full; an
 evicted request computes its prompt and what it had answered again. So more requests run than could
-all end in the cache, for products that serve nobody: speed falls after its maximum.
+all end in the cache, for work that is thrown away: speed falls after its maximum.
 """
 
 from __future__ import annotations

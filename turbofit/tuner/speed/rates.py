@@ -79,7 +79,7 @@ def rates(priors: tuple[str, ...] = ()) -> Rates:
 
 
 def card_of(gpus: Sequence[Gpu], figures: Rates, measured: Measured | None = None) -> GpuRates:
-    """What the slowest of these cards sustains; a measured card is taken at its own word."""
+    """What the slowest of these cards sustains; of a measured card the measured figures count."""
     seen = {one.index: one for one in measured.cards} if measured else {}
     bandwidth = min(
         seen[gpu.index].bandwidth / _COPY_SHARE

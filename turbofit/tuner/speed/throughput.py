@@ -1,10 +1,10 @@
-"""The forecast of speed: what ranks replicas against shards. An estimate, and said to be one.
+"""The forecast of speed: what ranks replicas against shards. It is an estimate, and plans say so.
 
 A decode step reads the weights or computes, whichever is slower, and reads the keys and values of
 all that run; prefill and vision are FLOPs; every layer reduces twice over the group's slowest link
 and launches its kernels. Prefills and steps share the card in turn. The cache bounds how many
-requests run together: of more, some are evicted and begin again. How far all that is from figures
-that people published is in `bench/speed`.
+requests run together: of more, some are evicted and begin again. `bench/speed` compares it with
+published figures.
 """
 
 from __future__ import annotations
