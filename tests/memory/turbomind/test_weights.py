@@ -103,6 +103,12 @@ def test_experts_are_padded_to_their_kernels_blocks(constants, tp, capability, w
     assert expert_width(2880, 4, None, constants, (8, 0)) == 2944
 
 
+@pytest.mark.parametrize(("capability", "width"), [((8, 0), 1024), ((9, 0), 768)])
+def test_int4_experts_are_padded_to_their_kernels_blocks(constants, capability, width):
+    """Qwen3-30B-A3B's 768 channels at tp 4: 192 a rank on a pretend H100, whole groups elsewhere."""
+    assert expert_width(768, 4, AWQ, constants, capability) == width
+
+
 def test_mxfp4_packs_experts_alone(constants):
     packed, whole = (resolve_model(f"gpt-oss-20b{kind}") for kind in ("", "-bf16"))
     held, full = (weight_classes(model, 1, constants) for model in (packed, whole))
