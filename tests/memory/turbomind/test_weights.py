@@ -105,7 +105,7 @@ def test_experts_are_padded_to_their_kernels_blocks(constants, tp, capability, w
 
 @pytest.mark.parametrize(("capability", "width"), [((8, 0), 1024), ((9, 0), 768)])
 def test_int4_experts_are_padded_to_their_kernels_blocks(constants, capability, width):
-    """Qwen3-30B-A3B's 768 channels at tp 4: 192 a rank on a pretend H100, whole groups elsewhere."""
+    """768 channels at tp 4 are 192 a rank on a pretend H100, whole groups elsewhere."""
     assert expert_width(768, 4, AWQ, constants, capability) == width
 
 
