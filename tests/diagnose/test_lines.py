@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbofit.core.units import GIB, KIB, MIB
-from turbofit.diagnose.facts import read_facts
+from turbofit.diagnose.facts import read_runs
 from turbofit.diagnose.lines.engine_lines import engine_line
 from turbofit.diagnose.lines.events import (
     Computed,
@@ -178,7 +178,7 @@ def test_rows_clean_what_terminals_and_launchers_add() -> None:
 def test_lines_that_a_log_counts_are_counted() -> None:
     wait = "[TM][INFO][1121.10:37:10.000100][scheduler.cc:1488] out of memory at 0/1"
     more = "    (the line above came 29999 more times)"
-    assert read_facts([(1, "x"), (2, more), (3, wait), (4, more)]).waits == 30_000
+    assert read_runs([(1, "x"), (2, more), (3, wait), (4, more)])[0].waits == 30_000
 
 
 @given(st.binary(max_size=400), st.integers(1, 50))
@@ -189,7 +189,7 @@ def test_any_bytes_in_any_pieces_are_read(data: bytes, size: int) -> None:
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
     if size >= 2:
         assert list(rows(pieces)) == whole
-    read_facts(whole)
+    read_runs(whole)
 
 
 BROKEN = [

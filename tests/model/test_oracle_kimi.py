@@ -130,7 +130,11 @@ def test_what_lmdeploy_does_not_run_is_refused(tmp_path, config, match):
 @pytest.mark.parametrize(
     ("quantization", "words"),
     [
-        ({**PACKED, "ignore": ["lm_head"]}, "for experts only"),
+        (
+            {**PACKED, "ignore": ["lm_head"], "config_groups": {"group_0": {
+                "format": "pack-quantized", "weights": {"group_size": 32}}}},
+            "for experts only",
+        ),
         ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "no account of Kimi-K2.5"),
         (
             {**PACKED, "config_groups": {"group_0": {"weights": {"group_size": 128}}}},

@@ -77,3 +77,15 @@ def test_quantisation_that_the_engine_refuses(change):
 def test_quantisation_that_the_engine_takes(quantization, expected):
     found = read(config=LLAMA | {"quantization_config": quantization}).quantization
     assert (found.method, found.bits, found.group_size) == expected
+
+
+def test_a_format_that_only_the_whole_config_names():
+    """TurboMind reads config_groups.group_0.format: KeyError 'format' at its start."""
+    weights = {"num_bits": 4, "type": "int", "group_size": 128}
+    quantization = {
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"],
+        "config_groups": {"group_0": {"weights": weights}},
+    }  # fmt: skip
+    with pytest.raises(UsageError, match="config_groups without a format") as told:
+        read(config=LLAMA | {"quantization_config": quantization})
+    assert '"format": "pack-quantized"' in told.value.hint

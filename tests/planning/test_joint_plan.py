@@ -101,6 +101,24 @@ def test_what_does_not_fit_together_says_by_how_much() -> None:
     assert all(plan.fits for plan in found.plans)
 
 
+def test_a_card_with_little_room_neither_hides_the_need_nor_the_cards_that_hold_all() -> None:
+    """The need was said to be the room of the smallest card, and nothing of the others."""
+    pair, on = ("internvl2-2b", "qwen2-vl-2b"), "a100+rtx3060:free=4GiB"
+    found, alone = together(*pair, on=on), together(*pair, on=on, gpus="0")
+    assert not found.fits
+    assert all(plan.fits for plan in found.plans)
+    assert all(5 * GIB < need < 9 * GIB for need in found.budgets)
+    assert "4.0 GiB are free on GPU 1" in found.verdict
+    assert alone.fits
+    assert found.remedy == f"--gpus 0: {alone.verdict}"
+
+
+def test_as_many_of_the_roomier_cards_as_hold_all_are_named() -> None:
+    found = together("internvl2-2b", "qwen2-vl-2b", on="2xrtx3090+rtx3060:free=6GiB+rtx3060")
+    assert not found.fits
+    assert (found.remedy or "").startswith("--gpus 0,1")
+
+
 def test_what_does_not_fit_alone_is_named() -> None:
     found = together("internvl2-1b", "internvl2-40b")
     assert not found.fits

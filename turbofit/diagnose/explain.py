@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.diagnose.advice import advice
 from turbofit.diagnose.answer import Diagnosis, Read
 from turbofit.diagnose.case import LogCase
-from turbofit.diagnose.facts import read_facts
+from turbofit.diagnose.facts import read_runs
 from turbofit.diagnose.lines.events import KvBlocks, LegacyCuda, PeerMissing
 from turbofit.diagnose.lines.rows import rows
 from turbofit.diagnose.rules.draft import evidence
@@ -37,6 +37,8 @@ _RULES: Final = (
     host_rules,
     quiet_rules,
 )
+#: Runs at each end of a log whose causes are looked for.
+_RUNS: Final = 16
 _RANKS: Final = {"cause": 0, "consequence": 1, "notice": 2}
 
 
@@ -53,21 +55,25 @@ def diagnose(
     Raises:
         UsageError: ``model`` or ``on`` cannot be meant.
     """
-    facts = read_facts(rows(chunks))
-    case = LogCase(facts, model=model, on=on)
+    cases = [LogCase(facts, model=model, on=on) for facts in _worth_a_look(read_runs(rows(chunks)))]
     drafts = sorted(
-        (draft for rule in _RULES for draft in rule(case)),
-        key=lambda draft: (_RANKS[draft.rank], draft.line),
+        ((draft, case) for case in cases for rule in _RULES for draft in rule(case)),
+        key=lambda found: (_RANKS[found[0].rank], found[0].line),
     )
     if not drafts:
-        return _unknown(case)
-    best = drafts[0]
+        return _unknown(cases[-1])
+    best, of_run = drafts[0]
     also = {
         draft.kind: f"line {draft.line}: {draft.what}"
-        for draft in reversed(drafts[1:])
+        for draft, _ in reversed(drafts[1:])
         if draft.kind != best.kind and draft.rank != "notice"
     }
-    return _answer(case, best, tuple(reversed(also.values())))
+    return _answer(of_run, best, tuple(reversed(also.values())))
+
+
+def _worth_a_look(runs: list[LogFacts]) -> list[LogFacts]:
+    """The first and the last runs of an engine that is started again for ever."""
+    return runs if len(runs) <= 2 * _RUNS else [*runs[:_RUNS], *runs[-_RUNS:]]
 
 
 def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosis:

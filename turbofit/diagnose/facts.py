@@ -9,8 +9,13 @@ from turbofit.diagnose.lines.engine_lines import engine_line
 from turbofit.diagnose.lines.events import (
     DefaultSession,
     KnownMessage,
+    KvBlocks,
     LegacyCuda,
+    PeerMissing,
     PythonFrame,
+    SmiDriver,
+    SmiGpu,
+    SmiProcess,
     TorchMemory,
 )
 from turbofit.diagnose.lines.host_lines import SmiTable, host_line
@@ -20,11 +25,16 @@ from turbofit.diagnose.subject import FactCollector
 from turbofit.launch.engine.logfile import repeats
 from turbofit.observe.turbomind_log import (
     Backpressure,
+    CacheBudget,
     CheckFailed,
     CudaError,
     NcclError,
     PythonError,
+    ServerUp,
+    Slab,
     TorchOutOfMemory,
+    WarmupFinished,
+    WarmupLengths,
     parse_line,
 )
 
@@ -34,7 +44,7 @@ if TYPE_CHECKING:
     from turbofit.core.struct import Struct
     from turbofit.diagnose.lines.rows import Row
 
-__all__ = ["LogEvent", "LogFacts", "read_facts"]
+__all__ = ["LogEvent", "LogFacts", "read_runs"]
 
 _TIME: Final = re.compile(r"\[TM\]\[[A-Z]+\]\[(\d{4}\.[\d:.]+)\]")
 #: The source line of a frame, indented or, in a notebook, behind an arrow.
@@ -45,6 +55,16 @@ _BEGUN: Final = re.compile(
     r"\blmdeploy (?:serve|chat)\b|\bapi_server\b|\bturbofit \w+ |\bpipeline\(|\bLoading\b"
     r"|max_context_token_num"
 )
+#: What an engine says again when it is started again, and nothing else does.
+_BEGINS: Final = re.compile(
+    r"\blmdeploy (?:serve|chat) |\bturbofit serve |\bLoading[\w ]*: +0%|max_context_token_num"
+)
+#: News of an engine that had its weights, or that died: another beginning is another run's.
+_PAST: Final = (
+    CacheBudget, CudaError, KvBlocks, LegacyCuda, ServerUp, Slab, WarmupFinished, WarmupLengths,
+)  # fmt: skip
+#: What is said of the machine is true for each run.
+_OF_MACHINE: Final = (PeerMissing, SmiDriver, SmiGpu, SmiProcess)
 #: A terminal wraps torch's text over at most so many more lines.
 _WRAPPED: Final = 6
 #: More events of one kind than this add nothing: a living engine prints some for each request.
@@ -65,9 +85,9 @@ class LogEvent(NamedTuple):
 
 
 class LogFacts:
-    """What a log tells. ``waits`` counts the scheduler's "out of memory at" since other news.
+    """What a log tells of one run. ``waits`` counts the scheduler's "out of memory at" since news.
 
-    ``begun``: whether it has an engine's beginning.
+    ``begun``: whether it has an engine's beginning. ``lines`` and ``subject`` are the whole log's.
     """
 
     def __init__(self) -> None:
@@ -81,6 +101,7 @@ class LogFacts:
         self._table = SmiTable()
         self._torch: tuple[int, str] | None = None
         self._counts: dict[type, int] = {}
+        self._past = False
 
     def take(self, line: int, text: str) -> None:
         """Take in one row."""
@@ -108,6 +129,10 @@ class LogFacts:
         if "Traceback (most recent call last)" in text:
             self._stack.clear()
         self.subject.read(line, text)
+
+    def ended_by(self, text: str) -> bool:
+        """Whether a row begins another run: an engine that was past its beginning begins again."""
+        return self._past and _BEGINS.search(text) is not None
 
     def first(self, kind: type[_T]) -> LogEvent | None:
         """The first mark of a kind."""
@@ -191,13 +216,24 @@ class LogFacts:
         if self._stack and not text.startswith(" "):
             self._stack = []
         self.waits, self.waiting = 0, None
+        self._past = self._past or isinstance(event, _PAST)
         time = _TIME.match(text)
         self.marks.append(LogEvent(line, text, event, stack, time[1] if time else ""))
 
 
-def read_facts(rows: Iterable[Row]) -> LogFacts:
-    """Read a whole log."""
-    facts = LogFacts()
+def read_runs(rows: Iterable[Row]) -> list[LogFacts]:
+    """Read a whole log: the facts of each run of an engine that it has, in order."""
+    runs = [LogFacts()]
     for line, text in rows:
-        facts.take(line, text)
-    return facts
+        if runs[-1].ended_by(text):
+            again = LogFacts()
+            again.subject = runs[-1].subject
+            runs.append(again)
+        runs[-1].take(line, text)
+    machine = [mark for run in runs for mark in run.marks if isinstance(mark.event, _OF_MACHINE)]
+    lines = runs[-1].lines
+    for run in runs if len(runs) > 1 else ():
+        own = [mark for mark in run.marks if not isinstance(mark.event, _OF_MACHINE)]
+        run.marks = sorted((*own, *machine), key=lambda mark: mark.line)
+        run.lines = lines
+    return runs

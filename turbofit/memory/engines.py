@@ -11,8 +11,8 @@ from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.messages import option_of
 from turbofit.core.model import Model
 from turbofit.memory import versions
+from turbofit.memory.architectures import not_listed
 from turbofit.memory.engine import Engine
-from turbofit.memory.first_versions import not_yet
 from turbofit.memory.pytorch.engine import Pytorch
 from turbofit.memory.transformers.transformers_engine import Transformers
 from turbofit.memory.turbomind.engine import Turbomind
@@ -127,9 +127,9 @@ def _problem(model: Model, engine: str, version: str | None) -> str | None:
     """Why a version of an engine does not run a model, None where it does."""
     if version is None or not versions.is_legacy(version):
         return engine_problem(model, engine)
-    # Towers ran under torch then: what decides is the language model alone.
+    # Towers ran under torch then: beside LMDeploy's lists the language model alone decides.
     text = replace(model, vision=None, architecture=model.text.architecture)
-    return engine_problem(text, engine) or not_yet(model, engine, version)
+    return not_listed(model, engine, version) or engine_problem(text, engine)
 
 
 def without_account(model: Model, version: str) -> str | None:

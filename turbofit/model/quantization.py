@@ -79,7 +79,14 @@ def _compressed(section: Section) -> Quantization:
     if stored != "pack-quantized" or weights.string("type", "int") != "int":
         raise _refused(section, f"compressed-tensors as {stored[:40]!r}")
     bits = weights.integer("num_bits", 4)
-    return _checked(weights, "compressed-tensors", bits, section, "ignore")
+    found = _checked(weights, "compressed-tensors", bits, section, "ignore")
+    if not found.of_experts and not group.string("format", ""):
+        # turbomind/converter.py: KeyError 'format'. Experts alone are the PyTorch engine's.
+        raise UsageError(
+            f"{section.what}: LMDeploy 0.18 does not start from config_groups without a format",
+            hint=f'add "format": "{stored}" to its group_0 in config.json',
+        )
+    return found
 
 
 def _checked(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Final
 
+from msgspec.structs import replace
+
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.messages import plural
@@ -20,7 +22,7 @@ from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.resolve import model_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from turbofit.core.json_types import Options
     from turbofit.core.machine import Gpu
@@ -145,7 +147,8 @@ def joint_plan(
     concurrency); the rest so that the caches hold equal numbers of the longest requests, or
     numbers in the proportion of ``shares``.
 
-    Under: a part is the same of every GPU, as large as the GPU with the least room allows.
+    Under: a part is the same of every GPU, as large as the GPU with the least room allows. Where
+    they fit on the roomier cards alone, the remedy names these.
 
     Args:
         requests: one a model, for the same machine.
@@ -158,13 +161,29 @@ def joint_plan(
     """
     if len(requests) < 2 or len(shares or requests) != len(requests):
         raise UsageError("a joint plan needs two models or more, and a share for each", hint="")
-    first = requests[0]
-    machine = machine_from(first.on, gpus=first.gpus)
+    machine = machine_from(requests[0].on, gpus=requests[0].gpus)
 
     def planned(request: PlanRequest) -> Plan:
         return best_plan(request, pretend=pretend)
 
-    room = _room(machine, first.budget)
+    found = _on(machine, requests, shares, planned)
+    for cards in _roomier(machine) if found.gpus and not found.fits else ():
+        fewer = _on(replace(machine, visible=cards), requests, shares, planned)
+        if fewer.fits:
+            chosen = ",".join(map(str, cards))
+            return replace(found, remedy=f"--gpus {chosen}: {fewer.verdict}")
+    return found
+
+
+def _on(
+    machine: Machine,
+    requests: Sequence[PlanRequest],
+    shares: Sequence[float],
+    planned: Callable[[PlanRequest], Plan],
+) -> JointPlan:
+    """The plans on all the visible cards of a machine."""
+    budget, margins = requests[0].budget, requests[0].margins
+    room = _room(machine, budget)
     models: list[_Candidate] = []
     for request, share in zip(requests, shares or (1.0,) * len(requests), strict=True):
         here = request.changed(on=machine, gpus=None)
@@ -175,12 +194,25 @@ def joint_plan(
         here = here.changed(engine=best.engine.name)
         models.append(_Candidate(here, share, best, planned))
     found = [model.least(room) for model in models]
-    least = [budget for budget, _ in found]
+    if not all(plan.fits for _, plan in found):
+        # What a card with less room leaves is no need: it is found where there is the most.
+        most = max(_free(machine.gpu(index)) for index in machine.visible)
+        found = [model.least(most if budget is None else min(most, budget)) for model in models]
+    least = [need for need, _ in found]
     if sum(least) > room:
-        plans = [plan for _, plan in found]
-        return _too_much(models, least, plans, room, machine, first.margins)
+        return _too_much(models, least, [plan for _, plan in found], room, machine, margins)
     budgets, plans = _divided(models, least, [plan for _, plan in found], room)
-    return _made(plans, budgets, machine, first.margins)
+    return _made(plans, budgets, machine, margins)
+
+
+def _roomier(machine: Machine) -> Iterator[tuple[int, ...]]:
+    """The visible cards without those of the least room, again and again; most cards first."""
+    cards = tuple(machine.visible)
+    while cards:
+        least = min(_free(machine.gpu(index)) for index in cards)
+        cards = tuple(index for index in cards if _free(machine.gpu(index)) > least)
+        if cards:
+            yield cards
 
 
 def options_of_each(request: PlanRequest, models: Sequence[Options]) -> list[Options]:
@@ -350,10 +382,13 @@ def _too_much(
         for model, need in zip(models, least, strict=True)
     )
     short, gpus = sum(least) - room, _gpus(plans, machine, margin)
+    free = [_free(machine.gpu(index)) for index in machine.visible]
+    tightest = machine.visible[free.index(min(free))]
+    where = "are free" if min(free) == max(free) else f"are free on GPU {tightest}"
     return JointPlan(
         fits=False,
         verdict=f"do not fit together: they need {needs} of {_each(gpus)} at least, and "
-        f"{format_bytes(room)} are free: {format_bytes(short)} short",
+        f"{format_bytes(room)} {where}: {format_bytes(short)} short",
         budgets=tuple(least),
         gpus=gpus,
         plans=tuple(plans),

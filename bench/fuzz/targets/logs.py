@@ -12,7 +12,7 @@ from typing import Any, Final
 import yaml
 
 from turbofit.core.errors import UsageError
-from turbofit.diagnose.facts import read_facts
+from turbofit.diagnose.facts import read_runs
 from turbofit.diagnose.lines.rows import rows
 from turbofit.observe.live import now_of
 from turbofit.observe.pytorch_log import parse_pytorch_line
@@ -57,7 +57,7 @@ def one(data: bytes) -> None:
             budget = event if isinstance(event, CacheBudget) else budget
             if budget and isinstance(event, Slab):
                 assert cached_tokens(budget.budget, event, 64) >= 0
-    read_facts(iter(found))
+    read_runs(iter(found))
     with suppress(UsageError):
         now_of(data.decode("utf-8", "replace"))
 

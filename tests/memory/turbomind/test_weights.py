@@ -6,6 +6,8 @@ import pytest
 from msgspec.structs import replace
 
 from turbofit.core.model import Quantization
+from turbofit.core.plan import Settings
+from turbofit.memory.turbomind.loading import loading_extra
 from turbofit.memory.turbomind.weights import (
     expert_width,
     ffn_width,
@@ -101,6 +103,12 @@ def test_experts_are_padded_to_their_kernels_blocks(constants, tp, capability, w
     assert expert_width(2880, 4, None, constants, (8, 0)) == 2944
 
 
+@pytest.mark.parametrize(("capability", "width"), [((8, 0), 1024), ((9, 0), 768)])
+def test_int4_experts_are_padded_to_their_kernels_blocks(constants, capability, width):
+    """768 channels at tp 4 are 192 a rank on a pretend H100, whole groups elsewhere."""
+    assert expert_width(768, 4, AWQ, constants, capability) == width
+
+
 def test_mxfp4_packs_experts_alone(constants):
     packed, whole = (resolve_model(f"gpt-oss-20b{kind}") for kind in ("", "-bf16"))
     held, full = (weight_classes(model, 1, constants) for model in (packed, whole))
@@ -127,3 +135,21 @@ def test_layers_left_unpacked_are_counted_from_the_files(constants):
     assert weight_classes(from_file, 4, constants)["unpacked"] == extra // 4
     exact = replace(model, source=replace(model.source, sizes="file"))
     assert "unpacked" not in weight_classes(exact, 4, constants)
+
+
+def test_hopper_repeats_the_scales_of_large_groups(constants):
+    """Seen on a pretend H100: groups of 32 and of 128 take the same there, not so on an A100."""
+    model = resolve_model("llama-3.1-8b")
+    packed = [
+        replace(
+            model, quantization=Quantization(method="compressed-tensors", bits=4, group_size=size)
+        )
+        for size in (128, 32)
+    ]
+    large, small = (weight_classes(one, 1, constants, (9, 0)) for one in packed)
+    assert large == small
+    assert large["mlp"] == model.text.layers * 3 * 4096 * 14336 * (16 + 2.5) / 32
+    loading = [loading_extra(one, Settings(tp=1), constants, (9, 0)) for one in packed]
+    assert loading[0] == loading[1] > 0
+    large, small = (weight_classes(one, 1, constants) for one in packed)
+    assert small["mlp"] > 1.08 * large["mlp"]

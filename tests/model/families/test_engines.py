@@ -94,6 +94,27 @@ def test_quantised_weights(method, bits, group, turbomind, pytorch):
     assert "further packages" in engine_problem(model, "transformers")
 
 
+@pytest.mark.parametrize("method", ["awq", "gptq", "fp8"])
+@pytest.mark.parametrize(
+    ("dims", "words"),
+    [
+        ({"hidden": 960}, "the hidden size's 960 channels"),
+        ({"heads": 15, "head_dim": 192}, "the heads' 2880 channels"),
+        ({"intermediate": 2624}, "the MLP's 2624 channels"),
+        ({"intermediate": 29568}, None),
+    ],
+)
+def test_turbomind_takes_whole_groups(method, dims, words):
+    """On pretend GPUs: "K % 128 == 0 … got K=960", "shape '[1024, 20, -1]' is invalid"."""
+    model = preset_model("llama-3.1-8b")
+    packed = Quantization(method=method, bits=4, group_size=128)
+    model = replace(model, text=replace(model.text, **dims), quantization=packed)
+    problem = engine_problem(model, "turbomind")
+    assert (problem is None) if words is None else (words in problem)
+    exempt = replace(packed, unconverted=("mlp.down_proj", "o_proj", "mlp.up_proj"))
+    assert engine_problem(replace(model, quantization=exempt), "turbomind") is None
+
+
 def test_packed_experts_have_no_kernel_in_the_pytorch_engine():
     model = replace(
         preset_model("qwen3-30b-a3b"),

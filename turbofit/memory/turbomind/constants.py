@@ -19,6 +19,7 @@ __all__ = ["DeltaKernel", "EngineConstants", "PackedFormat", "load_constants"]
 class PackedFormat(Struct):
     """Scales and zeros of a group in bytes, held and while loading; temporaries an element.
 
+    ``of``: elements of the kernels' groups, which repeat the scales of larger ones.
     ``align``: channels of whose multiple each rank's experts have, where it is not the group's.
     ``input``: bytes an element of a linear's input, where the kernels take it quantised.
     """
@@ -26,9 +27,14 @@ class PackedFormat(Struct):
     group: float
     load_group: float
     temporary: float
+    of: int | None = None
     fused_silu: bool = False
     align: int | None = None
     input: float = 0.0
+
+    def groups(self, elements: int, stored: int) -> int:
+        """Groups of so many elements whose stored groups have so many."""
+        return elements // (stored if self.of is None else min(stored, self.of))
 
 
 class ExpertFormat(Struct):

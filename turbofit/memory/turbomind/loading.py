@@ -78,7 +78,8 @@ def loading_extra(
     if model.quantization is None:
         return 0
     packed = constants.packed_format(model.quantization, capability)
-    groups = packed_elements(model, settings.tp, constants) // model.quantization.group_size
+    elements = packed_elements(model, settings.tp, constants)
+    groups = packed.groups(elements, model.quantization.group_size)
     return int(groups * (packed.load_group - packed.group))
 
 

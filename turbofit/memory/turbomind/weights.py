@@ -131,9 +131,9 @@ class _Packing(NamedTuple):
     def bytes_of(self, elements: int) -> int:
         """Bytes of so many packed elements with their scales and zeros."""
         quantization = self.quantization
-        groups = elements // quantization.group_size
-        held = self.constants.packed_format(quantization, self.capability).group
-        return elements * quantization.bits // 8 + int(groups * held)
+        held = self.constants.packed_format(quantization, self.capability)
+        groups = held.groups(elements, quantization.group_size)
+        return elements * quantization.bits // 8 + int(groups * held.group)
 
 
 def _widens_heads(quantization: Quantization, head_dim: int) -> bool:

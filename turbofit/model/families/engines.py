@@ -12,6 +12,7 @@ from typing import Final
 
 from turbofit.core.model import Model, Quantization, TextDims
 from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_INNER, TURBOMIND_TEXT
+from turbofit.model.quantization import exempts
 
 __all__ = ["PROJECTOR_AS_TEXT", "TURBOMIND_VISION", "engine_problem"]
 
@@ -144,6 +145,30 @@ def _turbomind(model: Model) -> str | None:
         return f"TurboMind 0.18 does not run {quantization.method} groups of " + str(
             quantization.group_size
         )
+    return _cut_group(text, quantization) if quantization else None
+
+
+def _cut_group(text: TextDims, packed: Quantization) -> str | None:
+    """A layer whose inputs are no whole groups: it fails at load, or at its first forward.
+
+    Source: the kernels' shape constraints and builders/ffn.py, seen on pretend GPUs of sm_89 and
+    sm_90 in AWQ and fp8.
+    """
+    moe, size = text.moe, packed.group_size
+    if packed.of_experts:
+        return None
+    inputs = {"hidden size's": (text.hidden, "mlp.up_proj")}
+    inputs["heads'"] = (text.heads * text.head_dim, "self_attn.o_proj")
+    if moe is None or moe.layers < text.layers:
+        inputs["MLP's"] = (text.intermediate, "mlp.down_proj")
+    if moe is not None:
+        inputs["experts'"] = (moe.intermediate, "mlp.experts.0.down_proj")
+        inputs["shared expert's"] = (moe.shared_intermediate, "mlp.shared_expert.down_proj")
+    for whose, (channels, module) in inputs.items():
+        if channels % size and not exempts(packed, module):
+            return (
+                f"TurboMind 0.18 takes whole groups of {size}: not the {whose} {channels} channels"
+            )
     return None
 
 

@@ -153,8 +153,9 @@ def twin_of(model: Model) -> dims.RehearsedModel:
     """
     quantization = model.quantization
     packing = (quantization.method, quantization.group_size) if quantization else None
-    mixed = model.text.mla and quantization and not quantization.of_experts
-    if quantization and (packing not in _PACKED or mixed):
+    dense = quantization is not None and not quantization.of_experts
+    unmade = dense and (model.text.mla is not None or packing == ("compressed-tensors", 32))
+    if quantization and (packing not in _PACKED or unmade):
         raise UsageError(
             f"no stand-in checkpoint is made for {quantization.method} weights",
             hint="give the folder of its checkpoint",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import combinations
 from typing import Final
 
 from msgspec.structs import replace
 
-from turbofit.core.machine import Gpu, Holder
+from turbofit.core.machine import Gpu, Holder, Link
 from turbofit.core.messages import indices
 from turbofit.core.struct import known
 from turbofit.core.units import format_bytes
 from turbofit.tuner.resolved_request import ResolvedRequest
+from turbofit.tuner.speed.links import link_class
 
 __all__ = ["MORE_GPUS", "larger", "stopped", "with_more_gpus"]
 
@@ -22,7 +24,7 @@ MORE_GPUS: Final = "more of these GPUs"
 def with_more_gpus(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
     """The remedy's words and the changed question, for 2, 4 and 8 of the GPU with most memory free.
 
-    Only counts above those visible; no link joins them, so over in what splitting costs.
+    Only counts above those visible, with the links that the visible ones have: NVLink takes memory.
     """
     gpu = max(request.visible, key=lambda one: known(one.free, 0))
     for count in (2, 4, 8):
@@ -32,10 +34,34 @@ def with_more_gpus(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequ
             request.machine,
             name=MORE_GPUS,
             gpus=tuple(replace(gpu, index=i, uuid=f"{gpu.uuid}+{i}") for i in range(count)),
-            links=(),
+            links=_links(request, gpu, count),
             visible=tuple(range(count)),
         )
         yield f"{count} x {gpu.name}", replace(request, machine=machine, tp=None, replicas=None)
+
+
+def _links(request: ResolvedRequest, gpu: Gpu, count: int) -> tuple[Link, ...]:
+    """The visible GPUs' links as often as they go in, and their slowest one between those sets.
+
+    A bridge joins no sets. A GPU alone has the links of its preset, none where it has no preset.
+    """
+    from turbofit.machine.links import preset_links
+    from turbofit.machine.presets import match_preset
+
+    own, machine, preset = request.visible, request.machine, match_preset(gpu)
+    if len(own) == 1:
+        return preset_links([preset] * count) if preset else ()
+    links = [machine.link(a.index, b.index) for a, b in combinations(own, 2)]
+    between = min(links, key=link_class)
+    if between.nvlinked and preset and not preset.nvlink.default:
+        between = preset_links([preset] * 2, nvlink=frozenset())[0]
+    pairs = dict(zip(combinations(range(len(own)), 2), links, strict=True))
+    made = []
+    for a, b in combinations(range(count), 2):
+        same = a // len(own) == b // len(own)
+        link = pairs[a % len(own), b % len(own)] if same else between
+        made.append(replace(link, a=a, b=b))
+    return tuple(made)
 
 
 def larger(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:

@@ -106,9 +106,13 @@ class _Search:
         """
         possible = list(shapes(self.request, self.engine))
         if not possible:
-            raise UsageError(
-                no_shape(self.request, self.engine), hint="let turbofit choose --tp and --replicas"
+            asked = self.request.tp or self.request.replicas
+            hint = (
+                "let turbofit choose --tp and --replicas"
+                if asked
+                else f"take {self._other_weights()}"
             )
+            raise UsageError(no_shape(self.request, self.engine), hint=hint)
         launches = [(shape, self._launches(shape)) for shape in possible]
         legal, problem = _without(launches, self.engine.problem)
         if not legal:

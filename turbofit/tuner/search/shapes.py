@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from math import ceil
 
 from turbofit.core.machine import Gpu
+from turbofit.core.messages import plural
 from turbofit.memory.engine import Engine
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.constraints import dtype_for
@@ -126,4 +127,7 @@ def no_shape(request: ResolvedRequest, engine: Engine) -> str:
         return f"--tp {request.tp} needs {need} equal GPUs; there are {largest} of {count} visible"
     if request.replicas is not None and request.replicas > count:
         return f"--replicas {request.replicas} needs as many GPUs; {count} are visible"
-    return f"no tensor-parallel degree suits {request.model.name} on {count} GPUs"
+    gpus, problem = f"{count} {plural(count, 'GPU')}", engine.tp_problem(request.model, 1)
+    if problem:
+        return f"{request.model.name} cannot run on the {engine.name} engine: {problem}"
+    return f"no tensor-parallel degree suits {request.model.name} on {gpus}"

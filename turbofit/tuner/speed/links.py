@@ -8,7 +8,7 @@ from enum import IntEnum
 from turbofit.core.machine import Gpu, Link, Machine
 from turbofit.core.struct import known
 
-__all__ = ["LinkClass", "group_class", "nvlink_bandwidth"]
+__all__ = ["LinkClass", "group_class", "link_class", "nvlink_bandwidth"]
 
 
 class LinkClass(IntEnum):
@@ -35,7 +35,7 @@ class LinkClass(IntEnum):
 def group_class(machine: Machine, gpus: Sequence[Gpu]) -> LinkClass:
     """The class of a group."""
     links = _links(machine, gpus)
-    return min((_link_class(link) for link in links), default=LinkClass.ALONE)
+    return min((link_class(link) for link in links), default=LinkClass.ALONE)
 
 
 def nvlink_bandwidth(machine: Machine, gpus: Sequence[Gpu]) -> int:
@@ -47,7 +47,8 @@ def _links(machine: Machine, gpus: Sequence[Gpu]) -> list[Link]:
     return [machine.link(a.index, b.index) for k, a in enumerate(gpus) for b in gpus[:k]]
 
 
-def _link_class(link: Link) -> LinkClass:
+def link_class(link: Link) -> LinkClass:
+    """The class of one link."""
     if link.nvlinked:
         return LinkClass.NVLINK
     if link.peers:

@@ -45,7 +45,8 @@ def joint_summary(found: JointPlan, names: Sequence[str]) -> list[Block]:
         text = f"GPU {fullest.index} is the fullest: {format_bytes(fullest.left)} of it stay free"
         if fullest.left < 0:
             text = f"GPU {fullest.index} lacks {format_bytes(-fullest.left)}"
-        blocks.append(Paragraph(text=text))
+        if found.fits or fullest.left < 0:
+            blocks.append(Paragraph(text=text))
     blocks += first_warning(_warnings(found))
     if found.fits:
         blocks.append(
