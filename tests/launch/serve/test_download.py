@@ -55,6 +55,21 @@ def test_the_folder_that_came(hub, tmp_path: Path) -> None:
     (tmp_path / "hub" / "huggingface_hub.py").unlink()
 
 
+@pytest.mark.parametrize(
+    ("key", "below"), [("HUGGINGFACE_HUB_CACHE", ""), ("XDG_CACHE_HOME", "huggingface/hub")]
+)
+def test_what_is_there_is_looked_for_where_the_hub_puts_it(
+    hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, below: str
+) -> None:
+    hub("pass")
+    monkeypatch.delenv("HF_HOME")
+    monkeypatch.setenv(key, str(tmp_path / "other"))
+    blobs = tmp_path / "other" / below / "models--org--name" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "a").write_bytes(b"x" * 7)
+    assert download._here("org/name") == 7
+
+
 def test_a_run_fetches_once(hub, tmp_path: Path) -> None:
     hub(f"return {str(tmp_path)!r}")
     said: list[str] = []

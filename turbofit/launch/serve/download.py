@@ -22,6 +22,7 @@ from turbofit.core.errors import LaunchError
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.progress import Step, listening, tell, under_way
 from turbofit.core.units import GIB, format_bytes
+from turbofit.model.hub_cache import hub_cache
 from turbofit.model.modelscope_cache import cache_root, uses_modelscope
 
 if TYPE_CHECKING:
@@ -98,10 +99,7 @@ def _at(plan: Plan, folder: str) -> Plan:
 
 
 def _cache() -> Path:
-    if uses_modelscope():
-        return Path(cache_root())
-    home = os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub"))
+    return Path(cache_root() if uses_modelscope() else hub_cache())
 
 
 def _check_disk(name: str, size: int) -> None:
