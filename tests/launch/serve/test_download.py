@@ -163,3 +163,27 @@ def test_modelscope_that_is_not_installed(hub, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(LaunchError, match="No module named 'modelscope'") as error:
         with_weights(hub_plan(), lambda _: None)
     assert "install modelscope" in error.value.hint
+
+
+def test_a_download_that_sigkill_does_not_end_holds_nobody(
+    hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process in a file system that is silent stays until that answers."""
+    held: list[int] = []
+    monkeypatch.setattr("os.killpg", lambda pid, _: held.append(pid))
+    monkeypatch.setattr(download, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(download, "_SAY_SECONDS", 0.0)
+    monkeypatch.setattr(download, "_LAST_SECONDS", 0.0)
+    (tmp_path / "go").touch()
+    hub(f"import os, time\n    while os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.01)")
+
+    def interrupt(text: str) -> None:
+        if text.startswith("downloading"):
+            raise KeyboardInterrupt
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            with_weights(hub_plan(), interrupt)
+        assert len(held) == 1
+    finally:
+        (tmp_path / "go").unlink()

@@ -36,6 +36,8 @@ _LOG: Final = LazyLogger(__name__)
 
 _LOOK_SECONDS: Final = 1.0
 _SAY_SECONDS: Final = 10.0
+#: Seconds that a download has to end after SIGKILL.
+_LAST_SECONDS: Final = 10.0
 _SPARE: Final = GIB
 
 #: Prints the folder; leaves out copies of the weights in other formats. The two packages take the
@@ -178,7 +180,8 @@ def _download(name: str, revision: str, size: int, say: Callable[[str], None]) -
             out, errors = _communicated(child, name, size, say)
     except BaseException:
         os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+        with suppress(subprocess.TimeoutExpired):  # a file system that is silent may hold it
+            child.wait(_LAST_SECONDS)
         raise
     folder = out.strip().rpartition("\n")[2]
     if child.returncode != 0 or not os.path.isdir(folder):
