@@ -249,6 +249,13 @@ def test_planning_is_light():
     assert done.stdout.strip() == "[]"
 
 
+def test_a_plan_for_transformers_has_no_config_of_lmdeploy():
+    plan = turbofit.plan("qwen2.5-vl-7b", on="1xrtx3090", engine="transformers")
+    with pytest.raises(UsageError, match="planned for Transformers"):
+        plan.engine_config()
+    assert set(plan.lmdeploy_settings()) == {"dtype", "max_batch_size", "session_len"}
+
+
 @pytest.mark.lmdeploy
 def test_engine_config_is_lmdeploys_own():
     pytest.importorskip("lmdeploy")

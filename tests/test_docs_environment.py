@@ -185,6 +185,8 @@ def used() -> dict[str, str]:
             found[name].add("read")
         for name in variables.set:
             found[name].add("set")
+    if any("expanduser(" in path.read_text("utf-8") for path in (ROOT / "turbofit").rglob("*.py")):
+        found["HOME"].add("read")
     for path in (ROOT / "turbofit").rglob("*.c"):
         for name in re.findall(r'getenv\("(\w+)"\)', path.read_text(encoding="utf-8")):
             found[name].add("read")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 import time
 import types
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchOs",
-    "BatchTempfile",
     "CalibratorThreading",
     "DiskOs",
     "LeaseOs",
@@ -251,17 +249,3 @@ class BatchOs(LeaseOs):
             process.torn()
             one.scheduler.sleep(0.0)  # and its thread never goes on
         return os.write(descriptor, data)
-
-
-class BatchTempfile(_Module):
-    """``tempfile`` for the same."""
-
-    def __init__(self) -> None:
-        super().__init__(tempfile)
-
-    def mkstemp(self, **given: Any) -> tuple[int, str]:
-        process = world().scheduler.process
-        descriptor, name = tempfile.mkstemp(**given)
-        if process is not None:
-            process.descriptors.append(descriptor)
-        return descriptor, name

@@ -109,11 +109,9 @@ BUGS = (
     Bug("a lease is left at the end", "launch/serve/leases.py",
         'for suffix in (".json", ".lock") if', "for suffix in () if"),
     Bug("a record is written in place", "core/process/files.py",
-        "    descriptor, temporary = tempfile.mkstemp(prefix=f\".{target.name}.\", "
-        "dir=target.parent)\n",
+        "    descriptor, temporary = open_beside(target) if mode is None",
         "    target.write_bytes(raw)\n    return\n"
-        "    descriptor, temporary = tempfile.mkstemp(prefix=f\".{target.name}.\", "
-        "dir=target.parent)\n"),
+        "    descriptor, temporary = open_beside(target) if mode is None"),
     Bug("the gateway is left open under another plan", "launch/serve/attempt.py",
         "            self._front.stop(drain=not urgent)\n", "            pass\n"),
     Bug("an error of the driver ends the watch", "launch/serve/gpu_monitor.py",

@@ -32,7 +32,6 @@ from bench.simulation.gateway import SimulatedGatewayThread
 from bench.simulation.loop import SimulatedSocket
 from bench.simulation.modules import (
     BatchOs,
-    BatchTempfile,
     DiskOs,
     LeaseOs,
     SimulatedThreading,
@@ -143,7 +142,7 @@ def _replace_file(real: Any, disk: DiskOs) -> Any:
     Nobody reads while it writes: all but one in fifty are written in place, in three system calls.
     """
 
-    def _replace(target: Path, raw: bytes, mode: int) -> None:
+    def _replace(target: Path, raw: bytes, mode: int | None) -> None:
         one = world()
         process = one.scheduler.process
         one.machine.write_fault()
@@ -160,7 +159,7 @@ def _replace_file(real: Any, disk: DiskOs) -> Any:
             one.kill(process)
             one.scheduler.sleep(0.0)  # and its thread never goes on
         if next(_WRITES) % 50:
-            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode or 0o644)
             os.write(descriptor, raw)
             os.close(descriptor)
         else:
@@ -172,10 +171,13 @@ def _replace_file(real: Any, disk: DiskOs) -> Any:
 _WRITES, _NAMES = itertools.count(), itertools.count()
 
 
-def _mkstemp(*, prefix: str, dir: Path) -> tuple[int, str]:  # noqa: A002 - tempfile's word
-    """`tempfile.mkstemp`, which draws its names."""
-    name = f"{dir}/{prefix}{next(_NAMES)}"
-    return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), name
+def _open_beside(path: Path) -> tuple[int, str]:
+    """`core.process.files.open_beside`: what a process has open goes with it."""
+    descriptor, name = files.open_beside(path)
+    process = world().scheduler.process
+    if process is not None:
+        process.descriptors.append(descriptor)
+    return descriptor, name
 
 
 _drawn = cache(flat_png)
@@ -299,9 +301,9 @@ def _machine(one: World) -> _Replacements:
     yield f"{_SERVE}.reservations.os", LeaseOs()
     yield f"{_SERVE}.record.os", LeaseOs()
     yield "turbofit.batch.output_file.os", BatchOs()
-    yield "turbofit.batch.output_file.tempfile", BatchTempfile()
+    yield "turbofit.batch.output_file.open_beside", _open_beside
     yield "turbofit.core.process.files.os", disk
-    yield "turbofit.core.process.files.tempfile", types.SimpleNamespace(mkstemp=_mkstemp)
+    yield "turbofit.core.process.files.token_hex", lambda _: str(next(_NAMES))
     yield "turbofit.core.process.files._replace", _replace_file(files._replace, disk)
     yield "turbofit.core.process.files.sync_folder", lambda _: None
 

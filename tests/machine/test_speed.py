@@ -178,7 +178,7 @@ def test_failures_are_plain(tmp_path) -> None:
         measure(tmp_path, [{"torch": "2", "gpus": 2}, *full], on)
     found = measure(tmp_path, lines_of(), on, "os._exit(7)")
     assert len(found.cards) == 2
-    assert found.left_out == ("all after exit code 7",)
+    assert found.left_out == ("all after it died with exit code 7",)
 
 
 class Alarm:
@@ -205,7 +205,7 @@ def test_a_program_that_hangs_is_ended(tmp_path, monkeypatch) -> None:
     hang = "import signal; signal.pause()"
     found = measure(tmp_path, lines_of(), machine(), hang, seconds=7.0, say=say)
     assert Alarm.made.pop().seconds == 7.0 + speed._GRACE
-    assert found.left_out == ("all after exit code -9",)
+    assert found.left_out == ("all after it died with exit code -9",)
     assert len(found.cards) == 2
 
 
@@ -219,3 +219,19 @@ def test_the_program_itself_runs_on_pretend_gpus_and_is_not_deceived(tmp_path) -
     assert kinds == ["torch", "card", "card", "pair", "pair", "reduce", "reduce", "reduce"]
     # No kernel computes there, so no copy's bytes arrive: it must say so.
     assert [fact["right"] for fact in facts if "pair" in fact] == [False, False]
+
+
+def test_what_the_driver_holds_is_not_waited_for(tmp_path, monkeypatch) -> None:
+    """SIGKILL does not end it, and its end of the pipe stays open."""
+    monkeypatch.setattr(speed, "_GRACE", 0.0)
+    monkeypatch.setattr(speed, "_LAST_SECONDS", 0.0)
+    monkeypatch.setattr("subprocess.Popen.kill", lambda _: None)
+    go, said = tmp_path / "go", []
+    go.touch()
+    ending = f"while os.path.exists({str(go)!r}): time.sleep(0.01)"
+    try:
+        with pytest.raises(MachineError, match="hung in the driver before its first result"):
+            measure(tmp_path, [], machine(), ending, seconds=0.0, say=said.append)
+    finally:
+        go.unlink()
+    assert "was killed and has not ended: the driver holds it" in said[0]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from tests.nvml.standin import LOST, Scenario, gpu_3090, in_process, nvml_library
-from tests.waiting import until
+from tests.waiting import HANG, until
 from turbofit.core.errors import MachineError
 from turbofit.core.units import MIB
+from turbofit.observe import sampler
 from turbofit.observe.sampler import Memory, SampledRange, Sampler, memory_now
 
 __all__ = ["nvml_library"]
@@ -71,3 +74,23 @@ def test_a_lost_gpu_without_a_handle_is_said_and_the_others_are_sampled(
         with Sampler([0, 1], seconds=0.001) as sampler:
             until(lambda: sampler.between(1, begun, time.monotonic()) is not None, "a sample")
         assert sampler.between(0, begun, time.monotonic()) is None
+
+
+def test_a_driver_that_never_answers_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answers = threading.Event(), threading.Event()
+
+    def silent(*_: object) -> None:
+        asked.set()
+        answers.wait()
+        raise MachineError("it is lost", hint="none")
+
+    monkeypatch.setattr(sampler, "Nvml", nullcontext)
+    monkeypatch.setattr(sampler, "_handle", lambda *_: None)
+    monkeypatch.setattr(sampler, "_memory", silent)
+    monkeypatch.setattr(sampler, "_LAST_SECONDS", 0.0)
+    try:
+        with Sampler([0]):
+            assert asked.wait(HANG)
+        assert not answers.is_set()
+    finally:
+        answers.set()

@@ -208,6 +208,39 @@ def test_what_needs_a_context_makes_it(
     assert process.context[:2] == tuple(250 * MIB * (card in cards) for card in range(2))
 
 
+# What `cuCtxGetCurrent` says of this thread: a context is its device and one, NULL is 0.
+@pytest.mark.parametrize(
+    ("calls", "current"),
+    [
+        ("cu.cuInit(0)", 0),
+        ("rt.cudaGetDevice(byref(ctypes.c_int()))", 0),
+        ("cu.cuDevicePrimaryCtxRetain(byref(void_p()), 1)", 0),
+        ("cu.cuDevicePrimaryCtxRetain(byref(void_p()), 0)", 0),
+        ("rt.cudaSetDevice(1)", 2),
+        ("rt.cudaFree(None)", 1),
+        ("malloc(1)", 1),
+        ("cu.cuCtxSetCurrent(void_p(2))", 2),
+        ("rt.cudaSetDevice(1); cu.cuCtxSetCurrent(None)", 0),
+        ("in_a_thread(lambda: rt.cudaSetDevice(1))", 0),
+    ],
+)
+def test_a_context_is_current_where_a_thread_made_it_so(
+    libraries: Path, tmp_path: Path, calls: str, current: int
+) -> None:
+    machine = make(libraries, tmp_path, Scenario((CARD, CARD), context=250 * MIB))
+    code = f"""
+    def in_a_thread(work):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    {calls}
+    found, device = void_p(99), ctypes.c_int(99)
+    say([cu.cuCtxGetCurrent(byref(found)), found.value or 0, cu.cuCtxGetDevice(byref(device))])
+    """
+    invalid_context = 201
+    assert machine.run(code) == [0, current, 0 if current else invalid_context]
+
+
 def test_a_stream_is_refused_where_its_context_does_not_fit(
     libraries: Path, tmp_path: Path
 ) -> None:

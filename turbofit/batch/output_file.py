@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-import tempfile
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +18,7 @@ import msgspec
 
 from turbofit.batch.item import LINE_START, place_of
 from turbofit.core.errors import UsageError
-from turbofit.core.process.files import sync_folder
+from turbofit.core.process.files import open_beside, sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -199,7 +198,6 @@ class OutputFile:
 
     def _replace(self) -> None:
         """The output is that file now, locked before anybody can open it by its name."""
-        os.fchmod(self._kept, stat.S_IMODE(os.fstat(self._fd).st_mode))
         os.fsync(self._kept)
         fcntl.flock(self._kept, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._end(self._real)
@@ -209,7 +207,8 @@ class OutputFile:
 
     def _begin(self, path: Path) -> int:
         """A new file that gets this path at its end."""
-        fd, self._unnamed[path] = _beside(path)
+        fd, self._unnamed[path] = open_beside(path)
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
         return fd
 
     def _end(self, path: Path) -> None:
@@ -238,16 +237,6 @@ def _is_begun(line: bytes) -> bool:
     """Whether a batch began this line; a power cut may have left NULs at its end, or only NULs."""
     begun = line.rstrip(_NUL)
     return begun.startswith(LINE_START) or LINE_START.startswith(begun)
-
-
-def _beside(path: Path) -> tuple[int, str]:
-    """A new file in the folder of another."""
-    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
-    umask = os.umask(0)
-    os.umask(umask)
-    os.fchmod(fd, 0o644 & ~umask)
-    return fd, name
 
 
 def _written(fd: int, line: bytes, size: int) -> int:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
+from turbofit.core.config_names import CONFIG_NAMES
 from turbofit.core.draft import Draft
-from turbofit.core.errors import PackageError
+from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.footprint import Footprint
 from turbofit.core.limits import LimitCost, Limits
 from turbofit.core.machine import Machine
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
 
 __all__ = [
-    "CONFIG_NAMES",
     "PLAN_SCHEMA",
     "Basis",
     "Candidate",
@@ -53,29 +53,6 @@ __all__ = [
 ]
 
 PLAN_SCHEMA: Final = "turbofit.plan/1"
-
-_TURBOMIND_NAMES: Final = (
-    "tp", "dtype", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
-    "session_len", "quant_policy", "cache_block_seq_len", "communicator", "async_",
-    "enable_prefix_caching", "model_format", "language_model_only",
-)  # fmt: skip
-_PYTORCH_NAMES: Final = (
-    *((name, name) for name in (
-        "tp", "dtype", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
-        "session_len", "quant_policy",
-    )),
-    ("cache_block_seq_len", "block_size"),
-    *((name, name) for name in (
-        "enable_prefix_caching", "model_format", "language_model_only", "num_gpu_blocks",
-        "eager_mode", "cudagraph_capture_batch_sizes", "distributed_executor_backend",
-    )),
-)  # fmt: skip
-
-#: Settings that each of LMDeploy's configs has: our names and its own.
-CONFIG_NAMES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
-    "turbomind": tuple((name, name) for name in _TURBOMIND_NAMES),
-    "pytorch": _PYTORCH_NAMES,
-}
 
 EngineName = Literal["turbomind", "pytorch", "transformers"]
 Goal = Literal["throughput", "latency", "context"]
@@ -474,7 +451,13 @@ class Plan(Struct):
 
         Raises:
             PackageError: LMDeploy is not installed.
+            UsageError: the plan is for Transformers, which has no such config.
         """
+        if not self.engine.of_lmdeploy:
+            raise UsageError(
+                f"{self.model.name} is planned for Transformers: LMDeploy has no config of it",
+                hint="turbofit serve serves it",
+            )
         try:
             from lmdeploy import PytorchEngineConfig, TurbomindEngineConfig
         except ImportError:
@@ -487,8 +470,7 @@ class Plan(Struct):
     def lmdeploy_settings(self) -> Options:
         """The settings that the plan's engine has, under the names of its config."""
         values = to_builtins(self.settings)
-        names = CONFIG_NAMES.get(self.engine.name, CONFIG_NAMES["turbomind"])
-        return {theirs: values[name] for name, theirs in names}
+        return {theirs: values[name] for name, theirs in CONFIG_NAMES[self.engine.name]}
 
     @staticmethod
     def from_json(data: bytes | str, *, what: str = "plan") -> Plan:

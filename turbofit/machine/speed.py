@@ -12,7 +12,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -40,6 +42,8 @@ _PROGRAM: Final = str(Path(__file__).with_name("speed_program.py"))
 _SECONDS: Final = 60.0
 #: How long the program may take beyond what it was given: one task, and making contexts.
 _GRACE: Final = 60.0
+#: Seconds that a process has to end after SIGKILL.
+_LAST_SECONDS: Final = 10.0
 _NO_CUDA: Final = 3
 
 
@@ -86,7 +90,11 @@ def measure_speed(
     finally:
         if process.poll() is None:
             process.kill()
-        code = process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_LAST_SECONDS)
+    code = process.returncode
+    if code is None:
+        say(f"warning: process {process.pid} was killed and has not ended: the driver holds it")
     if code == _NO_CUDA:
         raise PackageError(
             "torch with CUDA is not installed beside turbofit: --measure runs it",
@@ -94,14 +102,18 @@ def measure_speed(
         )
     found = _measured(lines, indices)
     if not (found.cards or found.pairs or found.reduces):
-        died = f"the measurement died with exit code {code} before its first result"
+        died = f"the measurement {_ended(code)} before its first result"
         raise MachineError(
-            died if code else f"nothing could be measured: {'; '.join(found.left_out[:3])}",
+            died if code != 0 else f"nothing could be measured: {'; '.join(found.left_out[:3])}",
             hint="turbofit doctor says what is wrong with this machine's CUDA",
         )
-    if code:
-        found = replace(found, left_out=(*found.left_out, f"all after exit code {code}"))
+    if code != 0:
+        found = replace(found, left_out=(*found.left_out, f"all after it {_ended(code)}"))
     return found
+
+
+def _ended(code: int | None) -> str:
+    return "hung in the driver" if code is None else f"died with exit code {code}"
 
 
 def with_measured(machine: Machine, measured: Measured) -> Machine:
@@ -163,14 +175,31 @@ def _name(machine: Machine) -> str:
 
 
 def _facts(process: subprocess.Popen[str], seconds: float) -> Iterator[dict[str, Any]]:
-    """The lines of the program, until it ends or its time is over."""
-    from threading import Timer
+    """The lines of the program, until it ends or its time is over.
 
-    assert process.stdout is not None
-    timer = Timer(seconds, process.kill)
+    Another thread reads them: a process that the driver holds is not ended by SIGKILL, and keeps
+    its end of the pipe.
+    """
+    from threading import Thread, Timer
+
+    lines: SimpleQueue[str | None] = SimpleQueue()
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.put(line)
+        lines.put(None)
+
+    def give_up() -> None:
+        process.kill()
+        reader.join(_LAST_SECONDS)
+        lines.put(None)
+
+    reader, timer = Thread(target=read, daemon=True), Timer(seconds, give_up)
+    reader.start()
     timer.start()
     try:
-        for line in process.stdout:
+        for line in iter(lines.get, None):
             try:
                 fact = json.loads(line)
             except ValueError:

@@ -6,8 +6,9 @@ Imports nothing of ours: looking whether a checkpoint is there must cost next to
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
-__all__ = ["cached_snapshot"]
+__all__ = ["cached_snapshot", "hub_cache"]
 
 
 def cached_snapshot(hub_id: str, revision: str | None) -> str | None:
@@ -18,7 +19,7 @@ def cached_snapshot(hub_id: str, revision: str | None) -> str | None:
     """
     if hub_id.count("/") != 1 or ".." in hub_id or "\0" in hub_id:
         return None
-    base = os.path.join(_hub_cache(), "models--" + hub_id.replace("/", "--"))
+    base = os.path.join(hub_cache(), "models--" + hub_id.replace("/", "--"))
     wanted = revision or "main"
     if not wanted.isprintable() or ".." in wanted:
         return None
@@ -35,13 +36,16 @@ def cached_snapshot(hub_id: str, revision: str | None) -> str | None:
     return folder if os.path.isfile(os.path.join(folder, "config.json")) else None
 
 
-def _hub_cache() -> str:
-    """Where huggingface_hub keeps its files."""
-    for key in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        if value := os.environ.get(key):
-            return os.path.expanduser(value)
-    home = os.environ.get("HF_HOME")
-    if not home:
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
-        home = os.path.join(cache, "huggingface")
-    return os.path.join(os.path.expanduser(home), "hub")
+def hub_cache(environ: Mapping[str, str] = os.environ) -> str:
+    """Where huggingface_hub keeps its files, by the rules of its ``constants.py``.
+
+    It obeys a relative path, too. A variable that is empty is not set.
+    """
+    cache = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
+    if not cache:
+        home = environ.get("HF_HOME")
+        if not home:
+            caches = environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+            home = os.path.join(caches, "huggingface")
+        cache = os.path.join(home, "hub")
+    return os.path.expandvars(os.path.expanduser(cache))

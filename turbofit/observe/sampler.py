@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["Memory", "SampledRange", "Sampler", "memory_now"]
 
 _SECONDS: Final = 0.01
+#: Seconds for a look that is under way: a driver that has lost a card may never answer.
+_LAST_SECONDS: Final = 10.0
 
 
 class Memory(NamedTuple):
@@ -71,7 +73,7 @@ class Sampler:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join()
+        self._thread.join(_LAST_SECONDS)
 
     def between(self, gpu: int | str, begin: float, end: float) -> SampledRange | None:
         """The most and the last between two times of `time.monotonic`; None without a sample."""

@@ -7,13 +7,17 @@ import json
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from itertools import count
 from typing import Final
 
 import pytest
 
 from tests.cli.screen import Screen, screen_of
+from tests.waiting import HANG
 from turbofit.cli.terminal import output, progress_display
-from turbofit.cli.terminal.progress_display import ProgressDisplay
+from turbofit.cli.terminal.progress_display import TERMINAL, ProgressDisplay
 from turbofit.core.process.progress import Step, listened, listening, now, tell, under_way
 
 #: `turbofit` whose planning takes until a line comes on stdin; progress is shown from the start.
@@ -243,3 +247,67 @@ def test_warnings_are_said_to_the_quiet(capsys: pytest.CaptureFixture[str]) -> N
         output.say("engine 1: warning: the disk is full")
     output.say("phase: ready")
     assert capsys.readouterr().err == "engine 1: warning: the disk is full\nphase: ready\n"
+
+
+def interrupted(moment: int, work: Callable[[], object]) -> bool:
+    """Do it with Ctrl-C at one of the moments at which Python looks for signals.
+
+    Python looks where a function in Python begins, and where one in C has returned.
+
+    Returns:
+        Whether it came to that moment.
+    """
+    left = moment
+
+    def profile(_frame: object, event: str, _what: object) -> None:
+        nonlocal left
+        if event in ("call", "c_return"):
+            left -= 1
+            if left < 0:
+                signal.raise_signal(signal.SIGINT)
+
+    sys.setprofile(profile)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+
+def others_can_write() -> bool:
+    """Whether another thread than this one gets the terminal."""
+    got: list[bool] = []
+
+    def take() -> None:
+        got.append(TERMINAL.acquire(timeout=HANG))
+        if got[0]:
+            TERMINAL.release()
+
+    other = threading.Thread(target=take)
+    other.start()
+    other.join()
+    return got[0]
+
+
+@pytest.mark.parametrize("step", [Step("planning"), None])
+def test_a_signal_at_any_moment_leaves_the_terminal_to_others(step: Step | None) -> None:
+    for moment in count():
+        display = ProgressDisplay(io.StringIO(), in_place=True)
+        came = interrupted(moment, lambda display=display: display.hear(step))
+        assert others_can_write(), moment
+        display.end()
+        if not came:
+            assert moment > 2
+            break
+
+
+def test_so_does_a_signal_while_a_line_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    with output.progress(quiet=False, as_json=False):
+        for moment in count():
+            came = interrupted(moment, lambda: output.note("a line"))
+            assert others_can_write(), moment
+            if not came:
+                break
+    assert capsys.readouterr().err.endswith("a line\n")

@@ -17,13 +17,62 @@ def test_writes_text_and_bytes(tmp_path: Path):
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
-def test_mode_is_lowered_by_the_umask(tmp_path: Path):
+def test_the_umask_decides_about_a_new_file(tmp_path: Path):
     old = os.umask(0o027)
     try:
-        write_atomic(tmp_path / "a", "x", mode=0o666)
+        write_atomic(tmp_path / "a", "x")
+        write_atomic(tmp_path / "read by all", "x", mode=0o644)
+        write_atomic(tmp_path / "private", "x", mode=0o600)
     finally:
         os.umask(old)
-    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+    assert [mode_of(tmp_path / name) for name in ("a", "read by all", "private")] == [
+        0o640, 0o644, 0o600,
+    ]  # fmt: skip
+
+
+def mode_of(path: Path) -> int:
+    return path.stat().st_mode & 0o7777
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o640])
+def test_what_is_replaced_keeps_its_mode(tmp_path: Path, mode: int):
+    target = tmp_path / "a"
+    target.touch()
+    target.chmod(mode)
+    write_atomic(target, "new")
+    assert mode_of(target) == mode
+
+
+def test_nobody_sees_another_umask_meanwhile(tmp_path: Path, monkeypatch):
+    """A thread that makes a file at that moment would make it for everybody."""
+    monkeypatch.delattr("os.umask")
+    write_atomic(tmp_path / "a", "x")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_is_replaced_keeps_its_owner_and_its_group(tmp_path: Path):
+    target = tmp_path / "a"
+    target.touch()
+    os.chown(target, 1234, 4321)
+    write_atomic(target, "new")
+    assert (target.stat().st_uid, target.stat().st_gid) == (1234, 4321)
+
+
+def test_a_group_that_cannot_be_kept_gives_its_rights_to_no_other(tmp_path: Path, monkeypatch):
+    target = tmp_path / "a"
+    target.touch()
+    target.chmod(0o674)
+    held = target.stat()
+    theirs = os.stat_result([*held[:5], held.st_gid + 1, *held[6:]])
+
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.fchown", refuse)
+    monkeypatch.setattr(Path, "stat", lambda self, **_: theirs)
+    write_atomic(target, "new")
+    monkeypatch.undo()
+    assert mode_of(target) == 0o644
 
 
 def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch):

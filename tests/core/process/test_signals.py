@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from tests.waiting import until
 from turbofit.core.process.signals import ended_like_ctrl_c
 
 PROGRAM = """
@@ -69,3 +70,24 @@ def test_who_handles_a_signal_goes_on_doing_so() -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     assert heard == [signal.SIGTERM]
+
+
+def signalled_in_a_finalizer(number: signal.Signals) -> None:
+    """A signal comes where Python swallows exceptions; then wait for it."""
+
+    class Ending:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    Ending()
+    until(lambda: False, "the signal")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_a_finalizer_swallows_is_raised_behind_it(number: signal.Signals) -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(KeyboardInterrupt), ended_like_ctrl_c():
+            signalled_in_a_finalizer(number)
+    finally:
+        signal.signal(signal.SIGTERM, before)

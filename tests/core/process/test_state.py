@@ -26,8 +26,12 @@ def test_names_are_never_shared() -> None:
     assert len({new_folder("runs", "m") for _ in range(5)}) == 5
 
 
-def test_the_home_folder_without_xdg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("XDG_STATE_HOME")
+@pytest.mark.parametrize("chosen", ["", "state", "./state"])
+def test_the_home_folder_without_an_absolute_path(
+    chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative one would be another folder in each folder that a person works in."""
+    monkeypatch.setenv("XDG_STATE_HOME", chosen)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert state_dir("runs") == tmp_path / ".local/state/turbofit/runs"
 

@@ -64,6 +64,22 @@ def test_disk(find: Find, sources: Make) -> None:
     assert find("disk", two(), places).state == "unreadable"
 
 
+@pytest.mark.parametrize(
+    ("environ", "cache"),
+    [
+        ({"HUGGINGFACE_HUB_CACHE": "/big/hub", "HF_HOME": "/small"}, "/big/hub"),
+        ({"HF_HOME": "/big"}, "/big/hub"),
+        ({"XDG_CACHE_HOME": "/big"}, "/big/huggingface/hub"),
+    ],
+)
+def test_the_disk_is_that_of_the_hubs_cache(
+    find: Find, sources: Make, environ: dict[str, str], cache: str
+) -> None:
+    places = sources(**environ)
+    places.disk = (5 * GIB, True)
+    assert find("disk", two(), places).seen.startswith(f"{cache}: 5.0 GiB free")
+
+
 def test_port(find: Find, sources: Make) -> None:
     places = sources()
     places.port = "port 23333 cannot be used: Address already in use"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 
+from bench.common.gateway import gateway
 from turbofit.core.errors import UsageError
 from turbofit.gateway.http.accesslog import AccessLog, access_log
 
@@ -55,3 +57,12 @@ def test_where_it_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert [json.loads(line) for line in lines] == [{"a": 1}, {"a": 2}]
     with pytest.raises(UsageError, match="cannot be written"):
         access_log(str(tmp_path / "no" / "log"))
+
+
+def test_it_ends_with_its_gateway(tmp_path: Path) -> None:
+    """A restart after an engine's death begins a gateway, and with it a log of its own."""
+    log = AccessLog(tmp_path / "access.log")
+    app, _ = gateway(log=log)
+    asyncio.run(app.shutdown())
+    log({"after": "the end"})
+    assert (tmp_path / "access.log").read_text() == ""

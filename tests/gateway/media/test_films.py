@@ -88,3 +88,35 @@ def test_a_reader_that_dies_takes_nobody_along(tmp_path, monkeypatch, program, r
     monkeypatch.setattr(films, "_SECONDS", 0.1 if "pause" in program else HANG)
     said = refused(data_url(b"\0\0\0\x18ftyp" + bytes(99), "video/mp4"))
     assert said.reason == reason
+
+
+def test_a_reader_that_sigkill_does_not_end_keeps_no_request(tmp_path, monkeypatch) -> None:
+    """The kernel may hold it: on a disk that is silent, in a debugger."""
+    program, go = tmp_path / "reader.py", tmp_path / "go"
+    go.touch()
+    program.write_text(
+        f"import os, time\nwhile os.path.exists({str(go)!r}):\n    time.sleep(0.01)\n"
+    )
+    monkeypatch.setattr(films, "_PROGRAM", str(program))
+    monkeypatch.setattr(films, "_SECONDS", 0.0)
+    monkeypatch.setattr(films, "_LAST_SECONDS", 0.0)
+    held: list[asyncio.subprocess.Process] = []
+
+    def hold(process: asyncio.subprocess.Process) -> None:
+        held.append(process)
+
+    monkeypatch.setattr(asyncio.subprocess.Process, "kill", hold)
+    url = data_url(b"\0\0\0\x18ftypmp42", "video/mp4")
+    body = read_body("chat", chat({"type": "video_url", "video_url": {"url": url}}))
+
+    async def look() -> None:
+        try:
+            with pytest.raises(Refusal) as caught:
+                await films.VideoInspector().look(body, {}, MOST)
+            assert caught.value.reason == "broken_video"
+            assert held[0].returncode is None
+        finally:
+            go.unlink()
+            await held[0].wait()
+
+    asyncio.run(look())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from turbofit.core.errors import PackageError
+from turbofit.core.errors import MachineError, PackageError
 from turbofit.launch.cluster import ray_adapter
 
 
@@ -47,3 +47,18 @@ def test_each_failure_of_ray_has_a_type(monkeypatch: pytest.MonkeyPatch) -> None
         assert str(info.value) == str(said)
         assert info.value.__cause__ is said
     assert info.value.cause is inner
+
+
+def test_a_silent_head_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a minute of waiting Ray raises another error than where it finds no actor."""
+    ray = pytest.importorskip("ray")
+
+    def silent(*_: object, **__: object) -> None:
+        raise ray.exceptions.GetTimeoutError("There was timeout, probably the GCS server is dead")
+
+    monkeypatch.setattr("ray.get_actor", silent)
+    monkeypatch.setattr("ray.util.list_named_actors", silent)
+    with pytest.raises(MachineError, match="head of the Ray cluster does not answer"):
+        ray_adapter.find_actor("x")
+    with pytest.raises(MachineError, match="head of the Ray cluster does not answer"):
+        ray_adapter.actor_names()

@@ -55,6 +55,21 @@ def test_the_folder_that_came(hub, tmp_path: Path) -> None:
     (tmp_path / "hub" / "huggingface_hub.py").unlink()
 
 
+@pytest.mark.parametrize(
+    ("key", "below"), [("HUGGINGFACE_HUB_CACHE", ""), ("XDG_CACHE_HOME", "huggingface/hub")]
+)
+def test_what_is_there_is_looked_for_where_the_hub_puts_it(
+    hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, below: str
+) -> None:
+    hub("pass")
+    monkeypatch.delenv("HF_HOME")
+    monkeypatch.setenv(key, str(tmp_path / "other"))
+    blobs = tmp_path / "other" / below / "models--org--name" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "a").write_bytes(b"x" * 7)
+    assert download._here("org/name") == 7
+
+
 def test_a_run_fetches_once(hub, tmp_path: Path) -> None:
     hub(f"return {str(tmp_path)!r}")
     said: list[str] = []
@@ -148,3 +163,27 @@ def test_modelscope_that_is_not_installed(hub, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(LaunchError, match="No module named 'modelscope'") as error:
         with_weights(hub_plan(), lambda _: None)
     assert "install modelscope" in error.value.hint
+
+
+def test_a_download_that_sigkill_does_not_end_holds_nobody(
+    hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process in a file system that is silent stays until that answers."""
+    held: list[int] = []
+    monkeypatch.setattr("os.killpg", lambda pid, _: held.append(pid))
+    monkeypatch.setattr(download, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(download, "_SAY_SECONDS", 0.0)
+    monkeypatch.setattr(download, "_LAST_SECONDS", 0.0)
+    (tmp_path / "go").touch()
+    hub(f"import os, time\n    while os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.01)")
+
+    def interrupt(text: str) -> None:
+        if text.startswith("downloading"):
+            raise KeyboardInterrupt
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            with_weights(hub_plan(), interrupt)
+        assert len(held) == 1
+    finally:
+        (tmp_path / "go").unlink()

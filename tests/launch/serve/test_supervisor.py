@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import pytest
 
 from bench.common.plans import plausible_plan
+from tests.core.process.test_signals import signalled_in_a_finalizer
 from turbofit.core.errors import LaunchError
 from turbofit.launch.engine.engine_exit import EndedError, EngineExit
-from turbofit.launch.serve.supervisor import Server, StopSignal
+from turbofit.launch.serve.supervisor import Server, StoppedError, StopSignal
 
 
 class Ending:
@@ -56,3 +58,10 @@ def test_who_ended_as_another_is_given_up_is_told_of_too(tmp_path: Path) -> None
     with pytest.raises(EndedError):
         server.run(StopSignal(), lambda _: None)
     assert told == [1, 0, 3]
+
+
+def test_a_signal_inside_a_finalizer_ends_what_runs_nothing_yet() -> None:
+    with pytest.raises(StoppedError) as stopped, StopSignal() as stop:
+        signalled_in_a_finalizer(signal.SIGTERM)
+    assert stopped.value.signal is signal.SIGTERM
+    assert not stop.urgent, "one signal, not two"

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, TextIO
 
 from turbofit.cli.terminal import terminal
-from turbofit.cli.terminal.progress_display import hidden, shown
+from turbofit.cli.terminal.progress_display import TERMINAL, hide, shown
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -188,7 +188,8 @@ def _write(stream: TextIO | None, text: str) -> None:
     if stream is None:  # closed before Python began
         return
     try:
-        with hidden():
+        with TERMINAL:
+            hide()
             stream.write(text)
             stream.flush()
     except OSError as exc:

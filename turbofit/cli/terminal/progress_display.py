@@ -5,10 +5,12 @@ The first second is silent. On a terminal the line is gone before anything else 
 
 from __future__ import annotations
 
+import _thread
+import queue
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, TextIO
 
 from turbofit.cli.terminal.terminal import redraws, width
@@ -17,7 +19,7 @@ from turbofit.core.process.progress import Step, listened
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["ProgressDisplay", "hidden", "shown"]
+__all__ = ["TERMINAL", "ProgressDisplay", "hide", "shown"]
 
 #: Seconds after which a person wonders.
 _PATIENCE: Final = 1.0
@@ -34,6 +36,14 @@ _BAR: Final = "{desc} {bar} {elapsed}<{remaining}"
 #: Columns of the shortest bar, with the space beside it.
 _SHORTEST_BAR: Final = 6
 _CLEAR: Final = "\r\x1b[K"
+#: Seconds that the thread has to end: what blocks it must not block the end of the process.
+_LAST_SECONDS: Final = 1.0
+
+#: Whoever writes to the terminal has it. Take it with `with` alone, which is C code: an exception
+#: of a signal handler comes before the lock is taken or after it is given back. What is written in
+#: Python (`Condition`, `Event`, `Thread.start`, a context manager of ours) can be left in between,
+#: and then a lock stays taken for ever.
+TERMINAL: Final = threading.RLock()
 
 
 class ProgressDisplay:
@@ -49,18 +59,18 @@ class ProgressDisplay:
         self, stream: TextIO, *, in_place: bool, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._stream, self._in_place, self._clock = stream, in_place, clock
-        #: Whoever writes to the terminal has it.
-        self.lock = threading.RLock()
-        self._news = threading.Condition(self.lock)
+        #: What wakes the thread, and the word that it has ended; C code, too.
+        self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._gone: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._step: Step | None = None
         self._working = self._since = self._told = self._initial = 0.0
         self._drawn = self._ended = False
-        self._thread: threading.Thread | None = None
+        self._runs = False
         self._frame = 0
 
     def hear(self, step: Step | None) -> None:
         """What is going on now."""
-        with self._news:
+        with TERMINAL:
             now, before = self._clock(), self._step
             self._step = step
             if step is None:
@@ -72,28 +82,30 @@ class ProgressDisplay:
                 self._since, self._told, self._initial = now, float("-inf"), step.done
             elif not before.total:
                 self._initial = step.done  # what was done before anybody knew the total
-            if self._thread is None and not self._ended:
-                self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
-                self._thread.start()
-            self._news.notify()
+            if not self._runs and not self._ended:
+                self._runs = True
+                _thread.start_new_thread(self._run, ())
+            if before is None:
+                self._woken.put(None)
 
     def hide(self) -> None:
-        """Make room for what is written next. Call it with the lock."""
+        """Make room for what is written next. Call it with `TERMINAL`."""
         if self._drawn:
             self._drawn = False
             self._write(_CLEAR)
 
     def end(self) -> None:
         """Draw nothing any more."""
-        with self._news:
+        with TERMINAL:
             self._ended, self._step = True, None
             self.hide()
-            self._news.notify()
-        if self._thread is not None:
-            self._thread.join()
+        self._woken.put(None)
+        if self._runs:
+            with suppress(queue.Empty):
+                self._gone.get(timeout=_LAST_SECONDS)
 
     def look(self) -> None:
-        """Show the step, where it is time. Call it with the lock."""
+        """Show the step, where it is time. Call it with `TERMINAL`."""
         now, step = self._clock(), self._step
         if step is None or now - self._working < _PATIENCE:
             return
@@ -106,15 +118,15 @@ class ProgressDisplay:
             self._write(f"{step.text}{self._times(step, now - self._since)}\n")
 
     def _run(self) -> None:
-        while True:
-            with self._news:
-                while self._step is None and not self._ended:
-                    self._news.wait()
-                if not self._ended:
-                    self._news.wait(_TICK)
-                if self._ended:
-                    return
-                self.look()
+        try:
+            while not self._ended:
+                with suppress(queue.Empty):
+                    self._woken.get(timeout=None if self._step is None else _TICK)
+                with TERMINAL:
+                    if not self._ended:
+                        self.look()
+        finally:
+            self._gone.put(None)
 
     def _line(self, step: Step, seconds: float) -> str:
         """One line of at most the terminal's width, its last column free: it may wrap there.
@@ -188,16 +200,10 @@ def shown(*, quiet: bool, as_json: bool) -> Iterator[None]:
         _Shown.display = before
 
 
-@contextmanager
-def hidden() -> Iterator[None]:
-    """The terminal for somebody else meanwhile."""
-    display = _Shown.display
-    if display is None:
-        yield
-        return
-    with display.lock:
-        display.hide()
-        yield
+def hide() -> None:
+    """Make room for what is written next. Call it with `TERMINAL`."""
+    if _Shown.display is not None:
+        _Shown.display.hide()
 
 
 def _seconds(seconds: float) -> str:

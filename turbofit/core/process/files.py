@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from contextlib import suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import BinaryIO
 
 from turbofit.core.errors import UsageError
 
-__all__ = ["rotate", "sync_folder", "write_atomic", "write_output"]
+__all__ = ["open_beside", "rotate", "sync_folder", "write_atomic", "write_output"]
 
 
 def write_atomic(
-    path: str | os.PathLike[str], data: str | bytes, *, mode: int = 0o644, umask: bool = True
+    path: str | os.PathLike[str], data: str | bytes, *, mode: int | None = None
 ) -> None:
     """Write a file so that a reader, or a power cut, finds the old content or the new, never half.
 
-    A symbolic link is followed, so that its target is replaced and the link stays. ``mode`` is
-    lowered by the umask, unless others are to read it whatever that is (``umask`` false).
+    A symbolic link is followed, so that its target is replaced and the link stays.
+
+    Args:
+        path: of the file.
+        data: text is written as UTF-8.
+        mode: its permissions, whatever the umask is; None: as `open_beside` has them.
 
     Raises:
         UsageError: the file cannot be written.
@@ -30,8 +34,6 @@ def write_atomic(
         target = path if isinstance(path, Path) else Path(path)
         if os.path.islink(path):
             target = Path(os.path.realpath(path))
-        if umask and mode != 0o600:
-            mode &= ~_umask()
         _replace(target, raw, mode)
     except OSError as exc:
         raise _unwritable(path, exc) from None
@@ -71,16 +73,52 @@ def _is_stream(path: Path) -> bool:
     return kind not in (stat.S_IFREG, stat.S_IFDIR)
 
 
-def _replace(target: Path, raw: bytes, mode: int) -> None:
+def open_beside(path: Path) -> tuple[int, str]:
+    """Open a new, empty file in the folder of another one, whose place it is to take.
+
+    It has the other one's permissions, owner and group. Who may not give it that group gives
+    the group only what others may do, too. Where there is no other, the umask decides.
+
+    Returns:
+        Its descriptor, and its name.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    try:
+        before = path.stat()
+    except FileNotFoundError:
+        return _created(path, 0o666)
+    descriptor, name = _created(path, 0o600)
+    if hasattr(os, "fchown"):  # not on Windows, where a mode says only whether it is read-only
+        with suppress(OSError):
+            os.fchown(descriptor, -1, before.st_gid)
+        mode = stat.S_IMODE(before.st_mode)
+        if os.fstat(descriptor).st_gid != before.st_gid:
+            mode &= ~stat.S_IRWXG | (mode & stat.S_IRWXO) << 3
+        os.fchmod(descriptor, mode)
+        with suppress(OSError):  # last: of another's file only root may change the mode
+            os.fchown(descriptor, before.st_uid, -1)
+    return descriptor, name
+
+
+def _created(path: Path, mode: int) -> tuple[int, str]:
+    """A new file beside this one; the kernel lowers the mode by the umask."""
+    name = os.fspath(path.with_name(f".{path.name}.{token_hex(8)}"))
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    return os.open(name, flags, mode), name
+
+
+def _replace(target: Path, raw: bytes, mode: int | None) -> None:
     if target.is_dir():
         raise IsADirectoryError(21, os.strerror(21))
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    descriptor, temporary = open_beside(target) if mode is None else _created(target, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(raw)
             file.flush()
             # Not on Windows before Python 3.13; there a mode says only whether a file is read-only.
-            if mode != 0o600 and hasattr(os, "fchmod"):  # mkstemp's
+            if mode not in (None, 0o600) and hasattr(os, "fchmod"):
                 os.fchmod(descriptor, mode)
             os.fsync(file.fileno())
         os.replace(temporary, target)
@@ -89,12 +127,6 @@ def _replace(target: Path, raw: bytes, mode: int) -> None:
             os.unlink(temporary)
         raise
     sync_folder(target.parent)
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
 
 
 def rotate(path: Path, file: BinaryIO, buffering: int = -1) -> BinaryIO:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final
 
-__all__ = ["ended_like_ctrl_c", "stop_signals", "unblock"]
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+__all__ = ["ended_like_ctrl_c", "raised_again", "stop_signals", "unblock"]
 
 _ALWAYS: Final = (signal.SIGINT, signal.SIGTERM)
 
@@ -46,8 +51,38 @@ def ended_like_ctrl_c() -> Iterator[None]:
     taken = [one for one in ending if main and signal.getsignal(one) is signal.SIG_DFL]
     for one in taken:
         signal.signal(one, signal.default_int_handler)
+    again = taken[0] if taken else signal.SIGINT
     try:
-        yield
+        with raised_again(KeyboardInterrupt, lambda: signal.raise_signal(again)):
+            yield
     finally:
         for one in taken:
             signal.signal(one, signal.SIG_DFL)
+
+
+@contextmanager
+def raised_again(kind: type[BaseException], again: Callable[[], object]) -> Iterator[None]:
+    """Raise a signal's exception once more where Python swallowed it.
+
+    What is raised inside a finalizer (``__del__``, a weak reference's callback) Python reports and
+    forgets, and the signal with it.
+
+    Args:
+        kind: what the handler raises.
+        again: sends the signal again. It is called in another thread: what the signal raises while
+            this hook runs would be swallowed, too. Swallowed once more, it is sent once more.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: UnraisableHookArgs) -> None:
+        if not issubclass(unraisable.exc_type, kind):
+            before(unraisable)
+            return
+        with suppress(RuntimeError):  # the interpreter ends
+            _thread.start_new_thread(again, ())
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before

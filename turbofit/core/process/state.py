@@ -1,7 +1,7 @@
 """Where turbofit keeps files between runs: the folder ``turbofit`` in the user's state folder.
 
 That is ``$XDG_STATE_HOME``, else ``~/.local/state``; on Windows ``%LOCALAPPDATA%``, as the package
-platformdirs has it.
+platformdirs has it. A relative path is ignored, as the XDG Base Directory Specification wants.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ def state_dir(room: str, *, make: bool = True) -> Path:
 
 def _base(*, windows: bool) -> str:
     """The user's state folder."""
-    chosen = os.environ.get("XDG_STATE_HOME")
-    if chosen or not windows:
-        return chosen or os.path.expanduser("~/.local/state")
+    chosen = os.environ.get("XDG_STATE_HOME", "")
+    if os.path.isabs(chosen):
+        return chosen
+    if not windows:
+        return os.path.expanduser("~/.local/state")
     return os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/AppData/Local")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.ports import DEFAULT_PORT
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.diagnose.doctor.finding import Finding, ok, stops, unreadable, warning
+from turbofit.model.hub_cache import hub_cache
 from turbofit.planning.ranks import rank_warning
 
 if TYPE_CHECKING:
@@ -108,21 +108,16 @@ def _shm(machine: Machine | None) -> Finding:
 
 def _disk(sources: Sources, model: Model | None) -> Finding:
     """Where the hub's files go."""
-    check = "disk"
-    env = sources.environ
-    home = env.get("HF_HUB_CACHE") or env.get("HF_HOME")
-    if not home:
-        cache = env.get("XDG_CACHE_HOME") or os.path.join(env.get("HOME", "~"), ".cache")
-        home = os.path.join(os.path.expanduser(cache), "huggingface")
-    found = sources.disk_free(home)
+    check, cache = "disk", hub_cache(sources.environ)
+    found = sources.disk_free(cache)
     need = model.weight_bytes if model else _DISK
     why = f"weights are downloaded there: {format_bytes(need)} for this model"
     if model is None:
         why = "weights are downloaded there: 16 GiB for a model of 8 B parameters"
     if found is None:
-        return unreadable(check, home, why)
+        return unreadable(check, cache, why)
     free, writable = found
-    seen = f"{home}: {format_bytes(free)} free"
+    seen = f"{cache}: {format_bytes(free)} free"
     fix = "set HF_HOME to a larger disk, or remove old models"
     if not writable:
         why = "a model that is not in its cache cannot be downloaded"

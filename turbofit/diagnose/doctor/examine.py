@@ -12,6 +12,7 @@ from turbofit.diagnose.doctor.about_links import link_findings
 from turbofit.diagnose.doctor.about_modules import module_finding
 from turbofit.diagnose.doctor.about_nccl import nccl_finding
 from turbofit.diagnose.doctor.about_packages import package_findings
+from turbofit.diagnose.doctor.about_videos import video_finding
 from turbofit.diagnose.doctor.finding import DoctorReport, Finding, ok, stops
 from turbofit.diagnose.doctor.health import Health, read_health
 from turbofit.diagnose.doctor.sources import Sources
@@ -61,6 +62,9 @@ def examine(
         first = stops("nvml", exc.message, "without NVML no GPU can be planned for", exc.hint)
     findings: list[Finding] = [first, *package_findings(places, machine)]
     findings += [front_end_finding(places, model), nccl_finding(places)]
+    videos = video_finding(places)
+    if videos is not None:
+        findings.append(videos)
     if model is not None:
         findings.append(module_finding(places, model, drafts=drafts))
     if machine is not None:

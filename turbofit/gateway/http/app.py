@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.process.log import LazyLogger
-from turbofit.gateway.http.accesslog import trace_log
+from turbofit.gateway.http.accesslog import AccessLog, trace_log
 from turbofit.gateway.http.asgi import AsgiApp, tell_bug
 from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.connections import Connections, Networks
@@ -184,13 +184,15 @@ class Gateway(AsgiApp):
         self.quarantine.keep_unwritten()
 
     async def shutdown(self) -> None:
-        """Stop watching and close all connections."""
+        """Stop watching, and close all connections and the logs."""
         await self.monitor.stop()
         await self.quarantine.close()
         await self._upstream.close()
         await self._fetcher.close()
         if self._recorder is not None:
             self._recorder.close()
+        if isinstance(self._log, AccessLog):
+            self._log.close()
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         request = RequestContext(scope, self.bounds, self.fleet.routing_table)

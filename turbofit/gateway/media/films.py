@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -23,6 +24,8 @@ __all__ = ["VideoInspector"]
 
 _PROGRAM: Final = str(Path(__file__).with_name("film_header.py"))
 _SECONDS: Final = 20.0
+#: Seconds that it has to end after SIGKILL; a process that the kernel holds is not waited for.
+_LAST_SECONDS: Final = 5.0
 _AT_ONCE: Final = 2
 _NO_OPENCV: Final = 3
 
@@ -76,7 +79,8 @@ class VideoInspector:
             finally:
                 if process.returncode is None:
                     process.kill()
-                    await process.wait()
+                    with suppress(asyncio.TimeoutError, TimeoutError):
+                        await asyncio.wait_for(process.wait(), _LAST_SECONDS)
         if process.returncode == _NO_OPENCV:
             raise Refusal(
                 400,

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["AttachedGateway", "insist"]
 
 _LOOK: Final = 0.05
+#: Seconds for which a loop may be busy: a server that waits hears no signal.
+_BUSY_SECONDS: Final = 60.0
 #: Seconds for requests of engines that are gone: each ends as soon as its connection breaks.
 _BROKEN_OFF: Final = 60.0
 
@@ -27,17 +29,12 @@ _Answer = TypeVar("_Answer")
 
 
 def insist(front: GatewayThread[ModelsGateway], ask: Callable[[ModelsGateway], _Answer]) -> _Answer:
-    """Run something in the address's loop, however long that is busy.
+    """Run something in the address's loop, which may be busy for a minute.
 
     Raises:
-        LaunchError: the address is not served any more.
+        LaunchError: the address is not served any more, or its loop hangs.
     """
-    while True:
-        try:
-            return front.call(ask)
-        except LaunchError:  # noqa: PERF203 - ten seconds each
-            if not front.alive:
-                raise
+    return front.call(ask, _BUSY_SECONDS)
 
 
 class AttachedGateway:

@@ -239,21 +239,40 @@ def start_actor(
 
 
 def actor_names() -> list[str]:
-    """The names of turbofit's actors in the cluster."""
+    """The names of turbofit's actors in the cluster.
+
+    Raises:
+        MachineError: its head is silent; Ray waits for it for a minute.
+    """
     import ray
 
-    named = ray.util.list_named_actors(all_namespaces=True)
+    try:
+        named = ray.util.list_named_actors(all_namespaces=True)
+    except ray.exceptions.GetTimeoutError as exc:
+        raise _silent(exc) from None
     return [one["name"] for one in named if one["namespace"] == _NAMESPACE]
 
 
 def find_actor(name: str) -> Any | None:
-    """The handle of turbofit's actor of this name; None where there is none."""
+    """The handle of turbofit's actor of this name; None where there is none.
+
+    Raises:
+        MachineError: the cluster's head is silent; Ray waits for it for a minute.
+    """
     import ray
 
     try:
         return ray.get_actor(name, namespace=_NAMESPACE)
     except ValueError:
         return None
+    except ray.exceptions.GetTimeoutError as exc:
+        raise _silent(exc) from None
+
+
+def _silent(exc: Exception) -> MachineError:
+    return MachineError(
+        f"the head of the Ray cluster does not answer: {one_line(exc)}", hint="see ray status"
+    )
 
 
 def kill_actor(actor: Any) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET
 
+from turbofit.core.config_names import CONFIG_NAMES
 from turbofit.core.errors import DoesNotFitError, UsageError
-from turbofit.core.plan import CONFIG_NAMES
 from turbofit.core.struct import Struct, known, to_builtins
 from turbofit.launch.engine.supervised_engine import Timing
 from turbofit.planning.request import PlanRequest

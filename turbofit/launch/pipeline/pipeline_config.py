@@ -8,8 +8,8 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any, Final
 
+from turbofit.core.config_names import CONFIG_NAMES
 from turbofit.core.errors import UsageError
-from turbofit.core.plan import CONFIG_NAMES
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import Options

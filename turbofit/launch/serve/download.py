@@ -22,6 +22,7 @@ from turbofit.core.errors import LaunchError
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.progress import Step, listening, tell, under_way
 from turbofit.core.units import GIB, format_bytes
+from turbofit.model.hub_cache import hub_cache
 from turbofit.model.modelscope_cache import cache_root, uses_modelscope
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ _LOG: Final = LazyLogger(__name__)
 
 _LOOK_SECONDS: Final = 1.0
 _SAY_SECONDS: Final = 10.0
+#: Seconds that a download has to end after SIGKILL.
+_LAST_SECONDS: Final = 10.0
 _SPARE: Final = GIB
 
 #: Prints the folder; leaves out copies of the weights in other formats. The two packages take the
@@ -98,10 +101,7 @@ def _at(plan: Plan, folder: str) -> Plan:
 
 
 def _cache() -> Path:
-    if uses_modelscope():
-        return Path(cache_root())
-    home = os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub"))
+    return Path(cache_root() if uses_modelscope() else hub_cache())
 
 
 def _check_disk(name: str, size: int) -> None:
@@ -180,7 +180,8 @@ def _download(name: str, revision: str, size: int, say: Callable[[str], None]) -
             out, errors = _communicated(child, name, size, say)
     except BaseException:
         os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+        with suppress(subprocess.TimeoutExpired):  # a file system that is silent may hold it
+            child.wait(_LAST_SECONDS)
         raise
     folder = out.strip().rpartition("\n")[2]
     if child.returncode != 0 or not os.path.isdir(folder):

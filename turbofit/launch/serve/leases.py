@@ -222,7 +222,7 @@ class Leases:
                 self._lock = _create(self._folder / f"{self._name}.lock")
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
             path = self._folder / f"{self._name}.json"
-            write_atomic(path, json.dumps(document), mode=_ALL_READ, umask=False)
+            write_atomic(path, json.dumps(document), mode=_ALL_READ)
         except (OSError, UsageError):
             self.unwritten = True
         else:

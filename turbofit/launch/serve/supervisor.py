@@ -7,7 +7,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.process.signals import stop_signals, unblock
+from turbofit.core.process.signals import raised_again, stop_signals, unblock
 from turbofit.gateway.routing.outage import Outage
 from turbofit.launch.engine.engine_exit import EndedError, EngineExit
 from turbofit.launch.engine.environment import check_port
@@ -52,6 +52,9 @@ class StopSignal:
         self._sigchld_ignored = False
         self._terminals: tuple[int, ...] = ()
         self._strikes: list[Callable[[], None]] = []
+        #: A signal's exception was swallowed: the next signal is the same one, sent again.
+        self._swallowed = False
+        self._raised_again = raised_again(StoppedError, self._again)
         #: What SIGHUP does instead of ending the run, unless a terminal closed; it takes no lock.
         self.on_hangup: Callable[[], None] | None = None
 
@@ -59,6 +62,7 @@ class StopSignal:
         self._terminals = tuple(filter(os.isatty, range(3)))
         heard = stop_signals()
         self._before = {number: signal.signal(number, self._caught) for number in heard}
+        self._raised_again.__enter__()
         unblock(heard)
         self._sigchld_ignored = signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
         if self._sigchld_ignored:
@@ -66,6 +70,7 @@ class StopSignal:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._raised_again.__exit__(None, None, None)
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if self._sigchld_ignored:
@@ -95,11 +100,18 @@ class StopSignal:
         if number == signal.SIGHUP and self.on_hangup is not None and not closed:
             self.on_hangup()
             return
-        if self.signal is not None:
+        if self.signal is not None and not self._swallowed:
             self.strike()
+        self._swallowed = False
         self.signal = signal.Signals(number)
         if self.abrupt:
             raise StoppedError(self.signal)
+
+    def _again(self) -> None:
+        """Send the signal whose exception was swallowed."""
+        if self.signal is not None:
+            self._swallowed = True
+            signal.raise_signal(self.signal)
 
 
 class Server:

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from secrets import token_hex
 
 from turbofit.core.errors import UsageError
 from turbofit.core.process.files import sync_folder
@@ -63,15 +64,13 @@ def staged(target: str, needed: int) -> Iterator[str]:
             f"the result needs {format_bytes(needed)}, {parent} has {format_bytes(free)} left",
             hint="free some space, or write to another disk",
         )
+    temporary = os.path.join(parent, f".{name}.merge-{token_hex(8)}")
     try:
-        temporary = tempfile.mkdtemp(prefix=f".{name}.merge-", dir=parent)
+        os.mkdir(temporary)
     except OSError as exc:
         raise _unwritable(parent, exc) from None
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o777 & ~umask)
         sync_folder(temporary)
         _replace(temporary, target)
         sync_folder(parent)

@@ -40,7 +40,7 @@ size_t held_on(int device) { return shared_mine()->held[device]; }
 
 void unhold(int device, size_t bytes) { shared_give(device, bytes); }
 
-static int take_context(int device)
+static int make_context(int device)
 {
     size_t left;
     if (has_context[device])
@@ -55,6 +55,15 @@ static int take_context(int device)
     }
     has_context[device] = 1;
     return PRETEND_OK;
+}
+
+/* What needs a context on the thread's device makes it current there, as the runtime does. */
+static int take_context(int device)
+{
+    int status = make_context(device);
+    if (!status && device == physical_of(*pretend_current_device()))
+        *pretend_has_current() = 1;
+    return status;
 }
 
 int fails(int device, int kind, int pool, size_t size)
@@ -132,7 +141,7 @@ int pretend_context(int device)
     if (physical < 0)
         return PRETEND_INVALID;
     enter();
-    int status = take_context(physical);
+    int status = make_context(physical);
     leave();
     return status;
 }

@@ -116,6 +116,8 @@ PRETEND_API int pretend_vmm_access(const void *pointer, int device);
 
 /* threads.c */
 PRETEND_API int *pretend_current_device(void);
+/* Whether that device's context is current on this thread: cuCtxGetCurrent. */
+PRETEND_API int *pretend_has_current(void);
 PRETEND_API void pretend_called(void);          /* once in every entry point that works */
 PRETEND_API uint64_t pretend_calls(void);
 PRETEND_API int pretend_freeze(int timeout_ms); /* holds every other thread that called CUDA */

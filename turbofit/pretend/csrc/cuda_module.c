@@ -10,7 +10,8 @@
 
 #define API __attribute__((visibility("default")))
 
-enum { success = 0, invalid_value = 1, no_memory = 2, no_device = 100, invalid_device = 101 };
+enum { success = 0, invalid_value = 1, no_memory = 2, no_device = 100, invalid_device = 101,
+       invalid_context = 201 };
 
 static void *context_of(int device) { return (void *)(size_t)(device + 1); }
 
@@ -87,12 +88,13 @@ API int cuDevicePrimaryCtxRelease_v2(int device)
 
 API int cuCtxGetCurrent(void **context)
 {
-    *context = context_of(*pretend_current_device());
+    *context = *pretend_has_current() ? context_of(*pretend_current_device()) : NULL;
     return success;
 }
 
 API int cuCtxSetCurrent(void *context)
 {
+    *pretend_has_current() = context != NULL;
     if (context)
         *pretend_current_device() = (int)(size_t)context - 1;
     return success;
@@ -100,6 +102,8 @@ API int cuCtxSetCurrent(void *context)
 
 API int cuCtxGetDevice(int *device)
 {
+    if (!*pretend_has_current())
+        return invalid_context;
     *device = *pretend_current_device();
     return success;
 }

@@ -36,7 +36,13 @@ static inline int here(void) { return *pretend_current_device(); }
 typedef struct { unsigned x, y, z; } dim3_;
 
 /* What needs a context makes it on the current device, as the runtime does. */
-static inline error_t_ need_context(void) { return of_status(pretend_context(here())); }
+static inline error_t_ need_context(void)
+{
+    int status = pretend_context(here());
+    if (!status)
+        *pretend_has_current() = 1;
+    return of_status(status);
+}
 
 /* A stream or an event: 0, 1 and 2 are the default streams of the current device. A stream that is
  * being captured has the capture's number. */

@@ -20,7 +20,7 @@
 #define MAX_THREADS 512
 #define LIMIT_MS 5000
 
-static __thread int current_device;
+static __thread int current_device, has_current;
 static __thread int slot = -1;
 static __thread volatile sig_atomic_t busy, due;
 static _Atomic int thread_ids[MAX_THREADS];
@@ -30,6 +30,8 @@ static pthread_key_t key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 int *pretend_current_device(void) { return &current_device; }
+
+int *pretend_has_current(void) { return &has_current; }
 
 static void forget(void *value)
 {
@@ -86,7 +88,7 @@ void threads_leave(void)
     atomic_store(&frozen, 0);
     slot = -1;
     busy = due = 0;
-    current_device = 0;
+    current_device = has_current = 0;
 }
 
 static int hold_signal(void) { return SIGRTMIN + 11; }

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 __all__ = ["differing", "per_engine_blocks", "settings_of"]
 
 _SAID_WHERE_SET = ("language_model_only", "eager_mode")
-#: All that the fallback engine is told.
-_FALLBACK = ("dtype", "max_batch_size", "session_len")
 #: Engines beside each other; more start a new table, so that 80 columns hold it.
 _ABREAST: Final = 3
 
@@ -29,8 +27,6 @@ def settings_of(plan: Plan) -> dict[str, str]:
         if value is None or (value is False and name in _SAID_WHERE_SET):
             continue
         if name == "num_gpu_blocks" and not value:
-            continue
-        if not plan.engine.of_lmdeploy and name not in _FALLBACK:
             continue
         if name == "cache_max_entry_count":
             out[name] = ratio(value)
