@@ -99,6 +99,7 @@ class RequestForwarder:
             avoid.append(engine)
             if not self._fleet.knew(engine, request.routing_table):
                 place.leave()
+                self._lost(request, engine)
                 continue
             try:
                 await self._exchange(request, place, avoid, send, last=retries.last)
@@ -121,13 +122,18 @@ class RequestForwarder:
 
     def _let_equal_ones_go(self, request: RequestContext) -> None:
         """It is known what an engine makes of a request: equal ones that wait may go on."""
-        outcome = request.outcome
-        if request.identity is None or outcome is None:
+        outcome, engine = request.outcome, request.engine
+        if request.identity is None or outcome is None or engine is None:
             return
         if outcome.answered and not outcome.broken and not outcome.failed:
             self._equal.answered(request.identity.sketch)
         else:
-            self._equal.forget(request.identity.sketch)
+            self._lost(request, engine)
+
+    def _lost(self, request: RequestContext, engine: RoutedEngine) -> None:
+        """An engine does not answer it."""
+        if request.identity is not None:
+            self._equal.lost(request.identity.sketch, engine)
 
     async def _broke_off(
         self, request: RequestContext, died: EngineDied, retries: Retries, avoid: list[RoutedEngine]
@@ -176,7 +182,7 @@ class RequestForwarder:
         suspected = await self._quarantine.suspected(request, again=again)
         if suspected is not None:
             return await self._take_alone(request, cost, suspected, avoid)
-        if request.identity is not None and not avoid and len(self._fleet) > 1:
+        if request.identity is not None and len(self._fleet) > 1:
             choose = self._equal.chooser(request.identity.sketch, choose)
         engine = await self._admission.admit(request.who, cost, choose, avoid)
         place, innocent = _Place(engine, cost, self._admission), False
@@ -185,8 +191,7 @@ class RequestForwarder:
         finally:
             if not innocent:
                 place.leave()
-                if request.identity is not None:
-                    self._equal.forget(request.identity.sketch)
+                self._lost(request, engine)
         return place if innocent else None
 
     async def _take_alone(
