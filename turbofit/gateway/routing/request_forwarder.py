@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.cost import Cost
+from turbofit.gateway.quarantine.identity import LEFT_SECONDS
 from turbofit.gateway.routing.admission import dead
 from turbofit.gateway.routing.equal_requests import EqualRequests
 from turbofit.gateway.routing.exchange import EngineDied, Exchange
@@ -37,11 +38,6 @@ _LOG: Final = LazyLogger(__name__)
 #: Engines that may not be reached, one after the other: with the gateway's own network gone each
 #: would cost its client a timeout.
 _MOST_ENGINES: Final = 16
-#: Seconds for which an engine is counted on to have a request whose client left before a byte of
-#: the answer came: of an answer in one piece LMDeploy notices that only at the next token
-#: (`serve/core/chat_runner.py`, collect). A stream that has begun it ends at once. Under: a first
-#: token that takes longer, where the next one's images come within the same forward.
-_LEFT_SECONDS: Final = 10.0
 
 
 class RequestForwarder:
@@ -231,8 +227,7 @@ class RequestForwarder:
         last: bool,
     ) -> None:
         """To one engine; the room taken there is given back exactly once."""
-        route, engine = request.route, place.engine
-        assert route is not None
+        engine = place.engine
 
         def sent() -> None:
             # Kept only where another engine could be given it, and while bodies leave room.
@@ -248,10 +243,8 @@ class RequestForwarder:
         exchange = Exchange(
             self._upstream,
             engine,
-            route,
-            request.prepared,
+            request,
             send,
-            request.out,
             sent,
             lambda: self.forget(request),
             first,
@@ -271,7 +264,7 @@ class RequestForwarder:
         finally:
             # A connection may break while the engine lives, and goes on with the request.
             unanswered |= exchange.outcome.broken and not exchange.outcome.answered
-            place.leave(_LEFT_SECONDS if unanswered or exchange.outcome.stuck else 0.0)
+            place.leave(LEFT_SECONDS if unanswered or exchange.outcome.stuck else 0.0)
             self._trials.pump()
             if exchange.outcome.broken or exchange.outcome.failed:
                 self._monitor.suspect(engine)
