@@ -53,7 +53,7 @@ class GpuMonitor(threading.Thread):
         every: float = _EVERY,
         fitted: bool = False,
     ) -> None:
-        super().__init__(name="sentinel", daemon=True)
+        super().__init__(name="gpu-monitor", daemon=True)
         self._fitted = fitted
         self._plan, self._engines, self._warn, self._every = plan, engines, warn, every
         self._stopped = threading.Event()
