@@ -136,10 +136,9 @@ BUGS = (
     Bug("who left an engine alone is never convicted of its death",
         "gateway/routing/quarantine.py",
         "alone=again or (alone and one is last)", "alone=False", 3091),
-    Bug("who left an engine alone is taken for one of those who left before it",
-        "gateway/routing/quarantine.py",
-        "and not engine.may_have_another(last.identity.sketch)",
-        "and len(recent) == 1", 409506),
+    Bug("a suspect runs where a client has just left", "gateway/routing/trials.py",
+        "    return engine.idle and not engine.may_have_another()\n", "    return engine.idle\n",
+        3015320),
     Bug("a client is told of a conviction before a supervisor has said what the engine died of",
         "gateway/routing/request_forwarder.py",
         "        if why is None and outcome.death is not None and await "

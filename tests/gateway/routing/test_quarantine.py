@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,9 @@ from tests.virtual_time import settled
 from tests.waiting import auntil
 from turbofit.gateway.quarantine import quarantine_file
 from turbofit.gateway.quarantine.accounts import BUDGET
+from turbofit.gateway.quarantine.identity import RequestIdentity
 from turbofit.gateway.quarantine.quarantine_file import pardon
+from turbofit.gateway.quarantine.quarantined import Accused, EngineDeath
 from turbofit.gateway.routing import quarantine
 
 KILLS = "kills"
@@ -588,3 +591,31 @@ def test_others_go_on_as_soon_as_the_engine_of_a_suspect_that_left_answers() -> 
     status, seconds = virtual_time.run(run())
     assert status == 200
     assert seconds < 6.0
+
+
+@pytest.mark.parametrize(
+    ("texts", "convicted"),
+    [(["suspect"], 1), (["suspect", "suspect"], 1), (["another", "suspect"], 0)],
+)
+def test_the_last_that_left_was_alone_unless_another_one_had_left_just_before(
+    texts, convicted
+) -> None:
+    async def run():
+        async with SlowDeaths(1) as fleet:
+            (engine,), quarantine = fleet.app.engines, fleet.app.quarantine
+
+            def known(text: str) -> RequestIdentity:
+                return RequestIdentity(quarantine._fingerprints, "/", text.encode(), ())
+
+            suspect = known("suspect")
+            accused = Accused(fingerprint=await suspect.fingerprint(), sketch=suspect.sketch)
+            quarantine.suspects.accuse(EngineDeath(9), accused)
+            engine.outstanding = len(texts)
+            for text in texts:
+                engine.outstanding -= 1
+                quarantine.left(SimpleNamespace(engine=engine, outcome=None, identity=known(text)))
+            fleet.app.engine_ended(0, other_cause=False)
+            await quarantine.close()
+            return quarantine.suspects.number[1]
+
+    assert virtual_time.run(run()) == convicted
