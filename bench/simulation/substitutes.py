@@ -7,7 +7,6 @@ uvicorn's server, and planning by an equal but remembered plan. Everything betwe
 
 from __future__ import annotations
 
-import fcntl
 import importlib
 import importlib.metadata
 import importlib.util
@@ -100,21 +99,6 @@ def _call(self: Any, method: str, path: str, body: Any = None, *, timeout: float
     if seen[-1][0] == "lost":
         raise ConnectionResetError(104, "reset (simulated)")
     return seen[-1][1]
-
-
-_FLOCK = fcntl.flock
-
-
-def _flock(descriptor: int, operation: int) -> None:
-    """``fcntl.flock``, which waits in virtual time."""
-    if operation & (fcntl.LOCK_NB | fcntl.LOCK_UN):
-        _FLOCK(descriptor, operation)
-        return
-    while True:
-        with suppress(BlockingIOError):
-            _FLOCK(descriptor, operation | fcntl.LOCK_NB)
-            return
-        world().scheduler.sleep(0.01)
 
 
 def _check_port(_: str, port: int) -> None:
@@ -290,11 +274,12 @@ def _machine(one: World) -> _Replacements:
     yield "turbofit.machine.nvml_machine.measure", lambda _: machine.measured()
     yield "turbofit.machine.host.read_host", machine.host
     yield "turbofit.machine.nvml.Nvml", partial(SimulatedNvml, machine)
+    yield f"{_SERVE}.gpu_monitor.asked", lambda question, _: question()
     yield f"{_SERVE}.gpu_monitor._heat", one.heat
     yield f"{_ENGINE}.kernel.host_kills", lambda: machine.host_kills
     yield f"{_ENGINE}.kernel.driver_errors", lambda _: ()
     yield f"{_ENGINE}.kernel.uptime", clock.monotonic
-    yield "fcntl.flock", _flock
+    yield "turbofit.core.process.locks.time", clock
     yield "turbofit.gateway.quarantine.quarantine_file.os", LeaseOs()
     yield "turbofit.gateway.quarantine.quarantine_file.secrets", one.secrets
     yield f"{_SERVE}.leases.os", LeaseOs()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -330,3 +331,24 @@ def test_resized_images_take_the_room_of_their_new_bytes() -> None:
     held, left = asyncio.run(run())
     assert held >= 0
     assert left == 0
+
+
+def test_a_body_in_tiny_pieces_takes_no_more_memory_than_its_bytes() -> None:
+    """An object for each piece of two bytes would take forty times what is counted for them."""
+    pieces, left = 50_000, [50_000]
+
+    async def receive():
+        left[0] -= 1
+        return {"type": "http.request", "body": bytes((left[0] & 127, 1)), "more_body": left[0] > 0}
+
+    async def run():
+        tracemalloc.start()
+        try:
+            body = await Bodies(1 << 20, GatewayConfig()).read(JSON, receive)
+            return body, tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    body, peak = asyncio.run(run())
+    assert body == b"".join(bytes((n & 127, 1)) for n in reversed(range(pieces)))
+    assert peak < 4 * len(body)

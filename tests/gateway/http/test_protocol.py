@@ -313,3 +313,45 @@ def test_behind_a_trusted_proxy_the_client_is_who_the_proxy_says() -> None:
                 client.recv(1)
             client.close()
     assert [record["client"] for record in records] == ["192.0.2.7", "127.0.0.2"]
+
+
+UPGRADE = HEAD + b"connection: upgrade\r\nupgrade: h2c\r\n"
+HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("framed", "body"),
+    [
+        (b"content-length: %d\r\n\r\n" % len(HEALTH), HEALTH),
+        (b"transfer-encoding: chunked\r\n\r\n", b"%x\r\n%b\r\n0\r\n\r\n" % (len(HEALTH), HEALTH)),
+    ],
+)
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_body_beside_an_upgrade_is_never_taken_for_the_next_request(framed, body, pieces) -> None:
+    """httptools ends such a message with its headers: what follows would be requests."""
+    with serving(LONG) as gateway, closing(connected(gateway)) as client:
+        client.sendall(UPGRADE + framed + (body if pieces == 1 else b""))
+        status, headers, document = answered(client)
+        assert (status, document["error"]["code"]) == (400, "upgrade")
+        assert headers["connection"] == "close"
+        client.sendall(body)
+        assert ended(client)
+        assert gateway.app._upstream.seen == []
+
+
+def test_an_upgrade_without_a_body_is_served_as_it_is() -> None:
+    with serving() as gateway, closing(connected(gateway)) as client:
+        for _ in range(2):
+            client.sendall(HEALTH[:-2] + b"connection: upgrade\r\nupgrade: h2c\r\n\r\n")
+            assert answered(client)[0] == 200
+
+
+def test_trailers_are_no_headers() -> None:
+    body = json.dumps(chat()).encode()
+    with serving() as gateway, closing(connected(gateway)) as client:
+        chunks = b"%x\r\n%b\r\n0\r\n" % (len(body), body)
+        trailers = b"content-type: text/plain\r\nx-request-id: of-a-trailer\r\n\r\n"
+        request = HEAD + b"x-request-id: of-a-header\r\ntransfer-encoding: chunked\r\n\r\n"
+        client.sendall(request + chunks + trailers)
+        status, headers, _ = answered(client)
+        assert (status, headers["x-request-id"]) == (200, "of-a-header")

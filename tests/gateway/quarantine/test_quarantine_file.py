@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import time
@@ -12,6 +13,7 @@ import pytest
 from bench.common.gateway import plan_for
 from tests.gateway.quarantine.test_suspects import Clock, accused, convict
 from turbofit.core.errors import UsageError
+from turbofit.core.process import locks
 from turbofit.gateway.quarantine.fingerprints import KEY_BYTES
 from turbofit.gateway.quarantine.quarantine_file import (
     QuarantineFile,
@@ -138,3 +140,56 @@ def test_a_wall_clock_that_is_set_lets_nobody_in(monkeypatch: pytest.MonkeyPatch
     assert before == pytest.approx(time.time(), abs=60)
     monkeypatch.setattr(time, "time", lambda: before + 90_000)
     assert before <= kept_time() < before + 60
+
+
+def test_a_lock_that_somebody_keeps_is_waited_for_briefly_and_nothing_is_lost(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was stopped in the middle of a pardon keeps it for good."""
+    monkeypatch.setattr(locks, "_SECONDS", 0.01)
+    file = QuarantineFile(quarantine_path(plan_for(), "0.18.0"))
+    descriptor = os.open(file.path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    mine = convicted("a")
+    assert file.write(mine.state()) is None
+    assert file.unwritten
+    file.path.write_bytes(b"{}")
+    with pytest.raises(UsageError, match="another process keeps its lock") as told:
+        pardon("a")
+    assert "turbofit watch --forget" in str(told.value.hint)
+    os.close(descriptor)
+    file.write(mine.state())
+    assert not file.unwritten
+    assert Suspects(time.time, file.read()).conviction("a") is not None
+
+
+def test_a_pardon_that_is_read_while_another_thread_writes_stays(state: Path) -> None:
+    """What is to be written was collected before; the gateway's loop reads meanwhile."""
+    file = QuarantineFile(quarantine_path(plan_for(), "0.18.0"))
+    collected = convicted("a").state()
+    file.write(collected)
+    pardon("a")
+    file.read()
+    file.write(collected)
+    assert file.read().convicted == ()
+
+
+def test_two_writes_within_a_tick_of_the_file_system_s_clock_differ(state: Path) -> None:
+    file = QuarantineFile(quarantine_path(plan_for(), "0.18.0"))
+    file.write(convicted("a").state())
+    at = file.path.stat().st_mtime_ns
+    pardon("a")
+    os.utime(file.path, ns=(at, at))
+    assert file.changed
+
+
+def test_what_the_first_reader_has_moved_is_not_read_again_as_it_was(state: Path) -> None:
+    """A gateway moves dates that are ahead of its clock, where that was set back."""
+    path = quarantine_path(plan_for(), "0.18.0")
+    ahead = Suspects(lambda: time.time() + 90_000)
+    convict(ahead, "a")
+    QuarantineFile(path).write(ahead.state())
+    file = QuarantineFile(path)
+    moved = file.read().none_ahead(time.time())
+    assert file.write(moved) is None
+    assert file.read() == moved

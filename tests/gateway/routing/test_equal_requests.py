@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections import Counter
 
 import pytest
@@ -14,6 +15,7 @@ from tests.gateway.routing.test_quarantine import KILLS, Fleet, code
 from tests.virtual_time import settled
 from tests.waiting import auntil
 from turbofit.gateway.routing.equal_requests import EqualRequests
+from turbofit.gateway.routing.upstream import Unreachable
 
 
 def where(recorder: Recorder) -> list[int]:
@@ -43,6 +45,61 @@ def test_equal_requests_at_once_end_two_engines_however_many_there_are(parts, st
     assert replies[503, "engine_died"] >= 1
     assert again == (422, "convicted")
     assert [one.status for one in beside] == [200] * 12
+
+
+class LosingEngine(Fleet):
+    """Its first engine loses what it has without a death, at `lose`."""
+
+    def __init__(self, engines: int) -> None:
+        super().__init__(engines)
+        self.lost = asyncio.Event()
+        self.recorder.open = self._open(self.recorder.open)
+        self.unreachable = False
+
+    def _open(self, opens):
+        async def slowly(engine, *request):
+            if self.unreachable and not engine.index:
+                await self.lost.wait()
+                raise Unreachable("nobody answers", vanished=True)
+            return await opens(engine, *request)
+
+        return slowly
+
+    async def _answer(self, engine, path, body):
+        if engine.index:
+            return await super()._answer(engine, path, body)
+        await self.lost.wait()
+        return OSError(errno.ETIMEDOUT, "its machine vanished")
+
+    def lose(self, how: str) -> None:
+        first = self.app.engines[0]
+        if how == "drained":
+            first.draining = True
+            first.abort_all(died=False)
+        self.lost.set()
+
+
+@pytest.mark.parametrize("how", ["unreachable", "vanished", "drained"])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("seconds", [0.0, 15.0])
+def test_equal_requests_that_their_engine_loses_share_the_next_one_too(
+    how, stream, seconds
+) -> None:
+    async def run():
+        async with LosingEngine(6) as fleet:
+            fleet.unreachable = how == "unreachable"
+            burst = [asyncio.ensure_future(fleet.ask(KILLS, stream=stream)) for _ in range(6)]
+            await settled()
+            assert fleet.app.engines[0].outstanding == 6
+            await asyncio.sleep(seconds)
+            await fleet.ask("innocent")
+            fleet.lose(how)
+            replies = await asyncio.gather(*burst)
+            return Counter(map(code, replies)), len(fleet.deaths)
+
+    replies, deaths = virtual_time.run(run())
+    assert deaths == 2
+    assert set(replies) <= {(503, "engine_died"), (422, "convicted")}
 
 
 def test_they_go_to_all_engines_once_one_of_them_is_being_answered() -> None:

@@ -20,6 +20,7 @@ from tests.waiting import HANG
 from turbofit.core.errors import DoesNotFitError
 from turbofit.core.plan import Plan
 from turbofit.core.units import GIB, MIB
+from turbofit.launch.serve import driver_calls
 from turbofit.launch.serve import gpu_monitor as module
 from turbofit.launch.serve.gpu_monitor import (
     GpuMonitor,
@@ -253,3 +254,27 @@ def test_the_last_look_refuses_for_a_given_plan(planner: Any) -> None:
         one.settle(plan, None)
     with pytest.raises(DoesNotFitError, match=r"took 3\.0 GiB on GPU 0"):
         one.take(plan)
+
+
+def test_a_driver_that_hangs_keeps_no_supervisor(ground: Ground, monkeypatch) -> None:
+    """Its thread asks at each end of an engine, and at its own end."""
+    monkeypatch.setattr(driver_calls, "_SECONDS", 0.01)
+    answers, hung = threading.Event(), threading.Event()
+
+    class HungNvml:
+        def __enter__(self):
+            hung.set()
+            answers.wait(HANG)
+            raise OSError
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr("turbofit.machine.nvml.Nvml", HungNvml)
+    assert not any_lost([ground.plan.gpus[0].uuid])
+    assert hung.is_set()
+    assert used_now(ground.plan) == {}
+    assert memory_back(ground.plan, {0: 0}) == []
+    answers.set()
+    for thread in driver_calls._hung:
+        thread.join(HANG)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from bench.common.processes import REPO
 from tests.nvml.standin import Scenario, gpu_3090
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.machine import Holder
+from turbofit.core.process import locks
 from turbofit.core.units import GIB, MIB
 from turbofit.launch.engine.proc import group_of, members, start_time
 from turbofit.launch.serve import leases as module
@@ -134,6 +136,31 @@ def test_a_cache_that_is_larger_than_its_plan_leaves_its_growth_reserved(
         finally:
             engine.kill()
             engine.communicate()
+
+
+def test_a_lock_that_somebody_keeps_costs_a_lease_only_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process looks at the lock of a new lease, and is stopped in the middle of it."""
+    monkeypatch.setattr(locks, "_SECONDS", 0.01)
+    create, looking = module._create, []
+
+    def watched(path: Path) -> int:
+        descriptor = create(path)
+        looking.append(os.open(path, os.O_RDONLY))
+        fcntl.flock(looking[-1], fcntl.LOCK_EX)
+        return descriptor
+
+    monkeypatch.setattr(module, "_create", watched)
+    with reserved(tmp_path) as mine, Leases(tmp_path) as yours:
+        assert mine.unwritten
+        assert [path for path in tmp_path.iterdir() if path.name != ".lock"] == []
+        monkeypatch.setattr(module, "_create", create)
+        mine.note(model="m", engines=[os.getpid()], ready=True)
+        assert not mine.unwritten
+        assert len(yours.others()) == 1
+    for descriptor in looking:
+        os.close(descriptor)
 
 
 def test_a_disk_that_was_full_for_a_while_costs_no_lease(

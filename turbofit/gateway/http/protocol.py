@@ -28,6 +28,8 @@ __all__ = ["LimitedProtocol", "limited_protocol"]
 
 #: Beside the name and the value of a header: a colon, a space and the end of the line.
 _AROUND: Final = 4
+#: Headers that announce a body.
+_FRAMES: Final = (b"content-length", b"transfer-encoding")
 
 
 class _Pipelined(Exception):  # noqa: N818
@@ -147,10 +149,23 @@ class LimitedProtocol(HttpToolsProtocol):
             )
         if self._headers_size + len(self.url) > limits.all_headers_bytes:
             raise _headers_too_big(self._headers_size + len(self.url), limits)
-        super().on_header(name, value)
+        if self._in_headers:
+            # Trailers count, and mean nothing: after the body they would replace headers.
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The request is under way from now on; its deadlines are the app's."""
+        """The request is under way from now on; its deadlines are the app's.
+
+        httptools ends a message that asks for another protocol with its headers, and would take its
+        body for the next request: somebody else's, behind a proxy that shares connections.
+        """
+        if self.parser.should_upgrade() and any(name in _FRAMES for name, _ in self.headers):
+            raise Refusal(
+                400,
+                "upgrade",
+                "a request with a body cannot ask for another protocol: send it without the header "
+                "Upgrade, as HTTP/1.1",
+            )
         self._in_headers = self._whole = False
         self._unclaimed = 0
         self._no_deadline()

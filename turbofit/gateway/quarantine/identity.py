@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from turbofit.gateway.quarantine.fingerprints import Fingerprints
 
-__all__ = ["Departure", "RequestIdentity"]
+__all__ = ["LEFT_SECONDS", "Departure", "RequestIdentity"]
+
+#: Seconds for which an engine is counted on to have a request whose client left: of an answer in
+#: one piece LMDeploy notices that only at the next token (`serve/core/chat_runner.py`, collect). A
+#: stream that has begun it ends at once. Under: a first token that takes longer.
+LEFT_SECONDS: Final = 10.0
 
 #: Larger bodies are hashed in a thread, beside the engine that has them already.
 _INLINE: Final = 64 << 10
@@ -46,7 +51,7 @@ class RequestIdentity:
 
 
 class Departure(NamedTuple):
-    """A request whose client went away before its answer.
+    """A request whose client went away before its answer, or in the middle of it: ``begun``.
 
     ``at``: when. ``alone``: the engine had nothing else, and ``arrivals`` requests had come to it.
     """
@@ -55,3 +60,4 @@ class Departure(NamedTuple):
     identity: RequestIdentity
     alone: bool
     arrivals: int
+    begun: bool

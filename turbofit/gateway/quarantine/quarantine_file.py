@@ -2,7 +2,8 @@
 
 A file belongs to one model on one kind of cards with one version of the engine: another version may
 well survive what this one died of. ``turbofit watch --forget`` edits the same file; who writes
-merges what others have written since, under a lock.
+merges what others have written since, under a lock. Where somebody keeps that lock, what is known
+is written later: `QuarantineFile.unwritten`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import msgspec
 
 from turbofit.core.errors import UsageError
 from turbofit.core.process.files import write_atomic
+from turbofit.core.process.locks import lock_soon
 from turbofit.core.process.state import state_dir
 from turbofit.core.struct import to_json
 from turbofit.gateway.quarantine.fingerprints import KEY_BYTES
@@ -41,6 +43,7 @@ __all__ = [
 
 _ROOM: Final = "quarantine"
 _LARGEST: Final = 16 << 20
+_NOTHING: Final = (0, 0)
 #: What the wall's clock showed when the other one showed 0.
 _SINCE: Final = time.time() - time.monotonic()
 
@@ -109,13 +112,17 @@ class QuarantineFile:
 
     def __init__(self, path: Path, clock: Callable[[], float] = kept_time) -> None:
         self.path, self._clock = path, clock
-        #: The disk did not take what was last to be kept: `write` it again.
+        #: What was last to be kept is not: a full disk, or a lock. `write` it again.
         self.unwritten = False
-        self._seen = 0
+        #: What the file was when it was last read or written here; and when it was first read, or
+        #: written: a thread may write what was collected before the gateway's loop has read again.
+        self._seen = self._kept = _NOTHING
 
     def read(self) -> Quarantined:
         """What is kept; nothing where there is no such file, or it is broken."""
         self._seen = self._stamp()
+        if self._kept == _NOTHING:
+            self._kept = self._seen
         try:
             with self.path.open("rb") as file:
                 found = msgspec.json.decode(file.read(_LARGEST), type=Quarantined)
@@ -129,29 +136,31 @@ class QuarantineFile:
         return self._stamp() != self._seen
 
     def write(self, state: Quarantined) -> Quarantined | None:
-        """Merge with what others wrote, and keep it; a full disk costs no answer.
+        """Merge with what others wrote, and keep it; a full disk, or a lock, costs no answer.
 
         Returns:
             What others wrote since, if they did.
         """
         others, written = None, False
         with suppress(OSError, UsageError), _locked(self.path):
-            if self.changed:
+            if self._stamp() != self._kept:
                 others = self.read()
                 merged = Suspects(self._clock, state)
                 merged.merge(others)
                 state = merged.state()
             write_atomic(self.path, to_json(state), mode=0o600)
-            self._seen = self._stamp()
+            self._seen = self._kept = self._stamp()
             written = True
         self.unwritten = not written
         return others
 
-    def _stamp(self) -> int:
+    def _stamp(self) -> tuple[int, int]:
+        """Unlike that of the file before it, also within a clock's tick: the inode is another."""
         try:
-            return self.path.stat().st_mtime_ns
+            found = self.path.stat()
         except OSError:
-            return 0
+            return _NOTHING
+        return found.st_mtime_ns, found.st_ino
 
 
 def pardon(fingerprint: str) -> int:
@@ -179,6 +188,12 @@ def _pardoned(path: Path, fingerprint: str) -> bool:
             known = kept.forget(fingerprint)
             if known:
                 write_atomic(path, to_json(kept.state()), mode=0o600)
+    except TimeoutError as exc:
+        raise UsageError(
+            f"{path} cannot be written: {exc.strerror}",
+            hint="end the process that `fuser` shows for the file beside it that ends in .lock, "
+            "and run `turbofit watch --forget` again",
+        ) from None
     except OSError as exc:
         raise UsageError(
             f"{path} cannot be written: {exc.strerror or exc}",
@@ -192,16 +207,11 @@ def _locked(path: Path) -> Iterator[None]:
     """Nobody else writes the file meanwhile.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or somebody keeps the lock.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows: there is no server there
-        yield
-        return
     descriptor = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock_soon(descriptor)
         yield
     finally:
         os.close(descriptor)

@@ -33,7 +33,7 @@ class Suspicion(Struct):
 
     It is suspected until it is answered, or until ``until``. ``weight``: for each death one,
     divided by the requests that shared it. ``begun``: at one of them its answer had begun, so that
-    the next answer counts only once it has ended.
+    the next answer counts only once it has ended. ``left``: as for `Accused`, at one of them.
     """
 
     fingerprint: str
@@ -43,6 +43,7 @@ class Suspicion(Struct):
     until: float
     weight: float
     begun: bool = False
+    left: bool = False
 
 
 class Conviction(Struct):
@@ -111,13 +112,17 @@ class Quarantined(Struct):
 
 
 class Accused(Struct):
-    """A request at a death: whose, whether it was alone there, whether its answer had begun."""
+    """A request at a death: whose, whether it was alone there, whether its answer had begun.
+
+    ``left``: its client left before an answer began, shortly before the death.
+    """
 
     fingerprint: str
     sketch: str
     accounts: tuple[str, ...] = ()
     alone: bool = False
     begun: bool = False
+    left: bool = False
 
 
 class EngineDeath:

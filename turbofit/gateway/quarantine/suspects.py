@@ -3,7 +3,8 @@
 - A request that was in flight at the death of an engine is suspected. It may run again only alone
   on an engine (`trials` sees to that). An answer clears it.
 - A suspect that is in flight at another death, and alone there, is convicted: it is refused for a
-  day. So is one whose client left shortly before, where nothing else was there. A conviction
+  day. So is one whose client left shortly before, where nothing else was there, or where it had
+  nothing else until its client left, as shortly before an earlier death too. A conviction
   explains each death that the request was at: the others who were there are suspected less, and
   their clients not at all. They still run alone once: two killing requests may have been at the
   same death.
@@ -127,6 +128,7 @@ class Suspects:
             until=self._clock() + SUSPECTED_SECONDS,
             weight=0.0,
             begun=accused.begun or (before is not None and before.begun),
+            left=accused.left or (before is not None and before.left),
         )
         self._suspects.move_to_end(name)
         while len(self._suspects) > _MOST_SUSPECTS:

@@ -4,7 +4,8 @@ Each engine holds so much at once: units of the vision tower and tokens of the c
 paid for fewer units than could meet in a forward (`Gate`), and host memory for decoded images
 always. What does not fit waits in turn: one queue a client, served in a circle, so that nobody
 starves behind somebody else's hundred requests. The first in line is never overtaken by others of
-the queue.
+the queue. Where the queue is full, the newest request of the client that has most of it makes room
+for a client that has fewer: nobody is kept out by somebody else's requests.
 
 Requests without images do not queue for those with images: they pass where they fit, unless another
 one without images waits. The tokens that they reserve hold up nobody for good: an image request at
@@ -41,12 +42,13 @@ _APART: Final = "\n\n"
 class _Waiter:
     """A request in a line, which has a name."""
 
-    __slots__ = ("avoid", "choose", "cost", "future", "line")
+    __slots__ = ("avoid", "choose", "client", "cost", "future", "line")
 
     def __init__(
-        self, line: str, cost: Cost, choose: Chooser | None, avoid: Collection[RoutedEngine]
+        self, client: str, cost: Cost, choose: Chooser | None, avoid: Collection[RoutedEngine]
     ) -> None:
-        self.line, self.cost, self.choose, self.avoid = line, cost, choose, avoid
+        self.client, self.line = client, client + _AGAIN if avoid else client
+        self.cost, self.choose, self.avoid = cost, choose, avoid
         self.future: asyncio.Future[RoutedEngine] = asyncio.get_running_loop().create_future()
 
 
@@ -65,6 +67,8 @@ class Admission:
         self._fleet = engines if isinstance(engines, Fleet) else Fleet(engines)
         self._longest, self._seconds = longest, seconds
         self._lines: OrderedDict[str, deque[_Waiter]] = OrderedDict()
+        #: Those who wait for the first time, by client, the newest last.
+        self._places: dict[str, dict[_Waiter, None]] = {}
         self.waiting = self._apart = 0
         #: Those of them that have no images.
         self._light = 0
@@ -102,7 +106,7 @@ class Admission:
             engine = self._chosen(self._best(cost, avoid), cost, choose, avoid)
             if engine is not None:
                 return self.take(engine, cost)
-        if self.waiting >= self._longest and not avoid:
+        if self.waiting >= self._longest and not avoid and not self._makes_room(client):
             raise self._busy(f"{self.waiting} requests wait already")
         while True:
             engine = await self._wait(client, cost, choose, avoid)
@@ -199,7 +203,7 @@ class Admission:
     async def _wait(
         self, client: str, cost: Cost, choose: Chooser | None, avoid: Collection[RoutedEngine]
     ) -> RoutedEngine:
-        waiter = _Waiter(client + _AGAIN if avoid else client, cost, choose, avoid)
+        waiter = _Waiter(client, cost, choose, avoid)
         self._append(waiter)
         if avoid:
             self._lines.move_to_end(waiter.line, last=False)
@@ -218,8 +222,22 @@ class Admission:
 
     def _append(self, waiter: _Waiter) -> None:
         self._lines.setdefault(waiter.line, deque()).append(waiter)
+        if not waiter.avoid:
+            self._places.setdefault(waiter.client, {})[waiter] = None
         self.waiting += 1
         self._light += waiter.cost.light
+
+    def _makes_room(self, client: str) -> bool:
+        """Send the newest request of whoever has most of the queue away, if a client has fewer."""
+        most = max(self._places.values(), key=len, default={})
+        if len(most) <= len(self._places.get(client, ())) + 1:
+            return False
+        newest = next(reversed(most))
+        self._drop(newest)
+        if not newest.future.done():
+            why = f"{self.waiting + 1} requests wait already, most of them this client's"
+            newest.future.set_exception(self._busy(why))
+        return True
 
     def _set_apart(self, waiter: _Waiter) -> None:
         """Into a line of its own, so that its client's others need not wait for it."""
@@ -243,6 +261,9 @@ class Admission:
         if line is None or waiter not in line:
             return
         line.remove(waiter)
+        places = self._places.get(waiter.client, {})
+        if places.pop(waiter, waiter) is None and not places:
+            del self._places[waiter.client]
         self.waiting -= 1
         self._light -= waiter.cost.light
         if not line:

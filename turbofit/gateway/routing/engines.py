@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 
 from turbofit.gateway.limits.gate import EngineCapacity
+from turbofit.gateway.quarantine.identity import LEFT_SECONDS
 from turbofit.gateway.quarantine.quarantined import EngineDeath
 
 if TYPE_CHECKING:
@@ -273,6 +274,21 @@ class RoutedEngine:
         death = self.note_death()
         death.seen = True
         return death
+
+    def left_lately(self) -> list[Departure]:
+        """Requests that it may have though their clients left: now, or when it failed to answer."""
+        at = min(time.monotonic(), self.failed_at)
+        return [one for one in self.left if at - one.at < LEFT_SECONDS]
+
+    def may_have_another(self, sketch: str | None = None) -> bool:
+        """Whether it may still have a request whose client left, unlike one of this sketch.
+
+        Not where it has answered a request that came later.
+        """
+        return any(
+            one.identity.sketch != sketch and one.arrivals >= self.arrivals_answered
+            for one in self.left_lately()
+        )
 
     def abort_all(self, *, died: bool = True) -> None:
         """End every request that waits for this engine.

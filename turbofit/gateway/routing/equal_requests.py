@@ -4,7 +4,8 @@ Of a request that no engine has answered yet nobody knows whether it ends engine
 one several times at once: a load test, a person who asks again. The first goes where any request
 would. For ten seconds the others go to the same engine, or wait where it has no room, so that no
 other engine ends. Once a byte of an answer has come, or the time is over, they go to all engines,
-then and later.
+then and later. Where that engine loses them without a death (nothing listens there, its machine
+vanished, it was drained), they go to the next one in the same way.
 
 Over: requests with the same sketch (`fingerprints`) are taken for equal. Under: an engine that ends
 later than ten seconds after it was given the first of them, or after its answer has begun; equal
@@ -83,10 +84,20 @@ class EqualRequests:
     def answered(self, sketch: str) -> None:
         """An engine has begun to answer it: equal ones may go to all of them."""
         self._remember(sketch)
-        self.forget(sketch)
+        self._drop(sketch)
 
-    def forget(self, sketch: str) -> None:
-        """Equal ones need not wait for it any longer: `suspects` knows what became of it."""
+    def lost(self, sketch: str, engine: RoutedEngine) -> None:
+        """An engine does not answer it: of the equal ones the next goes where any request would.
+
+        The others go there too, those as well that this engine loses later, with all that it had.
+        """
+        self._free.pop(sketch, None)
+        first = self._unanswered.get(sketch)
+        if first is not None and first.engine is engine:
+            self._drop(sketch)
+
+    def _drop(self, sketch: str) -> None:
+        """Equal ones need not wait for it any longer."""
         first = self._unanswered.pop(sketch, None)
         if first is not None and first.waited_for:
             self._pump()

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turbofit.gateway.http.asgi import Send
-    from turbofit.gateway.http.prepare import PreparedBody
-    from turbofit.gateway.http.routes import Route
     from turbofit.gateway.routing.engines import RoutedEngine
+    from turbofit.gateway.routing.request_context import RequestContext
     from turbofit.gateway.routing.upstream import Upstream
 
     HeaderList = list[tuple[bytes, bytes]]
@@ -106,10 +105,8 @@ class Exchange:
     Args:
         upstream: the connection.
         engine: where it goes.
-        route: the route.
-        prepared: the request's cost.
+        request: what is asked there, by whom.
         send: the client, as ASGI has it.
-        headers: response headers that the gateway adds.
         sent: called once the engine has the request.
         begins: called before anything is passed to the client; nobody else is asked from then on.
         first: called at the answer's first byte, where the engine has all images behind it.
@@ -120,17 +117,16 @@ class Exchange:
         self,
         upstream: Upstream,
         engine: RoutedEngine,
-        route: Route,
-        prepared: PreparedBody,
+        request: RequestContext,
         send: Send,
-        headers: HeaderList,
         sent: Callable[[], None],
         begins: Callable[[], None],
         first: Callable[[], None],
         loop_ended: Callable[[], None],
     ) -> None:
-        self._upstream, self._engine, self._route = upstream, engine, route
-        self._prepared, self._send, self._headers = prepared, send, headers
+        assert request.route is not None
+        self._upstream, self._engine, self._route = upstream, engine, request.route
+        self._request, self._send = request, send
         self._sent, self._begins, self._first = sent, begins, first
         self._loop_ended = loop_ended
         self._task: asyncio.Task[Any] | None = None
@@ -209,7 +205,12 @@ class Exchange:
             lives = outcome.stuck
             outcome.death = EngineDeath(engine.index) if lives else engine.note_death(self._sent_at)
             # Of those that were there together the last to notice sees no other in flight.
-            outcome.alone = engine.outstanding == 1 and engine.broken_off == self._broken_off_before
+            identity = self._request.identity
+            outcome.alone = (
+                engine.outstanding == 1
+                and engine.broken_off == self._broken_off_before
+                and not engine.may_have_another(None if identity is None else identity.sketch)
+            )
             engine.broken_off += 1
 
     def _hear(self) -> None:
@@ -322,11 +323,11 @@ class Exchange:
 
     def _counted(self, body: bytes) -> bytes:
         """Image tokens added to a count of the text."""
-        if self._route.kind != "count_tokens" or not self._prepared.tokens:
+        if self._route.kind != "count_tokens" or not self._request.prepared.tokens:
             return body
         try:
             document = msgspec.json.decode(body)
-            document["input_tokens"] += self._prepared.tokens
+            document["input_tokens"] += self._request.prepared.tokens
         except (msgspec.MsgspecError, LookupError, TypeError):
             return body
         return msgspec.json.encode(document)
@@ -344,7 +345,7 @@ class Exchange:
     async def _start(self, status: int, kind: str, headers: HeaderList) -> None:
         self.outcome.started = True
         self._begins()
-        head = [(b"content-type", kind.encode("latin-1", "replace")), *headers, *self._headers]
+        head = [(b"content-type", kind.encode("latin-1", "replace")), *headers, *self._request.out]
         await self._send({"type": "http.response.start", "status": status, "headers": head})
 
     async def _end_broken(self) -> None:

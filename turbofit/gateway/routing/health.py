@@ -240,12 +240,12 @@ class Monitor:
             self._take_out(engine)
 
     def _bring_back(self, engine: RoutedEngine) -> None:
-        served = engine.serves
+        awaited = engine.suspect or not engine.serves
         engine.succeeded()
         if not engine.up:
             engine.up = True
             _LOG.info("engine %s answers: it gets requests", engine.label)
-        if not served:
+        if awaited:
             self._changed()
 
     def _take_out(self, engine: RoutedEngine, *, died: bool = True) -> None:

@@ -28,8 +28,6 @@ __all__ = ["Quarantine", "now", "open_quarantine"]
 
 _LOG: Final = LazyLogger(__name__)
 
-#: An engine may die so many seconds later of a request whose client has left.
-_LEFT_SECONDS: Final = 10.0
 #: What a full disk did not take is written again after so many.
 _AGAIN_SECONDS: Final = 15.0
 
@@ -172,8 +170,10 @@ class Quarantine:
         """The client of a request went away while an engine had it."""
         if request.identity is not None and request.engine is not None:
             engine = request.engine
-            alone = not engine.outstanding
-            engine.left.append(Departure(self._clock(), request.identity, alone, engine.arrivals))
+            begun = request.outcome is not None and request.outcome.answered
+            alone, at = not engine.outstanding, self._clock()
+            left = Departure(at, request.identity, alone, engine.arrivals, begun)
+            engine.left.append(left)
 
     def engine_ended(self, engine: RoutedEngine, *, other_cause: bool) -> None:
         """A supervisor saw the engine's process end.
@@ -204,24 +204,29 @@ class Quarantine:
 
         A supervisor sees the end late where a slow disk keeps it waiting. The last one that left
         was alone there where nothing came after it, and the engine had answered requests that came
-        after all others had left.
+        after all others had left. So was one that had nothing beside it until it left, for the
+        second time before a death: an engine may take others again before it ends of it.
         """
-        death, at = engine.death, min(self._clock(), engine.failed_at)
-        recent = [one for one in engine.left if at - one.at < _LEFT_SECONDS]
-        engine.left.clear()
+        death, recent = engine.death, engine.left_lately()
         last = recent[-1] if recent else None
         alone = (
             last is not None
             and last.alone
             and last.arrivals == engine.arrivals
-            and all(one.arrivals < engine.arrivals_answered for one in recent[:-1])
+            and not engine.may_have_another(last.identity.sketch)
         )
-        for one in recent if death is not None else ():
+        engine.left.clear()
+        # The last one first: of equal ones the first counts.
+        for one in reversed(recent) if death is not None else ():
+            fingerprint, left = await one.identity.fingerprint(), not one.begun
+            before = self.suspects.suspicion(fingerprint)
+            again = before is not None and before.left and left and one.alone
             accused = Accused(
-                fingerprint=await one.identity.fingerprint(),
+                fingerprint=fingerprint,
                 sketch=one.identity.sketch,
                 accounts=one.identity.accounts,
-                alone=alone and one is last,
+                alone=again or (alone and one is last),
+                left=left,
             )
             assert death is not None
             self._accuse(death, accused)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.cost import Cost
+from turbofit.gateway.quarantine.identity import LEFT_SECONDS
 from turbofit.gateway.routing.admission import dead
 from turbofit.gateway.routing.equal_requests import EqualRequests
 from turbofit.gateway.routing.exchange import EngineDied, Exchange
@@ -37,11 +38,6 @@ _LOG: Final = LazyLogger(__name__)
 #: Engines that may not be reached, one after the other: with the gateway's own network gone each
 #: would cost its client a timeout.
 _MOST_ENGINES: Final = 16
-#: Seconds for which an engine is counted on to have a request whose client left before a byte of
-#: the answer came: of an answer in one piece LMDeploy notices that only at the next token
-#: (`serve/core/chat_runner.py`, collect). A stream that has begun it ends at once. Under: a first
-#: token that takes longer, where the next one's images come within the same forward.
-_LEFT_SECONDS: Final = 10.0
 
 
 class RequestForwarder:
@@ -99,6 +95,7 @@ class RequestForwarder:
             avoid.append(engine)
             if not self._fleet.knew(engine, request.routing_table):
                 place.leave()
+                self._lost(request, engine)
                 continue
             try:
                 await self._exchange(request, place, avoid, send, last=retries.last)
@@ -121,13 +118,18 @@ class RequestForwarder:
 
     def _let_equal_ones_go(self, request: RequestContext) -> None:
         """It is known what an engine makes of a request: equal ones that wait may go on."""
-        outcome = request.outcome
-        if request.identity is None or outcome is None:
+        outcome, engine = request.outcome, request.engine
+        if request.identity is None or outcome is None or engine is None:
             return
         if outcome.answered and not outcome.broken and not outcome.failed:
             self._equal.answered(request.identity.sketch)
         else:
-            self._equal.forget(request.identity.sketch)
+            self._lost(request, engine)
+
+    def _lost(self, request: RequestContext, engine: RoutedEngine) -> None:
+        """An engine does not answer it."""
+        if request.identity is not None:
+            self._equal.lost(request.identity.sketch, engine)
 
     async def _broke_off(
         self, request: RequestContext, died: EngineDied, retries: Retries, avoid: list[RoutedEngine]
@@ -176,7 +178,7 @@ class RequestForwarder:
         suspected = await self._quarantine.suspected(request, again=again)
         if suspected is not None:
             return await self._take_alone(request, cost, suspected, avoid)
-        if request.identity is not None and not avoid and len(self._fleet) > 1:
+        if request.identity is not None and len(self._fleet) > 1:
             choose = self._equal.chooser(request.identity.sketch, choose)
         engine = await self._admission.admit(request.who, cost, choose, avoid)
         place, innocent = _Place(engine, cost, self._admission), False
@@ -185,8 +187,7 @@ class RequestForwarder:
         finally:
             if not innocent:
                 place.leave()
-                if request.identity is not None:
-                    self._equal.forget(request.identity.sketch)
+                self._lost(request, engine)
         return place if innocent else None
 
     async def _take_alone(
@@ -226,8 +227,7 @@ class RequestForwarder:
         last: bool,
     ) -> None:
         """To one engine; the room taken there is given back exactly once."""
-        route, engine = request.route, place.engine
-        assert route is not None
+        engine = place.engine
 
         def sent() -> None:
             # Kept only where another engine could be given it, and while bodies leave room.
@@ -243,10 +243,8 @@ class RequestForwarder:
         exchange = Exchange(
             self._upstream,
             engine,
-            route,
-            request.prepared,
+            request,
             send,
-            request.out,
             sent,
             lambda: self.forget(request),
             first,
@@ -266,7 +264,7 @@ class RequestForwarder:
         finally:
             # A connection may break while the engine lives, and goes on with the request.
             unanswered |= exchange.outcome.broken and not exchange.outcome.answered
-            place.leave(_LEFT_SECONDS if unanswered or exchange.outcome.stuck else 0.0)
+            place.leave(LEFT_SECONDS if unanswered or exchange.outcome.stuck else 0.0)
             self._trials.pump()
             if exchange.outcome.broken or exchange.outcome.failed:
                 self._monitor.suspect(engine)

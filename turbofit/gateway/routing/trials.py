@@ -11,8 +11,9 @@ An engine that has answered nobody since its process ended may die of itself, an
 that is innocent of it. It is asked for a token first, by the monitor; only engines that have
 answered are reserved.
 
-An engine may yet die of a suspect whose client went away. It is asked for a token then, and nobody
-else gets it before it answers, or before the time is over in which it may still have the request.
+An engine may yet die of a request whose client went away. No suspect gets that engine before the
+time is over in which it may still have the request. Where that was a suspect, the engine is asked
+for a token, and nobody at all gets it before it answers.
 
 A suspect that has run alone for half a minute has the engine no longer for itself (under: what
 kills later than that meets others). A server of one engine has no other choice than that one. There
@@ -26,6 +27,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.quarantine.identity import LEFT_SECONDS
 from turbofit.gateway.routing.admission import dead
 from turbofit.gateway.routing.engines import least_busy
 from turbofit.gateway.routing.retry import withheld
@@ -117,6 +119,8 @@ class Trials:
         self._running: dict[RoutedEngine, tuple[float, str]] = {}
         #: Those whose suspect left without an answer: when, and until when they may have it.
         self._left: dict[RoutedEngine, tuple[float, float]] = {}
+        #: Those of which it is looked later whether they are empty.
+        self._outlived: set[RoutedEngine] = set()
         self._pause_until = float("-inf")
 
     @property
@@ -199,7 +203,7 @@ class Trials:
             pass
         for engine in tuple(self._reserved):
             if engine not in self._running and engine.idle:
-                self._begin(engine)
+                self._begin(engine) if _empty(engine) else self._outlive(engine)
 
     def _pump_in(self, seconds: float) -> None:
         """Look again when so much time has passed by the clock: a loop's timer may be early."""
@@ -232,6 +236,17 @@ class Trials:
         self._pump_in(_LONGEST_ALONE)
         waiter.future.set_result(self._admission.take(engine, waiter.cost))
 
+    def _outlive(self, engine: RoutedEngine) -> None:
+        """Look again when an engine that gets nothing new has surely nothing any more."""
+
+        def look() -> None:
+            self._outlived.discard(engine)
+            self.pump()
+
+        if engine not in self._outlived:
+            self._outlived.add(engine)
+            asyncio.get_running_loop().call_later(LEFT_SECONDS + _EARLY, look)
+
     def _give_back(self) -> None:
         """End the reservations that nobody needs, or that have lasted too long."""
         now = self._clock()
@@ -243,7 +258,7 @@ class Trials:
                     self._open(engine)
             elif self._in_vain(engine):
                 self._open(engine)
-            elif self._alone and now - since >= _SESSION and self._needed(engine):
+            elif self._session_over(engine, now - since):
                 self._pause_until = now + (now - since)
                 self._pump_in(now - since)
                 self._open(engine)
@@ -252,7 +267,7 @@ class Trials:
         """Whether nobody may have a reserved engine, or could have another at once."""
         if not any(one.may_have(engine) for one in self._next):
             return True
-        return not engine.idle and any(one.idle for one in self._able(besides=engine))
+        return not _empty(engine) and any(map(_empty, self._able(besides=engine)))
 
     def _clear_left(self) -> None:
         """Release engines that have answered since their suspect left, died, or had the time to."""
@@ -269,8 +284,14 @@ class Trials:
         self._fleet.version += 1
         self._admission.pump()
 
-    def _needed(self, engine: RoutedEngine) -> bool:
-        """Whether others wait for an engine, or still have it."""
+    def _session_over(self, engine: RoutedEngine, seconds: float) -> bool:
+        """Whether the only engine was kept for so long that it is the others' turn.
+
+        Those who wait for it, or still have it. What only clients that left may have there ends
+        soon.
+        """
+        if not self._alone or seconds < _SESSION or (engine.idle and not _empty(engine)):
+            return False
         return self._admission.waiting > 0 or not engine.idle
 
     def _reserve(self) -> bool:
@@ -284,7 +305,7 @@ class Trials:
         found = self._able()
         if not found:
             return False
-        engine = least_busy([one for one in found if one.idle] or found)
+        engine = least_busy([one for one in found if _empty(one)] or found)
         engine.reserved = True
         self._reserved[engine] = self._clock()
         if self._alone:
@@ -339,6 +360,11 @@ class Trials:
         else:
             waiter.future.cancel()
             self.pump()
+
+
+def _empty(engine: RoutedEngine) -> bool:
+    """Whether it has no request, nor may have one whose client left."""
+    return engine.idle and not engine.may_have_another()
 
 
 def _late(why: str) -> Refusal:

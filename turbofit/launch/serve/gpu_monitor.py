@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB, format_bytes
 from turbofit.launch.engine.proc import group_of
+from turbofit.launch.serve.driver_calls import asked
 from turbofit.launch.serve.leases import open_margin
 from turbofit.launch.serve.preflight import who_grew
 
@@ -31,6 +33,7 @@ _HOT: Final = 0x20 | 0x40
 _POWER: Final = 0x80
 #: How far others have grown into the margin where the worst request would end an engine.
 _DEADLY: Final = 3
+_NO_ANSWER: Final = None, "NVML does not answer"
 
 
 class GpuMonitor(threading.Thread):
@@ -53,7 +56,7 @@ class GpuMonitor(threading.Thread):
         every: float = _EVERY,
         fitted: bool = False,
     ) -> None:
-        super().__init__(name="sentinel", daemon=True)
+        super().__init__(name="gpu-monitor", daemon=True)
         self._fitted = fitted
         self._plan, self._engines, self._warn, self._every = plan, engines, warn, every
         self._stopped = threading.Event()
@@ -134,7 +137,7 @@ class GpuMonitor(threading.Thread):
 
 def used_now(plan: Plan) -> dict[int, int]:
     """Bytes in use on each of the plan's GPUs, everybody's; without those that cannot be read."""
-    machine, _ = _measured()
+    machine, _ = asked(_measured, _NO_ANSWER)
     if machine is None:
         return {}
     used = {gpu.uuid: gpu.used for gpu in machine.gpus if isinstance(gpu.used, int)}
@@ -170,6 +173,10 @@ def any_lost(uuids: Iterable[str]) -> bool:
 
     Under: a driver that answers nothing any more says it of none.
     """
+    return asked(partial(_any_lost, tuple(uuids)), False)
+
+
+def _any_lost(uuids: tuple[str, ...]) -> bool:
     from turbofit.machine.nvml import GpuLostError, Nvml, answered
 
     try:

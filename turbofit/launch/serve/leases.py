@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.process.files import write_atomic
+from turbofit.core.process.locks import lock_soon
 from turbofit.core.process.variables import variables
 from turbofit.core.units import MIB
 from turbofit.launch.engine.proc import group_of, start_time
@@ -219,8 +220,7 @@ class Leases:
         }  # fmt: skip
         try:
             if self._lock is None:
-                self._lock = _create(self._folder / f"{self._name}.lock")
-                fcntl.flock(self._lock, fcntl.LOCK_EX)
+                self._lock = _locked(self._folder / f"{self._name}.lock")
             path = self._folder / f"{self._name}.json"
             write_atomic(path, json.dumps(document), mode=_ALL_READ)
         except (OSError, UsageError):
@@ -327,6 +327,18 @@ def _open_lock(path: Path) -> int:
         f"{path} cannot be opened: {why}",
         hint="have its owner remove it, or name another folder with TURBOFIT_LEASES",
     )
+
+
+def _locked(path: Path) -> int:
+    """A new file, and locked; others look whether it is, but none for long."""
+    descriptor = _create(path)
+    try:
+        lock_soon(descriptor)
+    except OSError:
+        os.close(descriptor)
+        path.unlink()  # it is made anew the next time
+        raise
+    return descriptor
 
 
 def _try_lock(descriptor: int) -> bool:

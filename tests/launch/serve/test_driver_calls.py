@@ -1,0 +1,34 @@
+"""A driver that does not answer, and who must not wait for it."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from tests.waiting import HANG
+from turbofit.launch.serve import driver_calls
+from turbofit.launch.serve.driver_calls import asked
+
+
+def test_an_answer_is_passed_on() -> None:
+    assert asked(lambda: 7, 0) == 7
+
+
+def test_a_driver_that_hangs_is_asked_no_more_until_it_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(driver_calls, "_SECONDS", 0.01)
+    answers, asking = threading.Event(), []
+
+    def hung() -> int:
+        asking.append(threading.current_thread())
+        answers.wait(HANG)
+        return 7
+
+    assert [asked(hung, 0), asked(hung, 0)] == [0, 0]
+    assert len(asking) == 1
+    answers.set()
+    asking[0].join(HANG)
+    monkeypatch.setattr(driver_calls, "_SECONDS", HANG)
+    assert asked(hung, 0) == 7

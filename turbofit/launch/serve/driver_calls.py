@@ -1,0 +1,47 @@
+"""Questions to a driver that may never answer, asked by a thread that must go on."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from turbofit.core.process.log import LazyLogger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["asked"]
+
+_LOG: Final = LazyLogger(__name__)
+
+_T = TypeVar("_T")
+
+#: Seconds for an answer. A driver that nobody keeps loaded is loaded first, which takes seconds for
+#: each GPU.
+_SECONDS: Final = 30.0
+#: The threads whose question is not answered.
+_hung: list[threading.Thread] = []
+
+
+def asked(question: Callable[[], _T], otherwise: _T) -> _T:
+    """The answer to a question, asked in a thread of its own.
+
+    Args:
+        question: which raises nothing.
+        otherwise: the answer where none comes within 30 s, and at once as long as that thread, or
+            another one of this process, still waits for its own.
+    """
+    _hung[:] = [thread for thread in _hung if thread.is_alive()]
+    if _hung:
+        return otherwise
+    answers: list[_T] = []
+    thread = threading.Thread(
+        target=lambda: answers.append(question()), name="driver-call", daemon=True
+    )
+    thread.start()
+    thread.join(_SECONDS)
+    if not answers:
+        _hung.append(thread)
+        _LOG.info("the driver has not answered for %g s", _SECONDS)
+        return otherwise
+    return answers[0]
