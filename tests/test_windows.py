@@ -101,7 +101,8 @@ def test_what_runs_engines_says_so(name: str, tmp_path: Path) -> None:
     [
         ({"LOCALAPPDATA": r"C:\Users\ada\AppData\Local"}, r"C:\Users\ada\AppData\Local"),
         ({"LOCALAPPDATA": "", "HOME": "/ada"}, "/ada/AppData/Local"),
-        ({"LOCALAPPDATA": "C:", "XDG_STATE_HOME": "D:"}, "D:"),
+        ({"LOCALAPPDATA": "/c", "XDG_STATE_HOME": "/d"}, "/d"),
+        ({"LOCALAPPDATA": "/c", "XDG_STATE_HOME": "d"}, "/c"),
     ],
 )
 def test_the_state_folder(
