@@ -8,11 +8,11 @@ import pytest
 
 from tests.waiting import HANG
 from turbofit.launch.serve import driver_calls
-from turbofit.launch.serve.driver_calls import asked
+from turbofit.launch.serve.driver_calls import ask_driver
 
 
 def test_an_answer_is_passed_on() -> None:
-    assert asked(lambda: 7, 0) == 7
+    assert ask_driver(lambda: 7, 0) == 7
 
 
 def test_a_driver_that_hangs_is_asked_no_more_until_it_answers(
@@ -26,9 +26,9 @@ def test_a_driver_that_hangs_is_asked_no_more_until_it_answers(
         answers.wait(HANG)
         return 7
 
-    assert [asked(hung, 0), asked(hung, 0)] == [0, 0]
+    assert [ask_driver(hung, 0), ask_driver(hung, 0)] == [0, 0]
     assert len(asking) == 1
     answers.set()
     asking[0].join(HANG)
     monkeypatch.setattr(driver_calls, "_SECONDS", HANG)
-    assert asked(hung, 0) == 7
+    assert ask_driver(hung, 0) == 7

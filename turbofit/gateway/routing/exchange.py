@@ -13,6 +13,7 @@ import msgspec
 from turbofit.gateway.http.refusals import Refusal, refusal_event
 from turbofit.gateway.http.sockets import vanished
 from turbofit.gateway.quarantine.quarantined import EngineDeath
+from turbofit.gateway.routing.forward_outcome import ForwardOutcome
 from turbofit.gateway.routing.upstream import Died
 from turbofit.gateway.tasks import uncancel
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     HeaderList = list[tuple[bytes, bytes]]
 
-__all__ = ["EngineDied", "Exchange", "ForwardOutcome"]
+__all__ = ["EngineDied", "Exchange"]
 
 _LARGEST_ANSWER: Final = 64 << 20
 #: An event longer than this is passed on in pieces.
@@ -63,40 +64,6 @@ class EngineDied(Refusal):
 
     def __init__(self, message: str = "the inference engine broke off; try again") -> None:
         super().__init__(503, "engine_died", message, retry_after=_RETRY_DIED)
-
-
-class ForwardOutcome:
-    """What became of it, for the log."""
-
-    __slots__ = (
-        "alone", "answered", "arrivals", "broken", "bytes_out", "death", "events", "failed",
-        "first_byte", "started", "status", "stuck", "tail", "vanished",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self.status = 0
-        self.bytes_out = 0
-        self.first_byte: float | None = None
-        self.started = False
-        #: A byte of the answer came from the engine.
-        self.answered = False
-        #: The engine broke off.
-        self.broken = False
-        #: It ended, or was given up; else its machine vanished, or it was taken out.
-        self.death: EngineDeath | None = None
-        #: No other request was in flight there when it died, as far as this gateway knows.
-        self.alone = False
-        #: How many requests had come to the engine with it.
-        self.arrivals = 0
-        #: And so, it seems, did its machine.
-        self.vanished = False
-        #: It brought nothing of this answer, and lives.
-        self.stuck = False
-        #: It answered that it cannot.
-        self.failed = False
-        #: Events of a stream that came, and the last bytes of an answer that hold a usage.
-        self.events = 0
-        self.tail = b""
 
 
 class Exchange:

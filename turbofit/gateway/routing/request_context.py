@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.quarantine.identity import RequestIdentity
     from turbofit.gateway.routing.engines import RoutedEngine
-    from turbofit.gateway.routing.exchange import ForwardOutcome
+    from turbofit.gateway.routing.forward_outcome import ForwardOutcome
 
 __all__ = ["RequestContext", "answer", "entry", "refuse", "sent_headers"]
 

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Final, Literal
 from turbofit.gateway.routing.exchange import EngineDied
 
 if TYPE_CHECKING:
-    from turbofit.gateway.routing.exchange import ForwardOutcome
     from turbofit.gateway.routing.fleet import Fleet
+    from turbofit.gateway.routing.forward_outcome import ForwardOutcome
 
 __all__ = ["Retries", "withheld"]
 

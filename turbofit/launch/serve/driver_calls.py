@@ -10,7 +10,7 @@ from turbofit.core.process.log import LazyLogger
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["asked"]
+__all__ = ["ask_driver"]
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -23,7 +23,7 @@ _SECONDS: Final = 30.0
 _hung: list[threading.Thread] = []
 
 
-def asked(question: Callable[[], _T], otherwise: _T) -> _T:
+def ask_driver(question: Callable[[], _T], otherwise: _T) -> _T:
     """The answer to a question, asked in a thread of its own.
 
     Args:

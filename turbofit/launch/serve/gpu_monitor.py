@@ -14,7 +14,7 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB, format_bytes
 from turbofit.launch.engine.proc import group_of
-from turbofit.launch.serve.driver_calls import asked
+from turbofit.launch.serve.driver_calls import ask_driver
 from turbofit.launch.serve.leases import open_margin
 from turbofit.launch.serve.preflight import who_grew
 
@@ -33,7 +33,7 @@ _HOT: Final = 0x20 | 0x40
 _POWER: Final = 0x80
 #: How far others have grown into the margin where the worst request would end an engine.
 _DEADLY: Final = 3
-_NO_ANSWER: Final = None, "NVML does not answer"
+_NO_ANSWER: Final[tuple[Machine | None, str]] = None, "NVML does not answer"
 
 
 class GpuMonitor(threading.Thread):
@@ -137,7 +137,7 @@ class GpuMonitor(threading.Thread):
 
 def used_now(plan: Plan) -> dict[int, int]:
     """Bytes in use on each of the plan's GPUs, everybody's; without those that cannot be read."""
-    machine, _ = asked(_measured, _NO_ANSWER)
+    machine, _ = ask_driver(_measured, _NO_ANSWER)
     if machine is None:
         return {}
     used = {gpu.uuid: gpu.used for gpu in machine.gpus if isinstance(gpu.used, int)}
@@ -173,7 +173,7 @@ def any_lost(uuids: Iterable[str]) -> bool:
 
     Under: a driver that answers nothing any more says it of none.
     """
-    return asked(partial(_any_lost, tuple(uuids)), False)
+    return ask_driver(partial(_any_lost, tuple(uuids)), False)
 
 
 def _any_lost(uuids: tuple[str, ...]) -> bool:
