@@ -233,7 +233,7 @@ def read_runs(rows: Iterable[Row]) -> list[LogFacts]:
     machine = [mark for run in runs for mark in run.marks if isinstance(mark.event, _OF_MACHINE)]
     lines = runs[-1].lines
     for run in runs if len(runs) > 1 else ():
-        own = [mark for mark in run.marks if not isinstance(mark.event, _OF_MACHINE)]
-        run.marks = sorted((*own, *machine), key=lambda mark: mark.line)
+        others = [mark for mark in run.marks if not isinstance(mark.event, _OF_MACHINE)]
+        run.marks = sorted((*others, *machine), key=lambda mark: mark.line)
         run.lines = lines
     return runs

@@ -48,18 +48,18 @@ def _links(request: ResolvedRequest, gpu: Gpu, count: int) -> tuple[Link, ...]:
     from turbofit.machine.links import preset_links
     from turbofit.machine.presets import match_preset
 
-    own, machine, preset = request.visible, request.machine, match_preset(gpu)
-    if len(own) == 1:
+    visible, machine, preset = request.visible, request.machine, match_preset(gpu)
+    if len(visible) == 1:
         return preset_links([preset] * count) if preset else ()
-    links = [machine.link(a.index, b.index) for a, b in combinations(own, 2)]
+    links = [machine.link(a.index, b.index) for a, b in combinations(visible, 2)]
     between = min(links, key=link_class)
     if between.nvlinked and preset and not preset.nvlink.default:
         between = preset_links([preset] * 2, nvlink=frozenset())[0]
-    pairs = dict(zip(combinations(range(len(own)), 2), links, strict=True))
+    pairs = dict(zip(combinations(range(len(visible)), 2), links, strict=True))
     made = []
     for a, b in combinations(range(count), 2):
-        same = a // len(own) == b // len(own)
-        link = pairs[a % len(own), b % len(own)] if same else between
+        same = a // len(visible) == b // len(visible)
+        link = pairs[a % len(visible), b % len(visible)] if same else between
         made.append(replace(link, a=a, b=b))
     return tuple(made)
 

@@ -106,12 +106,9 @@ class _Search:
         """
         possible = list(shapes(self.request, self.engine))
         if not possible:
-            asked = self.request.tp or self.request.replicas
-            hint = (
-                "let turbofit choose --tp and --replicas"
-                if asked
-                else f"take {self._other_weights()}"
-            )
+            hint = f"take {self._other_weights()}"
+            if self.request.tp or self.request.replicas:
+                hint = "let turbofit choose --tp and --replicas"
             raise UsageError(no_shape(self.request, self.engine), hint=hint)
         launches = [(shape, self._launches(shape)) for shape in possible]
         legal, problem = _without(launches, self.engine.problem)
