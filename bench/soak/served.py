@@ -6,17 +6,19 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from bench.common.checkpoints import make_internvl2
 from bench.common.processes import REPO, Child, alive, free_port, gone, pids
 
-__all__ = ["ENGINES", "EngineAddress", "Soaked"]
+__all__ = ["ENGINES", "EngineAddress", "Soaked", "running"]
 
 ENGINES: Final = 2
 _SESSION: Final = REPO / "bench" / "common" / "session_driver.py"
 _KEY: Final = "TURBOFIT_ENGINE_KEY"
+_LEASES: Final = "TURBOFIT_LEASES"
 _SPEC: Final = f"{ENGINES}xrtx3090"
 
 
@@ -39,6 +41,7 @@ class Soaked:
 
     def __init__(self, engine: str, folder: Path) -> None:
         self.port, self._state = free_port(), folder
+        self._leases = folder / "leases"
         self._standin = engine == "stand-in"
         plan = {"tp": 1, "replicas": ENGINES}
         if self._standin:
@@ -53,7 +56,7 @@ class Soaked:
                      "--port", str(self.port)]  # fmt: skip
         self.child = Child(
             [sys.executable, *words], standin=self._standin, XDG_STATE_HOME=str(folder),
-            TURBOFIT_LEASES=str(folder / "leases"), STANDIN_SCRIPT="serve",
+            STANDIN_SCRIPT="serve", **{_LEASES: str(self._leases)},
         )  # fmt: skip
 
     def wait(self) -> None:
@@ -80,33 +83,48 @@ class Soaked:
     def engines(self) -> list[EngineAddress]:
         """Those that run now."""
         found = []
-        for pid in pids(self.child):
-            if alive(pid):
-                words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        for pid in running(self.child, self._leases):
+            words = _words(pid, "cmdline")
+            if "--server-port" in words:  # else it has just been forked
                 port = int(words[words.index("--server-port") + 1])
-                found.append(EngineAddress(pid, port, _key(pid)))
+                found.append(EngineAddress(pid, port, _variable(pid, _KEY)))
         return found
 
     def end(self) -> list[str]:
         """SIGTERM; what was left behind, and an exit that is not 0."""
-        engines = pids(self.child)
+        engines = running(self.child, self._leases)
         self.child.process.send_signal(signal.SIGTERM)
         code = self.child.finish(120)
         wrong = [f"exit {code}"] if code else []
         wrong += [f"process {pid} is left" for pid in engines if not gone(pid, 10)]
-        return wrong + [f"{path} is left" for path in (self._state / "leases").glob("*.json")]
+        return wrong + [f"{path} is left" for path in self._leases.glob("*.json")]
 
     def kill(self) -> None:
         """Whatever happened before: nothing stays."""
-        for pid in pids(self.child):
-            if alive(pid):
+        for pid in running(self.child, self._leases):
+            with suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
         self.child.kill()
 
 
-def _key(pid: int) -> str:
+def running(child: Any, leases: Path) -> list[int]:
+    """The engines' processes that have not ended.
+
+    Others get their numbers within hours: whose leases it keeps says whose process it is.
+    """
+    started = [pid for pid in pids(child) if alive(pid)]
+    return [pid for pid in started if _variable(pid, _LEASES) == str(leases)]
+
+
+def _variable(pid: int, name: str) -> str:
+    """A variable of a process's environment; nothing where it has ended, or has none."""
+    named = f"{name}="
+    found = (word for word in _words(pid, "environ") if word.startswith(named))
+    return next(found, named).removeprefix(named)
+
+
+def _words(pid: int, file: str) -> list[str]:
     try:
-        words = Path(f"/proc/{pid}/environ").read_text().split("\0")
+        return Path(f"/proc/{pid}/{file}").read_text(errors="replace").split("\0")
     except OSError:
-        return ""
-    return next((word.partition("=")[2] for word in words if word.startswith(f"{_KEY}=")), "")
+        return []

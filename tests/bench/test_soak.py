@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from bench.soak.samples import TOLERANCES, Sample, taken, verdict
+from bench.soak.served import running
 
 MIB = 1 << 20
 
@@ -66,3 +70,18 @@ def test_a_process_is_looked_at(tmp_path: Path) -> None:
     assert before["disk"] == 100
     assert 0 < before["processor"] <= after["processor"]
     assert min(before.values()) > 0
+
+
+def test_a_process_that_got_an_engines_number_is_none(tmp_path: Path) -> None:
+    """A soak read a stranger's command line, and ended; it would have killed that process."""
+    program = [sys.executable, "-c", "print(flush=True); input()"]
+    environ = {**os.environ, "TURBOFIT_LEASES": str(tmp_path)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(program, env=environ, stdin=pipe, stdout=pipe) as engine:
+        assert engine.stdout is not None
+        engine.stdout.readline()  # it has its own environment from now on
+        numbers = (os.getpid(), engine.pid)
+        child = SimpleNamespace(lines=[f"engine 0 (process {pid}, port 1)" for pid in numbers])
+        assert running(child, tmp_path) == [engine.pid]
+        engine.communicate(b"\n")
+    assert running(child, tmp_path) == []
