@@ -119,6 +119,13 @@ def test_as_many_of_the_roomier_cards_as_hold_all_are_named() -> None:
     assert (found.remedy or "").startswith("--gpus 0,1")
 
 
+def test_cards_that_are_too_few_for_what_is_fixed_are_no_remedy() -> None:
+    found = together("internvl2-2b", "qwen2-vl-2b", on="a100+rtx3060:free=4GiB", tp=2)
+    assert not found.fits
+    assert "do not fit together" in found.verdict
+    assert not (found.remedy or "").startswith("--gpus")
+
+
 def test_what_does_not_fit_alone_is_named() -> None:
     found = together("internvl2-1b", "internvl2-40b")
     assert not found.fits

@@ -168,7 +168,10 @@ def joint_plan(
 
     found = _on(machine, requests, shares, planned)
     for cards in _roomier(machine) if found.gpus and not found.fits else ():
-        fewer = _on(replace(machine, visible=cards), requests, shares, planned)
+        try:
+            fewer = _on(replace(machine, visible=cards), requests, shares, planned)
+        except UsageError:  # such as --tp with more GPUs than these
+            continue
         if fewer.fits:
             chosen = ",".join(map(str, cards))
             return replace(found, remedy=f"--gpus {chosen}: {fewer.verdict}")
