@@ -181,6 +181,19 @@ def test_lines_that_a_log_counts_are_counted() -> None:
     assert read_runs([(1, "x"), (2, more), (3, wait), (4, more)])[0].waits == 30_000
 
 
+def test_what_every_run_says_of_the_machine_is_not_multiplied_by_the_runs() -> None:
+    """A log of 3 MB took 1 GB: each of 3000 runs had the lines of all of them."""
+    run = [
+        "max_context_token_num",
+        "max_block_count = 9",
+        "Device 0 peer access Device 1 is not ",
+    ]
+    run[2] += "available"
+    found = read_runs(enumerate(run * 200, 1))
+    assert sum(len(one.marks) for one in found) < 200 * 40
+    assert found[-1].lines == 600
+
+
 @given(st.binary(max_size=400), st.integers(1, 50))
 def test_any_bytes_in_any_pieces_are_read(data: bytes, size: int) -> None:
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):

@@ -11,6 +11,7 @@ from turbofit.core.machine import Machine
 from turbofit.core.units import GIB, MIB
 from turbofit.machine.source import machine_from
 from turbofit.machine.spec import parse_spec
+from turbofit.planning import joint_plan as joint_plan_module
 from turbofit.planning.joint_plan import JointPlan, joint_plan, options_of_each
 from turbofit.planning.request import PlanRequest
 
@@ -117,6 +118,27 @@ def test_as_many_of_the_roomier_cards_as_hold_all_are_named() -> None:
     found = together("internvl2-2b", "qwen2-vl-2b", on="2xrtx3090+rtx3060:free=6GiB+rtx3060")
     assert not found.fits
     assert (found.remedy or "").startswith("--gpus 0,1")
+
+
+def test_cards_that_are_too_few_for_what_is_fixed_are_no_remedy() -> None:
+    found = together("internvl2-2b", "qwen2-vl-2b", on="a100+rtx3060:free=4GiB", tp=2)
+    assert not found.fits
+    assert "do not fit together" in found.verdict
+    assert not (found.remedy or "").startswith("--gpus")
+
+
+def test_cards_of_too_little_room_are_not_planned_for(monkeypatch) -> None:
+    """Cards differ by some MiB on most machines, and each look takes seconds."""
+    looked = []
+    on = joint_plan_module._on
+    monkeypatch.setattr(
+        joint_plan_module,
+        "_on",
+        lambda machine, *a: looked.append(machine.visible) or on(machine, *a),
+    )
+    cards = "+".join(f"rtx3060:free={free}GiB" for free in (6.2, 6.1, 6.0))
+    assert not together("internvl2-2b", "qwen2-vl-2b", on=cards).fits
+    assert looked == [(0, 1, 2)]
 
 
 def test_what_does_not_fit_alone_is_named() -> None:

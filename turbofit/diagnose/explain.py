@@ -37,8 +37,6 @@ _RULES: Final = (
     host_rules,
     quiet_rules,
 )
-#: Runs at each end of a log whose causes are looked for.
-_RUNS: Final = 16
 _RANKS: Final = {"cause": 0, "consequence": 1, "notice": 2}
 
 
@@ -55,7 +53,7 @@ def diagnose(
     Raises:
         UsageError: ``model`` or ``on`` cannot be meant.
     """
-    cases = [LogCase(facts, model=model, on=on) for facts in _worth_a_look(read_runs(rows(chunks)))]
+    cases = [LogCase(facts, model=model, on=on) for facts in read_runs(rows(chunks))]
     drafts = sorted(
         ((draft, case) for case in cases for rule in _RULES for draft in rule(case)),
         key=lambda found: (_RANKS[found[0].rank], found[0].line),
@@ -69,11 +67,6 @@ def diagnose(
         if draft.kind != best.kind and draft.rank != "notice"
     }
     return _answer(of_run, best, tuple(reversed(also.values())))
-
-
-def _worth_a_look(runs: list[LogFacts]) -> list[LogFacts]:
-    """The first and the last runs of an engine that is started again for ever."""
-    return runs if len(runs) <= 2 * _RUNS else [*runs[:_RUNS], *runs[-_RUNS:]]
 
 
 def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosis:

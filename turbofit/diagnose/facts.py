@@ -65,6 +65,8 @@ _PAST: Final = (
 )  # fmt: skip
 #: What is said of the machine is true for each run.
 _OF_MACHINE: Final = (PeerMissing, SmiDriver, SmiGpu, SmiProcess)
+#: Runs at each end of a log whose facts are kept.
+_RUNS: Final = 16
 #: A terminal wraps torch's text over at most so many more lines.
 _WRAPPED: Final = 6
 #: More events of one kind than this add nothing: a living engine prints some for each request.
@@ -222,7 +224,10 @@ class LogFacts:
 
 
 def read_runs(rows: Iterable[Row]) -> list[LogFacts]:
-    """Read a whole log: the facts of each run of an engine that it has, in order."""
+    """Read a whole log: the facts of each run of an engine that it has, in order.
+
+    Of an engine that is started again for ever the first and the last runs.
+    """
     runs = [LogFacts()]
     for line, text in rows:
         if runs[-1].ended_by(text):
@@ -231,9 +236,9 @@ def read_runs(rows: Iterable[Row]) -> list[LogFacts]:
             runs.append(again)
         runs[-1].take(line, text)
     machine = [mark for run in runs for mark in run.marks if isinstance(mark.event, _OF_MACHINE)]
-    lines = runs[-1].lines
-    for run in runs if len(runs) > 1 else ():
+    found = runs if len(runs) <= 2 * _RUNS else [*runs[:_RUNS], *runs[-_RUNS:]]
+    for run in found if len(runs) > 1 else ():
         others = [mark for mark in run.marks if not isinstance(mark.event, _OF_MACHINE)]
         run.marks = sorted((*others, *machine), key=lambda mark: mark.line)
-        run.lines = lines
-    return runs
+        run.lines = runs[-1].lines
+    return found

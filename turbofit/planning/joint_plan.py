@@ -168,7 +168,13 @@ def joint_plan(
 
     found = _on(machine, requests, shares, planned)
     for cards in _roomier(machine) if found.gpus and not found.fits else ():
-        fewer = _on(replace(machine, visible=cards), requests, shares, planned)
+        there = replace(machine, visible=cards)
+        if _room(there, requests[0].budget) < sum(found.budgets):
+            continue  # fewer cards need no less of each, and another look takes seconds
+        try:
+            fewer = _on(there, requests, shares, planned)
+        except UsageError:  # such as --tp with more GPUs than these
+            continue
         if fewer.fits:
             chosen = ",".join(map(str, cards))
             return replace(found, remedy=f"--gpus {chosen}: {fewer.verdict}")

@@ -75,6 +75,23 @@ def test_a_group_that_cannot_be_kept_gives_its_rights_to_no_other(tmp_path: Path
     assert mode_of(target) == 0o644
 
 
+def test_a_file_system_without_modes_takes_a_file_and_keeps_no_other(tmp_path: Path, monkeypatch):
+    """Of a FUSE mount, or a share of Windows, which refuses every chmod."""
+    target = tmp_path / "a"
+    target.write_text("old")
+
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.fchmod", refuse)
+    monkeypatch.setattr("os.fchown", refuse)
+    before = set(os.listdir("/proc/self/fd"))
+    write_atomic(target, "new")
+    assert target.read_text() == "new"
+    assert os.listdir(tmp_path) == ["a"]
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
 def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch):
     target = tmp_path / "a"
     target.write_text("old")

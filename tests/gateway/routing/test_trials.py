@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -12,6 +13,8 @@ from tests.virtual_time import settled
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.cost import Cost
 from turbofit.gateway.limits.gate import Gate
+from turbofit.gateway.quarantine.fingerprints import Fingerprints
+from turbofit.gateway.quarantine.identity import Departure, RequestIdentity
 from turbofit.gateway.quarantine.quarantined import EngineDeath
 from turbofit.gateway.quarantine.suspects import Suspects
 from turbofit.gateway.routing.admission import Admission
@@ -279,6 +282,31 @@ def test_the_only_engine_is_shared_with_others_by_time() -> None:
         return pending.done()
 
     assert virtual_time.run(run())
+
+
+def test_the_only_engine_goes_to_a_suspect_once_it_has_outlived_who_left() -> None:
+    """Others wait for it longer than they would; else it would be kept from them in vain."""
+
+    async def run():
+        line = Line(1)
+        (engine,) = line.engines
+        await line.take(engine)
+        pending = line.ask("a")
+        await moments()
+        other = asyncio.ensure_future(line.door.admit("x", FREE))
+        await moments(4.7)
+        engine.arrivals += 1
+        who = RequestIdentity(Fingerprints(b"key"), "/", b"{}", ())
+        engine.left.append(Departure(time.monotonic(), who, True, engine.arrivals, False))
+        line.leave(engine)
+        await moments(9.9)
+        before = pending.done()
+        await moments(0.2)
+        given = pending.done(), other.done()
+        line.trials.release(await pending, FREE)
+        return before, given, await other is engine
+
+    assert virtual_time.run(run()) == (False, (True, False), True)
 
 
 def test_without_any_engine_it_is_told_so() -> None:

@@ -96,7 +96,8 @@ def open_beside(path: Path) -> tuple[int, str]:
         mode = stat.S_IMODE(before.st_mode)
         if os.fstat(descriptor).st_gid != before.st_gid:
             mode &= ~stat.S_IRWXG | (mode & stat.S_IRWXO) << 3
-        os.fchmod(descriptor, mode)
+        with suppress(OSError):  # a file system without modes, whose every file has the same one
+            os.fchmod(descriptor, mode)
         with suppress(OSError):  # last: of another's file only root may change the mode
             os.fchown(descriptor, before.st_uid, -1)
     return descriptor, name

@@ -28,8 +28,6 @@ __all__ = ["LimitedProtocol", "limited_protocol"]
 
 #: Beside the name and the value of a header: a colon, a space and the end of the line.
 _AROUND: Final = 4
-#: Headers that announce a body.
-_FRAMES: Final = (b"content-length", b"transfer-encoding")
 
 
 class _Pipelined(Exception):  # noqa: N818
@@ -159,7 +157,7 @@ class LimitedProtocol(HttpToolsProtocol):
         httptools ends a message that asks for another protocol with its headers, and would take its
         body for the next request: somebody else's, behind a proxy that shares connections.
         """
-        if self.parser.should_upgrade() and any(name in _FRAMES for name, _ in self.headers):
+        if self.parser.should_upgrade() and any(map(_frames, self.headers)):
             raise Refusal(
                 400,
                 "upgrade",
@@ -294,6 +292,12 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._stuck is not None:
             self._stuck.cancel()
             self._stuck = None
+
+
+def _frames(header: tuple[bytes, bytes]) -> bool:
+    """Whether a header announces a body; httptools lets only digits through as its length."""
+    name, value = header
+    return name == b"transfer-encoding" or (name == b"content-length" and int(value) > 0)
 
 
 def _headers_too_big(size: int, limits: ConnectionLimits) -> Refusal:

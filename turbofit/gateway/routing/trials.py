@@ -18,7 +18,8 @@ for a token, and nobody at all gets it before it answers.
 A suspect that has run alone for half a minute has the engine no longer for itself (under: what
 kills later than that meets others). A server of one engine has no other choice than that one. There
 the line gets the engine for ten seconds at most, the time in which it empties included; where
-others wait, they have it as long afterwards.
+others wait, they have it as long afterwards. An empty engine that must first outlive requests whose
+clients left is kept until one suspect has had it.
 """
 
 from __future__ import annotations
@@ -117,6 +118,8 @@ class Trials:
         #: Engines that are reserved, and since when; those of them that have a suspect, and which.
         self._reserved: dict[RoutedEngine, float] = {}
         self._running: dict[RoutedEngine, tuple[float, str]] = {}
+        #: Reserved engines that a suspect has had since.
+        self._used: set[RoutedEngine] = set()
         #: Those whose suspect left without an answer: when, and until when they may have it.
         self._left: dict[RoutedEngine, tuple[float, float]] = {}
         #: Those of which it is looked later whether they are empty.
@@ -232,6 +235,7 @@ class Trials:
                 self._open(engine)
             return
         self._line.remove(waiter)
+        self._used.add(engine)
         self._running[engine] = self._clock(), waiter.fingerprint
         self._pump_in(_LONGEST_ALONE)
         waiter.future.set_result(self._admission.take(engine, waiter.cost))
@@ -280,6 +284,7 @@ class Trials:
     def _open(self, engine: RoutedEngine) -> None:
         """Others may come to an engine again."""
         del self._reserved[engine]
+        self._used.discard(engine)
         engine.reserved = False
         self._fleet.version += 1
         self._admission.pump()
@@ -287,10 +292,10 @@ class Trials:
     def _session_over(self, engine: RoutedEngine, seconds: float) -> bool:
         """Whether the only engine was kept for so long that it is the others' turn.
 
-        Those who wait for it, or still have it. What only clients that left may have there ends
-        soon.
+        Those who wait for it, or still have it. Not before a suspect has had it where only clients
+        that left may have something there: that ends soon.
         """
-        if not self._alone or seconds < _SESSION or (engine.idle and not _empty(engine)):
+        if not self._alone or seconds < _SESSION or (engine.idle and engine not in self._used):
             return False
         return self._admission.waiting > 0 or not engine.idle
 
