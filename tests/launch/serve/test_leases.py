@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -161,6 +162,18 @@ def test_a_lock_that_somebody_keeps_costs_a_lease_only_for_a_while(
         assert len(yours.others()) == 1
     for descriptor in looking:
         os.close(descriptor)
+
+
+def test_a_file_system_without_locks_costs_no_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with reserved(tmp_path) as mine, Leases(tmp_path) as yours:
+        assert not mine.unwritten
+        assert len(yours.others()) == 1
 
 
 def test_a_disk_that_was_full_for_a_while_costs_no_lease(

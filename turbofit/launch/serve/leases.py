@@ -330,14 +330,19 @@ def _open_lock(path: Path) -> int:
 
 
 def _locked(path: Path) -> int:
-    """A new file, and locked; others look whether it is, but none for long."""
+    """A new file, and locked; others look whether it is, but none for long.
+
+    Over: on a file system without locks it counts as locked for ever.
+    """
     descriptor = _create(path)
     try:
         lock_soon(descriptor)
-    except OSError:
+    except TimeoutError:
         os.close(descriptor)
         path.unlink()  # it is made anew the next time
         raise
+    except OSError:
+        pass
     return descriptor
 
 
