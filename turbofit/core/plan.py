@@ -470,7 +470,8 @@ class Plan(Struct):
     def lmdeploy_settings(self) -> Options:
         """The settings that the plan's engine has, under the names of its config."""
         values = to_builtins(self.settings)
-        return {theirs: values[name] for name, theirs in CONFIG_NAMES[self.engine.name]}
+        names = CONFIG_NAMES.get(self.engine.name, CONFIG_NAMES["turbomind"])
+        return {theirs: values[name] for name, theirs in names}
 
     @staticmethod
     def from_json(data: bytes | str, *, what: str = "plan") -> Plan:

@@ -218,7 +218,7 @@ def test_what_was_measured_is_told_where_the_disk_does_not_take_it(monkeypatch) 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("tempfile.mkstemp", full)
+    monkeypatch.setattr("turbofit.core.process.files._created", full)
     result = learned(PLAN, done.seen, {}, lmdeploy="0.18.0", pretend=False)
     assert "cannot be written: No space left" in result["why_not"]
     assert result["kept"] == []
