@@ -40,7 +40,7 @@ class TorchLives:
     def __init__(self, config: Config, checkpoints: Path) -> None:
         self._config = config
         folder = stand_in_checkpoint(config, checkpoints)
-        case = TorchCase("vision_request", TorchRequest(images=(_PICTURE,)))
+        case = TorchCase("vision_request", (TorchRequest(images=(_PICTURE,)),))
         settings: dict[str, Any] = _SETTINGS[config.engine]
         self._spec = TorchSpec(config.engine, folder, settings, (case,), _CASE_SECONDS)
         self._machine = Scenario(gpus=config.gpus, context=500 << 20)

@@ -15,6 +15,8 @@ from bench.faults.allocation_configs import CONFIGS, Point
 from bench.faults.allocation_lives import TurboMindLives
 from bench.faults.allocations import sample
 from bench.faults.calls import Failure, attempt
+from bench.faults.torch_lives import TorchLives
+from tests.pretend.cuda_torch import CUDA_PATH
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 
@@ -47,6 +49,18 @@ def test_allocations_of_turbomind_fail_and_are_named(tmp_path: Path) -> None:
     # A step that TurboMind computes ahead may fail when the answer is out already.
     assert late.kind in ("named", "recovered")
     assert not late.why
+
+
+@needs_compiler
+@pytest.mark.lmdeploy
+@pytest.mark.slow
+@pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch")
+def test_an_allocation_of_transformers_fails_and_is_named(tmp_path: Path) -> None:
+    config = next(one for one in CONFIGS if one.engine == "transformers")
+    with TorchLives(config, tmp_path) as lives:
+        point = lives.whole()[1]  # torch asks again: of the first one it has another try
+        ended = lives.fail(point.number, pinned=point.pinned)
+    assert (ended.kind, ended.why) == ("named", "")
 
 
 @needs_compiler

@@ -15,8 +15,9 @@ __all__ = ["in_pytorch_engine", "phase_of", "whole_matrix"]
 #: nothing is computed while loading, and a vision tower calls nothing of the language model. vLLM
 #: makes its cache inside the function that also profiles, and profiles with images too.
 _PHASES: Final[tuple[tuple[PhaseName, tuple[str, ...]], ...]] = (
-    # LMDeploy's PyTorch engine makes its cache inside its own from_pretrained.
+    # LMDeploy's PyTorch engine makes its cache and warms up inside its own from_pretrained.
     ("cache", ("cache_engine", "build_cache", "allocate_kv_cache")),
+    ("warm-up", ("agent.py warmup", "agent.py _warmup")),
     ("weights", ("from_pretrained", "load_state_dict", "load_pretrained", "load_checkpoint",
                  "load_model", "set_module_tensor", "model_loader", "load_file", "process_weight",
                  "module.py convert", "module.py _apply", "load_weight", "initialize_model",
