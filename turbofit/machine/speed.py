@@ -88,10 +88,7 @@ def measure_speed(
                 lines.append(fact)
                 say(_told(fact, indices))
     finally:
-        if process.poll() is None:
-            process.kill()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_LAST_SECONDS)
+        _end(process)
     code = process.returncode
     if code is None:
         say(f"warning: process {process.pid} was killed and has not ended: the driver holds it")
@@ -110,6 +107,14 @@ def measure_speed(
     if code != 0:
         found = replace(found, left_out=(*found.left_out, f"all after it {_ended(code)}"))
     return found
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Kill it where it runs; a process that the driver holds is not waited for any longer."""
+    if process.poll() is None:
+        process.kill()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_LAST_SECONDS)
 
 
 def _ended(code: int | None) -> str:

@@ -1,4 +1,4 @@
-"""Locks of files that no process waits for without end."""
+"""A lock on a file, waited for no longer than two seconds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 __all__ = ["lock_soon"]
 
-#: Whoever is not stopped in the middle of it has written its file by then.
+#: A process writes a small file under the lock, which takes less, unless somebody stops it.
 _SECONDS: Final = 2.0
 _PAUSE: Final = 0.02
 

@@ -11,7 +11,7 @@ __all__ = ["ForwardOutcome"]
 
 
 class ForwardOutcome:
-    """What became of it, for the log."""
+    """What became of the request, for the access log and for who is suspected."""
 
     __slots__ = (
         "alone", "answered", "arrivals", "broken", "bytes_out", "death", "events", "failed",
@@ -25,19 +25,19 @@ class ForwardOutcome:
         self.started = False
         #: A byte of the answer came from the engine.
         self.answered = False
-        #: The engine broke off.
+        #: The exchange ended before the answer was whole.
         self.broken = False
-        #: It ended, or was given up; else its machine vanished, or it was taken out.
+        #: The engine ended, or was given up. None: its machine vanished, or it was drained.
         self.death: EngineDeath | None = None
         #: No other request was in flight there when it died, as far as this gateway knows.
         self.alone = False
         #: How many requests had come to the engine with it.
         self.arrivals = 0
-        #: And so, it seems, did its machine.
+        #: The engine's machine does not answer any more, it seems.
         self.vanished = False
-        #: It brought nothing of this answer, and lives.
+        #: The engine lives, and sent nothing of this answer.
         self.stuck = False
-        #: It answered that it cannot.
+        #: The engine answered that it cannot serve.
         self.failed = False
         #: Events of a stream that came, and the last bytes of an answer that hold a usage.
         self.events = 0
