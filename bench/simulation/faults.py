@@ -218,11 +218,13 @@ def _disk(day: Day, number: int) -> None:
 
 @fault
 def disk_slow(day: Day) -> None:
-    machine = day.world.machine
+    machine, now = day.world.machine, day.world.scheduler.now
+    before = machine.disk_slowest if now <= machine.disk_slow_until else 0.0
     machine.disk_seconds = day.rng.uniform(0.1, 20)
+    machine.disk_slowest = max(before, machine.disk_seconds)
     seconds = day.rng.uniform(10, 600)
     # A write that begins in the last moment is held up as long.
-    until = day.world.scheduler.now + seconds + machine.disk_seconds
+    until = now + seconds + machine.disk_seconds
     machine.disk_slow_until = max(machine.disk_slow_until, until)
     day.later(seconds, lambda: setattr(machine, "disk_seconds", 0.0))
 

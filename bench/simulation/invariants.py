@@ -268,8 +268,8 @@ class Invariants:
     def forget_unwritten(self, *, killed: bool) -> None:
         """A turbofit has ended: deaths that it had no second or no disk to write down are lost."""
         machine, now = self._world.machine, self._world.scheduler.now
-        # A slow disk may hold up the write before, too.
-        held_up = 2 * machine.disk_seconds
+        # A disk that is slow, or was when a write began, may hold up the write before, too.
+        held_up = 2 * machine.disk_slowest if now <= machine.disk_slow_until else 0.0
         since = now - 1.0 - held_up if killed else now
         if machine.disk_error is not None or now < machine.disk_bad_until + _AGAIN:
             since = min(since, machine.disk_bad_since - 1.0)

@@ -73,6 +73,8 @@ class SimulatedMachine:
         self.disk_error: int | None = None
         self.disk_seconds = 0.0
         self.disk_bad_since = self.disk_bad_until = self.disk_slow_until = 0.0
+        #: Seconds of the longest write until `disk_slow_until`.
+        self.disk_slowest = 0.0
 
     def allocate(self, index: int, pid: int, size: int) -> None:
         """Take bytes of a card.
