@@ -75,6 +75,7 @@ def test_the_other_engine_is_named_where_it_knew_the_model() -> None:
         ("qwen2-vl-7b", "turbomind", "0.15.0", "which left with 0.14.0 and came back with 0.16.0"),
         ("llama-3.2-11b-vision", "pytorch", "0.12", "which left with 0.12.0"),
         ("qwen3-vl-8b", "turbomind", "0.17.0", "does not run Qwen3VLForConditionalGeneration"),
+        ("kimi-k2.5", "pytorch", "0.16", "which came with 0.17.0"),
     ],
 )
 def test_when_it_came_and_left_is_said(model: str, engine: str, version: str, words: str) -> None:
