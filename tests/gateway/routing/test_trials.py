@@ -44,8 +44,8 @@ class Line:
             self.fleet, self.door, self.suspects, clock, self.asked.append, **config
         )
 
-    def ask(self, name: str, **facts) -> asyncio.Task:
-        return asyncio.ensure_future(self.trials.admit(name, FREE, **facts))
+    def ask(self, name: str, client: str = "somebody", **facts) -> asyncio.Task:
+        return asyncio.ensure_future(self.trials.admit(client, name, FREE, **facts))
 
     async def take(self, engine: RoutedEngine) -> None:
         """A request of somebody else."""
@@ -315,7 +315,7 @@ def test_without_any_engine_it_is_told_so() -> None:
         for engine in line.engines:
             engine.up = False
         with pytest.raises(Refusal) as caught:
-            await line.trials.admit("a", FREE)
+            await line.trials.admit("somebody", "a", FREE)
         return caught.value.reason
 
     assert virtual_time.run(run()) == "engine_unavailable"
@@ -328,7 +328,7 @@ def test_the_line_is_bounded() -> None:
         pending = [line.ask(name) for name in "ab"]
         await settled()
         with pytest.raises(Refusal) as caught:
-            await line.trials.admit("c", FREE)
+            await line.trials.admit("somebody", "c", FREE)
         for one in pending:
             one.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
@@ -337,11 +337,32 @@ def test_the_line_is_bounded() -> None:
     assert virtual_time.run(run()) == ("suspect_waits", 0)
 
 
+def test_nobody_is_kept_out_of_the_line_by_the_suspects_of_one_client() -> None:
+    async def run():
+        line = Line(1, longest=3)
+        await line.take(line.engines[0])
+        many = [line.ask("a", "many", since=float(at)) for at in range(3)]
+        await settled()
+        few = [line.ask(name, "few", since=9.0) for name in "bc"]
+        await settled()
+        ended = [one.done() for one in (*many, *few)]
+        reasons = [one.exception().reason for one in (many[2], few[1])]
+        for one in (*many, *few):
+            one.cancel()
+        await asyncio.gather(*many, *few, return_exceptions=True)
+        return ended, reasons, line.trials.waiting
+
+    ended, reasons, waiting = virtual_time.run(run())
+    assert ended == [False, False, True, False, True]  # the newest of many, and few's second
+    assert reasons == ["suspect_waits", "suspect_waits"]
+    assert waiting == 0
+
+
 def test_an_engine_with_too_small_a_gate_is_not_kept_for_it() -> None:
     async def run():
         line = Line(2)
         line.engines[0].gate = Gate(4)
-        pending = asyncio.ensure_future(line.trials.admit("a", Cost(units=5)))
+        pending = asyncio.ensure_future(line.trials.admit("somebody", "a", Cost(units=5)))
         await moments()
         engine = await pending
         return engine.index, engine.units

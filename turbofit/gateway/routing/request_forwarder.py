@@ -198,7 +198,7 @@ class RequestForwarder:
         Raises:
             Refusal: it is convicted, or its turn does not come.
         """
-        engine = await self._trials.admit(suspected, cost, avoid, request.t0)
+        engine = await self._trials.admit(request.who, suspected, cost, avoid, request.t0)
         try:
             # An equal one gives its engine back before it is known what became of that.
             self._quarantine.refuse_convicted(suspected)

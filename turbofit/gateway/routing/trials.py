@@ -5,7 +5,8 @@ once it is empty the first of the line has it for itself, until its answer begin
 where an engine died of it or beside it after its answer had begun). Where another is empty first,
 that one is reserved instead: an engine may be stuck in what it has. One engine is reserved at a
 time, one in four of a large fleet, and none while fewer than two serve. Of equal suspects one runs
-at a time.
+at a time. Where the line is full, the newest suspect of the client that has most of it makes room
+for a client that has fewer.
 
 An engine that has answered nobody since its process ended may die of itself, and convict a request
 that is innocent of it. It is asked for a token first, by the monitor; only engines that have
@@ -25,6 +26,7 @@ clients left is kept until one suspect has had it.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from turbofit.gateway.http.refusals import Refusal
@@ -61,23 +63,25 @@ class _Waiter:
     """A suspect in line.
 
     Args:
+        client: whose it is.
         fingerprint: what it is known by.
         cost: what it will hold.
         avoid: engines that had it already; with any, it is sent again by this gateway.
         since: when it came, and ``ready``: when it may run.
     """
 
-    __slots__ = ("avoid", "cost", "fingerprint", "future", "ready", "since")
+    __slots__ = ("avoid", "client", "cost", "fingerprint", "future", "ready", "since")
 
     def __init__(
         self,
+        client: str,
         fingerprint: str,
         cost: Cost,
         avoid: Collection[RoutedEngine],
         since: float,
         ready: float,
     ) -> None:
-        self.fingerprint, self.cost, self.avoid = fingerprint, cost, avoid
+        self.client, self.fingerprint, self.cost, self.avoid = client, fingerprint, cost, avoid
         self.since, self.ready = since, ready
         self.future: asyncio.Future[RoutedEngine | None]
         self.future = asyncio.get_running_loop().create_future()
@@ -132,11 +136,17 @@ class Trials:
         return len(self._line)
 
     async def admit(
-        self, fingerprint: str, cost: Cost, avoid: Collection[RoutedEngine] = (), since: float = 0.0
+        self,
+        client: str,
+        fingerprint: str,
+        cost: Cost,
+        avoid: Collection[RoutedEngine] = (),
+        since: float = 0.0,
     ) -> RoutedEngine | None:
         """Wait for an engine of its own, and take it.
 
         Args:
+            client: whose it is.
             fingerprint: whose suspicion it is.
             cost: what it will hold; give it back with `release`.
             avoid: engines that had this request already. It was sent again by this gateway: it
@@ -150,9 +160,9 @@ class Trials:
             Refusal: 503 where the line is too long, or the wait was, or no engine may be put at
                 risk for it.
         """
-        if len(self._line) >= self._longest:
+        if len(self._line) >= self._longest and not self._makes_room(client):
             raise _late(f"{len(self._line)} such requests wait already")
-        waiter = _Waiter(fingerprint, cost, avoid, since, self._clock() + _GATHER)
+        waiter = _Waiter(client, fingerprint, cost, avoid, since, self._clock() + _GATHER)
         self._line.append(waiter)
         self._pump_in(_GATHER)
         self.pump()
@@ -207,6 +217,18 @@ class Trials:
         for engine in tuple(self._reserved):
             if engine not in self._running and engine.idle:
                 self._begin(engine) if _empty(engine) else self._outlive(engine)
+
+    def _makes_room(self, client: str) -> bool:
+        """Send the newest suspect of whoever has most of the line away, if a client has fewer."""
+        of = Counter(one.client for one in self._line)
+        who, most = of.most_common(1)[0]
+        if most <= of[client] + 1:
+            return False
+        newest = max((one for one in self._line if one.client == who), key=lambda one: one.since)
+        self._line.remove(newest)
+        why = f"{len(self._line) + 1} such requests wait already, most of them this client's"
+        newest.future.set_exception(_late(why))
+        return True
 
     def _pump_in(self, seconds: float) -> None:
         """Look again when so much time has passed by the clock: a loop's timer may be early."""
