@@ -274,7 +274,8 @@ def _machine(one: World) -> _Replacements:
     yield "turbofit.machine.nvml_machine.measure", lambda _: machine.measured()
     yield "turbofit.machine.host.read_host", machine.host
     yield "turbofit.machine.nvml.Nvml", partial(SimulatedNvml, machine)
-    yield f"{_SERVE}.gpu_monitor.ask_driver", lambda question, _: question()
+    for module in (f"{_SERVE}.gpu_monitor", "turbofit.machine.nvml_machine"):
+        yield f"{module}.ask_driver", lambda question, _, **_given: question()
     yield f"{_SERVE}.gpu_monitor._heat", one.heat
     yield f"{_ENGINE}.kernel.host_kills", lambda: machine.host_kills
     yield f"{_ENGINE}.kernel.driver_errors", lambda _: ()

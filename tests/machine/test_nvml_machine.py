@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,12 @@ from tests.nvml.standin import (
     gpu_h100,
     in_process,
 )
+from tests.waiting import HANG
 from turbofit.core.errors import MachineError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
+from turbofit.machine import driver_calls, nvml_machine
 from turbofit.machine.snapshot import load_snapshot, save_snapshot
 from turbofit.machine.source import machine_from
 
@@ -230,3 +233,20 @@ def test_a_measured_machine_survives_as_a_snapshot(measured, tmp_path: Path):
     assert machine_from(str(path), gpus="0,2").visible == (0, 2)
     with pytest.raises(UsageError, match="hidden"):
         machine_from(str(path), gpus="3")
+
+
+def test_a_driver_that_never_answers_keeps_no_plan_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = threading.Event()
+
+    def hung() -> None:
+        answers.wait(HANG)
+        raise OSError
+
+    monkeypatch.setattr(nvml_machine, "Nvml", hung)
+    monkeypatch.setattr(nvml_machine, "_LONGEST", 0.01)
+    with pytest.raises(MachineError, match="driver has not answered") as told:
+        machine_from(None, environ={})
+    answers.set()
+    for thread in driver_calls._hung:
+        thread.join(HANG)
+    assert "dmesg" in (told.value.hint or "")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import MachineError
 from turbofit.core.machine import Gpu, Link, Machine
 from turbofit.core.struct import NA, NaType
 from turbofit.machine.devices import Device, read_device
+from turbofit.machine.driver_calls import ask_driver
 from turbofit.machine.host import read_host
 from turbofit.machine.links import LaneMap, shared_lanes
 from turbofit.machine.nvml import P2P_NVLINK, P2P_READ, P2P_WRITE, GpuLostError, Nvml, answered
@@ -17,7 +19,7 @@ from turbofit.machine.visible import cuda_visible
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["measure"]
+__all__ = ["measure", "measure_in_time"]
 
 #: nvmlGpuTopologyLevel
 _ANCESTOR: Final = {
@@ -31,6 +33,8 @@ _ANCESTOR: Final = {
 _P2P_OK: Final = 0
 _P2P_UNKNOWN: Final = 6
 _SWITCH: Final = 2
+#: Seconds to read all GPUs: a driver that nobody keeps loaded is loaded first, some for each.
+_LONGEST: Final = 120.0
 
 
 def measure(environ: Mapping[str, str]) -> Machine:
@@ -58,6 +62,23 @@ def measure(environ: Mapping[str, str]) -> Machine:
         visible=visible,
         warnings=(*warnings, *notes),
     )
+
+
+def measure_in_time(environ: Mapping[str, str]) -> Machine:
+    """As `measure`, but for a driver that may never answer, as one that has lost a card.
+
+    Raises:
+        MachineError: as `measure`, or it has not answered for two minutes.
+        PackageError: nvidia-ml-py is not installed.
+    """
+    machine = ask_driver(partial(measure, environ), None, seconds=_LONGEST)
+    if machine is None:
+        raise MachineError(
+            f"the NVIDIA driver has not answered for {_LONGEST:g} s",
+            hint="look for NVRM and Xid in `sudo dmesg`, and restart the machine; or describe one "
+            "with --on SPEC",
+        )
+    return machine
 
 
 def _devices(nvml: Nvml) -> tuple[list[Device], list[str]]:

@@ -47,10 +47,10 @@ def machine_from(
     env = os.environ if environ is None else environ
     chosen_by_user = gpus is not None
     if on is None:
-        from turbofit.machine.nvml_machine import measure
+        from turbofit.machine.nvml_machine import measure_in_time
         from turbofit.machine.speed import recall
 
-        machine = recall(measure(env))
+        machine = recall(measure_in_time(env))
         chosen_by_user = chosen_by_user or env.get("CUDA_VISIBLE_DEVICES") is not None
     elif isinstance(on, Machine):
         visible = on.visible or tuple(gpu.index for gpu in on.gpus)

@@ -18,10 +18,10 @@ def roomy_host(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     host: dict[str, Any] = {
         "ram_total": 64 * GIB, "ram_available": 48 * GIB, "shm_available": 32 * GIB, "cpus": 16,
     }  # fmt: skip
-    real = examine_module.measure
+    real = examine_module.measure_in_time
 
     def measure(environ: Any) -> Machine:
         return msgspec.structs.replace(real(environ), host=Host(**host))
 
-    monkeypatch.setattr(examine_module, "measure", measure)
+    monkeypatch.setattr(examine_module, "measure_in_time", measure)
     return host

@@ -20,7 +20,6 @@ from tests.waiting import HANG
 from turbofit.core.errors import DoesNotFitError
 from turbofit.core.plan import Plan
 from turbofit.core.units import GIB, MIB
-from turbofit.launch.serve import driver_calls
 from turbofit.launch.serve import gpu_monitor as module
 from turbofit.launch.serve.gpu_monitor import (
     GpuMonitor,
@@ -31,6 +30,7 @@ from turbofit.launch.serve.gpu_monitor import (
 )
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import Planner
+from turbofit.machine import driver_calls
 from turbofit.planning.request import PlanRequest
 
 ENGINE = 20 * GIB

@@ -16,7 +16,7 @@ from turbofit.diagnose.doctor.about_videos import video_finding
 from turbofit.diagnose.doctor.finding import DoctorReport, Finding, ok, stops
 from turbofit.diagnose.doctor.health import Health, read_health
 from turbofit.diagnose.doctor.sources import Sources
-from turbofit.machine.nvml_machine import measure
+from turbofit.machine.nvml_machine import measure_in_time
 from turbofit.machine.source import machine_from
 
 if TYPE_CHECKING:
@@ -85,10 +85,10 @@ def _whole_machine(places: Sources) -> Machine:
     from msgspec.structs import replace
 
     try:
-        return measure(places.environ)
+        return measure_in_time(places.environ)
     except MachineError as hidden:
         if "CUDA_VISIBLE_DEVICES" not in hidden.message:
             raise
         rest = {k: v for k, v in places.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
-        whole = measure(rest)
+        whole = measure_in_time(rest)
         return replace(whole, visible=(), warnings=(*whole.warnings, hidden.message))

@@ -23,25 +23,35 @@ _SECONDS: Final = 30.0
 _hung: list[threading.Thread] = []
 
 
-def ask_driver(question: Callable[[], _T], otherwise: _T) -> _T:
+def ask_driver(question: Callable[[], _T], otherwise: _T, *, seconds: float | None = None) -> _T:
     """The answer to a question, asked in a thread of its own.
 
     Args:
-        question: which raises nothing.
-        otherwise: the answer where none comes within 30 s, and at once as long as that thread, or
+        question: what it raises is raised here.
+        otherwise: the answer where none comes in time, and at once as long as that thread, or
             another one of this process, still waits for its own.
+        seconds: for an answer; None: 30.
     """
     _hung[:] = [thread for thread in _hung if thread.is_alive()]
     if _hung:
         return otherwise
     answers: list[_T] = []
-    thread = threading.Thread(
-        target=lambda: answers.append(question()), name="driver-call", daemon=True
-    )
+    errors: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            answers.append(question())
+        except Exception as exc:  # noqa: BLE001 - who asked gets it
+            errors.append(exc)
+
+    thread = threading.Thread(target=ask, name="driver-call", daemon=True)
     thread.start()
-    thread.join(_SECONDS)
-    if not answers:
+    longest = _SECONDS if seconds is None else seconds
+    thread.join(longest)
+    if thread.is_alive():
         _hung.append(thread)
-        _LOG.info("the driver has not answered for %g s", _SECONDS)
+        _LOG.info("the driver has not answered for %g s", longest)
         return otherwise
+    if errors:
+        raise errors[0]
     return answers[0]

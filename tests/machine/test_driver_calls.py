@@ -7,12 +7,21 @@ import threading
 import pytest
 
 from tests.waiting import HANG
-from turbofit.launch.serve import driver_calls
-from turbofit.launch.serve.driver_calls import ask_driver
+from turbofit.machine import driver_calls
+from turbofit.machine.driver_calls import ask_driver
+from turbofit.machine.nvml import GpuLostError
 
 
 def test_an_answer_is_passed_on() -> None:
     assert ask_driver(lambda: 7, 0) == 7
+
+
+def test_what_a_question_raises_is_raised_to_who_asked() -> None:
+    def question() -> int:
+        raise GpuLostError("gone")
+
+    with pytest.raises(GpuLostError, match="gone"):
+        ask_driver(question, 0)
 
 
 def test_a_driver_that_hangs_is_asked_no_more_until_it_answers(
