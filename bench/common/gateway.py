@@ -126,7 +126,7 @@ class Recorder:
 
     async def open(self, engine, method, path, body, headers):
         if engine.index in self.down:
-            raise Unreachable("down")
+            raise Unreachable("down", ended=True)
         self.seen.append((engine.index, method, path, body, headers))
         answer = self.answer(engine, path, body)
         if asyncio.iscoroutine(answer):

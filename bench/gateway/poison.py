@@ -54,6 +54,8 @@ class Engine:
             def connection_made(self, transport: asyncio.BaseTransport) -> None:
                 super().connection_made(transport)
                 engine.connections.add(transport)
+                if engine.server is None:  # it died between accept() and this call
+                    transport.abort()  # type: ignore[attr-defined]
 
             def connection_lost(self, _exc: Exception | None) -> None:
                 engine.connections.discard(self.transport)

@@ -129,6 +129,8 @@ class SimulatedEngine:
         self.well_since, self.asked_at = inf, 0.0
         self.connections: list[Any] = []
         self.exchanges: list[Exchange] = []
+        #: Resets the connections that are being made.
+        self.connecting: list[Callable[[], None]] = []
         #: When a client's request was last left, and which.
         self.last_left: tuple[float, Request] | None = None
         self.said: deque[tuple[str, int]] = deque()
@@ -270,6 +272,9 @@ class SimulatedEngine:
         if machine.ports.get(self.port) is self:
             del machine.ports[self.port]
         self.listening = False
+        connecting, self.connecting = self.connecting, []
+        for reset in connecting:
+            reset()
         for one in list(self.exchanges):
             one.open = False
             one.answer("lost", None)

@@ -66,6 +66,8 @@ class GatewayPort:
     def __init__(self, world: World) -> None:
         self._world = world
         self.connections: list[Any] = []
+        #: As of an engine, and never called: whoever waits is refused.
+        self.connecting: list[Callable[[], None]] = []
 
     @property
     def listening(self) -> bool:

@@ -133,14 +133,32 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
         Raises:
             ConnectionRefusedError: nothing does.
+            ConnectionResetError: nothing does any more.
         """
-        await asyncio.sleep(0.0001)
-        found: Any = self._world.machine.ports.get(address[1])
-        if address[1] == GATEWAY_PORT:
-            found = self._world.port
-        if found is None or not found.listening:
+        made, found = self.create_future(), self._listens_at(address[1])
+
+        def reset() -> None:
+            error = ConnectionResetError(104, "Connection reset by peer (simulated)")
+            self.call_soon_threadsafe(_settle, made, error)
+
+        wait = self.call_later(self._world.connect_seconds, _settle, made)
+        if found is not None:
+            found.connecting.append(reset)
+        try:
+            await made
+        finally:
+            wait.cancel()
+            if found is not None and reset in found.connecting:
+                found.connecting.remove(reset)
+        found = self._listens_at(address[1])
+        if found is None:
             raise ConnectionRefusedError(111, "Connection refused (simulated)")
         self._reached[sock] = found
+
+    def _listens_at(self, port: int) -> Any:
+        ports = self._world.machine.ports
+        found: Any = self._world.port if port == GATEWAY_PORT else ports.get(port)
+        return found if found is not None and found.listening else None
 
     async def create_connection(  # type: ignore[override]
         self, protocol_factory: Callable[[], Any], *_: Any, sock: Any = None, **__: Any
@@ -152,6 +170,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
         transport = EngineConnection(self, self._world, engine, protocol)
         protocol.connection_made(transport)
         return transport, protocol
+
+
+def _settle(future: asyncio.Future[None], error: Exception | None = None) -> None:
+    if not future.done():
+        future.set_result(None) if error is None else future.set_exception(error)
 
 
 @cache

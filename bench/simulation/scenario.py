@@ -198,12 +198,18 @@ class Day:
             when += rare.uniform(30.0, 1500.0)
 
     def _poison_at_once(self, rare: random.Random | None, begin: float) -> None:
-        """In few days a client sends its killing request several times at once, and hangs up."""
+        """In few days a client sends its killing request several times at once, and hangs up.
+
+        It sends it twice more within minutes. Connections to engines take longer on some of these
+        days, so that an engine's end may meet one that is being made.
+        """
         if rare is None:
             return
+        bursts = []
         for _ in range(rare.randrange(1, 6)):
             when = rare.uniform(begin, begin + self.seconds - CALM)
             text, within = f"poison {rare.random()}", rare.choice((0.0, 0.01, 0.05, 1.0))
+            bursts.append((when, text))
             for _ in range(rare.randrange(2, 12)):
                 one = Request(
                     number=0, client="10.0.1.4", poison=True, text=text,
@@ -211,6 +217,13 @@ class Day:
                 )  # fmt: skip
                 at = when + rare.uniform(0.0, within)
                 self.world.scheduler.at(at, lambda one=one: self._send(one))
+        self.world.connect_seconds = rare.choice((0.0001, 0.01, 0.05))
+        for when, text in bursts:
+            later = when
+            for _ in range(2):
+                later += rare.uniform(60.0, 600.0)
+                one = Request(number=0, client="10.0.1.4", poison=True, text=text)
+                self.world.scheduler.at(later, lambda one=one: self._send(one))
 
     def _batch(self, rare: random.Random | None, begin: float) -> None:
         """In few days somebody runs a batch, and faults come meanwhile."""

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import socket
 
 import pytest
 
 pytest.importorskip("aiohttp")
 
+import aiohttp
+
 from turbofit.gateway.routing.engines import RoutedEngine
-from turbofit.gateway.routing.upstream import Upstream
+from turbofit.gateway.routing.upstream import Unreachable, Upstream
 
 
 def test_an_engine_that_takes_a_request_and_says_nothing_costs_a_page() -> None:
@@ -32,3 +37,38 @@ def test_an_engine_that_takes_a_request_and_says_nothing_costs_a_page() -> None:
 
     assert asyncio.run(main()) == ""
     assert heard.is_set()
+
+
+def failed(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize(
+    ("error", "vanished", "ended"),
+    [
+        (failed(errno.ECONNREFUSED), False, True),
+        (failed(errno.ECONNRESET), False, True),  # it ended before it accepted
+        (failed(errno.ETIMEDOUT), True, False),
+        (failed(errno.EHOSTUNREACH), True, False),
+        (failed(errno.EMFILE), False, False),
+        (failed(errno.EADDRNOTAVAIL), False, False),
+        (socket.gaierror(socket.EAI_AGAIN, "try again"), False, False),
+    ],
+)
+def test_what_a_connection_that_was_not_made_says_of_the_engine(
+    error: OSError, vanished: bool, ended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def connect(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(aiohttp.connector.aiohappyeyeballs, "start_connection", connect)
+
+    async def main() -> Unreachable:
+        upstream = Upstream()
+        with pytest.raises(Unreachable) as told:
+            await upstream.open(RoutedEngine(0, "http://127.0.0.1:9"), "GET", "/", None, {})
+        await upstream.close()
+        return told.value
+
+    told = asyncio.run(main())
+    assert (told.vanished, told.ended) == (vanished, ended)

@@ -109,8 +109,8 @@ class Monitor:
 
         Args:
             engine: which.
-            vanished: whether nobody answered at all; else its machine did, and nothing listens.
-                Then those that it has break off by themselves, and only they were at its death.
+            vanished: whether its machine is not heard of. Where it is, those that the engine has
+                break off by themselves, and only they were at its death.
         """
         if engine.up and vanished:
             engine.failures = _FAILURES

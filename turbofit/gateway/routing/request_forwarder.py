@@ -38,6 +38,8 @@ _LOG: Final = LazyLogger(__name__)
 #: Engines that may not be reached, one after the other: with the gateway's own network gone each
 #: would cost its client a timeout.
 _MOST_ENGINES: Final = 16
+#: Seconds in which the connections of an engine that has ended break, and between two looks.
+_BREAKS, _LOOK = 0.5, 0.01
 
 
 class RequestForwarder:
@@ -102,8 +104,9 @@ class RequestForwarder:
             except Unreachable as exc:
                 self._monitor.gone(engine, vanished=exc.vanished)
                 self._metrics.count("engine_failures_total", f"engine={engine.label}")
-                if not exc.vanished:
+                if exc.ended:
                     await self._quarantine.unreachable(engine)
+                    await _accused(engine)
                 self._let_equal_ones_go(request)
             except EngineDied as exc:
                 await self._broke_off(request, exc, retries, avoid)
@@ -275,6 +278,17 @@ class RequestForwarder:
                 if exchange.outcome.vanished or (unbegun and self._fleet.others(avoid)):
                     self._monitor.doubt(engine)
                 self._metrics.count("engine_failures_total", f"engine={engine.label}")
+
+
+async def _accused(engine: RoutedEngine) -> None:
+    """Wait until what an engine had when it ended has broken off, and is suspected.
+
+    A request that found nothing there may be equal to it, and goes on to another engine.
+    """
+    until = now() + _BREAKS
+    while engine.in_flight and now() < until:
+        await asyncio.sleep(_LOOK)
+    await asyncio.sleep(_LOOK)
 
 
 class _Place:

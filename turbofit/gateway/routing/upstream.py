@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
@@ -27,6 +28,11 @@ _KEEP_ALIVE: Final = 3.0
 _SILENCE: Final = 3600.0
 _READ_BUFFER: Final = 1 << 18
 _HEALTH_SECONDS: Final = 10.0
+#: Of a connection to a machine that is not heard of. Any other one may be the gateway's own: it has
+#: no port or file left, or cannot look a name up.
+_NOT_HEARD: Final = {
+    errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN,
+}  # fmt: skip
 
 
 class Unreachable(Exception):  # noqa: N818
@@ -34,12 +40,13 @@ class Unreachable(Exception):  # noqa: N818
 
     Args:
         message: why.
-        vanished: nobody answered at all; else the machine did, and nothing listens there.
+        vanished: the machine is not heard of.
+        ended: the machine answered, and nothing listens there.
     """
 
-    def __init__(self, message: str, *, vanished: bool = False) -> None:
+    def __init__(self, message: str, *, vanished: bool = False, ended: bool = False) -> None:
         super().__init__(message)
-        self.vanished = vanished
+        self.vanished, self.ended = vanished, ended
 
 
 class Died(Exception):  # noqa: N818
@@ -81,15 +88,17 @@ class Upstream:
                 method, engine.url + path, data=body, headers=headers, allow_redirects=False
             )
         except aiohttp.ClientConnectorError as exc:
-            refused = isinstance(exc.os_error, ConnectionRefusedError)
-            raise Unreachable(str(exc), vanished=not refused) from None
+            # What waits to be accepted when the engine ends is reset, not refused.
+            ended = isinstance(exc.os_error, ConnectionError)
+            vanished = exc.os_error.errno in _NOT_HEARD
+            raise Unreachable(str(exc), vanished=vanished, ended=ended) from None
         except aiohttp.ConnectionTimeoutError as exc:
             raise Unreachable(str(exc), vanished=True) from None
         except (aiohttp.ClientError, OSError) as exc:
             raise Died(str(exc)) from exc
         if UNREACHED in response.headers:
             response.close()
-            raise Unreachable("nothing listens behind the forwarder")
+            raise Unreachable("nothing listens behind the forwarder", ended=True)
         return response
 
     async def probe(self, engine: RoutedEngine) -> bool:
