@@ -109,8 +109,8 @@ class Monitor:
 
         Args:
             engine: which.
-            vanished: whether its machine is not heard of. Where it is, those that the engine has
-                break off by themselves, and only they were at its death.
+            vanished: whether its machine is not heard of: what the engine has is ended, and accused
+                of nothing. Else it breaks off by itself, and only that was at the engine's death.
         """
         if engine.up and vanished:
             engine.failures = _FAILURES
