@@ -55,7 +55,7 @@ BUGS = (
         "            vanished = not isinstance(exc.os_error, ConnectionRefusedError)\n", 2980088),
     Bug("who was refused goes on before those that the engine had are suspected",
         "gateway/routing/request_forwarder.py",
-        "                    await _accused(engine)\n", "", 2980731),
+        "                    await _wait_until_suspected(engine)\n", "", 2980731),
     Bug("a lack of memory that others took is a request's fault", "launch/serve/attempt.py",
         'if ending.kind == "out_of_memory" and taken:', "if False:", 2230139),
     Bug("room is given back twice", "gateway/routing/request_forwarder.py",

@@ -80,7 +80,7 @@ class World(History):
         self.port = GatewayPort(self)
         #: How the next starts of engines end, before it is left to chance that they live.
         self.start_faults: list[StartFault] = []
-        #: Until a connection to an engine is made.
+        #: Seconds until a connection to an engine is made.
         self.connect_seconds = 0.0001
         self.tear_next = False
         #: Its history is over, and its threads are let go of.

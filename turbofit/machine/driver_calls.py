@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from turbofit.core.process.log import LazyLogger
@@ -35,23 +36,20 @@ def ask_driver(question: Callable[[], _T], otherwise: _T, *, seconds: float | No
     _hung[:] = [thread for thread in _hung if thread.is_alive()]
     if _hung:
         return otherwise
-    answers: list[_T] = []
-    errors: list[Exception] = []
+    answer: Future[_T] = Future()
 
     def ask() -> None:
         try:
-            answers.append(question())
-        except Exception as exc:  # noqa: BLE001 - who asked gets it
-            errors.append(exc)
+            answer.set_result(question())
+        except BaseException as exc:  # noqa: BLE001 - who asked gets it
+            answer.set_exception(exc)
 
     thread = threading.Thread(target=ask, name="driver-call", daemon=True)
     thread.start()
     longest = _SECONDS if seconds is None else seconds
     thread.join(longest)
-    if thread.is_alive():
+    if not answer.done():
         _hung.append(thread)
         _LOG.info("the driver has not answered for %g s", longest)
         return otherwise
-    if errors:
-        raise errors[0]
-    return answers[0]
+    return answer.result()

@@ -106,7 +106,7 @@ class RequestForwarder:
                 self._metrics.count("engine_failures_total", f"engine={engine.label}")
                 if exc.ended:
                     await self._quarantine.unreachable(engine)
-                    await _accused(engine)
+                    await _wait_until_suspected(engine)
                 self._let_equal_ones_go(request)
             except EngineDied as exc:
                 await self._broke_off(request, exc, retries, avoid)
@@ -280,7 +280,7 @@ class RequestForwarder:
                 self._metrics.count("engine_failures_total", f"engine={engine.label}")
 
 
-async def _accused(engine: RoutedEngine) -> None:
+async def _wait_until_suspected(engine: RoutedEngine) -> None:
     """Wait until what an engine had when it ended has broken off, and is suspected.
 
     A request that found nothing there may be equal to it, and goes on to another engine.
