@@ -66,7 +66,7 @@ class GatewayPort:
     def __init__(self, world: World) -> None:
         self._world = world
         self.connections: list[Any] = []
-        #: As of an engine, and never called: whoever waits is refused.
+        #: As at an engine. Nobody calls them here: who waits is refused.
         self.connecting: list[Callable[[], None]] = []
 
     @property

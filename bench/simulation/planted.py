@@ -51,7 +51,7 @@ BUGS = (
         "                if exc.ended:\n", "                if False:\n", 3050443),
     Bug("a connection that an engine's end resets is taken for a machine that vanished",
         "gateway/routing/upstream.py",
-        "            vanished = exc.os_error.errno in _NOT_HEARD\n",
+        "            vanished = exc.os_error.errno in _NO_ANSWER\n",
         "            vanished = not isinstance(exc.os_error, ConnectionRefusedError)\n", 2980088),
     Bug("who was refused goes on before those that the engine had are suspected",
         "gateway/routing/request_forwarder.py",

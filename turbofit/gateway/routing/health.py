@@ -109,8 +109,9 @@ class Monitor:
 
         Args:
             engine: which.
-            vanished: whether its machine is not heard of: what the engine has is ended, and accused
-                of nothing. Else it breaks off by itself, and only that was at the engine's death.
+            vanished: whether its machine does not answer. Then the requests that the engine has are
+                ended, and not accused. Else they break off by themselves: only they were at its
+                death.
         """
         if engine.up and vanished:
             engine.failures = _FAILURES

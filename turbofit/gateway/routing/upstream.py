@@ -28,9 +28,9 @@ _KEEP_ALIVE: Final = 3.0
 _SILENCE: Final = 3600.0
 _READ_BUFFER: Final = 1 << 18
 _HEALTH_SECONDS: Final = 10.0
-#: Of a connection to a machine that is not heard of. Any other one may be the gateway's own: it has
-#: no port or file left, or cannot look a name up.
-_NOT_HEARD: Final = {
+#: Errors of a connection to a machine that does not answer. Others may be the gateway's own: it has
+#: no port or file left, or cannot look up a name.
+_NO_ANSWER: Final = {
     errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN,
 }  # fmt: skip
 
@@ -40,7 +40,7 @@ class Unreachable(Exception):  # noqa: N818
 
     Args:
         message: why.
-        vanished: the machine is not heard of.
+        vanished: the machine does not answer.
         ended: the machine answered, and nothing listens there.
     """
 
@@ -90,7 +90,7 @@ class Upstream:
         except aiohttp.ClientConnectorError as exc:
             # What waits to be accepted when the engine ends is reset, not refused.
             ended = isinstance(exc.os_error, ConnectionError)
-            vanished = exc.os_error.errno in _NOT_HEARD
+            vanished = exc.os_error.errno in _NO_ANSWER
             raise Unreachable(str(exc), vanished=vanished, ended=ended) from None
         except aiohttp.ConnectionTimeoutError as exc:
             raise Unreachable(str(exc), vanished=True) from None
