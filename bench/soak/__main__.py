@@ -69,7 +69,7 @@ async def _soak(served: Soaked, args: argparse.Namespace) -> tuple[list[Sample],
             for engine in served.engines()[:1] * COMPARISONS:
                 if not faults.busy:  # an engine that stands still would be compared with another
                     await clients.compare(engine)
-            held = taken(served.pid, served.folder)
+            held = taken(served.pid, served.port, served.folder)
             one = Sample(
                 at=time.monotonic() - began, requests=clients.sent + clients.compared,
                 faults=len(faults.done), added=tuple(clients.added), **held,

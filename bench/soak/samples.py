@@ -13,6 +13,8 @@ __all__ = ["TOLERANCES", "Sample", "Verdict", "shown", "taken", "verdict"]
 
 #: Of the samples, in parts: the first of them is the warm-up and counts for nothing.
 _PARTS: Final = 10
+#: Of a connection, in the kernel's table.
+_ESTABLISHED: Final = "01"
 #: What the last part may have beyond the one after the warm-up.
 TOLERANCES: Final = {
     "memory": "8 MiB and 5 %", "descriptors": "4", "threads": "2",
@@ -25,12 +27,15 @@ TOLERANCES: Final = {
 class Sample(NamedTuple):
     """One moment: seconds since the start, bytes in memory and on disk, added milliseconds.
 
-    ``processor`` is the time that the process has used so far, in milliseconds.
+    ``descriptors`` are those beside the ``connections`` that clients hold open: how many those are
+    is theirs to say. One that its client has closed is a descriptor. ``processor`` is the time
+    that the process has used so far, in milliseconds.
     """
 
     at: float
     memory: int
     descriptors: int
+    connections: int
     threads: int
     disk: int
     processor: int
@@ -39,16 +44,28 @@ class Sample(NamedTuple):
     added: tuple[float, ...]
 
 
-def taken(pid: int, folder: Path) -> dict[str, int]:
-    """What a process and its folder hold now."""
+def taken(pid: int, port: int, folder: Path) -> dict[str, int]:
+    """What a process that listens on a port, and its folder, hold now."""
+    connections = _connections(pid, port)
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return {
         "memory": pages * resource.getpagesize(),
-        "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
+        "descriptors": len(os.listdir(f"/proc/{pid}/fd")) - connections,
+        "connections": connections,
         "threads": len(os.listdir(f"/proc/{pid}/task")),
         "processor": _processor(pid),
         "disk": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
     }
+
+
+def _connections(pid: int, port: int) -> int:
+    """Accepted IPv4 connections to a port that neither side has closed (proc(5), net/tcp)."""
+    rows = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+    local, state, inode = 1, 3, 9  # before it is accepted, its inode is 0
+    return sum(
+        row[local].endswith(f":{port:04X}") and row[state] == _ESTABLISHED and row[inode] != "0"
+        for row in map(str.split, rows)
+    )
 
 
 def _processor(pid: int) -> int:

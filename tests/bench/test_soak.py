@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,8 @@ MIB = 1 << 20
 
 def samples(**growing):
     """A hundred of them; a figure that grows has so much more in each."""
-    figures = {"memory": 60 * MIB, "descriptors": 20, "threads": 6, "disk": 1000,
-               "processor": 0}  # fmt: skip
+    figures = {"memory": 60 * MIB, "descriptors": 20, "connections": 5, "threads": 6,
+               "disk": 1000, "processor": 0}  # fmt: skip
     step = {"disk": 4000, "processor": 30, **growing}
     return [
         Sample(
@@ -63,13 +64,31 @@ def test_too_few_samples_are_no_verdict() -> None:
 
 def test_a_process_is_looked_at(tmp_path: Path) -> None:
     (tmp_path / "engine-0.log").write_bytes(b"x" * 100)
-    before = taken(os.getpid(), tmp_path)
-    with (tmp_path / "engine-0.log").open():
-        after = taken(os.getpid(), tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        before = taken(os.getpid(), port, tmp_path)
+        with (tmp_path / "engine-0.log").open():
+            after = taken(os.getpid(), port, tmp_path)
     assert after["descriptors"] == before["descriptors"] + 1
     assert before["disk"] == 100
     assert 0 < before["processor"] <= after["processor"]
+    assert before.pop("connections") == 0
     assert min(before.values()) > 0
+
+
+def test_a_connection_counts_as_a_descriptor_once_its_client_has_closed_it(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            before = taken(os.getpid(), port, tmp_path)  # not accepted yet
+            accepted, _ = server.accept()
+            held = taken(os.getpid(), port, tmp_path)
+        with accepted:
+            assert accepted.recv(1) == b""  # its end has come
+            left = taken(os.getpid(), port, tmp_path)
+    assert client.fileno() == -1
+    assert [one["connections"] for one in (before, held, left)] == [0, 1, 0]
+    assert before["descriptors"] == held["descriptors"] == left["descriptors"]
 
 
 def test_a_process_that_got_an_engines_number_is_none(tmp_path: Path) -> None:
