@@ -86,13 +86,19 @@ class _Content:
         if isinstance(part, float):
             await asyncio.sleep(part)
             return await self.readany()
+        if isinstance(part, asyncio.Future):
+            await part
+            raise OSError("reset")
         if isinstance(part, Exception):
             raise part
         return part
 
 
 class Answer:
-    """What the upstream says: bytes, pauses (floats) and exceptions, one after the other."""
+    """What the upstream says: bytes, pauses (floats) and exceptions, one after the other.
+
+    At a future it breaks off, once that is done.
+    """
 
     def __init__(self, *parts: Any, status: int = 200, kind: str = "application/json", **headers):
         self.parts, self.status = parts, status

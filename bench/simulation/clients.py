@@ -32,7 +32,8 @@ def _image(width: int, height: int) -> str:
 class Request:
     """One request, and what became of it.
 
-    ``leaves``: seconds after which its client goes away; ``end`` is a status, ``left``, ``lost``
+    ``leaves``: seconds after which its client goes away; ``ends_after``: those after which it ends
+    its engine, if it does (``poison``); ``end`` is a status, ``left``, ``lost``
     (turbofit ended) or ``closed`` (nothing listened).
     """
 
@@ -44,6 +45,7 @@ class Request:
     tokens: int = 3
     leaves: float | None = None
     poison: bool = False
+    ends_after: float = 0.03
     text: str = ""
     sent: float = 0.0
     starts: int = 0

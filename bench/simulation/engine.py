@@ -77,8 +77,8 @@ class Exchange:
         self.units = self.encoding = 0
         #: Tokens that it may come to hold of the cache.
         self.tokens = 0
-        #: Whether its stream has begun; who asked is gone.
-        self.begun = self.gone = False
+        #: Whether its answer has begun; all of it is made; who asked is gone.
+        self.begun = self.made = self.gone = False
 
     def left(self) -> None:
         """Who asked is gone: of an answer in one piece LMDeploy notices that at the next token."""
@@ -247,7 +247,7 @@ class SimulatedEngine:
             # Who follows its log waits for its last words.
             self.world.scheduler.after(_LAST_WORDS, self._tell)
             # Each request looks every second whether the loop is alive.
-            for one in list(self.exchanges):
+            for one in [one for one in self.exchanges if not one.made]:
                 self.world.scheduler.after(self.world.rng.random(), partial(self._unavailable, one))
 
     def _unavailable(self, one: Exchange) -> None:
@@ -258,8 +258,7 @@ class SimulatedEngine:
         if one.begun:
             event = msgspec.json.encode({"error": {**error, "object": "error"}})
             one.answer("data", b"data: " + event + b"\n\ndata: [DONE]\n\n")
-            one.answer("end", None)
-            one.end()
+            self._close(one)
         else:
             self._whole(one, 503, {**error, "object": "error"})
 
@@ -297,9 +296,12 @@ class SimulatedEngine:
             self._log.cuda_error()
             self._fail()
 
-    def _die_of(self, request: Request) -> None:
-        if self.code is not None or self.loop_ended:
+    def _die_of(self, killing: Exchange) -> None:
+        """A request ends it, unless its answer is there already."""
+        request = killing.request
+        if self.code is not None or self.loop_ended or killing.made:
             return
+        assert request is not None
         here = [one.request for one in self.exchanges if one.request is not None]
         # Of two that would have ended it nobody knows which one did.
         if {one.text for one in here if one.poison} <= {request.text}:
@@ -319,7 +321,7 @@ class SimulatedEngine:
             self.asked_at = self.world.scheduler.now
             self.world.invariants.arrived(self, request)
             if request.poison and not self.failing and not self.loop_ended:
-                self.world.scheduler.after(0.03, lambda: self._die_of(request))
+                self.world.scheduler.after(request.ends_after, lambda: self._die_of(one))
         if method == "GET":
             page = {"data": [{"id": "m"}]} if path == "/v1/models" else {}
             self._after(one, 0.001, lambda: self._whole(one, 200, page))
@@ -335,8 +337,16 @@ class SimulatedEngine:
             if request is not None:
                 self.world.invariants.holds(self)
             seconds = units / (self.plan.limits.units_per_request or 1)
+            if self.world.network.early and request is not None and request.stream:
+                self._after(one, 0.001, lambda: self._head(one))
             self._after(one, 0.05 + seconds, lambda: self._begin(one))
         return one
+
+    def _head(self, one: Exchange) -> None:
+        """A stream begins."""
+        if not one.begun:
+            one.begun = True
+            one.answer("head", (200, "text/event-stream"))
 
     def _begin(self, one: Exchange) -> None:
         try:
@@ -352,13 +362,28 @@ class SimulatedEngine:
         self._evict()
         request = one.request
         if request is not None and request.stream:
-            one.begun = True
-            one.answer("head", (200, "text/event-stream"))
+            self._head(one)
             self._stream(one, request.tokens)
         else:
             tokens = request.tokens if request is not None else 1
             page = {"choices": [{"text": "ok"}], "usage": {"prompt_tokens": 9}}
-            self._after(one, 0.02 * tokens, lambda: self._whole(one, 200, page))
+            self._after(one, 0.02 * tokens, lambda: self._made(one, page))
+
+    def _made(self, one: Exchange, page: Any) -> None:
+        """An answer in one piece is there; what turbofit itself asks has its answer at once."""
+        one.made, pause = True, self.world.network.pause
+        if not pause or one.request is None:
+            self._whole(one, 200, page)
+            return
+        one.begun = True
+        one.answer("head", (200, "application/json"))
+        self._after(one, pause, lambda: one.answer("data", msgspec.json.encode(page)))
+        self._after(one, 2 * pause, lambda: self._close(one))
+
+    def _close(self, one: Exchange) -> None:
+        """The end of an answer."""
+        one.answer("end", None)
+        one.end()
 
     def _sent_units(self, request: Request | None, body: bytes) -> int:
         """Vision units of the images as they were sent: the gateway may have lowered them."""
@@ -397,9 +422,12 @@ class SimulatedEngine:
 
     def _stream(self, one: Exchange, left: int) -> None:
         if left == 0:
+            one.made = True
             one.answer("data", b"data: [DONE]\n\n")
-            one.answer("end", None)
-            one.end()
+            if self.world.network.pause:
+                self._after(one, self.world.network.pause, lambda: self._close(one))
+            else:
+                self._close(one)
             return
         one.answer("data", b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n')
         # Bursts: a token of a day costs as much of the simulation's time as one of a second.
@@ -414,7 +442,8 @@ class SimulatedEngine:
 
     def _go_on(self, one: Exchange, act: Callable[[], None]) -> None:
         # Of an engine whose loop has ended only its server goes on.
-        if self.code is not None or not one.open or (self.loop_ended and one.posted):
+        waits = one.posted and not one.made
+        if self.code is not None or not one.open or (self.loop_ended and waits):
             return
         if self._hung:
             self._stalled.append((self.world.scheduler.now, one, act))

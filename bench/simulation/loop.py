@@ -10,7 +10,7 @@ import socket
 from asyncio import events
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from bench.simulation.scheduler import Event
@@ -141,7 +141,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             error = ConnectionResetError(104, "Connection reset by peer (simulated)")
             self.call_soon_threadsafe(_settle, made, error)
 
-        wait = self.call_later(self._world.connect_seconds, _settle, made)
+        wait = self.call_later(self._world.network.connect, _settle, made)
         if found is not None:
             found.connecting.append(reset)
         try:
@@ -192,7 +192,10 @@ class EngineConnection(asyncio.Transport):
         super().__init__()
         self.loop, self._world, self._engine, self._protocol = loop, world, engine, protocol
         self._received = b""
-        self._closed = False
+        #: Its end has come; it is on its way.
+        self._closed = self._broken = False
+        #: Requests that the engine has not read yet.
+        self._unread = 0
         self._exchange: Exchange | None = None
         engine.connections.append(self)
 
@@ -219,7 +222,21 @@ class EngineConnection(asyncio.Transport):
             return
         self._received = rest[length:]
         method, path, _ = lines[0].split(" ")
-        self._exchange = self._engine.take(method, path, rest[:length], self._answer)
+        self._unread += 1
+        self._pass(self._world.network.request, partial(self._read, method, path, rest[:length]))
+
+    def _read(self, method: str, path: str, body: bytes) -> None:
+        """The engine has a whole request."""
+        if not self._closed and not self._broken:
+            self._unread -= 1
+            self._exchange = self._engine.take(method, path, body, self._answer)
+
+    def _pass(self, seconds: float, act: Callable[[], None]) -> None:
+        """What is on its way so long, in its order."""
+        if seconds:
+            self._world.scheduler.after(seconds, act)
+        else:
+            act()
 
     def writelines(self, list_of_data: Any) -> None:
         self.write(b"".join(list_of_data))
@@ -245,6 +262,9 @@ class EngineConnection(asyncio.Transport):
         self._tell(lambda: self._protocol.data_received(data))
 
     def _tell(self, act: Callable[[], None]) -> None:
+        self._pass(self._world.network.answer, partial(self._come, act))
+
+    def _come(self, act: Callable[[], None]) -> None:
         if not self._closed and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(lambda: None if self._closed else act())
 
@@ -252,15 +272,20 @@ class EngineConnection(asyncio.Transport):
         """The connection breaks; an engine that still runs drops the request, as LMDeploy does."""
         if self._exchange is not None:
             self._exchange.left()
-        if self._closed or self.loop.is_closed():
+        if self._broken:
             return
+        self._broken = True
+        # A kernel closes a socket in order whose program has read all of it.
+        orderly = self._world.network.orderly and not self._unread
 
         def lost() -> None:
-            if not self._closed:
-                self._closed = True
-                self._protocol.connection_lost(ConnectionResetError(104, "reset (simulated)"))
+            self._closed = True
+            if orderly:
+                self._protocol.eof_received()
+            reset = None if orderly else ConnectionResetError(104, "reset (simulated)")
+            self._protocol.connection_lost(reset)
 
-        self.loop.call_soon_threadsafe(lost)
+        self._tell(lost)
 
     def is_closing(self) -> bool:
         return self._closed

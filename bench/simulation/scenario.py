@@ -13,6 +13,7 @@ from bench.simulation.clients import Request
 from bench.simulation.commands import Turbofit
 from bench.simulation.faults import FAULTS
 from bench.simulation.history import Result
+from bench.simulation.network import Network
 from bench.simulation.substitutes import in_place
 from bench.simulation.world import World
 
@@ -27,9 +28,12 @@ _BACK = 300.0
 #: Part of the days in which `Day._poison_after_restart` happens.
 _RARE = 0.1
 #: What few days have besides, each by numbers of its own: the part of the days that have it.
-#: ``at once`` is `Day._poison_at_once`, ``hours`` `Day._poison_for_hours`; ``chosen engine`` is the
-#: PyTorch one.
-KINDS = {"at once": 0.05, "batch": 0.05, "calibration": 0.05, "chosen engine": 0.1, "hours": 0.05}
+#: ``at once`` is `Day._poison_at_once`, ``hours`` `Day._poison_for_hours`, ``network``
+#: `Day._break_answers`; ``chosen engine`` is the PyTorch one.
+KINDS = {
+    "at once": 0.05, "batch": 0.05, "calibration": 0.05, "chosen engine": 0.1, "hours": 0.05,
+    "network": 0.05,
+}  # fmt: skip
 _SETUPS = (
     ("1xrtx3090", "internvl2-8b", {}),
     ("2xrtx3090", "internvl2-8b", {}),
@@ -170,6 +174,7 @@ class Day:
             )
         self._poison_for_hours(of_kind("hours", world.seed), begin)
         self._poison_at_once(of_kind("at once", world.seed), begin)
+        self._break_answers(of_kind("network", world.seed), begin)
         self._batch(of_kind("batch", world.seed), begin)
         world.scheduler.at(calm, self._calm)
 
@@ -217,13 +222,45 @@ class Day:
                 )  # fmt: skip
                 at = when + rare.uniform(0.0, within)
                 self.world.scheduler.at(at, lambda one=one: self._send(one))
-        self.world.connect_seconds = rare.choice((0.0001, 0.01, 0.05))
+        self.world.network = Network(connect=rare.choice((0.0001, 0.01, 0.05)))
         for when, text in bursts:
             later = when
             for _ in range(2):
                 later += rare.uniform(60.0, 600.0)
                 one = Request(number=0, client="10.0.1.4", poison=True, text=text)
                 self.world.scheduler.at(later, lambda one=one: self._send(one))
+
+    def _break_answers(self, rare: random.Random | None, begin: float) -> None:
+        """In few days requests and answers are on their way for a while, and engines end meanwhile.
+
+        Some end of a request that is sent several times, before the answer begins or within it.
+        """
+        if rare is None:
+            return
+        scheduler, calm = self.world.scheduler, begin + self.seconds - CALM
+        self.world.network = Network.drawn(rare)
+        for _ in range(rare.randrange(2, 9)):
+            when = rare.uniform(begin, calm)
+            for _ in range(rare.randrange(1, 6)):
+                one = Request(
+                    number=0, client=f"10.0.4.{rare.randrange(20)}", tokens=rare.randrange(1, 6),
+                    stream=rare.random() < 0.5, leaves=rare.choice((None, None, None, 0.01, 0.3)),
+                )  # fmt: skip
+                scheduler.at(when + rare.uniform(0.0, 1.0), lambda one=one: self._send(one))
+            name = rare.choice(("engine_killed", "engine_crashes", "connections_break"))
+            scheduler.at(when + rare.uniform(0.0, 2.0), lambda name=name: self._fault(name))
+        for _ in range(rare.randrange(4)):
+            when, text = rare.uniform(begin, calm), f"poison {rare.random()}"
+            # A whole answer may be there before the later ones.
+            stream, after = rare.random() < 0.5, rare.choice((0.0005, 0.03, 0.2, 1.0))
+            after = after if stream else min(after, 0.03)
+            for _ in range(rare.randrange(1, 8)):
+                one = Request(
+                    number=0, client="10.0.1.5", poison=True, text=text, stream=stream,
+                    tokens=5, ends_after=after, leaves=rare.choice((None, None, None, 0.05)),
+                )  # fmt: skip
+                scheduler.at(when, lambda one=one: self._send(one))
+                when += rare.choice((0.0, rare.uniform(0.0, 0.1), rare.uniform(0.0, 60.0)))
 
     def _batch(self, rare: random.Random | None, begin: float) -> None:
         """In few days somebody runs a batch, and faults come meanwhile."""

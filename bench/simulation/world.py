@@ -17,6 +17,7 @@ from bench.simulation.gateway_port import GatewayPort
 from bench.simulation.history import History
 from bench.simulation.invariants import Invariants
 from bench.simulation.machine import SimulatedMachine
+from bench.simulation.network import Network
 from bench.simulation.scheduler import Event, Process
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ class World(History):
         self.port = GatewayPort(self)
         #: How the next starts of engines end, before it is left to chance that they live.
         self.start_faults: list[StartFault] = []
-        #: Seconds until a connection to an engine is made.
-        self.connect_seconds = 0.0001
+        #: Between the gateway and its engines.
+        self.network = Network()
         self.tear_next = False
         #: Its history is over, and its threads are let go of.
         self.closed = False

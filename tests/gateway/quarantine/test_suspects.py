@@ -65,6 +65,27 @@ def test_who_was_in_flight_at_a_death_is_suspected_until_it_is_answered(suspects
     assert suspects.suspicion("b") is not None
 
 
+def test_an_equal_one_that_was_alone_counts_though_another_was_told_of_first(suspects) -> None:
+    """One whose client left beside it was told of first, and nobody was convicted."""
+    suspects.accuse(EngineDeath(0), accused("a"))
+    second = EngineDeath(1)
+    assert suspects.accuse(second, accused("a")) is None
+    assert suspects.suspicion("a").deaths == 2
+    conviction = suspects.accuse(second, accused("a", alone=True))
+    assert conviction is not None
+    assert conviction.engines == 2
+    suspects.absolve(second)
+    assert suspects.conviction("a") is None
+    assert suspects.suspicion("a").deaths == 1
+
+
+def test_equal_ones_at_a_first_death_convict_nobody(suspects) -> None:
+    death = EngineDeath(0)
+    for alone in (False, True, True):
+        assert suspects.accuse(death, accused("a", alone=alone)) is None
+    assert suspects.suspicion("a").deaths == 1
+
+
 def test_several_copies_at_one_death_are_one(suspects) -> None:
     death = EngineDeath(0)
     suspects.accuse(death, accused("a"))

@@ -42,6 +42,21 @@ class RequestIdentity:
             loop = asyncio.get_running_loop()
             self._fingerprint = loop.run_in_executor(None, fingerprints.of, path, body)
 
+    def equals(self, other: RequestIdentity) -> bool:
+        """Whether both are known to be of equal requests: not while a fingerprint is being made."""
+        if self.sketch != other.sketch:
+            return False
+        mine = self._known
+        return mine is not None and mine == other._known
+
+    @property
+    def _known(self) -> str | None:
+        """The fingerprint, if it is known."""
+        found = self._fingerprint
+        if isinstance(found, str):
+            return found
+        return found.result() if found.done() and not found.cancelled() else None
+
     async def fingerprint(self) -> str:
         """The fingerprint, once it is known."""
         if not isinstance(self._fingerprint, str):

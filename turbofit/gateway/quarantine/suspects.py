@@ -2,12 +2,12 @@
 
 - A request that was in flight at the death of an engine is suspected. It may run again only alone
   on an engine (`trials` sees to that). An answer clears it.
-- A suspect that is in flight at another death, and alone there, is convicted: it is refused for a
-  day. So is one whose client left shortly before, where nothing else was there, or where it had
-  nothing else until its client left, as shortly before an earlier death too. A conviction
-  explains each death that the request was at: the others who were there are suspected less, and
-  their clients not at all. They still run alone once: two killing requests may have been at the
-  same death.
+- A suspect that is in flight at another death, and alone there but for equal ones, is convicted: it
+  is refused for a day. So is one whose client left shortly before, where nothing else was there, or
+  where it had nothing else until its client left, as shortly before an earlier death too. A
+  conviction explains each death that the request was at: the others who were there are suspected
+  less, and their clients not at all. They still run alone once: two killing requests may have been
+  at the same death.
 - A death that had another cause (somebody killed the process, a GPU is lost) accuses nobody:
   `absolve`.
 
@@ -108,13 +108,19 @@ class Suspects:
             Its conviction, where it was a suspect before and alone at this death.
         """
         name = accused.fingerprint
-        if death.explained or name in death.accused or name in self._convicted:
+        if death.explained or name in self._convicted:
             return None
         if not death.accused:
             death.at = self._clock()
-        before = self.suspicion(name)
+        before, known = self.suspicion(name), death.accused.get(name)
+        if known is None:
+            self._of.setdefault(name, []).append(death)
+        elif known.alone or not accused.alone:
+            return None
+        elif before is not None:
+            # An equal one that was not alone, as one whose client left, was told of first.
+            before = _without_a_death(before)
         death.accused[name] = accused
-        self._of.setdefault(name, []).append(death)
         self.accounts.charge(death, accused.accounts, proved=accused.alone, begun=accused.begun)
         if before is not None and accused.alone:
             death.convicted = before
@@ -308,6 +314,12 @@ class Suspects:
     def _drop(self, fingerprint: str) -> None:
         self._suspects.pop(fingerprint, None)
         self._of.pop(fingerprint, None)
+
+
+def _without_a_death(suspicion: Suspicion) -> Suspicion | None:
+    """What was held against a request before its last death; its times and marks are kept."""
+    deaths = suspicion.deaths - 1
+    return msgspec.structs.replace(suspicion, deaths=deaths) if deaths else None
 
 
 def _note(times: dict[str, float], name: str, at: float) -> None:

@@ -1,15 +1,16 @@
-"""Keeps equal requests on one engine until it has begun to answer one of them.
+"""Keeps equal requests on one engine until it has answered one of them.
 
 Of a request that no engine has answered yet nobody knows whether it ends engines, and clients send
 one several times at once: a load test, a person who asks again. The first goes where any request
 would. For ten seconds the others go to the same engine, or wait where it has no room, so that no
-other engine ends. Once a byte of an answer has come, or the time is over, they go to all engines,
-then and later. Where that engine loses them without a death (nothing listens there, its machine
-vanished, it was drained), they go to the next one in the same way.
+other engine ends. Once an answer is whole, or the engine has had one of them for all that time,
+they go to all engines, then and later. Where that engine loses them without a death (nothing
+listens there, its machine vanished, it was drained), or their clients leave within the time, they
+go to the next one in the same way.
 
 Over: requests with the same sketch (`fingerprints`) are taken for equal. Under: an engine that ends
-later than ten seconds after it was given the first of them, or after its answer has begun; equal
-requests at another gateway. What an engine failed is not kept here: `trials` has the suspects.
+later than ten seconds after it was given the first of them; equal requests at another gateway. What
+an engine failed is not kept here: `trials` has the suspects.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ __all__ = ["EqualRequests"]
 
 #: Seconds for which equal requests go to the engine of the first; less than one waits for room.
 _SECONDS: Final = 10.0
+#: Seconds from a place at an engine until a request is sent there, at most.
+_SENT: Final = 1.0
 #: Seconds by which a timer of the fastest loop, which counts milliseconds, is surely not early.
 _EARLY: Final = 0.02
 #: Requests that may go to all engines, which are remembered.
@@ -82,7 +85,7 @@ class EqualRequests:
         return choose
 
     def answered(self, sketch: str) -> None:
-        """An engine has begun to answer it: equal ones may go to all of them."""
+        """An engine has answered it: equal ones may go to all of them."""
         self._remember(sketch)
         self._drop(sketch)
 
@@ -103,14 +106,14 @@ class EqualRequests:
             self._pump()
 
     def _first(self, sketch: str) -> _First | None:
-        """Where the first went; those whose time is over may go to all engines."""
+        """Where the first went, if its time is not over."""
         now = self._clock()
         while self._unanswered:
             oldest = next(iter(self._unanswered))
             if self._unanswered[oldest].until > now:
                 break
-            del self._unanswered[oldest]
-            self._remember(oldest)
+            if _was_there(oldest, self._unanswered.pop(oldest)):
+                self._remember(oldest)
         return self._unanswered.get(sketch)
 
     def _remember(self, sketch: str) -> None:
@@ -125,3 +128,12 @@ class EqualRequests:
             first.waited_for = True
             seconds = first.until - self._clock() + _EARLY
             asyncio.get_running_loop().call_later(seconds, self._pump)
+
+
+def _was_there(sketch: str, first: _First) -> bool:
+    """Whether the engine has had one of the equal requests for all the time."""
+    since = first.until - _SECONDS + _SENT
+    return any(
+        one.sent_at <= since and one.identity is not None and one.identity.sketch == sketch
+        for one in first.engine.in_flight
+    )

@@ -98,7 +98,8 @@ class Exchange:
         self._loop_ended = loop_ended
         self._task: asyncio.Task[Any] | None = None
         self._aborted = False
-        self.heard_at = self._sent_at = 0.0
+        self.heard_at = self.sent_at = 0.0
+        self.identity = request.identity
         #: How many requests the engine had lost when this one came.
         self._broken_off_before = 0
         self.outcome = ForwardOutcome()
@@ -117,7 +118,7 @@ class Exchange:
         """
         engine, self._task = self._engine, asyncio.current_task()
         engine.in_flight[self] = None
-        self.heard_at = self._sent_at = time.monotonic()
+        self.heard_at = self.sent_at = time.monotonic()
         engine.outstanding += 1
         self.outcome.arrivals = engine.arrivals
         self._broken_off_before = engine.broken_off
@@ -133,7 +134,7 @@ class Exchange:
             await self._end_broken()
         except asyncio.CancelledError:
             if not self._aborted:
-                if engine.dead_since(self._sent_at):
+                if engine.dead_since(self.sent_at):
                     # Others have met its death; this one's client left before it could.
                     self._note_break(died=True)
                 raise
@@ -170,15 +171,23 @@ class Exchange:
         if died and not engine.draining:
             # An engine that is stuck in one request lives.
             lives = outcome.stuck
-            outcome.death = EngineDeath(engine.index) if lives else engine.note_death(self._sent_at)
-            # Of those that were there together the last to notice sees no other in flight.
-            identity = self._request.identity
-            outcome.alone = (
-                engine.outstanding == 1
-                and engine.broken_off == self._broken_off_before
-                and not engine.may_have_another(None if identity is None else identity.sketch)
-            )
+            outcome.death = EngineDeath(engine.index) if lives else engine.note_death(self.sent_at)
+            # Of those that were there together the first to notice sees the others in flight.
+            if engine.broken_off == self._broken_off_before:
+                outcome.equal = self._equal_ones()
+                sketch = None if self.identity is None else self.identity.sketch
+                outcome.alone = (
+                    engine.outstanding == 1 + outcome.equal and not engine.may_have_another(sketch)
+                )
             engine.broken_off += 1
+
+    def _equal_ones(self) -> int:
+        """How many requests the engine has, beside this one, that are equal to it."""
+        mine = self.identity
+        if mine is None:
+            return 0
+        others = (one.identity for one in self._engine.in_flight)
+        return sum(one is not None and one.equals(mine) for one in others)
 
     def _hear(self) -> None:
         """A byte came."""

@@ -14,8 +14,8 @@ class ForwardOutcome:
     """What became of the request, for the access log and for who is suspected."""
 
     __slots__ = (
-        "alone", "answered", "arrivals", "broken", "bytes_out", "death", "events", "failed",
-        "first_byte", "started", "status", "stuck", "tail", "vanished",
+        "alone", "answered", "arrivals", "broken", "bytes_out", "death", "equal", "events",
+        "failed", "first_byte", "started", "status", "stuck", "tail", "vanished",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -29,8 +29,10 @@ class ForwardOutcome:
         self.broken = False
         #: The engine ended, or was given up. None: its machine vanished, or it was drained.
         self.death: EngineDeath | None = None
-        #: No other request was in flight there when it died, as far as this gateway knows.
+        #: No other request was in flight there when it died, but for so many equal ones, as far as
+        #: this gateway knows. Of equal ones only the first to break off is said to be alone.
         self.alone = False
+        self.equal = 0
         #: How many requests had come to the engine with it.
         self.arrivals = 0
         #: The engine's machine does not answer any more, it seems.

@@ -133,9 +133,12 @@ class Quarantine:
         return fingerprint if again or suspicion is not None else None
 
     def runs_to_end(self, fingerprint: str) -> bool:
-        """Whether its answer must end, not only begin, before others come to its engine."""
+        """Whether its answer must end, not only begin, before others come to its engine.
+
+        Of one whose client left nobody knows whether its answer would have begun.
+        """
         found = self.suspects.suspicion(fingerprint)
-        return found is not None and found.begun
+        return found is not None and (found.begun or found.left)
 
     async def ended(self, request: RequestContext) -> None:
         """An engine has answered a request, or died, or was given up, while it had it."""

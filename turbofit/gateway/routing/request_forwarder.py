@@ -241,7 +241,6 @@ class RequestForwarder:
             # Of several copies the first byte tells only about one.
             if request.prepared.copies == 1:
                 place.begin()
-            self._let_equal_ones_go(request)
 
         exchange = Exchange(
             self._upstream,

@@ -23,13 +23,20 @@ from turbofit.observe.prometheus import parse_page
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from turbofit.gateway.quarantine.identity import RequestIdentity
+
 __all__ = ["EngineLoad", "InFlight", "engine_load", "stuck_requests"]
 
 
 class InFlight(Protocol):
-    """A request at an engine: when a byte last came (or it was sent), whether one ever did."""
+    """A request at an engine: when it was sent, and when a byte last came (or it was sent).
 
+    ``identity``: None where it has no body.
+    """
+
+    sent_at: float
     heard_at: float
+    identity: RequestIdentity | None
 
     @property
     def begun(self) -> bool:
