@@ -442,8 +442,8 @@ class SimulatedEngine:
 
     def _go_on(self, one: Exchange, act: Callable[[], None]) -> None:
         # Of an engine whose loop has ended only its server goes on.
-        waits = one.posted and not one.made
-        if self.code is not None or not one.open or (self.loop_ended and waits):
+        unmade = one.posted and not one.made
+        if self.code is not None or not one.open or (self.loop_ended and unmade):
             return
         if self._hung:
             self._stalled.append((self.world.scheduler.now, one, act))

@@ -273,8 +273,10 @@ class Invariants:
         since = now - 1.0 - held_up if killed else now
         if machine.disk_error is not None or now < machine.disk_bad_until + _AGAIN:
             since = min(since, machine.disk_bad_since - 1.0)
-        for deaths in self._deaths.values():
-            deaths[:] = [one for one in deaths if one.at < since]
+        for (_, engine), deaths in self._deaths.items():
+            # A loop that has ended is seen late where all its clients had left.
+            seen = since - _SEEN if killed and engine == "pytorch" else since
+            deaths[:] = [one for one in deaths if one.at < seen]
 
     def holds(self, engine: SimulatedEngine) -> None:
         """Units that are being encoded at one engine stay within the plan."""

@@ -51,6 +51,9 @@ _SIZES = ((448, 448), (896, 448), (896, 896), (1792, 1344), (3584, 2688))
 def of_kind(kind: str, seed: int) -> random.Random | None:
     """The numbers that decide about a kind of day; None for a day that is not of it."""
     rare = random.Random(f"{kind} {seed}")
+    # Each shows the less of what the other is for.
+    if kind == "network" and of_kind("hours", seed) is not None:
+        return None
     return rare if rare.random() < KINDS[kind] else None
 
 
