@@ -244,12 +244,7 @@ class Day:
         self.world.network = Network.drawn(rare)
         for _ in range(rare.randrange(2, 9)):
             when = rare.uniform(begin, calm)
-            for _ in range(rare.randrange(1, 6)):
-                one = Request(
-                    number=0, client=f"10.0.4.{rare.randrange(20)}", tokens=rare.randrange(1, 6),
-                    stream=rare.random() < 0.5, leaves=rare.choice((None, None, None, 0.01, 0.3)),
-                )  # fmt: skip
-                scheduler.at(when + rare.uniform(0.0, 1.0), lambda one=one: self._send(one))
+            self._ask_together(rare, when, rare.randrange(1, 6))
             name = rare.choice(("engine_killed", "engine_crashes", "connections_break"))
             scheduler.at(when + rare.uniform(0.0, 2.0), lambda name=name: self._fault(name))
         for _ in range(rare.randrange(4)):
@@ -263,7 +258,19 @@ class Day:
                     tokens=5, ends_after=after, leaves=rare.choice((None, None, None, 0.05)),
                 )  # fmt: skip
                 scheduler.at(when, lambda one=one: self._send(one))
+                if rare.random() < 0.3:
+                    self._ask_together(rare, when - 0.5, rare.randrange(1, 6))
                 when += rare.choice((0.0, rare.uniform(0.0, 0.1), rare.uniform(0.0, 60.0)))
+
+    def _ask_together(self, rare: random.Random, when: float, number: int) -> None:
+        """Several clients ask within a second."""
+        for _ in range(number):
+            one = Request(
+                number=0, client=f"10.0.4.{rare.randrange(20)}", tokens=rare.randrange(1, 6),
+                stream=rare.random() < 0.5, leaves=rare.choice((None, None, None, 0.01, 0.3)),
+            )  # fmt: skip
+            at = when + rare.uniform(0.0, 1.0)
+            self.world.scheduler.at(at, lambda one=one: self._send(one))
 
     def _batch(self, rare: random.Random | None, begin: float) -> None:
         """In few days somebody runs a batch, and faults come meanwhile."""
