@@ -197,8 +197,7 @@ def test_they_go_to_all_engines_once_one_of_them_is_answered() -> None:
     early, begun, more, once_more = virtual_time.run(run())
     assert early == [0, 0, 0]
     assert begun == [0]
-    # The least busy engines first.
-    assert Counter(more) == {0: 1, 1: 3, 2: 2} or Counter(more) == {0: 2, 1: 2, 2: 2}
+    assert set(more) == {0, 1, 2}
     assert sorted(once_more) == [0, 1, 2]
 
 

@@ -10,10 +10,14 @@ import pytest
 from bench.common.gateway import DONE, EVENT, Answer, Recorder, call, chat, gateway, image_part
 from bench.common.gateway import stream as streamed
 from tests import virtual_time
+from tests.virtual_time import settled
 from tests.waiting import auntil
 from turbofit.gateway.quarantine import quarantine_file
 from turbofit.gateway.quarantine.accounts import BUDGET
+from turbofit.gateway.quarantine.fingerprints import Fingerprints
+from turbofit.gateway.quarantine.identity import Departure, RequestIdentity
 from turbofit.gateway.quarantine.quarantine_file import pardon
+from turbofit.gateway.quarantine.quarantined import Accused, EngineDeath
 from turbofit.gateway.routing import quarantine
 
 KILLS = "kills"
@@ -358,6 +362,29 @@ def test_who_hangs_up_is_convicted_the_second_time_where_nobody_else_was_there(
             return fleet.app.quarantine.suspects.number
 
     assert virtual_time.run(run()) == expected
+
+
+def test_who_hung_up_twice_before_one_death_is_told_of_once() -> None:
+    """That an impatient client was alone when it left, twice, tells nothing of one death."""
+
+    async def run():
+        async with Fleet(1) as fleet:
+            engine, known = fleet.app.engines[0], fleet.app.quarantine
+            identity = RequestIdentity(Fingerprints(b"key"), "/", b"impatient", ("a client",))
+            fingerprint = await identity.fingerprint()
+            accused = Accused(fingerprint=fingerprint, sketch=identity.sketch)
+            known.suspects.accuse(EngineDeath(0), accused)
+            for arrivals in (1, 2):
+                left = Departure(
+                    time.monotonic(), identity, alone=True, arrivals=arrivals, begun=False
+                )
+                engine.left.append(left)
+            engine.arrivals = 3  # another one came, and ended it
+            fleet.app.engine_ended(0, other_cause=False)
+            await settled()
+            return known.suspects.number, known.suspects.suspicion(fingerprint).deaths
+
+    assert virtual_time.run(run()) == ((1, 0), 2)
 
 
 def test_who_hangs_up_is_convicted_though_the_supervisor_sees_the_end_late() -> None:

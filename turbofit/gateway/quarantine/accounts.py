@@ -5,9 +5,9 @@ client is an API key at an address, and the key at all its addresses together, w
 budget; without keys it is the address.
 
 - A death counts whole where the client's request was alone at it, or was convicted of it.
-- Where others were beside it nobody knows whose it was: it counts whole for each of them (half,
-  where the answer had begun) until that request is answered, or the death explained; eight answers
-  of a client make up for one such death.
+- Where others, or equal ones, were beside it nobody knows whose it was: it counts whole for each
+  of them (half, where the answer had begun) until that request is answered, or the death explained;
+  eight answers of a client make up for one such death.
 - Each thousand answers of a client allow one death more: who is behind a busy address or key is
   many, and refusing all of them is worse than a death.
 """

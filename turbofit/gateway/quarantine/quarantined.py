@@ -32,8 +32,9 @@ class Suspicion(Struct):
     """A request that was in flight at ``deaths`` deaths, the last one at ``last``.
 
     It is suspected until it is answered, or until ``until``. ``weight``: for each death one,
-    divided by the requests that shared it. ``begun``: at one of them its answer had begun, so that
-    the next answer counts only once it has ended. ``left``: as for `Accused`, at one of them.
+    divided by the requests that shared it. ``begun``: at one of them its answer had begun.
+    ``left``: as for `Accused`, at one of them. After either it has its engine until its next answer
+    ends, not only begins.
     """
 
     fingerprint: str
@@ -114,13 +115,15 @@ class Quarantined(Struct):
 class Accused(Struct):
     """A request at a death: whose, whether it was alone there, whether its answer had begun.
 
-    ``left``: its client left before an answer began, shortly before the death.
+    ``equal_beside``: it was alone but for equal ones. ``left``: its client left before an answer
+    began, shortly before the death.
     """
 
     fingerprint: str
     sketch: str
     accounts: tuple[str, ...] = ()
     alone: bool = False
+    equal_beside: bool = False
     begun: bool = False
     left: bool = False
 

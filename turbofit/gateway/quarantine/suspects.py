@@ -11,7 +11,9 @@
 - A death that had another cause (somebody killed the process, a GPU is lost) accuses nobody:
   `absolve`.
 
-Over: a death whose request is never sent again leaves all who were beside it suspected for an hour.
+Over: a death whose request is never sent again leaves all who were beside it suspected for an hour;
+equal requests that are alone together at two deaths of another cause, which no supervisor tells of,
+are convicted.
 Under: a request that kills only beside others is cleared whenever it runs alone.
 """
 
@@ -113,23 +115,26 @@ class Suspects:
         if not death.accused:
             death.at = self._clock()
         before, known = self.suspicion(name), death.accused.get(name)
+        deaths = 0 if before is None else before.deaths
         if known is None:
             self._of.setdefault(name, []).append(death)
-        elif known.alone or not accused.alone:
+        elif before is None or known.alone or not accused.alone:
             return None
-        elif before is not None:
+        else:
             # An equal one that was not alone, as one whose client left, was told of first.
-            before = _without_a_death(before)
+            self.accounts.refund(death, known.accounts)
+            deaths -= 1
         death.accused[name] = accused
-        self.accounts.charge(death, accused.accounts, proved=accused.alone, begun=accused.begun)
-        if before is not None and accused.alone:
-            death.convicted = before
-            death.explains = tuple(one for one in self._of[name] if one is not death)
-            return self._convict(accused, before.deaths + 1)
+        self._charge(death, accused)
+        if before is not None and deaths and accused.alone:
+            death.convicted = msgspec.structs.replace(before, deaths=deaths)
+            earlier = self._of.get(name, ())
+            death.explains = tuple(one for one in earlier if one is not death)
+            return self._convict(accused, deaths + 1)
         self._suspects[name] = Suspicion(
             fingerprint=name,
             sketch=accused.sketch,
-            deaths=1 if before is None else before.deaths + 1,
+            deaths=deaths + 1,
             last=self._clock(),
             until=self._clock() + SUSPECTED_SECONDS,
             weight=0.0,
@@ -304,7 +309,12 @@ class Suspects:
             self._suspects[name] = msgspec.structs.replace(known, until=until)
             self._of.setdefault(name, []).append(death)
             self.accounts.refund(death, accused.accounts, proved=True)
-            self.accounts.charge(death, accused.accounts, proved=accused.alone, begun=accused.begun)
+            self._charge(death, accused)
+
+    def _charge(self, death: EngineDeath, accused: Accused) -> None:
+        """Count a death for a client: whole where its request was the only one there."""
+        proved = accused.alone and not accused.equal_beside
+        self.accounts.charge(death, accused.accounts, proved=proved, begun=accused.begun)
 
     def _clear(self, suspicion: Suspicion) -> None:
         """It is suspected no more, here or by others, whose clock may be ahead."""
@@ -314,12 +324,6 @@ class Suspects:
     def _drop(self, fingerprint: str) -> None:
         self._suspects.pop(fingerprint, None)
         self._of.pop(fingerprint, None)
-
-
-def _without_a_death(suspicion: Suspicion) -> Suspicion | None:
-    """What was held against a request before its last death; its times and marks are kept."""
-    deaths = suspicion.deaths - 1
-    return msgspec.structs.replace(suspicion, deaths=deaths) if deaths else None
 
 
 def _note(times: dict[str, float], name: str, at: float) -> None:

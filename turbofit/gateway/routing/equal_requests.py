@@ -8,9 +8,10 @@ they go to all engines, then and later. Where that engine loses them without a d
 listens there, its machine vanished, it was drained), or their clients leave within the time, they
 go to the next one in the same way.
 
-Over: requests with the same sketch (`fingerprints`) are taken for equal. Under: an engine that ends
-later than ten seconds after it was given the first of them; equal requests at another gateway. What
-an engine failed is not kept here: `trials` has the suspects.
+Over: requests with the same sketch (`fingerprints`) are taken for equal; one that was there for all
+the time counts only if it still is when the next equal one comes. Under: an engine that ends later
+than ten seconds after it was given the first of them; equal requests at another gateway. What an
+engine failed is not kept here: `trials` has the suspects.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turbofit.gateway.routing.engines import Chooser, RoutedEngine
+    from turbofit.gateway.routing.stuck import InFlight
 
 __all__ = ["EqualRequests"]
 
 #: Seconds for which equal requests go to the engine of the first; less than one waits for room.
 _SECONDS: Final = 10.0
-#: Seconds from a place at an engine until a request is sent there, at most.
-_SENT: Final = 1.0
+#: Seconds within which one that is sent there has been there for all the time.
+_SENT_WITHIN: Final = 1.0
 #: Seconds by which a timer of the fastest loop, which counts milliseconds, is surely not early.
 _EARLY: Final = 0.02
 #: Requests that may go to all engines, which are remembered.
@@ -37,12 +39,21 @@ _REMEMBERED: Final = 8192
 
 
 class _First:
-    """Where the first of equal requests went, until when the others go there, and if any waits."""
+    """Where the first of equal requests went, until when the others go there, and if any waits.
 
-    __slots__ = ("engine", "until", "waited_for")
+    ``sent``: one that the engine has had for all the time, if it still has it.
+    """
+
+    __slots__ = ("engine", "sent", "until", "waited_for")
 
     def __init__(self, engine: RoutedEngine, until: float) -> None:
         self.engine, self.until, self.waited_for = engine, until, False
+        self.sent: InFlight | None = None
+
+    @property
+    def was_there(self) -> bool:
+        """Whether the engine has had one of them for all the time."""
+        return self.sent is not None and self.sent in self.engine.in_flight
 
 
 class EqualRequests:
@@ -84,6 +95,14 @@ class EqualRequests:
 
         return choose
 
+    def sent(self, sketch: str, engine: RoutedEngine, request: InFlight) -> None:
+        """An engine is given it now."""
+        first = self._unanswered.get(sketch)
+        if first is None or first.engine is not engine or first.was_there:
+            return
+        if self._clock() < first.until - _SECONDS + _SENT_WITHIN:
+            first.sent = request
+
     def answered(self, sketch: str) -> None:
         """An engine has answered it: equal ones may go to all of them."""
         self._remember(sketch)
@@ -112,7 +131,7 @@ class EqualRequests:
             oldest = next(iter(self._unanswered))
             if self._unanswered[oldest].until > now:
                 break
-            if _was_there(oldest, self._unanswered.pop(oldest)):
+            if self._unanswered.pop(oldest).was_there:
                 self._remember(oldest)
         return self._unanswered.get(sketch)
 
@@ -128,12 +147,3 @@ class EqualRequests:
             first.waited_for = True
             seconds = first.until - self._clock() + _EARLY
             asyncio.get_running_loop().call_later(seconds, self._pump)
-
-
-def _was_there(sketch: str, first: _First) -> bool:
-    """Whether the engine has had one of the equal requests for all the time."""
-    since = first.until - _SECONDS + _SENT
-    return any(
-        one.sent_at <= since and one.identity is not None and one.identity.sketch == sketch
-        for one in first.engine.in_flight
-    )

@@ -98,7 +98,7 @@ class Exchange:
         self._loop_ended = loop_ended
         self._task: asyncio.Task[Any] | None = None
         self._aborted = False
-        self.heard_at = self.sent_at = 0.0
+        self.heard_at = self._sent_at = 0.0
         self.identity = request.identity
         #: How many requests the engine had lost when this one came.
         self._broken_off_before = 0
@@ -118,7 +118,7 @@ class Exchange:
         """
         engine, self._task = self._engine, asyncio.current_task()
         engine.in_flight[self] = None
-        self.heard_at = self.sent_at = time.monotonic()
+        self.heard_at = self._sent_at = time.monotonic()
         engine.outstanding += 1
         self.outcome.arrivals = engine.arrivals
         self._broken_off_before = engine.broken_off
@@ -134,7 +134,7 @@ class Exchange:
             await self._end_broken()
         except asyncio.CancelledError:
             if not self._aborted:
-                if engine.dead_since(self.sent_at):
+                if engine.dead_since(self._sent_at):
                     # Others have met its death; this one's client left before it could.
                     self._note_break(died=True)
                 raise
@@ -171,13 +171,14 @@ class Exchange:
         if died and not engine.draining:
             # An engine that is stuck in one request lives.
             lives = outcome.stuck
-            outcome.death = EngineDeath(engine.index) if lives else engine.note_death(self.sent_at)
+            outcome.death = EngineDeath(engine.index) if lives else engine.note_death(self._sent_at)
             # Of those that were there together the first to notice sees the others in flight.
             if engine.broken_off == self._broken_off_before:
-                outcome.equal = self._equal_ones()
+                outcome.equal_beside = 0 if lives else self._equal_ones()
                 sketch = None if self.identity is None else self.identity.sketch
-                outcome.alone = (
-                    engine.outstanding == 1 + outcome.equal and not engine.may_have_another(sketch)
+                together = 1 + outcome.equal_beside
+                outcome.alone = engine.outstanding == together and not engine.may_have_another(
+                    sketch
                 )
             engine.broken_off += 1
 

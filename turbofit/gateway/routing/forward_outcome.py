@@ -14,7 +14,7 @@ class ForwardOutcome:
     """What became of the request, for the access log and for who is suspected."""
 
     __slots__ = (
-        "alone", "answered", "arrivals", "broken", "bytes_out", "death", "equal", "events",
+        "alone", "answered", "arrivals", "broken", "bytes_out", "death", "equal_beside", "events",
         "failed", "first_byte", "started", "status", "stuck", "tail", "vanished",
     )  # fmt: skip
 
@@ -32,7 +32,7 @@ class ForwardOutcome:
         #: No other request was in flight there when it died, but for so many equal ones, as far as
         #: this gateway knows. Of equal ones only the first to break off is said to be alone.
         self.alone = False
-        self.equal = 0
+        self.equal_beside = 0
         #: How many requests had come to the engine with it.
         self.arrivals = 0
         #: The engine's machine does not answer any more, it seems.

@@ -153,6 +153,7 @@ class Quarantine:
                 sketch=identity.sketch,
                 accounts=identity.accounts,
                 alone=outcome.alone,
+                equal_beside=outcome.equal_beside > 0,
                 begun=outcome.answered,
             )
             self._accuse(outcome.death, accused)
@@ -219,9 +220,13 @@ class Quarantine:
             and not engine.may_have_another(last.identity.sketch)
         )
         engine.left.clear()
+        told_of = set()
         # The last one first: of equal ones the first counts.
         for one in reversed(recent) if death is not None else ():
             fingerprint, left = await one.identity.fingerprint(), not one.begun
+            if fingerprint in told_of:
+                continue
+            told_of.add(fingerprint)
             before = self.suspects.suspicion(fingerprint)
             again = before is not None and before.left and left and one.alone
             accused = Accused(
@@ -229,6 +234,7 @@ class Quarantine:
                 sketch=one.identity.sketch,
                 accounts=one.identity.accounts,
                 alone=again or (alone and one is last),
+                begun=one.begun,
                 left=left,
             )
             assert death is not None
@@ -306,7 +312,7 @@ def _convicted(conviction: Conviction) -> Refusal:
         422,
         "convicted",
         f"{conviction.engines} inference engines ended while they had this request, the last at "
-        f"{said(conviction.since)} while it had no other: it is refused until "
+        f"{said(conviction.since)} while it had no other but equal ones: it is refused until "
         f"{said(conviction.until)}. Whoever runs the server can let it in again with `turbofit "
         f"watch --forget {conviction.fingerprint}`",
     )

@@ -253,6 +253,8 @@ class RequestForwarder:
             lambda: self._monitor.doubt(engine),
         )
         request.engine, request.outcome = engine, exchange.outcome
+        if request.identity is not None:
+            self._equal.sent(request.identity.sketch, engine, exchange)
         unanswered = False
         try:
             await exchange.run(request.body, sent_headers(request))

@@ -72,7 +72,7 @@ class Retries:
         answered, self._answered = self._answered, self._answered or outcome.answered
         if outcome.death is not None:
             self.deaths += 1
-            if outcome.alone and not outcome.equal and not answered:
+            if outcome.alone and not outcome.equal_beside and not answered:
                 return "alone"
         if self.deaths > 1:
             return "second_death"

@@ -29,12 +29,11 @@ __all__ = ["EngineLoad", "InFlight", "engine_load", "stuck_requests"]
 
 
 class InFlight(Protocol):
-    """A request at an engine: when it was sent, and when a byte last came (or it was sent).
+    """A request at an engine: when a byte last came (or it was sent), whether one ever did.
 
     ``identity``: None where it has no body.
     """
 
-    sent_at: float
     heard_at: float
     identity: RequestIdentity | None
 

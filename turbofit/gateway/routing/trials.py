@@ -2,11 +2,11 @@
 
 A suspect waits in a line of its own. An engine is reserved for the line: it gets nothing new, and
 once it is empty the first of the line has it for itself, until its answer begins (until its end,
-where an engine died of it or beside it after its answer had begun). Where another is empty first,
-that one is reserved instead: an engine may be stuck in what it has. One engine is reserved at a
-time, one in four of a large fleet, and none while fewer than two serve. Of equal suspects one runs
-at a time. Where the line is full, the newest suspect of the client that has most of it makes room
-for a client that has fewer.
+where an engine died of it or beside it after its answer had begun, or its client had left). Where
+another is empty first, that one is reserved instead: an engine may be stuck in what it has. One
+engine is reserved at a time, one in four of a large fleet, and none while fewer than two serve. Of
+equal suspects one runs at a time. Where the line is full, the newest suspect of the client that has
+most of it makes room for a client that has fewer.
 
 An engine that has answered nobody since its process ended may die of itself, and convict a request
 that is innocent of it. It is asked for a token first, by the monitor; only engines that have
