@@ -92,7 +92,7 @@ BUGS = (
         "not _empty(engine) and any(map(_empty, self._able(besides=engine)))", "False",
         1434545),
     Bug("who leaves a dead engine is forgotten", "gateway/routing/exchange.py",
-        "if engine.dead_since(self.sent_at):", "if False:", 1467110),
+        "if engine.dead_since(self._sent_at):", "if False:", 1467110),
     Bug("a death is noted once", "gateway/routing/engines.py",
         "self.death is None or max(self.last_success, sent_at) > self.died_at",
         "self.death is None", 7),
