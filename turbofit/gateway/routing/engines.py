@@ -115,6 +115,8 @@ class RoutedEngine:
         #: Its last death, and when that was; nothing before it says that it answers.
         self.death: EngineDeath | None = None
         self.died_at = float("-inf")
+        #: When it first answered after a death.
+        self.back_at = float("-inf")
         #: Seconds from its last death until it answered again, or that its start took; 0: unknown.
         self.start_seconds = 0.0
         #: Whether its supervisor let it rest since its death: that is no part of a start.
@@ -243,8 +245,10 @@ class RoutedEngine:
     def succeeded(self) -> None:
         """A completion brought its first byte."""
         now = time.monotonic()
-        if self.death is not None and not self.answered and not self.rested:
-            self.start_seconds = now - self.died_at
+        if self.death is not None and not self.answered:
+            self.back_at = now
+            if not self.rested:
+                self.start_seconds = now - self.died_at
         self.rested = False
         self.last_success = self.last_byte = now
         self.failures, self.failed_at = 0, float("inf")

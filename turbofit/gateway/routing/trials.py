@@ -19,7 +19,8 @@ for a token, and nobody at all gets it before it answers.
 A suspect that has run alone for half a minute has the engine no longer for itself (under: what
 kills later than that meets others). A server of one engine has no other choice than that one. There
 the line gets the engine for ten seconds at most, the time in which it empties included; where
-others wait, they have it as long afterwards. An empty engine that must first outlive requests whose
+others wait, they have it as long afterwards, and for the first ten seconds after its start, which a
+suspect may end at once. An empty engine that must first outlive requests whose
 clients left is kept until one suspect has had it.
 """
 
@@ -325,6 +326,8 @@ class Trials:
         """Reserve one more engine, where one may be put at risk; whether it was."""
         serving = [engine for engine in self._fleet if engine.serves]
         room = max(1, len(serving) // _FLEET_OF_ONE_TRIAL) - len(self._reserved)
+        if self._alone and serving:
+            self._put_others_first(serving[0])
         if room <= 0 or self._clock() < self._pause_until:
             return False
         if not self._alone and len(serving) < 2:
@@ -338,6 +341,13 @@ class Trials:
         if self._alone:
             self._pump_in(_SESSION)
         return True
+
+    def _put_others_first(self, engine: RoutedEngine) -> None:
+        """After the only engine's start it is the others' turn: suspects may end it at once."""
+        until = engine.back_at + _SESSION
+        if until > max(self._clock(), self._pause_until):
+            self._pause_until = until
+            self._pump_in(until - self._clock())
 
     @property
     def _next(self) -> list[_Waiter]:
