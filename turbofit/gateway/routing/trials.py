@@ -19,15 +19,15 @@ for a token, and nobody at all gets it before it answers.
 A suspect that has run alone for half a minute has the engine no longer for itself (under: what
 kills later than that meets others). A server of one engine has no other choice than that one. There
 the line gets the engine for ten seconds at most, the time in which it empties included; where
-others wait, they have it as long afterwards, and for the first ten seconds after its start, which a
-suspect may end at once. An empty engine that must first outlive requests whose
-clients left is kept until one suspect has had it.
+others wait, they have it as long afterwards. Where others have asked lately, they have it for the
+first ten seconds after its start, too, since a suspect may end it at once. An empty engine that
+must first outlive requests whose clients left is kept until one suspect has had it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from turbofit.gateway.http.refusals import Refusal
@@ -55,6 +55,9 @@ _GATHER: Final = 0.2
 _EARLY: Final = 0.02
 #: Seconds that suspects may keep the only engine from others.
 _SESSION: Final = 10.0
+#: Seconds for which a client that asked is expected again; the last clients are remembered.
+_LATELY: Final = 120.0
+_REMEMBERED: Final = 64
 #: Seconds that one suspect may have an engine for itself.
 _LONGEST_ALONE: Final = 30.0
 _RETRY: Final = 10
@@ -130,11 +133,20 @@ class Trials:
         #: Those of which it is looked later whether they are empty.
         self._outlived: set[RoutedEngine] = set()
         self._pause_until = float("-inf")
+        #: When clients last asked, the newest last.
+        self._asked_at: OrderedDict[str, float] = OrderedDict()
 
     @property
     def waiting(self) -> int:
         """How many are in line."""
         return len(self._line)
+
+    def asked(self, client: str) -> None:
+        """A client asks something, whether or not it is a suspect's request."""
+        self._asked_at[client] = self._clock()
+        self._asked_at.move_to_end(client)
+        if len(self._asked_at) > _REMEMBERED:
+            self._asked_at.popitem(last=False)
 
     async def admit(
         self,
@@ -343,11 +355,18 @@ class Trials:
         return True
 
     def _put_others_first(self, engine: RoutedEngine) -> None:
-        """After the only engine's start it is the others' turn: suspects may end it at once."""
-        until = engine.back_at + _SESSION
-        if until > max(self._clock(), self._pause_until):
+        """After the only engine's start it is the others' turn: suspects may end it at once.
+
+        Where no other client has asked lately, nobody waits.
+        """
+        now, until = self._clock(), engine.back_at + _SESSION
+        if until <= max(now, self._pause_until):
+            return
+        suspects = {one.client for one in self._line}
+        lately = (client for client, at in self._asked_at.items() if at > now - _LATELY)
+        if any(client not in suspects for client in lately):
             self._pause_until = until
-            self._pump_in(until - self._clock())
+            self._pump_in(until - now)
 
     @property
     def _next(self) -> list[_Waiter]:
