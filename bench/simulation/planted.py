@@ -141,7 +141,7 @@ BUGS = (
         "            pass\n        except Refusal:", 310285),
     Bug("convictions are kept by the number of cards", "gateway/quarantine/quarantine_file.py",
         "sorted({plan.machine.gpu(index).name for index in plan.machine.visible})",
-        "sorted([plan.machine.gpu(index).name for index in plan.machine.visible])"),
+        "sorted([plan.machine.gpu(index).name for index in plan.machine.visible])", 791),
     Bug("a conviction is not written after a full disk", "gateway/routing/quarantine.py",
         "            self._again = loop.call_later(_AGAIN_SECONDS, self.keep)",
         "            self._again = None", 2168),
