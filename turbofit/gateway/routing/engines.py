@@ -112,11 +112,9 @@ class RoutedEngine:
         self.places = 0
         #: Whether it is kept for a suspect.
         self.reserved = False
-        #: Its last death, and when that was; nothing before it says that it answers.
+        #: Its last death, when that was (no answer before counts), and when it answered again.
         self.death: EngineDeath | None = None
-        self.died_at = float("-inf")
-        #: When it first answered after a death.
-        self.back_at = float("-inf")
+        self.died_at = self.back_at = float("-inf")
         #: Seconds from its last death until it answered again, or that its start took; 0: unknown.
         self.start_seconds = 0.0
         #: Whether its supervisor let it rest since its death: that is no part of a start.

@@ -85,7 +85,7 @@ class RequestForwarder:
             Refusal: no room, no engine, none that did not break off, or it was convicted before.
         """
         self._quarantine.identify(request)
-        self._trials.asked(request.who)
+        self._trials.note_client(request.who)
         avoid: list[RoutedEngine] = []
         retries = Retries()
         while True:

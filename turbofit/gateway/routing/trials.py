@@ -133,20 +133,20 @@ class Trials:
         #: Those of which it is looked later whether they are empty.
         self._outlived: set[RoutedEngine] = set()
         self._pause_until = float("-inf")
-        #: When clients last asked, the newest last.
-        self._asked_at: OrderedDict[str, float] = OrderedDict()
+        #: When each of the last clients sent a request, the newest last.
+        self._clients: OrderedDict[str, float] = OrderedDict()
 
     @property
     def waiting(self) -> int:
         """How many are in line."""
         return len(self._line)
 
-    def asked(self, client: str) -> None:
-        """A client asks something, whether or not it is a suspect's request."""
-        self._asked_at[client] = self._clock()
-        self._asked_at.move_to_end(client)
-        if len(self._asked_at) > _REMEMBERED:
-            self._asked_at.popitem(last=False)
+    def note_client(self, client: str) -> None:
+        """A client sends a request, a suspect's or not."""
+        self._clients[client] = self._clock()
+        self._clients.move_to_end(client)
+        if len(self._clients) > _REMEMBERED:
+            self._clients.popitem(last=False)
 
     async def admit(
         self,
@@ -363,7 +363,7 @@ class Trials:
         if until <= max(now, self._pause_until):
             return
         suspects = {one.client for one in self._line}
-        lately = (client for client, at in self._asked_at.items() if at > now - _LATELY)
+        lately = (client for client, at in self._clients.items() if at > now - _LATELY)
         if any(client not in suspects for client in lately):
             self._pause_until = until
             self._pump_in(until - now)
