@@ -51,7 +51,7 @@ _SIZES = ((448, 448), (896, 448), (896, 896), (1792, 1344), (3584, 2688))
 def of_kind(kind: str, seed: int) -> random.Random | None:
     """The numbers that decide about a kind of day; None for a day that is not of it."""
     rare = random.Random(f"{kind} {seed}")
-    # Each shows the less of what the other is for.
+    # Together they would hide what each of them is for.
     if kind == "network" and of_kind("hours", seed) is not None:
         return None
     return rare if rare.random() < KINDS[kind] else None
@@ -123,6 +123,9 @@ class Day:
             # Images that are too many together are made smaller by the gateway.
             one.units = min(units, limits.units_per_request)
         world.send(one)
+
+    def _send_at(self, when: float, one: Request) -> None:
+        self.world.scheduler.at(when, lambda: self._send(one))
 
     def ended(self) -> None:
         """However it ended, it is started again."""
@@ -202,7 +205,7 @@ class Day:
         end = min(calm, when + rare.uniform(1.0, 8.0) * 3600.0)
         while when < end:
             one = Request(number=0, client="10.0.1.3", poison=True, text=text)
-            self.world.scheduler.at(when, lambda one=one: self._send(one))
+            self._send_at(when, one)
             when += rare.uniform(30.0, 1500.0)
 
     def _poison_at_once(self, rare: random.Random | None, begin: float) -> None:
@@ -224,14 +227,14 @@ class Day:
                     leaves=rare.choice((None, None, None, 0.01, 0.05)),
                 )  # fmt: skip
                 at = when + rare.uniform(0.0, within)
-                self.world.scheduler.at(at, lambda one=one: self._send(one))
+                self._send_at(at, one)
         self.world.network = Network(connect=rare.choice((0.0001, 0.01, 0.05)))
         for when, text in bursts:
             later = when
             for _ in range(2):
                 later += rare.uniform(60.0, 600.0)
                 one = Request(number=0, client="10.0.1.4", poison=True, text=text)
-                self.world.scheduler.at(later, lambda one=one: self._send(one))
+                self._send_at(later, one)
 
     def _break_answers(self, rare: random.Random | None, begin: float) -> None:
         """In few days requests and answers are on their way for a while, and engines end meanwhile.
@@ -249,7 +252,7 @@ class Day:
             scheduler.at(when + rare.uniform(0.0, 2.0), lambda name=name: self._fault(name))
         for _ in range(rare.randrange(4)):
             when, text = rare.uniform(begin, calm), f"poison {rare.random()}"
-            # A whole answer may be there before the later ones.
+            # After the longer times an answer in one piece would be there already.
             stream, after = rare.random() < 0.5, rare.choice((0.0005, 0.03, 0.2, 1.0))
             after = after if stream else min(after, 0.03)
             for _ in range(rare.randrange(1, 8)):
@@ -257,7 +260,7 @@ class Day:
                     number=0, client="10.0.1.5", poison=True, text=text, stream=stream,
                     tokens=5, ends_after=after, leaves=rare.choice((None, None, None, 0.05)),
                 )  # fmt: skip
-                scheduler.at(when, lambda one=one: self._send(one))
+                self._send_at(when, one)
                 if rare.random() < 0.3:
                     self._ask_together(rare, when - 0.5, rare.randrange(1, 6))
                 when += rare.choice((0.0, rare.uniform(0.0, 0.1), rare.uniform(0.0, 60.0)))
@@ -270,7 +273,7 @@ class Day:
                 stream=rare.random() < 0.5, leaves=rare.choice((None, None, None, 0.01, 0.3)),
             )  # fmt: skip
             at = when + rare.uniform(0.0, 1.0)
-            self.world.scheduler.at(at, lambda one=one: self._send(one))
+            self._send_at(at, one)
 
     def _batch(self, rare: random.Random | None, begin: float) -> None:
         """In few days somebody runs a batch, and faults come meanwhile."""

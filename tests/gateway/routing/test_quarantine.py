@@ -143,34 +143,6 @@ def test_an_innocent_one_beside_a_death_is_answered_once_alone_and_is_free_then(
     assert virtual_time.run(run()) == ([200] * 6, (0, 0))
 
 
-@pytest.mark.parametrize(("others", "seconds"), [(True, (9, 12)), (False, (0, 3))])
-def test_others_have_the_only_engine_first_after_its_start(others, seconds) -> None:
-    """A suspect may end it at once, and with it whoever has come back by then."""
-
-    async def run():
-        async with Fleet(1, api_keys=("a", "b")) as fleet:
-            await fleet.all_up()
-            if others:
-                await fleet.ask("other", "b")
-            beside = asyncio.ensure_future(fleet.ask("innocent", "a"))
-            await auntil(lambda: fleet.app.engines[0].outstanding, "it to be sent")
-            fleet.kill(0)
-            await beside
-            await fleet.all_up()
-            began = time.monotonic()
-            suspect = asyncio.ensure_future(fleet.ask("innocent", "a"))
-            other = await fleet.ask("other", "b") if others else None
-            waited = time.monotonic() - began
-            reply = await suspect
-            return other, waited, reply.status, time.monotonic() - began
-
-    other, waited, status, took = virtual_time.run(run())
-    assert other is None or other.status == 200
-    assert waited < 2
-    assert status == 200
-    assert seconds[0] < took < seconds[1]
-
-
 def test_a_conviction_outlives_the_gateway_and_a_pardon_ends_it(tmp_path) -> None:
     file = str(tmp_path / "turbofit" / "quarantine" / "one.json")
 

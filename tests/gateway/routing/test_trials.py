@@ -9,7 +9,9 @@ import pytest
 
 from tests import virtual_time
 from tests.gateway.quarantine.test_suspects import accused
+from tests.gateway.routing.test_quarantine import Fleet as EndingFleet
 from tests.virtual_time import settled
+from tests.waiting import auntil
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.cost import Cost
 from turbofit.gateway.limits.gate import Gate
@@ -389,3 +391,31 @@ def test_an_engine_that_a_suspect_has_for_long_is_not_kept_for_the_next() -> Non
         return kept == [other], await second is other
 
     assert virtual_time.run(run()) == (True, True)
+
+
+@pytest.mark.parametrize(("others", "seconds"), [(True, (9, 12)), (False, (0, 3))])
+def test_others_have_the_only_engine_first_after_its_start(others, seconds) -> None:
+    """A suspect may end it at once, and with it whoever has come back by then."""
+
+    async def run():
+        async with EndingFleet(1, api_keys=("a", "b")) as fleet:
+            await fleet.all_up()
+            if others:
+                await fleet.ask("other", "b")
+            beside = asyncio.ensure_future(fleet.ask("innocent", "a"))
+            await auntil(lambda: fleet.app.engines[0].outstanding, "it to be sent")
+            fleet.kill(0)
+            await beside
+            await fleet.all_up()
+            began = time.monotonic()
+            suspect = asyncio.ensure_future(fleet.ask("innocent", "a"))
+            other = await fleet.ask("other", "b") if others else None
+            waited = time.monotonic() - began
+            reply = await suspect
+            return other, waited, reply.status, time.monotonic() - began
+
+    other, waited, status, took = virtual_time.run(run())
+    assert other is None or other.status == 200
+    assert waited < 2
+    assert status == 200
+    assert seconds[0] < took < seconds[1]

@@ -30,7 +30,7 @@ __all__ = ["EqualRequests"]
 
 #: Seconds for which equal requests go to the engine of the first; less than one waits for room.
 _SECONDS: Final = 10.0
-#: Seconds within which one that is sent there has been there for all the time.
+#: A request that is sent so many seconds after the first, at most, counts as there all the time.
 _SENT_WITHIN: Final = 1.0
 #: Seconds by which a timer of the fastest loop, which counts milliseconds, is surely not early.
 _EARLY: Final = 0.02

@@ -176,8 +176,8 @@ class Exchange:
             if engine.broken_off == self._broken_off_before:
                 outcome.equal_beside = 0 if lives else self._equal_ones()
                 sketch = None if self.identity is None else self.identity.sketch
-                only = engine.outstanding == 1 + outcome.equal_beside
-                outcome.alone = only and not engine.may_have_another(sketch)
+                different = engine.outstanding - 1 - outcome.equal_beside
+                outcome.alone = not different and not engine.may_have_another(sketch)
             engine.broken_off += 1
 
     def _equal_ones(self) -> int:
