@@ -14,15 +14,14 @@ _DELAYS: Final = (0.0, 0.001, 0.01, 0.05)
 
 @dataclass(frozen=True)
 class Network:
-    """Seconds that connections to engines take; most days have none but ``connect``.
+    """Seconds that connections to engines take; on most days only ``connect`` takes any.
 
-    ``connect``: until one is made. ``request``, ``answer``: until bytes are read by the engine, by
-    the gateway. ``pause``: from the head of an answer to its body, and from there to its end.
-    ``early``: a stream's head comes before its first token, as LMDeploy's server sends it.
-    ``orderly``: an engine's end closes connections (FIN); else it resets them.
+    ``connect``: until one is made. ``request``: until the engine reads a request. ``answer``: until
+    the gateway reads a part of an answer. ``pause``: from the head of an answer to its body, and
+    from the body to its end. ``early``: a stream's head comes before its first token, as LMDeploy's
+    server sends it. ``orderly``: an engine's end closes its connections (FIN); else it resets them.
 
-    That a connection is closed reaches the engine at once (under: it goes on for as long as
-    ``request``).
+    An engine notices at once that a connection is closed (under: a real one goes on until it does).
     """
 
     connect: float = 0.0001
@@ -34,7 +33,7 @@ class Network:
 
     @classmethod
     def drawn(cls, rare: random.Random) -> Network:
-        """That of a rare day."""
+        """One for a rare day."""
         return cls(
             connect=rare.choice(_DELAYS[1:]), request=rare.choice(_DELAYS),
             answer=rare.choice(_DELAYS), pause=rare.choice((*_DELAYS, 0.5)),

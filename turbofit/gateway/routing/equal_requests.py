@@ -5,8 +5,8 @@ one several times at once: a load test, a person who asks again. The first goes 
 would. For ten seconds the others go to the same engine, or wait where it has no room, so that no
 other engine ends. Once an answer is whole, or the engine has had one of them for all that time,
 they go to all engines, then and later. Where that engine loses them without a death (nothing
-listens there, its machine vanished, it was drained), or their clients leave within the time, they
-go to the next one in the same way.
+listens there, its machine vanished, it was drained), they go to the next one in the same way. Where
+no client stayed for all that time, the next request after it counts as the first.
 
 Over: requests with the same sketch (`fingerprints`) are taken for equal; one that was there for all
 the time counts only if it still is when the next equal one comes. Under: an engine that ends later
