@@ -56,12 +56,12 @@ def test_the_map_of_the_thinker_names_the_modules_of_this_transformers(omni, mon
     model = load_model(str(omni), device_map=OMNI_MAP, dtype="float32")
     assert given["device_map"].keys() <= dict(model.named_modules()).keys()
     newer = SimpleNamespace(Qwen2_5OmniThinkerModel=None)
-    for library, text in ((newer, "model.language_model"), (SimpleNamespace(), "model")):
+    for library, text, vision in (
+        (newer, "model.language_model", "model.visual"), (SimpleNamespace(), "model", "visual"),
+    ):  # fmt: skip
         monkeypatch.setattr(loading, "_transformers", lambda library=library: library)
         named = names_here({"model.layers.1": 0, "visual": 1, "lm_head": 2})
-        assert list(named.values()) == [0, 1, 2]
-        assert [*named][0] == f"{text}.layers.1"
-        assert [*named][2] == "lm_head"
+        assert named == {f"{text}.layers.1": 0, vision: 1, "lm_head": 2}
 
 
 def test_an_answer_ends_at_the_tokenizer_s_end_where_no_file_names_one(omni):
