@@ -156,9 +156,9 @@ def _timed(given: Options) -> Options:
     from turbofit.core.units import MIB
     from turbofit.launch.tune.slo import parse_seconds
 
-    budget = given.get("budget")
+    budget: str = given.get("budget") or ""
     try:
-        seconds = parse_seconds(budget or "", "--budget")
+        seconds = parse_seconds(budget, "--budget")
     except UsageError:
         return given
     if budget.strip().isdigit() and seconds >= MIB:

@@ -291,8 +291,8 @@ def _factors(trials: Sequence[TrialRecord]) -> tuple[SpeedFactor, ...]:
     """Measured over forecast of each engine: the geometric mean of its trials."""
     logs: dict[str, list[float]] = {}
     for one in trials:
-        whole = one.measured is not None and one.outcome == "measured"
-        if whole and one.measured.requests_per_second > 0:
+        whole = one.outcome == "measured"
+        if whole and one.measured is not None and one.measured.requests_per_second > 0:
             ratio = one.measured.requests_per_second / one.forecast.requests_per_second
             logs.setdefault(one.engine, []).append(math.log(ratio))
     return tuple(
