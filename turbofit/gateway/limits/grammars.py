@@ -96,12 +96,12 @@ def refuse_grammars(body: JsonObject) -> None:
         Refusal: the body asks for it.
     """
     text = body.get("text")
-    asked = {
+    fields = {
         "response_format": (body.get("response_format"), _COMPILED),
         "text.format": (text.get("format") if isinstance(text, dict) else None, _COMPILED),
         "tool_choice": (body.get("tool_choice") if body.get("tools") else None, _FORCED),
     }
-    for name, (value, needing) in asked.items():
+    for name, (value, needing) in fields.items():
         kind = value.get("type") if isinstance(value, dict) else value
         if isinstance(kind, str) and kind in needing:
             raise Refusal(
