@@ -102,7 +102,7 @@ MANUAL: Final[dict[str, Manual]] = {
     "tune": Manual(
         (
             "turbofit tune internvl2-8b",
-            "turbofit tune qwen2-vl-7b --budget 40m --slo ttft=2s,tpot=50ms --concurrency 32",
+            "turbofit tune qwen2-vl-7b --time 40m --slo ttft=2s,tpot=50ms --concurrency 32",
             "turbofit tune internvl2-8b --trace monday.jsonl --kv-types 0 --html tuned.html",
             "turbofit tune internvl2-2b --on 1xrtx3090 --pretend --starts 3 --seconds 5",
         ),
