@@ -8,7 +8,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.presets import load_yaml, presets_dir
 from turbofit.machine.presets import find_preset, load_preset, preset_names
 from turbofit.machine.spec import parse_spec
-from turbofit.machine.unsupported import unsupported_card
+from turbofit.machine.unlisted import unsupported_card
 
 ROWS = load_yaml(presets_dir() / "gpus" / "unsupported.yaml")["cards"]
 
