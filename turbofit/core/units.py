@@ -42,8 +42,13 @@ def plain_number(text: str) -> str:
     return _GROUPED.sub(lambda found: "".join(c for c in found[0] if c.isdigit()), text)
 
 
-def parse_share(text: str, what: str) -> float | None:
+def parse_share(text: str, what: str, *, whole: bool = True) -> float | None:
     """``80%`` as 0.8; None where it is no share.
+
+    Args:
+        text: what a person typed.
+        what: its name, for messages.
+        whole: whether it may be all of it.
 
     Raises:
         UsageError: less than nothing, or more than all.
@@ -54,7 +59,7 @@ def parse_share(text: str, what: str) -> float | None:
         share = float(text.rstrip()[:-1]) / 100
     except ValueError:
         share = -1.0
-    if not 0 <= share <= 1:
+    if not 0 <= share <= 1 or (share == 1 and not whole):
         raise UsageError(f"{what} {text!r} is no share of a card", hint="write it as 2%")
     return share
 

@@ -304,7 +304,7 @@ def _any_card(name: str, printed: re.Match[str] | None, given: dict[str, str]) -
     known = (
         "compute capability {}.{}".format(*capability)
         if capability
-        else "compute capability 8.0 or newer (else write :sm=7.5)"
+        else "compute capability 8.0 to 9.0 (of another write it: sm=12.0)"
     )
     note = (
         f"{name} has no preset: it was read as any card{held} with {known} and without peer access;"

@@ -97,8 +97,12 @@ class Slice(NamedTuple):
 
 
 class OtherCard(NamedTuple):
-    """A card without a preset: what it is, its compute capability, its nominal gigabytes."""
+    """A card without a preset: what it is, its compute capability, its nominal gigabytes.
 
+    ``name`` is as a SPEC has it.
+    """
+
+    name: str
     what: str
     capability: tuple[int, int]
     gigabytes: tuple[int, ...]
@@ -115,14 +119,16 @@ def unsupported_card(name: str) -> UnsupportedCard | None:
 
 def other_card(name: str) -> OtherCard | None:
     """What is known of a card that has no preset, by its name; None where nothing is."""
-    wanted = bare_name(name)
+    sized = _SIZED.fullmatch(name)
+    wanted = bare_name(f"{sized['card']}{sized['more']}" if sized else name)
     laptop = _LAPTOP.fullmatch(wanted)
     card, what = (laptop["card"], "a card of laptops") if laptop else (wanted, "a card")
     for capability, cards in (_table().laptops if laptop else _table().cards).items():
         for known, gigabytes in cards.items():
-            if bare_name(known) in (card, f"rtx{card}", f"{card}gpu"):
+            if bare_name(known) in (card, f"rtx{card}"):
                 major, minor = map(int, capability.split("."))
-                return OtherCard(what, (major, minor), gigabytes)
+                sizes = (int(sized["gb"]),) if sized else gigabytes
+                return OtherCard(wanted, what, (major, minor), sizes)
     return None
 
 
@@ -232,8 +238,7 @@ def _other(name: str) -> UsageError | None:
             f"{name} is a card of laptops, which is another than the one of its number",
             hint=f"write what CUDA can hand out of it: {bare_name(name)}:total=NGiB",
         )
-    written = bare_name(name)
-    hints = [f"{written}:total={least_usable(gb) // MIB}MiB ({gb} GB)" for gb in other.gigabytes]
+    hints = [f"{other.name}:total={least_usable(gb) // MIB}MiB ({gb} GB)" for gb in other.gigabytes]
     return UsageError(
         f"{name} is {other.what} of which only memory and compute capability are known",
         hint=f"{' or '.join(hints)} plans with these: what CUDA hands out of such cards at least",

@@ -1,4 +1,4 @@
-"""Lines that all short texts end with: the first warning, and where there is more."""
+"""Lines that all short texts end with: what was assumed, the first warning, where there is more."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from turbofit.report.painters.document import Items, Paragraph
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from turbofit.core.machine import Machine
     from turbofit.report.painters.document import Block
 
 __all__ = ["MORE", "first_warning"]
@@ -18,10 +19,18 @@ __all__ = ["MORE", "first_warning"]
 MORE: Final = Paragraph(text="more: --full, --md or --json", tone="dim")
 
 
-def first_warning(warnings: Sequence[str]) -> list[Block]:
-    """The most important warning, and how many more there are."""
-    if not warnings:
-        return []
-    left = len(warnings) - 1
-    more = f" (and {left} more {plural(left, 'warning')})" if left else ""
-    return [Items(items=(f"{warnings[0]}{more}",), tone="warn")]
+def first_warning(warnings: Sequence[str], machine: Machine | None = None) -> list[Block]:
+    """What was assumed of a described machine, then the first warning, and how many more there are.
+
+    Args:
+        warnings: those of the plan, among them the machine's.
+        machine: what the plan is for.
+    """
+    assumed = machine.warnings if machine is not None and machine.source == "preset" else ()
+    items = [f"assumed: {text}" for text in assumed]
+    rest = [text for text in warnings if text not in assumed]
+    if rest:
+        left = len(rest) - 1
+        more = f" (and {left} more {plural(left, 'warning')})" if left else ""
+        items.append(f"{rest[0]}{more}")
+    return [Items(items=tuple(items), tone="warn")] if items else []
