@@ -308,8 +308,7 @@ def _any_card(name: str, printed: re.Match[str] | None, given: dict[str, str]) -
     )
     note = (
         f"{name} has no preset: it was read as any card{held} with {known} and without peer access;"
-        " what is not known of it counts in memory as the most of all cards, and in speed as a slow"
-        " card"
+        " what is unknown counts in memory as the most of all cards, in speed as a slow one"
     )
     return _Card(gpu=gpu, preset=None, note=note)
 

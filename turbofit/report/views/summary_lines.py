@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import plural
+from turbofit.machine.presets import match_preset
 from turbofit.report.painters.document import Items, Paragraph
 
 if TYPE_CHECKING:
@@ -20,13 +21,15 @@ MORE: Final = Paragraph(text="more: --full, --md or --json", tone="dim")
 
 
 def first_warning(warnings: Sequence[str], machine: Machine | None = None) -> list[Block]:
-    """What was assumed of a described machine, then the first warning, and how many more there are.
+    """The most important warning, and how many more there are; before it what a machine is.
 
     Args:
         warnings: those of the plan, among them the machine's.
-        machine: what the plan is for.
+        machine: what the plan is for; where it has cards of which not all is known, or parts of
+            cards, all figures rest on what was assumed of them.
     """
-    assumed = machine.warnings if machine is not None and machine.source == "preset" else ()
+    gpus = [machine.gpu(index) for index in machine.visible] if machine else []
+    assumed = machine.warnings if machine and None in map(match_preset, gpus) else ()
     items = [f"assumed: {text}" for text in assumed]
     rest = [text for text in warnings if text not in assumed]
     if rest:
