@@ -39,6 +39,7 @@ _NAMED_SIZES: Final = {
     "4k": (3840, 2160), "uhd": (3840, 2160), "4kuhd": (3840, 2160), "4320p": (7680, 4320),
     "8k": (7680, 4320), "vga": (640, 480), "xga": (1024, 768),
 }  # fmt: skip
+_SWITCH: Final = {"on": 1, "yes": 1, "true": 1, "off": 0, "no": 0, "false": 0}
 _QUANT_POLICIES: Final = {
     "none": 0, "int4": 4, "4-bit": 4, "int8": 8, "8-bit": 8,
     "fp8": 16, "fp8_e4m3": 16, "fp8_e5m2": 17, "turbo_quant": 42,
@@ -101,6 +102,10 @@ def _dtype(text: str, _name: str) -> str | None:
     return None if text == "auto" else _DTYPES.get(text.lower(), text)  # LMDeploy's "choose"
 
 
+def _switch(text: str, _name: str) -> int | str:
+    return _SWITCH.get(text.strip().lower(), text)
+
+
 def _quant_policy(text: str, _name: str) -> int | str:
     return _QUANT_POLICIES.get(text.lower(), text)
 
@@ -137,8 +142,9 @@ class PlanRequest(Validated):
     )
     on: Annotated[str | Machine | None, Metavar("SPEC")] = Field(
         default=None,
-        description="the machine: 4xrtx3090, rtx3090+rtx4090, 1xl4:free=19GiB, or a snapshot's "
-        "path (default: this one, through NVML)",
+        description="the machine: 4xrtx3090, rtx3090+rtx4090, 1xl4:free=19GiB, 2x24GB, "
+        "a100-80g:mig=3g.40gb, what nvidia-smi -L prints, or a snapshot's path (default: this one, "
+        "through NVML)",
     )
     gpus: Annotated[str | None, Metavar("LIST")] = Field(
         default=None,
@@ -231,7 +237,7 @@ class PlanRequest(Validated):
     enable_prefix_caching: bool | None = Field(
         default=None, description="keep the cache of prompts that begin alike"
     )
-    async_: Annotated[int | None, Field(ge=0, le=1), Metavar("0|1")] = Field(
+    async_: Annotated[int | None, Field(ge=0, le=1), parsed(_switch), Metavar("0|1")] = Field(
         default=None, description="TurboMind: prepare a step while another runs"
     )
     language_model_only: bool | None = Field(
