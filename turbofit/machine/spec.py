@@ -49,6 +49,8 @@ __all__ = ["MAX_GPUS", "parse_spec"]
 #: More GPUs than any one machine has: beyond it a SPEC is a typing error.
 MAX_GPUS: Final = 64
 
+#: Characters of a group; names of cards have up to 60.
+_LONGEST: Final = 200
 _EXAMPLE: Final = "write it like 4xrtx3090, 1xl4:free=19GiB or 4xrtx3090,nvlink=0-1+2-3"
 _COUNT: Final = re.compile(r"(?P<count>\d+)\s*[x×*]\s*(?P<name>.+)", re.IGNORECASE)
 #: Where the name alone is a card's: ``4 RTX 3090``, ``3090x4``.
@@ -188,6 +190,8 @@ def _row(header: list[str], line: str) -> str:
 
 
 def _parse_group(text: str) -> tuple[int, _Card]:
+    if len(text) > _LONGEST:
+        _refuse(f"{text[:40]}… is no card", _EXAMPLE)
     head, *tail = text.split(":")
     given = _key_values(tail, _KEYS, "key")
     count, name = _counted(head.strip(), given)
