@@ -126,11 +126,11 @@ def test_parts_that_there_are_not(typed: str, cause: str):
     assert cause in refused(typed).message
 
 
-def test_a_profile_that_no_list_has_counts_as_nine_tenths_of_its_name():
+def test_a_profile_that_no_list_has_counts_as_the_least_of_its_name():
     machine = parse_spec("b200:mig=3g.90gb")
-    assert machine.gpus[0].total == int(90 * 10**9 * 0.9) // MIB * MIB
+    assert machine.gpus[0].total == int(90 * 10**9 * 0.89) // MIB * MIB
     assert machine.gpus[0].sm_count == 148 * 3 // 7
-    assert "nine tenths of the nominal 90 GB" in machine.warnings[0]
+    assert "89% of the nominal 90 GB" in machine.warnings[0]
     assert parse_spec("a100-40g:mig=1c.3g.20gb").gpus[0].sm_count == 14
 
 

@@ -220,12 +220,11 @@ def match_preset(gpu: Gpu) -> GpuPreset | None:
     return None if gpu.mig else _matched(gpu.name, gpu.total)
 
 
-def fill(gpu: Gpu) -> Gpu:
+def fill(gpu: Gpu, preset: GpuPreset | None = None) -> Gpu:
     """The GPU with what NVML cannot read (L2, bandwidth, rate) taken from its preset."""
-    preset = match_preset(gpu)
+    preset = preset or match_preset(gpu)
     if preset is None:
         return gpu
-
     lacking = {name: getattr(preset, name).value for name in _CONSTANTS if getattr(gpu, name) == NA}
     pcie = {
         name: getattr(preset.pcie, name)

@@ -259,7 +259,7 @@ def _card(name: str, count: int, given: dict[str, str]) -> _Card:
 
 
 def _of_preset(preset: GpuPreset) -> Gpu:
-    return fill(_unused(preset.name, preset.total, preset.reserved))
+    return fill(_unused(preset.name, preset.total, preset.reserved), preset)
 
 
 def _unused(name: str, total: int, reserved: int = 0) -> Gpu:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 from turbofit.core.errors import UsageError
 from turbofit.core.presets import converted, load_yaml, presets_dir
@@ -23,8 +23,6 @@ __all__ = [
     "MIG_NAME", "OtherCard", "Slice", "UnsupportedCard", "least_usable", "mig_slice", "no_preset",
     "other_card", "unsupported_card", "vgpu_of",
 ]  # fmt: skip
-
-T = TypeVar("T")
 
 #: ``NVIDIA A100-SXM4-80GB MIG 3g.40gb``, as NVML names a slice; of ``1c.3g.40gb`` one of its three
 #: compute slices.
@@ -49,7 +47,7 @@ _SIZED: Final = re.compile(
 #: takes a sixteenth, 0.98 on most. Low: a plan for a card of which only this is known errs low.
 _LEAST_OF_NOMINAL: Final = 0.9
 #: Of a MIG profile's nominal gigabytes, where no driver's list is known: see unlisted.yaml. Low.
-_SLICE_OF_NOMINAL: Final = 0.9
+_SLICE_OF_NOMINAL: Final = 0.89
 #: Eighths of a card's memory that its slices have at most, by compute slices, of seven; of four
 #: slices each has two. What a profile's name may say above it is rounding.
 _EIGHTHS: Final = {7: {1: 2, 2: 2, 3: 4, 4: 4, 7: 8}, 4: {1: 2, 2: 4, 4: 8}}
@@ -158,7 +156,7 @@ def mig_slice(key: str, profile: re.Match[str]) -> Slice:
     else:
         size = int(gigabytes * 10**9 * _SLICE_OF_NOMINAL) // MIB
         sms = whole.sm_count.value * slices // row.slices
-        basis = f"nine tenths of the nominal {gigabytes} GB, as no list of this card has it"
+        basis = f"89% of the nominal {gigabytes} GB, as no list of this card has it"
     if profile["compute"]:
         sms = sms * min(int(profile["compute"]), slices) // slices
     return Slice(min(size * MIB, whole.total - whole.reserved), sms, basis)
