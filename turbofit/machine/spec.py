@@ -60,7 +60,7 @@ _COUNT_BEHIND: Final = re.compile(r"(?P<name>.+?)\s*[x×*]\s*(?P<count>\d+)", re
 _JOINT: Final = re.compile(r"\+(?!(?:me|gfx)\b)|\s+(?:and|&)\s+", re.IGNORECASE)
 #: Any card of a size, as its maker names it; and a size that stands behind its card's name.
 _ANY: Final = re.compile(
-    r"(?:any\s+|gpu\s+)?(\d{1,4}(?:\.\d)?)\s*gi?b?(?:\s+(?:gpu|card|vram))?", re.IGNORECASE
+    r"(?:any\s+|gpu\s+)?(\d{1,4}(?:\.\d)?)\s*gi?b?(?:\s+(?:gpus?|cards?|vram))?", re.IGNORECASE
 )
 _SMI_SIZE: Final = re.compile(r"\d+\s*(?:[mg]i?b)", re.IGNORECASE)
 #: Commas that part no cards: 23,034 MiB.

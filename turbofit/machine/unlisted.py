@@ -103,7 +103,7 @@ class OtherCard(NamedTuple):
     name: str
     what: str
     capability: tuple[int, int]
-    gigabytes: tuple[int, ...]
+    sizes: tuple[int, ...]
 
 
 def unsupported_card(name: str) -> UnsupportedCard | None:
@@ -226,21 +226,23 @@ def _vgpu(name: str) -> UsageError | None:
 
 
 def _other(name: str) -> UsageError | None:
-    """A card whose memory and compute capability are known, and nothing else."""
+    """A card whose memory and compute capability are known at most."""
     other = other_card(name)
-    laptop = _LAPTOP.fullmatch(bare_name(name))
-    if other is None and laptop is None:
-        return None
-    if other is None:
+    if other is not None:
+        written = [
+            f"{other.name}:total={least_usable(gb) // MIB}MiB ({gb} GB)" for gb in other.sizes
+        ]
+        return UsageError(
+            f"{name} is {other.what} of which only memory and compute capability are known",
+            hint=f"{' or '.join(written)} plans with these: what CUDA hands out of such cards at"
+            " least",
+        )
+    if _LAPTOP.fullmatch(bare_name(name)):
         return UsageError(
             f"{name} is a card of laptops, which is another than the one of its number",
             hint=f"write what CUDA can hand out of it: {bare_name(name)}:total=NGiB",
         )
-    hints = [f"{other.name}:total={least_usable(gb) // MIB}MiB ({gb} GB)" for gb in other.gigabytes]
-    return UsageError(
-        f"{name} is {other.what} of which only memory and compute capability are known",
-        hint=f"{' or '.join(hints)} plans with these: what CUDA hands out of such cards at least",
-    )
+    return None
 
 
 def _refitted(name: str) -> UsageError | None:
