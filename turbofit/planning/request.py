@@ -65,9 +65,10 @@ def _size(text: str, name: str) -> tuple[int, int]:
         return _NAMED_SIZES[word]
     sides = _SIDES.fullmatch(text.strip())
     found = [plain_number(side) for side in sides.groups() if side] if sides else []
-    # 640,480 is two sides or one large number.
-    if not found or not all(map(str.isdigit, found)) or ("," in text and len(found) < 2):
-        hint = _OF_SEVERAL_SIZES.get(word, text.replace(",", "x") if found else "1920x1080")
+    # 640,480 is two sides or one large number, and 12 may be tiles: one side has three digits.
+    lone = len(found) == 1 and ("," in text or len(found[0]) < 3)
+    if not found or not all(map(str.isdigit, found)) or lone:
+        hint = _OF_SEVERAL_SIZES.get(word, text.replace(",", "x") if "," in text else "1920x1080")
         raise UsageError(f"{name} {text!r} is not WIDTHxHEIGHT", hint=f"write it as {hint}")
     return int(found[0]), int(found[-1])
 
