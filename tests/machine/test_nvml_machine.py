@@ -211,7 +211,7 @@ def test_mig_ids_in_cuda_visible_devices(measured):
 
 def test_a_slice_is_planned_by_itself_and_said_to_be_one(measured):
     machine = measured(mig_machine())
-    said = [text for text in machine.warnings if "a MIG slice with" in text]
+    said = [text for text in machine.warnings if "is a MIG slice with" in text]
     assert [re.search(r"(\d+) SMs", text)[1] for text in said] == ["60", "32"]
     plan = turbofit.plan("internvl2-1b", on=machine_from(machine, gpus="2,3"))
     assert plan.fits
@@ -222,8 +222,8 @@ def test_a_slice_is_planned_by_itself_and_said_to_be_one(measured):
     ("name", "total", "said"),
     [
         ("NVIDIA GeForce RTX 4090 Laptop GPU", 16376, "not known are its L2, memory bandwidth"),
-        ("NVIDIA A40-48Q", 49152, "a vGPU: it shares its card's time"),
-        ("GRID V100DX-32C", 32768, "a vGPU: it shares its card's time"),
+        ("NVIDIA A40-48Q", 49152, "is a vGPU, which shares its card's time"),
+        ("GRID V100DX-32C", 32768, "is a vGPU, which shares its card's time"),
         ("NVIDIA GeForce RTX 3080", 20480, "as a slow card"),
     ],
 )

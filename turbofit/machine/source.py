@@ -123,17 +123,20 @@ def _unlisted_note(gpu: Gpu, *, timed: bool) -> str | None:
     }
     lacking = [name for name, value in unread.items() if value == NA]
     slow = "memory bandwidth" in lacking or "tensor rate" in lacking
-    parts = []
     if gpu.mig:
-        parts.append(f"a MIG slice with {gpu.sm_count} SMs, on which one engine runs")
+        what = f"is a MIG slice with {gpu.sm_count} SMs, on which one engine runs"
     elif vgpu_of(gpu.name):
-        parts.append("a vGPU: it shares its card's time with others")
+        what = "is a vGPU, which shares its card's time with others"
+    elif lacking:
+        what = "has no preset"
+    else:
+        return None
     if lacking:
-        parts.append(
-            f"not known are its {', '.join(lacking)}, which count in memory as the most of all"
+        what += (
+            f"; not known are its {', '.join(lacking)}, which count in memory as the most of all"
             " cards" + (" and in speed as a slow card: turbofit machine --measure" if slow else "")
         )
-    return f"{gpu.name} has no preset: {'; '.join(parts)}" if parts else None
+    return f"{gpu.name} {what}"
 
 
 def _readable(machine: Machine, *, chosen_by_user: bool) -> Machine:
