@@ -27,10 +27,8 @@ _SUFFIX: Final = {
     "t": 1 << 40, "tib": 1 << 40, "tb": 1000**4,
 }  # fmt: skip
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*", re.IGNORECASE)
-#: ``32,768``, ``1 048 576``: groups of three digits behind the first.
-_GROUPED: Final = re.compile(
-    r"(?<![\w.,])[1-9]\d{0,2}([, _'\u00a0\u202f])\d{3}(?:\1\d{3})*(?![\d,])"
-)
+#: ``32,768``, ``1 048 576``: groups of three digits behind the first; compiled where it is needed.
+_GROUPED: Final = r"(?<![\w.,])[1-9]\d{0,2}([, _'\u00a0\u202f])\d{3}(?:\1\d{3})*(?![\d,])"
 _LARGEST: Final = 1 << 50
 _LONGEST: Final = 24
 #: Rounded to three digits, numbers from here on have four: ``.3g`` writes an exponent.
@@ -39,7 +37,7 @@ _FOUR_DIGITS: Final = 999.5
 
 def plain_number(text: str) -> str:
     """The text without separators of thousands: ``32,768`` is ``32768``; ``1,5`` stays."""
-    return _GROUPED.sub(lambda found: "".join(c for c in found[0] if c.isdigit()), text)
+    return re.sub(_GROUPED, lambda found: "".join(c for c in found[0] if c.isdigit()), text)
 
 
 def parse_share(text: str, what: str, *, whole: bool = True) -> float | None:
