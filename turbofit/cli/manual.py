@@ -251,7 +251,9 @@ MANUAL: Final[dict[str, Manual]] = {
         "reads the log, and the model as `plan` does; an unknown log exits with 3",
     ),
     "models": Manual(("turbofit models", "turbofit models --json"), (), "reads its own presets"),
-    "gpus": Manual(("turbofit gpus", "turbofit gpus --md"), (), "reads its own presets"),
+    "gpus": Manual(
+        ("turbofit gpus", "turbofit gpus 4090", "turbofit gpus --md"), (), "reads its own presets"
+    ),
     "completion": Manual(
         (
             "turbofit completion bash > ~/.local/share/bash-completion/completions/turbofit",
