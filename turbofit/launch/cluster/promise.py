@@ -7,6 +7,7 @@ from functools import reduce
 from math import ceil
 from typing import TYPE_CHECKING
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from turbofit.core.messages import plural
@@ -131,13 +132,15 @@ def in_words(plan: ClusterPlan) -> str:
 
 
 def _kept(engine_plan: Plan, plan: ClusterPlan, request: PlanRequest, share: float) -> PlanRequest:
-    """The request for one engine that must be planned again: the promise stays."""
-    requests = max(1, ceil(share))
-    if request.max_batch_size is not None:
-        requests = min(requests, request.max_batch_size)
-    request = request.changed(
-        tp=None, replicas=None, on=None, gpus=None, engine="auto", concurrency=requests
-    )
+    """The request for one engine that must be planned again: the promise stays.
+
+    Its share of the requests is a promise where the node's plan holds it as one.
+    """
+    at_once = {"concurrency": max(1, ceil(share))}
+    if engine_plan.held is UNSET:
+        batch = request.max_batch_size or at_once["concurrency"]
+        at_once = {"concurrency": None, "max_batch_size": batch}
+    request = request.changed(tp=None, replicas=None, on=None, gpus=None, engine="auto", **at_once)
     if request.session_len is None:
         request = request.changed(context=plan.longest_request_tokens)
     rule, limit = engine_plan.model.image_rule, engine_plan.limits.image_limit

@@ -26,7 +26,7 @@ from turbofit.tuner.search.context import MIN_TEXT_TOKENS, excess_tokens
 from turbofit.tuner.search.search import limit_that_fits
 from turbofit.tuner.speed.throughput import counted_tokens
 
-__all__ = ["Change", "Remedies", "left_to_turbofit", "remedies"]
+__all__ = ["Change", "Remedies", "left_to_turbofit", "quantised_cache", "remedies"]
 
 #: A change that closes less of the gap than one percent helps nobody.
 _WORTH_SAYING = 0.99
@@ -136,7 +136,7 @@ def _changes(fit: EngineFit) -> Iterator[Change]:
     yield from _released_options(request)
     yield from _smaller_workload(request)
     yield from _smaller_images(fit)
-    yield from _quantised_cache(request)
+    yield from quantised_cache(request)
     yield from _other_checkpoint(request)
     yield from _fewer_requests(fit)
     yield from _more_gpus(request)
@@ -246,7 +246,8 @@ def _fewer_requests(fit: EngineFit) -> Iterator[Change]:
         yield Change(f"--concurrency {held}", changed, f"--concurrency {wanted}")
 
 
-def _quantised_cache(request: ResolvedRequest) -> Iterator[Change]:
+def quantised_cache(request: ResolvedRequest) -> Iterator[Change]:
+    """A cache of fewer bits, where the person does not say how many."""
     if "quant_policy" in request.fixed:
         return
     for policy, name in _QUANT:

@@ -129,7 +129,10 @@ def evaluate(  # noqa: PLR0913 - all that an evaluation depends on
     settings, outcome = sizer.settings(session_len), sizer.outcome(session_len)
     held, lacking = wanted, 0
     if request.promised_requests is not None:
-        held, lacking = sizer.held(outcome, session_len), sizer.lacking(outcome, session_len, wanted)
+        held, lacking = (
+            sizer.held(outcome, session_len),
+            sizer.lacking(outcome, session_len, wanted),
+        )
     if outcome.ratio is not None:
         settings = replace(settings, cache_max_entry_count=outcome.ratio)
     evaluation = Evaluation(

@@ -297,7 +297,7 @@ def _serves(evaluation: Evaluation) -> bool:
     return evaluation.serves
 
 
-def _largest(  # noqa: PLR0913 - a bisection
+def _largest(
     best: Evaluation,
     low: int,
     high: int,

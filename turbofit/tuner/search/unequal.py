@@ -181,7 +181,6 @@ class _Unequal:
         )
         return scored(self.request, evaluation)
 
-
     def _lacking(self, whole: Evaluation) -> int:
         """Bytes that are missing in the caches of all engines together for the requests."""
         tokens = sum(part.kv_tokens * part.shape.replicas for part in whole.parts)
