@@ -99,8 +99,8 @@ def _known_as(name: str) -> set[str]:
 def requests_at(url: str) -> int:
     """Requests that the server at an address runs at once; 0 where none of this user is there."""
     here = url.rstrip("/").replace("//localhost", "//127.0.0.1")
-    found = [one.record for one in running_servers() if here in one.record.urls]
-    return found[0].attempts[-1].requests_at_once if len(found) == 1 else 0
+    found = [one.record.attempts for one in running_servers() if here in one.record.urls]
+    return found[0][-1].requests_at_once if len(found) == 1 and found[0] else 0
 
 
 def waiting_words(requests: int, running: int) -> str:

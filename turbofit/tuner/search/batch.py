@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.search.sizing import Sizer
-from turbofit.tuner.speed.throughput import counted_tokens, request_tokens
+from turbofit.tuner.speed.throughput import request_tokens
 
 __all__ = ["SizedBatch", "most_held", "with_best_batch"]
 
@@ -75,19 +75,13 @@ def with_best_batch(sizer: Sizer, session_len: int, requested_load: VisionLoad) 
 
 def most_held(sizer: Sizer, wanted: int) -> int:
     """The most requests at once that one engine of a shape holds, fewer than are wanted of it."""
-    alone = sizer.with_batch(1)
-    session_len = alone.session_len()
-    outcome = alone.outcome(session_len)
-    if not alone.held(outcome, session_len):
-        return 0
 
     def holds(batch: int) -> bool:
         some = sizer.with_batch(batch)
         session_len = some.session_len()
         return some.held(some.outcome(session_len), session_len) >= batch
 
-    size = counted_tokens(sizer.vision_load, session_len)
-    return _largest(holds, min(wanted, outcome.kv_tokens // size + 1))
+    return _largest(holds, wanted) if holds(1) else 0
 
 
 def _smallest(rate: Callable[[int], float], most: int) -> int:

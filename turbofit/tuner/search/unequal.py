@@ -190,7 +190,7 @@ class _Unequal:
 
 
 def _worth(evaluation: Evaluation, promised: int) -> tuple[object, ...]:
-    """What decides between prefills of one set; of those that do not fit the least that misses."""
+    """What decides between prefills of one set; of those that do not fit as in the search."""
     if evaluation.fits:
         return (1, evaluation.settings.session_len >= promised, *evaluation.rank)
-    return (0, -evaluation.short, evaluation.shape.max_prefill_token_num)
+    return (0, evaluation.held, -evaluation.short, evaluation.shape.max_prefill_token_num)
