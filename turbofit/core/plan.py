@@ -12,7 +12,7 @@ from turbofit.core.config_names import CONFIG_NAMES
 from turbofit.core.draft import Draft
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.footprint import Footprint
-from turbofit.core.limits import LimitCost, Limits
+from turbofit.core.limits import Held, LimitCost, Limits
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.rehearsal import Death, Moment, Rehearsal, RehearsedCache, RehearsedCase
@@ -224,19 +224,6 @@ class Kv(Struct):
     total_tokens: Annotated[int, doc("Tokens of all groups.")]
     region_bytes: Annotated[int, doc("Bytes of the cache of a rank.")]
     longest_request_tokens: Annotated[int, doc("Tokens that one request may have.")]
-
-
-class Held(Struct):
-    """How many requests run at once with all their tokens in the caches, where it was asked."""
-
-    requests: Annotated[int, doc("Over all engines; a plan fits with workload.concurrency.")]
-    request_tokens: Annotated[
-        int,
-        doc(
-            "Tokens of each: its images at their limit, the assumed text and answer; no more "
-            "than session_len."
-        ),
-    ]
 
 
 class HostMemory(Struct):

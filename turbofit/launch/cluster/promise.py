@@ -136,11 +136,13 @@ def _kept(engine_plan: Plan, plan: ClusterPlan, request: PlanRequest, share: flo
 
     Its share of the requests is a promise where the node's plan holds it as one.
     """
-    at_once = {"concurrency": max(1, ceil(share))}
+    requests: int | None = max(1, ceil(share))
     if engine_plan.held is UNSET:
-        batch = request.max_batch_size or at_once["concurrency"]
-        at_once = {"concurrency": None, "max_batch_size": batch}
-    request = request.changed(tp=None, replicas=None, on=None, gpus=None, engine="auto", **at_once)
+        request = request.changed(max_batch_size=request.max_batch_size or requests)
+        requests = None
+    request = request.changed(
+        tp=None, replicas=None, on=None, gpus=None, engine="auto", concurrency=requests
+    )
     if request.session_len is None:
         request = request.changed(context=plan.longest_request_tokens)
     rule, limit = engine_plan.model.image_rule, engine_plan.limits.image_limit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timezone
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from turbofit.core.machine import Gpu
@@ -154,14 +154,17 @@ def document(
             for account, kv, at_once in zip(accounts, each, parts.at_once, strict=False)
         ),
         device_map=parts.device_map,
-        held=UNSET
-        if parts.held is None
-        else Held(
-            requests=parts.held,
-            request_tokens=counted_tokens(parts.vision_load, settings.session_len),
-        ),
+        held=_held(parts),
         options=resolved.options,
     )
+
+
+def _held(parts: PlanDraft) -> Held | UnsetType:
+    """The requests at once that are held, where a person says how many there must be."""
+    if parts.held is None:
+        return UNSET
+    size = counted_tokens(parts.vision_load, parts.settings.session_len)
+    return Held(requests=parts.held, request_tokens=size)
 
 
 def _kv(account: Account, outcome: GroupOutcome, total: int) -> Kv:
@@ -251,10 +254,14 @@ def verdict_of(
     batches = [one.settings.max_batch_size for one in accounts]
     running = sum(batches) if len(accounts) == len(groups) else batches[0] * len(groups)
     context = accounts[0].settings.session_len
+    size = counted_tokens(vision_load, context)
+    running_words = f"{running:,} {plural(running, 'request')} at once"
+    if running > sum(one // size for one in tokens):  # a batch that was given
+        running_words = f"a batch of {running:,}"
     where = " and ".join(group_words(resolved, group) for group in groups)
     each = on_each_gpu(sum(map(len, groups)))
     return (
-        f"fits: {resolved.model.name} on {where}: {running:,} {plural(running, 'request')} at once;"
+        f"fits: {resolved.model.name} on {where}: {running_words};"
         f" {cache_words(tokens, vision_load, context)}; {format_bytes(spare)} stay free{each}"
     )
 
@@ -263,9 +270,10 @@ def cache_words(tokens: Sequence[int], vision_load: VisionLoad, context: int) ->
     """What caches of so many tokens hold together; no request lies in two of them."""
     request = counted_tokens(vision_load, context)
     held, longest = (sum(one // each for one in tokens) for each in (request, context))
+    whole = "" if request == context else f" or {longest:,} of {context:,}"
     return (
         f"the cache holds {sum(tokens):,} KV tokens, {held:,} {plural(held, 'request')} of"
-        f" {request:,} tokens or {longest:,} of {context:,}"
+        f" {request:,} tokens{whole}"
     )
 
 

@@ -290,7 +290,7 @@ def _fits(made: EngineFit) -> str:
     effect = f"fits: {best.kv_tokens:,} KV tokens a group, tp {best.shape.tp}"
     if best.held:
         size = counted_tokens(best.vision_load, best.settings.session_len)
-        requests = made.request.promised_requests
+        requests = made.request.promised_requests or 0
         effect += f", {requests:,} {plural(requests, 'request')} of {size:,} tokens at once"
     if best.shape.limit is not None and best.shape.limit != made.request.requested_limit:
         effect += f", images lowered to {_limit(made.request, best.shape.limit)}"

@@ -67,8 +67,8 @@ def _changes(request: ResolvedRequest, closest: Chosen) -> Iterator[Change]:
     yield from (Change(*change) for change in (*stopped(request), *with_more_gpus(request)))
     if closest.fits:  # and answers fewer at once than were asked for
         copies = len(closest.copies)
-        fewer = replace(request, workload=replace(workload, concurrency=copies))
+        less = replace(request, workload=replace(workload, concurrency=copies))
         wanted = f"--concurrency {workload.concurrency}"
-        yield Change(f"--concurrency {copies}", fewer, wanted)
+        yield Change(f"--concurrency {copies}", less, wanted)
         return
     yield from (Change(*change) for change in larger(request))

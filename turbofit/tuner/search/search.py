@@ -78,8 +78,8 @@ def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> i
     one, rule = _Search(request, engine), request.model.image_rule
     if rule is None or shape.limit is None:
         return None
-    asked = replace(shape, at_once=None, units_per_forward=None)
-    found = one.lowered_to(asked, rule, shape.limit, _fits)
+    whole = replace(shape, at_once=None, units_per_forward=None)
+    found = one.lowered_to(whole, rule, shape.limit, _fits)
     return found.shape.limit if found.fits else None
 
 
