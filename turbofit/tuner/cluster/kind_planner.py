@@ -78,7 +78,7 @@ class KindPlanner:
         shared: Callable[[Sequence[float]], list[float]],
         promise: Promise | None = None,
     ) -> dict[int, float]:
-        """Requests of one node of each kind, of which its caches hold all.
+        """Requests of one node of each kind, of which its caches hold all where it serves at all.
 
         Args:
             members: the kinds.
@@ -88,10 +88,10 @@ class KindPlanner:
 
         def held(place: int, share: float) -> float:
             tried = self.plan(members[place], share, promise)
-            if not tried.why_not:
-                return share
             held = UNSET if tried.plan is None else tried.plan.held
-            return 0.0 if held is UNSET else float(held.requests)
+            if not tried.why_not or held is UNSET or not held.requests:
+                return share
+            return float(held.requests)
 
         return dict(zip(members, held_shares(shared, held, len(members)), strict=True))
 
