@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 import turbofit
+from turbofit.cli.main import main
+from turbofit.core.errors import DoesNotFitError
 from turbofit.core.plan import Plan
 
 #: A model, a machine, what else is asked, and more requests than it holds.
@@ -188,3 +190,20 @@ def test_a_prediction_says_how_many_are_held_and_goes_by_what_lives() -> None:
     dies = turbofit.predict("internvl3-8b", on="1xrtx3060", concurrency=6)
     assert dies.held.requests == 0
     assert "holds" not in dies.verdict
+
+
+@pytest.mark.parametrize("command", ["plan", "serve"])
+def test_the_command_line_ends_with_3_where_too_few_are_held(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [command, "internvl3-8b", "--on", "1xrtx4090", "--concurrency", "1000"]
+    assert main([*words, "--dry-run"] if command == "serve" else words) == 3
+    told = capsys.readouterr()
+    said = " ".join((told.out + told.err).split())
+    assert "with --concurrency 1000: the cache holds 35 of 1,000 requests of 3,840 tokens" in said
+
+
+def test_a_pipeline_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(DoesNotFitError, match="holds 35 of 1,000 requests") as caught:
+        turbofit.pipeline("internvl3-8b", on="1xrtx4090", concurrency=1000)
+    assert caught.value.hint.startswith("--concurrency 35: fits")
