@@ -311,9 +311,10 @@ def _held(planner: KindPlanner, plans: Sequence[Plan], served: _Served | None) -
         return Held(requests=sum(one.requests for one in each), request_tokens=size)
     if served is None:
         return Held(requests=0, request_tokens=0)
-    choice = served.choice
-    first = planner.plan(next(iter(choice.shares)), 1.0, choice.promise).serves.held
-    size = 0 if first is UNSET else first.request_tokens
+    choice, size = served.choice, 0
+    for kind in choice.shares:
+        held = planner.plan(kind, 1.0, choice.promise).serves.held
+        size = max(size, 0 if held is UNSET else held.request_tokens)
     return Held(requests=round(planner.at_once(choice.shares)), request_tokens=size)
 
 
@@ -341,5 +342,6 @@ def _changes(planner: KindPlanner, choice: Choice) -> Iterator[list[Change]]:
         yield [Change(f"{rule.limit_option} {one}", base.with_limit(one)) for one in lower]
     yield from ([change] for change in quantised_cache(base))
     held = round(planner.at_once(choice.shares))
-    fewer = replace(base.workload, concurrency=held)
-    yield [Change(f"--concurrency {held}", replace(base, workload=fewer))]
+    if held:
+        fewer = replace(base.workload, concurrency=held)
+        yield [Change(f"--concurrency {held}", replace(base, workload=fewer))]

@@ -21,18 +21,8 @@ from turbofit.tuner.speed.links import LinkClass
 from turbofit.tuner.speed.rates import rates
 
 __all__ = [
-    "cards_of",
-    "count",
-    "gains",
-    "left_out",
-    "over_network",
-    "reasons",
-    "remedies",
-    "too_few",
-    "too_short",
-    "too_small",
-    "verdict",
-    "warnings",
+    "cards_of", "count", "gains", "left_out", "over_network", "reasons", "remedies", "too_few",
+    "too_short", "too_small", "verdict", "warnings",
 ]  # fmt: skip
 
 #: Reasons of nodes that do not serve which the verdict names, and remedies shown.

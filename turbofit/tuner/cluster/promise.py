@@ -98,9 +98,12 @@ def choose(planner: KindPlanner, alone: dict[int, Plan]) -> tuple[Choice, tuple[
     tolerance = _FORECAST_TOLERANCE if planner.base.workload.goal == "throughput" else 0.0
     equal = [one for one in kept if one.served * one.value >= best * (1 - tolerance)]
     equal.sort(key=lambda one: (one.served, one.context, one.nodes, one.value), reverse=True)
-    agreed = (_agreed(planner, one) for one in (*equal, *enough))
-    chosen = next((one for one in agreed if planner.holds_all(one.shares)), enough[0])
-    return chosen, tuple(found)
+    agreed = []
+    for one in (*equal, *enough):
+        agreed.append(_agreed(planner, one))
+        if planner.holds_all(agreed[-1].shares):
+            return agreed[-1], tuple(found)
+    return max(agreed, key=lambda one: planner.at_once(one.shares)), tuple(found)
 
 
 def _limits(planner: KindPlanner, alone: dict[int, Plan]) -> list[int | None]:
