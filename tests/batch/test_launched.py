@@ -110,3 +110,10 @@ def _is_server(pid: int, parent: int) -> bool:
             return ours and "serve" in file.read().split("\0")
     except OSError:
         return False
+
+
+def test_how_many_are_sent_at_once_is_no_promise_of_the_server(tmp_path) -> None:
+    request = PlanRequest.of(model="internvl2-2b", on="1xrtx3090", concurrency=5000)
+    found = planned(photos(tmp_path), request)
+    assert "--concurrency" not in found.options
+    assert found.request.concurrency == 5000

@@ -189,3 +189,17 @@ def test_one_model_is_no_joint_plan() -> None:
         together("internvl2-1b")
     with pytest.raises(UsageError, match="a share for each"):
         together("internvl2-1b", "internvl2-2b", shares=(1.0,))
+
+
+def test_a_concurrency_is_held_by_each_in_its_part() -> None:
+    found = together("internvl2-2b", "internvl2-1b", concurrency=20)
+    assert found.fits
+    for plan in found.plans:
+        assert plan.held.requests >= 20
+        assert f"{plan.held.requests} of 3,840 at once" in found.verdict
+    more = together("internvl2-2b", "internvl2-1b", concurrency=40)
+    assert not more.fits
+    assert "do not fit together" in more.verdict
+    assert "--concurrency" in (more.remedy or "")
+    alone = together("internvl2-2b", "internvl2-1b", concurrency=1000)
+    assert "with --concurrency 1000: the cache holds " in alone.verdict

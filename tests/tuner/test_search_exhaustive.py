@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from bisect import bisect_left
 from itertools import combinations
+from math import ceil
 
 import pytest
 from msgspec.structs import replace
@@ -23,7 +24,7 @@ from turbofit.tuner.search.context import longest_context, shortest_context
 from turbofit.tuner.search.search import Found, search
 from turbofit.tuner.search.shape import Shape, shape_settings
 from turbofit.tuner.search.shapes import PREFILL_SIZES
-from turbofit.tuner.speed.throughput import group_rates, group_speed
+from turbofit.tuner.speed.throughput import counted_tokens, group_rates, group_speed
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +57,10 @@ def accounts_for(
 
 
 def value_of(request: ResolvedRequest, engine: Engine, groups, prefill: int, context: int):
-    """(goal value, tokens, prefill, -tp) of the largest ratio that fits, or None."""
+    """(goal value, tokens, prefill, -tp) of the largest ratio that fits, or None.
+
+    Empty where the context is held, and the requests that are asked for at once are not.
+    """
     asked = vision_load_of(request, request.requested_limit)
     # Its images and some text are no longer than a request may be.
     if asked.units_per_image and asked.tokens_per_request + min(1024, context // 8) > context:
@@ -69,6 +73,8 @@ def value_of(request: ResolvedRequest, engine: Engine, groups, prefill: int, con
     tokens = min(a.tokens_at(ratio) for a in accounts)
     if tokens < context:
         return None
+    if tokens // counted_tokens(asked, context) < ceil(request.workload.concurrency / len(groups)):
+        return ()
     settings = replace(accounts[0].settings, cache_max_entry_count=ratio)
     speeds = [
         group_speed(
@@ -100,7 +106,7 @@ def exhaustive(request: ResolvedRequest, engine: Engine, contexts):
                 for prefill in PREFILL_SIZES:
                     values = (value_of(request, engine, groups, prefill, c) for c in contexts)
                     found = next((v for v in values if v is not None), None)
-                    if found is not None and (best is None or found > best):
+                    if found and (best is None or found > best):
                         best = found
     return best
 

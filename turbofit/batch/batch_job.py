@@ -22,6 +22,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 from turbofit.core.version import __version__
 from turbofit.gateway.http.sockets import open_files
+from turbofit.launch.serve.runs import requests_at, waiting_words
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["BatchJob", "BatchListener"]
 
 _TICK_SECONDS: Final = 1.0
+#: Of the requests that run at once, one over so many more waits at the gateway, so that a place
+#: that gets free is taken at once.
+_WAITING: Final = 8
 _FILES: Final = 65536
 
 
@@ -135,6 +139,8 @@ class BatchJob:
         if url is None:
             server, limits, at_once = await self._launched(stack)
             url, key = server.url, server.key
+        else:
+            self._tell_waiting(at_once, await in_thread(requests_at, url))
         sender = await stack.enter_async_context(
             Sender(
                 url, key, timeout=self._spec.timeout, waiting=self._waiting,
@@ -177,8 +183,15 @@ class BatchJob:
         stack.push_async_callback(server.end)
         with under_way("starting the server"):
             await server.start()
-        limits, at_once = await limits_and_places(server, found.request, shrink=self._spec.shrink)
-        return server, limits, at_once
+        limits, places = await limits_and_places(server, found.request, shrink=self._spec.shrink)
+        given = found.request.concurrency
+        self._tell_waiting(given or 0, places)
+        return server, limits, given or places + max(2, places // _WAITING)
+
+    def _tell_waiting(self, at_once: int, running: int) -> None:
+        text = waiting_words(min(at_once, self._progress.left), running)
+        if text:
+            self._listener.say(text)
 
     async def _ticks(self) -> None:
         while True:

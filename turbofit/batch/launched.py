@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ServerPlan", "limits_and_places", "server_plan"]
 
-#: Of the requests that run at once, one over so many more waits at the gateway, so that a place
-#: that gets free is taken at once.
-_WAITING: Final = 8
 #: Options of the batch that are the server's.
 _LAUNCH: Final = ("allowed_media_domains", "pretend", "no_rehearse")
 
@@ -48,7 +45,8 @@ def server_plan(
         raise UsageError("a batch starts a model by its name", hint="give a name or a folder")
     workload = workload_of(source, model_of(request), tick)
     found = request.changed(**workload.keywords(request.given(), shrink=spec.shrink))
-    arguments = [request.model, *found.option_arguments(("model",))]
+    # How many are sent at once is a load, and no promise that the plan must keep.
+    arguments = [request.model, *found.option_arguments(("model", "concurrency"))]
     arguments += spec.option_arguments(spec.model_fields_set - set(_LAUNCH))
     return ServerPlan(found, workload, tuple(arguments))
 
@@ -56,13 +54,12 @@ def server_plan(
 async def limits_and_places(
     server: ServerProcess, request: PlanRequest, *, shrink: bool
 ) -> tuple[ImageLimits, int]:
-    """What images may be at a server that is open, and how many items are sent at once."""
+    """What images may be at a server that is open, and how many items it runs at once."""
     places, limits = server.running(await asyncio.to_thread(server.record))
-    at_once = places + max(2, places // _WAITING)
     rule = model_of(request).image_rule
     if limits is None or rule is None or limits.vision_unit is None:
-        return ImageLimits(), at_once
+        return ImageLimits(), places
     return ImageLimits(
         bytes=limits.bytes_per_image, rule=rule, units=limits.units_per_image,
         limit=limits.image_limit, shrink=shrink,
-    ), at_once  # fmt: skip
+    ), places  # fmt: skip

@@ -139,10 +139,7 @@ class ServerProcess:
     def running(self, record: RunRecord) -> tuple[int, Limits | None]:
         """How many requests run at once, and to what each is held."""
         last = record.attempts[-1]
-        assert last.settings is not None
-        each = [one.max_batch_size for one in last.by_group] or [last.settings.max_batch_size]
-        engines = max(len(last.groups), 1)
-        return sum(each) if len(each) == engines else each[0] * engines, last.limits
+        return last.requests_at_once, last.limits
 
     def _why(self) -> TurbofitError:
         """Its error, from its last lines."""

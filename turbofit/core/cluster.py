@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
+from msgspec import UNSET, UnsetType
+
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
-from turbofit.core.plan import Command, Limits, Plan, Remedy, Throughput, Workload
+from turbofit.core.plan import Command, Held, Limits, Plan, Remedy, Throughput, Workload
 from turbofit.core.struct import Struct, const, decode, doc, to_json
 
 __all__ = [
@@ -113,7 +115,7 @@ class ClusterPlan(Struct):
     schema: Annotated[str, const(CLUSTER_PLAN_SCHEMA)] = CLUSTER_PLAN_SCHEMA
     turbofit_version: Annotated[str, doc("The version that planned.")]
     created: Annotated[str, doc("When, ISO 8601 with a zone.")]
-    fits: Annotated[bool, doc("Whether any node serves what was asked.")]
+    fits: Annotated[bool, doc("Whether the nodes that serve keep what was asked.")]
     verdict: Annotated[str, doc("One sentence for people.")]
     model: Model
     workload: Annotated[Workload, doc("What was asked; concurrency is over all nodes.")]
@@ -129,6 +131,10 @@ class ClusterPlan(Struct):
     throughput: Annotated[Throughput | None, doc("A forecast over all nodes, never a promise.")] = (
         None
     )
+    held: Annotated[
+        Held | UnsetType,
+        doc("Requests at once that all nodes hold; there only where a concurrency was given."),
+    ] = UNSET
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     remedies: Annotated[

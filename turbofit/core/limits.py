@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 from turbofit.core.images import ImageRule
 from turbofit.core.struct import Struct, doc
 
-__all__ = ["LimitCost", "Limits"]
+__all__ = ["Held", "LimitCost", "Limits"]
 
 #: Images of one request, where the plan does not promise more. Each costs LMDeploy's one thread for
 #: preprocessing 2 ms at the least and about 30 ms as a photograph, and all clients wait for it.
@@ -43,6 +43,19 @@ class Limits(Struct):
             return 0
         sharing = min(_MOST_IMAGES, self.units_per_request // rule.least_units)
         return max(self.images_per_request, sharing)
+
+
+class Held(Struct):
+    """How many requests run at once with all their tokens in the caches, where it was asked."""
+
+    requests: Annotated[int, doc("Over all engines; a plan fits with workload.concurrency.")]
+    request_tokens: Annotated[
+        int,
+        doc(
+            "Tokens of each: its images at their limit, the assumed text and answer; no more "
+            "than session_len."
+        ),
+    ]
 
 
 class LimitCost(Struct):

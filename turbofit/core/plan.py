@@ -12,7 +12,7 @@ from turbofit.core.config_names import CONFIG_NAMES
 from turbofit.core.draft import Draft
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.footprint import Footprint
-from turbofit.core.limits import LimitCost, Limits
+from turbofit.core.limits import Held, LimitCost, Limits
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.rehearsal import Death, Moment, Rehearsal, RehearsedCache, RehearsedCase
@@ -32,6 +32,7 @@ __all__ = [
     "Goal",
     "GpuLedger",
     "GroupPlan",
+    "Held",
     "HostMemory",
     "Kv",
     "LimitCost",
@@ -65,7 +66,8 @@ class Workload(Struct):
 
     ``image_size`` is (width, height), or None for the worst image that the model's rule admits;
     ``context`` in tokens, or None for the model's maximum lowered to what the cache holds;
-    ``concurrency`` counts requests over all replicas, and ``queue_images`` says whether image
+    ``concurrency`` counts requests over all replicas, which all caches hold together, and
+    ``queue_images`` says whether image
     requests wait for each other's prefill in the gateway, so that the peak pays for one at a time.
     None leaves either to turbofit.
     """
@@ -77,7 +79,8 @@ class Workload(Struct):
     ] = None
     context: Annotated[int | None, doc("Tokens of one request, prompt and answer.")] = None
     concurrency: Annotated[
-        int | None, doc("Requests at once over all groups; null: turbofit chooses.")
+        int | None,
+        doc("Requests at once over all groups that must be held; null: turbofit chooses."),
     ] = None
     goal: Annotated[Goal, doc("What decides between shapes that serve.")] = "throughput"
     queue_images: Annotated[
@@ -366,6 +369,10 @@ class Plan(Struct):
             "with the smallest cache."
         ),
     ] = ()
+    held: Annotated[
+        Held | UnsetType,
+        doc("Requests at once that are held; there only where a concurrency was given."),
+    ] = UNSET
     footprint: Annotated[
         Footprint | UnsetType,
         doc("What is left for others; there only where the least footprint was asked for."),

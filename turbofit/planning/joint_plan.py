@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Final
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
@@ -316,7 +317,10 @@ def _promise(plan: Plan) -> str:
     """How many of its longest requests a model's cache holds, in words."""
     longest = plan.kv.longest_request_tokens
     count = plan.kv.total_tokens // longest
-    return f"{plan.model.name} {count} {plural(count, 'request')} of {longest:,} tokens"
+    said = f"{plan.model.name} {count} {plural(count, 'request')} of {longest:,} tokens"
+    if plan.held is UNSET:
+        return said
+    return f"{said}, or {plan.held.requests:,} of {plan.held.request_tokens:,} at once"
 
 
 def _made(
@@ -405,8 +409,9 @@ def _too_much(
         budgets=tuple(least),
         gpus=gpus,
         plans=tuple(plans),
-        remedy="turbofit serve --swap lets them take turns; or promise less with --context, "
-        "--images or --quant-policy 8",
+        remedy="turbofit serve --swap lets them take turns; or promise less with"
+        f"{' --concurrency,' if models[0].request.concurrency else ''} --context, --images or"
+        " --quant-policy 8",
     )
 
 

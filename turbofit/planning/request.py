@@ -173,8 +173,8 @@ class PlanRequest(Validated):
     )
     concurrency: AtOnce | None = Field(
         default=None,
-        description="requests at once over all replicas (default: the fewest that give 99% of the "
-        "most requests a second by the forecast)",
+        description="requests at once over all replicas, which their caches must hold together "
+        "(default: the fewest that give 99% of the most requests a second by the forecast)",
     )
     goal: Goal = Field(default="throughput", description="what decides between shapes that serve")
     queue_images: bool | None = Field(

@@ -193,7 +193,6 @@ def _unkept(resolved: ResolvedRequest, row: Serving, tokens: int) -> str:
         resolved,
         session_len=row.context or 0,
         kv_tokens=tokens,
-        at_once=row.requests_at_once or 0,
     )
     return next(words, "")
 

@@ -92,7 +92,9 @@ def _choose(request: ResolvedRequest, engine: str) -> ChosenEngine | Plan:
     if first.planned.serial:
         reason = "as asked" if engine != "auto" else engine_problem(request.model, LMDEPLOY[0])
         _LOG.info("engine %s: %s", first.name, reason)
-        return _serial(request, first, str(reason))
+        plan = _serial(request, first, str(reason))
+        too_few = request.promised_requests is not None and not plan.fits
+        return _with_other_engine(request, plan) if too_few and engine != "auto" else plan
     try:
         made = fit_on_host(request, first)
     except NoKernelError as exc:
@@ -113,6 +115,9 @@ def _choose(request: ResolvedRequest, engine: str) -> ChosenEngine | Plan:
         return ChosenEngine(rival, lambda plan: _with_reason_against(plan, plan_of(made)))
     if made.fits:
         return ChosenEngine(made)
+    if rival is None and made.found.best.held and _compiles(request):
+        fits = (made, *_running(request, _after(made.engine.name)))
+        made = max(fits, key=lambda fit: fit.found.best.held)
     return ChosenEngine(made, lambda plan: _with_others(request, plan, rival))
 
 

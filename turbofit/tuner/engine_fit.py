@@ -95,20 +95,25 @@ def fit_of(request: ResolvedRequest, engine: Engine) -> EngineFit:
 def fit_on_host(request: ResolvedRequest, engine: Engine) -> EngineFit:
     """The result for the engine, with fewer copies where host memory does not suffice for all.
 
+    Where no such number of copies fits, the one that holds the most requests at once.
+
     Raises:
         UsageError: something asked for cannot be used here at all.
     """
     made = fit_of(request, engine)
     if made.host_problem is None or request.replicas is not None or request.groups is not None:
         return made
-    planned = made.found.best.shape.replicas
+    planned, most = made.found.best.shape.replicas, made
     for replicas in range(planned - 1, 0, -1):
         try:
             fewer = fit_of(replace(request, replicas=replicas), engine)
         except TurbofitError:
             continue
+        if fewer.host_problem is not None or not fewer.found.best.serves:
+            continue
+        fewer = replace(fewer, fewer=f"replicas {replicas}: host memory does not do for {planned}")
         if fewer.fits:
-            return replace(
-                fewer, fewer=f"replicas {replicas}: host memory does not do for {planned}"
-            )
-    return made
+            return fewer
+        if most is made or fewer.found.best.held > most.found.best.held:
+            most = fewer
+    return most

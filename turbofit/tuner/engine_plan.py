@@ -76,6 +76,7 @@ def plan_of(fit: EngineFit) -> Plan:
         warnings=(*_beside(fit), *_warnings(request, found, engine)),
         remedies=helps.remedies if not fit.fits else tuple(speed_remedies(request, found, engine)),
         at_once=_at_once(request, best),
+        held=None if request.promised_requests is None else best.held,
         limit_costs=tuple(limit_costs(request, best, engine)) if fit.fits else (),
     )
     return replace(document(request, parts, accounts, engine), footprint=footprint)
@@ -146,7 +147,6 @@ def _beside(fit: EngineFit) -> Iterator[str]:
         fit.request,
         session_len=fit.settings.session_len,
         kv_tokens=fit.tokens,
-        at_once=fit.at_once,
     )
     yield from beyond_model(fit.request, fit.settings.session_len)
 

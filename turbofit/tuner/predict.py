@@ -23,9 +23,11 @@ from turbofit.tuner.engine_fit import fit_on_host
 from turbofit.tuner.explain.plan_document import (
     PlanDraft,
     accounts_of,
+    cache_words,
     document,
     host_of,
     host_problem,
+    requests_held,
 )
 from turbofit.tuner.explain.remedies import remedies
 from turbofit.tuner.explain.unkept import beyond_model, unkept
@@ -67,15 +69,21 @@ def make_prediction(
     host = host_of(request, accounts, engine)
     start = _start(request, accounts, held, host, engine)
     launch = launch_of(request, settings, gpus, vision_load)
+    tokens = [start.tokens if start.serves else 0] * len(groups)
+    words, at_once = cache_words(tokens, vision_load, settings.session_len), None
+    if request.promised_requests is not None:
+        at_once = requests_held(accounts, tokens, vision_load)
+        words += f"; {_at_once_words(at_once, request.promised_requests)}"
     parts = PlanDraft(
         groups=groups,
         settings=settings,
         vision_load=vision_load,
         limit=limit,
         fits=start.fits,
-        verdict=_verdict(request, start),
+        verdict=_verdict(request, start, words),
         parallel_reason="as LMDeploy takes them: the first GPUs in CUDA's order",
         host=host,
+        held=at_once,
         reasons=(
             *_exposure(request, limit, vision_load),
             *_story(accounts[0], ratio, start.outcome, free_at_cache),
@@ -311,12 +319,19 @@ def _no_room(request: ResolvedRequest, settings: Settings, cache: int | None) ->
     return f"{images} {tokens:,} tokens of {where}"
 
 
-def _verdict(request: ResolvedRequest, start: _Start) -> str:
+def _verdict(request: ResolvedRequest, start: _Start, held: str) -> str:
+    """How the start ends; ``held`` are words on what the cache holds where it serves."""
     if start.never is not None:
         return f"{request.model.name}: {start.never}"
     if start.outcome.serves and start.host is not None:
         return f"{request.model.name}: {start.host}"
-    return f"{request.model.name}: {start.outcome.text}"
+    said = f"{request.model.name}: {start.outcome.text}"
+    return f"{said}; {held}" if start.serves else said
+
+
+def _at_once_words(held: int, requests: int) -> str:
+    waiting = ": the others wait" if held < requests else ""
+    return f"it holds {min(held, requests):,} of {requests:,} at once{waiting}"
 
 
 def _story(
@@ -358,7 +373,6 @@ def _beside(request: ResolvedRequest, accounts: Sequence[Account], start: _Start
             request,
             session_len=settings.session_len,
             kv_tokens=start.tokens,
-            at_once=settings.max_batch_size * len(accounts),
         )
     yield from beyond_model(request, settings.session_len)
 

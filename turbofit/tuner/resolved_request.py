@@ -65,8 +65,9 @@ class ResolvedRequest(Struct):
     ``replicas`` are None where the search chooses. ``budget`` caps peak plus margin of this
     turbofit on each GPU, as `budget_on` reads it. ``least``: the smallest footprint that keeps the
     promise is the best. ``groups`` is the only grouping looked at, where it is known;
-    ``ratio_caps`` are the largest ratios that rehearsals left, by a GPU's index. ``options`` are
-    what plans say of all this, as the person gave it.
+    ``ratio_caps`` are the largest ratios that rehearsals left, by a GPU's index. ``load_only``: the
+    concurrency is a load to plan for, and no promise. ``options`` are what plans say of all this,
+    as the person gave it.
     """
 
     model: Model
@@ -82,6 +83,7 @@ class ResolvedRequest(Struct):
     least: bool = False
     groups: tuple[tuple[int, ...], ...] | None = None
     ratio_caps: dict[int, float] = msgspec.field(default_factory=dict)
+    load_only: bool = False
     options: dict[str, object] = msgspec.field(default_factory=dict)
 
     @property
@@ -97,6 +99,11 @@ class ResolvedRequest(Struct):
         usable = gpu.usable
         withheld = usable - known(gpu.used, 0) - budget_on(gpu, self.budget)
         return margin + max(0, withheld)
+
+    @property
+    def promised_requests(self) -> int | None:
+        """Requests at once that the caches of all engines must hold; None where nobody says."""
+        return None if self.load_only else self.workload.concurrency
 
     @property
     def context_given(self) -> bool:

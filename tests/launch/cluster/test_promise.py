@@ -64,16 +64,25 @@ def test_bounds_admit_only_what_every_node_does(plan: ClusterPlan) -> None:
         assert bounds.limits.units_per_image <= own.limits.units_per_image
 
 
-def test_an_engine_that_is_planned_again_is_asked_for_no_more_than_its_batch() -> None:
-    """A share of requests is no whole number, and may be more than a batch that was given."""
-    asked = {"context": 16384, "concurrency": 7, "max_batch_size": 1}
+@pytest.mark.parametrize(
+    ("asked", "concurrency", "batch"),
+    [
+        ({"concurrency": 3}, 2, None),
+        ({"concurrency": 2, "max_batch_size": 1}, 1, 1),
+        ({"max_batch_size": 5}, None, 5),
+    ],
+)
+def test_an_engine_that_is_planned_again_keeps_its_share_of_what_was_promised(
+    asked: dict[str, int], concurrency: int | None, batch: int | None
+) -> None:
+    """A share of requests is no whole number. What nobody asked for is a batch, and no promise."""
+    asked = {"context": 16384, **asked}
     plan = planned("2xrtx3090", **asked)
-    given = config(**asked)
-    specs = engine_specs_of(plan.nodes[0], plan, given, here=False, peers=())
+    specs = engine_specs_of(plan.nodes[0], plan, config(**asked), here=False, peers=())
     for spec in specs:
         again = spec.config.request
         assert again is not None
-        assert again.concurrency == 1
+        assert (again.concurrency, again.max_batch_size) == (concurrency, batch)
         assert best_plan(again.changed(on="1xrtx3090", tp=1, replicas=1)).fits
 
 

@@ -13,15 +13,24 @@ from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
 from turbofit.core.process.state import state_dir
 from turbofit.launch.serve.record import Record
-from turbofit.launch.serve.runs import chosen_run, newest_run_of, running_servers, stop_server
+from turbofit.launch.serve.runs import (
+    chosen_run,
+    newest_run_of,
+    requests_at,
+    running_servers,
+    stop_server,
+    waiting_words,
+)
 
 SERVER = """
 import signal, sys
 from pathlib import Path
+from turbofit.core.plan import Settings
 from turbofit.launch.serve.record import Record
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 record = Record(Path(sys.argv[1]), model=sys.argv[2])
-record.state("ready", urls=("http://127.0.0.1:1",))
+record.begin(settings=Settings(max_batch_size=21), groups=((0,), (1,)))
+record.state("ready", urls=("http://127.0.0.1:" + sys.argv[3],))
 print("up", flush=True)
 signal.sigwait({signal.SIGTERM})
 record.state("ended", ended="SIGTERM")
@@ -43,8 +52,9 @@ def servers() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
         (folder / "plan.json").write_text(plausible_plan().to_json())
         (folder / "engine-0.log").write_text("".join(f"line {i}\x1b\n" for i in range(300)))
         child = subprocess.Popen(
-            [sys.executable, "-c", SERVER, str(folder), model], cwd=REPO, stdout=subprocess.PIPE
-        )
+            [sys.executable, "-c", SERVER, str(folder), model, str(number + 1)],
+            cwd=REPO, stdout=subprocess.PIPE,
+        )  # fmt: skip
         assert child.stdout is not None
         assert child.stdout.readline() == b"up\n"
         found[folder.name] = child
@@ -141,3 +151,12 @@ def test_models_of_one_process_are_listed_once_each_and_are_one_server() -> None
     assert found == {"A": ("20260101-000002-a", "ready"), "B": ("20260101-000001-b", "asleep")}
     assert chosen_run(None).record.model == "A"
     assert chosen_run("B").name == "20260101-000001-b"
+
+
+def test_a_load_is_told_how_many_of_its_requests_wait(servers, capsys) -> None:
+    assert requests_at("http://localhost:2/") == 42
+    assert requests_at("http://127.0.0.1:3") == 0
+    assert waiting_words(42, 42) == waiting_words(8, 0) == ""
+    assert main(["bench", "http://127.0.0.1:1", "--concurrency", "64", "--seconds", "1"]) == 3
+    said = "64 requests at once are sent; the server runs 42 of them at once, the others wait"
+    assert said in capsys.readouterr().err

@@ -127,7 +127,7 @@ def test_where_none_holds_the_whole_context_most_of_the_goal_decides() -> None:
 
 def test_an_asked_context_leaves_out_who_does_not_hold_it() -> None:
     nodes = cluster("2xrtx3090", "2xrtx2080ti")
-    plan = api.plan_cluster("internvl2-8b", nodes, context=30000, concurrency=64)
+    plan = api.plan_cluster("internvl2-8b", nodes, context=30000, concurrency=24)
     assert serving(plan) == ["host-1"]
     assert plan.longest_request_tokens == 30000
     assert "30000" in why(plan, "host-2")
@@ -211,3 +211,36 @@ def test_host_memory_lowers_the_engines_instead_of_refusing_the_node() -> None:
     assert plan.fits
     assert plan.host.available == 34 * GIB
     assert any("host memory does not do" in text for text in plan.reasons)
+
+
+def test_a_concurrency_is_what_all_nodes_hold_together() -> None:
+    """A node that holds less than an even share gets what it holds, the others the rest."""
+    nodes = cluster("1xrtx3090", "1xrtx3090", "1xl4")
+    over = api.plan_cluster("internvl2-8b", nodes, concurrency=500)
+    assert not over.fits
+    held = over.held.requests
+    said = f"with --concurrency 500: the cache of 3 nodes holds {held} of 500 requests of 3,840"
+    assert said in over.verdict
+    assert all(f"hold {held} of 500 requests at once" in one.why_not for one in over.nodes)
+    assert f"--concurrency {held}" in [one.change for one in over.remedies]
+
+    plan = api.plan_cluster("internvl2-8b", nodes, concurrency=held)
+    assert plan.fits
+    assert sum(one.at_once for one in plan.nodes) == pytest.approx(held)
+    for one in plan.nodes:
+        assert one.plan is not None
+        assert one.plan.held.requests >= one.at_once - 1e-6
+        assert one.at_once != pytest.approx(held / 3)
+    assert plan.held.requests >= held
+    assert not api.plan_cluster("internvl2-8b", nodes, concurrency=held + 1).fits
+
+
+def test_what_makes_nodes_hold_all_requests_does() -> None:
+    nodes = cluster("1xrtx3090", "1xl4")
+    plan = api.plan_cluster("internvl2-8b", nodes, concurrency=40)
+    changes = [one.change for one in plan.remedies]
+    assert "--quant-policy 8 (int8 KV cache)" in changes
+    assert api.plan_cluster("internvl2-8b", nodes, concurrency=40, quant_policy=8).fits
+    limit = next(one for one in changes if one.startswith("--max-dynamic-patch "))
+    tiles = int(limit.split()[1])
+    assert api.plan_cluster("internvl2-8b", nodes, concurrency=40, max_dynamic_patch=tiles).fits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from tests.fixtures.clusters import cluster, joining, node
@@ -79,3 +80,10 @@ def test_a_node_of_the_plan_has_the_share_that_it_has_there() -> None:
     again = joining(plan, node(1, "4xrtx3090"))
     assert again.node == plan.nodes[0].node
     assert again.at_once == plan.nodes[0].at_once == 12
+
+
+def test_a_node_that_holds_less_than_its_share_joins_where_that_is_no_promise() -> None:
+    plan = api.plan_cluster("internvl2-8b", cluster("1xrtx4090"), concurrency=12)
+    joined = joining(plan, node(2, "1xrtx3090:used=1GiB"))
+    assert joined.plan is not None
+    assert joined.plan.held is UNSET

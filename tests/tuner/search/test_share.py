@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from itertools import product
+from math import ceil
 
 import pytest
 
-from turbofit.tuner.search.share import share_out
+from turbofit.tuner.search.share import evenly, held_shares, share_out
 from turbofit.tuner.speed.throughput import Speed
 
 
@@ -61,3 +62,33 @@ def test_what_no_engine_runs_waits_where_it_is_answered_soonest() -> None:
     shares = share_out([(1, SMALL), (1, engine(0.1, 8, 2))], 64, "throughput")
     waits = [SMALL(shares[0]), engine(0.1, 8, 2)(shares[1])]
     assert waits[0].seconds_per_request == pytest.approx(waits[1].seconds_per_request, rel=0.1)
+
+
+@pytest.mark.parametrize("goal", ["throughput", "latency", "context"])
+@pytest.mark.parametrize(
+    ("most", "requests"), [((7, 3), 10), ((7, 3), 9), ((1, 40), 30), ((40, 2), 41), ((9, 1), 4)]
+)
+def test_no_engine_gets_more_than_it_holds_and_the_others_get_the_rest(
+    goal, most: tuple[int, int], requests: int
+) -> None:
+    """To the last request, where all caches together hold just as many."""
+    for shares in (
+        share_out([(1, FAST), (1, SLOW)], requests, goal, most),
+        evenly([(1, 1.0), (1, 3.0)], requests, most),
+    ):
+        assert sum(shares) == pytest.approx(requests)
+        assert all(0 < share <= one for share, one in zip(shares, most, strict=True))
+
+
+def test_what_is_held_is_found_out_share_by_share() -> None:
+    holds = (5, 2, 30)
+
+    def held(number: int, share: float) -> float:
+        return min(ceil(share), holds[number])
+
+    sets = [(2, 1.0), (1, 1.0), (1, 1.0)]
+    shares = held_shares(lambda most: evenly(sets, 40, most), held, len(sets))
+    assert shares == [5, 2, 28]
+    few = held_shares(lambda most: evenly(sets, 100, most), held, len(sets))
+    assert few == [5, 2, 30]  # together fewer than 100
+    assert held_shares(lambda most: evenly(sets, 4, most), held, len(sets)) == [1, 1, 1]

@@ -56,8 +56,8 @@ def _batch_options() -> list[Option]:
     Option(
         "--url",
         metavar="URL",
-        help="a server that runs; it gets 64 requests at once, or --concurrency (else --model is "
-        "planned for the items and started)",
+        help="a server that runs; it gets 64 requests at once, or --concurrency, which is no "
+        "promise here (else --model is planned for the items and started)",
     ),
     Option(
         "--model", shell_complete=complete_model,

@@ -62,7 +62,9 @@ def bench(
     **given: Any,
 ) -> int:
     """Drive and show; 3 where nothing was answered, 130 where a signal ended it."""
+    from turbofit.cli.terminal.output import say
     from turbofit.core.process.variables import variables
+    from turbofit.launch.serve.runs import requests_at, waiting_words
     from turbofit.load.bench import bench as measure
     from turbofit.load.spec import LoadSpec
 
@@ -72,6 +74,9 @@ def bench(
         raise UsageError(
             f"{address} is no address of a server", hint="write it as http://127.0.0.1:23333"
         )
+    waiting = waiting_words(spec.at_once or 0, requests_at(address))
+    if waiting:
+        say(waiting)
     result = measure(
         address,
         spec,

@@ -258,6 +258,7 @@ def _task(
     """What there is to try, and under which load."""
     from turbofit.cli.terminal.output import say
     from turbofit.core.units import format_duration
+    from turbofit.launch.serve.runs import waiting_words
     from turbofit.launch.tune.forecast import mean_request
     from turbofit.launch.tune.image_limit import smaller_limit
     from turbofit.launch.tune.slo import parse_seconds, parse_slo
@@ -273,6 +274,9 @@ def _task(
     on_here = request.changed(on=usual.machine, gpus=None)
     mean = mean_request(load)
     found = choices(on_here, usual, mean, at_once, _kv_types(options.kv_types), prefix=prefix)
+    waiting = waiting_words(arguments.load.concurrency or 0, usual.requests_at_once)
+    if waiting:
+        say(waiting)
     smaller = smaller_limit(on_here, usual, load, mean, at_once)
     if smaller is not None:
         say(str(smaller))

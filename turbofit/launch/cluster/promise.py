@@ -7,6 +7,7 @@ from functools import reduce
 from math import ceil
 from typing import TYPE_CHECKING
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from turbofit.core.messages import plural
@@ -131,10 +132,14 @@ def in_words(plan: ClusterPlan) -> str:
 
 
 def _kept(engine_plan: Plan, plan: ClusterPlan, request: PlanRequest, share: float) -> PlanRequest:
-    """The request for one engine that must be planned again: the promise stays."""
-    requests = max(1, ceil(share))
-    if request.max_batch_size is not None:
-        requests = min(requests, request.max_batch_size)
+    """The request for one engine that must be planned again: the promise stays.
+
+    Its share of the requests is a promise where the node's plan holds it as one.
+    """
+    requests: int | None = max(1, ceil(share))
+    if engine_plan.held is UNSET:
+        request = request.changed(max_batch_size=request.max_batch_size or requests)
+        requests = None
     request = request.changed(
         tp=None, replicas=None, on=None, gpus=None, engine="auto", concurrency=requests
     )

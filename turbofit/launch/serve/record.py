@@ -38,6 +38,15 @@ class AttemptRecord(RunAttempt):
     forecast: tuple[dict[str, int], ...] = ()
     ended_at: str | None = None
 
+    @property
+    def requests_at_once(self) -> int:
+        """Requests that all its engines run at once; 0 where nobody knows."""
+        if self.settings is None:
+            return 0
+        each = [one.max_batch_size for one in self.by_group] or [self.settings.max_batch_size]
+        engines = max(len(self.groups), 1)
+        return sum(each) if len(each) == engines else each[0] * engines
+
 
 class RunRecord(RunReport):
     """All of ``run.json``: ``member`` is an engine's name in a cluster.

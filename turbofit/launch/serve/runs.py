@@ -18,8 +18,8 @@ from turbofit.launch.engine.proc import start_time
 from turbofit.launch.serve.record import RunRecord
 
 __all__ = [
-    "RunningServer", "chosen_run", "newest_run_of", "recorded_runs", "running_servers",
-    "stop_server",
+    "RunningServer", "chosen_run", "newest_run_of", "recorded_runs", "requests_at",
+    "running_servers", "stop_server", "waiting_words",
 ]  # fmt: skip
 
 
@@ -94,6 +94,23 @@ def _known_as(name: str) -> set[str]:
     preset = find_preset(name)
     called = set() if preset is None else {load_preset(preset).name.casefold()}
     return {given, given.casefold()} | called
+
+
+def requests_at(url: str) -> int:
+    """Requests that the server at an address runs at once; 0 where none of this user is there."""
+    here = url.rstrip("/").replace("//localhost", "//127.0.0.1")
+    found = [one.record.attempts for one in running_servers() if here in one.record.urls]
+    return found[0][-1].requests_at_once if len(found) == 1 and found[0] else 0
+
+
+def waiting_words(requests: int, running: int) -> str:
+    """What becomes of requests that are sent at once; empty where all run, or nobody knows."""
+    if not 0 < running < requests:
+        return ""
+    return (
+        f"{requests:,} requests at once are sent; the server runs {running:,} of them at once,"
+        " the others wait"
+    )
 
 
 def stop_server(server: RunningServer, seconds: float) -> None:

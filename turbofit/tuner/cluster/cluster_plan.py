@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+from msgspec import UNSET, UnsetType
 from msgspec.structs import fields, replace
 
 from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan, Span
-from turbofit.core.plan import Limits, Plan, Throughput
+from turbofit.core.plan import Held, Limits, Plan, Remedy, Throughput
 from turbofit.core.struct import Struct
 from turbofit.core.version import __version__
 from turbofit.tuner.cluster import messages
@@ -17,6 +19,7 @@ from turbofit.tuner.cluster.kind_planner import KindPlan, KindPlanner
 from turbofit.tuner.cluster.kinds import Rounding, kinds_of
 from turbofit.tuner.cluster.promise import Choice, choose, even_shares
 from turbofit.tuner.cluster.spans import Team, span_engine, span_request, teams
+from turbofit.tuner.explain.remedies import Change, left_to_turbofit, quantised_cache
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.speed.throughput import Speed, total
 
@@ -24,7 +27,10 @@ __all__ = ["common_limits", "make_cluster_plan"]
 
 
 class _Served(Struct):
-    """What was chosen, each node's plan by its id, and each engine's forecast."""
+    """What was chosen, each node's plan by its id, and each engine's forecast.
+
+    There are no plans where the nodes together hold fewer requests at once than are asked for.
+    """
 
     choice: Choice
     weighed: tuple[Choice, ...]
@@ -41,9 +47,11 @@ class _Spanned:
         self.teams, self.served, self.planner, self.rounding = teams, served, planner, rounding
 
     @property
-    def worth(self) -> tuple[float, float]:
-        """What is compared between kinds of cards."""
-        return (self.served.choice.served, self.served.choice.value)
+    def worth(self) -> tuple[float, ...]:
+        """What is compared between kinds of cards; requests at once where they are too few."""
+        choice, fits = self.served.choice, bool(self.served.plans)
+        held = 0.0 if fits else self.planner.at_once(choice.shares)
+        return (fits, held, choice.served, choice.value)
 
 
 def make_cluster_plan(base: ResolvedRequest, cluster: Cluster, engine: str = "auto") -> ClusterPlan:
@@ -69,8 +77,10 @@ def make_cluster_plan(base: ResolvedRequest, cluster: Cluster, engine: str = "au
     nodes = tuple(_node(planner, node, unusable, alone, served) for node in cluster.nodes)
     if rounding.span:
         nodes = tuple(_evaluation_by_others(one, unusable) for one in nodes)
-    if spanned is not None:
+    if spanned is not None and spanned.served.plans:
         return _over_nodes(cluster, nodes, spanned)
+    if spanned is not None:
+        planner, served = spanned.planner, spanned.served
     return _document(planner, cluster, nodes, served, alone, rounding)
 
 
@@ -116,6 +126,8 @@ def _served(planner: KindPlanner, alone: dict[int, Plan]) -> _Served | None:
     if not alone:
         return None
     choice, weighed = choose(planner, alone)
+    if not planner.holds_all(choice.shares):
+        return _Served(choice=choice, weighed=weighed, plans={}, throughput=None)
     plans: dict[str, NodePlan] = {}
     speeds: list[Speed] = []
     measured = []
@@ -162,7 +174,9 @@ def _node(
     if not why:
         number = planner.kind_of[node.id]
         why = alone[number].why_not
-        if not why and served is not None:
+        if not why and served is not None and not served.plans:
+            why = messages.too_few(planner, served.choice)
+        elif not why and served is not None:
             why = messages.left_out(planner, alone[number].serves, served.choice)
     return replace(_named(node), why_not=why)
 
@@ -207,7 +221,8 @@ def _spanned(base: ResolvedRequest, usable: list[Node], engine: str) -> _Spanned
         served = _served(planner, {k: one.serves for k, one in alone.items() if not one.why_not})
         if served is None:
             continue
-        tried_cards.add(card)
+        if served.plans:
+            tried_cards.add(card)
         made = _Spanned(teams=some, served=served, planner=planner, rounding=rounding)
         if best is None or made.worth > best.worth:
             best = made
@@ -264,15 +279,69 @@ def _document(  # noqa: PLR0913 - the parts of one document
         nodes=nodes,
         spans=spans,
         throughput=served.throughput if served else None,
+        held=_held(planner, plans, served),
     )
-    chosen = served.choice if served else None
+    if served is not None and plans:
+        return replace(
+            made,
+            verdict=messages.verdict(made),
+            reasons=tuple(messages.reasons(planner, made, served.choice, rounding)),
+            warnings=tuple(messages.warnings(cluster, made)),
+            remedies=tuple(messages.gains(planner, served.choice, served.weighed)),
+        )
+    if served is None:
+        remedies = tuple(messages.remedies(alone.values(), planner.kinds))
+    else:
+        remedies = tuple(_holding_all(planner, served.choice))
     return replace(
         made,
         verdict=messages.verdict(made),
-        reasons=tuple(messages.reasons(planner, made, chosen, rounding)) if chosen else (),
         warnings=tuple(messages.warnings(cluster, made)),
-        remedies=tuple(
-            messages.gains(planner, chosen, served.weighed) if served and chosen
-            else messages.remedies(alone.values(), planner.kinds)
-        ),
-    )  # fmt: skip
+        remedies=remedies,
+    )
+
+
+def _held(planner: KindPlanner, plans: Sequence[Plan], served: _Served | None) -> Held | UnsetType:
+    """Requests at once that the nodes hold, where a person says how many there must be."""
+    if planner.base.promised_requests is None:
+        return UNSET
+    if plans:
+        each = [plan.held for plan in plans if plan.held is not UNSET]
+        size = max((one.request_tokens for one in each), default=0)
+        return Held(requests=sum(one.requests for one in each), request_tokens=size)
+    if served is None:
+        return Held(requests=0, request_tokens=0)
+    choice, size = served.choice, 0
+    for kind in choice.shares:
+        held = planner.plan(kind, 1.0, choice.promise).serves.held
+        size = max(size, 0 if held is UNSET else held.request_tokens)
+    return Held(requests=round(planner.at_once(choice.shares)), request_tokens=size)
+
+
+def _holding_all(planner: KindPlanner, choice: Choice) -> Iterator[Remedy]:
+    """What makes the same nodes hold all requests at once, and how many of them they hold."""
+    for changes in _changes(planner, choice):
+        for change in changes:
+            tried = KindPlanner(change.request, planner.kinds, planner.engine)
+            alone = {k: one.serves for k, one in _alone(tried).items() if not one.why_not}
+            found = _served(tried, alone)
+            if found is not None and found.plans:
+                requests = messages.count(change.request.workload.concurrency or 0, "request")
+                effect = f"fits: {requests} at once over all nodes"
+                yield Remedy(change=change.change, effect=effect)
+                break
+
+
+def _changes(planner: KindPlanner, choice: Choice) -> Iterator[list[Change]]:
+    """Changes of a kind together, of which the first that does is enough."""
+    base, rule = planner.base, planner.base.model.image_rule
+    yield from ([change] for change in left_to_turbofit(base))
+    if rule is not None and choice.promise.limit is not None and rule.varies_by_limit:
+        lower = [one for one in rule.common_limits if one < choice.promise.limit]
+        lower.sort(reverse=True)
+        yield [Change(f"{rule.limit_option} {one}", base.with_limit(one)) for one in lower]
+    yield from ([change] for change in quantised_cache(base))
+    held = round(planner.at_once(choice.shares))
+    if held:
+        fewer = replace(base.workload, concurrency=held)
+        yield [Change(f"--concurrency {held}", replace(base, workload=fewer))]

@@ -66,12 +66,13 @@ def plan_joining_node(
 def _with_promises(base: ResolvedRequest, plan: ClusterPlan, share: float) -> ResolvedRequest:
     """The plan's workload; its context is asked for only where the session's length is not set.
 
-    Its share of the requests is asked for even where others have the best batch: answers a request
-    come from the batch.
+    Its share of the requests is planned for even where others have the best batch, as answers a
+    request come from the batch. It is no promise: the others hold all that was asked for.
     """
     context = None if "session_len" in base.fixed else plan.longest_request_tokens
     requests = plan.workload.concurrency or max(1, ceil(share))
-    return replace(base, workload=replace(plan.workload, context=context, concurrency=requests))
+    workload = replace(plan.workload, context=context, concurrency=requests)
+    return replace(base, workload=workload, load_only=True)
 
 
 def _promise(base: ResolvedRequest, plan: ClusterPlan) -> Promise:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from turbofit.core.cluster import Node
@@ -17,6 +18,7 @@ from turbofit.tuner.cluster.kinds import Kind
 from turbofit.tuner.cluster.rebase import Rebase
 from turbofit.tuner.cluster.speeds import ALMOST, NodeSpeed
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
+from turbofit.tuner.search.share import held_shares
 
 __all__ = ["KindPlan", "KindPlanner", "Promise"]
 
@@ -69,6 +71,37 @@ class KindPlanner:
     def limit_free(self) -> bool:
         """Whether an image limit may be lowered."""
         return self.base.fixed_limit is None and self.base.workload.image_size is None
+
+    def shares(
+        self,
+        members: Sequence[int],
+        shared: Callable[[Sequence[float]], list[float]],
+        promise: Promise | None = None,
+    ) -> dict[int, float]:
+        """Requests of one node of each kind, of which its caches hold all where it serves at all.
+
+        Args:
+            members: the kinds.
+            shared: shares the requests out, given the most for a node of each kind.
+            promise: as for :meth:`plan`.
+        """
+
+        def held(place: int, share: float) -> float:
+            tried = self.plan(members[place], share, promise)
+            held = UNSET if tried.plan is None else tried.plan.held
+            if not tried.why_not or held is UNSET or not held.requests:
+                return share
+            return float(held.requests)
+
+        return dict(zip(members, held_shares(shared, held, len(members)), strict=True))
+
+    def at_once(self, shares: Mapping[int, float]) -> float:
+        """Requests over all nodes of some kinds with these shares."""
+        return sum(share * len(self.kinds[k].nodes) for k, share in shares.items())
+
+    def holds_all(self, shares: Mapping[int, float]) -> bool:
+        """Whether these shares are all the requests that are asked for."""
+        return self.at_once(shares) >= (self.base.workload.concurrency or 0) * (1 - ALMOST)
 
     def plan(self, number: int, share: float, promise: Promise | None = None) -> KindPlan:
         """One kind with a share of the requests; what it does alone where that is the promise."""

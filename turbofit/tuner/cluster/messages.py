@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from turbofit.core.cluster import Cluster, ClusterPlan
@@ -20,8 +21,8 @@ from turbofit.tuner.speed.links import LinkClass
 from turbofit.tuner.speed.rates import rates
 
 __all__ = [
-    "cards_of", "count", "gains", "left_out", "over_network", "reasons", "remedies", "too_short",
-    "too_small", "verdict", "warnings",
+    "cards_of", "count", "gains", "left_out", "over_network", "reasons", "remedies", "too_few",
+    "too_short", "too_small", "verdict", "warnings",
 ]  # fmt: skip
 
 #: Reasons of nodes that do not serve which the verdict names, and remedies shown.
@@ -34,6 +35,13 @@ def verdict(plan: ClusterPlan) -> str:
     name, nodes = plan.model.name, plan.nodes
     if not nodes:
         return f"does not fit: {name}: the cluster has no nodes"
+    if not plan.fits and plan.held is not UNSET and plan.held.requests:
+        held, wanted = plan.held, plan.workload.concurrency or 0
+        return (
+            f"does not fit: {name} with --concurrency {wanted}: the cache of"
+            f" {count(len(nodes), 'node')} holds {held.requests:,} of {wanted:,} requests of"
+            f" {held.request_tokens:,} tokens"
+        )
     if not plan.fits:
         why = Counter(node.why_not for node in nodes).most_common(_SHOWN)
         told = "; ".join(f"{count(n, 'node')}: {text}" for text, n in why)
@@ -221,6 +229,12 @@ def left_out(planner: KindPlanner, plan: Plan, choice: Choice) -> str:
     if planner.base.workload.goal == "latency":
         return "its answers would be the slowest, and the goal is the shortest one"
     return f"holds less than {promise.context:,} tokens with its share of the requests"
+
+
+def too_few(planner: KindPlanner, choice: Choice) -> str:
+    """All nodes hold too few requests at once."""
+    held, wanted = round(planner.at_once(choice.shares)), planner.base.workload.concurrency
+    return f"all nodes together hold {held:,} of {wanted:,} requests at once"
 
 
 def too_small(planner: KindPlanner, limit: int, promised: int) -> str:

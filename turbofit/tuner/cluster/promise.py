@@ -20,7 +20,7 @@ from turbofit.core.struct import Struct
 from turbofit.tuner.cluster.kind_planner import KindPlanner, Promise
 from turbofit.tuner.resolved_request import vision_load_of
 from turbofit.tuner.search.context import longest_context
-from turbofit.tuner.search.share import share_out
+from turbofit.tuner.search.share import evenly, share_out
 
 __all__ = ["Choice", "choose", "even_shares", "shares_of"]
 
@@ -50,8 +50,10 @@ class Choice(Struct):
         return self.promise.context or 0
 
 
-def even_shares(planner: KindPlanner, members: Iterable[int]) -> dict[int, float]:
-    """Requests of one node of each kind where every GPU gets as many.
+def even_shares(
+    planner: KindPlanner, members: Iterable[int], promise: Promise | None = None
+) -> dict[int, float]:
+    """Requests of one node of each kind where every GPU gets as many, if its caches hold them.
 
     As many as its plan runs at once where nobody says how many there will be.
     """
@@ -60,25 +62,27 @@ def even_shares(planner: KindPlanner, members: Iterable[int]) -> dict[int, float
     if requests is None:
         plans = {k: planner.plan(k, 1.0).plan for k in found}
         return {k: float(plan.requests_at_once if plan else 1) for k, plan in plans.items()}
-    cards = {k: len(planner.kinds[k].machine.visible) for k in found}
-    total = sum(cards[k] * len(planner.kinds[k].nodes) for k in found)
-    return {k: requests * cards[k] / total for k in found}
+    kinds = [planner.kinds[k] for k in found]
+    sets = [(len(kind.nodes), float(len(kind.machine.visible))) for kind in kinds]
+    return planner.shares(found, lambda most: evenly(sets, requests, most), promise)
 
 
-def shares_of(planner: KindPlanner, plans: dict[int, Plan]) -> dict[int, float]:
+def shares_of(planner: KindPlanner, plans: dict[int, Plan], promise: Promise) -> dict[int, float]:
     """Requests of one node of each kind as the goal gives them; by GPUs without a forecast."""
     if len(plans) == 1 or any(plan.engine.serial for plan in plans.values()):
-        return even_shares(planner, plans)
+        return even_shares(planner, plans, promise)
     workload = planner.base.workload
-    if workload.concurrency is None:
+    requests, goal = workload.concurrency, workload.goal
+    if requests is None:
         return {k: float(plan.requests_at_once) for k, plan in plans.items()}
     sets = [(len(planner.kinds[k].nodes), planner.speed(plan)) for k, plan in plans.items()]
-    shared = share_out(sets, workload.concurrency, workload.goal)
-    return dict(zip(plans, shared, strict=True))
+    return planner.shares(list(plans), lambda most: share_out(sets, requests, goal, most), promise)
 
 
 def choose(planner: KindPlanner, alone: dict[int, Plan]) -> tuple[Choice, tuple[Choice, ...]]:
     """The best promise, and all that were weighed.
+
+    Where none of them holds all requests at once, the one that holds the most.
 
     Args:
         planner: the kinds.
@@ -86,12 +90,20 @@ def choose(planner: KindPlanner, alone: dict[int, Plan]) -> tuple[Choice, tuple[
     """
     found = [one for limit in _limits(planner, alone) for one in _with_limit(planner, alone, limit)]
     whole = longest_context(planner.base)
-    kept = [one for one in found if one.context >= whole] or found
+    enough = [one for one in found if planner.holds_all(one.shares)]
+    if not enough:
+        return max(found, key=lambda one: planner.at_once(one.shares)), tuple(found)
+    kept = [one for one in enough if one.context >= whole] or enough
     best = max(one.served * one.value for one in kept)
     tolerance = _FORECAST_TOLERANCE if planner.base.workload.goal == "throughput" else 0.0
     equal = [one for one in kept if one.served * one.value >= best * (1 - tolerance)]
-    chosen = max(equal, key=lambda one: (one.served, one.context, one.nodes, one.value))
-    return _agreed(planner, chosen), tuple(found)
+    equal.sort(key=lambda one: (one.served, one.context, one.nodes, one.value), reverse=True)
+    agreed = []
+    for one in (*equal, *enough):
+        agreed.append(_agreed(planner, one))
+        if planner.holds_all(agreed[-1].shares):
+            return agreed[-1], tuple(found)
+    return max(agreed, key=lambda one: planner.at_once(one.shares)), tuple(found)
 
 
 def _limits(planner: KindPlanner, alone: dict[int, Plan]) -> list[int | None]:
@@ -107,7 +119,7 @@ def _limits(planner: KindPlanner, alone: dict[int, Plan]) -> list[int | None]:
 
 def _with_limit(planner: KindPlanner, alone: dict[int, Plan], limit: int | None) -> list[Choice]:
     """Promises with one limit: each context that some kind ends at."""
-    shares = even_shares(planner, alone)
+    shares = even_shares(planner, alone, Promise(limit=limit))
     plans: dict[int, Plan] = {}
     for k, plan in alone.items():
         reached = plan.limits.image_limit
@@ -140,9 +152,10 @@ def _subsets(planner: KindPlanner, members: dict[int, Plan]) -> list[dict[int, P
 def _weighed(
     planner: KindPlanner, plans: dict[int, Plan], limit: int | None, context: int
 ) -> Choice:
+    promise = Promise(limit=limit, context=context)
     choice = Choice(
-        promise=Promise(limit=limit, context=context),
-        shares=shares_of(planner, plans),
+        promise=promise,
+        shares=shares_of(planner, plans, promise),
         nodes=sum(len(planner.kinds[k].nodes) for k in plans),
         served=_served(planner, limit),
     )
@@ -190,7 +203,7 @@ def _agreed(planner: KindPlanner, choice: Choice) -> Choice:
             short -= set(held)
         rest = {k: one.serves for k, one in tried.items() if k not in short and one.plan}
         if short:
-            shares = shares_of(planner, rest) if rest else {}
+            shares = shares_of(planner, rest, promise) if rest else {}
     return replace(choice, shares={})
 
 

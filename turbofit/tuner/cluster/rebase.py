@@ -21,6 +21,7 @@ from turbofit.tuner.explain.plan_document import (
     document,
     host_of,
     host_problem,
+    requests_held,
     verdict_of,
 )
 from turbofit.tuner.resolved_request import ResolvedRequest
@@ -85,11 +86,14 @@ class Rebase:
             parallel_reason=plan.parallel.reason,
             host=host,
             at_once=tuple(one.at_once for one in plan.by_group),
+            held=None
+            if request.promised_requests is None
+            else requests_held(accounts, tokens, vision_load),
         )
         made = document(request, parts, accounts, engine)
         return replace(
             plan, verdict=made.verdict, kv=made.kv, gpus=made.gpus, host=made.host,
-            limits=made.limits, by_group=made.by_group,
+            limits=made.limits, by_group=made.by_group, held=made.held,
         )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timezone
 
+from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from turbofit.core.machine import Gpu
@@ -13,6 +14,7 @@ from turbofit.core.plan import (
     Candidate,
     GpuLedger,
     GroupPlan,
+    Held,
     HostMemory,
     Kv,
     LimitCost,
@@ -31,10 +33,11 @@ from turbofit.memory.engine import Engine
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of
 from turbofit.tuner.speed.links import group_class
-from turbofit.tuner.speed.throughput import request_tokens
+from turbofit.tuner.speed.throughput import counted_tokens
 
 __all__ = [
-    "PlanDraft", "accounts_of", "document", "host_of", "host_problem", "host_short", "verdict_of",
+    "PlanDraft", "accounts_of", "cache_words", "document", "host_of", "host_problem", "host_short",
+    "requests_held", "verdict_of",
 ]  # fmt: skip
 
 #: Encoded bytes that one image and one request body may have.
@@ -47,8 +50,9 @@ class PlanDraft(Struct):
     """What a document is made of besides the accounts.
 
     ``host`` is of all groups. ``at_once`` are the requests that are counted on in each group where
-    cards are unequal, empty where all groups run ``settings``. ``device_map`` is where an engine
-    that splits a model by its layers has each of them.
+    cards are unequal, empty where all groups run ``settings``. ``held`` are requests at once that
+    all groups hold, None where nobody asked for a number. ``device_map`` is where an engine that
+    splits a model by its layers has each of them.
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -65,6 +69,7 @@ class PlanDraft(Struct):
     warnings: tuple[str, ...] = ()
     remedies: tuple[Remedy, ...] = ()
     at_once: tuple[float, ...] = ()
+    held: int | None = None
     limit_costs: tuple[LimitCost, ...] = ()
     device_map: dict[str, int | str] | None = None
 
@@ -149,8 +154,17 @@ def document(
             for account, kv, at_once in zip(accounts, each, parts.at_once, strict=False)
         ),
         device_map=parts.device_map,
+        held=_held(parts),
         options=resolved.options,
     )
+
+
+def _held(parts: PlanDraft) -> Held | UnsetType:
+    """The requests at once that are held, where a person says how many there must be."""
+    if parts.held is None:
+        return UNSET
+    size = counted_tokens(parts.vision_load, parts.settings.session_len)
+    return Held(requests=parts.held, request_tokens=size)
 
 
 def _kv(account: Account, outcome: GroupOutcome, total: int) -> Kv:
@@ -239,15 +253,43 @@ def verdict_of(
     spare = min(ledger.headroom for outcome in outcomes for ledger in outcome.ledgers)
     batches = [one.settings.max_batch_size for one in accounts]
     running = sum(batches) if len(accounts) == len(groups) else batches[0] * len(groups)
-    request, context = request_tokens(vision_load), accounts[0].settings.session_len
-    # None lies in two caches.
-    held, longest = (sum(one // each for one in tokens) for each in (request, context))
+    context = accounts[0].settings.session_len
+    size = counted_tokens(vision_load, context)
+    running_words = f"{running:,} {plural(running, 'request')} at once"
+    if running > sum(one // size for one in tokens):  # a batch that was given
+        running_words = f"a batch of {running:,}"
     where = " and ".join(group_words(resolved, group) for group in groups)
     each = on_each_gpu(sum(map(len, groups)))
     return (
-        f"fits: {resolved.model.name} on {where}: {running:,} {plural(running, 'request')} at once;"
-        f" the cache holds {sum(tokens):,} KV tokens, {held:,} {plural(held, 'request')} of"
-        f" {request:,} tokens or {longest:,} of {context:,}; {format_bytes(spare)} stay free{each}"
+        f"fits: {resolved.model.name} on {where}: {running_words};"
+        f" {cache_words(tokens, vision_load, context)}; {format_bytes(spare)} stay free{each}"
+    )
+
+
+def cache_words(tokens: Sequence[int], vision_load: VisionLoad, context: int) -> str:
+    """What caches of so many tokens hold together; no request lies in two of them."""
+    request = counted_tokens(vision_load, context)
+    held, longest = (sum(one // each for one in tokens) for each in (request, context))
+    whole = "" if request == context else f" or {longest:,} of {context:,}"
+    return (
+        f"the cache holds {sum(tokens):,} KV tokens, {held:,} {plural(held, 'request')} of"
+        f" {request:,} tokens{whole}"
+    )
+
+
+def requests_held(
+    accounts: Sequence[Account], tokens: Sequence[int], vision_load: VisionLoad
+) -> int:
+    """Requests that all engines run at once with all their tokens in the caches.
+
+    Args:
+        accounts: of all engines.
+        tokens: what each engine's cache holds.
+        vision_load: of the request that is counted.
+    """
+    return sum(
+        min(settings.max_batch_size, held // counted_tokens(vision_load, settings.session_len))
+        for settings, held in zip((one.settings for one in accounts), tokens, strict=True)
     )
 
 

@@ -105,6 +105,8 @@ def _batch(request: ResolvedRequest, best: Evaluation) -> str:
     if not best.parts:
         replicas = best.shape.replicas
         why = f"{requests} concurrent {plural(requests, 'request')}"
+        if best.held and not best.fits:
+            why = f"the most that the cache holds of {why}"
         why += f" over {replicas} {plural(replicas, 'replica')}"
         return _because(request, name, best.settings.max_batch_size, why)
     shares = ", ".join(

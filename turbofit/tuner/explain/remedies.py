@@ -1,4 +1,7 @@
-"""What would make it fit, cheapest first, each computed by planning again with the change."""
+"""What would make it fit, cheapest first, each computed by planning again with the change.
+
+What keeps the requests at once that were asked for comes before fewer of them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from msgspec.structs import replace
 
 from turbofit.core.draft import Draft
 from turbofit.core.errors import TurbofitError
-from turbofit.core.messages import option_of
+from turbofit.core.messages import option_of, plural
 from turbofit.core.plan import Remedy
 from turbofit.core.units import GIB, format_bytes, round_up
 from turbofit.memory.engine import Engine
@@ -18,9 +21,12 @@ from turbofit.tuner.engine_fit import EngineFit, fit_of, fit_on_host
 from turbofit.tuner.explain.other_machines import MORE_GPUS, larger, stopped, with_more_gpus
 from turbofit.tuner.explain.plan_document import host_short
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
+from turbofit.tuner.search.candidates import too_few
 from turbofit.tuner.search.context import MIN_TEXT_TOKENS, excess_tokens
+from turbofit.tuner.search.search import limit_that_fits
+from turbofit.tuner.speed.throughput import counted_tokens
 
-__all__ = ["Change", "Remedies", "left_to_turbofit", "remedies"]
+__all__ = ["Change", "Remedies", "left_to_turbofit", "quantised_cache", "remedies"]
 
 #: A change that closes less of the gap than one percent helps nobody.
 _WORTH_SAYING = 0.99
@@ -52,9 +58,11 @@ def remedies(fit: EngineFit) -> Remedies:
     fitting: list[Remedy] = []
     closer: list[Remedy] = []
     causes: list[str] = []
-    for change, changed, released in _changes(request):
-        if changed.machine.name == MORE_GPUS and (fitting or best.fits):
-            continue  # fewer such cards do already, or no memory of a GPU is short
+    enough = best.fits  # no memory of a GPU is short
+    for change, changed, released in _changes(fit):
+        more = changed.machine.name == MORE_GPUS
+        if more and enough:
+            continue
         try:
             made = fit_on_host(changed, fit.engine)
         except TurbofitError:
@@ -62,11 +70,13 @@ def remedies(fit: EngineFit) -> Remedies:
         if made.fits:
             fitting.append(Remedy(change=change, effect=_fits(made)))
             causes += [released] if released else []
+            # What is free of charge comes before cards, unless it holds fewer requests.
+            enough |= more or not best.held
         elif effect := _closer(fit, made):
             closer.append(Remedy(change=change, effect=effect))
     if best.fits:
         fitting.append(_more_host_memory(fit))
-    elif not fitting:
+    elif not enough:
         fitting += _larger_cards(request, fit.engine)
     return Remedies((*fitting, *closer), tuple(causes))
 
@@ -83,6 +93,9 @@ def _closer(fit: EngineFit, made: EngineFit) -> str:
         return ""  # no memory is short: the images are longer than the context
     if excess_tokens(fit.request, best.vision_load):
         return f"the images fit the context then, and {format_bytes(result.short)} are short"
+    if best.held:
+        more = result.held > best.held
+        return f"not enough alone: {too_few(made.request, result)}" if more else ""
     if result.short < best.short * _WORTH_SAYING:
         return (
             f"not enough alone: {format_bytes(result.short)} short"
@@ -117,13 +130,15 @@ def _larger_cards(request: ResolvedRequest, engine: Engine) -> Iterator[Remedy]:
             return
 
 
-def _changes(request: ResolvedRequest) -> Iterator[Change]:
+def _changes(fit: EngineFit) -> Iterator[Change]:
     """Single changes, cheapest first."""
+    request = fit.request
     yield from _released_options(request)
     yield from _smaller_workload(request)
-    yield from _smaller_images(request)
-    yield from _quantised_cache(request)
+    yield from _smaller_images(fit)
+    yield from quantised_cache(request)
     yield from _other_checkpoint(request)
+    yield from _fewer_requests(fit)
     yield from _more_gpus(request)
     yield from (Change(*change) for change in stopped(request))
 
@@ -169,7 +184,11 @@ def _released_options(request: ResolvedRequest) -> Iterator[Change]:
     """Each option that the user fixed, left to turbofit."""
     yield from left_to_turbofit(request)
     yield from _usual_margin(request)
-    if request.replicas is not None and request.replicas > 1:
+    if request.workload.queue_images is False:
+        queued = replace(request.workload, queue_images=None)
+        out = "--no-queue-images"
+        yield Change(f"leave {out} out", replace(request, workload=queued), out)
+    if request.replicas is not None and (request.replicas > 1 or request.promised_requests):
         # Copies need whole models on their cards; one model may be split over the same cards.
         copies = f"--replicas {request.replicas}"
         yield Change("leave --replicas to turbofit", replace(request, replicas=None), copies)
@@ -177,9 +196,6 @@ def _released_options(request: ResolvedRequest) -> Iterator[Change]:
 
 def _smaller_workload(request: ResolvedRequest) -> Iterator[Change]:
     workload = request.workload
-    if (workload.concurrency or 1) > 1 and "max_batch_size" not in request.fixed:
-        fewer = replace(workload, concurrency=1)
-        yield Change("--concurrency 1", replace(request, workload=fewer))
     if workload.context is not None:
         shorter = replace(workload, context=None)
         yield Change(
@@ -201,17 +217,38 @@ def _smaller_workload(request: ResolvedRequest) -> Iterator[Change]:
         yield Change("--images 1", replace(request, workload=one), images)
 
 
-def _smaller_images(request: ResolvedRequest) -> Iterator[Change]:
-    """Half the user's own limit; the search has tried every one where it was free to."""
+def _smaller_images(fit: EngineFit) -> Iterator[Change]:
+    """Half the user's own limit; the search has tried every one where it was free to.
+
+    For more requests at once the largest with which the same shape holds them.
+    """
+    request, best = fit.request, fit.found.best
     rule, requested = request.model.image_rule, request.requested_limit
-    if rule is None or requested is None or requested <= 1 or request.fixed_limit is None:
+    if rule is None or requested is None or requested <= 1:
         return
-    limit = f"{rule.limit_option} {requested}"
-    yield Change(f"leave {rule.limit_option} to turbofit", request.with_limit(None), limit)
-    yield Change(f"{rule.limit_option} {requested // 2}", request.with_limit(requested // 2))
+    given = "" if request.fixed_limit is None else f"{rule.limit_option} {requested}"
+    if given:
+        yield Change(f"leave {rule.limit_option} to turbofit", request.with_limit(None), given)
+    lower = requested // 2 if given else None
+    if best.held and rule.varies_by_limit:
+        lower = limit_that_fits(request, best.shape, fit.engine)
+    if lower is not None:
+        yield Change(f"{rule.limit_option} {lower}", request.with_limit(lower), given)
 
 
-def _quantised_cache(request: ResolvedRequest) -> Iterator[Change]:
+def _fewer_requests(fit: EngineFit) -> Iterator[Change]:
+    """As many at once as are held; one where the caches hold all and the host does not."""
+    request, best = fit.request, fit.found.best
+    wanted = request.promised_requests or 1
+    held = 1 if best.fits else best.held
+    if 0 < held < wanted:
+        fewer = replace(request.workload, concurrency=held)
+        changed = replace(request, workload=fewer)
+        yield Change(f"--concurrency {held}", changed, f"--concurrency {wanted}")
+
+
+def quantised_cache(request: ResolvedRequest) -> Iterator[Change]:
+    """A cache of fewer bits, where the person does not say how many."""
     if "quant_policy" in request.fixed:
         return
     for policy, name in _QUANT:
@@ -252,6 +289,10 @@ def _written(option: str, value: object) -> str:
 def _fits(made: EngineFit) -> str:
     best = made.found.best
     effect = f"fits: {best.kv_tokens:,} KV tokens a group, tp {best.shape.tp}"
+    if best.held:
+        size = counted_tokens(best.vision_load, best.settings.session_len)
+        requests = made.request.promised_requests or 0
+        effect += f", {requests:,} {plural(requests, 'request')} of {size:,} tokens at once"
     if best.shape.limit is not None and best.shape.limit != made.request.requested_limit:
         effect += f", images lowered to {_limit(made.request, best.shape.limit)}"
     return effect

@@ -1,31 +1,16 @@
-"""Sentences on given values that contradict other given values, or that the cache cannot keep."""
+"""Sentences on a given context that contradicts other values, or that the cache cannot keep."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from turbofit.core.messages import plural
 from turbofit.tuner.resolved_request import ResolvedRequest
 
 __all__ = ["beyond_model", "unkept"]
 
 
-def unkept(
-    request: ResolvedRequest, *, session_len: int, kv_tokens: int, at_once: int
-) -> Iterator[str]:
-    """Given numbers that the plan does not keep in full.
-
-    Args:
-        request: what was given.
-        session_len: the engine's longest request, in tokens.
-        kv_tokens: what the smallest cache holds.
-        at_once: requests that all engines together run at once.
-    """
-    requests = request.workload.concurrency
-    if requests is not None and requests > at_once:
-        yield (
-            f"{at_once:,} {plural(at_once, 'request')} at once, not {requests:,}: the others wait"
-        )
+def unkept(request: ResolvedRequest, *, session_len: int, kv_tokens: int) -> Iterator[str]:
+    """A given context that the smallest cache, of ``kv_tokens``, does not hold."""
     if request.context_given and session_len > kv_tokens:
         yield (
             f"the cache holds {kv_tokens:,} tokens, a session may have {session_len:,}: no longer"

@@ -40,6 +40,7 @@ def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) ->
         UsageError: something asked for cannot be used with this engine.
     """
     chosen = search(request)
+    keeps = chosen.keeps(request)
     settings = _settings(request, chosen)
     accounts = [
         TransformersAccount(
@@ -51,10 +52,10 @@ def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) ->
     problem = host_problem(host)
     placed = device_map(chosen.copies[0], chosen.placement, kept)
     ledgers = [ledger for account in accounts for ledger in account.at(0.0).ledgers]
-    helps = Remedies((), ()) if chosen.fits else fallback_remedies(request)
+    helps = Remedies((), ()) if keeps else fallback_remedies(request, chosen)
     words = verdict(request, chosen, ledgers, problem, helps.causes)
     footprint: Footprint | UnsetType = UNSET
-    if request.least and chosen.fits and problem is None:
+    if request.least and keeps and problem is None:
         footprint = footprint_of(request, accounts, None)
         words += f", {footprint_words(footprint)}"
     draft = PlanDraft(
@@ -62,13 +63,14 @@ def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) ->
         settings=settings,
         vision_load=chosen.vision_load,
         limit=chosen.limit,
-        fits=chosen.fits and problem is None,
+        fits=keeps and problem is None,
         verdict=words,
         parallel_reason=_parallel(request, chosen),
         host=host,
         reasons=tuple(_reasons(request, chosen, settings, reason)),
         warnings=tuple(warnings(request, chosen, placed)),
         remedies=helps.remedies,
+        held=None if request.promised_requests is None else len(chosen.copies) * chosen.fits,
         device_map=placed,
     )
     return replace(document(request, draft, accounts, engine), footprint=footprint)
@@ -107,6 +109,8 @@ def _parallel(request: ResolvedRequest, chosen: Chosen) -> str:
     split = "one GPU each" if devices == 1 else f"its layers split over {devices} GPUs"
     if request.tp is not None or request.replicas is not None:
         return f"{copies} cop{'y' if copies == 1 else 'ies'}, {split}: as asked"
+    if copies > 1:
+        return f"{copies} copies, {split}: one for each request at once"
     if not chosen.fits:
         return f"one copy, {split}: the closest to fitting"
     why = "they hold it" if devices == 1 else "fewer do not hold it"

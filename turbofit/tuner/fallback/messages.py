@@ -14,7 +14,7 @@ from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.candidates import too_long
 from turbofit.tuner.search.context import excess_tokens
 
-__all__ = ["verdict", "warnings"]
+__all__ = ["at_once", "verdict", "warnings"]
 
 #: Bytes/s of one PCIe lane in one direction, by generation, before protocol overhead.
 _LANE: Final = {1: 250e6, 2: 500e6, 3: 985e6, 4: 1969e6, 5: 3938e6, 6: 7563e6}
@@ -52,6 +52,11 @@ def verdict(
             f"{unfit}: GPU {tightest.index} is {format_bytes(short)} short even with all decoder"
             f" layers elsewhere, most of it {term.term} ({format_bytes(term.bytes)}){split}"
         )
+    if not chosen.keeps(request):
+        return (
+            f"{unfit}: it answers {len(chosen.copies):,} of {request.promised_requests:,} requests"
+            " at once, one a copy"
+        )
     if host is not None:
         return f"does not fit: {name}: {host}"
     spare = min(one.headroom for one in ledgers)
@@ -60,12 +65,13 @@ def verdict(
     each = on_each_gpu(sum(map(len, chosen.groups)))
     return (
         f"fits: {name} on GPU {groups_of(chosen.groups)} with Transformers{how}:"
-        f" {_at_once(chosen)} {chosen.session_len:,} tokens at a time;"
+        f" {at_once(chosen)} {chosen.session_len:,} tokens at a time;"
         f" {format_bytes(spare)} stay free{each}"
     )
 
 
-def _at_once(chosen: Chosen) -> str:
+def at_once(chosen: Chosen) -> str:
+    """How many requests run, up to ``of``."""
     copies = len(chosen.copies)
     return "one request of" if copies == 1 else f"{copies} requests, one a copy, of"
 
@@ -74,16 +80,10 @@ def warnings(
     request: ResolvedRequest, chosen: Chosen, placed: Mapping[str, int | str]
 ) -> Iterator[str]:
     """What a person should know before choosing this engine."""
-    copies = len(chosen.copies)
     yield (
         "the fallback engine is serial and slower than LMDeploy: each copy answers one request at "
         "a time, without batching, paged cache or CUDA graphs"
     )
-    if (request.workload.concurrency or 1) > copies:
-        yield (
-            f"of {request.workload.concurrency} concurrent requests {copies} "
-            f"{'is' if copies == 1 else 'are'} served and the others wait"
-        )
     if chosen.placement.devices > 1:
         yield (
             f"splitting over {chosen.placement.devices} GPUs adds memory, not speed: their layers "

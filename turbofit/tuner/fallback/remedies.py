@@ -10,26 +10,27 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Remedy
 from turbofit.tuner.explain.other_machines import MORE_GPUS, larger, stopped, with_more_gpus
 from turbofit.tuner.explain.remedies import Change, Remedies, left_to_turbofit
-from turbofit.tuner.fallback.search import search
+from turbofit.tuner.fallback.messages import at_once
+from turbofit.tuner.fallback.search import Chosen, search
 from turbofit.tuner.resolved_request import ResolvedRequest
 
 __all__ = ["fallback_remedies"]
 
 
-def fallback_remedies(request: ResolvedRequest) -> Remedies:
-    """Single changes that make it fit, cheapest first."""
+def fallback_remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
+    """Single changes that make it fit, cheapest first; ``closest`` is what was found without."""
     found, causes = list[Remedy](), list[str]()
-    for change, changed, released in _changes(request):
+    for change, changed, released in _changes(request, closest):
         if found and changed.machine.name == MORE_GPUS:
             continue  # fewer such cards do already, or what costs nothing
         try:
             chosen = search(changed)
         except TurbofitError:
             continue
-        if not chosen.fits:
+        if not chosen.keeps(changed):
             continue
         off = len(chosen.placement.offloaded)
-        effect = f"fits: one request of {chosen.session_len:,} tokens at a time"
+        effect = f"fits: {at_once(chosen)} {chosen.session_len:,} tokens at a time"
         if off:
             effect += f", {off} decoder layers in host memory (slow)"
         found.append(Remedy(change=change, effect=effect))
@@ -37,7 +38,7 @@ def fallback_remedies(request: ResolvedRequest) -> Remedies:
     return Remedies(tuple(found), tuple(causes))
 
 
-def _changes(request: ResolvedRequest) -> Iterator[Change]:
+def _changes(request: ResolvedRequest, closest: Chosen) -> Iterator[Change]:
     """Single changes, cheapest first."""
     workload = request.workload
     yield from left_to_turbofit(request)
@@ -57,10 +58,17 @@ def _changes(request: ResolvedRequest) -> Iterator[Change]:
             request.with_limit(limit // 2),
             f"{rule.limit_option} {limit}",
         )
-    if request.replicas is not None and request.replicas > 1:
+    if request.replicas is not None and (request.replicas > 1 or closest.fits):
+        free = "leave --replicas to turbofit" if closest.fits else "--replicas 1"
         alone = replace(request, replicas=None)
-        yield Change("--replicas 1", alone, f"--replicas {request.replicas}")
+        yield Change(free, alone, f"--replicas {request.replicas}")
     if request.tp is not None:
         yield Change("leave --tp to turbofit", replace(request, tp=None), f"--tp {request.tp}")
     yield from (Change(*change) for change in (*stopped(request), *with_more_gpus(request)))
+    if closest.fits:  # and answers fewer at once than were asked for
+        copies = len(closest.copies)
+        less = replace(request, workload=replace(workload, concurrency=copies))
+        wanted = f"--concurrency {workload.concurrency}"
+        yield Change(f"--concurrency {copies}", less, wanted)
+        return
     yield from (Change(*change) for change in larger(request))

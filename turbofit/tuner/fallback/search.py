@@ -1,5 +1,8 @@
 """How many GPUs, which image limit and how much context: the fewest, the largest, the most.
 
+A copy answers one request after the other: where so many must be answered at once there are as
+many copies, or as many as the GPUs hold.
+
 The order of preference: the checkpoint's own image limit on the fewest GPUs; then lower limits;
 and decoder layers off the GPUs only where nothing else serves a request at all.
 """
@@ -50,6 +53,10 @@ class Chosen(NamedTuple):
     session_len: int
     fits: bool = True
 
+    def keeps(self, request: ResolvedRequest) -> bool:
+        """Whether it fits, with as many copies as requests must be answered at once."""
+        return self.fits and len(self.copies) >= (request.promised_requests or 1)
+
     @property
     def groups(self) -> tuple[tuple[int, ...], ...]:
         """The GPUs of each copy."""
@@ -63,6 +70,15 @@ def search(request: ResolvedRequest) -> Chosen:
         UsageError: something asked for cannot be used with this engine.
     """
     _check(request)
+    most = min(request.promised_requests or 1, len(request.visible) // (request.tp or 1))
+    for copies in range(most, 1, -1) if request.replicas is None else ():
+        found = _search(replace(request, replicas=copies))
+        if found.fits:
+            return found
+    return _search(request)
+
+
+def _search(request: ResolvedRequest) -> Chosen:
     request = _held(request)
     every: list[int | None] = list(_limits(request))
     limits = [

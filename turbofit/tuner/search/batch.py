@@ -1,4 +1,4 @@
-"""How many requests one engine runs at once, where nobody says it.
+"""How many requests one engine runs at once, where nobody says it, or more than it holds.
 
 The smallest batch that reaches nearly all of the requests a second that the forecast gives to any:
 more rows cost memory for buffers and for images that meet in one forward. The cache bounds the
@@ -14,7 +14,7 @@ from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.search.sizing import Sizer
 from turbofit.tuner.speed.throughput import request_tokens
 
-__all__ = ["SizedBatch", "with_best_batch"]
+__all__ = ["SizedBatch", "most_held", "with_best_batch"]
 
 #: Of the best requests a second; a larger batch for the rest is not worth its memory.
 _NEARLY_ALL: Final = 0.99
@@ -71,6 +71,17 @@ def with_best_batch(sizer: Sizer, session_len: int, requested_load: VisionLoad) 
     chosen = wanted if wanted == 1 or holds(wanted) else _largest(holds, wanted)
     bound = most < sizer.most_batch and wanted == most
     return SizedBatch(sizer.with_batch(chosen), wants_cache=bound or chosen < wanted)
+
+
+def most_held(sizer: Sizer, wanted: int) -> int:
+    """The most requests at once that one engine of a shape holds, fewer than are wanted of it."""
+
+    def holds(batch: int) -> bool:
+        some = sizer.with_batch(batch)
+        session_len = some.session_len()
+        return some.held(some.outcome(session_len), session_len) >= batch
+
+    return _largest(holds, wanted) if holds(1) else 0
 
 
 def _smallest(rate: Callable[[int], float], most: int) -> int:

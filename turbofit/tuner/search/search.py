@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, UsageError
+from turbofit.core.images import ImageRule
 from turbofit.core.messages import option_of
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
@@ -33,7 +34,7 @@ from turbofit.tuner.search.shapes import no_shape, shapes
 from turbofit.tuner.search.sizing import Memo
 from turbofit.tuner.search.unequal import evaluate_unequal
 
-__all__ = ["Found", "at_limit", "search"]
+__all__ = ["Found", "at_limit", "limit_that_fits", "search"]
 
 _LOG: Final = LazyLogger(__name__)
 T = TypeVar("T")
@@ -72,6 +73,16 @@ def at_limit(request: ResolvedRequest, shape: Shape, limit: int, engine: Engine)
     return one.evaluate(replace(shape, units_per_forward=None, at_once=at_once), limit)
 
 
+def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> int | None:
+    """The largest lower limit of an image under which a shape keeps all else; None for none."""
+    one, rule = _Search(request, engine), request.model.image_rule
+    if rule is None or shape.limit is None:
+        return None
+    whole = replace(shape, at_once=None, units_per_forward=None)
+    found = one.lowered_to(whole, rule, shape.limit, _fits)
+    return found.shape.limit if found.fits else None
+
+
 def _search(request: ResolvedRequest, engine: Engine) -> Found:
     one = _Search(request, engine)
     found = one.shapes()
@@ -79,11 +90,11 @@ def _search(request: ResolvedRequest, engine: Engine) -> Found:
     best = max(evaluations, key=_order)
     pairs = list(zip(found, evaluations, strict=True))
     evaluations += [queued for shape, whole in pairs for queued in one.queued(shape, whole)]
-    if not any(evaluation.fits for evaluation in evaluations):
+    if not any(evaluation.serves for evaluation in evaluations):
         evaluations += [lowered for shape in found for lowered in one.lowered(shape)]
-    fitting = [evaluation for evaluation in evaluations if evaluation.fits]
-    if fitting:
-        chosen = max(fitting, key=_order)
+    serving = [evaluation for evaluation in evaluations if evaluation.serves]
+    if serving:
+        chosen = max(serving, key=_order)
         best = one.widened(chosen) if chosen.queues else chosen
         evaluations = [best if evaluation is chosen else evaluation for evaluation in evaluations]
     return Found(best=best, evaluations=tuple(evaluations), requested_load=one.requested_load)
@@ -199,7 +210,7 @@ class _Search:
             return self.evaluate(replace(low, at_once=at_once, units_per_forward=units), limit)
 
         least = low.units_per_forward
-        return _largest(queued, least, max(least, *bounds), rule.unit_step, at)
+        return _largest(queued, least, max(least, *bounds), rule.unit_step, at, _fits)
 
     @property
     def _may_queue(self) -> bool:
@@ -219,9 +230,14 @@ class _Search:
         request = self.request
         rule, requested = request.model.image_rule, request.requested_limit
         given = request.fixed_limit is not None or request.workload.image_size is not None
-        if rule is None or requested is None or given:
-            return
-        step, least = rule.limit_step, rule.least_limit
+        if rule is not None and requested is not None and not given:
+            yield self.lowered_to(shape, rule, requested, _serves)
+
+    def lowered_to(
+        self, shape: Shape, rule: ImageRule, below: int, good: Callable[[Evaluation], bool]
+    ) -> Evaluation:
+        """The largest limit below another that is good; the least where none is."""
+        request, step, least = self.request, rule.limit_step, rule.least_limit
 
         def at(limit: int) -> Evaluation:
             if request.workload.queue_images is False:
@@ -230,11 +246,10 @@ class _Search:
             return self.evaluate(replace(shape, units_per_forward=units), limit)
 
         best = at(least)
-        if best.fits:
-            best = _largest(best, least, requested - step, step, at)
-            whole = self.evaluate(shape, best.shape.limit)
-            best = max(best, whole, key=_order)
-        yield best
+        if not good(best):
+            return best
+        best = _largest(best, least, below - step, step, at, good)
+        return max(best, self.evaluate(shape, best.shape.limit), key=_order)
 
     def _dtype(self, shape: Shape) -> str:
         gpus = [self.request.machine.gpu(index) for group in shape.groups for index in group]
@@ -274,16 +289,29 @@ def _without(
     return kept, first
 
 
+def _fits(evaluation: Evaluation) -> bool:
+    return evaluation.fits
+
+
+def _serves(evaluation: Evaluation) -> bool:
+    return evaluation.serves
+
+
 def _largest(
-    best: Evaluation, low: int, high: int, step: int, at: Callable[[int], Evaluation]
+    best: Evaluation,
+    low: int,
+    high: int,
+    step: int,
+    at: Callable[[int], Evaluation],
+    good: Callable[[Evaluation], bool],
 ) -> Evaluation:
-    """Bisect for the largest value that is worth as much as ``low``, which fits."""
+    """Bisect for the largest value that is worth as much as ``low``, which is good."""
     least = best.worth
     low_steps, high_steps = 0, (high - low) // step
     while low_steps < high_steps:
         middle = (low_steps + high_steps + 1) // 2
         tried = at(low + middle * step)
-        if tried.fits and tried.worth >= least:
+        if good(tried) and tried.worth >= least:
             best, low_steps = tried, middle
         else:
             high_steps = middle - 1
@@ -291,12 +319,14 @@ def _largest(
 
 
 def _order(evaluation: Evaluation) -> tuple[object, ...]:
-    """Fitting shapes by rank; those that do not fit by how little is missing."""
+    """Fitting shapes by rank; then those that hold the most requests, or miss the fewest bytes."""
     indices = tuple(-index for group in evaluation.shape.groups for index in group)
     if evaluation.fits:
         return (1, *evaluation.rank, indices)
     return (
         0,
+        evaluation.held,
+        evaluation.served if evaluation.held else 0.0,
         -evaluation.short,
         -evaluation.shape.tp,
         evaluation.shape.max_prefill_token_num,

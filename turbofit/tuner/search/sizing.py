@@ -24,7 +24,13 @@ from turbofit.tuner.search.context import (
 from turbofit.tuner.search.shape import Shape, shape_settings
 from turbofit.tuner.speed.all_reduce import reduce_class
 from turbofit.tuner.speed.links import LinkClass, group_class, nvlink_bandwidth
-from turbofit.tuner.speed.throughput import GroupRates, Speed, group_rates, group_speed
+from turbofit.tuner.speed.throughput import (
+    GroupRates,
+    Speed,
+    counted_tokens,
+    group_rates,
+    group_speed,
+)
 
 __all__ = ["Memo", "Outcome", "Sizer"]
 
@@ -122,6 +128,18 @@ class Sizer:
         kv_tokens = 0 if ratio is None else min(account.tokens_at(ratio) for account in accounts)
         short = self._short(accounts, ratio, kv_tokens)
         return Outcome(ratio=ratio, kv_tokens=kv_tokens, short=short)
+
+    def held(self, outcome: Outcome, session_len: int) -> int:
+        """Requests of the size that verdicts count by which one engine runs and holds at once."""
+        if outcome.short:
+            return 0
+        size = counted_tokens(self.vision_load, session_len)
+        return min(self.settings(session_len).max_batch_size, outcome.kv_tokens // size)
+
+    def lacking(self, outcome: Outcome, session_len: int, wanted: int) -> int:
+        """Bytes of a GPU's cache that are missing for so many requests of that size."""
+        tokens = wanted * counted_tokens(self.vision_load, session_len) - outcome.kv_tokens
+        return max(0, tokens) * self.accounts(session_len)[0].bytes_per_token
 
     def accounts(self, session_len: int) -> list[Account]:
         """The accounts of the groups that differ; their indices may be another equal group's."""

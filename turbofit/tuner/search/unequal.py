@@ -15,11 +15,11 @@ from msgspec.structs import replace
 from turbofit.memory.engine import Engine
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest
-from turbofit.tuner.search.candidates import Evaluation, evaluate, scored
+from turbofit.tuner.search.candidates import Evaluation, evaluate, scored, share_served
 from turbofit.tuner.search.groups import like_groups
 from turbofit.tuner.search.shape import Shape
-from turbofit.tuner.search.share import share_out
-from turbofit.tuner.search.sizing import Memo, Sizer
+from turbofit.tuner.search.share import evenly, held_shares, share_out
+from turbofit.tuner.search.sizing import Memo, Outcome, Sizer
 from turbofit.tuner.speed.throughput import Speed
 
 __all__ = ["evaluate_unequal"]
@@ -64,19 +64,33 @@ class _Unequal:
 
     def evaluate(self) -> Evaluation:
         """The better of even shares and of those that the goal gives."""
-        requests = self.request.workload.concurrency
-        count = len(self.sets)
-        even = [None if requests is None else requests / self.shape.replicas] * count
+        requests, goal = self.request.workload.concurrency, self.request.workload.goal
+        counts = [len(groups) for groups in self.sets]
+        even: Sequence[float | None] = [None] * len(counts)
+        if requests is not None:
+            alike = [(count, 1.0) for count in counts]
+            even = self._held_shares(lambda most: evenly(alike, requests, most))
         alone = [self._best(*pair, None) for pair in zip(self.sets, even, strict=True)]
         if not all(part.fits for part in alone):
             return self._whole(alone)
         promised = min(part.settings.session_len for part in alone)
         if requests is None:  # each engine has the batch that is best on its card
             return self._whole(self._agreed(even, promised))
-        curves = [(len(part.shape.groups), self._curve(part)) for part in alone]
-        weighed = share_out(curves, requests, self.request.workload.goal)
+        curves = list(zip(counts, map(self._curve, alone), strict=True))
+        weighed = self._held_shares(lambda most: share_out(curves, requests, goal, most))
         found = [self._whole(self._agreed(shares, promised)) for shares in (even, weighed)]
         return max(found, key=lambda one: (one.fits, one.rank))
+
+    def _held_shares(self, shared: Callable[[Sequence[float]], list[float]]) -> list[float]:
+        """Shares of the requests of which each engine holds its own, where that is a promise."""
+
+        def held(number: int, share: float) -> float:
+            part = self._best(self.sets[number], share, None)
+            return part.held / len(part.shape.groups)
+
+        if self.request.promised_requests is None:
+            return shared(())
+        return held_shares(shared, held, len(self.sets))
 
     def _agreed(self, shares: Sequence[float | None], promised: int) -> list[Evaluation]:
         """The sets under these shares, with the longest context that all of them hold."""
@@ -114,9 +128,7 @@ class _Unequal:
 
     def _curve(self, part: Evaluation) -> Callable[[float], Speed]:
         """One group's speed with so many requests there, at the cache that the part holds."""
-        sizer = Sizer(
-            self.request, part.shape, self.dtype, self.vision_load, self.engine, self.memo
-        )
+        sizer = self._sizer(part)
         fixed = "max_batch_size" in self.request.fixed
 
         def speed(in_flight: float) -> Speed:
@@ -128,9 +140,14 @@ class _Unequal:
 
         return speed
 
+    def _sizer(self, part: Evaluation) -> Sizer:
+        return Sizer(self.request, part.shape, self.dtype, self.vision_load, self.engine, self.memo)
+
     def _whole(self, parts: Sequence[Evaluation]) -> Evaluation:
         """The sets as one shape: the weakest set's settings and tokens, the sum of the rates."""
-        fits = all(part.fits for part in parts)
+        wanted, held = self.request.promised_requests or 0, sum(part.held for part in parts)
+        serve = all(part.serves for part in parts)
+        fits = all(part.fits for part in parts) and held >= wanted
         weakest = min(parts, key=lambda one: (one.fits, -one.short, one.kv_tokens))
         settings = weakest.settings
         evaluation = Evaluation(
@@ -144,12 +161,14 @@ class _Unequal:
             vision_load=self.vision_load,
             kv_tokens=weakest.kv_tokens,
             fits=fits,
+            served=share_served(self.vision_load, self.requested_load),
             short=max(part.short for part in parts),
             footprint=sum(part.footprint for part in parts),
+            held=held if serve else 0,
             parts=tuple(parts),
         )
         if not fits:
-            return evaluation
+            return replace(evaluation, short=evaluation.short or self._lacking(evaluation))
         by_group = {
             group: speed
             for part in parts
@@ -160,11 +179,18 @@ class _Unequal:
             speeds=tuple(by_group[group] for group in self.shape.groups),
             seconds_per_answer=max(part.seconds_per_answer for part in parts),
         )
-        return scored(self.request, evaluation, self.requested_load)
+        return scored(self.request, evaluation)
+
+    def _lacking(self, whole: Evaluation) -> int:
+        """Bytes that are missing in the caches of all engines together for the requests."""
+        tokens = sum(part.kv_tokens * part.shape.replicas for part in whole.parts)
+        outcome = Outcome(ratio=None, kv_tokens=tokens, short=0)
+        requests, context = self.request.promised_requests or 0, whole.settings.session_len
+        return self._sizer(whole.parts[0]).lacking(outcome, context, requests)
 
 
 def _worth(evaluation: Evaluation, promised: int) -> tuple[object, ...]:
-    """What decides between prefills of one set; of those that do not fit the least that misses."""
+    """What decides between prefills of one set; of those that do not fit as in the search."""
     if evaluation.fits:
         return (1, evaluation.settings.session_len >= promised, *evaluation.rank)
-    return (0, -evaluation.short, evaluation.shape.max_prefill_token_num)
+    return (0, evaluation.held, -evaluation.short, evaluation.shape.max_prefill_token_num)

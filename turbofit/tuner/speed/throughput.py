@@ -27,8 +27,8 @@ from turbofit.tuner.speed.rates import GpuRates, Rates, card_of, rates
 from turbofit.tuner.speed.work import StepWork, vision_seconds, work_of
 
 __all__ = [
-    "BatchLimits", "ClosedLoad", "GroupRates", "Speed", "group_rates", "group_speed",
-    "request_tokens", "speed_of", "total", "workload_of",
+    "BatchLimits", "ClosedLoad", "GroupRates", "Speed", "counted_tokens", "group_rates",
+    "group_speed", "request_tokens", "speed_of", "total", "workload_of",
 ]  # fmt: skip
 
 
@@ -63,6 +63,14 @@ def request_tokens(vision_load: VisionLoad) -> int:
     """Tokens of the workload's request: its images, and the assumed text and answer."""
     figures = rates()
     return vision_load.tokens_per_request + figures.text_tokens + figures.output_tokens
+
+
+def counted_tokens(vision_load: VisionLoad, session_len: int) -> int:
+    """Tokens of the request that verdicts count by: the workload's, as far as a session goes.
+
+    Under: a request takes whole blocks of the cache, up to a block less a token more than these.
+    """
+    return min(request_tokens(vision_load), session_len)
 
 
 class ClosedLoad(Struct):

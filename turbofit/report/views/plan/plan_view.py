@@ -81,6 +81,7 @@ def fact_block(plan: Plan) -> FactList:
     size = f"{workload.image_size[0]}x{workload.image_size[1]}" if workload.image_size else "worst"
     context = f"{workload.context:,}" if workload.context else "as much as fits"
     images = _images(plan, size) if plan.limits.vision_unit else ""
+    at_once = workload.concurrency or plan.requests_at_once
     facts = [
         (
             "model",
@@ -91,7 +92,7 @@ def fact_block(plan: Plan) -> FactList:
         ("engine", _engine(plan)),
         (
             "workload",
-            f"{images}context {context}, {plan.requests_at_once:,} at once, for {workload.goal}"
+            f"{images}context {context}, {at_once:,} at once, for {workload.goal}"
             + (", images queued" if workload.queue_images else ""),
         ),
         (
