@@ -129,7 +129,12 @@ def _problem(model: Model, engine: str, version: str | None) -> str | None:
         return engine_problem(model, engine)
     # Towers ran under torch then: beside LMDeploy's lists the language model alone decides.
     text = replace(model, vision=None, architecture=model.text.architecture)
-    return not_listed(model, engine, version) or engine_problem(text, engine)
+    older = not_listed(model, engine, version)
+    if older is None and model.quantization is not None:
+        from turbofit.memory.legacy.generations import unread
+
+        older = unread(engine, version, model.quantization)
+    return older or engine_problem(text, engine)
 
 
 def without_account(model: Model, version: str) -> str | None:
