@@ -117,7 +117,10 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
         if problem is None:
             return engine_named(name, version)
     if not version and wanted[-1] not in LMDEPLOY:
-        raise UsageError(str(problems[-1]), hint="see docs/models.md for what runs where")
+        hint = "see docs/models.md for what runs where"
+        if model.quantization is not None:
+            hint = f"take a checkpoint that is not quantised; {hint}"
+        raise UsageError("; ".join(map(str, problems)), hint=hint)
     others = [one for one in LMDEPLOY if one not in wanted and not _problem(model, one, version)]
     hint = f"--engine {others[0]} does" if others else "see turbofit models for what runs"
     raise UsageError(str(problems[0]), hint=hint)
