@@ -18,7 +18,7 @@ def least_free_words(with_free: Callable[[int], Account], free: int, ratio: floa
     """What becomes of a start that serves where less is free; None where nothing else does.
 
     A cache that is small enough can cut sessions so far that it serves again: the first end below
-    the forecast counts. It is found to 1 MiB; whole blocks of the cache leave a little more or less.
+    the forecast counts, found to 1 MiB; whole blocks of the cache leave a little more or less.
 
     Args:
         with_free: the account of so many bytes free when the cache is sized.
@@ -39,6 +39,6 @@ def least_free_words(with_free: Callable[[int], Account], free: int, ratio: floa
         middle = (low + high) // 2
         low, high = (middle, high) if ends(middle) else (low, middle)
     return (
-        f"with less than about {high // MIB:,} MiB free when the cache is sized it would {end}; here it"
-        f" has {free // MIB:,} MiB"
+        f"with less than about {high // MIB:,} MiB free when the cache is sized it would {end};"
+        f" here it has {free // MIB:,} MiB"
     )
