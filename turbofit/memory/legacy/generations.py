@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import date
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import msgspec
 
@@ -18,7 +18,7 @@ from turbofit.core.struct import Struct
 from turbofit.memory.versions import FIRST_CURRENT, is_legacy, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = [
     "Generation",
@@ -206,20 +206,20 @@ def torch_generation_of(version: str) -> TorchGeneration:
 
 def unread(engine: str, version: str, packed: Quantization) -> str | None:
     """Why a version of an engine does not read weights that are quantised so."""
-    known: tuple[Generation | TorchGeneration, ...] = generations()
-    own: Generation | TorchGeneration
-    if engine == "turbomind":
-        own = generation_of(version)
-    else:
-        known, own = torch_generations(), torch_generation_of(version)
-    if packed.group_size in own.packed.get(packed.method, ()):
+    taken = packed.method, packed.group_size
+    generation, known = _BY_ENGINE[engine]
+    if _reads(generation(version), *taken):
         return None
-    reading = (one.first for one in known if packed.group_size in one.packed.get(packed.method, ()))
+    reading = (one.first for one in known() if _reads(one, *taken))
     came = next(reading, None)
     return (
         f"the {engine} engine of LMDeploy {version} does not read {packed.method} weights in groups"
         f" of {packed.group_size}" + (f", which came with {came}" if came else "")
     )
+
+
+def _reads(generation: Generation | TorchGeneration, method: str, group_size: int) -> bool:
+    return group_size in generation.packed.get(method, ())
 
 
 def _nearest(version: str, known: tuple[_Either, ...]) -> _Either:
@@ -278,3 +278,17 @@ def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 @cache
 def _file() -> dict[str, Any]:
     return load_yaml(preset_path("engines", "generations"))
+
+
+_BY_ENGINE: Final[
+    dict[
+        str,
+        tuple[
+            Callable[[str], Generation | TorchGeneration],
+            Callable[[], tuple[Generation | TorchGeneration, ...]],
+        ],
+    ]
+] = {
+    "turbomind": (generation_of, generations),
+    "pytorch": (torch_generation_of, torch_generations),
+}
