@@ -17,7 +17,8 @@ from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.struct import Struct
 from turbofit.memory.engines import without_account
-from turbofit.memory.legacy.generations import release_on
+from turbofit.memory.legacy.generations import generation_of, release_on
+from turbofit.memory.versions import is_legacy
 
 __all__ = ["Inputs", "MissingError", "inputs_of"]
 
@@ -64,7 +65,7 @@ def inputs_of(row: Row) -> Inputs:
         version=version,
         model=model,
         machine=machine,
-        quant_policy=_quant_policy(row.quant),
+        quant_policy=_quant_policy(row, version),
         not_empty=entry.get("not_empty", ""),
         card_known=names_one_card(row),
         assumed=tuple(assumed),
@@ -105,6 +106,13 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
-def _quant_policy(quant: str) -> int:
-    match = re.search(r"kv([48])", quant)
-    return int(match[1]) if match else 0
+def _quant_policy(row: Row, version: str) -> int:
+    """What the version's TurboMind calls a cache of so many bits."""
+    match = re.search(r"kv([48])", row.quant)
+    if match is None:
+        return 0
+    bits = int(match[1])
+    named = {bits: bits}
+    if row.engine == "turbomind" and is_legacy(version):
+        named = {size: policy for policy, size in generation_of(version).cache.bits.items()}
+    return named.get(bits, bits)

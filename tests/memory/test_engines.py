@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
+from turbofit.core.model import Quantization
 from turbofit.memory.engines import check_options, engine_for, engine_named
 from turbofit.model.source import resolve_model
 
@@ -40,3 +42,23 @@ def test_only_the_pytorch_engine_drafts(engine: str, version: str | None, words:
         check_options(engine_named(engine, version), {"speculative": None})
     assert told.value.hint
     check_options(engine_named("pytorch"), {"speculative": None})
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "group", "said"),
+    [
+        ("qwen3-vl-8b", "compressed-tensors", 32, "reads compressed-tensors for experts only"),
+        ("qwen3-vl-8b", "gptq", 128, "PyTorch engine does not read gptq weights"),
+    ],
+)
+def test_lmdeploy_s_reasons_come_before_transformers(
+    model: str, method: str, group: int, said: str
+) -> None:
+    packed = Quantization(method=method, bits=4, group_size=group)
+    dims = replace(resolve_model(model), quantization=packed)
+    with pytest.raises(UsageError) as told:
+        engine_for(dims)
+    text = str(told.value)
+    assert 0 < text.index(said) < text.index("Transformers runs")
+    assert text.startswith("TurboMind 0.18 has no encoder")
+    assert "not quantised" in told.value.hint

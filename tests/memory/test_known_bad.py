@@ -66,6 +66,11 @@ CASES = {
         launch("qwen2.5-vl-7b", quant_policy=4), "turbomind", ("0.6.4", "0.18", "0.19"), (),
         [launch("qwen2.5-vl-7b", quant_policy=8), launch("internvl2-8b", quant_policy=4)],
     ),
+    "kv-int8-qwen2": (
+        launch("qwen2.5-7b", quant_policy=8), "pytorch", ("0.6.4", "0.18"), (),
+        [launch("qwen2.5-7b", quant_policy=4), launch("qwen2.5-7b"),
+         launch("qwen3-8b", quant_policy=8)],
+    ),
     "kv-int4-qwen3-32b": (
         launch("qwen3-32b", tp=2, quant_policy=4), "pytorch", ("0.9.1", "0.18"), (),
         [launch("qwen3-8b", quant_policy=4), launch("qwen3-32b", tp=2)],
@@ -89,6 +94,15 @@ CASES = {
     "shared-memory-volta-turing": (
         launch("qwen3-8b", (7, 5)), "pytorch", ("0.8.0", "0.9.1"), ("0.7.3", "0.9.2"),
         [launch("qwen3-8b", (8, 0))],
+    ),
+    "shared-memory-ampere-ada-ranks": (
+        launch("internvl3.5-8b", (8, 6), tp=2), "pytorch", ("0.10", "0.10.2", "0.18"),
+        ("0.9.2",),
+        [launch("internvl3.5-8b", (8, 6)), launch("internvl3.5-8b", (8, 0), tp=2)],
+    ),
+    "shared-memory-turing-wide-heads": (
+        launch("qwen3.5-35b-a3b", (7, 5), tp=2), "pytorch", ("0.12.0", "0.18"), ("0.11.1",),
+        [launch("qwen3.5-35b-a3b", (7, 0)), launch("qwen3-8b", (7, 5))],
     ),
     "int4-volta": (
         launch("qwen2.5-7b", (7, 0), AWQ), "turbomind", ("0.4.2", "0.5.3"), ("0.6.0", "0.18"),
@@ -142,6 +156,14 @@ def test_the_fatal_comes_first_and_an_unreadable_version_has_what_is_not_mended(
         "fp8-before-hopper", "kv-int4-qwen2",
     ]  # fmt: skip
     assert ids(*known_problems(both, "turbomind", "main")) == ["kv-int4-qwen2"]
+
+
+@pytest.mark.parametrize("name", ["kv-int4-qwen2", "kv-int8-qwen2", "kv-int4-qwen3-32b"])
+def test_a_cache_in_few_bits_is_to_be_tried_and_promised_nothing(name: str):
+    said = ROWS[name].warning
+    assert "on your own prompts" in said
+    assert "next to nothing" not in said
+    assert ("7, 1, 1 and 0 of 15 needles" in said) == ("qwen2" in name)
 
 
 def test_a_damaged_table_is_a_plain_refusal(monkeypatch):

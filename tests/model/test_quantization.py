@@ -62,6 +62,78 @@ def test_quantisation_that_the_engine_refuses(change):
         read(config=LLAMA | {"quantization_config": AWQ | change})
 
 
+def packed(strategy=None, group_size=None, stored="pack-quantized", **weights):
+    """The quantization_config of compressed-tensors."""
+    found = {"num_bits": 4, "type": "int", "strategy": strategy, "group_size": group_size}
+    group = {"format": stored, "targets": ["Linear"], "weights": found | weights}
+    return {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
+
+
+@pytest.mark.parametrize(
+    ("quantization", "said"),
+    [
+        ({"quant_method": "smooth_quant", "quant_dtype": "int8"},
+         "0.18's PyTorch engine runs smooth_quant .W8A8., and turbofit has no account of it"),
+        ({"quant_method": "fp8", "activation_scheme": "static"},
+         "PyTorch engine runs fp8 with one static scale a tensor, and turbofit has no account"),
+        ({"quant_method": "fp8", "activation_scheme": "dynamic"}, "it has no blocks"),
+        ({"quant_method": "fp8", "weight_block_size": None}, "it has no blocks"),
+        ({"quant_method": "fp8", "weight_block_size": [64, 64]}, "it has blocks of 64 x 64"),
+        (packed("channel", -1), "4 bits and one scale a channel"),
+        (packed("channel", None), "4 bits and one scale a channel"),
+        (packed(None, -1), "4 bits and one scale a channel"),
+        (packed(None, None), "4 bits and one scale a tensor"),
+        (packed("tensor", None, num_bits=8), "8 bits and one scale a tensor"),
+        (packed("group", 64), "compressed-tensors with 4 bits in groups of 64"),
+        (packed("group", 128, num_bits=8), "compressed-tensors with 8 bits in groups of 128"),
+        (packed("channel", None, "int-quantized", num_bits=8), "as 'int-quantized'"),
+        (packed("channel", None, "float-quantized", type="float"), "as 'float-quantized'"),
+        (packed("tensor_group", 16, "nvfp4-pack-quantized", type="float"), "nvfp4-pack-quantized"),
+        (packed("group", 32, "mxfp4-pack-quantized", type="float"), "mxfp4-pack-quantized"),
+        ({"quant_method": "compressed-tensors", "config_groups": {}, "kv_cache_scheme": {}},
+         "without weights in config_groups.group_0"),
+        ({"quant_method": "compressed-tensors", "config_groups": {
+            "group_0": packed("group", 128)["config_groups"]["group_0"],
+            "group_1": packed("channel", -1)["config_groups"]["group_0"]}}, "2 groups of layers"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": -1}, "gptq with 4 bits and one scale a"),
+        ({"quant_method": "gptq", "bits": 8, "group_size": 128}, "gptq with 8 bits in groups of"),
+        ({"quant_method": "gptq", "bits": 4, "desc_act": True}, "run GPTQ with desc_act"),
+        ({"quant_method": "gptq", "bits": 4, "sym": False}, "run GPTQ without sym"),
+        (AWQ | {"version": "gemv"}, "an AWQ version other than gemm, here 'gemv'"),
+        (AWQ | {"group_size": -1}, "awq with 4 bits and one scale a channel"),
+        ({"load_in_8bit": True}, "whose quantization_config has no quant_method"),
+        *(({"quant_method": name}, f"does not run the quantisation '{name}'") for name in (
+            "bitsandbytes", "quanto", "hqq", "aqlm", "eetq", "fbgemm_fp8", "modelopt", "torchao",
+            "auto-round", "gguf", "awq_marlin")),
+    ],
+)  # fmt: skip
+def test_what_no_engine_runs_or_has_no_account_is_refused_by_its_name(quantization, said):
+    """None of these files is damaged."""
+    with pytest.raises(UsageError, match=said) as told:
+        read(config=LLAMA | {"quantization_config": quantization})
+    assert "check the checkpoint's files" not in told.value.hint
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        packed("channel", 128), packed("group", None), packed("group", -1), packed("group", 0),
+        packed("tensor", 32), packed("group", {"a": 1}), packed("group", True),
+    ],
+)  # fmt: skip
+def test_a_file_that_contradicts_itself_is_damaged(quantization):
+    with pytest.raises(UsageError, match="group_size") as told:
+        read(config=LLAMA | {"quantization_config": quantization})
+    assert "check the checkpoint's files" in told.value.hint
+
+
+@pytest.mark.parametrize("version", [None, "GEMM"])
+def test_awq_that_turbomind_asks_to_be_called_gemm(version):
+    with pytest.raises(UsageError, match="instead of 'gemm'") as told:
+        read(config=LLAMA | {"quantization_config": AWQ | {"version": version}})
+    assert '"version": "gemm"' in told.value.hint
+
+
 @pytest.mark.parametrize(
     ("quantization", "expected"),
     [

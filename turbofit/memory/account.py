@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NamedTuple
 
 from turbofit.core.machine import Calibration, Gpu
 from turbofit.core.plan import GpuLedger, Settings, Term
@@ -20,6 +20,7 @@ __all__ = [
     "TEMPORARIES",
     "Account",
     "GroupOutcome",
+    "LateMemory",
     "StaticMemory",
     "given",
     "total_bytes",
@@ -61,6 +62,14 @@ class StaticMemory(Struct):
     temporaries: int = 0
     staged: int = 0
     transients: tuple[Term, ...] = ()
+
+
+class LateMemory(NamedTuple):
+    """What one GPU holds after the cache: buffers, the pool, and what takes the pool's place."""
+
+    buffers: tuple[Term, ...]
+    pool: tuple[Term, ...]
+    transients: tuple[Term, ...]
 
 
 class Account(ABC):
@@ -234,11 +243,18 @@ class Account(ABC):
         one = self._static_memory[i]
         return self._before_bytes[i] - one.temporaries + max(one.staged, one.temporaries)
 
+    def _late(self, i: int, ratio: float) -> LateMemory:  # noqa: ARG002 - of older engines
+        """What one GPU holds after the cache."""
+        one = self._static_memory[i]
+        return LateMemory(one.buffers, self._pool, (*self.transients, *one.transients))
+
     def _ledger(self, i: int, ratio: float) -> GpuLedger:
-        gpu, one = self.gpus[i], self._static_memory[i]
-        body = [*one.before, *self.cache_terms(i, ratio), *one.buffers, *self._pool]
+        gpu, late = self.gpus[i], self._late(i, ratio)
+        before = self._static_memory[i].before
+        body = [*before, *self.cache_terms(i, ratio), *late.buffers, *late.pool]
         steady = total_bytes(body)
-        peak = steady - self._pool_bytes + self._worst[i]
+        pool = total_bytes(late.pool)
+        peak = steady - pool + max(pool, *(term.bytes for term in late.transients), 0)
         load_peak = self._load_peak(i)
         return GpuLedger(
             index=gpu.index,
@@ -248,7 +264,7 @@ class Account(ABC):
             reserved=known(gpu.reserved, 0),
             used=known(gpu.used, 0),
             free=known(gpu.free, 0),
-            ledger=(*body, *self.transients, *one.transients),
+            ledger=(*body, *late.transients),
             steady=steady,
             load_peak=load_peak,
             peak=peak,

@@ -117,7 +117,10 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
         if problem is None:
             return engine_named(name, version)
     if not version and wanted[-1] not in LMDEPLOY:
-        raise UsageError(str(problems[-1]), hint="see docs/models.md for what runs where")
+        hint = "see docs/models.md for what runs where"
+        if model.quantization is not None:
+            hint = f"take a checkpoint that is not quantised; {hint}"
+        raise UsageError("; ".join(map(str, problems)), hint=hint)
     others = [one for one in LMDEPLOY if one not in wanted and not _problem(model, one, version)]
     hint = f"--engine {others[0]} does" if others else "see turbofit models for what runs"
     raise UsageError(str(problems[0]), hint=hint)
@@ -129,7 +132,12 @@ def _problem(model: Model, engine: str, version: str | None) -> str | None:
         return engine_problem(model, engine)
     # Towers ran under torch then: beside LMDeploy's lists the language model alone decides.
     text = replace(model, vision=None, architecture=model.text.architecture)
-    return not_listed(model, engine, version) or engine_problem(text, engine)
+    older = not_listed(model, engine, version)
+    if older is None and model.quantization is not None:
+        from turbofit.memory.legacy.generations import unread
+
+        older = unread(engine, version, model.quantization)
+    return older or engine_problem(text, engine)
 
 
 def without_account(model: Model, version: str) -> str | None:

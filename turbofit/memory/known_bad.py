@@ -79,7 +79,7 @@ class Condition(Struct, forbid_unknown_fields=True):
 class KnownProblem(Struct, forbid_unknown_fields=True):
     """One row. ``first`` and ``last`` are releases, both included, as far as they are written.
 
-    ``fatal``: the engine ends or hangs every time; else its answers are wrong.
+    ``fatal``: the engine ends or hangs every time; else its answers are wrong, or some starts end.
     """
 
     id: str

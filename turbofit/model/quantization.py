@@ -14,14 +14,19 @@ __all__ = ["read_quantization"]
 
 #: Group sizes that some engine of LMDeploy 0.18 takes.
 _GROUPS: Final = {"awq": {32, 64, 128}, "gptq": {128}, "compressed-tensors": {32, 128}}
+_BLOCK: Final = (128, 128)
 _DEEPEST: Final = 8
+#: compressed-tensors' name of what shares a scale, where a file tells it by the group size alone.
+_STRATEGIES: Final = {None: "tensor", -1: "channel"}
+_OF_GROUPS: Final = ("group", "tensor_group")
+_OTHERS: Final = "take a checkpoint with AWQ (gemm) or GPTQ in groups of 128, or an unquantised one"
 
 
 def read_quantization(config: Section) -> Quantization | None:
     """The ``quantization_config``, wherever in config.json it is; None where there is none.
 
     Raises:
-        UsageError: a method or a variant of it that no engine runs.
+        UsageError: a method or a variant of it that no engine runs, or that has no account.
     """
     values = _find(config.values, _DEEPEST)
     if not values:
@@ -29,24 +34,34 @@ def read_quantization(config: Section) -> Quantization | None:
     section = Section(values, f"{config.what}: quantization_config")
     method = section.string("quant_method", "")
     if method == "awq":
-        if section.string("version", "") != "gemm":
-            raise _refused(section, "an AWQ version other than gemm")
-        return _int4(section, "awq", section.integer("bits", section.integer("w_bit", 4)))
+        version = section.string("version", "")
+        if version.lower() not in ("", "gemm"):
+            raise _refused(section, f"an AWQ version other than gemm, here {version[:40]!r}")
+        if version != "gemm":
+            raise UsageError(
+                f"{section.what}: LMDeploy 0.18's TurboMind does not start from AWQ whose version"
+                f" is {version!r} instead of 'gemm'",
+                hint='write "version": "gemm" into it where the weights are packed so, as AutoAWQ'
+                " packs them by default",
+            )
+        return _checked(section, "awq", section.integer("bits", section.integer("w_bit", 4)))
     if method == "gptq":
-        if section.boolean("desc_act", False) or not section.boolean("sym", True):
-            raise _refused(section, "GPTQ with desc_act or without sym")
-        return _int4(section, "gptq", section.integer("bits", 4))
+        if section.boolean("desc_act", False):
+            raise _refused(section, "GPTQ with desc_act")
+        if not section.boolean("sym", True):
+            raise _refused(section, "GPTQ without sym")
+        return _checked(section, "gptq", section.integer("bits", 4))
     if method == "compressed-tensors":
         return _compressed(section)
     if method == "fp8":
-        block = section.integers("weight_block_size")
-        if block != (128, 128):
-            raise _refused(section, "fp8 without scales for blocks of 128 x 128")
-        skipped = section.strings("modules_to_not_convert")
-        return Quantization(method="fp8", bits=8, group_size=128, unconverted=skipped)
+        return _fp8(section)
     if method == "mxfp4":
         skipped = section.strings("modules_to_not_convert")
         return Quantization(method="mxfp4", bits=4, group_size=32, unconverted=skipped)
+    if method == "smooth_quant":
+        raise _without_account(section, "smooth_quant (W8A8)")
+    if not method:
+        raise _refused(section, "weights whose quantization_config has no quant_method")
     raise _refused(section, f"the quantisation {method[:40]!r}")
 
 
@@ -68,18 +83,31 @@ def exempts(quantization: Quantization, module: str) -> bool:
     return False
 
 
-def _int4(section: Section, method: Literal["awq", "gptq"], bits: int) -> Quantization:
-    return _checked(section, method, bits, section, "modules_to_not_convert")
+def _fp8(section: Section) -> Quantization:
+    block = section.integers("weight_block_size")
+    if not block and section.string("activation_scheme", "") == "static":
+        raise _without_account(section, "fp8 with one static scale a tensor")
+    if block != _BLOCK:
+        here = f"blocks of {' x '.join(map(str, block))}" if block else "no blocks"
+        raise _refused(section, f"fp8 without scales for blocks of 128 x 128: it has {here}")
+    skipped = section.strings("modules_to_not_convert")
+    return Quantization(method="fp8", bits=8, group_size=128, unconverted=skipped)
 
 
 def _compressed(section: Section) -> Quantization:
-    group = section.required("config_groups").required("group_0")
-    weights = group.required("weights")
+    groups = section.section("config_groups")
+    group = groups.section("group_0") if groups else None
+    weights = group.section("weights") if group else None
+    if groups is None or group is None or weights is None:
+        raise _refused(section, "compressed-tensors without weights in config_groups.group_0")
     stored = group.string("format", section.string("format", ""))
-    if stored != "pack-quantized" or weights.string("type", "int") != "int":
-        raise _refused(section, f"compressed-tensors as {stored[:40]!r}")
-    bits = weights.integer("num_bits", 4)
-    found = _checked(weights, "compressed-tensors", bits, section, "ignore")
+    kind = weights.string("type", "int")
+    if stored != "pack-quantized" or kind != "int":
+        raise _refused(section, f"compressed-tensors as {stored[:40]!r} of type {kind[:20]!r}")
+    if len(groups.values) > 1:
+        raise _refused(section, f"compressed-tensors with {len(groups.values)} groups of layers")
+    _check_groups(weights, section)
+    found = _checked(weights, "compressed-tensors", weights.integer("num_bits", 4), section)
     if not found.of_experts and not group.string("format", ""):
         # turbomind/converter.py: KeyError 'format'. Experts alone are the PyTorch engine's.
         raise UsageError(
@@ -89,26 +117,52 @@ def _compressed(section: Section) -> Quantization:
     return found
 
 
+def _check_groups(weights: Section, outer: Section) -> None:
+    """Refuse scales that are none of groups, and a size of groups that the strategy has not.
+
+    Source: compressed_tensors/quantization/quant_args.py, which refuses the latter too.
+    """
+    size = weights.values.get("group_size")
+    if size not in (None, -1):
+        size = weights.integer("group_size")
+    strategy = weights.string("strategy", "") or _STRATEGIES.get(size, "group")
+    if (strategy in _OF_GROUPS) == (size in _STRATEGIES):
+        raise weights.error("group_size", f"is {size!r} with the strategy {strategy[:20]!r}")
+    if strategy not in _OF_GROUPS:
+        bits = weights.integer("num_bits", 4)
+        raise _refused(
+            outer, f"compressed-tensors with {bits} bits and one scale a {strategy[:20]}"
+        )
+
+
 def _checked(
     section: Section,
     method: Literal["awq", "gptq", "compressed-tensors"],
     bits: int,
-    outer: Section,
-    skipped: str,
+    outer: Section | None = None,
 ) -> Quantization:
-    """Four bits, and a group size that the engine takes."""
+    """Four bits, and a group size that the engine takes; ``outer`` names the exempted layers."""
+    outer = outer or section
+    if section.values.get("group_size", section.values.get("q_group_size")) == -1:
+        raise _refused(outer, f"{method} with {bits} bits and one scale a channel")
     group = section.integer("group_size", section.integer("q_group_size", 128))
     if bits != 4 or group not in _GROUPS[method]:
         raise _refused(outer, f"{method} with {bits} bits in groups of {group}")
+    skipped = "ignore" if method == "compressed-tensors" else "modules_to_not_convert"
     return Quantization(
         method=method, bits=bits, group_size=group, unconverted=outer.strings(skipped)
     )
 
 
 def _refused(section: Section, what: str) -> UsageError:
+    return UsageError(f"{section.what}: LMDeploy 0.18 does not run {what}", hint=_OTHERS)
+
+
+def _without_account(section: Section, what: str) -> UsageError:
     return UsageError(
-        f"{section.what}: LMDeploy 0.18 does not run {what}",
-        hint="take a checkpoint with AWQ (gemm) or GPTQ in groups of 128, or an unquantised one",
+        f"{section.what}: LMDeploy 0.18's PyTorch engine runs {what}, and turbofit has no account"
+        " of it",
+        hint=_OTHERS,
     )
 
 

@@ -12,6 +12,8 @@ from msgspec.structs import replace
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Command
 from turbofit.core.process.ports import DEFAULT_PORT
+from turbofit.memory import versions
+from turbofit.planning.option_releases import came_later, grouped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan, PlannedEngine, Settings
 
 __all__ = [
-    "commands", "model_path", "module_of", "private_commands", "ratio",
+    "commands", "left_out", "model_path", "module_of", "private_commands", "ratio",
     "refuse_options", "visible_devices",
 ]  # fmt: skip
 
@@ -134,13 +136,22 @@ def _engine_environment(plan: Plan) -> dict[str, str]:
 
 
 def _arguments(plan: Plan, host: str, port: int) -> tuple[str, ...]:
-    model, path = plan.model, model_path(plan.model)
+    path = model_path(plan.model)
     if not plan.engine.of_lmdeploy:
         from turbofit.planning.fallback_command import arguments
 
         return arguments(plan, path, host, port)
-    argv = ["lmdeploy", "serve", "api_server", path, "--backend", plan.engine.name]
-    argv += _settings(plan)
+    argv = ["lmdeploy", "serve", "api_server", path, *_options(plan)]
+    argv += ["--server-name", host, "--server-port", str(port), "--log-level", "WARNING"]
+    if not versions.is_legacy(plan.engine.version):
+        return tuple(argv)
+    options = [one for one in grouped(argv) if came_later(one, plan.engine.version) is None]
+    return tuple(word for option in options for word in option)
+
+
+def _options(plan: Plan) -> list[str]:
+    model, path = plan.model, model_path(plan.model)
+    argv = ["--backend", plan.engine.name, *_settings(plan)]
     if model.hub_id and path != model.hub_id:
         # Clients ask for the model by this name; LMDeploy's default would be the path.
         argv += ["--model-name", model.hub_id]
@@ -148,9 +159,32 @@ def _arguments(plan: Plan, host: str, port: int) -> tuple[str, ...]:
         argv += ["--revision", model.revision]
     if model.needs_remote_code:
         argv.append("--trust-remote-code")
+    return argv
+
+
+def left_out(plan: Plan, usual: Settings) -> str | None:
+    """A warning of options that an older release has not, and that it does not follow anyway.
+
+    Args:
+        plan: for that release.
+        usual: what it does without options.
+    """
+    version = plan.engine.version
+    if not versions.is_legacy(version):
+        return None
+    without = replace(plan, settings=usual, model=replace(plan.model, revision=None))
+    silent = set(grouped(_options(without)))
+    lacking = [
+        f"{' '.join(option)} (from {came} on)"
+        for option in grouped(_options(plan))
+        if option not in silent and (came := came_later(option, version))
+    ]
+    if not lacking:
+        return None
     return (
-        *argv, "--server-name", host, "--server-port", str(port), "--log-level", "WARNING"
-    )  # fmt: skip
+        f"lmdeploy serve api_server of LMDeploy {version} has no {', '.join(lacking)}: the command"
+        " leaves out what it has not, and does not start what is predicted here"
+    )
 
 
 def _settings(plan: Plan) -> list[str]:

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
-from turbofit.planning.commands import commands
+from turbofit.planning.commands import commands, left_out
 from turbofit.planning.needs import need_warning
 from turbofit.planning.ranks import rank_warning
 from turbofit.planning.request import PlanRequest
@@ -52,7 +52,7 @@ def predict(request: PredictRequest) -> Plan:
         As :func:`plan`; PackageError for a generation without an account.
     """
     from turbofit.memory.engines import check_options, engine_for
-    from turbofit.tuner.predict import make_prediction
+    from turbofit.tuner.predict import make_prediction, usual_settings
 
     if request.least:
         raise UsageError(
@@ -68,6 +68,8 @@ def predict(request: PredictRequest) -> Plan:
         )
     check_options(engine, resolved.fixed)
     made = make_prediction(resolved, engine, request.free_at_cache)
+    lacking = left_out(made, usual_settings(resolved, engine))
+    made = replace(made, warnings=(*([lacking] if lacking else ()), *made.warnings))
     if engine.doubt is None:
         return finished(made)
     if request.margin is None:

@@ -153,6 +153,8 @@ def _beside(fit: EngineFit) -> Iterator[str]:
 
 def _warnings(request: ResolvedRequest, found: Found, engine: Engine) -> Iterator[str]:
     shape = found.best.shape
+    if found.best.fits:
+        yield from _known_problems(request, found, engine)
     used = {index for group in shape.groups for index in group}
     idle = [gpu for gpu in request.visible if gpu.index not in used]
     if idle and found.best.fits and not request.least:
@@ -184,7 +186,6 @@ def _warnings(request: ResolvedRequest, found: Found, engine: Engine) -> Iterato
     if found.best.fits:
         each = [part.settings for part in found.best.parts or (found.best,)]
         yield from dict.fromkeys(text for one in each for text in engine.warnings(one))
-        yield from _known_problems(request, found, engine)
     if request.model.needs_remote_code:
         yield "LMDeploy runs the checkpoint's own code for it: --trust-remote-code is set"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -18,8 +18,10 @@ from turbofit.memory.known_bad import known_problems
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.memory.start_outcome import StartOutcome, outcome_at, outcomes_at
+from turbofit.memory.versions import is_legacy
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.engine_fit import fit_on_host
+from turbofit.tuner.explain.least_free import least_free_words
 from turbofit.tuner.explain.plan_document import (
     PlanDraft,
     accounts_of,
@@ -37,7 +39,7 @@ from turbofit.tuner.search.shape import Shape, shape_settings
 from turbofit.tuner.search.shapes import split_over_slices
 from turbofit.tuner.speed.links import LinkClass, group_class
 
-__all__ = ["make_prediction"]
+__all__ = ["make_prediction", "usual_settings"]
 
 
 def make_prediction(
@@ -59,7 +61,10 @@ def make_prediction(
     vision_load = vision_load_of(request, limit)
     if request.workload.queue_images:
         vision_load = replace(vision_load, units_per_forward=vision_load.units_per_request)
-    settings = _settings(request, groups, gpus, vision_load, engine)
+    settings = _settings(request, groups, gpus, engine)
+    problem = engine.problem(launch_of(request, settings, gpus, vision_load))
+    if problem:
+        raise UsageError(problem, hint="change the option")
     same = [settings] * len(groups)
     accounts = accounts_of(request, same, groups, vision_load, engine, free_at_cache)
     ratio = settings.cache_max_entry_count
@@ -74,13 +79,20 @@ def make_prediction(
     if request.promised_requests is not None:
         at_once = requests_held(accounts, tokens, vision_load)
         words += f"; {_at_once_words(at_once, request.promised_requests)}"
+    if is_legacy(engine.version) and start.serves:
+
+        def with_free(free: int) -> Account:
+            return accounts_of(request, same[:1], groups[:1], held, engine, free)[0]
+
+        least = least_free_words(with_free, accounts[0].free, ratio)
+        words += f"; {least}" if least else ""
     parts = PlanDraft(
         groups=groups,
         settings=settings,
         vision_load=vision_load,
         limit=limit,
         fits=start.fits,
-        verdict=_verdict(request, start, words),
+        verdict=_verdict(request, engine, start, words),
         parallel_reason="as LMDeploy takes them: the first GPUs in CUDA's order",
         host=host,
         held=at_once,
@@ -257,17 +269,23 @@ def _exposure(
         )
 
 
+def usual_settings(request: ResolvedRequest, engine: Engine) -> Settings:
+    """What LMDeploy takes for a request of whose options it is told none but ``tp``."""
+    groups = _groups(request, request.tp or 1, engine)
+    bare = replace(request, fixed={}, workload=replace(request.workload, context=None))
+    return _settings(bare, groups, [request.machine.gpu(index) for index in groups[0]], engine)
+
+
 def _settings(
     request: ResolvedRequest,
     groups: tuple[tuple[int, ...], ...],
     gpus: list[Gpu],
-    vision_load: VisionLoad,
     engine: Engine,
 ) -> Settings:
     """LMDeploy's defaults under what the user set.
 
     Raises:
-        UsageError: values that TurboMind refuses.
+        UsageError: values that no LMDeploy takes.
     """
     defaults = engine.defaults(gpus[0].name)
     context = request.workload.context or request.model.text.max_position_embeddings
@@ -279,11 +297,7 @@ def _settings(
         limit=None,
     )
     with_defaults = replace(request, fixed={**defaults, **request.fixed})
-    settings = shape_settings(with_defaults, shape, context, dtype_for(request.model, gpus)[0])
-    problem = engine.problem(launch_of(request, settings, gpus, vision_load))
-    if problem:
-        raise UsageError(problem, hint="change the option")
-    return settings
+    return shape_settings(with_defaults, shape, context, dtype_for(request.model, gpus)[0])
 
 
 def _never_runs(launches: Sequence[EngineLaunch], engine: Engine) -> str | None:
@@ -319,14 +333,11 @@ def _no_room(request: ResolvedRequest, settings: Settings, cache: int | None) ->
     return f"{images} {tokens:,} tokens of {where}"
 
 
-def _verdict(request: ResolvedRequest, start: _Start, held: str) -> str:
+def _verdict(request: ResolvedRequest, engine: Engine, start: _Start, held: str) -> str:
     """How the start ends; ``held`` are words on what the cache holds where it serves."""
-    if start.never is not None:
-        return f"{request.model.name}: {start.never}"
-    if start.outcome.serves and start.host is not None:
-        return f"{request.model.name}: {start.host}"
-    said = f"{request.model.name}: {start.outcome.text}"
-    return f"{said}; {held}" if start.serves else said
+    said = start.never or (start.outcome.serves and start.host) or start.outcome.text
+    version = f" with LMDeploy {engine.version}" if is_legacy(engine.version) else ""
+    return f"{request.model.name}{version}: {said}" + (f"; {held}" if start.serves else "")
 
 
 def _at_once_words(held: int, requests: int) -> str:

@@ -10,6 +10,7 @@ from turbofit.core.units import GIB, MIB
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.legacy.generations import generation_of
 from turbofit.memory.legacy.legacy_account import LegacyAccount, legacy_account
+from turbofit.memory.legacy.weights import legacy_weight_classes
 from turbofit.memory.start_outcome import outcome_at
 from turbofit.memory.turbomind.account import TurbomindAccount
 from turbofit.memory.turbomind.constants import load_constants
@@ -53,7 +54,9 @@ def test_a_block_is_exact():
     assert account("internvl2-8b", "0.6.0").block_bytes == 8 * MIB
     assert account("internvl2-8b", "0.2.6").block_bytes == 16 * MIB  # 128 tokens
     assert account("internvl2-8b", "0.6.0", quant_policy=8).block_bytes == 33 * MIB // 8
-    assert account("internvl2-8b", "0.2.6", quant_policy=8).block_bytes == 8 * MIB
+    # Before 0.4 the 8-bit cache is quant_policy 4.
+    assert account("internvl2-8b", "0.2.6", quant_policy=4).block_bytes == 8 * MIB
+    assert account("internvl2-8b", "0.4.0", quant_policy=4).block_bytes == 17 * MIB // 8
 
 
 def test_blocks_of_a_log_follow_from_the_free_memory_that_it_implies():
@@ -115,6 +118,98 @@ def test_what_torch_kept_of_loading_made_the_cache_smaller_from_0_6_2_to_0_8():
     assert account("internvl2-8b", "0.7.3").blocks_at(0.8) == pytest.approx(6214, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("version", "align"),
+    [
+        ("0.5.3", 1), ("0.6.0", 128), ("0.6.3", 128), ("0.6.4", 64), ("0.11.1", 64),
+        ("0.12.0", 32), ("0.13.0", 32), ("0.15.0", 32),
+    ],
+)  # fmt: skip
+def test_feed_forward_widths_of_each_rank_are_padded_by_the_version_s_own_size(version, align):
+    """Qwen2.5-7B's 18,944 channels are 2,368 on each of eight ranks, 37 times 64."""
+    classes = legacy_weight_classes(
+        resolve_model("qwen2.5-7b"), 8, load_constants(), generation_of(version)
+    )
+    assert classes["mlp"] == 28 * 3 * 3584 * (-(-2368 // align) * align) * 2
+
+
+@pytest.mark.parametrize(
+    ("version", "channels"), [("0.9.2", 128), ("0.11.1", 128), ("0.12.0", 96), ("0.17.0", 96)]
+)
+def test_experts_are_padded_as_feed_forward_networks_were(version, channels):
+    """OpenGVLab/InternVL#1168: 35.25 GiB of experts on each of 16 cards, not 26.44."""
+    model = resolve_model("internvl3.5-241b-a28b")
+    classes = legacy_weight_classes(model, 16, load_constants(), generation_of(version))
+    experts = 94 * 128 * 3 * 4096 * channels * 2
+    routers = 94 * 128 * 4096 * 2
+    assert classes["mlp"] == experts + routers
+    assert round(experts / GIB, 2) == {128: 35.25, 96: 26.44}[channels]
+
+
+@pytest.mark.parametrize(
+    "version", ["0.1.0", "0.2.1", "0.2.6", "0.3.0", "0.5.2", "0.11.1", "0.14.0"]
+)
+def test_a_cache_that_is_shorter_than_the_session_bounds_every_forward(version):
+    """All sequences of a forward lie in the cache, and the engine cuts the session to it."""
+    asked = account("internlm2.5-7b", version, on="rtx3090", session_len=131072)
+    held = asked.tokens_at(0.02)
+    assert held < 8192
+    fits = account("internlm2.5-7b", version, on="rtx3090", session_len=held)
+    case, short = terms(asked, 0.02), terms(fits, 0.02)
+    assert case["text_prefill"] == short["text_prefill"]
+    assert case["sampling"] == short["sampling"]
+    # Buffers of a whole forward are made for the session as asked before 0.5.3.
+    early = version in ("0.1.0", "0.2.1", "0.2.6", "0.3.0", "0.5.2")
+    assert (case["hidden_states"] > short["hidden_states"]) == early
+
+
+def test_prefixes_that_sequences_share_count_in_each():
+    plain = account("internlm2.5-7b", "0.7.3", on="rtx3090", session_len=131072)
+    shared = account(
+        "internlm2.5-7b", "0.7.3", on="rtx3090", session_len=131072, enable_prefix_caching=True
+    )
+    assert terms(shared, 0.02)["text_prefill"] > terms(plain, 0.02)["text_prefill"]
+
+
+def test_a_session_was_cut_from_0_1_to_0_14():
+    def forward(version):
+        made = account("internlm2.5-7b", version, session_len=8192)
+        return made._terms.forward(held=1024)
+
+    for version in ("0.1.0", "0.2.5", "0.5.3", "0.11.1", "0.12.0", "0.14.0"):
+        assert forward(version).session_len == 1024
+    for version in ("0.0.14", "0.15.0"):
+        assert forward(version).session_len == 8192
+    assert forward("0.11.1").buffer_session == 1024
+    assert forward("0.12.0").buffer_session == 8192  # they come before the cache
+
+
+def test_the_warm_up_of_0_12_and_later_is_made_of_requests():
+    """They are refused where they are longer than the session; the ones before asked no cache."""
+    short = {"session_len": 4928, "on": "rtx3090"}
+    tokens = {
+        version: account("internlm2.5-7b", version, **short)._terms.forward(4928).warmup_tokens
+        for version in ("0.5.3", "0.7.3", "0.11.1", "0.12.0", "0.15.0")
+    }
+    assert tokens == {
+        "0.5.3": 0, "0.7.3": 8192, "0.11.1": 8192 + 128, "0.12.0": 4096, "0.15.0": 4096,
+    }  # fmt: skip
+
+
+def test_0_15_waits_for_blocks_that_its_cache_has_not():
+    small = account("internlm2.5-7b", "0.15.0", on="rtx3090")
+    assert outcome_at(small, 0.01).kind == "hang"
+    assert "waits without a word" in outcome_at(small, 0.01).text
+    assert outcome_at(account("internlm2.5-7b", "0.14.0", on="rtx3090"), 0.05).kind != "hang"
+
+
+def test_a_log_s_free_memory_of_0_12_is_without_the_buffers():
+    made = account("internvl2-8b", "0.12.0", on="rtx3090", free=6 * GIB)
+    assert made.free == 6 * GIB
+    assert "token_ids" not in terms(made, 0.5)
+    assert "token_ids" in terms(account("internvl2-8b", "0.11.1", on="rtx3090", free=6 * GIB), 0.5)
+
+
 def test_session_is_cut_to_the_cache_and_its_buffers_with_it():
     made = account("internvl2-26b", "0.5.2")
     small, large = terms(made, 0.05), terms(made, 0.5)
@@ -168,6 +263,7 @@ def test_native_towers_use_the_reference_account_with_older_figures():
     assert isinstance(made, TurbomindAccount)
     assert not isinstance(made, LegacyAccount)
     assert made.constants.ffn_align_16bit == 32
+    assert made.constants.packed["int4"]["90"].of is None  # Hopper's own layout is 0.18's
     assert sum(weight_classes(model, 1, made.constants).values()) > 0
 
 

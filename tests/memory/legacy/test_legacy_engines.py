@@ -7,12 +7,14 @@ from msgspec.structs import replace
 
 import turbofit
 from turbofit.core.errors import PackageError, UsageError
+from turbofit.core.model import Quantization
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
 from turbofit.kernels.released import released
 from turbofit.machine.source import machine_from
 from turbofit.memory.engines import engine_for, engine_named
 from turbofit.memory.launch import EngineLaunch
+from turbofit.memory.legacy.generations import unread
 from turbofit.memory.legacy.legacy_engines import LegacyPytorch, LegacyTurbomind
 from turbofit.memory.vision_load import NO_IMAGES
 from turbofit.model.source import resolve_model
@@ -83,6 +85,9 @@ def test_the_kernels_of_a_version_are_its_release_s_whatever_is_installed(monkey
     [
         ("0.0.14", 48, {}, None),
         ("0.0.14", 48, {"quant_policy": 42}, "--quant-policy 42"),
+        ("0.3.0", 0.5, {"quant_policy": 8}, "cache in 8 bits is 4"),
+        ("0.3.0", 0.5, {"quant_policy": 4}, None),
+        ("0.4.0", 0.5, {"quant_policy": 8}, None),
         ("0.5.3", 700, {"model_format": "awq"}, "--model-format awq"),
         ("0.15.0", 700, {}, "takes no block count"),
     ],
@@ -93,6 +98,72 @@ def test_a_count_of_blocks_was_taken_and_other_options_are_checked_beside_it(
     launch = launch_of("1xa100-80g", dtype="float16", cache_max_entry_count=count, **option)
     found = LegacyTurbomind(version).problem(launch)
     assert found is None if said is None else said in str(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "tp", "version", "said"),
+    [
+        ("qwen2.5-1.5b", 4, "0.5.3", "a floating point exception"),  # 2 KV heads
+        ("qwen2.5-1.5b", 4, "0.6.0", "an assertion"),
+        ("qwen2.5-1.5b", 4, "0.6.4", "an assertion"),
+        ("qwen2.5-1.5b", 4, "0.6.5", None),
+        ("qwen2.5-1.5b", 4, "0.7.0", None),
+        ("qwen2.5-1.5b", 2, "0.5.3", None),
+        ("internvl2.5-4b", 8, "0.6.4", "2 of them over 8 ranks"),
+        ("qwen2.5-1.5b", 3, "0.5.3", "takes powers of two"),
+        ("qwen2.5-1.5b", 3, "0.6.0", "2 of them over 3 ranks"),
+        ("qwen2.5-1.5b", 3, "0.13.0", "only over a multiple of them"),
+        ("internvl2-8b", 8, "0.5.3", None),
+        ("qwen2.5-7b-awq", 8, "0.5.3", "repeats no KV heads"),
+    ],
+)
+def test_heads_and_widths_were_dealt_to_ranks_otherwise(name, tp, version, said):
+    found = LegacyTurbomind(version).tp_problem(resolve_model(name), tp)
+    assert found is None if said is None else said in str(found)
+
+
+def test_widths_that_do_not_divide_were_an_assertion_before_0_6():
+    model = resolve_model("internvl2-8b")  # 14,336 channels
+    odd = replace(model, text=replace(model.text, intermediate=14_338))
+    assert "14338 channels" in str(LegacyTurbomind("0.5.3").tp_problem(odd, 4))
+    assert LegacyTurbomind("0.6.0").tp_problem(odd, 4) is None
+
+
+def test_a_tower_under_torch_is_not_divided():
+    model = resolve_model("qwen2-vl-7b")
+    odd = replace(model, vision=replace(model.vision, hidden=1281, merge=1))
+    assert LegacyTurbomind("0.9.2").tp_problem(odd, 2) is None
+    assert "merger" in str(LegacyTurbomind("0.16.0").tp_problem(odd, 2))
+
+
+@pytest.mark.parametrize(("version", "refused"), [("0.6.4", True), ("0.6.5", False)])
+def test_the_pytorch_engine_repeats_kv_heads_since_0_6_5_too(version, refused):
+    found = LegacyPytorch(version).tp_problem(resolve_model("qwen2.5-1.5b"), 4)
+    assert (found is not None) == refused
+
+
+@pytest.mark.parametrize(
+    ("engine", "method", "group", "last_without", "first_with"),
+    [
+        ("turbomind", "gptq", 128, "0.5.3", "0.6.0"),
+        ("turbomind", "fp8", 128, "0.8.0", "0.9.0"),
+        ("turbomind", "mxfp4", 32, "0.9.2", "0.10.0"),
+        ("turbomind", "compressed-tensors", 128, "0.11.1", "0.12.0"),
+        ("turbomind", "compressed-tensors", 32, "0.12.2", "0.12.3"),
+        ("pytorch", "awq", 128, "0.5.2", "0.5.3"),
+        ("pytorch", "fp8", 128, "0.6.5", "0.7.0"),
+    ],
+)
+def test_weights_are_read_since_the_release_that_brought_it(
+    engine, method, group, last_without, first_with
+):
+    packed = Quantization(method=method, bits=8 if method == "fp8" else 4, group_size=group)
+    said = str(unread(engine, last_without, packed))
+    assert said.endswith(f"which came with {first_with}")
+    assert unread(engine, first_with, packed) is None
+    model = replace(resolve_model("llama-2-7b"), quantization=packed)
+    with pytest.raises(UsageError, match=f"does not read {method}"):
+        engine_for(model, engine, last_without)
 
 
 def test_pixels_were_pinned_in_0_16():
@@ -106,6 +177,6 @@ def test_pixels_were_pinned_in_0_16():
 def test_a_plan_s_token_is_as_large_as_the_version_s_cache_makes_it(version):
     """The oldest kept no scales with each token: a quantised one was smaller than it is today."""
     made = turbofit.predict(
-        "llama-2-7b", on="1xa100-80g", lmdeploy=version, quant_policy=8, session_len=4096
+        "llama-2-7b", on="1xa100-80g", lmdeploy=version, quant_policy=4, session_len=4096
     )
     assert made.kv.region_bytes == made.kv.tokens * made.kv.bytes_per_token

@@ -24,7 +24,6 @@ def legacy_buffers(
     settings: Settings,
     generation: Generation,
     forward: LegacyForward,
-    session_len: int,
 ) -> Iterator[tuple[str, int, str]]:
     """Persistent device buffers of one rank: (term, bytes, note).
 
@@ -33,10 +32,9 @@ def legacy_buffers(
         settings: the engine's options.
         generation: its rules.
         forward: the tokens that buffers are made for.
-        session_len: as the engine truncated it to the cache, where it does.
     """
     text, rule, batch = model.text, generation.buffers, settings.max_batch_size
-    tokens = forward.buffer_tokens
+    tokens, session_len = forward.buffer_tokens, forward.buffer_session
     vocab = round_up(text.vocab, settings.tp)
     heads = text.heads // settings.tp
     yield "hidden_states", rule.hidden * tokens * text.hidden * HALF, f"{tokens} tokens"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from turbofit.core.model import TextDims
 from turbofit.core.plan import Settings
-from turbofit.memory.legacy.generations import Generation
+from turbofit.memory.legacy.generations import CacheRule, Generation
 from turbofit.memory.turbomind.cache import CacheShape, cache_shape, tokens_held
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.weights import kv_heads_held
@@ -37,7 +37,7 @@ class LegacyCache:
             self.shape = cache_shape(text, settings, constants)
             return
         tokens = settings.session_len if self._rule.of == "slots" else settings.cache_block_seq_len
-        block = _token_bytes(text, settings, self._rule.online_scales) * tokens
+        block = _token_bytes(text, settings, self._rule) * tokens
         self.shape = CacheShape(
             block_bytes=block, block_tokens=tokens, slab_bytes=block, blocks_per_slab=1
         )
@@ -69,9 +69,9 @@ class LegacyCache:
         return region // self.shape.block_bytes * self.shape.block_tokens
 
 
-def _token_bytes(text: TextDims, settings: Settings, online: bool) -> int:
+def _token_bytes(text: TextDims, settings: Settings, rule: CacheRule) -> int:
     """Bytes of one token's keys and values on one rank."""
-    bits = settings.quant_policy or 16
-    extra = 4 if bits < 16 and online else 0
+    bits = rule.bits.get(settings.quant_policy, 16)
+    extra = 4 if bits < 16 and rule.online_scales else 0
     heads = kv_heads_held(text.kv_heads, settings.tp) // settings.tp
     return text.layers * heads * 2 * (bits * text.head_dim // 8 + extra)

@@ -16,7 +16,16 @@ _SAMPLING = 20
 
 
 class LegacyForward:
-    """Sizes of forwards, bytes per rank, for one model under one set of settings."""
+    """Sizes of forwards, bytes per rank, for one model and cache under one set of settings.
+
+    Args:
+        model: the checkpoint.
+        settings: the engine's options.
+        generation: its rules.
+        constants: figures of 0.18 that no generation changed.
+        legacy: figures of all older ones.
+        held: tokens that the cache holds.
+    """
 
     def __init__(
         self,
@@ -25,9 +34,23 @@ class LegacyForward:
         generation: Generation,
         constants: EngineConstants,
         legacy: LegacyConstants,
+        held: int,
     ) -> None:
         self._model, self._settings, self._generation = model, settings, generation
         self._constants, self._legacy = constants, legacy
+        self._held = max(1, held)
+
+    @property
+    def session_len(self) -> int:
+        """The longest sequence, as the engine cuts it to its cache."""
+        wanted = self._settings.session_len
+        return min(wanted, self._held) if self._generation.cache.truncates_session else wanted
+
+    @property
+    def buffer_session(self) -> int:
+        """The tokens of a sequence that buffers are made for: uncut where they come first."""
+        early = self._generation.cache.after_buffers
+        return self._settings.session_len if early else self.session_len
 
     @property
     def buffer_tokens(self) -> int:
@@ -46,21 +69,33 @@ class LegacyForward:
 
     @property
     def tokens(self) -> int:
-        """The most tokens that one forward takes."""
+        """The most tokens that one forward takes: all of its sequences lie in the cache."""
+        most = min(self.buffer_tokens, self._held)
         if self._generation.iteration == "session":
-            return self.buffer_tokens
-        return min(self.buffer_tokens, self._settings.max_prefill_token_num)
+            return most
+        return min(most, self._settings.max_prefill_token_num)
+
+    @property
+    def context(self) -> int:
+        """The most tokens that one forward's sequences have together.
+
+        Sequences that share a prefix count it each, up to ``max_context_token_num``: a session.
+        """
+        shared = self._settings.enable_prefix_caching
+        longest = self._settings.session_len if shared else self.session_len
+        return max(self.tokens, longest)
 
     @property
     def warmup_tokens(self) -> int:
         """Tokens of the longest forward of the engine's own warm-up, 0 where it has none."""
-        rule = self._generation.warmup
-        if rule == "forward":
-            return self.buffer_tokens
+        rule, whole = self._generation.warmup, self.buffer_tokens
         if rule == "none":
             return 0
-        fit = (n for n in self._legacy.tuning_tokens if n <= self.buffer_tokens)
-        return max(fit, default=0)
+        lengths = self._legacy.tuning_tokens
+        if rule != "tuning":
+            lengths = (*lengths, whole)
+        most = min(whole, self.session_len) if rule == "requests" else whole
+        return max((n for n in lengths if n <= most), default=0)
 
     def pool(self, tokens: int, context: int) -> int:
         """The pool after a forward of so many tokens over so long contexts, one row sampled."""

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from datetime import date
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import msgspec
 
 from turbofit.core.errors import PackageError
+from turbofit.core.model import Quantization
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct
 from turbofit.memory.versions import FIRST_CURRENT, is_legacy, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = [
     "Generation",
@@ -29,7 +30,11 @@ __all__ = [
     "release_on",
     "torch_generation_of",
     "torch_generations",
+    "unread",
 ]
+
+
+KvHeads = Literal["divided", "asserted", "multiples", "any"]
 
 
 class CacheRule(Struct, forbid_unknown_fields=True):
@@ -39,11 +44,13 @@ class CacheRule(Struct, forbid_unknown_fields=True):
     ``total``, or ``slots``: whole sessions, ``default`` of them. ``objects``: one region of pages
     as in 0.18, else blocks. ``after_buffers``: the persistent buffers come first.
     ``online_scales``: quantised keys and values carry a scale and a zero for each token and head.
+    ``bits`` of an element by ``quant_policy``.
     """
 
     of: Literal["free", "total", "slots"]
     default: float
     block_tokens: int
+    bits: dict[int, int]
     online_scales: bool
     after_buffers: bool
     objects: bool
@@ -121,10 +128,13 @@ class Generation(Struct, forbid_unknown_fields=True):
     buffers: BufferRule
     gemm_before: tuple[int, ...]
     pool: PoolRule
-    warmup: Literal["none", "tuning", "forward"]
+    warmup: Literal["none", "tuning", "forward", "requests"]
     first_layers: tuple[str, ...]
     staging: StagingRule
-    ffn_align_16bit: int = 1
+    ffn_align: int | None
+    kv_heads: KvHeads
+    power_of_two: bool
+    packed: dict[str, tuple[int, ...]]
     copied_16bit: tuple[int, ...] = ()
 
     def batch_size(self, gpu_name: str) -> int:
@@ -157,6 +167,8 @@ class TorchGeneration(Struct, forbid_unknown_fields=True):
     logits: LogitsRule
     block_tokens: int
     batch: BatchRule
+    kv_heads: KvHeads
+    packed: dict[str, tuple[int, ...]]
 
     def batch_size(self, gpu_name: str) -> int:
         """``max_batch_size`` where none is given."""
@@ -190,6 +202,24 @@ def torch_generation_of(version: str) -> TorchGeneration:
         PackageError: not a version, or one that has an account of its own.
     """
     return _nearest(version, torch_generations())
+
+
+def unread(engine: str, version: str, packed: Quantization) -> str | None:
+    """Why a version of an engine does not read weights that are quantised so."""
+    taken = packed.method, packed.group_size
+    generation, known = _BY_ENGINE[engine]
+    if _reads(generation(version), *taken):
+        return None
+    reading = (one.first for one in known() if _reads(one, *taken))
+    came = next(reading, None)
+    return (
+        f"the {engine} engine of LMDeploy {version} does not read {packed.method} weights in groups"
+        f" of {packed.group_size}" + (f", which came with {came}" if came else "")
+    )
+
+
+def _reads(generation: Generation | TorchGeneration, method: str, group_size: int) -> bool:
+    return group_size in generation.packed.get(method, ())
 
 
 def _nearest(version: str, known: tuple[_Either, ...]) -> _Either:
@@ -248,3 +278,17 @@ def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 @cache
 def _file() -> dict[str, Any]:
     return load_yaml(preset_path("engines", "generations"))
+
+
+_BY_ENGINE: Final[
+    dict[
+        str,
+        tuple[
+            Callable[[str], Generation | TorchGeneration],
+            Callable[[], tuple[Generation | TorchGeneration, ...]],
+        ],
+    ]
+] = {
+    "turbomind": (generation_of, generations),
+    "pytorch": (torch_generation_of, torch_generations),
+}

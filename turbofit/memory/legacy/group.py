@@ -1,21 +1,18 @@
 """What the accounts of all older engines add to the common one.
 
-Buffers can depend on the cache, as these versions cut a session to it; and what the allocators keep
-of the first image is part of ``pool_warmup``, as most of them warm nothing up.
+What the allocators keep of the first image is part of ``pool_warmup``, as most of them warm nothing
+up; and what comes after the cache can depend on it.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
-from msgspec.structs import replace
-
 from turbofit.core.machine import Gpu
-from turbofit.core.plan import GpuLedger, Settings, Term
+from turbofit.core.plan import Settings, Term
 from turbofit.core.units import round_up
-from turbofit.memory.account import Account, StaticMemory, total_bytes
+from turbofit.memory.account import Account, StaticMemory
 from turbofit.memory.turbomind.terms import cache_terms
 
 __all__ = ["GroupAccount"]
@@ -68,10 +65,6 @@ class GroupAccount(Account):
         super().__init__(settings, gpus, margins, held, pool, transients, units_per_forward)
         self.engine_warmup = engine_warmup
 
-    @abstractmethod
-    def buffers_at(self, i: int, ratio: float) -> tuple[Term, ...]:
-        """What one GPU holds for good after the cache, without the pools."""
-
     @property
     def least_blocks(self) -> int:
         """The fewest KV blocks with which the engine starts."""
@@ -84,19 +77,3 @@ class GroupAccount(Account):
     def missing_at(self, ratio: float) -> int:
         """Bytes by which the tightest GPU misses its margin at this ratio; 0 where none does."""
         return max(0, *(one.margin - one.headroom for one in self.at(ratio).ledgers))
-
-    def _ledger(self, i: int, ratio: float) -> GpuLedger:
-        made = super()._ledger(i, ratio)
-        late = self.buffers_at(i, ratio)
-        less = total_bytes(self._static_memory[i].buffers) - total_bytes(late)
-        if not less:
-            return made
-        body = (*self._static_memory[i].before, *self.cache_terms(i, ratio), *late, *self._pool)
-        peak = made.peak - less
-        return replace(
-            made,
-            ledger=(*body, *self.transients),
-            steady=made.steady - less,
-            peak=peak,
-            headroom=self._usable(i) - max(peak, made.load_peak),
-        )

@@ -8,15 +8,19 @@ warm-up of their own, so ``steady`` is a server that has answered one image at i
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from msgspec.structs import replace
 
 from turbofit.core.plan import Term
-from turbofit.memory.account import Account, given, total_bytes
+from turbofit.memory.account import Account, LateMemory, given, total_bytes
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.legacy.cache import LegacyCache
+from turbofit.memory.legacy.forward import LegacyForward
 from turbofit.memory.legacy.generations import Generation
 from turbofit.memory.legacy.group import GroupAccount
 from turbofit.memory.legacy.terms import LegacyTerms
+from turbofit.memory.legacy.weights import older_layouts
 from turbofit.memory.turbomind.account import TurbomindAccount
 from turbofit.memory.turbomind.constants import EngineConstants
 
@@ -33,15 +37,15 @@ def legacy_account(
     """
     if generation.vision.runs == "native":
         older = replace(
-            constants,
+            older_layouts(constants, generation),
             version=generation.first,
-            ffn_align_16bit=generation.ffn_align_16bit,
             gemm_workspace=(),
             gemm_in_context=generation.gemm_before,
             copied_16bit=generation.copied_16bit,
         )
         return TurbomindAccount(launch, older)
-    return LegacyAccount(launch, constants, generation)
+    kind = _WarmedAccount if generation.cache.objects else LegacyAccount
+    return kind(launch, constants, generation)
 
 
 class LegacyAccount(GroupAccount):
@@ -65,17 +69,21 @@ class LegacyAccount(GroupAccount):
             before = [terms.before(i, launch.machine) for i in ranks]
         else:
             before = [(given(gpu, free_at_cache),) for gpu in gpus]
+        #: Whether the buffers are part of what is not free when a log tells it.
+        self._buffers_given = generation.cache.after_buffers and free_at_cache is not None
+        # Upper ends: a cache that cuts no session.
+        forward = terms.forward(max(settings.session_len, terms.forward(1).buffer_tokens))
         super().__init__(
             settings,
             gpus,
             launch.margins,
             before,
-            [terms.buffers(i, settings.session_len) for i in ranks],
-            terms.first_request(),
-            terms.cases(),
+            [self._buffers(i, forward) for i in ranks],
+            terms.first_request(forward),
+            terms.cases(forward),
             terms.staged() if free_at_cache is None else 0,
             terms.units_per_forward,
-            terms.engine_warmup(),
+            forward.pool(forward.warmup_tokens, forward.warmup_tokens),
         )
         total = min(gpu.usable for gpu in gpus)
         self._cache = LegacyCache(model.text, settings, generation, constants, total)
@@ -104,13 +112,24 @@ class LegacyAccount(GroupAccount):
         """KV tokens that the cache holds."""
         return self._cache.tokens(self.region_at(ratio))
 
-    def buffers_at(self, i: int, ratio: float) -> tuple[Term, ...]:
-        """What one GPU holds for good after the cache, for the session that the cache admits."""
-        return self._terms.buffers(i, self._session_at(ratio))
+    def _buffers(self, i: int, forward: LegacyForward) -> tuple[Term, ...]:
+        return () if self._buffers_given else self._terms.buffers(i, forward)
 
-    def _session_at(self, ratio: float) -> int:
-        """``session_len`` as the engine truncates it to its cache, where that comes first."""
-        rule, wanted = self.generation.cache, self.settings.session_len
-        if not rule.truncates_session or rule.after_buffers:
-            return wanted
-        return min(wanted, max(1, self.tokens_at(ratio)))
+    def _late(self, i: int, ratio: float) -> LateMemory:
+        """What one GPU holds after the cache, for the sequences that the cache admits."""
+        terms, forward = self._terms, self._terms.forward(self.tokens_at(ratio))
+        return LateMemory(
+            self._buffers(i, forward), (terms.first_request(forward),), terms.cases(forward)
+        )
+
+
+class _WarmedAccount(LegacyAccount):
+    """Of 0.15: no cut session, and a warm-up whose requests wait for blocks of the cache."""
+
+    cache_shortfall: ClassVar[str] = TurbomindAccount.cache_shortfall
+
+    @property
+    def least_blocks(self) -> int:
+        """KV blocks that the longest warm-up request needs: with fewer, start-up never ends."""
+        forward = self._terms.forward(self.settings.session_len)
+        return -(-forward.warmup_tokens // self.block_tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from msgspec.structs import replace
 
@@ -13,7 +13,12 @@ from turbofit.core.plan import HostMemory, Settings
 from turbofit.kernels.census import Census
 from turbofit.memory.account import Account
 from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.legacy.generations import Generation, generation_of, torch_generation_of
+from turbofit.memory.legacy.generations import (
+    Generation,
+    KvHeads,
+    generation_of,
+    torch_generation_of,
+)
 from turbofit.memory.legacy.legacy_account import legacy_account
 from turbofit.memory.legacy.pytorch import LegacyTorchAccount
 from turbofit.memory.pytorch.engine import Pytorch
@@ -25,6 +30,22 @@ from turbofit.memory.vision_load import VisionLoad
 __all__ = ["LegacyPytorch", "LegacyTurbomind"]
 
 _RATIO = 0.8
+_INT8 = 8
+
+
+def _undealt(kv_heads: int, tp: int, rule: KvHeads) -> str | None:
+    """Why a rule does not deal KV heads to ranks; None where it does, or 0.18's is the same."""
+    if rule == "any" or kv_heads % tp == 0:
+        return None
+    if rule == "multiples":
+        if tp % kv_heads == 0:
+            return None
+        return f"repeats {kv_heads} KV heads only over a multiple of them, not over {tp} ranks"
+    ends = "a floating point exception" if rule == "divided" else "an assertion"
+    return (
+        f"repeats no KV heads, as 0.6.5 and newer do: with {kv_heads} of them over {tp} ranks it"
+        f" ends in {ends}"
+    )
 
 
 class LegacyTurbomind(Turbomind):
@@ -56,9 +77,32 @@ class LegacyTurbomind(Turbomind):
         """See :meth:`Engine.account`."""
         return legacy_account(launch, self.constants, self.generation)
 
+    def tp_problem(self, model: Model, tp: int) -> str | None:
+        """What its loaders could not divide; a tower under torch is not divided."""
+        if self.generation.vision.runs != "native":
+            model = replace(model, vision=None)
+        return next(self._tp_problems(model, tp), None) or super().tp_problem(model, tp)
+
+    def _tp_problems(self, model: Model, tp: int) -> Iterator[str]:
+        rules, text = self.generation, model.text
+        if rules.power_of_two and tp & (tp - 1):
+            yield f"LMDeploy {self.version} takes powers of two"
+        problem = _undealt(text.kv_heads, tp, rules.kv_heads)
+        if problem:
+            yield f"LMDeploy {self.version} {problem}"
+        group = model.quantization.group_size if model.quantization else 1
+        if rules.ffn_align is None and text.intermediate // group % tp:
+            yield f"the MLP's {text.intermediate} channels do not divide by {tp}"
+
     def problem(self, launch: EngineLaunch) -> str | None:
         """Counts of blocks were allowed where the cache is not one region of pages."""
-        settings = launch.settings
+        settings, bits = launch.settings, self.generation.cache.bits
+        if settings.quant_policy == _INT8 and _INT8 not in bits:
+            four = next(policy for policy, size in bits.items() if size == _INT8)
+            return (
+                f"--quant-policy {_INT8} is none of LMDeploy {self.version}, whose cache in 8 bits"
+                f" is {four}"
+            )
         if settings.cache_max_entry_count >= 1 and not self.generation.cache.objects:
             settings = replace(settings, cache_max_entry_count=_RATIO)
         return super().problem(replace(launch, settings=settings))
@@ -115,6 +159,13 @@ class LegacyPytorch(Pytorch):
             "max_prefill_token_num": rules.prefill,
             "cache_block_seq_len": rules.block_tokens,
         }
+
+    def tp_problem(self, model: Model, tp: int) -> str | None:
+        """See :meth:`Engine.tp_problem`."""
+        problem = _undealt(model.text.kv_heads, tp, self.generation.kv_heads)
+        if problem:
+            return f"LMDeploy {self.version} {problem}"
+        return super().tp_problem(model, tp)
 
     def check_options(self, fixed: Mapping[str, object]) -> None:
         """See :meth:`Engine.check_options`."""

@@ -117,10 +117,6 @@ class LegacyTorchAccount(GroupAccount):
         """KV tokens that the cache holds."""
         return self.region_at(ratio) // self._block * self.block_tokens
 
-    def buffers_at(self, i: int, ratio: float) -> tuple[Term, ...]:  # noqa: ARG002
-        """Nothing is allocated ahead."""
-        return ()
-
     def _terms_before(self, i: int, gpus: Sequence[Gpu], machine: Machine) -> tuple[Term, ...]:
         linked = machine.nvlinked(gpus)
         context = before_terms(gpus[i], self._settings, False, linked, self.constants)

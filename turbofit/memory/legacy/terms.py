@@ -43,7 +43,6 @@ class LegacyTerms:
         self._vision_load, self._constants = vision_load, constants
         self._generation, self._legacy = generation, legacy_constants()
         self._page = constants.pool_granularity
-        self._forward = LegacyForward(model, settings, generation, constants, self._legacy)
         held = generation.vision.held(model.architecture)
         self._towers = [
             Term(
@@ -56,6 +55,12 @@ class LegacyTerms:
             )
             for size in tower_bytes(model, len(gpus), generation.vision, self._legacy)
         ]
+
+    def forward(self, held: int) -> LegacyForward:
+        """The forwards of an engine whose cache holds so many tokens."""
+        return LegacyForward(
+            self._model, self._settings, self._generation, self._constants, self._legacy, held
+        )
 
     @property
     def units_per_forward(self) -> int:
@@ -81,7 +86,7 @@ class LegacyTerms:
         kept = [self._kept()] if i == 0 and self._generation.staging.kept else []
         layers = [
             replace(term, phase="context")
-            for term in self._buffer_terms(self._settings.session_len)
+            for term in self._buffer_terms(self.forward(self._settings.session_len))
             if term.term in self._generation.first_layers
         ]
         return (*context, gemm, *tower, *self._weights(), *kept, *layers)
@@ -115,11 +120,11 @@ class LegacyTerms:
         rows += rule.square * text.hidden
         return round_up(rows * text.hidden * HALF, self._page)
 
-    def buffers(self, i: int, session_len: int) -> tuple[Term, ...]:
+    def buffers(self, i: int, forward: LegacyForward) -> tuple[Term, ...]:
         """What lives after the cache on one GPU, without the pools."""
         terms = [
             term
-            for term in self._buffer_terms(session_len)
+            for term in self._buffer_terms(forward)
             if term.term not in self._generation.first_layers
         ]
         terms += self._driver_terms(i)
@@ -139,10 +144,8 @@ class LegacyTerms:
         for name, size, note in lines:
             yield Term(term=name, phase="buffers", bytes=size, basis="estimate", note=note)
 
-    def _buffer_terms(self, session_len: int) -> list[Term]:
-        lines = legacy_buffers(
-            self._model, self._settings, self._generation, self._forward, session_len
-        )
+    def _buffer_terms(self, forward: LegacyForward) -> list[Term]:
+        lines = legacy_buffers(self._model, self._settings, self._generation, forward)
         return [
             Term(
                 term=name,
@@ -154,14 +157,9 @@ class LegacyTerms:
             for name, size, note in lines
         ]
 
-    def engine_warmup(self) -> int:
-        """Bytes of the pool that the engine's own warm-up takes, before any request."""
-        tokens = self._forward.warmup_tokens
-        return self._forward.pool(tokens, tokens)
-
-    def first_request(self) -> Term:
+    def first_request(self, forward: LegacyForward) -> Term:
         """The engine's warm-up, and what the first image at the checkpoint's own limit leaves."""
-        forward, rule = self._forward, self._model.image_rule
+        rule = self._model.image_rule
         tokens, units = forward.warmup_tokens, 0
         note = f"warm-up with {tokens} tokens" if tokens else "no warm-up of its own"
         if rule is not None and self.units_per_forward:
@@ -172,19 +170,18 @@ class LegacyTerms:
         size = forward.pool(tokens, tokens) + self._tower(units, flash=True)
         return Term(term=POOL_WARMUP, phase="buffers", bytes=size, basis="estimate", note=note)
 
-    def cases(self) -> tuple[Term, ...]:
+    def cases(self, forward: LegacyForward) -> tuple[Term, ...]:
         """The pools' full size in each worst case, torch's and TurboMind's together."""
-        forward, rows = self._forward, self._settings.max_batch_size
+        rows = self._settings.max_batch_size
         image = self._tower(self.units_per_forward, flash=False)
-        context = max(forward.tokens, self._settings.session_len)
-        text = forward.pool(forward.tokens, context)
+        text = forward.pool(forward.tokens, forward.context)
         batch = text + round_up(forward.sampling(rows) + forward.decoding(rows), self._page)
         cases = [
             ("text_prefill", text, "longest prompts fill a forward"),
             ("sampling", batch, f"{rows} rows with top_k=0"),
         ]
         if self.units_per_forward:
-            prompt = self._vision_load.tokens_per_request + _PROMPT
+            prompt = min(self._vision_load.tokens_per_request + _PROMPT, forward.context)
             request = forward.pool(min(forward.tokens, prompt), prompt) + image
             cases.append(("vision_request", request, f"{self.units_per_forward} units, one image"))
             cases.append(("vision_forward", batch + image, "an image beside the longest prompts"))
