@@ -20,6 +20,7 @@ from turbofit.core.struct import Struct
 from turbofit.model.parameters import parameters, stored_bytes
 
 __all__ = [
+    "HUB_ID",
     "Page",
     "Preset",
     "awq_variant",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 
+HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
 _ID: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,79}")
 
 

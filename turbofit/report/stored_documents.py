@@ -192,9 +192,15 @@ def _bytes(path: str) -> bytes:
         with open(path, "rb") as file:
             return file.read(_LARGEST)
     except OSError as exc:
+        from turbofit.model.names import read_name
+        from turbofit.model.presets import find_preset
+
+        meant = path if isinstance(exc, FileNotFoundError) else ""
+        model = path if meant and find_preset(read_name(meant).text) else "MODEL"
+        what = "is a model, and no document" if model == path else "cannot be read"
         raise UsageError(
-            f"{path} cannot be read: {exc.strerror or exc}",
-            hint="write a plan with turbofit plan MODEL --json > plan.json",
+            f"{path} {what}: {exc.strerror or exc}",
+            hint=f"write a plan with turbofit plan {model} --json > plan.json",
         ) from None
 
 
