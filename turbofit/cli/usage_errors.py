@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import re
+from typing import TYPE_CHECKING, Final
+
 import click
 
-from turbofit.cli.options.option_variables import named_source
-from turbofit.core.errors import UsageError
+from turbofit.cli.options.option_variables import named_source, options_by_command
+from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.synonyms import Synonym, near, synonym
 
-__all__ = ["usage_error", "with_source"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["WORDS", "foreign_option", "unknown_word", "usage_error", "with_source"]
+
+#: Under which name a context keeps the words that it was made of.
+WORDS: Final = "turbofit.words"
 
 
 def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
     """Turbofit's form of one of click's errors."""
     hint = f"see {ctx.command_path} --help"
     if isinstance(exc, click.NoSuchOption):
-        near = exc.possibilities or []
-        return UsageError(
-            f"unknown option {exc.option_name}",
-            hint=f"did you mean {near[0]}? {hint}" if near else hint,
-        )
+        said = _unknown_option(exc.option_name, ctx)
+        return UsageError(f"unknown option {exc.option_name}", hint=f"{said}{hint}")
     if isinstance(exc, click.MissingParameter) and exc.param is not None:
-        return UsageError(f"{_spelled(exc.param, ctx)} is missing", hint=hint)
+        from turbofit.cli.manual import MANUAL
+
+        example = MANUAL[ctx.info_name or ""].examples[0]
+        return UsageError(f"{_spelled(exc.param, ctx)} is missing", hint=f"as {example}; {hint}")
     if isinstance(exc, click.BadParameter) and exc.param is not None:
         if isinstance(exc.param.type, click.types.BoolParamType):
             what = exc.message.partition(" is not a valid boolean")[0]
@@ -30,7 +41,117 @@ def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
             )
         return UsageError(f"{_spelled(exc.param, ctx)}: {exc.message.rstrip('.')}", hint=hint)
     text = exc.format_message().rstrip(".")
+    if extra := re.search(r"unexpected extra argument \((.+)\)", text):
+        known = unknown_word(extra[1])
+        hint = f"{known}; {hint}" if known else hint
     return UsageError(text[:1].lower() + text[1:], hint=hint)
+
+
+def _unknown_option(name: str, ctx: click.Context) -> str:
+    """Which option may be meant: another command's, LMDeploy's own, or a misspelt one."""
+    from turbofit.launch.serve.passthrough import option_classes
+
+    commands = [command for command, option in options_by_command(ctx) if name in option.opts]
+    if commands:
+        return f"turbofit {', '.join(commands[:3])} {'have' if commands[1:] else 'has'} it; "
+    if name in option_classes():
+        return f"it is LMDeploy's, for behind --: turbofit serve MODEL -- {name}; "
+    known = (option for one in ctx.command.params for option in one.opts if option[:2] == "--")
+    alike = near(name, known)
+    return f"did you mean {alike[0]}? " if alike else ""
+
+
+def foreign_option(word: str, arguments: Sequence[str], ctx: click.Context) -> str:
+    """A word that is no option of the command, or the option that other programs' word is.
+
+    Args:
+        word: as it stands on the command line.
+        arguments: what follows it.
+        ctx: the command's.
+
+    Raises:
+        UsageError: turbofit has the same under another name, which the hint has with the value.
+    """
+    from turbofit.cli.terminal.output import say
+
+    name, equals, value = word.partition("=")
+    found = synonym(name) if not name[1:2].isdigit() else None
+    if found is None or name == f"--{found.to}":
+        return word
+    behind = next(iter(arguments), "")
+    given = value if equals else behind if not behind.startswith("-") and behind else None
+    here = {option for one in ctx.command.params for option in one.opts}
+    if found.take and f"--{found.to}" in here:
+        said = f"; {found.say}" if found.say else ""
+        say(f"{name} of {found.of} is taken as --{found.to}{said}")
+        return f"--{found.to}{equals}{value}"
+    if found.kind == "flag":
+        given = None
+    shown = f"unknown option {name}{f' {given}' if given else ''}"
+    return _refuse(found, shown, given, ctx, here)
+
+
+def _refuse(
+    found: Synonym, shown: str, given: str | None, ctx: click.Context, here: set[str]
+) -> str:
+    """Raise the answer to an option of other programs."""
+
+    def spelled(option: str, value: str | None) -> str:
+        if option == "MODEL":
+            return f"turbofit {ctx.info_name} {value or 'MODEL'}, without an option"
+        words = f"--{option}{f' {value}' if value else ''}"
+        if f"--{option}" in here:
+            return words
+        commands = [name for name, one in options_by_command(ctx) if f"--{option}" in one.opts]
+        # `serve` launches, `plan` tells: the others have what these two have.
+        command = next((one for one in ("plan", "serve") if one in commands), None)
+        if command is None and not commands:
+            return f"turbofit serve MODEL -- {words}"
+        return f"turbofit {command or commands[0]} MODEL {words}"
+
+    raise UsageError(shown, hint=found.here(given, spelled, lambda: _card(ctx)))
+
+
+def _card(ctx: click.Context) -> int | None:
+    """Bytes of the smallest GPU of the machine that the command line names, or of this one."""
+    from turbofit.core.struct import NA
+    from turbofit.machine.source import machine_from
+
+    words = [*ctx.meta.get(WORDS, ()), ""]
+    on = next((words[at + 1] for at, word in enumerate(words) if word == "--on"), None)
+    on = on or next((word[5:] for word in words if word.startswith("--on=")), None)
+    on = on or os.environ.get(f"{ctx.auto_envvar_prefix}_ON") or None
+    try:
+        machine = machine_from(on)
+    except TurbofitError:
+        return None
+    totals = [machine.gpu(index).total for index in machine.visible]
+    return min((total for total in totals if total != NA), default=None)
+
+
+def unknown_word(word: str) -> str:
+    """What to do with a word that stands where no such word can; empty for a word of nobody."""
+    from turbofit.machine.spec import parse_spec
+    from turbofit.model.names import read_name
+    from turbofit.model.presets import HUB_ID, find_preset
+
+    try:
+        model = read_name(word).text
+        if find_preset(model) or HUB_ID.fullmatch(model):
+            return f"it is a model: turbofit plan {word}, or turbofit serve {word}"
+    except UsageError:
+        pass
+    if os.path.isdir(word):
+        return f"it is a folder: turbofit plan {word} for a checkpoint, turbofit report of a run"
+    if os.path.isfile(word):
+        return (
+            f"it is a file: turbofit report {word} for a plan, turbofit diagnose {word} for a log"
+        )
+    try:
+        parse_spec(word)
+    except TurbofitError:
+        return ""
+    return f"it is a machine: turbofit plan MODEL --on {word}, or turbofit which --on {word}"
 
 
 def with_source(exc: UsageError, ctx: click.Context) -> UsageError:

@@ -61,7 +61,7 @@ class _End(Struct, forbid_unknown_fields=True):
 
     words: str
     runs: Quantization | None = None
-    own: bool = False
+    of_owner: bool = False
     why: str = ""
     same: bool = False
 
@@ -166,8 +166,8 @@ def _address(typed: str, path: str, kind: str, host: str) -> Name:
         behind = rest[at + 1 :]
         # refs/pr/5 is one revision.
         revision = "/".join(behind[: 3 if behind[:1] == ["refs"] else 1])
-    if kind == "modelscope" and (asked := re.search(r"[?&](?:version|revision)=([^&#]+)", path, 2)):
-        revision = revision or unquote(asked[1])
+    if kind == "modelscope" and (query := re.search(r"[?&](?:version|revision)=([^&#]+)", path, 2)):
+        revision = revision or unquote(query[1])
     if tag:
         raise _tagged(f"{owner}/{name}", tag)
     return Name(f"{owner}/{name}", revision or None, _other_hub(kind, host))
@@ -301,11 +301,11 @@ def _ends(hub_id: str) -> tuple[str | None, list[_End], str]:
     preset, rest = _split(hub_id)
     if preset is None:
         rest = "-".join(re.split(r"[-_. ]+", hub_id.lower()))
-    own = preset is not None and _owner(hub_id) == _owner(load_preset(preset).hub_id)
+    published = preset is not None and _owner(hub_id) == _owner(load_preset(preset).hub_id)
     found = []
     for end in _data().ends:
         pattern = rf"(?:^|-)(?:{end.words})(?=-|$)"
-        if (not end.own or own) and re.search(pattern, rest):
+        if (published or not end.of_owner) and re.search(pattern, rest):
             found.append(end)
             rest = re.sub(pattern, "", rest)
     return preset, found, rest.strip("-")

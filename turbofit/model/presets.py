@@ -91,10 +91,10 @@ def find_preset(name: str) -> str | None:
 
 def nearest_names(name: str, count: int = 3) -> list[str]:
     """Known names that look like this one, nearest first."""
-    from difflib import get_close_matches
+    from turbofit.core.synonyms import near
 
     known = _aliases()
-    close = get_close_matches(_plain(name), known, n=count * 3, cutoff=0.7)
+    close = near(_plain(name), known, count * 3)
     return list(dict.fromkeys(known[key] for key in close))[:count]
 
 

@@ -283,12 +283,15 @@ def _unheeded(revision: str | None) -> tuple[str, ...]:
 
 
 def _unknown(name: str) -> UsageError:
+    from turbofit.machine.presets import find_preset as find_gpu
     from turbofit.model.names import unrunnable
 
     refused = _known_refusal(name) or unrunnable(name)
     what = f"no folder {name[:80]!r} is here" if "/" in name else ""
     last = find_preset(name.rpartition("/")[2])
     hint = f"by its name it is the preset {last}" if what and last else _nearest_hint(name)
+    if find_gpu(name.partition(":")[0].lstrip("0123456789").removeprefix("x")):
+        hint = f"it is a machine: --on {name}"
     return refused or UsageError(what or f"no model is known as {name[:80]!r}", hint=hint)
 
 
