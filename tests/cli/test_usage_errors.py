@@ -157,3 +157,52 @@ def test_a_tilde_in_quotes_is_the_home(
     (tmp_path / "plan.json").write_text(capsys.readouterr().out)
     assert main(["report", "~/plan.json"]) == 0
     assert main(["serve", "--plan", "~/plan.json", "--dry-run"]) == 0
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from turbofit.core.errors import NoGpuError
+    from turbofit.machine import nvml_machine
+
+    def nothing(*_: object) -> None:
+        raise NoGpuError("NVML cannot be opened", hint="describe a machine with --on SPEC")
+
+    monkeypatch.setattr(nvml_machine, "measure_in_time", nothing)
+
+
+@pytest.mark.parametrize("command", ["serve", "tune", "calibrate"])
+def test_where_no_gpu_is_a_launch_says_what_can_be_done_here(
+    command: str, no_gpu: None, tmp_path: Path, capsys: Out
+) -> None:
+    """And nobody is sent from one hint to the next: what a hint says to add is taken."""
+    assert main([command, "internvl2-8b"]) == 4
+    hint = capsys.readouterr().err.splitlines()[-1]
+    assert "--pretend --on 1xrtx3090 tries it on pretend GPUs" in hint
+    assert "turbofit plan MODEL --on SPEC" in hint
+    error, hint = refused(capsys, command, "internvl2-8b", "--on", "1xrtx3090")
+    assert "--on does not go with it" in error
+    assert "--pretend" in hint
+    assert "turbofit plan MODEL --on 1xrtx3090" in hint
+
+
+def test_a_profiles_machine_is_the_pretended_one(no_gpu: None, tmp_path: Path, capsys: Out) -> None:
+    profile = tmp_path / "p.yaml"
+    profile.write_text("model: internvl2-8b\nmachine: {on: 4xrtx3090}\n")
+    assert main(["serve", "-f", str(profile)]) == 4
+    assert "without a GPU, --pretend tries it" in capsys.readouterr().err
+    assert main(["serve", "-f", str(profile), "--dry-run"]) == 0
+
+
+def test_a_plan_without_a_gpu_describes_one(no_gpu: None, capsys: Out) -> None:
+    assert main(["plan", "internvl2-8b"]) == 4
+    assert "hint: describe a machine with --on SPEC" in capsys.readouterr().err
+
+
+def test_doctor_counts_in_words_and_hangs_what_it_says(no_gpu: None, capsys: Out) -> None:
+    main(["doctor"])
+    text = capsys.readouterr().out
+    assert text.startswith("no GPU that can be read\n1 stops serving, ")
+    assert "1 stops," not in text
+    lines = text.splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("  fix  "))
+    assert lines[at + 1].startswith("       ")

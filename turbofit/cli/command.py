@@ -10,8 +10,14 @@ from click.core import ParameterSource
 
 from turbofit.cli.options.option_variables import check_names, value_of
 from turbofit.cli.terminal.output import PAGE_WIDTH, answer, progress, verbose_log
-from turbofit.cli.usage_errors import WORDS, foreign_option, usage_error, with_source
-from turbofit.core.errors import UsageError
+from turbofit.cli.usage_errors import (
+    WORDS,
+    foreign_option,
+    usage_error,
+    with_source,
+    without_gpu,
+)
+from turbofit.core.errors import NoGpuError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -230,6 +236,9 @@ class CliCommand(click.Command):
                 return super().invoke(ctx)
         except UsageError as exc:
             with_source(exc, ctx)
+            raise
+        except NoGpuError as exc:
+            exc.hint = without_gpu(exc.hint, ctx)
             raise
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

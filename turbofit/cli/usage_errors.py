@@ -15,7 +15,7 @@ from turbofit.core.synonyms import Synonym, near, synonym
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["WORDS", "foreign_option", "unknown_word", "usage_error", "with_source"]
+__all__ = ["WORDS", "foreign_option", "unknown_word", "usage_error", "with_source", "without_gpu"]
 
 #: Under which name a context keeps the words that it was made of.
 WORDS: Final = "turbofit.words"
@@ -152,6 +152,18 @@ def unknown_word(word: str) -> str:
     except TurbofitError:
         return ""
     return f"it is a machine: turbofit plan MODEL --on {word}, or turbofit which --on {word}"
+
+
+def without_gpu(hint: str, ctx: click.Context) -> str:
+    """What to do where no GPU can be read: a command that launches can pretend, and others plan."""
+    if not any("--pretend" in one.opts for one in ctx.command.params):
+        return hint
+    # A profile that names a machine means it for such runs.
+    on = "" if "on" in (ctx.default_map or {}) else " --on 1xrtx3090"
+    return (
+        f"check nvidia-smi (in a container: --gpus all); without a GPU, --pretend{on} tries it on "
+        "pretend GPUs, and turbofit plan MODEL --on SPEC plans for another machine"
+    )
 
 
 def with_source(exc: UsageError, ctx: click.Context) -> UsageError:

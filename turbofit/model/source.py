@@ -255,8 +255,8 @@ def _without_hub(
     _LOG.info("%s is read without the hub: %s", hub_id, reason.message)
     folder = next(_folders(hub_id, revision), None)
     if folder:
-        model = _snapshot(hub_id, folder, config_only=True)
-        return replace(model, warnings=(reason.message, *model.warnings))
+        known = _snapshot(hub_id, folder, config_only=True)
+        return replace(known, warnings=(reason.message, *known.warnings))
     if preset:
         said = f"{reason.message}: the preset {preset} is used instead"
         # What was asked for is what will be downloaded: the preset may know it by another owner.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 import msgspec
 
 from turbofit.core.errors import UsageError
+from turbofit.core.messages import HOW_TO_SERVE
 from turbofit.core.plan import PLAN_SCHEMA, Plan
 from turbofit.core.process.state import state_dir
 from turbofit.core.run_report import RUN_SCHEMA, RunReport
@@ -242,7 +243,7 @@ def newest_run() -> str:
     """
     found = _newest_of(list(state_dir(_RUNS, make=False).glob("*/run.json")))
     if found is None:
-        raise UsageError("nothing was served yet", hint="turbofit serve MODEL")
+        raise UsageError("nothing was served yet", hint=HOW_TO_SERVE)
     return found
 
 
