@@ -16,7 +16,7 @@ CARD = 24 << 30
 def here(name: str, value: str | None) -> str:
     found = synonym(name)
     assert found is not None
-    text = found.here(value, lambda option, text: f"--{option} {text}", lambda: CARD)
+    text = found.here(value, "--{option} {value}", lambda: CARD)
     whose, _, rest = text.partition("; here: ")
     assert whose.startswith("an option of ")
     return rest
@@ -49,7 +49,7 @@ def test_every_option_that_the_table_names_is_one() -> None:
         ("--data-parallel-size", "2", "--replicas 2"),
         ("--kv-cache-dtype", "fp8_e5m2", "--quant-policy fp8_e5m2"),
         ("--kv-cache-dtype", "auto", "--quant-policy 0"),
-        ("--kv-cache-dtype", "nvfp4", "--quant-policy None"),
+        ("--kv-cache-dtype", "nvfp4", "--quant-policy"),
         ("--cache-type-k", "q8_0", "--quant-policy 8"),
         ("--quantization", "awq_marlin", "--model-format awq"),
         ("--limit-mm-per-prompt", "image=4", "--images 4"),
@@ -57,8 +57,8 @@ def test_every_option_that_the_table_names_is_one() -> None:
         ("--limit-mm-per-prompt", '{"image": 4}', "--images 4"),
         ("--mm-processor-kwargs", '{"max_pixels": 1003520}', "--max-pixels 1003520"),
         ("--mm-processor-kwargs", '{"max_dynamic_patch": 6}', "--max-dynamic-patch 6"),
-        ("--mm-processor-kwargs", "{", "--max-pixels None"),
-        ("--enforce-eager", "m", "--eager-mode None"),
+        ("--mm-processor-kwargs", "{", "--max-pixels"),
+        ("--enforce-eager", "m", "--eager-mode"),
         ("-ngl", "99", "leave it out"),
         ("--lora-modules", "a=b", "turbofit merge BASE ADAPTER OUT"),
         ("--num-gpus", "2", "--tp 2 (and a machine of so many cards is --on 2xrtx3090)"),

@@ -128,14 +128,14 @@ def test_ollamas_tag_chooses_among_the_presets(typed: str, preset: str) -> None:
     ("typed", "cause", "hint"),
     [
         ("qwen2.5vl:9b", "no model is known", "qwen2.5-vl-7b"),
-        ("qwen2.5vl:7b-q8_0", "q8_0 is GGUF", "qwen2.5-vl-7b-awq its 4 bits"),
-        ("gemma3:12b-it-q4_K_M", "q4_k_m is GGUF", "of 4 bits none is known"),
+        ("qwen2.5vl:7b-q8_0", "7b-q8_0 is GGUF", "qwen2.5-vl-7b-awq its 4 bits"),
+        ("gemma3:12b-it-q4_K_M", "q4_K_M is GGUF", "of 4 bits none is known"),
         ("qwen3-vl:8b-thinking", "no model is known", "qwen3-vl-8b"),
         ("moondream:1.8b", "no model is known", "the checkpoint that it was made of"),
         ("minicpm-v:8b", "MiniCPM-V", "vLLM"),
         ("deepseek-r1:7b", "DeepSeek-R1-Distill-Qwen-7B is not in", "HF_HUB_OFFLINE"),
-        ("unsloth/Qwen2.5-VL-7B-Instruct:Q4_K_M", "Q4_K_M is GGUF", "qwen2.5-vl-7b-awq"),
-        ("hf.co/a/b-GGUF:IQ4_XS", "IQ4_XS is GGUF", "safetensors checkpoint"),
+        ("unsloth/Qwen2.5-VL-7B-Instruct:Q4_K_M", "it is GGUF", "qwen2.5-vl-7b-awq"),
+        ("hf.co/a/b-GGUF:IQ4_XS", "it is GGUF", "safetensors checkpoint"),
         (f"{ID}:latest", "has a tag", f"{ID}@REVISION"),
     ],
 )

@@ -200,7 +200,7 @@ class CliCommand(click.Command):
         for at, word in enumerate(arguments):
             name = word.partition("=")[0]
             if not waiting and name.startswith("-") and name not in known:
-                word = foreign_option(word, arguments[at + 1 :], ctx)  # noqa: PLW2901
+                word = foreign_option(word, "".join(arguments[at + 1 : at + 2]), ctx)  # noqa: PLW2901
             if waiting and (name in known or word.startswith("--")):
                 raise click.BadOptionUsage(waiting, f"{waiting} needs a value before {word}")
             option = known.get(word) if not waiting else None

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import click
 
 from turbofit.cli.options.option_variables import named_source, options_by_command
 from turbofit.core.errors import TurbofitError, UsageError
-from turbofit.core.synonyms import Synonym, near, synonym
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from turbofit.core.synonyms import near, synonym
 
 __all__ = ["WORDS", "foreign_option", "unknown_word", "usage_error", "with_source", "without_gpu"]
 
@@ -61,12 +58,12 @@ def _unknown_option(name: str, ctx: click.Context) -> str:
     return f"did you mean {alike[0]}? " if alike else ""
 
 
-def foreign_option(word: str, arguments: Sequence[str], ctx: click.Context) -> str:
+def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
     """A word that is no option of the command, or the option that other programs' word is.
 
     Args:
         word: as it stands on the command line.
-        arguments: what follows it.
+        behind: what follows it.
         ctx: the command's.
 
     Raises:
@@ -75,41 +72,30 @@ def foreign_option(word: str, arguments: Sequence[str], ctx: click.Context) -> s
     from turbofit.cli.terminal.output import say
 
     name, equals, value = word.partition("=")
-    found = synonym(name) if not name[1:2].isdigit() else None
+    found = None if name[1:2].isdigit() else synonym(name)
     if found is None or name == f"--{found.to}":
         return word
-    behind = next(iter(arguments), "")
-    given = value if equals else behind if not behind.startswith("-") and behind else None
-    here = {option for one in ctx.command.params for option in one.opts}
-    if found.take and f"--{found.to}" in here:
-        said = f"; {found.say}" if found.say else ""
-        say(f"{name} of {found.of} is taken as --{found.to}{said}")
-        return f"--{found.to}{equals}{value}"
-    if found.kind == "flag":
-        given = None
-    shown = f"unknown option {name}{f' {given}' if given else ''}"
-    return _refuse(found, shown, given, ctx, here)
-
-
-def _refuse(
-    found: Synonym, shown: str, given: str | None, ctx: click.Context, here: set[str]
-) -> str:
-    """Raise the answer to an option of other programs."""
-
-    def spelled(option: str, value: str | None) -> str:
-        if option == "MODEL":
-            return f"turbofit {ctx.info_name} {value or 'MODEL'}, without an option"
-        words = f"--{option}{f' {value}' if value else ''}"
-        if f"--{option}" in here:
-            return words
-        commands = [name for name, one in options_by_command(ctx) if f"--{option}" in one.opts]
-        # `serve` launches, `plan` tells: the others have what these two have.
-        command = next((one for one in ("plan", "serve") if one in commands), None)
-        if command is None and not commands:
-            return f"turbofit serve MODEL -- {words}"
-        return f"turbofit {command or commands[0]} MODEL {words}"
-
-    raise UsageError(shown, hint=found.here(given, spelled, lambda: _card(ctx)))
+    option = f"--{found.to}"
+    here = any(option in one.opts for one in ctx.command.params)
+    if found.take and here:
+        say(f"{name} of {found.of} is taken as {option}{f'; {found.say}' if found.say else ''}")
+        return f"{option}{equals}{value}"
+    if not equals:
+        value = "" if behind.startswith("-") or found.kind == "flag" else behind
+    form = "{option} {value}"
+    if found.to == "MODEL":
+        form = f"turbofit {ctx.info_name} {value or 'MODEL'}, without an option"
+    elif not here:
+        commands = [command for command, one in options_by_command(ctx) if option in one.opts]
+        # `plan` tells and `serve` launches: others have what these two have.
+        command = next((one for one in ("plan", "serve", *commands) if one in commands), "")
+        form = f"turbofit {command or 'serve'} MODEL {'' if command else '-- '}--{form}"
+    else:
+        form = f"--{form}"
+    raise UsageError(
+        f"unknown option {name}{f' {value}' if value else ''}",
+        hint=found.here(value, form, lambda: _card(ctx)),
+    )
 
 
 def _card(ctx: click.Context) -> int | None:
@@ -117,12 +103,11 @@ def _card(ctx: click.Context) -> int | None:
     from turbofit.core.struct import NA
     from turbofit.machine.source import machine_from
 
-    words = [*ctx.meta.get(WORDS, ()), ""]
-    on = next((words[at + 1] for at, word in enumerate(words) if word == "--on"), None)
-    on = on or next((word[5:] for word in words if word.startswith("--on=")), None)
-    on = on or os.environ.get(f"{ctx.auto_envvar_prefix}_ON") or None
+    words = " ".join(ctx.meta[WORDS])
+    typed = re.search(r"--on[ =](\S+)", words)
+    on = typed[1] if typed else os.environ.get(f"{ctx.auto_envvar_prefix}_ON")
     try:
-        machine = machine_from(on)
+        machine = machine_from(on or None)
     except TurbofitError:
         return None
     totals = [machine.gpu(index).total for index in machine.visible]

@@ -237,13 +237,9 @@ class _Reader:
     def _unknown(self, key: yaml.ScalarNode, known: list[str], what: str) -> UsageError:
         wrong = f"{self._where(key)}: {key.value} is nothing that {what} knows"
         if found := synonym(key.value):
-
-            def spelled(option: str, _value: str | None) -> str:
-                field = _field(option)
-                homes = [name for name, one in self.sections.items() if field in one.fields]
-                return f"{option}, below {homes[0]}:" if homes else option
-
-            return UsageError(wrong, hint=found.here(None, spelled))
+            homes = (name for name, one in self.sections.items() if _field(found.to) in one.fields)
+            form = f"{{field}}, below {home}" if (home := next(homes, "")) else "{field}"
+            return UsageError(wrong, hint=found.here(None, form))
         every = [*self.sections, *(name for one in self.sections.values() for name in one.fields)]
         alike = near(_field(key.value), known) or near(_field(key.value), every)
         hint = (

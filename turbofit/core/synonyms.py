@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from functools import cache
 from typing import TYPE_CHECKING, Final, Literal
@@ -33,66 +32,46 @@ class Synonym(Struct, forbid_unknown_fields=True):
     say: str = ""
     take: bool = False
     values: dict[str, str] = msgspec.field(default_factory=dict)
-    kind: Literal["", "share", "count", "pixels", "model", "machine", "flag"] = ""
+    kind: Literal["", "share", "count", "pixels", "flag"] = ""
 
     def here(
-        self,
-        value: str | None,
-        spelled: Callable[[str, str | None], str],
-        card: Callable[[], int | None] = lambda: None,
+        self, value: str | None, form: str, card: Callable[[], int | None] = lambda: None
     ) -> str:
         """Whose name it is, and what to write instead.
 
         Args:
             value: what was typed behind the name; None where nothing was.
-            spelled: an option of turbofit and its value, as they are written in this place.
+            form: how an option and its value are written: ``--{option} {value}``,
+                ``{field}={value}``.
             card: bytes of the smallest GPU that is asked about; None where that is not known.
         """
         said = self.say.replace("{value}", value or "N")
         if self.to:
-            option, value, note = self._translated(value, card)
-            said = spelled(option, value) + note + (f" ({said})" if said else "")
+            option, value, note = self._translated(value or "", card)
+            field = option.replace("-", "_").lower()
+            written = form.format(option=option, field=field, variable=field.upper(), value=value)
+            said = written.rstrip(" =:") + note + (f" ({said})" if said else "")
         return f"an option of {self.of}; here: {said}"
 
-    def _translated(
-        self, value: str | None, card: Callable[[], int | None]
-    ) -> tuple[str, str | None, str]:
-        """The option, its value, and how that was found."""
-        if self.values:
-            return self.to, self.values.get(value or ""), ""
-        if self.kind == "flag":
-            return self.to, None, ""
-        if self.kind == "share":
-            share, total = _share(value), card()
-            if share is None or total is None:
-                return self.to, "BYTES", ", of a card of 24 GiB 21.6GiB for a share of 0.9"
-            size = f"{int(share * total) // MIB}MiB"
-            return self.to, size, f", which is {share:g} of {format_bytes(total)}"
+    def _translated(self, value: str, card: Callable[[], int | None]) -> tuple[str, str, str]:
+        """The option, its value, empty where there is none, and how that was found."""
+        if self.values or self.kind == "flag":
+            return self.to, self.values.get(value, ""), ""
         if self.kind == "count":
-            count = re.search(r"image\W+(\d+)|^(\d+)$", value or "")
-            return self.to, (count[1] or count[2]) if count else None, ""
+            count = re.search(r"(?:image\W+|^)(\d+)", value)
+            return self.to, count[1] if count else "", ""
         if self.kind == "pixels":
-            return *_pixels(value, self.to), ""
-        return self.to, value, ""
-
-
-def _share(text: str | None) -> float | None:
-    """``0.9`` or ``90%`` as a number up to 1; None for anything else."""
-    match = re.fullmatch(r"(\d*\.?\d+)(%?)", text or "")
-    share = float(match[1]) / (100 if match[2] else 1) if match else 0.0
-    return share if 0 < share <= 1 else None
-
-
-def _pixels(text: str | None, option: str) -> tuple[str, str | None]:
-    """Of a processor's arguments, the limit that turbofit has an option for."""
-    try:
-        given = json.loads(text or "{}")
-    except ValueError:
-        given = {}
-    for name in ("max_pixels", "max_dynamic_patch") if isinstance(given, dict) else ():
-        if name in given:
-            return name.replace("_", "-"), str(given[name])
-    return option, None
+            limit = re.search(r"(max_pixels|max_dynamic_patch)\W+(\d+)", value)
+            return (limit[1].replace("_", "-"), limit[2], "") if limit else (self.to, "", "")
+        if self.kind != "share":
+            return self.to, value, ""
+        match = re.fullmatch(r"(\d*\.?\d+)(%?)", value)
+        share = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+        total = card()
+        if not 0 < share <= 1 or total is None:
+            return self.to, "BYTES", ", of a card of 24 GiB 21.6GiB for a share of 0.9"
+        size = f"{int(share * total) // MIB}MiB"
+        return self.to, size, f", which is {share:g} of {format_bytes(total)}"
 
 
 @cache

@@ -236,11 +236,7 @@ def _known_as(name: str, value: object, fields: Collection[str]) -> str:
     from turbofit.core.synonyms import near, synonym
 
     if found := synonym(name):
-
-        def spelled(option: str, value: str | None) -> str:
-            return f"{option.replace('-', '_')}{f'={value}' if value else ''}"
-
-        return found.here(str(value), spelled)
+        return found.here(str(value), "{field}={value}")
     alike = near(name, fields, 3)
     if alike:
         return f"did you mean {' or '.join(alike)}?"

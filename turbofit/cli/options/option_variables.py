@@ -121,11 +121,7 @@ def _hint(name: str, known: Iterable[str], ctx: click.Context) -> str:
     here = f"{ctx.auto_envvar_prefix}_"
     bare = name.removeprefix(here)
     if name != bare and (found := synonym(bare)):
-
-        def spelled(option: str, value: str | None) -> str:
-            return f"{here}{option.replace('-', '_').upper()}{f'={value}' if value else ''}"
-
-        return found.here(os.environ[name], spelled)
+        return found.here(os.environ[name], f"{here}{{variable}}={{value}}")
     every = (
         variable(f"{PREFIX}{command.upper()}", one) for command, one in options_by_command(ctx)
     )

@@ -93,10 +93,6 @@ def _is_option(word: str) -> bool:
     return word.startswith("-") and not word[1:2].isdigit()
 
 
-def _before(option: str, value: str | None) -> str:
-    return f"--{option}{f' {value}' if value else ''} before --"
-
-
 def _sort(passed: PassedOptions, name: str, kind: str, values: list[str], unplanned: bool) -> None:
     if kind == "planned":
         raise UsageError(f"{name} after -- is set by the plan", hint=f"give {name} before --")
@@ -114,7 +110,7 @@ def _sort(passed: PassedOptions, name: str, kind: str, values: list[str], unplan
             if kind == "unknown":
                 why = "is no option of LMDeploy 0.18"
                 if found := synonym(name):
-                    hint = found.here(next(iter(values), None), _before)
+                    hint = found.here(next(iter(values), None), "--{option} {value} before --")
             raise UsageError(f"{name} after -- {why}", hint=hint)
         passed.unplanned.append(name)
     if name == "--api-keys":
