@@ -82,10 +82,10 @@ def _resolved(name: str, revision: str | None) -> Model:
         raise UsageError("the model has no name", hint="name a checkpoint's folder or hub id")
     if _is_path(name):
         raise _not_there(path)
-    if exists and find_preset(name) is None:
-        return _folder(path)
     if find_preset(name) is not None:
         return _named(name, revision)
+    if exists:
+        return _folder(path)
     from msgspec.structs import replace
 
     from turbofit.model.names import read_name
@@ -120,10 +120,10 @@ def _not_there(path: str) -> UsageError:
 
     name = os.path.basename(path.rstrip("/"))
     preset = find_preset(name)
-    hint = "name a checkpoint's folder or hub id"
-    if preset is not None:
-        hint = f"{hint}; {name} by its name is the preset {preset}"
-    return unrunnable(name) or UsageError(f"{path!r} is not there", hint=hint)
+    also = f"; by its name it is the preset {preset}" if preset else ""
+    return unrunnable(name) or UsageError(
+        f"{path!r} is not there", hint=f"name a checkpoint's folder or hub id{also}"
+    )
 
 
 def _has_config(path: str) -> bool:

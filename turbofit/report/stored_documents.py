@@ -196,9 +196,9 @@ def _bytes(path: str) -> bytes:
         from turbofit.model.names import read_name
         from turbofit.model.presets import find_preset
 
-        meant = path if isinstance(exc, FileNotFoundError) else ""
-        model = path if meant and find_preset(read_name(meant).text) else "MODEL"
-        what = "is a model, and no document" if model == path else "cannot be read"
+        is_model = isinstance(exc, FileNotFoundError) and find_preset(read_name(path).text)
+        what = "is a model, and no document" if is_model else "cannot be read"
+        model = path if is_model else "MODEL"
         raise UsageError(
             f"{path} {what}: {exc.strerror or exc}",
             hint=f"write a plan with turbofit plan {model} --json > plan.json",
