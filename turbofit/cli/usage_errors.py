@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from turbofit.cli.options.option_variables import named_source, options_by_command
+from turbofit.cli.options.option_variables import named_source, options_by_command, value_of
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.synonyms import near, synonym
 
@@ -105,9 +105,10 @@ def _card(ctx: click.Context) -> int | None:
 
     words = " ".join(ctx.meta[WORDS])
     typed = re.search(r"--on[ =](\S+)", words)
-    on = typed[1] if typed else os.environ.get(f"{ctx.auto_envvar_prefix}_ON")
+    option = next((one for one in ctx.command.params if "--on" in one.opts), None)
+    on = typed[1] if typed else option and value_of(ctx, option)
     try:
-        machine = machine_from(on or None)
+        machine = machine_from(on)
     except TurbofitError:
         return None
     totals = [machine.gpu(index).total for index in machine.visible]

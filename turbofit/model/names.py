@@ -105,10 +105,10 @@ def _read(text: str) -> Name:
 def _hosts() -> dict[str, str]:
     """The kind of each host, with those that the environment names."""
     hosts = dict(_data()["hosts"])
-    for key, kind in (("HF_ENDPOINT", "hf"), ("MODELSCOPE_ENDPOINT", "modelscope")):
-        host = os.environ.get(key, "").rpartition("://")[2].partition("/")[0]
-        if host:
-            hosts[host.lower()] = kind
+    mirror, modelscope = os.environ.get("HF_ENDPOINT"), os.environ.get("MODELSCOPE_ENDPOINT")
+    for address, kind in ((mirror, "hf"), (modelscope, "modelscope")):
+        if address:
+            hosts[address.rpartition("://")[2].partition("/")[0].lower()] = kind
     return hosts
 
 
