@@ -159,6 +159,27 @@ def test_a_tilde_in_quotes_is_the_home(
     assert main(["serve", "--plan", "~/plan.json", "--dry-run"]) == 0
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("serve", "--on", "1xrtx3090", "--dry-run"),
+        ("plan", "--on", "1xrtx3090"),
+        ("predict", "--on", "1xrtx3090"),
+        ("which",),
+    ],
+)
+def test_each_command_says_what_was_assumed_of_a_models_name(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    from turbofit.planning import which
+
+    monkeypatch.setattr(which, "preset_names", lambda: ["rtx3090"])
+    assert main([words[0], "gemma3:4b", *words[1:]]) in (0, 3)
+    captured = capsys.readouterr()
+    said = " ".join((captured.out + captured.err).split())
+    assert "Ollama's gemma3:4b is GGUF, which LMDeploy does not run" in said
+
+
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     from turbofit.core.errors import NoGpuError

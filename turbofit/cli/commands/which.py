@@ -35,10 +35,17 @@ def which(
     *, model: str | None, html: str | None, full: bool, as_json: bool, md: bool, **given: Any
 ) -> int:
     """Look and show; exit 3 where nothing keeps the promise."""
+    from turbofit.cli.terminal.output import say
     from turbofit.core.errors import DoesNotFitError
+    from turbofit.planning.resolve import model_of
     from turbofit.planning.which import which_cards, which_models
 
     request = filled(WhichRequest, {**given, "model": "-" if model is None else model})
+    if model is not None:
+        known = model_of(request)
+        request = request.changed(model=known)
+        for text in known.warnings:
+            say(f"warning: {text}")
     with under_way("planning for every machine" if model else "planning for every model"):
         found = which_models(request) if model is None else which_cards(request)
     _show(found, html, full=full, as_json=as_json, md=md)

@@ -154,7 +154,7 @@ def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bo
     import msgspec
 
     from turbofit.cli.commands.plan import show_plan
-    from turbofit.cli.terminal.output import answer
+    from turbofit.cli.terminal.output import answer, say
     from turbofit.planning.plan import plan as best_plan
     from turbofit.report.shell import shell_command
 
@@ -168,6 +168,8 @@ def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bo
         return show_plan(shown, "serve", full=True, as_json=as_json, md=md)
     if not plan.fits:
         raise refusal(plan)
+    for text in plan.model.warnings:
+        say(f"warning: {text}")
     answer("\n".join(shell_command(command) + "\n" for command in commands))
     return 0
 
