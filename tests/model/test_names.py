@@ -45,6 +45,7 @@ ID = "OpenGVLab/InternVL3-8B"
         (f"{ID}@v2", "v2"),
         (f"{ID}/", None),
         (f"  {ID} ", None),
+        (f'"{ID}"', None),
     ],
 )  # fmt: skip
 def test_addresses_name_the_hub_id_and_its_revision(typed: str, revision: str | None) -> None:
@@ -131,6 +132,7 @@ def test_ollamas_tag_chooses_among_the_presets(typed: str, preset: str) -> None:
         ("qwen2.5vl:7b-q8_0", "7b-q8_0 is GGUF", "qwen2.5-vl-7b-awq its 4 bits"),
         ("gemma3:12b-it-q4_K_M", "q4_K_M is GGUF", "of 4 bits none is known"),
         ("qwen3-vl:8b-thinking", "no model is known", "qwen3-vl-8b"),
+        ("llama3.2-vision:90b", "no model is known", "llama-3.2-11b-vision"),
         ("moondream:1.8b", "no model is known", "the checkpoint that it was made of"),
         ("minicpm-v:8b", "MiniCPM-V", "vLLM"),
         ("deepseek-r1:7b", "DeepSeek-R1-Distill-Qwen-7B is not in", "HF_HUB_OFFLINE"),
@@ -254,6 +256,7 @@ def test_what_no_engine_runs_is_said_by_its_name(name: str, why: str) -> None:
         "Qwen/Qwen2.5-7B-Instruct-1M",
         "somebody/Qwen2.5-VL-7B-Reward",
         "Qwen/Qwen3-VL-8B-Omni",
+        "THUDM/cogvlm2-llama3-chat-19B-int4",
     ],
 )
 def test_a_name_that_says_another_shape_is_not_guessed(hub_id: str) -> None:

@@ -89,7 +89,8 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
         commands = [command for command, one in options_by_command(ctx) if option in one.opts]
         # `plan` tells and `serve` launches: others have what these two have.
         command = next((one for one in ("plan", "serve", *commands) if one in commands), "")
-        form = f"turbofit {command or 'serve'} MODEL {'' if command else '-- '}--{form}"
+        model = "MODEL " if command in ("plan", "serve") else "" if command else "MODEL -- "
+        form = f"turbofit {command or 'serve'} {model}--{form}"
     else:
         form = f"--{form}"
     raise UsageError(

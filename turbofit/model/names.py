@@ -63,7 +63,7 @@ def read_name(typed: str, revision: str | None = None) -> Name:
     Raises:
         UsageError: it names no model, or one revision beside another.
     """
-    found = _read(typed.strip())
+    found = _read(typed.strip(" \t\"'"))
     named = None if found.revision in ("", "main", "master") else found.revision
     if revision is not None and named not in {None, revision}:
         raise UsageError(
@@ -181,7 +181,8 @@ def _of_ollama(text: str) -> Name:
         return Name(text)
     if model is None:
         plain = re.sub(r"\W|_", "", name)
-        near = [one for one in known_presets() if re.sub(r"\W", "", one).startswith(plain)]
+        alike = (one for one in known_presets() if re.sub(r"\W", "", one).startswith(plain))
+        near = list(dict.fromkeys((*sizes.values(), *alike)))
         raise named_refusal(name) or UsageError(
             f"no model is known as {text[:80]!r}",
             hint=f"by this name there are {', '.join(near[:8])}"
@@ -232,8 +233,10 @@ def _split(name: str) -> tuple[str | None, str]:
 def _ends(hub_id: str) -> tuple[str | None, list[JsonObject], str]:
     """The preset that a name begins with, the ends that are known, and what else it says."""
     preset, rest = _split(hub_id)
-    owner = hub_id.partition("/")[0].lower()
-    published = preset is not None and load_preset(preset).hub_id.lower().startswith(f"{owner}/")
+    owner, named, _ = hub_id.lower().rpartition("/")
+    published = not named or (
+        preset is not None and load_preset(preset).hub_id.lower().startswith(f"{owner}/")
+    )
     found = []
     for end in _data()["ends"]:
         pattern = rf"(?:^|-)(?:{end['words']})(?=-|$)"

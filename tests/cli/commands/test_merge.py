@@ -58,9 +58,7 @@ def test_ended_by_a_signal(folders, tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_base_by_its_address_and_by_its_preset(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_base_by_its_address_and_by_its_preset(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     for base, right in (
         ("https://huggingface.co/org/name/tree/v1", "hf download org/name --revision v1"),
