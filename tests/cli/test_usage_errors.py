@@ -107,8 +107,8 @@ def test_behind_the_dashes(capsys: Out) -> None:
         ("https://huggingface.co/OpenGVLab/InternVL3-8B", "it is a model"),
         ("qwen2.5vl:7b", "it is a model"),
         ("4xrtx3090", "it is a machine: turbofit plan MODEL --on 4xrtx3090"),
-        ("/", "it is a folder"),
-        (__file__, "it is a file"),
+        ("/", "it is a path"),
+        (__file__, "it is a path"),
         ("qqqqqq", "turbofit help lists the commands"),
     ],
 )

@@ -88,7 +88,9 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
     elif not here:
         commands = [command for command, one in options_by_command(ctx) if option in one.opts]
         # `plan` tells and `serve` launches: others have what these two have.
-        command = next((one for one in ("plan", "serve", *commands) if one in commands), "")
+        command = next(
+            (one for one in ("plan", "serve", "bench", *commands) if one in commands), ""
+        )
         model = "MODEL " if command in ("plan", "serve") else "" if command else "MODEL -- "
         form = f"turbofit {command or 'serve'} {model}--{form}"
     else:
@@ -101,7 +103,7 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
 
 def _card(ctx: click.Context) -> int | None:
     """Bytes of the smallest GPU of the machine that the command line names, or of this one."""
-    from turbofit.core.struct import NA
+    from turbofit.core.struct import known
     from turbofit.machine.source import machine_from
 
     words = " ".join(ctx.meta[WORDS])
@@ -112,8 +114,7 @@ def _card(ctx: click.Context) -> int | None:
         machine = machine_from(on)
     except TurbofitError:
         return None
-    totals = [machine.gpu(index).total for index in machine.visible]
-    return min((total for total in totals if total != NA), default=None)
+    return min(known(machine.gpu(index).total, 0) for index in machine.visible) or None
 
 
 def unknown_word(word: str) -> str:
@@ -128,12 +129,8 @@ def unknown_word(word: str) -> str:
             return f"it is a model: turbofit plan {word}, or turbofit serve {word}"
     except UsageError:
         pass
-    if os.path.isdir(word):
-        return f"it is a folder: turbofit plan {word} for a checkpoint, turbofit report of a run"
-    if os.path.isfile(word):
-        return (
-            f"it is a file: turbofit report {word} for a plan, turbofit diagnose {word} for a log"
-        )
+    if os.path.exists(word):
+        return "it is a path: turbofit plan takes a checkpoint's, report a plan's, diagnose a log's"
     try:
         parse_spec(word)
     except TurbofitError:

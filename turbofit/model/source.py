@@ -81,7 +81,7 @@ def _resolved(name: str, revision: str | None) -> Model:
     if not name.strip():
         raise UsageError("the model has no name", hint="name a checkpoint's folder or hub id")
     if _is_path(name):
-        raise _not_there(path)
+        raise _unknown(path)
     if find_preset(name) is not None:
         return _named(name, revision)
     if exists:
@@ -112,18 +112,6 @@ def _is_path(name: str) -> bool:
     """Whether the spelling can only be a path."""
     begins = ("/", "./", "../", "~", f".{os.sep}")
     return name.startswith(begins) or name in {".", ".."} or "\0" in name
-
-
-def _not_there(path: str) -> UsageError:
-    """A path that is none; its last part may be a model's name."""
-    from turbofit.model.names import unrunnable
-
-    name = os.path.basename(path.rstrip("/"))
-    preset = find_preset(name)
-    also = f"; by its name it is the preset {preset}" if preset else ""
-    return unrunnable(name) or UsageError(
-        f"{path!r} is not there", hint=f"name a checkpoint's folder or hub id{also}"
-    )
 
 
 def _has_config(path: str) -> bool:
@@ -283,16 +271,22 @@ def _unheeded(revision: str | None) -> tuple[str, ...]:
 
 
 def _unknown(name: str) -> UsageError:
+    """The error for a name or a path that is none; its last part may be a preset's name."""
     from turbofit.machine.presets import find_preset as find_gpu
     from turbofit.model.names import unrunnable
 
-    refused = _known_refusal(name) or unrunnable(name)
-    what = f"no folder {name[:80]!r} is here" if "/" in name else ""
-    last = find_preset(name.rpartition("/")[2])
-    hint = f"by its name it is the preset {last}" if what and last else _nearest_hint(name)
+    if refused := _known_refusal(name) or unrunnable(name):
+        return refused
     if find_gpu(name.partition(":")[0].lstrip("0123456789").removeprefix("x")):
         hint = f"it is a machine: --on {name}"
-    return refused or UsageError(what or f"no model is known as {name[:80]!r}", hint=hint)
+        return UsageError(f"no model is known as {name[:80]!r}", hint=hint)
+    if not _is_path(name) and "/" not in name:
+        return UsageError(f"no model is known as {name[:80]!r}", hint=_nearest_hint(name))
+    last = find_preset(name.rstrip("/").rpartition("/")[2])
+    also = f"; by its name it is the preset {last}" if last else ""
+    return UsageError(
+        f"no folder {name[:160]!r} is here", hint=f"name a checkpoint's folder or hub id{also}"
+    )
 
 
 def _known_refusal(name: str) -> UsageError | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import MachineError, PackageError
@@ -27,11 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["examine"]
 
-#: What is not read where no driver is, and where no card is: they follow from the first finding.
-_OF_A_DRIVER: Final = {("driver_cuda", "unreadable")}
-_OF_CARDS: Final = {
-    *_OF_A_DRIVER, ("torch_architectures", "unreadable"), ("compute_capability", "unreadable"),
-}  # fmt: skip
+#: What cannot be read where no card is: it follows from that, and is no finding.
+_OF_CARDS: Final = ("driver_cuda", "torch_architectures", "compute_capability")
 
 
 def examine(
@@ -86,9 +84,9 @@ def examine(
         findings += link_findings(places, machine)
     findings.append(xid_finding(places))
     findings += host_findings(places, machine, model, port)
-    if healths is None:  # no card is here of which more could be read
-        beside = _OF_CARDS if machine is None else _OF_A_DRIVER
-        findings = [one for one in findings if (one.check, one.state) not in beside]
+    if healths is None:
+        kept = (one.state != "unreadable" or one.check not in _OF_CARDS for one in findings)
+        findings = list(compress(findings, kept))
     return DoctorReport(
         machine=machine.name if machine else None,
         source=machine.source if machine else "none",
