@@ -180,8 +180,8 @@ def _of_ollama(text: str) -> Name:
     if model is None and not tag:
         return Name(text)
     if model is None:
-        plain = re.sub(r"\W|_", "", name)
-        alike = (one for one in known_presets() if re.sub(r"\W", "", one).startswith(plain))
+        begin = re.sub(r"\W|_", "", name)
+        alike = (one for one in known_presets() if re.sub(r"\W", "", one).startswith(begin))
         near = list(dict.fromkeys((*sizes.values(), *alike)))
         raise named_refusal(name) or UsageError(
             f"no model is known as {text[:80]!r}",
