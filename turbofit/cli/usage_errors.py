@@ -109,7 +109,7 @@ def _card(ctx: click.Context) -> int | None:
     words = " ".join(ctx.meta[WORDS])
     typed = re.search(r"--on[ =](\S+)", words)
     option = next((one for one in ctx.command.params if "--on" in one.opts), None)
-    on = typed[1] if typed else option and value_of(ctx, option)
+    on = typed[1] if typed else value_of(ctx, option) if option else None
     try:
         machine = machine_from(on)
     except TurbofitError:
