@@ -265,3 +265,12 @@ def test_engine_config_is_lmdeploys_own():
     assert config.tp == 4
     assert config.cache_max_entry_count == plan.settings.cache_max_entry_count
     assert config.session_len == plan.settings.session_len
+
+
+def test_a_tab_finds_what_the_package_is_for() -> None:
+    """`dir` is what rlcompleter, IPython and jedi's interpreter offer behind ``turbofit.``."""
+    import rlcompleter
+
+    assert dir(turbofit) == sorted(turbofit.__all__)
+    found = rlcompleter.Completer({"turbofit": turbofit}).attr_matches("turbofit.pl")
+    assert found == ["turbofit.plan("]

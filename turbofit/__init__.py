@@ -44,6 +44,10 @@ def __getattr__(name: str) -> Any:
     return getattr(api, name)
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 class _Package(ModuleType):
     """Keeps ``turbofit.rehearse`` the function, whichever part of its room has been imported."""
 

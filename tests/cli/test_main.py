@@ -86,9 +86,9 @@ def test_a_bare_turbofit_lists_the_commands(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
-        (["plam"], "unknown command 'plam'", "did you mean plan?"),
+        (["plaan"], "unknown command 'plaan'", "did you mean plan?"),
         (["wach"], "unknown command 'wach'", "did you mean watch"),
-        (["qqqqqq"], "unknown command", "plan, predict"),
+        (["qqqqqq"], "unknown command", "turbofit help lists the commands"),
         (["list"], "unknown command 'list'", "turbofit models lists the presets"),
         (["run"], "unknown command 'run'", "turbofit serve MODEL"),
         (["--verbose"], "before the command", "COMMAND OPTIONS"),

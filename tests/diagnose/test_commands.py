@@ -70,5 +70,5 @@ def test_doctor_on_a_described_machine(capsys) -> None:
     code, out, _ = run(capsys, "doctor", "--on", "4xrtx3090", "--model", "internvl2-8b")
     assert code in (0, 3)
     assert "peer_access: no peer access: all pairs" in out
-    assert "fix:" in out
+    assert "\n  fix  " in out
     assert run(capsys, "doctor", "--on", "no/such/snapshot.json")[0] == 2

@@ -107,11 +107,11 @@ def test_a_child_process_sees_the_machine(nvml_machine):
 
 def test_a_child_process_without_a_driver(nvml_machine):
     assert (
-        "MachineError: NVML cannot be opened: Driver Not Loaded" in child(nvml_machine(None)).stderr
+        "NoGpuError: NVML cannot be opened: Driver Not Loaded" in child(nvml_machine(None)).stderr
     )
 
 
 def test_no_library_at_all():
     if Path("/dev/nvidiactl").exists():
         pytest.skip("this machine has a driver")
-    assert "MachineError: NVML cannot be opened: NVML Shared Library Not Found" in child({}).stderr
+    assert "NoGpuError: NVML cannot be opened: NVML Shared Library Not Found" in child({}).stderr

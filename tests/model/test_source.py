@@ -376,8 +376,8 @@ def test_offline_is_said(monkeypatch):
     assert "forbids the network" in resolve_model("Qwen/Qwen2-VL-7B-Instruct").warnings[0]
 
 
-def test_another_organisation_is_not_the_preset():
-    """``somebody/InternVL2-8B`` may be a finetune with other dims."""
+def test_another_organisation_is_the_preset_by_assumption_alone(online):
+    """``somebody/InternVL2-8B`` may be a finetune with other dims: a hub that answers decides."""
     with pytest.raises(UsageError):
         resolve_model("somebody/InternVL2-8B")
 

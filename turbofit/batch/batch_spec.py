@@ -7,7 +7,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from turbofit.core.errors import UsageError
-from turbofit.core.validation import Metavar, Validated
+from turbofit.core.validation import FilePath, Metavar, Validated
 from turbofit.planning.request import Tokens
 
 __all__ = ["ANSWER_TOKENS", "IMAGE_COLUMN", "BatchSpec"]
@@ -27,9 +27,7 @@ class BatchSpec(Validated):
         description="of images: the prompt, with {name}, {stem} and {path} of the file; of rows: "
         "with {COLUMN} (default {prompt})",
     )
-    prompt_file: Annotated[str | None, Metavar("FILE")] = Field(
-        default=None, description="a file with the prompt"
-    )
+    prompt_file: FilePath | None = Field(default=None, description="a file with the prompt")
     image_column: tuple[Annotated[str, Metavar("COLUMN")], ...] = Field(
         default=(),
         description="columns with an image: a path, an address or, in Parquet, its bytes "

@@ -10,8 +10,14 @@ from click.core import ParameterSource
 
 from turbofit.cli.options.option_variables import check_names, value_of
 from turbofit.cli.terminal.output import PAGE_WIDTH, answer, progress, verbose_log
-from turbofit.cli.usage_errors import usage_error, with_source
-from turbofit.core.errors import UsageError
+from turbofit.cli.usage_errors import (
+    WORDS,
+    foreign_option,
+    usage_error,
+    with_source,
+    without_gpu,
+)
+from turbofit.core.errors import NoGpuError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,11 +33,17 @@ __all__ = [
     "split_rest",
 ]
 
-#: Under which name a context keeps the words that it was made of.
-WORDS: Final = "turbofit.words"
 _WINDOWS: Final = os.name == "nt"
-#: A path; the command itself says what is wrong with it.
-PATH: Final = click.Path(readable=False)
+
+
+class _Path(click.Path):
+    """A path, whose ~ no shell has expanded in quotes; the command says what is wrong with it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(os.path.expanduser(value), param, ctx)
+
+
+PATH: Final = _Path(readable=False)
 
 
 class Option(click.Option):
@@ -141,7 +153,7 @@ class CliCommand(click.Command):
             )
         try:
             left = super().parse_args(
-                ctx, options if ctx.resilient_parsing else self._repeated(options)
+                ctx, options if ctx.resilient_parsing else self._repeated(options, ctx)
             )
         except click.UsageError as exc:
             raise with_source(usage_error(exc, ctx), ctx) from None
@@ -176,10 +188,11 @@ class CliCommand(click.Command):
             )
             raise with_source(error, ctx)
 
-    def _repeated(self, arguments: Sequence[str]) -> list[str]:
+    def _repeated(self, arguments: Sequence[str], ctx: click.Context) -> list[str]:
         """``--option a b`` as ``--option a --option b``; of such an option the last one counts.
 
-        Of an option that is joined all count, as lines of one value.
+        Of an option that is joined all count, as lines of one value. Options of other programs
+        that mean the same are turbofit's by then.
 
         Raises:
             click.BadOptionUsage: an option stands where another one's value should.
@@ -188,8 +201,10 @@ class CliCommand(click.Command):
         found: list[str] = []
         lists: dict[str, list[str]] = {}
         filling, waiting = "", ""
-        for word in arguments:
+        for at, word in enumerate(arguments):
             name = word.partition("=")[0]
+            if not waiting and name.startswith("-") and name not in known:
+                word = foreign_option(word, "".join(arguments[at + 1 : at + 2]), ctx)  # noqa: PLW2901
             if waiting and (name in known or word.startswith("--")):
                 raise click.BadOptionUsage(waiting, f"{waiting} needs a value before {word}")
             option = known.get(word) if not waiting else None
@@ -228,6 +243,9 @@ class CliCommand(click.Command):
                 return super().invoke(ctx)
         except UsageError as exc:
             with_source(exc, ctx)
+            raise
+        except NoGpuError as exc:
+            exc.hint = without_gpu(exc.hint, ctx)
             raise
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

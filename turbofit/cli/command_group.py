@@ -49,18 +49,6 @@ COMMANDS: Final[dict[str, str]] = {
     "version": "turbofit's version",
 }
 
-#: Commands of other tools that people type, and turbofit's command for the same.
-_HABITS: Final = {
-    "list": "turbofit models lists the presets, turbofit ps the servers that run",
-    "ls": "turbofit models lists the presets, turbofit ps the servers that run",
-    "run": "turbofit serve MODEL; turbofit plan MODEL says before what it will do",
-    "start": "turbofit serve MODEL",
-    "status": "turbofit ps, or turbofit watch",
-    "kill": "turbofit stop",
-    "top": "turbofit watch",
-    "pull": "turbofit serve MODEL downloads what is not there",
-}
-
 
 class Turbofit(click.Group):
     """All commands; none is imported before it is named."""
@@ -95,16 +83,16 @@ TURBOFIT: Final = Turbofit()
 
 
 def unknown_command(name: str) -> UsageError:
-    """The error for a first word that is no command, with the nearest ones."""
-    import difflib
-
+    """The error for a first word that is no command: what it may be, or the nearest ones."""
     if name.startswith("-"):
         return UsageError(
             f"unknown option {name!r} before the command",
             hint="write turbofit COMMAND OPTIONS; turbofit --help lists the commands",
         )
-    if name in _HABITS:
-        return UsageError(f"unknown command {name!r}", hint=_HABITS[name])
-    near = difflib.get_close_matches(name, COMMANDS, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"commands: {', '.join(COMMANDS)}"
+    from turbofit.cli.usage_errors import unknown_word
+    from turbofit.core.synonyms import command_synonym, near
+
+    alike = near(name, COMMANDS, 3)
+    hint = command_synonym(name) or (f"did you mean {' or '.join(alike)}?" if alike else "")
+    hint = hint or unknown_word(name) or "turbofit help lists the commands"
     return UsageError(f"unknown command {name!r}", hint=hint)

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import re
+from typing import Final
+
 import click
 
-from turbofit.cli.options.option_variables import named_source
-from turbofit.core.errors import UsageError
+from turbofit.cli.options.option_variables import named_source, options_by_command, value_of
+from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.synonyms import near, synonym
 
-__all__ = ["usage_error", "with_source"]
+__all__ = ["WORDS", "foreign_option", "unknown_word", "usage_error", "with_source", "without_gpu"]
+
+#: Under which name a context keeps the words that it was made of.
+WORDS: Final = "turbofit.words"
 
 
 def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
     """Turbofit's form of one of click's errors."""
     hint = f"see {ctx.command_path} --help"
     if isinstance(exc, click.NoSuchOption):
-        near = exc.possibilities or []
-        return UsageError(
-            f"unknown option {exc.option_name}",
-            hint=f"did you mean {near[0]}? {hint}" if near else hint,
-        )
+        said = _unknown_option(exc.option_name, ctx)
+        return UsageError(f"unknown option {exc.option_name}", hint=f"{said}{hint}")
     if isinstance(exc, click.MissingParameter) and exc.param is not None:
-        return UsageError(f"{_spelled(exc.param, ctx)} is missing", hint=hint)
+        from turbofit.cli.manual import MANUAL
+
+        example = MANUAL[ctx.info_name or ""].examples[0]
+        return UsageError(f"{_spelled(exc.param, ctx)} is missing", hint=f"as {example}; {hint}")
     if isinstance(exc, click.BadParameter) and exc.param is not None:
         if isinstance(exc.param.type, click.types.BoolParamType):
             what = exc.message.partition(" is not a valid boolean")[0]
@@ -30,7 +38,116 @@ def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
             )
         return UsageError(f"{_spelled(exc.param, ctx)}: {exc.message.rstrip('.')}", hint=hint)
     text = exc.format_message().rstrip(".")
+    if extra := re.search(r"unexpected extra argument \((.+)\)", text):
+        known = unknown_word(extra[1])
+        hint = f"{known}; {hint}" if known else hint
     return UsageError(text[:1].lower() + text[1:], hint=hint)
+
+
+def _unknown_option(name: str, ctx: click.Context) -> str:
+    """Which option may be meant: another command's, LMDeploy's own, or a misspelt one."""
+    from turbofit.launch.serve.passthrough import option_classes
+
+    commands = [command for command, option in options_by_command(ctx) if name in option.opts]
+    if commands:
+        return f"turbofit {', '.join(commands[:3])} {'have' if commands[1:] else 'has'} it; "
+    if name in option_classes():
+        return f"it is LMDeploy's, for behind --: turbofit serve MODEL -- {name}; "
+    known = (option for one in ctx.command.params for option in one.opts if option[:2] == "--")
+    alike = near(name, known)
+    return f"did you mean {alike[0]}? " if alike else ""
+
+
+def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
+    """A word that is no option of the command, or the option that other programs' word is.
+
+    Args:
+        word: as it stands on the command line.
+        behind: what follows it.
+        ctx: the command's.
+
+    Raises:
+        UsageError: turbofit has the same under another name, which the hint has with the value.
+    """
+    from turbofit.cli.terminal.output import say
+
+    name, equals, value = word.partition("=")
+    found = None if name[1:2].isdigit() else synonym(name)
+    if found is None or name == f"--{found.to}":
+        return word
+    option = f"--{found.to}"
+    here = any(option in one.opts for one in ctx.command.params)
+    if found.take and here:
+        say(f"{name} of {found.of} is taken as {option}{f'; {found.say}' if found.say else ''}")
+        return f"{option}{equals}{value}"
+    if not equals:
+        value = "" if behind.startswith("-") or found.kind == "flag" else behind
+    form = "{option} {value}"
+    if found.to == "MODEL":
+        form = f"turbofit {ctx.info_name} {value or 'MODEL'}, without an option"
+    elif not here:
+        commands = [command for command, one in options_by_command(ctx) if option in one.opts]
+        # `plan` tells and `serve` launches: others have what these two have.
+        command = next(
+            (one for one in ("plan", "serve", "bench", *commands) if one in commands), ""
+        )
+        model = "MODEL " if command in ("plan", "serve") else "" if command else "MODEL -- "
+        form = f"turbofit {command or 'serve'} {model}--{form}"
+    else:
+        form = f"--{form}"
+    raise UsageError(
+        f"unknown option {name}{f' {value}' if value else ''}",
+        hint=found.here(value, form, lambda: _card(ctx)),
+    )
+
+
+def _card(ctx: click.Context) -> int | None:
+    """Bytes of the smallest GPU of the machine that the command line names, or of this one."""
+    from turbofit.core.struct import known
+    from turbofit.machine.source import machine_from
+
+    words = " ".join(ctx.meta[WORDS])
+    typed = re.search(r"--on[ =](\S+)", words)
+    option = next((one for one in ctx.command.params if "--on" in one.opts), None)
+    on = typed[1] if typed else value_of(ctx, option) if option else None
+    try:
+        machine = machine_from(on)
+    except TurbofitError:
+        return None
+    return min(known(machine.gpu(index).total, 0) for index in machine.visible) or None
+
+
+def unknown_word(word: str) -> str:
+    """What to do with a word that stands where no such word can; empty for a word of nobody."""
+    from turbofit.machine.spec import parse_spec
+    from turbofit.model.names import read_name
+    from turbofit.model.presets import HUB_ID, find_preset
+
+    try:
+        model = read_name(word).text
+        if find_preset(model) or HUB_ID.fullmatch(model):
+            return f"it is a model: turbofit plan {word}, or turbofit serve {word}"
+    except UsageError:
+        pass
+    if os.path.exists(word):
+        return "it is a path: turbofit plan takes a checkpoint's, report a plan's, diagnose a log's"
+    try:
+        parse_spec(word)
+    except TurbofitError:
+        return ""
+    return f"it is a machine: turbofit plan MODEL --on {word}, or turbofit which --on {word}"
+
+
+def without_gpu(hint: str, ctx: click.Context) -> str:
+    """What to do where no GPU can be read: a command that launches can pretend, and others plan."""
+    if not any("--pretend" in one.opts for one in ctx.command.params):
+        return hint
+    # A profile that names a machine means it for such runs.
+    on = "" if "on" in (ctx.default_map or {}) else " --on 1xrtx3090"
+    return (
+        f"check nvidia-smi (in a container: --gpus all); without a GPU, --pretend{on} tries it on "
+        "pretend GPUs, and turbofit plan MODEL --on SPEC plans for another machine"
+    )
 
 
 def with_source(exc: UsageError, ctx: click.Context) -> UsageError:

@@ -14,6 +14,7 @@ __all__ = [
     "DoesNotFitError",
     "LaunchError",
     "MachineError",
+    "NoGpuError",
     "NoKernelError",
     "OutOfMemoryError",
     "PackageError",
@@ -83,6 +84,10 @@ class MachineError(TurbofitError):
 
     exit_code = 4
     kind = "machine"
+
+
+class NoGpuError(MachineError):
+    """No GPU can be measured here; another machine can be described."""
 
 
 class LaunchError(TurbofitError):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["groups_of", "indices", "on_each_gpu", "option_of", "plural"]
+__all__ = ["HOW_TO_SERVE", "groups_of", "indices", "on_each_gpu", "option_of", "plural"]
+
+#: The hint where a command is about a server and there is none.
+HOW_TO_SERVE: Final = "turbofit serve MODEL; without a GPU add --pretend --on SPEC"
 
 
 def indices(gpus: Iterable[int]) -> str:

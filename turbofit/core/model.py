@@ -278,11 +278,11 @@ class Quantization(Struct):
 
 
 class ModelSource(Struct):
-    """Where the facts come from; ``dims`` and ``sizes`` are ``file`` or ``formula``."""
+    """Where the facts come from, and the sizes: ``estimate`` are those of a preset like it."""
 
     kind: Literal["folder", "hub_cache", "hub", "preset"]
     where: str
-    sizes: Literal["file", "formula"]
+    sizes: Literal["file", "formula", "estimate"]
     checkpoint: str | None = None
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import yaml
 
 from turbofit.core.errors import UsageError
+from turbofit.core.synonyms import near, synonym
 from turbofit.core.validation import Validated
 
 __all__ = ["ModelEntry", "Profile", "ProfileSection", "ProfileValue", "read_profile", "secret_of"]
@@ -235,17 +235,19 @@ class _Reader:
         return self._unknown(key, list(self.sections[heading].fields), heading)
 
     def _unknown(self, key: yaml.ScalarNode, known: list[str], what: str) -> UsageError:
-        near = get_close_matches(_field(key.value), known, n=1)
+        wrong = f"{self._where(key)}: {key.value} is nothing that {what} knows"
+        if found := synonym(key.value):
+            homes = (name for name, one in self.sections.items() if _field(found.to) in one.fields)
+            form = f"{{field}}, below {home}" if (home := next(homes, "")) else "{field}"
+            return UsageError(wrong, hint=found.here(None, form))
         every = [*self.sections, *(name for one in self.sections.values() for name in one.fields)]
-        near = near or get_close_matches(_field(key.value), every, n=1)
+        alike = near(_field(key.value), known) or near(_field(key.value), every)
         hint = (
-            f"did you mean {near[0].rstrip('_')}?"
-            if near
+            f"did you mean {alike[0].rstrip('_')}?"
+            if alike
             else f"it knows {', '.join(dict.fromkeys(known))}"
         )
-        return UsageError(
-            f"{self._where(key)}: {key.value} is nothing that {what} knows", hint=hint
-        )
+        return UsageError(wrong, hint=hint)
 
 
 #: What to look at where a file is none.

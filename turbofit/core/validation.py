@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
 from typing_extensions import Self
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Options
 
-__all__ = ["Metavar", "Validated", "parsed", "usage_error"]
+__all__ = ["FilePath", "Metavar", "Validated", "parsed", "usage_error"]
 
 _SHOWN = 80
 #: What should be instead, by pydantic's type of the error, where its own words are a program's.
@@ -67,6 +68,10 @@ def parsed(parse: Callable[[str, str], Any]) -> BeforeValidator:
             raise ValueError(f"{exc.message}; {exc.hint}") from exc
 
     return BeforeValidator(validate)
+
+
+#: A path, whose ~ no shell has expanded in quotes, a profile or a variable.
+FilePath = Annotated[str, parsed(lambda text, _: os.path.expanduser(text)), Metavar("FILE")]
 
 
 class Validated(BaseModel):
@@ -197,14 +202,9 @@ def usage_error(
         return cause
     field = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
-        from difflib import get_close_matches
-
-        near = get_close_matches(field, kind.model_fields, n=3)
         return UsageError(
             f"{field} is nothing that {kind.__name__} knows",
-            hint=f"did you mean {' or '.join(near)}?"
-            if near
-            else f"it knows {', '.join(sorted(kind.model_fields))}",
+            hint=_known_as(field, first["input"], kind.model_fields),
         )
     name = spelled(field)
     if first["type"] == "missing":
@@ -225,10 +225,22 @@ def usage_error(
 def _nearest(error: ErrorDetails) -> str:
     """The right word that is nearest to a wrong one."""
     choices = re.findall("'([^']*)'", error["msg"]) if error["type"] == "literal_error" else []
-    from difflib import get_close_matches
+    from turbofit.core.synonyms import near
 
-    near = get_close_matches(str(error["input"]), choices, n=1)
-    return f"did you mean {near[0]}?" if near else ""
+    alike = near(str(error["input"]), choices)
+    return f"did you mean {alike[0]}?" if alike else ""
+
+
+def _known_as(name: str, value: object, fields: Collection[str]) -> str:
+    """What a keyword that no field has may be meant for."""
+    from turbofit.core.synonyms import near, synonym
+
+    if found := synonym(name):
+        return found.here(str(value), "{field}={value}")
+    alike = near(name, fields, 3)
+    if alike:
+        return f"did you mean {' or '.join(alike)}?"
+    return f"it knows {', '.join(sorted(fields))}"
 
 
 def _described(kind: type[BaseModel], field: str, name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from turbofit.core.errors import UsageError
-from turbofit.core.validation import Metavar, Validated
+from turbofit.core.validation import FilePath, Metavar, Validated
 from turbofit.planning.request import Count, Positive, Size, Tokens
 
 __all__ = ["LoadSpec"]
@@ -50,7 +50,7 @@ class LoadSpec(Validated):
         description="requests that arrive a second, whatever is answered: an open loop (Poisson)",
     )
     evenly: bool = Field(default=False, description="with --rate: equal times between arrivals")
-    trace: Annotated[str | None, Metavar("FILE")] = Field(
+    trace: FilePath | None = Field(
         default=None,
         description="requests and their times of arrival, as `serve --record-trace` writes them",
     )

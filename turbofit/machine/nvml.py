@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.errors import MachineError, PackageError
+from turbofit.core.errors import NoGpuError, PackageError
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import NA
 
@@ -43,7 +43,7 @@ class Nvml:
     """An open NVML. Use it as a context manager.
 
     Raises:
-        MachineError: there is no NVML library, no driver, or the driver does not answer.
+        NoGpuError: there is no NVML library, no driver, or the driver does not answer.
         PackageError: nvidia-ml-py is not installed.
     """
 
@@ -57,7 +57,7 @@ class Nvml:
         try:
             self._library.nvmlInit()
         except self._library.NVMLError as exc:
-            raise MachineError(
+            raise NoGpuError(
                 f"NVML cannot be opened: {exc}",
                 hint=f"check nvidia-smi, or {_ELSEWHERE}",
             ) from None

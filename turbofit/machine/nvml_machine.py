@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.errors import MachineError
+from turbofit.core.errors import NoGpuError
 from turbofit.core.machine import Gpu, Link, Machine
 from turbofit.core.struct import NA, NaType
 from turbofit.machine.devices import Device, read_device
@@ -41,7 +41,7 @@ def measure(environ: Mapping[str, str]) -> Machine:
     """Read GPUs, links and host; ``visible`` is what ``CUDA_VISIBLE_DEVICES`` leaves.
 
     Raises:
-        MachineError: no NVML, no GPU, or all hidden.
+        NoGpuError: no NVML, no GPU, or all hidden.
         PackageError: nvidia-ml-py is not installed.
     """
     with Nvml() as nvml:
@@ -68,12 +68,12 @@ def measure_in_time(environ: Mapping[str, str]) -> Machine:
     """As `measure`, but for a driver that may never answer, as one that has lost a card.
 
     Raises:
-        MachineError: as `measure`, or it has not answered for two minutes.
+        NoGpuError: as `measure`, or it has not answered for two minutes.
         PackageError: nvidia-ml-py is not installed.
     """
     machine = ask_driver(partial(measure, environ), None, seconds=_LONGEST)
     if machine is None:
-        raise MachineError(
+        raise NoGpuError(
             f"the NVIDIA driver has not answered for {_LONGEST:g} s",
             hint="look for NVRM and Xid in `sudo dmesg`, and restart the machine; or describe one "
             "with --on SPEC",
@@ -85,7 +85,7 @@ def _devices(nvml: Nvml) -> tuple[list[Device], list[str]]:
     """All devices in PCI order, and what went wrong."""
     count = nvml.query("nvmlDeviceGetCount")
     if not answered(count) or count < 1:
-        raise MachineError(
+        raise NoGpuError(
             "NVML sees no GPU",
             hint="check nvidia-smi (in a container: --gpus all), or use --on SPEC",
         )
@@ -131,7 +131,7 @@ def _visible(
     visible, warning = cuda_visible(value, ordinals, ids)
     notes = [warning] if warning else []
     if not visible:
-        raise MachineError(
+        raise NoGpuError(
             warning or f"CUDA_VISIBLE_DEVICES={value!r} hides every GPU",
             hint="unset or correct CUDA_VISIBLE_DEVICES, or describe a machine with --on SPEC",
         )

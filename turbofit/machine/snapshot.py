@@ -45,7 +45,7 @@ def load_snapshot(path: str | os.PathLike[str]) -> Machine:
     Raises:
         UsageError: no such file, another schema, or not a possible machine.
     """
-    name = os.fspath(path)
+    name = os.path.expanduser(path)
     data = _bytes(name)
     what = f"snapshot {name}"
     found = decode(data, _Schema, what=what).schema

@@ -24,7 +24,7 @@ from turbofit.model.config import LARGEST_JSON
 from turbofit.model.folder import INDEX
 from turbofit.model.safetensors import PREFIX, Tensor, header_length, parse_header, parse_index
 
-__all__ = ["HubFiles", "HubUnreachableError", "is_offline"]
+__all__ = ["HubFiles", "HubUnreachableError", "NotGivenError", "is_offline"]
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -43,6 +43,10 @@ T = TypeVar("T")
 
 class HubUnreachableError(UsageError):
     """The hub could not give the checkpoint: no network, no such repository, no access."""
+
+
+class NotGivenError(HubUnreachableError):
+    """The hub answered: it has no such checkpoint or revision, or does not give it."""
 
 
 def is_offline() -> bool:
@@ -229,14 +233,15 @@ class HubFiles:
     def _refused(self, error: HTTPError) -> Exception:
         code = error.headers.get("X-Error-Code", "") if error.headers else ""
         if error.code in {401, 403} or code in {"GatedRepo", "RepoNotFound"}:
-            return HubUnreachableError(
+            return NotGivenError(
                 f"{self.host} does not give {self.hub_id} (HTTP {error.code}): no such model, or "
                 "gated",
                 hint=f"check the name; for a gated model accept its terms and set {self.token_key}",
             )
         if error.code == 404 and code != "RevisionNotFound":
             return _MissingError()
-        return HubUnreachableError(
+        kind = NotGivenError if error.code == 404 else HubUnreachableError
+        return kind(
             f"{self.host} answers {error.code} for {self.hub_id} at {self.revision}",
             hint="check --revision, or try again later",
         )

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from turbofit.core.errors import UsageError
 from turbofit.model.config import LARGEST_JSON, parse_json
-from turbofit.model.hub import HubFiles, HubUnreachableError
+from turbofit.model.hub import HubFiles, HubUnreachableError, NotGivenError
 
 __all__ = ["ModelScopeFiles"]
 
@@ -82,8 +82,8 @@ class ModelScopeFiles(HubFiles):
         paths = (file.get("Path") for file in files if isinstance(file, dict))
         return frozenset(path for path in paths if isinstance(path, str))
 
-    def _nothing(self) -> HubUnreachableError:
-        return HubUnreachableError(
+    def _nothing(self) -> NotGivenError:
+        return NotGivenError(
             f"{self.host} has no model {self.hub_id} at {self.revision}",
             hint="look its id up there: some models have another owner than on the Hugging Face "
             "hub, which is asked where LMDEPLOY_USE_MODELSCOPE is unset",

@@ -20,6 +20,7 @@ from turbofit.core.struct import Struct
 from turbofit.model.parameters import parameters, stored_bytes
 
 __all__ = [
+    "HUB_ID",
     "Page",
     "Preset",
     "awq_variant",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 
+HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
 _ID: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,79}")
 
 
@@ -89,10 +91,10 @@ def find_preset(name: str) -> str | None:
 
 def nearest_names(name: str, count: int = 3) -> list[str]:
     """Known names that look like this one, nearest first."""
-    from difflib import get_close_matches
+    from turbofit.core.synonyms import near
 
     known = _aliases()
-    close = get_close_matches(_plain(name), known, n=count * 3, cutoff=0.7)
+    close = near(_plain(name), known, count * 3)
     return list(dict.fromkeys(known[key] for key in close))[:count]
 
 

@@ -1,5 +1,7 @@
 """Finds a model by what the user typed: folder, hub cache, hub, preset, in this order.
 
+`names` reads what is none of these: addresses, Ollama's names, and ends of hub ids.
+
 Two hubs have caches: Hugging Face's and ModelScope's, which LMDEPLOY_USE_MODELSCOPE puts first and
 makes the hub that is asked, as LMDeploy does.
 
@@ -11,7 +13,6 @@ the cache or a preset knows is used and the answer's warnings say so.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -20,7 +21,7 @@ from turbofit.core.model import Model
 from turbofit.core.process.log import LazyLogger
 from turbofit.model.hub_cache import cached_snapshot
 from turbofit.model.modelscope_cache import modelscope_folders, uses_modelscope
-from turbofit.model.presets import find_preset, load_preset, nearest_names, preset_model
+from turbofit.model.presets import HUB_ID, find_preset, load_preset, nearest_names, preset_model
 
 if TYPE_CHECKING:
     from turbofit.model.checkpoint import Files
@@ -30,14 +31,13 @@ __all__ = ["checkpoint_files", "resolve_model"]
 
 _LOG: Final = LazyLogger(__name__)
 
-_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
-
 
 def resolve_model(name: str, *, revision: str | None = None) -> Model:
     """The model that a name means.
 
     Args:
-        name: a folder, a hub id (``OpenGVLab/InternVL2-8B``) or a preset (``internvl2-8b``).
+        name: a folder, a hub id (``OpenGVLab/InternVL2-8B``), its address, or a preset
+            (``internvl2-8b``).
         revision: branch, tag or commit on the hub.
 
     Raises:
@@ -62,28 +62,46 @@ def checkpoint_files(name: str, revision: str | None = None) -> Files:
     path = os.path.expanduser(name)
     if _has_config(path):
         return FolderFiles(os.path.abspath(path))
-    if not _HUB_ID.fullmatch(name):
+    from turbofit.model.names import read_name
+
+    hub_id, revision, _ = read_name(name, revision)
+    if not HUB_ID.fullmatch(hub_id):
         raise UsageError(
             f"{name[:80]!r} is no checkpoint's folder", hint="name a folder or a hub id (ORG/NAME)"
         )
-    folder = next(_folders(name, revision), None)
-    return FolderFiles(folder) if folder else _hub_files(name, revision)
+    folder = next(_folders(hub_id, revision), None)
+    return FolderFiles(folder) if folder else _hub_files(hub_id, revision)
 
 
 def _resolved(name: str, revision: str | None) -> Model:
     path = os.path.expanduser(name)
     exists = bool(name) and "\0" not in name and os.path.exists(path)
-    if exists and (_is_path(name) or _has_config(path) or _HUB_ID.fullmatch(name)):
+    if exists and (_is_path(name) or _has_config(path) or HUB_ID.fullmatch(name)):
         return _folder(path)
     if not name.strip():
         raise UsageError("the model has no name", hint="name a checkpoint's folder or hub id")
     if _is_path(name):
-        raise UsageError(f"{name!r} is not there", hint="name a checkpoint's folder or hub id")
-    preset = find_preset(name)
-    if exists and preset is None:
+        raise _unknown(path)
+    if find_preset(name) is not None:
+        return _named(name, revision)
+    if exists:
         return _folder(path)
-    if _HUB_ID.fullmatch(name):
+    from msgspec.structs import replace
+
+    from turbofit.model.names import read_name
+
+    name, revision, notes = read_name(name, revision)
+    model = _named(name, revision)
+    return replace(model, revision=revision, warnings=(*notes, *model.warnings))
+
+
+def _named(name: str, revision: str | None) -> Model:
+    """A hub id or a preset; a path where an address was one."""
+    preset = find_preset(name)
+    if HUB_ID.fullmatch(name):
         return _hub(name, revision, preset)
+    if os.path.isabs(name):
+        return _folder(name)
     if preset is None:
         raise _unknown(name)
     cached = _cached(load_preset(preset).hub_id, revision)
@@ -92,7 +110,8 @@ def _resolved(name: str, revision: str | None) -> Model:
 
 def _is_path(name: str) -> bool:
     """Whether the spelling can only be a path."""
-    return name.startswith(("/", "./", "../", "~", ".\\")) or name in {".", ".."} or "\0" in name
+    begins = ("/", "./", "../", "~", f".{os.sep}")
+    return name.startswith(begins) or name in {".", ".."} or "\0" in name
 
 
 def _has_config(path: str) -> bool:
@@ -182,7 +201,7 @@ def _hub(hub_id: str, revision: str | None, preset: str | None) -> Model:
     cached = _cached(hub_id, revision)
     if cached:
         return cached
-    from turbofit.model.hub import HubUnreachableError, is_offline
+    from turbofit.model.hub import HubUnreachableError, NotGivenError, is_offline
 
     if is_offline():
         reason = HubUnreachableError(
@@ -195,9 +214,7 @@ def _hub(hub_id: str, revision: str | None, preset: str | None) -> Model:
     try:
         files = _hub_files(hub_id, revision)
         if files.read("config.json") is None:
-            raise HubUnreachableError(
-                f"{files.where} has no config.json", hint=_nearest_hint(hub_id)
-            )
+            raise NotGivenError(f"{files.where} has no config.json", hint=_nearest_hint(hub_id))
         origin = Origin(
             name=hub_id.rpartition("/")[2], kind="hub", where=files.where, hub_id=hub_id
         )
@@ -226,13 +243,25 @@ def _without_hub(
     _LOG.info("%s is read without the hub: %s", hub_id, reason.message)
     folder = next(_folders(hub_id, revision), None)
     if folder:
-        model = _snapshot(hub_id, folder, config_only=True)
-        return replace(model, warnings=(reason.message, *model.warnings))
+        known = _snapshot(hub_id, folder, config_only=True)
+        return replace(known, warnings=(reason.message, *known.warnings))
     if preset:
         said = f"{reason.message}: the preset {preset} is used instead"
         # What was asked for is what will be downloaded: the preset may know it by another owner.
         return replace(preset_model(preset, warnings=(said, *_unheeded(revision))), hub_id=hub_id)
-    raise _known_refusal(hub_id) or reason
+    from turbofit.model.hub import NotGivenError
+    from turbofit.model.names import relative, sibling, unrunnable
+
+    if refused := _known_refusal(hub_id) or unrunnable(hub_id):
+        raise refused
+    unread = f"{reason.message}; no folder {hub_id} is here"
+    # A hub that answers knows better than a name.
+    model = None if isinstance(reason, NotGivenError) else sibling(hub_id, unread)
+    if model is None:
+        near = relative(hub_id)
+        also = f"; the preset {near} is near by its name" if near else ""
+        raise type(reason)(unread, hint=reason.hint + also)
+    return replace(model, warnings=(*model.warnings, *_unheeded(revision)))
 
 
 def _unheeded(revision: str | None) -> tuple[str, ...]:
@@ -242,8 +271,22 @@ def _unheeded(revision: str | None) -> tuple[str, ...]:
 
 
 def _unknown(name: str) -> UsageError:
-    known = _known_refusal(name)
-    return known or UsageError(f"no model is known as {name[:80]!r}", hint=_nearest_hint(name))
+    """The error for a name or a path that is none; its last part may be a preset's name."""
+    from turbofit.machine.presets import find_preset as find_gpu
+    from turbofit.model.names import unrunnable
+
+    if refused := _known_refusal(name) or unrunnable(name):
+        return refused
+    if find_gpu(name.partition(":")[0].lstrip("0123456789").removeprefix("x")):
+        hint = f"it is a machine: --on {name}"
+        return UsageError(f"no model is known as {name[:80]!r}", hint=hint)
+    if not _is_path(name) and "/" not in name:
+        return UsageError(f"no model is known as {name[:80]!r}", hint=_nearest_hint(name))
+    last = find_preset(name.rstrip("/").rpartition("/")[2])
+    also = f"; by its name it is the preset {last}" if last else ""
+    return UsageError(
+        f"no folder {name[:160]!r} is here", hint=f"name a checkpoint's folder or hub id{also}"
+    )
 
 
 def _known_refusal(name: str) -> UsageError | None:

@@ -139,7 +139,7 @@ class PlanRequest(Validated):
     """
 
     model: str | Model = Field(
-        description="a folder, a hub id, or a name that `turbofit models` lists"
+        description="a folder, a hub id or its address, or a name that `turbofit models` lists"
     )
     on: Annotated[str | Machine | None, Metavar("SPEC")] = Field(
         default=None,

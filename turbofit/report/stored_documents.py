@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 import msgspec
 
 from turbofit.core.errors import UsageError
+from turbofit.core.messages import HOW_TO_SERVE
 from turbofit.core.plan import PLAN_SCHEMA, Plan
 from turbofit.core.process.state import state_dir
 from turbofit.core.run_report import RUN_SCHEMA, RunReport
@@ -192,9 +193,15 @@ def _bytes(path: str) -> bytes:
         with open(path, "rb") as file:
             return file.read(_LARGEST)
     except OSError as exc:
+        from turbofit.model.names import read_name
+        from turbofit.model.presets import find_preset
+
+        is_model = isinstance(exc, FileNotFoundError) and find_preset(read_name(path).text)
+        what = "is a model, and no document" if is_model else "cannot be read"
+        model = path if is_model else "MODEL"
         raise UsageError(
-            f"{path} cannot be read: {exc.strerror or exc}",
-            hint="write a plan with turbofit plan MODEL --json > plan.json",
+            f"{path} {what}: {exc.strerror or exc}",
+            hint=f"write a plan with turbofit plan {model} --json > plan.json",
         ) from None
 
 
@@ -236,7 +243,7 @@ def newest_run() -> str:
     """
     found = _newest_of(list(state_dir(_RUNS, make=False).glob("*/run.json")))
     if found is None:
-        raise UsageError("nothing was served yet", hint="turbofit serve MODEL")
+        raise UsageError("nothing was served yet", hint=HOW_TO_SERVE)
     return found
 
 

@@ -56,3 +56,13 @@ def test_ended_by_a_signal(folders, tmp_path, monkeypatch):
     assert main(["merge", *folders]) == 130
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "lora"]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_base_by_its_address_and_by_its_preset(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    for base, right in (
+        ("https://huggingface.co/org/name/tree/v1", "hf download org/name --revision v1"),
+        ("llava-1.5-7b", "hf download llava-hf/llava-1.5-7b-hf"),
+    ):
+        assert main(["merge", base, "lora", str(tmp_path / "out")]) == 2
+        assert capsys.readouterr().err.splitlines()[-1] == f"hint: {right}"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bench.common.standin import standin_engine
-from turbofit.core.errors import DoesNotFitError, LaunchError, UsageError
+from turbofit.core.errors import DoesNotFitError, LaunchError, NoGpuError, UsageError
 from turbofit.core.units import GIB
 from turbofit.launch.pipeline.pipeline import open_pipeline
 from turbofit.launch.serve import gpu_monitor, planner
@@ -104,6 +104,18 @@ def test_context_manager_and_close(internvl2: Path) -> None:
         assert pipe("hi").text == "ok"
         engine = pipe.async_engine.engine
     assert engine.closed
+
+
+def test_without_a_gpu_it_says_what_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    from turbofit.machine import nvml_machine
+
+    def nothing(*_: object) -> None:
+        raise NoGpuError("NVML cannot be opened", hint="describe a machine with --on SPEC")
+
+    monkeypatch.setattr(nvml_machine, "measure_in_time", nothing)
+    with pytest.raises(NoGpuError) as error:
+        open_pipeline("internvl2-2b")
+    assert error.value.hint.startswith("a pipeline needs a GPU; turbofit.plan(MODEL, on=SPEC)")
 
 
 def test_the_planned_settings_reach_the_engine(pipeline: Any, internvl2: Path) -> None:

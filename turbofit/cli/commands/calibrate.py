@@ -19,6 +19,7 @@ from turbofit.cli.serving.serve_plan import (
     launch_request,
     planner_of,
     refuse,
+    refuse_elsewhere,
 )
 from turbofit.cli.terminal.interrupt import exit_code, run_until_signal
 from turbofit.core.errors import TurbofitError, UsageError
@@ -58,11 +59,8 @@ def calibrate(*, model: str, as_json: bool, md: bool, **given: Any) -> int:
     options = filled(CalibrateOptions, given)
     options.check()
     request = given_request(model, given)
-    if request.on is not None and not options.pretend:
-        raise UsageError(
-            "calibrate measures the machine here, so --on does not go with it",
-            hint="leave --on out, or add --pretend",
-        )
+    if not options.pretend:
+        refuse_elsewhere(request, "calibrate measures")
     arguments = _CalibrateArguments(model, request, options, as_json=as_json, md=md)
     if options.forget:
         return _forget(arguments)

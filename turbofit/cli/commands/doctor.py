@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 __all__ = ["doctor"]
 
 _ORDER: Final[tuple[State, ...]] = ("stops", "warning", "unreadable", "ok")
+#: What is said behind a number, behind one and behind more.
+_COUNTED: Final[dict[State, tuple[str, str]]] = {
+    "stops": ("stops serving", "stop serving"),
+    "warning": ("warning", "warnings"),
+    "unreadable": ("could not be read", "could not be read"),
+    "ok": ("in order", "in order"),
+}
 _TITLES: Final[dict[State, str]] = {
     "stops": "Stops serving",
     "warning": "Warnings",
@@ -82,10 +89,12 @@ def doctor(
 
 def _view(report: DoctorReport, *, full: bool) -> Iterator[Block]:
     """What stops first; what is in order last, in a line where ``full`` is not asked for."""
-    from turbofit.report.painters.document import Column, Heading, Paragraph, Table
+    from turbofit.report.painters.document import Column, FactList, Heading, Paragraph, Table
 
-    counts = ", ".join(f"{report.count(state)} {state}" for state in _ORDER if report.count(state))
-    yield Heading(text=f"{report.machine or 'no readable machine'} ({report.source})")
+    counted = {state: report.count(state) for state in _ORDER}
+    counts = ", ".join(f"{n} {_COUNTED[state][n > 1]}" for state, n in counted.items() if n)
+    known = f"{report.machine} ({report.source})"
+    yield Heading(text=known if report.machine else "no GPU that can be read")
     tone: Tone = "bad" if report.exit_code else "warn" if report.count("warning") else "good"
     yield Paragraph(text=counts, tone=tone)
     for state in _ORDER:
@@ -106,7 +115,6 @@ def _view(report: DoctorReport, *, full: bool) -> Iterator[Block]:
             yield Paragraph(
                 text=f"{one.check}: {one.seen}", tone="bad" if state == "stops" else "warn"
             )
-            if one.why:
-                yield Paragraph(text=f"  why: {one.why}")
-            if one.fix:
-                yield Paragraph(text=f"  fix: {one.fix}")
+            yield FactList(
+                facts=tuple(fact for fact in (("why", one.why), ("fix", one.fix)) if fact[1])
+            )

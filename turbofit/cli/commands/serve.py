@@ -24,6 +24,7 @@ from turbofit.cli.serving.serve_plan import (
     given_request,
     launch_request,
     preview,
+    refuse_elsewhere,
     show_commands,
     with_passed,
 )
@@ -94,11 +95,8 @@ def serve(
     models = filled(ModelsOptions, given)
     passed = sort_options(rest, unplanned=options.unplanned)
     request = given_request(model[0] if model else None, given)
-    if request.on is not None and not options.dry_run and not options.pretend:
-        raise UsageError(
-            "serve launches on the machine here, so --on does not go with it",
-            hint="leave --on out, or add --dry-run or --pretend",
-        )
+    if not options.dry_run and not options.pretend:
+        refuse_elsewhere(request, "serve launches on", ", or --dry-run to see the commands")
     options.check()
     if options.no_gateway:
         public.refuse_unused()

@@ -18,7 +18,13 @@ from turbofit.cli.options.common_options import (
 )
 from turbofit.cli.options.fields import filled, options_of
 from turbofit.cli.options.launch_options import LaunchOptions
-from turbofit.cli.serving.serve_plan import given_request, launch_request, planner_of, refuse
+from turbofit.cli.serving.serve_plan import (
+    given_request,
+    launch_request,
+    planner_of,
+    refuse,
+    refuse_elsewhere,
+)
 from turbofit.cli.terminal.interrupt import exit_code, run_until_signal
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.validation import Metavar
@@ -104,11 +110,8 @@ def tune(*, model: str, html: str | None, as_json: bool, md: bool, **given: Any)
     options.check()
     load.check()
     request = _request(model, given, load)
-    if request.on is not None and not options.pretend:
-        raise UsageError(
-            "tune measures the machine here, so --on does not go with it",
-            hint="leave --on out, or add --pretend",
-        )
+    if not options.pretend:
+        refuse_elsewhere(request, "tune measures")
     if request.goal == "context":
         raise UsageError(
             "a load does not measure context", hint="--goal throughput, or --goal latency"

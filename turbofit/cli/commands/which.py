@@ -39,6 +39,7 @@ def which(
     from turbofit.cli.terminal.output import say
     from turbofit.core.errors import DoesNotFitError
     from turbofit.machine.source import machine_from
+    from turbofit.planning.resolve import model_of
     from turbofit.planning.which import which_cards, which_models
 
     if model is not None and given["on"] is None and _is_machine(model):
@@ -47,6 +48,11 @@ def which(
         for note in machine_from(given["on"], gpus=given["gpus"]).warnings:
             say(f"assumed: {note}")
     request = filled(WhichRequest, {**given, "model": "-" if model is None else model})
+    if model is not None:
+        known = model_of(request)
+        request = request.changed(model=known)
+        for text in known.warnings:
+            say(f"warning: {text}")
     with under_way("planning for every machine" if model else "planning for every model"):
         found = which_models(request) if model is None else which_cards(request)
     _show(found, html, full=full, as_json=as_json, md=md)

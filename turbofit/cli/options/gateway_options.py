@@ -10,7 +10,7 @@ from turbofit.cli.command import option_name
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
 from turbofit.core.process.variables import variables
-from turbofit.core.validation import Metavar, Validated
+from turbofit.core.validation import FilePath, Metavar, Validated
 from turbofit.planning.request import Positive
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["GatewayOptions"]
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
-Path = Annotated[str, Metavar("FILE")]
 
 
 class GatewayOptions(Validated):
@@ -54,14 +52,16 @@ class GatewayOptions(Validated):
         default=None,
         description="connections that one address may have, but for trusted proxies (default 1024)",
     )
-    ssl_certfile: Path | None = Field(default=None, description="serve TLS with this certificate")
-    ssl_keyfile: Path | None = Field(default=None, description="its key")
-    access_log: Path | None = Field(
+    ssl_certfile: FilePath | None = Field(
+        default=None, description="serve TLS with this certificate"
+    )
+    ssl_keyfile: FilePath | None = Field(default=None, description="its key")
+    access_log: FilePath | None = Field(
         default=None,
         description="a JSON line for each request: a file, - for stderr, or none (default: stderr; "
         "of serve, a file in the run's folder)",
     )
-    record_trace: Path | None = Field(
+    record_trace: FilePath | None = Field(
         default=None,
         description="a JSON line for each answered request, for `turbofit bench --trace`: when it "
         "came and how large it was, nothing of its text and images",

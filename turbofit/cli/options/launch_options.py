@@ -8,7 +8,7 @@ from pydantic import Field
 
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import LAST_PORT
-from turbofit.core.validation import Metavar, Validated
+from turbofit.core.validation import FilePath, Metavar, Validated
 from turbofit.planning.request import Bytes
 
 if TYPE_CHECKING:
@@ -64,9 +64,7 @@ class LaunchOptions(Validated):
 class ServeOptions(LaunchOptions):
     """What `serve` asks beside."""
 
-    plan: Annotated[str | None, Metavar("FILE")] = Field(
-        default=None, description="launch what `plan --json` wrote"
-    )
+    plan: FilePath | None = Field(default=None, description="launch what `plan --json` wrote")
     dry_run: bool = Field(default=False, description="print what would be launched")
     no_check: bool = Field(default=False, description="ready without answered worst-case requests")
     no_gateway: bool = Field(

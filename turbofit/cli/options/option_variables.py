@@ -10,11 +10,14 @@ from click.core import ParameterSource
 
 from turbofit.core.errors import UsageError
 from turbofit.core.process.variable_names import PREFIX, VARIABLES, is_service_link
+from turbofit.core.synonyms import near, synonym
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["ROOT", "TRUE", "check_names", "is_switched_on", "named_source", "value_of", "variable"]
+__all__ = ["ROOT", "TRUE", "check_names", "is_switched_on", "named_source", "options_by_command",
+    "value_of", "variable",
+]  # fmt: skip
 
 #: click puts a command's name behind it.
 ROOT: Final = PREFIX.rstrip("_")
@@ -22,8 +25,6 @@ ROOT: Final = PREFIX.rstrip("_")
 TRUE: Final = frozenset({"true", "yes", "on", "1", "y", "t"})
 #: Commands for somebody who looks for an error; they have no options of their own.
 _ALWAYS_ANSWER: Final = frozenset({"completion", "help", "version"})
-#: Names less alike are no misspellings of each other.
-_ALIKE: Final = 0.6
 
 
 def variable(prefix: str, option: click.Parameter) -> str:
@@ -90,7 +91,7 @@ def check_names(ctx: click.Context) -> None:
         if name not in known and not elsewhere and not is_service_link(name, os.environ[name]):
             raise UsageError(
                 f"{name} is neither a variable nor an option of turbofit",
-                hint=_hint(name, known, group),
+                hint=_hint(name, known, ctx),
             )
 
 
@@ -103,17 +104,29 @@ def _options(command: click.Command, prefix: str) -> Iterator[str]:
     )
 
 
-def _hint(name: str, known: Iterable[str], group: click.Group) -> str:
-    """The nearest right name; all commands are imported for that, since this one ends here."""
-    from difflib import get_close_matches
+def options_by_command(ctx: click.Context) -> Iterator[tuple[str, click.Parameter]]:
+    """Each option of each command, all of which are imported: for the answer to a wrong name."""
+    group = ctx.find_root().command
+    if not isinstance(group, click.Group):
+        return
+    for name in group.list_commands(ctx):
+        command = group.get_command(ctx, name)
+        for one in command.params if command is not None else ():
+            if isinstance(one, click.Option) and one.allow_from_autoenv:
+                yield name, one
 
-    right, ctx = {*known, *VARIABLES}, click.Context(group)
-    for other in group.list_commands(ctx):
-        command = group.get_command(ctx, other)
-        if command is not None:
-            right |= set(_options(command, f"{PREFIX}{other.upper()}"))
+
+def _hint(name: str, known: Iterable[str], ctx: click.Context) -> str:
+    """The nearest right name, or the one that is here what it is elsewhere."""
+    here = f"{ctx.auto_envvar_prefix}_"
+    bare = name.removeprefix(here)
+    if name != bare and (found := synonym(bare)):
+        return found.here(os.environ[name], f"{here}{{variable}}={{value}}")
+    every = (
+        variable(f"{PREFIX}{command.upper()}", one) for command, one in options_by_command(ctx)
+    )
     # Without the prefix, by which all names are alike.
-    bare = sorted(one.removeprefix(PREFIX) for one in right)
-    near = get_close_matches(name.removeprefix(PREFIX), bare, n=1, cutoff=_ALIKE)
-    guess = f"did you mean {PREFIX}{near[0]}? " if near else ""
+    right = sorted(one.removeprefix(PREFIX) for one in {*known, *VARIABLES, *every})
+    alike = near(name.removeprefix(PREFIX), right)
+    guess = f"did you mean {PREFIX}{alike[0]}? " if alike else ""
     return f"{guess}See docs/environment.md; options are {PREFIX}COMMAND_OPTION"

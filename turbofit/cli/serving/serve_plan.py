@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NO_MODEL", "ServeArguments", "first_plan", "given_request", "launch_request", "planner_of",
-    "preview", "read_saved", "refusal", "refuse", "show_commands", "with_passed",
+    "preview", "read_saved", "refusal", "refuse", "refuse_elsewhere", "show_commands",
+    "with_passed",
 ]  # fmt: skip
 
 #: The model of a request that names none: a saved plan has its own.
@@ -71,6 +72,20 @@ def given_request(model: str | None, given: Options) -> PlanRequest:
     from turbofit.planning.request import PlanRequest
 
     return filled(PlanRequest, {**given, "model": model or NO_MODEL})
+
+
+def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
+    """Stop where a machine is described to a command that works on the GPUs here.
+
+    Raises:
+        UsageError: it is.
+    """
+    if request.on is not None:
+        raise UsageError(
+            f"{does} the machine here, so --on does not go with it",
+            hint=f"add --pretend to try it on pretend GPUs{beside}; turbofit plan MODEL --on "
+            f"{request.on} plans for that machine",
+        )
 
 
 def launch_request(request: PlanRequest, *, pretend: bool) -> PlanRequest:
@@ -139,7 +154,7 @@ def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bo
     import msgspec
 
     from turbofit.cli.commands.plan import show_plan
-    from turbofit.cli.terminal.output import answer
+    from turbofit.cli.terminal.output import answer, say
     from turbofit.planning.plan import plan as best_plan
     from turbofit.report.shell import shell_command
 
@@ -153,6 +168,8 @@ def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bo
         return show_plan(shown, "serve", full=True, as_json=as_json, md=md)
     if not plan.fits:
         raise refusal(plan)
+    for text in plan.model.warnings:
+        say(f"warning: {text}")
     answer("\n".join(shell_command(command) + "\n" for command in commands))
     return 0
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 from turbofit.core.errors import UsageError
 from turbofit.core.process.variable_names import NAMES, PREFIX, VARIABLES
+from turbofit.core.synonyms import near
 from turbofit.core.validation import Validated, parsed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["EnvironmentVariables", "variables"]
-
-#: Names of people's other variables are less like ours.
-_ALIKE: Final = 0.85
 
 
 def _key(text: str, name: str) -> str:
@@ -38,7 +35,7 @@ def _keys(text: str, name: str) -> tuple[str, ...]:
 
 
 def _folder(text: str, name: str) -> Path:
-    folder = Path(text)
+    folder = Path(os.path.expanduser(text))
     if not folder.is_absolute() or os.path.isfile(folder):
         what = "a file" if os.path.isfile(folder) else "not an absolute path"
         raise UsageError(
@@ -81,11 +78,11 @@ def _check_names(environ: Mapping[str, str]) -> None:
     known = [_field(name) for name in NAMES]
     for name in environ:
         if name.startswith(PREFIX) and name not in VARIABLES:
-            near = get_close_matches(_field(name), known, n=1, cutoff=_ALIKE)
-            if near:
+            alike = near(_field(name), known)
+            if alike:
                 raise UsageError(
                     f"{name} is no variable of turbofit",
-                    hint=f"did you mean {PREFIX}{near[0].upper()}? See docs/environment.md",
+                    hint=f"did you mean {PREFIX}{alike[0].upper()}? See docs/environment.md",
                 )
 
 

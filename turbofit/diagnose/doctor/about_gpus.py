@@ -158,7 +158,7 @@ def _mig(machine: Machine) -> Finding:
     return ok(check, "no GPU is cut into instances")
 
 
-def condition_findings(machine: Machine, healths: Sequence[Health] | None) -> Iterator[Finding]:
+def condition_findings(machine: Machine, healths: Sequence[Health]) -> Iterator[Finding]:
     """Link, power, heat and memory errors of each card."""
     if not healths:
         for check, why in (

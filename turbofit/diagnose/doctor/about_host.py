@@ -14,7 +14,7 @@ from turbofit.planning.ranks import rank_warning
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from turbofit.core.machine import Machine
+    from turbofit.core.machine import Host, Machine
     from turbofit.core.model import Model
     from turbofit.diagnose.doctor.sources import Sources
 
@@ -34,22 +34,24 @@ def host_findings(
     sources: Sources, machine: Machine | None, model: Model | None, port: int | None
 ) -> Iterator[Finding]:
     """Everything around the GPUs."""
-    yield _ram(machine, model)
+    described = machine is not None and machine.host.ram_available != NA
+    host = machine.host if machine is not None and described else sources.host()
+    yield _ram(host, model)
     yield _locked(sources)
-    yield _shm(machine)
+    yield _shm(machine, host)
     yield _disk(sources, model)
     yield _port(sources, port)
     yield _launcher(sources, machine)
     yield _variables(sources)
 
 
-def _ram(machine: Machine | None, model: Model | None) -> Finding:
+def _ram(host: Host, model: Model | None) -> Finding:
     check = "host_memory"
     why = (
         "a server process takes about 4 GiB, pinned buffers and images come on top; when it runs"
         " out, the kernel kills the engine (exit code 137)"
     )
-    available = machine.host.ram_available if machine else NA
+    available = host.ram_available
     if available == NA:
         return unreadable(check, "available host memory", why)
     seen = f"{format_bytes(available)} available"
@@ -84,18 +86,18 @@ def _locked(sources: Sources) -> Finding:
     )
 
 
-def _shm(machine: Machine | None) -> Finding:
+def _shm(machine: Machine | None, host: Host) -> Finding:
     check = "shared_memory"
     why = (
         "NCCL between GPUs without peer access, and Ray, exchange data through /dev/shm; Docker"
         " gives a container 64 MiB"
     )
-    available = machine.host.shm_available if machine else NA
-    if machine is None or available == NA:
+    available = host.shm_available
+    if available == NA:
         return unreadable(check, "/dev/shm", why)
     seen = f"/dev/shm has {format_bytes(available)} free"
-    several = len(machine.visible) > 1
-    lonely = several and any(
+    several = machine is not None and len(machine.visible) > 1
+    lonely = machine is not None and any(
         not machine.link(a, b).peers for a in machine.visible for b in machine.visible if a < b
     )
     fix = "docker run --shm-size 8g, or --ipc host"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import compress
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import MachineError, PackageError
 from turbofit.diagnose.doctor.about_front_ends import front_end_finding
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
 
 __all__ = ["examine"]
+
+#: What cannot be read where no card is: it follows from that, and is no finding.
+_OF_CARDS: Final = ("driver_cuda", "torch_architectures", "compute_capability")
 
 
 def examine(
@@ -59,7 +63,13 @@ def examine(
             healths = read_health(machine)
         first = ok("nvml", f"driver {machine.driver}, CUDA {machine.cuda} ({machine.source})")
     except (MachineError, PackageError) as exc:
-        first = stops("nvml", exc.message, "without NVML no GPU can be planned for", exc.hint)
+        first = stops(
+            "nvml",
+            exc.message,
+            "no GPU here can be planned for; driver, kernels and the cards' condition were not "
+            "looked at",
+            f"{exc.hint}; turbofit serve MODEL --pretend --on SPEC tries it without a GPU",
+        )
     findings: list[Finding] = [first, *package_findings(places, machine)]
     findings += [front_end_finding(places, model), nccl_finding(places)]
     videos = video_finding(places)
@@ -69,10 +79,14 @@ def examine(
         findings.append(module_finding(places, model, drafts=drafts))
     if machine is not None:
         findings += gpu_findings(places, machine)
-        findings += condition_findings(machine, healths)
+        if healths is not None:
+            findings += condition_findings(machine, healths)
         findings += link_findings(places, machine)
     findings.append(xid_finding(places))
     findings += host_findings(places, machine, model, port)
+    if healths is None:
+        kept = (one.state != "unreadable" or one.check not in _OF_CARDS for one in findings)
+        findings = list(compress(findings, kept))
     return DoctorReport(
         machine=machine.name if machine else None,
         source=machine.source if machine else "none",

@@ -13,10 +13,12 @@ from turbofit.core.errors import LaunchError
 from turbofit.core.struct import NA, NaType
 from turbofit.kernels.installed import installed
 from turbofit.launch.engine.environment import check_port
+from turbofit.machine.host import read_host
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from turbofit.core.machine import Host
     from turbofit.kernels.census import Census
 
 __all__ = ["CHILD_SECONDS", "Sources"]
@@ -121,6 +123,13 @@ class Sources:
         except (OSError, subprocess.SubprocessError):
             return None
         return done.stdout.split()
+
+    def host(self) -> Host:
+        """Memory of the host, as this process may use it."""
+        root = self.root
+        return read_host(
+            proc=str(root / "proc"), cgroup=str(root / "sys/fs/cgroup"), shm=str(root / "dev/shm")
+        )
 
     def kernels(self) -> Census | None:
         """The kernels of the installed TurboMind; None where they cannot be read."""

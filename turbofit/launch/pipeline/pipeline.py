@@ -7,7 +7,7 @@ import warnings
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.errors import DoesNotFitError, LaunchError, UsageError
+from turbofit.core.errors import DoesNotFitError, LaunchError, NoGpuError, UsageError
 from turbofit.launch.engine.environment import find_lmdeploy
 from turbofit.launch.pipeline.pipeline_config import (
     engine_of,
@@ -88,7 +88,14 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         if leases is not None:
             failed.callback(leases.close)
         request = _request(model_path, backend_config, planning)
-        plan = _planned(request, leases)
+        try:
+            plan = _planned(request, leases)
+        except NoGpuError as exc:
+            exc.hint = (
+                "a pipeline needs a GPU; turbofit.plan(MODEL, on=SPEC) plans without one, and "
+                "turbofit serve MODEL --pretend --on SPEC answers on pretend GPUs"
+            )
+            raise
         config = planned_config(plan, backend_config)
         _choose_gpus(plan, config)
         if leases is not None and request.cache_max_entry_count is None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from turbofit.core.errors import UsageError
 from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.synonyms import synonym
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,12 +106,12 @@ def _sort(passed: PassedOptions, name: str, kind: str, values: list[str], unplan
     if kind != "free":
         if not unplanned:
             why = "changes memory in ways that the ledger does not model"
+            hint = "leave it out, or take the risk with --unplanned"
             if kind == "unknown":
                 why = "is no option of LMDeploy 0.18"
-            raise UsageError(
-                f"{name} after -- {why}",
-                hint="leave it out, or take the risk with --unplanned",
-            )
+                if found := synonym(name):
+                    hint = found.here(next(iter(values), None), "--{option} {value} before --")
+            raise UsageError(f"{name} after -- {why}", hint=hint)
         passed.unplanned.append(name)
     if name == "--api-keys":
         passed.api_keys.extend(values)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from turbofit.core.errors import LaunchError, UsageError
+from turbofit.core.messages import HOW_TO_SERVE
 from turbofit.core.process.state import state_dir
 from turbofit.launch.engine.proc import start_time
 from turbofit.launch.serve.record import RunRecord
@@ -72,7 +73,7 @@ def chosen_run(name: str | None) -> RunningServer:
         if not servers:
             raise UsageError(f"no server {name!r} runs here", hint="turbofit ps lists them")
     if not servers:
-        raise UsageError("no server of this user runs here", hint="turbofit serve MODEL")
+        raise UsageError("no server of this user runs here", hint=HOW_TO_SERVE)
     if len({one.record.pid for one in servers}) > 1:
         names = ", ".join(one.name for one in servers)
         raise UsageError(f"{len(servers)} servers run here", hint=f"name one of them: {names}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from turbofit.core.machine import Gpu
 from turbofit.core.messages import plural
 from turbofit.core.model import Model
-from turbofit.core.plan import Basis, Settings, Term
+from turbofit.core.plan import Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import MIB, round_up
 from turbofit.machine.presets import context_bytes
@@ -65,7 +65,7 @@ def weight_terms(
     model: Model, settings: Settings, capability: tuple[int, int], constants: PytorchConstants
 ) -> list[Term]:
     """The weights of one rank by class, and what loading leaves unusable between them."""
-    basis: Basis = "file" if model.source.sizes == "file" else "formula"
+    basis = model.source.sizes
     classes = weight_classes(model, settings.tp)
     terms = [term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
     terms += draft_terms(model, settings)

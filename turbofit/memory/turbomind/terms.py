@@ -10,7 +10,7 @@ from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
 from turbofit.core.messages import plural
 from turbofit.core.model import Model
-from turbofit.core.plan import Basis, Settings, Term
+from turbofit.core.plan import Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import format_bytes, round_up
 from turbofit.machine.presets import context_bytes
@@ -86,7 +86,7 @@ def weight_terms(
     capability: tuple[int, int],
 ) -> list[Term]:
     """The weights of one rank by tensor class, and what loading has not given back yet."""
-    basis: Basis = "file" if model.source.sizes == "file" else "formula"
+    basis = model.source.sizes
     classes = weight_classes(model, settings.tp, constants, capability)
     terms = [term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
     total = sum(classes.values())

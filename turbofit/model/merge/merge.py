@@ -18,6 +18,8 @@ from turbofit.model.merge.result import converted, main_dtype, plain, write
 from turbofit.model.merge.shards import open_shards
 from turbofit.model.merge.tensor_steps import MergePlan, plan_pieces
 from turbofit.model.merge.tensors import DTYPES, FLOATS, torch_library
+from turbofit.model.names import read_name
+from turbofit.model.presets import HUB_ID, find_preset, load_preset
 
 __all__ = ["Merged", "merge"]
 
@@ -72,8 +74,8 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
         UsageError: see the readers; nothing is left behind.
         PackageError: torch is missing.
     """
-    folder = _located(base, "config.json")
-    lora_folder = _located(adapter, ADAPTER_CONFIG) if adapter else None
+    folder = _located(base, "config.json", say)
+    lora_folder = _located(adapter, ADAPTER_CONFIG, say) if adapter else None
     target = check_target(out, (folder, *([lora_folder] if lora_folder else [])), force=force)
     torch_library()
     config = _config(folder)
@@ -123,17 +125,22 @@ def _refuse_useless(base: str, adapter: str | None, vision_tower: str | None) ->
         )
 
 
-def _located(name: str, needed: str) -> str:
+def _located(name: str, needed: str, say: Say) -> str:
     """A folder, or a snapshot in the local hub cache."""
     path = os.path.expanduser(name)
     if os.path.isdir(path):
         return os.path.abspath(path)
-    if cached := cached_snapshot(name, None):
+    hub_id, revision, notes = read_name(name)
+    if preset := find_preset(hub_id):
+        hub_id = load_preset(preset).hub_id
+    for note in notes:
+        say(note)
+    if cached := cached_snapshot(hub_id, revision):
         return cached
     raise UsageError(
         f"{name[:200]} is neither a folder nor in the local hub cache",
-        hint=f"hf download {name[:200]}"
-        if name.count("/") == 1 and not name.startswith(("/", ".", "~"))
+        hint=f"hf download {hub_id}{f' --revision {revision}' if revision else ''}"
+        if HUB_ID.fullmatch(hub_id)
         else f"name a folder that holds {needed}",
     )
 

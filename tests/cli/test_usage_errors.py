@@ -1,0 +1,229 @@
+"""Words of other programs at every command: taken, or answered in two lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import turbofit
+from turbofit.cli.command_group import COMMANDS
+from turbofit.cli.main import main
+from turbofit.core.errors import UsageError
+from turbofit.core.plan import Plan
+
+Out = pytest.CaptureFixture[str]
+#: These have no options that a person could mistake.
+PLAIN = {"help", "version", "completion"}
+
+
+def refused(capsys: Out, *words: str) -> tuple[str, str]:
+    assert main(list(words)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    error, hint = captured.err.splitlines()
+    return error.removeprefix("error: "), hint.removeprefix("hint: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "value", "hint"),
+    [
+        ("--gpu-memory-utilization 0.5", " 0.5", "MiB, which is 0.5 of 24.0 GiB"),
+        ("--gpu-memory-utilization=0.5", " 0.5", "MiB, which is 0.5 of 24.0 GiB"),
+        ("--max-model-len 8192", " 8192", "an option of vLLM; here: --context 8192"),
+        ("--port 80", "", "turbofit serve, gateway, export have it"),
+        ("--server-port 80", " 80", "turbofit serve MODEL --port 80"),
+        ("--tool-call-parser qwen", "", "behind --: turbofit serve MODEL -- --tool-call-parser"),
+        ("--model x/y", " x/y", "turbofit plan x/y, without an option"),
+        ("--imags 2", "", "did you mean --images?"),
+        ("--foo 2", "", "see turbofit plan --help"),
+        ("--enforce-eager", "", "here: --eager-mode"),
+    ],
+)
+def test_options_of_others_at_plan(words: str, value: str, hint: str, capsys: Out) -> None:
+    said = refused(capsys, "plan", "internvl2-8b", "--on", "2xrtx3090", *words.split())
+    name = words.split(maxsplit=1)[0].partition("=")[0]
+    assert said[0] == f"unknown option {name}{value}"
+    assert hint in said[1]
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - PLAIN))
+def test_every_command_knows_the_names_of_others(command: str, capsys: Out) -> None:
+    error, hint = refused(capsys, command, "--max-model-len", "8192")
+    assert error == "unknown option --max-model-len 8192"
+    assert "--context 8192" in hint
+
+
+@pytest.mark.parametrize(
+    ("words", "note", "field", "value"),
+    [
+        ("-tp 2", "-tp of SGLang is taken as --tp", "parallel.tp", 2),
+        ("-c 4096", "-c of llama.cpp is taken as --context", "settings.session_len", 4096),
+        ("--backend=pytorch", "--backend of LMDeploy is taken as", "engine.name", "pytorch"),
+    ],
+)
+def test_what_is_equal_is_taken_and_said(
+    words: str, note: str, field: str, value: object, capsys: Out
+) -> None:
+    base = ["plan", "internvl2-8b", "--on", "2xrtx3090", "--json"]
+    assert main([*base, *words.split()]) == 0
+    captured = capsys.readouterr()
+    found: object = Plan.from_json(captured.out)
+    for name in field.split("."):
+        found = getattr(found, name)
+    assert found == value
+    assert note in captured.err
+
+
+def test_the_port_and_the_host_of_lmdeploy_are_the_servers(capsys: Out) -> None:
+    words = ["serve", "internvl2-8b", "--on", "1xrtx3090", "--dry-run"]
+    assert main([*words, "--server-port", "9000", "--server-name", "127.0.0.1"]) == 0
+    captured = capsys.readouterr()
+    assert "--server-port 9000" in captured.out
+    assert "--server-name of LMDeploy is taken as --host" in captured.err
+
+
+def test_a_value_is_no_option(capsys: Out) -> None:
+    """What follows an option is its value, whatever it looks like; and the model is no value."""
+    assert "needs a value before" in refused(capsys, "plan", "m", "--on", "--max-model-len")[0]
+    assert refused(capsys, "serve", "--max-model-len", "--tp", "2")[0].endswith("--max-model-len")
+
+
+def test_behind_the_dashes(capsys: Out) -> None:
+    error, hint = refused(capsys, "serve", "m", "--", "--max-model-len", "8192")
+    assert "is no option of LMDeploy" in error
+    assert hint == "an option of vLLM; here: --context 8192 before --"
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("run", "turbofit serve MODEL"),
+        ("pull", "downloads what is not there"),
+        ("chat", "OpenAI client"),
+        ("info", "turbofit plan MODEL --full"),
+        ("internvl3-8b", "it is a model: turbofit plan internvl3-8b"),
+        ("OpenGVLab/InternVL3-8B", "it is a model"),
+        ("https://huggingface.co/OpenGVLab/InternVL3-8B", "it is a model"),
+        ("qwen2.5vl:7b", "it is a model"),
+        ("4xrtx3090", "it is a machine: turbofit plan MODEL --on 4xrtx3090"),
+        ("/", "it is a path"),
+        (__file__, "it is a path"),
+        ("qqqqqq", "turbofit help lists the commands"),
+    ],
+)
+def test_a_first_word_that_is_no_command(word: str, hint: str, capsys: Out) -> None:
+    assert hint in refused(capsys, word)[1]
+
+
+def test_words_that_are_missing_or_too_many(capsys: Out) -> None:
+    error, hint = refused(capsys, "plan")
+    assert error == "MODEL is missing"
+    assert hint.startswith("as turbofit plan internvl2-8b")
+    assert "--on 4xrtx3090" in refused(capsys, "predict", "internvl2-8b", "4xrtx3090")[1]
+    assert "--on 4xrtx3090" in refused(capsys, "plan", "internvl2-8b", "4xrtx3090")[1]
+    assert refused(capsys, "compare", "internvl2-8b", "x") == (
+        "internvl2-8b is a model, and no document: No such file or directory",
+        "write a plan with turbofit plan internvl2-8b --json > plan.json",
+    )
+
+
+def test_variables_profiles_and_keywords_have_the_same_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    monkeypatch.setenv("TURBOFIT_PLAN_MAX_MODEL_LEN", "8192")
+    said = refused(capsys, "plan", "internvl2-8b", "--on", "1xrtx3090")
+    assert said[1] == "an option of vLLM; here: TURBOFIT_PLAN_CONTEXT=8192"
+    monkeypatch.delenv("TURBOFIT_PLAN_MAX_MODEL_LEN")
+    profile = tmp_path / "p.yaml"
+    profile.write_text("model: internvl2-8b\nworkload:\n  max_model_len: 8192\n")
+    said = refused(capsys, "plan", "-f", str(profile))
+    assert said[0].endswith(":3: max_model_len is nothing that workload knows")
+    assert said[1] == "an option of vLLM; here: context, below workload"
+    with pytest.raises(UsageError) as error:
+        turbofit.plan("internvl2-8b", on="1xrtx3090", tensor_parallel_size=2)
+    assert error.value.hint == "an option of vLLM and SGLang; here: tp=2"
+
+
+def test_a_tilde_in_quotes_is_the_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["machine", "--on", "1xrtx3090", "--save", "~/m.json"]) == 0
+    assert (tmp_path / "m.json").is_file()
+    capsys.readouterr()
+    monkeypatch.setenv("TURBOFIT_PLAN_ON", "~/m.json")
+    assert main(["plan", "internvl2-8b", "--json"]) == 0
+    (tmp_path / "plan.json").write_text(capsys.readouterr().out)
+    assert main(["report", "~/plan.json"]) == 0
+    assert main(["serve", "--plan", "~/plan.json", "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("serve", "--on", "1xrtx3090", "--dry-run"),
+        ("plan", "--on", "1xrtx3090"),
+        ("predict", "--on", "1xrtx3090"),
+        ("which",),
+    ],
+)
+def test_each_command_says_what_was_assumed_of_a_models_name(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    from turbofit.planning import which
+
+    monkeypatch.setattr(which, "preset_names", lambda: ["rtx3090"])
+    assert main([words[0], "gemma3:4b", *words[1:]]) in (0, 3)
+    captured = capsys.readouterr()
+    said = " ".join((captured.out + captured.err).split())
+    assert "Ollama's gemma3:4b is GGUF, which LMDeploy does not run" in said
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from turbofit.core.errors import NoGpuError
+    from turbofit.machine import nvml_machine
+
+    def nothing(*_: object) -> None:
+        raise NoGpuError("NVML cannot be opened", hint="describe a machine with --on SPEC")
+
+    monkeypatch.setattr(nvml_machine, "measure_in_time", nothing)
+
+
+@pytest.mark.parametrize("command", ["serve", "tune", "calibrate"])
+def test_where_no_gpu_is_a_launch_says_what_can_be_done_here(
+    command: str, no_gpu: None, tmp_path: Path, capsys: Out
+) -> None:
+    """And nobody is sent from one hint to the next: what a hint says to add is taken."""
+    assert main([command, "internvl2-8b"]) == 4
+    hint = capsys.readouterr().err.splitlines()[-1]
+    assert "--pretend --on 1xrtx3090 tries it on pretend GPUs" in hint
+    assert "turbofit plan MODEL --on SPEC" in hint
+    error, hint = refused(capsys, command, "internvl2-8b", "--on", "1xrtx3090")
+    assert "--on does not go with it" in error
+    assert "--pretend" in hint
+    assert "turbofit plan MODEL --on 1xrtx3090" in hint
+
+
+def test_a_profiles_machine_is_the_pretended_one(no_gpu: None, tmp_path: Path, capsys: Out) -> None:
+    profile = tmp_path / "p.yaml"
+    profile.write_text("model: internvl2-8b\nmachine: {on: 4xrtx3090}\n")
+    assert main(["serve", "-f", str(profile)]) == 4
+    assert "without a GPU, --pretend tries it" in capsys.readouterr().err
+    assert main(["serve", "-f", str(profile), "--dry-run"]) == 0
+
+
+def test_a_plan_without_a_gpu_describes_one(no_gpu: None, capsys: Out) -> None:
+    assert main(["plan", "internvl2-8b"]) == 4
+    assert "hint: describe a machine with --on SPEC" in capsys.readouterr().err
+
+
+def test_doctor_counts_in_words_and_hangs_what_it_says(no_gpu: None, capsys: Out) -> None:
+    main(["doctor"])
+    text = capsys.readouterr().out
+    assert text.startswith("no GPU that can be read\n1 stops serving, ")
+    assert "1 stops," not in text
+    lines = text.splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("  fix  "))
+    assert lines[at + 1].startswith("       ")

@@ -1,0 +1,83 @@
+"""Names of other programs, and what turbofit has for the same."""
+
+from __future__ import annotations
+
+import click
+import pytest
+
+from turbofit.cli.command_group import COMMANDS, TURBOFIT
+from turbofit.cli.options.option_variables import options_by_command
+from turbofit.core.synonyms import _tables, command_synonym, near, synonym
+from turbofit.launch.serve.passthrough import option_classes
+
+CARD = 24 << 30
+
+
+def here(name: str, value: str | None) -> str:
+    found = synonym(name)
+    assert found is not None
+    text = found.here(value, "--{option} {value}", lambda: CARD)
+    whose, _, rest = text.partition("; here: ")
+    assert whose.startswith("an option of ")
+    return rest
+
+
+def test_every_option_that_the_table_names_is_one() -> None:
+    """Or it is LMDeploy's, behind --."""
+    ctx = click.Context(TURBOFIT)
+    ours = {name for _, one in options_by_command(ctx) for name in (*one.opts, *one.secondary_opts)}
+    options, commands = _tables()
+    for name, one in options.items():
+        known = {*ours, *option_classes(), "--MODEL"}
+        assert not one.to or f"--{one.to}" in known, name
+        assert one.to or one.say, name
+    assert not commands.keys() & COMMANDS.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("--gpu-memory-utilization", "0.9", "--budget 22118MiB, which is 0.9 of 24.0 GiB"),
+        ("--gpu-memory-utilization", "90%", "--budget 22118MiB, which is 0.9 of 24.0 GiB"),
+        ("--gpu_memory_utilization", "x", "--budget BYTES, of a card of 24 GiB 21.6GiB"),
+        ("--cuda-memory-fraction", "0.5", "--budget 12288MiB"),
+        ("--mem-fraction-static", "0.5", "--budget 12288MiB"),
+        ("--max-model-len", "8192", "--context 8192"),
+        ("num_ctx", "4096", "--context 4096"),
+        ("--max-num-seqs", "32", "--max-batch-size 32"),
+        ("-np", "4", "--concurrency 4"),
+        ("--data-parallel-size", "2", "--replicas 2"),
+        ("--kv-cache-dtype", "fp8_e5m2", "--quant-policy fp8_e5m2"),
+        ("--kv-cache-dtype", "auto", "--quant-policy 0"),
+        ("--kv-cache-dtype", "nvfp4", "--quant-policy"),
+        ("--cache-type-k", "q8_0", "--quant-policy 8"),
+        ("--quantization", "awq_marlin", "--model-format awq"),
+        ("--limit-mm-per-prompt", "image=4", "--images 4"),
+        ("--limit-mm-per-prompt", "image=4,video=1", "--images 4"),
+        ("--limit-mm-per-prompt", '{"image": 4}', "--images 4"),
+        ("--mm-processor-kwargs", '{"max_pixels": 1003520}', "--max-pixels 1003520"),
+        ("--mm-processor-kwargs", '{"max_dynamic_patch": 6}', "--max-dynamic-patch 6"),
+        ("--mm-processor-kwargs", "{", "--max-pixels"),
+        ("--enforce-eager", "m", "--eager-mode"),
+        ("-ngl", "99", "leave it out"),
+        ("--lora-modules", "a=b", "turbofit merge BASE ADAPTER OUT"),
+        ("--num-gpus", "2", "--tp 2 (and a machine of so many cards is --on 2xrtx3090)"),
+    ],
+)
+def test_the_value_is_translated(name: str, value: str, said: str) -> None:
+    assert here(name, value).startswith(said)
+
+
+def test_what_nobody_says() -> None:
+    assert synonym("--no-such-thing") is None
+    assert command_synonym("qqqq") is None
+    assert str(command_synonym("RUN")).startswith("turbofit serve MODEL")
+
+
+def test_what_is_unlike_is_no_misspelling() -> None:
+    assert near("--imags", ["--images", "--json"]) == ["--images"]
+    for wrong, right in (
+        ("--max-model-len", "--language-model-only"), ("--users", "--cluster"),
+        ("--kv-cache-dtype", "--dtype"), ("--free", "--file"), ("--model", "--md"),
+    ):  # fmt: skip
+        assert near(wrong, [right]) == []
