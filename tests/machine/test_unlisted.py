@@ -26,7 +26,7 @@ ROWS = load_yaml(presets_dir() / "gpus" / "unsupported.yaml")["cards"]
         ("750ti", "Maxwell"), ("Titan X", "Maxwell"), ("k80", "Kepler"), ("Tesla K40m", "Kepler"),
         ("780 Ti", "Kepler"),
         ("1660 super", "without tensor cores"), ("GTX 1650", "without tensor cores"),
-        ("mi300x", "AMD"), ("MI250", "AMD"), ("AMD Instinct MI210", "AMD"), ("rx7900xtx", "AMD"),
+        ("mi300x", "AMD"), ("MI250", "AMD"), ("AMD Instinct MI210", "AMD"), ("rx7900xtx", "AMD"), ("7900xtx", "AMD"),
         ("Radeon RX 6800", "AMD"), ("w7900", "AMD"), ("Strix Halo", "AMD"), ("vega64", "AMD"),
         ("ascend 910b", "Huawei"), ("910B3", "Huawei"), ("Atlas 800T A2", "Huawei"),
         ("310p", "Huawei"), ("MLU370", "MetaX or Cambricon"), ("metax c500", "MetaX or Cambricon"),

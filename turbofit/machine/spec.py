@@ -213,6 +213,7 @@ def _counted(text: str, given: dict[str, str]) -> tuple[str, str]:
             or _SMI_NAME.fullmatch(name)
             or MIG_NAME.fullmatch(name)
             or other_card(name)
+            or unsupported_card(name)  # 7900xtx is no group of 7,900 cards
         )
 
     if known(text):

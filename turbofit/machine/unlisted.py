@@ -263,7 +263,8 @@ def _unknown(name: str) -> UsageError:
     """The nearest names, of the same size where the name has one; never all of them."""
     near = [f"{key} ({nominal_gigabytes(key)} GB)" for key in nearest_names(name)]
     guess = f"did you mean {' or '.join(near)}? " if near else ""
-    written = "NAME" if guess else bare_name(name) or "NAME"
+    bare = bare_name(name)
+    written = bare if not guess and any(c.isdigit() for c in bare) else "NAME"
     return UsageError(
         f"no GPU preset is called {name!r}",
         hint=f"{guess}A card without a preset is written {written}:total=24GiB, or 24GB;"
