@@ -461,9 +461,10 @@ class Plan(Struct):
         try:
             from lmdeploy import PytorchEngineConfig, TurbomindEngineConfig
         except ImportError:
-            raise PackageError(
-                "LMDeploy is not installed", hint='pip install "turbofit[lmdeploy]"'
-            ) from None
+            from turbofit.core.installation import install_command
+
+            how = install_command("lmdeploy")
+            raise PackageError("LMDeploy is not installed", hint=how) from None
         kind = {"pytorch": PytorchEngineConfig}.get(self.engine.name, TurbomindEngineConfig)
         return kind(**self.lmdeploy_settings())
 

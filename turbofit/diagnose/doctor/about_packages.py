@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from turbofit.core.installation import install_command
 from turbofit.core.struct import NA
 from turbofit.diagnose.doctor.about_kernels import capabilities, kernel_findings
 from turbofit.diagnose.doctor.finding import Finding, ok, stops, unreadable, warning
@@ -58,7 +59,7 @@ def _lmdeploy(sources: Sources) -> Finding:
             check,
             "LMDeploy is not installed in this environment",
             "turbofit plans without it, but has nothing to launch",
-            'pip install "turbofit[lmdeploy]"',
+            install_command("lmdeploy"),
         )
     release = numbers(found)[:2]
     if release < _OLDEST:
@@ -66,7 +67,7 @@ def _lmdeploy(sources: Sources) -> Finding:
             check,
             f"LMDeploy {found}",
             "its vision tower and cache work otherwise than turbofit's account: serve needs 0.16",
-            'pip install -U "turbofit[lmdeploy]"',
+            install_command("lmdeploy", upgrade=True),
         )
     if release > _NEWEST:
         return warning(
