@@ -6,7 +6,15 @@ from typing import Annotated, Final, Literal
 
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
-from turbofit.core.plan import Command, Limits, Plan, Remedy, Throughput, Workload
+from turbofit.core.plan import (
+    Command,
+    Limits,
+    Plan,
+    Remedy,
+    ServeCommand,
+    Throughput,
+    Workload,
+)
 from turbofit.core.struct import Struct, const, decode, doc, to_json
 
 __all__ = [
@@ -136,6 +144,10 @@ class ClusterPlan(Struct):
         doc("Other promises and what they would give; where nothing fits, what would."),
     ] = ()
     source: Annotated[str, doc("Where the cluster comes from.")] = ""
+    serve: Annotated[
+        ServeCommand | None,
+        doc("What serves it and holds its limits; null where turbofit serve would not serve it."),
+    ] = None
 
     @property
     def requests_at_once(self) -> int:

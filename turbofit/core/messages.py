@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["groups_of", "indices", "on_each_gpu", "option_of", "plural"]
+__all__ = [
+    "BESIDE_COMMANDS",
+    "BEYOND",
+    "QUEUED",
+    "groups_of",
+    "indices",
+    "on_each_gpu",
+    "option_of",
+    "plural",
+]
+
+#: A warning, and how another begins, that are said beside a command where one is shown.
+QUEUED: Final = (
+    "this plan holds only where image requests are queued, as turbofit serve and turbofit.pipeline"
+    " do"
+)
+BEYOND: Final = "requests beyond these limits are not planned for"
+BESIDE_COMMANDS: Final = (QUEUED, BEYOND)
 
 
 def indices(gpus: Iterable[int]) -> str:

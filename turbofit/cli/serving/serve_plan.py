@@ -142,18 +142,24 @@ def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bo
     from turbofit.cli.terminal.output import answer
     from turbofit.planning.plan import plan as best_plan
     from turbofit.report.shell import shell_command
+    from turbofit.report.views.plan.commands_view import unheld
 
     if arguments.options.plan:
         plan = read_saved(arguments, arguments.options.plan)
     else:
         plan = best_plan(with_passed(arguments))
-    commands = _commands(plan, arguments.passed, port)
+    passed = arguments.passed
+    commands = _commands(plan, passed, port)
     if as_json or md:
-        shown = msgspec.structs.replace(plan, commands=commands)
+        serve = plan.serve
+        if serve is not None and passed.argv:
+            serve = msgspec.structs.replace(serve, argv=(*serve.argv, "--", *passed.argv))
+        shown = msgspec.structs.replace(plan, serve=serve, commands=commands)
         return show_plan(shown, "serve", full=True, as_json=as_json, md=md)
     if not plan.fits:
         raise refusal(plan)
-    answer("\n".join(shell_command(command) + "\n" for command in commands))
+    note = f"# turbofit serve starts this behind its gateway: {unheld(plan)}\n"
+    answer(note + "\n".join(shell_command(command) + "\n" for command in commands))
     return 0
 
 
