@@ -149,11 +149,14 @@ def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bo
     else:
         plan = best_plan(with_passed(arguments))
     passed = arguments.passed
-    commands = _commands(plan, passed, port)
+    name = arguments.options.model_name
+    commands = _commands(plan, passed, port, name)
     if as_json or md:
         serve = plan.serve
-        if serve is not None and passed.argv:
-            serve = msgspec.structs.replace(serve, argv=(*serve.argv, "--", *passed.argv))
+        if serve is not None:
+            named = ("--model-name", name) if name else ()
+            rest = ("--", *passed.argv) if passed.argv else ()
+            serve = msgspec.structs.replace(serve, argv=(*serve.argv, *named, *rest))
         shown = msgspec.structs.replace(plan, serve=serve, commands=commands)
         return show_plan(shown, "serve", full=True, as_json=as_json, md=md)
     if not plan.fits:
@@ -244,7 +247,9 @@ def _modelled(passed: PassedOptions) -> dict[str, Any]:
         return planning_keywords(ctx.params)
 
 
-def _commands(plan: Plan, passed: PassedOptions, port: int) -> tuple[Command, ...]:
+def _commands(
+    plan: Plan, passed: PassedOptions, port: int, name: str | None
+) -> tuple[Command, ...]:
     from turbofit.core.plan import Command
     from turbofit.planning.commands import commands, refuse_options
 
@@ -256,5 +261,5 @@ def _commands(plan: Plan, passed: PassedOptions, port: int) -> tuple[Command, ..
         )
     return tuple(
         Command(env=command.env, argv=(*command.argv, *passed.argv), group=command.group)
-        for command in commands(plan, port=port)
+        for command in commands(plan, port=port, name=name)
     )

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
+from typing import TYPE_CHECKING
 
-__all__ = ["client_lines"]
+if TYPE_CHECKING:
+    from turbofit.launch.serve.config import ServeConfig
+
+__all__ = ["client_lines", "to_ask"]
 
 
 def client_lines(url: str, model: str, *, key: bool) -> list[str]:
@@ -24,5 +28,18 @@ def client_lines(url: str, model: str, *, key: bool) -> list[str]:
     return [
         f"curl {url}/v1/chat/completions {' '.join(headers)} -d {shlex.quote(json.dumps(body))}",
         f'openai.OpenAI(base_url="{url}/v1", api_key={secret}).chat.completions.create('
-        f'model="{model}", messages=[{{"role": "user", "content": "Hello"}}])',
+        f'model={json.dumps(model)}, messages=[{{"role": "user", "content": "Hello"}}])',
     ]
+
+
+def to_ask(url: str, config: ServeConfig, model: str) -> list[str]:
+    """What is said once a server is open; without a gateway its first engine is asked.
+
+    Args:
+        url: where it listens.
+        config: of the server.
+        model: as its engines call it.
+    """
+    gateway = config.gateway
+    key = bool(config.api_key) if gateway is None else bool(gateway.api_keys)
+    return [f"to ask: {line}" for line in client_lines(url, model, key=key)]

@@ -118,7 +118,8 @@ class Attempt:
         key: str | None
         refuse_options(plan.engine, config.options)
         if config.gateway is None and job.examiner is None and job.door is None:
-            made, key = commands(plan, port=config.port), None
+            name = config.client_name(plan.model)
+            made, key = commands(plan, port=config.port, name=name), None
         else:
             from turbofit.gateway.overlay import overlay
 
@@ -219,6 +220,7 @@ class Attempt:
             upstream_key=self._key,
             drain_seconds=serve_config.timing.drain,
             pretend=serve_config.pretend,
+            names=serve_config.names(plan),
             quarantine=quarantine_file(
                 self._plan, job.lmdeploy.version, pretend=serve_config.pretend
             ),
