@@ -161,7 +161,10 @@ def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bo
         return show_plan(shown, "serve", full=True, as_json=as_json, md=md)
     if not plan.fits:
         raise refusal(plan)
-    note = f"# turbofit serve starts this behind its gateway: {unheld(plan)}\n"
+    behind = (
+        "" if arguments.options.no_gateway else "turbofit serve starts this behind its gateway: "
+    )
+    note = f"# {behind}{unheld(plan)}\n"
     answer(note + "\n".join(shell_command(command) + "\n" for command in commands))
     return 0
 

@@ -68,7 +68,7 @@ class ServeConfig(Validated):
         known: tuple[str | None, ...] = ()
         if model.hub_id:
             known = (model.hub_id, model.hub_id.rpartition("/")[2], find_preset(model.hub_id))
-        names = (self.client_name(model), *typed, *known)
+        names = (self.client_name(model), *typed, *known, model.name)
         return tuple(dict.fromkeys(name for name in names if name))
 
     def names(self, plan: Plan) -> dict[str, str]:
