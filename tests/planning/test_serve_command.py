@@ -166,7 +166,8 @@ def test_lmdeploys_options_stay_behind_the_dashes(capsys: Out) -> None:
     assert main([*words, "--json", "--", *rest]) == 0
     plan = Plan.from_json(capsys.readouterr().out)
     given = options_of(plan.serve)
-    assert given["rest"] == ["--tool-call-parser", "internlm", "--model-name", "a b"]
+    assert given["rest"] == ["--tool-call-parser", "internlm"]
+    assert given["model_name"] == "a b"  # an option of serve itself
     assert given["quant_policy"] == "8"
     assert main([*words, "--", *rest]) == 0
     said = capsys.readouterr().out
@@ -193,6 +194,8 @@ def test_several_models_are_served_at_one_address() -> None:
     text = [PlanRequest(model="internvl2-2b", on="1xrtx3090", context=4096),
             PlanRequest(model="qwen2.5-0.5b", on="1xrtx3090", context=4096, images=0)]  # fmt: skip
     assert joint_plan(text).serve is not None
+    blind = joint_plan([one.changed(images=0, context=4096) for one in requests])
+    assert options_of(blind.serve)["images"] == "0"
 
 
 def test_a_cluster_is_served_by_ray(tmp_path: Path) -> None:

@@ -8,15 +8,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
-    "BESIDE_COMMANDS",
-    "BEYOND",
-    "QUEUED",
-    "groups_of",
-    "indices",
-    "on_each_gpu",
-    "option_of",
+    "BESIDE_COMMANDS", "BEYOND", "QUEUED", "groups_of", "indices", "on_each_gpu", "option_of",
     "plural",
-]
+]  # fmt: skip
 
 #: A warning, and how another begins, that are said beside a command where one is shown.
 QUEUED: Final = (

@@ -42,7 +42,8 @@ def serve_command(plan: Plan, request: PlanRequest) -> ServeCommand | None:
         plan: what was planned.
         request: what was asked for.
     """
-    if not plan.fits or (plan.engine.of_lmdeploy and _is_too_old(plan.engine.version)):
+    old = plan.engine.of_lmdeploy and release(plan.engine.version) < OLDEST_SERVED
+    if not plan.fits or old:
         return None
     model = _word(plan.model, request.model)
     served = request_of(plan, model).changed(revision=plan.model.revision, gpus=request.gpus)
@@ -84,10 +85,11 @@ def joint_serve_command(
         shares: one a model; empty where all are equal.
     """
     models = [_word(plan.model, one.model) for plan, one in zip(plans, requests, strict=True)]
-    common, *others = (_of_all(one) for one in requests)
+    common, *others = (_of_all(plan.model, one) for plan, one in zip(plans, requests, strict=True))
     if any(one.given() != common.given() for one in others):
         return None
-    if plans[0].machine.source != _MEASURED and not common.given().keys() & {"context"}:
+    given = common.given()
+    if plans[0].machine.source != _MEASURED and not given.keys() & {"context", "session_len"}:
         contexts = {plan.kv.longest_request_tokens for plan in plans}
         common = common.changed(context=min(contexts) if len(contexts) == 1 else None)
     words = []
@@ -133,10 +135,9 @@ def _command(models: Sequence[str], request: PlanRequest, *words: str) -> ServeC
 
 def _word(model: Model, given: str | Model) -> str:
     """How a command line names a model; a folder wherever it is pasted."""
-    if isinstance(given, str) and model.source.kind != "folder":
-        return given
-    folder = model.source.checkpoint if model.source.kind == "folder" else None
-    return folder or model.hub_id or model.name
+    if model.source.kind == "folder" and model.source.checkpoint:
+        return model.source.checkpoint
+    return given if isinstance(given, str) else model.hub_id or model.name
 
 
 def _with_limits(request: PlanRequest, model: Model, limits: Limits, context: int) -> PlanRequest:
@@ -153,13 +154,8 @@ def _with_limits(request: PlanRequest, model: Model, limits: Limits, context: in
     return request.changed(**more)
 
 
-def _of_all(request: PlanRequest) -> PlanRequest:
+def _of_all(model: Model, request: PlanRequest) -> PlanRequest:
     """What is asked of a model beside its name; that a text model has no images goes unsaid."""
-    given = {**request.given(), "model": "-"}
-    if given.get("images") == 0:
-        given |= {"images": None, "image_size": None}
-    return PlanRequest.of(**{name: one for name, one in given.items() if one is not None})
-
-
-def _is_too_old(version: str) -> bool:
-    return release(version) < OLDEST_SERVED
+    unsaid = ("images", "image_size") if model.image_rule is None else ()
+    given = {name: value for name, value in request.given().items() if name not in unsaid}
+    return PlanRequest.of(**{**given, "model": "-"})

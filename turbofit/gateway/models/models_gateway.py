@@ -23,11 +23,7 @@ from turbofit.gateway.http.model_names import no_such_model
 from turbofit.gateway.http.pages import models_document
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.routes import api_of, find_route, is_health
-from turbofit.gateway.models.model_pages import (
-    cards_of,
-    health_document,
-    metrics_text,
-)
+from turbofit.gateway.models.model_pages import cards_of, health_document, metrics_text
 from turbofit.gateway.routing.request_context import RequestContext, answer, refuse
 
 if TYPE_CHECKING:
