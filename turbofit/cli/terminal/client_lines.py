@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from turbofit.launch.serve.config import ServeConfig
 
 __all__ = ["client_lines", "to_ask"]
+
+#: Tokens of the answer at most.
+_ANSWER: Final = 50
 
 
 def client_lines(url: str, model: str, *, key: bool) -> list[str]:
@@ -20,7 +23,9 @@ def client_lines(url: str, model: str, *, key: bool) -> list[str]:
         model: as clients name it.
         key: whether the gateway wants one.
     """
-    body = {"model": model, "messages": [{"role": "user", "content": "Hello"}]}
+    messages = [{"role": "user", "content": "Hello"}]
+    # On pretend GPUs no answer ends by itself.
+    body = {"model": model, "messages": messages, "max_tokens": _ANSWER}
     headers = ["-H 'Content-Type: application/json'"]
     if key:
         headers.append('-H "Authorization: Bearer $API_KEY"')
@@ -28,7 +33,7 @@ def client_lines(url: str, model: str, *, key: bool) -> list[str]:
     return [
         f"curl {url}/v1/chat/completions {' '.join(headers)} -d {shlex.quote(json.dumps(body))}",
         f'openai.OpenAI(base_url="{url}/v1", api_key={secret}).chat.completions.create('
-        f'model={json.dumps(model)}, messages=[{{"role": "user", "content": "Hello"}}])',
+        f"model={json.dumps(model)}, messages={json.dumps(messages)}, max_tokens={_ANSWER})",
     ]
 
 
