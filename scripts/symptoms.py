@@ -29,6 +29,7 @@ _GETS: Final = "| status, `code` | message | more |\n|---|---|---|"
 #: Where docs explain the refusals of a part of the gateway; the longest beginning counts.
 _EXPLAINED: Final = {
     "http": "security.md",
+    "http/model_names": "operations.md#what-clients-notice",
     "limits": "security.md",
     "media": "security.md",
     "models": "several.md",

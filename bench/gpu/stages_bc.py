@@ -226,7 +226,7 @@ class Stages:
     def _thousand(self, shape: Shape) -> dict[str, Any]:
         """Worst-case requests through the gateway, of a size at which they end in four minutes."""
         if not _has_gateway():
-            raise NotRunError("the gateway's packages are not here: pip install turbofit[gateway]")
+            raise NotRunError("the gateway's packages are not here: pip install '.[gateway]'")
         wanted = _WORST * self.requests // _REQUESTS
         one = sized(partial(self._speedy, shape), sizes(shape.model), wanted)
         load = Load(

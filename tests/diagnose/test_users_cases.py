@@ -78,7 +78,7 @@ def test_2_llava_lora_with_an_offload_error() -> None:
     assert advice.model == "LLaVA-1.5-7B"
     assert advice.fits
     assert advice.settings["engine"] == "pytorch"
-    assert advice.command == "turbofit serve llava-hf/llava-1.5-7b-hf"
+    assert advice.command == ("turbofit serve llava-hf/llava-1.5-7b-hf --images 1 --context 4096")
 
 
 def test_3_llava_on_a_shared_l4() -> None:

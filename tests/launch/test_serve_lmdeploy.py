@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from bench.common.processes import REPO, STANDIN, Child, gone, pids
 from tests.nvml.standin import Process, Scenario, gpu_3090
 from tests.waiting import HANG
+from turbofit.core.installation import install_command
 from turbofit.core.plan import Plan
 from turbofit.core.units import GIB
 
@@ -92,6 +94,62 @@ def test_internvl2_from_measuring_to_the_end(
     assert "Traceback" not in (the_run(tmp_path) / "engine-0.log").read_text()
 
 
+def ask_as_told(child: Child) -> list[str]:
+    """Do what the server says that one does to ask it; what each of the answers says."""
+    lines = [line.partition("to ask: ")[2] for line in child.stderr.splitlines()]
+    shell, python = (line for line in lines if line)
+    script = f"import os, openai\nprint({python}.model_dump_json())"
+    answers = []
+    for words in (["bash", "-c", shell], [sys.executable, "-c", script]):
+        done = subprocess.run(
+            words, env={**os.environ, "API_KEY": "secret"}, capture_output=True, text=True,
+            check=True, timeout=HANG,
+        )  # fmt: skip
+        answers.append(json.loads(done.stdout)["choices"][0]["message"]["content"])
+    return answers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["--api-key", "secret"], ["InternVL2-tiny"]),
+        (["--model-name", "it's mine"], ["it's mine", "InternVL2-tiny"]),
+        (["--", "--model-name", "my model"], ["my model"]),
+        (["--no-gateway", "--", "--model-name", "mine", "--api-keys", "secret"], None),
+        (["--no-gateway"], None),
+    ],
+)
+def test_what_it_says_to_ask_is_answered(
+    serve: Any, internvl2: Path, port: int, words: list[str], names: list[str] | None
+) -> None:
+    pytest.importorskip("openai")
+    child = serve(str(internvl2), "--no-check", *words)
+    child.wait_for("to ask: ", 2)
+    assert ask_as_told(child) == ["ok", "ok"]
+    if names is not None and "secret" not in words:
+        listed = [one["id"] for one in ask(port, "/v1/models")["data"]]
+        assert listed[: len(names)] == names[:1] + [str(internvl2)] * (len(names) > 1)
+        for name in {*names, *listed}:
+            body = {"model": name, "prompt": "a", "max_tokens": 1}
+            assert ask(port, "/v1/completions", body)["choices"]
+    child.process.send_signal(signal.SIGTERM)
+    assert child.finish() == 0
+
+
+@pytest.mark.slow
+def test_of_several_models_the_first_is_asked(
+    serve: Any, internvl2: Path, qwen2_vl: Path, port: int
+) -> None:
+    pytest.importorskip("openai")
+    words = ("--no-check", "--context", "2048", "--api-key", "secret")
+    child = serve(str(internvl2), str(qwen2_vl), *words)
+    child.wait_for("models: InternVL2-tiny, Qwen2-VL-tiny")
+    assert ask_as_told(child) == ["ok", "ok"]
+    child.process.send_signal(signal.SIGTERM)
+    assert child.finish() == 0
+
+
 @pytest.mark.slow
 def test_qwen2_vl_as_two_replicas(serve: Any, qwen2_vl: Path, port: int) -> None:
     scenario = Scenario(gpus=[gpu_3090(0), gpu_3090(1)])
@@ -131,7 +189,6 @@ def test_a_saved_plan_and_somebody_who_took_its_memory(
 ) -> None:
     scenario = Scenario(gpus=[gpu_3090(0)])
     environ = nvml_machine(scenario)
-    import os
 
     planned = subprocess.run(
         [sys.executable, "-m", "turbofit", "plan", str(internvl2), "--json"],
@@ -169,7 +226,6 @@ def test_lmdeploy_missing_is_an_install_command(
         "from turbofit.cli.main import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    import os
 
     done = subprocess.run(
         [sys.executable, "-c", code, "serve", str(internvl2)],
@@ -178,7 +234,7 @@ def test_lmdeploy_missing_is_an_install_command(
              "XDG_STATE_HOME": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 7, done.stderr
-    assert 'pip install "turbofit[lmdeploy]"' in done.stderr
+    assert install_command("lmdeploy") in done.stderr
 
 
 def test_the_standin_says_what_it_is() -> None:

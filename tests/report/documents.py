@@ -78,7 +78,8 @@ def rehearsed(plan: Plan, *, dies: bool = False) -> Plan:
         not_known=("CUDA context",),
         timeline=timeline,
     )
-    return replace(plan, rehearsal=seen, fits=plan.fits and not dies)
+    serve = None if dies else plan.serve
+    return replace(plan, rehearsal=seen, fits=plan.fits and not dies, serve=serve)
 
 
 def served_run(plan: Plan, *, pretend: bool = False) -> RunReport:

@@ -187,9 +187,12 @@ def parquet_source(
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
+        from turbofit.core.installation import install_command
+
+        how = install_command("parquet")
         raise PackageError(
             f"{path} is a Parquet file, and pyarrow is not installed",
-            hint='install it with pip install "turbofit[parquet]", or write a CSV or JSONL file',
+            hint=f"install it with {how}, or write a CSV or JSONL file",
         ) from None
     try:
         columns = [str(name) for name in ParquetFile(path).schema_arrow.names]

@@ -114,9 +114,11 @@ def _missing(exc: ModuleNotFoundError) -> PackageError | None:
     extra = _EXTRAS.get(package)
     if extra is None:
         return None
+    from turbofit.core.installation import install_command
+
     return PackageError(
         f"this needs {package}, which is not installed",
-        hint=f'install it with pip install "turbofit[{extra}]"',
+        hint=f"install it with {install_command(extra)}",
     )
 
 

@@ -8,7 +8,16 @@ from msgspec import UNSET, UnsetType
 
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
-from turbofit.core.plan import Command, Held, Limits, Plan, Remedy, Throughput, Workload
+from turbofit.core.plan import (
+    Command,
+    Held,
+    Limits,
+    Plan,
+    Remedy,
+    ServeCommand,
+    Throughput,
+    Workload,
+)
 from turbofit.core.struct import Struct, const, decode, doc, to_json
 
 __all__ = [
@@ -142,6 +151,10 @@ class ClusterPlan(Struct):
         doc("Other promises and what they would give; where nothing fits, what would."),
     ] = ()
     source: Annotated[str, doc("Where the cluster comes from.")] = ""
+    serve: Annotated[
+        ServeCommand | None,
+        doc("What serves it and holds its limits; null where turbofit serve would not serve it."),
+    ] = None
 
     @property
     def requests_at_once(self) -> int:

@@ -7,10 +7,20 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["HOW_TO_SERVE", "groups_of", "indices", "on_each_gpu", "option_of", "plural"]
+__all__ = [
+    "BESIDE_COMMANDS", "BEYOND", "HOW_TO_SERVE", "QUEUED", "groups_of", "indices", "on_each_gpu",
+    "option_of", "plural",
+]  # fmt: skip
 
 #: The hint where a command is about a server and there is none.
 HOW_TO_SERVE: Final = "turbofit serve MODEL; without a GPU add --pretend --on SPEC"
+#: A warning, and how another begins, that are said beside a command where one is shown.
+QUEUED: Final = (
+    "this plan holds only where image requests are queued, as turbofit serve and turbofit.pipeline"
+    " do"
+)
+BEYOND: Final = "requests beyond these limits are not planned for"
+BESIDE_COMMANDS: Final = (QUEUED, BEYOND)
 
 
 def indices(gpus: Iterable[int]) -> str:

@@ -46,6 +46,7 @@ __all__ = [
     "RehearsedCache",
     "RehearsedCase",
     "Remedy",
+    "ServeCommand",
     "Settings",
     "Term",
     "Throughput",
@@ -283,6 +284,15 @@ class Command(Struct):
     env: Annotated[dict[str, str], doc("Variables of the engine's environment.")]
     argv: Annotated[tuple[str, ...], doc("The words of the command.")]
     group: Annotated[int, doc("Which of parallel.groups.")]
+    holds_limits: Annotated[
+        bool, doc("Whether what is started so holds every client to the plan's limits.")
+    ] = False
+
+
+class ServeCommand(Struct):
+    """``turbofit serve`` as it was planned for: it holds every client to the limits."""
+
+    argv: Annotated[tuple[str, ...], doc("The words of the command.")]
 
 
 class GroupPlan(Struct):
@@ -348,7 +358,11 @@ class Plan(Struct):
     ] = ()
     warnings: tuple[str, ...] = ()
     remedies: Annotated[tuple[Remedy, ...], doc("Changes that were computed, cheapest first.")] = ()
-    commands: Annotated[tuple[Command, ...], doc("One engine's command for each group.")] = ()
+    serve: Annotated[
+        ServeCommand | None,
+        doc("What serves it and holds its limits; null where turbofit serve would not serve it."),
+    ] = None
+    commands: Annotated[tuple[Command, ...], doc("One engine's own command for each group.")] = ()
     limit_costs: Annotated[
         tuple[LimitCost, ...],
         doc("What common image limits leave, the largest first; empty where none can be given."),
@@ -468,9 +482,10 @@ class Plan(Struct):
         try:
             from lmdeploy import PytorchEngineConfig, TurbomindEngineConfig
         except ImportError:
-            raise PackageError(
-                "LMDeploy is not installed", hint='pip install "turbofit[lmdeploy]"'
-            ) from None
+            from turbofit.core.installation import install_command
+
+            how = install_command("lmdeploy")
+            raise PackageError("LMDeploy is not installed", hint=how) from None
         kind = {"pytorch": PytorchEngineConfig}.get(self.engine.name, TurbomindEngineConfig)
         return kind(**self.lmdeploy_settings())
 

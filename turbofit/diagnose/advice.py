@@ -55,15 +55,13 @@ def _planned(case: LogCase, plan: Plan, spec: str, verdict: str) -> Advice:
     for name in ("max_dynamic_patch", "max_pixels_per_image"):
         if getattr(limits, name) is not None:
             values[name] = getattr(limits, name)
-    assert case.model is not None
-    name = case.model.hub_id or case.model.source.checkpoint or case.model.name
     return Advice(
         model=plan.model.name,
         on=spec,
         fits=plan.fits,
         verdict=verdict,
         settings=values if plan.fits else {},
-        command=shlex.join(["turbofit", "serve", name]) if plan.fits else "",
+        command="" if plan.serve is None else shlex.join(plan.serve.argv),
         remedies=plan.remedies or _smaller(case),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from msgspec import field
 from msgspec.structs import replace
 
 from turbofit.core.process.ports import DEFAULT_PORT
@@ -57,7 +58,9 @@ class GatewayConfig(Struct):
     on at each engine; empty where all take the same. ``pretend`` says in every answer that the
     GPUs are pretend ones. ``grammars``: XGrammar is installed beside LMDeploy. ``record_trace`` is
     a file for a line about each answered request, see `http.trace`. ``quarantine`` is the file that
-    keeps which requests engines died of; without one nothing outlives the gateway.
+    keeps which requests engines died of; without one nothing outlives the gateway. ``names`` is
+    what the engines call the model, by each name that clients may give, those of adapters among
+    them; empty where every name is passed on.
 
     A gateway that follows a `routing_table.RoutingTable` is told ``upstream_key``, ``host_bytes``
     and ``shares`` of each engine there instead; ``prefix_affinity`` and ``serial`` hold for all of
@@ -93,6 +96,7 @@ class GatewayConfig(Struct):
     grammars: bool = True
     quarantine: str | None = None
     record_trace: str | None = None
+    names: dict[str, str] = field(default_factory=dict)
 
     def taking_over(self, other: GatewayConfig) -> GatewayConfig:
         """The same with another's keys, origins and media domains, which may change at any time."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 
 from turbofit.core.errors import LaunchError, PackageError, UsageError
+from turbofit.core.installation import install_command
 from turbofit.gateway.allocator import keep_large_blocks
 from turbofit.gateway.config import GatewayConfig, host_budget
 from turbofit.gateway.http.announce import Announce
@@ -347,5 +348,5 @@ def _need(*packages: str) -> None:
     if missing:
         raise PackageError(
             f"the gateway needs {', '.join(missing)}",
-            hint='install it with pip install "turbofit[gateway]"',
+            hint=f"install it with {install_command('gateway')}",
         )

@@ -10,6 +10,7 @@ from turbofit.core.presets import presets_dir
 
 __all__ = [
     "FIRST_CURRENT",
+    "OLDEST_SERVED",
     "REFERENCE",
     "Version",
     "account_version",
@@ -28,6 +29,9 @@ REFERENCE: Final = "0.18"
 #: entries of ``generations.yaml``, which say what was different from this one: it stays theirs
 #: whatever the reference becomes.
 FIRST_CURRENT: Final = "0.18"
+
+#: The oldest release that `serve` launches.
+OLDEST_SERVED: Final = (0, 16)
 
 _NUMBERS: Final = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
 

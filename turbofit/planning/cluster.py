@@ -13,6 +13,7 @@ from turbofit.core.machine import Machine
 from turbofit.planning.commands import commands
 from turbofit.planning.needs import need_warning
 from turbofit.planning.resolve import resolve
+from turbofit.planning.serve_command import cluster_serve_command
 
 if TYPE_CHECKING:
     from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
@@ -42,7 +43,8 @@ def plan_cluster(request: PlanRequest, cluster: Cluster) -> ClusterPlan:
     made = make_cluster_plan(_anywhere(request), cluster, request.engine)
     nodes = tuple(_commanded(node) for node in made.nodes)
     spans = tuple(replace(span, commands=span_commands(span, cluster)) for span in made.spans)
-    return replace(made, nodes=nodes, spans=spans)
+    made = replace(made, nodes=nodes, spans=spans)
+    return replace(made, serve=cluster_serve_command(made, request))
 
 
 def plan_joining(request: PlanRequest, plan: ClusterPlan, node: Node) -> NodePlan:

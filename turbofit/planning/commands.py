@@ -29,15 +29,18 @@ __all__ = [
 
 
 def commands(
-    plan: Plan, *, host: str = "127.0.0.1", port: int = DEFAULT_PORT
+    plan: Plan, *, host: str = "127.0.0.1", port: int = DEFAULT_PORT, name: str | None = None
 ) -> tuple[Command, ...]:
     """One command for each group of the plan, on consecutive ports from ``port`` on.
+
+    With ``name`` clients call the model so.
 
     The first word is ``lmdeploy`` or ``turbofit-fallback``: whoever runs it may put an interpreter
     and `module_of` there.
     """
     ports = [port + number for number in range(len(plan.parallel.groups))]
-    return _commands(plan, host, ports, [])
+    option = "--model-name" if plan.engine.of_lmdeploy else "--served-name"
+    return _commands(plan, host, ports, [option, name] if name else [])
 
 
 def private_commands(

@@ -15,12 +15,13 @@ from msgspec.structs import replace
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.messages import plural
-from turbofit.core.plan import Plan
+from turbofit.core.plan import Plan, ServeCommand
 from turbofit.core.struct import Struct, const, to_json
 from turbofit.core.units import format_bytes
 from turbofit.machine.source import machine_from
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.resolve import model_of
+from turbofit.planning.serve_command import joint_serve_command
 from turbofit.tuner.resolved_request import budget_on
 
 if TYPE_CHECKING:
@@ -75,7 +76,10 @@ class JointGpu(Struct):
 
 
 class JointPlan(Struct):
-    """Plans that hold together; ``budgets`` are what each model may take of each GPU."""
+    """Plans that hold together; ``budgets`` are what each model may take of each GPU.
+
+    ``serve`` serves them; None where they do not fit, or are asked for different things.
+    """
 
     fits: bool
     verdict: str
@@ -83,6 +87,7 @@ class JointPlan(Struct):
     gpus: tuple[JointGpu, ...]
     plans: tuple[Plan, ...]
     remedy: str | None = None
+    serve: ServeCommand | None = None
     schema: Annotated[str, const(JOINT_SCHEMA)] = JOINT_SCHEMA
 
     def to_json(self) -> str:
@@ -169,7 +174,9 @@ def joint_plan(
         return best_plan(request, pretend=pretend)
 
     found = _on(machine, requests, shares, planned)
-    for cards in _roomier(machine) if found.gpus and not found.fits else ():
+    if found.fits:
+        return replace(found, serve=joint_serve_command(found.plans, requests, shares))
+    for cards in _roomier(machine) if found.gpus else ():
         there = replace(machine, visible=cards)
         if _room(there, requests[0].budget) < sum(found.budgets):
             continue  # fewer cards need no less of each, and another look takes seconds

@@ -14,6 +14,7 @@ from turbofit.planning.needs import need_warning
 from turbofit.planning.ranks import rank_warning
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
+from turbofit.planning.serve_command import serve_command
 from turbofit.tuner.choose import best_plan
 from turbofit.tuner.resolved_request import Margin
 
@@ -39,10 +40,10 @@ def plan(request: PlanRequest, *, pretend: bool | None = None) -> Plan:
     resolved = resolve(request)
     made = best_plan(resolved, request.engine)
     if pretend is None and resolved.machine.source != "nvml":
-        return finished(made)
+        return finished(made, request)
     from turbofit.planning.tuned import with_tuned
 
-    return finished(with_tuned(made, request, resolved, pretend=pretend))
+    return finished(with_tuned(made, request, resolved, pretend=pretend), request)
 
 
 def predict(request: PredictRequest) -> Plan:
@@ -71,11 +72,11 @@ def predict(request: PredictRequest) -> Plan:
     lacking = left_out(made, usual_settings(resolved, engine))
     made = replace(made, warnings=(*([lacking] if lacking else ()), *made.warnings))
     if engine.doubt is None:
-        return finished(made)
+        return finished(made, request)
     if request.margin is None:
         resolved = replace(resolved, margin=Margin(bytes=doubled_margin(made)))
         made = make_prediction(resolved, engine, request.free_at_cache)
-    return finished(replace(made, warnings=(engine.doubt, *made.warnings)))
+    return finished(replace(made, warnings=(engine.doubt, *made.warnings)), request)
 
 
 def doubled_margin(plan: Plan) -> int:
@@ -83,8 +84,18 @@ def doubled_margin(plan: Plan) -> int:
     return 2 * max(gpu.margin for gpu in plan.gpus)
 
 
-def finished(plan: Plan) -> Plan:
-    """With command lines, and what the environment and the packages say against them."""
+def finished(plan: Plan, request: PlanRequest) -> Plan:
+    """With command lines, and what the environment and the packages say against them.
+
+    Args:
+        plan: without them.
+        request: what was asked for.
+    """
     said = (rank_warning(plan.parallel.tp, os.environ), need_warning(plan))
     new = (text for text in said if text and text not in plan.warnings)
-    return replace(plan, commands=commands(plan), warnings=(*plan.warnings, *new))
+    return replace(
+        plan,
+        serve=serve_command(plan, request),
+        commands=commands(plan),
+        warnings=(*plan.warnings, *new),
+    )

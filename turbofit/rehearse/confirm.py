@@ -100,7 +100,8 @@ def _with_verdict(plan: Plan, rehearsed: Plan) -> Plan:
         _LOG.info("%s rehearsed: %s, %s", plan.model.name, rehearsal.outcome, rehearsal.death)
     if rehearsal is None or rehearsal.outcome == "served" or not plan.fits:
         return rehearsed
-    return replace(rehearsed, gpus=plan.gpus, fits=False, verdict=_contradiction(plan, rehearsal))
+    verdict = _contradiction(plan, rehearsal)
+    return replace(rehearsed, gpus=plan.gpus, fits=False, verdict=verdict, serve=None)
 
 
 def corrected_ratios(rehearsed: Plan) -> dict[int, float]:

@@ -49,6 +49,7 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
     check_rehearsable(plan)
     if not plan.fits:
         return plan
+    given = request
     request = request.changed(model=plan.model, revision=None, on=plan.machine, gpus=None)
     ratios: dict[int, float] = {}
     cautious, plan = plan, _with_less_margin(request, plan)
@@ -57,16 +58,18 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
         if not ratios and seen.rehearsal is not None and seen.rehearsal.outcome == "failed":
             # It could not be held, and so settles nothing.
             why = seen.rehearsal
-            return finished(replace(cautious, fits=False, verdict=seen.verdict, rehearsal=why))
+            return finished(
+                replace(cautious, fits=False, verdict=seen.verdict, rehearsal=why), given
+            )
         lower = corrected_ratios(seen)
         if not lower:
-            return finished(confirmed(seen))
+            return finished(confirmed(seen), given)
         ratios |= lower
         _LOG.info("the rehearsal leaves less than the margin: ratios by GPU become %s", lower)
         plan = _again(request, plan, ratios)
         if not plan.fits:
-            return finished(plan)
-    return finished(_unsettled(request, plan, ratios) if seen.fits else seen)
+            return finished(plan, given)
+    return finished(_unsettled(request, plan, ratios) if seen.fits else seen, given)
 
 
 def _with_less_margin(request: PlanRequest, plan: Plan) -> Plan:

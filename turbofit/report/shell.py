@@ -6,17 +6,34 @@ import shlex
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from turbofit.core.plan import Command
 
-__all__ = ["shell_command"]
+__all__ = ["shell_command", "shell_words"]
 
 _WIDTH: Final = 76
+#: With the indent of a terminal a line of 80.
+_ONE_LINE: Final = 78
 
 
 def shell_command(command: Command) -> str:
     """Environment and arguments, quoted, broken before options by backslashes."""
-    env = [f"{name}={shlex.quote(value)}" for name, value in command.env.items()]
-    arguments = [shlex.quote(word) for word in command.argv]
+    return shell_words(command.argv, command.env)
+
+
+def shell_words(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
+    """Words as a shell reads them; on one line where that is short.
+
+    Args:
+        argv: the words.
+        environment: variables of the command alone.
+    """
+    env = [f"{name}={shlex.quote(value)}" for name, value in (environment or {}).items()]
+    arguments = [shlex.quote(word) for word in argv]
+    line = " ".join((*env, *arguments))
+    if len(line) <= _ONE_LINE:
+        return line
     first = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
     chunks: list[str] = []
     for word in arguments[first:]:

@@ -9,6 +9,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from turbofit.core.footprint import Footprint
+from turbofit.core.messages import BEYOND, QUEUED
 from turbofit.core.plan import Candidate, Plan, may_evict
 from turbofit.memory.engine import Engine
 from turbofit.memory.known_bad import known_problems
@@ -167,10 +168,7 @@ def _warnings(request: ResolvedRequest, found: Found, engine: Engine) -> Iterato
                 " with the least free memory sizes the cache of all, the slowest one paces them"
             )
     if found.best.fits and shape.units_per_forward is not None:
-        yield (
-            "this plan holds only where image requests are queued, as turbofit serve and"
-            " turbofit.pipeline do"
-        )
+        yield QUEUED
         sets = found.best.parts or (found.best,)
         if any(may_evict(one.settings, one.kv_tokens) for one in sets):
             yield (
@@ -180,8 +178,8 @@ def _warnings(request: ResolvedRequest, found: Found, engine: Engine) -> Iterato
     requested_load = vision_load_of(request, request.requested_limit)
     if requested_load.units_per_image and found.best.fits:
         yield (
-            "requests beyond these limits are not planned for: turbofit serve and"
-            " turbofit.pipeline hold them, LMDeploy itself lets any client exceed them"
+            f"{BEYOND}: turbofit serve and turbofit.pipeline hold them, LMDeploy itself lets any"
+            " client exceed them"
         )
     if found.best.fits:
         each = [part.settings for part in found.best.parts or (found.best,)]

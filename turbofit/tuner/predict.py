@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.machine import Gpu
+from turbofit.core.messages import QUEUED
 from turbofit.core.plan import HostMemory, Plan, Remedy, Settings
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import Account
@@ -101,6 +102,7 @@ def make_prediction(
             *_story(accounts[0], ratio, start.outcome, free_at_cache),
         ),
         warnings=(
+            *((QUEUED,) if request.workload.queue_images and held.units_per_image else ()),
             *_beside(request, accounts, start),
             *_warnings(request, launch, engine, start.tokens if start.serves else None),
         ),

@@ -65,6 +65,29 @@ def test_the_model_of_a_request_answers_it() -> None:
     virtual_time.run(run())
 
 
+def test_each_name_of_a_model_starts_and_reaches_it() -> None:
+    async def run() -> None:
+        models = [ServedModel("org/a", ("a", "a-2b")), ServedModel("b")]
+        bounds = [bounds_of(plan_for()) for _ in models]
+        app = ModelsGateway(models, bounds, GatewayConfig(), wait=0)
+        app.opened = True
+        inner, recorder = gateway(names=dict.fromkeys(models[0].names, "org/a"))
+        for engine in inner.engines:
+            engine.succeeded()
+        models[0].begin()
+        models[0].open(inner)
+        for name in ("org/a", "a", "a-2b"):
+            assert (await call(app, CHAT, {**chat(), "model": name})).status == 200
+        assert [body["model"] for body in recorder.bodies] == ["org/a"] * 3
+        cards = (await call(app, "/v1/models", method="GET")).json["data"]
+        assert [card["id"] for card in cards] == ["org/a", "a", "a-2b", "b"]
+        assert [card["root"] for card in cards] == ["org/a", "org/a", "org/a", "b"]
+        error = (await call(app, CHAT, {**chat(), "model": "A"})).json["error"]
+        assert error["message"] == "The model 'A' does not exist; there are org/a, a, a-2b, b"
+
+    virtual_time.run(run())
+
+
 def test_a_byte_order_mark_hides_no_model() -> None:
     async def run() -> None:
         site = Site("a", "b")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from turbofit.core.errors import MachineError, PackageError
+from turbofit.core.installation import install_command
 from turbofit.launch.cluster import ray_adapter
 
 
@@ -18,7 +19,7 @@ def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     with pytest.raises(PackageError, match="not installed") as info:
         ray_adapter.connect(None)
-    assert "turbofit[ray]" in info.value.hint
+    assert install_command("ray") in info.value.hint
 
 
 def test_each_failure_of_ray_has_a_type(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from turbofit.core.errors import LaunchError, PackageError
+from turbofit.core.installation import install_command
 from turbofit.launch.engine import environment
 from turbofit.launch.engine.environment import Lmdeploy, check_port, find_lmdeploy
 
@@ -29,7 +30,7 @@ def test_without_lmdeploy(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PackageError) as caught:
         find_lmdeploy()
     assert caught.value.exit_code == 7
-    assert 'pip install "turbofit[lmdeploy]"' in caught.value.hint
+    assert install_command("lmdeploy") in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbofit.core.errors import UsageError
-from turbofit.launch.serve.passthrough import option_classes, sort_options
+from turbofit.launch.serve.passthrough import adapter_names, option_classes, sort_options
 
 
 def test_what_changes_no_memory_passes() -> None:
@@ -15,11 +15,26 @@ def test_what_changes_no_memory_passes() -> None:
         ["--api-keys", "a", "b", "--max-log-len=5", "--disable-fastapi-docs", "--model-name", "x"]
     )
     assert passed.argv == [
-        "--api-keys", "a", "b", "--max-log-len", "5", "--disable-fastapi-docs", "--model-name", "x",
+        "--api-keys", "a", "b", "--max-log-len", "5", "--disable-fastapi-docs",
     ]  # fmt: skip
     assert passed.api_keys == ["a", "b"]
     assert not passed.modelled
     assert not passed.unplanned
+    assert passed.model_name == "x"  # an option of serve itself
+
+
+@pytest.mark.parametrize(
+    ("argv", "names"),
+    [
+        ([], []),
+        (["--adapters", "a=/x", "b=/y", "--log-level", "INFO"], ["a", "b"]),
+        (["--adapters", "/x"], ["default"]),
+        (["--adapters", "--adapters", "a=/x"], ["a"]),
+    ],
+)
+def test_what_clients_call_adapters(argv: list[str], names: list[str]) -> None:
+    """As LMDeploy 0.18 reads them: cli/utils.py, get_lora_adapters."""
+    assert adapter_names(argv) == names
 
 
 def test_what_the_ledger_models_is_planned_with() -> None:

@@ -122,10 +122,12 @@ def test_the_command_comes_before_everything_but_the_verdict() -> None:
         text.index(one) for one in ('class="badge', 'class="command"', 'class="tiles"', "<main")
     ]
     assert places == sorted(places)
-    assert "GPU 1: other settings, in the last section" in text
-    assert text.count('class="command"') == 3  # the first one, and that of each group
-    assert page_of("fits").count('class="command"') == 1
-    assert "the same on GPU 1 | 2 | 3" in page_of("nvlink")
+    assert text.count('class="command"') == 3  # what serves it, and each group's own
+    assert page_of("fits").count('class="command"') == 2
+    for kind in ("fits", "mixed cards", "served"):
+        text = page_of(kind)
+        places = [text.index(one) for one in ("turbofit serve", "LMDeploy alone", "api_server")]
+        assert places == sorted(places)
 
 
 def test_a_plan_that_does_not_fit_shows_what_it_lacks() -> None:

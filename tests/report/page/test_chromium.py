@@ -15,7 +15,7 @@ from tests.waiting import until
 from turbofit.core.plan import Plan
 from turbofit.core.units import mib
 from turbofit.report.page.build import page
-from turbofit.report.shell import shell_command
+from turbofit.report.shell import shell_words
 from turbofit.report.stored_documents import StoredPlan
 
 
@@ -126,7 +126,9 @@ def test_a_command_is_copied_as_it_is(browser: Browser) -> None:
     copied = browser.driver.execute_async_script(
         "navigator.clipboard.readText().then(arguments[0], (e) => arguments[0]('no: ' + e))"
     )
-    assert copied == shell_command(planned("fits").commands[0])
+    serve = planned("fits").serve
+    assert serve is not None
+    assert copied == shell_words(serve.argv)
     assert browser.said() == []
 
 

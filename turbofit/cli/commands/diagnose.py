@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -139,6 +140,7 @@ def _missing(missing: Missing) -> str:
 
 def _advice(advice: Advice) -> Iterator[Block]:
     from turbofit.report.painters.document import Code, FactList, Heading, Items, Paragraph
+    from turbofit.report.shell import shell_words
 
     yield Heading(text=f"What would have worked: {advice.model} on {advice.on}")
     tones: dict[bool | None, Tone] = {True: "good", False: "bad", None: "warn"}
@@ -146,7 +148,7 @@ def _advice(advice: Advice) -> Iterator[Block]:
     if advice.settings:
         yield FactList(facts=tuple((name, str(value)) for name, value in advice.settings.items()))
     if advice.command:
-        yield Code(text=advice.command)
+        yield Code(text=shell_words(shlex.split(advice.command)))
     if advice.remedies:
         yield Items(items=tuple(f"{one.change}: {one.effect}" for one in advice.remedies))
 

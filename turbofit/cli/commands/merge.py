@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 import click
@@ -99,4 +100,4 @@ def _view(merged: Merged) -> Iterator[Block]:
         yield Paragraph(text=f"converted from LLaVA's original format; vision tower from {tower}")
     for warning in merged.warnings:
         yield Paragraph(text=warning, tone="warn")
-    yield Paragraph(text=f"next: turbofit plan {merged.out}")
+    yield Paragraph(text=f"next: {shlex.join(('turbofit', 'plan', merged.out))}")

@@ -28,7 +28,7 @@ from turbofit.cli.serving.serve_plan import (
     show_commands,
     with_passed,
 )
-from turbofit.cli.terminal.client_lines import client_lines
+from turbofit.cli.terminal.client_lines import to_ask
 from turbofit.cli.terminal.interrupt import exit_code, run_until_signal
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
@@ -66,6 +66,7 @@ _CLUSTER: Final = ("cluster", "name", "gateways")
     *machine_options(),
     *FORMS,
     *options_of(ServeOptions, _LAUNCH, group="launch"),
+    *options_of(ServeOptions, ["model_name"], group="gateway"),
     *options_of(GatewayOptions, GatewayOptions.model_fields, group="gateway"),
     *options_of(ModelsOptions, ModelsOptions.model_fields, group="sleep, and several models"),
     *options_of(SharesOptions, SharesOptions.model_fields, group="sleep, and several models"),
@@ -94,6 +95,7 @@ def serve(
     public = filled(GatewayOptions, given)
     models = filled(ModelsOptions, given)
     passed = sort_options(rest, unplanned=options.unplanned)
+    options = options.named(passed.model_name)
     request = given_request(model[0] if model else None, given)
     if not options.dry_run and not options.pretend:
         refuse_elsewhere(request, "serve launches on", ", or --dry-run to see the commands")
@@ -243,11 +245,10 @@ def _launch(
         if as_json:
             return
         answer("".join(f"{url}\n" for url in urls))
-        if config.gateway is not None and not told:
-            name = config.client_name(plan.model)
-            told.extend(client_lines(urls[0], name, key=bool(config.gateway.api_keys)))
+        if not told:
+            told.extend(to_ask(urls[0], config, config.client_name(plan.model)))
             for line in told:
-                say(f"to ask: {line}")
+                say(line)
 
     job = launch.job(plan, leases, opened)
     stop.on_hangup = _reloads(job, arguments)

@@ -67,6 +67,12 @@ class ServeOptions(LaunchOptions):
     plan: FilePath | None = Field(default=None, description="launch what `plan --json` wrote")
     dry_run: bool = Field(default=False, description="print what would be launched")
     no_check: bool = Field(default=False, description="ready without answered worst-case requests")
+    model_name: str | None = Field(
+        default=None,
+        min_length=1,
+        description="what the model is called, beside its other names (default: its hub id, or "
+        "the folder's name)",
+    )
     no_gateway: bool = Field(
         default=False,
         description="no gateway: any client can then take the engines past the plan",
@@ -102,6 +108,20 @@ class ServeOptions(LaunchOptions):
             if self.cluster is None and name in self.given():
                 raise needs_cluster(name)
 
+    def named(self, model_name: str | None) -> ServeOptions:
+        """The same with LMDeploy's own option of that name, where one follows ``--``.
+
+        Raises:
+            UsageError: both are given, and differ.
+        """
+        if model_name is None or model_name == self.model_name:
+            return self
+        if self.model_name is not None:
+            raise UsageError(
+                "--model-name is given twice, before and after --", hint="leave one of the two out"
+            )
+        return self.changed(model_name=model_name)
+
     def timing(self) -> Timing:
         """The deadlines that were given, the others as they are."""
         from turbofit.launch.engine.supervised_engine import Timing
@@ -114,7 +134,12 @@ class ServeOptions(LaunchOptions):
 
     def config_fields(self) -> Options:
         """The fields of `ServeConfig` that they fill."""
-        return {**super().config_fields(), "timing": self.timing(), "check": not self.no_check}
+        return {
+            **super().config_fields(),
+            "timing": self.timing(),
+            "check": not self.no_check,
+            "model_name": self.model_name,
+        }
 
 
 class CalibrateOptions(LaunchOptions):

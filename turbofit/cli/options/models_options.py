@@ -94,6 +94,7 @@ class ModelsOptions(Validated):
         refused = {
             "cluster": options.cluster is not None,
             "no-gateway": options.no_gateway,
+            "model-name": several and options.model_name is not None,
             "plan": several and options.plan is not None,
             "dry-run": several and options.dry_run,
         }

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.cli.options.common_options import refuse_beside_cluster
+from turbofit.cli.terminal.client_lines import to_ask
 from turbofit.cli.terminal.interrupt import exit_code, run_until_signal
 from turbofit.core.errors import UsageError
+from turbofit.core.model import Model
 
 if TYPE_CHECKING:
     from turbofit.cli.serving.serve_plan import ServeArguments
@@ -46,12 +48,21 @@ def serve_on_cluster(
     instead = "; turbofit plan --cluster shows what would be served"
     refuse_beside_cluster(_ONE_MACHINE, given, instead)
     config = _config(arguments, gateway, access_log)
+    assert isinstance(config.request.model, Model)
+    name = config.client_name(config.request.model)
+
+    def opened(urls: list[str]) -> None:
+        if not as_json:
+            answer("".join(f"{url}\n" for url in urls))
+            for line in to_ask(urls[0], config, name):
+                say(line)
+
     ended = run_until_signal(
         lambda stop: serve_cluster(
             config,
             stop,
             say=say,
-            on_open=lambda urls: None if as_json else answer("".join(f"{u}\n" for u in urls)),
+            on_open=opened,
         )
     )
     if as_json:

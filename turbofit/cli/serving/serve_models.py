@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 from turbofit.cli.serving.serve_launch import PRETEND, ServeLaunch
+from turbofit.cli.terminal.client_lines import to_ask
 from turbofit.core.errors import DoesNotFitError, UsageError
 
 if TYPE_CHECKING:
@@ -172,7 +173,15 @@ def serve_models(
         ]  # fmt: skip
         policy = ModelsPolicy(at_once=at_once, **options.policy_fields())
         server = ModelsServer(sessions, front, policy, say)
-        ended = server.run(stop, lambda url: None if as_json else answer(f"{url}\n"))
+
+        def opened(url: str) -> None:
+            if not as_json:
+                answer(f"{url}\n")
+                for line in to_ask(url, planned[0].config, models[0].name):
+                    say(line)
+                say(f"models: {', '.join(model.name for model in models)}")
+
+        ended = server.run(stop, opened)
     if as_json:
         runs = [str(folder) for folder in folders]
         answer(json.dumps({"ended": ended.name, "runs": runs}, indent=2) + "\n")
@@ -189,6 +198,7 @@ def _front(
     """
     from msgspec.structs import replace
 
+    from turbofit.gateway.http.model_names import unambiguous
     from turbofit.gateway.limits.request_limits import bounds_of
     from turbofit.gateway.models.models_gateway import ModelsGateway
     from turbofit.gateway.models.served_model import ServedModel
@@ -196,14 +206,15 @@ def _front(
 
     config = planned[0].config
     assert config.gateway is not None
-    models = [ServedModel(one.name) for one in planned]
-    names = [model.name for model in models]
+    names = [one.name for one in planned]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(
             f"two models are called {twice}: clients could not choose between them",
             hint="name each model once",
         )
+    each = unambiguous([one.config.client_names(one.plan) for one in planned])
+    models = [ServedModel(name, more) for name, more in zip(names, each, strict=True)]
     public = replace(config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend)
     bounds = [bounds_of(one.plan) for one in planned]
     return models, GatewayThread(ModelsGateway(models, bounds, public, wait=wait))

@@ -157,20 +157,32 @@ def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bo
     from turbofit.cli.terminal.output import answer, say
     from turbofit.planning.plan import plan as best_plan
     from turbofit.report.shell import shell_command
+    from turbofit.report.views.plan.commands_view import unheld
 
     if arguments.options.plan:
         plan = read_saved(arguments, arguments.options.plan)
     else:
         plan = best_plan(with_passed(arguments))
-    commands = _commands(plan, arguments.passed, port)
+    passed = arguments.passed
+    name = arguments.options.model_name
+    commands = _commands(plan, passed, port, name)
     if as_json or md:
-        shown = msgspec.structs.replace(plan, commands=commands)
+        serve = plan.serve
+        if serve is not None:
+            named = ("--model-name", name) if name else ()
+            rest = ("--", *passed.argv) if passed.argv else ()
+            serve = msgspec.structs.replace(serve, argv=(*serve.argv, *named, *rest))
+        shown = msgspec.structs.replace(plan, serve=serve, commands=commands)
         return show_plan(shown, "serve", full=True, as_json=as_json, md=md)
     if not plan.fits:
         raise refusal(plan)
     for text in plan.model.warnings:
         say(f"warning: {text}")
-    answer("\n".join(shell_command(command) + "\n" for command in commands))
+    behind = (
+        "" if arguments.options.no_gateway else "turbofit serve starts this behind its gateway: "
+    )
+    note = f"# {behind}{unheld(plan)}\n"
+    answer(note + "\n".join(shell_command(command) + "\n" for command in commands))
     return 0
 
 
@@ -255,7 +267,9 @@ def _modelled(passed: PassedOptions) -> dict[str, Any]:
         return planning_keywords(ctx.params)
 
 
-def _commands(plan: Plan, passed: PassedOptions, port: int) -> tuple[Command, ...]:
+def _commands(
+    plan: Plan, passed: PassedOptions, port: int, name: str | None
+) -> tuple[Command, ...]:
     from turbofit.core.plan import Command
     from turbofit.planning.commands import commands, refuse_options
 
@@ -267,5 +281,5 @@ def _commands(plan: Plan, passed: PassedOptions, port: int) -> tuple[Command, ..
         )
     return tuple(
         Command(env=command.env, argv=(*command.argv, *passed.argv), group=command.group)
-        for command in commands(plan, port=port)
+        for command in commands(plan, port=port, name=name)
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from turbofit.core.installation import install_command
 from turbofit.core.struct import NA
 from turbofit.diagnose.doctor.about_kernels import capabilities, kernel_findings
 from turbofit.diagnose.doctor.finding import Finding, ok, stops, unreadable, warning
+from turbofit.memory.versions import OLDEST_SERVED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["package_findings"]
 
-_OLDEST: Final = (0, 16)
 _NEWEST: Final = (0, 18)
 #: The oldest driver of each CUDA generation (CUDA release notes, minor version compatibility).
 _OLDEST_DRIVER: Final = {11: 450, 12: 525, 13: 580}
@@ -60,15 +61,15 @@ def _lmdeploy(sources: Sources) -> Finding:
             check,
             "LMDeploy is not installed in this environment",
             "turbofit plans without it, but has nothing to launch",
-            'pip install "turbofit[lmdeploy]"',
+            install_command("lmdeploy"),
         )
     release = numbers(found)[:2]
-    if release < _OLDEST:
+    if release < OLDEST_SERVED:
         return stops(
             check,
             f"LMDeploy {found}",
             "its vision tower and cache work otherwise than turbofit's account: serve needs 0.16",
-            'pip install -U "turbofit[lmdeploy]"',
+            install_command("lmdeploy", upgrade=True),
         )
     if release > _NEWEST:
         return warning(
@@ -77,7 +78,7 @@ def _lmdeploy(sources: Sources) -> Finding:
             "newer than 0.18, on whose account plans rest: margins are doubled",
             "use 0.18, or rehearse each plan",
         )
-    if release in (_OLDEST, (0, 17)):
+    if release in (OLDEST_SERVED, (0, 17)):
         return warning(
             check,
             f"LMDeploy {found}",

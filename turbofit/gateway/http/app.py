@@ -14,7 +14,8 @@ from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.connections import Connections, Networks
 from turbofit.gateway.http.guard import Keys, Origins
 from turbofit.gateway.http.metrics import Metrics
-from turbofit.gateway.http.pages import health_page, metrics_page
+from turbofit.gateway.http.model_names import hold_name
+from turbofit.gateway.http.pages import health_page, metrics_page, names_page
 from turbofit.gateway.http.prepare import check_body, finish, hold, inlined, remote_urls, start
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.routes import api_of, find_route, is_health
@@ -214,6 +215,9 @@ class Gateway(AsgiApp):
             if request.route.kind in ("health", "metrics"):
                 await self._gateway_page(request, send, request.route.kind)
                 return
+            if request.route.kind == "models" and self.config.names:
+                await names_page(request, send, self.config.names)
+                return
             if request.route.method == "POST":
                 self.quarantine.check_client(request)
                 request.body = await self._bodies.read(request.headers, receive, request.who)
@@ -259,6 +263,7 @@ class Gateway(AsgiApp):
         parsed = start(bounds, route.kind, request.body)
         if not self.config.grammars:
             refuse_grammars(parsed.body)
+        hold_name(self.config.names, parsed.body)
         most = bounds.limits.bytes_per_image
         came, keep = len(request.body), partial(self._keep_file, request)
         fetched = await self._fetcher.fetch_all(remote_urls(parsed), most, keep)

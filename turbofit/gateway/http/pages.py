@@ -1,10 +1,11 @@
-"""The two pages of the gateway itself: how it is, and its numbers beside the engines'."""
+"""The gateway's own pages: how it is, its numbers beside the engines', which names there are."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -13,16 +14,21 @@ from turbofit.gateway.routing.health import healthy
 from turbofit.gateway.routing.request_context import answer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from turbofit.core.json_types import Document
     from turbofit.gateway.http.asgi import Send
     from turbofit.gateway.http.metrics import Metrics
+    from turbofit.gateway.http.refusals import Api
     from turbofit.gateway.quarantine.suspects import Suspects
     from turbofit.gateway.routing.admission import Admission
     from turbofit.gateway.routing.fleet import Fleet
     from turbofit.gateway.routing.request_context import RequestContext
     from turbofit.gateway.routing.upstream import Upstream
 
-__all__ = ["health_page", "metrics_page"]
+__all__ = ["ModelCard", "health_page", "metrics_page", "models_document", "names_page"]
 
+_CREATED: Final = int(time.time())
 _PAGE_SECONDS: Final = 3.0
 _ALL_SECONDS: Final = 9.0  # below Prometheus' own ten
 #: Engines that are asked for their page at once.
@@ -100,3 +106,40 @@ def _suspected(suspects: Suspects) -> dict[str, list[tuple[tuple[str, ...], floa
         "convicted": [((), convicted)],
         "clients_refused": [((), suspects.accounts.refused)],
     }
+
+
+class ModelCard(NamedTuple):
+    """A name that clients may give, the model that it means, and where that stands."""
+
+    name: str
+    model: str
+    facts: Document | None = None
+
+
+def models_document(cards: Sequence[ModelCard], api: Api) -> Document:
+    """The list of names in the form of its API; ``root`` is the model that a name means."""
+    facts = [{} if one.facts is None else {"turbofit": one.facts} for one in cards]
+    if api == "anthropic":
+        data = [
+            {"type": "model", "id": one.name, "display_name": one.model, **more}
+            for one, more in zip(cards, facts, strict=True)
+        ]
+        first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+        return {"data": data, "has_more": False, "first_id": first, "last_id": last}
+    return {
+        "object": "list",
+        "data": [
+            {
+                "id": one.name, "object": "model", "created": _CREATED, "owned_by": "lmdeploy",
+                "root": one.model, "parent": None, "permission": [], **more,
+            }
+            for one, more in zip(cards, facts, strict=True)
+        ],
+    }  # fmt: skip
+
+
+async def names_page(request: RequestContext, send: Send, names: Mapping[str, str]) -> None:
+    """Answer with all names of a server's only model."""
+    cards = [ModelCard(*one) for one in names.items()]
+    page = msgspec.json.encode(models_document(cards, request.api))
+    await answer(request, send, 200, page, "application/json")

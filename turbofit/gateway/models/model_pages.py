@@ -1,12 +1,12 @@
-"""What an address of several models shows of itself: health, the list of models, numbers."""
+"""What an address of several models shows of itself: health, names, numbers."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.gateway.http.metrics import merge
+from turbofit.gateway.http.pages import ModelCard
 from turbofit.gateway.routing.health import healthy
 
 if TYPE_CHECKING:
@@ -15,12 +15,10 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document, JsonObject
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.metrics import Metrics
-    from turbofit.gateway.http.refusals import Api
     from turbofit.gateway.models.served_model import ServedModel
 
-__all__ = ["health_document", "metrics_text", "models_document"]
+__all__ = ["cards_of", "health_document", "metrics_text"]
 
-_CREATED: Final = int(time.time())
 _OUR_METRICS: Final = (
     ("model_ready", "gauge", "Whether a model's engines are ready."),
     ("model_waiting", "gauge", "Requests that wait for a model's start."),
@@ -69,25 +67,9 @@ def health_document(models: Sequence[ServedModel], *, opened: bool, known: bool)
     return {"status": status, "models": {model.name: _facts(model) for model in models}}
 
 
-def models_document(models: Sequence[ServedModel], api: Api) -> Document:
-    """The list of models in the form of its API, each with where it stands."""
-    if api == "anthropic":
-        data = [
-            {"type": "model", "id": one.name, "display_name": one.name, "turbofit": _facts(one)}
-            for one in models
-        ]
-        first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-        return {"data": data, "has_more": False, "first_id": first, "last_id": last}
-    return {
-        "object": "list",
-        "data": [
-            {
-                "id": one.name, "object": "model", "created": _CREATED, "owned_by": "lmdeploy",
-                "root": one.name, "parent": None, "permission": [], "turbofit": _facts(one),
-            }
-            for one in models
-        ],
-    }  # fmt: skip
+def cards_of(models: Sequence[ServedModel]) -> list[ModelCard]:
+    """Every name of each model, the model's own first."""
+    return [ModelCard(name, one.name, _facts(one)) for one in models for name in one.names]
 
 
 async def metrics_text(

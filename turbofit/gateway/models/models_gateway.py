@@ -19,9 +19,11 @@ from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.connections import Connections, Networks
 from turbofit.gateway.http.guard import Keys, Origins
 from turbofit.gateway.http.metrics import Metrics
+from turbofit.gateway.http.model_names import no_such_model
+from turbofit.gateway.http.pages import models_document
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.routes import api_of, find_route, is_health
-from turbofit.gateway.models.model_pages import health_document, metrics_text, models_document
+from turbofit.gateway.models.model_pages import cards_of, health_document, metrics_text
 from turbofit.gateway.routing.request_context import RequestContext, answer, refuse
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ class ModelsGateway(AsgiApp):
         wait: float,
     ) -> None:
         self.models = {model.name: model for model in models}
+        self._named_models = {name: model for model in models for name in model.names}
         self.config, self._wait = config, wait
         self._bounds = max(bounds, key=lambda one: one.limits.bytes_per_body)
         self.metrics = Metrics()
@@ -190,18 +193,15 @@ class ModelsGateway(AsgiApp):
             raise Refusal(400, "invalid_json", f"the body is no JSON object: {exc}") from None
         if name is None and len(self.models) == 1:
             return next(iter(self.models.values()))
-        found = self.models.get(name) if isinstance(name, str) else None
+        found = self._named_models.get(name) if isinstance(name, str) else None
         if found is not None:
             return found
-        known = ", ".join(self.models)
         if name is None:
+            known = ", ".join(self._named_models)
             raise Refusal(
                 400, "model_missing", f"model is missing; there are {known}", param="model"
             )
-        raise Refusal(
-            404, "model_not_found",
-            f"The model {str(name)[:80]!r} does not exist; there are {known}", param="model",
-        )  # fmt: skip
+        raise no_such_model(name, self._named_models)
 
     async def _page(self, request: RequestContext, route: Route, send: Send) -> None:
         models = list(self.models.values())
@@ -219,7 +219,7 @@ class ModelsGateway(AsgiApp):
             kind = "text/plain; version=0.0.4; charset=utf-8"
             await answer(request, send, 200, text.encode(), kind)
         else:
-            body = msgspec.json.encode(models_document(models, route.api))
+            body = msgspec.json.encode(models_document(cards_of(models), route.api))
             await answer(request, send, 200, body, "application/json")
 
 

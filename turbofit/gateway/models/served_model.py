@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from turbofit.gateway.http.refusals import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from turbofit.gateway.http.app import Gateway
 
@@ -31,11 +31,14 @@ class ServedModel:
     """A model that clients can name, whether its engines run or not.
 
     Args:
-        name: what clients call it.
+        name: its own.
+        names: others that clients may call it by.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, names: Sequence[str] = ()) -> None:
         self.name = name
+        #: All that clients may call it, beside the other models of its address.
+        self.names = tuple(dict.fromkeys((name, *names)))
         self.gateway: Gateway | None = None
         self.state: ModelState = "asleep"
         #: Requests that its gateway has.

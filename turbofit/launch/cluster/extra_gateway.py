@@ -119,6 +119,7 @@ class _Attending:
             prefix_affinity=told.config.prefix_affinity,
             serial=told.config.serial,
             pretend=told.config.pretend,
+            names=told.config.names,
         )
         tls = client_context(os.environ)
         gateway = make_routing_table_gateway(told.routing_table, config, log=self._log, tls=tls)

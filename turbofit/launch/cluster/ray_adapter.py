@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from turbofit.core.errors import MachineError, PackageError, UsageError
+from turbofit.core.installation import install_command
 from turbofit.core.process.log import LazyLogger
 
 if TYPE_CHECKING:
@@ -101,9 +102,8 @@ def connect(address: str | None) -> None:
     try:
         import ray
     except ImportError:
-        raise PackageError(
-            "Ray is not installed here", hint='install it with pip install "turbofit[ray]"'
-        ) from None
+        how = install_command("ray")
+        raise PackageError("Ray is not installed here", hint=f"install it with {how}") from None
     where = address or os.environ.get("RAY_ADDRESS") or "auto"
     if where.startswith("ray://"):
         raise UsageError(

@@ -149,6 +149,7 @@ class _Run:
             prefix_affinity=self._config.prefix_affinity,
             serial=self._config.serial,
             pretend=self._config.pretend,
+            names=self._config.names,
         )
         self._front: GatewayThread[Gateway] | None = None
         #: The routing tables that the gateway here, and the coordinator, were given last, and the
@@ -188,6 +189,7 @@ class _Run:
             serial=any(plan.engine.serial for plan in plans),
             drain_seconds=self._serve_config.timing.drain,
             pretend=self._serve_config.pretend,
+            names=self._serve_config.names(plans[0]) if plans else {},
         )
 
     def _gateway(self) -> GatewayThread[Gateway]:

@@ -6,18 +6,15 @@ import os
 from typing import Final
 
 from turbofit.core.errors import LaunchError, PackageError
+from turbofit.core.installation import install_command
 from turbofit.core.process.log import LazyLogger
 from turbofit.launch.engine.runner import module_runner
 from turbofit.memory.engines import LMDEPLOY
-from turbofit.memory.versions import REFERENCE, release
+from turbofit.memory.versions import OLDEST_SERVED, REFERENCE, release
 
 __all__ = ["Lmdeploy", "check_port", "find_lmdeploy", "lmdeploy_if_needed"]
 
 _LOG: Final = LazyLogger(__name__)
-
-_INSTALL: Final = 'pip install "turbofit[lmdeploy]"'
-#: The oldest that `serve` launches.
-_OLDEST: Final = (0, 16)
 
 
 class Lmdeploy:
@@ -49,13 +46,15 @@ def find_lmdeploy() -> Lmdeploy:
     """
     found = _of_interpreter() or _on_path()
     if found is None:
-        raise PackageError("LMDeploy is not installed", hint=f"install it with {_INSTALL}")
+        raise PackageError(
+            "LMDeploy is not installed", hint=f"install it with {install_command('lmdeploy')}"
+        )
     _LOG.info("LMDeploy %s, started by %s", found.version, found.argv)
-    if release(found.version) < _OLDEST:
-        oldest = ".".join(map(str, _OLDEST))
+    if release(found.version) < OLDEST_SERVED:
+        oldest = ".".join(map(str, OLDEST_SERVED))
         raise PackageError(
             f"LMDeploy {found.version} is older than {oldest}, which serve needs",
-            hint=f"install a newer one with {_INSTALL}",
+            hint=f"install a newer one with {install_command('lmdeploy', upgrade=True)}",
         )
     return found
 

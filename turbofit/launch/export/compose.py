@@ -53,7 +53,7 @@ def compose_file(service: Service, *, image: str) -> str:
     if service.shm:
         body["shm_size"] = f"{-(-service.shm >> 20)}m"
     document = {"services": {service.name: body}, "volumes": {"hub": {}, "state": {}}}
-    told = header(service, "compose", "TURBOFIT_API_KEYS=KEY docker compose up -d")
+    told = header(service, "compose", "TURBOFIT_API_KEYS=KEY docker compose up -d", image)
     return told + dump(document)
 
 

@@ -23,7 +23,7 @@ HEALTHY: Final = (
 )  # fmt: skip
 
 
-def header(service: Service, kind: str, start: str) -> str:
+def header(service: Service, kind: str, start: str, image: str) -> str:
     """The comment at the top of a manifest."""
     cards = f"{service.gpus} {plural(service.gpus, 'GPU')}"
     return (
@@ -31,8 +31,9 @@ def header(service: Service, kind: str, start: str) -> str:
         f"#   {start}\n"
         f"# Planned for {cards}: {service.card}. It measures and plans again at\n"
         "# every start. The engine listens on the container's loopback, behind the gateway.\n"
-        "# The image needs turbofit with LMDeploy, and a C compiler for the rehearsal:\n"
-        '#   pip install "turbofit[lmdeploy]"\n'
+        "# The image has turbofit with LMDeploy, and a C compiler for the rehearsal. In a clone\n"
+        "# of turbofit's repository its Dockerfile makes it:\n"
+        f"#   docker build --tag {image} .\n"
     )
 
 

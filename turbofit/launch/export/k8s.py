@@ -50,7 +50,7 @@ def k8s_objects(service: Service, *, image: str, claim: str | None = None) -> st
         },
     }
     secret = f"kubectl create secret generic {service.name}-keys --from-literal=keys=KEY"
-    told = header(service, "k8s", f"{secret}\n#   kubectl apply -f FILE")
+    told = header(service, "k8s", f"{secret}\n#   kubectl apply -f FILE", image)
     return told + dump(deployment, front)
 
 

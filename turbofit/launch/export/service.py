@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET
 
-from turbofit.core.config_names import CONFIG_NAMES
 from turbofit.core.errors import DoesNotFitError, UsageError
-from turbofit.core.struct import Struct, known, to_builtins
+from turbofit.core.struct import Struct, known
 from turbofit.launch.engine.supervised_engine import Timing
 from turbofit.planning.request import PlanRequest
+from turbofit.planning.serve_command import is_prediction, request_of
 from turbofit.planning.tuned import pinned
 
 if TYPE_CHECKING:
@@ -142,40 +142,23 @@ def _request(plan: Plan) -> PlanRequest:
             "this plan does not say with which options it was made",
             hint="plan again with this version of turbofit, then export",
         )
-    options = {**plan.options, **(_predicted(plan) if _is_prediction(plan) else {})}
-    model, draft = plan.model, options.get("speculative_draft_model")
+    model = plan.model
     found = model.source.checkpoint
     if found is None or _hub_cache(plan) is not None:
         found = model.hub_id or model.name
-    if isinstance(draft, str) and os.path.isdir(draft):
-        options["speculative_draft_model"] = os.path.abspath(draft)
-    request = pinned(PlanRequest.of(**{**options, "model": found, "on": None, "gpus": None}), plan)
+    request = pinned(request_of(plan, found), plan)
     more: dict[str, Any] = {"engine": plan.engine.name, "revision": model.revision}
     if not plan.by_group:  # unequal cards: no --tp and --replicas says which go together
         # Transformers' settings have no tp: there it is the GPUs of one copy.
         more["tp"] = max(plan.settings.tp, *map(len, plan.parallel.groups))
         more["replicas"] = plan.parallel.replicas
-    if not options.keys() & {"context", "session_len"}:
+    if not request.given().keys() & {"context", "session_len"}:
         more["context"] = _promised_context(plan)
     rule, limit = model.image_rule, plan.limits.image_limit
     # A prediction's limit is what clients can do where nobody limits them.
-    if rule and limit and limit != rule.checkpoint_limit and not _is_prediction(plan):
+    if rule and limit and limit != rule.checkpoint_limit and not is_prediction(plan):
         more[rule.limit_name] = limit
     return request.changed(**more)
-
-
-def _is_prediction(plan: Plan) -> bool:
-    """Whether its settings were given or LMDeploy's defaults, and no search chose any."""
-    return plan.engine.of_lmdeploy and not plan.considered
-
-
-def _predicted(plan: Plan) -> dict[str, object]:
-    """All settings of a prediction, so that the next start does not choose others."""
-    settings = to_builtins(plan.settings)
-    names = [
-        name for name, _ in CONFIG_NAMES[plan.engine.name] if name not in ("tp", "model_format")
-    ]
-    return {"context": None, **{name: settings[name] for name in names if settings[name]}}
 
 
 def _hub_cache(plan: Plan) -> PurePath | None:

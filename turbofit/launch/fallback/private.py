@@ -11,12 +11,12 @@ from importlib import import_module
 from typing import Any, Final, NamedTuple
 
 from turbofit.core.errors import PackageError
+from turbofit.core.installation import install_command
 
 __all__ = ["TransformersInternals", "find_inside"]
 
 #: Releases that were tried.
 _TRIED: Final = "5.17 and 5.24"
-_HINT: Final = f'pip install "turbofit[fallback]" (transformers {_TRIED} were tried)'
 _WHERE: Final = "transformers.cli.serving"
 
 #: (module, class or function, method, parameters that are given to it).
@@ -56,6 +56,10 @@ class TransformersInternals(NamedTuple):
     build_server: Any
 
 
+def _hint() -> str:
+    return f"{install_command('fallback')} (transformers {_TRIED} were tried)"
+
+
 def find_inside() -> TransformersInternals:
     """Import and check them; takes seconds.
 
@@ -92,12 +96,12 @@ def _import(name: str) -> None:
         import_module(name)
     except ImportError as exc:
         raise PackageError(
-            f"the fallback engine needs {name}, which cannot be imported: {exc}", hint=_HINT
+            f"the fallback engine needs {name}, which cannot be imported: {exc}", hint=_hint()
         ) from None
 
 
 def _changed(version: str, what: str) -> PackageError:
     return PackageError(
         f"transformers {version} has another server inside than the fallback engine knows: {what}",
-        hint=_HINT,
+        hint=_hint(),
     )

@@ -12,6 +12,7 @@ from lmdeploy.serve.processors import MultimodalProcessor
 from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError
+from turbofit.core.installation import install_command
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.limits.ranges import scope_of
@@ -199,7 +200,7 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
         if not hasattr(type(processor), "async_parse_multimodal_item"):
             raise PackageError(
                 "this LMDeploy has no place where images can be held to the plan",
-                hint='install a known one with pip install "turbofit[lmdeploy]"',
+                hint=f"install a known one with {install_command('lmdeploy', upgrade=True)}",
             )
         bounds = _hold_processor(processor.vl_encoder.model, bounds, bounds.rule)
         self.async_engine.prompt_processor = PlannedProcessor(processor, bounds)

@@ -118,7 +118,8 @@ class Attempt:
         key: str | None
         refuse_options(plan.engine, config.options)
         if config.gateway is None and job.examiner is None and job.door is None:
-            made, key = commands(plan, port=config.port), None
+            name = config.client_name(plan.model)
+            made, key = commands(plan, port=config.port, name=name), None
         else:
             from turbofit.gateway.overlay import overlay
 
@@ -220,6 +221,7 @@ class Attempt:
             drain_seconds=serve_config.timing.drain,
             pretend=serve_config.pretend,
             grammars=job.lmdeploy.grammars or not plan.engine.of_lmdeploy,
+            names=serve_config.names(plan),
             quarantine=quarantine_file(
                 self._plan, job.lmdeploy.version, pretend=serve_config.pretend
             ),

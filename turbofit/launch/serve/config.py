@@ -5,10 +5,13 @@ from __future__ import annotations
 from pydantic import Field
 
 from turbofit.core.model import Model
+from turbofit.core.plan import Plan
 from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
 from turbofit.core.validation import Validated
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.engine.supervised_engine import Timing
+from turbofit.launch.serve.passthrough import adapter_names
+from turbofit.model.presets import find_preset
 from turbofit.planning.request import Bytes, PlanRequest
 
 __all__ = ["ClusterServeConfig", "ServeConfig"]
@@ -36,7 +39,7 @@ class ServeConfig(Validated):
     timing: Timing = Field(default=Timing(), description="deadlines and pauses")
     options: tuple[str, ...] = Field(default=(), description="LMDeploy's own options, passed on")
     api_key: str | None = Field(default=None, description="without a gateway, the engines' key")
-    model_name: str | None = Field(default=None, description="what clients call the model")
+    model_name: str | None = Field(default=None, description="what the engines call the model")
     access_log: str | None = Field(
         default=None, description="a file, - for stderr, or none; None is the run's folder"
     )
@@ -56,8 +59,22 @@ class ServeConfig(Validated):
     )
 
     def client_name(self, model: Model) -> str:
-        """What clients call a model."""
+        """What its engines call a model."""
         return self.model_name or model.hub_id or model.name
+
+    def client_names(self, plan: Plan) -> tuple[str, ...]:
+        """All that clients may call it: first what its engines do, then how it was asked for."""
+        model, typed = plan.model, () if plan.serve is None else (plan.serve.argv[2],)
+        known: tuple[str | None, ...] = ()
+        if model.hub_id:
+            known = (model.hub_id, model.hub_id.rpartition("/")[2], find_preset(model.hub_id))
+        names = (self.client_name(model), *typed, *known, model.name)
+        return tuple(dict.fromkeys(name for name in names if name))
+
+    def names(self, plan: Plan) -> dict[str, str]:
+        """What the engines call the model, or an adapter of it, by each name of clients."""
+        known = dict.fromkeys(self.client_names(plan), self.client_name(plan.model))
+        return known | {name: name for name in adapter_names(self.options)}
 
 
 class ClusterServeConfig(ServeConfig):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from turbofit.core.errors import UsageError
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Options
 
-__all__ = ["PassedOptions", "option_classes", "sort_options"]
+__all__ = ["PassedOptions", "adapter_names", "option_classes", "sort_options"]
 
 
 #: Of these LMDeploy takes words that turbofit has no account of: unplanned they pass as they are.
@@ -21,13 +22,17 @@ _SPECULATIVE = "--speculative-"
 
 
 class PassedOptions:
-    """Options after ``--``: what to plan with, what to hand on, and the keys among the latter."""
+    """Options after ``--``: what to plan with, what to hand on, and the keys among the latter.
+
+    ``model_name`` is an option of `serve` itself.
+    """
 
     def __init__(self) -> None:
         self.modelled: list[str] = []
         self.argv: list[str] = []
         self.api_keys: list[str] = []
         self.unplanned: list[str] = []
+        self.model_name: str | None = None
 
 
 def option_classes() -> dict[str, Options]:
@@ -56,6 +61,17 @@ def sort_options(arguments: Sequence[str], *, unplanned: bool = False) -> Passed
         values = [value] if equals else _take(rest, wanted, written)
         _sort(passed, name, classes.get(name, {"class": "unknown"})["class"], values, unplanned)
     return passed
+
+
+def adapter_names(argv: Sequence[str]) -> list[str]:
+    """What clients call the adapters among LMDeploy's options: NAME=PATH, or a path alone."""
+    words = list(argv)
+    found: list[str] = []
+    while "--adapters" in words:
+        del words[: words.index("--adapters") + 1]
+        paths = list(takewhile(lambda word: not _is_option(word), words))
+        found += [path.partition("=")[0] if "=" in path else "default" for path in paths]
+    return found
 
 
 def _full_name(written: str, classes: dict[str, Any]) -> str:
@@ -113,6 +129,9 @@ def _sort(passed: PassedOptions, name: str, kind: str, values: list[str], unplan
                     hint = found.here(next(iter(values), None), "--{option} {value} before --")
             raise UsageError(f"{name} after -- {why}", hint=hint)
         passed.unplanned.append(name)
+    if name == "--model-name":
+        passed.model_name = values[0]
+        return
     if name == "--api-keys":
         passed.api_keys.extend(values)
     passed.argv += [name, *values]

@@ -151,7 +151,7 @@ class Planner:
             return plan
         # Before it failed, another rehearsal had lowered a ratio: that holds.
         told = f"fits: {seen.kv.total_tokens:,} KV tokens, at a ratio that a rehearsal lowered"
-        return replace(seen, fits=True, verdict=told)
+        return replace(seen, fits=True, verdict=told, serve=plan.serve)
 
     def _best(self, request: PlanRequest) -> Plan:
         """With what `turbofit tune` found: on pretend GPUs what it found on such."""

@@ -80,7 +80,7 @@ def end_orphans(leases: Leases) -> list[str]:
                 _end(pid, started)
                 done.append(
                     f"ended {len(left)} processes that an engine for {lease.model} had left behind "
-                    f"when turbofit[{lease.pid}] was killed"
+                    f"when turbofit, process {lease.pid}, was killed"
                 )
         leases.drop(lease)
     return done

@@ -30,7 +30,7 @@ const LETTERS = 'rocWKbtl.m';
 const named = (names, values) => values && Object.fromEntries(names.map((name, i) => [name, values[i]]));
 const readAnswer = (row, texts) => {
   const answer = named(['fits', 'verdict', 'engine', 'tp', 'replicas', 'tokens', 'atOnce', 'held', 'images', 'unit',
-    'context', 'speed', 'memory', 'limits', 'warnings', 'remedies'], row);
+    'context', 'speed', 'memory', 'limits', 'warnings', 'remedies', 'serve'], row);
   answer.verdict = texts[answer.verdict];
   answer.engine = answer.memory && texts[answer.engine];
   answer.unit = answer.unit === null ? null : texts[answer.unit];
@@ -41,6 +41,7 @@ const readAnswer = (row, texts) => {
   answer.limits.forEach((one) => { one.option = texts[one.option]; });
   answer.warnings = answer.warnings.map((text) => texts[text]);
   answer.remedies = answer.remedies.map((pair) => pair.map((text) => texts[text]));
+  answer.serve = texts[answer.serve];
   return answer;
 };
 

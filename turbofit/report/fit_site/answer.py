@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -105,6 +106,7 @@ class SiteAnswer(Struct, array_like=True):
     limits: tuple[SiteLimit, ...] = ()
     warnings: Annotated[tuple[int, ...], doc("Texts.")] = ()
     remedies: Annotated[tuple[tuple[int, int], ...], doc("Texts: a change, its effect.")] = ()
+    serve: Annotated[int | None, doc("Text: the command that serves it, with its limits.")] = None
 
 
 class SiteTable(Struct):
@@ -165,6 +167,7 @@ def _capacity(plan: Plan, texts: SiteTexts) -> dict[str, Any]:
     speed = plan.throughput
     limit = plan.limits.image_limit
     return {
+        "serve": None if plan.serve is None else texts.number(shlex.join(plan.serve.argv)),
         "kv_tokens": plan.kv.total_tokens,
         "requests_at_once": plan.requests_at_once,
         "held": tuple((one.tokens, one.held) for one in shown),

@@ -95,13 +95,12 @@
     return readAnswer(table.answers[table.order[place]], table.texts);
   };
 
-  // The commands that give the answer.
+  // The command that gives the answer.
   const words = () => [[choices.images, 'images'], [choices.contexts, 'context'], [choices.concurrencies, 'requests']]
     .map(([list, name]) => list[placeOf(list, value(name))].words).filter((text) => text);
-  const commands = (name, count) => {
+  const planned = (name, count) => {
     const held = choices.used[placeOf(choices.used, value('used'))].words;
-    return [['plan', value('model'), '--on', count + 'x' + name + held, ...words()], ['serve', value('model'), ...words()]]
-      .map((line) => 'turbofit ' + line.join(' '));
+    return ['turbofit', 'plan', value('model'), '--on', count + 'x' + name + held, ...words()].join(' ');
   };
   const copied = async (button, text, said) => {
     const done = await copyText(text);
@@ -125,9 +124,11 @@
       const title = count + ' × ' + card(name).title;
       try {
         const answer = answerOf(await tableOf(value('model'), name), count);
-        const [plan, serve] = commands(name, count);
-        const lines = [command(plan)];
-        if (answer.fits) lines.push(element('p', { class: 'dim' }, say('here')), command(serve));
+        const lines = [command(planned(name, count))];
+        if (answer.serve) {
+          const note = (text) => element('p', { class: 'dim' }, say(text));
+          lines.unshift(note('here'), command(answer.serve), note('anywhere'));
+        }
         return shownAnswer(answer, title, lines, say);
       } catch (error) {
         return element('article', {}, element('h2', {}, title), element('p', { class: 'bad' }, say('missing', error.message)));

@@ -50,7 +50,7 @@ def _parts(plan: Plan, run: RunReport | None) -> list[tuple[str, str, Markup]]:
         ("topology", "The GPUs and their groups", topology(plan)),
         ("settings", "Settings, and why", sections.settings(plan)),
         ("candidates", "Considered", sections.candidates(plan)),
-        ("commands", "The command of each group", sections.commands(plan)),
+        ("commands", "The engines' own commands", sections.commands(plan)),
     ]
     parts.insert(len(parts) - 1 if fits else 0, (*fix, sections.remedies(plan)))
     return [part for part in parts if part[2]]

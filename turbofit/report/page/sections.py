@@ -10,11 +10,11 @@ from turbofit.report.page.blocks import command, paint, table
 from turbofit.report.page.frame import tiles
 from turbofit.report.page.tag import Markup, join, tag
 from turbofit.report.painters.document import Column, Heading, Items, Paragraph, Table
-from turbofit.report.shell import shell_command
+from turbofit.report.shell import shell_command, shell_words
 from turbofit.report.views.plan.capacity import capacity
+from turbofit.report.views.plan.commands_view import INDICES, serve_note, unheld
 from turbofit.report.views.plan.memory_view import need_of
 from turbofit.report.views.plan.per_engine_settings import per_engine_blocks
-from turbofit.report.views.plan.plan_summary import same_elsewhere
 from turbofit.report.views.plan.plan_view import candidate_value, fact_block, settings_blocks
 from turbofit.report.views.plan.remedies_table import remedies_table
 from turbofit.report.views.run.rehearsal_view import rehearsal_blocks
@@ -23,6 +23,7 @@ from turbofit.report.views.run.run_view import run_blocks, sides_blocks
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.core.run_report import RunReport
+    from turbofit.report.painters.document import Block
 
 __all__ = [
     "ENGINES",
@@ -198,12 +199,15 @@ def candidates(plan: Plan) -> Markup:
 
 
 def commands(plan: Plan) -> Markup:
-    """The exact commands, each with its button; one that serves stands above all else already."""
-    if plan.fits and len(plan.commands) < 2:
+    """The engines' own commands, each with its button, and what they do not do."""
+    if not plan.commands:
         return Markup()
-    parts: list[Markup] = []
+    said: list[Block] = [Paragraph(text=f"{unheld(plan)}.", tone="dim")]
+    if plan.machine.source == "preset":
+        said.append(Paragraph(text=INDICES, tone="dim"))
     if not plan.fits:
-        parts.append(paint([Paragraph(text="This would not serve.", tone="bad")]))
+        said.insert(0, Paragraph(text="This would not serve.", tone="bad"))
+    parts = [paint(said)]
     for one in plan.commands:
         parts.append(paint([Heading(text=f"Group {one.group}")]))
         parts.append(command(shell_command(one), f"the command of group {one.group}"))
@@ -211,14 +215,16 @@ def commands(plan: Plan) -> Markup:
 
 
 def first_command(plan: Plan) -> Markup:
-    """The command, and in a sentence how those of other groups differ."""
-    if not plan.fits or not plan.commands:
+    """What serves the plan, and where the engines' own commands are."""
+    if plan.serve is None:
         return Markup()
-    said = [same_elsewhere(plan, "in the last section")]
-    if plan.machine.source == "preset":
-        said.append("GPUs by index: a preset has no UUIDs; plan on the machine itself to pin them")
-    notes = [Paragraph(text=text, tone="dim") for text in said if text]
-    return join(command(shell_command(plan.commands[0]), "the command"), paint(notes))
+    note = serve_note(plan)
+    said = f"{unheld(plan)}; its own commands are in the last section."
+    return join(
+        paint([Paragraph(text=note.capitalize(), tone="dim")] if note else []),
+        command(shell_words(plan.serve.argv), "the command"),
+        paint([Paragraph(text=said, tone="dim")]),
+    )
 
 
 def warnings(plan: Plan) -> Markup:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.messages import plural
+from turbofit.core.messages import BESIDE_COMMANDS, plural
 from turbofit.machine.presets import match_preset
 from turbofit.report.painters.document import Items, Paragraph
 
@@ -14,26 +14,30 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Machine
     from turbofit.report.painters.document import Block
 
-__all__ = ["MORE", "first_warning"]
+__all__ = ["MORE", "assumed_of", "first_warnings"]
 
 #: How to see the whole text.
 MORE: Final = Paragraph(text="more: --full, --md or --json", tone="dim")
 
 
-def first_warning(warnings: Sequence[str], machine: Machine | None = None) -> list[Block]:
-    """The most important warning, and how many more there are; before it what a machine is.
+def assumed_of(machine: Machine) -> Sequence[str]:
+    """How a machine's name was read, or what is not known of its cards: all figures rest on it."""
+    gpus = [machine.gpu(index) for index in machine.visible]
+    named = machine.source == "preset"
+    return machine.warnings if named or None in map(match_preset, gpus) else ()
+
+
+def first_warnings(warnings: Sequence[str], assumed: Sequence[str] = ()) -> list[Block]:
+    """What was assumed of what was asked, else the first warning; and how many more there are.
 
     Args:
-        warnings: those of the plan, among them the machine's.
-        machine: what the plan is for; where it has cards of which not all is known, or parts of
-            cards, all figures rest on what was assumed of them.
+        warnings: all of them. What stands beside commands is left out.
+        assumed: those of them that say how the input was read.
     """
-    gpus = [machine.gpu(index) for index in machine.visible] if machine else []
-    assumed = machine.warnings if machine and None in map(match_preset, gpus) else ()
-    items = [f"assumed: {text}" for text in assumed]
-    rest = [text for text in warnings if text not in assumed]
-    if rest:
-        left = len(rest) - 1
-        more = f" (and {left} more {plural(left, 'warning')})" if left else ""
-        items.append(f"{rest[0]}{more}")
-    return [Items(items=tuple(items), tone="warn")] if items else []
+    kept = [text for text in warnings if not any(one in text for one in BESIDE_COMMANDS)]
+    kept.sort(key=lambda text: text not in assumed)
+    shown = [f"assumed: {text}" for text in kept if text in assumed] or kept[:1]
+    left = len(kept) - len(shown)
+    if left:
+        shown[-1] += f" (and {left} more {plural(left, 'warning')})"
+    return [Items(items=tuple(shown), tone="warn")] if shown else []

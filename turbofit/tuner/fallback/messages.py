@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from turbofit.core.machine import Gpu
-from turbofit.core.messages import groups_of, on_each_gpu
+from turbofit.core.messages import BEYOND, groups_of, on_each_gpu
 from turbofit.core.plan import GpuLedger
 from turbofit.core.units import format_bytes
 from turbofit.tuner.fallback.search import Chosen
@@ -96,10 +96,7 @@ def warnings(
         names = ", ".join(f"GPU {gpu.index} ({gpu.name})" for gpu in idle)
         yield f"not used: {names}; --replicas serves on them beside it, --tp splits over them"
     if chosen.vision_load.units_per_image and chosen.fits:
-        yield (
-            "requests beyond these limits are not planned for: turbofit serve holds them, "
-            "Transformers itself would not"
-        )
+        yield (f"{BEYOND}: turbofit serve holds them, Transformers itself would not")
 
 
 def _slow(chosen: Chosen, placed: Mapping[str, int | str]) -> Iterator[str]:

@@ -37,10 +37,14 @@ def test_a_thousand_nodes_read_as_well_as_three() -> None:
 
 def test_one_command_a_kind_and_how_many_more() -> None:
     blocks = cluster_view(planned("sim:4xrtx3090@2", concurrency=64))
-    assert sum(isinstance(block, Code) for block in blocks) == 1
+    serve, command = (block.text for block in blocks if isinstance(block, Code))
+    assert serve.startswith("turbofit serve internvl2-8b")
+    assert serve.endswith("--cluster ray")
+    assert "lmdeploy serve api_server" in command
     text = markdown.paint(blocks)
+    assert text.index("on a node of the Ray cluster") < text.index("LMDeploy alone holds no limits")
     assert "and 3 more on it, one an engine" in text
-    assert "Command on sim-1, one of 2 such nodes" in text
+    assert "LMDeploy's command on sim-1, one of 2 such nodes" in text
 
 
 def test_an_engine_over_nodes_shows_all_its_commands() -> None:

@@ -55,5 +55,11 @@ def test_the_summary_of_a_card_that_is_too_small_and_of_a_path_with_a_space() ->
     text = summary(*names, names=names)
     assert "GPU 0 lacks 13.8 GiB" in text
     assert "-13.8" not in text
-    text = summary("internvl2-1b", "internvl2-2b", names=("./my vl", "internvl2-2b"))
-    assert "turbofit serve './my vl' internvl2-2b" in text
+    text = summary("internvl2-1b", "internvl2-2b", names=("internvl2-1b", "internvl2-2b"))
+    assert "turbofit serve internvl2-1b internvl2-2b --context 32768" in text
+    unlike = [
+        PlanRequest(model="internvl2-1b", on="1xrtx3090", context=4096),
+        PlanRequest(model="internvl2-2b", on="1xrtx3090"),
+    ]
+    text = paint(joint_summary(joint_plan(unlike), ("./my vl", "internvl2-2b")))
+    assert "next: turbofit serve './my vl' internvl2-2b, with the same options" in text

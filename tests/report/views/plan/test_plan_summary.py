@@ -8,9 +8,11 @@ import pytest
 import turbofit
 from bench.common.plans import plausible_plan
 from turbofit.cli.main import main
+from turbofit.core.messages import BEYOND, QUEUED
 from turbofit.core.plan import Plan
 from turbofit.report.painters.terminal import paint
 from turbofit.report.views.plan.plan_summary import plan_summary
+from turbofit.report.views.plan.plan_view import plan_view
 
 SPECS = (
     ("internvl2-8b", "4xrtx3090"),
@@ -29,11 +31,17 @@ def test_it_fits_a_terminal_and_has_the_verdict_the_promise_and_one_command(
     plan = turbofit.plan(model, on=on)
     text = paint(plan_summary(plan), width=80)
     lines = text.splitlines()
-    assert len(lines) <= 25
+    assert len(lines) <= 26
     assert max(map(len, lines)) <= 80
     assert plan.verdict in " ".join(text.split())
     assert f"{plan.settings.session_len:,} tokens with the answer" in text
-    assert text.count("lmdeploy serve api_server") == (1 if plan.fits else 0)
+    queued = QUEUED in plan.warnings
+    assert text.count("lmdeploy serve api_server") == (1 if plan.fits and not queued else 0)
+    assert text.count("LMDeploy alone") == (1 if plan.fits else 0)
+    assert text.count("turbofit serve ") == (1 if plan.fits else 0)
+    if plan.fits and not queued:
+        places = [text.index(one) for one in ("turbofit serve", "LMDeploy alone", "api_server")]
+        assert places == sorted(places)
     assert lines[-1].startswith("more: --full")
 
 
@@ -54,6 +62,33 @@ def test_the_bar_adds_up_to_the_card_and_is_the_fullest_gpus() -> None:
 
 def told(plan: Plan) -> str:
     return " ".join(paint(plan_summary(plan)).split())
+
+
+def test_a_plan_that_holds_only_in_a_queue_hands_out_no_command_without_one() -> None:
+    plan = turbofit.plan("qwen2-vl-7b", on="2xrtx4090")
+    assert QUEUED in plan.warnings
+    text = told(plan)
+    assert "turbofit serve qwen2-vl-7b --images 1 --context 32768" in text
+    assert "LMDeploy alone does not keep this plan" in text
+    assert "api_server" not in text
+    assert "api_server" in paint(plan_view(plan))
+    assert not any(one.holds_limits for one in plan.commands)
+    asked = turbofit.predict("qwen2-vl-7b", on="1xa100-80g", queue_images=True)
+    assert "api_server" not in told(asked)
+
+
+def test_what_was_assumed_of_the_machine_is_said_first_and_what_is_always_so_never() -> None:
+    plan = turbofit.plan("internvl2-2b", on="1xV100")
+    assert "- v100 was read as V100 SXM2 16 GB" in told(plan)
+    assert "(and 1 more warning)" in told(plan)  # the checkpoint's own code
+    both = turbofit.plan("qwen2-vl-2b", on="rtx4090+rtx3080")
+    assert "rtx4090 was read as the 24 GB card" in told(both)
+    assert "rtx3080 was read as the 10 GB card" in told(both)
+    assert any(BEYOND in text for text in both.warnings)
+    assert BEYOND not in told(both)
+    alone = turbofit.plan("qwen2-vl-2b", on="1xrtx3090")
+    assert [BEYOND in text for text in alone.warnings] == [True]
+    assert "more warning" not in told(alone)
 
 
 def test_what_would_be_faster_is_told_with_its_options() -> None:

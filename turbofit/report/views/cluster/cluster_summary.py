@@ -12,11 +12,12 @@ from turbofit.report.views.cluster.cluster_view import (
     folded_nodes,
     left_out,
     nodes_table,
+    serve_blocks,
     simulated_note,
 )
 from turbofit.report.views.plan.plan_summary import speed_in_short
 from turbofit.report.views.plan.remedies_table import remedies_table
-from turbofit.report.views.summary_lines import first_warning
+from turbofit.report.views.summary_lines import first_warnings
 
 if TYPE_CHECKING:
     from turbofit.core.cluster import ClusterPlan
@@ -47,7 +48,8 @@ def cluster_summary(plan: ClusterPlan) -> list[Block]:
     ]
     blocks += remedies_table(plan.remedies[:_REMEDIES], REMEDY_TITLES[plan.fits])
     # Where it fits, the verdict counts the nodes that are left out, and a warning says why.
-    blocks += first_warning(plan.warnings) if plan.fits else left_out(plan)
+    blocks += first_warnings(plan.warnings) if plan.fits else left_out(plan)
+    blocks += serve_blocks(plan)
     rest = len(folded) - _KINDS
     kinds = f", {rest} more {plural(rest, 'kind')} of nodes among it" if rest > 0 else ""
     more = f"more: --full (settings and commands of each kind{kinds}), --md or --json"

@@ -18,7 +18,8 @@ from turbofit.report.painters.document import (
     Paragraph,
     Table,
 )
-from turbofit.report.shell import shell_command
+from turbofit.report.shell import shell_command, shell_words
+from turbofit.report.views.plan.commands_view import unheld
 from turbofit.report.views.plan.remedies_table import remedies_table
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ __all__ = [
     "folded_nodes",
     "left_out",
     "nodes_table",
+    "serve_blocks",
     "simulated_note",
 ]
 
@@ -74,6 +76,7 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
     blocks += left_out(plan)
     if plan.fits:
         blocks += remedies_table(plan.remedies, REMEDY_TITLES[plan.fits])
+    blocks += serve_blocks(plan)
     blocks += _commands(folded)
     return blocks
 
@@ -81,6 +84,14 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
 def count_of(nodes: Sequence[NodePlan]) -> str:
     """So many nodes, in words."""
     return f"{len(nodes):,} {plural(len(nodes), 'node')}"
+
+
+def serve_blocks(plan: ClusterPlan) -> list[Block]:
+    """What serves it, to be run on any node."""
+    if plan.serve is None:
+        return []
+    text = "on a node of the Ray cluster:"
+    return [Paragraph(text=text, tone="dim"), Code(text=shell_words(plan.serve.argv))]
 
 
 def simulated_note(plan: ClusterPlan) -> list[Block]:
@@ -207,7 +218,8 @@ def _span(plan: ClusterPlan, span: Span) -> list[Block]:
         Items(items=span.plan.reasons),
     ]
     for node, command in zip(span.nodes, span.commands, strict=False):
-        blocks.append(Paragraph(text=f"on {names.get(node, node)}:", tone="dim"))
+        on = f"on {names.get(node, node)}; {unheld(span.plan)}:"
+        blocks.append(Paragraph(text=on, tone="dim"))
         blocks.append(Code(text=shell_command(command)))
     return blocks
 
@@ -241,7 +253,8 @@ def _commands(folded: Sequence[Sequence[NodePlan]]) -> list[Block]:
         if not commands:
             continue
         others = f", one of {len(members):,} such nodes" if len(members) > 1 else ""
-        blocks.append(Heading(text=f"Command on {members[0].name}{others}"))
+        blocks.append(Heading(text=f"LMDeploy's command on {members[0].name}{others}"))
+        blocks.append(Paragraph(text=unheld(_plans(members)[0]), tone="dim"))
         blocks.append(Code(text=shell_command(commands[0])))
         if len(commands) > 1:
             more = f"and {len(commands) - 1} more on it, one an engine: see --json"

@@ -6,8 +6,9 @@ import shlex
 from typing import TYPE_CHECKING
 
 from turbofit.core.units import MIB, format_bytes, mib
-from turbofit.report.painters.document import Column, Heading, Items, Paragraph, Table
-from turbofit.report.views.summary_lines import MORE, first_warning
+from turbofit.report.painters.document import Code, Column, Heading, Items, Paragraph, Table
+from turbofit.report.shell import shell_words
+from turbofit.report.views.summary_lines import MORE, assumed_of, first_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,12 +48,22 @@ def joint_summary(found: JointPlan, names: Sequence[str]) -> list[Block]:
             text = f"GPU {fullest.index} lacks {format_bytes(-fullest.left)}"
         if found.fits or fullest.left < 0:
             blocks.append(Paragraph(text=text))
-    blocks += first_warning(_warnings(found), found.plans[0].machine if found.plans else None)
-    if found.fits:
-        blocks.append(
-            Paragraph(text=f"next: turbofit serve {shlex.join(names)}, with the same options")
-        )
-    return [*blocks, MORE]
+    blocks += first_warnings(
+        _warnings(found), assumed_of(found.plans[0].machine) if found.plans else ()
+    )
+    return [*blocks, *_serve(found, names), MORE]
+
+
+def _serve(found: JointPlan, names: Sequence[str]) -> list[Block]:
+    """What serves them at one address."""
+    if not found.fits:
+        return []
+    if found.serve is None:
+        text = f"next: turbofit serve {shlex.join(names)}, with the same options"
+        return [Paragraph(text=text)]
+    where = "" if found.plans[0].machine.source == "nvml" else " on such a machine"
+    note = Paragraph(text=f"at one address{where}:", tone="dim")
+    return [note, Code(text=shell_words(found.serve.argv))]
 
 
 def _promise_blocks(found: JointPlan) -> list[Block]:

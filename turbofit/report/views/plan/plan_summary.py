@@ -6,26 +6,25 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from turbofit.core.messages import groups_of, plural
+from turbofit.core.messages import plural
 from turbofit.core.units import format_bytes, three_digits
 from turbofit.report.painters.document import (
     BarPiece,
-    Code,
     FactList,
     Heading,
     Paragraph,
 )
-from turbofit.report.shell import shell_command
+from turbofit.report.views.plan.commands_view import commands_in_short
 from turbofit.report.views.plan.ledger_view import fullest
 from turbofit.report.views.plan.memory_view import memory_bar, need_of
 from turbofit.report.views.plan.remedies_table import remedies_table
-from turbofit.report.views.summary_lines import first_warning
+from turbofit.report.views.summary_lines import assumed_of, first_warnings
 
 if TYPE_CHECKING:
-    from turbofit.core.plan import Command, Plan, Throughput
+    from turbofit.core.plan import Plan, Throughput
     from turbofit.report.painters.document import Block
 
-__all__ = ["plan_summary", "same_elsewhere", "speed_in_short"]
+__all__ = ["plan_summary", "speed_in_short"]
 
 #: Pieces of the whole text's bar that are one here: their letters, the letter and name of all.
 _PIECES: Final = (
@@ -40,8 +39,6 @@ _PIECES: Final = (
 )
 #: Remedies that are shown; the whole text has all.
 _REMEDIES: Final = 3
-_PORT: Final = "--server-port"
-_VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 _FULL: Final = "more: --full, --md or --json; as a page: turbofit report latest --html FILE"
 
 
@@ -57,9 +54,9 @@ def plan_summary(plan: Plan) -> list[Block]:
     blocks.append(FactList(facts=tuple(_promise(plan))))
     # Those of this plan first, then those of the machine.
     said = sorted(plan.warnings, key=lambda text: text in plan.machine.warnings)
-    blocks += first_warning(said, plan.machine)
+    blocks += first_warnings(said, (*plan.model.warnings, *assumed_of(plan.machine)))
     if plan.fits:
-        blocks += _command(plan)
+        blocks += commands_in_short(plan)
     return [*blocks, Paragraph(text=_FULL, tone="dim")]
 
 
@@ -124,37 +121,3 @@ def speed_in_short(speed: Throughput) -> str:
         else (f" (median error {speed.median_error:.1%}, text models)")
     )
     return f"{three_digits(speed.requests_per_second)} requests/s by the forecast{error}"
-
-
-def _command(plan: Plan) -> list[Block]:
-    """The first group's command, and in a sentence what is other for the rest."""
-    if not plan.commands:
-        return []
-    said = same_elsewhere(plan, "see --full")
-    return [Code(text=shell_command(plan.commands[0])), *([Paragraph(text=said)] if said else [])]
-
-
-def same_elsewhere(plan: Plan, others: str) -> str:
-    """How the commands of the other groups differ from the first; empty where there is one.
-
-    Args:
-        plan: a plan with commands.
-        others: where those commands stand, if they have other settings.
-    """
-    first, *rest = plan.commands
-    if not rest:
-        return ""
-    gpus = groups_of(plan.parallel.groups[one.group] for one in rest)
-    if any(_apart_from_place(one) != _apart_from_place(first) for one in rest):
-        return f"GPU {gpus}: other settings, {others}"
-    ports = ", ".join(one.argv[one.argv.index(_PORT) + 1] for one in rest if _PORT in one.argv)
-    there = f", {_PORT} {ports}" if ports else ""
-    return f"the same on GPU {gpus}{there}"
-
-
-def _apart_from_place(command: Command) -> tuple[object, ...]:
-    """A command without its GPUs and its port."""
-    words = list(command.argv)
-    if _PORT in words:
-        del words[words.index(_PORT) + 1]
-    return (words, {name: value for name, value in command.env.items() if name != _VISIBLE})

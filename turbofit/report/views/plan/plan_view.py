@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.core.messages import groups_of, plural
 from turbofit.core.units import format_bytes, three_digits
 from turbofit.report.painters.document import (
-    Code,
     Column,
     FactList,
     Heading,
@@ -15,8 +14,8 @@ from turbofit.report.painters.document import (
     Paragraph,
     Table,
 )
-from turbofit.report.shell import shell_command
 from turbofit.report.views.plan.capacity import capacity
+from turbofit.report.views.plan.commands_view import every_command
 from turbofit.report.views.plan.interconnect import ways_text
 from turbofit.report.views.plan.ledger_view import ledger_blocks
 from turbofit.report.views.plan.memory_view import memory_blocks
@@ -70,7 +69,7 @@ def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
     blocks += _candidates(plan)
     if plan.fits:
         blocks += remedies_table(plan.remedies, _TITLES[plan.fits])
-    blocks += _commands(plan)
+    blocks += every_command(plan)
     return blocks
 
 
@@ -300,15 +299,3 @@ def _why(plan: Plan, candidate: Candidate) -> str:
         return "chosen"
     same = candidate.engine == plan.engine.name
     return candidate.why_not if same else f"{candidate.engine}: {candidate.why_not}"
-
-
-def _commands(plan: Plan) -> list[Block]:
-    if not plan.commands:
-        return []
-    title = "Command" if len(plan.commands) == 1 else "Commands, one a group"
-    blocks: list[Block] = [Heading(text=title if plan.fits else f"{title} (would not serve)")]
-    if plan.machine.source == "preset":
-        text = "GPUs by index: a preset has no UUIDs; plan on the machine itself to pin them"
-        blocks.append(Paragraph(text=text, tone="dim"))
-    blocks.extend(Code(text=shell_command(command)) for command in plan.commands)
-    return blocks

@@ -1,0 +1,233 @@
+"""What is handed out to copy: `turbofit serve` takes it as it stands, and promises no less."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from msgspec.structs import replace
+
+from bench.common.checkpoints import make_internvl2
+from bench.common.plans import machine, model
+from turbofit import api
+from turbofit.cli.command_group import TURBOFIT
+from turbofit.cli.main import main
+from turbofit.cli.options.fields import filled
+from turbofit.cli.options.shares_options import SharesOptions
+from turbofit.core.cluster import Cluster
+from turbofit.core.model import ModelSource
+from turbofit.core.plan import Plan, ServeCommand
+from turbofit.launch.cluster.source import cluster_from
+from turbofit.planning.joint_plan import joint_plan
+from turbofit.planning.plan import plan as best_plan
+from turbofit.planning.request import PlanRequest
+from turbofit.report.shell import shell_words
+
+Out = pytest.CaptureFixture[str]
+
+
+def options_of(serve: ServeCommand | None) -> dict[str, Any]:
+    """What the parser of `serve` makes of the words, pasted into a shell."""
+    assert serve is not None
+    words = shlex.split(shell_words(serve.argv).replace("\\\n", ""))
+    assert words == list(serve.argv)
+    assert words[:2] == ["turbofit", "serve"]
+    command = TURBOFIT.get_command(click.Context(TURBOFIT), "serve")
+    assert command is not None
+    with command.make_context("turbofit serve", words[2:]) as context:
+        return dict(context.params)
+
+
+def request_of(plan: Plan) -> PlanRequest:
+    given = options_of(plan.serve)
+    (name,) = given["model"]
+    return filled(PlanRequest, {**given, "model": name})
+
+
+def promise(plan: Plan) -> tuple[object, ...]:
+    limits = plan.limits
+    return (
+        plan.fits, plan.engine.name, limits.image_limit, limits.units_per_image,
+        limits.images_per_request, plan.kv.longest_request_tokens,
+    )  # fmt: skip
+
+
+CASES: list[tuple[str, str, dict[str, Any]]] = [
+    ("internvl2-8b", "4xrtx3090", {}),
+    ("internvl2-8b", "rtx3090+rtx4090", {"images": 3}),
+    ("qwen2-vl-7b", "2xrtx4090", {}),
+    ("qwen2-vl-7b", "1xv100-32g", {"max_pixels": 1003520, "context": 8192, "concurrency": 4}),
+    ("OpenGVLab/InternVL2-2B", "1xl4:free=19GiB", {"goal": "latency", "margin": "3%"}),
+    ("internvl3-8b", "1xrtx4090", {"image_size": (1920, 1080), "least": True}),
+    ("llava-1.5-7b", "1xl4", {}),  # images of one size
+    ("idefics3-8b", "1xl4", {"image_size": (1920, 1080)}),  # Transformers
+    ("qwen2.5-7b", "1xrtx3090", {"quant_policy": 8, "enable_prefix_caching": True}),  # no images
+    ("cogvlm-17b", "2xrtx3090", {"cudagraph_capture_batch_sizes": (1, 2, 4)}),  # PyTorch engine
+    ("internvl2-2b", "1xrtx3090", {"images": 0}),
+    ("internvl2-2b", "2xrtx3090", {"language_model_only": True, "tp": 1, "replicas": 2}),
+    ("qwen2-vl-2b", "1xrtx3090", {"queue_images": False, "session_len": 16384, "async_": 0}),
+    ("glm-4.5-air", "4xh200", {"engine": "pytorch", "speculative_algorithm": "deepseek_mtp"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "on", "given"), CASES)
+def test_it_promises_no_less_on_the_machine_that_was_planned_for(
+    name: str, on: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    plan = api.plan(name, on=on, **given)
+    assert plan.fits
+    request = request_of(plan)
+    assert request.model == name
+    served = best_plan(request.changed(on=on))
+    assert promise(served) == promise(plan)
+    assert served.requests_at_once >= plan.requests_at_once
+
+
+def test_for_another_machine_it_names_the_limits() -> None:
+    one = api.plan("internvl2-8b", on="4xrtx3090", tp=4)
+    assert one.serve is not None
+    assert one.serve.argv == (
+        "turbofit", "serve", "internvl2-8b", "--tp", "4", "--images", "1", "--context", "32768",
+        "--max-dynamic-patch", "12",
+    )  # fmt: skip
+    assert request_of(api.plan("qwen2-vl-7b", on="2xrtx4090")).max_pixels == 12845056
+    session = request_of(api.plan("internvl2-8b", on="4xrtx3090", session_len=4096))
+    assert (session.context, session.session_len) == (None, 4096)
+    snapshot = replace(machine(1), source="snapshot card.json", visible=(0,))
+    assert request_of(api.plan("internvl2-8b", on=snapshot)).context == 32768
+
+
+def test_a_machine_with_less_free_refuses_instead_of_promising_less() -> None:
+    request = request_of(api.plan("internvl2-8b", on="1xrtx3090"))
+    assert best_plan(PlanRequest(model="internvl2-8b", on="1xrtx3090:free=19GiB")).fits
+    less = best_plan(request.changed(on="1xrtx3090:free=19GiB"))
+    assert not less.fits
+
+
+def test_for_the_machine_here_it_names_what_was_asked() -> None:
+    here = replace(machine(4), source="nvml", visible=(0, 1, 2, 3))
+    given = api.plan("internvl2-8b", on=here, gpus="2,3", concurrency=4)
+    assert given.serve is not None
+    assert given.serve.argv == (
+        "turbofit", "serve", "internvl2-8b", "--gpus", "2,3", "--concurrency", "4",
+    )  # fmt: skip
+
+
+def test_a_folder_is_named_wherever_it_is_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    folder = make_internvl2(tmp_path / "my models" / "it's InternVL2")
+    monkeypatch.chdir(folder.parent)
+    assert main(["plan", f"./{folder.name}", "--on", "1xrtx3090", "--json"]) == 0
+    plan = Plan.from_json(capsys.readouterr().out)
+    assert request_of(plan).model == str(folder)
+    monkeypatch.chdir("/")
+    assert plan.serve is not None
+    assert main([*plan.serve.argv[1:], "--dry-run", "--on", "1xrtx3090"]) == 0
+
+
+def test_a_revision_of_the_hub_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    plan = api.plan("OpenGVLab/InternVL2-2B", on="1xrtx3090", revision="v1")
+    request = request_of(plan)
+    assert (request.model, request.revision) == ("OpenGVLab/InternVL2-2B", "v1")
+    source = ModelSource(kind="hub_cache", where="cache", sizes="file", checkpoint="/hub/snap")
+    cached = model(source=source, revision="v2")
+    read = api.plan(cached, on="1xa100-80g")
+    assert (request_of(read).model, request_of(read).revision) == ("OpenGVLab/InternVL2-8B", "v2")
+
+
+def test_a_prediction_is_served_with_its_settings() -> None:
+    plan = api.predict("internvl2-8b", on="4xrtx3090", tp=4, session_len=8192)
+    request = request_of(plan)
+    assert request.cache_max_entry_count == plan.settings.cache_max_entry_count == 0.8
+    assert (request.tp, request.session_len, request.engine) == (4, 8192, "turbomind")
+    served = best_plan(request.changed(on="4xrtx3090"))
+    assert served.fits
+    assert served.settings == plan.settings
+    assert api.predict("internvl2-8b", on="4xrtx3090", tp=4, lmdeploy="0.14").serve is None
+
+
+def test_nothing_is_handed_out_for_what_does_not_fit() -> None:
+    assert api.plan("internvl2-26b", on="1xrtx3060").serve is None
+    assert not joint_plan(
+        [PlanRequest(model=name, on="1xrtx3090") for name in ("internvl2-8b", "qwen2-vl-7b")]
+    ).serve
+
+
+def test_lmdeploys_options_stay_behind_the_dashes(capsys: Out) -> None:
+    words = ["serve", "internvl2-2b", "--on", "1xrtx3090", "--dry-run"]
+    rest = ["--tool-call-parser", "internlm", "--quant-policy", "8", "--model-name", "a b"]
+    assert main([*words, "--json", "--", *rest]) == 0
+    plan = Plan.from_json(capsys.readouterr().out)
+    given = options_of(plan.serve)
+    assert given["rest"] == ["--tool-call-parser", "internlm"]
+    assert given["model_name"] == "a b"  # an option of serve itself
+    assert given["quant_policy"] == "8"
+    assert main([*words, "--", *rest]) == 0
+    said = capsys.readouterr().out
+    assert said.index("holds no limits") < said.index("lmdeploy serve api_server")
+    assert said.startswith("# ")  # a shell passes it by
+
+
+def test_several_models_are_served_at_one_address() -> None:
+    names = ("internvl2-2b", "qwen2-vl-2b")
+    requests = [PlanRequest(model=name, on="1xrtx3090", images=2) for name in names]
+    found = joint_plan(requests, (2.0, 1.0))
+    given = options_of(found.serve)
+    assert given["model"] == names
+    shares = filled(SharesOptions, given)
+    assert shares.of_models(names) == (2.0, 1.0)
+    assert filled(PlanRequest, {**given, "model": "-"}).images == 2
+    assert len({plan.kv.longest_request_tokens for plan in found.plans}) == 2
+    assert given["context"] is None  # one line cannot name both
+    alike = joint_plan([one.changed(images=1) for one in requests])
+    assert {plan.kv.longest_request_tokens for plan in alike.plans} == {32768}
+    assert options_of(alike.serve)["context"] == "32768"
+    unlike = [requests[0].changed(context=4096), requests[1]]
+    assert joint_plan(unlike).serve is None
+    text = [PlanRequest(model="internvl2-2b", on="1xrtx3090", context=4096),
+            PlanRequest(model="qwen2.5-0.5b", on="1xrtx3090", context=4096, images=0)]  # fmt: skip
+    assert joint_plan(text).serve is not None
+    blind = joint_plan([one.changed(images=0, context=4096) for one in requests])
+    assert options_of(blind.serve)["images"] == "0"
+
+
+def test_a_cluster_is_served_by_ray(tmp_path: Path) -> None:
+    def served(cluster: Cluster) -> PlanRequest:
+        given = options_of(api.plan_cluster("internvl2-8b", cluster, concurrency=8).serve)
+        addresses.append(given["cluster"])
+        return filled(PlanRequest, {**given, "model": given["model"][0]})
+
+    addresses: list[str] = []
+    simulated = cluster_from("sim:4xrtx3090@2")
+    request = served(simulated)
+    assert (request.context, request.max_dynamic_patch, request.concurrency) == (32768, 12, 8)
+    assert served(replace(simulated, source="ray 10.0.0.1:6379")).context is None
+    file = tmp_path / "nodes.json"
+    file.write_text(simulated.to_json())
+    assert served(cluster_from(str(file))).context == 32768
+    assert addresses == ["ray", "ray:10.0.0.1:6379", "ray"]
+    spans = api.plan_cluster("internvl2-76b", cluster_from("sim:4xrtx3090@4"),
+                             language_model_only=True, images=0)  # fmt: skip
+    assert spans.spans
+    assert spans.serve is None  # nobody supervises an engine over several nodes
+
+
+@pytest.mark.parametrize("command", ["plan", "predict"])
+def test_the_document_has_it_and_says_that_commands_hold_no_limits(
+    command: str, capsys: Out
+) -> None:
+    assert main([command, "internvl2-2b", "--on", "2xrtx3090", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["serve"]["argv"][:3] == ["turbofit", "serve", "internvl2-2b"]
+    assert [one["holds_limits"] for one in document["commands"]] == [False] * len(
+        document["commands"]
+    )
+    without = {name: one for name, one in document.items() if name != "serve"}
+    assert Plan.from_json(json.dumps(without)).serve is None  # of an older turbofit
