@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -12,6 +13,7 @@ from turbofit.cli.options.option_variables import check_names, value_of
 from turbofit.cli.terminal.output import PAGE_WIDTH, answer, progress, verbose_log
 from turbofit.cli.usage_errors import usage_error, with_source
 from turbofit.core.errors import UsageError
+from turbofit.core.process.log_queue import queued_stderr
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -90,6 +92,7 @@ class CliCommand(click.Command):
         params: its arguments and options.
         takes_rest: what follows ``--`` is somebody else's, and handed on as ``rest``.
         only_linux: it runs programs under watch, or reads /proc; with ``--dry-run`` it does not.
+            Nobody who does not read its standard error holds it up.
         usage: the words after the command's name in the first line of the help, where click's
             would say too little.
     """
@@ -216,7 +219,11 @@ class CliCommand(click.Command):
             )
         quiet, as_json = ctx.params.pop("quiet"), bool(ctx.params.get("as_json"))
         try:
-            with progress(quiet=quiet, as_json=as_json), verbose_log(ctx.params.pop("verbose")):
+            with (
+                queued_stderr() if self.only_linux else nullcontext(),
+                progress(quiet=quiet, as_json=as_json),
+                verbose_log(ctx.params.pop("verbose")),
+            ):
                 return super().invoke(ctx)
         except UsageError as exc:
             with_source(exc, ctx)

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 from turbofit.cli.serving.serve_launch import PRETEND, ServeLaunch
+from turbofit.cli.terminal.interrupt import say_cut
 from turbofit.core.errors import DoesNotFitError, UsageError
 
 if TYPE_CHECKING:
@@ -173,7 +174,8 @@ def serve_models(
         ended = server.run(stop, lambda url: None if as_json else answer(f"{url}\n"))
     if as_json:
         runs = [str(folder) for folder in folders]
-        answer(json.dumps({"ended": ended.name, "runs": runs}, indent=2) + "\n")
+        answer(json.dumps({"ended": ended.name, "runs": runs, "cut": front.cut}, indent=2) + "\n")
+    say_cut(front.cut)
     return ended
 
 

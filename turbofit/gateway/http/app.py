@@ -321,6 +321,8 @@ class Gateway(AsgiApp):
         prepared, outcome = request.prepared, request.outcome
         if outcome is not None and outcome.started:
             request.status = outcome.status
+        if self.connections.ending:
+            request.status, request.reason = request.status or 503, "ending"
         path = request.route.path if request.route else ""
         self.metrics.count("requests_total", f"route={path}", f"status={request.status}")
         for word in dict.fromkeys(word.partition("=")[0] for word in prepared.lowered):

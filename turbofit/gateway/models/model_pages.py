@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.gateway.http.metrics import merge
+from turbofit.gateway.http.metrics import DROPPED, dropped_lines, merge
 from turbofit.gateway.routing.health import healthy
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ async def metrics_text(
         model.name: page for model, page in zip(models, pages, strict=True)
     }
     # An empty label is none: what is refused before a model is known.
-    return merge({**named, "": metrics.text({})}, "model") + "\n".join(lines) + "\n"
+    ours = merge({**named, "": metrics.text({})}, "model")
+    return ours + "\n".join(lines) + "\n" + dropped_lines()
 
 
 def _number(model: ServedModel, name: str) -> float | None:
@@ -143,4 +144,4 @@ async def _page(model: ServedModel, config: GatewayConfig) -> str:
         receive,
         send,
     )  # fmt: skip
-    return b"".join(chunks).decode()
+    return b"".join(chunks).decode().partition(f"# HELP {DROPPED}")[0]
