@@ -319,10 +319,10 @@ class Gateway(AsgiApp):
     def _record(self, request: RequestContext) -> None:
         """One line of the log, and the counters."""
         prepared, outcome = request.prepared, request.outcome
+        if self.connections.ending:
+            request.status, request.reason = 503, "ending"
         if outcome is not None and outcome.started:
             request.status = outcome.status
-        if self.connections.ending:
-            request.status, request.reason = request.status or 503, "ending"
         path = request.route.path if request.route else ""
         self.metrics.count("requests_total", f"route={path}", f"status={request.status}")
         for word in dict.fromkeys(word.partition("=")[0] for word in prepared.lowered):
