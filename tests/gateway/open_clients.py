@@ -107,8 +107,8 @@ class OpenClient:
         self.received, self._news, self.reset = b"", threading.Condition(), False
         data = json.dumps(body).encode()
         head = (
-            f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(data)}\r\n\r\n"
+            f"POST {path} HTTP/1.1\r\nhost: x\r\nanthropic-version: 2023-06-01\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
         ).encode()
         self._socket = socket.socket()
         if not reads:

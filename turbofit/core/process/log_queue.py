@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from io import FileIO
     from pathlib import Path
 
-__all__ = ["CappedLog", "LogQueue", "queued_stderr"]
+__all__ = ["CappedLog", "LogQueue", "dropped_lines", "queued_stderr"]
 
 #: Bytes that wait at most.
 _ROOM: Final = 1 << 20
@@ -26,6 +26,15 @@ _ROOM: Final = 1 << 20
 _PAUSE: Final = 0.02
 #: Seconds that what waits has at the end, where nobody may read it, and between two looks at it.
 _LAST_SECONDS, _LOOK = 1.0, 0.001
+
+#: Lines of all logs of this process that were not written, and who counts has this.
+_DROPPED: Final = [0]
+_COUNTING: Final = _thread.allocate_lock()
+
+
+def dropped_lines() -> int:
+    """How many lines of this process's logs were not written."""
+    return _DROPPED[0]
 
 
 class LogQueue:
@@ -36,10 +45,6 @@ class LogQueue:
         notice: the line that says how many are missing in its place; None: none is put there.
         room: bytes that may wait.
     """
-
-    #: Lines of all logs of this process that were not written.
-    dropped = 0
-    _counting: Final = _thread.allocate_lock()
 
     def __init__(
         self,
@@ -111,8 +116,8 @@ class LogQueue:
     def _lose(self, data: bytes) -> None:
         lines = data.count(b"\n")
         self._missing += lines
-        with LogQueue._counting:
-            LogQueue.dropped += lines
+        with _COUNTING:
+            _DROPPED[0] += lines
 
     def _missed(self) -> bytes:
         """What stands in the place of lines that were dropped."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from turbofit.gateway.http.metrics import dropped_lines, merge
+from turbofit.gateway.http.metrics import logs_text, merge
 from turbofit.gateway.routing.health import healthy
 from turbofit.gateway.routing.request_context import answer
 
@@ -72,7 +72,7 @@ async def metrics_page(  # noqa: PLR0913 - what one page shows
     text = merge(pages) + metrics.text(
         {**_gauges(fleet, admission, connections), **_suspected(suspects)}
     )
-    text += dropped_lines()
+    text += logs_text()
     kind = "text/plain; version=0.0.4; charset=utf-8"
     await answer(request, send, 200, text.encode(), kind)
 

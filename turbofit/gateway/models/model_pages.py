@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.gateway.http.metrics import DROPPED, dropped_lines, merge
+from turbofit.gateway.http.metrics import DROPPED, logs_text, merge
 from turbofit.gateway.routing.health import healthy
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ async def metrics_text(
     }
     # An empty label is none: what is refused before a model is known.
     ours = merge({**named, "": metrics.text({})}, "model")
-    return ours + "\n".join(lines) + "\n" + dropped_lines()
+    return ours + "\n".join(lines) + "\n" + logs_text()
 
 
 def _number(model: ServedModel, name: str) -> float | None:
