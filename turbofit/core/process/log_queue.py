@@ -55,7 +55,8 @@ class LogQueue:
         self._write, self._notice, self._room = write, notice, room
         # Only C code: the exception of a signal's handler leaves none of it half done.
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._lock = _thread.allocate_lock()
+        self._lock, self._pause = _thread.allocate_lock(), _thread.allocate_lock()
+        self._pause.acquire()  # until somebody waits
         self._held = self._missing = 0
         self._runs = False
 
@@ -75,6 +76,8 @@ class LogQueue:
     def settle(self, seconds: float = _LAST_SECONDS) -> bool:
         """Wait until all is written, at most so long; whether it is."""
         until = time.monotonic() + seconds
+        with suppress(RuntimeError):  # somebody else waits already
+            self._pause.release()
         while self._held and time.monotonic() < until:
             time.sleep(_LOOK)
         return not self._held
@@ -95,7 +98,7 @@ class LogQueue:
             ends = None in parts
             self._write_out(b"".join(part for part in parts if part is not None))
             if not ends:
-                time.sleep(_PAUSE)
+                self._pause.acquire(timeout=_PAUSE)
 
     def _write_out(self, data: bytes) -> None:
         """Write lines, then how many are missing after them."""
@@ -263,4 +266,4 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 def _not_read(missing: int) -> bytes:
-    return b"warning: %d lines are missing here: nobody read them\n" % missing
+    return f"warning: lines missing here: {missing:,}; nobody read them\n".encode()

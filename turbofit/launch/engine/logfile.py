@@ -119,7 +119,7 @@ class LogFile:
 
 
 def _missing(lines: int) -> bytes:
-    return b"    (%d lines are missing here: the disk was full or slow)\n" % lines
+    return f"    (lines missing here: {lines:,}; the disk was full or slow)\n".encode()
 
 
 def repeats(line: str) -> int | None:
