@@ -158,6 +158,13 @@ class OpenClient:
         self._socket.close()
 
 
+def refuses(url: str) -> bool:
+    """Whether nobody listens there any more."""
+    host, _, port = url.rpartition("//")[2].partition(":")
+    with socket.socket() as one:
+        return one.connect_ex((host, int(port))) != 0
+
+
 class _Given:
     def __init__(self, data: bytes) -> None:
         self._data = data

@@ -16,7 +16,7 @@ pytest.importorskip("uvicorn")
 
 from bench.common.gateway import CHAT, chat, image_part, plan_for
 from bench.common.processes import Child, free_port
-from tests.gateway.open_clients import EndlessEngine, OpenClient
+from tests.gateway.open_clients import EndlessEngine, OpenClient, refuses
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -56,13 +56,6 @@ def served(engine: EndlessEngine, tmp_path: Path) -> Iterator[tuple[Child, str]]
     assert child.process.stdout.readline().strip() == f"http://127.0.0.1:{port}"
     yield child, f"http://127.0.0.1:{port}"
     child.kill()
-
-
-def refuses(url: str) -> bool:
-    """Whether nobody listens there any more."""
-    host, _, port = url.rpartition("//")[2].partition(":")
-    with socket.socket() as one:
-        return one.connect_ex((host, int(port))) != 0
 
 
 def ended(served: tuple[Child, str], *numbers: signal.Signals) -> list[str]:

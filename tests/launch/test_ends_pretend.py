@@ -15,7 +15,7 @@ import pytest
 
 from bench.common.processes import REPO, Child, free_port
 from bench.common.serving import Served, serve_pretend, start_turbofit
-from tests.gateway.open_clients import OpenClient
+from tests.gateway.open_clients import OpenClient, refuses
 from tests.waiting import HANG, until
 
 pytestmark = [pytest.mark.lmdeploy, pytest.mark.slow]
@@ -102,15 +102,6 @@ def test_a_second_signal_ends_several_models_at_once(
     assert served.child.lines[-1] == "ended: 6 open requests were cut off"
     assert "starting again" not in served.child.stderr
     clean(served)
-
-
-def refuses(url: str) -> bool:
-    """Whether nobody listens there any more."""
-    try:
-        OpenClient(url, "/health", {}).close()
-    except OSError:
-        return True
-    return False
 
 
 def test_it_serves_and_ends_though_nobody_reads_what_it_says(

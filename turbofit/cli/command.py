@@ -92,7 +92,7 @@ class CliCommand(click.Command):
         params: its arguments and options.
         takes_rest: what follows ``--`` is somebody else's, and handed on as ``rest``.
         only_linux: it runs programs under watch, or reads /proc; with ``--dry-run`` it does not.
-            Nobody who does not read its standard error holds it up.
+            It goes on though nobody reads its standard error.
         usage: the words after the command's name in the first line of the help, where click's
             would say too little.
     """

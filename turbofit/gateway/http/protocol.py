@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
-from uuid import uuid4
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from turbofit.gateway.http.guard import request_id
 from turbofit.gateway.http.refusals import Refusal, ending, refusal_body, refusal_event
 from turbofit.gateway.http.routes import ROUTES, api_of
 
@@ -287,7 +287,7 @@ class LimitedProtocol(HttpToolsProtocol):
         return api_of(path) if route is None else route.api
 
     def _answer(self, refusal: Refusal) -> bytes:
-        number = uuid4().hex
+        number = request_id(dict(self.headers or ()))
         body = refusal_body(self._api, refusal, number)
         headers = [
             *self.server_state.default_headers, *self.refusal_headers,
