@@ -323,7 +323,7 @@ def _uvicorn(gateway: PublicApp, on_ready: Callable[[], None]) -> uvicorn.Server
             f"the certificate cannot be read: {exc}", hint="see --ssl-certfile and --ssl-keyfile"
         ) from None
 
-    class Server(uvicorn.Server):
+    class GatewayServer(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             on_ready()
@@ -332,7 +332,7 @@ def _uvicorn(gateway: PublicApp, on_ready: Callable[[], None]) -> uvicorn.Server
             """Signals belong to whoever runs the gateway."""
             return nullcontext()
 
-    return Server(settings)
+    return GatewayServer(settings)
 
 
 def run_loop(main: Any) -> None:
