@@ -159,7 +159,7 @@ class SimulatedGatewayThread:
         await self._end()
 
     async def _end(self) -> None:
-        self.listens = False
+        self.listens, self.gateway.connections.ending = False, True
         for task in list(self._requests):
             task.cancel()
         if self._requests:

@@ -229,7 +229,7 @@ async def _cut_off(
         return
     for one in server.servers if server.started else ():
         one.close()
-    connections = server.server_state.connections
+    connections: set[Any] = server.server_state.connections  # of `protocol.LimitedProtocol`
     for connection in list(connections):
         connection.cut()
     await asyncio.wait({serving}, timeout=_AT_ONCE)

@@ -241,7 +241,7 @@ def queued_stderr() -> Iterator[None]:
         return
 
     lines = LogQueue(lambda data: _write_all(descriptor, data), _not_read)
-    sys.stderr = queued = _QueuedStream(before, lines)  # type: ignore[assignment]
+    sys.stderr = queued = _QueuedStream(before, lines)
     try:
         yield
     finally:
