@@ -28,7 +28,7 @@ from bench.common.gateway import plan_for
 from bench.gateway.paced import Paced
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.quarantine.accounts import BUDGET
-from turbofit.gateway.server import make_gateway, serve_gateway
+from turbofit.gateway.server import Ends, make_gateway, serve_gateway
 
 KILLS = "end of the engine"
 #: Share of the good requests that must be answered, and deaths of one fingerprint.
@@ -152,8 +152,8 @@ async def run(args: argparse.Namespace, engines: int) -> str:
     )
     urls = [f"http://127.0.0.1:{engine.port}" for engine in fleet]
     gateway = make_gateway(plan_for(), urls, config)
-    stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
-    serving = asyncio.ensure_future(serve_gateway(gateway, stop=stop, on_ready=ready.set_result))
+    ends, ready = Ends(), asyncio.get_running_loop().create_future()
+    serving = asyncio.ensure_future(serve_gateway(gateway, ends=ends, on_ready=ready.set_result))
     for engine in gateway.engines:
         engine.start_seconds = args.restart  # a supervisor knows it of the first start
         engine.succeeded()
@@ -162,7 +162,7 @@ async def run(args: argparse.Namespace, engines: int) -> str:
         clients = Clients(await ready, session, time.monotonic() + args.seconds)
         good = [clients.good(key, random.Random(args.seed + n)) for n, key in enumerate(keys)]
         await asyncio.gather(*good, clients.bad("same", False), clients.bad("new", True))
-    stop.set()
+    ends.tell(urgent=False)
     await serving
     for engine in fleet:
         if engine.server is not None:

@@ -128,6 +128,8 @@ class Request:
         finally:
             if timer is not None:
                 timer.cancel()
+            if not self.end and not self.finals and gateway.connections.ending:
+                self.end = "lost"  # uvicorn's protocol, which is not simulated, would tell it
             if not self.end:
                 self.end = "left" if gone.is_set() and not self.finals else str(self.status)
             world.finished(self)

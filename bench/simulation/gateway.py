@@ -22,6 +22,9 @@ __all__ = ["SimulatedGatewayThread"]
 class SimulatedGatewayThread:
     """In place of `gateway.thread.GatewayThread`: the same door, without uvicorn."""
 
+    #: Only uvicorn's connections cut requests off.
+    cut = 0
+
     def __init__(self, world: World, gateway: Gateway) -> None:
         self._world, self.gateway = world, gateway
         self._process = world.scheduler.process
@@ -156,7 +159,7 @@ class SimulatedGatewayThread:
         await self._end()
 
     async def _end(self) -> None:
-        self.listens = False
+        self.listens, self.gateway.connections.ending = False, True
         for task in list(self._requests):
             task.cancel()
         if self._requests:

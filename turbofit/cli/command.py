@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -18,6 +19,7 @@ from turbofit.cli.usage_errors import (
     without_gpu,
 )
 from turbofit.core.errors import NoGpuError, UsageError
+from turbofit.core.process.log_queue import queued_stderr
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -105,6 +107,7 @@ class CliCommand(click.Command):
         params: its arguments and options.
         takes_rest: what follows ``--`` is somebody else's, and handed on as ``rest``.
         only_linux: it runs programs under watch, or reads /proc; with ``--dry-run`` it does not.
+            It goes on though nobody reads its standard error.
         usage: the words after the command's name in the first line of the help, where click's
             would say too little.
     """
@@ -239,7 +242,11 @@ class CliCommand(click.Command):
             )
         quiet, as_json = ctx.params.pop("quiet"), bool(ctx.params.get("as_json"))
         try:
-            with progress(quiet=quiet, as_json=as_json), verbose_log(ctx.params.pop("verbose")):
+            with (
+                queued_stderr() if self.only_linux else nullcontext(),
+                progress(quiet=quiet, as_json=as_json),
+                verbose_log(ctx.params.pop("verbose")),
+            ):
                 return super().invoke(ctx)
         except UsageError as exc:
             with_source(exc, ctx)

@@ -11,6 +11,7 @@ import asyncio
 import ipaddress
 import socket
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.routing_table import RoutingTable
 
 __all__ = [
+    "Ends",
     "PublicApp",
     "bind",
     "check_bind",
@@ -51,7 +53,7 @@ __all__ = [
 _BACKLOG: Final = 2048
 #: Open files beside those of connections; each of these may need another one to an engine.
 _OTHER_FILES: Final = 256
-#: Seconds that breaking off may take.
+#: Seconds that clients have to take their last words, and requests to end without them.
 _AT_ONCE: Final = 2.0
 
 
@@ -164,17 +166,32 @@ def _shares(plan: Plan, engines: int) -> tuple[float, ...]:
     return shares if len(shares) == engines else ()
 
 
+class Ends:
+    """How a gateway is told to end: once, and it drains; urgently, and what is open is cut off."""
+
+    def __init__(self) -> None:
+        self.told, self.urgent = asyncio.Event(), asyncio.Event()
+
+    def tell(self, *, urgent: bool) -> None:
+        """End. To be called in the gateway's loop."""
+        self.told.set()
+        if urgent:
+            self.urgent.set()
+
+
 async def serve_gateway(
     gateway: PublicApp,
     *,
-    stop: asyncio.Event | None = None,
-    on_ready: Callable[[str], None] | None = None,
+    ends: Ends | None = None,
+    on_ready: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Serve in the running loop until ``stop`` is set, then drain; cancelled, it ends at once.
+    """Serve in the running loop until it is told to end; cancelled, it cuts off what is open.
+
+    ``gateway.connections.cut`` says how many requests were cut off.
 
     Args:
         gateway: see `make_gateway`.
-        stop: ends it.
+        ends: tells it to end.
         on_ready: told the gateway's own address once it listens.
 
     Raises:
@@ -182,47 +199,50 @@ async def serve_gateway(
         UsageError: the certificate cannot be read.
     """
     keep_large_blocks()
-    listener = bind(gateway.config)
+    listener, ends = bind(gateway.config), ends or Ends()
     try:
-        server = _uvicorn(gateway)
+        server = _uvicorn(gateway, partial(on_ready, _url(listener, gateway.config)))
     except BaseException:
         listener.close()
         raise
-
-    async def follow() -> None:
-        while not server.started and not server.should_exit:
-            await asyncio.sleep(0.01)
-        if on_ready is not None and server.started:
-            on_ready(_url(listener, gateway.config))
-        if stop is not None:
-            await stop.wait()
-            server.should_exit = True
-
-    follower = asyncio.ensure_future(follow())
     serving = asyncio.ensure_future(server.serve([listener]))
+    told, urgent = (asyncio.ensure_future(one.wait()) for one in (ends.told, ends.urgent))
     try:
-        await asyncio.shield(serving)
-    except asyncio.CancelledError:
-        await _break_off(server, serving)
-        raise
+        await asyncio.wait({serving, told}, return_when="FIRST_COMPLETED")
+        server.should_exit = True
+        drain = gateway.config.drain_seconds
+        await asyncio.wait({serving, urgent}, timeout=drain, return_when="FIRST_COMPLETED")
     finally:
-        follower.cancel()
+        told.cancel()
+        urgent.cancel()
+        await _cut_off(gateway, server, serving)
         listener.close()
+    if serving.done():
+        serving.result()
 
 
-async def _break_off(server: uvicorn.Server, serving: asyncio.Future[None]) -> None:
-    """End at once, and in order: uvicorn's own way out leaves what the lifespan opened open."""
-    server.should_exit = server.force_exit = True
+async def _cut_off(
+    gateway: PublicApp, server: uvicorn.Server, serving: asyncio.Future[None]
+) -> None:
+    """End what is still open, and the server: with a last word, then without, then by force."""
+    gateway.connections.ending = server.should_exit = True
+    if serving.done():
+        return
+    for one in server.servers if server.started else ():
+        one.close()
+    connections: set[Any] = server.server_state.connections  # of `protocol.LimitedProtocol`
+    for connection in list(connections):
+        connection.cut()
+    await asyncio.wait({serving}, timeout=_AT_ONCE)
+    for connection in list(connections):
+        connection.transport.abort()
     for task in list(server.server_state.tasks):
         task.cancel()
-    # From Python 3.12 on a listener is closed only once its last connection is.
     await asyncio.wait({serving}, timeout=_AT_ONCE)
-    if server.started:
-        await server.lifespan.shutdown()
 
 
-def run_gateway(gateway: PublicApp, *, on_ready: Callable[[str], None] | None = None) -> None:
-    """Serve until a signal ends it, then drain; a second signal ends it at once.
+def run_gateway(gateway: PublicApp, *, on_ready: Callable[[str], None] = lambda _: None) -> None:
+    """Serve until a signal ends it, then drain; a second signal cuts off what is open.
 
     `stop_signals` says which signals. Call it in the main thread. Arguments as for `serve_gateway`.
 
@@ -232,24 +252,18 @@ def run_gateway(gateway: PublicApp, *, on_ready: Callable[[str], None] | None = 
     from turbofit.core.process.signals import stop_signals, unblock
 
     async def main() -> None:
-        stop, loop = asyncio.Event(), asyncio.get_running_loop()
-        task = asyncio.current_task()
+        ends, loop = Ends(), asyncio.get_running_loop()
 
         def caught() -> None:
-            if stop.is_set() and task is not None:
-                task.cancel()
-            stop.set()
+            ends.tell(urgent=ends.told.is_set())
 
         heard = stop_signals()
         for number in heard:
             loop.add_signal_handler(number, caught)
         unblock(heard)
-        await serve_gateway(gateway, stop=stop, on_ready=on_ready)
+        await serve_gateway(gateway, ends=ends, on_ready=on_ready)
 
-    try:
-        run_loop(main())
-    except asyncio.CancelledError:
-        return
+    run_loop(main())
 
 
 def bind(config: GatewayConfig) -> socket.socket:
@@ -272,8 +286,8 @@ def bind(config: GatewayConfig) -> socket.socket:
     return listener
 
 
-def _uvicorn(gateway: PublicApp) -> uvicorn.Server:
-    """A server without signals, logs, docs or WebSockets.
+def _uvicorn(gateway: PublicApp, on_ready: Callable[[], None]) -> uvicorn.Server:
+    """A server without signals, logs, docs or WebSockets, which never ends a request by itself.
 
     Raises:
         PackageError: uvicorn is missing.
@@ -300,7 +314,6 @@ def _uvicorn(gateway: PublicApp) -> uvicorn.Server:
         lifespan="on",
         timeout_keep_alive=limits.keep_alive_seconds,
         backlog=_BACKLOG,
-        timeout_graceful_shutdown=round(config.drain_seconds),
         ssl_certfile=config.ssl_certfile,
         ssl_keyfile=config.ssl_keyfile,
     )
@@ -311,12 +324,16 @@ def _uvicorn(gateway: PublicApp) -> uvicorn.Server:
             f"the certificate cannot be read: {exc}", hint="see --ssl-certfile and --ssl-keyfile"
         ) from None
 
-    class WithoutSignals(uvicorn.Server):
+    class GatewayServer(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            on_ready()
+
         def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
             """Signals belong to whoever runs the gateway."""
             return nullcontext()
 
-    return WithoutSignals(settings)
+    return GatewayServer(settings)
 
 
 def run_loop(main: Any) -> None:

@@ -6,10 +6,11 @@ import asyncio
 import threading
 from concurrent.futures import Future, wait
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from turbofit.core.errors import LaunchError, TurbofitError
-from turbofit.gateway.server import PublicApp, run_loop, serve_gateway
+from turbofit.gateway.server import Ends, PublicApp, run_loop, serve_gateway
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,8 +37,7 @@ class GatewayThread(Generic[_App]):
         self._listening = threading.Event()
         self._error: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[Any] | None = None
-        self._stop: asyncio.Event | None = None
+        self._ends: Ends | None = None
         self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
         self.url = ""
 
@@ -57,25 +57,29 @@ class GatewayThread(Generic[_App]):
             f"the gateway did not start: {self._error or 'no answer'}", hint="choose another --port"
         )
 
+    @property
+    def cut(self) -> int:
+        """How many requests its end has cut off."""
+        return self._gateway.connections.cut
+
     def stop(self, *, drain: bool = True) -> None:
         """Take nothing new, and end.
 
         Args:
-            drain: let what is under way end, within the drain's seconds; False breaks it off.
+            drain: let what is under way end, within the drain's seconds; False cuts it off.
         """
-        if self._thread.ident is None:
-            return
-        if self._loop is not None and self._stop is not None and self._task is not None:
-            end = self._stop.set if drain else self._task.cancel
-            with suppress(RuntimeError):  # it has ended by itself
-                self._loop.call_soon_threadsafe(end)
-        self._thread.join((self._gateway.config.drain_seconds if drain else 0) + _BEYOND)
+        if self._thread.ident is not None:
+            self._end(urgent=not drain)
+            self._thread.join((self._gateway.config.drain_seconds if drain else 0) + _BEYOND)
 
     def strike(self) -> None:
-        """Break off a drain; safe in a signal handler, since it takes no lock."""
-        if self._loop is not None and self._task is not None:
+        """Cut off what is open; safe in a signal handler, since it takes no lock."""
+        self._end(urgent=True)
+
+    def _end(self, *, urgent: bool) -> None:
+        if self._loop is not None and self._ends is not None:
             with suppress(RuntimeError):  # it has ended by itself
-                self._loop.call_soon_threadsafe(self._task.cancel)
+                self._loop.call_soon_threadsafe(partial(self._ends.tell, urgent=urgent))
 
     def call(self, ask: Callable[[_App], _Answer], seconds: float = 10.0) -> _Answer:
         """Run ``ask(gateway)`` in the gateway's loop, and return what it returns.
@@ -137,9 +141,8 @@ class GatewayThread(Generic[_App]):
             self._listening.set()
 
     async def _main(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        self._task = asyncio.current_task()
-        await serve_gateway(self._gateway, stop=self._stop, on_ready=self._listens)
+        self._ends, self._loop = Ends(), asyncio.get_running_loop()
+        await serve_gateway(self._gateway, ends=self._ends, on_ready=self._listens)
 
     def _listens(self, url: str) -> None:
         self.url = url

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.common.gateway import gateway
+from tests.waiting import HANG
 from turbofit.core.errors import UsageError
 from turbofit.gateway.http.accesslog import AccessLog, access_log
 
@@ -17,6 +18,7 @@ def test_it_begins_anew(tmp_path: Path) -> None:
     log = AccessLog(tmp_path / "access.log", cap=200)
     for number in range(50):
         log({"number": number})
+        log.settle(HANG)
     kept = (tmp_path / "access.log").read_text() + (tmp_path / "access.log.1").read_text()
     assert '"number": 49' in kept
     assert len(kept) <= 400
@@ -27,12 +29,17 @@ def test_a_folder_that_is_gone_for_a_while_costs_only_its_lines(tmp_path: Path) 
     folder.mkdir()
     log = AccessLog(folder / "access.log", cap=20)
     log({"number": 1})
+    log.settle(HANG)
     (folder / "access.log").unlink()
     folder.rmdir()
     log({"number": 2})
+    log.settle(HANG)
     folder.mkdir()
     log({"number": 3})
-    assert json.loads((folder / "access.log").read_text()) == {"number": 3}
+    log.close()
+    missing, kept = map(json.loads, (folder / "access.log").read_text().splitlines())
+    assert missing["dropped_lines"] == 1
+    assert kept == {"number": 3}
 
 
 def test_after_its_end_it_keeps_nothing_and_fails_nobody(tmp_path: Path) -> None:
@@ -50,9 +57,10 @@ def test_where_it_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     said({"a": 1})
     assert json.loads(capsys.readouterr().err) == {"a": 1}
     kept = access_log(str(tmp_path / "log"))
-    assert kept is not None
+    assert isinstance(kept, AccessLog)
     kept({"a": 1})
     kept({"a": 2})
+    kept.close()
     lines = (tmp_path / "log").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"a": 1}, {"a": 2}]
     with pytest.raises(UsageError, match="cannot be written"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 
 from bench.common.gateway import (
@@ -37,6 +38,7 @@ def test_a_trace_holds_sizes_and_no_contents(tmp_path) -> None:
         ask(app, body=chat(image_part(64, 48), stream=True, user=secret))
     ask(app, body={"model": "m", "messages": [{"role": "user", "content": secret}]})
     ask(app, body=chat())
+    asyncio.run(app.shutdown())
     text = path.read_text()
     assert "secret" not in text
     assert "base64" not in text

@@ -8,7 +8,7 @@ from turbofit.cli.command import PATH, Option, command, option_name
 from turbofit.cli.options.common_options import JSON
 from turbofit.cli.options.fields import filled, options_of
 from turbofit.cli.options.gateway_options import GatewayOptions
-from turbofit.cli.terminal.interrupt import exit_code, run_until_signal
+from turbofit.cli.terminal.interrupt import exit_code, run_until_signal, say_cut
 from turbofit.core.errors import UsageError
 
 __all__ = ["gateway"]
@@ -94,8 +94,10 @@ def gateway(
         planned, upstream, config, overlay=overlay, log=access_log(options.access_log or "-")
     )
     run_gateway(made, on_ready=lambda url: None if as_json else answer(f"{url}\n"))
+    cut = made.connections.cut
     if as_json:
-        answer('{"ended": "drained"}\n')
+        answer(f'{{"ended": "{"cut off" if cut else "drained"}", "cut": {cut}}}\n')
+    say_cut(cut)
     return 0
 
 

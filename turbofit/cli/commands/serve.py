@@ -29,7 +29,7 @@ from turbofit.cli.serving.serve_plan import (
     with_passed,
 )
 from turbofit.cli.terminal.client_lines import to_ask
-from turbofit.cli.terminal.interrupt import exit_code, run_until_signal
+from turbofit.cli.terminal.interrupt import exit_code, run_until_signal, say_cut
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 
@@ -253,10 +253,13 @@ def _launch(
     job = launch.job(plan, leases, opened)
     stop.on_hangup = _reloads(job, arguments)
     ended = run_session(job, plan, stop)
+    cut = 0 if job.front is None else job.front.cut
     if as_json:
         import json
 
-        answer(json.dumps({"ended": ended.name, "run": str(job.folder)}, indent=2) + "\n")
+        document = {"ended": ended.name, "run": str(job.folder), "cut": cut}
+        answer(json.dumps(document, indent=2) + "\n")
+    say_cut(cut)
     return ended
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.cli.serving.serve_launch import PRETEND, ServeLaunch
 from turbofit.cli.terminal.client_lines import to_ask
+from turbofit.cli.terminal.interrupt import say_cut
 from turbofit.core.errors import DoesNotFitError, UsageError
 
 if TYPE_CHECKING:
@@ -184,7 +185,8 @@ def serve_models(
         ended = server.run(stop, opened)
     if as_json:
         runs = [str(folder) for folder in folders]
-        answer(json.dumps({"ended": ended.name, "runs": runs}, indent=2) + "\n")
+        answer(json.dumps({"ended": ended.name, "runs": runs, "cut": front.cut}, indent=2) + "\n")
+    say_cut(front.cut)
     return ended
 
 

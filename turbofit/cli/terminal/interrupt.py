@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from turbofit.launch.serve.supervisor import StopSignal
 
-__all__ = ["INTERRUPTED", "exit_code", "run_until_signal"]
+__all__ = ["INTERRUPTED", "exit_code", "run_until_signal", "say_cut"]
 
 #: A shell's exit code of a command that Ctrl-C ended.
 INTERRUPTED: Final = 130
@@ -39,3 +39,11 @@ def run_until_signal(body: Callable[[StopSignal], T]) -> T | signal.Signals:
 def exit_code(ended: signal.Signals | None) -> int:
     """130 after Ctrl-C, else 0: other signals are how a server is stopped in order."""
     return INTERRUPTED if ended is not None and ended.name == "SIGINT" else 0
+
+
+def say_cut(cut: int) -> None:
+    """The last line of a server: how many requests its end has cut off."""
+    from turbofit.cli.terminal.output import say
+
+    requests = "1 open request was" if cut == 1 else f"{cut:,} open requests were"
+    say(f"ended: {requests} cut off")

@@ -57,6 +57,9 @@ def answer(text: str) -> None:
     Raises:
         UnwrittenError: it cannot be written, as on a full disk.
     """
+    settle = getattr(sys.stderr, "settle", None)
+    if settle is not None:
+        settle()
     try:
         _write(sys.stdout, text)
     except OSError as exc:

@@ -7,11 +7,10 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
-from typing import BinaryIO
 
 from turbofit.core.errors import UsageError
 
-__all__ = ["open_beside", "rotate", "sync_folder", "write_atomic", "write_output"]
+__all__ = ["open_beside", "sync_folder", "write_atomic", "write_output"]
 
 
 def write_atomic(
@@ -128,24 +127,6 @@ def _replace(target: Path, raw: bytes, mode: int | None) -> None:
             os.unlink(temporary)
         raise
     sync_folder(target.parent)
-
-
-def rotate(path: Path, file: BinaryIO, buffering: int = -1) -> BinaryIO:
-    """Begin a log anew; the one before it is kept with ``.1`` appended to its name.
-
-    Args:
-        path: of the log.
-        file: the log that is open; it is closed once the new one is open.
-        buffering: of the new one, as `open` has it.
-
-    Raises:
-        OSError: it cannot be begun; ``file`` stays open.
-    """
-    with suppress(FileNotFoundError):  # somebody has removed it
-        path.replace(path.with_name(path.name + ".1"))
-    new = path.open("ab", buffering=buffering)
-    file.close()
-    return new
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

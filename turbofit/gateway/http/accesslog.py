@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import UsageError
-from turbofit.core.process.files import rotate
+from turbofit.core.process.log_queue import CappedLog
 from turbofit.core.units import MIB
 
 if TYPE_CHECKING:
@@ -26,32 +26,15 @@ _LOG_CAP: Final = 64 * MIB
 _TRACE_CAP: Final = 256 * MIB
 
 
-class AccessLog:
-    """JSON lines in a file that begins anew at 64 MiB; the one before it is kept as ``.1``."""
+class AccessLog(CappedLog):
+    """JSON lines in a file; where some are missing, one says how many."""
 
-    def __init__(self, path: Path, *, cap: int = _LOG_CAP) -> None:
-        self._path, self._cap = path, cap
-        self._file: BinaryIO = path.open("ab")
-        self._lock = threading.Lock()
+    def __init__(self, path: Path, *, cap: int = _LOG_CAP, notices: bool = True) -> None:
+        super().__init__(path, cap, _missing if notices else None)
 
     def __call__(self, record: Document) -> None:
-        """Keep one record; a full disk costs the log, never an answer."""
-        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
-        try:
-            with self._lock:
-                if self._file.tell() + len(line) > self._cap:
-                    self._file = rotate(self._path, self._file)
-                self._file.write(line)
-                self._file.flush()
-        except (OSError, ValueError):
-            return
-
-    def close(self) -> None:
-        """Close the file."""
-        try:
-            self._file.close()
-        except OSError:
-            return
+        """Keep one record."""
+        self.put(json.dumps(record, ensure_ascii=False).encode() + b"\n")
 
 
 def access_log(where: str) -> Log | None:
@@ -82,7 +65,7 @@ def trace_log(path: str) -> AccessLog:
         UsageError: it cannot be written.
     """
     try:
-        return AccessLog(Path(path), cap=_TRACE_CAP)
+        return AccessLog(Path(path), cap=_TRACE_CAP, notices=False)
     except OSError as exc:
         raise UsageError(
             f"{path} cannot be written: {exc.strerror or exc}",
@@ -93,3 +76,7 @@ def trace_log(path: str) -> AccessLog:
 def _to_stderr(record: dict[str, Any]) -> None:
     sys.stderr.write(json.dumps(record, ensure_ascii=False) + "\n")
     sys.stderr.flush()
+
+
+def _missing(lines: int) -> bytes:
+    return json.dumps({"time": round(time.time(), 3), "dropped_lines": lines}).encode() + b"\n"

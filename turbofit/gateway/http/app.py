@@ -327,6 +327,8 @@ class Gateway(AsgiApp):
     def _record(self, request: RequestContext) -> None:
         """One line of the log, and the counters."""
         prepared, outcome = request.prepared, request.outcome
+        if self.connections.ending:
+            request.status, request.reason = 503, "ending"
         if outcome is not None and outcome.started:
             request.status = outcome.status
         path = request.route.path if request.route else ""

@@ -96,6 +96,8 @@ class Connections:
         self._of: dict[ClientConnection, str] = {}
         self._addresses: dict[str, _Address] = {}
         self._waiting: OrderedDict[ClientConnection, None] = OrderedDict()
+        #: Whether open requests are cut off, since the server ends; and how many were.
+        self.ending, self.cut = False, 0
 
     def __len__(self) -> int:
         return len(self._of)

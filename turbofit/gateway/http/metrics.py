@@ -6,10 +6,12 @@ import re
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
+from turbofit.core.process.log_queue import dropped_lines
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Metrics", "merge"]
+__all__ = ["DROPPED", "Metrics", "logs_text", "merge"]
 
 _BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _PREFIX: Final = "turbofit_gateway_"
@@ -38,6 +40,8 @@ _HELP: Final = {
     "engine_up": ("gauge", "Whether requests go to an engine."),
     "first_byte_seconds": ("histogram", "From the request's last byte to the answer's first."),
 }
+#: The process's own, whatever gateways it has.
+DROPPED: Final = "turbofit_log_lines_dropped_total"
 
 
 class Metrics:
@@ -82,6 +86,14 @@ class Metrics:
             _line(f"{name}_sum", (), self._first_sum),
             _line(f"{name}_count", (), total),
         ]
+
+
+def logs_text() -> str:
+    """How many lines of the process's logs were not written, for the end of a page."""
+    return (
+        f"# HELP {DROPPED} Lines of logs that were not written: nobody read them, or the disk was "
+        f"full or slow.\n# TYPE {DROPPED} counter\n{DROPPED} {dropped_lines()}\n"
+    )
 
 
 def merge(pages: Mapping[int | str, str], label: str = "engine") -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from turbofit.gateway.http.metrics import merge
+from turbofit.gateway.http.metrics import logs_text, merge
 from turbofit.gateway.routing.health import healthy
 from turbofit.gateway.routing.request_context import answer
 
@@ -78,6 +78,7 @@ async def metrics_page(  # noqa: PLR0913 - what one page shows
     text = merge(pages) + metrics.text(
         {**_gauges(fleet, admission, connections), **_suspected(suspects)}
     )
+    text += logs_text()
     kind = "text/plain; version=0.0.4; charset=utf-8"
     await answer(request, send, 200, text.encode(), kind)
 

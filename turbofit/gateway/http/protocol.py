@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
-from uuid import uuid4
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from turbofit.gateway.http.refusals import Refusal, refusal_body
-from turbofit.gateway.http.routes import api_of
+from turbofit.gateway.http.guard import request_id
+from turbofit.gateway.http.refusals import Refusal, ending, refusal_body, refusal_event
+from turbofit.gateway.http.routes import ROUTES, api_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from turbofit.gateway.config import ConnectionLimits
     from turbofit.gateway.http.connections import Connections
+    from turbofit.gateway.http.refusals import Api
 
 __all__ = ["LimitedProtocol", "limited_protocol"]
 
@@ -233,27 +234,61 @@ class LimitedProtocol(HttpToolsProtocol):
             Refusal(408, "slow_headers", f"the headers were not whole within {seconds:g} s")
         )
 
+    def cut(self) -> None:
+        """The server ends now: what is open is told so, in the form of its API, and closed.
+
+        It works whatever the app does meanwhile, and does not wait for a client that reads nothing.
+        """
+        cycle = self.cycle
+        if self.transport.is_closing():
+            return
+        if cycle is None or cycle.response_complete:
+            self._close()
+            return
+        self.all_connections.cut += 1
+        if not cycle.response_started:
+            self._last_words(self._answer(ending()))
+        elif cycle.chunked_encoding:
+            event = refusal_event(self._api, ending())
+            self._last_words(b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event))
+        else:
+            self._close()
+        if self._whole:
+            self._close()
+
     def _refuse(self, refusal: Refusal) -> None:
         """Answer, and end the connection; an answer that is under way is ended first."""
         cycle = self.cycle
+        open_ = cycle is not None and not cycle.response_complete
+        if open_ and (cycle.response_started or not cycle.more_body):
+            self._end_after_this()
+            return
+        self.all_connections.count_refused(refusal.reason)
+        self._last_words(self._answer(refusal))
+
+    def _last_words(self, words: bytes) -> None:
+        """Write them past the app, whose client is gone; what still comes is read for a while."""
+        cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
-            if cycle.response_started or not cycle.more_body:
-                self._end_after_this()
-                return
             cycle.disconnected = True
             cycle.message_event.set()
-        self.all_connections.count_refused(refusal.reason)
         self.all_connections.waits(self)
         self._deaf = True
-        self.transport.write(self._answer(refusal))
+        self.flow.resume_reading()
+        self.transport.write(words)
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._within(self.limits.unread_seconds, self.transport.abort)
 
+    @property
+    def _api(self) -> Api:
+        path: bytes = getattr(self, "url", b"").partition(b"?")[0]
+        route = ROUTES.get(path.rstrip(b"/").decode("latin-1"))
+        return api_of(path) if route is None else route.api
+
     def _answer(self, refusal: Refusal) -> bytes:
-        path: bytes = getattr(self, "url", b"")
-        number = uuid4().hex
-        body = refusal_body(api_of(path.partition(b"?")[0]), refusal, number)
+        number = request_id(dict(self.headers or ()))
+        body = refusal_body(self._api, refusal, number)
         headers = [
             *self.server_state.default_headers, *self.refusal_headers,
             (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)),

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-__all__ = ["TOOL_PARSERS", "Api", "Refusal", "of_engine", "refusal_body", "refusal_event"]
+__all__ = ["TOOL_PARSERS", "Api", "Refusal", "ending", "of_engine", "refusal_body", "refusal_event"]
 
 #: Who defined the error form; ``generate`` is LMDeploy's own.
 Api = Literal["openai", "responses", "anthropic", "generate"]
@@ -19,6 +19,9 @@ _ANTHROPIC_TYPES: Final = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error",
     413: "request_too_large", 429: "rate_limit_error", 500: "api_error", 503: "overloaded_error",
 }  # fmt: skip
+
+#: Seconds after which another server may be there.
+_RETRY_ENDING: Final = 10
 
 
 #: LMDeploy 0.18 ``serve/parsers/tool_parser``; a test reads it there.
@@ -75,6 +78,11 @@ class Refusal(Exception):  # noqa: N818 - not a failure of the gateway, but its 
         super().__init__(message)
         self.status, self.reason, self.message = status, reason, message
         self.param, self.retry_after = param, retry_after
+
+
+def ending() -> Refusal:
+    """What everybody is told whose request the end of the server cuts off."""
+    return Refusal(503, "ending", "the server is ending", retry_after=_RETRY_ENDING)
 
 
 def of_engine(body: bytes) -> Refusal | None:

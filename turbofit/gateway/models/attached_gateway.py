@@ -78,6 +78,15 @@ class AttachedGateway:
         """
         return self._front.call(lambda _: ask(self._gateway))
 
+    @property
+    def cut(self) -> int:
+        """How many requests of all models the address's end has cut off."""
+        return self._front.cut
+
+    def strike(self) -> None:
+        """Cut off what the address of all models has under way."""
+        self._front.strike()
+
     def stop(self, *, drain: bool = True) -> None:
         """Give it no request any more, and close it.
 

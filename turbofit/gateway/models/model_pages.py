@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.gateway.http.metrics import merge
+from turbofit.gateway.http.metrics import DROPPED, logs_text, merge
 from turbofit.gateway.http.pages import ModelCard
 from turbofit.gateway.routing.health import healthy
 
@@ -89,7 +89,8 @@ async def metrics_text(
         model.name: page for model, page in zip(models, pages, strict=True)
     }
     # An empty label is none: what is refused before a model is known.
-    return merge({**named, "": metrics.text({})}, "model") + "\n".join(lines) + "\n"
+    ours = merge({**named, "": metrics.text({})}, "model")
+    return ours + "\n".join(lines) + "\n" + logs_text()
 
 
 def _number(model: ServedModel, name: str) -> float | None:
@@ -125,4 +126,4 @@ async def _page(model: ServedModel, config: GatewayConfig) -> str:
         receive,
         send,
     )  # fmt: skip
-    return b"".join(chunks).decode()
+    return b"".join(chunks).decode().partition(f"# HELP {DROPPED}")[0]

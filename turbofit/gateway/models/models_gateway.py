@@ -21,7 +21,7 @@ from turbofit.gateway.http.guard import Keys, Origins
 from turbofit.gateway.http.metrics import Metrics
 from turbofit.gateway.http.model_names import no_such_model
 from turbofit.gateway.http.pages import models_document
-from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.http.refusals import Refusal, ending
 from turbofit.gateway.http.routes import api_of, find_route, is_health
 from turbofit.gateway.models.model_pages import cards_of, health_document, metrics_text
 from turbofit.gateway.routing.request_context import RequestContext, answer, refuse
@@ -162,7 +162,7 @@ class ModelsGateway(AsgiApp):
         self._bodies.keep(len(body), request.who)
         try:
             if self._ending and model.state != "ready":
-                raise Refusal(503, "ending", "the server is ending")
+                raise ending()
             gateway = await model.wait(self._wait, gone, self.config.queue_length)
         except asyncio.CancelledError:
             if not gone.done():

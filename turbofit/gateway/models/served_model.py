@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.http.refusals import Refusal, ending
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -146,7 +146,7 @@ class ServedModel:
 
     def end(self) -> None:
         """The server ends: who waits is told."""
-        self._release(Refusal(503, "ending", "the server is ending", retry_after=_RETRY))
+        self._release(ending())
 
     # Requests.
 

@@ -8,15 +8,14 @@ looked at one by one.
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from itertools import groupby
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Final
 
-from turbofit.core.process.files import rotate
+from turbofit.core.process.log_queue import CappedLog
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 __all__ = ["LogFile", "Run", "repeats"]
 
@@ -27,6 +26,8 @@ _TIME: Final = re.compile(
 )
 _CAP: Final = 16 << 20
 _LONGEST_LINE: Final = 1 << 16
+#: Bytes that may wait for the disk: a few chunks.
+_ROOM: Final = 4 << 20
 
 #: What stands in the place of equal lines; tools that print a log may strip some of its spaces.
 _REPEATED: Final = "    (the line above came {} more times)"
@@ -52,18 +53,8 @@ class LogFile:
     """
 
     def __init__(self, path: Path, *, cap: int = _CAP, required: bool = True) -> None:
-        self.path = path
-        self._cap = cap
-        self._file: BinaryIO | None = None
-        self._size = 0
-        #: Why it could not be opened.
-        self.error = ""
-        try:
-            self._open()
-        except OSError as exc:
-            if required:
-                raise
-            self.error = exc.strerror or str(exc)
+        #: Takes the lines that are kept.
+        self.kept = CappedLog(path, cap, _missing, _ROOM, required=required)
         self._tail = b""
         self._last = b""
         self._repeats = 0
@@ -83,15 +74,8 @@ class LogFile:
         runs = list(self._keep(self._tail)) if self._tail else []
         self._tail = b""
         self._flush_repeats()
-        if self._file is not None:
-            self._file.close()
+        self.kept.close()
         return runs
-
-    def _open(self) -> BinaryIO:
-        if self._file is None:
-            self._file = self.path.open("ab", buffering=0)
-            self._size = self._file.tell()
-        return self._file
 
     def _cut_long_line(self) -> tuple[bytes, bytes]:
         if len(self._tail) < _LONGEST_LINE:
@@ -130,16 +114,12 @@ class LogFile:
             out.append(line)
 
     def _write(self, lines: list[bytes]) -> None:
-        """A full disk costs the log, never the engine."""
-        if not lines:
-            return
-        data = b"\n".join(lines) + b"\n"
-        with suppress(OSError):
-            file = self._open()
-            if self._size + len(data) > self._cap:
-                file = self._file = rotate(self.path, file, buffering=0)
-                self._size = 0
-            self._size += file.write(data) or 0
+        if lines:
+            self.kept.put(b"\n".join(lines) + b"\n")
+
+
+def _missing(lines: int) -> bytes:
+    return f"    (lines missing here: {lines:,}; the disk was full or slow)\n".encode()
 
 
 def repeats(line: str) -> int | None:

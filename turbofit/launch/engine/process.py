@@ -77,7 +77,7 @@ class EngineProcess:
     @property
     def log_error(self) -> str:
         """Why its log could not be opened; empty where it could."""
-        return self._file.error
+        return self._file.kept.error
 
     @property
     def pid(self) -> int:

@@ -5,10 +5,12 @@ Torch and Transformers are imported in here only: the supervisor runs it as a ch
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +18,9 @@ import click
 from turbofit.core.errors import LaunchError, TurbofitError
 from turbofit.core.process.ports import DEFAULT_PORT
 from turbofit.core.units import format_bytes
+from turbofit.gateway.config import GatewayConfig
+from turbofit.gateway.http.connections import Connections, Networks
+from turbofit.gateway.server import run_gateway
 from turbofit.planning.device_maps import read_map
 
 if TYPE_CHECKING:
@@ -137,11 +142,23 @@ def _loaded(inside: Any, inner_app: Any, options: GenerationOptions, work: Serve
     return inner
 
 
-def _listen(front: Any, host: str, port: int) -> None:
-    import uvicorn
+class _Public:
+    """The front as the gateway's own server takes it: its connections end with a word, too."""
 
-    config = uvicorn.Config(front, host=host, port=port, log_level="info", access_log=False)
-    uvicorn.Server(config).run()
+    def __init__(self, front: Any, config: GatewayConfig) -> None:
+        self._front, self.config = front, config
+        no_proxies, nowhere = Networks(()), lambda _name, _label: None
+        self.connections = Connections(config.connection, no_proxies, nowhere)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """ASGI."""
+        with suppress(asyncio.CancelledError):  # at the end, which has told the client
+            await self._front(scope, receive, send)
+
+
+def _listen(front: Any, host: str, port: int) -> None:
+    public = _Public(front, GatewayConfig(host=host, port=port))
+    run_gateway(public, on_ready=lambda url: _say(f"Uvicorn running on {url}"))
 
 
 def _end(reason: str) -> None:

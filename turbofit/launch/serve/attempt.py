@@ -108,6 +108,7 @@ class Attempt:
             check=config.check, timing=config.timing, on_end=self._ended, on_rest=self._rest,
             examiner=job.examiner, explained=self._explained,
         )  # fmt: skip
+        stop.on_second(self._strike)  # before the engines end: their requests are told why
         try:
             return self._server.run(stop, self._open, self._tick, self._drain)
         finally:
@@ -282,6 +283,10 @@ class Attempt:
         self._moments.append(RunMoment(phase=phase, at=at, used=by_index))
         del self._moments[:-_MOMENTS]
         self._job.record.attempt(moments=tuple(self._moments))
+
+    def _strike(self) -> None:
+        if self._front is not None:
+            self._front.strike()
 
     def _drain(self, urgent: bool) -> None:
         if self._job.door is not None:

@@ -46,8 +46,15 @@ class PublicSide(Protocol):
             LaunchError: it does not serve.
         """
 
+    @property
+    def cut(self) -> int:
+        """How many requests its end has cut off."""
+
     def stop(self, *, drain: bool = True) -> None:
         """Take nothing new, and end; what is under way may end with ``drain``."""
+
+    def strike(self) -> None:
+        """Cut off what is under way; safe in a signal handler."""
 
 
 class RemoteEndpoint(Protocol):

@@ -1,0 +1,213 @@
+"""Lines that a thread writes: nobody waits, and what is missing is counted and said there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.waiting import HANG, until
+from turbofit.core.process.log_queue import CappedLog, LogQueue, dropped_lines, queued_stderr
+
+
+class Gate:
+    """A write that waits until somebody reads."""
+
+    def __init__(self) -> None:
+        self.reads, self.waits, self.written = threading.Event(), threading.Event(), b""
+
+    def __call__(self, data: bytes) -> None:
+        self.waits.set()
+        assert self.reads.wait(HANG)
+        self.written += data
+
+
+def notice(missing: int) -> bytes:
+    return b"(%d missing)\n" % missing
+
+
+def test_what_finds_no_room_is_counted_and_said_in_its_place() -> None:
+    gate, before = Gate(), dropped_lines()
+    lines = LogQueue(gate, notice, room=30)
+    lines.put(b"first\n")
+    assert gate.waits.wait(HANG)
+    for number in range(10):
+        lines.put(b"%d next\n" % number)
+    assert dropped_lines() - before >= 7  # threads of other tests may drop lines, too
+    assert not lines.settle(0.0)
+    gate.reads.set()
+    until(lambda: b"missing" in gate.written, "the word that lines are missing")
+    lines.put(b"last\n")
+    assert lines.close()
+    kept = b"first\n0 next\n1 next\n2 next\n"
+    assert gate.written == kept + b"(7 missing)\nlast\n"
+
+
+def test_what_comes_first_after_the_gap_stands_behind_the_notice() -> None:
+    reads, written = threading.Semaphore(0), []
+
+    def write(data: bytes) -> None:
+        assert reads.acquire(timeout=HANG)
+        written.append(data)
+
+    lines = LogQueue(write, notice, room=20)
+    lines.put(b"first\n")
+    until(lines._lines.empty, "the thread")
+    for _ in range(3):
+        lines.put(b"ninechars\n")
+    reads.release()
+    until(lambda: len(written) == 1, "a reader")
+    lines.put(b"next\n")
+    for _ in range(8):
+        reads.release()
+    assert lines.close()
+    assert b"".join(written) == b"first\nninechars\n(2 missing)\nnext\n"
+
+
+def test_a_line_that_is_larger_than_the_room_is_written_alone() -> None:
+    written: list[bytes] = []
+    lines = LogQueue(written.append, room=4)
+    lines.put(b"longer\n")
+    assert lines.close()
+    assert written == [b"longer\n"]
+
+
+def test_the_end_waits_no_longer_than_it_says() -> None:
+    gate = Gate()
+    lines = LogQueue(gate)
+    lines.put(b"x\n")
+    assert gate.waits.wait(HANG)
+    assert not lines.close()
+    gate.reads.set()
+
+
+def test_nothing_is_begun_where_nothing_is_said() -> None:
+    before = threading.active_count()
+    assert LogQueue(Gate()).close()
+    assert threading.active_count() == before
+
+
+def test_a_full_disk_leaves_no_half_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = CappedLog(tmp_path / "log", 1 << 20, notice)
+    log.put(b"first\n")
+    assert log.settle(HANG)
+    write, full = os.write, [True]
+
+    def half(descriptor: int, data: memoryview) -> int:
+        if not full[0]:
+            return write(descriptor, data)
+        if len(data) < 12:
+            raise OSError(28, "No space left on device")
+        return write(descriptor, data[:4])
+
+    monkeypatch.setattr(os, "write", half)
+    log.put(b"second line\n")
+    assert log.settle(HANG)
+    full[0] = False
+    log.put(b"third\n")
+    assert log.close()
+    assert (tmp_path / "log").read_text() == "first\n(1 missing)\nthird\n"
+
+
+@contextmanager
+def piped() -> Iterator[int]:
+    """Standard error is a pipe, and goes through a queue: the pipe's end to read from."""
+    out, into = os.pipe()
+    with os.fdopen(into, "w", buffering=1) as stream, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+        with queued_stderr():
+            yield out
+        for _ in range(30_000):  # where nobody has read, nobody waits after the end, either
+            sys.stderr.write("x" * 99 + "\n")
+        sys.stderr.flush()
+        os.close(out)  # whoever waits for a reader does so no longer
+
+
+def said(out: int, most: int = 1 << 16) -> str:
+    return os.read(out, most).decode()
+
+
+EVERYBODY = """
+import logging, sys, threading, traceback, warnings
+from turbofit.core.process.log_queue import queued_stderr
+
+before = sys.stderr
+with queued_stderr():
+    queued = sys.stderr
+    before.write = None
+    print("printed", file=sys.stderr)
+    sys.stderr.writelines(["two\\n", "lines\\n"])
+    warnings.warn("warned")
+    logging.getLogger("uvicorn.error").error("logged")
+    thread = threading.Thread(target=lambda: 1 // 0)
+    thread.start()
+    thread.join()
+    traceback.print_exception(ValueError("shown"))
+    assert sys.stderr.fileno() == 2 and queued is not before
+assert sys.stderr is before
+"""
+
+
+def test_whoever_writes_to_standard_error_goes_through_the_queue() -> None:
+    """Neither prints, warnings, logs without a handler nor tracebacks ask the stream itself."""
+    ended = subprocess.run(
+        [sys.executable, "-c", EVERYBODY], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    for word in ("printed", "two\nlines\n", "warned", "logged", "ZeroDivisionError", "shown"):
+        assert word in ended.stderr
+
+
+def test_nobody_waits_for_a_pipe_that_is_not_read() -> None:
+    line = "x" * 99 + "\n"
+    count = 30_000
+    with piped() as out:
+        for _ in range(count):
+            sys.stderr.write(line)
+        assert (missing := sys.stderr._lines._missing) > count // 2
+        text = ""
+        while "nobody read" not in text:
+            text += said(out)
+        sys.stderr.write("on it goes\n")
+        while not text.endswith("on it goes\n"):
+            text += said(out)
+        sys.stderr.write(line * 1000)  # more than a pipe holds
+    kept = text.split(line)
+    assert len(kept) - 1 == count - missing
+    assert kept[-1] == f"warning: lines missing here: {missing:,}; nobody read them\non it goes\n"
+
+
+def test_a_pipe_that_does_not_block_gets_all_of_it() -> None:
+    text, read = "".join(f"line {number}\n" for number in range(20_000)), ""
+    with piped() as out:
+        os.set_blocking(sys.stderr.fileno(), False)
+        sys.stderr.write(text)
+        while not read.endswith("line 19999\n"):
+            read += said(out, 1000)
+        sys.stderr.write("x" * (1 << 17) + "\n")
+    assert read == text
+
+
+def test_a_reader_that_went_away_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, into = os.pipe()
+    os.close(out)
+    before = dropped_lines()
+    with os.fdopen(into, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with queued_stderr():
+            sys.stderr.write("x\n")
+        assert sys.stderr is stream
+        monkeypatch.undo()
+    assert dropped_lines() > before
+
+
+def test_a_stream_without_a_descriptor_stays_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with queued_stderr():
+        sys.stderr.write("x\n")
+        assert capsys.readouterr().err == "x\n"

@@ -1,0 +1,140 @@
+"""The end of ``turbofit gateway``, seen from outside: signals, and what clients in between get."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("aiohttp")
+pytest.importorskip("uvicorn")
+
+from bench.common.gateway import CHAT, chat, image_part, plan_for
+from bench.common.processes import Child, free_port
+from tests.gateway.open_clients import EndlessEngine, OpenClient, refuses
+from tests.waiting import until
+
+pytestmark = pytest.mark.slow
+
+SIZED = image_part(448, 5376)  # 13 tiles: one at a time
+STREAMS = {
+    CHAT: chat(stream=True),
+    "/v1/completions": {"model": "m", "prompt": "x", "stream": True},
+    "/v1/responses": {"model": "m", "input": "x", "stream": True},
+    "/v1/messages": {
+        "model": "m", "max_tokens": 9, "stream": True,
+        "messages": [{"role": "user", "content": "x"}],
+    },
+    "/generate": {"prompt": "x", "stream": True},
+}  # fmt: skip
+
+
+@pytest.fixture
+def engine() -> Iterator[EndlessEngine]:
+    with EndlessEngine() as one:
+        yield one
+
+
+@pytest.fixture
+def served(engine: EndlessEngine, tmp_path: Path) -> Iterator[tuple[Child, str]]:
+    """``turbofit gateway`` before it, which would drain for longer than any test lasts."""
+    (tmp_path / "plan.json").write_text(plan_for(units_per_forward=13).to_json())
+    port = free_port()
+    child = Child(
+        [
+            sys.executable, "-m", "turbofit", "gateway", "--plan", str(tmp_path / "plan.json"),
+            "--upstream", engine.url, "--port", str(port), "--overlay",
+        ],
+        standin=False, XDG_STATE_HOME=str(tmp_path),
+    )  # fmt: skip
+    assert child.process.stdout is not None
+    assert child.process.stdout.readline().strip() == f"http://127.0.0.1:{port}"
+    yield child, f"http://127.0.0.1:{port}"
+    child.kill()
+
+
+def ended(served: tuple[Child, str], *numbers: signal.Signals) -> list[str]:
+    """Send signals, the second while it drains, and wait for the end; what it said."""
+    child, url = served
+    for number in numbers:
+        child.process.send_signal(number)
+        until(lambda: refuses(url), "the drain")
+    assert child.finish() == 0, child.stderr
+    assert "Traceback" not in child.stderr
+    assert "Error" not in child.stderr
+    return child.lines
+
+
+def records(lines: list[str]) -> list[dict[str, object]]:
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)],
+)
+def test_whoever_is_cut_off_is_told_in_the_form_of_its_api(
+    numbers: tuple[signal.Signals, ...], served: tuple[Child, str], engine: EndlessEngine
+) -> None:
+    _, url = served
+    streams = {path: OpenClient(url, path, body) for path, body in STREAMS.items()}
+    for client in streams.values():
+        client.wait_for(b"data: {}\n\n")
+    whole = {
+        path: OpenClient(url, path, {**body, "stream": False}) for path, body in STREAMS.items()
+    }
+    image = OpenClient(url, CHAT, chat(SIZED))
+    for _ in (*streams, *whole, image):
+        engine.began.acquire()
+    queued = OpenClient(url, CHAT, chat(SIZED))
+    half = [OpenClient(url, path, body, sent=0.5) for path, body in STREAMS.items()]
+    drips = OpenClient(url, CHAT, chat(SIZED), sent=0.5, drips=True)
+    deaf = OpenClient(url, CHAT, chat(stream=True, seed=1), reads=False)
+    engine.began.acquire()
+    idle = OpenClient(url, "/v1/nowhere", {})
+    idle.wait_for(b"404")
+    host, _, port = url.rpartition("//")[2].partition(":")
+    with socket.create_connection((host, int(port))) as headers:
+        headers.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n")
+        lines = ended(served, *numbers)
+    for path, client in streams.items():
+        status, _, body = client.answer()
+        last = body.removesuffix(b"data: [DONE]\n\n").rpartition(b"data: ")[2]
+        event = json.loads(last)
+        assert status == 200
+        if path == "/v1/messages":
+            assert b"event: error\n" in body
+            assert event["type"] == "error"
+            assert event["error"]["type"] == "overloaded_error"
+        elif path == "/v1/responses":
+            assert b"event: error\n" in body
+            assert (event["type"], event["code"]) == ("error", "ending")
+        else:
+            assert event["error"]["code"] == "ending"
+            assert body.endswith(b"data: [DONE]\n\n")
+    for client in (*whole.values(), image, queued, *half, drips):
+        status, headers_, body = client.answer()
+        assert status == 503
+        assert headers_["retry-after"] == "10"
+        assert b"the server is ending" in body
+    told = json.loads(whole["/v1/messages"].answer()[2])
+    assert told["error"]["type"] == "overloaded_error"
+    assert lines[-1] == "ended: 19 open requests were cut off"
+    said = [one for one in records(lines) if one["refused"] == "ending"]
+    assert sorted(one["status"] for one in said) == [200] * 6 + [503] * 13
+    deaf.close()
+
+
+def test_what_ends_while_it_drains_is_answered(
+    served: tuple[Child, str], engine: EndlessEngine
+) -> None:
+    _, url = served
+    upload = OpenClient(url, CHAT, chat(max_tokens=1, user="x" * 2000), sent=0.5, drips=True)
+    lines = ended(served, signal.SIGTERM)
+    assert upload.answer()[0] == 200
+    assert lines[-1] == "ended: 0 open requests were cut off"
