@@ -20,7 +20,7 @@ from turbofit.diagnose.lines.events import (
 )
 from turbofit.diagnose.lines.host_lines import SmiTable, host_line
 from turbofit.diagnose.lines.torch_lines import torch_line, torch_memory
-from turbofit.diagnose.rules.known_causes import said
+from turbofit.diagnose.rules.causes import is_told
 from turbofit.diagnose.subject import FactCollector
 from turbofit.launch.engine.logfile import repeats
 from turbofit.observe.turbomind_log import (
@@ -165,6 +165,7 @@ class LogFacts:
         event = torch_line(text)
         if event is not None:
             return event
+        message = KnownMessage() if is_told(text) else None
         try:
             found = parse_line(text)
         except ValueError:  # a damaged number, as in a log that was cut and pasted
@@ -172,13 +173,16 @@ class LogFacts:
         if isinstance(found, CheckFailed) or (
             isinstance(found, CudaError) and not found.out_of_memory and "kernel" in text
         ):
-            return said(text) or found  # the check's or the error's own words say more
+            return message or found  # the check's or the error's own words say more
         if found is None and "NCCL error" in text:
             return NcclError(message=text[text.index("NCCL error") :])
         if found is not None and not isinstance(found, PythonError | TorchOutOfMemory):
             # The engine's own event; its start-up line also tells the session's length.
             return (engine_line(text) if "max_context_token_num" in text else None) or found
-        return engine_line(text) or host_line(text) or self._table.line(text) or said(text) or found
+        event = engine_line(text)
+        if isinstance(event, LegacyCuda) and not event.out_of_memory:
+            event = message or event
+        return event or host_line(text) or self._table.line(text) or message or found
 
     def _continues(self, line: int, text: str, event: Struct | None) -> bool:
         """Join a wrapped memory text: whether this line added figures to it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from turbofit.diagnose.rules.causes import caught
 from turbofit.diagnose.spellings import preset_of
 from turbofit.machine.presets import find_preset as find_gpu
 
@@ -72,6 +73,8 @@ class FactCollector:
         self.auto_map: Place | None = None
         self.lmdeploy = False
         self.names: dict[str, tuple[int, Place]] = {}
+        #: What the rows of `facts` in `presets/causes.yaml` caught, the last line of each.
+        self.facts: dict[str, str] = {}
 
     def read(self, line: int, text: str) -> None:
         """Take in one row."""
@@ -90,6 +93,7 @@ class FactCollector:
             match = _VERSION.search(text)
             self.version = self.version or (match and (match[1] or match[2]))
         self._launcher(place)
+        self.facts.update(caught(text))
 
     @property
     def model(self) -> tuple[str, Place] | None:

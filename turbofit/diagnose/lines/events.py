@@ -183,7 +183,4 @@ class SmiProcess(Struct, tag="smi_process"):
 
 
 class KnownMessage(Struct, tag="said"):
-    """A message of `known.KNOWN`: its place there, and the words that its pattern caught."""
-
-    place: int
-    detail: tuple[str, ...] = ()
+    """A line that a row of `presets/causes.yaml` has."""
