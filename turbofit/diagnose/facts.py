@@ -20,7 +20,7 @@ from turbofit.diagnose.lines.events import (
 )
 from turbofit.diagnose.lines.host_lines import SmiTable, host_line
 from turbofit.diagnose.lines.torch_lines import torch_line, torch_memory
-from turbofit.diagnose.rules.causes import is_told
+from turbofit.diagnose.rules.causes import is_told, told_figures
 from turbofit.diagnose.subject import FactCollector
 from turbofit.launch.engine.logfile import repeats
 from turbofit.observe.turbomind_log import (
@@ -67,7 +67,9 @@ _PAST: Final = (
 _OF_MACHINE: Final = (PeerMissing, SmiDriver, SmiGpu, SmiProcess)
 #: Runs at each end of a log whose facts are kept.
 _RUNS: Final = 16
-#: A terminal wraps torch's text over at most so many more lines.
+#: What a terminal may break into several lines.
+_MESSAGES: Final = (KnownMessage, PythonError, TorchMemory)
+#: A terminal breaks a message into at most so many more lines.
 _WRAPPED: Final = 6
 #: More events of one kind than this add nothing: a living engine prints some for each request.
 _ENOUGH: Final = 50_000
@@ -101,7 +103,7 @@ class LogFacts:
         self.waiting: tuple[int, str] | None = None
         self._stack: list[PythonFrame] = []
         self._table = SmiTable()
-        self._torch: tuple[int, str] | None = None
+        self._message: tuple[int, list[str]] | None = None
         self._counts: dict[type, int] = {}
         self._past = False
 
@@ -119,8 +121,8 @@ class LogFacts:
                 self.waits += 1
                 self.waiting = self.waiting or (line, text)
             return
-        if self._torch and not self._continues(line, text, event):
-            self._torch = None
+        if self._message and not self._continues(line, text, event):
+            self._message = None
         if isinstance(event, PythonFrame):
             self._stack.append(event)
             return
@@ -185,22 +187,30 @@ class LogFacts:
         return event or host_line(text) or self._table.line(text) or message or found
 
     def _continues(self, line: int, text: str, event: Struct | None) -> bool:
-        """Join a wrapped memory text: whether this line added figures to it."""
-        assert self._torch is not None
-        begun, so_far = self._torch
+        """Join a message that a terminal broke: whether this line may be a part of it.
+
+        Nobody knows whether a break stood in a word or in place of a space: both are tried.
+        """
+        assert self._message is not None
+        begun, so_far = self._message
         if line - begun > _WRAPPED or event is not None:
             return False
-        joined = f"{so_far} {text.strip()}"
+        joined = [one + between + text.strip() for one in so_far for between in (" ", "")]
+        self._message = (begun, joined)
         last = next(
             index
             for index in range(len(self.marks) - 1, -1, -1)
-            if isinstance(self.marks[index].event, TorchMemory)
+            if isinstance(self.marks[index].event, _MESSAGES)
         )
-        self._torch = (begun, joined)
-        memory = torch_memory(joined)
         old = self.marks[last]
-        if isinstance(old.event, TorchMemory) and memory.figures > old.event.figures:
-            self.marks[last] = old._replace(event=memory)
+        if isinstance(old.event, TorchMemory):
+            memory = torch_memory(joined[0])
+            if memory.figures > old.event.figures:
+                self.marks[last] = old._replace(event=memory)
+        else:
+            best = max(joined, key=told_figures)
+            if told_figures(best) > told_figures(old.text):
+                self.marks[last] = old._replace(event=KnownMessage(), text=best)
         return True
 
     def _code(self, text: str) -> None:
@@ -217,8 +227,8 @@ class LogFacts:
         stack: tuple[PythonFrame, ...] = ()
         if isinstance(event, TorchMemory | PythonError | LegacyCuda | KnownMessage):
             stack = tuple(self._stack)
-        if isinstance(event, TorchMemory):
-            self._torch = (line, text)
+        if isinstance(event, _MESSAGES):
+            self._message = (line, [text])
         if self._stack and not text.startswith(" "):
             self._stack = []
         self.waits, self.waiting = 0, None

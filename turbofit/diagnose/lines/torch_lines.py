@@ -47,6 +47,7 @@ _NOTEBOOK: Final = re.compile(
 _SHARDS: Final = re.compile(r"Loading checkpoint shards:\s+100%.*?(\d+)/(\d+)")
 _OFFLOAD: Final = re.compile(
     r"(?:need|provide) an [`'\"]?offload_(?:dir|folder)|had weights offloaded to the disk"
+    r"|offload_(?:dir|folder)[`'\"]? (?:is )?(?:needed|required)"
 )
 _MODULES: Final = re.compile(r"submodules need to be offloaded: (.+)")
 _TWO: Final = re.compile(r"at least two devices, (.+?)!")

@@ -15,7 +15,7 @@ from turbofit.diagnose.answer import PhaseName
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Cause", "Rank", "caught", "causes", "is_told", "matches"]
+__all__ = ["Cause", "Rank", "caught", "causes", "is_told", "matches", "told_figures"]
 
 #: A cause ends a run; a consequence follows one; a notice harms nobody.
 Rank = Literal["cause", "consequence", "notice"]
@@ -103,3 +103,9 @@ def caught(text: str) -> dict[str, str]:
 def is_told(text: str) -> bool:
     """Whether a row has this line."""
     return next(matches(text), None) is not None
+
+
+def told_figures(text: str) -> int:
+    """How much the first row that has a line catches of it; -1 where none has it."""
+    found = next(matches(text), None)
+    return -1 if found is None else sum(group is not None for group in found[1].groups())

@@ -1,4 +1,4 @@
-"""What the rows of `presets/causes.yaml` compute from a log: figures of sentences and conditions."""
+"""What the rows of `presets/causes.yaml` compute: figures of sentences and of conditions."""
 
 from __future__ import annotations
 
