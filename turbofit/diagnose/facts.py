@@ -106,6 +106,7 @@ class LogFacts:
         self._message: tuple[int, list[str]] | None = None
         self._counts: dict[type, int] = {}
         self._past = False
+        self._followed = False
 
     def take(self, line: int, text: str) -> None:
         """Take in one row."""
@@ -125,6 +126,7 @@ class LogFacts:
             self._message = None
         if isinstance(event, PythonFrame):
             self._stack.append(event)
+            self._append_to_follower(event)
             return
         if event is not None:
             self._keep(line, text, event)
@@ -132,7 +134,16 @@ class LogFacts:
             self._code(call[1])
         if "Traceback (most recent call last)" in text:
             self._stack.clear()
+            last = self.marks[-1] if self.marks else None
+            # vLLM and many frameworks print the message first, and its traceback after it.
+            self._followed = (
+                last is not None and isinstance(last.event, TorchMemory) and not last.stack
+            )
         self.subject.read(line, text)
+
+    def _append_to_follower(self, frame: PythonFrame) -> None:
+        if self._followed:
+            self.marks[-1] = self.marks[-1]._replace(stack=(*self.marks[-1].stack, frame))
 
     def ended_by(self, text: str) -> bool:
         """Whether a row begins another run: an engine that was past its beginning begins again."""
@@ -173,7 +184,7 @@ class LogFacts:
         except ValueError:  # a damaged number, as in a log that was cut and pasted
             found = None
         if isinstance(found, CheckFailed) or (
-            isinstance(found, CudaError) and not found.out_of_memory and "kernel" in text
+            isinstance(found, CudaError) and not found.out_of_memory
         ):
             return message or found  # the check's or the error's own words say more
         if found is None and "NCCL error" in text:
@@ -220,6 +231,7 @@ class LogFacts:
             self._stack[-1] = PythonFrame(path=last.path, function=last.function, code=text)
 
     def _keep(self, line: int, text: str, event: Struct) -> None:
+        self._followed = False
         kind = type(event)
         self._counts[kind] = self._counts.get(kind, 0) + 1
         if self._counts[kind] > _ENOUGH:

@@ -13,7 +13,6 @@ __all__ = [
     "HostKill",
     "KnownMessage",
     "KvBlocks",
-    "KvTokens",
     "LegacyCuda",
     "ModelLoaded",
     "Offload",
@@ -35,8 +34,8 @@ CONTEXT: Final = 3 << 29
 class TorchMemory(Struct, tag="torch_memory"):
     """Torch's out-of-memory text, all its figures in bytes, rounded as it prints them.
 
-    ``process`` is what torch's own process holds on the GPU, ``others`` the rest by pid;
-    ``cached`` is reserved by torch's allocator but not allocated. ``pid``: the text calls this
+    ``limit`` is torch's own for one process (set_per_process_memory_fraction). ``process`` is
+    what torch's own process holds on the GPU, ``others`` the rest by pid; ``cached`` is reserved by torch's allocator but not allocated. ``pid``: the text calls this
     process by it. ``named`` False: this process may be one of the ``others``. ``context`` False:
     ``process`` leaves out the process's CUDA context.
     """
@@ -45,6 +44,7 @@ class TorchMemory(Struct, tag="torch_memory"):
     gpu: int | None = None
     total: int | None = None
     free: int | None = None
+    limit: int | None = None
     process: int | None = None
     allocated: int | None = None
     cached: int | None = None
@@ -85,13 +85,6 @@ class KvBlocks(Struct, tag="kv_blocks"):
 
     field: str
     value: int
-
-
-class KvTokens(Struct, tag="kv_tokens"):
-    """Tokens that the cache holds, or to which a session was cut (0.5 to 0.14)."""
-
-    what: str
-    tokens: int
 
 
 class VisionForward(Struct, tag="vision_forward"):

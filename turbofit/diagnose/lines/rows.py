@@ -37,6 +37,8 @@ _PREFIX: Final = re.compile(
     rf"|[A-Z][a-z][a-z] [ \d]\d [\d:.]{{8,15}} {_UNIT}"
     rf"|\d{{4}}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d)\s(?:{_UNIT}|std(?:out|err) [FP]\s)?)+"
 )
+#: Prefixes that only vLLM's processes write.
+_VLLM: Final = re.compile(r"\((?:EngineCore|VllmWorker|APIServer)\w* (?:rank=\d+ )?pid=\d+\)")
 #: What a logger puts before an error's own line, whatever its form.
 _LOGGED: Final = re.compile(
     r"[^'\"=]{0,120}?\b(?:ERROR|CRITICAL|FATAL|error|fatal)\b[^'\"=A-Za-z]{0,12}"
@@ -54,16 +56,18 @@ _LONGEST: Final = 8192
 _CHUNK: Final = 1 << 20
 
 
-def rows(chunks: Iterable[bytes]) -> Iterator[Row]:
+def rows(chunks: Iterable[bytes], programs: set[str] | None = None) -> Iterator[Row]:
     """Lines of a log that comes in pieces, cut to a length at which nothing of use is lost.
 
     A progress bar rewrites its line by carriage returns, and engines write into the middle of it:
     such a line becomes several rows of the same number; a Python error that quotes one stays whole.
-    UTF-16 (PowerShell's redirection) is read.
+    UTF-16 (PowerShell's redirection) is read. ``programs`` takes in whose prefixes were left out.
     """
     prefix = _SharedPrefix()
     for number, text in _lines(chunks):
         for part in _parts(text):
+            if programs is not None and _VLLM.match(part):
+                programs.add("vllm")
             if row := prefix.without(_bare(part)):
                 yield number, row
 

@@ -15,7 +15,7 @@ from turbofit.diagnose.answer import PhaseName
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Cause", "Rank", "caught", "causes", "is_told", "matches", "told_figures"]
+__all__ = ["Cause", "Rank", "caught", "causes", "is_told", "less_memory", "matches", "told_figures"]
 
 #: A cause ends a run; a consequence follows one; a notice harms nobody.
 Rank = Literal["cause", "consequence", "notice"]
@@ -51,6 +51,7 @@ class _Fact(Struct):
 
 class _Table(Struct):
     facts: tuple[_Fact, ...]
+    out_of_memory: dict[str, dict[str, tuple[str, ...]]]
     causes: tuple[Cause, ...]
 
 
@@ -65,10 +66,17 @@ def causes() -> tuple[Cause, ...]:
     return _table().causes
 
 
+def less_memory(program: str | None, phase: PhaseName) -> tuple[str, ...]:
+    """What takes less memory in a phase of a program, in its own options."""
+    table = _table().out_of_memory
+    rows = table.get(program or "other", table["other"])
+    return rows.get(phase, rows["any"])
+
+
 @cache
 def _words() -> re.Pattern[str]:
     """Matches each line that a row could match: most lines are passed over by it."""
-    rows = (*_table().causes, *_table().facts)
+    rows: tuple[Cause | _Fact, ...] = (*_table().causes, *_table().facts)
     return re.compile("|".join(re.escape(word) for row in rows for word in row.words))
 
 
