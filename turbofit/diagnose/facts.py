@@ -184,7 +184,9 @@ class LogFacts:
         except ValueError:  # a damaged number, as in a log that was cut and pasted
             found = None
         if isinstance(found, CheckFailed) or (
-            isinstance(found, CudaError) and not found.out_of_memory
+            isinstance(found, CudaError)
+            and not found.out_of_memory
+            and any(word in text for word in ("kernel", "not supported"))
         ):
             return message or found  # the check's or the error's own words say more
         if found is None and "NCCL error" in text:

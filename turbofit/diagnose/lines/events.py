@@ -34,8 +34,9 @@ CONTEXT: Final = 3 << 29
 class TorchMemory(Struct, tag="torch_memory"):
     """Torch's out-of-memory text, all its figures in bytes, rounded as it prints them.
 
-    ``limit`` is torch's own for one process (set_per_process_memory_fraction). ``process`` is
-    what torch's own process holds on the GPU, ``others`` the rest by pid; ``cached`` is reserved by torch's allocator but not allocated. ``pid``: the text calls this
+    ``limit`` is torch's own for one process (set_per_process_memory_fraction). ``process`` is what
+    torch's own process holds on the GPU, ``others`` the rest by pid; ``cached`` is reserved by
+    torch's allocator but not allocated. ``pid``: the text calls this
     process by it. ``named`` False: this process may be one of the ``others``. ``context`` False:
     ``process`` leaves out the process's CUDA context.
     """
