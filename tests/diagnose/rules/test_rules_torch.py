@@ -49,8 +49,8 @@ def test_a_program_of_its_own_is_told_of_what_it_can_change() -> None:
 WSL = (
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total"
     " capacity of 15.92 GiB of which 0 bytes is free. Including non-PyTorch memory, this process"
-    " has 17179869184.00 GiB memory in use. Of the allocated memory {} GiB is allocated by PyTorch, and"
-    " 4.00 GiB is reserved by PyTorch but unallocated.\n"
+    " has 17179869184.00 GiB memory in use. Of the allocated memory {} GiB is allocated by PyTorch,"
+    " and 4.00 GiB is reserved by PyTorch but unallocated.\n"
 )
 
 
