@@ -64,7 +64,11 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
         phase = "vision"  # TurboMind computes without torch; only a torch vision tower is left
     lines = [evidence(mark, "torch's own figures")]
     program = program_of(mark.stack, case.facts.subject.programs)
-    why = [*_figures(case, memory, program), *_one_tensor(mark, memory, phase)]
+    why = [
+        *_figures(case, memory, program),
+        *_too_large(case, memory, program),
+        *_one_tensor(mark, memory, phase),
+    ]
     held = list(holders(case, mark, memory))
     found = blocks(case)
     if found is not None:
@@ -98,6 +102,18 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
         planned=True,
         others=others,
     )
+
+
+def _too_large(case: LogCase, memory: TorchMemory, program: str | None) -> Iterator[str]:
+    """Weights that no single card of this size holds, loaded by a program without an engine."""
+    weights = 0 if case.model is None else case.model.weight_bytes
+    if program is None and memory.total is not None and weights > memory.total:
+        auto = "" if case.facts.subject.auto_map is None else ", a second copy beside device_map"
+        yield (
+            f"the weights take {format_bytes(weights)}, more than the card's"
+            f" {format_bytes(memory.total)}: whatever loads them whole on one card ends so"
+            f" (.to('cuda'){auto}, a replica for each card)"
+        )
 
 
 def _one_tensor(mark: LogEvent, memory: TorchMemory, phase: PhaseName) -> Iterator[str]:
