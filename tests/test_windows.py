@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from tests.nvml.standin import Scenario, four_3090, nvml_library, nvml_machine
+from turbofit.cli.command_group import COMMANDS
 from turbofit.cli.terminal import output, terminal
 from turbofit.core.process.state import _base
 
@@ -85,6 +88,20 @@ def test_the_simulation_takes_away_what_engines_need(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert "import of fcntl halted" in done.stderr
+
+
+def test_the_page_names_what_needs_linux() -> None:
+    page = (ROOT / "docs" / "installation.md").read_text()
+    named = page.partition("## Windows")[2].partition("need Linux")[0]
+    modules = {name: import_module(f"turbofit.cli.commands.{name}") for name in COMMANDS}
+    linux = {name for name, module in modules.items() if getattr(module, name).only_linux}
+    assert set(re.findall(r"`(\w+)`", named)) == linux
+
+
+def test_a_merge_begins(tmp_path: Path) -> None:
+    done = run(tmp_path, "merge", "nowhere", "adapter", "out")
+    assert done.returncode == 2
+    assert "nowhere is neither a folder" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["calibrate", "rehearse", "serve"])

@@ -45,6 +45,17 @@ def test_the_network_needs_a_key_or_a_word(
     assert (config[-1].api_keys, config[-1].port) == (("c",), 8080)
 
 
+def test_it_says_where_keys_cross_the_network_in_clear(
+    config: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*WORDS, "--host", "0.0.0.0", "--api-key", "a"]) == 0
+    assert "keys and prompts cross the network in clear" in capsys.readouterr().err
+    assert main([*WORDS, "--api-key", "a"]) == 0
+    tls = ["--ssl-certfile", "a.pem", "--ssl-keyfile", "a.key"]
+    assert main([*WORDS, "--host", "0.0.0.0", "--api-key", "a", *tls]) == 0
+    assert "in clear" not in capsys.readouterr().err
+
+
 def test_without_a_gateway_there_is_none(config: list[Any]) -> None:
     assert main([*WORDS, "--no-gateway", "--", "--api-keys", "k"]) == 0
     assert main([*WORDS, "--no-gateway", "--host", "127.0.0.1", "--port", "8080"]) == 0

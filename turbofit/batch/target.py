@@ -60,4 +60,4 @@ def target_of(url: str | None, key: str | None, request: PlanRequest | None) -> 
             f"{option} is of a plan, and --url names a server that runs already",
             hint=f"leave {option} out, or give --model alone instead of --url",
         )
-    return BatchTarget(url, key or variables().api_key or None, model, at_once)
+    return BatchTarget(url, key or next(iter(variables().keys), None), model, at_once)

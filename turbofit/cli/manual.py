@@ -16,7 +16,7 @@ EXIT_CODES: Final[dict[int, str]] = {
     2: "wrong use",
     3: "it would not serve: it does not fit, dies or hangs",
     4: "the machine cannot be read or has no GPU",
-    5: "the engine could not be launched",
+    5: "the engine could not be launched, or not be ended",
     6: "out of memory after all retries",
     7: "a needed package is missing or unsupported",
     130: "Ctrl-C",
@@ -150,7 +150,7 @@ MANUAL: Final[dict[str, Manual]] = {
             "turbofit cluster change --context 16384",
             "turbofit cluster drain gpu-node-7 --cluster ray:10.0.0.1:6379",
         ),
-        (4, 5, 7),
+        (3, 4, 5, 7),
         "connects to Ray; `nodes` runs one short task on each node; `change` and `drain` ask the "
         "process of `turbofit serve --cluster`, which does it",
     ),

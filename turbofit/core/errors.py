@@ -86,7 +86,7 @@ class MachineError(TurbofitError):
 
 
 class LaunchError(TurbofitError):
-    """The engine could not be launched."""
+    """The engine could not be launched, or not be ended."""
 
     exit_code = 5
     kind = "launch"

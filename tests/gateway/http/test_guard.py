@@ -1,11 +1,35 @@
 from __future__ import annotations
 
+import hmac
+
 import pytest
 
-from turbofit.gateway.http.guard import Origins
+from turbofit.gateway.http.guard import Keys, Origins
 from turbofit.gateway.http.refusals import Refusal
 
 PAGE = b"https://chat.example"
+
+
+@pytest.mark.parametrize("given", [b"first", b"second", b"neither"])
+def test_the_time_of_an_answer_tells_nothing_of_a_key(
+    given: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each key's hash is compared in constant time, also after one was equal."""
+    compared = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append(other)
+        return one == other
+
+    keys = Keys(("first", "second"))
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    if given == b"neither":
+        with pytest.raises(Refusal):
+            keys.check({b"x-api-key": given})
+    else:
+        assert keys.check({b"x-api-key": given})
+    assert len(set(compared)) == 2
+    assert not {b"first", b"second"} & {*compared}
 
 
 def test_a_page_that_is_closed_out_learns_the_option() -> None:

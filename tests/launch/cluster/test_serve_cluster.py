@@ -86,7 +86,7 @@ def test_the_life_of_a_cluster(cloud: Cloud, children: list[Child], tmp_path: Pa
 
         # A plan that cannot be is refused, and changes nothing.
         code, told = serving.cli("change", "--margin", "23GiB")
-        assert code == 5, told
+        assert code == 3, told
         assert told["error"]["hint"].startswith("nothing has changed")
         clients.more(5)
         assert not clients.failed

@@ -234,6 +234,10 @@ def test_systemd_reads_the_unit(service: Service, real: bool, tmp_path: Path) ->
     assert ("CUDA_VISIBLE_DEVICES=GPU-0" in unit.read_text()) == real
 
 
+def test_systemd_does_not_start_again_what_no_start_helps(service: Service) -> None:
+    assert "\nRestartPreventExitStatus=2 3 7\n" in systemd_unit(service, executable="turbofit")
+
+
 def test_systemd_keeps_its_own_signs() -> None:
     plan = plan_of("two copies")
     odd = replace(service_of(plan, port=1, host="h"), argv=("turbofit", "serve", "/m/a b%c$d"))

@@ -78,7 +78,7 @@ def bench(
     result = measure(
         address,
         spec,
-        key=api_key or variables().api_key or None,
+        key=api_key or next(iter(variables().keys), None),
         model=model,
         tick=lambda run: tell(_step(run, spec, time.perf_counter())),
     )

@@ -38,6 +38,7 @@ _PLAN_SECONDS: Final = 300.0
     Option("--pretend", is_flag=True, help="nodes: as they pretend to be"),
     *FORMS,
     *planning_options(),
+    only_linux=True,
     usage="status|nodes|change|drain [NODE] [--cluster ray:ADDRESS] [OPTIONS]",
 )
 def cluster(

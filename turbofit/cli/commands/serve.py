@@ -292,15 +292,10 @@ def _gateway(public: GatewayOptions, passed: PassedOptions) -> GatewayConfig:
     Raises:
         UsageError: open by accident, or options of the engine's own public side.
     """
-    from turbofit.core.process.variables import variables
-
     for name in _PUBLIC:
         if name in passed.argv:
             raise UsageError(
                 f"{name} after -- would not reach clients: the gateway faces them",
                 hint="use --api-key and --allow-origins before --, or --no-gateway",
             )
-    one = variables().api_key
-    if one and not public.api_key:
-        public = public.changed(api_key=(one,))
     return public.config()

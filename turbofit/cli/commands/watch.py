@@ -33,7 +33,7 @@ _LINE_END: Final = "\x1b[K\n"
         explained="a run's folder or name (default: the newest run)",
     ),
     Option("--url", help="the gateway, where it is not the run's own"),
-    Option("--api-key", metavar="KEY", help="default: $TURBOFIT_API_KEYS's first"),
+    Option("--api-key", metavar="KEY", help="default: $TURBOFIT_API_KEY, or the first of _KEYS"),
     Option("--interval", type=float, default=_EVERY, metavar="SECONDS", help="between looks (2)"),
     Option(
         "--forget",
@@ -118,7 +118,7 @@ def _look(saved: StoredPlan, url: str | None, api_key: str | None) -> LiveServer
     urls = [url] if url else list(saved.run.urls)
     if not urls or (saved.run.state != "ready" and not url):
         return None
-    key = api_key or next(iter(variables().api_keys), None)
+    key = api_key or next(iter(variables().keys), None)
     return now_of(fetch_page(urls[0], key))
 
 

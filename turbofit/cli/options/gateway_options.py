@@ -32,8 +32,8 @@ class GatewayOptions(Validated):
     )
     api_key: tuple[Annotated[str, Metavar("KEY", repeatable=True)], ...] = Field(
         default=(),
-        description="a key that clients must send (repeatable; default: $TURBOFIT_API_KEYS, by "
-        "commas)",
+        description="a key that clients must send (repeatable; default: $TURBOFIT_API_KEY, "
+        "or $TURBOFIT_API_KEYS by commas)",
     )
     no_auth: bool = Field(default=False, description="let everybody in, beyond loopback too")
     allowed_media_domains: tuple[Annotated[str, Metavar("DOMAIN")], ...] = Field(
@@ -101,7 +101,7 @@ class GatewayOptions(Validated):
         if not all(key.strip() for key in self.api_key):
             raise UsageError("an --api-key is empty", hint="leave it out, or give a key")
         Networks(self.trusted_proxies)  # which says what is none before anything is started
-        keys = self.api_key or variables().api_keys
+        keys = self.api_key or variables().keys
         of_one = self.connections_per_address
         config = GatewayConfig(
             host=self.host,

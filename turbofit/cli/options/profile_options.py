@@ -189,8 +189,7 @@ def defaults(profile: Profile) -> Options:
     from turbofit.core.process.variables import variables
 
     values = profile.of_model(0) if len(profile.models) == 1 else profile.values
-    given = variables()
-    if given.api_keys or given.api_key:
+    if variables().keys:
         values = {name: one for name, one in values.items() if name != "api_key"}
     return {name: _as_default(profile, one) for name, one in values.items()}
 

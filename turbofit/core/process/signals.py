@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["ended_like_ctrl_c", "raised_again", "stop_signals", "unblock"]
 
 _ALWAYS: Final = (signal.SIGINT, signal.SIGTERM)
+#: What ends a command beside Ctrl-C; Windows has no SIGHUP.
+_ENDING: Final = tuple(one for one in signal.Signals if one.name in {"SIGTERM", "SIGHUP"})
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
@@ -46,9 +48,8 @@ def ended_like_ctrl_c() -> Iterator[None]:
     A signal that has a handler, or is ignored, stays as it is. Only the main thread may set
     handlers; in another thread nothing changes.
     """
-    ending = (signal.SIGTERM, signal.SIGHUP)
     main = threading.current_thread() is threading.main_thread()
-    taken = [one for one in ending if main and signal.getsignal(one) is signal.SIG_DFL]
+    taken = [one for one in _ENDING if main and signal.getsignal(one) is signal.SIG_DFL]
     for one in taken:
         signal.signal(one, signal.default_int_handler)
     again = taken[0] if taken else signal.SIGINT

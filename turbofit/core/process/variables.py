@@ -57,6 +57,11 @@ class EnvironmentVariables(Validated):
     leases: Annotated[Path | None, parsed(_folder)] = None
     node_spec: str = ""
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys that a server takes; a client sends the first."""
+        return (self.api_key,) if self.api_key else self.api_keys
+
 
 def variables(environ: Mapping[str, str] | None = None) -> EnvironmentVariables:
     """Turbofit's variables of an environment; None is this process's.

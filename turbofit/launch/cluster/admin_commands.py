@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from turbofit.core.cluster import Cluster
-from turbofit.core.errors import LaunchError, TurbofitError, UsageError
+from turbofit.core.errors import DoesNotFitError, LaunchError, TurbofitError, UsageError
 from turbofit.gateway.limits.intersect import intersect
 from turbofit.gateway.routing.fleet_updater import check_gateways
 from turbofit.launch.cluster.change import changed
@@ -80,7 +80,7 @@ class AdminCommands:
     def _follow(self, number: int, target: ClusterPlan, request: PlanRequest) -> None:
         if not target.fits or target.spans:
             hint = "nothing has changed; see turbofit plan --cluster for what would fit"
-            raise LaunchError(target.verdict, hint=hint)
+            raise DoesNotFitError(target.verdict, hint=hint)
         check_gateways(expected_routing_table(target, self._controller.gateways))
         intersect(
             self._controller.bounds, bounds_of_cluster(target)

@@ -1,0 +1,45 @@
+"""docs/promises.md: each promise names tests that exist and are run, or says why none does."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+PAGE = (TESTS.parent / "docs" / "promises.md").read_text(encoding="utf-8")
+PROMISES = re.findall(r"^(\d+)\. (.*?)(?=^\d+\. |^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+NAMED = sorted(set(re.findall(r"`([\w/]*test_\w+\.py(?:::\w+)?)`", PAGE)))
+
+
+def run_tests(path: Path) -> set[str]:
+    """Names of a file's tests, but for those that are skipped wherever they run."""
+    found = set[str]()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            marks = {ast.unparse(mark).partition("(")[0] for mark in node.decorator_list}
+            if node.name.startswith("test_") and "pytest.mark.skip" not in marks:
+                found.add(node.name)
+        elif isinstance(node, ast.Assign) and "pytest.mark.skip(" in ast.unparse(node):
+            return set()
+    return found
+
+
+def test_promises_keep_their_numbers() -> None:
+    numbers = [int(number) for number, _ in PROMISES]
+    assert numbers == sorted(set(numbers))
+    assert len(numbers) >= 150
+
+
+def test_each_promise_is_held_or_says_why_not() -> None:
+    bare = [number for number, text in PROMISES if not re.search(r"Tests: `|No test: \w", text)]
+    assert bare == []
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_what_holds_a_promise_is_run(name: str) -> None:
+    file, _, test = name.partition("::")
+    tests = run_tests(TESTS / file)
+    assert test in tests if test else tests
