@@ -153,6 +153,8 @@ def _advice(advice: Advice) -> Iterator[Block]:
     yield Paragraph(text=advice.verdict, tone=tones[advice.fits])
     if advice.settings:
         yield FactList(facts=tuple((name, str(value)) for name, value in advice.settings.items()))
+    if advice.note:
+        yield Paragraph(text=advice.note, tone="dim")
     if advice.command:
         yield Code(text=advice.command)
     if advice.remedies:
