@@ -58,12 +58,12 @@ class Served:
         finally:
             connection.close()
 
-    def chat(self, *parts: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
-        """One chat request with these images."""
+    def chat(self, *parts: dict[str, Any], **fields: Any) -> tuple[int, dict[str, str], Any]:
+        """One chat request with these images, and these other fields."""
         name = self.ask("/v1/models")[2]["data"][0]["id"]
         content = [{"type": "text", "text": "What is it?"}, *parts]
         messages = [{"role": "user", "content": content}]
-        body = {"model": name, "messages": messages, "max_tokens": 2}
+        body = {"model": name, "messages": messages, "max_tokens": 2, **fields}
         return self.ask("/v1/chat/completions", body)
 
 

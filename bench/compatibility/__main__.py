@@ -26,7 +26,7 @@ _CACHE = Path(tempfile.gettempdir()) / "turbofit-pairs"
 _LMDEPLOY = ["0.16.0", "0.17.0", "0.18.0"]
 _TRANSFORMERS = [
     "4.50.3", "4.53.3", "4.56.2", "4.57.6", "5.0.0", "5.3.0", "5.5.4", "5.6.2", "5.8.1", "5.10.4",
-    "5.13.1", "5.17.0", "5.20.2", "5.23.0",
+    "5.13.1", "5.17.0", "5.20.2", "5.23.0", "5.24.0",
 ]  # fmt: skip
 _SOURCE = (
     "bench/compatibility: LMDeploy's own front ends and model classes over tiny checkpoints; torch"

@@ -44,7 +44,7 @@ def tuned(
     folder = checkpoint(shape.model, scratch)
     command = [
         sys.executable, "-m", "turbofit", "tune", str(folder), "--engine", shape.engine,
-        "--tp", "1", "--replicas", "1", "--budget", f"{seconds:.0f}s", "--starts", str(_STARTS),
+        "--tp", "1", "--replicas", "1", "--time", f"{seconds:.0f}s", "--starts", str(_STARTS),
         "--seconds", str(_MEASURED), "--concurrency", str(load.concurrency),
         "--image-size", _SIZE, "--output-tokens", str(load.tokens), "--json",
     ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -101,3 +102,11 @@ def test_the_installed_pair_is_as_the_table_says(tmp_path: Path) -> None:
             failure = FrontEnd(version("lmdeploy"), name, engine).failure(version("transformers"))
             seen = told[engine] and (told[engine]["step"], told[engine]["error"])
             assert seen == (failure and (failure.step, failure.error)), (name, engine)
+
+
+def test_the_extras_bring_no_version_that_was_not_tried() -> None:
+    newest = {versions[-1] for versions in compatibility().transformers.values()}
+    assert len(newest) == 1
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    bounds = re.findall(r'^    "(transformers[^"]*)",', text, re.MULTILINE)
+    assert [bound.rpartition("<=")[2] for bound in bounds] == [*newest] * 2

@@ -39,7 +39,7 @@ def test_it_asks_for_the_load_of_stage_c(started: list[list[str]], tmp_path: Pat
     (command,) = started
     words = command[command.index("tune") :]
     for option, value in (
-        ("--engine", "pytorch"), ("--budget", "300s"), ("--concurrency", "16"),
+        ("--engine", "pytorch"), ("--time", "300s"), ("--concurrency", "16"),
         ("--image-size", "896x896"), ("--output-tokens", "64"),
     ):  # fmt: skip
         assert words[words.index(option) + 1] == value

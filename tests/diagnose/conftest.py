@@ -41,6 +41,7 @@ class Healthy(Sources):
             (root / folder).mkdir(parents=True)
         self.packages: dict[str, str] = {
             "lmdeploy": "0.18.0", "torch": "2.12.1", "transformers": "5.17.0", "triton": "3.7.0",
+            "xgrammar": "0.2.8",
         }  # fmt: skip
         self.modules: set[str] = set()
         self.records: dict[str, int] = {"nvidia-nccl-cu12": 400}

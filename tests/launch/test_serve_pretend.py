@@ -112,6 +112,23 @@ def test_a_photo_is_lowered_and_answered(children: list[Child], tmp_path: Path) 
 
 
 @pytest.mark.slow
+def test_log_probabilities_are_those_of_token_0(children: list[Child], tmp_path: Path) -> None:
+    """On real GPUs the kernel counts the token that it chose; the pretend one did not."""
+    served = serve_pretend(children, tmp_path, "internvl2-1b", "--on", "1xrtx3090")
+    served.wait()
+    for parts in ((), (image(448, 448),)):
+        status, _, answer = served.chat(*parts, logprobs=True, top_logprobs=5)
+        assert status == 200
+        tokens = answer["choices"][0]["logprobs"]["content"]
+        assert len(tokens) == answer["usage"]["completion_tokens"]
+        assert {one["logprob"] for one in tokens} == {0.0}
+    body = {"prompt": "hi", "max_tokens": 3, "return_logprob": True, "top_logprobs_num": 2}
+    status, _, answer = served.ask("/generate", body)
+    assert status == 200
+    assert answer["meta_info"]["output_token_logprobs"] == [[0.0, 0]] * 3
+
+
+@pytest.mark.slow
 def test_without_the_gateway_the_same_request_kills(children: list[Child], tmp_path: Path) -> None:
     """Qwen2-VL's twin, without turbofit's server: `tests/rehearse/turbomind/test_server.py`."""
     served = serve_pretend(children, tmp_path, *EIGHT, "--no-gateway", "--concurrency", "2")

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import re
 import threading
 from pathlib import Path
 
 import pytest
 
+import turbofit
 from tests.nvml.standin import (
     LOST,
     P2P_ALL,
@@ -205,6 +207,33 @@ def test_mig_ids_in_cuda_visible_devices(measured):
     assert measured(mig_machine(), CUDA_VISIBLE_DEVICES=old).visible == (2,)
     assert measured(mig_machine(), CUDA_VISIBLE_DEVICES="0").visible == (2,)
     assert measured(mig_machine(), gpus="MIG-aaaa").visible == (2,)
+
+
+def test_a_slice_is_planned_by_itself_and_said_to_be_one(measured):
+    machine = measured(mig_machine())
+    said = [text for text in machine.warnings if "is a MIG slice with" in text]
+    assert [re.search(r"(\d+) SMs", text)[1] for text in said] == ["60", "32"]
+    plan = turbofit.plan("internvl2-1b", on=machine_from(machine, gpus="2,3"))
+    assert plan.fits
+    assert {len(group) for group in plan.parallel.groups} == {1}
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "said"),
+    [
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 16376, "not known are its L2, memory bandwidth"),
+        ("NVIDIA A40-48Q", 49152, "is a vGPU, which shares its card's time"),
+        ("GRID V100DX-32C", 32768, "is a vGPU, which shares its card's time"),
+        ("NVIDIA GeForce RTX 3080", 20480, "as a slow card"),
+    ],
+)
+def test_a_card_that_is_not_of_that_name_takes_nothing_of_its_preset(measured, name, total, said):
+    machine = measured(Scenario([gpu_3090(0, name=name, total=total * MIB, reserved=0)]))
+    gpu = machine.gpus[0]
+    assert (gpu.memory_bandwidth, gpu.dense_flops, gpu.l2) == (NA, NA, NA)
+    assert gpu.total == total * MIB
+    (text,) = [text for text in machine.warnings if text.startswith(name)]
+    assert said in text
 
 
 def test_another_process_grows_between_two_reads(nvml_library: Path, tmp_path: Path):

@@ -17,6 +17,7 @@ from turbofit.machine.presets import (
     load_preset,
     match_preset,
     nearest_names,
+    nominal_gigabytes,
     preset_names,
 )
 from turbofit.machine.spec import parse_spec
@@ -54,7 +55,7 @@ def measured(name: str, total: int, **more) -> Gpu:
 
 def test_every_file_is_named_and_every_name_has_a_file():
     files = {path.stem for path in (presets_dir() / "gpus").glob("*.yaml")}
-    assert files - {"aliases", "context", "unsupported"} == set(preset_names())
+    assert files - {"aliases", "context", "unlisted", "unsupported"} == set(preset_names())
     assert set(CUDA_TOTAL) == set(preset_names())
 
 
@@ -111,6 +112,7 @@ def test_preset_is_plausible(key: str):
         ("5060 Ti", "rtx5060ti-16g"), ("5060ti-8g", "rtx5060ti-8g"), ("rtx 5070", "rtx5070"),
         ("A2", "a2"), ("A4000", "rtxa4000"), ("a4500", "rtxa4500"), ("RTX 4000 Ada", "rtx4000ada"),
         ("H100 NVL", "h100-nvl"), ("GH200", "gh200"), ("NVIDIA GH200 480GB", "gh200"),
+        ("A100 80GB SXM4", "a100-80g"), ("RTX 4090 (24GB)", "rtx4090"), ("24GB 3090", "rtx3090"),
         ("gb200", "gb200"), ("B300", "b300"), ("RTX PRO 5000", "rtxpro5000"),
     ],
 )  # fmt: skip
@@ -131,7 +133,8 @@ def test_other_cards_are_not_taken_for_known_ones(name: str):
 
 def test_nearest_names():
     assert nearest_names("rtx3900")[0] == "rtx3090"
-    assert nearest_names("a100 8g")[0].startswith("a100")
+    assert nearest_names("a100-80")[0] == "a100-80g"
+    assert {nominal_gigabytes(key) for key in nearest_names("a100 8g")} == {8}
     assert nearest_names("☃") == []
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
-from turbofit.machine.presets import load_preset, preset_names
+from turbofit.machine.presets import load_preset, nominal_gigabytes, preset_names
 from turbofit.machine.spec import MAX_GPUS, parse_spec
 
 
@@ -49,6 +49,98 @@ def test_a_count_as_people_write_it(spec, count, name):
     gpus = parse_spec(spec).gpus
     assert len(gpus) == count
     assert gpus[0].name.endswith(name)
+
+
+@pytest.mark.parametrize(
+    ("spec", "names"),
+    [
+        ("rtx3090,rtx4090", ["3090", "4090"]),
+        ("2xl4:free=9GiB,RTX 4090,ram=64GiB", ["L4", "L4", "4090"]),
+        ("RTX 4090 (24GB), RTX 3060 12GB", ["4090", "3060"]),
+        ("RTX 4090, 24GB", ["4090"]),
+        ("2 rtx3090 and rtx4090", ["3090", "3090", "4090"]),
+        ("2xrtx3090\n1xl4", ["3090", "3090", "L4"]),
+        ("NVIDIA GeForce RTX 3090, 24576 MiB", ["3090"]),
+    ],
+)
+def test_cards_in_a_list(spec: str, names: list[str]):
+    assert [gpu.name.split()[-1] for gpu in parse_spec(spec).gpus] == names
+
+
+def test_shares_and_separators():
+    usable = 23034 * MIB - 475 * MIB
+    assert parse_spec("l4:free=80%").gpus[0].free == int(usable * 0.8)
+    # Of used more counts: a share of the whole card.
+    assert parse_spec("l4:used=20%").gpus[0].free == usable - int(23034 * MIB * 0.2)
+    machine = parse_spec("2xl4:free=19,456MiB,ram=65,536 MiB")
+    assert (machine.gpus[1].free, machine.host.ram_total) == (19456 * MIB, 64 * GIB)
+
+
+def test_what_nvidia_smi_lists():
+    machine = parse_spec(
+        "GPU 0: NVIDIA GeForce RTX 3090 (UUID: GPU-7f31)\n"
+        "GPU 1: NVIDIA GeForce RTX 3090 (UUID: GPU-8a02)\n"
+        "GPU 2: NVIDIA A100-SXM4-80GB (UUID: GPU-9c55)\n"
+        "  MIG 3g.40gb     Device  0: (UUID: MIG-11)\n"
+        "  MIG 1g.10gb+me  Device  1: (UUID: MIG-22)\n"
+    )
+    assert machine.name == (
+        "2x NVIDIA GeForce RTX 3090 + NVIDIA A100-SXM4-80GB MIG 3g.40gb"
+        " + NVIDIA A100-SXM4-80GB MIG 1g.10gb"
+    )
+    assert [gpu.mig for gpu in machine.gpus] == [False, False, True, True]
+
+
+def test_what_nvidia_smi_queries():
+    machine = parse_spec(
+        "index, name, memory.total [MiB], memory.free [MiB]\n"
+        "0, NVIDIA GeForce RTX 4090, 49140 MiB, 40000 MiB\n"
+        "1, Tesla T4, 15360 MiB, 14000 MiB\n"
+    )
+    assert [gpu.total // MIB for gpu in machine.gpus] == [49140, 15360]
+    assert [gpu.free // MIB for gpu in machine.gpus] == [40000, 14000]
+    bare = parse_spec("0, NVIDIA L4, 23034 MiB\n1, NVIDIA L4, 23034 MiB")
+    assert bare.name == "2x NVIDIA L4"
+
+
+def test_a_slice_has_its_own_memory_and_its_share_of_the_card():
+    whole = load_preset("a100-80g")
+    machine = parse_spec("NVIDIA A100-SXM4-80GB MIG 3g.40gb+2xa100-80g:mig=1g.10gb:free=50%")
+    first, second, _ = machine.gpus
+    assert (first.total, first.free, first.sm_count) == (40192 * MIB, 40192 * MIB, 42)
+    assert first.mig
+    assert first.compute_capability == (8, 0)
+    assert first.dense_flops == whole.dense_flops.value * 42 // 108
+    assert 0.49 < first.memory_bandwidth / whole.memory_bandwidth.value < 0.5
+    assert (second.total, second.free) == (9728 * MIB, 4864 * MIB)
+    assert not any(link.peers or link.nvlinked for link in machine.links)
+    assert "a100-80g:total=40192MiB with 42 of 108 SMs" in machine.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "total", "capability"),
+    [
+        ("24GB", int(24 * 0.9 * 1024) * MIB, NA), ("2x24g:sm=86", 22118 * MIB, (8, 6)),
+        ("80 GB:sm=sm_90a", 73728 * MIB, (9, 0)), ("any 24GB", 22118 * MIB, NA),
+        ("titanrtx:total=23GiB", 23 * GIB, (7, 5)), ("fooboard:total=24GiB", 24 * GIB, NA),
+        ("24GB:total=23GiB", 23 * GIB, NA), ("2 fooboard:total=24GiB:sm=12.0", 24 * GIB, (12, 0)),
+        ("rtx4090 Laptop GPU:total=15GiB", 15 * GIB, (8, 9)),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU, 16376 MiB", int(16376 * 0.93) * MIB, (8, 9)),
+    ],
+)  # fmt: skip
+def test_any_card_is_its_memory_alone_and_says_so(spec: str, total: int, capability):
+    machine = parse_spec(spec)
+    gpu = machine.gpus[-1]
+    assert (gpu.total, gpu.reserved, gpu.compute_capability) == (total, 0, capability)
+    assert (gpu.sm_count, gpu.memory_bandwidth, gpu.dense_flops, gpu.l2) == (NA, NA, NA, NA)
+    assert "has no preset: it was read as any card" in machine.warnings[0]
+    assert "in speed as a slow one" in machine.warnings[0]
+
+
+@pytest.mark.parametrize("key", preset_names())
+def test_any_card_of_a_size_has_no_more_than_the_known_cards_of_that_size(key: str):
+    preset, size = load_preset(key), nominal_gigabytes(key)
+    assert parse_spec(f"{size}GB").gpus[0].total <= preset.total - preset.reserved
 
 
 def test_free_alone():
@@ -109,7 +201,7 @@ def test_what_a_name_leaves_open_is_a_warning():
         ("", "empty", "4xrtx3090"),
         ("   ", "empty", ""),
         ("4x", "no GPU preset is called '4x'", "l4"),
-        ("☃", "no GPU preset", "known: rtx2080ti"),
+        ("☃", "no GPU preset", "`turbofit gpus` lists"),
         ("4xrtx3900", "rtx3900", "rtx3090"),
         ("rtx3090x", "rtx3090x", "rtx3090"),
         ("2xa100-8g", "a100-8g", "a100"),
@@ -124,8 +216,15 @@ def test_what_a_name_leaves_open_is_a_warning():
         ("l4:free=19", "free of l4: 19 bytes?", "for 19 GiB write 19GiB"),
         ("l4:total=0.5", "total of l4: 0.5 bytes?", "0.5MiB"),
         ("l4,ram=64", "ram: 64 bytes?", "64GiB"),
-        ("rtx3090,rtx4090", "'rtx4090' is not key=value", "joined by +: rtx3090+rtx4090"),
-        ("2xl4:free=9GiB,RTX 4090", "not key=value", "2xl4:free=9GiB+RTX 4090"),
+        ("rtx3090,16GB", "rtx3090 has 24 GB", "rtx3090:total="),
+        ("l4:total=80%", "total of l4 '80%' is not a size", "19GiB"),
+        ("l4:free=120%", "free of l4 '120%' is no share", "2%"),
+        ("rtx3090:sm=8.6", "whose preset has it", "leave sm out"),
+        ("24GB:sm=6.1", "no code below compute capability 7.0", "another card"),
+        ("24GB:sm=new", "no compute capability", "sm=8.6"),
+        ("a100-80g:mig=3g", "no profile", "mig=3g.40gb"),
+        ("2xa100-80g:mig=3g.40gb,p2p=all", "MIG slices have no peers", "leave p2p out"),
+        ("2xa100-80g:mig=3g.40gb,nvlink=0-1", "no NVLink", "leave the pair out"),
         ("100 rtx3090", "100xrtx3090", "1 to 64"),
         ("3090x400", "400x3090", "1 to 64"),
         ("l4:free=lots", "free of l4 'lots' is not a size", "19GiB"),
@@ -158,7 +257,8 @@ def test_mistyped_specs(spec: str, cause: str, hint: str):
 
 _WORD = st.sampled_from(
     ["rtx3090", "l4", "2xa10", "x", "4x", "+", ":", ",", "=", "free", "used", "total", "nvlink",
-     "0-1", "p2p", "none", "all", "ram", "19GiB", "-1", "1e400", "٣xl4", "\x00", " ", "999999"]
+     "0-1", "p2p", "none", "all", "ram", "19GiB", "-1", "1e400", "٣xl4", "\x00", " ", "999999",
+     "MIG 3g.40gb", "a100", "mig", "sm", "80%", "24GB", "\n", "GPU 0: ", "24576 MiB", "laptop"]
 )  # fmt: skip
 
 

@@ -56,8 +56,7 @@ def test_a_machine_says_so_once_for_each_kind_of_card(tmp_path):
     cards = [gpu("Orin", (8, 7)), gpu("Orin", (8, 7), 1), gpu("NVIDIA L4", (8, 9), 2)]
     path.write_text(to_json(machine(*cards)))
     found = machine_from(str(path))
-    assert [text for text in found.warnings if "page cache" in text] == list(found.warnings)
-    assert len(found.warnings) == 1
+    assert len([text for text in found.warnings if "page cache" in text]) == 1
     path.write_text(to_json(found))
     assert machine_from(str(path)).warnings == found.warnings
 

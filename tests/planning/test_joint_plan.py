@@ -150,6 +150,8 @@ def test_what_does_not_fit_alone_is_named() -> None:
 def test_a_budget_holds_for_all_together() -> None:
     found = together("internvl2-2b", "internvl2-1b", budget="14GiB")
     assert sum(found.budgets) <= 14 * GIB
+    half = together("internvl2-2b", "internvl2-1b", budget="50%")
+    assert 10 * GIB < sum(half.budgets) <= 12 * GIB
 
 
 def test_gpus_that_may_not_be_used_do_not_count() -> None:

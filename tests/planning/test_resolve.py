@@ -100,3 +100,20 @@ def test_a_session_beyond_the_models_maximum_is_told():
         assert any("reads 32,768 tokens, a session may have 65,536" in t for t in plan.warnings)
         plan = told("internvl2-8b", on="1xa100-80g", session_len=32768)
         assert not any("tokens, a session may have" in text for text in plan.warnings)
+
+
+def test_a_context_of_max_is_the_models_own_maximum():
+    request = PlanRequest(model="internvl2-8b", on="1xa100-80g", context="max", concurrency=1)
+    resolved = resolve(request)
+    assert resolved.workload.context == resolved.model.text.max_position_embeddings
+    fixed = resolve(PlanRequest(model="internvl2-8b", on="1xa100-80g", session_len="max")).fixed
+    assert fixed["session_len"] == resolved.workload.context
+    assert turbofit.plan(request).settings.session_len == resolved.workload.context
+
+
+def test_a_budget_may_be_a_share_of_each_card():
+    machine = machine_from("rtx3090+l40s")
+    resolved = resolve(PlanRequest(model="internvl2-2b", on=machine, budget="50%"))
+    for gpu in machine.gpus:
+        withheld = gpu.usable - gpu.total // 2
+        assert resolved.margin_of(gpu) == resolved.margin.of(gpu) + withheld

@@ -104,7 +104,7 @@ def test_no_engine_is_split_over_mig_instances():
     whole = machine_from("2xa100-80g")
     cut = replace(whole, gpus=tuple(replace(gpu, mig=True) for gpu in whole.gpus))
     for told in (turbofit.plan, turbofit.predict):
-        with pytest.raises(UsageError, match="MIG instances"):
+        with pytest.raises(UsageError, match="MIG slices"):
             told("internvl2-2b", on=cut, tp=2)
     assert turbofit.predict("internvl2-2b", on=cut, replicas=2).fits
     assert turbofit.predict("internvl2-2b", on=whole, tp=2).fits

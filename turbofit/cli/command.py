@@ -42,6 +42,7 @@ class Option(click.Option):
         group: the heading above it; empty for the first, unnamed group.
         several: it takes all words up to the next option, as LMDeploy's options do.
         form: it is a form of the answer, of which a command gives one.
+        joined: given again it adds a line to its value, where click would take the last alone.
         attributes: as click's.
     """
 
@@ -51,6 +52,7 @@ class Option(click.Option):
         group: str = "",
         several: bool = False,
         form: bool = False,
+        joined: bool = False,
         **attributes: Any,
     ) -> None:
         if several:
@@ -59,6 +61,7 @@ class Option(click.Option):
         self.group = group
         self.several = several
         self.form = form
+        self.joined = joined
         #: Whether it may stand without a value.
         self.bare = self.is_flag or self.count or "flag_value" in attributes
 
@@ -176,6 +179,8 @@ class CliCommand(click.Command):
     def _repeated(self, arguments: Sequence[str]) -> list[str]:
         """``--option a b`` as ``--option a --option b``; of such an option the last one counts.
 
+        Of an option that is joined all count, as lines of one value.
+
         Raises:
             click.BadOptionUsage: an option stands where another one's value should.
         """
@@ -201,7 +206,10 @@ class CliCommand(click.Command):
                 filling = ""
                 found.append(word)
         pairs = [part for name, values in lists.items() for one in values for part in (name, one)]
-        return [*found, *pairs, *(name for name, values in lists.items() if not values)]
+        joined = [name for name, one in known.items() if one.joined]
+        return [
+            *_joined(found, joined), *pairs, *(name for name, values in lists.items() if not values)
+        ]  # fmt: skip
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run it, with its log on stderr where that is asked for.
@@ -254,6 +262,22 @@ class CliCommand(click.Command):
         from turbofit.cli.manual import manual_text
 
         formatter.write(manual_text(ctx.info_name or ""))
+
+
+def _joined(words: list[str], names: Sequence[str]) -> list[str]:
+    """The words with each of these options once, its values as lines of one."""
+    rest: list[str] = []
+    values: dict[str, list[str]] = {}
+    following = iter(words)
+    for word in following:
+        name, equals, text = word.partition("=")
+        value = text if equals else next(following, None) if name in names else None
+        if name in names and value is not None:
+            values.setdefault(name, []).append(value)
+        else:
+            rest.append(word)
+    given = [word for name, lines in values.items() for word in (name, "\n".join(lines))]
+    return [*given, *rest]
 
 
 def command(

@@ -102,7 +102,7 @@ MANUAL: Final[dict[str, Manual]] = {
     "tune": Manual(
         (
             "turbofit tune internvl2-8b",
-            "turbofit tune qwen2-vl-7b --budget 40m --slo ttft=2s,tpot=50ms --concurrency 32",
+            "turbofit tune qwen2-vl-7b --time 40m --slo ttft=2s,tpot=50ms --concurrency 32",
             "turbofit tune internvl2-8b --trace monday.jsonl --kv-types 0 --html tuned.html",
             "turbofit tune internvl2-2b --on 1xrtx3090 --pretend --starts 3 --seconds 5",
         ),
@@ -251,7 +251,9 @@ MANUAL: Final[dict[str, Manual]] = {
         "reads the log, and the model as `plan` does; an unknown log exits with 3",
     ),
     "models": Manual(("turbofit models", "turbofit models --json"), (), "reads its own presets"),
-    "gpus": Manual(("turbofit gpus", "turbofit gpus --md"), (), "reads its own presets"),
+    "gpus": Manual(
+        ("turbofit gpus", "turbofit gpus 4090", "turbofit gpus --md"), (), "reads its own presets"
+    ),
     "completion": Manual(
         (
             "turbofit completion bash > ~/.local/share/bash-completion/completions/turbofit",

@@ -10,7 +10,7 @@ from turbofit.core.errors import UsageError
 
 __all__ = [
     "GIB", "HALF", "KIB", "MIB", "format_bytes", "format_duration", "mib", "number",
-    "parse_bytes", "round_up", "three_digits",
+    "parse_bytes", "parse_share", "plain_number", "round_up", "three_digits",
 ]  # fmt: skip
 
 KIB: Final = 1 << 10
@@ -27,14 +27,43 @@ _SUFFIX: Final = {
     "t": 1 << 40, "tib": 1 << 40, "tb": 1000**4,
 }  # fmt: skip
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*", re.IGNORECASE)
+#: ``32,768``, ``1 048 576``: groups of three digits behind the first; compiled where it is needed.
+_GROUPED: Final = r"(?<![\w.,])[1-9]\d{0,2}([, _'\u00a0\u202f])\d{3}(?:\1\d{3})*(?![\d,])"
 _LARGEST: Final = 1 << 50
 _LONGEST: Final = 24
 #: Rounded to three digits, numbers from here on have four: ``.3g`` writes an exponent.
 _FOUR_DIGITS: Final = 999.5
 
 
+def plain_number(text: str) -> str:
+    """The text without separators of thousands: ``32,768`` is ``32768``; ``1,5`` stays."""
+    return re.sub(_GROUPED, lambda found: "".join(c for c in found[0] if c.isdigit()), text)
+
+
+def parse_share(text: str, what: str, *, whole: bool = True) -> float | None:
+    """``80%`` as 0.8; None where it is no share.
+
+    Args:
+        text: what a person typed.
+        what: its name, for messages.
+        whole: whether it may be all of it.
+
+    Raises:
+        UsageError: less than nothing, or more than all.
+    """
+    if not text.rstrip().endswith("%"):
+        return None
+    try:
+        share = float(text.rstrip()[:-1]) / 100
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1 or (share == 1 and not whole):
+        raise UsageError(f"{what} {text!r} is no share of a card", hint="write it as 2%")
+    return share
+
+
 def parse_bytes(text: str, *, what: str = "size") -> int:
-    """``19GiB``, ``2780MiB``, ``512m`` or a plain number of bytes, as bytes.
+    """``19GiB``, ``19.5 GB``, ``2,780 MiB``, ``512m`` or a plain number of bytes, as bytes.
 
     A bare ``k``, ``m``, ``g`` or ``t`` is binary, as in ``docker`` and ``java``; ``kB``, ``MB`` and
     ``GB`` are decimal.
@@ -43,7 +72,7 @@ def parse_bytes(text: str, *, what: str = "size") -> int:
         UsageError: not a size, or beyond 1 PiB; or a number below 1 MiB without a unit, since
             nobody counts memory of a GPU in so few bytes.
     """
-    match = _SIZE.fullmatch(text)
+    match = _SIZE.fullmatch(plain_number(text))
     value = float(match[1]) * _SUFFIX.get(match[2].lower(), 0) if match else -1
     if not match or match[2].lower() not in _SUFFIX or value > _LARGEST:
         raise UsageError(

@@ -55,9 +55,9 @@ class GatewayConfig(Struct):
     token, and how it is, see `health.Monitor`. ``serial``: engines answer one request after the
     other and are asked how they are instead. ``shares`` are the requests that the plan counts
     on at each engine; empty where all take the same. ``pretend`` says in every answer that the
-    GPUs are pretend ones. ``record_trace`` is a file for a line about each answered request, see
-    `http.trace`. ``quarantine`` is the file that keeps which requests engines died of; without one
-    nothing outlives the gateway.
+    GPUs are pretend ones. ``grammars``: XGrammar is installed beside LMDeploy. ``record_trace`` is
+    a file for a line about each answered request, see `http.trace`. ``quarantine`` is the file that
+    keeps which requests engines died of; without one nothing outlives the gateway.
 
     A gateway that follows a `routing_table.RoutingTable` is told ``upstream_key``, ``host_bytes``
     and ``shares`` of each engine there instead; ``prefix_affinity`` and ``serial`` hold for all of
@@ -90,6 +90,7 @@ class GatewayConfig(Struct):
     serial: bool = False
     shares: tuple[float, ...] = ()
     pretend: bool = False
+    grammars: bool = True
     quarantine: str | None = None
     record_trace: str | None = None
 

@@ -11,6 +11,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
+from turbofit.core.process.progress import Step
 from turbofit.load.answer import Answer
 from turbofit.load.shapes import arrivals, drawn, replayed
 
@@ -90,6 +91,20 @@ class LoadRun:
     def in_window(self) -> bool:
         """Whether a request that begins now counts."""
         return self._open and self.closed is None
+
+    def step(self) -> Step:
+        """How far it is, for people."""
+        good = sum(1 for one in self.answers if one.answered)
+        counts = f"{good:,} answered, {len(self.answers) - good:,} failed"
+        if not self._open:
+            done, total = len(self.answers), self.spec.warm_up_requests
+            return Step("warm-up of the load", done, total, "requests", counts)
+        if self.closed is not None:
+            return Step("last answers", detail=counts)
+        seconds, requests = self.spec.measured_seconds, self.spec.requests
+        if seconds is None and requests is not None:
+            return Step("measuring", self._begun - self._left, requests, "requests", counts)
+        return Step("measuring", time.perf_counter() - self.opened, seconds or 0.0, "s", counts)
 
     async def _place(self) -> None:
         """Run one place of a closed loop."""

@@ -41,7 +41,9 @@ class LoadSpec(Validated):
         description="an answer may end before its --output-tokens (else ignore_eos is sent)",
     )
     concurrency: Positive | None = Field(
-        default=None, description=f"requests at once, in a closed loop (default {_CONCURRENCY})"
+        default=None,
+        description=f"requests at once, in a closed loop (default {_CONCURRENCY}; tune: twice what"
+        " the plan runs, 128 at most)",
     )
     rate: Annotated[float | None, Field(gt=0, lt=1e6), Metavar("PER-SECOND")] = Field(
         default=None,
@@ -57,7 +59,8 @@ class LoadSpec(Validated):
     )
     requests: Positive | None = Field(default=None, description="requests that are measured")
     seconds: Seconds | None = Field(
-        default=None, description=f"time that is measured (default {_SECONDS:g}, or --requests)"
+        default=None,
+        description=f"time that is measured (default {_SECONDS:g}, or --requests; tune: 30)",
     )
     warm_up: Count | None = Field(
         default=None,

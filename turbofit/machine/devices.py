@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 
 from turbofit.core.machine import Gpu, Holder, Pcie
-from turbofit.core.struct import NA, NaType, Struct
+from turbofit.core.struct import NA, NaType, Struct, known
 from turbofit.machine.nvml import GpuLostError, Nvml, answered
-from turbofit.machine.presets import GpuPreset, fill, find_preset, load_preset
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from turbofit.machine.presets import fill, match_preset, share_of
 
 __all__ = ["UNKNOWN_HOLDER", "Device", "read_device"]
 
@@ -276,38 +273,21 @@ def _read_parts(nvml: Nvml, device: Device, first_part: int) -> None:
 
 
 def _part(nvml: Nvml, parent: Any, handle: Any, gpu: Gpu, parent_name: str) -> Gpu:
-    """A MIG instance with its share of what the preset knows of the whole GPU.
-
-    L2 is taken as that of the whole GPU: what is sized by it then errs high.
-    """
+    """A MIG instance with its share of what the preset knows of the whole GPU."""
     attributes = nvml.query("nvmlDeviceGetAttributes", handle)
-    sms = int(attributes.multiprocessorCount) if answered(attributes) else NA
+    read = answered(attributes)
     whole, _ = _memory(nvml, parent)
-    key = find_preset(parent_name)
-    shares = _shares(load_preset(key), gpu, sms, whole.total) if key else {}
     capability = nvml.query("nvmlDeviceGetCudaComputeCapability", parent)
-    return msgspec.structs.replace(
+    part = msgspec.structs.replace(
         gpu,
         name=gpu.name if "MIG" in gpu.name else f"{parent_name} MIG",
         mig=True,
-        sm_count=sms,
+        sm_count=int(attributes.multiprocessorCount) if read else NA,
         compute_capability=gpu.compute_capability
         if gpu.compute_capability != NA or not answered(capability)
         else (int(capability[0]), int(capability[1])),
-        **shares,
     )
-
-
-def _shares(
-    preset: GpuPreset, gpu: Gpu, sms: int | NaType, whole: int | NaType
-) -> Mapping[str, Any]:
-    bandwidth, rate = preset.memory_bandwidth.value, preset.dense_flops.value
-    sms_of_whole = preset.sm_count.value
-    return {
-        "l2": preset.l2.value,
-        "memory_bandwidth": NA
-        if gpu.total == NA or whole == NA  # noqa: PLR1714 - mypy narrows by these
-        else bandwidth * min(gpu.total, whole) // whole,
-        "dense_flops": NA if sms == NA else rate * min(sms, sms_of_whole) // sms_of_whole,
-        "pcie": Pcie(generation=preset.pcie.generation, width=preset.pcie.width),
-    }
+    preset = match_preset(
+        msgspec.structs.replace(part, name=parent_name, total=whole.total, mig=False)
+    )
+    return part if preset is None else share_of(preset, part, known(whole.total, preset.total))

@@ -20,7 +20,7 @@ Pair = tuple[int, int]
 
 
 def preset_links(
-    presets: Sequence[GpuPreset],
+    presets: Sequence[GpuPreset | None],
     *,
     nvlink: frozenset[Pair] | None = None,
     p2p: Literal["none", "all"] | None = None,
@@ -28,7 +28,7 @@ def preset_links(
     """The links of a machine that was described, GPU ``i`` being of ``presets[i]``.
 
     Args:
-        presets: the card of each GPU, in index order.
+        presets: the card of each GPU, in index order; None where nothing is known to join it.
         nvlink: the pairs that NVLink joins; None for what such a machine has by default.
         p2p: peer access between all or no pairs; None for what the driver allows: over NVLink, and
             between equal cards whose driver allows it over PCIe. Unequal cards count as without
@@ -36,10 +36,14 @@ def preset_links(
     """
     links = []
     for a, b in combinations(range(len(presets)), 2):
-        first, same = presets[a], presets[a].name == presets[b].name
+        first, second = presets[a], presets[b]
+        if first is None or second is None:
+            links.append(Link(a=a, b=b, p2p_read=p2p == "all", p2p_write=p2p == "all", nvlinks=0))
+            continue
+        same = first.name == second.name
         joined = (a, b) in nvlink if nvlink is not None else same and first.nvlink.default
-        lanes = min(first.nvlink.lanes_per_pair, presets[b].nvlink.lanes_per_pair) if joined else 0
-        speed = min(first.nvlink.lane_bandwidth, presets[b].nvlink.lane_bandwidth)
+        lanes = min(first.nvlink.lanes_per_pair, second.nvlink.lanes_per_pair) if joined else 0
+        speed = min(first.nvlink.lane_bandwidth, second.nvlink.lane_bandwidth)
         allowed = p2p == "all" if p2p else joined or (same and first.p2p.value == "all")
         links.append(
             Link(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
-from typing import Any, Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 import msgspec
 
@@ -16,13 +17,17 @@ from turbofit.core.units import MIB
 __all__ = [
     "GpuPreset",
     "assumed_note",
+    "bare_name",
     "context_bytes",
     "fill",
     "find_preset",
     "load_preset",
     "match_preset",
     "nearest_names",
+    "nominal_gigabytes",
     "preset_names",
+    "presets_with",
+    "share_of",
 ]
 
 Basis = Literal["published", "measured", "estimate"]
@@ -31,10 +36,16 @@ T = TypeVar("T")
 #: Two cards of one name are the same where their memory differs by less than this: drivers, and
 #: ECC, which takes a sixteenth of GDDR.
 _SAME_MEMORY: Final = 0.07
-_BRAND: Final = re.compile(r"\b(nvidia|geforce|tesla)\b")
+_BRAND: Final = re.compile(r"\b(nvidia|geforce|tesla|quadro)\b")
 _GIGABYTES: Final = re.compile(r"(\d)gi?b")
+#: The gigabytes that a typed name has in it: ``3080 20GB``, ``a100-80``.
+_TYPED_SIZE: Final = re.compile(r"(\d+)\s*gi?b?\b|-(\d{2,3})$", re.IGNORECASE)
+_SIZE_WITHIN: Final = re.compile(r"(\b\d+\s*gi?b?\b)(.*)", re.IGNORECASE)
+_SIZED_NAME: Final = re.compile(r".*-(\d+)gb?")
 #: Files of `presets/gpus/` that are no card's.
-_NO_CARDS: Final = frozenset({"aliases", "context", "unsupported"})
+_NO_CARDS: Final = frozenset({"aliases", "context", "unlisted", "unsupported"})
+#: What a preset knows of a card, whatever of it is in use.
+_CONSTANTS: Final = ("compute_capability", "sm_count", "l2", "memory_bandwidth", "dense_flops")
 
 
 class Figure(Struct, forbid_unknown_fields=True):
@@ -162,24 +173,41 @@ def load_preset(key: str) -> GpuPreset:
 
 
 def find_preset(name: str) -> str | None:
-    """The preset that a typed name or a name of NVML means, or None."""
-    return _index().get(_normal(name))
+    """The preset that a typed name or a name of NVML means, or None; sizes stand anywhere in it."""
+    index = _index()
+    return index.get(bare_name(name)) or index.get(bare_name(_SIZE_WITHIN.sub(r"\2\1", name)))
+
+
+def presets_with(words: Iterable[str]) -> list[str]:
+    """The presets in one of whose names all of these words stand."""
+    wanted = [bare_name(word) for word in words]
+    found = {key for name, key in _index().items() if all(word in name for word in wanted)}
+    return [key for key in preset_names() if key in found]
 
 
 def nearest_names(name: str, count: int = 3) -> list[str]:
-    """The known names most like one that was not found, best first."""
+    """The known names most like one that was not found, best first; of its size if it has one."""
     import difflib
 
-    index = _index()
-    close = difflib.get_close_matches(_normal(name), list(index), n=4 * count, cutoff=0.5)
-    return list(dict.fromkeys(index[match] for match in close))[:count]
+    index, typed = _index(), _TYPED_SIZE.search(name.strip())
+    size = int(typed[1] or typed[2]) if typed else None
+    close = difflib.get_close_matches(bare_name(name), list(index), n=8 * count, cutoff=0.5)
+    keys = dict.fromkeys(index[match] for match in close)
+    return [key for key in keys if size in (None, nominal_gigabytes(key))][:count]
+
+
+def nominal_gigabytes(key: str) -> int:
+    """The memory of a preset's card as its maker names it."""
+    names = (key, *_names().presets.get(key, ()))
+    sized = next(filter(None, map(_SIZED_NAME.fullmatch, names)), None)
+    return int(sized[1]) if sized else round(load_preset(key).total_mib.value / 1024)
 
 
 def assumed_note(name: str, count: int) -> str | None:
     """What was assumed for a name that leaves the memory size or the form of the card open."""
-    wanted = _normal(name)
+    wanted = bare_name(name)
     for typed, assumed in _names().assumed.items():
-        if _normal(typed) == wanted:
+        if bare_name(typed) == wanted:
             return assumed.note if assumed.when == "always" or count > 1 else None
     return None
 
@@ -192,26 +220,39 @@ def match_preset(gpu: Gpu) -> GpuPreset | None:
     return None if gpu.mig else _matched(gpu.name, gpu.total)
 
 
-def fill(gpu: Gpu) -> Gpu:
+def fill(gpu: Gpu, preset: GpuPreset | None = None) -> Gpu:
     """The GPU with what NVML cannot read (L2, bandwidth, rate) taken from its preset."""
-    preset = match_preset(gpu)
+    preset = preset or match_preset(gpu)
     if preset is None:
         return gpu
+    lacking = {name: getattr(preset, name).value for name in _CONSTANTS if getattr(gpu, name) == NA}
+    pcie = {
+        name: getattr(preset.pcie, name)
+        for name in ("generation", "width")
+        if getattr(gpu.pcie, name) == NA
+    }
+    return msgspec.structs.replace(gpu, pcie=msgspec.structs.replace(gpu.pcie, **pcie), **lacking)
 
-    def known_or(value: Any, default: Any) -> Any:
-        return default if value == NA else value
 
+def share_of(preset: GpuPreset, gpu: Gpu, whole: int) -> Gpu:
+    """A part of a card (MIG) with its share of what the preset knows of the whole.
+
+    Bandwidth goes by memory, rate by SMs. L2 is taken as that of the whole card: what is sized by
+    it then errs high.
+
+    Args:
+        preset: the whole card's.
+        gpu: the part, with its own memory and SMs.
+        whole: bytes of the whole card.
+    """
+    sms, rate = preset.sm_count.value, preset.dense_flops.value
+    bandwidth = preset.memory_bandwidth.value
     return msgspec.structs.replace(
         gpu,
-        compute_capability=known_or(gpu.compute_capability, preset.compute_capability.value),
-        sm_count=known_or(gpu.sm_count, preset.sm_count.value),
-        l2=known_or(gpu.l2, preset.l2.value),
-        memory_bandwidth=known_or(gpu.memory_bandwidth, preset.memory_bandwidth.value),
-        dense_flops=known_or(gpu.dense_flops, preset.dense_flops.value),
-        pcie=Pcie(
-            generation=known_or(gpu.pcie.generation, preset.pcie.generation),
-            width=known_or(gpu.pcie.width, preset.pcie.width),
-        ),
+        l2=preset.l2.value,
+        memory_bandwidth=NA if gpu.total == NA else bandwidth * min(gpu.total, whole) // whole,
+        dense_flops=NA if gpu.sm_count == NA else rate * min(gpu.sm_count, sms) // sms,
+        pcie=Pcie(generation=preset.pcie.generation, width=preset.pcie.width),
     )
 
 
@@ -252,7 +293,7 @@ def _note(low: int, high: int, source: str) -> str:
     return f"{low}-{high} MiB, upper end taken; {source}"
 
 
-def _normal(name: str) -> str:
+def bare_name(name: str) -> str:
     """``NVIDIA A100-SXM4-80GB`` and ``a100 sxm4 80g`` as ``a100sxm480g``."""
     bare = _BRAND.sub("", name.lower().replace("_", " "))
     return _GIGABYTES.sub(r"\1g", "".join(c for c in bare if c.isalnum()))
@@ -276,7 +317,7 @@ def _index() -> dict[str, str]:
     unlisted = {key: [load_preset(key).name] for key in _unlisted()}
     for key, names in (_names().presets | unlisted).items():
         for name in (key, *names):
-            index[_normal(name)] = key
+            index[bare_name(name)] = key
     return index
 
 

@@ -11,7 +11,9 @@ from turbofit.core.errors import MachineError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import NA, known
+from turbofit.machine.presets import match_preset
 from turbofit.machine.unified import unified_memory_note
+from turbofit.machine.unlisted import vgpu_of
 from turbofit.machine.visible import select
 
 if TYPE_CHECKING:
@@ -56,6 +58,10 @@ def machine_from(
         visible = on.visible or tuple(gpu.index for gpu in on.gpus)
         machine = msgspec.structs.replace(on, visible=visible)
     elif "/" in on or on.endswith(".json"):
+        if "\n" in on:
+            raise UsageError(
+                "a snapshot is a whole machine, and --on names more", hint="name it alone"
+            )
         from turbofit.machine.snapshot import load_snapshot
 
         machine = load_snapshot(on)
@@ -90,10 +96,47 @@ def _accounted(gpu: Gpu) -> Gpu:
 
 
 def _with_notes(machine: Machine) -> Machine:
-    """The machine with what page cache does to its visible GPUs, each kind of card once."""
-    notes = [unified_memory_note(machine.gpu(index)) for index in machine.visible]
+    """The machine with what its visible GPUs are, where they are not whole cards with a preset.
+
+    And with what page cache does to them; each kind of card once.
+    """
+    gpus = [machine.gpu(index) for index in machine.visible]
+    notes = [unified_memory_note(gpu) for gpu in gpus]
+    if machine.source != "preset":
+        cards = machine.measured.cards if machine.measured else ()
+        timed = {card.index for card in cards}
+        notes += [_unlisted_note(gpu, timed=gpu.index in timed) for gpu in gpus]
     said = dict.fromkeys((*machine.warnings, *(note for note in notes if note)))
     return msgspec.structs.replace(machine, warnings=tuple(said))
+
+
+def _unlisted_note(gpu: Gpu, *, timed: bool) -> str | None:
+    """What is not known of a measured GPU, or that it is a part of one."""
+    if match_preset(gpu) is not None:
+        return None
+    unread = {
+        "SMs": gpu.sm_count,
+        "compute capability": gpu.compute_capability,
+        "L2": gpu.l2,
+        "memory bandwidth": gpu.memory_bandwidth if not timed else 0,
+        "tensor rate": gpu.dense_flops if not timed else 0,
+    }
+    lacking = [name for name, value in unread.items() if value == NA]
+    slow = "memory bandwidth" in lacking or "tensor rate" in lacking
+    if gpu.mig:
+        what = f"is a MIG slice with {gpu.sm_count} SMs, on which one engine runs"
+    elif vgpu_of(gpu.name):
+        what = "is a vGPU, which shares its card's time with others"
+    elif lacking:
+        what = "has no preset"
+    else:
+        return None
+    if lacking:
+        what += (
+            f"; not known are its {', '.join(lacking)}, which count in memory as the most of all"
+            " cards" + (" and in speed as a slow card: turbofit machine --measure" if slow else "")
+        )
+    return f"{gpu.name} {what}"
 
 
 def _readable(machine: Machine, *, chosen_by_user: bool) -> Machine:

@@ -1,9 +1,10 @@
-"""``--on SPEC``: a machine in one line.
+"""``--on SPEC``: a machine in one line, or what ``nvidia-smi -L`` prints.
 
-Groups joined by ``+``, then machine options after commas::
+Groups joined by ``+``, commas or lines; what has a ``=`` between commas is a machine option::
 
-    [Nx]NAME[:key=value]…   total, used, free (of used and free one is enough); NAMExN and N NAME
-                            mean the same
+    [Nx]NAME[:key=value]…   total, used, free (of used and free one is enough; sizes or shares);
+                            mig=3g.40gb (a part of the card); sm=8.6 (of a card without a preset);
+                            NAMExN and N NAME mean the same; 24GB is any card of that size
     ,nvlink=0-1+2-3         the pairs that NVLink joins (none: no pair)
     ,p2p=none|all           peer access between all pairs
     ,ram=64GiB              host memory
@@ -14,20 +15,33 @@ GPUs are numbered in the order of the line.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Final, Literal, NoReturn
 
+from msgspec.structs import replace
+
 from turbofit.core.errors import UsageError
-from turbofit.core.machine import Gpu, Holder, Host, Machine, Pcie
+from turbofit.core.machine import Gpu, Holder, Host, Machine
 from turbofit.core.struct import NA, NaType, Struct
-from turbofit.core.units import format_bytes, parse_bytes
+from turbofit.core.units import MIB, format_bytes, parse_bytes, parse_share
 from turbofit.machine.links import preset_links
 from turbofit.machine.presets import (
     GpuPreset,
     assumed_note,
+    fill,
     find_preset,
     load_preset,
-    nearest_names,
-    preset_names,
+    match_preset,
+    share_of,
+)
+from turbofit.machine.unlisted import (
+    MIG_NAME,
+    least_usable,
+    mig_slice,
+    no_preset,
+    other_card,
+    unsupported_card,
 )
 
 __all__ = ["MAX_GPUS", "parse_spec"]
@@ -35,25 +49,47 @@ __all__ = ["MAX_GPUS", "parse_spec"]
 #: More GPUs than any one machine has: beyond it a SPEC is a typing error.
 MAX_GPUS: Final = 64
 
+#: Characters of a group; names of cards have up to 60.
+_LONGEST: Final = 200
 _EXAMPLE: Final = "write it like 4xrtx3090, 1xl4:free=19GiB or 4xrtx3090,nvlink=0-1+2-3"
-_COUNT: Final = re.compile(r"(\d+)\s*[x×*]\s*(.+)", re.IGNORECASE | re.DOTALL)
+_COUNT: Final = re.compile(r"(?P<count>\d+)\s*[x×*]\s*(?P<name>.+)", re.IGNORECASE)
 #: Where the name alone is a card's: ``4 RTX 3090``, ``3090x4``.
-_COUNT_BEFORE: Final = re.compile(r"(\d+)\s+(.+)", re.DOTALL)
+_COUNT_BEFORE: Final = re.compile(r"(?P<count>\d+)\s+(?P<name>.+)")
 _COUNT_BEHIND: Final = re.compile(r"(?P<name>.+?)\s*[x×*]\s*(?P<count>\d+)", re.IGNORECASE)
+#: Between cards; the + of a MIG profile (1g.10gb+me) joins none.
+_JOINT: Final = re.compile(r"\+(?!(?:me|gfx)\b)|\s+(?:and|&)\s+", re.IGNORECASE)
+#: Any card of a size, as its maker names it; and a size that stands behind its card's name.
+_ANY: Final = re.compile(
+    r"(?:any\s+|gpu\s+)?(\d{1,4}(?:\.\d)?)\s*gi?b?(?:\s+(?:gpus?|cards?|vram))?", re.IGNORECASE
+)
+_SMI_SIZE: Final = re.compile(r"\d+\s*(?:[mg]i?b)", re.IGNORECASE)
+#: Commas that part no cards: 23,034 MiB.
+_GROUPED: Final = re.compile(r"(?<=\d),(?=\d{3}(?:,\d{3})*\s*[KMGT]i?B)", re.IGNORECASE)
+#: What nvidia-smi prints: a card or a slice of -L, a name with its memory, other columns.
+_SMI_LINES: Final = re.compile(r"[\n;]|(?=\bGPU\s+\d+:)|(?=\bMIG\s+\S+\s+Device\b)")
+_SMI_GPU: Final = re.compile(r"GPU\s+\d+:\s*(.+?)\s*(?:\(UUID:[^)]*\)?)?")
+_SMI_MIG: Final = re.compile(r"(MIG\s+\S+)\s+Device\b.*")
+_SMI_NAME: Final = re.compile(r"(?P<name>.+?)\s+(?P<mib>\d{3,7})\s*MiB", re.IGNORECASE)
+_SMI_COLUMN: Final = re.compile(r"\d{1,3}|(?:GPU|MIG)-[\w-]+|[0-9a-f]+:[0-9a-f:.]+", re.IGNORECASE)
+#: What CUDA hands out of the total that nvidia-smi prints, at least: 0.938 on the RTX 5060 Ti. Low.
+_LEAST_OF_TOTAL: Final = 0.93
+_CAPABILITY: Final = re.compile(r"(?:sm|cc)?[_ ]?(\d{1,2})\.?(\d)[a-z]?", re.IGNORECASE)
+#: The oldest compute capability that LMDeploy has code for.
+_OLDEST: Final = (7, 0)
 _PAIR: Final = re.compile(r"\s*(\d{1,3})\s*-\s*(\d{1,3})\s*")
-_SIZES: Final = ("total", "used", "free")
+_KEYS: Final = ("total", "used", "free", "mig", "sm")
 _OPTIONS: Final = ("nvlink", "p2p", "ram")
 
 
-class _Group(Struct):
-    """``count`` equal GPUs, sizes in bytes."""
+class _Card(Struct):
+    """A card of a group: as it is when nobody uses it; ``preset`` None: what joins it is unknown.
 
-    count: int
-    preset: GpuPreset
-    total: int
-    reserved: int
-    used: int
-    free: int
+    ``note`` says what was assumed.
+    """
+
+    gpu: Gpu
+    preset: GpuPreset | None
+    note: str | None
 
 
 def parse_spec(spec: str) -> Machine:
@@ -66,88 +102,258 @@ def parse_spec(spec: str) -> Machine:
     """
     if not spec.strip():
         _refuse("it is empty", _EXAMPLE)
-    head, *tail = spec.split(",")
-    groups, warnings = [], []
-    for text in head.split("+"):
-        group, note = _parse_group(text)
-        groups.append(group)
-        if note:
-            warnings.append(note)
-    presets = [group.preset for group in groups for _ in range(group.count)]
-    if len(presets) > MAX_GPUS:
-        _refuse(f"{len(presets)} GPUs", f"one machine has at most {MAX_GPUS}")
-    _refuse_cards(head, tail)
+    texts, tail = _cards_and_options(spec)
+    groups = [_parse_group(text) for text in texts]
+    cards = [card for count, card in groups for _ in range(count)]
+    if len(cards) > MAX_GPUS:
+        _refuse(f"{len(cards)} GPUs", f"one machine has at most {MAX_GPUS}")
     options = _key_values(tail, _OPTIONS, "machine option")
-    joined = _parse_pairs(options["nvlink"], presets) if "nvlink" in options else None
-    peers = _parse_p2p(options["p2p"]) if "p2p" in options else None
+    joined = _parse_pairs(options["nvlink"], cards) if "nvlink" in options else None
+    peers = _parse_p2p(options["p2p"], cards) if "p2p" in options else None
     if peers == "none" and joined:
         _refuse("p2p=none contradicts nvlink: NVLinked GPUs are peers", "leave out one of the two")
+    gpus = tuple(
+        replace(card.gpu, index=index, uuid=f"preset-{index}") for index, card in enumerate(cards)
+    )
+    pasted = "\n" in spec or "UUID:" in spec
     return Machine(
-        name=" ".join(spec.split()),
+        name=_name(gpus) if pasted else " ".join(spec.split()),
         source="preset",
-        gpus=_gpus(groups),
-        links=preset_links(presets, nvlink=joined, p2p=peers),
+        gpus=gpus,
+        links=preset_links([card.preset for card in cards], nvlink=joined, p2p=peers),
         host=_host(options.get("ram")),
-        visible=tuple(range(len(presets))),
-        warnings=tuple(dict.fromkeys(warnings)),
+        visible=tuple(range(len(cards))),
+        warnings=tuple(dict.fromkeys(card.note for card in cards if card.note)),
     )
 
 
-def _parse_group(text: str) -> tuple[_Group, str | None]:
+def _name(gpus: Iterable[Gpu]) -> str:
+    kinds = [(name, len(list(equal))) for name, equal in groupby(gpu.name for gpu in gpus)]
+    return " + ".join(f"{count}x {name}" if count > 1 else name for name, count in kinds)
+
+
+def _cards_and_options(spec: str) -> tuple[list[str], list[str]]:
+    """The texts of groups, and those of machine options."""
+    cards: list[str] = []
+    options: list[str] = []
+    for line in _lines(spec):
+        parts = [part.strip() for part in line.split(",")]
+        if "mib" in line.lower():
+            parts = [part for part in parts if not _SMI_COLUMN.fullmatch(part)]
+        named = False
+        for part in parts:
+            if not part or "=" in part.partition(":")[0] or part.lower() in _OPTIONS:
+                options.append(part)
+            elif named and _SMI_SIZE.fullmatch(part):  # the memory of the card before it
+                cards[-1] += f" {part}"
+                named = False
+            else:
+                cards += (text.strip() for text in _JOINT.split(part))
+                named = not _ANY.fullmatch(cards[-1]) and ":" not in cards[-1]
+    return cards, options
+
+
+def _lines(spec: str) -> Iterator[str]:
+    """The lines of a SPEC, those of nvidia-smi as groups: a card that is cut as its slices."""
+    lines = [line.strip() for line in _SMI_LINES.split(_GROUPED.sub("", spec))]
+    lines = [line for line in lines if line]
+    header = [cell.strip().partition(" ")[0] for cell in lines[0].split(",")]
+    if "name" in header and len(lines) > 1:
+        yield from (_row(header, line) for line in lines[1:])
+        return
+    found: list[str] = []
+    whole, cut = "", False
+    for line in lines:
+        if card := _SMI_GPU.fullmatch(line):
+            whole, cut = card[1], False
+            found.append(whole)
+        elif part := _SMI_MIG.fullmatch(line):
+            if whole and not cut:
+                found.pop()
+            cut = True
+            found.append(f"{whole} {part[1]}".strip())
+        else:
+            found.append(line)
+    yield from found
+
+
+def _row(header: list[str], line: str) -> str:
+    """A row of ``nvidia-smi --query-gpu=name,memory.total,memory.free --format=csv``."""
+    cells = {
+        name: f"{cell} MiB" if name.startswith("memory.") and cell.isdigit() else cell
+        for name, cell in zip(header, map(str.strip, line.split(",")), strict=False)
+    }
+    size = cells.get("memory.total", "")
+    keys = [key for key in ("free", "used") if _SMI_SIZE.fullmatch(cells.get(f"memory.{key}", ""))]
+    use = f":{keys[0]}={cells[f'memory.{keys[0]}']}" if keys else ""
+    return f"{cells.get('name', '')} {size if _SMI_SIZE.fullmatch(size) else ''}".strip() + use
+
+
+def _parse_group(text: str) -> tuple[int, _Card]:
+    if len(text) > _LONGEST:
+        _refuse(f"{text[:40]}… is no card", _EXAMPLE)
     head, *tail = text.split(":")
-    count, name = _counted(head.strip())
+    given = _key_values(tail, _KEYS, "key")
+    count, name = _counted(head.strip(), given)
     if len(count) > 3 or not 1 <= int(count) <= MAX_GPUS:
         _refuse(f"{count[:12]}x{name[:40]}: no such group", f"a group has 1 to {MAX_GPUS} GPUs")
-    key = find_preset(name)
-    if key is None:
-        _unknown_gpu(name)
-    preset = load_preset(key)
-    sizes = {
-        size: parse_bytes(value, what=f"{size} of {name}")
-        for size, value in _key_values(tail, _SIZES, "key").items()
-    }
-    return _sized(int(count), preset, name, sizes), assumed_note(name, int(count))
+    if not name:
+        _refuse("a group has no GPU name", _EXAMPLE)
+    card = _card(name, int(count), given)
+    return int(count), replace(card, gpu=_sized(card.gpu, name, given))
 
 
-def _counted(text: str) -> tuple[str, str]:
+def _counted(text: str, given: dict[str, str]) -> tuple[str, str]:
     """How many, and of what: ``4xrtx3090``, ``4 RTX 3090`` or ``3090x4``."""
-    if find_preset(text):
+
+    def known(name: str) -> bool:
+        return bool(
+            find_preset(name)
+            or _ANY.fullmatch(name)
+            or _SMI_NAME.fullmatch(name)
+            or MIG_NAME.fullmatch(name)
+            or other_card(name)
+        )
+
+    if known(text):
         return "1", text
-    if (match := _COUNT_BEHIND.fullmatch(text)) and find_preset(match["name"]):
-        return match["count"], match["name"]
-    if (match := _COUNT_BEFORE.fullmatch(text)) and find_preset(match[2]):
-        return match[1], match[2]
-    match = _COUNT.fullmatch(text)
-    return (match[1], match[2].strip()) if match else ("1", text)
-
-
-def _refuse_cards(head: str, options: list[str]) -> None:
-    """Refuse a comma between cards, where + stands."""
-    for option in options:
-        if "=" not in option.partition(":")[0] and find_preset(
-            _counted(option.partition(":")[0].strip())[1]
+    for pattern in (_COUNT_BEHIND, _COUNT_BEFORE):
+        match = pattern.fullmatch(text)
+        # 3080 20GB is a card with a size behind its name, and not 3080 cards of 20 GB.
+        if (
+            match
+            and known(match["name"])
+            and not (len(match["count"]) > 2 and _ANY.fullmatch(match["name"]))
         ):
-            _refuse(
-                f"{option.strip()!r} is not key=value",
-                f"cards are joined by +: {'+'.join((head, *map(str.strip, options)))}",
-            )
+            return match["count"], match["name"]
+    match = _COUNT.fullmatch(text) or ("total" in given and _COUNT_BEFORE.fullmatch(text)) or None
+    return (match["count"], match["name"].strip()) if match else ("1", text)
 
 
-def _sized(count: int, preset: GpuPreset, name: str, sizes: dict[str, int]) -> _Group:
-    """Apply ``total``, ``used`` and ``free``."""
-    total = sizes.get("total", preset.total)
-    reserved = 0 if "total" in sizes else preset.reserved
+def _card(name: str, count: int, given: dict[str, str]) -> _Card:
+    """The card of this name.
+
+    Raises:
+        UsageError: there is none, or its keys are of another kind of card.
+    """
+    profile = MIG_NAME.fullmatch(given["mig"]) if "mig" in given else None
+    if "mig" in given and profile is None:
+        _refuse(f"mig={given['mig']} is no profile", "write it as nvidia-smi does: mig=3g.40gb")
+    key = find_preset(name)
+    if key is None and profile is None and (profile := MIG_NAME.fullmatch(name)):
+        key = find_preset(profile["card"])
+    printed = _SMI_NAME.fullmatch(name)
+    if printed and (preset := match_preset(_unused(printed["name"], int(printed["mib"]) * MIB))):
+        return _Card(gpu=_of_preset(preset), preset=preset, note=None)
+    if key is None:
+        base = printed["name"] if printed else name
+        if profile is not None or unsupported_card(base):
+            raise no_preset(base)
+        return _any_card(base, printed, given)
+    if "sm" in given:
+        _refuse(f"sm={given['sm']} of {name}, whose preset has it", "leave sm out")
+    if profile is not None:
+        return _slice(key, profile, name, given)
+    preset = load_preset(key)
+    return _Card(gpu=_of_preset(preset), preset=preset, note=assumed_note(name, count))
+
+
+def _of_preset(preset: GpuPreset) -> Gpu:
+    return fill(_unused(preset.name, preset.total, preset.reserved), preset)
+
+
+def _unused(name: str, total: int, reserved: int = 0) -> Gpu:
+    free = total - reserved
+    return Gpu(index=0, uuid="", name=name, total=total, reserved=reserved, used=0, free=free)
+
+
+def _slice(key: str, profile: re.Match[str], name: str, given: dict[str, str]) -> _Card:
+    """A MIG instance: nothing joins it to another, whatever joins the cards."""
+    whole, cut = load_preset(key), mig_slice(key, profile)
+    gpu = replace(
+        _unused(f"{whole.name} MIG {profile['profile'].lower()}", cut.total),
+        mig=True,
+        sm_count=cut.sms,
+        compute_capability=whole.compute_capability.value,
+    )
+    size = given.get("total", f"{cut.total // MIB}MiB")
+    note = (
+        f"{name} was read as a MIG slice, {key}:total={size} with {cut.sms} of"
+        f" {whole.sm_count.value} SMs, {cut.basis}; its speed is that share of the card's, and an"
+        " engine runs on one slice"
+    )
+    part = share_of(whole, gpu, whole.total - whole.reserved)
+    return _Card(gpu=part, preset=None, note=note)
+
+
+def _any_card(name: str, printed: re.Match[str] | None, given: dict[str, str]) -> _Card:
+    """A card of which only the memory is known, and the compute capability where it is given.
+
+    What is not known of it counts at its upper end in the account, and as slow in the forecast.
+    """
+    size, other, total, basis = _ANY.fullmatch(name), other_card(name), 0, ""
+    if size is not None:
+        total, basis = least_usable(float(size[1])), f", nine tenths of {size[1]} GB as on a T4"
+    elif printed is not None and find_preset(name) is None:
+        mib = int(printed["mib"])
+        total, basis = int(mib * _LEAST_OF_TOTAL) * MIB, f", 93% of {mib} MiB"
+    elif "total" not in given:
+        raise no_preset(f"{name} {round(int(printed['mib']) / 1024)}GB" if printed else name)
+    capability = _capability(given["sm"]) if "sm" in given else other and other.capability
+    gpu = replace(
+        _unused(f"{size[1]} GB card" if size else name, total),
+        compute_capability=capability or NA,
+    )
+    held = "" if "total" in given else f" of {format_bytes(total)}{basis},"
+    known = (
+        "compute capability {}.{}".format(*capability)
+        if capability
+        else "compute capability 8.0 to 9.0 (of another write it: sm=12.0)"
+    )
+    note = (
+        f"{name} has no preset: it was read as any card{held} with {known} and without peer access;"
+        " what is unknown counts in memory as the most of all cards, in speed as a slow one"
+    )
+    return _Card(gpu=gpu, preset=None, note=note)
+
+
+def _capability(text: str) -> tuple[int, int]:
+    match = _CAPABILITY.fullmatch(text.strip())
+    found = (int(match[1]), int(match[2])) if match else None
+    if found is None:
+        _refuse(f"sm={text} is no compute capability", "write it as sm=8.6")
+    if found < _OLDEST:
+        _refuse(
+            f"sm={text}: LMDeploy has no code below compute capability 7.0", "take another card"
+        )
+    return found
+
+
+def _sized(gpu: Gpu, name: str, given: dict[str, str]) -> Gpu:
+    """Apply ``total``, ``used`` and ``free``; a share is one of the total, free one of CUDA's."""
+    total, reserved = int(gpu.total), int(gpu.reserved)
+    if "total" in given:
+        total, reserved = parse_bytes(given["total"], what=f"total of {name}"), 0
     usable = total - reserved
     if total == 0:
         _refuse(f"{name} has a total of 0", "give what CUDA can hand out, as in total=23028MiB")
-    used, free = sizes.get("used"), sizes.get("free")
-    for what, size in (("used", used), ("free", free)):
-        if size is not None and size > usable:
+
+    def size(key: str, whole: int) -> int | None:
+        if key not in given:
+            return None
+        share = parse_share(given[key], f"{key} of {name}")
+        if share is not None:
+            return min(usable, int(whole * share))
+        found = parse_bytes(given[key], what=f"{key} of {name}")
+        if found > usable:
             _refuse(
-                f"{name}: {what}={format_bytes(size)} is more than the {format_bytes(usable)} that "
+                f"{name}: {key}={format_bytes(found)} is more than the {format_bytes(usable)} that "
                 "CUDA can hand out",
-                f"lower {what}, or give the total as well",
+                f"lower {key}, or give the total as well",
             )
+        return found
+
+    used, free = size("used", total), size("free", usable)
     if used is not None and free is not None and used + free != usable:
         _refuse(
             f"{name}: used {format_bytes(used)} and free {format_bytes(free)} do not add up to "
@@ -156,37 +362,9 @@ def _sized(count: int, preset: GpuPreset, name: str, sizes: dict[str, int]) -> _
         )
     if free is None:
         free = usable - (used or 0)
-    return _Group(
-        count=count, preset=preset, total=total, reserved=reserved, used=usable - free, free=free
-    )
-
-
-def _gpus(groups: list[_Group]) -> tuple[Gpu, ...]:
-    gpus: list[Gpu] = []
-    for group in groups:
-        preset = group.preset
-        holders = (Holder(pid=NA, name="given in SPEC", bytes=group.used),) if group.used else ()
-        for _ in range(group.count):
-            index = len(gpus)
-            gpus.append(
-                Gpu(
-                    index=index,
-                    uuid=f"preset-{index}",
-                    name=preset.name,
-                    total=group.total,
-                    reserved=group.reserved,
-                    used=group.used,
-                    free=group.free,
-                    compute_capability=preset.compute_capability.value,
-                    sm_count=preset.sm_count.value,
-                    l2=preset.l2.value,
-                    memory_bandwidth=preset.memory_bandwidth.value,
-                    dense_flops=preset.dense_flops.value,
-                    pcie=Pcie(generation=preset.pcie.generation, width=preset.pcie.width),
-                    holders=holders,
-                )
-            )
-    return tuple(gpus)
+    used = usable - free
+    holders = (Holder(pid=NA, name="given in SPEC", bytes=used),) if used else ()
+    return replace(gpu, total=total, reserved=reserved, used=used, free=free, holders=holders)
 
 
 def _key_values(parts: list[str], known: tuple[str, ...], what: str) -> dict[str, str]:
@@ -205,7 +383,7 @@ def _key_values(parts: list[str], known: tuple[str, ...], what: str) -> dict[str
     return found
 
 
-def _parse_pairs(text: str, presets: list[GpuPreset]) -> frozenset[tuple[int, int]]:
+def _parse_pairs(text: str, cards: list[_Card]) -> frozenset[tuple[int, int]]:
     if text.lower() == "none":
         return frozenset()
     pairs = set()
@@ -214,24 +392,27 @@ def _parse_pairs(text: str, presets: list[GpuPreset]) -> frozenset[tuple[int, in
         if not match:
             _refuse(f"nvlink: {part.strip()!r} is not a pair", "write it like nvlink=0-1+2-3")
         a, b = sorted((int(match[1]), int(match[2])))
-        if a == b or b >= len(presets):
+        if a == b or b >= len(cards):
             _refuse(
-                f"nvlink: {part.strip()} does not join two of the {len(presets)} GPUs",
-                f"GPUs are numbered from 0 to {len(presets) - 1} in the order of the SPEC",
+                f"nvlink: {part.strip()} does not join two of the {len(cards)} GPUs",
+                f"GPUs are numbered from 0 to {len(cards) - 1} in the order of the SPEC",
             )
         if (a, b) in pairs:
             _refuse(f"nvlink: {a}-{b} is there twice", "name each pair once")
         for index in (a, b):
-            if presets[index].nvlink.lanes == 0:
+            preset = cards[index].preset
+            if preset is None or preset.nvlink.lanes == 0:
                 _refuse(
-                    f"nvlink: GPU {index} ({presets[index].name}) has no NVLink",
+                    f"nvlink: GPU {index} ({cards[index].gpu.name}) has no NVLink",
                     "leave the pair out",
                 )
         pairs.add((a, b))
     return frozenset(pairs)
 
 
-def _parse_p2p(text: str) -> Literal["none", "all"]:
+def _parse_p2p(text: str, cards: list[_Card]) -> Literal["none", "all"]:
+    if text.lower() == "all" and any(card.gpu.mig for card in cards):
+        _refuse("p2p=all, but MIG slices have no peers", "leave p2p out")
     if text.lower() not in ("none", "all"):
         _refuse(f"p2p={text}", "p2p is none or all")
     return "none" if text.lower() == "none" else "all"
@@ -241,19 +422,6 @@ def _host(ram: str | None) -> Host:
     """Nothing is known of a described host but the memory that was given, taken as available."""
     size: int | NaType = NA if ram is None else parse_bytes(ram, what="ram")
     return Host(ram_total=size, ram_available=size)
-
-
-def _unknown_gpu(name: str) -> NoReturn:
-    if not name:
-        _refuse("a group has no GPU name", _EXAMPLE)
-    from turbofit.machine.unsupported import unsupported_card
-
-    row = unsupported_card(name[:60])
-    if row is not None:
-        raise UsageError(f"{name[:60]} is {row.card}: {row.why}", hint=row.instead)
-    near = nearest_names(name[:60])
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(preset_names())}"
-    raise UsageError(f"no GPU preset is called {name[:60]!r}", hint=hint)
 
 
 def _refuse(cause: str, hint: str) -> NoReturn:

@@ -20,6 +20,7 @@ from turbofit.core.units import format_bytes
 from turbofit.machine.source import machine_from
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.resolve import model_of
+from turbofit.tuner.resolved_request import budget_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -202,8 +203,8 @@ def _on(
     found = [model.least(room) for model in models]
     if not all(plan.fits for _, plan in found):
         # What a card with less room leaves is no need: it is found where there is the most.
-        most = max(_free(machine.gpu(index)) for index in machine.visible)
-        found = [model.least(most if budget is None else min(most, budget)) for model in models]
+        most = max(_rooms(machine, budget))
+        found = [model.least(most) for model in models]
     least = [need for need, _ in found]
     if sum(least) > room:
         return _too_much(models, least, [plan for _, plan in found], room, machine, margins)
@@ -238,11 +239,17 @@ def options_of_each(request: PlanRequest, models: Sequence[Options]) -> list[Opt
     ]
 
 
-def _room(machine: Machine, budget: int | None) -> int:
+def _room(machine: Machine, budget: int | str | None) -> int:
     """Bytes of each GPU that the models may have together."""
-    free = [_free(machine.gpu(index)) for index in machine.visible]
-    room = min(free, default=0)
-    return room if budget is None else min(room, budget)
+    return min(_rooms(machine, budget), default=0)
+
+
+def _rooms(machine: Machine, budget: int | str | None) -> list[int]:
+    """The same of each visible GPU by itself."""
+    gpus = [machine.gpu(index) for index in machine.visible]
+    return [
+        _free(gpu) if budget is None else min(_free(gpu), budget_on(gpu, budget)) for gpu in gpus
+    ]
 
 
 def _free(gpu: Gpu) -> int:

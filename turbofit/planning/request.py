@@ -12,7 +12,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import EngineName, Goal, Workload
-from turbofit.core.units import parse_bytes
+from turbofit.core.units import parse_bytes, parse_share, plain_number
 from turbofit.core.validation import Metavar, Validated, parsed
 from turbofit.tuner.resolved_request import Margin
 
@@ -25,8 +25,24 @@ _LARGEST: Final = 1 << 40
 _MOST_AT_ONCE: Final = 1 << 20
 _DTYPES: Final = {"fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 _THOUSANDS: Final = {"k": 1 << 10, "m": 1 << 20}
+_COUNTED: Final = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)\s*([km]?)(?:\s*tokens?)?", re.IGNORECASE)
+_SIDES: Final = re.compile(
+    r"([\d,]{1,11})\s*(?:[x×*]\s*([\d,]{1,11}))?\s*(?:px|pixels?)?", re.IGNORECASE
+)
+#: Names of picture sizes that mean several, and those that mean one.
+_OF_SEVERAL_SIZES: Final = {
+    "2k": "2560x1440 or 2048x1080", "480p": "640x480 or 854x480", "5k": "5120x2880 or 5120x2160",
+}  # fmt: skip
+_NAMED_SIZES: Final = {
+    "720p": (1280, 720), "hd": (1280, 720), "1080p": (1920, 1080), "fhd": (1920, 1080),
+    "fullhd": (1920, 1080), "1440p": (2560, 1440), "qhd": (2560, 1440), "2160p": (3840, 2160),
+    "4k": (3840, 2160), "uhd": (3840, 2160), "4kuhd": (3840, 2160), "4320p": (7680, 4320),
+    "8k": (7680, 4320), "vga": (640, 480), "xga": (1024, 768),
+}  # fmt: skip
+_SWITCH: Final = {"on": 1, "yes": 1, "true": 1, "off": 0, "no": 0, "false": 0}
 _QUANT_POLICIES: Final = {
-    "none": 0, "int4": 4, "int8": 8, "fp8": 16, "fp8_e4m3": 16, "fp8_e5m2": 17, "turbo_quant": 42,
+    "none": 0, "int4": 4, "4-bit": 4, "int8": 8, "8-bit": 8,
+    "fp8": 16, "fp8_e4m3": 16, "fp8_e5m2": 17, "turbo_quant": 42,
     **{str(number): number for number in (0, 4, 8, 16, 17, 42)},
 }  # fmt: skip
 
@@ -36,40 +52,59 @@ def _bytes(text: str, name: str) -> int:
 
 
 def _margin(text: str, name: str) -> int | str:
-    if not text.endswith("%"):
-        return parse_bytes(text, what=name)
-    try:
-        share = float(text[:-1])
-    except ValueError:
-        share = -1.0
-    if not 0 <= share < 100:
-        raise UsageError(f"{name} {text!r} is no share of a card", hint="write it as 2%")
-    return text
+    return _budget(text, name) if parse_share(text, name, whole=False) is None else text.strip()
+
+
+def _budget(text: str, name: str) -> int | str:
+    return parse_bytes(text, what=name) if parse_share(text, name) is None else text.strip()
 
 
 def _size(text: str, name: str) -> tuple[int, int]:
-    sides = re.fullmatch(r"\s*(\d{1,9})\s*[x×]\s*(\d{1,9})\s*", text, re.IGNORECASE)
-    if sides is None:
-        raise UsageError(f"{name} {text!r} is not WIDTHxHEIGHT", hint="write it as 1920x1080")
-    return int(sides[1]), int(sides[2])
+    word = "".join(c for c in text.lower() if c.isalnum())
+    if word in _NAMED_SIZES:
+        return _NAMED_SIZES[word]
+    sides = _SIDES.fullmatch(text.strip())
+    found = [plain_number(side) for side in sides.groups() if side] if sides else []
+    # 640,480 is two sides or one large number, and 12 may be tiles: one side has three digits.
+    lone = len(found) == 1 and ("," in text or len(found[0]) < 3)
+    if not found or not all(map(str.isdigit, found)) or lone:
+        hint = _OF_SEVERAL_SIZES.get(word, text.replace(",", "x") if "," in text else "1920x1080")
+        raise UsageError(f"{name} {text!r} is not WIDTHxHEIGHT", hint=f"write it as {hint}")
+    return int(found[0]), int(found[-1])
 
 
-def _whole(text: str, name: str) -> str:
-    """The text as it is: its field's type decides; but 4.0 is no number of GPUs."""
-    whole, point, rest = text.partition(".")
-    if point and whole.isdigit() and not rest.strip("0"):
-        raise UsageError(f"{name} {text!r} is not a whole number", hint=f"write it as {whole}")
-    return text
+def _whole(text: str, name: str) -> str | int:
+    """``1,000`` is 1000; of others the field's type decides. But 4.0 is no number of GPUs."""
+    plain = plain_number(text.strip())
+    whole, point, rest = plain.partition(".")
+    if point and whole.isdigit() and rest.isdigit() and (not rest.strip("0") or len(rest) == 3):
+        several = f" or {whole}{rest}" if len(rest) == 3 else ""
+        raise UsageError(
+            f"{name} {text!r} is not a whole number", hint=f"write it as {whole}{several}"
+        )
+    return int(plain) if plain != text.strip() and plain.isdigit() else plain
 
 
 def _tokens(text: str, name: str) -> str | int:
     """``32k`` is 32,768, as models' names count; all else is as for other whole numbers."""
-    counted = re.fullmatch(r"\s*(\d{1,6})\s*([km])\s*", text, re.IGNORECASE)
-    return int(counted[1]) * _THOUSANDS[counted[2].lower()] if counted else _whole(text, name)
+    counted = _COUNTED.fullmatch(plain_number(text.strip()))
+    if counted is None or (not counted[2] and "." in counted[1]):
+        return _whole(text, name)
+    tokens = float(counted[1]) * _THOUSANDS.get(counted[2].lower(), 1)
+    return int(tokens) if tokens.is_integer() else _whole(text, name)
+
+
+def _context(text: str, name: str) -> str | int:
+    """``max`` is the model's own maximum, which nobody knows before the model is read."""
+    return "max" if text.strip().lower() == "max" else _tokens(text, name)
 
 
 def _dtype(text: str, _name: str) -> str | None:
     return None if text == "auto" else _DTYPES.get(text.lower(), text)  # LMDeploy's "choose"
+
+
+def _switch(text: str, _name: str) -> int | str:
+    return _SWITCH.get(text.strip().lower(), text)
 
 
 def _quant_policy(text: str, _name: str) -> int | str:
@@ -81,6 +116,11 @@ Positive = Annotated[int, Field(ge=1, le=_LARGEST), parsed(_whole), Metavar("N")
 AtOnce = Annotated[int, Field(ge=1, le=_MOST_AT_ONCE), parsed(_whole), Metavar("N")]
 Count = Annotated[int, Field(ge=0, le=_LARGEST), parsed(_whole), Metavar("N")]
 Tokens = Annotated[int, Field(ge=1, le=_LARGEST), parsed(_tokens), Metavar("TOKENS")]
+Context = Annotated[
+    Annotated[int, Field(ge=1, le=_LARGEST)] | Literal["max"] | None,
+    parsed(_context),
+    Metavar("TOKENS|max"),
+]
 #: A list is as good as a tuple; what is in it is held to its type.
 Batches = Annotated[tuple[Positive, ...], Field(strict=False)]
 Size = Annotated[tuple[Positive, Positive], Field(strict=False), parsed(_size), Metavar("WxH")]
@@ -103,8 +143,9 @@ class PlanRequest(Validated):
     )
     on: Annotated[str | Machine | None, Metavar("SPEC")] = Field(
         default=None,
-        description="the machine: 4xrtx3090, rtx3090+rtx4090, 1xl4:free=19GiB, or a snapshot's "
-        "path (default: this one, through NVML)",
+        description="the machine: 4xrtx3090, rtx3090+rtx4090, 1xl4:free=19GiB, 2x24GB, "
+        "a100-80g:mig=3g.40gb, what nvidia-smi -L prints, or a snapshot's path (default: this one, "
+        "through NVML)",
     )
     gpus: Annotated[str | None, Metavar("LIST")] = Field(
         default=None,
@@ -125,10 +166,10 @@ class PlanRequest(Validated):
         default=None,
         description="their width and height (default: the worst that the model's rule admits)",
     )
-    context: Tokens | None = Field(
+    context: Context = Field(
         default=None,
-        description="tokens that one request may have, answer included (default: the model's own "
-        "maximum up to 32,768, lowered to the cache)",
+        description="tokens that one request may have, answer included; max is the model's own "
+        "maximum (default: that up to 32,768, lowered to the cache)",
     )
     concurrency: AtOnce | None = Field(
         default=None,
@@ -151,9 +192,12 @@ class PlanRequest(Validated):
         description="left free on each GPU, in bytes or as a share of the card (default: the "
         "larger of 256MiB and 1%)",
     )
-    budget: Bytes | None = Field(
+    budget: Annotated[
+        Annotated[int, Field(ge=0)] | str | None, parsed(_budget), Metavar("BYTES|%")
+    ] = Field(
         default=None,
-        description="the most that this turbofit may take of each GPU, margin included",
+        description="the most that this turbofit may take of each GPU, margin included, in bytes "
+        "or as a share of the card",
     )
     least: bool = Field(
         default=False,
@@ -173,9 +217,7 @@ class PlanRequest(Validated):
     )
     max_prefill_token_num: Tokens | None = Field(default=None, description="tokens of one prefill")
     max_batch_size: AtOnce | None = Field(default=None, description="requests that run at once")
-    session_len: Tokens | None = Field(
-        default=None, description="tokens of a request, answer included"
-    )
+    session_len: Context = Field(default=None, description="tokens of a request, answer included")
     communicator: Literal["nccl", "native", "cuda-ipc"] | None = Field(
         default=None, description="TurboMind: how the GPUs of an engine reach each other"
     )
@@ -196,7 +238,7 @@ class PlanRequest(Validated):
     enable_prefix_caching: bool | None = Field(
         default=None, description="keep the cache of prompts that begin alike"
     )
-    async_: Annotated[int | None, Field(ge=0, le=1), Metavar("0|1")] = Field(
+    async_: Annotated[int | None, Field(ge=0, le=1), parsed(_switch), Metavar("0|1")] = Field(
         default=None, description="TurboMind: prepare a step while another runs"
     )
     language_model_only: bool | None = Field(
@@ -224,13 +266,18 @@ class PlanRequest(Validated):
         default=None, description="PyTorch engine: tokens drafted in a step (LMDeploy's default: 1)"
     )
 
+    def with_maximum(self, tokens: int) -> PlanRequest:
+        """The same with a context of ``max`` as the tokens that the model reads at most."""
+        names = [name for name in ("context", "session_len") if getattr(self, name) == "max"]
+        return self.changed(**dict.fromkeys(names, tokens)) if names else self
+
     @property
     def workload(self) -> Workload:
         """What is promised to clients."""
         return Workload(
             images=self.images,
             image_size=self.image_size,
-            context=self.context,
+            context=None if self.context == "max" else self.context,
             concurrency=self.concurrency,
             goal=self.goal,
             queue_images=self.queue_images,

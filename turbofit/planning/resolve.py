@@ -26,6 +26,7 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         PackageError: a package that reads the model is missing.
     """
     model = model_of(request)
+    request = request.with_maximum(model.text.max_position_embeddings)
     resolved = ResolvedRequest(
         model=model,
         machine=_machine(request),

@@ -32,6 +32,7 @@ from turbofit.tuner.explain.unkept import beyond_model, unkept
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.constraints import dtype_for
 from turbofit.tuner.search.shape import Shape, shape_settings
+from turbofit.tuner.search.shapes import split_over_slices
 from turbofit.tuner.speed.links import LinkClass, group_class
 
 __all__ = ["make_prediction"]
@@ -203,7 +204,7 @@ def _groups(request: ResolvedRequest, tp: int, engine: Engine) -> tuple[tuple[in
     groups = tuple(visible[k * tp : (k + 1) * tp] for k in range(replicas))
     if tp > 1 and any(request.machine.gpu(index).mig for group in groups for index in group):
         raise UsageError(
-            f"--tp {tp} would split over MIG instances, which have no peers",
+            split_over_slices(tp, sum(not gpu.mig for gpu in request.visible)),
             hint="leave --tp out, or name whole GPUs with --gpus",
         )
     return groups

@@ -15,7 +15,7 @@ from turbofit.core.units import MIB
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 
-__all__ = ["Margin", "ResolvedRequest", "check_limits", "launch_of", "vision_load_of"]
+__all__ = ["Margin", "ResolvedRequest", "budget_on", "check_limits", "launch_of", "vision_load_of"]
 
 _DEFAULT_MARGIN = 256 * MIB
 _DEFAULT_SHARE = 0.01
@@ -63,10 +63,10 @@ class ResolvedRequest(Struct):
 
     ``fixed`` holds LMDeploy's own options by name; what is in it is never changed. ``tp`` and
     ``replicas`` are None where the search chooses. ``budget`` caps peak plus margin of this
-    turbofit on each GPU, in bytes. ``least``: the smallest footprint that keeps the promise is the
-    best. ``groups`` is the only grouping looked at, where it is known; ``ratio_caps`` are the
-    largest ratios that rehearsals left, by a GPU's index. ``options`` are what plans say of
-    all this, as the person gave it.
+    turbofit on each GPU, as `budget_on` reads it. ``least``: the smallest footprint that keeps the
+    promise is the best. ``groups`` is the only grouping looked at, where it is known;
+    ``ratio_caps`` are the largest ratios that rehearsals left, by a GPU's index. ``options`` are
+    what plans say of all this, as the person gave it.
     """
 
     model: Model
@@ -78,7 +78,7 @@ class ResolvedRequest(Struct):
     max_dynamic_patch: int | None = None
     max_pixels: int | None = None
     margin: Margin = Margin()
-    budget: int | None = None
+    budget: int | str | None = None
     least: bool = False
     groups: tuple[tuple[int, ...], ...] | None = None
     ratio_caps: dict[int, float] = msgspec.field(default_factory=dict)
@@ -95,7 +95,7 @@ class ResolvedRequest(Struct):
         if self.budget is None:
             return margin
         usable = gpu.usable
-        withheld = usable - known(gpu.used, 0) - self.budget
+        withheld = usable - known(gpu.used, 0) - budget_on(gpu, self.budget)
         return margin + max(0, withheld)
 
     @property
@@ -121,6 +121,13 @@ class ResolvedRequest(Struct):
         """The same with this limit of an image; None leaves it to turbofit."""
         assert self.model.image_rule is not None
         return msgspec.structs.replace(self, **{self.model.image_rule.limit_name: limit})
+
+
+def budget_on(gpu: Gpu, budget: int | str) -> int:
+    """Bytes of a budget on a GPU: bytes, or a share of its total such as ``80%``."""
+    if isinstance(budget, int):
+        return budget
+    return int(known(gpu.total, 0) * float(budget.rstrip("%")) / 100)
 
 
 def vision_load_of(request: ResolvedRequest, limit: int | None) -> VisionLoad:

@@ -56,3 +56,10 @@ def test_models_of_a_machine(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().out
     assert "Models on 1xrtx3060" in told
     assert "internvl2-72b" in told or "qwen2-vl-72b: " in told
+
+
+def test_a_machine_where_a_model_should_stand(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["which", "2x24GB", "--concurrency", "2", "--context", "1k"]) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith("Models on 2x24GB\n")
+    assert "assumed: 24GB has no preset" in told.err

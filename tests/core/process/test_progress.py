@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import threading
 
-from turbofit.core.process.progress import Step, listened, listening, now, tell, under_way
+from turbofit.core.process.progress import (
+    Step,
+    listened,
+    listening,
+    now,
+    part_of,
+    tell,
+    under_way,
+)
 
 
 def test_what_was_under_way_before_comes_back() -> None:
@@ -40,3 +48,25 @@ def test_another_threads_step_does_not_come_back() -> None:
         other.join()
         assert seen == [None]
         assert now() is None
+
+
+def test_a_step_names_what_it_is_a_part_of_in_every_thread() -> None:
+    heard: list[str | None] = []
+    left = ["2 min left", "1 min left", "now"]
+    with listened(lambda step: heard.append(step and step.text)):
+        tell(Step("planning"))
+        with part_of(lambda: Step("trial 1", detail=left.pop(0))):
+            tell(Step("loading", 1, 4, "requests", "0 failed"))
+            other = threading.Thread(target=tell, args=(Step("measuring"),))
+            other.start()
+            other.join()
+            tell(None)
+        tell(Step("the end"))
+    assert heard == [
+        "planning",
+        "trial 1: loading: 1 of 4 requests, 0 failed, 2 min left",
+        "trial 1: measuring: 1 min left",
+        None,
+        None,
+        "the end",
+    ]

@@ -25,6 +25,8 @@ PACKAGES = [
     ("pairing", "unreadable", lambda s: setattr(s, "demands", ["numpy"])),
     ("turbomind", "stops", lambda s: remove(s, "lmdeploy/turbomind")),
     ("turbomind", "unreadable", lambda s: remove(s, "lmdeploy")),
+    ("xgrammar", "warning", lambda s: s.packages.pop("xgrammar")),
+    ("xgrammar", "ok", lambda s: (s.packages.pop("xgrammar"), s.modules.add("xgrammar"))),
     ("driver_cuda", "stops", lambda s: _torch(s, "'13.0'")),
     ("driver_cuda", "stops", lambda s: _torch(s, "None")),
     ("driver_cuda", "unreadable", lambda s: remove(s, "torch")),
@@ -43,6 +45,18 @@ def test_packages(find: Find, sources: Make, check: str, state: str, spoil: Any)
     places = sources()
     spoil(places)
     assert find(check, two(), places).state == state
+
+
+def test_structured_output_without_xgrammar_says_what_it_stops(
+    find: Find, sources: Make, checkup: Any
+) -> None:
+    places = sources()
+    del places.packages["xgrammar"]
+    found = find("xgrammar", two(), places)
+    assert "response_format" in found.why
+    assert found.fix == "pip install xgrammar"
+    del places.packages["lmdeploy"]  # one finding is enough
+    assert "xgrammar" not in {one.check for one in checkup(two(), places).findings}
 
 
 def test_a_pair_that_does_not_run_the_model(find: Find, sources: Make) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +27,7 @@ from bench.common.gateway import (
 )
 from bench.common.judge import images_of
 from tests import virtual_time
+from turbofit.gateway.http.refusals import TOOL_PARSERS
 
 ANTHROPIC = {
     "max_tokens": 5,
@@ -447,3 +451,59 @@ def test_bodies_beyond_the_room_wait_outside() -> None:
 
     reply = asyncio.run(run())
     assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+
+
+def test_without_xgrammar_a_format_is_refused_before_an_engine_is_asked() -> None:
+    app, upstream = gateway(grammars=False)
+    body = chat(response_format={"type": "json_object"})
+    reply = ask(app, body=body)
+    assert reply.status == 400
+    error = json.loads(reply.body)["error"]
+    assert (error["code"], error["param"]) == ("xgrammar_missing", "response_format")
+    assert upstream.bodies == []
+    assert ask(app, body=chat()).status == 200
+    assert ask(gateway()[0], body=body).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "said", "param", "words"),
+    [
+        (CHAT, "Please launch the api_server with --tool-call-parser if you want to use tools.",
+         "tools", "turbofit serve MODEL -- --tool-call-parser NAME"),
+        ("/v1/messages", "Please launch the api_server with --tool-call-parser if you want to use "
+         "tool calling.", None, "turbofit serve MODEL -- --tool-call-parser NAME"),
+        (CHAT, "Logprobs(True)/top_logprobs(0) requested but not enabled logprobs_mode in engine "
+         "configuration", "logprobs", "-- --logprobs-mode raw_logprobs"),
+        (CHAT, "routed experts requested but not configured in engine configuration. May start "
+         "api_server with --enable-return-routed-experts flag.", "return_routed_experts",
+         "-- --enable-return-routed-experts"),
+    ],
+)  # fmt: skip
+def test_an_option_that_the_engine_lacks_is_named_as_turbofit_takes_it(
+    path: str, said: str, param: str | None, words: str
+) -> None:
+    document = json.dumps({"message": said, "code": 400}).encode()
+    app, _ = gateway(recorder=Recorder(lambda *_: Answer(document, status=400)))
+    body = ANTHROPIC if path == "/v1/messages" else chat()
+    reply = ask(app, path, body=body)
+    assert reply.status == 400
+    error = json.loads(reply.body)["error"]
+    assert words in error["message"]
+    assert error.get("param") == param
+
+
+def test_other_refusals_of_the_engine_pass_as_they_are() -> None:
+    document = b'{"message":"The session_id 3 is occupied.","code":400}'
+    app, _ = gateway(recorder=Recorder(lambda *_: Answer(document, status=400)))
+    reply = ask(app, body=chat())
+    assert (reply.status, reply.body) == (400, document)
+
+
+def test_the_parsers_are_those_of_lmdeploy() -> None:
+    spec = importlib.util.find_spec("lmdeploy")
+    if spec is None or spec.submodule_search_locations is None:
+        pytest.skip("no lmdeploy")
+    folder = Path(spec.submodule_search_locations[0]) / "serve/parsers/tool_parser"
+    texts = [path.read_text(encoding="utf-8") for path in folder.glob("*.py")]
+    calls = re.findall(r"@ToolParserManager.register_module\((.*)\)", "\n".join(texts))
+    assert sorted(re.findall(r"'([^']+)'", " ".join(calls))) == sorted(TOOL_PARSERS)

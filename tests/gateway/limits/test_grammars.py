@@ -6,7 +6,12 @@ import pytest
 
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits import grammars
-from turbofit.gateway.limits.grammars import check_format, check_tools, grammar_seconds
+from turbofit.gateway.limits.grammars import (
+    check_format,
+    check_tools,
+    grammar_seconds,
+    refuse_grammars,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -97,3 +102,34 @@ def test_what_costs_too_much_is_refused(body, word) -> None:
         check_format(body)
     assert caught.value.status == 400
     assert word in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"response_format": form({})}, "response_format"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "regex_schema", "regex_schema": "a"}}, "response_format"),
+        ({"text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format"),
+        ({"tools": [{}], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [{}], "tool_choice": {"type": "any"}}, "tool_choice"),
+    ],
+)
+def test_what_needs_xgrammar_is_refused_with_how_to_install_it(body: Any, param: str) -> None:
+    with pytest.raises(Refusal, match="pip install xgrammar") as caught:
+        refuse_grammars(body)
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {}, {"response_format": {"type": "text"}}, {"response_format": {"type": "structural_tag"}},
+        {"response_format": None}, {"text": {"format": {"type": "text"}}}, {"text": {}},
+        {"text": "x"}, {"tools": [{}], "tool_choice": "auto"}, {"tools": [{}]},
+        {"tool_choice": "required"}, {"response_format": {"type": ["json_object"]}},
+        {"tools": [{}], "tool_choice": {"type": "function", "function": {"name": "f"}}},
+    ],
+)  # fmt: skip
+def test_what_needs_no_xgrammar_is_left_to_lmdeploy(body: Any) -> None:
+    refuse_grammars(body)

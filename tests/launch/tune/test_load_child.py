@@ -2,35 +2,36 @@ from __future__ import annotations
 
 import threading
 
-import click
-
 from tests.load.scripted import ScriptedServer
 from tests.waiting import HANG
-from turbofit.cli.command_group import TURBOFIT
-from turbofit.cli.options.fields import filled
+from turbofit.core.process.progress import listened
 from turbofit.launch.tune.load_child import LoadChild
 from turbofit.load.spec import LoadSpec
+from turbofit.observe.tuned import plain
 
 FEW = LoadSpec.of(images=0, requests=4, concurrency=2)
 
 
-def test_the_words_are_understood_as_the_same_load() -> None:
+def test_every_option_of_a_load_reaches_it() -> None:
     spec = LoadSpec.of(
-        images=2, image_size=((64, 32), (8, 8)), prompt_spread=0.5, stop_early=True, rate=2.5,
-        evenly=True, seconds=3.0, warm_up=0, seed=7,
+        images=2, image_size=((64, 32), (8, 8)), prompt_spread=0.5, stop_early=True, rate=50.0,
+        evenly=True, requests=2, warm_up=0, seed=7,
     )  # fmt: skip
-    command = TURBOFIT.get_command(click.Context(TURBOFIT), "bench")
-    assert command is not None
-    with command.make_context("bench", ["http://x", *spec.option_arguments()]) as ctx:
-        assert filled(LoadSpec, ctx.params) == spec
+    with ScriptedServer(key="k") as server:
+        child = LoadChild(server.url, "k", spec)
+        child.wait()
+    assert child.result is not None
+    assert child.result.load == plain(spec.given())
 
 
 def test_it_measures() -> None:
-    with ScriptedServer(key="k") as server:
+    told: list[str] = []
+    with ScriptedServer(key="k") as server, listened(lambda step: told.append(str(step))):
         child = LoadChild(server.url, "k", FEW)
         child.wait()
     assert child.result is not None
     assert child.result.answered == 4
+    assert any("warm-up of the load" in one for one in told)
 
 
 def test_why_it_measured_nothing_is_known() -> None:
@@ -50,3 +51,26 @@ def test_one_that_is_under_way_is_ended() -> None:
         child.end()
         waits.join(HANG)
         assert not waits.is_alive()
+
+
+def test_one_that_is_interrupted_tells_what_it_has_measured() -> None:
+    load = LoadSpec.of(images=0, requests=9, concurrency=1, warm_up=0)
+    with ScriptedServer("ok", "ok", "ok", "ok", "stall") as server:
+        child = LoadChild(server.url, "", load)
+        waits = threading.Thread(target=child.wait)
+        waits.start()
+        assert server.stalled.wait(HANG)
+        assert child.interrupt()
+        waits.join(HANG)
+        assert not waits.is_alive()
+    assert not child.interrupt()
+    assert child.result is not None
+    assert (child.result.answered, child.result.stopped) == (4, "SIGINT")
+
+
+def test_a_load_that_breaks_says_its_last_words() -> None:
+    child = LoadChild("http://x", "", FEW)
+    child._process.kill()
+    child.wait()
+    assert child.result is None
+    assert child.why == "the load ended with -9"

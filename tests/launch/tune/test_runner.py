@@ -1,17 +1,27 @@
 from __future__ import annotations
 
+import os
+import signal
 import threading
-from typing import Any
+import time
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from tests.load.scripted import ScriptedServer
 from tests.waiting import HANG
+from turbofit.core.errors import LaunchError
+from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.supervisor import StopSignal
 from turbofit.launch.tune import runner
 from turbofit.launch.tune.load_child import LoadChild
-from turbofit.launch.tune.runner import _Drive
+from turbofit.launch.tune.runner import TrialEnd, TrialRunner, _Drive
 from turbofit.load.spec import LoadSpec
+from turbofit.planning.plan import plan
+from turbofit.planning.request import PlanRequest
+
+PLAN = plan(PlanRequest(model="internvl2-1b", on="1xrtx3090", engine="turbomind"))
 
 FEW = LoadSpec.of(images=0, requests=2, concurrency=2, warm_up=0)
 
@@ -101,3 +111,78 @@ def test_an_end_while_a_load_is_being_started_ends_that_load(
         assert not ends.is_alive()
     assert stop.ended.is_set()
     assert len(began) == 1
+
+
+class Run:
+    """Stands for a run of engines: it opens, and follows its stop as a supervisor does."""
+
+    def __init__(self, *, opens: str = "", abrupt: bool = False, dies: bool = False) -> None:
+        self.opens, self.abrupt, self.dies = opens, abrupt, dies
+
+    def __call__(self, job: Any, plan: Any, stop: StopSignal) -> Any:
+        stop.abrupt = self.abrupt
+        if self.opens:
+            job.on_open([self.opens])
+        until = time.monotonic() + HANG
+        while stop.signal is None:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        if self.dies:
+            raise LaunchError("its process was killed", hint="x")
+        return stop.signal
+
+
+def tried(
+    monkeypatch: pytest.MonkeyPatch, run: Run, loads: list[LoadSpec], seconds: float | None
+) -> TrialEnd:
+    monkeypatch.setattr(runner, "run_session", run)
+    monkeypatch.setattr(runner.secrets, "token_hex", lambda _: "k")
+    config = ServeConfig(pretend=True)
+    lmdeploy: Any = SimpleNamespace(version="0.18.0")
+    trials = TrialRunner(config, lmdeploy, cast("Any", None), lambda _: None)
+    return trials.run(PLAN, loads, seconds)
+
+
+def test_a_trial_whose_engine_starts_too_slowly_is_ended_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    for run in (Run(), Run(abrupt=True), Run(dies=True)):
+        end = tried(monkeypatch, run, [FEW], 0.05)
+        assert (end.outcome, end.signal, end.results) == ("cut", None, ())
+        assert end.why == "the time was over before its engine was ready"
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_load_under_way_is_ended_with_what_it_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = LoadSpec.of(images=0, requests=9, concurrency=1, warm_up=0)
+    with ScriptedServer("ok", "ok", "ok", "ok", "stall", key="k") as server:
+        over = threading.Thread(target=lambda: (server.stalled.wait(HANG), alarm()))
+        over.start()
+        end = tried(monkeypatch, Run(opens=server.url), [load, load], HANG)
+        over.join(HANG)
+    assert end.outcome == "cut"
+    assert [one.answered for one in end.results] == [4]
+    assert "were measured" in end.why
+
+
+def test_a_load_that_ends_in_time_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ScriptedServer(key="k") as server:
+        end = tried(monkeypatch, Run(opens=server.url), [FEW, FEW], HANG)
+    assert (end.outcome, end.why) == ("measured", "")
+    assert [one.answered for one in end.results] == [2, 2]
+
+
+def test_a_person_s_signal_is_none_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(Run):
+        def __call__(self, job: Any, plan: Any, stop: StopSignal) -> Any:
+            stop.abrupt = False
+            signal.raise_signal(signal.SIGINT)
+            return stop.signal
+
+    assert tried(monkeypatch, Interrupted(), [FEW], HANG).signal is signal.SIGINT
+
+
+def alarm() -> None:
+    os.kill(os.getpid(), signal.SIGALRM)

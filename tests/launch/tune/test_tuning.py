@@ -10,11 +10,12 @@ from msgspec.structs import replace
 
 from tests.launch.tune.test_space import MEAN
 from turbofit.core.errors import LaunchError
+from turbofit.core.process.progress import listened, under_way
 from turbofit.core.tuning import Tuning
 from turbofit.launch.tune.journal import Journal
 from turbofit.launch.tune.runner import TrialEnd
 from turbofit.launch.tune.space import choices
-from turbofit.launch.tune.tuning import TuneTask, tune
+from turbofit.launch.tune.tuning import Tools, TuneTask, tune
 from turbofit.load.result import LoadResult, Spread
 from turbofit.load.spec import LoadSpec
 from turbofit.planning.plan import plan
@@ -28,7 +29,7 @@ FACTS = {"model": "m", "gpus": ("c",), "driver": "1", "lmdeploy": "0.18.0", "pro
 def task(**changes: Any) -> TuneTask:
     facts = {
         "choices": CHOICES, "load": LoadSpec.of(concurrency=64, seconds=30.0), "at_once": 64,
-        "goal": "throughput", "slo": {}, "budget": None, "starts": 12, "facts": FACTS,
+        "goal": "throughput", "slo": {}, "time": None, "starts": 12, "facts": FACTS,
         "earlier": None,
     }  # fmt: skip
     return TuneTask(**{**facts, **changes})
@@ -44,17 +45,25 @@ def result(rate: float, ttft: float = 0.1) -> LoadResult:
 
 
 class Engines:
-    """Serve most with 16 rows and a prefill of 8192; ``ends`` replaces the n-th start's end."""
+    """Serve most with 16 rows and a prefill of 8192; ``ends`` replaces the n-th start's end.
+
+    A start takes ``seconds`` of a clock that only it moves, and is cut where it is given less; what
+    it measured by then is its result if a half of it is over.
+    """
 
     def __init__(self, ends: dict[int, Any] | None = None, seconds: float = 60.0) -> None:
         self.ends, self.seconds = ends or {}, seconds
+        self.now = 0.0
         self.started: list[tuple[int, int]] = []
         self.loads: list[list[LoadSpec]] = []
 
     def plan_of(self, options: dict[str, Any]) -> Any:
         return next(one.plan for one in CHOICES if one.options == options)
 
-    def run(self, plan: Any, loads: Any) -> TrialEnd:
+    def tools(self) -> Tools:
+        return Tools(self.plan_of, self.run, lambda _: None, lambda: self.now)
+
+    def run(self, plan: Any, loads: Any, seconds: float | None) -> TrialEnd:
         settings = plan.settings
         self.started.append((settings.max_batch_size, settings.max_prefill_token_num))
         self.loads.append(list(loads))
@@ -65,13 +74,19 @@ class Engines:
             return end
         rate = 10.0 - abs(settings.max_batch_size.bit_length() - 5)
         rate += 0.5 * (settings.max_prefill_token_num == 8192)
-        return TrialEnd(tuple(result(rate) for _ in loads), "measured", "", None, self.seconds)
+        spent = self.seconds if seconds is None else min(seconds, self.seconds)
+        self.now += spent
+        measured = tuple(result(rate) for _ in loads)
+        if spent < self.seconds:
+            part = (replace(measured[0], stopped="SIGINT"),) if spent >= self.seconds / 2 else ()
+            return TrialEnd((*measured[1:], *part), "cut", "the time was over", None, spent)
+        return TrialEnd(measured, "measured", "", None, spent)
 
 
 def go(made: TuneTask, engines: Engines, journal: Journal | None = None) -> Any:
     journal = journal or Journal("k", pretend=True)
     journal.forget()
-    return tune(made, journal, engines.plan_of, engines.run, lambda _: None)
+    return tune(made, journal, engines.tools())
 
 
 @pytest.fixture(autouse=True)
@@ -101,11 +116,66 @@ def test_starts_and_time_bound_it() -> None:
     assert (len(few.trials), few.stopped) == (2, "2 settings were tried")
     assert go(task(starts=1), engines := Engines()).best == 1
     assert len(engines.started) == 1
-    short = go(task(budget=200.0), engines := Engines())
+    short = go(task(time=200.0), engines := Engines())
     assert len(engines.started) == 3
     assert short.stopped == "the time is up"
-    assert go(task(budget=1.0), engines := Engines()).best == 1
-    assert len(engines.started) == 1
+    assert engines.now <= 200.0
+
+
+def test_a_start_that_is_cut_is_told_and_is_the_best_only_where_nothing_else_was_measured() -> None:
+    journal = Journal("k", pretend=True)
+    part = go(task(time=40.0), engines := Engines(), journal)
+    assert engines.now == 40.0
+    (trial,) = part.trials
+    assert (trial.outcome, trial.why, part.best) == ("cut", "the time was over", 1)
+    assert trial.measured is not None
+    assert part.factors == ()
+    assert part.curve == ()
+    assert "trial 1 was ended" in part.stopped
+    assert journal.trials == ()  # the same command begins anew
+    none = go(task(time=20.0), Engines())
+    assert (none.best, [one.measured for one in none.trials]) == (None, [None])
+    slow = Engines(seconds=50.0)
+    slow.ends[1] = TrialEnd((result(3.0),), "measured", "", None, 10.0)
+    other = go(task(time=40.0), slow)
+    assert [one.outcome for one in other.trials] == ["measured", "cut"]
+    assert other.best == 1
+    assert other.curve == ()
+
+
+def test_time_that_an_earlier_run_has_spent_is_gone() -> None:
+    journal = Journal("k", pretend=True)
+    stop = TrialEnd((), "unserved", "", signal.SIGINT, 1.0)
+    assert go(task(time=200.0), Engines({3: stop}), journal) is signal.SIGINT
+    engines = Engines()
+    again = tune(task(time=200.0), Journal("k", pretend=True), engines.tools())
+    assert isinstance(again, Tuning)
+    assert len(again.trials) == 3
+    assert engines.now == 60.0
+
+
+def test_a_curve_that_the_time_ends_has_its_whole_points() -> None:
+    engines = Engines(seconds=60.0)
+    spread = result(3.0)
+    engines.ends[2] = TrialEnd(
+        (spread, spread, replace(spread, stopped="SIGINT")), "cut", "the time was over", None, 9.0
+    )
+    found = go(task(time=150.0, starts=2), engines)
+    assert [one.concurrency for one in found.curve] == [1, 4]
+
+
+def test_what_is_under_way_says_which_trial_it_is_of_and_the_time_left() -> None:
+    told: list[str] = []
+    engines = Engines()
+
+    def run(*given: Any) -> TrialEnd:
+        with under_way("loading weights"):
+            return engines.run(*given)
+
+    with listened(lambda step: told.append(step.text if step else "")):
+        tune(task(time=90.0, starts=1), Journal("k", pretend=True),
+             engines.tools()._replace(run=run))  # fmt: skip
+    assert "trial 1 of at most 1: loading weights: 1.5 min of --time left" in told
 
 
 def test_a_death_is_a_result_and_the_others_go_on() -> None:
@@ -129,7 +199,7 @@ def test_a_signal_ends_it_and_the_same_goes_on_from_there() -> None:
     again = Journal("k", pretend=True)
     assert len(again.trials) == 3
     second = Engines()
-    found = tune(task(), again, second.plan_of, second.run, lambda _: None)
+    found = tune(task(), again, second.tools())
     assert isinstance(found, Tuning)
     assert not set(second.started[:-1]) & set(first.started[:3])
     assert [one.number for one in found.trials] == list(range(1, len(found.trials) + 1))

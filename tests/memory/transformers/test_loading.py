@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 
 from tests.launch.fallback.support import OMNI_MAP, tiny_omni, tiny_qwen2_vl
-from turbofit.memory.transformers.loading import load_model, load_processor
+from turbofit.memory.transformers import loading
+from turbofit.memory.transformers.loading import load_model, load_processor, names_here
 
 pytestmark = [
     pytest.mark.lmdeploy,
@@ -38,6 +40,28 @@ def test_of_a_model_that_speaks_the_thinker_alone_is_loaded(omni):
     for name, one in model.state_dict().items():
         assert torch.equal(one, files[f"thinker.{name}"]), name
     assert type(load_processor(str(omni))).__name__ == "Qwen2_5OmniProcessor"
+
+
+def test_the_map_of_the_thinker_names_the_modules_of_this_transformers(omni, monkeypatch):
+    """5.21 moved them; names that are not there are no error, and all would be on the CPU."""
+    import transformers
+
+    given, usual = {}, transformers.AutoModelForImageTextToText.from_pretrained
+
+    def spied(*words, **settings):
+        given.update(settings)
+        return usual(*words, **settings)
+
+    monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", spied)
+    model = load_model(str(omni), device_map=OMNI_MAP, dtype="float32")
+    assert given["device_map"].keys() <= dict(model.named_modules()).keys()
+    newer = SimpleNamespace(Qwen2_5OmniThinkerModel=None)
+    for library, text, vision in (
+        (newer, "model.language_model", "model.visual"), (SimpleNamespace(), "model", "visual"),
+    ):  # fmt: skip
+        monkeypatch.setattr(loading, "_transformers", lambda library=library: library)
+        named = names_here({"model.layers.1": 0, "visual": 1, "lm_head": 2})
+        assert named == {f"{text}.layers.1": 0, vision: 1, "lm_head": 2}
 
 
 def test_an_answer_ends_at_the_tokenizer_s_end_where_no_file_names_one(omni):

@@ -85,6 +85,23 @@ def test_a_card_of_a_generation_without_code() -> None:
     assert missing_kernels(unread, census) is None
 
 
+def test_of_an_unknown_capability_all_that_are_assumed_must_have_code() -> None:
+    assert missing("internvl2-8b-awq", "24GB", dtype="float16") is None
+    told = missing("internvl2-8b-awq", "24GB:sm=12.0", dtype="float16")
+    assert "24 GB card (compute capability 12.0)" in str(told)
+    machine, census = machine_from("24GB"), released((0, 18, 0))
+    assert census is not None
+    older = replace(census, architectures=("80", "86", "89"))
+    launch = EngineLaunch(
+        model=resolve_model("internvl2-8b"),
+        settings=Settings(tp=1, max_batch_size=8, session_len=4096),
+        gpus=machine.gpus,
+        machine=machine,
+        vision_load=NO_IMAGES,
+    )
+    assert "24 GB card (compute capability 9.0)" in str(missing_kernels(launch, older))
+
+
 def plan_of(model: str, on: str, **options: object) -> Plan:
     return turbofit.plan(model, on=on, **options)
 

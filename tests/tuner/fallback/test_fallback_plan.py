@@ -294,3 +294,10 @@ def test_a_margin_and_a_budget_are_kept():
 def test_it_survives_json():
     made = plan(on="2xrtx3060")
     assert Plan.from_json(made.to_json()) == made
+
+
+def test_a_copy_is_not_split_over_mig_slices() -> None:
+    slices = machine_from("4xa100-80g:mig=1g.10gb")
+    assert all(len(group) == 1 for group in plan(on=slices).parallel.groups)
+    with pytest.raises(UsageError, match="would split over MIG slices"):
+        plan(on=slices, tp=2)

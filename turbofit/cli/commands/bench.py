@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli.command import PATH, Argument, Option, command
@@ -10,12 +9,10 @@ from turbofit.cli.options.common_options import FORMS
 from turbofit.cli.options.fields import filled, options_of
 from turbofit.cli.terminal.interrupt import INTERRUPTED
 from turbofit.core.errors import UnservedError, UsageError
-from turbofit.core.process.progress import Step, tell
+from turbofit.core.process.progress import tell
 
 if TYPE_CHECKING:
-    from turbofit.load.driver import LoadRun
     from turbofit.load.result import LoadResult
-    from turbofit.load.spec import LoadSpec
 
 __all__ = ["LOAD_OPTIONS", "bench", "show_load"]
 
@@ -80,7 +77,7 @@ def bench(
         spec,
         key=api_key or next(iter(variables().keys), None),
         model=model,
-        tick=lambda run: tell(_step(run, spec, time.perf_counter())),
+        tick=lambda run: tell(run.step()),
     )
     show_load(result, html, as_json=as_json, md=md)
     if not result.answered and result.begun:
@@ -90,14 +87,6 @@ def bench(
             hint=worst.example or "see what the server logs",
         )
     return INTERRUPTED if result.stopped.startswith("SIG") else 0
-
-
-def _step(run: LoadRun, spec: LoadSpec, now: float) -> Step:
-    good = sum(1 for one in run.answers if one.answered)
-    counts = f"{good:,} answered, {len(run.answers) - good:,} failed"
-    if not run.in_window:
-        return Step("warm-up" if run.closed is None else "last answers", detail=counts)
-    return Step("measuring", now - run.opened, spec.measured_seconds or 0.0, "s", counts)
 
 
 def show_load(result: LoadResult, html: str | None, *, as_json: bool, md: bool) -> None:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from turbofit.cli.command import command
+from turbofit.cli.command import Argument, command
 from turbofit.cli.options.common_options import FORMS
 
 __all__ = ["gpus"]
 
 
-@command(*FORMS)
-def gpus(as_json: bool, md: bool) -> int:
-    """Show every preset."""
+@command(
+    Argument(
+        "words", nargs=-1, metavar="[WORD]...",
+        explained="only cards whose name has all of these in it: 4090, rtx 24gb",
+    ),
+    *FORMS,
+)  # fmt: skip
+def gpus(words: tuple[str, ...], as_json: bool, md: bool) -> int:
+    """Show presets."""
     from turbofit.cli.terminal.output import answer, show
-    from turbofit.machine.presets import load_preset, preset_names
+    from turbofit.machine.presets import load_preset, presets_with
+    from turbofit.machine.unlisted import no_preset
 
-    known = [(name, load_preset(name)) for name in preset_names()]
+    known = [(name, load_preset(name)) for name in presets_with(words)]
+    if not known:
+        raise no_preset(" ".join(words))
     if as_json:
         import json
 

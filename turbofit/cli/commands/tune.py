@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 from pydantic import Field
@@ -23,6 +24,7 @@ from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.validation import Metavar
 
 if TYPE_CHECKING:
+    from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
     from turbofit.core.tuning import Tuning
     from turbofit.launch.engine.environment import Lmdeploy
@@ -43,8 +45,8 @@ _PRETEND: Final = (
 _SECONDS: Final = 30.0
 #: The most requests at once of a load that nobody described.
 _MOST_AT_ONCE: Final = 128
-#: Options that a plan has, too, and means otherwise: here they are the load's, and a time.
-_BOTH: Final = ("images", "image_size", "concurrency", "budget")
+#: Options that a plan has, too, and means otherwise: here they are the load's.
+_BOTH: Final = ("images", "image_size", "concurrency")
 #: Options of a plan that want no tuning: what it found ignored, and memory before speed.
 _OTHER_GOALS: Final = ("no_tuned", "least")
 
@@ -52,8 +54,8 @@ _OTHER_GOALS: Final = ("no_tuned", "least")
 class TuneOptions(LaunchOptions):
     """What `tune` asks beside a plan and a load."""
 
-    budget: Annotated[str, Metavar("TIME")] = Field(
-        default="20m", description="all trials together: 90s, 20m, 2h"
+    time: Annotated[str, Metavar("TIME")] = Field(
+        default="20m", description="all of it together: 90s, 20m, 2h; a trial under way is ended"
     )
     starts: Annotated[int, Field(ge=1, le=1000), Metavar("N")] = Field(
         default=12, description="starts of an engine at most"
@@ -96,6 +98,8 @@ def tune(*, model: str, html: str | None, as_json: bool, md: bool, **given: Any)
     from turbofit.launch.serve.leases import Leases
     from turbofit.load.spec import LoadSpec
 
+    began = time.monotonic()
+    given = _timed(given)
     options, load = filled(TuneOptions, given), filled(LoadSpec, given)
     options.check()
     load.check()
@@ -109,7 +113,7 @@ def tune(*, model: str, html: str | None, as_json: bool, md: bool, **given: Any)
         raise UsageError(
             "a load does not measure context", hint="--goal throughput, or --goal latency"
         )
-    arguments = _TuneArguments(model, request, options, load)
+    arguments = _TuneArguments(model, request, options, load, began)
     if options.forget:
         return _forget(arguments)
 
@@ -132,6 +136,7 @@ class _TuneArguments(NamedTuple):
     request: PlanRequest
     options: TuneOptions
     load: LoadSpec
+    began: float
 
     @property
     def kept_apart(self) -> bool:
@@ -139,6 +144,32 @@ class _TuneArguments(NamedTuple):
         from turbofit.observe.calibrations import pretends
 
         return self.options.pretend or pretends()
+
+
+def _timed(given: Options) -> Options:
+    """The options where a --budget that is a time, as it was before --time, is one.
+
+    Raises:
+        UsageError: both are given.
+    """
+    from turbofit.cli.terminal.output import say
+    from turbofit.core.units import MIB
+    from turbofit.launch.tune.slo import parse_seconds
+
+    budget: str = given.get("budget") or ""
+    try:
+        seconds = parse_seconds(budget, "--budget")
+    except UsageError:
+        return given
+    if budget.strip().isdigit() and seconds >= MIB:
+        return given  # bytes
+    if given.get("time") is not None:
+        raise UsageError(
+            f"--budget {budget} and --time are two times",
+            hint="give one of them; --budget is bytes, as 19GiB",
+        )
+    say(f"--budget {budget} is taken as --time {budget}: --budget is bytes, as of plan and serve")
+    return {**given, "budget": None, "time": budget}
 
 
 def _request(model: str, given: dict[str, Any], load: LoadSpec) -> PlanRequest:
@@ -167,6 +198,7 @@ def _tune(arguments: _TuneArguments, leases: Leases) -> signal.Signals | Tuning:
     from turbofit.launch.engine.environment import lmdeploy_if_needed
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.tune.journal import Journal
+    from turbofit.launch.tune.tuning import Tools
     from turbofit.launch.tune.tuning import tune as try_all
     from turbofit.observe.tuned import keep_tuned, tuned_key
 
@@ -194,11 +226,15 @@ def _tune(arguments: _TuneArguments, leases: Leases) -> signal.Signals | Tuning:
     if journal.trials:
         say(f"going on after {len(journal.trials)} trials of an earlier run")
     runner = _runner(config, lmdeploy, leases)
-    result = try_all(task, journal, planner.make, runner.run, say)
+    result = try_all(task, journal, Tools(planner.make, runner.run, say))
     if isinstance(result, signal.Signals):
         return result
+    winner = result.winner
+    if winner is not None and winner.outcome == "cut":
+        say("not kept for later plans: only a part of the load was measured")
+        return result
     try:
-        if result.best is not None:
+        if winner is not None:
             keep_tuned(result)
     except (OSError, UsageError) as exc:
         say(f"warning: the result is not kept: {exc}")
@@ -221,6 +257,7 @@ def _task(
 ) -> TuneTask:
     """What there is to try, and under which load."""
     from turbofit.cli.terminal.output import say
+    from turbofit.core.units import format_duration
     from turbofit.launch.tune.forecast import mean_request
     from turbofit.launch.tune.image_limit import smaller_limit
     from turbofit.launch.tune.slo import parse_seconds, parse_slo
@@ -239,7 +276,11 @@ def _task(
     smaller = smaller_limit(on_here, usual, load, mean, at_once)
     if smaller is not None:
         say(str(smaller))
-    say(f"{len(found)} settings keep the promise of the plan; {options.starts} starts at most")
+    limit = parse_seconds(options.time, "--time")
+    say(
+        f"{len(found)} settings keep the promise of the plan: at most {options.starts} starts and "
+        f"{format_duration(limit)}, each start for {_described(load)}"
+    )
     facts = {
         "model": identity(usual.model),
         "gpus": cards_of(usual.machine),
@@ -249,8 +290,8 @@ def _task(
         "promise": promise_of(arguments.request.given()),
     }
     goal, slo = arguments.request.goal, parse_slo(options.slo) if options.slo else {}
-    budget = parse_seconds(options.budget, "--budget")
-    task = TuneTask(found, load, at_once, goal, slo, budget, options.starts, facts, None)
+    left = limit - (time.monotonic() - arguments.began)
+    task = TuneTask(found, load, at_once, goal, slo, left, options.starts, facts, None)
     return task._replace(earlier=_earlier(task))
 
 
@@ -263,6 +304,18 @@ def _load(load: LoadSpec, usual: Plan) -> LoadSpec:
     if load.rate is None and load.trace is None and load.concurrency is None:
         loop = {"concurrency": _at_once(usual)}
     return load.changed(**{**images, **given, **window, **loop})
+
+
+def _described(load: LoadSpec) -> str:
+    """A load in a few words, with its length."""
+    from turbofit.core.units import format_duration
+
+    if load.trace is not None:
+        return f"the trace {load.trace}"
+    seconds, requests = load.measured_seconds, load.requests
+    length = f"{requests} requests" if seconds is None else format_duration(seconds)
+    how = f"{load.at_once} at once" if load.rate is None else f"{load.rate:g} a second"
+    return f"{length}, {how}, after {load.warm_up_requests} requests of warm-up"
 
 
 def _at_once(usual: Plan) -> int:

@@ -112,6 +112,7 @@ def _in_turns(
     """Each model by itself; as many run at once as budgets fit beside each other."""
     from turbofit.cli.serving.serve_plan import preview
     from turbofit.cli.terminal.output import say
+    from turbofit.tuner.resolved_request import budget_on
 
     assert config.request is not None
     made = []
@@ -121,8 +122,9 @@ def _in_turns(
         made.append(PlannedModel(named, one, preview(named, one)))
     budget, at_once = config.request.budget, 1
     if budget:
-        free = min(gpu.free for one in made for gpu in one.plan.gpus)
-        at_once = max(1, min(len(made), free // budget))
+        every = [(gpu, one.plan.machine.gpu(gpu.index)) for one in made for gpu in one.plan.gpus]
+        side_by_side = min(gpu.free // max(1, budget_on(card, budget)) for gpu, card in every)
+        at_once = max(1, min(len(made), side_by_side))
     say(f"{len(made)} models take turns, {at_once} at once")
     return made, at_once
 

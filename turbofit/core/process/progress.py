@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Listener = Callable[["Step | None"], None]
 
-__all__ = ["Step", "listened", "listening", "now", "tell", "under_way"]
+__all__ = ["Step", "listened", "listening", "now", "part_of", "tell", "under_way"]
 
 
 class Step(NamedTuple):
@@ -28,7 +28,7 @@ class Step(NamedTuple):
     doing: str
     done: float = 0.0
     total: float = 0.0
-    unit: Literal["", "bytes", "s"] = ""
+    unit: Literal["", "bytes", "requests", "s"] = ""
     detail: str = ""
 
     @property
@@ -54,6 +54,8 @@ class _Heard:
     """The process has one terminal, and so one listener."""
 
     listener: Listener | None = None
+    #: What all steps are a part of: see `part_of`.
+    whole: Callable[[], Step] | None = None
 
 
 _TOLD: Final = _Told()
@@ -62,8 +64,13 @@ _TOLD: Final = _Told()
 def tell(step: Step | None) -> None:
     """Say what is going on from now on; None: nothing."""
     _TOLD.step = step
-    if _Heard.listener is not None:
-        _Heard.listener(step)
+    if _Heard.listener is None:
+        return
+    if step is not None and _Heard.whole is not None:
+        whole = _Heard.whole()
+        detail = ", ".join(filter(None, (step.detail, whole.detail)))
+        step = step._replace(doing=f"{whole.doing}: {step.doing}", detail=detail)
+    _Heard.listener(step)
 
 
 def now() -> Step | None:
@@ -84,6 +91,17 @@ def under_way(doing: str) -> Iterator[None]:
         yield
     finally:
         tell(before)
+
+
+@contextmanager
+def part_of(whole: Callable[[], Step]) -> Iterator[None]:
+    """Name what every step told meanwhile, in any thread, is a part of; asked at each of them."""
+    before, _Heard.whole = _Heard.whole, whole
+    try:
+        yield
+    finally:
+        _Heard.whole = before
+        tell(now())
 
 
 def listening() -> bool:

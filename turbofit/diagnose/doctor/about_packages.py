@@ -31,6 +31,8 @@ def package_findings(sources: Sources, machine: Machine | None) -> Iterator[Find
     yield _lmdeploy(sources)
     yield _pairing(sources)
     yield _turbomind(sources)
+    if sources.version("lmdeploy") is not None:
+        yield _grammars(sources)
     cuda = torch_cuda(sources)
     yield _driver(sources, cuda, machine)
     gpus = [machine.gpu(index) for index in machine.visible] if machine else []
@@ -137,6 +139,20 @@ def _turbomind(sources: Sources) -> Finding:
         f"{folder.name} has no _turbomind library",
         "without its native engine LMDeploy falls back to PyTorch, which turbofit does not plan",
         "install LMDeploy's wheel for this Python version instead of a source checkout",
+    )
+
+
+def _grammars(sources: Sources) -> Finding:
+    """XGrammar, without which LMDeploy has no structured output (``_guided_decoding.py``)."""
+    check, found = "xgrammar", sources.version("xgrammar")
+    if found is not None or sources.has_module("xgrammar"):
+        return ok(check, f"xgrammar {found or 'of no known version'}")
+    return warning(
+        check,
+        "xgrammar is not installed",
+        "requests with a response_format or a forced tool call are refused, and LMDeploy's PyTorch"
+        " engine does not start (TurboMind does)",
+        "pip install xgrammar",
     )
 
 

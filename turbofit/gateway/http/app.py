@@ -20,6 +20,7 @@ from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.routes import api_of, find_route, is_health
 from turbofit.gateway.http.trace import TraceRecorder, request_size
 from turbofit.gateway.limits.gate import Gate
+from turbofit.gateway.limits.grammars import refuse_grammars
 from turbofit.gateway.media.fetch import MediaFetcher
 from turbofit.gateway.media.films import VideoInspector
 from turbofit.gateway.media.resize import Resizer
@@ -256,6 +257,8 @@ class Gateway(AsgiApp):
         """The body as it goes on, and how to choose an engine for it."""
         bounds = request.bounds
         parsed = start(bounds, route.kind, request.body)
+        if not self.config.grammars:
+            refuse_grammars(parsed.body)
         most = bounds.limits.bytes_per_image
         came, keep = len(request.body), partial(self._keep_file, request)
         fetched = await self._fetcher.fetch_all(remote_urls(parsed), most, keep)

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-__all__ = ["Api", "Refusal", "refusal_body", "refusal_event"]
+__all__ = ["TOOL_PARSERS", "Api", "Refusal", "of_engine", "refusal_body", "refusal_event"]
 
 #: Who defined the error form; ``generate`` is LMDeploy's own.
 Api = Literal["openai", "responses", "anthropic", "generate"]
@@ -19,6 +19,37 @@ _ANTHROPIC_TYPES: Final = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error",
     413: "request_too_large", 429: "rate_limit_error", 500: "api_error", 503: "overloaded_error",
 }  # fmt: skip
+
+
+#: LMDeploy 0.18 ``serve/parsers/tool_parser``; a test reads it there.
+TOOL_PARSERS: Final = (
+    "deepseek-v32", "deepseek-v4", "glm47", "intern-s1", "internlm", "interns2-preview", "kimi-k2",
+    "kimi_k2", "llama3", "qwen", "qwen2d5", "qwen3", "qwen3coder",
+)  # fmt: skip
+#: What LMDeploy's server refuses for want of an option of its own: words of its message, the field,
+#: and what is said instead (``serve``: openai/chat_completions/validation.py,
+#: openai/responses/request.py, openai/endpoints/generate.py, anthropic/endpoints/validation.py).
+_NEEDED: Final = (
+    (
+        (b"launch the api_server with --tool-call-parser",),
+        "tools",
+        "tools need the parser of the model's calls: turbofit serve MODEL -- --tool-call-parser "
+        f"NAME, where NAME is the model family's of {', '.join(TOOL_PARSERS)}",
+    ),
+    (
+        (b"not enabled logprobs_mode", b"logprobs_mode is not enabled"),
+        "logprobs",
+        "log probabilities are not enabled: turbofit serve MODEL --engine pytorch --unplanned -- "
+        "--logprobs-mode raw_logprobs (they take memory that no plan counts); the TurboMind engine "
+        "gives them on /v1/chat/completions and /generate without an option",
+    ),
+    (
+        (b"May start api_server with --enable-return-routed-experts",),
+        "return_routed_experts",
+        "routed experts are not enabled: turbofit serve MODEL --engine pytorch --unplanned -- "
+        "--enable-return-routed-experts (they take memory that no plan counts)",
+    ),
+)
 
 
 class Refusal(Exception):  # noqa: N818 - not a failure of the gateway, but its answer
@@ -44,6 +75,14 @@ class Refusal(Exception):  # noqa: N818 - not a failure of the gateway, but its 
         super().__init__(message)
         self.status, self.reason, self.message = status, reason, message
         self.param, self.retry_after = param, retry_after
+
+
+def of_engine(body: bytes) -> Refusal | None:
+    """What LMDeploy's 400 is in turbofit's words; None where it is right as it is."""
+    for sentences, param, message in _NEEDED:
+        if any(words in body for words in sentences):
+            return Refusal(400, "option_missing", message, param=param)
+    return None
 
 
 def refusal_body(api: Api, refusal: Refusal, request_id: str) -> bytes:

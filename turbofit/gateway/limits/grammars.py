@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.patterns import pattern_weight
 from turbofit.gateway.limits.request_limits import shown
 from turbofit.gateway.limits.rules import refused
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import JsonObject
 
-__all__ = ["check_format", "check_tools", "grammar_seconds"]
+__all__ = ["check_format", "check_tools", "grammar_seconds", "refuse_grammars"]
 
 #: Bytes of all schemas of a request; how deep they are nested (100: 0.7 s, 400: over 40 s).
 _BYTES: Final = 64 << 10
@@ -46,6 +47,10 @@ _LOOPS_SQUARED: Final = 1e-3
 _MOST_WEIGHT: Final = 1 << 20
 _BYTE: Final = 1.3e-6
 
+#: Formats that LMDeploy compiles (`_guided_decoding.py`), and words of ``tool_choice`` for which it
+#: makes one itself (`serve/parsers/response_parser.py`; "any" is Anthropic's).
+_COMPILED: Final = frozenset({"json_schema", "json_object", "regex_schema"})
+_FORCED: Final = frozenset({"required", "any"})
 _LENGTHS: Final = ("minLength", "maxLength")
 _MOST_THREADS: Final = 8
 
@@ -80,6 +85,32 @@ def check_tools(tools: Any) -> list[str]:
     if len(tools) > _TOOLS:
         raise refused("tools", f"has {len(tools)} tools, the limit is {_TOOLS}")
     return _bound("tools", tools)
+
+
+def refuse_grammars(body: JsonObject) -> None:
+    """Refuse what only XGrammar can do, where it is missing beside LMDeploy.
+
+    LMDeploy says "Request preprocessing failed." of a format, and 500 of a forced call.
+
+    Raises:
+        Refusal: the body asks for it.
+    """
+    text = body.get("text")
+    fields = {
+        "response_format": (body.get("response_format"), _COMPILED),
+        "text.format": (text.get("format") if isinstance(text, dict) else None, _COMPILED),
+        "tool_choice": (body.get("tool_choice") if body.get("tools") else None, _FORCED),
+    }
+    for name, (value, needing) in fields.items():
+        kind = value.get("type") if isinstance(value, dict) else value
+        if isinstance(kind, str) and kind in needing:
+            raise Refusal(
+                400,
+                "xgrammar_missing",
+                f"{name} {kind} needs the package xgrammar, which is not installed beside LMDeploy:"
+                " pip install xgrammar there, and start the server again",
+                param=name,
+            )
 
 
 def grammar_seconds(name: str, value: Any) -> float:

@@ -123,7 +123,9 @@ _COMPLETIONS: Final[Mapping[str, Rule]] = {
     "suffix": _UNREAD,
     "echo": Flag(),
     # `serve/openai/endpoints/completions.py` raises "logprobs is removed" for any: 500.
-    "logprobs": IntegerRule(most=0),
+    "logprobs": IntegerRule(
+        most=0, instead=" on this route: /v1/chat/completions and /generate give log probabilities"
+    ),
 }
 _GENERATE: Final[Mapping[str, Rule]] = {
     **_SAMPLING,

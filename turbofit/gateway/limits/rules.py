@@ -131,12 +131,13 @@ class IntegerRule(Rule):
     """A whole number from ``least`` to ``most``.
 
     ``over``: what becomes of more than ``most``. ``wrap`` takes any number modulo ``most`` + 1: a
-    seed is a label.
+    seed is a label. ``instead`` ends a refusal: where the client gets what it asks for.
     """
 
     least: int = 0
     most: Most = (1 << 31) - 1
     over: Literal["refuse", "lower", "wrap"] = "refuse"
+    instead: str = ""
 
     def hold(self, name: str, value: Any, scope: Scope) -> int:
         """See `Rule.hold`."""
@@ -146,7 +147,8 @@ class IntegerRule(Rule):
         if self.over == "wrap":
             return number % (most + 1)
         if number < self.least or (number > most and self.over != "lower"):
-            raise refused(name, f"is {shown(number)}, it must be between {self.least} and {most}")
+            between = f"it must be between {self.least} and {most}{self.instead}"
+            raise refused(name, f"is {shown(number)}, {between}")
         return min(number, most)
 
 

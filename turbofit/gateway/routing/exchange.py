@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 import msgspec
 
-from turbofit.gateway.http.refusals import Refusal, refusal_event
+from turbofit.gateway.http.refusals import Refusal, of_engine, refusal_event
 from turbofit.gateway.http.sockets import vanished
 from turbofit.gateway.quarantine.quarantined import EngineDeath
 from turbofit.gateway.routing.forward_outcome import ForwardOutcome
@@ -265,7 +265,8 @@ class Exchange:
         """An answer in one piece, kept back until it is whole.
 
         Raises:
-            Refusal: 422 where it is too large; clients would try again after a 5xx.
+            Refusal: 422 where it is too large; clients would try again after a 5xx. 400 where the
+                engine lacks an option.
         """
         data = bytearray()
         while chunk := await response.content.readany():
@@ -283,6 +284,9 @@ class Exchange:
             self.outcome.answered = False
             self._loop_ended()
             raise Died(_LOOP_ENDED)
+        refusal = of_engine(bytes(data)) if response.status == 400 else None
+        if refusal is not None:
+            raise refusal
         self.outcome.first_byte = time.perf_counter()
         if response.status == 200 and self._route.kind not in ("count_tokens", "encode", "models"):
             self._engine.succeeded()

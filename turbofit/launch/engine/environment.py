@@ -21,11 +21,15 @@ _OLDEST: Final = (0, 16)
 
 
 class Lmdeploy:
-    """The LMDeploy that would be launched: its version and the words that start it."""
+    """The LMDeploy that would be launched: its version and the words that start it.
 
-    def __init__(self, version: str, argv: tuple[str, ...]) -> None:
+    ``grammars``: XGrammar is there beside it, which structured output needs.
+    """
+
+    def __init__(self, version: str, argv: tuple[str, ...], *, grammars: bool = True) -> None:
         self.version = version
         self.argv = argv
+        self.grammars = grammars
 
     @property
     def warning(self) -> str | None:
@@ -93,11 +97,14 @@ def check_port(host: str, port: int) -> None:
 
 def _of_interpreter() -> Lmdeploy | None:
     from importlib.metadata import PackageNotFoundError, version
+    from importlib.util import find_spec
 
     try:
-        return Lmdeploy(version("lmdeploy"), module_runner("lmdeploy"))
+        found = version("lmdeploy")
     except PackageNotFoundError:
         return None
+    grammars = find_spec("xgrammar") is not None
+    return Lmdeploy(found, module_runner("lmdeploy"), grammars=grammars)
 
 
 def _on_path() -> Lmdeploy | None:
@@ -114,10 +121,14 @@ def _on_path() -> Lmdeploy | None:
         if not first.startswith("#!"):
             return None
         interpreter = first[2:].split()
-        code = "import importlib.metadata as m; print(m.version('lmdeploy'))"
+        code = (
+            "import importlib.metadata as m, importlib.util as u;"
+            "print(m.version('lmdeploy'), u.find_spec('xgrammar') is not None)"
+        )
         out = subprocess.run(
             [*interpreter, "-c", code], capture_output=True, text=True, timeout=30, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return Lmdeploy(out.stdout.strip(), module_runner("lmdeploy", interpreter))
+    version, _, grammars = out.stdout.strip().partition(" ")
+    return Lmdeploy(version, module_runner("lmdeploy", interpreter), grammars=grammars == "True")

@@ -15,7 +15,7 @@ from turbofit.core.errors import PackageError
 __all__ = ["TransformersInternals", "find_inside"]
 
 #: Releases that were tried.
-_TRIED: Final = "5.17 and 5.23"
+_TRIED: Final = "5.17 and 5.24"
 _HINT: Final = f'pip install "turbofit[fallback]" (transformers {_TRIED} were tried)'
 _WHERE: Final = "transformers.cli.serving"
 

@@ -219,6 +219,7 @@ class Attempt:
             upstream_key=self._key,
             drain_seconds=serve_config.timing.drain,
             pretend=serve_config.pretend,
+            grammars=job.lmdeploy.grammars or not plan.engine.of_lmdeploy,
             quarantine=quarantine_file(
                 self._plan, job.lmdeploy.version, pretend=serve_config.pretend
             ),

@@ -1,4 +1,4 @@
-"""The load of a trial, in a process of its own: `turbofit bench`.
+"""The load of a trial, in a process of its own, which tells how far it is.
 
 Beside the gateway, in its process, the load would wait for the gateway's interpreter lock, and
 measure that.
@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from turbofit.core.process.variable_names import without_options
+from turbofit.core.errors import TurbofitError
+from turbofit.core.process.progress import Step, tell
 from turbofit.load.result import LoadResult
+from turbofit.load.spec import LoadSpec
 
 if TYPE_CHECKING:
-    from turbofit.load.spec import LoadSpec
+    from turbofit.load.driver import LoadRun
 
 __all__ = ["LoadChild"]
 
@@ -40,17 +42,34 @@ class LoadChild:
     """
 
     def __init__(self, url: str, key: str, spec: LoadSpec) -> None:
+        #: The result or the error, and the last line that is neither, nor a step.
+        self._said = self._erred = b""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "turbofit", "bench", url, "--json", *spec.option_arguments()],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**without_options(os.environ), "TURBOFIT_API_KEY": key},
+            [sys.executable, "-m", __name__, url, spec.model_dump_json(exclude_unset=True)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**os.environ, "TURBOFIT_API_KEY": key},
             start_new_session=True,  # Ctrl-C reaches us alone, and we end it
         )  # fmt: skip
-        self._said, self._erred = b"", b""
 
     def wait(self) -> None:
-        """Wait for its end; for one thread."""
-        self._said, self._erred = self._process.communicate()
+        """Tell how far it is until its end; for one thread."""
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                if line.startswith(b"{"):
+                    self._said = line
+                elif line.startswith(b"["):
+                    with suppress(msgspec.DecodeError):
+                        tell(msgspec.json.decode(line, type=Step))
+                else:
+                    self._erred = line
+        self._process.wait()
+
+    def interrupt(self) -> bool:
+        """Have it end with what it has measured; whether it runs."""
+        with suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGINT)
+        return self._process.returncode is None
 
     def end(self) -> None:
         """Stop it where it runs, from any thread, and wait for it."""
@@ -77,3 +96,29 @@ class LoadChild:
         except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError):
             error = self._erred.decode(errors="replace").strip()
         return str(error)[-_SHOWN:] or f"the load ended with {self._process.returncode}"
+
+
+def _main(url: str, spec: str) -> None:
+    """Drive the load of the words: a line each second, and the result or the error as the last."""
+    from turbofit.core.process.variables import variables
+    from turbofit.load.bench import bench
+
+    def tick(run: LoadRun) -> None:
+        _print(run.step())
+
+    try:
+        key = variables().api_key or None
+        load = LoadSpec.model_validate_json(spec, strict=False)
+        _print(bench(url, load, key=key, tick=tick))
+    except TurbofitError as exc:
+        _print(exc.to_dict())
+
+
+def _print(document: object) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(document) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        _main(*sys.argv[1:])

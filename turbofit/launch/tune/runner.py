@@ -10,9 +10,11 @@ import secrets
 import signal
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from turbofit.core.errors import TurbofitError
+from turbofit.core.process.signals import unblock
 from turbofit.core.tuning import SpeedFigures
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.engine.launches import free_ports
@@ -21,11 +23,11 @@ from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.job import Job
 from turbofit.launch.serve.record import Record, run_folder
 from turbofit.launch.serve.session import run_session
-from turbofit.launch.serve.supervisor import StopSignal
+from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 from turbofit.launch.tune.load_child import LoadChild
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from turbofit.core.plan import Plan
@@ -39,17 +41,20 @@ __all__ = ["TrialEnd", "TrialRunner", "figures_of"]
 _HOST: Final = "127.0.0.1"
 #: More than a load may have under way.
 _QUEUE: Final = 4096
-#: Seconds that a load's thread has after its process has ended.
+#: Seconds that a load's thread has after its process has ended, and a load to end in.
 _PATIENCE: Final = 10.0
 #: Seconds until an engine must be ready.
 _START: Final = 3600.0
 
 
-Outcome = Literal["measured", "died", "unserved"]
+Outcome = Literal["measured", "died", "unserved", "cut"]
 
 
 class TrialEnd(NamedTuple):
-    """How a trial ended: what each load measured, or why not, and a signal that ended it."""
+    """How a trial ended: what each load measured, or why not, and a signal that ended it.
+
+    ``cut``: its time was over before its loads were; the last result may be of a part of its load.
+    """
 
     results: tuple[LoadResult, ...]
     outcome: Outcome
@@ -81,32 +86,45 @@ class TrialRunner:
         self._config, self._lmdeploy, self._leases = config, lmdeploy, leases
         self._say, self._fetch = say, fetch
 
-    def run(self, plan: Plan, loads: Sequence[LoadSpec]) -> TrialEnd:
-        """Start the plan's engines, drive the loads one after the other, end the engines."""
+    def run(self, plan: Plan, loads: Sequence[LoadSpec], seconds: float | None = None) -> TrialEnd:
+        """Start the plan's engines, drive the loads one after the other, end the engines.
+
+        Args:
+            plan: with which settings.
+            loads: what is sent.
+            seconds: after which it is ended, whatever it does; None is no limit.
+        """
         begun, folder, key = time.monotonic(), run_folder(plan), secrets.token_hex(16)
         outcome: Outcome = "unserved"
         why = ""
         stop = _TrialStop()
-        with stop:
-            drive = _Drive(loads, key, stop)
-            record = _TrialRecord(
-                folder, drive.died, model=plan.model.name, pretend=self._config.pretend,
-                lmdeploy=self._lmdeploy.version,
-            )  # fmt: skip
-            job = Job(
-                self._trial_config(key), folder=folder, record=record, say=self._say,
-                on_open=drive.begin, lmdeploy=self._lmdeploy, leases=self._leases,
-                fetch=self._fetch,
-            )  # fmt: skip
+        drive = _Drive(loads, key, stop)
+        with stop, stop.within(seconds, drive.interrupt):
             try:
+                record = _TrialRecord(
+                    folder, drive.died, model=plan.model.name, pretend=self._config.pretend,
+                    lmdeploy=self._lmdeploy.version,
+                )  # fmt: skip
+                job = Job(
+                    self._trial_config(key), folder=folder, record=record, say=self._say,
+                    on_open=drive.begin, lmdeploy=self._lmdeploy, leases=self._leases,
+                    fetch=self._fetch,
+                )  # fmt: skip
                 run_session(job, plan, stop)
             except TurbofitError as exc:
-                outcome, why = "died", exc.message
+                if not stop.late:
+                    outcome, why = "died", exc.message
+            except StoppedError:
+                if stop.heard is not None:
+                    raise
             finally:
                 drive.end()
         results = tuple(one for one in drive.results if one.answered)
+        whole = len(results) == len(loads) and not results[-1].stopped
         if not why and drive.death:
             outcome, why = "died", drive.death
+        elif not why and stop.late and not whole:
+            outcome, why = "cut", _where_cut(drive, results)
         elif not why and results:
             outcome = "measured"
         elif not why:
@@ -123,14 +141,53 @@ class TrialRunner:
 
 
 class _TrialStop(StopSignal):
-    """A stop that tells a person's signal from the end of a load."""
+    """A stop that tells a person's signal from the end of a load, and from the end of the time."""
 
     def __init__(self) -> None:
         super().__init__()
         self.heard: signal.Signals | None = None
+        self.late = False
+
+    @contextmanager
+    def within(self, seconds: float | None, interrupt: Callable[[], bool]) -> Iterator[None]:
+        """End what runs meanwhile when the time is over; inside the stop itself.
+
+        Args:
+            seconds: how long; None is no limit.
+            interrupt: ends what is measured; whether something is, and will end the run itself.
+        """
+
+        def over(_number: int, _frame: object) -> None:
+            again, self.late = self.late, self.late or self.signal is None
+            if self.signal is not None:
+                return
+            if self.abrupt:
+                self.signal = signal.SIGTERM
+                raise StoppedError(self.signal)
+            if again or not interrupt():
+                self.end()
+
+        if seconds is None:
+            yield
+            return
+        before = signal.signal(signal.SIGALRM, over)
+        unblock((signal.SIGALRM,))
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), _PATIENCE)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            signal.signal(signal.SIGALRM, before)
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """See :class:`StopSignal`; when the time is over, without a pause for the engines."""
+        super().end(number)
+        if self.late:
+            self.strike()
 
     def _caught(self, number: int, frame: Any) -> None:
-        self.heard = signal.Signals(number)
+        if not self._swallowed:
+            self.heard = signal.Signals(number)
         super()._caught(number, frame)
 
 
@@ -154,15 +211,18 @@ class _Drive:
     def __init__(self, loads: Sequence[LoadSpec], key: str, stop: StopSignal) -> None:
         self._loads, self._key, self._stop = loads, key, stop
         self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
+        #: Taken again by a signal's handler where it interrupts who has it.
+        self._lock = threading.RLock()
         #: Both under the lock: the load that runs, and that none begins any more.
         self._child: LoadChild | None = None
         self._over = False
+        self.opened = False
         self.why = self.death = ""
         self.results: list[LoadResult] = []
 
     def begin(self, urls: list[str]) -> None:
         """The gateway is open."""
+        self.opened = True
         self._thread = threading.Thread(target=self._run, args=urls[:1], name="load", daemon=True)
         self._thread.start()
 
@@ -172,6 +232,12 @@ class _Drive:
         with self._lock:
             self._over = True
         self._stop.end()
+
+    def interrupt(self) -> bool:
+        """End the load that runs with what it has measured; whether there is one."""
+        with self._lock:
+            self._over, child = True, self._child
+        return child is not None and child.interrupt()
 
     def end(self) -> None:
         """End what still runs of it."""
@@ -207,6 +273,15 @@ class _Drive:
         if not result.answered:
             self.why = result.stopped or "no request was answered"
         return result.answered > 0
+
+
+def _where_cut(drive: _Drive, results: Sequence[LoadResult]) -> str:
+    """Where a trial was when its time was over."""
+    if results:
+        return f"the time was over when {results[-1].seconds:.0f} s were measured"
+    if drive.opened:
+        return "the time was over before a measured request was answered"
+    return "the time was over before its engine was ready"
 
 
 def figures_of(result: LoadResult) -> SpeedFigures:

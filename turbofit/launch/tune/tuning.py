@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
-from turbofit.core.process.progress import under_way
+from turbofit.core.process.progress import Step, part_of
 from turbofit.core.tuning import CurvePoint, EarlierTuning, SpeedFactor, TrialRecord, Tuning
+from turbofit.core.units import format_duration
 from turbofit.core.version import __version__
 from turbofit.launch.tune.runner import TrialEnd, figures_of
 from turbofit.launch.tune.search import TrialSearch
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from turbofit.launch.tune.space import TrialChoice
     from turbofit.load.spec import LoadSpec
 
-__all__ = ["TuneTask", "tune"]
+__all__ = ["Tools", "TuneTask", "tune"]
 
 #: Seconds of each point of the curve.
 _CURVE_SECONDS: Final = 8.0
@@ -39,7 +40,7 @@ class TuneTask(NamedTuple):
     """What is tuned.
 
     ``facts`` are the fields of the result that are known before: of the model, machine and promise.
-    ``budget`` in seconds bounds all trials of all runs; None is no bound.
+    ``time`` in seconds bounds all trials of all runs; None is no bound.
     """
 
     choices: Sequence[TrialChoice]
@@ -47,49 +48,91 @@ class TuneTask(NamedTuple):
     at_once: int
     goal: Goal
     slo: dict[str, float]
-    budget: float | None
+    time: float | None
     starts: int
     facts: dict[str, Any]
     earlier: Tuning | None
 
 
-def tune(
-    task: TuneTask,
-    journal: Journal,
-    plan_of: Callable[[Options], Plan],
-    run: Callable[[Plan, Sequence[LoadSpec]], TrialEnd],
-    say: Callable[[str], None],
-) -> Tuning | signal.Signals:
+class Tools(NamedTuple):
+    """What a tuning works with.
+
+    ``plan_of`` plans options again, on the machine as it is now; ``run`` starts a plan's engines
+    and drives loads, for so many seconds at most; ``say`` takes lines of progress.
+    """
+
+    plan_of: Callable[[Options], Plan]
+    run: Callable[[Plan, Sequence[LoadSpec], float | None], TrialEnd]
+    say: Callable[[str], None]
+    clock: Callable[[], float] = time.monotonic
+
+
+class _Clock:
+    """The time that is left of a tuning, of which earlier runs have spent some."""
+
+    def __init__(self, task: TuneTask, journal: Journal, now: Callable[[], float]) -> None:
+        self._now, self._journal = now, journal
+        self._ends = None if task.time is None else now() + task.time - journal.seconds
+
+    @property
+    def left(self) -> float | None:
+        """Seconds; None where there is no limit."""
+        return None if self._ends is None else self._ends - self._now()
+
+    @property
+    def over(self) -> bool:
+        """Whether another trial, as long as those so far, would be cut short."""
+        longest = max((one.seconds for one in self._journal.trials), default=0.0)
+        return self.left is not None and self.left < longest
+
+    def whole(self, what: str) -> Callable[[], Step]:
+        """What the steps of a trial are a part of, with the time that is left."""
+
+        def told() -> Step:
+            left = self.left
+            detail = "" if left is None else f"{format_duration(max(left, 0.0))} of --time left"
+            return Step(what, detail=detail)
+
+        return told
+
+
+def tune(task: TuneTask, journal: Journal, tools: Tools) -> Tuning | signal.Signals:
     """Try, and keep the best.
 
     Args:
         task: what is tuned.
         journal: what earlier runs of the same tuning have tried.
-        plan_of: plans options again, on the machine as it is now.
-        run: starts a plan's engines and drives loads.
-        say: takes lines of progress.
+        tools: what does the work.
 
     Returns:
-        The result, or the signal that ended it; the journal then has all that was tried.
+        The result, or the signal that ended it; the journal then has all that was tried. A trial
+        that was cut short is none of the journal's, and the best only where nothing else was
+        measured.
     """
-    search, stopped = _resumed(task, journal), ""
+    search, stopped, clock = _resumed(task, journal), "", _Clock(task, journal, tools.clock)
+    cut: TrialRecord | None = None
     while not stopped:
-        stopped = _enough(task, journal)
+        stopped = _enough(task, journal, clock)
         index = None if stopped else search.next()
         if index is None:
             stopped = stopped or "no other settings promise more"
             break
-        ended = _try(task, journal, index, plan_of, run, say)
-        if ended is not None:
-            return ended
-        last = journal.trials[-1]
-        search.tell(index, last.measured)
+        tried = _try(task, journal, index, tools, clock)
+        if not isinstance(tried, TrialRecord):
+            return tried
+        if tried.outcome == "cut":
+            cut, stopped = tried, f"the time is up: trial {tried.number} was ended"
+            break
+        journal.add(tried)
+        search.tell(index, tried.measured)
     best = search.best()
     number = None if best is None else _number(task, journal, best)
-    result = _result(task, journal, number, stopped)
-    if result.winner is None or len(journal.trials) >= task.starts or _over(task, journal):
+    if number is None and cut is not None and cut.meets_slo:
+        number = cut.number
+    result = _result(task, (*journal.trials, *filter(None, (cut,))), number, stopped)
+    if cut or result.winner is None or len(journal.trials) >= task.starts or clock.over:
         return result
-    return _confirmed(task, result, plan_of, run, say)
+    return _confirmed(task, result, tools, clock)
 
 
 def _resumed(task: TuneTask, journal: Journal) -> TrialSearch:
@@ -109,56 +152,43 @@ def _number(task: TuneTask, journal: Journal, index: int) -> int:
     return next(one.number for one in journal.trials if one.options == options)
 
 
-def _enough(task: TuneTask, journal: Journal) -> str:
+def _enough(task: TuneTask, journal: Journal, clock: _Clock) -> str:
     """Why nothing more is tried; empty while the search goes on."""
     # The last start confirms the best, and measures its curve.
     if len(journal.trials) >= max(1, task.starts - 1):
         return f"{len(journal.trials)} settings were tried"
-    return "the time is up" if _over(task, journal) else ""
-
-
-def _over(task: TuneTask, journal: Journal) -> bool:
-    """Whether another trial, as long as those so far, would end after the budget."""
-    if task.budget is None or not journal.trials:
-        return False
-    longest = max(one.seconds for one in journal.trials)
-    return journal.seconds + longest > task.budget
+    return "the time is up" if journal.trials and clock.over else ""
 
 
 def _try(
-    task: TuneTask,
-    journal: Journal,
-    index: int,
-    plan_of: Callable[[Options], Plan],
-    run: Callable[[Plan, Sequence[LoadSpec]], TrialEnd],
-    say: Callable[[str], None],
-) -> signal.Signals | None:
-    """One trial, which the journal keeps; the signal where one ended it."""
+    task: TuneTask, journal: Journal, index: int, tools: Tools, clock: _Clock
+) -> TrialRecord | signal.Signals:
+    """One trial, or the signal that ended it."""
     choice, number = task.choices[index], len(journal.trials) + 1
-    say(f"trial {number}: {_told(choice)}")
-    begun = time.monotonic()
+    tools.say(f"trial {number}: {_told(choice)}")
+    begun = tools.clock()
     try:
-        plan = plan_of(choice.options)
+        plan = tools.plan_of(choice.options)
         if not plan.fits:
             end = TrialEnd((), "unserved", plan.verdict, None, 0.0)
         else:
-            with under_way(f"trial {number} of at most {task.starts}"):
-                end = run(plan, [task.load])
+            with part_of(clock.whole(f"trial {number} of at most {task.starts}")):
+                end = tools.run(plan, [task.load], clock.left)
     except TurbofitError as exc:
-        end = TrialEnd((), "unserved", exc.message, None, round(time.monotonic() - begun, 1))
+        end = TrialEnd((), "unserved", exc.message, None, round(tools.clock() - begun, 1))
     if end.signal is not None:
         return end.signal
     trial = _record(task, choice, number, end)
-    journal.add(trial)
     if trial.measured is None:
-        say(f"trial {number}: {trial.outcome}: {trial.why[:_SHOWN]}")
+        tools.say(f"trial {number}: {trial.outcome}: {trial.why[:_SHOWN]}")
     else:
         keeps = "" if trial.meets_slo else ", which misses the SLO"
-        say(
+        part = f"; {trial.why}" if trial.outcome == "cut" else ""
+        tools.say(
             f"trial {number}: {trial.measured.requests_per_second:.2f} requests/s, forecast "
-            f"{trial.forecast.requests_per_second:.2f}{keeps}"
+            f"{trial.forecast.requests_per_second:.2f}{keeps}{part}"
         )
-    return None
+    return trial
 
 
 def _told(choice: TrialChoice) -> str:
@@ -173,7 +203,8 @@ def _told(choice: TrialChoice) -> str:
 
 def _record(task: TuneTask, choice: TrialChoice, number: int, end: TrialEnd) -> TrialRecord:
     plan, settings = choice.plan, choice.plan.settings
-    measured = figures_of(end.results[0]) if end.outcome == "measured" else None
+    told = end.outcome in ("measured", "cut") and end.results
+    measured = figures_of(end.results[0]) if told else None
     return TrialRecord(
         number=number,
         options=choice.options,
@@ -194,7 +225,9 @@ def _record(task: TuneTask, choice: TrialChoice, number: int, end: TrialEnd) -> 
     )
 
 
-def _result(task: TuneTask, journal: Journal, best: int | None, stopped: str) -> Tuning:
+def _result(
+    task: TuneTask, trials: tuple[TrialRecord, ...], best: int | None, stopped: str
+) -> Tuning:
     result = Tuning(
         turbofit_version=__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -202,21 +235,17 @@ def _result(task: TuneTask, journal: Journal, best: int | None, stopped: str) ->
         goal=task.goal,
         slo=task.slo,
         best=best,
-        trials=journal.trials,
-        factors=_factors(journal.trials),
+        trials=trials,
+        factors=_factors(trials),
         stopped=stopped,
-        seconds=round(journal.seconds, 1),
+        seconds=round(sum(one.seconds for one in trials), 1),
         **task.facts,
     )
     return replace(result, earlier=_earlier(result, task.earlier))
 
 
 def _confirmed(
-    task: TuneTask,
-    result: Tuning,
-    plan_of: Callable[[Options], Plan],
-    run: Callable[[Plan, Sequence[LoadSpec]], TrialEnd],
-    say: Callable[[str], None],
+    task: TuneTask, result: Tuning, tools: Tools, clock: _Clock
 ) -> Tuning | signal.Signals:
     """Measure the best once more, and under other numbers of requests at once: the curve."""
     winner = result.winner
@@ -224,24 +253,25 @@ def _confirmed(
     loads = _curve_loads(task)
     if not loads:
         return result
-    say(f"the best is trial {winner.number}: its curve")
+    tools.say(f"the best is trial {winner.number}: its curve")
     try:
-        plan = plan_of(dict(winner.options))
-        with under_way("the curve of the best"):
-            end = run(plan, [load for _, load in loads]) if plan.fits else None
+        plan = tools.plan_of(dict(winner.options))
+        if not plan.fits:
+            return result
+        with part_of(clock.whole("the curve of the best")):
+            end = tools.run(plan, [load for _, load in loads], clock.left)
     except TurbofitError as exc:
-        say(f"no curve: {exc.message}")
-        return result
-    if end is None:
+        tools.say(f"no curve: {exc.message}")
         return result
     if end.signal is not None:
         return end.signal
     points = [
         CurvePoint(concurrency=at, measured=figures_of(one))
         for (at, _), one in zip(loads, end.results, strict=False)
+        if not one.stopped
     ]
     if end.outcome != "measured":
-        say(f"the curve ends early: {end.why[:_SHOWN]}")
+        tools.say(f"the curve ends early: {end.why[:_SHOWN]}")
     return replace(result, curve=tuple(points), seconds=round(result.seconds + end.seconds, 1))
 
 
@@ -261,7 +291,8 @@ def _factors(trials: Sequence[TrialRecord]) -> tuple[SpeedFactor, ...]:
     """Measured over forecast of each engine: the geometric mean of its trials."""
     logs: dict[str, list[float]] = {}
     for one in trials:
-        if one.measured is not None and one.measured.requests_per_second > 0:
+        whole = one.outcome == "measured"
+        if whole and one.measured is not None and one.measured.requests_per_second > 0:
             ratio = one.measured.requests_per_second / one.forecast.requests_per_second
             logs.setdefault(one.engine, []).append(math.log(ratio))
     return tuple(

@@ -6,9 +6,19 @@ The server loads them here, and so does its rehearsal; nobody else: torch is imp
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
-__all__ = ["load_model", "load_processor"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["load_model", "load_processor", "names_here"]
+
+#: Modules of Qwen2.5-Omni's thinker, and where they are from Transformers 5.21 on.
+_MOVED: Final = {
+    "audio_tower": "model.audio_tower",
+    "visual": "model.visual",
+    "model": "model.language_model",
+}
 
 
 def load_model(checkpoint: str, **settings: Any) -> Any:
@@ -24,12 +34,28 @@ def load_model(checkpoint: str, **settings: Any) -> Any:
     """
     library, config = _transformers(), _config(checkpoint)
     auto = library.AutoModelForImageTextToText if _sees(config) else library.AutoModelForCausalLM
+    placed = settings.get("device_map")
+    if isinstance(placed, dict) and config.model_type == "qwen2_5_omni_thinker":
+        settings["device_map"] = names_here(placed)
     model = auto.from_pretrained(checkpoint, config=config, **settings)
     if model.generation_config.eos_token_id is None:  # as in Qwen2.5-Omni's files
         tokenizer = library.AutoTokenizer.from_pretrained(checkpoint)
         model.generation_config.eos_token_id = tokenizer.eos_token_id
     _only_last_logits(model)
     return model.eval()
+
+
+def names_here(device_map: Mapping[str, int | str]) -> dict[str, int | str]:
+    """A map of Qwen2.5-Omni's thinker, as `layout` names its modules, for this Transformers.
+
+    Its own loader says nothing of names that are not there: all of it would land on the CPU.
+    """
+    moved = _MOVED if hasattr(_transformers(), "Qwen2_5OmniThinkerModel") else {}
+    heads = {name: name.split(".", 1)[0] for name in device_map}
+    return {
+        f"{moved.get(head, head)}{name[len(head) :]}": device_map[name]
+        for name, head in heads.items()
+    }
 
 
 def load_processor(checkpoint: str) -> Any:

@@ -15,6 +15,8 @@ __all__ = ["missing_delta_kernels", "missing_kernels"]
 
 _INT4: Final = frozenset({"awq", "gptq", "compressed-tensors"})
 _KV: Final = {4: "int4", 8: "int8"}
+#: What a card of unknown compute capability is taken for: code must be there for all of them.
+_ASSUMED: Final = ((8, 0), (8, 6), (8, 9), (9, 0))
 
 
 def missing_kernels(launch: EngineLaunch, census: Census) -> str | None:
@@ -23,36 +25,41 @@ def missing_kernels(launch: EngineLaunch, census: Census) -> str | None:
     Of attention sinks it has none where it computes in another type than the checkpoint's, which
     they keep: the first request ends it ("f16 vs. bf16", seen on pretend GPUs).
     A family counts as there when one of its kernels has code. Under: the engine may choose another
-    kernel of the family, which a rehearsal finds. Cards of unknown compute capability pass. Under.
+    kernel of the family, which a rehearsal finds.
     """
     model, dtype = launch.model, launch.settings.dtype
     if model.text.sinks and dtype != model.dtype:
         return f"no attention in {dtype} with sinks, which stay in the checkpoint's {model.dtype}"
-    for gpu in launch.gpus:
-        if gpu.compute_capability != "NA":
-            problem = next(_missing(launch, census, gpu, gpu.compute_capability), None)
-            if problem is not None:
-                return problem
-    return None
+    every = (
+        problem
+        for gpu in launch.gpus
+        for capability in _capabilities(gpu)
+        for problem in _missing(launch, census, gpu, capability)
+    )
+    return next(every, None)
 
 
 def missing_delta_kernels(launch: EngineLaunch, constants: EngineConstants) -> str | None:
     """The same for gated delta nets, which have their own table; without one the engine ends.
 
-    Cards of unknown compute capability pass. Under. Source: kernels/linear_attn/delta_rule.cu.
+    Source: kernels/linear_attn/delta_rule.cu.
     """
     dtype = launch.settings.dtype
     if launch.model.text.delta is None:
         return None
     for gpu in launch.gpus:
-        if gpu.compute_capability == "NA":
-            continue
-        kernel = constants.delta_kernel(gpu.compute_capability)
-        if kernel is None:
-            return f"no kernel of gated delta nets for {gpu.name}"
-        if dtype not in kernel.dtypes:
-            return f"no kernel of gated delta nets with {dtype} for {gpu.name}"
+        for capability in _capabilities(gpu):
+            kernel = constants.delta_kernel(capability)
+            if kernel is None:
+                return f"no kernel of gated delta nets for {gpu.name}"
+            if dtype not in kernel.dtypes:
+                return f"no kernel of gated delta nets with {dtype} for {gpu.name}"
     return None
+
+
+def _capabilities(gpu: Gpu) -> tuple[tuple[int, int], ...]:
+    """The card's compute capability; of a card of which it is unknown all that are assumed."""
+    return _ASSUMED if gpu.compute_capability == "NA" else (gpu.compute_capability,)
 
 
 def _missing(

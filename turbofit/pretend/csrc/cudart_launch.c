@@ -157,22 +157,21 @@ API error_t_ cudaStreamAddCallback(void *s, void (*call)(void *, error_t_, void 
 API error_t_ cudaLaunchKernel(const void *f, dim3_ grid, dim3_ block, void **args, size_t shared,
                              void *stream)
 {
-    (void)grid;
     (void)block;
     (void)shared;
     (void)stream;
     pretend_called();
     empty_refuse(f);
-    effect_run(f, args);
+    effect_run(f, args, grid.x);
     return success;
 }
 
+/* The grid is the first member of the configuration. */
 API error_t_ cudaLaunchKernelExC(const void *config, const void *f, void **args)
 {
-    (void)config;
     pretend_called();
     empty_refuse(f);
-    effect_run(f, args);
+    effect_run(f, args, ((const dim3_ *)config)->x);
     return success;
 }
 

@@ -4,7 +4,7 @@
 #define TURBOFIT_PRETEND_EFFECTS_H
 
 void effect_register(const void *host_function, const char *device_name);
-void effect_run(const void *host_function, void **args);
+void effect_run(const void *host_function, void **args, unsigned blocks);
 void empty_register(const void *host_function, const char *device_name);
 void empty_refuse(const void *host_function);
 

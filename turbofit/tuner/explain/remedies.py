@@ -141,7 +141,8 @@ def left_to_turbofit(request: ResolvedRequest) -> Iterator[Change]:
             _written(option, request.fixed[name]),
         )
     if request.budget is not None:
-        budget = f"--budget {format_bytes(request.budget)}"
+        given = request.budget
+        budget = f"--budget {given if isinstance(given, str) else format_bytes(given)}"
         yield Change("leave --budget out", replace(request, budget=None), budget)
 
 

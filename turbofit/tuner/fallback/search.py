@@ -26,6 +26,7 @@ from turbofit.tuner.search.context import (
     excess_tokens,
     shortest_context,
 )
+from turbofit.tuner.search.shapes import split_over_slices
 
 __all__ = ["Chosen", "search"]
 
@@ -91,6 +92,9 @@ def _check(request: ResolvedRequest) -> None:
             f"{wanted} GPUs are asked for, {len(request.visible)} may be used",
             hint="lower --tp (GPUs that one copy is split over) or --replicas",
         )
+    whole = [gpu for gpu in request.visible if not gpu.mig]
+    if request.tp is not None and request.tp > 1 and wanted > len(whole):
+        raise UsageError(split_over_slices(request.tp, len(whole)), hint="leave --tp out")
 
 
 def _held(request: ResolvedRequest) -> ResolvedRequest:
@@ -157,7 +161,10 @@ def _groupings(request: ResolvedRequest) -> Iterator[_Groups]:
     else:
         sizes = range(1, len(freest) + 1)
     for size in sizes:
-        chosen = freest[: size * replicas]
+        cards = freest if size == 1 else [gpu for gpu in freest if not gpu.mig]
+        if len(cards) < size * replicas:
+            return
+        chosen = cards[: size * replicas]
         groups = [chosen[number::replicas] for number in range(replicas)]
         yield tuple(tuple(gpu.index for gpu in group) for group in groups)
 

@@ -13,7 +13,7 @@ from turbofit.tuner.search.constraints import dtype_for
 from turbofit.tuner.search.groups import groupings, kinds, like_groups, mixed_groupings
 from turbofit.tuner.search.shape import Shape
 
-__all__ = ["PREFILL_SIZES", "no_shape", "shapes"]
+__all__ = ["PREFILL_SIZES", "no_shape", "shapes", "split_over_slices"]
 
 PREFILL_SIZES = (8192, 4096, 2048, 1024)
 _LARGEST_TP = 8
@@ -119,10 +119,13 @@ def no_shape(request: ResolvedRequest, engine: Engine) -> str:
             return f"--tp {request.tp} is not possible for {request.model.name}: {problem}"
         need = request.tp * (request.replicas or 1)
         largest = max((len(kind) for kind in kinds(request.visible)), default=0)
+        whole = sum(not gpu.mig for gpu in request.visible)
         if need <= count:
             return (
-                f"--tp {request.tp} would split over unequal GPUs, which MIG instances and 4-bit"
-                " weights on several generations of cards do not allow"
+                split_over_slices(request.tp, whole)
+                if whole < need
+                else f"--tp {request.tp} would split over unequal GPUs, which 4-bit weights on"
+                " several generations of cards do not allow"
             )
         return f"--tp {request.tp} needs {need} equal GPUs; there are {largest} of {count} visible"
     if request.replicas is not None and request.replicas > count:
@@ -131,3 +134,11 @@ def no_shape(request: ResolvedRequest, engine: Engine) -> str:
     if problem:
         return f"{request.model.name} cannot run on the {engine.name} engine: {problem}"
     return f"no tensor-parallel degree suits {request.model.name} on {gpus}"
+
+
+def split_over_slices(tp: int, whole: int) -> str:
+    """Why MIG slices are no group: of several GPUs, so many are whole."""
+    return (
+        f"--tp {tp} would split over MIG slices, of which a CUDA process sees one and NCCL joins"
+        f" none; of the GPUs {whole} are whole. --replicas runs an engine on each slice"
+    )

@@ -100,3 +100,13 @@ def test_full_shows_the_whole_and_the_summary_is_the_default(capsys) -> None:
     assert "Ledger" not in short
     assert len(short.splitlines()) < len(full.splitlines()) / 4
     assert re.search(r"speed +[\d.]+ requests/s by the forecast \(median error 4\.5%", short)
+
+
+@pytest.mark.parametrize(
+    ("on", "said"),
+    [("24GB", "assumed: 24GB has no preset"), ("a100-80g:mig=3g.40gb", "42 of 108 SMs")],
+)
+def test_what_all_figures_rest_on_is_in_the_short_text(on: str, said: str):
+    text = " ".join(paint(plan_summary(turbofit.plan("internvl2-2b", on=on))).split())
+    assert said in text
+    assert "assumed" not in paint(plan_summary(turbofit.plan("internvl2-2b", on="1xrtx4090")))

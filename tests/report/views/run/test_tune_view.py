@@ -45,6 +45,25 @@ def test_all_is_said() -> None:
     assert "none of 4 settings keeps the SLO" in none
 
 
+def test_what_the_time_cut_is_no_best_and_says_so() -> None:
+    (trial,) = tuning().trials
+    cut = replace(trial, number=1, outcome="cut", why="the time was over when 9 s were measured")
+    part = paint(tune_view(tuning(trials=(cut,), best=1)))
+    assert "measured in part (the time was over when 9 s were measured)" in part
+    assert "cut short" in part
+    assert "best" not in part
+    nothing = tuning(trials=(replace(cut, measured=None),), best=None)
+    assert "none of 1 settings was measured in the time" in paint(tune_view(nothing))
+
+
+def test_pretend_gpus_correct_no_plan() -> None:
+    corrected = "later plans here are corrected by it"
+    assert corrected in paint(tune_view(several()))
+    pretend = paint(tune_view(replace(several(), pretend=True)))
+    assert "PRETEND GPUs" in pretend
+    assert corrected not in pretend
+
+
 def test_a_page_has_the_curve_the_front_and_every_trial() -> None:
     page = tune_page(several())
     assert page.count("<svg") == 3

@@ -47,7 +47,7 @@ def joint_summary(found: JointPlan, names: Sequence[str]) -> list[Block]:
             text = f"GPU {fullest.index} lacks {format_bytes(-fullest.left)}"
         if found.fits or fullest.left < 0:
             blocks.append(Paragraph(text=text))
-    blocks += first_warning(_warnings(found))
+    blocks += first_warning(_warnings(found), found.plans[0].machine if found.plans else None)
     if found.fits:
         blocks.append(
             Paragraph(text=f"next: turbofit serve {shlex.join(names)}, with the same options")
@@ -68,8 +68,12 @@ def _promise_blocks(found: JointPlan) -> list[Block]:
 
 
 def _warnings(found: JointPlan) -> tuple[str, ...]:
-    """Each once, with its model."""
-    said = (f"{plan.model.name}: {text}" for plan in found.plans for text in plan.warnings)
+    """Each once, with its model where it is not of the machine."""
+    said = (
+        text if text in plan.machine.warnings else f"{plan.model.name}: {text}"
+        for plan in found.plans
+        for text in plan.warnings
+    )
     return tuple(dict.fromkeys(said))
 
 

@@ -56,7 +56,8 @@ def plan_summary(plan: Plan) -> list[Block]:
     blocks += _fullest(plan)
     blocks.append(FactList(facts=tuple(_promise(plan))))
     # Those of this plan first, then those of the machine.
-    blocks += first_warning(sorted(plan.warnings, key=lambda text: text in plan.machine.warnings))
+    said = sorted(plan.warnings, key=lambda text: text in plan.machine.warnings)
+    blocks += first_warning(said, plan.machine)
     if plan.fits:
         blocks += _command(plan)
     return [*blocks, Paragraph(text=_FULL, tone="dim")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from turbofit.core.units import format_duration
 from turbofit.report.painters.document import Column, Heading, Paragraph, Table
 from turbofit.report.views.run.load_view import seconds_text
 
@@ -31,6 +32,8 @@ def tune_notes(result: Tuning) -> list[Block]:
     winner = result.winner
     if winner is None or winner.measured is None:
         why = "keeps the SLO" if result.slo else "served"
+        if all(one.outcome == "cut" and one.measured is None for one in result.trials):
+            why = "was measured in the time: more --time, or less --concurrency and --seconds"
         blocks.append(Paragraph(text=f"none of {len(result.trials)} settings {why}", tone="bad"))
     else:
         first = next((one for one in result.trials if not one.options), None)
@@ -38,15 +41,18 @@ def tune_notes(result: Tuning) -> list[Block]:
         if first is not None and first.measured is not None and first is not winner:
             ratio = winner.measured.requests_per_second / first.measured.requests_per_second
             gain = f", {ratio - 1:+.0%} against the plan without tuning"
-        text = f"best: {settings_text(winner)}: {_told(winner.measured)}{gain}"
-        blocks.append(Paragraph(text=text, tone="good"))
+        cut = winner.outcome == "cut"
+        found = f"measured in part ({winner.why})" if cut else "best"
+        text = f"{found}: {settings_text(winner)}: {_told(winner.measured)}{gain}"
+        blocks.append(Paragraph(text=text, tone="warn" if cut else "good"))
         if winner.quant_policy:
             text = f"it stores the cache with {winner.quant_policy} bits: answers change a little"
             blocks.append(Paragraph(text=f"{text} (--kv-types 0 leaves that out)", tone="warn"))
+    corrected = "" if result.pretend else "; later plans here are corrected by it"
     blocks += [
         Paragraph(
-            text=f"{one.engine}: the forecast was {1 / one.factor:.2f} times what {one.trials} "
-            "trials measured; later plans here are corrected by it"
+            text=f"{one.engine}: the forecast was {1 / one.factor:.2f} times what "
+            f"{_trials(one.trials)} measured{corrected}"
         )
         for one in result.factors
         if one.factor > 0
@@ -58,7 +64,7 @@ def tune_notes(result: Tuning) -> list[Block]:
             f"requests/s under this load: {result.earlier.change:+.1%} since"
         )
         blocks.append(Paragraph(text=text, tone="bad" if worse else "plain"))
-    text = f"{len(result.trials)} trials in {result.seconds / 60:.1f} minutes; {result.stopped}"
+    text = f"{_trials(len(result.trials))} in {format_duration(result.seconds)}; {result.stopped}"
     blocks.append(Paragraph(text=text, tone="dim"))
     return blocks
 
@@ -125,13 +131,18 @@ def _row(one: TrialRecord, result: Tuning) -> tuple[str, ...]:
         return (str(one.number), settings_text(one), forecast, "-", "-", "-",
                 f"{one.outcome}: {one.why}")  # fmt: skip
     seen = one.measured
-    marks = ["best"] if one.number == result.best else []
+    marks = ["cut short"] if one.outcome == "cut" else []
+    marks += ["best"] if one.number == result.best and not marks else []
     marks += ["Pareto"] if one.number in pareto(result) else []
     marks += [] if one.meets_slo else ["misses the SLO" if result.slo else "not all answered"]
     return (
         str(one.number), settings_text(one), forecast, f"{seen.requests_per_second:.2f}",
         seconds_text(seen.ttft_p90), seconds_text(seen.tpot_p90), ", ".join(marks),
     )  # fmt: skip
+
+
+def _trials(count: int) -> str:
+    return "1 trial" if count == 1 else f"{count} trials"
 
 
 def _told(seen: SpeedFigures) -> str:

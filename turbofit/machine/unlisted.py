@@ -1,0 +1,283 @@
+"""Cards without a preset: MIG slices, vGPU profiles, cards of laptops, refitted cards, any size."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Final, NamedTuple
+
+from turbofit.core.errors import UsageError
+from turbofit.core.presets import converted, load_yaml, presets_dir
+from turbofit.core.struct import Struct
+from turbofit.core.units import MIB
+from turbofit.machine.presets import (
+    bare_name,
+    find_preset,
+    load_preset,
+    nearest_names,
+    nominal_gigabytes,
+    preset_names,
+)
+
+__all__ = [
+    "MIG_NAME", "OtherCard", "Slice", "UnsupportedCard", "least_usable", "mig_slice", "no_preset",
+    "other_card", "unsupported_card", "vgpu_of",
+]  # fmt: skip
+
+#: ``NVIDIA A100-SXM4-80GB MIG 3g.40gb``, as NVML names a slice; of ``1c.3g.40gb`` one of its three
+#: compute slices.
+MIG_NAME: Final = re.compile(
+    r"(?P<card>.*?)\W*(?:\bMIG\W+)?"
+    r"\b(?P<profile>(?:(?P<compute>\d)c\.)?(?P<slices>\d)g\.(?P<gb>\d{1,4})gb)"
+    r"[+-]?[a-z.]*",
+    re.IGNORECASE,
+)
+_VGPU: Final = re.compile(
+    r"(?:nvidia\s+|grid\s+)*(?P<board>[a-z][\w -]*?)-(?:(?P<slices>\d)-)?(?P<gb>\d+)"
+    r"(?P<series>[abcq])(?:me)?",
+    re.IGNORECASE,
+)
+_LAPTOP: Final = re.compile(
+    r"(?P<card>.*\d.*?)(?:with)?(?:laptop(?:gpu)?|mobile|notebook|maxq(?:design)?|(?<=\d)m)"
+)
+_SIZED: Final = re.compile(
+    r"(?P<card>.*?)[\s_(-]*\b(?P<gb>\d+)\s*gi?b?\b\)?(?P<more>.*)", re.IGNORECASE
+)
+#: What CUDA hands out of a card's nominal gigabytes, at least: 0.91 on the T4 and the A2, whose ECC
+#: takes a sixteenth, 0.98 on most. Low: a plan for a card of which only this is known errs low.
+_LEAST_OF_NOMINAL: Final = 0.9
+#: Of a MIG profile's nominal gigabytes, where no driver's list is known: see unlisted.yaml. Low.
+_SLICE_OF_NOMINAL: Final = 0.89
+#: Eighths of a card's memory that its slices have at most, by compute slices, of seven; of four
+#: slices each has two. What a profile's name may say above it is rounding.
+_EIGHTHS: Final = {7: {1: 2, 2: 2, 3: 4, 4: 4, 7: 8}, 4: {1: 2, 2: 4, 4: 8}}
+_ROUNDING: Final = 1.1
+#: Memory without ECC's sixteenth: HBM, by compute capability.
+_HBM: Final = frozenset({(7, 0), (8, 0), (9, 0), (10, 0), (10, 3)})
+
+
+class UnsupportedCard(Struct, forbid_unknown_fields=True):
+    """One row of `presets/gpus/unsupported.yaml`.
+
+    ``names`` are regular expressions of the whole name, in lower case, letters and digits alone.
+    """
+
+    names: tuple[str, ...]
+    card: str
+    why: str
+    instead: str
+
+
+class _MigCards(Struct, forbid_unknown_fields=True):
+    """How the cards of these presets are cut: MiB and SMs of each profile."""
+
+    cards: tuple[str, ...]
+    slices: int
+    profiles: dict[str, tuple[int, int]]
+    source: str
+
+
+class _Unlisted(Struct, forbid_unknown_fields=True):
+    """`presets/gpus/unlisted.yaml`: gigabytes of each card by its compute capability."""
+
+    mig: tuple[_MigCards, ...]
+    vgpu: dict[str, str]
+    cards: dict[str, dict[str, tuple[int, ...]]]
+    laptops: dict[str, dict[str, tuple[int, ...]]]
+
+
+class Slice(NamedTuple):
+    """A MIG slice: bytes that CUDA hands out, SMs, and where both are from."""
+
+    total: int
+    sms: int
+    basis: str
+
+
+class OtherCard(NamedTuple):
+    """A card without a preset: what it is, its compute capability, its nominal gigabytes.
+
+    ``name`` is as a SPEC has it.
+    """
+
+    name: str
+    what: str
+    capability: tuple[int, int]
+    sizes: tuple[int, ...]
+
+
+def unsupported_card(name: str) -> UnsupportedCard | None:
+    """The first row that a typed name belongs to; None where there is none."""
+    wanted = "".join(c for c in name.lower() if c.isalnum())
+    for row in _unsupported():
+        if any(re.fullmatch(pattern, wanted) for pattern in row.names):
+            return row
+    return None
+
+
+def other_card(name: str) -> OtherCard | None:
+    """What is known of a card that has no preset, by its name; None where nothing is."""
+    sized = _SIZED.fullmatch(name)
+    wanted = bare_name(f"{sized['card']}{sized['more']}" if sized else name)
+    laptop = _LAPTOP.fullmatch(wanted)
+    card, what = (laptop["card"], "a card of laptops") if laptop else (wanted, "a card")
+    for capability, cards in (_table().laptops if laptop else _table().cards).items():
+        for known, gigabytes in cards.items():
+            if bare_name(known) in (card, f"rtx{card}"):
+                major, minor = map(int, capability.split("."))
+                sizes = (int(sized["gb"]),) if sized else gigabytes
+                return OtherCard(wanted, what, (major, minor), sizes)
+    return None
+
+
+def mig_slice(key: str, profile: re.Match[str]) -> Slice:
+    """A slice of a preset's card.
+
+    Args:
+        key: the preset.
+        profile: what `MIG_NAME` found.
+
+    Raises:
+        UsageError: such cards are not cut, or not so.
+    """
+    row = next((row for row in _table().mig if key in row.cards), None)
+    slices, gigabytes = int(profile["slices"]), int(profile["gb"])
+    name, whole = f"{slices}g.{gigabytes}gb", load_preset(key)
+    if row is None:
+        cut = ", ".join(row.cards[0] for row in _table().mig)
+        raise UsageError(f"{key} is no card that MIG cuts", hint=f"cut are {cut}")
+    eighths = _EIGHTHS[row.slices].get(slices, 0)
+    if gigabytes > nominal_gigabytes(key) * eighths / 8 * _ROUNDING:
+        known = ", ".join(row.profiles) or "of 1, 2 and 4 slices"
+        raise UsageError(f"{key} has no MIG profile {name}", hint=f"known are {known}")
+    if name in row.profiles:
+        size, sms = row.profiles[name]
+        basis = "as `nvidia-smi mig -lgip` lists it"
+    else:
+        size = int(gigabytes * 10**9 * _SLICE_OF_NOMINAL) // MIB
+        sms = whole.sm_count.value * slices // row.slices
+        basis = f"89% of the nominal {gigabytes} GB, as no list of this card has it"
+    if profile["compute"]:
+        sms = sms * min(int(profile["compute"]), slices) // slices
+    return Slice(min(size * MIB, whole.total - whole.reserved), sms, basis)
+
+
+def vgpu_of(name: str) -> re.Match[str] | None:
+    """The parts of a vGPU profile's name, such as GRID V100D-32C; None where it is none."""
+    return None if find_preset(name) else _VGPU.fullmatch(name.replace("_", " "))
+
+
+def least_usable(gigabytes: float) -> int:
+    """Bytes that CUDA hands out of a card of these nominal gigabytes, at least."""
+    return int(gigabytes * _LEAST_OF_NOMINAL * 1024) * MIB
+
+
+def no_preset(name: str) -> UsageError:
+    """Why a name is no card that can be planned for, and what to write instead."""
+    name = name[:60]
+    row = unsupported_card(name)
+    if row is not None:
+        return UsageError(f"{name} is {row.card}: {row.why}", hint=row.instead)
+    return _slice(name) or _vgpu(name) or _other(name) or _refitted(name) or _unknown(name)
+
+
+def _slice(name: str) -> UsageError | None:
+    """A MIG profile without its card."""
+    profile = MIG_NAME.fullmatch(name)
+    if profile is None:
+        return None
+    wanted = f"{profile['slices']}g.{profile['gb']}gb".lower()
+    rows = [row for row in _table().mig if wanted in row.profiles]
+    hints = [f"{row.cards[0]}:total={row.profiles[wanted][0]}MiB:mig={wanted}" for row in rows[:5]]
+    return UsageError(
+        f"{name} is a MIG slice, of which card?", hint=" or ".join(hints) or f"CARD:mig={wanted}"
+    )
+
+
+def _vgpu(name: str) -> UsageError | None:
+    """NVIDIA's formula of what a guest does not get, at its most; errs low.
+
+    A profile of the whole card has all of page retirement's 128 MB. Source: NVIDIA, Virtual GPU
+    Software User Guide, max-reserved-fb = profile / 16 + 16 + ECC's sixteenth + page retirement.
+    """
+    profile = vgpu_of(name)
+    if profile is None:
+        return None
+    board, nominal = profile["board"], int(profile["gb"]) * 1024
+    if profile["series"].lower() in "ab":
+        return UsageError(
+            f"{name} is a vGPU profile without CUDA",
+            hint=f"its C and Q profiles have it: {board}-{profile['gb']}C",
+        )
+    key = _table().vgpu.get(bare_name(board)) or find_preset(board)
+    whole = load_preset(key) if key else None
+    sixteenths = 1 if whole and whole.compute_capability.value in _HBM else 2
+    size = nominal - nominal * sixteenths // 16 - 144
+    if whole is not None:
+        size = min(size, (whole.total - whole.reserved) // MIB)
+    written = f"{key or bare_name(board)}:total={size}MiB"
+    if key and profile["slices"]:
+        written += f":mig={profile['slices']}g.{profile['gb']}gb"
+    return UsageError(
+        f"{name} is a vGPU profile: a part of a card's memory, and of its time",
+        hint=f"{written} has its memory, the least by NVIDIA's formula, and the card's speed, as"
+        " where no other vGPU works",
+    )
+
+
+def _other(name: str) -> UsageError | None:
+    """A card whose memory and compute capability are known at most."""
+    other = other_card(name)
+    if other is not None:
+        written = [
+            f"{other.name}:total={least_usable(gb) // MIB}MiB ({gb} GB)" for gb in other.sizes
+        ]
+        return UsageError(
+            f"{name} is {other.what} of which only memory and compute capability are known",
+            hint=f"{' or '.join(written)} plans with these: what CUDA hands out of such cards at"
+            " least",
+        )
+    if _LAPTOP.fullmatch(bare_name(name)):
+        return UsageError(
+            f"{name} is a card of laptops, which is another than the one of its number",
+            hint=f"write what CUDA can hand out of it: {bare_name(name)}:total=NGiB",
+        )
+    return None
+
+
+def _refitted(name: str) -> UsageError | None:
+    """A known card with another size than any that is known."""
+    sized = _SIZED.fullmatch(name)
+    key = find_preset(f"{sized['card']}{sized['more']}") if sized else None
+    if sized is None or key is None:
+        return None
+    preset, gigabytes = load_preset(key), int(sized["gb"])
+    size = gigabytes * 1024 * (preset.total - preset.reserved) // preset.total
+    return UsageError(
+        f"{name}: {key} has {nominal_gigabytes(key)} GB, and none with {gigabytes} GB is known",
+        hint=f"{key}:total={size}MiB has its memory, and the speed of {key}",
+    )
+
+
+def _unknown(name: str) -> UsageError:
+    """The nearest names, of the same size where the name has one; never all of them."""
+    near = [f"{key} ({nominal_gigabytes(key)} GB)" for key in nearest_names(name)]
+    guess = f"did you mean {' or '.join(near)}? " if near else ""
+    written = "NAME" if guess else bare_name(name) or "NAME"
+    return UsageError(
+        f"no GPU preset is called {name!r}",
+        hint=f"{guess}A card without a preset is written {written}:total=24GiB, or 24GB;"
+        f" `turbofit gpus` lists {len(preset_names())}",
+    )
+
+
+@cache
+def _unsupported() -> tuple[UnsupportedCard, ...]:
+    path = presets_dir() / "gpus" / "unsupported.yaml"
+    return converted(load_yaml(path).get("cards"), tuple[UnsupportedCard, ...], path)
+
+
+@cache
+def _table() -> _Unlisted:
+    path = presets_dir() / "gpus" / "unlisted.yaml"
+    return converted(load_yaml(path), _Unlisted, path)
