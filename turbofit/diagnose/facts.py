@@ -11,6 +11,7 @@ from turbofit.diagnose.lines.events import (
     KnownMessage,
     KvBlocks,
     LegacyCuda,
+    MigSlice,
     PeerMissing,
     PythonFrame,
     SmiDriver,
@@ -64,7 +65,7 @@ _PAST: Final = (
     CacheBudget, CudaError, KvBlocks, LegacyCuda, ServerUp, Slab, WarmupFinished, WarmupLengths,
 )  # fmt: skip
 #: What is said of the machine is true for each run.
-_OF_MACHINE: Final = (PeerMissing, SmiDriver, SmiGpu, SmiProcess)
+_OF_MACHINE: Final = (MigSlice, PeerMissing, SmiDriver, SmiGpu, SmiProcess)
 #: Runs at each end of a log whose facts are kept.
 _RUNS: Final = 16
 #: What a terminal may break into several lines.
@@ -91,14 +92,15 @@ class LogEvent(NamedTuple):
 class LogFacts:
     """What a log tells of one run. ``waits`` counts the scheduler's "out of memory at" since news.
 
-    ``begun``: whether it has an engine's beginning. ``lines`` and ``subject`` are the whole log's.
+    ``lines`` and ``subject`` are the whole log's.
     """
 
     def __init__(self) -> None:
         self.lines = 0
         self.marks: list[LogEvent] = []
         self.subject = FactCollector()
-        self.begun = False
+        #: The line of an engine's beginning.
+        self.begun_at: int | None = None
         self.waits = 0
         self.waiting: tuple[int, str] | None = None
         self._stack: list[PythonFrame] = []
@@ -111,7 +113,8 @@ class LogFacts:
     def take(self, line: int, text: str) -> None:
         """Take in one row."""
         self.lines = max(self.lines, line)
-        self.begun = self.begun or _BEGUN.search(text) is not None
+        if self.begun_at is None and _BEGUN.search(text):
+            self.begun_at = line
         repeated = repeats(text)
         if repeated is not None:
             self.waits += repeated if self.waits else 0
@@ -140,6 +143,11 @@ class LogFacts:
                 last is not None and isinstance(last.event, TorchMemory) and not last.stack
             )
         self.subject.read(line, text)
+
+    @property
+    def begun(self) -> bool:
+        """Whether it has an engine's beginning."""
+        return self.begun_at is not None
 
     def _append_to_follower(self, frame: PythonFrame) -> None:
         if self._followed:

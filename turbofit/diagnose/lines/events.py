@@ -14,6 +14,7 @@ __all__ = [
     "KnownMessage",
     "KvBlocks",
     "LegacyCuda",
+    "MigSlice",
     "ModelLoaded",
     "Offload",
     "OtherDevices",
@@ -159,11 +160,22 @@ class SmiDriver(Struct, tag="smi_driver"):
 
 
 class SmiGpu(Struct, tag="smi_gpu"):
-    """A GPU of an nvidia-smi table or of ``nvidia-smi -L``; bytes as the table counts them."""
+    """A GPU of an nvidia-smi table, of ``nvidia-smi -L``, or a line of a program's own list.
+
+    Bytes are as the table counts them; ``count`` GPUs of a list share a line.
+    """
 
     index: int
     name: str = ""
+    count: int = 1
     used: int | None = None
+    total: int | None = None
+
+
+class MigSlice(Struct, tag="mig_slice"):
+    """A MIG slice of the GPU before it: its profile, or its bytes as a table has them."""
+
+    profile: str = ""
     total: int | None = None
 
 
