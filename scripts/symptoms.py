@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import yaml
 
 from turbofit.diagnose.explain import diagnose
+from turbofit.diagnose.rules.causes import causes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,7 +71,7 @@ def symptoms() -> Iterator[Symptom]:
 
 def rule_kinds() -> set[str]:
     """Each kind of answer that a rule of `diagnose` can give."""
-    found = set()
+    found: set[object] = {cause.kind for cause in causes()}
     for path in (_ROOT / "turbofit" / "diagnose" / "rules").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.keyword) and node.arg == "kind":

@@ -36,7 +36,7 @@ KNOWN = [
     ("tp_impossible", "configuration",
      "AssertionError: target_heads=6 must be divisible by heads=4"),
     ("no_kv_memory", "cache", "RuntimeError: No enough gpu memory for kv cache."),
-    ("gpu_too_old", "configuration",
+    ("no_kernel_image", "configuration",
      "RuntimeError: CUDA error: no kernel image is available for execution on the device"),
     ("driver_too_old", "configuration",
      "RuntimeError: The NVIDIA driver on your system is too old (found version 11080)."),

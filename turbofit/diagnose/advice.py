@@ -10,6 +10,8 @@ from turbofit.core.plan import Remedy
 from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Advice
 from turbofit.diagnose.case import with_used
+from turbofit.diagnose.lines.events import KvBlocks, LegacyCuda
+from turbofit.memory.versions import REFERENCE
 from turbofit.model.presets import awq_variant
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
@@ -62,7 +64,18 @@ def _planned(case: LogCase, plan: Plan, spec: str, verdict: str) -> Advice:
         verdict=verdict,
         settings=values if plan.fits else {},
         command="" if plan.serve is None else shlex.join(plan.serve.argv),
+        note=_note(case) if plan.fits else "",
         remedies=plan.remedies or _smaller(case),
+    )
+
+
+def _note(case: LogCase) -> str:
+    """Where a log's ratio is another share than a plan's."""
+    if not (case.facts.first(KvBlocks) or case.facts.first(LegacyCuda)):
+        return ""
+    return (
+        f"these settings are for LMDeploy {REFERENCE}: an older release takes its ratio of other"
+        " free memory, so that the two ratios cannot be compared"
     )
 
 

@@ -72,7 +72,8 @@ class Missing(Struct):
 class Advice(Struct):
     """What would have worked: a plan for the model and machine, or what stands in its way.
 
-    ``settings`` are LMDeploy's options that matter; ``command`` starts it, without the environment.
+    ``settings`` are LMDeploy's options that matter; ``command`` starts it, without the environment;
+    ``note`` says why the settings are not to be compared with the log's.
     """
 
     model: str
@@ -81,6 +82,7 @@ class Advice(Struct):
     verdict: str
     settings: dict[str, object] = field(default_factory=dict)
     command: str = ""
+    note: str = ""
     remedies: tuple[Remedy, ...] = ()
 
 

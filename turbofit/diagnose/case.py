@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB, format_bytes
-from turbofit.diagnose.lines.events import PeerMissing, SmiGpu, TorchMemory
+from turbofit.diagnose.lines.events import MigSlice, PeerMissing, SmiGpu, TorchMemory
 from turbofit.diagnose.spellings import preset_of
 from turbofit.machine.presets import find_preset as find_gpu
+from turbofit.machine.presets import match_preset
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from turbofit.diagnose.facts import LogFacts
 
 __all__ = ["LogCase", "usable", "with_used"]
+
+_NO_PEERS: Final = ",p2p=none"
+#: Less than so much of a table is a display's, or the driver's own.
+_IN_USE: Final = 256 * MIB
 
 
 class LogCase:
@@ -40,6 +44,8 @@ class LogCase:
         self.model = self._model(model)
         self.on = on
         self.machine = machine_from(on) if on else None
+        #: Why the cards that the log names make no machine.
+        self.no_machine = ""
         if on is None:
             self._take_machine_of_log()
         self._forecast: Plan | None = None
@@ -91,29 +97,59 @@ class LogCase:
             return None
 
     def _take_machine_of_log(self) -> None:
-        """The cards that the log names, where they make a machine."""
+        """The cards that the log names, where they make a machine; else why they make none."""
         spec = self._spec()
-        if spec is not None:
-            with suppress(UsageError):
-                self.machine, self.on = machine_from(spec), spec
+        if not spec:
+            return
+        try:
+            self.machine = machine_from(spec)
+        except UsageError as exc:
+            self.no_machine = f"{exc.message} ({exc.hint})"
+            return
+        self.on = "+".join(_grouped([_spec_of(gpu) for gpu in self.machine.gpus]))
+        if self._lonely and len(self.machine.gpus) > 1:
+            self.on += _NO_PEERS
 
-    def _spec(self) -> str | None:
-        """The machine of the log as a SPEC: cards of an nvidia-smi table, else named cards."""
-        table = {
-            event.index: find_gpu(event.name) for _, event in self.facts.every(SmiGpu) if event.name
-        }
-        peers = [max(event.a, event.b) + 1 for _, event in self.facts.every(PeerMissing)]
-        lonely = ",p2p=none" if peers else ""
-        if table and all(table.values()):
-            names = [str(table[index]) for index in sorted(table)]
-            return "+".join(_grouped(names)) + (lonely if len(names) > 1 else "")
+    @property
+    def _lonely(self) -> bool:
+        return self.facts.first(PeerMissing) is not None
+
+    def _spec(self) -> str:
+        """The machine of the log as `machine_from` reads it: a table, a list, or named cards."""
+        gpus = self.facts.every(SmiGpu)
+        tables = {event.index: (mark.line, event) for mark, event in gpus if event.total}
+        slices = [event for _, event in self.facts.every(MigSlice)]
+        alone = _NO_PEERS if self._lonely else ""
+        if tables and slices and slices[-1].total:
+            _, parent = tables[min(tables)]
+            return f"{parent.name}:total={slices[-1].total // MIB}MiB"
+        if tables:
+            rows = [self._row(line, gpu) for _, (line, gpu) in sorted(tables.items())]
+            return "\n".join(["name, memory.total [MiB], memory.used [MiB]", *rows])
+        names = {event.index: event for _, event in gpus}
+        if names and slices:
+            return f"{names[min(names)].name} MIG {slices[0].profile}"
+        if names:
+            listed = [f"{gpu.count}x{gpu.name}" for _, gpu in sorted(names.items())]
+            return "+".join(listed) + (alone if sum(g.count for g in names.values()) > 1 else "")
         cards = self.facts.subject.cards
         if len(cards) != 1:
-            return None
+            return ""
         key, (count, _) = next(iter(cards.items()))
+        peers = [max(event.a, event.b) + 1 for _, event in self.facts.every(PeerMissing)]
         seen = [event.gpu + 1 for _, event in self.facts.every(TorchMemory) if event.gpu]
         number = count or max([1, *peers, self.tp or 1, *seen])
-        return f"{number}x{key}" + (lonely if number > 1 else "")
+        return f"{number}x{key}" + (alone if number > 1 else "")
+
+    def _row(self, line: int, gpu: SmiGpu) -> str:
+        """A GPU as a row of nvidia-smi's CSV; its use counts where the engine had not begun.
+
+        Torch's own text of who holds the card is nearer to the death, and goes before it.
+        """
+        begun = self.facts.begun_at
+        before = begun is not None and line < begun and not self.facts.first(TorchMemory)
+        used = gpu.used if before and gpu.used and gpu.used >= _IN_USE else 0
+        return f"{gpu.name}, {(gpu.total or 0) // MIB}, {used // MIB}"
 
 
 def usable(gpu: Gpu) -> int | None:
@@ -143,6 +179,18 @@ def with_used(machine: Machine, on: str, used: int) -> tuple[Machine, str]:
     else:
         name = f"{group}:used={used // MIB}MiB{comma}{rest}"
     return replace(machine, gpus=tuple(gpus)), name
+
+
+def _spec_of(gpu: Gpu) -> str:
+    """A GPU as a SPEC names it."""
+    preset = match_preset(gpu)
+    total = usable(gpu)
+    taken = "" if gpu.used in (NA, 0) else f":used={int(gpu.used) // MIB}MiB"
+    if preset is not None and total is not None:
+        key = find_gpu(preset.name)
+        if key is not None:
+            return key + taken
+    return f"{gpu.name}:total={(total or 0) // MIB}MiB{taken}"
 
 
 def _grouped(names: list[str]) -> list[str]:

@@ -53,7 +53,11 @@ def diagnose(
     Raises:
         UsageError: ``model`` or ``on`` cannot be meant.
     """
-    cases = [LogCase(facts, model=model, on=on) for facts in read_runs(rows(chunks))]
+    programs = set[str]()
+    runs = read_runs(rows(chunks, programs))
+    for facts in runs:
+        facts.subject.programs |= programs
+    cases = [LogCase(facts, model=model, on=on) for facts in runs]
     drafts = sorted(
         ((draft, case) for case in cases for rule in _RULES for draft in rule(case)),
         key=lambda found: (_RANKS[found[0].rank], found[0].line),
@@ -76,9 +80,19 @@ def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosi
         found = advice(case, draft)
         if found is None:
             if case.model is None:
-                unknown.append("which model it was: name it with --model")
+                name = case.facts.subject.unknown_model
+                unknown.append(
+                    f"what {name} is: it has no preset here, so name its folder or a preset with"
+                    " --model"
+                    if name
+                    else "which model it was: name it with --model"
+                )
             if case.machine is None:
-                unknown.append("which machine it was: name it with --on")
+                unknown.append(
+                    f"which machine it was: {case.no_machine}"
+                    if case.no_machine
+                    else "which machine it was: name it with --on"
+                )
     peers = case.facts.first(PeerMissing)
     why, lines = draft.why, draft.evidence
     if peers and draft.kind != "peer_warning":
@@ -139,7 +153,10 @@ def _read(case: LogCase) -> Read:
 
 def _engine(facts: LogFacts) -> str | None:
     turbomind = (CacheBudget, Slab, KvBlocks, LegacyCuda, CudaError, PeerMissing)
-    return "turbomind" if any(isinstance(m.event, turbomind) for m in facts.marks) else None
+    if any(isinstance(m.event, turbomind) for m in facts.marks):
+        return "turbomind"
+    programs = facts.subject.programs - {"lmdeploy"}
+    return next(iter(programs)) if len(facts.subject.programs) == len(programs) == 1 else None
 
 
 def _generation(facts: LogFacts) -> str | None:
@@ -149,5 +166,5 @@ def _generation(facts: LogFacts) -> str | None:
     if facts.first(PeerMissing):
         return "0.2 to 0.7"
     if facts.first(LegacyCuda):
-        return "0.5 to 0.13"
+        return "0.2 to 0.13"
     return "0.2 to 0.14" if facts.first(KvBlocks) else None

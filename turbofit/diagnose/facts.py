@@ -11,6 +11,7 @@ from turbofit.diagnose.lines.events import (
     KnownMessage,
     KvBlocks,
     LegacyCuda,
+    MigSlice,
     PeerMissing,
     PythonFrame,
     SmiDriver,
@@ -20,7 +21,7 @@ from turbofit.diagnose.lines.events import (
 )
 from turbofit.diagnose.lines.host_lines import SmiTable, host_line
 from turbofit.diagnose.lines.torch_lines import torch_line, torch_memory
-from turbofit.diagnose.rules.known_causes import said
+from turbofit.diagnose.rules.causes import is_told, told_figures
 from turbofit.diagnose.subject import FactCollector
 from turbofit.launch.engine.logfile import repeats
 from turbofit.observe.turbomind_log import (
@@ -64,10 +65,12 @@ _PAST: Final = (
     CacheBudget, CudaError, KvBlocks, LegacyCuda, ServerUp, Slab, WarmupFinished, WarmupLengths,
 )  # fmt: skip
 #: What is said of the machine is true for each run.
-_OF_MACHINE: Final = (PeerMissing, SmiDriver, SmiGpu, SmiProcess)
+_OF_MACHINE: Final = (MigSlice, PeerMissing, SmiDriver, SmiGpu, SmiProcess)
 #: Runs at each end of a log whose facts are kept.
 _RUNS: Final = 16
-#: A terminal wraps torch's text over at most so many more lines.
+#: What a terminal may break into several lines.
+_MESSAGES: Final = (KnownMessage, PythonError, TorchMemory)
+#: A terminal breaks a message into at most so many more lines.
 _WRAPPED: Final = 6
 #: More events of one kind than this add nothing: a living engine prints some for each request.
 _ENOUGH: Final = 50_000
@@ -89,26 +92,29 @@ class LogEvent(NamedTuple):
 class LogFacts:
     """What a log tells of one run. ``waits`` counts the scheduler's "out of memory at" since news.
 
-    ``begun``: whether it has an engine's beginning. ``lines`` and ``subject`` are the whole log's.
+    ``lines`` and ``subject`` are the whole log's.
     """
 
     def __init__(self) -> None:
         self.lines = 0
         self.marks: list[LogEvent] = []
         self.subject = FactCollector()
-        self.begun = False
+        #: The line of an engine's beginning.
+        self.begun_at: int | None = None
         self.waits = 0
         self.waiting: tuple[int, str] | None = None
         self._stack: list[PythonFrame] = []
         self._table = SmiTable()
-        self._torch: tuple[int, str] | None = None
+        self._message: tuple[int, list[str]] | None = None
         self._counts: dict[type, int] = {}
         self._past = False
+        self._followed = False
 
     def take(self, line: int, text: str) -> None:
         """Take in one row."""
         self.lines = max(self.lines, line)
-        self.begun = self.begun or _BEGUN.search(text) is not None
+        if self.begun_at is None and _BEGUN.search(text):
+            self.begun_at = line
         repeated = repeats(text)
         if repeated is not None:
             self.waits += repeated if self.waits else 0
@@ -119,10 +125,11 @@ class LogFacts:
                 self.waits += 1
                 self.waiting = self.waiting or (line, text)
             return
-        if self._torch and not self._continues(line, text, event):
-            self._torch = None
+        if self._message and not self._continues(line, text, event):
+            self._message = None
         if isinstance(event, PythonFrame):
             self._stack.append(event)
+            self._append_to_follower(event)
             return
         if event is not None:
             self._keep(line, text, event)
@@ -130,7 +137,21 @@ class LogFacts:
             self._code(call[1])
         if "Traceback (most recent call last)" in text:
             self._stack.clear()
+            last = self.marks[-1] if self.marks else None
+            # vLLM and many frameworks print the message first, and its traceback after it.
+            self._followed = (
+                last is not None and isinstance(last.event, TorchMemory) and not last.stack
+            )
         self.subject.read(line, text)
+
+    @property
+    def begun(self) -> bool:
+        """Whether it has an engine's beginning."""
+        return self.begun_at is not None
+
+    def _append_to_follower(self, frame: PythonFrame) -> None:
+        if self._followed:
+            self.marks[-1] = self.marks[-1]._replace(stack=(*self.marks[-1].stack, frame))
 
     def ended_by(self, text: str) -> bool:
         """Whether a row begins another run: an engine that was past its beginning begins again."""
@@ -165,38 +186,52 @@ class LogFacts:
         event = torch_line(text)
         if event is not None:
             return event
+        message = KnownMessage() if is_told(text) else None
         try:
             found = parse_line(text)
         except ValueError:  # a damaged number, as in a log that was cut and pasted
             found = None
         if isinstance(found, CheckFailed) or (
-            isinstance(found, CudaError) and not found.out_of_memory and "kernel" in text
+            isinstance(found, CudaError)
+            and not found.out_of_memory
+            and any(word in text for word in ("kernel", "not supported"))
         ):
-            return said(text) or found  # the check's or the error's own words say more
+            return message or found  # the check's or the error's own words say more
         if found is None and "NCCL error" in text:
             return NcclError(message=text[text.index("NCCL error") :])
         if found is not None and not isinstance(found, PythonError | TorchOutOfMemory):
             # The engine's own event; its start-up line also tells the session's length.
             return (engine_line(text) if "max_context_token_num" in text else None) or found
-        return engine_line(text) or host_line(text) or self._table.line(text) or said(text) or found
+        event = engine_line(text)
+        if isinstance(event, LegacyCuda) and not event.out_of_memory:
+            event = message or event
+        return event or host_line(text) or self._table.line(text) or message or found
 
     def _continues(self, line: int, text: str, event: Struct | None) -> bool:
-        """Join a wrapped memory text: whether this line added figures to it."""
-        assert self._torch is not None
-        begun, so_far = self._torch
+        """Join a message that a terminal broke: whether this line may be a part of it.
+
+        Nobody knows whether a break stood in a word or in place of a space: both are tried.
+        """
+        assert self._message is not None
+        begun, so_far = self._message
         if line - begun > _WRAPPED or event is not None:
             return False
-        joined = f"{so_far} {text.strip()}"
+        joined = [one + between + text.strip() for one in so_far for between in (" ", "")]
+        self._message = (begun, joined)
         last = next(
             index
             for index in range(len(self.marks) - 1, -1, -1)
-            if isinstance(self.marks[index].event, TorchMemory)
+            if isinstance(self.marks[index].event, _MESSAGES)
         )
-        self._torch = (begun, joined)
-        memory = torch_memory(joined)
         old = self.marks[last]
-        if isinstance(old.event, TorchMemory) and memory.figures > old.event.figures:
-            self.marks[last] = old._replace(event=memory)
+        if isinstance(old.event, TorchMemory):
+            memory = torch_memory(joined[0])
+            if memory.figures > old.event.figures:
+                self.marks[last] = old._replace(event=memory)
+        else:
+            best = max(joined, key=told_figures)
+            if told_figures(best) > told_figures(old.text):
+                self.marks[last] = old._replace(event=KnownMessage(), text=best)
         return True
 
     def _code(self, text: str) -> None:
@@ -206,6 +241,7 @@ class LogFacts:
             self._stack[-1] = PythonFrame(path=last.path, function=last.function, code=text)
 
     def _keep(self, line: int, text: str, event: Struct) -> None:
+        self._followed = False
         kind = type(event)
         self._counts[kind] = self._counts.get(kind, 0) + 1
         if self._counts[kind] > _ENOUGH:
@@ -213,8 +249,8 @@ class LogFacts:
         stack: tuple[PythonFrame, ...] = ()
         if isinstance(event, TorchMemory | PythonError | LegacyCuda | KnownMessage):
             stack = tuple(self._stack)
-        if isinstance(event, TorchMemory):
-            self._torch = (line, text)
+        if isinstance(event, _MESSAGES):
+            self._message = (line, [text])
         if self._stack and not text.startswith(" "):
             self._stack = []
         self.waits, self.waiting = 0, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from turbofit.diagnose.rules.causes import caught
 from turbofit.diagnose.spellings import preset_of
 from turbofit.machine.presets import find_preset as find_gpu
 
@@ -22,12 +23,17 @@ _MODEL: Final = tuple(
         rf"\b(?:model_path|model_name_or_path|pretrained_model_name_or_path|model)\s*[=:]\s*{_NAME}",
         rf"--checkpoint[ =]{_NAME}",
         rf"\bturbofit (?:serve|plan|predict|rehearse) {_NAME}",
+        rf"\bvllm serve {_NAME}|['\"]model(?:_tag)?['\"]: {_NAME}",
     )
 )
 #: Substrings of which each model, card and option has one: most lines are passed over by them.
 _FAMILIES: Final = ("intern", "qwen", "llava", "cogvlm", "llama", "mixtral")
-#: Words of its logs and command lines.
+#: Words of programs' logs and command lines.
 _LMDEPLOY: Final = ("lmdeploy", "turbomind")
+_PROGRAMS: Final = {
+    **dict.fromkeys(_LMDEPLOY, "lmdeploy"), "vllm": "vllm", "enginecore": "vllm",
+    "sglang": "sglang",
+}  # fmt: skip
 _CARDS: Final = ("RTX", "Tesla", "NVIDIA", "V100", "A100", "H100", "H200", "L4", "T4", "A10")
 _TOKEN: Final = re.compile(r"[\w./-]*[A-Za-z][\w.-]*\d[\w.-]*")
 _CARD: Final = re.compile(
@@ -70,8 +76,13 @@ class FactCollector:
         self.ranks: tuple[int, Place] | None = None
         self.visible: tuple[str, Place] | None = None
         self.auto_map: Place | None = None
-        self.lmdeploy = False
+        #: Programs that the log speaks of: LMDeploy, vLLM, SGLang.
+        self.programs = set[str]()
+        #: A model that a command or a dump of settings names, and that no preset is for.
+        self.unknown_model: str | None = None
         self.names: dict[str, tuple[int, Place]] = {}
+        #: What the rows of `facts` in `presets/causes.yaml` caught, the last line of each.
+        self.facts: dict[str, str] = {}
 
     def read(self, line: int, text: str) -> None:
         """Take in one row."""
@@ -85,11 +96,17 @@ class FactCollector:
                 self.cards[key] = (int(card[1] or 0), place)
         if "=" in text or "--" in text:
             self._options(place)
+        self.programs.update(name for word, name in _PROGRAMS.items() if word in lower)
         if any(word in lower for word in _LMDEPLOY):
-            self.lmdeploy = True
             match = _VERSION.search(text)
             self.version = self.version or (match and (match[1] or match[2]))
         self._launcher(place)
+        self.facts.update(caught(text))
+
+    @property
+    def lmdeploy(self) -> bool:
+        """Whether the log speaks of LMDeploy."""
+        return "lmdeploy" in self.programs
 
     @property
     def model(self) -> tuple[str, Place] | None:
@@ -103,7 +120,10 @@ class FactCollector:
         text = place[1]
         for order, pattern in enumerate(_MODEL):
             for match in pattern.finditer(text):
-                self._name(match[1], order, place)
+                name = next(group for group in match.groups() if group)
+                self._name(name, order, place)
+                if self.unknown_model is None and "/" in name and known_model(name) is None:
+                    self.unknown_model = name
         for match in _TOKEN.finditer(text):
             self._name(match[0], len(_MODEL), place)
 

@@ -10,7 +10,7 @@ from turbofit.core.presets import converted, load_yaml, preset_path
 from turbofit.core.struct import Struct
 from turbofit.memory.versions import written
 
-__all__ = ["not_listed"]
+__all__ = ["listed_since", "not_listed"]
 
 _LAST: Final = 1_000_000  # a third number that is above every release's
 
@@ -59,6 +59,17 @@ def not_listed(model: Model, engine: str, version: str) -> str | None:
             said = f"the {engine} engine of LMDeploy {version} does not run {architecture}"
             return said + _when(spans or (), wanted)
     return None
+
+
+def listed_since(architecture: str) -> str | None:
+    """The first release of those up to the newest that list an architecture, of either engine."""
+    since = [
+        span.came
+        for engine in ("turbomind", "pytorch")
+        for span in _spans(engine).get(architecture, ())
+        if span.left is None
+    ]
+    return min(since, key=written, default=None)
 
 
 def _covers(span: _Span, wanted: tuple[int, ...]) -> bool:

@@ -42,5 +42,56 @@ def test_options_of_the_pytorch_engine(frames: str, phase: str, changes: tuple[s
 
 def test_a_program_of_its_own_is_told_of_what_it_can_change() -> None:
     found = explain(TRACE + frame("transformers/models/x/modeling_x.py", "forward") + SAID)
-    assert any("batch 1" in one for one in found.changes)
+    assert any("a smaller batch" in one for one in found.changes)
     assert not any("--max-prefill-token-num" in one for one in found.changes)
+
+
+WSL = (
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total"
+    " capacity of 15.92 GiB of which 0 bytes is free. Including non-PyTorch memory, this process"
+    " has 17179869184.00 GiB memory in use. Of the allocated memory {} GiB is allocated by PyTorch,"
+    " and 4.00 GiB is reserved by PyTorch but unallocated.\n"
+)
+
+
+def test_a_figure_that_cannot_be_is_unknown() -> None:
+    found = explain(WSL.format("14.10"))
+    assert [one.who for one in found.held] == ["this process's tensors"]
+    assert not any("outside torch" in one for one in found.why)
+    assert not any("expandable_segments" in one for one in found.changes)
+    spilled = explain(WSL.format("40.25"))
+    assert any("moved memory to the host" in one for one in spilled.why)
+
+
+def test_torchs_own_limit_is_what_was_full() -> None:
+    found = explain(
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.00 GiB. GPU 0 has a total"
+        " capacity of 23.69 GiB of which 12.00 GiB is free. 9.50 GiB allowed; Of the allocated"
+        " memory 9.00 GiB is allocated by PyTorch, and 100.00 MiB is reserved by PyTorch but"
+        " unallocated.\n"
+    )
+    assert any("allowed 9.5 GiB" in one for one in found.why)
+
+
+@pytest.mark.parametrize(
+    ("path", "function", "phase", "option"),
+    [
+        ("/opt/vllm/v1/worker/gpu_model_runner.py", "capture_model", "warm-up", "--enforce-eager"),
+        ("/opt/vllm/model_executor/models/qwen2_vl.py", "_process_image_input", "vision",
+         "--limit-mm-per-prompt"),
+        ("/opt/sglang/srt/model_loader/loader.py", "load_model", "weights", "--tp-size"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("prefix", ["", "(EngineCore_DP0 pid=77) ERROR 10-20 11:01:00 [core.py:7] ",
+                                    "[E] ", "2026-01-01 10:00:00,000 [ERROR] "])  # fmt: skip
+@pytest.mark.parametrize("first", [True, False])
+def test_a_program_is_told_of_its_own_options(
+    path: str, function: str, phase: str, option: str, prefix: str, first: bool
+) -> None:
+    """The traceback stands before the message, or after it, behind any prefix."""
+    trace = f'{TRACE}  File "{path}", line 3, in {function}\n'
+    log = SAID + trace if first else trace + SAID
+    found = explain("".join(f"{prefix}{line}\n" for line in log.splitlines()))
+    assert (found.kind, found.phase) == ("out_of_memory", phase)
+    assert any(option in one for one in found.changes)
+    assert not any("cache_max_entry_count" in one for one in found.changes)

@@ -23,7 +23,12 @@ _NOT_KNOWN: Final = 3
 
 
 @command(
-    Argument("log", metavar="LOG", type=PATH, explained="a log file, or - for standard input"),
+    Argument(
+        "log",
+        metavar="LOG",
+        type=PATH,
+        explained="a log file, - for standard input, or the text itself",
+    ),
     Option(
         "--model", shell_complete=complete_model, help="the model, where the log does not name it"
     ),
@@ -60,8 +65,12 @@ def _chunks(path: str) -> Iterator[bytes]:
         with open(path, "rb") as file:
             yield from chunks_of(file)
     except OSError as exc:
+        if any(sign.isspace() for sign in path.strip()):
+            yield path.encode()
+            return
         raise UsageError(
-            f"{path} cannot be read: {exc.strerror or exc}", hint="name a log file, or - for stdin"
+            f"{path} cannot be read: {exc.strerror or exc}",
+            hint="name a log file, - for stdin, or give the log itself in quotes",
         ) from None
 
 
@@ -147,6 +156,8 @@ def _advice(advice: Advice) -> Iterator[Block]:
     yield Paragraph(text=advice.verdict, tone=tones[advice.fits])
     if advice.settings:
         yield FactList(facts=tuple((name, str(value)) for name, value in advice.settings.items()))
+    if advice.note:
+        yield Paragraph(text=advice.note, tone="dim")
     if advice.command:
         yield Code(text=shell_words(shlex.split(advice.command)))
     if advice.remedies:

@@ -13,11 +13,11 @@ from turbofit.diagnose.lines.events import (
     Computed,
     DefaultSession,
     KvBlocks,
-    KvTokens,
     LegacyCuda,
     PeerMissing,
     VisionForward,
 )
+from turbofit.observe.turbomind_log import ServerUp
 
 if TYPE_CHECKING:
     from turbofit.core.struct import Struct
@@ -28,11 +28,11 @@ _BLOCKS: Final = re.compile(
     r"(block_size|max_block_count|chunk_size) = (\d+(?:\.\d+)?)(?: MB)?\s*$"
 )
 _CUDA: Final = re.compile(r"CUDA runtime error: (.*?)(?:\s+(\S*\.(?:h|cc|cu|cpp|cuh):\d+))?\s*$")
-_CUT: Final = re.compile(r"`?session_len`? truncated to (\d+)")
-_CACHED: Final = re.compile(r"max cached tokens: (\d+)")
 _PEER: Final = re.compile(r"Devicl?e (\d+) peer access Device (\d+) is not available")
 _SESSION: Final = re.compile(r"`max_context_token_num` is not set, default to (\d+)")
 _SHAPE: Final = re.compile(r"vision forward shape: torch\.Size\(\[(\d+(?:, *\d+)*)\]\)")
+#: vLLM, SGLang and others that serve by FastAPI.
+_READY: Final = re.compile(r"Application startup complete|Available routes are:")
 _COMPUTED: Final = re.compile(r"\(uid (\d+)\) .*computed \[(\d+),(\d+)\)")
 
 
@@ -47,12 +47,8 @@ def engine_line(text: str) -> Struct | None:
         return KvBlocks(field=match[1], value=round(float(match[2]) * scale))
     if "peer access" in text and (match := _PEER.search(text)):
         return PeerMissing(a=int(match[1]), b=int(match[2]))
-    if "truncated to" in text and (match := _CUT.search(text)):
-        return KvTokens(what="session", tokens=int(match[1]))
     if "vision forward shape" in text and (match := _SHAPE.search(text)):
         return VisionForward(shape=tuple(int(part) for part in match[1].split(",")))
-    if "max cached tokens" in text and (match := _CACHED.search(text)):
-        return KvTokens(what="cache", tokens=int(match[1]))
     if "max_context_token_num" in text and (match := _SESSION.search(text)):
         return DefaultSession(tokens=int(match[1]))
-    return None
+    return ServerUp() if _READY.search(text) else None

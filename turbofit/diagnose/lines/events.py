@@ -13,8 +13,8 @@ __all__ = [
     "HostKill",
     "KnownMessage",
     "KvBlocks",
-    "KvTokens",
     "LegacyCuda",
+    "MigSlice",
     "ModelLoaded",
     "Offload",
     "OtherDevices",
@@ -35,8 +35,9 @@ CONTEXT: Final = 3 << 29
 class TorchMemory(Struct, tag="torch_memory"):
     """Torch's out-of-memory text, all its figures in bytes, rounded as it prints them.
 
-    ``process`` is what torch's own process holds on the GPU, ``others`` the rest by pid;
-    ``cached`` is reserved by torch's allocator but not allocated. ``pid``: the text calls this
+    ``limit`` is torch's own for one process (set_per_process_memory_fraction). ``process`` is what
+    torch's own process holds on the GPU, ``others`` the rest by pid; ``cached`` is reserved by
+    torch's allocator but not allocated. ``pid``: the text calls this
     process by it. ``named`` False: this process may be one of the ``others``. ``context`` False:
     ``process`` leaves out the process's CUDA context.
     """
@@ -45,6 +46,7 @@ class TorchMemory(Struct, tag="torch_memory"):
     gpu: int | None = None
     total: int | None = None
     free: int | None = None
+    limit: int | None = None
     process: int | None = None
     allocated: int | None = None
     cached: int | None = None
@@ -85,13 +87,6 @@ class KvBlocks(Struct, tag="kv_blocks"):
 
     field: str
     value: int
-
-
-class KvTokens(Struct, tag="kv_tokens"):
-    """Tokens that the cache holds, or to which a session was cut (0.5 to 0.14)."""
-
-    what: str
-    tokens: int
 
 
 class VisionForward(Struct, tag="vision_forward"):
@@ -165,11 +160,22 @@ class SmiDriver(Struct, tag="smi_driver"):
 
 
 class SmiGpu(Struct, tag="smi_gpu"):
-    """A GPU of an nvidia-smi table or of ``nvidia-smi -L``; bytes as the table counts them."""
+    """A GPU of an nvidia-smi table, of ``nvidia-smi -L``, or a line of a program's own list.
+
+    Bytes are as the table counts them; ``count`` GPUs of a list share a line.
+    """
 
     index: int
     name: str = ""
+    count: int = 1
     used: int | None = None
+    total: int | None = None
+
+
+class MigSlice(Struct, tag="mig_slice"):
+    """A MIG slice of the GPU before it: its profile, or its bytes as a table has them."""
+
+    profile: str = ""
     total: int | None = None
 
 
@@ -183,7 +189,4 @@ class SmiProcess(Struct, tag="smi_process"):
 
 
 class KnownMessage(Struct, tag="said"):
-    """A message of `known.KNOWN`: its place there, and the words that its pattern caught."""
-
-    place: int
-    detail: tuple[str, ...] = ()
+    """A line that a row of `presets/causes.yaml` has."""

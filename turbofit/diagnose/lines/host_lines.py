@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.units import KIB, MIB
-from turbofit.diagnose.lines.events import HostKill, SmiDriver, SmiGpu, SmiProcess
+from turbofit.diagnose.lines.events import HostKill, MigSlice, SmiDriver, SmiGpu, SmiProcess
 
 if TYPE_CHECKING:
     from turbofit.core.struct import Struct
@@ -21,10 +21,16 @@ _SMI_HEAD: Final = re.compile(r"Driver Version: ([\d.]+)\s+CUDA Version: ([\d.]+
 _SMI_NAME: Final = re.compile(r"^\|\s+(\d+)\s+(.+?)\s{2,}(?:On|Off|N/A)?\s*\|")
 _SMI_NAME_CUT: Final = re.compile(r"^\|\s+(\d+)\s+(\S.*?)\s+(?:On|Off|N/A)\s*\|")
 _SMI_MEMORY: Final = re.compile(r"^\|.*\|\s*(\d+)MiB\s*/\s*(\d+)MiB\s*\|")
+#: A row of the table's block "MIG devices": GPU, GPU instance, compute instance, device.
+_SMI_SLICE: Final = re.compile(r"^\|\s+\d+\s+\d+\s+\d+\s+\d+\s+\|\s+\d+MiB\s*/\s*(\d+)MiB\s+\|")
 _SMI_PROCESS: Final = re.compile(
     r"^\|\s+(\d+)\s+(?:\S+\s+\S+\s+)?(\d+)\s+(?:C|G|C\+G|M\+C)\s+(\S.*?)\s+(?:(\d+)MiB|N/A)\s*\|"
 )
-_SMI_LIST: Final = re.compile(r"^\s*GPU (\d+): (.+?) \(UUID:")
+#: ``nvidia-smi -L``, collect_env of torch (a line a GPU), check_env of LMDeploy (equal ones share).
+_SMI_LIST: Final = re.compile(
+    r"^\s*(?:\[pip3?\] )?GPU (\d+(?:,\d+)*): (\w[\w .+/()-]*?)\s*(?:\(UUID:|$)"
+)
+_MIG: Final = re.compile(r"^\s*MIG (\S+)\s+Device\s+\d+:")
 _SMI_CSV: Final = re.compile(r"^(\d+), ([^,]+), (\d+)(?: MiB)?, (\d+)(?: MiB)?\s*$")
 
 
@@ -40,8 +46,11 @@ def host_line(text: str) -> Struct | None:
         )
     if "Driver Version" in text and (match := _SMI_HEAD.search(text)):
         return SmiDriver(driver=match[1], cuda=match[2])
-    if text.lstrip().startswith("GPU ") and (match := _SMI_LIST.match(text)):
-        return SmiGpu(index=int(match[1]), name=match[2])
+    if "GPU " in text and (match := _SMI_LIST.match(text)):
+        indices = match[1].split(",")
+        return SmiGpu(index=int(indices[0]), name=match[2], count=len(indices))
+    if "MIG " in text and (match := _MIG.match(text)):
+        return MigSlice(profile=match[1])
     if match := _SMI_CSV.match(text):
         return SmiGpu(
             index=int(match[1]),
@@ -71,6 +80,8 @@ class SmiTable:
                 name=match[3],
                 used=int(match[4]) * MIB if match[4] else None,
             )
+        if match := _SMI_SLICE.match(text):
+            return MigSlice(total=int(match[1]) * MIB)
         if (match := _SMI_MEMORY.match(text)) and self._index is not None:
             gpu = SmiGpu(
                 index=self._index,

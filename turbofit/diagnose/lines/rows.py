@@ -37,6 +37,15 @@ _PREFIX: Final = re.compile(
     rf"|[A-Z][a-z][a-z] [ \d]\d [\d:.]{{8,15}} {_UNIT}"
     rf"|\d{{4}}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d)\s(?:{_UNIT}|std(?:out|err) [FP]\s)?)+"
 )
+#: Prefixes that only vLLM's processes write.
+_VLLM: Final = re.compile(r"\((?:EngineCore|VllmWorker|APIServer)\w* (?:rank=\d+ )?pid=\d+\)")
+#: What a logger puts before an error's own line, whatever its form.
+_LOGGED: Final = re.compile(
+    r"[^'\"=]{0,120}?\b(?:ERROR|CRITICAL|FATAL|error|fatal)\b[^'\"=A-Za-z]{0,12}"
+    r"(?:[\w.]+:[\w<>]+:\d+ - )?(?=(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception): )"
+)
+_TRACEBACK: Final = "Traceback (most recent call last)"
+_LONGEST_PREFIX: Final = 120
 #: A line as Docker keeps it in a container's ``*-json.log``.
 _DOCKER: Final = '{"log":"'
 #: What quotes a line of TurboMind as an error's text.
@@ -47,13 +56,23 @@ _LONGEST: Final = 8192
 _CHUNK: Final = 1 << 20
 
 
-def rows(chunks: Iterable[bytes]) -> Iterator[Row]:
+def rows(chunks: Iterable[bytes], programs: set[str] | None = None) -> Iterator[Row]:
     """Lines of a log that comes in pieces, cut to a length at which nothing of use is lost.
 
     A progress bar rewrites its line by carriage returns, and engines write into the middle of it:
     such a line becomes several rows of the same number; a Python error that quotes one stays whole.
-    UTF-16 (PowerShell's redirection) is read.
+    UTF-16 (PowerShell's redirection) is read. ``programs`` takes in whose prefixes were left out.
     """
+    prefix = _SharedPrefix()
+    for number, text in _lines(chunks):
+        for part in _parts(text):
+            if programs is not None and _VLLM.match(part):
+                programs.add("vllm")
+            if row := prefix.without(_bare(part)):
+                yield number, row
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[Row]:
     rest, number, encoding = b"", 0, None
     for chunk in chunks:
         if encoding is None:
@@ -62,17 +81,33 @@ def rows(chunks: Iterable[bytes]) -> Iterator[Row]:
         rest = pieces.pop()
         for piece in pieces:
             number += 1
-            yield from _parts(number, piece.decode("utf-8", "replace"))
+            yield number, piece.decode("utf-8", "replace")
     for text in rest.decode(encoding or "utf-8", "replace").split("\n"):
         number += 1
-        yield from _parts(number, text)
+        yield number, text
+
+
+class _SharedPrefix:
+    """What stands before each row of a traceback: learned from its first row, then taken away."""
+
+    def __init__(self) -> None:
+        self._learned: re.Pattern[str] | None = None
+
+    def without(self, text: str) -> str:
+        at = text.find(_TRACEBACK)
+        if 0 < at <= _LONGEST_PREFIX:
+            figures = re.sub(r"\d+", r"\\d+", re.escape(text[:at]))
+            self._learned = re.compile(figures)
+        match = self._learned.match(text) if self._learned else None
+        match = match or _LOGGED.match(text)
+        return text[match.end() :] if match else text
 
 
 def _encoding(start: bytes) -> str:
     return "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
 
 
-def _parts(number: int, text: str) -> Iterator[Row]:
+def _parts(text: str) -> Iterator[str]:
     if text.startswith(_DOCKER):
         text = _of_docker(text)
     if "\x1b" in text:
@@ -82,10 +117,10 @@ def _parts(number: int, text: str) -> Iterator[Row]:
         piece = part
         at = piece.find("[TM][", 1)
         while at > 0 and not piece[:at].rstrip().endswith(_QUOTES):
-            yield from _one(number, piece[:at])
+            yield piece[:at]
             piece = piece[at:]
             at = piece.find("[TM][", 1)
-        yield from _one(number, piece)
+        yield piece
 
 
 def _of_docker(text: str) -> str:
@@ -96,15 +131,15 @@ def _of_docker(text: str) -> str:
         return text
 
 
-def _one(number: int, text: str) -> Iterator[Row]:
+def _bare(text: str) -> str:
+    """A row without the prefixes that are known, and without what a client wrote."""
     text = text[:_LONGEST].rstrip()
     match = _PREFIX.match(text)
     if match and match.end() < len(text):
         text = text[match.end() :]
     if "session=" in text and (request := _REQUEST.match(text)):
         text = request[0].rstrip()
-    if text.strip():
-        yield number, text
+    return text if text.strip() else ""
 
 
 def chunks_of(file: BinaryIO) -> Iterator[bytes]:

@@ -31,6 +31,7 @@ _BRACKET: Final = re.compile(
 _CAPACITY: Final = re.compile(
     rf"GPU (\d+) has a total capaci?ty of {_SIZE} of which {_SIZE} is free"
 )
+_LIMIT: Final = re.compile(rf"{_SIZE} allowed;")
 _THIS: Final = re.compile(rf"this process has {_SIZE} memory in use")
 _OTHER: Final = re.compile(rf"Process (\d+) has {_SIZE} memory in use")
 _ALLOCATED: Final = re.compile(rf"allocated memory {_SIZE} is allocated by PyTorch")
@@ -47,6 +48,7 @@ _NOTEBOOK: Final = re.compile(
 _SHARDS: Final = re.compile(r"Loading checkpoint shards:\s+100%.*?(\d+)/(\d+)")
 _OFFLOAD: Final = re.compile(
     r"(?:need|provide) an [`'\"]?offload_(?:dir|folder)|had weights offloaded to the disk"
+    r"|offload_(?:dir|folder)[`'\"]? (?:is )?(?:needed|required)"
 )
 _MODULES: Final = re.compile(r"submodules need to be offloaded: (.+)")
 _TWO: Final = re.compile(r"at least two devices, (.+?)!")
@@ -102,14 +104,19 @@ def torch_memory(text: str) -> TorchMemory:
     allocated = _bytes(allocated_text[1]) if allocated_text else None
     cached = _bytes(cached_text[1]) if cached_text else None
     process = _bytes(this[1]) if this else None
+    limit = _LIMIT.search(text)
+    whole = _bytes(capacity[2]) if capacity else None
+    if process is not None and whole is not None and process > whole:
+        process = None  # under WDDM the driver tells no process's memory, and torch prints 2^64
     pid = None if this else _pid_among(others, allocated, cached)
     if pid is not None:
         process = others.pop(pid)
     return TorchMemory(
         requested=size,
         gpu=int(capacity[1]) if capacity else None,
-        total=_bytes(capacity[2]) if capacity else None,
+        total=whole,
         free=_bytes(capacity[3]) if capacity else None,
+        limit=_bytes(limit[1]) if limit else None,
         # A driver that does not tell what a process holds makes torch print 0.
         process=process or None,
         pid=pid,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from turbofit.core.struct import Struct
 from turbofit.diagnose.answer import Evidence, Holding, Missing, PhaseName
 from turbofit.diagnose.facts import LogEvent
-from turbofit.diagnose.rules.message import Rank
+from turbofit.diagnose.rules.causes import Rank
 
 __all__ = ["RuleAnswer", "evidence"]
 

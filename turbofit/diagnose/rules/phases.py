@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from turbofit.diagnose.answer import PhaseName
     from turbofit.diagnose.lines.events import PythonFrame
 
-__all__ = ["in_pytorch_engine", "phase_of", "whole_matrix"]
+__all__ = ["phase_of", "program_of", "whole_matrix"]
 
 #: Words in a frame's file name, function or source, in the order in which a phase is looked for:
 #: nothing is computed while loading, and a vision tower calls nothing of the language model. vLLM
@@ -33,6 +33,10 @@ _PHASES: Final[tuple[tuple[PhaseName, tuple[str, ...]], ...]] = (
 )  # fmt: skip
 #: Calls that hold the whole matrix of attention, torch's own as well where it has no fused kernel.
 _EAGER: Final = ("matmul", "softmax", "bmm", "baddbmm", "scaled_dot_product_attention")
+_FOLDERS: Final = {
+    "lmdeploy/pytorch/": "lmdeploy-pytorch", "lmdeploy/": "lmdeploy", "vllm/": "vllm",
+    "sglang/": "sglang",
+}  # fmt: skip
 _SEPARATORS: Final = re.compile(r"[/\\]")
 #: Its layers are everybody's: a forward of theirs says of no model which part it is.
 _TORCH: Final = re.compile(r"[/\\]torch[/\\]")
@@ -55,9 +59,15 @@ def phase_of(stack: tuple[PythonFrame, ...]) -> PhaseName:
     return "unknown"
 
 
-def in_pytorch_engine(stack: tuple[PythonFrame, ...]) -> bool:
-    """Whether the stack passes through LMDeploy's PyTorch engine."""
-    return any("lmdeploy/pytorch/" in frame.path.replace("\\", "/") for frame in stack)
+def program_of(stack: tuple[PythonFrame, ...], programs: set[str]) -> str | None:
+    """The program that ran out: of its stack, else the only one that the log speaks of."""
+    paths = [frame.path.replace("\\", "/") for frame in stack]
+    for folder, name in _FOLDERS.items():
+        if any(folder in path for path in paths):
+            return name
+    # TurboMind computes without torch: what torch allocates beside it is its front end's.
+    named = programs - {"lmdeploy"}
+    return next(iter(named)) if len(programs) == len(named) == 1 else None
 
 
 def whole_matrix(stack: tuple[PythonFrame, ...]) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turbofit.diagnose.lines.events import KnownMessage
+from turbofit.diagnose.rules.causes import matches
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
-from turbofit.diagnose.rules.known_causes import KNOWN
 from turbofit.observe.turbomind_log import (
     CheckFailed,
     CudaError,
@@ -103,10 +103,12 @@ def _no_peers(case: LogCase, mark: LogEvent) -> RuleAnswer:
     )
 
 
-def _died_before(facts: LogFacts, mark: LogEvent) -> bool:
+def _died_before(facts: LogFacts, failed: LogEvent) -> bool:
     """Whether memory was missing; NCCL names its reason after the error that torch makes of it."""
-    return any(m.line < mark.line for m, e in facts.every(CudaError) if e.out_of_memory) or any(
-        KNOWN[said.place].kind == "out_of_memory" for _, said in facts.every(KnownMessage)
+    return any(m.line < failed.line for m, e in facts.every(CudaError) if e.out_of_memory) or any(
+        cause.kind == "out_of_memory"
+        for mark, _ in facts.every(KnownMessage)
+        for cause, _ in matches(mark.text)
     )
 
 

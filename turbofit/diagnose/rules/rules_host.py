@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Holding, Missing
 from turbofit.diagnose.lines.events import HostKill, KnownMessage, PeerMissing, SmiGpu, SmiProcess
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
-from turbofit.diagnose.rules.known_causes import KNOWN
+from turbofit.diagnose.rules.figures import told
 from turbofit.diagnose.rules.rules_versions import is_of_versions
 from turbofit.observe.turbomind_log import PythonError, ServerUp, WarmupFinished
 
@@ -19,11 +19,6 @@ if TYPE_CHECKING:
     from turbofit.diagnose.facts import LogEvent, LogFacts
 
 __all__ = ["host_rules", "quiet_rules"]
-
-#: What tells of memory and has no figures.
-_WITHOUT_SIZES: Final = (
-    "no_kv_memory", "killed", "aborted", "out_of_memory", "host_out_of_memory",
-)  # fmt: skip
 
 
 def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
@@ -54,26 +49,23 @@ def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
             ),
             planned=True,
         )
-    for mark, said in facts.every(KnownMessage):
-        known = KNOWN[said.place]
-        if known.passing and _starts_after(facts, mark):
+    for mark, _ in facts.every(KnownMessage):
+        found = told(mark.text, case)
+        if found is None or (found.cause.rank != "notice" and _starts_after(facts, mark)):
             continue
+        cause = found.cause
         yield RuleAnswer(
-            kind=known.kind,
-            phase=known.phase,
-            what=known.what.format(*said.detail, *("",) * 4).replace(" ()", "").rstrip(": "),
+            kind=cause.kind,
+            phase=cause.phase,
+            what=found.what,
             line=mark.line,
-            rank=known.rank,
-            why=known.why,
+            rank=cause.rank,
+            why=found.why,
             evidence=(evidence(mark, "the message"),),
-            changes=known.changes,
-            planned=known.planned,
-            missing=Missing(bytes=None, basis="unknown", note="the message has no sizes")
-            if known.kind in _WITHOUT_SIZES
-            else None,
-            unknown=("what ran out: the log has only the exit",)
-            if known.kind in ("killed", "aborted")
-            else (),
+            changes=found.changes,
+            planned=cause.planned,
+            missing=found.missing,
+            unknown=cause.unknown,
         )
     for mark, error in facts.every(PythonError):
         if draft := _python(mark, error):

@@ -24,6 +24,8 @@ from turbofit.memory.versions import is_legacy
 
 __all__ = ["LegacyBlocks", "blocks", "double_start", "legacy_rules"]
 
+#: Cache ratios to try, one after the other.
+_RATIOS: Final = (0.5, 0.4, 0.3, 0.2)
 #: LMDeploy's own default since 0.2.2.
 _DEFAULT_RATIO: Final = 0.8
 #: More than contexts and communicators of one engine take on a card.
@@ -236,7 +238,14 @@ def legacy_changes(phase: PhaseName, case: LogCase) -> tuple[str, ...]:
     if phase == "weights":
         changes.append("more GPUs (--tp), a quantised variant, or freer cards")
         return tuple(changes)
-    changes.append("a lower cache_max_entry_count: 0.5, then 0.4")
+    lower = [f"{one:g}" for one in _RATIOS if case.ratio is None or one < case.ratio][:2]
+    if not lower:
+        return (
+            *changes,
+            f"not the cache: it had only {case.ratio:g} of what was free. More GPUs (--tp), a"
+            " quantised variant, freer cards, a smaller --session-len and --max-batch-size",
+        )
+    changes.append(f"a lower cache_max_entry_count: {', then '.join(lower)}")
     changes.append("fewer image tiles (max_dynamic_patch) or smaller images")
     return tuple(changes)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.diagnose.answer import Evidence, Missing, PhaseName
 from turbofit.diagnose.lines.events import ModelLoaded, Offload, OtherDevices, TorchMemory
+from turbofit.diagnose.rules.causes import less_memory
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.holders import (
     doubts,
@@ -17,7 +18,7 @@ from turbofit.diagnose.rules.holders import (
     unexplained,
     what_to_end,
 )
-from turbofit.diagnose.rules.phases import in_pytorch_engine, phase_of, whole_matrix
+from turbofit.diagnose.rules.phases import phase_of, program_of, whole_matrix
 from turbofit.diagnose.rules.rules_legacy import (
     blocks,
     cache_holders,
@@ -62,8 +63,12 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
     if phase == "unknown" and case.facts.subject.lmdeploy and memory.outside_torch:
         phase = "vision"  # TurboMind computes without torch; only a torch vision tower is left
     lines = [evidence(mark, "torch's own figures")]
-    by_engine = in_pytorch_engine(mark.stack)
-    why = [*_figures(case, memory, by_engine=by_engine), *_one_tensor(mark, memory, phase)]
+    program = program_of(mark.stack, case.facts.subject.programs)
+    why = [
+        *_figures(case, memory, program),
+        *_too_large(case, memory, program),
+        *_one_tensor(mark, memory, phase),
+    ]
     held = list(holders(case, mark, memory))
     found = blocks(case)
     if found is not None:
@@ -93,12 +98,22 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
         missing=_missing(memory),
         unknown=tuple(unknown),
         evidence=tuple(sorted(lines, key=lambda one: one.line)),
-        changes=(
-            _engine_changes(case, phase, memory) if by_engine else _changes(case, phase, memory)
-        ),
+        changes=_changes(case, phase, memory, program),
         planned=True,
         others=others,
     )
+
+
+def _too_large(case: LogCase, memory: TorchMemory, program: str | None) -> Iterator[str]:
+    """Weights that no single card of this size holds, loaded by a program without an engine."""
+    weights = 0 if case.model is None else case.model.weight_bytes
+    if program is None and memory.total is not None and weights > memory.total:
+        auto = "" if case.facts.subject.auto_map is None else ", a second copy beside device_map"
+        yield (
+            f"the weights take {format_bytes(weights)}, more than the card's"
+            f" {format_bytes(memory.total)}: whatever loads them whole on one card ends so"
+            f" (.to('cuda'){auto}, a replica for each card)"
+        )
 
 
 def _one_tensor(mark: LogEvent, memory: TorchMemory, phase: PhaseName) -> Iterator[str]:
@@ -156,7 +171,18 @@ def _rounding(size: int) -> int:
     return 0
 
 
-def _figures(case: LogCase, memory: TorchMemory, *, by_engine: bool) -> Iterator[str]:
+def _figures(case: LogCase, memory: TorchMemory, program: str | None) -> Iterator[str]:
+    if memory.limit is not None:
+        yield (
+            f"torch was allowed {format_bytes(memory.limit)} of the card"
+            " (set_per_process_memory_fraction, or a program's own limit): that limit was full"
+        )
+    if memory.total is not None and (memory.allocated or 0) > memory.total:
+        yield (
+            f"torch had {format_bytes(memory.allocated or 0)} allocated on a card of"
+            f" {format_bytes(memory.total)}: the driver of Windows or WSL had moved memory to the"
+            " host, which is many times slower"
+        )
     if (
         memory.cached is not None
         and memory.requested is not None
@@ -172,7 +198,7 @@ def _figures(case: LogCase, memory: TorchMemory, *, by_engine: bool) -> Iterator
             " torch: "
             + (
                 "CUDA's context, kernels and libraries"
-                if by_engine
+                if program not in (None, "lmdeploy")
                 else "an engine such as TurboMind allocates its weights and its KV cache itself,"
                 " and leaves torch the vision tower at most"
             )
@@ -189,7 +215,9 @@ def _figures(case: LogCase, memory: TorchMemory, *, by_engine: bool) -> Iterator
         )
 
 
-def _changes(case: LogCase, phase: PhaseName, memory: TorchMemory) -> tuple[str, ...]:
+def _changes(
+    case: LogCase, phase: PhaseName, memory: TorchMemory, program: str | None
+) -> tuple[str, ...]:
     changes = []
     if double_start(case):
         changes.append("start the engine once (plain python), not under torchrun")
@@ -199,38 +227,20 @@ def _changes(case: LogCase, phase: PhaseName, memory: TorchMemory) -> tuple[str,
             " model sharded over them"
         )
     changes += what_to_end(case, memory)
-    if phase == "weights":
-        changes.append("16-bit or quantised weights, or more cards")
-    elif phase == "vision":
-        changes.append("fewer or smaller images: tiles or pixels a request")
-    elif phase == "cache":
-        changes.append("a smaller KV cache: a lower share of memory, or shorter sequences")
-    elif phase == "warm-up":
+    changes += less_memory(program, phase)
+    if memory.outside_torch and program in (None, "lmdeploy"):
         changes.append(
-            "fewer sequences and tokens a forward, fewer or smaller images a request: the start-up"
-            " runs the largest batch that the settings allow"
+            "a lower cache_max_entry_count, if LMDeploy ran: it leaves more for what comes after"
+            " the cache"
         )
-    else:
-        changes.append("batch 1, 16-bit weights, shorter prompts and fewer images")
-    if memory.outside_torch:
-        changes.append(
-            "a lower cache_max_entry_count: it leaves more for what comes after the cache"
-        )
-    if memory.cached and memory.requested and memory.cached >= memory.requested:
+    if (
+        memory.cached
+        and memory.requested
+        and memory.cached >= memory.requested
+        and memory.process is not None  # not under WSL and Windows, where it is said to fail
+    ):
         changes.append("PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True against fragmentation")
     return tuple(changes)
-
-
-def _engine_changes(case: LogCase, phase: PhaseName, memory: TorchMemory) -> tuple[str, ...]:
-    """What LMDeploy's PyTorch engine takes, of whose forwards these bound the tensors."""
-    prefill = "lower --max-prefill-token-num: a forward's tensors grow with it"
-    ratio = "lower --cache-max-entry-count: it leaves more for what comes after the cache"
-    by_phase: dict[PhaseName, tuple[str, ...]] = {
-        "weights": ("more GPUs (--tp), a quantised variant, or freer cards",),
-        "cache": ("lower --cache-max-entry-count",),
-        "vision": (ratio, f"{prefill}, and the number of images in one", "smaller images"),
-    }
-    return (*what_to_end(case, memory), *by_phase.get(phase, (ratio, prefill)))
 
 
 def _loaded_twice(case: LogCase) -> tuple[str, Evidence] | None:

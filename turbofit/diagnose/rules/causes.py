@@ -1,0 +1,119 @@
+"""`presets/causes.yaml`: messages that tell their cause by themselves, and lines with figures."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from msgspec import field
+
+from turbofit.core.presets import converted, load_yaml, presets_dir
+from turbofit.core.struct import Struct
+from turbofit.diagnose.answer import PhaseName
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Cause", "Rank", "caught", "causes", "is_told", "less_memory", "matches", "told_figures"]
+
+#: A cause ends a run; a consequence follows one; a notice harms nobody.
+Rank = Literal["cause", "consequence", "notice"]
+
+#: A program prints its settings in one line: names with values, by commas. It is no message.
+_SETTINGS: Final = re.compile(r"(?:\w+=[^,]*, ?){3}|(?:['\"]\w+['\"]: [^,]*, ?){3}")
+
+
+class Cause(Struct):
+    """One row; `presets/causes.yaml` says what its fields mean."""
+
+    kind: str
+    words: tuple[str, ...]
+    pattern: str
+    phase: PhaseName
+    what: str
+    why: tuple[str, ...] = ()
+    change: tuple[str, ...] = ()
+    rank: Rank = "cause"
+    planned: bool = False
+    settings: bool = False
+    when: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+    source: str = ""
+
+
+class _Fact(Struct):
+    """A line whose named groups are facts."""
+
+    words: tuple[str, ...]
+    pattern: str
+
+
+class _Table(Struct):
+    facts: tuple[_Fact, ...]
+    out_of_memory: dict[str, dict[str, tuple[str, ...]]]
+    causes: tuple[Cause, ...]
+
+
+@cache
+def _table() -> _Table:
+    path = presets_dir() / "causes.yaml"
+    return converted(load_yaml(path), _Table, path)
+
+
+def causes() -> tuple[Cause, ...]:
+    """All rows, in the order in which they are asked."""
+    return _table().causes
+
+
+def less_memory(program: str | None, phase: PhaseName) -> tuple[str, ...]:
+    """What takes less memory in a phase of a program, in its own options."""
+    table = _table().out_of_memory
+    rows = table.get(program or "other", table["other"])
+    return rows.get(phase, rows["any"])
+
+
+@cache
+def _words() -> re.Pattern[str]:
+    """Matches each line that a row could match: most lines are passed over by it."""
+    rows: tuple[Cause | _Fact, ...] = (*_table().causes, *_table().facts)
+    return re.compile("|".join(re.escape(word) for row in rows for word in row.words))
+
+
+@cache
+def _pattern(text: str) -> re.Pattern[str]:
+    return re.compile(text)
+
+
+def _match(row: Cause | _Fact, text: str) -> re.Match[str] | None:
+    found = any(word in text for word in row.words)
+    return _pattern(row.pattern).search(text) if found else None
+
+
+def matches(text: str) -> Iterator[tuple[Cause, re.Match[str]]]:
+    """Rows that have this line, in their order, whatever else the log says."""
+    if not _words().search(text):
+        return
+    settings = _SETTINGS.search(text) is not None
+    for cause in causes():
+        if (cause.settings or not settings) and (match := _match(cause, text)):
+            yield cause, match
+
+
+def caught(text: str) -> dict[str, str]:
+    """The facts of a line, by name."""
+    if not _words().search(text):
+        return {}
+    found = [match for row in _table().facts if (match := _match(row, text))]
+    return {name: value for match in found for name, value in match.groupdict().items() if value}
+
+
+def is_told(text: str) -> bool:
+    """Whether a row has this line."""
+    return next(matches(text), None) is not None
+
+
+def told_figures(text: str) -> int:
+    """How much the first row that has a line catches of it; -1 where none has it."""
+    found = next(matches(text), None)
+    return -1 if found is None else sum(group is not None for group in found[1].groups())

@@ -1,0 +1,199 @@
+"""What the rows of `presets/causes.yaml` compute: figures of sentences and of conditions."""
+
+from __future__ import annotations
+
+import math
+import re
+from string import Formatter
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.struct import NA, Struct
+from turbofit.core.units import GIB
+from turbofit.diagnose.answer import Missing
+from turbofit.diagnose.rules.causes import Cause, matches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from re import Match
+
+    from turbofit.diagnose.case import LogCase
+
+__all__ = ["FIGURES", "Told", "told"]
+
+#: Kinds that tell of memory: where the message has no sizes, the answer says so.
+_OF_MEMORY: Final = (
+    "no_kv_memory", "killed", "aborted", "out_of_memory", "host_out_of_memory", "card_occupied",
+)  # fmt: skip
+
+
+class Figures:
+    """Names that a row may use: what its pattern and the log's facts caught, and `FIGURES`.
+
+    Args:
+        case: the log.
+        match: the row's pattern in its line.
+    """
+
+    def __init__(self, case: LogCase, match: Match[str]) -> None:
+        caught = {name: text for name, text in match.groupdict().items() if text is not None}
+        self.case = case
+        self._caught = {**case.facts.subject.facts, **caught}
+        self._groups = [group for group in match.groups() if group]
+
+    def get(self, name: str) -> Any:
+        """A figure or fact; None where the log has not enough for it."""
+        if name in FIGURES:
+            return FIGURES[name](self)
+        return self._caught.get(name)
+
+    def number(self, name: str) -> float | None:
+        """A fact as a number, of which texts write thousands with commas."""
+        text = self._caught.get(name)
+        try:
+            return None if text is None else float(text.replace(",", ""))
+        except ValueError:
+            return None
+
+    def holds(self, fact: str, wanted: dict[str, Any]) -> bool:
+        """Whether a fact is below, above, equal to or in what a condition names."""
+        value = self.get(fact)
+        for relation, other in wanted.items():
+            bound = self.get(other) if isinstance(other, str) and other in FIGURES else other
+            if value is None or bound is None or not _RELATIONS[relation](value, bound):
+                return False
+        return True
+
+    def sentence(self, text: str) -> str | None:
+        """A sentence with its figures; None where one of them is not known."""
+        named = {name for _, name, _, _ in Formatter().parse(text) if name and not name.isdigit()}
+        values = {name: self.get(name) for name in named}
+        if None in values.values():
+            return None
+        return text.format(*self._groups, *("",) * 6, **values).replace(" ()", "").rstrip(": ")
+
+    def sentences(self, texts: Iterable[str]) -> tuple[str, ...]:
+        """Those whose figures are known."""
+        return tuple(found for text in texts if (found := self.sentence(text)) is not None)
+
+    def missing(self, kind: str) -> Missing | None:
+        """The bytes that were missing, by the log's own figures."""
+        size = self.get("short")
+        if size is not None and size > 0:
+            note = "by the sizes that the log prints"
+            return Missing(bytes=size, basis="log", note=note, doubt=GIB // 100)
+        if kind in _OF_MEMORY:
+            return Missing(bytes=None, basis="unknown", note="the message has no sizes")
+        return None
+
+
+def _short(figures: Figures) -> int | None:
+    """Bytes: what was needed less what there was, or what vLLM's budget lacks for any cache."""
+    needed, available = figures.number("needed_gib"), figures.number("available_gib")
+    if needed is not None and available is not None:
+        return round((needed - available) * GIB)
+    rest = figures.number("rest_gib")
+    return round(-rest * GIB) if rest is not None and rest < 0 else None
+
+
+def _short_gib(figures: Figures) -> str | None:
+    short = _short(figures)
+    return None if short is None or short <= 0 else f"{short / GIB:.2f} GiB"
+
+
+def _utilization(figures: Figures) -> str | None:
+    """The largest --gpu-memory-utilization that what is free allows; rounded down."""
+    free, total = figures.number("available_gib"), figures.number("total_gib")
+    return None if not free or not total else f"{math.floor(free / total * 1000) / 1000:g}"
+
+
+def _utilization_needed(figures: Figures) -> str | None:
+    """The least --gpu-memory-utilization that leaves any cache; rounded up."""
+    total = figures.number("total_gib")
+    parts = [figures.number(name) for name in ("weights_gib", "other_gib", "peak_gib")]
+    known = [part for part in parts if part is not None]
+    if not total or len(known) != len(parts):
+        return None
+    share = math.ceil(sum(known) / total * 10_000) / 10_000
+    return f"{share:g}" if share < 1 else None
+
+
+def _arch(figures: Figures) -> int | None:
+    """The card's compute capability, 86 for 8.6: the log's, else the machine's."""
+    found = figures.number("arch")
+    if found is None and figures.case.gpu and figures.case.gpu.compute_capability != NA:
+        major, minor = figures.case.gpu.compute_capability
+        found = major * 10 + minor
+    return None if found is None else round(found)
+
+
+def _built(figures: Figures) -> list[int]:
+    text = figures.get("built") or ""
+    return sorted(int(number) for number in re.findall(r"(?:sm|compute)_(\d+)", text))
+
+
+def _built_newest(figures: Figures) -> int | None:
+    return max(_built(figures), default=None)
+
+
+def _built_oldest(figures: Figures) -> int | None:
+    return min(_built(figures), default=None)
+
+
+def _ratio_below(figures: Figures) -> str | None:
+    """A cache ratio below the log's own."""
+    ratio = figures.case.ratio
+    return None if ratio is None or ratio <= 0.2 else f"{ratio / 2:.2g}"
+
+
+def _listed_since(figures: Figures) -> str | None:
+    """The release from which LMDeploy runs the architecture that the line names, if it does."""
+    from turbofit.memory.architectures import listed_since
+
+    name = figures.get("architecture")
+    return listed_since(name) if name else None
+
+
+#: By name; a row uses them in its sentences and conditions.
+FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
+    "arch": _arch,
+    "built_newest": _built_newest,
+    "built_oldest": _built_oldest,
+    "is_listed": lambda figures: _listed_since(figures) is not None,
+    "listed_since": _listed_since,
+    "ratio_below": _ratio_below,
+    "short": _short,
+    "short_gib": _short_gib,
+    "utilization": _utilization,
+    "utilization_needed": _utilization_needed,
+}
+_RELATIONS: Final[dict[str, Callable[[Any, Any], bool]]] = {
+    "below": lambda value, bound: bool(value < bound),
+    "above": lambda value, bound: bool(value > bound),
+    "equal": lambda value, bound: bool(value == bound),
+    "within": lambda value, bound: value in bound,
+}
+
+
+class Told(Struct):
+    """A row that answers a line of a log, its sentences with the log's own figures."""
+
+    cause: Cause
+    what: str
+    why: tuple[str, ...]
+    changes: tuple[str, ...]
+    missing: Missing | None
+
+
+def told(text: str, case: LogCase) -> Told | None:
+    """The first row of `causes.yaml` that has a line and whose conditions hold; None: none does."""
+    for cause, match in matches(text):
+        figures = Figures(case, match)
+        if all(figures.holds(fact, wanted) for fact, wanted in cause.when.items()):
+            return Told(
+                cause=cause,
+                what=figures.sentence(cause.what) or cause.kind,
+                why=figures.sentences(cause.why),
+                changes=figures.sentences(cause.change),
+                missing=figures.missing(cause.kind),
+            )
+    return None
