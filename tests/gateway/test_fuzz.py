@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from bench.common.gateway import PATCHES, TILES, call, gateway, plan_for
-from bench.common.judge import check_body
 from bench.common.mutations import Mutator
+from tests.gateway.judge import check_body
 from tests.hostile import hostile
 from turbofit.core.images import PatchRule, VideoRule
 from turbofit.gateway.http.routes import ROUTES

@@ -22,8 +22,8 @@ from bench.common.gateway import (
     plan_for,
     stream,
 )
-from bench.common.judge import images_of
 from tests import virtual_time
+from tests.gateway.judge import images_of
 
 ANTHROPIC = {
     "max_tokens": 5,
