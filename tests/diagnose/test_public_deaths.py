@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from bench.faults.public_deaths import RESULTS, Judged, judge, report
-from bench.faults.public_logs import CASES, log_of
+from tests.diagnose.public_deaths import RESULTS, Judged, judge, report
+from tests.diagnose.public_logs import CASES, log_of
 from turbofit.core.errors import UsageError
 from turbofit.diagnose.explain import diagnose
 

@@ -1,4 +1,4 @@
-"""``python -m bench.speed.evictions [--write]``: a full cache, simulated token by token.
+"""A full cache, simulated token by token (bench/speed/EVICTIONS.md has a table of it).
 
 A closed load of requests on a cache that holds fewer than all of them: the oldest go first, a
 request is admitted when what it has so far fits, and the youngest lose their newest tokens to
@@ -8,16 +8,13 @@ request computes again, is what `turbofit/tuner/speed/evictions.py` says in a fo
 
 from __future__ import annotations
 
-import argparse
 import random
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from turbofit.tuner.speed.evictions import crowd_of
 
 __all__ = ["CASES", "Case", "formula", "simulated"]
 
-HERE = Path(__file__).resolve().parent
 #: Prompt and answer in tokens, and the requests of which the cache holds all tokens.
 CASES: Final = ((50, 500, 30), (50, 500, 85), (256, 256, 8), (256, 256, 60), (500, 500, 30),
                 (500, 500, 300), (2048, 128, 40), (3500, 256, 8), (3500, 256, 30))  # fmt: skip
@@ -102,50 +99,3 @@ def _evict(requests: list[_Request], count: int, room: int, *, whole: bool) -> N
     for one in requests[count:]:
         one.cached = 0 if whole else min(one.cached, room)
         room -= one.cached
-
-
-def report(share: float) -> str:
-    """EVICTIONS.md."""
-    lines = [
-        "# A full cache, simulated and by formula",
-        "",
-        "Made by `python -m bench.speed.evictions --write`. `n` are requests that run over those",
-        "of which the cache holds all tokens; `again` are tokens that a request computes again, as",
-        "a share of its mean answer: simulated where the youngest lose their newest tokens, then",
-        "where they lose all, then by the formula of the forecast with `recomputed_share`",
-        f"{share}. Spread 0: answers of one length; 1: of an exponential distribution.",
-        "",
-        "| prompt, answer | fit | spread | there over fit | n | formula"
-        " | again | all lost | formula |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    for prompt, output, fitting in CASES:
-        for spread in (0, 1):
-            for crowd in CROWDS:
-                case = Case(prompt, output, fitting, spread)
-                running, again = simulated(case, crowd)
-                lost = simulated(case._replace(whole=True), crowd)[1]
-                said = formula(case, crowd, share)
-                lines.append(
-                    f"| {prompt}, {output} | {fitting} | {spread} | {crowd} | {running:.2f}"
-                    f" | {said[0]:.2f} | {again:.2f} | {lost:.2f} | {said[1]:.2f} |"
-                )
-    return "\n".join(lines) + "\n"
-
-
-def main() -> None:
-    """Print the table, or write it."""
-    from turbofit.tuner.speed.rates import rates
-
-    parser = argparse.ArgumentParser(prog="python -m bench.speed.evictions", description=__doc__)
-    parser.add_argument("--write", action="store_true", help="renew EVICTIONS.md")
-    args = parser.parse_args()
-    text = report(rates().recomputed_share)
-    if args.write:
-        (HERE / "EVICTIONS.md").write_text(text, encoding="utf-8")
-    else:
-        print(text, end="")
-
-
-if __name__ == "__main__":
-    main()

@@ -3,7 +3,7 @@
 ``public_deaths.yaml`` has the facts of the threads, and the answer that each thread came to; no
 log was diagnosed before that was written down. Each becomes a log (`public_logs.py`).
 
-    python -m bench.faults.public_deaths [--only ID] [--write]
+    python -m tests.diagnose.public_deaths [--only ID] [--write]
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.faults.public_logs import CASES, log_of
+from tests.diagnose.public_logs import CASES, log_of
 from turbofit.core.struct import Struct
 from turbofit.diagnose.answer import Diagnosis
 from turbofit.diagnose.explain import diagnose
 
 __all__ = ["Judged", "judge", "report"]
 
-RESULTS = Path(__file__).parent / "PUBLIC_DEATHS.md"
+RESULTS = Path(__file__).parents[2] / "bench" / "faults" / "PUBLIC_DEATHS.md"
 #: What of an answer shows that a reason was found.
 _REASONS = {
     "eager": "whole matrix",
@@ -90,8 +90,8 @@ def report(cases: Sequence[Judged]) -> str:
         "# Deaths that people posted",
         "",
         *textwrap.wrap(
-            f"`python -m bench.faults.public_deaths --write`: {len(cases)} public threads; their"
-            " facts are in [public_deaths.yaml](public_deaths.yaml), with the answer that each"
+            f"`python -m tests.diagnose.public_deaths --write`: {len(cases)} public threads; their"
+            " facts are in [public_deaths.yaml](../../tests/diagnose/public_deaths.yaml), with the answer that each"
             " thread came to. Phase and cause (and, where the thread shows them, who held the"
             f" memory and the reason) are right in **{len(right)} of {len(cases)}**; an order to"
             f" end a process without a condition stands in **{len(orders)}**.",
@@ -127,7 +127,7 @@ def report(cases: Sequence[Judged]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run the program."""
     parser = argparse.ArgumentParser(
-        prog="python -m bench.faults.public_deaths", description=__doc__
+        prog="python -m tests.diagnose.public_deaths", description=__doc__
     )
     parser.add_argument("--only", default="", help="show the log of one thread, and the answer")
     parser.add_argument("--write", action="store_true", help=f"renew {RESULTS.name}")
