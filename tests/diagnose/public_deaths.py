@@ -3,14 +3,12 @@
 ``public_deaths.yaml`` has the facts of the threads, and the answer that each thread came to; no
 log was diagnosed before that was written down. Each becomes a log (`public_logs.py`).
 
-    python -m tests.diagnose.public_deaths [--only ID] [--write]
+    python -m tests.diagnose.public_deaths      # renews bench/faults/PUBLIC_DEATHS.md
 """
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -90,8 +88,9 @@ def report(cases: Sequence[Judged]) -> str:
         "# Deaths that people posted",
         "",
         *textwrap.wrap(
-            f"`python -m tests.diagnose.public_deaths --write`: {len(cases)} public threads; their"
-            " facts are in [public_deaths.yaml](../../tests/diagnose/public_deaths.yaml), with the answer that each"
+            f"`python -m tests.diagnose.public_deaths`: {len(cases)} public threads; their facts"
+            " are in [public_deaths.yaml](../../tests/diagnose/public_deaths.yaml), with the answer"
+            " that each"
             " thread came to. Phase and cause (and, where the thread shows them, who held the"
             f" memory and the reason) are right in **{len(right)} of {len(cases)}**; an order to"
             f" end a process without a condition stands in **{len(orders)}**.",
@@ -124,28 +123,5 @@ def report(cases: Sequence[Judged]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the program."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.diagnose.public_deaths", description=__doc__
-    )
-    parser.add_argument("--only", default="", help="show the log of one thread, and the answer")
-    parser.add_argument("--write", action="store_true", help=f"renew {RESULTS.name}")
-    args = parser.parse_args(argv)
-    cases = [judge(name, case) for name, case in CASES.items() if name.startswith(args.only)]
-    if args.only:
-        for one in cases:
-            print(log_of(CASES[one.name]), one, sep="\n")
-        return 0
-    if args.write:
-        RESULTS.write_text(report(cases))
-    for one in cases:
-        if one.wrong or one.order:
-            print(f"{one.name}: {one.kind}, {one.phase}; wrong: {', '.join(one.wrong)} {one.order}")
-    right = sum(not one.wrong for one in cases)
-    print(f"{right} of {len(cases)} right")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    RESULTS.write_text(report([judge(name, case) for name, case in CASES.items()]))
