@@ -7,15 +7,17 @@ import pytest
 from turbofit.core.units import MIB
 
 
-def test_a_broken_off_run_goes_on_from_its_log(tmp_path):
-    from bench.peers.row import Row, RowLog, kept
+def test_the_bar_is_the_surviving_peer_that_holds_most() -> None:
+    from bench.peers.row import Row
+    from bench.peers.tables import summary, verdict, verdict_table
 
-    log = tmp_path / "vllm.jsonl"
-    row = Row("m 1xl4", "turbofit's plan", "", 1, "survived", "", 0, None, None)
-    assert RowLog(log).row(row.pair, row.who, lambda: row) == row
-    assert kept(log) == {("m 1xl4", "turbofit's plan"): row}
-    assert RowLog(log).row(row.pair, row.who, pytest.fail) == row
-    assert kept(tmp_path / "none") == {}
+    ours = Row("m 1xl4", "turbofit's plan", "0.8 / 8 / 4096", 100, "survived", "")
+    dead = ours._replace(who="LMDeploy's defaults", tokens=200, fate="died")
+    less = ours._replace(who="advice: 0.5", tokens=80)
+    assert verdict([ours, dead, less]).met
+    assert "| m 1xl4 | 100 | advice: 0.5 | 80 | +25.0% | met |" in verdict_table([ours, dead, less])
+    more = less._replace(tokens=120)
+    assert "missed: m 1xl4" in summary([ours, dead, more])
 
 
 @pytest.mark.parametrize(
