@@ -28,7 +28,7 @@ def test_hadolint_finds_nothing() -> None:
     beside = Path(sys.executable).with_name("hadolint")
     hadolint = str(beside) if beside.exists() else shutil.which("hadolint")
     if hadolint is None:
-        pytest.skip("no hadolint here: the extra `dev` brings it on Linux and x86-64")
+        pytest.skip("no hadolint here: the group `dev` brings it on Linux and x86-64")
     done = subprocess.run(
         [hadolint, str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False
     )

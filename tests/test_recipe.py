@@ -43,4 +43,4 @@ def test_all_is_every_extra_that_adds_a_feature() -> None:
     extras = PROJECT["optional-dependencies"]
     (all_of_them,) = extras["all"]
     named = set(all_of_them.removeprefix("turbofit[").removesuffix("]").split(","))
-    assert named == set(extras) - {"all", "dev", "docs", "gateway"}  # which comes with each
+    assert named == set(extras) - {"all", "gateway"}  # which comes with each

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.accuracy.inputs import Inputs
+from bench.accuracy.rows import Row, machine_of, model_of
 from turbofit.core.machine import Gpu
 from turbofit.core.model import Model
 from turbofit.core.plan import GpuLedger, Settings
@@ -72,36 +72,37 @@ class Forecast(Struct):
         return all(one.headroom > one.margin for one in self.ledgers)
 
 
-def forecast(inputs: Inputs) -> Forecast:
+def forecast(row: Row) -> Forecast:
     """The forecast of a row by the engine of its name and version.
 
     Raises:
         PackageError: no account of that engine in that version.
     """
-    gpus = [inputs.machine.gpu(index) for index in inputs.machine.visible[: inputs.row.tp]]
-    engine = engine_named(inputs.row.engine, inputs.version)
-    settings = _settings(inputs, engine.defaults(gpus[0].name))
-    free = inputs.row.free_mib
+    model, machine = model_of(row), machine_of(row)
+    gpus = [machine.gpu(index) for index in machine.visible[: row.tp]]
+    engine = engine_named(row.engine, row.version)
+    settings = _settings(row, model, engine.defaults(gpus[0].name))
+    load = _vision_load(row, model)
     account = engine.account(
         EngineLaunch(
-            model=inputs.model,
+            model=model,
             settings=settings,
             gpus=tuple(gpus),
-            machine=inputs.machine,
-            vision_load=_vision_load(inputs),
+            machine=machine,
+            vision_load=load,
             margins=tuple(_margin(gpu) for gpu in gpus),
-            free_at_cache=None if free is None else int(free * MIB),
+            free_at_cache=None if row.free_mib is None else int(row.free_mib * MIB),
         )
     )
     ratio = settings.cache_max_entry_count
     outcome = account.at(ratio)
     warmup = next(t.bytes for t in outcome.ledgers[0].ledger if t.term == POOL_WARMUP)
-    rule, load = inputs.model.image_rule, _vision_load(inputs)
+    rule = model.image_rule
     units = engine.units_bound(rule, load, settings) if rule and load.units_per_image else 0
-    host = engine.host_memory(inputs.model, settings, units_per_forward=units)
+    host = engine.host_memory(model, settings, units_per_forward=units)
     engine_warmup = account.engine_warmup if isinstance(account, GroupAccount) else warmup
     return Forecast(
-        generation=_generation(engine, inputs.version),
+        generation=_generation(engine, row.version),
         ledgers=outcome.ledgers,
         free=outcome.free,
         region=outcome.region,
@@ -127,36 +128,29 @@ def _margin(gpu: Gpu) -> int:
     return max(256 * MIB, total // 100)
 
 
-def _settings(inputs: Inputs, defaults: dict[str, object]) -> Settings:
+def _settings(row: Row, model: Model, defaults: dict[str, object]) -> Settings:
     """The row's settings over the generation's defaults."""
-    given, longest = dict(inputs.row.settings), inputs.model.text.max_position_embeddings
-    session = int(given.setdefault("session_len", longest))
+    given = dict(row.settings)
+    session = int(given.setdefault("session_len", model.text.max_position_embeddings))
     context = int(given.pop("max_context_token_num", 0))
     values = {**defaults, **given}
     if not values["max_prefill_token_num"]:  # older than it; few tokens of context are sessions
         values["max_prefill_token_num"] = context if context >= session else context * session
     ratio = values.pop("cache_max_entry_count")
     return Settings(
-        tp=inputs.row.tp,
-        quant_policy=inputs.quant_policy,
+        tp=row.tp,
+        quant_policy=row.quant_policy,
         cache_max_entry_count=float(str(ratio)),
         **{name: int(str(value).partition(".")[0]) for name, value in values.items()},
     )
 
 
-def _vision_load(inputs: Inputs) -> VisionLoad:
+def _vision_load(row: Row, model: Model) -> VisionLoad:
     """Images as the row asked for them, else one at the checkpoint's own limit."""
-    model: Model = inputs.model
-    if model.image_rule is None or model.vision is None:
+    rule = model.image_rule
+    if rule is None or model.vision is None:
         return NO_IMAGES
-    rule, row = model.image_rule, inputs.row
-    if row.size is not None:
-        found = rule.units(*row.size, row.tiles)
-    else:
-        found = rule.worst_units(row.tiles)
+    found = rule.units(*row.size, row.tiles) if row.size else rule.worst_units(row.tiles)
     images = row.images or 1
-    return VisionLoad(
-        units_per_image=found,
-        images_per_request=images,
-        tokens_per_request=rule.unit_tokens(found) * images,
-    )
+    tokens = rule.unit_tokens(found) * images
+    return VisionLoad(units_per_image=found, images_per_request=images, tokens_per_request=tokens)

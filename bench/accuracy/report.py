@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.accuracy.score import Score, Scored, Unscored, summary
+from bench.accuracy.rows import HERE, Row, model_of
+from bench.accuracy.score import Score, Scored, summary
 from turbofit.core.presets import load_yaml
 from turbofit.core.units import MIB
 from turbofit.memory.versions import parse
 
 __all__ = ["report"]
 
-HERE = Path(__file__).parent
 _TABLE = "internvl2.0/deployment"
 
 
-def report(scored: Sequence[Scored], unscored: Sequence[Unscored]) -> str:
+def report(scored: Sequence[Scored], unscored: Sequence[Row]) -> str:
     """The whole page."""
     facts = summary(scored, unscored)
     parts = [
@@ -121,11 +120,9 @@ def _host(scored: Sequence[Scored]) -> Iterator[str]:
     yield "| version | row | model | tp | figure | forecast | observed | error |"
     yield "|---|---|---|---|---|---|---|---|"
     seen = [(one, s) for one in scored for s in one.scores if s.figure in ("host", "pinned")]
-    for one, s in sorted(
-        seen, key=lambda pair: (parse(pair[0].inputs.version) or (), pair[0].row.id)
-    ):
+    for one, s in sorted(seen, key=lambda pair: (parse(pair[0].row.version) or (), pair[0].row.id)):
         yield (
-            f"| {one.inputs.version} | {one.row.id} | {one.inputs.model.name} | {one.row.tp}"
+            f"| {one.row.version} | {one.row.id} | {model_of(one.row).name} | {one.row.tp}"
             f" | {s.figure} | {s.forecast:,.0f} MiB | {s.observed:,.0f} MiB | {s.error:+,.0f} |"
         )
 
@@ -211,12 +208,12 @@ def _value(s: Score, value: float) -> str:
     return f"{value:.0f} {s.unit}" if s.unit == "MiB" else f"{value:g}"
 
 
-def _unscored(unscored: Sequence[Unscored]) -> Iterator[str]:
+def _unscored(unscored: Sequence[Row]) -> Iterator[str]:
     """Rows of LMDeploy's engines and the input that each lacks."""
     yield "| row | missing |"
     yield "|---|---|"
     for one in unscored:
-        yield f"| {one.row.id} | {one.missing} |"
+        yield f"| {one.id} | {one.missing} |"
 
 
 def _table(scored: Sequence[Scored]) -> list[Scored]:

@@ -8,17 +8,13 @@ from statistics import median
 from typing import Any, Final
 
 from bench.accuracy.forecast import Forecast, forecast
-from bench.accuracy.inputs import Inputs, MissingError, inputs_of
 from bench.accuracy.rows import Row
-from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import GpuLedger
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB
 
-__all__ = ["ENGINES", "Score", "Scored", "Unscored", "score", "summary"]
+__all__ = ["Score", "Scored", "score", "summary"]
 
-#: The engines of LMDeploy.
-ENGINES = ("turbomind", "pytorch")
 _OUTCOMES = {"ran": "ok", "oom": "oom"}
 
 
@@ -62,15 +58,9 @@ class Score(Struct):
 class Scored(Struct):
     """A row that was scored."""
 
-    inputs: Inputs
+    row: Row
     forecast: Forecast
     scores: tuple[Score, ...]
-    not_empty: str
-
-    @property
-    def row(self) -> Row:
-        """The row."""
-        return self.inputs.row
 
     @property
     def observed(self) -> str:
@@ -85,40 +75,27 @@ class Scored(Struct):
         forecast to run with more than the margin to spare, unless its machine was not empty. A
         card that nobody named is not judged.
         """
-        if not self.inputs.card_known:
+        if not self.row.card_known:
             return False
         if self.observed == "ok":
-            return self.forecast.outcome == "oom" and not self.not_empty
+            return self.forecast.outcome == "oom" and not self.row.not_empty
         if self.observed == "oom":
             fine = self.forecast.outcome == "ok" and self.forecast.has_margin
-            return fine and not self.not_empty
+            return fine and not self.row.not_empty
         return False
 
 
-class Unscored(Struct):
-    """A row that was not, and the input that it lacks."""
-
-    row: Row
-    missing: str
-
-
-def score(rows: Sequence[Row]) -> tuple[list[Scored], list[Unscored]]:
-    """Score all rows that can be."""
-    scored, unscored = [], []
+def score(rows: Sequence[Row]) -> tuple[list[Scored], list[Row]]:
+    """All rows that lack nothing, scored; and the others."""
+    scored = []
     for row in rows:
-        try:
-            inputs = inputs_of(row)
-            made = forecast(inputs)
-        except (MissingError, TurbofitError, ArithmeticError) as exc:
-            unscored.append(Unscored(row=row, missing=str(exc)))
-            continue
-        not_empty = "" if row.free_mib else inputs.not_empty
-        scores = tuple(_scores(inputs.row, made, bool(not_empty)))
-        scored.append(Scored(inputs=inputs, forecast=made, scores=scores, not_empty=not_empty))
-    return scored, unscored
+        if not row.missing:
+            made = forecast(row)
+            scored.append(Scored(row=row, forecast=made, scores=tuple(_scores(row, made))))
+    return scored, [row for row in rows if row.missing]
 
 
-def _scores(row: Row, made: Forecast, not_empty: bool) -> Iterator[Score]:
+def _scores(row: Row, made: Forecast) -> Iterator[Score]:
     """The figures that the account has, as far as an empty machine can be compared."""
     for key, value in row.figures.items():
         name, _, unit = key.partition("_")
@@ -126,7 +103,7 @@ def _scores(row: Row, made: Forecast, not_empty: bool) -> Iterator[Score]:
             yield _score("block", "MiB a block", made.block_bytes / MIB, _first(value), None)
         elif name in ("host", "pinned"):
             yield _score(name, "MiB", getattr(made, name) / MIB, _first(value), None)
-        elif not not_empty:
+        elif not row.not_empty:
             yield from _figure(name, unit, value, made, _summed(row, made))
 
 
@@ -205,13 +182,13 @@ def _score(figure: str, unit: str, made: float, seen: float, card: int | None) -
     return Score(figure=figure, unit=unit, forecast=made, observed=seen, card_mib=card)
 
 
-def summary(scored: Sequence[Scored], unscored: Sequence[Unscored]) -> dict[str, Any]:
+def summary(scored: Sequence[Scored], unscored: Sequence[Row]) -> dict[str, Any]:
     """Counts, errors by source and generation, confusion of outcomes, and the bars."""
     confusion: dict[str, Counter[str]] = defaultdict(Counter)
     for one in scored:
         confusion[one.observed][one.forecast.outcome] += 1
     known = [one.row for one in scored if one.scores]
-    lacking = [one.row for one in unscored if one.row.engine in ENGINES and one.row.figures]
+    lacking = [row for row in unscored if row.figures]
     with_figure = len(known) + len(lacking)
     return {
         "rows": len(scored) + len(unscored),
@@ -225,7 +202,7 @@ def summary(scored: Sequence[Scored], unscored: Sequence[Unscored]) -> dict[str,
         "confusion": {seen: dict(made) for seen, made in sorted(confusion.items())},
         "outcomes_by_source": _outcomes(scored),
         "wrong_outcomes": [one.row.id for one in scored if one.wrong],
-        "not_empty": {one.row.id: one.not_empty for one in scored if one.not_empty},
+        "not_empty": {one.row.id: one.row.not_empty for one in scored if one.row.not_empty},
     }
 
 

@@ -1,4 +1,4 @@
-"""``python -m bench.clients --env DIR [--lmdeploy-repo PATH] [--only WORDS] [--write]``.
+"""``python -m bench.clients --env DIR [--only WORDS] [--write]``.
 
 Real clients against LMDeploy's own api_server on a pretend GPU, and against the same behind the
 gateway, side by side. Each suite's results are kept in DIR, so that suites can be run one by one
@@ -18,7 +18,7 @@ from pathlib import Path
 from bench.clients.environment import Environments
 from bench.clients.report import Run, report, unexplained
 from bench.clients.servers import Server
-from bench.clients.suites import REST, SUITES, Seen, run_rest, run_suite
+from bench.clients.suites import SUITES, run_suite
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
@@ -27,10 +27,7 @@ def main() -> int:
     args = _parser().parse_args()
     store = args.env / "results.json"
     runs = {name: Run(**run) for name, run in _read(store).items()}
-    names = [name for name in (*SUITES, REST) if args.only.lower() in name.lower()]
-    if args.lmdeploy_repo is None and REST in names:
-        print(f"{REST}: left out, --lmdeploy-repo PATH is a checkout of them", file=sys.stderr)
-        names.remove(REST)
+    names = [name for name in SUITES if args.only.lower() in name.lower()]
     environments = Environments(args.env)
     if names and not args.report:
         for name, run in _runs(args, environments, names):
@@ -48,9 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.clients", description=__doc__)
     add = parser.add_argument
     add("--env", type=Path, required=True, metavar="DIR", help="for environments, logs and results")
-    add("--lmdeploy-repo", type=Path, metavar="PATH", help="a checkout of LMDeploy 0.16")
     add("--only", default="", metavar="WORDS", help="suites whose name contains this")
-    add("--tests", default="", metavar="WORDS", help="which of LMDeploy's tests, as for pytest -k")
     add("--model", default="qwen2-vl-2b", help="(default qwen2-vl-2b)")
     add("--on", default="1xrtx3090", metavar="SPEC", help="(default 1xrtx3090)")
     add("--report", action="store_true", help="run nothing: tell what is there")
@@ -77,31 +72,16 @@ def _runs(args: argparse.Namespace, environments: Environments, names: list[str]
             began = time.monotonic()
             with ThreadPoolExecutor(2) as pool:
                 plain, gateway = pool.map(
-                    lambda url, place: _run(args, environments, name, url, place),  # noqa: B023
-                    urls, ("plain", "gateway"),
+                    lambda url: run_suite(environments, name, url), urls,  # noqa: B023
                 )  # fmt: skip
             yield name, Run(
                 plain=plain, gateway=gateway, when=time.strftime("%Y-%m-%d"),
-                seconds=time.monotonic() - began, on=_told(args, name),
+                seconds=time.monotonic() - began, on=f"{args.model}, {args.on}",
                 deaths=sum(server.deaths() for server in servers),
             )  # fmt: skip
     finally:
         for server in servers:
             server.stop()
-
-
-def _told(args: argparse.Namespace, name: str) -> str:
-    part = f", only `{args.tests}`" if args.tests and name == REST else ""
-    return f"{args.model}, {args.on}{part}"
-
-
-def _run(
-    args: argparse.Namespace, environments: Environments, name: str, url: str, place: str
-) -> dict[str, Seen]:
-    if name == REST:
-        folder = args.env / "rest" / place
-        return run_rest(environments, args.lmdeploy_repo.resolve(), folder, url, args.tests)
-    return run_suite(environments, name, url)
 
 
 if __name__ == "__main__":

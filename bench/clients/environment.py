@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import venv
-from importlib.util import find_spec
 from pathlib import Path
 
 __all__ = ["NODE_CHECKS", "Environments"]
@@ -41,16 +40,6 @@ class Environments:
                 pip = [str(python), "-m", "pip", "install", "--quiet", *words]
                 subprocess.run(pip, check=True, stdout=sys.stderr)
             stamp.write_text(digest)
-        return python
-
-    def beside_lmdeploy(self, name: str) -> Path:
-        """The interpreter of ``sdk`` that finds this one's LMDeploy too, behind what it has."""
-        python = self.python(name)
-        spec = find_spec("lmdeploy")
-        if spec is None or spec.origin is None:
-            raise SystemExit("error: no LMDeploy here\nhint: pip install lmdeploy")
-        (packages,) = (self._folder / name).glob("lib/python*/site-packages")
-        (packages / "zz-lmdeploy.pth").write_text(f"{Path(spec.origin).parents[1]}\n")
         return python
 
     def node(self) -> Path | None:

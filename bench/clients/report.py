@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
-from bench.clients.suites import REST, Seen
+from bench.clients.suites import Seen
 from bench.clients.why import why
 
 __all__ = ["Run", "report", "unexplained"]
@@ -17,7 +16,7 @@ __all__ = ["Run", "report", "unexplained"]
 _HEAD = """\
 # Clients with the gateway and without
 
-Written by `python -m bench.clients --env DIR --lmdeploy-repo PATH --write`: {versions}, Python
+Written by `python -m bench.clients --env DIR --write`: {versions}, Python
 {python}, {cpus} CPUs, no GPU. *plain* is LMDeploy's own api_server with the settings of a plan
 (`turbofit serve MODEL --pretend --no-gateway`), *gateway* the same plan behind the gateway, both on
 pretend GPUs: what is compared is what clients see, not what a model says (every token is 0).
@@ -94,12 +93,6 @@ def report(runs: Mapping[str, Run], clients: list[str]) -> str:
 def _section(suite: str, run: Run) -> str:
     lines = ["", f"## {suite}", "", f"{run.when}, {run.on}: {run.summary()}.", ""]
     names = run.names()
-    if suite == REST:
-        for place, seen in (("plain", run.plain), ("gateway", run.gateway)):
-            counts = sorted(Counter(one.seen for one in seen.values()).items())
-            lines.append(f"- {place}: {', '.join(f'{count} {word}' for word, count in counts)}")
-        lines += ["", "Only those that differ:" if run.different() else "None differs.", ""]
-        names = run.different()
     if names:
         lines += ["| check | plain | gateway | |", "|---|---|---|---|"]
     for name in names:

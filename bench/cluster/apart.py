@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bench.cluster.cloud import ENVIRONMENT, Clients, Serving, until
 from bench.cluster.faults import _retried, _up
-from bench.common.cloud import ENVIRONMENT, Clients, Serving, until
 from bench.common.processes import Child
 
 HEAD = "10.213.99.1"

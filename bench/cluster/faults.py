@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.common.cloud import Clients, Cloud, Serving, cloud_of, until
+from bench.cluster.cloud import Clients, Cloud, Serving, cloud_of, until
 from bench.common.processes import Child
 
 NODES = (("a", "2xrtx3090", 2), ("b", "2xrtx3090", 2), ("c", "1xrtx4090", 1))

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.common.cloud import Clients, Serving, cloud_of
+from bench.cluster.cloud import Clients, Serving, cloud_of
 from bench.common.processes import REPO, Child
 
 

@@ -6,7 +6,7 @@ import sys
 
 from bench.common.programs import show_programs
 
-PROGRAMS = ("run", "diagnose_deaths", "public_deaths", "allocations", "calls")
+PROGRAMS = ("run",)
 
 if __name__ == "__main__":
     sys.exit(show_programs("faults", PROGRAMS))

@@ -6,18 +6,7 @@ import sys
 
 from bench.common.programs import show_programs
 
-PROGRAMS = (
-    "run",
-    "balance",
-    "rules",
-    "routing",
-    "hostile",
-    "fuzz",
-    "edges",
-    "grammars",
-    "poison",
-    "stalls",
-)
+PROGRAMS = ("run", "hostile", "edges", "prices", "poison")
 
 if __name__ == "__main__":
     sys.exit(show_programs("gateway", PROGRAMS))

@@ -12,7 +12,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench.golden.cases import Case, all_cases, groups
@@ -26,7 +27,8 @@ from bench.golden.compare import (
     write_folder,
     write_hashes,
 )
-from bench.golden.render import figures, workplace
+from bench.golden.figures import ADDED, moved, summarised
+from bench.golden.render import workplace
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Makes documents of the turbofit in another checkout; cases and inputs stay ours.
@@ -76,12 +78,16 @@ def made(cases: Sequence[Case]) -> dict[str, str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.golden", description=__doc__)
     add = parser.add_argument
-    add("--against", type=Path, metavar="PATH", help="compare with a folder of documents, or with "
-        "the turbofit of another checkout")  # fmt: skip
+    add("--against", metavar="WHERE", help="compare with a folder of documents, with the turbofit "
+        "of another checkout, or with that of a commit")  # fmt: skip
     add("--write", type=Path, metavar="FOLDER", help="write the documents there")
     add("--renew", action="store_true", help="write the committed hashes")
     add("--only", default="", metavar="GROUPS", help=f"by commas: {','.join(groups())}")
-    add("--figures", action="store_true", help="compare JSON documents without their sentences")
+    add(
+        "--figures",
+        action="store_true",
+        help="compare figures, and not words",
+    )
     add("--diffs", type=int, default=20, metavar="N", help="changes to show (20)")
     add("--lines", type=int, default=30, metavar="N", help="lines of each (30)")
     add("--list", action="store_true", help="print the cases and end")
@@ -90,30 +96,65 @@ def _parser() -> argparse.ArgumentParser:
 
 def _against(args: argparse.Namespace, only: Sequence[str], documents: Mapping[str, str]) -> int:
     """Compare with the other side's documents, and say what differs."""
-    if (args.against / "turbofit" / "__init__.py").is_file():
-        with tempfile.TemporaryDirectory(prefix="golden-before-") as name:
-            words = [sys.executable, "-c", _OF_CHECKOUT, str(ROOT), str(args.against.resolve())]
-            words += ["--write", name, "--only", ",".join(only)]
-            if subprocess.run(words, cwd=name, check=False).returncode:
-                return _refused(f"{args.against} made no documents", "see above")
-            before = read_folder(Path(name), only)
-    else:
-        before = read_folder(args.against, only)
+    try:
+        with _folder(args.against) as where:
+            before = _documents(where, only)
+    except (OSError, subprocess.CalledProcessError) as exc:
+        return _refused(f"{args.against} made no documents: {exc}", "see above")
     if not before:
         return _refused(f"{args.against} holds no documents", "write them with --write FOLDER")
-    left_out = ""
     if args.figures:
-        mine, theirs = _figures(documents), _figures(before)
-        left_out = f"; {len(documents) - len(mine):,} texts are not compared"
-        documents, before = mine, theirs
+        return _figures(args, before, documents)
     found = list(differences(before, documents))
     print("".join(f"{line}\n" for line in shown(found, diffs=args.diffs, lines=args.lines)), end="")
-    return _summary(found, len(documents), left_out)
+    return _summary(found, len(documents))
 
 
-def _figures(documents: Mapping[str, str]) -> dict[str, str]:
-    found = {name: figures(text) for name, text in documents.items()}
-    return {name: text for name, text in found.items() if text is not None}
+@contextmanager
+def _folder(where: str) -> Iterator[Path]:
+    """A folder as it is, or a checkout of a commit, which is gone afterwards."""
+    if Path(where).exists():
+        yield Path(where).resolve()
+        return
+    git = ("git", "-C", str(ROOT), "worktree")
+    with tempfile.TemporaryDirectory(prefix="golden-commit-") as name:
+        checkout = Path(name) / "checkout"
+        words = [*git, "add", "--quiet", "--detach", str(checkout), where]
+        subprocess.run(words, check=True)
+        try:
+            yield checkout
+        finally:
+            subprocess.run([*git, "remove", "--force", str(checkout)], check=False)
+
+
+def _documents(where: Path, only: Sequence[str]) -> dict[str, str]:
+    """The documents in a folder, or those that the turbofit of a checkout makes."""
+    if not (where / "turbofit" / "__init__.py").is_file():
+        return read_folder(where, only)
+    with tempfile.TemporaryDirectory(prefix="golden-before-") as name:
+        words = [sys.executable, "-c", _OF_CHECKOUT, str(ROOT), str(where), "--write", name]
+        subprocess.run([*words, "--only", ",".join(only)], cwd=name, check=True)
+        return read_folder(Path(name), only)
+
+
+def _figures(
+    args: argparse.Namespace, before: Mapping[str, str], documents: Mapping[str, str]
+) -> int:
+    """Say which figures differ; 1: a figure changed or is gone, or a document is."""
+    both = [name for name in documents if name in before]
+    found = {name: moved(before[name], documents[name]) for name in both}
+    found = {name: figures for name, figures in found.items() if figures}
+    lines = list(summarised(found, diffs=args.diffs, lines=args.lines))
+    lines += [f"only now: {name}" for name in documents if name not in before]
+    gone = [name for name in before if name not in documents]
+    lines += [f"gone: {name}" for name in gone]
+    print("".join(f"{line}\n" for line in lines), end="")
+    grave = sum(any(one.kind != ADDED for one in figures) for figures in found.values())
+    print(
+        f"{len(both):,} documents compared: figures of {grave:,} differ, {len(found) - grave:,} "
+        f"have new keys alone; {len(documents) - len(both):,} are new, {len(gone):,} gone"
+    )
+    return 1 if grave or gone else 0
 
 
 def _hashed(documents: Mapping[str, str], *, whole: bool) -> int:
@@ -130,8 +171,8 @@ def _hashed(documents: Mapping[str, str], *, whole: bool) -> int:
     return _summary(found, len(documents))
 
 
-def _summary(found: Sequence[Difference], count: int, more: str = "") -> int:
-    print(f"{count:,} documents compared, {len(found):,} differ{more}")
+def _summary(found: Sequence[Difference], count: int) -> int:
+    print(f"{count:,} documents compared, {len(found):,} differ")
     return 1 if found else 0
 
 

@@ -16,12 +16,12 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bench.golden.cases import Case
 from bench.golden.inputs import write_inputs
 
-__all__ = ["Workplace", "figures", "workplace"]
+__all__ = ["Workplace", "workplace"]
 
 #: Of the caller's environment; all else that a plan could depend on is set below.
 _KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "TMPDIR")
@@ -110,28 +110,6 @@ def workplace() -> Iterator[Workplace]:
             yield Workplace(folder)
         finally:
             os.chdir(here)
-
-
-def figures(document: str) -> str | None:
-    """A JSON document without its sentences, for moves that change words on purpose.
-
-    A sentence is a string with a space in it. None where a document is not JSON.
-    """
-    head, _, rest = document.partition("--- stdout\n")
-    body, _, _ = rest.rpartition("--- stderr\n")
-    try:
-        found = json.loads(body)
-    except ValueError:
-        return None
-    return head + json.dumps(_without_sentences(found), indent=1)
-
-
-def _without_sentences(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_sentences(held) for key, held in value.items()}
-    if isinstance(value, list):
-        return [_without_sentences(held) for held in value]
-    return "…" if isinstance(value, str) and " " in value else value
 
 
 def _of_the_spec(out: str) -> str:

@@ -6,7 +6,7 @@ import sys
 
 from bench.common.programs import show_programs
 
-PROGRAMS = ("run", "every", "vllm_run")
+PROGRAMS = ("run", "every")
 
 if __name__ == "__main__":
     sys.exit(show_programs("peers", PROGRAMS))

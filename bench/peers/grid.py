@@ -52,42 +52,6 @@ PAIRS: tuple[Pair, ...] = (
     Pair("qwen2-vl-7b", "2xrtx4090", tp=2),
 )
 
-#: Each family that vLLM runs and a stand-in checkpoint can be made of, on cards of each kind.
-VLLM_PAIRS: tuple[Pair, ...] = (
-    Pair("qwen2-vl-7b", "1xrtx3090"),
-    Pair("qwen2.5-vl-7b", "1xrtx4090"),
-    Pair("internvl3-8b-hf", "1xrtx3090"),
-    Pair("qwen3-vl-8b", "1xrtx3090"),
-    Pair("qwen2-vl-2b", "1xrtx3090"),
-    Pair("internvl2-8b", "1xrtx3090"),
-    Pair("llama-3.1-8b", "1xrtx4090"),
-    Pair("qwen2.5-vl-3b", "1xl4"),
-    Pair("qwen2.5-7b", "1xrtx3090"),
-    Pair("qwen2.5-vl-7b-awq", "1xrtx3080-12g"),
-    Pair("qwen2-vl-7b", "1xa100-40g"),
-    Pair("qwen2-vl-7b", "1xv100-32g"),
-    Pair("internvl2-2b", "1xl4:free=19GiB"),
-    Pair("qwen3-vl-4b", "1xl4"),
-    Pair("qwen3-8b", "1xrtx4090"),
-    Pair("qwen2.5-14b-awq", "1xrtx3080-12g"),
-    Pair("internvl3-8b-hf", "1xa100-40g"),
-    Pair("qwen2-vl-2b", "1xl4:free=19GiB"),
-    Pair("qwen2-vl-2b", "1xrtx3080-12g"),
-    Pair("qwen2.5-vl-7b", "1xa100-40g"),
-    Pair("qwen2.5-vl-3b", "1xrtx3080-12g"),
-    Pair("internvl3-2b-hf", "1xrtx3080-12g"),
-    Pair("llama-3.1-8b", "1xa100-40g"),
-    Pair("qwen2.5-7b", "1xl4:free=19GiB"),
-    Pair("qwen3-vl-8b", "1xa100-40g"),
-    Pair("internvl2-8b", "1xa100-40g"),
-    Pair("qwen2-vl-7b-awq", "1xrtx4060ti-16g"),
-    Pair("qwen2.5-vl-7b", "1xh100"),
-    Pair("internvl3-14b-hf", "1xa100-40g"),
-    Pair("internvl2-8b-awq", "1xrtx3080-12g"),
-    Pair("qwen2.5-7b", "1xt4"),
-    Pair("qwen2.5-vl-7b", "1xrtx5090"),
-)
-
 SETTINGS: tuple[Setting, ...] = (
     Setting(PLAN, None),
     Setting("LMDeploy's defaults", {}),

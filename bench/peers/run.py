@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -12,9 +13,9 @@ from pathlib import Path
 
 import turbofit
 from bench.peers.grid import PAIRS, SETTINGS, Pair
-from bench.peers.row import Row, RowLog
+from bench.peers.row import Row
 from bench.peers.tables import of_pairs, row_table, summary, verdict, verdict_table
-from bench.peers.turbomind import cores, turbomind_row
+from bench.peers.turbomind import turbomind_row
 from bench.peers.workload import sent
 from turbofit.model.presets import find_preset, preset_model
 
@@ -52,34 +53,27 @@ def versions_text(seconds: float) -> str:
     """What ran, and how to run it again."""
     return (
         f"turbofit {turbofit.__version__}, LMDeploy {version('lmdeploy')},"
-        f" torch {version('torch')}, Python {sys.version.split()[0]}, {cores()} shared cores,"
+        f" torch {version('torch')}, Python {sys.version.split()[0]}, {os.cpu_count()} cores,"
         f" {time.strftime('%Y-%m-%d')}, {seconds:.0f} s in all.\n\n"
         "    python -m bench.peers.run --results FILE"
     )
-
-
-def rows_of(pair: Pair, folder: Path, log: RowLog) -> list[Row]:
-    """All rows of a pair: those of the log, and what was still to be run, told as they come."""
-    return [
-        log.row(pair.name, one.name, lambda one=one: turbomind_row(pair, one, folder))
-        for one in SETTINGS
-    ]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.peers.run", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="three pairs")
     parser.add_argument("--only", help="pairs whose name contains this")
-    parser.add_argument("--log", type=Path, help="rows, kept; those it has are not run again")
     parser.add_argument("--results", type=Path, help="write the tables here too")
     args = parser.parse_args()
     pairs = [p for p in PAIRS if (p.quick or not args.quick) and (args.only or "") in p.name]
-    rows, log = list[Row](), RowLog(args.log)
+    rows = list[Row]()
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         for number, pair in enumerate(pairs, 1):
             print(f"[{number}/{len(pairs)}] {pair.name}", file=sys.stderr, flush=True)
-            rows += rows_of(pair, Path(scratch), log)
+            for setting in SETTINGS:
+                rows.append(turbomind_row(pair, setting, Path(scratch)))
+                print(f"  {rows[-1]}", file=sys.stderr, flush=True)
     text = HEAD.format(
         told=summary(rows),
         bars=verdict_table(rows),

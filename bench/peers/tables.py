@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from bench.peers.grid import PLAN
 from bench.peers.row import Row
-from turbofit.core.units import MIB
 
 
 class Verdict(NamedTuple):
@@ -25,34 +24,27 @@ def of_pairs(rows: Iterable[Row]) -> list[list[Row]]:
     return [list(found) for _, found in groupby(rows, key=lambda row: row.pair)]
 
 
-def verdict(rows: Sequence[Row], *, least: float = 1) -> Verdict:
-    """The plan against the surviving peer that holds most; met from this share of it."""
+def verdict(rows: Sequence[Row]) -> Verdict:
+    """The plan against the surviving peer that holds most."""
     ours = next(row for row in rows if row.who == PLAN)
     peers = [row for row in rows if row.who != PLAN and row.fate == "survived"]
     best = max(peers, key=lambda row: row.tokens or 0, default=None)
     if ours.fate != "survived":
         return Verdict(ours.pair, ours, best, None if best is None else False)
-    return Verdict(
-        ours.pair, ours, best, best is None or (ours.tokens or 0) >= least * (best.tokens or 0)
-    )
+    met = best is None or (ours.tokens or 0) >= (best.tokens or 0)
+    return Verdict(ours.pair, ours, best, met)
 
 
-def verdict_table(
-    rows: Sequence[Row],
-    head: str = "bar",
-    words: tuple[str, str] = ("met", "**missed**"),
-    *,
-    least: float = 1,
-) -> str:
-    """One line a pair: the bar, or what ``head`` and ``words`` call it."""
+def verdict_table(rows: Sequence[Row]) -> str:
+    """One line a pair."""
     lines = [
-        f"| pair | our tokens | best peer that survives | its tokens | ours more by | {head} |",
+        "| pair | our tokens | best peer that survives | its tokens | ours more by | bar |",
         "|---|--:|---|--:|--:|---|",
     ]
     for found in of_pairs(rows):
-        seen = verdict(found, least=least)
+        seen = verdict(found)
         best, ours = seen.best, seen.ours
-        bar = {True: words[0], False: words[1], None: "neither runs"}[seen.met]
+        bar = {True: "met", False: "**missed**", None: "neither runs"}[seen.met]
         if best is None:
             lines.append(f"| {seen.pair} | {_tokens(ours)} | none | | | {bar} |")
             continue
@@ -73,19 +65,16 @@ def row_table(rows: Sequence[Row]) -> str:
     """Every start."""
     lines = [
         "| pair | setting | ratio / batch / prefill | KV tokens | fate | of what; what was refused"
-        " | where a peer is better | host MiB (pinned) | ready s |",
-        "|---|---|---|--:|---|---|---|--:|--:|",
+        " | where a peer is better |",
+        "|---|---|---|--:|---|---|---|",
     ]
     for found in of_pairs(rows):
         ours = next(row for row in found if row.who == PLAN)
         for row in found:
-            pinned = "" if row.pinned is None else f" ({row.pinned / MIB:.0f})"
-            host = f"{row.host / MIB:.0f}{pinned}" if row.host else ""
             told = "; ".join(text for text in (row.of, row.note) if text)
             lines.append(
                 f"| {row.pair} | {row.who} | {row.settings} | {_tokens(row)}"
-                f" | {_fate(row)} | {told} | {better(row, ours)} | {host}"
-                f" | {'' if row.ready is None else f'{row.ready:.1f}'} |"
+                f" | {_fate(row)} | {told} | {better(row, ours)} |"
             )
     return "\n".join(lines)
 
@@ -114,7 +103,7 @@ def _batch(row: Row) -> int | None:
 
 
 def _fate(row: Row) -> str:
-    told = {"refused": "did not start", "hung": "hung at start", "stalled": "not known"}
+    told = {"refused": "did not start", "hung": "hung at start"}
     return told.get(row.fate, row.fate)
 
 
@@ -122,10 +111,10 @@ def _tokens(row: Row) -> str:
     return "" if row.tokens is None else f"{row.tokens:,}"
 
 
-def summary(rows: Sequence[Row], bar: str = "Bar met", *, least: float = 1) -> str:
+def summary(rows: Sequence[Row]) -> str:
     """The bar in one line, and where it was missed."""
-    seen = [verdict(found, least=least) for found in of_pairs(rows)]
+    seen = [verdict(found) for found in of_pairs(rows)]
     judged = [v for v in seen if v.met is not None]
     missed = [v.pair for v in judged if not v.met]
-    told = f"{bar} on {len(judged) - len(missed)} of {len(judged)} pairs that somebody can run"
+    told = f"Bar met on {len(judged) - len(missed)} of {len(judged)} pairs that somebody can run"
     return f"{told}; missed: {', '.join(missed)}." if missed else f"{told}."

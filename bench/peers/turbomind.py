@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import turbofit
 from bench.peers.grid import PLAN, Pair, Setting
-from bench.peers.host import Peak
 from bench.peers.row import Fate, Row
 from bench.peers.workload import lowered, requests_of
 from turbofit.core.plan import Plan
@@ -39,7 +37,7 @@ def turbomind_row(pair: Pair, setting: Setting, folder: Path) -> Row:
     plan = plan_of(pair, setting)
     of_plan = setting.changed is None
     if of_plan and not plan.fits:
-        return Row(pair.name, PLAN, "", None, "refused", plan.verdict, 0, None, None)
+        return Row(pair.name, PLAN, "", None, "refused", plan.verdict)
     checkpoint = folder / plan.model.name
     if not checkpoint.exists():
         checkpoint_for(plan.model, checkpoint)
@@ -47,8 +45,7 @@ def turbomind_row(pair: Pair, setting: Setting, folder: Path) -> Row:
     cases = requests_of(plan, gateway=of_plan)
     whole = plan_spec(plan, checkpoint)
     spec = replace(whole, cases=from_builtins(cases, tuple[RehearsalCase, ...]))
-    with Peak() as peak:
-        seen = rehearse(spec)
+    seen = rehearse(spec)
     fate, of = _fate(seen)
     settings = plan.settings
     return Row(
@@ -61,9 +58,6 @@ def turbomind_row(pair: Pair, setting: Setting, folder: Path) -> Row:
         tokens=seen["cache"]["tokens"],
         fate=fate,
         of=of,
-        host=peak.bytes,
-        pinned=max(seen["pinned"]["peak"].values(), default=None),
-        ready=seen["child_seconds"].get("ready"),
         note=", ".join(t for t in (lowered(plan) if of_plan else "", _refused(seen)) if t),
     )
 
@@ -89,8 +83,3 @@ def _refused(seen: dict[str, Any]) -> str:
         away = {s: n for s, n in case["statuses"].items() if s not in ("finished", "ok")}
         told += [f"{case['name']}: {n} {status}" for status, n in away.items()]
     return ", ".join(told)
-
-
-def cores() -> int:
-    """Cores of this machine, for the results' head."""
-    return os.cpu_count() or 1

@@ -6,7 +6,7 @@ import sys
 
 from bench.common.programs import show_programs
 
-PROGRAMS = ("run", "least", "held", "pytorch", "planned", "two")
+PROGRAMS = ("run", "planned")
 
 if __name__ == "__main__":
     sys.exit(show_programs("rehearsal", PROGRAMS))

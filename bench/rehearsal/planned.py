@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from bench.rehearsal.pytorch import formula, mib, table
 from turbofit import api
 from turbofit.core.draft import Draft
+from turbofit.core.model import TextDims
 from turbofit.core.plan import GpuLedger, Plan
+from turbofit.core.units import MIB
 from turbofit.memory.pytorch.environment import segments
 from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.model.draft_reader import read_draft
@@ -32,6 +33,10 @@ from turbofit.rehearse.torch.torch_planned import beside, planned_document, plan
 
 #: What a term or a peak may be over, as a share of the card. Under is never allowed.
 SHARE = 0.02
+
+#: Bits of a key and a value by `quant_policy`, and the numbers of 16 bits that each head's have.
+_BITS = {0: (16, 16), 4: (4, 4), 8: (8, 8), 16: (8, 8), 17: (8, 8), 42: (4, 2)}
+_SCALES = {4: (2, 2), 8: (2, 2), 42: (2, 1)}
 
 HEAD = """# Plans for LMDeploy's PyTorch engine on pretend GPUs
 
@@ -54,7 +59,8 @@ below.
 ## Starts
 
 `margin 0` fills the card to its last MiB, where the ratio does not end at 0.999 before. `formula`
-is as in `PYTORCH.md`, with the free memory that the engine saw. `lost` is what torch reserved
+is `int((free - (max_prefill_token_num + 2 * max_batch_size) * vocab * 2) * ratio) // block bytes`,
+with the free memory that the engine saw. `lost` is what torch reserved
 beyond the weights when it looked, `warm-up` what it kept idle after it.
 
 {starts}
@@ -167,6 +173,44 @@ ROWS = (
     Row("kimi-k2.5", "1xh100", 0, {"max_batch_size": 32}, layers=2),
     Row("kimi-k2.5", "2xa100-80g", None, {"tp": 2, "max_batch_size": 32}, layers=2),
 )
+
+
+def formula(model: str, tp: int, cache: dict[str, Any], drafting: int = 0) -> int:
+    """Blocks by the formula, of the rank that has least; with so many layers that draft.
+
+    Those are alike to the target's, and whole on the rank.
+    """
+    text = resolve_model(model).text
+    heads = max(1, text.kv_heads // tp)
+    rows = cache["block_size"] * heads
+    # Latents have no values beside them.
+    kinds = _BITS[cache["quant_policy"]][: 1 if text.cached_latent else 2]
+    sizes = [rows * text.head_dim * bits // 8 for bits in kinds]
+    sizes += [rows * scales * 2 for scales in _SCALES.get(cache["quant_policy"], ())]
+    block = (text.attention_layers + drafting) * sum(-(-size // 256) * 256 for size in sizes)
+    runtime = states(text, tp, cache["num_state_caches"] or 0)
+    runtime += (cache["max_prefill_token_num"] + 2 * cache["max_batches"]) * text.vocab * 2
+    ratio = cache["cache_max_entry_count"]
+    return min(int((free - runtime) * ratio) // block for free in cache["free"])
+
+
+def states(text: TextDims, tp: int, slots: int) -> int:
+    """Bytes of the states of gated delta nets, at 16 bits."""
+    if text.delta is None:
+        return 0
+    one = text.delta
+    window = one.layers * one.channels // tp * one.kernel * 2
+    state = one.layers * one.value_heads // tp * one.key_dim * one.value_dim * 2
+    return slots * sum(-(-size // 256) * 256 for size in (window, state))
+
+
+def mib(value: int | None) -> str:
+    return "" if value is None else f"{value / MIB:,.1f}"
+
+
+def table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [titles, tuple("---" for _ in titles), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 class Found(NamedTuple):

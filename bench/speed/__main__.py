@@ -1,16 +1,15 @@
-"""``python -m bench.speed [--observations FILE] [--fit] [--write]``: forecasts beside figures."""
+"""``python -m bench.speed [--fit] [--write]``: forecasts beside published figures."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from datetime import datetime, timezone
-from pathlib import Path
 
 from bench.speed.fit import FITTED, fit, left_out_scores
-from bench.speed.forecast import MissingError, Setup, setup_of
+from bench.speed.forecast import setup_of
 from bench.speed.report import Results, published_errors, report, with_errors
-from bench.speed.rows import HERE, OBSERVATIONS, Row, read_rows
+from bench.speed.rows import HERE, Row, read_rows
 from bench.speed.score import score
 from turbofit.core.presets import preset_path
 from turbofit.tuner.speed.rates import rates
@@ -20,36 +19,19 @@ __all__ = ["main", "results_of"]
 
 def results_of(rows: list[Row]) -> Results:
     """All rows, each with its source left out and as shipped."""
-    setups: list[Setup] = []
-    missing: dict[str, str] = {}
-    for row in rows:
-        try:
-            setups.append(setup_of(row))
-        except MissingError as exc:  # noqa: PERF203 - each row for itself
-            missing[row.id] = str(exc)
-    left_out = left_out_scores(setups, rates(FITTED))
-    shipped = {one.row.id: score(one, rates()) for one in setups}
-    return Results(left_out, [shipped[one.setup.row.id] for one in left_out], missing)
+    left_out = left_out_scores([setup_of(row) for row in rows], rates(FITTED))
+    return Results(left_out, [score(one.setup, rates()) for one in left_out])
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; 2 where the file cannot be read or has nothing to score."""
+    """Run the program."""
     parser = argparse.ArgumentParser(prog="python -m bench.speed", description=__doc__)
-    parser.add_argument("--observations", type=Path, default=OBSERVATIONS, metavar="FILE")
     parser.add_argument("--fit", action="store_true", help="constants fitted to all rows")
     parser.add_argument(
         "--write", action="store_true", help="renew RESULTS.md and the errors that plans tell"
     )
     args = parser.parse_args(argv)
-    try:
-        rows = read_rows(args.observations)
-    except (OSError, ValueError) as exc:
-        print(f"error: {exc}\nhint: one JSON object a line, see rows.py", file=sys.stderr)
-        return 2
-    results = results_of(rows)
-    if not results.judged:
-        print("error: no row of LMDeploy can be scored\nhint: see rows.py", file=sys.stderr)
-        return 2
+    results = results_of(read_rows())
     if args.fit:
         found = fit([one for one in results.setups if one.row.of_lmdeploy], rates(FITTED))
         for name in FITTED:
@@ -67,4 +49,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from math import log
 from typing import Final
 
-from bench.common.descent import descend
+from msgspec.structs import replace
+
 from bench.speed.forecast import Setup
 from bench.speed.score import Score, loss, score
 from turbofit.tuner.speed.rates import Rates
 
 __all__ = ["FITTED", "fit", "left_out_scores"]
 
-#: What published speeds say something of; constants of links are fitted by `bench/topology`.
+#: What published speeds say something of; constants of links: bench/topology.
 FITTED: Final = ("memory_efficiency", "compute_efficiency", "layer_seconds")
+_LARGEST_SHARE: Final = 0.95
+#: How much an e-fold away from the begin must gain.
+_INERTIA: Final = 0.01
 _STEPS: Final = (1.5, 1.2, 1.07, 1.03)
 
 
 def fit(setups: Sequence[Setup], begin: Rates) -> Rates:
     """The constants that these rows tell; ``begin`` is where the fit starts."""
-    return descend(lambda figures: loss(setups, figures), begin, FITTED, _STEPS)
+    return _descend(lambda figures: loss(setups, figures), begin, FITTED, _STEPS)
 
 
 def left_out_scores(setups: Sequence[Setup], begin: Rates) -> list[Score]:
@@ -33,3 +38,41 @@ def left_out_scores(setups: Sequence[Setup], begin: Rates) -> list[Score]:
         figures = fit(others, begin) if others else begin
         found += [score(one, figures) for one in setups if one.row.source == source]
     return found
+
+
+def _descend(
+    cost: Callable[[Rates], float], begin: Rates, names: Sequence[str], steps: Sequence[float]
+) -> Rates:
+    """The constants of least cost; ``begin`` is where the descent starts and what it pulls to.
+
+    Args:
+        cost: of constants.
+        begin: all constants.
+        names: those that may move.
+        steps: factors to try, the largest first.
+    """
+
+    def pulled(figures: Rates) -> float:
+        away = sum(abs(log(getattr(figures, n) / getattr(begin, n))) for n in names)
+        return cost(figures) + _INERTIA * away
+
+    best, least = begin, pulled(begin)
+    for step in steps:
+        moved = True
+        while moved:
+            moved = False
+            for tried in _neighbours(best, names, step):
+                found = pulled(tried)
+                if found < least - 1e-9:
+                    best, least, moved = tried, found, True
+                    break
+    return best
+
+
+def _neighbours(figures: Rates, names: Sequence[str], step: float) -> Iterator[Rates]:
+    for name in names:
+        for factor in (step, 1 / step):
+            value = getattr(figures, name) * factor
+            if name.endswith(("efficiency", "factor")) and value > _LARGEST_SHARE:
+                continue
+            yield replace(figures, **{name: value})

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from msgspec.structs import replace
 
-from bench.accuracy.cards import machine_of
 from bench.accuracy.forecast import forecast as memory_forecast
-from bench.accuracy.inputs import inputs_of
-from bench.accuracy.models import MissingError, model_of
 from bench.accuracy.rows import Row as MemoryRow
-from bench.speed.rows import Load, Row, load_of
-from turbofit.core.errors import TurbofitError
+from bench.accuracy.rows import machine_of, model_of
+from bench.speed.rows import Row
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
@@ -30,13 +25,11 @@ from turbofit.tuner.speed.throughput import (
 )
 from turbofit.tuner.speed.work import StepWork, work_of
 
-__all__ = ["MissingError", "Setup", "forecast", "setup_of"]
+__all__ = ["Setup", "forecast", "setup_of"]
 
 #: Share of a card that vLLM and SGLang take, and what of it is neither weights nor cache.
 _SHARE, _BESIDE = 0.9, 3 << 29
 _CHUNK = 8192
-#: What a name says of packed weights.
-_STORED = {"awq": "awq", "gptq": "gptq", "fp8": "fp8", "w4a16": "awq", "4bit": "awq"}
 #: TurboQuant: keys of 4 bits with a scale and a zero, values of 2 bits with a scale, of 16 bits
 #: each. Source: LMDeploy 0.18, pytorch/engine/cache_engine/schema.py. Plans do not offer it.
 _TURBO_QUANT = 42
@@ -47,33 +40,26 @@ class Setup(Struct):
     """What the forecast of a row takes; ``kv_tokens`` are what its cache holds."""
 
     row: Row
-    load: Load
     machine: Machine
     work: StepWork
     at_once: int
     batch: int
-    prompt: float
-    output: float
     kv_tokens: int
 
 
 def setup_of(row: Row) -> Setup:
-    """All that a row and its source say, and what follows from them.
-
-    Raises:
-        MissingError: the row names no model or card that is known here.
-    """
-    load = load_of(row)
-    memory_row = _memory_row(row, load)
-    model, machine = model_of(memory_row), machine_of(memory_row, [])
-    try:
-        work, kv_tokens = _work(row, model), _kv_tokens(memory_row, row, model, machine)
-    except TurbofitError as exc:
-        raise MissingError(exc.message) from None
-    batch = row.max_batch_size or default_batch_size(machine.gpus[0].name)
+    """All that a row says, and what follows from it."""
+    memory_row = MemoryRow(
+        id=row.id, source=row.source, engine=row.engine, version=row.account or row.version,
+        model=row.model, packed=row.packed, on=row.on, tp=row.tp, settings=row.settings,
+        quant_policy=0 if row.quant_policy == _TURBO_QUANT else row.quant_policy,
+    )  # fmt: skip
+    model, machine = model_of(memory_row), machine_of(memory_row)
+    batch = row.batch or default_batch_size(machine.gpus[0].name)
     return Setup(
-        row=row, load=load, machine=machine, work=work, kv_tokens=kv_tokens, batch=batch,
-        at_once=row.concurrency or batch, prompt=_prompt(row, load), output=_output(row, load),
+        row=row, machine=machine, work=_work(row, model), batch=batch,
+        at_once=row.concurrency or batch,
+        kv_tokens=_kv_tokens(memory_row, row, model, machine),
     )  # fmt: skip
 
 
@@ -86,60 +72,13 @@ def forecast(setup: Setup, figures: Rates) -> Speed:
         reduce=all_reduce_of(machine, gpus, figures),
     )
     load = ClosedLoad(
-        prompt=setup.prompt,
-        output=setup.output,
+        prompt=setup.row.prompt,
+        output=setup.row.output,
         at_once=setup.at_once,
-        spread=setup.load.spread,
+        spread=setup.row.spread,
     )
     limits = BatchLimits(batch=setup.batch, kv_tokens=setup.kv_tokens, chunk=_CHUNK)
     return speed_of(group, figures, load, limits)
-
-
-def _prompt(row: Row, load: Load) -> float:
-    if row.prompt_tokens is not None:
-        return row.prompt_tokens
-    if load.prompt is None:
-        raise MissingError("how long prompts are")
-    return load.prompt
-
-
-def _output(row: Row, load: Load) -> float:
-    if row.output_tokens is not None:
-        return row.output_tokens
-    if row.requests_per_second and row.output_tokens_per_second:
-        return row.output_tokens_per_second / row.requests_per_second
-    if load.output is None:
-        raise MissingError("how long answers are")
-    return load.output
-
-
-def _memory_row(row: Row, load: Load) -> MemoryRow:
-    settings: dict[str, float] = {}
-    if row.cache_max_entry_count is not None:
-        settings["cache_max_entry_count"] = row.cache_max_entry_count
-    if row.max_batch_size is not None:
-        settings["max_batch_size"] = row.max_batch_size
-    found = MemoryRow(
-        id=row.id, source=row.source, engine=row.engine, version=row.engine_version,
-        model=load.model or row.model, gpu=load.card or row.card, gpus=row.tp, tp=row.tp,
-        settings=settings, outcome="ran",
-        quant="+".join(_quantised(load.model or row.model, row.quant_policy)),
-    )  # fmt: skip
-    try:
-        model_of(found)
-    except MissingError:  # perhaps known without the word for its tuning
-        return replace(found, model=found.model.replace("-chat", ""))
-    return found
-
-
-def _quantised(model: str, quant_policy: int) -> Iterator[str]:
-    """How weights and cache are stored, in the words of `bench/accuracy`."""
-    for word, method in _STORED.items():
-        if word in model.lower():
-            yield method
-            break
-    if quant_policy in (4, 8):
-        yield f"kv{quant_policy}"
 
 
 def _work(row: Row, model: Model) -> StepWork:
@@ -160,7 +99,7 @@ def _turbo_quant(row: Row, model: Model) -> float:
 def _kv_tokens(memory_row: MemoryRow, row: Row, model: Model, machine: Machine) -> int:
     """Tokens of the cache: by the account of the engine's version, or as vLLM shares a card."""
     if row.of_lmdeploy:
-        tokens = memory_forecast(inputs_of(memory_row)).tokens
+        tokens = memory_forecast(memory_row).tokens
         return int(tokens / _turbo_quant(row, model))
     work = _work(row, model)
     room = known(machine.gpus[0].total, 0) * _SHARE - _BESIDE - work.weights - work.experts

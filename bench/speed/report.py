@@ -8,7 +8,6 @@ from datetime import date
 
 from bench.speed.fit import FITTED, fit
 from bench.speed.forecast import Setup
-from bench.speed.rows import load_of
 from bench.speed.score import Score, curves, median_of, order, p90_of
 from turbofit.tuner.speed.rates import Rates, rates
 
@@ -21,12 +20,10 @@ _FAR = 0.15
 
 
 class Results:
-    """Every row with its source left out of the fit, and as shipped; ``missing`` by row's id."""
+    """Every row with its source left out of the fit, and as shipped."""
 
-    def __init__(
-        self, left_out: Sequence[Score], shipped: Sequence[Score], missing: dict[str, str]
-    ) -> None:
-        self.left_out, self.shipped, self.missing = left_out, shipped, missing
+    def __init__(self, left_out: Sequence[Score], shipped: Sequence[Score]) -> None:
+        self.left_out, self.shipped = left_out, shipped
         self.judged = [one for one in left_out if one.setup.row.of_lmdeploy]
         self.shipped_judged = [one for one in shipped if one.setup.row.of_lmdeploy]
 
@@ -61,8 +58,8 @@ def report(results: Results, day: date) -> str:
     lines = [
         "# The forecast of speed beside published figures",
         "",
-        f"{day}. Made by `python -m bench.speed --write` from rows that are no part of the",
-        "repository; computed, no GPU. An error is forecast over published, less one: plus is too",
+        f"{day}. Made by `python -m bench.speed --write` from `rows.jsonl`;",
+        "computed, no GPU. An error is forecast over published, less one: plus is too",
         "fast (over). *Left out*: under constants that were fitted without the row's source. *As",
         "shipped*: under those of `presets/engines/throughput.yaml`. The bars are of LMDeploy's",
         "engines with the source left out.",
@@ -112,9 +109,6 @@ def report(results: Results, day: date) -> str:
         "",
         *_assumed(results),
     ]  # fmt: skip
-    if results.missing:
-        lines += ["", "## Not scored", ""]
-        lines += [f"- **{name}**: {why}." for name, why in results.missing.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -198,7 +192,7 @@ def _first_tokens(results: Results) -> list[str]:
         ratios = sorted(
             one.first_token / one.setup.row.seconds_to_first_token
             for one in results.left_out
-            if one.setup.row.seconds_to_first_token and one.setup.load.together is together
+            if one.setup.row.seconds_to_first_token and one.setup.row.together is together
         )
         if ratios:
             name = "all start together" if together else "requests follow each other"
@@ -212,9 +206,9 @@ def _first_tokens(results: Results) -> list[str]:
 def _assumed(results: Results) -> list[str]:
     said: dict[str, list[str]] = {}
     for one in results.left_out:
-        load = load_of(one.setup.row)
-        spread = "lengths of answers spread as an exponential distribution's" if load.spread else ""
-        text = "; ".join(filter(None, (load.why, spread)))
+        row = one.setup.row
+        spread = "lengths of answers spread as an exponential distribution's" if row.spread else ""
+        text = "; ".join(filter(None, (row.why, spread)))
         said.setdefault(f"{one.setup.row.source}: {text}", []).append(one.setup.row.id)
     return [f"- {text} ({ids[0]}{' …' if len(ids) > 1 else ''})." for text, ids in said.items()]
 
@@ -230,7 +224,7 @@ def _source(one: Score) -> str:
 
 
 def _version(one: Score) -> str:
-    return f"{one.setup.row.engine} {one.setup.row.engine_version}"
+    return f"{one.setup.row.engine} {one.setup.row.version}"
 
 
 def _card(one: Score) -> str:

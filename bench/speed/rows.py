@@ -1,47 +1,53 @@
-"""Rows of published speeds, and what is known of their workloads."""
+"""Rows of published speeds: facts, each with its source, in `rows.jsonl`."""
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
-import yaml
 
 from turbofit.core.struct import Struct
 
-__all__ = ["HERE", "OBSERVATIONS", "Load", "Row", "load_of", "read_rows"]
+__all__ = ["HERE", "Row", "read_rows"]
 
 HERE = Path(__file__).resolve().parent
-#: Beside the checkout: the rows are no part of the repository.
-OBSERVATIONS = HERE.parents[2] / "shared" / "observations" / "speed.jsonl"
-
-_Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class Row(Struct):
     """One published figure: requests or output tokens a second; a source may give both.
 
-    ``concurrency`` are requests that are there at any time; None: as many as the batch.
+    ``name`` and ``card`` are the source's words; ``model``, ``packed`` and ``on`` what turbofit
+    takes for them, as in `bench/accuracy`. ``account``: the version whose account of the cache is
+    taken, where the source's scripts say another than its page; ``settings`` are of that account.
+    ``concurrency`` are requests that are there at any time; None: as many as the batch. ``prompt``
+    and ``output`` are mean tokens, ``spread`` the squared coefficient of variation of an answer's
+    length, ``together``: all requests start at the same moment. ``why``: on what that rests.
     """
 
     id: str
     source: str
     engine: str
-    engine_version: str
-    model: str
+    version: str
+    name: str
     card: str
+    model: str
+    on: str
+    prompt: float
+    output: float
+    why: str
+    packed: str = ""
     tp: int = 1
-    concurrency: int | None = None
-    max_batch_size: int | None = None
-    prompt_tokens: int | None = None
-    output_tokens: int | None = None
-    requests_per_second: _Positive | None = None
-    output_tokens_per_second: _Positive | None = None
-    seconds_to_first_token: float | None = None
+    account: str = ""
+    settings: dict[str, float] = msgspec.field(default_factory=dict)
     quant_policy: int = 0
-    cache_max_entry_count: float | None = None
+    concurrency: int | None = None
+    batch: int | None = None
+    assumed_lengths: bool = False
+    spread: float = 0.0
+    together: bool = False
+    requests_per_second: float | None = None
+    output_tokens_per_second: float | None = None
+    seconds_to_first_token: float | None = None
 
     @property
     def of_lmdeploy(self) -> bool:
@@ -49,47 +55,7 @@ class Row(Struct):
         return self.engine in ("turbomind", "pytorch")
 
 
-class Load(Struct):
-    """What `sources.yaml` says of rows: see there.
-
-    ``prompt`` and ``output`` are mean tokens, ``spread`` is the squared coefficient of variation of
-    an answer's length. ``together``: all requests start at the same moment. ``model`` and ``card``
-    are turbofit's names. ``why`` says on what all this rests.
-    """
-
-    source: str
-    why: str
-    ids: tuple[str, ...] = ("",)
-    prompt: float | None = None
-    output: float | None = None
-    spread: float = 0.0
-    together: bool = False
-    model: str | None = None
-    card: str | None = None
-
-
-def read_rows(path: Path = OBSERVATIONS) -> list[Row]:
-    """All rows of a file; fields that no forecast needs are ignored.
-
-    Raises:
-        ValueError: a line is not a row.
-    """
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            try:
-                rows.append(msgspec.json.decode(line, type=Row))
-            except msgspec.MsgspecError as exc:
-                raise ValueError(f"{path.name}:{number}: not a row: {exc}") from None
-    return rows
-
-
-def load_of(row: Row) -> Load:
-    """The entry of a row; the last one fits all."""
-    return next(one for one in _loads() if one.source in row.source and row.id.startswith(one.ids))
-
-
-@cache
-def _loads() -> tuple[Load, ...]:
-    text = (HERE / "sources.yaml").read_text(encoding="utf-8")
-    return msgspec.convert(yaml.safe_load(text), tuple[Load, ...])
+def read_rows() -> list[Row]:
+    """All rows."""
+    lines = (HERE / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    return [msgspec.json.decode(line, type=Row) for line in lines]

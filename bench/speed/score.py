@@ -53,10 +53,10 @@ def score(setup: Setup, figures: Rates) -> Score:
     if row.requests_per_second is not None:
         rate, published = found.requests_per_second, row.requests_per_second
     else:
-        rate = found.requests_per_second * setup.output
+        rate = found.requests_per_second * row.output
         published = row.output_tokens_per_second or 0.0
     first = found.seconds_to_first_token
-    if setup.load.together:  # the engine answers when all prefills are done
+    if row.together:  # the engine answers when all prefills are done
         first = found.running * found.prefill + found.step
         first += (setup.at_once - found.running) / found.requests_per_second
     return Score(setup=setup, forecast=rate, published=published, first_token=first)
@@ -103,9 +103,9 @@ def curves(scores: Iterable[Score]) -> list[Curve]:
     settings = defaultdict(list)
     for one in scores:
         row = one.setup.row
-        version = "" if row.prompt_tokens is None else f" {row.prompt_tokens}+{row.output_tokens}"
+        lengths = "" if row.assumed_lengths else f" {row.prompt:g}+{row.output:g}"
         if row.concurrency is not None:
-            name = f"{row.engine} {row.engine_version} {row.model}{version}"
+            name = f"{row.engine} {row.version} {row.name}{lengths}"
             settings[name, row.card, row.quant_policy].append(one)
     return [
         Curve(name=name, forecast=_best(group, "forecast"), published=_best(group, "published"))

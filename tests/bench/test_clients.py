@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from bench.clients.report import Run, report, unexplained
-from bench.clients.suites import REST, Seen
+from bench.clients.suites import Seen
 
 
 def run(plain: dict, gateway: dict) -> Run:
@@ -30,10 +28,3 @@ def test_what_differs_without_a_reason_is_named() -> None:
 
 def test_a_check_that_one_server_never_saw_differs() -> None:
     assert run({"a": Seen("1")}, {}).different() == ["a"]
-
-
-@pytest.mark.parametrize("other", ["passed", "failed"])
-def test_of_lmdeploys_own_tests_only_those_that_differ_are_listed(other: str) -> None:
-    text = report({REST: run({"t": Seen("passed")}, {"t": Seen(other, "why")})}, [])
-    assert "- plain: 1 passed" in text
-    assert ("| t |" in text) is (other == "failed")

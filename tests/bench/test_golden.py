@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +12,8 @@ import pytest
 from bench.golden import __main__ as program
 from bench.golden.cases import Case, all_cases, groups
 from bench.golden.compare import differences, digest, read_folder, read_hashes, shown, write_folder
-from bench.golden.render import Workplace, figures, workplace
+from bench.golden.figures import moved, summarised
+from bench.golden.render import Workplace, workplace
 
 CASES = all_cases()
 #: Groups whose documents need nothing but turbofit, and list no presets.
@@ -124,18 +127,77 @@ def test_files_are_read_back_and_differences_shown_once(tmp_path):
     assert "… and 2 other changes" in list(shown(found, diffs=1, lines=9))
 
 
-def test_figures_leave_sentences_out():
-    def document(sentence: str, number: int) -> str:
-        return f'$ plan\n--- stdout\n{{"note": "{sentence}", "bytes": {number}}}\n--- stderr\n'
+def document(out: object, err: str = "", code: int = 0) -> str:
+    said = out if isinstance(out, str) else json.dumps(out)
+    return f"$ plan\nexit code: {code}\n--- stdout\n{said}\n--- stderr\n{err}"
 
-    assert figures(document("one way", 1)) == figures(document("said differently", 1))
-    assert figures(document("one way", 1)) != figures(document("one way", 2))
-    assert figures("$ plan\n--- stdout\nInternVL2 fits\n--- stderr\n") is None
+
+def told(before: str, now: str) -> list[str]:
+    return [str(figure) for figure in moved(before, now)]
+
+
+def test_words_may_change_and_figures_may_not():
+    plan = {"note": "holds 3,840 tokens or so", "bytes": 1, "dtype": "float16", "moe": None}
+    one = document(plan, "warning: 258 MiB stay free, and --tp 2 is set")
+    said = document({**plan, "note": "3,840 tokens, it holds"}, "--tp 2 leaves 258\n MiB")
+    assert told(one, said) == []
+    assert told(one, document({**plan, "bytes": 2, "dtype": "bfloat16", "moe": 1})) == [
+        "changed bytes: 1 -> 2",
+        "changed dtype: float16 -> bfloat16",
+        "changed moe: null -> 1",
+        "said in words: 258 MiB; --tp 2 -> (none)",
+    ]
+    assert told(one, one.replace("code: 0", "code: 3")) == ["changed exit code: 0 -> 3"]
+    assert told(document("", "hint: --tp 2"), document("", "hint: --tp 4")) == [
+        "said in words: --tp 2 -> --tp 4"
+    ]
+
+
+def test_new_keys_are_no_changed_figures():
+    def plan(*terms: tuple[str, int], **more: int) -> str:
+        ledger = [{"bytes": size, "term": name, "note": "a b"} for name, size in terms]
+        return document({"gpus": [{"index": 0, "ledger": ledger}], "argv": ["--tp", "2"], **more})
+
+    before = plan(("weights", 7), ("cache", 7))
+    assert told(before, plan(("context", 1), ("weights", 7), ("cache", 8), new=3)) == [
+        "changed gpus[0].ledger[cache].bytes: 7 -> 8",
+        'added gpus[0].ledger[context]: {"bytes": 1, "term": "context", "note": "a b"}',
+        "added new: 3",
+    ]
+    assert told(plan(new=3), plan()) == ["gone new: 3"]
+    assert told(plan(), plan().replace('"2"', '"4", "--async"')) == ["changed argv: 2 -> 4 --async"]
+    assert told(document({"a": [1, 2]}), document({"a": [2, 1]})) == ["changed a: 1 2 -> 2 1"]
+
+
+def test_figures_are_listed_by_case_and_counted_by_kind():
+    def plan(number: int, **more: int) -> str:
+        return document({"gpus": [{"bytes": number}], **more})
+
+    cases = {
+        "plan a": plan(2),
+        "plan b": plan(1, new=1),
+        "plan c": plan(3),
+        "plan d": plan(1, new=2),
+    }
+    found = {name: moved(plan(1), text) for name, text in cases.items()}
+    assert list(summarised(found, diffs=9, lines=9)) == [
+        "\nplan a",
+        "  changed gpus[0].bytes: 1 -> 2",
+        "\nplan c",
+        "  changed gpus[0].bytes: 1 -> 3",
+        "\nplan b",
+        "  added new: 1",
+        "(1 more documents of this kind)",
+        "",
+        "2 documents: changed gpus[].bytes",
+        "2 documents: added new",
+    ]
+    assert "plan c" not in "".join(summarised(found, diffs=1, lines=1))
 
 
 def test_a_difference_ends_with_1(tmp_path, monkeypatch, capsys):
     cases = all_cases(["presets"])
-    documents = {case.name: f"$ {case.name}\n{{}}\n" for case in cases}
+    documents = {case.name: f"$ {case.name}\n--- stdout\n" for case in cases}
     monkeypatch.setattr(program, "made", lambda _: documents)
     argv = ["--only", "presets", "--against", str(tmp_path)]
     assert program.main(argv) == 2
@@ -149,6 +211,12 @@ def test_a_difference_ends_with_1(tmp_path, monkeypatch, capsys):
     assert "6 documents compared, 1 differ" in said
     assert program.main(["--only", "presets"]) == 1
     assert "changed: gpus --json" in capsys.readouterr().out
+    assert program.main([*argv, "--figures"]) == 0
+    documents["models"] = documents["models"].replace("more", "7 GiB")
+    assert program.main([*argv, "--figures"]) == 1
+    said = capsys.readouterr().out
+    assert "\nmodels\n  said in words: (none) -> 7 GiB\n" in said
+    assert said.endswith("differ, 0 have new keys alone; 0 are new, 0 gone\n")
 
 
 def test_wrong_use_has_a_hint(capsys, tmp_path):
@@ -160,6 +228,15 @@ def test_wrong_use_has_a_hint(capsys, tmp_path):
     assert groups()[:2] == ["plan", "predict"]
 
 
-def test_another_checkout_makes_its_own_documents(capsys):
-    assert program.main(["--only", "schema", "--against", str(program.ROOT)]) == 0
-    assert "7 documents compared, 0 differ" in capsys.readouterr().out
+def test_another_checkout_or_commit_makes_its_own_documents(capfd):
+    def worktrees() -> str:
+        words = ["git", "-C", str(program.ROOT), "worktree", "list"]
+        return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+    before = worktrees()
+    for where in (str(program.ROOT), "HEAD"):
+        assert program.main(["--only", "completion", "--figures", "--against", where]) == 0
+        assert "3 documents compared: figures of 0 differ" in capfd.readouterr().out
+    assert program.main(["--only", "completion", "--against", "no-such-commit"]) == 2
+    assert "error: no-such-commit made no documents" in capfd.readouterr().err
+    assert worktrees() == before

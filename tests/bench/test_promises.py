@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.promises.__main__ import planned, shrinks
-from bench.promises.pairs import KINDS, pairs
+from bench.plans.promises import shrinks
+from bench.plans.requests import KINDS, pairs, planned
 
 PAIRS = 160
 SEED = 20_261_122

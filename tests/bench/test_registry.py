@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from bench.registry import page
+from bench.plans import registry as page
 
 ROWS = dict(re.findall(r"^\| `(\w+)` \|.*\| (.+) \|$", page.OUT.read_text(), re.MULTILINE))
 

@@ -1,6 +1,6 @@
 """Real deaths of LMDeploy's engine on pretend GPUs: bytes missing must equal the timeline's.
 
-Few, since each takes seconds; `bench/faults/diagnose_deaths.py` does 30 random ones.
+Few, since each takes seconds; 30 random ones are in bench/faults/DIAGNOSE_RESULTS.md.
 """
 
 from __future__ import annotations

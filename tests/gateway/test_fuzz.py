@@ -1,7 +1,4 @@
-"""Bent bodies over all routes: nothing of ours breaks, nothing past the limits goes on.
-
-``bench/gateway/fuzz.py`` runs many more of the same.
-"""
+"""Bent bodies over all routes: nothing of ours breaks, nothing past the limits goes on."""
 
 from __future__ import annotations
 
@@ -10,8 +7,11 @@ import asyncio
 import pytest
 
 from bench.common.gateway import PATCHES, TILES, call, gateway, plan_for
-from bench.common.judge import check_body
 from bench.common.mutations import Mutator
+from tests.gateway.judge import check_body
+from tests.hostile import hostile
+from turbofit.core.images import PatchRule, VideoRule
+from turbofit.gateway.http.routes import ROUTES
 from turbofit.gateway.limits.request_limits import model_default
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -47,3 +47,27 @@ async def run(rule, limits, *, overlay, count, seed):
         check_body(rule, plan.limits, default, path, recorder.seen[-1][3])
     assert all(engine.units == engine.host_bytes == 0 for engine in app.engines)
     return passed, refused
+
+
+VIDEOS = PatchRule(
+    patch_size=14, merge=2, min_pixels=3136, max_pixels=12_845_056,
+    video=VideoRule(merged_frames=2, min_pixels=100_352, max_pixels=10_035_200),
+)  # fmt: skip
+PLANS = [plan_for(TILES), plan_for(PATCHES, limit=602_112), plan_for(VIDEOS, limit=602_112)]
+POSTS = [route.path for route in ROUTES.values() if route.method == "POST"]
+
+
+@hostile("bodies")
+def test_bytes_are_answered_and_hold_nothing_afterwards(data: bytes) -> None:
+    """The first bytes say which plan, with or without an overlay, and which route."""
+    if len(data) < 2:
+        return
+
+    async def posted() -> None:
+        app, _ = gateway(PLANS[data[0] // 2 % 3], overlay=data[0] % 2 == 0)
+        reply = await call(app, POSTS[data[1] % len(POSTS)], raw=data[2:], method="POST")
+        assert reply.status < 500, reply.body
+        assert all(engine.units == engine.host_bytes == 0 for engine in app.engines)
+        await app.shutdown()
+
+    asyncio.run(posted())

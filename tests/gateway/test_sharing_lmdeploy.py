@@ -12,8 +12,8 @@ import pytest
 from msgspec.structs import replace
 
 from bench.common.gateway import call, chat, data_url, gateway, image_part, limits_for, picture
-from bench.common.lmdeploy_front import as_lmdeploy_reads, loaded, make
 from bench.common.plans import plausible_plan
+from tests.gateway.lmdeploy_front import as_lmdeploy_reads, loaded, make
 from tests.gateway.test_lmdeploy import lmdeploy  # noqa: F401
 from tests.model.conftest import transformers  # noqa: F401 - a fixture
 from tests.model.test_oracle_front_ends import glm, qwen3

@@ -1,7 +1,8 @@
 """`turbofit which`: the cards that keep a promise, the models that a machine serves.
 
 Of each card the smallest count that keeps the promise is looked for: more of the same cards keep it
-as well (`bench.promises` plans thousands of such pairs). Each line is what `turbofit plan` finds.
+as well (`bench.plans promises` plans thousands of such pairs). Each line is what `turbofit plan`
+finds.
 """
 
 from __future__ import annotations

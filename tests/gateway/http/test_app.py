@@ -25,8 +25,8 @@ from bench.common.gateway import (
     plan_for,
     stream,
 )
-from bench.common.judge import images_of
 from tests import virtual_time
+from tests.gateway.judge import images_of
 from turbofit.gateway.http.refusals import TOOL_PARSERS
 
 ANTHROPIC = {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from bench.common.gateway import PATCHES, TILES, limits_for
-from bench.common.judge import units_reaching
+from tests.gateway.judge import units_reaching
 from tests.gateway.test_new_rules import CANVAS, CROSS, FRAMES, GRIDS, PAGES, SQUARE
 from turbofit.core.images import AnyresRule
 from turbofit.gateway.http.refusals import Refusal

@@ -16,7 +16,7 @@ for needed in ("ray", "lmdeploy", "fastapi", "torchvision"):
     if importlib.util.find_spec(needed) is None:
         pytest.skip(f"no {needed}", allow_module_level=True)
 
-from bench.common.cloud import (  # noqa: E402
+from bench.cluster.cloud import (  # noqa: E402
     Clients,
     Cloud,
     Serving,

@@ -1,7 +1,7 @@
 """The PyTorch engine's account against what that engine did on pretend GPUs.
 
 The figures were seen with LMDeploy 0.18, torch 2.12.1 and expandable segments at tp 1, Ray's fixed
-segments at tp 2 (bench/rehearsal/pytorch.py drives the same): MiB by torch's own allocator.
+segments at tp 2 (bench/rehearsal/PYTORCH.md is of the same): MiB by torch's own allocator.
 """
 
 from __future__ import annotations

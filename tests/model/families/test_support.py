@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.registry import page
+from bench.plans import registry as page
 from turbofit.core.errors import UsageError
 from turbofit.model.families.engines import TURBOMIND_VISION
 from turbofit.model.families.registry import VISION_READERS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.speed.evictions import CASES, Case, formula, simulated
+from tests.tuner.speed.simulated_cache import CASES, Case, formula, simulated
 from turbofit.tuner.speed.evictions import crowd_of
 from turbofit.tuner.speed.rates import rates
 

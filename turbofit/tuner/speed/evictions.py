@@ -27,7 +27,7 @@ class Crowd(NamedTuple):
 def crowd_of(
     admitted: float, fitting: float, room: float, output: float, recomputed_share: float
 ) -> Crowd:
-    """How a cache is shared; fitted to `bench/speed/evictions.py`.
+    """How a cache is shared; fitted to `tests/tuner/speed/simulated_cache.py`.
 
     Args:
         admitted: requests that the batch lets in.

@@ -1,1 +1,0 @@
-"""The advice that our users were given, computed."""

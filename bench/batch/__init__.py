@@ -1,1 +1,0 @@
-"""`turbofit batch` under kills, over a million lines, and beside plain clients."""

@@ -1,1 +1,0 @@
-"""Fuzzing with coverage of everything that reads what others wrote."""

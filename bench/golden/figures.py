@@ -1,0 +1,167 @@
+"""The figures of documents, and which of them differ between two sides.
+
+A figure is an exit code, a value of a JSON document that is no sentence (a number, a truth, null,
+or a string without a space: a setting, a name), or a number with its unit or its option in a
+sentence or a text. Sentences may be said differently, in another order and more than once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+__all__ = ["ADDED", "CHANGED", "GONE", "SAID", "Moved", "moved", "summarised"]
+
+#: Kinds of difference, those first that need the closest look.
+_ORDER = CHANGED, GONE, SAID, ADDED = "changed", "gone", "said", "added"
+_SAID = re.compile(
+    r"--[a-z][\w-]*[ =][\w./-]*\d[\w./-]*"
+    r"|(?<![\w.,/-])\d+(?:[.,]\d+)*(?: ?(?:[KMGT]i?B|%|[mu]?s|tokens?)(?!\w))?(?![\w/])"
+)
+_TAGS = re.compile(r"<script.*?</script>|<style.*?</style>|<[^>]*>", re.DOTALL)
+#: Characters of a value that are shown.
+_WIDTH = 120
+
+
+class Moved(NamedTuple):
+    """A figure that one side has otherwise: its place in the document, and both values."""
+
+    kind: str
+    place: str
+    before: str
+    now: str
+
+    def __str__(self) -> str:
+        sides = [side[:_WIDTH] for side in (self.before, self.now) if side]
+        return f"{self.kind} {self.place}: {' -> '.join(sides)}"
+
+    @property
+    def alike(self) -> tuple[str, str]:
+        """What it has in common with the same difference in another document."""
+        return self.kind, re.sub(r"\[[^]]*\]", "[]", self.place)
+
+
+def moved(before: str, now: str) -> list[Moved]:
+    """The differences between the figures of two documents of one case, the gravest first."""
+    (code, old, text), (new_code, new, new_text) = _parts(before), _parts(now)
+    found = [*_compared(code, new_code, "exit code"), *_compared(old, new, "")]
+    words = [list(dict.fromkeys(_said(side))) for side in ([old, text], [new, new_text])]
+    gone, come = ([one for one in words[at] if one not in words[1 - at]] for at in (0, 1))
+    if gone or come:
+        found.append(Moved(SAID, "in words", *("; ".join(one) or "(none)" for one in (gone, come))))
+    return sorted(found, key=lambda one: _ORDER.index(one.kind))
+
+
+def summarised(found: Mapping[str, Sequence[Moved]], *, diffs: int, lines: int) -> Iterator[str]:
+    """Differences by case, those of one kind together, then all kinds; of keys alone one case."""
+    together: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for name, figures in found.items():
+        together.setdefault(tuple(dict.fromkeys(one.alike for one in figures)), []).append(name)
+    ordered = sorted(together.items(), key=lambda item: _only_added(item[0]))
+    for kinds, names in ordered[:diffs]:
+        listed = names[: 1 if _only_added(kinds) else lines]
+        for name in listed:
+            yield f"\n{name}"
+            yield from (f"  {one}" for one in found[name][:lines])
+            if len(found[name]) > lines:
+                yield f"  … {len(found[name]) - lines} more figures"
+        if len(names) > len(listed):
+            yield f"({len(names) - len(listed):,} more documents of this kind)"
+    if len(ordered) > diffs:
+        yield f"\n… and {len(ordered) - diffs} other kinds of documents (--diffs)"
+    counts = Counter(kind for kinds, names in together.items() for kind in kinds for _ in names)
+    yield ""
+    for kind, count in sorted(counts.items(), key=lambda item: _ORDER.index(item[0][0])):
+        yield f"{count:,} documents: {' '.join(kind)}"
+
+
+def _only_added(kinds: Iterable[tuple[str, str]]) -> bool:
+    return all(kind == ADDED for kind, _ in kinds)
+
+
+def _parts(document: str) -> tuple[str, Any, str]:
+    """Exit code, the JSON of a document (or None), and its text: stderr, and stdout if no JSON."""
+    head, _, rest = document.partition("--- stdout\n")
+    out, _, err = rest.rpartition("--- stderr\n")
+    code = head.rpartition("exit code: ")[2].strip()
+    try:
+        return code, json.loads(out), err
+    except ValueError:
+        return code, None, f"{out}\n{err}"
+
+
+def _compared(old: Any, new: Any, place: str) -> Iterator[Moved]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys((*old, *new)):
+            here = f"{place}.{key}" if place else key
+            if key not in new:
+                yield Moved(GONE, here, _value(old[key]), "")
+            elif key not in old:
+                yield Moved(ADDED, here, "", _value(new[key]))
+            else:
+                yield from _compared(old[key], new[key], here)
+    elif isinstance(old, list) and isinstance(new, list):
+        yield from _lists(old, new, place)
+    elif _figure(old) != _figure(new):
+        yield Moved(CHANGED, place, _value(old), _value(new))
+
+
+def _lists(old: list[Any], new: list[Any], place: str) -> Iterator[Moved]:
+    """Elements by the name that tells them apart, by their values, or by their places."""
+    name = _name([*old, *new], old, new)
+    if name is not None:
+        sides = [{f"[{one[name]}]": one for one in side} for side in (old, new)]
+    elif any(isinstance(one, (dict, list)) for one in (*old, *new)):
+        sides = [{f"[{at}]": one for at, one in enumerate(side)} for side in (old, new)]
+    else:
+        figures = [[_value(one) for one in side if not _sentence(one)] for side in (old, new)]
+        if figures[0] != figures[1]:
+            gone, come = (Counter(figures[at]) - Counter(figures[1 - at]) for at in (0, 1))
+            words = [" ".join(side.elements()) or "(none)" for side in (gone, come)]
+            yield Moved(CHANGED, place, *(words if gone or come else map(" ".join, figures)))
+        return
+    for moved in _compared(*sides, ""):
+        yield moved._replace(place=place + moved.place)
+
+
+def _name(every: list[Any], *sides: list[Any]) -> str | None:
+    """The first field with a name of its own in each element of a side."""
+    if not every or not all(isinstance(one, dict) for one in every):
+        return None
+    for key in every[0]:
+        values = [[one.get(key) for one in side] for side in sides]
+        if all(_names(side, key) for side in values):
+            return str(key)
+    return None
+
+
+def _names(values: list[Any], key: str) -> bool:
+    kind = int if key == "index" else str
+    named = all(isinstance(one, kind) and not _sentence(one) for one in values)
+    return named and len(set(values)) == len(values)
+
+
+def _said(value: Any) -> Iterator[str]:
+    """The numbers of all sentences and texts, each with its unit or option."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for held in value:
+            yield from _said(held)
+    elif _sentence(value):
+        yield from _SAID.findall(" ".join(_TAGS.sub(" ", value).split()))
+
+
+def _figure(value: Any) -> Any:
+    return "…" if _sentence(value) else value
+
+
+def _sentence(value: Any) -> bool:
+    return isinstance(value, str) and (" " in value or "\n" in value or not value)
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,1 +1,0 @@
-"""Whether a plan of `--least` keeps what was promised, and takes no more."""

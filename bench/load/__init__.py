@@ -1,1 +1,0 @@
-"""`turbofit bench` beside guidellm, on one paced server."""

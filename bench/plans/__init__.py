@@ -1,0 +1,1 @@
+"""What must hold of plans over random presets, cards and options."""

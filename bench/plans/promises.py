@@ -1,0 +1,71 @@
+"""What a second plan keeps of a first one: with more memory or less asked, and with ``--least``."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from bench.plans.requests import Pair, Request
+from turbofit.core.plan import Plan
+from turbofit.memory.account import RATIO_STEPS
+
+__all__ = ["least_breaks", "shrinks", "taken"]
+
+#: Tokens by which rounding to blocks may shorten a context, and the share of a value that they are.
+_ROUNDING: Final = 64
+_SHARE: Final = 0.001
+#: Share of the tokens that the batch may cost where they are the goal.
+_BATCH_SHARE: Final = 0.01
+#: The context that is promised where nobody asks for another.
+_ENOUGH: Final = 32_768
+
+
+def shrinks(pair: Pair, less: Plan, more: Plan) -> str:
+    """Which promise is smaller in the second plan; empty where none is.
+
+    Values are not compared where loads or engines differ: TurboMind is preferred to the PyTorch
+    engine where both keep the promises, and the forecast does not tell their speeds apart.
+    """
+    if not less.fits:
+        return ""
+    if not more.fits:
+        return f"does not fit any more: {more.verdict}"
+    limits = [plan.limits.units_per_image for plan in (less, more)]
+    if limits[0] != limits[1]:
+        return f"images of {limits[0]} units, then {limits[1]}" if limits[1] < limits[0] else ""
+    # Images that need a longer context get it, which is no promise to fewer of them.
+    contexts = [plan.settings.session_len for plan in (less, more)]
+    if pair.kind == "images":
+        contexts = [min(context, _ENOUGH) for context in contexts]
+    if pair.kind != "context" and abs(contexts[0] - contexts[1]) > _ROUNDING:
+        shorter = contexts[1] < contexts[0]
+        return f"a context of {contexts[0]}, then {contexts[1]}" if shorter else ""
+    values = [plan.considered[0].score if plan.considered else 0.0 for plan in (less, more)]
+    if pair.kind == "concurrency" or less.engine != more.engine:
+        return ""
+    share = _BATCH_SHARE if less.workload.goal == "context" else _SHARE
+    if values[1] < values[0] * (1 - share):
+        return f"a value of {values[0]:.4g}, then {values[1]:.4g}"
+    return ""
+
+
+def taken(plan: Plan) -> int:
+    """Bytes that the engines of a plan hold at the most, on all GPUs."""
+    return sum(max(gpu.peak, gpu.load_peak) - gpu.used for gpu in plan.gpus)
+
+
+def least_breaks(request: Request, whole: Plan, least: Plan) -> str:
+    """What the least plan does not keep; empty where it keeps all."""
+    options = request.options
+    if not least.fits:
+        return f"does not fit: {least.verdict}"
+    if least.limits.units_per_image < whole.limits.units_per_image:
+        return f"images of {least.limits.units_per_image} units"
+    if least.kv.longest_request_tokens < options.get("context", 0):
+        return f"a context of {least.kv.longest_request_tokens}"
+    if least.requests_at_once < options.get("concurrency", 1):
+        return f"{least.requests_at_once} requests at once"
+    # Where not all of them are held at once, a step of the ratio may fill a little more.
+    step = sum(gpu.total for gpu in least.gpus) // RATIO_STEPS if least.may_evict() else 0
+    if taken(least) > taken(whole) + step:
+        return f"takes {taken(least):,} bytes, without --least {taken(whole):,}"
+    return ""

@@ -1,1 +1,0 @@
-"""Whether a promise ever shrinks because there is more."""

@@ -1,1 +1,0 @@
-"""Several models behind one address: in turns, asleep and together, under faults."""

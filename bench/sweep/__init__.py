@@ -1,1 +1,0 @@
-"""Do plans keep their promises over all presets, cards and options?"""

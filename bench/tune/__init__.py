@@ -1,1 +1,0 @@
-"""`turbofit tune` on simulated engines whose speed is what people published."""

@@ -1,0 +1,150 @@
+"""One allocation of the real engine fails, in each of 24 lives: each end is named, none hangs.
+
+Other engines, formats and degrees are in bench/faults/ALLOCATIONS.md.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from turbofit.core.units import MIB
+from turbofit.diagnose.explain import diagnose
+from turbofit.pretend.scenario import PretendGpu, Scenario
+from turbofit.pretend.symbols import Symbols
+from turbofit.pretend.timeline import PINNED, read_timeline
+from turbofit.rehearse.checkpoint.twin import write_checkpoint
+from turbofit.rehearse.installed import engine_library
+from turbofit.rehearse.turbomind.ledger import Ledger
+from turbofit.rehearse.turbomind.run import ChildOutcome, run_child
+from turbofit.rehearse.turbomind.sites import CallSites
+from turbofit.rehearse.turbomind.spec import RehearsalCase, RehearsalRequest, Spec
+
+pytestmark = [
+    pytest.mark.lmdeploy,
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler"),
+    pytest.mark.skipif(importlib.util.find_spec("lmdeploy") is None, reason="needs LMDeploy"),
+]
+
+MODEL, LIVES, PAGE_LOCKED = "internvl2-1b", 24, 4
+CARD = PretendGpu("NVIDIA GeForce RTX 3090", total=24268 * MIB, used=400 * MIB)
+SETTINGS = {
+    "tp": 1, "max_batch_size": 16, "max_prefill_token_num": 2048, "session_len": 8192,
+    "cache_max_entry_count": 0.5, "communicator": "nccl",
+}  # fmt: skip
+VISION = re.compile(r"Vit|Vision|vision|visual")
+#: Nobody else is on the card.
+BLAMES = ("somebody else held", "other processes held", "held by somebody else", "end process")
+
+
+class Allocation(NamedTuple):
+    """By the engine's own timeline; ``phases`` are what a diagnosis may call its phase."""
+
+    number: int
+    pinned: bool
+    phases: tuple[str, ...]
+    failed: bool
+
+
+@cache
+def symbols() -> Symbols:
+    return Symbols(engine_library())
+
+
+def allocations(folder: Path) -> Iterator[Allocation]:
+    sites, counts = CallSites(symbols().name), [0, 0]
+    ledger = Ledger(1, CallSites(symbols().name), Scenario(gpus=(CARD,)).pool_step)
+    for event in read_timeline(folder / "timeline"):
+        ledger.read((event,))
+        if event.tag not in "AE":
+            continue
+        pinned = event.number(1) == PINNED
+        counts[pinned] += 1
+        pool = ledger.pools.get(event.number(2))
+        forward = pool is not None and pool.owner == "executor"
+        phase = ledger.cards[event.number(0)].phase
+        names = said(phase, sites.site(event.trace), pinned=pinned, forward=forward)
+        yield Allocation(counts[pinned], pinned, names, event.tag == "E")
+
+
+def said(phase: str, site: str, *, pinned: bool, forward: bool) -> tuple[str, ...]:
+    if pinned:
+        return ("host RAM",)
+    if phase.startswith(("case", "ready")):
+        return ("vision",) if VISION.search(site) else ("text",)
+    if phase in ("buffers", "engine", "cache", "sizing"):
+        return ("warm-up",) if forward else ("cache",)
+    # A step of a warm-up that TurboMind computes ahead may end when its log calls it finished.
+    return ("warm-up", "text") if phase == "warm-up" else ("weights",)
+
+
+def drawn(found: list[Allocation], count: int) -> list[Allocation]:
+    """The first and the last of each phase, and others at random."""
+    chance, chosen = random.Random(26), dict[Allocation, None]()
+    for phases in dict.fromkeys(one.phases for one in found):
+        alike = [one for one in found if one.phases == phases]
+        chosen |= {alike[0]: None, alike[-1]: None}
+    while len(chosen) < count:
+        chosen[chance.choice(found)] = None
+    return list(chosen)[:count]
+
+
+def lived(folder: Path, checkpoint: Path, **fails: int) -> ChildOutcome:
+    """A start, the warm-up and a request of the largest image."""
+    folder.mkdir()
+    request = RehearsalRequest(units=(13,), text_tokens=100)
+    spec = Spec(
+        machine=replace(Scenario(gpus=(CARD,)), **fails), model_dir=checkpoint,
+        settings=SETTINGS, cases=(RehearsalCase("worst", (request,)),), case_seconds=30.0,
+    )  # fmt: skip
+    return run_child(spec, folder)
+
+
+def test_each_of_24_failing_allocations_has_a_name(tmp_path: Path) -> None:
+    checkpoint = tmp_path / MODEL
+    write_checkpoint(MODEL, checkpoint)
+    whole = lived(tmp_path / "whole", checkpoint)
+    assert whole.report.get("done"), whole.log[-20:]
+    found = list(allocations(tmp_path / "whole"))
+    device = [one for one in found if not one.pinned]
+    locked = [one for one in found if one.pinned]
+    wrong = {}
+    for tried in (*drawn(device, LIVES - PAGE_LOCKED), *drawn(locked, PAGE_LOCKED)):
+        folder = tmp_path / f"{tried.number}-{tried.pinned}"
+        name = "fail_pinned_at" if tried.pinned else "fail_at"
+        life = lived(folder, checkpoint, **{name: tried.number})
+        failed = next(one for one in allocations(folder) if one.failed)
+        why = judged(life, failed, folder)
+        if why:
+            wrong[str(failed)] = why
+    assert wrong == {}
+
+
+def judged(life: ChildOutcome, failed: Allocation, folder: Path) -> str:
+    """What is wrong with an end; nothing is where the engine went on and answered."""
+    if life.ended in ("hang", "timeout"):
+        return life.ended
+    if life.report.get("done"):
+        unfinished = [case for case in life.report["cases"] if not case["finished"]]
+        return f"not finished: {unfinished}" if unfinished else ""
+    lines = (folder / "stderr").read_bytes().splitlines()
+    error = str((life.report.get("error") or {}).get("traceback", ""))
+    log = b"\n".join(line for line in lines if not line.startswith(b"turbofit pretend:"))
+    command = f"$ lmdeploy serve api_server {MODEL} --tp 1\n".encode()
+    answer = diagnose([command, log + error.encode()], on="1xrtx3090:used=400MiB")
+    kind = "host_out_of_memory" if failed.pinned else "out_of_memory"
+    text = " ".join((answer.what, *answer.why, *answer.changes))
+    if any(word in text for word in BLAMES):
+        return f"blames somebody who is not there: {text}"
+    named = (answer.kind, answer.phase)
+    return "" if named[0] == kind and named[1] in failed.phases else f"named {named}"

@@ -1,0 +1,50 @@
+"""Deaths that people posted: phase and cause of each, no order to end what may be the server."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.diagnose.public_deaths import RESULTS, Judged, judge, report
+from tests.diagnose.public_logs import CASES, log_of
+from turbofit.core.errors import UsageError
+from turbofit.diagnose.explain import diagnose
+
+#: What turbofit does not know, with the reason.
+NOT_KNOWN = {
+    "mlx-vlm-273": "a refusal of one release of an image processor, which names no version",
+}
+
+
+@pytest.fixture(scope="module")
+def judged() -> dict[str, Judged]:
+    return {name: judge(name, case) for name, case in CASES.items()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_phase_and_cause_are_the_thread_s(name: str, judged: dict[str, Judged]) -> None:
+    assert bool(judged[name].wrong) == (name in NOT_KNOWN), judged[name]
+    assert not judged[name].order
+
+
+def test_the_page_says_what_is_so_now(judged: dict[str, Judged]) -> None:
+    assert RESULTS.read_text() == report(list(judged.values()))
+
+
+def test_the_collection_is_of_threads_once_each() -> None:
+    places = [case["at"] for case in CASES.values()]
+    assert len(set(places)) == len(places) >= 60
+    assert all(re.fullmatch(r"https://github\.com/\S+/(issues|pull)/\d+", one) for one in places)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_model_and_a_machine_never_make_it_fail(name: str) -> None:
+    """Whatever a log says of others, a SPEC of four 24 GB cards can be planned for."""
+    text = [log_of(CASES[name]).encode()]
+    try:
+        found = diagnose(text, model="internvl2-8b", on="4xrtx3090")
+    except UsageError as error:
+        pytest.fail(error.message)
+    advice = found.would_work
+    assert advice is None or advice.fits is not None
