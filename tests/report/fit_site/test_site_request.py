@@ -21,7 +21,7 @@ def test_what_is_given_replaces_the_default() -> None:
     assert SiteRequest.of().complete().images == ((1, (1920, 1080)), (4, (1280, 720)))
 
 
-@pytest.mark.parametrize("text", ["x", "4@", "@1x1", "4@wide", "-1", "4@1280"])
+@pytest.mark.parametrize("text", ["x", "4@", "@1x1", "4@wide", "-1", "4@12"])
 def test_images_that_are_none(text: str) -> None:
     with pytest.raises(UsageError):
         SiteRequest.of_options({"images": (text,)}, str)
