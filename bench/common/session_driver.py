@@ -57,6 +57,7 @@ def run(stop: StopSignal, leases: Leases) -> str:
     leases.reserve(plan)
     folder = run_folder(plan)
     config = ServeConfig(
+        model_name="m",
         request=request,
         timing=Timing(**{"liveness": 0.0, "backoff": 0.1, **given.get("timing", {})}),
         gateway=GatewayConfig(port=int(sys.argv[2])) if given.get("gateway") else None,

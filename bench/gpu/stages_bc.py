@@ -240,7 +240,7 @@ class Stages:
         }  # fmt: skip
 
     def _speedy(self, shape: Shape, **limits: Any) -> Plan:
-        made = planned(shape, self.scratch, concurrency=16, **limits)
+        made = planned(shape, self.scratch, max_batch_size=16, **limits)
         if not made.fits:
             raise NotRunError(made.verdict)
         return made

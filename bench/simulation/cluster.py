@@ -458,6 +458,7 @@ _FAULTS: dict[str, Callable[[ClusterScenario], None]] = {
 def _config(replicas: int | None, gateways: int) -> ClusterServeConfig:
     request = PlanRequest(model="internvl2-2b", context=8192, replicas=replicas)
     return ClusterServeConfig(
+        model_name="m",
         request=request,
         rehearse=False,
         gateway=GatewayConfig(),
