@@ -118,5 +118,6 @@ def serve_question(model: str, fixed: tuple[tuple[str, Any], ...]) -> tuple[Any,
         timing=Timing(liveness=1800.0, start=1800.0),
         access_log="none",
         rehearse=False,
+        model_name="m",  # as simulated clients call it
     )
     return ServeArguments(request, options, sort_options((), unplanned=False)), config
