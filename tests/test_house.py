@@ -20,7 +20,26 @@ MOST_FUNCTION_LINES = 60
 #: its figure here; a room goes over its figure only where another pays, with the reason beside it.
 #: A room that stands in no line has no budget.
 BUDGETS = {
-    "core": 0,
+    "core": 5_730,
+    "machine": 2_900,
+    "kernels": 785,
+    "model": 7_660,
+    "memory": 7_780,
+    "tuner": 7_680,
+    "planning": 2_650,
+    "observe": 1_355,
+    "pretend": 2_451,
+    "rehearse": 7_410,
+    "gateway": 12_140,
+    "load": 1_260,
+    "launch": 14_940,
+    "batch": 2_845,
+    "diagnose": 6_460,
+    "report": 6_935,
+    "cli": 7_320,
+    "turbofit": 335,
+    "tests": 70_400,
+    "bench": 24_160,
 }
 #: A budget that is further above what it allows for than this is lowered.
 SLACK = 150
@@ -29,7 +48,7 @@ FRAGMENT_LINES = 80
 #: Where a registry chooses a module by its name, or docs/adding.md tells people to add one.
 REGISTRIES = {"model/families", "core/images", "diagnose/doctor", "cli/commands"}
 #: How many there are elsewhere. It only falls.
-MOST_FRAGMENTS = 0
+MOST_FRAGMENTS = 31
 
 
 def _lines(path: Path) -> int:
