@@ -130,11 +130,16 @@ def _unknown(case: LogCase) -> Diagnosis:
         what=what,
         evidence=lines,
         unknown=("what happened",),
-        changes=(
-            "give the log from its start, with TM_LOG_LEVEL=INFO for TurboMind's own figures",
-        ),
+        changes=(_SEND_TURBOMIND if case.facts.subject.programs <= {"lmdeploy"} else _SEND,),
         read=_read(case),
     )
+
+
+#: What to send of a log that tells too little.
+_SEND: Final = "give the log from its start: the first error, and not only the last one"
+_SEND_TURBOMIND: Final = (
+    "give the log from its start, with TM_LOG_LEVEL=INFO for TurboMind's own figures"
+)
 
 
 def _read(case: LogCase) -> Read:

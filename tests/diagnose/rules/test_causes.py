@@ -149,6 +149,12 @@ def test_an_architecture_that_a_newer_lmdeploy_runs(architecture: str, said: str
         ("ModuleNotFoundError: No module named 'einops'", "missing_package"),
         ("RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.",
          "no_kv_memory"),
+        ("ValueError: This model's maximum context length is 4096 tokens. However, you requested"
+         " 5000 tokens (4500 in the messages, 500 in the completion).", "request_rejected"),
+        ("2025-01-01 - lmdeploy - ERROR - session 3 exceed session max length", "request_rejected"),
+        ("KeyError: 'qwen3_vl_moe'", "old_transformers"),
+        ("KeyError: 'weight'", "unknown"),
+        ("[TP0] Watchdog timeout (self.watchdog_timeout=300)\nKilled", "hang"),
         ("[TM][WARNING] [RejectInvalidRequests] Skipping invalid infer request for id 3, code = 6",
          "request_rejected"),
     ],

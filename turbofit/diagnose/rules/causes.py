@@ -15,8 +15,20 @@ from turbofit.diagnose.answer import PhaseName
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Cause", "Rank", "caught", "causes", "is_told", "less_memory", "matches", "told_figures"]
+__all__ = [
+    "Cause",
+    "Condition",
+    "Rank",
+    "caught",
+    "causes",
+    "is_told",
+    "less_memory",
+    "matches",
+    "told_figures",
+]
 
+#: By its relation to a fact, below, above, equal or within: a value, or the name of another fact.
+Condition = dict[str, Any]
 #: A cause ends a run; a consequence follows one; a notice harms nobody.
 Rank = Literal["cause", "consequence", "notice"]
 
@@ -37,7 +49,7 @@ class Cause(Struct):
     rank: Rank = "cause"
     planned: bool = False
     settings: bool = False
-    when: dict[str, dict[str, Any]] = field(default_factory=dict)
+    when: dict[str, Condition] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
     source: str = ""
 

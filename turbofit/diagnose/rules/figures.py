@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.core.struct import NA, Struct
 from turbofit.core.units import GIB
 from turbofit.diagnose.answer import Missing
-from turbofit.diagnose.rules.causes import Cause, matches
+from turbofit.diagnose.rules.causes import Cause, Condition, matches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -54,7 +54,7 @@ class Figures:
         except ValueError:
             return None
 
-    def holds(self, fact: str, wanted: dict[str, Any]) -> bool:
+    def holds(self, fact: str, wanted: Condition) -> bool:
         """Whether a fact is below, above, equal to or in what a condition names."""
         value = self.get(fact)
         for relation, other in wanted.items():
