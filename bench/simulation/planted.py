@@ -92,7 +92,7 @@ BUGS = (
         "not _empty(engine) and any(map(_empty, self._able(besides=engine)))", "False",
         1434545),
     Bug("who leaves a dead engine is forgotten", "gateway/routing/exchange.py",
-        "if engine.dead_since(self._sent_at):", "if False:", 1467110),
+        "if engine.dead_since(self._sent_at):", "if False:"),
     Bug("a death is noted once", "gateway/routing/engines.py",
         "self.death is None or max(self.last_success, sent_at) > self.died_at",
         "self.death is None", 7),
@@ -156,11 +156,10 @@ BUGS = (
         "        if why is None and outcome.death is not None and await "
         "self._quarantine.convicts(request):\n            why = \"second_death\"\n",
         "        if request.identity is not None:\n"
-        "            self._quarantine.refuse_convicted(await request.identity.fingerprint())\n",
-        439829),
+        "            self._quarantine.refuse_convicted(await request.identity.fingerprint())\n"),
     Bug("who left is accused by the time at which a supervisor saw the end",
         "gateway/routing/engines.py",
-        "min(time.monotonic(), self.failed_at)", "time.monotonic()", 479281),
+        "min(time.monotonic(), self.failed_at)", "time.monotonic()"),
     Bug("a lost card accuses a request", "launch/serve/attempt.py",
         'ending.kind == "killed" or any_lost(uuids)', 'ending.kind == "killed"', 441118),
     Bug("a conviction that is taken back goes on explaining", "gateway/quarantine/suspects.py",

@@ -67,7 +67,7 @@ async def spoken(data: bytes, bugs: list[dict[str, Any]]) -> None:
     loop.set_exception_handler(lambda _, context: bugs.append(context))
     app, _ = gateway(api_keys=("k",), trusted_proxies=("10.0.0.9",))
     others = asyncio.all_tasks()
-    config = copy(_uvicorn(app).config)
+    config = copy(_uvicorn(app, lambda: None).config)
     config.loaded_app = ProxyHeadersMiddleware(app, ["10.0.0.9"])
     kind = limited_protocol(app.config.connection, app.connections)
     protocol, wire = kind(config, ServerState(), {}, loop), Wire()
