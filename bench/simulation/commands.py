@@ -87,7 +87,7 @@ class Turbofit:
         from turbofit.cli.commands import serve
         from turbofit.launch.serve.leases import Leases
 
-        arguments, config = serve_question(self._model, tuple(self._fixed.items()))
+        arguments, config = serve_question(self._model, tuple(self._fixed.items()), "m")
         with Leases() as leases:
             return serve._launch(arguments, config, stop, leases, as_json=False)
 
@@ -99,8 +99,10 @@ class Turbofit:
 
 
 @cache
-def serve_question(model: str, fixed: tuple[tuple[str, Any], ...]) -> tuple[Any, Any]:
-    """The command line of `serve`."""
+def serve_question(
+    model: str, fixed: tuple[tuple[str, Any], ...], name: str | None = None
+) -> tuple[Any, Any]:
+    """The command line of `serve`; ``name`` is what clients call the model."""
     from turbofit.cli.options.launch_options import ServeOptions
     from turbofit.cli.serving.serve_plan import ServeArguments
     from turbofit.gateway.config import GatewayConfig
@@ -118,6 +120,6 @@ def serve_question(model: str, fixed: tuple[tuple[str, Any], ...]) -> tuple[Any,
         timing=Timing(liveness=1800.0, start=1800.0),
         access_log="none",
         rehearse=False,
-        model_name="m",  # as simulated clients call it
+        model_name=name,
     )
     return ServeArguments(request, options, sort_options((), unplanned=False)), config

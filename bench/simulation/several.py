@@ -45,7 +45,7 @@ class _App:
     """The address of several models, with what a gateway of one model has beside."""
 
     def __init__(self, front: ModelsGateway) -> None:
-        self.front, self.config = front, front.config
+        self.front, self.config, self.connections = front, front.config, front.connections
 
     async def startup(self) -> None:
         return
