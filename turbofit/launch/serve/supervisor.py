@@ -91,7 +91,7 @@ class StopSignal:
 
     def strike(self) -> None:
         """End it at once, as a second signal would; takes no lock."""
-        self.end()
+        self.signal = self.signal or signal.SIGTERM
         self.urgent = True
         for strike in self._strikes:
             strike()
