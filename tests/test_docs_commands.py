@@ -18,10 +18,14 @@ SHOWN = shown()
 _UNFINISHED = re.compile(r"is missing|needs a value|requires an argument")
 #: Options of other programs, which pages name in back ticks.
 _OF_OTHERS = {
-    "LMDeploy": {"--nnodes", "--node-rank", "--dist-init-addr", "--trust-remote-code"},
+    "LMDeploy": {
+        "--nnodes", "--node-rank", "--dist-init-addr", "--trust-remote-code", "--reasoning-parser",
+        "--logprobs-mode",
+    },
     "turbofit-fallback": {"--max-images"},
     "scripts/check, pytest": {"--quick", "--hypothesis-profile"},
-}
+    "promised, and not there yet": {"--default-chat-template-kwargs"},
+}  # fmt: skip
 
 
 def problem_of(argv: list[str]) -> str:

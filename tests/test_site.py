@@ -48,7 +48,7 @@ def test_the_order_is_that_in_which_people_need_it() -> None:
     sections = [next(iter(one)) for one in CONFIG["nav"]]
     assert sections == [
         "Start", "Choose settings", "Serve", "Several models", "Batches", "Clusters",
-        "Troubleshooting", "How it works", "Reference", "Contributing",
+        "Troubleshooting", "Promises", "How it works", "Reference", "Contributing",
     ]  # fmt: skip
 
 
