@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -71,6 +72,9 @@ def test_the_drain_ends_with_a_word_to_everybody(
     body = {"model": internvl2.name, "messages": MESSAGES, "max_tokens": LONG, "ignore_eos": True}
     whole = OpenClient(url, "/v1/chat/completions", body)
     half = OpenClient(url, "/v1/chat/completions", body, sent=0.5)
+    for _ in range(2):  # connections are taken in turn: both are the gateway's by then
+        with urlopen(f"{url}/health") as answer:
+            answer.read()
     served.child.process.send_signal(signal.SIGTERM)
     assert served.child.finish() == 0
     assert all(told(path, client) for path, client in opened.items())
