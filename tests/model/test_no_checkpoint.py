@@ -64,4 +64,4 @@ def test_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
-    assert "is not there" in refused(str(tmp_path / "nothing")).message
+    assert "is here" in refused(str(tmp_path / "nothing")).message

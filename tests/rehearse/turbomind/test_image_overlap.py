@@ -91,7 +91,7 @@ def test_a_prefix_cache_is_asked_again_about_what_it_has_seen() -> None:
         "internvl2-8b",
         on="1xrtx3090",
         enable_prefix_caching=True,
-        concurrency=8,
+        max_batch_size=8,
         queue_images=False,
     )
     cases = {case["name"]: case["requests"] for case in worst_cases(plan)}
@@ -133,7 +133,7 @@ def test_several_images_a_request_meet_too(prefix: bool) -> None:
         on="1xrtx3090",
         images=4,
         enable_prefix_caching=prefix,
-        concurrency=8,
+        max_batch_size=8,
         queue_images=False,
     )
     sent, limits = _sent(plan), plan.limits
@@ -170,7 +170,7 @@ def test_a_cache_that_holds_no_image_is_asked_for_one_all_the_same() -> None:
 
 
 #: A batch and no queue, so that the images of whole requests fill what is paid for.
-EIGHT = {"concurrency": 8, "queue_images": False}
+EIGHT = {"max_batch_size": 8, "queue_images": False}
 
 
 @pytest.mark.lmdeploy

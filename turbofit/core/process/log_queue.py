@@ -234,7 +234,8 @@ def queued_stderr() -> Iterator[None]:
     """
     before = sys.stderr
     try:
-        descriptor = before.fileno()
+        # Its own: the stream's number may be another file's while a line still waits.
+        descriptor = os.dup(before.fileno())
         before.flush()
     except (AttributeError, OSError, ValueError):  # closed, or one of a program around this
         yield
@@ -245,8 +246,10 @@ def queued_stderr() -> Iterator[None]:
     try:
         yield
     finally:
-        if lines.close() and sys.stderr is queued:
-            sys.stderr = before
+        if lines.close():
+            os.close(descriptor)
+            if sys.stderr is queued:
+                sys.stderr = before
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

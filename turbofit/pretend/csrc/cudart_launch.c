@@ -171,7 +171,7 @@ API error_t_ cudaLaunchKernelExC(const void *config, const void *f, void **args)
 {
     pretend_called();
     empty_refuse(f);
-    effect_run(f, args, ((const dim3_ *)config)->x);
+    effect_run(f, args, config ? ((const dim3_ *)config)->x : 0);
     return success;
 }
 
