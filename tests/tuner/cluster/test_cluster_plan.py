@@ -74,7 +74,7 @@ def test_sums_least_and_shares() -> None:
 
 def test_asked_images_come_before_more_nodes() -> None:
     nodes = cluster("1xrtx4090", "1xl4:free=19GiB", "1xl4:free=19GiB")
-    plan = api.plan_cluster("qwen2-vl-7b", nodes, concurrency=4)
+    plan = api.plan_cluster("qwen2-vl-7b", nodes)
     assert plan.limits is not None
     assert serving(plan) == ["host-1"]
     assert plan.limits.max_pixels_per_image == 12845056
