@@ -186,7 +186,6 @@ class LogFacts:
         event = torch_line(text)
         if event is not None:
             return event
-        message = KnownMessage() if is_told(text) else None
         try:
             found = parse_line(text)
         except ValueError:  # a damaged number, as in a log that was cut and pasted
@@ -196,7 +195,7 @@ class LogFacts:
             and not found.out_of_memory
             and any(word in text for word in ("kernel", "not supported"))
         ):
-            return message or found  # the check's or the error's own words say more
+            return _message(text) or found  # the check's or the error's own words say more
         if found is None and "NCCL error" in text:
             return NcclError(message=text[text.index("NCCL error") :])
         if found is not None and not isinstance(found, PythonError | TorchOutOfMemory):
@@ -204,8 +203,8 @@ class LogFacts:
             return (engine_line(text) if "max_context_token_num" in text else None) or found
         event = engine_line(text)
         if isinstance(event, LegacyCuda) and not event.out_of_memory:
-            event = message or event
-        return event or host_line(text) or self._table.line(text) or message or found
+            event = _message(text) or event
+        return event or host_line(text) or self._table.line(text) or _message(text) or found
 
     def _continues(self, line: int, text: str, event: Struct | None) -> bool:
         """Join a message that a terminal broke: whether this line may be a part of it.
@@ -257,6 +256,10 @@ class LogFacts:
         self._past = self._past or isinstance(event, _PAST)
         time = _TIME.match(text)
         self.marks.append(LogEvent(line, text, event, stack, time[1] if time else ""))
+
+
+def _message(text: str) -> KnownMessage | None:
+    return KnownMessage() if is_told(text) else None
 
 
 def read_runs(rows: Iterable[Row]) -> list[LogFacts]:

@@ -27,9 +27,7 @@ _SMI_PROCESS: Final = re.compile(
     r"^\|\s+(\d+)\s+(?:\S+\s+\S+\s+)?(\d+)\s+(?:C|G|C\+G|M\+C)\s+(\S.*?)\s+(?:(\d+)MiB|N/A)\s*\|"
 )
 #: ``nvidia-smi -L``, collect_env of torch (a line a GPU), check_env of LMDeploy (equal ones share).
-_SMI_LIST: Final = re.compile(
-    r"^\s*(?:\[pip3?\] )?GPU (\d+(?:,\d+)*): (\w[\w .+/()-]*?)\s*(?:\(UUID:|$)"
-)
+_SMI_LIST: Final = re.compile(r"^\s*GPU (\d+(?:,\d+)*): (\w[\w .+/()-]*?)\s*(?:\(UUID:|$)")
 _MIG: Final = re.compile(r"^\s*MIG (\S+)\s+Device\s+\d+:")
 _SMI_CSV: Final = re.compile(r"^(\d+), ([^,]+), (\d+)(?: MiB)?, (\d+)(?: MiB)?\s*$")
 
@@ -46,7 +44,7 @@ def host_line(text: str) -> Struct | None:
         )
     if "Driver Version" in text and (match := _SMI_HEAD.search(text)):
         return SmiDriver(driver=match[1], cuda=match[2])
-    if "GPU " in text and (match := _SMI_LIST.match(text)):
+    if text.lstrip().startswith("GPU ") and (match := _SMI_LIST.match(text)):
         indices = match[1].split(",")
         return SmiGpu(index=int(indices[0]), name=match[2], count=len(indices))
     if "MIG " in text and (match := _MIG.match(text)):

@@ -88,8 +88,7 @@ def less_memory(program: str | None, phase: PhaseName) -> tuple[str, ...]:
 @cache
 def _words() -> re.Pattern[str]:
     """Matches each line that a row could match: most lines are passed over by it."""
-    rows: tuple[Cause | _Fact, ...] = (*_table().causes, *_table().facts)
-    return re.compile("|".join(re.escape(word) for row in rows for word in row.words))
+    return re.compile("|".join(re.escape(word) for row in causes() for word in row.words))
 
 
 @cache
@@ -114,8 +113,6 @@ def matches(text: str) -> Iterator[tuple[Cause, re.Match[str]]]:
 
 def caught(text: str) -> dict[str, str]:
     """The facts of a line, by name."""
-    if not _words().search(text):
-        return {}
     found = [match for row in _table().facts if (match := _match(row, text))]
     return {name: value for match in found for name, value in match.groupdict().items() if value}
 

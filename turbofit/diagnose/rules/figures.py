@@ -128,7 +128,7 @@ def _arch(figures: Figures) -> int | None:
 
 def _built(figures: Figures) -> list[int]:
     text = figures.get("built") or ""
-    return sorted(int(number) for number in re.findall(r"(?:sm|compute)_(\d+)", text))
+    return list(map(int, re.findall(r"(?:sm|compute)_(\d+)", text)))
 
 
 def _built_newest(figures: Figures) -> int | None:
@@ -137,12 +137,6 @@ def _built_newest(figures: Figures) -> int | None:
 
 def _built_oldest(figures: Figures) -> int | None:
     return min(_built(figures), default=None)
-
-
-def _ratio_below(figures: Figures) -> str | None:
-    """A cache ratio below the log's own."""
-    ratio = figures.case.ratio
-    return None if ratio is None or ratio <= 0.2 else f"{ratio / 2:.2g}"
 
 
 def _listed_since(figures: Figures) -> str | None:
@@ -160,7 +154,6 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "built_oldest": _built_oldest,
     "is_listed": lambda figures: _listed_since(figures) is not None,
     "listed_since": _listed_since,
-    "ratio_below": _ratio_below,
     "short": _short,
     "short_gib": _short_gib,
     "utilization": _utilization,
