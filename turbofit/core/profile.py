@@ -121,9 +121,9 @@ def _model(entry: Any, sections: Mapping[str, ProfileSection]) -> Options:
     """A name alone, or a mapping with the model's own sections."""
     entry = entry if isinstance(entry, dict) else {_MODEL: entry}
     beside = sections[_MODEL].fields
-    own = {key: value for key, value in entry.items() if _field(key) in beside}
-    found = _section(_MODEL, own, sections)
-    for heading in entry.keys() - own.keys():
+    named = {key: value for key, value in entry.items() if _field(key) in beside}
+    found = _section(_MODEL, named, sections)
+    for heading in entry.keys() - named.keys():
         if heading not in sections or not sections[heading].of_model:
             of_models = (name for name, one in sections.items() if one.of_model)
             raise _unknown(heading, [*beside, *of_models], "a model", sections)
