@@ -12,7 +12,7 @@ import yaml
 
 from turbofit.core.errors import UsageError
 from turbofit.core.json_types import Options
-from turbofit.core.synonyms import near, synonym
+from turbofit.core.synonyms import meant, near, synonym
 from turbofit.core.validation import Validated
 
 __all__ = ["Profile", "ProfileSection", "read_profile", "secret_of"]
@@ -169,19 +169,13 @@ def _section(heading: str, below: Any, sections: Mapping[str, ProfileSection]) -
 def _unknown(
     key: str, known: Iterable[str], what: str, sections: Mapping[str, ProfileSection]
 ) -> UsageError:
-    wrong = f"{key} is nothing that {what} knows"
-    if found := synonym(str(key)):
-        homes = (name for name, one in sections.items() if _field(found.to) in one.fields)
-        form = f"{{field}}, below {home}" if (home := next(homes, "")) else "{field}"
-        return UsageError(wrong, hint=found.here(None, form))
+    found = synonym(str(key))
+    homes = (name for name, one in sections.items() if found and _field(found.to) in one.fields)
+    form = f"{{field}}, below {home}" if (home := next(homes, "")) else "{field}"
     every = [*sections, *(name for one in sections.values() for name in one.fields)]
-    alike = near(_field(key), known) or near(_field(key), every)
-    hint = (
-        f"did you mean {alike[0].rstrip('_')}?"
-        if alike
-        else f"it knows {', '.join(dict.fromkeys(known))}"
-    )
-    return UsageError(wrong, hint=hint)
+    here = known if near(_field(key), known) or not near(_field(key), every) else every
+    hint = meant(_field(key), (name.rstrip("_") for name in here), form)
+    return UsageError(f"{key} is nothing that {what} knows", hint=hint)
 
 
 def _field(key: object) -> str:
