@@ -25,7 +25,7 @@ BUDGETS = {
     "kernels": 785,
     "model": 7_660,
     "memory": 7_780,
-    "tuner": 7_680,
+    "tuner": 7_050,
     "planning": 2_650,
     "observe": 1_355,
     "pretend": 2_451,
