@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.common.plans import plausible_plan
+from tests.support.plans import plausible_plan
 from turbofit.core.errors import LaunchError
 from turbofit.launch.engine.engine_exit import EngineExit
 from turbofit.launch.serve.attempt import Attempt
