@@ -246,7 +246,7 @@ EMPTY_WORDS = frozenset(
 )  # fmt: skip
 #: tqdm's function that makes a line of progress.
 FOREIGN_WORDS = {"format_meter"}
-#: `Death.asked` is a key of the published plan.
+#: `End.asked` is a key of the published plan.
 PUBLISHED_WORDS = {
     "turbofit/core/rehearsal.py", "turbofit/rehearse/confirm.py",
     "turbofit/rehearse/promises.py", "turbofit/rehearse/torch/torch_planned.py",
