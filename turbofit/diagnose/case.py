@@ -142,7 +142,7 @@ class LogCase:
         return f"{number}x{key}" + (alone if number > 1 else "")
 
     def _row(self, line: int, gpu: SmiGpu) -> str:
-        """A GPU as a SPEC's line, with nvidia-smi's memory; its use counts where the engine had not begun.
+        """A GPU as a line of SPEC, with nvidia-smi's memory; use counts before the engine began.
 
         Torch's own text of who holds the card is nearer to the death, and goes before it.
         """
