@@ -142,10 +142,9 @@ class LogCase:
         return f"{number}x{key}" + (alone if number > 1 else "")
 
     def _row(self, line: int, gpu: SmiGpu) -> str:
-        """A GPU as a SPEC's line, with nvidia-smi's memory.
+        """A GPU as a line of SPEC, with nvidia-smi's memory; use counts before the engine began.
 
-        Its use counts where the engine had not begun. Torch's own text of who holds the card is
-        nearer to the death, and goes before it.
+        Torch's own text of who holds the card is nearer to the death, and goes before it.
         """
         begun = self.facts.begun_at
         before = begun is not None and line < begun and not self.facts.first(TorchMemory)
