@@ -34,4 +34,4 @@ def test_functions_by_name() -> None:
     ],
 )
 def test_what_is_empty(body: tuple[int, ...], empty: bool) -> None:
-    assert [one.empty for one in functions(cubin({"kernel": body}))] == [empty]
+    assert [empty for _, empty in functions(cubin({"kernel": body}))] == [empty]
