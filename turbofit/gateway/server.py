@@ -12,6 +12,7 @@ import ipaddress
 import socket
 from contextlib import nullcontext
 from functools import partial
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
@@ -41,8 +42,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Ends",
     "PublicApp",
+    "about_plan",
     "bind",
     "check_bind",
+    "digest_of",
     "make_gateway",
     "make_routing_table_gateway",
     "run_gateway",
@@ -78,7 +81,7 @@ def check_bind(config: GatewayConfig, *, no_auth: bool = False) -> None:
     Raises:
         UsageError: an address beyond loopback with neither a key nor ``no_auth``.
     """
-    if config.api_keys or no_auth or _is_loopback(config.host):
+    if config.api_keys or config.front_keys or no_auth or _is_loopback(config.host):
         return
     raise UsageError(
         f"--host {config.host} is reachable from other machines and no key is set",
@@ -124,6 +127,7 @@ def make_gateway(
         prefix_affinity=plan.settings.enable_prefix_caching,
         serial=plan.engine.serial,
         shares=_shares(plan, len(upstreams)),
+        about=about_plan(plan),
     )
     return Gateway(bounds, upstreams, settled, log)
 
@@ -158,6 +162,28 @@ def make_routing_table_gateway(
     gateway = Gateway(routing_table.bounds, (), config, log, upstream=upstream)
     gateway.follow(routing_table)
     return gateway
+
+
+def about_plan(plan: Plan) -> dict[str, Any]:
+    """What `/health` tells a front of a plan: how much it takes, what it promises, which it is."""
+    limits = plan.limits
+    return {
+        "at_once": plan.requests_at_once,
+        "kv_tokens": plan.kv.total_tokens,
+        "context": plan.kv.longest_request_tokens,
+        "images": limits.images_per_request if limits.vision_unit is not None else 0,
+        "image_limit": limits.image_limit,
+        "bytes_per_body": limits.bytes_per_body,
+        "plan": digest_of(plan),
+    }
+
+
+def digest_of(plan: Plan) -> str:
+    """What tells plans apart: all that engines are started with, and that clients are held to."""
+    each = [one.settings for one in plan.each()]
+    promise = (plan.limits.image_limit, plan.limits.images_per_request, plan.limits.n)
+    parts = (plan.model.name, plan.engine, plan.parallel.groups, each, promise)
+    return sha256(msgspec.json.encode(parts)).hexdigest()[:16]
 
 
 def _shares(plan: Plan, engines: int) -> tuple[float, ...]:
@@ -209,7 +235,7 @@ async def serve_gateway(
     told, urgent = (asyncio.ensure_future(one.wait()) for one in (ends.told, ends.urgent))
     try:
         await asyncio.wait({serving, told}, return_when="FIRST_COMPLETED")
-        server.should_exit = True
+        server.should_exit = gateway.connections.draining = True
         drain = gateway.config.drain_seconds
         await asyncio.wait({serving, urgent}, timeout=drain, return_when="FIRST_COMPLETED")
     finally:

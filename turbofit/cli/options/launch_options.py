@@ -86,6 +86,11 @@ class ServeOptions(LaunchOptions):
         default=None,
         description="between completions that show that an engine lives (60; 0: none)",
     )
+    lease: FilePath | None = Field(
+        default=None,
+        description="end in order once nobody has touched this file for 120 s: whoever started it "
+        "is gone",
+    )
     cluster: Annotated[str | None, Metavar("RAY")] = Field(
         default=None, description="serve on all machines of a Ray cluster: ray, ray:ADDRESS"
     )

@@ -84,7 +84,8 @@ class Gateway(AsgiApp):
         self._log = log or (lambda _: None)
         trace = config.record_trace
         self._recorder = None if trace is None else TraceRecorder(trace_log(trace))
-        self._keys, self._origins = Keys(config.api_keys), Origins(config.allow_origins)
+        self._keys = Keys(config.api_keys, config.front_keys)
+        self._origins = Origins(config.allow_origins)
         self._bodies = Bodies(bounds.limits.bytes_per_body, config)
         self._fetcher = fetcher or MediaFetcher(config.allowed_media_domains)
         self._films, self._resizer = VideoInspector(), Resizer()
@@ -177,7 +178,8 @@ class Gateway(AsgiApp):
         Requests that were let in before go on.
         """
         self.config = self.config.taking_over(config)
-        self._keys, self._origins = Keys(config.api_keys), Origins(config.allow_origins)
+        self._keys = Keys(config.api_keys, config.front_keys)
+        self._origins = Origins(config.allow_origins)
         self._fetcher.allow(config.allowed_media_domains)
 
     async def startup(self) -> None:
@@ -210,6 +212,9 @@ class Gateway(AsgiApp):
             if not is_health(raw_path):
                 # Before the route: strangers learn nothing of what exists.
                 request.key = self._keys.check(request.headers)
+                if self._keys.of_front(request.headers):
+                    request.is_of_front()
+                    self.connections.apart(scope["turbofit.connection"])
             request.route = find_route(request.method, raw_path)
             request.api = request.route.api
             if request.route.kind in ("health", "metrics"):
@@ -303,7 +308,9 @@ class Gateway(AsgiApp):
     async def _gateway_page(self, request: RequestContext, send: Send, kind: Kind) -> None:
         """The two pages of the gateway itself."""
         if kind == "health":
-            await health_page(request, send, self.fleet)
+            await health_page(
+                request, send, self.fleet, self.config.about, draining=self.connections.draining
+            )
         else:
             await metrics_page(
                 request,

@@ -21,9 +21,17 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.engines import RoutedEngine
     from turbofit.gateway.routing.forward_outcome import ForwardOutcome
 
-__all__ = ["RequestContext", "answer", "entry", "refuse", "sent_headers"]
+__all__ = ["CLIENT", "CLIENT_KEY", "RequestContext", "answer", "entry", "refuse", "sent_headers"]
 
 _EMPTY: Final = PreparedBody()
+#: What a front says of a request's client: its address, and the name of its key.
+CLIENT: Final = b"x-turbofit-client"
+CLIENT_KEY: Final = b"x-turbofit-client-key"
+_LONGEST_WORD: Final = 64
+
+
+def _word(value: bytes | None) -> str:
+    return "" if value is None else value.decode("latin-1")[:_LONGEST_WORD]
 
 
 class RequestContext:
@@ -37,6 +45,7 @@ class RequestContext:
         "client",
         "engine",
         "forgotten",
+        "front",
         "gone",
         "headers",
         "id",
@@ -65,6 +74,8 @@ class RequestContext:
         self.client: str = client[0] if client else ""
         self.id = request_id(self.headers)
         self.key = ""
+        #: Whether a front passes it on, which says whose it is.
+        self.front = False
         self.api: Api = "openai"
         self.route: Route | None = None
         self.prepared = _EMPTY
@@ -80,6 +91,12 @@ class RequestContext:
         self.size: RequestSize | None = None
         #: Headers of the answer.
         self.out: list[tuple[bytes, bytes]] = [(b"x-request-id", self.id.encode())]
+
+    def is_of_front(self) -> None:
+        """A front passes it on, whose key was shown: its client is who the front says it is."""
+        self.front = True
+        self.client = _word(self.headers.get(CLIENT))
+        self.key = _word(self.headers.get(CLIENT_KEY))
 
     @property
     def address(self) -> str:
@@ -106,8 +123,7 @@ async def answer(request: RequestContext, send: Send, status: int, body: bytes, 
 
 async def refuse(request: RequestContext, refusal: Refusal, send: Send) -> None:
     """Tell a client why its request is not passed on, in the form of its API."""
-    if refusal.retry_after is not None:
-        request.out.append((b"retry-after", str(refusal.retry_after).encode()))
+    request.out += refusal.headers
     if refusal.status == 401:
         request.out.append((b"www-authenticate", b"Bearer"))
     body = refusal_body(request.api, refusal, request.id)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 import msgspec
 
+from turbofit.gateway.http.refusals import UNREACHED
 from turbofit.gateway.http.sockets import engine_socket
 
 if TYPE_CHECKING:
@@ -16,10 +17,7 @@ if TYPE_CHECKING:
 
     from turbofit.gateway.routing.engines import RoutedEngine
 
-__all__ = ["UNREACHED", "Died", "Unreachable", "Upstream"]
-
-#: In the answer of a forwarder that stands before an engine and finds that nothing listens there.
-UNREACHED: Final = "X-Turbofit-Unreached"
+__all__ = ["Died", "Unreachable", "Upstream"]
 
 _CONNECT_SECONDS: Final = 5.0
 #: Below uvicorn's 5 s, so that no request meets a connection which the engine is closing.
@@ -98,7 +96,7 @@ class Upstream:
             raise Died(str(exc)) from exc
         if UNREACHED in response.headers:
             response.close()
-            raise Unreachable("nothing listens behind the forwarder", ended=True)
+            raise Unreachable("no engine had it", ended=True)
         return response
 
     async def probe(self, engine: RoutedEngine) -> bool:

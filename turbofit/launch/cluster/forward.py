@@ -14,7 +14,7 @@ import threading
 from typing import TYPE_CHECKING, Final, cast
 
 from turbofit.core.errors import LaunchError
-from turbofit.gateway.routing.upstream import UNREACHED
+from turbofit.gateway.http.refusals import UNREACHED
 
 if TYPE_CHECKING:
     import ssl
