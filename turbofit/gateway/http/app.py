@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.outage import Outage
     from turbofit.gateway.routing.routing_table import RoutingTable
 
-__all__ = ["Gateway"]
+__all__ = ["Gateway", "await_disconnect", "path_of"]
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -202,7 +202,7 @@ class Gateway(AsgiApp):
         request = RequestContext(scope, self.bounds, self.fleet.routing_table)
         disconnect_task: asyncio.Task[None] | None = None
         try:
-            raw_path = _raw_path(scope)
+            raw_path = path_of(scope)
             request.api = api_of(raw_path)
             if request.method == "OPTIONS":
                 request.out += self._origins.preflight(request.headers)
@@ -229,7 +229,7 @@ class Gateway(AsgiApp):
             request.bytes_in, request.read = len(request.body), time.perf_counter()
             self._bodies.keep(request.bytes_in, request.who)
             disconnect_task = asyncio.ensure_future(
-                _await_disconnect(receive, request, asyncio.current_task())
+                await_disconnect(receive, request, asyncio.current_task())
             )
             try:
                 await self._pass_on(request, send)
@@ -370,7 +370,7 @@ def _engines(bounds: Bounds, upstreams: Sequence[str], config: GatewayConfig) ->
     ]
 
 
-async def _await_disconnect(
+async def await_disconnect(
     receive: Receive, request: RequestContext, task: asyncio.Task[Any] | None
 ) -> None:
     """End the request when its client goes away."""
@@ -382,7 +382,7 @@ async def _await_disconnect(
             return
 
 
-def _raw_path(scope: Message) -> bytes:
+def path_of(scope: Message) -> bytes:
     """The path as it was sent, without the query."""
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     return raw.partition(b"?")[0]

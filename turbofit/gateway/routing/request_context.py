@@ -38,9 +38,9 @@ class RequestContext:
     """One request on its way, and what the log will say of it."""
 
     __slots__ = (
+        "_bounds",
         "api",
         "body",
-        "bounds",
         "bytes_in",
         "client",
         "engine",
@@ -52,6 +52,7 @@ class RequestContext:
         "identity",
         "key",
         "method",
+        "node",
         "out",
         "outcome",
         "prepared",
@@ -64,9 +65,11 @@ class RequestContext:
         "t0",
     )  # fmt: skip
 
-    def __init__(self, scope: Message, bounds: Bounds, routing_table: int = 0) -> None:
+    def __init__(
+        self, scope: Message, bounds: Bounds | None = None, routing_table: int = 0
+    ) -> None:
         #: What it is held to, from its beginning to its end, and the routing table that said so.
-        self.bounds, self.routing_table = bounds, routing_table
+        self._bounds, self.routing_table = bounds, routing_table
         self.t0 = self.read = time.perf_counter()
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.method: str = scope["method"]
@@ -74,6 +77,8 @@ class RequestContext:
         self.client: str = client[0] if client else ""
         self.id = request_id(self.headers)
         self.key = ""
+        #: At a front: the name of the node that has it.
+        self.node = ""
         #: Whether a front passes it on, which says whose it is.
         self.front = False
         self.api: Api = "openai"
@@ -91,6 +96,12 @@ class RequestContext:
         self.size: RequestSize | None = None
         #: Headers of the answer.
         self.out: list[tuple[bytes, bytes]] = [(b"x-request-id", self.id.encode())]
+
+    @property
+    def bounds(self) -> Bounds:
+        """What it is held to; a front holds requests to nothing."""
+        assert self._bounds is not None
+        return self._bounds
 
     def is_of_front(self) -> None:
         """A front passes it on, whose key was shown: its client is who the front says it is."""
@@ -152,7 +163,7 @@ def entry(request: RequestContext, path: str, first: float | None) -> Document:
         "status": request.status,
         "client": request.client,
         "key": request.key,
-        "engine": request.engine.label if request.engine is not None else None,
+        "engine": request.engine.label if request.engine is not None else request.node or None,
         "images": prepared.images,
         "units": prepared.units,
         "copies": prepared.copies,

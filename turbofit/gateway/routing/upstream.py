@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import aiohttp
 import msgspec
@@ -31,6 +31,13 @@ _HEALTH_SECONDS: Final = 10.0
 _NO_ANSWER: Final = {
     errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN,
 }  # fmt: skip
+
+
+class Endpoint(Protocol):
+    """Where requests go: an address and its key."""
+
+    url: str
+    key: str | None
 
 
 class Unreachable(Exception):  # noqa: N818
@@ -66,7 +73,7 @@ class Upstream:
 
     async def open(
         self,
-        engine: RoutedEngine,
+        engine: Endpoint,
         method: str,
         path: str,
         body: bytes | None,
