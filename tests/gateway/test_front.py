@@ -1,4 +1,4 @@
-"""A front before nodes, on real sockets: nodes are real gateways whose engines are simple servers."""
+"""A front before nodes, on real sockets: real gateways before simple servers as engines."""
 
 from __future__ import annotations
 
