@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli.command import PATH, Option, command, option_name
 from turbofit.cli.options.common_options import JSON
 from turbofit.cli.options.fields import filled, options_of
 from turbofit.cli.options.gateway_options import GatewayOptions
-from turbofit.cli.terminal.interrupt import exit_code, run_until_signal, say_cut
+from turbofit.cli.terminal.interrupt import say_cut
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from turbofit.gateway.front import Front
+    from collections.abc import Sequence
+
+    from turbofit.gateway.front import Front, NodeAddress
     from turbofit.gateway.server import PublicApp
 
 __all__ = ["gateway"]
+
+_BOARD_SECONDS: Final = 5.0
 
 
 @command(
@@ -91,7 +95,7 @@ def gateway(
     if nodes:
         return _serve(_front(nodes, key, options), as_json=as_json)
     if cluster is not None:
-        return _one_more(cluster, name, options, as_json=as_json)
+        return _before_cluster(cluster, name, options, as_json=as_json)
     if name is not None:
         raise needs_cluster("name")
     if not plan or not upstream:
@@ -138,24 +142,27 @@ def _front(nodes: tuple[str, ...], key: str | None, options: GatewayOptions) -> 
     return Front(made, options.config(), access_log(options.access_log or "-"))
 
 
-def _one_more(cluster: str, name: str | None, options: GatewayOptions, *, as_json: bool) -> int:
-    """In front of a cluster; 0 after a drain."""
-    from turbofit.cli.serving.serve_cluster import ray_address
-    from turbofit.cli.terminal.output import answer
-    from turbofit.gateway.http.accesslog import access_log
-    from turbofit.launch.cluster.extra_gateway import run_extra_gateway
+def _before_cluster(
+    cluster: str, name: str | None, options: GatewayOptions, *, as_json: bool
+) -> int:
+    """Before all nodes of what a Ray cluster serves; 0 after a drain."""
+    import os
 
-    config = options.config()
-    ended = run_until_signal(
-        lambda stop: run_extra_gateway(
-            ray_address(cluster),
-            name,
-            config,
-            access_log(options.access_log or "-"),
-            stop,
-            lambda url: None if as_json else answer(f"{url}\n"),
-        )
-    )
-    if as_json:
-        answer('{"ended": "drained"}\n')
-    return exit_code(ended)
+    from turbofit.cli.serving.serve_cluster import ray_address
+    from turbofit.gateway.front import Front
+    from turbofit.gateway.http.accesslog import access_log
+    from turbofit.launch.cluster.board import one_board
+    from turbofit.launch.cluster.connect import connected
+    from turbofit.launch.cluster.ray_adapter import result
+    from turbofit.launch.cluster.tls import client_context
+
+    with connected(ray_address(cluster)):
+        board = one_board(name)
+
+        def nodes() -> Sequence[NodeAddress]:
+            found: Sequence[NodeAddress] = result(board.nodes.remote(), _BOARD_SECONDS)
+            return found
+
+        log, tls = access_log(options.access_log or "-"), client_context(os.environ)
+        front = Front(nodes(), options.config(), log, source=nodes, tls=tls)
+        return _serve(front, as_json=as_json)

@@ -52,7 +52,7 @@ _LAUNCH: Final = (
     "dry_run", "pretend", "pretend_taken", "pretend_fail", "no_check", "no_rehearse", "forget",
     "no_gateway", "unplanned", "drain", "liveness", "lease",
 )  # fmt: skip
-_CLUSTER: Final = ("cluster", "name", "gateways")
+_CLUSTER: Final = ("cluster", "name", "node_port")
 
 
 @command(
@@ -169,7 +169,7 @@ def _on_cluster(arguments: ServeArguments, public: GatewayOptions, *, as_json: b
     if arguments.options.pretend:
         note(PRETEND)
     gateway = _gateway(public, arguments.passed)
-    return serve_on_cluster(arguments, gateway, public.access_log, as_json=as_json)
+    return serve_on_cluster(arguments, gateway, public, as_json=as_json)
 
 
 def _models(

@@ -1,4 +1,4 @@
-"""All calls of Ray: its connection, nodes, tasks, actors and placement groups.
+"""All calls of Ray: its connection, nodes, tasks and actors.
 
 No other module imports Ray (`tests/test_house.py`). Ray is imported inside the functions, so that a
 module which imports this one needs no Ray. Others get Ray's handles: ``handle.method.remote(...)``
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from uuid import uuid4
 
 from turbofit.core.errors import MachineError, PackageError, UsageError
 from turbofit.core.installation import install_command
@@ -31,24 +30,19 @@ __all__ = [
     "Task",
     "actor_names",
     "connect",
-    "create_gpu_group",
     "disconnect",
     "draining_nodes",
     "find_actor",
     "free_gpus",
     "gpus_of_this_task",
-    "group_ready",
-    "in_group",
     "kill_actor",
     "nodes",
     "on_node",
     "one_line",
-    "remove_group",
     "result",
     "start_actor",
     "this_process",
     "wait_all",
-    "wait_any",
 ]
 
 _LOG: Final = LazyLogger(__name__)
@@ -181,13 +175,6 @@ def on_node(node: str) -> Any:
     return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
-def in_group(group: Any) -> Any:
-    """The scheduling strategy that gives a task or an actor the GPU of a placement group."""
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-    return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-
-
 class Task:
     """A function that runs on nodes of the cluster; it is not tried again, and takes no CPU.
 
@@ -202,7 +189,7 @@ class Task:
         self._remote = ray.remote(num_cpus=0, max_retries=0, **_gpus(gpus))(function)
 
     def start(self, strategy: Any, *args: Any) -> Any:
-        """Start one run where `on_node` or `in_group` says; the reference to its result."""
+        """Start one run where `on_node` says; the reference to its result."""
         return self._remote.options(scheduling_strategy=strategy).remote(*args)
 
 
@@ -214,7 +201,7 @@ def start_actor(
     Args:
         kind: the actor's class.
         args: for its constructor.
-        strategy: where; see `on_node` and `in_group`.
+        strategy: where; see `on_node`.
         restarts: times that Ray starts it again after its process died; -1 is always.
         calls: calls that it takes at once.
         gpus: GPUs that it takes.
@@ -316,19 +303,6 @@ def wait_all(refs: Collection[Any], seconds: float) -> set[Any]:
     return set(ray.wait(list(refs), num_returns=len(refs), timeout=seconds)[0])
 
 
-def wait_any(refs: Collection[Any], seconds: float) -> set[Any]:
-    """Wait until one has a result, for so long at most; all that have one.
-
-    Args:
-        refs: references, at least one.
-        seconds: 0 does not wait.
-    """
-    import ray
-
-    ray.wait(list(refs), timeout=seconds)
-    return wait_all(refs, 0)
-
-
 def free_gpus() -> dict[str, int]:
     """How many GPUs Ray counts free, by the node's id."""
     from ray._private.state import available_resources_per_node
@@ -342,28 +316,6 @@ def gpus_of_this_task() -> list[str]:
     import ray
 
     return [str(one) for one in ray.get_gpu_ids()]
-
-
-def create_gpu_group(node: str) -> Any:
-    """Ask for a placement group of one GPU on a node; `group_ready` tells whether it is there."""
-    import ray
-
-    return ray.util.placement_group(
-        [{"GPU": 1.0}], strategy="STRICT_PACK", name=f"turbofit-{uuid4().hex}",
-        bundle_label_selector=[{"ray.io/node-id": node}],
-    )  # fmt: skip
-
-
-def group_ready(group: Any, seconds: float) -> bool:
-    """Whether a placement group has its GPU within so many seconds."""
-    return bool(group.wait(seconds))
-
-
-def remove_group(group: Any) -> None:
-    """Give the GPU of a placement group back."""
-    import ray
-
-    ray.util.remove_placement_group(group)
 
 
 def one_line(exc: BaseException) -> str:

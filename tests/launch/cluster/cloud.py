@@ -21,7 +21,7 @@ from ray.cluster_utils import Cluster
 
 from bench.common.processes import HANG, Child, free_port
 
-__all__ = ["Attending", "Clients", "Cloud", "Serving", "cli", "cloud_of", "until"]
+__all__ = ["Clients", "Cloud", "Serving", "cli", "cloud_of", "until"]
 
 #: The driver and Ray's own processes find each other by these; no token, no dashboard.
 ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_DISABLE_IMPORT_WARNING": "1"}
@@ -88,31 +88,17 @@ class Cloud:
         return sorted(found)
 
     def kill(self, name: str) -> None:
-        """The node dies with everything on it, at once."""
+        """The node's raylet dies: what it started has to go by itself."""
         node = self.nodes.pop(name)
         raylet = node.all_processes["raylet"][0].process.pid
-        for pid in [*_descendants(raylet), raylet]:
-            _kill(pid)
+        _kill(raylet)
+        # Whoever started it reaps it, or its processes never see that it has gone.
+        node.all_processes["raylet"][0].process.wait()
         self._cluster.remove_node(node, allow_graceful=False)
 
     def stop(self) -> None:
         """All of it."""
         self._cluster.shutdown()
-
-
-class Attending:
-    """``turbofit gateway --cluster`` in a process."""
-
-    def __init__(self, child: Child, port: int) -> None:
-        self.child, self.port = child, port
-
-    def health(self) -> tuple[int, int, int] | None:
-        """Status, engines and how many are up; None while nothing listens."""
-        try:
-            status, document = _ask(self.port, "/health")
-        except OSError:
-            return None
-        return status, document["engines"], document["up"]
 
 
 class Serving:
@@ -136,49 +122,40 @@ class Serving:
         )  # fmt: skip
         children.append(self.child)
 
-    def gateway(self, children: list[Child]) -> Attending:
-        """One more gateway."""
-        port = free_port()
-        child = Child(
-            [
-                sys.executable, "-m", "turbofit", "gateway", "--cluster", self.cloud.address,
-                "--port", str(port), "--access-log", "none",
-            ],
-            standin=False, **self._environ,
-        )  # fmt: skip
-        children.append(child)
-        return Attending(child, port)
-
     def cli(self, *words: str) -> tuple[int, Any]:
         """`turbofit cluster …`: its exit code and JSON."""
         return cli(self.state, "cluster", *words, "--cluster", self.cloud.address)
 
     def status(self) -> dict[str, Any]:
-        """What `cluster status` tells; waits for the first one."""
-        path = until(lambda: next(iter(self.state.glob("turbofit/clusters/*/*status.json")), None))
-        document: dict[str, Any] = json.loads(path.read_text())
-        return document
+        """What `cluster status` tells."""
+        code, told = self.cli("status")
+        return told[0] if code == 0 else {"nodes": []}
 
-    def engines(self, name: str | None = None) -> list[dict[str, Any]]:
-        """All engines, or one node's."""
-        return [
-            engine
-            for node in self.status()["nodes"]
-            if name is None or node["id"] == self.cloud.identity(name)
-            for engine in node["engines"]
-        ]
+    def node(self, name: str) -> dict[str, Any]:
+        """What it tells of one node; empty while it is not there."""
+        identity = self.cloud.identity(name)
+        return next((one for one in self.status()["nodes"] if one["id"] == identity), {})
 
-    def wait(self, engines: int, seconds: float = HANG) -> None:
-        """Until so many engines serve, no more and no fewer."""
+    def up(self) -> int:
+        """How many nodes the front has."""
+        try:
+            return _ask(self.port, "/health")[1]["up"]
+        except OSError:
+            return 0
+
+    def wait(self, nodes: int) -> None:
+        """Until the front has so many nodes."""
 
         def settled() -> bool:
             assert self.child.process.poll() is None, self.child.stderr
-            found = self.engines()
-            return len(found) == engines and all(
-                one["up"] and one["state"] == "ready" for one in found
-            )
+            return self.up() == nodes
 
-        until(settled, seconds, lambda: self.child.stderr[-3000:])
+        until(settled, HANG, lambda: self.child.stderr[-3000:])
+
+    def server(self, name: str) -> int:
+        """The process of a node's `turbofit serve`."""
+        folder = Path(self.node(name)["folder"])
+        return int(json.loads((folder / "server.json").read_text())["pid"])
 
     def end(self) -> int:
         """SIGTERM; the exit code."""
@@ -298,13 +275,6 @@ def cloud_of(*nodes: tuple[str, str, int], **environ: str) -> Iterator[Cloud]:
         yield cloud
     finally:
         cloud.stop()
-
-
-def _descendants(pid: int) -> list[int]:
-    children: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        children += [int(word) for word in task.read_text().split()]
-    return [one for child in children for one in (*_descendants(child), child)]
 
 
 def _kill(pid: int) -> None:
