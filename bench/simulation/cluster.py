@@ -12,6 +12,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from turbofit.launch.cluster.node_state import NodeState
+from turbofit.launch.cluster.places import Places
+
 from bench.simulation.cluster_gateways import CoordinatorActor, ExtraGateway
 from bench.simulation.cluster_world import (
     ClusterWorld,
@@ -27,9 +30,7 @@ from turbofit.core.errors import TurbofitError
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.cluster import run
 from turbofit.launch.cluster.controller import Controller
-from turbofit.launch.cluster.node_state import NodeState
 from turbofit.launch.cluster.nodes import held_only, tell_nodes
-from turbofit.launch.cluster.places import Places
 from turbofit.launch.engine.supervised_engine import Timing
 from turbofit.launch.serve.config import ClusterServeConfig
 from turbofit.launch.serve.supervisor import StopSignal

@@ -11,12 +11,13 @@ from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from turbofit.launch.cluster.coordinator import Coordinator
+from turbofit.launch.cluster.extra_gateway import _Attending
+
 from bench.simulation.ray import Handle, Method, Ref
 from bench.simulation.scheduler import Event, Process
 from turbofit.core.errors import TurbofitError
 from turbofit.gateway.config import GatewayConfig
-from turbofit.launch.cluster.coordinator import Coordinator
-from turbofit.launch.cluster.extra_gateway import _Attending
 from turbofit.launch.cluster.ray_adapter import ActorDiedError, ActorRestartsError
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec.structs import replace
+from turbofit.launch.cluster.engine_spec import EngineState
 
 from bench.simulation.scheduler import Event
 from turbofit.core.cluster import Node
 from turbofit.core.machine import Machine
-from turbofit.launch.cluster.engine_spec import EngineState
 from turbofit.launch.cluster.ray_adapter import (
     ActorDiedError,
     ActorRestartsError,
@@ -24,8 +24,9 @@ from turbofit.launch.cluster.ray_adapter import (
 )
 
 if TYPE_CHECKING:
-    from bench.simulation.cluster_world import ClusterWorld
     from turbofit.launch.cluster.engine_spec import EngineSpec
+
+    from bench.simulation.cluster_world import ClusterWorld
 
 __all__ = ["Actor", "Handle", "Method", "RayMachine", "Ref", "SimulatedRay"]
 

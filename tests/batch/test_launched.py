@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from bench.common.processes import Child
 from tests.batch.standin import lines
+from tests.support.processes import Child
 from tests.waiting import until
 from turbofit.batch.batch_spec import BatchSpec
 from turbofit.batch.folder_source import FolderSource

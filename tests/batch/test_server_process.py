@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.common.processes import gone
+from tests.support.processes import gone
 from tests.waiting import auntil
 from turbofit.batch import server_process
 from turbofit.batch.server_process import ServerProcess

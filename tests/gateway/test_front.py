@@ -11,8 +11,8 @@ from contextlib import ExitStack, suppress
 import pytest
 from msgspec.structs import replace
 
-from bench.common.gateway import CHAT, chat, plan_for
 from tests.gateway.test_server import Engine, asked, config
+from tests.support.gateway import CHAT, chat, plan_for
 from tests.waiting import HANG, until
 from turbofit.gateway.front import Front, Node, NodeAddress
 from turbofit.gateway.server import make_gateway
