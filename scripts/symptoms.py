@@ -29,6 +29,7 @@ _SEES: Final = "| you see | what it means, and what helps |\n|---|---|"
 _GETS: Final = "| status, `code` | message | more |\n|---|---|---|"
 #: Where docs explain the refusals of a part of the gateway; the longest beginning counts.
 _EXPLAINED: Final = {
+    "front": "cluster.md#when-something-happens",
     "http": "security.md",
     "http/model_names": "operations.md#what-clients-notice",
     "limits": "security.md",

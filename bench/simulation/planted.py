@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 _REPO = Path(__file__).parents[2]
-#: Where code runs that only the histories of a cluster reach.
-_CLUSTER = "launch/cluster/"
 _FOUND = re.compile(r"^seed (\d+): (.*)", re.MULTILINE)
 
 
@@ -199,27 +197,6 @@ BUGS = (
         611),
     Bug("the next gateway does not take over what a full disk refused", "launch/serve/attempt.py",
         "            gateway.quarantine.take_over(job.quarantine)", "            pass", 391918),
-    Bug("a drained node keeps its GPUs", "launch/cluster/controller.py",
-        "            if self.closed(node_state):\n"
-        "                self.places.leave(node_state.node.id)\n",
-        "            if self.closed(node_state):\n"),
-    Bug("GPUs that no plan uses are kept", "launch/cluster/controller.py",
-        "        self.places.keep(node_state.node.id, "
-        "[gpu_ids[index] for index in plan.gpus()])\n", ""),
-    Bug("a node that cannot serve is never looked at again", "launch/cluster/controller.py",
-        'node_state.state == "unfit" and now >= node_state.again_at', "False"),
-    Bug("an actor is started beside the one that failed", "launch/cluster/controller.py",
-        "                    replica.end()\n                    replica.actor_lost = False\n",
-        "                    replica.actor_lost = False\n"),
-    Bug("what is taken for a node that is done with is kept", "launch/cluster/places.py",
-        "reserved = gpu is not None and node not in self._left", "reserved = gpu is not None"),
-    Bug("a change that fails is not undone", "launch/cluster/change.py",
-        "            yield from _undone(controller, moved, why)\n", "            pass\n"),
-    Bug("only turbofit's gateway is waited for", "launch/cluster/run.py",
-        "[self._told, *(seen.number for seen in self._others.values())]", "[self._told]"),
-    Bug("an actor that Ray starts again is not asked again", "launch/cluster/replica.py",
-        "self.news, self._again = None, time.monotonic() + _PAUSE",
-        'self.news, self._again = None, float("inf")'),
 )  # fmt: skip
 
 
@@ -275,8 +252,7 @@ def tried(bug: Bug, seeds: range, workers: int) -> tuple[int | None, str, float]
         planted(bug, folder)
         argv = [sys.executable, "-m", "bench.simulation.run", "--first", str(seeds.start),
                 "--days", str(len(seeds)), "--workers", str(workers),
-                "--first-violation",
-                *(["--cluster"] if bug.file.startswith(_CLUSTER) else [])]  # fmt: skip
+                "--first-violation"]  # fmt: skip
         done = subprocess.run(
             argv, cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)},
             capture_output=True, text=True, check=False,

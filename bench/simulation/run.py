@@ -40,42 +40,27 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--minutes", type=float, help="end after so many, whatever is left")
     parser.add_argument("--seed", type=int, help="one day, with its history")
-    parser.add_argument("--cluster", action="store_true", help="a cluster's six hours, not days")
-    parser.add_argument("--write", action="store_true", help="write RESULTS.md, or CLUSTER.md")
+    parser.add_argument("--write", action="store_true", help="write RESULTS.md")
     parser.add_argument("--first-violation", action="store_true", help="end at the first")
     given = parser.parse_args()
-    if given.kind is not None and given.cluster:
-        parser.error("--kind is of days, not of a cluster")
     if given.seed is not None:
-        return _replay(given.seed, _simulator(cluster=given.cluster))
+        return _replay(given.seed)
     totals = _run(given)
     print(totals.summary())
     if given.write:
-        page = "CLUSTER.md" if given.cluster else "RESULTS.md"
-        options = "--cluster --write" if given.cluster else "--write"
-        write_results(Path(__file__).with_name(page), totals, options)
+        write_results(Path(__file__).with_name("RESULTS.md"), totals, "--write")
     return 1 if totals.violations else 0
 
 
-def _simulator(*, cluster: bool) -> Callable[[int], Result]:
-    """What makes a history of a seed."""
-    if not cluster:
-        return simulate
-    from bench.simulation.cluster import simulate_cluster
-
-    return simulate_cluster
-
-
-def _replay(seed: int, simulated: Callable[[int], Result]) -> int:
-    result = simulated(seed)
+def _replay(seed: int) -> int:
+    result = simulate(seed)
     print("\n".join(result.log))
     print(f"seed {seed}: {len(result.violations)} violations, history {result.digest}")
     return 1 if result.violations else 0
 
 
 def _run(given: Any) -> Totals:
-    unit = "simulated histories of six hours of a cluster" if given.cluster else "simulated days"
-    unit += f" with {given.kind}" if given.kind else ""
+    unit = f"simulated days with {given.kind}" if given.kind else "simulated days"
     totals, began = Totals(given.workers, unit), time.monotonic()
     seeds: Sequence[int] = range(given.first, given.first + given.days)
     if given.kind is not None:
@@ -120,10 +105,7 @@ def _add(
 ) -> None:
     """Days of so many batches, in workers of their own, which share the plans that they find."""
     with ProcessPoolExecutor(given.workers, initializer=_begin, initargs=(plans,)) as pool:
-        waiting = [
-            pool.submit(_days, batch, given.first_violation, cluster=given.cluster)
-            for batch in batches
-        ]
+        waiting = [pool.submit(_days, batch, given.first_violation) for batch in batches]
         for done in as_completed(waiting):
             for result in done.result():
                 totals.add(result)
@@ -138,11 +120,11 @@ def _add(
                       end="", file=sys.stderr)  # fmt: skip
 
 
-def _days(seeds: Sequence[int], first: bool, *, cluster: bool) -> list[Result]:
-    results, simulated = [], _simulator(cluster=cluster)
+def _days(seeds: Sequence[int], first: bool) -> list[Result]:
+    results = []
     for seed in seeds:
         began = time.process_time()
-        result = simulated(seed)
+        result = simulate(seed)
         result.processor = time.process_time() - began
         if not result.violations:
             result.log.clear()

@@ -11,7 +11,6 @@ from msgspec.structs import replace
 pytest.importorskip("aiohttp")
 
 from bench.simulation import plans
-from bench.simulation.cluster import simulate_cluster
 from bench.simulation.planted import BUGS, Bug, tried
 from bench.simulation.scenario import simulate
 from turbofit.core.errors import TurbofitError
@@ -20,7 +19,6 @@ from turbofit.gateway.routing.admission import Admission
 
 PACKAGE = Path(__file__).parents[2] / "turbofit"
 DAYS, BATCH = 1000, 100
-CLUSTERS = 200
 
 
 @pytest.mark.slow
@@ -33,19 +31,6 @@ def test_nothing_breaks_in_simulated_days(first: int) -> None:
         if result.violations:
             broken[seed] = result.violations
     assert broken == {}
-
-
-@pytest.mark.slow
-def test_nothing_breaks_in_simulated_clusters() -> None:
-    broken, begins = {}, 0
-    for seed in range(CLUSTERS):
-        result = simulate_cluster(seed)
-        assert sum(result.counts.values()) >= 15
-        begins += sum(line.endswith(" begins") for line in result.log)
-        if result.violations:
-            broken[seed] = result.violations
-    assert broken == {}
-    assert begins > 10 * CLUSTERS
 
 
 @pytest.mark.slow
@@ -67,12 +52,6 @@ def test_equal_seeds_have_equal_histories(seed: int, has: str | None) -> None:
     assert one.digest == two.digest != simulate(4).digest
     for word in ("batch", "learned"):
         assert any(f" {word} " in line for line in one.log) == (word == has)
-
-
-def test_equal_seeds_have_equal_histories_of_a_cluster() -> None:
-    one, two = simulate_cluster(3), simulate_cluster(3)
-    assert one.log == two.log
-    assert one.digest == two.digest != simulate_cluster(4).digest
 
 
 def test_a_history_does_not_depend_on_plans_that_are_remembered(

@@ -24,10 +24,8 @@ from turbofit.gateway.config import GatewayConfig, host_budget
 from turbofit.gateway.http.announce import Announce
 from turbofit.gateway.http.sockets import open_files, tcp_socket
 from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.gateway.routing.fleet_updater import check_gateways
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.accesslog import Log
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.http.connections import Connections
-    from turbofit.gateway.routing.routing_table import RoutingTable
 
 __all__ = [
     "Ends",
@@ -47,7 +44,6 @@ __all__ = [
     "check_bind",
     "digest_of",
     "make_gateway",
-    "make_routing_table_gateway",
     "run_gateway",
     "run_loop",
     "serve_gateway",
@@ -130,38 +126,6 @@ def make_gateway(
         about=about_plan(plan),
     )
     return Gateway(bounds, upstreams, settled, log)
-
-
-def make_routing_table_gateway(
-    routing_table: RoutingTable,
-    config: GatewayConfig,
-    *,
-    log: Log | None = None,
-    tls: ssl.SSLContext | None = None,
-) -> Gateway:
-    """The ASGI app of a cluster: engines come and go by `Gateway.follow`.
-
-    Args:
-        routing_table: to begin with; it may have no members yet.
-        config: ``prefix_affinity`` and ``serial`` as the plan has them; ``upstream_key``,
-            ``host_bytes`` and ``shares`` are not looked at, each member has its own.
-        log: takes a record of each request.
-        tls: for engines at https addresses.
-
-    Raises:
-        PackageError: aiohttp or Pillow is missing.
-        UsageError: there are more gateways than one request leaves room for.
-    """
-    _need("aiohttp", "PIL")
-    from turbofit.gateway.http.app import Gateway
-    from turbofit.gateway.routing.upstream import Upstream
-
-    check_gateways(routing_table)
-    config = msgspec.structs.replace(config, shares=())
-    upstream = Upstream(serial=config.serial, tls=tls)
-    gateway = Gateway(routing_table.bounds, (), config, log, upstream=upstream)
-    gateway.follow(routing_table)
-    return gateway
 
 
 def about_plan(plan: Plan) -> dict[str, Any]:

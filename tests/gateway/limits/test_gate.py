@@ -97,22 +97,6 @@ def test_other_limits_put_in_doubt_who_is_there() -> None:
     assert door.fits(Cost(units=99))
 
 
-def test_gateways_that_share_a_cache_reserve_no_more_than_their_parts() -> None:
-    kv = KvCache(tokens=10_000, longest=1024, block=64)
-    assert kv.shared(1, 4) is kv
-    part = kv.shared(2, 2)
-    assert (part.tokens, part.strict) == (5000, True)
-    door = Gate(13, part)
-    for _ in range(3):
-        door.begin(taken(door, 0, UNSTATED))
-    assert not door.fits(Cost(tokens=UNSTATED))  # not even alone with its units
-    assert part.holds(Cost(tokens=UNSTATED, copies=3))
-    assert not part.holds(Cost(tokens=UNSTATED, copies=4))
-    # A part that does not hold a request with all its copies is none: units count to the end.
-    assert kv.shared(2, 4) == replace(kv, tokens=0)
-    assert kv.shared(2, 4).holds(Cost(tokens=UNSTATED, copies=128))
-
-
 @dataclass(eq=False)
 class Sequence:
     """A request at the engine: its true length grows up to what it reserved."""

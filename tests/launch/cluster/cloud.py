@@ -23,6 +23,8 @@ from tests.support.processes import HANG, Child, free_port
 
 __all__ = ["Clients", "Cloud", "Serving", "cli", "cloud_of", "until"]
 
+#: What clients of the fronts show.
+KEY = "secret"
 #: The driver and Ray's own processes find each other by these; no token, no dashboard.
 ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_DISABLE_IMPORT_WARNING": "1"}
 #: Ray's own deadlines for what a machine under load starts: only what hangs reaches these.
@@ -48,6 +50,11 @@ class Cloud:
         self._cluster = Cluster(initialize_head=True, head_node_args=args)
         self._cluster.wait_for_nodes(HANG)
         self.nodes: dict[str, Any] = {}
+
+    @property
+    def logs(self) -> Path:
+        """The folder of Ray's logs."""
+        return Path(self._cluster.head_node.get_logs_dir_path())
 
     @property
     def address(self) -> str:
@@ -102,25 +109,36 @@ class Cloud:
 
 
 class Serving:
-    """``turbofit serve --cluster --pretend`` in a process."""
+    """``turbofit serve --cluster --pretend`` in a process, whose key is `KEY`."""
 
     def __init__(
         self, children: list[Child], cloud: Cloud, state: Path, *words: str, model: str
     ) -> None:
         self.cloud, self.state, self.port = cloud, state, free_port()
-        self._environ = {
-            "XDG_STATE_HOME": str(state),
-            "TURBOFIT_LEASES": str(state / "leases"),
-            **cloud.environ,
-        }
-        self.child = Child(
-            [
-                sys.executable, "-m", "turbofit", "serve", model, "--cluster", cloud.address,
-                "--pretend", "--port", str(self.port), "--drain", "120", *words,
-            ],
-            standin=False, **self._environ,
-        )  # fmt: skip
-        children.append(self.child)
+        self._children, self._environ = children, {"XDG_STATE_HOME": str(state), **cloud.environ}
+        self._words = [
+            "serve", model, "--cluster", cloud.address, "--pretend", "--port", str(self.port),
+            "--drain", "120", *words,
+        ]  # fmt: skip
+        self.again()
+
+    def again(self) -> None:
+        """Start it, with the same words each time."""
+        self.child = self._run(*self._words)
+
+    def front(self) -> int:
+        """Another front; its port, once it has nodes."""
+        port = free_port()
+        words = ("--access-log", "none", "--api-key", KEY)
+        self._run("gateway", "--cluster", self.cloud.address, "--port", str(port), *words)
+        until(lambda: up_at(port))
+        return port
+
+    def _run(self, *words: str) -> Child:
+        argv = [sys.executable, "-m", "turbofit", *words]
+        child = Child(argv, standin=False, **self._environ)
+        self._children.append(child)
+        return child
 
     def cli(self, *words: str) -> tuple[int, Any]:
         """`turbofit cluster …`: its exit code and JSON."""
@@ -138,10 +156,7 @@ class Serving:
 
     def up(self) -> int:
         """How many nodes the front has."""
-        try:
-            return _ask(self.port, "/health")[1]["up"]
-        except OSError:
-            return 0
+        return up_at(self.port)
 
     def wait(self, nodes: int) -> None:
         """Until the front has so many nodes."""
@@ -154,8 +169,27 @@ class Serving:
 
     def server(self, name: str) -> int:
         """The process of a node's `turbofit serve`."""
-        folder = Path(self.node(name)["folder"])
-        return int(json.loads((folder / "server.json").read_text())["pid"])
+        return int(json.loads((self._folder(name) / "server.json").read_text())["pid"])
+
+    def key(self, name: str) -> str:
+        """What a node trusts fronts by."""
+        return (self._folder(name) / "key").read_text().strip()
+
+    def actor(self, name: str) -> int:
+        """The process of a node's actor: a worker of the node's raylet that is one."""
+        raylet = self.cloud.nodes[name].all_processes["raylet"][0].process.pid
+        for task in Path(f"/proc/{raylet}/task").glob("*/children"):
+            for pid in task.read_text().split():
+                if b"ray::NodeActor" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return int(pid)
+        raise AssertionError(f"no actor on {name}")
+
+    def ray_logs(self) -> list[Path]:
+        """Ray's own log files."""
+        return [path for path in self.cloud.logs.rglob("*") if path.is_file()]
+
+    def _folder(self, name: str) -> Path:
+        return Path(until(lambda: self.node(name).get("folder")))
 
     def end(self) -> int:
         """SIGTERM; the exit code."""
@@ -210,6 +244,14 @@ class Clients:
             self.outcomes[_outcome(self._port, body)] += 1
 
 
+def up_at(port: int) -> int:
+    """How many nodes a front has; 0 while nothing listens."""
+    try:
+        return int(_ask(port, "/health")[1]["up"])
+    except OSError:
+        return 0
+
+
 def cli(state: Path, *words: str) -> tuple[int, Any]:
     """`turbofit … --json`: its exit code and document."""
     done = subprocess.run(
@@ -225,8 +267,9 @@ def _outcome(port: int, body: dict[str, Any]) -> str:
     begun = False
     try:
         connection.request(
-            "POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"}
-        )
+            "POST", "/v1/chat/completions", json.dumps(body),
+            {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"},
+        )  # fmt: skip
         answer = connection.getresponse()
         if answer.status != 200:
             said = answer.read()
@@ -245,7 +288,7 @@ def _outcome(port: int, body: dict[str, Any]) -> str:
 def _ask(port: int, path: str) -> tuple[int, Any]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG)
     try:
-        connection.request("GET", path)
+        connection.request("GET", path, headers={"Authorization": f"Bearer {KEY}"})
         answer = connection.getresponse()
         return answer.status, json.loads(answer.read())
     finally:

@@ -28,7 +28,6 @@ from turbofit.gateway.media.resize import Resizer
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.engines import Affinity, RoutedEngine
 from turbofit.gateway.routing.fleet import Fleet
-from turbofit.gateway.routing.fleet_updater import FleetUpdater
 from turbofit.gateway.routing.health import Monitor
 from turbofit.gateway.routing.quarantine import now, open_quarantine
 from turbofit.gateway.routing.request_context import RequestContext, answer, entry, refuse
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.routing.engines import Chooser
     from turbofit.gateway.routing.outage import Outage
-    from turbofit.gateway.routing.routing_table import RoutingTable
 
 __all__ = ["Gateway", "await_disconnect", "path_of"]
 
@@ -58,7 +56,7 @@ class Gateway(AsgiApp):
 
     Args:
         bounds: what requests are held to.
-        upstreams: addresses of the engines; none where `follow` will tell.
+        upstreams: addresses of the engines.
         config: everything else.
         log: takes one record a request; it holds no prompt and no image.
         fetcher: for tests.
@@ -76,7 +74,6 @@ class Gateway(AsgiApp):
     ) -> None:
         self.bounds, self.config = bounds, config
         self.fleet = Fleet(_engines(bounds, upstreams, config))
-        self._fleet_updater = FleetUpdater(self.fleet)
         self.metrics = Metrics()
         self.connections = Connections(
             config.connection, Networks(config.trusted_proxies), self.metrics.count
@@ -120,24 +117,6 @@ class Gateway(AsgiApp):
         """All engines, in order."""
         return self.fleet.engines
 
-    def follow(self, routing_table: RoutingTable) -> None:
-        """Send to these engines and no others from now on; to be called in the gateway's loop.
-
-        Requests at engines that went are aborted, and go to others where nothing was passed on yet.
-        Requests that began before are held to the bounds that were in force then. A routing table
-        that is not newer than the one in force changes nothing.
-        """
-        ended = self._fleet_updater.apply(routing_table)
-        if ended is None:
-            return
-        self.bounds = routing_table.bounds
-        self._bodies.limit(routing_table.bounds.limits.bytes_per_body)
-        for engine in ended:
-            self.monitor.forget(engine)
-            engine.abort_all(died=False)
-        self._pump()
-        self.monitor.look()
-
     def rest(self, outage: Outage | None) -> None:
         """No engine runs, or will for a while; None once they are started again.
 
@@ -163,14 +142,6 @@ class Gateway(AsgiApp):
         """Engines came or went: let in whoever may go now."""
         self.admission.pump()
         self._trials.pump()
-
-    def outstanding(self) -> dict[str, int]:
-        """Requests at each engine by its name; one that drains has drained at 0."""
-        return {engine.name: engine.outstanding for engine in self.fleet}
-
-    def health(self) -> dict[str, bool]:
-        """Whether each engine is up, by its name."""
-        return {engine.name: engine.up for engine in self.fleet}
 
     def take_over(self, config: GatewayConfig) -> None:
         """Take another config's keys, origins and media domains; call it in the gateway's loop.
@@ -199,7 +170,7 @@ class Gateway(AsgiApp):
             self._log.close()
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
-        request = RequestContext(scope, self.bounds, self.fleet.routing_table)
+        request = RequestContext(scope, self.bounds)
         disconnect_task: asyncio.Task[None] | None = None
         try:
             raw_path = path_of(scope)

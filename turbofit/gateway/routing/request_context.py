@@ -59,17 +59,13 @@ class RequestContext:
         "read",
         "reason",
         "route",
-        "routing_table",
         "size",
         "status",
         "t0",
     )  # fmt: skip
 
-    def __init__(
-        self, scope: Message, bounds: Bounds | None = None, routing_table: int = 0
-    ) -> None:
-        #: What it is held to, from its beginning to its end, and the routing table that said so.
-        self._bounds, self.routing_table = bounds, routing_table
+    def __init__(self, scope: Message, bounds: Bounds | None = None) -> None:
+        self._bounds = bounds
         self.t0 = self.read = time.perf_counter()
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.method: str = scope["method"]

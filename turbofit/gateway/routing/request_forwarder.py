@@ -96,10 +96,6 @@ class RequestForwarder:
                 place = await self._take(request, choose, avoid, again=retries.deaths > 0)
             engine = place.engine
             avoid.append(engine)
-            if not self._fleet.knew(engine, request.routing_table):
-                place.leave()
-                self._lost(request, engine)
-                continue
             try:
                 await self._exchange(request, place, avoid, send, last=retries.last)
             except Unreachable as exc:

@@ -1,0 +1,282 @@
+"""The loop over nodes, with actors that are plain objects and a Ray that is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from tests.fixtures.clusters import node
+from turbofit.core.cluster import ClusterPlan
+from turbofit.core.errors import DoesNotFitError
+from turbofit.launch.cluster import controller as module
+from turbofit.launch.cluster import ray_adapter
+from turbofit.launch.cluster.connect import RayNode
+from turbofit.launch.cluster.controller import Controller
+from turbofit.launch.cluster.node import NodeTold
+from turbofit.launch.serve.config import ClusterServeConfig
+from turbofit.planning.request import PlanRequest
+
+
+class Method:
+    """A method of an actor, whose result is there at once."""
+
+    def __init__(self, function: Any) -> None:
+        self.remote = function
+
+
+class Actor:
+    """A node's actor: it opens what it is told to serve, unless ``fails`` says why not."""
+
+    def __init__(self, world: World, spec: str, gpus: int) -> None:
+        self.world, self.spec, self.count = world, spec, gpus
+        self.told = NodeTold(key="k")
+        self.measure, self.tell = Method(self._measure), Method(lambda: self.told)
+        self.serve, self.end = Method(self._serve), Method(self._end)
+
+    def _measure(self, pretend: bool) -> tuple[bytes, list[str]]:
+        found = self.world.specs[self.spec]
+        return msgspec.json.encode(found), [str(index) for index in range(self.count)]
+
+    def _serve(self, digest: str, plan: str, words: tuple[str, ...]) -> None:
+        self.world.log.append(
+            f"serve {self.spec} {msgspec.json.decode(plan)['settings']['session_len']}"
+        )
+        why, code = self.world.fails.get(self.spec, ("", 0))
+        state = "unfit" if why else "open"
+        self.told = NodeTold(
+            state=state, digest=digest, url=f"http://{self.spec}:{len(self.world.log)}", key="k",
+            why=why, exit_code=code,
+        )  # fmt: skip
+
+    def _end(self) -> None:
+        self.world.log.append(f"end {self.spec}")
+        self.told = NodeTold(key="k")
+
+
+class World:
+    """Nodes that come and go."""
+
+    address, here = "ray:1", "head"
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.specs: dict[str, Any] = {}
+        self.alive: dict[str, RayNode] = {}
+        self.free: dict[str, int] = {}
+        self.log: list[str] = []
+        self.fails: dict[str, tuple[str, int]] = {}
+        self.now = 1000.0
+        monkeypatch.setattr(ray_adapter, "free_gpus", lambda: self.free)
+        monkeypatch.setattr(
+            ray_adapter, "kill_actor", lambda actor: self.log.append(f"free {actor.spec}")
+        )
+        monkeypatch.setattr(ray_adapter, "result", lambda ref, _: ref)
+        monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(module.time, "sleep", lambda _: None)
+
+    def _freed(self, actor: Actor) -> None:
+        self.log.append(f"free {actor.spec}")
+
+    def watched(self) -> dict[str, RayNode]:
+        return dict(self.alive)
+
+    def add(self, number: int, spec: str) -> str:
+        found = node(number, spec)
+        self.specs[found.name] = found
+        gpus = len(found.machine.gpus)
+        self.alive[found.id] = RayNode(id=found.id, name=found.name, address="10.0.0.1", gpus=gpus)
+        self.free[found.id] = gpus
+        return found.id
+
+    def controller(self, **asked: Any) -> Controller:
+        config = ClusterServeConfig(request=PlanRequest(model="internvl2-8b", **asked))
+        made = Controller(
+            self, config, lambda _: None,  # type: ignore[arg-type]
+            actors=lambda run, state, gpus: Actor(self, state.ray.name, gpus),
+        )  # fmt: skip
+        made.begin(lambda: False)
+        return made
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
+
+
+def states(made: Controller) -> dict[str, str]:
+    return {one.ray.name: one.state for one in made.nodes.values()}
+
+
+def ticks(made: Controller, count: int = 6) -> None:
+    for _ in range(count):
+        made.tick()
+
+
+def target(made: Controller, **changes: Any) -> None:
+    told = made.answer({"kind": "change", "keywords": changes})
+    assert "said" in told, told
+
+
+def test_nodes_serve_and_one_that_does_not_keep_the_promise_says_why(world: World) -> None:
+    world.add(1, "2xrtx3090")
+    world.add(2, "1xt4")
+    made = world.controller()
+    ticks(made)
+    assert states(made) == {"host-1": "serving", "host-2": "unfit"}
+    assert "runs out of memory" in made.nodes["0002"].why
+    assert "free host-2" in world.log
+    (address,) = made.addresses()
+    assert (address.key, address.draining) == ("k", False)
+    assert made.hopeless == ""
+
+
+def test_cards_that_the_plan_leaves_go_back(world: World) -> None:
+    world.add(1, "4xrtx3090")
+    made = world.controller(replicas=1, tp=2)
+    ticks(made)
+    assert states(made) == {"host-1": "serving"}
+    assert made.nodes["0001"].gpus == 2
+    assert world.log == ["free host-1", "serve host-1 32768"]
+
+
+def test_where_no_node_serves_it_says_what_would(world: World) -> None:
+    world.add(1, "1xt4")
+    with pytest.raises(DoesNotFitError, match="on none of 1 node") as caught:
+        world.controller()
+    assert "AWQ" in caught.value.hint
+
+
+def test_a_node_that_joins_is_planned_under_the_promise_and_one_that_leaves_is_gone(
+    world: World,
+) -> None:
+    world.add(1, "2xrtx3090")
+    made = world.controller()
+    ticks(made)
+    promise = made.plan
+    late = world.add(2, "2xrtx3090")
+    ticks(made)
+    assert states(made) == {"host-1": "serving", "host-2": "serving"}
+    assert made.plan is promise
+    del world.alive[late]
+    ticks(made, 1)
+    assert states(made) == {"host-1": "serving"}
+
+
+def test_an_unfit_node_is_tried_again_after_ten_minutes(world: World) -> None:
+    world.add(1, "2xrtx3090")
+    world.add(2, "2xrtx3090")
+    world.fails["host-2"] = ("the weights are not there", 5)
+    made = world.controller()
+    ticks(made)
+    assert states(made) == {"host-1": "serving", "host-2": "unfit"}
+    assert made.nodes["0002"].why == "the weights are not there"
+    world.fails.clear()
+    world.now += 599
+    ticks(made)
+    assert states(made)["host-2"] == "unfit"
+    world.now += 2
+    ticks(made)
+    assert states(made)["host-2"] == "serving"
+
+
+def test_a_node_that_ran_out_of_memory_is_planned_with_a_larger_margin_once(world: World) -> None:
+    world.add(1, "2xrtx3090")
+    made = world.controller()
+    first = made.nodes["0001"].plan
+    world.fails["host-1"] = ("out of memory", 6)
+    made.serve(made.nodes["0001"], first)
+    ticks(made, 1)
+    node_state = made.nodes["0001"]
+    assert node_state.margin
+    assert node_state.plan.plan.gpus[0].margin > first.plan.gpus[0].margin
+    ticks(made)
+    assert node_state.state == "unfit"
+    assert made.hopeless == "out of memory"
+
+
+def test_a_drain_ends_the_server_then_gives_the_cards_back(world: World) -> None:
+    world.add(1, "2xrtx3090")
+    world.add(2, "2xrtx3090")
+    made = world.controller()
+    ticks(made)
+    world.log.clear()
+    assert "finishes what it has" in made.answer({"kind": "drain", "node": "host-2"})["said"]
+    assert [one.draining for one in made.addresses()] == [False, True]
+    ticks(made)
+    assert states(made) == {"host-1": "serving", "host-2": "drained"}
+    assert world.log == ["end host-2", "free host-2"]
+    world.now += 10_000
+    ticks(made)
+    assert states(made)["host-2"] == "drained"  # until it leaves and joins again
+    world.alive["0001"] = replace(world.alive["0001"], leaving=True)  # Ray drains it
+    ticks(made)
+    assert states(made)["host-1"] == "drained"
+
+
+def test_a_change_goes_node_by_node_each_out_of_the_front_first(world: World) -> None:
+    world.add(1, "2xrtx3090")
+    world.add(2, "2xrtx3090")
+    made = world.controller()
+    ticks(made)
+    world.log.clear()
+    target(made, context=16384)
+    made.tick()
+    assert [one.draining for one in made.addresses()] == [True, False]
+    assert world.log == []
+    made.tick()
+    assert world.log == ["serve host-1 16384"]
+    ticks(made)
+    assert world.log == ["serve host-1 16384", "serve host-2 16384"]
+    assert made.change == ""
+    assert (made.plan.longest_request_tokens, made.changing) == (16384, False)
+    assert states(made) == {"host-1": "serving", "host-2": "serving"}
+
+
+def test_the_first_node_that_fails_brings_the_old_plan_back_on_all(world: World) -> None:
+    for number in (1, 2, 3):
+        world.add(number, "2xrtx3090")
+    made = world.controller()
+    ticks(made)
+    before: ClusterPlan = made.plan
+    world.log.clear()
+    world.fails["host-2"] = ("the engine died", 5)
+    target(made, context=16384)
+    while "serve host-2 16384" not in world.log:
+        made.tick()
+    world.fails.clear()
+    ticks(made)
+    assert world.log == [
+        "serve host-1 16384", "serve host-2 16384", "serve host-2 32768", "serve host-1 32768",
+    ]  # fmt: skip
+    assert made.change == "given up: node host-2-0002: the engine died"
+    assert made.plan is before
+    assert set(states(made).values()) == {"serving"}
+
+
+def test_a_change_that_cannot_be_is_refused_and_changes_nothing(world: World) -> None:
+    world.add(1, "2xrtx3090")
+    made = world.controller()
+    ticks(made)
+    told = made.answer({"kind": "change", "keywords": {"margin": "23GiB"}})
+    assert told["error"]["hint"].startswith("nothing has changed")
+    target(made, context=16384)
+    assert (
+        "under way already" in made.answer({"kind": "change", "keywords": {}})["error"]["message"]
+    )
+    assert "nobody" in made.answer({"kind": "sing"})["error"]["message"]
+    assert "no node is" in made.answer({"kind": "drain", "node": "x"})["error"]["message"]
+
+
+def test_no_free_gpu_is_told_and_looked_at_again_soon(world: World) -> None:
+    world.add(1, "2xrtx3090")
+    late = world.add(2, "2xrtx3090")
+    world.free[late] = 0
+    made = world.controller()
+    ticks(made)
+    assert "no GPU of it is free" in made.nodes[late].why
+    world.free[late] = 2
+    world.now += 16
+    ticks(made)
+    assert states(made)["host-2"] == "serving"

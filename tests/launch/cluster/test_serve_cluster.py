@@ -1,0 +1,183 @@
+"""``turbofit serve --cluster`` on a Ray cluster of pretend machines: all that may happen to one."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.lmdeploy, pytest.mark.slow]
+for needed in ("ray", "lmdeploy", "fastapi", "torchvision"):
+    if importlib.util.find_spec(needed) is None:
+        pytest.skip(f"no {needed}", allow_module_level=True)
+
+from tests.launch.cluster.cloud import Clients, Cloud, Serving, cli, cloud_of, until  # noqa: E402
+from tests.support.processes import Child  # noqa: E402
+
+MODEL = "internvl2-2b"
+#: Requests that may be lost at a kill: those in flight at the node, of four clients.
+MOST_LOST = 4
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    """Three unlike nodes; the last is too small for the promise."""
+    state = str(tmp_path_factory.mktemp("state"))
+    with cloud_of(
+        ("two", "2xrtx3090", 2), ("one", "1xl4", 1), ("small", "1xl4:free=5GiB", 1),
+        XDG_STATE_HOME=state, TURBOFIT_LEASES=f"{state}/leases",
+    ) as made:  # fmt: skip
+        yield made
+
+
+@pytest.fixture(scope="module")
+def serving(cloud: Cloud) -> Iterator[Serving]:
+    children: list[Child] = []
+    state = Path(cloud.environ["XDG_STATE_HOME"])
+    made = Serving(children, cloud, state, "--api-key", "secret", model=MODEL)
+    made.wait(2)
+    yield made
+    for child in children:
+        child.kill()
+
+
+def engine_of(server: int) -> int:
+    """An engine's process below a node's `turbofit serve`."""
+    tree = subprocess.run(
+        ["ps", "-wweo", "pid,ppid,args"], capture_output=True, text=True, check=True
+    ).stdout
+    rows = [line.split(None, 2) for line in tree.splitlines()[1:]]
+    found, parents = [], {str(server)}
+    while parents:
+        below = [row for row in rows if row[1] in parents]
+        found += [row[0] for row in below if "rehearse" in row[2] and "guard.py" not in row[2]]
+        parents = {row[0] for row in below}
+    return int(found[0])
+
+
+def test_1_a_node_that_cannot_keep_the_promise_says_why(serving: Serving) -> None:
+    small = serving.node("small")
+    assert small["state"] == "unfit"
+    assert "GPU 0 is" in small["why_not"]
+    assert serving.node("two")["at_once"] > serving.node("one")["at_once"] > 0
+    code, told = serving.cli("drain", "nobody")
+    assert (code, told["error"]["kind"]) == (2, "usage")
+    logs = "".join(path.read_text(errors="replace") for path in serving.ray_logs())
+    assert serving.key("two") not in logs
+
+
+@pytest.mark.parametrize("who", ["engine", "serve", "actor"])
+def test_2_kills_cost_what_was_in_flight_and_the_node_serves_again(
+    serving: Serving, who: str
+) -> None:
+    before = serving.server("one")
+    with Clients(serving.port, 4) as clients:
+        clients.more(8)
+        if who == "engine":
+            os.kill(engine_of(before), signal.SIGKILL)
+        elif who == "serve":
+            os.kill(before, signal.SIGKILL)
+        else:
+            os.kill(serving.actor("one"), signal.SIGKILL)
+        clients.more(20)
+        until(lambda: serving.node("one")["up"] and serving.up() == 2)
+        clients.more(8)
+    lost = sum(clients.outcomes.values()) - clients.outcomes["kept"]
+    assert not clients.failed, clients.outcomes
+    assert lost <= (0 if who == "actor" else MOST_LOST), clients.outcomes
+    if who == "actor":
+        assert serving.server("one") == before  # the next actor has adopted it
+    if who == "serve":
+        assert serving.server("one") != before
+
+
+def test_3_a_change_goes_node_by_node_and_loses_nothing(serving: Serving) -> None:
+    code, told = serving.cli("change", "--margin", "23GiB")
+    assert code == 3, told
+    assert told["error"]["hint"].startswith("nothing has changed")
+    with Clients(serving.port, 4) as clients:
+        clients.more(4)
+        code, told = serving.cli("change", "--context", "16384")
+        assert code == 0, told
+        assert "either plan's limits" in told["said"]
+        until(lambda: "the plan has changed" in serving.child.stderr)
+        serving.wait(2)
+        clients.more(4)
+    assert set(clients.outcomes) == {"kept"}
+    assert serving.status()["promise"].startswith("16,384 tokens")
+
+
+def test_4_a_node_joins_and_another_is_drained(cloud: Cloud, serving: Serving) -> None:
+    servers = serving.server("two"), serving.server("one")
+    with Clients(serving.port, 4) as clients:
+        cloud.add("late", "1xl4", 1)
+        serving.wait(3)
+        clients.more(4)
+        code, told = serving.cli("drain", cloud.identity("late"))
+        assert code == 0, told
+        until(lambda: serving.node("late")["state"] == "drained")
+        clients.more(4)
+    assert set(clients.outcomes) == {"kept"}
+    assert (serving.server("two"), serving.server("one")) == servers
+
+
+def test_5_another_front_serves_the_same_nodes(serving: Serving) -> None:
+    port = serving.front()
+    with Clients(port, 2) as clients:
+        clients.more(4)
+    assert set(clients.outcomes) == {"kept"}
+
+
+def test_6_a_controller_that_is_killed_is_started_again(serving: Serving) -> None:
+    servers = serving.server("two"), serving.server("one")
+    serving.child.process.kill()
+    serving.child.process.wait()
+    serving.again()
+    serving.wait(2)
+    assert "going on with what an earlier" in serving.child.stderr
+    assert (serving.server("two"), serving.server("one")) == servers
+    assert serving.status()["promise"].startswith("16,384 tokens")
+
+
+def test_7_a_raylet_dies(cloud: Cloud, serving: Serving) -> None:
+    server = serving.server("one")
+    with Clients(serving.port, 4) as clients:
+        clients.more(4)
+        cloud.kill("one")
+        until(lambda: serving.up() == 1)
+        until(lambda: not Path(f"/proc/{server}").exists())
+        clients.more(8)
+    lost = sum(clients.outcomes.values()) - clients.outcomes["kept"]
+    assert not clients.failed, clients.outcomes
+    assert lost <= MOST_LOST, clients.outcomes
+
+
+def test_8_the_end_leaves_nothing(cloud: Cloud, serving: Serving) -> None:
+    server = serving.server("two")
+    assert serving.end() == 0
+    assert not cloud.engine_pids()
+    assert not Path(f"/proc/{server}").exists()
+    code, told = serving.cli("status")
+    assert (code, told["error"]["kind"]) == (2, "usage")
+
+
+def test_9_what_is_measured_can_be_planned_for_elsewhere(cloud: Cloud, tmp_path: Path) -> None:
+    """Nodes as a file, and a plan of it; nothing is taken by either."""
+    code, found = cli(tmp_path, "cluster", "nodes", "--pretend", "--cluster", cloud.address)
+    assert code == 0, found
+    named = {node["id"]: node for node in found["nodes"]}
+    assert len(named[cloud.identity("two")]["machine"]["gpus"]) == 2
+    assert "no GPU" in next(node["why_not"] for node in found["nodes"] if not node["machine"])
+    (tmp_path / "nodes.json").write_text(json.dumps(found))
+    code, plan = cli(tmp_path, "plan", MODEL, "--cluster", str(tmp_path / "nodes.json"))
+    assert code == 0, plan
+    assert plan["engines"] >= 2
+    # As they are, and not as they pretend to be: there is no GPU on this host.
+    code, plan = cli(tmp_path, "plan", MODEL, "--cluster", cloud.address)
+    assert code in (3, 4), plan
