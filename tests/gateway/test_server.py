@@ -254,7 +254,7 @@ def parsed(*words: str):
         return filled(GatewayOptions, ctx.params)
 
 
-def test_options(monkeypatch) -> None:
+def test_options(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("TURBOFIT_API_KEYS", "a, b,")
     made = parsed().config()
     assert (made.api_keys, made.host, made.port) == (("a", "b"), "127.0.0.1", 23333)
@@ -273,6 +273,13 @@ def test_options(monkeypatch) -> None:
     monkeypatch.delenv("TURBOFIT_API_KEYS")
     with pytest.raises(UsageError, match="no key is set"):
         parsed("--host", "0.0.0.0").config()
+    (tmp_path / "keys").write_text("one\n\ntwo\n")
+    made = parsed("--api-key-file", str(tmp_path / "keys"), "--api-key", "x").config()
+    assert made.api_keys == ("x", "one", "two")
+    made = parsed("--host", "0.0.0.0", "--front-key-file", str(tmp_path / "keys")).config()
+    assert (made.api_keys, made.front_keys) == ((), ("one", "two"))
+    with pytest.raises(UsageError, match="cannot be read"):
+        parsed("--api-key-file", str(tmp_path / "nobody")).config()
 
 
 def test_the_command_serves_until_a_signal(engine, tmp_path) -> None:

@@ -1,8 +1,9 @@
 """A front before nodes that each run `turbofit serve`: it knows them as engines with a capacity.
 
 Nodes hold requests to the plan; a front only asks for a key, chooses the node with the most
-capacity left and passes the answer on. A request that no engine had goes to another node, one that
-a node had never does. A node in doubt is out at once, and asked each second how it is.
+capacity left and passes the answer on. A request that no engine had goes to another node; so does,
+once, one whose node itself broke off; one whose engine ended never does. A node in doubt is out at
+once, and asked each second how it is.
 """
 
 from __future__ import annotations
@@ -322,7 +323,7 @@ class Front(AsgiApp):
             Refusal: none does, or the one that had it broke off.
         """
         avoid: list[Node] = []
-        why = Refusal(503, "engine_unavailable", "no node answers", retry_after=5)
+        why, broke = Refusal(503, "engine_unavailable", "no node answers", retry_after=5), False
         while (node := self._least_busy(avoid)) is not None and len(avoid) < _MOST_NODES:
             if avoid:
                 self.metrics.count("retried_total")
@@ -335,6 +336,12 @@ class Front(AsgiApp):
                 why = exc
             except Unreachable as exc:
                 node.doubt(str(exc))
+            except _Broke as exc:
+                why = exc
+                if broke:
+                    self._suspects.ended(request.body, died=True)
+                    break
+                broke = True
             else:
                 return
             finally:
@@ -353,7 +360,7 @@ class Front(AsgiApp):
         Raises:
             Unreachable: no engine had it.
             _Full: the node takes no more now.
-            Refusal: the node had it and broke off.
+            _Broke: the node had it and broke off.
         """
         route = request.route
         assert route is not None
@@ -373,12 +380,9 @@ class Front(AsgiApp):
         except (Died, aiohttp.ClientError, OSError) as exc:
             node.doubt(str(exc))
             self.metrics.count("engine_failures_total", f"engine={node.name}")
-            self._suspects.ended(request.body, died=True)
-            message = "the node broke off while it had this request; try again"
-            refusal = Refusal(503, "engine_died", message, retry_after=5)
             if request.outcome is None or not request.outcome.started:
-                raise refusal from None
-            event = refusal_event(request.api, refusal)
+                raise _Broke from None
+            event = refusal_event(request.api, _Broke())
             await send({"type": "http.response.body", "body": event, "more_body": False})
         finally:
             if response is not None:
@@ -465,6 +469,14 @@ class Front(AsgiApp):
         )
         kind = "text/plain; version=0.0.4; charset=utf-8"
         await answer(request, send, 200, text.encode(), kind)
+
+
+class _Broke(Refusal):
+    """A node itself broke off while it had a request, and told of no engine that ended."""
+
+    def __init__(self) -> None:
+        message = "the node broke off while it had this request; try again"
+        super().__init__(503, "engine_died", message, retry_after=5)
 
 
 class _Full(Refusal):

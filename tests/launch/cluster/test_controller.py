@@ -246,7 +246,7 @@ def test_the_first_node_that_fails_brings_the_old_plan_back_on_all(world: World)
     while "serve host-2 16384" not in world.log:
         made.tick()
     world.fails.clear()
-    ticks(made)
+    ticks(made, 12)
     assert world.log == [
         "serve host-1 16384", "serve host-2 16384", "serve host-2 32768", "serve host-1 32768",
     ]  # fmt: skip

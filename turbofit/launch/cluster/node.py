@@ -84,6 +84,7 @@ class NodeActor:
         self._told = NodeTold(folder=str(self._folder), key=self._key())
         self._ends: list[float] = []
         self._again, self._renewed, self._tried = 0.0, 0.0, ""
+        self._gone = threading.Event()
         threading.Thread(target=self._live, name="life", daemon=True).start()
 
     def gpus(self) -> list[str]:
@@ -132,7 +133,7 @@ class NodeActor:
         return key
 
     def _live(self) -> None:
-        while True:
+        while not self._gone.wait(_TICK):
             if os.getppid() != self._raylet:
                 # Ray ends this process too, if somebody has reaped its raylet: the node has left.
                 _end_server(self._folder)
@@ -141,7 +142,6 @@ class NodeActor:
                 self._look()
             except Exception as exc:  # noqa: BLE001 - this thread must not end
                 self._told = replace(self._told, why=f"{type(exc).__name__}: {exc}")
-            time.sleep(_TICK)
 
     def _look(self) -> None:
         now = time.monotonic()
