@@ -14,10 +14,11 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from bench.clients.report import Run, report, unexplained
-from bench.clients.suites import SUITES, Environments
+from bench.clients.suites import SUITES, Environments, run
 from tests.support.processes import HANG, Child, free_port
 from tests.support.serving import start_turbofit
 
@@ -36,10 +37,10 @@ def main() -> int:
     runs = {name: Run(**run) for name, run in kept.items()}
     environments = Environments(args.env)
     if names := [name for name in SUITES if args.only.lower() in name.lower()]:
-        for name, run in _runs(args.env, environments, names):
-            runs[name] = run
+        for name, done in _runs(args.env, environments, names):
+            runs[name] = done
             store.write_text(json.dumps({key: one.document() for key, one in runs.items()}))
-            print(f"{name}: {run.summary()}", flush=True)
+            print(f"{name}: {done.summary()}", flush=True)
     text = report(runs, environments.versions())
     if args.write:
         Path(__file__).with_name("RESULTS.md").write_text(text, encoding="utf-8")
@@ -58,9 +59,9 @@ def _runs(folder: Path, environments: Environments, names: list[str]) -> Iterato
             start_turbofit(children, state, "serve", MODEL, "--on", ON, *words)
         urls = [_url(child) for child in children]
         for name in names:
-            began = time.monotonic()
+            command, began = environments.command(name), time.monotonic()
             with ThreadPoolExecutor(2) as pool:
-                plain, gateway = pool.map(lambda url: environments.run(name, url), urls)  # noqa: B023
+                plain, gateway = pool.map(partial(run, command), urls)
             said = "\n".join(child.stderr for child in children)
             yield name, Run(
                 plain=plain, gateway=gateway, when=time.strftime("%Y-%m-%d"),

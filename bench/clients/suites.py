@@ -12,7 +12,9 @@ import venv
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["SUITES", "Environments", "Seen"]
+from bench.clients.checks.common import picture
+
+__all__ = ["SUITES", "Environments", "Seen", "run"]
 
 _HERE: Final = Path(__file__).parent
 _CHECKS: Final = _HERE / "checks"
@@ -45,22 +47,13 @@ class Environments:
     def __init__(self, folder: Path) -> None:
         self._folder = folder.resolve()
 
-    def run(self, suite: str, url: str) -> dict[str, Seen]:
-        """The checks of one SDK against a server; empty where there is no Node.js."""
+    def command(self, suite: str) -> list[str]:
+        """What runs the checks of one SDK, before the URL; empty where there is no Node.js."""
         kind, program = SUITES[suite]
-        if kind == "node":
-            home = self._node(program)
-            if home is None:
-                return {}
-            words = ["node", str(home / program), url, _picture()]
-        else:
-            words = [str(self._python(kind)), str(_CHECKS / program), url]
-        env = {key: value for key, value in os.environ.items() if not _is_ours(key)}
-        done = subprocess.run(words, env=env, stdout=subprocess.PIPE, text=True, check=False)
-        rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        if done.returncode:
-            rows.append({"check": "the program", "seen": f"exit code {done.returncode}"})
-        return {row["check"]: Seen(row["seen"], row.get("said", "")) for row in rows}
+        if kind != "node":
+            return [str(self._python(kind)), str(_CHECKS / program)]
+        home = self._node(program)
+        return [] if home is None else ["node", str(home / program)]
 
     def _python(self, name: str) -> Path:
         """The interpreter of ``sdk`` or ``litellm``."""
@@ -109,13 +102,20 @@ class Environments:
         return found
 
 
+def run(command: list[str], url: str) -> dict[str, Seen]:
+    """The checks of one SDK against a server."""
+    if not command:
+        return {}
+    env = {key: value for key, value in os.environ.items() if not _is_ours(key)}
+    words = [*command, url, picture()]
+    done = subprocess.run(words, env=env, stdout=subprocess.PIPE, text=True, check=False)
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode:
+        rows.append({"check": "the program", "seen": f"exit code {done.returncode}"})
+    return {row["check"]: Seen(row["seen"], row.get("said", "")) for row in rows}
+
+
 def _is_ours(key: str) -> bool:
     """Settings of this process that would lead an SDK elsewhere, or change what it imports."""
     proxies = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
     return key == "PYTHONPATH" or key.upper() in proxies or key.startswith(("OPENAI_", "ANTHROPIC"))
-
-
-def _picture() -> str:
-    words = [sys.executable, "-c", "from common import picture; print(picture())"]
-    done = subprocess.run(words, cwd=_CHECKS, capture_output=True, text=True, check=True)
-    return done.stdout.strip()

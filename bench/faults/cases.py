@@ -16,10 +16,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from bench.faults.ground import Ground, Outcome, Server
+from bench.proc import cpu_seconds
 from tests.support.processes import CUDA_PATH, REPO, alive, gone
 from tests.support.serving import image
 
@@ -185,22 +185,16 @@ def port_taken(ground: Ground) -> Outcome:
 def hang_fixed(ground: Ground) -> Outcome:
     server = ground.standin("hang", fixed={"max_prefill_token_num": 4096})
     server.wait_for("phase: warm-up")
-    before = _cpu_seconds(server.process.pid)
+    before = cpu_seconds(server.process.pid)
     time.sleep(1.5)
     # The engine prints 36,000 lines a second now: 54,000 are read by this time, for little.
-    spent = _cpu_seconds(server.process.pid) - before
+    spent = cpu_seconds(server.process.pid) - before
     code = server.finish(60)
     said = server.has("hangs in its warm-up")
     return Outcome(
         ok=code == 3 and said and spent < 0.5,
         said=f"exit {code}, named: {said}; reading 1.5 s of its lines took {spent:.2f} s of CPU",
     )
-
-
-def _cpu_seconds(pid: int) -> float:
-    """CPU time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @case("warm-up hangs once", "stand-in", "smaller prefill, serves")

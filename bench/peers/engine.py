@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import turbofit
-from bench.peers.grid import PLAN, Pair, Setting
-from bench.peers.row import Fate, Row
 from bench.peers.workload import lowered, requests_of
 from turbofit.core.plan import Plan
 from turbofit.core.units import format_bytes
@@ -19,17 +17,90 @@ from turbofit.rehearse.turbomind.probe import rehearse
 from turbofit.rehearse.turbomind.spec import RehearsalCase
 
 
-def served_plan(pair: Pair, **options: Any) -> Plan:
-    """The plan ranked by tokens, which are compared here, and rehearsed, as it is served."""
-    shape = {"on": pair.on, "tp": pair.tp, "replicas": 1, "goal": "context"}
-    return turbofit.plan(pair.model, rehearse=True, **shape, **options)
+class Pair(NamedTuple):
+    """A model on a machine; every setting gets the same ``tp``.
+
+    ``quick``: part of the short run.
+    """
+
+    model: str
+    on: str
+    tp: int = 1
+    quick: bool = False
+
+    @property
+    def name(self) -> str:
+        """A short name for tables."""
+        return f"{self.model} {self.on}" + (f" tp{self.tp}" if self.tp > 1 else "")
+
+
+class Setting(NamedTuple):
+    """LMDeploy's TurboMind with so much changed; ``changed`` None is turbofit's plan."""
+
+    name: str
+    changed: dict[str, Any] | None
+
+
+PLAN = "turbofit's plan"
+
+PAIRS: tuple[Pair, ...] = (
+    Pair("internvl2-8b", "1xrtx3090", quick=True),
+    Pair("internvl2-2b", "1xrtx3090"),
+    Pair("qwen2-vl-7b", "1xrtx3090", quick=True),
+    Pair("qwen2-vl-2b", "1xrtx3090"),
+    Pair("qwen2.5-7b", "1xrtx3090", quick=True),
+    Pair("internvl2-26b-awq", "1xrtx3090"),
+    Pair("internvl2-8b", "1xl4:free=19GiB"),
+    Pair("internvl2-2b", "1xl4:free=19GiB"),
+    Pair("qwen2-vl-7b", "1xl4:free=19GiB"),
+    Pair("qwen2-vl-2b", "1xl4:free=19GiB"),
+    Pair("qwen2.5-7b", "1xl4:free=19GiB"),
+    Pair("internvl2-8b", "1xv100-32g"),
+    Pair("internvl2-26b-awq", "1xv100-32g"),
+    Pair("qwen2-vl-7b", "1xv100-32g"),
+    Pair("qwen2.5-7b", "1xv100-32g"),
+    Pair("internvl2-8b", "2xrtx4090", tp=2),
+    Pair("internvl2-26b-awq", "2xrtx4090", tp=2),
+    Pair("qwen2-vl-7b", "2xrtx4090", tp=2),
+)
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(PLAN, None),
+    Setting("LMDeploy's defaults", {}),
+    Setting("advice: 0.5", {"cache_max_entry_count": 0.5}),
+    Setting("advice: 0.4", {"cache_max_entry_count": 0.4}),
+    Setting("advice: 0.2", {"cache_max_entry_count": 0.2}),
+)
+
+Fate = Literal["survived", "died", "refused", "hung"]
+
+
+class Row(NamedTuple):
+    """What one setting did on one pair.
+
+    ``fate``: ``refused`` is a start that did not come about, ``died`` a server that had started.
+    ``tokens`` is the KV cache, None where none was made.
+    """
+
+    pair: str
+    who: str
+    settings: str
+    tokens: int | None
+    fate: Fate
+    of: str
+    note: str = ""
 
 
 def plan_of(pair: Pair, setting: Setting) -> Plan:
-    """The plan, or what turbofit tells of the given settings (for what a rehearsal cannot see)."""
-    if setting.changed is None:
-        return served_plan(pair, engine="turbomind")
-    return turbofit.predict(pair.model, on=pair.on, tp=pair.tp, **setting.changed)
+    """The plan, ranked by tokens and rehearsed as it is served, or what turbofit tells of settings.
+
+    That is for what a rehearsal cannot see.
+    """
+    shape: dict[str, Any] = {"on": pair.on, "tp": pair.tp}
+    if setting.changed is not None:
+        return turbofit.predict(pair.model, **shape, **setting.changed)
+    shape |= {"replicas": 1, "goal": "context", "rehearse": True, "engine": "turbomind"}
+    return turbofit.plan(pair.model, **shape)
 
 
 def turbomind_row(pair: Pair, setting: Setting, folder: Path) -> Row:
