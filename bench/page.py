@@ -28,9 +28,9 @@ def table(head: str, rows: Iterable[Sequence[object]], *, right: str = "") -> st
         rows: their cells.
         right: digits of the columns, from 0, whose cells stand at the right.
     """
-    names = [name.strip() for name in head.split("|")]
-    rules = ("--:" if str(number) in right else "---" for number in range(len(names)))
-    return "\n".join((row(names), f"|{'|'.join(rules)}|", *map(row, rows)))
+    count = head.count("|") + 1
+    rules = ("--:" if str(number) in right else "---" for number in range(count))
+    return "\n".join((f"| {head} |", f"|{'|'.join(rules)}|", *map(row, rows)))
 
 
 def ran_on(*packages: str) -> str:

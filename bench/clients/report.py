@@ -103,5 +103,5 @@ def _section(suite: str, run: Run) -> str:
         missing = f"**not explained**: {other.said or plain.said}"
         note = "" if plain.seen == other.seen else _WHY.get(name, missing)
         rows.append((name, plain.seen, other.seen, note))
-    shown = f"\n{table('check | plain | gateway | ', rows)}\n" if rows else ""
+    shown = f"\n{table('check | plain | gateway |', rows)}\n" if rows else ""
     return f"\n## {suite}\n\n{run.when}, {run.on}: {run.summary()}.\n{shown}"

@@ -107,15 +107,17 @@ class Ground:
         return self._start(argv, [], port, standin=False, **environ)
 
     def standin(
-        self, script: str, *, port: int | None = None, fixed: dict[str, Any] | None = None,
-        timing: dict[str, float] | None = None, **environ: str,
+        self, script: str, *, on: str = "1xrtx3090", port: int | None = None,
+        fixed: dict[str, Any] | None = None, timing: dict[str, float] | None = None,
+        gateway: bool = False, **environ: str,
     ) -> Server:  # fmt: skip
         """A session over the stand-in server."""
-        options = json.dumps({"timing": {"drain": 5.0, **(timing or {})}, "fixed": fixed or {}})
+        timing = {"drain": 5.0, **(timing or {})}
+        options = json.dumps({"timing": timing, "fixed": fixed or {}, "gateway": gateway})
         session = REPO / "tests" / "support" / "session_driver.py"
         count = self.state / f"count-{len(self._children)}"
         environ |= {"STANDIN_SCRIPT": script, "STANDIN_COUNT": str(count)}
-        return self._start([str(session), "1xrtx3090"], [options], port, standin=True, **environ)
+        return self._start([str(session), on], [options], port, standin=True, **environ)
 
     def _start(
         self, before: list[str], after: list[str], port: int | None, *, standin: bool,

@@ -52,7 +52,7 @@ def main() -> int:
         print(f"{'ok  ' if ok else 'FAIL'} {took:6.1f} s  {name}: {said}", flush=True)
     print(f"{good} of {len(rows)}")
     if args.write:
-        shown = table("fault | engine | bar | seen | s | ", rows)
+        shown = table("fault | engine | bar | seen | s |", rows)
         page = PAGE.format(good=good, all=len(rows), ran_on=ran_on("lmdeploy"), table=shown)
         Path(__file__).with_name("RESULTS.md").write_text(page, encoding="utf-8")
     return 0 if good == len(rows) else 1
