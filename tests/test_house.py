@@ -25,7 +25,7 @@ BUDGETS = {
     "kernels": 785,
     "model": 7_660,
     "memory": 7_780,
-    "tuner": 7_680,
+    "tuner": 7_050,
     "planning": 2_650,
     "observe": 1_355,
     "pretend": 2_451,
@@ -246,7 +246,7 @@ EMPTY_WORDS = frozenset(
 )  # fmt: skip
 #: tqdm's function that makes a line of progress.
 FOREIGN_WORDS = {"format_meter"}
-#: `Death.asked` is a key of the published plan.
+#: `End.asked` is a key of the published plan.
 PUBLISHED_WORDS = {
     "turbofit/core/rehearsal.py", "turbofit/rehearse/confirm.py",
     "turbofit/rehearse/promises.py", "turbofit/rehearse/torch/torch_planned.py",
