@@ -81,11 +81,11 @@ def make_prediction(
         at_once = requests_held(accounts, tokens, vision_load)
         words += f"; {_at_once_words(at_once, request.promised_requests)}"
     if is_legacy(engine.version) and start.serves:
-
-        def with_free(free: int) -> Account:
-            return accounts_of(request, same[:1], groups[:1], held, engine, free)[0]
-
-        least = least_free_words(with_free, accounts[0].free, ratio)
+        least = least_free_words(
+            lambda free: accounts_of(request, same[:1], groups[:1], held, engine, free)[0],
+            accounts[0].free,
+            ratio,
+        )
         words += f"; {least}" if least else ""
     plan = document(
         request,
