@@ -47,7 +47,7 @@ SLACK = 150
 #: Modules of fewer lines that one module beside them imports, and nobody else: they belong into it.
 FRAGMENT_LINES = 80
 #: Where a registry chooses a module by its name, or docs/adding.md tells people to add one.
-REGISTRIES = {"model/families", "core/images", "diagnose/doctor", "cli/commands"}
+REGISTRIES = {"model/families", "core/images", "cli/commands"}
 #: How many there are elsewhere. It only falls.
 MOST_FRAGMENTS = 31
 

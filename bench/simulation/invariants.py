@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from turbofit.core.errors import TurbofitError
 from turbofit.gateway.quarantine.quarantined import EXPLAINED_SECONDS, SUSPECTED_SECONDS
-from turbofit.launch.serve.leases import open_margin
+from turbofit.planning.examine.cards import open_margin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

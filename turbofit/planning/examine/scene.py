@@ -1,4 +1,4 @@
-"""Where the checks read from: each source can be replaced, so that each failure can be played."""
+"""What checks look at, each source replaceable so that each failure can be played, and answers."""
 
 from __future__ import annotations
 
@@ -7,21 +7,30 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from turbofit.core.errors import LaunchError
+from turbofit.core.process.ports import open_files, port_problem
 from turbofit.core.struct import NA, NaType
-from turbofit.kernels.installed import installed
-from turbofit.launch.engine.environment import check_port
-from turbofit.machine.host import read_host
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from turbofit.core.machine import Host
+    from turbofit.core.errors import TurbofitError
+    from turbofit.core.machine import Host, Machine
+    from turbofit.core.model import Model
+    from turbofit.core.plan import Plan
     from turbofit.kernels.census import Census
+    from turbofit.planning.examine.health import Health
 
-__all__ = ["CHILD_SECONDS", "Sources"]
+__all__ = [
+    "CHILD_SECONDS", "Answer", "Scene", "Sources", "State", "When", "ok", "stops", "unreadable",
+    "warning",
+]  # fmt: skip
+
+State = Literal["ok", "warning", "stops", "unreadable"]
+#: `doctor`; a plan's warnings; a run before it takes anything; under the lock of the leases, beside
+#: the machine as it is; each start of its engines; while they serve.
+When = Literal["install", "plan", "launch", "lease", "start", "watch"]
 
 CHILD_SECONDS: Final = 60.0
 #: Prints nothing but architectures; torch need not see a GPU for that.
@@ -29,6 +38,60 @@ _ARCHITECTURES: Final = (
     "import torch; f = getattr(torch._C, '_cuda_getArchFlags', None); print(f() if f else '')"
 )
 _LOG_TAIL: Final = 4 << 20
+
+
+class Answer(NamedTuple):
+    """What a check saw. ``why`` and ``error`` stand where they are not the check's own."""
+
+    state: State
+    seen: str
+    fix: str = ""
+    why: str = ""
+    error: type[TurbofitError] | None = None
+
+
+def ok(seen: str) -> Answer:
+    """Nothing wrong."""
+    return Answer("ok", seen)
+
+
+def warning(seen: str, fix: str, why: str = "") -> Answer:
+    """Serving works, but slower, with less memory, or at a risk."""
+    return Answer("warning", seen, fix, why)
+
+
+def stops(seen: str, fix: str, why: str = "", error: type[TurbofitError] | None = None) -> Answer:
+    """Serving does not work like this; ``error`` is what a launch raises."""
+    return Answer("stops", seen, fix, why, error)
+
+
+def unreadable(seen: str, fix: str = "", why: str = "") -> Answer:
+    """Nobody knows."""
+    return Answer("unreadable", seen, fix, why)
+
+
+class Scene(NamedTuple):
+    """What a check may ask for; a check of something that is None does not apply.
+
+    ``machine`` is as it is now, ``healths`` are its cards' conditions. ``model`` and ``port`` are
+    what will be served, ``drafts`` whether with speculative decoding. Of a run ``plan`` is what is
+    launched, ``folder`` where its logs go, ``ports`` are its engines'; ``fitted``: its cache is
+    whatever is free, so that others may have what a budget withholds.
+    """
+
+    sources: Sources
+    when: When
+    machine: Machine | None = None
+    healths: Sequence[Health] | None = None
+    host: Host | None = None
+    model: Model | None = None
+    port: int | None = None
+    drafts: bool = False
+    plan: Plan | None = None
+    folder: Path | None = None
+    ports: Sequence[int] = ()
+    pretend: bool = False
+    fitted: bool = False
 
 
 class Sources:
@@ -45,8 +108,13 @@ class Sources:
 
     def text(self, path: str) -> str | None:
         """A small file below the root; None where it cannot be read."""
+        data = self.data(path)
+        return None if data is None else data.decode("utf-8", "replace")
+
+    def data(self, path: str) -> bytes | None:
+        """A small binary file below the root; None where it cannot be read."""
         try:
-            return (self.root / path).read_text(encoding="utf-8", errors="replace")
+            return (self.root / path).read_bytes()
         except OSError:
             return None
 
@@ -54,13 +122,6 @@ class Sources:
         """The entries of a folder below the root; None where it cannot be read."""
         try:
             return sorted(os.listdir(self.root / path))
-        except OSError:
-            return None
-
-    def data(self, path: str) -> bytes | None:
-        """A small binary file below the root; None where it cannot be read."""
-        try:
-            return (self.root / path).read_bytes()
         except OSError:
             return None
 
@@ -126,6 +187,8 @@ class Sources:
 
     def host(self) -> Host:
         """Memory of the host, as this process may use it."""
+        from turbofit.machine.host import read_host
+
         root = self.root
         return read_host(
             proc=str(root / "proc"), cgroup=str(root / "sys/fs/cgroup"), shm=str(root / "dev/shm")
@@ -133,6 +196,8 @@ class Sources:
 
     def kernels(self) -> Census | None:
         """The kernels of the installed TurboMind; None where they cannot be read."""
+        from turbofit.kernels.installed import installed
+
         return installed()
 
     def kernel_log(self) -> str | None:
@@ -143,12 +208,8 @@ class Sources:
             )
             return done.stdout[-_LOG_TAIL:].decode("utf-8", "replace")
         except (OSError, subprocess.SubprocessError):
-            pass
-        for name in ("var/log/kern.log", "var/log/messages"):
-            text = self.text(name)
-            if text is not None:
-                return text[-_LOG_TAIL:]
-        return None
+            texts = map(self.text, ("var/log/kern.log", "var/log/messages"))
+            return next((text[-_LOG_TAIL:] for text in texts if text is not None), None)
 
     def locked_memory(self) -> int | NaType | None:
         """The limit of locked memory in bytes, None for no limit."""
@@ -157,6 +218,15 @@ class Sources:
         except (OSError, ValueError):
             return NA
         return None if soft == resource.RLIM_INFINITY else soft
+
+    def address_space(self) -> int | None:
+        """The limit of virtual memory in bytes, None for no limit."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+        return None if soft == resource.RLIM_INFINITY else soft
+
+    def open_files(self, need: int) -> int:
+        """How many files this process and its children may open, after asking for so many."""
+        return open_files(need)
 
     def disk_free(self, path: str) -> tuple[int, bool] | None:
         """Bytes free where a folder is or would be made, and whether it may be written."""
@@ -171,8 +241,4 @@ class Sources:
 
     def port_problem(self, host: str, port: int) -> str | None:
         """Why a port cannot be bound, None where it can."""
-        try:
-            check_port(host, port)
-        except LaunchError as exc:
-            return exc.message
-        return None
+        return port_problem(host, port)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.diagnose.conftest import card
-from tests.diagnose.doctor.support import Make, two
+import pytest
+
 from tests.nvml.standin import Scenario
+from tests.planning.examine.conftest import Make, card, two
+from tests.waiting import HANG
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
-from turbofit.diagnose.doctor.sources import Sources
+from turbofit.planning.examine import scene as sources_module
+from turbofit.planning.examine.scene import Sources
 
 
 def test_a_machine_in_order(checkup: Any, sources: Make) -> None:
@@ -74,3 +77,22 @@ def test_real_sources_never_fail(tmp_path: Path) -> None:
     assert "Xid" in (places.kernel_log() or "")
     limit = Sources({}).locked_memory()
     assert limit is None or limit == NA or limit >= 0
+
+
+@pytest.mark.parametrize(
+    ("script", "answer"),
+    [
+        ("#!/bin/sh\necho sm_80 sm_90\n", ["sm_80", "sm_90"]),
+        ("#!/bin/sh\nkill -STOP $$\n", None),
+        ("#!/bin/sh\nexit 1\n", None),
+    ],
+)
+def test_torch_is_asked_in_a_child_with_a_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, answer: list[str] | None
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(script)
+    python.chmod(0o755)
+    monkeypatch.setattr(sources_module.sys, "executable", str(python))
+    monkeypatch.setattr(sources_module, "CHILD_SECONDS", 0.1 if "STOP" in script else HANG)
+    assert Sources().torch_architectures() == answer

@@ -8,7 +8,10 @@ from turbofit.core.struct import NA, NaType, Struct
 from turbofit.machine.nvml import GpuLostError, Nvml, answered
 
 if TYPE_CHECKING:
-    from turbofit.core.machine import Gpu, Machine
+    from collections.abc import Sequence
+
+    from turbofit.core.machine import Gpu
+    from turbofit.core.plan import GpuLedger
 
 __all__ = ["ABSENT", "Health", "read_health"]
 
@@ -44,18 +47,18 @@ class Health(Struct):
 _IDLE_STATE: Final = 5
 
 
-def read_health(machine: Machine) -> tuple[Health, ...]:
-    """The condition of all whole GPUs of a measured machine, in its order.
+def read_health(gpus: Sequence[Gpu | GpuLedger]) -> tuple[Health, ...]:
+    """The condition of whole GPUs, in their order.
 
     Raises:
         MachineError: NVML cannot be opened.
         PackageError: nvidia-ml-py is not installed.
     """
     with Nvml() as nvml:
-        return tuple(_one(nvml, gpu) for gpu in machine.gpus if not gpu.mig)
+        return tuple(_one(nvml, gpu) for gpu in gpus)
 
 
-def _one(nvml: Nvml, gpu: Gpu) -> Health:
+def _one(nvml: Nvml, gpu: Gpu | GpuLedger) -> Health:
     try:
         handle = nvml.query("nvmlDeviceGetHandleByUUID", gpu.uuid)
         if not answered(handle):
