@@ -27,12 +27,12 @@ import aiohttp
 from bench.common.gateway import plan_for
 from bench.gateway.paced import Paced
 from turbofit.gateway.config import GatewayConfig
-from turbofit.gateway.quarantine.accounts import BUDGET
+from turbofit.gateway.routing.deny_list import CLIENT_DEATHS
 from turbofit.gateway.server import Ends, make_gateway, serve_gateway
 
 KILLS = "end of the engine"
 #: Share of the good requests that must be answered, and deaths of one fingerprint.
-LEAST, MOST = 0.99, 2
+LEAST, MOST = 0.99, 3
 _ATTEMPTS = 3
 
 
@@ -148,7 +148,7 @@ async def run(args: argparse.Namespace, engines: int) -> str:
         port=0,
         api_keys=("same", "new", *keys),
         retry_seconds=0.5,
-        quarantine=str(Path(args.folder) / f"{engines}-{time.monotonic_ns()}.json"),
+        denied=str(Path(args.folder) / f"{engines}-{time.monotonic_ns()}.json"),
     )
     urls = [f"http://127.0.0.1:{engine.port}" for engine in fleet]
     gateway = make_gateway(plan_for(), urls, config)
@@ -178,7 +178,7 @@ def judge(args: argparse.Namespace, engines: int, clients: Clients, deaths: Coun
     new = sum(deaths.values()) - same
     one = max((count for why, count in deaths.items()), default=0)
     unanswered = engines > 1 and share < LEAST
-    args.missed = args.missed or unanswered or one > MOST or new > BUDGET + 1
+    args.missed = args.missed or unanswered or one > MOST or new > CLIENT_DEATHS
     refused = ", ".join(f"{who} × {n:,}" for who, n in sorted(clients.refusals.items()))
     return (
         f"| {engines} | {answers['sent']:,} | {share:.2%} | {at_once:.2%} | {clients.slowest:.1f} s"
