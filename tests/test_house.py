@@ -32,7 +32,7 @@ BUDGETS = {
     "rehearse": 7_410,
     "gateway": 12_140,
     "load": 1_260,
-    "launch": 14_940,
+    "launch": 14_730,
     "batch": 2_845,
     "diagnose": 6_460,
     "report": 6_935,

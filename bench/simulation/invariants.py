@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turbofit.core.errors import TurbofitError
-from turbofit.gateway.quarantine.quarantined import EXPLAINED_SECONDS, SUSPECTED_SECONDS
 from turbofit.planning.examine.cards import open_margin
-from turbofit.launch.serve.leases import open_margin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

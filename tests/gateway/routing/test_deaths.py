@@ -17,9 +17,6 @@ from tests.support.gateway import (
     image_part,
     stream,
 )
-from tests.virtual_time import settled
-from tests import virtual_time
-from tests.gateway.routing.dying_engines import POISON, DyingEngines, metric, vanish
 
 
 @pytest.mark.parametrize("loops", [False, True])

@@ -5,11 +5,10 @@ from msgspec.structs import replace
 
 import turbofit
 from turbofit import api
-from turbofit.report.compare import Comparison, compare, folded
+from turbofit.report.compare import Comparison, compare, compare_summary, folded
 from turbofit.report.painters.document import Table
 from turbofit.report.painters.terminal import paint
 from turbofit.report.stored_documents import StoredPlan
-from turbofit.report.views.plan.compare_summary import compare_summary
 
 
 def compared(a: str, b: str) -> Comparison:

@@ -1,16 +1,20 @@
-"""What every manifest says of a plan: the command, its GPUs, its memory, its deadlines."""
+"""Manifests of a plan: `turbofit serve` under systemd, Docker Compose and Kubernetes."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
 from pathlib import PurePath
+from string import Template
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET
 
 from turbofit.core.errors import DoesNotFitError, UsageError
+from turbofit.core.messages import plural
+from turbofit.core.presets import presets_dir
 from turbofit.core.struct import Struct, known
 from turbofit.launch.engine.supervised_engine import Timing
 from turbofit.planning.request import PlanRequest
@@ -18,11 +22,11 @@ from turbofit.planning.serve_command import is_prediction, request_of
 from turbofit.planning.tuned import pinned
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from turbofit.core.plan import Plan
 
-__all__ = ["Service", "ServiceOptions", "service_of"]
+__all__ = ["Service", "ServiceOptions", "manifest", "service_of"]
 
 #: Seconds after the drain in which engines end and their memory comes back.
 _AFTER_DRAIN: Final = 30
@@ -35,6 +39,9 @@ _RAY_MOST: Final = 80 * 10**9
 #: How many times the context a cache must hold for the context to be promised at the next start.
 _SPARE: Final = 1.25
 _NAME: Final = re.compile(r"[^a-z0-9]+")
+#: A word of systemd without quotes, and what a backslash stands before within them.
+_PLAIN: Final = re.compile(r"[\w@%+=:,./$-]+", re.ASCII)
+_ESCAPED: Final = {"\\": "\\\\", '"': '\\"'}
 
 
 class ServiceOptions(Struct):
@@ -198,3 +205,100 @@ def _shm(plan: Plan) -> int:
         return _NCCL_SHM
     total = known(plan.machine.host.ram_total, 0)
     return _NCCL_SHM + (min(_RAY_MOST, int(total * _RAY_SHARE)) if total else _RAY_MOST)
+
+
+class _Template(Template):
+    """A text with ``@{field}``: ``$`` is Compose's own sign, and systemd's."""
+
+    delimiter = "@"
+
+
+def manifest(
+    service: Service,
+    kind: str,
+    *,
+    image: str = "turbofit:latest",
+    claim: str | None = None,
+    executable: str = "turbofit",
+) -> str:
+    """The text of a manifest: ``presets/export/KIND.template`` with what the service is.
+
+    In containers keys come from the variable TURBOFIT_API_KEYS, or from the Secret ``NAME-keys``.
+
+    Args:
+        service: what to run.
+        kind: systemd, compose or k8s.
+        image: a container image that has turbofit and LMDeploy in it.
+        claim: k8s: a PersistentVolumeClaim for the hub's cache, which each pod else fills anew.
+        executable: systemd: the absolute path of ``turbofit`` on that machine.
+    """
+    cards = f"{service.gpus} {plural(service.gpus, 'GPU')}: {service.card}"
+    values: dict[str, object] = {name: getattr(service, name) for name in service.__struct_fields__}
+    values |= {"cards": cards, "image": image, "quoted_image": _quoted(image)}
+    values["memory"] = -(-service.memory >> 20)
+    shm = -(-service.shm >> 20)
+    if kind == "systemd":
+        more = {"CUDA_VISIBLE_DEVICES": ",".join(service.uuids), "HF_HUB_CACHE": service.hub_cache}
+        argv = (executable, *service.argv[1:])
+        values["command"] = " ".join(_word(word).replace("$", "$$") for word in argv)
+        values["model"] = " ".join(service.argv[2].split()).rstrip("\\").replace("%", "%%")
+        said = (_word(f"{name}={value}") for name, value in more.items() if value)
+        values["more"] = _lines("Environment=", said)
+        values["may_lack"] = "" if service.needs_keys else "-"
+    elif kind == "compose":
+        # In the short form of a volume a colon separates its two paths.
+        form = "{{type: bind, source: {0}, target: {0}, read_only: true}}"
+        folders = (form.format(_quoted(_plain(folder))) for folder in service.folders)
+        ids = ", ".join(map(_quoted, service.uuids))
+        values["argv"] = _lines("    - ", (_quoted(_plain(word)) for word in service.argv))
+        values["folders"] = _lines("    - ", folders)
+        values["devices"] = f"device_ids: [{ids}]" if ids else f"count: {service.gpus}"
+        values["shm"] = _lines("    shm_size: ", [f"{shm}m"] if shm else [])
+    else:
+        parts = [
+            (name, _quoted(folder), f"hostPath: {{path: {_quoted(folder)}, type: Directory}}")
+            for name, folder in zip(("model", "draft"), service.folders, strict=False)
+        ]
+        if shm:
+            medium = f"emptyDir: {{medium: Memory, sizeLimit: {shm}Mi}}"
+            parts.append(("shm", "/dev/shm", medium))
+        # $(NAME) would be a variable's value.
+        argv = tuple(word.replace("$(", "$$(") for word in service.argv)
+        mounts = (f"{{name: {name}, mountPath: {place}}}" for name, place, _ in parts)
+        claimed = f"persistentVolumeClaim: {{claimName: {_quoted(claim or '')}}}"
+        values["argv"] = _lines("        - ", map(_quoted, argv))
+        values["mounts"] = _lines("        - ", mounts)
+        values["volumes"] = _lines("      - ", (f"{{name: {name}, {of}}}" for name, _, of in parts))
+        values["hub"] = claimed if claim else "emptyDir: {}"
+        values["deadline"], values["periods"] = service.start + 10, -(-service.start // 10)
+    text = (presets_dir() / "export" / f"{kind}.template").read_text(encoding="utf-8")
+    return _Template(text).substitute(values)
+
+
+def _lines(begin: str, texts: Iterable[str]) -> str:
+    return "".join(f"{begin}{text}\n" for text in texts)
+
+
+def _plain(word: str) -> str:
+    """A word without variables: $ is Compose's own."""
+    return word.replace("$", "$$")
+
+
+def _quoted(word: str) -> str:
+    """A word of YAML: JSON's form, what cannot be printed as YAML escapes it."""
+    return "".join(
+        c if c.isprintable() else f"\\U{ord(c):08x}" for c in json.dumps(word, ensure_ascii=False)
+    )
+
+
+def _word(text: str) -> str:
+    """One word as systemd reads it: a quote opens at a word's beginning and closes at its end."""
+    text = text.replace("%", "%%")
+    if _PLAIN.fullmatch(text):
+        return text
+    signs = (_ESCAPED.get(sign) or (sign if sign.isprintable() else _code(sign)) for sign in text)
+    return f'"{"".join(signs)}"'
+
+
+def _code(sign: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in sign.encode("utf-8", "surrogateescape"))

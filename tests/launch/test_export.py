@@ -19,10 +19,7 @@ import turbofit.api
 from turbofit.cli.main import main
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.plan import Plan
-from turbofit.launch.export.compose import compose_file
-from turbofit.launch.export.k8s import k8s_objects
-from turbofit.launch.export.service import Service, service_of
-from turbofit.launch.export.systemd import systemd_unit
+from turbofit.launch.export import Service, manifest, service_of
 
 CASES: dict[str, dict[str, Any]] = {
     "two copies": {"model": "internvl2-8b", "on": "2xrtx4090"},
@@ -186,8 +183,8 @@ def test_a_checkpoint_of_the_hubs_cache_is_asked_for_by_its_name() -> None:
     )
     assert service.argv[2] == "OpenGVLab/InternVL2-8B"
     assert service.folders == ()  # its files are links that lead out of it
-    assert 'Environment="HF_HUB_CACHE=/data/a b/hub"' in systemd_unit(
-        service, executable="/usr/bin/turbofit"
+    assert 'Environment="HF_HUB_CACHE=/data/a b/hub"' in manifest(
+        service, "systemd", executable="/usr/bin/turbofit"
     )
 
 
@@ -226,7 +223,7 @@ def test_systemd_reads_the_unit(service: Service, real: bool, tmp_path: Path) ->
         service = replace(service, uuids=tuple(f"GPU-{i}" for i in range(service.gpus)))
     unit = tmp_path / f"{service.name}.service"
     executable = shutil.which("true") or ""
-    unit.write_text(systemd_unit(service, executable=executable))
+    unit.write_text(manifest(service, "systemd", executable=executable))
     done = subprocess.run(
         ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False
     )
@@ -235,7 +232,9 @@ def test_systemd_reads_the_unit(service: Service, real: bool, tmp_path: Path) ->
 
 
 def test_systemd_does_not_start_again_what_no_start_helps(service: Service) -> None:
-    assert "\nRestartPreventExitStatus=2 3 7\n" in systemd_unit(service, executable="turbofit")
+    assert "\nRestartPreventExitStatus=2 3 7\n" in manifest(
+        service, "systemd", executable="turbofit"
+    )
 
 
 def test_systemd_keeps_its_own_signs() -> None:
@@ -243,7 +242,7 @@ def test_systemd_keeps_its_own_signs() -> None:
     odd = replace(service_of(plan, port=1, host="h"), argv=("turbofit", "serve", "/m/a b%c$d"))
     line = next(
         line
-        for line in systemd_unit(odd, executable="/usr/bin/turbofit").splitlines()
+        for line in manifest(odd, "systemd", executable="/usr/bin/turbofit").splitlines()
         if line.startswith("ExecStart")
     )
     assert line == 'ExecStart=/usr/bin/turbofit serve "/m/a b%%c$$d"'
@@ -254,7 +253,7 @@ def test_no_name_of_a_folder_breaks_a_units_lines() -> None:
         service_of(plan_of("two copies"), port=1, host="h"),
         argv=("turbofit", "serve", "/m/a\\x41\n[Service]\nExecStartPre=/bin/false\\"),
     )
-    text = systemd_unit(odd, executable="/usr/bin/turbofit")
+    text = manifest(odd, "systemd", executable="/usr/bin/turbofit")
     assert r'serve "/m/a\\x41\x0a[Service]\x0aExecStartPre=/bin/false\\"' in text
     assert text.count("\n[Service]\n") == 1
     assert not [line for line in text.splitlines() if line.endswith("\\")]
@@ -263,7 +262,7 @@ def test_no_name_of_a_folder_breaks_a_units_lines() -> None:
 @pytest.mark.skipif(not shutil.which("docker-compose"), reason="docker-compose is not installed")
 def test_compose_reads_the_file(service: Service, tmp_path: Path) -> None:
     path = tmp_path / "compose.yaml"
-    path.write_text(compose_file(service, image="turbofit:test"))
+    path.write_text(manifest(service, "compose", image="turbofit:test"))
     done = subprocess.run(
         ["docker-compose", "-f", str(path), "config"],
         env=os.environ | {"TURBOFIT_API_KEYS": "k"}, capture_output=True, text=True, check=False,
@@ -274,7 +273,7 @@ def test_compose_reads_the_file(service: Service, tmp_path: Path) -> None:
 def test_compose_publishes_on_loopback_and_names_the_cards() -> None:
     plan = measured(plan_of("two copies"))
     service = service_of(plan, port=23333, host="0.0.0.0")
-    body = yaml.safe_load(compose_file(service, image="i"))["services"][service.name]
+    body = yaml.safe_load(manifest(service, "compose", image="i"))["services"][service.name]
     assert body["ports"] == ["127.0.0.1:23333:23333"]
     (device,) = body["deploy"]["resources"]["reservations"]["devices"]
     assert device["device_ids"] == [gpu.uuid for gpu in plan.gpus]
@@ -284,10 +283,10 @@ def test_compose_publishes_on_loopback_and_names_the_cards() -> None:
 
 def test_a_manifest_runs_turbofit_once_whatever_the_images_entrypoint_is() -> None:
     service = service_of(plan_of("two copies"), port=23333, host="0.0.0.0")
-    body = yaml.safe_load(compose_file(service, image="i"))["services"][service.name]
+    body = yaml.safe_load(manifest(service, "compose", image="i"))["services"][service.name]
     assert body["entrypoint"] == list(service.argv)
     assert "command" not in body
-    deployment, _ = yaml.safe_load_all(k8s_objects(service, image="i"))
+    deployment, _ = yaml.safe_load_all(manifest(service, "k8s", image="i"))
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert container["command"] == list(service.argv)  # Kubernetes' word for an entry point
     for folder, volumes in (
@@ -303,7 +302,7 @@ def test_a_manifest_runs_turbofit_once_whatever_the_images_entrypoint_is() -> No
 @pytest.mark.parametrize("claim", [None, "hub"])
 def test_kubernetes_reads_the_objects(service: Service, claim: str | None) -> None:
     validate = pytest.importorskip("kubernetes_validate")
-    text = k8s_objects(service, image="turbofit:test", claim=claim)
+    text = manifest(service, "k8s", image="turbofit:test", claim=claim)
     assert "&id" not in text
     deployment, front = yaml.safe_load_all(text)
     for one in (deployment, front):
@@ -333,10 +332,10 @@ def test_a_folder_is_mounted_where_it_lies() -> None:
     source = replace(plan.model.source, kind="folder", checkpoint="/models/own")
     plan = replace(plan, model=replace(plan.model, source=source))
     service = service_of(plan, port=23333, host="0.0.0.0")
-    body = yaml.safe_load(compose_file(service, image="i"))["services"][service.name]
+    body = yaml.safe_load(manifest(service, "compose", image="i"))["services"][service.name]
     own = {"type": "bind", "source": "/models/own", "target": "/models/own", "read_only": True}
     assert own in body["volumes"]
-    deployment, _ = yaml.safe_load_all(k8s_objects(service, image="i"))
+    deployment, _ = yaml.safe_load_all(manifest(service, "k8s", image="i"))
     volumes = deployment["spec"]["template"]["spec"]["volumes"]
     assert {"path": "/models/own", "type": "Directory"} in [v.get("hostPath") for v in volumes]
 
