@@ -10,8 +10,7 @@ import pytest
 from tests.batch.standin import StandIn, lines, write_requests
 from tests.support.processes import free_port
 from turbofit.batch.batch_job import BatchJob, BatchListener
-from turbofit.batch.batch_spec import BatchSpec
-from turbofit.batch.target import BatchTarget
+from turbofit.batch.batch_spec import BatchSpec, BatchTarget
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.launch.engine.image import flat_png
 

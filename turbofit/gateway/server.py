@@ -19,10 +19,11 @@ import msgspec
 
 from turbofit.core.errors import LaunchError, PackageError, UsageError
 from turbofit.core.installation import install_command
+from turbofit.core.process.ports import open_files
 from turbofit.gateway.allocator import keep_large_blocks
 from turbofit.gateway.config import GatewayConfig, host_budget
 from turbofit.gateway.http.announce import Announce
-from turbofit.gateway.http.sockets import open_files, tcp_socket
+from turbofit.gateway.http.sockets import tcp_socket
 from turbofit.gateway.limits.request_limits import bounds_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.accesslog import Log
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.http.connections import Connections
+    from turbofit.gateway.routing.deny_list import DenyList
 
 __all__ = [
     "Ends",
@@ -92,6 +94,7 @@ def make_gateway(
     *,
     overlay: bool = True,
     log: Log | None = None,
+    deny_list: DenyList | None = None,
 ) -> Gateway:
     """The ASGI app for a plan.
 
@@ -103,6 +106,7 @@ def make_gateway(
             from the plan.
         overlay: whether the engines run on the folder of `gateway.overlay`.
         log: takes a record of each request.
+        deny_list: of the gateway before this one; None opens the configuration's file.
 
     Raises:
         PackageError: aiohttp or Pillow is missing.
@@ -125,7 +129,7 @@ def make_gateway(
         shares=_shares(plan, len(upstreams)),
         about=about_plan(plan),
     )
-    return Gateway(bounds, upstreams, settled, log)
+    return Gateway(bounds, upstreams, settled, log, deny_list=deny_list)
 
 
 def about_plan(plan: Plan) -> dict[str, Any]:

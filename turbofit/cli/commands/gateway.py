@@ -76,7 +76,7 @@ def gateway(
     from turbofit.cli.terminal.output import note
     from turbofit.core.process.variables import variables
     from turbofit.gateway.http.accesslog import access_log
-    from turbofit.gateway.quarantine.quarantine_file import quarantine_file
+    from turbofit.gateway.routing.deny_file import deny_path
     from turbofit.gateway.server import make_gateway
     from turbofit.report.stored_documents import read_plan
 
@@ -104,8 +104,8 @@ def gateway(
             hint="turbofit gateway --plan plan.json --upstream http://127.0.0.1:23334",
         )
     planned = read_plan(plan)
-    kept = quarantine_file(planned, planned.engine.version)
-    config = replace(options.config(upstream_key=key), quarantine=kept)
+    kept = deny_path(planned, planned.engine.version)
+    config = replace(options.config(upstream_key=key), denied=kept)
     if not overlay and planned.limits.vision_unit is not None:
         note(
             "note: images that cannot carry a limit are counted at the model's own default "
@@ -114,6 +114,8 @@ def gateway(
     made = make_gateway(
         planned, upstream, config, overlay=overlay, log=access_log(options.access_log or "-")
     )
+    if made.deny_list.file.damage:
+        note(f"warning: {made.deny_list.file.damage}")
     return _serve(made, as_json=as_json)
 
 
