@@ -28,7 +28,6 @@ from turbofit.gateway.http.guard import Keys, Origins
 from turbofit.gateway.http.metrics import Metrics
 from turbofit.gateway.http.refusals import Refusal, refusal_event
 from turbofit.gateway.http.routes import api_of, find_route, is_health
-from turbofit.gateway.routing.exchange import ForwardOutcome
 from turbofit.gateway.routing.request_context import (
     CLIENT,
     CLIENT_KEY,
@@ -38,6 +37,7 @@ from turbofit.gateway.routing.request_context import (
     refuse,
     sent_headers,
 )  # fmt: skip
+from turbofit.gateway.routing.suspects import ForwardOutcome
 from turbofit.gateway.routing.upstream import Died, Unreachable, Upstream
 
 if TYPE_CHECKING:

@@ -70,10 +70,14 @@ _DONE: Final = object()
 
 
 class _Saved(Struct):
-    """What the next controller needs to go on: the run's name, what was asked, what is served."""
+    """What the next controller needs to go on.
+
+    The run's name, what was asked and then changed, and what each node serves.
+    """
 
     run: str
     asked: str
+    changes: dict[str, Any]
     plan: ClusterPlan
 
 
@@ -132,6 +136,8 @@ class Controller:
         self._connection, self._say, self.config = connection, say, config
         self._actors = actors or self._start_actor
         self.request: PlanRequest = config.request
+        #: What `cluster change` has made another of the request.
+        self.changes: Document = {}
         self.nodes: dict[str, NodeState] = {}
         self.run, self.change = secrets.token_hex(4), ""
         self._plan: ClusterPlan | None = None
@@ -158,7 +164,8 @@ class Controller:
 
     def resume(self, saved: _Saved) -> None:
         """Go on with what an earlier controller has left."""
-        self.run, self._plan = saved.run, saved.plan
+        self.run, self._plan, self.changes = saved.run, saved.plan, saved.changes
+        self.request = self.request.changed(**saved.changes)
         for ray_node in self._connection.watched().values():
             planned = saved.plan.node(ray_node.id)
             if planned is not None and planned.plan is not None and not ray_node.leaving:
@@ -354,18 +361,15 @@ class Controller:
         """Whether a change of plan is under way."""
         return self._changing is not None
 
-    def follow(self, target: ClusterPlan, request: PlanRequest) -> None:
-        """Change to another plan, node by node."""
-        self._changing = self._changed(target, request)
-
-    def _changed(self, target: ClusterPlan, request: PlanRequest) -> Generator[None, None, None]:
+    def _changed(self, target: ClusterPlan, changes: Document) -> Generator[None, None, None]:
         """The steps from what is served to another plan of the same model.
 
         A node that the new plan leaves out is no failure; the first one that fails with the new
         plan brings the old one back on all that have changed, the last one first.
         """
-        before, asked = self.plan, self.request
-        self._plan, self.request = target, request
+        before, asked = self.plan, self.changes
+        self._plan, self.changes = target, changes
+        self.request = self.config.request.changed(**changes)
         self.say(f"a change of plan begins: {promise_of(before)} -> {promise_of(target)}")
         moved: list[tuple[NodeState, NodePlan | None]] = []
         serving = [node for node in self.nodes.values() if node.state in ("serving", "starting")]
@@ -376,7 +380,8 @@ class Controller:
             if not node.failed:
                 continue
             why = f"node {node.name}: {node.failed}"
-            self._plan, self.request = before, asked
+            self._plan, self.changes = before, asked
+            self.request = self.config.request.changed(**asked)
             self.say(f"the new plan does not hold, going back: {why}")
             self.change = f"going back: {why}"
             for back, old in reversed(moved):
@@ -431,13 +436,14 @@ class Controller:
         if self.changing:
             hint = "see turbofit cluster status, and wait"
             raise LaunchError("a change is under way already", hint=hint)
-        request = self.request.changed(**question.get("keywords", {}))
+        changes = {**self.changes, **question.get("keywords", {})}
+        request = self.config.request.changed(**changes)
         nodes = tuple(node.node or _unknown(node) for node in self.nodes.values())
         target = plan_cluster(request, Cluster(source=self.plan.source, nodes=nodes))
         if not target.fits:
             hint = "nothing has changed; see turbofit plan --cluster for what would fit"
             raise DoesNotFitError(target.verdict, hint=hint)
-        self.follow(target, request)
+        self._changing = self._changed(target, changes)
         note = "node by node from here on; until the last one has changed, a request may meet"
         return {"said": f"{target.verdict}; {note} either plan's limits"}
 
@@ -596,7 +602,10 @@ class _Run:
         controller = self._controller
         status = self._front.call(lambda front: controller.status(self._front.url, front))
         with suppress(TurbofitError, OSError):  # a full disk costs the file
-            saved = _Saved(run=controller.run, asked=_asked(controller), plan=controller.served())
+            saved = _Saved(
+                run=controller.run, asked=_asked(controller.config), changes=controller.changes,
+                plan=controller.served(),
+            )  # fmt: skip
             text = msgspec.json.encode(saved).decode()
             write_atomic(self._folder / "cluster-state.json", text, mode=0o600)
         if self._inbox is not None:
@@ -658,7 +667,7 @@ def serve_cluster(
         folder = state_dir("clusters") / "".join(c if c.isalnum() else "-" for c in name)
         folder.mkdir(mode=0o700, exist_ok=True)
         stop.abrupt = False
-        saved = _saved(folder / "cluster-state.json", controller)
+        saved = _saved(folder / "cluster-state.json", _asked(config))
         try:
             if saved is not None:
                 tell("going on with what an earlier turbofit serve has left")
@@ -674,20 +683,19 @@ def serve_cluster(
             stop.abrupt = stop.signal is None
 
 
-def _saved(path: Path, controller: Controller) -> _Saved | None:
+def _saved(path: Path, asked: str) -> _Saved | None:
     """What an earlier controller of the same request has left while its servers' lease lasts."""
     with suppress(OSError, msgspec.MsgspecError):
         if time.time() - path.stat().st_mtime < LEASE_SECONDS:
             saved = msgspec.json.decode(path.read_bytes(), type=_Saved)
-            if saved.asked == _asked(controller) and saved.plan.fits:
+            if saved.asked == asked and saved.plan.fits:
                 return saved
     return None
 
 
-def _asked(controller: Controller) -> str:
+def _asked(config: ClusterServeConfig) -> str:
     """What tells requests apart, of which one controller may go on with what another has left."""
-    config, request = controller.config, controller.request
-    given = {name: value for name, value in request.given().items() if name != "model"}
+    given = {name: value for name, value in config.request.given().items() if name != "model"}
     parts = (_model_name(config), repr(sorted(given.items())), config.node_words)
     return sha256(repr(parts).encode()).hexdigest()
 
