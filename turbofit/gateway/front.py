@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.asgi import Message, Receive, Send
 
+    Response = aiohttp.ClientResponse
+
 __all__ = ["Front", "Node", "NodeAddress"]
 
 _LOOK_SECONDS, _HEALTH_SECONDS = 1.0, 5.0
@@ -113,8 +115,7 @@ class _Suspects:
     async def alone(self, body: bytes) -> AsyncIterator[Callable[[], None]]:
         """A suspect's turn, which ends with what is yielded; anybody else's is always.
 
-        Raises:
-            Refusal: two engines died of it.
+        Raises `Refusal` where two engines died of it.
         """
         if not self._check(body):
             yield lambda: None
@@ -157,14 +158,10 @@ class _Suspects:
 
 
 class Front(AsgiApp):
-    """The app.
+    """The app; ``source`` tells of all nodes each second, where they may come and go.
 
-    Args:
-        nodes: to begin with; `follow` tells of others.
-        config: the public side.
-        log: takes one record a request.
-        source: tells of all nodes, where they may come and go; asked each second, in a thread.
-        tls: what is shown to nodes at https addresses, and asked of them.
+    It is asked in a thread. ``tls`` is for nodes at https addresses, ``log`` takes a record a
+    request.
     """
 
     def __init__(
@@ -282,11 +279,7 @@ class Front(AsgiApp):
     async def _serve(
         self, request: RequestContext, scope: Message, receive: Receive, send: Send
     ) -> None:
-        """Who may ask, and what.
-
-        Raises:
-            Refusal: not so.
-        """
+        """Who may ask, and what; raises `Refusal` where they may not."""
         raw_path = path_of(scope)
         request.api = api_of(raw_path)
         if request.method == "OPTIONS":
@@ -317,11 +310,7 @@ class Front(AsgiApp):
     async def _to_nodes(
         self, request: RequestContext, send: Send, begun: Callable[[], None]
     ) -> None:
-        """To one node after the other until one takes it.
-
-        Raises:
-            Refusal: none does, or the one that had it broke off.
-        """
+        """To one node after the other until one takes it; raises `Refusal` where none does."""
         avoid: list[Node] = []
         why, broke = Refusal(503, "engine_unavailable", "no node answers", retry_after=5), False
         while (node := self._least_busy(avoid)) is not None and len(avoid) < _MOST_NODES:
@@ -357,10 +346,7 @@ class Front(AsgiApp):
     ) -> None:
         """Send it to one node, and pass on what comes.
 
-        Raises:
-            Unreachable: no engine had it.
-            _Full: the node takes no more now.
-            _Broke: the node had it and broke off.
+        Raises `Unreachable` where no engine had it, `_Full`, or `_Broke` where the node had it.
         """
         route = request.route
         assert route is not None
@@ -390,16 +376,12 @@ class Front(AsgiApp):
                 response.close() if not response.content.at_eof() else response.release()
 
     async def _stream(
-        self,
-        response: aiohttp.ClientResponse,
-        request: RequestContext,
-        send: Send,
-        begun: Callable[[], None],
+        self, response: Response, request: RequestContext, send: Send, begun: Callable[[], None]
     ) -> None:
         died, content = False, response.content
         data = await content.readany()
         begun()
-        await self._start(response, request, send, [])
+        await self._start(response, request, send)
         while data:
             died = died or _DIED in data
             await send({"type": "http.response.body", "body": data, "more_body": True})
@@ -407,30 +389,22 @@ class Front(AsgiApp):
         self._suspects.ended(request.body, died=died)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _whole(
-        self, response: aiohttp.ClientResponse, request: RequestContext, send: Send
-    ) -> None:
+    async def _whole(self, response: Response, request: RequestContext, send: Send) -> None:
         body = await response.read()
         died = response.status == 503 and _DIED in body
         if died or response.status == 200:
             self._suspects.ended(request.body, died=died)
-        length = (b"content-length", b"%d" % len(body))
-        await self._start(response, request, send, [length])
+        request.out.append((b"content-length", b"%d" % len(body)))
+        await self._start(response, request, send)
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
-    async def _start(
-        self,
-        response: aiohttp.ClientResponse,
-        request: RequestContext,
-        send: Send,
-        headers: list[tuple[bytes, bytes]],
-    ) -> None:
+    async def _start(self, response: Response, request: RequestContext, send: Send) -> None:
         outcome = request.outcome
         assert outcome is not None
         outcome.status, outcome.started = response.status, True
         outcome.first_byte = time.perf_counter()
         self.metrics.first_byte(outcome.first_byte - request.read)
-        headers += [
+        headers = [
             (name.lower().encode(), value.encode("latin-1", "replace"))
             for name, value in response.headers.items()
             if name.lower() in _PASSED or name.lower().startswith("x-turbofit-")

@@ -52,11 +52,7 @@ def cluster(
     md: bool,
     **given: Any,
 ) -> int:
-    """Do it.
-
-    Raises:
-        UsageError: options of another action, or nothing is served there.
-    """
+    """Do it."""
     keywords = planning_keywords(given)
     if keywords and action != "change":
         raise UsageError(
@@ -112,11 +108,7 @@ def _status(address: str | None, name: str | None, *, as_json: bool, md: bool) -
 
 
 def _served(address: str | None, name: str | None) -> list[ClusterStatus]:
-    """What is served there.
-
-    Raises:
-        UsageError: nothing.
-    """
+    """What is served there."""
     from turbofit.launch.cluster.board import boards
     from turbofit.launch.cluster.connect import connected
     from turbofit.launch.cluster.ray_adapter import result
@@ -134,11 +126,7 @@ def _served(address: str | None, name: str | None) -> list[ClusterStatus]:
 def _told(
     address: str | None, name: str | None, question: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
-    """What answers, whatever serves there.
-
-    Raises:
-        TurbofitError: it refused.
-    """
+    """What answers, whatever serves there."""
     from turbofit.launch.cluster.board import ask, one_board
     from turbofit.launch.cluster.connect import connected
 

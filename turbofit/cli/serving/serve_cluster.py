@@ -27,11 +27,7 @@ _NOT_OF_NODES: Final = ("cluster", "name", "node_port", "no_rehearse", "unplanne
 
 
 def ray_address(text: str) -> str | None:
-    """Ray's address in ``ray`` or ``ray:ADDRESS``; None is the cluster of this host.
-
-    Raises:
-        UsageError: something else.
-    """
+    """Ray's address in ``ray`` or ``ray:ADDRESS``; None is the cluster of this host."""
     kind, _, address = text.partition(":")
     if kind != "ray":
         raise UsageError(f"--cluster {text[:60]!r} is no Ray cluster", hint="ray, or ray:HOST:6379")
@@ -41,11 +37,7 @@ def ray_address(text: str) -> str | None:
 def serve_on_cluster(
     arguments: ServeArguments, gateway: GatewayConfig, public: GatewayOptions, *, as_json: bool
 ) -> int:
-    """Serve until a signal; 0 once one ended it in order.
-
-    Raises:
-        UsageError: an option of one machine.
-    """
+    """Serve until a signal; 0 once one ended it in order."""
     from turbofit.cli.terminal.output import answer, say
     from turbofit.launch.cluster.controller import serve_cluster
 

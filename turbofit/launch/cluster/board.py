@@ -33,10 +33,7 @@ class Board:
         self._answers: dict[int, Document] = {}
 
     def post(
-        self,
-        status: ClusterStatus,
-        nodes: tuple[NodeAddress, ...],
-        answers: dict[int, Document],
+        self, status: ClusterStatus, nodes: tuple[NodeAddress, ...], answers: dict[int, Document]
     ) -> dict[int, Document]:
         """Write it, and take what was asked since."""
         with self._lock:
@@ -64,11 +61,7 @@ class Board:
 
 
 def pin_board(name: str, node: str) -> Any:
-    """The board of a run of this name, on the controller's node.
-
-    Raises:
-        LaunchError: another run has the name.
-    """
+    """The board of a run of this name, on the controller's node; another run may have the name."""
     where = ray_adapter.on_node(node)
     try:
         return ray_adapter.start_actor(
@@ -91,11 +84,7 @@ def boards(name: str | None) -> dict[str, Any]:
 
 
 def one_board(name: str | None) -> Any:
-    """The board of the run with this name, or of the only one.
-
-    Raises:
-        UsageError: there is none, or several.
-    """
+    """The board of the run with this name, or of the only one."""
     found = boards(name)
     if not found:
         what = "nothing" if name is None else f"no {name!r}"
@@ -109,12 +98,7 @@ def one_board(name: str | None) -> Any:
 
 
 def ask(board: Any, question: Document, seconds: float = _SECONDS) -> Document:
-    """What a run answers.
-
-    Raises:
-        TurbofitError: it refused.
-        LaunchError: it does not answer.
-    """
+    """What a run answers; raises what it refuses with."""
     try:
         told: Document | None = ray_adapter.result(
             board.ask.remote(question, seconds), seconds + _SECONDS

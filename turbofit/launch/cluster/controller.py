@@ -117,14 +117,7 @@ class NodeState:
 
 
 class Controller:
-    """All nodes of a run.
-
-    Args:
-        connection: to Ray.
-        config: what was asked for.
-        say: takes lines of progress.
-        actors: starts a node's actor; for tests.
-    """
+    """All nodes of a run."""
 
     def __init__(
         self,
@@ -178,11 +171,7 @@ class Controller:
                 self.serve(node, planned)
 
     def begin(self, stopped: Callable[[], bool]) -> None:
-        """Measure all nodes, and plan for them.
-
-        Raises:
-            DoesNotFitError: no node can serve.
-        """
+        """Measure all nodes, and plan for them."""
         self._look()
         end = time.monotonic() + _MEASURE_SECONDS
         while any(n.measuring is not None for n in self.nodes.values()) and not stopped():
@@ -205,11 +194,7 @@ class Controller:
                 self._settle(node, self.plan.node(node.ray.id))
 
     def tick(self) -> None:
-        """One look at everything.
-
-        Raises:
-            MachineError: Ray's head is gone.
-        """
+        """One look at everything."""
         self._look()
         self._hear()
         for node in list(self.nodes.values()):
@@ -291,14 +276,14 @@ class Controller:
         elif node.state == "unfit" and time.monotonic() >= node.again:
             self._join(node)
 
-    def _planned(self, node: NodeState, known: NodePlan | None = None) -> NodePlan:
+    def _planned(self, node: NodeState) -> NodePlan:
         """A node's plan under the promise."""
         assert node.node is not None
         request = self.request
         if node.margin is not None:
             request = request.changed(margin=node.margin)
         try:
-            return known or plan_joining(request, self.plan, node.node)
+            return plan_joining(request, self.plan, node.node)
         except TurbofitError as exc:
             return NodePlan(
                 node=node.ray.id, name=node.ray.name, address=node.ray.address, why_not=exc.message
@@ -448,11 +433,7 @@ class Controller:
         return {"said": f"{target.verdict}; {note} either plan's limits"}
 
     def _named(self, name: str) -> NodeState:
-        """The node with this name, address or beginning of an id.
-
-        Raises:
-            UsageError: none, or several.
-        """
+        """The node with this name, address or beginning of an id."""
         found = [
             node
             for node in self.nodes.values()
@@ -586,11 +567,7 @@ class _Run:
             self._followed = addresses
 
     def _outlive(self, exc: MachineError, stop: StopSignal) -> None:
-        """Ray's head is gone: nodes serve until their lease ends.
-
-        Raises:
-            MachineError: none does any more.
-        """
+        """Ray's head is gone: nodes serve until their lease ends."""
         self._say(f"warning: {exc.message}: nodes end in order within {LEASE_SECONDS:.0f} s")
         while stop.signal is None and self._front.call(lambda front: front.health()["up"]):
             time.sleep(_TICK)
@@ -640,20 +617,7 @@ def serve_cluster(
     say: Callable[[str], None],
     on_open: Callable[[list[str]], None],
 ) -> signal.Signals:
-    """Measure, plan, launch, and keep it until a signal ends it. Call it in the main thread.
-
-    Args:
-        config: what it was asked for.
-        stop: tells of signals.
-        say: takes lines of progress; a terminal that takes none costs the line, never the server.
-        on_open: called with the public address once requests are answered.
-
-    Raises:
-        DoesNotFitError: no node can serve what is asked.
-        LaunchError: nothing serves any more, or the name is taken.
-        MachineError: Ray is not there, or not there any more.
-        PackageError: Ray is not installed.
-    """
+    """Measure, plan, launch, and keep it until a signal ends it. Call it in the main thread."""
 
     def tell(text: str) -> None:
         with suppress(OSError, ValueError):

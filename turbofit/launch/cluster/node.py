@@ -67,14 +67,7 @@ class NodeTold(Struct):
 
 
 class NodeActor:
-    """Keeps a server.
-
-    Args:
-        run: what the run is called, for good.
-        node: Ray's id of the node.
-        host: where the server listens.
-        port: where it listens; 0 is any.
-    """
+    """Keeps a server."""
 
     def __init__(self, run: str, node: str, host: str, port: int) -> None:
         self._folder = state_dir("nodes") / f"{run}-{node[:12]}"

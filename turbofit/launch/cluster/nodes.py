@@ -34,16 +34,7 @@ _SECONDS: Final = 120.0
 
 
 def measure_nodes(address: str | None, *, pretend: bool = False) -> Cluster:
-    """The nodes of a Ray cluster, measured.
-
-    Args:
-        address: the cluster's, as ``ray start`` prints it; None is the one of this host.
-        pretend: nodes may pretend to be another machine.
-
-    Raises:
-        PackageError: Ray is not installed.
-        MachineError: no cluster answers there.
-    """
+    """The nodes of a Ray cluster, measured; None is the one of this host."""
     from turbofit.launch.cluster.connect import connected
 
     with connected(address) as ray:
@@ -54,14 +45,14 @@ def measure_nodes(address: str | None, *, pretend: bool = False) -> Cluster:
 
 def _tell(nodes: Iterable[RayNode], *, pretend: bool) -> tuple[Node, ...]:
     """Measure nodes of the cluster that this process is connected to, all at once."""
-    task = ray_adapter.Task(measure_here)
     tasks, bare = {}, []
     for node in nodes:
         if not node.gpus:
             why = "Ray counts no GPU there"
             bare.append(Node(id=node.id, name=node.name, address=node.address, why_not=why))
             continue
-        tasks[task.start(ray_adapter.on_node(node.id), pretend)] = node
+        where = ray_adapter.on_node(node.id)
+        tasks[ray_adapter.start_task(measure_here, where, pretend)] = node
     if tasks:
         ray_adapter.wait_all(tasks, _SECONDS)
     return (*(_told(ref, node) for ref, node in tasks.items()), *bare)
@@ -73,15 +64,7 @@ def measure_here(pretend: bool) -> bytes:
 
 
 def held_only(node: Node, gpus: Iterable[str]) -> Node:
-    """The node with none but these GPUs to plan for.
-
-    Args:
-        node: as it was measured.
-        gpus: Ray's ids: entries of the node's ``CUDA_VISIBLE_DEVICES``, or indices.
-
-    Raises:
-        UsageError: Ray names a GPU that the node has not.
-    """
+    """The node with none but these GPUs to plan for."""
     from turbofit.machine.visible import select
 
     machine = node.machine

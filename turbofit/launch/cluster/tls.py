@@ -37,9 +37,6 @@ def client_context(environ: Mapping[str, str]) -> ssl.SSLContext | None:
     """What a front shows and asks of nodes; None where Ray uses no TLS.
 
     A node is whoever has a certificate of Ray's authority: these name no addresses.
-
-    Raises:
-        LaunchError: a file is missing or no certificate.
     """
     if not _used(environ):
         return None

@@ -231,15 +231,11 @@ class _Planner:
 def make_cluster_plan(base: ResolvedRequest, cluster: Cluster, engine: str = "auto") -> ClusterPlan:
     """Plan every node for itself and all under one promise, without the command lines.
 
-    Args:
-        base: what is asked; ``tp`` and ``replicas`` are of each node, ``concurrency`` is shared by
-            all. Its machine is not read.
-        cluster: the nodes as they were measured.
-        engine: as for :func:`turbofit.tuner.choose.best_plan`.
+    ``tp`` and ``replicas`` are of each node, ``concurrency`` is shared by all; the machine of
+    ``base`` is not read.
 
     Raises:
-        UsageError: something asked for cannot be used on any node.
-        PackageError: turbofit has no account for the engine.
+        TurbofitError: something asked for cannot be used on any node.
     """
     unusable = {node.id: why_unusable(node) for node in cluster.nodes}
     usable = [node for node in cluster.nodes if not unusable[node.id]]
@@ -300,14 +296,7 @@ def plan_joining_node(
 ) -> NodePlan:
     """What a node serves under a plan's promise, without the command lines; no other node changes.
 
-    Args:
-        base: as the plan was asked for; its machine and workload are not read.
-        plan: what is promised.
-        node: as it was measured.
-        engine: as the plan was asked for.
-
-    Returns:
-        Its plan, or why it cannot serve.
+    ``base`` is what the plan was asked for; its machine and workload are not read.
     """
     made, why, limits = _named(node), why_unusable(node), plan.limits
     if why or limits is None:
@@ -482,36 +471,32 @@ def _reasons(planner: _Planner, plan: ClusterPlan, choice: _Choice, step: int) -
     base, limit, longest = planner.base, choice.promise.limit, plan.longest_request_tokens
     rule, positions = base.model.image_rule, base.model.text.max_position_embeddings
     if limit is not None and rule is not None and plan.limits and plan.limits.vision_unit:
+        why = "the model's own; nodes that cannot serve it are left out"
         if base.fixed_limit is not None or base.workload.image_size is not None:
             why = "as set by you"
-        elif limit == base.requested_limit:
-            why = "the model's own; nodes that cannot serve it are left out"
-        else:
+        elif limit != base.requested_limit:
             why = f"the largest of any node; none serves the model's own {base.requested_limit}"
         yield f"{rule.limit_name} {limit}: {why}"
-    if base.workload.context is not None:
-        yield f"context {longest}: as asked; nodes that do not hold it are left out"
-    elif "session_len" in base.fixed:
-        yield f"context {longest}: the session_len set by you, as far as every cache holds it"
+    why = "the longest that any node promises; who holds less is left out"
+    if base.context_given:
+        why = "as asked; nodes that do not hold it are left out"
     elif longest >= positions:
-        yield f"context {longest}: the model's own, which every used node holds"
-    else:
-        yield f"context {longest}: the longest that any node promises; who holds less is left out"
+        why = "the model's own, which every used node holds"
+    yield f"context {longest}: {why}"
     used = [node.at_once for node in plan.nodes if node.plan is not None]
     least, most = three_digits(min(used)), three_digits(max(used))
-    shares = least if least == most else f"{least} to {most}"
-    yield f"shares: {_count(plan.requests_at_once, 'request')} at once, {shares} on a node"
-    kinds = [planner.kinds[k] for k in choice.plans]
-    if any(len(kind.nodes) > 1 for kind in kinds):
+    shares, requests = least if least == most else f"{least} to {most}", plan.requests_at_once
+    yield f"shares: {_count(requests, 'request')} at once, {shares} on a node"
+    if any(len(planner.kinds[k].nodes) > 1 for k in choice.plans):
         yield (
-            f"planned as {_count(len(kinds), 'kind')}, each for the least free memory of its"
+            f"planned as {_count(len(choice.plans), 'kind')}, each for the least free memory of its"
             " members: the others get less cache than they could have, never more; within"
             f" {format_bytes(step)} a card"
         )
-    if plan.engines > plan.requests_at_once:
+    if plan.engines > requests:
         yield (
-            f"{plan.engines:,} engines for {_count(plan.requests_at_once, 'request')} at once: most"
-            " of them wait for requests; --concurrency says how many there will be over all nodes"
+            f"{plan.engines:,} engines for {_count(requests, 'request')} at once: most of them wait"
+            " for requests; --concurrency says how many there will be over all nodes"
         )
 
 
@@ -577,26 +562,19 @@ def _remedies(
 
 def _holding_all(planner: _Planner, choice: _Choice) -> Iterator[Remedy]:
     """What makes the same nodes hold all requests at once, and how many of them they hold."""
-    base, rule, held = planner.base, planner.base.model.image_rule, choice.shares
+    base, rule, limit = planner.base, planner.base.model.image_rule, choice.promise.limit
     changes = [(one.change, one.request) for one in left_to_turbofit(base)]
-    limit = choice.promise.limit
     if rule is not None and limit is not None and rule.varies_by_limit:
-        lower = sorted((one for one in rule.common_limits if one < limit), reverse=True)
-        changes += [(f"{rule.limit_option} {one}", base.with_limit(one)) for one in lower]
+        lower = max((one for one in rule.common_limits if one <= limit // 2), default=0)
+        changes += [(f"{rule.limit_option} {lower}", base.with_limit(lower))] if lower else []
     changes += [(one.change, one.request) for one in quantised_cache(base)]
-    fewer = round(planner.at_once(held))
-    if fewer:
+    if fewer := round(planner.at_once(choice.shares)):
         workload = replace(base.workload, concurrency=fewer)
         changes.append((f"--concurrency {fewer}", replace(base, workload=workload)))
-    lowered = False
     for change, request in changes:
-        of_limit = rule is not None and change.startswith(rule.limit_option)
-        if of_limit and lowered:
-            continue
         other = _Planner(request, planner.kinds, planner.engine)
         alone = {k: one.served for k, one in other.alone().items() if not one.why_not}
         if alone and other.holds_all(other.choose(alone)[0]):
-            lowered |= of_limit
             requests = _count(request.workload.concurrency or 0, "request")
             yield Remedy(change=change, effect=f"fits: {requests} at once over all nodes")
 

@@ -76,9 +76,7 @@ def why_unusable(node: Node) -> str:
 def kinds_of(nodes: Sequence[Node], *, exact: bool = False) -> tuple[tuple[Kind, ...], int]:
     """The nodes by kind, in their order, and the step that their used memory was rounded by.
 
-    Args:
-        nodes: all with a machine.
-        exact: only nodes that are equally full to the byte are of one kind.
+    ``exact``: only nodes that are equally full to the byte are of one kind.
     """
     hardware = [_hardware(_machine(node)) for node in nodes]
     most = max(_MOST_KINDS, len(set(hardware)))

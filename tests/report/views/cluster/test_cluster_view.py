@@ -37,16 +37,14 @@ def test_a_thousand_nodes_read_as_well_as_three() -> None:
     assert kinds.rows[0][4] == f"{first.kv.total_tokens:,}"
 
 
-def test_one_command_a_kind_and_how_many_more() -> None:
-    blocks = cluster_view(planned("sim:4xrtx3090@2", concurrency=64))
-    serve, command = (block.text for block in blocks if isinstance(block, Code))
+def test_it_ends_with_what_serves_it() -> None:
+    (serve,) = (
+        block.text
+        for block in cluster_view(planned("sim:4xrtx3090@2", concurrency=64))
+        if isinstance(block, Code)
+    )
     assert serve.startswith("turbofit serve internvl2-8b")
     assert serve.endswith("--cluster ray")
-    assert "lmdeploy serve api_server" in command
-    text = markdown.paint(blocks)
-    assert text.index("on a node of the Ray cluster") < text.index("LMDeploy alone holds no limits")
-    assert "and 3 more on it, one an engine" in text
-    assert "LMDeploy's command on sim-1, one of 2 such nodes" in text
 
 
 def test_what_does_not_fit_begins_with_what_would() -> None:

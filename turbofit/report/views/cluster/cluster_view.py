@@ -18,8 +18,7 @@ from turbofit.report.painters.document import (
     Paragraph,
     Table,
 )
-from turbofit.report.shell import shell_command, shell_words
-from turbofit.report.views.plan.commands_view import unheld
+from turbofit.report.shell import shell_words
 from turbofit.report.views.plan.plan_summary import speed_in_short
 from turbofit.report.views.plan.remedies_table import remedies_table
 from turbofit.report.views.summary_lines import first_warnings
@@ -33,9 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["cluster_summary", "cluster_view"]
 
-#: Names of a row's nodes that are written out, and rows with their commands.
+#: Names of a row's nodes that are written out.
 _NAMES: Final = 3
-_COMMANDS: Final = 4
 _BASED: Final = (
     "max_prefill_token_num", "max_batch_size", "cache_max_entry_count", "dtype", "communicator",
 )  # fmt: skip
@@ -71,9 +69,7 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
     blocks += _left_out(plan)
     if plan.fits:
         blocks += remedies_table(plan.remedies, _REMEDY_TITLES[plan.fits])
-    blocks += _serve_blocks(plan)
-    blocks += _commands(folded)
-    return blocks
+    return [*blocks, *_serve_blocks(plan)]
 
 
 def cluster_summary(plan: ClusterPlan) -> list[Block]:
@@ -84,7 +80,7 @@ def cluster_summary(plan: ClusterPlan) -> list[Block]:
         *_simulated_note(plan),
     ]
     if plan.fits:
-        blocks.append(FactList(facts=tuple(_promise_in_short(plan))))
+        blocks.append(_promise(plan, short=True))
     folded = _folded_nodes(plan.nodes)
     if folded:
         blocks.append(_nodes_table(folded[:_KINDS]))
@@ -94,24 +90,8 @@ def cluster_summary(plan: ClusterPlan) -> list[Block]:
     blocks += _serve_blocks(plan)
     rest = len(folded) - _KINDS
     kinds = f", {rest} more {plural(rest, 'kind')} of nodes among it" if rest > 0 else ""
-    more = f"more: --full (settings and commands of each kind{kinds}), --md or --json"
+    more = f"more: --full (settings of each kind{kinds}), --md or --json"
     return [*blocks, Paragraph(text=more, tone="dim")]
-
-
-def _promise_in_short(plan: ClusterPlan) -> list[tuple[str, str]]:
-    """What requests are held to on any node, and what all nodes do together."""
-    limits = plan.limits
-    facts = [("context", f"{plan.longest_request_tokens:,} tokens with the answer")]
-    if limits is not None and limits.vision_unit is not None:
-        unit = plural(limits.units_per_image, limits.vision_unit)
-        text = (
-            f"{limits.images_per_request} a request, at most {limits.units_per_image:,} {unit} each"
-        )
-        facts.append(("images", text))
-    facts.append(("requests", f"{plan.requests_at_once:,} at once over all nodes"))
-    if plan.throughput is not None:
-        facts.append(("speed", speed_in_short(plan.throughput)))
-    return facts
 
 
 def _count_of(nodes: Sequence[NodePlan]) -> str:
@@ -135,43 +115,27 @@ def _simulated_note(plan: ClusterPlan) -> list[Block]:
     return [Paragraph(text=text, tone="warn")]
 
 
-def _promise(plan: ClusterPlan) -> FactList:
-    workload, limits = plan.workload, plan.limits
+def _promise(plan: ClusterPlan, *, short: bool = False) -> FactList:
+    """What requests are held to on any node, and what all nodes do together."""
+    limits = plan.limits
     assert limits is not None
-    facts = [("longest request", f"{plan.longest_request_tokens:,} tokens, prompt and answer")]
-    if limits.max_dynamic_patch is not None:
+    facts = [("context", f"{plan.longest_request_tokens:,} tokens with the answer")]
+    if limits.vision_unit is not None:
+        unit = plural(limits.units_per_image, limits.vision_unit)
+        text = f"at most {limits.units_per_image:,} {unit} each"
+        facts.append(("images", f"{limits.images_per_request} a request, {text}"))
+    if not short and limits.max_dynamic_patch is not None:
         facts.append(("max_dynamic_patch", str(limits.max_dynamic_patch)))
-    if limits.max_pixels_per_image is not None:
+    if not short and limits.max_pixels_per_image is not None:
         facts.append(("max_pixels", f"{limits.max_pixels_per_image:,} an image"))
-    if limits.vision_unit:
-        facts.append(
-            (
-                "images",
-                f"{limits.images_per_request} a request, {limits.units_per_image:,} "
-                f"{plural(limits.units_per_image, limits.vision_unit)} each",
-            )
-        )
-    facts += [
-        ("answers a request", f"{limits.n} at most (n)"),
-        ("workload", f"{plan.requests_at_once:,} at once over all nodes, for {workload.goal}"),
-        ("KV caches", _caches(plan)),
-    ]
-    if plan.throughput:
-        speed = plan.throughput
-        facts.append(
-            (
-                "forecast",
-                f"{speed.output_tokens_per_second:,.0f} output tokens/s, "
-                f"{speed.requests_per_second:,.2f} requests/s, "
-                f"{speed.concurrent_requests:,} at once ({speed.basis})",
-            )
-        )
+    if not short:
+        engines = f"{plan.engines:,} {plural(plan.engines, 'engine')}"
+        facts.append(("answers a request", f"{limits.n} at most (n)"))
+        facts.append(("KV caches", f"{plan.total_tokens:,} tokens in {engines}"))
+    facts.append(("requests", f"{plan.requests_at_once:,} at once over all nodes"))
+    if plan.throughput is not None:
+        facts.append(("forecast", speed_in_short(plan.throughput)))
     return FactList(facts=tuple(facts))
-
-
-def _caches(plan: ClusterPlan) -> str:
-    engines = "engine" if plan.engines == 1 else "engines"
-    return f"{plan.total_tokens:,} tokens in {plan.engines:,} {engines}"
 
 
 def _folded_nodes(nodes: Iterable[NodePlan]) -> list[list[NodePlan]]:
@@ -260,26 +224,6 @@ def _left_out(plan: ClusterPlan) -> list[Block]:
         Column(title="which", wrap=True),
     )
     return [Heading(text="Nodes that serve nothing"), Table(columns=columns, rows=rows)]
-
-
-def _commands(folded: Sequence[Sequence[NodePlan]]) -> list[Block]:
-    """The first engine's of each kind; the JSON has all."""
-    blocks: list[Block] = []
-    for members in folded[:_COMMANDS]:
-        commands = _plans(members)[0].commands
-        if not commands:
-            continue
-        others = f", one of {len(members):,} such nodes" if len(members) > 1 else ""
-        blocks.append(Heading(text=f"LMDeploy's command on {members[0].name}{others}"))
-        blocks.append(Paragraph(text=unheld(_plans(members)[0]), tone="dim"))
-        blocks.append(Code(text=shell_command(commands[0])))
-        if len(commands) > 1:
-            more = f"and {len(commands) - 1} more on it, one an engine: see --json"
-            blocks.append(Paragraph(text=more, tone="dim"))
-    if len(folded) > _COMMANDS:
-        more = f"{len(folded) - _COMMANDS} more kinds have commands of their own: see --json"
-        blocks.append(Paragraph(text=more, tone="dim"))
-    return blocks
 
 
 def _plans(members: Iterable[NodePlan]) -> list[Plan]:
