@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bench.simulation.gateway import SimulatedGatewayThread
     from bench.simulation.loop import VirtualLoop
     from turbofit.core.json_types import Document
-    from turbofit.core.plan import Plan
+    from turbofit.core.plan import GpuLedger, Plan
 
 __all__ = ["Violation", "World"]
 
@@ -250,11 +250,11 @@ class World(History):
 
     # -- NVML beside memory
 
-    def heat(self, uuids: list[str]) -> list[tuple[str, str]]:
-        found = []
+    def heat(self, gpus: Sequence[GpuLedger]) -> list[tuple[str, str]]:
+        found, uuids = [], [gpu.uuid for gpu in gpus]
         for card in self.machine.cards.values():
             if card.uuid in uuids and card.hot:
-                found.append((f"hot {card.uuid}", f"{card.uuid} slows down: it is too hot"))
+                found.append((f"thermal {card.uuid}", f"{card.uuid} slows down: it is too hot"))
             if card.uuid in uuids and card.ecc:
                 found.append((f"ecc {card.uuid}", f"{card.ecc} uncorrectable ECC errors"))
         return found
@@ -264,7 +264,6 @@ class World(History):
     def turbofit(self, main: Callable[[], int], *, primary: bool = True) -> Process:
         """Start one; its exit is noted."""
         process = Process(self.new_pid(), self.scheduler.skew)
-        self.invariants.process_started(process)
         if primary:
             self.primary = process
         self.machine.names[process.pid] = "turbofit"
