@@ -196,13 +196,6 @@ def _live(pid: int) -> int:
     return pid * 100 if pid in world().machine.engines else 0
 
 
-def _kept_time() -> float:
-    """`gateway.quarantine.quarantine_file.kept_time` of the turbofit that runs."""
-    scheduler = world().scheduler
-    skew = scheduler.process.skew if scheduler.process is not None else scheduler.skew
-    return 1.8e9 + scheduler.now + skew
-
-
 def _members(group: int, started: int) -> list[int]:
     """`launch.engine.proc.members` of a simulated engine."""
     return [group] if started and _live(group) == started else []
@@ -286,8 +279,9 @@ def _machine(one: World) -> _Replacements:
     yield f"{_ENGINE}.kernel.driver_errors", lambda _: ()
     yield f"{_ENGINE}.kernel.uptime", clock.monotonic
     yield "turbofit.core.process.locks.time", clock
-    yield "turbofit.gateway.quarantine.quarantine_file.os", LeaseOs()
-    yield "turbofit.gateway.quarantine.quarantine_file.secrets", one.secrets
+    yield "turbofit.gateway.routing.deny_file.os", LeaseOs()
+    yield "turbofit.gateway.routing.deny_file.secrets", one.secrets
+    yield "turbofit.gateway.routing.deny_file.time", clock
     yield f"{_SERVE}.leases.os", LeaseOs()
     yield f"{_SERVE}.reservations.os", LeaseOs()
     yield f"{_SERVE}.record.os", LeaseOs()
@@ -304,8 +298,6 @@ def _gateway(one: World) -> _Replacements:
     yield "turbofit.gateway.thread.GatewayThread", partial(SimulatedGatewayThread, one)
     yield "turbofit.gateway.server.bind", lambda _: types.SimpleNamespace(close=lambda: None)
     yield "turbofit.gateway.overlay.overlay", _no_overlay
-    for module in ("routing.quarantine", "quarantine.quarantine_file"):
-        yield f"turbofit.gateway.{module}.kept_time", _kept_time
     yield "turbofit.gateway.routing.upstream.engine_socket", SimulatedSocket
     yield "aiohttp.connector.monotonic", SimulatedTime().monotonic
     # What looks at nothing does so less often: a day has 86,400 seconds.

@@ -57,8 +57,8 @@ class GatewayConfig(Struct):
     other and are asked how they are instead. ``shares`` are the requests that the plan counts
     on at each engine; empty where all take the same. ``pretend`` says in every answer that the
     GPUs are pretend ones. ``grammars``: XGrammar is installed beside LMDeploy. ``record_trace`` is
-    a file for a line about each answered request, see `http.trace`. ``quarantine`` is the file that
-    keeps which requests engines died of; without one nothing outlives the gateway. ``names`` is
+    a file for a line about each answered request, see `http.trace`. ``denied`` is the file of who
+    is refused, since engines died of them; without one nothing outlives the gateway. ``names`` is
     what the engines call the model, by each name that clients may give, those of adapters among
     them; empty where every name is passed on.
 
@@ -94,7 +94,7 @@ class GatewayConfig(Struct):
     shares: tuple[float, ...] = ()
     pretend: bool = False
     grammars: bool = True
-    quarantine: str | None = None
+    denied: str | None = None
     record_trace: str | None = None
     names: dict[str, str] = field(default_factory=dict)
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.accesslog import Log
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.http.connections import Connections
+    from turbofit.gateway.routing.deny_list import DenyList
     from turbofit.gateway.routing.routing_table import RoutingTable
 
 __all__ = [
@@ -94,6 +95,7 @@ def make_gateway(
     *,
     overlay: bool = True,
     log: Log | None = None,
+    deny_list: DenyList | None = None,
 ) -> Gateway:
     """The ASGI app for a plan.
 
@@ -105,6 +107,7 @@ def make_gateway(
             from the plan.
         overlay: whether the engines run on the folder of `gateway.overlay`.
         log: takes a record of each request.
+        deny_list: of the gateway before this one; None opens the configuration's file.
 
     Raises:
         PackageError: aiohttp or Pillow is missing.
@@ -126,7 +129,7 @@ def make_gateway(
         serial=plan.engine.serial,
         shares=_shares(plan, len(upstreams)),
     )
-    return Gateway(bounds, upstreams, settled, log)
+    return Gateway(bounds, upstreams, settled, log, deny_list=deny_list)
 
 
 def make_routing_table_gateway(

@@ -60,7 +60,7 @@ def gateway(
     from turbofit.cli.terminal.output import answer, note
     from turbofit.core.process.variables import variables
     from turbofit.gateway.http.accesslog import access_log
-    from turbofit.gateway.quarantine.quarantine_file import quarantine_file
+    from turbofit.gateway.routing.deny_file import deny_path
     from turbofit.gateway.server import make_gateway, run_gateway
     from turbofit.report.stored_documents import read_plan
 
@@ -83,8 +83,8 @@ def gateway(
         )
     planned = read_plan(plan)
     key = upstream_key or variables().upstream_key or None
-    kept = quarantine_file(planned, planned.engine.version)
-    config = replace(options.config(upstream_key=key), quarantine=kept)
+    kept = deny_path(planned, planned.engine.version)
+    config = replace(options.config(upstream_key=key), denied=kept)
     if not overlay and planned.limits.vision_unit is not None:
         note(
             "note: images that cannot carry a limit are counted at the model's own default "
@@ -93,6 +93,8 @@ def gateway(
     made = make_gateway(
         planned, upstream, config, overlay=overlay, log=access_log(options.access_log or "-")
     )
+    if made.deny_list.file.damage:
+        note(f"warning: {made.deny_list.file.damage}")
     run_gateway(made, on_ready=lambda url: None if as_json else answer(f"{url}\n"))
     cut = made.connections.cut
     if as_json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.process.log import LazyLogger
@@ -26,14 +27,14 @@ from turbofit.gateway.media.fetch import MediaFetcher
 from turbofit.gateway.media.films import VideoInspector
 from turbofit.gateway.media.resize import Resizer
 from turbofit.gateway.routing.admission import Admission
+from turbofit.gateway.routing.deny_file import DenyFile
+from turbofit.gateway.routing.deny_list import DenyList
 from turbofit.gateway.routing.engines import Affinity, RoutedEngine
 from turbofit.gateway.routing.fleet import Fleet
 from turbofit.gateway.routing.fleet_updater import FleetUpdater
 from turbofit.gateway.routing.health import Monitor
-from turbofit.gateway.routing.quarantine import now, open_quarantine
 from turbofit.gateway.routing.request_context import RequestContext, answer, entry, refuse
 from turbofit.gateway.routing.request_forwarder import RequestForwarder
-from turbofit.gateway.routing.trials import Trials
 from turbofit.gateway.routing.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -63,9 +64,10 @@ class Gateway(AsgiApp):
         log: takes one record a request; it holds no prompt and no image.
         fetcher: for tests.
         upstream: for tests.
+        deny_list: of the gateway before this one; None opens the configuration's file.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a constructor
         self,
         bounds: Bounds,
         upstreams: Sequence[str],
@@ -73,6 +75,7 @@ class Gateway(AsgiApp):
         log: Callable[[Document], None] | None = None,
         fetcher: MediaFetcher | None = None,
         upstream: Upstream | None = None,
+        deny_list: DenyList | None = None,
     ) -> None:
         self.bounds, self.config = bounds, config
         self.fleet = Fleet(_engines(bounds, upstreams, config))
@@ -95,7 +98,7 @@ class Gateway(AsgiApp):
         self.monitor = Monitor(
             self.fleet,
             self._upstream.probe,
-            self._pump,
+            self.admission.pump,
             page=self._upstream.metrics,
             idle=config.idle_seconds,
             stall=config.stall_seconds,
@@ -103,14 +106,12 @@ class Gateway(AsgiApp):
             patience=config.probe_seconds,
             stuck=config.stuck_seconds,
         )
-        self.quarantine = open_quarantine(config.quarantine, self.metrics.count)
-        self._trials = Trials(
-            self.fleet, self.admission, self.quarantine.suspects, now, self.monitor.ask_soon,
-            longest=config.queue_length, seconds=config.queue_seconds,
-        )  # fmt: skip
+        kept = None if config.denied is None else Path(config.denied)
+        self.deny_list = deny_list or DenyList(DenyFile(kept))
+        self.deny_list.count = self.metrics.count
         self._forwarder = RequestForwarder(
-            self.fleet, self.admission, self._upstream, self.monitor, self._trials,
-            self.quarantine, self._bodies, self.metrics,
+            self.fleet, self.admission, self._upstream, self.monitor, self.deny_list,
+            self._bodies, self.metrics,
         )  # fmt: skip
         self._affinity = Affinity() if config.prefix_affinity else None
 
@@ -134,7 +135,7 @@ class Gateway(AsgiApp):
         for engine in ended:
             self.monitor.forget(engine)
             engine.abort_all(died=False)
-        self._pump()
+        self.admission.pump()
         self.monitor.look()
 
     def rest(self, outage: Outage | None) -> None:
@@ -156,12 +157,7 @@ class Gateway(AsgiApp):
             other_cause: somebody killed it, its GPU is lost, or others took its memory: its
                 requests did not end it.
         """
-        self.quarantine.engine_ended(self.engines[index], other_cause=other_cause)
-
-    def _pump(self) -> None:
-        """Engines came or went: let in whoever may go now."""
-        self.admission.pump()
-        self._trials.pump()
+        self.deny_list.engine_ended(self.engines[index], other_cause=other_cause)
 
     def outstanding(self) -> dict[str, int]:
         """Requests at each engine by its name; one that drains has drained at 0."""
@@ -183,12 +179,12 @@ class Gateway(AsgiApp):
     async def startup(self) -> None:
         """Begin to watch the engines; a server does it through ASGI's lifespan."""
         self.monitor.start()
-        self.quarantine.keep_unwritten()
+        self.deny_list.keep()
 
     async def shutdown(self) -> None:
         """Stop watching, and close all connections and the logs."""
         await self.monitor.stop()
-        await self.quarantine.close()
+        await self.deny_list.close()
         await self._upstream.close()
         await self._fetcher.close()
         if self._recorder is not None:
@@ -219,7 +215,7 @@ class Gateway(AsgiApp):
                 await names_page(request, send, self.config.names)
                 return
             if request.route.method == "POST":
-                self.quarantine.check_client(request)
+                self.deny_list.check_client(request.who)
                 request.body = await self._bodies.read(request.headers, receive, request.who)
             request.bytes_in, request.read = len(request.body), time.perf_counter()
             self._bodies.keep(request.bytes_in, request.who)
@@ -313,7 +309,7 @@ class Gateway(AsgiApp):
                 self.metrics,
                 self.admission,
                 len(self.connections),
-                self.quarantine.suspects,
+                self.deny_list,
             )
 
     async def _refuse(self, request: RequestContext, refusal: Refusal, send: Send) -> None:

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.http.trace import RequestSize
     from turbofit.gateway.limits.request_limits import Bounds
-    from turbofit.gateway.quarantine.identity import RequestIdentity
     from turbofit.gateway.routing.engines import RoutedEngine
-    from turbofit.gateway.routing.forward_outcome import ForwardOutcome
+    from turbofit.gateway.routing.suspects import ForwardOutcome, Present
 
 __all__ = ["RequestContext", "answer", "entry", "refuse", "sent_headers"]
 
@@ -40,12 +39,12 @@ class RequestContext:
         "gone",
         "headers",
         "id",
-        "identity",
         "key",
         "method",
         "out",
         "outcome",
         "prepared",
+        "present",
         "read",
         "reason",
         "route",
@@ -72,7 +71,8 @@ class RequestContext:
         self.outcome: ForwardOutcome | None = None
         self.status, self.reason, self.bytes_in = 0, "", 0
         self.gone = False
-        self.identity: RequestIdentity | None = None
+        #: What a death of its engine asks of it; None where it has no body.
+        self.present: Present | None = None
         #: As it came, then as it goes on, then nothing.
         self.body = b""
         self.forgotten = False

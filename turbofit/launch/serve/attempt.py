@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from turbofit.core.plan import Plan
-    from turbofit.gateway.quarantine.suspects import Suspects
     from turbofit.gateway.routing.outage import Outage
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
     from turbofit.launch.serve.job import Job, PublicSide
@@ -62,7 +61,6 @@ class Attempt:
         self._server: Server | None = None
         self._start_progress: StartProgress | None = None
         self._front: PublicSide | None = None
-        self._suspects: Suspects | None = None
         self._gpu_monitor: GpuMonitor | None = None
         self._noted: tuple[list[int], bool, dict[str, int] | None] = ([], False, {})
         self._began = time.monotonic()
@@ -214,7 +212,7 @@ class Attempt:
         from msgspec.structs import replace
 
         from turbofit.gateway.http.accesslog import access_log
-        from turbofit.gateway.quarantine.quarantine_file import quarantine_file
+        from turbofit.gateway.routing.deny_file import deny_path
         from turbofit.gateway.server import make_gateway
         from turbofit.gateway.thread import GatewayThread
 
@@ -227,15 +225,13 @@ class Attempt:
             pretend=serve_config.pretend,
             grammars=job.lmdeploy.grammars or not plan.engine.of_lmdeploy,
             names=serve_config.names(plan),
-            quarantine=quarantine_file(
-                self._plan, job.lmdeploy.version, pretend=serve_config.pretend
-            ),
+            denied=deny_path(self._plan, job.lmdeploy.version, pretend=serve_config.pretend),
         )
         log = access_log(serve_config.access_log or str(job.folder / "access.log"))
-        gateway = make_gateway(plan, urls, config, log=log)
-        if job.quarantine is not None:
-            gateway.quarantine.take_over(job.quarantine)
-        job.quarantine, self._suspects = gateway.quarantine, gateway.quarantine.suspects
+        gateway = make_gateway(plan, urls, config, log=log, deny_list=job.deny_list)
+        if job.deny_list is None and gateway.deny_list.file.damage:
+            job.say(f"warning: {gateway.deny_list.file.damage}")
+        job.deny_list = gateway.deny_list
         assert self._server is not None
         for engine, started in zip(gateway.engines, self._server.engines, strict=True):
             engine.start_seconds = started.start_seconds
@@ -365,7 +361,8 @@ class Attempt:
 
     def _explained(self, index: int, seconds: float) -> int:
         """Ends of an engine by requests that the gateway refuses since."""
-        return 0 if self._suspects is None else self._suspects.explained(index, seconds)
+        deny_list = self._job.deny_list
+        return 0 if deny_list is None else deny_list.explained(index, seconds)
 
     def _rest(self, outage: Outage | None) -> None:
         """No engine runs for a while, or one is started again: clients are told."""

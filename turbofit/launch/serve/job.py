@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
     from turbofit.gateway.http.app import Gateway
-    from turbofit.gateway.routing.quarantine import Quarantine
+    from turbofit.gateway.routing.deny_list import DenyList
     from turbofit.launch.engine.environment import Lmdeploy
     from turbofit.launch.engine.supervised_engine import Examiner
     from turbofit.launch.serve.config import ServeConfig
@@ -115,8 +115,8 @@ class Job:
         self.shared = shared
         #: The gateway that serves now.
         self.front: PublicSide | None = None
-        #: The quarantine of the newest gateway.
-        self.quarantine: Quarantine | None = None
+        #: Who is suspected and refused; the next gateway goes on with it.
+        self.deny_list: DenyList | None = None
 
     @property
     def fixed(self) -> Options:
