@@ -12,8 +12,7 @@ import msgspec
 from bench.simulation.loop import VirtualLoop
 from bench.simulation.scheduler import Process
 from turbofit.batch.batch_job import BatchJob, BatchListener
-from turbofit.batch.batch_spec import BatchSpec
-from turbofit.batch.target import BatchTarget
+from turbofit.batch.batch_spec import BatchSpec, BatchTarget
 from turbofit.core.errors import TurbofitError
 
 if TYPE_CHECKING:

@@ -1,37 +1,43 @@
-"""An input: which kind it is, and what every kind answers."""
+"""An input's items: lines of a JSONL file, rows of a table, or images of a folder."""
 
 from __future__ import annotations
 
 import os
+import re
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+import msgspec
+
+from turbofit.batch.batch_spec import ANSWER_TOKENS
+from turbofit.batch.item import CHAT, BatchItem, ItemError, digest_of
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from turbofit.batch.batch_spec import BatchSpec
-    from turbofit.batch.item import BatchItem
+    from turbofit.core.json_types import JsonObject
 
-__all__ = ["BatchInput", "open_input"]
+__all__ = ["BatchInput", "PromptTemplate", "chat_body", "open_input"]
 
-_TABLES: Final = (".csv", ".parquet")
+_IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+_PLACEHOLDER: Final = re.compile(r"\{\{(\w+)\}\}|\{([^{}\n\"':,]{1,128})\}")
+#: Bytes of one line: far above the largest body that the gateway takes.
+LONGEST_LINE: Final = 1 << 28
 
 
-class BatchInput(Protocol):
-    """Items, as often as they are asked for, in the same order."""
+class BatchInput(NamedTuple):
+    """An input: ``items`` reads it anew at each call, in the same order.
 
-    #: The folder that relative paths of images begin in.
+    Relative paths of images begin in ``base``; ``max_tokens`` is the bound of answers to items that
+    state none, None where the server decides.
+    """
+
     base: str
-    #: Tokens of an answer, for items that state none.
     max_tokens: int | None
-
-    def items(self) -> Iterator[BatchItem]:
-        """All items."""
-
-    def digests(self) -> Iterator[int]:
-        """The digest of each number, from 1 on; 0 where there is no item."""
+    items: Callable[[], Iterator[BatchItem]]
 
 
 def open_input(path: Path, spec: BatchSpec) -> BatchInput:
@@ -41,42 +47,32 @@ def open_input(path: Path, spec: BatchSpec) -> BatchInput:
         UsageError: it is not there, cannot be read, or the options are for another kind.
         PackageError: a Parquet file without pyarrow.
     """
-    _check_readable(path)
-    suffix = path.suffix.lower()
-    if path.is_dir():
-        from turbofit.batch.folder_source import FolderSource
-
-        _refuse(spec, "image_column", "a folder has no columns")
-        return FolderSource(path, _prompt(spec), spec.max_tokens)
-    if suffix in _TABLES:
-        from turbofit.batch.table_source import csv_source, parquet_source
-
-        made = csv_source if suffix == ".csv" else parquet_source
-        return made(path, _prompt(spec), spec.image_column, spec.max_tokens)
-    from turbofit.batch.jsonl_source import JsonlSource
-
-    for name in ("prompt", "prompt_file", "image_column"):
-        _refuse(spec, name, "a JSONL file has whole requests")
-    return JsonlSource(path, spec.max_tokens)
-
-
-def _check_readable(path: Path) -> None:
     # `Path.exists` raises for a folder of others and for a name that is too long, these do not.
-    if os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path):
+    is_folder = os.path.isdir(path)
+    if os.path.exists(path) and not is_folder and not os.path.isfile(path):
         raise UsageError(
             f"{path} is no file that can be read twice", hint="write it into a file first"
         )
     try:
-        if os.path.isdir(path):
+        if is_folder:
             next(path.iterdir(), None)
         else:
-            with path.open("rb") as file:
-                file.read(1)
+            path.open("rb").close()
     except OSError as exc:
         raise UsageError(
             f"{path} cannot be read: {exc.strerror or exc}",
             hint="name a JSONL, CSV or Parquet file, or a folder of images",
         ) from None
+    if is_folder:
+        _refuse(spec, "image_column", "a folder has no columns")
+        return _folder(path, _prompt(spec), spec.max_tokens)
+    if path.suffix.lower() in (".csv", ".parquet"):
+        from turbofit.batch.table import open_table
+
+        return open_table(path, _prompt(spec), spec.image_column, spec.max_tokens)
+    for name in ("prompt", "prompt_file", "image_column"):
+        _refuse(spec, name, "a JSONL file has whole requests")
+    return BatchInput(str(path.parent), spec.max_tokens, partial(_jsonl_items, path))
 
 
 def _refuse(spec: BatchSpec, name: str, why: str) -> None:
@@ -95,3 +91,147 @@ def _prompt(spec: BatchSpec) -> str | None:
             f"{spec.prompt_file} cannot be read: {getattr(exc, 'strerror', None) or exc}",
             hint="name a text file in UTF-8 with the prompt",
         ) from None
+
+
+class PromptTemplate:
+    """A prompt whose ``{word}`` are replaced; ``{{word}}`` stands for ``{word}`` itself.
+
+    Other braces stay, so that a prompt may hold JSON.
+
+    Args:
+        text: the prompt.
+        names: the placeholders that there are.
+
+    Raises:
+        UsageError: a placeholder that there is not.
+    """
+
+    def __init__(self, text: str, names: Iterable[str]) -> None:
+        self._text, known = text, tuple(names)
+        #: Placeholders that stand in the prompt.
+        self.used = {match[2] for match in _PLACEHOLDER.finditer(text) if match[2]}
+        if unknown := sorted(self.used - set(known)):
+            word = f"{{{unknown[0]}}}"
+            listed = ", ".join(f"{{{name}}}" for name in known[:20])
+            raise UsageError(
+                f"{word} in the prompt is no placeholder here",
+                hint=f"there are {listed}; write {{{word}}} for {word} itself",
+            )
+
+    def fill(self, values: Mapping[str, str]) -> str:
+        """The prompt of one item."""
+        return _PLACEHOLDER.sub(
+            lambda match: f"{{{match[1]}}}" if match[1] else values[match[2]], self._text
+        )
+
+
+def chat_body(prompt: str, images: list[str]) -> JsonObject:
+    """A chat request with images before its prompt."""
+    pictures = [{"type": "image_url", "image_url": {"url": url}} for url in images]
+    content = [*pictures, {"type": "text", "text": prompt}] if pictures else prompt
+    return {"messages": [{"role": "user", "content": content}]}
+
+
+def _folder(path: Path, prompt: str | None, max_tokens: int | None) -> BatchInput:
+    """All images of a folder and the folders in it, by name; hidden ones are left out.
+
+    ``custom_id`` is the path below the folder.
+    """
+    if prompt is None:
+        raise UsageError(
+            f"{path} is a folder of images, and nothing says what to ask",
+            hint='add --prompt "Describe the image." or --prompt-file FILE',
+        )
+    template = PromptTemplate(prompt, ("name", "stem", "path"))
+    if next(_images(str(path), ""), None) is None:
+        raise UsageError(
+            f"{path} holds no image ({', '.join(_IMAGES)})", hint="name another folder"
+        )
+
+    def items() -> Iterator[BatchItem]:
+        for number, (below, file) in enumerate(_images(str(path), ""), 1):
+            # A name's bytes that are no UTF-8 are escaped.
+            custom_id = os.fsencode(below).decode("utf-8", "backslashreplace")
+            name = custom_id.rpartition("/")[2]
+            words = {"name": name, "stem": name.rpartition(".")[0], "path": custom_id}
+            text = template.fill(words)
+            digest = digest_of(f"{custom_id}\0{text}".encode(errors="surrogateescape"))
+            yield BatchItem(
+                number=number, digest=digest, custom_id=custom_id, body=chat_body(text, [file])
+            )
+
+    return BatchInput("", max_tokens or ANSWER_TOKENS, items)
+
+
+def _images(folder: str, below: str) -> Iterator[tuple[str, str]]:
+    """Path below the input and whole path of each image; memory is that of one folder's names."""
+    try:
+        with os.scandir(folder) as found:
+            names = sorted((one.name, one.is_dir(follow_symlinks=False)) for one in found)
+    except OSError as exc:
+        raise UsageError(
+            f"{folder} cannot be read: {exc.strerror or exc}", hint="allow it, or move it away"
+        ) from None
+    for name, is_folder in names:
+        if name.startswith("."):
+            continue
+        if is_folder:
+            yield from _images(os.path.join(folder, name), f"{below}{name}/")
+        elif name.lower().endswith(_IMAGES):
+            yield f"{below}{name}", os.path.join(folder, name)
+
+
+class _Named(msgspec.Struct):
+    """What is read of a line that is wrong otherwise."""
+
+    custom_id: str
+
+
+class _Line(_Named):
+    """A request in the form of OpenAI's batches."""
+
+    body: msgspec.Raw
+    method: str = "POST"
+    url: str = CHAT
+
+
+def _jsonl_items(path: Path) -> Iterator[BatchItem]:
+    """Each line that is not empty is an item, and its number is the line's."""
+    with path.open("rb", buffering=1 << 20) as file:
+        number = 0
+        while raw := file.readline(LONGEST_LINE + 1):
+            number += 1
+            rest = raw if len(raw) > LONGEST_LINE else b"\n"
+            while rest and not rest.endswith(b"\n"):  # of a line that is too long
+                rest = file.readline(1 << 20)
+            if number == 1:
+                raw = raw.removeprefix(BOM_UTF8)
+            if raw := raw.strip():
+                yield _item(number, raw)
+
+
+def _item(number: int, raw: bytes) -> BatchItem:
+    digest = digest_of(raw)
+    if len(raw) > LONGEST_LINE:
+        fault = ItemError("bad_line", f"the line has more than {LONGEST_LINE} bytes")
+        return BatchItem(number=number, digest=digest, fault=fault)
+    try:
+        line = msgspec.json.decode(raw, type=_Line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        fault = ItemError("bad_line", f"line {number} is no request of a batch: {exc}")
+        try:
+            name = msgspec.json.decode(raw, type=_Named).custom_id
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            name = None
+        return BatchItem(number=number, digest=digest, custom_id=name, fault=fault)
+    why = None
+    if line.method != "POST":
+        why = ItemError("bad_method", f"method {line.method!r} is not POST")
+    elif not line.url.startswith("/v1/"):
+        why = ItemError("bad_url", f"url {line.url!r} does not begin with /v1/")
+    elif not bytes(line.body).startswith(b"{"):
+        why = ItemError("bad_line", "body is no JSON object")
+    return BatchItem(
+        number=number, digest=digest, custom_id=line.custom_id, url=line.url, body=line.body,
+        fault=why,
+    )  # fmt: skip

@@ -11,6 +11,8 @@ from turbofit.core.struct import Struct, const, doc
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from turbofit.batch.output_file import OutputFile
+
 __all__ = ["BATCH_SCHEMA", "BatchProgress", "BatchResult"]
 
 BATCH_SCHEMA: Final = "turbofit.batch/1"
@@ -35,44 +37,45 @@ class BatchResult(Struct):
 
 
 class BatchProgress:
-    """Counts of a run.
+    """How far a run is.
 
     Args:
         total: items of the input.
-        answered: before this run.
-        failed: before this run.
+        output: counts their lines; those that it has now are of earlier runs.
         clock: seconds that only grow.
     """
 
     def __init__(
-        self,
-        total: int,
-        answered: int,
-        failed: int,
-        clock: Callable[[], float] = time.monotonic,
+        self, total: int, output: OutputFile, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.total, self.answered, self.failed = total, answered, failed
-        self.before, self._clock = answered + failed, clock
+        self._output, self._clock = output, clock
+        self.resume(total)
         self._began: float | None = None
+        #: Answers to requests that the server says it lowered.
         self.lowered = 0
         #: Why the batch waits at this moment; empty where it goes on.
         self.waiting = ""
+
+    def resume(self, total: int) -> None:
+        """The input is read, and the output."""
+        self.total, self.before = total, self._lines
 
     def begin(self) -> None:
         """Items are sent from now on."""
         self._began = self._clock()
 
-    def count(self, *, failed: bool) -> None:
-        """One item more has its line."""
-        if failed:
-            self.failed += 1
-        else:
-            self.answered += 1
+    def wait(self, why: str) -> None:
+        """It waits, or goes on where ``why`` is empty."""
+        self.waiting = why
+
+    @property
+    def _lines(self) -> int:
+        return self._output.answered + self._output.failed
 
     @property
     def left(self) -> int:
         """Items without a line."""
-        return self.total - self.answered - self.failed
+        return self.total - self._lines
 
     @property
     def seconds(self) -> float:
@@ -82,11 +85,11 @@ class BatchProgress:
     @property
     def rate(self) -> float:
         """Items a second of this run."""
-        return (self.answered + self.failed - self.before) / max(self.seconds, 1e-9)
+        return (self._lines - self.before) / max(self.seconds, 1e-9)
 
     @property
     def step(self) -> Step:
         """All of it for people."""
         what = self.waiting or (f"{self.rate:,.1f}/s" if self.rate else "")
-        detail = f"{self.failed:,} failed{', ' * bool(what)}{what}"
-        return Step("sending", self.answered + self.failed, self.total, detail=detail)
+        detail = f"{self._output.failed:,} failed{', ' * bool(what)}{what}"
+        return Step("sending", self._lines, self.total, detail=detail)

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
+from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from turbofit.batch.images import image_sources, is_remote, local_path
 from turbofit.batch.item import ItemError
+from turbofit.batch.request_body import image_sources, is_remote, local_path
 from turbofit.core.errors import UsageError
-from turbofit.core.struct import Struct
 from turbofit.gateway.limits.cost import UNSTATED
 from turbofit.gateway.limits.reservation import most_tokens
 from turbofit.gateway.media.pictures import LARGEST_PIXELS
@@ -40,17 +40,17 @@ _KINDS: Final = {"/v1/chat/completions": "chat", "/v1/completions": "completions
 _DATA: Final = re.compile(rb'"data:[^"]{0,80};base64,[^"]*"')
 
 
-class BatchWorkload(Struct):
+@dataclass
+class BatchWorkload:
     """The worst of an input.
 
     ``image_size`` is None where the server fetches an image: it may be the worst that there is.
-    ``context`` is None where an item does not bound its answer.
+    ``context`` is None where an item does not bound its answer; ``unbounded`` counts those.
     """
 
     images: int = 0
     image_size: tuple[int, int] | None = None
     context: int | None = None
-    #: Items whose answers end where the session does.
     unbounded: int = 0
 
     @property
@@ -72,64 +72,66 @@ class BatchWorkload(Struct):
 
 
 def workload_of(
-    source: BatchInput, model: Model, tick: Callable[[int], None] = lambda _: None
+    source: BatchInput, model: Model, tick: Callable[[], None] = lambda: None
 ) -> BatchWorkload:
     """Read all items and look at their images.
 
     Args:
         source: the input.
         model: whose rule says which image is the worst.
-        tick: called now and then, with the number of the item; what it raises ends the reading.
+        tick: called now and then; what it raises ends the reading.
     """
-    most = _Most(source, model.image_rule)
+    worst, images = BatchWorkload(), _Images(source.base, model.image_rule)
+    longest = 0
     for item in source.items():
-        if item.fault is None:
-            most.look(item)
         if item.number % _STEP == 0:
-            tick(item.number)
-    longest = model.text.max_position_embeddings
-    context = min(most.context, longest) if most.context and not most.unbounded else None
-    return BatchWorkload(
-        images=most.images,
-        image_size=None if most.elsewhere else most.size,
-        context=context,
-        unbounded=most.unbounded,
-    )
-
-
-class _Most:
-    """The most of each that was seen."""
-
-    def __init__(self, source: BatchInput, rule: AnyImageRule | None) -> None:
-        self._base, self._answer, self._rule = source.base, source.max_tokens, rule
-        self.images = self.context = self.unbounded = 0
-        self.size: tuple[int, int] | None = None
-        #: Whether an image is fetched by the server, and nobody here knows its size.
-        self.elsewhere = False
-        self._units = 0
-
-    def look(self, item: BatchItem) -> None:
-        """One item; what cannot be read will fail alone, and counts for nothing here."""
-        raw = item.body
-        try:
-            text = bytes(raw) if isinstance(raw, msgspec.Raw) else msgspec.json.encode(raw)
-            body: JsonObject = msgspec.json.decode(text)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError):
-            return
-        urls = [one["url"] for one in image_sources(body)]
-        self.images = max(self.images, len(urls))
-        tokens = sum(self._image_tokens(url) for url in urls)
-        if self._answer and not {"max_tokens", "max_completion_tokens"} & body.keys():
-            body["max_tokens"] = self._answer
-        text = _DATA.sub(b'""', text)
+            tick()
+        body = None if item.fault else _body(item)
+        if body is None:  # it will fail alone, and counts for nothing here
+            continue
+        urls = [image["url"] for image in image_sources(body)]
+        worst.images = max(worst.images, len(urls))
+        tokens = sum(map(images.tokens, urls))
+        if source.max_tokens and not {"max_tokens", "max_completion_tokens"} & body.keys():
+            body["max_tokens"] = source.max_tokens
+        text = _DATA.sub(b'""', _text(item))
         whole = most_tokens(_KINDS.get(item.url, ""), body, text, len(text), tokens)
         if whole == UNSTATED:
-            self.unbounded += 1
+            worst.unbounded += 1
         else:
-            self.context = max(self.context, whole)
+            longest = max(longest, whole)
+    worst.image_size = None if images.elsewhere else images.worst
+    if longest and not worst.unbounded:
+        worst.context = min(longest, model.text.max_position_embeddings)
+    return worst
 
-    def _image_tokens(self, url: str) -> int:
-        """Tokens of an image, which is the worst so far where it has the most units."""
+
+def _text(item: BatchItem) -> bytes:
+    raw = item.body
+    return bytes(raw) if isinstance(raw, msgspec.Raw) else msgspec.json.encode(raw)
+
+
+def _body(item: BatchItem) -> JsonObject | None:
+    """What an item asks; None where it cannot be read."""
+    try:
+        body: JsonObject = msgspec.json.decode(_text(item))
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
+    return body
+
+
+class _Images:
+    """The images of an input."""
+
+    def __init__(self, base: str, rule: AnyImageRule | None) -> None:
+        self._base, self._rule, self._units = base, rule, 0
+        #: Size of the one with the most units.
+        self.worst: tuple[int, int] | None = None
+        #: Whether an image is fetched by the server, and nobody here knows its size.
+        self.elsewhere = False
+
+    def tokens(self, url: str) -> int:
+        """Tokens of an image."""
         rule = self._rule
         if rule is None:
             return 0
@@ -144,7 +146,7 @@ class _Most:
         except UsageError:
             return 0
         if units > self._units:
-            self._units, self.size = units, size
+            self._units, self.worst = units, size
         return rule.tokens(*size)
 
 
@@ -152,17 +154,18 @@ def _size(url: str, base: str) -> tuple[int, int] | None:
     """Width and height of an image that is here, None where its item will fail."""
     from PIL import Image
 
+    payload = url.partition(",")[2]
+    # Of a long one the header alone, and all of it where that does not do.
+    parts = [payload[:_HEADER], payload] if len(payload) > _HEADER else [payload]
     try:
         path = local_path(url, base)
     except ItemError:
         return None
-    sources: list[Any] = [path]
-    if path is None:
-        payload = url.partition(",")[2]
-        sources = [payload[:_HEADER], payload] if len(payload) > _HEADER else [payload]
-    for one in sources:
+    for source in parts if path is None else [path]:
         try:
-            file = one if path is not None else BytesIO(b64decode(one + "=" * (-len(one) % 4)))
+            file: Any = source
+            if path is None:
+                file = BytesIO(b64decode(source + "=" * (-len(source) % 4)))
             with Image.open(file) as image:
                 size = int(image.width), int(image.height)
         except Exception:  # noqa: BLE001 - Pillow's plugins raise whatever they meet

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bench.common.gateway import (
+from tests import virtual_time
+from tests.gateway.routing.dying_engines import POISON, DyingEngines, metric, vanish
+from tests.support.gateway import (
     DONE,
     EVENT,
     Answer,
@@ -15,8 +17,6 @@ from bench.common.gateway import (
     image_part,
     stream,
 )
-from tests import virtual_time
-from tests.gateway.routing.dying_engines import POISON, DyingEngines, metric, vanish
 
 
 @pytest.mark.parametrize("loops", [False, True])

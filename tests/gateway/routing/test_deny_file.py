@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.common.gateway import plan_for
+from tests.support.gateway import plan_for
 from turbofit.core.errors import UsageError
 from turbofit.core.process import locks
 from turbofit.gateway.routing.deny_file import (

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.common.gateway import DONE, EVENT, Answer, Recorder, call, chat, gateway, image_part
-from bench.common.gateway import stream as streamed
 from tests import virtual_time
+from tests.support.gateway import DONE, EVENT, Answer, Recorder, call, chat, gateway, image_part
+from tests.support.gateway import stream as streamed
 from tests.waiting import auntil
 from turbofit.gateway.routing import deny_file
 from turbofit.gateway.routing.deny_file import pardon

@@ -85,8 +85,7 @@ def batch(
 ) -> int:
     """Send and show; 3 where nothing was answered, 130 where a signal ended it."""
     from turbofit.batch.batch_job import BatchJob, BatchListener
-    from turbofit.batch.batch_spec import BatchSpec
-    from turbofit.batch.target import target_of
+    from turbofit.batch.batch_spec import BatchSpec, target_of
     from turbofit.planning.request import PlanRequest
 
     spec = filled(BatchSpec, given)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from turbofit.batch import table_source
-from turbofit.batch.table_source import csv_source, parquet_source
+from turbofit.batch import table as tables
+from turbofit.batch.table import open_table
 from turbofit.core.errors import PackageError, UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def table(tmp_path: Path, text: str | bytes, **given):
     path = tmp_path / "t.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     options = {"prompt": None, "images": (), "max_tokens": None, **given}
-    return csv_source(path, options["prompt"], options["images"], options["max_tokens"])
+    return open_table(path, options["prompt"], options["images"], options["max_tokens"])
 
 
 def content(item):
@@ -34,7 +34,6 @@ def test_rows_are_items(tmp_path) -> None:
     assert content(first)[0]["image_url"]["url"] == "x.png"
     assert content(first)[1]["text"] == "What, now?"
     assert content(second) == "text only"
-    assert list(source.digests()) == [first.digest, second.digest]
     assert (source.base, source.max_tokens) == (str(tmp_path), 512)
 
 
@@ -63,7 +62,7 @@ def test_broken_rows_are_their_failures(tmp_path) -> None:
 def test_what_csv_cannot_read_is_one_rows_failure(tmp_path, monkeypatch) -> None:
     found = list(table(tmp_path, "prompt\na\n" + "x" * 200000 + "\nb\n").items())
     assert all(one.fault is None for one in found), "a long cell is one"
-    monkeypatch.setattr(table_source, "_LARGEST_CELL", 1000)
+    monkeypatch.setattr(tables, "_LARGEST_CELL", 1000)
     found = list(table(tmp_path, "prompt\na\n" + "x" * 200000 + "\nb\n").items())
     assert [one.fault is None for one in found] == [True, False, True]
     assert "is no CSV" in found[1].fault.message
@@ -87,7 +86,7 @@ def test_wrong_columns_are_said(text, given, message, tmp_path) -> None:
 def test_without_pyarrow_a_parquet_file_says_what_to_install(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(PackageError, match="pyarrow is not installed"):
-        parquet_source(tmp_path / "x.parquet", None, (), None)
+        open_table(tmp_path / "x.parquet", None, (), None)
 
 
 def test_rows_of_a_parquet_file_with_images_in_them(tmp_path, monkeypatch) -> None:
@@ -126,7 +125,7 @@ def test_rows_of_a_parquet_file_with_images_in_them(tmp_path, monkeypatch) -> No
     arrow.ArrowException, parquet.ParquetFile = ValueError, File
     monkeypatch.setitem(sys.modules, "pyarrow", arrow)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
-    found = list(parquet_source(tmp_path / "x.parquet", None, (), None).items())
+    found = list(open_table(tmp_path / "x.parquet", None, (), None).items())
     urls = [content(one)[0]["image_url"]["url"] for one in found[:3]]
     assert urls == ["data:image/unknown;base64,UE5H", "p.png", "data:image/unknown;base64,SlBH"]
     assert found[3].fault.message == "the row cannot be read: date value out of range"
@@ -137,7 +136,7 @@ def parquet(tmp_path: Path, columns: Callable[[Any], dict[str, Any]], prompt: st
     arrow = pytest.importorskip("pyarrow")
     path = tmp_path / "t.parquet"
     pytest.importorskip("pyarrow.parquet").write_table(arrow.table(columns(arrow)), path)
-    return list(parquet_source(path, prompt, (), None).items())
+    return list(open_table(path, prompt, (), None).items())
 
 
 def test_a_column_that_the_prompt_leaves_out_is_not_read(tmp_path) -> None:
