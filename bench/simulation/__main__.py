@@ -6,7 +6,7 @@ import sys
 
 from bench.programs import show_programs
 
-PROGRAMS = ("run", "planted", "coverage")
+PROGRAMS = ("run", "planted")
 
 if __name__ == "__main__":
     sys.exit(show_programs("simulation", PROGRAMS))
