@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from bench import page
 from tests.support.standin.standin_engine import shim_torchvision
 from turbofit.core.model import Model
 from turbofit.model.families.engines import TURBOMIND_VISION, engine_problem
@@ -92,12 +93,9 @@ def table() -> str:
     rows = []
     for name in names:
         pytorch = "removed" if name in lists.removed else "yes" if name in lists.pytorch else ""
-        marks = (
-            "yes" if name in lists.turbomind else "",
-            pytorch,
-            "yes" if name in lists.images else "",
-        )
-        rows.append(f"| {' | '.join((f'`{name}`', *marks, answer(name)))} |")
+        marks = ("yes" if name in one else "" for one in (lists.turbomind, lists.images))
+        turbomind, images = marks
+        rows.append(page.row((f"`{name}`", turbomind, pytorch, images, answer(name))))
     head = HEAD.format(
         version=version("lmdeploy"), planned=len(PLANNED & set(names)), all=len(names)
     )

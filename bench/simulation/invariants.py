@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turbofit.core.errors import TurbofitError
-from turbofit.launch.serve.leases import open_margin
+from turbofit.planning.examine.cards import open_margin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

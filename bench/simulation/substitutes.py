@@ -99,9 +99,14 @@ def _call(self: Any, method: str, path: str, body: Any = None, *, timeout: float
     return seen[-1][1]
 
 
-def _check_port(_: str, port: int) -> None:
-    if port in world().machine.ports:
-        raise LaunchError(f"port {port} cannot be used: in use", hint="choose another")
+def _port_problem(_: str, port: int) -> str | None:
+    return f"port {port} cannot be used: in use" if port in world().machine.ports else None
+
+
+def _check_port(host: str, port: int) -> None:
+    problem = _port_problem(host, port)
+    if problem is not None:
+        raise LaunchError(problem, hint="choose another")
 
 
 def _free_ports(count: int, besides: int | None = None) -> list[int]:
@@ -240,7 +245,7 @@ def _processes(one: World) -> _Replacements:
     """Engines, their loopback, and who lives."""
     yield f"{_ENGINE}.supervised_engine.EngineProcess", partial(SimulatedEngineProcess, one)
     yield f"{_ENGINE}.engine_client.EngineClient.call", _call
-    yield f"{_ENGINE}.environment.check_port", _check_port
+    yield "turbofit.planning.examine.scene.port_problem", _port_problem
     yield f"{_SERVE}.supervisor.check_port", _check_port
     yield f"{_SERVE}.attempt.free_ports", _free_ports
     yield f"{_SERVE}.leases.start_time", _live

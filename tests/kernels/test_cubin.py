@@ -13,7 +13,7 @@ from tests.kernels.device_code import (
     SHFL,
     cubin,
 )  # fmt: skip
-from turbofit.kernels.cubin import Function, functions
+from turbofit.kernels.device_code import Function, functions
 
 
 def test_functions_by_name() -> None:

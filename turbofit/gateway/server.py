@@ -18,10 +18,11 @@ import msgspec
 
 from turbofit.core.errors import LaunchError, PackageError, UsageError
 from turbofit.core.installation import install_command
+from turbofit.core.process.ports import open_files
 from turbofit.gateway.allocator import keep_large_blocks
 from turbofit.gateway.config import GatewayConfig, host_budget
 from turbofit.gateway.http.announce import Announce
-from turbofit.gateway.http.sockets import open_files, tcp_socket
+from turbofit.gateway.http.sockets import tcp_socket
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.routing.fleet_updater import check_gateways
 

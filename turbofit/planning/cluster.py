@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from turbofit.core.machine import Machine
+from turbofit.planning.checks import plan_warnings
 from turbofit.planning.commands import commands
-from turbofit.planning.needs import need_warning
+from turbofit.planning.examine.scene import Sources
 from turbofit.planning.resolve import resolve
 from turbofit.planning.serve_command import cluster_serve_command
 
@@ -74,7 +75,6 @@ def _commanded(node: NodePlan) -> NodePlan:
     """A node's plan with its command lines; this process's environment says nothing of it."""
     if node.plan is None:
         return node
-    need = need_warning(node.plan)
-    warnings = (*node.plan.warnings, need) if need else node.plan.warnings
+    warnings = (*node.plan.warnings, *plan_warnings(node.plan, Sources({})))
     made = replace(node.plan, commands=commands(node.plan), warnings=warnings)
     return replace(node, plan=made)

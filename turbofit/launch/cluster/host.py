@@ -142,14 +142,15 @@ class HostedEngine:
         from turbofit.launch.serve.planner import Planner, can_rehearse
         from turbofit.launch.serve.record import Record, run_folder
         from turbofit.launch.serve.session import run_session
-        from turbofit.planning.needs import check_needs
+        from turbofit.planning.checks import refuse
+        from turbofit.planning.examine.scene import Scene, Sources
 
         engine_spec = self._engine_spec
         plan, config = engine_spec.plan, engine_spec.config
         lmdeploy, missing = lmdeploy_if_needed(plan.engine.name)
         if missing is not None and plan.engine.of_lmdeploy:
             raise missing
-        check_needs(plan, pretend=config.pretend)
+        refuse(Scene(Sources(), "launch", plan=plan, pretend=config.pretend))
         if leases.alone:
             self._say(f"warning: {leases.alone}")
         planner = Planner(

@@ -14,7 +14,6 @@ from turbofit.core.process.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
 from turbofit.launch.engine.launches import Launch, PretendLaunch, free_ports
 from turbofit.launch.engine.runner import module_runner
-from turbofit.launch.serve.checks import check_before
 from turbofit.launch.serve.forecast_check import as_launched, beside, lines
 from turbofit.launch.serve.gpu_monitor import (
     GpuMonitor,
@@ -26,7 +25,9 @@ from turbofit.launch.serve.gpu_monitor import (
 from turbofit.launch.serve.shared_cards import ratio_now
 from turbofit.launch.serve.start_progress import StartProgress
 from turbofit.launch.serve.supervisor import Server
+from turbofit.planning.checks import refuse
 from turbofit.planning.commands import commands, module_of, private_commands, refuse_options
+from turbofit.planning.examine.scene import Scene, Sources
 
 if TYPE_CHECKING:
     import signal
@@ -94,8 +95,11 @@ class Attempt:
             bind(config.gateway).close()
         launches = self._launches(stack)
         ports = [launch.port for launch in launches]
-        warnings = check_before(self._plan, read_host(), job.folder, ports, pretend=config.pretend)
-        for warning in warnings:
+        scene = Scene(
+            Sources(), "start", host=read_host(), plan=self._plan, folder=job.folder, ports=ports,
+            pretend=config.pretend,
+        )  # fmt: skip
+        for warning in refuse(scene):
             job.say(f"warning: {warning}")
         self._before = {} if config.pretend else used_now(self._plan)
         self._start_progress = StartProgress(self._plan, self._before, pretend=config.pretend)
