@@ -16,9 +16,9 @@ from turbofit.batch.sender import Sender
 from turbofit.batch.server_process import ServerProcess, server_plan
 from turbofit.batch.survey import Survey, pending
 from turbofit.core.errors import UsageError
+from turbofit.core.process.ports import open_files
 from turbofit.core.process.progress import under_way
 from turbofit.core.version import __version__
-from turbofit.gateway.http.sockets import open_files
 from turbofit.launch.serve.runs import requests_at, waiting_words
 
 if TYPE_CHECKING:
