@@ -22,7 +22,7 @@ from pathlib import Path
 
 from bench.cluster.cloud import ENVIRONMENT, Clients, Serving, until
 from bench.cluster.faults import _retried, _up
-from bench.common.processes import Child
+from tests.support.processes import Child
 
 HEAD = "10.213.99.1"
 PORT = 26379

@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from ray.cluster_utils import Cluster
 
-from bench.common.processes import HANG, Child, free_port
+from tests.support.processes import HANG, Child, free_port
 
 __all__ = ["Attending", "Clients", "Cloud", "Serving", "cli", "cloud_of", "until"]
 

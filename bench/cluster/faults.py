@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.cluster.cloud import Clients, Cloud, Serving, cloud_of, until
-from bench.common.processes import Child
+from tests.support.processes import Child
 
 NODES = (("a", "2xrtx3090", 2), ("b", "2xrtx3090", 2), ("c", "1xrtx4090", 1))
 ENGINES = 5

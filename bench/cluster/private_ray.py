@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from bench.cluster.cloud import Clients, Serving, cloud_of
-from bench.common.processes import REPO, Child
+from tests.support.processes import REPO, Child
 
 
 def main() -> None:

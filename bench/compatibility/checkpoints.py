@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench.common.checkpoints import (
+from tests.support.checkpoints import (
     make_internvl2,
     make_internvl_hf,
     make_qwen2_vl,
     write_tokenizer,
 )
-from bench.common.checkpoints_eva import make_cogvlm, make_glm4v
-from bench.common.checkpoints_llava import make_llava
+from tests.support.checkpoints_eva import make_cogvlm, make_glm4v
+from tests.support.checkpoints_llava import make_llava
 
 __all__ = ["CHECKPOINTS", "Maker"]
 

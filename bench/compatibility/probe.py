@@ -51,7 +51,7 @@ def _all(jobs: list[dict[str, Any]]) -> Result:
 
 def _prepare() -> Result:
     """Imports both packages, with stand-ins for what a machine without a GPU lacks."""
-    from bench.common.standin.standin_engine import shim_torchvision
+    from tests.support.standin.standin_engine import shim_torchvision
 
     shim_torchvision()
     import torch

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.common.processes import CUDA_PATH
-from bench.common.processes import REPO as ROOT
 from bench.faults.ground import Ground, Outcome, Server, alive, fds, gone, image
+from tests.support.processes import CUDA_PATH
+from tests.support.processes import REPO as ROOT
 
 CASES: dict[str, tuple[str, str, Callable[[Ground], Outcome]]] = {}
 

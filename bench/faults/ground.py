@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.common.processes import REPO, STANDIN, Child, alive, free_port, gone, pids
-from bench.common.serving import Served, image
+from tests.support.processes import REPO, STANDIN, Child, alive, free_port, gone, pids
+from tests.support.serving import Served, image
 
 __all__ = ["Ground", "Outcome", "alive", "fds", "gone", "image"]
 
-SESSION = REPO / "bench" / "common" / "session_driver.py"
+SESSION = REPO / "tests" / "support" / "session_driver.py"
 
 
 @dataclass

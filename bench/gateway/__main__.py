@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bench.common.programs import show_programs
+from bench.programs import show_programs
 
 PROGRAMS = ("run", "hostile", "edges", "prices", "poison")
 

@@ -27,9 +27,9 @@ from typing import Any
 
 import aiohttp
 
-from bench.common.gateway import data_url, picture
-from bench.common.mutations import Mutator
 from bench.gateway.strangers import TABLE, WAYS, Strangers
+from tests.support.gateway import data_url, picture
+from tests.support.mutations import Mutator
 
 CHAT = "/v1/chat/completions"
 _PATHS = (

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import aiohttp
 
-from bench.common.gateway import plan_for
 from bench.gateway.paced import Paced
+from tests.support.gateway import plan_for
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.quarantine.accounts import BUDGET
 from turbofit.gateway.server import Ends, make_gateway, serve_gateway

@@ -145,7 +145,7 @@ def start(*words: str) -> tuple[subprocess.Popen[str], str]:
 
 def plan_file() -> Path:
     """A plan without a queue that takes 8 images of 4 MiB."""
-    from bench.common.gateway import TILES, plan_for
+    from tests.support.gateway import TILES, plan_for
 
     path = Path(os.environ.get("TMPDIR", "/tmp")) / f"gateway-bench-{os.getpid()}.json"
     limits = {"images": 8, "bytes_per_image": 8 << 20, "bytes_per_body": 100 << 20, "n": 8}

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.common.standin.standin_engine import shim_torchvision
+from tests.support.standin.standin_engine import shim_torchvision
 from turbofit.core.model import Model
 from turbofit.model.families.engines import TURBOMIND_VISION, engine_problem
 from turbofit.model.families.registry import VISION_READERS

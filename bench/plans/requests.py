@@ -13,7 +13,7 @@ from turbofit.machine.presets import preset_names
 from turbofit.machine.spec import parse_spec
 from turbofit.model.presets import known_presets
 from turbofit.model.source import resolve_model
-from turbofit.tuner.search.context import MIN_TEXT_TOKENS
+from turbofit.tuner.search.sizing import MIN_TEXT_TOKENS
 
 __all__ = ["KINDS", "Pair", "Request", "pairs", "planned", "requests"]
 

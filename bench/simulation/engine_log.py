@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bench.common.standin.standin_engine import STARTING, budget_line, lengths_line, slab_line
+from tests.support.standin.standin_engine import STARTING, budget_line, lengths_line, slab_line
 
 __all__ = ["PytorchLog", "TurboMindLog"]
 

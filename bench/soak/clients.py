@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import aiohttp
 
-from bench.common.gateway import CHAT, chat, image_part
 from bench.soak.served import EngineAddress
+from tests.support.gateway import CHAT, chat, image_part
 
 __all__ = ["Clients"]
 

@@ -10,13 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from bench.common.checkpoints import make_internvl2
-from bench.common.processes import REPO, Child, alive, free_port, gone, pids
+from tests.support.checkpoints import make_internvl2
+from tests.support.processes import REPO, Child, alive, free_port, gone, pids
 
 __all__ = ["ENGINES", "EngineAddress", "Soaked", "running"]
 
 ENGINES: Final = 2
-_SESSION: Final = REPO / "bench" / "common" / "session_driver.py"
+_SESSION: Final = REPO / "tests" / "support" / "session_driver.py"
 _KEY: Final = "TURBOFIT_ENGINE_KEY"
 _LEASES: Final = "TURBOFIT_LEASES"
 _SPEC: Final = f"{ENGINES}xrtx3090"

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from bench.common.processes import free_port
 from tests.batch.standin import StandIn, lines, write_requests
+from tests.support.processes import free_port
 from turbofit.batch.batch_job import BatchJob, BatchListener
 from turbofit.batch.batch_spec import BatchSpec, BatchTarget
 from turbofit.core.errors import UnservedError, UsageError

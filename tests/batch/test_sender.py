@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.common.processes import free_port
 from tests.batch.standin import StandIn, request
+from tests.support.processes import free_port
 from turbofit.batch import sender as sending
 from turbofit.batch.item import BatchItem, BatchLine, ItemError, encoded
 from turbofit.batch.request_body import BodyWriter, ImageLimits

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.common.processes import Child, gone
 from tests.batch.standin import lines
+from tests.support.processes import Child, gone
 from tests.waiting import auntil, until
 from turbofit.batch import server_process
 from turbofit.batch.batch_input import open_input

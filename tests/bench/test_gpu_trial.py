@@ -15,9 +15,9 @@ from msgspec.structs import replace
 from bench.gpu import acts, kept, trial, worst
 from bench.gpu.load import Load
 from turbofit import api
-from turbofit.core.errors import LaunchError
 from turbofit.core.machine import Holder
-from turbofit.launch.engine.engine_exit import EndedError, EngineExit
+from turbofit.launch.engine.engine_exit import EndedError
+from turbofit.observe.ends import End
 
 PLAN = api.plan("internvl2-8b", on="1xrtx3090", engine="turbomind")
 POPEN = subprocess.Popen
@@ -83,7 +83,7 @@ def test_restarts_are_allowed_and_told(tmp_path: Path, monkeypatch) -> None:
     assert facts["restarts"] == ["engine: its two processes lost each other"]
 
     def ran_out(job: Any, stop: Any) -> None:
-        raise EndedError(EngineExit("out_of_memory", LaunchError("no memory", hint="")))
+        raise EndedError(End(kind="out_of_memory", message="no memory"))
 
     attempt(monkeypatch, ran_out)
     assert outcome(tmp_path)[0] == "died"

@@ -1,4 +1,4 @@
-"""Each bench starts in the same way, is in the index, and needs nothing of the tests."""
+"""Each bench starts in the same way, is in the index, and imports of the tests what both need."""
 
 from __future__ import annotations
 
@@ -14,12 +14,7 @@ from tests.waiting import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "bench"
-#: What benches share is no bench.
-NAMES = sorted(
-    path.name
-    for path in BENCH.iterdir()
-    if path.name != "common" and any(path.glob("*.py")) and path.is_dir()
-)
+NAMES = sorted(path.name for path in BENCH.iterdir() if any(path.glob("*.py")) and path.is_dir())
 INDEX = (BENCH / "README.md").read_text()
 COMMANDS = re.findall(r"^\| `python -m (bench\.[\w.]+)` \|", INDEX, re.MULTILINE)
 
@@ -66,9 +61,18 @@ def test_each_program_of_a_bench_is_listed_and_has_options(name: str) -> None:
 @pytest.mark.parametrize(
     "path", sorted(BENCH.rglob("*.py")), ids=lambda p: str(p.relative_to(BENCH))
 )
-def test_a_bench_imports_no_test(path: Path) -> None:
-    """Nor does a program in a string that it starts."""
-    assert not re.search(r"^\s*(from|import) tests\b", path.read_text(), re.MULTILINE)
+def test_a_bench_imports_of_the_tests_what_both_need(path: Path) -> None:
+    """So does a program in a string that it starts."""
+    found = re.findall(r"^\s*(?:from|import) (tests\b\S*)", path.read_text(), re.MULTILINE)
+    assert all(name.startswith("tests.support.") for name in found), found
+
+
+def test_what_both_need_imports_no_test_and_no_bench() -> None:
+    for path in (ROOT / "tests" / "support").rglob("*.py"):
+        found = re.findall(
+            r"^\s*(?:from|import) ((?:tests|bench)\S*)", path.read_text(), re.MULTILINE
+        )
+        assert all(name.startswith("tests.support.") for name in found), (path, found)
 
 
 def programs(name: str) -> tuple[str, ...]:

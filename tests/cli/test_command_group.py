@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.common.plans import machine, plausible_plan
+from tests.support.plans import machine, plausible_plan
 from turbofit.cli.command import CliCommand
 from turbofit.cli.command_group import TURBOFIT
 from turbofit.cli.main import main

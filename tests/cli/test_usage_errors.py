@@ -28,8 +28,8 @@ def refused(capsys: Out, *words: str) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("words", "value", "hint"),
     [
-        ("--gpu-memory-utilization 0.5", " 0.5", "MiB, which is 0.5 of 24.0 GiB"),
-        ("--gpu-memory-utilization=0.5", " 0.5", "MiB, which is 0.5 of 24.0 GiB"),
+        ("--gpu-memory-utilization 0.5", " 0.5", "here: --budget 50%"),
+        ("--gpu-memory-utilization=0.5", " 0.5", "here: --budget 50%"),
         ("--max-model-len 8192", " 8192", "an option of vLLM; here: --context 8192"),
         ("--port 80", "", "turbofit serve, gateway, export have it"),
         ("--server-port 80", " 80", "turbofit serve MODEL --port 80"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from bench.common.plans import machine, model, plausible_plan
+from tests.support.plans import machine, model, plausible_plan
 from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan, Span
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Workload

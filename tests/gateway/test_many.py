@@ -6,9 +6,9 @@ import asyncio
 import time
 from itertools import pairwise
 
-from bench.common.gateway import Recorder, ask, call, chat
 from tests import virtual_time
 from tests.gateway.routing.test_routing_table import following, routing_table
+from tests.support.gateway import Recorder, ask, call, chat
 from tests.waiting import auntil
 from turbofit.gateway.routing.engines import RoutedEngine
 from turbofit.gateway.routing.health import Monitor

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.common.gateway import CHAT, Answer, Recorder, call, chat, gateway, stream
 from tests import virtual_time
+from tests.support.gateway import CHAT, Answer, Recorder, call, chat, gateway, stream
 from tests.waiting import auntil
 from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.refusals import Refusal

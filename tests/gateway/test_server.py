@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from bench.common.gateway import CHAT, chat, image_part, plan_for
+from tests.support.gateway import CHAT, chat, image_part, plan_for
 from tests.waiting import HANG
 from turbofit.cli.commands.gateway import gateway as command
 from turbofit.cli.options.fields import filled

@@ -9,18 +9,17 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from bench.common.processes import Child
-from bench.common.serving import image, serve_pretend
+from tests.support.processes import Child
+from tests.support.serving import image, serve_pretend
 from turbofit import api
 from turbofit.cli.main import main
-from turbofit.core.errors import OutOfMemoryError
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
-from turbofit.launch.engine.engine_exit import EngineExit
 from turbofit.launch.engine.launches import Launch
 from turbofit.launch.serve.ladder import rungs
 from turbofit.launch.serve.session import _engines
 from turbofit.launch.serve.supervisor import Server
+from turbofit.observe.ends import End
 
 MODEL, ON = "internvl2-8b-awq", "rtx3090+rtx4080"
 FULLER = ("internvl2-8b", "rtx3090:free=23GiB+rtx3090:free=18GiB")
@@ -31,9 +30,8 @@ def plan() -> Plan:
     return api.plan(MODEL, on=ON)
 
 
-def died(phase: str, missing: int | None = None) -> EngineExit:
-    error = OutOfMemoryError("no memory", hint="none")
-    return EngineExit("out_of_memory", error, phase=phase, missing=missing)  # type: ignore[arg-type]
+def died(phase: str, missing: int | None = None) -> End:
+    return End(kind="out_of_memory", phase=phase, missing=missing)
 
 
 def test_each_engine_is_watched_with_its_own_forecast(plan: Plan, tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def test_a_slice_is_planned_by_itself_and_said_to_be_one(measured):
 @pytest.mark.parametrize(
     ("name", "total", "said"),
     [
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", 16376, "not known are its L2, memory bandwidth"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 16376, "not known are its l2, memory bandwidth"),
         ("NVIDIA A40-48Q", 49152, "is a vGPU, which shares its card's time"),
         ("GRID V100DX-32C", 32768, "is a vGPU, which shares its card's time"),
         ("NVIDIA GeForce RTX 3080", 20480, "as a slow card"),

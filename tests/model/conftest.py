@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.common.standin.standin_engine import shim_torchvision
+from tests.support.standin.standin_engine import shim_torchvision
 
 #: Operators live as long as the library that defines them.
 BITS = {"BF16": 16, "F16": 16, "F32": 32, "I32": 32, "I64": 64, "F8_E4M3": 8, "U8": 8}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from bench.common.plans import plausible_plan
+from tests.support.plans import plausible_plan
 from turbofit import api
 from turbofit.core.errors import PackageError
 from turbofit.core.plan import Plan, PlannedEngine, Settings

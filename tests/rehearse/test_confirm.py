@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
-from turbofit.core.plan import Death, Plan, Rehearsal, RehearsedCache
+from turbofit.core.plan import End, Plan, Rehearsal, RehearsedCache
 from turbofit.core.units import GIB, MIB
 from turbofit.rehearse import confirm, corrected
 
@@ -23,7 +23,7 @@ def plan() -> Plan:
 
 
 def ended(outcome: Any, missing: int = 0) -> Rehearsal:
-    death = Death(phase="serving", where="a call", asked=missing, left=0) if missing else None
+    death = End(phase="serving", where="a call", asked=missing, left=0) if missing else None
     return Rehearsal(
         outcome=outcome,
         seconds=1.0,

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from turbofit import api
 from turbofit.core.plan import (
-    Death,
+    End,
     Moment,
     Plan,
     Rehearsal,
@@ -61,7 +61,7 @@ def rehearsed(plan: Plan, *, dies: bool = False) -> Plan:
         Moment(phase=name, peak=(size + MIB,), end=(size,), image=name == "case vision_request")
         for name, size in sizes.items()
     )
-    death = Death(
+    death = End(
         phase="case vision_request", where="QwenVit::Impl::Attn", asked=512 * MIB, left=202 * MIB
     )
     case = RehearsedCase(name="vision_request", peak=(first.peak,), transient=(MIB,), pinned=0)

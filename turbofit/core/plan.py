@@ -15,7 +15,7 @@ from turbofit.core.footprint import Footprint
 from turbofit.core.limits import Held, LimitCost, Limits
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
-from turbofit.core.rehearsal import Death, Moment, Rehearsal, RehearsedCache, RehearsedCase
+from turbofit.core.rehearsal import End, Moment, Rehearsal, RehearsedCache, RehearsedCase
 from turbofit.core.struct import Struct, const, decode, doc, to_builtins, to_json
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ __all__ = [
     "Basis",
     "Candidate",
     "Command",
-    "Death",
+    "End",
     "EngineName",
     "Footprint",
     "Goal",

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from turbofit.core.struct import Struct, doc
+from turbofit.core.errors import DoesNotFitError, LaunchError, OutOfMemoryError, TurbofitError
+from turbofit.core.json_types import Document
+from turbofit.core.struct import Struct, doc, to_builtins
 
-__all__ = ["Death", "Moment", "Rehearsal", "RehearsedCache", "RehearsedCase"]
+__all__ = ["End", "EndKind", "Moment", "Rehearsal", "RehearsedCache", "RehearsedCase"]
+
+#: ``unknown``: the evidence disagrees, or nobody looked at it.
+EndKind = Literal[
+    "out_of_memory", "host_memory", "hang", "killed", "raced", "crash", "stalled", "refused",
+    "unknown",
+]  # fmt: skip
 
 
 class RehearsedCase(Struct):
@@ -34,15 +42,53 @@ class RehearsedCache(Struct):
     tokens: int | None
 
 
-class Death(Struct):
-    """How it ended: the phase, the engine's call, the bytes asked and left."""
+class End(Struct):
+    """How a run of an engine ended: a launch, a rehearsal, an allocation on pretend GPUs.
 
-    phase: str
-    where: str
+    `turbofit.observe.ends` says which kind it was, from evidence that agrees.
+    """
+
+    kind: EndKind = "unknown"
+    phase: Annotated[
+        str, doc("What the engine did, or what the memory was for; of a rehearsal also case NAME.")
+    ] = ""
+    where: Annotated[str, doc("The engine's call, or its reason.")] = ""
     asked: Annotated[
         int | None, doc("Bytes that were asked; null where no allocation was refused.")
-    ]
-    left: Annotated[int | None, doc("Bytes that were left.")]
+    ] = None
+    left: Annotated[int | None, doc("Bytes that were left.")] = None
+    missing: Annotated[int | None, doc("Bytes by which the card would have to be larger.")] = None
+    gpu: Annotated[int | None, doc("The machine's index of the GPU.")] = None
+    group: Annotated[int | None, doc("The plan's group of GPUs.")] = None
+    simulated: Annotated[
+        int | None, doc("The number of the allocation that a scenario let fail.")
+    ] = None
+    message: Annotated[str, doc("The same for people.")] = ""
+    hint: Annotated[str, doc("What people can do.")] = ""
+
+    @property
+    def retryable(self) -> bool:
+        """Whether starting the same again may well work."""
+        return self.kind in ("killed", "raced", "crash", "stalled", "unknown")
+
+    @property
+    def is_oom(self) -> bool:
+        """Whether other settings may help."""
+        return self.kind in ("out_of_memory", "host_memory", "hang")
+
+    def record(self) -> Document:
+        """For a run's record: what is known, without what to do."""
+        facts = {**to_builtins(self), "hint": None}
+        return {name: value for name, value in facts.items() if value not in (None, "")}
+
+    @property
+    def error(self) -> TurbofitError:
+        """The same as an error, with its exit code."""
+        if self.kind in ("out_of_memory", "host_memory"):
+            return OutOfMemoryError(self.message, hint=self.hint)
+        if self.kind == "hang":
+            return DoesNotFitError(self.message, hint=self.hint)
+        return LaunchError(self.message, hint=self.hint)
 
 
 class Moment(Struct):
@@ -73,7 +119,7 @@ class Rehearsal(Struct):
     engine_version: str
     cases: tuple[RehearsedCase, ...]
     cache: RehearsedCache
-    death: Death | None
+    death: End | None
     not_known: Annotated[tuple[str, ...], doc("What a rehearsal cannot see.")] = ()
     timeline: Annotated[
         tuple[Moment, ...], doc("Its phases in order; the last one where it died.")

@@ -11,7 +11,7 @@ from msgspec import convert
 from msgspec.structs import replace
 
 from turbofit.core.plan import (
-    Death,
+    End,
     GpuLedger,
     Moment,
     Plan,
@@ -191,7 +191,7 @@ def _rehearsal(document: Mapping[str, Any]) -> Rehearsal:
             for case in document["cases"]
         ),
         cache=convert(document["cache"], RehearsedCache),
-        death=convert(document["death"], Death | None),
+        death=convert(document["death"], End | None),
         not_known=tuple(document["not_known"]),
         timeline=convert(document["timeline"], tuple[Moment, ...]),
     )

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from turbofit.core.json_types import Document
-from turbofit.core.plan import Death
+from turbofit.core.plan import End
 
 __all__ = ["broken_promise", "refused_in"]
 
 
-def broken_promise(case: str, why: str) -> Death:
+def broken_promise(case: str, why: str) -> End:
     """The end of a rehearsal in which nothing died, and a promise was not kept in a case."""
-    return Death(phase=f"case {case}", where=why, asked=None, left=None)
+    return End(kind="refused", phase=f"case {case}", where=why)
 
 
-def refused_in(case: Document, beyond: int) -> Death | None:
+def refused_in(case: Document, beyond: int) -> End | None:
     """A sentence that says which promised requests the engine refused; None: it took all.
 
     Args:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bench.common.gateway import PATCHES, TILES, ask, chat, gateway, image_part, plan_for
+from tests.support.gateway import PATCHES, TILES, ask, chat, gateway, image_part, plan_for
 from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule
 from turbofit.gateway.http.refusals import Refusal

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.common.gateway import plan_for
 from tests.gateway.quarantine.test_suspects import Clock, accused, convict
+from tests.support.gateway import plan_for
 from turbofit.core.errors import UsageError
 from turbofit.core.process import locks
 from turbofit.gateway.quarantine.fingerprints import KEY_BYTES

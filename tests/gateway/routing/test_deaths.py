@@ -6,7 +6,9 @@ import asyncio
 
 import pytest
 
-from bench.common.gateway import (
+from tests import virtual_time
+from tests.gateway.routing.dying_engines import POISON, DyingEngines, metric, vanish
+from tests.support.gateway import (
     DONE,
     EVENT,
     Answer,
@@ -17,8 +19,6 @@ from bench.common.gateway import (
     image_part,
     stream,
 )
-from tests import virtual_time
-from tests.gateway.routing.dying_engines import POISON, DyingEngines, metric, vanish
 from tests.virtual_time import settled
 
 

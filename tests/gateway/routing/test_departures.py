@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.common.gateway import Answer, call, chat
 from tests import virtual_time
 from tests.gateway.routing.test_quarantine import Fleet, code, wall
+from tests.support.gateway import Answer, call, chat
 from tests.virtual_time import settled
 from tests.waiting import auntil
 from turbofit.gateway.quarantine.identity import RequestIdentity

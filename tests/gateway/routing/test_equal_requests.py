@@ -8,10 +8,10 @@ from collections import Counter
 
 import pytest
 
-from bench.common.gateway import DONE, EVENT, Answer, Recorder, call, chat, gateway, image_part
-from bench.common.gateway import stream as streamed
 from tests import virtual_time
 from tests.gateway.routing.test_quarantine import KILLS, Fleet, code
+from tests.support.gateway import DONE, EVENT, Answer, Recorder, call, chat, gateway, image_part
+from tests.support.gateway import stream as streamed
 from tests.virtual_time import settled
 from tests.waiting import auntil
 from turbofit.gateway.routing.equal_requests import EqualRequests

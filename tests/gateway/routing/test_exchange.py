@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from bench.common.gateway import (
+from tests.gateway.routing.dying_engines import UNAVAILABLE, metric
+from tests.support.gateway import (
     CHAT,
     DONE,
     EVENT,
@@ -18,7 +19,6 @@ from bench.common.gateway import (
     gateway,
     stream,
 )
-from tests.gateway.routing.dying_engines import UNAVAILABLE, metric
 from tests.waiting import HANG, auntil
 from turbofit.gateway.routing import exchange
 

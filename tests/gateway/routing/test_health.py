@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from bench.common.gateway import Answer, Recorder, call, chat, gateway
 from tests.gateway.routing.dying_engines import DyingEngines, metric
+from tests.support.gateway import Answer, Recorder, call, chat, gateway
 from tests.waiting import HANG, auntil
 from turbofit.gateway.routing.upstream import Unreachable
 

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from bench.common.gateway import DONE, EVENT, Answer, Recorder, call, chat, gateway, image_part
-from bench.common.gateway import stream as streamed
 from tests import virtual_time
+from tests.support.gateway import DONE, EVENT, Answer, Recorder, call, chat, gateway, image_part
+from tests.support.gateway import stream as streamed
 from tests.virtual_time import settled
 from tests.waiting import auntil
 from turbofit.gateway.quarantine import quarantine_file

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from bench.common.gateway import image_part
 from tests import virtual_time
 from tests.gateway.routing.test_quarantine import KILLS, Fleet, code
+from tests.support.gateway import image_part
 from tests.waiting import auntil
 
 

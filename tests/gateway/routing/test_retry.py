@@ -6,7 +6,9 @@ import asyncio
 
 import pytest
 
-from bench.common.gateway import (
+from tests import virtual_time
+from tests.gateway.routing.dying_engines import DyingEngines, broken, vanish
+from tests.support.gateway import (
     DONE,
     EVENT,
     Answer,
@@ -18,8 +20,6 @@ from bench.common.gateway import (
     image_part,
     stream,
 )
-from tests import virtual_time
-from tests.gateway.routing.dying_engines import DyingEngines, broken, vanish
 from tests.virtual_time import settled
 from tests.waiting import auntil
 from turbofit.gateway.limits.gate import Gate

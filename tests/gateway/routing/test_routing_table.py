@@ -8,7 +8,8 @@ import json
 import pytest
 from msgspec.structs import replace
 
-from bench.common.gateway import (
+from tests import virtual_time
+from tests.support.gateway import (
     CHAT,
     DONE,
     EVENT,
@@ -20,7 +21,6 @@ from bench.common.gateway import (
     plan_for,
     stream,
 )
-from tests import virtual_time
 from tests.virtual_time import settled
 from turbofit.core.errors import UsageError
 from turbofit.gateway.config import GatewayConfig, host_of_one

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from bench.common.gateway import DONE, EVENT, Recorder, call, chat, gateway, stream
 from tests import virtual_time
+from tests.support.gateway import DONE, EVENT, Recorder, call, chat, gateway, stream
 from turbofit.gateway.routing.stuck import EngineLoad, engine_load, stuck_requests
 
 PAGE = """\

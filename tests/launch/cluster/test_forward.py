@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.common.processes import free_port
+from tests.support.processes import free_port
 from tests.waiting import HANG
 from turbofit.core.errors import LaunchError
 from turbofit.launch.cluster.forward import Forwarder

@@ -24,7 +24,7 @@ from bench.cluster.cloud import (  # noqa: E402
     cloud_of,
     until,
 )
-from bench.common.processes import Child  # noqa: E402
+from tests.support.processes import Child  # noqa: E402
 
 MODEL = "internvl2-2b"
 CLIENTS = 2

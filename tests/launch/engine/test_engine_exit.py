@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from bench.common.plans import plausible_plan
+from tests.support.plans import plausible_plan
 from turbofit.core.errors import LaunchError, OutOfMemoryError
+from turbofit.core.plan import Plan, PlannedEngine
 from turbofit.launch.engine.engine_exit import ending, hang, silence
-from turbofit.launch.engine.pretend_usage import PretendDeath
 from turbofit.launch.engine.startup_tracker import StartupTracker
+from turbofit.observe.ends import End
 
 LOG = Path("/state/engine-0.log")
 TM = "[TM][INFO][1120.08:30:01.123456][x.cc:1] "
@@ -20,6 +21,8 @@ SLAB = TM + "slab_size 33554432, object_size 8388608, object_count 4, ratio 1"
 WARM = TM + "Warm-up lengths: 8, 8320"
 DONE = TM + "Warm-up finished in 1.00 seconds."
 CUDA = "[TM][FATAL][1120.08:30:01.123456][a.cc:1] CUDA error: out of memory"
+OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 640.00 MiB. GPU 0 has"
+FAILED = "2026-11-20 15:21:22,051 - lmdeploy - ERROR - engine.py:671 - Engine main loop failed."
 FRAME = "  [ 0] InternVit::Impl::Forward @ src/x.cc:1"
 
 
@@ -129,15 +132,24 @@ def test_what_the_memory_was_for(lines: tuple[str, ...], phase: str) -> None:
 
 
 def test_the_pretend_account_adds_the_bytes() -> None:
-    death = PretendDeath(
-        gpu=2, phase="serving", where="InternVit::Impl::Forward", requested=500 << 20,
-        left=300 << 20, short=202 << 20,
+    death = End(
+        gpu=2, phase="serving", where="InternVit::Impl::Forward", asked=500 << 20,
+        left=300 << 20, missing=202 << 20,
     )  # fmt: skip
     ended = ending(-6, tracker(START, BUDGET, WARM, DONE, CUDA), plausible_plan(), LOG, death=death)
     assert (ended.phase, ended.gpu, ended.missing) == ("vision", 2, 202 << 20)
     assert "it asked 500 MiB where 300 MiB were left on GPU 2" in ended.error.message
     assert "(in InternVit::Impl::Forward)" in ended.error.message
     assert ended.record()["where"] == "InternVit::Impl::Forward"
+
+
+@pytest.mark.parametrize("code", [0, -9, -11, -15, 137])
+def test_evidence_that_disagrees_is_unknown_and_no_rung_is_taken(code: int) -> None:
+    """The log tells of a lack of memory, and no process ends of one like that."""
+    end = ending(code, tracker(START, BUDGET, CUDA), plausible_plan(), LOG)
+    assert end.kind == "unknown"
+    assert (end.is_oom, end.retryable) == (False, True)
+    assert "out of memory" in end.message
 
 
 def test_who_killed_it() -> None:
@@ -183,8 +195,8 @@ def test_a_call_that_a_check_guards_runs_out_of_memory_too() -> None:
 
 
 def test_an_allocation_that_was_to_fail_lacked_nothing() -> None:
-    death = PretendDeath(
-        gpu=0, phase="warm-up", where="x", requested=512, left=1 << 30, short=None, simulated=7
+    death = End(
+        gpu=0, phase="warm-up", where="x", asked=512, left=1 << 30, missing=None, simulated=7
     )
     end = ending(-6, tracker(START, BUDGET, WARM, CUDA), plausible_plan(), LOG, death=death)
     assert (end.missing, end.left) == (None, 1 << 30)
@@ -199,3 +211,88 @@ def test_silence_while_weights_load_may_be_a_slow_disk_whatever_the_ranks() -> N
         assert said.startswith("silent for 180 s in phase weights; weights may come from a slow")
         assert ("NCCL" in said) == (tp == 2)
     assert "disk" not in silence(plan, "warm-up", 180)
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return replace(
+        plausible_plan(gpus=1, tp=1), engine=PlannedEngine(name="pytorch", version="0.18")
+    )
+
+
+def watched(plan: Plan, *lines: str) -> StartupTracker:
+    tracker = StartupTracker(plan)
+    for number, line in enumerate(lines):
+        tracker.see(line, 1, float(number) / 100)
+    return tracker
+
+
+def test_a_loop_that_died_of_an_image(plan: Plan) -> None:
+    tracker = watched(
+        plan,
+        "INFO:     Uvicorn running on http://127.0.0.1:1",
+        FAILED,
+        "    image_embeds = self.visual(pixel_values)",
+        OOM,
+    )
+    assert tracker.loop_failed(0.05)
+    end = ending(None, tracker, plan, LOG)
+    assert (end.kind, end.phase, end.asked) == ("out_of_memory", "vision", 640 << 20)
+    assert isinstance(end.error, OutOfMemoryError)
+    assert end.is_oom
+
+
+def test_the_pretend_account_says_where_and_how_much_was_missing(plan: Plan) -> None:
+    tracker = watched(plan, FAILED, OOM)
+    death = End(
+        gpu=0, where="qwen2_vl.py:449 forward", asked=100, left=40, missing=60, phase="start"
+    )
+    end = ending(None, tracker, plan, LOG, death=death)
+    assert (end.missing, end.left, end.where) == (60, 40, "qwen2_vl.py:449 forward")
+
+
+def test_a_cache_that_finds_no_memory_is_none_of_the_weights(plan: Plan) -> None:
+    loading = "Loading weights from safetensors: 100%|##########| 4/4"
+    said = f"{OOM} a total capacity of 11.62 GiB of which 512.00 MiB is free. Including"
+    tracker = watched(plan, loading, "    self.build_cache_engine()", said)
+    end = ending(1, tracker, plan, LOG)
+    assert (end.phase, end.missing) == ("cache", 128 << 20)
+    assert "when it allocated the cache" in end.error.message
+    assert "--margin" in end.error.hint
+    death = End(gpu=0, where="layout.py:63", asked=100, left=40, missing=60, phase="")
+    assert ending(1, tracker, plan, LOG, death=death).missing == 128 << 20
+    early = watched(plan, loading, said)
+    assert ending(1, early, plan, LOG).phase == "weights"
+
+
+def test_a_loop_that_died_of_something_else_waits_for_its_words(plan: Plan) -> None:
+    tracker = watched(plan, FAILED, "KeyError: 'x'")
+    assert not tracker.loop_failed(0.5)
+    assert tracker.loop_failed(2.5)
+    end = ending(None, tracker, plan, LOG)
+    assert end.kind == "crash"
+    assert end.retryable
+    assert "503" in end.error.message
+
+
+def test_no_room_for_a_cache(plan: Plan) -> None:
+    tracker = watched(plan, "RuntimeError: No enough gpu memory for kv cache.")
+    assert tracker.no_cache == "kv cache"
+    assert ending(1, tracker, plan, LOG).phase == "cache"
+
+
+def test_processes_that_missed_each_other_are_started_again(plan: Plan) -> None:
+    early = watched(plan, "EOFError")
+    assert early.raced
+    late = watched(plan, "INFO:     Uvicorn running on http://127.0.0.1:1", "EOFError")
+    assert not late.raced
+    end = ending(1, early, plan, LOG)
+    assert end.kind == "raced"
+    assert end.retryable
+    assert isinstance(end.error, LaunchError)
+
+
+def test_a_turbomind_s_log_is_read_as_before() -> None:
+    tracker = watched(plausible_plan(gpus=1, tp=1), FAILED, "EOFError")
+    assert not tracker.raced
+    assert not tracker.loop_failed(10.0)

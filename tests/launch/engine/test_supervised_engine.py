@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.common.plans import plausible_plan
+from tests.support.plans import plausible_plan
 from turbofit.core.plan import Command
 from turbofit.launch.engine import kernel, supervised_engine
 from turbofit.launch.engine.launches import Launch
@@ -111,6 +111,16 @@ def test_the_last_look_waits_for_no_words(engine: SupervisedEngine) -> None:
     assert ended.kind == "crash"
 
 
+def test_an_engine_that_answers_has_not_lost_its_loop(
+    engine: SupervisedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.tracker._loop_failed = 1.0
+    monkeypatch.setattr(engine.client, "completes", lambda _seconds: True)
+    engine.state = "ready"
+    assert engine.look(9.0) is None
+    assert not engine.tracker.failing
+
+
 def killed(engine: SupervisedEngine, now: float) -> str:
     """What turbofit takes its end for, by SIGKILL."""
     process: Any = engine.process
@@ -138,7 +148,7 @@ def test_a_kill_for_memory_may_take_seconds(
     assert killed(engine, 60.0) == "host_memory"
 
 
-@pytest.mark.parametrize(("answered", "kind"), [(51.0, "killed"), (49.0, "out_of_memory")])
+@pytest.mark.parametrize(("answered", "kind"), [(51.0, "killed"), (49.0, "unknown")])
 def test_an_error_that_it_survived_is_not_its_end(
     kills: SimpleNamespace, engine: SupervisedEngine, answered: float, kind: str
 ) -> None:

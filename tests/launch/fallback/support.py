@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.common.checkpoints import make_qwen2_vl
-from bench.common.standin.standin_engine import shim_torchvision
+from tests.support.checkpoints import make_qwen2_vl
+from tests.support.standin.standin_engine import shim_torchvision
 from tests.waiting import HANG, until
 from turbofit.core.model import AudioDims
 from turbofit.launch.engine.image import flat_png

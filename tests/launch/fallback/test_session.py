@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from bench.common.processes import Child
 from tests.gateway.open_clients import OpenClient, refuses
 from tests.launch.fallback.support import picture, tiny_map, tiny_qwen2_vl
+from tests.support.processes import Child
 from tests.waiting import HANG, until
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Workload
@@ -76,7 +76,7 @@ def test_endings_of_torch(lines, phase, tmp_path):
     for line in [*lines, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."]:
         tracker.see(line, 1, 0.0)
     end = ending(1, tracker, plan, tmp_path / "log")
-    assert (end.kind, end.phase, end.requested) == ("out_of_memory", phase, 2 << 30)
+    assert (end.kind, end.phase, end.asked) == ("out_of_memory", phase, 2 << 30)
     assert "LMDeploy" not in end.error.message + end.error.hint
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.common.standin.standin_engine import shim_torchvision
+from tests.support.standin.standin_engine import shim_torchvision
 from turbofit.gateway.limits.parameters import GENERATION
 from turbofit.gateway.limits.rules import Scope
 from turbofit.launch.pipeline.held_config import hold_config, hold_engine

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bench.common.standin import standin_engine
+from tests.support.standin import standin_engine
 from turbofit.core.errors import DoesNotFitError, LaunchError, NoGpuError, UsageError
 from turbofit.core.units import GIB
 from turbofit.launch.pipeline.pipeline import open_pipeline

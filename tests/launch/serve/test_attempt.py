@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from bench.common.plans import plausible_plan
-from turbofit.core.errors import LaunchError
-from turbofit.launch.engine.engine_exit import EngineExit
+from tests.support.plans import plausible_plan
 from turbofit.launch.serve.attempt import Attempt
 from turbofit.launch.serve.shared_cards import SharedCards, ratio_now
+from turbofit.observe.ends import End
 
 PLAN = plausible_plan(gpus=1, tp=1)
 
@@ -48,5 +47,5 @@ def test_a_lack_of_memory_that_others_took_is_no_fault_of_a_request(
 ) -> None:
     attempt = Attempt(SimpleNamespace(), PLAN, 0)
     attempt._gpu_monitor = SimpleNamespace(without_headroom=lambda uuids: taken)  # type: ignore[assignment]
-    ending = EngineExit(kind, LaunchError(kind, hint="none"))
+    ending = End(kind=kind, message=kind, hint="none")
     assert attempt._other_cause(SimpleNamespace(group=0), ending) is expected

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.common.plans import plausible_plan
+from tests.support.plans import plausible_plan
 from turbofit.core.errors import DoesNotFitError, LaunchError
 from turbofit.core.machine import Host
 from turbofit.core.units import GIB, MIB

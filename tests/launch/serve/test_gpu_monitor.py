@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.common.plans import plausible_plan
 from tests.nvml.standin import LOST, Process, Scenario, gpu_3090, in_process
+from tests.support.plans import plausible_plan
 from tests.waiting import HANG
 from turbofit.core.errors import DoesNotFitError
 from turbofit.core.plan import Plan

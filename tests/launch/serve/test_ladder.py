@@ -5,19 +5,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.common.plans import plausible_plan
+from tests.support.plans import plausible_plan
 from turbofit import api
-from turbofit.core.errors import OutOfMemoryError
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
-from turbofit.launch.engine.engine_exit import EngineExit
 from turbofit.launch.serve.ladder import Rung, merged, rungs
+from turbofit.observe.ends import End
 
-ERROR = OutOfMemoryError("no memory", hint="none")
 
-
-def died(phase: str, **facts: Any) -> EngineExit:
-    return EngineExit(facts.pop("kind", "out_of_memory"), ERROR, phase=phase, **facts)
+def died(phase: str, **facts: Any) -> End:
+    return End(kind=facts.pop("kind", "out_of_memory"), phase=phase, **facts)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +22,7 @@ def plan() -> Plan:
     return api.plan("internvl2-8b", on="1xrtx3090")
 
 
-def steps(ended: EngineExit, plan: Plan, **fixed: Any) -> list[str]:
+def steps(ended: End, plan: Plan, **fixed: Any) -> list[str]:
     return [next(iter(rung.changes)) for rung in rungs(ended, plan, fixed)]
 
 

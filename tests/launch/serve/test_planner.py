@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.common.plans import plausible_plan
+from tests.support.plans import plausible_plan
 from turbofit.core.errors import PackageError
-from turbofit.core.plan import Death, Plan, Rehearsal, RehearsedCache
+from turbofit.core.plan import End, Plan, Rehearsal, RehearsedCache
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import Planner
 from turbofit.machine import source
@@ -26,7 +26,7 @@ CACHE = RehearsedCache(free=(), region=(), object_size=None, slab_size=None, tok
 
 
 def rehearsed(outcome: Any, *, fits: bool) -> Plan:
-    death = Death(phase="warm-up", where="somewhere", asked=2, left=1)
+    death = End(phase="warm-up", where="somewhere", asked=2, left=1)
     rehearsal = Rehearsal(
         outcome=outcome, seconds=1.0, engine_version="0.18.0", cases=(), cache=CACHE, death=death
     )

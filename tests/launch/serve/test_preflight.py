@@ -3,7 +3,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bench.common.plans import gpu, machine, plausible_plan
+from tests.support.plans import gpu, machine, plausible_plan
 from turbofit.core.errors import DoesNotFitError, MachineError, UsageError
 from turbofit.core.machine import Holder, Machine
 from turbofit.core.struct import NA

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from bench.common.plans import plausible_plan
 from tests.core.process.test_signals import signalled_in_a_finalizer
-from turbofit.core.errors import LaunchError
-from turbofit.launch.engine.engine_exit import EndedError, EngineExit
+from tests.support.plans import plausible_plan
+from turbofit.launch.engine.engine_exit import EndedError
 from turbofit.launch.serve.supervisor import Server, StoppedError, StopSignal
+from turbofit.observe.ends import End
 
 
 class Ending:
@@ -30,7 +30,7 @@ class Ending:
 
     quiet = start
 
-    def look(self, now: float, *, last: bool = False) -> EngineExit | None:
+    def look(self, now: float, *, last: bool = False) -> End | None:
         return self.looks[last]
 
     def end(self, seconds: float) -> bool:
@@ -38,8 +38,8 @@ class Ending:
         return True
 
 
-def ended(kind: Any) -> EngineExit:
-    return EngineExit(kind, LaunchError(kind, hint="none"))
+def ended(kind: Any) -> End:
+    return End(kind=kind, message=kind, hint="none")
 
 
 def test_who_ended_as_another_is_given_up_is_told_of_too(tmp_path: Path) -> None:

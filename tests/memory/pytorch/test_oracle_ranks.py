@@ -11,7 +11,7 @@ from unittest.mock import MagicMock
 import pytest
 from msgspec.structs import replace
 
-from bench.common.standin.standin_engine import shim_torchvision
+from tests.support.standin.standin_engine import shim_torchvision
 from turbofit.core.model import Model, Quantization
 from turbofit.memory.pytorch.constraints import tp_problem
 from turbofit.memory.pytorch.weights import weight_classes

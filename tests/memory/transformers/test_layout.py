@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from bench.common.standin.standin_engine import shim_torchvision
+from tests.support.standin.standin_engine import shim_torchvision
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu
 from turbofit.core.model import Model, ModelSource, Quantization, TextDims

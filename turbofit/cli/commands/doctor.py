@@ -35,7 +35,6 @@ _TITLES: Final[dict[State, str]] = {
 @command(
     Option(
         "--on",
-        joined=True,
         metavar="SPEC",
         shell_complete=complete_spec,
         help="check this SPEC or snapshot instead of the GPUs here",

@@ -1,41 +1,23 @@
-"""Why an engine ended, as one type: from its exit code, its phase and the end of its log.
+"""Why an engine ended, in words for people: from its exit code, its phase and the end of its log.
 
 On pretend GPUs the account's timeline adds which GPU, which call, and how many bytes were missing.
 """
 
 from __future__ import annotations
 
-import signal
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
-from turbofit.core.errors import (
-    DoesNotFitError,
-    LaunchError,
-    OutOfMemoryError,
-    TurbofitError,
-)
 from turbofit.core.units import format_bytes
+from turbofit.observe.ends import End, MemoryPhase, end_kind, exit_words
 from turbofit.observe.turbomind_log import CheckFailed, CudaError, NcclError, TorchOutOfMemory
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from turbofit.core.json_types import Document
     from turbofit.core.plan import Plan
-    from turbofit.launch.engine.pretend_usage import PretendDeath
     from turbofit.launch.engine.startup_tracker import StartupTracker
 
-__all__ = [
-    "EndedError", "EngineExit", "MemoryPhase", "advice", "ending", "fallback", "hang", "silence",
-    "stalled", "where",
-]  # fmt: skip
-
-Kind = Literal[
-    "out_of_memory", "host_memory", "hang", "killed", "raced", "crash", "stalled", "refused"
-]
-
-#: What the memory was for when there was none left.
-MemoryPhase = Literal["start", "weights", "cache", "warm-up", "vision", "text", "host"]
+__all__ = ["EndedError", "ending", "fallback", "hang", "silence", "stalled"]
 
 #: Characters of somebody else's message: some list everything that they know.
 _SHOWN: Final = 300
@@ -47,79 +29,29 @@ _PRETEND: Final[dict[str, MemoryPhase]] = {
 }  # fmt: skip
 
 
-class EngineExit:
-    """How one engine ended.
-
-    Args:
-        kind: what happened.
-        error: the same for people.
-        phase: for a lack of memory, what it was for.
-        where: the engine's call, as far as it is known.
-        gpu: the machine's index of the GPU, as far as it is known.
-        missing: bytes that were missing, as far as they are known.
-        requested: bytes that were asked for, likewise.
-        left: bytes that were left, likewise.
-    """
-
-    def __init__(  # noqa: PLR0913 - a constructor
-        self,
-        kind: Kind,
-        error: TurbofitError,
-        *,
-        phase: MemoryPhase | None = None,
-        where: str = "",
-        gpu: int | None = None,
-        missing: int | None = None,
-        requested: int | None = None,
-        left: int | None = None,
-    ) -> None:
-        self.kind, self.error, self.phase, self.where = kind, error, phase, where
-        self.gpu, self.missing, self.requested, self.left = gpu, missing, requested, left
-        #: Which of the plan's groups it was, where that is known.
-        self.group: int | None = None
-
-    @property
-    def retryable(self) -> bool:
-        """Whether starting the same again may well work."""
-        return self.kind in ("killed", "raced", "crash", "stalled")
-
-    @property
-    def is_oom(self) -> bool:
-        """Whether other settings may help."""
-        return self.kind in ("out_of_memory", "host_memory", "hang")
-
-    def record(self) -> Document:
-        """For the run's record."""
-        facts = {
-            "kind": self.kind, "phase": self.phase, "where": self.where, "gpu": self.gpu,
-            "asked": self.requested, "left": self.left, "missing": self.missing,
-            "message": self.error.message,
-        }  # fmt: skip
-        return {name: value for name, value in facts.items() if value not in (None, "")}
-
-
 class EndedError(Exception):
     """An engine ended, and the supervisor cannot mend it by starting it again."""
 
-    def __init__(self, ending: EngineExit) -> None:
-        super().__init__(ending.error.message)
+    def __init__(self, ending: End) -> None:
+        super().__init__(ending.message)
         self.ending = ending
 
 
 def ending(  # noqa: PLR0913 - what is known of an ending
-    code: int,
+    code: int | None,
     tracker: StartupTracker,
     plan: Plan,
     log: Path,
     *,
-    death: PretendDeath | None = None,
+    death: End | None = None,
     host_kills: int | None = None,
     notes: tuple[str, ...] = (),
-) -> EngineExit:
+) -> End:
     """The ending of an engine that ended by itself.
 
     Args:
-        code: its exit code; negative for a signal, or 128 + the signal.
+        code: its exit code; negative for a signal, or 128 + the signal. None: the PyTorch engine's
+            loop ended, and the server in front of it lives and would answer 503 for ever.
         tracker: what its log said.
         plan: what it was started with.
         log: where its log is.
@@ -127,39 +59,52 @@ def ending(  # noqa: PLR0913 - what is known of an ending
         host_kills: processes that the kernel killed for memory while it ran; None: not readable.
         notes: what the kernel's log says about it.
     """
-    number = -code if code < 0 else code - 128 if code > 128 else 0
-    fault = tracker.fault
-    if isinstance(fault, TorchOutOfMemory):
-        return _torch(fault, tracker, plan, log)
-    if isinstance(fault, CudaError) and fault.out_of_memory:
-        return _cuda(fault, tracker, plan, log, death)
-    if number == signal.SIGKILL:
+    fault, pytorch = tracker.fault, plan.engine.is_pytorch
+    short = isinstance(fault, TorchOutOfMemory)
+    short = short or (isinstance(fault, CudaError) and fault.out_of_memory)
+    short = short or (pytorch and code is not None and fault is None and bool(tracker.no_cache))
+    kind = end_kind(code, out_of_memory=short, host_kills=host_kills)
+    if kind == "out_of_memory":
+        return _ran_out(tracker, plan, log, death)
+    if kind in ("killed", "host_memory"):
         return _killed(tracker, plan, log, host_kills)
-    more = "".join(f"; {note}" for note in notes)
-    error = LaunchError(
-        f"the engine ended {where(tracker)} with {_code(code, number)}{_last_words(tracker)}{more}",
-        hint=f"its log is {log}",
-    )
-    return EngineExit("crash", error, where=_frame(tracker))
+    see = f"its log is {log}"
+    if pytorch and tracker.raced and code is not None and not short:
+        # The server closes the lock under which the engine has told its port, sometimes before the
+        # engine has let go of it. Source: LMDeploy 0.18 mp_engine/zmq_engine.py, _start_mp_proc.
+        said = "LMDeploy's server and its engine lost each other while they started (EOFError)"
+        return End(kind="raced", message=said, hint=see)
+    said = _last_words(tracker)
+    if code is None:
+        said = (
+            f"the engine's loop ended {_where(tracker)}{said}; its server would answer 503 for ever"
+        )
+    else:
+        more = "".join(f"; {note}" for note in notes)
+        said = f"the engine ended {_where(tracker)} with {exit_words(code)}{said}{more}"
+    if kind == "unknown":
+        said += "; its log tells of a lack of memory, of which no process ends like that"
+    return End(kind=kind, message=said, hint=see, where=_frame(tracker))
 
 
-def hang(tracker: StartupTracker, plan: Plan, log: Path) -> EngineExit:
+def hang(tracker: StartupTracker, plan: Plan, log: Path) -> End:
     """A warm-up that waits for ever: the cache cannot hold one of its requests."""
     cached = tracker.cached_tokens()
     holds = f"{cached:,} tokens" if cached is not None else "too few tokens"
     tokens = tracker.warming or plan.settings.max_prefill_token_num + plan.settings.max_batch_size
-    error = DoesNotFitError(
-        f"LMDeploy hangs in its warm-up: its cache holds {holds}, a request of {tokens:,} waits "
-        "for room in it, and it would wait for ever without an error",
+    return End(
+        kind="hang",
+        phase="warm-up",
+        message=f"LMDeploy hangs in its warm-up: its cache holds {holds}, a request of {tokens:,}"
+        " waits for room in it, and it would wait for ever without an error",
         hint="free GPU memory, raise --cache-max-entry-count or lower --max-prefill-token-num; "
         f"the log is {log}",
     )
-    return EngineExit("hang", error, phase="warm-up")
 
 
-def stalled(what: str, log: Path) -> EngineExit:
+def stalled(what: str, log: Path) -> End:
     """An engine that lives and does nothing."""
-    return EngineExit("stalled", LaunchError(what, hint=f"its log is {log}"))
+    return End(kind="stalled", message=what, hint=f"its log is {log}")
 
 
 def silence(plan: Plan, phase: str, seconds: float) -> str:
@@ -177,96 +122,103 @@ def silence(plan: Plan, phase: str, seconds: float) -> str:
     return said
 
 
-def fallback(tracker: StartupTracker, log: Path) -> EngineExit:
+def fallback(tracker: StartupTracker, log: Path) -> End:
     """LMDeploy chose another engine than the one planned for."""
     said = tracker.fallback.message if tracker.fallback is not None else "it fell back to PyTorch"
-    error = LaunchError(
-        f"LMDeploy would run its PyTorch engine, which the plan is not for: {said}",
+    return End(
+        kind="refused",
+        message=f"LMDeploy would run its PyTorch engine, which the plan is not for: {said}",
         hint=f"TurboMind needs NVIDIA's driver and LMDeploy's own CUDA libraries; the log is {log}",
     )
-    return EngineExit("refused", error)
 
 
-def _torch(fault: TorchOutOfMemory, tracker: StartupTracker, plan: Plan, log: Path) -> EngineExit:
-    allocation = f", asking {format_bytes(fault.requested)}" if fault.requested else ""
-    if not plan.engine.of_lmdeploy:
-        short = OutOfMemoryError(
-            f"the fallback engine ran out of GPU memory {where(tracker)}{allocation}",
-            hint=advice(tracker, plan, log),
-        )
-        return EngineExit(
-            "out_of_memory", short, phase=_memory_phase(tracker), requested=fault.requested
-        )
-    error = OutOfMemoryError(
-        f"the engine ran out of GPU memory {where(tracker)}{allocation}: torch stages the weights "
-        "on the first GPU",
-        hint=advice(tracker, plan, log),
-    )
-    return EngineExit("out_of_memory", error, phase="weights", requested=fault.requested)
-
-
-def _cuda(
-    fault: CudaError, tracker: StartupTracker, plan: Plan, log: Path, death: PretendDeath | None
-) -> EngineExit:
-    if fault.pinned and plan.engine.version.startswith("0.18"):
-        pinned = format_bytes(plan.host.pinned)
-        lack = OutOfMemoryError(
-            f"the engine got no page-locked host memory {where(tracker)}: CUDA error: "
+def _ran_out(tracker: StartupTracker, plan: Plan, log: Path, death: End | None) -> End:
+    """A lack of memory; the pretend account adds its bytes where the engine's calls are its own."""
+    fault, pytorch = tracker.fault, plan.engine.is_pytorch
+    if fault is None:
+        said = f"the engine found no memory for its {tracker.no_cache} when it had loaded the"
+        return End(
+            kind="out_of_memory", phase="cache", message=f"{said} weights",
+            hint=_advice(tracker, plan, log),
+        )  # fmt: skip
+    if isinstance(fault, CudaError) and fault.pinned and plan.engine.version.startswith("0.18"):
+        return End(
+            kind="host_memory",
+            phase="host",
+            where=_frame(tracker),
+            message=f"the engine got no page-locked host memory {_where(tracker)}: CUDA error: "
             f"{fault.message}",
-            hint=f"free host memory; the plan counts {pinned} pinned; the log is {log}",
+            hint=f"free host memory; the plan counts {format_bytes(plan.host.pinned)} pinned; "
+            f"the log is {log}",
         )
-        return EngineExit("host_memory", lack, phase="host", where=_frame(tracker))
-    phase = _memory_phase(tracker)
-    if death is None:
-        error = OutOfMemoryError(
-            f"the engine ran out of GPU memory {where(tracker)}: CUDA error: {fault.message}",
-            hint=advice(tracker, plan, log),
+    torch = fault if isinstance(fault, TorchOutOfMemory) else None
+    death = death if torch is None or pytorch else None
+    asked = death.asked if death is not None else torch.requested if torch is not None else None
+    staged = torch is not None and plan.engine.of_lmdeploy and not pytorch
+    phase: str = "weights" if staged else _memory_phase(tracker, plan)
+    if death is not None and death.asked is not None and death.left is not None:
+        serving = "vision" if _is_vision(death.where) else "text"
+        phase = phase if pytorch else _PRETEND.get(death.phase, serving)
+        detail = (
+            f": it asked {format_bytes(death.asked)} where {format_bytes(death.left)} were left on"
+            f" GPU {death.gpu}"
+            f"{', and the pretend GPU refused (simulated)' if death.simulated else ''}"
         )
-        return EngineExit("out_of_memory", error, phase=phase, where=_frame(tracker))
-    serving: MemoryPhase = "vision" if _is_vision(death.where) else "text"
-    error = OutOfMemoryError(
-        f"the engine ran out of GPU memory {where(tracker, death.where)}: it asked "
-        f"{format_bytes(death.requested)} where {format_bytes(death.left)} were left on"
-        f" GPU {death.gpu}"
-        f"{', and the pretend GPU refused (simulated)' if death.simulated else ''}",
-        hint=advice(tracker, plan, log),
-    )
-    return EngineExit(
-        "out_of_memory",
-        error,
-        phase=_PRETEND.get(death.phase, serving),
-        where=death.where,
-        gpu=death.gpu,
-        missing=death.short,
-        requested=death.requested,
-        left=death.left,
+    elif isinstance(fault, CudaError):
+        detail = f": CUDA error: {fault.message}"
+    else:
+        detail = f", asking {format_bytes(asked)}" if asked else ""
+        detail += ": torch stages the weights on the first GPU" if staged else ""
+    engine = "the engine" if plan.engine.of_lmdeploy else "the fallback engine"
+    call = death.where if death is not None else ""
+    return End(
+        kind="out_of_memory",
+        phase=phase,
+        where=call or ("" if torch else _frame(tracker)),
+        asked=asked,
+        left=death.left if death is not None else None,
+        missing=_missing(torch if pytorch else None, death),
+        gpu=death.gpu if death is not None else None,
+        message=f"{engine} ran out of GPU memory {_where(tracker, call)}{detail}",
+        hint=_advice(tracker, plan, log),
     )
 
 
-def _killed(tracker: StartupTracker, plan: Plan, log: Path, host_kills: int | None) -> EngineExit:
+def _killed(tracker: StartupTracker, plan: Plan, log: Path, host_kills: int | None) -> End:
     """SIGKILL: the kernel's where it counted one, or its count is not readable; else somebody's."""
     if host_kills == 0:
-        error = LaunchError(
-            f"the engine was killed {where(tracker)} by SIGKILL; the kernel counts no such kill "
-            "for want of memory, so somebody did it",
+        return End(
+            kind="killed",
+            message=f"the engine was killed {_where(tracker)} by SIGKILL; the kernel counts no such"
+            " kill for want of memory, so somebody did it",
             hint=f"its log is {log}",
         )
-        return EngineExit("killed", error)
     pinned, pageable = format_bytes(plan.host.pinned), format_bytes(plan.host.pageable)
-    oom = OutOfMemoryError(
-        f"the engine was killed {where(tracker)}: the kernel does so when host memory runs out",
+    return End(
+        kind="host_memory",
+        phase="host",
+        message=f"the engine was killed {_where(tracker)}: the kernel does so when host memory runs"
+        " out",
         hint=f"free host memory; the plan counts {pageable} pageable and {pinned} pinned; "
         f"the log is {log}",
     )
-    return EngineExit("host_memory", oom, phase="host")
 
 
-def _memory_phase(tracker: StartupTracker) -> MemoryPhase:
+def _missing(torch: TorchOutOfMemory | None, death: End | None) -> int | None:
+    """What torch says was missing; a pretend account sees the piece that was refused alone."""
+    seen = None if death is None else death.missing
+    if torch is None or (death is not None and death.simulated):
+        return seen
+    return max((size for size in (seen, torch.missing) if size is not None), default=None)
+
+
+def _memory_phase(tracker: StartupTracker, plan: Plan) -> MemoryPhase:
     if tracker.phase == "starting":
-        return "start"
+        return "weights" if plan.engine.is_pytorch else "start"
     if tracker.phase in ("weights", "cache", "warm-up"):
         return tracker.phase
-    return "vision" if any(_is_vision(name) for name in tracker.frames) else "text"
+    vision = tracker.in_vision or any(_is_vision(name) for name in tracker.frames)
+    return "vision" if vision else "text"
 
 
 def _is_vision(name: str) -> bool:
@@ -277,7 +229,7 @@ def _frame(tracker: StartupTracker) -> str:
     return next((name for name in tracker.frames if not name.startswith("TM_")), "")
 
 
-def where(tracker: StartupTracker, call: str = "") -> str:
+def _where(tracker: StartupTracker, call: str = "") -> str:
     """In which phase an engine was, and in which call, in words."""
     phase = {
         "starting": "while it started",
@@ -292,7 +244,7 @@ def where(tracker: StartupTracker, call: str = "") -> str:
     return f"{phase} (in {name})" if name else phase
 
 
-def advice(tracker: StartupTracker, plan: Plan, log: Path) -> str:
+def _advice(tracker: StartupTracker, plan: Plan, log: Path) -> str:
     """What to change for an out-of-memory of this phase."""
     if tracker.phase in ("starting", "weights"):
         if not plan.engine.of_lmdeploy:
@@ -305,23 +257,14 @@ def advice(tracker: StartupTracker, plan: Plan, log: Path) -> str:
     )
 
 
-def _code(code: int, number: int) -> str:
-    if number:
-        try:
-            return f"signal {signal.Signals(number).name}"
-        except ValueError:
-            return f"signal {number}"
-    return f"exit code {code}"
-
-
 def _last_words(tracker: StartupTracker) -> str:
     fault = tracker.fault
     if isinstance(fault, CudaError):
         return f": CUDA {'driver ' if fault.driver else ''}error: {fault.message}"
     if isinstance(fault, CheckFailed):
         return f": check failed: {fault.message}"
-    if isinstance(fault, NcclError):
-        return f": {fault.message}"
+    if isinstance(fault, NcclError | TorchOutOfMemory):
+        return f": {fault.message[:_SHOWN]}"
     if tracker.error is not None:
         return f": {tracker.error.name}: {tracker.error.message[:_SHOWN]}"
     return ""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec.structs import replace
 
 from turbofit.core.units import round_up
-from turbofit.launch.engine.pretend_usage import PretendDeath, PretendUsage
+from turbofit.launch.engine.pretend_usage import PretendUsage
+from turbofit.observe.ends import End
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,7 +111,7 @@ def on_shared_cards(machine: Scenario, plan: Plan, group: int) -> Scenario:
     return changed(machine, gpus=gpus, context=max(charged, default=0))
 
 
-def pretend_death(plan: Plan, group: int, timeline: Path) -> PretendDeath | None:
+def pretend_death(plan: Plan, group: int, timeline: Path) -> End | None:
     """The last refused allocation.
 
     None where no allocation was refused, or the timeline cannot be read.
@@ -123,13 +124,14 @@ def pretend_death(plan: Plan, group: int, timeline: Path) -> PretendDeath | None
     if ledger is None or not ledger.deaths:
         return None
     death = ledger.deaths[-1]
-    return PretendDeath(
+    return End(
+        kind="out_of_memory",
         gpu=plan.parallel.groups[group][death["gpu"]],
         phase=death["phase"],
         where=death["where"],
-        requested=death["asked"],
+        asked=death["asked"],
         left=death["left"],
-        short=death["short"],
+        missing=death["short"],
         simulated=death.get("simulated"),
     )
 

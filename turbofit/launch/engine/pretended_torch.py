@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from turbofit.launch.engine.pretend_usage import PretendDeath, PretendUsage
+from turbofit.launch.engine.pretend_usage import PretendUsage
+from turbofit.observe.ends import End
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,7 +47,7 @@ def torch_environment(
     return env
 
 
-def torch_death(plan: Plan, group: int, folder: Path) -> PretendDeath | None:
+def torch_death(plan: Plan, group: int, folder: Path) -> End | None:
     """The last refused allocation, as `pretend_death` tells it."""
     from turbofit.pretend.run import machine_files
     from turbofit.pretend.shared import read_shared
@@ -60,13 +61,14 @@ def torch_death(plan: Plan, group: int, folder: Path) -> PretendDeath | None:
     if not processes:
         return None
     last = usages[max(processes, key=lambda one: one.refused_at).pid].refused[-1]
-    return PretendDeath(
+    return End(
+        kind="out_of_memory",
         gpu=plan.parallel.groups[group][last.device],
         phase=last.phase,
         where=(last.site or "").partition(" < ")[0],
-        requested=last.requested,
+        asked=last.requested,
         left=last.left,
-        short=None if last.simulated else last.short,
+        missing=None if last.simulated else last.short,
         simulated=last.simulated,
     )
 

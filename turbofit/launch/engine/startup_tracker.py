@@ -65,12 +65,12 @@ class StartupTracker:
         self.slab: Slab | None = None
         self.warming: int | None = None
         self.fallback: EngineFallback | None = None
+        self._loop_failed: float | None = None
         self._begin_evidence()
         parsers = {"pytorch": parse_pytorch_line, "transformers": fallback_line}
         self._parse = parsers.get(plan.engine.name, parse_line)
         self._waits = 0
         self._waiting_since: float | None = None
-        self._loop_failed: float | None = None
 
     def see(self, text: str, count: int, now: float) -> list[str]:
         """Take in a line that came ``count`` times in a row; returns what people should read.
@@ -84,7 +84,7 @@ class StartupTracker:
         if event is None:
             return []
         if isinstance(event, LoopFailed) and self._loop_failed is None:
-            self._loop_failed = now
+            self._evidence_at = self._loop_failed = now
         if isinstance(event, Backpressure):
             self._wait(event, count, now)
             return []
@@ -159,6 +159,7 @@ class StartupTracker:
         self.raced = False
         self.in_vision = False
         self._evidence_at = float("-inf")
+        self._loop_failed = None
 
     def _evidence(self, event: PytorchEvent) -> None:
         """Keep the first fault, the frames after it and the last Python error."""

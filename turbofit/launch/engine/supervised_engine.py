@@ -9,18 +9,16 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
-from turbofit.core.errors import LaunchError
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
 from turbofit.launch.engine import kernel
 from turbofit.launch.engine.engine_client import EngineClient
-from turbofit.launch.engine.engine_exit import EngineExit, ending, fallback, hang, silence, stalled
+from turbofit.launch.engine.engine_exit import ending, fallback, hang, silence, stalled
 from turbofit.launch.engine.launches import HOST
-from turbofit.launch.engine.loop import loop_ended, no_cache, raced, torch_ran_out
 from turbofit.launch.engine.process import EngineProcess
 from turbofit.launch.engine.readiness_probe import Probe
 from turbofit.launch.engine.startup_tracker import StartupTracker
-from turbofit.observe.turbomind_log import TorchOutOfMemory
+from turbofit.observe.ends import End, EndKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
     from turbofit.launch.engine.launches import Launch, StartCommand
-    from turbofit.launch.engine.pretend_usage import PretendDeath
     from turbofit.launch.engine.worst_requests import ProbeRequest
 
 __all__ = ["Examiner", "SupervisedEngine", "Timing"]
@@ -74,6 +71,8 @@ _LOG: Final = LazyLogger(__name__)
 _LIVENESS_FAILURES: Final = 3
 #: Seconds between two looks at how many processes the kernel has killed for want of memory.
 _COUNT_SECONDS: Final = 30.0
+#: A server whose engine is dead refuses a request at once.
+_CONFIRM_SECONDS: Final = 2.0
 
 
 class SupervisedEngine:
@@ -161,7 +160,7 @@ class SupervisedEngine:
         self._probe = Probe(self._plan, self.client, check=check, exam=exam)
         self._probe.start()
 
-    def look(self, now: float, *, last: bool = False) -> EngineExit | None:
+    def look(self, now: float, *, last: bool = False) -> End | None:
         """Read on; how it ended, if it did.
 
         Args:
@@ -187,14 +186,17 @@ class SupervisedEngine:
         if self.tracker.fallback is not None:
             return fallback(self.tracker, self.log)
         if code is not None or self.tracker.loop_failed(now) or (last and self.tracker.failing):
-            return loop_ended(self.tracker, self._plan, self.log, self.death())
+            if code is None and self.state == "ready" and self.client.completes(_CONFIRM_SECONDS):
+                self.tracker.survived(float("inf"))  # a line that only looked like the engine's own
+                return None
+            return ending(None, self.tracker, self._plan, self.log, death=self.death())
         if self.tracker.hangs(now):
             return hang(self.tracker, self._plan, self.log)
         # A loop that ends fails its requests at once; the reason comes later, in the log.
         if probe.error is not None and not self.tracker.failing:
-            refused = probe.error
-            error = LaunchError(refused.message, hint=f"{refused.hint} ({self.log})")
-            return EngineExit("crash" if self.was_ready else "refused", error)
+            hint = f"{probe.error.hint} ({self.log})"
+            kind: EndKind = "crash" if self.was_ready else "refused"
+            return End(kind=kind, message=probe.error.message, hint=hint)
         if self.state == "starting" and now - self._began > self._timing.start:
             hours = self._timing.start / 3600
             return stalled(f"the engine was not ready after {hours:.2g} hours", self.log)
@@ -247,7 +249,7 @@ class SupervisedEngine:
             self.state, self.again_at = "waiting", now
         return excused
 
-    def death(self) -> PretendDeath | None:
+    def death(self) -> End | None:
         """On pretend GPUs, the allocation that was refused."""
         if self.start_command is None or self.start_command.timeline is None:
             return None
@@ -311,7 +313,7 @@ class SupervisedEngine:
             self._told = True
             self._tell(silence(self._plan, self.tracker.phase, self._timing.quiet))
 
-    def _ended(self, code: int) -> EngineExit:
+    def _ended(self, code: int) -> End:
         _LOG.info("%s ended with code %d in phase %s", self.name, code, self.tracker.phase)
         before, after = self._earlier_kills, kernel.host_kills()
         kills = None if before is None or after is None else after - before
@@ -319,19 +321,10 @@ class SupervisedEngine:
             notes: tuple[str, ...] = ()
         else:
             notes = kernel.driver_errors(self._kernel_began)
-        fault = self.tracker.fault is not None
-        if self._plan.engine.is_pytorch:
-            if isinstance(self.tracker.fault, TorchOutOfMemory):
-                return torch_ran_out(
-                    self.tracker.fault, self.tracker, self._plan, self.log, self.death()
-                )
-            if self.tracker.no_cache:
-                return no_cache(self.tracker, self._plan, self.log)
-            if self.tracker.raced:
-                return raced(self.log)
         return ending(
             code, self.tracker, self._plan, self.log,
-            death=self.death() if fault else None, host_kills=kills, notes=notes,
+            death=self.death() if self.tracker.fault is not None else None,
+            host_kills=kills, notes=notes,
         )  # fmt: skip
 
 

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.gateway.quarantine.suspects import Suspects
     from turbofit.gateway.routing.outage import Outage
-    from turbofit.launch.engine.engine_exit import EngineExit
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
     from turbofit.launch.serve.job import Job, PublicSide
     from turbofit.launch.serve.supervisor import StopSignal
+    from turbofit.observe.ends import End
 
 __all__ = ["Attempt"]
 
@@ -343,7 +343,7 @@ class Attempt:
         members = self._plan.parallel.groups[engine.group]
         return [gpu.uuid for gpu in self._plan.gpus if gpu.index in members]
 
-    def _ended(self, engine: SupervisedEngine, ending: EngineExit) -> None:
+    def _ended(self, engine: SupervisedEngine, ending: End) -> None:
         self._job.record.event("ended", f"{engine.name}: {ending.error.message}")
         if self._front is not None and self._server is not None:
             index = self._server.engines.index(engine)
@@ -351,7 +351,7 @@ class Attempt:
             with suppress(LaunchError):  # what it died of is not noted
                 self._front.call(lambda gateway: gateway.engine_ended(index, other_cause=other))
 
-    def _other_cause(self, engine: SupervisedEngine, ending: EngineExit) -> bool:
+    def _other_cause(self, engine: SupervisedEngine, ending: End) -> bool:
         """Whether no request can have ended an engine."""
         uuids, monitor = self._uuids(engine), self._gpu_monitor
         taken = monitor is not None and monitor.without_headroom(uuids)

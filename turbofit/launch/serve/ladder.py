@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Options
     from turbofit.core.plan import GpuLedger, Plan
-    from turbofit.launch.engine.engine_exit import EngineExit
+    from turbofit.observe.ends import End
 
 __all__ = ["MOST_RUNGS", "Rung", "merged", "rungs"]
 
@@ -37,7 +37,7 @@ class Rung(Struct):
     why: str
 
 
-def rungs(ended: EngineExit, plan: Plan, fixed: Options) -> Iterator[Rung]:
+def rungs(ended: End, plan: Plan, fixed: Options) -> Iterator[Rung]:
     """Steps that may help against an ending, the one that its phase needs first.
 
     Args:
@@ -69,7 +69,7 @@ def merged(before: Options, rung: Rung) -> Options:
     return {**before, **rung.changes}
 
 
-def _more_margin(ended: EngineExit, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
+def _more_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
     """A smaller cache (or another shape): the forecast was under by what it left and what missed.
 
     The engine took all that the forecast left in that phase and `missing` more, so that a plan with
@@ -92,7 +92,7 @@ def _more_margin(ended: EngineExit, plan: Plan, fixed: Mapping[str, Any]) -> Run
     )
 
 
-def _some_margin(ended: EngineExit, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
+def _some_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
     """A little less cache and the same shape, where the forecast had room enough.
 
     An error of all that it left is unlikely then: what was missing may be there at the next start.
@@ -122,7 +122,7 @@ def _left(gpu: GpuLedger, phase: str | None) -> int:
     return usable - (gpu.steady if phase == "warm-up" else gpu.peak)
 
 
-def _smaller_prefill(ended: EngineExit, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
+def _smaller_prefill(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
     """Half the tokens of a forward: the warm-up and every activation shrink with them.
 
     What is planned with holds for all engines, so that none gets more than it had.
@@ -139,7 +139,7 @@ def _smaller_prefill(ended: EngineExit, plan: Plan, fixed: Mapping[str, Any]) ->
     )
 
 
-def _fewer_units(ended: EngineExit, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:  # noqa: ARG001
+def _fewer_units(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:  # noqa: ARG001
     """Images of half the size."""
     rule, now = plan.model.image_rule, plan.limits.image_limit
     if rule is None or rule.limit_name in fixed or "image_size" in fixed:
@@ -150,7 +150,7 @@ def _fewer_units(ended: EngineExit, plan: Plan, fixed: Mapping[str, Any]) -> Run
     return Rung(changes={name: half}, why=f"images did not fit: {name} {half}")
 
 
-def _fewer_engines(ended: EngineExit, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:  # noqa: ARG001
+def _fewer_engines(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:  # noqa: ARG001
     """One engine less: each takes host memory of its own."""
     replicas = plan.parallel.replicas - 1
     if "replicas" in fixed or replicas < 1:

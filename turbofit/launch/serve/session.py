@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     import signal
 
     from turbofit.core.plan import Plan
-    from turbofit.launch.engine.engine_exit import EngineExit
     from turbofit.launch.serve.job import Job
     from turbofit.launch.serve.ladder import Rung
     from turbofit.launch.serve.supervisor import StopSignal
+    from turbofit.observe.ends import End
 
 __all__ = ["run_session"]
 
@@ -49,7 +49,7 @@ def run_session(job: Job, plan: Plan, stop: StopSignal) -> signal.Signals:
 
 
 def _climb(job: Job, plan: Plan, stop: StopSignal) -> signal.Signals:
-    failed: list[tuple[Plan, EngineExit, str]] = []
+    failed: list[tuple[Plan, End, str]] = []
     why, changes = "", dict(job.changes)
     while True:
         if failed:
@@ -90,7 +90,7 @@ def _remember(job: Job, plan: Plan, changes: dict[str, Any], why: str) -> None:
 
 
 def _next(
-    job: Job, plan: Plan, end: EngineExit, changes: dict[str, Any], failed: int
+    job: Job, plan: Plan, end: End, changes: dict[str, Any], failed: int
 ) -> tuple[Plan, Rung] | None:
     """The next rung that the planner can make a plan of, and that is another one."""
     if job.replan is None or not end.is_oom or failed > MOST_RUNGS:
@@ -116,7 +116,7 @@ def _engines(plan: Plan) -> tuple[object, ...]:
     return plan.settings, plan.limits, groups
 
 
-def _final(job: Job, failed: list[tuple[Plan, EngineExit, str]]) -> TurbofitError:
+def _final(job: Job, failed: list[tuple[Plan, End, str]]) -> TurbofitError:
     """The last error, with the table of all attempts before it where there were several."""
     end = failed[-1][1]
     if not end.is_oom:
@@ -133,14 +133,14 @@ def _final(job: Job, failed: list[tuple[Plan, EngineExit, str]]) -> TurbofitErro
     )
 
 
-def _table(failed: list[tuple[Plan, EngineExit, str]]) -> list[str]:
+def _table(failed: list[tuple[Plan, End, str]]) -> list[str]:
     """Forecast beside measured, a line a start."""
     lines = ["start  ratio  prefill  forecast peak (headroom)       ended: asked / left"]
     for number, (plan, end, why) in enumerate(failed):
         started = plan if end.group is None else plan.of_group(end.group)
         gpu = min(started.gpus, key=lambda one: one.headroom)
         settings = started.settings
-        requested = "?" if end.requested is None else mib(end.requested)
+        requested = "?" if end.asked is None else mib(end.asked)
         left = "?" if end.left is None else mib(end.left)
         lines.append(
             f"{number:5}  {settings.cache_max_entry_count:.3f}  "

@@ -7,9 +7,11 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec.structs import replace
+
 from turbofit.core.process.signals import raised_again, stop_signals, unblock
 from turbofit.gateway.routing.outage import Outage
-from turbofit.launch.engine.engine_exit import EndedError, EngineExit
+from turbofit.launch.engine.engine_exit import EndedError
 from turbofit.launch.engine.environment import check_port
 from turbofit.launch.engine.launches import HOST
 from turbofit.launch.engine.supervised_engine import SupervisedEngine, Timing
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.launch.engine.launches import Launch
     from turbofit.launch.engine.supervised_engine import Examiner
+    from turbofit.observe.ends import End
 
 __all__ = ["Server", "StopSignal", "StoppedError"]
 
@@ -143,7 +146,7 @@ class Server:
         *,
         check: bool = True,
         timing: Timing | None = None,
-        on_end: Callable[[SupervisedEngine, EngineExit], None] = lambda _engine, _ending: None,
+        on_end: Callable[[SupervisedEngine, End], None] = lambda _engine, _ending: None,
         on_rest: Callable[[Outage | None], None] = lambda _outage: None,
         clock: Callable[[], float] = time.monotonic,
         examiner: Examiner | None = None,
@@ -233,14 +236,14 @@ class Server:
             time.sleep(self._timing.tick)
         return stop.signal
 
-    def _mend(self, engine: SupervisedEngine, ended: EngineExit, now: float) -> None:
+    def _mend(self, engine: SupervisedEngine, ended: End, now: float) -> None:
         """Start it again later, or give up.
 
         Raises:
             EndedError: it would not help.
         """
         self._end(engine)
-        ended.group = engine.group
+        ended = replace(ended, group=engine.group)
         if not ended.retryable or not (engine.was_ready or ended.kind in ("killed", "raced")):
             if engine.was_ready:
                 self._on_end(engine, ended)

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from turbofit.core.json_types import Document
 from turbofit.core.plan import (
-    Death,
+    End,
     GpuLedger,
     Plan,
     Rehearsal,
@@ -74,7 +74,7 @@ def rehearse_pytorch_plan(plan: Plan, group: int = 0) -> Plan:
     return replace(plan, gpus=beside(plan, document, group), rehearsal=rehearsal)
 
 
-def unanswered(plan: Plan, document: Document) -> Death | None:
+def unanswered(plan: Plan, document: Document) -> End | None:
     """What the plan promises and the engine that served did not take; None: it took all.
 
     The longest prompt is as long as the engine takes one, which may be shorter than promised. The
@@ -199,7 +199,7 @@ def _rehearsal(document: Mapping[str, Any]) -> Rehearsal:
         ),
         death=None
         if death is None
-        else Death(
+        else End(
             phase=death["phase"],
             where=" < ".join(death["where"]) or death["message"][:200],
             asked=death["asked"],

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from turbofit.core.json_types import Document
-from turbofit.core.plan import Death, GpuLedger, Plan, Term
+from turbofit.core.plan import End, GpuLedger, Plan, Term
 from turbofit.memory.calibrated import BUFFERS, CONTEXT
 from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.pretend.documents import from_builtins
@@ -77,7 +77,7 @@ def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:
     return sum(term.bytes for term in terms if term.term in names)
 
 
-def unanswered(plan: Plan, document: Document) -> Death | None:
+def unanswered(plan: Plan, document: Document) -> End | None:
     """The first case of which the engine refused a request that the plan promises to serve.
 
     None: there is none. The plan itself refuses what is longer than its longest request.

@@ -19,8 +19,8 @@ from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
 from turbofit.tuner.cluster.kind_planner import KindPlanner, Promise
 from turbofit.tuner.resolved_request import vision_load_of
-from turbofit.tuner.search.context import longest_context
 from turbofit.tuner.search.share import evenly, share_out
+from turbofit.tuner.search.sizing import longest_context
 
 __all__ = ["Choice", "choose", "even_shares", "shares_of"]
 

@@ -15,16 +15,8 @@ from turbofit.core.struct import known
 from turbofit.memory.engines import engine_named
 from turbofit.memory.start_outcome import outcome_at
 from turbofit.memory.vision_load import vision_load_within
-from turbofit.tuner.explain.plan_document import (
-    PlanDraft,
-    accounts_of,
-    document,
-    host_of,
-    host_problem,
-    requests_held,
-    verdict_of,
-)
-from turbofit.tuner.resolved_request import ResolvedRequest
+from turbofit.tuner.explain.plan_document import document, requests_held, verdict_of
+from turbofit.tuner.resolved_request import ResolvedRequest, accounts_of, host_of, host_problem
 
 __all__ = ["Rebase"]
 
@@ -76,21 +68,21 @@ class Rebase:
         tokens = [account.tokens_at(ratio) for account, ratio in pairs]
         if not plan.by_group:
             tokens = [min(tokens)] * len(tokens)
-        parts = PlanDraft(
-            groups=groups,
-            settings=plan.settings,
-            vision_load=forward,
-            limit=limits.image_limit,
+        held = requests_held(accounts, tokens, vision_load)
+        made = document(
+            request,
+            engine,
+            accounts,
             fits=True,
             verdict=verdict_of(request, groups, accounts, tokens, vision_load),
             parallel_reason=plan.parallel.reason,
             host=host,
-            at_once=tuple(one.at_once for one in plan.by_group),
-            held=None
-            if request.promised_requests is None
-            else requests_held(accounts, tokens, vision_load),
+            settings=plan.settings,
+            vision_load=forward,
+            limit=limits.image_limit,
+            held=None if request.promised_requests is None else held,
+            at_once=[one.at_once for one in plan.by_group],
         )
-        made = document(request, parts, accounts, engine)
         return replace(
             plan, verdict=made.verdict, kv=made.kv, gpus=made.gpus, host=made.host,
             limits=made.limits, by_group=made.by_group, held=made.held,

@@ -25,7 +25,7 @@ from turbofit.core.units import MIB
 from turbofit.memory.engine import Engine
 from turbofit.memory.engines import check_options, engine_for
 from turbofit.tuner.resolved_request import ResolvedRequest
-from turbofit.tuner.search.groups import kinds as card_kinds
+from turbofit.tuner.search.shapes import kinds as card_kinds
 
 __all__ = ["NETWORK", "Team", "span_engine", "span_request", "teams"]
 

@@ -22,14 +22,15 @@ from turbofit.memory.transformers.model_copy import ModelCopy, Placement, load_o
 from turbofit.memory.transformers.placement import fewest_offloaded, holds, nowhere, place_all
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
-from turbofit.tuner.search.constraints import chosen_dtype
-from turbofit.tuner.search.context import (
+from turbofit.tuner.search.shape import chosen_dtype
+from turbofit.tuner.search.shapes import split_over_slices
+from turbofit.tuner.search.sizing import (
     CONTEXT_STEP,
     ROUND_CONTEXT,
+    bisect,
     excess_tokens,
     shortest_context,
 )
-from turbofit.tuner.search.shapes import split_over_slices
 
 __all__ = ["Chosen", "search"]
 
@@ -257,9 +258,7 @@ def _longest(request: ResolvedRequest, copy: ModelCopy, vision_load: VisionLoad,
     shortest, high = low, request.model.text.max_position_embeddings
     if fits(high):
         return high
-    while high - low > CONTEXT_STEP:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
+    low, _ = bisect(fits, low, high, CONTEXT_STEP)
     rounded = low // ROUND_CONTEXT * ROUND_CONTEXT
     return rounded if rounded >= shortest else max(shortest, low // CONTEXT_STEP * CONTEXT_STEP)
 

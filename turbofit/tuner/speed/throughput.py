@@ -10,7 +10,8 @@ published figures.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil
+from math import ceil, exp
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -20,16 +21,34 @@ from turbofit.core.plan import Settings, Throughput
 from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
 from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
-from turbofit.tuner.speed.all_reduce import AllReduce, all_reduce_of
-from turbofit.tuner.speed.evictions import crowd_of
-from turbofit.tuner.speed.forward import forward_pass_of
-from turbofit.tuner.speed.rates import GpuRates, Rates, card_of, rates
-from turbofit.tuner.speed.work import StepWork, vision_seconds, work_of
+from turbofit.tuner.speed.links import AllReduce, all_reduce_of
+from turbofit.tuner.speed.rates import (
+    GpuRates,
+    Rates,
+    StepWork,
+    card_of,
+    rates,
+    vision_seconds,
+    work_of,
+)
 
 __all__ = [
-    "BatchLimits", "ClosedLoad", "GroupRates", "Speed", "counted_tokens", "group_rates",
-    "group_speed", "request_tokens", "speed_of", "total", "workload_of",
-]  # fmt: skip
+    "BatchLimits",
+    "ClosedLoad",
+    "Crowd",
+    "ForwardPass",
+    "GroupRates",
+    "Speed",
+    "counted_tokens",
+    "crowd_of",
+    "forward_pass_of",
+    "group_rates",
+    "group_speed",
+    "request_tokens",
+    "speed_of",
+    "total",
+    "workload_of",
+]
 
 
 class Speed(Struct):
@@ -128,15 +147,7 @@ class GroupRates(Struct):
 def group_rates(
     model: Model, settings: Settings, machine: Machine, gpus: Sequence[Gpu], engine: Engine
 ) -> GroupRates:
-    """The rates of one group.
-
-    Args:
-        model: the checkpoint.
-        settings: ``tp``, and what decides the size of a cached token.
-        machine: for the links.
-        gpus: the group.
-        engine: the engine generation's figures.
-    """
+    """The rates of one group; of the settings ``tp`` counts, and what sizes a cached token."""
     return GroupRates(
         work=work_of(model, settings, engine),
         card=card_of(gpus, rates(), machine.measured),
@@ -230,3 +241,85 @@ def total(speeds: Sequence[Speed], measured: Measured | None = None) -> Throughp
         seconds_to_first_token=round(max(speed.seconds_to_first_token for speed in speeds), 3),
         median_error=round(figures.median_error, 3),
     )
+
+
+class ForwardPass(Struct):
+    """What the forwards of one engine share.
+
+    ``launches`` are seconds that no batch shortens, ``reduce_launches`` those of all-reduces;
+    ``token_reduces`` are seconds of one token on links.
+    """
+
+    work: StepWork
+    card: GpuRates
+    launches: float
+    reduce_launches: float
+    token_reduces: float
+
+    def seconds(self, tokens: float, *, pairs: float = 0.0, cached: float = 0.0) -> float:
+        """One forward.
+
+        A product reads its weights while it computes, and the slower of both counts: few rows are
+        bound by memory, many by FLOPs. Attention runs between products and hides behind neither.
+
+        Args:
+            tokens: that run through the layers.
+            pairs: of a token and one that it looks at, where a prompt is computed.
+            cached: tokens whose keys and values are read.
+        """
+        work, card = self.work, self.card
+        products = max(
+            work.read_bytes(tokens) / card.bandwidth, tokens * work.token_flops / card.flops
+        )
+        attention = pairs * work.pair_flops / card.flops + cached * work.kv_bytes / card.bandwidth
+        return products + attention + self.reduces(tokens) + self.launches
+
+    def reduces(self, tokens: float) -> float:
+        """Seconds that a forward of so many tokens spends on links."""
+        return self.reduce_launches + tokens * self.token_reduces
+
+
+def forward_pass_of(
+    work: StepWork, card: GpuRates, reduce: AllReduce, figures: Rates
+) -> ForwardPass:
+    """The forward of one engine on one group."""
+    reduces = 2 * work.layers
+    return ForwardPass(
+        work=work,
+        card=card,
+        launches=work.layers * figures.layer_seconds + figures.step_seconds,
+        reduce_launches=reduces * reduce.launch,
+        token_reduces=reduces * reduce.seconds_per_byte * work.hidden_bytes,
+    )
+
+
+#: Answers of one length leave room for more requests than could all end; the more their lengths
+#: differ, the sooner evictions begin. Beyond this there is nothing to tell apart.
+_LEAST_ROOM = 0.1
+
+
+class Crowd(NamedTuple):
+    """Requests that run on average, and the share of its answer that each computes again."""
+
+    running: float
+    again: float
+
+
+def crowd_of(
+    admitted: float, fitting: float, room: float, output: float, recomputed_share: float
+) -> Crowd:
+    """How a cache is shared; fitted to `tests/tuner/speed/simulated_cache.py`.
+
+    Args:
+        admitted: requests that the batch lets in.
+        fitting: requests whose prompt and whole answer the cache holds, one at least.
+        room: by which share more requests fit at their mean length than at their full one.
+        output: tokens of an answer. The more requests end while one is answered, the fewer are
+            evicted.
+        recomputed_share: the largest share of an answer that is computed again.
+    """
+    if admitted <= fitting:
+        return Crowd(admitted, 0.0)
+    evicting = 1 - exp((1 - admitted / fitting) / max(room, _LEAST_ROOM))
+    running = min(admitted, fitting * (1 + room * evicting))
+    return Crowd(running, evicting * recomputed_share / (1 + fitting / output))

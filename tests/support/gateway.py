@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from PIL import Image
 
-from bench.common.plans import model, plausible_plan
+from tests.support.plans import model, plausible_plan
 from turbofit.core.images import PatchRule, TileRule
 from turbofit.core.plan import Limits, Plan
 from turbofit.gateway.config import GatewayConfig

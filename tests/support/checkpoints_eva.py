@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.common.checkpoints import _write
+from tests.support.checkpoints import _write
 
 __all__ = ["make_cogvlm", "make_glm4v"]
 

@@ -1,3 +1,5 @@
+"""None"""
+
 from __future__ import annotations
 
 from itertools import pairwise
@@ -7,7 +9,7 @@ from msgspec.structs import replace
 
 from turbofit.core.machine import Pcie
 from turbofit.machine.spec import parse_spec
-from turbofit.tuner.speed.all_reduce import AllReduce, all_reduce_of
+from turbofit.tuner.speed.links import AllReduce, all_reduce_of
 from turbofit.tuner.speed.rates import rates
 
 SIZES = [1 << 12, 1 << 20, 1 << 27]

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.common.processes import HANG, Child, free_port
+from tests.support.processes import HANG, Child, free_port
 from turbofit.launch.engine.image import flat_png
 
 __all__ = ["Served", "image", "serve_pretend", "start_turbofit"]

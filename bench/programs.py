@@ -9,7 +9,7 @@ from pathlib import Path
 
 __all__ = ["show_programs"]
 
-_BENCH = Path(__file__).resolve().parents[1]
+_BENCH = Path(__file__).resolve().parent
 
 
 def show_programs(bench: str, names: Sequence[str], words: Sequence[str] | None = None) -> int:

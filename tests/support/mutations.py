@@ -6,7 +6,7 @@ import json
 import random
 from typing import Any
 
-from bench.common.gateway import data_url, picture
+from tests.support.gateway import data_url, picture
 
 PATHS = (
     "/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/messages/count_tokens",

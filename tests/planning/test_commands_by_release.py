@@ -10,8 +10,7 @@ from msgspec.structs import replace
 import turbofit
 from turbofit.core.plan import Plan, Settings
 from turbofit.memory.versions import parse
-from turbofit.planning.commands import commands
-from turbofit.planning.option_releases import _releases, came_later, grouped
+from turbofit.planning.commands import _releases, came_later, commands, grouped
 
 #: Every option that a command of ours can have, with values that nothing is without.
 ALL = Settings(

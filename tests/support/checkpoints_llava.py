@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.common.checkpoints import _TEXT, _qwen2, _write
+from tests.support.checkpoints import _TEXT, _qwen2, _write
 
 __all__ = ["make_llava"]
 
