@@ -3,41 +3,35 @@
 from __future__ import annotations
 
 import os
-import re
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from turbofit.batch.batch_spec import ANSWER_TOKENS
-from turbofit.batch.item import CHAT, BatchItem, ItemError, digest_of
+from turbofit.batch.item import (
+    CHAT,
+    BatchInput,
+    BatchItem,
+    ItemError,
+    PromptTemplate,
+    chat_body,
+    digest_of,
+)
+from turbofit.batch.table import open_table
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from turbofit.batch.batch_spec import BatchSpec
-    from turbofit.core.json_types import JsonObject
 
-__all__ = ["BatchInput", "PromptTemplate", "chat_body", "open_input"]
+__all__ = ["open_input"]
 
 _IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
-_PLACEHOLDER: Final = re.compile(r"\{\{(\w+)\}\}|\{([^{}\n\"':,]{1,128})\}")
 #: Bytes of one line: far above the largest body that the gateway takes.
 LONGEST_LINE: Final = 1 << 28
-
-
-class BatchInput(NamedTuple):
-    """An input: ``items`` reads it anew at each call, in the same order.
-
-    Relative paths of images begin in ``base``; ``max_tokens`` is the bound of answers to items that
-    state none, None where the server decides.
-    """
-
-    base: str
-    max_tokens: int | None
-    items: Callable[[], Iterator[BatchItem]]
 
 
 def open_input(path: Path, spec: BatchSpec) -> BatchInput:
@@ -67,8 +61,6 @@ def open_input(path: Path, spec: BatchSpec) -> BatchInput:
         _refuse(spec, "image_column", "a folder has no columns")
         return _folder(path, _prompt(spec), spec.max_tokens)
     if path.suffix.lower() in (".csv", ".parquet"):
-        from turbofit.batch.table import open_table
-
         return open_table(path, _prompt(spec), spec.image_column, spec.max_tokens)
     for name in ("prompt", "prompt_file", "image_column"):
         _refuse(spec, name, "a JSONL file has whole requests")
@@ -91,45 +83,6 @@ def _prompt(spec: BatchSpec) -> str | None:
             f"{spec.prompt_file} cannot be read: {getattr(exc, 'strerror', None) or exc}",
             hint="name a text file in UTF-8 with the prompt",
         ) from None
-
-
-class PromptTemplate:
-    """A prompt whose ``{word}`` are replaced; ``{{word}}`` stands for ``{word}`` itself.
-
-    Other braces stay, so that a prompt may hold JSON.
-
-    Args:
-        text: the prompt.
-        names: the placeholders that there are.
-
-    Raises:
-        UsageError: a placeholder that there is not.
-    """
-
-    def __init__(self, text: str, names: Iterable[str]) -> None:
-        self._text, known = text, tuple(names)
-        #: Placeholders that stand in the prompt.
-        self.used = {match[2] for match in _PLACEHOLDER.finditer(text) if match[2]}
-        if unknown := sorted(self.used - set(known)):
-            word = f"{{{unknown[0]}}}"
-            listed = ", ".join(f"{{{name}}}" for name in known[:20])
-            raise UsageError(
-                f"{word} in the prompt is no placeholder here",
-                hint=f"there are {listed}; write {{{word}}} for {word} itself",
-            )
-
-    def fill(self, values: Mapping[str, str]) -> str:
-        """The prompt of one item."""
-        return _PLACEHOLDER.sub(
-            lambda match: f"{{{match[1]}}}" if match[1] else values[match[2]], self._text
-        )
-
-
-def chat_body(prompt: str, images: list[str]) -> JsonObject:
-    """A chat request with images before its prompt."""
-    pictures = [{"type": "image_url", "image_url": {"url": url}} for url in images]
-    content = [*pictures, {"type": "text", "text": prompt}] if pictures else prompt
-    return {"messages": [{"role": "user", "content": content}]}
 
 
 def _folder(path: Path, prompt: str | None, max_tokens: int | None) -> BatchInput:

@@ -24,8 +24,8 @@ from turbofit.planning.resolve import model_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from turbofit.batch.batch_input import BatchInput
     from turbofit.batch.batch_spec import BatchSpec
+    from turbofit.batch.item import BatchInput
     from turbofit.batch.workload import BatchWorkload
     from turbofit.planning.request import PlanRequest
 

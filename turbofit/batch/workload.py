@@ -25,8 +25,7 @@ from turbofit.gateway.media.pictures import LARGEST_PIXELS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turbofit.batch.batch_input import BatchInput
-    from turbofit.batch.item import BatchItem
+    from turbofit.batch.item import BatchInput, BatchItem
     from turbofit.core.images import AnyImageRule
     from turbofit.core.json_types import JsonObject, Options
     from turbofit.core.model import Model
