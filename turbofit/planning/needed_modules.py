@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from turbofit.memory.pytorch.flash_attention import needed_modules
+from turbofit.memory.pytorch.activations import needed_modules
 
 if TYPE_CHECKING:
     from turbofit.core.model import Model
