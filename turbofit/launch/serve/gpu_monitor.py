@@ -16,7 +16,7 @@ from turbofit.core.units import MIB, format_bytes
 from turbofit.launch.engine.proc import group_of
 from turbofit.launch.serve.leases import open_margin
 from turbofit.launch.serve.preflight import who_grew
-from turbofit.machine.driver_calls import ask_driver
+from turbofit.machine.nvml import ask_driver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
