@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from turbofit.core.model import Model, Quantization
-from turbofit.memory.pytorch.constraints import tp_problem
+from turbofit.memory.pytorch.account import tp_problem
 from turbofit.memory.pytorch.weights import weight_classes
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import preset_model
