@@ -32,22 +32,22 @@ BUDGETS = {
     "rehearse": 7_410,
     "gateway": 12_140,
     "load": 1_260,
-    "launch": 14_940,
+    "launch": 14_730,
     "batch": 2_845,
     "diagnose": 6_460,
     "report": 6_935,
     "cli": 7_320,
     "turbofit": 335,
     "tests": 70_400,
-    "tests/support": 1_990,
-    "bench": 22_180,
+    "tests/support": 2_005,
+    "bench": 20_830,
 }
 #: A budget that is further above what it allows for than this is lowered.
 SLACK = 150
 #: Modules of fewer lines that one module beside them imports, and nobody else: they belong into it.
 FRAGMENT_LINES = 80
 #: Where a registry chooses a module by its name, or docs/adding.md tells people to add one.
-REGISTRIES = {"model/families", "core/images", "diagnose/doctor", "cli/commands"}
+REGISTRIES = {"model/families", "core/images", "cli/commands"}
 #: How many there are elsewhere. It only falls.
 MOST_FRAGMENTS = 31
 

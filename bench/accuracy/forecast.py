@@ -62,11 +62,6 @@ class Forecast(Struct):
         return "request" if self.outcome == "oom_on_request" else ""
 
     @property
-    def spare(self) -> int:
-        """Bytes that the tightest GPU keeps."""
-        return min(one.headroom for one in self.ledgers)
-
-    @property
     def has_margin(self) -> bool:
         """Whether more than the default margin is kept."""
         return all(one.headroom > one.margin for one in self.ledgers)

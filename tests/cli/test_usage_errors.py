@@ -138,7 +138,7 @@ def test_variables_profiles_and_keywords_have_the_same_answer(
     profile = tmp_path / "p.yaml"
     profile.write_text("model: internvl2-8b\nworkload:\n  max_model_len: 8192\n")
     said = refused(capsys, "plan", "-f", str(profile))
-    assert said[0].endswith(":3: max_model_len is nothing that workload knows")
+    assert said[0].endswith(": max_model_len is nothing that workload knows")
     assert said[1] == "an option of vLLM; here: context, below workload"
     with pytest.raises(UsageError) as error:
         turbofit.plan("internvl2-8b", on="1xrtx3090", tensor_parallel_size=2)

@@ -49,7 +49,7 @@ async def begun(plan: Plan, *bodies: object) -> int:
     await asyncio.gather(*calls)
     assert len(recorder.seen) == len(bodies)
     (engine,) = app.engines
-    assert (engine.units, engine.host_bytes, engine.places) == (0, 0, 0)
+    assert (engine.units, engine.host_bytes) == (0, 0)
     assert engine.gate is not None
     assert (engine.gate.counted, engine.gate.reserved) == (0, 0)
     return early

@@ -61,6 +61,10 @@ def test_a_count_as_people_write_it(spec, count, name):
         ("2 rtx3090 and rtx4090", ["3090", "3090", "4090"]),
         ("2xrtx3090\n1xl4", ["3090", "3090", "L4"]),
         ("NVIDIA GeForce RTX 3090, 24576 MiB", ["3090"]),
+        (
+            "index, name, memory.total [MiB]\n0, NVIDIA L4, 23034 MiB\n1, NVIDIA L4, 23034 MiB",
+            ["L4"] * 2,
+        ),
     ],
 )
 def test_cards_in_a_list(spec: str, names: list[str]):

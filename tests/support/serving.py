@@ -41,7 +41,7 @@ class Served:
         assert line.endswith(f":{self.port}"), (line, self.child.stderr)
 
     def ask(
-        self, path: str, body: Any = None, *, timeout: float = HANG
+        self, path: str, body: Any = None, *, timeout: float = HANG, **headers: str
     ) -> tuple[int, dict[str, str], Any]:
         """Status, headers and JSON."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
@@ -49,12 +49,12 @@ class Served:
             data = None if body is None else json.dumps(body)
             connection.request(
                 "GET" if body is None else "POST", path, data,
-                {"Content-Type": "application/json"},
+                {"Content-Type": "application/json", **headers},
             )  # fmt: skip
             answer = connection.getresponse()
             raw = answer.read()
-            headers = {k.lower(): v for k, v in answer.getheaders()}
-            return answer.status, headers, json.loads(raw) if raw else None
+            told = {k.lower(): v for k, v in answer.getheaders()}
+            return answer.status, told, json.loads(raw) if raw else None
         finally:
             connection.close()
 

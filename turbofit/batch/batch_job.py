@@ -15,10 +15,10 @@ from turbofit.batch.request_body import BodyWriter, ImageLimits
 from turbofit.batch.sender import Sender
 from turbofit.batch.server_process import ServerProcess, server_plan
 from turbofit.core.errors import UsageError
+from turbofit.core.process.ports import open_files
 from turbofit.core.process.progress import Step, under_way
 from turbofit.core.struct import Struct, const, doc
 from turbofit.core.version import __version__
-from turbofit.gateway.http.sockets import open_files
 from turbofit.launch.serve.runs import requests_at, waiting_words
 
 if TYPE_CHECKING:

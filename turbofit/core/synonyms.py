@@ -15,7 +15,7 @@ import msgspec
 from turbofit.core.presets import converted, load_yaml, preset_path
 from turbofit.core.struct import Struct
 
-__all__ = ["Synonym", "command_synonym", "near", "synonym"]
+__all__ = ["Synonym", "command_synonym", "meant", "near", "synonym"]
 
 #: Names less alike are no misspellings of each other.
 _ALIKE: Final = 0.8
@@ -79,3 +79,19 @@ def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:
     from difflib import get_close_matches
 
     return get_close_matches(name, list(known), n=count, cutoff=_ALIKE)
+
+
+def meant(word: str, known: Iterable[str], form: str = "", value: str | None = None) -> str:
+    """The hint for a word that nothing here has: its name here, the nearest ones, or all.
+
+    Args:
+        word: what was typed.
+        known: what could stand there.
+        form: as of :meth:`Synonym.here`; empty where no other program's word stands there.
+        value: as there.
+    """
+    if form and (found := synonym(word)):
+        return found.here(value, form)
+    known = list(dict.fromkeys(known))
+    alike = near(word, known, 3)
+    return f"did you mean {' or '.join(alike)}?" if alike else f"it knows {', '.join(known)}"

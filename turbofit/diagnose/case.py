@@ -15,7 +15,7 @@ from turbofit.machine.source import machine_from
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.planning.plan import predict
-from turbofit.planning.predict_request import PredictRequest
+from turbofit.planning.request import PredictRequest
 
 if TYPE_CHECKING:
     from turbofit.core.machine import Gpu, Machine
@@ -142,7 +142,7 @@ class LogCase:
         return f"{number}x{key}" + (alone if number > 1 else "")
 
     def _row(self, line: int, gpu: SmiGpu) -> str:
-        """A GPU as a SPEC's line, with nvidia-smi's memory; its use counts where the engine had not begun.
+        """A GPU as a line of SPEC, with nvidia-smi's memory; use counts before the engine began.
 
         Torch's own text of who holds the card is nearer to the death, and goes before it.
         """

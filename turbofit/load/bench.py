@@ -7,8 +7,8 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from turbofit.core.process.ports import open_files
 from turbofit.core.process.signals import stop_signals
-from turbofit.gateway.http.sockets import open_files
 from turbofit.load.client import LoadClient
 from turbofit.load.driver import LoadRun
 from turbofit.load.prompt import PromptWriter

@@ -62,8 +62,11 @@ _ANY: Final = re.compile(
     r"(?:any\s+|gpu\s+)?(\d{1,4}(?:\.\d)?)\s*gi?b?(?:\s+(?:gpus?|cards?|vram))?", re.IGNORECASE
 )
 _SIZE: Final = re.compile(r"\d+\s*(?:[mg]i?b)", re.IGNORECASE)
-#: Commas that part no cards: 23,034 MiB.
-_GROUPED: Final = re.compile(r"(?<=\d),(?=\d{3}(?:,\d{3})*\s*[KMGT]i?B)", re.IGNORECASE)
+#: What parts no cards: the commas of 23,034 MiB; the head and the first column of nvidia-smi's CSV.
+_NO_PARTS: Final = re.compile(
+    r"(?<=\d),(?=\d{3}(?:,\d{3})*\s*[KMGT]i?B)|^.*\bname,.*$|^\s*\d+\s*,(?=.*MiB)",
+    re.IGNORECASE | re.MULTILINE,
+)
 #: What nvidia-smi prints: cards and slices of -L, a name with its memory.
 _SMI_LINES: Final = re.compile(r"[\n;]|(?=\bGPU\s+\d+:)|(?=\bMIG\s+\S+\s+Device\b)")
 _SMI_GPU: Final = re.compile(r"GPU\s+\d+:\s*(.+?)\s*(?:\(UUID:[^)]*\)?)?")
@@ -138,7 +141,7 @@ def _cards_and_options(spec: str) -> tuple[list[str], list[str]]:
     """The texts of groups, and those of machine options."""
     cards: list[str] = []
     options: list[str] = []
-    for line in _lines(_GROUPED.sub("", spec)):
+    for line in _lines(_NO_PARTS.sub("", spec)):
         alone = False  # the card before has no size of its own
         for part in map(str.strip, line.split(",")):
             if not part or "=" in part.partition(":")[0] or part.lower() in _OPTIONS:

@@ -126,9 +126,9 @@ def _address(path: str, kind: str, host: str) -> Name:
             f"{hub_id}:{tag[:60]} has a tag, and a hub has revisions",
             hint=f"name {hub_id}, or {hub_id}@REVISION",
         )
-    asked, note = "modelscope" if uses_modelscope() else "hf", ""
-    if kind and kind != asked:
-        note = f"the address is of {_HUBS[kind]}, and LMDeploy downloads from {_HUBS[asked]}: "
+    hub, note = "modelscope" if uses_modelscope() else "hf", ""
+    if kind and kind != hub:
+        note = f"the address is of {_HUBS[kind]}, and LMDeploy downloads from {_HUBS[hub]}: "
         note += "LMDEPLOY_USE_MODELSCOPE=True, or none, says which"
     elif "mirror" in host and host not in os.environ.get("HF_ENDPOINT", ""):
         note = f"the address is a mirror's: HF_ENDPOINT=https://{host} downloads from it"
@@ -185,10 +185,10 @@ def _parts(name: str) -> tuple[str | None, list[JsonObject], str]:
     sized = ((key, to) for key, to in begins if key and re.search(r"\db\b", key))
     preset, end_of = next(sized, (None, 0))
     rest, found = "-".join(words[end_of:]), []
-    own = preset is not None and load_preset(preset).hub_id.lower().startswith(f"{owner}/")
+    of_owner = preset is not None and load_preset(preset).hub_id.lower().startswith(f"{owner}/")
     for end in _data()["ends"]:
         pattern = rf"(?:^|-)(?:{end['words']})(?=-|$)"
-        if re.search(pattern, rest) and (own or not owner or not end.get("of_owner")):
+        if re.search(pattern, rest) and (of_owner or not owner or not end.get("of_owner")):
             found.append(end)
             rest = re.sub(pattern, "", rest)
     return preset, found, rest.strip("-")

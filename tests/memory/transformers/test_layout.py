@@ -6,7 +6,6 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.support.standin.standin_engine import shim_torchvision
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu
 from turbofit.core.model import Model, ModelSource, Quantization, TextDims
@@ -69,7 +68,6 @@ INSIDE = {"LlavaOnevisionForConditionalGeneration": "qwen2", "InternVLForConditi
 
 def tiny(architecture):
     """The class itself, without storage."""
-    shim_torchvision()
     import torch
     import transformers
 
