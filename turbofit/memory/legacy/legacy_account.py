@@ -37,9 +37,15 @@ _PAGE = 2 << 20
 #: What torch keeps of loading: part of ``before``, and of its peak.
 _KEPT = "torch_cache"
 
+#: Text tokens of a request around its images.
+_PROMPT: Final = 64
+
 
 class GroupAccount(Account):
-    """One model under one set of settings on one group of GPUs.
+    """What the accounts of all older engines add to the common one.
+
+    What the allocators keep of the first image is part of ``pool_warmup``, as most of them warm
+    nothing up; and what comes after the cache can depend on it.
 
     Args:
         settings: the engine's options; the ratio comes later, in :meth:`at`.
@@ -93,10 +99,6 @@ class GroupAccount(Account):
     def missing_at(self, ratio: float) -> int:
         """Bytes by which the tightest GPU misses its margin at this ratio; 0 where none does."""
         return max(0, *(one.margin - one.headroom for one in self.at(ratio).ledgers))
-
-
-#: Text tokens of a request around its images.
-_PROMPT: Final = 64
 
 
 def legacy_account(
@@ -351,9 +353,3 @@ class _WarmedAccount(LegacyAccount):
         """KV blocks that the longest warm-up request needs: with fewer, start-up never ends."""
         forward = self._forward(self.settings.session_len)
         return -(-forward.warmup_tokens // self.block_tokens)
-
-
-# What the accounts of all older engines add to the common one.
-#
-# What the allocators keep of the first image is part of ``pool_warmup``, as most of them warm
-# nothing up; and what comes after the cache can depend on it.
