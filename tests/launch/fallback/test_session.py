@@ -25,7 +25,7 @@ from turbofit.launch.engine.startup_tracker import StartupTracker
 from turbofit.launch.engine.worst_requests import worst_request
 from turbofit.launch.fallback.longest import longest_request
 from turbofit.machine.source import machine_from
-from turbofit.memory.transformers.transformers_engine import Transformers
+from turbofit.memory.transformers.transformers_account import Transformers
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.planning.commands import commands, private_commands, refuse_options

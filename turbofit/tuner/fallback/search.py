@@ -18,8 +18,15 @@ from turbofit.core.errors import UsageError
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
 from turbofit.core.struct import known
-from turbofit.memory.transformers.model_copy import ModelCopy, Placement, load_of
-from turbofit.memory.transformers.placement import fewest_offloaded, holds, nowhere, place_all
+from turbofit.memory.transformers.activations import (
+    ModelCopy,
+    Placement,
+    fewest_offloaded,
+    holds,
+    load_of,
+    nowhere,
+    place_all,
+)
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.shape import chosen_dtype
