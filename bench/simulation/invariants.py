@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from bench.simulation.gateway import SimulatedGatewayThread
     from bench.simulation.scheduler import Process
     from bench.simulation.world import World
-    from turbofit.core.json_types import Document
     from turbofit.core.plan import Plan
     from turbofit.launch.serve.record import RunRecord
 
@@ -49,15 +48,6 @@ class Invariants:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        #: By card, the living turbofits that have started engines on it.
-        self._planned: dict[int, dict[Process | None, None]] = {}
-        #: Turbofits and cards where one sized a cache when the other had given back what it held
-        #: when that engine started, and its ratio was chosen: known, not mended.
-        self._raced: set[tuple[Process | None, int]] = set()
-        #: Turbofits and cards whose memory two plans share, since a broken disk kept a lease.
-        self._overlaps: set[tuple[Process, int]] = set()
-        #: By engine, what each other turbofit held of its cards then.
-        self._held: dict[SimulatedEngine, dict[tuple[Process | None, int], int]] = {}
         #: What each turbofit's newest plan will take of each card at most, its margin included.
         self._needs: dict[Process, dict[int, int]] = {}
         #: When engines ended, by killing request and kind of engine; when a request was refused.
@@ -75,29 +65,6 @@ class Invariants:
             if other is not engine and shared and other.owner is engine.owner:
                 self._world.violate(f"two engines of one turbofit on GPU {engine.gpus}")
                 break
-        for index in engine.gpus:
-            self._planned.setdefault(index, {})[engine.owner] = None
-        self._held[engine] = self._held_beside(engine)
-
-    def cache_sized(self, engine: SimulatedEngine) -> None:
-        """An engine sizes its cache: who holds less of its cards than when it started?
-
-        Whoever has planned since with what was given back may lack it, too.
-        """
-        then, now = self._held.pop(engine), self._held_beside(engine)
-        for (process, index), held in then.items():
-            if now.get((process, index), 0) < held:
-                since = [one for one, card in now if card == index and (one, card) not in then]
-                self._raced |= {(one, index) for one in (process, engine.owner, *since)}
-
-    def _held_beside(self, engine: SimulatedEngine) -> dict[tuple[Process | None, int], int]:
-        """Bytes that the other turbofits' engines hold of an engine's cards."""
-        return {
-            (process, index): self._held_by(process, index)
-            for index in engine.gpus
-            for process in self._planned.get(index, {})
-            if process is not engine.owner
-        }
 
     def _held_by(self, process: Process | None, index: int) -> int:
         held = self._world.machine.cards[index].held
@@ -107,12 +74,6 @@ class Invariants:
         """No engine lacks memory for an admitted request, but for what nobody could foresee."""
         world = self._world
         world.count("out of memory while serving")
-        if any((engine.owner, index) in self._raced for index in engine.gpus):
-            world.count("out of memory after memory was given back while a cache was due (known)")
-            return
-        if any((engine.owner, index) in self._overlaps for index in engine.gpus):
-            world.count("out of memory after a broken disk kept a lease")
-            return
         if not self._surprised(engine):
             world.violate(
                 f"engine {engine.pid} ran out of memory though nobody took any and it took no more "
@@ -121,37 +82,23 @@ class Invariants:
 
     def _surprised(self, engine: SimulatedEngine) -> bool:
         """Whether somebody holds on its cards what its plan could not foresee: a stranger who came
-        since, or an engine that takes more than its forecast."""
+        since, an engine that takes more than its forecast, or one of another turbofit, whose end
+        while a cache was sized may have made that larger (known, not mended)."""
         machine, cards = self._world.machine, set(engine.gpus)
         strangers = any(
             index in cards and since >= engine.planned_at
             for index, since in machine.strangers.values()
         )
         engines = [one for one in machine.engines.values() if cards & set(one.gpus)]
-        return strangers or any(one.fault.more for one in engines)
-
-    def calibrated(self, learned: Document) -> None:
-        """What is kept of a calibration is no less than engines take beyond the estimates.
-
-        Where no log said what was free at the cache, only what is left after it is known.
-        """
-        beyond = self._world.machine.beyond
-        if any(one["free"] is None for one in learned["seen"]):
-            beyond = min(0, beyond)
-        for one in learned["calibrations"] if learned["kept"] else ():
-            more = one["context"] + one["buffers"]
-            if more < beyond:
-                self._world.violate(f"{more} bytes were learned where engines take {beyond} more")
+        others = any(one.fault.more or one.owner is not engine.owner for one in engines)
+        return strangers or others
 
     def reserved(self, process: Process, plan: Plan) -> None:
         """A plan takes nothing that another turbofit's engines will still take."""
         for gpu in plan.gpus:
             left = self._world.machine.cards[gpu.index].free - self._pending(process, gpu.index)
             overlaps = gpu.most - gpu.used > max(0, left)
-            self._overlaps.discard((process, gpu.index))
-            if overlaps and self._unknown(process, gpu.index):
-                self._overlaps |= {(one, gpu.index) for one in (process, *self._needs)}
-            elif overlaps:
+            if overlaps and not self._unknown(process, gpu.index):
                 self._world.violate(
                     f"a plan of turbofit {process.pid} takes {gpu.most - gpu.used} bytes of GPU "
                     f"{gpu.index}, where others leave {left}"
@@ -188,8 +135,6 @@ class Invariants:
     def process_ended(self, process: Process) -> None:
         """A turbofit plans nothing any more."""
         self._needs.pop(process, None)
-        for owners in self._planned.values():
-            owners.pop(process, None)
 
     # -- requests
 
@@ -198,7 +143,7 @@ class Invariants:
         request.answered_by.append(engine.pid)
         if engine.hung:
             self.engine_fails(engine)
-        if request.end and not (request.end == "lost" and self._world.network.request):
+        if request.end:
             self._world.violate(f"request {request.number} reached an engine after its end")
 
     def ended_by(self, request: Request, engine: SimulatedEngine) -> None:

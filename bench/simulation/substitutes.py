@@ -25,12 +25,11 @@ from unittest.mock import patch
 
 import msgspec
 
-from bench.simulation import calibration
-from bench.simulation.engine_process import SimulatedEngineProcess
+from bench.simulation.engine import SimulatedEngineProcess
 from bench.simulation.gateway import SimulatedGatewayThread
 from bench.simulation.loop import SimulatedSocket
+from bench.simulation.machine import SimulatedNvml
 from bench.simulation.modules import (
-    BatchOs,
     DiskOs,
     LeaseOs,
     SimulatedThreading,
@@ -40,7 +39,6 @@ from bench.simulation.modules import (
     current,
     world,
 )
-from bench.simulation.nvml import SimulatedNvml
 from bench.simulation.plans import remembered
 from bench.simulation.scheduler import Event
 from turbofit.core.errors import LaunchError
@@ -63,7 +61,7 @@ _LMDEPLOY = Lmdeploy("0.18.0", ("python",))
 _HELPS = Remedies((Remedy(change="more memory", effect="fits (not searched for here)"),), ())
 _ROOMS = (
     "turbofit.core", "turbofit.gateway", "turbofit.launch.serve", "turbofit.launch.engine",
-    "turbofit.launch.models", "turbofit.launch.calibrate", "turbofit.batch",
+    "turbofit.launch.models",
     "turbofit.cli", "turbofit.planning", "turbofit.machine", "turbofit.observe",
 )  # fmt: skip
 
@@ -158,15 +156,6 @@ def _replace_file(real: Any, disk: DiskOs) -> Any:
 
 
 _WRITES, _NAMES = itertools.count(), itertools.count()
-
-
-def _open_beside(path: Path) -> tuple[int, str]:
-    """`core.process.files.open_beside`: what a process has open goes with it."""
-    descriptor, name = files.open_beside(path)
-    process = world().scheduler.process
-    if process is not None:
-        process.descriptors.append(descriptor)
-    return descriptor, name
 
 
 _drawn = cache(flat_png)
@@ -274,7 +263,7 @@ def _machine(one: World) -> _Replacements:
     yield "turbofit.machine.nvml.Nvml", partial(SimulatedNvml, machine)
     for module in (f"{_SERVE}.gpu_monitor", "turbofit.machine.nvml_machine"):
         yield f"{module}.ask_driver", lambda question, _, **_given: question()
-    yield f"{_SERVE}.gpu_monitor._heat", one.heat
+    yield f"{_SERVE}.gpu_monitor._heat", lambda _: []
     yield f"{_ENGINE}.kernel.host_kills", lambda: machine.host_kills
     yield f"{_ENGINE}.kernel.driver_errors", lambda _: ()
     yield f"{_ENGINE}.kernel.uptime", clock.monotonic
@@ -285,8 +274,6 @@ def _machine(one: World) -> _Replacements:
     yield f"{_SERVE}.leases.os", LeaseOs()
     yield f"{_SERVE}.reservations.os", LeaseOs()
     yield f"{_SERVE}.record.os", LeaseOs()
-    yield "turbofit.batch.output_file.os", BatchOs()
-    yield "turbofit.batch.output_file.open_beside", _open_beside
     yield "turbofit.core.process.files.os", disk
     yield "turbofit.core.process.files.token_hex", lambda _: str(next(_NAMES))
     yield "turbofit.core.process.files._replace", _replace_file(files._replace, disk)
@@ -303,14 +290,6 @@ def _gateway(one: World) -> _Replacements:
     # What looks at nothing does so less often: a day has 86,400 seconds.
     yield "turbofit.gateway.routing.health._TICK", 600.0
     yield f"{_ENGINE}.readiness_probe._PAUSE", 300.0
-
-
-def _batch(one: World) -> _Replacements:
-    yield "turbofit.batch.sender.random", one.delays
-    yield "turbofit.batch.batch_job.open_files", lambda _: None
-    # Who is told of progress is nobody, and memory is the disk.
-    yield "turbofit.batch.batch_job._TICK_SECONDS", 600.0
-    yield "turbofit.batch.batch_run._SYNC_SECONDS", 60.0
 
 
 def _installed_and_shown(one: World) -> _Replacements:
@@ -336,8 +315,6 @@ def _replacements(one: World) -> _Replacements:
     yield from _processes(one)
     yield from _machine(one)
     yield from _gateway(one)
-    yield from _batch(one)
-    yield from calibration.replacements(one)
     yield from _installed_and_shown(one)
     yield from _pure()
 
