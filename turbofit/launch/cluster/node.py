@@ -195,9 +195,9 @@ class NodeActor:
         folder = self._folder
         argv = [
             "/bin/sh", "-c", _BETWEEN, "sh", sys.executable, "-m", "turbofit", "serve",
-            "--plan", f"{folder}/plan-{digest}.json", "--host", self._host, "--port", str(self._port),
-            "--front-key-file", f"{folder}/key", "--lease", f"{folder}/lease",
-            *server_words(os.environ), *words,
+            "--plan", f"{folder}/plan-{digest}.json",
+            "--host", self._host, "--port", str(self._port), "--front-key-file",
+            f"{folder}/key", "--lease", f"{folder}/lease", *server_words(os.environ), *words,
         ]  # fmt: skip
         with suppress(OSError):
             os.replace(folder / "serve.log", folder / "serve.log.1")
