@@ -27,22 +27,10 @@ def impossible(sizes: Collection[EngineCapacity], cost: Cost) -> Refusal | None:
     wide = [size for size in sizes if size.units is None or cost.units <= size.units]
     if not wide:
         widest = max(size.units for size in sizes if size.units is not None)
-        return Refusal(
-            400, "units_over_limit", f"{cost.units} vision units at once, the limit is {widest}"
-        )
+        return Refusal("units_over_limit", units=cost.units, widest=widest)
     roomy = [size for size in wide if size.host_bytes is None or cost.host_bytes <= size.host_bytes]
     if not roomy:
         most = max(size.host_bytes for size in wide if size.host_bytes is not None)
-        return Refusal(
-            400,
-            "images_over_limit",
-            f"images of {cost.host_bytes} bytes once decoded, the limit is {most}",
-        )
+        return Refusal("images_over_limit", size=cost.host_bytes, most=most)
     tokens, room = max((size.kv.reservation(cost), size.kv.room) for size in roomy)
-    return Refusal(
-        400,
-        "tokens_over_limit",
-        f"{cost.copies} copies may take {tokens} tokens of the cache, the limit of this gateway is "
-        f"{room}; ask for fewer copies or a smaller max_tokens",
-        param="n",
-    )
+    return Refusal("tokens_over_limit", copies=cost.copies, tokens=tokens, room=room, param="n")
