@@ -11,7 +11,7 @@ from turbofit.core.units import MIB
 from turbofit.memory.engine import Engine
 from turbofit.memory.engines import engine_named
 from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.legacy.group import GroupAccount
+from turbofit.memory.legacy.legacy_account import GroupAccount
 from turbofit.memory.legacy.legacy_engines import LegacyPytorch, LegacyTurbomind
 from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.memory.vision_load import NO_IMAGES, VisionLoad

@@ -103,6 +103,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.check == "registry":
         from bench.plans import registry
+        from tests.support.standin.standin_engine import mend_torchvision
+
+        mend_torchvision()
 
         page, broken = registry.table(), False
     else:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import page
-from tests.support.standin.standin_engine import shim_torchvision
 from turbofit.core.model import Model
 from turbofit.model.families.engines import TURBOMIND_VISION, engine_problem
 from turbofit.model.families.registry import VISION_READERS
@@ -44,7 +43,6 @@ class Listed(NamedTuple):
 @cache
 def listed() -> Listed:
     """What the installed LMDeploy lists."""
-    shim_torchvision()
     from lmdeploy.pytorch.models.module_map import MODULE_MAP, REMOVED_MODEL_MAP
     from lmdeploy.turbomind.supported_models import SUPPORTED_ARCHS
     from lmdeploy.vl.model import builder

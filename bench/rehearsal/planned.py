@@ -24,7 +24,7 @@ from turbofit.core.draft import Draft
 from turbofit.core.model import TextDims
 from turbofit.core.plan import GpuLedger, Plan
 from turbofit.core.units import MIB
-from turbofit.memory.pytorch.environment import segments
+from turbofit.memory.pytorch.constants import segments
 from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.model.draft_reader import read_draft
 from turbofit.model.source import resolve_model

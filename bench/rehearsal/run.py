@@ -20,10 +20,10 @@ from bench.rehearsal.grid import ROWS, Row
 from turbofit.core.model import Quantization
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
-from turbofit.memory.shared_terms import POOL_WARMUP
+from turbofit.memory.shared_terms import POOL_WARMUP, capability_of
+from turbofit.memory.turbomind.account import FUSES_NOTHING, warmup_tokens
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
-from turbofit.memory.turbomind.terms import FUSES_NOTHING, capability_of, warmup_tokens
 from turbofit.model.presets import find_preset, preset_model
 from turbofit.pretend.documents import from_builtins
 from turbofit.rehearse.checkpoint.header_only import write_model

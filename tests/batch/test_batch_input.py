@@ -8,8 +8,9 @@ import pytest
 
 from tests.batch.standin import request
 from turbofit.batch import batch_input
-from turbofit.batch.batch_input import PromptTemplate, open_input
+from turbofit.batch.batch_input import open_input
 from turbofit.batch.batch_spec import BatchSpec
+from turbofit.batch.item import PromptTemplate
 from turbofit.core.errors import UsageError
 
 

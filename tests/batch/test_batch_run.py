@@ -7,11 +7,11 @@ import threading
 import pytest
 
 from tests.batch.standin import items_of
+from turbofit.batch.batch_input import Survey, pending
+from turbofit.batch.batch_job import BatchProgress
 from turbofit.batch.batch_run import BatchRun, in_thread, run_together
 from turbofit.batch.item import BatchError, BatchItem, BatchLine, line_id
 from turbofit.batch.output_file import OutputFile
-from turbofit.batch.progress import BatchProgress
-from turbofit.batch.survey import Survey, pending
 from turbofit.core.errors import UnservedError
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from tests.batch.standin import items_of
 from turbofit.batch import output_file
+from turbofit.batch.batch_input import Survey
 from turbofit.batch.output_file import OutputFile
-from turbofit.batch.survey import Survey
 from turbofit.core.errors import UsageError
 
 DIGESTS = [11, 22, 33]

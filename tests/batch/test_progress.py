@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from turbofit.batch.progress import BatchProgress
+from turbofit.batch.batch_job import BatchProgress
 from turbofit.core.process.progress import Step
 
 

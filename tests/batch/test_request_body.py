@@ -9,8 +9,7 @@ import msgspec
 import pytest
 
 from turbofit.batch import request_body
-from turbofit.batch.batch_input import chat_body
-from turbofit.batch.item import BatchItem, ItemError
+from turbofit.batch.item import BatchItem, ItemError, chat_body
 from turbofit.batch.request_body import BodyWriter, ImageLimits, inlined
 from turbofit.core.images import TileRule
 from turbofit.launch.engine.image import flat_png

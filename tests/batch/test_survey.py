@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from tests.batch.standin import items_of
+from turbofit.batch.batch_input import SeenNames, Survey, pending
 from turbofit.batch.item import BatchItem
-from turbofit.batch.survey import SeenNames, Survey, pending
 from turbofit.core.errors import UsageError
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -19,14 +20,32 @@ INDEX = (BENCH / "README.md").read_text()
 COMMANDS = re.findall(r"^\| `python -m (bench\.[\w.]+)` \|", INDEX, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_bench_answers_help(command: str) -> None:
+#: One process for all: most of the time they import the same.
+HELP = """
+import contextlib, io, json, runpy, sys
+said = {}
+for command in sys.argv[1:]:
+    out, sys.argv = io.StringIO(), [command, "--help"]
+    try:
+        with contextlib.redirect_stdout(out):
+            runpy.run_module(command, run_name="__main__", alter_sys=True)
+    except SystemExit as exc:
+        said[command] = [exc.code, out.getvalue()]
+print(json.dumps(said))
+"""
+
+
+def test_benches_answer_help() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", command, "--help"],
+        [sys.executable, "-c", HELP, *COMMANDS],
         cwd=ROOT, capture_output=True, text=True, timeout=HANG, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"usage: python -m {command}")
+    said = json.loads(done.stdout)
+    assert list(said) == list(dict.fromkeys(COMMANDS))
+    for command, (code, text) in said.items():
+        assert code == 0
+        assert text.startswith(f"usage: python -m {command} ["), command
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -26,8 +26,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan
 from turbofit.core.struct import decode, to_json
-from turbofit.planning.predict_request import PredictRequest
-from turbofit.planning.request import PlanRequest
+from turbofit.planning.request import PlanRequest, PredictRequest
 
 Out = pytest.CaptureFixture[str]
 

@@ -179,20 +179,6 @@ def test_a_text_passes_images_that_wait_but_no_text_that_does() -> None:
     assert len(virtual_time.run(run())) == 5
 
 
-def test_copies_beyond_a_gateway_s_part_of_the_cache_are_refused() -> None:
-    async def run() -> Refusal:
-        kv = KvCache(tokens=20_000, longest=1024, block=64).shared(2, 1)
-        door = Admission([RoutedEngine(0, "http://e", gate=Gate(13, kv))])
-        await door.admit("a", Cost(tokens=UNSTATED))
-        with pytest.raises(Refusal) as caught:
-            await door.admit("a", Cost(tokens=UNSTATED, copies=100))
-        return caught.value
-
-    refusal = virtual_time.run(run())
-    assert (refusal.status, refusal.reason, refusal.param) == (400, "tokens_over_limit", "n")
-    assert "100 copies may take 115200 tokens" in refusal.message
-
-
 def test_those_who_wait_are_told_when_the_last_engine_dies() -> None:
     async def run():
         found = engines()

@@ -25,7 +25,7 @@ from turbofit.core.errors import MachineError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
-from turbofit.machine import driver_calls, nvml_machine
+from turbofit.machine import nvml, nvml_machine
 from turbofit.machine.snapshot import load_snapshot, save_snapshot
 from turbofit.machine.source import machine_from
 
@@ -276,6 +276,6 @@ def test_a_driver_that_never_answers_keeps_no_plan_waiting(monkeypatch: pytest.M
     with pytest.raises(MachineError, match="driver has not answered") as told:
         machine_from(None, environ={})
     answers.set()
-    for thread in driver_calls._hung:
+    for thread in nvml._hung:
         thread.join(HANG)
     assert "dmesg" in (told.value.hint or "")

@@ -14,8 +14,7 @@ from turbofit.core.draft import DRAFT_OPTIONS
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Settings, Workload
 from turbofit.machine.spec import parse_spec
-from turbofit.planning.predict_request import PredictRequest
-from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest
+from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest, PredictRequest
 from turbofit.tuner.resolved_request import Margin
 
 

@@ -3,41 +3,41 @@
 from __future__ import annotations
 
 import os
-import re
+from array import array
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from turbofit.batch.batch_spec import ANSWER_TOKENS
-from turbofit.batch.item import CHAT, BatchItem, ItemError, digest_of
+from turbofit.batch.item import (
+    CHAT,
+    BatchInput,
+    BatchItem,
+    ItemError,
+    PromptTemplate,
+    chat_body,
+    digest_of,
+)
+from turbofit.batch.table import open_table
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from turbofit.batch.batch_spec import BatchSpec
-    from turbofit.core.json_types import JsonObject
+    from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["BatchInput", "PromptTemplate", "chat_body", "open_input"]
+    from turbofit.batch.batch_spec import BatchSpec
+    from turbofit.batch.item import BatchItem
+
+__all__ = ["SeenNames", "Survey", "open_input", "pending"]
 
 _IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
-_PLACEHOLDER: Final = re.compile(r"\{\{(\w+)\}\}|\{([^{}\n\"':,]{1,128})\}")
 #: Bytes of one line: far above the largest body that the gateway takes.
 LONGEST_LINE: Final = 1 << 28
-
-
-class BatchInput(NamedTuple):
-    """An input: ``items`` reads it anew at each call, in the same order.
-
-    Relative paths of images begin in ``base``; ``max_tokens`` is the bound of answers to items that
-    state none, None where the server decides.
-    """
-
-    base: str
-    max_tokens: int | None
-    items: Callable[[], Iterator[BatchItem]]
 
 
 def open_input(path: Path, spec: BatchSpec) -> BatchInput:
@@ -67,8 +67,6 @@ def open_input(path: Path, spec: BatchSpec) -> BatchInput:
         _refuse(spec, "image_column", "a folder has no columns")
         return _folder(path, _prompt(spec), spec.max_tokens)
     if path.suffix.lower() in (".csv", ".parquet"):
-        from turbofit.batch.table import open_table
-
         return open_table(path, _prompt(spec), spec.image_column, spec.max_tokens)
     for name in ("prompt", "prompt_file", "image_column"):
         _refuse(spec, name, "a JSONL file has whole requests")
@@ -91,45 +89,6 @@ def _prompt(spec: BatchSpec) -> str | None:
             f"{spec.prompt_file} cannot be read: {getattr(exc, 'strerror', None) or exc}",
             hint="name a text file in UTF-8 with the prompt",
         ) from None
-
-
-class PromptTemplate:
-    """A prompt whose ``{word}`` are replaced; ``{{word}}`` stands for ``{word}`` itself.
-
-    Other braces stay, so that a prompt may hold JSON.
-
-    Args:
-        text: the prompt.
-        names: the placeholders that there are.
-
-    Raises:
-        UsageError: a placeholder that there is not.
-    """
-
-    def __init__(self, text: str, names: Iterable[str]) -> None:
-        self._text, known = text, tuple(names)
-        #: Placeholders that stand in the prompt.
-        self.used = {match[2] for match in _PLACEHOLDER.finditer(text) if match[2]}
-        if unknown := sorted(self.used - set(known)):
-            word = f"{{{unknown[0]}}}"
-            listed = ", ".join(f"{{{name}}}" for name in known[:20])
-            raise UsageError(
-                f"{word} in the prompt is no placeholder here",
-                hint=f"there are {listed}; write {{{word}}} for {word} itself",
-            )
-
-    def fill(self, values: Mapping[str, str]) -> str:
-        """The prompt of one item."""
-        return _PLACEHOLDER.sub(
-            lambda match: f"{{{match[1]}}}" if match[1] else values[match[2]], self._text
-        )
-
-
-def chat_body(prompt: str, images: list[str]) -> JsonObject:
-    """A chat request with images before its prompt."""
-    pictures = [{"type": "image_url", "image_url": {"url": url}} for url in images]
-    content = [*pictures, {"type": "text", "text": prompt}] if pictures else prompt
-    return {"messages": [{"role": "user", "content": content}]}
 
 
 def _folder(path: Path, prompt: str | None, max_tokens: int | None) -> BatchInput:
@@ -235,3 +194,113 @@ def _item(number: int, raw: bytes) -> BatchItem:
         number=number, digest=digest, custom_id=line.custom_id, url=line.url, body=line.body,
         fault=why,
     )  # fmt: skip
+
+
+#: Between two looks whether to stop, in items.
+_STEP: Final = 1 << 12
+_LEAST_BITS: Final = 10
+
+
+class Survey:
+    """How many items there are, a digest of each and whether it has its line: 4 bytes and a bit.
+
+    Args:
+        items: all of the input.
+        tick: called from time to time; what it raises ends the reading.
+    """
+
+    def __init__(self, items: Iterable[BatchItem], tick: Callable[[], None] = lambda: None) -> None:
+        #: By the item's number; 0 where there is none, as for an empty line.
+        self._digests = array("I", [0])
+        self.total = 0
+        for item in items:
+            self._digests.extend([0] * (item.number - len(self._digests)))
+            self._digests.append(item.digest)
+            self.total += 1
+            if self.total % _STEP == 0:
+                tick()
+        self._done = bytearray(len(self._digests) // 8 + 1)
+
+    def holds(self, number: int, digest: int) -> bool:
+        """Whether the input has this item."""
+        return 0 < number < len(self._digests) and self._digests[number] == digest
+
+    def done(self, number: int) -> bool:
+        """Whether it has its line."""
+        return bool(self._done[number >> 3] >> (number & 7) & 1)
+
+    def mark(self, number: int) -> bool:
+        """It has its line; false where it had one before."""
+        if self.done(number):
+            return False
+        self._done[number >> 3] |= 1 << (number & 7)
+        return True
+
+    def check_order(self) -> None:
+        """Whether what is done is the beginning of the input.
+
+        Raises:
+            UsageError: an item is done, and one before it is not.
+        """
+        missing = 0
+        for number, digest in enumerate(self._digests):
+            if digest and not self.done(number):
+                missing = missing or number
+            elif digest and missing:
+                raise UsageError(
+                    f"item {number} has its line and item {missing} has none: the output is not in "
+                    "order",
+                    hint="leave --in-order out, or name another output",
+                )
+
+
+class SeenNames:
+    """An open hash table of 64-bit digests, a third to two thirds of which are taken at the end.
+
+    It takes 12 to 24 bytes a name, at once. Over: in a million names, two that differ are taken for
+    one with a probability of 3e-8.
+
+    Args:
+        names: how many there are at most.
+    """
+
+    def __init__(self, names: int) -> None:
+        self._last = (1 << max(_LEAST_BITS, (names + names // 2).bit_length())) - 1
+        self._slots = array("Q", bytes(8)) * (self._last + 1)
+
+    def add(self, name: str) -> bool:
+        """Whether this name is new."""
+        data = name.encode(errors="surrogatepass")
+        digest = int.from_bytes(blake2b(data, digest_size=8).digest(), "little") or 1
+        at = digest & self._last
+        while self._slots[at] and self._slots[at] != digest:
+            at = (at + 1) & self._last
+        new = not self._slots[at]
+        self._slots[at] = digest
+        return new
+
+
+def pending(items: Iterator[BatchItem], survey: Survey) -> Iterator[BatchItem | None]:
+    """Items that have no line yet; None for each that has one.
+
+    Raises:
+        UsageError: the input is not what it was when it was read first.
+    """
+    seen, count = SeenNames(survey.total), 0
+    for item in items:
+        count += 1
+        if not survey.holds(item.number, item.digest):
+            raise _changed(f"at item {item.number}")
+        if item.custom_id is not None and not seen.add(item.custom_id) and item.fault is None:
+            fault = ItemError("duplicate_custom_id", "an item before this one has the same name")
+            item = replace(item, fault=fault)  # noqa: PLW2901 - the same item with its fault
+        yield None if survey.done(item.number) else item
+    if count != survey.total:
+        raise _changed(f"it had {survey.total:,} items and has {count:,}")
+
+
+def _changed(how: str) -> UsageError:
+    return UsageError(
+        f"the input has changed while it was read, {how}",
+        hint="give the same command again once nobody writes it",
+    )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from turbofit.batch.survey import Survey
+    from turbofit.batch.batch_input import Survey
 
 __all__ = ["OutputFile"]
 

@@ -124,8 +124,8 @@ class Sender:
         try:
             if item.fault is not None:
                 raise item.fault
-            asked = item.body
-            if isinstance(asked, msgspec.Raw) and b'"image_url"' not in bytes(asked):
+            given = item.body
+            if isinstance(given, msgspec.Raw) and b'"image_url"' not in bytes(given):
                 body = writer.body(item)
             else:  # it may be made from files
                 body = await asyncio.to_thread(writer.body, item)

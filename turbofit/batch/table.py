@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from turbofit.batch.batch_input import BatchInput, PromptTemplate, chat_body
 from turbofit.batch.batch_spec import ANSWER_TOKENS, IMAGE_COLUMN
-from turbofit.batch.item import BatchItem, ItemError, digest_of
+from turbofit.batch.item import (
+    BatchInput,
+    BatchItem,
+    ItemError,
+    PromptTemplate,
+    chat_body,
+    digest_of,
+)
 from turbofit.core.errors import PackageError, UsageError
 
 if TYPE_CHECKING:

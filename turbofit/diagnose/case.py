@@ -15,7 +15,7 @@ from turbofit.machine.source import machine_from
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.planning.plan import predict
-from turbofit.planning.predict_request import PredictRequest
+from turbofit.planning.request import PredictRequest
 
 if TYPE_CHECKING:
     from turbofit.core.machine import Gpu, Machine

@@ -87,8 +87,8 @@ def take_census(library: Path) -> Census:
             counts.setdefault(found, {}).setdefault(architecture, [0, 0])[empty] += count
     return Census(
         library=library.name,
-        architectures=tuple(sorted(built, key=_number)),
-        ptx=tuple(sorted(ptx, key=_number)),
+        architectures=tuple(sorted(built, key=lambda name: (len(name.rstrip("af")), name))),
+        ptx=tuple(sorted(ptx, key=lambda name: (len(name.rstrip("af")), name))),
         families={
             name: {key: Count(code=code, empty=empty) for key, (code, empty) in found.items()}
             for name, found in sorted(counts.items())
@@ -110,11 +110,6 @@ def empty_kernels(library: Path, capability: tuple[int, int]) -> frozenset[str]:
     code: set[str] = set()
     empty: set[str] = set()
     for _, cubin in entries(library, architecture) if architecture else ():
-        for function in functions(cubin) if cubin is not None else ():
-            (empty if function.empty else code).add(function.name)
+        for name, is_empty in functions(cubin) if cubin is not None else ():
+            (empty if is_empty else code).add(name)
     return frozenset(empty - code)
-
-
-def _number(architecture: str) -> tuple[int, str]:
-    digits = architecture.rstrip("abcdefghijklmnopqrstuvwxyz")
-    return int(digits), architecture

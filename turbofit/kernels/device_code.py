@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from turbofit.core.errors import PackageError
 
 __all__ = [
-    "Buffer", "ElfSection", "Entry", "Function", "architectures", "entries", "functions", "mapped",
+    "Buffer", "ElfSection", "Entry", "architectures", "entries", "functions", "mapped",
     "sections",
 ]  # fmt: skip
 
@@ -79,29 +79,10 @@ class _Header(NamedTuple):
     whole: int
 
 
-class Function(NamedTuple):
-    """A function by its mangled name.
-
-    The compiler leaves an empty one where the source rules an architecture out (``if constexpr``):
-    the host launches the kernel, and nothing is computed.
-    """
-
-    name: str
-    empty: bool
-
-
 @contextmanager
 def mapped(file: Path) -> Iterator[mmap.mmap]:
-    """The bytes of a file, read where they are looked at.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is empty.
-    """
-    with (
-        file.open("rb") as opened,
-        mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data,
-    ):
+    """The bytes of a file, read where they are looked at; ValueError where there are none."""
+    with file.open("rb") as it, mmap.mmap(it.fileno(), 0, access=mmap.ACCESS_READ) as data:
         yield data
 
 
@@ -147,11 +128,7 @@ def entries(library: Path, architecture: str | None = None) -> Iterator[Entry]:
 
 
 def architectures(library: Path) -> frozenset[str]:
-    """The architectures that a host library has cubins for.
-
-    Raises:
-        OSError, ValueError: as :func:`entries`.
-    """
+    """The architectures that a host library has cubins for. Raises as :func:`entries`."""
     with mapped(library) as data:
         return frozenset(one.architecture for one in _headers(data) if one.kind != _PTX)
 
@@ -160,30 +137,33 @@ def _headers(data: mmap.mmap) -> Iterator[_Header]:
     try:
         for section in sections(data):
             if section.name in _FATBIN_SECTIONS:
-                yield from _section_headers(data, section.offset, section.offset + section.size)
+                yield from _of_section(data, section.offset, section.offset + section.size)
     except (struct.error, OverflowError) as exc:
         raise ValueError(f"a fat binary is cut short: {exc}") from None
 
 
-def _section_headers(data: mmap.mmap, at: int, stop: int) -> Iterator[_Header]:
+def _of_section(data: mmap.mmap, at: int, stop: int) -> Iterator[_Header]:
     while at < stop:
         magic, _, header, size = _FATBIN.unpack_from(data, at)
         if magic != _MAGIC:
             at += _ALIGNMENT
             continue
-        if header < _FATBIN.size:
-            raise ValueError(f"a fat binary is broken: its header has {header} bytes")
-        end = at + header + size
+        end = at + _at_least(header, _FATBIN) + size
         at += header
         while at < end:
             kind, _, header, size, packed, _, _, _, number, _, _, flags, _, whole = (
                 _ENTRY.unpack_from(data, at)
             )
-            if header < _ENTRY.size:
-                raise ValueError(f"a fat binary is broken: an entry's header has {header} bytes")
+            body = at + _at_least(header, _ENTRY)
             name = f"{number}{'a' if flags & _EXACT else ''}"
-            yield _Header(name, kind, flags, at + header, packed or size, whole)
-            at += header + size
+            yield _Header(name, kind, flags, body, packed or size, whole)
+            at = body + size
+
+
+def _at_least(header: int, form: struct.Struct) -> int:
+    if header < form.size:
+        raise ValueError(f"a fat binary is broken: a header has {header} bytes")
+    return header
 
 
 def _unpacked(body: bytes, header: _Header) -> bytes:
@@ -207,16 +187,16 @@ def _unpacked(body: bytes, header: _Header) -> bytes:
         raise ValueError(f"a fat binary is broken: {exc}") from None
 
 
-def functions(cubin: Buffer) -> Iterator[Function]:
-    """The functions of a cubin, kernels and what they call.
+def functions(cubin: Buffer) -> Iterator[tuple[str, bool]]:
+    """The mangled names of a cubin's functions, kernels and what they call, and which are empty.
 
-    Raises:
-        ValueError: the data are no cubin.
+    The compiler leaves an empty one where the source rules an architecture out (``if constexpr``):
+    the host launches the kernel, and nothing is computed. ValueError: the data are no cubin.
     """
     for section in sections(cubin):
         if section.name.startswith(_TEXT):
             code = cubin[section.offset : section.offset + section.size]
-            yield Function(section.name[len(_TEXT) :], _is_empty(code))
+            yield section.name[len(_TEXT) :], _is_empty(code)
 
 
 def _is_empty(code: Buffer) -> bool:

@@ -101,14 +101,11 @@ def family(name: str) -> str | None:
 
 def _attention(name: str) -> str | None:
     match = _ATTENTION.search(name)
-    if match is None:
+    dtype, kv = (_TYPES.get(match[part]) if match else None for part in ("type", "kv"))
+    if match is None or dtype is None or kv is None:
         return None
-    dtype, kv = _TYPES.get(match["type"]), _TYPES.get(match["kv"])
-    if dtype is None or kv is None:
-        return None
-    if match["queries"] == "1":
-        return decode(dtype, kv, int(match["head_dim"]))
-    return prefill(dtype, int(match["head_dim"]))
+    head_dim = int(match["head_dim"])
+    return decode(dtype, kv, head_dim) if match["queries"] == "1" else prefill(dtype, head_dim)
 
 
 def _gemm(name: str) -> str | None:

@@ -12,15 +12,15 @@ from turbofit.core.process.signals import stop_signals
 from turbofit.load.client import LoadClient
 from turbofit.load.driver import LoadRun
 from turbofit.load.prompt import PromptWriter
-from turbofit.load.summary import summary
+from turbofit.load.result import summary
 from turbofit.load.trace import read_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turbofit.load.answer import Answer
+    from turbofit.load.driver import RequestShape
     from turbofit.load.result import LoadResult
-    from turbofit.load.shapes import RequestShape
     from turbofit.load.spec import LoadSpec
 
 __all__ = ["bench"]

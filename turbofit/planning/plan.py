@@ -17,7 +17,7 @@ from turbofit.tuner.choose import best_plan
 from turbofit.tuner.resolved_request import Margin
 
 if TYPE_CHECKING:
-    from turbofit.planning.predict_request import PredictRequest
+    from turbofit.planning.request import PredictRequest
 
 __all__ = ["doubled_margin", "finished", "plan", "predict"]
 

@@ -16,7 +16,7 @@ from turbofit.core.units import parse_bytes, parse_share, plain_number
 from turbofit.core.validation import Metavar, Validated, parsed
 from turbofit.tuner.resolved_request import Margin
 
-__all__ = ["ENGINE_OPTIONS", "GROUPS", "EngineChoice", "PlanRequest"]
+__all__ = ["ENGINE_OPTIONS", "GROUPS", "EngineChoice", "PlanRequest", "PredictRequest"]
 
 EngineChoice = Literal["auto", EngineName]
 
@@ -312,3 +312,15 @@ GROUPS: Final = {
 _NAMES: Final = tuple(PlanRequest.model_fields)
 #: The fields that are LMDeploy's own options; a plan never changes what is given of them.
 ENGINE_OPTIONS: Final = _NAMES[_NAMES.index("cache_max_entry_count") :]
+
+
+class PredictRequest(PlanRequest):
+    """A plan's request whose open settings are LMDeploy's defaults, and what a log said."""
+
+    free_at_cache: Bytes | None = Field(
+        default=None,
+        description="free when the cache was sized, as a log said it; replaces everything before",
+    )
+    lmdeploy: Annotated[str | None, Metavar("VERSION")] = Field(
+        default=None, description="LMDeploy's version (default 0.18)"
+    )

@@ -149,7 +149,8 @@ def _serial(request: ResolvedRequest, engine: Engine, reason: str) -> Plan:
 
 def _with_other_engine(request: ResolvedRequest, made: Plan) -> Plan:
     """A plan that does not fit on the engine that was named, with the one on which it does."""
-    fit = _serving(request, [name for name in LMDEPLOY if name != made.engine.name])
+    others = _running(request, [name for name in LMDEPLOY if name != made.engine.name])
+    fit = next((one for one in others if one.fits), None)
     if fit is None:
         return made
     remedy = Remedy(change=f"--engine {fit.engine.name}", effect=f"fits: {fit.tokens:,} KV tokens")
@@ -158,11 +159,6 @@ def _with_other_engine(request: ResolvedRequest, made: Plan) -> Plan:
 
 def _after(first: str) -> tuple[str, ...]:
     return LMDEPLOY[LMDEPLOY.index(first) + 1 :]
-
-
-def _serving(request: ResolvedRequest, names: Iterable[str]) -> EngineFit | None:
-    """The first of these engines that runs the model and on which it fits."""
-    return next((fit for fit in _running(request, names) if fit.fits), None)
 
 
 def _running(request: ResolvedRequest, names: Iterable[str]) -> Iterator[EngineFit]:
@@ -239,11 +235,7 @@ def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterato
     for name in [one for one in ENGINES if one not in LMDEPLOY]:
         try:
             engine = engine_for(request.model, name)
-            taken = {
-                key: value
-                for key, value in request.fixed.items()
-                if _takes_option(engine, key, value)
-            }
+            taken = {k: v for k, v in request.fixed.items() if _takes_option(engine, k, v)}
             whole = _serial(replace(request, fixed=taken), engine, "")
         except TurbofitError:  # it does not run the model, or not so
             continue

@@ -38,7 +38,10 @@ from turbofit.tuner.search.shapes import split_over_slices
 from turbofit.tuner.search.sizing import bisect
 from turbofit.tuner.speed.links import LinkClass, group_class
 
-__all__ = ["least_free_words", "make_prediction", "usual_settings"]
+__all__ = ["make_prediction", "usual_settings"]
+
+#: Steps of the forecast in which the first death below it is looked for.
+_STEPS = 128
 
 
 def make_prediction(
@@ -81,7 +84,7 @@ def make_prediction(
         at_once = requests_held(accounts, tokens, vision_load)
         words += f"; {_at_once_words(at_once, request.promised_requests)}"
     if is_legacy(engine.version) and start.serves:
-        least = least_free_words(
+        least = _least_free_words(
             lambda free: accounts_of(request, same[:1], groups[:1], held, engine, free)[0],
             accounts[0].free,
             ratio,
@@ -399,11 +402,7 @@ def _warnings(
         yield f"LMDeploy would run in float16 without a word: {why}"
 
 
-#: Steps of the forecast in which the first death below it is looked for.
-_STEPS = 128
-
-
-def least_free_words(with_free: Callable[[int], Account], free: int, ratio: float) -> str | None:
+def _least_free_words(with_free: Callable[[int], Account], free: int, ratio: float) -> str | None:
     """What becomes of a start that serves where less is free; None where nothing else does.
 
     A cache that is small enough can cut sessions so far that it serves again: the first end below

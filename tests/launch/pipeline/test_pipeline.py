@@ -31,7 +31,6 @@ lmdeploy = pytest.importorskip("lmdeploy")
 @pytest.fixture(autouse=True)
 def standin(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine replaced, for one test."""
-    standin_engine.shim_torchvision()
     import lmdeploy.turbomind
     import torch
     from lmdeploy.serve.core.async_engine import AsyncEngine

@@ -21,6 +21,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 MIB = 1 << 20
@@ -204,44 +205,55 @@ def patch_lmdeploy(make: Any = StandInEngine) -> None:
     torch.cuda.mem_get_info = lambda *_: (20 << 30, 24 << 30)
 
 
-def shim_torchvision() -> None:
-    """Declare the two operators whose CUDA library does not load beside CPU torch."""
+class _Around(importlib.abc.MetaPathFinder):
+    """Does something before or after one module is loaded; to find it loads nothing."""
+
+    def __init__(
+        self, name: str, before: Callable[[], None] | None, after: Callable[[], None] | None
+    ) -> None:
+        self.name, self.before, self.after = name, before, after
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        """Let the usual one find it."""
+        if name != self.name:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                if self.before:
+                    self.before()
+                execute(module)
+                if self.after:
+                    self.after()
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _declare_operators() -> None:
     import torch
 
-    for name, schema in (
-        ("nms", "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"),
-        ("qnms", "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"),
-    ):
-        if not hasattr(torch.ops.torchvision, name):
-            library = torch.library.Library("torchvision", "FRAGMENT")
-            library.define(schema)
-            _LIBRARIES.append(library)
+    if torch.version.cuda is None and not hasattr(torch.ops.torchvision, "nms"):
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _LIBRARIES.append(library)
 
 
 _LIBRARIES: list[Any] = []
 
 
-class _Hook(importlib.abc.MetaPathFinder):
-    """Runs `shim_torchvision` before torchvision, `patch_lmdeploy` after LMDeploy's CLI module."""
+def mend_torchvision() -> None:
+    """Let torchvision of the package index be imported beside a CPU build of torch.
 
-    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        """Let others find it; wrap the loading of the one module that we wait for."""
-        if name == "torchvision":
-            shim_torchvision()
-        elif name == "lmdeploy.cli.entrypoint":
-            spec = importlib.machinery.PathFinder.find_spec(name, path)
-            if spec is not None and spec.loader is not None:
-                execute = spec.loader.exec_module
-
-                def exec_module(module: Any) -> None:
-                    execute(module)
-                    patch_lmdeploy()
-
-                spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-            return spec
-        return None
+    It is built for CUDA: the library does not load there that declares two of its operators.
+    """
+    sys.meta_path.insert(0, _Around("torchvision", _declare_operators, None))
 
 
 def install_hook() -> None:
     """From now on, whoever imports LMDeploy's command line gets the stand-in."""
-    sys.meta_path.insert(0, _Hook())
+    mend_torchvision()
+    sys.meta_path.insert(0, _Around("lmdeploy.cli.entrypoint", None, patch_lmdeploy))

@@ -16,8 +16,7 @@ from turbofit.core.errors import UnservedError
 from turbofit.core.process.progress import tell
 
 if TYPE_CHECKING:
-    from turbofit.batch.batch_job import BatchJob, BatchListener
-    from turbofit.batch.progress import BatchResult
+    from turbofit.batch.batch_job import BatchJob, BatchListener, BatchResult
 
 __all__ = ["batch"]
 
@@ -117,8 +116,7 @@ async def _stoppable(job: BatchJob) -> BatchResult:
 
 def _listener() -> BatchListener:
     """Who tells of the progress."""
-    from turbofit.batch.batch_job import BatchListener
-    from turbofit.batch.progress import BatchProgress
+    from turbofit.batch.batch_job import BatchListener, BatchProgress
 
     class Teller(BatchListener):
         def say(self, text: str) -> None:

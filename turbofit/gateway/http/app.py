@@ -31,7 +31,6 @@ from turbofit.gateway.routing.deny_file import DenyFile
 from turbofit.gateway.routing.deny_list import DenyList
 from turbofit.gateway.routing.engines import Affinity, RoutedEngine
 from turbofit.gateway.routing.fleet import Fleet
-from turbofit.gateway.routing.fleet_updater import FleetUpdater
 from turbofit.gateway.routing.health import Monitor
 from turbofit.gateway.routing.request_context import RequestContext, answer, entry, refuse
 from turbofit.gateway.routing.request_forwarder import RequestForwarder
@@ -47,9 +46,8 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.routing.engines import Chooser
     from turbofit.gateway.routing.outage import Outage
-    from turbofit.gateway.routing.routing_table import RoutingTable
 
-__all__ = ["Gateway"]
+__all__ = ["Gateway", "await_disconnect", "path_of"]
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -59,7 +57,7 @@ class Gateway(AsgiApp):
 
     Args:
         bounds: what requests are held to.
-        upstreams: addresses of the engines; none where `follow` will tell.
+        upstreams: addresses of the engines.
         config: everything else.
         log: takes one record a request; it holds no prompt and no image.
         fetcher: for tests.
@@ -79,7 +77,6 @@ class Gateway(AsgiApp):
     ) -> None:
         self.bounds, self.config = bounds, config
         self.fleet = Fleet(_engines(bounds, upstreams, config))
-        self._fleet_updater = FleetUpdater(self.fleet)
         self.metrics = Metrics()
         self.connections = Connections(
             config.connection, Networks(config.trusted_proxies), self.metrics.count
@@ -87,7 +84,8 @@ class Gateway(AsgiApp):
         self._log = log or (lambda _: None)
         trace = config.record_trace
         self._recorder = None if trace is None else TraceRecorder(trace_log(trace))
-        self._keys, self._origins = Keys(config.api_keys), Origins(config.allow_origins)
+        self._keys = Keys(config.api_keys, config.front_keys)
+        self._origins = Origins(config.allow_origins)
         self._bodies = Bodies(bounds.limits.bytes_per_body, config)
         self._fetcher = fetcher or MediaFetcher(config.allowed_media_domains)
         self._films, self._resizer = VideoInspector(), Resizer()
@@ -120,24 +118,6 @@ class Gateway(AsgiApp):
         """All engines, in order."""
         return self.fleet.engines
 
-    def follow(self, routing_table: RoutingTable) -> None:
-        """Send to these engines and no others from now on; to be called in the gateway's loop.
-
-        Requests at engines that went are aborted, and go to others where nothing was passed on yet.
-        Requests that began before are held to the bounds that were in force then. A routing table
-        that is not newer than the one in force changes nothing.
-        """
-        ended = self._fleet_updater.apply(routing_table)
-        if ended is None:
-            return
-        self.bounds = routing_table.bounds
-        self._bodies.limit(routing_table.bounds.limits.bytes_per_body)
-        for engine in ended:
-            self.monitor.forget(engine)
-            engine.abort_all(died=False)
-        self.admission.pump()
-        self.monitor.look()
-
     def rest(self, outage: Outage | None) -> None:
         """No engine runs, or will for a while; None once they are started again.
 
@@ -159,21 +139,14 @@ class Gateway(AsgiApp):
         """
         self.deny_list.engine_ended(self.engines[index], other_cause=other_cause)
 
-    def outstanding(self) -> dict[str, int]:
-        """Requests at each engine by its name; one that drains has drained at 0."""
-        return {engine.name: engine.outstanding for engine in self.fleet}
-
-    def health(self) -> dict[str, bool]:
-        """Whether each engine is up, by its name."""
-        return {engine.name: engine.up for engine in self.fleet}
-
     def take_over(self, config: GatewayConfig) -> None:
         """Take another config's keys, origins and media domains; call it in the gateway's loop.
 
         Requests that were let in before go on.
         """
         self.config = self.config.taking_over(config)
-        self._keys, self._origins = Keys(config.api_keys), Origins(config.allow_origins)
+        self._keys = Keys(config.api_keys, config.front_keys)
+        self._origins = Origins(config.allow_origins)
         self._fetcher.allow(config.allowed_media_domains)
 
     async def startup(self) -> None:
@@ -193,10 +166,10 @@ class Gateway(AsgiApp):
             self._log.close()
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
-        request = RequestContext(scope, self.bounds, self.fleet.routing_table)
+        request = RequestContext(scope, self.bounds)
         disconnect_task: asyncio.Task[None] | None = None
         try:
-            raw_path = _raw_path(scope)
+            raw_path = path_of(scope)
             request.api = api_of(raw_path)
             if request.method == "OPTIONS":
                 request.out += self._origins.preflight(request.headers)
@@ -206,6 +179,9 @@ class Gateway(AsgiApp):
             if not is_health(raw_path):
                 # Before the route: strangers learn nothing of what exists.
                 request.key = self._keys.check(request.headers)
+                if self._keys.of_front(request.headers):
+                    request.is_of_front()
+                    self.connections.apart(scope["turbofit.connection"])
             request.route = find_route(request.method, raw_path)
             request.api = request.route.api
             if request.route.kind in ("health", "metrics"):
@@ -220,7 +196,7 @@ class Gateway(AsgiApp):
             request.bytes_in, request.read = len(request.body), time.perf_counter()
             self._bodies.keep(request.bytes_in, request.who)
             disconnect_task = asyncio.ensure_future(
-                _await_disconnect(receive, request, asyncio.current_task())
+                await_disconnect(receive, request, asyncio.current_task())
             )
             try:
                 await self._pass_on(request, send)
@@ -299,7 +275,9 @@ class Gateway(AsgiApp):
     async def _gateway_page(self, request: RequestContext, send: Send, kind: Kind) -> None:
         """The two pages of the gateway itself."""
         if kind == "health":
-            await health_page(request, send, self.fleet)
+            await health_page(
+                request, send, self.fleet, self.config.about, draining=self.connections.draining
+            )
         else:
             await metrics_page(
                 request,
@@ -359,7 +337,7 @@ def _engines(bounds: Bounds, upstreams: Sequence[str], config: GatewayConfig) ->
     ]
 
 
-async def _await_disconnect(
+async def await_disconnect(
     receive: Receive, request: RequestContext, task: asyncio.Task[Any] | None
 ) -> None:
     """End the request when its client goes away."""
@@ -371,7 +349,7 @@ async def _await_disconnect(
             return
 
 
-def _raw_path(scope: Message) -> bytes:
+def path_of(scope: Message) -> bytes:
     """The path as it was sent, without the query."""
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     return raw.partition(b"?")[0]

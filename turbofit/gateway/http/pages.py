@@ -35,13 +35,17 @@ _ALL_SECONDS: Final = 9.0  # below Prometheus' own ten
 _AT_ONCE: Final = 32
 
 
-async def health_page(request: RequestContext, send: Send, fleet: Fleet) -> None:
+async def health_page(
+    request: RequestContext, send: Send, fleet: Fleet, about: Document, *, draining: bool
+) -> None:
     """200 where at least one engine answers completions, else 503."""
     fine = healthy(fleet)
-    page: dict[str, str | int] = {
+    page: Document = {
         "status": "healthy" if fine else "unavailable",
         "engines": len(fleet),
         "up": sum(engine.up for engine in fleet),
+        "draining": draining,
+        **about,
     }
     outage = fleet.outage
     if not fine and outage is not None:

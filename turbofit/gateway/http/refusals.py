@@ -11,9 +11,13 @@ from turbofit.core.presets import converted, load_yaml, presets_dir
 from turbofit.core.struct import Struct
 
 __all__ = [
-    "TOOL_PARSERS", "Api", "Refusal", "ending", "of_engine", "refusal_body", "refusal_event",
-    "refusals",
+    "TOOL_PARSERS", "UNREACHED", "Api", "Refusal", "ending", "of_engine", "refusal_body",
+    "refusal_event", "refusals",
 ]  # fmt: skip
+
+#: A header of refusals of requests that no engine has: a front may send these to another node.
+UNREACHED: Final = "x-turbofit-unreached"
+_UNREACHED: Final = frozenset({"engine_unavailable", "engine_resting", "ending", "busy"})
 
 #: Who defined the error form; ``generate`` is LMDeploy's own.
 Api = Literal["openai", "responses", "anthropic", "generate"]
@@ -101,6 +105,15 @@ class Refusal(Exception):  # noqa: N818 - not a failure of the gateway, but its 
         self.message = row.says.format(param=param, **facts)
         super().__init__(self.message)
         self.param, self.retry_after = param, retry_after
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """What the answer's head says of it."""
+        unreached = self.status == 503 and self.reason in _UNREACHED
+        found = [(UNREACHED.encode(), b"1")] if unreached else []
+        if self.retry_after is not None:
+            found.append((b"retry-after", str(self.retry_after).encode()))
+        return found
 
 
 def ending() -> Refusal:

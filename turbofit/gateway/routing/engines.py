@@ -86,8 +86,6 @@ class RoutedEngine:
         self.takes = True
         #: Failed probes in a row, and when the engine first failed to answer one.
         self.failures, self.failed_at = 0, float("inf")
-        #: The routing table that first had it, as the process that it is.
-        self.since = 0
         self.model: str | None = None
         now = time.monotonic()
         #: When a completion last brought a byte, and when anything last did.

@@ -8,7 +8,6 @@ promises too much is corrected when it comes up. The choice is exact at any numb
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import count
 from math import ceil
@@ -47,9 +46,6 @@ class Fleet:
         self._all: tuple[RoutedEngine, ...] = ()
         self._notes: list[Entry] = []
         self._number = count()
-        #: The routing table that is in force, and those that brought other bounds.
-        self.routing_table = 0
-        self.turns: list[int] = []
         #: Why none will be up for a while, where that is known.
         self.outage: Outage | None = None
         #: How many take requests.
@@ -116,14 +112,6 @@ class Fleet:
         ]
         left = [ceil(seconds) for seconds in starts if seconds > 0]
         return min(*left, _LONGEST_RETRY) if left else _RETRY
-
-    def knew(self, engine: RoutedEngine, routing_table: int) -> bool:
-        """Whether an engine was there while the bounds that a routing table brought were in force.
-
-        One that came later may have been planned for less than they let through.
-        """
-        later = bisect_right(self.turns, routing_table)
-        return later == len(self.turns) or engine.since < self.turns[later]
 
     def best(self, cost: Cost, turn: Turn | None = None) -> RoutedEngine | None:
         """The least busy engine that has room for so much, and for a turn; None where none has."""

@@ -28,9 +28,5 @@ def impossible(sizes: Collection[EngineCapacity], cost: Cost) -> Refusal | None:
     if not wide:
         widest = max(size.units for size in sizes if size.units is not None)
         return Refusal("units_over_limit", units=cost.units, widest=widest)
-    roomy = [size for size in wide if size.host_bytes is None or cost.host_bytes <= size.host_bytes]
-    if not roomy:
-        most = max(size.host_bytes for size in wide if size.host_bytes is not None)
-        return Refusal("images_over_limit", size=cost.host_bytes, most=most)
-    tokens, room = max((size.kv.reservation(cost), size.kv.room) for size in roomy)
-    return Refusal("tokens_over_limit", copies=cost.copies, tokens=tokens, room=room, param="n")
+    most = max(size.host_bytes for size in wide if size.host_bytes is not None)
+    return Refusal("images_over_limit", size=cost.host_bytes, most=most)

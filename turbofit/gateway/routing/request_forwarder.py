@@ -91,10 +91,6 @@ class RequestForwarder:
         unreached, again = 0, False
         while unreached < _MOST_ENGINES:
             place = await self._take(request, choose)
-            if not self._fleet.knew(place.engine, request.routing_table):
-                place.leave()
-                unreached, choose = unreached + 1, self._known(request)
-                continue
             try:
                 await self._exchange(request, place, send, last=again)
             except Unreachable as exc:
@@ -106,11 +102,6 @@ class RequestForwarder:
             else:
                 return
         raise dead(self._fleet)
-
-    def _known(self, request: RequestContext) -> Chooser:
-        """Prefers engines that were there while the request's bounds were in force."""
-        knew = [one for one in self._fleet if self._fleet.knew(one, request.routing_table)]
-        return lambda best, fits: next(filter(fits, knew), best)
 
     async def _unreachable(self, engine: RoutedEngine, exc: Unreachable) -> None:
         """Nobody was asked: whoever comes next gets another engine."""

@@ -17,7 +17,7 @@ from turbofit.launch.pipeline.pipeline_config import (
 )
 from turbofit.launch.serve.planner import Planner
 from turbofit.launch.serve.shared_cards import ratio_now
-from turbofit.memory.pytorch.environment import environment
+from turbofit.memory.pytorch.constants import environment
 from turbofit.planning.checks import refuse
 from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import plan as best_plan

@@ -120,7 +120,7 @@ class Attempt:
         job, config, plan = self._job, self._job.config, self._plan
         key: str | None
         refuse_options(plan.engine, config.options)
-        if config.gateway is None and job.examiner is None and job.door is None:
+        if config.gateway is None and job.examiner is None:
             name = config.client_name(plan.model)
             made, key = commands(plan, port=config.port, name=name), None
         else:
@@ -135,7 +135,7 @@ class Attempt:
             ports = free_ports(len(plan.parallel.groups), besides=public)
             # Hexadecimal: a key that begins with a dash would be read as an option.
             made = private_commands(plan, ports, str(folder), name)
-            key = secrets.token_hex(32) if job.door is None else job.door.key
+            key = secrets.token_hex(32)
         full = [
             Command(env=one.env, argv=(*one.argv, *config.options), group=one.group) for one in made
         ]
@@ -197,8 +197,6 @@ class Attempt:
         if job.config.gateway is not None:
             self._front = self._gateway(launched, urls)
             urls = [self._front.url]
-        elif job.door is not None:
-            urls = job.door.open(launched, urls)
         if not job.config.pretend:
             self._gpu_monitor = GpuMonitor(
                 plan, self._pids, self._warn, fitted=job.shared is not None
@@ -289,8 +287,6 @@ class Attempt:
             self._front.strike()
 
     def _drain(self, urgent: bool) -> None:
-        if self._job.door is not None:
-            self._job.door.close()
         if self._gpu_monitor is not None:
             self._gpu_monitor.stop()
         if self._front is not None:

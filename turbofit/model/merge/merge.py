@@ -98,36 +98,17 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
     _refuse_quantised(config)
     lora = read_adapter(lora_folder) if lora_folder else Adapter()
     original = _original(config, lora_folder)
-    if original is None and not adapter:
-        raise UsageError(
-            f"nothing to do: {base} is no original LLaVA, and no adapter was named",
-            hint="turbofit merge BASE ADAPTER OUT",
-        )
-    if original is None and vision_tower:
-        raise UsageError(
-            "--vision-tower is for an original LLaVA, which this is not", hint="leave it out"
-        )
+    if original is None:
+        _refuse_useless(base, lora_folder, vision_tower)
     warnings = _base_warnings(base, folder, config, lora)
     if original is not None and (problem := llava.template(target)):
         warnings.append(problem)
+    kind = {DTYPES[key]: key for key in FLOATS}.get(dtype or "")
     try:
         files = open_weights(folder)
         added, replaced, besides = _assigned(lora, files, projector=original is not None)
         _refuse_tied(config, files, replaced)
-        kind = {DTYPES[key]: key for key in FLOATS}.get(dtype or "")
-        pieces = {
-            file: [
-                Piece(
-                    name,
-                    replaced.get(name, tensor),
-                    kind if kind and tensor.dtype in FLOATS else tensor.dtype,
-                    tensor.shape,
-                    (added[name].merged,) if name in added else (),
-                )
-                for name, tensor in tensors.items()
-            ]
-            for file, tensors in files.items()
-        }
+        pieces = _pieces(files, added, replaced, kind)
         kind = kind or _main_dtype(pieces)
         if original is not None:
             result = llava.converted(original, folder, pieces, besides, vision_tower, kind)
@@ -189,6 +170,19 @@ def _original(base: Section, lora_folder: str | None) -> Section | None:
     if found:
         llava.check_original(found)
     return found
+
+
+def _refuse_useless(base: str, lora_folder: str | None, vision_tower: str | None) -> None:
+    """Refuse what only an original LLaVA has a use for."""
+    if not lora_folder:
+        raise UsageError(
+            f"nothing to do: {base} is no original LLaVA, and no adapter was named",
+            hint="turbofit merge BASE ADAPTER OUT",
+        )
+    if vision_tower:
+        raise UsageError(
+            "--vision-tower is for an original LLaVA, which this is not", hint="leave it out"
+        )
 
 
 def _refuse_quantised(config: Section) -> None:
@@ -305,6 +299,28 @@ def _assigned(
             else _other_base(adapter),
         )
     return added, replaced, besides
+
+
+def _pieces(
+    files: WeightFiles,
+    added: Mapping[str, Lora],
+    replaced: Mapping[str, StoredTensor],
+    dtype: str | None,
+) -> dict[str, list[Piece]]:
+    """What becomes of each tensor; floating-point ones become ``dtype`` where it is given."""
+    return {
+        file: [
+            Piece(
+                name,
+                replaced.get(name, tensor),
+                dtype if dtype and tensor.dtype in FLOATS else tensor.dtype,
+                tensor.shape,
+                (added[name].merged,) if name in added else (),
+            )
+            for name, tensor in tensors.items()
+        ]
+        for file, tensors in files.items()
+    }
 
 
 def _other_base(adapter: Adapter) -> str:

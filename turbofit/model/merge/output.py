@@ -8,9 +8,10 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from secrets import token_hex
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from turbofit.core.errors import UsageError
+from turbofit.core.json_types import JsonObject
 from turbofit.core.process.files import sync_folder
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.units import format_bytes
@@ -39,7 +40,7 @@ def _size(*files: list[Piece]) -> int:
     return sum(piece.bytes for pieces in files for piece in pieces)
 
 
-def json_text(value: Mapping[str, Any]) -> str:
+def json_text(value: JsonObject) -> str:
     """A small file's text."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 

@@ -36,6 +36,8 @@ _BYTES: Final = {
     "BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "F16": 2, "BF16": 2, "I32": 4, "F32": 4, "I64": 8,
     "F64": 8,
 }  # fmt: skip
+#: By name.
+TorchTensors = dict[str, Any]
 _BIN_INDEX: Final = "pytorch_model.bin.index.json"
 _LARGEST_INDEX: Final = 64 << 20
 _HINT: Final = "download the file again, or check who made it"
@@ -184,7 +186,7 @@ def _quantised(path: str, key: str, dtype: object) -> NoReturn:
 
 
 @lru_cache(maxsize=4)
-def torch_tensors(path: str) -> dict[str, Any]:
+def torch_tensors(path: str) -> TorchTensors:
     """The tensors of a ``.bin``, a pickle, read with ``weights_only`` so that it can run nothing.
 
     They are mapped from the file where its format allows (torch ≥ 1.6 wrote it), so what is

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.installation import install_command
 from turbofit.core.struct import NA
-from turbofit.memory.pytorch.flash_attention import needed_modules
+from turbofit.memory.pytorch.activations import needed_modules
 from turbofit.memory.shared_terms import AMPERE
 from turbofit.memory.versions import OLDEST_SERVED, parse
 from turbofit.planning.compatibility import EFFECTS, FrontEnd, compatibility, install_line

@@ -20,18 +20,24 @@ from turbofit.tuner.search.shape import Shape, chosen_dtype, dtype_for
 from turbofit.tuner.speed.links import LinkClass, group_class, reduce_class
 
 __all__ = [
-    "PREFILL_SIZES",
-    "groupings",
-    "kinds",
-    "like_groups",
-    "mixed_groupings",
-    "no_shape",
-    "shapes",
+    "PREFILL_SIZES", "groupings", "kinds", "like_groups", "mixed_groupings", "no_shape", "shapes",
     "split_over_slices",
-]
+]  # fmt: skip
 
 PREFILL_SIZES = (8192, 4096, 2048, 1024)
 _LARGEST_TP = 8
+#: Beyond this many equal GPUs every grouping is too many: they are cut in an order of their links.
+_EXHAUSTIVE = 8
+#: Ways to group one kind by one degree that are tried beside those of another; about how many ways
+#: to put kinds side by side are tried.
+_MIXED = 4
+_MOST_MIXED = 48
+#: Cards whose used memory differs by less run one set of settings: it loses them no more than this.
+_ALIKE = 64 * MIB
+
+Group = tuple[int, ...]
+GroupSignature = tuple[tuple[tuple[int, int, int], ...], LinkClass, int]
+Signature = tuple[GroupSignature, ...]
 
 
 def shapes(request: ResolvedRequest, engine: Engine) -> Iterator[Shape]:
@@ -162,20 +168,6 @@ def split_over_slices(tp: int, whole: int) -> str:
     )
 
 
-#: Beyond this many equal GPUs every grouping is too many: they are cut in an order of their links.
-_EXHAUSTIVE = 8
-#: Ways to group one kind by one degree that are tried beside those of another; about how many ways
-#: to put kinds side by side are tried.
-_MIXED = 4
-_MOST_MIXED = 48
-#: Cards whose used memory differs by less run one set of settings: it loses them no more than this.
-_ALIKE = 64 * MIB
-
-Group = tuple[int, ...]
-GroupSignature = tuple[tuple[tuple[int, int, int], ...], LinkClass, int]
-Signature = tuple[GroupSignature, ...]
-
-
 def kinds(gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
     """The GPUs by kind: one tensor-parallel group runs on equal cards only."""
     found: dict[tuple[object, ...], list[Gpu]] = {}
@@ -212,7 +204,9 @@ def groupings(
     for way in ways:
         signature = tuple(sorted(map(signature_of, way)))
         if signature not in distinct:
-            distinct[signature] = tuple(map(_ordered, way))
+            distinct[signature] = tuple(
+                tuple(gpu.index for gpu in sorted(group, key=_fullness)) for group in way
+            )
     return list(distinct.values())
 
 
@@ -329,9 +323,6 @@ def _signature(machine: Machine, group: Sequence[Gpu]) -> GroupSignature:
     return cards, group_class(machine, group), reduce_class(machine, group)
 
 
-def _ordered(group: Sequence[Gpu]) -> Group:
-    return tuple(gpu.index for gpu in sorted(group, key=lambda gpu: (-_left(gpu), gpu.index)))
-
-
-def _left(gpu: Gpu) -> int:
-    return gpu.usable - known(gpu.used, 0)
+def _fullness(gpu: Gpu) -> tuple[int, int]:
+    """The card with the most free memory comes first."""
+    return known(gpu.used, 0) - gpu.usable, gpu.index

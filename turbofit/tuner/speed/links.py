@@ -13,14 +13,9 @@ from turbofit.core.struct import Struct, known
 from turbofit.tuner.speed.rates import Rates, rates
 
 __all__ = [
-    "AllReduce",
-    "LinkClass",
-    "all_reduce_of",
-    "group_class",
-    "link_class",
-    "nvlink_bandwidth",
+    "AllReduce", "LinkClass", "all_reduce_of", "group_class", "link_class", "nvlink_bandwidth",
     "reduce_class",
-]
+]  # fmt: skip
 
 
 class LinkClass(IntEnum):

@@ -21,8 +21,10 @@ from ray.cluster_utils import Cluster
 
 from tests.support.processes import HANG, Child, free_port
 
-__all__ = ["Attending", "Clients", "Cloud", "Serving", "cli", "cloud_of", "until"]
+__all__ = ["Clients", "Cloud", "Serving", "cli", "cloud_of", "until"]
 
+#: What clients of the fronts show.
+KEY = "secret"
 #: The driver and Ray's own processes find each other by these; no token, no dashboard.
 ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_DISABLE_IMPORT_WARNING": "1"}
 #: Ray's own deadlines for what a machine under load starts: only what hangs reaches these.
@@ -48,6 +50,11 @@ class Cloud:
         self._cluster = Cluster(initialize_head=True, head_node_args=args)
         self._cluster.wait_for_nodes(HANG)
         self.nodes: dict[str, Any] = {}
+
+    @property
+    def logs(self) -> Path:
+        """The folder of Ray's logs."""
+        return Path(self._cluster.head_node.get_logs_dir_path())
 
     @property
     def address(self) -> str:
@@ -88,11 +95,12 @@ class Cloud:
         return sorted(found)
 
     def kill(self, name: str) -> None:
-        """The node dies with everything on it, at once."""
+        """The node's raylet dies: what it started has to go by itself."""
         node = self.nodes.pop(name)
         raylet = node.all_processes["raylet"][0].process.pid
-        for pid in [*_descendants(raylet), raylet]:
-            _kill(pid)
+        _kill(raylet)
+        # Whoever started it reaps it, or its processes never see that it has gone.
+        node.all_processes["raylet"][0].process.wait()
         self._cluster.remove_node(node, allow_graceful=False)
 
     def stop(self) -> None:
@@ -100,85 +108,88 @@ class Cloud:
         self._cluster.shutdown()
 
 
-class Attending:
-    """``turbofit gateway --cluster`` in a process."""
-
-    def __init__(self, child: Child, port: int) -> None:
-        self.child, self.port = child, port
-
-    def health(self) -> tuple[int, int, int] | None:
-        """Status, engines and how many are up; None while nothing listens."""
-        try:
-            status, document = _ask(self.port, "/health")
-        except OSError:
-            return None
-        return status, document["engines"], document["up"]
-
-
 class Serving:
-    """``turbofit serve --cluster --pretend`` in a process."""
+    """``turbofit serve --cluster --pretend`` in a process, whose key is `KEY`."""
 
     def __init__(
         self, children: list[Child], cloud: Cloud, state: Path, *words: str, model: str
     ) -> None:
         self.cloud, self.state, self.port = cloud, state, free_port()
-        self._environ = {
-            "XDG_STATE_HOME": str(state),
-            "TURBOFIT_LEASES": str(state / "leases"),
-            **cloud.environ,
-        }
-        self.child = Child(
-            [
-                sys.executable, "-m", "turbofit", "serve", model, "--cluster", cloud.address,
-                "--pretend", "--port", str(self.port), "--drain", "120", *words,
-            ],
-            standin=False, **self._environ,
-        )  # fmt: skip
-        children.append(self.child)
+        self._children, self._environ = children, {"XDG_STATE_HOME": str(state), **cloud.environ}
+        self._words = [
+            "serve", model, "--cluster", cloud.address, "--pretend", "--port", str(self.port),
+            "--drain", "120", *words,
+        ]  # fmt: skip
+        self.again()
 
-    def gateway(self, children: list[Child]) -> Attending:
-        """One more gateway."""
+    def again(self) -> None:
+        """Start it, with the same words each time."""
+        self.child = self._run(*self._words)
+
+    def front(self) -> int:
+        """Another front; its port, once it has nodes."""
         port = free_port()
-        child = Child(
-            [
-                sys.executable, "-m", "turbofit", "gateway", "--cluster", self.cloud.address,
-                "--port", str(port), "--access-log", "none",
-            ],
-            standin=False, **self._environ,
-        )  # fmt: skip
-        children.append(child)
-        return Attending(child, port)
+        words = ("--access-log", "none", "--api-key", KEY)
+        self._run("gateway", "--cluster", self.cloud.address, "--port", str(port), *words)
+        until(lambda: up_at(port))
+        return port
+
+    def _run(self, *words: str) -> Child:
+        argv = [sys.executable, "-m", "turbofit", *words]
+        child = Child(argv, standin=False, **self._environ)
+        self._children.append(child)
+        return child
 
     def cli(self, *words: str) -> tuple[int, Any]:
         """`turbofit cluster …`: its exit code and JSON."""
         return cli(self.state, "cluster", *words, "--cluster", self.cloud.address)
 
     def status(self) -> dict[str, Any]:
-        """What `cluster status` tells; waits for the first one."""
-        path = until(lambda: next(iter(self.state.glob("turbofit/clusters/*/*status.json")), None))
-        document: dict[str, Any] = json.loads(path.read_text())
-        return document
+        """What `cluster status` tells."""
+        code, told = self.cli("status")
+        return told[0] if code == 0 else {"nodes": []}
 
-    def engines(self, name: str | None = None) -> list[dict[str, Any]]:
-        """All engines, or one node's."""
-        return [
-            engine
-            for node in self.status()["nodes"]
-            if name is None or node["id"] == self.cloud.identity(name)
-            for engine in node["engines"]
-        ]
+    def node(self, name: str) -> dict[str, Any]:
+        """What it tells of one node; empty while it is not there."""
+        identity = self.cloud.identity(name)
+        return next((one for one in self.status()["nodes"] if one["id"] == identity), {})
 
-    def wait(self, engines: int, seconds: float = HANG) -> None:
-        """Until so many engines serve, no more and no fewer."""
+    def up(self) -> int:
+        """How many nodes the front has."""
+        return up_at(self.port)
+
+    def wait(self, nodes: int) -> None:
+        """Until the front has so many nodes."""
 
         def settled() -> bool:
             assert self.child.process.poll() is None, self.child.stderr
-            found = self.engines()
-            return len(found) == engines and all(
-                one["up"] and one["state"] == "ready" for one in found
-            )
+            return self.up() == nodes
 
-        until(settled, seconds, lambda: self.child.stderr[-3000:])
+        until(settled, HANG, lambda: self.child.stderr[-3000:])
+
+    def server(self, name: str) -> int:
+        """The process of a node's `turbofit serve`."""
+        return int(json.loads((self._folder(name) / "server.json").read_text())["pid"])
+
+    def key(self, name: str) -> str:
+        """What a node trusts fronts by."""
+        return (self._folder(name) / "key").read_text().strip()
+
+    def actor(self, name: str) -> int:
+        """The process of a node's actor: a worker of the node's raylet that is one."""
+        raylet = self.cloud.nodes[name].all_processes["raylet"][0].process.pid
+        for task in Path(f"/proc/{raylet}/task").glob("*/children"):
+            for pid in task.read_text().split():
+                if b"ray::NodeActor" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return int(pid)
+        raise AssertionError(f"no actor on {name}")
+
+    def ray_logs(self) -> list[Path]:
+        """Ray's own log files."""
+        return [path for path in self.cloud.logs.rglob("*") if path.is_file()]
+
+    def _folder(self, name: str) -> Path:
+        return Path(until(lambda: self.node(name).get("folder")))
 
     def end(self) -> int:
         """SIGTERM; the exit code."""
@@ -233,6 +244,14 @@ class Clients:
             self.outcomes[_outcome(self._port, body)] += 1
 
 
+def up_at(port: int) -> int:
+    """How many nodes a front has; 0 while nothing listens."""
+    try:
+        return int(_ask(port, "/health")[1]["up"])
+    except OSError:
+        return 0
+
+
 def cli(state: Path, *words: str) -> tuple[int, Any]:
     """`turbofit … --json`: its exit code and document."""
     done = subprocess.run(
@@ -248,8 +267,9 @@ def _outcome(port: int, body: dict[str, Any]) -> str:
     begun = False
     try:
         connection.request(
-            "POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"}
-        )
+            "POST", "/v1/chat/completions", json.dumps(body),
+            {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"},
+        )  # fmt: skip
         answer = connection.getresponse()
         if answer.status != 200:
             said = answer.read()
@@ -268,7 +288,7 @@ def _outcome(port: int, body: dict[str, Any]) -> str:
 def _ask(port: int, path: str) -> tuple[int, Any]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG)
     try:
-        connection.request("GET", path)
+        connection.request("GET", path, headers={"Authorization": f"Bearer {KEY}"})
         answer = connection.getresponse()
         return answer.status, json.loads(answer.read())
     finally:
@@ -298,13 +318,6 @@ def cloud_of(*nodes: tuple[str, str, int], **environ: str) -> Iterator[Cloud]:
         yield cloud
     finally:
         cloud.stop()
-
-
-def _descendants(pid: int) -> list[int]:
-    children: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        children += [int(word) for word in task.read_text().split()]
-    return [one for child in children for one in (*_descendants(child), child)]
 
 
 def _kill(pid: int) -> None:
