@@ -249,7 +249,6 @@ FOREIGN_WORDS = {"format_meter"}
 #: `End.asked` is a key of the published plan.
 PUBLISHED_WORDS = {
     "turbofit/core/rehearsal.py", "turbofit/rehearse/confirm.py",
-    "turbofit/rehearse/promises.py", "turbofit/rehearse/torch/torch_planned.py",
     "turbofit/report/page/timeline.py",
     "turbofit/report/views/run/rehearsal_view.py",
 }  # fmt: skip
