@@ -147,11 +147,20 @@ def _listed_since(figures: Figures) -> str | None:
     return listed_since(name) if name else None
 
 
+def _divisor(figures: Figures) -> int | None:
+    """The largest tensor parallel size below the one asked that divides the heads."""
+    count, tp = figures.number("count"), figures.number("tp")
+    if not count or not tp:
+        return None
+    return next(size for size in range(int(tp) - 1 or 1, 0, -1) if int(count) % size == 0)
+
+
 #: By name; a row uses them in its sentences and conditions.
 FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "arch": _arch,
     "built_newest": _built_newest,
     "built_oldest": _built_oldest,
+    "divisor": _divisor,
     "is_listed": lambda figures: _listed_since(figures) is not None,
     "listed_since": _listed_since,
     "short": _short,
