@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.diagnose.conftest import explain
 from turbofit.core.units import GIB, KIB, MIB
 from turbofit.diagnose.facts import read_runs
 from turbofit.diagnose.lines.engine_lines import engine_line
@@ -14,8 +15,6 @@ from turbofit.diagnose.lines.events import (
     DefaultSession,
     KvBlocks,
     LegacyCuda,
-    Offload,
-    OtherDevices,
     PeerMissing,
     PythonFrame,
     SmiDriver,
@@ -56,34 +55,33 @@ def test_engine_lines(text: str, event: object) -> None:
     assert engine_line(text) == event
 
 
-def test_two_device_texts_of_both_generations() -> None:
-    old = torch_line(
-        "RuntimeError: Expected all tensors to be on the same device, but found at least two "
-        "devices, cuda:0 and cpu! (when checking argument for argument mat2 in method wrapper_mm)"
-    )
-    assert old == OtherDevices(devices=("cuda:0", "cpu"), operator="wrapper_mm")
-    new = torch_line(
-        "RuntimeError: Expected all tensors to be on the same device, but got index is on cuda:0, "
-        "different from other tensors on cuda:1 (when checking argument in method wrapper_x)"
-    )
-    assert new == OtherDevices(devices=("cuda:0", "cuda:1"), operator="wrapper_x")
-
-
-def test_offload_without_modules() -> None:
-    assert torch_line("ValueError: Please provide an `offload_folder` for them.") == Offload(
-        modules=()
-    )
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("RuntimeError: Expected all tensors to be on the same device, but found at least two "
+         "devices, cuda:0 and cpu! (when checking argument for argument mat2 in method wrapper_mm)",
+         "cuda:0 and cpu"),
+        ("RuntimeError: Expected all tensors to be on the same device, but got index is on cuda:0, "
+         "different from other tensors on cuda:1 (when checking argument in method wrapper_x)",
+         "cuda:0 and cuda:1"),
+    ],
+)  # fmt: skip
+def test_two_device_texts_of_both_generations(text: str, said: str) -> None:
+    found = explain(text)
+    assert found.kind == "device_mismatch"
+    assert said in found.what
 
 
 @pytest.mark.parametrize(
     "text",
     [
+        "ValueError: Please provide an `offload_folder` for them.",
         "ValueError: Please provide an 'offload_folder' for them.",
         "ValueError: The current `device_map` had weights offloaded to the disk.",
     ],
 )
 def test_offload_as_programs_quote_it(text: str) -> None:
-    assert torch_line(text) == Offload(modules=())
+    assert explain(text).kind == "offload"
 
 
 @pytest.mark.parametrize(

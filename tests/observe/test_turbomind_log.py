@@ -44,11 +44,6 @@ PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
         ),
         (PREFIX + "hit resource limit at 3/9", log.Backpressure(cause="limit", at=3, of=9)),
         (
-            "[TM][WARN][1120.08:30:01.123456][engine.cc:605] dp0 ID 17: cache out of memory, "
-            "no request can be admitted; failing head-of-line request",
-            log.RequestRejected(request=17),
-        ),
-        (
             "[TM][FATAL][1120.08:30:01.123456][allocator.cc:44] CUDA error: out of memory",
             log.CudaError(message="out of memory"),
         ),

@@ -16,7 +16,6 @@ from turbofit.diagnose.rules.rules_hang import hang_rules
 from turbofit.diagnose.rules.rules_host import host_rules, peer_meaning, quiet_rules
 from turbofit.diagnose.rules.rules_legacy import legacy_rules
 from turbofit.diagnose.rules.rules_torch import torch_rules
-from turbofit.diagnose.rules.rules_versions import version_rules
 from turbofit.observe.turbomind_log import CacheBudget, CudaError, PythonError, Slab
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ _RULES: Final = (
     engine_rules,
     legacy_rules,
     torch_rules,
-    version_rules,
     hang_rules,
     host_rules,
     quiet_rules,

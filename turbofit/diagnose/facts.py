@@ -27,7 +27,6 @@ from turbofit.launch.engine.logfile import repeats
 from turbofit.observe.turbomind_log import (
     Backpressure,
     CacheBudget,
-    CheckFailed,
     CudaError,
     NcclError,
     PythonError,
@@ -190,21 +189,18 @@ class LogFacts:
             found = parse_line(text)
         except ValueError:  # a damaged number, as in a log that was cut and pasted
             found = None
-        if isinstance(found, CheckFailed) or (
-            isinstance(found, CudaError)
-            and not found.out_of_memory
-            and any(word in text for word in ("kernel", "not supported"))
-        ):
-            return _message(text) or found  # the check's or the error's own words say more
         if found is None and "NCCL error" in text:
             return NcclError(message=text[text.index("NCCL error") :])
         if found is not None and not isinstance(found, PythonError | TorchOutOfMemory):
             # The engine's own event; its start-up line also tells the session's length.
             return (engine_line(text) if "max_context_token_num" in text else None) or found
-        event = engine_line(text)
-        if isinstance(event, LegacyCuda) and not event.out_of_memory:
-            event = _message(text) or event
-        return event or host_line(text) or self._table.line(text) or _message(text) or found
+        return (
+            engine_line(text)
+            or host_line(text)
+            or self._table.line(text)
+            or _message(text)
+            or found
+        )
 
     def _continues(self, line: int, text: str, event: Struct | None) -> bool:
         """Join a message that a terminal broke: whether this line may be a part of it.

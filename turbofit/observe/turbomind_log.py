@@ -23,7 +23,6 @@ __all__ = [
     "Frame",
     "NcclError",
     "PythonError",
-    "RequestRejected",
     "ServerUp",
     "Slab",
     "StackTrace",
@@ -96,12 +95,6 @@ class Backpressure(Struct, tag="backpressure"):
     cause: str
     at: int
     of: int
-
-
-class RequestRejected(Struct, tag="request_rejected"):
-    """A request was failed because the cache can never hold it."""
-
-    request: int
 
 
 class CudaError(Struct, tag="cuda_error"):
@@ -199,7 +192,6 @@ Event = (
     | WarmupFailed
     | WarmupFinished
     | Backpressure
-    | RequestRejected
     | CudaError
     | CheckFailed
     | NcclError
@@ -225,7 +217,6 @@ _LENGTHS: Final = re.compile(r"Warm-up lengths: ([\d, ]+)")
 _FINISHED: Final = re.compile(r"Warm-up finished in ([\d.]+) seconds")
 _WARMUP_FAILED: Final = re.compile(r"Warm-up for (\d+) tokens failed with status (-?\d+)")
 _WAIT: Final = re.compile(r"(hit resource limit|out of memory) at (\d+)/(\d+)")
-_REJECTED: Final = re.compile(r"dp\d+ ID (\d+): cache out of memory")
 _CUDA: Final = re.compile(r"CUDA ([Dd]river )?error: (.+)")
 _VISION: Final = re.compile(
     r"\S+(?: \S+)? setup: mm_seqs=(\d+) images_batched=(\d+) images_skipped=\d+ patches=(\d+)"
@@ -291,8 +282,6 @@ def _engine(text: str, place: str) -> Event | None:
         return WarmupFinished(seconds=float(match[1]))
     if match := _WARMUP_FAILED.match(text):
         return WarmupFailed(tokens=int(match[1]), status=int(match[2]))
-    if match := _REJECTED.match(text):
-        return RequestRejected(request=int(match[1]))
     if match := _CUDA.match(text):
         pinned = place == _PINNED
         return CudaError(message=match[2], driver=bool(match[1]), pinned=pinned)

@@ -16,8 +16,6 @@ __all__ = [
     "LegacyCuda",
     "MigSlice",
     "ModelLoaded",
-    "Offload",
-    "OtherDevices",
     "PeerMissing",
     "PythonFrame",
     "SmiDriver",
@@ -128,19 +126,6 @@ class ModelLoaded(Struct, tag="model_loaded"):
     """A progress bar over checkpoint shards came to its end: ``shards`` of them."""
 
     shards: int
-
-
-class Offload(Struct, tag="offload"):
-    """Accelerate wants to put these modules on disk, and was given no folder for it."""
-
-    modules: tuple[str, ...]
-
-
-class OtherDevices(Struct, tag="other_devices"):
-    """An operator got tensors of several devices; ``operator`` is torch's name of it, or empty."""
-
-    devices: tuple[str, ...]
-    operator: str
 
 
 class HostKill(Struct, tag="host_kill"):

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Final
 from turbofit.diagnose.lines.events import (
     CONTEXT,
     ModelLoaded,
-    Offload,
-    OtherDevices,
     PythonFrame,
     TorchMemory,
 )
@@ -46,15 +44,6 @@ _NOTEBOOK: Final = re.compile(
     r"^(?:File \[?|│ )((?:[A-Za-z]:)?[^\s:\[\]]+\.py):\d+(?:\]\([^)]*\))?,? in ([\w.<>]+)"
 )
 _SHARDS: Final = re.compile(r"Loading checkpoint shards:\s+100%.*?(\d+)/(\d+)")
-_OFFLOAD: Final = re.compile(
-    r"(?:need|provide) an [`'\"]?offload_(?:dir|folder)|had weights offloaded to the disk"
-    r"|offload_(?:dir|folder)[`'\"]? (?:is )?(?:needed|required)"
-)
-_MODULES: Final = re.compile(r"submodules need to be offloaded: (.+)")
-_TWO: Final = re.compile(r"at least two devices, (.+?)!")
-_ONE: Final = re.compile(r"is on (\w+:\d+|cpu|meta), different from other tensors on (\S+)")
-_DEVICE: Final = re.compile(r"(?:cuda|xpu|npu):\d+|cpu|meta")
-_OPERATOR: Final = re.compile(r"in method \W*(\w+)")
 
 
 def torch_line(text: str) -> Struct | None:
@@ -67,12 +56,6 @@ def torch_line(text: str) -> Struct | None:
         ".py:" in text and (match := _NOTEBOOK.match(text))
     ):
         return PythonFrame(path=match[1], function=match[2])
-    if "same device" in text and "tensors" in text:
-        return _devices(text)
-    if "offload" in text and _OFFLOAD.search(text):
-        match = _MODULES.search(text)
-        names = match[1].rstrip(". ").split(",") if match else []
-        return Offload(modules=tuple(name.strip() for name in names if name.strip()))
     if "checkpoint shards" in text and (match := _SHARDS.search(text)):
         return ModelLoaded(shards=int(match[2])) if match[1] == match[2] else None
     return None
@@ -149,11 +132,3 @@ def _bytes(text: str) -> int:
     unit = text.lstrip("0123456789. ")
     scale = _UNITS["bytes"] if unit == "bytes" else _UNITS[unit[0]]
     return round(float(text.removesuffix(unit)) * scale)
-
-
-def _devices(text: str) -> OtherDevices:
-    devices: list[str] = []
-    if (match := _TWO.search(text)) or (match := _ONE.search(text)):
-        devices = _DEVICE.findall(" ".join(match.groups()))
-    operator = _OPERATOR.search(text)
-    return OtherDevices(devices=tuple(devices), operator=operator[1] if operator else "")
