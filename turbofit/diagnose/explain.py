@@ -8,15 +8,22 @@ from turbofit.diagnose.advice import advice
 from turbofit.diagnose.answer import Diagnosis, Read
 from turbofit.diagnose.case import LogCase
 from turbofit.diagnose.facts import read_runs
-from turbofit.diagnose.lines.events import KvBlocks, LegacyCuda, PeerMissing
-from turbofit.diagnose.lines.rows import rows
+from turbofit.diagnose.rows import rows
 from turbofit.diagnose.rules.draft import evidence
 from turbofit.diagnose.rules.rules_engine import engine_rules
 from turbofit.diagnose.rules.rules_hang import hang_rules
 from turbofit.diagnose.rules.rules_host import host_rules, peer_meaning, quiet_rules
 from turbofit.diagnose.rules.rules_legacy import legacy_rules
 from turbofit.diagnose.rules.rules_torch import torch_rules
-from turbofit.observe.turbomind_log import CacheBudget, CudaError, PythonError, Slab
+from turbofit.observe.log_events import (
+    CacheBudget,
+    CudaError,
+    KvBlocks,
+    LegacyCuda,
+    PeerMissing,
+    PythonError,
+    Slab,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -51,10 +58,7 @@ def diagnose(
     Raises:
         UsageError: ``model`` or ``on`` cannot be meant.
     """
-    programs = set[str]()
-    runs = read_runs(rows(chunks, programs))
-    for facts in runs:
-        facts.subject.programs |= programs
+    runs = read_runs(rows(chunks))
     cases = [LogCase(facts, model=model, on=on) for facts in runs]
     drafts = sorted(
         ((draft, case) for case in cases for rule in _RULES for draft in rule(case)),

@@ -9,7 +9,7 @@ from turbofit.diagnose.answer import Holding, Missing, PhaseName
 from turbofit.diagnose.case import LogCase, usable
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.shortage import Shortage, shortage
-from turbofit.observe.turbomind_log import (
+from turbofit.observe.log_events import (
     CacheBudget,
     CudaError,
     Frame,
@@ -268,7 +268,7 @@ def _held(case: LogCase, found: Shortage | None) -> tuple[Holding, ...]:
 
 def _table(case: LogCase) -> tuple[Holding, ...]:
     """Processes of an nvidia-smi table in the log."""
-    from turbofit.diagnose.lines.events import SmiProcess
+    from turbofit.observe.log_events import SmiProcess
 
     return tuple(
         Holding(

@@ -6,21 +6,19 @@ from typing import TYPE_CHECKING
 
 from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Holding, Missing
-from turbofit.diagnose.lines.events import (
+from turbofit.diagnose.rules.draft import RuleAnswer, evidence
+from turbofit.diagnose.rules.figures import told
+from turbofit.observe.log_events import (
+    CheckFailed,
+    CudaError,
     HostKill,
     KnownMessage,
     LegacyCuda,
+    NcclError,
     PeerMissing,
+    ServerUp,
     SmiGpu,
     SmiProcess,
-)
-from turbofit.diagnose.rules.draft import RuleAnswer, evidence
-from turbofit.diagnose.rules.figures import told
-from turbofit.observe.turbomind_log import (
-    CheckFailed,
-    CudaError,
-    NcclError,
-    ServerUp,
     WarmupFinished,
 )
 

@@ -8,12 +8,12 @@ from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, format_bytes
 from turbofit.diagnose.answer import Evidence, Holding, Missing, PhaseName
 from turbofit.diagnose.case import LogCase, usable
-from turbofit.diagnose.lines.events import KvBlocks, LegacyCuda, TorchMemory, VisionForward
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.memory.legacy.generations import generation_of
 from turbofit.memory.legacy.weights import legacy_weight_classes
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.weights import weight_classes
+from turbofit.observe.log_events import KvBlocks, LegacyCuda, TorchMemory, VisionForward
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

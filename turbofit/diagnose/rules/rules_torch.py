@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.diagnose.answer import Evidence, Missing, PhaseName
-from turbofit.diagnose.lines.events import ModelLoaded, TorchMemory
 from turbofit.diagnose.rules.causes import less_memory
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.holders import (
@@ -26,6 +25,7 @@ from turbofit.diagnose.rules.rules_legacy import (
     cards_story,
     double_start,
 )
+from turbofit.observe.log_events import ModelLoaded, TorchMemory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
