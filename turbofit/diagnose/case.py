@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB, format_bytes
+from turbofit.diagnose.event import event_of
 from turbofit.diagnose.spellings import preset_of
 from turbofit.machine.presets import find_preset as find_gpu
 from turbofit.machine.presets import match_preset
@@ -41,6 +42,7 @@ class LogCase:
 
     def __init__(self, facts: LogFacts, *, model: str | None = None, on: str | None = None) -> None:
         self.facts = facts
+        self.event = event_of(facts)
         self.model = self._model(model)
         self.on = on
         self.machine = machine_from(on) if on else None

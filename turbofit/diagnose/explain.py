@@ -42,6 +42,8 @@ _RULES: Final = (
     host_rules,
     quiet_rules,
 )
+#: What a parent says of a child that ended: the child's own error goes before it.
+_PARENTS: Final = ("engine_gone", "aborted")
 _RANKS: Final = {"cause": 0, "consequence": 1, "notice": 2}
 
 
@@ -67,6 +69,8 @@ def diagnose(
     if not drafts:
         return _unknown(cases[-1])
     best, of_run = drafts[0]
+    if best.kind in _PARENTS and of_run.event.last is not None:
+        return _unknown(of_run, f"line {best.line}: {best.what}")
     also = {
         draft.kind: f"line {draft.line}: {draft.what}"
         for draft, _ in reversed(drafts[1:])
@@ -117,7 +121,7 @@ def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosi
     )
 
 
-def _unknown(case: LogCase) -> Diagnosis:
+def _unknown(case: LogCase, *also: str) -> Diagnosis:
     """Nothing was recognised; a Python error is still shown."""
     errors = case.facts.every(PythonError)
     what = "this log has nothing that turbofit recognises"
@@ -130,6 +134,7 @@ def _unknown(case: LogCase) -> Diagnosis:
         kind="unknown",
         phase="unknown",
         what=what,
+        also=also,
         evidence=lines,
         unknown=("what happened",),
         changes=(_SEND_TURBOMIND if case.facts.subject.programs <= {"lmdeploy"} else _SEND,),

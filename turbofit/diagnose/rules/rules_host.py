@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.diagnose.case import LogCase
-    from turbofit.diagnose.facts import LogEvent, LogFacts
 
 __all__ = ["host_rules", "quiet_rules"]
 
@@ -62,10 +61,10 @@ def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
             ),
             planned=True,
         )
-    for mark in facts.marks:
+    for mark in case.event.marks:
         asked = isinstance(mark.event, _ASKED) and not getattr(mark.event, "out_of_memory", False)
         found = told(mark, case) if asked else None
-        if found is None or (found.cause.rank != "notice" and _starts_after(facts, mark)):
+        if found is None:
             continue
         cause = found.cause
         yield RuleAnswer(
@@ -81,12 +80,6 @@ def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
             missing=found.missing,
             unknown=cause.unknown,
         )
-
-
-def _starts_after(facts: LogFacts, mark: LogEvent) -> bool:
-    """Whether an engine is ready after a mark."""
-    ready = (*facts.every(ServerUp), *facts.every(WarmupFinished))
-    return any(later.line > mark.line for later, _ in ready)
 
 
 def quiet_rules(case: LogCase) -> Iterator[RuleAnswer]:

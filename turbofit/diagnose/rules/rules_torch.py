@@ -49,9 +49,10 @@ _WHEN: Final[dict[PhaseName, str]] = {
 
 def torch_rules(case: LogCase) -> Iterator[RuleAnswer]:
     """All that torch and what is built on it say of memory and devices."""
-    marks = case.facts.every(TorchMemory)
-    if marks:
-        yield _out_of_memory(case, *max(marks[:1], key=lambda pair: pair[1].figures))
+    for mark in case.event.marks:
+        if isinstance(mark.event, TorchMemory):
+            yield _out_of_memory(case, mark, mark.event)
+            return
 
 
 def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAnswer:
