@@ -13,6 +13,7 @@ from turbofit.observe.log_events import (
     CacheBudget,
     CacheFrame,
     CudaError,
+    EngineFallback,
     KnownMessage,
     KvBlocks,
     LegacyCuda,
@@ -66,7 +67,8 @@ _PAST: Final = (
 )  # fmt: skip
 #: What only a launch follows, and frames whose code a stack has anyway.
 _LIVE: Final = (
-    CacheFrame, LoadingWeights, LoopFailed, LostLock, NoCache, VisionFrame, WarmingUp,
+    CacheFrame, EngineFallback, LoadingWeights, LoopFailed, LostLock, NoCache, VisionFrame,
+    WarmingUp,
 )  # fmt: skip
 #: What is said of the machine is true for each run.
 _OF_MACHINE: Final = (MigSlice, PeerMissing, SmiDriver, SmiGpu, SmiProcess)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.diagnose.conftest import explain
 from turbofit.core.units import GIB
-from turbofit.diagnose.rules.causes import causes
+from turbofit.diagnose.rules.causes import causes, fact_patterns
 from turbofit.diagnose.rules.figures import FIGURES
 
 ARCHES = "The current PyTorch install supports CUDA capabilities {}.\n"
@@ -353,6 +353,37 @@ LEARNED = (
     ("too_many_files", "OSError: [Errno 24] Too many open files"),
     ("no_permission", "PermissionError: [Errno 13] Permission denied: '/data/x'"),
     ("illegal_instruction", "Illegal instruction (core dumped)"),
+    (
+        "engine_bug",
+        "RuntimeError: Decode out of memory. Try to lower your batch size.\nTry to"
+        " allocate 90 tokens.\nAvaliable tokens: 4096",
+    ),
+    (
+        "out_of_memory",
+        "RuntimeError: Decode out of memory. Try to lower your batch size.\nTry to"
+        " allocate 90 tokens.\nAvaliable tokens: 12",
+    ),
+    (
+        "too_many_requests",
+        "RuntimeError: alloc_req_slots runs out of memory. Please set a smaller"
+        " number for `--max-running-requests`.",
+    ),
+    (
+        "turbomind_missing",
+        "2024-07-18 15:50:07,708 - lmdeploy - WARNING - Fallback to pytorch"
+        " engine because turbomind engine is not installed correctly.",
+    ),
+    ("no_hub", "HTTPError: 404 Client Error: Not Found for url: https://huggingface.co/api/x"),
+    ("driver_too_old", "RuntimeError: Triton Error [CUDA]: device kernel image is invalid"),
+    (
+        "wrong_class",
+        "ValueError: Unrecognized configuration class <class 'x.LlavaNextConfig'> for"
+        " this kind of AutoModel: AutoModel.",
+    ),
+    ("request_failed", '2025-03-19 - lmdeploy - ERROR - session 85 finished, reason "error"'),
+    ("file_missing", "FileNotFoundError: [Errno 2] No such file or directory: '/models/x.json'"),
+    ("bad_image", "PIL.UnidentifiedImageError: cannot identify image file <_io.BytesIO>"),
+    ("crashed", "Segmentation fault (core dumped)"),
 )
 
 
@@ -382,10 +413,12 @@ def test_an_error_that_nobody_knows_goes_before_what_its_parent_says() -> None:
 
 
 def test_rows_use_figures_and_groups_that_exist() -> None:
+    facts = {name for text in fact_patterns() for name in re.compile(text).groupindex}
     for cause in causes():
         groups = re.compile(cause.pattern).groupindex
         for text in (cause.what, *cause.why, *cause.change):
             named = {name for name in re.findall(r"\{(\w+)\}", text) if not name.isdigit()}
-            assert named <= {*groups, *FIGURES}, cause.what
-        assert set(cause.when) <= {*FIGURES, "communicator"}, cause.what
+            assert named <= {*groups, *FIGURES, *facts}, cause.what
+        assert set(cause.when) <= {*FIGURES, *facts, "communicator"}, cause.what
+        assert cause.source or cause.kind, cause.what
     assert len(FIGURES) <= 20

@@ -53,7 +53,8 @@ class Figures:
         """A figure or fact; None where the log has not enough for it."""
         if name in FIGURES:
             return FIGURES[name](self)
-        return self._caught.get(name)
+        text = self._caught.get(name)
+        return int(text) if isinstance(text, str) and text.isdecimal() else text
 
     def number(self, name: str) -> float | None:
         """A fact as a number, of which texts write thousands with commas."""
@@ -67,7 +68,7 @@ class Figures:
         """Whether a fact is below, above, equal to or in what a condition names."""
         value = self.get(fact)
         for relation, other in wanted.items():
-            bound = self.get(other) if isinstance(other, str) and other in FIGURES else other
+            bound = self.get(other) if isinstance(other, str) and relation != "equal" else other
             if value is None or bound is None or not _RELATIONS[relation](value, bound):
                 return False
         return True
