@@ -10,6 +10,7 @@ from turbofit.diagnose.case import LogCase
 from turbofit.diagnose.facts import read_runs
 from turbofit.diagnose.rows import rows
 from turbofit.diagnose.rules.draft import evidence
+from turbofit.diagnose.rules.figures import package_of
 from turbofit.diagnose.rules.rules_engine import engine_rules
 from turbofit.diagnose.rules.rules_hang import hang_rules
 from turbofit.diagnose.rules.rules_host import host_rules, peer_meaning, quiet_rules
@@ -126,9 +127,11 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
     errors = case.facts.every(PythonError)
     what = "this log has nothing that turbofit recognises"
     lines: tuple[Evidence, ...] = ()
+    inside = None
     if errors:
         mark, error = errors[-1]
-        what = f"turbofit does not know this error: {error.name}: {error.message}"
+        what = f"turbofit does not know this error: {error.name}: {error.message}".rstrip(": ")
+        inside = package_of(mark.stack)
         lines = (evidence(mark, "the last error"),)
     return Diagnosis(
         kind="unknown",
@@ -137,7 +140,10 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
         also=also,
         evidence=lines,
         unknown=("what happened",),
-        changes=(_SEND_TURBOMIND if case.facts.subject.programs <= {"lmdeploy"} else _SEND,),
+        changes=(
+            *((f"a newer release of {inside} first: the error is inside it",) if inside else ()),
+            _SEND_TURBOMIND if case.facts.subject.programs <= {"lmdeploy"} else _SEND,
+        ),
         read=_read(case),
     )
 

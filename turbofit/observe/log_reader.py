@@ -78,8 +78,9 @@ def _thrown(match: re.Match[str]) -> Struct | None:
 
 
 def _python(match: re.Match[str]) -> events.PythonError:
-    short = _CUDA_MEMORY.search(match[2]) is not None
-    return events.PythonError(name=match[1], message=match[2], out_of_memory=short)
+    message = match[2] or ""
+    short = _CUDA_MEMORY.search(message) is not None
+    return events.PythonError(name=match[1], message=message, out_of_memory=short)
 
 
 def _kill(match: re.Match[str]) -> events.HostKill:
@@ -178,8 +179,8 @@ _OTHER: Final = (
     _row(", ", r"(\d+), ([^,]+), (\d+)(?: MiB)?, (\d+)(?: MiB)?\s*$",
          lambda m: events.SmiGpu(index=int(m[1]), name=m[2].strip(), used=int(m[3]) * MIB,
                                  total=int(m[4]) * MIB)),
-    _row("Error:|Exception:|Exit:",
-         r"((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit)): ?(.*)$", _python),
+    _row("Error|Exception|Exit:",
+         r"((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit))(?:: ?(.*))?$", _python),
 )  # fmt: skip
 
 

@@ -384,6 +384,16 @@ LEARNED = (
     ("file_missing", "FileNotFoundError: [Errno 2] No such file or directory: '/models/x.json'"),
     ("bad_image", "PIL.UnidentifiedImageError: cannot identify image file <_io.BytesIO>"),
     ("crashed", "Segmentation fault (core dumped)"),
+    ("not_installed", "bash: lmdeploy: command not found"),
+    ("no_cuda_toolkit", "AssertionError: Can not find $env:CUDA_PATH"),
+    (
+        "windows_tp",
+        "RuntimeError: [TM][ERROR]  Assertion fail: D:\\a\\src/models/llama/Barrier.h:20",
+    ),
+    ("engine_gone", "RuntimeError: Rank[0] failed."),
+    ("package_versions", "ImportError: cannot import name 'x' from 'outlines.models'"),
+    ("module_missing", "ModuleNotFoundError: No module named 'models.vision'"),
+    ("unknown", "AssertionError"),
 )
 
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from turbofit.diagnose.case import LogCase
     from turbofit.diagnose.facts import LogEvent
+    from turbofit.observe.log_events import PythonFrame
 
-__all__ = ["FIGURES", "Told", "told"]
+__all__ = ["FIGURES", "Told", "package_of", "told"]
 
 #: Folders of the packages whose versions must go together, and of checkpoints' own code.
 _FOLDERS: Final = re.compile(
@@ -165,9 +166,9 @@ def _divisor(figures: Figures) -> int | None:
     return next(size for size in range(int(tp) - 1 or 1, 0, -1) if int(count) % size == 0)
 
 
-def _package(figures: Figures) -> str | None:
-    """The innermost package of an engine or of a checkpoint's own code on the stack."""
-    found = [_FOLDERS.search(frame.path) for frame in figures.mark.stack]
+def package_of(stack: tuple[PythonFrame, ...]) -> str | None:
+    """The innermost package of an engine or of a checkpoint's own code on a stack."""
+    found = [_FOLDERS.search(frame.path) for frame in stack]
     return next((match[1] or match[2] for match in reversed(found) if match), None)
 
 
@@ -225,7 +226,7 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "listed_since": _listed_since,
     "lmdeploy": lambda figures: "lmdeploy" if figures.case.facts.subject.lmdeploy else None,
     "model_name": _model_name,
-    "package": _package,
+    "package": lambda figures: package_of(figures.mark.stack),
     "short": _short,
     "short_gib": _short_gib,
     "tried": _tried,
