@@ -44,7 +44,7 @@ _RULES: Final = (
     quiet_rules,
 )
 #: What a parent says of a child that ended: the child's own error goes before it.
-_PARENTS: Final = ("engine_gone", "aborted")
+_PARENTS: Final = ("aborted", "crashed", "engine_gone", "killed", "request_failed")
 _RANKS: Final = {"cause": 0, "consequence": 1, "notice": 2}
 
 

@@ -180,7 +180,8 @@ _OTHER: Final = (
          lambda m: events.SmiGpu(index=int(m[1]), name=m[2].strip(), used=int(m[3]) * MIB,
                                  total=int(m[4]) * MIB)),
     _row("Error|Exception|Exit:",
-         r"((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit))(?:: ?(.*))?$", _python),
+         r"((?:[A-Za-z_]\w*\.)*(?:[A-Z]\w*(?:Error|Exception|Exit)|Exception))(?:: ?(.*))?$",
+         _python),
 )  # fmt: skip
 
 
