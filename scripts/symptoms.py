@@ -29,6 +29,7 @@ _SEES: Final = "| you see | what it means, and what helps |\n|---|---|"
 _GETS: Final = "| status, `code` | message | more |\n|---|---|---|"
 #: Where docs explain the refusals of a part of the gateway; the longest beginning counts.
 _EXPLAINED: Final = {
+    "front": "cluster.md#when-something-happens",
     "http": "security.md",
     "http/model_names": "operations.md#what-clients-notice",
     "limits": "security.md",
@@ -82,7 +83,8 @@ def rule_kinds() -> set[str]:
 def refused() -> list[Refused]:
     """Each status and code with which the gateway refuses, once, in their order."""
     found: dict[tuple[str, str], Refused] = {}
-    for path in sorted(_GATEWAY.rglob("*.py")):
+    # What a front says too is said of one gateway.
+    for path in sorted(_GATEWAY.rglob("*.py"), key=lambda one: (one.name == "front.py", one)):
         place = path.relative_to(_GATEWAY).with_suffix("").as_posix()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Refusal":

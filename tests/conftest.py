@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.support.standin.standin_engine import mend_torchvision
 from tests.waiting import HANG
 from turbofit.cli.terminal import progress_display
 
@@ -17,6 +18,7 @@ from turbofit.cli.terminal import progress_display
 settings.register_profile("turbofit", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
 settings.load_profile("turbofit")
+mend_torchvision()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

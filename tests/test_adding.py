@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.common.checkpoints import make_internvl_hf
+from tests.support.checkpoints import make_internvl_hf
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from turbofit.launch.export.containers import HUB, STATE
+from turbofit.core.presets import presets_dir
 from turbofit.memory.versions import REFERENCE
 
 ROOT = Path(__file__).parents[1]
@@ -47,8 +47,10 @@ def test_nobody_runs_it_as_root() -> None:
 
 def test_the_manifests_fit_it() -> None:
     assert json.loads(last("ENTRYPOINT")) == ["turbofit"]
-    assert json.loads(last("VOLUME")) == [HUB, STATE]
-    assert {f"HF_HOME={HUB}", f"XDG_STATE_HOME={STATE}"} <= set(last("ENV").split())
+    hub, state = json.loads(last("VOLUME"))
+    assert {f"HF_HOME={hub}", f"XDG_STATE_HOME={state}"} <= set(last("ENV").split())
+    compose = (presets_dir() / "export" / "compose.template").read_text(encoding="utf-8")
+    assert f"HF_HOME: {hub}\n      XDG_STATE_HOME: {state}\n" in compose
 
 
 @pytest.mark.slow

@@ -9,13 +9,10 @@ import pytest
 
 from turbofit.cli.main import main
 from turbofit.launch.cluster.nodes import NODE_SPEC
+from turbofit.launch.serve.detached import LEASE_SECONDS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "cluster.md").read_text()
-BENCHES = "\n".join(
-    (ROOT / "bench" / name).read_text()
-    for name in ("gateway/BALANCE.md", "cluster/FAULTS.md", "cluster/PLANNING.md")
-)
 
 
 def test_every_action_is_there() -> None:
@@ -33,9 +30,6 @@ def test_a_plan_says_what_the_page_says(nodes: str, capsys: pytest.CaptureFixtur
     assert f"`{why}`" in said
     if "/1xl4@2/" in nodes:
         assert re.findall(r"fits: .*? to any of them", told)[0] in said
-        for row in ("1x4 225,280 1.3 15 sim-1,", "1x1 46,336 0.105 2 sim-5, sim-6"):
-            assert row in said
-            assert row in told
 
 
 def test_what_a_weak_node_costs_is_what_the_plan_says(capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,30 +46,14 @@ def planned(nodes: str, capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join(capsys.readouterr().out.split())
 
 
-def test_figures_of_benches_are_theirs() -> None:
-    section = PAGE.split("## What was tested")[1]
-    rates = re.findall(r"\b(\d+\.\d)\b(?! s)", section.split("Of 16 stand-ins")[1].split("\n- ")[0])
-    assert len(rates) == 5
-    assert all(f"| {rate} |" in BENCHES for rate in rates)
-    pulled, told = re.findall(r"after (\d+\.\d) s", section)
-    assert f"taken out by the gateway | {pulled} |" in BENCHES
-    assert f"Ray tells of the node | {told} |" in BENCHES
-    assert "11,333 requests answered" in BENCHES
-    assert "11,333 requests" in " ".join(section.split())
-    assert "1 to 3 seconds" in BENCHES
-    assert "50 to 65 kB a node" in BENCHES
-    assert "one node in twenty" in BENCHES
-
-
 def test_names_are_the_codes() -> None:
     from turbofit.core.cluster import CLUSTER_STATUS_SCHEMA
 
-    for name in (
-        NODE_SPEC,
-        CLUSTER_STATUS_SCHEMA,
-        "RAY_USE_TLS",
-        "turbofit_gateway_retried_total",
-    ):
+    for name in (NODE_SPEC, CLUSTER_STATUS_SCHEMA, "RAY_USE_TLS", f"for {LEASE_SECONDS:.0f} s"):
         assert name in PAGE
-    for section in ("## Without a GPU", "## Several gateways", "## Who may do what"):
+    for section in ("## Without a GPU", "## More fronts, or none of ours", "## Who may do what"):
         assert section in PAGE
+
+
+def test_the_page_is_short() -> None:
+    assert len(PAGE.splitlines()) <= 150

@@ -25,28 +25,29 @@ BUDGETS = {
     "kernels": 785,
     "model": 7_660,
     "memory": 7_780,
-    "tuner": 7_680,
+    "tuner": 7_050,
     "planning": 2_650,
     "observe": 1_355,
     "pretend": 2_451,
     "rehearse": 7_410,
     "gateway": 12_140,
     "load": 1_260,
-    "launch": 14_940,
+    "launch": 14_730,
     "batch": 2_845,
     "diagnose": 6_460,
     "report": 6_935,
     "cli": 7_320,
     "turbofit": 335,
     "tests": 70_400,
-    "bench": 24_160,
+    "tests/support": 2_005,
+    "bench": 20_830,
 }
 #: A budget that is further above what it allows for than this is lowered.
 SLACK = 150
 #: Modules of fewer lines that one module beside them imports, and nobody else: they belong into it.
 FRAGMENT_LINES = 80
 #: Where a registry chooses a module by its name, or docs/adding.md tells people to add one.
-REGISTRIES = {"model/families", "core/images", "diagnose/doctor", "cli/commands"}
+REGISTRIES = {"model/families", "core/images", "cli/commands"}
 #: How many there are elsewhere. It only falls.
 MOST_FRAGMENTS = 31
 
@@ -58,6 +59,8 @@ def _lines(path: Path) -> int:
 def _room(path: Path) -> str:
     """The room of a module, or the folder of another file; of `turbofit` itself `turbofit`."""
     first, *rest = path.relative_to(ROOT).parts
+    if first == "tests" and rest[0] == "support":
+        return "tests/support"
     return rest[0] if first == "turbofit" and len(rest) > 1 else first
 
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.model.conftest import shim_torchvision
 from turbofit.cli.main import main
 from turbofit.core.plan import Plan
 from turbofit.core.units import GIB, MIB, format_bytes
@@ -166,7 +165,6 @@ def test_2_llava_by_the_name_of_its_authors(typed) -> None:
 def test_2_llava_with_its_lora_merged(typed, tmp_path, capsys) -> None:
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    shim_torchvision()
     from tests.model.merge.llava_cases import make_clip, make_llava_lora, make_vicuna
 
     base, lora = make_vicuna(tmp_path / "vicuna-7b-v1.5"), make_llava_lora(tmp_path / "lora")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from bench.common.processes import HANG
+from tests.support.processes import HANG
 
 __all__ = ["HANG", "auntil", "until"]
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
     from turbofit.core.which import Which
-    from turbofit.planning.predict_request import PredictRequest
+    from turbofit.planning.request import PredictRequest
 
 __all__ = [
     "batch",
@@ -142,7 +142,7 @@ def predict(model: str | Model | PredictRequest, **options: Any) -> Plan:
         TurbofitError: as `plan`.
         PackageError: turbofit has no account of the version.
     """
-    from turbofit.planning.predict_request import PredictRequest
+    from turbofit.planning.request import PredictRequest
 
     return planning.predict(_request(PredictRequest, model, options))
 

@@ -11,7 +11,7 @@ from turbofit.core.units import MIB
 from turbofit.memory.engine import Engine
 from turbofit.memory.engines import engine_named
 from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.legacy.group import GroupAccount
+from turbofit.memory.legacy.legacy_account import GroupAccount
 from turbofit.memory.legacy.legacy_engines import LegacyPytorch, LegacyTurbomind
 from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
@@ -60,11 +60,6 @@ class Forecast(Struct):
         if self.outcome == "oom":
             return "start"
         return "request" if self.outcome == "oom_on_request" else ""
-
-    @property
-    def spare(self) -> int:
-        """Bytes that the tightest GPU keeps."""
-        return min(one.headroom for one in self.ledgers)
 
     @property
     def has_margin(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.accuracy.rows import HERE, Row, model_of
 from bench.accuracy.score import Score, Scored, summary
+from bench.page import table
 from turbofit.core.presets import load_yaml
 from turbofit.core.units import MIB
 from turbofit.memory.versions import parse
@@ -20,20 +21,19 @@ _TABLE = "internvl2.0/deployment"
 def report(scored: Sequence[Scored], unscored: Sequence[Row]) -> str:
     """The whole page."""
     facts = summary(scored, unscored)
-    parts = [
-        _HEAD,
-        _section("Bars", _bars(scored, facts)),
-        _section("Memory by source", _errors(facts["by_source"])),
-        _section("Memory by engine and generation", _errors(facts["by_generation"])),
-        _section("Blocks of the cache", _blocks(facts["blocks"])),
-        _section("Host memory by version", _host(scored)),
-        _section("Outcomes", _outcomes(scored, facts)),
-        _section("The InternVL2 table", _first_image(scored)),
-        _section("Worst rows", _worst(scored)),
-        _section("Every figure", _figures(scored)),
-        _section("Not scored", _unscored(unscored)),
-    ]
-    return "\n".join(parts)
+    sections = {
+        "Bars": _bars(scored, facts),
+        "Memory by source": _errors(facts["by_source"]),
+        "Memory by engine and generation": _errors(facts["by_generation"]),
+        "Blocks of the cache": _blocks(facts["blocks"]),
+        "Host memory by version": _host(scored),
+        "Outcomes": _outcomes(scored, facts),
+        "The InternVL2 table": "".join(_first_image(scored)),
+        "Worst rows": "\n".join(_worst(scored)),
+        "Every figure": _figures(scored),
+        "Not scored": table("row | missing", [(one.id, one.missing) for one in unscored]),
+    }
+    return "\n".join((_HEAD, *(f"## {name}\n\n{text}\n" for name, text in sections.items())))
 
 
 _HEAD = """\
@@ -48,108 +48,93 @@ where it names no card, the smallest common one that holds the figure (its outco
 """
 
 
-def _section(title: str, lines: Iterator[str]) -> str:
-    return f"## {title}\n\n" + "\n".join(lines) + "\n"
-
-
-def _bars(scored: Sequence[Scored], facts: dict[str, Any]) -> Iterator[str]:
+def _bars(scored: Sequence[Scored], facts: dict[str, Any]) -> str:
     """Each bar with what was reached."""
-    yield "| bar | reached | |"
-    yield "|---|---|---|"
     share = facts["share_scored"] or 0
     count = f"{facts['with_a_figure_scored']} of {facts['with_a_figure']}"
-    yield _bar(
-        "TurboMind and PyTorch rows with a figure that are scored: 90 %", count, share >= 0.9
-    )
-    table = [abs(s.percent_of_card or 0) for one in _table(scored) for s in _used(one)]
-    if table:
-        yield _bar(
-            "InternVL2 table, TurboMind: median error 1 % of the card",
-            f"{median(table):.2f} % of {len(table)} figures",
-            median(table) <= 1,
-        )
-        yield _bar("InternVL2 table, TurboMind: worst 3 %", f"{max(table):.2f} %", max(table) <= 3)
+    bars: list[tuple[str, str, bool]] = [
+        ("TurboMind and PyTorch rows with a figure that are scored: 90 %", count, share >= 0.9)
+    ]
+    errors = [abs(s.percent_of_card or 0) for one in _table(scored) for s in _used(one)]
+    if errors:
+        name, middle, worst = "InternVL2 table, TurboMind", median(errors), max(errors)
+        reached = f"{middle:.2f} % of {len(errors)} figures"
+        bars += [
+            (f"{name}: median error 1 % of the card", reached, middle <= 1),
+            (f"{name}: worst 3 %", f"{worst:.2f} %", worst <= 3),
+        ]
     sizes = [b for b in facts["blocks"] if b["figure"] == "block"]
     exact = sum(abs(b["forecast"] - b["observed"]) < 0.001 for b in sizes)
-    yield _bar("KV block size exact", f"{exact} of {len(sizes)}", exact == len(sizes))
+    bars.append(("KV block size exact", f"{exact} of {len(sizes)}", exact == len(sizes)))
     counts = [abs(b["error_percent"]) for b in facts["blocks"] if b["figure"] == "blocks"]
     if counts:
-        yield _bar("KV block count within 2 %", f"{max(counts):.2f} %", max(counts) <= 2)
-    ran = [i for i in facts["wrong_outcomes"] if _by_id(scored, i).observed == "ok"]
-    out = [i for i in facts["wrong_outcomes"] if i not in ran]
-    yield _bar("no row that ran is forecast to run out", ", ".join(ran) or "none", not ran)
-    yield _bar(
-        "no row that ran out is forecast to keep more than the margin",
-        ", ".join(out) or "none",
-        not out,
-    )
+        bars.append(("KV block count within 2 %", f"{max(counts):.2f} %", max(counts) <= 2))
+    wrong = [one.row.id for one in scored if one.wrong and one.observed == "ok"]
+    bars.append(("no row that ran is forecast to run out", ", ".join(wrong) or "none", not wrong))
+    wrong = [one.row.id for one in scored if one.wrong and one.observed != "ok"]
+    what = "no row that ran out is forecast to keep more than the margin"
+    bars.append((what, ", ".join(wrong) or "none", not wrong))
+    rows = [(what, reached, "met" if met else "**missed**") for what, reached, met in bars]
+    return table("bar | reached |", rows)
 
 
-def _bar(what: str, reached: str, met: bool) -> str:
-    return f"| {what} | {reached} | {'met' if met else '**missed**'} |"
+def _errors(groups: dict[str, Any]) -> str:
+    rows = [
+        (name, e["count"], f"{e['median_mib']} MiB, {e['median_percent']:.2f} %",
+         f"{e['median_signed_percent']:+.2f} %", f"{e['p90_mib']} MiB, {e['p90_percent']:.2f} %",
+         f"{e['worst_mib']:+d} MiB, {e['worst_percent']:+.2f} %")
+        for name, e in groups.items() if e is not None
+    ]  # fmt: skip
+    return table("| figures | median | median, signed | p90 | worst", rows)
 
 
-def _errors(groups: dict[str, Any]) -> Iterator[str]:
-    yield "| | figures | median | median, signed | p90 | worst |"
-    yield "|---|---|---|---|---|---|"
-    for name, e in groups.items():
-        if e is None:
-            continue
-        yield (
-            f"| {name} | {e['count']} | {e['median_mib']} MiB, {e['median_percent']:.2f} %"
-            f" | {e['median_signed_percent']:+.2f} % | {e['p90_mib']} MiB, {e['p90_percent']:.2f} %"
-            f" | {e['worst_mib']:+d} MiB, {e['worst_percent']:+.2f} % |"
-        )
+def _blocks(found: Sequence[dict[str, Any]]) -> str:
+    rows = [
+        (b["id"], "MiB of a block" if b["figure"] == "block" else "blocks", f"{b['forecast']:g}",
+         f"{b['observed']:g}", f"{b['error_percent']:+.2f} %")
+        for b in found
+    ]  # fmt: skip
+    return table("row | figure | forecast | observed | error", rows)
 
 
-def _blocks(found: Sequence[dict[str, Any]]) -> Iterator[str]:
-    yield "| row | figure | forecast | observed | error |"
-    yield "|---|---|---|---|---|"
-    for b in found:
-        what = "MiB of a block" if b["figure"] == "block" else "blocks"
-        yield (
-            f"| {b['id']} | {what} | {b['forecast']:g} | {b['observed']:g}"
-            f" | {b['error_percent']:+.2f} % |"
-        )
-
-
-def _host(scored: Sequence[Scored]) -> Iterator[str]:
+def _host(scored: Sequence[Scored]) -> str:
     """Host memory of a server, and how much of it is pinned, by LMDeploy's version."""
-    yield "`host`: pinned and pageable; the pageable part is charged at its upper end."
-    yield ""
-    yield "| version | row | model | tp | figure | forecast | observed | error |"
-    yield "|---|---|---|---|---|---|---|---|"
-    seen = [(one, s) for one in scored for s in one.scores if s.figure in ("host", "pinned")]
-    for one, s in sorted(seen, key=lambda pair: (parse(pair[0].row.version) or (), pair[0].row.id)):
-        yield (
-            f"| {one.row.version} | {one.row.id} | {model_of(one.row).name} | {one.row.tp}"
-            f" | {s.figure} | {s.forecast:,.0f} MiB | {s.observed:,.0f} MiB | {s.error:+,.0f} |"
-        )
+    seen = [(one.row, s) for one in scored for s in one.scores if s.figure in ("host", "pinned")]
+    rows = [
+        (row.version, row.id, model_of(row).name, row.tp, s.figure, f"{s.forecast:,.0f} MiB",
+         f"{s.observed:,.0f} MiB", f"{s.error:+,.0f}")
+        for row, s in sorted(seen, key=lambda pair: (parse(pair[0].version) or (), pair[0].id))
+    ]  # fmt: skip
+    head = "version | row | model | tp | figure | forecast | observed | error"
+    told = "`host`: pinned and pageable; the pageable part is charged at its upper end."
+    return f"{told}\n\n{table(head, rows)}"
 
 
-def _outcomes(scored: Sequence[Scored], facts: dict[str, Any]) -> Iterator[str]:
+def _outcomes(scored: Sequence[Scored], facts: dict[str, Any]) -> str:
     """The confusion, by source, and the machines that were not empty."""
-    yield "`oom_on_request`: it starts, and a worst case that its settings admit would kill it."
-    yield ""
     columns = ("ok", "oom_on_request", "oom")
-    yield "| observed | forecast ok | on request | oom |"
-    yield "|---|---|---|---|"
-    for seen, made in facts["confusion"].items():
-        yield f"| {seen} | " + " | ".join(str(made.get(c, 0)) for c in columns) + " |"
-    yield ""
-    yield "Threads over-represent failures and tables successes, hence by source:"
-    yield ""
-    yield "| source | ran | ran out | contradicted |"
-    yield "|---|---|---|---|"
-    for name, c in facts["outcomes_by_source"].items():
-        yield f"| {name} | {c['ran']} | {c['ran_out']} | {c['wrong']} |"
-    yield ""
-    phases = [one for one in scored if one.observed == "oom" and one.row.phase]
-    for one in phases:
-        made = one.forecast.phase or "none"
-        yield f"- {one.row.id}: died at phase `{one.row.phase}`, forecast `{made}`"
-    for name, why in facts["not_empty"].items():
-        yield f"- {name} is not compared: {why}"
+    confusion = [
+        (seen, *(made.get(column, 0) for column in columns))
+        for seen, made in facts["confusion"].items()
+    ]
+    sources = [
+        (name, c["ran"], c["ran_out"], c["wrong"])
+        for name, c in facts["outcomes_by_source"].items()
+    ]
+    lines = [
+        "`oom_on_request`: it starts, and a worst case that its settings admit would kill it.", "",
+        table("observed | forecast ok | on request | oom", confusion), "",
+        "Threads over-represent failures and tables successes, hence by source:", "",
+        table("source | ran | ran out | contradicted", sources), "",
+    ]  # fmt: skip
+    lines += [
+        f"- {one.row.id}: died at phase `{one.row.phase}`,"
+        f" forecast `{one.forecast.phase or 'none'}`"
+        for one in scored
+        if one.observed == "oom" and one.row.phase
+    ]
+    lines += [f"- {name} is not compared: {why}" for name, why in facts["not_empty"].items()]
+    return "\n".join(lines)
 
 
 def _first_image(scored: Sequence[Scored]) -> Iterator[str]:
@@ -191,29 +176,17 @@ def _worst(scored: Sequence[Scored]) -> Iterator[str]:
         yield f"- {'; '.join(rows)}. {why}"
 
 
-def _figures(scored: Sequence[Scored]) -> Iterator[str]:
-    yield "| row | generation | figure | forecast | observed | error | of the card |"
-    yield "|---|---|---|---|---|---|---|"
-    for one in scored:
-        for s in one.scores:
-            share = s.percent_of_card
-            yield (
-                f"| {one.row.id} | {one.row.engine} {one.forecast.generation} | {s.figure}"
-                f" | {_value(s, s.forecast)} | {_value(s, s.observed)} | {s.error:+.0f}"
-                f" | {'' if share is None else f'{share:+.2f} %'} |"
-            )
+def _figures(scored: Sequence[Scored]) -> str:
+    def value(s: Score, number: float) -> str:
+        return f"{number:.0f} {s.unit}" if s.unit == "MiB" else f"{number:g}"
 
-
-def _value(s: Score, value: float) -> str:
-    return f"{value:.0f} {s.unit}" if s.unit == "MiB" else f"{value:g}"
-
-
-def _unscored(unscored: Sequence[Row]) -> Iterator[str]:
-    """Rows of LMDeploy's engines and the input that each lacks."""
-    yield "| row | missing |"
-    yield "|---|---|"
-    for one in unscored:
-        yield f"| {one.id} | {one.missing} |"
+    rows = [
+        (one.row.id, f"{one.row.engine} {one.forecast.generation}", s.figure, value(s, s.forecast),
+         value(s, s.observed), f"{s.error:+.0f}",
+         "" if s.percent_of_card is None else f"{s.percent_of_card:+.2f} %")
+        for one in scored for s in one.scores
+    ]  # fmt: skip
+    return table("row | generation | figure | forecast | observed | error | of the card", rows)
 
 
 def _table(scored: Sequence[Scored]) -> list[Scored]:
@@ -222,7 +195,3 @@ def _table(scored: Sequence[Scored]) -> list[Scored]:
 
 def _used(one: Scored) -> list[Score]:
     return [s for s in one.scores if s.figure == "used"]
-
-
-def _by_id(scored: Sequence[Scored], name: str) -> Scored:
-    return next(one for one in scored if one.row.id == name)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
+from bench.page import ran_on, table
 from turbofit.core.presets import presets_dir
 from turbofit.kernels.census import Census, Count
 
@@ -40,7 +39,7 @@ class Release:
 def write(releases: Sequence[Release], *, keep: bool) -> str:
     """The page of results; with ``keep`` the page and the presets are written."""
     runs = list(_runs(releases))
-    page = "\n".join(_page(runs)) + "\n"
+    page = _page(runs)
     if keep:
         folder = presets_dir() / "engines" / "kernels"
         folder.mkdir(exist_ok=True)
@@ -87,29 +86,29 @@ def _cell(count: Count) -> str:
     return f"{count.code}+{count.empty}" if count.empty else str(count.code)
 
 
-def _page(runs: Sequence[Sequence[Release]]) -> Iterable[str]:
-    today = datetime.now(timezone.utc).date()
-    yield "# The kernels in LMDeploy's wheels"
-    yield ""
-    yield (
-        f"`python -m bench.census.wheels --write`, {today}: {platform.machine()}, Python"
-        f" {platform.python_version()}. Read from TurboMind's library in each wheel; slowest"
-        f" {max(release.seconds for run in runs for release in run):.1f} s. Nothing of it was run."
-    )
-    yield ""
-    yield (
+def _page(runs: Sequence[Sequence[Release]]) -> str:
+    slowest = max(release.seconds for run in runs for release in run)
+    ptx = (
         "A driver compiles PTX for architectures that are not named."
         if any(run[0].census.ptx for run in runs)
         else "An architecture that is not named has no code. No release has PTX, which a driver"
         " could compile for another one."
     )
-    yield ""
-    yield "| release | architectures | no code, empty or absent, for |"
-    yield "|---|---|---|"
+    rows = []
     for run in runs:
         names = run[0].version if len(run) == 1 else f"{run[0].version} to {run[-1].version}"
         census = run[0].census
-        yield f"| {names} | {', '.join(census.architectures)} | {'; '.join(_lacking(census))} |"
+        rows.append((names, ", ".join(census.architectures), "; ".join(_lacking(census))))
+    return f"""\
+# The kernels in LMDeploy's wheels
+
+`python -m bench.census.wheels --write`, {ran_on()}. Read from TurboMind's library in each wheel;
+slowest {slowest:.1f} s. Nothing of it was run.
+
+{ptx}
+
+{table("release | architectures | no code, empty or absent, for", rows)}
+"""
 
 
 def _lacking(census: Census) -> Iterable[str]:

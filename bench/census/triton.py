@@ -13,6 +13,8 @@ import os
 import sys
 from typing import Any
 
+from bench.page import table
+
 _ARCHITECTURES = (70, 75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
 _TYPES = {"float16": "*fp16", "bfloat16": "*bf16", "fp8 (fp8e4nv)": "*fp8e4nv"}
 #: By ``quant_policy``.
@@ -28,21 +30,18 @@ def main(argv: list[str] | None = None) -> int:
 
     from bench.census.product import product, stored
 
-    kernels = {
-        name: (product, {"a": pointer, "out": "*fp32", "size": "constexpr"})
-        for name, pointer in _TYPES.items()
+    ends = {"out": "*fp32", "size": "constexpr"}
+    kernels = {name: (product, {"a": pointer, **ends}) for name, pointer in _TYPES.items()}
+    kernels |= {
+        name: (stored, {"a": "*fp16", "cache": pointer, **ends})
+        for name, pointer in _CACHES.items()
     }
-    for name, pointer in _CACHES.items():
-        kernels[name] = (
-            stored,
-            {"a": "*fp16", "cache": pointer, "out": "*fp32", "size": "constexpr"},
-        )
+    rows = [
+        (name, *(_compiled(kernel, signature, number) for number in _ARCHITECTURES))
+        for name, (kernel, signature) in kernels.items()
+    ]
     print(f"Triton {triton.__version__}\n")
-    print(f"| | {' | '.join(f'sm_{number}' for number in _ARCHITECTURES)} |")
-    print(f"|---|{'---|' * len(_ARCHITECTURES)}")
-    for name, (kernel, signature) in kernels.items():
-        cells = [_compiled(kernel, signature, number) for number in _ARCHITECTURES]
-        print(f"| {name} | {' | '.join(cells)} |")
+    print(table(f"| {' | '.join(f'sm_{number}' for number in _ARCHITECTURES)}", rows))
     return 0
 
 
@@ -56,15 +55,9 @@ def _compiled(kernel: Any, signature: dict[str, str], number: int) -> str:
     try:
         triton.compile(source, target=GPUTarget("cuda", number, 32))
     except Exception as exc:  # noqa: BLE001 - the compiler's own, of any kind
-        return _short(exc)
+        no_type = "not supported in this architecture" in str(exc)
+        return "no such type" if no_type else type(exc).__name__
     return "ok"
-
-
-def _short(exc: Exception) -> str:
-    text = str(exc)
-    if "not supported in this architecture" in text:
-        return "no such type"
-    return type(exc).__name__
 
 
 if __name__ == "__main__":

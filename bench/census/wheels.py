@@ -20,8 +20,7 @@ from pathlib import Path
 
 from bench.census.files import Release, write
 from turbofit.kernels.census import take_census
-from turbofit.kernels.cubin import functions
-from turbofit.kernels.fatbin import entries
+from turbofit.kernels.device_code import entries, functions
 
 #: Releases whose libraries are known by their hashes: those that `turbofit serve` launches.
 _SERVED = (0, 16, 0)

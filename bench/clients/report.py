@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 
 from bench.clients.suites import Seen
-from bench.clients.why import why
+from bench.page import ran_on, table
 
 __all__ = ["Run", "report", "unexplained"]
 
+_CLOSED = "closed, with the reason: its GPU memory is in no plan"
+#: Why the gateway answers otherwise on purpose, by the name of a check, whichever suite has it.
+_WHY = {
+    "a body in UTF-16": "JSON between systems is UTF-8 (RFC 8259)",
+    "a slash at the end of a path": "plain redirects, which clients with a body need not follow",
+    "HEAD /health": "taken: load balancers ask so",
+    "GET /metrics": "the gateway has metrics of its own",
+    "/v1/encode of 300 KiB": "256 KiB at once: the engine answers nobody else meanwhile",
+    "/pooling": _CLOSED,
+    "/get_ppl": _CLOSED,
+    "/is_sleeping": "closed: routes that manage the engine",
+    "a part of unknown type": "refused: an answer that never saw it would pass for one that did",
+    "text/plain": "another 4xx for the same: it must be application/json",
+    "a web page": "closed without --allow-origins, which the message names",
+    "error: embeddings": "closed, with the reason; LMDeploy makes none",
+    "count_tokens of an image": "plain counts the base64 as text; the gateway counts image tokens, "
+    "without the two that Qwen2-VL puts around each image",
+}
 _HEAD = """\
 # Clients with the gateway and without
 
-Written by `python -m bench.clients --env DIR --write`: {versions}, Python
-{python}, {cpus} CPUs, no GPU. *plain* is LMDeploy's own api_server with the settings of a plan
-(`turbofit serve MODEL --pretend --no-gateway`), *gateway* the same plan behind the gateway, both on
-pretend GPUs: what is compared is what clients see, not what a model says (every token is 0).
-Clients: {clients}.
+Written by `python -m bench.clients --env DIR --write`: {ran_on}, no GPU. *plain* is LMDeploy's own
+api_server with the settings of a plan (`turbofit serve MODEL --pretend --no-gateway`), *gateway*
+the same plan behind the gateway, both on pretend GPUs: what is compared is what clients see, not
+what a model says (every token is 0). Clients: {clients}.
 
 {total} checks: {same} alike, {explained} different on purpose, {unknown} different and not
 explained.
@@ -46,64 +60,48 @@ class Run:
         """For a file."""
         return asdict(self)
 
-    def names(self) -> list[str]:
-        """All checks, in order."""
-        return list(dict.fromkeys([*self.plain, *self.gateway]))
-
-    def pair(self, name: str) -> tuple[Seen, Seen]:
-        """What one check saw at each."""
+    def pairs(self) -> dict[str, tuple[Seen, Seen]]:
+        """What each check saw at each server, in order."""
         none = Seen("not run")
-        return self.plain.get(name, none), self.gateway.get(name, none)
+        names = dict.fromkeys([*self.plain, *self.gateway])
+        return {name: (self.plain.get(name, none), self.gateway.get(name, none)) for name in names}
 
     def different(self) -> list[str]:
         """Checks that saw something else."""
-        return [name for name in self.names() if len({one.seen for one in self.pair(name)}) > 1]
+        return [name for name, (plain, other) in self.pairs().items() if plain.seen != other.seen]
 
     def summary(self) -> str:
         """One line."""
-        alike = len(self.names()) - len(self.different())
+        count = len(self.pairs())
         deaths = f", {self.deaths} engines died" if self.deaths else ""
-        return f"{alike} of {len(self.names())} alike in {self.seconds:.0f} s{deaths}"
+        alike = count - len(self.different())
+        return f"{alike} of {count} alike in {self.seconds:.0f} s{deaths}"
 
 
 def unexplained(runs: Mapping[str, Run]) -> list[tuple[str, str]]:
     """Suite and check of what differs, and nobody said why."""
     return [
-        (suite, name)
-        for suite, run in runs.items()
-        for name in run.different()
-        if why(name) is None
+        (suite, name) for suite, run in runs.items() for name in run.different() if name not in _WHY
     ]
 
 
 def report(runs: Mapping[str, Run], clients: list[str]) -> str:
     """The whole page."""
-    total = sum(len(run.names()) for run in runs.values())
+    total = sum(len(run.pairs()) for run in runs.values())
     different = sum(len(run.different()) for run in runs.values())
     unknown = len(unexplained(runs))
-    versions = ", ".join(f"{name} {version(name)}" for name in ("lmdeploy", "transformers"))
     head = _HEAD.format(
-        versions=versions, python=platform.python_version(), cpus=os.cpu_count(),
-        clients=", ".join(clients) or "none", total=total, same=total - different,
-        explained=different - unknown, unknown=unknown,
+        ran_on=ran_on("lmdeploy", "transformers"), clients=", ".join(clients) or "none",
+        total=total, same=total - different, explained=different - unknown, unknown=unknown,
     )  # fmt: skip
     return head + "".join(_section(name, run) for name, run in runs.items())
 
 
 def _section(suite: str, run: Run) -> str:
-    lines = ["", f"## {suite}", "", f"{run.when}, {run.on}: {run.summary()}.", ""]
-    names = run.names()
-    if names:
-        lines += ["| check | plain | gateway | |", "|---|---|---|---|"]
-    for name in names:
-        plain, gateway = run.pair(name)
-        note = ""
-        if plain.seen != gateway.seen:
-            note = why(name) or f"**not explained**: {gateway.said or plain.said}"
-        cells = (_cell(text) for text in (name, plain.seen, gateway.seen, note))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    rows = []
+    for name, (plain, other) in run.pairs().items():
+        missing = f"**not explained**: {other.said or plain.said}"
+        note = "" if plain.seen == other.seen else _WHY.get(name, missing)
+        rows.append((name, plain.seen, other.seen, note))
+    shown = f"\n{table('check | plain | gateway |', rows)}\n" if rows else ""
+    return f"\n## {suite}\n\n{run.when}, {run.on}: {run.summary()}.\n{shown}"

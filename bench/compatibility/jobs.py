@@ -24,25 +24,6 @@ _INTERNLM2: Final = {
     "architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "bias": False,
     "pad_token_id": 2, "rope_scaling": {"factor": 2.0, "type": "dynamic"}, "vocab_size": 92553,
 }  # fmt: skip
-#: Values of one unit of the tower, where the front end hands out nothing else.
-_UNIT: Final = {
-    "InternVLChatModel": 3 * 448 * 448,
-    "InternVLForConditionalGeneration": 3 * 448 * 448,
-    "LlavaForConditionalGeneration": 3 * 336 * 336,
-    "LlavaNextForConditionalGeneration": 3 * 336 * 336,
-    "Gemma3ForConditionalGeneration": 3 * 896 * 896,
-    "Llama4ForConditionalGeneration": 3 * 336 * 336,
-    "Qwen2VLForConditionalGeneration": 2 * 3 * 14 * 14,
-    "Qwen2_5_VLForConditionalGeneration": 2 * 3 * 14 * 14,
-    "Qwen3VLForConditionalGeneration": 2 * 3 * 16 * 16,
-    "Qwen3VLMoeForConditionalGeneration": 2 * 3 * 16 * 16,
-    "Qwen3_5ForConditionalGeneration": 2 * 3 * 16 * 16,
-    "Qwen3_5MoeForConditionalGeneration": 2 * 3 * 16 * 16,
-    "Qwen3OmniMoeForConditionalGeneration": 2 * 3 * 16 * 16,
-    "Glm4vForConditionalGeneration": 2 * 3 * 14 * 14,
-    "CogVLMForCausalLM": 3 * 490 * 490,
-    "ChatGLMModel": 3 * 1120 * 1120,
-}
 
 
 def make_jobs(folder: Path, only: Sequence[str], codes: Mapping[str, Path]) -> list[dict[str, Any]]:
@@ -68,16 +49,20 @@ def _job(name: str, folder: Path, *, trust: bool) -> dict[str, Any]:
     for file in folder.glob("*.safetensors*"):  # no front end reads them
         file.unlink()
     model = resolve_model(str(folder))
-    rule = model.image_rule
+    rule, vision = model.image_rule, model.vision
     assert rule is not None
+    assert vision is not None
+    # The towers' own values of one unit: three colours, of a patch at two moments.
+    unit = 3 * 2 * vision.patch_size**2
+    if rule.unit_name == "tile":
+        unit = 3 * (vision.image_size or 0) ** 2
     architecture = name.partition("+")[0]
     native = architecture in TURBOMIND_VISION
-    units = rule.units(*_SIZE)
     return {
         "name": name, "folder": str(folder), "architecture": architecture, "trust": trust,
         "engines": ["turbomind", "pytorch"] if native else ["pytorch"], "size": _SIZE,
         "tokens": rule.tokens(*_SIZE), "token": _TOKENS.get(architecture, _TOKEN),
-        "elements": units * _UNIT[architecture],
+        "elements": rule.units(*_SIZE) * unit,
     }  # fmt: skip
 
 

@@ -51,9 +51,9 @@ def _all(jobs: list[dict[str, Any]]) -> Result:
 
 def _prepare() -> Result:
     """Imports both packages, with stand-ins for what a machine without a GPU lacks."""
-    from bench.common.standin.standin_engine import shim_torchvision
+    from tests.support.standin.standin_engine import mend_torchvision
 
-    shim_torchvision()
+    mend_torchvision()
     import torch
 
     torch.cuda.mem_get_info = lambda *_: (1 << 34, 1 << 34)

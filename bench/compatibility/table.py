@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 
 import yaml
 
-from turbofit.diagnose.doctor.about_packages import satisfies
 from turbofit.memory.versions import parse
+from turbofit.planning.examine.packages import satisfies
 
 __all__ = ["PUBLISHED", "fold", "read", "render"]
 

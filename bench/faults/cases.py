@@ -10,16 +10,17 @@ import json
 import os
 import resource
 import signal
-import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from bench.common.processes import CUDA_PATH
-from bench.common.processes import REPO as ROOT
-from bench.faults.ground import Ground, Outcome, Server, alive, fds, gone, image
+from bench.faults.ground import Ground, Outcome, Server
+from bench.proc import cpu_seconds
+from tests.support.processes import CUDA_PATH, REPO, alive, gone
+from tests.support.serving import image
 
 CASES: dict[str, tuple[str, str, Callable[[Ground], Outcome]]] = {}
 
@@ -35,7 +36,7 @@ def case(name: str, kind: str, bar: str) -> Callable[[Callable[[Ground], Outcome
 @case("engine killed (SIGKILL) under load", "pretend", "started again, answers, no request hangs")
 def engine_killed(ground: Ground) -> Outcome:
     server = ground.pretend("internvl2-8b", "--on", "1xrtx3090")
-    server.wait()
+    server.opened()
     statuses, load = _load(server, 8, image(896, 448))
     time.sleep(0.3)
     began = time.monotonic()
@@ -57,13 +58,13 @@ def engine_killed(ground: Ground) -> Outcome:
 @case("turbofit killed (SIGKILL) while it serves", "pretend", "no process left; next start works")
 def turbofit_killed(ground: Ground) -> Outcome:
     server = ground.pretend("internvl2-8b", "--on", "1xrtx3090")
-    server.wait()
+    server.opened()
     engines = server.engines()
     server.process.send_signal(signal.SIGKILL)
     server.process.wait()
     left = [pid for pid in engines if not gone(pid, 5.0)]
     again = ground.pretend("internvl2-8b", "--on", "1xrtx3090", port=server.port)
-    again.wait()
+    again.opened()
     fine = again.until_answers(image(448, 448))
     ended = again.end()
     return Outcome(
@@ -72,28 +73,12 @@ def turbofit_killed(ground: Ground) -> Outcome:
     )
 
 
-@case("turbofit killed, its engine had children", "stand-in", "the next start ends them")
-def orphans(ground: Ground) -> Outcome:
-    server = ground.standin("family")
-    server.wait_for("OPEN")
-    child = int(server.log().partition("CHILD ")[2].split()[0])
-    ground.until(ground.leases_with_engines)
-    server.process.send_signal(signal.SIGKILL)
-    server.process.wait()
-    orphan = alive(child)
-    again = ground.standin("serve", port=server.port)
-    again.wait_for("OPEN")
-    ended = gone(child, 5.0)
-    code = again.end()
-    return Outcome(ok=ended and code == 0, said=f"orphan before: {orphan}; after: {not ended}")
-
-
 @case("one of four replicas killed", "pretend", "the others answer meanwhile; started again")
 def replica_killed(ground: Ground) -> Outcome:
     server = ground.pretend("internvl2-8b", "--on", "4xrtx3090", "--replicas", "4")
-    server.wait()
+    server.opened()
     os.kill(server.engines()[1], signal.SIGKILL)
-    statuses = [server.chat(image(448, 448)) for _ in range(10)]
+    statuses = [server.status(image(448, 448)) for _ in range(10)]
     server.wait_for("phase: ready", count=5)
     ended = server.end()
     return Outcome(
@@ -109,36 +94,18 @@ def term_planning(ground: Ground) -> Outcome:
     return _ended(server.end(), server.engines(), ground)
 
 
-def _term(line: str, script: str) -> Callable[[Ground], Outcome]:
-    def run(ground: Ground) -> Outcome:
-        server = ground.standin(script)
-        server.wait_for(line)
-        began = time.monotonic()
-        code = server.end()
-        return _ended(code, server.engines(), ground, time.monotonic() - began)
-
-    return run
-
-
-case("SIGTERM while it starts", "stand-in", "exit 0, nothing left")(
-    _term("phase: starting", "slow")
-)
-case("SIGTERM while weights load", "stand-in", "exit 0, nothing left")(
-    _term("phase: weights", "stuck_weights")
-)
-case("SIGTERM in the check", "stand-in", "exit 0 within the drain")(
-    _term("phase: check", "slow_image")
-)
-case("SIGTERM in the warm-up", "stand-in", "exit 0, nothing left")(_term("phase: warm-up", "stuck"))
-case("SIGTERM to an engine that ignores it", "stand-in", "exit 0 within the drain")(
-    _term("OPEN", "deaf")
-)
+@case("SIGTERM to an engine that ignores it", "stand-in", "exit 0 within the drain")
+def term_deaf(ground: Ground) -> Outcome:
+    server = ground.standin("deaf")
+    server.wait_for("OPEN")
+    began = time.monotonic()
+    return _ended(server.end(), server.engines(), ground, time.monotonic() - began)
 
 
 @case("SIGTERM with streams open", "pretend", "they end, exit 0 within the drain")
 def term_streams(ground: Ground) -> Outcome:
     server = ground.pretend("internvl2-8b", "--on", "1xrtx3090", "--drain", "10")
-    server.wait()
+    server.opened()
     statuses, load = _load(server, 4, image(1344, 896))
     time.sleep(0.2)
     began = time.monotonic()
@@ -158,8 +125,8 @@ def disk_full(ground: Ground) -> Outcome:
     server.wait_for("OPEN")
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
     time.sleep(3)
-    fine = all(server.raw("/health") == 200 for _ in range(5))
-    size = sum(path.stat().st_size for path in server.run().iterdir() if path.is_file())
+    fine = all(server.ask("/health", timeout=10)[0] == 200 for _ in range(5))
+    size = sum(path.stat().st_size for path in server.run.iterdir() if path.is_file())
     code = server.end()
     return Outcome(
         ok=fine and code == 0,
@@ -167,58 +134,20 @@ def disk_full(ground: Ground) -> Outcome:
     )
 
 
-@case("port taken", "pretend", "exit 5 before anything is loaded")
-def port_taken(ground: Ground) -> Outcome:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        began = time.monotonic()
-        server = ground.pretend("internvl2-8b", "--on", "1xrtx3090", port=taken.getsockname()[1])
-        code = server.finish(60)
-        took = time.monotonic() - began
-    return Outcome(ok=code == 5 and not server.engines(), said=f"exit {code} after {took:.1f} s")
-
-
 @case("warm-up hangs (cache too small), prefill set by the user", "stand-in", "exit 3, named")
 def hang_fixed(ground: Ground) -> Outcome:
     server = ground.standin("hang", fixed={"max_prefill_token_num": 4096})
     server.wait_for("phase: warm-up")
-    before = _cpu_seconds(server.process.pid)
+    before = cpu_seconds(server.process.pid)
     time.sleep(1.5)
     # The engine prints 36,000 lines a second now: 54,000 are read by this time, for little.
-    spent = _cpu_seconds(server.process.pid) - before
+    spent = cpu_seconds(server.process.pid) - before
     code = server.finish(60)
     said = server.has("hangs in its warm-up")
     return Outcome(
         ok=code == 3 and said and spent < 0.5,
         said=f"exit {code}, named: {said}; reading 1.5 s of its lines took {spent:.2f} s of CPU",
     )
-
-
-def _cpu_seconds(pid: int) -> float:
-    """CPU time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-@case("warm-up hangs once", "stand-in", "smaller prefill, serves")
-def hang_ladder(ground: Ground) -> Outcome:
-    server = ground.standin("hang,serve")
-    server.wait_for("OPEN", 60)
-    code = server.end()
-    return Outcome(ok=code == 0, said=server.line("ladder 1/3: the warm-up"))
-
-
-@case("engine lives but answers nothing", "stand-in", "noticed, started again")
-def stall(ground: Ground) -> Outcome:
-    server = ground.standin("stalls,serve", timing={"liveness": 0.5, "patience": 1.0})
-    server.wait_for("OPEN")
-    began = time.monotonic()
-    server.wait_for("answers no completion", 30)
-    server.wait_for("phase: ready", 30, count=2)
-    took = time.monotonic() - began
-    code = server.end()
-    return Outcome(ok=code == 0, said=f"ready again {took:.1f} s later (probe 0.5 s, patience 1 s)")
 
 
 def _taken(
@@ -229,14 +158,14 @@ def _taken(
 ) -> Callable[[Ground], Outcome]:
     def run(ground: Ground) -> Outcome:
         server = ground.pretend(*words, "--pretend-taken", size, **environ)
-        server.wait(180)
-        attempts = server.record()["attempts"]
+        server.opened(180)
+        attempts = server.record["attempts"]
         died = attempts[0]["ended"]
         fine = server.until_answers(image(*picture))
         code = server.end()
         again = ground.pretend(*words, "--pretend-taken", size, port=server.port, **environ)
-        again.wait(180)
-        remembered = len(again.record()["attempts"]) == 1
+        again.opened(180)
+        remembered = len(again.record["attempts"]) == 1
         again.end()
         return Outcome(
             ok=fine and code == 0 and remembered,
@@ -264,7 +193,7 @@ if CUDA_PATH:  # LMDeploy's PyTorch engine runs on a CUDA build of torch
             "1500MiB",
             ("qwen2-vl-2b", "--engine", "pytorch", "--on", "1xrtx3060"),
             (3584, 3584),
-            PYTHONPATH=f"{CUDA_PATH}:{ROOT}",
+            PYTHONPATH=f"{CUDA_PATH}:{REPO}",
         )
     )
 
@@ -272,11 +201,11 @@ if CUDA_PATH:  # LMDeploy's PyTorch engine runs on a CUDA build of torch
 @case("out of memory at the N-th image, no gateway", "pretend", "typed, re-planned, serves again")
 def image_no_gateway(ground: Ground) -> Outcome:
     server = ground.pretend("internvl2-8b", "--on", "1xrtx3090", "--no-gateway")
-    server.wait()
-    fine = [server.chat(image(896, 896)) for _ in range(3)]
-    last = server.chat(image(4480, 4480, max_dynamic_patch=120))
+    server.opened()
+    fine = [server.status(image(896, 896)) for _ in range(3)]
+    last = server.status(image(4480, 4480, max_dynamic_patch=120))
     server.wait_for("ladder 1/3", 60)
-    died = server.record()["attempts"][0]["ended"]
+    died = server.record["attempts"][0]["ended"]
     server.wait_for("phase: ready", 60, count=2)
     code = server.end()
     return Outcome(
@@ -292,56 +221,18 @@ def image_no_gateway(ground: Ground) -> Outcome:
 def image_behind_gateway(ground: Ground) -> Outcome:
     words = ("--images", "4", "--no-check", "--pretend-taken", "700MiB")
     server = ground.pretend("internvl2-8b", "--on", "1xrtx3090", *words)
-    server.wait()
+    server.opened()
     four = [image(1792, 1344)] * 4
     began = time.monotonic()
-    first, died = server.chat(image(448, 448)), server.chat(*four)
+    first, died = server.status(image(448, 448)), server.status(*four)
     back = server.until_answers(image(448, 448))
     took = time.monotonic() - began
-    again, code = server.chat(*four), server.end()
+    again, code = server.status(*four), server.end()
     return Outcome(
         ok=(first, again, code) == (200, 200, 0) and died in (0, 503) and back,
         said=f"4 images: {died or 'connection lost'}; answers again {took:.0f} s later; the same 4 "
         f"images then: {again}",
     )
-
-
-@case("out of memory whatever is tried", "stand-in", "exit 6 with a table after 4 starts")
-def ladder_ends(ground: Ground) -> Outcome:
-    server = ground.standin("oom_image")
-    code = server.finish(90)
-    starts = len(server.record()["attempts"])
-    return Outcome(
-        ok=code == 6 and starts == 4 and server.has("start  ratio"),
-        said=f"exit {code} after {starts} starts",
-    )
-
-
-@case("slow start (20 s)", "stand-in", "waits and serves")
-def slow_start(ground: Ground) -> Outcome:
-    began = time.monotonic()
-    server = ground.standin("slow", STANDIN_SECONDS="20")
-    server.wait_for("OPEN", 60)
-    code = server.end()
-    return Outcome(ok=code == 0, said=f"open after {time.monotonic() - began:.0f} s")
-
-
-@case("never ready (deadline 3 s)", "stand-in", "exit 5")
-def never_ready(ground: Ground) -> Outcome:
-    server = ground.standin("stuck", timing={"start": 3.0})
-    code = server.finish(30)
-    return Outcome(ok=code == 5, said=f"exit {code}")
-
-
-@case("engine dies again and again", "stand-in", "rests and says so, SIGTERM ends it")
-def circuit(ground: Ground) -> Outcome:
-    server = ground.standin("serve", timing={"restarts": 3, "backoff": 0.05})
-    for number in range(4):
-        server.wait_for("phase: ready", 30, count=number + 1)
-        os.kill(server.engines()[-1], signal.SIGSEGV)
-    server.wait_for("no engine serves until another starts", 30)
-    code = server.end()
-    return Outcome(ok=code == 0, said=f"rests after {len(server.engines())} starts, exit {code}")
 
 
 @case("50 restarts of the engine in a row", "stand-in", "no process, descriptor or lock leaks")
@@ -350,12 +241,12 @@ def many_restarts(ground: Ground) -> Outcome:
                                              "longest_backoff": 0.05})  # fmt: skip
     server.wait_for("OPEN")
     time.sleep(0.5)
-    before, threads = fds(server.process.pid), _threads(server.process.pid)
+    before, threads = _count(server.process.pid, "fd"), _count(server.process.pid, "task")
     for number in range(50):
         os.kill(server.engines()[-1], signal.SIGSEGV if number % 2 else signal.SIGKILL)
         server.wait_for("phase: ready", 30, count=number + 2)
     time.sleep(1.0)
-    after, now = fds(server.process.pid), _threads(server.process.pid)
+    after, now = _count(server.process.pid, "fd"), _count(server.process.pid, "task")
     left = [pid for pid in server.engines()[:-1] if alive(pid)]
     code = server.end()
     return Outcome(
@@ -390,26 +281,56 @@ def many_launches(ground: Ground) -> Outcome:
     )
 
 
+_WRITER = """
+import sys
+from pathlib import Path
+from turbofit.launch.serve.record import Record
+record = Record(Path(sys.argv[1]), model="m")
+print("x", flush=True)
+for number in range(10**9):
+    record.event("n", "x" * (number % 5000))
+"""
+
+
 @case("killed while it writes its record (50 times)", "stand-in", "the record is always whole")
 def record_whole(ground: Ground) -> Outcome:
     broken = 0
     for number in range(50):
-        path = ground.torn_record(number * 0.001)
+        argv = [sys.executable, "-c", _WRITER, str(ground.state)]
+        with subprocess.Popen(argv, cwd=REPO, stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None
+            writer.stdout.readline()
+            time.sleep(number * 0.001)
+            writer.kill()
         try:
-            json.loads(Path(path).read_text(encoding="utf-8"))
+            json.loads((ground.state / "run.json").read_text(encoding="utf-8"))
         except ValueError:
             broken += 1
     return Outcome(ok=not broken, said=f"{broken} of 50 broken")
 
 
-@case("started by torchrun", "pretend", "exit 5, named")
-def torchrun(ground: Ground) -> Outcome:
-    server = ground.pretend(
-        "internvl2-8b", "--on", "2xrtx3090", "--tp", "2", WORLD_SIZE="2", LOCAL_RANK="0"
+def _fails(number: int, phase: str) -> Callable[[Ground], Outcome]:
+    """One allocation of LMDeploy's real engine: the number is of InternVL2-1B on an RTX 3060."""
+
+    def run(ground: Ground) -> Outcome:
+        words = ("internvl2-1b", "--on", "1xrtx3060", "--no-rehearse")
+        server = ground.pretend(*words, "--pretend-fail", str(number))
+        server.opened(240)
+        ended = server.record["attempts"][0]["ended"]
+        fine = server.until_answers(image(448, 448))
+        code = server.end()
+        return Outcome(
+            ok=fine and code == 0 and (ended["kind"], ended["phase"]) == ("out_of_memory", phase),
+            said=f"{ended['kind']} in {ended['phase']} named; {server.line('ladder 1/3: ')}",
+        )
+
+    return run
+
+
+for _number, _phase in ((100, "weights"), (1616, "cache"), (1700, "warm-up")):
+    case(f"one allocation fails: {_phase}", "pretend", "named, planned again, serves")(
+        _fails(_number, _phase)
     )
-    code = server.finish(60)
-    named = server.has("whole engines")
-    return Outcome(ok=code == 5 and named, said=f"exit {code}, named: {named}")
 
 
 def _ended(code: int, engines: list[int], ground: Ground, took: float | None = None) -> Outcome:
@@ -421,8 +342,9 @@ def _ended(code: int, engines: list[int], ground: Ground, took: float | None = N
     )
 
 
-def _threads(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/task"))
+def _count(pid: int, what: str) -> int:
+    """Descriptors (``fd``) or threads (``task``) of a process."""
+    return len(os.listdir(f"/proc/{pid}/{what}"))
 
 
 def _load(
@@ -431,7 +353,7 @@ def _load(
     """So many requests at once, begun; their statuses come as they end."""
     statuses: list[int] = []
     load = [
-        threading.Thread(target=lambda: statuses.append(server.chat(part))) for _ in range(count)
+        threading.Thread(target=lambda: statuses.append(server.status(part))) for _ in range(count)
     ]
     for one in load:
         one.start()

@@ -11,93 +11,76 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from bench.common.processes import REPO, STANDIN, Child, alive, free_port, gone, pids
-from bench.common.serving import Served, image
+from tests.support.processes import REPO, Child, free_port, pids
+from tests.support.serving import Served
 
-__all__ = ["Ground", "Outcome", "alive", "fds", "gone", "image"]
-
-SESSION = REPO / "bench" / "common" / "session_driver.py"
+__all__ = ["Ground", "Outcome", "Server"]
 
 
-@dataclass
-class Outcome:
+class Outcome(NamedTuple):
     ok: bool
     said: str
 
 
-class Server:
-    """One turbofit."""
+class Server(Served):
+    """One turbofit; ``chat`` of `Served` becomes a status, 0 where the connection was lost."""
 
-    def __init__(self, child: Child, port: int, state: Path) -> None:
-        self._child, self.port, self._state = child, port, state
-        self._served = Served(child, port, state)
-        self.process = child.process
-
-    def wait(self, seconds: float = 120.0) -> None:
-        """Until it has opened."""
-        out = self.process.stdout
+    def opened(self, seconds: float = 120.0) -> None:
+        """Wait until it has opened."""
+        out = self.child.process.stdout
         assert out is not None
-        self._child.wait_for("phase: ready", limit=seconds)
-        if not out.readline():
-            raise AssertionError(f"it did not open:\n{self._child.stderr}")
+        self.child.wait_for("phase: ready", limit=seconds)
+        assert out.readline(), f"it did not open:\n{self.child.stderr}"
 
     def wait_for(self, text: str, seconds: float = 60.0, *, count: int = 1) -> None:
-        self._child.wait_for(text, count, seconds)
+        self.child.wait_for(text, count, seconds)
+
+    @property
+    def process(self) -> subprocess.Popen[str]:
+        return self.child.process
+
+    @property
+    def run(self) -> Path:
+        return max((self.state / "turbofit" / "runs").iterdir(), key=lambda p: p.stat().st_mtime)
 
     def engines(self) -> list[int]:
-        return pids(self._child)
+        return pids(self.child)
 
     def has(self, text: str) -> bool:
-        return text in self._child.stderr
+        return text in self.child.stderr
 
     def line(self, text: str) -> str:
-        return next((line for line in self._child.lines if text in line), "")
+        return next((line for line in self.child.lines if text in line), "")
 
-    def run(self) -> Path:
-        return max((self._state / "turbofit" / "runs").iterdir(), key=lambda p: p.stat().st_mtime)
-
-    def log(self) -> str:
-        return (self.run() / "engine-0.log").read_text(errors="replace")
-
-    def record(self) -> dict[str, Any]:
-        document: dict[str, Any] = json.loads((self.run() / "run.json").read_text())
-        return document
-
-    def chat(self, *parts: dict[str, Any]) -> int:
-        """The status of one chat request; 0 where the connection was lost."""
+    def status(self, *parts: dict[str, Any]) -> int:
+        """Of one chat request."""
         try:
-            return self._served.chat(*parts)[0]
-        except Exception:  # noqa: BLE001 - however it was lost
-            return 0
-
-    def raw(self, path: str) -> int:
-        try:
-            return self._served.ask(path, timeout=10)[0]
-        except OSError:
+            return self.chat(*parts)[0]
+        except (OSError, HTTPException, ValueError, LookupError, TypeError):
             return 0
 
     def until_answers(self, part: dict[str, Any], seconds: float = 60.0) -> bool:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if self.chat(part) == 200:
+            if self.status(part) == 200:
                 return True
             time.sleep(0.5)
         return False
 
-    def end(self, seconds: float = 60.0) -> int:
+    def end(self) -> int:
         """SIGTERM, and its exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.finish(seconds)
+        return self.finish(60)
 
     def finish(self, seconds: float) -> int:
         try:
-            return self._child.finish(seconds)
+            return self.child.finish(seconds)
         except subprocess.TimeoutExpired:
-            self._child.kill()
+            self.child.kill()
             return -1
 
 
@@ -107,7 +90,7 @@ class Ground:
     def __enter__(self) -> Ground:
         self._children: list[Child] = []
         self._folder = tempfile.TemporaryDirectory(prefix="turbofit-faults-")
-        self._state = Path(self._folder.name)
+        self.state = Path(self._folder.name)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -120,72 +103,38 @@ class Ground:
 
     def pretend(self, *words: str, port: int | None = None, **environ: str) -> Server:
         """``turbofit serve --pretend``."""
-        number = port or free_port()
-        argv = [sys.executable, "-m", "turbofit", "serve", *words, "--pretend", "--port",
-                str(number)]  # fmt: skip
-        return self._start(argv, number, standin=False, **environ)
+        argv = ["-m", "turbofit", "serve", *words, "--pretend", "--port"]
+        return self._start(argv, [], port, standin=False, **environ)
 
     def standin(
-        self,
-        script: str,
-        *,
-        port: int | None = None,
-        timing: dict[str, float] | None = None,
-        fixed: dict[str, Any] | None = None,
-        **environ: str,
-    ) -> Server:
+        self, script: str, *, on: str = "1xrtx3090", port: int | None = None,
+        fixed: dict[str, Any] | None = None, timing: dict[str, float] | None = None,
+        gateway: bool = False, **environ: str,
+    ) -> Server:  # fmt: skip
         """A session over the stand-in server."""
+        timing = {"drain": 5.0, **(timing or {})}
+        options = json.dumps({"timing": timing, "fixed": fixed or {}, "gateway": gateway})
+        session = REPO / "tests" / "support" / "session_driver.py"
+        count = self.state / f"count-{len(self._children)}"
+        environ |= {"STANDIN_SCRIPT": script, "STANDIN_COUNT": str(count)}
+        return self._start([str(session), on], [options], port, standin=True, **environ)
+
+    def _start(
+        self, before: list[str], after: list[str], port: int | None, *, standin: bool,
+        **environ: str,
+    ) -> Server:  # fmt: skip
         number = port or free_port()
-        options = json.dumps({"timing": {"drain": 5.0, **(timing or {})}, "fixed": fixed or {}})
-        argv = [sys.executable, str(SESSION), "1xrtx3090", str(number), options]
-        count = self._state / f"count-{len(self._children)}"
-        return self._start(
-            argv, number, standin=True, STANDIN_SCRIPT=script, STANDIN_COUNT=str(count), **environ
-        )
+        child = Child(
+            [sys.executable, *before, str(number), *after], standin=standin,
+            XDG_STATE_HOME=str(self.state), TURBOFIT_LEASES=str(self.state / "leases"), **environ,
+        )  # fmt: skip
+        self._children.append(child)
+        return Server(child, number, self.state)
 
     def leases(self) -> list[Path]:
-        return sorted((self._state / "leases").glob("*.json"))
-
-    def leases_with_engines(self) -> bool:
-        return any(json.loads(path.read_text())["engines"] for path in self.leases())
+        return sorted((self.state / "leases").glob("*.json"))
 
     def until(self, holds: Callable[[], bool], seconds: float = 10.0) -> None:
         deadline = time.monotonic() + seconds
         while not holds() and time.monotonic() < deadline:
             time.sleep(0.05)
-
-    def torn_record(self, seconds: float) -> Path:
-        """A record whose writer was killed after so many seconds of writing without a pause."""
-        code = (
-            "import sys\nfrom pathlib import Path\n"
-            "from turbofit.launch.serve.record import Record\n"
-            "record = Record(Path(sys.argv[1]), model='m')\nprint('x', flush=True)\n"
-            "for number in range(10**9):\n    record.event('n', 'x' * (number % 5000))\n"
-        )
-        folder = self._state / "record"
-        folder.mkdir(exist_ok=True)
-        child = subprocess.Popen(
-            [sys.executable, "-c", code, str(folder)], cwd=REPO, stdout=subprocess.PIPE
-        )
-        assert child.stdout is not None
-        child.stdout.readline()
-        time.sleep(seconds)
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
-        return folder / "run.json"
-
-    def _start(self, argv: list[str], port: int, *, standin: bool, **environ: str) -> Server:
-        child = Child(
-            argv, standin=standin, XDG_STATE_HOME=str(self._state),
-            TURBOFIT_LEASES=str(self._state / "leases"), **environ,
-        )  # fmt: skip
-        self._children.append(child)
-        return Server(child, port, self._state)
-
-
-def fds(pid: int) -> int:
-    """Open file descriptors of a process."""
-    return len(os.listdir(f"/proc/{pid}/fd"))
-
-
-_ = STANDIN

@@ -5,10 +5,10 @@
     python -m bench.gateway.hostile URL --single image:3584x3584
 
     # twenty minutes of everything, and at least 1,000 requests that reach the engine:
-    python -m bench.gateway.hostile URL --minutes 20 --reach 1000 --seed 1 --markdown
+    python -m bench.gateway.hostile URL --minutes 20 --reach 1000 --seed 1
 
     # what clients without a key send before a request is whole (`strangers.py`)
-    python -m bench.gateway.hostile URL --strangers all --pid PID --markdown
+    python -m bench.gateway.hostile URL --strangers all --pid PID
 
 Exits with 1 when the server is gone, when its health is lost, or on a 5xx other than 503; with
 ``--strangers`` when one /health in a hundred took 100 ms or more, or another client was not served.
@@ -27,11 +27,11 @@ from typing import Any
 
 import aiohttp
 
-from bench.common.gateway import data_url, picture
-from bench.common.mutations import Mutator
-from bench.gateway.strangers import TABLE, WAYS, Strangers
+from bench.gateway.strangers import WAYS, Strangers, counted
+from bench.page import table
+from tests.support.gateway import CHAT, chat, data_url, image_part, picture
+from tests.support.mutations import Mutator
 
-CHAT = "/v1/chat/completions"
 _PATHS = (
     "/update_weights", "//update_weights", "/v1/%2e%2e/get_ppl", "/GET_PPL", "/sleep?level=2",
     "/distserve/free_cache", "/terminate", "/v1/embeddings", "/docs", "/../../etc/passwd",
@@ -118,7 +118,7 @@ class Hostile:
             )
         )  # fmt: skip
         parts = [self.image(rng, **knobs) for _ in range(rng.choice((1, 1, 1, 2, 6)))]
-        body = self.body(parts, n=rng.choice((1, 1, 1, 2, 64)), stream=rng.random() < 0.5)
+        body = self.body(*parts, n=rng.choice((1, 1, 1, 2, 64)), stream=rng.random() < 0.5)
         await self.post(CHAT, json.dumps(body).encode())
 
     async def bent(self, _: random.Random, mutator: Mutator) -> None:
@@ -127,27 +127,25 @@ class Hostile:
 
     async def leaves(self, rng: random.Random, _: Mutator) -> None:
         """Goes away in the middle."""
-        body = self.body([self.image(rng)], stream=True, max_tokens=200)
+        body = self.body(self.image(rng), stream=True, max_tokens=200)
         async with self.session.post(self.url + CHAT, json=body) as response:
             self.note(response.status)
             await response.content.readany()
 
     async def strays(self, rng: random.Random, _: Mutator) -> None:
-        """Other routes; a server that lets one through is at fault where a gateway is expected."""
+        """Other routes, none of which the gateway lets through."""
         url = self.url + rng.choice(_PATHS)
         async with self.session.post(url, json={}) as response:
             self.counts[f"stray {response.status}"] += 1
-            if response.status == 200 and not self.args.bare:
+            if response.status == 200:
                 self.offences.append(f"{url} answered 200")
 
     async def honest(self, rng: random.Random, _: Mutator) -> None:
-        body = self.body([] if rng.random() < 0.5 else [self.image(rng)], max_tokens=16)
+        body = self.body(*([] if rng.random() < 0.5 else [self.image(rng)]), max_tokens=16)
         await self.post(CHAT, json.dumps(body).encode())
 
-    def body(self, parts: list[Any], **fields: Any) -> dict[str, Any]:
-        content = [{"type": "text", "text": "What is this?"}, *parts]
-        message = {"role": "user", "content": content}
-        return {"model": self.model, "messages": [message], "max_tokens": 8, **fields}
+    def body(self, *parts: Any, **fields: Any) -> dict[str, Any]:
+        return {**chat(*parts), "model": self.model, "max_tokens": 8, **fields}
 
     async def post(self, path: str, raw: bytes) -> None:
         headers = {"content-type": "application/json"}
@@ -165,16 +163,14 @@ class Hostile:
         """One request, as an ordinary client could send it."""
         kind, _, value = what.partition(":")
         if kind == "tiles":
-            url, knobs = data_url(picture(8, 8 * int(value))), {"max_dynamic_patch": int(value)}
+            part = image_part(8, 8 * int(value), max_dynamic_patch=int(value))
         else:
-            width, _, height = value.partition("x")
-            url, knobs = data_url(picture(int(width), int(height))), {}
+            part = image_part(*map(int, value.split("x")))
         async with aiohttp.ClientSession(headers=self.headers) as session:
             self.session = session
             await self.find_model()
-            part = {"type": "image_url", "image_url": {"url": url, **knobs}}
             try:
-                async with session.post(self.url + CHAT, json=self.body([part])) as response:
+                async with session.post(self.url + CHAT, json=self.body(part)) as response:
                     text = await response.text()
                     limited = response.headers.get("x-turbofit-limited", "")
                     print(f"{what}: {response.status} {limited} {text[:200]}")
@@ -186,12 +182,13 @@ class Hostile:
                 self.offences.append(what)
 
     def report(self, seconds: float) -> str:
-        total = sum(self.counts.values())
-        counts = ", ".join(f"{name}: {count:,}" for name, count in sorted(self.counts.items()))
-        return (
-            f"| {self.args.seed} | {seconds / 60:.1f} min | {total:,} | {self.reached:,} "
-            f"| {counts} | {self.slowest:.1f} s | {'; '.join(self.offences[:3]) or 'none'} |"
-        )
+        cells = (
+            self.args.seed, f"{seconds / 60:.1f} min", f"{sum(self.counts.values()):,}",
+            f"{self.reached:,}", counted(self.counts), f"{self.slowest:.1f} s",
+            "; ".join(self.offences[:3]) or "none",
+        )  # fmt: skip
+        head = "seed | time | requests | reached the engine | answers | slowest | offences"
+        return table(head, [cells])
 
 
 def main() -> int:
@@ -203,27 +200,19 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--api-key")
-    parser.add_argument("--bare", action="store_true", help="there is no gateway")
     parser.add_argument("--single", metavar="tiles:N|image:WxH")
     parser.add_argument("--strangers", nargs="+", choices=("all", *WAYS), metavar="WAY")
     parser.add_argument("--pid", type=int, default=0, help="the gateway's, to see its memory")
-    parser.add_argument("--body-bytes", type=int, default=48_900_000, help="of unfinished bodies")
-    parser.add_argument("--markdown", action="store_true", help="with the head of the table")
     args = parser.parse_args()
     if args.strangers:
         strangers = Strangers(args)
-        if args.markdown:
-            print(TABLE, flush=True)
-        asyncio.run(strangers.run())
+        print(asyncio.run(strangers.run()))
         return int(bool(strangers.offences))
     hostile, began = Hostile(args), time.monotonic()
     if args.single:
         asyncio.run(hostile.single(args.single))
         return int(bool(hostile.offences))
     asyncio.run(hostile.run())
-    if args.markdown:
-        print("| seed | time | requests | reached the engine | answers | slowest | offences |")
-        print("|---|---|---|---|---|---|---|")
     print(hostile.report(time.monotonic() - began))
     return int(bool(hostile.offences))
 

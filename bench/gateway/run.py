@@ -10,21 +10,26 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import json
 import os
-import platform
+import random
 import re
-import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
+from statistics import median
+
+from PIL import Image
+
+from bench.page import ran_on, table
+from bench.proc import cpu_seconds, resident_mib
+from tests.support.gateway import CHAT, TILES, chat, data_url, plan_for
 
 ROOT = Path(__file__).resolve().parents[2]
-
-PATH = "/v1/chat/completions"
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Way:
@@ -38,7 +43,7 @@ class Way:
         """Seconds to the first event, to the end, and events."""
         reader, writer = await self._connection()
         head = (
-            f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\n\r\n"
         )
         began = time.perf_counter()
@@ -74,28 +79,21 @@ class Way:
         return await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20)
 
 
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
-
-
-def rss_mib(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
+@lru_cache(maxsize=16)
+def noise_jpeg(size: int, seed: int) -> bytes:
+    """A file of about so many bytes, of ordinary sides: noise does not compress."""
+    side = max(16, int((size * 0.95) ** 0.5))
+    image = Image.frombytes("L", (side, side), random.Random(seed).randbytes(side * side))
+    file = BytesIO()
+    image.save(file, "JPEG", quality=90)
+    return file.getvalue()
 
 
 def body_of(images: int, size: int, *, stream: bool = True) -> bytes:
     """A chat request with images of so many bytes each."""
-    from bench.gateway.bench_pictures import noise_jpeg
-
-    parts = [{"type": "text", "text": "What is this? " * 8}]
-    for number in range(images):
-        data = base64.b64encode(noise_jpeg(size, number)).decode()
-        parts.append({"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}})
-    body = {"model": "m", "messages": [{"role": "user", "content": parts}], "stream": stream}
-    return json.dumps({**body, "max_tokens": 64}).encode()
+    urls = [data_url(noise_jpeg(size, number), "image/jpeg") for number in range(images)]
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return json.dumps(chat(*parts, stream=stream, max_tokens=64)).encode()
 
 
 async def pairs(direct: Way, through: Way, body: bytes, count: int) -> dict[str, list[float]]:
@@ -111,23 +109,16 @@ async def pairs(direct: Way, through: Way, body: bytes, count: int) -> dict[str,
     return found
 
 
-async def crowd(way: Way, body: bytes, count: int) -> tuple[list[float], list[float], int]:
-    """All at once."""
-    answers = await asyncio.gather(*(way.ask(body) for _ in range(count)))
-    firsts, ends, events = zip(*answers, strict=True)
-    return [f * 1e3 for f in firsts], [e * 1e3 for e in ends], sum(events)
-
-
 async def many(way: Way, body: bytes, count: int, at_once: int, pid: int) -> list[float]:
     """So many requests by so many clients; the gateway's memory in MiB, eleven times."""
-    memory, left = [rss_mib(pid)], [count]
+    memory, left = [resident_mib(pid)], [count]
     step = max(1, count // 10)
 
     async def client() -> None:
         while left[0] > 0:
             left[0] -= 1
             if left[0] % step == 0:
-                memory.append(rss_mib(pid))
+                memory.append(resident_mib(pid))
             await way.ask(body)
 
     await asyncio.gather(*(client() for _ in range(at_once)))
@@ -145,19 +136,13 @@ def start(*words: str) -> tuple[subprocess.Popen[str], str]:
 
 def plan_file() -> Path:
     """A plan without a queue that takes 8 images of 4 MiB."""
-    from bench.common.gateway import TILES, plan_for
-
     path = Path(os.environ.get("TMPDIR", "/tmp")) / f"gateway-bench-{os.getpid()}.json"
     limits = {"images": 8, "bytes_per_image": 8 << 20, "bytes_per_body": 100 << 20, "n": 8}
     path.write_text(plan_for(TILES, **limits).to_json())
     return path
 
 
-def median(values: list[float]) -> float:
-    return statistics.median(values)
-
-
-def p99(values: list[float]) -> float:
+def p99(values: Sequence[float]) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * 0.99))]
 
 
@@ -191,13 +176,9 @@ class Pair:
             child.wait()
 
 
-async def one_at_a_time(pair: Pair, requests: int) -> list[str]:
+async def one_at_a_time(pair: Pair, requests: int) -> str:
     """Table: what a lonely request waits longer."""
-    lines = [
-        "| request | direct first / end, ms | gateway first / end, ms | added first | "
-        "added end | p99 added first | gateway CPU a request |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, images, count in (
         ("text, streamed, 50 tokens", 0, requests),
         ("one 2 MB image", 1, requests // 2),
@@ -206,46 +187,47 @@ async def one_at_a_time(pair: Pair, requests: int) -> list[str]:
         before = cpu_seconds(pair.pid)
         found = await pairs(pair.direct, pair.through, body_of(images, 2_000_000), count)
         used = (cpu_seconds(pair.pid) - before) / (count + 4) * 1e3
-        added = median(found["g_first"]) - median(found["d_first"])
-        lines.append(
-            f"| {name} | {median(found['d_first']):.2f} / {median(found['d_end']):.2f} | "
-            f"{median(found['g_first']):.2f} / {median(found['g_end']):.2f} | {added:+.2f} ms "
-            f"({added / median(found['d_first']) * 100:+.2f} %) | "
-            f"{median(found['g_end']) - median(found['d_end']):+.2f} ms | "
-            f"{p99(found['g_first']) - p99(found['d_first']):+.2f} ms | {used:.1f} ms |"
-        )
-    return lines
+        d_first, d_end, g_first, g_end = map(median, found.values())
+        rows.append(
+            (name, f"{d_first:.2f} / {d_end:.2f}", f"{g_first:.2f} / {g_end:.2f}",
+             f"{g_first - d_first:+.2f} ms ({g_first / d_first - 1:+.2%})",
+             f"{g_end - d_end:+.2f} ms",
+             f"{p99(found['g_first']) - p99(found['d_first']):+.2f} ms", f"{used:.1f} ms")
+        )  # fmt: skip
+    return table(
+        "request | direct first / end, ms | gateway first / end, ms | added first | added end"
+        " | p99 added first | gateway CPU a request",
+        rows,
+    )
 
 
-async def all_at_once(pair: Pair) -> list[str]:
+async def all_at_once(pair: Pair) -> str:
     """Table: 256 streams."""
-    lines = [
-        "| 256 streams at once, 50 tokens each | first median / p99, ms | end median / p99, "
-        "ms | gateway CPU a chunk | gateway CPU in all |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for name, way in (("direct", pair.direct), ("gateway", pair.through)) * 2:
         before = cpu_seconds(pair.pid)
-        firsts, ends, events = await crowd(way, body_of(0, 0), 256)
+        answers = await asyncio.gather(*(way.ask(body_of(0, 0)) for _ in range(256)))
         used = cpu_seconds(pair.pid) - before
-        cpu = " | " if way is pair.direct else f"{used / events * 1e6:.0f} µs | {used:.2f} s"
-        lines.append(
-            f"| {name} | {median(firsts):.0f} / {p99(firsts):.0f} | {median(ends):.0f} / "
-            f"{p99(ends):.0f} | {cpu} |"
-        )
-    return lines
+        firsts, ends, events = zip(*answers, strict=True)
+        cells = [f"{median(t) * 1e3:.0f} / {p99(t) * 1e3:.0f}" for t in (firsts, ends)]
+        cpu = (f"{used / sum(events) * 1e6:.0f} µs", f"{used:.2f} s")
+        rows.append((name, *cells, *(cpu if way is pair.through else ("", ""))))
+    return table(
+        "256 streams at once, 50 tokens each | first median / p99, ms | end median / p99, ms"
+        " | gateway CPU a chunk | gateway CPU in all",
+        rows,
+    )
 
 
-async def without_waiting(pair: Pair, requests: int) -> list[str]:
+async def without_waiting(pair: Pair, requests: int) -> str:
     """Table: an upstream that answers at once."""
-    lines = ["| upstream that answers at once | direct, ms | gateway, ms | added |"]
-    lines.append("|---|---|---|---|")
+    rows = []
     for name, images in (("text", 0), ("one 2 MB image", 1)):
         body = body_of(images, 2_000_000, stream=False)
         found = await pairs(pair.direct, pair.through, body, requests)
         direct, through = median(found["d_end"]), median(found["g_end"])
-        lines.append(f"| {name} | {direct:.2f} | {through:.2f} | {through - direct:+.2f} ms |")
-    return lines
+        rows.append((name, f"{direct:.2f}", f"{through:.2f}", f"{through - direct:+.2f} ms"))
+    return table("upstream that answers at once | direct, ms | gateway, ms | added", rows)
 
 
 async def memory_over(pair: Pair, requests: int) -> str:
@@ -268,24 +250,15 @@ async def measure(args: argparse.Namespace) -> list[str]:
     try:
         gpu = ("--first", "0.2", "--each", "0.02", "--tokens", "50")
         with Pair(plan, args.port, args.access_log, *gpu) as pair:
-            lines += [*await one_at_a_time(pair, args.requests), ""]
-            lines += [*await all_at_once(pair), ""]
+            lines += [await one_at_a_time(pair, args.requests), "", await all_at_once(pair), ""]
         idle = ("--first", "0", "--each", "0", "--tokens", "1")
         with Pair(plan, args.port + 2, args.access_log, *idle) as pair:
-            lines += [*await without_waiting(pair, args.requests), ""]
+            lines += [await without_waiting(pair, args.requests), ""]
             if args.memory:
                 lines.append(await memory_over(pair, args.memory))
     finally:
         plan.unlink()
     return lines
-
-
-def machine() -> str:
-    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return (
-        f"{os.cpu_count()} cores of {model[1] if model else 'unknown'}, Python "
-        f"{platform.python_version()}"
-    )
 
 
 def main() -> None:
@@ -295,9 +268,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=19300)
     parser.add_argument("--access-log", default="/dev/null")
     args = parser.parse_args()
-    print(machine())
-    print()
-    print("\n".join(asyncio.run(measure(args))))
+    print(ran_on(), "", *asyncio.run(measure(args)), sep="\n")
 
 
 if __name__ == "__main__":

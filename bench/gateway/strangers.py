@@ -1,6 +1,6 @@
 """Clients without a key that hold the gateway up, one way after the other, and what others notice.
 
-    python -m bench.gateway.hostile URL --strangers all [--pid GATEWAY] [--markdown]
+    python -m bench.gateway.hostile URL --strangers all [--pid GATEWAY]
     python -m bench.gateway.hostile URL --strangers endless_header slow_loris
 
 While each goes on, a process apart asks for /health over a fresh connection each time, and another
@@ -16,9 +16,12 @@ import multiprocessing
 import time
 from collections import Counter
 from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from bench.page import table
+from bench.proc import resident_mib
+from tests.support.gateway import CHAT, chat
 
 if TYPE_CHECKING:
     import argparse
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.synchronize import Event
 
-CHAT = "/v1/chat/completions"
 HEAD = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 #: A way is given up after so long, and what is open then counts as staying.
 SECONDS = 130.0
@@ -77,10 +79,6 @@ class Watched:
         self._end.set()
         self.took, self.answers = self._mine.recv()
         self._process.join()
-
-    @property
-    def said(self) -> str:
-        return ", ".join(f"{name}: {count:,}" for name, count in sorted(self.answers.items()))
 
 
 class Strangers:
@@ -194,7 +192,7 @@ class Strangers:
 
     async def unfinished(self) -> Counter[str]:
         """Nine bodies of which the last megabytes never come."""
-        size = self.args.body_bytes
+        size = 48_900_000
         parts = [self.posting(size), *[b" " * (1 << 20)] * (size * 93 // 100 >> 20)]
         found = await asyncio.gather(*(self.one(*parts) for _ in range(9)))
         return sum(found, Counter())
@@ -204,60 +202,53 @@ class Strangers:
         key = "".join(f"{name}: {value}\r\n" for name, value in self.key.items())
         return f"{HEAD}{key}content-length: {size}\r\n\r\n".encode()
 
-    async def run(self) -> None:
+    async def run(self) -> str:
+        """Each way, while others ask, as a row of the table."""
         names = self.args.strangers
-        for name in WAYS if "all" in names else names:
-            print(await self.line(name), flush=True)
+        rows = [await self.cells(name) for name in (WAYS if "all" in names else names)]
+        return table(
+            "what strangers send | over after | how their connections ended"
+            " | /health, median / 99 % / slowest | /health | another client | memory, MiB",
+            rows,
+        )
 
-    async def line(self, name: str) -> str:
-        """One way, while others ask, as a row of the table."""
+    async def cells(self, name: str) -> tuple[str, ...]:
         way: Callable[[], Awaitable[Counter[str]]] = getattr(self, name)
         headers = {"content-type": "application/json", **self.key}
-        body: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "1"}]}
-        chat = json.dumps({**body, "max_tokens": 1}).encode()
-        memory = Memory(self.args.pid)
+        body = json.dumps({**chat(), "max_tokens": 1}).encode()
         with (
             Watched(self.url + "/health", {}) as health,
-            Watched(self.url + CHAT, headers, chat) as other,
+            Watched(self.url + CHAT, headers, body) as other,
         ):
-            began, before = time.monotonic(), memory.mib()
-            follow = asyncio.ensure_future(memory.follow())
+            began, memory = time.monotonic(), [self.memory()]
+            follow = asyncio.ensure_future(self.follow(memory))
             ends = await way()
             took = time.monotonic() - began
             follow.cancel()
-        took_health = sorted(health.took)
+        waits = sorted(health.took)
         middle, late, slowest = (
-            took_health[min(len(took_health) - 1, int(len(took_health) * part))] * 1e3
-            for part in (0.5, 0.99, 1.0)
+            waits[min(len(waits) - 1, int(len(waits) * part))] * 1e3 for part in (0.5, 0.99, 1.0)
         )
         if late >= 100 or set(health.answers) != {"200"} or set(other.answers) != {"200"}:
             self.offences.append(name)
-        said = ", ".join(f"{end}: {count:,}" for end, count in sorted(ends.items()))
         return (
-            f"| {way.__doc__} | {took:.1f} s | {said} | {middle:.0f} / {late:.0f} / "
-            f"{slowest:.0f} ms | {health.said} | {other.said} | "
-            f"{before:.0f} → {memory.most:.0f} |"
-        )
+            way.__doc__ or "", f"{took:.1f} s", counted(ends),
+            f"{middle:.0f} / {late:.0f} / {slowest:.0f} ms", counted(health.answers),
+            counted(other.answers), f"{memory[0]:.0f} → {max(memory):.0f}",
+        )  # fmt: skip
 
+    def memory(self) -> float:
+        """MiB of the gateway; 0 where its number was not given."""
+        return resident_mib(self.args.pid) if self.args.pid else 0.0
 
-class Memory:
-    """Resident memory of the gateway in MiB; 0 where its number was not given."""
-
-    def __init__(self, pid: int) -> None:
-        self._file, self.most = Path(f"/proc/{pid}/status"), 0.0
-
-    def mib(self) -> float:
-        if not self._file.exists():
-            return 0.0
-        text = self._file.read_text()
-        now = int(text.partition("VmRSS:")[2].split()[0]) / 1024
-        self.most = max(self.most, now)
-        return now
-
-    async def follow(self) -> None:
+    async def follow(self, memory: list[float]) -> None:
         while True:
-            self.mib()
             await asyncio.sleep(0.2)
+            memory.append(self.memory())
+
+
+def counted(found: Counter[str]) -> str:
+    return ", ".join(f"{name}: {count:,}" for name, count in sorted(found.items()))
 
 
 async def together(ways: Iterable[Awaitable[str]]) -> Counter[str]:
@@ -270,8 +261,3 @@ WAYS = (
     "nobody", "endless_header", "big_header", "many_headers", "half_open", "silent", "idle",
     "slow_loris", "slow_body", "unfinished",
 )  # fmt: skip
-TABLE = (
-    "| what strangers send | over after | how their connections ended "
-    "| /health, median / 99 % / slowest | /health | another client | memory, MiB |\n"
-    "|---|---|---|---|---|---|---|"
-)

@@ -83,11 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--write", type=Path, metavar="FOLDER", help="write the documents there")
     add("--renew", action="store_true", help="write the committed hashes")
     add("--only", default="", metavar="GROUPS", help=f"by commas: {','.join(groups())}")
-    add(
-        "--figures",
-        action="store_true",
-        help="compare figures, and not words",
-    )
+    add("--figures", action="store_true", help="compare figures, and not words")
     add("--diffs", type=int, default=20, metavar="N", help="changes to show (20)")
     add("--lines", type=int, default=30, metavar="N", help="lines of each (30)")
     add("--list", action="store_true", help="print the cases and end")

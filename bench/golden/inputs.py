@@ -235,10 +235,7 @@ def _runs(folder: Path, plan: dict[str, Any]) -> None:
     url = "http://127.0.0.1:23333"
     records: dict[str, dict[str, Any]] = {
         "served": {
-            "state": "ended",
-            "ended": "SIGTERM",
-            "urls": [url],
-            "attempts": [first, second],
+            "state": "ended", "ended": "SIGTERM", "urls": [url], "attempts": [first, second],
         },
         "failed": {"state": "failed", "ended": ended, "attempts": [first]},
         "too-new": {"state": "ended", "schema": "turbofit.run/9"},

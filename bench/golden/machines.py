@@ -26,21 +26,12 @@ def _gpu(index: int, card: Any, used: int = 0, **changes: Any) -> dict[str, Any]
     name, total, reserved, capability, sms, l2, bandwidth, flops = card
     holders = [{"pid": 4100 + index, "name": "python3", "bytes": used * MIB}] if used else []
     found = {
-        "index": index,
-        "uuid": f"GPU-00000000-0000-4000-8000-{index:012d}",
-        "name": name,
-        "total": total * MIB,
-        "reserved": reserved * MIB,
-        "used": used * MIB,
-        "free": (total - reserved - used) * MIB,
-        "compute_capability": list(capability),
-        "sm_count": sms,
-        "l2": l2 * MIB,
-        "memory_bandwidth": int(bandwidth),
-        "dense_flops": int(flops),
-        "pcie": {"generation": 4, "width": 16},
-        "holders": holders,
-    }
+        "index": index, "uuid": f"GPU-00000000-0000-4000-8000-{index:012d}", "name": name,
+        "total": total * MIB, "reserved": reserved * MIB, "used": used * MIB,
+        "free": (total - reserved - used) * MIB, "compute_capability": list(capability),
+        "sm_count": sms, "l2": l2 * MIB, "memory_bandwidth": int(bandwidth),
+        "dense_flops": int(flops), "pcie": {"generation": 4, "width": 16}, "holders": holders,
+    }  # fmt: skip
     return {**found, **changes}
 
 
@@ -55,16 +46,10 @@ def _box(
     ]  # fmt: skip
     host = {"ram_total": ram * GIB, "ram_available": (ram - 4) * GIB, "shm_available": shm * MIB}
     found = {
-        "schema": "turbofit.machine/1",
-        "name": name,
-        "source": "nvml",
-        "gpus": gpus,
-        "links": links,
-        "host": {**host, "cpus": 16},
-        "driver": "560.35.03",
-        "cuda": "12.6",
+        "schema": "turbofit.machine/1", "name": name, "source": "nvml", "gpus": gpus,
+        "links": links, "host": {**host, "cpus": 16}, "driver": "560.35.03", "cuda": "12.6",
         "visible": [gpu["index"] for gpu in gpus],
-    }
+    }  # fmt: skip
     return {**found, **changes}
 
 
@@ -108,17 +93,11 @@ def _measured(*groups: tuple[int, ...]) -> dict[str, Any]:
 
 def _calibration(**changes: Any) -> dict[str, Any]:
     found = {
-        "model": "InternVL2-8B (InternVLChatModel, 8075365376)",
-        "engine": "turbomind",
-        "engine_version": "0.18",
-        "lmdeploy": "0.18.0",
-        "gpus": [_RTX_3090[0]],
-        "driver": "560.35.03",
-        "communicator": "nccl",
-        "when": "2026-11-20T08:00:00+00:00",
-        "context": -64 * MIB,
-        "buffers": 96 * MIB,
-    }
+        "model": "InternVL2-8B (InternVLChatModel, 8075365376)", "engine": "turbomind",
+        "engine_version": "0.18", "lmdeploy": "0.18.0", "gpus": [_RTX_3090[0]],
+        "driver": "560.35.03", "communicator": "nccl", "when": "2026-11-20T08:00:00+00:00",
+        "context": -64 * MIB, "buffers": 96 * MIB,
+    }  # fmt: skip
     return {**found, **changes}
 
 

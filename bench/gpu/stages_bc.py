@@ -19,7 +19,8 @@ from bench.gpu.tuning import T, tuned
 from bench.gpu.worst import SECONDS, sized, sizes, told
 from turbofit.core.errors import DoesNotFitError, PackageError, TurbofitError
 from turbofit.core.plan import Plan
-from turbofit.planning.needs import check_needs
+from turbofit.planning.checks import refuse
+from turbofit.planning.examine.scene import Scene, Sources
 
 __all__ = ["ADVICE", "B", "C", "Stages"]
 
@@ -79,7 +80,7 @@ class Stages:
 
     def _tuned(self, shape: Shape) -> dict[str, Any]:
         """What tuning finds under stage c's load, in a few times a trial's seconds."""
-        check_needs(planned(shape, self.scratch))
+        refuse(Scene(Sources(), "launch", plan=planned(shape, self.scratch)))
         seconds = min(_TRIALS * self.seconds, self.run.left)
         load = Load(requests=self.requests, concurrency=16, seconds=self.seconds / 2)
         return tuned(shape, self.scratch, load, seconds, self.environ)
@@ -96,7 +97,7 @@ class Stages:
         self.run.stage(f"{name}{self.label}", guarded)
 
     def _trial(self, plan: Plan, name: str, load: Load | None = None) -> dict[str, Any]:
-        check_needs(plan)
+        refuse(Scene(Sources(), "launch", plan=plan))
         whole = self.seconds
         if load is not None:  # and what warms each way up
             whole += len(load.ways) * load.seconds * (1 + 1 / load.turns)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import turbofit
-from bench.peers.grid import PLAN, SETTINGS, Pair, Setting
-from bench.peers.turbomind import turbomind_row
+from bench.page import table
+from bench.peers.engine import PLAN, SETTINGS, Pair, Setting, turbomind_row
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
@@ -176,53 +176,29 @@ def report(seen: Sequence[Found | str], rows: Sequence[dict[str, Any]]) -> str:
     missed = len({row["pair"] for row in lived})
     unknown = len({one.pair for one in doubtful}) - len({row["pair"] for row in rows})
     clear = len(judged) - len(doubtful)
-    why = [lost(_pair(row), _changed(row)) for row in lived]
+    settings = {setting.name: setting.changed or {} for setting in SETTINGS}
+    why = [lost(Pair(*row["pair"].split()), settings[row["who"]]) for row in lived]
     pairs_of = list(zip(lived, why, strict=True))
     still = {row["pair"] for row, one in pairs_of if one.rehearsed < row["tokens"]}
     unequal = {row["pair"] for row, one in pairs_of if one.equal < row["forecast"]}
-    told = HEAD.format(
-        pairs=len(seen),
-        judged=len(judged),
-        rest=rest,
-        clear=clear,
-        doubtful=len(doubtful),
-        rows=len(rows),
-        fates=_fates(rows),
-        unknown=unknown,
-        met=len(judged) - missed - unknown,
-        missed=missed,
-        still=len(still),
-        unequal=len(unequal),
-    )
-    head = "| pair | our tokens | peer | its tokens | ours more by | room | margin + doubt"
-    lines = [told + head + " | rehearsed | at its room |", "|---|--:|---|--:|--:|--:|--:|--:|--:|"]
-    lines += [_line(row, one) for row, one in pairs_of]
-    return "\n".join(lines) + "\n"
-
-
-def _pair(row: dict[str, Any]) -> Pair:
-    model, on = row["pair"].split()
-    return Pair(model, on)
-
-
-def _changed(row: dict[str, Any]) -> dict[str, Any]:
-    (changed,) = (setting.changed for setting in SETTINGS if setting.name == row["who"])
-    return changed or {}
-
-
-def _line(row: dict[str, Any], why: Lost) -> str:
-    return (
-        f"| {row['pair']} | {row['ours']:,} | {row['who']} | {row['forecast']:,}"
-        f" ({row['tokens']:,}) | {row['ours'] / row['forecast'] - 1:+.1%} | {why.room // MIB:,}"
-        f" | {why.margin // MIB:,} + {why.doubt // MIB:,} | {why.rehearsed:,}"
-        f" | {why.equal:,} |"
-    )
-
-
-def _fates(rows: Sequence[dict[str, Any]]) -> str:
-    """How many ended how."""
     fates = [row["fate"] for row in rows]
-    return ", ".join(f"{fates.count(fate)} {fate}" for fate in dict.fromkeys(fates))
+    told = HEAD.format(
+        pairs=len(seen), judged=len(judged), rest=rest, clear=clear, doubtful=len(doubtful),
+        rows=len(rows), fates=", ".join(f"{fates.count(f)} {f}" for f in dict.fromkeys(fates)),
+        unknown=unknown, met=len(judged) - missed - unknown, missed=missed, still=len(still),
+        unequal=len(unequal),
+    )  # fmt: skip
+    head = (
+        "pair | our tokens | peer | its tokens | ours more by | room | margin + doubt"
+        " | rehearsed | at its room"
+    )
+    cells = [
+        (row["pair"], f"{row['ours']:,}", row["who"], f"{row['forecast']:,} ({row['tokens']:,})",
+         f"{row['ours'] / row['forecast'] - 1:+.1%}", f"{one.room // MIB:,}",
+         f"{one.margin // MIB:,} + {one.doubt // MIB:,}", f"{one.rehearsed:,}", f"{one.equal:,}")
+        for row, one in pairs_of
+    ]  # fmt: skip
+    return f"{told}{table(head, cells, right='1345678')}\n"
 
 
 def main() -> int:

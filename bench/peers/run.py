@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
-import turbofit
-from bench.peers.grid import PAIRS, SETTINGS, Pair
-from bench.peers.row import Row
-from bench.peers.tables import of_pairs, row_table, summary, verdict, verdict_table
-from bench.peers.turbomind import turbomind_row
+from bench.page import ran_on, table
+from bench.peers.engine import PAIRS, PLAN, SETTINGS, Pair, Row, turbomind_row
 from bench.peers.workload import sent
 from turbofit.model.presets import find_preset, preset_model
 
@@ -35,27 +32,103 @@ HEAD = """# turbofit's plan against its peers
 
 ## Versions and command
 
-{versions}
+{versions}, {seconds:.0f} s in all.
+
+    python -m bench.peers.run --results FILE
 """
+
+
+class Verdict(NamedTuple):
+    """Whether a pair meets the bar, and against whom; ``met`` None where nobody runs."""
+
+    ours: Row
+    best: Row | None
+    met: bool | None
+
+
+def of_pairs(rows: Iterable[Row]) -> list[list[Row]]:
+    """The rows of each pair, as they came."""
+    return [list(found) for _, found in groupby(rows, key=lambda row: row.pair)]
+
+
+def verdict(rows: Sequence[Row]) -> Verdict:
+    """The plan against the surviving peer that holds most."""
+    ours = next(row for row in rows if row.who == PLAN)
+    peers = [row for row in rows if row.who != PLAN and row.fate == "survived"]
+    best = max(peers, key=lambda row: row.tokens or 0, default=None)
+    if ours.fate != "survived":
+        return Verdict(ours, best, None if best is None else False)
+    return Verdict(ours, best, best is None or (ours.tokens or 0) >= (best.tokens or 0))
+
+
+def verdict_table(rows: Sequence[Row]) -> str:
+    """One line a pair."""
+    lines = []
+    for ours, best, met in map(verdict, of_pairs(rows)):
+        bar = {True: "met", False: "**missed**", None: "neither runs"}[met]
+        peer = ("none", "", "")
+        if best is not None:
+            held = best.tokens and ours.fate == "survived" and ours.tokens
+            more = f"{ours.tokens / best.tokens - 1:+.1%}" if held else ""
+            peer = (best.who, _tokens(best), more)
+        lines.append((ours.pair, _tokens(ours), *peer, bar))
+    head = "pair | our tokens | best peer that survives | its tokens | ours more by | bar"
+    return table(head, lines, right="134")
+
+
+def row_table(rows: Sequence[Row]) -> str:
+    """Every start."""
+    words = {"refused": "did not start", "hung": "hung at start"}
+    lines = []
+    for found in of_pairs(rows):
+        ours = next(row for row in found if row.who == PLAN)
+        lines += [
+            (row.pair, row.who, row.settings, _tokens(row), words.get(row.fate, row.fate),
+             "; ".join(filter(None, (row.of, row.note))), better(row, ours))
+            for row in found
+        ]  # fmt: skip
+    head = (
+        "pair | setting | ratio / batch / prefill | KV tokens | fate | of what; what was refused"
+        " | where a peer is better"
+    )
+    return table(head, lines, right="3")
+
+
+def better(row: Row, ours: Row) -> str:
+    """In what a peer that lived beats the plan's row; empty for the plan."""
+    if row.who == PLAN or row.fate != "survived":
+        return ""
+    told = []
+    if ours.fate != "survived":
+        told.append("runs, the plan does not")
+    elif (row.tokens or 0) >= (ours.tokens or 0):
+        told.append("**more tokens**")
+    if ours.note and not row.note:
+        told.append("admits all that was asked")
+    batches = [int((one.settings.split(" / ") * 2)[1] or 0) for one in (row, ours)]
+    if all(batches) and batches[0] > batches[1]:
+        told.append(f"batch of {batches[0]}")
+    return ", ".join(told)
+
+
+def _tokens(row: Row) -> str:
+    return "" if row.tokens is None else f"{row.tokens:,}"
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """The bar in one line, and where it was missed."""
+    judged = [one for one in map(verdict, of_pairs(rows)) if one.met is not None]
+    missed = [one.ours.pair for one in judged if not one.met]
+    told = f"Bar met on {len(judged) - len(missed)} of {len(judged)} pairs that somebody can run"
+    return f"{told}; missed: {', '.join(missed)}." if missed else f"{told}."
 
 
 def sent_table(pairs: Sequence[Pair]) -> str:
     """What each model's engines were sent."""
-    lines = ["| model | requests |", "|---|---|"]
-    for name in dict.fromkeys(pair.model for pair in pairs):
-        preset = find_preset(name)
-        assert preset is not None
-        lines.append(f"| {name} | {sent(preset_model(preset))} |")
-    return "\n".join(lines)
-
-
-def versions_text(seconds: float) -> str:
-    """What ran, and how to run it again."""
-    return (
-        f"turbofit {turbofit.__version__}, LMDeploy {version('lmdeploy')},"
-        f" torch {version('torch')}, Python {sys.version.split()[0]}, {os.cpu_count()} cores,"
-        f" {time.strftime('%Y-%m-%d')}, {seconds:.0f} s in all.\n\n"
-        "    python -m bench.peers.run --results FILE"
+    names = dict.fromkeys(pair.model for pair in pairs)
+    models = ((name, find_preset(name)) for name in names)
+    return table(
+        "model | requests", [(name, sent(preset_model(one))) for name, one in models if one]
     )
 
 
@@ -79,7 +152,8 @@ def main() -> int:
         bars=verdict_table(rows),
         sent=sent_table(pairs),
         table=row_table(rows),
-        versions=versions_text(time.monotonic() - begun),
+        versions=ran_on("turbofit", "lmdeploy", "torch"),
+        seconds=time.monotonic() - begun,
     )
     print(text)
     if args.results:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,10 @@ import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
+
+from bench.page import ran_on, table
 
 RUNS = 20
 MODEL = "OpenGVLab/InternVL2-8B"
@@ -34,15 +36,10 @@ main()
 """
 
 
-# torchvision's CUDA build beside CPU torch lacks its own operators; without their names nothing of
-# Transformers imports. Where the two match, the declarations fail and change nothing.
+# What it estimates needs no torchvision, whose build for CUDA does not import beside CPU torch.
 ACCELERATE = """
-import sys, torch
-for name in ("nms", "qnms"):
-    try:
-        torch.library.define(f"torchvision::{name}", "(Tensor d, Tensor s, float t) -> Tensor")
-    except RuntimeError:
-        pass
+import sys
+sys.modules["torchvision"] = None
 sys.argv[0] = "accelerate"
 from accelerate.commands.accelerate_cli import main
 main()
@@ -68,13 +65,11 @@ class Hub(SimpleHTTPRequestHandler):
                 answer = [{"type": "file", "path": name} for name in names]
                 self._send(200, json.dumps(answer).encode())
                 return
-            info: dict[str, object] = {
-                "id": folder.name,
-                "sha": COMMIT,
-                "library_name": "transformers",
-            }
-            info["config"] = json.loads((folder / "config.json").read_text())
-            info["siblings"] = [{"rfilename": name} for name in names]
+            info = {
+                "id": folder.name, "sha": COMMIT, "library_name": "transformers",
+                "config": json.loads((folder / "config.json").read_text()),
+                "siblings": [{"rfilename": name} for name in names],
+            }  # fmt: skip
             self._send(200, json.dumps(info).encode())
             return
         file = folder / self.path.rsplit("/", 1)[-1]
@@ -182,17 +177,15 @@ def main() -> None:
     report(rows, sizes)
 
 
-def report(rows: dict[str, Times], sizes: dict[str, float]) -> None:
-    base = statistics.median(rows["hf-mem"].cpu)
-    print(f"medians of {RUNS} cold runs, {os.cpu_count()} cores, Python {sys.version.split()[0]}")
-    print()
-    print("| process | CPU ms | wall ms | min | max | peak MB | CPU of hf-mem |")
-    print("|---|---|---|---|---|---|---|")
-    for name, (wall, cpu) in rows.items():
-        used = statistics.median(cpu)
-        each = [used, statistics.median(wall), min(wall), max(wall)]
-        cells = " | ".join(f"{one * 1000:.0f}" for one in each)
-        print(f"| {name} | {cells} | {sizes[name]:.1f} | {used / base:.2f} |")
+def report(times: dict[str, Times], sizes: dict[str, float]) -> None:
+    base = median(times["hf-mem"].cpu)
+    rows = []
+    for name, (wall, cpu) in times.items():
+        each = (median(cpu), median(wall), min(wall), max(wall))
+        milliseconds = (f"{one * 1000:.0f}" for one in each)
+        rows.append((name, *milliseconds, f"{sizes[name]:.1f}", f"{each[0] / base:.2f}"))
+    print(f"medians of {RUNS} cold runs, {ran_on()}\n")
+    print(table("process | CPU ms | wall ms | min | max | peak MB | CPU of hf-mem", rows))
 
 
 if __name__ == "__main__":

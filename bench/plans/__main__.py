@@ -15,15 +15,14 @@ Prints a page, with each request that breaks something; ``--write`` renews the p
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 
+from bench.page import ran_on, table
 from bench.plans import which
 from bench.plans.promises import least_breaks, shrinks, taken
 from bench.plans.properties import of_plan, of_refusal
@@ -103,9 +102,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="renew the page")
     args = parser.parse_args(argv)
     if args.check == "registry":
-        from bench.plans.registry import table
+        from bench.plans import registry
+        from tests.support.standin.standin_engine import mend_torchvision
 
-        page, broken = table(), False
+        mend_torchvision()
+
+        page, broken = registry.table(), False
     else:
         page, broken = checked(args)
     print(page, end="")
@@ -125,23 +127,18 @@ def checked(args: argparse.Namespace) -> tuple[str, bool]:
         if why:
             broken.append(f"- {why}")
             print(broken[-1], file=sys.stderr, flush=True)
-    today, seconds = datetime.now(timezone.utc).date(), time.process_time() - began
-    lines = (
-        f"# Plans: {args.check}",
-        "",
-        f"`python -m bench.plans {args.check} --count {count} --seed {args.seed} --write`, {today},"
-        f" Python {platform.python_version()}, {seconds:,.0f} s of processor time. What must hold:"
-        " `python -m bench.plans --help`.",
-        "",
-        "| end | requests |",
-        "|---|--:|",
-        *(f"| {end} | {number:,} |" for end, number in sorted(ends.items())),
-        "",
-        f"**{len(broken)} do not hold.**",
-        "",
-        *broken,
-    )
-    return "\n".join(lines).rstrip() + "\n", bool(broken)
+    seconds = time.process_time() - began
+    command = f"python -m bench.plans {args.check} --count {count} --seed {args.seed} --write"
+    page = f"""# Plans: {args.check}
+
+`{command}`, {ran_on()}, {seconds:,.0f} s of
+processor time. What must hold: `python -m bench.plans --help`.
+
+{table("end | requests", ((end, f"{n:,}") for end, n in sorted(ends.items())), right="1")}
+
+**{len(broken)} do not hold.**
+"""
+    return page + "".join(f"\n{line}" for line in broken) + "\n" * bool(broken), bool(broken)
 
 
 if __name__ == "__main__":

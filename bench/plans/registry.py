@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.common.standin.standin_engine import shim_torchvision
+from bench import page
 from turbofit.core.model import Model
 from turbofit.model.families.engines import TURBOMIND_VISION, engine_problem
 from turbofit.model.families.registry import VISION_READERS
@@ -43,7 +43,6 @@ class Listed(NamedTuple):
 @cache
 def listed() -> Listed:
     """What the installed LMDeploy lists."""
-    shim_torchvision()
     from lmdeploy.pytorch.models.module_map import MODULE_MAP, REMOVED_MODEL_MAP
     from lmdeploy.turbomind.supported_models import SUPPORTED_ARCHS
     from lmdeploy.vl.model import builder
@@ -92,12 +91,9 @@ def table() -> str:
     rows = []
     for name in names:
         pytorch = "removed" if name in lists.removed else "yes" if name in lists.pytorch else ""
-        marks = (
-            "yes" if name in lists.turbomind else "",
-            pytorch,
-            "yes" if name in lists.images else "",
-        )
-        rows.append(f"| {' | '.join((f'`{name}`', *marks, answer(name)))} |")
+        marks = ("yes" if name in one else "" for one in (lists.turbomind, lists.images))
+        turbomind, images = marks
+        rows.append(page.row((f"`{name}`", turbomind, pytorch, images, answer(name))))
     head = HEAD.format(
         version=version("lmdeploy"), planned=len(PLANNED & set(names)), all=len(names)
     )

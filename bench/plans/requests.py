@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any, Final, NamedTuple
 
@@ -13,7 +13,7 @@ from turbofit.machine.presets import preset_names
 from turbofit.machine.spec import parse_spec
 from turbofit.model.presets import known_presets
 from turbofit.model.source import resolve_model
-from turbofit.tuner.search.context import MIN_TEXT_TOKENS
+from turbofit.tuner.search.sizing import MIN_TEXT_TOKENS
 
 __all__ = ["KINDS", "Pair", "Request", "pairs", "planned", "requests"]
 
@@ -99,10 +99,6 @@ def _more_cards(random: Random, request: Request) -> Request:
     return request._replace(on=f"{int(count) + random.choice((1, 1, 2))}x{rest}")
 
 
-def _fewer_images(random: Random, request: Request) -> Request:  # noqa: ARG001 - one signature
-    return _changed(request, images=max(1, request.options.get("images", 1) // 2))
-
-
 def _shorter_context(random: Random, request: Request) -> Request:  # noqa: ARG001
     """Half the context, where that still holds the images: a shorter one must make them smaller."""
     rule = resolve_model(request.model).image_rule
@@ -115,22 +111,21 @@ def _shorter_context(random: Random, request: Request) -> Request:  # noqa: ARG0
     return _changed(request, context=context) if context else request
 
 
-def _fewer_requests(random: Random, request: Request) -> Request:  # noqa: ARG001
-    return _changed(request, concurrency=max(1, request.options.get("concurrency", 1) // 2))
-
-
-def _smaller_margin(random: Random, request: Request) -> Request:  # noqa: ARG001
-    return _changed(request, margin="64MiB")
+def _half(option: str) -> Callable[[Random, Request], Request]:
+    """Half as many, one at least."""
+    return lambda _, request: _changed(
+        request, **{option: max(1, request.options.get(option, 1) // 2)}
+    )
 
 
 #: What there is more of, or less is asked for, and how.
-KINDS: Final = {
+KINDS: Final[dict[str, Callable[[Random, Request], Request]]] = {
     "free memory": _more_memory,
     "cards": _more_cards,
-    "images": _fewer_images,
+    "images": _half("images"),
     "context": _shorter_context,
-    "concurrency": _fewer_requests,
-    "margin": _smaller_margin,
+    "concurrency": _half("concurrency"),
+    "margin": lambda _, request: _changed(request, margin="64MiB"),
 }
 #: How often each kind is drawn: memory and cards are what people have more of.
 _WEIGHTS: Final = (6, 4, 1, 1, 1, 1)

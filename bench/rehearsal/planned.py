@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
+from bench.page import table
 from turbofit import api
 from turbofit.core.draft import Draft
 from turbofit.core.model import TextDims
 from turbofit.core.plan import GpuLedger, Plan
 from turbofit.core.units import MIB
-from turbofit.memory.pytorch.environment import segments
+from turbofit.memory.pytorch.constants import segments
 from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.model.draft_reader import read_draft
 from turbofit.model.source import resolve_model
@@ -40,7 +41,7 @@ _SCALES = {4: (2, 2), 8: (2, 2), 42: (2, 1)}
 
 HEAD = """# Plans for LMDeploy's PyTorch engine on pretend GPUs
 
-`{command}`, {date}:
+`python -m bench.rehearsal.planned`, {date}:
 {versions}.
 `turbofit plan MODEL --on CARD --engine pytorch`, then that engine with the plan's settings and its
 worst cases. Engine, torch's allocator and Triton are real, nothing was computed. MiB. Where several
@@ -84,14 +85,10 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
-        cut = [f"{self.layers} layers"] if self.layers else []
-        words = [
-            Path(self.model).name,
-            *cut,
-            self.on,
-            *(f"{k} {v}" for k, v in self.options.items() if k != "speculative_draft_model"),
-        ]
-        return " ".join([*words, *(["margin 0"] if self.margin == 0 else [])])
+        cut = f" {self.layers} layers" * bool(self.layers)
+        options = (f" {k} {v}" for k, v in self.options.items() if k != "speculative_draft_model")
+        margin = " margin 0" * (self.margin == 0)
+        return f"{Path(self.model).name}{cut} {self.on}{''.join(options)}{margin}"
 
 
 def _both(model: str, on: str, **options: Any) -> tuple[Row, Row]:
@@ -100,11 +97,8 @@ def _both(model: str, on: str, **options: Any) -> tuple[Row, Row]:
 
 def _drafting(method: str, tokens: int, batch: int) -> dict[str, Any]:
     """Options; what drafts apart is made for the model."""
-    return {
-        "speculative_algorithm": method,
-        "speculative_num_draft_tokens": tokens,
-        "concurrency": batch,
-    }
+    return {"speculative_algorithm": method, "speculative_num_draft_tokens": tokens,
+            "concurrency": batch}  # fmt: skip
 
 
 ROWS = (
@@ -208,11 +202,6 @@ def mib(value: int | None) -> str:
     return "" if value is None else f"{value / MIB:,.1f}"
 
 
-def table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [titles, tuple("---" for _ in titles), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 class Found(NamedTuple):
     """What a row gave: cells of the two tables, and what missed its bar."""
 
@@ -283,12 +272,9 @@ def _fullest(document: dict[str, Any]) -> int:
 
 
 def _start(
-    row: Row,
-    plan: Plan,
-    cards: list[GpuLedger],
-    document: dict[str, Any],
+    row: Row, plan: Plan, cards: list[GpuLedger], document: dict[str, Any],
     say: Callable[[str], None],
-) -> tuple[str, ...]:
+) -> tuple[str, ...]:  # fmt: skip
     i = _fullest(document)
     card, cache = cards[i], document["cache"] or {}
     told = {term.term: term for term in card.ledger}
@@ -354,18 +340,14 @@ def _cases(
 
 
 def _hold(
-    what: str,
-    forecast: int,
-    seen: int | None,
-    card: int,
-    say: Callable[[str], None],
+    what: str, forecast: int, seen: int | None, card: int, say: Callable[[str], None],
     upper: int | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Says what is under, or over what was seen (or over ``upper``) by too much."""
     if seen is None:
         return
-    over = forecast - (seen if upper is None else upper)
-    told = f"{mib(forecast)} forecast, {mib(seen if upper is None else upper)} seen"
+    most = seen if upper is None else upper
+    over, told = forecast - most, f"{mib(forecast)} forecast, {mib(most)} seen"
     if seen > forecast:
         say(f"{what} is under: {mib(forecast)} forecast, {mib(seen)} seen")
     elif over > SHARE * card:
@@ -380,19 +362,18 @@ def text_of(found: Mapping[str, Found]) -> str:
     missed = [f"- {name}: {word}" for name, one in found.items() for word in one.missed]
     kept = sum(not one.missed for one in found.values())
     return HEAD.format(
-        command="python -m bench.rehearsal.planned",
         date=dt.date.today().isoformat(),
         versions=", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
         share=f"{SHARE:.0%}",
         told=f"**{kept} of {len(found)} rows keep every bar.**",
         starts=table(
-            ("row", "outcome", "tokens promised / held", "blocks / formula",
-             "weights forecast / seen", "lost forecast / seen", "warm-up forecast / seen",
-             "peak forecast", "live", "reserved", "over"),
+            "row | outcome | tokens promised / held | blocks / formula | weights forecast / seen"
+            " | lost forecast / seen | warm-up forecast / seen | peak forecast | live | reserved"
+            " | over",
             [one.start for one in found.values()],
         ),
         cases=table(
-            ("row", "case", "forecast", "seen", "over", "of the card", "what meets"),
+            "row | case | forecast | seen | over | of the card | what meets",
             [case for one in found.values() for case in one.cases],
         ),
         missed="\n## Missed\n\n" + "\n".join(missed) + "\n" if missed else "",
@@ -408,13 +389,10 @@ def main() -> int:
     for row in ROWS:
         if args.only and args.only not in row.name:
             continue
-        print(row.name, file=sys.stderr, flush=True)
         one = found[row.name] = compare(row)
-        print("  " + " | ".join(one.start[1:]), file=sys.stderr, flush=True)
-        for case in one.cases:
-            print("    " + " | ".join(case[1:]), file=sys.stderr, flush=True)
-        for word in one.missed:
-            print(f"    MISSED {word}", file=sys.stderr, flush=True)
+        missed = (("MISSED", word) for word in one.missed)
+        for cells in (one.start, *one.cases, *missed):
+            print(*cells, sep=" | ", file=sys.stderr)
         if args.out:
             args.out.write_text(text_of(found), encoding="utf-8")
     if not args.out:

@@ -15,14 +15,15 @@ import msgspec
 from msgspec import structs
 
 import turbofit
+from bench.page import table
 from bench.rehearsal.grid import ROWS, Row
 from turbofit.core.model import Quantization
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
-from turbofit.memory.shared_terms import POOL_WARMUP
+from turbofit.memory.shared_terms import POOL_WARMUP, capability_of
+from turbofit.memory.turbomind.account import FUSES_NOTHING, warmup_tokens
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
-from turbofit.memory.turbomind.terms import FUSES_NOTHING, capability_of, warmup_tokens
 from turbofit.model.presets import find_preset, preset_model
 from turbofit.pretend.documents import from_builtins
 from turbofit.rehearse.checkpoint.header_only import write_model
@@ -121,7 +122,7 @@ def cases_of(row: Row, plan: Plan) -> Iterator[Driven]:
         ]
         yield Driven(f"{count} of {unit} queued", many, None, _units(unit))
     longest = min(plan.settings.session_len, plan.kv.tokens) - 64
-    if row.long_prompt:
+    if row.long:
         request = {"text_tokens": longest, "max_new_tokens": 2}
         forward = Forward(tokens=min(tokens, longest), context=longest)
         yield Driven(f"prompt of {longest}", [request], forward)
@@ -222,16 +223,12 @@ def pool_checks(row: Row, plan: Plan, seen: dict[str, Any], driven: list[Driven]
     warm_up = Forward(tokens=tokens, context=tokens, first_layer=True)
     checks = [_never_under(row, "warm-up", pool.peak(warm_up), first["warm-up"])]
     bound = max(t.bytes for t in plan.gpus[0].ledger if t.phase == "transient")
-    for case, case_requests in zip(seen["cases"], driven, strict=True):
+    for case, given in zip(seen["cases"], driven, strict=True):
         peak = max(card["live_peak"] for card in case["executor"])
-        if case_requests.forward is not None:
-            checks.append(
-                _never_under(row, case_requests.name, pool.peak(case_requests.forward), peak)
-            )
-        if (
-            case_requests.units <= plan.limits.units_per_image
-        ):  # what no gateway admits is not promised
-            name = f"bound over {case_requests.name}"
+        if given.forward is not None:
+            checks.append(_never_under(row, given.name, pool.peak(given.forward), peak))
+        if given.units <= plan.limits.units_per_image:  # what no gateway admits is not promised
+            name = f"bound over {given.name}"
             checks.append(Check(row.name, name, bound, peak, peak > bound, bound=True))
     return checks
 
@@ -241,17 +238,15 @@ def _never_under(row: Row, what: str, forecast: int, seen: int) -> Check:
     return Check(row.name, what, forecast, seen, over < 0 or over > max(OVER * seen, OVER_BYTES))
 
 
-def table(checks: list[Check]) -> str:
-    """Every comparison that is not exact to 0.01 MiB, worst first, as Markdown."""
-    lines = ["| row | what | forecast MiB | engine MiB | difference |", "|---|---|---|---|---|"]
+def largest(checks: list[Check]) -> str:
+    """The comparisons that are least exact, worst first, as Markdown."""
     sized = [c for c in checks if c.seen and c.what != "tokens" and not c.bound]
-    for check in sorted(sized, key=lambda c: -abs(c.forecast - c.seen))[:40]:
-        difference = (check.forecast - check.seen) / MIB
-        lines.append(
-            f"| {check.row} | {check.what} | {check.forecast / MIB:.2f} | {check.seen / MIB:.2f}"
-            f" | {difference:+.2f} |"
-        )
-    return "\n".join(lines)
+    rows = [
+        (c.row, c.what, f"{c.forecast / MIB:.2f}", f"{c.seen / MIB:.2f}",
+         f"{(c.forecast - c.seen) / MIB:+.2f}")
+        for c in sorted(sized, key=lambda c: -abs(c.forecast - c.seen))[:40]
+    ]  # fmt: skip
+    return table("row | what | forecast MiB | engine MiB | difference", rows)
 
 
 def summary(checks: list[Check], seconds: float, rows: int) -> str:
@@ -299,17 +294,15 @@ def main() -> int:
             found, seen = check_row(row, Path(scratch))
             checks += found
             bad = sum(c.bad for c in found)
-            print(
-                f"[{number}/{len(rows)}] {row.name}: {seen['outcome']} in {seen['seconds']} s,"
-                f" {len(found)} comparisons, {bad} missed",
-                file=sys.stderr,
-                flush=True,
-            )
-    told = summary(checks, time.monotonic() - start, len(rows))
-    print(f"{told}\n\n{table(checks)}")
+            said = f"{seen['outcome']} in {seen['seconds']} s, {len(found)} comparisons"
+            print(f"[{number}/{len(rows)}] {row.name}: {said}, {bad} missed", file=sys.stderr)
+    page = HEAD.format(
+        date=time.strftime("%Y-%m-%d"), table=largest(checks),
+        told=summary(checks, time.monotonic() - start, len(rows)),
+    )  # fmt: skip
+    print(page, end="")
     if args.results:
-        args.results.write_text(HEAD.format(date=time.strftime("%Y-%m-%d"), told=told,
-                                            table=table(checks)))  # fmt: skip
+        args.results.write_text(page)
     return 1 if any(c.bad for c in checks) else 0
 
 

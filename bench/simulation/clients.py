@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["MARK", "Request"]
 
 #: In a body: its request's number, or the text that equal requests share.
-MARK = re.compile(rb"#(?:(\d+)|((?:poison|item) [\d.e-]+))#")
+MARK = re.compile(rb"#(?:(\d+)|((?:poison|ask) [\d.e-]+))#")
 
 
 @cache
@@ -33,8 +33,8 @@ class Request:
     """One request, and what became of it.
 
     ``leaves``: seconds after which its client goes away; ``ends_after``: those after which it ends
-    its engine, if it does (``poison``); ``end`` is a status, ``left``, ``lost``
-    (turbofit ended) or ``closed`` (nothing listened).
+    its engine, if it does (``poison``); ``tries``: how often it is sent again after a 503; ``end``
+    is a status, ``left``, ``lost`` (turbofit ended) or ``closed`` (nothing listened).
     """
 
     number: int
@@ -46,6 +46,7 @@ class Request:
     leaves: float | None = None
     poison: bool = False
     ends_after: float = 0.03
+    tries: int = 5
     text: str = ""
     sent: float = 0.0
     starts: int = 0
@@ -61,31 +62,18 @@ class Request:
     #: The gateway's, once it has begun.
     loop: asyncio.AbstractEventLoop | None = None
 
-    @property
-    def stated(self) -> bool:
-        """Whether it says how long its answer may be: two in three do, and those that kill."""
-        return self.poison or self.number % 3 > 0
-
     def payload(self) -> bytes:
-        # Equal requests are equal to the byte: those that kill name no number.
-        text = f"#{self.text}#" if self.poison else f"#{self.number}# {self.text}"
+        # Equal requests are equal to the byte: those that are sent again name no number.
+        text = f"#{self.text}#" if MARK.fullmatch(f"#{self.text}#".encode()) else f"#{self.number}#"
         parts: list[Any] = [{"type": "text", "text": text}]
         parts += [
             {"type": "image_url", "image_url": {"url": _image(*size)}} for size in self.images
         ]
         document = {
             "model": "m", "messages": [{"role": "user", "content": parts}],
-            "stream": self.stream,
+            "stream": self.stream, "max_tokens": self.tokens,
         }  # fmt: skip
-        if self.stated:
-            document["max_tokens"] = self.tokens
         return msgspec.json.encode(document)
-
-    def said(self, message: dict[str, Any]) -> None:
-        """A part of the answer came."""
-
-    def over(self) -> None:
-        """Nothing more comes."""
 
     async def run(self, world: World, gateway: Gateway) -> None:
         """Send it and take the answer; a violation where it ends otherwise than once."""
@@ -108,7 +96,6 @@ class Request:
                 self.body.append(message.get("body", b""))
                 if not message.get("more_body"):
                     self.finals += 1
-            self.said(message)
 
         scope = {
             "type": "http", "method": self.method, "path": self.path,

@@ -7,7 +7,6 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from turbofit.memory.calibrated import BUFFERS, CONTEXT
-from turbofit.memory.pytorch.cache import runtime_bytes
 
 if TYPE_CHECKING:
     from bench.simulation.engine import SimulatedEngine
@@ -40,8 +39,6 @@ class EngineMemory:
         for index in self._engine.gpus:
             terms = self._ledger(index).ledger
             size = sum(one.bytes for one in terms if one.phase == phase and one.term not in _NOT)
-            if phase == "context":
-                size += self._machine.beyond
             if phase == "weights" and self._engine.fault.more_at == "weights":
                 size += self._engine.fault.more
             if size < 0:
@@ -66,11 +63,6 @@ class EngineMemory:
     def give_loading(self) -> None:
         for index, size in self._extra.items():
             self._machine.allocate(index, self._engine.pid, -size)
-
-    def withheld(self) -> int:
-        """Bytes that LMDeploy's PyTorch engine keeps out of its cache's share; 0 of TurboMind."""
-        plan = self._engine.plan
-        return runtime_bytes(plan.model.text, plan.settings) if plan.engine.is_pytorch else 0
 
     def _pool(self, index: int, need: int) -> None:
         """The executor's pool keeps its high-water mark."""

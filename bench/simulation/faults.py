@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import signal
 from collections.abc import Callable
-from math import inf
 from typing import TYPE_CHECKING, Literal
 
 from bench.simulation.engine import StartFault
@@ -48,12 +47,9 @@ def _impair(day: Day, how: Literal["hung", "failing"], longest: float | None = N
     setattr(engine, how, True)
     if engine.hung:
         day.world.invariants.engine_fails(engine)
-    engine.well_since = inf
 
     def mend() -> None:
         setattr(engine, how, False)
-        if engine.listening and not engine.hung and not engine.failing:
-            engine.well_since = day.world.scheduler.now
 
     if longest is not None:
         day.later(day.rng.uniform(1, longest), mend)
@@ -137,11 +133,6 @@ def next_start_is_slow(day: Day) -> None:
 
 
 @fault
-def warm_up_hangs(day: Day) -> None:
-    _kill(day, StartFault(floods=True))
-
-
-@fault
 def engine_takes_more_than_its_forecast(day: Day) -> None:
     where = day.rng.choice(("weights", "serving"))
     _kill(day, StartFault(more=day.rng.choice((64, 128, 256, 512, 896)) * MIB, more_at=where))
@@ -164,7 +155,7 @@ def card_falls_off_the_bus(day: Day) -> None:
     machine = day.world.machine
     index = day.rng.choice(list(machine.cards))
     machine.cards[index].lost = True
-    day.world.invariants.card_lost(index)
+    day.world.invariants.card_lost()
     for engine in list(machine.engines.values()):
         if index in engine.gpus:
             engine.crash()
@@ -176,18 +167,6 @@ def nvml_does_not_answer(day: Day) -> None:
     machine = day.world.machine
     machine.nvml_broken = True
     day.later(day.rng.uniform(10, 1200), lambda: setattr(machine, "nvml_broken", False))
-
-
-@fault
-def card_is_hot(day: Day) -> None:
-    card = day.rng.choice(list(day.world.machine.cards.values()))
-    card.hot = True
-    day.later(600, lambda: setattr(card, "hot", False))
-
-
-@fault
-def ecc_error(day: Day) -> None:
-    day.rng.choice(list(day.world.machine.cards.values())).ecc += 1
 
 
 @fault
@@ -281,23 +260,9 @@ def another_turbofit_starts(day: Day) -> None:
 
 @fault
 def clock_jumps(day: Day) -> None:
+    """A day may be over at once; and what is refused may be dropped from its file."""
+    day.world.invariants.forget(lambda _: True)
     day.world.scheduler.skew += day.rng.uniform(-90000, 90000)
-
-
-@fault
-def port_is_taken(day: Day) -> None:
-    engine = _engine(day)
-    if engine is None or not engine.listening:
-        return
-    port, machine = engine.port, day.world.machine
-    engine.kill()
-    machine.ports[port] = None
-
-    def free() -> None:
-        if machine.ports.get(port, engine) is None:
-            del machine.ports[port]
-
-    day.later(day.rng.uniform(1, 60), free)
 
 
 @fault

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from turbofit.core.errors import TurbofitError
-from turbofit.gateway.quarantine.quarantined import EXPLAINED_SECONDS, SUSPECTED_SECONDS
-from turbofit.launch.serve.leases import open_margin
+from turbofit.planning.examine.cards import open_margin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from bench.simulation.clients import Request
     from bench.simulation.engine import SimulatedEngine
     from bench.simulation.gateway import SimulatedGatewayThread
     from bench.simulation.scheduler import Process
     from bench.simulation.world import World
-    from turbofit.core.json_types import Document
     from turbofit.core.plan import Plan
     from turbofit.launch.serve.record import RunRecord
 
@@ -25,8 +23,10 @@ __all__ = ["Invariants"]
 #: Seconds that a request may take at most: the wait for a place, an engine that is silent until it
 #: is given up, another one, its restarts.
 _LONGEST = 900.0
-#: Engines that one request may end: the one that had it, and one that it was sent to again.
-_MOST_DEATHS = 2
+#: Engines that one request may end, and seconds from a death until all that met it are told.
+_MOST_DEATHS, _TOLD = 3, 0.5
+#: How long a request is suspected that does not come again.
+_HOUR = 3600.0
 #: Seconds after which nothing is held of an engine for clients that left.
 _FORGOTTEN = 15.0
 #: Seconds after a broken disk within which all leases are written again.
@@ -35,23 +35,8 @@ _WRITTEN = 60.0
 _AGAIN = 30.0
 #: How a request may end: with a status, because its client left, or with turbofit.
 _ENDS = ("200", "429", "503", "422", "403", "left", "lost")
-#: Seconds that a suspect waits for an engine, and within which a gateway of these days knows that
-#: an engine is well: one that failed is asked every 30 s.
-_WAIT, _KNOWN = 30.0, 120.0
-#: Seconds from one suspect's end to the next one's turn, at most.
-_TURN = 2.0
 #: Seconds for which a request whose client left is accused of its engine's end.
 _LEFT = 10.0
-#: Seconds within which a supervisor sees an engine's end, one whose loop alone has ended too.
-_SEEN = 5.0
-
-
-class _Death(NamedTuple):
-    """When a killing request ended an engine of these cards, by a turbofit of this clock."""
-
-    at: float
-    skew: float
-    gpus: tuple[int, ...]
 
 
 class Invariants:
@@ -63,23 +48,12 @@ class Invariants:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        #: By card, the living turbofits that have started engines on it.
-        self._planned: dict[int, dict[Process | None, None]] = {}
-        #: Turbofits and cards where one sized a cache when the other had given back what it held
-        #: when that engine started, and its ratio was chosen: known, not mended.
-        self._raced: set[tuple[Process | None, int]] = set()
-        #: Turbofits and cards whose memory two plans share, since a broken disk kept a lease.
-        self._overlaps: set[tuple[Process, int]] = set()
-        #: By engine, what each other turbofit held of its cards then.
-        self._held: dict[SimulatedEngine, dict[tuple[Process | None, int], int]] = {}
         #: What each turbofit's newest plan will take of each card at most, its margin included.
         self._needs: dict[Process, dict[int, int]] = {}
-        #: When a request last ended at another engine than its first.
-        self._ran_again = 0.0
-        #: By killing request and kind of engine.
-        self._deaths: dict[tuple[str, str], list[_Death]] = {}
-        #: Texts of requests that were alone at an engine that ended or hung of itself, or whose
-        #: client was the last that left it.
+        #: When engines ended, by killing request and kind of engine; when a request was refused.
+        self._deaths: dict[tuple[str, str], list[float]] = {}
+        self._refused: dict[str, float] = {}
+        #: Texts of requests that were at an engine that ended or hung of itself.
         self.accused_by_chance: set[str] = set()
 
     # -- engines and their memory
@@ -91,29 +65,6 @@ class Invariants:
             if other is not engine and shared and other.owner is engine.owner:
                 self._world.violate(f"two engines of one turbofit on GPU {engine.gpus}")
                 break
-        for index in engine.gpus:
-            self._planned.setdefault(index, {})[engine.owner] = None
-        self._held[engine] = self._held_beside(engine)
-
-    def cache_sized(self, engine: SimulatedEngine) -> None:
-        """An engine sizes its cache: who holds less of its cards than when it started?
-
-        Whoever has planned since with what was given back may lack it, too.
-        """
-        then, now = self._held.pop(engine), self._held_beside(engine)
-        for (process, index), held in then.items():
-            if now.get((process, index), 0) < held:
-                since = [one for one, card in now if card == index and (one, card) not in then]
-                self._raced |= {(one, index) for one in (process, engine.owner, *since)}
-
-    def _held_beside(self, engine: SimulatedEngine) -> dict[tuple[Process | None, int], int]:
-        """Bytes that the other turbofits' engines hold of an engine's cards."""
-        return {
-            (process, index): self._held_by(process, index)
-            for index in engine.gpus
-            for process in self._planned.get(index, {})
-            if process is not engine.owner
-        }
 
     def _held_by(self, process: Process | None, index: int) -> int:
         held = self._world.machine.cards[index].held
@@ -123,12 +74,6 @@ class Invariants:
         """No engine lacks memory for an admitted request, but for what nobody could foresee."""
         world = self._world
         world.count("out of memory while serving")
-        if any((engine.owner, index) in self._raced for index in engine.gpus):
-            world.count("out of memory after memory was given back while a cache was due (known)")
-            return
-        if any((engine.owner, index) in self._overlaps for index in engine.gpus):
-            world.count("out of memory after a broken disk kept a lease")
-            return
         if not self._surprised(engine):
             world.violate(
                 f"engine {engine.pid} ran out of memory though nobody took any and it took no more "
@@ -137,37 +82,23 @@ class Invariants:
 
     def _surprised(self, engine: SimulatedEngine) -> bool:
         """Whether somebody holds on its cards what its plan could not foresee: a stranger who came
-        since, or an engine that takes more than its forecast."""
+        since, an engine that takes more than its forecast, or one of another turbofit, whose end
+        while a cache was sized may have made that larger (known, not mended)."""
         machine, cards = self._world.machine, set(engine.gpus)
         strangers = any(
             index in cards and since >= engine.planned_at
             for index, since in machine.strangers.values()
         )
         engines = [one for one in machine.engines.values() if cards & set(one.gpus)]
-        return strangers or any(one.fault.more for one in engines)
-
-    def calibrated(self, learned: Document) -> None:
-        """What is kept of a calibration is no less than engines take beyond the estimates.
-
-        Where no log said what was free at the cache, only what is left after it is known.
-        """
-        beyond = self._world.machine.beyond
-        if any(one["free"] is None for one in learned["seen"]):
-            beyond = min(0, beyond)
-        for one in learned["calibrations"] if learned["kept"] else ():
-            more = one["context"] + one["buffers"]
-            if more < beyond:
-                self._world.violate(f"{more} bytes were learned where engines take {beyond} more")
+        others = any(one.fault.more or one.owner is not engine.owner for one in engines)
+        return strangers or others
 
     def reserved(self, process: Process, plan: Plan) -> None:
         """A plan takes nothing that another turbofit's engines will still take."""
         for gpu in plan.gpus:
             left = self._world.machine.cards[gpu.index].free - self._pending(process, gpu.index)
             overlaps = gpu.most - gpu.used > max(0, left)
-            self._overlaps.discard((process, gpu.index))
-            if overlaps and self._unknown(process, gpu.index):
-                self._overlaps |= {(one, gpu.index) for one in (process, *self._needs)}
-            elif overlaps:
+            if overlaps and not self._unknown(process, gpu.index):
                 self._world.violate(
                     f"a plan of turbofit {process.pid} takes {gpu.most - gpu.used} bytes of GPU "
                     f"{gpu.index}, where others leave {left}"
@@ -204,8 +135,6 @@ class Invariants:
     def process_ended(self, process: Process) -> None:
         """A turbofit plans nothing any more."""
         self._needs.pop(process, None)
-        for owners in self._planned.values():
-            owners.pop(process, None)
 
     # -- requests
 
@@ -214,69 +143,52 @@ class Invariants:
         request.answered_by.append(engine.pid)
         if engine.hung:
             self.engine_fails(engine)
-        if request.end and not (request.end == "lost" and self._world.network.request):
+        if request.end:
             self._world.violate(f"request {request.number} reached an engine after its end")
 
     def ended_by(self, request: Request, engine: SimulatedEngine) -> None:
-        """Equal requests end two engines of a kind at most, whoever sends them, however often."""
-        world = self._world
-        deaths = self._deaths.setdefault((request.text, engine.plan.engine.name), [])
-        skew = engine.owner.skew if engine.owner is not None else 0.0
-        now = world.scheduler.now
-        if len(deaths) < _MOST_DEATHS:  # not convicted yet: suspicions of long ago are over
-            deaths[:] = [one for one in deaths if one.at + SUSPECTED_SECONDS > now]
-        deaths.append(_Death(now, skew, tuple(engine.gpus)))
-        if len(deaths) > _MOST_DEATHS and world.machine.disk_error is None:
-            world.violate(f"{len(deaths)} engines ended by one request, {request.text}")
+        """Equal requests end three engines at most, copies apart, while turbofit remembers them.
+
+        A death counts whose request was sent after the one before.
+        """
+        now, kind = self._world.scheduler.now, (request.text, engine.plan.engine.name)
+        deaths = self._deaths.setdefault(kind, [])
+        if request.text not in self._refused:  # suspicions of long ago are over
+            deaths[:] = [at for at in deaths if at + _HOUR > now]
+        if not deaths or request.sent > deaths[-1] + _TOLD:
+            deaths.append(now)
+        if len(deaths) > _MOST_DEATHS and self._world.machine.disk_error is None:
+            self._world.violate(f"{len(deaths)} engines ended by one request, {request.text}")
 
     def engine_fails(self, engine: SimulatedEngine) -> None:
-        """An engine ends or hangs of itself: a request that is alone there is accused of it.
-
-        Where none is there, the last one whose client left is. The accused request may be
-        convicted. Then it explains an earlier death, too, and whoever ended that engine is
-        suspected for ten minutes more only.
-        """
-        exchanges = [one for one in engine.exchanges if not one.gone]
-        here = [one.request for one in exchanges if one.request is not None]
+        """An engine ends or hangs of itself: who is there may be refused, which explains more."""
+        there = [one.request for one in engine.exchanges if one.request is not None]
         left = engine.last_left
-        if not here and left is not None and left[0] + _LEFT > self._world.scheduler.now:
-            here = [left[1]]
-        if len(here) != 1:
-            return
-        self.accused_by_chance.add(here[0].text)
-        soon = self._world.scheduler.now + EXPLAINED_SECONDS - SUSPECTED_SECONDS
-        for deaths in self._deaths.values():
-            if len(deaths) < _MOST_DEATHS:
-                deaths[:] = [one._replace(at=min(one.at, soon)) for one in deaths]
+        if left is not None and left[0] + _LEFT > self._world.scheduler.now:
+            there.append(left[1])
+        self.accused_by_chance.update(one.text for one in there)
+        if there:
+            self.forget(lambda text: text not in self._refused)
 
-    def card_lost(self, index: int) -> None:
+    def forget(self, which: Callable[[str], bool]) -> None:
+        """Requests of which turbofit may not know any more that they end engines."""
+        for text, _ in [one for one in self._deaths if which(one[0])]:
+            self._refused.pop(text, None)
+        self._deaths = {one: at for one, at in self._deaths.items() if one[0] in self._refused}
+
+    def card_lost(self) -> None:
         """A lost card is taken for the cause of an end that no supervisor has seen before."""
-        unseen = self._world.scheduler.now - _SEEN
-        for deaths in self._deaths.values():
-            deaths[:] = [one for one in deaths if one.at < unseen or index not in one.gpus]
-
-    def process_started(self, process: Process) -> None:
-        """Suspicions may be over for a turbofit that starts after the wall's clock jumped ahead."""
-        now = self._world.scheduler.now + process.skew
-        for deaths in self._deaths.values():
-            deaths[:] = [
-                one
-                for one in deaths
-                if one.skew >= process.skew or one.at + one.skew + SUSPECTED_SECONDS > now
-            ]
+        self.forget(lambda text: text not in self._refused)
 
     def forget_unwritten(self, *, killed: bool) -> None:
-        """A turbofit has ended: deaths that it had no second or no disk to write down are lost."""
+        """A turbofit has ended: who was suspected is forgotten, and who it could not write down."""
         machine, now = self._world.machine, self._world.scheduler.now
         # A disk that is slow, or was when a write began, may hold up the write before, too.
         held_up = 2 * machine.disk_slowest if now <= machine.disk_slow_until else 0.0
         since = now - 1.0 - held_up if killed else now
         if machine.disk_error is not None or now < machine.disk_bad_until + _AGAIN:
             since = min(since, machine.disk_bad_since - 1.0)
-        for (_, engine), deaths in self._deaths.items():
-            # A loop that has ended is seen late where all its clients had left.
-            seen = since - _SEEN if killed and engine == "pytorch" else since
-            deaths[:] = [one for one in deaths if one.at < seen]
+        self.forget(lambda text: self._refused.get(text, now) >= since)
 
     def holds(self, engine: SimulatedEngine) -> None:
         """Units that are being encoded at one engine stay within the plan."""
@@ -312,33 +224,19 @@ class Invariants:
             world.violate(
                 f"the stream of request {number} ended without end or error: {said[-200:]!r}"
             )
-        if b"suspect_waits" in said:
-            self._waited(request)
-        elif len(request.answered_by) > 1:
-            self._ran_again = world.scheduler.now
+        if b'"convicted"' in said or b'"too_many_deaths"' in said:
+            self._note_refusal(request, said)
         if world.open_requests == 0:
             sent, gateway = len(world.requests), world.gateway
             world.scheduler.after(_FORGOTTEN, lambda: self._all_given_back(sent, gateway))
 
-    def _waited(self, request: Request) -> None:
-        """A suspect gets an engine where enough of them are well and have nothing to do.
-
-        Where another of the line runs, its turn has not come.
-        """
-        gateway, now = self._world.gateway, self._world.scheduler.now
-        if gateway is None or gateway.gateway._trials._running or now < self._ran_again + _TURN:
-            return
-        if any(not one.end and len(one.answered_by) > 1 for one in self._world.requests):
-            return  # its answer has begun, but not ended
-        idle = [
-            one.pid for one in self._world.machine.engines.values()
-            if gateway.serves(one) and not one.exchanges
-            and one.well_since < now - _KNOWN and one.asked_at < now - _WAIT
-        ]  # fmt: skip
-        if len(idle) >= min(2, len(gateway.gateway.engines)):
-            self._world.violate(
-                f"request {request.number}, a suspect, waited though {idle} are idle"
-            )
+    def _note_refusal(self, request: Request, said: bytes) -> None:
+        """Who ends no engine is never refused for one, unless an engine ended of itself."""
+        if request.poison:
+            if b'"convicted"' in said:
+                self._refused.setdefault(request.text, self._world.scheduler.now)
+        elif not self.accused_by_chance:
+            self._world.violate(f"request {request.number} ends no engine and is refused: {said!r}")
 
     def _all_given_back(self, sent: int, gateway: SimulatedGatewayThread | None) -> None:
         """With no request open for a while, nothing is held of any engine."""

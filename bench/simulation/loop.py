@@ -10,7 +10,7 @@ import socket
 from asyncio import events
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from bench.simulation.scheduler import Event
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["VirtualLoop"]
 
-#: Where turbofit's clients reach it.
-GATEWAY_PORT = 23333
+#: Seconds until a connection is made.
+_CONNECT = 0.0001
 #: What a coroutine awaits at its end, at most: each is one more time that it is to be closed.
 _AWAITS = 5
 
@@ -133,23 +133,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
         Raises:
             ConnectionRefusedError: nothing does.
-            ConnectionResetError: nothing does any more.
         """
-        made, found = self.create_future(), self._listens_at(address[1])
-
-        def reset() -> None:
-            error = ConnectionResetError(104, "Connection reset by peer (simulated)")
-            self.call_soon_threadsafe(_settle, made, error)
-
-        wait = self.call_later(self._world.network.connect, _settle, made)
-        if found is not None:
-            found.connecting.append(reset)
-        try:
-            await made
-        finally:
-            wait.cancel()
-            if found is not None and reset in found.connecting:
-                found.connecting.remove(reset)
+        await asyncio.sleep(_CONNECT)
         found = self._listens_at(address[1])
         if found is None:
             raise ConnectionRefusedError(111, "Connection refused (simulated)")
@@ -157,7 +142,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _listens_at(self, port: int) -> Any:
         ports = self._world.machine.ports
-        found: Any = self._world.port if port == GATEWAY_PORT else ports.get(port)
+        found: Any = ports.get(port)
         return found if found is not None and found.listening else None
 
     async def create_connection(  # type: ignore[override]
@@ -170,11 +155,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
         transport = EngineConnection(self, self._world, engine, protocol)
         protocol.connection_made(transport)
         return transport, protocol
-
-
-def _settle(future: asyncio.Future[None], error: Exception | None = None) -> None:
-    if not future.done():
-        future.set_result(None) if error is None else future.set_exception(error)
 
 
 @cache
@@ -194,8 +174,6 @@ class EngineConnection(asyncio.Transport):
         self._received = b""
         #: Its end has come; it is on its way.
         self._closed = self._broken = False
-        #: Requests that the engine has not read yet.
-        self._unread = 0
         self._exchange: Exchange | None = None
         engine.connections.append(self)
 
@@ -222,21 +200,8 @@ class EngineConnection(asyncio.Transport):
             return
         self._received = rest[length:]
         method, path, _ = lines[0].split(" ")
-        self._unread += 1
-        self._pass(self._world.network.request, partial(self._read, method, path, rest[:length]))
-
-    def _read(self, method: str, path: str, body: bytes) -> None:
-        """The engine has a whole request."""
-        if not self._closed and not self._broken:
-            self._unread -= 1
-            self._exchange = self._engine.take(method, path, body, self._answer)
-
-    def _pass(self, seconds: float, act: Callable[[], None]) -> None:
-        """What is on its way so long, in its order."""
-        if seconds:
-            self._world.scheduler.after(seconds, act)
-        else:
-            act()
+        if not self._broken:
+            self._exchange = self._engine.take(method, path, rest[:length], self._answer)
 
     def writelines(self, list_of_data: Any) -> None:
         self.write(b"".join(list_of_data))
@@ -252,8 +217,6 @@ class EngineConnection(asyncio.Transport):
         elif kind == "lost":
             self.reset()
             return
-        elif kind == "bytes":
-            data = value
         elif kind == "data":
             data = b"%x\r\n%s\r\n" % (len(value), value)
         else:
@@ -262,9 +225,6 @@ class EngineConnection(asyncio.Transport):
         self._tell(lambda: self._protocol.data_received(data))
 
     def _tell(self, act: Callable[[], None]) -> None:
-        self._pass(self._world.network.answer, partial(self._come, act))
-
-    def _come(self, act: Callable[[], None]) -> None:
         if not self._closed and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(lambda: None if self._closed else act())
 
@@ -275,15 +235,10 @@ class EngineConnection(asyncio.Transport):
         if self._broken:
             return
         self._broken = True
-        # A kernel closes a socket in order whose program has read all of it.
-        orderly = self._world.network.orderly and not self._unread
 
         def lost() -> None:
             self._closed = True
-            if orderly:
-                self._protocol.eof_received()
-            reset = None if orderly else ConnectionResetError(104, "reset (simulated)")
-            self._protocol.connection_lost(reset)
+            self._protocol.connection_lost(ConnectionResetError(104, "reset (simulated)"))
 
         self._tell(lost)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import types
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,15 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import MachineError
 from turbofit.core.machine import Holder, Host, Machine
+from turbofit.core.struct import NA
 from turbofit.core.units import GIB
+from turbofit.machine.nvml import GpuLostError
 from turbofit.machine.source import machine_from
 
 if TYPE_CHECKING:
     from bench.simulation.engine import SimulatedEngine
 
-__all__ = ["OutOfDeviceMemory", "SimulatedMachine"]
+__all__ = ["OutOfDeviceMemory", "SimulatedMachine", "SimulatedNvml"]
 
 _RAM = 256 * GIB
 
@@ -32,12 +35,46 @@ class Card:
     reserved: int
     held: dict[int, int] = field(default_factory=dict)
     lost: bool = False
-    hot: bool = False
-    ecc: int = 0
 
     @property
     def free(self) -> int:
         return self.total - self.reserved - sum(self.held.values())
+
+
+class SimulatedNvml:
+    """`turbofit.machine.nvml.Nvml`.
+
+    Args:
+        machine: whose cards there are.
+    """
+
+    def __init__(self, machine: SimulatedMachine) -> None:
+        self._machine = machine
+
+    def __enter__(self) -> SimulatedNvml:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def query(self, _: str, uuid: str) -> Any:
+        """The handle of a card."""
+        if self._machine.nvml_broken:
+            return NA
+        return next(card for card in self._machine.cards.values() if card.uuid == uuid)
+
+    def memory(self, card: Card) -> tuple[Any, bool]:
+        """What is held of it.
+
+        Raises:
+            GpuLostError: it fell off the bus.
+        """
+        if self._machine.nvml_broken:
+            return NA, True
+        if card.lost:
+            raise GpuLostError("simulated")
+        used = card.total - card.reserved - card.free
+        return types.SimpleNamespace(total=card.total, used=used, free=card.free), True
 
 
 class SimulatedMachine:
@@ -67,8 +104,6 @@ class SimulatedMachine:
         self.ports: dict[int, SimulatedEngine | None] = {}
         self.nvml_broken = False
         self.host_kills = 0
-        #: Bytes that each engine's context takes of a card beyond the plan's estimate.
-        self.beyond = 0
         #: What a write to the disk meets: an errno, or seconds that it takes.
         self.disk_error: int | None = None
         self.disk_seconds = 0.0

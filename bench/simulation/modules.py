@@ -11,17 +11,12 @@ from typing import TYPE_CHECKING, Any
 from bench.simulation.scheduler import Event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from bench.simulation.scheduler import Scheduler
     from bench.simulation.world import World
 
 __all__ = [
-    "BatchOs",
-    "CalibratorThreading",
     "DiskOs",
     "LeaseOs",
-    "SimulatedThread",
     "SimulatedThreading",
     "SimulatedTime",
     "SupervisorTime",
@@ -129,54 +124,6 @@ class SimulatedThreading(_Module):
         return _WakingEvent(one.scheduler)
 
 
-class CalibratorThreading(SimulatedThreading):
-    """``threading`` whose threads and locks are in virtual time, too."""
-
-    def Thread(self, **given: Any) -> SimulatedThread:  # noqa: N802
-        return SimulatedThread(**given)
-
-    def Lock(self) -> SimulatedLock:  # noqa: N802
-        return SimulatedLock()
-
-
-class SimulatedThread:
-    """``threading.Thread``."""
-
-    def __init__(self, target: Callable[[], None], **_: Any) -> None:
-        self._target, self._over = target, Event(world().scheduler)
-
-    def start(self) -> None:
-        world().scheduler.thread(self._run)
-
-    def join(self, timeout: float | None = None) -> None:
-        self._over.wait(timeout)
-
-    def is_alive(self) -> bool:
-        return not self._over.is_set()
-
-    def _run(self) -> None:
-        try:
-            self._target()
-        finally:
-            self._over.set()
-
-
-class SimulatedLock:
-    """``threading.Lock``."""
-
-    def __init__(self) -> None:
-        self._free = Event(world().scheduler)
-        self._free.set()
-
-    def __enter__(self) -> None:
-        while not self._free.is_set():
-            self._free.wait()
-        self._free.clear()
-
-    def __exit__(self, *_: object) -> None:
-        self._free.set()
-
-
 class TornWrite(Exception):  # noqa: N818 - no error: the kernel ends turbofit here
     pass
 
@@ -235,17 +182,3 @@ class LeaseOs(_Module):
         if engine is None:
             raise ProcessLookupError(3, "No such process")
         engine.kill(number)
-
-
-class BatchOs(LeaseOs):
-    """``os`` for a batch's output: a full disk takes nothing, and a kill may come in a write."""
-
-    def write(self, descriptor: int, data: Any) -> int:
-        one = world()
-        process = one.scheduler.process
-        one.machine.write_fault()
-        if process is not None and process.torn is not None:
-            os.write(descriptor, data[: len(data) // 2])
-            process.torn()
-            one.scheduler.sleep(0.0)  # and its thread never goes on
-        return os.write(descriptor, data)

@@ -5,30 +5,21 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import count, islice
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from bench.simulation.history import Result
-from bench.simulation.plans import make_store, share
-from bench.simulation.report import Totals, write_results
 from bench.simulation.scenario import KINDS, of_kind, simulate
+from bench.simulation.world import Result
 from turbofit.gateway.allocator import keep_large_blocks
 
-_BATCH = 50
-#: The same where the first violation ends the run: what is in the workers' queue runs on.
-_SMALL_BATCH = 5
-#: Days of a worker, which ends with what they leave, 1 MB a day: to look for cycles of objects
-#: took 7 % of a day.
-_LIFE = 2_000
-#: End a run, which says then what it showed so far.
-_STOPS = (signal.SIGINT, signal.SIGTERM)
+#: Days of a task; of one whose first violation ends the run, since what has begun runs on.
+_BATCH, _SMALL_BATCH = 50, 5
+_SHOWN = 20
 
 
 def main() -> int:
@@ -38,118 +29,81 @@ def main() -> int:
     parser.add_argument("--days", type=int, default=100, help="how many")
     parser.add_argument("--kind", choices=sorted(KINDS), help="only days of this kind")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--minutes", type=float, help="end after so many, whatever is left")
     parser.add_argument("--seed", type=int, help="one day, with its history")
-    parser.add_argument("--cluster", action="store_true", help="a cluster's six hours, not days")
-    parser.add_argument("--write", action="store_true", help="write RESULTS.md, or CLUSTER.md")
+    parser.add_argument("--counts", action="store_true", help="how often what happened, as a table")
     parser.add_argument("--first-violation", action="store_true", help="end at the first")
     given = parser.parse_args()
-    if given.kind is not None and given.cluster:
-        parser.error("--kind is of days, not of a cluster")
     if given.seed is not None:
-        return _replay(given.seed, _simulator(cluster=given.cluster))
-    totals = _run(given)
-    print(totals.summary())
-    if given.write:
-        page = "CLUSTER.md" if given.cluster else "RESULTS.md"
-        options = "--cluster --write" if given.cluster else "--write"
-        write_results(Path(__file__).with_name(page), totals, options)
-    return 1 if totals.violations else 0
+        result = simulate(given.seed)
+        print("\n".join(result.log))
+        print(f"seed {given.seed}: {len(result.violations)} violations, history {result.digest}")
+        return 1 if result.violations else 0
+    began = time.monotonic()
+    results = _run(given)
+    print(_summary(results, time.monotonic() - began))
+    if given.counts:
+        counts = sum((Counter(one.counts) for one in results), Counter[str]())
+        print("\n| what | times |\n|---|---|")
+        print("\n".join(f"| {name} | {many:,} |" for name, many in sorted(counts.items())))
+    return 1 if any(one.violations for one in results) else 0
 
 
-def _simulator(*, cluster: bool) -> Callable[[int], Result]:
-    """What makes a history of a seed."""
-    if not cluster:
-        return simulate
-    from bench.simulation.cluster import simulate_cluster
-
-    return simulate_cluster
-
-
-def _replay(seed: int, simulated: Callable[[int], Result]) -> int:
-    result = simulated(seed)
-    print("\n".join(result.log))
-    print(f"seed {seed}: {len(result.violations)} violations, history {result.digest}")
-    return 1 if result.violations else 0
-
-
-def _run(given: Any) -> Totals:
-    unit = "simulated histories of six hours of a cluster" if given.cluster else "simulated days"
-    unit += f" with {given.kind}" if given.kind else ""
-    totals, began = Totals(given.workers, unit), time.monotonic()
+def _run(given: Any) -> list[Result]:
     seeds: Sequence[int] = range(given.first, given.first + given.days)
     if given.kind is not None:
         found = (seed for seed in count(given.first) if of_kind(given.kind, seed) is not None)
         seeds = list(islice(found, given.days))
     size = _SMALL_BATCH if given.first_violation else _BATCH
-    batches = [seeds[at : at + size] for at in range(0, len(seeds), size)]
-    life = given.workers * _LIFE // size
-
-    stops: list[int] = []
-    for stop in _STOPS:
-        signal.signal(stop, lambda number, _: stops.append(number))
-
-    def over() -> bool:
-        totals.seconds = time.monotonic() - began
-        late = given.minutes is not None and totals.seconds > 60 * given.minutes
-        return late or bool(stops) or (given.first_violation and bool(totals.violations))
-
-    with TemporaryDirectory(prefix="turbofit-plans-") as folder:
-        plans = Path(folder) / "plans.sqlite"
-        make_store(plans)
-        for at in range(0, len(batches), life):
-            if not over():
-                _add(totals, batches[at : at + life], given, over, plans)
-                # A run of hours may be killed before its summary.
-                print(f"\r{totals.days} days, {len(totals.violations)} violations, "
-                      f"{totals.seconds:.0f} s", file=sys.stderr)  # fmt: skip
-    return totals
+    results: list[Result] = []
+    with ProcessPoolExecutor(given.workers, initializer=_begin) as pool:
+        batches = [seeds[at : at + size] for at in range(0, len(seeds), size)]
+        waiting = [pool.submit(_days, batch, given.first_violation) for batch in batches]
+        for done in as_completed(waiting):
+            results += done.result()
+            broken = [one for one in done.result() if one.violations]
+            for one in broken:  # now, since a long run may be cut off
+                print(f"seed {one.seed}: {one.violations[0]}", file=sys.stderr)
+            if broken and given.first_violation:
+                pool.shutdown(cancel_futures=True)
+                break
+    return results
 
 
-def _begin(plans: Path) -> None:
-    """In a worker; a signal that ends a run is handled by the process that began it."""
-    for stop in _STOPS:
-        signal.signal(stop, signal.SIG_IGN)
+def _begin() -> None:
+    """In a worker, which looks for no cycles of objects: that took 7 % of a day."""
     keep_large_blocks()
     gc.disable()
-    share(plans)
 
 
-def _add(
-    totals: Totals, batches: list[Sequence[int]], given: Any, over: Callable[[], bool], plans: Path
-) -> None:
-    """Days of so many batches, in workers of their own, which share the plans that they find."""
-    with ProcessPoolExecutor(given.workers, initializer=_begin, initargs=(plans,)) as pool:
-        waiting = [
-            pool.submit(_days, batch, given.first_violation, cluster=given.cluster)
-            for batch in batches
-        ]
-        for done in as_completed(waiting):
-            for result in done.result():
-                totals.add(result)
-                if result.violations:  # now, since a long run may be cut off
-                    print(f"\rseed {result.seed}: {result.violations[0]}", file=sys.stderr)
-            if over():
-                for one in waiting:
-                    one.cancel()
-                break
-            if sys.stderr.isatty():
-                print(f"\r{totals.days} days, {len(totals.violations)} violations",
-                      end="", file=sys.stderr)  # fmt: skip
-
-
-def _days(seeds: Sequence[int], first: bool, *, cluster: bool) -> list[Result]:
-    results, simulated = [], _simulator(cluster=cluster)
+def _days(seeds: Sequence[int], first: bool) -> list[Result]:
+    results = []
     for seed in seeds:
         began = time.process_time()
-        result = simulated(seed)
+        result = simulate(seed)
         result.processor = time.process_time() - began
-        if not result.violations:
-            result.log.clear()
+        result.log.clear()
         results.append(result)
         if first and result.violations:
             break
     return results
+
+
+def _summary(results: list[Result], seconds: float) -> str:
+    """One paragraph, and the first violation of each seed."""
+    broken = sorted((one.seed, one.violations) for one in results if one.violations)
+    faults = sum(
+        many for one in results for name, many in one.counts.items() if name.startswith("fault ")
+    )
+    requests = sum(one.counts.get("requests", 0) for one in results)
+    processor = sum(one.processor for one in results) / max(len(results), 1)
+    lines = [
+        f"{len(results)} simulated days with {faults} faults and {requests} requests: "
+        f"{sum(len(found) for _, found in broken)} violations in {len(broken)} of them; "
+        f"{seconds:.0f} s, {processor:.2f} s of processor time each"
+    ]
+    return "\n".join(
+        [*lines, *(f"seed {seed}: {found[0][:300]}" for seed, found in broken[:_SHOWN])]
+    )
 
 
 if __name__ == "__main__":

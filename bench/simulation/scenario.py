@@ -5,17 +5,17 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Callable
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from bench.simulation.batch import Batch
-from bench.simulation.calibration import Calibration
 from bench.simulation.clients import Request
-from bench.simulation.commands import Turbofit
 from bench.simulation.faults import FAULTS
-from bench.simulation.history import Result
-from bench.simulation.network import Network
 from bench.simulation.substitutes import in_place
-from bench.simulation.world import World
+from bench.simulation.world import Result, World
+from turbofit.core.errors import TurbofitError
+
+if TYPE_CHECKING:
+    from bench.simulation.scheduler import Process
 
 __all__ = ["Day", "simulate"]
 
@@ -25,15 +25,10 @@ CALM = 7_200.0
 LEAST_FAULTS, MOST_FAULTS = 20, 26
 #: A start's deadline, several of them, and the rest in between.
 _BACK = 300.0
-#: Part of the days in which `Day._poison_after_restart` happens.
-_RARE = 0.1
 #: What few days have besides, each by numbers of its own: the part of the days that have it.
-#: ``at once`` is `Day._poison_at_once`, ``hours`` `Day._poison_for_hours`, ``network``
-#: `Day._break_answers`; ``chosen engine`` is the PyTorch one.
-KINDS = {
-    "at once": 0.05, "batch": 0.05, "calibration": 0.05, "chosen engine": 0.1, "hours": 0.05,
-    "network": 0.05,
-}  # fmt: skip
+#: ``at once`` is `Day._poison_at_once`, ``hours`` `Day._poison_for_hours`, ``varies``
+#: `Day._poison_varies`.
+KINDS = {"at once": 0.1, "hours": 0.1, "varies": 0.1}
 _SETUPS = (
     ("1xrtx3090", "internvl2-8b", {}),
     ("2xrtx3090", "internvl2-8b", {}),
@@ -51,10 +46,117 @@ _SIZES = ((448, 448), (896, 448), (896, 896), (1792, 1344), (3584, 2688))
 def of_kind(kind: str, seed: int) -> random.Random | None:
     """The numbers that decide about a kind of day; None for a day that is not of it."""
     rare = random.Random(f"{kind} {seed}")
-    # Together they would hide what each of them is for.
-    if kind == "network" and of_kind("hours", seed) is not None:
-        return None
     return rare if rare.random() < KINDS[kind] else None
+
+
+class Turbofit:
+    """One `turbofit serve`, as a service manager keeps it.
+
+    Subclasses provide: ``_command``, where it is another command.
+
+    Args:
+        day: where it runs.
+        model: what it serves.
+        fixed: what its user set.
+        primary: whether clients ask it.
+    """
+
+    def __init__(
+        self, day: Day, model: str, fixed: dict[str, Any], *, primary: bool = True
+    ) -> None:
+        self._day, self._model, self._fixed = day, model, fixed
+        self._primary = primary
+        self._stop: Any = None
+        self._main: Any = None
+        self.process: Process | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.alive
+
+    def start(self) -> None:
+        self.process = self._day.world.turbofit(self._run, primary=self._primary)
+        self._main = self.process.threads[0]
+        if self._primary:
+            self.process.ends.append(self._day.ended)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self.process is not None:
+            self._day.world.kill(self.process)
+
+    def signal(self, number: signal.Signals) -> None:
+        """As `kill` sends it."""
+        from turbofit.launch.serve.supervisor import StoppedError
+
+        world, process = self._day.world, self.process
+        if process is None or not process.alive or self._stop is None:
+            return
+        world.trace(f"{number.name} to turbofit {process.pid}")
+        before, world.scheduler.process = world.scheduler.process, process
+        try:
+            self._stop._caught(number, None)
+        except StoppedError as exc:
+            world.scheduler.throw(self._main, process, exc)
+        finally:
+            world.scheduler.process = before
+        world.stir(process)
+
+    def _run(self) -> int:
+        from turbofit.cli.terminal.interrupt import exit_code
+        from turbofit.launch.serve.supervisor import StoppedError, StopSignal
+
+        self._stop = StopSignal()
+        try:
+            ended = self._command(self._stop)
+        except StoppedError as exc:
+            ended = exc.signal
+        except TurbofitError as exc:
+            self._failed(exc)
+            return int(exc.exit_code)
+        return exit_code(ended)
+
+    def _command(self, stop: Any) -> Any:
+        """What it runs; the signal that ended it, None where it ended by itself."""
+        from turbofit.cli.commands import serve
+        from turbofit.launch.serve.leases import Leases
+
+        arguments, config = serve_question(self._model, tuple(self._fixed.items()), "m")
+        with Leases() as leases:
+            return serve._launch(arguments, config, stop, leases, as_json=False)
+
+    def _failed(self, error: TurbofitError) -> None:
+        world = self._day.world
+        world.trace(f"error: {error.message} | {error.hint}")
+        if not error.hint:
+            world.violate(f"an error without a hint: {error.message}")
+
+
+@cache
+def serve_question(
+    model: str, fixed: tuple[tuple[str, Any], ...], name: str | None = None
+) -> tuple[Any, Any]:
+    """The command line of `serve`; ``name`` is what clients call the model."""
+    from turbofit.cli.options.launch_options import ServeOptions
+    from turbofit.cli.serving.serve_plan import ServeArguments
+    from turbofit.gateway.config import GatewayConfig
+    from turbofit.launch.engine.supervised_engine import Timing
+    from turbofit.launch.serve.config import ServeConfig
+    from turbofit.launch.serve.passthrough import sort_options
+    from turbofit.planning.request import PlanRequest
+
+    request = PlanRequest(model=model, **dict(fixed))
+    options = ServeOptions(no_rehearse=True)
+    config = ServeConfig.of(
+        request=request,
+        # Who asks again and again does so less often than in use: a day has 86,400 seconds.
+        gateway=GatewayConfig(idle_seconds=5400.0, retry_seconds=30.0),
+        timing=Timing(liveness=1800.0, start=1800.0),
+        access_log="none",
+        rehearse=False,
+        model_name=name,
+    )
+    return ServeArguments(request, options, sort_options((), unplanned=False)), config
 
 
 class Day:
@@ -62,20 +164,13 @@ class Day:
 
     def __init__(self, seed: int, *, seconds: float = DAY, faults: int | None = None) -> None:
         self.rng = random.Random(seed)
-        #: Of what few days have, so that the others are as they were without.
-        self.rare = random.Random(f"rare {seed}")
         spec, model, fixed = self.rng.choice(_SETUPS)
-        if of_kind("chosen engine", seed) is not None:
-            fixed = {**fixed, "engine": "pytorch"}
         self.world = World(seed, spec)
         self.seconds = seconds
         self.number = faults or self.rng.randrange(LEAST_FAULTS, MOST_FAULTS)
-        self._serve = Turbofit(self, model, fixed)
-        self._calibrate = self._calibration(of_kind("calibration", seed), model, fixed)
-        #: What clients ask, if it serves.
-        self.turbofit = self._calibrate or self._serve
+        #: What clients ask.
+        self.turbofit = Turbofit(self, model, fixed)
         self.others: list[Turbofit] = []
-        self.batch: Batch | None = None
         self.over = False
 
     # -- what happens
@@ -89,7 +184,7 @@ class Day:
         sizes = rng.choices(_SIZES, k=rng.choice((0, 0, 1, 1, 1, 2)))
         one = Request(
             number=0, client=f"10.0.0.{rng.randrange(20)}", images=tuple(sizes),
-            stream=rng.random() < 0.5, tokens=rng.randrange(1, 6),
+            stream=rng.random() < 0.5, tokens=rng.randrange(1, 6), text=f"ask {rng.random()}",
             leaves=leaves if leaves is not None else rng.choice((None, None, None, 2.0)),
         )  # fmt: skip
         self.later(rng.uniform(0, within), lambda: self._send(one))
@@ -134,8 +229,6 @@ class Day:
 
     def _again(self) -> None:
         if not self.over:
-            if self._calibrate is not None and self._calibrate.over:
-                self.turbofit = self._serve
             self.turbofit.start()
 
     # -- the whole
@@ -174,27 +267,10 @@ class Day:
             when = begin + rng.uniform(600.0, self.seconds - CALM)
             world.scheduler.at(when, self.another)
             world.scheduler.at(when + rng.uniform(-0.1, 0.1), lambda: self._fault("engine_killed"))
-        if self.rare.random() < _RARE:
-            world.scheduler.at(
-                begin + self.rare.uniform(0.0, self.seconds - CALM), self._poison_after_restart
-            )
         self._poison_for_hours(of_kind("hours", world.seed), begin)
         self._poison_at_once(of_kind("at once", world.seed), begin)
-        self._break_answers(of_kind("network", world.seed), begin)
-        self._batch(of_kind("batch", world.seed), begin)
+        self._poison_varies(of_kind("varies", world.seed), begin)
         world.scheduler.at(calm, self._calm)
-
-    def _calibration(
-        self, rare: random.Random | None, model: str, fixed: dict[str, Any]
-    ) -> Calibration | None:
-        """In few days somebody calibrates first, and faults come meanwhile."""
-        if rare is None:
-            return None
-        names = sorted(FAULTS)
-        for _ in range(rare.randrange(4)):
-            name = rare.choice(names)
-            self.later(rare.uniform(0.0, 200.0), lambda name=name: self._fault(name))
-        return Calibration(self, model, fixed, rare)
 
     def _poison_for_hours(self, rare: random.Random | None, begin: float) -> None:
         """In few days a client does not give up, whatever turbofit goes through meanwhile."""
@@ -211,8 +287,7 @@ class Day:
     def _poison_at_once(self, rare: random.Random | None, begin: float) -> None:
         """In few days a client sends its killing request several times at once, and hangs up.
 
-        It sends it twice more within minutes. Connections to engines take longer on some of these
-        days, so that an engine's end may meet one that is being made.
+        It sends it twice more within minutes.
         """
         if rare is None:
             return
@@ -228,7 +303,6 @@ class Day:
                 )  # fmt: skip
                 at = when + rare.uniform(0.0, within)
                 self._send_at(at, one)
-        self.world.network = Network(connect=rare.choice((0.0001, 0.01, 0.05)))
         for when, text in bursts:
             later = when
             for _ in range(2):
@@ -236,65 +310,18 @@ class Day:
                 one = Request(number=0, client="10.0.1.4", poison=True, text=text)
                 self._send_at(later, one)
 
-    def _break_answers(self, rare: random.Random | None, begin: float) -> None:
-        """In few days requests and answers are on their way for a while, and engines end meanwhile.
-
-        Some end of a request that is sent several times, before the answer begins or within it.
-        """
+    def _poison_varies(self, rare: random.Random | None, begin: float) -> None:
+        """In few days a client sends a new killing request each time, beside others' requests."""
         if rare is None:
             return
-        scheduler, calm = self.world.scheduler, begin + self.seconds - CALM
-        self.world.network = Network.drawn(rare)
-        for _ in range(rare.randrange(2, 9)):
-            when = rare.uniform(begin, calm)
-            self._ask_together(rare, when, rare.randrange(1, 6))
-            name = rare.choice(("engine_killed", "engine_crashes", "connections_break"))
-            scheduler.at(when + rare.uniform(0.0, 2.0), lambda name=name: self._fault(name))
-        for _ in range(rare.randrange(4)):
-            when, text = rare.uniform(begin, calm), f"poison {rare.random()}"
-            # After the longer times an answer in one piece would be there already.
-            stream, after = rare.random() < 0.5, rare.choice((0.0005, 0.03, 0.2, 1.0))
-            after = after if stream else min(after, 0.03)
-            for _ in range(rare.randrange(1, 8)):
-                one = Request(
-                    number=0, client="10.0.1.5", poison=True, text=text, stream=stream,
-                    tokens=5, ends_after=after, leaves=rare.choice((None, None, None, 0.05)),
-                )  # fmt: skip
-                self._send_at(when, one)
-                if rare.random() < 0.3:
-                    self._ask_together(rare, when - 0.5, rare.randrange(1, 6))
-                when += rare.choice((0.0, rare.uniform(0.0, 0.1), rare.uniform(0.0, 60.0)))
-
-    def _ask_together(self, rare: random.Random, when: float, number: int) -> None:
-        """Several clients ask within a second."""
-        for _ in range(number):
-            one = Request(
-                number=0, client=f"10.0.4.{rare.randrange(20)}", tokens=rare.randrange(1, 6),
-                stream=rare.random() < 0.5, leaves=rare.choice((None, None, None, 0.01, 0.3)),
-            )  # fmt: skip
-            at = when + rare.uniform(0.0, 1.0)
-            self._send_at(at, one)
-
-    def _batch(self, rare: random.Random | None, begin: float) -> None:
-        """In few days somebody runs a batch, and faults come meanwhile."""
-        if rare is None:
-            return
-        scheduler, calm = self.world.scheduler, begin + self.seconds - CALM
-        when = rare.uniform(begin, calm)
-        self.batch = Batch(self.world, rare)
-        scheduler.at(when, self.batch.start)
-        names = sorted(FAULTS)
-        for _ in range(rare.randrange(3)):
-            name, at = rare.choice(names), min(when + rare.uniform(0.0, 100.0), calm)
-            scheduler.at(at, lambda name=name: self._fault(name))
-
-    def _poison_after_restart(self) -> None:
-        """Idle engines end and start again; the first request that they get kills them."""
-        self._fault("all_engines_killed")
-        wait, text = self.rare.uniform(100.0, 1000.0), f"poison {self.rare.random()}"
-        for number in range(3):
-            one = Request(number=0, client="10.0.1.2", poison=True, text=text)
-            self.later(wait + 40.0 * number, lambda one=one: self._send(one))
+        when = rare.uniform(begin, begin + self.seconds - CALM - 3600.0)
+        end = when + 3600.0
+        while when < end:
+            text = f"poison {rare.random()}"
+            self._send_at(when, Request(number=0, client="10.0.1.5", poison=True, text=text))
+            for _ in range(rare.randrange(3)):
+                self.world.scheduler.at(when, lambda: self.request(within=2.0))
+            when += rare.uniform(5.0, 120.0)
 
     def _fault(self, name: str) -> None:
         self.world.trace(f"fault {name}")
@@ -311,9 +338,8 @@ class Day:
         world.tear_next = False
         machine = world.machine
         machine.nvml_broken, machine.disk_error, machine.disk_seconds = False, None, 0.0
-        machine.ports = {port: one for port, one in machine.ports.items() if one is not None}
         for index, card in machine.cards.items():
-            card.lost = card.hot = False
+            card.lost = False
             for pid in list(card.held):
                 if pid not in machine.engines:
                     machine.release(pid, index)
@@ -335,8 +361,6 @@ class Day:
             world.violate(f"two hours after the last fault a request ends with {last.end!r}")
         elif self.turbofit.process is not None:
             world.invariants.serves_by_its_record(self.turbofit.process)
-        if self.batch is not None:
-            self.batch.check()
         self.over = True
         if self.turbofit.alive:
             self.turbofit.signal(signal.SIGTERM)

@@ -19,10 +19,6 @@ from greenlet import GreenletExit, getcurrent, greenlet
 __all__ = ["Event", "Process", "Scheduler", "Timer"]
 
 
-#: What follows each line that runs; each thread begins without.
-TRACERS: list[Any] = []
-
-
 #: A day has some thousands of events.
 _MOST_STEPS = 1_000_000
 
@@ -60,8 +56,6 @@ class Process:
         self.descriptors: list[int] = []
         #: What ends with it, as the kernel ends it: engines, connections.
         self.ends: list[Callable[[], None]] = []
-        #: Ends it in the middle of its next write.
-        self.torn: Callable[[], None] | None = None
         #: Its newest gateway.
         self.gateway: Any = None
         #: Its supervisor's engines, how often it had something to see, and what it had seen.
@@ -209,8 +203,6 @@ class Scheduler:
         self.process = process
 
     def _body(self, target: Callable[[], Any], owner: Process) -> None:
-        if TRACERS:
-            sys.settrace(TRACERS[-1])
         try:
             target()
         except Exception as exc:  # noqa: BLE001 - whatever it is, a thread must not end so

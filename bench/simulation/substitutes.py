@@ -25,12 +25,11 @@ from unittest.mock import patch
 
 import msgspec
 
-from bench.simulation import calibration
-from bench.simulation.engine_process import SimulatedEngineProcess
+from bench.simulation.engine import SimulatedEngineProcess
 from bench.simulation.gateway import SimulatedGatewayThread
 from bench.simulation.loop import SimulatedSocket
+from bench.simulation.machine import SimulatedNvml
 from bench.simulation.modules import (
-    BatchOs,
     DiskOs,
     LeaseOs,
     SimulatedThreading,
@@ -40,7 +39,6 @@ from bench.simulation.modules import (
     current,
     world,
 )
-from bench.simulation.nvml import SimulatedNvml
 from bench.simulation.plans import remembered
 from bench.simulation.scheduler import Event
 from turbofit.core.errors import LaunchError
@@ -63,7 +61,7 @@ _LMDEPLOY = Lmdeploy("0.18.0", ("python",))
 _HELPS = Remedies((Remedy(change="more memory", effect="fits (not searched for here)"),), ())
 _ROOMS = (
     "turbofit.core", "turbofit.gateway", "turbofit.launch.serve", "turbofit.launch.engine",
-    "turbofit.launch.models", "turbofit.launch.calibrate", "turbofit.batch",
+    "turbofit.launch.models",
     "turbofit.cli", "turbofit.planning", "turbofit.machine", "turbofit.observe",
 )  # fmt: skip
 
@@ -101,9 +99,14 @@ def _call(self: Any, method: str, path: str, body: Any = None, *, timeout: float
     return seen[-1][1]
 
 
-def _check_port(_: str, port: int) -> None:
-    if port in world().machine.ports:
-        raise LaunchError(f"port {port} cannot be used: in use", hint="choose another")
+def _port_problem(_: str, port: int) -> str | None:
+    return f"port {port} cannot be used: in use" if port in world().machine.ports else None
+
+
+def _check_port(host: str, port: int) -> None:
+    problem = _port_problem(host, port)
+    if problem is not None:
+        raise LaunchError(problem, hint="choose another")
 
 
 def _free_ports(count: int, besides: int | None = None) -> list[int]:
@@ -155,15 +158,6 @@ def _replace_file(real: Any, disk: DiskOs) -> Any:
 _WRITES, _NAMES = itertools.count(), itertools.count()
 
 
-def _open_beside(path: Path) -> tuple[int, str]:
-    """`core.process.files.open_beside`: what a process has open goes with it."""
-    descriptor, name = files.open_beside(path)
-    process = world().scheduler.process
-    if process is not None:
-        process.descriptors.append(descriptor)
-    return descriptor, name
-
-
 _drawn = cache(flat_png)
 _VERSION = importlib.metadata.version
 
@@ -189,13 +183,6 @@ def _version(name: str) -> str:
 def _live(pid: int) -> int:
     """`launch.engine.proc.start_time` of a simulated process."""
     return pid * 100 if pid in world().machine.engines else 0
-
-
-def _kept_time() -> float:
-    """`gateway.quarantine.quarantine_file.kept_time` of the turbofit that runs."""
-    scheduler = world().scheduler
-    skew = scheduler.process.skew if scheduler.process is not None else scheduler.skew
-    return 1.8e9 + scheduler.now + skew
 
 
 def _members(group: int, started: int) -> list[int]:
@@ -258,7 +245,7 @@ def _processes(one: World) -> _Replacements:
     """Engines, their loopback, and who lives."""
     yield f"{_ENGINE}.supervised_engine.EngineProcess", partial(SimulatedEngineProcess, one)
     yield f"{_ENGINE}.engine_client.EngineClient.call", _call
-    yield f"{_ENGINE}.environment.check_port", _check_port
+    yield "turbofit.planning.examine.scene.port_problem", _port_problem
     yield f"{_SERVE}.supervisor.check_port", _check_port
     yield f"{_SERVE}.attempt.free_ports", _free_ports
     yield f"{_SERVE}.leases.start_time", _live
@@ -276,18 +263,17 @@ def _machine(one: World) -> _Replacements:
     yield "turbofit.machine.nvml.Nvml", partial(SimulatedNvml, machine)
     for module in (f"{_SERVE}.gpu_monitor", "turbofit.machine.nvml_machine"):
         yield f"{module}.ask_driver", lambda question, _, **_given: question()
-    yield f"{_SERVE}.gpu_monitor._heat", one.heat
+    yield f"{_SERVE}.gpu_monitor._heat", lambda _: []
     yield f"{_ENGINE}.kernel.host_kills", lambda: machine.host_kills
     yield f"{_ENGINE}.kernel.driver_errors", lambda _: ()
     yield f"{_ENGINE}.kernel.uptime", clock.monotonic
     yield "turbofit.core.process.locks.time", clock
-    yield "turbofit.gateway.quarantine.quarantine_file.os", LeaseOs()
-    yield "turbofit.gateway.quarantine.quarantine_file.secrets", one.secrets
+    yield "turbofit.gateway.routing.deny_file.os", LeaseOs()
+    yield "turbofit.gateway.routing.deny_file.secrets", one.secrets
+    yield "turbofit.gateway.routing.deny_file.time", clock
     yield f"{_SERVE}.leases.os", LeaseOs()
     yield f"{_SERVE}.reservations.os", LeaseOs()
     yield f"{_SERVE}.record.os", LeaseOs()
-    yield "turbofit.batch.output_file.os", BatchOs()
-    yield "turbofit.batch.output_file.open_beside", _open_beside
     yield "turbofit.core.process.files.os", disk
     yield "turbofit.core.process.files.token_hex", lambda _: str(next(_NAMES))
     yield "turbofit.core.process.files._replace", _replace_file(files._replace, disk)
@@ -299,21 +285,11 @@ def _gateway(one: World) -> _Replacements:
     yield "turbofit.gateway.thread.GatewayThread", partial(SimulatedGatewayThread, one)
     yield "turbofit.gateway.server.bind", lambda _: types.SimpleNamespace(close=lambda: None)
     yield "turbofit.gateway.overlay.overlay", _no_overlay
-    for module in ("routing.quarantine", "quarantine.quarantine_file"):
-        yield f"turbofit.gateway.{module}.kept_time", _kept_time
     yield "turbofit.gateway.routing.upstream.engine_socket", SimulatedSocket
     yield "aiohttp.connector.monotonic", SimulatedTime().monotonic
     # What looks at nothing does so less often: a day has 86,400 seconds.
     yield "turbofit.gateway.routing.health._TICK", 600.0
     yield f"{_ENGINE}.readiness_probe._PAUSE", 300.0
-
-
-def _batch(one: World) -> _Replacements:
-    yield "turbofit.batch.sender.random", one.delays
-    yield "turbofit.batch.batch_job.open_files", lambda _: None
-    # Who is told of progress is nobody, and memory is the disk.
-    yield "turbofit.batch.batch_job._TICK_SECONDS", 600.0
-    yield "turbofit.batch.batch_run._SYNC_SECONDS", 60.0
 
 
 def _installed_and_shown(one: World) -> _Replacements:
@@ -339,8 +315,6 @@ def _replacements(one: World) -> _Replacements:
     yield from _processes(one)
     yield from _machine(one)
     yield from _gateway(one)
-    yield from _batch(one)
-    yield from calibration.replacements(one)
     yield from _installed_and_shown(one)
     yield from _pure()
 

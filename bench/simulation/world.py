@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import os
 import random
 import shutil
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.simulation.clients import MARK, Request
 from bench.simulation.engine import SimulatedEngine, StartFault
-from bench.simulation.gateway_port import GatewayPort
-from bench.simulation.history import History
 from bench.simulation.invariants import Invariants
 from bench.simulation.machine import SimulatedMachine
-from bench.simulation.network import Network
-from bench.simulation.scheduler import Event, Process
+from bench.simulation.scheduler import Event, Process, Scheduler
 
 if TYPE_CHECKING:
     from bench.simulation.gateway import SimulatedGatewayThread
     from bench.simulation.loop import VirtualLoop
-    from turbofit.core.json_types import Document
     from turbofit.core.plan import Plan
 
-__all__ = ["Violation", "World"]
+__all__ = ["Result", "Violation", "World"]
 
 #: Seconds after which a supervisor looks where nothing was to be seen.
 _IDLE = 900.0
@@ -34,6 +33,61 @@ _IDLE = 900.0
 _BUSY = 15.0
 #: Seconds between a gateway's looks at its engines while requests are open.
 _LOOK = 10.0
+
+
+@dataclass
+class Result:
+    """What a history showed; ``processor`` are the seconds that it took, no part of it."""
+
+    seed: int
+    violations: list[str]
+    counts: dict[str, int]
+    digest: str
+    steps: int
+    log: list[str] = field(repr=False, default_factory=list)
+    processor: float = 0.0
+
+
+class History:
+    """The time of a world and what happened in it; a base of worlds.
+
+    Args:
+        seed: decides everything.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.scheduler = Scheduler(lambda exc: self.violate(f"a thread ended with {exc!r}"))
+        self.log: list[str] = []
+        self.violations: list[str] = []
+        self.counts: dict[str, int] = {}
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._pid = 1000
+
+    def trace(self, text: str) -> None:
+        """A line of the history."""
+        line = f"{self.scheduler.now:.6f} {text}"
+        self._digest.update(line.encode())
+        self.log.append(line)
+
+    def count(self, what: str) -> None:
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+    def violate(self, what: str) -> None:
+        """Note that something that must hold did not."""
+        self.trace(f"VIOLATION {what}")
+        self.violations.append(what)
+
+    def new_pid(self) -> int:
+        self._pid += 1
+        return self._pid
+
+    def result(self) -> Result:
+        """What it showed until now."""
+        return Result(
+            self.seed, [*self.violations], dict(self.counts), self._digest.hexdigest(),
+            self.scheduler.steps, [*self.log],
+        )  # fmt: skip
 
 
 class Violation(AssertionError):  # noqa: N818
@@ -66,8 +120,6 @@ class World(History):
         self.rng = random.Random(seed)
         #: Keys of installations: random, and equal for equal seeds.
         self.secrets = _Secrets(seed)
-        #: Of a batch's pauses.
-        self.delays = random.Random(f"delays {seed}")
         self.machine = SimulatedMachine(spec)
         base = "/dev/shm" if Path("/dev/shm").is_dir() else None
         self.folder = Path(tempfile.mkdtemp(prefix="turbofit-sim-", dir=base))
@@ -78,18 +130,13 @@ class World(History):
         #: The turbofit that clients ask.
         self.primary: Process | None = None
         self.gateway: SimulatedGatewayThread | None = None
-        self.port = GatewayPort(self)
         #: How the next starts of engines end, before it is left to chance that they live.
         self.start_faults: list[StartFault] = []
-        #: Between the gateway and its engines.
-        self.network = Network()
         self.tear_next = False
         #: Its history is over, and its threads are let go of.
         self.closed = False
         self.open_requests = 0
         self.loops: list[VirtualLoop] = []
-        #: Whether `turbofit calibrate` runs in it, so that plans may rest on what it learned.
-        self.calibrates = False
         #: Those that wait between two looks: at an engine that starts, and at the cards.
         self.probes: dict[Event, None] = {}
         self.monitors: dict[Event, None] = {}
@@ -176,10 +223,18 @@ class World(History):
     def finished(self, request: Request) -> None:
         """A request has ended, one way or another."""
         self.open_requests -= 1
-        request.over()
         self.count(f"ended {request.end}")
         self.trace(f"request {request.number} {request.end} at {request.answered_by}")
         self.invariants.request_ended(request)
+        if request.end == "503" and not request.poison and request.tries:
+            again = replace(request, tries=request.tries - 1, end="", starts=0, finals=0, body=[])
+            again.gone, again.answered_by = asyncio.Event(), []
+            self.scheduler.after(self.rng.uniform(0.5, 20.0), lambda: self._again(again))
+
+    def _again(self, request: Request) -> None:
+        """A client asks again, as SDKs do."""
+        request.number = len(self.requests)
+        self.send(request)
 
     # -- time and ends
 
@@ -220,8 +275,6 @@ class World(History):
         self.count(f"exit {how}")
         self.end(process)
         self.invariants.forget_unwritten(killed=how == "killed")
-        if process is self.primary:
-            self.port.reset()
 
     def end(self, process: Process) -> None:
         """A process is gone, and what it had open."""
@@ -231,15 +284,6 @@ class World(History):
             os.close(descriptor)
         process.descriptors.clear()
 
-    def calibrated(self, learned: Document) -> None:
-        """`turbofit calibrate` is complete."""
-        self.trace(
-            f"learned {[one['context'] + one['buffers'] for one in learned['calibrations']]}"
-            f" {learned['why_not'] or 'and kept'}"
-        )
-        self.count("calibrations" if learned["kept"] else "calibrations of which nothing is kept")
-        self.invariants.calibrated(learned)
-
     def new_stranger(self, index: int, size: int) -> int:
         """Somebody else takes bytes of a card; its process."""
         pid = self.new_pid()
@@ -248,23 +292,11 @@ class World(History):
         self.machine.strangers[pid] = index, self.scheduler.now
         return pid
 
-    # -- NVML beside memory
-
-    def heat(self, uuids: list[str]) -> list[tuple[str, str]]:
-        found = []
-        for card in self.machine.cards.values():
-            if card.uuid in uuids and card.hot:
-                found.append((f"hot {card.uuid}", f"{card.uuid} slows down: it is too hot"))
-            if card.uuid in uuids and card.ecc:
-                found.append((f"ecc {card.uuid}", f"{card.ecc} uncorrectable ECC errors"))
-        return found
-
     # -- turbofit
 
     def turbofit(self, main: Callable[[], int], *, primary: bool = True) -> Process:
         """Start one; its exit is noted."""
         process = Process(self.new_pid(), self.scheduler.skew)
-        self.invariants.process_started(process)
         if primary:
             self.primary = process
         self.machine.names[process.pid] = "turbofit"

@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import platform
 import sys
-import tempfile
 import time
 from pathlib import Path
 
+from bench.faults.ground import Ground
+from bench.page import ran_on, table
 from bench.soak.clients import Clients
 from bench.soak.faults import Faults
 from bench.soak.samples import TOLERANCES, Sample, shown, taken, verdict
@@ -41,14 +41,11 @@ def main() -> int:
     parser.add_argument("--samples", type=Path, help="a file for the samples, a JSON line each")
     parser.add_argument("--write", action="store_true", help="write RESULTS.md")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="turbofit-soak-") as folder:
-        served = Soaked(args.engine, Path(folder))
-        try:
-            served.wait()
-            samples, clients, faults = asyncio.run(_soak(served, args))
-            wrong = served.end()
-        finally:
-            served.kill()
+    with Ground() as ground:
+        served = Soaked(args.engine, ground)
+        served.wait()
+        samples, clients, faults = asyncio.run(_soak(served, args))
+        wrong = served.end()
     text, good = _report(args, samples, clients, faults, wrong)
     print(text)
     if args.write:
@@ -90,30 +87,28 @@ def _report(
     faults: Faults,
     wrong: list[str],
 ) -> tuple[str, bool]:
-    rows = verdict(samples)
+    found = verdict(samples)
     bad = sum(
         count for what, count in clients.outcomes.items()
         if what.startswith(("hung", "lost")) or (what.startswith("5") and what != "503")
     )  # fmt: skip
     answered = clients.outcomes["200"] / max(1, clients.sent)
-    good = all(one.flat for one in rows) and not bad and not wrong
+    good = all(one.flat for one in found) and not bad and not wrong
     outcomes = ", ".join(f"{what}: {n:,}" for what, n in sorted(clients.outcomes.items()))
-    lines = [
-        f"`python -m bench.soak --hours {args.hours:g} --rate {args.rate:g} --every {args.every:g} "
-        f"--engine {args.engine}` on {time.strftime('%Y-%m-%d')}, {platform.system()}, Python "
-        f"{platform.python_version()}: **{'flat' if good else 'not flat'}**. {clients.sent:,} "
-        f"requests ({outcomes}; {answered:.2%} answered), {len(faults.done)} faults. Left at the "
-        f"end: {', '.join(wrong) or 'nothing'}.",
-        "",
-        "| | second tenth of the time | last tenth | may grow by | |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {one.what} | {shown(one.first)} | {shown(one.last)} | {TOLERANCES[one.what]} "
-        f"| {'flat' if one.flat else '**grows**'} |"
-        for one in rows
-    ]
-    return "\n".join(lines) + "\n", good
+    command = f"--hours {args.hours:g} --rate {args.rate:g} --every {args.every:g}"
+    rows = [
+        (one.what, shown(one.first), shown(one.last), TOLERANCES[one.what],
+         "flat" if one.flat else "**grows**")
+        for one in found
+    ]  # fmt: skip
+    text = (
+        f"`python -m bench.soak {command} --engine {args.engine}`, {ran_on()}: "
+        f"**{'flat' if good else 'not flat'}**. {clients.sent:,} requests ({outcomes}; "
+        f"{answered:.2%} answered), {len(faults.done)} faults. Left at the end: "
+        f"{', '.join(wrong) or 'nothing'}.\n\n"
+    )
+    head = "| second tenth of the time | last tenth | may grow by |"
+    return f"{text}{table(head, rows)}\n", good
 
 
 if __name__ == "__main__":

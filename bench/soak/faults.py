@@ -13,9 +13,9 @@ import signal
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from bench.common.gateway import picture
-from bench.common.mutations import Mutator
 from bench.soak.served import Soaked
+from tests.support.gateway import picture
+from tests.support.mutations import Mutator
 
 __all__ = ["Faults"]
 

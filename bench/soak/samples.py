@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Final, NamedTuple
+
+from bench.proc import cpu_seconds, resident_mib
 
 __all__ = ["TOLERANCES", "Sample", "Verdict", "shown", "taken", "verdict"]
 
@@ -47,13 +48,12 @@ class Sample(NamedTuple):
 def taken(pid: int, port: int, folder: Path) -> dict[str, int]:
     """What a process that listens on a port, and its folder, hold now."""
     connections = _connections(pid, port)
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return {
-        "memory": pages * resource.getpagesize(),
+        "memory": int(resident_mib(pid) * (1 << 20)),
         "descriptors": len(os.listdir(f"/proc/{pid}/fd")) - connections,
         "connections": connections,
         "threads": len(os.listdir(f"/proc/{pid}/task")),
-        "processor": _processor(pid),
+        "processor": int(1000 * cpu_seconds(pid)),
         "disk": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
     }
 
@@ -66,12 +66,6 @@ def _connections(pid: int, port: int) -> int:
         row[local].endswith(f":{port:04X}") and row[state] == _ESTABLISHED and row[inode] != "0"
         for row in map(str.split, rows)
     )
-
-
-def _processor(pid: int) -> int:
-    """Milliseconds of processor time, its own and the system's for it (proc(5), stat)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return 1000 * (int(fields[11]) + int(fields[12])) // os.sysconf("SC_CLK_TCK")
 
 
 class Verdict(NamedTuple):

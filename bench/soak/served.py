@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from bench.common.checkpoints import make_internvl2
-from bench.common.processes import REPO, Child, alive, free_port, gone, pids
+from bench.faults.ground import Ground
+from tests.support.checkpoints import make_internvl2
+from tests.support.processes import alive, gone, pids
 
 __all__ = ["ENGINES", "EngineAddress", "Soaked", "running"]
 
 ENGINES: Final = 2
-_SESSION: Final = REPO / "bench" / "common" / "session_driver.py"
 _KEY: Final = "TURBOFIT_ENGINE_KEY"
 _LEASES: Final = "TURBOFIT_LEASES"
-_SPEC: Final = f"{ENGINES}xrtx3090"
 
 
 class EngineAddress(NamedTuple):
@@ -36,37 +30,28 @@ class Soaked:
     Args:
         engine: ``stand-in`` (prints and dies like LMDeploy, starts in a second) or ``pretend``
             (LMDeploy's own server and TurboMind on pretend GPUs).
-        folder: its state.
+        ground: where it is started, and killed whatever happens.
     """
 
-    def __init__(self, engine: str, folder: Path) -> None:
-        self.port, self._state = free_port(), folder
-        self._leases = folder / "leases"
-        self._standin = engine == "stand-in"
-        plan = {"tp": 1, "replicas": ENGINES}
-        if self._standin:
-            model = str(make_internvl2(folder / "model" / "InternVL2-1B"))
-            options = json.dumps(
-                {"fixed": {**plan, "model": model}, "timing": {"backoff": 1.0}, "gateway": True}
-            )
-            words = [str(_SESSION), _SPEC, str(self.port), options]
+    def __init__(self, engine: str, ground: Ground) -> None:
+        self._leases, self._opens = ground.state / "leases", "phase: ready"
+        spec, plan = f"{ENGINES}xrtx3090", {"tp": 1, "replicas": ENGINES}
+        if engine == "stand-in":
+            self._opens = "OPEN "
+            model = str(make_internvl2(ground.state / "model" / "InternVL2-1B"))
+            self.server = ground.standin(
+                "serve", on=spec, fixed={**plan, "model": model}, timing={"backoff": 1.0},
+                gateway=True,
+            )  # fmt: skip
         else:
             given = [word for name, value in plan.items() for word in (f"--{name}", str(value))]
-            words = ["-m", "turbofit", "serve", "internvl2-1b", "--on", _SPEC, *given, "--pretend",
-                     "--port", str(self.port)]  # fmt: skip
-        self.child = Child(
-            [sys.executable, *words], standin=self._standin, XDG_STATE_HOME=str(folder),
-            STANDIN_SCRIPT="serve", **{_LEASES: str(self._leases)},
-        )  # fmt: skip
+            self.server = ground.pretend("internvl2-1b", "--on", spec, *given)
+        self.child, self.port = self.server.child, self.server.port
 
     def wait(self) -> None:
         """Until it has opened."""
         self.child.wait_for("phase: ready", ENGINES)
-        if self._standin:
-            self.child.wait_for("OPEN ")
-        else:
-            assert self.child.process.stdout is not None
-            self.child.process.stdout.readline()  # its address
+        self.child.wait_for(self._opens)
 
     @property
     def pid(self) -> int:
@@ -76,9 +61,7 @@ class Soaked:
     @property
     def folder(self) -> Path:
         """The run's."""
-        return max(
-            (self._state / "turbofit" / "runs").iterdir(), key=lambda one: one.stat().st_mtime
-        )
+        return self.server.run
 
     def engines(self) -> list[EngineAddress]:
         """Those that run now."""
@@ -93,18 +76,10 @@ class Soaked:
     def end(self) -> list[str]:
         """SIGTERM; what was left behind, and an exit that is not 0."""
         engines = running(self.child, self._leases)
-        self.child.process.send_signal(signal.SIGTERM)
-        code = self.child.finish(120)
+        code = self.server.end()
         wrong = [f"exit {code}"] if code else []
         wrong += [f"process {pid} is left" for pid in engines if not gone(pid, 10)]
         return wrong + [f"{path} is left" for path in self._leases.glob("*.json")]
-
-    def kill(self) -> None:
-        """Whatever happened before: nothing stays."""
-        for pid in running(self.child, self._leases):
-            with suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-        self.child.kill()
 
 
 def running(child: Any, leases: Path) -> list[int]:

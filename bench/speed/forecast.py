@@ -14,8 +14,8 @@ from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct, known
 from turbofit.memory.engine import default_batch_size
 from turbofit.memory.engines import engine_named
-from turbofit.tuner.speed.all_reduce import all_reduce_of
-from turbofit.tuner.speed.rates import Rates, card_of
+from turbofit.tuner.speed.links import all_reduce_of
+from turbofit.tuner.speed.rates import Rates, StepWork, card_of, work_of
 from turbofit.tuner.speed.throughput import (
     BatchLimits,
     ClosedLoad,
@@ -23,7 +23,6 @@ from turbofit.tuner.speed.throughput import (
     Speed,
     speed_of,
 )
-from turbofit.tuner.speed.work import StepWork, work_of
 
 __all__ = ["Setup", "forecast", "setup_of"]
 

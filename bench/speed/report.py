@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from datetime import date
+from statistics import median
+from typing import Any
 
+from bench.page import table
 from bench.speed.fit import FITTED, fit
 from bench.speed.forecast import Setup
+from bench.speed.rows import Row
 from bench.speed.score import Score, curves, median_of, order, p90_of
-from turbofit.tuner.speed.rates import Rates, rates
+from turbofit.tuner.speed.rates import rates
 
 __all__ = ["Results", "published_errors", "report", "with_errors"]
 
@@ -52,179 +56,157 @@ def with_errors(text: str, errors: dict[str, float]) -> str:
     return text
 
 
+HEAD = """\
+# The forecast of speed beside published figures
+
+{day}. Made by `python -m bench.speed --write` from `rows.jsonl`;
+computed, no GPU. An error is forecast over published, less one: plus is too
+fast (over). *Left out*: under constants that were fitted without the row's source. *As
+shipped*: under those of `presets/engines/throughput.yaml`. The bars are of LMDeploy's
+engines with the source left out.
+
+{bars}
+
+No table of a vision model's throughput with LMDeploy is published: the seconds that
+images take rest on an assumption (`vision_efficiency`), and nothing here judges them.
+
+## By source and engine
+
+{sources}
+
+## By version of the engine
+
+A factor for a version would be the inverse of one plus its signed median. There is none:
+the engines before 0.3 are within some percent of the forecast, and those after it lie on
+both sides. lmdeploy#4953 has two versions of one model on one card, 26 % apart: no
+forecast can be right of both; 0.17 is the slower one (over).
+
+{versions}
+
+## Constants
+
+{constants}
+
+## Best batch of a curve
+
+{curves}
+
+## Rows of LMDeploy that are off by more than 15 %
+
+{far}
+
+## Seconds to the first token
+
+Not fitted, no bar. Where requests start together, all wait for all prefills.
+
+{first_tokens}
+
+## What is assumed
+
+{assumed}
+"""
+
+
 def report(results: Results, day: date) -> str:
     """The whole of RESULTS.md."""
-    judged, shipped = results.judged, results.shipped_judged
-    lines = [
-        "# The forecast of speed beside published figures",
-        "",
-        f"{day}. Made by `python -m bench.speed --write` from `rows.jsonl`;",
-        "computed, no GPU. An error is forecast over published, less one: plus is too",
-        "fast (over). *Left out*: under constants that were fitted without the row's source. *As",
-        "shipped*: under those of `presets/engines/throughput.yaml`. The bars are of LMDeploy's",
-        "engines with the source left out.",
-        "",
-        *_bars(results),
-        "",
-        "No table of a vision model's throughput with LMDeploy is published: the seconds that",
-        "images take rest on an assumption (`vision_efficiency`), and nothing here judges them.",
-        "",
-        "## By source and engine",
-        "",
-        *_groups(results, lambda one: f"{_source(one)}, {one.setup.row.engine}"),
-        "",
-        "## By version of the engine",
-        "",
-        "A factor for a version would be the inverse of one plus its signed median. There is none:",
-        "the engines before 0.3 are within some percent of the forecast, and those after it lie on",
-        "both sides. lmdeploy#4953 has two versions of one model on one card, 26 % apart: no",
-        "forecast can be right of both; 0.17 is the slower one (over).",
-        "",
-        *_groups(results, _version),
-        "",
-        "## Constants",
-        "",
-        *_constants(results),
-        "",
-        "## Best batch of a curve",
-        "",
-        "| curve | published | left out | within a factor of two |",
-        "|---|---|---|---|",
-        *(f"| {c.name} | {c.published} | {c.forecast} | {'yes' if c.held else '**no**'} |"
-          for c in curves(results.left_out)),
-        "",
-        "## Rows of LMDeploy that are off by more than 15 %",
-        "",
-        "| row | left out | as shipped |",
-        "|---|---|---|",
-        *_far(judged, shipped),
-        "",
-        "## Seconds to the first token",
-        "",
-        "Not fitted, no bar. Where requests start together, all wait for all prefills.",
-        "",
-        *_first_tokens(results),
-        "",
-        "## What is assumed",
-        "",
-        *_assumed(results),
-    ]  # fmt: skip
-    return "\n".join(lines) + "\n"
-
-
-def _bars(results: Results) -> list[str]:
-    median, p90 = median_of(results.judged), p90_of(results.judged)
-    right, pairs = order(results.judged)
-    found = curves(results.judged)
-    held = sum(one.held for one in found)
-    shipped = results.shipped_judged
-    shipped_right, _ = order(shipped)
-    shipped_held = sum(one.held for one in curves(shipped))
-    rows = [
-        (f"median error at most {_MEDIAN:.0%}", f"{median:.1%}", median <= _MEDIAN,
-         f"{median_of(shipped):.1%}"),
-        (f"nine of ten within {_P90:.0%}", f"{p90:.1%}", p90 <= _P90, f"{p90_of(shipped):.1%}"),
-        ("best batch of every curve within a factor of two", f"{held} of {len(found)}",
-         held == len(found), f"{shipped_held} of {len(found)}"),
-        (f"{_PAIRS:.0%} of pairs of settings in order", f"{right} of {pairs}",
-         right >= _PAIRS * pairs, f"{shipped_right} of {pairs}"),
-    ]  # fmt: skip
-    return [
-        f"{len(results.judged)} figures of LMDeploy, "
-        f"{len({one.setup.row.source for one in results.judged})} sources, "
-        f"{len({_card(one) for one in results.judged})} cards.",
-        "",
-        "| bar | left out | | as shipped |",
-        "|---|---|---|---|",
-        *(f"| {bar} | {reached} | {'met' if met else '**missed**'} | {also} |"
-          for bar, reached, met, also in rows),
-    ]  # fmt: skip
-
-
-def _groups(results: Results, name: Callable[[Score], str]) -> list[str]:
-    lines = [
-        "| | figures | median | p90 | worst | signed median | as shipped: median | signed |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    shipped = {one.setup.row.id: one for one in results.shipped}
-    for each in sorted({name(one) for one in results.left_out}):
-        group = [one for one in results.left_out if name(one) == each]
-        same = [shipped[one.setup.row.id] for one in group]
-        worst = max(group, key=lambda one: abs(one.error))
-        lines.append(
-            f"| {each} | {len(group)} | {median_of(group):.1%} | {p90_of(group):.1%}"
-            f" | {worst.error:+.1%} | {_signed(group):+.1%} | {median_of(same):.1%}"
-            f" | {_signed(same):+.1%} |"
-        )
-    return lines
-
-
-def _constants(results: Results) -> list[str]:
-    setups = [one for one in results.setups if one.row.of_lmdeploy]
-    lines = [
-        "| | " + " | ".join(FITTED) + " |",
-        "|---|" + "---|" * len(FITTED),
-        _figures("before any fit", rates(FITTED)),
-        _figures("as shipped", rates()),
-        _figures("fitted to all", fit(setups, rates(FITTED))),
-    ]
-    for source in dict.fromkeys(one.row.source for one in setups):
-        others = [one for one in setups if one.row.source != source]
-        lines.append(_figures(f"without {source}", fit(others, rates(FITTED))))
-    return lines
-
-
-def _figures(name: str, figures: Rates) -> str:
-    return f"| {name} | " + " | ".join(f"{getattr(figures, one):.3g}" for one in FITTED) + " |"
-
-
-def _far(left_out: Sequence[Score], shipped: Sequence[Score]) -> list[str]:
-    return [
-        f"| {one.setup.row.id} | {one.error:+.1%} | {also.error:+.1%} |"
-        for one, also in zip(left_out, shipped, strict=True)
+    far = [
+        (one.setup.row.id, f"{one.error:+.1%}", f"{also.error:+.1%}")
+        for one, also in zip(results.judged, results.shipped_judged, strict=True)
         if max(abs(one.error), abs(also.error)) > _FAR
     ]
+    best = [
+        (c.name, c.published, c.forecast, "yes" if c.held else "**no**")
+        for c in curves(results.left_out)
+    ]
+    return HEAD.format(
+        day=day, bars=_bars(results), constants=_constants(results),
+        sources=_groups(results, lambda row: f"{row.source}, {row.engine}"),
+        versions=_groups(results, lambda row: f"{row.engine} {row.version}"),
+        curves=table("curve | published | left out | within a factor of two", best),
+        far=table("row | left out | as shipped", far),
+        first_tokens=_first_tokens(results), assumed=_assumed(results),
+    )  # fmt: skip
 
 
-def _first_tokens(results: Results) -> list[str]:
-    lines = ["| | rows | forecast over published, median | least | most |", "|---|---|---|---|---|"]
-    for together in (True, False):
+def _bars(results: Results) -> str:
+    def reached(scores: Sequence[Score]) -> tuple[Any, ...]:
+        held = [one.held for one in curves(scores)]
+        right, pairs = order(scores)
+        told = (f"{sum(held)} of {len(held)}", f"{right} of {pairs}")
+        return median_of(scores), p90_of(scores), *told, all(held), right >= _PAIRS * pairs
+
+    median, p90, held, right, all_held, in_order = reached(results.judged)
+    also = reached(results.shipped_judged)
+    bars = (
+        (f"median error at most {_MEDIAN:.0%}", f"{median:.1%}", median <= _MEDIAN,
+         f"{also[0]:.1%}"),
+        (f"nine of ten within {_P90:.0%}", f"{p90:.1%}", p90 <= _P90, f"{also[1]:.1%}"),
+        ("best batch of every curve within a factor of two", held, all_held, also[2]),
+        (f"{_PAIRS:.0%} of pairs of settings in order", right, in_order, also[3]),
+    )  # fmt: skip
+    rows = [(bar, seen, "met" if met else "**missed**", too) for bar, seen, met, too in bars]
+    sources = {one.setup.row.source for one in results.judged}
+    told = f"{len(results.judged)} figures of LMDeploy, {len(sources)} sources, "
+    told += f"{len({_card(one) for one in results.judged})} cards."
+    return f"{told}\n\n{table('bar | left out | | as shipped', rows)}"
+
+
+def _groups(results: Results, name: Callable[[Row], str]) -> str:
+    shipped = {one.setup.row.id: one for one in results.shipped}
+    rows = []
+    for each in sorted({name(one.setup.row) for one in results.left_out}):
+        group = [one for one in results.left_out if name(one.setup.row) == each]
+        same = [shipped[one.setup.row.id] for one in group]
+        errors = [one.error for one in group]
+        rows.append(
+            (each, len(group), f"{median_of(group):.1%}", f"{p90_of(group):.1%}",
+             f"{max(errors, key=abs):+.1%}", f"{median(errors):+.1%}", f"{median_of(same):.1%}",
+             f"{median(one.error for one in same):+.1%}")
+        )  # fmt: skip
+    head = "| figures | median | p90 | worst | signed median | as shipped: median | signed"
+    return table(head, rows)
+
+
+def _constants(results: Results) -> str:
+    setups = [one for one in results.setups if one.row.of_lmdeploy]
+    fits = {
+        "before any fit": rates(FITTED),
+        "as shipped": rates(),
+        "fitted to all": fit(setups, rates(FITTED)),
+    }
+    for source in dict.fromkeys(one.row.source for one in setups):
+        others = [one for one in setups if one.row.source != source]
+        fits[f"without {source}"] = fit(others, rates(FITTED))
+    return table(
+        f"| {' | '.join(FITTED)}",
+        [(name, *(f"{getattr(made, one):.3g}" for one in FITTED)) for name, made in fits.items()],
+    )
+
+
+def _first_tokens(results: Results) -> str:
+    rows = []
+    for together, name in ((True, "all start together"), (False, "requests follow each other")):
         ratios = sorted(
             one.first_token / one.setup.row.seconds_to_first_token
             for one in results.left_out
             if one.setup.row.seconds_to_first_token and one.setup.row.together is together
         )
         if ratios:
-            name = "all start together" if together else "requests follow each other"
-            lines.append(
-                f"| {name} | {len(ratios)} | {ratios[len(ratios) // 2]:.2f} | {ratios[0]:.2f}"
-                f" | {ratios[-1]:.2f} |"
-            )
-    return lines
+            shown = (ratios[len(ratios) // 2], ratios[0], ratios[-1])
+            rows.append((name, len(ratios), *(f"{ratio:.2f}" for ratio in shown)))
+    return table("| rows | forecast over published, median | least | most", rows)
 
 
-def _assumed(results: Results) -> list[str]:
+def _assumed(results: Results) -> str:
     said: dict[str, list[str]] = {}
     for one in results.left_out:
         row = one.setup.row
         spread = "lengths of answers spread as an exponential distribution's" if row.spread else ""
         text = "; ".join(filter(None, (row.why, spread)))
-        said.setdefault(f"{one.setup.row.source}: {text}", []).append(one.setup.row.id)
-    return [f"- {text} ({ids[0]}{' …' if len(ids) > 1 else ''})." for text, ids in said.items()]
-
-
-def _signed(scores: Sequence[Score]) -> float:
-    errors = sorted(one.error for one in scores)
-    middle = len(errors) // 2
-    return errors[middle] if len(errors) % 2 else (errors[middle - 1] + errors[middle]) / 2
-
-
-def _source(one: Score) -> str:
-    return one.setup.row.source
-
-
-def _version(one: Score) -> str:
-    return f"{one.setup.row.engine} {one.setup.row.version}"
+        said.setdefault(f"{row.source}: {text}", []).append(row.id)
+    return "\n".join(
+        f"- {text} ({ids[0]}{' …' if len(ids) > 1 else ''})." for text, ids in said.items()
+    )
 
 
 def _card(one: Score) -> str:

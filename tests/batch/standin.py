@@ -12,8 +12,9 @@ from typing import Any
 from aiohttp import web
 
 from tests.waiting import HANG
+from turbofit.batch.item import BatchItem
 
-__all__ = ["StandIn", "lines", "request", "text_of", "write_requests"]
+__all__ = ["StandIn", "items_of", "lines", "request", "text_of", "write_requests"]
 
 
 def request(name: str, text: str, **body: Any) -> dict[str, Any]:
@@ -29,6 +30,11 @@ def write_requests(path: Path, texts: dict[str, str]) -> Path:
     """An input of these items."""
     path.write_text("".join(json.dumps(request(*one)) + "\n" for one in texts.items()))
     return path
+
+
+def items_of(digests: list[int]) -> list[BatchItem]:
+    """Items by their digests; 0 is a number without an item."""
+    return [BatchItem(number=n, digest=d, custom_id=f"i{n}") for n, d in enumerate(digests, 1) if d]
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -1,26 +1,27 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+from tests.batch.standin import request
+from turbofit.batch import batch_input
 from turbofit.batch.batch_input import open_input
 from turbofit.batch.batch_spec import BatchSpec
-from turbofit.batch.folder_source import FolderSource
-from turbofit.batch.jsonl_source import JsonlSource
-from turbofit.batch.table_source import TableSource
+from turbofit.batch.item import PromptTemplate
 from turbofit.core.errors import UsageError
 
 
 def test_the_kind_is_seen(tmp_path) -> None:
     for name in ("a.jsonl", "a.txt"):
         (tmp_path / name).write_text("")
-        assert isinstance(open_input(tmp_path / name, BatchSpec()), JsonlSource)
+        assert open_input(tmp_path / name, BatchSpec()).max_tokens is None
     (tmp_path / "a.CSV").write_text("prompt\n")
-    assert isinstance(open_input(tmp_path / "a.CSV", BatchSpec()), TableSource)
+    assert open_input(tmp_path / "a.CSV", BatchSpec()).base == str(tmp_path)
     (tmp_path / "a.png").write_text("")
-    assert isinstance(open_input(tmp_path, BatchSpec(prompt="x")), FolderSource)
+    assert open_input(tmp_path, BatchSpec(prompt="x")).base == ""
 
 
 def test_a_prompt_may_be_a_file(tmp_path) -> None:
@@ -46,3 +47,116 @@ def test_what_cannot_be_an_input_is_said(tmp_path) -> None:
         open_input(tmp_path, BatchSpec(prompt="x", image_column=("y",)))
     with pytest.raises(UsageError, match="no file that can be read twice"):
         open_input(Path(os.devnull), BatchSpec())
+
+
+def test_placeholders_are_filled_and_other_braces_stay() -> None:
+    text = 'What is {name}? Answer {"a": {"b": 1}} or {} or {{name}}.'
+    filled = PromptTemplate(text, ("name",)).fill({"name": "{x}"})
+    assert filled == 'What is {x}? Answer {"a": {"b": 1}} or {} or {name}.'
+
+
+def test_placeholders_that_stand_in_a_prompt_are_known() -> None:
+    assert PromptTemplate("{a} {a} {{b}}", ("a", "b", "c")).used == {"a"}
+
+
+def test_a_placeholder_that_there_is_not_is_an_error() -> None:
+    with pytest.raises(UsageError, match=r"\{nam\} in the prompt is no placeholder") as caught:
+        PromptTemplate("{nam}", ("name", "a column"))
+    assert caught.value.hint == "there are {name}, {a column}; write {{nam}} for {nam} itself"
+
+
+def test_a_column_may_have_spaces() -> None:
+    assert PromptTemplate("{a b}", ("a b",)).fill({"a b": "1"}) == "1"
+
+
+def test_images_by_name_and_folder_by_folder(tmp_path) -> None:
+    for name in ("b.PNG", "a/2.jpeg", "a/1.webp", "c.txt", ".hidden.png", ".d/x.png", "z.gif"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    source = open_input(tmp_path, BatchSpec(prompt="{stem}: what is {path}, {name}?"))
+    found = list(source.items())
+    assert [one.custom_id for one in found] == ["a/1.webp", "a/2.jpeg", "b.PNG", "z.gif"]
+    assert [one.number for one in found] == [1, 2, 3, 4]
+    image, text = found[0].body["messages"][0]["content"]
+    assert image["image_url"]["url"] == str(tmp_path / "a" / "1.webp")
+    assert text["text"] == "1: what is a/1.webp, 1.webp?"
+    assert source.max_tokens == 512
+
+
+def test_a_name_that_is_no_utf8_has_one_that_is(tmp_path) -> None:
+    try:
+        (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    (item,) = open_input(tmp_path, BatchSpec(prompt="{name}")).items()
+    assert item.custom_id == "\\xff.png"
+    assert os.path.exists(item.body["messages"][0]["content"][0]["image_url"]["url"])
+
+
+def test_no_prompt_and_no_image_are_said(tmp_path) -> None:
+    with pytest.raises(UsageError, match="holds no image"):
+        open_input(tmp_path, BatchSpec(prompt="x"))
+    with pytest.raises(UsageError, match="nothing says what to ask"):
+        open_input(tmp_path, BatchSpec(prompt=None))
+
+
+def test_another_prompt_is_another_input(tmp_path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    first, second = (
+        next(open_input(tmp_path, BatchSpec(prompt=prompt)).items()).digest for prompt in "xy"
+    )
+    assert first != second
+
+
+def items(path, text: str | bytes):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return list(open_input(path, BatchSpec()).items())
+
+
+def test_lines_are_items_by_their_numbers(tmp_path) -> None:
+    text = "\ufeff" + json.dumps(request("a", "x")) + "\r\n\n  \n" + json.dumps(request("b", "y"))
+    found = items(tmp_path / "in.jsonl", text)
+    assert [(one.number, one.custom_id, one.fault) for one in found] == [
+        (1, "a", None),
+        (4, "b", None),
+    ]
+    assert json.loads(bytes(found[1].body)) == request("b", "y")["body"]
+    assert found[0].url == "/v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "code"),
+    [
+        ("{", None, "bad_line"),
+        ("[]", None, "bad_line"),
+        ("\xff", None, "bad_line"),
+        ('{"custom_id": "a"}', "a", "bad_line"),
+        ('{"custom_id": 7, "body": {}}', None, "bad_line"),
+        ('{"custom_id": "a", "body": []}', "a", "bad_line"),
+        ('{"custom_id": "a", "body": {}, "method": "GET"}', "a", "bad_method"),
+        ('{"custom_id": "a", "body": {}, "url": "http://elsewhere/v1"}', "a", "bad_url"),
+        ("[" * 100000, None, "bad_line"),
+    ],
+)
+def test_a_broken_line_is_its_items_failure(line, name, code, tmp_path) -> None:
+    good = json.dumps(request("good", "x"))
+    found = items(tmp_path / "in.jsonl", f"{good}\n{line}\n".encode("latin-1") + good.encode())
+    assert [one.fault is None for one in found] == [True, False, True]
+    assert (found[1].custom_id, found[1].fault.code) == (name, code)
+    assert "\n" not in found[1].fault.message
+
+
+def test_a_line_that_is_too_long_does_not_end_up_in_memory(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(batch_input, "LONGEST_LINE", 400)
+    good = json.dumps(request("good", "x"))
+    found = items(tmp_path / "in.jsonl", good + "\n" + "x" * (3 << 20) + "\n" + good)
+    assert [(one.number, one.fault is None) for one in found] == [(1, True), (2, False), (3, True)]
+    assert "more than 400 bytes" in found[1].fault.message
+
+
+def test_a_changed_line_has_another_digest(tmp_path) -> None:
+    path = tmp_path / "in.jsonl"
+    first = items(path, json.dumps(request("a", "x")))[0].digest
+    assert items(path, json.dumps(request("a", "y")))[0].digest != first

@@ -7,11 +7,10 @@ import threading
 
 import pytest
 
-from bench.common.processes import free_port
 from tests.batch.standin import StandIn, lines, write_requests
+from tests.support.processes import free_port
 from turbofit.batch.batch_job import BatchJob, BatchListener
-from turbofit.batch.batch_spec import BatchSpec
-from turbofit.batch.target import BatchTarget
+from turbofit.batch.batch_spec import BatchSpec, BatchTarget
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.launch.engine.image import flat_png
 

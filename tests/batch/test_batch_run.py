@@ -2,19 +2,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 
 import pytest
 
-from turbofit.batch.batch_run import BatchRun, pending
+from tests.batch.standin import items_of
+from turbofit.batch.batch_input import Survey, pending
+from turbofit.batch.batch_job import BatchProgress
+from turbofit.batch.batch_run import BatchRun, in_thread, run_together
 from turbofit.batch.item import BatchError, BatchItem, BatchLine, line_id
 from turbofit.batch.output_file import OutputFile
-from turbofit.batch.progress import BatchProgress
-from turbofit.batch.survey import Survey
-from turbofit.core.errors import UnservedError, UsageError
-
-
-def items(count: int):
-    return [BatchItem(number=n, digest=n, custom_id=f"i{n}") for n in range(1, count + 1)]
+from turbofit.core.errors import UnservedError
 
 
 class Under:
@@ -22,14 +20,14 @@ class Under:
 
     def __init__(self, tmp_path, count: int, ask, *, done=(), **options) -> None:
         self.path, self.read, self.taken = tmp_path / "out.jsonl", 0, []
-        self.survey = Survey([item.digest for item in items(count)])
+        self.survey = Survey(items_of(range(1, count + 1)))
         for number in done:
             self.survey.mark(number)
         self._count, self._ask, self._options = count, ask, options
         self.most_ahead = 0
 
     def _items(self):
-        for item in items(self._count):
+        for item in items_of(range(1, self._count + 1)):
             self.read += 1
             self.most_ahead = max(self.most_ahead, self.read - len(self.taken))
             yield item
@@ -41,10 +39,10 @@ class Under:
         async def main() -> BatchProgress:
             with OutputFile(self.path) as output:
                 output.resume(Survey([]), retry_failed=False)
-                progress = BatchProgress(self.survey.total, 0, 0)
+                progress = BatchProgress(self.survey.total, output)
                 found = pending(self._items(), self.survey)
-                options = {"at_once": 4, "taken": self._taken, **self._options}
-                await BatchRun(found, output, progress, self._ask, **options).run()
+                options = {"at_once": 4, **self._options}
+                await BatchRun(found, output, self._ask, self._taken, **options).run()
                 return progress
 
         return asyncio.run(main())
@@ -72,7 +70,7 @@ def test_every_item_has_one_line(count, tmp_path) -> None:
     progress = under.run()
     assert sorted(under.taken) == sorted(f"i{n}" for n in range(1, count + 1))
     assert under.path.read_bytes().count(b"\n") == count
-    assert (progress.answered, progress.left) == (count, 0)
+    assert progress.left == 0
 
 
 def test_what_has_its_line_is_not_asked_again(tmp_path) -> None:
@@ -131,32 +129,60 @@ def test_an_error_ends_the_run_and_what_is_written_stays(tmp_path) -> None:
     assert under.path.read_bytes().count(b"\n") == 9
 
 
-def test_a_name_that_came_before_is_the_second_items_failure() -> None:
-    items = [
-        BatchItem(number=1, digest=1, custom_id="a"),
-        BatchItem(number=2, digest=2, custom_id="b"),
-        BatchItem(number=3, digest=3, custom_id="a"),
-        BatchItem(number=4, digest=4),
-        BatchItem(number=5, digest=5),
-    ]
-    survey = Survey([1, 2, 3, 4, 5])
-    survey.mark(1)
-    found = list(pending(iter(items), survey))
-    assert found[0] is None
-    assert [one.fault and one.fault.code for one in found[1:]] == [
-        None, "duplicate_custom_id", None, None,
-    ]  # fmt: skip
+def test_the_end_of_the_work_ends_the_rest() -> None:
+    ended = []
+
+    async def work(name: str) -> None:
+        await asyncio.sleep(0)
+        ended.append(name)
+
+    async def for_ever() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("beside")
+
+    asyncio.run(run_together([work("a"), work("b")], [for_ever()]))
+    assert ended == ["a", "b", "beside"]
 
 
-def test_an_input_that_changes_meanwhile_is_noticed() -> None:
-    survey = Survey([1, 2])
-    for item in (BatchItem(number=2, digest=3), BatchItem(number=3, digest=1)):
-        with pytest.raises(UsageError, match=f"while it was read, at item {item.number}"):
-            list(pending(iter([item]), survey))
+@pytest.mark.parametrize("first", ["work", "beside"])
+def test_the_first_error_ends_all(first) -> None:
+    ended = []
+
+    async def fails() -> None:
+        raise KeyError(first)
+
+    async def for_ever() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(1)
+
+    both = [fails()], [for_ever()]
+    with pytest.raises(KeyError):
+        asyncio.run(run_together(*(both if first == "work" else reversed(both))))
+    assert ended == [1]
 
 
-def test_an_input_that_gets_shorter_meanwhile_is_noticed() -> None:
-    found = pending(iter(items(2)), Survey([1, 2, 3]))
-    assert [next(found), next(found)] == items(2)
-    with pytest.raises(UsageError, match="while it was read, it had 3 items and has 2"):
-        next(found)
+def test_who_is_cancelled_waits_for_its_thread() -> None:
+    began, goes_on, ended = threading.Event(), threading.Event(), []
+
+    def work() -> None:
+        began.set()
+        goes_on.wait()
+        ended.append("thread")
+
+    async def main() -> None:
+        task = asyncio.ensure_future(in_thread(work))
+        await asyncio.to_thread(began.wait)
+        task.cancel()
+        await asyncio.sleep(0)
+        goes_on.set()
+        await asyncio.wait((task,))
+        ended.append("task")
+        assert task.cancelled()
+
+    asyncio.run(main())
+    assert ended == ["thread", "task"]
+    assert asyncio.run(in_thread(int, "7")) == 7

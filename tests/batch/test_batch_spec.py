@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from turbofit.batch.batch_spec import BatchSpec
+from turbofit.batch.batch_spec import BatchSpec, target_of
 from turbofit.core.errors import UsageError
+from turbofit.planning.request import PlanRequest
 
 
 @pytest.mark.parametrize(
@@ -25,3 +26,32 @@ def test_what_does_not_go_together_is_said(given, url, message) -> None:
 def test_what_goes_together_passes() -> None:
     BatchSpec.of(prompt="a", shrink=True, pretend=True, no_rehearse=True).check(url=None)
     BatchSpec.of(prompt_file="a", patience=1.0, in_order=True).check(url="http://x")
+
+
+def test_a_server_that_runs(monkeypatch) -> None:
+    monkeypatch.delenv("TURBOFIT_API_KEY", raising=False)
+    assert target_of("http://x", None, None) == ("http://x", None, None, 64, None)
+    request = PlanRequest.of(model="m", concurrency=9)
+    assert target_of("http://x", "k", request) == ("http://x", "k", "m", 9, None)
+    monkeypatch.setenv("TURBOFIT_API_KEY", "e")
+    assert target_of("http://x", None, PlanRequest.of(model="")).key == "e"
+
+
+def test_a_server_that_is_planned() -> None:
+    request = PlanRequest.of(model="m", concurrency=9)
+    assert target_of(None, None, request).request is request
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "given", "message"),
+    [
+        (None, None, None, "nobody is named who answers"),
+        (None, None, {"model": ""}, "nobody is named who answers"),
+        (None, "k", {"model": "m"}, "--api-key is for a server"),
+        ("x:80", None, None, "x:80 is no address"),
+        ("http://x", None, {"model": "m", "max_batch_size": 4}, "--max-batch-size is of a plan"),
+    ],
+)
+def test_what_contradicts_itself_is_said(url, key, given, message) -> None:
+    with pytest.raises(UsageError, match=message):
+        target_of(url, key, PlanRequest.of(**given) if given else None)

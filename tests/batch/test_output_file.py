@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
+from tests.batch.standin import items_of
 from turbofit.batch import output_file
+from turbofit.batch.batch_input import Survey
 from turbofit.batch.output_file import OutputFile
-from turbofit.batch.survey import Survey
 from turbofit.core.errors import UsageError
 
 DIGESTS = [11, 22, 33]
@@ -22,7 +23,7 @@ def line(number: int, digest: int | None = None, error: object = None) -> bytes:
 
 
 def resumed(path, *, retry_failed: bool = False):
-    survey = Survey(DIGESTS)
+    survey = Survey(items_of(DIGESTS))
     with OutputFile(path) as output:
         size = output.resume(survey, retry_failed=retry_failed)
         counts = output.answered, output.failed
@@ -74,7 +75,7 @@ def test_failures_are_in_a_file_of_theirs(tmp_path) -> None:
     path = tmp_path / "out.jsonl"
     errors = tmp_path / "out.jsonl.errors.jsonl"
     with OutputFile(path) as output:
-        output.resume(Survey(DIGESTS), retry_failed=False)
+        output.resume(Survey(items_of(DIGESTS)), retry_failed=False)
         output.append(line(1), failed=False)
         output.append(line(3, error={}), failed=True)
         output.sync()
@@ -137,7 +138,7 @@ def test_after_the_exchange_the_lock_and_the_lines_are_the_new_files(tmp_path) -
     path = tmp_path / "out.jsonl"
     path.write_bytes(line(1, error={}) + line(2))
     with OutputFile(path) as output:
-        output.resume(Survey(DIGESTS), retry_failed=True)
+        output.resume(Survey(items_of(DIGESTS)), retry_failed=True)
         with pytest.raises(UsageError, match="another turbofit batch writes"):
             OutputFile(path)
         output.append(line(1), failed=False)
@@ -193,7 +194,7 @@ def test_the_lock_ends_with_the_process(tmp_path) -> None:
 def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch) -> None:
     path = tmp_path / "out.jsonl"
     with OutputFile(path) as output:
-        output.resume(Survey(DIGESTS), retry_failed=False)
+        output.resume(Survey(items_of(DIGESTS)), retry_failed=False)
         output.append(line(1), failed=False)
         real, calls = os.write, []
 

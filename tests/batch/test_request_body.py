@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import base64
+import copy
 import json
+import os
 
 import msgspec
 import pytest
 
-from turbofit.batch.folder_source import chat_body
-from turbofit.batch.images import ImageLimits
-from turbofit.batch.item import BatchItem, ItemError
-from turbofit.batch.request_body import BodyWriter
+from turbofit.batch import request_body
+from turbofit.batch.item import BatchItem, ItemError, chat_body
+from turbofit.batch.request_body import BodyWriter, ImageLimits, inlined
+from turbofit.core.images import TileRule
 from turbofit.launch.engine.image import flat_png
+from turbofit.model.source import resolve_model
 
 
 def writer(*, replace: bool = False, base: object = "", max_tokens: int | None = None):
@@ -65,3 +69,112 @@ def test_what_cannot_be_sent_is_the_items_failure() -> None:
         writer().body(item(b'{"stream": true}'))
     with pytest.raises(ItemError, match="cannot be sent"):
         writer().body(item(chat_body("\udcff", [])))
+
+
+PNG = flat_png(64, 48)
+
+
+def body(*urls: str):
+    content = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return {"messages": [{"role": "user", "content": [*content, {"type": "text", "text": "?"}]}]}
+
+
+def urls(found):
+    return [one["image_url"]["url"] for one in found["messages"][0]["content"][:-1]]
+
+
+def failure(found, base="", limits=None) -> ItemError:
+    with pytest.raises(ItemError) as caught:
+        inlined(found, str(base), limits or ImageLimits())
+    return caught.value
+
+
+def test_files_are_put_inline_and_addresses_stay(tmp_path) -> None:
+    (tmp_path / "a b.png").write_bytes(PNG)
+    inline = "data:image/png;base64," + base64.b64encode(PNG).decode()
+    found = body("a b.png", f"file://{tmp_path}/a%20b.png", inline, "https://x/y.png")
+    inlined(found, str(tmp_path), ImageLimits())
+    assert urls(found) == [inline, inline, inline, "https://x/y.png"]
+
+
+def test_a_bare_string_is_a_url_too(tmp_path) -> None:
+    (tmp_path / "a.png").write_bytes(PNG)
+    found = {"messages": [{"content": [{"type": "image_url", "image_url": "a.png"}]}]}
+    inlined(found, str(tmp_path), ImageLimits())
+    assert found["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png")
+
+
+@pytest.mark.parametrize(
+    "odd", [{}, {"messages": 1}, {"messages": [1, {"content": "x"}, {"content": [1, {}]}]}]
+)
+def test_other_bodies_have_no_images(odd) -> None:
+    before = copy.deepcopy(odd)
+    inlined(odd, "", ImageLimits())
+    assert odd == before
+
+
+def test_each_broken_image_has_its_code(tmp_path) -> None:
+    (tmp_path / "cut.png").write_bytes(PNG[:-20])
+    (tmp_path / "text.png").write_bytes(b"hello")
+    (tmp_path / "head.png").write_bytes(PNG[:12])
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    codes = {
+        "none.png": "image_missing", "a\0b.png": "image_missing", "cut.png/x": "image_missing",
+        "pipe.png": "image_missing", "file://photos[1]/a.png": "image_missing",
+        "folder.png": "image_unreadable", "cut.png": "truncated_image",
+        "text.png": "unknown_image_type", "head.png": "broken_image",
+        "data:image/png;base64,%%%": "bad_image_base64", "data:image/png,x": "bad_image_url",
+    }  # fmt: skip
+    assert {url: failure(body(url), tmp_path).code for url in codes} == codes
+
+
+def test_an_image_that_is_too_big_is_not_read(tmp_path) -> None:
+    (tmp_path / "a.png").write_bytes(PNG)
+    limits = ImageLimits(bytes=len(PNG) - 1)
+    assert failure(body("a.png"), tmp_path, limits).code == "image_too_big"
+    inline = "data:image/png;base64," + base64.b64encode(PNG).decode()
+    assert failure(body(inline), tmp_path, limits).code == "image_too_big"
+
+
+@pytest.mark.parametrize("more", [b"x", b""])
+def test_an_image_that_changes_while_it_is_read(more, tmp_path, monkeypatch) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(PNG)
+    seen, real = [], os.fstat
+
+    def fstat(fd: int) -> os.stat_result:
+        if seen:
+            with path.open("ab") as file:
+                file.write(more)
+            os.utime(path, (1, 1))
+        seen.append(fd)
+        return real(fd)
+
+    monkeypatch.setattr(request_body.os, "fstat", fstat)
+    assert failure(body("a.png"), tmp_path).code == "image_changed"
+
+
+def test_an_image_over_the_plan_fails_or_is_left_to_the_gateway(tmp_path) -> None:
+    rule = resolve_model("internvl2-2b").image_rule
+    assert isinstance(rule, TileRule)
+    (tmp_path / "a.png").write_bytes(flat_png(448 * 4, 448 * 3))
+    limits = ImageLimits(rule=rule, units=7, limit=6)
+    error = failure(body("a.png"), tmp_path, limits)
+    assert error.code == "image_over_limit"
+    assert "takes 13 tiles, the plan's limit is 7; --shrink" in error.message
+    found = body("a.png")
+    inlined(found, str(tmp_path), ImageLimits(rule=rule, units=7, limit=6, shrink=True))
+    assert urls(found)[0].startswith("data:image/png")
+
+
+def test_shrinking_makes_a_file_small_enough_where_it_can(tmp_path) -> None:
+    rule = resolve_model("internvl2-2b").image_rule
+    data = flat_png(2240, 1680) + b"\0" * 200000  # what follows the end is no matter to Pillow
+    (tmp_path / "a.png").write_bytes(data)
+    limits = ImageLimits(bytes=100000, rule=rule, units=13, limit=12, shrink=True)
+    found = body("a.png")
+    inlined(found, str(tmp_path), limits)
+    assert len(urls(found)[0]) < 150000
+    small = ImageLimits(bytes=100, rule=rule, units=13, limit=12, shrink=True)
+    assert "when it is made smaller" in failure(body("a.png"), tmp_path, small).message

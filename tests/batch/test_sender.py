@@ -6,12 +6,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.common.processes import free_port
 from tests.batch.standin import StandIn, request
+from tests.support.processes import free_port
 from turbofit.batch import sender as sending
-from turbofit.batch.images import ImageLimits
 from turbofit.batch.item import BatchItem, BatchLine, ItemError, encoded
-from turbofit.batch.request_body import BodyWriter
+from turbofit.batch.request_body import BodyWriter, ImageLimits
 from turbofit.batch.sender import Sender
 from turbofit.core.errors import UnservedError, UsageError
 
@@ -155,7 +154,7 @@ def test_a_server_that_fails_seldom_is_not_away(monkeypatch) -> None:
         async with Sender("http://127.0.0.1:9", None, timeout=1, patience=100) as sender:
             for _ in range(20):
                 times.now += step
-                await sender._wait(sending._Pauses(), "the connection broke")
+                sender._away("the connection broke")
 
     asyncio.run(fail(91.0))
     with pytest.raises(UnservedError):

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from turbofit.batch.survey import Survey
+from tests.batch.standin import items_of
+from turbofit.batch.batch_input import SeenNames, Survey, pending
+from turbofit.batch.item import BatchItem
 from turbofit.core.errors import UsageError
 
 
 def test_items_are_counted_and_marked_once() -> None:
-    survey = Survey([5, 0, 7, 0, 9])
+    survey = Survey(items_of([5, 0, 7, 0, 9]))
     assert survey.total == 3
     assert survey.holds(1, 5)
     assert not any(
@@ -20,28 +22,76 @@ def test_items_are_counted_and_marked_once() -> None:
 
 
 def test_an_empty_input_has_no_items() -> None:
-    assert Survey([]).total == Survey([0, 0]).total == 0
+    assert Survey([]).total == 0
 
 
 def test_order_is_a_beginning() -> None:
-    survey = Survey([1, 0, 1, 1])
+    survey = Survey(items_of([1, 0, 1, 1]))
     survey.check_order()
     survey.mark(1)
     survey.mark(3)
     survey.check_order()
-    other = Survey([1, 0, 1, 1])
+    other = Survey(items_of([1, 0, 1, 1]))
     other.mark(4)
     with pytest.raises(UsageError, match="item 4 has its line and item 1 has none"):
         other.check_order()
 
 
 def test_what_a_tick_raises_ends_the_reading() -> None:
-    seen = []
+    read = []
 
-    def tick(number: int) -> None:
-        seen.append(number)
+    def items():
+        for item in items_of([1] * 10000):
+            read.append(item.number)
+            yield item
+
+    def tick() -> None:
         raise KeyError
 
     with pytest.raises(KeyError):
-        Survey(iter([1] * 100000), tick)
-    assert seen == [4096]
+        Survey(items(), tick)
+    assert read[-1] == 4096
+
+
+@pytest.mark.parametrize("count", [0, 1, 1000, 20000])
+def test_names_are_new_once(count) -> None:
+    names = [f"name-{number}" for number in range(count)] + ["", "\ud800", "ü" * 1000]
+    seen = SeenNames(len(names))
+    assert all(seen.add(name) for name in names)
+    assert not any(seen.add(name) for name in names)
+
+
+@pytest.mark.parametrize("count", [1000, 43690, 43691, 65536, 1_000_000])
+def test_memory_is_some_bytes_a_name(count) -> None:
+    assert 12 * count <= len(SeenNames(count)._slots) * 8 <= 25 * count
+
+
+def test_a_name_that_came_before_is_the_second_items_failure() -> None:
+    items = [
+        BatchItem(number=1, digest=1, custom_id="a"),
+        BatchItem(number=2, digest=2, custom_id="b"),
+        BatchItem(number=3, digest=3, custom_id="a"),
+        BatchItem(number=4, digest=4),
+        BatchItem(number=5, digest=5),
+    ]
+    survey = Survey(items)
+    survey.mark(1)
+    found = list(pending(iter(items), survey))
+    assert found[0] is None
+    assert [one.fault and one.fault.code for one in found[1:]] == [
+        None, "duplicate_custom_id", None, None,
+    ]  # fmt: skip
+
+
+def test_an_input_that_changes_meanwhile_is_noticed() -> None:
+    survey = Survey(items_of([1, 2]))
+    for item in (BatchItem(number=2, digest=3), BatchItem(number=3, digest=1)):
+        with pytest.raises(UsageError, match=f"while it was read, at item {item.number}"):
+            list(pending(iter([item]), survey))
+
+
+def test_an_input_that_gets_shorter_meanwhile_is_noticed() -> None:
+    found = pending(iter(items_of([1, 2])), Survey(items_of([1, 2, 3])))
+    assert [next(found), next(found)] == items_of([1, 2])
+    with pytest.raises(UsageError, match="while it was read, it had 3 items and has 2"):
+        next(found)

@@ -4,9 +4,9 @@ import base64
 import json
 
 from tests.batch.standin import request
-from turbofit.batch.folder_source import FolderSource
-from turbofit.batch.jsonl_source import JsonlSource
-from turbofit.batch.workload import BatchWorkload, workload_of
+from turbofit.batch.batch_input import open_input
+from turbofit.batch.batch_spec import BatchSpec
+from turbofit.batch.server_process import BatchWorkload, workload_of
 from turbofit.launch.engine.image import flat_png
 from turbofit.model.source import resolve_model
 
@@ -17,7 +17,9 @@ def test_the_worst_image_that_is_there_decides(tmp_path) -> None:
     for name, size in (("a", (448, 448)), ("b", (1344, 448)), ("c", (900, 900))):
         (tmp_path / f"{name}.png").write_bytes(flat_png(*size))
     (tmp_path / "broken.png").write_bytes(b"x")
-    found = workload_of(FolderSource(tmp_path, "What is this?", 100), MODEL)
+    found = workload_of(
+        open_input(tmp_path, BatchSpec(prompt="What is this?", max_tokens=100)), MODEL
+    )
     rule = MODEL.image_rule
     worst = max(((448, 448), (1344, 448), (900, 900)), key=lambda size: rule.units(*size))
     assert (found.images, found.image_size, found.unbounded) == (1, worst, 0)
@@ -27,7 +29,7 @@ def test_the_worst_image_that_is_there_decides(tmp_path) -> None:
 def jsonl(tmp_path, *rows, max_tokens=None):
     path = tmp_path / "in.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "broken\n")
-    return workload_of(JsonlSource(path, max_tokens), MODEL)
+    return workload_of(open_input(path, BatchSpec(max_tokens=max_tokens)), MODEL)
 
 
 def test_a_text_counts_by_its_bytes_and_an_image_in_it_by_its_tokens(tmp_path) -> None:

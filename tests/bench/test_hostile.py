@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.common.processes import Child
-from bench.common.serving import serve_pretend
 from tests.launch.conftest import children  # noqa: F401 - a fixture
+from tests.support.processes import Child
+from tests.support.serving import serve_pretend
 from tests.waiting import HANG
 
 ROOT = Path(__file__).resolve().parents[2]

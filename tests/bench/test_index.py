@@ -1,8 +1,9 @@
-"""Each bench starts in the same way, is in the index, and needs nothing of the tests."""
+"""Each bench starts in the same way, is in the index, and imports of the tests what both need."""
 
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -14,70 +15,82 @@ from tests.waiting import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "bench"
-#: What benches share is no bench.
-NAMES = sorted(
-    path.name
-    for path in BENCH.iterdir()
-    if path.name != "common" and any(path.glob("*.py")) and path.is_dir()
-)
+NAMES = sorted(path.name for path in BENCH.iterdir() if any(path.glob("*.py")) and path.is_dir())
 INDEX = (BENCH / "README.md").read_text()
 COMMANDS = re.findall(r"^\| `python -m (bench\.[\w.]+)` \|", INDEX, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_bench_answers_help(name: str) -> None:
+#: One process for all: most of the time they import the same.
+HELP = """
+import contextlib, io, json, runpy, sys
+said = {}
+for command in sys.argv[1:]:
+    out, sys.argv = io.StringIO(), [command, "--help"]
+    try:
+        with contextlib.redirect_stdout(out):
+            runpy.run_module(command, run_name="__main__", alter_sys=True)
+    except SystemExit as exc:
+        said[command] = [exc.code, out.getvalue()]
+print(json.dumps(said))
+"""
+
+
+def test_benches_answer_help() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", f"bench.{name}", "--help"],
+        [sys.executable, "-c", HELP, *COMMANDS],
         cwd=ROOT, capture_output=True, text=True, timeout=HANG, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"usage: python -m bench.{name}")
-    for program in programs(name):
-        assert f"python -m bench.{name}.{program}\n" in done.stdout
+    said = json.loads(done.stdout)
+    assert list(said) == list(dict.fromkeys(COMMANDS))
+    for command, (code, text) in said.items():
+        assert code == 0
+        assert text.startswith(f"usage: python -m {command} ["), command
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_bench_is_in_the_index(name: str) -> None:
-    names = [f"bench.{name}.{program}" for program in programs(name)] or [f"bench.{name}"]
-    found = [one for one in COMMANDS if one.split(".")[1] == name]
-    assert found == names
+    """What is not is started by another program of its bench. By reading: some import Ray."""
+    listed = {one for one in COMMANDS if one.split(".")[1] == name}
+    assert listed
+    texts = {path.stem: path.read_text() for path in (BENCH / name).glob("*.py")}
+    for stem, text in texts.items():
+        command = f"bench.{name}" if stem == "__main__" else f"bench.{name}.{stem}"
+        others = "".join(texts[other] for other in texts if other != stem)
+        if command in listed:
+            assert is_program(text)
+            assert f'prog="python -m {command}"' in text
+            assert "description=__doc__" in text
+        elif is_program(text):
+            assert command in others or f'"{stem}.py"' in others, stem
 
 
 def test_the_index_has_no_other_bench() -> None:
     assert {one.split(".")[1] for one in COMMANDS} == set(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_each_program_of_a_bench_is_listed_and_has_options(name: str) -> None:
-    """By reading them: to import some takes Ray or LMDeploy."""
-    listed = programs(name)
-    for program in listed:
-        text = (BENCH / name / f"{program}.py").read_text()
-        assert f'prog="python -m bench.{name}.{program}"' in text
-        assert "description=__doc__" in text
-        assert is_program(text)
-    others = {path.stem: path.read_text() for path in (BENCH / name).glob("*.py")}
-    for stem in set(others) - {*listed, "__main__"} if listed else ():
-        started = f"bench.{name}.{stem}", f'"{stem}.py"'
-        elsewhere = "".join(text for other, text in others.items() if other != stem)
-        assert not is_program(others[stem]) or any(one in elsewhere for one in started), stem
+def test_all_benches_are_listed() -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "bench"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert all(f"python -m {one}" in said for one in COMMANDS)
 
 
 @pytest.mark.parametrize(
     "path", sorted(BENCH.rglob("*.py")), ids=lambda p: str(p.relative_to(BENCH))
 )
-def test_a_bench_imports_no_test(path: Path) -> None:
-    """Nor does a program in a string that it starts."""
-    assert not re.search(r"^\s*(from|import) tests\b", path.read_text(), re.MULTILINE)
+def test_a_bench_imports_of_the_tests_what_both_need(path: Path) -> None:
+    """So does a program in a string that it starts."""
+    found = re.findall(r"^\s*(?:from|import) (tests\b\S*)", path.read_text(), re.MULTILINE)
+    assert all(name.startswith("tests.support.") for name in found), found
 
 
-def programs(name: str) -> tuple[str, ...]:
-    """Those that the entry of a bench lists; none where the entry is the bench."""
-    for node in ast.parse((BENCH / name / "__main__.py").read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PROGRAMS":
-            found: tuple[str, ...] = ast.literal_eval(node.value)
-            return found
-    return ()
+def test_what_both_need_imports_no_test_and_no_bench() -> None:
+    for path in (ROOT / "tests" / "support").rglob("*.py"):
+        found = re.findall(
+            r"^\s*(?:from|import) ((?:tests|bench)\S*)", path.read_text(), re.MULTILINE
+        )
+        assert all(name.startswith("tests.support.") for name in found), (path, found)
 
 
 def is_program(text: str) -> bool:

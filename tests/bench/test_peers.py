@@ -8,8 +8,8 @@ from turbofit.core.units import MIB
 
 
 def test_the_bar_is_the_surviving_peer_that_holds_most() -> None:
-    from bench.peers.row import Row
-    from bench.peers.tables import summary, verdict, verdict_table
+    from bench.peers.engine import Row
+    from bench.peers.run import summary, verdict, verdict_table
 
     ours = Row("m 1xl4", "turbofit's plan", "0.8 / 8 / 4096", 100, "survived", "")
     dead = ours._replace(who="LMDeploy's defaults", tokens=200, fate="died")
@@ -35,8 +35,8 @@ def test_the_bar_is_the_surviving_peer_that_holds_most() -> None:
 )
 def test_a_plan_that_leaves_what_a_peer_leaves_holds_as_many_tokens(pair: str) -> None:
     import turbofit
+    from bench.peers.engine import PLAN, SETTINGS, Pair
     from bench.peers.every import at_its_room, of_peer
-    from bench.peers.grid import PLAN, SETTINGS, Pair
 
     one = Pair(*pair.split())
     plan = turbofit.plan(one.model, on=one.on, tp=1, replicas=1, goal="context")

@@ -14,7 +14,6 @@ def read(*words: str, takes_rest: bool = False) -> dict[str, Any]:
         Option("--origins", several=True),
         Option("--key", multiple=True),
         Option("--name"),
-        Option("--on", joined=True),
         Option("--schema", is_flag=False, flag_value="plan"),
         Option("--json", "as_json", is_flag=True, form=True),
         Option("--md", is_flag=True, form=True),
@@ -70,18 +69,6 @@ def test_what_follows_two_dashes_is_somebody_elses() -> None:
 def test_an_option_is_called_as_its_field() -> None:
     assert option_name("max_batch_size") == "--max-batch-size"
     assert option_name("async_") == "--async"
-
-
-@pytest.mark.parametrize(
-    ("words", "spec"),
-    [
-        (["--on", "2xh100", "--on", "1xl4"], "2xh100\n1xl4"),
-        (["--on=2xh100", "--name", "1", "--on", "l4"], "2xh100\nl4"),
-        (["--on", "2xh100"], "2xh100"),
-    ],
-)
-def test_a_machine_that_is_given_twice_is_both(words: list[str], spec: str) -> None:
-    assert read(*words)["on"] == spec
 
 
 def test_a_machine_that_is_given_twice_and_lacks_a_value() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.common.plans import machine, plausible_plan
+from tests.support.plans import machine, plausible_plan
 from turbofit.cli.command import CliCommand
 from turbofit.cli.command_group import TURBOFIT
 from turbofit.cli.main import main
@@ -26,8 +26,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan
 from turbofit.core.struct import decode, to_json
-from turbofit.planning.predict_request import PredictRequest
-from turbofit.planning.request import PlanRequest
+from turbofit.planning.request import PlanRequest, PredictRequest
 
 Out = pytest.CaptureFixture[str]
 

@@ -28,8 +28,8 @@ def refused(capsys: Out, *words: str) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("words", "value", "hint"),
     [
-        ("--gpu-memory-utilization 0.5", " 0.5", "MiB, which is 0.5 of 24.0 GiB"),
-        ("--gpu-memory-utilization=0.5", " 0.5", "MiB, which is 0.5 of 24.0 GiB"),
+        ("--gpu-memory-utilization 0.5", " 0.5", "here: --budget 50%"),
+        ("--gpu-memory-utilization=0.5", " 0.5", "here: --budget 50%"),
         ("--max-model-len 8192", " 8192", "an option of vLLM; here: --context 8192"),
         ("--port 80", "", "turbofit serve, gateway, export have it"),
         ("--server-port 80", " 80", "turbofit serve MODEL --port 80"),
@@ -138,7 +138,7 @@ def test_variables_profiles_and_keywords_have_the_same_answer(
     profile = tmp_path / "p.yaml"
     profile.write_text("model: internvl2-8b\nworkload:\n  max_model_len: 8192\n")
     said = refused(capsys, "plan", "-f", str(profile))
-    assert said[0].endswith(":3: max_model_len is nothing that workload knows")
+    assert said[0].endswith(": max_model_len is nothing that workload knows")
     assert said[1] == "an option of vLLM; here: context, below workload"
     with pytest.raises(UsageError) as error:
         turbofit.plan("internvl2-8b", on="1xrtx3090", tensor_parallel_size=2)

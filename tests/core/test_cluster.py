@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from bench.common.plans import machine, model, plausible_plan
-from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan, Span
+from tests.support.plans import machine, model, plausible_plan
+from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Workload
 
@@ -27,14 +27,6 @@ def plan() -> ClusterPlan:
         nodes=(
             NodePlan(node="a", name="host-a", address="10.0.0.1", plan=node_plan, at_once=8.0),
             NodePlan(node="b", name="host-b", address="10.0.0.2", why_not="no GPU"),
-        ),
-        spans=(
-            Span(
-                nodes=("c", "d"),
-                plan=node_plan,
-                groups=((0, 1), (2, 3)),
-                commands=node_plan.commands,
-            ),
         ),
     )
 
@@ -68,6 +60,6 @@ def test_what_is_no_cluster_is_refused(text: str) -> None:
 
 
 def test_fields_that_came_later_may_be_missing() -> None:
-    old = replace(plan(), source="ray", spans=())
+    old = replace(plan(), source="ray")
     text = old.to_json().replace('"source": "ray"', '"unknown": 1')
     assert ClusterPlan.from_json(text).source == ""

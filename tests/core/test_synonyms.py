@@ -10,13 +10,11 @@ from turbofit.cli.options.option_variables import options_by_command
 from turbofit.core.synonyms import _tables, command_synonym, near, synonym
 from turbofit.launch.serve.passthrough import option_classes
 
-CARD = 24 << 30
-
 
 def here(name: str, value: str | None) -> str:
     found = synonym(name)
     assert found is not None
-    text = found.here(value, "--{option} {value}", lambda: CARD)
+    text = found.here(value, "--{option} {value}")
     whose, _, rest = text.partition("; here: ")
     assert whose.startswith("an option of ")
     return rest
@@ -37,11 +35,12 @@ def test_every_option_that_the_table_names_is_one() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("--gpu-memory-utilization", "0.9", "--budget 22118MiB, which is 0.9 of 24.0 GiB"),
-        ("--gpu-memory-utilization", "90%", "--budget 22118MiB, which is 0.9 of 24.0 GiB"),
-        ("--gpu_memory_utilization", "x", "--budget BYTES, of a card of 24 GiB 21.6GiB"),
-        ("--cuda-memory-fraction", "0.5", "--budget 12288MiB"),
-        ("--mem-fraction-static", "0.5", "--budget 12288MiB"),
+        ("--gpu-memory-utilization", "0.9", "--budget 90%"),
+        ("--gpu-memory-utilization", "90%", "--budget 90%"),
+        ("--gpu-memory-utilization", "0.925", "--budget 92.5%"),
+        ("--gpu_memory_utilization", "x", "--budget 90%"),
+        ("--cuda-memory-fraction", "0.5", "--budget 50%"),
+        ("--mem-fraction-static", ".05", "--budget 05%"),
         ("--max-model-len", "8192", "--context 8192"),
         ("num_ctx", "4096", "--context 4096"),
         ("--max-num-seqs", "32", "--max-batch-size 32"),
@@ -56,7 +55,11 @@ def test_every_option_that_the_table_names_is_one() -> None:
         ("--limit-mm-per-prompt", "image=4,video=1", "--images 4"),
         ("--limit-mm-per-prompt", '{"image": 4}', "--images 4"),
         ("--mm-processor-kwargs", '{"max_pixels": 1003520}', "--max-pixels 1003520"),
-        ("--mm-processor-kwargs", '{"max_dynamic_patch": 6}', "--max-dynamic-patch 6"),
+        (
+            "--mm-processor-kwargs",
+            '{"max_dynamic_patch": 6}',
+            "--max-pixels (InternVL's max_dynamic_patch is --max-dynamic-patch",
+        ),
         ("--mm-processor-kwargs", "{", "--max-pixels"),
         ("--enforce-eager", "m", "--eager-mode"),
         ("-ngl", "99", "leave it out"),

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from bench.common.checkpoints import make_internvl2
 from tests.diagnose.conftest import explain
+from tests.support.checkpoints import make_internvl2
 from turbofit.core.errors import UsageError
 from turbofit.core.units import GIB, MIB
 

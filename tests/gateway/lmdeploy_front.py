@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from bench.common.checkpoints import make_internvl2, make_internvl_hf, make_qwen2_vl
-from bench.common.gateway import call, gateway, limits_for
-from bench.common.mutations import Mutator
-from bench.common.plans import plausible_plan
+from tests.support.checkpoints import make_internvl2, make_internvl_hf, make_qwen2_vl
+from tests.support.gateway import call, gateway, limits_for
+from tests.support.mutations import Mutator
+from tests.support.plans import plausible_plan
 from turbofit.model.source import resolve_model
 
 __all__ = ["as_lmdeploy_reads", "drive", "loaded", "make", "plan_of"]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from bench.common.processes import Child, pids
-from bench.common.serving import Served, serve_pretend
 from bench.gateway.edge_values import BASE, COSTLY, PATHS, edges
+from tests.support.processes import Child, pids
+from tests.support.serving import Served, serve_pretend
 from turbofit.gateway.limits.rules import IntegerRule, Scope
 
 pytestmark = [pytest.mark.lmdeploy]

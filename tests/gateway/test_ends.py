@@ -14,9 +14,9 @@ import pytest
 pytest.importorskip("aiohttp")
 pytest.importorskip("uvicorn")
 
-from bench.common.gateway import CHAT, chat, image_part, plan_for
-from bench.common.processes import Child, free_port
 from tests.gateway.open_clients import EndlessEngine, OpenClient, refuses
+from tests.support.gateway import CHAT, chat, image_part, plan_for
+from tests.support.processes import Child, free_port
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow

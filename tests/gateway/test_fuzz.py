@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from bench.common.gateway import PATCHES, TILES, call, gateway, plan_for
-from bench.common.mutations import Mutator
 from tests.gateway.judge import check_body
 from tests.hostile import hostile
+from tests.support.gateway import PATCHES, TILES, call, gateway, plan_for
+from tests.support.mutations import Mutator
 from turbofit.core.images import PatchRule, VideoRule
 from turbofit.gateway.http.routes import ROUTES
 from turbofit.gateway.limits.request_limits import model_default

@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from bench.common.gateway import call, chat, gateway, image_part
-from bench.common.standin.standin_engine import shim_torchvision
 from tests.gateway.lmdeploy_front import drive, loaded, make, plan_of
+from tests.support.gateway import call, chat, gateway, image_part
 from turbofit.gateway.http.routes import MANAGEMENT, ROUTES
 from turbofit.gateway.limits.parameters import RULES, passed
 from turbofit.gateway.overlay import overlay
@@ -44,8 +43,6 @@ FILES = (
 
 @pytest.fixture(scope="module")
 def lmdeploy():
-    """LMDeploy over CPU torch, whose torchvision lacks two compiled operators."""
-    shim_torchvision()
     import lmdeploy as module
 
     return module

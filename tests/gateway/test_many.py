@@ -6,12 +6,19 @@ import asyncio
 import time
 from itertools import pairwise
 
-from bench.common.gateway import Recorder, ask, call, chat
 from tests import virtual_time
-from tests.gateway.routing.test_routing_table import following, routing_table
+from tests.support.gateway import Recorder, ask, call, chat, plan_for
 from tests.waiting import auntil
+from turbofit.gateway.config import GatewayConfig
+from turbofit.gateway.http.app import Gateway
+from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.routing.engines import RoutedEngine
 from turbofit.gateway.routing.health import Monitor
+
+
+def many(recorder: Recorder) -> tuple[Gateway, Recorder]:
+    urls = [f"http://e{number}.invalid:1" for number in range(100)]
+    return Gateway(bounds_of(plan_for()), urls, GatewayConfig(), upstream=recorder), recorder
 
 
 def engines(count: int) -> list[RoutedEngine]:
@@ -77,7 +84,7 @@ def test_those_which_began_together_are_not_asked_together() -> None:
 
 
 def test_few_pages_are_read_at_once_and_none_is_waited_for_too_long() -> None:
-    app, recorder = following(routing_table(1, *(f"e{n}" for n in range(100))))
+    app, recorder = many(Recorder())
     reading = most = 0
 
     async def page(engine, path, seconds):
@@ -85,7 +92,7 @@ def test_few_pages_are_read_at_once_and_none_is_waited_for_too_long() -> None:
         reading += 1
         most = max(most, reading)
         try:
-            await asyncio.sleep(60 if engine.name == "e7" else 0.01)
+            await asyncio.sleep(60 if engine.index == 7 else 0.01)
         finally:
             reading -= 1
         return f"# TYPE a gauge\na {engine.index}\n"
@@ -94,14 +101,14 @@ def test_few_pages_are_read_at_once_and_none_is_waited_for_too_long() -> None:
     lines = virtual_time.run(call(app, "/metrics")).body.decode().splitlines()
     assert most == 32
     assert sum(line.startswith("a{") for line in lines) == 99
-    assert 'a{engine="e99"} 99' in lines
-    assert 'turbofit_gateway_engine_up{engine="e7"} 1' in lines
+    assert 'a{engine="99"} 99' in lines
+    assert 'turbofit_gateway_engine_up{engine="7"} 1' in lines
 
 
 def test_a_gateway_without_a_network_gives_up_soon() -> None:
     recorder = Recorder()
     recorder.down = set(range(100))
-    app, _ = following(routing_table(1, *(f"e{n}" for n in range(100))), recorder)
+    app, _ = many(recorder)
     reply = ask(app, body=chat())
     assert (reply.status, reply.json["error"]["code"]) == (503, "engine_unavailable")
     assert sum(not engine.up for engine in app.engines) == 16

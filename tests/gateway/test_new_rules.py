@@ -7,9 +7,9 @@ import random
 
 import pytest
 
-from bench.common.checkpoints_llava import make_llava
-from bench.common.gateway import limits_for, plan_for
-from bench.common.plans import model, plausible_plan
+from tests.support.checkpoints_llava import make_llava
+from tests.support.gateway import limits_for, plan_for
+from tests.support.plans import model, plausible_plan
 from turbofit.core.images import AnyresRule, CanvasRule, CrossRule, HdRule, PatchRule, TileRule
 from turbofit.core.plan import Plan
 from turbofit.core.struct import decode, to_json

@@ -6,9 +6,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.common.checkpoints import make_internvl2, make_internvl_hf, make_qwen2_vl, make_text
-from bench.common.gateway import limits_for
-from bench.common.plans import plausible_plan
+from tests.support.checkpoints import make_internvl2, make_internvl_hf, make_qwen2_vl, make_text
+from tests.support.gateway import limits_for
+from tests.support.plans import plausible_plan
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.gateway.overlay import edits, overlay
 from turbofit.model.source import resolve_model

@@ -21,9 +21,9 @@ import pytest
 
 pytest.importorskip("aiohttp")
 
-from bench.common.gateway import CHAT, PATCHES, plan_for
-from bench.common.processes import free_port
 from tests.pretend.cuda_torch import CUDA_PATH, ROOT
+from tests.support.gateway import CHAT, PATCHES, plan_for
+from tests.support.processes import free_port
 from tests.waiting import HANG, until
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.server import make_gateway

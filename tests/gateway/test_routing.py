@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.common.gateway import CHAT, Answer, Recorder, call, chat, gateway, stream
 from tests import virtual_time
+from tests.support.gateway import CHAT, Answer, Recorder, call, chat, gateway, stream
 from tests.waiting import auntil
 from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.refusals import Refusal
@@ -172,25 +172,11 @@ def test_a_text_passes_images_that_wait_but_no_text_that_does() -> None:
         await then("image")
         assert order[3:] == ["long text", "short text"]
         await then("image that waits", "text", "long text", "short text")
-        assert (found.units, found.places, found.gate.reserved) == (0, 0, 0)
+        assert (found.units, found.gate.reserved) == (0, 0)
         await asyncio.gather(*tasks)
         return order
 
     assert len(virtual_time.run(run())) == 5
-
-
-def test_copies_beyond_a_gateway_s_part_of_the_cache_are_refused() -> None:
-    async def run() -> Refusal:
-        kv = KvCache(tokens=20_000, longest=1024, block=64).shared(2, 1)
-        door = Admission([RoutedEngine(0, "http://e", gate=Gate(13, kv))])
-        await door.admit("a", Cost(tokens=UNSTATED))
-        with pytest.raises(Refusal) as caught:
-            await door.admit("a", Cost(tokens=UNSTATED, copies=100))
-        return caught.value
-
-    refusal = virtual_time.run(run())
-    assert (refusal.status, refusal.reason, refusal.param) == (400, "tokens_over_limit", "n")
-    assert "100 copies may take 115200 tokens" in refusal.message
 
 
 def test_those_who_wait_are_told_when_the_last_engine_dies() -> None:
@@ -370,32 +356,6 @@ def test_pages_of_several_engines_become_one() -> None:
     heads = [i for i, line in enumerate(lines) if line.startswith("h_")]
     assert heads == list(range(heads[0], heads[0] + 6))
     assert SimpleNamespace(ok=merge({})).ok == ""
-
-
-def test_an_engine_whose_answer_is_waited_for_is_asked_at_once() -> None:
-    async def run():
-        found, asked_at = engines(), []
-
-        async def probe(engine):
-            asked_at.append(asyncio.get_running_loop().time())
-            await asyncio.sleep(0.01)
-            return True
-
-        found[0].succeeded()
-        monitor, changed = watched(found, probe)
-        monitor.start()
-        await asyncio.sleep(5.0)
-        found[0].note_end()
-        assert found[0].takes
-        assert not found[0].serves
-        began = asyncio.get_running_loop().time()
-        for _ in range(3):
-            monitor.ask_soon(found[0])
-        await auntil(lambda: found[0].serves, "the answer")
-        await monitor.stop()
-        return [at - began for at in asked_at], len(changed)
-
-    assert virtual_time.run(run()) == ([0.0], 1)
 
 
 def test_a_label_that_a_sample_has_is_not_given_twice() -> None:

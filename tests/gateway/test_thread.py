@@ -17,13 +17,11 @@ import pytest
 pytest.importorskip("aiohttp")
 pytest.importorskip("uvicorn")
 
-from bench.common.gateway import plan_for
+from tests.support.gateway import plan_for
 from tests.waiting import HANG
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.accesslog import AccessLog
-from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.gateway.routing.routing_table import Member, RoutingTable
 from turbofit.gateway.server import make_gateway
 from turbofit.gateway.thread import GatewayThread
 
@@ -115,16 +113,10 @@ def test_one_that_never_started_stops() -> None:
 def test_it_is_told_of_engines_from_another_thread() -> None:
     one = thread()
     with pytest.raises(LaunchError, match="does not serve"):
-        one.call(lambda gateway: gateway.health())
+        one.call(lambda gateway: gateway.engines)
     one.start()
     try:
-        routing_table = RoutingTable(
-            number=1,
-            bounds=bounds_of(plan_for()),
-            members=(Member(name="a", url="http://127.0.0.1:9"),),
-        )
-        assert one.call(lambda gateway: gateway.follow(routing_table)) is None
-        assert one.call(lambda gateway: gateway.outstanding()) == {"a": 0}
+        assert one.call(lambda gateway: len(gateway.fleet)) == 1
         assert one.call(lambda _: threading.current_thread().name) == "gateway"
         with pytest.raises(ZeroDivisionError):
             one.call(lambda _: 1 // 0)
@@ -133,4 +125,4 @@ def test_it_is_told_of_engines_from_another_thread() -> None:
     finally:
         one.stop(drain=False)
     with pytest.raises(LaunchError, match="does not serve"):
-        one.call(lambda gateway: gateway.health())
+        one.call(lambda gateway: gateway.engines)

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
-from bench.common.gateway import plan_for
+from tests.support.gateway import plan_for
 from turbofit.core.plan import GroupPlan, Plan
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.limits.request_limits import bounds_of

@@ -19,9 +19,9 @@ import pytest
 pytest.importorskip("aiohttp")
 pytest.importorskip("uvicorn")
 
-from bench.common.gateway import CHAT, chat, plan_for
-from bench.common.processes import REPO, free_port
 from tests.gateway.open_clients import EndlessEngine
+from tests.support.gateway import CHAT, chat, plan_for
+from tests.support.processes import REPO, free_port
 from tests.waiting import HANG
 
 pytestmark = pytest.mark.slow

@@ -16,15 +16,13 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from bench.common.gateway import CHAT, call, chat, plan_for
+from tests.support.gateway import CHAT, call, chat, plan_for
 from tests.waiting import HANG, auntil, until
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.sockets import engine_socket
-from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.routing.engines import RoutedEngine
-from turbofit.gateway.routing.routing_table import Member, RoutingTable
 from turbofit.gateway.routing.upstream import Upstream
-from turbofit.gateway.server import make_routing_table_gateway
+from turbofit.gateway.server import make_gateway
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's options")
 BODY = b'{"choices":[{}]}'
@@ -151,20 +149,16 @@ def test_a_request_that_waits_there_is_sent_to_another(namespace) -> None:
         near = f"http://127.0.0.1:{listener.getsockname()[1]}"
         silent = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         assert await asyncio.wait_for(silent.stdout.readline(), HANG) == b"ready\n"
-        members = (
-            Member(name="far", url="http://10.213.77.2:8000", share=2.0, host_bytes=1 << 40),
-            Member(name="near", url=near, host_bytes=1 << 40),
-        )
-        routing_table = RoutingTable(number=1, bounds=bounds_of(plan_for()), members=members)
-        gateway = make_routing_table_gateway(routing_table, GatewayConfig())
+        gateway = make_gateway(plan_for(), ["http://10.213.77.2:8000", near], GatewayConfig())
+        gateway.engines[0].share = 2.0
         try:
             pending = asyncio.ensure_future(call(gateway, body=chat()))
             assert await asyncio.wait_for(silent.stdout.readline(), HANG) == b"read\n"
-            assert gateway.outstanding() == {"far": 1, "near": 0}
+            assert [one.outstanding for one in gateway.engines] == [1, 0]
             await auntil(lambda: acknowledged(gateway._upstream), "the request to arrive")
             ip("-n", name, "link", "set", far, "down")
             # Without the options it would wait as long as it takes.
-            return await asyncio.wait_for(pending, HANG), gateway.health()
+            return await asyncio.wait_for(pending, HANG), [one.up for one in gateway.engines]
         finally:
             silent.kill()
             await silent.wait()
@@ -173,4 +167,4 @@ def test_a_request_that_waits_there_is_sent_to_another(namespace) -> None:
 
     reply, up = asyncio.run(run())
     assert (reply.status, reply.body) == (200, BODY)
-    assert up == {"far": False, "near": True}
+    assert up == [False, True]

@@ -13,12 +13,12 @@ from tests.kernels.device_code import (
     SHFL,
     cubin,
 )  # fmt: skip
-from turbofit.kernels.cubin import Function, functions
+from turbofit.kernels.device_code import functions
 
 
 def test_functions_by_name() -> None:
     data = cubin({"full": CODE, "hollow": EMPTY})
-    assert list(functions(data)) == [Function("full", False), Function("hollow", True)]
+    assert list(functions(data)) == [("full", False), ("hollow", True)]
 
 
 @pytest.mark.parametrize(
@@ -34,4 +34,4 @@ def test_functions_by_name() -> None:
     ],
 )
 def test_what_is_empty(body: tuple[int, ...], empty: bool) -> None:
-    assert [one.empty for one in functions(cubin({"kernel": body}))] == [empty]
+    assert [empty for _, empty in functions(cubin({"kernel": body}))] == [empty]

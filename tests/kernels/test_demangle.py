@@ -1,4 +1,4 @@
-from turbofit.kernels.demangle import demangle
+from turbofit.kernels.families import demangle
 
 
 def test_a_mangled_name() -> None:

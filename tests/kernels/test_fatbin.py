@@ -4,7 +4,7 @@ import pytest
 
 from tests.kernels.device_code import CODE, cubin, elf, fatbin, library
 from turbofit.core.errors import PackageError
-from turbofit.kernels.fatbin import Entry, entries
+from turbofit.kernels.device_code import Entry, entries
 
 CUBIN = cubin({"kernel": CODE})
 

@@ -9,8 +9,7 @@ from tempfile import TemporaryDirectory
 from tests.hostile import hostile
 from turbofit.core.errors import PackageError
 from turbofit.kernels.census import empty_kernels, take_census
-from turbofit.kernels.cubin import functions
-from turbofit.kernels.fatbin import architectures, entries
+from turbofit.kernels.device_code import architectures, entries, functions
 from turbofit.pretend.elf import dynamic_symbols, needed, needed_versions
 
 

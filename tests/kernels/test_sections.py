@@ -1,7 +1,7 @@
 import pytest
 
 from tests.kernels.device_code import elf
-from turbofit.kernels.sections import sections
+from turbofit.kernels.device_code import sections
 
 
 def test_sections_have_their_names_and_places() -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.common.processes import Child
-from bench.common.serving import start_turbofit
 from tests.pretend.cuda_torch import CUDA_PATH, ROOT
+from tests.support.processes import Child
+from tests.support.serving import start_turbofit
 from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
 

@@ -14,9 +14,9 @@ from urllib.request import urlopen
 
 import pytest
 
-from bench.common.processes import REPO, Child, free_port
-from bench.common.serving import Served, serve_pretend, start_turbofit
 from tests.gateway.open_clients import OpenClient, refuses
+from tests.support.processes import REPO, Child, free_port
+from tests.support.serving import Served, serve_pretend, start_turbofit
 from tests.waiting import HANG, until
 
 pytestmark = [pytest.mark.lmdeploy, pytest.mark.slow]

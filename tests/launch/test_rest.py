@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from msgspec import json
 
-from bench.common.plans import plausible_plan
-from bench.common.processes import REPO, STANDIN
+from tests.support.plans import plausible_plan
+from tests.support.processes import REPO, STANDIN
 from tests.waiting import HANG
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.routing.outage import Outage

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from bench.common.processes import REPO, STANDIN, Child, gone, pids
 from tests.nvml.standin import Process, Scenario, gpu_3090
+from tests.support.processes import REPO, STANDIN, Child, gone, pids
 from tests.waiting import HANG
 from turbofit.core.installation import install_command
 from turbofit.core.plan import Plan

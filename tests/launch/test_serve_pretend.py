@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.common.processes import Child, gone, pids
-from bench.common.serving import Served, image, serve_pretend
+from tests.support.processes import Child, gone, pids
+from tests.support.serving import Served, image, serve_pretend
 
 pytestmark = [pytest.mark.lmdeploy]
 for needed in ("lmdeploy", "fastapi", "torchvision"):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.common.processes import Child, gone, pids
-from bench.common.serving import Served, image, serve_pretend
 from tests.pretend.cuda_torch import CUDA_PATH, ROOT
+from tests.support.processes import Child, gone, pids
+from tests.support.serving import Served, image, serve_pretend
 from tests.waiting import until
 
 pytestmark = [

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.common.processes import Child
-from bench.common.serving import Served, serve_pretend
+from tests.support.processes import Child
+from tests.support.serving import Served, serve_pretend
 from tests.waiting import until
 from turbofit.core.units import GIB, MIB
 from turbofit.pretend.shared import read_shared

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.common.plans import plausible_plan
-from bench.common.processes import STANDIN, Child, gone, pids
+from tests.support.plans import plausible_plan
+from tests.support.processes import STANDIN, Child, gone, pids
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from bench.common.processes import Child
-from bench.common.serving import start_turbofit
+from tests.support.processes import Child
+from tests.support.serving import start_turbofit
 
 pytestmark = [pytest.mark.lmdeploy]
 for needed in ("lmdeploy", "fastapi", "torchvision"):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from bench.common.processes import Child
-from bench.common.serving import image, serve_pretend
+from tests.support.processes import Child
+from tests.support.serving import image, serve_pretend
 from turbofit import api
 from turbofit.cli.main import main
 from turbofit.core.plan import Plan

@@ -5,8 +5,8 @@ from io import BytesIO
 
 from PIL import Image
 
+from turbofit.load.driver import RequestShape
 from turbofit.load.prompt import PromptWriter, TokenCount, counted_from, png, probes
-from turbofit.load.shapes import RequestShape
 
 
 def test_an_image_is_what_its_header_says_and_small() -> None:

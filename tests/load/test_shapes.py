@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from turbofit.load.shapes import arrivals, drawn, replayed
+from turbofit.load.driver import arrivals, drawn, replayed
 from turbofit.load.spec import LoadSpec
 from turbofit.load.trace import TracedRequest
 

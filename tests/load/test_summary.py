@@ -6,8 +6,8 @@ import pytest
 
 from turbofit.load.answer import Answer
 from turbofit.load.driver import LoadRun
+from turbofit.load.result import spread, summary
 from turbofit.load.spec import LoadSpec
-from turbofit.load.summary import spread, summary
 
 
 def answer(begun: float, ended: float, tokens: int = 4, kind: str = "") -> Answer:

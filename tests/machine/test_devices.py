@@ -18,8 +18,8 @@ from tests.nvml.standin import (
 )
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
-from turbofit.machine.devices import UNKNOWN_HOLDER, Device, read_device
 from turbofit.machine.nvml import GpuLostError, Nvml, answered
+from turbofit.machine.nvml_machine import UNKNOWN_HOLDER, Device, read_device
 from turbofit.machine.presets import load_preset
 
 

@@ -7,9 +7,8 @@ import threading
 import pytest
 
 from tests.waiting import HANG
-from turbofit.machine import driver_calls
-from turbofit.machine.driver_calls import ask_driver
-from turbofit.machine.nvml import GpuLostError
+from turbofit.machine import nvml
+from turbofit.machine.nvml import GpuLostError, ask_driver
 
 
 def test_an_answer_is_passed_on() -> None:
@@ -27,7 +26,7 @@ def test_what_a_question_raises_is_raised_to_who_asked() -> None:
 def test_a_driver_that_hangs_is_asked_no_more_until_it_answers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(driver_calls, "_SECONDS", 0.01)
+    monkeypatch.setattr(nvml, "_SECONDS", 0.01)
     answers, asking = threading.Event(), []
 
     def hung() -> int:
@@ -39,5 +38,5 @@ def test_a_driver_that_hangs_is_asked_no_more_until_it_answers(
     assert len(asking) == 1
     answers.set()
     asking[0].join(HANG)
-    monkeypatch.setattr(driver_calls, "_SECONDS", HANG)
+    monkeypatch.setattr(nvml, "_SECONDS", HANG)
     assert ask_driver(hung, 0) == 7

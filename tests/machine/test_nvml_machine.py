@@ -25,7 +25,7 @@ from turbofit.core.errors import MachineError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
-from turbofit.machine import driver_calls, nvml_machine
+from turbofit.machine import nvml, nvml_machine
 from turbofit.machine.snapshot import load_snapshot, save_snapshot
 from turbofit.machine.source import machine_from
 
@@ -221,7 +221,7 @@ def test_a_slice_is_planned_by_itself_and_said_to_be_one(measured):
 @pytest.mark.parametrize(
     ("name", "total", "said"),
     [
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", 16376, "not known are its L2, memory bandwidth"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 16376, "not known are its l2, memory bandwidth"),
         ("NVIDIA A40-48Q", 49152, "is a vGPU, which shares its card's time"),
         ("GRID V100DX-32C", 32768, "is a vGPU, which shares its card's time"),
         ("NVIDIA GeForce RTX 3080", 20480, "as a slow card"),
@@ -276,6 +276,6 @@ def test_a_driver_that_never_answers_keeps_no_plan_waiting(monkeypatch: pytest.M
     with pytest.raises(MachineError, match="driver has not answered") as told:
         machine_from(None, environ={})
     answers.set()
-    for thread in driver_calls._hung:
+    for thread in nvml._hung:
         thread.join(HANG)
     assert "dmesg" in (told.value.hint or "")

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from bench.common.standin.standin_engine import shim_torchvision
-
 #: Operators live as long as the library that defines them.
 BITS = {"BF16": 16, "F16": 16, "F32": 32, "I32": 32, "I64": 64, "F8_E4M3": 8, "U8": 8}
 
@@ -45,8 +43,5 @@ def _own_hub(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def transformers():
-    """Transformers over CPU torch, whose torchvision lacks two compiled operators."""
     pytest.importorskip("torch")
-    module = pytest.importorskip("transformers")
-    shim_torchvision()
-    return module
+    return pytest.importorskip("transformers")

@@ -7,8 +7,8 @@ import math
 
 import pytest
 
-from bench.common.checkpoints import make_internvl2
 from tests.model.checkpoints import LLAMA, QWEN, llama_tensors, make, read
+from tests.support.checkpoints import make_internvl2
 from turbofit.core.errors import UsageError
 from turbofit.model.source import resolve_model
 

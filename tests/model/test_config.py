@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.common.checkpoints import make_text
 from tests.model.checkpoints import make
+from tests.support.checkpoints import make_text
 from turbofit.core.errors import UsageError
 from turbofit.model.source import resolve_model
 

@@ -7,9 +7,9 @@ import os
 
 import pytest
 
-from bench.common.checkpoints import make_text
 from tests.model.checkpoints import llama_tensors, make
 from tests.model.conftest import write_safetensors
+from tests.support.checkpoints import make_text
 from turbofit.core.errors import UsageError
 from turbofit.model.source import resolve_model
 

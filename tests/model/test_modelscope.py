@@ -10,8 +10,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from bench.common.checkpoints import make_internvl2, make_text
 from tests.model.checkpoints import make
+from tests.support.checkpoints import make_internvl2, make_text
 from turbofit.core.errors import UsageError
 from turbofit.model import hub
 from turbofit.model.modelscope_cache import modelscope_folders, uses_modelscope

@@ -8,11 +8,11 @@ from importlib.util import find_spec
 
 import pytest
 
-from bench.common.checkpoints import write_tokenizer
 from tests.model.test_oracle_gemma3 import gemma_of
 from tests.model.test_oracle_lmdeploy import front_end, picture, tokens_of
 from tests.model.test_oracle_names import written
 from tests.model.test_oracle_patches import glm_of, qwen3_of
+from tests.support.checkpoints import write_tokenizer
 from turbofit.model.source import resolve_model
 
 pytestmark = [

@@ -10,12 +10,12 @@ from unittest.mock import MagicMock
 import pytest
 from msgspec.structs import replace
 
-from bench.common.checkpoints import write_tokenizer
 from tests.model.test_oracle_llava import read
 from tests.model.test_oracle_lmdeploy import picture, tokens_of
 from tests.model.test_oracle_names import written
 from tests.model.test_oracle_pytorch_engine import engine_parameters  # noqa: F401 - a fixture
 from tests.model.test_parameters import count, text_config
+from tests.support.checkpoints import write_tokenizer
 from turbofit.core.errors import UsageError
 from turbofit.core.images import CanvasRule
 from turbofit.core.model import Quantization

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from bench.common.checkpoints_llava import make_llava
 from tests.model.test_oracle_lmdeploy import front_end, picture, tokens_of
 from tests.model.test_parameters import ConfigFiles, count, text_config
+from tests.support.checkpoints_llava import make_llava
 from turbofit.core.images import AnyresRule
 from turbofit.model.checkpoint import Origin, read_checkpoint
 from turbofit.model.families.engines import engine_problem

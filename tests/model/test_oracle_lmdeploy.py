@@ -10,7 +10,7 @@ from unittest.mock import MagicMock
 import pytest
 from msgspec.structs import replace
 
-from bench.common.checkpoints import make_internvl2, make_qwen2_vl
+from tests.support.checkpoints import make_internvl2, make_qwen2_vl
 from turbofit.core.images import PatchRule
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model

@@ -15,14 +15,14 @@ from unittest.mock import MagicMock
 import pytest
 from msgspec.structs import replace
 
-from bench.common.checkpoints import make_internvl2, make_internvl_hf, make_qwen2_vl, make_text
-from bench.common.checkpoints_eva import make_cogvlm, make_glm4v
-from bench.common.checkpoints_llava import make_llava
 from tests.model.test_oracle_gemma3 import gemma_of
 from tests.model.test_oracle_lmdeploy import picture, tokens_of
 from tests.model.test_oracle_names import of_qwen3, written
 from tests.model.test_oracle_patches import glm_of
 from tests.model.test_parameters import config_class, text_config
+from tests.support.checkpoints import make_internvl2, make_internvl_hf, make_qwen2_vl, make_text
+from tests.support.checkpoints_eva import make_cogvlm, make_glm4v
+from tests.support.checkpoints_llava import make_llava
 from turbofit.core.plan import Settings
 from turbofit.memory.pytorch.cache import block_bytes, state_bytes, state_slots
 from turbofit.model.families.engines import engine_problem

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import pytest
 from msgspec.structs import replace
 
-from bench.compatibility.checkpoints import qwen3_omni
+from bench.compatibility.checkpoints import CHECKPOINTS
 from tests.model.conftest import write_safetensors
 from tests.model.test_oracle_llava import read
 from tests.model.test_oracle_lmdeploy import front_end, picture
@@ -121,7 +121,7 @@ def test_what_speaks_is_not_loaded(transformers, tmp_path, seed):
     ],
 )
 def test_halves_that_do_not_meet_are_refused(tmp_path, part, wrong, match):
-    folder = qwen3_omni(tmp_path / "m")
+    folder = CHECKPOINTS["Qwen3OmniMoeForConditionalGeneration"](tmp_path / "m")
     config = json.loads((folder / "config.json").read_text())
     config["thinker_config"][part] |= wrong
     (folder / "config.json").write_text(json.dumps(config))
@@ -133,7 +133,7 @@ def test_halves_that_do_not_meet_are_refused(tmp_path, part, wrong, match):
 @pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
 def test_image_tokens_reach_the_engine_as_planned(transformers, tmp_path):
     """Under the checkpoint's bounds, and under those of a request."""
-    folder = qwen3_omni(tmp_path / "m")
+    folder = CHECKPOINTS["Qwen3OmniMoeForConditionalGeneration"](tmp_path / "m")
     rule = resolve_model(str(folder)).image_rule
     assert rule == PatchRule(
         patch_size=16, merge=2, min_pixels=3136, max_pixels=12_845_056, client_knobs=False

@@ -32,8 +32,10 @@ def test_reads_names_dtypes_shapes():
     }).encode()  # fmt: skip
     found = parse_header(data, 8 + len(data) + 16, "x")
     assert found == {
-        "a": Tensor("F32", (), 4), "b": Tensor("F16", (2, 3), 12), "none": Tensor("I64", (0, 5), 0),
-    }  # fmt: skip
+        "a": Tensor("F32", (), 4, "x", 8 + len(data)),
+        "b": Tensor("F16", (2, 3), 12, "x", 8 + len(data) + 4),
+        "none": Tensor("I64", (0, 5), 0, "x", 8 + len(data) + 4),
+    }
     assert found["b"].elements == 6
 
 

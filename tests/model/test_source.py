@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.common.checkpoints import make_internvl2, make_text
 from tests.model.checkpoints import LLAMA, llama_tensors, make
 from tests.model.conftest import write_safetensors
+from tests.support.checkpoints import make_internvl2, make_text
 from turbofit.core.errors import UsageError
 from turbofit.model import hub
 from turbofit.model.source import resolve_model

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import turbofit
-from bench.common.plans import plausible_plan
+from tests.support.plans import plausible_plan
 from turbofit.core.units import MIB
 from turbofit.observe.forecast import cache_beside, tokens_beside
 from turbofit.observe.log_events import CacheBudget, Slab

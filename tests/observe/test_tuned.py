@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from bench.common.plans import machine
+from tests.support.plans import machine
 from turbofit.core.tuning import Tuning
 from turbofit.observe import tuned
 

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.common.plans import gpu, machine, model, plausible_plan
+from tests.support.plans import gpu, machine, model, plausible_plan
 from turbofit.core.model import ModelSource
 from turbofit.core.plan import PlannedEngine, Settings
 from turbofit.model.draft_reader import read_draft

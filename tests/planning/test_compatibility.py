@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from turbofit.diagnose.doctor.about_packages import satisfies
 from turbofit.memory.versions import parse
 from turbofit.model.families.engines import TURBOMIND_VISION
 from turbofit.model.families.registry import VISION_READERS
 from turbofit.planning.compatibility import EFFECTS, FrontEnd, compatibility
+from turbofit.planning.examine.packages import satisfies
 
 LLAVA = FrontEnd("0.18", "LlavaForConditionalGeneration", "pytorch")
 QWEN3 = FrontEnd("0.18.0", "Qwen3VLForConditionalGeneration", "pytorch")

@@ -14,8 +14,7 @@ from turbofit.core.draft import DRAFT_OPTIONS
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Settings, Workload
 from turbofit.machine.spec import parse_spec
-from turbofit.planning.predict_request import PredictRequest
-from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest
+from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest, PredictRequest
 from turbofit.tuner.resolved_request import Margin
 
 
@@ -67,7 +66,6 @@ def test_a_workload_that_nobody_described_is_the_contracts_own() -> None:
         ({"image_size": "1,024 x 768 px"}, {"image_size": (1024, 768)}),
         ({"image_size": "1024"}, {"image_size": (1024, 1024)}),
         ({"quant_policy": "8-bit"}, {"quant_policy": 8}),
-        ({"async_": "off"}, {"async_": 0}),
         ({"margin": 1}, {"margin": 1}),  # a whole number of Python is bytes
         ({"cache_max_entry_count": 0.5}, {"cache_max_entry_count": 0.5}),
         ({"dtype": "auto"}, {}),  # LMDeploy's word for "choose"

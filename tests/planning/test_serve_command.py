@@ -11,8 +11,8 @@ import click
 import pytest
 from msgspec.structs import replace
 
-from bench.common.checkpoints import make_internvl2
-from bench.common.plans import machine, model
+from tests.support.checkpoints import make_internvl2
+from tests.support.plans import machine, model
 from turbofit import api
 from turbofit.cli.command_group import TURBOFIT
 from turbofit.cli.main import main

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from bench.common.plans import machine
 from tests.launch.tune.test_slo import SEEN
+from tests.support.plans import machine
 from turbofit.core.tuning import SpeedFactor, TrialForecast, TrialRecord, Tuning
 from turbofit.memory.calibrated import identity
 from turbofit.model.source import resolve_model

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.common.processes import CUDA_PATH
-from bench.common.processes import REPO as ROOT
+from tests.support.processes import CUDA_PATH
+from tests.support.processes import REPO as ROOT
 
 __all__ = ["CUDA_PATH", "ROOT", "Ran", "run"]
 

@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from bench.common.plans import plausible_plan
 from tests.hostile import hostile
+from tests.support.plans import plausible_plan
 from turbofit.core.cluster import ClusterPlan
 from turbofit.core.errors import UsageError
 from turbofit.core.presets import load_yaml

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.common.plans import plausible_plan
 from tests.launch.tune.test_tuning import result
 from tests.observe.test_tuned import ONE
 from tests.report.documents import served_run
+from tests.support.plans import plausible_plan
 from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan

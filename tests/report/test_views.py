@@ -5,7 +5,7 @@ import shlex
 import msgspec
 import pytest
 
-from bench.common.plans import ledger, machine, model, plausible_plan
+from tests.support.plans import ledger, machine, model, plausible_plan
 from turbofit.core.images import PatchRule
 from turbofit.core.machine import CardSpeed, Holder, Link, Measured, PairSpeed, ReduceSpeed
 from turbofit.core.messages import groups_of, indices

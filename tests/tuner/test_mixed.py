@@ -7,7 +7,7 @@ import pytest
 import turbofit
 from turbofit.core.errors import UsageError
 from turbofit.machine.spec import parse_spec
-from turbofit.tuner.search.groups import kinds, like_groups, mixed_groupings
+from turbofit.tuner.search.shapes import kinds, like_groups, mixed_groupings
 
 
 @pytest.mark.parametrize("on", ["rtx3090+rtx4090", "2xrtx3090+2xrtx4090", "rtx3090+l4"])

@@ -17,11 +17,11 @@ from turbofit.memory.engine import Engine
 from turbofit.memory.engines import LMDEPLOY, engine_named
 from turbofit.tuner.engine_plan import make_plan
 from turbofit.tuner.resolved_request import Margin, ResolvedRequest, vision_load_of
-from turbofit.tuner.search.candidates import Evaluation, evaluate
-from turbofit.tuner.search.constraints import dtype_for
+from turbofit.tuner.search.candidates import evaluate
 from turbofit.tuner.search.search import search
-from turbofit.tuner.search.shape import Shape
+from turbofit.tuner.search.shape import Evaluation, Shape
 from turbofit.tuner.search.shapes import shapes
+from turbofit.tuner.search.sizing import SearchState
 
 pytestmark = pytest.mark.slow
 
@@ -37,10 +37,8 @@ def some_shape(request: ResolvedRequest, engine: Engine, index: int) -> Shape:
 
 
 def evaluation(request: ResolvedRequest, engine: Engine, shape: Shape) -> Evaluation:
-    gpus = [request.machine.gpu(i) for group in shape.groups for i in group]
-    vision_load = vision_load_of(request, request.requested_limit)
     return evaluate(
-        request, shape, dtype_for(request.model, gpus)[0], vision_load, vision_load, engine
+        SearchState(request, engine), shape, vision_load_of(request, request.requested_limit)
     )
 
 

@@ -19,11 +19,10 @@ from turbofit.core.errors import UsageError
 from turbofit.memory.engine import Engine
 from turbofit.memory.engines import engine_named
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
-from turbofit.tuner.search.constraints import dtype_for
-from turbofit.tuner.search.context import longest_context, shortest_context
-from turbofit.tuner.search.search import Found, search
-from turbofit.tuner.search.shape import Shape, shape_settings
+from turbofit.tuner.search.search import EngineFit, search
+from turbofit.tuner.search.shape import Shape, dtype_for, shape_settings
 from turbofit.tuner.search.shapes import PREFILL_SIZES
+from turbofit.tuner.search.sizing import longest_context, shortest_context
 from turbofit.tuner.speed.throughput import counted_tokens, group_rates, group_speed
 
 pytestmark = pytest.mark.slow
@@ -47,9 +46,11 @@ def every_grouping(indices: tuple[int, ...], tp: int, replicas: int):
 def accounts_for(
     request: ResolvedRequest, engine: Engine, groups, prefill: int, context: int, vision_load=None
 ):
-    shape = Shape(tp=len(groups[0]), groups=groups, max_prefill_token_num=prefill, limit=None)
-    dtype = dtype_for(request.model, [request.machine.gpu(i) for i in groups[0]])[0]
-    settings = shape_settings(request, shape, context, dtype)
+    shape = Shape(
+        tp=len(groups[0]), groups=groups, max_prefill_token_num=prefill, limit=None,
+        dtype=dtype_for(request.model, [request.machine.gpu(i) for i in groups[0]])[0],
+    )  # fmt: skip
+    settings = shape_settings(request, shape, context)
     vision_load = vision_load or vision_load_of(request, request.requested_limit)
     for group in groups:
         gpus = sorted((request.machine.gpu(i) for i in group), key=lambda g: (g.used, g.index))
@@ -133,7 +134,7 @@ def test_each_card_of_its_own_holds_all_that_it_can(engine, seed):
         assert context == best.settings.session_len
 
 
-def chosen(found: Found):
+def chosen(found: EngineFit):
     best = found.best
     if not best.fits or best.shape.units_per_forward is not None:
         return None

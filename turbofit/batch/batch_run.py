@@ -9,24 +9,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from msgspec.structs import replace
-
-from turbofit.batch.item import ItemError, encoded
-from turbofit.batch.seen_names import SeenNames
-from turbofit.batch.together import in_thread, run_together
-from turbofit.core.errors import UsageError
+from turbofit.batch.item import encoded
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 
     from turbofit.batch.item import BatchItem, BatchLine
     from turbofit.batch.output_file import OutputFile
-    from turbofit.batch.progress import BatchProgress
-    from turbofit.batch.survey import Survey
 
-__all__ = ["BatchRun", "pending"]
+__all__ = ["BatchRun", "in_thread", "run_together"]
+
+T = TypeVar("T")
 
 #: Items that are read in one go, and those of them that had their line before.
 _READ: Final = 16
@@ -36,66 +31,70 @@ _AHEAD: Final = 8
 _SYNC_SECONDS: Final = 1.0
 
 
-def pending(items: Iterator[BatchItem], survey: Survey) -> Iterator[BatchItem | None]:
-    """Items that have no line yet; None for each that has one.
+async def run_together(
+    work: Iterable[Coroutine[Any, Any, None]], beside: Iterable[Coroutine[Any, Any, None]]
+) -> None:
+    """Wait for all of the work, or for the first error; then nothing of either runs any more.
 
-    Raises:
-        UsageError: the input is not what it was when it was read first.
+    Args:
+        work: what is to be done.
+        beside: what goes on meanwhile, and has no end.
     """
-    seen = SeenNames(survey.total)
-    count = 0
-    for item in items:
-        count += 1
-        if not survey.holds(item.number, item.digest):
-            raise _changed(f"at item {item.number}")
-        fault = item.fault
-        if item.custom_id is not None and not seen.add(item.custom_id) and fault is None:
-            fault = ItemError("duplicate_custom_id", "an item before this one has the same name")
-        if survey.done(item.number):
-            yield None
-        else:
-            yield item if fault is item.fault else replace(item, fault=fault)
-    if count != survey.total:
-        raise _changed(f"it had {survey.total:,} items and has {count:,}")
+    tasks = {asyncio.ensure_future(coroutine) for coroutine in work}
+    left = everything = tasks | {asyncio.ensure_future(coroutine) for coroutine in beside}
+    try:
+        while left & tasks:
+            done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+    finally:
+        for task in everything:
+            task.cancel()
+        await asyncio.gather(*everything, return_exceptions=True)
 
 
-def _changed(how: str) -> UsageError:
-    return UsageError(
-        f"the input has changed while it was read, {how}",
-        hint="give the same command again once nobody writes it",
-    )
+async def in_thread(function: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
+    """As `asyncio.to_thread`; a caller that is cancelled waits until the thread has ended.
+
+    So a file that the thread uses is not closed too early.
+    """
+    task = asyncio.ensure_future(asyncio.to_thread(function, *arguments, **keywords))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
 
 
 class BatchRun:
     """One run.
 
     Args:
-        items: what `pending` gives.
+        items: what `survey.pending` gives.
         output: where lines go.
-        progress: what is counted.
         ask: the line of an item; what it raises ends the run.
         at_once: items under way at a time.
         in_order: lines in the input's order.
         taken: told of each line once it is written.
     """
 
-    def __init__(  # noqa: PLR0913 - a constructor
+    def __init__(
         self,
         items: Iterator[BatchItem | None],
         output: OutputFile,
-        progress: BatchProgress,
         ask: Callable[[BatchItem], Awaitable[BatchLine]],
+        taken: Callable[[BatchLine], Awaitable[None]],
         *,
         at_once: int,
         in_order: bool = False,
-        taken: Callable[[BatchLine], Awaitable[None]] | None = None,
     ) -> None:
-        self._items, self._output, self._progress = items, output, progress
-        self._ask, self._at_once, self._taken = ask, at_once, taken
+        self._items, self._output, self._ask, self._taken = items, output, ask, taken
+        self._at_once, self._in_order = at_once, in_order
         self._ready: deque[BatchItem] = deque()
         self._reading = asyncio.Lock()
+        #: Places of this run, from 1 on: items begun, and lines written in order.
         self._begun = self._written = 0
-        self._order: dict[int, BatchLine] | None = {} if in_order else None
+        self._waiting: dict[int, BatchLine] = {}
         self._moved = asyncio.Condition()
 
     async def run(self) -> None:
@@ -104,21 +103,29 @@ class BatchRun:
         Raises:
             TurbofitError: what ends the run; all lines until then are written.
         """
-        self._progress.begin()
         try:
             await run_together((self._worker() for _ in range(self._at_once)), [self._sync()])
         finally:
             self._output.sync()
 
     async def _worker(self) -> None:
-        while (taken := await self._next()) is not None:
-            place, item = taken
-            await self._finish(place, await self._ask(item))
+        while (following := await self._next()) is not None:
+            place, item = following
+            line = await self._ask(item)
+            if not self._in_order:
+                await self._write(line)
+                continue
+            self._waiting[place] = line
+            async with self._moved:
+                while ready := self._waiting.pop(self._written + 1, None):
+                    self._written += 1
+                    await self._write(ready)
+                self._moved.notify_all()
 
     async def _next(self) -> tuple[int, BatchItem] | None:
         """The next item and its place in this run; None where there is none."""
         async with self._reading:
-            if self._order is not None:
+            if self._in_order:
                 most = _AHEAD * self._at_once
                 async with self._moved:
                     await self._moved.wait_for(lambda: self._begun - self._written < most)
@@ -140,23 +147,9 @@ class BatchRun:
                 return found
         return found or None
 
-    async def _finish(self, place: int, line: BatchLine) -> None:
-        if self._order is None:
-            await self._write(line)
-            return
-        self._order[place] = line
-        async with self._moved:
-            while (following := self._order.pop(self._written + 1, None)) is not None:
-                self._written += 1
-                await self._write(following)
-            self._moved.notify_all()
-
     async def _write(self, line: BatchLine) -> None:
-        failed = line.error is not None
-        self._output.append(encoded(line), failed=failed)
-        self._progress.count(failed=failed)
-        if self._taken is not None:
-            await self._taken(line)
+        self._output.append(encoded(line), failed=line.error is not None)
+        await self._taken(line)
 
     async def _sync(self) -> None:
         while True:

@@ -1,22 +1,25 @@
-"""What a person says of a batch beside its input, its output and the plan."""
+"""What a person says of a batch beside its input and its output: options, and who answers."""
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 from pydantic import Field
 
 from turbofit.core.errors import UsageError
+from turbofit.core.process.variables import variables
 from turbofit.core.validation import FilePath, Metavar, Validated
-from turbofit.planning.request import Tokens
+from turbofit.planning.request import PlanRequest, Tokens
 
-__all__ = ["ANSWER_TOKENS", "IMAGE_COLUMN", "BatchSpec"]
+__all__ = ["ANSWER_TOKENS", "IMAGE_COLUMN", "BatchSpec", "BatchTarget", "target_of"]
 
 Seconds = Annotated[float, Field(gt=0, lt=1e7), Metavar("SECONDS")]
 
 #: Tokens of an answer to images and rows, which state none.
 ANSWER_TOKENS: Final = 512
 IMAGE_COLUMN: Final = "image"
+#: Requests at once to a server of which nothing is known.
+_AT_ONCE: Final = 64
 
 
 class BatchSpec(Validated):
@@ -85,3 +88,50 @@ class BatchSpec(Validated):
                     f"{option} is for a server that is started, and --url names one that runs",
                     hint=f"leave {option} out, or give --model instead of --url",
                 )
+
+
+class BatchTarget(NamedTuple):
+    """A server that runs, by its ``url``, or one that is planned by ``request``."""
+
+    url: str | None = None
+    key: str | None = None
+    model: str | None = None
+    at_once: int = _AT_ONCE
+    request: PlanRequest | None = None
+
+
+def target_of(url: str | None, key: str | None, request: PlanRequest | None) -> BatchTarget:
+    """Who answers.
+
+    Args:
+        url: of a server that runs.
+        key: its API key; None is the environment's.
+        request: the plan that is wanted; of a server that runs only the model and the number of
+            requests at once mean something.
+
+    Raises:
+        UsageError: neither or too much is given.
+    """
+    if url is None:
+        if request is None or not request.model:
+            raise UsageError(
+                "nobody is named who answers",
+                hint="add --url http://127.0.0.1:23333 of a server, or --model MODEL to start one",
+            )
+        if key is not None:
+            raise UsageError("--api-key is for a server that --url names", hint="leave it out")
+        return BatchTarget(request=request)
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(
+            f"{url} is no address of a server", hint="write it as http://127.0.0.1:23333"
+        )
+    given = {} if request is None else request.given()
+    at_once = given.pop("concurrency", _AT_ONCE)
+    model = given.pop("model", None) or None
+    if given:
+        option = f"--{next(iter(given)).rstrip('_').replace('_', '-')}"
+        raise UsageError(
+            f"{option} is of a plan, and --url names a server that runs already",
+            hint=f"leave {option} out, or give --model alone instead of --url",
+        )
+    return BatchTarget(url, key or next(iter(variables().keys), None), model, at_once)

@@ -1,9 +1,9 @@
 """The output: what is answered already, one line after the other, and nothing twice.
 
-The output file is the only state. Each line goes to the kernel in
-one piece before its item counts, so that it outlives the process; once a second all lines go to
-the disk, so that a power cut costs the last second, whose items are sent again. The lock is the
-kernel's, on the output itself, and ends with the process.
+The output file is the only state; the file of failures is made from it at the end. Each line goes
+to the kernel in one piece before its item counts, so that it outlives the process; once a second
+all lines go to the disk, so that a power cut costs the last second, whose items are sent again. The
+lock is the kernel's, on the output itself, and ends with the process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -24,11 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from turbofit.batch.survey import Survey
+    from turbofit.batch.batch_input import Survey
 
 __all__ = ["OutputFile"]
 
-_BUSY: Final = (BlockingIOError, PermissionError)
 _NUL: Final = b"\0"
 
 
@@ -43,7 +42,7 @@ class OutputFile:
     """Opened and locked; a context manager.
 
     Args:
-        path: the output; failures go to ``PATH.errors.jsonl`` too.
+        path: the output; failures stand in ``PATH.errors.jsonl`` too, once it is closed.
 
     Raises:
         UsageError: it cannot be written, or another batch writes it.
@@ -52,14 +51,8 @@ class OutputFile:
     def __init__(self, path: Path) -> None:
         self.path, self.errors_path = path, path.with_name(path.name + ".errors.jsonl")
         self._fd = _open_locked(path)
-        #: The output itself, where ``path`` is a link to it.
-        self._real = path.resolve()
-        #: The file of failures, and that of the lines that stay where some do not.
-        self._errors = self._kept = -1
-        #: By the path that a new file gets: its name until it is whole.
-        self._unnamed: dict[Path, str] = {}
-        #: Bytes that are whole lines.
-        self._size = self._errors_size = 0
+        #: Bytes that are whole lines; -1 as long as nobody knows whether they are a batch's.
+        self._size = -1
         self._unsynced = False
         self.answered = self.failed = 0
 
@@ -82,18 +75,25 @@ class OutputFile:
         Raises:
             UsageError: a line is of another input, or of no batch.
         """
-        with self._disk_errors():
-            # Written anew: the output may have more failures than the file had.
-            self._errors = self._begin(self.errors_path)
-        self._read(survey, drop_failed=retry_failed)
-        with self._disk_errors():
-            if self._kept >= 0:
-                self._replace()
-            os.ftruncate(self._fd, self._size)
-            self._end(self.errors_path)
+        size = 0
+        with self._copy() if retry_failed else nullcontext() as kept, _disk_errors(self.path):
+            for number, line in enumerate(self._whole_lines(), 1):
+                place, failed = self._checked(number, line, survey)
+                if failed and retry_failed:
+                    continue
+                if not survey.mark(place):
+                    raise UsageError(
+                        f"line {number} of {self.path} is the second of its item",
+                        hint="take one of the two out, or name another output",
+                    )
+                size = size + len(line) if kept is None else _written(kept, line, size)
+                self.answered, self.failed = self.answered + (not failed), self.failed + failed
+        with _disk_errors(self.path):
+            os.ftruncate(self._fd, size)
             os.fsync(self._fd)
             sync_folder(self.path.parent)
-        return self._size
+        self._size = size
+        return size
 
     def append(self, line: bytes, *, failed: bool) -> None:
         """One line, whole or not at all.
@@ -101,14 +101,10 @@ class OutputFile:
         Raises:
             UsageError: the disk is full, or takes no more for another reason.
         """
-        with self._disk_errors():
+        with _disk_errors(self.path):
             self._size = _written(self._fd, line, self._size)
-            self._unsynced = True
-            if failed:
-                self.failed += 1
-                self._errors_size = _written(self._errors, line, self._errors_size)
-            else:
-                self.answered += 1
+        self._unsynced = True
+        self.answered, self.failed = self.answered + (not failed), self.failed + failed
 
     def sync(self) -> None:
         """Have all lines on the disk.
@@ -118,41 +114,31 @@ class OutputFile:
         """
         if self._unsynced:
             self._unsynced = False
-            with self._disk_errors():
+            with _disk_errors(self.path):
                 os.fsync(self._fd)
 
     def close(self) -> None:
-        """Unlock and close it; remove the file of failures where there are none."""
-        unneeded = [*self._unnamed.values()]
-        if not unneeded and self._errors >= 0 and not self._errors_size:
-            unneeded = [str(self.errors_path)]
-        for name in unneeded:
-            with suppress(OSError):
-                os.unlink(name)
-        for fd in (self._errors, self._kept, self._fd):
-            if fd >= 0:
-                os.close(fd)
-        self._errors = self._kept = self._fd = -1
+        """Write the file of failures, or remove it where there are none; unlock and close."""
+        if self._fd < 0:
+            return
+        try:
+            if self._size >= 0:
+                with suppress(OSError):
+                    self._write_errors()
+        finally:
+            os.close(self._fd)
+            self._fd = -1
 
-    def _read(self, survey: Survey, *, drop_failed: bool) -> None:
-        """Mark each line; those that stay go to another file where some do not."""
-        for number, line in enumerate(self._whole_lines(), 1):
-            place, failed = self._checked(number, line, survey)
-            with self._disk_errors():
-                if failed and drop_failed:
-                    self._copy()
-                    continue
-                if not survey.mark(place):
-                    raise UsageError(
-                        f"line {number} of {self.path} is the second of its item",
-                        hint="take one of the two out, or name another output",
-                    )
-                if self._kept >= 0:
-                    _written(self._kept, line, self._size)
-                self._size += len(line)
-                if failed:
-                    self._errors_size = _written(self._errors, line, self._errors_size)
-            self.answered, self.failed = self.answered + (not failed), self.failed + failed
+    def _write_errors(self) -> None:
+        if not self.failed:
+            self.errors_path.unlink(missing_ok=True)
+            return
+        with _new_file(self.errors_path) as descriptor:
+            size = 0
+            for line in self._whole_lines():
+                if msgspec.json.decode(line, type=_Kept).error is not None:
+                    size = _written(descriptor, line, size)
+        os.close(descriptor)
 
     def _whole_lines(self) -> Iterator[bytes]:
         """Up to the first that has no end, or that a power cut left without its bytes."""
@@ -160,7 +146,11 @@ class OutputFile:
             file.seek(0)
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n") or _NUL in line:
-                    if number == 1 and not _is_begun(line):
+                    # It may have left NULs at the line's end, or only NULs.
+                    begun = line.rstrip(_NUL)
+                    if number == 1 and not (
+                        begun.startswith(LINE_START) or LINE_START.startswith(begun)
+                    ):
                         raise self._foreign(number)
                     return
                 yield line
@@ -187,104 +177,77 @@ class OutputFile:
             hint="name another output: this one holds something else",
         )
 
-    def _copy(self) -> None:
-        """Begin the file of the lines that stay with those before this one."""
-        if self._kept >= 0:
-            return
-        self._kept = self._begin(self._real)
-        at = 0
-        while at < self._size and (data := os.pread(self._fd, min(self._size - at, 1 << 20), at)):
-            at = _written(self._kept, data, at)
-
-    def _replace(self) -> None:
-        """The output is that file now, locked before anybody can open it by its name."""
-        os.fsync(self._kept)
-        fcntl.flock(self._kept, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self._end(self._real)
-        sync_folder(self._real.parent)
+    @contextmanager
+    def _copy(self) -> Iterator[int]:
+        """A new file that is the output at the end, locked before anybody can open it by name."""
+        with _disk_errors(self.path), _new_file(self.path.resolve()) as descriptor:
+            yield descriptor
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(self._fd)
-        self._fd, self._kept = self._kept, -1
-
-    def _begin(self, path: Path) -> int:
-        """A new file that gets this path at its end."""
-        fd, self._unnamed[path] = open_beside(path)
-        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
-        return fd
-
-    def _end(self, path: Path) -> None:
-        os.replace(self._unnamed[path], path)
-        del self._unnamed[path]
-
-    def _disk_errors(self) -> _DiskErrors:
-        return _DiskErrors(self.path)
+        self._fd = descriptor
 
 
-class _DiskErrors:
+@contextmanager
+def _new_file(path: Path) -> Iterator[int]:
+    """A file that gets this path at the end, and stays open; none where that fails."""
+    descriptor, name = open_beside(path)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_APPEND)
+        yield descriptor
+        os.fsync(descriptor)
+        os.replace(name, path)
+    except BaseException:
+        os.close(descriptor)
+        with suppress(OSError):
+            os.unlink(name)
+        raise
+    sync_folder(path.parent)
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
     """Turns an error of the disk into a UsageError."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _kind: object, exc: BaseException | None, _trace: object) -> None:
-        if isinstance(exc, OSError):
-            raise _unwritable(self._path, exc) from None
+    try:
+        yield
+    except OSError as exc:
+        raise UsageError(
+            f"{path} cannot be written: {exc.strerror or exc}",
+            hint="make room, or allow it, and give the same command again: all lines in it count",
+        ) from None
 
 
-def _is_begun(line: bytes) -> bool:
-    """Whether a batch began this line; a power cut may have left NULs at its end, or only NULs."""
-    begun = line.rstrip(_NUL)
-    return begun.startswith(LINE_START) or LINE_START.startswith(begun)
-
-
-def _written(fd: int, line: bytes, size: int) -> int:
+def _written(descriptor: int, line: bytes, size: int) -> int:
     """The size with the line; where the disk does not take all of it, none of it stays."""
     left = memoryview(line)
     try:
         while left:
-            left = left[os.write(fd, left) :]
+            left = left[os.write(descriptor, left) :]
     except BaseException:
         with suppress(OSError):
-            os.ftruncate(fd, size)
+            os.ftruncate(descriptor, size)
         raise
     return size + len(line)
 
 
 def _open_locked(path: Path) -> int:
     while True:
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        except OSError as exc:
-            raise _unwritable(path, exc) from None
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+        with _disk_errors(path), ExitStack() as stack:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            stack.callback(os.close, descriptor)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise UsageError(
                     f"{path} is no file", hint="name a file: what stands in it is taken up again"
                 )
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(fd), os.stat(path)):
-                return fd
-        except _BUSY:
-            os.close(fd)
-            raise UsageError(
-                f"another turbofit batch writes {path}",
-                hint="wait for its end, or name another output",
-            ) from None
-        except FileNotFoundError:  # replaced and gone meanwhile
-            pass
-        except OSError as exc:
-            os.close(fd)
-            raise _unwritable(path, exc) from None
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
-
-
-def _unwritable(path: Path, exc: OSError) -> UsageError:
-    return UsageError(
-        f"{path} cannot be written: {exc.strerror or exc}",
-        hint="make room, or allow it, and give the same command again: all lines in it count",
-    )
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                found = os.path.samestat(os.fstat(descriptor), os.stat(path))
+            except (BlockingIOError, PermissionError):
+                raise UsageError(
+                    f"another turbofit batch writes {path}",
+                    hint="wait for its end, or name another output",
+                ) from None
+            except FileNotFoundError:  # replaced and gone meanwhile
+                found = False
+            if found:
+                stack.pop_all()
+                return descriptor

@@ -42,6 +42,7 @@ _MOST_BREAKS: Final = 8
 #: Answers of 500 and the like, and answers that took too long: the item's failure then.
 _MOST_ERRORS: Final = 3
 _AWAY: Final = frozenset({408, 425, 429, 502, 503, 504})
+_NO_JSON: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class Sender:
@@ -95,33 +96,22 @@ class Sender:
             UnservedError: it does not answer, or not as such a server does.
             UsageError: it does not know the key.
         """
-        pauses = _Pauses()
-        while True:
-            try:
-                status, headers, raw = await self._exchange("GET", "/v1/models", None)
-            except (aiohttp.InvalidURL, ValueError):
-                raise UsageError(
-                    f"{self._url} is no address of a server",
-                    hint="write it as http://127.0.0.1:23333",
-                ) from None
-            except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
-                await self._wait(pauses, _kind(exc))
-                continue
-            if status in _AWAY:
-                await self._wait(pauses, f"status {status}", headers)
-                continue
-            self._check_key(status)
-            try:
-                name = msgspec.json.decode(raw)["data"][0]["id"]
-            except (msgspec.MsgspecError, UnicodeDecodeError, LookupError, TypeError):
-                name = None
-            if status == 200 and isinstance(name, str):
-                self._here()
-                return name
-            raise UnservedError(
-                f"{self._url}/v1/models answers {status} and names no model",
-                hint="name an OpenAI-compatible server, or its model with --model",
-            )
+        try:
+            status, _, raw = await self._answer("GET", "/v1/models", None)
+        except (aiohttp.InvalidURL, ValueError):
+            raise UsageError(
+                f"{self._url} is no address of a server", hint="write it as http://127.0.0.1:23333"
+            ) from None
+        try:
+            name = msgspec.json.decode(raw)["data"][0]["id"]
+        except (*_NO_JSON, LookupError, TypeError):
+            name = None
+        if status == 200 and isinstance(name, str):
+            return name
+        raise UnservedError(
+            f"{self._url}/v1/models answers {status} and names no model",
+            hint="name an OpenAI-compatible server, or its model with --model",
+        )
 
     async def line(self, item: BatchItem, writer: BodyWriter) -> BatchLine:
         """The line of an item.
@@ -130,55 +120,71 @@ class Sender:
             UnservedError: the server is away for longer than it is waited for.
             UsageError: the server does not know the key.
         """
-        identity = line_id(item)
+        response = error = None
         try:
             if item.fault is not None:
                 raise item.fault
-            body = await asyncio.to_thread(writer.body, item) if _reads(item) else (
-                writer.body(item)
-            )  # fmt: skip
-            response, error = await self._answer(item.url, body)
-        except ItemError as exc:
-            response, error = None, BatchError(code=exc.code, message=exc.message)
-        return BatchLine(id=identity, custom_id=item.custom_id, response=response, error=error)
-
-    async def _answer(self, path: str, body: bytes) -> tuple[BatchResponse, BatchError | None]:
-        pauses, breaks, errors = _Pauses(), 0, 0
-        while True:
-            headers: Any = None
+            given = item.body
+            if isinstance(given, msgspec.Raw) and b'"image_url"' not in bytes(given):
+                body = writer.body(item)
+            else:  # it may be made from files
+                body = await asyncio.to_thread(writer.body, item)
             try:
-                status, headers, raw = await self._exchange("POST", path, body)
+                status, headers, raw = await self._answer("POST", item.url, body)
             except (aiohttp.InvalidURL, ValueError) as exc:
-                raise ItemError("bad_url", f"{path!r} is no path: {exc}") from None
+                raise ItemError("bad_url", f"{item.url!r} is no path: {exc}") from None
+            response, error = _read(status, headers, raw)
+            self.lowered += error is None and "x-turbofit-limited" in headers
+        except ItemError as exc:
+            error = BatchError(code=exc.code, message=exc.message)
+        return BatchLine(id=line_id(item), custom_id=item.custom_id, response=response, error=error)
+
+    async def _answer(self, method: str, path: str, body: bytes | None) -> tuple[int, Any, bytes]:
+        """Status, headers and body of an answer, after as many tries as that takes."""
+        tries = breaks = errors = 0
+        while True:
+            headers: Any = {}
+            try:
+                status, headers, raw = await self._exchange(method, path, body)
+                why = f"status {status}" if status in _AWAY else ""
+                errors += status >= 500 and not why
+                if not why:
+                    self._here()
+                    if status < 500 or errors >= _MOST_ERRORS:
+                        return status, headers, raw
+            except aiohttp.InvalidURL:
+                raise
             except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
-                why = _kind(exc)
-                if why == "no answer in time":
+                why = "the connection broke"
+                if isinstance(exc, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+                    why = "no connection"
+                elif isinstance(exc, asyncio.TimeoutError):
+                    why = "no answer in time"
                     errors += 1
-                elif why != "no connection" and self._patience is not None:
+                elif self._patience is not None:
                     breaks += 1
-                if breaks >= _MOST_BREAKS or errors >= _MOST_ERRORS:
+                if body is not None and (breaks >= _MOST_BREAKS or errors >= _MOST_ERRORS):
                     times = max(breaks, errors)
                     raise ItemError("connection_lost", f"{times} times: {why}") from None
-                await self._wait(pauses, why)
-                continue
-            self._check_key(status)
-            if status in _AWAY:
-                await self._wait(pauses, f"status {status}", headers)
-                continue
-            self._here()
-            found, error = _read(status, headers, raw)
-            errors += status >= 500
-            if status >= 500 and errors < _MOST_ERRORS:
-                await asyncio.sleep(pauses.next())
-                continue
-            self.lowered += error is None and "x-turbofit-limited" in headers
-            return found, error
+            if why:
+                self._away(why)
+            # From try to try longer, with a random part, so that items spread out.
+            pause = min(_LONGEST_PAUSE, _PAUSE * 2.0 ** min(tries, 10)) * random.uniform(0.5, 1.0)
+            tries += 1
+            stated = headers.get("Retry-After", "")
+            after = min(float(stated), _LONGEST_RETRY_AFTER) if stated.isdigit() else 0.0
+            await asyncio.sleep(max(pause, after))
 
     async def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, Any, bytes]:
         headers = {"Content-Type": "application/json"} if body is not None else {}
         async with self._session.request(
             method, self._url + path, data=body, headers=headers, allow_redirects=False
         ) as response:
+            if response.status == 401:  # which is no item's failure
+                raise UsageError(
+                    f"{self._url} answers 401: it does not know the key",
+                    hint="give its key with --api-key, or in TURBOFIT_API_KEY",
+                )
             raw = await response.content.read(_LARGEST_ANSWER)
             while data := await response.content.read(_LARGEST_ANSWER):
                 raw += data
@@ -186,28 +192,16 @@ class Sender:
                     raise ItemError("answer_too_big", f"more than {_LARGEST_ANSWER} bytes")
             return response.status, response.headers, raw
 
-    def _check_key(self, status: int) -> None:
-        """Stop the batch at a wrong key, which is no item's failure.
-
-        Raises:
-            UsageError: it is.
-        """
-        if status == 401:
-            raise UsageError(
-                f"{self._url} answers 401: it does not know the key",
-                hint="give its key with --api-key, or in TURBOFIT_API_KEY",
-            )
-
     def _here(self) -> None:
         if self._away_since is not None:
             self._away_since = None
             self._waiting("")
 
-    async def _wait(self, pauses: _Pauses, why: str, headers: Any = None) -> None:
-        """Wait until another try may succeed.
+    def _away(self, why: str) -> None:
+        """The server does not answer, or is busy.
 
         Raises:
-            UnservedError: the server was away for longer than ``patience``.
+            UnservedError: for longer than ``patience``.
         """
         now = time.monotonic()
         if self._away_since is None or now > self._failed_at + _SILENCE:
@@ -220,66 +214,28 @@ class Sender:
                 f"{self._url} has not answered for {away:.0f} s: {why}",
                 hint="start it again and give the same command: all lines of the output count",
             )
-        await asyncio.sleep(max(pauses.next(), _retry_after(headers)))
-
-
-class _Pauses:
-    """Pauses that grow from try to try, with a random part, so that items spread out."""
-
-    def __init__(self) -> None:
-        self._tries = 0
-
-    def next(self) -> float:
-        pause = min(_LONGEST_PAUSE, _PAUSE * 2.0 ** min(self._tries, 10))
-        self._tries += 1
-        return pause * random.uniform(0.5, 1.0)
-
-
-def _reads(item: BatchItem) -> bool:
-    """Whether its body may be made from files, or takes long."""
-    raw = item.body
-    return not isinstance(raw, msgspec.Raw) or b'"image_url"' in bytes(raw)
 
 
 def _read(status: int, headers: Any, raw: bytes) -> tuple[BatchResponse, BatchError | None]:
+    """What an item's line says of an answer."""
     try:
-        msgspec.json.decode(raw)  # which `format` is too lenient for
+        found = msgspec.json.decode(raw)  # `format` is more lenient
         body: Any = msgspec.Raw(msgspec.json.format(raw, indent=-1) if b"\n" in raw else raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        error = None if 200 <= status < 300 else _error(status, found)
+    except _NO_JSON:
         body = raw[:4096].decode(errors="replace")
-    response = BatchResponse(
-        status_code=status, request_id=headers.get("x-request-id", ""), body=body
-    )
-    if not isinstance(body, msgspec.Raw):
-        return response, BatchError(code="bad_answer", message=f"status {status} without JSON")
-    if 200 <= status < 300:
-        return response, None
-    return response, _error(status, raw)
+        error = BatchError(code="bad_answer", message=f"status {status} without JSON")
+    request_id = headers.get("x-request-id", "")
+    return BatchResponse(status_code=status, request_id=request_id, body=body), error
 
 
-def _error(status: int, raw: bytes) -> BatchError:
+def _error(status: int, body: Any) -> BatchError:
     """The server's words, where it has any."""
-    try:
-        said = msgspec.json.decode(raw)
-        said = said.get("error", said)
-        code, message = said.get("code"), said.get("message")
-    except (msgspec.MsgspecError, AttributeError, RecursionError):
-        code = message = None
-    named = code if isinstance(code, str) and code else f"status_{status}"
-    return BatchError(
-        code=named, message=message if isinstance(message, str) else f"the server answered {status}"
+    said = body.get("error", body) if isinstance(body, dict) else None
+    code, message = (
+        said.get(key) if isinstance(said, dict) else None for key in ("code", "message")
     )
-
-
-def _retry_after(headers: Any) -> float:
-    text = headers.get("Retry-After", "") if headers is not None else ""
-    return min(float(text), _LONGEST_RETRY_AFTER) if text.isdigit() else 0.0
-
-
-def _kind(exc: BaseException) -> str:
-    """What a failed exchange is called."""
-    if isinstance(exc, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-        return "no connection"
-    if isinstance(exc, asyncio.TimeoutError):
-        return "no answer in time"
-    return "the connection broke"
+    return BatchError(
+        code=code if isinstance(code, str) and code else f"status_{status}",
+        message=message if isinstance(message, str) else f"the server answered {status}",
+    )

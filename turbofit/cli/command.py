@@ -11,13 +11,7 @@ from click.core import ParameterSource
 
 from turbofit.cli.options.option_variables import check_names, value_of
 from turbofit.cli.terminal.output import PAGE_WIDTH, answer, progress, verbose_log
-from turbofit.cli.usage_errors import (
-    WORDS,
-    foreign_option,
-    usage_error,
-    with_source,
-    without_gpu,
-)
+from turbofit.cli.usage_errors import foreign_option, usage_error, with_source, without_gpu
 from turbofit.core.errors import NoGpuError, UsageError
 from turbofit.core.process.log_queue import queued_stderr
 
@@ -35,6 +29,8 @@ __all__ = [
     "split_rest",
 ]
 
+#: Under which name a context keeps the words that it was made of.
+WORDS: Final = "turbofit.words"
 _WINDOWS: Final = os.name == "nt"
 
 
@@ -56,7 +52,6 @@ class Option(click.Option):
         group: the heading above it; empty for the first, unnamed group.
         several: it takes all words up to the next option, as LMDeploy's options do.
         form: it is a form of the answer, of which a command gives one.
-        joined: given again it adds a line to its value, where click would take the last alone.
         attributes: as click's.
     """
 
@@ -66,7 +61,6 @@ class Option(click.Option):
         group: str = "",
         several: bool = False,
         form: bool = False,
-        joined: bool = False,
         **attributes: Any,
     ) -> None:
         if several:
@@ -75,7 +69,6 @@ class Option(click.Option):
         self.group = group
         self.several = several
         self.form = form
-        self.joined = joined
         #: Whether it may stand without a value.
         self.bare = self.is_flag or self.count or "flag_value" in attributes
 
@@ -194,8 +187,7 @@ class CliCommand(click.Command):
     def _repeated(self, arguments: Sequence[str], ctx: click.Context) -> list[str]:
         """``--option a b`` as ``--option a --option b``; of such an option the last one counts.
 
-        Of an option that is joined all count, as lines of one value. Options of other programs
-        that mean the same are turbofit's by then.
+        Options of other programs that mean the same are turbofit's by then.
 
         Raises:
             click.BadOptionUsage: an option stands where another one's value should.
@@ -224,10 +216,7 @@ class CliCommand(click.Command):
                 filling = ""
                 found.append(word)
         pairs = [part for name, values in lists.items() for one in values for part in (name, one)]
-        joined = [name for name, one in known.items() if one.joined]
-        return [
-            *_joined(found, joined), *pairs, *(name for name, values in lists.items() if not values)
-        ]  # fmt: skip
+        return [*found, *pairs, *(name for name, values in lists.items() if not values)]
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run it, with its log on stderr where that is asked for.
@@ -287,22 +276,6 @@ class CliCommand(click.Command):
         from turbofit.cli.manual import manual_text
 
         formatter.write(manual_text(ctx.info_name or ""))
-
-
-def _joined(words: list[str], names: Sequence[str]) -> list[str]:
-    """The words with each of these options once, its values as lines of one."""
-    rest: list[str] = []
-    values: dict[str, list[str]] = {}
-    following = iter(words)
-    for word in following:
-        name, equals, text = word.partition("=")
-        value = text if equals else next(following, None) if name in names else None
-        if name in names and value is not None:
-            values.setdefault(name, []).append(value)
-        else:
-            rest.append(word)
-    given = [word for name, lines in values.items() for word in (name, "\n".join(lines))]
-    return [*given, *rest]
 
 
 def command(

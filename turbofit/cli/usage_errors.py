@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Final
 
 import click
 
-from turbofit.cli.options.option_variables import named_source, options_by_command, value_of
-from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.cli.options.option_variables import named_source, options_by_command
+from turbofit.core.errors import UsageError
 from turbofit.core.synonyms import near, synonym
 
-__all__ = ["WORDS", "foreign_option", "unknown_word", "usage_error", "with_source", "without_gpu"]
-
-#: Under which name a context keeps the words that it was made of.
-WORDS: Final = "turbofit.words"
+__all__ = ["foreign_option", "unknown_word", "usage_error", "with_source", "without_gpu"]
 
 
 def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
@@ -75,67 +71,42 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
     found = None if name[1:2].isdigit() else synonym(name)
     if found is None or name == f"--{found.to}":
         return word
-    option = f"--{found.to}"
+    option, form = f"--{found.to}", "--{option} {value}"
     here = any(option in one.opts for one in ctx.command.params)
     if found.take and here:
         say(f"{name} of {found.of} is taken as {option}{f'; {found.say}' if found.say else ''}")
         return f"{option}{equals}{value}"
     if not equals:
-        value = "" if behind.startswith("-") or found.kind == "flag" else behind
-    form = "{option} {value}"
+        value = "" if behind.startswith("-") or found.flag else behind
     if found.to == "MODEL":
         form = f"turbofit {ctx.info_name} {value or 'MODEL'}, without an option"
     elif not here:
-        commands = [command for command, one in options_by_command(ctx) if option in one.opts]
+        having = [command for command, one in options_by_command(ctx) if option in one.opts]
         # `plan` tells and `serve` launches: others have what these two have.
-        command = next(
-            (one for one in ("plan", "serve", "bench", *commands) if one in commands), ""
-        )
-        model = "MODEL " if command in ("plan", "serve") else "" if command else "MODEL -- "
-        form = f"turbofit {command or 'serve'} {model}--{form}"
-    else:
-        form = f"--{form}"
-    raise UsageError(
-        f"unknown option {name}{f' {value}' if value else ''}",
-        hint=found.here(value, form, lambda: _card(ctx)),
-    )
-
-
-def _card(ctx: click.Context) -> int | None:
-    """Bytes of the smallest GPU of the machine that the command line names, or of this one."""
-    from turbofit.core.struct import known
-    from turbofit.machine.source import machine_from
-
-    words = " ".join(ctx.meta[WORDS])
-    typed = re.search(r"--on[ =](\S+)", words)
-    option = next((one for one in ctx.command.params if "--on" in one.opts), None)
-    on = typed[1] if typed else value_of(ctx, option) if option else None
-    try:
-        machine = machine_from(on)
-    except TurbofitError:
-        return None
-    return min(known(machine.gpu(index).total, 0) for index in machine.visible) or None
+        first = (one for one in ("plan", "serve", "bench", *having) if one in having)
+        command = next(first, "serve MODEL --")
+        form = f"turbofit {command}{' MODEL' if command in ('plan', 'serve') else ''} {form}"
+    said = f"unknown option {name}{f' {value}' if value else ''}"
+    raise UsageError(said, hint=found.here(value, form))
 
 
 def unknown_word(word: str) -> str:
     """What to do with a word that stands where no such word can; empty for a word of nobody."""
-    from turbofit.machine.spec import parse_spec
+    from turbofit.machine.spec import is_spec
     from turbofit.model.names import read_name
     from turbofit.model.presets import HUB_ID, find_preset
 
     try:
         model = read_name(word).text
-        if find_preset(model) or HUB_ID.fullmatch(model):
-            return f"it is a model: turbofit plan {word}, or turbofit serve {word}"
     except UsageError:
-        pass
+        model = ""
+    if find_preset(model) or HUB_ID.fullmatch(model):
+        return f"it is a model: turbofit plan {word}, or turbofit serve {word}"
     if os.path.exists(word):
         return "it is a path: turbofit plan takes a checkpoint's, report a plan's, diagnose a log's"
-    try:
-        parse_spec(word)
-    except TurbofitError:
-        return ""
-    return f"it is a machine: turbofit plan MODEL --on {word}, or turbofit which --on {word}"
+    if is_spec(word):
+        return f"it is a machine: turbofit plan MODEL --on {word}, or turbofit which --on {word}"
+    return ""
 
 
 def without_gpu(hint: str, ctx: click.Context) -> str:

@@ -9,7 +9,6 @@ from msgspec import UNSET, UnsetType
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import (
-    Command,
     Held,
     Limits,
     Plan,
@@ -22,12 +21,12 @@ from turbofit.core.struct import Struct, const, decode, doc, to_json
 
 __all__ = [
     "CLUSTER_PLAN_SCHEMA", "CLUSTER_SCHEMA", "CLUSTER_STATUS_SCHEMA", "Cluster", "ClusterPlan",
-    "ClusterStatus", "EngineStatus", "Node", "NodePlan", "NodeStatus", "Span",
+    "ClusterStatus", "Node", "NodePlan", "NodeStatus",
 ]  # fmt: skip
 
 CLUSTER_SCHEMA: Final = "turbofit.cluster/1"
 CLUSTER_PLAN_SCHEMA: Final = "turbofit.cluster-plan/1"
-CLUSTER_STATUS_SCHEMA: Final = "turbofit.cluster-status/1"
+CLUSTER_STATUS_SCHEMA: Final = "turbofit.cluster-status/2"
 
 
 class Node(Struct):
@@ -75,9 +74,9 @@ class Cluster(Struct):
 class NodePlan(Struct):
     """What one node serves; ``plan`` None and ``why_not`` where it serves nothing.
 
-    ``plan`` is complete for this node's own cards, but for ``considered``, which only the first
-    node of each kind has. ``at_once`` are the workload's requests that are there at any time, on
-    average. ``cards`` are the node's visible GPUs in words.
+    ``plan`` is for this node's own cards, counted as full as the fullest of its kind; only the
+    first node of each kind has ``considered``. ``at_once`` are the workload's requests that are
+    there at any time, on average. ``cards`` are the node's visible GPUs in words.
     """
 
     node: str
@@ -99,21 +98,6 @@ class NodePlan(Struct):
         return {index for group in groups for index in group}
 
 
-class Span(Struct):
-    """One engine over several nodes, where no single one holds the model.
-
-    ``plan`` is of the nodes' cards as if they were one machine without peer access between nodes;
-    ``groups`` are its GPUs' indices node by node, in the order of ``nodes``. ``commands`` are
-    TurboMind's one a node, in their order, or the PyTorch engine's one on the first node.
-    """
-
-    nodes: tuple[str, ...]
-    plan: Plan
-    groups: tuple[tuple[int, ...], ...]
-    commands: Annotated[tuple[Command, ...], doc("One a node, in their order.")]
-    at_once: float = 0.0
-
-
 class ClusterPlan(Struct):
     """One promise over all nodes, and what each serves under it.
 
@@ -133,10 +117,6 @@ class ClusterPlan(Struct):
     total_tokens: Annotated[int, doc("Tokens of the KV caches of all engines.")]
     engines: int
     nodes: Annotated[tuple[NodePlan, ...], doc("All nodes, in the cluster's order.")]
-    spans: Annotated[
-        tuple[Span, ...],
-        doc("Engines over several nodes, only where no node alone serves."),
-    ] = ()
     throughput: Annotated[Throughput | None, doc("A forecast over all nodes, never a promise.")] = (
         None
     )
@@ -160,8 +140,7 @@ class ClusterPlan(Struct):
     def requests_at_once(self) -> int:
         """Requests over all nodes: those that were asked for, or as many as run."""
         used = [one.at_once for one in self.nodes if one.plan is not None]
-        running = sum(used) + sum(span.at_once for span in self.spans)
-        return self.workload.concurrency or round(running)
+        return self.workload.concurrency or round(sum(used))
 
     def node(self, identity: str) -> NodePlan | None:
         """What the node with this id serves, None where it is not in the plan."""
@@ -181,44 +160,28 @@ class ClusterPlan(Struct):
         return decode(data, ClusterPlan, what=what)
 
 
-class EngineStatus(Struct):
-    """One engine of a cluster that serves; ``up`` and ``outstanding`` as its gateways see it.
-
-    ``restarts`` are those of its Ray actor, ``folder`` is its run's, on its node. ``tokens`` is
-    what its cache holds. ``error`` is empty where it has not failed.
-    """
-
-    name: Annotated[str, doc("Its own for good.")]
-    gpus: Annotated[tuple[int, ...], doc("The node's indices of its GPUs.")]
-    state: Literal["starting", "ready", "draining", "failed", "ended"]
-    said: Annotated[str, doc("Its last line of progress.")] = ""
-    url: Annotated[str, doc("Where gateways reach it.")] = ""
-    up: Annotated[bool, doc("Whether requests go there.")] = False
-    draining: bool = False
-    outstanding: Annotated[int, doc("Requests at it.")] = 0
-    tokens: Annotated[int, doc("KV tokens that its cache holds.")] = 0
-    restarts: Annotated[int, doc("Of its Ray actor.")] = 0
-    folder: Annotated[str, doc("Its run's, on its node.")] = ""
-    error: Annotated[str, doc("Why it failed, empty where it did not.")] = ""
-    warnings: tuple[str, ...] = ()
-
-
 class NodeStatus(Struct):
-    """One node; ``state`` is ``joining``, ``serving``, ``changing``, ``drained`` or ``unfit``."""
+    """One node of a cluster that serves."""
 
     id: Annotated[str, doc("Ray's.")]
     name: Annotated[str, doc("The host's name.")]
     address: str
-    state: Literal["joining", "serving", "changing", "drained", "unfit"]
+    state: Literal["joining", "starting", "serving", "changing", "draining", "drained", "unfit"]
     cards: Annotated[str, doc("Its GPUs in words.")] = ""
     why_not: Annotated[str, doc("Why it serves nothing.")] = ""
-    engines: tuple[EngineStatus, ...] = ()
+    said: Annotated[str, doc("The last line of its turbofit serve.")] = ""
+    url: Annotated[str, doc("Where fronts reach it.")] = ""
+    up: Annotated[bool, doc("Whether the front sends requests there.")] = False
+    outstanding: Annotated[int, doc("Requests of the front at it.")] = 0
+    at_once: Annotated[float, doc("Requests that it runs at once.")] = 0.0
+    tokens: Annotated[int, doc("KV tokens that its caches hold.")] = 0
+    folder: Annotated[str, doc("Its serve's log and plan, on the node.")] = ""
 
 
 class ClusterStatus(Struct):
     """A model that a cluster serves, at one moment.
 
-    ``urls`` are its gateways'. ``change`` says how far a change of plan has come, empty where none
+    ``urls`` are its front's. ``change`` says how far a change of plan has come, empty where none
     is under way or was asked for; ``events`` are the last things that happened.
     """
 
@@ -228,7 +191,7 @@ class ClusterStatus(Struct):
     source: Annotated[str, doc("Ray's address.")]
     pretend: Annotated[bool, doc("Whether its GPUs are pretend ones.")]
     at: Annotated[str, doc("When, as ISO 8601.")]
-    urls: Annotated[tuple[str, ...], doc("Of its gateways.")]
+    urls: Annotated[tuple[str, ...], doc("Of its front.")]
     promise: Annotated[str, doc("What requests are held to, in words.")]
     nodes: tuple[NodeStatus, ...]
     change: Annotated[

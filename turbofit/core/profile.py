@@ -1,20 +1,21 @@
-"""A profile: a YAML file of sections, each value held to the field of a model, with its line."""
+"""A profile: a YAML file of sections, whose keys are fields of what the command line fills."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import yaml
 
 from turbofit.core.errors import UsageError
-from turbofit.core.synonyms import near, synonym
+from turbofit.core.json_types import Options
+from turbofit.core.synonyms import meant, near, synonym
 from turbofit.core.validation import Validated
 
-__all__ = ["ModelEntry", "Profile", "ProfileSection", "ProfileValue", "read_profile", "secret_of"]
+__all__ = ["Profile", "ProfileSection", "read_profile", "secret_of"]
 
 #: The list of models, and the name of the only one.
 _MODELS: Final = "models"
@@ -22,6 +23,8 @@ _MODEL: Final = "model"
 #: What a secret may refer to.
 _REFERENCES: Final = ("env:", "file:")
 _LARGEST: Final = 1 << 20
+#: What to look at where a file is none.
+_HINT: Final = "turbofit init writes one; docs/profile.md has its form"
 
 
 class ProfileSection(NamedTuple):
@@ -38,225 +41,146 @@ class ProfileSection(NamedTuple):
     lists: frozenset[str] = frozenset()
 
 
-class ProfileValue(NamedTuple):
-    """One value as a command line would have it, and where it stands."""
-
-    section: str
-    name: str
-    value: str | tuple[str, ...]
-    where: str
-
-
-class ModelEntry(NamedTuple):
-    """One model, and what is promised of it."""
-
-    values: dict[str, ProfileValue]
-
-
 class Profile(NamedTuple):
-    """A file that was read: its models, and what holds for all of them."""
+    """A file that was read: its models, and what holds for all of them, by field."""
 
     path: Path
-    models: tuple[ModelEntry, ...]
-    values: dict[str, ProfileValue]
+    models: tuple[Options, ...]
+    values: Options
 
-    def of_model(self, number: int) -> dict[str, ProfileValue]:
+    def of_model(self, number: int) -> Options:
         """What holds for one model: the sections of the file, and its own above them."""
-        return {**self.values, **self.models[number].values}
+        return {**self.values, **self.models[number]}
+
+
+class _Loader(yaml.SafeLoader):
+    """Scalars are texts, as on a command line, or nothing; a key stands once."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if isinstance(node, yaml.ScalarNode):
+            return None if node.tag == "tag:yaml.org,2002:null" else node.value
+        return super().construct_object(node, deep)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [str(key.value) for key, _ in node.value]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            problem = f"{twice} stands twice"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def read_profile(path: Path, sections: Mapping[str, ProfileSection]) -> Profile:
-    """Read a profile, and hold each value to its field.
+    """Read a profile, and hold its values to their fields.
 
     Args:
         path: the file.
         sections: what may stand in it, by heading.
 
     Raises:
-        UsageError: it cannot be read, or something in it is wrong; the message has its line.
+        UsageError: it cannot be read, or something in it is wrong; the message has its key.
     """
-    return _Reader(path, sections).read()
+    try:
+        return _read(_loaded(path), path, sections)
+    except UsageError as exc:
+        raise UsageError(f"{path}: {exc.message}", hint=exc.hint) from None
 
 
-class _Reader:
-    """One file."""
+def _loaded(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LARGEST + 1)
+        root = yaml.load(text, Loader=_Loader) if len(text) <= _LARGEST else None
+    except OSError as exc:
+        raise UsageError(f"it cannot be read: {exc.strerror or exc}", hint=_HINT) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:
+        mark = getattr(exc, "problem_mark", None)
+        line = "" if mark is None else f"line {mark.line + 1}: "
+        problem = getattr(exc, "problem", None) or str(exc).partition("\n")[0]
+        raise UsageError(f"{line}no YAML: {problem}", hint=_HINT) from None
+    if not isinstance(root, dict):
+        raise UsageError("no profile: it has no keys, or is too large", hint=_HINT)
+    return root
 
-    def __init__(self, path: Path, sections: Mapping[str, ProfileSection]) -> None:
-        self.path, self.sections = path, sections
 
-    def read(self) -> Profile:
-        root = self._root()
-        values: dict[str, ProfileValue] = {}
-        models: list[ModelEntry] = []
-        for key, node in self._pairs(root, "the profile"):
-            name = str(key.value)
-            if name == _MODELS:
-                models += [self._model(item) for item in self._items(node)]
-            elif name == _MODEL:
-                models.append(self._model(node))
-            elif name in self.sections:
-                self._section(name, node, values)
-            else:
-                raise self._unknown(key, [_MODEL, _MODELS, *self.sections], "a profile")
-        if sum(str(key.value) in (_MODEL, _MODELS) for key, _ in root.value) > 1:
+def _read(root: dict[str, Any], path: Path, sections: Mapping[str, ProfileSection]) -> Profile:
+    values: Options = {}
+    entries = root.get(_MODELS, [root[_MODEL]] if _MODEL in root else [])
+    if _MODEL in root and _MODELS in root:
+        raise UsageError("model and models are both given", hint="give one of the two")
+    if not isinstance(entries, list) or (_MODELS in root and not entries):
+        raise UsageError("models should be a list", hint="write - model: NAME below it")
+    for heading, below in root.items():
+        if heading in sections and heading != _MODEL:
+            values |= _section(heading, below, sections)
+        elif heading not in (_MODEL, _MODELS):
+            raise _unknown(heading, [_MODEL, _MODELS, *sections], "a profile", sections)
+    return Profile(path, tuple(_model(entry, sections) for entry in entries), values)
+
+
+def _model(entry: Any, sections: Mapping[str, ProfileSection]) -> Options:
+    """A name alone, or a mapping with the model's own sections."""
+    entry = entry if isinstance(entry, dict) else {_MODEL: entry}
+    beside = sections[_MODEL].fields
+    named = {key: value for key, value in entry.items() if _field(key) in beside}
+    found = _section(_MODEL, named, sections)
+    for heading in entry.keys() - named.keys():
+        if heading not in sections or not sections[heading].of_model:
+            of_models = (name for name, one in sections.items() if one.of_model)
+            raise _unknown(heading, [*beside, *of_models], "a model", sections)
+        found |= _section(heading, entry[heading], sections)
+    if _MODEL not in found:
+        raise UsageError("a model has no name", hint="write model: NAME")
+    return found
+
+
+def _section(heading: str, below: Any, sections: Mapping[str, ProfileSection]) -> Options:
+    """The values below a heading, held to their fields; null gives nothing."""
+    section, given = sections[heading], dict[str, Any]()
+    if not isinstance(below, (dict, type(None))):
+        raise UsageError(f"{heading} should be keys with values", hint="write key: value")
+    for key, value in (below or {}).items():
+        name = _field(key)
+        if name not in section.fields:
+            home = next((other for other, one in sections.items() if name in one.fields), None)
+            if home is None:
+                raise _unknown(key, section.fields, heading, sections)
+            wrong = f"{key} does not belong to {heading}"
+            raise UsageError(wrong, hint=f"write it below {home}:")
+        texts = value if isinstance(value, list) else [value]
+        if not all(isinstance(text, (str, type(None))) for text in texts):
+            hint = f"write {name}: VALUE"
+            raise UsageError(f"{heading}.{name} should be a value, or a list of them", hint=hint)
+        refers = (str(text).startswith(_REFERENCES) and text not in _REFERENCES for text in texts)
+        if name in section.secret and value is not None and not all(refers):
             raise UsageError(
-                f"{self.path}: model and models are both given", hint="give one of the two"
+                f"{heading}.{name} should refer to a key, not hold it",
+                hint=f"write {name}: env:NAME or file:PATH",
             )
-        return Profile(self.path, tuple(models), values)
-
-    def _root(self) -> yaml.MappingNode:
-        try:
-            with self.path.open("rb") as file:
-                text = file.read(_LARGEST + 1)
-            if len(text) > _LARGEST:
-                raise UsageError(f"{self.path} is no profile: it is too large", hint=_HINT)
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
-        except OSError as exc:
-            raise UsageError(
-                f"{self.path} cannot be read: {exc.strerror or exc}", hint=_HINT
-            ) from None
-        except (yaml.YAMLError, ValueError, RecursionError) as exc:
-            mark = getattr(exc, "problem_mark", None)
-            line = "" if mark is None else f":{mark.line + 1}"
-            problem = getattr(exc, "problem", None) or str(exc).partition("\n")[0]
-            raise UsageError(f"{self.path}{line}: no YAML: {problem}", hint=_HINT) from None
-        if not isinstance(root, yaml.MappingNode):
-            raise UsageError(f"{self.path} is no profile: it has no keys", hint=_HINT)
-        return root
-
-    def _where(self, node: yaml.Node) -> str:
-        return f"{self.path}:{node.start_mark.line + 1}"
-
-    def _pairs(self, node: yaml.Node, what: str) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
-        """The keys of a mapping, each once, with their values."""
-        if isinstance(node, yaml.ScalarNode) and not node.value:
-            return  # a heading with nothing, or only comments, below it
-        if not isinstance(node, yaml.MappingNode):
-            raise UsageError(
-                f"{self._where(node)}: {what} should be keys with values", hint="write key: value"
-            )
-        seen: set[str] = set()
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise UsageError(f"{self._where(key)}: a key should be a name", hint=_HINT)
-            if key.value in seen:
-                raise UsageError(
-                    f"{self._where(key)}: {key.value} stands twice", hint="leave one of them out"
-                )
-            seen.add(key.value)
-            yield key, value
-
-    def _items(self, node: yaml.Node) -> list[yaml.Node]:
-        if not isinstance(node, yaml.SequenceNode) or not node.value:
-            raise UsageError(
-                f"{self._where(node)}: models should be a list", hint="write - model: NAME below it"
-            )
-        return list(node.value)
-
-    def _model(self, node: yaml.Node) -> ModelEntry:
-        """A name alone, or a mapping with the model's own sections."""
-        values: dict[str, ProfileValue] = {}
-        if isinstance(node, yaml.ScalarNode):
-            self._value(_MODEL, _MODEL, node, values)
-            return self._named(node, values)
-        of_models = {name: one for name, one in self.sections.items() if one.of_model}
-        beside = of_models[_MODEL].fields
-        for key, value in self._pairs(node, "a model"):
-            name = _field(key.value)
-            if name in beside:
-                self._value(_MODEL, name, value, values)
-            elif key.value in of_models:
-                self._section(key.value, value, values)
-            else:
-                raise self._unknown(key, [*beside, *of_models], "a model")
-        return self._named(node, values)
-
-    def _named(self, node: yaml.Node, values: dict[str, ProfileValue]) -> ModelEntry:
-        if _MODEL not in values:
-            raise UsageError(f"{self._where(node)}: a model has no name", hint="write model: NAME")
-        return ModelEntry(values)
-
-    def _section(self, heading: str, node: yaml.Node, into: dict[str, ProfileValue]) -> None:
-        section = self.sections[heading]
-        for key, value in self._pairs(node, heading):
-            name = _field(key.value)
-            if name not in section.fields:
-                raise self._misplaced(key, heading)
-            self._value(heading, name, value, into)
-
-    def _value(
-        self, heading: str, name: str, node: yaml.Node, into: dict[str, ProfileValue]
-    ) -> None:
-        """Hold one value to its field; nothing is given by null."""
-        where, spelled = self._where(node), f"{heading}.{name}"
-        if heading == name:
-            spelled = name
-        if node.tag == "tag:yaml.org,2002:null":
-            return
-        value, section = self._text(node, spelled), self.sections[heading]
-        if name in section.lists and isinstance(value, str):
-            value = (value,)
-        for text in value if name in section.secret else ():
-            if not text.startswith(_REFERENCES) or text in _REFERENCES:
-                raise UsageError(
-                    f"{where}: {spelled} should refer to a key, not hold it",
-                    hint=f"write {name}: env:NAME or file:PATH",
-                )
-        fields = section.kind.model_fields.items()
-        needed = {field: "-" for field, one in fields if one.is_required()}
-        try:
-            section.kind.of_options(
-                {**needed, name: value}, lambda field: spelled if field == name else field
-            )
-        except UsageError as exc:
-            raise UsageError(f"{where}: {exc.message}", hint=exc.hint) from None
-        into[name] = ProfileValue(heading, name, value, where)
-
-    def _text(self, node: yaml.Node, spelled: str) -> str | tuple[str, ...]:
-        if isinstance(node, yaml.ScalarNode):
-            return str(node.value)
-        plain = isinstance(node, yaml.SequenceNode)
-        if plain and all(isinstance(one, yaml.ScalarNode) for one in node.value):
-            return tuple(str(one.value) for one in node.value)
-        raise UsageError(
-            f"{self._where(node)}: {spelled} should be a value, or a list of them",
-            hint=f"write {spelled.rpartition('.')[2]}: VALUE",
-        )
-
-    def _misplaced(self, key: yaml.ScalarNode, heading: str) -> UsageError:
-        """A key that another section has, or none."""
-        name = _field(key.value)
-        homes = [other for other, one in self.sections.items() if name in one.fields]
-        if homes:
-            return UsageError(
-                f"{self._where(key)}: {key.value} does not belong to {heading}",
-                hint=f"write it below {homes[0]}:",
-            )
-        return self._unknown(key, list(self.sections[heading].fields), heading)
-
-    def _unknown(self, key: yaml.ScalarNode, known: list[str], what: str) -> UsageError:
-        wrong = f"{self._where(key)}: {key.value} is nothing that {what} knows"
-        if found := synonym(key.value):
-            homes = (name for name, one in self.sections.items() if _field(found.to) in one.fields)
-            form = f"{{field}}, below {home}" if (home := next(homes, "")) else "{field}"
-            return UsageError(wrong, hint=found.here(None, form))
-        every = [*self.sections, *(name for one in self.sections.values() for name in one.fields)]
-        alike = near(_field(key.value), known) or near(_field(key.value), every)
-        hint = (
-            f"did you mean {alike[0].rstrip('_')}?"
-            if alike
-            else f"it knows {', '.join(dict.fromkeys(known))}"
-        )
-        return UsageError(wrong, hint=hint)
+        if value is not None:
+            several = isinstance(value, list) or name in section.lists
+            given[name] = tuple(texts) if several else value
+    needed = {name: "-" for name, one in section.kind.model_fields.items() if one.is_required()}
+    made = section.kind.of_options(
+        {**needed, **given}, lambda name: name if name == heading else f"{heading}.{name}"
+    )
+    return {name: value for name, value in made.given().items() if name in given}
 
 
-#: What to look at where a file is none.
-_HINT: Final = "turbofit init writes one; docs/profile.md has its form"
+def _unknown(
+    key: str, known: Iterable[str], what: str, sections: Mapping[str, ProfileSection]
+) -> UsageError:
+    found = synonym(str(key))
+    homes = (name for name, one in sections.items() if found and _field(found.to) in one.fields)
+    form = f"{{field}}, below {home}" if (home := next(homes, "")) else "{field}"
+    every = [*sections, *(name for one in sections.values() for name in one.fields)]
+    here = known if near(_field(key), known) or not near(_field(key), every) else every
+    hint = meant(_field(key), (name.rstrip("_") for name in here), form)
+    return UsageError(f"{key} is nothing that {what} knows", hint=hint)
 
 
-def _field(key: str) -> str:
+def _field(key: object) -> str:
     """A key as a field is called: ``max-batch-size`` is ``max_batch_size``."""
-    name = key.replace("-", "_")
+    name = str(key).replace("-", "_")
     return "async_" if name == "async" else name
 
 

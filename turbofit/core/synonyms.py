@@ -6,19 +6,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final
 
 import msgspec
 
 from turbofit.core.presets import converted, load_yaml, preset_path
 from turbofit.core.struct import Struct
-from turbofit.core.units import MIB, format_bytes
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-__all__ = ["Synonym", "command_synonym", "near", "synonym"]
+__all__ = ["Synonym", "command_synonym", "meant", "near", "synonym"]
 
 #: Names less alike are no misspellings of each other.
 _ALIKE: Final = 0.8
@@ -31,47 +28,32 @@ class Synonym(Struct, forbid_unknown_fields=True):
     to: str = ""
     say: str = ""
     take: bool = False
+    flag: bool = False
     values: dict[str, str] = msgspec.field(default_factory=dict)
-    kind: Literal["", "share", "count", "pixels", "flag"] = ""
 
-    def here(
-        self, value: str | None, form: str, card: Callable[[], int | None] = lambda: None
-    ) -> str:
+    def here(self, value: str | None, form: str) -> str:
         """Whose name it is, and what to write instead.
 
         Args:
             value: what was typed behind the name; None where nothing was.
             form: how an option and its value are written: ``--{option} {value}``,
                 ``{field}={value}``.
-            card: bytes of the smallest GPU that is asked about; None where that is not known.
         """
         said = self.say.replace("{value}", value or "N")
         if self.to:
-            option, value, note = self._translated(value or "", card)
-            field = option.replace("-", "_").lower()
-            written = form.format(option=option, field=field, variable=field.upper(), value=value)
-            said = written.rstrip(" =:") + note + (f" ({said})" if said else "")
+            field = self.to.replace("-", "_").lower()
+            written = form.format(
+                option=self.to, field=field, variable=field.upper(), value=self._value(value or "")
+            )
+            said = written.rstrip(" =:") + (f" ({said})" if said else "")
         return f"an option of {self.of}; here: {said}"
 
-    def _translated(self, value: str, card: Callable[[], int | None]) -> tuple[str, str, str]:
-        """The option, its value, empty where there is none, and how that was found."""
-        if self.values or self.kind == "flag":
-            return self.to, self.values.get(value, ""), ""
-        if self.kind == "count":
-            count = re.search(r"(?:image\W+|^)(\d+)", value)
-            return self.to, count[1] if count else "", ""
-        if self.kind == "pixels":
-            limit = re.search(r"(max_pixels|max_dynamic_patch)\W+(\d+)", value)
-            return (limit[1].replace("_", "-"), limit[2], "") if limit else (self.to, "", "")
-        if self.kind != "share":
-            return self.to, value, ""
-        match = re.fullmatch(r"(\d*\.?\d+)(%?)", value)
-        share = float(match[1]) / (100 if match[2] else 1) if match else 0.0
-        total = card()
-        if not 0 < share <= 1 or total is None:
-            return self.to, "BYTES", ", of a card of 24 GiB 21.6GiB for a share of 0.9"
-        size = f"{int(share * total) // MIB}MiB"
-        return self.to, size, f", which is {share:g} of {format_bytes(total)}"
+    def _value(self, value: str) -> str:
+        """Its value here: as it is, or by the first pattern that has it; else empty."""
+        if not self.values:
+            return "" if self.flag else value
+        found = ((re.fullmatch(pattern, value), to) for pattern, to in self.values.items())
+        return next((match.expand(to) for match, to in found if match), "")
 
 
 @cache
@@ -97,3 +79,19 @@ def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:
     from difflib import get_close_matches
 
     return get_close_matches(name, list(known), n=count, cutoff=_ALIKE)
+
+
+def meant(word: str, known: Iterable[str], form: str = "", value: str | None = None) -> str:
+    """The hint for a word that nothing here has: its name here, the nearest ones, or all.
+
+    Args:
+        word: what was typed.
+        known: what could stand there.
+        form: as of :meth:`Synonym.here`; empty where no other program's word stands there.
+        value: as there.
+    """
+    if form and (found := synonym(word)):
+        return found.here(value, form)
+    known = list(dict.fromkeys(known))
+    alike = near(word, known, 3)
+    return f"did you mean {' or '.join(alike)}?" if alike else f"it knows {', '.join(known)}"

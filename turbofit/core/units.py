@@ -40,13 +40,8 @@ def plain_number(text: str) -> str:
     return re.sub(_GROUPED, lambda found: "".join(c for c in found[0] if c.isdigit()), text)
 
 
-def parse_share(text: str, what: str, *, whole: bool = True) -> float | None:
+def parse_share(text: str, what: str, below: float = 1.001) -> float | None:
     """``80%`` as 0.8; None where it is no share.
-
-    Args:
-        text: what a person typed.
-        what: its name, for messages.
-        whole: whether it may be all of it.
 
     Raises:
         UsageError: less than nothing, or more than all.
@@ -57,7 +52,7 @@ def parse_share(text: str, what: str, *, whole: bool = True) -> float | None:
         share = float(text.rstrip()[:-1]) / 100
     except ValueError:
         share = -1.0
-    if not 0 <= share <= 1 or (share == 1 and not whole):
+    if not 0 <= share < below:
         raise UsageError(f"{what} {text!r} is no share of a card", hint="write it as 2%")
     return share
 

@@ -202,10 +202,10 @@ def usage_error(
         return cause
     field = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
-        return UsageError(
-            f"{field} is nothing that {kind.__name__} knows",
-            hint=_known_as(field, first["input"], kind.model_fields),
-        )
+        from turbofit.core.synonyms import meant
+
+        hint = meant(field, sorted(kind.model_fields), "{field}={value}", str(first["input"]))
+        return UsageError(f"{field} is nothing that {kind.__name__} knows", hint=hint)
     name = spelled(field)
     if first["type"] == "missing":
         return UsageError(f"{name} is not given", hint=f"give {name}")
@@ -229,18 +229,6 @@ def _nearest(error: ErrorDetails) -> str:
 
     alike = near(str(error["input"]), choices)
     return f"did you mean {alike[0]}?" if alike else ""
-
-
-def _known_as(name: str, value: object, fields: Collection[str]) -> str:
-    """What a keyword that no field has may be meant for."""
-    from turbofit.core.synonyms import near, synonym
-
-    if found := synonym(name):
-        return found.here(str(value), "{field}={value}")
-    alike = near(name, fields, 3)
-    if alike:
-        return f"did you mean {' or '.join(alike)}?"
-    return f"it knows {', '.join(sorted(fields))}"
 
 
 def _described(kind: type[BaseModel], field: str, name: str) -> str:

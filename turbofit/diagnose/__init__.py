@@ -1,1 +1,1 @@
-"""Why an engine died (`read_log`, `explain`), and what on this machine would make it (`doctor`)."""
+"""Why an engine died (`read_log`, `explain`)."""

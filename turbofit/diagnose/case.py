@@ -16,7 +16,7 @@ from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.observe.log_events import MigSlice, PeerMissing, SmiGpu, TorchMemory
 from turbofit.planning.plan import predict
-from turbofit.planning.predict_request import PredictRequest
+from turbofit.planning.request import PredictRequest
 
 if TYPE_CHECKING:
     from turbofit.core.machine import Gpu, Machine
@@ -127,7 +127,7 @@ class LogCase:
             return f"{parent.name}:total={slices[-1].total // MIB}MiB"
         if tables:
             rows = [self._row(line, gpu) for _, (line, gpu) in sorted(tables.items())]
-            return "\n".join(["name, memory.total [MiB], memory.used [MiB]", *rows])
+            return "\n".join(rows)
         names = {event.index: event for _, event in gpus}
         if names and slices:
             return f"{names[min(names)].name} MIG {slices[0].profile}"
@@ -144,14 +144,14 @@ class LogCase:
         return f"{number}x{key}" + (alone if number > 1 else "")
 
     def _row(self, line: int, gpu: SmiGpu) -> str:
-        """A GPU as a row of nvidia-smi's CSV; its use counts where the engine had not begun.
+        """A GPU as a line of SPEC, with nvidia-smi's memory; use counts before the engine began.
 
         Torch's own text of who holds the card is nearer to the death, and goes before it.
         """
         begun = self.facts.begun_at
         before = begun is not None and line < begun and not self.facts.first(TorchMemory)
         used = gpu.used if before and gpu.used and gpu.used >= _IN_USE else 0
-        return f"{gpu.name}, {(gpu.total or 0) // MIB}, {used // MIB}"
+        return f"{gpu.name} {(gpu.total or 0) // MIB} MiB:used={used // MIB}MiB"
 
 
 def usable(gpu: Gpu) -> int | None:

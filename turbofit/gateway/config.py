@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import field
 from msgspec.structs import replace
@@ -48,7 +48,8 @@ class ConnectionLimits(Struct):
 class GatewayConfig(Struct):
     """Settings of one gateway; times in seconds.
 
-    ``api_keys`` empty means that everybody may. ``trusted_proxies`` are addresses and networks of
+    ``api_keys`` empty means that everybody may. ``front_keys`` are of gateways in front of several
+    nodes, which say whose each request is. ``trusted_proxies`` are addresses and networks of
     reverse proxies, whose ``X-Forwarded-For`` says who the client is. A body must be whole within
     ``body_seconds``, and bring ``body_rate`` bytes a second in each ``body_window_seconds``.
     ``host_bytes`` is the host memory of images in flight to one engine, see `host_budget`.
@@ -57,19 +58,16 @@ class GatewayConfig(Struct):
     other and are asked how they are instead. ``shares`` are the requests that the plan counts
     on at each engine; empty where all take the same. ``pretend`` says in every answer that the
     GPUs are pretend ones. ``grammars``: XGrammar is installed beside LMDeploy. ``record_trace`` is
-    a file for a line about each answered request, see `http.trace`. ``quarantine`` is the file that
-    keeps which requests engines died of; without one nothing outlives the gateway. ``names`` is
+    a file for a line about each answered request, see `http.trace`. ``denied`` is the file of who
+    is refused, since engines died of them; without one nothing outlives the gateway. ``names`` is
     what the engines call the model, by each name that clients may give, those of adapters among
-    them; empty where every name is passed on.
-
-    A gateway that follows a `routing_table.RoutingTable` is told ``upstream_key``, ``host_bytes``
-    and ``shares`` of each engine there instead; ``prefix_affinity`` and ``serial`` hold for all of
-    them.
+    them; empty where every name is passed on. ``about`` is what `/health` tells of the plan.
     """
 
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     api_keys: tuple[str, ...] = ()
+    front_keys: tuple[str, ...] = ()
     upstream_key: str | None = None
     allow_origins: tuple[str, ...] = ()
     allowed_media_domains: tuple[str, ...] = ()
@@ -94,15 +92,17 @@ class GatewayConfig(Struct):
     shares: tuple[float, ...] = ()
     pretend: bool = False
     grammars: bool = True
-    quarantine: str | None = None
+    denied: str | None = None
     record_trace: str | None = None
     names: dict[str, str] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
 
     def taking_over(self, other: GatewayConfig) -> GatewayConfig:
         """The same with another's keys, origins and media domains, which may change at any time."""
         return replace(
             self,
             api_keys=other.api_keys,
+            front_keys=other.front_keys,
             allow_origins=other.allow_origins,
             allowed_media_domains=other.allowed_media_domains,
         )

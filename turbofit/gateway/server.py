@@ -12,21 +12,21 @@ import ipaddress
 import socket
 from contextlib import nullcontext
 from functools import partial
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
 from turbofit.core.errors import LaunchError, PackageError, UsageError
 from turbofit.core.installation import install_command
+from turbofit.core.process.ports import open_files
 from turbofit.gateway.allocator import keep_large_blocks
 from turbofit.gateway.config import GatewayConfig, host_budget
 from turbofit.gateway.http.announce import Announce
-from turbofit.gateway.http.sockets import open_files, tcp_socket
+from turbofit.gateway.http.sockets import tcp_socket
 from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.gateway.routing.fleet_updater import check_gateways
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
@@ -36,15 +36,16 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.accesslog import Log
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.http.connections import Connections
-    from turbofit.gateway.routing.routing_table import RoutingTable
+    from turbofit.gateway.routing.deny_list import DenyList
 
 __all__ = [
     "Ends",
     "PublicApp",
+    "about_plan",
     "bind",
     "check_bind",
+    "digest_of",
     "make_gateway",
-    "make_routing_table_gateway",
     "run_gateway",
     "run_loop",
     "serve_gateway",
@@ -78,7 +79,7 @@ def check_bind(config: GatewayConfig, *, no_auth: bool = False) -> None:
     Raises:
         UsageError: an address beyond loopback with neither a key nor ``no_auth``.
     """
-    if config.api_keys or no_auth or _is_loopback(config.host):
+    if config.api_keys or config.front_keys or no_auth or _is_loopback(config.host):
         return
     raise UsageError(
         f"--host {config.host} is reachable from other machines and no key is set",
@@ -93,6 +94,7 @@ def make_gateway(
     *,
     overlay: bool = True,
     log: Log | None = None,
+    deny_list: DenyList | None = None,
 ) -> Gateway:
     """The ASGI app for a plan.
 
@@ -104,6 +106,7 @@ def make_gateway(
             from the plan.
         overlay: whether the engines run on the folder of `gateway.overlay`.
         log: takes a record of each request.
+        deny_list: of the gateway before this one; None opens the configuration's file.
 
     Raises:
         PackageError: aiohttp or Pillow is missing.
@@ -124,40 +127,31 @@ def make_gateway(
         prefix_affinity=plan.settings.enable_prefix_caching,
         serial=plan.engine.serial,
         shares=_shares(plan, len(upstreams)),
+        about=about_plan(plan),
     )
-    return Gateway(bounds, upstreams, settled, log)
+    return Gateway(bounds, upstreams, settled, log, deny_list=deny_list)
 
 
-def make_routing_table_gateway(
-    routing_table: RoutingTable,
-    config: GatewayConfig,
-    *,
-    log: Log | None = None,
-    tls: ssl.SSLContext | None = None,
-) -> Gateway:
-    """The ASGI app of a cluster: engines come and go by `Gateway.follow`.
+def about_plan(plan: Plan) -> dict[str, Any]:
+    """What `/health` tells a front of a plan: how much it takes, what it promises, which it is."""
+    limits = plan.limits
+    return {
+        "at_once": plan.requests_at_once,
+        "kv_tokens": plan.kv.total_tokens,
+        "context": plan.kv.longest_request_tokens,
+        "images": limits.images_per_request if limits.vision_unit is not None else 0,
+        "image_limit": limits.image_limit,
+        "bytes_per_body": limits.bytes_per_body,
+        "plan": digest_of(plan),
+    }
 
-    Args:
-        routing_table: to begin with; it may have no members yet.
-        config: ``prefix_affinity`` and ``serial`` as the plan has them; ``upstream_key``,
-            ``host_bytes`` and ``shares`` are not looked at, each member has its own.
-        log: takes a record of each request.
-        tls: for engines at https addresses.
 
-    Raises:
-        PackageError: aiohttp or Pillow is missing.
-        UsageError: there are more gateways than one request leaves room for.
-    """
-    _need("aiohttp", "PIL")
-    from turbofit.gateway.http.app import Gateway
-    from turbofit.gateway.routing.upstream import Upstream
-
-    check_gateways(routing_table)
-    config = msgspec.structs.replace(config, shares=())
-    upstream = Upstream(serial=config.serial, tls=tls)
-    gateway = Gateway(routing_table.bounds, (), config, log, upstream=upstream)
-    gateway.follow(routing_table)
-    return gateway
+def digest_of(plan: Plan) -> str:
+    """What tells plans apart: all that engines are started with, and that clients are held to."""
+    each = [one.settings for one in plan.each()]
+    promise = (plan.limits.image_limit, plan.limits.images_per_request, plan.limits.n)
+    parts = (plan.model.name, plan.engine, plan.parallel.groups, each, promise)
+    return sha256(msgspec.json.encode(parts)).hexdigest()[:16]
 
 
 def _shares(plan: Plan, engines: int) -> tuple[float, ...]:
@@ -209,7 +203,7 @@ async def serve_gateway(
     told, urgent = (asyncio.ensure_future(one.wait()) for one in (ends.told, ends.urgent))
     try:
         await asyncio.wait({serving, told}, return_when="FIRST_COMPLETED")
-        server.should_exit = True
+        server.should_exit = gateway.connections.draining = True
         drain = gateway.config.drain_seconds
         await asyncio.wait({serving, urgent}, timeout=drain, return_when="FIRST_COMPLETED")
     finally:

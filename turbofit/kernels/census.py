@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from turbofit.core.struct import Struct
@@ -70,22 +71,28 @@ def take_census(library: Path) -> Census:
         ValueError: it is no library, or its device code is broken.
         PackageError: cramjam is missing.
     """
-    from turbofit.kernels.cubin import functions
-    from turbofit.kernels.fatbin import entries
+    from turbofit.kernels.device_code import entries, functions
+    from turbofit.kernels.families import demangle, family
 
-    built: set[str] = set()
-    ptx: set[str] = set()
-    by_name: dict[str, dict[str, list[int]]] = {}
+    built, ptx = set[str](), set[str]()
+    functions_of = Counter[tuple[str, str, bool]]()
     for architecture, cubin in entries(library):
         (ptx if cubin is None else built).add(architecture)
         for name, empty in functions(cubin) if cubin is not None else ():
-            counts = by_name.setdefault(name, {}).setdefault(architecture, [0, 0])
-            counts[empty] += 1
+            functions_of[name, architecture, empty] += 1
+    names = {name: family(demangle(name)) for name in {name for name, _, _ in functions_of}}
+    counts: dict[str, dict[str, list[int]]] = {}
+    for (name, architecture, empty), count in functions_of.items():
+        if found := names[name]:
+            counts.setdefault(found, {}).setdefault(architecture, [0, 0])[empty] += count
     return Census(
         library=library.name,
-        architectures=tuple(sorted(built, key=_number)),
-        ptx=tuple(sorted(ptx, key=_number)),
-        families=_by_family(by_name),
+        architectures=tuple(sorted(built, key=lambda name: (len(name.rstrip("af")), name))),
+        ptx=tuple(sorted(ptx, key=lambda name: (len(name.rstrip("af")), name))),
+        families={
+            name: {key: Count(code=code, empty=empty) for key, (code, empty) in found.items()}
+            for name, found in sorted(counts.items())
+        },
     )
 
 
@@ -95,8 +102,7 @@ def empty_kernels(library: Path, capability: tuple[int, int]) -> frozenset[str]:
     Raises:
         As :func:`take_census`.
     """
-    from turbofit.kernels.cubin import functions
-    from turbofit.kernels.fatbin import architectures, entries
+    from turbofit.kernels.device_code import architectures, entries, functions
 
     names = tuple(architectures(library))
     census = Census(library=library.name, architectures=names, ptx=(), families={})
@@ -104,35 +110,6 @@ def empty_kernels(library: Path, capability: tuple[int, int]) -> frozenset[str]:
     code: set[str] = set()
     empty: set[str] = set()
     for _, cubin in entries(library, architecture) if architecture else ():
-        for function in functions(cubin) if cubin is not None else ():
-            (empty if function.empty else code).add(function.name)
+        for name, is_empty in functions(cubin) if cubin is not None else ():
+            (empty if is_empty else code).add(name)
     return frozenset(empty - code)
-
-
-def _by_family(
-    by_name: Mapping[str, Mapping[str, list[int]]],
-) -> dict[str, dict[str, Count]]:
-    from turbofit.kernels.demangle import demangle
-    from turbofit.kernels.families import family
-
-    sums: dict[str, dict[str, list[int]]] = {}
-    for name, counts in by_name.items():
-        found = family(demangle(name))
-        if found is None:
-            continue
-        for architecture, (code, empty) in counts.items():
-            both = sums.setdefault(found, {}).setdefault(architecture, [0, 0])
-            both[0] += code
-            both[1] += empty
-    return {
-        name: {
-            architecture: Count(code=code, empty=empty)
-            for architecture, (code, empty) in found.items()
-        }
-        for name, found in sorted(sums.items())
-    }
-
-
-def _number(architecture: str) -> tuple[int, str]:
-    digits = architecture.rstrip("abcdefghijklmnopqrstuvwxyz")
-    return int(digits), architecture

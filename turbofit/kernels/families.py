@@ -6,11 +6,16 @@ arguments are in its `src/turbomind/kernels`.
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Final
 
-__all__ = ["decode", "experts", "family", "gemm", "prefill"]
+__all__ = ["decode", "demangle", "experts", "family", "gemm", "prefill"]
+
+#: C++'s own libraries, with one of which the engine is linked.
+_LIBRARIES: Final = ("libstdc++.so.6", "libc++abi.so.1")
 
 #: Types as the names have them.
 _TYPES: Final = {
@@ -96,14 +101,11 @@ def family(name: str) -> str | None:
 
 def _attention(name: str) -> str | None:
     match = _ATTENTION.search(name)
-    if match is None:
+    dtype, kv = (_TYPES.get(match[part]) if match else None for part in ("type", "kv"))
+    if match is None or dtype is None or kv is None:
         return None
-    dtype, kv = _TYPES.get(match["type"]), _TYPES.get(match["kv"])
-    if dtype is None or kv is None:
-        return None
-    if match["queries"] == "1":
-        return decode(dtype, kv, int(match["head_dim"]))
-    return prefill(dtype, int(match["head_dim"]))
+    head_dim = int(match["head_dim"])
+    return decode(dtype, kv, head_dim) if match["queries"] == "1" else prefill(dtype, head_dim)
 
 
 def _gemm(name: str) -> str | None:
@@ -132,3 +134,35 @@ def _sm90(kernel: str, name: str) -> str | None:
 def _of(name: str, weights: str, activations: str) -> str:
     rows = _STRIDING.search(name)
     return (experts if rows and rows[1] != "0" else gemm)(weights, activations)
+
+
+def demangle(name: str) -> str:
+    """A mangled C++ name as a person reads it, and any other name as it is.
+
+    Raises:
+        OSError: this machine has no C++ library.
+    """
+    function, free = _library()
+    status = ctypes.c_int()
+    found = function(name.encode(), None, None, ctypes.byref(status))
+    if status.value or not found:
+        return name
+    try:
+        return ctypes.string_at(found).decode()
+    finally:
+        free(found)
+
+
+@cache
+def _library() -> tuple[ctypes._NamedFuncPointer, ctypes._NamedFuncPointer]:
+    for name in _LIBRARIES:
+        try:
+            function = ctypes.CDLL(name).__cxa_demangle
+        except OSError:
+            continue
+        function.restype = ctypes.c_void_p
+        function.argtypes = (ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+        free = ctypes.CDLL(None).free
+        free.argtypes = (ctypes.c_void_p,)
+        return function, free
+    raise OSError("no C++ library, which demangles names")

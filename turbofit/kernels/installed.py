@@ -25,24 +25,25 @@ class _Engine(NamedTuple):
     """The installed LMDeploy, as its record says: the library, and the SHA-256 of the wheel's."""
 
     version: Version | None
-    library: Path | None
-    digest: str | None
+    library: Path | None = None
+    digest: str | None = None
 
 
-def _engine() -> _Engine | None:
+def _engine() -> _Engine:
     from importlib.metadata import PackageNotFoundError, distribution
 
     try:
         found = distribution("lmdeploy")
     except PackageNotFoundError:
-        return None
+        return _Engine(None)
+    number = re.match(r"(\d+)\.(\d+)\.(\d+)", found.version)
+    version = (int(number[1]), int(number[2]), int(number[3])) if number else None
     file = next((one for one in found.files or () if _LIBRARY.search(one.name)), None)
     if file is None:
-        return _Engine(_version(found.version), None, None)
-    path = Path(str(file.locate()))
-    recorded = file.hash
+        return _Engine(version)
+    path, recorded = Path(str(file.locate())), file.hash
     digest = recorded.value if recorded and recorded.mode == "sha256" else None
-    return _Engine(_version(found.version), path if path.is_file() else None, digest)
+    return _Engine(version, path if path.is_file() else None, digest)
 
 
 @cache
@@ -51,10 +52,7 @@ def installed() -> Census | None:
 
     A released wheel's is known. Another library is read once, and its census kept by its SHA-256.
     """
-    engine = _engine()
-    if engine is None:
-        return None
-    version, library, digest = engine
+    version, library, digest = _engine()
     if version is not None and digest is not None and is_released(version, digest):
         return released(version)
     if library is None:
@@ -68,8 +66,7 @@ def installed() -> Census | None:
 
 def turbomind_library() -> Path | None:
     """Where the installed TurboMind's library is; None where there is none."""
-    engine = _engine()
-    return None if engine is None else engine.library
+    return _engine().library
 
 
 def census_of(library: Path) -> Census:
@@ -112,11 +109,10 @@ def empty_kernels_file(capability: tuple[int, int]) -> Path | None:
     One mangled name a line, in the order of their bytes. None where there is no engine, or its
     kernels cannot be read, or the file cannot be kept.
     """
-    engine = _engine()
-    if engine is None or engine.library is None:
+    _, library, recorded = _engine()
+    if library is None:
         return None
-    library = engine.library
-    digest = engine.digest or f"{library.stat().st_mtime_ns}"
+    digest = recorded or f"{library.stat().st_mtime_ns}"
     name = f"{digest}-{library.stat().st_size}-{capability[0]}{capability[1]}"
     kept = state_dir("kernels", make=False) / f"empty-{name}.txt"
     if not kept.is_file():
@@ -128,8 +124,3 @@ def empty_kernels_file(capability: tuple[int, int]) -> Path | None:
         if not _keep(kept, "".join(f"{one}\n" for one in sorted(names))):
             return None
     return kept
-
-
-def _version(text: str) -> Version | None:
-    match = re.match(r"(\d+)\.(\d+)\.(\d+)", text)
-    return None if match is None else (int(match[1]), int(match[2]), int(match[3]))

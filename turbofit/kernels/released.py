@@ -49,8 +49,8 @@ def _first(version: Version) -> Version | None:
 @cache
 def _firsts() -> dict[Version, str]:
     names = [path.stem for path in (presets_dir() / _ROOM).glob("turbomind-*.yaml")]
-    numbers = [name.partition("-")[2].split(".") for name in names]
-    return {(int(a), int(b), int(c)): name for (a, b, c), name in zip(numbers, names, strict=True)}
+    numbers = (map(int, name.partition("-")[2].split(".")) for name in names)
+    return {(a, b, c): name for (a, b, c), name in zip(numbers, names, strict=True)}
 
 
 @cache

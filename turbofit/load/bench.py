@@ -7,20 +7,20 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from turbofit.core.process.ports import open_files
 from turbofit.core.process.signals import stop_signals
-from turbofit.gateway.http.sockets import open_files
 from turbofit.load.client import LoadClient
 from turbofit.load.driver import LoadRun
 from turbofit.load.prompt import PromptWriter
-from turbofit.load.summary import summary
+from turbofit.load.result import summary
 from turbofit.load.trace import read_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turbofit.load.answer import Answer
+    from turbofit.load.driver import RequestShape
     from turbofit.load.result import LoadResult
-    from turbofit.load.shapes import RequestShape
     from turbofit.load.spec import LoadSpec
 
 __all__ = ["bench"]

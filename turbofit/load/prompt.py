@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
-    from turbofit.load.shapes import RequestShape
+    from turbofit.load.driver import RequestShape
 
 __all__ = ["PromptWriter", "TokenCount", "counted_from", "png", "probes"]
 

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from bisect import bisect_left
+from collections import Counter
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
+from urllib.parse import urlsplit
 
-from turbofit.core.struct import Struct, const, doc
+from turbofit.core.struct import Struct, const, doc, to_builtins
+from turbofit.core.version import __version__
 
-__all__ = ["BENCH_SCHEMA", "ClientShare", "ErrorCount", "LoadMoment", "LoadResult", "Spread"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from turbofit.load.answer import Answer
+    from turbofit.load.driver import LoadRun
+
+__all__ = ["BENCH_SCHEMA", "LoadResult", "Spread", "spread", "summary"]
 
 BENCH_SCHEMA: Final = "turbofit.bench/1"
 
@@ -77,3 +88,171 @@ class LoadResult(Struct):
     moments: tuple[LoadMoment, ...] = ()
     client: ClientShare = ClientShare()
     warnings: tuple[str, ...] = ()
+
+
+_MOMENTS: Final = 60
+#: A client that is busier than this may limit the server.
+_BUSY: Final = 0.8
+_LATE: Final = 0.1
+
+
+class Window(NamedTuple):
+    """The time that is measured."""
+
+    begin: float
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        """How long it is."""
+        return max(self.end - self.begin, 0.0)
+
+    def overlap(self, begin: float, end: float) -> float:
+        """Seconds of a span that lie in it."""
+        return max(0.0, min(end, self.end) - max(begin, self.begin))
+
+
+def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
+    """The figures of a load.
+
+    Args:
+        run: that has ended.
+        url: of the server.
+        model: that was asked for.
+        busy: CPU seconds a second of this process.
+    """
+    window = Window(run.opened, run.opened if run.closed is None else run.closed)
+    counted = [one for one in run.answers if one.counts]
+    good = [one for one in counted if one.answered]
+    every = [one for one in run.answers if one.answered]
+    pieces_only = any(one.output_tokens is None for one in good)
+    prompts = [one.prompt_tokens for one in good if one.prompt_tokens is not None]
+    return LoadResult(
+        turbofit_version=__version__,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        url=_shown(url),
+        model=model,
+        load=to_builtins(run.spec.given()),
+        seconds=round(window.seconds, 3),
+        stopped=run.stopped,
+        begun=len(counted),
+        answered=len(good),
+        errors=_errors(counted),
+        warm_up_errors=sum(1 for one in run.answers if _too_early(one, window)),
+        requests_per_second=_rate(every, window),
+        output_tokens_per_second=_tokens(every, window),
+        running=_running(every, window),
+        prompt_tokens=sum(prompts) / len(prompts) if prompts else None,
+        output_tokens=sum(one.tokens for one in good) / max(1, len(good)),
+        counted="pieces" if pieces_only else "usage",
+        ttft=spread([one.pieces[0] - one.begun for one in good if one.pieces]),
+        tpot=spread([_of_token(one) for one in good if one.pieces and one.tokens > 1]),
+        e2e=spread([one.ended - one.begun for one in good if one.ended is not None]),
+        moments=_moments(every, window),
+        client=ClientShare(busy=round(busy, 3), late=round(run.late, 3)),
+        warnings=_warnings(run, busy, pieces_only=pieces_only),
+    )
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and percentiles; a percentile is the least value that so many are not above."""
+    if not values:
+        return Spread()
+    rising = sorted(values)
+
+    def at(share: float) -> float:
+        return rising[min(len(rising) - 1, max(0, -int(-share * len(rising) // 1) - 1))]
+
+    return Spread(
+        count=len(rising), mean=sum(rising) / len(rising), p50=at(0.5), p90=at(0.9), p99=at(0.99),
+        most=rising[-1],
+    )  # fmt: skip
+
+
+def _too_early(one: Answer, window: Window) -> bool:
+    """Whether it failed before the window."""
+    return bool(one.kind) and not one.counts and one.begun <= window.begin
+
+
+def _of_token(one: Answer) -> float:
+    return (one.pieces[-1] - one.pieces[0]) / (one.tokens - 1)
+
+
+def _rate(answers: Sequence[Answer], window: Window) -> float:
+    if not window.seconds:
+        return 0.0
+    shares = 0.0
+    for one in answers:
+        assert one.ended is not None
+        shares += window.overlap(one.begun, one.ended) / max(one.ended - one.begun, 1e-9)
+    return shares / window.seconds
+
+
+def _tokens(answers: Sequence[Answer], window: Window) -> float:
+    if not window.seconds:
+        return 0.0
+    return sum(_tokens_within(one, window.begin, window.end) for one in answers) / window.seconds
+
+
+def _tokens_within(one: Answer, begin: float, end: float) -> float:
+    """Tokens that came in a time: by the pieces, which are taken to be of equal size."""
+    if not one.pieces:
+        return 0.0
+    seen = bisect_left(one.pieces, end) - bisect_left(one.pieces, begin)
+    return one.tokens * seen / len(one.pieces)
+
+
+def _running(answers: Sequence[Answer], window: Window) -> float:
+    if not window.seconds:
+        return 0.0
+    return sum(window.overlap(a.begun, a.ended or a.begun) for a in answers) / window.seconds
+
+
+def _moments(answers: Sequence[Answer], window: Window) -> tuple[LoadMoment, ...]:
+    if not window.seconds:
+        return ()
+    step = max(1.0, window.seconds / _MOMENTS)
+    found = []
+    for number in range(int(window.seconds / step + 1e-6)):
+        part = Window(window.begin + number * step, window.begin + (number + 1) * step)
+        found.append(
+            LoadMoment(
+                at=round((number + 1) * step, 3),
+                output_tokens_per_second=round(_tokens(answers, part), 3),
+                running=round(_running(answers, part), 3),
+            )
+        )
+    return tuple(found)
+
+
+def _errors(counted: Sequence[Answer]) -> tuple[ErrorCount, ...]:
+    kinds = Counter(one.kind for one in counted if one.kind)
+    examples = {one.kind: one.example for one in reversed(counted) if one.kind}
+    return tuple(
+        ErrorCount(kind=kind, count=count, example=examples[kind])
+        for kind, count in kinds.most_common()
+    )
+
+
+def _warnings(run: LoadRun, busy: float, *, pieces_only: bool) -> tuple[str, ...]:
+    found = []
+    if run.stopped:
+        found.append(
+            f"it ended before its time: {run.stopped}; what was under way then is left out, so "
+            "that rates are too low"
+        )
+    if busy > _BUSY:
+        found.append(
+            f"the load took {busy:.0%} of a CPU: the server may do more than these figures say"
+        )
+    if run.late > _LATE:
+        found.append(f"a request was sent {run.late:.1f} s after its time: the load is too slow")
+    if pieces_only:
+        found.append("the server counts no tokens: pieces of its stream are counted, too few")
+    return tuple(found)
+
+
+def _shown(url: str) -> str:
+    """An address without a name and a password."""
+    split = urlsplit(url)
+    return split._replace(netloc=split.netloc.rpartition("@")[2]).geturl()

@@ -58,10 +58,6 @@ def machine_from(
         visible = on.visible or tuple(gpu.index for gpu in on.gpus)
         machine = msgspec.structs.replace(on, visible=visible)
     elif "/" in on or on.endswith(".json"):
-        if "\n" in on:
-            raise UsageError(
-                "a snapshot is a whole machine, and --on names more", hint="name it alone"
-            )
         from turbofit.machine.snapshot import load_snapshot
 
         machine = load_snapshot(on)
@@ -114,29 +110,20 @@ def _unlisted_note(gpu: Gpu, *, timed: bool) -> str | None:
     """What is not known of a measured GPU, or that it is a part of one."""
     if match_preset(gpu) is not None:
         return None
-    unread = {
-        "SMs": gpu.sm_count,
-        "compute capability": gpu.compute_capability,
-        "L2": gpu.l2,
-        "memory bandwidth": gpu.memory_bandwidth if not timed else 0,
-        "tensor rate": gpu.dense_flops if not timed else 0,
-    }
-    lacking = [name for name, value in unread.items() if value == NA]
-    slow = "memory bandwidth" in lacking or "tensor rate" in lacking
+    names = ["sm_count", "compute_capability", "l2"]
+    names += [] if timed else ["memory_bandwidth", "dense_flops"]
+    lacking = [name.replace("_", " ") for name in names if getattr(gpu, name) == NA]
+    what = "has no preset" if lacking else ""
     if gpu.mig:
         what = f"is a MIG slice with {gpu.sm_count} SMs, on which one engine runs"
     elif vgpu_of(gpu.name):
         what = "is a vGPU, which shares its card's time with others"
-    elif lacking:
-        what = "has no preset"
-    else:
-        return None
     if lacking:
         what += (
             f"; not known are its {', '.join(lacking)}, which count in memory as the most of all"
-            " cards" + (" and in speed as a slow card: turbofit machine --measure" if slow else "")
+            " cards and in speed as a slow card: turbofit machine --measure"
         )
-    return f"{gpu.name} {what}"
+    return f"{gpu.name} {what}" if what else None
 
 
 def _readable(machine: Machine, *, chosen_by_user: bool) -> Machine:

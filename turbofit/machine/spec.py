@@ -15,7 +15,6 @@ GPUs are numbered in the order of the line.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Final, Literal, NoReturn
 
@@ -44,7 +43,7 @@ from turbofit.machine.unlisted import (
     unsupported_card,
 )
 
-__all__ = ["MAX_GPUS", "parse_spec"]
+__all__ = ["MAX_GPUS", "is_spec", "parse_spec"]
 
 #: More GPUs than any one machine has: beyond it a SPEC is a typing error.
 MAX_GPUS: Final = 64
@@ -52,27 +51,27 @@ MAX_GPUS: Final = 64
 #: Characters of a group; names of cards have up to 60.
 _LONGEST: Final = 200
 _EXAMPLE: Final = "write it like 4xrtx3090, 1xl4:free=19GiB or 4xrtx3090,nvlink=0-1+2-3"
-_COUNT: Final = re.compile(r"(?P<count>\d+)\s*[x×*]\s*(?P<name>.+)", re.IGNORECASE)
-#: Where the name alone is a card's: ``4 RTX 3090``, ``3090x4``.
-_COUNT_BEFORE: Final = re.compile(r"(?P<count>\d+)\s+(?P<name>.+)")
-_COUNT_BEHIND: Final = re.compile(r"(?P<name>.+?)\s*[x×*]\s*(?P<count>\d+)", re.IGNORECASE)
+#: ``4xrtx3090``; where the name alone is a card's also ``4 RTX 3090`` and ``3090x4``.
+_COUNT: Final = re.compile(r"(?P<count>\d{1,3})\s*[x×*]\s*(?P<name>.+)", re.IGNORECASE)
+_COUNT_BEFORE: Final = re.compile(r"(?P<count>\d{1,3})\s+(?P<name>.+)")
+_COUNT_BEHIND: Final = re.compile(r"(?P<name>.+?)\s*[x×*]\s*(?P<count>\d{1,3})", re.IGNORECASE)
 #: Between cards; the + of a MIG profile (1g.10gb+me) joins none.
 _JOINT: Final = re.compile(r"\+(?!(?:me|gfx)\b)|\s+(?:and|&)\s+", re.IGNORECASE)
 #: Any card of a size, as its maker names it; and a size that stands behind its card's name.
 _ANY: Final = re.compile(
     r"(?:any\s+|gpu\s+)?(\d{1,4}(?:\.\d)?)\s*gi?b?(?:\s+(?:gpus?|cards?|vram))?", re.IGNORECASE
 )
-_SMI_SIZE: Final = re.compile(r"\d+\s*(?:[mg]i?b)", re.IGNORECASE)
-#: Commas that part no cards: 23,034 MiB.
-_GROUPED: Final = re.compile(r"(?<=\d),(?=\d{3}(?:,\d{3})*\s*[KMGT]i?B)", re.IGNORECASE)
-#: What nvidia-smi prints: a card or a slice of -L, a name with its memory, other columns.
+_SIZE: Final = re.compile(r"\d+\s*(?:[mg]i?b)", re.IGNORECASE)
+#: What parts no cards: the commas of 23,034 MiB; the head and the first column of nvidia-smi's CSV.
+_NO_PARTS: Final = re.compile(
+    r"(?<=\d),(?=\d{3}(?:,\d{3})*\s*[KMGT]i?B)|^.*\bname,.*$|^\s*\d+\s*,(?=.*MiB)",
+    re.IGNORECASE | re.MULTILINE,
+)
+#: What nvidia-smi prints: cards and slices of -L, a name with its memory.
 _SMI_LINES: Final = re.compile(r"[\n;]|(?=\bGPU\s+\d+:)|(?=\bMIG\s+\S+\s+Device\b)")
 _SMI_GPU: Final = re.compile(r"GPU\s+\d+:\s*(.+?)\s*(?:\(UUID:[^)]*\)?)?")
 _SMI_MIG: Final = re.compile(r"(MIG\s+\S+)\s+Device\b.*")
 _SMI_NAME: Final = re.compile(r"(?P<name>.+?)\s+(?P<mib>\d{3,7})\s*MiB", re.IGNORECASE)
-_SMI_COLUMN: Final = re.compile(r"\d{1,3}|(?:GPU|MIG)-[\w-]+|[0-9a-f]+:[0-9a-f:.]+", re.IGNORECASE)
-#: What CUDA hands out of the total that nvidia-smi prints, at least: 0.938 on the RTX 5060 Ti. Low.
-_LEAST_OF_TOTAL: Final = 0.93
 _CAPABILITY: Final = re.compile(r"(?:sm|cc)?[_ ]?(\d{1,2})\.?(\d)[a-z]?", re.IGNORECASE)
 #: The oldest compute capability that LMDeploy has code for.
 _OLDEST: Final = (7, 0)
@@ -90,6 +89,15 @@ class _Card(Struct):
     gpu: Gpu
     preset: GpuPreset | None
     note: str | None
+
+
+def is_spec(text: str) -> bool:
+    """Whether a SPEC stands where another word should."""
+    try:
+        parse_spec(text)
+    except UsageError:
+        return False
+    return True
 
 
 def parse_spec(spec: str) -> Machine:
@@ -115,9 +123,11 @@ def parse_spec(spec: str) -> Machine:
     gpus = tuple(
         replace(card.gpu, index=index, uuid=f"preset-{index}") for index, card in enumerate(cards)
     )
-    pasted = "\n" in spec or "UUID:" in spec
+    # What is pasted from nvidia-smi has UUIDs and line ends in it.
+    kinds = [(name, len(list(equal))) for name, equal in groupby(gpu.name for gpu in gpus)]
+    listed = " + ".join(f"{count}x {name}" if count > 1 else name for name, count in kinds)
     return Machine(
-        name=_name(gpus) if pasted else " ".join(spec.split()),
+        name=listed if "\n" in spec or "UUID:" in spec else " ".join(spec.split()),
         source="preset",
         gpus=gpus,
         links=preset_links([card.preset for card in cards], nvlink=joined, p2p=peers),
@@ -127,66 +137,38 @@ def parse_spec(spec: str) -> Machine:
     )
 
 
-def _name(gpus: Iterable[Gpu]) -> str:
-    kinds = [(name, len(list(equal))) for name, equal in groupby(gpu.name for gpu in gpus)]
-    return " + ".join(f"{count}x {name}" if count > 1 else name for name, count in kinds)
-
-
 def _cards_and_options(spec: str) -> tuple[list[str], list[str]]:
     """The texts of groups, and those of machine options."""
     cards: list[str] = []
     options: list[str] = []
-    for line in _lines(spec):
-        parts = [part.strip() for part in line.split(",")]
-        if "mib" in line.lower():
-            parts = [part for part in parts if not _SMI_COLUMN.fullmatch(part)]
-        named = False
-        for part in parts:
+    for line in _lines(_NO_PARTS.sub("", spec)):
+        alone = False  # the card before has no size of its own
+        for part in map(str.strip, line.split(",")):
             if not part or "=" in part.partition(":")[0] or part.lower() in _OPTIONS:
                 options.append(part)
-            elif named and _SMI_SIZE.fullmatch(part):  # the memory of the card before it
-                cards[-1] += f" {part}"
-                named = False
+            elif alone and _SIZE.fullmatch(part):
+                cards[-1], alone = f"{cards[-1]} {part}", False
             else:
-                cards += (text.strip() for text in _JOINT.split(part))
-                named = not _ANY.fullmatch(cards[-1]) and ":" not in cards[-1]
+                cards += map(str.strip, _JOINT.split(part))
+                alone = not _ANY.fullmatch(cards[-1]) and ":" not in cards[-1]
     return cards, options
 
 
-def _lines(spec: str) -> Iterator[str]:
-    """The lines of a SPEC, those of nvidia-smi as groups: a card that is cut as its slices."""
-    lines = [line.strip() for line in _SMI_LINES.split(_GROUPED.sub("", spec))]
-    lines = [line for line in lines if line]
-    header = [cell.strip().partition(" ")[0] for cell in lines[0].split(",")]
-    if "name" in header and len(lines) > 1:
-        yield from (_row(header, line) for line in lines[1:])
-        return
+def _lines(spec: str) -> list[str]:
+    """The lines of a SPEC, of nvidia-smi's the names: of a card that is cut its slices."""
     found: list[str] = []
-    whole, cut = "", False
-    for line in lines:
+    whole = ""
+    for line in map(str.strip, _SMI_LINES.split(spec)):
         if card := _SMI_GPU.fullmatch(line):
-            whole, cut = card[1], False
+            whole = card[1]
             found.append(whole)
         elif part := _SMI_MIG.fullmatch(line):
-            if whole and not cut:
+            if found[-1:] == [whole]:
                 found.pop()
-            cut = True
             found.append(f"{whole} {part[1]}".strip())
-        else:
+        elif line:
             found.append(line)
-    yield from found
-
-
-def _row(header: list[str], line: str) -> str:
-    """A row of ``nvidia-smi --query-gpu=name,memory.total,memory.free --format=csv``."""
-    cells = {
-        name: f"{cell} MiB" if name.startswith("memory.") and cell.isdigit() else cell
-        for name, cell in zip(header, map(str.strip, line.split(",")), strict=False)
-    }
-    size = cells.get("memory.total", "")
-    keys = [key for key in ("free", "used") if _SMI_SIZE.fullmatch(cells.get(f"memory.{key}", ""))]
-    use = f":{keys[0]}={cells[f'memory.{keys[0]}']}" if keys else ""
-    return f"{cells.get('name', '')} {size if _SMI_SIZE.fullmatch(size) else ''}".strip() + use
+    return found
 
 
 def _parse_group(text: str) -> tuple[int, _Card]:
@@ -194,41 +176,32 @@ def _parse_group(text: str) -> tuple[int, _Card]:
         _refuse(f"{text[:40]}… is no card", _EXAMPLE)
     head, *tail = text.split(":")
     given = _key_values(tail, _KEYS, "key")
-    count, name = _counted(head.strip(), given)
-    if len(count) > 3 or not 1 <= int(count) <= MAX_GPUS:
-        _refuse(f"{count[:12]}x{name[:40]}: no such group", f"a group has 1 to {MAX_GPUS} GPUs")
+    count, name = _counted(head.strip(), anything="total" in given)
+    if not 1 <= count <= MAX_GPUS:
+        _refuse(f"{count}x{name[:40]}: no such group", f"a group has 1 to {MAX_GPUS} GPUs")
     if not name:
         _refuse("a group has no GPU name", _EXAMPLE)
-    card = _card(name, int(count), given)
-    return int(count), replace(card, gpu=_sized(card.gpu, name, given))
+    card = _card(name, count, given)
+    return count, replace(card, gpu=_sized(card.gpu, name, given))
 
 
-def _counted(text: str, given: dict[str, str]) -> tuple[str, str]:
-    """How many, and of what: ``4xrtx3090``, ``4 RTX 3090`` or ``3090x4``."""
+def _counted(text: str, *, anything: bool) -> tuple[int, str]:
+    """How many, and of what."""
 
     def known(name: str) -> bool:
         return bool(
             find_preset(name)
             or _ANY.fullmatch(name)
-            or _SMI_NAME.fullmatch(name)
             or MIG_NAME.fullmatch(name)
             or other_card(name)
-            or unsupported_card(name)  # 7900xtx is no group of 7,900 cards
+            or unsupported_card(name)
         )
 
-    if known(text):
-        return "1", text
-    for pattern in (_COUNT_BEHIND, _COUNT_BEFORE):
-        match = pattern.fullmatch(text)
-        # 3080 20GB is a card with a size behind its name, and not 3080 cards of 20 GB.
-        if (
-            match
-            and known(match["name"])
-            and not (len(match["count"]) > 2 and _ANY.fullmatch(match["name"]))
-        ):
-            return match["count"], match["name"]
-    match = _COUNT.fullmatch(text) or ("total" in given and _COUNT_BEFORE.fullmatch(text)) or None
-    return (match["count"], match["name"].strip()) if match else ("1", text)
+    behind, before = _COUNT_BEHIND.fullmatch(text), _COUNT_BEFORE.fullmatch(text)
+    if not (behind and known(behind["name"])):
+        behind = before if before and (anything or known(before["name"])) else None
+    match = behind or _COUNT.fullmatch(text)
+    return (int(match["count"]), match["name"]) if match else (1, text)
 
 
 def _card(name: str, count: int, given: dict[str, str]) -> _Card:
@@ -237,20 +210,18 @@ def _card(name: str, count: int, given: dict[str, str]) -> _Card:
     Raises:
         UsageError: there is none, or its keys are of another kind of card.
     """
-    profile = MIG_NAME.fullmatch(given["mig"]) if "mig" in given else None
+    if "mig" in given:  # as nvidia-smi names a slice
+        name += f" MIG {given['mig']}"
+    profile, printed = MIG_NAME.fullmatch(name), _SMI_NAME.fullmatch(name)
     if "mig" in given and profile is None:
         _refuse(f"mig={given['mig']} is no profile", "write it as nvidia-smi does: mig=3g.40gb")
-    key = find_preset(name)
-    if key is None and profile is None and (profile := MIG_NAME.fullmatch(name)):
-        key = find_preset(profile["card"])
-    printed = _SMI_NAME.fullmatch(name)
     if printed and (preset := match_preset(_unused(printed["name"], int(printed["mib"]) * MIB))):
         return _Card(gpu=_of_preset(preset), preset=preset, note=None)
+    key = find_preset(profile["card"] if profile else name)
+    if key is None and profile is None and not unsupported_card(name):
+        return _any_card(name, given)
     if key is None:
-        base = printed["name"] if printed else name
-        if profile is not None or unsupported_card(base):
-            raise no_preset(base)
-        return _any_card(base, printed, given)
+        raise no_preset(name)
     if "sm" in given:
         _refuse(f"sm={given['sm']} of {name}, whose preset has it", "leave sm out")
     if profile is not None:
@@ -287,46 +258,40 @@ def _slice(key: str, profile: re.Match[str], name: str, given: dict[str, str]) -
     return _Card(gpu=part, preset=None, note=note)
 
 
-def _any_card(name: str, printed: re.Match[str] | None, given: dict[str, str]) -> _Card:
+def _any_card(name: str, given: dict[str, str]) -> _Card:
     """A card of which only the memory is known, and the compute capability where it is given.
 
     What is not known of it counts at its upper end in the account, and as slow in the forecast.
     """
-    size, other, total, basis = _ANY.fullmatch(name), other_card(name), 0, ""
-    if size is not None:
-        total, basis = least_usable(float(size[1])), f", nine tenths of {size[1]} GB as on a T4"
-    elif printed is not None and find_preset(name) is None:
-        mib = int(printed["mib"])
-        total, basis = int(mib * _LEAST_OF_TOTAL) * MIB, f", 93% of {mib} MiB"
-    elif "total" not in given:
-        raise no_preset(f"{name} {round(int(printed['mib']) / 1024)}GB" if printed else name)
+    size, printed, other = _ANY.fullmatch(name), _SMI_NAME.fullmatch(name), other_card(name)
+    if printed:
+        name = printed["name"]
+        other = other_card(name)
+    nominal = float(size[1]) if size else int(printed["mib"]) / 1024 if printed else 0
+    if (nominal == 0 and "total" not in given) or (printed and find_preset(name)):
+        raise no_preset(f"{name} {nominal:.0f}GB" if printed else name)
     capability = _capability(given["sm"]) if "sm" in given else other and other.capability
     gpu = replace(
-        _unused(f"{size[1]} GB card" if size else name, total),
+        _unused(f"{size[1]} GB card" if size else name, least_usable(nominal)),
         compute_capability=capability or NA,
     )
-    held = "" if "total" in given else f" of {format_bytes(total)}{basis},"
-    known = (
-        "compute capability {}.{}".format(*capability)
-        if capability
-        else "compute capability 8.0 to 9.0 (of another write it: sm=12.0)"
-    )
+    total = f" of {format_bytes(int(gpu.total))}, nine tenths of {nominal:g} GB as on a T4,"
+    known = "{}.{}".format(*capability) if capability else "8.0 to 9.0 (of another write sm=12.0)"
     note = (
-        f"{name} has no preset: it was read as any card{held} with {known} and without peer access;"
-        " what is unknown counts in memory as the most of all cards, in speed as a slow one"
+        f"{name} has no preset: it was read as any card{'' if 'total' in given else total} with "
+        f"compute capability {known} and without peer access; what is unknown counts in memory as "
+        "the most of all cards, in speed as a slow one"
     )
     return _Card(gpu=gpu, preset=None, note=note)
 
 
 def _capability(text: str) -> tuple[int, int]:
     match = _CAPABILITY.fullmatch(text.strip())
-    found = (int(match[1]), int(match[2])) if match else None
-    if found is None:
+    if match is None:
         _refuse(f"sm={text} is no compute capability", "write it as sm=8.6")
+    found = int(match[1]), int(match[2])
     if found < _OLDEST:
-        _refuse(
-            f"sm={text}: LMDeploy has no code below compute capability 7.0", "take another card"
-        )
+        _refuse(f"sm={text}: LMDeploy has no code below compute capability 7.0", "take another")
     return found
 
 

@@ -48,10 +48,6 @@ class Engine(ABC):
     name: ClassVar[EngineName]
     #: Whether an image that chunked prefill cuts is encoded again in every chunk.
     encodes_again: ClassVar[bool] = False
-    #: LMDeploy's options that only this engine has, by their names in a plan's request.
-    exclusive_options: ClassVar[tuple[str, ...]] = ()
-    #: Values of options of others too that only this engine takes.
-    exclusive_values: ClassVar[Mapping[str, frozenset[object]]] = {}
     #: The options with which one engine runs on several nodes.
     options_over_nodes: ClassVar[Mapping[str, object]] = {}
     #: Why its account may not be right for the version that was asked for; None where it is.

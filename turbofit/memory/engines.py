@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from importlib import import_module
+from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -13,9 +14,6 @@ from turbofit.core.model import Model
 from turbofit.memory import versions
 from turbofit.memory.architectures import not_listed
 from turbofit.memory.engine import Engine
-from turbofit.memory.pytorch.engine import Pytorch
-from turbofit.memory.transformers.transformers_engine import Transformers
-from turbofit.memory.turbomind.engine import Turbomind
 from turbofit.model.families.engines import engine_problem
 
 __all__ = [
@@ -23,16 +21,38 @@ __all__ = [
     "without_account",
 ]  # fmt: skip
 
-_KINDS: Final[tuple[type[Engine], ...]] = (
-    Turbomind,
-    Pytorch,
-    Transformers,
-)
+
+class EngineKind(NamedTuple):
+    """Where an engine's class is, and LMDeploy's options and values that only this engine takes.
+
+    The class is imported when a plan needs it: a plan for one engine loads no other's account.
+    """
+
+    path: str
+    exclusive_options: tuple[str, ...] = ()
+    exclusive_values: Mapping[str, frozenset[object]] = {}
+
+    def made(self, *version: str) -> Engine:
+        """The engine of a version with presets of its own; Transformers has one alone."""
+        module, _, name = self.path.rpartition(".")
+        engine: Engine = getattr(import_module(f"turbofit.memory.{module}"), name)(*version)
+        return engine
+
+
 #: In the order of preference: TurboMind decodes faster and sizes what it takes; Transformers runs
 #: what LMDeploy does not, one request at a time.
-ENGINES: Final[dict[str, type[Engine]]] = {kind.name: kind for kind in _KINDS}
+ENGINES: Final = {
+    "turbomind": EngineKind("turbomind.account.Turbomind", ("communicator", "async_")),
+    "pytorch": EngineKind(
+        "pytorch.account.Pytorch",
+        ("num_gpu_blocks", "eager_mode", "cudagraph_capture_batch_sizes",
+         "distributed_executor_backend", "speculative"),
+        {"quant_policy": frozenset({16, 17, 42})},
+    ),
+    "transformers": EngineKind("transformers.transformers_account.Transformers"),
+}  # fmt: skip
 #: LMDeploy's engines.
-LMDEPLOY: Final = tuple(name for name in ENGINES if name != Transformers.name)
+LMDEPLOY: Final = tuple(name for name in ENGINES if name != "transformers")
 
 
 def check_options(engine: Engine, fixed: Mapping[str, object]) -> None:
@@ -68,12 +88,12 @@ def engine_named(name: str, version: str | None = None) -> Engine:
     Raises:
         PackageError: turbofit has no account for it.
     """
-    if version is None and name == Transformers.name:
-        return Transformers()
+    if version is None and name not in LMDEPLOY and name in ENGINES:
+        return ENGINES[name].made()
     if version and versions.is_legacy(version) and name in LMDEPLOY:
         from turbofit.memory.legacy.legacy_engines import LegacyPytorch, LegacyTurbomind
 
-        return LegacyTurbomind(version) if name == Turbomind.name else LegacyPytorch(version)
+        return LegacyTurbomind(version) if name == "turbomind" else LegacyPytorch(version)
     known = versions.account_version(name, version)
     if known is None or name not in LMDEPLOY:
         raise PackageError(
@@ -81,7 +101,7 @@ def engine_named(name: str, version: str | None = None) -> Engine:
             f" {version or versions.REFERENCE}",
             hint=f"it has them for {' and '.join(LMDEPLOY)} of {versions.REFERENCE}",
         )
-    engine = ENGINES[name](known)
+    engine = ENGINES[name].made(known)
     engine.doubt = versions.doubt(name, version)
     return engine
 

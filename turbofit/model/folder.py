@@ -70,7 +70,7 @@ class FolderFiles:
         if first or safe:
             found: dict[str, Tensor] = {}
             for name in first or safe:
-                found.update(self._header(name))
+                found.update(self.header(name))
             return Weights(found)
         if torch:
             return Weights(None, _BIN_ONLY)
@@ -90,7 +90,7 @@ class FolderFiles:
         """The tensors that the index names, each from the file that it names."""
         found: dict[str, Tensor] = {}
         for file in sorted(set(where.values())):
-            header = self._header(file)
+            header = self.header(file)
             found.update(
                 (name, tensor) for name, tensor in header.items() if where.get(name) == file
             )
@@ -101,7 +101,8 @@ class FolderFiles:
             )
         return found
 
-    def _header(self, name: str) -> dict[str, Tensor]:
+    def header(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a safetensors file."""
         size = self.size(name)
         if size is None:
             raise UsageError(f"{name} is missing in {self.path}", hint="finish the download")

@@ -27,16 +27,18 @@ _BITS: Final = {
     "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
-_PLAIN_FILE: Final = re.compile(r"[\w-][\w.+-]{0,200}\.safetensors", re.ASCII)
+_PLAIN_FILE: Final = re.compile(r"[\w-][\w.+-]{0,200}", re.ASCII)
 _HINT: Final = "download the checkpoint again: the file is damaged or not finished"
 
 
 class Tensor(NamedTuple):
-    """One tensor as stored."""
+    """One tensor as stored in a file, from its byte ``begin`` on."""
 
     dtype: str
     shape: tuple[int, ...]
     bytes: int
+    file: str
+    begin: int
 
     @property
     def elements(self) -> int:
@@ -81,7 +83,7 @@ def parse_header(header: bytes, file_size: int | None, what: str) -> dict[str, T
     Args:
         header: the JSON header.
         file_size: bytes of the whole file, where known; the tensors must end there.
-        what: how messages name the file.
+        what: the file's name.
 
     Raises:
         UsageError: anything that the format forbids.
@@ -94,7 +96,7 @@ def parse_header(header: bytes, file_size: int | None, what: str) -> dict[str, T
     spans: list[tuple[int, int]] = []
     tensors: dict[str, Tensor] = {}
     for name, entry in entries.items():
-        tensors[name] = _tensor(name, entry, spans, what)
+        tensors[name] = _tensor(name, entry, spans, what, PREFIX + len(header))
     end = 0
     for begin, stop in sorted(spans):
         if begin != end:
@@ -110,8 +112,8 @@ def parse_header(header: bytes, file_size: int | None, what: str) -> dict[str, T
     return tensors
 
 
-def parse_index(data: bytes, what: str) -> dict[str, str]:
-    """``weight_map`` of a sharded checkpoint: tensor name → file name.
+def parse_index(data: bytes, what: str, suffix: str = ".safetensors") -> dict[str, str]:
+    """``weight_map`` of a sharded checkpoint: tensor name → file name, which ends so.
 
     Raises:
         UsageError: not an index, or one that names files elsewhere.
@@ -125,12 +127,14 @@ def parse_index(data: bytes, what: str) -> dict[str, str]:
     if not files:
         raise UsageError(f"{what} names no tensors", hint=_HINT)
     for file in set(files.values()):
-        if not _PLAIN_FILE.fullmatch(file):
+        if not (file.endswith(suffix) and _PLAIN_FILE.fullmatch(file.removesuffix(suffix))):
             raise UsageError(f"{what} names {file[:60]!r}, which is not a file of it", hint=_HINT)
     return files
 
 
-def _tensor(name: str, entry: _Entry, spans: list[tuple[int, int]], what: str) -> Tensor:
+def _tensor(
+    name: str, entry: _Entry, spans: list[tuple[int, int]], what: str, start: int
+) -> Tensor:
     """Check one entry and note the bytes that it covers."""
     shape, offsets, bits = entry.shape, entry.data_offsets, _BITS.get(entry.dtype or "")
     if shape is None or offsets is None or entry.dtype is None or bits is None:
@@ -139,7 +143,7 @@ def _tensor(name: str, entry: _Entry, spans: list[tuple[int, int]], what: str) -
     if len(shape) > 16 or any(not 0 <= size < 1 << 48 for size in shape):
         raise UsageError(f"{what}: {name[:80]!r} has an absurd shape", hint=_HINT)
     begin, end = offsets
-    tensor = Tensor(entry.dtype, shape, end - begin)
+    tensor = Tensor(entry.dtype, shape, end - begin, what, start + begin)
     if not 0 <= begin <= end or tensor.elements * bits != 8 * tensor.bytes:
         raise UsageError(f"{what}: {name[:80]!r} does not fit its shape", hint=_HINT)
     if end > begin:

@@ -250,18 +250,15 @@ def _without_hub(
         # What was asked for is what will be downloaded: the preset may know it by another owner.
         return replace(preset_model(preset, warnings=(said, *_unheeded(revision))), hub_id=hub_id)
     from turbofit.model.hub import NotGivenError
-    from turbofit.model.names import relative, sibling, unrunnable
+    from turbofit.model.names import by_its_name, unrunnable
 
     if refused := _known_refusal(hub_id) or unrunnable(hub_id):
         raise refused
     unread = f"{reason.message}; no folder {hub_id} is here"
-    # A hub that answers knows better than a name.
-    model = None if isinstance(reason, NotGivenError) else sibling(hub_id, unread)
-    if model is None:
-        near = relative(hub_id)
-        also = f"; the preset {near} is near by its name" if near else ""
-        raise type(reason)(unread, hint=reason.hint + also)
-    return replace(model, warnings=(*model.warnings, *_unheeded(revision)))
+    found = by_its_name(hub_id, unread, guess=not isinstance(reason, NotGivenError))
+    if isinstance(found, str):
+        raise type(reason)(unread, hint=reason.hint + found)
+    return replace(found, warnings=(*found.warnings, *_unheeded(revision)))
 
 
 def _unheeded(revision: str | None) -> tuple[str, ...]:
@@ -272,21 +269,18 @@ def _unheeded(revision: str | None) -> tuple[str, ...]:
 
 def _unknown(name: str) -> UsageError:
     """The error for a name or a path that is none; its last part may be a preset's name."""
-    from turbofit.machine.presets import find_preset as find_gpu
+    from turbofit.machine.spec import is_spec
     from turbofit.model.names import unrunnable
 
     if refused := _known_refusal(name) or unrunnable(name):
         return refused
-    if find_gpu(name.partition(":")[0].lstrip("0123456789").removeprefix("x")):
-        hint = f"it is a machine: --on {name}"
-        return UsageError(f"no model is known as {name[:80]!r}", hint=hint)
-    if not _is_path(name) and "/" not in name:
-        return UsageError(f"no model is known as {name[:80]!r}", hint=_nearest_hint(name))
-    last = find_preset(name.rstrip("/").rpartition("/")[2])
-    also = f"; by its name it is the preset {last}" if last else ""
-    return UsageError(
-        f"no folder {name[:160]!r} is here", hint=f"name a checkpoint's folder or hub id{also}"
-    )
+    if _is_path(name) or "/" in name:
+        last = find_preset(name.rstrip("/").rpartition("/")[2])
+        also = f"; by its name it is the preset {last}" if last else ""
+        hint = f"name a checkpoint's folder or hub id{also}"
+        return UsageError(f"no folder {name[:160]!r} is here", hint=hint)
+    hint = f"it is a machine: --on {name}" if is_spec(name) else _nearest_hint(name)
+    return UsageError(f"no model is known as {name[:80]!r}", hint=hint)
 
 
 def _known_refusal(name: str) -> UsageError | None:

@@ -42,8 +42,8 @@ class LiveEngine(Struct):
 class LiveServer(Struct):
     """The server at one moment; ``limited`` and ``refused`` are totals by what and why.
 
-    ``suspects`` and ``convicted``: requests that an engine may have died of, and those that are
-    refused for it; ``clients_refused``: clients whose requests engines died of too often.
+    ``suspects``: requests and clients that an engine may have died of; ``convicted`` and
+    ``clients_refused``: requests and clients that are refused for it.
     """
 
     waiting: int

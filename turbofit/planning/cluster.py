@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from turbofit.core.machine import Machine
+from turbofit.planning.checks import plan_warnings
 from turbofit.planning.commands import commands
-from turbofit.planning.needs import need_warning
+from turbofit.planning.examine.scene import Sources
 from turbofit.planning.resolve import resolve
 from turbofit.planning.serve_command import cluster_serve_command
 
@@ -37,13 +38,11 @@ def plan_cluster(request: PlanRequest, cluster: Cluster) -> ClusterPlan:
     Raises:
         As :func:`turbofit.planning.plan.plan`, where it is so on every node.
     """
-    from turbofit.planning.span_commands import span_commands
     from turbofit.tuner.cluster.cluster_plan import make_cluster_plan
 
     made = make_cluster_plan(_anywhere(request), cluster, request.engine)
     nodes = tuple(_commanded(node) for node in made.nodes)
-    spans = tuple(replace(span, commands=span_commands(span, cluster)) for span in made.spans)
-    made = replace(made, nodes=nodes, spans=spans)
+    made = replace(made, nodes=nodes)
     return replace(made, serve=cluster_serve_command(made, request))
 
 
@@ -58,7 +57,7 @@ def plan_joining(request: PlanRequest, plan: ClusterPlan, node: Node) -> NodePla
     Returns:
         Its plan, or why it cannot serve what is promised.
     """
-    from turbofit.tuner.cluster.joining import plan_joining_node
+    from turbofit.tuner.cluster.cluster_plan import plan_joining_node
 
     resolved = _anywhere(request.changed(model=plan.model, revision=None))
     return _commanded(plan_joining_node(resolved, plan, node, request.engine))
@@ -74,7 +73,6 @@ def _commanded(node: NodePlan) -> NodePlan:
     """A node's plan with its command lines; this process's environment says nothing of it."""
     if node.plan is None:
         return node
-    need = need_warning(node.plan)
-    warnings = (*node.plan.warnings, need) if need else node.plan.warnings
+    warnings = (*node.plan.warnings, *plan_warnings(node.plan, Sources({})))
     made = replace(node.plan, commands=commands(node.plan), warnings=warnings)
     return replace(node, plan=made)

@@ -5,26 +5,28 @@ LMDeploy's engines are started by ``lmdeploy serve api_server``, Transformers by
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Command
+from turbofit.core.presets import converted, load_yaml, preset_path
 from turbofit.core.process.ports import DEFAULT_PORT
+from turbofit.core.struct import Struct
 from turbofit.memory import versions
-from turbofit.planning.option_releases import came_later, grouped
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan, PlannedEngine, Settings
 
 __all__ = [
-    "commands", "left_out", "model_path", "module_of", "private_commands", "ratio",
-    "refuse_options", "visible_devices",
+    "came_later", "commands", "grouped", "left_out", "model_path", "module_of", "private_commands",
+    "ratio", "refuse_options", "visible_devices",
 ]  # fmt: skip
 
 
@@ -133,7 +135,7 @@ def _engine_environment(plan: Plan) -> dict[str, str]:
         if plan.model.text.delta is not None:
             env["LMDEPLOY_FP32_MAMBA_SSM_DTYPE"] = "0"  # states are counted at 16 bits
         return env
-    from turbofit.memory.pytorch.environment import environment
+    from turbofit.memory.pytorch.constants import environment
 
     return environment(plan.settings, plan.model)
 
@@ -229,3 +231,36 @@ def _pytorch_settings(settings: Settings) -> list[str]:
     if settings.draft:
         argv += settings.draft.options
     return argv
+
+
+class _Releases(Struct, forbid_unknown_fields=True):
+    """The release of `lmdeploy serve api_server` that brought an option, or one value of it."""
+
+    options: dict[str, str]
+    values: dict[str, str]
+
+
+def grouped(argv: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """The words of a command, each option with its values; what stands before them word by word."""
+    group: list[str] = []
+    for word in argv:
+        if group and (word.startswith("--") or not group[0].startswith("--")):
+            yield tuple(group)
+            group = []
+        group.append(word)
+    if group:
+        yield tuple(group)
+
+
+def came_later(option: Sequence[str], version: str) -> str | None:
+    """The release that brought an option or its value, where that is newer than a version."""
+    known = _releases()
+    last = known.values.get(" ".join(option)) or known.options.get(option[0])
+    later = last is not None and (versions.parse(last) or ()) > (versions.parse(version) or ())
+    return last if later else None
+
+
+@cache
+def _releases() -> _Releases:
+    path = preset_path("engines", "option-releases")
+    return converted(load_yaml(path), _Releases, path)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
+from turbofit.planning.checks import plan_warnings
 from turbofit.planning.commands import commands, left_out
-from turbofit.planning.needs import need_warning
-from turbofit.planning.ranks import rank_warning
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
 from turbofit.planning.serve_command import serve_command
@@ -19,7 +17,7 @@ from turbofit.tuner.choose import best_plan
 from turbofit.tuner.resolved_request import Margin
 
 if TYPE_CHECKING:
-    from turbofit.planning.predict_request import PredictRequest
+    from turbofit.planning.request import PredictRequest
 
 __all__ = ["doubled_margin", "finished", "plan", "predict"]
 
@@ -91,8 +89,7 @@ def finished(plan: Plan, request: PlanRequest) -> Plan:
         plan: without them.
         request: what was asked for.
     """
-    said = (rank_warning(plan.parallel.tp, os.environ), need_warning(plan))
-    new = (text for text in said if text and text not in plan.warnings)
+    new = (text for text in plan_warnings(plan) if text not in plan.warnings)
     return replace(
         plan,
         serve=serve_command(plan, request),

@@ -16,7 +16,7 @@ from turbofit.core.units import parse_bytes, parse_share, plain_number
 from turbofit.core.validation import Metavar, Validated, parsed
 from turbofit.tuner.resolved_request import Margin
 
-__all__ = ["ENGINE_OPTIONS", "GROUPS", "EngineChoice", "PlanRequest"]
+__all__ = ["ENGINE_OPTIONS", "GROUPS", "EngineChoice", "PlanRequest", "PredictRequest"]
 
 EngineChoice = Literal["auto", EngineName]
 
@@ -24,11 +24,11 @@ _LARGEST: Final = 1 << 40
 #: No engine runs so many.
 _MOST_AT_ONCE: Final = 1 << 20
 _DTYPES: Final = {"fp16": "float16", "half": "float16", "bf16": "bfloat16"}
-_THOUSANDS: Final = {"k": 1 << 10, "m": 1 << 20}
-_COUNTED: Final = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)\s*([km]?)(?:\s*tokens?)?", re.IGNORECASE)
-_SIDES: Final = re.compile(
-    r"([\d,]{1,11})\s*(?:[x×*]\s*([\d,]{1,11}))?\s*(?:px|pixels?)?", re.IGNORECASE
+_THOUSANDS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20}
+_COUNTED: Final = re.compile(
+    r"(\d{1,9}|\d{1,6}\.\d{1,3}(?=\s*[km]))\s*([km]?)(?:\s*tokens?)?", re.IGNORECASE
 )
+_SIDES: Final = re.compile(r"([\d,]{1,11})\s*[x×*]\s*([\d,]{1,11})|(\d{3,5})", re.IGNORECASE)
 #: Names of picture sizes that mean several, and those that mean one.
 _OF_SEVERAL_SIZES: Final = {
     "2k": "2560x1440 or 2048x1080", "480p": "640x480 or 854x480", "5k": "5120x2880 or 5120x2160",
@@ -39,7 +39,6 @@ _NAMED_SIZES: Final = {
     "4k": (3840, 2160), "uhd": (3840, 2160), "4kuhd": (3840, 2160), "4320p": (7680, 4320),
     "8k": (7680, 4320), "vga": (640, 480), "xga": (1024, 768),
 }  # fmt: skip
-_SWITCH: Final = {"on": 1, "yes": 1, "true": 1, "off": 0, "no": 0, "false": 0}
 _QUANT_POLICIES: Final = {
     "none": 0, "int4": 4, "4-bit": 4, "int8": 8, "8-bit": 8,
     "fp8": 16, "fp8_e4m3": 16, "fp8_e5m2": 17, "turbo_quant": 42,
@@ -51,23 +50,19 @@ def _bytes(text: str, name: str) -> int:
     return parse_bytes(text, what=name)
 
 
-def _margin(text: str, name: str) -> int | str:
-    return _budget(text, name) if parse_share(text, name, whole=False) is None else text.strip()
-
-
-def _budget(text: str, name: str) -> int | str:
-    return parse_bytes(text, what=name) if parse_share(text, name) is None else text.strip()
+def _share(text: str, name: str) -> int | str:
+    # A margin of all of the card would leave nothing to plan with.
+    share = parse_share(text, name, 1.0 if name.endswith("margin") else 1.001)
+    return parse_bytes(text, what=name) if share is None else text.strip()
 
 
 def _size(text: str, name: str) -> tuple[int, int]:
     word = "".join(c for c in text.lower() if c.isalnum())
     if word in _NAMED_SIZES:
         return _NAMED_SIZES[word]
-    sides = _SIDES.fullmatch(text.strip())
+    sides = _SIDES.fullmatch(re.sub(r"\s*(?:px|pixels?)?\s*$", "", text, flags=re.IGNORECASE))
     found = [plain_number(side) for side in sides.groups() if side] if sides else []
-    # 640,480 is two sides or one large number, and 12 may be tiles: one side has three digits.
-    lone = len(found) == 1 and ("," in text or len(found[0]) < 3)
-    if not found or not all(map(str.isdigit, found)) or lone:
+    if not found or not all(map(str.isdigit, found)):
         hint = _OF_SEVERAL_SIZES.get(word, text.replace(",", "x") if "," in text else "1920x1080")
         raise UsageError(f"{name} {text!r} is not WIDTHxHEIGHT", hint=f"write it as {hint}")
     return int(found[0]), int(found[-1])
@@ -88,9 +83,7 @@ def _whole(text: str, name: str) -> str | int:
 def _tokens(text: str, name: str) -> str | int:
     """``32k`` is 32,768, as models' names count; all else is as for other whole numbers."""
     counted = _COUNTED.fullmatch(plain_number(text.strip()))
-    if counted is None or (not counted[2] and "." in counted[1]):
-        return _whole(text, name)
-    tokens = float(counted[1]) * _THOUSANDS.get(counted[2].lower(), 1)
+    tokens = float(counted[1]) * _THOUSANDS[counted[2].lower()] if counted else 0.5
     return int(tokens) if tokens.is_integer() else _whole(text, name)
 
 
@@ -101,10 +94,6 @@ def _context(text: str, name: str) -> str | int:
 
 def _dtype(text: str, _name: str) -> str | None:
     return None if text == "auto" else _DTYPES.get(text.lower(), text)  # LMDeploy's "choose"
-
-
-def _switch(text: str, _name: str) -> int | str:
-    return _SWITCH.get(text.strip().lower(), text)
 
 
 def _quant_policy(text: str, _name: str) -> int | str:
@@ -187,13 +176,13 @@ class PlanRequest(Validated):
         default=None, description="tiles an image, for InternVL"
     )
     max_pixels: Positive | None = Field(default=None, description="pixels an image, for Qwen2-VL")
-    margin: Annotated[int | str | None, parsed(_margin), Metavar("BYTES|%")] = Field(
+    margin: Annotated[int | str | None, parsed(_share), Metavar("BYTES|%")] = Field(
         default=None,
         description="left free on each GPU, in bytes or as a share of the card (default: the "
         "larger of 256MiB and 1%)",
     )
     budget: Annotated[
-        Annotated[int, Field(ge=0)] | str | None, parsed(_budget), Metavar("BYTES|%")
+        Annotated[int, Field(ge=0)] | str | None, parsed(_share), Metavar("BYTES|%")
     ] = Field(
         default=None,
         description="the most that this turbofit may take of each GPU, margin included, in bytes "
@@ -238,7 +227,7 @@ class PlanRequest(Validated):
     enable_prefix_caching: bool | None = Field(
         default=None, description="keep the cache of prompts that begin alike"
     )
-    async_: Annotated[int | None, Field(ge=0, le=1), parsed(_switch), Metavar("0|1")] = Field(
+    async_: Annotated[int | None, Field(ge=0, le=1), Metavar("0|1")] = Field(
         default=None, description="TurboMind: prepare a step while another runs"
     )
     language_model_only: bool | None = Field(
@@ -323,3 +312,15 @@ GROUPS: Final = {
 _NAMES: Final = tuple(PlanRequest.model_fields)
 #: The fields that are LMDeploy's own options; a plan never changes what is given of them.
 ENGINE_OPTIONS: Final = _NAMES[_NAMES.index("cache_max_entry_count") :]
+
+
+class PredictRequest(PlanRequest):
+    """A plan's request whose open settings are LMDeploy's defaults, and what a log said."""
+
+    free_at_cache: Bytes | None = Field(
+        default=None,
+        description="free when the cache was sized, as a log said it; replaces everything before",
+    )
+    lmdeploy: Annotated[str | None, Metavar("VERSION")] = Field(
+        default=None, description="LMDeploy's version (default 0.18)"
+    )

@@ -62,7 +62,7 @@ def cluster_serve_command(plan: ClusterPlan, request: PlanRequest) -> ServeComma
         plan: what was planned.
         request: what was asked for.
     """
-    if not plan.fits or plan.spans or plan.limits is None:
+    if not plan.fits or plan.limits is None:
         return None
     model, cluster = _word(plan.model, request.model), "ray"
     if plan.source.startswith(_RAY):

@@ -18,13 +18,12 @@ from turbofit.memory.engine import Engine
 from turbofit.memory.engines import LMDEPLOY, engine_for
 from turbofit.model.families.engines import engine_problem
 from turbofit.planning.which_request import WhichRequest
-from turbofit.tuner.choose import ChosenEngine, choose
-from turbofit.tuner.engine_fit import EngineFit
-from turbofit.tuner.explain.unkept import unkept
+from turbofit.tuner.choose import choose
+from turbofit.tuner.engine_plan import why_not
+from turbofit.tuner.explain.reasons import unkept
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
-from turbofit.tuner.search.candidates import explain
-from turbofit.tuner.search.constraints import chosen_dtype
-from turbofit.tuner.search.shape import Shape, shape_settings
+from turbofit.tuner.search.search import EngineFit
+from turbofit.tuner.search.shape import Shape, chosen_dtype, shape_settings
 from turbofit.tuner.search.shapes import PREFILL_SIZES
 
 __all__ = ["far_too_large", "serving"]
@@ -53,11 +52,11 @@ def serving(request: WhichRequest, resolved: ResolvedRequest, on: str) -> Servin
         bytes=sum(known(gpu.total, 0) for gpu in resolved.visible),
         keeps=False,
     )
-    found = choose(resolved, request.engine)
-    row = _of_plan(blank, found) if isinstance(found, Plan) else _of_fit(blank, found)
+    chosen = choose(resolved, request.engine)
+    row = _of_plan(blank, chosen) if isinstance(chosen, Plan) else _of_fit(blank, chosen)
     if row.why_not:
         return row
-    tokens = found.kv.tokens if isinstance(found, Plan) else found.fit.tokens
+    tokens = chosen.kv.tokens if isinstance(chosen, Plan) else chosen.tokens
     why_not = _smaller(resolved, row) or _unkept(resolved, row, tokens) or _slower(request, row)
     return replace(row, keeps=not why_not, why_not=why_not)
 
@@ -99,49 +98,35 @@ def _lacking(resolved: ResolvedRequest, name: str) -> int:
 
 def _lacking_on(resolved: ResolvedRequest, engine: Engine, gpus: Sequence[Gpu]) -> int:
     """What one engine lacks on these GPUs."""
+    dtype = chosen_dtype(resolved.model, resolved.fixed.get("dtype"), gpus)
     shape = Shape(
         tp=len(gpus),
         groups=(tuple(gpu.index for gpu in gpus),),
         max_prefill_token_num=PREFILL_SIZES[-1],
         limit=resolved.requested_limit,
+        dtype=dtype,
         at_once=1,
     )
-    dtype = chosen_dtype(resolved.model, resolved.fixed.get("dtype"), gpus)
-    settings = shape_settings(resolved, shape, PREFILL_SIZES[-1], dtype)
+    settings = shape_settings(resolved, shape, PREFILL_SIZES[-1])
     vision_load = vision_load_of(resolved, resolved.requested_limit)
     return -engine.account(launch_of(resolved, settings, gpus, vision_load)).free
 
 
-def _of_fit(blank: Serving, chosen: ChosenEngine) -> Serving:
-    fit, best = chosen.fit, chosen.fit.found.best
+def _of_fit(blank: Serving, fit: EngineFit) -> Serving:
+    shape, each = fit.best.shape, [(one, one.settings) for one in fit.accounts]
+    row = replace(blank, engine=fit.engine.name, tp=shape.tp, replicas=shape.replicas)
     if not fit.fits:
-        return replace(
-            blank,
-            engine=fit.engine.name,
-            tp=best.shape.tp,
-            replicas=best.shape.replicas,
-            why_not=_why_not(fit),
-            missing=best.short,
-        )
-    each = [(one, one.settings.cache_max_entry_count) for one in fit.accounts]
+        return replace(row, why_not=why_not(fit), missing=fit.best.short)
     row = replace(
-        blank,
-        engine=fit.engine.name,
-        tp=best.shape.tp,
-        replicas=best.shape.replicas,
-        kv_tokens=sum(account.tokens_at(ratio) for account, ratio in each),
-        context=fit.settings.session_len,
+        row,
+        kv_tokens=sum(
+            account.tokens_at(options.cache_max_entry_count) for account, options in each
+        ),
+        context=fit.best.settings.session_len,
         image_limit=fit.limit,
-        requests_at_once=fit.at_once,
+        requests_at_once=sum(options.max_batch_size for _, options in each),
     )
     return _with_speed(row, fit.throughput)
-
-
-def _why_not(fit: EngineFit) -> str:
-    best = fit.found.best
-    if best.fits and fit.host_problem:
-        return fit.host_problem
-    return explain(fit.request, best, best.settings.dtype, fit.engine)
 
 
 def _of_plan(blank: Serving, plan: Plan) -> Serving:
@@ -189,12 +174,7 @@ def _smaller(resolved: ResolvedRequest, row: Serving) -> str:
 
 def _unkept(resolved: ResolvedRequest, row: Serving, tokens: int) -> str:
     """What else was asked and is not kept whole, in words; ``tokens`` of the smallest cache."""
-    words = unkept(
-        resolved,
-        session_len=row.context or 0,
-        kv_tokens=tokens,
-    )
-    return next(words, "")
+    return next(unkept(resolved, row.context or 0, tokens), "")
 
 
 def _slower(request: WhichRequest, row: Serving) -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from turbofit.kernels.sections import ElfSection, mapped, sections
+from turbofit.kernels.device_code import ElfSection, mapped, sections
 
 _SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym
 _ENTRY = struct.Struct("<qQ")  # Elf64_Dyn

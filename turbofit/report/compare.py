@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from msgspec.structs import replace
 
@@ -14,7 +14,7 @@ from turbofit.report.views.plan.capacity import capacity
 from turbofit.report.views.plan.per_engine_settings import settings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.report.painters.document import Block
@@ -22,12 +22,26 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COMPARE_SCHEMA", "ComparedRow", "ComparedSide", "Comparison", "compare", "compare_blocks",
-    "compared_table", "folded",
+    "compare_summary", "folded",
 ]  # fmt: skip
 
 COMPARE_SCHEMA: Final = "turbofit.compare/1"
 
 _GPU: Final = "GPU "
+#: Rows of a summary; of them those of GPUs for which others give way: the promise has eight.
+_ROWS: Final = 14
+_GPU_ROWS: Final = 6
+#: Sections of few rows that matter to everybody, in their order; a GPU's peak and headroom follow.
+_SECTIONS: Final = ("What it holds", "Shape", "Limits", "Settings")
+_OF_GPU: Final = {"= peak": "in use at most", "= headroom": "left then"}
+#: Limits whose name alone says nothing.
+_LABELS: Final = {"n": "answers a request"}
+_LIMITS: Final = (
+    "max_dynamic_patch", "max_pixels_per_image", "images_per_request", "units_per_image",
+    "units_per_request", "units_per_forward", "image_tokens_per_request", "n",
+)  # fmt: skip
+#: Facts that are texts.
+_TEXTS: Final = ("engine", "groups", "goal", "rehearsal")
 
 Unit = Literal["text", "number", "bytes"]
 
@@ -70,36 +84,29 @@ class Comparison(Struct):
     rows: tuple[ComparedRow, ...]
 
 
-class _Two(NamedTuple):
-    """Collects rows."""
-
-    a: Plan
-    b: Plan
-
-    def row(self, section: str, what: str, get: Any, unit: Unit = "number") -> ComparedRow:
-        """A row of what ``get`` takes from each."""
-        return ComparedRow(section=section, what=what, a=get(self.a), b=get(self.b), unit=unit)
-
-
 def compare(a: StoredPlan, b: StoredPlan) -> Comparison:
     """All facts by which two plans can differ."""
-    two = _Two(a.plan, b.plan)
-    rows = (*_shape(two), *_settings(two), *_holds(two), *_limits(two), *_ledgers(two))
+    plans = a.plan, b.plan
+    limits = ({name: getattr(plan.limits, name) for name in _LIMITS} for plan in plans)
+    rows = (
+        *_rows("Shape", map(_shape, plans)),
+        *_settings(*plans),
+        *_rows("What it holds", map(_holds, plans)),
+        *_rows("Limits", limits),
+        *_ledgers(*plans),
+    )
     return Comparison(a=_side(a), b=_side(b), rows=rows)
 
 
 def compare_blocks(found: Comparison) -> list[Block]:
     """What differs, as tables; a line for each section where nothing does."""
-    blocks: list[Block] = [Heading(text="A and B")]
-    for name, side in (("A", found.a), ("B", found.b)):
-        text = f"{name}: {side.model} on {side.machine} ({side.where}): {side.verdict}"
-        blocks.append(Paragraph(text=text, tone="good" if side.fits else "bad"))
+    blocks = [Heading(text="A and B"), *_verdicts(found, short=False)]
     equal = []
     for section, rows in folded(found.rows):
         differ = [row for row in rows if not row.same]
         if differ:
             in_mib = any(row.unit == "bytes" for row in differ)
-            table = compared_table(differ, "in MiB" if in_mib else "")
+            table = _table(differ, "in MiB" if in_mib else "")
             blocks += [Heading(text=section), table]
         else:
             equal.append(section)
@@ -108,7 +115,44 @@ def compare_blocks(found: Comparison) -> list[Block]:
     return blocks
 
 
-def compared_table(rows: Sequence[ComparedRow], title: str = "") -> Table:
+def compare_summary(found: Comparison) -> list[Block]:
+    """Both verdicts, what differs most in about twenty lines, and where there is more.
+
+    The promise comes first; of bytes what each GPU needs at most.
+    """
+    sections = dict(folded(found.rows))
+    plain = [
+        row.on(_LABELS.get(row.what, row.what))
+        for name in _SECTIONS
+        for row in sections.get(name, ())
+        if not row.same
+    ]
+    cards = [
+        row.on(f"{name}: {_OF_GPU[row.what]}, MiB")
+        for name, rows in sections.items()
+        for row in rows
+        if row.what in _OF_GPU and not row.same
+    ]
+    cards = cards[: max(_GPU_ROWS, _ROWS - len(plain))]
+    rows = [*plain[: _ROWS - len(cards)], *cards]
+    blocks = [Heading(text="A and B"), *_verdicts(found, short=True)]
+    if rows:
+        blocks.append(_table(rows))
+    left = sum(not row.same for told in sections.values() for row in told) - len(rows)
+    more = f"{left} more figures differ; all of them: --full, --md or --json" if left else ""
+    if more or not rows:
+        blocks.append(Paragraph(text=more or "nothing differs", tone="dim"))
+    return blocks
+
+
+def _verdicts(found: Comparison, *, short: bool) -> Iterator[Block]:
+    for name, side in (("A", found.a), ("B", found.b)):
+        verdict = "fits" if short and side.fits else side.verdict
+        text = f"{name}: {side.model} on {side.machine} ({side.where}): {verdict}"
+        yield Paragraph(text=text, tone="good" if side.fits else "bad")
+
+
+def _table(rows: Sequence[ComparedRow], title: str = "") -> Table:
     """The table of rows, with how much more B has."""
     columns = (
         Column(title=title, wrap=True),
@@ -154,79 +198,62 @@ def _side(saved: StoredPlan) -> ComparedSide:
     )
 
 
-def _shape(two: _Two) -> Iterable[ComparedRow]:
-    text: Unit = "text"
-    yield two.row("Shape", "engine", lambda p: f"{p.engine.name} {p.engine.version}", text)
-    yield two.row("Shape", "tp", lambda p: p.parallel.tp)
-    yield two.row("Shape", "replicas", lambda p: p.parallel.replicas)
-    yield two.row("Shape", "groups", lambda p: groups_of(p.parallel.groups), text)
-    yield two.row("Shape", "goal", lambda p: p.workload.goal, text)
-    yield two.row("Shape", "images a request", lambda p: p.workload.images)
-    yield two.row("Shape", "concurrency", lambda p: p.requests_at_once)
-    yield two.row("Shape", "images queued", lambda p: "yes" if p.workload.queue_images else "no")
+def _rows(
+    section: str, sides: Iterable[dict[str, Any]], unit: Unit = "number"
+) -> Iterator[ComparedRow]:
+    """A row of each fact that one of them has."""
+    a, b = sides
+    for what in dict.fromkeys((*a, *b)):
+        fact = unit if what not in _TEXTS else "text"
+        yield ComparedRow(section=section, what=what, a=a.get(what), b=b.get(what), unit=fact)
 
 
-def _settings(two: _Two) -> Iterable[ComparedRow]:
-    by_group = bool(two.a.by_group or two.b.by_group)
-    groups = max(len(two.a.parallel.groups), len(two.b.parallel.groups)) if by_group else 1
-    for number in range(groups):
-        left, right = _engine_settings(two.a, number), _engine_settings(two.b, number)
+def _shape(plan: Plan) -> dict[str, Any]:
+    return {
+        "engine": f"{plan.engine.name} {plan.engine.version}",
+        "tp": plan.parallel.tp,
+        "replicas": plan.parallel.replicas,
+        "groups": groups_of(plan.parallel.groups),
+        "goal": plan.workload.goal,
+        "images a request": plan.workload.images,
+        "concurrency": plan.requests_at_once,
+        "images queued": "yes" if plan.workload.queue_images else "no",
+    }
+
+
+def _settings(a: Plan, b: Plan) -> Iterator[ComparedRow]:
+    """Those of each engine, where engines of one of them have their own."""
+    by_group = bool(a.by_group or b.by_group)
+    for number in range(max(len(a.parallel.groups), len(b.parallel.groups)) if by_group else 1):
         engine = f", engine {number}" if by_group else ""
-        for name in dict.fromkeys((*left, *right)):
-            what = f"{name}{engine}"
-            yield ComparedRow(section="Settings", what=what, a=left.get(name), b=right.get(name))
+        sides = [
+            {f"{name}{engine}": value for name, value in settings_of(plan.of_group(number)).items()}
+            if number < max(1, len(plan.parallel.groups))
+            else {}
+            for plan in (a, b)
+        ]
+        yield from _rows("Settings", sides, "text")
 
 
-def _engine_settings(plan: Plan, number: int) -> dict[str, str]:
-    """The settings of one engine; none of one that is not there."""
-    if number >= max(1, len(plan.parallel.groups)):
-        return {}
-    return settings_of(plan.of_group(number))
+def _holds(plan: Plan) -> dict[str, Any]:
+    room, speed = capacity(plan), plan.throughput
+    return {
+        "KV tokens": plan.kv.total_tokens,
+        "KV tokens a group": plan.kv.tokens,
+        "longest request, tokens": plan.kv.longest_request_tokens,
+        "images of the worst size": room.images,
+        "users, a worst request each": room.users[0].held if room.users else None,
+        "output tokens/s (forecast)": speed and round(speed.output_tokens_per_second, 3),
+        "requests/s (forecast)": speed and round(speed.requests_per_second, 3),
+        "rehearsal": plan.rehearsal and plan.rehearsal.outcome,
+    }
 
 
-def _holds(two: _Two) -> Iterable[ComparedRow]:
-    section = "What it holds"
-    yield two.row(section, "KV tokens", lambda p: p.kv.total_tokens)
-    yield two.row(section, "KV tokens a group", lambda p: p.kv.tokens)
-    yield two.row(section, "longest request, tokens", lambda p: p.kv.longest_request_tokens)
-    yield two.row(section, "images of the worst size", lambda p: capacity(p).images)
-    yield two.row(section, "users, a worst request each", _first_users)
-    yield two.row(section, "output tokens/s (forecast)", _speed("output_tokens_per_second"))
-    yield two.row(section, "requests/s (forecast)", _speed("requests_per_second"))
-    yield two.row(section, "rehearsal", lambda p: p.rehearsal and p.rehearsal.outcome, "text")
-
-
-def _first_users(plan: Plan) -> int | None:
-    users = capacity(plan).users
-    return users[0].held if users else None
-
-
-def _speed(name: str) -> Any:
-    def get(plan: Plan) -> float | None:
-        return round(getattr(plan.throughput, name), 3) if plan.throughput else None
-
-    return get
-
-
-def _limits(two: _Two) -> Iterable[ComparedRow]:
-    for name in (
-        "max_dynamic_patch", "max_pixels_per_image", "images_per_request", "units_per_image",
-        "units_per_request", "units_per_forward", "image_tokens_per_request", "n",
-    ):  # fmt: skip
-        yield two.row("Limits", name, lambda p, name=name: getattr(p.limits, name))
-
-
-def _ledgers(two: _Two) -> Iterable[ComparedRow]:
+def _ledgers(a: Plan, b: Plan) -> Iterator[ComparedRow]:
     """Term by term of each GPU that either plan uses; GPUs of the same index face each other."""
-    left, right = ({gpu.index: gpu for gpu in plan.gpus} for plan in two)
+    left, right = ({gpu.index: _terms(gpu) for gpu in plan.gpus} for plan in (a, b))
     for index in sorted({*left, *right}):
-        a, b = left.get(index), right.get(index)
-        one = _terms(a) if a else {}
-        other = _terms(b) if b else {}
-        section = f"{_GPU}{index}"
-        for name in dict.fromkeys((*one, *other)):
-            sizes = {"a": one.get(name), "b": other.get(name)}
-            yield ComparedRow(section=section, what=name, **sizes, unit="bytes")
+        yield from _rows(f"{_GPU}{index}", (left.get(index, {}), right.get(index, {})), "bytes")
 
 
 def _terms(gpu: GpuLedger) -> dict[str, int]:

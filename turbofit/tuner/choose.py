@@ -7,8 +7,8 @@ memory is asked for, the engine that takes less is chosen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Final
 
 from msgspec import UNSET
 from msgspec.structs import replace
@@ -28,31 +28,17 @@ from turbofit.memory.engines import (
 )
 from turbofit.memory.shared_terms import capability_of
 from turbofit.model.families.engines import engine_problem
-from turbofit.tuner.engine_fit import EngineFit, fit_on_host
 from turbofit.tuner.engine_plan import plan_of
 from turbofit.tuner.resolved_request import ResolvedRequest
-from turbofit.tuner.search.context import longest_context
+from turbofit.tuner.search.search import EngineFit, fit_on_host
+from turbofit.tuner.search.sizing import longest_context
 
-__all__ = ["ChosenEngine", "best_plan", "choose"]
+__all__ = ["best_plan", "choose"]
 
 _LOG: Final = LazyLogger(__name__)
 
 #: Triton compiles for these and newer ones; an engine that needs it is not chosen for older ones.
 _LEAST_TRITON: Final = (7, 5)
-
-
-class ChosenEngine(NamedTuple):
-    """The engine that was chosen, and what its plan says more because others were looked at."""
-
-    fit: EngineFit
-    more: Callable[[Plan], Plan] | None = None
-    reasons: tuple[str, ...] = ()
-
-    def plan(self) -> Plan:
-        """The whole plan, without the command lines."""
-        made = plan_of(self.fit)
-        made = made if self.more is None else self.more(made)
-        return replace(made, reasons=(*self.reasons, *made.reasons))
 
 
 def best_plan(request: ResolvedRequest, engine: str = "auto") -> Plan:
@@ -63,30 +49,45 @@ def best_plan(request: ResolvedRequest, engine: str = "auto") -> Plan:
         PackageError: turbofit has no account for the engine.
         NoKernelError: no engine that runs the model has code for these cards.
     """
-    found = choose(request, engine)
-    return found if isinstance(found, Plan) else found.plan()
+    fit = choose(request, engine)
+    if isinstance(fit, Plan):
+        return fit
+    plan = plan_of(fit)
+    if fit.fits:
+        if fit.rival is not None:
+            plan = _with_reason_against(plan, plan_of(fit.rival))
+    elif _named(request, engine)[0] == "auto":
+        plan = replace(plan, remedies=(*plan.remedies, *_other_engines(request, fit.rival)))
+    else:
+        plan = _with_other_engine(request, plan)
+    reasons = [fit.reason] if fit.reason else []
+    return replace(plan, reasons=(*reasons, *plan.reasons))
 
 
-def choose(request: ResolvedRequest, engine: str = "auto") -> ChosenEngine | Plan:
+def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Plan:
     """What `best_plan` tells of, before words are made; of an engine without a search its plan.
-
-    An option that one engine alone takes chooses that engine, where it runs the model; TurboMind
-    comes first anyway.
 
     Raises:
         As :func:`best_plan`.
     """
+    engine, reason = _named(request, engine)
+    fit = _choose(request, engine)
+    return fit if isinstance(fit, Plan) or not reason else replace(fit, reason=reason)
+
+
+def _named(request: ResolvedRequest, engine: str) -> tuple[str, str]:
+    """The engine that is asked for, and why, where it alone takes an option that is set.
+
+    TurboMind comes first anyway, and an engine that does not run the model is not chosen so.
+    """
     owner = option_owner(request.fixed) if engine == "auto" else None
     if owner is None or owner[0] == LMDEPLOY[0] or engine_problem(request.model, owner[0]):
-        return _choose(request, engine)
+        return engine, ""
     name, option = owner
-    found = _choose(request, name)
-    if isinstance(found, Plan):
-        return found
-    return found._replace(reasons=(f"engine {name}: it alone takes {option}",))
+    return name, f"engine {name}: it alone takes {option}"
 
 
-def _choose(request: ResolvedRequest, engine: str) -> ChosenEngine | Plan:
+def _choose(request: ResolvedRequest, engine: str) -> EngineFit | Plan:
     first = engine_for(request.model, engine)
     check_options(first, request.fixed)
     if first.planned.serial:
@@ -96,34 +97,31 @@ def _choose(request: ResolvedRequest, engine: str) -> ChosenEngine | Plan:
         too_few = request.promised_requests is not None and not plan.fits
         return _with_other_engine(request, plan) if too_few and engine != "auto" else plan
     try:
-        made = fit_on_host(request, first)
+        fit = fit_on_host(request, first)
     except NoKernelError as exc:
         return _with_kernels(request, engine, first, exc)
-    if engine != "auto":
-        if made.fits:
-            return ChosenEngine(made)
-        return ChosenEngine(made, lambda plan: _with_other_engine(request, plan))
     by_memory = request.workload.goal == "context" or request.least
-    if _keeps_all(request, made) and not by_memory:
-        return ChosenEngine(made)
-    rival = _rival(request, made.engine.name)
+    if engine != "auto" or (_keeps_all(request, fit) and not by_memory):
+        return fit
+    rivals = list(_running(request, _after(fit.engine.name)))
+    rival = next((one for one in rivals if one.fits), None)
     _LOG.info(
         "engine %s: fits %s; LMDeploy's other one: %s",
-        made.engine.name, made.fits, "does not fit" if rival is None else rival.engine.name,
+        fit.engine.name, fit.fits, "does not fit" if rival is None else rival.engine.name,
     )  # fmt: skip
-    if rival is not None and _compiles(request) and _worth(request, rival) > _worth(request, made):
-        return ChosenEngine(rival, lambda plan: _with_reason_against(plan, plan_of(made)))
-    if made.fits:
-        return ChosenEngine(made)
-    if rival is None and made.found.best.held and _compiles(request):
-        fits = (made, *_running(request, _after(made.engine.name)))
-        made = max(fits, key=lambda fit: fit.found.best.held)
-    return ChosenEngine(made, lambda plan: _with_others(request, plan, rival))
+    compiles = _compiles(request)
+    if rival is not None and compiles and _worth(request, rival) > _worth(request, fit):
+        return replace(rival, rival=fit)
+    if fit.fits:
+        return fit
+    if rival is None and fit.best.held and compiles:
+        fit = max((fit, *rivals), key=lambda one: one.best.held)
+    return replace(fit, rival=rival)
 
 
 def _with_kernels(
     request: ResolvedRequest, engine: str, first: Engine, lacking: NoKernelError
-) -> ChosenEngine:
+) -> EngineFit:
     """The engine that compiles its kernels, where the first holds none for the cards.
 
     It is the answer where it does not fit, too: more or larger cards help then, and no others.
@@ -132,15 +130,14 @@ def _with_kernels(
         NoKernelError: no other engine may be taken, or none runs the model.
     """
     rivals = _running(request, _after(first.name)) if _compiles(request) else ()
-    made = next((fit for fit in rivals if fit.fits or engine == "auto"), None)
-    if made is None:
+    fit = next((one for one in rivals if one.fits or engine == "auto"), None)
+    if fit is None:
         raise lacking
     if engine == "auto":
-        reason = f"engine {made.engine.name}: it compiles its kernels; {lacking.message}"
-        others = None if made.fits else lambda plan: _with_others(request, plan, None)
-        return ChosenEngine(made, others, reasons=(reason,))
+        reason = f"engine {fit.engine.name}: it compiles its kernels; {lacking.message}"
+        return replace(fit, reason=reason)
     raise NoKernelError(
-        lacking.message, hint=f"--engine {made.engine.name} serves: it compiles its kernels"
+        lacking.message, hint=f"--engine {fit.engine.name} serves: it compiles its kernels"
     )
 
 
@@ -152,30 +149,16 @@ def _serial(request: ResolvedRequest, engine: Engine, reason: str) -> Plan:
 
 def _with_other_engine(request: ResolvedRequest, made: Plan) -> Plan:
     """A plan that does not fit on the engine that was named, with the one on which it does."""
-    fit = _serving(request, [name for name in LMDEPLOY if name != made.engine.name])
+    others = _running(request, [name for name in LMDEPLOY if name != made.engine.name])
+    fit = next((one for one in others if one.fits), None)
     if fit is None:
         return made
     remedy = Remedy(change=f"--engine {fit.engine.name}", effect=f"fits: {fit.tokens:,} KV tokens")
     return replace(made, remedies=(remedy, *made.remedies))
 
 
-def _with_others(request: ResolvedRequest, made: Plan, rival: EngineFit | None) -> Plan:
-    """A plan that does not fit, with the engines on which it does."""
-    return replace(made, remedies=(*made.remedies, *_other_engines(request, rival)))
-
-
-def _rival(request: ResolvedRequest, first: str) -> EngineFit | None:
-    """LMDeploy's engine after this one; None where it does not run or not fit."""
-    return _serving(request, _after(first))
-
-
 def _after(first: str) -> tuple[str, ...]:
     return LMDEPLOY[LMDEPLOY.index(first) + 1 :]
-
-
-def _serving(request: ResolvedRequest, names: Iterable[str]) -> EngineFit | None:
-    """The first of these engines that runs the model and on which it fits."""
-    return next((fit for fit in _running(request, names) if fit.fits), None)
 
 
 def _running(request: ResolvedRequest, names: Iterable[str]) -> Iterator[EngineFit]:
@@ -201,14 +184,14 @@ def _compiles(request: ResolvedRequest) -> bool:
 def _keeps_all(request: ResolvedRequest, fit: EngineFit) -> bool:
     """Whether it fits, with images as large as was asked and the longest context."""
     whole = fit.limit is None or fit.limit == request.requested_limit
-    return fit.fits and whole and fit.settings.session_len >= longest_context(request)
+    return fit.fits and whole and fit.best.settings.session_len >= longest_context(request)
 
 
 def _worth(request: ResolvedRequest, fit: EngineFit) -> tuple[int, ...]:
     """What is promised: images, then the context; then memory, or tokens, where that decides."""
     tokens = fit.tokens if request.workload.goal == "context" else 0
-    units, context = fit.vision_load.units_per_image, fit.settings.session_len
-    return fit.fits, units, context, -fit.found.best.footprint, tokens
+    units, context = fit.best.vision_load.units_per_image, fit.best.settings.session_len
+    return fit.fits, units, context, -fit.best.footprint, tokens
 
 
 def _with_reason_against(chosen: Plan, other: Plan) -> Plan:
@@ -252,11 +235,7 @@ def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterato
     for name in [one for one in ENGINES if one not in LMDEPLOY]:
         try:
             engine = engine_for(request.model, name)
-            taken = {
-                key: value
-                for key, value in request.fixed.items()
-                if _takes_option(engine, key, value)
-            }
+            taken = {k: v for k, v in request.fixed.items() if _takes_option(engine, k, v)}
             whole = _serial(replace(request, fixed=taken), engine, "")
         except TurbofitError:  # it does not run the model, or not so
             continue

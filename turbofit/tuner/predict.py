@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, UsageError
-from turbofit.core.machine import Gpu
 from turbofit.core.messages import QUEUED
 from turbofit.core.plan import HostMemory, Plan, Remedy, Settings
-from turbofit.core.units import format_bytes
+from turbofit.core.units import MIB, format_bytes
 from turbofit.memory.account import Account
 from turbofit.memory.calibrated import calibration_reason
 from turbofit.memory.engine import Engine
@@ -21,26 +21,27 @@ from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.memory.start_outcome import StartOutcome, outcome_at, outcomes_at
 from turbofit.memory.versions import is_legacy
 from turbofit.memory.vision_load import VisionLoad
-from turbofit.tuner.engine_fit import fit_on_host
-from turbofit.tuner.explain.least_free import least_free_words
-from turbofit.tuner.explain.plan_document import (
-    PlanDraft,
+from turbofit.tuner.explain.plan_document import cache_words, document, requests_held
+from turbofit.tuner.explain.reasons import beyond_model, unkept
+from turbofit.tuner.explain.remedies import remedies
+from turbofit.tuner.resolved_request import (
+    ResolvedRequest,
     accounts_of,
-    cache_words,
-    document,
     host_of,
     host_problem,
-    requests_held,
+    launch_of,
+    vision_load_of,
 )
-from turbofit.tuner.explain.remedies import remedies
-from turbofit.tuner.explain.unkept import beyond_model, unkept
-from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
-from turbofit.tuner.search.constraints import dtype_for
-from turbofit.tuner.search.shape import Shape, shape_settings
+from turbofit.tuner.search.search import fit_on_host
+from turbofit.tuner.search.shape import Shape, dtype_for, shape_settings
 from turbofit.tuner.search.shapes import split_over_slices
+from turbofit.tuner.search.sizing import bisect
 from turbofit.tuner.speed.links import LinkClass, group_class
 
 __all__ = ["make_prediction", "usual_settings"]
+
+#: Steps of the forecast in which the first death below it is looked for.
+_STEPS = 128
 
 
 def make_prediction(
@@ -55,15 +56,18 @@ def make_prediction(
         UsageError: the settings are refused before any memory is taken, or more is said to be free
             than there is.
     """
-    groups = _groups(request, request.tp or 1, engine)
+    groups = _groups(request, engine)
     _check_free(request, groups, free_at_cache)
     gpus = [request.machine.gpu(index) for index in groups[0]]
-    limit = _exposed(request)
-    vision_load = vision_load_of(request, limit)
-    if request.workload.queue_images:
+    rule, limit = request.model.image_rule, request.requested_limit
+    if rule is not None and request.fixed_limit is None:
+        limit = rule.exposed_limit  # what ordinary clients can ask for
+    vision_load, queued = vision_load_of(request, limit), request.workload.queue_images
+    if queued:
         vision_load = replace(vision_load, units_per_forward=vision_load.units_per_request)
-    settings = _settings(request, groups, gpus, engine)
-    problem = engine.problem(launch_of(request, settings, gpus, vision_load))
+    settings = _settings(request, groups, engine)
+    launch = launch_of(request, settings, gpus, vision_load)
+    problem = engine.problem(launch)
     if problem:
         raise UsageError(problem, hint="change the option")
     same = [settings] * len(groups)
@@ -74,43 +78,41 @@ def make_prediction(
         accounts = accounts_of(request, same, groups, held, engine, free_at_cache)
     host = host_of(request, accounts, engine)
     start = _start(request, accounts, held, host, engine)
-    launch = launch_of(request, settings, gpus, vision_load)
     tokens = [start.tokens if start.serves else 0] * len(groups)
     words, at_once = cache_words(tokens, vision_load, settings.session_len), None
     if request.promised_requests is not None:
         at_once = requests_held(accounts, tokens, vision_load)
         words += f"; {_at_once_words(at_once, request.promised_requests)}"
     if is_legacy(engine.version) and start.serves:
-
-        def with_free(free: int) -> Account:
-            return accounts_of(request, same[:1], groups[:1], held, engine, free)[0]
-
-        least = least_free_words(with_free, accounts[0].free, ratio)
+        least = _least_free_words(
+            lambda free: accounts_of(request, same[:1], groups[:1], held, engine, free)[0],
+            accounts[0].free,
+            ratio,
+        )
         words += f"; {least}" if least else ""
-    parts = PlanDraft(
-        groups=groups,
-        settings=settings,
-        vision_load=vision_load,
-        limit=limit,
+    plan = document(
+        request,
+        engine,
+        accounts,
         fits=start.fits,
         verdict=_verdict(request, engine, start, words),
         parallel_reason="as LMDeploy takes them: the first GPUs in CUDA's order",
         host=host,
+        settings=settings,
+        vision_load=vision_load,
+        limit=limit,
         held=at_once,
-        reasons=(
-            *_exposure(request, limit, vision_load),
-            *_story(accounts[0], ratio, start.outcome, free_at_cache),
-        ),
-        warnings=(
-            *((QUEUED,) if request.workload.queue_images and held.units_per_image else ()),
-            *_beside(request, accounts, start),
-            *_warnings(request, launch, engine, start.tokens if start.serves else None),
-        ),
     )
-    plan = document(request, parts, accounts, engine)
-    if start.serves or free_at_cache is not None:
-        return plan
-    return replace(plan, remedies=_remedies(request, engine))
+    reasons = (
+        *_exposure(request, limit, vision_load),
+        *_story(accounts[0], ratio, start.outcome, free_at_cache),
+    )
+    warnings = _warnings(request, launch, engine, start)
+    if queued and held.units_per_image:
+        warnings = chain((QUEUED,), warnings)
+    plan = replace(plan, reasons=reasons, warnings=(*plan.warnings, *warnings))
+    helps = not start.serves and free_at_cache is None
+    return replace(plan, remedies=_remedies(request, engine) if helps else ())
 
 
 class _Start(NamedTuple):
@@ -180,21 +182,13 @@ def _held(
 
 def _remedies(request: ResolvedRequest, engine: Engine) -> tuple[Remedy, ...]:
     """What turbofit would do instead: its own plan first, else what makes one possible."""
-    free = replace(
-        request,
-        fixed={},
-        tp=request.tp,
-        max_dynamic_patch=request.max_dynamic_patch,
-        max_pixels=request.max_pixels,
-    )
     try:
-        fit = fit_on_host(free, engine)
+        fit = fit_on_host(replace(request, fixed={}), engine)
     except (UsageError, NoKernelError):
         return ()
-    best = fit.found.best
     if not fit.fits:
         return remedies(fit).remedies
-    settings = best.settings
+    best, settings = fit.best, fit.best.settings
     change = (
         f"turbofit's plan: --tp {settings.tp}"
         f" --cache-max-entry-count {settings.cache_max_entry_count:.3f}"
@@ -209,9 +203,13 @@ def _remedies(request: ResolvedRequest, engine: Engine) -> tuple[Remedy, ...]:
     return (Remedy(change=change, effect=effect),)
 
 
-def _groups(request: ResolvedRequest, tp: int, engine: Engine) -> tuple[tuple[int, ...], ...]:
-    visible = request.machine.visible
-    replicas = request.replicas or 1
+def _groups(request: ResolvedRequest, engine: Engine) -> tuple[tuple[int, ...], ...]:
+    """The first GPUs.
+
+    Raises:
+        UsageError: there are too few, or an engine cannot be split over them.
+    """
+    visible, tp, replicas = request.machine.visible, request.tp or 1, request.replicas or 1
     problem = engine.tp_problem(request.model, tp)
     if problem:
         raise UsageError(
@@ -248,13 +246,6 @@ def _check_free(
             )
 
 
-def _exposed(request: ResolvedRequest) -> int | None:
-    """The limit that holds for clients: the user's, else what ordinary clients can ask for."""
-    if request.fixed_limit is not None:
-        return request.requested_limit
-    return None if request.model.image_rule is None else request.model.image_rule.exposed_limit
-
-
 def _exposure(
     request: ResolvedRequest, limit: int | None, vision_load: VisionLoad
 ) -> Iterator[str]:
@@ -273,22 +264,19 @@ def _exposure(
 
 def usual_settings(request: ResolvedRequest, engine: Engine) -> Settings:
     """What LMDeploy takes for a request of whose options it is told none but ``tp``."""
-    groups = _groups(request, request.tp or 1, engine)
-    bare = replace(request, fixed={}, workload=replace(request.workload, context=None))
-    return _settings(bare, groups, [request.machine.gpu(index) for index in groups[0]], engine)
+    bare = replace(request, fixed={}).with_workload(context=None)
+    return _settings(bare, _groups(request, engine), engine)
 
 
 def _settings(
-    request: ResolvedRequest,
-    groups: tuple[tuple[int, ...], ...],
-    gpus: list[Gpu],
-    engine: Engine,
+    request: ResolvedRequest, groups: tuple[tuple[int, ...], ...], engine: Engine
 ) -> Settings:
     """LMDeploy's defaults under what the user set.
 
     Raises:
         UsageError: values that no LMDeploy takes.
     """
+    gpus = [request.machine.gpu(index) for index in groups[0]]
     defaults = engine.defaults(gpus[0].name)
     context = request.workload.context or request.model.text.max_position_embeddings
     prefill = request.fixed.get("max_prefill_token_num", defaults["max_prefill_token_num"])
@@ -297,9 +285,10 @@ def _settings(
         groups=groups,
         max_prefill_token_num=prefill if isinstance(prefill, int) else 0,
         limit=None,
+        dtype=dtype_for(request.model, gpus)[0],
     )
     with_defaults = replace(request, fixed={**defaults, **request.fixed})
-    return shape_settings(with_defaults, shape, context, dtype_for(request.model, gpus)[0])
+    return shape_settings(with_defaults, shape, context)
 
 
 def _never_runs(launches: Sequence[EngineLaunch], engine: Engine) -> str | None:
@@ -378,33 +367,24 @@ def _story(
         yield "at the server's default log level nothing is printed; the port never opens"
 
 
-def _beside(request: ResolvedRequest, accounts: Sequence[Account], start: _Start) -> Iterator[str]:
-    """What was given and is not kept whole beside the rest."""
-    settings = accounts[0].settings
-    if start.serves:
-        yield from unkept(
-            request,
-            session_len=settings.session_len,
-            kv_tokens=start.tokens,
-        )
-    yield from beyond_model(request, settings.session_len)
-
-
 def _warnings(
-    request: ResolvedRequest, launch: EngineLaunch, engine: Engine, cache: int | None
+    request: ResolvedRequest, launch: EngineLaunch, engine: Engine, start: _Start
 ) -> Iterator[str]:
-    """What goes wrong beside memory; ``cache`` are its KV tokens, None where it does not start."""
+    """What was given and is not kept whole beside the rest, and what goes wrong beside memory."""
     gpus, settings = launch.gpus, launch.settings
     tokens, room = launch.vision_load.tokens_per_request, settings.session_len
+    if start.serves:
+        yield from unkept(request, room, start.tokens)
+    yield from beyond_model(request, room)
     if tokens >= room:
         yield (
             f"the largest images of a request take {tokens:,} tokens, and a session has {room:,}:"
             " LMDeploy refuses such a request"
         )
-    elif cache is not None and tokens > cache:
+    elif start.serves and tokens > start.tokens:
         yield (
             f"the largest images of a request take {tokens:,} tokens, and the cache holds"
-            f" {cache:,}: such a request is not served"
+            f" {start.tokens:,}: such a request is not served"
         )
     for problem in known_problems(launch, engine.name, engine.version):
         if not problem.fatal:  # which is the verdict
@@ -420,3 +400,31 @@ def _warnings(
     possible, why = dtype_for(request.model, gpus)
     if dtype == "bfloat16" and possible == "float16":
         yield f"LMDeploy would run in float16 without a word: {why}"
+
+
+def _least_free_words(with_free: Callable[[int], Account], free: int, ratio: float) -> str | None:
+    """What becomes of a start that serves where less is free; None where nothing else does.
+
+    A cache that is small enough can cut sessions so far that it serves again: the first end below
+    the forecast counts, found to 1 MiB; whole blocks of the cache leave a little more or less.
+
+    Args:
+        with_free: the account of so many bytes free when the cache is sized.
+        free: bytes that are forecast, or that a log told.
+        ratio: the cache's.
+    """
+
+    def ends(less: int) -> bool:
+        return not outcome_at(with_free(less), ratio).serves
+
+    steps = (free * step // _STEPS for step in range(_STEPS - 1, 0, -1))
+    low = next((less for less in steps if ends(less)), None)
+    if low is None:
+        return None
+    end = "never start" if outcome_at(with_free(low), ratio).kind == "hang" else "die"
+    high = low + free // _STEPS
+    high = bisect(ends, low, high, MIB)[1]
+    return (
+        f"with less than about {high // MIB:,} MiB free when the cache is sized it would {end};"
+        f" here it has {free // MIB:,} MiB"
+    )

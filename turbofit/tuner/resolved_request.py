@@ -1,21 +1,28 @@
-"""What a person asked for, normalised: the search's only input."""
+"""What a person asked for, normalised, and the launches and accounts that it comes to."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import Model
-from turbofit.core.plan import Settings, Workload
+from turbofit.core.plan import HostMemory, Settings, Workload
 from turbofit.core.struct import Struct, known
-from turbofit.core.units import MIB
+from turbofit.core.units import MIB, format_bytes
+from turbofit.memory.account import Account
+from turbofit.memory.engine import Engine
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 
-__all__ = ["Margin", "ResolvedRequest", "budget_on", "check_limits", "launch_of", "vision_load_of"]
+__all__ = [
+    "Margin", "ResolvedRequest", "accounts_of", "budget_on", "check_limits", "host_of",
+    "host_problem", "host_short", "launch_of", "vision_load_of",
+]  # fmt: skip
 
 _DEFAULT_MARGIN = 256 * MIB
 _DEFAULT_SHARE = 0.01
@@ -127,7 +134,11 @@ class ResolvedRequest(Struct):
     def with_limit(self, limit: int | None) -> ResolvedRequest:
         """The same with this limit of an image; None leaves it to turbofit."""
         assert self.model.image_rule is not None
-        return msgspec.structs.replace(self, **{self.model.image_rule.limit_name: limit})
+        return replace(self, **{self.model.image_rule.limit_name: limit})
+
+    def with_workload(self, **fields: Any) -> ResolvedRequest:
+        """The same with other values in its workload."""
+        return replace(self, workload=replace(self.workload, **fields))
 
 
 def budget_on(gpu: Gpu, budget: int | str) -> int:
@@ -180,6 +191,56 @@ def launch_of(
         margins=tuple(request.margin_of(gpu) for gpu in gpus),
         saved=tuple(request.margin.saved(gpu) for gpu in gpus),
         free_at_cache=free_at_cache,
+    )
+
+
+def accounts_of(
+    request: ResolvedRequest,
+    settings: Sequence[Settings],
+    groups: Sequence[Sequence[int]],
+    vision_load: VisionLoad,
+    engine: Engine,
+    free_at_cache: int | None = None,
+) -> tuple[Account, ...]:
+    """One account a group, each of its own settings."""
+    accounts = []
+    for options, group in zip(settings, groups, strict=True):
+        gpus = [request.machine.gpu(index) for index in group]
+        accounts.append(
+            engine.account(launch_of(request, options, gpus, vision_load, free_at_cache))
+        )
+    return tuple(accounts)
+
+
+def host_of(request: ResolvedRequest, accounts: Sequence[Account], engine: Engine) -> HostMemory:
+    """Host memory of all groups beside what the machine has."""
+    available = request.machine.host.ram_available
+    each = [
+        engine.host_memory(
+            request.model, account.settings, units_per_forward=account.units_per_forward
+        )
+        for account in accounts
+    ]
+    return HostMemory(
+        pinned=sum(one.pinned for one in each),
+        pageable=sum(one.pageable for one in each),
+        available=None if available == "NA" else available,
+    )
+
+
+def host_short(host: HostMemory) -> int:
+    """Bytes of host memory that are missing; 0 where nobody knows."""
+    return 0 if host.available is None else max(0, host.pinned + host.pageable - host.available)
+
+
+def host_problem(host: HostMemory) -> str | None:
+    """Why host memory does not do, where it is known not to."""
+    short = host_short(host)
+    if host.available is None or not short:
+        return None
+    return (
+        f"host RAM is {format_bytes(short)} short: {format_bytes(host.pinned)}"
+        f" pinned and {format_bytes(host.pageable)} pageable of {format_bytes(host.available)}"
     )
 
 

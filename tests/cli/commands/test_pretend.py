@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from bench.common.processes import gone
+from tests.support.processes import gone
 from tests.waiting import HANG
 from turbofit.core.units import GIB, MIB
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
 
 import turbofit.api
-from tests.gateway.quarantine.test_suspects import convict
 from tests.observe.test_live import server  # noqa: F401 - a fixture
 from turbofit.cli.main import main
-from turbofit.gateway.quarantine.quarantine_file import QuarantineFile, quarantine_path
-from turbofit.gateway.quarantine.suspects import Suspects
+from turbofit.gateway.routing.deny_file import DenyFile, deny_path
 from turbofit.report.stored_documents import read_saved
 
 
@@ -85,24 +82,20 @@ def test_nothing_was_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
 def test_a_request_is_let_in_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record(folder, state="ready", lmdeploy="0.18.0")
     plan = read_saved(folder.name).plan
-    file = QuarantineFile(quarantine_path(plan, "0.18.0", pretend=True))
-    suspects = Suspects(time.time)
-    convict(suspects, "a1b2c3", "beside")
-    file.write(suspects.state())
+    file = DenyFile(Path(deny_path(plan, "0.18.0", pretend=True) or ""))
+    file.deny("a1b2c3", 2, 60.0, client=False)
+    file.deny("a client", 4, 60.0, client=True)
+    assert file.write()
     record(folder, state="starting", lmdeploy="0.18.0")
     assert main(["watch", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)["quarantine"]
-    assert [one["fingerprint"] for one in told["convicted"]] == ["a1b2c3"]
-    assert told["suspects"] == 1
-    assert told["deaths_by_client"] == {"client of a1b2c3": 2}
+    told = json.loads(capsys.readouterr().out)["denied"]
+    assert [(one["name"], one["deaths"]) for one in told] == [("a1b2c3", 2), ("a client", 4)]
     assert main(["watch", "--forget", "a1b2c3"]) == 0
     assert "is let in again" in capsys.readouterr().out
-    assert main(["watch", "--forget", "beside", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["forgotten"] == "beside"
+    assert main(["watch", "--forget", "a client", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["forgotten"] == "a client"
     assert main(["watch", "--forget", "a1b2c3"]) == 2
     told_error = capsys.readouterr().err
     assert "no request or client a1b2c3 is refused" in told_error
     assert "hint: " in told_error
-    assert file.read().convicted == ()
-    assert main(["watch", "--forget", "client of a1b2c3"]) == 0
-    assert file.read().clients == {}
+    assert DenyFile(file.path).denied == {}

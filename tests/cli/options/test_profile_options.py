@@ -121,7 +121,7 @@ def test_several_models_of_a_profile_are_planned_together(file, capsys):
     assert 2.5 < requests[0] / requests[1] < 3.5
     file.write_text(entries % ", limits: {budget: 9GiB}")
     assert main(["plan", "-f", str(file)]) == 2
-    assert "mine.yaml:3: budget is for all models together" in capsys.readouterr().err
+    assert "mine.yaml: budget is for all models together" in capsys.readouterr().err
 
 
 def test_everything_of_a_request_has_its_place():

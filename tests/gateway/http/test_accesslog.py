@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.common.gateway import gateway
+from tests.support.gateway import gateway
 from tests.waiting import HANG
 from turbofit.core.errors import UsageError
 from turbofit.gateway.http.accesslog import AccessLog, access_log

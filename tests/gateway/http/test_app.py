@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.common.gateway import (
+from tests import virtual_time
+from tests.gateway.judge import images_of
+from tests.support.gateway import (
     CHAT,
     DONE,
     EVENT,
@@ -25,8 +27,6 @@ from bench.common.gateway import (
     plan_for,
     stream,
 )
-from tests import virtual_time
-from tests.gateway.judge import images_of
 from turbofit.gateway.http.refusals import TOOL_PARSERS
 
 ANTHROPIC = {

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from bench.common.gateway import chat, data_url, image_part, picture
+from tests.support.gateway import chat, data_url, image_part, picture
 from turbofit.gateway.http.bodies import read_body
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.media.pictures import Picture

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.common.gateway import (
+from tests.support.gateway import (
     Answer,
     Recorder,
     ask,

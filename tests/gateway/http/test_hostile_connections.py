@@ -14,8 +14,8 @@ pytest.importorskip("uvicorn")
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.server import ServerState
 
-from bench.common.gateway import gateway
 from tests.hostile import hostile
+from tests.support.gateway import gateway
 from turbofit.gateway.http.protocol import limited_protocol
 from turbofit.gateway.server import _uvicorn
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from bench.common.gateway import CHAT, Recorder, call, chat, gateway
 from tests import virtual_time
+from tests.support.gateway import CHAT, Recorder, call, chat, gateway
 from turbofit.gateway.http.model_names import hold_name, unambiguous
 from turbofit.gateway.http.refusals import Refusal
 

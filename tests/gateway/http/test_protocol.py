@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("aiohttp")
 pytest.importorskip("uvicorn")
 
-from bench.common.gateway import CHAT, Recorder, chat, plan_for
+from tests.support.gateway import CHAT, Recorder, chat, plan_for
 from tests.waiting import HANG
 from turbofit.gateway.config import ConnectionLimits, GatewayConfig
 from turbofit.gateway.http.app import Gateway

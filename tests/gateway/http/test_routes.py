@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.common.gateway import CHAT, Answer, Recorder, ask, chat, gateway, plan_for
+from tests.support.gateway import CHAT, Answer, Recorder, ask, chat, gateway, plan_for
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.routes import ROUTES, api_of, find_route, is_health
 

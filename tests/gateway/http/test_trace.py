@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 
-from bench.common.gateway import (
+from tests.support.gateway import (
     DONE,
     EVENT,
     Answer,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -97,22 +96,6 @@ def test_other_limits_put_in_doubt_who_is_there() -> None:
     assert door.fits(Cost(units=99))
 
 
-def test_gateways_that_share_a_cache_reserve_no_more_than_their_parts() -> None:
-    kv = KvCache(tokens=10_000, longest=1024, block=64)
-    assert kv.shared(1, 4) is kv
-    part = kv.shared(2, 2)
-    assert (part.tokens, part.strict) == (5000, True)
-    door = Gate(13, part)
-    for _ in range(3):
-        door.begin(taken(door, 0, UNSTATED))
-    assert not door.fits(Cost(tokens=UNSTATED))  # not even alone with its units
-    assert part.holds(Cost(tokens=UNSTATED, copies=3))
-    assert not part.holds(Cost(tokens=UNSTATED, copies=4))
-    # A part that does not hold a request with all its copies is none: units count to the end.
-    assert kv.shared(2, 4) == replace(kv, tokens=0)
-    assert kv.shared(2, 4).holds(Cost(tokens=UNSTATED, copies=128))
-
-
 @dataclass(eq=False)
 class Sequence:
     """A request at the engine: its true length grows up to what it reserved."""
@@ -150,21 +133,20 @@ class Engine:
         return sum(one.cost.units for one in self.there if not one.encoded)
 
 
-def history(dice: Random, gateways: int, *, steps: int = 300) -> tuple[int, int]:
+def history(dice: Random, *, steps: int = 300) -> tuple[int, int]:
     """Arrivals, first tokens, growth, evictions and ends in any order; how many came, and went.
 
-    The questions of gateways are not simulated, and no room is left for them.
+    The question of the gateway is not simulated, and no room is left for it.
     """
-    units, blocks = dice.randrange(13, 20) * gateways, dice.randrange(4, 90)
-    kv = KvCache(tokens=640 * gateways + 64 * blocks, longest=1024, block=64)
-    engine, share = Engine(blocks, dice), kv.shared(gateways, 1)
-    doors = [Gate(units // gateways, share) for _ in range(gateways)]
+    units, blocks = dice.randrange(13, 20), dice.randrange(4, 90)
+    kv = KvCache(tokens=640 + 64 * blocks, longest=1024, block=64)
+    engine, door = Engine(blocks, dice), Gate(units, kv)
     came = 0
     for _ in range(steps):
         what = dice.choice(("come", "come", "token", "token", "grow", "grow", "back", "end"))
         one = engine.any(evicted=what == "back")
         if what == "come":
-            door, stated = dice.choice(doors), dice.choice((64, 64, 200, 500, UNSTATED))
+            stated = dice.choice((64, 64, 200, 500, UNSTATED))
             cost = Cost(units=dice.choice((0, 5, 9, 13, 13)), tokens=stated)
             if door.fits(cost):
                 door.take(cost)
@@ -188,27 +170,25 @@ def history(dice: Random, gateways: int, *, steps: int = 300) -> tuple[int, int]
         assert engine.forward <= units
     for one in engine.there:
         one.door.end(one.cost)
-    assert all((door.counted, door.reserved) == (0, 0) for door in doors)
+    assert (door.counted, door.reserved) == (0, 0)
     return came, engine.evictions
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.integers(0, 1 << 32), st.integers(1, 3))
-def test_no_forward_has_more_units_than_the_gate(seed: int, gateways: int) -> None:
-    history(Random(seed), gateways)
+@given(st.integers(0, 1 << 32))
+def test_no_forward_has_more_units_than_the_gate(seed: int) -> None:
+    history(Random(seed))
 
 
 def test_the_histories_hold_evictions() -> None:
-    came, evictions = zip(*(history(Random(seed), 1) for seed in range(20)), strict=True)
+    came, evictions = zip(*(history(Random(seed)) for seed in range(20)), strict=True)
     assert sum(came) > 500
     assert sum(evictions) > 100
 
 
-@pytest.mark.parametrize("strict", [False, True])
-def test_a_line_before_the_gate_comes_to_its_end(strict: bool) -> None:
+def test_a_line_before_the_gate_comes_to_its_end() -> None:
     """Nobody starves: whoever is first in line fits once those before it have ended."""
-    kv = replace(KV, strict=strict)
-    door, waiting = gate(kv=kv), [Cost(units=13 - n, tokens=UNSTATED) for n in range(9)]
+    door, waiting = gate(), [Cost(units=13 - n, tokens=UNSTATED) for n in range(9)]
     there: list[Cost] = []
     while waiting or there:
         while waiting and door.fits(waiting[0]):

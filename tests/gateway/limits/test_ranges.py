@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench.common.gateway import chat
+from tests.support.gateway import chat
 from turbofit.gateway.http.bodies import read_body
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.parameters import RULES

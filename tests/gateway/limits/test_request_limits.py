@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.common.gateway import PATCHES, TILES, limits_for, plan_for
 from tests.gateway.judge import units_reaching
+from tests.support.gateway import PATCHES, TILES, limits_for, plan_for
 from turbofit.core.images import TileRule
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.cost import UNSTATED

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bench.common.gateway import PATCHES, TILES, limits_for
 from tests.gateway.judge import units_reaching
 from tests.gateway.test_new_rules import CANVAS, CROSS, FRAMES, GRIDS, PAGES, SQUARE
+from tests.support.gateway import PATCHES, TILES, limits_for
 from turbofit.core.images import AnyresRule
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.request_limits import (

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from bench.common.gateway import ask, chat, data_url, gateway, image_part, limits_for
-from bench.common.plans import model, plausible_plan
 from tests.gateway.media.test_clips import sequence
 from tests.gateway.media.test_films import film, opencv
+from tests.support.gateway import ask, chat, data_url, gateway, image_part, limits_for
+from tests.support.plans import model, plausible_plan
 from turbofit.core.images import PatchRule, VideoRule
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.limits.video_limits import hold_clip, hold_frames

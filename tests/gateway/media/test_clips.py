@@ -4,7 +4,7 @@ from base64 import b64encode
 
 import pytest
 
-from bench.common.gateway import data_url, picture
+from tests.support.gateway import data_url, picture
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.media.clips import MOST_FRAMES, film_clip, film_of, frames_of
 

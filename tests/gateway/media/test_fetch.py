@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from bench.common.gateway import ask, chat, data_url, gateway, picture
+from tests.support.gateway import ask, chat, data_url, gateway, picture
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.media import fetch
 from turbofit.gateway.media.fetch import MediaFetcher, allowed_host, is_public

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.common.gateway import chat, data_url
 from tests.gateway.media.test_clips import MOST, sequence
+from tests.support.gateway import chat, data_url
 from tests.waiting import HANG
 from turbofit.gateway.http.bodies import read_body
 from turbofit.gateway.http.refusals import Refusal

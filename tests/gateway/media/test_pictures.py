@@ -9,7 +9,7 @@ from base64 import b64encode
 import pytest
 from PIL import Image
 
-from bench.common.gateway import data_url, picture
+from tests.support.gateway import data_url, picture
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.media import pictures
 from turbofit.gateway.media.pictures import LARGEST_PIXELS, from_base64, from_bytes, from_url

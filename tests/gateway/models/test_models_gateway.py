@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.common.gateway import CHAT, Answer, Recorder, Reply, call, chat, gateway, plan_for
 from tests import virtual_time
+from tests.support.gateway import CHAT, Answer, Recorder, Reply, call, chat, gateway, plan_for
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.app import Gateway
 from turbofit.gateway.limits.request_limits import bounds_of

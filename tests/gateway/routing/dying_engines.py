@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from bench.common.gateway import (
+from tests.support.gateway import (
     DONE,
     EVENT,
     Answer,

@@ -10,6 +10,7 @@ from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.cost import Cost
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.engines import RoutedEngine
+from turbofit.gateway.routing.suspects import Turn
 
 
 class Queue:
@@ -18,7 +19,7 @@ class Queue:
     def __init__(self, longest: int) -> None:
         self.engine = RoutedEngine(0, "http://e0", host_limit=1)
         self.door = Admission([self.engine], longest=longest)
-        self.door.take(self.engine, Cost(host_bytes=1))
+        self.engine.host_bytes = 1
 
     async def ask(self, client: str) -> asyncio.Task:
         task = asyncio.ensure_future(self.door.admit(client, Cost(host_bytes=1)))
@@ -47,7 +48,7 @@ def test_one_client_may_fill_the_queue_and_makes_room_for_the_others() -> None:
         for one in (*many, *few, third):
             one.cancel()
         await settled()
-        return alone, found, queue.door.waiting, queue.door._places
+        return alone, found, queue.door.waiting, queue.door._queue.lines
 
     alone, (mine, third, waiting), left, places = virtual_time.run(run())
     assert alone == [False] * 8 + [True]
@@ -68,15 +69,31 @@ def test_whoever_gets_in_gives_its_place_in_the_queue_back() -> None:
     assert virtual_time.run(run()) == (False, 2)
 
 
-def test_what_is_sent_again_is_never_sent_away() -> None:
+def test_a_suspect_that_must_wait_holds_nobody_up_and_has_one_turn_on_all_engines() -> None:
     async def run():
-        queue = Queue(1)
-        gone = RoutedEngine(1, "http://e1")
-        door = queue.door
-        again = door.admit("many", Cost(host_bytes=1), None, (gone,))
-        tasks = [asyncio.ensure_future(again)]
+        engines = [RoutedEngine(n, f"http://e{n}", host_limit=1) for n in range(3)]
+        door = Admission(engines)
+        turns = [Turn(name, alone=False, longer=False) for name in ("a", "a", "b")]
+        tasks = [asyncio.ensure_future(door.admit("one", Cost(), None, turn)) for turn in turns]
         await settled()
-        tasks.append(await queue.ask("other"))
-        return [refused(one) for one in tasks]
+        there = [task.done() for task in tasks]
+        other = await door.admit("other", Cost(host_bytes=1))
+        door.end_turn(tasks[0].result(), turns[0])
+        await settled()
+        return there, other.index, tasks[1].done(), door.waiting
 
-    assert virtual_time.run(run()) == [False, True]
+    assert virtual_time.run(run()) == ([True, False, True], 0, True, 0)
+
+
+def test_an_engine_gets_nothing_new_while_a_suspect_is_alone_there() -> None:
+    async def run():
+        engine = RoutedEngine(0, "http://e")
+        door, turn = Admission([engine]), Turn("a", alone=True, longer=False)
+        await door.admit("one", Cost(), None, turn)
+        other = asyncio.ensure_future(door.admit("other", Cost()))
+        await settled()
+        waits = not other.done()
+        door.end_turn(engine, turn)
+        return waits, (await other).index
+
+    assert virtual_time.run(run()) == (True, 0)

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from bench.common.gateway import (
+from tests.gateway.routing.dying_engines import UNAVAILABLE, metric
+from tests.support.gateway import (
     CHAT,
     DONE,
     EVENT,
@@ -18,7 +19,6 @@ from bench.common.gateway import (
     gateway,
     stream,
 )
-from tests.gateway.routing.dying_engines import UNAVAILABLE, metric
 from tests.waiting import HANG, auntil
 from turbofit.gateway.routing import exchange
 
@@ -162,12 +162,12 @@ def test_a_client_that_reads_slowly_is_told_of_a_death_and_accused_of_it(leaves)
         app.engines[0].abort_all()
         (gone if leaves else reads).set()
         await asyncio.wait((pending,), timeout=HANG)
-        await auntil(lambda: app.quarantine.suspects.number == (1, 0), "it to be accused")
+        await auntil(lambda: app.deny_list.suspected == 2, "it to be accused")
         return app.engines, None if leaves else await pending
 
     engines, reply = asyncio.run(run())
     assert not engines[0].left
-    assert [(one.outstanding, one.places, len(one.in_flight)) for one in engines] == [(0, 0, 0)] * 2
+    assert [(one.outstanding, len(one.in_flight)) for one in engines] == [(0, 0)] * 2
     assert reply is None or (b'"engine_died"' in reply.body and reply.done)
 
 
@@ -179,8 +179,6 @@ def test_an_answer_that_is_too_large_is_no_death(monkeypatch) -> None:
     assert "ask for a stream" in reply.json["error"]["message"]
     assert recorder.answers[0].closed
     assert len(recorder.seen) == 1
-    assert app.quarantine.suspects.number == (0, 0)
-    assert [(one.up, one.outstanding, one.places, len(one.left)) for one in app.engines] == [
-        (True, 0, 0, 0)
-    ] * 2
+    assert app.deny_list.suspected == 0
+    assert [(one.up, one.outstanding, len(one.left)) for one in app.engines] == [(True, 0, 0)] * 2
     assert metric(app, "engine_failures_total", '{engine="0"}') == 0

@@ -13,12 +13,13 @@ from turbofit.gateway.limits.gate import Gate, KvCache
 from turbofit.gateway.routing.admission import Admission, dead
 from turbofit.gateway.routing.engines import RoutedEngine, least_busy
 from turbofit.gateway.routing.fleet import Fleet
+from turbofit.gateway.routing.suspects import Turn
 
 LIMITS = st.sampled_from([None, 3, 10])
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(
-            ["take", "more", "end", "up", "drain", "share", "gate", "leave", "join", "find"]
+            ["take", "more", "end", "up", "drain", "share", "gate", "turn", "leave", "join", "find"]
         ),
         st.integers(0, 200),
         st.integers(0, 6),
@@ -27,8 +28,8 @@ STEPS = st.lists(
 )
 
 
-def expected(fleet: Fleet, cost: Cost, avoid) -> RoutedEngine | None:
-    fitting = [engine for engine in fleet if engine.fits(cost) and engine not in avoid]
+def expected(fleet: Fleet, cost: Cost) -> RoutedEngine | None:
+    fitting = [engine for engine in fleet if engine.fits(cost)]
     return least_busy(fitting) if fitting else None
 
 
@@ -52,10 +53,10 @@ def test_the_best_engine_is_the_one_that_a_look_at_all_would_find(steps, count, 
         elif engine is None:
             pass
         elif what == "take":
-            found = door._best(cost, ())
-            assert found is expected(fleet, cost, ())
+            found = door._best(cost)
+            assert found is expected(fleet, cost)
             if found is not None:
-                held.setdefault(door.take(found, cost), []).append(cost)
+                held.setdefault(door._take(found, cost, None, None), []).append(cost)
                 found.outstanding += 1
         elif what == "more":
             engine.outstanding += number
@@ -67,6 +68,9 @@ def test_the_best_engine_is_the_one_that_a_look_at_all_would_find(steps, count, 
             engine.up = not engine.up
         elif what == "drain":
             engine.draining = not engine.draining
+        elif what == "turn":
+            engine.turn_of = None if number % 2 else Turn("b", alone=number > 3, longer=False)
+            fleet.set(fleet.engines)
         elif what == "share":
             engine.share = 1.0 + number
         elif what == "gate":
@@ -75,11 +79,11 @@ def test_the_best_engine_is_the_one_that_a_look_at_all_would_find(steps, count, 
             fleet.set(fleet.engines)
         elif what == "leave":
             fleet.set([one for one in fleet if one is not engine])
-        avoid = fleet.engines[number : 2 * number]
-        for few in ((), avoid):
-            assert fleet.best(cost, few) is expected(fleet, cost, few)
-            assert door._best(cost, few) is expected(fleet, cost, few)
-            assert fleet.others(few) == any(one.takes for one in fleet if one not in few)
+        for turn in (None, Turn("a", alone=False, longer=False)):
+            fitting = [one for one in fleet if one.fits(cost, turn)]
+            best = least_busy(fitting) if fitting else None
+            assert fleet.best(cost, turn) is best
+            assert door._best(cost, turn) is best
         assert fleet.open == sum(one.takes for one in fleet)
     assert len(fleet._notes) <= 4 * len(fleet) + 257
 
@@ -89,13 +93,12 @@ def test_engines_without_room_are_passed_however_many() -> None:
     fleet, costs = Fleet(found), [Cost(units=5) for _ in range(300)]
     door = Admission(fleet)
     for engine, cost in zip(found, costs, strict=True):
-        door.take(engine, cost)
+        door._take(engine, cost, None, None)
     assert fleet.best(Cost(units=1)) is None
     assert fleet.best(Cost()) is found[0]
     door.release(found[250], costs[250])
-    door.take(found[250], Cost(units=4))
+    door._take(found[250], Cost(units=4), None, None)
     assert fleet.best(Cost(units=1)) is found[250]
-    assert fleet.best(Cost(units=1), (found[250],)) is None
 
 
 def test_who_finds_no_engine_is_told_when_the_first_one_is_expected(

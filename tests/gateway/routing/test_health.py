@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from bench.common.gateway import Answer, Recorder, call, chat, gateway
 from tests.gateway.routing.dying_engines import DyingEngines, metric
+from tests.support.gateway import Answer, Recorder, call, chat, gateway
 from tests.waiting import HANG, auntil
 from turbofit.gateway.routing.upstream import Unreachable
 
@@ -39,11 +39,9 @@ def test_who_is_still_connecting_to_an_engine_that_has_ended_goes_to_another() -
         return replies, app
 
     replies, app = asyncio.run(run())
-    assert (replies, app.quarantine.suspects.number) == ([200, 200], (0, 0))
+    assert (replies, app.deny_list.suspected) == ([200, 200], 0)
     assert metric(app, "retried_total") == 0
-    assert [(one.up, one.outstanding, one.places) for one in app.engines] == [
-        (False, 0, 0), (True, 0, 0), (True, 0, 0),
-    ]  # fmt: skip
+    assert [(one.up, one.outstanding) for one in app.engines] == [(False, 0), (True, 0), (True, 0)]
 
 
 def test_what_a_draining_engine_has_when_it_is_given_up_is_accused_of_nothing() -> None:
@@ -55,6 +53,6 @@ def test_what_a_draining_engine_has_when_it_is_given_up_is_accused_of_nothing() 
         mortal.app.engines[0].abort_all()
         mortal.release()
         (reply,) = await mortal.settled(waiting)
-        return reply.status, mortal.times("innocent"), mortal.app.quarantine.suspects.number
+        return reply.status, mortal.times("innocent"), mortal.app.deny_list.suspected
 
-    assert asyncio.run(run()) == (200, [0, 1], (0, 0))
+    assert asyncio.run(run()) == (200, [0, 1], 0)

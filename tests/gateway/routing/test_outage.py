@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from bench.common.gateway import Recorder, ask, call, chat, gateway, image_part
+from tests.support.gateway import Recorder, ask, call, chat, gateway, image_part
 from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.routing.outage import Outage
 

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from bench.common.gateway import DONE, EVENT, Recorder, call, chat, gateway, stream
 from tests import virtual_time
+from tests.support.gateway import DONE, EVENT, Recorder, call, chat, gateway, stream
 from turbofit.gateway.routing.stuck import EngineLoad, engine_load, stuck_requests
 
 PAGE = """\
@@ -86,7 +86,7 @@ def test_a_stream_that_gets_no_token_while_others_do_is_ended_and_suspected() ->
     assert ended
     assert b"stuck in this request" in reply.body
     assert (goes.status, goes.body.endswith(DONE)) == (200, True)
-    assert app.quarantine.suspects.number[0] == 1
+    assert app.deny_list.suspected == 1
     assert app.engines[0].up
     assert app.engines[0].serves
 
@@ -94,7 +94,7 @@ def test_a_stream_that_gets_no_token_while_others_do_is_ended_and_suspected() ->
 def test_one_that_waits_in_the_engine_s_queue_is_not() -> None:
     ended, *_, app = run_with(PAGE % (1, 1, 0, 1, 1), tokens=300)
     assert not ended
-    assert app.quarantine.suspects.number[0] == 0
+    assert app.deny_list.suspected == 0
 
 
 @pytest.mark.parametrize("moves", [True, False])

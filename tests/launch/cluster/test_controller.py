@@ -1,397 +1,282 @@
-"""Nodes that join, leave and change, as the controller sees them: no Ray, stand-in engines."""
+"""The loop over nodes, with actors that are plain objects and a Ray that is none."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Future
-from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
-from tests.launch.cluster.test_promise import config, planned, request
-from turbofit import api
-from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
-from turbofit.core.errors import LaunchError
+from tests.fixtures.clusters import node
+from turbofit.core.cluster import ClusterPlan
+from turbofit.core.errors import DoesNotFitError
 from turbofit.launch.cluster import controller as module
 from turbofit.launch.cluster import ray_adapter
-from turbofit.launch.cluster import replica as replica_module
-from turbofit.launch.cluster.change import changed
 from turbofit.launch.cluster.connect import RayNode
 from turbofit.launch.cluster.controller import Controller
-from turbofit.launch.cluster.engine_spec import EngineSpec, EngineState
-from turbofit.launch.cluster.node_state import NodeState
-from turbofit.launch.cluster.replica import LAST_SECONDS, Replica
-from turbofit.machine.spec import parse_spec
-from turbofit.planning.cluster import plan_joining
+from turbofit.launch.cluster.node import NodeTold
+from turbofit.launch.serve.config import ClusterServeConfig
 from turbofit.planning.request import PlanRequest
 
-SPEC = "1xrtx3090"
+
+class Method:
+    """A method of an actor, whose result is there at once."""
+
+    def __init__(self, function: Any) -> None:
+        self.remote = function
 
 
-class Connection:
-    """Nodes that come and go."""
+class Actor:
+    """A node's actor: it opens what it is told to serve, unless ``fails`` says why not."""
 
-    address, here, here_address = "10.0.0.1:6379", "ff", "10.0.0.1"
+    def __init__(self, world: World, spec: str, gpus: int) -> None:
+        self.world, self.spec, self.count = world, spec, gpus
+        self.told = NodeTold(key="k")
+        self.measure, self.tell = Method(self._measure), Method(lambda: self.told)
+        self.serve, self.end = Method(self._serve), Method(self._end)
 
-    def __init__(self) -> None:
-        self.nodes: dict[str, RayNode] = {}
+    def _measure(self, pretend: bool) -> tuple[bytes, list[str]]:
+        found = self.world.specs[self.spec]
+        return msgspec.json.encode(found), [str(index) for index in range(self.count)]
 
-    def add(self, number: int) -> str:
-        identity = f"{number:08x}"
-        self.nodes[identity] = RayNode(id=identity, name=f"n{number}", address="10.0.0.7", gpus=1)
-        return identity
-
-    def watched(self) -> dict[str, RayNode]:
-        return dict(self.nodes)
-
-
-class Places:
-    """One GPU a node."""
-
-    def __init__(self) -> None:
-        self.held: dict[str, dict[str, str]] = {}
-        self.left: set[str] = set()
-
-    def take(self, nodes: list[str]) -> None:
-        self.held.update({node: {"0": node} for node in nodes if node not in self.left})
-
-    def on(self, node: str) -> tuple[str, ...]:
-        return tuple(self.held.get(node, ()))
-
-    def place(self, node: str, gpu: str) -> str:
-        return self.held[node][gpu]
-
-    def keep(self, node: str, gpus: list[str]) -> None:
-        self.held[node] = dict.fromkeys(gpus, node)
-
-    def drop(self, node: str) -> None:
-        self.held.pop(node, None)
-
-    def leave(self, node: str) -> None:
-        self.left.add(node)
-        self.drop(node)
-
-
-class Standin(Replica):
-    """An engine that is ready at once, or fails."""
-
-    fails: Callable[[EngineSpec], bool] = staticmethod(lambda _engine_spec: False)
-
-    def begin(self) -> None:
-        self._actor = self.engine_spec
-        self.actor_lost = False
-        self.engine_state = EngineState(
-            state="ready", number=1, url=f"http://{self.engine_spec.name}"
+    def _serve(self, digest: str, plan: str, words: tuple[str, ...]) -> None:
+        self.world.log.append(
+            f"serve {self.spec} {msgspec.json.decode(plan)['settings']['session_len']}"
         )
-        if type(self).fails(self.engine_spec):
-            self.engine_state = EngineState(
-                state="failed", error={"message": "no luck", "exit_code": 5}
-            )
+        why, code = self.world.fails.get(self.spec, ("", 0))
+        state = "unfit" if why else "open"
+        self.told = NodeTold(
+            state=state, digest=digest, url=f"http://{self.spec}:{len(self.world.log)}", key="k",
+            why=why, exit_code=code,
+        )  # fmt: skip
 
-    def hear(self) -> bool:
-        return False
-
-    def stop(self, seconds: float) -> None:
-        self.engine_state = EngineState(state="ended", number=2)
-
-    def ended(self) -> bool:
-        return True
-
-    def end(self) -> None:
-        self.actor_lost = True
+    def _end(self) -> None:
+        self.world.log.append(f"end {self.spec}")
+        self.told = NodeTold(key="k")
 
 
 class World:
-    """A controller of some nodes, and a worker whose work is done when it is told."""
+    """Nodes that come and go."""
 
-    def __init__(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.connection, self.places = Connection(), Places()
-        self.waiting: list[tuple[Future[Any], Callable[[], Any]]] = []
-        monkeypatch.setattr(module, "Replica", Standin)
-        monkeypatch.setattr(Standin, "fails", lambda _engine_spec: False)
-        monkeypatch.setattr(module, "tell_nodes", _told)
-        ids = [self.connection.add(number) for number in range(count)]
-        self.places.take(ids)
-        self.plan = planned(*[SPEC] * count, context=8192)
-        nodes = _told(self.connection.nodes.values())
-        self.controller = Controller(
-            self.connection,  # type: ignore[arg-type]
-            self.places,  # type: ignore[arg-type]
-            self.plan,
-            [NodeState(node) for node in nodes],
-            config(context=8192),
-            lambda _text: None,
-            name="it",
+    address, here = "ray:1", "head"
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.specs: dict[str, Any] = {}
+        self.alive: dict[str, RayNode] = {}
+        self.free: dict[str, int] = {}
+        self.log: list[str] = []
+        self.fails: dict[str, tuple[str, int]] = {}
+        self.now = 1000.0
+        monkeypatch.setattr(ray_adapter, "free_gpus", lambda: self.free)
+        monkeypatch.setattr(
+            ray_adapter, "kill_actor", lambda actor: self.log.append(f"free {actor.spec}")
         )
-        monkeypatch.setattr(self.controller, "later", self._later)
-        self.controller.begin()
+        monkeypatch.setattr(ray_adapter, "result", lambda ref, _: ref)
+        monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(module.time, "sleep", lambda _: None)
 
-    def _later(self, work: Callable[[], Any]) -> Future[Any]:
-        future: Future[Any] = Future()
-        self.waiting.append((future, work))
-        return future
+    def _freed(self, actor: Actor) -> None:
+        self.log.append(f"free {actor.spec}")
 
-    def work(self) -> None:
-        """The worker does all that waits."""
-        while self.waiting:
-            future, work = self.waiting.pop(0)
-            future.set_result(work())
+    def watched(self) -> dict[str, RayNode]:
+        return dict(self.alive)
 
-    def tick(self, times: int = 1, *, work: bool = False) -> None:
-        for _ in range(times):
-            self.controller._looked = float("-inf")
-            self.controller.followed = self.controller.routing_table().number
-            self.controller.tick(0)
-            if work:
-                self.work()
+    def add(self, number: int, spec: str) -> str:
+        found = node(number, spec)
+        self.specs[found.name] = found
+        gpus = len(found.machine.gpus)
+        self.alive[found.id] = RayNode(id=found.id, name=found.name, address="10.0.0.1", gpus=gpus)
+        self.free[found.id] = gpus
+        return found.id
 
-    def target(self, **keywords: Any) -> ClusterPlan:
-        """Another plan of the same nodes."""
-        nodes = self.controller.nodes()
-        return api.plan_cluster("internvl2-2b", Cluster(source="test", nodes=nodes), **keywords)
-
-    def promises(self) -> list[int]:
-        """What the engines that stand hold, node by node."""
-        return [
-            replica.engine_spec.plan.kv.longest_request_tokens
-            for node_state in self.controller.node_states.values()
-            for replica in node_state.replicas
-        ]
-
-
-def _told(nodes: Any, *, pretend: bool = False) -> tuple[Node, ...]:
-    assert not pretend
-    return tuple(
-        Node(id=one.id, name=one.name, address=one.address, machine=parse_spec(SPEC))
-        for one in nodes
-    )
+    def controller(self, **asked: Any) -> Controller:
+        config = ClusterServeConfig(request=PlanRequest(model="internvl2-8b", **asked))
+        made = Controller(
+            self, config, lambda _: None,  # type: ignore[arg-type]
+            actors=lambda run, state, gpus: Actor(self, state.ray.name, gpus),
+        )  # fmt: skip
+        made.begin(lambda: False)
+        return made
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], World]:
-    """Makes one."""
-    return lambda count: World(count, monkeypatch)
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
 
 
-def test_a_node_that_joins_while_the_plan_changes_gets_the_new_one(
-    world: Callable[[int], World],
+def states(made: Controller) -> dict[str, str]:
+    return {one.ray.name: one.state for one in made.nodes.values()}
+
+
+def ticks(made: Controller, count: int = 6) -> None:
+    for _ in range(count):
+        made.tick()
+
+
+def target(made: Controller, **changes: Any) -> None:
+    told = made.answer({"kind": "change", "keywords": changes})
+    assert "said" in told, told
+
+
+def test_nodes_serve_and_one_that_does_not_keep_the_promise_says_why(world: World) -> None:
+    world.add(1, "2xrtx3090")
+    world.add(2, "1xt4")
+    made = world.controller()
+    ticks(made)
+    assert states(made) == {"host-1": "serving", "host-2": "unfit"}
+    assert "runs out of memory" in made.nodes["0002"].why
+    assert "free host-2" in world.log
+    (address,) = made.addresses()
+    assert (address.key, address.draining) == ("k", False)
+    assert made.hopeless == ""
+
+
+def test_cards_that_the_plan_leaves_go_back(world: World) -> None:
+    world.add(1, "4xrtx3090")
+    made = world.controller(replicas=1, tp=2)
+    ticks(made)
+    assert states(made) == {"host-1": "serving"}
+    assert made.nodes["0001"].gpus == 2
+    assert world.log == ["free host-1", "serve host-1 32768"]
+
+
+def test_where_no_node_serves_it_says_what_would(world: World) -> None:
+    world.add(1, "1xt4")
+    with pytest.raises(DoesNotFitError, match="on none of 1 node") as caught:
+        world.controller()
+    assert "AWQ" in caught.value.hint
+
+
+def test_a_node_that_joins_is_planned_under_the_promise_and_one_that_leaves_is_gone(
+    world: World,
 ) -> None:
-    """What was planned for it under the old promise is too little for the new one."""
-    here = world(1)
-    late = here.connection.add(5)
-    here.tick()
-    assert here.controller.node_states[late].state == "joining"
-    future, old = here.waiting.pop()
-    future_plan = old()
-    here.controller.follow(
-        changed(here.controller, here.target(context=16384), request(context=16384))
+    world.add(1, "2xrtx3090")
+    made = world.controller()
+    ticks(made)
+    promise = made.plan
+    late = world.add(2, "2xrtx3090")
+    ticks(made)
+    assert states(made) == {"host-1": "serving", "host-2": "serving"}
+    assert made.plan is promise
+    del world.alive[late]
+    ticks(made, 1)
+    assert states(made) == {"host-1": "serving"}
+
+
+def test_an_unfit_node_is_tried_again_after_ten_minutes(world: World) -> None:
+    world.add(1, "2xrtx3090")
+    world.add(2, "2xrtx3090")
+    world.fails["host-2"] = ("the weights are not there", 5)
+    made = world.controller()
+    ticks(made)
+    assert states(made) == {"host-1": "serving", "host-2": "unfit"}
+    assert made.nodes["0002"].why == "the weights are not there"
+    world.fails.clear()
+    world.now += 599
+    ticks(made)
+    assert states(made)["host-2"] == "unfit"
+    world.now += 2
+    ticks(made)
+    assert states(made)["host-2"] == "serving"
+
+
+def test_a_node_that_ran_out_of_memory_is_planned_with_a_larger_margin_once(world: World) -> None:
+    world.add(1, "2xrtx3090")
+    made = world.controller()
+    first = made.nodes["0001"].plan
+    world.fails["host-1"] = ("out of memory", 6)
+    made.serve(made.nodes["0001"], first)
+    ticks(made, 1)
+    node_state = made.nodes["0001"]
+    assert node_state.margin
+    assert node_state.plan.plan.gpus[0].margin > first.plan.gpus[0].margin
+    ticks(made)
+    assert node_state.state == "unfit"
+    assert made.hopeless == "out of memory"
+
+
+def test_a_drain_ends_the_server_then_gives_the_cards_back(world: World) -> None:
+    world.add(1, "2xrtx3090")
+    world.add(2, "2xrtx3090")
+    made = world.controller()
+    ticks(made)
+    world.log.clear()
+    assert "finishes what it has" in made.answer({"kind": "drain", "node": "host-2"})["said"]
+    assert [one.draining for one in made.addresses()] == [False, True]
+    ticks(made)
+    assert states(made) == {"host-1": "serving", "host-2": "drained"}
+    assert world.log == ["end host-2", "free host-2"]
+    world.now += 10_000
+    ticks(made)
+    assert states(made)["host-2"] == "drained"  # until it leaves and joins again
+    world.alive["0001"] = replace(world.alive["0001"], leaving=True)  # Ray drains it
+    ticks(made)
+    assert states(made)["host-1"] == "drained"
+
+
+def test_a_change_goes_node_by_node_each_out_of_the_front_first(world: World) -> None:
+    world.add(1, "2xrtx3090")
+    world.add(2, "2xrtx3090")
+    made = world.controller()
+    ticks(made)
+    world.log.clear()
+    target(made, context=16384)
+    made.tick()
+    assert [one.draining for one in made.addresses()] == [True, False]
+    assert world.log == []
+    made.tick()
+    assert world.log == ["serve host-1 16384"]
+    ticks(made)
+    assert world.log == ["serve host-1 16384", "serve host-2 16384"]
+    assert made.change == ""
+    assert (made.plan.longest_request_tokens, made.changing) == (16384, False)
+    assert states(made) == {"host-1": "serving", "host-2": "serving"}
+
+
+def test_the_first_node_that_fails_brings_the_old_plan_back_on_all(world: World) -> None:
+    for number in (1, 2, 3):
+        world.add(number, "2xrtx3090")
+    made = world.controller()
+    ticks(made)
+    before: ClusterPlan = made.plan
+    world.log.clear()
+    world.fails["host-2"] = ("the engine died", 5)
+    target(made, context=16384)
+    while "serve host-2 16384" not in world.log:
+        made.tick()
+    world.fails.clear()
+    ticks(made, 12)
+    assert world.log == [
+        "serve host-1 16384", "serve host-2 16384", "serve host-2 32768", "serve host-1 32768",
+    ]  # fmt: skip
+    assert made.change == "given up: node host-2-0002: the engine died"
+    assert made.plan is before
+    assert set(states(made).values()) == {"serving"}
+
+
+def test_a_change_that_cannot_be_is_refused_and_changes_nothing(world: World) -> None:
+    world.add(1, "2xrtx3090")
+    made = world.controller()
+    ticks(made)
+    told = made.answer({"kind": "change", "keywords": {"margin": "23GiB"}})
+    assert told["error"]["hint"].startswith("nothing has changed")
+    target(made, context=16384)
+    assert (
+        "under way already" in made.answer({"kind": "change", "keywords": {}})["error"]["message"]
     )
-    here.tick(4, work=True)
-    assert not here.controller.changing
-    future.set_result(future_plan)  # the worker was slow
-    here.tick(3, work=True)
-    assert here.controller.node_states[late].state == "serving"
-    assert here.controller.bounds.longest_request_tokens == 16384
-    assert min(here.promises()) >= 16384
+    assert "nobody" in made.answer({"kind": "sing"})["error"]["message"]
+    assert "no node is" in made.answer({"kind": "drain", "node": "x"})["error"]["message"]
 
 
-def test_a_node_that_joins_under_a_plan_that_is_given_up_goes_back_too(
-    world: Callable[[int], World],
-) -> None:
-    """Its engines were planned for a promise that nobody makes any more."""
-    here = world(2)
-    target = here.target(context=4096)
-    here.controller.follow(changed(here.controller, target, request(context=4096)))
-    here.tick()
-    late = here.connection.add(5)
-    here.tick()
-    assert here.controller.node_states[late].promised is target
-    Standin.fails = lambda engine_spec: (
-        engine_spec.name.startswith("n1-") and engine_spec.plan.kv.longest_request_tokens < 8192
-    )
-    here.tick(20, work=True)
-    assert here.controller.change == "given up: no luck"
-    assert here.controller.bounds.longest_request_tokens == 8192
-    assert len(here.promises()) == 3
-    assert min(here.promises()) >= 8192
-
-
-def test_a_change_goes_back_where_a_node_that_should_serve_does_not(
-    world: Callable[[int], World], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It would empty one node after the other."""
-    here = world(2)
-    target = here.target(context=16384)
-
-    def none(_request: PlanRequest, _plan: ClusterPlan, node: Node) -> NodePlan:
-        return NodePlan(node=node.id, name=node.name, address=node.address, why_not="too full")
-
-    monkeypatch.setattr(module, "plan_joining", none)
-    here.controller.follow(changed(here.controller, target, request(context=16384)))
-    here.tick(20, work=True)
-    assert "too full" in here.controller.change
-    assert [node_state.state for node_state in here.controller.node_states.values()] == [
-        "serving"
-    ] * 2
-    assert here.controller.bounds.longest_request_tokens == 8192
-
-
-@pytest.mark.parametrize("ticks", [1, 2, 3])
-def test_a_node_that_is_drained_within_a_change_stays_drained(
-    world: Callable[[int], World], ticks: int
-) -> None:
-    """However far it had come; its GPU is given back."""
-    here = world(2)
-    here.controller.follow(
-        changed(here.controller, here.target(context=16384), request(context=16384))
-    )
-    here.tick(ticks)
-    here.controller.drain(here.controller.node_states["00000000"])
-    here.tick(10, work=True)
-    assert not here.controller.changing
-    assert here.controller.node_states["00000000"].state == "drained"
-    assert not here.controller.node_states["00000000"].replicas
-    assert here.places.on("00000000") == ()
-    assert here.controller.node_states["00000001"].state == "serving"
-    assert min(here.promises()) >= 16384
-
-
-def test_a_node_that_leaves_while_it_joins_holds_nothing(world: Callable[[int], World]) -> None:
-    """Neither drained nor dead: the worker takes its GPUs afterwards."""
-    here = world(1)
-    drained, dead = here.connection.add(5), here.connection.add(6)
-    here.tick()
-    here.controller.drain(here.controller.node_states[drained])
-    del here.connection.nodes[dead]
-    here.tick()
-    here.work()
-    here.tick()
-    assert here.controller.node_states[drained].state == "drained"
-    assert dead not in here.controller.node_states
-    assert here.places.on(drained) == here.places.on(dead) == ()
-
-
-def test_a_cluster_waits_for_its_only_node_and_not_for_its_only_engine(
-    world: Callable[[int], World], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ray tells of a dead node's actors first; it may come back. An engine that fails will not."""
-    here = world(1)
-    (replica,) = here.controller.node_states["00000000"].replicas
-    replica.engine_state = EngineState(state="failed", error={"message": "no luck", "exit_code": 5})
-    here.tick()
-    here.connection.nodes.clear()
-    here.tick()
-    assert not here.controller.node_states
-    again = here.connection.add(7)
-    here.tick(3, work=True)
-    assert here.controller.node_states[again].state == "serving"
-    (replica,) = here.controller.node_states[again].replicas
-    replica.engine_state = EngineState(state="failed", error={"message": "no luck", "exit_code": 5})
-    monkeypatch.setattr(module, "_SURE_SECONDS", 0.0)
-    with pytest.raises(LaunchError, match="no luck"):
-        here.tick()
-
-
-def test_what_a_node_that_joins_asks_for_holds_for_all(
-    world: Callable[[int], World], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A request may go to any node, so that each is held to the one which takes the least."""
-    here = world(1)
-    least = here.controller.bounds.limits.bytes_per_body - 1
-
-    def narrower(request: PlanRequest, plan: ClusterPlan, node: Node) -> NodePlan:
-        made = plan_joining(request, plan, node)
-        assert made.plan is not None
-        limits = replace(made.plan.limits, bytes_per_body=least)
-        return replace(made, plan=replace(made.plan, limits=limits))
-
-    monkeypatch.setattr(module, "plan_joining", narrower)
-    here.connection.add(5)
-    here.tick(3, work=True)
-    assert len(here.promises()) == 2
-    assert here.controller.bounds.limits.bytes_per_body == least
-
-
-def test_stopping_waits_for_no_measurement(world: Callable[[int], World]) -> None:
-    """A node that does not answer is waited for two minutes; a stop is not."""
-    from threading import Event
-
-    here = world(1)
-    hold = Event()
-    measuring = here.controller._worker.submit(hold.wait)
-    here.controller.stop(1, lambda: False)
-    assert not measuring.done()
-    hold.set()
-
-
-def test_a_drain_and_a_change_end_where_actors_do_not_answer(
-    world: Callable[[int], World], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A process that is stopped, or stuck in the driver, is alive for Ray; it is killed."""
-    here, now, killed = world(2), [0.0], list[Any]()
-    monkeypatch.setattr(replica_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(ray_adapter, "wait_all", lambda _refs, _seconds: set())
-    monkeypatch.setattr(ray_adapter, "kill_actor", killed.append)
-    for name in ("stop", "ended", "end"):
-        monkeypatch.setattr(Standin, name, getattr(Replica, name))
-    stuck = SimpleNamespace(stop=SimpleNamespace(remote=lambda _seconds: "no answer"))
-    drained, changing = here.controller.node_states.values()
-    for node_state in (drained, changing):
-        node_state.replicas[0]._actor = stuck
-    seconds = here.controller.config.timing.drain + LAST_SECONDS
-    here.controller.drain(drained)
-    here.controller.follow(
-        changed(here.controller, here.target(context=16384), request(context=16384))
-    )
-    here.tick(3)
-    now[0] = seconds - 0.1
-    here.tick(3)
-    assert here.places.on(drained.node.id)
-    assert here.controller.changing
-    assert not killed
-    now[0] = seconds
-    here.tick(5, work=True)
-    assert here.places.on(drained.node.id) == ()
-    assert not here.controller.changing
-    assert killed == [stuck, stuck]
-    assert min(here.promises()) >= 16384
-
-
-def test_an_actors_next_process_is_told_of_gateways_that_came(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Its order knows only those that were there when it was made."""
-    told: list[Any] = []
-
-    class Remote:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def remote(self, *args: Any) -> Any:
-            told.append((self.name, *args))
-            return EngineState(number=len(told), pid=pids[0])
-
-    class Actor:
-        def __getattr__(self, name: str) -> Remote:
-            return Remote(name)
-
-    pids = [1]
-    monkeypatch.setattr(ray_adapter, "result", lambda ref, _seconds: ref)
-    replica = Replica(_engine_spec(), None, share=1.0, host_bytes=0, start=lambda *_: Actor())
-    replica.begin()
-    replica.hear()
-    assert not [one for one in told if one[0] == "allow"]
-    replica.allow(("10.0.0.9", "10.0.0.8"))
-    pids[0] = 2
-    replica.hear()
-    replica.hear()
-    assert [one for one in told if one[0] == "allow"] == [("allow", ("10.0.0.9", "10.0.0.8"))] * 2
-
-
-def _engine_spec() -> EngineSpec:
-    from turbofit.launch.cluster.promise import engine_specs_of
-
-    plan = planned(SPEC)
-    return engine_specs_of(plan.nodes[0], plan, config(), here=False, peers=("10.0.0.9",))[0]
+def test_no_free_gpu_is_told_and_looked_at_again_soon(world: World) -> None:
+    world.add(1, "2xrtx3090")
+    late = world.add(2, "2xrtx3090")
+    world.free[late] = 0
+    made = world.controller()
+    ticks(made)
+    assert "no GPU of it is free" in made.nodes[late].why
+    world.free[late] = 2
+    world.now += 16
+    ticks(made)
+    assert states(made)["host-2"] == "serving"

@@ -8,8 +8,9 @@ from msgspec.structs import replace
 
 from turbofit.core.cluster import Node
 from turbofit.core.errors import UsageError
+from turbofit.core.machine import Machine
 from turbofit.core.version import __version__
-from turbofit.launch.cluster.nodes import NODE_SPEC, held_only, index_of, measure_here, only
+from turbofit.launch.cluster.nodes import NODE_SPEC, held_only, measure_here
 from turbofit.machine.spec import parse_spec
 
 
@@ -32,28 +33,18 @@ def test_a_node_that_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None
     assert "nosuchcard" in node.why_not
 
 
-def test_which_gpu_is_meant() -> None:
+def held(machine: Machine, *gpus: str) -> tuple[int, ...]:
+    node = held_only(Node(id="a", name="a", address="", machine=machine), gpus)
+    assert node.machine is not None
+    return node.machine.visible
+
+
+def test_a_node_is_planned_for_the_gpus_that_its_actor_has() -> None:
     """Ray names entries of CUDA_VISIBLE_DEVICES: indices or UUIDs."""
     machine = replace(parse_spec("4xrtx3090"), source="nvml")
-    uuid = machine.gpus[2].uuid
-    assert index_of(machine, ["3", "0", uuid]) == {"3": 3, "0": 0, uuid: 2}
-    assert only(machine, ["3", "1"]).visible == (1, 3)
-    hidden = replace(machine, visible=(0, 1))
-    assert index_of(hidden, ["1", "2"]) == {"1": 1}
+    assert held(machine, "3", "0", machine.gpus[2].uuid) == (0, 2, 3)
+    assert held(replace(machine, visible=(0, 1)), "1", "2") == (1,)
     with pytest.raises(UsageError):
-        index_of(machine, ["9"])
-
-
-def test_a_pretend_node_may_have_fewer_than_ray_counts() -> None:
-    """They are not there to serve with."""
-    assert index_of(parse_spec("2xrtx3090"), ["0", "1", "2"]) == {"0": 0, "1": 1}
-
-
-def test_a_node_whose_gpus_others_hold() -> None:
-    """It is left out, with the reason."""
-    node = Node(id="a", name="a", address="", machine=parse_spec("2xrtx3090"))
-    assert held_only(node, ()).machine is None
-    assert "jobs of Ray hold them all" in held_only(node, ()).why_not
-    kept = held_only(node, ("1",)).machine
-    assert kept is not None
-    assert kept.visible == (1,)
+        held(machine, "9")
+    # A pretend machine may have fewer than Ray was told.
+    assert held(parse_spec("2xrtx3090"), "0", "1", "2") == (0, 1)

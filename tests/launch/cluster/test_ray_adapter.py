@@ -29,8 +29,7 @@ def test_each_failure_of_ray_has_a_type(monkeypatch: pytest.MonkeyPatch) -> None
     inner = ModuleNotFoundError("No module named 'turbofit'")
     cases: list[tuple[Exception, type[Exception]]] = [
         (kinds.GetTimeoutError("late"), ray_adapter.ResultTimeoutError),
-        (kinds.ActorDiedError(), ray_adapter.ActorDiedError),
-        (kinds.ActorUnavailableError("away", None), ray_adapter.ActorRestartsError),
+        (kinds.ActorDiedError(), ray_adapter.RayCallError),
         (kinds.TaskUnschedulableError("no node"), ray_adapter.NodeLostError),
         (kinds.NodeDiedError("gone"), ray_adapter.NodeLostError),
         (kinds.RayTaskError("f", "trace", inner), ray_adapter.RayCallError),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from bench.common.plans import plausible_plan
+from tests.support.plans import plausible_plan
 from turbofit.core.errors import LaunchError, OutOfMemoryError
 from turbofit.core.plan import Plan, PlannedEngine
 from turbofit.launch.engine.engine_exit import ending, hang, silence

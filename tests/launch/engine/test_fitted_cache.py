@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bench.common.plans import plausible_plan
+from tests.support.plans import plausible_plan
 from turbofit.core.units import GIB, MIB
 from turbofit.launch.engine.fitted_cache import RATIO, fitted_ratio, with_ratio
 

@@ -5,7 +5,7 @@ import io
 import msgspec
 import pytest
 
-from bench.common.plans import model, plausible_plan
+from tests.support.plans import model, plausible_plan
 from turbofit.core.images import PatchRule, TileRule
 from turbofit.core.plan import Workload
 from turbofit.launch.engine.image import flat_png, worst_image

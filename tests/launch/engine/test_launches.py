@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.common.plans import plausible_plan
+from tests.support.plans import plausible_plan
 from turbofit.core.plan import Command
 from turbofit.launch.engine.launches import KEY, Launch, _outgoing, free_ports, port_of
 from turbofit.launch.engine.runner import module_runner

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from bench.common.plans import plausible_plan
+from tests.support.plans import plausible_plan
 from turbofit.launch.engine.startup_tracker import StartupTracker
 
 BUDGET = (

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.common.plans import plausible_plan
+from tests.support.plans import plausible_plan
 from turbofit.core.plan import Command
 from turbofit.launch.engine import kernel, supervised_engine
 from turbofit.launch.engine.launches import Launch

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.common.checkpoints import make_qwen2_vl
-from bench.common.standin.standin_engine import shim_torchvision
+from tests.support.checkpoints import make_qwen2_vl
 from tests.waiting import HANG, until
 from turbofit.core.model import AudioDims
 from turbofit.launch.engine.image import flat_png
@@ -33,7 +32,6 @@ _TEMPLATE = (
 
 def tiny_qwen2_vl(folder: Path, *, layers: int = 4) -> Path:
     """A checkpoint that Transformers itself made, with a chat template that takes images."""
-    shim_torchvision()
     import torch
     from transformers import AutoConfig, Qwen2VLForConditionalGeneration
 
@@ -61,7 +59,6 @@ OMNI_MAP = dict.fromkeys(
 
 def tiny_omni(folder: Path) -> Path:
     """A Qwen2.5-Omni with random weights and a talker's, whose files name no end of an answer."""
-    shim_torchvision()
     import torch
     from safetensors.torch import save_file
     from transformers import AutoConfig, Qwen2_5OmniThinkerForConditionalGeneration
@@ -116,7 +113,6 @@ class Served:
         from turbofit.launch.fallback.private import find_inside
         from turbofit.launch.fallback.work import ServedWork
 
-        shim_torchvision()
         self.work = ServedWork()
         self.ended: list[str] = []
         options = GenerationOptions(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from bench.common.plans import plausible_plan
+from tests.support.plans import plausible_plan
 from turbofit.launch.engine.worst_requests import ProbeRequest
 from turbofit.launch.fallback.longest import longest_request
 

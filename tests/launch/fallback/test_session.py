@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from bench.common.processes import Child
 from tests.gateway.open_clients import OpenClient, refuses
 from tests.launch.fallback.support import picture, tiny_map, tiny_qwen2_vl
+from tests.support.processes import Child
 from tests.waiting import HANG, until
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Workload
@@ -25,11 +25,11 @@ from turbofit.launch.engine.startup_tracker import StartupTracker
 from turbofit.launch.engine.worst_requests import worst_request
 from turbofit.launch.fallback.longest import longest_request
 from turbofit.machine.source import machine_from
-from turbofit.memory.transformers.transformers_engine import Transformers
+from turbofit.memory.transformers.transformers_account import Transformers
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.planning.commands import commands, private_commands, refuse_options
-from turbofit.planning.device_maps import read_map
+from turbofit.planning.fallback_command import read_map
 from turbofit.tuner.fallback.fallback_plan import make_fallback_plan
 from turbofit.tuner.resolved_request import ResolvedRequest
 

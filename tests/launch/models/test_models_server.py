@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("aiohttp")
 pytest.importorskip("uvicorn")
 
-from bench.common.gateway import CHAT, Recorder, chat, gateway, plan_for
+from tests.support.gateway import CHAT, Recorder, chat, gateway, plan_for
 from tests.waiting import HANG, until
 from turbofit.core.errors import DoesNotFitError, TurbofitError
 from turbofit.gateway.config import GatewayConfig

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from bench.common.standin.standin_engine import shim_torchvision
 from turbofit.gateway.limits.parameters import GENERATION
 from turbofit.gateway.limits.rules import Scope
 from turbofit.launch.pipeline.held_config import hold_config, hold_engine
@@ -24,7 +23,6 @@ SCOPE = Scope(engines=("turbomind",), vocabulary=512, session=4096)
 
 @pytest.fixture(scope="module")
 def config() -> Any:
-    shim_torchvision()
     from lmdeploy import GenerationConfig
 
     return GenerationConfig

@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
-from bench.common.standin import standin_engine
+from tests.support.standin import standin_engine
 from turbofit.core.errors import DoesNotFitError, LaunchError, NoGpuError, UsageError
 from turbofit.core.units import GIB
 from turbofit.launch.pipeline.pipeline import open_pipeline
 from turbofit.launch.serve import gpu_monitor, planner
-from turbofit.launch.serve.leases import Leases, open_margin
+from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.reservations import counted
 from turbofit.machine.source import machine_from
+from turbofit.planning.examine.cards import open_margin
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
 
@@ -30,7 +31,6 @@ lmdeploy = pytest.importorskip("lmdeploy")
 @pytest.fixture(autouse=True)
 def standin(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine replaced, for one test."""
-    standin_engine.shim_torchvision()
     import lmdeploy.turbomind
     import torch
     from lmdeploy.serve.core.async_engine import AsyncEngine

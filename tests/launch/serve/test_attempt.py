@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.common.plans import plausible_plan
+from tests.support.plans import plausible_plan
 from turbofit.launch.serve.attempt import Attempt
 from turbofit.launch.serve.shared_cards import SharedCards, ratio_now
 from turbofit.observe.ends import End

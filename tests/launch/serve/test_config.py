@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 import turbofit
-from bench.common.plans import model
+from tests.support.plans import model
 from turbofit.core.model import ModelSource
 from turbofit.launch.serve.config import ServeConfig
 

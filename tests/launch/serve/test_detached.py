@@ -5,13 +5,16 @@ import os
 import re
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.waiting import HANG
 from turbofit.cli.main import main
 from turbofit.launch.engine.proc import start_time
-from turbofit.launch.serve.detached import DETACHED, serve_detached
+from turbofit.launch.serve.detached import DETACHED, end_without_lease, serve_detached
 
 
 @pytest.fixture(autouse=True)
@@ -101,3 +104,19 @@ def test_ctrl_c_while_it_starts_ends_it(serve_is, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         serve_detached(["m"])
     assert not start_time(int((tmp_path / "pid").read_text()))
+
+
+def test_a_server_whose_lease_nobody_renews_ends_in_order(tmp_path: Path) -> None:
+    lease, ended = tmp_path / "lease", threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    try:
+        lease.touch()
+        watch = end_without_lease(lease, seconds=1.0, look=0.01)
+        for number in range(1, 31):  # its clock may be anything
+            os.utime(lease, (number, number))
+            time.sleep(0.05)
+        assert watch.is_alive()
+        watch.join(HANG)
+        assert ended.wait(HANG)
+    finally:
+        signal.signal(signal.SIGTERM, before)

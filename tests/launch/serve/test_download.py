@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from bench.common.plans import plausible_plan
+from tests.support.plans import plausible_plan
 from turbofit.core.errors import LaunchError
 from turbofit.core.model import ModelSource
 from turbofit.core.plan import Plan

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.common.plans import plausible_plan
 from tests.nvml.standin import LOST, Process, Scenario, gpu_3090, in_process
+from tests.support.plans import plausible_plan
 from tests.waiting import HANG
 from turbofit.core.errors import DoesNotFitError
 from turbofit.core.plan import Plan
@@ -30,7 +30,7 @@ from turbofit.launch.serve.gpu_monitor import (
 )
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import Planner
-from turbofit.machine import driver_calls
+from turbofit.machine import nvml
 from turbofit.planning.request import PlanRequest
 
 ENGINE = 20 * GIB
@@ -258,7 +258,7 @@ def test_the_last_look_refuses_for_a_given_plan(planner: Any) -> None:
 
 def test_a_driver_that_hangs_keeps_no_supervisor(ground: Ground, monkeypatch) -> None:
     """Its thread asks at each end of an engine, and at its own end."""
-    monkeypatch.setattr(driver_calls, "_SECONDS", 0.01)
+    monkeypatch.setattr(nvml, "_SECONDS", 0.01)
     answers, hung = threading.Event(), threading.Event()
 
     class HungNvml:
@@ -276,5 +276,5 @@ def test_a_driver_that_hangs_keeps_no_supervisor(ground: Ground, monkeypatch) ->
     assert used_now(ground.plan) == {}
     assert memory_back(ground.plan, {0: 0}) == []
     answers.set()
-    for thread in driver_calls._hung:
+    for thread in nvml._hung:
         thread.join(HANG)

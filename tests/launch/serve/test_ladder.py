@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.common.plans import plausible_plan
+from tests.support.plans import plausible_plan
 from turbofit import api
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB

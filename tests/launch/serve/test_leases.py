@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.common.plans import gpu, machine, plausible_plan
-from bench.common.processes import REPO
 from tests.nvml.standin import Scenario, gpu_3090
+from tests.support.plans import gpu, machine, plausible_plan
+from tests.support.processes import REPO
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.machine import Holder
 from turbofit.core.process import locks
@@ -323,7 +323,7 @@ def test_a_killed_owner_is_stale_at_once(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from bench.common.plans import plausible_plan\n"
+        "from tests.support.plans import plausible_plan\n"
         "from turbofit.launch.serve.leases import Leases\n"
         "leases = Leases(Path(sys.argv[1]))\n"
         "leases.reserve(plausible_plan(gpus=1, tp=1))\n"

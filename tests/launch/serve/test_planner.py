@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.common.plans import plausible_plan
+from tests.support.plans import plausible_plan
 from turbofit.core.errors import PackageError
 from turbofit.core.plan import End, Plan, Rehearsal, RehearsedCache
 from turbofit.launch.serve.leases import Leases

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bench.common.processes import REPO
+from tests.support.processes import REPO
 from turbofit.core.run_report import RunReport
 from turbofit.core.struct import decode
 from turbofit.launch.serve import record as module

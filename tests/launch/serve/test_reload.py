@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("aiohttp")
 pytest.importorskip("uvicorn")
 
-from bench.common.gateway import plan_for
+from tests.support.gateway import plan_for
 from tests.waiting import HANG, until
 from turbofit.core.errors import UsageError
 from turbofit.gateway.config import GatewayConfig

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.common.plans import plausible_plan
-from bench.common.processes import REPO
+from tests.support.plans import plausible_plan
+from tests.support.processes import REPO
 from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
 from turbofit.core.process.state import state_dir

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from bench.common.processes import REPO, Child, gone, pids
+from tests.support.processes import REPO, Child, gone, pids
 from tests.waiting import until
 from turbofit.report.stored_documents import read_saved
 
 pytestmark = pytest.mark.slow
 
-DRIVER = REPO / "bench" / "common" / "session_driver.py"
+DRIVER = REPO / "tests" / "support" / "session_driver.py"
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from bench.common.plans import plausible_plan
+from tests.support.plans import plausible_plan
 from turbofit.core.plan import PlannedEngine
 from turbofit.core.units import GIB
 from turbofit.launch.serve import shared_cards

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bench.common.plans import plausible_plan
+from tests.support.plans import plausible_plan
 from turbofit.core.process.progress import Step, listened, tell, under_way
 from turbofit.launch.serve import start_progress
 from turbofit.launch.serve.start_progress import StartProgress

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from bench.common.plans import plausible_plan
 from tests.core.process.test_signals import signalled_in_a_finalizer
+from tests.support.plans import plausible_plan
 from turbofit.launch.engine.engine_exit import EndedError
 from turbofit.launch.serve.supervisor import Server, StoppedError, StopSignal
 from turbofit.observe.ends import End

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from turbofit.core.units import MIB
 from turbofit.memory.legacy.generations import generation_of, legacy_constants
-from turbofit.memory.legacy.tower import tower_activations, tower_bytes
+from turbofit.memory.legacy.weights import tower_activations, tower_bytes
 from turbofit.model.parameters import vision_parameters
 from turbofit.model.source import resolve_model
 

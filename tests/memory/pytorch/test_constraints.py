@@ -12,10 +12,9 @@ from turbofit.core.errors import NoKernelError, TurbofitError, UsageError
 from turbofit.core.model import Quantization
 from turbofit.core.plan import Settings, Workload
 from turbofit.machine.source import machine_from
-from turbofit.memory.pytorch.bound import engine_bound, units_met
-from turbofit.memory.pytorch.constraints import settings_problem, tp_problem
-from turbofit.memory.pytorch.environment import environment
-from turbofit.memory.pytorch.terms import capture_sizes
+from turbofit.memory.pytorch.account import capture_sizes, settings_problem, tp_problem
+from turbofit.memory.pytorch.cache import engine_bound, units_met
+from turbofit.memory.pytorch.constants import environment
 from turbofit.model.source import resolve_model
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 

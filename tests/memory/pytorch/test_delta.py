@@ -12,10 +12,9 @@ from tests.memory.pytorch.test_account import CONSTANTS, account
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
 from turbofit.memory.engines import engine_for
-from turbofit.memory.pytorch.account import PytorchAccount
+from turbofit.memory.pytorch.account import PytorchAccount, tp_problem
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.cache import block_bytes, state_bytes
-from turbofit.memory.pytorch.constraints import tp_problem
 from turbofit.memory.pytorch.weights import largest_loaded, weight_classes
 from turbofit.memory.start_outcome import outcome_at
 from turbofit.model.source import resolve_model

@@ -18,12 +18,16 @@ from turbofit.core.model import Model, Quantization
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
 from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.pytorch.account import PytorchAccount
-from turbofit.memory.pytorch.activations import Activations, Prefill
+from turbofit.memory.pytorch.account import PytorchAccount, draft_problem
+from turbofit.memory.pytorch.activations import (
+    Activations,
+    Prefill,
+    activations_of,
+    draft_terms,
+    draft_weights,
+)
 from turbofit.memory.pytorch.cache import block_bytes, state_bytes, state_slots
 from turbofit.memory.pytorch.constants import load_constants
-from turbofit.memory.pytorch.constraints import draft_problem
-from turbofit.memory.pytorch.draft import activations_of, draft_terms, draft_weights
 from turbofit.memory.pytorch.weights import weight_classes
 from turbofit.memory.vision_load import NO_IMAGES
 from turbofit.model.draft_reader import read_draft

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from tests.memory.conftest import card
 from turbofit.core.draft import Draft
-from turbofit.memory.pytorch.flash_attention import needed_modules, splits, without_kernels
+from turbofit.memory.pytorch.activations import needed_modules, splits, without_kernels
 from turbofit.model.draft_reader import read_draft
 from turbofit.model.source import resolve_model
 

@@ -12,8 +12,8 @@ from tests.memory.pytorch.test_account import CONSTANTS
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
+from turbofit.memory.pytorch.account import tp_problem
 from turbofit.memory.pytorch.activations import Activations, Prefill
-from turbofit.memory.pytorch.constraints import tp_problem
 from turbofit.memory.pytorch.weights import weight_classes
 from turbofit.model.presets import preset_model
 

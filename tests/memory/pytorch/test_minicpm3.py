@@ -12,10 +12,9 @@ from tests.memory.pytorch.test_account import CONSTANTS
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
-from turbofit.memory.pytorch.activations import Activations, Prefill
+from turbofit.memory.pytorch.account import cache_problem, tp_problem
+from turbofit.memory.pytorch.activations import Activations, Prefill, activations_of
 from turbofit.memory.pytorch.cache import block_bytes
-from turbofit.memory.pytorch.constraints import cache_problem, tp_problem
-from turbofit.memory.pytorch.draft import activations_of
 from turbofit.memory.pytorch.weights import largest_loaded, weight_classes
 from turbofit.model.source import resolve_model
 

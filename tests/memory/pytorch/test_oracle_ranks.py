@@ -11,9 +11,8 @@ from unittest.mock import MagicMock
 import pytest
 from msgspec.structs import replace
 
-from bench.common.standin.standin_engine import shim_torchvision
 from turbofit.core.model import Model, Quantization
-from turbofit.memory.pytorch.constraints import tp_problem
+from turbofit.memory.pytorch.account import tp_problem
 from turbofit.memory.pytorch.weights import weight_classes
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import preset_model
@@ -34,7 +33,6 @@ _FP8 = Quantization(method="fp8", bits=8, group_size=128)
 def rank(monkeypatch):
     """Builds one rank of some from a folder and, where asked to, loads its tensors."""
     pytest.importorskip("torch")
-    shim_torchvision()
     import torch
     from lmdeploy.hf_configs import config_from_pretrained
     from lmdeploy.pytorch.backends.cuda.op_backend import CudaOpsBackend

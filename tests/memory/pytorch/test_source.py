@@ -11,12 +11,15 @@ from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
 from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.pytorch.account import PytorchAccount
+from turbofit.memory.pytorch.account import PytorchAccount, settings_problem
 from turbofit.memory.pytorch.activations import Activations, Prefill
-from turbofit.memory.pytorch.bound import engine_bound
-from turbofit.memory.pytorch.constants import PytorchConstants, load_constants
-from turbofit.memory.pytorch.constraints import settings_problem
-from turbofit.memory.pytorch.environment import environment, segments
+from turbofit.memory.pytorch.cache import engine_bound
+from turbofit.memory.pytorch.constants import (
+    PytorchConstants,
+    environment,
+    load_constants,
+    segments,
+)
 from turbofit.memory.pytorch.weights import weight_classes
 from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 from turbofit.model.parameters import stored_bytes

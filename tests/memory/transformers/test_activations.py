@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from turbofit.memory.transformers.activations import vision_bytes
-from turbofit.memory.transformers.layout import layout_of
+from turbofit.memory.transformers.components import layout_of
 from turbofit.model.presets import preset_model
 
 MIB = 1 << 20

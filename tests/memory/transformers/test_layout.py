@@ -6,15 +6,11 @@ from importlib.util import find_spec
 
 import pytest
 
-from bench.common.standin.standin_engine import shim_torchvision
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu
 from turbofit.core.model import Model, ModelSource, Quantization, TextDims
-from turbofit.memory.transformers.components import components
-from turbofit.memory.transformers.layout import _LAYOUTS, layout_of
-from turbofit.memory.transformers.loading import names_here
-from turbofit.memory.transformers.model_copy import Load, ModelCopy
-from turbofit.memory.transformers.placement import device_map, place_all
+from turbofit.memory.transformers.activations import Load, ModelCopy, device_map, place_all
+from turbofit.memory.transformers.components import _LAYOUTS, components, layout_of, names_here
 from turbofit.model.presets import preset_model
 
 needs_transformers = pytest.mark.skipif(
@@ -72,7 +68,6 @@ INSIDE = {"LlavaOnevisionForConditionalGeneration": "qwen2", "InternVLForConditi
 
 def tiny(architecture):
     """The class itself, without storage."""
-    shim_torchvision()
     import torch
     import transformers
 

@@ -14,7 +14,7 @@ from turbofit.core.model import Model, ModelSource, MoeDims, TextDims
 from turbofit.core.plan import Settings
 from turbofit.machine.source import machine_from
 from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.transformers.model_copy import Placement
+from turbofit.memory.transformers.activations import Placement
 from turbofit.memory.transformers.transformers_account import TransformersAccount
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.model.parameters import text_parameters

@@ -11,7 +11,7 @@ from turbofit.core.plan import Plan, Settings
 from turbofit.kernels.released import released
 from turbofit.machine.source import machine_from
 from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.turbomind.kernels import missing_kernels
+from turbofit.memory.turbomind.account import missing_kernels
 from turbofit.memory.vision_load import NO_IMAGES
 from turbofit.model.source import resolve_model
 

@@ -8,10 +8,9 @@ from msgspec.structs import replace
 from turbofit.core.model import Quantization
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
-from turbofit.memory.turbomind.buffers import device_buffers
 from turbofit.memory.turbomind.constants import load_constants
-from turbofit.memory.turbomind.loading import temporary_bytes
-from turbofit.memory.turbomind.pool import Forward, PoolModel
+from turbofit.memory.turbomind.pool import Forward, PoolModel, device_buffers
+from turbofit.memory.turbomind.weights import temporary_bytes
 from turbofit.model.presets import preset_model
 
 

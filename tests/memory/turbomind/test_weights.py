@@ -7,12 +7,12 @@ from msgspec.structs import replace
 
 from turbofit.core.model import Quantization
 from turbofit.core.plan import Settings
-from turbofit.memory.turbomind.loading import loading_extra
 from turbofit.memory.turbomind.weights import (
     expert_width,
     ffn_width,
     kv_heads_held,
     lm_head_rows,
+    loading_extra,
     vision_tp,
     weight_classes,
 )

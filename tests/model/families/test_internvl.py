@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bench.common.checkpoints import make_internvl2
+from tests.support.checkpoints import make_internvl2
 from turbofit.core.errors import UsageError
 from turbofit.core.images import TileRule
 from turbofit.model.source import resolve_model

@@ -123,9 +123,8 @@ def make_adapter(
     tensors = {}
     for salt, (module, (rows, columns)) in enumerate(modules.items()):
         key = f"base_model.model.{module}"
-        rank = next((r for p, r in said.get("rank_pattern", {}).items() if p in module), said["r"])
-        tensors[f"{key}.lora_A.weight"] = dyadic((rank, columns), 1000 + salt, dtype)
-        tensors[f"{key}.lora_B.weight"] = dyadic((rows, rank), 2000 + salt, dtype)
+        tensors[f"{key}.lora_A.weight"] = dyadic((said["r"], columns), 1000 + salt, dtype)
+        tensors[f"{key}.lora_B.weight"] = dyadic((rows, said["r"]), 2000 + salt, dtype)
     tensors |= more or {}
     if name.endswith(".bin"):
         torch.save(tensors, folder / name)

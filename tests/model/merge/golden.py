@@ -8,21 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-_EMBEDDING = "base_model.model.model.embed_tokens.lora_embedding_"
-
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, tuple[int, ...]]]] = {
     "bf16": ("bfloat16", "float32", {}, {}),
     "bf16 of a bf16 adapter": ("bfloat16", "bfloat16", {}, {}),
     "fp16": ("float16", "float32", {}, {}),
     "fp16 of a bf16 adapter": ("float16", "bfloat16", {}, {}),
     "fp32 of an fp16 adapter": ("float32", "float16", {}, {}),
-    "alpha pattern": ("bfloat16", "float32", {"alpha_pattern": {"layers.1.mlp.down_proj": 4}}, {}),
-    "rank pattern": (
-        "bfloat16",
-        "float32",
-        {"rank_pattern": {"down_proj": 4}, "alpha_pattern": {"q_proj": 2}},
-        {},
-    ),
     "rslora": ("bfloat16", "float32", {"use_rslora": True, "r": 16, "lora_alpha": 8}, {}),
     "regex": ("bfloat16", "float32", {"target_modules": r".*layers.*(q|down)_proj"}, {}),
     "fan_in_fan_out on plain linear layers": ("bfloat16", "float32", {"fan_in_fan_out": True}, {}),
@@ -31,12 +22,6 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, tuple[int, ...]]]] = 
         "float32",
         {"modules_to_save": ["lm_head"]},
         {"base_model.model.lm_head.weight": (96, 32)},
-    ),
-    "embeddings": (
-        "bfloat16",
-        "float32",
-        {"target_modules": ["q_proj", "down_proj", "embed_tokens"]},
-        {f"{_EMBEDDING}A": (8, 96), f"{_EMBEDDING}B": (32, 8)},
     ),
     "dora": (
         "bfloat16",
@@ -56,11 +41,8 @@ GOLDEN: dict[str, str] = {
     "fp16": "6eabaf272824726e",
     "fp16 of a bf16 adapter": "6eabaf272824726e",
     "fp32 of an fp16 adapter": "90e7e2d6beb59599",
-    "alpha pattern": "09e5a76b1919beba",
-    "rank pattern": "1599cd583b4f059c",
     "rslora": "18a25b1e2b296104",
     "regex": "9f0d337ca1d0b463",
     "fan_in_fan_out on plain linear layers": "9f0d337ca1d0b463",
     "modules_to_save": "b091b2a67beca004",
-    "embeddings": "b08dbe5ba524c471",
 }

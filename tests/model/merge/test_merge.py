@@ -16,7 +16,7 @@ from tests.model.merge.golden import CASES, GOLDEN
 from tests.waiting import HANG
 from turbofit.core.errors import PackageError, TurbofitError, UsageError
 from turbofit.core.process.progress import listened
-from turbofit.model.merge import output, shards, tensors
+from turbofit.model.merge import output, tensors
 from turbofit.model.merge.merge import merge
 from turbofit.model.source import resolve_model
 
@@ -168,7 +168,7 @@ def test_names_of_other_releases_are_found(tmp_path, stored, adapted):
     assert torch.equal(found["other.bias"], torch.ones(3))
 
 
-def test_adapter_names_and_biases(tmp_path):
+def test_adapter_names_in_keys_and_layers_that_peft_wraps(tmp_path):
     from safetensors.torch import load_file, save_file
 
     base = make_base(tmp_path / "base", shards=1)
@@ -179,31 +179,15 @@ def test_adapter_names_and_biases(tmp_path):
     more = {
         f"{key}.lora_A.default.weight": dyadic((8, 32), 1),
         f"{key}.lora_B.default.weight": dyadic((32, 8), 2),
-        f"{key}.lora_B.default.bias": dyadic((32,), 5),
         "base_model.model.model.norm.modules_to_save.default.weight": dyadic((32,), 6),
         "base_model.model.model.layers.1.input_layernorm.base_layer.weight": dyadic((32,), 7),
     }
     merged(tmp_path, base, make_adapter(tmp_path / "lora", modules={}, more=more))
     found = load(tmp_path / "out")
-    bias = (parts[f"{Q}.bias"].float() + dyadic((32,), 5) * 2.5).bfloat16()
-    assert torch.equal(found[f"{Q}.bias"], bias)
+    assert torch.equal(found[f"{Q}.bias"], parts[f"{Q}.bias"])
     assert torch.equal(found["model.norm.weight"], dyadic((32,), 6, "bfloat16"))
     assert torch.equal(found["model.layers.1.input_layernorm.weight"], dyadic((32,), 7, "bfloat16"))
     assert not torch.equal(found[f"{Q}.weight"], parts[f"{Q}.weight"])
-
-
-def test_conv1d_layers_are_transposed(tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    base = make_base(tmp_path / "base", shards=1)
-    weight = dyadic((32, 96), 3, "float32")
-    save_file({"h.0.attn.c_attn.weight": weight}, base / "model.safetensors")
-    config = {"fan_in_fan_out": True, "target_modules": ["c_attn"]}
-    adapter = make_adapter(tmp_path / "lora", config=config, modules={"h.0.attn.c_attn": (96, 32)})
-    merged(tmp_path, base, adapter)
-    file = load_file(adapter / "adapter_model.safetensors")
-    expected = by_hand(weight.T, "base_model.model.h.0.attn.c_attn", scaling=2.5, file=file).T
-    assert torch.equal(load(tmp_path / "out")["h.0.attn.c_attn.weight"], expected)
 
 
 def test_another_base_is_warned_of(tmp_path):
@@ -227,15 +211,6 @@ def test_tied_embeddings(tmp_path):
     config = json.loads((base / "config.json").read_text()) | {"tie_word_embeddings": True}
     (base / "config.json").write_text(json.dumps(config))
     name = "base_model.model.model.embed_tokens"
-    pair = {
-        f"{name}.lora_embedding_A": dyadic((8, 96), 1),
-        f"{name}.lora_embedding_B": dyadic((32, 8), 2),
-    }
-    adapter = make_adapter(
-        tmp_path / "a", modules={}, more=pair, config={"target_modules": ["embed_tokens"]}
-    )
-    (warning,) = merged(tmp_path, base, adapter).warnings
-    assert "changes both" in warning
     whole = {f"{name}.weight": dyadic((96, 32), 1)}
     with pytest.raises(UsageError, match="ties lm_head"):
         merge(str(base), str(make_adapter(tmp_path / "b", more=whole)), str(tmp_path / "o"))
@@ -252,6 +227,9 @@ def test_tied_embeddings(tmp_path):
         ({"use_qalora": True}, "QALoRA"),
         ({"layer_replication": [[0, 1]]}, "replicated layers"),
         ({"target_parameters": ["experts.w"]}, "experts"),
+        ({"lora_bias": True}, "a bias of B"),
+        ({"rank_pattern": {"q_proj": 4}}, "a rank for some modules"),
+        ({"alpha_pattern": {"q_proj": 4}}, "a scaling for some modules"),
         ({"init_lora_weights": "pissa_niter_4"}, "changed the base"),
         ({"bias": "some"}, "bias"),
         ({"r": 4}, "of rank 8 and 8, the config says 4"),
@@ -279,7 +257,11 @@ def test_adapters_that_are_refused(tmp_path, config, words):
         ({Q: (48, 32)}, {}, "changes model.layers.0.self_attn.q_proj.weight by 48 × 32"),
         ({}, {"base_model.model.model.mm_projector.0.weight": (4,)}, "mm_projector"),
         ({}, {"base_model.model.lm_head.weight": (99, 32)}, "by 99 × 32, the base has 96 × 32"),
+        ({Q: (32, 48)}, {}, "by 32 × 48, the base has 32 × 32"),
         ({}, {f"base_model.model.{Q}.lora_A.weight": (8, 32)}, "one half"),
+        ({}, {"base_model.model.model.embed_tokens.lora_embedding_A": (8, 96),
+              "base_model.model.model.embed_tokens.lora_embedding_B": (32, 8)},
+         "model.embed_tokens has LoRA on embeddings"),
         ({}, {"base_model.model.conv.q_proj.lora_A.weight": (8, 3, 2, 2),
               "base_model.model.conv.q_proj.lora_B.weight": (8, 8, 1, 1)}, "4 dimensions"),
     ],
@@ -385,7 +367,7 @@ def test_what_breaks_off_leaves_nothing(tmp_path, monkeypatch, error, before):
     if before:
         out.mkdir()
         (out / "mine.txt").write_text("x")
-    real, calls = shards._write, []
+    real, calls = tensors._write, []
 
     def breaks(piece, file):
         calls.append(piece)
@@ -393,7 +375,7 @@ def test_what_breaks_off_leaves_nothing(tmp_path, monkeypatch, error, before):
             raise error
         real(piece, file)
 
-    monkeypatch.setattr(shards, "_write", breaks)
+    monkeypatch.setattr(tensors, "_write", breaks)
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else UsageError):
         merge(str(base), str(adapter), str(out), force=True)
     assert {path.name for path in tmp_path.iterdir()} - {"out"} == {"base", "lora"}

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from bench.common.processes import free_port
 from tests.rehearse.conftest import CARD, Rehearse
+from tests.support.processes import free_port
 from tests.waiting import HANG, until
 from turbofit.pretend.documents import from_builtins
 from turbofit.pretend.scenario import PretendGpu, Scenario

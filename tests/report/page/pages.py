@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from bench.common.plans import plausible_plan
 from tests.report.documents import planned, served_run
+from tests.support.plans import plausible_plan
 from turbofit.core.machine import Holder
 from turbofit.core.plan import Command, Plan, Remedy
 from turbofit.report.page.build import page

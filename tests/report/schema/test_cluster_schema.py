@@ -10,13 +10,7 @@ from jsonschema import ValidationError
 from tests.fixtures.clusters import cluster
 from tests.report.schema.test_schema import check
 from turbofit import api
-from turbofit.core.cluster import (
-    Cluster,
-    ClusterStatus,
-    EngineStatus,
-    Node,
-    NodeStatus,
-)
+from turbofit.core.cluster import Cluster, ClusterStatus, Node, NodeStatus
 from turbofit.core.struct import to_json
 
 
@@ -45,9 +39,8 @@ def test_plans(model: str, specs: tuple[str, ...]) -> None:
 
 
 def test_what_is_served() -> None:
-    engine = EngineStatus(name="a/0", gpus=(0, 1), state="ready", url="http://10.0.0.1:1", up=True)
     nodes = (
-        NodeStatus(id="a", name="a", address="10.0.0.1", state="serving", engines=(engine,)),
+        NodeStatus(id="a", name="a", address="10.0.0.1", state="serving", url="http://x", up=True),
         NodeStatus(id="b", name="b", address="10.0.0.2", state="unfit", why_not="no GPU"),
     )
     status = ClusterStatus(

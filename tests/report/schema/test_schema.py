@@ -10,8 +10,8 @@ import pytest
 from jsonschema import Draft202012Validator, ValidationError
 from referencing import Registry, Resource
 
-from bench.common.plans import plausible_plan
 from tests.report.documents import KINDS, planned, served_run
+from tests.support.plans import plausible_plan
 from turbofit import api
 from turbofit.cli.main import main
 from turbofit.core.errors import TurbofitError

@@ -18,10 +18,10 @@ from turbofit.model.source import resolve_model
 from turbofit.tuner.engine_plan import make_plan
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.candidates import evaluate
-from turbofit.tuner.search.constraints import dtype_for
 from turbofit.tuner.search.search import search
-from turbofit.tuner.search.shape import Shape
+from turbofit.tuner.search.shape import Shape, dtype_for
 from turbofit.tuner.search.shapes import PREFILL_SIZES
+from turbofit.tuner.search.sizing import SearchState
 
 pytestmark = pytest.mark.slow
 
@@ -206,11 +206,9 @@ def test_own_settings_are_never_worse_than_common_ones(name: str, seed: int) -> 
         for prefill in PREFILL_SIZES:
             shape = Shape(
                 tp=one.shape.tp, groups=one.shape.groups, max_prefill_token_num=prefill,
-                limit=request.requested_limit,
+                limit=request.requested_limit, dtype=dtype_for(request.model, gpus)[0],
             )  # fmt: skip
-            common = evaluate(
-                request, shape, dtype_for(request.model, gpus)[0], asked, asked, engine
-            )
+            common = evaluate(SearchState(request, engine), shape, asked)
             assert not common.fits or one.rank >= (*common.worth[:3], common.score * (1 - 1e-8))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from typing import Final, NamedTuple
 
-from turbofit.tuner.speed.evictions import crowd_of
+from turbofit.tuner.speed.throughput import crowd_of
 
 __all__ = ["CASES", "Case", "formula", "simulated"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.tuner.speed.simulated_cache import CASES, Case, formula, simulated
-from turbofit.tuner.speed.evictions import crowd_of
 from turbofit.tuner.speed.rates import rates
+from turbofit.tuner.speed.throughput import crowd_of
 
 
 def test_all_run_where_the_cache_holds_all() -> None:

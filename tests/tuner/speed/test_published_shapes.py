@@ -17,10 +17,9 @@ from turbofit.core.struct import known
 from turbofit.machine.spec import parse_spec
 from turbofit.memory.engines import engine_for
 from turbofit.model.source import resolve_model
-from turbofit.tuner.speed.all_reduce import all_reduce_of
-from turbofit.tuner.speed.rates import card_of, rates
+from turbofit.tuner.speed.links import all_reduce_of
+from turbofit.tuner.speed.rates import card_of, rates, work_of
 from turbofit.tuner.speed.throughput import BatchLimits, ClosedLoad, GroupRates, speed_of
-from turbofit.tuner.speed.work import work_of
 
 pytestmark = pytest.mark.slow
 

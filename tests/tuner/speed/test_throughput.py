@@ -15,10 +15,12 @@ from turbofit.machine.spec import parse_spec
 from turbofit.memory.engines import engine_named
 from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 from turbofit.model.source import resolve_model
-from turbofit.tuner.speed.rates import card_of, rates
+from turbofit.tuner.speed.links import all_reduce_of
+from turbofit.tuner.speed.rates import card_of, rates, work_of
 from turbofit.tuner.speed.throughput import (
     BatchLimits,
     ClosedLoad,
+    GroupRates,
     Speed,
     group_rates,
     group_speed,
@@ -26,7 +28,6 @@ from turbofit.tuner.speed.throughput import (
     speed_of,
     total,
 )
-from turbofit.tuner.speed.work import work_of
 
 ENGINE = engine_named("turbomind")
 IMAGE = VisionLoad(units_per_image=13, images_per_request=1, tokens_per_request=13 * 256)
@@ -240,3 +241,45 @@ def test_answers_of_unequal_lengths_hold_more_of_the_cache() -> None:
     )
     assert spread.step > even.step
     assert spread.requests_per_second < even.requests_per_second
+
+
+def forward(model: str = "llama-3.1-8b", on: str = "1xa100-80g", **settings: int) -> GroupRates:
+    machine, figures = parse_spec(on), rates()
+    work = work_of(
+        resolve_model(model), Settings(tp=len(machine.gpus), **settings), engine_named("turbomind")
+    )
+    reduce = all_reduce_of(machine, machine.gpus, figures)
+    return GroupRates(work=work, card=card_of(machine.gpus, figures), reduce=reduce)
+
+
+def test_few_tokens_are_bound_by_memory_and_many_by_products() -> None:
+    one = forward()
+    launches = one.work.layers * rates().layer_seconds + rates().step_seconds
+    assert one.seconds(rates(), 1) == one.seconds(rates(), 64)
+    read = one.work.weights / one.card.bandwidth
+    assert one.seconds(rates(), 1) == pytest.approx(read + launches)
+    assert one.seconds(rates(), 4096) - launches == pytest.approx(
+        2 * (one.seconds(rates(), 2048) - launches)
+    )
+
+
+def test_attention_hides_behind_no_product() -> None:
+    one = forward()
+    for tokens in (1, 4096):
+        cached = one.seconds(rates(), tokens, cached=10**5) - one.seconds(rates(), tokens)
+        assert cached == pytest.approx(10**5 * one.work.kv_bytes / one.card.bandwidth)
+        pairs = one.seconds(rates(), tokens, pairs=10**7) - one.seconds(rates(), tokens)
+        assert pairs == pytest.approx(10**7 * one.work.pair_flops / one.card.flops)
+
+
+def test_quantised_weights_and_keys_are_read_faster() -> None:
+    plain, packed = forward("qwen2.5-14b"), forward("qwen2.5-14b-awq")
+    assert packed.seconds(rates(), 1) < 0.5 * plain.seconds(rates(), 1)
+    steps = [forward(quant_policy=q).seconds(rates(), 64, cached=10**6) for q in (0, 8, 4)]
+    assert steps == sorted(steps, reverse=True)
+
+
+def test_links_are_paid_for_by_tokens() -> None:
+    alone, two = forward(), forward(on="2xa100-80g")
+    assert alone.reduces(100) == 0 < two.reduces(1) < two.reduces(4096)
+    assert two.seconds(rates(), 1) < alone.seconds(rates(), 1)

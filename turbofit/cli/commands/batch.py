@@ -16,8 +16,7 @@ from turbofit.core.errors import UnservedError
 from turbofit.core.process.progress import tell
 
 if TYPE_CHECKING:
-    from turbofit.batch.batch_job import BatchJob, BatchListener
-    from turbofit.batch.progress import BatchResult
+    from turbofit.batch.batch_job import BatchJob, BatchListener, BatchResult
 
 __all__ = ["batch"]
 
@@ -85,8 +84,7 @@ def batch(
 ) -> int:
     """Send and show; 3 where nothing was answered, 130 where a signal ended it."""
     from turbofit.batch.batch_job import BatchJob, BatchListener
-    from turbofit.batch.batch_spec import BatchSpec
-    from turbofit.batch.target import target_of
+    from turbofit.batch.batch_spec import BatchSpec, target_of
     from turbofit.planning.request import PlanRequest
 
     spec = filled(BatchSpec, given)
@@ -118,8 +116,7 @@ async def _stoppable(job: BatchJob) -> BatchResult:
 
 def _listener() -> BatchListener:
     """Who tells of the progress."""
-    from turbofit.batch.batch_job import BatchListener
-    from turbofit.batch.progress import BatchProgress
+    from turbofit.batch.batch_job import BatchListener, BatchProgress
 
     class Teller(BatchListener):
         def say(self, text: str) -> None:

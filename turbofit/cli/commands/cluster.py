@@ -10,7 +10,7 @@ from turbofit.cli.command import Argument, Option, command, option_name
 from turbofit.cli.options.common_options import FORMS, planning_keywords, planning_options
 from turbofit.cli.serving.serve_cluster import ray_address
 from turbofit.cli.terminal.output import answer, show
-from turbofit.core.errors import LaunchError, UsageError, error_from
+from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 
 if TYPE_CHECKING:
@@ -52,11 +52,7 @@ def cluster(
     md: bool,
     **given: Any,
 ) -> int:
-    """Do it.
-
-    Raises:
-        UsageError: options of another action, or nothing is served there.
-    """
+    """Do it."""
     keywords = planning_keywords(given)
     if keywords and action != "change":
         raise UsageError(
@@ -112,47 +108,27 @@ def _status(address: str | None, name: str | None, *, as_json: bool, md: bool) -
 
 
 def _served(address: str | None, name: str | None) -> list[ClusterStatus]:
-    """What is served there.
-
-    Raises:
-        UsageError: nothing.
-    """
+    """What is served there."""
+    from turbofit.launch.cluster.board import boards
     from turbofit.launch.cluster.connect import connected
-    from turbofit.launch.cluster.coordinator import find_coordinators, heard
+    from turbofit.launch.cluster.ray_adapter import result
 
     with connected(address):
-        coordinators = find_coordinators(name)
-        if not coordinators:
+        found = boards(name)
+        if not found:
             raise UsageError(
                 "nothing is served on this cluster", hint="turbofit serve MODEL --cluster ray"
             )
-        told = [
-            heard(coordinator.status.remote(), _LOOK_SECONDS)
-            for coordinator in coordinators.values()
-        ]
+        told = [result(board.status.remote(), _LOOK_SECONDS) for board in found.values()]
     return [one for one in told if one is not None]
 
 
 def _told(
     address: str | None, name: str | None, question: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
-    """What answers, whatever serves there.
-
-    Raises:
-        TurbofitError: it refused.
-    """
+    """What answers, whatever serves there."""
+    from turbofit.launch.cluster.board import ask, one_board
     from turbofit.launch.cluster.connect import connected
-    from turbofit.launch.cluster.coordinator import heard, one_coordinator
 
     with connected(address):
-        coordinator = one_coordinator(name, "turbofit serve MODEL")
-        told: dict[str, Any] | None = heard(
-            coordinator.ask.remote(question, seconds), seconds + _LOOK_SECONDS
-        )
-    if told is None:
-        raise LaunchError(
-            f"no answer within {seconds:.0f} s", hint="see the output of turbofit serve"
-        )
-    if "error" in told:
-        raise error_from(told["error"])
-    return told
+        return ask(one_board(name), question, seconds)

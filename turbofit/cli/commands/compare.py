@@ -22,7 +22,7 @@ _WHAT: Final = "a plan, prediction or rehearsal that was saved, a run's folder, 
 def compare(a: str, b: str, full: bool, as_json: bool, md: bool) -> int:
     """Read both and show what differs."""
     from turbofit.cli.terminal.output import answer, show
-    from turbofit.report.compare import compare, compare_blocks
+    from turbofit.report.compare import compare, compare_blocks, compare_summary
     from turbofit.report.stored_documents import read_saved
 
     found = compare(read_saved(a), read_saved(b))
@@ -30,10 +30,6 @@ def compare(a: str, b: str, full: bool, as_json: bool, md: bool) -> int:
         from turbofit.core.struct import to_json
 
         answer(to_json(found))
-    elif full or md:
-        show(compare_blocks(found), markdown=md)
     else:
-        from turbofit.report.views.plan.compare_summary import compare_summary
-
-        show(compare_summary(found))
+        show(compare_blocks(found) if full or md else compare_summary(found), markdown=md)
     return 0

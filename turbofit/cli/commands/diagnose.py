@@ -34,7 +34,6 @@ _NOT_KNOWN: Final = 3
     ),
     Option(
         "--on",
-        joined=True,
         metavar="SPEC",
         shell_complete=complete_spec,
         help="the machine, where the log does not name it: 4xrtx3090, …",

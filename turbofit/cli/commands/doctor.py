@@ -11,7 +11,8 @@ from turbofit.cli.options.common_options import FORMS, FULL, PORT
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from turbofit.diagnose.doctor.finding import DoctorReport, State
+    from turbofit.planning.checks import DoctorReport
+    from turbofit.planning.examine.scene import State
     from turbofit.report.painters.document import Block, Tone
 
 __all__ = ["doctor"]
@@ -35,7 +36,6 @@ _TITLES: Final[dict[State, str]] = {
 @command(
     Option(
         "--on",
-        joined=True,
         metavar="SPEC",
         shell_complete=complete_spec,
         help="check this SPEC or snapshot instead of the GPUs here",
@@ -68,7 +68,7 @@ def doctor(
     """Examine and show; exit 3 where something stops serving, 4 without a readable machine."""
     from turbofit.cli.terminal.output import answer, show
     from turbofit.core.struct import to_json
-    from turbofit.diagnose.doctor.examine import examine
+    from turbofit.planning.checks import examine
 
     if kernels:
         from turbofit.cli.commands.kernels import show_kernels

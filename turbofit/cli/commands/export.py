@@ -17,7 +17,7 @@ from turbofit.core.process.ports import DEFAULT_PORT
 if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
-    from turbofit.launch.export.service import ServiceOptions
+    from turbofit.launch.export import ServiceOptions
 
 __all__ = ["export"]
 
@@ -77,10 +77,7 @@ def export(
     """Write the manifest to stdout."""
     from turbofit.cli.terminal.output import answer
     from turbofit.core.struct import to_json
-    from turbofit.launch.export.compose import compose_file
-    from turbofit.launch.export.k8s import k8s_objects
-    from turbofit.launch.export.service import service_of
-    from turbofit.launch.export.systemd import systemd_unit
+    from turbofit.launch.export import manifest, service_of
 
     ctx, of_systemd = click.get_current_context(), kind == "systemd"
     profile = dict(ctx.default_map or {})
@@ -103,12 +100,9 @@ def export(
     service = service_of(given, port=port, host=host, name=name, serving=serving)
     if as_json:
         answer(to_json(service))
-    elif kind == "systemd":
-        answer(systemd_unit(service, executable=executable or _here()))
-    elif kind == "compose":
-        answer(compose_file(service, image=image))
     else:
-        answer(k8s_objects(service, image=image, claim=claim))
+        path = executable or _here()
+        answer(manifest(service, kind, image=image, claim=claim, executable=path))
     return 0
 
 
@@ -143,7 +137,7 @@ def _service_options(profile: Options, *, in_container: bool) -> ServiceOptions:
     from turbofit.cli.options.launch_options import ServeOptions
     from turbofit.cli.options.models_options import ModelsOptions
     from turbofit.cli.terminal.output import say
-    from turbofit.launch.export.service import ServiceOptions
+    from turbofit.launch.export import ServiceOptions
 
     needs_keys = "api_key" in profile
     if needs_keys:

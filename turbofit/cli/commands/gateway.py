@@ -1,17 +1,25 @@
-"""``turbofit gateway --plan FILE --upstream URL``: the gateway alone, in front of any LMDeploy."""
+"""``turbofit gateway``: the gateway alone, before any LMDeploy, or a front before nodes."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli.command import PATH, Option, command, option_name
 from turbofit.cli.options.common_options import JSON
 from turbofit.cli.options.fields import filled, options_of
 from turbofit.cli.options.gateway_options import GatewayOptions
-from turbofit.cli.terminal.interrupt import exit_code, run_until_signal, say_cut
+from turbofit.cli.terminal.interrupt import say_cut
 from turbofit.core.errors import UsageError
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from turbofit.gateway.front import Front, NodeAddress
+    from turbofit.gateway.server import PublicApp
+
 __all__ = ["gateway"]
+
+_BOARD_SECONDS: Final = 5.0
 
 
 @command(
@@ -25,7 +33,14 @@ __all__ = ["gateway"]
     Option(
         "--upstream-key",
         metavar="KEY",
-        help="the engines' API key (default: $TURBOFIT_UPSTREAM_KEY)",
+        help="the engines' API key, or the nodes' --front-key-file (default: "
+        "$TURBOFIT_UPSTREAM_KEY)",
+    ),
+    Option(
+        "--nodes",
+        metavar="URL",
+        multiple=True,
+        help="a front before nodes that each run `turbofit serve`: one's address (repeatable)",
     ),
     Option(
         "--overlay",
@@ -35,7 +50,7 @@ __all__ = ["gateway"]
     Option(
         "--cluster",
         metavar="RAY",
-        help="one more gateway of what a Ray cluster serves: ray, ray:ADDRESS",
+        help="a front before all nodes of what a Ray cluster serves: ray, ray:ADDRESS",
     ),
     Option("--name", help="with --cluster: what is served (default: the only one)"),
     JSON,
@@ -47,6 +62,7 @@ def gateway(
     plan: str | None,
     upstream: tuple[str, ...],
     upstream_key: str | None,
+    nodes: tuple[str, ...],
     overlay: bool,
     cluster: str | None,
     name: str | None,
@@ -57,34 +73,39 @@ def gateway(
     from msgspec.structs import replace
 
     from turbofit.cli.options.launch_options import needs_cluster
-    from turbofit.cli.terminal.output import answer, note
+    from turbofit.cli.terminal.output import note
     from turbofit.core.process.variables import variables
     from turbofit.gateway.http.accesslog import access_log
-    from turbofit.gateway.quarantine.quarantine_file import quarantine_file
-    from turbofit.gateway.server import make_gateway, run_gateway
+    from turbofit.gateway.routing.deny_file import deny_path
+    from turbofit.gateway.server import make_gateway
     from turbofit.report.stored_documents import read_plan
 
     options = filled(GatewayOptions, given)
+    front = "cluster" if cluster is not None else "nodes" if nodes else ""
+    of_one = {"plan": plan, "upstream": upstream, "overlay": overlay}
     if cluster is not None:
-        of_one = {"plan": plan, "upstream": upstream, "upstream_key": upstream_key}
-        for one, value in {**of_one, "overlay": overlay}.items():
-            if value:
-                raise UsageError(
-                    f"{option_name(one)} and --cluster do not go together",
-                    hint=f"leave {option_name(one)} out",
-                )
-        return _one_more(cluster, name, options, as_json=as_json)
+        of_one |= {"nodes": nodes, "upstream_key": upstream_key}
+    for one, value in of_one.items() if front else ():
+        if value:
+            raise UsageError(
+                f"{option_name(one)} and --{front} do not go together",
+                hint=f"leave {option_name(one)} out",
+            )
+    key = upstream_key or variables().upstream_key or None
+    if nodes:
+        return _serve(_front(nodes, key, options), as_json=as_json)
+    if cluster is not None:
+        return _before_cluster(cluster, name, options, as_json=as_json)
     if name is not None:
         raise needs_cluster("name")
     if not plan or not upstream:
         raise UsageError(
-            "gateway needs --plan and --upstream, or --cluster",
+            "gateway needs --plan and --upstream, or --nodes, or --cluster",
             hint="turbofit gateway --plan plan.json --upstream http://127.0.0.1:23334",
         )
     planned = read_plan(plan)
-    key = upstream_key or variables().upstream_key or None
-    kept = quarantine_file(planned, planned.engine.version)
-    config = replace(options.config(upstream_key=key), quarantine=kept)
+    kept = deny_path(planned, planned.engine.version)
+    config = replace(options.config(upstream_key=key), denied=kept)
     if not overlay and planned.limits.vision_unit is not None:
         note(
             "note: images that cannot carry a limit are counted at the model's own default "
@@ -93,6 +114,16 @@ def gateway(
     made = make_gateway(
         planned, upstream, config, overlay=overlay, log=access_log(options.access_log or "-")
     )
+    if made.deny_list.file.damage:
+        note(f"warning: {made.deny_list.file.damage}")
+    return _serve(made, as_json=as_json)
+
+
+def _serve(made: PublicApp, *, as_json: bool) -> int:
+    """Until a signal; 0 after a drain."""
+    from turbofit.cli.terminal.output import answer
+    from turbofit.gateway.server import run_gateway
+
     run_gateway(made, on_ready=lambda url: None if as_json else answer(f"{url}\n"))
     cut = made.connections.cut
     if as_json:
@@ -101,24 +132,39 @@ def gateway(
     return 0
 
 
-def _one_more(cluster: str, name: str | None, options: GatewayOptions, *, as_json: bool) -> int:
-    """In front of a cluster; 0 after a drain."""
-    from turbofit.cli.serving.serve_cluster import ray_address
-    from turbofit.cli.terminal.output import answer
+def _front(nodes: tuple[str, ...], key: str | None, options: GatewayOptions) -> Front:
+    """Before nodes at these addresses, all of one key."""
+    from turbofit.gateway.front import Front, NodeAddress
     from turbofit.gateway.http.accesslog import access_log
-    from turbofit.launch.cluster.extra_gateway import run_extra_gateway
 
-    config = options.config()
-    ended = run_until_signal(
-        lambda stop: run_extra_gateway(
-            ray_address(cluster),
-            name,
-            config,
-            access_log(options.access_log or "-"),
-            stop,
-            lambda url: None if as_json else answer(f"{url}\n"),
-        )
-    )
-    if as_json:
-        answer('{"ended": "drained"}\n')
-    return exit_code(ended)
+    for url in nodes:
+        if not url.startswith(("http://", "https://")):
+            raise UsageError(f"{url!r} is no address of a node", hint="write http://10.0.0.1:23333")
+    made = [NodeAddress(name=url.partition("//")[2], url=url, key=key) for url in nodes]
+    return Front(made, options.config(), access_log(options.access_log or "-"))
+
+
+def _before_cluster(
+    cluster: str, name: str | None, options: GatewayOptions, *, as_json: bool
+) -> int:
+    """Before all nodes of what a Ray cluster serves; 0 after a drain."""
+    import os
+
+    from turbofit.cli.serving.serve_cluster import ray_address
+    from turbofit.gateway.front import Front
+    from turbofit.gateway.http.accesslog import access_log
+    from turbofit.launch.cluster.board import one_board
+    from turbofit.launch.cluster.connect import connected
+    from turbofit.launch.cluster.ray_adapter import result
+    from turbofit.launch.cluster.tls import client_context
+
+    with connected(ray_address(cluster)):
+        board = one_board(name)
+
+        def nodes() -> Sequence[NodeAddress]:
+            found: Sequence[NodeAddress] = result(board.nodes.remote(), _BOARD_SECONDS)
+            return found
+
+        log, tls = access_log(options.access_log or "-"), client_context(os.environ)
+        front = Front(nodes(), options.config(), log, source=nodes, tls=tls)
+        return _serve(front, as_json=as_json)

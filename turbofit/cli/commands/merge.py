@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
 
 import click
 
@@ -12,12 +11,6 @@ from turbofit.cli.options.common_options import FORMS
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 from turbofit.core.process.signals import ended_like_ctrl_c
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from turbofit.model.merge.merge import Merged
-    from turbofit.report.painters.document import Block
 
 __all__ = ["merge"]
 
@@ -57,47 +50,34 @@ def merge(
     """Merge, and show what was written."""
     from turbofit.cli.terminal.output import answer, say, show
     from turbofit.core.struct import to_json
+    from turbofit.core.units import format_bytes
     from turbofit.model.merge.merge import merge as merge_checkpoint
+    from turbofit.report.painters.document import Block, Heading, Paragraph
 
     if len(folders) not in (2, 3):
         raise UsageError(
             f"{len(folders)} folders were named", hint="turbofit merge BASE [ADAPTER] OUT"
         )
-    base, out = folders[0], folders[-1]
-    adapter = folders[1] if len(folders) == 3 else None
+    base, *adapter, out = folders
     with ended_like_ctrl_c(), under_way("reading the checkpoint"):
         merged = merge_checkpoint(
-            base,
-            adapter,
-            out,
-            vision_tower=vision_tower,
-            dtype=dtype,
-            force=force,
-            say=say,
-        )
+            base, next(iter(adapter), None), out,
+            vision_tower=vision_tower, dtype=dtype, force=force, say=say,
+        )  # fmt: skip
     if as_json:
         answer(to_json(merged))
-    else:
-        show(list(_view(merged)), markdown=md)
-    return 0
-
-
-def _view(merged: Merged) -> Iterator[Block]:
-    """What was written, what to heed, and what comes next."""
-    from turbofit.core.units import format_bytes
-    from turbofit.report.painters.document import Heading, Paragraph
-
-    yield Heading(text=merged.out)
-    yield Paragraph(
-        text=f"{merged.architecture}, {merged.dtype}: {merged.tensors} tensors,"
-        f" {format_bytes(merged.bytes)}",
-        tone="good",
-    )
-    if merged.adapter:
-        yield Paragraph(text=f"{merged.loras} modules merged, {merged.replaced} tensors replaced")
+        return 0
+    what = f"{merged.architecture}, {merged.dtype}: {merged.tensors} tensors"
+    blocks: list[Block] = [
+        Heading(text=merged.out),
+        Paragraph(text=f"{what}, {format_bytes(merged.bytes)}", tone="good"),
+        Paragraph(text=f"{merged.loras} modules merged, {merged.replaced} tensors replaced"),
+    ]
     if merged.converted:
         tower = merged.vision_tower or "the base itself"
-        yield Paragraph(text=f"converted from LLaVA's original format; vision tower from {tower}")
-    for warning in merged.warnings:
-        yield Paragraph(text=warning, tone="warn")
-    yield Paragraph(text=f"next: {shlex.join(('turbofit', 'plan', merged.out))}")
+        text = f"converted from LLaVA's original format; vision tower from {tower}"
+        blocks.append(Paragraph(text=text))
+    blocks += [Paragraph(text=warning, tone="warn") for warning in merged.warnings]
+    next_step = shlex.join(("turbofit", "plan", merged.out))
+    show([*blocks, Paragraph(text=f"next: {next_step}")], markdown=md)
+    return 0

@@ -15,7 +15,7 @@ from turbofit.cli.options.common_options import (
 )
 from turbofit.cli.options.fields import filled, options_of
 from turbofit.core.process.progress import under_way
-from turbofit.planning.predict_request import PredictRequest
+from turbofit.planning.request import PredictRequest
 
 __all__ = ["predict"]
 

@@ -24,7 +24,6 @@ _USAGE: Final = "turbofit pretend --on SPEC [options] -- COMMAND ..."
 @command(
     Option(
         "--on",
-        joined=True,
         metavar="SPEC",
         shell_complete=complete_spec,
         help="the machine: 2xrtx3090, 1xl4:free=19GiB, a snapshot's path",

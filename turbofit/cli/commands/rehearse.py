@@ -94,7 +94,7 @@ def _rehearse_torch(
 
 def _check(engine: str, given: dict[str, Any], *, batches: bool) -> None:
     """Refuse options that this engine does not use, instead of ignoring them."""
-    from turbofit.memory.turbomind.engine import Turbomind
+    from turbofit.memory.engines import ENGINES, option_owner
     from turbofit.planning.request import ENGINE_OPTIONS
 
     for name in _PLANNED:
@@ -103,12 +103,12 @@ def _check(engine: str, given: dict[str, Any], *, batches: bool) -> None:
                 f"{option_name(name)} shapes a plan, and none is made for the {engine} engine",
                 hint="give the engine's own options, such as --session-len or --max-batch-size",
             )
-    unused = set(Turbomind.exclusive_options)
+    unused = set(ENGINES["turbomind"].exclusive_options)
     if not batches:
         unused |= {*ENGINE_OPTIONS, "tp"} - {"dtype"}
     for name in sorted(unused & set(given)):
+        owner = option_owner({name: given[name]})
         raise UsageError(
             f"{option_name(name)} is no option of the {engine} engine",
-            hint=f"leave it out, or rehearse with --engine "
-            f"{'turbomind' if name in Turbomind.exclusive_options else 'pytorch'}",
+            hint=f"leave it out, or rehearse with --engine {owner[0] if owner else 'pytorch'}",
         )

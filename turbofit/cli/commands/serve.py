@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli.command import WORDS, Option, command
@@ -49,9 +50,9 @@ __all__ = ["serve"]
 
 _LAUNCH: Final = (
     "dry_run", "pretend", "pretend_taken", "pretend_fail", "no_check", "no_rehearse", "forget",
-    "no_gateway", "unplanned", "drain", "liveness",
+    "no_gateway", "unplanned", "drain", "liveness", "lease",
 )  # fmt: skip
-_CLUSTER: Final = ("cluster", "name", "gateways")
+_CLUSTER: Final = ("cluster", "name", "node_port")
 
 
 @command(
@@ -86,7 +87,7 @@ def serve(
     **given: Any,
 ) -> int:
     """Plan or read the plan, check, launch; 0 once a signal ended it in order."""
-    from turbofit.launch.serve.detached import DETACHED
+    from turbofit.launch.serve.detached import DETACHED, end_without_lease
     from turbofit.launch.serve.passthrough import sort_options
 
     if DETACHED in os.environ:
@@ -125,6 +126,8 @@ def serve(
     if options.dry_run:
         return show_commands(arguments, port=public.port, as_json=as_json, md=md)
     config = _config(arguments, public)
+    if options.lease is not None:
+        end_without_lease(Path(options.lease))
     if models.idle is not None or len(model) > 1:
         return _models(arguments, config, models, shares, model, as_json=as_json)
     return _stoppable(arguments, config, as_json=as_json)
@@ -166,7 +169,7 @@ def _on_cluster(arguments: ServeArguments, public: GatewayOptions, *, as_json: b
     if arguments.options.pretend:
         note(PRETEND)
     gateway = _gateway(public, arguments.passed)
-    return serve_on_cluster(arguments, gateway, public.access_log, as_json=as_json)
+    return serve_on_cluster(arguments, gateway, public, as_json=as_json)
 
 
 def _models(

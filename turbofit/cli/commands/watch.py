@@ -8,6 +8,7 @@ from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS
 
 if TYPE_CHECKING:
+    from turbofit.gateway.routing.deny_file import Denied
     from turbofit.observe.live import LiveServer
     from turbofit.report.painters.document import Block
     from turbofit.report.stored_documents import StoredPlan
@@ -138,10 +139,10 @@ def _used(saved: StoredPlan) -> dict[int, int]:
 
 
 def _forget(fingerprint: str, *, as_json: bool) -> int:
-    """Take a request or a client out of quarantine."""
+    """Let a request or a client in again."""
     from turbofit.cli.terminal.output import answer
     from turbofit.core.errors import UsageError
-    from turbofit.gateway.quarantine.quarantine_file import pardon
+    from turbofit.gateway.routing.deny_file import pardon
 
     if not pardon(fingerprint):
         raise UsageError(
@@ -169,7 +170,7 @@ def _json(saved: StoredPlan, now: LiveServer | None, used: dict[int, int]) -> st
         "state": saved.run.state,
         "pretend": saved.run.pretend,
         "now": now,
-        "quarantine": _quarantine(saved),
+        "denied": _denied(saved),
         "used": {str(index): size for index, size in used.items()},
         "forecast": {
             str(one.index): {"steady": one.steady, "peak": one.peak, "margin": one.margin}
@@ -179,18 +180,12 @@ def _json(saved: StoredPlan, now: LiveServer | None, used: dict[int, int]) -> st
     return to_json(document)
 
 
-def _quarantine(saved: StoredPlan) -> dict[str, Any]:
-    """What the run's gateway keeps of the requests that engines died of."""
+def _denied(saved: StoredPlan) -> list[Denied]:
+    """What the run's gateway refuses, since engines died of it."""
     from pathlib import Path
 
-    from turbofit.gateway.quarantine.quarantine_file import QuarantineFile, quarantine_file
-    from turbofit.gateway.quarantine.quarantined import Quarantined
+    from turbofit.gateway.routing.deny_file import DenyFile, deny_path
 
     assert saved.run is not None
-    name = quarantine_file(saved.plan, saved.run.lmdeploy, pretend=saved.run.pretend)
-    kept = Quarantined() if name is None else QuarantineFile(Path(name)).read()
-    return {
-        "suspects": len(kept.suspects),
-        "convicted": kept.convicted,
-        "deaths_by_client": {client: len(deaths) for client, deaths in kept.clients.items()},
-    }
+    name = deny_path(saved.plan, saved.run.lmdeploy, pretend=saved.run.pretend)
+    return [] if name is None else list(DenyFile(Path(name)).denied.values())

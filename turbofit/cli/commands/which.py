@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from turbofit.cli.command import PATH, Option, command
@@ -39,39 +38,25 @@ def which(
     from turbofit.cli.terminal.output import say
     from turbofit.core.errors import DoesNotFitError
     from turbofit.machine.source import machine_from
+    from turbofit.machine.spec import is_spec
     from turbofit.planning.resolve import model_of
     from turbofit.planning.which import which_cards, which_models
 
-    if model is not None and given["on"] is None and _is_machine(model):
+    if model is not None and given["on"] is None and is_spec(model):
         given["on"], model = model, None
-    if model is None and given["on"]:
-        for note in machine_from(given["on"], gpus=given["gpus"]).warnings:
-            say(f"assumed: {note}")
     request = filled(WhichRequest, {**given, "model": "-" if model is None else model})
+    notes: tuple[str, ...] = ()
     if model is not None:
         known = model_of(request)
-        request = request.changed(model=known)
-        for text in known.warnings:
-            say(f"warning: {text}")
+        request, notes = request.changed(model=known), known.warnings
+    elif request.on is not None:
+        notes = machine_from(request.on, gpus=request.gpus).warnings
+    for text in notes:
+        say(f"assumed: {text}")
     with under_way("planning for every machine" if model else "planning for every model"):
         found = which_models(request) if model is None else which_cards(request)
     _show(found, html, full=full, as_json=as_json, md=md)
     return 0 if found.keep else DoesNotFitError.exit_code
-
-
-def _is_machine(text: str) -> bool:
-    """Whether a SPEC stands where a model should: ``which 1xrtx3090``."""
-    from turbofit.core.errors import UsageError
-    from turbofit.machine.spec import parse_spec
-    from turbofit.model.presets import find_preset
-
-    if find_preset(text) or os.path.exists(text):
-        return False
-    try:
-        parse_spec(text)
-    except UsageError:
-        return False
-    return True
 
 
 def _show(found: Which, html: str | None, *, full: bool, as_json: bool, md: bool) -> None:

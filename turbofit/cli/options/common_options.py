@@ -68,7 +68,7 @@ def machine_options() -> list[click.Parameter]:
     from turbofit.planning.request import PlanRequest
 
     return [
-        *options_of(PlanRequest, ["on"], shell_complete=complete_spec, joined=True),
+        *options_of(PlanRequest, ["on"], shell_complete=complete_spec),
         *options_of(PlanRequest, ["gpus"]),
     ]
 

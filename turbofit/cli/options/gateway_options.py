@@ -25,13 +25,21 @@ class GatewayOptions(Validated):
     """What a person says of the public side, each field an option."""
 
     host: str = Field(default="127.0.0.1", description="where to listen")
-    port: Annotated[int, Field(ge=1, le=LAST_PORT), Metavar("PORT")] = Field(
-        default=DEFAULT_PORT, description="where to listen"
+    port: Annotated[int, Field(ge=0, le=LAST_PORT), Metavar("PORT")] = Field(
+        default=DEFAULT_PORT, description="where to listen; 0 takes a free one"
     )
     api_key: tuple[Annotated[str, Metavar("KEY", repeatable=True)], ...] = Field(
         default=(),
         description="a key that clients must send (repeatable; default: $TURBOFIT_API_KEY, "
         "or $TURBOFIT_API_KEYS by commas)",
+    )
+    api_key_file: FilePath | None = Field(
+        default=None, description="a file with such keys, one a line"
+    )
+    front_key_file: FilePath | None = Field(
+        default=None,
+        description="a file with the key of `turbofit gateway --nodes`: who shows it says whose "
+        "each request is",
     )
     no_auth: bool = Field(default=False, description="let everybody in, beyond loopback too")
     allowed_media_domains: tuple[Annotated[str, Metavar("DOMAIN")], ...] = Field(
@@ -101,12 +109,13 @@ class GatewayOptions(Validated):
         if not all(key.strip() for key in self.api_key):
             raise UsageError("an --api-key is empty", hint="leave it out, or give a key")
         Networks(self.trusted_proxies)  # which says what is none before anything is started
-        keys = self.api_key or variables().keys
+        keys = (*self.api_key, *_keys_in(self.api_key_file)) or variables().keys
         of_one = self.connections_per_address
         config = GatewayConfig(
             host=self.host,
             port=self.port,
             api_keys=tuple(key.strip() for key in keys if key.strip()),
+            front_keys=_keys_in(self.front_key_file),
             upstream_key=upstream_key,
             allow_origins=self.allow_origins,
             allowed_media_domains=self.allowed_media_domains,
@@ -122,3 +131,23 @@ class GatewayOptions(Validated):
         if not config.ssl_certfile and config.host not in _LOOPBACK:
             note("warning: without --ssl-certfile, keys and prompts cross the network in clear")
         return config
+
+
+def _keys_in(file: str | None) -> tuple[str, ...]:
+    """The keys in a file.
+
+    Raises:
+        UsageError: it cannot be read, or there is none in it.
+    """
+    if file is None:
+        return ()
+    try:
+        with open(file, encoding="ascii") as keys:
+            found = tuple(line.strip() for line in keys if line.strip())
+    except (OSError, ValueError) as exc:
+        raise UsageError(
+            f"{file} cannot be read: {exc}", hint="give a file with a key a line"
+        ) from None
+    if not found:
+        raise UsageError(f"there is no key in {file}", hint="write a key a line into it")
+    return found

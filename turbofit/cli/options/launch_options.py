@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from turbofit.cli.command import option_name
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import LAST_PORT
 from turbofit.core.validation import FilePath, Metavar, Validated
@@ -86,15 +87,19 @@ class ServeOptions(LaunchOptions):
         default=None,
         description="between completions that show that an engine lives (60; 0: none)",
     )
+    lease: FilePath | None = Field(
+        default=None,
+        description="end in order once nobody has touched this file for 120 s: whoever started it "
+        "is gone",
+    )
     cluster: Annotated[str | None, Metavar("RAY")] = Field(
         default=None, description="serve on all machines of a Ray cluster: ray, ray:ADDRESS"
     )
     name: str | None = Field(
         default=None, description="what the cluster calls it (default: the model's name)"
     )
-    gateways: Annotated[int, Field(ge=1, le=LAST_PORT), Metavar("N")] = Field(
-        default=1,
-        description="gateways that share the limits: this one, and turbofit gateway --cluster",
+    node_port: Annotated[int, Field(ge=0, le=LAST_PORT), Metavar("PORT")] = Field(
+        default=0, description="where each node of the cluster listens (default: any free port)"
     )
 
     def check(self) -> None:
@@ -104,7 +109,7 @@ class ServeOptions(LaunchOptions):
             UsageError: they do not go together.
         """
         super().check()
-        for name in ("name", "gateways"):
+        for name in ("name", "node_port"):
             if self.cluster is None and name in self.given():
                 raise needs_cluster(name)
 
@@ -156,6 +161,6 @@ class CalibrateOptions(LaunchOptions):
 def needs_cluster(name: str) -> UsageError:
     """Of an option that only a cluster has, where none is named."""
     return UsageError(
-        f"--{name} is for a cluster, and none is named",
-        hint=f"leave --{name} out, or add --cluster ray",
+        f"{option_name(name)} is for a cluster, and none is named",
+        hint=f"leave {option_name(name)} out, or add --cluster ray",
     )

@@ -75,45 +75,36 @@ def check_names(ctx: click.Context) -> None:
     Raises:
         UsageError: there is one; the hint has the nearest right name.
     """
-    group = ctx.find_root().command
+    group, here = ctx.find_root().command, f"{ctx.auto_envvar_prefix}_"
     if ctx.auto_envvar_prefix is None or not isinstance(group, click.Group):
         return
     if ctx.info_name in _ALWAYS_ANSWER:
         return
-    ours = [name for name in os.environ if name.startswith(PREFIX) and name not in VARIABLES]
-    if not ours:
-        return
-    known = set(_options(ctx.command, ctx.auto_envvar_prefix))
-    here = f"{ctx.auto_envvar_prefix}_"
+    known = {variable(here[:-1], one) for one in ctx.command.params if _has_variable(one)}
     others = tuple(f"{PREFIX}{name.upper()}_" for name in group.list_commands(ctx))
-    for name in ours:
+    for name, text in os.environ.items():
         elsewhere = name.startswith(others) and not name.startswith(here)
-        if name not in known and not elsewhere and not is_service_link(name, os.environ[name]):
+        if not name.startswith(PREFIX) or elsewhere or name in known or name in VARIABLES:
+            continue
+        if not is_service_link(name, text):
             raise UsageError(
                 f"{name} is neither a variable nor an option of turbofit",
                 hint=_hint(name, known, ctx),
             )
 
 
-def _options(command: click.Command, prefix: str) -> Iterator[str]:
-    """The variables of a command's options."""
-    return (
-        variable(prefix, one)
-        for one in command.params
-        if isinstance(one, click.Option) and one.allow_from_autoenv
-    )
+def _has_variable(one: click.Parameter) -> bool:
+    return isinstance(one, click.Option) and one.allow_from_autoenv
 
 
 def options_by_command(ctx: click.Context) -> Iterator[tuple[str, click.Parameter]]:
     """Each option of each command, all of which are imported: for the answer to a wrong name."""
     group = ctx.find_root().command
-    if not isinstance(group, click.Group):
-        return
+    assert isinstance(group, click.Group)
     for name in group.list_commands(ctx):
         command = group.get_command(ctx, name)
-        for one in command.params if command is not None else ():
-            if isinstance(one, click.Option) and one.allow_from_autoenv:
-                yield name, one
+        if command is not None:
+            yield from ((name, one) for one in command.params if _has_variable(one))
 
 
 def _hint(name: str, known: Iterable[str], ctx: click.Context) -> str:
@@ -122,11 +113,10 @@ def _hint(name: str, known: Iterable[str], ctx: click.Context) -> str:
     bare = name.removeprefix(here)
     if name != bare and (found := synonym(bare)):
         return found.here(os.environ[name], f"{here}{{variable}}={{value}}")
-    every = (
-        variable(f"{PREFIX}{command.upper()}", one) for command, one in options_by_command(ctx)
-    )
+    every = (variable(f"{PREFIX}{of.upper()}", one) for of, one in options_by_command(ctx))
     # Without the prefix, by which all names are alike.
     right = sorted(one.removeprefix(PREFIX) for one in {*known, *VARIABLES, *every})
-    alike = near(name.removeprefix(PREFIX), right)
-    guess = f"did you mean {PREFIX}{alike[0]}? " if alike else ""
+    guess = "".join(
+        f"did you mean {PREFIX}{one}? " for one in near(name.removeprefix(PREFIX), right)
+    )
     return f"{guess}See docs/environment.md; options are {PREFIX}COMMAND_OPTION"

@@ -9,14 +9,13 @@ import click
 from click.core import ParameterSource
 
 from turbofit.cli.command import PATH, WORDS, Argument, Option
-from turbofit.cli.options.option_variables import TRUE
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from turbofit.core.json_types import Options
-    from turbofit.core.profile import Profile, ProfileSection, ProfileValue
+    from turbofit.core.profile import Profile, ProfileSection
 
 __all__ = [
     "PROFILE",
@@ -138,7 +137,7 @@ def _use(ctx: click.Context, path: Path) -> None:
     ctx.meta[_META] = profile
     found = defaults(profile)
     if several and profile.models:
-        found["model"] = [entry.values["model"].value for entry in profile.models]
+        found["model"] = [entry["model"] for entry in profile.models]
     elif several and "model" in found:
         found["model"] = [found["model"]]
     if ctx.info_name == "serve" and "on" in found:
@@ -165,14 +164,14 @@ def each_model(ctx: click.Context, names: Sequence[str]) -> list[Options]:
         return [{"model": name} for name in names]
     found = []
     for entry in profile.models:
-        if len(profile.models) > 1 and "budget" in entry.values:
+        if len(profile.models) > 1 and "budget" in entry:
             raise UsageError(
-                f"{entry.values['budget'].where}: budget is for all models together",
+                f"{profile.path}: budget is for all models together",
                 hint="give it once, beside models: and not in it",
             )
         values = {
-            name: _as_default(profile, one)
-            for name, one in entry.values.items()
+            name: value
+            for name, value in entry.items()
             if name == "model" or ctx.get_parameter_source(name) not in _BEFORE_PROFILES
         }
         found.append(filled(PlanRequest, values).given())
@@ -185,24 +184,17 @@ def _elsewhere(ctx: click.Context) -> bool:
 
 
 def defaults(profile: Profile) -> Options:
-    """The values of a profile, as click takes defaults; the environment's keys come before its."""
+    """The values of a profile, as click takes defaults; of a secret what finds it when needed.
+
+    The environment's keys come before its.
+    """
     from turbofit.core.process.variables import variables
-
-    values = profile.of_model(0) if len(profile.models) == 1 else profile.values
-    if variables().keys:
-        values = {name: one for name, one in values.items() if name != "api_key"}
-    return {name: _as_default(profile, one) for name, one in values.items()}
-
-
-def _as_default(profile: Profile, one: ProfileValue) -> Any:
-    """As click takes it: a flag's value as a truth; of a secret what finds it when it is needed."""
-    from turbofit.cli.options.fields import form_of
     from turbofit.core.profile import secret_of
 
-    section = sections()[one.section]
-    if one.name in section.secret:
-        folder = profile.path.parent
-        return lambda: tuple(secret_of(text, folder, one.where) for text in one.value)
-    if form_of(section.kind.model_fields[one.name]).flag:
-        return str(one.value).lower() in TRUE
-    return one.value
+    values = dict(profile.of_model(0) if len(profile.models) == 1 else profile.values)
+    if references := values.pop("api_key", ()):
+        folder, where = profile.path.parent, f"{profile.path}: gateway.api_key"
+        values["api_key"] = lambda: tuple(secret_of(one, folder, where) for one in references)
+    if variables().keys:
+        values.pop("api_key", None)
+    return values

@@ -11,6 +11,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.model import Model
 
 if TYPE_CHECKING:
+    from turbofit.cli.options.gateway_options import GatewayOptions
     from turbofit.cli.serving.serve_plan import ServeArguments
     from turbofit.gateway.config import GatewayConfig
     from turbofit.launch.serve.config import ClusterServeConfig
@@ -18,15 +19,15 @@ if TYPE_CHECKING:
 __all__ = ["ray_address", "serve_on_cluster"]
 
 #: Options of one machine, of the plan and of the launch.
-_ONE_MACHINE: Final = ("on", "gpus", "plan", "dry_run", "no_gateway", "forget")
+_ONE_MACHINE: Final = (
+    "on", "gpus", "plan", "dry_run", "no_gateway", "forget", "lease", "front_key_file",
+    "record_trace",
+)  # fmt: skip
+_NOT_OF_NODES: Final = ("cluster", "name", "node_port", "no_rehearse", "unplanned")
 
 
 def ray_address(text: str) -> str | None:
-    """Ray's address in ``ray`` or ``ray:ADDRESS``; None is the cluster of this host.
-
-    Raises:
-        UsageError: something else.
-    """
+    """Ray's address in ``ray`` or ``ray:ADDRESS``; None is the cluster of this host."""
     kind, _, address = text.partition(":")
     if kind != "ray":
         raise UsageError(f"--cluster {text[:60]!r} is no Ray cluster", hint="ray, or ray:HOST:6379")
@@ -34,20 +35,16 @@ def ray_address(text: str) -> str | None:
 
 
 def serve_on_cluster(
-    arguments: ServeArguments, gateway: GatewayConfig, access_log: str | None, *, as_json: bool
+    arguments: ServeArguments, gateway: GatewayConfig, public: GatewayOptions, *, as_json: bool
 ) -> int:
-    """Serve until a signal; 0 once one ended it in order.
-
-    Raises:
-        UsageError: an option of one machine.
-    """
+    """Serve until a signal; 0 once one ended it in order."""
     from turbofit.cli.terminal.output import answer, say
-    from turbofit.launch.cluster.run import serve_cluster
+    from turbofit.launch.cluster.controller import serve_cluster
 
-    given = {*arguments.request.given(), *arguments.options.given()}
+    given = {*arguments.request.given(), *arguments.options.given(), *public.given()}
     instead = "; turbofit plan --cluster shows what would be served"
     refuse_beside_cluster(_ONE_MACHINE, given, instead)
-    config = _config(arguments, gateway, access_log)
+    config = _config(arguments, gateway, public)
     assert isinstance(config.request.model, Model)
     name = config.client_name(config.request.model)
 
@@ -74,7 +71,7 @@ def serve_on_cluster(
 
 
 def _config(
-    arguments: ServeArguments, gateway: GatewayConfig, access_log: str | None
+    arguments: ServeArguments, gateway: GatewayConfig, public: GatewayOptions
 ) -> ClusterServeConfig:
     """What the options ask for; the model is read here, so that no node has to."""
     from turbofit.cli.serving.serve_plan import with_passed
@@ -88,8 +85,18 @@ def _config(
         gateway=gateway,
         address=ray_address(options.cluster),
         name=options.name,
-        gateways=options.gateways,
-        access_log=access_log,
+        node_port=options.node_port,
+        node_words=_node_words(arguments, public),
+        access_log=public.access_log,
         options=tuple(arguments.passed.argv),
         **options.config_fields(),
     )
+
+
+def _node_words(arguments: ServeArguments, public: GatewayOptions) -> tuple[str, ...]:
+    """What each node's `turbofit serve` is told beside its plan: what a front does not do."""
+    words = arguments.options.option_arguments(_NOT_OF_NODES)
+    names = (name for name in type(public).model_fields if name != "allowed_media_domains")
+    words += public.option_arguments(tuple(names))
+    passed = arguments.passed.argv
+    return (*words, *(("--unplanned", "--", *passed) if passed else ()))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from turbofit.cli.command import CliCommand, option_name
 from turbofit.cli.options.common_options import planning_keywords, setting_options
 from turbofit.cli.options.fields import filled
-from turbofit.core.errors import DoesNotFitError, LaunchError, PackageError, UsageError
+from turbofit.core.errors import DoesNotFitError, PackageError, UsageError
 from turbofit.core.process.ports import LAST_PORT
 
 if TYPE_CHECKING:
@@ -197,21 +197,14 @@ def refusal(plan: Plan) -> DoesNotFitError:
 
 def refuse(plan: Plan, missing: PackageError | None, *, pretend: bool) -> None:
     """Stop before anything is launched that would not serve."""
-    import os
-
-    from turbofit.planning.needs import check_needs
-    from turbofit.planning.ranks import rank_warning
+    from turbofit.planning import checks
+    from turbofit.planning.examine.scene import Scene, Sources
 
     if not plan.fits:
         raise refusal(plan)
     if missing is not None and plan.engine.of_lmdeploy:
         raise missing
-    check_needs(plan, pretend=pretend)
-    ranks = rank_warning(plan.parallel.tp, os.environ)
-    if ranks:
-        raise LaunchError(
-            ranks, hint="unset WORLD_SIZE and LOCAL_RANK, or start it without torchrun"
-        )
+    checks.refuse(Scene(Sources(), "launch", plan=plan, pretend=pretend))
 
 
 def with_passed(arguments: ServeArguments) -> PlanRequest:

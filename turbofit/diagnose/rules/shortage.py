@@ -21,9 +21,9 @@ from turbofit.diagnose.rules.sequence import (
 )
 from turbofit.diagnose.rules.settings import run_settings
 from turbofit.memory.shared_terms import capability_of
+from turbofit.memory.turbomind.account import FUSES_NOTHING, buffer_terms
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
-from turbofit.memory.turbomind.terms import FUSES_NOTHING, buffer_terms
 from turbofit.observe.log_events import (
     CacheBudget,
     Computed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.process.log import LazyLogger
@@ -26,14 +27,13 @@ from turbofit.gateway.media.fetch import MediaFetcher
 from turbofit.gateway.media.films import VideoInspector
 from turbofit.gateway.media.resize import Resizer
 from turbofit.gateway.routing.admission import Admission
+from turbofit.gateway.routing.deny_file import DenyFile
+from turbofit.gateway.routing.deny_list import DenyList
 from turbofit.gateway.routing.engines import Affinity, RoutedEngine
 from turbofit.gateway.routing.fleet import Fleet
-from turbofit.gateway.routing.fleet_updater import FleetUpdater
 from turbofit.gateway.routing.health import Monitor
-from turbofit.gateway.routing.quarantine import now, open_quarantine
 from turbofit.gateway.routing.request_context import RequestContext, answer, entry, refuse
 from turbofit.gateway.routing.request_forwarder import RequestForwarder
-from turbofit.gateway.routing.trials import Trials
 from turbofit.gateway.routing.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -46,9 +46,8 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.routing.engines import Chooser
     from turbofit.gateway.routing.outage import Outage
-    from turbofit.gateway.routing.routing_table import RoutingTable
 
-__all__ = ["Gateway"]
+__all__ = ["Gateway", "await_disconnect", "path_of"]
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -58,14 +57,15 @@ class Gateway(AsgiApp):
 
     Args:
         bounds: what requests are held to.
-        upstreams: addresses of the engines; none where `follow` will tell.
+        upstreams: addresses of the engines.
         config: everything else.
         log: takes one record a request; it holds no prompt and no image.
         fetcher: for tests.
         upstream: for tests.
+        deny_list: of the gateway before this one; None opens the configuration's file.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a constructor
         self,
         bounds: Bounds,
         upstreams: Sequence[str],
@@ -73,10 +73,10 @@ class Gateway(AsgiApp):
         log: Callable[[Document], None] | None = None,
         fetcher: MediaFetcher | None = None,
         upstream: Upstream | None = None,
+        deny_list: DenyList | None = None,
     ) -> None:
         self.bounds, self.config = bounds, config
         self.fleet = Fleet(_engines(bounds, upstreams, config))
-        self._fleet_updater = FleetUpdater(self.fleet)
         self.metrics = Metrics()
         self.connections = Connections(
             config.connection, Networks(config.trusted_proxies), self.metrics.count
@@ -84,7 +84,8 @@ class Gateway(AsgiApp):
         self._log = log or (lambda _: None)
         trace = config.record_trace
         self._recorder = None if trace is None else TraceRecorder(trace_log(trace))
-        self._keys, self._origins = Keys(config.api_keys), Origins(config.allow_origins)
+        self._keys = Keys(config.api_keys, config.front_keys)
+        self._origins = Origins(config.allow_origins)
         self._bodies = Bodies(bounds.limits.bytes_per_body, config)
         self._fetcher = fetcher or MediaFetcher(config.allowed_media_domains)
         self._films, self._resizer = VideoInspector(), Resizer()
@@ -95,7 +96,7 @@ class Gateway(AsgiApp):
         self.monitor = Monitor(
             self.fleet,
             self._upstream.probe,
-            self._pump,
+            self.admission.pump,
             page=self._upstream.metrics,
             idle=config.idle_seconds,
             stall=config.stall_seconds,
@@ -103,14 +104,12 @@ class Gateway(AsgiApp):
             patience=config.probe_seconds,
             stuck=config.stuck_seconds,
         )
-        self.quarantine = open_quarantine(config.quarantine, self.metrics.count)
-        self._trials = Trials(
-            self.fleet, self.admission, self.quarantine.suspects, now, self.monitor.ask_soon,
-            longest=config.queue_length, seconds=config.queue_seconds,
-        )  # fmt: skip
+        kept = None if config.denied is None else Path(config.denied)
+        self.deny_list = deny_list or DenyList(DenyFile(kept))
+        self.deny_list.count = self.metrics.count
         self._forwarder = RequestForwarder(
-            self.fleet, self.admission, self._upstream, self.monitor, self._trials,
-            self.quarantine, self._bodies, self.metrics,
+            self.fleet, self.admission, self._upstream, self.monitor, self.deny_list,
+            self._bodies, self.metrics,
         )  # fmt: skip
         self._affinity = Affinity() if config.prefix_affinity else None
 
@@ -118,24 +117,6 @@ class Gateway(AsgiApp):
     def engines(self) -> tuple[RoutedEngine, ...]:
         """All engines, in order."""
         return self.fleet.engines
-
-    def follow(self, routing_table: RoutingTable) -> None:
-        """Send to these engines and no others from now on; to be called in the gateway's loop.
-
-        Requests at engines that went are aborted, and go to others where nothing was passed on yet.
-        Requests that began before are held to the bounds that were in force then. A routing table
-        that is not newer than the one in force changes nothing.
-        """
-        ended = self._fleet_updater.apply(routing_table)
-        if ended is None:
-            return
-        self.bounds = routing_table.bounds
-        self._bodies.limit(routing_table.bounds.limits.bytes_per_body)
-        for engine in ended:
-            self.monitor.forget(engine)
-            engine.abort_all(died=False)
-        self._pump()
-        self.monitor.look()
 
     def rest(self, outage: Outage | None) -> None:
         """No engine runs, or will for a while; None once they are started again.
@@ -156,20 +137,7 @@ class Gateway(AsgiApp):
             other_cause: somebody killed it, its GPU is lost, or others took its memory: its
                 requests did not end it.
         """
-        self.quarantine.engine_ended(self.engines[index], other_cause=other_cause)
-
-    def _pump(self) -> None:
-        """Engines came or went: let in whoever may go now."""
-        self.admission.pump()
-        self._trials.pump()
-
-    def outstanding(self) -> dict[str, int]:
-        """Requests at each engine by its name; one that drains has drained at 0."""
-        return {engine.name: engine.outstanding for engine in self.fleet}
-
-    def health(self) -> dict[str, bool]:
-        """Whether each engine is up, by its name."""
-        return {engine.name: engine.up for engine in self.fleet}
+        self.deny_list.engine_ended(self.engines[index], other_cause=other_cause)
 
     def take_over(self, config: GatewayConfig) -> None:
         """Take another config's keys, origins and media domains; call it in the gateway's loop.
@@ -177,18 +145,19 @@ class Gateway(AsgiApp):
         Requests that were let in before go on.
         """
         self.config = self.config.taking_over(config)
-        self._keys, self._origins = Keys(config.api_keys), Origins(config.allow_origins)
+        self._keys = Keys(config.api_keys, config.front_keys)
+        self._origins = Origins(config.allow_origins)
         self._fetcher.allow(config.allowed_media_domains)
 
     async def startup(self) -> None:
         """Begin to watch the engines; a server does it through ASGI's lifespan."""
         self.monitor.start()
-        self.quarantine.keep_unwritten()
+        self.deny_list.keep()
 
     async def shutdown(self) -> None:
         """Stop watching, and close all connections and the logs."""
         await self.monitor.stop()
-        await self.quarantine.close()
+        await self.deny_list.close()
         await self._upstream.close()
         await self._fetcher.close()
         if self._recorder is not None:
@@ -197,10 +166,10 @@ class Gateway(AsgiApp):
             self._log.close()
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
-        request = RequestContext(scope, self.bounds, self.fleet.routing_table)
+        request = RequestContext(scope, self.bounds)
         disconnect_task: asyncio.Task[None] | None = None
         try:
-            raw_path = _raw_path(scope)
+            raw_path = path_of(scope)
             request.api = api_of(raw_path)
             if request.method == "OPTIONS":
                 request.out += self._origins.preflight(request.headers)
@@ -210,6 +179,9 @@ class Gateway(AsgiApp):
             if not is_health(raw_path):
                 # Before the route: strangers learn nothing of what exists.
                 request.key = self._keys.check(request.headers)
+                if self._keys.of_front(request.headers):
+                    request.is_of_front()
+                    self.connections.apart(scope["turbofit.connection"])
             request.route = find_route(request.method, raw_path)
             request.api = request.route.api
             if request.route.kind in ("health", "metrics"):
@@ -219,12 +191,12 @@ class Gateway(AsgiApp):
                 await names_page(request, send, self.config.names)
                 return
             if request.route.method == "POST":
-                self.quarantine.check_client(request)
+                self.deny_list.check_client(request.who)
                 request.body = await self._bodies.read(request.headers, receive, request.who)
             request.bytes_in, request.read = len(request.body), time.perf_counter()
             self._bodies.keep(request.bytes_in, request.who)
             disconnect_task = asyncio.ensure_future(
-                _await_disconnect(receive, request, asyncio.current_task())
+                await_disconnect(receive, request, asyncio.current_task())
             )
             try:
                 await self._pass_on(request, send)
@@ -303,7 +275,9 @@ class Gateway(AsgiApp):
     async def _gateway_page(self, request: RequestContext, send: Send, kind: Kind) -> None:
         """The two pages of the gateway itself."""
         if kind == "health":
-            await health_page(request, send, self.fleet)
+            await health_page(
+                request, send, self.fleet, self.config.about, draining=self.connections.draining
+            )
         else:
             await metrics_page(
                 request,
@@ -313,7 +287,7 @@ class Gateway(AsgiApp):
                 self.metrics,
                 self.admission,
                 len(self.connections),
-                self.quarantine.suspects,
+                self.deny_list,
             )
 
     async def _refuse(self, request: RequestContext, refusal: Refusal, send: Send) -> None:
@@ -363,7 +337,7 @@ def _engines(bounds: Bounds, upstreams: Sequence[str], config: GatewayConfig) ->
     ]
 
 
-async def _await_disconnect(
+async def await_disconnect(
     receive: Receive, request: RequestContext, task: asyncio.Task[Any] | None
 ) -> None:
     """End the request when its client goes away."""
@@ -375,7 +349,7 @@ async def _await_disconnect(
             return
 
 
-def _raw_path(scope: Message) -> bytes:
+def path_of(scope: Message) -> bytes:
     """The path as it was sent, without the query."""
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     return raw.partition(b"?")[0]

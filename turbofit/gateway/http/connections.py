@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["ClientConnection", "Connections", "Networks", "address_of"]
 
 _RETRY_SECONDS: Final = 2
+#: In the place of an address.
+_FRONT: Final = "front"
 #: Of an IPv6 address: what one client is given.
 _IPV6_PREFIX: Final = 64
 
@@ -98,6 +100,8 @@ class Connections:
         self._waiting: OrderedDict[ClientConnection, None] = OrderedDict()
         #: Whether open requests are cut off, since the server ends; and how many were.
         self.ending, self.cut = False, 0
+        #: Whether nothing new is taken, while what is open may end.
+        self.draining = False
 
     def __len__(self) -> int:
         return len(self._of)
@@ -124,6 +128,13 @@ class Connections:
         self._of[connection] = address
         self.waits(connection)
         return refusal
+
+    def apart(self, connection: ClientConnection) -> None:
+        """Count it by no address: it is a front's, which speaks for many clients."""
+        if self._of.get(connection, _FRONT) != _FRONT:
+            self.closed(connection)
+            self._of[connection] = _FRONT
+            self._addresses.setdefault(_FRONT, _Address()).count += 1
 
     def waits(self, connection: ClientConnection) -> None:
         """No request of it is under way from now on."""

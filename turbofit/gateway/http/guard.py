@@ -28,10 +28,12 @@ class Keys:
 
     Args:
         keys: the keys; none means that everybody may.
+        fronts: keys of fronts, which say whose each request is.
     """
 
-    def __init__(self, keys: Sequence[str]) -> None:
-        self._hashes = tuple(sha256(key.encode()).digest() for key in keys if key)
+    def __init__(self, keys: Sequence[str], fronts: Sequence[str] = ()) -> None:
+        self._fronts = tuple(sha256(key.encode()).digest() for key in fronts if key)
+        self._hashes = tuple(sha256(key.encode()).digest() for key in keys if key) + self._fronts
 
     def check(self, headers: Mapping[bytes, bytes]) -> str:
         """Who it is: the beginning of the key's hash, or nothing where no key is needed.
@@ -41,14 +43,26 @@ class Keys:
         """
         if not self._hashes:
             return ""
-        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-        key = given.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
-        mine = sha256(key).digest()
+        mine = _given(headers)
         # All are compared, so that the time tells nothing about which one is near.
         found = sum(hmac.compare_digest(mine, one) for one in self._hashes)
         if not found:
             raise Refusal(401, "unauthorized", "a valid API key is needed")
         return mine.hex()[:_ID_SHOWN]
+
+    def of_front(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether the key is a front's."""
+        if not self._fronts:
+            return False
+        mine = _given(headers)
+        return bool(sum(hmac.compare_digest(mine, one) for one in self._fronts))
+
+
+def _given(headers: Mapping[bytes, bytes]) -> bytes:
+    """The hash of the key that a request shows."""
+    scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+    key = given.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+    return sha256(key).digest()
 
 
 class Origins:

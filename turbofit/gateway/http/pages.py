@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.asgi import Send
     from turbofit.gateway.http.metrics import Metrics
     from turbofit.gateway.http.refusals import Api
-    from turbofit.gateway.quarantine.suspects import Suspects
     from turbofit.gateway.routing.admission import Admission
+    from turbofit.gateway.routing.deny_list import DenyList
     from turbofit.gateway.routing.fleet import Fleet
     from turbofit.gateway.routing.request_context import RequestContext
     from turbofit.gateway.routing.upstream import Upstream
@@ -35,13 +35,17 @@ _ALL_SECONDS: Final = 9.0  # below Prometheus' own ten
 _AT_ONCE: Final = 32
 
 
-async def health_page(request: RequestContext, send: Send, fleet: Fleet) -> None:
+async def health_page(
+    request: RequestContext, send: Send, fleet: Fleet, about: Document, *, draining: bool
+) -> None:
     """200 where at least one engine answers completions, else 503."""
     fine = healthy(fleet)
-    page: dict[str, str | int] = {
+    page: Document = {
         "status": "healthy" if fine else "unavailable",
         "engines": len(fleet),
         "up": sum(engine.up for engine in fleet),
+        "draining": draining,
+        **about,
     }
     outage = fleet.outage
     if not fine and outage is not None:
@@ -61,7 +65,7 @@ async def metrics_page(  # noqa: PLR0913 - what one page shows
     metrics: Metrics,
     admission: Admission,
     connections: int,
-    suspects: Suspects,
+    deny_list: DenyList,
 ) -> None:
     """Everything in Prometheus' text format; engines that do not answer in time are left out."""
     pages: dict[int | str, str] = {}
@@ -76,7 +80,7 @@ async def metrics_page(  # noqa: PLR0913 - what one page shows
     with suppress(asyncio.TimeoutError, TimeoutError):
         await asyncio.wait_for(crew, _ALL_SECONDS)
     text = merge(pages) + metrics.text(
-        {**_gauges(fleet, admission, connections), **_suspected(suspects)}
+        {**_gauges(fleet, admission, connections), **_suspected(deny_list)}
     )
     text += logs_text()
     kind = "text/plain; version=0.0.4; charset=utf-8"
@@ -100,12 +104,12 @@ def _gauges(
     }
 
 
-def _suspected(suspects: Suspects) -> dict[str, list[tuple[tuple[str, ...], float]]]:
-    suspected, convicted = suspects.number
+def _suspected(deny_list: DenyList) -> dict[str, list[tuple[tuple[str, ...], float]]]:
+    requests, clients = deny_list.file.number
     return {
-        "suspects": [((), suspected)],
-        "convicted": [((), convicted)],
-        "clients_refused": [((), suspects.accounts.refused)],
+        "suspects": [((), deny_list.suspected)],
+        "convicted": [((), requests)],
+        "clients_refused": [((), clients)],
     }
 
 

@@ -119,6 +119,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             raise _Pipelined
         super().on_message_begin()
+        self.scope["turbofit.connection"] = self  # type: ignore[typeddict-unknown-key]
         self._headers_size = 0
 
     def on_url(self, url: bytes) -> None:
@@ -292,10 +293,8 @@ class LimitedProtocol(HttpToolsProtocol):
         headers = [
             *self.server_state.default_headers, *self.refusal_headers,
             (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)),
-            (b"x-request-id", number.encode()), (b"connection", b"close"),
+            (b"x-request-id", number.encode()), (b"connection", b"close"), *refusal.headers,
         ]  # fmt: skip
-        if refusal.retry_after is not None:
-            headers.append((b"retry-after", b"%d" % refusal.retry_after))
         lines = [b"%s: %s\r\n" % header for header in headers]
         phrase = HTTPStatus(refusal.status).phrase.encode()
         return b"".join([b"HTTP/1.1 %d %s\r\n" % (refusal.status, phrase), *lines, b"\r\n", body])

@@ -6,7 +6,14 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-__all__ = ["TOOL_PARSERS", "Api", "Refusal", "ending", "of_engine", "refusal_body", "refusal_event"]
+__all__ = [
+    "TOOL_PARSERS", "UNREACHED", "Api", "Refusal", "ending", "of_engine", "refusal_body",
+    "refusal_event",
+]  # fmt: skip
+
+#: A header of refusals of requests that no engine has: a front may send these to another node.
+UNREACHED: Final = "x-turbofit-unreached"
+_UNREACHED: Final = frozenset({"engine_unavailable", "engine_resting", "ending", "busy"})
 
 #: Who defined the error form; ``generate`` is LMDeploy's own.
 Api = Literal["openai", "responses", "anthropic", "generate"]
@@ -78,6 +85,15 @@ class Refusal(Exception):  # noqa: N818 - not a failure of the gateway, but its 
         super().__init__(message)
         self.status, self.reason, self.message = status, reason, message
         self.param, self.retry_after = param, retry_after
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """What the answer's head says of it."""
+        unreached = self.status == 503 and self.reason in _UNREACHED
+        found = [(UNREACHED.encode(), b"1")] if unreached else []
+        if self.retry_after is not None:
+            found.append((b"retry-after", str(self.retry_after).encode()))
+        return found
 
 
 def ending() -> Refusal:

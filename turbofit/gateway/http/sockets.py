@@ -12,7 +12,7 @@ from turbofit.core.errors import LaunchError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["engine_socket", "open_files", "tcp_socket", "vanished"]
+__all__ = ["engine_socket", "tcp_socket", "vanished"]
 
 #: A connection on which nothing moves is asked after 2 s, each second, three times.
 _KEEP_ALIVE: Final = (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3))
@@ -58,21 +58,6 @@ def tcp_socket(family: int) -> socket.socket:
             f"no socket can be made: {exc.strerror or exc}",
             hint="raise ulimit -n, or end programs that hold sockets (ss -s)",
         ) from None
-
-
-def open_files(need: int) -> int:
-    """How many open files this process may have, after asking for so many."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= need:
-        return need
-    raised = need if hard == resource.RLIM_INFINITY else min(need, hard)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
-    except (OSError, ValueError):  # a sandbox may forbid what the limit allows
-        return soft
-    return raised
 
 
 def vanished(exc: BaseException | None) -> bool:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from msgspec.structs import replace
-
 from turbofit.core.struct import Struct
 from turbofit.gateway.limits.cost import Cost
 
@@ -24,14 +22,12 @@ class KvCache(Struct):
     """What requests may hold of an engine's KV cache; by default nothing is known of it.
 
     ``tokens`` is what it holds, ``longest`` what a request can grow to, ``block`` are the tokens of
-    a block. ``strict``: others reserve the rest, so that a request waits which would exceed
-    ``tokens``.
+    a block.
     """
 
     tokens: int = 0
     longest: int = 0
     block: int = 1
-    strict: bool = False
 
     @property
     def room(self) -> int:
@@ -45,27 +41,6 @@ class KvCache(Struct):
         blocks = -(-min(cost.tokens, self.longest) // self.block) + _AHEAD
         return cost.copies * blocks * self.block
 
-    def holds(self, cost: Cost) -> bool:
-        """Whether a request can be let in where no other is."""
-        return not self.strict or self.reservation(cost) <= self.room
-
-    def shared(self, gateways: int, copies: int) -> KvCache:
-        """One gateway's part, where none knows what the others let in.
-
-        The part is ``strict``: what one gateway reserves beyond its own evicts the requests of the
-        others, who would not know. Where the longest request does not fit the part, the part is
-        nothing: each request then counts to its end, at every gateway alike.
-
-        Args:
-            gateways: how many send to the engine.
-            copies: the most of one request.
-        """
-        if gateways == 1:
-            return self
-        part = replace(self, tokens=self.tokens // gateways, strict=True)
-        longest = Cost(tokens=self.longest, copies=copies)
-        return part if part.holds(longest) else replace(self, tokens=0)
-
 
 class EngineCapacity(Struct):
     """What one engine holds at most; None for any number."""
@@ -76,7 +51,7 @@ class EngineCapacity(Struct):
 
     def holds(self, cost: Cost) -> bool:
         """Whether it holds a request where it has no other."""
-        return (self.units is None or (cost.units <= self.units and self.kv.holds(cost))) and (
+        return (self.units is None or cost.units <= self.units) and (
             self.host_bytes is None or cost.host_bytes <= self.host_bytes
         )
 
@@ -160,8 +135,6 @@ class Gate:
         if self.units is None or not (cost.units or cost.tokens):
             return True
         over = self.reserved + self.kv.reservation(cost) > self.kv.room
-        if over and self.kv.strict:
-            return False
         return (self._all if over else self.counted) + cost.units <= self.units
 
     def take(self, cost: Cost) -> None:

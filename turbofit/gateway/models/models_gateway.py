@@ -73,7 +73,8 @@ class ModelsGateway(AsgiApp):
         self.connections = Connections(
             config.connection, Networks(config.trusted_proxies), self.metrics.count
         )
-        self._keys, self._origins = Keys(config.api_keys), Origins(config.allow_origins)
+        self._keys = Keys(config.api_keys, config.front_keys)
+        self._origins = Origins(config.allow_origins)
         self._bodies = Bodies(self._bounds.limits.bytes_per_body, config)
         self._ending = False
         #: Whether those that start at once were ready.

@@ -2,7 +2,7 @@
 
 Each engine holds so much at once: units of the vision tower and tokens of the cache where the plan
 paid for fewer units than could meet in a forward (`Gate`), and host memory for decoded images
-always. What does not fit waits in turn: one queue a client, served in a circle, so that nobody
+always. What does not fit waits in turn: one line a client, served in a circle, so that nobody
 starves behind somebody else's hundred requests. The first in line is never overtaken by others of
 the queue. Where the queue is full, the newest request of the client that has most of it makes room
 for a client that has fewer: nobody is kept out by somebody else's requests.
@@ -10,13 +10,15 @@ for a client that has fewer: nobody is kept out by somebody else's requests.
 Requests without images do not queue for those with images: they pass where they fit, unless another
 one without images waits. The tokens that they reserve hold up nobody for good: an image request at
 the head of the line fits, however many tokens are reserved, once those before it have ended.
+
+Suspects (`deny_list`) have a queue of their own, which holds up nobody: an engine has one of them
+at a time, and each fingerprint, or client, has one turn at a time on all engines.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from turbofit.gateway.http.refusals import Refusal
@@ -25,31 +27,69 @@ from turbofit.gateway.routing.fleet import Fleet
 from turbofit.gateway.routing.impossible import impossible
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from turbofit.gateway.limits.cost import Cost
     from turbofit.gateway.routing.engines import Chooser, RoutedEngine
+    from turbofit.gateway.routing.suspects import Turn
 
 __all__ = ["Admission", "dead"]
 
-#: Ends the name of the line of a client's requests that an engine failed; no client's own name.
-_AGAIN: Final = "\n"
-#: Stands between a client's name and a number in the name of a line of one request, which waits
-#: although an engine has room.
-_APART: Final = "\n\n"
+_SUSPECTS: Final = 256
+_SUSPECT_RETRY: Final = 10
 
 
 class _Waiter:
-    """A request in a line, which has a name."""
+    """A request in a queue."""
 
-    __slots__ = ("avoid", "choose", "client", "cost", "future", "line")
+    __slots__ = ("choose", "client", "cost", "future", "turn")
 
-    def __init__(
-        self, client: str, cost: Cost, choose: Chooser | None, avoid: Collection[RoutedEngine]
-    ) -> None:
-        self.client, self.line = client, client + _AGAIN if avoid else client
-        self.cost, self.choose, self.avoid = cost, choose, avoid
+    def __init__(self, client: str, cost: Cost, choose: Chooser | None, turn: Turn | None) -> None:
+        self.client, self.cost, self.choose, self.turn = client, cost, choose, turn
         self.future: asyncio.Future[RoutedEngine] = asyncio.get_running_loop().create_future()
+
+
+class _Queue:
+    """A line for each client; the client whose turn it is comes first."""
+
+    def __init__(self, longest: int) -> None:
+        self.longest = longest
+        self.lines: OrderedDict[str, deque[_Waiter]] = OrderedDict()
+        self.waiting = 0
+        #: Those of them that have no images.
+        self.light = 0
+
+    def append(self, waiter: _Waiter) -> None:
+        self.lines.setdefault(waiter.client, deque()).append(waiter)
+        self.waiting += 1
+        self.light += waiter.cost.light
+
+    def drop(self, waiter: _Waiter) -> None:
+        line = self.lines.get(waiter.client)
+        if line is None or waiter not in line:
+            return
+        line.remove(waiter)
+        self.waiting -= 1
+        self.light -= waiter.cost.light
+        if not line:
+            del self.lines[waiter.client]
+
+    def room(self, client: str, busy: Refusal) -> bool:
+        """Whether one more of a client may wait.
+
+        Where the queue is full, the newest request of whoever has most of it is sent away if this
+        client has fewer.
+        """
+        if self.waiting < self.longest:
+            return True
+        most = max(self.lines.values(), key=len, default=deque())
+        if len(most) <= len(self.lines.get(client, ())) + 1:
+            return False
+        newest = most[-1]
+        self.drop(newest)
+        if not newest.future.done():
+            newest.future.set_exception(busy)
+        return True
 
 
 class Admission:
@@ -65,54 +105,52 @@ class Admission:
         self, engines: Fleet | Sequence[RoutedEngine], *, longest: int = 256, seconds: float = 30.0
     ) -> None:
         self._fleet = engines if isinstance(engines, Fleet) else Fleet(engines)
-        self._longest, self._seconds = longest, seconds
-        self._lines: OrderedDict[str, deque[_Waiter]] = OrderedDict()
-        #: Those who wait for the first time, by client, the newest last.
-        self._places: dict[str, dict[_Waiter, None]] = {}
-        self.waiting = self._apart = 0
-        #: Those of them that have no images.
-        self._light = 0
+        self._seconds = seconds
+        self._queue, self._suspects = _Queue(longest), _Queue(_SUSPECTS)
+        #: Names of those who have a turn.
+        self._turns: set[str] = set()
         # As long as the fleet has this version, only these engines may have room for so much.
         self._full: Cost | None = None
         self._freed: dict[RoutedEngine, None] = {}
         self._version = -1
 
+    @property
+    def waiting(self) -> int:
+        """How many wait, suspects or not."""
+        return self._queue.waiting + self._suspects.waiting
+
     async def admit(
-        self,
-        client: str,
-        cost: Cost,
-        choose: Chooser | None = None,
-        avoid: Collection[RoutedEngine] = (),
+        self, client: str, cost: Cost, choose: Chooser | None = None, turn: Turn | None = None
     ) -> RoutedEngine:
         """Wait for a place, and take it.
 
         Args:
             client: whose turn it is.
             cost: what it will hold, its own object; give it back with `begin` and `release`.
-            choose: prefers another engine that has room to the least busy one, or none yet.
-            avoid: engines that had this request already. It was let in once: it goes to the head
-                of the line, however long that is.
+            choose: prefers another engine that has room to the least busy one.
+            turn: of a suspect, which is its own until `end_turn`.
 
         Raises:
-            Refusal: 503 where no engine is up, 429 where the line is too long or the wait was, 400
-                for what no engine could ever hold.
+            Refusal: 503 where no engine is up, 429 where the line is too long or the wait was, 503
+                for suspects, 400 for what no engine could ever hold.
         """
-        if not self._fleet.others(avoid):
-            raise dead(self._fleet)
-        refusal = impossible(self._fleet.sizes, cost)
+        refusal = self._hopeless(cost)
         if refusal is not None:
             raise refusal
-        if not self._lines or self._passes(cost):
-            engine = self._chosen(self._best(cost, avoid), cost, choose, avoid)
+        if turn is None and (not self._queue.lines or self._passes(cost)):
+            engine = self._best(cost)
             if engine is not None:
-                return self.take(engine, cost)
-        if self.waiting >= self._longest and not avoid and not self._makes_room(client):
-            raise self._busy(f"{self.waiting} requests wait already")
+                return self._take(engine, cost, choose, None)
+        queue = self._queue if turn is None else self._suspects
+        full = self._busy(turn, f"{queue.waiting} such requests wait already")
+        if not queue.room(client, full):
+            raise full
         while True:
-            engine = await self._wait(client, cost, choose, avoid)
+            engine = await self._wait(queue, _Waiter(client, cost, choose, turn))
             if engine.takes and engine.fleet is self._fleet:
                 return engine
             # It went out, or began to drain, before this task had its turn.
+            self.end_turn(engine, turn)
             self.release(engine, cost)
 
     def begin(self, engine: RoutedEngine, cost: Cost) -> bool:
@@ -139,7 +177,6 @@ class Admission:
             after: seconds for which an engine with a gate may still have the request, of whose
                 answer nothing came.
         """
-        engine.places -= 1
         gate, begun = engine.gate, False
         if gate is None:
             engine.units -= cost.units
@@ -152,35 +189,48 @@ class Admission:
             engine.host_bytes -= cost.host_bytes
         self._given_back(engine)
 
+    def end_turn(self, engine: RoutedEngine, turn: Turn | None) -> None:
+        """The next suspect may come to an engine."""
+        if turn is not None and engine.turn_of is turn:
+            engine.turn_of = None
+            self._turns.discard(turn.name)
+            self._given_back(engine)
+
+    def open_turn(self, engine: RoutedEngine, turn: Turn) -> None:
+        """Others may come to an engine beside a turn that was alone there."""
+        turn.alone = False
+        self._given_back(engine)
+
     def pump(self) -> None:
         """Let in whoever has room now; call it too when an engine has come back or gone."""
-        passed = 0
-        while len(self._lines) > passed:
-            client, line = next(islice(self._lines.items(), passed, None))
-            waiter = line[0]
-            if waiter.future.done():
-                self._drop(waiter)
-                continue
-            refusal = self._hopeless(waiter)
+        lines = self._queue.lines
+        while lines:
+            client, line = next(iter(lines.items()))
+            if not self._looked_at(self._queue, line[0]):
+                break
+            if client in lines:
+                lines.move_to_end(client)
+        for waiting in tuple(self._suspects.lines.values()):
+            for waiter in tuple(waiting):
+                if self._looked_at(self._suspects, waiter):
+                    if waiter.client in self._suspects.lines:
+                        self._suspects.lines.move_to_end(waiter.client)
+                    break
+
+    def _looked_at(self, queue: _Queue, waiter: _Waiter) -> bool:
+        """Whether somebody need not wait any longer: for a place, or at all."""
+        if not waiter.future.done():
+            refusal = self._hopeless(waiter.cost)
+            engine = None if refusal is not None else self._best(waiter.cost, waiter.turn)
             if refusal is not None:
                 waiter.future.set_exception(refusal)
-                self._drop(waiter)
-                continue
-            best = self._best(waiter.cost, waiter.avoid)
-            engine = self._chosen(best, waiter.cost, waiter.choose, waiter.avoid)
-            if engine is None:
-                if best is None and not waiter.avoid:
-                    return
-                # Others may go where it must not, or not yet: it holds nobody up.
-                if best is not None and _APART not in client:
-                    self._set_apart(waiter)
-                else:
-                    passed += 1
-                continue
-            waiter.future.set_result(self.take(engine, waiter.cost))
-            self._drop(waiter)
-            if client in self._lines:
-                self._lines.move_to_end(client)
+            elif engine is None:
+                return False
+            else:
+                taken = self._take(engine, waiter.cost, waiter.choose, waiter.turn)
+                waiter.future.set_result(taken)
+        queue.drop(waiter)
+        return True
 
     def _forget(self, engine: RoutedEngine, cost: Cost) -> None:
         """The engine has surely dropped a request whose client left."""
@@ -192,116 +242,70 @@ class Admission:
     def _given_back(self, engine: RoutedEngine) -> None:
         if self._full is not None and engine.fleet is self._fleet:
             self._freed[engine] = None
-        if self._lines:
+        if self.waiting:
             self.pump()
 
     def _passes(self, cost: Cost) -> bool:
         """Whether it need not wait behind those in line."""
         reserves = cost.tokens and self._fleet.gated
-        return cost.light and not (reserves and self._light)
+        return cost.light and not (reserves and self._queue.light)
 
-    async def _wait(
-        self, client: str, cost: Cost, choose: Chooser | None, avoid: Collection[RoutedEngine]
-    ) -> RoutedEngine:
-        waiter = _Waiter(client, cost, choose, avoid)
-        self._append(waiter)
-        if avoid:
-            self._lines.move_to_end(waiter.line, last=False)
+    async def _wait(self, queue: _Queue, waiter: _Waiter) -> RoutedEngine:
+        queue.append(waiter)
         # Those before it may wait for what it does not need.
         self.pump()
         try:
             # Not wait_for: it may swallow a cancellation that meets the result.
             done, _ = await asyncio.wait((waiter.future,), timeout=self._seconds)
         except asyncio.CancelledError:
-            self._leave(waiter)
+            self._leave(queue, waiter)
             raise
         if not done:
-            self._leave(waiter)
-            raise self._busy(f"no room within {self._seconds:.0f} s")
+            self._leave(queue, waiter)
+            raise self._busy(waiter.turn, f"no room within {self._seconds:.0f} s")
         return waiter.future.result()
 
-    def _append(self, waiter: _Waiter) -> None:
-        self._lines.setdefault(waiter.line, deque()).append(waiter)
-        if not waiter.avoid:
-            self._places.setdefault(waiter.client, {})[waiter] = None
-        self.waiting += 1
-        self._light += waiter.cost.light
-
-    def _makes_room(self, client: str) -> bool:
-        """Send the newest request of whoever has most of the queue away, if a client has fewer."""
-        most = max(self._places.values(), key=len, default={})
-        if len(most) <= len(self._places.get(client, ())) + 1:
-            return False
-        newest = next(reversed(most))
-        self._drop(newest)
-        if not newest.future.done():
-            why = f"{self.waiting + 1} requests wait already, most of them this client's"
-            newest.future.set_exception(self._busy(why))
-        return True
-
-    def _set_apart(self, waiter: _Waiter) -> None:
-        """Into a line of its own, so that its client's others need not wait for it."""
-        self._drop(waiter)
-        self._apart += 1
-        waiter.line += f"{_APART}{self._apart}"
-        self._append(waiter)
-
-    def _leave(self, waiter: _Waiter) -> None:
+    def _leave(self, queue: _Queue, waiter: _Waiter) -> None:
         """Stop waiting; a place that was just given goes back."""
         if waiter.future.done():
             if not waiter.future.cancelled() and waiter.future.exception() is None:
-                self.release(waiter.future.result(), waiter.cost)
+                engine = waiter.future.result()
+                self.end_turn(engine, waiter.turn)
+                self.release(engine, waiter.cost)
             return
         waiter.future.cancel()
-        self._drop(waiter)
+        queue.drop(waiter)
         self.pump()
 
-    def _drop(self, waiter: _Waiter) -> None:
-        line = self._lines.get(waiter.line)
-        if line is None or waiter not in line:
-            return
-        line.remove(waiter)
-        places = self._places.get(waiter.client, {})
-        if places.pop(waiter, waiter) is None and not places:
-            del self._places[waiter.client]
-        self.waiting -= 1
-        self._light -= waiter.cost.light
-        if not line:
-            del self._lines[waiter.line]
-
-    @staticmethod
-    def _chosen(
-        best: RoutedEngine | None,
-        cost: Cost,
-        choose: Chooser | None,
-        avoid: Collection[RoutedEngine],
-    ) -> RoutedEngine | None:
-        if best is None or choose is None:
-            return best
-        return choose(best, lambda other: other.fits(cost) and other not in avoid)
-
-    def _best(self, cost: Cost, avoid: Collection[RoutedEngine]) -> RoutedEngine | None:
+    def _best(self, cost: Cost, turn: Turn | None = None) -> RoutedEngine | None:
         """The least busy engine with room.
 
         Where all are full, each request that ends would have the next in line look at every engine:
         what fitted nowhere fits only where something was given back since.
         """
+        if turn is not None:
+            return None if turn.name in self._turns else self._fleet.best(cost, turn)
         full = self._full
         if full is not None and self._version != self._fleet.version:
             full = self._full = None
         if full is None or _less(cost, full):
-            best = self._fleet.best(cost, avoid)
-            if best is None and not avoid:
+            best = self._fleet.best(cost)
+            if best is None:
                 self._full, self._version = cost, self._fleet.version
                 self._freed.clear()
             return best
         self._freed = {engine: None for engine in self._freed if engine.fits(full)}
-        fitting = [one for one in self._freed if one not in avoid and one.fits(cost)]
+        fitting = [one for one in self._freed if one.fits(cost)]
         return least_busy(fitting) if fitting else None
 
-    def take(self, engine: RoutedEngine, cost: Cost) -> RoutedEngine:
-        """Take a place at an engine, whoever else waits; give it back with `release`."""
-        engine.places += 1
+    def _take(
+        self, best: RoutedEngine, cost: Cost, choose: Chooser | None, turn: Turn | None
+    ) -> RoutedEngine:
+        """Take a place at the least busy engine, or at another one that is preferred."""
+        engine = best if choose is None else choose(best, lambda one: one.fits(cost, turn))
+        if turn is not None:
+            engine.turn_of = turn
+            self._turns.add(turn.name)
         engine.host_bytes += cost.host_bytes
         if engine.gate is None:
             engine.units += cost.units
@@ -310,13 +314,19 @@ class Admission:
             engine.units = engine.gate.counted
         return engine
 
-    def _hopeless(self, waiter: _Waiter) -> Refusal | None:
-        """Why it need not wait any longer, since the engines changed."""
-        if not self._fleet.others(waiter.avoid):
-            return dead(self._fleet)
-        return impossible(self._fleet.sizes, waiter.cost)
+    def _hopeless(self, cost: Cost) -> Refusal | None:
+        """Why it need not wait any longer, as the engines are now."""
+        return impossible(self._fleet.sizes, cost) if self._fleet.open else dead(self._fleet)
 
-    def _busy(self, why: str) -> Refusal:
+    def _busy(self, turn: Turn | None, why: str) -> Refusal:
+        if turn is not None:
+            return Refusal(
+                503,
+                "suspect_waits",
+                "an inference engine ended while it had this request, or another one of its "
+                f"client, which run one at a time since: {why}",
+                retry_after=_SUSPECT_RETRY,
+            )
         return Refusal(
             429, "busy", f"the server is busy: {why}", retry_after=max(1, round(self._seconds / 4))
         )

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 
 from turbofit.gateway.limits.gate import EngineCapacity
-from turbofit.gateway.quarantine.identity import LEFT_SECONDS
-from turbofit.gateway.quarantine.quarantined import EngineDeath
+from turbofit.gateway.routing.suspects import LEFT_SECONDS, EngineDeath
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -19,15 +18,14 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
     from turbofit.gateway.limits.cost import Cost
     from turbofit.gateway.limits.gate import Gate
-    from turbofit.gateway.quarantine.identity import Departure
     from turbofit.gateway.routing.stuck import InFlight
+    from turbofit.gateway.routing.suspects import Present, Turn
 
     #: Rank, a number of its own, engine.
     Entry = tuple[tuple[float, float, float], int, "RoutedEngine"]
 
-    #: From the least busy engine that has room, and whether another one has it too; None where the
-    #: request is to wait.
-    Chooser = Callable[["RoutedEngine", Callable[["RoutedEngine"], bool]], "RoutedEngine | None"]
+    #: From the least busy engine that has room, and whether another one has it too.
+    Chooser = Callable[["RoutedEngine", Callable[["RoutedEngine"], bool]], "RoutedEngine"]
 
     class RankListener(Protocol):
         """Hears when an engine has a better rank, and when it takes requests or none any more."""
@@ -88,8 +86,6 @@ class RoutedEngine:
         self.takes = True
         #: Failed probes in a row, and when the engine first failed to answer one.
         self.failures, self.failed_at = 0, float("inf")
-        #: The routing table that first had it, as the process that it is.
-        self.since = 0
         self.model: str | None = None
         now = time.monotonic()
         #: When a completion last brought a byte, and when anything last did.
@@ -106,23 +102,17 @@ class RoutedEngine:
         self.last_examined = float("-inf")
         #: Tokens that it counted when a question last failed.
         self.tokens: float | None = None
-        #: Requests that were in flight when it died.
-        self.broken_off = 0
-        #: Places that admission gave, and was not given back.
-        self.places = 0
-        #: Whether it is kept for a suspect.
-        self.reserved = False
-        #: Its last death, when that was (no answer before counts), and when it answered again.
+        #: Whose turn it is, see `deny_list`.
+        self.turn_of: Turn | None = None
+        #: Its last death, and when that was: no answer before counts.
         self.death: EngineDeath | None = None
-        self.died_at = self.back_at = float("-inf")
+        self.died_at = float("-inf")
         #: Seconds from its last death until it answered again, or that its start took; 0: unknown.
         self.start_seconds = 0.0
         #: Whether its supervisor let it rest since its death: that is no part of a start.
         self.rested = False
-        #: Requests that came to it, and as many as had come with the last one that it answered.
-        self.arrivals = self.arrivals_answered = 0
         #: Requests whose clients went away.
-        self.left: deque[Departure] = deque(maxlen=_LEFT)
+        self.left: deque[Present] = deque(maxlen=_LEFT)
 
     @property
     def name(self) -> str:
@@ -154,11 +144,6 @@ class RoutedEngine:
         return self.death is not None and self.died_at >= moment and not self.answered
 
     @property
-    def idle(self) -> bool:
-        """Whether it has no request, and none is on its way there."""
-        return not self._outstanding and not self.places
-
-    @property
     def draining(self) -> bool:
         """Whether it is to end what it has, and get nothing new."""
         return self._draining
@@ -185,7 +170,6 @@ class RoutedEngine:
 
     @outstanding.setter
     def outstanding(self, outstanding: int) -> None:
-        self.arrivals += max(0, outstanding - self._outstanding)
         fewer, self._outstanding = outstanding < self._outstanding, outstanding
         if fewer:
             self._rise()
@@ -211,11 +195,11 @@ class RoutedEngine:
         share = self._share
         return ((self._outstanding + 1) / share, self._units / share, self.turn)
 
-    def fits(self, cost: Cost) -> bool:
+    def fits(self, cost: Cost, turn: Turn | None = None) -> bool:
         """Whether it takes requests, and has room for this one beside those it has."""
         return (
             self.takes
-            and not self.reserved
+            and (self.turn_of is None or (turn is None and not self.turn_of.alone))
             and (self.gate is None or self.gate.fits(cost))
             and (
                 not cost.host_bytes
@@ -243,10 +227,8 @@ class RoutedEngine:
     def succeeded(self) -> None:
         """A completion brought its first byte."""
         now = time.monotonic()
-        if self.death is not None and not self.answered:
-            self.back_at = now
-            if not self.rested:
-                self.start_seconds = now - self.died_at
+        if self.death is not None and not self.answered and not self.rested:
+            self.start_seconds = now - self.died_at
         self.rested = False
         self.last_success = self.last_byte = now
         self.failures, self.failed_at = 0, float("inf")
@@ -266,7 +248,8 @@ class RoutedEngine:
             sent_at: when the request began that broke off there.
         """
         if self.death is None or max(self.last_success, sent_at) > self.died_at:
-            self.death, self.died_at = EngineDeath(self.index), time.monotonic()
+            self.death = EngineDeath(self.index)
+            self.died_at = self.death.at
         return self.death
 
     def note_end(self) -> EngineDeath:
@@ -277,20 +260,10 @@ class RoutedEngine:
         death.seen = True
         return death
 
-    def left_lately(self) -> list[Departure]:
+    def left_lately(self) -> list[Present]:
         """Requests that it may have though their clients left: now, or when it failed to answer."""
         at = min(time.monotonic(), self.failed_at)
-        return [one for one in self.left if at - one.at < LEFT_SECONDS]
-
-    def may_have_another(self, sketch: str | None = None) -> bool:
-        """Whether it may still have a request whose client left, unlike one of this sketch.
-
-        Not where it has answered a request that came later.
-        """
-        return any(
-            one.identity.sketch != sketch and one.arrivals >= self.arrivals_answered
-            for one in self.left_lately()
-        )
+        return [one for one in self.left if at - one.left_at < LEFT_SECONDS]
 
     def abort_all(self, *, died: bool = True) -> None:
         """End every request that waits for this engine.

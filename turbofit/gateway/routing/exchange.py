@@ -12,8 +12,7 @@ import msgspec
 
 from turbofit.gateway.http.refusals import Refusal, of_engine, refusal_event
 from turbofit.gateway.http.sockets import vanished
-from turbofit.gateway.quarantine.quarantined import EngineDeath
-from turbofit.gateway.routing.forward_outcome import ForwardOutcome
+from turbofit.gateway.routing.suspects import ForwardOutcome
 from turbofit.gateway.routing.upstream import Died
 from turbofit.gateway.tasks import uncancel
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turbofit.gateway.http.asgi import Send
+    from turbofit.gateway.routing.deny_list import DenyList
     from turbofit.gateway.routing.engines import RoutedEngine
     from turbofit.gateway.routing.request_context import RequestContext
     from turbofit.gateway.routing.upstream import Upstream
@@ -78,6 +78,7 @@ class Exchange:
         begins: called before anything is passed to the client; nobody else is asked from then on.
         first: called at the answer's first byte, where the engine has all images behind it.
         loop_ended: called where the engine's loop has ended, before the client is told.
+        deny_list: told of the engine's death.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -90,18 +91,17 @@ class Exchange:
         begins: Callable[[], None],
         first: Callable[[], None],
         loop_ended: Callable[[], None],
+        deny_list: DenyList,
     ) -> None:
         assert request.route is not None
         self._upstream, self._engine, self._route = upstream, engine, request.route
         self._request, self._send = request, send
         self._sent, self._begins, self._first = sent, begins, first
-        self._loop_ended = loop_ended
+        self._loop_ended, self._deny_list = loop_ended, deny_list
         self._task: asyncio.Task[Any] | None = None
         self._aborted = False
         self.heard_at = self._sent_at = 0.0
-        self.identity = request.identity
-        #: How many requests the engine had lost when this one came.
-        self._broken_off_before = 0
+        self.present = request.present
         self.outcome = ForwardOutcome()
 
     async def run(self, body: bytes, sent_headers: dict[str, str]) -> None:
@@ -119,9 +119,9 @@ class Exchange:
         engine, self._task = self._engine, asyncio.current_task()
         engine.in_flight[self] = None
         self.heard_at = self._sent_at = time.monotonic()
+        if self.present is not None:
+            self.present.sent_at, self.present.begun = self._sent_at, False
         engine.outstanding += 1
-        self.outcome.arrivals = engine.arrivals
-        self._broken_off_before = engine.broken_off
         if engine.outstanding == 1:
             engine.heard()  # its silence counts from now
         try:
@@ -134,9 +134,9 @@ class Exchange:
             await self._end_broken()
         except asyncio.CancelledError:
             if not self._aborted:
-                if engine.dead_since(self._sent_at):
-                    # Others have met its death; this one's client left before it could.
-                    self._note_break(died=True)
+                if self.present is not None and not engine.dead_since(self._sent_at):
+                    self.present.left_at = time.monotonic()
+                    engine.left.append(self.present)
                 raise
             uncancel(self._task)
             await self._end_broken()
@@ -148,6 +148,12 @@ class Exchange:
     def begun(self) -> bool:
         """Whether a byte of the answer came."""
         return self.outcome.answered
+
+    def _begins_to_answer(self, begins: bool = True) -> None:
+        """A byte of the answer came, or what came was none."""
+        self.outcome.answered = begins
+        if self.present is not None:
+            self.present.begun = begins
 
     def abort(self, *, died: bool, stuck: bool = False) -> None:
         """The engine was given up, or is stuck in this request: stop waiting for it.
@@ -161,32 +167,18 @@ class Exchange:
             self._task.cancel()
 
     def _note_break(self, *, died: bool) -> None:
-        """The engine broke off: whether it died, and who else was there."""
+        """The engine broke off, and whether it died."""
         engine, outcome = self._engine, self.outcome
         if outcome.broken:
             return
         outcome.broken = True
-        engine.in_flight.pop(self, None)
         # What a draining engine has not ended in time is broken off.
         if died and not engine.draining:
-            # An engine that is stuck in one request lives.
-            lives = outcome.stuck
-            outcome.death = EngineDeath(engine.index) if lives else engine.note_death(self._sent_at)
-            # Of those that were there together the first to notice sees the others in flight.
-            if engine.broken_off == self._broken_off_before:
-                outcome.equal_beside = 0 if lives else self._equal_ones()
-                sketch = None if self.identity is None else self.identity.sketch
-                different = engine.outstanding - 1 - outcome.equal_beside
-                outcome.alone = not different and not engine.may_have_another(sketch)
-            engine.broken_off += 1
-
-    def _equal_ones(self) -> int:
-        """How many requests the engine has, beside this one, that are equal to it."""
-        mine = self.identity
-        if mine is None:
-            return 0
-        others = (one.identity for one in self._engine.in_flight)
-        return sum(one is not None and one.equals(mine) for one in others)
+            if outcome.stuck:
+                outcome.death = self._deny_list.stuck(engine, self.present)
+            else:
+                outcome.death = self._deny_list.engine_died(engine, self._sent_at)
+        engine.in_flight.pop(self, None)
 
     def _hear(self) -> None:
         """A byte came."""
@@ -253,7 +245,8 @@ class Exchange:
         if self._route.api == "responses" and not _GENERATED.search(events):
             self.outcome.failed |= _FAILED.search(events) is not None
             return
-        self.outcome.first_byte, self.outcome.answered = time.perf_counter(), True
+        self.outcome.first_byte = time.perf_counter()
+        self._begins_to_answer()
         self.heard_at = time.monotonic()
         if events.startswith(_ERROR_EVENTS):
             self.outcome.failed = True
@@ -271,7 +264,7 @@ class Exchange:
         data = bytearray()
         while chunk := await response.content.readany():
             data += chunk
-            self.outcome.answered = True
+            self._begins_to_answer()
             self._hear()
             if len(data) > _LARGEST_ANSWER:
                 raise Refusal(
@@ -281,7 +274,7 @@ class Exchange:
                     "in one piece: ask for a stream, or for fewer tokens or log probabilities",
                 )
         if response.status == 503 and _UNAVAILABLE in data:
-            self.outcome.answered = False
+            self._begins_to_answer(False)
             self._loop_ended()
             raise Died(_LOOP_ENDED)
         refusal = of_engine(bytes(data)) if response.status == 400 else None

@@ -8,21 +8,21 @@ promises too much is corrected when it comes up. The choice is exact at any numb
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
 from heapq import heapify, heappop, heappush, heapreplace
-from itertools import count, islice
+from itertools import count
 from math import ceil
 from typing import TYPE_CHECKING, Final
 
 from turbofit.gateway.routing.engines import least_busy
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from turbofit.gateway.limits.cost import Cost
     from turbofit.gateway.limits.gate import EngineCapacity
     from turbofit.gateway.routing.engines import Entry, RoutedEngine
     from turbofit.gateway.routing.outage import Outage
+    from turbofit.gateway.routing.suspects import Turn
 
 __all__ = ["Fleet"]
 
@@ -46,9 +46,6 @@ class Fleet:
         self._all: tuple[RoutedEngine, ...] = ()
         self._notes: list[Entry] = []
         self._number = count()
-        #: The routing table that is in force, and those that brought other bounds.
-        self.routing_table = 0
-        self.turns: list[int] = []
         #: Why none will be up for a while, where that is known.
         self.outage: Outage | None = None
         #: How many take requests.
@@ -101,15 +98,6 @@ class Fleet:
             self.version += 1
             self.risen(engine)
 
-    def others(self, avoid: Collection[RoutedEngine]) -> bool:
-        """Whether any engine takes requests beside these, each of which is named once."""
-        return self.open > sum(one.takes and one.fleet is self for one in avoid)
-
-    @property
-    def spare(self) -> bool:
-        """Whether at least two engines serve, so that one may be put at risk."""
-        return len(tuple(islice((one for one in self._all if one.serves), 2))) == 2
-
     @property
     def retry_seconds(self) -> int:
         """Seconds after which to ask again where none serves: the first engine's next start.
@@ -125,21 +113,8 @@ class Fleet:
         left = [ceil(seconds) for seconds in starts if seconds > 0]
         return min(*left, _LONGEST_RETRY) if left else _RETRY
 
-    def knew(self, engine: RoutedEngine, routing_table: int) -> bool:
-        """Whether an engine was there while the bounds that a routing table brought were in force.
-
-        One that came later may have been planned for less than they let through.
-        """
-        later = bisect_right(self.turns, routing_table)
-        return later == len(self.turns) or engine.since < self.turns[later]
-
-    def best(self, cost: Cost, avoid: Collection[RoutedEngine] = ()) -> RoutedEngine | None:
-        """The least busy engine that has room, None where none has.
-
-        Args:
-            cost: what it must have room for.
-            avoid: engines that are not asked.
-        """
+    def best(self, cost: Cost, turn: Turn | None = None) -> RoutedEngine | None:
+        """The least busy engine that has room for so much, and for a turn; None where none has."""
         aside: list[Entry] = []
         found = None
         while self._notes:
@@ -153,11 +128,11 @@ class Fleet:
             elif engine.rank != entry[0]:
                 engine.entry = (engine.rank, next(self._number), engine)
                 heapreplace(self._notes, engine.entry)
-            elif engine.fits(cost) and engine not in avoid:
+            elif engine.fits(cost, turn):
                 found = engine
                 break
             elif len(aside) == _SET_ASIDE:
-                fitting = [e for e in self._all if e not in avoid and e.fits(cost)]
+                fitting = [one for one in self._all if one.fits(cost, turn)]
                 found = least_busy(fitting) if fitting else None
                 break
             else:

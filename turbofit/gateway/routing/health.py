@@ -98,12 +98,6 @@ class Monitor:
         engine.suspect = True
         self._poke.set()
 
-    def ask_soon(self, engine: RoutedEngine) -> None:
-        """Somebody waits for its answer: at once, unless it has failed to answer before."""
-        if not engine.suspect:
-            engine.suspect, engine.last_check = True, float("-inf")
-            self._poke.set()
-
     def gone(self, engine: RoutedEngine, *, vanished: bool) -> None:
         """A request could not be sent there.
 

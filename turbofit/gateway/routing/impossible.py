@@ -30,19 +30,9 @@ def impossible(sizes: Collection[EngineCapacity], cost: Cost) -> Refusal | None:
         return Refusal(
             400, "units_over_limit", f"{cost.units} vision units at once, the limit is {widest}"
         )
-    roomy = [size for size in wide if size.host_bytes is None or cost.host_bytes <= size.host_bytes]
-    if not roomy:
-        most = max(size.host_bytes for size in wide if size.host_bytes is not None)
-        return Refusal(
-            400,
-            "images_over_limit",
-            f"images of {cost.host_bytes} bytes once decoded, the limit is {most}",
-        )
-    tokens, room = max((size.kv.reservation(cost), size.kv.room) for size in roomy)
+    most = max(size.host_bytes for size in wide if size.host_bytes is not None)
     return Refusal(
         400,
-        "tokens_over_limit",
-        f"{cost.copies} copies may take {tokens} tokens of the cache, the limit of this gateway is "
-        f"{room}; ask for fewer copies or a smaller max_tokens",
-        param="n",
+        "images_over_limit",
+        f"images of {cost.host_bytes} bytes once decoded, the limit is {most}",
     )

@@ -17,47 +17,54 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.http.trace import RequestSize
     from turbofit.gateway.limits.request_limits import Bounds
-    from turbofit.gateway.quarantine.identity import RequestIdentity
     from turbofit.gateway.routing.engines import RoutedEngine
-    from turbofit.gateway.routing.forward_outcome import ForwardOutcome
+    from turbofit.gateway.routing.suspects import ForwardOutcome, Present
 
-__all__ = ["RequestContext", "answer", "entry", "refuse", "sent_headers"]
+__all__ = ["CLIENT", "CLIENT_KEY", "RequestContext", "answer", "entry", "refuse", "sent_headers"]
 
 _EMPTY: Final = PreparedBody()
+#: What a front says of a request's client: its address, and the name of its key.
+CLIENT: Final = b"x-turbofit-client"
+CLIENT_KEY: Final = b"x-turbofit-client-key"
+_LONGEST_WORD: Final = 64
+
+
+def _word(value: bytes | None) -> str:
+    return "" if value is None else value.decode("latin-1")[:_LONGEST_WORD]
 
 
 class RequestContext:
     """One request on its way, and what the log will say of it."""
 
     __slots__ = (
+        "_bounds",
         "api",
         "body",
-        "bounds",
         "bytes_in",
         "client",
         "engine",
         "forgotten",
+        "front",
         "gone",
         "headers",
         "id",
-        "identity",
         "key",
         "method",
+        "node",
         "out",
         "outcome",
         "prepared",
+        "present",
         "read",
         "reason",
         "route",
-        "routing_table",
         "size",
         "status",
         "t0",
     )  # fmt: skip
 
-    def __init__(self, scope: Message, bounds: Bounds, routing_table: int = 0) -> None:
-        #: What it is held to, from its beginning to its end, and the routing table that said so.
-        self.bounds, self.routing_table = bounds, routing_table
+    def __init__(self, scope: Message, bounds: Bounds | None = None) -> None:
+        self._bounds = bounds
         self.t0 = self.read = time.perf_counter()
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.method: str = scope["method"]
@@ -65,6 +72,10 @@ class RequestContext:
         self.client: str = client[0] if client else ""
         self.id = request_id(self.headers)
         self.key = ""
+        #: At a front: the name of the node that has it.
+        self.node = ""
+        #: Whether a front passes it on, which says whose it is.
+        self.front = False
         self.api: Api = "openai"
         self.route: Route | None = None
         self.prepared = _EMPTY
@@ -72,7 +83,8 @@ class RequestContext:
         self.outcome: ForwardOutcome | None = None
         self.status, self.reason, self.bytes_in = 0, "", 0
         self.gone = False
-        self.identity: RequestIdentity | None = None
+        #: What a death of its engine asks of it; None where it has no body.
+        self.present: Present | None = None
         #: As it came, then as it goes on, then nothing.
         self.body = b""
         self.forgotten = False
@@ -80,6 +92,18 @@ class RequestContext:
         self.size: RequestSize | None = None
         #: Headers of the answer.
         self.out: list[tuple[bytes, bytes]] = [(b"x-request-id", self.id.encode())]
+
+    @property
+    def bounds(self) -> Bounds:
+        """What it is held to; a front holds requests to nothing."""
+        assert self._bounds is not None
+        return self._bounds
+
+    def is_of_front(self) -> None:
+        """A front passes it on, whose key was shown: its client is who the front says it is."""
+        self.front = True
+        self.client = _word(self.headers.get(CLIENT))
+        self.key = _word(self.headers.get(CLIENT_KEY))
 
     @property
     def address(self) -> str:
@@ -106,8 +130,7 @@ async def answer(request: RequestContext, send: Send, status: int, body: bytes, 
 
 async def refuse(request: RequestContext, refusal: Refusal, send: Send) -> None:
     """Tell a client why its request is not passed on, in the form of its API."""
-    if refusal.retry_after is not None:
-        request.out.append((b"retry-after", str(refusal.retry_after).encode()))
+    request.out += refusal.headers
     if refusal.status == 401:
         request.out.append((b"www-authenticate", b"Bearer"))
     body = refusal_body(request.api, refusal, request.id)
@@ -136,7 +159,7 @@ def entry(request: RequestContext, path: str, first: float | None) -> Document:
         "status": request.status,
         "client": request.client,
         "key": request.key,
-        "engine": request.engine.label if request.engine is not None else None,
+        "engine": request.engine.label if request.engine is not None else request.node or None,
         "images": prepared.images,
         "units": prepared.units,
         "copies": prepared.copies,

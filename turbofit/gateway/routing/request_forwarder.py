@@ -1,34 +1,33 @@
-"""From a prepared request to its answer: a place at an engine, and another one where that dies."""
+"""From a prepared request to its answer: a place at an engine, another one where that is gone."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.log import LazyLogger
-from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.cost import Cost
-from turbofit.gateway.quarantine.identity import LEFT_SECONDS
 from turbofit.gateway.routing.admission import dead
-from turbofit.gateway.routing.equal_requests import EqualRequests
+from turbofit.gateway.routing.deny_file import Fingerprint
 from turbofit.gateway.routing.exchange import EngineDied, Exchange
-from turbofit.gateway.routing.quarantine import now
 from turbofit.gateway.routing.request_context import sent_headers
-from turbofit.gateway.routing.retry import Retries, withheld
+from turbofit.gateway.routing.suspects import LEFT_SECONDS, Present
 from turbofit.gateway.routing.upstream import Unreachable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from turbofit.gateway.http.asgi import Send
     from turbofit.gateway.http.body import Bodies
     from turbofit.gateway.http.metrics import Metrics
-    from turbofit.gateway.http.prepare import PreparedBody
     from turbofit.gateway.routing.admission import Admission
+    from turbofit.gateway.routing.deny_list import DenyList
     from turbofit.gateway.routing.engines import Chooser, RoutedEngine
     from turbofit.gateway.routing.fleet import Fleet
     from turbofit.gateway.routing.health import Monitor
-    from turbofit.gateway.routing.quarantine import Quarantine
     from turbofit.gateway.routing.request_context import RequestContext
-    from turbofit.gateway.routing.trials import Trials
+    from turbofit.gateway.routing.suspects import Turn
     from turbofit.gateway.routing.upstream import Upstream
 
 __all__ = ["RequestForwarder"]
@@ -38,26 +37,29 @@ _LOG: Final = LazyLogger(__name__)
 #: Engines that may not be reached, one after the other: with the gateway's own network gone each
 #: would cost its client a timeout.
 _MOST_ENGINES: Final = 16
-#: Seconds in which the connections of an engine that has ended break, and between two looks.
-_BREAKS, _LOOK = 0.5, 0.01
+#: Seconds that a turn lasts on after the answer began, where that is not enough to clear it.
+_LONGER: Final = 10.0
+#: Seconds for which an engine gets nothing new after a client has left its turn alone there.
+_ALONE_AFTER: Final = 1.0
+#: Seconds that a turn alone waits for what the engine has to begin its answer, and between looks.
+_LONGEST_WAIT, _LOOK = 30.0, 0.02
 
 
 class RequestForwarder:
-    """Forwards requests to engines, and retries.
+    """Forwards requests to engines.
 
-    A request of whose answer nothing was passed on yet may be sent again, to an engine that did not
-    have it, where one breaks off or is taken out (`retry` says when, `trials` where); what the
-    client sees is a longer wait. An engine that answers, with an error too, has answered, but for
-    LMDeploy's 503 of an engine whose loop has ended. One that cannot be reached never had the
-    request, and does not count as a try: it gets nothing new at once, so that none is met twice.
+    A request goes to another engine where its own could not be reached: that one never had it, and
+    gets nothing new. It is sent again once, where nothing was passed on yet and nobody died: its
+    machine vanished, or it was drained. Who was at a death gets 503 and may ask again. An engine
+    that answers, with an error too, has answered, but for LMDeploy's 503 of an engine whose loop
+    has ended.
 
     Args:
         fleet: the engines.
         admission: their doors.
         upstream: the connections to them.
         monitor: told of failures.
-        trials: where suspects wait.
-        quarantine: knows the suspects.
+        deny_list: knows who is suspected and refused.
         bodies: which count the bodies that are kept.
         metrics: which count failures and retries.
     """
@@ -68,152 +70,95 @@ class RequestForwarder:
         admission: Admission,
         upstream: Upstream,
         monitor: Monitor,
-        trials: Trials,
-        quarantine: Quarantine,
+        deny_list: DenyList,
         bodies: Bodies,
         metrics: Metrics,
     ) -> None:
         self._fleet, self._admission, self._upstream = fleet, admission, upstream
         self._monitor, self._bodies, self._metrics = monitor, bodies, metrics
-        self._trials, self._quarantine = trials, quarantine
-        self._equal = EqualRequests(now, admission.pump)
+        self._deny_list = deny_list
 
     async def forward(self, request: RequestContext, choose: Chooser | None, send: Send) -> None:
         """Wait for room, send the request to an engine, and pass the answer on.
 
         Raises:
-            Refusal: no room, no engine, none that did not break off, or it was convicted before.
+            Refusal: no room, no engine, its engine ended, or it is refused.
         """
-        self._quarantine.identify(request)
-        self._trials.note_client(request.who)
-        avoid: list[RoutedEngine] = []
-        retries = Retries()
-        while True:
-            if len(avoid) == _MOST_ENGINES:
-                raise dead(self._fleet)
-            place = None
-            while place is None:
-                place = await self._take(request, choose, avoid, again=retries.deaths > 0)
-            engine = place.engine
-            avoid.append(engine)
-            if not self._fleet.knew(engine, request.routing_table):
-                place.leave()
-                self._lost(request, engine)
-                continue
+        assert request.route is not None
+        if request.body:
+            fingerprint = Fingerprint(self._deny_list.file.key, request.route.path, request.body)
+            request.present = Present(fingerprint, request.who)
+        unreached, again = 0, False
+        while unreached < _MOST_ENGINES:
+            place = await self._take(request, choose)
             try:
-                await self._exchange(request, place, avoid, send, last=retries.last)
+                await self._exchange(request, place, send, last=again)
             except Unreachable as exc:
-                self._monitor.gone(engine, vanished=exc.vanished)
-                self._metrics.count("engine_failures_total", f"engine={engine.label}")
-                if exc.ended:
-                    await self._quarantine.unreachable(engine)
-                    await _wait_until_suspected(engine)
-                self._let_equal_ones_go(request)
+                await self._unreachable(place.engine, exc)
+                unreached += 1
             except EngineDied as exc:
-                await self._broke_off(request, exc, retries, avoid)
+                await self._broke_off(request, exc, again=again)
+                again = True
             else:
-                await self._ended(request)
                 return
+        raise dead(self._fleet)
 
-    async def _ended(self, request: RequestContext) -> None:
-        """An engine has answered a request, or died, or was given up, while it had it."""
-        await self._quarantine.ended(request)
-        self._let_equal_ones_go(request)
+    async def _unreachable(self, engine: RoutedEngine, exc: Unreachable) -> None:
+        """Nobody was asked: whoever comes next gets another engine."""
+        self._monitor.gone(engine, vanished=exc.vanished)
+        self._metrics.count("engine_failures_total", f"engine={engine.label}")
+        death = self._deny_list.nothing_listens(engine) if exc.ended else None
+        if death is not None and death.told is not None:
+            await death.told  # an equal request may be what it died of
 
-    def _let_equal_ones_go(self, request: RequestContext) -> None:
-        """It is known what an engine makes of a request: equal ones that wait may go on."""
-        outcome, engine = request.outcome, request.engine
-        if request.identity is None or outcome is None or engine is None:
-            return
-        if outcome.answered and not outcome.broken and not outcome.failed:
-            self._equal.answered(request.identity.sketch)
-        else:
-            self._lost(request, engine)
-
-    def _lost(self, request: RequestContext, engine: RoutedEngine) -> None:
-        """An engine does not answer it."""
-        if request.identity is not None:
-            self._equal.lost(request.identity.sketch, engine)
-
-    async def _broke_off(
-        self, request: RequestContext, died: EngineDied, retries: Retries, avoid: list[RoutedEngine]
-    ) -> None:
+    async def _broke_off(self, request: RequestContext, died: EngineDied, *, again: bool) -> None:
         """Return where the request may be sent again.
 
         Raises:
             Refusal: it may not.
         """
-        outcome, engine = request.outcome, avoid[-1]
+        outcome = request.outcome
         assert outcome is not None
-        why = retries.why_withheld(outcome, self._fleet)
-        await self._ended(request)
-        # A request that this death convicts is refused when it comes again: the engine's supervisor
-        # may yet say that somebody killed the engine.
-        if why is None and outcome.death is not None and await self._quarantine.convicts(request):
-            why = "second_death"
-        if request.gone or not self._fleet.others(avoid):
+        if not self._fleet.open:
             died.retry_after = self._fleet.retry_seconds
-            raise died
-        if why is not None:
-            self._metrics.count("not_retried_total", f"why={why}")
-            raise withheld(why)
-        if request.forgotten:
+        if outcome.death is not None and outcome.death.told is not None:
+            await outcome.death.told
+        if outcome.death is not None or again or request.forgotten or not self._fleet.open:
             raise died
         self._metrics.count("retried_total")
-        _LOG.info("request %s is sent to another engine: %s broke off", request.id, engine.label)
+        _LOG.info("request %s is sent to another engine", request.id)
 
-    async def _take(
-        self,
-        request: RequestContext,
-        choose: Chooser | None,
-        avoid: list[RoutedEngine],
-        *,
-        again: bool,
-    ) -> _Place | None:
-        """A place at an engine, beside others, or alone for a suspect.
-
-        None where that changed while it waited: an engine died of an equal request, or answered
-        one. Without another such event the next place is the right one.
+    async def _take(self, request: RequestContext, choose: Chooser | None) -> _Place:
+        """A place at an engine, beside others, or in a suspect's turn.
 
         Raises:
-            Refusal: no room, no engine, or it is convicted.
+            Refusal: no room, no engine, or it is refused.
         """
-        cost = _cost(request.prepared)
-        suspected = await self._quarantine.suspected(request, again=again)
-        if suspected is not None:
-            return await self._take_alone(request, cost, suspected, avoid)
-        if request.identity is not None and len(self._fleet) > 1:
-            choose = self._equal.chooser(request.identity.sketch, choose)
-        engine = await self._admission.admit(request.who, cost, choose, avoid)
-        place, innocent = _Place(engine, cost, self._admission), False
-        try:
-            innocent = await self._quarantine.suspected(request, again=False) is None
-        finally:
-            if not innocent:
+        prepared, present = request.prepared, request.present
+        while True:
+            turn = None if present is None else await self._deny_list.turn(present)
+            cost = Cost(
+                units=prepared.units,
+                host_bytes=prepared.host_bytes,
+                tokens=prepared.kv_tokens,
+                copies=prepared.copies,
+            )
+            engine = await self._admission.admit(request.who, cost, choose, turn)
+            place = _Place(engine, cost, turn, self._admission)
+            try:
+                # Much may have become known while it waited.
+                now = None if present is None else await self._deny_list.turn(present)
+                if turn is not None and turn.alone:
+                    await _until_others_have_begun(engine)
+            except BaseException:
                 place.leave()
-                self._lost(request, engine)
-        return place if innocent else None
-
-    async def _take_alone(
-        self, request: RequestContext, cost: Cost, suspected: str, avoid: list[RoutedEngine]
-    ) -> _Place | None:
-        """An engine for a suspect, which has it for itself; None where it is no suspect any more.
-
-        Raises:
-            Refusal: it is convicted, or its turn does not come.
-        """
-        engine = await self._trials.admit(request.who, suspected, cost, avoid, request.t0)
-        try:
-            # An equal one gives its engine back before it is known what became of that.
-            self._quarantine.refuse_convicted(suspected)
-        except Refusal:
-            if engine is not None:
-                self._trials.release(engine, cost)
-            raise
-        if engine is None:
-            return None
-        to_end = self._quarantine.runs_to_end(suspected)
-        return _Place(engine, cost, self._trials, to_end=to_end)
+                raise
+            if (now is None) is (turn is None):
+                break
+            place.leave()
+        if present is not None:
+            present.turn = turn
+        return place
 
     def forget(self, request: RequestContext) -> None:
         """No more need of the body: a stream may last for minutes, and need not hold megabytes."""
@@ -222,26 +167,24 @@ class RequestForwarder:
         request.forgotten, request.body = True, b""
 
     async def _exchange(
-        self,
-        request: RequestContext,
-        place: _Place,
-        avoid: list[RoutedEngine],
-        send: Send,
-        *,
-        last: bool,
+        self, request: RequestContext, place: _Place, send: Send, *, last: bool
     ) -> None:
         """To one engine; the room taken there is given back exactly once."""
-        engine = place.engine
+        engine, present = place.engine, request.present
 
         def sent() -> None:
             # Kept only where another engine could be given it, and while bodies leave room.
-            if last or not self._fleet.others(avoid) or not self._bodies.roomy:
+            if last or self._fleet.open < 2 or not self._bodies.roomy:
                 self.forget(request)
 
         def first() -> None:
             # Of several copies the first byte tells only about one.
             if request.prepared.copies == 1:
-                place.begin()
+                place.begin(cleared)
+
+        def cleared() -> None:
+            if present is not None:
+                self._deny_list.answered(present)
 
         exchange = Exchange(
             self._upstream,
@@ -252,82 +195,85 @@ class RequestForwarder:
             lambda: self.forget(request),
             first,
             lambda: self._monitor.doubt(engine),
+            self._deny_list,
         )
         request.engine, request.outcome = engine, exchange.outcome
-        if request.identity is not None:
-            self._equal.sent(request.identity.sketch, engine, exchange)
-        unanswered = False
+        outcome, left = exchange.outcome, False
         try:
             await exchange.run(request.body, sent_headers(request))
+            if not outcome.broken and not outcome.failed:
+                cleared()
         except asyncio.CancelledError:
-            if exchange.outcome.broken:
-                await self._quarantine.ended(request)
-            else:
-                self._quarantine.left(request)
-            unanswered = not exchange.outcome.answered
+            left = not outcome.broken
             raise
         finally:
             # A connection may break while the engine lives, and goes on with the request.
-            unanswered |= exchange.outcome.broken and not exchange.outcome.answered
-            place.leave(LEFT_SECONDS if unanswered or exchange.outcome.stuck else 0.0)
-            self._trials.pump()
-            if exchange.outcome.broken or exchange.outcome.failed:
+            unanswered = not outcome.answered and (left or outcome.broken)
+            place.leave(LEFT_SECONDS if unanswered or outcome.stuck else 0.0, left=left)
+            if outcome.broken or outcome.failed:
                 self._monitor.suspect(engine)
                 # One that broke off before a byte came is starting again, or about to: where others
                 # are up, it would be asked first, having nothing, and break off every request.
-                unbegun = exchange.outcome.broken and not exchange.outcome.started
-                unbegun = unbegun and not exchange.outcome.stuck
-                if exchange.outcome.vanished or (unbegun and self._fleet.others(avoid)):
+                unbegun = outcome.broken and not outcome.started and not outcome.stuck
+                if outcome.vanished or (unbegun and self._fleet.open > engine.takes):
                     self._monitor.doubt(engine)
                 self._metrics.count("engine_failures_total", f"engine={engine.label}")
 
 
-async def _wait_until_suspected(engine: RoutedEngine) -> None:
-    """Wait until what an engine had when it ended has broken off, and is suspected.
-
-    A request that found nothing there may be equal to it, and goes on to another engine.
-    """
-    until = now() + _BREAKS
-    while engine.in_flight and now() < until:
-        await asyncio.sleep(_LOOK)
-    await asyncio.sleep(_LOOK)
-
-
 class _Place:
-    """A place at an engine.
+    """A place at an engine, and a suspect's turn there.
 
     Args:
         engine: where.
         cost: what was taken there.
-        door: takes it back.
-        to_end: whether the answer must end first, not only begin.
+        turn: of a suspect.
+        admission: takes both back.
     """
 
-    __slots__ = ("_cost", "_door", "_to_end", "engine", "left")
+    __slots__ = ("_admission", "_cost", "_left", "_turn", "engine")
 
     def __init__(
-        self, engine: RoutedEngine, cost: Cost, door: Admission | Trials, *, to_end: bool = False
+        self, engine: RoutedEngine, cost: Cost, turn: Turn | None, admission: Admission
     ) -> None:
-        self.engine, self._cost, self._door, self._to_end = engine, cost, door, to_end
-        self.left = False
+        self.engine, self._cost, self._turn, self._admission = engine, cost, turn, admission
+        self._left = False
 
-    def begin(self) -> None:
-        """The answer has begun: give back what it holds no more."""
-        if not self.left and not self._to_end:
-            self.left = self._door.begin(self.engine, self._cost)
+    def begin(self, cleared: Callable[[], None]) -> None:
+        """The answer has begun: give back what it holds no more; a turn ends well, now or later."""
+        if not self._left:
+            self._left = self._admission.begin(self.engine, self._cost)
+        if self._turn is not None and self._turn.longer:
+            asyncio.get_running_loop().call_later(_LONGER, self._end_turn_well, cleared)
+        else:
+            self._end_turn_well(cleared)
 
-    def leave(self, after: float = 0.0) -> None:
-        """Give everything back, once; what the engine may still hold after so many seconds."""
-        if not self.left:
-            self.left = True
-            self._door.release(self.engine, self._cost, after)
+    def _end_turn_well(self, cleared: Callable[[], None]) -> None:
+        if self._turn is not None and self.engine.turn_of is self._turn:
+            cleared()
+            self._admission.end_turn(self.engine, self._turn)
+
+    def leave(self, after: float = 0.0, *, left: bool = False) -> None:
+        """Give everything back, once.
+
+        Args:
+            after: seconds for which the engine may still hold something.
+            left: the client left, and the engine may yet die of its request.
+        """
+        if not self._left:
+            self._left = True
+            self._admission.release(self.engine, self._cost, after)
+        if self._turn is None:
+            return
+        if left and after:
+            loop = asyncio.get_running_loop()
+            loop.call_later(_ALONE_AFTER, self._admission.open_turn, self.engine, self._turn)
+            loop.call_later(after, self._admission.end_turn, self.engine, self._turn)
+        else:
+            self._admission.end_turn(self.engine, self._turn)
 
 
-def _cost(prepared: PreparedBody) -> Cost:
-    """What a request will hold: an object for each try, by which it is known at its engine."""
-    return Cost(
-        units=prepared.units,
-        host_bytes=prepared.host_bytes,
-        tokens=prepared.kv_tokens,
-        copies=prepared.copies,
-    )
+async def _until_others_have_begun(engine: RoutedEngine) -> None:
+    """Wait until each request that an engine has answers: it gets no others meanwhile."""
+    until = time.monotonic() + _LONGEST_WAIT
+    while time.monotonic() < until and any(not one.begun for one in engine.in_flight):
+        await asyncio.sleep(_LOOK)

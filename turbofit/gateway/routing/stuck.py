@@ -23,7 +23,7 @@ from turbofit.observe.prometheus import parse_page
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from turbofit.gateway.quarantine.identity import RequestIdentity
+    from turbofit.gateway.routing.suspects import Present
 
 __all__ = ["EngineLoad", "InFlight", "engine_load", "stuck_requests"]
 
@@ -31,11 +31,11 @@ __all__ = ["EngineLoad", "InFlight", "engine_load", "stuck_requests"]
 class InFlight(Protocol):
     """A request at an engine: when a byte last came (or it was sent), whether one ever did.
 
-    ``identity``: None where it has no body.
+    ``present``: None where it has no body.
     """
 
     heard_at: float
-    identity: RequestIdentity | None
+    present: Present | None
 
     @property
     def begun(self) -> bool:

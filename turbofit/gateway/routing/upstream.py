@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import aiohttp
 import msgspec
 
+from turbofit.gateway.http.refusals import UNREACHED
 from turbofit.gateway.http.sockets import engine_socket
 
 if TYPE_CHECKING:
@@ -16,10 +17,7 @@ if TYPE_CHECKING:
 
     from turbofit.gateway.routing.engines import RoutedEngine
 
-__all__ = ["UNREACHED", "Died", "Unreachable", "Upstream"]
-
-#: In the answer of a forwarder that stands before an engine and finds that nothing listens there.
-UNREACHED: Final = "X-Turbofit-Unreached"
+__all__ = ["Died", "Unreachable", "Upstream"]
 
 _CONNECT_SECONDS: Final = 5.0
 #: Below uvicorn's 5 s, so that no request meets a connection which the engine is closing.
@@ -33,6 +31,13 @@ _HEALTH_SECONDS: Final = 10.0
 _NO_ANSWER: Final = {
     errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN,
 }  # fmt: skip
+
+
+class Endpoint(Protocol):
+    """Where requests go: an address and its key."""
+
+    url: str
+    key: str | None
 
 
 class Unreachable(Exception):  # noqa: N818
@@ -68,7 +73,7 @@ class Upstream:
 
     async def open(
         self,
-        engine: RoutedEngine,
+        engine: Endpoint,
         method: str,
         path: str,
         body: bytes | None,
@@ -98,7 +103,7 @@ class Upstream:
             raise Died(str(exc)) from exc
         if UNREACHED in response.headers:
             response.close()
-            raise Unreachable("nothing listens behind the forwarder", ended=True)
+            raise Unreachable("no engine had it", ended=True)
         return response
 
     async def probe(self, engine: RoutedEngine) -> bool:

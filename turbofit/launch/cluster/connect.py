@@ -12,7 +12,7 @@ from turbofit.core.struct import Struct
 from turbofit.launch.cluster import ray_adapter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 __all__ = ["RayConnection", "RayNode", "connected"]
 
@@ -32,14 +32,15 @@ class RayNode(Struct):
 
 
 class RayConnection:
-    """A cluster that this process is connected to.
+    """A cluster that this process is connected to; ``here`` is this node's id.
 
-    ``address`` is the cluster's, ``here`` this node's id and ``here_address`` its address.
+    Once `watched` was called it looks in a thread: while the head is gone, Ray does not return.
     """
 
     def __init__(self) -> None:
-        self.address, self.here, self.here_address = ray_adapter.this_process()
-        self._watch: _Watch | None = None
+        self.address, self.here = ray_adapter.this_process()
+        self._seen: dict[str, RayNode] = {}
+        self._at, self._error = 0.0, ""
 
     def watched(self) -> dict[str, RayNode]:
         """The nodes that were there when the head was last heard of, a second ago; never waits.
@@ -47,10 +48,16 @@ class RayConnection:
         Raises:
             MachineError: the cluster's head does not answer any more.
         """
-        if self._watch is None:
-            self._watch = _Watch(self.alive)
-            self._watch.start()
-        return self._watch.seen()
+        if not self._at:
+            self._seen, self._at = self.alive(), time.monotonic()
+            threading.Thread(target=self._look, name="alive", daemon=True).start()
+        silent = time.monotonic() - self._at
+        if silent > _SILENT:
+            raise MachineError(
+                self._error or f"the head of the Ray cluster has been silent for {silent:.0f} s",
+                hint="see ray status; engines end with the cluster",
+            )
+        return self._seen
 
     def alive(self) -> dict[str, RayNode]:
         """The nodes that are there now, by id.
@@ -78,53 +85,18 @@ class RayConnection:
             if node["Alive"]
         }
 
-
-class _Watch(threading.Thread):
-    """Looks at the nodes in a thread of its own: while the head is gone, Ray does not return."""
-
-    def __init__(self, look: Callable[[], dict[str, RayNode]]) -> None:
-        super().__init__(name="alive", daemon=True)
-        self._look = look
-        self._seen, self._at = look(), time.monotonic()
-        self._error: MachineError | None = None
-
-    def seen(self) -> dict[str, RayNode]:
-        """The last answer.
-
-        Raises:
-            MachineError: there was none for long.
-        """
-        silent = time.monotonic() - self._at
-        if silent > _SILENT:
-            raise self._error or MachineError(
-                f"the head of the Ray cluster has been silent for {silent:.0f} s",
-                hint="see ray status; engines end with the cluster",
-            )
-        return self._seen
-
-    def run(self) -> None:
-        """As long as the process."""
+    def _look(self) -> None:
         while True:
             time.sleep(_LOOK_SECONDS)
             try:
-                self._seen, self._error = self._look(), None
-                self._at = time.monotonic()
+                self._seen, self._at, self._error = self.alive(), time.monotonic(), ""
             except MachineError as exc:
-                self._error = exc
+                self._error = exc.message
 
 
 @contextmanager
 def connected(address: str | None) -> Iterator[RayConnection]:
-    """Be connected to a cluster; what this process started there ends with the connection.
-
-    Args:
-        address: as ``ray start`` prints it; None is ``RAY_ADDRESS``, or the cluster of this host.
-
-    Raises:
-        PackageError: Ray is not installed.
-        MachineError: no cluster answers there.
-        UsageError: an address of Ray Client.
-    """
+    """Be connected to a cluster; what this process started there ends with the connection."""
     ray_adapter.connect(address)
     try:
         yield RayConnection()

@@ -1,447 +1,695 @@
-"""Keeps a cluster serving: nodes that join, leave or die, engines that fail, routing tables.
+"""`turbofit serve --cluster ray`: a node is a `turbofit serve`, kept by an actor; this is the loop.
 
-Everything happens in `Controller.tick`, which never waits: what takes time (measuring a node,
-planning for it) is done by a worker, what engines do comes as news of their actors, and a change of
-plan is a generator that goes one step a tick.
+It measures and plans, has each node's actor serve its plan, tells the front where nodes are, takes
+in who joins and lets go who leaves. Its state is a file and what the actors say: killed and started
+again within the servers' lease, it goes on with what still serves.
 """
 
 from __future__ import annotations
 
-import threading
+import os
+import secrets
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from msgspec.structs import replace
 
-from turbofit.core.cluster import ClusterStatus, Node, NodePlan
-from turbofit.core.errors import LaunchError, UsageError, error_from
-from turbofit.gateway.limits.intersect import intersect
-from turbofit.gateway.routing.fleet_updater import check_gateways
-from turbofit.gateway.routing.routing_table import RoutingTable
-from turbofit.launch.cluster import ray_adapter
-from turbofit.launch.cluster.agent import start_agent
-from turbofit.launch.cluster.node_state import NodeState, outcome
-from turbofit.launch.cluster.nodes import held_only, index_of, tell_nodes
-from turbofit.launch.cluster.promise import (
-    bounds_of_cluster,
-    engine_specs_of,
-    expected_members,
-    in_words,
+from turbofit.core.cluster import Cluster, ClusterPlan, ClusterStatus, Node, NodePlan, NodeStatus
+from turbofit.core.errors import (
+    DoesNotFitError,
+    LaunchError,
+    MachineError,
+    OutOfMemoryError,
+    TurbofitError,
+    UsageError,
 )
-from turbofit.launch.cluster.replica import Replica
-from turbofit.planning.cluster import plan_joining
+from turbofit.core.process.files import write_atomic
+from turbofit.core.process.state import state_dir
+from turbofit.core.struct import Struct
+from turbofit.gateway.front import Front, NodeAddress
+from turbofit.gateway.http.accesslog import access_log
+from turbofit.gateway.server import digest_of
+from turbofit.gateway.thread import GatewayThread
+from turbofit.launch.cluster import ray_adapter
+from turbofit.launch.cluster.board import pin_board
+from turbofit.launch.cluster.connect import connected
+from turbofit.launch.cluster.node import NodeActor, NodeTold
+from turbofit.launch.cluster.nodes import held_only
+from turbofit.launch.cluster.tls import client_context
+from turbofit.launch.serve.detached import LEASE_SECONDS
+from turbofit.planning.cluster import plan_cluster, plan_joining
+from turbofit.planning.plan import doubled_margin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    import signal
+    from collections.abc import Callable, Generator
+    from pathlib import Path
 
-    from turbofit.core.cluster import ClusterPlan
+    from turbofit.core.json_types import Document
     from turbofit.launch.cluster.connect import RayConnection, RayNode
-    from turbofit.launch.cluster.places import Places
     from turbofit.launch.serve.config import ClusterServeConfig
+    from turbofit.launch.serve.supervisor import StopSignal
+    from turbofit.planning.request import PlanRequest
 
-__all__ = ["Controller"]
+__all__ = ["Controller", "NodeState", "serve_cluster"]
 
-_LOOK_SECONDS: Final = 1.0
-#: A node that cannot serve, or whose engine failed for good, is tried again after so long.
+_TICK, _POST_SECONDS = 0.2, 1.0
+#: A node that is unfit is tried again after so long; one without a free GPU sooner.
 _AGAIN_SECONDS: Final = 600.0
-_EVENTS: Final = 50
-_GIVE_SECONDS: Final = 10.0
-#: Where a node's death ended its engines, Ray tells of the node a moment later.
-_SURE_SECONDS: Final = 3.0
+_NO_GPU_SECONDS: Final = 15.0
+#: All nodes are measured within so long before the first plan; those that are not join later.
+_MEASURE_SECONDS: Final = 180.0
+_MOST_EVENTS: Final = 100
+#: Servers have so long to end beside the drain.
+_LAST_SECONDS: Final = 20.0
+_DONE: Final = object()
+
+
+class _Saved(Struct):
+    """What the next controller needs to go on.
+
+    The run's name, what was asked and then changed, and what each node serves.
+    """
+
+    run: str
+    asked: str
+    changes: dict[str, Any]
+    plan: ClusterPlan
+
+
+class NodeState:
+    """One node, and where it stands."""
+
+    def __init__(self, ray_node: RayNode) -> None:
+        self.ray, self.state, self.why, self.again = ray_node, "joining", "", 0.0
+        self.actor: Any = None
+        self.gpus = 0
+        #: What is awaited of the actor: how the node was measured, how it is.
+        self.measuring: Any = None
+        self.asked: Any = None
+        self.node: Node | None = None
+        self.plan: NodePlan | None = None
+        self.margin: int | None = None
+        self.digest, self.told = "", NodeTold()
+
+    @property
+    def name(self) -> str:
+        """What fronts and people call it."""
+        return f"{self.ray.name}-{self.ray.id[:6]}"
+
+    @property
+    def open(self) -> bool:
+        """Whether its planned server answers."""
+        return self.told.state == "open" and self.told.digest == self.digest
+
+    @property
+    def failed(self) -> str:
+        """Why its planned server does not serve, where it will not."""
+        return self.told.why if self.told.state == "unfit" else ""
+
+    def be(self, state: str, why: str = "", again: float = _AGAIN_SECONDS) -> None:
+        """Stand somewhere else."""
+        self.state, self.why, self.again = state, why, time.monotonic() + again
 
 
 class Controller:
-    """A model on a cluster.
+    """All nodes of a run."""
 
-    Args:
-        connection: to Ray.
-        places: the GPUs that are held.
-        plan: what is served.
-        node_states: the nodes that were measured for it.
-        config: what every engine is started with.
-        say: takes lines of progress.
-        name: what people call it.
-    """
-
-    def __init__(  # noqa: PLR0913 - a constructor
+    def __init__(
         self,
         connection: RayConnection,
-        places: Places,
-        plan: ClusterPlan,
-        node_states: list[NodeState],
         config: ClusterServeConfig,
         say: Callable[[str], None],
-        *,
-        name: str,
+        actors: Callable[[str, NodeState, int], Any] | None = None,
     ) -> None:
-        self.connection, self.places, self.plan, self.config = connection, places, plan, config
-        self.name = name
-        self._say = say
-        self.node_states = {node_state.node.id: node_state for node_state in node_states}
-        self.bounds = bounds_of_cluster(plan)
-        self.gateways = 1
-        self.peers: tuple[str, ...] = (connection.here_address,)
-        #: Requests at each engine, and whether it is up, as the gateways told last.
-        self.outstanding: Mapping[str, int] = {}
-        #: The routing table that all gateways followed when they told it.
-        self.followed = -1
-        self.up: Mapping[str, bool] = {}
-        self.change = ""
-        self.events: deque[str] = deque(maxlen=_EVENTS)
-        self._steps: Iterator[None] | None = None
-        self._number, self._told = 0, RoutingTable(number=0, bounds=self.bounds, members=())
-        self._looked = float("-inf")
-        self._hopeless: float | None = None
-        self._worker = ThreadPoolExecutor(1, "nodes")
+        self._connection, self._say, self.config = connection, say, config
+        self._actors = actors or self._start_actor
+        self.request: PlanRequest = config.request
+        #: What `cluster change` has made another of the request.
+        self.changes: Document = {}
+        self.nodes: dict[str, NodeState] = {}
+        self.run, self.change = secrets.token_hex(4), ""
+        self._plan: ClusterPlan | None = None
+        self.events: deque[str] = deque(maxlen=_MOST_EVENTS)
+        self._changing: Generator[None, None, None] | None = None
+
+    @property
+    def plan(self) -> ClusterPlan:
+        """What is served."""
+        assert self._plan is not None
+        return self._plan
 
     def say(self, text: str) -> None:
-        """Progress, which `status` shows too."""
+        """Tell people, and remember it."""
         self.events.append(f"{time.strftime('%H:%M:%S')} {text}")
         self._say(text)
 
-    def begin(self) -> None:
-        """Start what is planned."""
-        for node in self.plan.nodes:
-            node_state = self.node_states.get(node.node)
-            if node_state is not None:
-                node_state.promised = self.plan
-                self.settle(node_state, node)
+    def _start_actor(self, run: str, node: NodeState, gpus: int) -> Any:
+        host = node.ray.address
+        return ray_adapter.start_actor(
+            NodeActor, run, node.ray.id, host, self.config.node_port,
+            strategy=ray_adapter.on_node(node.ray.id), restarts=-1, calls=8, gpus=gpus,
+        )  # fmt: skip
 
-    def tick(self, seconds: float) -> None:
-        """One look at everything, after news or so many seconds.
+    def resume(self, saved: _Saved) -> None:
+        """Go on with what an earlier controller has left."""
+        self.run, self._plan, self.changes = saved.run, saved.plan, saved.changes
+        self.request = self.request.changed(**saved.changes)
+        for ray_node in self._connection.watched().values():
+            planned = saved.plan.node(ray_node.id)
+            if planned is not None and planned.plan is not None and not ray_node.leaving:
+                node = self.nodes[ray_node.id] = NodeState(ray_node)
+                node.node = Node(
+                    id=ray_node.id, name=ray_node.name, address=ray_node.address,
+                    machine=planned.plan.machine, pretend=self.config.pretend,
+                )  # fmt: skip
+                self._take(node, len(planned.gpus()))
+                self.serve(node, planned)
 
-        Raises:
-            TurbofitError: nothing serves any more, and nothing will; or Ray is gone.
-        """
-        self._hear(seconds)
-        now = time.monotonic()
-        if now - self._looked >= _LOOK_SECONDS:
-            self._looked = now
-            self._look(self.connection.watched())
-        for node_state in tuple(self.node_states.values()):
-            self._mind(node_state, now)
-        if self._steps is not None and next(self._steps, self) is self:
-            self._steps = None
-        self._raise_if_nothing_serves()
+    def begin(self, stopped: Callable[[], bool]) -> None:
+        """Measure all nodes, and plan for them."""
+        self._look()
+        end = time.monotonic() + _MEASURE_SECONDS
+        while any(n.measuring is not None for n in self.nodes.values()) and not stopped():
+            if time.monotonic() > end:
+                break
+            self._hear()
+            time.sleep(_TICK)
+        known = [node.node or _unknown(node) for node in self.nodes.values()]
+        source = f"ray {self._connection.address}"
+        self._plan = plan_cluster(self.request, Cluster(source=source, nodes=tuple(known)))
+        self.say(self.plan.verdict)
+        for warning in self.plan.warnings:
+            self._say(f"warning: {warning}")
+        if not self.plan.fits:
+            first = self.plan.remedies[0] if self.plan.remedies else None
+            hint = f"{first.change}: {first.effect}" if first else "see turbofit plan --cluster"
+            raise DoesNotFitError(self.plan.verdict, hint=hint)
+        for node in self.nodes.values():
+            if node.node is not None:
+                self._settle(node, self.plan.node(node.ray.id))
 
-    def routing_table(self) -> RoutingTable:
-        """What gateways are to be told now."""
-        members = tuple(
-            member for node_state in self.node_states.values() for member in node_state.members()
-        )
-        told = self._told
-        if (members, self.bounds, self.gateways) != (told.members, told.bounds, told.gateways):
-            self._number += 1
-            self._told = RoutingTable(
-                number=self._number, bounds=self.bounds, members=members, gateways=self.gateways
+    def tick(self) -> None:
+        """One look at everything."""
+        self._look()
+        self._hear()
+        for node in list(self.nodes.values()):
+            self._step(node)
+        if self._changing is not None and next(self._changing, _DONE) is _DONE:
+            self._changing = None
+
+    def _look(self) -> None:
+        """Who has come, who is leaving, who has gone."""
+        alive = self._connection.watched()
+        for identity in self.nodes.keys() - alive.keys():
+            gone = self.nodes.pop(identity)
+            self.say(f"node {gone.name} has left the cluster")
+        for identity, ray_node in alive.items():
+            if identity not in self.nodes and not ray_node.leaving:
+                node = self.nodes[identity] = NodeState(ray_node)
+                self._join(node)
+            elif ray_node.leaving and identity in self.nodes:
+                self.drain(self.nodes[identity], "Ray drains it")
+
+    def _join(self, node: NodeState) -> None:
+        """Take a node's free GPUs, and measure it."""
+        free = ray_adapter.free_gpus().get(node.ray.id, 0) if node.ray.gpus else 0
+        if not free:
+            why = "no GPU of it is free: jobs of Ray hold them all"
+            node.be("unfit", why if node.ray.gpus else "Ray counts no GPU there", _NO_GPU_SECONDS)
+            return
+        node.be("joining")
+        self._take(node, free)
+        node.measuring = node.actor.measure.remote(self.config.pretend)
+
+    def _take(self, node: NodeState, gpus: int) -> None:
+        self._free(node)
+        node.actor, node.gpus = self._actors(self.run, node, gpus), gpus
+
+    def _free(self, node: NodeState) -> None:
+        """Give a node's GPUs back."""
+        if node.actor is not None:
+            ray_adapter.kill_actor(node.actor)
+        node.actor = node.asked = node.measuring = None
+        node.gpus, node.told, node.digest = 0, NodeTold(), ""
+
+    def _hear(self) -> None:
+        """Take what actors have answered, and ask them again."""
+        for node in self.nodes.values():
+            if node.measuring is not None:
+                found, why = _answer(node.measuring)
+                if found is not None:
+                    node.measuring = None
+                    measured, gpus = found
+                    told = msgspec.json.decode(measured, type=Node)
+                    told = replace(told, id=node.ray.id, address=node.ray.address)
+                    node.node = held_only(told, gpus)
+                elif why:
+                    self._unfit(node, f"it could not be measured: {why}")
+            elif node.actor is not None:
+                if node.asked is None:
+                    node.asked = node.actor.tell.remote()
+                found, why = _answer(node.asked)
+                if found is not None or why:
+                    node.asked = None
+                node.told = found or node.told
+
+    def _step(self, node: NodeState) -> None:
+        """What follows from where a node stands."""
+        if node.state == "joining" and node.measuring is None and node.node is not None:
+            if self._plan is not None:
+                self._settle(node, self._planned(node))
+        elif node.state in ("starting", "serving"):
+            if node.open and node.state == "starting":
+                node.be("serving")
+                self.say(f"node {node.name} serves at {node.told.url}")
+            elif node.failed:
+                self._failed(node)
+        elif node.state == "draining" and node.told.state == "idle":
+            self._free(node)
+            node.be("drained", node.why)
+            self.say(f"node {node.name} is drained, its GPUs are given back")
+        elif node.state == "unfit" and time.monotonic() >= node.again:
+            self._join(node)
+
+    def _planned(self, node: NodeState) -> NodePlan:
+        """A node's plan under the promise."""
+        assert node.node is not None
+        request = self.request
+        if node.margin is not None:
+            request = request.changed(margin=node.margin)
+        try:
+            return plan_joining(request, self.plan, node.node)
+        except TurbofitError as exc:
+            return NodePlan(
+                node=node.ray.id, name=node.ray.name, address=node.ray.address, why_not=exc.message
             )
-        return self._told
 
-    def status(self, urls: tuple[str, ...]) -> ClusterStatus:
-        """For people and scripts."""
-        return ClusterStatus(
-            name=self.name,
-            model=self.plan.model.name,
-            source=f"ray {self.connection.address}",
-            pretend=self.config.pretend,
-            at=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            urls=urls,
-            promise=in_words(self.plan),
-            nodes=tuple(
-                node_state.status(self.up, self.outstanding)
-                for node_state in self.node_states.values()
-            ),
-            change=self.change,
-            events=tuple(self.events),
-        )
+    def _settle(self, node: NodeState, planned: NodePlan | None) -> None:
+        """Have a measured node serve its plan, or say why it cannot."""
+        if planned is None or planned.plan is None:
+            why = planned.why_not if planned is not None else "it was not planned for"
+            self._unfit(node, why)
+        elif len(planned.gpus()) < node.gpus:
+            # The cards that the plan leaves go back; which of them stay is Ray's to say.
+            node.be("joining")
+            self._take(node, len(planned.gpus()))
+            node.node = None
+            node.measuring = node.actor.measure.remote(self.config.pretend)
+        else:
+            self.serve(node, planned)
 
-    def let(self, peers: tuple[str, ...]) -> None:
-        """Gateways at these addresses may reach the engines from now on, and no others."""
-        self.peers = peers
-        for node_state in self.node_states.values():
-            for replica in node_state.replicas:
-                replica.allow(peers)
+    def serve(self, node: NodeState, planned: NodePlan) -> None:
+        """Have a node's actor serve a plan."""
+        assert planned.plan is not None
+        words = self.config.node_words
+        digest = sha256(f"{digest_of(planned.plan)} {words}".encode()).hexdigest()[:16]
+        node.plan, node.digest = planned, digest
+        node.actor.serve.remote(digest, planned.plan.to_json(), words)
+        node.told = replace(node.told, state="starting", digest=digest)
+        node.asked = None
+        if node.state != "changing":
+            node.be("starting")
 
-    def nodes(self) -> tuple[Node, ...]:
-        """The nodes that stay, as they were measured before anything was started there."""
-        return tuple(
-            node_state.node
-            for node_state in self.node_states.values()
-            if node_state.state != "drained"
-        )
+    def _failed(self, node: NodeState) -> None:
+        """A node's server does not start, or has ended for good."""
+        plan = node.plan.plan if node.plan is not None else None
+        if node.told.exit_code == OutOfMemoryError.exit_code and not node.margin and plan:
+            node.margin = doubled_margin(plan)
+            self.say(f"node {node.name} ran out of memory: it is planned with twice the margin")
+            self._settle(node, self._planned(node))
+        else:
+            self._unfit(node, node.failed)
 
-    def later(self, work: Callable[[], Any]) -> Any:
-        """Have something done by the worker; a future."""
-        return self._worker.submit(work)
+    def _unfit(self, node: NodeState, why: str) -> None:
+        self._free(node)
+        node.be("unfit", why)
+        self.say(f"node {node.name} does not serve: {why}")
+
+    def drain(self, node: NodeState, why: str = "") -> None:
+        """Send a node nothing new, and end its server in order."""
+        if node.state in ("draining", "drained"):
+            return
+        if node.actor is None:
+            node.be("drained", why)
+            return
+        node.be("draining", why)
+        node.actor.end.remote()
+        self.say(f"node {node.name} finishes what it has")
 
     @property
     def changing(self) -> bool:
         """Whether a change of plan is under way."""
-        return self._steps is not None
+        return self._changing is not None
 
-    def follow(self, steps: Iterator[None]) -> None:
-        """Go through these steps, one a tick.
+    def _changed(self, target: ClusterPlan, changes: Document) -> Generator[None, None, None]:
+        """The steps from what is served to another plan of the same model.
 
-        Raises:
-            LaunchError: others are under way.
+        A node that the new plan leaves out is no failure; the first one that fails with the new
+        plan brings the old one back on all that have changed, the last one first.
         """
-        if self._steps is not None:
-            raise LaunchError(
-                "a change is under way already", hint="see turbofit cluster status, and wait"
-            )
-        self._steps = steps
-
-    def widen(self) -> None:
-        """Hold requests to no more than the plan and what serves under it ask for."""
-        joined = [
-            s.plan for s in self.node_states.values() if s.plan.plan and s.promised is self.plan
-        ]
-        self.bounds = bounds_of_cluster(replace(self.plan, nodes=(*self.plan.nodes, *joined)))
-
-    def settle(self, node_state: NodeState, plan: NodePlan) -> None:
-        """Start on a node what is planned for it, and give back the GPUs that it does not use."""
-        gpu_ids: dict[int, str] = {}
-        if plan.plan is not None:
-            found = index_of(plan.plan.machine, self.places.on(node_state.node.id))
-            gpu_ids = {index: one for one, index in found.items()}
-            why = self._in_the_way(plan, gpu_ids)
-            plan = replace(plan, plan=None, why_not=why) if why else plan
-        node_state.plan, node_state.replicas = plan, []
-        if plan.plan is None:
-            self.places.drop(node_state.node.id)
-            node_state.state, node_state.again_at = "unfit", time.monotonic() + _AGAIN_SECONDS
-            self.say(f"node {node_state.node.name} does not serve: {node_state.why_not}")
+        before, asked = self.plan, self.changes
+        self._plan, self.changes = target, changes
+        self.request = self.config.request.changed(**changes)
+        self.say(f"a change of plan begins: {promise_of(before)} -> {promise_of(target)}")
+        moved: list[tuple[NodeState, NodePlan | None]] = []
+        serving = [node for node in self.nodes.values() if node.state in ("serving", "starting")]
+        for number, node in enumerate(serving):
+            self.change = f"{number} of {len(serving)} nodes have the new plan"
+            moved.append((node, node.plan))
+            yield from self._moved(node, target.node(node.ray.id))
+            if not node.failed:
+                continue
+            why = f"node {node.name}: {node.failed}"
+            self._plan, self.changes = before, asked
+            self.request = self.config.request.changed(**asked)
+            self.say(f"the new plan does not hold, going back: {why}")
+            self.change = f"going back: {why}"
+            for back, old in reversed(moved):
+                yield from self._moved(back, old)
+                if back.failed:
+                    self._unfit(back, back.failed)
+            self.change = f"given up: {why}"
             return
-        node_state.state, node_state.again_at = "serving", float("inf")
-        self.bounds = intersect(self.bounds, bounds_of_cluster(replace(self.plan, nodes=(plan,))))
-        here = node_state.node.id == self.connection.here
-        engine_specs = engine_specs_of(plan, self.plan, self.config, here=here, peers=self.peers)
-        self.places.keep(node_state.node.id, [gpu_ids[index] for index in plan.gpus()])
-        for engine_spec, member in zip(engine_specs, expected_members(plan), strict=True):
-            place = self.places.place(
-                node_state.node.id, gpu_ids[engine_spec.plan.parallel.groups[0][0]]
-            )
-            replica = Replica(
-                engine_spec,
-                place,
-                share=member.share,
-                host_bytes=member.host_bytes,
-                start=start_agent,
-            )
-            node_state.replicas.append(replica)
-            replica.begin()
+        for node in self.nodes.values():
+            if node.state == "unfit":
+                node.again = 0.0  # the new promise may be one that it keeps
+        self.change = ""
+        self.say(f"the plan has changed: {promise_of(target)}")
 
-    def _in_the_way(self, plan: NodePlan, gpu_ids: Mapping[int, str]) -> str:
-        """Why a plan cannot be started on its node; empty where it can."""
-        if not plan.gpus() <= gpu_ids.keys():
-            return "other jobs of Ray have taken its GPUs"
-        routing_table = self.routing_table()
+    def _moved(self, node: NodeState, planned: NodePlan | None) -> Generator[None, None, None]:
+        """One node to its plan, until it serves or fails."""
+        if node.ray.id not in self.nodes or node.state in ("draining", "drained"):
+            return
+        planned = planned if planned is not None and planned.plan is not None else None
+        if planned is None and node.node is not None:
+            planned = self._planned(node)
+        if planned is None or planned.plan is None:
+            self.drain(node)
+            while node.ray.id in self.nodes and node.state == "draining":
+                yield
+            node.be("unfit", planned.why_not if planned is not None else "")
+            return
+        node.be("changing")
+        yield  # the front hears of it before the server ends
+        self.serve(node, planned)
+        while node.ray.id in self.nodes and node.state == "changing":
+            if node.open:
+                node.be("serving")
+            elif node.failed:
+                return
+            yield
+
+    def answer(self, question: Document) -> Document:
+        """What another command is told; an error where it is refused, and nothing has changed."""
         try:
-            check_gateways(replace(routing_table, members=tuple(expected_members(plan))))
-        except UsageError as exc:
-            return exc.message
-        return ""
+            return self._taken(question)
+        except TurbofitError as exc:
+            return exc.to_dict()
 
-    def measure(self, node_state: NodeState, known: NodePlan | None = None) -> Any:
-        """Begin to measure a node and to plan for it; a future of its `NodePlan`.
+    def _taken(self, question: Document) -> Document:
+        if question.get("kind") == "drain":
+            node = self._named(str(question.get("node", "")))
+            self.drain(node)
+            return {"said": f"node {node.name} finishes what it has"}
+        if question.get("kind") != "change":
+            raise UsageError("nobody knows this question", hint="use one turbofit on all nodes")
+        if self.changing:
+            hint = "see turbofit cluster status, and wait"
+            raise LaunchError("a change is under way already", hint=hint)
+        changes = {**self.changes, **question.get("keywords", {})}
+        request = self.config.request.changed(**changes)
+        nodes = tuple(node.node or _unknown(node) for node in self.nodes.values())
+        target = plan_cluster(request, Cluster(source=self.plan.source, nodes=nodes))
+        if not target.fits:
+            hint = "nothing has changed; see turbofit plan --cluster for what would fit"
+            raise DoesNotFitError(target.verdict, hint=hint)
+        self._changing = self._changed(target, changes)
+        note = "node by node from here on; until the last one has changed, a request may meet"
+        return {"said": f"{target.verdict}; {note} either plan's limits"}
 
-        With a plan that is known, only to take its GPUs again.
-        """
-        plan, config = self.plan, self.config
-        node_state.promised = plan
-        alive = self.connection.watched().get(node_state.node.id)
-
-        def work() -> NodePlan:
-            if alive is None:
-                return NodePlan(
-                    node=node_state.node.id, name=node_state.node.name,
-                    address=node_state.node.address, why_not="it left the cluster",
-                )  # fmt: skip
-            self.places.take([alive.id])
-            if known is not None:
-                return known
-            (node_state.node,) = tell_nodes([alive], pretend=config.pretend)
-            node_state.node = held_only(node_state.node, self.places.on(alive.id))
-            return plan_joining(config.request, plan, node_state.node)
-
-        return self.later(work)
-
-    def stop(self, seconds: float, urgent: Callable[[], bool]) -> None:
-        """End everything; nothing is left when it returns.
-
-        Args:
-            seconds: how long engines may take to end in order.
-            urgent: whether there is no time, looked at again and again.
-        """
-        # What the worker waits for may take minutes, and ends with the connection.
-        self._worker.shutdown(wait=False, cancel_futures=True)
-        replicas = [
-            replica for node_state in self.node_states.values() for replica in node_state.replicas
-        ]
-        deadline = time.monotonic() + seconds
-        # Asked always: where Ray's head is gone, nothing else ends them.
-        for replica in replicas:
-            replica.stop(seconds)
-        while not urgent() and time.monotonic() < deadline:
-            if all(replica.ended() for replica in replicas):
-                break
-            time.sleep(0.05)
-        for replica in replicas:
-            replica.end()
-
-        def give_back() -> None:
-            for node in tuple(self.node_states):
-                self.places.leave(node)
-
-        # Without a head Ray does not return. What is not given back here ends with the connection.
-        giving = threading.Thread(target=give_back, name="places", daemon=True)
-        giving.start()
-        giving.join(_GIVE_SECONDS)
-
-    def _hear(self, seconds: float) -> None:
-        """Wait for news of any engine, and take all that there is."""
-        replicas = [
-            replica for node_state in self.node_states.values() for replica in node_state.replicas
-        ]
-        waiting = [replica.news for replica in replicas if replica.news is not None]
-        told: set[Any] = set()
-        if waiting:
-            told = ray_adapter.wait_any(waiting, seconds)
-        else:
-            time.sleep(seconds)
-        for replica in replicas:
-            before = replica.engine_state
-            if (replica.news is None or replica.news in told) and replica.hear():
-                self._tell(replica, before.state, before.said)
-
-    def _tell(self, replica: Replica, state: str, said: str) -> None:
-        """Report what is new of an engine."""
-        now = replica.engine_state
-        if now.said != said and now.said:
-            self._say(f"{replica.engine_spec.name}: {now.said}")
-        if now.state == state:
-            return
-        if now.state == "ready":
-            self.say(f"{replica.engine_spec.name}: ready")
-        elif now.state == "failed":
-            self.say(f"{replica.engine_spec.name}: failed: {now.error.get('message', '')}")
-
-    def _look(self, alive: Mapping[str, RayNode]) -> None:
-        """Look for nodes that came, went, or are leaving."""
-        for identity in [one for one in self.node_states if one not in alive]:
-            node_state = self.node_states.pop(identity)
-            self.say(f"node {node_state.node.name} is gone")
-            for replica in node_state.replicas:
-                replica.end()
-            self.places.leave(identity)
-        for node in alive.values():
-            known = self.node_states.get(node.id)
-            if known is None and node.gpus and not node.leaving:
-                self.say(f"node {node.name} joined")
-                node_state = NodeState(Node(id=node.id, name=node.name, address=node.address))
-                self.node_states[node.id] = node_state
-                node_state.work = self.measure(node_state)
-            elif known is not None and node.leaving and known.state not in ("drained", "unfit"):
-                self.drain(known)
-
-    def drain(self, node_state: NodeState) -> None:
-        """Let what a node has under way end, then stop its engines and give back its GPUs."""
-        node_state.state, node_state.again_at = "drained", float("inf")
-        self.say(f"node {node_state.node.name} is drained")
-        self.empty(node_state)
-        if not node_state.replicas:
-            self.places.leave(node_state.node.id)
-
-    def empty(self, node_state: NodeState) -> None:
-        """Send nothing more to a node's engines."""
-        for replica in node_state.replicas:
-            replica.draining = True
-            replica.drained_by = time.monotonic() + self.config.timing.drain
-        number = self.routing_table().number
-        for replica in node_state.replicas:
-            replica.drained_in = number
-
-    def idle(self, node_state: NodeState) -> bool:
-        """Whether a draining node has nothing under way any more, or no more time.
-
-        What a gateway told before it knew of the draining does not count.
-        """
-        now = time.monotonic()
-        return all(
-            now >= replica.drained_by
-            or (
-                self.followed >= replica.drained_in
-                and not self.outstanding.get(replica.engine_spec.name, 0)
+    def _named(self, name: str) -> NodeState:
+        """The node with this name, address or beginning of an id."""
+        found = [
+            node
+            for node in self.nodes.values()
+            if name
+            and (
+                name in (node.name, node.ray.name, node.ray.address) or node.ray.id.startswith(name)
             )
-            for replica in node_state.replicas
-        )
-
-    def _mind(self, node_state: NodeState, now: float) -> None:
-        """Do what one node needs now."""
-        if node_state.work is not None and node_state.work.done():
-            work, node_state.work = node_state.work, None
-            if node_state.state != "joining":
-                return
-            if node_state.promised is not self.plan:  # the plan has changed meanwhile
-                node_state.work = self.measure(node_state)
-                return
-            self.settle(node_state, outcome(work, node_state))
-        elif node_state.state == "drained" and node_state.replicas and self.idle(node_state):
-            if self.closed(node_state):
-                self.places.leave(node_state.node.id)
-                self.say(
-                    f"node {node_state.node.name}: its engines have ended, its GPUs are given back"
-                )
-        elif node_state.state == "unfit" and now >= node_state.again_at:
-            node_state.state, node_state.again_at = "joining", float("inf")
-            node_state.work = self.measure(node_state)
-        elif (
-            node_state.state == "serving"
-            and node_state.failed
-            and node_state.again_at > now + _AGAIN_SECONDS
-        ):
-            node_state.again_at = now + _AGAIN_SECONDS
-        elif node_state.state == "serving" and node_state.failed and now >= node_state.again_at:
-            node_state.again_at = float("inf")
-            for replica in node_state.replicas:
-                if replica.engine_state.state == "failed":
-                    replica.end()
-                    replica.actor_lost = False
-                    replica.begin()
-
-    def closed(self, node_state: NodeState) -> bool:
-        """Stop a node's engines without waiting for them here; whether they have ended."""
-        for replica in node_state.replicas:
-            replica.stop(self.config.timing.drain)
-        if not all(replica.ended() for replica in node_state.replicas):
-            return False
-        for replica in node_state.replicas:
-            replica.end()
-        node_state.replicas = []
-        return True
-
-    def _raise_if_nothing_serves(self) -> None:
-        """End where nothing serves, nothing starts, and nothing is about to.
-
-        Raises:
-            TurbofitError: the first engine's failure.
-        """
-        if self._steps is not None or any(s.state == "joining" for s in self.node_states.values()):
-            return
-        replicas = [
-            replica for node_state in self.node_states.values() for replica in node_state.replicas
         ]
-        alive = any(
-            replica.engine_state.state in ("starting", "ready") and not replica.actor_lost
-            for replica in replicas
-        )
-        errors = [replica.engine_state.error for replica in replicas if replica.engine_state.error]
-        if alive or not errors:
-            self._hopeless = None
-            return
-        now = time.monotonic()
-        self._hopeless = now if self._hopeless is None else self._hopeless
-        if now - self._hopeless >= _SURE_SECONDS:
-            raise error_from(errors[0])
+        if len(found) != 1:
+            many = f"{len(found)} nodes are" if found else "no node is"
+            hint = "turbofit cluster status shows names and ids"
+            raise UsageError(f"{many} {name!r}", hint=hint)
+        return found[0]
+
+    def addresses(self) -> tuple[NodeAddress, ...]:
+        """Where fronts find nodes, with their keys."""
+        return tuple(
+            NodeAddress(
+                name=node.name, url=node.told.url, key=node.told.key,
+                draining=node.state not in ("serving", "starting"),
+            )
+            for node in self.nodes.values()
+            if node.told.url
+        )  # fmt: skip
+
+    def status(self, url: str, front: Front) -> ClusterStatus:
+        """All of it, for people."""
+        found = []
+        for node in self.nodes.values():
+            seen = front.nodes.get(node.name)
+            plan = node.plan.plan if node.plan is not None else None
+            found.append(
+                NodeStatus(
+                    id=node.ray.id, name=node.name, address=node.ray.address,
+                    state=node.state,  # type: ignore[arg-type]
+                    cards=node.plan.cards if node.plan is not None else "",
+                    why_not=node.why or node.failed, said=node.told.said, url=node.told.url,
+                    up=seen is not None and seen.up, folder=node.told.folder,
+                    outstanding=0 if seen is None else seen.outstanding,
+                    at_once=0.0 if seen is None or not seen.up else seen.capacity,
+                    tokens=plan.kv.total_tokens if plan is not None else 0,
+                )
+            )  # fmt: skip
+        return ClusterStatus(
+            name=self.config.name or self.plan.model.name, model=self.plan.model.name,
+            source=self.plan.source, pretend=self.config.pretend,
+            at=time.strftime("%Y-%m-%dT%H:%M:%S%z"), urls=(url,), promise=promise_of(self.plan),
+            nodes=tuple(found), change=self.change, events=tuple(self.events),
+        )  # fmt: skip
+
+    def served(self) -> ClusterPlan:
+        """The plan with what each node serves now, for the next controller."""
+        nodes = tuple(node.plan for node in self.nodes.values() if node.plan is not None)
+        return replace(self.plan, nodes=nodes)
+
+    @property
+    def hopeless(self) -> str:
+        """Why nothing serves or will; empty where something does."""
+        states = {node.state for node in self.nodes.values()}
+        if states & {"joining", "starting", "serving", "changing", "draining"}:
+            return ""
+        return next((node.why for node in self.nodes.values() if node.state == "unfit"), "")
+
+    def end(self, seconds: float, urgent: Callable[[], bool]) -> None:
+        """End all servers in order, and give all GPUs back."""
+        for node in self.nodes.values():
+            if node.actor is not None:
+                node.actor.end.remote()
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not urgent():
+            self._hear()
+            if all(node.told.state == "idle" for node in self.nodes.values() if node.actor):
+                break
+            time.sleep(_TICK)
+        for node in self.nodes.values():
+            self._free(node)
+
+
+class _Run:
+    """The controller, its front and its board, until a signal."""
+
+    def __init__(
+        self,
+        controller: Controller,
+        board: Any,
+        folder: Path,
+        say: Callable[[str], None],
+        on_open: Callable[[list[str]], None],
+    ) -> None:
+        self._controller, self._board, self._folder = controller, board, folder
+        self._say, self._on_open, self._opened = say, on_open, False
+        config = controller.config
+        assert config.gateway is not None
+        public = replace(config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend)
+        log = access_log(config.access_log or str(folder / "access.log"))
+        self._front = GatewayThread(Front((), public, log, tls=client_context(os.environ)))
+        self._followed: tuple[NodeAddress, ...] = ()
+        self._inbox: Any = None
+        self._answers: dict[int, Document] = {}
+        self._posted = 0.0
+
+    def follow(self, stop: StopSignal) -> signal.Signals:
+        """Until a signal comes, or nothing is left to serve with."""
+        controller, failed = self._controller, True
+        self._front.start()
+        try:
+            while stop.signal is None:
+                try:
+                    controller.tick()
+                except MachineError as exc:
+                    self._outlive(exc, stop)
+                self._tell_front()
+                if time.monotonic() - self._posted > _POST_SECONDS:
+                    self._posted = time.monotonic()
+                    self._post()
+                if not self._opened and self._front.call(lambda front: front.health()["up"]):
+                    self._opened = True
+                    self._on_open([self._front.url])
+                if why := controller.hopeless:
+                    raise LaunchError(f"no node serves any more: {why}", hint="see the lines above")
+                time.sleep(_TICK)
+            failed = False
+            return stop.signal
+        finally:
+            self._end(stop, failed=failed)
+
+    def _tell_front(self) -> None:
+        addresses = self._controller.addresses()
+        if addresses != self._followed:
+            self._front.call(lambda front: front.follow(addresses))
+            self._followed = addresses
+
+    def _outlive(self, exc: MachineError, stop: StopSignal) -> None:
+        """Ray's head is gone: nodes serve until their lease ends."""
+        self._say(f"warning: {exc.message}: nodes end in order within {LEASE_SECONDS:.0f} s")
+        while stop.signal is None and self._front.call(lambda front: front.health()["up"]):
+            time.sleep(_TICK)
+        if stop.signal is None:
+            raise exc
+
+    def _post(self) -> None:
+        """Write the state, and take what is asked."""
+        controller = self._controller
+        status = self._front.call(lambda front: controller.status(self._front.url, front))
+        with suppress(TurbofitError, OSError):  # a full disk costs the file
+            saved = _Saved(
+                run=controller.run, asked=_asked(controller.config), changes=controller.changes,
+                plan=controller.served(),
+            )  # fmt: skip
+            text = msgspec.json.encode(saved).decode()
+            write_atomic(self._folder / "cluster-state.json", text, mode=0o600)
+        if self._inbox is not None:
+            asked, why = _answer(self._inbox)
+            if asked is None and not why:
+                return  # it has not answered yet
+            for number, question in (asked or {}).items():
+                self._answers[number] = controller.answer(question)
+        answers, self._answers = self._answers, {}
+        self._inbox = self._board.post.remote(status, controller.addresses(), answers)
+
+    def _end(self, stop: StopSignal, *, failed: bool) -> None:
+        """Drain, stop, and leave nothing."""
+        urgent = failed or stop.urgent
+        stop.on_second(self._front.strike)
+        if not urgent:
+            self._say("draining: what is under way may end")
+        self._front.stop(drain=not urgent)
+        if stop.signal is not None:
+            self._say(f"stopping: {stop.signal.name}")
+        seconds = self._controller.config.timing.drain + _LAST_SECONDS
+        with suppress(Exception):  # Ray may be gone: nodes end by their lease
+            self._controller.end(seconds, lambda: stop.urgent)
+        with suppress(OSError):
+            (self._folder / "cluster-state.json").unlink()
+
+
+def serve_cluster(
+    config: ClusterServeConfig,
+    stop: StopSignal,
+    *,
+    say: Callable[[str], None],
+    on_open: Callable[[list[str]], None],
+) -> signal.Signals:
+    """Measure, plan, launch, and keep it until a signal ends it. Call it in the main thread."""
+
+    def tell(text: str) -> None:
+        with suppress(OSError, ValueError):
+            say(text)
+
+    with connected(config.address) as connection:
+        stop.rearm()  # Ray takes SIGTERM
+        controller = Controller(connection, config, tell)
+        name = config.name or _model_name(config)
+        board = pin_board(name, connection.here)
+        folder = state_dir("clusters") / "".join(c if c.isalnum() else "-" for c in name)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        stop.abrupt = False
+        saved = _saved(folder / "cluster-state.json", _asked(config))
+        try:
+            if saved is not None:
+                tell("going on with what an earlier turbofit serve has left")
+                controller.resume(saved)
+            else:
+                controller.begin(lambda: stop.signal is not None)
+        except BaseException:
+            controller.end(0.0, lambda: True)
+            raise
+        try:
+            return _Run(controller, board, folder, tell, on_open).follow(stop)
+        finally:
+            stop.abrupt = stop.signal is None
+
+
+def _saved(path: Path, asked: str) -> _Saved | None:
+    """What an earlier controller of the same request has left while its servers' lease lasts."""
+    with suppress(OSError, msgspec.MsgspecError):
+        if time.time() - path.stat().st_mtime < LEASE_SECONDS:
+            saved = msgspec.json.decode(path.read_bytes(), type=_Saved)
+            if saved.asked == asked and saved.plan.fits:
+                return saved
+    return None
+
+
+def _asked(config: ClusterServeConfig) -> str:
+    """What tells requests apart, of which one controller may go on with what another has left."""
+    given = {name: value for name, value in config.request.given().items() if name != "model"}
+    parts = (_model_name(config), repr(sorted(given.items())), config.node_words)
+    return sha256(repr(parts).encode()).hexdigest()
+
+
+def _model_name(config: ClusterServeConfig) -> str:
+    model = config.request.model
+    return model if isinstance(model, str) else model.name
+
+
+def promise_of(plan: ClusterPlan) -> str:
+    """What requests are held to, in words."""
+    limits, words = plan.limits, f"{plan.longest_request_tokens:,} tokens a request"
+    if limits is None or limits.vision_unit is None:
+        return words
+    unit = f"{limits.vision_unit}{'' if limits.units_per_image == 1 else 's'}"
+    images = f"{limits.images_per_request} of up to {limits.units_per_image:,} {unit}"
+    return f"{words}, images: {images}"
+
+
+def _unknown(node: NodeState) -> Node:
+    """A node that was not measured."""
+    why = node.why or "it was not measured in time"
+    return Node(id=node.ray.id, name=node.ray.name, address=node.ray.address, why_not=why)
+
+
+def _answer(ref: Any) -> tuple[Any, str]:
+    """What a call of an actor gives, and why it gives nothing; neither: it has not yet."""
+    try:
+        return ray_adapter.result(ref, 0), ""
+    except ray_adapter.ResultTimeoutError:
+        return None, ""
+    except ray_adapter.RayCallError as exc:
+        return None, ray_adapter.one_line(exc)

@@ -25,15 +25,7 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Machine
     from turbofit.launch.cluster.connect import RayNode
 
-__all__ = [
-    "NODE_SPEC",
-    "held_only",
-    "index_of",
-    "measure_here",
-    "measure_nodes",
-    "only",
-    "tell_nodes",
-]
+__all__ = ["NODE_SPEC", "held_only", "measure_here", "measure_nodes", "raylet_environment"]
 
 #: With ``--pretend``, the SPEC of the machine that a node pretends to be; set where Ray is started.
 NODE_SPEC: Final = "TURBOFIT_NODE_SPEC"
@@ -42,34 +34,25 @@ _SECONDS: Final = 120.0
 
 
 def measure_nodes(address: str | None, *, pretend: bool = False) -> Cluster:
-    """The nodes of a Ray cluster, measured.
-
-    Args:
-        address: the cluster's, as ``ray start`` prints it; None is the one of this host.
-        pretend: nodes may pretend to be another machine.
-
-    Raises:
-        PackageError: Ray is not installed.
-        MachineError: no cluster answers there.
-    """
+    """The nodes of a Ray cluster, measured; None is the one of this host."""
     from turbofit.launch.cluster.connect import connected
 
     with connected(address) as ray:
         return Cluster(
-            source=f"ray {ray.address}", nodes=tell_nodes(ray.alive().values(), pretend=pretend)
+            source=f"ray {ray.address}", nodes=_tell(ray.alive().values(), pretend=pretend)
         )
 
 
-def tell_nodes(nodes: Iterable[RayNode], *, pretend: bool) -> tuple[Node, ...]:
+def _tell(nodes: Iterable[RayNode], *, pretend: bool) -> tuple[Node, ...]:
     """Measure nodes of the cluster that this process is connected to, all at once."""
-    task = ray_adapter.Task(measure_here)
     tasks, bare = {}, []
     for node in nodes:
         if not node.gpus:
             why = "Ray counts no GPU there"
             bare.append(Node(id=node.id, name=node.name, address=node.address, why_not=why))
             continue
-        tasks[task.start(ray_adapter.on_node(node.id), pretend)] = node
+        where = ray_adapter.on_node(node.id)
+        tasks[ray_adapter.start_task(measure_here, where, pretend)] = node
     if tasks:
         ray_adapter.wait_all(tasks, _SECONDS)
     return (*(_told(ref, node) for ref, node in tasks.items()), *bare)
@@ -80,41 +63,17 @@ def measure_here(pretend: bool) -> bytes:
     return msgspec.json.encode(_here(pretend=pretend))
 
 
-def only(machine: Machine, gpus: Iterable[str]) -> Machine:
-    """The machine with none but these GPUs to plan for.
-
-    Args:
-        machine: a node's.
-        gpus: Ray's ids: entries of the node's ``CUDA_VISIBLE_DEVICES``, or indices.
-
-    Raises:
-        UsageError: Ray names a GPU that the node has not.
-    """
-    chosen = set(index_of(machine, gpus).values())
-    return replace(machine, visible=tuple(i for i in machine.visible if i in chosen))
-
-
-def held_only(node: Node, gpus: tuple[str, ...]) -> Node:
-    """The node with none but the GPUs that are held there."""
-    if node.machine is None:
-        return node
-    if not gpus:
-        why = "no GPU of it is free: jobs of Ray hold them all, another turbofit serve perhaps"
-        return replace(node, machine=None, why_not=why)
-    return replace(node, machine=only(node.machine, gpus))
-
-
-def index_of(machine: Machine, gpus: Iterable[str]) -> dict[str, int]:
-    """Which GPU of a machine is meant by each of Ray's ids; those it does not show are left out.
-
-    Raises:
-        UsageError: Ray names a GPU that the node has not.
-    """
+def held_only(node: Node, gpus: Iterable[str]) -> Node:
+    """The node with none but these GPUs to plan for."""
     from turbofit.machine.visible import select
 
+    machine = node.machine
+    if machine is None:
+        return node
     known = [gpu.index for gpu in machine.gpus]
-    found = {one: select(one, machine.gpus, known)[0] for one in gpus if _has(machine, one)}
-    return {one: index for one, index in found.items() if index in machine.visible}
+    held = {select(one, machine.gpus, known)[0] for one in gpus if _has(machine, one)}
+    visible = tuple(index for index in machine.visible if index in held)
+    return replace(node, machine=replace(machine, visible=visible))
 
 
 def _has(machine: Machine, gpu: str) -> bool:
@@ -154,7 +113,7 @@ def _here(*, pretend: bool) -> Node:
         node = replace(node, lmdeploy=find_lmdeploy().version)
     try:
         spec = variables().node_spec or None if pretend else None
-        machine = machine_from(spec, environ=_environment())
+        machine = machine_from(spec, environ=raylet_environment())
         # What was learned on this node: it is not the one that plans.
         machine = with_calibrations(machine, pretend=machine.source != "nvml" or pretends())
     except TurbofitError as exc:
@@ -162,7 +121,7 @@ def _here(*, pretend: bool) -> Node:
     return replace(node, machine=machine, pretend=pretend)
 
 
-def _environment() -> Mapping[str, str]:
+def raylet_environment() -> Mapping[str, str]:
     """The environment that Ray was started with on this node: a task may see fewer GPUs."""
     try:
         with open(f"/proc/{os.getppid()}/environ", encoding="utf-8", errors="replace") as file:

@@ -1,4 +1,4 @@
-"""All calls of Ray: its connection, nodes, tasks, actors and placement groups.
+"""All calls of Ray: its connection, nodes, tasks and actors.
 
 No other module imports Ray (`tests/test_house.py`). Ray is imported inside the functions, so that a
 module which imports this one needs no Ray. Others get Ray's handles: ``handle.method.remote(...)``
@@ -10,11 +10,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from uuid import uuid4
 
 from turbofit.core.errors import MachineError, PackageError, UsageError
 from turbofit.core.installation import install_command
-from turbofit.core.process.log import LazyLogger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -22,36 +20,11 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
 
 __all__ = [
-    "ActorDiedError",
-    "ActorExistsError",
-    "ActorRestartsError",
-    "NodeLostError",
-    "RayCallError",
-    "ResultTimeoutError",
-    "Task",
-    "actor_names",
-    "connect",
-    "create_gpu_group",
-    "disconnect",
-    "draining_nodes",
-    "find_actor",
-    "free_gpus",
-    "gpus_of_this_task",
-    "group_ready",
-    "in_group",
-    "kill_actor",
-    "nodes",
-    "on_node",
-    "one_line",
-    "remove_group",
-    "result",
-    "start_actor",
-    "this_process",
-    "wait_all",
-    "wait_any",
-]
-
-_LOG: Final = LazyLogger(__name__)
+    "ActorExistsError", "NodeLostError", "RayCallError", "ResultTimeoutError", "actor_names",
+    "connect", "disconnect", "draining_nodes", "find_actor", "free_gpus", "gpus_of_this_task",
+    "kill_actor", "nodes", "on_node", "one_line", "result", "start_actor", "start_task",
+    "this_process", "wait_all",
+]  # fmt: skip
 
 #: Of Ray: names of actors are unique in it.
 _NAMESPACE: Final = "turbofit"
@@ -69,14 +42,6 @@ class ResultTimeoutError(RayCallError):
     """There is no result yet."""
 
 
-class ActorDiedError(RayCallError):
-    """The actor is gone for good."""
-
-
-class ActorRestartsError(RayCallError):
-    """The actor's process died or cannot be reached; Ray starts the actor again."""
-
-
 class ActorExistsError(RayCallError):
     """There is an actor of this name."""
 
@@ -86,10 +51,7 @@ class NodeLostError(RayCallError):
 
 
 def connect(address: str | None) -> None:
-    """Connect this process to a cluster.
-
-    Args:
-        address: as ``ray start`` prints it; None is ``RAY_ADDRESS``, or the cluster of this host.
+    """Connect this process to a cluster; None is ``RAY_ADDRESS``, or the cluster of this host.
 
     Raises:
         PackageError: Ray is not installed.
@@ -111,13 +73,7 @@ def connect(address: str | None) -> None:
             hint="run turbofit on a node, with --cluster ray",
         )
     try:
-        ray.init(
-            address=where,
-            namespace=_NAMESPACE,
-            log_to_driver=False,
-            configure_logging=True,
-            logging_level="ERROR",
-        )
+        ray.init(address=where, namespace=_NAMESPACE, log_to_driver=False, logging_level="ERROR")
     except ray.exceptions.AuthenticationError:
         raise MachineError(
             "the Ray cluster wants a token, and the one here is none or another",
@@ -130,7 +86,6 @@ def connect(address: str | None) -> None:
             hint="start one with ray start --head, or write --cluster ray:HOST:6379; one that asks "
             "for a token wants its ~/.ray/auth_token here",
         ) from None
-    _LOG.info("connected to Ray at %s", where)
 
 
 def disconnect() -> None:
@@ -140,16 +95,12 @@ def disconnect() -> None:
     ray.shutdown()
 
 
-def this_process() -> tuple[str, str, str]:
-    """The address of the cluster, the id of this process's node, and that node's address."""
+def this_process() -> tuple[str, str]:
+    """The address of the cluster, and the id of this process's node."""
     import ray
 
     context = ray.get_runtime_context()
-    return (
-        str(context.gcs_address),
-        str(context.get_node_id()),
-        str(ray.util.get_node_ip_address()),
-    )
+    return str(context.gcs_address), str(context.get_node_id())
 
 
 def nodes() -> list[JsonObject]:
@@ -161,10 +112,7 @@ def nodes() -> list[JsonObject]:
 
 
 def draining_nodes() -> frozenset[str]:
-    """The ids of nodes that Ray drains, e.g. before a spot instance ends.
-
-    Ray Serve asks in the same way.
-    """
+    """The ids of nodes that Ray drains, e.g. before a spot instance ends; as Ray Serve asks."""
     try:
         from ray._private import state
 
@@ -174,6 +122,14 @@ def draining_nodes() -> frozenset[str]:
     return frozenset(found)
 
 
+def free_gpus() -> dict[str, int]:
+    """How many GPUs Ray counts free, by the node's id."""
+    from ray._private.state import available_resources_per_node
+
+    found = available_resources_per_node()
+    return {node: int(resources.get("GPU", 0)) for node, resources in found.items()}
+
+
 def on_node(node: str) -> Any:
     """The scheduling strategy that places a task or an actor on the node of this id."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -181,59 +137,31 @@ def on_node(node: str) -> Any:
     return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
-def in_group(group: Any) -> Any:
-    """The scheduling strategy that gives a task or an actor the GPU of a placement group."""
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+def start_task(function: Callable[..., Any], strategy: Any, *args: Any) -> Any:
+    """Run a function on a node, once and without a CPU; the reference to its result."""
+    import ray
 
-    return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-
-
-class Task:
-    """A function that runs on nodes of the cluster; it is not tried again, and takes no CPU.
-
-    Args:
-        function: importable on the nodes.
-        gpus: GPUs that each run takes.
-    """
-
-    def __init__(self, function: Callable[..., Any], *, gpus: int = 0) -> None:
-        import ray
-
-        self._remote = ray.remote(num_cpus=0, max_retries=0, **_gpus(gpus))(function)
-
-    def start(self, strategy: Any, *args: Any) -> Any:
-        """Start one run where `on_node` or `in_group` says; the reference to its result."""
-        return self._remote.options(scheduling_strategy=strategy).remote(*args)
+    remote = ray.remote(num_cpus=0, max_retries=0)(function)
+    return remote.options(scheduling_strategy=strategy).remote(*args)
 
 
 def start_actor(
     kind: type, *args: Any, strategy: Any, restarts: int, calls: int, gpus: int = 0, name: str = ""
 ) -> Any:
-    """Start an actor; its handle.
+    """Start an actor, which Ray starts again so often (-1: always); its handle.
 
-    Args:
-        kind: the actor's class.
-        args: for its constructor.
-        strategy: where; see `on_node` and `in_group`.
-        restarts: times that Ray starts it again after its process died; -1 is always.
-        calls: calls that it takes at once.
-        gpus: GPUs that it takes.
-        name: that others find it by.
+    ``calls`` are those that it takes at once, ``name`` is what others find it by.
 
     Raises:
         ActorExistsError: there is an actor of this name.
     """
     import ray
 
-    remote = ray.remote(
-        num_cpus=0, max_restarts=restarts, max_concurrency=calls, **_gpus(gpus)
-    )(kind)  # fmt: skip
+    asked = {"num_gpus": gpus} if gpus else {}
+    remote = ray.remote(num_cpus=0, max_restarts=restarts, max_concurrency=calls, **asked)(kind)
     options = {"name": name, "namespace": _NAMESPACE} if name else {}
-    actor = remote.options(scheduling_strategy=strategy, **options)
-    if not name:
-        return actor.remote(*args)
     try:
-        return actor.remote(*args)
+        return remote.options(scheduling_strategy=strategy, **options).remote(*args)
     except ValueError as exc:
         raise ActorExistsError(str(exc)) from None
 
@@ -282,61 +210,6 @@ def kill_actor(actor: Any) -> None:
     ray.kill(actor, no_restart=True)
 
 
-def result(ref: Any, seconds: float) -> Any:
-    """The result of a task or of an actor's method.
-
-    Args:
-        ref: the reference to it.
-        seconds: to wait for it at most.
-
-    Raises:
-        ResultTimeoutError: there is none yet.
-        ActorDiedError: the actor is gone for good.
-        ActorRestartsError: Ray starts the actor again.
-        NodeLostError: the task's node left the cluster.
-        RayCallError: anything else that Ray tells of, what the function raised too.
-    """
-    import ray
-
-    try:
-        return ray.get(ref, timeout=seconds)
-    except ray.exceptions.RayError as exc:
-        raise _typed(exc)(str(exc), getattr(exc, "cause", None)) from exc
-
-
-def wait_all(refs: Collection[Any], seconds: float) -> set[Any]:
-    """Wait until all have a result, for so long at most; those that have one.
-
-    Args:
-        refs: references, at least one.
-        seconds: 0 does not wait.
-    """
-    import ray
-
-    return set(ray.wait(list(refs), num_returns=len(refs), timeout=seconds)[0])
-
-
-def wait_any(refs: Collection[Any], seconds: float) -> set[Any]:
-    """Wait until one has a result, for so long at most; all that have one.
-
-    Args:
-        refs: references, at least one.
-        seconds: 0 does not wait.
-    """
-    import ray
-
-    ray.wait(list(refs), timeout=seconds)
-    return wait_all(refs, 0)
-
-
-def free_gpus() -> dict[str, int]:
-    """How many GPUs Ray counts free, by the node's id."""
-    from ray._private.state import available_resources_per_node
-
-    found = available_resources_per_node()
-    return {node: int(resources.get("GPU", 0)) for node, resources in found.items()}
-
-
 def gpus_of_this_task() -> list[str]:
     """Ray's ids of the GPUs that the task has in which this runs."""
     import ray
@@ -344,51 +217,38 @@ def gpus_of_this_task() -> list[str]:
     return [str(one) for one in ray.get_gpu_ids()]
 
 
-def create_gpu_group(node: str) -> Any:
-    """Ask for a placement group of one GPU on a node; `group_ready` tells whether it is there."""
+def result(ref: Any, seconds: float) -> Any:
+    """The result of a task or of an actor's method, within so many seconds.
+
+    Raises:
+        ResultTimeoutError: there is none yet.
+        NodeLostError: the task's node left the cluster.
+        RayCallError: anything else that Ray tells of, what the function raised too.
+    """
     import ray
 
-    return ray.util.placement_group(
-        [{"GPU": 1.0}], strategy="STRICT_PACK", name=f"turbofit-{uuid4().hex}",
-        bundle_label_selector=[{"ray.io/node-id": node}],
-    )  # fmt: skip
+    kinds = ray.exceptions
+    try:
+        return ray.get(ref, timeout=seconds)
+    except kinds.RayError as exc:
+        kind = RayCallError
+        if isinstance(exc, kinds.GetTimeoutError):
+            kind = ResultTimeoutError
+        elif isinstance(exc, kinds.TaskUnschedulableError | kinds.NodeDiedError):
+            kind = NodeLostError
+        raise kind(str(exc), getattr(exc, "cause", None)) from exc
 
 
-def group_ready(group: Any, seconds: float) -> bool:
-    """Whether a placement group has its GPU within so many seconds."""
-    return bool(group.wait(seconds))
-
-
-def remove_group(group: Any) -> None:
-    """Give the GPU of a placement group back."""
+def wait_all(refs: Collection[Any], seconds: float) -> None:
+    """Wait until all have a result, for so long at most."""
     import ray
 
-    ray.util.remove_placement_group(group)
+    ray.wait(list(refs), num_returns=len(refs), timeout=seconds)
 
 
 def one_line(exc: BaseException) -> str:
     """What an exception says, in one line of 200 characters at most."""
     return " ".join(str(exc).split())[:200]
-
-
-def _gpus(count: int) -> dict[str, int]:
-    """As an option of Ray: without it, not with 0, where a task takes none."""
-    return {"num_gpus": count} if count else {}
-
-
-def _typed(exc: Exception) -> type[RayCallError]:
-    import ray
-
-    kinds = ray.exceptions
-    if isinstance(exc, kinds.GetTimeoutError):
-        return ResultTimeoutError
-    if isinstance(exc, kinds.ActorDiedError):
-        return ActorDiedError
-    if isinstance(exc, kinds.RayActorError):
-        return ActorRestartsError
-    if isinstance(exc, kinds.TaskUnschedulableError | kinds.NodeDiedError):
-        return NodeLostError
-    return RayCallError
 
 
 def _use_token() -> None:

@@ -39,13 +39,7 @@ class _Schema(Struct):
 
 
 def cluster_from(text: str) -> Cluster:
-    """The cluster that ``--cluster`` names.
-
-    Raises:
-        UsageError: a file, SPEC or word that cannot be meant.
-        PackageError: Ray is asked for and not installed.
-        MachineError: Ray's cluster cannot be reached.
-    """
+    """The cluster that ``--cluster`` names."""
     if text.startswith(_SIM):
         return _simulated(text.removeprefix(_SIM))
     if text == _RAY or text.startswith(f"{_RAY}:"):
@@ -105,11 +99,7 @@ def _from_file(path: str) -> Cluster:
 
 
 def _checked(node: Node, what: str) -> Node:
-    """The node with GPUs whose memory was read, all visible ones unless it says which.
-
-    Raises:
-        UsageError: no machine can be like its.
-    """
+    """The node with GPUs whose memory was read, all visible ones unless it says which."""
     machine = node.machine
     if machine is None:
         return node

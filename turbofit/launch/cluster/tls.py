@@ -1,4 +1,4 @@
-"""Where Ray's traffic uses TLS, ours does too, with the same certificates on both ends.
+"""Where Ray's traffic uses TLS, that between fronts and nodes does, with the same certificates.
 
 Ray takes them from variables that every node must have (``RAY_USE_TLS`` and three files).
 """
@@ -13,37 +13,36 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Mapping
 
-__all__ = ["client_context", "server_context"]
+__all__ = ["client_context", "server_words"]
 
 _FILES: Final = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
 
 
-def server_context(environ: Mapping[str, str]) -> ssl.SSLContext | None:
-    """What a node shows and asks of gateways; None where Ray uses no TLS.
+def server_words(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """With what a node's `turbofit serve` shows Ray's certificate; none where Ray uses no TLS.
 
-    Raises:
-        LaunchError: a file is missing or no certificate.
+    It asks fronts for none: they show the node's key.
     """
-    return _context(environ, server=True)
+    if not _used(environ):
+        return ()
+    certificate, key, _ = (environ.get(name, "") for name in _FILES)
+    return ("--ssl-certfile", certificate, "--ssl-keyfile", key)
+
+
+def _used(environ: Mapping[str, str]) -> bool:
+    return environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
 
 
 def client_context(environ: Mapping[str, str]) -> ssl.SSLContext | None:
-    """What a gateway shows and asks of nodes; None where Ray uses no TLS.
+    """What a front shows and asks of nodes; None where Ray uses no TLS.
 
     A node is whoever has a certificate of Ray's authority: these name no addresses.
-
-    Raises:
-        LaunchError: a file is missing or no certificate.
     """
-    return _context(environ, server=False)
-
-
-def _context(environ: Mapping[str, str], *, server: bool) -> ssl.SSLContext | None:
-    if environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
+    if not _used(environ):
         return None
     import ssl
 
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
     certificate, key, authority = (environ.get(name, "") for name in _FILES)

@@ -8,6 +8,7 @@ from typing import Final
 from turbofit.core.errors import LaunchError, PackageError
 from turbofit.core.installation import install_command
 from turbofit.core.process.log import LazyLogger
+from turbofit.core.process.ports import port_problem
 from turbofit.launch.engine.runner import module_runner
 from turbofit.memory.engines import LMDEPLOY
 from turbofit.memory.versions import OLDEST_SERVED, REFERENCE, release
@@ -79,19 +80,9 @@ def check_port(host: str, port: int) -> None:
     Raises:
         LaunchError: it cannot be bound.
     """
-    import socket
-
-    from turbofit.gateway.http.sockets import tcp_socket
-
-    with tcp_socket(socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as exc:
-            reason = exc.strerror if isinstance(exc, OSError) else str(exc)
-            raise LaunchError(
-                f"port {port} cannot be used: {reason}", hint="choose another with --port"
-            ) from None
+    problem = port_problem(host, port)
+    if problem is not None:
+        raise LaunchError(problem, hint="choose another with --port")
 
 
 def _of_interpreter() -> Lmdeploy | None:

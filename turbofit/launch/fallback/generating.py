@@ -6,7 +6,7 @@ import inspect
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from turbofit.memory.transformers.loading import load_model, load_processor
+from turbofit.memory.transformers.components import load_model, load_processor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -21,7 +21,7 @@ from turbofit.core.units import format_bytes
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.connections import Connections, Networks
 from turbofit.gateway.server import run_gateway
-from turbofit.planning.device_maps import read_map
+from turbofit.planning.fallback_command import read_map
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,7 @@ import warnings
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.errors import DoesNotFitError, LaunchError, NoGpuError, UsageError
+from turbofit.core.errors import DoesNotFitError, NoGpuError, UsageError
 from turbofit.launch.engine.environment import find_lmdeploy
 from turbofit.launch.pipeline.pipeline_config import (
     engine_of,
@@ -17,10 +17,10 @@ from turbofit.launch.pipeline.pipeline_config import (
 )
 from turbofit.launch.serve.planner import Planner
 from turbofit.launch.serve.shared_cards import ratio_now
-from turbofit.memory.pytorch.environment import environment
-from turbofit.planning.needs import check_needs
+from turbofit.memory.pytorch.constants import environment
+from turbofit.planning.checks import refuse
+from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import plan as best_plan
-from turbofit.planning.ranks import rank_warning
 from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
@@ -155,9 +155,6 @@ def _say(text: str) -> None:
 
 
 def _refuse(plan: Plan) -> None:
-    ranks = rank_warning(plan.parallel.tp, os.environ)
-    if ranks:
-        raise LaunchError(ranks, hint="start it with python, not with torchrun")
     # The plan's other warnings are about clients of a server: here images are held to it.
     for warning in (*plan.machine.warnings, *plan.model.warnings):
         warnings.warn(warning, stacklevel=5)
@@ -166,7 +163,7 @@ def _refuse(plan: Plan) -> None:
             f"LMDeploy, whose pipeline this is, does not run {plan.model.name}",
             hint="turbofit serve serves it with Transformers",
         )
-    check_needs(plan)
+    refuse(Scene(Sources(), "launch", plan=plan))
     if not plan.fits:
         first = plan.remedies[0] if plan.remedies else None
         hint = f"{first.change}: {first.effect}" if first else "see turbofit plan MODEL"

@@ -14,7 +14,6 @@ from turbofit.core.process.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
 from turbofit.launch.engine.launches import Launch, PretendLaunch, free_ports
 from turbofit.launch.engine.runner import module_runner
-from turbofit.launch.serve.checks import check_before
 from turbofit.launch.serve.forecast_check import as_launched, beside, lines
 from turbofit.launch.serve.gpu_monitor import (
     GpuMonitor,
@@ -26,7 +25,9 @@ from turbofit.launch.serve.gpu_monitor import (
 from turbofit.launch.serve.shared_cards import ratio_now
 from turbofit.launch.serve.start_progress import StartProgress
 from turbofit.launch.serve.supervisor import Server
+from turbofit.planning.checks import refuse
 from turbofit.planning.commands import commands, module_of, private_commands, refuse_options
+from turbofit.planning.examine.scene import Scene, Sources
 
 if TYPE_CHECKING:
     import signal
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from turbofit.core.plan import Plan
-    from turbofit.gateway.quarantine.suspects import Suspects
     from turbofit.gateway.routing.outage import Outage
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
     from turbofit.launch.serve.job import Job, PublicSide
@@ -61,7 +61,6 @@ class Attempt:
         self._server: Server | None = None
         self._start_progress: StartProgress | None = None
         self._front: PublicSide | None = None
-        self._suspects: Suspects | None = None
         self._gpu_monitor: GpuMonitor | None = None
         self._noted: tuple[list[int], bool, dict[str, int] | None] = ([], False, {})
         self._began = time.monotonic()
@@ -96,8 +95,11 @@ class Attempt:
             bind(config.gateway).close()
         launches = self._launches(stack)
         ports = [launch.port for launch in launches]
-        warnings = check_before(self._plan, read_host(), job.folder, ports, pretend=config.pretend)
-        for warning in warnings:
+        scene = Scene(
+            Sources(), "start", host=read_host(), plan=self._plan, folder=job.folder, ports=ports,
+            pretend=config.pretend,
+        )  # fmt: skip
+        for warning in refuse(scene):
             job.say(f"warning: {warning}")
         self._before = {} if config.pretend else used_now(self._plan)
         self._start_progress = StartProgress(self._plan, self._before, pretend=config.pretend)
@@ -118,7 +120,7 @@ class Attempt:
         job, config, plan = self._job, self._job.config, self._plan
         key: str | None
         refuse_options(plan.engine, config.options)
-        if config.gateway is None and job.examiner is None and job.door is None:
+        if config.gateway is None and job.examiner is None:
             name = config.client_name(plan.model)
             made, key = commands(plan, port=config.port, name=name), None
         else:
@@ -133,7 +135,7 @@ class Attempt:
             ports = free_ports(len(plan.parallel.groups), besides=public)
             # Hexadecimal: a key that begins with a dash would be read as an option.
             made = private_commands(plan, ports, str(folder), name)
-            key = secrets.token_hex(32) if job.door is None else job.door.key
+            key = secrets.token_hex(32)
         full = [
             Command(env=one.env, argv=(*one.argv, *config.options), group=one.group) for one in made
         ]
@@ -195,8 +197,6 @@ class Attempt:
         if job.config.gateway is not None:
             self._front = self._gateway(launched, urls)
             urls = [self._front.url]
-        elif job.door is not None:
-            urls = job.door.open(launched, urls)
         if not job.config.pretend:
             self._gpu_monitor = GpuMonitor(
                 plan, self._pids, self._warn, fitted=job.shared is not None
@@ -210,7 +210,7 @@ class Attempt:
         from msgspec.structs import replace
 
         from turbofit.gateway.http.accesslog import access_log
-        from turbofit.gateway.quarantine.quarantine_file import quarantine_file
+        from turbofit.gateway.routing.deny_file import deny_path
         from turbofit.gateway.server import make_gateway
         from turbofit.gateway.thread import GatewayThread
 
@@ -223,15 +223,13 @@ class Attempt:
             pretend=serve_config.pretend,
             grammars=job.lmdeploy.grammars or not plan.engine.of_lmdeploy,
             names=serve_config.names(plan),
-            quarantine=quarantine_file(
-                self._plan, job.lmdeploy.version, pretend=serve_config.pretend
-            ),
+            denied=deny_path(self._plan, job.lmdeploy.version, pretend=serve_config.pretend),
         )
         log = access_log(serve_config.access_log or str(job.folder / "access.log"))
-        gateway = make_gateway(plan, urls, config, log=log)
-        if job.quarantine is not None:
-            gateway.quarantine.take_over(job.quarantine)
-        job.quarantine, self._suspects = gateway.quarantine, gateway.quarantine.suspects
+        gateway = make_gateway(plan, urls, config, log=log, deny_list=job.deny_list)
+        if job.deny_list is None and gateway.deny_list.file.damage:
+            job.say(f"warning: {gateway.deny_list.file.damage}")
+        job.deny_list = gateway.deny_list
         assert self._server is not None
         for engine, started in zip(gateway.engines, self._server.engines, strict=True):
             engine.start_seconds = started.start_seconds
@@ -289,8 +287,6 @@ class Attempt:
             self._front.strike()
 
     def _drain(self, urgent: bool) -> None:
-        if self._job.door is not None:
-            self._job.door.close()
         if self._gpu_monitor is not None:
             self._gpu_monitor.stop()
         if self._front is not None:
@@ -361,7 +357,8 @@ class Attempt:
 
     def _explained(self, index: int, seconds: float) -> int:
         """Ends of an engine by requests that the gateway refuses since."""
-        return 0 if self._suspects is None else self._suspects.explained(index, seconds)
+        deny_list = self._job.deny_list
+        return 0 if deny_list is None else deny_list.explained(index, seconds)
 
     def _rest(self, outage: Outage | None) -> None:
         """No engine runs for a while, or one is started again: clients are told."""

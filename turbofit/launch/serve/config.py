@@ -85,6 +85,7 @@ class ClusterServeConfig(ServeConfig):
     name: str | None = Field(
         default=None, description="what people call it; None is the model's name"
     )
-    gateways: int = Field(
-        default=1, ge=1, description="gateways that share the limits, this one included"
+    node_port: int = Field(default=0, ge=0, le=LAST_PORT, description="of every node; 0 is any")
+    node_words: tuple[str, ...] = Field(
+        default=(), description="options of each node's `turbofit serve`"
     )

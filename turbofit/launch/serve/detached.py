@@ -6,7 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -15,10 +18,14 @@ from turbofit.launch.serve.record import state_folder
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["DETACHED", "DetachedServer", "serve_detached"]
+__all__ = ["DETACHED", "LEASE_SECONDS", "DetachedServer", "end_without_lease", "serve_detached"]
 
 #: Set for a server in the background: it does not go there again, and its stdout is ours.
 DETACHED: Final = "_TURBOFIT_DETACHED"
+
+#: A server with a lease ends in order when nobody has touched its file for so long.
+LEASE_SECONDS: Final = 120.0
+_LOOK_SECONDS: Final = 2.0
 
 #: Lines of its log that are told where it does not open.
 _TOLD: Final = 20
@@ -81,3 +88,26 @@ def _started(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
             env={**os.environ, DETACHED: "1"},
             start_new_session=True,
         )
+
+
+def end_without_lease(
+    lease: Path, seconds: float = LEASE_SECONDS, look: float = _LOOK_SECONDS
+) -> threading.Thread:
+    """Send this process SIGTERM once nobody has touched the lease's file for so many seconds.
+
+    The clock is monotonic: what counts is that the file's time changes, whatever it says.
+    """
+
+    def watch() -> None:
+        seen, since = None, time.monotonic()
+        while time.monotonic() - since < seconds:
+            time.sleep(look)
+            with suppress(OSError):
+                touched = lease.stat().st_mtime_ns
+                if touched != seen:
+                    seen, since = touched, time.monotonic()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=watch, name="lease", daemon=True)
+    thread.start()
+    return thread

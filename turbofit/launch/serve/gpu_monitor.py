@@ -14,12 +14,13 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB, format_bytes
 from turbofit.launch.engine.proc import group_of
-from turbofit.launch.serve.leases import open_margin
-from turbofit.launch.serve.preflight import who_grew
-from turbofit.machine.driver_calls import ask_driver
+from turbofit.machine.nvml import ask_driver
+from turbofit.planning.checks import answers
+from turbofit.planning.examine.cards import open_margin, who_grew
+from turbofit.planning.examine.scene import Scene, Sources
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from turbofit.core.machine import Gpu, Machine
     from turbofit.core.plan import GpuLedger, Plan
@@ -29,8 +30,6 @@ __all__ = ["GpuMonitor", "any_lost", "memory_back", "used_now", "without"]
 _EVERY: Final = 10.0
 #: Growth below this is noise of drivers and displays.
 _NOISE: Final = 64 * MIB
-_HOT: Final = 0x20 | 0x40
-_POWER: Final = 0x80
 #: How far others have grown into the margin where the worst request would end an engine.
 _DEADLY: Final = 3
 _NO_ANSWER: Final[tuple[Machine | None, str]] = None, "NVML does not answer"
@@ -89,7 +88,7 @@ class GpuMonitor(threading.Thread):
         self._said.pop("machine", None)
         for ledger in self._plan.gpus:
             self._look(ledger, machine)
-        for name, text in _heat([ledger.uuid for ledger in self._plan.gpus]):
+        for name, text in _heat(self._plan.gpus):
             self._say(name, 1, text)
 
     def _look(self, ledger: GpuLedger, machine: Machine) -> None:
@@ -220,29 +219,16 @@ def _measured() -> tuple[Machine | None, str]:
         return None, f"{type(exc).__name__}: {exc}"
 
 
-def _heat(uuids: list[str]) -> list[tuple[str, str]]:
-    """Cards that slow down, and ECC errors, where the driver tells."""
-    from turbofit.machine.nvml import GpuLostError, Nvml, answered
+def _heat(gpus: Sequence[GpuLedger]) -> list[tuple[str, str]]:
+    """Cards that slow down, and memory errors, where the driver tells."""
+    from turbofit.planning.examine.health import read_health
 
     found = []
     try:
-        with Nvml() as nvml:
-            for uuid in uuids:
-                try:
-                    handle: Any = nvml.query("nvmlDeviceGetHandleByUUID", uuid)
-                    if not answered(handle):
-                        continue
-                    why = nvml.query("nvmlDeviceGetCurrentClocksThrottleReasons", handle)
-                    errors = nvml.query("nvmlDeviceGetTotalEccErrors", handle, 1, 0)
-                except GpuLostError:
-                    continue
-                if answered(why) and int(why) & _HOT:
-                    found.append((f"hot {uuid}", f"{uuid} slows down: it is too hot"))
-                if answered(why) and int(why) & _POWER:
-                    found.append((f"power {uuid}", f"{uuid} slows down: power brake"))
-                if answered(errors) and int(errors) > 0:
-                    text = f"{uuid} has had {errors} uncorrectable ECC errors since the driver came"
-                    found.append((f"ecc {uuid}", f"{text}: watch this card"))
+        for health, gpu in zip(read_health(gpus), gpus, strict=True):
+            for check, answer in answers(Scene(Sources(), "watch", healths=(health,))):
+                if answer.state in ("warning", "stops"):
+                    found.append((f"{check.name} {gpu.uuid}", f"{answer.seen}: {check.why}"))
     except Exception:  # noqa: BLE001 - as in `_measured`
         return []
     return found

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
     from turbofit.gateway.http.app import Gateway
-    from turbofit.gateway.routing.quarantine import Quarantine
+    from turbofit.gateway.routing.deny_list import DenyList
     from turbofit.launch.engine.environment import Lmdeploy
     from turbofit.launch.engine.supervised_engine import Examiner
     from turbofit.launch.serve.config import ServeConfig
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.record import Record
     from turbofit.launch.serve.shared_cards import SharedCards
 
-__all__ = ["Job", "PublicSide", "RemoteEndpoint"]
+__all__ = ["Job", "PublicSide"]
 
 _Answer = TypeVar("_Answer")
 
@@ -57,18 +57,6 @@ class PublicSide(Protocol):
         """Cut off what is under way; safe in a signal handler."""
 
 
-class RemoteEndpoint(Protocol):
-    """What lets a gateway on another machine reach engines, which are on private ports here."""
-
-    key: str
-
-    def open(self, plan: Plan, urls: list[str]) -> list[str]:
-        """The engines of this plan are ready: where the gateway reaches them."""
-
-    def close(self) -> None:
-        """They are about to end."""
-
-
 class Job:
     """What a run has beside its plan.
 
@@ -85,7 +73,6 @@ class Job:
         changes: what the first plan was made with, as learned before.
         examiner: looks closer at the engines; they are on private ports then, with a key and
             without a gateway.
-        door: stands where the gateway would, which is on another machine.
         publish: where clients reach a gateway; None is an address of its own.
         shared: the cards, where other models of this turbofit have engines on them.
     """
@@ -104,19 +91,18 @@ class Job:
         replan: Callable[[Options], Plan] | None = None,
         changes: Options | None = None,
         examiner: Examiner | None = None,
-        door: RemoteEndpoint | None = None,
         publish: Callable[[Gateway], PublicSide] | None = None,
         shared: SharedCards | None = None,
     ) -> None:
         self.config, self.folder, self.record, self.on_open = config, folder, record, on_open
         self._say, self.lmdeploy, self.leases = say, lmdeploy, leases
         self.fetch, self.replan, self.changes = fetch, replan, dict(changes or {})
-        self.examiner, self.door, self.publish = examiner, door, publish
+        self.examiner, self.publish = examiner, publish
         self.shared = shared
         #: The gateway that serves now.
         self.front: PublicSide | None = None
-        #: The quarantine of the newest gateway.
-        self.quarantine: Quarantine | None = None
+        #: Who is suspected and refused; the next gateway goes on with it.
+        self.deny_list: DenyList | None = None
 
     @property
     def fixed(self) -> Options:

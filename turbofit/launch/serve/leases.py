@@ -24,16 +24,16 @@ from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.locks import lock_soon
 from turbofit.core.process.variables import variables
-from turbofit.core.units import MIB
 from turbofit.launch.engine.proc import group_of, start_time
+from turbofit.planning.examine.cards import open_margin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.core.json_types import Document
-    from turbofit.core.plan import GpuLedger, Plan
+    from turbofit.core.plan import Plan
 
-__all__ = ["Lease", "Leases", "leases_folder", "open_margin"]
+__all__ = ["Lease", "Leases", "leases_folder"]
 
 #: Shared on purpose, and at one place whatever TMPDIR says; see `_open_folder`.
 _FOLDER: Final = "/tmp/turbofit-leases"
@@ -271,11 +271,6 @@ def _pid_namespace() -> str:
         return f"{os.readlink('/proc/self/ns/pid')} {boot}"
     except OSError:
         return ""
-
-
-def open_margin(gpu: GpuLedger) -> int:
-    """The margin that others must leave alone; a budget or a large margin is open to them."""
-    return min(gpu.margin, max(256 * MIB, gpu.total // 100))
 
 
 def _open_folder(folder: Path) -> str | None:

@@ -11,8 +11,9 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import DoesNotFitError, PackageError, UsageError
 from turbofit.core.process.progress import under_way
-from turbofit.launch.serve.preflight import check_machine
 from turbofit.launch.serve.reservations import counted, end_orphans
+from turbofit.planning.checks import refuse
+from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import doubled_margin
 from turbofit.planning.plan import plan as best_plan
 
@@ -86,8 +87,12 @@ class Planner:
             return
         with self._leases.locked(self._wait):
             here = measured(self._leases, None, self._say)
-            check_machine(plan, here, fitted=self._fitted)
+            self._check(plan, here)
             self._leases.reserve(plan)
+
+    def _check(self, plan: Plan, here: Machine) -> None:
+        """Refuse a plan that this machine, as it is now, does not hold any more."""
+        refuse(Scene(Sources(), "lease", machine=here, plan=plan, fitted=self._fitted))
 
     def settle(self, plan: Plan, changes: Options | None) -> Plan:
         """The last look before the launch: the plan, or another one where the machine changed.
@@ -120,7 +125,7 @@ class Planner:
         try:
             with self._leases.locked():
                 here = measured(self._leases, None, self._say)
-                check_machine(plan, here, fitted=self._fitted)
+                self._check(plan, here)
         except DoesNotFitError as exc:
             return exc
         return None

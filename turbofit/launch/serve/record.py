@@ -49,7 +49,7 @@ class AttemptRecord(RunAttempt):
 
 
 class RunRecord(RunReport):
-    """All of ``run.json``: ``member`` is an engine's name in a cluster.
+    """All of ``run.json``.
 
     ``pid_started`` tells the process from a later one of the same number: ticks since boot, 0 where
     the system does not say.
@@ -59,7 +59,6 @@ class RunRecord(RunReport):
     pid_started: int = 0
     attempts: tuple[AttemptRecord, ...] = ()
     calibrates: bool = False
-    member: str | None = None
 
 
 class Record:

@@ -21,9 +21,9 @@ from turbofit.memory.legacy.generations import (
 )
 from turbofit.memory.legacy.legacy_account import legacy_account
 from turbofit.memory.legacy.pytorch import LegacyTorchAccount
-from turbofit.memory.pytorch.engine import Pytorch
+from turbofit.memory.pytorch.account import Pytorch
+from turbofit.memory.turbomind.account import Turbomind
 from turbofit.memory.turbomind.constants import load_constants
-from turbofit.memory.turbomind.engine import Turbomind
 from turbofit.memory.versions import FIRST_CURRENT, REFERENCE
 from turbofit.memory.vision_load import VisionLoad
 

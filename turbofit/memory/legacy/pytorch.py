@@ -21,13 +21,13 @@ from turbofit.memory.legacy.generations import (
     VisionRule,
     legacy_constants,
 )
-from turbofit.memory.legacy.group import GroupAccount
-from turbofit.memory.legacy.tower import tower_activations, tower_bytes
+from turbofit.memory.legacy.legacy_account import GroupAccount
+from turbofit.memory.legacy.weights import tower_activations, tower_bytes
 from turbofit.memory.pytorch.activations import routed_elements
 from turbofit.memory.pytorch.cache import block_bytes
 from turbofit.memory.shared_terms import POOL_WARMUP, transients
+from turbofit.memory.turbomind.account import before_terms
 from turbofit.memory.turbomind.constants import EngineConstants
-from turbofit.memory.turbomind.terms import before_terms
 from turbofit.memory.turbomind.weights import kv_heads_held
 from turbofit.model.parameters import stored_bytes
 

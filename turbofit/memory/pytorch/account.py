@@ -2,38 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
-from turbofit.core.plan import Term
+from turbofit.core.images import ImageRule
+from turbofit.core.machine import Gpu
+from turbofit.core.messages import plural
+from turbofit.core.model import Model
+from turbofit.core.plan import EngineName, HostMemory, Settings, Term
 from turbofit.core.struct import known
-from turbofit.core.units import round_up
+from turbofit.core.units import MIB, round_up
+from turbofit.machine.presets import context_bytes
 from turbofit.memory.account import Account, StaticMemory, given
 from turbofit.memory.calibrated import calibration_for, corrected
+from turbofit.memory.engine import Engine, WeightTraffic
 from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.pytorch.bound import UnitsMet, units_met
+from turbofit.memory.pytorch.activations import (
+    Activations,
+    Prefill,
+    activations_of,
+    draft_staged,
+    draft_terms,
+    needed_modules,
+    without_kernels,
+)
 from turbofit.memory.pytorch.cache import (
+    KV_TYPES,
     RESERVED_BLOCKS,
+    TURBO_QUANT,
+    UnitsMet,
     block_bytes,
     block_tokens,
     blocks_held,
+    engine_bound,
     runtime_bytes,
     state_bytes,
+    state_slots,
+    units_met,
 )
-from turbofit.memory.pytorch.constants import PytorchConstants
-from turbofit.memory.pytorch.draft import activations_of, draft_staged
-from turbofit.memory.pytorch.terms import (
-    before_terms,
-    buffer_terms,
-    cache_term,
-    pool_term,
-    state_term,
-    transient_terms,
-    weight_terms,
+from turbofit.memory.pytorch.constants import PytorchConstants, load_constants, segments
+from turbofit.memory.pytorch.weights import (
+    VOCAB_ROWS,
+    WHOLE_TOWERS,
+    is_copied,
+    kv_heads_held,
+    largest_loaded,
+    packed_copy,
+    staged_copy,
+    weight_classes,
 )
-from turbofit.memory.pytorch.weights import largest_loaded, staged_copy
-from turbofit.memory.shared_terms import capability_of
+from turbofit.memory.shared_terms import (
+    AMPERE,
+    HOPPER,
+    POOL_WARMUP,
+    capability_of,
+    term,
+    transients,
+)
+from turbofit.memory.vision_load import VisionLoad
 
-__all__ = ["PytorchAccount"]
+__all__ = [
+    "Pytorch", "PytorchAccount", "cache_problem", "capture_sizes", "draft_problem",
+    "settings_problem", "tp_problem",
+]  # fmt: skip
 
 
 class PytorchAccount(Account):
@@ -149,3 +180,509 @@ class PytorchAccount(Account):
         """The cache, one allocation."""
         region = round_up(self.region_at(ratio), self.constants.page)
         return [cache_term(region, ratio, self.settings)]
+
+
+_INT = 4
+#: Blocks from this on come from segments of 20 MiB. Source: c10/cuda/CUDACachingAllocator.
+_LARGE_BLOCK = MIB
+
+
+def before_terms(
+    gpu: Gpu, settings: Settings, linked: bool, constants: PytorchConstants
+) -> list[Term]:
+    """What one GPU holds before the weights: others, contexts, the communicator.
+
+    Args:
+        gpu: the card.
+        settings: the engine's options.
+        linked: whether NVLink joins every pair of the group.
+        constants: the generation's figures.
+    """
+    # The front end only asks torch for the card's properties: no context on pretend GPUs. Under
+    # where it makes one on a real card, by what the ratio leaves of it: free memory is read later.
+    context, note = context_bytes(gpu)
+    terms = [
+        term("others", "before", known(gpu.used, 0), "measured", "held by others"),
+        term("cuda_context", "context", context, "estimate", note),
+    ]
+    if settings.tp > 1:
+        hopper = capability_of(gpu) >= HOPPER
+        kind = "host" if not linked else "nvlink_hopper" if hopper else "nvlink"
+        size, note = constants.nccl_buffers[kind], f"NCCL, {settings.tp} ranks"
+        terms.append(term("communicator", "context", size, "estimate", note))
+    return terms
+
+
+def weight_terms(
+    model: Model, settings: Settings, capability: tuple[int, int], constants: PytorchConstants
+) -> list[Term]:
+    """The weights of one rank by class, and what loading leaves unusable between them."""
+    basis = model.source.sizes
+    classes = weight_classes(model, settings.tp)
+    terms = [term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
+    terms += draft_terms(model, settings)
+    copied = packed_copy(model, settings.tp, capability, constants)
+    if copied:
+        note = "of what AWQ packed, for TurboMind's kernels, which the engine takes on Hopper"
+        terms.append(term("weights.packed_copy", "weights", copied, "estimate", note))
+    kind = segments(settings)
+    fragmented = constants.load_fragmentation[kind]
+    if model.text.moe is not None:
+        # Experts that are laid out anew leave a segment more in part: 33 MiB on pretend GPUs.
+        fragmented += constants.segment
+    if settings.draft is not None:
+        # So does a draft, whose embeddings are replaced: 31 MiB on pretend GPUs.
+        fragmented += constants.segment
+    note = f"torch's {kind} segments, filled in part"
+    terms.append(term("load_fragmentation", "weights", fragmented, "estimate", note))
+    return terms
+
+
+def capture_sizes(settings: Settings) -> list[int]:
+    """Batch sizes for which a CUDA graph is captured. Source: graph_runner/runner.py."""
+    if settings.eager_mode:
+        return []
+    most = settings.max_batch_size
+    if settings.cudagraph_capture_batch_sizes:
+        return sorted({n for n in settings.cudagraph_capture_batch_sizes if n < most} | {most})
+    sizes, size = [], 1
+    while size <= min(256, most):
+        sizes.append(size)
+        size *= 2
+    sizes += range(size, most + 1, 256)
+    return sizes if sizes[-1] == most else [*sizes, most]
+
+
+def buffer_terms(
+    model: Model,
+    work: Activations,
+    settings: Settings,
+    gpu: Gpu,
+    most_blocks: int,
+    constants: PytorchConstants,
+) -> list[Term]:
+    """What one GPU holds for good after the cache.
+
+    Args:
+        model: the checkpoint.
+        work: the model's stages.
+        settings: the engine's options.
+        gpu: the card.
+        most_blocks: KV blocks at most, which every graph has a table of.
+        constants: the generation's figures.
+    """
+    hopper = capability_of(gpu) >= HOPPER
+    workspace = constants.cublas_workspace["hopper" if hopper else "default"]
+    size = constants.cublas_workspaces * workspace
+    terms = [term("cublas", "buffers", size, "formula", "workspaces of torch's handles")]
+    if is_copied(model, capability_of(gpu)):
+        size = int(constants.packed_copy["kernels"])
+        note = "TurboMind's kernels and their workspaces"
+        terms.append(term("packed_kernels", "buffers", size, "estimate", note))
+    if captured := capture_sizes(settings):
+        tables = sum(captured) * most_blocks * _INT * work.graphs + work.graph_buffers(captured)
+        # Torch keeps what graphs allocated apart: no prefill ever has room in it.
+        note = "each CUDA graph's table of blocks, and the graphs' own pool"
+        size = tables + _step_pool(work, settings, constants)
+        terms.append(term("cuda_graphs", "buffers", size, "formula", note))
+    note = "kernels loaded lazily"
+    terms.append(term("kernel_modules", "buffers", constants.kernel_modules, "estimate", note))
+    return terms
+
+
+def pool_term(work: Activations, settings: Settings, constants: PytorchConstants) -> Term:
+    """What torch keeps after the warm-up for any later forward: a prefill of one token a row."""
+    size, note = _step_pool(work, settings, constants), "an eager pass"
+    if work.decode(settings.max_batch_size) >= _LARGE_BLOCK:  # Over: the MLP's is a part of it
+        # Picking the experts' kernels leaves another one. Seen on pretend GPUs: 143 MiB of 152.
+        size += constants.segment * (2 if work.text.moe else 1)
+    size += round_up(work.delta_warmup(settings.max_batch_size), constants.page)
+    size += work.further_pool()
+    return term(POOL_WARMUP, "buffers", size, "formula", note)
+
+
+def _step_pool(work: Activations, settings: Settings, constants: PytorchConstants) -> int:
+    step = work.decode(settings.max_batch_size)
+    return max(constants.segment, round_up(step, constants.page) + constants.page)
+
+
+def transient_terms(
+    model: Model,
+    work: Activations,
+    settings: Settings,
+    vision_load: VisionLoad,
+    met: UnitsMet,
+    constants: PytorchConstants,
+) -> tuple[Term, ...]:
+    """The most that torch's allocator holds above what stays, in each worst case.
+
+    The largest is marked as the one that decides. Each holds what lies unusable between live
+    blocks, at least the last page of torch's large and of its small blocks.
+    """
+    sequences = settings.max_batch_size
+    # Whole prompts join a forward, so that one may hold more tokens than a session; beside them the
+    # last chunk of a long one sees its whole context.
+    most = sequences * settings.session_len
+    prompt = min(settings.max_prefill_token_num, most)
+    context = min(settings.session_len + prompt, most)
+    rule = model.image_rule
+    kept = work.tables() if rule is not None and vision_load.units_per_image else 0
+    text = work.prefill(Prefill(tokens=prompt, context=context, sequences=sequences))
+    cases: list[tuple[str, int, str]] = [
+        ("text_prefill", text + kept, "longest prompts fill a forward"),
+        ("sampling", work.sampling(settings.max_batch_size) + kept,
+         f"{settings.max_batch_size} rows with top_k=0"),
+    ]  # fmt: skip
+    if rule is not None and vision_load.units_per_image:
+        # An image is never cut: a chunk grows to hold the longest one.
+        image = vision_load.tokens_per_request // max(1, vision_load.images_per_request)
+        tokens = max(prompt, image)
+        forward = Prefill(
+            tokens=tokens, context=context, units=met.now, sequences=sequences, next_units=met.next
+        )
+        note = f"{met.now} {plural(met.now, rule.unit_name)} in one forward"
+        if met.next:
+            note += f", the pixels of {met.next} for the next"
+        cases.append(("vision_forward", work.prefill(forward), note))
+    share = constants.live_fragmentation[segments(settings)]
+    fragmented = [max(int(size * share), constants.segment) for _, size, _ in cases]
+    sizes = [
+        round_up(case[1] + gap, constants.page) for case, gap in zip(cases, fragmented, strict=True)
+    ]
+    return transients(
+        [(name, size, "estimate", note) for (name, _, note), size in zip(cases, sizes, strict=True)]
+    )
+
+
+def cache_term(region: int, ratio: float, settings: Settings) -> Term:
+    """The cache as one allocation."""
+    note = f"{ratio:.3f} of free memory less the runtime's reserve"
+    if settings.num_gpu_blocks:
+        note = f"num_gpu_blocks {settings.num_gpu_blocks}"
+    return term("kv_cache", "cache", region, "formula", note)
+
+
+def state_term(region: int, settings: Settings) -> Term:
+    """The states of gated delta nets as one allocation, which no ratio sizes."""
+    note = f"{state_slots(settings)} slots: one a sequence of max_batch_size, and two"
+    return term("state_cache", "cache", region, "formula", note)
+
+
+#: The first compute capability with fp8 in Triton.
+_FP8 = (8, 9)
+#: `quant_policy` of a cache of that type.
+_FP8_CACHE = 16
+
+#: What does not repeat KV heads. Source: configurations/llava_hf.py, models/llama4.py.
+_NO_REPEAT = frozenset(
+    {
+        "LlavaForConditionalGeneration",
+        "LlavaNextForConditionalGeneration",
+        "Llama4ForConditionalGeneration",
+    }
+)
+#: Its tower deals out whole heads, unequally where they do not divide. Source: models/internvl.py.
+_UNEQUAL_HEADS = "internvit"
+#: Whose states are bfloat16, whatever the dtype.
+_BFLOAT_STATES = "Qwen3NextForCausalLM"
+#: Whose scales of a group are a rank's or another's, never of both.
+_CUT_METHODS = frozenset({"awq", "fp8"})
+#: The fewest tokens of a block that its kernels take. Source: messages.py, kernel_block_size.
+_LEAST_BLOCK = 16
+#: Tokens of a block, which LMDeploy stops without. Source: executor/base.py.
+_FLASH_MLA_BLOCK = 64
+
+
+def tp_problem(model: Model, tp: int) -> str | None:
+    """Why this tensor-parallel degree cannot be; None where it can.
+
+    Source: LMDeploy pytorch/nn/linear, configurations/builder.py, cache_engine/schema.py.
+    """
+    return next(_problems(model, tp), None)
+
+
+def _problems(model: Model, tp: int) -> Iterator[str]:
+    text, vision = model.text, model.vision
+    if text.expands_latent and tp > 1:
+        # models/minicpm3.py keeps kv_b whole and takes its outputs for a rank's heads.
+        yield f"LMDeploy 0.18's class of {model.name} fails at its first forward on several ranks"
+    if text.heads % tp:
+        yield f"{text.heads} attention heads do not divide by {tp}"
+    if text.kv_heads % tp and (tp % text.kv_heads or model.architecture in _NO_REPEAT):
+        yield f"{text.kv_heads} KV heads cannot be dealt to {tp} ranks"
+    if text.intermediate % tp:
+        yield f"the MLP's {text.intermediate} channels do not divide by {tp}"
+    if text.moe is not None and text.moe.shared_intermediate % tp:
+        yield f"the shared expert's {text.moe.shared_intermediate} channels do not divide by {tp}"
+    if text.moe is not None and text.moe.intermediate % tp:
+        yield f"the experts' {text.moe.intermediate} channels do not divide by {tp}"
+    if text.cached_latent is not None and round_up(text.vocab, VOCAB_ROWS) % tp:
+        yield f"the vocabulary's {text.vocab} rows do not divide by {tp}"
+    if text.delta is not None and text.delta.key_heads % tp:
+        yield f"the delta nets' {text.delta.key_heads} key heads do not divide by {tp}"
+    packed = model.quantization
+    if text.moe is not None and packed is not None and packed.of_experts:
+        each = text.moe.intermediate // tp
+        if each % packed.group_size:
+            yield f"{each} channels of an expert on each rank are no groups of {packed.group_size}"
+    yield from _cut_groups(model, tp)
+    if vision is None or vision.kind in WHOLE_TOWERS:
+        return
+    if vision.kind != _UNEQUAL_HEADS and vision.heads % tp:
+        yield f"the vision tower's {vision.heads} heads do not divide by {tp}"
+    if vision.intermediate % tp:
+        yield f"the vision tower's {vision.intermediate} channels do not divide by {tp}"
+
+
+def _cut_groups(model: Model, tp: int) -> Iterator[str]:
+    """Layers of which a rank would get a part of a group: they fail while they are loaded.
+
+    Experts of fp8 are dealt out in whole groups, however many a rank gets.
+    Source: nn/linear/awq.py, nn/linear/blocked_fp8.py, nn/moe/blocked_fp8.py.
+    """
+    text, moe, packed = model.text, model.text.moe, model.quantization
+    if packed is None or packed.method not in _CUT_METHODS:
+        return
+    layers = []
+    if moe is None or moe.layers < text.layers:
+        layers.append(("the MLP's", text.intermediate))
+    if moe is not None:
+        layers += [("the shared expert's", moe.shared_intermediate)]
+        if moe.intermediate % packed.group_size:
+            yield f"an expert's {moe.intermediate} channels are no groups of {packed.group_size}"
+    if text.mla is None:
+        layers.append(("the queries'", text.heads * text.head_dim))
+        layers.append(("the keys'", kv_heads_held(text.kv_heads, tp) * text.head_dim))
+    for what, channels in layers:
+        if channels % (packed.group_size * tp):
+            ranks = f" on each of {tp} ranks" if tp > 1 else ""
+            yield f"{what} {channels} channels are no whole groups of {packed.group_size}{ranks}"
+
+
+def settings_problem(settings: Settings) -> str | None:
+    """Values that the engine refuses, or that the account does not know."""
+    if not 0 < settings.cache_max_entry_count < 1:
+        return "--cache-max-entry-count must lie between 0 and 1 on the PyTorch engine"
+    if settings.quant_policy not in KV_TYPES:
+        known = ", ".join(map(str, KV_TYPES))
+        return f"--quant-policy {settings.quant_policy} is not planned for: {known} are"
+    if 0 < settings.num_gpu_blocks <= RESERVED_BLOCKS:
+        return f"--num-gpu-blocks {settings.num_gpu_blocks}: the engine keeps so many for itself"
+    if settings.distributed_executor_backend == "uni" and settings.tp > 1:
+        return f"--distributed-executor-backend uni runs one rank, not {settings.tp}: mp and ray do"
+    tokens = settings.cache_block_seq_len
+    if tokens < _LEAST_BLOCK or tokens & (tokens - 1):
+        return (
+            f"--cache-block-seq-len {tokens}: the PyTorch engine takes powers of two from"
+            f" {_LEAST_BLOCK} on"
+        )
+    return None
+
+
+def checkpoint_problem(model: Model, settings: Settings) -> str | None:
+    """A format that the checkpoint has not.
+
+    Source: pytorch/config.py: of a quantised checkpoint the option is ignored; 16-bit weights are
+    quantised at load for fp8, and every other word stops the engine, hf too.
+    """
+    quantization, given = model.quantization, settings.model_format
+    if given is None or (quantization and given == quantization.method):
+        return None
+    if quantization:
+        return f"--model-format {given}: the weights of {model.name} are {quantization.method}"
+    if given == "fp8":
+        return "--model-format fp8: turbofit has no account of weights that are quantised at load"
+    return (
+        f"--model-format {given}: the weights of {model.name} are stored in {model.dtype}, and the"
+        " PyTorch engine takes no such word for them"
+    )
+
+
+def cache_problem(model: Model, settings: Settings) -> str | None:
+    """Heads that cannot be rotated. Source: pytorch/kernels/cuda/fill_kv_cache.py.
+
+    Of latents keys and values are the same bytes, which it would quantise as the one and the other.
+    """
+    size = model.text.head_dim
+    if settings.quant_policy and model.text.cached_latent:
+        return f"--quant-policy {settings.quant_policy} is not planned for latent attention: 0 is"
+    if model.text.expands_latent and KV_TYPES[settings.quant_policy].key_scales:
+        # models/minicpm3.py hands no scales to its attention: the warm-up fails.
+        return (
+            f"--quant-policy {settings.quant_policy}: LMDeploy 0.18's class of {model.name} caches"
+            " at 16 bits, or in fp8 (16, 17)"
+        )
+    if settings.quant_policy == TURBO_QUANT and size & (size - 1):
+        return f"--quant-policy {TURBO_QUANT} takes heads of a power of two, not of {size}"
+    return None
+
+
+def draft_problem(settings: Settings) -> str | None:
+    """Options that a step of several tokens does not support, or that a draft would get too.
+
+    Source: backends/cuda/attention/fa3.py, engine/config_builder.py, pytorch/config.py.
+    """
+    if settings.draft is None:
+        return None
+    if settings.quant_policy:
+        return (
+            f"--quant-policy {settings.quant_policy} does not draft: FlashAttention-3 reads the"
+            " cache as it is, and of 16 bits alone"
+        )
+    if settings.draft.text.mla and settings.cache_block_seq_len != _FLASH_MLA_BLOCK:
+        return (
+            f"--cache-block-seq-len {settings.cache_block_seq_len}: FlashMLA, with which drafts are"
+            f" verified, takes blocks of {_FLASH_MLA_BLOCK}"
+        )
+    if settings.model_format and settings.draft.has_checkpoint:
+        return (
+            f"--model-format {settings.model_format} is taken for the draft's weights as well,"
+            " which are of 16 bits"
+        )
+    return None
+
+
+def state_problem(launch: EngineLaunch) -> str | None:
+    """States of another type than what is copied into them: the first prefill fails.
+
+    Of cards that have no bfloat16 `missing_kernels` tells.
+
+    Source: configurations/qwen3_next.py, backends/cuda/causal_conv1d.py (``index_copy_``).
+    """
+    dtype = launch.settings.dtype
+    if dtype == "bfloat16" or _without_bfloat16(launch) or not _bfloat_states(launch.model):
+        return None
+    return (
+        f"LMDeploy 0.18 keeps the states of {launch.model.name} in bfloat16, so that it runs in no"
+        f" other dtype: --dtype is {dtype}"
+    )
+
+
+def _bfloat_states(model: Model) -> bool:
+    return model.text.architecture == _BFLOAT_STATES
+
+
+def _without_bfloat16(launch: EngineLaunch) -> str | None:
+    """The first of the cards that has no bfloat16, by its name."""
+    return next((gpu.name for gpu in launch.gpus if capability_of(gpu) < AMPERE), None)
+
+
+def communicator_problem(settings: Settings) -> str | None:
+    """The engine always uses NCCL."""
+    if settings.communicator != "nccl":
+        return f"--communicator {settings.communicator} is TurboMind's: the PyTorch engine has NCCL"
+    return None
+
+
+def missing_kernels(launch: EngineLaunch) -> str | None:
+    """What Triton does not compile for one of the cards, or the card does not compute.
+
+    Source: triton.compile of Triton 3.7.1 for each architecture: ``fp8e4nv`` from sm_89 on
+    (`python -m bench.census.triton`). LMDeploy's fp8 kernels load weights of that type, and store
+    keys and values of it with ``quant_policy 16``; ``fp8e5``, with 17, is compiled for all.
+    """
+    quantization, draft = launch.model.quantization, launch.settings.draft
+    if draft is not None and (without := without_kernels(draft, launch.gpus)):
+        return without
+    if _bfloat_states(launch.model) and (card := _without_bfloat16(launch)):
+        return f"LMDeploy 0.18 keeps its states in bfloat16, which {card} does not have"
+    if quantization is not None and quantization.method == "fp8":
+        what, otherwise = "kernel", ""
+    elif launch.settings.quant_policy == _FP8_CACHE:
+        what, otherwise = "KV cache", "; --quant-policy 17 (fp8_e5m2) runs"
+    else:
+        return None
+    for gpu in launch.gpus:
+        if capability_of(gpu) < _FP8:
+            return (
+                f"Triton compiles no fp8 {what} for {gpu.name}: it takes compute capability"
+                f" {_FP8[0]}.{_FP8[1]} or newer{otherwise}"
+            )
+    return None
+
+
+class Pytorch(Engine):
+    """LMDeploy's engine in Python, on torch and Triton."""
+
+    name: ClassVar[EngineName] = "pytorch"
+    options_over_nodes: ClassVar[Mapping[str, object]] = {"distributed_executor_backend": "ray"}
+
+    def __init__(self, version: str) -> None:
+
+        super().__init__(version)
+        self.constants = load_constants(version)
+
+    def account(self, launch: EngineLaunch) -> Account:
+
+        return PytorchAccount(launch, self.constants)
+
+    def tp_problem(self, model: Model, tp: int) -> str | None:
+
+        return tp_problem(model, tp)
+
+    def problem(self, launch: EngineLaunch) -> str | None:
+
+        problem = settings_problem(launch.settings)
+        problem = problem or checkpoint_problem(launch.model, launch.settings)
+        problem = problem or cache_problem(launch.model, launch.settings)
+        problem = problem or draft_problem(launch.settings)
+        problem = problem or state_problem(launch)
+        return problem or communicator_problem(launch.settings)
+
+    def missing_kernels(self, launch: EngineLaunch) -> str | None:
+        """See :meth:`Engine.missing_kernels`. Triton compiles all but what a card cannot do."""
+        return missing_kernels(launch)
+
+    def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
+
+        return engine_bound(rule, vision_load, settings)
+
+    def block_bytes(self, model: Model, settings: Settings) -> int:
+
+        return block_bytes(model.text, settings)
+
+    def traffic(self, model: Model, tp: int) -> WeightTraffic:
+
+        classes = weight_classes(model, tp)
+        for unread in ("audio", "forgotten"):
+            classes.pop(unread, 0)
+        vision = classes.pop("vision", 0) + classes.pop("vision.whole", 0)
+        embedding = classes.pop("embedding")
+        # A tied embedding is read as the head.
+        head = 0 if "lm_head" in classes else embedding
+        return WeightTraffic(decode=sum(classes.values()) + head, vision=vision)
+
+    def host_memory(
+        self, model: Model, settings: Settings, *, units_per_forward: int
+    ) -> HostMemory:
+        """See :meth:`Engine.host_memory`.
+
+        Front end, engine and, with more than one rank, a worker each; pixels in 32 bits while they
+        are preprocessed and in 16 in each process that they pass through.
+        """
+        pixels = model.pixel_bytes(units_per_forward)
+        backend = settings.distributed_executor_backend or ("uni" if settings.tp == 1 else "ray")
+        ranks = 0 if backend == "uni" else settings.tp
+        each = (2 + ranks) * self.constants.host_process + pixels * (4 + ranks)
+        return HostMemory(pinned=0, pageable=each, available=None)
+
+    def warnings(self, settings: Settings) -> tuple[str, ...]:
+        said = [
+            "torch keeps what it once reserved, so that nvidia-smi may show more than the peak, up"
+            " to the whole card; it uses it again, but other processes do not get it"
+        ]
+        if settings.tp > 1 and settings.distributed_executor_backend in (None, "ray"):
+            said.append(
+                "its ranks run on Ray, which keeps objects in /dev/shm (up to 30 % of host RAM as"
+                " it fills) and waits half an hour without a word where GPUs are taken"
+            )
+        if settings.draft is not None:
+            modules = " and ".join(needed_modules(settings.draft.text))
+            said.append(
+                f"drafting needs {modules} beside LMDeploy,"
+                " which does not start without; the forecast of speed is without a draft"
+            )
+        return tuple(said)
+
+    def prefill_words(self, settings: Settings) -> str:  # noqa: ARG002
+        return "it bounds activations and the images that meet; LMDeploy never warms up with it"

@@ -8,18 +8,34 @@ Factors are counted in LMDeploy's modelling files and checked on pretend GPUs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
-from turbofit.core.model import MlaDims, Model, MoeDims
-from turbofit.core.plan import Settings
-from turbofit.core.struct import Struct
-from turbofit.core.units import HALF
+from msgspec.structs import replace
+
+from turbofit.core.draft import Draft
+from turbofit.core.machine import Gpu
+from turbofit.core.model import MlaDims, Model, MoeDims, TextDims
+from turbofit.core.plan import Settings, Term
+from turbofit.core.struct import Struct, known
+from turbofit.core.units import HALF, round_up
 from turbofit.memory.pytorch.cache import TURBO_QUANT, WIDE_BLOCK
 from turbofit.memory.pytorch.constants import PytorchConstants
-from turbofit.memory.pytorch.weights import WHOLE_TOWERS, expert_channels, kv_heads_held
+from turbofit.memory.pytorch.weights import (
+    VOCAB_ROWS,
+    WHOLE_TOWERS,
+    expert_channels,
+    kv_heads_held,
+    weight_classes,
+)
+from turbofit.memory.shared_terms import HOPPER, capability_of, term
+from turbofit.model.draft_reader import draft_elements, replaced_outputs
+from turbofit.model.parameters import Linear, packed_bytes
 
-__all__ = ["Activations", "Prefill", "routed_elements"]
+__all__ = [
+    "Activations", "Prefill", "activations_of", "draft_staged", "draft_terms", "draft_weights",
+    "needed_modules", "routed_elements", "splits", "without_kernels",
+]  # fmt: skip
 
 #: Hidden states where features of a depth are added: embeddings, hidden, residual, the scattered
 #: features, their mask, and torch's running count of it in 64 bits. Source: models/qwen3_vl.py.
@@ -338,3 +354,266 @@ class Activations:
         pixels = self.model.pixel_bytes(forward.units + _AS_SENT * forward.next_units)
         given = embeddings + pixels + self._deepstack(forward.units)
         return tower + given + constants.vision_base
+
+
+# The stages of MiniCPM3: latents that are expanded before they are cached, logits of every token.
+#
+# Its class applies the head inside its forward, to all tokens of a prefill and not to the last row
+# of each sequence. Counted in LMDeploy's models/minicpm3.py and checked on pretend GPUs.
+
+#: Of each head: queries as projected, then queries, keys and padded values laid out, the output.
+_LAID_OUT = 5
+#: Hidden states of a token in attention: the scaled embeddings, what the layer before gave and its
+#: residual, and their norm.
+_COPIES = 4
+#: The same beside the logits: from the last norm, and scaled.
+_HEAD_COPIES = 2
+
+
+class MiniCPM3Activations(Activations):
+    """The stages of a model whose forward ends in logits."""
+
+    def prefill(self, forward: Prefill) -> int:
+        """The largest stage, beside the logits of the forward before.
+
+        Of a prompt in chunks these stay, held by a view of their last row. Over for the first.
+        """
+        logits = forward.tokens * self._head_elements() * HALF + self.constants.prefill_base
+        before = forward.tokens * self.text.vocab * HALF
+        return max(super().prefill(forward), logits) + before
+
+    def decode(self, rows: int) -> int:
+        """One decoding step: a layer's, or its logits."""
+        return max(super().decode(rows), rows * self._head_elements() * HALF)
+
+    def graph_buffers(self, captured: Sequence[int]) -> int:
+        """The logits that each CUDA graph ends in; the largest one's are in the graphs' pool."""
+        return (sum(captured) - max(captured)) * self.text.vocab * HALF
+
+    def _head_elements(self) -> int:
+        copies = _HEAD_COPIES * self.text.hidden
+        return self.text.vocab + copies + self.constants.token_elements
+
+    def _attention_elements(self) -> int:
+        mla, text = self.text.mla, self.text
+        assert mla is not None
+        each = mla.nope_dim + mla.v_dim + _LAID_OUT * mla.key_dim
+        alive = _COPIES * text.hidden + mla.kv_rank + mla.rope_dim + self._token_elements()
+        return alive + text.heads * each
+
+
+# FlashAttention-3 and FlashMLA, with which LMDeploy decodes several tokens of a sequence at once.
+#
+# Source: hopper/ (flash_api.cpp, heuristics.h, setup.py) of Dao-AILab/flash-attention, 0251105a;
+# LMDeploy pytorch/backends/cuda/attention/__init__.py, pytorch/configurations/utils.py.
+
+#: Compute capabilities from the first on and below the second.
+_KERNELS = ((8, 0), (10, 0))
+
+#: Multiprocessors are filled to so much, or nothing is split; of the best way so much is enough.
+_FULL, _ENOUGH = 0.8, 0.85
+_MOST = 128
+
+
+def splits(kv_heads: int, processors: int) -> int:
+    """Parts into which the keys and values of a long sequence are split, each with an output.
+
+    Over: of queries that fill more than one tile there are fewer, and none of short sequences.
+    """
+    if kv_heads >= _FULL * processors:
+        return 1
+    waves = [kv_heads * count / processors for count in range(1, min(_MOST, processors) + 1)]
+    filled = [one / -(-one // 1) for one in waves]
+    return next(i for i, one in enumerate(filled, 1) if one >= _ENOUGH * max(filled))
+
+
+def needed_modules(text: TextDims) -> tuple[str, ...]:
+    """What must be installed beside LMDeploy, each with the module that it is imported as last.
+
+    Args:
+        text: the draft's dims, or those of what it drafts for.
+    """
+    if text.mla is not None:
+        return ("FlashMLA's flash_mla",)
+    return ("FlashAttention-3's flash_attn_interface",)
+
+
+def without_kernels(draft: Draft, gpus: Iterable[Gpu]) -> str | None:
+    """Why these cards do not verify drafts; None where they do.
+
+    LMDeploy asks for compute capability 8.0 alone. FlashAttention-3 is compiled for sm_80, which
+    all of 8 run, and for sm_90a. Latents have FlashMLA, on Hopper; without it LMDeploy starts, and
+    its Triton kernel decodes one token a sequence.
+    """
+    first, end = _KERNELS
+    name = "FlashAttention-3"
+    if draft.text.mla is not None:
+        first, name = HOPPER, "FlashMLA"
+    for gpu in gpus:
+        if not first <= capability_of(gpu) < end:
+            a, b = capability_of(gpu)
+            where = "8 and 9" if first < HOPPER else "9"
+            return (
+                f"{name}, with which LMDeploy verifies drafts, has kernels for compute capability"
+                f" {where}; {gpu.name} has {a}.{b}"
+            )
+    return None
+
+
+# What speculative decoding takes of the PyTorch engine besides.
+#
+# The draft's weights, its blocks beside the target's (`cache.block_bytes`), further states of delta
+# nets (`cache.state_bytes`), more tokens in each decoding step, and CUDA graphs of its own.
+# Source: LMDeploy pytorch/spec_decode, strategies/ar_spec, backends/cuda/graph_runner.
+
+#: The target's token of each of Eagle3's, and its word and bit in a grammar's mask, at 64 bits.
+_PLACES = 3 * 8
+#: FlashAttention-3 keeps the logarithm of a sum at 32 bits.
+_SUMS = 2
+#: More than any card has multiprocessors, where a card's cannot be read. Over.
+_PROCESSORS = 160
+_KEPT = 3
+#: CUDA graphs of a batch: the target's, and the draft's over a step's tokens and over one.
+_GRAPHS = 3
+
+
+def draft_terms(model: Model, settings: Settings) -> list[Term]:
+    """The draft's weights on one rank, and what building it leaves behind.
+
+    One that is whole on the first rank is charged to all of them. Over on the others.
+    """
+    draft = settings.draft
+    if draft is None:
+        return []
+    note = f"{draft.method}, {draft.num_speculative_tokens} tokens a step"
+    if draft.has_checkpoint and settings.tp > 1:
+        note += ", on the first rank alone"
+    terms = [term("weights.draft", "weights", draft_weights(model, draft, settings.tp),
+                  "formula", note)]  # fmt: skip
+    if draft.method == "eagle3":
+        size = replaced_outputs(draft.text) * draft.text.hidden * HALF
+        note = "a projection that it replaces by a wider one; Python's collector frees it. Over"
+        terms.append(term("weights.draft_replaced", "weights", size, "formula", note))
+    return terms
+
+
+def draft_weights(model: Model, draft: Draft, tp: int) -> int:
+    """Bytes of the draft on one rank."""
+    text, layers = draft.text, draft.text.layers
+    table = text.vocab * text.hidden * HALF
+    if draft.has_checkpoint:
+        size = draft_elements(draft.method, text, draft.vocab, model.text.hidden) * HALF
+        places = _PLACES * draft.vocab if draft.method == "eagle3" else 0
+        return size + places + (table if draft.embeddings else 0)
+    source = replace(model.source, sizes="formula")
+    held = weight_classes(replace(model, text=text, vision=None, source=source), tp)
+    size = sum(held.get(name, 0) for name in ("attention", "mlp", "norms"))
+    both = Linear(name="eh_proj", inputs=2 * text.hidden, outputs=text.hidden, count=layers)
+    if draft.method == "qwen3_5_mtp":
+        return size + both.weights * HALF // tp + 2 * text.hidden * HALF
+    # Each layer has embeddings, a head, three norms and a projection of its own.
+    joined = both.weights * HALF
+    if model.quantization is not None:
+        joined = packed_bytes(both, model.quantization)
+    rows = round_up(text.vocab, VOCAB_ROWS) // tp
+    norms = (3 * layers - 1) * text.hidden * HALF
+    return size + norms + joined + layers * (table + rows * text.hidden * HALF)
+
+
+def draft_staged(settings: Settings) -> int:
+    """Bytes beside all weights for a moment: embeddings that the target's then replace."""
+    draft = settings.draft
+    if draft is None or draft.embeddings or not draft.has_checkpoint:
+        return 0
+    return draft.text.vocab * draft.text.hidden * HALF
+
+
+def activations_of(
+    model: Model, settings: Settings, constants: PytorchConstants, gpus: Sequence[Gpu]
+) -> Activations:
+    """The stages of a model, with its draft's where something drafts."""
+    if settings.draft is None:
+        kind = MiniCPM3Activations if model.text.expands_latent else Activations
+        return kind(model, settings, constants)
+    processors = max(known(gpu.sm_count, _PROCESSORS) for gpu in gpus)
+    return DraftedActivations(model, settings, constants, processors)
+
+
+class DraftedActivations(Activations):
+    """The stages of a target that verifies a draft's tokens, and of the draft after them.
+
+    Args:
+        model: the target.
+        settings: the engine's options, with a draft.
+        constants: the generation's figures.
+        processors: multiprocessors of a card.
+    """
+
+    graphs = _GRAPHS
+
+    def __init__(
+        self, model: Model, settings: Settings, constants: PytorchConstants, processors: int
+    ) -> None:
+        super().__init__(model, settings, constants)
+        assert settings.draft is not None
+        self.draft = settings.draft
+        tp = 1 if self.draft.has_checkpoint else settings.tp
+        drafting = replace(model, text=self.draft.text, vision=None, image_rule=None)
+        self.drafting = Activations(drafting, replace(settings, tp=tp), constants)
+        for work in (self, self.drafting):
+            heads = max(1, work.text.kv_heads // work.tp)
+            work.splits = max(work.splits, 0 if work.text.mla else splits(heads, processors))
+            work.sums = _SUMS
+        #: Bytes of the target's hidden states that the draft takes of a token.
+        self.states = self.draft.target_states * model.text.hidden * HALF
+
+    def prefill(self, forward: Prefill) -> int:
+        """The target's, or the draft's after it.
+
+        Of a prompt in chunks the states of the one before stay, held by a view of their last row.
+        """
+        kept = self.states * (2 if self.draft.method == "eagle3" else 1)
+        target = super().prefill(forward) + forward.tokens * kept
+        return max(target, self._draft_prefill(forward))
+
+    def _draft_prefill(self, forward: Prefill) -> int:
+        """States three times: of the chunk before, as they come, and joined to that one's last row.
+
+        With images embeddings go the same way. Exact on pretend GPUs for Eagle3.
+        """
+        given = self.states
+        if self.model.vision is not None:
+            given += self.text.hidden * HALF
+        text_only = replace(forward, units=0, next_units=0)
+        return self.drafting.prefill(text_only) + _KEPT * forward.tokens * given
+
+    def decode(self, rows: int) -> int:
+        """A step of so many sequences: the target's over all their tokens, or the draft's."""
+        tokens = rows * self.draft.tokens_per_step
+        larger = max(super().decode(tokens), self.drafting.decode(tokens))
+        return larger + tokens * self.states
+
+    def sampling(self, rows: int) -> int:
+        """Logits of so many sequences: all rows verified, the last of each sampled.
+
+        Or those before it: laid out alone, at 32 bits, and their probabilities, likewise.
+        """
+        count, vocab = self.draft.num_speculative_tokens, self.text.vocab
+        tokens = rows * self.draft.tokens_per_step
+        verified = tokens * (vocab * HALF + self.states + self.text.hidden * HALF)
+        rejected = rows * vocab * count * (HALF + 4 * HALF) + self.constants.sampling_base
+        return verified + max(super().sampling(rows), rejected)
+
+    def graph_buffers(self, captured: Sequence[int]) -> int:
+        """What graphs hold besides: outputs of the target, inputs and outputs of the draft."""
+        hidden, drafted = self.text.hidden * HALF, self.draft.text.hidden * HALF
+        each = hidden + 2 * self.states + 2 * drafted
+        tokens = sum(captured) * (self.draft.tokens_per_step * each + 3 * drafted)
+        return round_up(tokens, self.constants.page)
+
+    def further_pool(self) -> int:
+        """Bytes of the pool of the draft's graphs, and what picking experts' kernels leaves."""
+        page, batch = self.constants.page, self.settings.max_batch_size
+        step = self.drafting.decode(batch * self.draft.tokens_per_step)
+        picked = self.constants.segment if self.draft.text.moe else 0
+        return picked + max(self.constants.segment, round_up(step, page) + page)

@@ -6,11 +6,13 @@ from functools import cache
 
 import msgspec
 
+from turbofit.core.model import Model
+from turbofit.core.plan import Settings
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct
 from turbofit.memory import versions
 
-__all__ = ["PytorchConstants", "load_constants"]
+__all__ = ["PytorchConstants", "environment", "load_constants", "segments"]
 
 
 class PytorchConstants(Struct):
@@ -50,3 +52,24 @@ def load_constants(version: str = versions.REFERENCE) -> PytorchConstants:
         for key, entry in load_yaml(preset_path("engines", f"pytorch-{version}")).items()
     }
     return msgspec.convert(figures, PytorchConstants, strict=False)
+
+
+def segments(settings: Settings) -> str:
+    """How torch's allocator maps memory: LMDeploy's Ray workers refuse expandable segments."""
+    default = "uni" if settings.tp == 1 else "ray"
+    return "fixed" if (settings.distributed_executor_backend or default) == "ray" else "expandable"
+
+
+def environment(settings: Settings, model: Model) -> dict[str, str]:
+    """Variables of the engine's processes.
+
+    Its own check of the environment starts a process with a CUDA context of its own; expandable
+    segments leave little unusable between weights and activations. States of delta nets are counted
+    at 16 bits, LMDeploy's default.
+    """
+    env = {"LMDEPLOY_ENABLE_CHECK_ENV": "0"}
+    if model.text.delta is not None:
+        env["LMDEPLOY_FP32_MAMBA_SSM_DTYPE"] = "0"
+    if segments(settings) == "expandable":
+        env["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+    return env

@@ -8,13 +8,28 @@ card has no such kernel for grouped heads, the matrix is charged.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
-from turbofit.core.model import Model, TextDims
-from turbofit.memory.transformers.components import cross_tokens
-from turbofit.memory.transformers.layout import Layout
+from turbofit.core.machine import Gpu
+from turbofit.core.model import DTYPE_BYTES, Model, TextDims
+from turbofit.core.struct import NA, Struct, known
+from turbofit.core.units import MIB
+from turbofit.machine.presets import context_bytes
+from turbofit.memory.shared_terms import AMPERE, HOPPER
+from turbofit.memory.transformers.components import (
+    Layer,
+    Layout,
+    components,
+    cross_tokens,
+    layout_of,
+)
+from turbofit.memory.vision_load import VisionLoad
 
-__all__ = ["embedding_bytes", "prefill_bytes", "sampling_bytes", "vision_bytes"]
+__all__ = [
+    "Load", "ModelCopy", "Placement", "best_placement", "device_map", "fewest_offloaded", "holds",
+    "load_of", "nowhere", "place_all", "vision_bytes",
+]  # fmt: skip
 
 #: Towers whose attention rotates nothing; the others do it in 32 bits.
 _UNROTATED: Final = frozenset({"internvit", "clip", "siglip", "mllama", "idefics3"})
@@ -168,3 +183,269 @@ def _mlp_channels(text: TextDims) -> int:
     moe = text.moe
     chosen = moe.experts_per_token * (6 * moe.intermediate + 5 * text.hidden) // 2
     return max(dense, chosen + 4 * text.hidden + 3 * moe.shared_intermediate)
+
+
+#: cuBLAS's workspace as torch asks for it, once for the library and once for cuBLASLt.
+_WORKSPACE: Final = {False: 2 * 9 * MIB, True: 2 * 32 * MIB}
+#: Torch's allocator rounds: segments of weights, seen 8 to 57 MiB.
+_ROUNDING: Final = 64 * MIB
+#: Reserved beyond what is allocated at the peak, with expandable segments: seen 1 to 8 %.
+_FRAGMENTS_PERCENT: Final = 10
+#: Tensors that the loader holds at once while it casts.
+_LOADERS: Final = 4
+#: Times the bytes of one layer's experts.
+_JOINED: Final = 2
+
+
+class Load(Struct):
+    """The one request that is served at a time, at its worst.
+
+    ``tokens`` of prompt and answer, ``images``, and their vision ``units`` together.
+    """
+
+    tokens: int
+    images: int
+    units: int
+
+
+def load_of(vision_load: VisionLoad, tokens: int) -> Load:
+    """The worst request of so many tokens."""
+    return Load(
+        tokens=tokens, images=vision_load.images_per_request, units=vision_load.units_per_request
+    )
+
+
+class Placement(Struct):
+    """Which device (by its place in the group) holds each decoder layer; None: none does.
+
+    Vision tower and embeddings are on device 0; the last norm is on the last device, and so is
+    lm_head unless it is tied to the embeddings.
+    """
+
+    devices: int
+    layers: tuple[int | None, ...]
+
+    @property
+    def offloaded(self) -> tuple[int, ...]:
+        """The layers that no device holds."""
+        return tuple(n for n, place in enumerate(self.layers) if place is None)
+
+
+class ModelCopy:
+    """Bytes of one copy of a model on a group of GPUs.
+
+    Args:
+        model: what is served.
+        dtype: that it is served in.
+        gpus: the group, in the order of the device map.
+        margins: bytes to leave on each.
+
+    Raises:
+        UsageError: Transformers does not serve the model.
+    """
+
+    def __init__(
+        self, model: Model, dtype: str, gpus: Sequence[Gpu], margins: Sequence[int]
+    ) -> None:
+        self.model, self.dtype = model, dtype
+        self.gpus, self.margins = tuple(gpus), tuple(margins)
+        self.layout = layout_of(model)
+        self.parts = components(model, dtype)
+        self._width = DTYPE_BYTES[dtype]
+        #: Bytes of each CUDA context, and where the figure is from.
+        self.contexts = [context_bytes(gpu) for gpu in gpus]
+
+    def writes_matrix(self, place: int) -> bool:
+        """Whether attention writes the matrix of all pairs there.
+
+        Torch's memory-efficient kernel takes no grouped heads, and the flash one needs Ampere. A
+        card whose capability cannot be read counts as older. Over where it is not.
+        """
+        capability = self.gpus[place].compute_capability
+        grouped = self.model.text.heads != self.model.text.kv_heads
+        return grouped and (capability == NA or capability < AMPERE)
+
+    def room(self, place: int) -> int:
+        """Bytes of a card for weights, cache and activations: without others, context, margin."""
+        gpu = self.gpus[place]
+        usable = gpu.usable - known(gpu.used, 0)
+        fixed = self.contexts[place][0] + self.workspace(place) + self.rounding
+        return usable - self.margins[place] - fixed
+
+    def cache_bytes(self, number: int, load: Load) -> int:
+        """The cache of a layer, on the device that holds it; of an offloaded one on the first."""
+        return self.cached([self.parts.layers[number]], load)
+
+    def resident_bytes(self, place: int, devices: int) -> int:
+        """Weights of what is no decoder layer."""
+        parts, held = self.parts, 0
+        if place == 0:
+            held += parts.vision + parts.embeddings + (parts.head if parts.tied else 0)
+        if place == devices - 1:
+            held += parts.norm + (0 if parts.tied else parts.head)
+        return held
+
+    def vision(self, place: int, load: Load) -> int:
+        """Bytes of the vision tower's forward on a device: the request's cache is empty then."""
+        if place:
+            return 0
+        return self._rounded(vision_bytes(self.model, self.layout, load.units, self._width))
+
+    def activations(self, place: int, load: Load, *, block: int = 0) -> dict[str, int]:
+        """The alternatives beside a full cache; ``block``: an offloaded layer's weights."""
+        model, width = self.model, self._width
+        units = load.units if place == 0 else 0
+        matrix = self.writes_matrix(place)
+        prefill = prefill_bytes(model, load.tokens, load.images, units, width, writes_matrix=matrix)
+        found = {"prefill": prefill + block, "sampling": sampling_bytes(model) + block}
+        if place == 0:
+            found["image_features"] = embedding_bytes(model, load.tokens, load.images, width)
+        return {name: self._rounded(size) for name, size in found.items() if size}
+
+    def block(self, offloaded: Sequence[int]) -> int:
+        """The weights that the largest offloaded layer brings to the first device."""
+        return max((self.parts.layers[number].weights for number in offloaded), default=0)
+
+    def staging(self) -> int:
+        """Bytes that loading holds beyond the weights, where it casts them or joins experts.
+
+        Transformers joins the experts of a layer into one tensor: torch was seen to hold 1.0 to 1.5
+        times their bytes more.
+        """
+        joined = _JOINED * self.parts.experts
+        if self.dtype == self.model.dtype:
+            return joined
+        stored = DTYPE_BYTES[self.model.dtype]
+        text = self.model.text
+        largest = max(text.vocab, text.intermediate) * text.hidden * stored
+        return joined + largest * _LOADERS
+
+    def cached(self, layers: Sequence[Layer], load: Load) -> int:
+        """The cache of some layers for a request."""
+        return self._rounded(sum(layer.kv(load.tokens, load.images) for layer in layers))
+
+    @property
+    def rounding(self) -> int:
+        """With experts, the holes of loading too: seen 0.3 times a layer's experts."""
+        return _ROUNDING + self.parts.experts // 2
+
+    def workspace(self, place: int) -> int:
+        """Bytes of cuBLAS on a card."""
+        capability = self.gpus[place].compute_capability
+        return _WORKSPACE[capability == NA or capability >= HOPPER]
+
+    @staticmethod
+    def _rounded(size: int) -> int:
+        return -(-size * (100 + _FRAGMENTS_PERCENT) // 100)
+
+
+def best_placement(copy: ModelCopy, load: Load) -> Placement:
+    """All layers on GPUs where they fit, else as many as fit; on none where nothing helps."""
+    return place_all(copy, load) or fewest_offloaded(copy, load) or nowhere(copy)
+
+
+def nowhere(copy: ModelCopy) -> Placement:
+    """Every layer off the GPUs: only what must stay on them is left."""
+    return Placement(devices=len(copy.gpus), layers=(None,) * len(copy.parts.layers))
+
+
+def holds(copy: ModelCopy, load: Load) -> bool:
+    """Whether the copy's devices hold the whole model for this request."""
+    return _filled(copy, load, 0, 0) is not None
+
+
+def place_all(copy: ModelCopy, load: Load) -> Placement | None:
+    """The placement on all devices of the copy that leaves the most everywhere.
+
+    None where they do not hold it. Layers stay in order: each cut costs one transfer a token.
+    """
+    found = _filled(copy, load, 0, 0)
+    if found is None or len(copy.gpus) == 1:
+        return found
+    low, high = 0, max(copy.room(place) for place in range(len(copy.gpus)))
+    while high - low > 1 << 20:
+        middle = (low + high) // 2
+        placement = _filled(copy, load, 0, middle)
+        if placement is None:
+            high = middle
+        else:
+            low, found = middle, placement
+    return found
+
+
+def fewest_offloaded(copy: ModelCopy, load: Load) -> Placement | None:
+    """The placement with the fewest layers on no device; None where not even all of them help."""
+    count = len(copy.parts.layers)
+    if _filled(copy, load, count, 0) is None:
+        return None
+    low, high = 0, count
+    while low < high:
+        middle = (low + high) // 2
+        if _filled(copy, load, middle, 0) is None:
+            low = middle + 1
+        else:
+            high = middle
+    return _filled(copy, load, low, 0)
+
+
+def device_map(copy: ModelCopy, placement: Placement, host: int | None) -> dict[str, int | str]:
+    """The map in Transformers' own names.
+
+    Args:
+        copy: of the model.
+        placement: of its layers.
+        host: bytes of host memory that offloaded layers may take; None where it is not known. What
+            does not fit is read from disk at every token.
+    """
+    layout, parts, last = copy.layout, copy.parts, placement.devices - 1
+    text = layout.text
+    made: dict[str, int | str] = dict.fromkeys(layout.first, 0)
+    made[f"{text}.embed_tokens"] = 0
+    made[f"{text}.rotary_emb"] = 0
+    left = host
+    for number, place in enumerate(placement.layers):
+        where: int | str
+        if place is not None:
+            where = place
+        elif left is None:
+            where = "cpu"
+        else:
+            left -= parts.layers[number].weights
+            where = "cpu" if left >= 0 else "disk"
+        made[f"{text}.layers.{number}"] = where
+    made[f"{text}.norm"] = last
+    made["lm_head"] = 0 if parts.tied else last
+    return made
+
+
+def _filled(copy: ModelCopy, load: Load, offloaded: int, spare: int) -> Placement | None:
+    """Layers poured into the devices in order, ``spare`` bytes left on each.
+
+    Offloaded layers follow those of the first device, which runs them; on a single device they are
+    in the middle.
+    """
+    devices, count = len(copy.gpus), len(copy.parts.layers)
+    resident: list[int | None] = []
+    guests = sum(copy.cache_bytes(number, load) for number in range(offloaded))
+    for place in range(devices):
+        block = copy.block(range(count)) if place == 0 and offloaded else 0
+        text = max(copy.activations(place, load, block=block).values())
+        # What loading holds for a while, and the tower, have the cache's room to themselves.
+        early = max(copy.vision(place, load), copy.staging())
+        room = copy.room(place) - copy.resident_bytes(place, devices) - spare
+        weights, cache = 0, guests if place == 0 else 0
+        if max(early, cache + text) > room:
+            return None
+        while len(resident) < count - offloaded:
+            number = len(resident)
+            weights += copy.parts.layers[number].weights
+            cache += copy.cache_bytes(number, load)
+            if weights + max(early, cache + text) > room:
+                break
+            resident.append(place)
+    if len(resident) < count - offloaded:
+        return None
+    first = sum(1 for place in resident if place == 0)
+    at = (first + 1) // 2 if devices == 1 else first
+    without: list[int | None] = [None] * offloaded
+    return Placement(devices=devices, layers=(*resident[:at], *without, *resident[at:]))

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.errors import UsageError
 from turbofit.core.model import DTYPE_BYTES, Model, TextDims
 from turbofit.core.struct import Struct
 from turbofit.model.parameters import parameters, text_linears, text_parameters
 
-__all__ = ["Components", "Layer", "components", "cross_tokens"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "Layer", "Layout", "components", "cross_tokens", "layout_of", "load_model", "load_processor",
+    "names_here",
+]  # fmt: skip
 
 
 class Layer(Struct):
@@ -129,3 +139,175 @@ def _dense_mlp(text: TextDims) -> int:
         return 0
     found = [one for one in text_linears(text) if one.name.startswith("mlp.")]
     return sum(one.weights + one.biases for one in found) // dense
+
+
+# Where Transformers 5 keeps the parts of each model: the names that a device map must use.
+#
+# A map names every parameter and buffer, bare ones (``image_newline``) too: what it leaves out
+# lands on the CPU. Proved against the classes themselves in ``tests/memory/transformers``.
+
+
+class Layout(Struct):
+    """Module names: ``text`` holds ``embed_tokens``, ``layers``, ``norm`` and ``rotary_emb``.
+
+    ``first`` are the modules and bare parameters beside the language model: vision tower, projector
+    and what joins their features. ``keeps_states``: whether the outputs of all layers of the tower
+    live until its end, as the families do that pick a layer by its number.
+    """
+
+    text: str
+    first: tuple[str, ...] = ()
+    keeps_states: bool = False
+
+
+_TEXT: Final = Layout(text="model")
+_INSIDE: Final = "model.language_model"
+_LLAVA: Final = ("model.vision_tower", "model.multi_modal_projector")
+
+_IDEFICS3: Final = Layout(text="model.text_model", first=("model.vision_model", "model.connector"))
+
+#: The thinker alone: `launch.fallback.generating` loads no more of it.
+_QWEN2_5_OMNI: Final = Layout(text="model", first=("audio_tower", "visual"))
+
+_LAYOUTS: Final[dict[str, Layout]] = {
+    "LlavaForConditionalGeneration": Layout(text=_INSIDE, first=_LLAVA, keeps_states=True),
+    "LlavaNextForConditionalGeneration": Layout(
+        text=_INSIDE, first=(*_LLAVA, "model.image_newline"), keeps_states=True
+    ),
+    "LlavaOnevisionForConditionalGeneration": Layout(
+        text=_INSIDE, first=(*_LLAVA, "model.image_newline"), keeps_states=True
+    ),
+    "MllamaForConditionalGeneration": Layout(
+        text=_INSIDE, first=("model.vision_model", "model.multi_modal_projector"), keeps_states=True
+    ),
+    "Idefics3ForConditionalGeneration": _IDEFICS3,
+    "SmolVLMForConditionalGeneration": _IDEFICS3,
+    "InternVLForConditionalGeneration": Layout(text=_INSIDE, first=_LLAVA, keeps_states=True),
+    "Qwen2VLForConditionalGeneration": Layout(text=_INSIDE, first=("model.visual",)),
+    "Qwen2_5_VLForConditionalGeneration": Layout(text=_INSIDE, first=("model.visual",)),
+    "Qwen2_5OmniForConditionalGeneration": _QWEN2_5_OMNI,
+    "Qwen2_5OmniModel": _QWEN2_5_OMNI,
+    "Qwen2_5OmniThinkerForConditionalGeneration": _QWEN2_5_OMNI,
+    "Qwen3VLForConditionalGeneration": Layout(text=_INSIDE, first=("model.visual",)),
+    "LlamaForCausalLM": _TEXT,
+    "MistralForCausalLM": _TEXT,
+    "MixtralForCausalLM": _TEXT,
+    "Qwen2ForCausalLM": _TEXT,
+    "Qwen3ForCausalLM": _TEXT,
+    "Qwen2MoeForCausalLM": _TEXT,
+    "Qwen3MoeForCausalLM": _TEXT,
+}
+
+
+def layout_of(model: Model) -> Layout:
+    """The layout of a model's class.
+
+    Raises:
+        UsageError: the class is not Transformers' own, or the checkpoint is quantised.
+    """
+    if model.quantization is not None:
+        raise UsageError(
+            f"the fallback engine runs no {model.quantization.method} checkpoints",
+            hint="give the 16-bit checkpoint, or leave --engine to turbofit",
+        )
+    found = _LAYOUTS.get(model.architecture)
+    if found is None:
+        raise UsageError(
+            f"the fallback engine does not run {model.architecture[:80]}: turbofit has no map of "
+            "it, and a class that only the checkpoint's own code defines cannot be served",
+            hint="give the checkpoint in Transformers' own format (its name often ends in -hf)",
+        )
+    return found
+
+
+# Transformers' model and processor of a checkpoint, as the account has them.
+#
+# The server loads them here, and so does its rehearsal; nobody else: torch is imported.
+
+#: Modules of Qwen2.5-Omni's thinker, and where they are from Transformers 5.21 on.
+_MOVED: Final = {
+    "audio_tower": "model.audio_tower",
+    "visual": "model.visual",
+    "model": "model.language_model",
+}
+
+
+def load_model(checkpoint: str, **settings: Any) -> Any:
+    """The model of a folder or hub id, ready to generate.
+
+    Args:
+        checkpoint: which one.
+        settings: of Transformers' ``from_pretrained``.
+
+    Raises:
+        OSError: the checkpoint cannot be read.
+        ValueError: Transformers refuses it, or the device map.
+    """
+    library, config = _transformers(), _config(checkpoint)
+    auto = library.AutoModelForImageTextToText if _sees(config) else library.AutoModelForCausalLM
+    placed = settings.get("device_map")
+    if isinstance(placed, dict) and config.model_type == "qwen2_5_omni_thinker":
+        settings["device_map"] = names_here(placed)
+    model = auto.from_pretrained(checkpoint, config=config, **settings)
+    if model.generation_config.eos_token_id is None:  # as in Qwen2.5-Omni's files
+        tokenizer = library.AutoTokenizer.from_pretrained(checkpoint)
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+    _only_last_logits(model)
+    return model.eval()
+
+
+def names_here(device_map: Mapping[str, int | str]) -> dict[str, int | str]:
+    """A map of Qwen2.5-Omni's thinker, as `layout` names its modules, for this Transformers.
+
+    Its own loader says nothing of names that are not there: all of it would land on the CPU.
+    """
+    moved = _MOVED if hasattr(_transformers(), "Qwen2_5OmniThinkerModel") else {}
+    heads = {name: name.split(".", 1)[0] for name in device_map}
+    return {
+        f"{moved.get(head, head)}{name[len(head) :]}": device_map[name]
+        for name, head in heads.items()
+    }
+
+
+def load_processor(checkpoint: str) -> Any:
+    """Its processor; the tokenizer of a model that takes no images.
+
+    Raises:
+        OSError: the checkpoint cannot be read.
+        ValueError: Transformers knows none for it.
+    """
+    library = _transformers()
+    tools = library.AutoProcessor if _sees(_config(checkpoint)) else library.AutoTokenizer
+    return tools.from_pretrained(checkpoint)
+
+
+def _transformers() -> Any:
+    """The package, typed as anything: its auto classes promise no type."""
+    import transformers
+
+    return transformers
+
+
+def _config(checkpoint: str) -> Any:
+    """Its config; of a model that also speaks, that of the part which answers in text.
+
+    No auto class of images has the whole, and the talker would take memory for nothing: its
+    weights stay in the files.
+    """
+    whole = _transformers().AutoConfig.from_pretrained(checkpoint)
+    return getattr(whole, "thinker_config", whole)
+
+
+def _sees(config: Any) -> bool:
+    return hasattr(config, "vision_config")
+
+
+def _only_last_logits(model: Any) -> None:
+    """Spare the logits of all tokens of a prompt but the last, which alone is asked for.
+
+    Most classes take ``logits_to_keep`` for it. Where one does not (Qwen2.5-Omni's thinker), they
+    would be a prompt's length times the vocabulary: 9.3 GiB at 32,764 tokens.
+    """
+    head = model.get_output_embeddings()
+    if head is not None and "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, -1:], *inputs[1:]))

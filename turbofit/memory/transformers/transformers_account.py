@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Final
 
-from turbofit.core.plan import Term
+from turbofit.core.errors import UsageError
+from turbofit.core.images import ImageRule
+from turbofit.core.messages import option_of
+from turbofit.core.model import Model
+from turbofit.core.plan import EngineName, HostMemory, Settings, Term
 from turbofit.core.struct import known
-from turbofit.core.units import format_bytes
+from turbofit.core.units import GIB, format_bytes
 from turbofit.memory.account import Account, StaticMemory
+from turbofit.memory.engine import Engine, WeightTraffic
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.shared_terms import term, transients
-from turbofit.memory.transformers.model_copy import ModelCopy, Placement, load_of
-from turbofit.memory.transformers.placement import best_placement
+from turbofit.memory.transformers.activations import ModelCopy, Placement, best_placement, load_of
+from turbofit.memory.transformers.components import components
+from turbofit.memory.vision_load import VisionLoad
 
-__all__ = ["TransformersAccount"]
+__all__ = ["Transformers", "TransformersAccount"]
 
 _NOTES = {
     "prefill": "a whole prompt in one layer",
@@ -130,3 +136,75 @@ class TransformersAccount(Account):
                 note += "; an offloaded layer's weights pass through"
             cases.append((name, size, note))
         return transients([(name, size, "estimate", note) for name, size, note in cases])
+
+
+#: The release that the account was compared with; any 5.x is launched that has the same private
+#: classes.
+_RELEASE: Final = "5.17"
+#: Host bytes of one server: torch, its CUDA libraries, Transformers. An estimate, over: 1 GB was
+#: seen on a CPU (without CUDA's libraries).
+_HOST_PROCESS: Final = 4 * GIB
+#: Options of LMDeploy's that mean something here.
+_OPTIONS: Final = frozenset({"dtype", "session_len", "max_batch_size", "tp"})
+
+
+class Transformers(Engine):
+    """What runs a model that LMDeploy does not, one request at a time."""
+
+    name: ClassVar[EngineName] = "transformers"
+
+    def __init__(self) -> None:
+        super().__init__(_RELEASE)
+
+    def defaults(self, gpu_name: str) -> dict[str, object]:  # noqa: ARG002 - alike on all cards
+        return {"max_batch_size": 1}
+
+    def check_options(self, fixed: Mapping[str, object]) -> None:
+        for name in sorted(set(fixed) - _OPTIONS):
+            raise UsageError(
+                f"{option_of(name)} is LMDeploy's, and the fallback engine has no such option",
+                hint="leave it out; --dtype and --session-len are heard",
+            )
+        if fixed.get("max_batch_size", 1) != 1:
+            raise UsageError(
+                "the fallback engine serves one request at a time: --max-batch-size is 1",
+                hint="--replicas N serves N at a time, each on GPUs of its own",
+            )
+
+    def account(self, launch: EngineLaunch) -> Account:
+        return TransformersAccount(launch)
+
+    def tp_problem(self, model: Model, tp: int) -> str | None:
+        return None if tp == 1 else f"Transformers splits {model.name} by layers alone"
+
+    def problem(self, launch: EngineLaunch) -> str | None:
+        return self.tp_problem(launch.model, launch.settings.tp)
+
+    def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:  # noqa: ARG002
+        """One request's: nothing comes together."""
+        return vision_load.units_per_request
+
+    def block_bytes(self, model: Model, settings: Settings) -> int:
+        """One token's, over all GPUs."""
+        return sum(layer.kv_per_token for layer in components(model, settings.dtype).layers)
+
+    def traffic(self, model: Model, tp: int) -> WeightTraffic:  # noqa: ARG002 - layers take turns
+        parts = components(model, model.dtype)
+        decode = parts.weights - parts.vision - (0 if parts.tied else parts.embeddings)
+        return WeightTraffic(decode=decode, vision=parts.vision)
+
+    def host_memory(
+        self,
+        model: Model,  # noqa: ARG002
+        settings: Settings,  # noqa: ARG002
+        *,
+        units_per_forward: int,  # noqa: ARG002
+    ) -> HostMemory:
+        """Of one copy whose layers are all on GPUs."""
+        return HostMemory(pinned=0, pageable=_HOST_PROCESS, available=None)
+
+    def prefill_words(self, settings: Settings) -> str:  # noqa: ARG002
+        return "a whole prompt is one forward"
+
+    def communicator(self, settings: Settings) -> str:  # noqa: ARG002
+        return "none"

@@ -2,32 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, Final
 
-from turbofit.core.plan import Term
-from turbofit.core.units import round_up
-from turbofit.memory.account import Account, StaticMemory, given
+from msgspec.structs import replace
+
+from turbofit.core.images import ImageRule
+from turbofit.core.machine import Gpu
+from turbofit.core.messages import plural
+from turbofit.core.model import Model
+from turbofit.core.plan import EngineName, HostMemory, Settings, Term
+from turbofit.core.struct import known
+from turbofit.core.units import format_bytes, round_up
+from turbofit.kernels import families
+from turbofit.kernels.census import Census
+from turbofit.kernels.released import released
+from turbofit.machine.presets import context_bytes
+from turbofit.memory import versions
+from turbofit.memory.account import TEMPORARIES, Account, StaticMemory, given
 from turbofit.memory.calibrated import calibration_for, corrected
+from turbofit.memory.engine import Engine, WeightTraffic
 from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.shared_terms import capability_of
-from turbofit.memory.turbomind.bound import engine_bound
-from turbofit.memory.turbomind.cache import cache_shape, region_bytes, tokens_held, tokens_planned
-from turbofit.memory.turbomind.constants import EngineConstants
-from turbofit.memory.turbomind.loading import loading_extra, staging_bytes, temporary_bytes
-from turbofit.memory.turbomind.pool import PoolModel
-from turbofit.memory.turbomind.terms import (
-    FUSES_NOTHING,
-    before_terms,
-    buffer_terms,
-    cache_terms,
-    transient_terms,
-    warmup_term,
-    warmup_tokens,
-    weight_terms,
+from turbofit.memory.shared_terms import (
+    AMPERE,
+    HOPPER,
+    POOL_WARMUP,
+    capability_of,
+    term,
+    transients,
 )
+from turbofit.memory.turbomind.cache import (
+    block_bytes,
+    cache_shape,
+    region_bytes,
+    tokens_held,
+    tokens_planned,
+)
+from turbofit.memory.turbomind.constants import EngineConstants, load_constants
+from turbofit.memory.turbomind.pool import (
+    Forward,
+    PoolModel,
+    device_buffers,
+    engine_bound,
+    forward_tokens,
+    meeting_workspace,
+    pinned_buffers,
+    symmetric_buffer,
+    workspace,
+)
+from turbofit.memory.turbomind.weights import (
+    kv_heads_held,
+    loading_extra,
+    staging_bytes,
+    temporary_bytes,
+    vision_mlp_width,
+    weight_classes,
+)
+from turbofit.memory.vision_load import VisionLoad
 
-__all__ = ["TurbomindAccount"]
+__all__ = [
+    "FUSES_NOTHING", "Turbomind", "TurbomindAccount", "before_terms", "buffer_terms",
+    "cache_terms", "missing_kernels", "warmup_tokens",
+]  # fmt: skip
 
 
 class TurbomindAccount(Account):
@@ -133,3 +169,471 @@ class TurbomindAccount(Account):
         """The cache in whole pages, with the doubt about the temporaries."""
         rounded = round_up(self.region_at(ratio), self.constants.pool_granularity)
         return cache_terms(rounded, ratio, self._temporaries, self.shape.state_bytes)
+
+
+#: For `capability_of`: a card on which no layer fuses gate and up, whose forwards are the largest.
+FUSES_NOTHING: Final = (8, 0)
+
+#: Buffers outside the rank's pool: the default pool's, the communicator's, and a cudaMalloc.
+_ALONE = ("gemm_workspace", "symmetric_buffer", "l2_flush", "delta_workspace")
+
+#: Multiprocessors of a card that does not tell: more than any has, so over.
+_MOST_SMS = 256
+_MEETING = "the same once prompts meet, and in the next step already prepared"
+
+#: L2 where neither NVML nor a preset tells: the largest of any card, so over.
+_LARGEST_L2 = 132 << 20
+
+
+def before_terms(
+    gpu: Gpu, settings: Settings, first: bool, linked: bool, constants: EngineConstants
+) -> list[Term]:
+    """What one GPU holds before the weights: others, the context, the communicator.
+
+    Args:
+        gpu: the card.
+        settings: the engine's options.
+        first: whether it is the group's first GPU, which has more cuBLAS handles.
+        linked: whether NVLink joins every pair of the group.
+        constants: the generation's figures.
+    """
+    hopper = capability_of(gpu) >= HOPPER
+    context, note = context_bytes(gpu)
+    handles = constants.cublas_handles["first" if first else "other"]
+    handle = constants.cublas_handle["hopper" if hopper else "default"]
+    terms = [
+        term("others", "before", known(gpu.used, 0), "measured", "held by others"),
+        term("cuda_context", "context", context, "estimate", note),
+        term("cublas", "context", handles * handle, "estimate", f"{handles} handles' workspaces"),
+    ]
+    if settings.tp > 1:
+        terms.append(_communicator(settings, linked, hopper, constants))
+    if constants.gemm_in_context:
+        size = round_up(sum(constants.gemm_in_context), constants.pool_granularity)
+        note = "barriers, partials, tensor maps"
+        terms.append(term("gemm_workspace", "context", size, "formula", note))
+    return terms
+
+
+def weight_terms(
+    model: Model,
+    settings: Settings,
+    temporaries: int,
+    constants: EngineConstants,
+    capability: tuple[int, int],
+) -> list[Term]:
+    """The weights of one rank by tensor class, and what loading has not given back yet."""
+    basis = model.source.sizes
+    classes = weight_classes(model, settings.tp, constants, capability)
+    terms = [term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
+    total = sum(classes.values())
+    rounding = round_up(total, constants.pool_granularity) - total
+    terms.append(term("weights.rounding", "weights", rounding, "formula", "whole 2 MiB pages"))
+    if temporaries:
+        note = "freed, but not returned yet when free memory is read"
+        terms.append(term(TEMPORARIES, "weights", temporaries, "formula", note))
+    return terms
+
+
+def cache_terms(region: int, ratio: float, temporaries: int, state: int = 0) -> list[Term]:
+    """The cache, and what becomes of the temporaries that made it smaller.
+
+    ``state`` bytes of the cache are each running sequence's of a hybrid model.
+    """
+    note = f"{ratio:.3f} of free memory"
+    if state:
+        note += f"; each running sequence's state takes {format_bytes(state)} of it"
+    terms = [term("kv_cache", "cache", region, "formula", note)]
+    if temporaries:
+        # Never seen on a real driver: were they returned before free memory is read, the cache
+        # would be this much larger. Over where they are not.
+        note = "the cache would be larger if the driver returned load_temporaries early"
+        terms.append(term("cache_uncertainty", "cache", int(temporaries * ratio), "estimate", note))
+        note = "returned at the next synchronisation"
+        terms.append(term(f"{TEMPORARIES}.returned", "cache", -temporaries, "formula", note))
+    return terms
+
+
+def buffer_terms(
+    model: Model, settings: Settings, gpu: Gpu, constants: EngineConstants
+) -> list[Term]:
+    """What one GPU holds for good after the cache, without the pool."""
+    lines = list(device_buffers(model, settings, constants, known(gpu.l2, _LARGEST_L2)))
+    workspace, meeting = _delta_workspaces(model, settings, gpu, constants)
+    if workspace:
+        lines.append(("delta_workspace", workspace, "gated delta nets, for the warm-up's prompt"))
+    terms = [term(name, "buffers", size, "formula", note) for name, size, note in lines]
+    # Some of them are allocations of their own; the rest share the rank's pool.
+    alone = [size for name, size, _ in lines if name in _ALONE]
+    pooled = sum(size for name, size, _ in lines if name not in _ALONE)
+    rounding = sum(round_up(s, constants.pool_granularity) - s for s in (*alone, pooled))
+    images = constants.kernel_images
+    major, minor = capability_of(gpu)
+    wanted = major * 10 + minor
+    image = images[max((key for key in images if key <= wanted), default=max(images))]
+    return [
+        *terms,
+        term("buffers.rounding", "buffers", rounding, "formula", "whole 2 MiB pages"),
+        term("kernel_modules", "buffers", image, "estimate", "every kernel of the engine loaded"),
+        term("pool_growth", "buffers", constants.pool_growth, "estimate", "steps of driver pools"),
+        *(
+            [term("delta_workspace.more", "buffers", meeting, "estimate", _MEETING)]
+            if meeting
+            else []
+        ),
+    ]
+
+
+def _delta_workspaces(
+    model: Model, settings: Settings, gpu: Gpu, constants: EngineConstants
+) -> tuple[int, int]:
+    """What the kernels of gated delta nets hold after the warm-up, and what prompts then add."""
+    delta, kernel = model.text.delta, constants.delta_kernel(capability_of(gpu))
+    if delta is None or kernel is None:
+        return 0, 0
+    sms = known(gpu.sm_count, _MOST_SMS)
+    warm = workspace(delta, settings, kernel, sms, warmup_tokens(settings, constants))
+    most = meeting_workspace(delta, settings, kernel, sms, forward_tokens(settings))
+    page, phases = constants.pool_granularity, 2 if settings.async_ else 1
+    return warm, max(0, round_up(most * phases, page) - round_up(warm, page))
+
+
+def warmup_tokens(settings: Settings, constants: EngineConstants) -> int:
+    """Tokens of LMDeploy's longest warm-up request.
+
+    A whole forward where ``session_len`` admits it, else the longest tuning length that it admits.
+    Source: LMDeploy turbomind.cc, gemm/tuner/params.cc.
+    """
+    tokens = round_up(settings.max_prefill_token_num + settings.max_batch_size, settings.tp)
+    if tokens <= settings.session_len:
+        return tokens
+    lengths = (n for n in constants.warmup_lengths if n <= min(tokens, settings.session_len))
+    return max(lengths, default=0)
+
+
+def warmup_term(pool: PoolModel, settings: Settings, constants: EngineConstants) -> Term:
+    """The executor pool after LMDeploy's own warm-up: text only, one request."""
+    tokens = warmup_tokens(settings, constants)
+    size = pool.peak(Forward(tokens=tokens, context=tokens, first_layer=True))
+    size = round_up(size, constants.pool_granularity)
+    return term(POOL_WARMUP, "buffers", size, "formula", f"warm-up with {tokens} tokens")
+
+
+def transient_terms(
+    pool: PoolModel,
+    rule: ImageRule | None,
+    settings: Settings,
+    vision_load: VisionLoad,
+    units_per_forward: int,
+    constants: EngineConstants,
+) -> tuple[Term, ...]:
+    """The pool's full size in each worst case; the largest is marked as the one that decides.
+
+    Every case but the single request assumes a full forward of the longest prompts: as many tokens
+    as a forward takes, or as prompts that meet may have in all (``session_len``) beside a batch of
+    rows that generate one each, where that is less.
+    """
+    rows, context = settings.max_batch_size, settings.session_len
+    tokens = min(pool.forward_tokens, round_up(context + rows, settings.tp))
+    text = Forward(tokens=tokens, context=context)
+    sampling = Forward(tokens=tokens, context=context, rows=rows, top_k_0=True)
+    cases = [
+        ("text_prefill", text, "longest prompts fill a forward"),
+        ("sampling", sampling, f"{rows} rows with top_k=0"),
+    ]
+    if rule is not None and vision_load.units_per_image:
+        units = vision_load.units_per_request
+        prompt = vision_load.tokens_per_request + constants.kv_flatten_pad_tokens
+        request = Forward(tokens=min(tokens, prompt), context=prompt, units=units)
+        worst = replace(sampling, units=units_per_forward)
+        one = f"one request, {units} {plural(units, rule.unit_name)}"
+        cases.append(("vision_request", request, one))
+        many = plural(units_per_forward, rule.unit_name)
+        note = f"{units_per_forward} {many} meet in one forward"
+        cases.append(("vision_forward", worst, note))
+    sizes = [round_up(pool.peak(case), constants.pool_granularity) for _, case, _ in cases]
+    return transients(
+        [(name, size, "formula", note) for (name, _, note), size in zip(cases, sizes, strict=True)]
+    )
+
+
+def _communicator(
+    settings: Settings, linked: bool, hopper: bool, constants: EngineConstants
+) -> Term:
+    """NCCL's buffers by link class, from measurements; cuda-ipc's own, from its source."""
+    note = f"{settings.communicator}, {settings.tp} ranks"
+    if settings.communicator == "nccl":
+        kind = "host" if not linked else "nvlink_hopper" if hopper else "nvlink"
+        return term("communicator", "context", constants.nccl_buffers[kind], "estimate", note)
+    page = constants.pool_granularity
+    size = round_up(constants.ipc_packet, page) + round_up(constants.ipc_scratch, page) + page
+    return term("communicator", "context", size, "formula", note)
+
+
+_IPC_RANKS = 8
+#: Tokens of a KV block come in multiples of this, and of the other on cards before Ampere. LMDeploy
+#: says so in `--help` and does not hold it; with 16 answers are garbled (lmdeploy#1195).
+_BLOCK = 32
+_BLOCK_BEFORE_AMPERE = 64
+
+
+def tp_problem(model: Model, tp: int) -> str | None:
+    """Why LMDeploy's loaders would refuse this tensor-parallel degree; None where they do not.
+
+    Source: LMDeploy builders/*.py, models/internvl.py, unified_attention_layer.cc.
+    """
+    return next(_tp_problems(model, tp), None)
+
+
+def _tp_problems(model: Model, tp: int) -> Iterator[str]:
+    text, vision = model.text, model.vision
+    if text.heads % tp:
+        yield f"{text.heads} attention heads do not divide by {tp}"
+    if text.hidden % tp:
+        yield f"hidden size {text.hidden} does not divide by {tp}"
+    if text.delta is not None and text.delta.key_heads % tp:
+        yield f"the delta nets' {text.delta.key_heads} key heads do not divide by {tp}"
+    kv_heads = kv_heads_held(text.kv_heads, tp)
+    if kv_heads % text.kv_heads or text.heads % kv_heads:
+        yield f"{text.kv_heads} KV heads cannot be repeated over {tp} ranks"
+    group = model.quantization.group_size if model.quantization else 1
+    if text.heads * text.head_dim // group % tp:
+        yield f"the output projection's groups of {group} do not divide by {tp}"
+    if vision is None:
+        return
+    if vision_mlp_width(vision, tp) % tp:
+        yield f"the vision tower's intermediate size {vision.intermediate} does not divide by {tp}"
+    if vision.kind != "internvit" and vision.hidden * vision.merge**2 % tp:
+        yield f"the vision merger's width does not divide by {tp}"
+
+
+def communicator_problem(launch: EngineLaunch) -> str | None:
+    """Why ``cuda-ipc`` (or ``native``) would abort: no peers, many ranks, a small buffer."""
+    settings, gpus, vision = launch.settings, launch.gpus, launch.model.vision
+    if settings.communicator == "nccl" or settings.tp == 1:
+        return None
+    name = settings.communicator
+    if settings.tp > _IPC_RANKS:
+        return f"--communicator {name} takes at most {_IPC_RANKS} GPUs"
+    for k, a in enumerate(gpus):
+        for b in gpus[:k]:
+            if not launch.machine.link(a.index, b.index).peers:
+                pair = f"GPUs {b.index} and {a.index}"
+                return f"--communicator {name} needs peer access, which {pair} lack"
+    if vision is not None and vision.kind != "internvit":
+        needed = launch.vision_load.units_per_image * vision.hidden * 2
+        size = symmetric_buffer(launch.model.text, settings)
+        if needed > size:
+            return f"--communicator {name}: an image needs {needed} bytes of a buffer of {size}"
+    return None
+
+
+def checkpoint_problem(launch: EngineLaunch) -> str | None:
+    """A format that the checkpoint does not have, or blocks that the attention kernels do not read.
+
+    Source: turbomind/converter.py: a format beside another one of the checkpoint's is an assertion;
+    on 16-bit weights it finds none to read and changes the data type alone.
+    """
+    quantization, given = launch.model.quantization, launch.settings.model_format
+    stored = quantization.method if quantization else "hf"
+    if given not in (None, stored):
+        stored_as = stored if quantization else f"{launch.model.dtype}, which is hf"
+        return (
+            f"--model-format {given}: the weights of {launch.model.name} are stored in {stored_as}"
+        )
+    ampere = all(capability_of(gpu) >= AMPERE for gpu in launch.gpus)
+    multiple = _BLOCK if ampere else _BLOCK_BEFORE_AMPERE
+    tokens = launch.settings.cache_block_seq_len
+    if tokens % multiple:
+        return (
+            f"--cache-block-seq-len {tokens}: on these cards TurboMind needs a multiple of"
+            f" {multiple}, which LMDeploy says and does not check"
+        )
+    return None
+
+
+def settings_problem(settings: Settings, constants: EngineConstants) -> str | None:
+    """Values that TurboMind refuses or aborts on."""
+    if not 0 < settings.cache_max_entry_count < 1:
+        return "--cache-max-entry-count must lie between 0 and 1: TurboMind takes no block count"
+    if settings.quant_policy not in (0, 4, 8):
+        return (
+            f"--quant-policy {settings.quant_policy} does not run on TurboMind, whose caches are 0,"
+            " 4 and 8: --engine pytorch takes it"
+        )
+    if settings.session_len < constants.warmup_lengths[0]:
+        return (
+            f"a session of {settings.session_len} tokens is shorter than TurboMind's shortest"
+            f" warm-up, {constants.warmup_lengths[0]} tokens"
+        )
+    return None
+
+
+_INT4: Final = frozenset({"awq", "gptq", "compressed-tensors"})
+_KV: Final = {4: "int4", 8: "int8"}
+#: What a card of unknown compute capability is taken for: code must be there for all of them.
+_ASSUMED: Final = ((8, 0), (8, 6), (8, 9), (9, 0))
+
+
+def missing_kernels(launch: EngineLaunch, census: Census) -> str | None:
+    """What the engine has no code for on one of these cards, in words; None where it has all.
+
+    Of attention sinks it has none where it computes in another type than the checkpoint's, which
+    they keep: the first request ends it ("f16 vs. bf16", seen on pretend GPUs).
+    A family counts as there when one of its kernels has code. Under: the engine may choose another
+    kernel of the family, which a rehearsal finds.
+    """
+    model, dtype = launch.model, launch.settings.dtype
+    if model.text.sinks and dtype != model.dtype:
+        return f"no attention in {dtype} with sinks, which stay in the checkpoint's {model.dtype}"
+    every = (
+        problem
+        for gpu in launch.gpus
+        for capability in _capabilities(gpu)
+        for problem in _missing(launch, census, gpu, capability)
+    )
+    return next(every, None)
+
+
+def missing_delta_kernels(launch: EngineLaunch, constants: EngineConstants) -> str | None:
+    """The same for gated delta nets, which have their own table; without one the engine ends.
+
+    Source: kernels/linear_attn/delta_rule.cu.
+    """
+    dtype = launch.settings.dtype
+    if launch.model.text.delta is None:
+        return None
+    for gpu in launch.gpus:
+        for capability in _capabilities(gpu):
+            kernel = constants.delta_kernel(capability)
+            if kernel is None:
+                return f"no kernel of gated delta nets for {gpu.name}"
+            if dtype not in kernel.dtypes:
+                return f"no kernel of gated delta nets with {dtype} for {gpu.name}"
+    return None
+
+
+def _capabilities(gpu: Gpu) -> tuple[tuple[int, int], ...]:
+    """The card's compute capability; of a card of which it is unknown all that are assumed."""
+    return _ASSUMED if gpu.compute_capability == "NA" else (gpu.compute_capability,)
+
+
+def _missing(
+    launch: EngineLaunch, census: Census, gpu: Gpu, capability: tuple[int, int]
+) -> Iterator[str]:
+    if census.has_ptx(capability):
+        return
+    architecture = census.architecture(capability)
+    card = f"{gpu.name} (compute capability {capability[0]}.{capability[1]})"
+    if architecture is None:
+        yield f"no code at all for {card}: its kernels are for {census.architecture_names()}"
+        return
+    for what, names in _needed(launch):
+        count = census.count(names, architecture)
+        if not count.code:
+            empty = f": all {count.empty} are empty functions" if count.empty else ""
+            yield f"no {what} for {card}{empty}"
+
+
+def _needed(launch: EngineLaunch) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Kernels in words, and the families of which one must have code.
+
+    Matrices of 16 bits are cuBLAS's, but for experts. A kernel for rows of experts takes one matrix
+    too (LMDeploy, gemm/kernel.cu: what `accept` says of striding modes).
+    """
+    model, dtype = launch.model, launch.settings.dtype
+    weights = _packed(launch)
+    if weights is not None:
+        both = families.gemm(weights, dtype), families.experts(weights, dtype)
+        yield f"GEMM kernel for {weights} weights with {dtype}", both
+    if model.text.moe is not None:
+        kind = weights or dtype
+        yield f"GEMM kernel for experts in {kind}", (families.experts(kind, dtype),)
+    head_dim = model.text.head_dim
+    yield f"attention kernel for {dtype}, head_dim {head_dim}", (families.prefill(dtype, head_dim),)
+    kv = _KV.get(launch.settings.quant_policy, dtype)
+    yield (
+        f"attention kernel for {dtype} with {kv} KV, head_dim {head_dim}",
+        (families.decode(dtype, kv, head_dim),),
+    )
+
+
+def _packed(launch: EngineLaunch) -> str | None:
+    """The type of packed weights as the kernels name it; None for 16 bits."""
+    quantization = launch.model.quantization
+    if quantization is None:
+        return None
+    return "int4" if quantization.method in _INT4 else quantization.method
+
+
+class Turbomind(Engine):
+    """LMDeploy's C++ engine."""
+
+    name: ClassVar[EngineName] = "turbomind"
+    encodes_again: ClassVar[bool] = True
+    options_over_nodes: ClassVar[Mapping[str, object]] = {"communicator": "nccl"}
+
+    def __init__(self, version: str) -> None:
+        super().__init__(version)
+        self.constants = load_constants(version)
+
+    def account(self, launch: EngineLaunch) -> Account:
+        return TurbomindAccount(launch, self.constants)
+
+    def tp_problem(self, model: Model, tp: int) -> str | None:
+        return tp_problem(model, tp)
+
+    def problem(self, launch: EngineLaunch) -> str | None:
+        problem = settings_problem(launch.settings, self.constants)
+        problem = problem or checkpoint_problem(launch)
+        return problem or communicator_problem(launch)
+
+    def missing_kernels(self, launch: EngineLaunch) -> str | None:
+        found = missing_delta_kernels(launch, self.constants)
+        if found is None:
+            census = self.known_census(launch)
+            found = None if census is None else missing_kernels(launch, census)
+        return None if found is None else f"TurboMind of LMDeploy {self.version} has {found}"
+
+    def known_census(self, launch: EngineLaunch) -> Census | None:
+        """The kernels that it has: this machine has the engine that is installed."""
+        if launch.machine.source == "nvml":
+            from turbofit.kernels.installed import installed
+
+            census = installed()
+            if census is not None:
+                return census
+        return self.released_census()
+
+    def released_census(self) -> Census | None:
+        """The kernels of its version's wheel; None where it was not read."""
+        version = versions.parse(self.version)
+        return released(version) if version else None
+
+    def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
+        return engine_bound(rule, vision_load, settings)
+
+    def block_bytes(self, model: Model, settings: Settings) -> int:
+        return block_bytes(model.text, settings)
+
+    def traffic(self, model: Model, tp: int) -> WeightTraffic:
+        classes = weight_classes(model, tp, self.constants)
+        vision = classes.pop("vision", 0) + classes.pop("projector", 0)
+        return WeightTraffic(decode=sum(classes.values()) - classes["embedding"], vision=vision)
+
+    def host_memory(
+        self, model: Model, settings: Settings, *, units_per_forward: int
+    ) -> HostMemory:
+        """See :meth:`Engine.host_memory`: pinned by every rank, pageable by the server process.
+
+        Pixels are pinned by each rank for the images of one forward, once for each phase; pageable
+        memory holds them in 32 bits while they are preprocessed, one request at a time.
+        """
+        pixels = model.pixel_bytes(units_per_forward)
+        phases = 2 if settings.async_ else 1
+        pinned = (pinned_buffers(model, settings) + pixels * phases) * settings.tp
+        pageable = self.constants.host_process + pixels * 3
+        return HostMemory(pinned=pinned, pageable=pageable, available=None)
+
+    def prefill_words(self, settings: Settings) -> str:
+        return f"LMDeploy warms up with {warmup_tokens(settings, self.constants)} tokens"

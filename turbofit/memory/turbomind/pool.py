@@ -8,23 +8,32 @@ stage, in bytes, in the order in which `unified_decoder`, `unified_attention_lay
 
 from __future__ import annotations
 
-from turbofit.core.model import Model, TextDims, VisionDims
+from collections.abc import Iterator
+from functools import lru_cache
+from math import log2, sqrt
+
+from turbofit.core.images import ImageRule
+from turbofit.core.model import DeltaDims, Model, MoeDims, TextDims, VisionDims
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.core.units import HALF, round_up
-from turbofit.memory.turbomind.constants import EngineConstants
-from turbofit.memory.turbomind.delta import token_bytes
+from turbofit.memory.turbomind.constants import DeltaKernel, EngineConstants
 from turbofit.memory.turbomind.weights import (
     expert_width,
     ffn_width,
+    input_rows,
     kv_heads_held,
     lm_head_rows,
     vision_mlp_width,
     vision_side,
     vision_tp,
 )
+from turbofit.memory.vision_load import VisionLoad
 
-__all__ = ["Forward", "PoolModel"]
+__all__ = [
+    "Forward", "PoolModel", "device_buffers", "engine_bound", "forward_tokens",
+    "meeting_workspace", "pinned_buffers", "symmetric_buffer", "token_bytes", "workspace",
+]  # fmt: skip
 
 #: TurboMind casts logits from 16 bits to 32; a router's are made in 32.
 _FLOAT = 4
@@ -233,3 +242,220 @@ def symmetric_buffer(text: TextDims, settings: Settings) -> int:
     hidden = forward_tokens(settings) * text.hidden * HALF
     logits = settings.max_batch_size * lm_head_rows(text, settings.tp) * HALF
     return max(hidden, logits)
+
+
+def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
+    """The most units that TurboMind can bring together in one forward, never under.
+
+    An image is encoded whole in every forward that schedules at least one of its tokens. Four
+    bounds hold at once: the forward's tokens, of which two images cut at its edges need only one
+    each; the summed length of the sequences being prefilled, at most ``session_len`` (TurboMind's
+    ``max_context_token_num``); the batch; and one request's own limit where the batch is one.
+    With prefix caching the first does not hold: each of many questions about a picture that was
+    seen before resumes at a block's edge, most often among the picture's last tokens, so that a few
+    tokens a request bring it back whole (rehearsed: 104 tiles for a hundred tokens).
+    Source: LMDeploy's scheduler, context_token_resource.h and the encoders' Setup.
+    """
+    by_context = rule.units_within(settings.session_len)
+    by_batch = settings.max_batch_size * vision_load.units_per_request
+    bound = by_context
+    if not settings.enable_prefix_caching:
+        inside = max(0, forward_tokens(settings) - 2)
+        bound = min(bound, rule.units_within(inside) + 2 * vision_load.units_per_image)
+    return min(max(vision_load.units_per_image, bound), by_batch)
+
+
+# Gated delta nets on TurboMind: activations of a forward, and the workspace of its kernels.
+#
+# Most layers of a hybrid model have one in place of attention. The kernels for Hopper and for
+# consumer Blackwell take a workspace for the prompts of a forward from a pool of the engine's own
+# thread, once for each phase; those before Hopper take none. Long sequences are cut into segments
+# that run side by side, each with a state. Source: LMDeploy's GatedDeltaNetLayer.cc and
+# kernels/linear_attn (plan.cc of each architecture).
+
+_FLOAT = 4
+_TENSOR_MAP = 128
+#: Descriptors of a sequence at most, and of a head of it.
+_SEQUENCE_MAPS = 16
+_HEAD_MAPS = 4
+#: A segment's state in 32 bits, and as much again: two of 16 bits, or one more of 32.
+_SEGMENT_BYTES = 8
+
+
+def token_bytes(delta: DeltaDims, tp: int) -> int:
+    """Bytes that one token holds in a delta net, beside the residual stream.
+
+    Projections, two gates in 32 bits, the output, and what the convolution made of the inputs.
+    """
+    sixteen = input_rows(delta) + delta.values + delta.channels
+    return (sixteen * HALF + 2 * delta.value_heads * _FLOAT) // tp
+
+
+def workspace(
+    delta: DeltaDims, settings: Settings, kernel: DeltaKernel, sm_count: int, tokens: int
+) -> int:
+    """Bytes for a forward with one prompt of so many tokens, as in LMDeploy's warm-up."""
+    heads = delta.value_heads // settings.tp
+    if not kernel.chunk or not tokens:
+        return 0
+    chunks = -(-tokens // kernel.chunk)
+    segments = -(-chunks // _segment(kernel, heads, chunks, sm_count))
+    cut = heads <= _most_heads(kernel, chunks)
+    states = _states(delta, heads, segments) if cut else 0
+    return _whole(delta, settings, kernel, tokens) + states + _maps(heads, 1)
+
+
+def meeting_workspace(
+    delta: DeltaDims, settings: Settings, kernel: DeltaKernel, sm_count: int, tokens: int
+) -> int:
+    """The most for a forward of so many tokens, whichever prompts meet in it; over."""
+    if not kernel.chunk:
+        return 0
+    heads = delta.value_heads // settings.tp
+    segments = _most_segments(kernel, heads, sm_count, tokens, settings.max_batch_size)
+    batch = settings.max_batch_size
+    maps = _maps(heads, batch) + delta.layers * batch * _TENSOR_MAP
+    return _whole(delta, settings, kernel, tokens) + _states(delta, heads, segments) + maps
+
+
+def _whole(delta: DeltaDims, settings: Settings, kernel: DeltaKernel, tokens: int) -> int:
+    """Summed decays in 32 bits, and each chunk's resolvent."""
+    heads = delta.value_heads // settings.tp
+    return tokens * (round_up(heads, 4) * _FLOAT + heads * kernel.chunk * HALF)
+
+
+def _maps(heads: int, sequences: int) -> int:
+    """Descriptors of what the kernels copy, over."""
+    return sequences * (_SEQUENCE_MAPS + _HEAD_MAPS * heads) * _TENSOR_MAP
+
+
+def _states(delta: DeltaDims, heads: int, segments: int) -> int:
+    return segments * heads * delta.key_dim * delta.value_dim * _SEGMENT_BYTES
+
+
+def _segment(kernel: DeltaKernel, heads: int, chunks: int, sm_count: int) -> int:
+    """Chunks of a segment: a power of two."""
+    scaled = sqrt(heads * chunks / sm_count) * kernel.segment
+    return max(4, 1 << max(0, round(log2(max(1.0, scaled)))))
+
+
+def _most_heads(kernel: DeltaKernel, longest: int) -> int:
+    """Heads of all sequences up to which these are cut: more beside a long one, in chunks."""
+    if longest < kernel.cut_long_chunks:
+        return kernel.cut_heads
+    return max(kernel.cut_heads, kernel.cut_long_heads)
+
+
+@lru_cache(maxsize=4096)
+def _most_segments(
+    kernel: DeltaKernel, heads: int, sm_count: int, tokens: int, sequences: int
+) -> int:
+    """The most segments of a forward: a long sequence, and as many short ones as keep it cut.
+
+    Short sequences have one chunk of two tokens each; where the batch allows fewer of them, they
+    are longer.
+    """
+    most = 0
+    for longest in range(1, -(-tokens // kernel.chunk) + 1):
+        limit = _most_heads(kernel, longest)
+        if heads > limit:
+            continue
+        left = tokens - (longest - 1) * kernel.chunk - 1
+        others = min(int(longest * (limit / heads - 1)), left // 2)
+        segment = _segment(kernel, heads, longest, sm_count)
+        short = min(others, sequences - 1)
+        most = max(most, -(-longest // segment) + short + (others - short) // segment)
+    return most
+
+
+# Device and host buffers that live as long as the engine, allocated after the cache.
+#
+# Each line is one constructor's buffer in LMDeploy 0.18 (language_model, unified_attention_layer,
+# generation, sampling, guided_decoding, moe_ffn_layer, gemm workspace), in bytes per rank.
+# ``phases`` is 2 while ``async_`` is on: buffers that a running step uses exist twice.
+
+_INT = 4
+_POINTER = 8
+_CURAND_STATE = 48
+_ROUTING_TILES = 16
+_WORDS = 2 * 2 * 32 + 48  # stop and bad words (32 ids and offsets each), end ids, penalties
+
+
+def device_buffers(
+    model: Model, settings: Settings, constants: EngineConstants, l2: int
+) -> Iterator[tuple[str, int, str]]:
+    """Persistent device buffers of one rank: (term, bytes, note).
+
+    Args:
+        model: the checkpoint.
+        settings: the engine's options.
+        constants: the generation's figures.
+        l2: the card's L2 cache, which the GEMM tuner flushes through a buffer of that size.
+    """
+    text, batch = model.text, settings.max_batch_size
+    phases = _phases(settings)
+    forward = forward_tokens(settings)
+    heads = text.heads // settings.tp
+    tokens = constants.attention_workspace_tokens
+    yield (
+        "attention_workspace",
+        tokens * heads * (text.head_dim + 2) * _INT + tokens * _INT,
+        "split-k partial outputs of decoding",
+    )
+    yield (
+        "block_pointers",
+        phases * (_block_slots(settings) + 16) * _POINTER,
+        "max_batch_size × session_len / cache_block_seq_len pointers",
+    )
+    yield "token_ids", batch * settings.session_len * _INT, "max_batch_size × session_len"
+    yield (
+        "sampling_buffers",
+        phases * batch * constants.max_log_probs * (_INT + _INT),
+        "log probabilities and their indices",
+    )
+    bitmask = -(-lm_head_rows(text, settings.tp) // 32) * _INT
+    yield "guided_decoding", phases * batch * bitmask, "one bit a vocabulary entry and row"
+    if settings.tp > 1:
+        yield (
+            "symmetric_buffer",
+            round_up(symmetric_buffer(text, settings), constants.pool_granularity),
+            "all-reduce buffer; also holds the hidden states",
+        )
+    if constants.gemm_workspace:
+        yield "gemm_workspace", sum(constants.gemm_workspace), "barriers, partials, tensor maps"
+    yield "l2_flush", l2, "the GEMM tuner's cache flush, never freed"
+    if text.moe is not None:
+        yield "expert_routing", _routing(text.moe, forward), "which token goes to which expert"
+    small = batch * (_CURAND_STATE + phases * (6 * _INT + _POINTER + _WORDS * _INT))
+    small += forward * (1 + phases * 2 * _INT)
+    if text.delta is not None:
+        small += phases * batch * (text.delta.layers + 1) * _POINTER  # a sequence's states
+    if model.mrope:
+        small += phases * forward * 3 * _INT  # M-RoPE positions
+    yield "small_buffers", small, "token ids, lengths, stop words, masks, positions"
+
+
+def _routing(moe: MoeDims, tokens: int) -> int:
+    """MoeFfnDefaultImpl::Init: a mask an expert, four arrays of routed tokens, and counters."""
+    counters = moe.experts * (_ROUTING_TILES + 1) + 1
+    return (moe.experts * tokens + 4 * moe.experts_per_token * tokens + counters) * _INT
+
+
+def pinned_buffers(model: Model, settings: Settings) -> int:
+    """Pinned host bytes of one rank that exist from the start."""
+    batch, phases = settings.max_batch_size, _phases(settings)
+    embeds = phases * forward_tokens(settings) * model.text.hidden * 2
+    token_ids = batch * settings.session_len * _INT
+    logprobs = batch * 1024 * (_INT + _INT)
+    pointers = _block_slots(settings) * _POINTER
+    bitmask = batch * -(-lm_head_rows(model.text, settings.tp) // 32) * _INT
+    small = batch * (_CURAND_STATE + _WORDS * _INT) + forward_tokens(settings) * 2 * _INT
+    return embeds + token_ids + logprobs + pointers + bitmask + small
+
+
+def _phases(settings: Settings) -> int:
+    return 2 if settings.async_ else 1
+
+
+def _block_slots(settings: Settings) -> int:
+    return settings.max_batch_size * -(-settings.session_len // settings.cache_block_seq_len)

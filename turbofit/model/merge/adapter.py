@@ -7,7 +7,6 @@ matrices. LLaVA's own trainer puts what it trained besides LoRA into `non_lora_t
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -15,9 +14,9 @@ from typing import Any, Final, NamedTuple
 from turbofit.core.errors import UsageError
 from turbofit.model.config import Section, parse_json
 from turbofit.model.folder import FolderFiles
-from turbofit.model.merge.tensors import TensorFile, open_store
+from turbofit.model.merge.tensors import StoredTensor, open_tensors, torch_library
 
-__all__ = ["ADAPTER_CONFIG", "Adapter", "Lora", "WholeTensor", "read_adapter"]
+__all__ = ["ADAPTER_CONFIG", "Adapter", "Lora", "read_adapter"]
 
 #: The file that makes a folder an adapter.
 ADAPTER_CONFIG: Final = "adapter_config.json"
@@ -40,42 +39,52 @@ _REFUSED: Final = {
     "layer_replication": "replicated layers",
     "target_parameters": "LoRA on parameters of experts",
     "trainable_token_indices": "single trained token embeddings",
+    "lora_bias": "a bias of B",
+    "rank_pattern": "a rank for some modules",
+    "alpha_pattern": "a scaling for some modules",
 }
 #: Initialisations that change the base as well: W + s·B·A holds for the changed base alone.
 _RESIDUAL: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _HINT: Final = "merge it with peft's own merge_and_unload, where the base fits into RAM"
-_LARGEST: Final = 1 << 20
 
 
 class Lora(NamedTuple):
-    """What is added to one module's weight: ``scaling · B @ A``; the names are the store's."""
+    """What is added to the weight of one module, (out, in): ``scaling · B @ A``."""
 
-    module: str
-    a: str
-    b: str
-    rank: int
+    a: StoredTensor
+    b: StoredTensor
     scaling: float
-    embedding: bool
-    magnitude: str | None
-    bias: str | None
+    magnitude: StoredTensor | None
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight that it changes: (out, in)."""
+        return self.b.shape[0], self.a.shape[1]
 
-class WholeTensor(NamedTuple):
-    """A tensor that takes the place of the base's."""
+    def merged(self, weight: Any) -> Any:
+        """The merged weight, with the bits that peft gives; ``weight`` is changed.
 
-    store: TensorFile
-    key: str
+        The order of operations and their dtypes are those of ``PeftModel.from_pretrained(base,
+        adapter).merge_and_unload()`` in peft 0.21 on a CPU, which keeps the adapter in float32:
+        the delta is added in float32 and rounded once. DoRA scales each row of W + delta to the
+        learnt magnitude, and is rounded once, too.
+        """
+        delta = self.b.read().float() @ self.a.read().float()
+        delta *= self.scaling
+        if self.magnitude is None:
+            weight += delta
+            return weight
+        summed = weight + delta
+        norms = torch_library().linalg.norm(summed, dim=1)
+        magnitude = self.magnitude.read().float().reshape(-1)
+        return ((magnitude / norms).view(-1, 1) * summed).to(weight.dtype)
 
 
 class Adapter(NamedTuple):
-    """One adapter. ``whole`` goes by the base's tensor names, as far as peft knows them."""
+    """What an adapter changes: names of tensors, each with what is added or takes its place."""
 
-    folder: str
-    store: TensorFile
-    loras: tuple[Lora, ...]
-    whole: Mapping[str, WholeTensor]
-    base_name: str
-    fan_in_fan_out: bool
+    changes: tuple[tuple[str, Lora | StoredTensor], ...] = ()
+    base_name: str = ""
 
 
 def read_adapter(folder: str) -> Adapter:
@@ -93,38 +102,24 @@ def read_adapter(folder: str) -> Adapter:
         )
     config = parse_json(data, ADAPTER_CONFIG)
     _check(config)
-    store = open_store(_first(folder, files))
-    parts: dict[str, dict[str, str]] = {}
-    whole: dict[str, WholeTensor] = {}
-    for key in store.entries:
-        match = _LORA.fullmatch(key)
-        if match:
+    weights = next((name for name in _WEIGHTS if files.size(name) is not None), None)
+    if weights is None:
+        raise UsageError(
+            f"{folder} has neither {' nor '.join(_WEIGHTS)}", hint="finish the adapter's download"
+        )
+    parts: dict[str, dict[str, StoredTensor]] = {}
+    whole: dict[str, StoredTensor] = {}
+    for key, tensor in open_tensors(folder, weights).items():
+        if match := _LORA.fullmatch(key):
             part = "bias" if match["kind"] == "bias" else match["part"]
-            parts.setdefault(match["module"], {})[part] = key
+            parts.setdefault(match["module"], {})[part] = tensor
         else:
-            whole[_WRAPPED.sub(".", key)] = WholeTensor(store, key)
+            whole[_WRAPPED.sub(".", key)] = tensor
     for name in _BESIDES:
         if files.size(name) is not None:
-            besides = open_store(os.path.join(folder, name))
-            whole.update({key: WholeTensor(besides, key) for key in besides.entries})
-    loras = tuple(_lora(config, store, module, found) for module, found in parts.items())
-    return Adapter(
-        folder=folder,
-        store=store,
-        loras=loras,
-        whole=whole,
-        base_name=config.string("base_model_name_or_path", ""),
-        fan_in_fan_out=config.boolean("fan_in_fan_out", False),
-    )
-
-
-def _first(folder: str, files: FolderFiles) -> str:
-    for name in _WEIGHTS:
-        if files.size(name) is not None:
-            return os.path.join(folder, name)
-    raise UsageError(
-        f"{folder} has neither {' nor '.join(_WEIGHTS)}", hint="finish the adapter's download"
-    )
+            whole |= open_tensors(folder, name)
+    loras = [(f"{module}.weight", _lora(config, module, found)) for module, found in parts.items()]
+    return Adapter((*loras, *whole.items()), config.string("base_model_name_or_path", ""))
 
 
 def _check(config: Section) -> None:
@@ -145,85 +140,51 @@ def _check(config: Section) -> None:
         raise config.error("bias", "is not none, all or lora_only")
 
 
-def _lora(config: Section, store: TensorFile, module: str, found: dict[str, str]) -> Lora:
+def _lora(config: Section, module: str, found: Mapping[str, StoredTensor]) -> Lora:
     """The pair of matrices of one module, checked against the rank that the config says."""
-    embedding = "embedding_A" in found or "embedding_B" in found
-    prefix = "embedding_" if embedding else ""
-    if f"{prefix}A" not in found or f"{prefix}B" not in found:
+    plain = module.removeprefix("base_model.model.")
+    if not found.keys() <= {"A", "B", "magnitude_vector"}:
+        what = "a bias of B" if "bias" in found else "LoRA on embeddings"
+        raise UsageError(f"{plain[:100]} has {what}, which is not merged here", hint=_HINT)
+    if "A" not in found or "B" not in found:
         raise UsageError(
-            f"{os.path.basename(store.path)}: {module[:100]} has one half of its LoRA only",
+            f"the adapter has one half of the LoRA of {plain[:100]} only",
             hint="save the adapter again: a tensor is missing",
         )
-    a, b = found[f"{prefix}A"], found[f"{prefix}B"]
-    plain = module.removeprefix("base_model.model.")
+    a, b = found["A"], found["B"]
     if not _selected(config.values.get("target_modules"), plain):
         raise UsageError(
-            f"{config.what}: target_modules does not select {plain[:100]}, which the weights hold",
+            f"the adapter has a LoRA for {plain[:100]}, which its target_modules does not select",
             hint="peft would leave it out: take config and weights of the same run",
         )
-    rank = _patterned(config, "rank_pattern", plain, config.integer("r", 8))
-    alpha = _patterned(config, "alpha_pattern", plain, _alpha(config))
-    one, other = store.entries[a].shape, store.entries[b].shape
-    if len(one) != 2 or len(other) != 2:
+    rank, alpha = config.integer("r", 8), config.values.get("lora_alpha", 8)
+    if type(alpha) is not int:  # an integer stays one, so that the quotient has peft's bits
+        alpha = config.number("lora_alpha", 8, low=-1e6, high=1e6)
+    if len(a.shape) != 2 or len(b.shape) != 2:
         raise UsageError(
-            f"{plain[:100]} has LoRA matrices of {len(one)} dimensions: convolutions and experts"
-            " are not merged here",
+            f"{plain[:100]} has LoRA matrices of {len(a.shape)} dimensions: convolutions and"
+            " experts are not merged here",
             hint=_HINT,
         )
-    if one[0] != rank or other[1] != rank:
+    if a.shape[0] != rank or b.shape[1] != rank:
         raise UsageError(
-            f"{plain[:100]} has LoRA matrices of rank {one[0]} and {other[1]}, the config says"
-            f" {rank:g}",
+            f"{plain[:100]} has LoRA matrices of rank {a.shape[0]} and {b.shape[1]}, the config"
+            f" says {rank}",
             hint="take config and weights of the same run",
         )
-    root = config.boolean("use_rslora", False)
-    magnitude = found.get("magnitude_vector")
-    if embedding and magnitude:
-        raise UsageError(f"{plain[:100]}: DoRA of embeddings is not merged here", hint=_HINT)
-    return Lora(
-        module=module,
-        a=a,
-        b=b,
-        rank=one[0],
-        scaling=alpha / math.sqrt(rank) if root else alpha / rank,
-        embedding=embedding,
-        magnitude=magnitude,
-        bias=found.get("bias"),
-    )
-
-
-def _alpha(config: Section) -> float:
-    value = config.values.get("lora_alpha", 8)
-    return value if type(value) is int else config.number("lora_alpha", 8, low=-1e6, high=1e6)
-
-
-def _patterned(config: Section, key: str, module: str, default: float) -> Any:
-    """A value of ``rank_pattern`` or ``alpha_pattern``, found as peft finds it."""
-    patterns = config.section(key)
-    for pattern in patterns.values if patterns else ():
-        if _matches(rf"(.*\.)?({pattern})", module, f"{config.what}: {key}"):
-            assert patterns is not None
-            if key == "rank_pattern":
-                return patterns.integer(pattern, high=_LARGEST)
-            value = patterns.values[pattern]
-            number = patterns.number(pattern, default, low=-1e6, high=1e6)
-            return value if type(value) is int else number
-    return default
+    divisor = math.sqrt(rank) if config.boolean("use_rslora", False) else rank
+    return Lora(a, b, alpha / divisor, found.get("magnitude_vector"))
 
 
 def _selected(targets: Any, module: str) -> bool:
     """Whether ``target_modules`` covers a module: a list of last names, or one pattern."""
     if isinstance(targets, str):
-        if targets == "all-linear":
-            return True
-        return _matches(targets, module, f"{ADAPTER_CONFIG}: target_modules")
+        try:
+            return targets == "all-linear" or re.fullmatch(targets, module) is not None
+        except re.error as exc:
+            raise UsageError(
+                f"{ADAPTER_CONFIG}: target_modules is not a pattern: {exc}", hint="mend the config"
+            ) from None
     if not isinstance(targets, list):
         return True
     return any(module == name or module.endswith(f".{name}") for name in targets)
-
-
-def _matches(pattern: str, text: str, what: str) -> bool:
-    try:
-        return re.fullmatch(pattern, text) is not None
-    except re.error as exc:
-        raise UsageError(f"{what} is not a pattern: {exc}", hint="mend the config") from None

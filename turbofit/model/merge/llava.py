@@ -15,38 +15,44 @@ picture's, padding is masked. A new token's logit is the mean of the others, nev
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 from turbofit.core.errors import UsageError
+from turbofit.core.json_types import JsonObject
+from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.units import round_up
 from turbofit.model.config import Section, parse_json
 from turbofit.model.folder import FolderFiles
 from turbofit.model.hub_cache import cached_snapshot
-from turbofit.model.merge.llava_files import FEATURES
-from turbofit.model.merge.llava_tokens import Tokens
-from turbofit.model.merge.shards import ShardPiece, open_shards
-from turbofit.model.merge.tensors import FLOATS, StoredTensor
+from turbofit.model.merge.llava_tokens import TOKENIZER_FILES, Tokens, add_tokens
+from turbofit.model.merge.output import Result, copied_files, json_text, weight_file_names
+from turbofit.model.merge.tensors import (
+    DTYPES,
+    FLOATS,
+    Piece,
+    StoredTensor,
+    open_weights,
+    torch_library,
+)
 
-__all__ = ["ORIGINAL", "Tower", "check_original", "grown_rows", "hf_name", "read_tower", "template"]
+__all__ = ["ORIGINAL", "check_original", "converted", "hf_name", "template"]
 
 #: The architecture that is converted.
 ORIGINAL: Final = "LlavaLlamaForCausalLM"
 
+#: mm_vision_select_feature → vision_feature_select_strategy.
+_FEATURES: Final = {"patch": "default", "cls_patch": "full"}
 _ROWS: Final = 64
+#: Rows that are added up at once: a whole table in float64 would be four times as large.
+_BLOCK: Final = 1024
 _TOWER: Final = "vision_tower.vision_model."
 _PROJECTOR: Final = re.compile(r"model\.mm_projector\.([02])\.(weight|bias)")
 _TUNED_TOWER: Final = re.compile(r"model\.vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?(.+)")
 _OTHERS: Final = "take the conversion that llava-hf publishes for this model"
-
-
-class Tower(NamedTuple):
-    """A vision tower: its tensors, its config.json, and where it came from."""
-
-    pieces: tuple[ShardPiece, ...]
-    config: Section | None
-    where: str
 
 
 def check_original(config: Section) -> None:
@@ -55,32 +61,94 @@ def check_original(config: Section) -> None:
     Raises:
         UsageError: another projector, tower, merging of tiles or token scheme.
     """
-    kind = config.string("mm_projector_type", "linear")
-    if kind != "mlp2x_gelu":
-        raise UsageError(
-            f"{config.what}: mm_projector_type {kind[:30]!r} has no place in the hf format, which"
-            " has two layers with GELU between them",
-            hint=_OTHERS,
-        )
-    aspect, merge = (
-        config.string("image_aspect_ratio", ""),
-        config.string("mm_patch_merge_type", ""),
+    projector = config.string("mm_projector_type", "linear")
+    tiles = config.string("image_aspect_ratio", "").startswith("anyres")
+    tiles = tiles or config.string("mm_patch_merge_type", "") not in ("", "flat")
+    for refused, why in (
+        (
+            projector != "mlp2x_gelu",
+            f"mm_projector_type {projector[:30]!r} has no place in the hf format, which has two"
+            " layers with GELU between them",
+        ),
+        (tiles, "this is LLaVA-NeXT (pictures in tiles), only LLaVA-1.5 is converted"),
+        (
+            config.boolean("mm_use_im_start_end", False),
+            "mm_use_im_start_end puts tokens around each picture, which the hf format does not",
+        ),
+        (
+            _feature(config) not in _FEATURES,
+            "mm_vision_select_feature is not patch or cls_patch",
+        ),
+        (
+            "siglip" in config.string("mm_vision_tower", "").lower(),
+            "its vision tower is SigLIP, not CLIP",
+        ),
+    ):
+        if refused:
+            raise UsageError(f"{config.what}: {why}", hint=_OTHERS)
+
+
+def converted(
+    original: Section,
+    folder: str,
+    files: Mapping[str, Sequence[Piece]],
+    projector: Mapping[str, StoredTensor],
+    given: str | None,
+    dtype: str,
+) -> Result:
+    """The hf format: other names, two more tokens, and the vision tower in it.
+
+    Args:
+        original: config.json of the original format.
+        folder: the base, whose tokenizer is taken.
+        files: what becomes of the base's tensors.
+        projector: the adapter's, by its names in the original format.
+        given: ``--vision-tower``.
+        dtype: of the result (safetensors' name).
+
+    Raises:
+        UsageError: a part is missing, or has no place in the hf format.
+    """
+    tokens = add_tokens(folder)
+    renamed = [
+        [_with_rows(piece._replace(name=name), tokens) for piece in pieces
+         if (name := hf_name(piece.name))]
+        for pieces in files.values()
+    ]  # fmt: skip
+    besides = [
+        Piece(hf_name(name) or name, tensor, dtype, tensor.shape)
+        for name, tensor in projector.items()
+    ]
+    where, tower = None, Section({}, "the vision tower's config.json")
+    if not any(piece.name.startswith(_TOWER) for pieces in renamed for piece in pieces):
+        where = _tower_folder(original.string("mm_vision_tower", ""), given)
+        data = FolderFiles(where).read("config.json")
+        tower = parse_json(data, tower.what) if data else tower
+        besides += _tower_pieces(where, tower, dtype)
+    if besides:
+        renamed.append(besides)
+    shapes = {piece.name: piece.shape for pieces in renamed for piece in pieces}
+    _check_complete(set(shapes), original)
+    vision = _vision_config(shapes, tower, original)
+    both = {
+        "vocab_size": shapes["language_model.lm_head.weight"][0],
+        "pad_token_id": tokens.pad,
+        "torch_dtype": DTYPES[dtype],
+    }
+    texts = _small_files(original, vision, tokens, FolderFiles(folder), both)
+    skipped = {*texts, *TOKENIZER_FILES, "chat_template.json"}
+    names = weight_file_names(list(files), len(renamed) - len(files))
+    return Result(
+        files=dict(zip(names, renamed, strict=True)),
+        texts=texts,
+        copies=tuple(
+            name
+            for name in copied_files(folder)
+            if name not in skipped and not name.endswith(".py")
+        ),
+        architecture="LlavaForConditionalGeneration",
+        tower=where,
     )
-    if aspect.startswith("anyres") or merge not in ("", "flat"):
-        raise UsageError(
-            f"{config.what}: this is LLaVA-NeXT (pictures in tiles), only LLaVA-1.5 is converted",
-            hint=_OTHERS,
-        )
-    if config.boolean("mm_use_im_start_end", False):
-        raise UsageError(
-            f"{config.what}: mm_use_im_start_end puts tokens around each picture, which the hf"
-            " format does not",
-            hint=_OTHERS,
-        )
-    if config.string("mm_vision_select_feature", "patch") not in FEATURES:
-        raise config.error("mm_vision_select_feature", "is neither patch nor cls_patch")
-    if "siglip" in config.string("mm_vision_tower", "").lower():
-        raise UsageError(f"{config.what}: its vision tower is SigLIP, not CLIP", hint=_OTHERS)
 
 
 def hf_name(name: str) -> str | None:
@@ -101,64 +169,173 @@ def hf_name(name: str) -> str | None:
     raise UsageError(f"{name[:100]!r} is not a tensor of the original LLaVA-1.5", hint=_OTHERS)
 
 
-def grown_rows(tokens: Tokens, rows: int) -> int:
-    """Rows of the embeddings with the added tokens, a multiple of 64."""
-    return round_up(max(rows, tokens.image + 1, tokens.pad + 1), _ROWS)
+def _with_rows(piece: Piece, tokens: Tokens) -> Piece:
+    """The embeddings with rows for the added tokens, a multiple of 64; other pieces as they are."""
+    if not piece.name.endswith(("embed_tokens.weight", "lm_head.weight")):
+        return piece
+    rows = round_up(max(piece.shape[0], tokens.image + 1, tokens.pad + 1), _ROWS)
+    return piece._replace(shape=(rows, *piece.shape[1:]), edits=(*piece.edits, _grown(rows)))
 
 
-def read_tower(name: str, given: str | None, dtype: str) -> Tower:
-    """The vision tower's own checkpoint.
+def _grown(rows: int) -> Callable[[Any], Any]:
+    """An edit that adds rows up to so many: each is the mean of those that were there."""
 
-    Args:
-        name: ``mm_vision_tower`` of the config, a hub id or a folder.
-        given: ``--vision-tower``, None where it was not given.
-        dtype: the dtype that its weights become (safetensors' name).
+    def grow(weight: Any) -> Any:
+        total = sum(part.double().sum(dim=0) for part in weight.split(_BLOCK))
+        grown = torch_library().empty((rows, weight.shape[1]), dtype=weight.dtype)
+        grown[: weight.shape[0]] = weight
+        grown[weight.shape[0] :] = (total / weight.shape[0]).to(weight.dtype)
+        return grown
 
-    Raises:
-        UsageError: it is not on this machine, or is not CLIP.
-    """
-    folder = _tower_folder(name, given)
-    data = FolderFiles(folder).read("config.json")
-    config = parse_json(data, "the vision tower's config.json") if data else None
-    kind = config.string("model_type", "clip") if config else "clip"
-    if kind not in ("clip", "clip_vision_model"):
-        raise UsageError(f"{folder} is {kind[:30]!r}, not CLIP", hint="name CLIP's folder")
-    pieces = []
-    for shard in open_shards(folder):
-        for key in shard.names:
-            if not key.startswith("vision_model.") or key.endswith(".position_ids"):
-                continue
-            stored = shard.store.entries[key]
-            to = dtype if stored.dtype in FLOATS else stored.dtype
-            piece = ShardPiece(
-                f"vision_tower.{key}", StoredTensor(to, stored.shape), shard.store, key
-            )
-            pieces.append(piece)
-    if not pieces:
-        raise UsageError(
-            f"{folder} holds no vision_model.… tensors", hint="name the folder of CLIP's checkpoint"
-        )
-    return Tower(tuple(pieces), config, folder)
+    return grow
 
 
 def _tower_folder(name: str, given: str | None) -> str:
-    for wanted in (given, name):
-        if not wanted:
-            continue
-        path = os.path.expanduser(wanted)
-        if os.path.isdir(path):
-            return os.path.abspath(path)
-        cached = cached_snapshot(wanted, None)
-        if cached:
-            return cached
-        if given:
-            break
+    """Where the vision tower's own checkpoint is."""
     wanted = given or name or "the vision tower"
+    path = os.path.expanduser(wanted)
+    folder = os.path.abspath(path) if os.path.isdir(path) else cached_snapshot(wanted, None)
+    if folder:
+        return folder
     raise UsageError(
         f"the checkpoint has no vision tower of its own, and {wanted[:100]} is neither a folder nor"
         " in the local hub cache",
         hint=f"download it (hf download {wanted[:100]}) or name its folder: --vision-tower FOLDER",
     )
+
+
+def _tower_pieces(folder: str, config: Section, dtype: str) -> list[Piece]:
+    kind = config.string("model_type", "clip")
+    if kind not in ("clip", "clip_vision_model"):
+        raise UsageError(f"{folder} is {kind[:30]!r}, not CLIP", hint="name CLIP's folder")
+    pieces = [
+        Piece(
+            f"vision_tower.{key}", tensor, dtype if tensor.dtype in FLOATS else tensor.dtype,
+            tensor.shape,
+        )
+        for tensors in open_weights(folder).values()
+        for key, tensor in tensors.items()
+        if key.startswith("vision_model.") and not key.endswith(".position_ids")
+    ]  # fmt: skip
+    if not pieces:
+        raise UsageError(
+            f"{folder} holds no vision_model.… tensors", hint="name the folder of CLIP's checkpoint"
+        )
+    return pieces
+
+
+def _check_complete(names: set[str], original: Section) -> None:
+    """The parts without which nothing loads."""
+    needed = {
+        f"multi_modal_projector.linear_{i}.{part}" for i in "12" for part in ("weight", "bias")
+    }
+    needed |= {"language_model.model.embed_tokens.weight", "language_model.lm_head.weight"}
+    for i in range(original.integer("num_hidden_layers")):
+        needed.add(f"language_model.model.layers.{i}.mlp.up_proj.weight")
+    if missing := sorted(needed - names):
+        raise UsageError(
+            f"the result would lack {', '.join(missing[:2])}",
+            hint="name the adapter too, where the projector is in its non_lora_trainables.bin"
+            if "projector" in missing[-1]
+            else "finish the checkpoint's download",
+        )
+
+
+def _vision_config(
+    shapes: Mapping[str, tuple[int, ...]], tower: Section, original: Section
+) -> JsonObject:
+    """CLIP's vision config: sizes from the tensors, the rest from the tower's own config.json.
+
+    Raises:
+        UsageError: the tensors are not CLIP's, or of another CLIP than the model was trained with.
+    """
+    try:
+        hidden, channels, patch = shapes[f"{_TOWER}embeddings.patch_embedding.weight"][:3]
+        positions = shapes[f"{_TOWER}embeddings.position_embedding.weight"][0]
+        inner = shapes[f"{_TOWER}encoder.layers.0.mlp.fc1.weight"][0]
+    except (KeyError, IndexError, ValueError):
+        raise UsageError(
+            "the vision tower has not the tensors of CLIP",
+            hint="name CLIP's folder: --vision-tower",
+        ) from None
+    layers = f"{_TOWER}encoder.layers."
+    size = math.isqrt(positions - 1) * patch
+    name = original.string("mm_vision_tower", "")
+    wanted = shapes["multi_modal_projector.linear_1.weight"][1]
+    side = re.search(r"-(\d+)$", name)
+    if hidden != wanted or (side and int(side[1]) != size):
+        raise UsageError(
+            f"the vision tower has {hidden} features of pictures of {size} pixels; the model was"
+            f" trained with {wanted}, on {name[:100] or 'another tower'}",
+            hint=f"name the folder of {name[:100] or 'its own tower'}: --vision-tower",
+        )
+    section = tower.section("vision_config") or tower
+    return {
+        "model_type": "clip_vision_model",
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": len({key.split(".")[4] for key in shapes if key.startswith(layers)}),
+        # Every CLIP of OpenAI has heads of 64.
+        "num_attention_heads": section.integer("num_attention_heads", max(1, hidden // 64)),
+        "num_channels": channels,
+        "image_size": size,
+        "patch_size": patch,
+        "hidden_act": section.string("hidden_act", "quick_gelu"),
+        "layer_norm_eps": section.number("layer_norm_eps", 1e-5, low=0, high=1),
+        "projection_dim": section.integer("projection_dim", 768),
+    }
+
+
+def _small_files(
+    original: Section, vision: JsonObject, tokens: Tokens, base: FolderFiles, both: JsonObject
+) -> dict[str, str]:
+    """Configs of model, processor and generation, chat template and tokenizer, by file name.
+
+    ``both`` is what model and language model have in common.
+    """
+    fixed = load_yaml(preset_path("conversions", "llava-1.5"))
+    side, strategy = vision["image_size"], _FEATURES[_feature(original)]
+    # The original pads a picture to a square in the mean colour before it scales it, where its
+    # config says so; CLIP's processor, which llava-hf ships, would cut the edges off.
+    pad = original.string("image_aspect_ratio", "") == "pad"
+    text = {key: original.values[key] for key in fixed["text"] if key in original}
+    config = {
+        **fixed["config"],
+        **both,
+        "image_token_index": tokens.image,
+        "image_seq_length": (side // vision["patch_size"]) ** 2 + (strategy == "full"),
+        "vision_feature_layer": original.values.get("mm_vision_select_layer", -2),
+        "vision_feature_select_strategy": strategy,
+        "text_config": {**text, **fixed["text_config"], **both},
+        "vision_config": {**vision, "torch_dtype": both["torch_dtype"]},
+    }
+    image = {
+        **fixed["preprocessor"],
+        **(fixed["padding"] if pad else {}),
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
+        "rescale_factor": 1 / 255,
+    }
+    processor = {
+        **fixed["processor"],
+        "patch_size": vision["patch_size"],
+        "vision_feature_select_strategy": strategy,
+    }
+    files = {
+        **tokens.files,
+        "config.json": json_text(config),
+        "preprocessor_config.json": json_text(image),
+        "processor_config.json": json_text(processor),
+        "chat_template.jinja": fixed["chat_template"],
+    }
+    if data := base.read("generation_config.json"):
+        said = {**parse_json(data, "generation_config.json").values, "pad_token_id": tokens.pad}
+        files["generation_config.json"] = json_text(said)
+    return files
+
+
+def _feature(original: Section) -> str:
+    return original.string("mm_vision_select_feature", "patch")
 
 
 def template(folder: str) -> str | None:

@@ -7,26 +7,25 @@ and 32001 behind LLaMA's 32000).
 
 from __future__ import annotations
 
-import json
 from typing import Any, Final, NamedTuple
 
 from turbofit.core.errors import UsageError
 from turbofit.model.config import parse_json
 from turbofit.model.folder import FolderFiles
+from turbofit.model.merge.output import json_text
 
-__all__ = ["IMAGE", "PAD", "TOKENIZER_FILES", "Tokens", "add_tokens"]
+__all__ = ["TOKENIZER_FILES", "Tokens", "add_tokens"]
 
-IMAGE: Final = "<image>"
-PAD: Final = "<pad>"
 #: Files that this module writes where the source has them.
 TOKENIZER_FILES: Final = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
 
+_IMAGE: Final = "<image>"
+_PAD: Final = "<pad>"
 _LARGEST: Final = 64 << 20
+#: In a SentencePiece model, a protocol buffer of fields with a length: the tag of a piece.
+_PIECE: Final = 0x0A
 
 
 class Tokens(NamedTuple):
@@ -44,60 +43,54 @@ def add_tokens(folder: str) -> Tokens:
         UsageError: the folder has no tokenizer, or one that cannot be read.
     """
     files = FolderFiles(folder)
-    found = {name: _json(files, name) for name in TOKENIZER_FILES}
-    whole = found["tokenizer.json"]
+    found: dict[str, dict[str, Any]] = {}
+    for name in TOKENIZER_FILES:
+        data = files.read(name)
+        found[name] = parse_json(data, name).values if data else {}
+    whole, config = found["tokenizer.json"], found["tokenizer_config.json"]
     pieces = files.read_up_to("tokenizer.model", _LARGEST)
     if not whole and pieces is None:
         raise UsageError(
             f"{folder} has no tokenizer.json and no tokenizer.model",
             hint="finish the checkpoint's download",
         )
-    known = _known(found)
-    count = 1 + max((-1, *known.values(), *_vocabulary(whole).values()))
-    if pieces is not None:
-        count = max(count, _piece_count(pieces))
-    ids = {}
-    for token in (IMAGE, PAD):
-        ids[token] = known.get(token, count)
-        count = max(count, ids[token] + 1)
-    new = {token: number for token, number in ids.items() if token not in known}
-    written = {"tokenizer_config.json": _dump(_configured(found["tokenizer_config.json"], ids))}
+    ids = _known(found)
+    model = whole.get("model")
+    vocabulary = (model.get("vocab") if isinstance(model, dict) else None) or {}
+    size = len(vocabulary)  # Unigram's is a list of pieces and scores
+    if isinstance(vocabulary, dict):
+        size = 1 + max(vocabulary.values(), default=-1)
+    count = max(size, _piece_count(pieces) if pieces else 0, *(1 + one for one in ids.values()))
+    new = [token for token in (_IMAGE, _PAD) if token not in ids]
+    ids |= {token: number for number, token in enumerate(new, count)}
+    both = {token: ids[token] for token in (_IMAGE, _PAD)}
+    decoder = {
+        **(config.get("added_tokens_decoder") or {}),
+        **{str(number): _token(token) for token, number in both.items()},
+    }
+    # A template in tokenizer_config.json would be one for text alone.
+    config = {key: value for key, value in config.items() if key != "chat_template"}
+    config |= {
+        "added_tokens_decoder": decoder, "pad_token": _PAD, "processor_class": "LlavaProcessor",
+    }  # fmt: skip
+    written = {
+        "tokenizer_config.json": config,
+        "special_tokens_map.json": {**found["special_tokens_map.json"], "pad_token": _PAD},
+    }
     if whole:
-        whole.setdefault("added_tokens", [])
-        whole["added_tokens"] += [{"id": number, **_token(token)} for token, number in new.items()]
-        written["tokenizer.json"] = _dump(whole)
+        added = [{"id": ids[token], **_token(token)} for token in new]
+        written["tokenizer.json"] = {
+            **whole, "added_tokens": [*(whole.get("added_tokens") or ()), *added],
+        }  # fmt: skip
     else:
-        written["added_tokens.json"] = _dump({**found["added_tokens.json"], **ids})
-    special = {**found["special_tokens_map.json"], "pad_token": PAD}
-    written["special_tokens_map.json"] = _dump(special)
-    return Tokens(ids[IMAGE], ids[PAD], written)
-
-
-def _json(files: FolderFiles, name: str) -> dict[str, Any]:
-    data = files.read(name)
-    return parse_json(data, name).values if data else {}
-
-
-def _dump(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        written["added_tokens.json"] = {**found["added_tokens.json"], **both}
+    texts = {name: json_text(value) for name, value in written.items()}
+    return Tokens(both[_IMAGE], both[_PAD], texts)
 
 
 def _token(text: str) -> dict[str, Any]:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {"content": text, **flags, "special": True}
-
-
-def _configured(config: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:
-    """tokenizer_config.json with both tokens, and without a template for text alone."""
-    decoder = dict(config.get("added_tokens_decoder") or {})
-    decoder |= {str(number): _token(token) for token, number in ids.items()}
-    config = {key: value for key, value in config.items() if key != "chat_template"}
-    return {
-        **config,
-        "added_tokens_decoder": decoder,
-        "pad_token": PAD,
-        "processor_class": "LlavaProcessor",
-    }
 
 
 def _known(found: dict[str, dict[str, Any]]) -> dict[str, int]:
@@ -114,43 +107,25 @@ def _known(found: dict[str, dict[str, Any]]) -> dict[str, int]:
     return known
 
 
-def _vocabulary(whole: dict[str, Any]) -> dict[str, int]:
-    model = whole.get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(vocabulary, list):  # Unigram: pairs of piece and score
-        return {"": len(vocabulary) - 1}
-    return vocabulary if isinstance(vocabulary, dict) else {}
-
-
 def _piece_count(data: bytes) -> int:
-    """Pieces of a SentencePiece model: its protocol buffer's first field, once for each."""
+    """Pieces of a SentencePiece model."""
     count = at = 0
     try:
         while at < len(data):
-            tag, at = _varint(data, at)
-            kind = tag & 7
-            if kind == 2:
-                size, at = _varint(data, at)
-                at += size
-            elif kind == 0:
-                _, at = _varint(data, at)
-            else:
-                at += {1: 8, 5: 4}[kind]
-            count += tag >> 3 == 1
-    except (IndexError, KeyError):
+            tag, at, size, shift = data[at], at + 1, 0, 0
+            while True:
+                byte, at = data[at], at + 1
+                size |= (byte & 127) << shift
+                shift += 7
+                if byte < 128:
+                    break
+            if tag & 7 != 2:
+                raise IndexError
+            at, count = at + size, count + (tag == _PIECE)
+    except IndexError:
         at = -1
     if at != len(data) or not count:
         raise UsageError(
             "tokenizer.model is not a SentencePiece model", hint="download the checkpoint again"
         )
     return count
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return value, at

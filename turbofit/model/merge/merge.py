@@ -1,10 +1,11 @@
-"""One merge: read the folders, decide, write."""
+"""One merge: read the folders, decide what becomes of each tensor, write."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Final
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
@@ -12,20 +13,33 @@ from turbofit.model.config import Section, parse_json
 from turbofit.model.folder import FolderFiles
 from turbofit.model.hub_cache import cached_snapshot
 from turbofit.model.merge import llava
-from turbofit.model.merge.adapter import ADAPTER_CONFIG, Adapter, read_adapter
-from turbofit.model.merge.output import check_target
-from turbofit.model.merge.result import converted, main_dtype, plain, write
-from turbofit.model.merge.shards import open_shards
-from turbofit.model.merge.tensor_steps import MergePlan, plan_pieces
-from turbofit.model.merge.tensors import DTYPES, FLOATS, torch_library
+from turbofit.model.merge.adapter import ADAPTER_CONFIG, Adapter, Lora, read_adapter
+from turbofit.model.merge.output import (
+    Result,
+    check_target,
+    copied_files,
+    json_text,
+    weight_file_names,
+    write,
+)
+from turbofit.model.merge.tensors import (
+    DTYPES,
+    FLOATS,
+    Piece,
+    StoredTensor,
+    open_weights,
+    torch_library,
+    torch_tensors,
+)
 from turbofit.model.names import read_name
 from turbofit.model.presets import HUB_ID, find_preset, load_preset
 
 __all__ = ["Merged", "merge"]
 
-_DTYPES: Final = {DTYPES[key]: key for key in FLOATS}
-
-Say = Callable[[str], None]
+#: Prefixes in which names differ that releases of peft, Transformers and LLaVA gave to one tensor.
+_PREFIXES: Final = ("base_model", "model", "language_model")
+WeightFiles = Mapping[str, Mapping[str, StoredTensor]]
+_PROJECTOR: Final = {"0": "linear_1", "2": "linear_2"}
 
 
 class Merged(Struct):
@@ -54,12 +68,12 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
     vision_tower: str | None = None,
     dtype: str | None = None,
     force: bool = False,
-    say: Say = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Merged:
     """Merge an adapter into a checkpoint, convert an original LLaVA, or both.
 
     Each tensor of the result has the bits that peft's ``merge_and_unload`` gives on this machine's
-    CPU (`edits`). In RAM are one tensor and its change at a time.
+    CPU (`Lora.merged`). In RAM are one tensor and its change at a time.
 
     Args:
         base: folder or hub id (in the local cache) of the checkpoint.
@@ -78,23 +92,31 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
     lora_folder = _located(adapter, ADAPTER_CONFIG, say) if adapter else None
     target = check_target(out, (folder, *([lora_folder] if lora_folder else [])), force=force)
     torch_library()
-    config = _config(folder)
+    config = _config(folder, "config.json")
+    if config is None:
+        raise UsageError(f"{folder} has no config.json", hint="name a checkpoint's folder")
     _refuse_quantised(config)
-    lora = read_adapter(lora_folder) if lora_folder else None
+    lora = read_adapter(lora_folder) if lora_folder else Adapter()
     original = _original(config, lora_folder)
     if original is None:
-        _refuse_useless(base, adapter, vision_tower)
-    warnings = _warnings(base, folder, config, lora, original is not None, target)
-    shards = open_shards(folder)
-    planned = plan_pieces(shards, lora, dtype and _DTYPES[dtype], projector=original is not None)
-    if lora:
-        _refuse_tied(config, planned, warnings)
-    kind = _DTYPES[dtype] if dtype else main_dtype(planned)
-    if original is not None:
-        result = converted(original, folder, shards, planned, vision_tower, kind, DTYPES[kind])
-    else:
-        result = plain(config, folder, shards, planned, dtype)
-    files = write(result, folder, target, say)
+        _refuse_useless(base, lora_folder, vision_tower)
+    warnings = _base_warnings(base, folder, config, lora)
+    if original is not None and (problem := llava.template(target)):
+        warnings.append(problem)
+    kind = {DTYPES[key]: key for key in FLOATS}.get(dtype or "")
+    try:
+        files = open_weights(folder)
+        added, replaced, besides = _assigned(lora, files, projector=original is not None)
+        _refuse_tied(config, files, replaced)
+        pieces = _pieces(files, added, replaced, kind)
+        kind = kind or _main_dtype(pieces)
+        if original is not None:
+            result = llava.converted(original, folder, pieces, besides, vision_tower, kind)
+        else:
+            result = _plain(config, folder, pieces, dtype)
+        names = write(result, folder, target, say)
+    finally:
+        torch_tensors.cache_clear()
     return Merged(
         out=target,
         base=folder,
@@ -103,29 +125,16 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
         converted=original is not None,
         vision_tower=result.tower,
         dtype=DTYPES[kind],
-        files=files,
-        bytes=result.bytes,
+        files=names,
+        bytes=sum(os.path.getsize(os.path.join(target, name)) for name in result.files),
         tensors=sum(map(len, result.files.values())),
-        loras=planned.loras,
-        replaced=len(planned.replaced),
+        loras=len(added),
+        replaced=len(replaced),
         warnings=tuple(warnings),
     )
 
 
-def _refuse_useless(base: str, adapter: str | None, vision_tower: str | None) -> None:
-    """Refuse what only an original LLaVA has a use for."""
-    if not adapter:
-        raise UsageError(
-            f"nothing to do: {base} is no original LLaVA, and no adapter was named",
-            hint="turbofit merge BASE ADAPTER OUT",
-        )
-    if vision_tower:
-        raise UsageError(
-            "--vision-tower is for an original LLaVA, which this is not", hint="leave it out"
-        )
-
-
-def _located(name: str, needed: str, say: Say) -> str:
+def _located(name: str, needed: str, say: Callable[[str], None]) -> str:
     """A folder, or a snapshot in the local hub cache."""
     path = os.path.expanduser(name)
     if os.path.isdir(path):
@@ -145,34 +154,40 @@ def _located(name: str, needed: str, say: Say) -> str:
     )
 
 
-def _config(folder: str) -> Section:
+def _config(folder: str, what: str) -> Section | None:
     data = FolderFiles(folder).read("config.json")
-    if data is None:
-        raise UsageError(f"{folder} has no config.json", hint="name a checkpoint's folder")
-    return parse_json(data, "config.json")
+    return parse_json(data, what) if data else None
 
 
-def _original(config: Section, adapter: str | None) -> Section | None:
+def _original(base: Section, lora_folder: str | None) -> Section | None:
     """The config of an original LLaVA: the base's, or the adapter's over a plain language model."""
-    names = config.strings("architectures")
-    data = FolderFiles(adapter).read("config.json") if adapter else None
-    adapter_config = parse_json(data, "the adapter's config.json") if data else None
-    if adapter_config and llava.ORIGINAL in adapter_config.strings("architectures"):
-        if not {llava.ORIGINAL, "LlamaForCausalLM"} & set(names):
-            return None
-        found = adapter_config
-    elif llava.ORIGINAL in names:
-        found = config
+    names = base.strings("architectures")
+    adapter = _config(lora_folder, "the adapter's config.json") if lora_folder else None
+    if adapter and llava.ORIGINAL in adapter.strings("architectures"):
+        found = adapter if {llava.ORIGINAL, "LlamaForCausalLM"} & set(names) else None
     else:
-        return None
-    llava.check_original(found)
+        found = base if llava.ORIGINAL in names else None
+    if found:
+        llava.check_original(found)
     return found
 
 
+def _refuse_useless(base: str, lora_folder: str | None, vision_tower: str | None) -> None:
+    """Refuse what only an original LLaVA has a use for."""
+    if not lora_folder:
+        raise UsageError(
+            f"nothing to do: {base} is no original LLaVA, and no adapter was named",
+            hint="turbofit merge BASE ADAPTER OUT",
+        )
+    if vision_tower:
+        raise UsageError(
+            "--vision-tower is for an original LLaVA, which this is not", hint="leave it out"
+        )
+
+
 def _refuse_quantised(config: Section) -> None:
-    parts = [config.values, *(one for one in config.values.values() if isinstance(one, dict))]
-    for part in parts:
-        found = part.get("quantization_config")
+    for part in (config.values, *config.values.values()):
+        found = part.get("quantization_config") if isinstance(part, dict) else None
         if isinstance(found, dict) and found:
             method = str(found.get("quant_method", "quantised"))[:30]
             raise UsageError(
@@ -181,45 +196,182 @@ def _refuse_quantised(config: Section) -> None:
             )
 
 
-def _refuse_tied(config: Section, planned: MergePlan, warnings: list[str]) -> None:
-    """Where lm_head is the embeddings, a change of one is a change of both."""
-    text = config.section("text_config") or config.section("llm_config") or config
-    pieces = [piece for pieces in planned.files for piece in pieces]
-    has_head = any(piece.name.endswith("lm_head.weight") for piece in pieces)
-    if has_head or not text.boolean("tie_word_embeddings", False):
-        return
-    for piece in pieces:
-        if not piece.name.endswith("embed_tokens.weight"):
-            continue
-        if piece.name in planned.replaced and not piece.edits:
-            raise UsageError(
-                "the adapter replaces the embeddings of a base that ties lm_head to them",
-                hint="untie and save the base first: lm_head would change with them",
-            )
-        if piece.edits:
-            warnings.append(
-                "the base ties lm_head to the embeddings: the LoRA of these changes both, as in"
-                " peft's merge"
-            )
-
-
-def _warnings(
-    base: str, folder: str, config: Section, lora: Adapter | None, converts: bool, target: str
-) -> list[str]:
-    found = []
-    if lora and lora.base_name:
-        said = {base, folder, config.string("_name_or_path", "")}
-        # A hub snapshot's folder is a commit; the hub id stands two levels up.
-        said |= {one.replace("--", "/") for one in folder.split(os.sep)}
-        if _last(lora.base_name) not in {_last(one) for one in said}:
-            found.append(
-                f"the adapter names {lora.base_name[:100]} as its base, not {base}: shapes fit,"
-                " whether the weights do only you can tell"
-            )
-    if converts and (problem := llava.template(target)):
-        found.append(problem)
-    return found
+def _base_warnings(base: str, folder: str, config: Section, lora: Adapter) -> list[str]:
+    """What to say where the adapter names another base."""
+    # A hub snapshot's folder is a commit; the hub id stands two levels up.
+    names = (base, folder, config.string("_name_or_path", ""), *folder.split(os.sep))
+    if not lora.base_name or _last(lora.base_name) in map(_last, names):
+        return []
+    return [
+        f"the adapter names {lora.base_name[:100]} as its base, not {base}: shapes fit, whether"
+        " the weights do only you can tell"
+    ]
 
 
 def _last(name: str) -> str:
-    return name.rstrip("/").rpartition("/")[2].lower()
+    return name.replace("--", "/").rstrip("/").rpartition("/")[2].lower()
+
+
+def _refuse_tied(config: Section, files: WeightFiles, replaced: Iterable[str]) -> None:
+    """Where lm_head is the embeddings, a change of one would be a change of both."""
+    text = config.section("text_config") or config.section("llm_config") or config
+    head = any(name.endswith("lm_head.weight") for tensors in files.values() for name in tensors)
+    if head or not text.boolean("tie_word_embeddings", False):
+        return
+    if any(name.endswith("embed_tokens.weight") for name in replaced):
+        raise UsageError(
+            "the adapter replaces the embeddings of a base that ties lm_head to them",
+            hint="untie and save the base first: lm_head would change with them",
+        )
+
+
+def _bare(name: str) -> str:
+    """A name without what differs between releases.
+
+    Transformers 4.52 moved a vision-language model's parts under ``model.``: checkpoints keep
+    ``language_model.model.layers``, modules (and so adapters) are ``model.language_model.layers``;
+    both give ``layers``. Transformers 5 dropped ``vision_model`` from CLIP's tower. The original
+    LLaVA has neither, and its own name for the projector.
+    """
+    parts = name.split(".")
+    while parts[0] in _PREFIXES and len(parts) > 1:
+        parts.pop(0)
+    if parts[:2] == ["vision_tower", "vision_model"] and len(parts) > 2:
+        parts.pop(1)
+    if parts[0] == "mm_projector" and len(parts) > 1 and parts[1] in _PROJECTOR:
+        parts[:2] = ["multi_modal_projector", _PROJECTOR[parts[1]]]
+    return ".".join(parts)
+
+
+def _assigned(
+    adapter: Adapter, files: WeightFiles, *, projector: bool
+) -> tuple[dict[str, Lora], dict[str, StoredTensor], dict[str, StoredTensor]]:
+    """The base's tensor for each of the adapter's.
+
+    Args:
+        adapter: what is to be placed.
+        files: the base's tensors by their names, file by file.
+        projector: whether an adapter may bring a projector (``mm_projector``) that the base lacks.
+
+    Returns:
+        What is added and what takes a place, by the base's names, and that projector by its names
+        in the original LLaVA.
+
+    Raises:
+        UsageError: the adapter holds something that the base has no place for, or of another shape.
+    """
+    stored = {name: tensor for tensors in files.values() for name, tensor in tensors.items()}
+    by_bare: dict[str, list[str]] = {}
+    for name in stored:
+        by_bare.setdefault(_bare(name), []).append(name)
+    added: dict[str, Lora] = {}
+    replaced: dict[str, StoredTensor] = {}
+    besides: dict[str, StoredTensor] = {}
+    unplaced: list[str] = []
+    for key, change in adapter.changes:
+        plain = key.removeprefix("base_model.").removeprefix("model.")
+        names = [name for name in (key, plain, f"model.{plain}") if name in stored]
+        names = names[:1] or by_bare.get(_bare(key), [])
+        if len(names) != 1:
+            if projector and isinstance(change, StoredTensor) and ".mm_projector." in key:
+                besides["model.mm_projector." + key.rpartition(".mm_projector.")[2]] = change
+            else:
+                unplaced.append(key)
+            continue
+        (name,) = names
+        if change.shape != stored[name].shape:
+            raise _misfit(name, change, stored[name].shape, adapter)
+        if isinstance(change, StoredTensor):
+            replaced[name] = change
+        elif name in added:
+            raise UsageError(
+                f"the adapter has two LoRAs for {name[:100]}", hint="save the adapter again"
+            )
+        else:
+            added[name] = change
+    if unplaced:
+        more = f" and {len(unplaced) - 3} more" if len(unplaced) > 3 else ""
+        raise UsageError(
+            f"the base has no tensor for {', '.join(key[:100] for key in unplaced[:3])}{more} of"
+            " the adapter",
+            hint="the base ties lm_head to the embeddings: untie and save it first"
+            if any("lm_head" in key for key in unplaced)
+            else _other_base(adapter),
+        )
+    return added, replaced, besides
+
+
+def _pieces(
+    files: WeightFiles,
+    added: Mapping[str, Lora],
+    replaced: Mapping[str, StoredTensor],
+    dtype: str | None,
+) -> dict[str, list[Piece]]:
+    """What becomes of each tensor; floating-point ones become ``dtype`` where it is given."""
+    return {
+        file: [
+            Piece(
+                name,
+                replaced.get(name, tensor),
+                dtype if dtype and tensor.dtype in FLOATS else tensor.dtype,
+                tensor.shape,
+                (added[name].merged,) if name in added else (),
+            )
+            for name, tensor in tensors.items()
+        ]
+        for file, tensors in files.items()
+    }
+
+
+def _other_base(adapter: Adapter) -> str:
+    named = f": {adapter.base_name[:100]}" if adapter.base_name else ""
+    return f"name the base that the adapter was trained on{named}"
+
+
+def _misfit(
+    name: str, change: Lora | StoredTensor, wanted: tuple[int, ...], adapter: Adapter
+) -> UsageError:
+    if isinstance(change, StoredTensor):
+        does, hint = "replaces", "where tokens were added, resize and save the base first"
+    else:
+        does, hint = "changes", _other_base(adapter)
+        if change.shape == wanted[::-1]:
+            hint = "layers that keep (in, out), as GPT-2's, are for peft's own merge_and_unload"
+    shown = [" × ".join(map(str, shape)) or "one number" for shape in (change.shape, wanted)]
+    return UsageError(
+        f"the adapter {does} {name[:100]} by {shown[0]}, the base has {shown[1]}", hint=hint
+    )
+
+
+def _main_dtype(files: Mapping[str, Sequence[Piece]]) -> str:
+    """The dtype of most bytes (safetensors' name)."""
+    sizes: Counter[str] = Counter()
+    for pieces in files.values():
+        for piece in pieces:
+            sizes[piece.dtype] += piece.bytes if piece.dtype in FLOATS else 0
+    return sizes.most_common(1)[0][0] if sizes.total() else "F16"
+
+
+def _plain(
+    config: Section, folder: str, pieces: Mapping[str, list[Piece]], dtype: str | None
+) -> Result:
+    """The base's layout and files, with other weights; ``dtype`` is torch's name."""
+    names = weight_file_names(list(pieces), 0)
+    texts = {"config.json": json_text(_with_dtype(config.values, dtype))} if dtype else {}
+    return Result(
+        files=dict(zip(names, pieces.values(), strict=True)),
+        texts=texts,
+        copies=tuple(name for name in copied_files(folder) if name not in texts),
+        architecture=next(iter(config.strings("architectures")), "unknown"),
+    )
+
+
+def _with_dtype(values: dict[str, Any], dtype: str) -> dict[str, Any]:
+    changed = {
+        key: _with_dtype(value, dtype) if isinstance(value, dict) else value
+        for key, value in values.items()
+    }
+    for key in ("torch_dtype", "dtype"):
+        if isinstance(changed.get(key), str):
+            changed[key] = dtype
+    return changed

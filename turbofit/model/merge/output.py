@@ -2,18 +2,68 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from secrets import token_hex
+from typing import Final, NamedTuple
 
 from turbofit.core.errors import UsageError
+from turbofit.core.json_types import JsonObject
 from turbofit.core.process.files import sync_folder
+from turbofit.core.process.progress import Step, tell
 from turbofit.core.units import format_bytes
+from turbofit.model.folder import INDEX, FolderFiles
+from turbofit.model.merge.tensors import Piece, write_tensors
 
-__all__ = ["check_target", "copy_file", "staged", "write_text"]
+__all__ = ["Result", "check_target", "copied_files", "json_text", "weight_file_names", "write"]
+
+_WEIGHTS: Final = (
+    ".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".index.json",
+)  # fmt: skip
+_SLACK: Final = 1 << 20
+
+
+class Result(NamedTuple):
+    """What is to be written: weight files, small files as text, and files to copy."""
+
+    files: Mapping[str, list[Piece]]
+    texts: Mapping[str, str]
+    copies: tuple[str, ...]
+    architecture: str
+    tower: str | None = None
+
+
+def _size(*files: list[Piece]) -> int:
+    return sum(piece.bytes for pieces in files for piece in pieces)
+
+
+def json_text(value: JsonObject) -> str:
+    """A small file's text."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def weight_file_names(files: list[str], more: int) -> list[str]:
+    """Names of the weight files: as they were where they are safetensors and no file joins them."""
+    if not more and all(name.endswith(".safetensors") for name in files):
+        return files
+    count = len(files) + more
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+
+
+def copied_files(folder: str) -> list[str]:
+    """What goes along unchanged: all files of the folder itself that are no weights."""
+    return sorted(
+        name
+        for name in os.listdir(folder)
+        if not name.startswith(".")
+        and not name.endswith(_WEIGHTS)
+        and os.path.isfile(os.path.join(folder, name))
+    )
 
 
 def check_target(out: str, sources: tuple[str, ...], *, force: bool) -> str:
@@ -24,96 +74,110 @@ def check_target(out: str, sources: tuple[str, ...], *, force: bool) -> str:
             not empty and ``force`` is not given.
     """
     target = os.path.realpath(os.path.expanduser(out))
+    parent, beside = os.path.dirname(target), "name a new folder beside the sources"
+    is_folder = os.path.isdir(target)
     for source in map(os.path.realpath, sources):
         if os.path.commonpath([target, source]) in (target, source):
-            raise UsageError(
-                f"{out} and {source} are, or hold, one another",
-                hint="name a new folder beside the sources",
-            )
-    if os.path.lexists(target) and not os.path.isdir(target):
-        raise UsageError(f"{out} is a file", hint="name a folder")
-    if os.path.ismount(target):
-        raise UsageError(
-            f"{out} is a mount point, which cannot be replaced", hint="name a folder inside it"
-        )
-    parent = os.path.dirname(target)
-    if not os.path.isdir(parent):
-        raise UsageError(f"{parent} is not a folder", hint="make it first")
-    if os.path.isdir(target) and os.listdir(target) and not force:
-        raise UsageError(
-            f"{out} is not empty", hint="name a new folder, or replace all that is in it: --force"
-        )
+            raise UsageError(f"{out} and {source} are, or hold, one another", hint=beside)
+    for refused, why, hint in (
+        (os.path.lexists(target) and not is_folder, f"{out} is a file", "name a folder"),
+        (
+            os.path.ismount(target),
+            f"{out} is a mount point, which cannot be replaced",
+            "name a folder inside it",
+        ),
+        (not os.path.isdir(parent), f"{parent} is not a folder", "make it first"),
+        (
+            is_folder and not force and os.listdir(target),
+            f"{out} is not empty",
+            "name a new folder, or replace all that is in it: --force",
+        ),
+    ):
+        if refused:
+            raise UsageError(why, hint=hint)
     return target
 
 
-@contextmanager
-def staged(target: str, needed: int) -> Iterator[str]:
-    """A folder beside ``target`` that takes its place at the end; on any other exit it is removed.
+def write(result: Result, folder: str, target: str, say: Callable[[str], None]) -> tuple[str, ...]:
+    """Write everything into a folder beside the target, which takes its place at the end.
 
-    Args:
-        target: the folder to make or to replace.
-        needed: bytes that will be written.
+    Returns:
+        The names of the files.
 
     Raises:
-        UsageError: the disk is too small, or the folder cannot be written.
+        UsageError: no room, or the folder cannot be written; nothing is left behind then.
     """
+    source = FolderFiles(folder)
+    needed = (
+        _size(*result.files.values())
+        + sum(source.size(name) or 0 for name in result.copies)
+        + _SLACK
+    )
     parent, name = os.path.split(target)
-    free = shutil.disk_usage(parent).free
-    if needed > free:
+    if needed > (free := shutil.disk_usage(parent).free):
         raise UsageError(
             f"the result needs {format_bytes(needed)}, {parent} has {format_bytes(free)} left",
             hint="free some space, or write to another disk",
         )
+    texts = dict(result.texts)
+    if len(result.files) > 1 or source.size(INDEX) is not None:
+        where = {piece.name: file for file, pieces in result.files.items() for piece in pieces}
+        size = {"total_size": _size(*result.files.values())}
+        texts[INDEX] = json_text({"metadata": size, "weight_map": dict(sorted(where.items()))})
     temporary = os.path.join(parent, f".{name}.merge-{token_hex(8)}")
     try:
         os.mkdir(temporary)
-    except OSError as exc:
-        raise _unwritable(parent, exc) from None
-    try:
-        yield temporary
+        _write_files(result, texts, folder, temporary, say)
         sync_folder(temporary)
         _replace(temporary, target)
         sync_folder(parent)
     except OSError as exc:
-        raise _unwritable(target, exc) from None
+        raise UsageError(
+            f"{target} cannot be written: {exc.strerror or exc}",
+            hint="choose a folder that you can write to, on a disk with room",
+        ) from None
     finally:
-        if os.path.isdir(temporary):
-            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+    return tuple(sorted({*result.files, *texts, *result.copies}))
 
 
-def write_text(path: str, text: str) -> None:
-    """Write a small file, durably."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def _write_files(
+    result: Result, texts: Mapping[str, str], folder: str, to: str, say: Callable[[str], None]
+) -> None:
+    for name in (*result.copies, *texts):
+        with open(os.path.join(to, name), "wb") as file:
+            if name in texts:
+                file.write(texts[name].encode())
+            else:
+                with open(os.path.join(folder, name), "rb") as read:
+                    shutil.copyfileobj(read, file, 1 << 20)
+            file.flush()
+            os.fsync(file.fileno())
+    total, written = _size(*result.files.values()), 0
 
+    def done(size: int) -> None:
+        nonlocal written
+        written += size
+        tell(Step("writing", written, total, "bytes"))
 
-def copy_file(source: str, path: str) -> None:
-    """Copy a file's content, durably; a link is followed."""
-    with open(source, "rb") as read, open(path, "wb") as file:
-        shutil.copyfileobj(read, file, 1 << 20)
-        file.flush()
-        os.fsync(file.fileno())
+    for number, (name, pieces) in enumerate(result.files.items(), 1):
+        changed = sum(bool(piece.edits) for piece in pieces)
+        say(
+            f"writing {name} ({number} of {len(result.files)}): {format_bytes(_size(pieces))},"
+            f" {len(pieces)} tensors, {changed} changed"
+        )
+        write_tensors(os.path.join(to, name), pieces, done)
 
 
 def _replace(temporary: str, target: str) -> None:
     """Put the new folder in place; what was there is kept until it is."""
-    if not os.path.isdir(target):
-        os.rename(temporary, target)
-        return
-    old = tempfile.mkdtemp(prefix=f".{os.path.basename(target)}.old-", dir=os.path.dirname(target))
-    os.rename(target, old)
+    old = f"{temporary}.old"
+    with suppress(FileNotFoundError):
+        os.rename(target, old)
     try:
         os.rename(temporary, target)
     except BaseException:
-        os.rename(old, target)
+        with suppress(FileNotFoundError):
+            os.rename(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _unwritable(path: str, exc: OSError) -> UsageError:
-    return UsageError(
-        f"{path} cannot be written: {exc.strerror or exc}",
-        hint="choose a folder that you can write to, on a disk with room",
-    )

@@ -1,4 +1,4 @@
-"""Files of tensors, read one tensor at a time: safetensors, and torch's own ``.bin``.
+"""Files of tensors, read and written one tensor at a time: safetensors, and torch's own ``.bin``.
 
 Dtypes are safetensors' names (``BF16``); shapes are tuples of elements; sizes are bytes.
 """
@@ -6,33 +6,24 @@ Dtypes are safetensors' names (``BF16``); shapes are tuples of elements; sizes a
 from __future__ import annotations
 
 import ctypes
+import fnmatch
 import importlib
+import json
 import math
 import os
-from collections.abc import Mapping
-from typing import Any, BinaryIO, Final, NamedTuple, Protocol
-
-import msgspec
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
 
 from turbofit.core.errors import PackageError, UsageError
-from turbofit.model.safetensors import PREFIX, header_length, parse_header
+from turbofit.model.folder import FolderFiles
+from turbofit.model.safetensors import PREFIX, Tensor, parse_index
 
 __all__ = [
-    "CHUNK",
-    "DTYPES",
-    "FLOATS",
-    "SafeFile",
-    "StoredTensor",
-    "TensorFile",
-    "TorchFile",
-    "as_torch",
-    "open_store",
-    "torch_library",
-    "write_tensor",
+    "DTYPES", "FLOATS", "Piece", "StoredTensor", "open_tensors", "open_weights", "torch_library",
+    "torch_tensors", "write_tensors",
 ]  # fmt: skip
 
-#: Bytes that are copied at once.
-CHUNK: Final = 16 << 20
 #: safetensors' dtype → torch's.
 DTYPES: Final = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
@@ -45,35 +36,64 @@ _BYTES: Final = {
     "BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "F16": 2, "BF16": 2, "I32": 4, "F32": 4, "I64": 8,
     "F64": 8,
 }  # fmt: skip
+#: By name.
+TorchTensors = dict[str, Any]
+_BIN_INDEX: Final = "pytorch_model.bin.index.json"
+_LARGEST_INDEX: Final = 64 << 20
 _HINT: Final = "download the file again, or check who made it"
 
 
 class StoredTensor(NamedTuple):
-    """One tensor as a file holds it."""
+    """A tensor as a file holds it; ``start`` is its place in safetensors, -1 in torch's format."""
 
+    path: str
+    key: str
     dtype: str
     shape: tuple[int, ...]
+    start: int = -1
+
+    def read(self) -> Any:
+        """The tensor (torch, CPU, contiguous), which the caller may change.
+
+        Raises:
+            UsageError: the file cannot be read.
+        """
+        torch = torch_library()
+        if self.start < 0:
+            tensor = torch_tensors(self.path)[self.key]
+            return tensor.clone(memory_format=torch.contiguous_format)
+        dtype = _as_torch(self.dtype)
+        buffer = bytearray(math.prod(self.shape) * _BYTES[self.dtype])
+        if not buffer:
+            return torch.empty(self.shape, dtype=dtype)
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.start)
+                whole = file.readinto(buffer) == len(buffer)
+        except OSError as exc:
+            raise UsageError(f"{self.path} cannot be read: {exc.strerror}", hint=_HINT) from None
+        if not whole:
+            raise UsageError(f"{self.path} ends too early", hint=_HINT)
+        return torch.frombuffer(buffer, dtype=dtype).reshape(self.shape)
+
+
+class Piece(NamedTuple):
+    """A tensor to write: its source, and the edits that change it on the way.
+
+    An edit takes the tensor in the dtype of the result and gives the changed one, which may be the
+    same object.
+    """
+
+    name: str
+    source: StoredTensor
+    dtype: str
+    shape: tuple[int, ...]
+    edits: tuple[Callable[[Any], Any], ...] = ()
 
     @property
     def bytes(self) -> int:
         """Its size."""
         return math.prod(self.shape) * _BYTES[self.dtype]
-
-
-class TensorFile(Protocol):
-    """A file of tensors."""
-
-    path: str
-    entries: Mapping[str, StoredTensor]
-
-    def read(self, name: str) -> Any:
-        """One tensor (torch, CPU, contiguous) that the caller may change."""
-
-    def copy(self, name: str, out: BinaryIO) -> None:
-        """Write a tensor's bytes, unchanged."""
-
-    def close(self) -> None:
-        """Give back what reading has opened; it may be read again."""
 
 
 def torch_library() -> Any:
@@ -91,144 +111,88 @@ def torch_library() -> Any:
         ) from None
 
 
-def as_torch(dtype: str) -> Any:
+def _as_torch(dtype: str) -> Any:
     """Torch's dtype of a safetensors dtype."""
     return getattr(torch_library(), DTYPES[dtype])
 
 
-def write_tensor(tensor: Any, out: BinaryIO) -> None:
-    """Write a tensor's bytes, without a copy where it is contiguous."""
-    whole = tensor.contiguous()
-    size = whole.numel() * whole.element_size()
-    if size:
-        # Torch shares its memory only through numpy, which may not be installed.
-        out.write((ctypes.c_char * size).from_address(whole.data_ptr()))
-
-
-def open_store(path: str) -> TensorFile:
-    """The file at a path, by its suffix.
+def open_weights(folder: str) -> dict[str, dict[str, StoredTensor]]:
+    """The tensors of a checkpoint by their names, file by file in the order of the files' names.
 
     Raises:
-        UsageError: it cannot be read, or is damaged.
+        UsageError: no weights, a damaged index, or a file that is missing.
+    """
+    files = FolderFiles(folder)
+    tensors = files.weights().tensors
+    opened: dict[str, dict[str, StoredTensor]] = {}
+    if tensors is not None:
+        for key in sorted(tensors, key=lambda key: (tensors[key].file, tensors[key].begin)):
+            opened.setdefault(tensors[key].file, {})[key] = _stored(folder, key, tensors[key])
+        return opened
+    where: dict[str, str] = {}
+    if data := files.read_up_to(_BIN_INDEX, _LARGEST_INDEX):
+        where = parse_index(data, _BIN_INDEX, ".bin")
+    listed = fnmatch.filter(os.listdir(folder), "pytorch_model*.bin")
+    for name in sorted(set(where.values() or listed)):
+        if files.size(name) is None:
+            raise UsageError(f"{name} is missing in {folder}", hint="finish the download")
+        opened[name] = open_tensors(folder, name)
+        for key in where.keys() - opened[name].keys():
+            if where[key] == name:
+                raise UsageError(
+                    f"{name} does not hold {key[:80]!r}, which its index places there",
+                    hint="download the checkpoint again",
+                )
+    if not opened:
+        raise UsageError(
+            f"{folder} holds no weights to merge into", hint="finish the checkpoint's download"
+        )
+    return opened
+
+
+def open_tensors(folder: str, name: str) -> dict[str, StoredTensor]:
+    """The tensors of a file by their names.
+
+    Raises:
+        UsageError: it cannot be read, is damaged, or holds quantised weights.
         PackageError: torch is missing and the file is in torch's format.
     """
-    return SafeFile(path) if path.endswith(".safetensors") else TorchFile(path)
+    if name.endswith(".safetensors"):
+        header = FolderFiles(folder).header(name)
+        return {key: _stored(folder, key, tensor) for key, tensor in header.items()}
+    path, names = os.path.join(folder, name), {_as_torch(key): key for key in DTYPES}
+    return {
+        key: StoredTensor(
+            path, key, names.get(tensor.dtype) or _quantised(path, key, tensor.dtype),
+            tuple(tensor.shape),
+        )
+        for key, tensor in torch_tensors(path).items()
+    }  # fmt: skip
 
 
-class _Entry(msgspec.Struct):
-    """Where a tensor lies; its dtype and shape come checked from `parse_header`."""
-
-    data_offsets: tuple[int, int] = (0, 0)
-
-
-class SafeFile:
-    """A safetensors file. Nothing of it stays in memory but its header."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        name = os.path.basename(path)
-        try:
-            with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                length = header_length(file.read(PREFIX), size, name)
-                header = file.read(length)
-        except OSError as exc:
-            raise UsageError(f"{name} cannot be read: {exc.strerror}", hint=_HINT) from None
-        tensors = parse_header(header, size, name)
-        places = msgspec.json.decode(header, type=dict[str, _Entry])
-        data = PREFIX + length
-        self._start = {key: data + places[key].data_offsets[0] for key in tensors}
-        for key, tensor in tensors.items():
-            if tensor.dtype not in _BYTES:
-                raise _quantised(name, key, tensor.dtype)
-        order = sorted(tensors, key=self._start.__getitem__)
-        self.entries: Mapping[str, StoredTensor] = {
-            key: StoredTensor(tensors[key].dtype, tensors[key].shape) for key in order
-        }
-
-    def read(self, name: str) -> Any:
-        """See `TensorFile`."""
-        stored = self.entries[name]
-        torch, dtype = torch_library(), as_torch(stored.dtype)
-        if not stored.bytes:
-            return torch.empty(stored.shape, dtype=dtype)
-        buffer = bytearray(stored.bytes)
-        try:
-            with open(self.path, "rb", buffering=0) as file:
-                file.seek(self._start[name])
-                view = memoryview(buffer)
-                while view:
-                    got = file.readinto(view)
-                    if not got:
-                        raise OSError(5, "it ends too early")
-                    view = view[got:]
-        except OSError as exc:
-            raise self._failed(exc) from None
-        return torch.frombuffer(buffer, dtype=dtype).reshape(stored.shape)
-
-    def copy(self, name: str, out: BinaryIO) -> None:
-        """See `TensorFile`."""
-        left = self.entries[name].bytes
-        with open(self.path, "rb", buffering=0) as file:
-            file.seek(self._start[name])
-            while left:
-                try:
-                    chunk = file.read(min(CHUNK, left))
-                    if not chunk:
-                        raise OSError(5, "it ends too early")
-                except OSError as exc:
-                    raise self._failed(exc) from None
-                out.write(chunk)
-                left -= len(chunk)
-
-    def close(self) -> None:
-        """Nothing stays open."""
-
-    def _failed(self, exc: OSError) -> UsageError:
-        return UsageError(f"{self.path} cannot be read: {exc.strerror or exc}", hint=_HINT)
+def _stored(folder: str, key: str, tensor: Tensor) -> StoredTensor:
+    path = os.path.join(folder, tensor.file)
+    if tensor.dtype not in DTYPES:
+        _quantised(path, key, tensor.dtype)
+    return StoredTensor(path, key, tensor.dtype, tensor.shape, tensor.begin)
 
 
-class TorchFile:
-    """A ``.bin`` of torch: a pickle, read with ``weights_only`` so that it can run nothing.
+def _quantised(path: str, key: str, dtype: object) -> NoReturn:
+    raise UsageError(
+        f"{os.path.basename(path)}: {key[:80]!r} is {dtype}: a quantised checkpoint cannot be"
+        " merged into",
+        hint="merge into the 16-bit checkpoint that it was made from, and quantise the result",
+    )
 
-    The tensors are mapped from the file where its format allows (torch ≥ 1.6 wrote it), so what is
+
+@lru_cache(maxsize=4)
+def torch_tensors(path: str) -> TorchTensors:
+    """The tensors of a ``.bin``, a pickle, read with ``weights_only`` so that it can run nothing.
+
+    They are mapped from the file where its format allows (torch ≥ 1.6 wrote it), so what is
     resident is page cache that the kernel takes back; an older file is held in RAM as a whole.
     """
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._tensors: dict[str, Any] | None = None
-        names = {dtype: key for key in DTYPES for dtype in (as_torch(key),)}
-        entries: dict[str, StoredTensor] = {}
-        for key, tensor in self._load().items():
-            if tensor.dtype not in names:
-                raise _quantised(os.path.basename(path), key, str(tensor.dtype))
-            entries[key] = StoredTensor(names[tensor.dtype], tuple(tensor.shape))
-        self.entries: Mapping[str, StoredTensor] = entries
-        self.close()
-
-    def read(self, name: str) -> Any:
-        """See `TensorFile`."""
-        return self._load()[name].clone(memory_format=torch_library().contiguous_format)
-
-    def copy(self, name: str, out: BinaryIO) -> None:
-        """See `TensorFile`."""
-        write_tensor(self._load()[name], out)
-
-    def close(self) -> None:
-        """Unmap the file."""
-        self._tensors = None
-
-    def _load(self) -> dict[str, Any]:
-        if self._tensors is None:
-            self._tensors = _unpickled(self.path)
-        return self._tensors
-
-
-def _unpickled(path: str) -> dict[str, Any]:
-    """The tensors of a ``.bin`` by name."""
-    torch = torch_library()
-    name = os.path.basename(path)
+    torch, name = torch_library(), os.path.basename(path)
     try:
         try:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -247,8 +211,48 @@ def _unpickled(path: str) -> dict[str, Any]:
     return found
 
 
-def _quantised(file: str, name: str, dtype: str) -> UsageError:
-    return UsageError(
-        f"{file}: {name[:80]!r} is {dtype[:30]}: a quantised checkpoint cannot be merged into",
-        hint="merge into the 16-bit checkpoint that it was made from, and quantise the result",
-    )
+def write_tensors(path: str, pieces: Sequence[Piece], done: Callable[[int], None]) -> None:
+    """Write a safetensors file; in RAM is one tensor at a time.
+
+    Wide dtypes come first, so that every tensor lies aligned to its dtype. ``done`` hears how many
+    bytes each tensor had.
+
+    Raises:
+        UsageError: a source cannot be read, or a changed tensor is not finite.
+    """
+    ordered = sorted(pieces, key=lambda piece: -_BYTES[piece.dtype])
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for piece in ordered:
+        begin, end = end, end + piece.bytes
+        header[piece.name] = {
+            "dtype": piece.dtype, "shape": piece.shape, "data_offsets": (begin, end),
+        }  # fmt: skip
+    data = json.dumps(header, separators=(",", ":")).encode()
+    data += b" " * (-len(data) % PREFIX)
+    with open(path, "wb") as out:
+        out.write(len(data).to_bytes(PREFIX, "little") + data)
+        for piece in ordered:
+            _write(piece, out)
+            done(piece.bytes)
+        out.flush()
+        os.fsync(out.fileno())
+    torch_tensors.cache_clear()
+
+
+def _write(piece: Piece, out: BinaryIO) -> None:
+    tensor = piece.source.read().to(_as_torch(piece.dtype))
+    for edit in piece.edits:
+        tensor = edit(tensor)
+    if tuple(tensor.shape) != piece.shape:
+        raise AssertionError(f"{piece.name} became {tuple(tensor.shape)}")
+    if piece.edits and not bool(torch_library().isfinite(tensor).all()):
+        raise UsageError(
+            f"{piece.name} would hold what is no number: the adapter is broken, or {piece.dtype}"
+            " too narrow for the sum",
+            hint="try --dtype bfloat16; if it stays so, take another checkpoint of the training",
+        )
+    tensor = tensor.contiguous()
+    if piece.bytes:
+        # Torch shares its memory only through numpy, which may not be installed.
+        out.write((ctypes.c_char * piece.bytes).from_address(tensor.data_ptr()))

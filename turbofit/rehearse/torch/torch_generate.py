@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
-from turbofit.memory.transformers.loading import load_model, load_processor
+from turbofit.memory.transformers.components import load_model, load_processor
 from turbofit.rehearse.torch.torch_notes import NotesReport
 from turbofit.rehearse.torch.torch_spec import LONGEST, TorchCase, TorchRequest, TorchSpec
 

@@ -21,8 +21,8 @@ from turbofit.core.plan import (
     Term,
 )
 from turbofit.memory.calibrated import BUFFERS
-from turbofit.memory.pytorch.bound import engine_bound
-from turbofit.memory.pytorch.environment import environment
+from turbofit.memory.pytorch.cache import engine_bound
+from turbofit.memory.pytorch.constants import environment
 from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.memory.vision_load import vision_load_within
 from turbofit.pretend.from_machine import pretend_twin

@@ -10,8 +10,7 @@ from typing import Any
 from turbofit.core.json_types import Document
 from turbofit.core.plan import Settings
 from turbofit.core.struct import to_builtins
-from turbofit.kernels.demangle import demangle
-from turbofit.kernels.families import family
+from turbofit.kernels.families import demangle, family
 from turbofit.memory.turbomind.cache import CacheShape, StatePart, tokens_planned
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.rehearse.installed import engine_version

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from turbofit.core.json_types import JsonObject
 from turbofit.core.plan import Plan
-from turbofit.memory.turbomind.bound import engine_bound
+from turbofit.memory.turbomind.pool import engine_bound
 from turbofit.memory.vision_load import vision_load_within
 from turbofit.rehearse.mixes import let_through, units_of_request
 from turbofit.rehearse.turbomind.image_overlap import queue

@@ -1,347 +1,591 @@
-"""The plan of a cluster: kinds alone, one promise, and every node's own plan under it."""
+"""The plan of a cluster: every kind of node alone, one promise, and every node under it.
+
+The promise is as large as any kind of node keeps: the image limit first, the asked one where a kind
+serves it, then the context. Nodes that do not keep it are left out and cost the others nothing. A
+concurrency is held by all that keep the promise together; where they hold less of it, a shorter
+context with more nodes is promised.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any
+from math import ceil
+from typing import Any, Final
 
 from msgspec import UNSET, UnsetType
 from msgspec.structs import fields, replace
 
-from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan, Span
+from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
+from turbofit.core.errors import TurbofitError
+from turbofit.core.machine import Machine
 from turbofit.core.plan import Held, Limits, Plan, Remedy, Throughput
 from turbofit.core.struct import Struct
+from turbofit.core.units import format_bytes, three_digits
 from turbofit.core.version import __version__
-from turbofit.tuner.cluster import messages
-from turbofit.tuner.cluster.fitness import why_unusable
-from turbofit.tuner.cluster.kind_planner import KindPlan, KindPlanner
-from turbofit.tuner.cluster.kinds import Rounding, kinds_of
-from turbofit.tuner.cluster.promise import Choice, choose, even_shares
-from turbofit.tuner.cluster.spans import Team, span_engine, span_request, teams
-from turbofit.tuner.explain.remedies import Change, left_to_turbofit, quantised_cache
+from turbofit.tuner.choose import best_plan
+from turbofit.tuner.cluster.kinds import Kind, kinds_of, why_unusable
+from turbofit.tuner.explain.remedies import left_to_turbofit, quantised_cache
 from turbofit.tuner.resolved_request import ResolvedRequest
-from turbofit.tuner.speed.throughput import Speed, total
+from turbofit.tuner.search.share import evenly, held_shares
 
-__all__ = ["common_limits", "make_cluster_plan"]
+__all__ = ["cards_of", "make_cluster_plan", "plan_joining_node"]
 
-
-class _Served(Struct):
-    """What was chosen, each node's plan by its id, and each engine's forecast.
-
-    There are no plans where the nodes together hold fewer requests at once than are asked for.
-    """
-
-    choice: Choice
-    weighed: tuple[Choice, ...]
-    plans: dict[str, NodePlan]
-    throughput: Throughput | None
+_ALMOST: Final = 1e-6
+#: Contexts that are tried where all requests must be held, and smaller promises that are told.
+_MOST_CONTEXTS: Final = 8
+_MOST_TOLD: Final = 3
+#: Batches of a node that joins which are tried until one has the promised answers a request.
+_TRIES: Final = 4
 
 
-class _Spanned:
-    """Engines over several nodes: teams, and how they were planned."""
+class Promise(Struct):
+    """What clients are told: image limit (tiles or pixels) and context; None: as each node can."""
 
-    def __init__(
-        self, teams: tuple[Team, ...], served: _Served, planner: KindPlanner, rounding: Rounding
-    ) -> None:
-        self.teams, self.served, self.planner, self.rounding = teams, served, planner, rounding
+    limit: int | None = None
+    context: int | None = None
+
+    def why_broken(self, plan: Plan, unit: str) -> str:
+        """How a plan falls short of it; empty where it does not."""
+        limit, held = plan.limits.image_limit, plan.kv.longest_request_tokens
+        if self.limit is not None and limit is not None and limit < self.limit:
+            return f"serves images of {limit:,} {unit} at most, {self.limit:,} are promised"
+        if self.context is not None and held < self.context:
+            return f"holds {held:,} tokens under the promised images, {self.context:,} are promised"
+        return ""
+
+
+class _Tried(Struct):
+    """A kind's plan, or the error that there is none; ``why_not`` is empty where it serves."""
+
+    plan: Plan | None
+    why_not: str = ""
 
     @property
-    def worth(self) -> tuple[float, ...]:
-        """What is compared between kinds of cards; requests at once where they are too few."""
-        choice, fits = self.served.choice, bool(self.served.plans)
-        held = 0.0 if fits else self.planner.at_once(choice.shares)
-        return (fits, held, choice.served, choice.value)
+    def served(self) -> Plan:
+        assert self.plan is not None
+        return self.plan
+
+
+class _Choice(Struct):
+    """A promise, and the kinds that keep it: a node's share of the requests, and its plan."""
+
+    promise: Promise
+    shares: dict[int, float]
+    plans: dict[int, Plan]
+
+
+class _Planner:
+    """The kinds of one cluster, and what was planned for them."""
+
+    def __init__(self, base: ResolvedRequest, kinds: Sequence[Kind], engine: str) -> None:
+        self.base, self.kinds, self.engine = base, tuple(kinds), engine
+        self.requests = base.workload.concurrency
+        self.errors: list[TurbofitError] = []
+        self._made: dict[tuple[int, int | None, Promise], _Tried] = {}
+        rule = base.model.image_rule
+        self.unit = "" if rule is None else rule.limit_unit
+
+    def plan(self, kind: int, share: float, promise: Promise = Promise()) -> _Tried:  # noqa: B008
+        """One kind with a share of the requests; what it does alone where that is the promise."""
+        requests = None if self.requests is None else max(1, ceil(share - _ALMOST))
+        alone = self._once(kind, requests, Promise())
+        if not alone.why_not:
+            kept = alone.served
+            same = promise.limit in (None, kept.limits.image_limit)
+            if same and promise.context in (None, kept.kv.longest_request_tokens):
+                return alone
+        return self._once(kind, requests, promise)
+
+    def _once(self, kind: int, requests: int | None, promise: Promise) -> _Tried:
+        key = (kind, requests, promise)
+        if key not in self._made:
+            self._made[key] = self._tried(self.kinds[kind].machine, requests, promise)
+        return self._made[key]
+
+    def _tried(self, machine: Machine, requests: int | None, promise: Promise) -> _Tried:
+        base, free = self.base, self.base.fixed_limit is None
+        workload = replace(base.workload, concurrency=requests)
+        if promise.context is not None and not base.context_given:
+            workload = replace(workload, context=promise.context)
+        request = replace(base, machine=machine, workload=workload)
+        if promise.limit is not None and free and base.workload.image_size is None:
+            request = request.with_limit(promise.limit)
+        try:
+            plan = best_plan(request, self.engine)
+        except TurbofitError as error:
+            self.errors.append(error)
+            return _Tried(plan=None, why_not=error.message)
+        said = plan.verdict.removeprefix("does not fit: ").removeprefix(f"{plan.model.name}: ")
+        return _Tried(plan=plan, why_not="" if plan.fits else said)
+
+    def shares(self, members: Iterable[int], promise: Promise = Promise()) -> dict[int, float]:  # noqa: B008
+        """Requests of one node of each kind: by its forecast, or GPUs, and no more than it holds.
+
+        Its own batch where nobody says how many requests there will be.
+        """
+        found = list(members)
+        if self.requests is None:
+            plans = {k: self.plan(k, 1.0, promise).plan for k in found}
+            return {k: float(plan.requests_at_once) if plan else 1.0 for k, plan in plans.items()}
+        sets = [(len(self.kinds[k].nodes), self._weight(k)) for k in found]
+        requests = self.requests
+
+        def held(place: int, share: float) -> float:
+            plan = self.plan(found[place], share, promise).plan
+            known = UNSET if plan is None else plan.held
+            return share if known is UNSET or not known.requests else float(known.requests)
+
+        each = held_shares(lambda most: evenly(sets, requests, most), held, len(found))
+        return dict(zip(found, each, strict=True))
+
+    def _weight(self, kind: int) -> float:
+        """What a node of a kind does of all requests, beside others."""
+        tried = self._once(kind, 1, Promise())
+        speed = tried.plan.throughput if tried.plan is not None and not tried.why_not else None
+        return speed.requests_per_second if speed else 0.01 * len(self.kinds[kind].machine.visible)
+
+    def at_once(self, shares: Mapping[int, float]) -> float:
+        """Requests over all nodes."""
+        return sum(share * len(self.kinds[k].nodes) for k, share in shares.items())
+
+    def holds_all(self, choice: _Choice) -> bool:
+        """Whether all requests that are asked for are held."""
+        return bool(choice.plans) and self.at_once(choice.shares) >= (self.requests or 0) * (
+            1 - _ALMOST
+        )
+
+    def nodes(self, members: Iterable[int]) -> int:
+        """Nodes of some kinds."""
+        return sum(len(self.kinds[k].nodes) for k in members)
+
+    def rate(self, choice: _Choice) -> float:
+        """The forecast of requests a second over all nodes."""
+        speeds = {k: plan.throughput for k, plan in choice.plans.items()}
+        each = {k: one.requests_per_second for k, one in speeds.items() if one is not None}
+        return sum(rate * len(self.kinds[k].nodes) for k, rate in each.items())
+
+    def alone(self) -> dict[int, _Tried]:
+        """Each kind by itself, with its share of the requests among those that serve."""
+        members = list(range(len(self.kinds)))
+        shares = self.shares(members) if members else {}
+        tried = {k: self.plan(k, shares[k]) for k in members}
+        serving = [k for k in members if not tried[k].why_not]
+        if serving and len(serving) < len(members):
+            shares = self.shares(serving)
+            tried |= {k: self.plan(k, shares[k]) for k in serving}
+        return tried
+
+    def kept(self, promise: Promise, alone: Mapping[int, Plan]) -> _Choice:
+        """The kinds that keep a promise together, and what they have then."""
+        members = [k for k, plan in alone.items() if not promise.why_broken(plan, self.unit)]
+        while members:
+            shares = self.shares(members, promise)
+            tried = {k: self.plan(k, shares[k], promise) for k in members}
+            short = {
+                k for k, one in tried.items()
+                if one.why_not or promise.why_broken(one.served, self.unit)
+            }  # fmt: skip
+            if not short:
+                plans = {k: one.served for k, one in tried.items()}
+                return _Choice(promise=promise, shares=shares, plans=plans)
+            if len(short) == len(members) and not self.base.context_given:
+                # A larger batch leaves a little less cache: what the longest of them still holds.
+                free = [self.plan(k, shares[k], Promise(limit=promise.limit)) for k in short]
+                held = [one.served.kv.longest_request_tokens for one in free if not one.why_not]
+                longest = max(held, default=0)
+                if 0 < longest < (promise.context or 0):
+                    promise = replace(promise, context=longest)
+                    continue
+            members = [k for k in members if k not in short]
+        return _Choice(promise=promise, shares={}, plans={})
+
+    def choose(self, alone: Mapping[int, Plan]) -> tuple[_Choice, list[_Choice]]:
+        """The best promise, and smaller ones by the next contexts and limits."""
+        pairs = {
+            Promise(limit=plan.limits.image_limit, context=plan.kv.longest_request_tokens)
+            for plan in alone.values()
+        }
+        if self.base.workload.context is not None:
+            pairs = {replace(one, context=self.base.workload.context) for one in pairs}
+        order = sorted(pairs, key=lambda one: (one.limit or 0, one.context or 0), reverse=True)
+        top = [one for one in order if one.limit == order[0].limit][:_MOST_CONTEXTS]
+        tried = []
+        for promise in top:
+            tried.append(self.kept(promise, alone))
+            if self.holds_all(tried[-1]):
+                best = tried[-1]
+                break
+        else:
+            return max(tried, key=lambda one: self.at_once(one.shares)), []
+        if self.base.workload.goal != "throughput":
+            return best, []
+        rest = order[order.index(promise) + 1 :][:_MOST_TOLD]
+        # The smaller limit is promised with the shorter context of all that serve it.
+        context = best.promise.context or 0
+        smaller = [replace(one, context=min(one.context or 0, context)) for one in rest]
+        return best, [self.kept(one, alone) for one in dict.fromkeys(smaller)]
 
 
 def make_cluster_plan(base: ResolvedRequest, cluster: Cluster, engine: str = "auto") -> ClusterPlan:
     """Plan every node for itself and all under one promise, without the command lines.
 
-    Args:
-        base: what is asked; ``tp`` and ``replicas`` are of each node, ``concurrency`` is shared by
-            all. Its machine is not read.
-        cluster: the nodes as they were measured.
-        engine: as for :func:`turbofit.tuner.choose.best_plan`.
+    ``tp`` and ``replicas`` are of each node, ``concurrency`` is shared by all; the machine of
+    ``base`` is not read.
 
     Raises:
-        UsageError: something asked for cannot be used on any node.
-        PackageError: turbofit has no account for the engine.
+        TurbofitError: something asked for cannot be used on any node.
     """
     unusable = {node.id: why_unusable(node) for node in cluster.nodes}
     usable = [node for node in cluster.nodes if not unusable[node.id]]
-    planner, alone, rounding = _kinds_alone(base, usable, engine)
-    served = _served(planner, {k: one.serves for k, one in alone.items() if not one.why_not})
-    spanned = _spanned(base, usable, engine) if served is None else None
-    if spanned is None and alone and all(tried.plan is None for tried in alone.values()):
+    kinds, step = kinds_of(usable, exact=base.budget is not None)
+    planner = _Planner(base, kinds, engine)
+    tried = planner.alone()
+    if tried and all(one.plan is None for one in tried.values()):
         raise planner.errors[0]
-    nodes = tuple(_node(planner, node, unusable, alone, served) for node in cluster.nodes)
-    if rounding.span:
-        nodes = tuple(_evaluation_by_others(one, unusable) for one in nodes)
-    if spanned is not None and spanned.served.plans:
-        return _over_nodes(cluster, nodes, spanned)
-    if spanned is not None:
-        planner, served = spanned.planner, spanned.served
-    return _document(planner, cluster, nodes, served, alone, rounding)
+    alone = {k: one.served for k, one in tried.items() if not one.why_not}
+    mixed = {k: plan for k, plan in alone.items() if plan.engine.of_lmdeploy} or alone
+    choice, smaller = planner.choose(mixed) if mixed else (None, [])
+    fits = choice is not None and planner.holds_all(choice)
+    kind_of = {node.id: k for k, kind in enumerate(kinds) for node in kind.nodes}
+    common = _common([plan.limits for plan in choice.plans.values()]) if choice and fits else None
+    nodes = []
+    for node in cluster.nodes:
+        made, k = _named(node), kind_of.get(node.id, -1)
+        if choice is not None and common is not None and k in choice.plans:
+            plan = planner.kinds[k].on(node, _held_to(choice.plans[k], common, choice.promise))
+            first = node is planner.kinds[k].nodes[0]
+            plan = replace(plan, limit_costs=(), considered=plan.considered if first else ())
+            nodes.append(replace(made, plan=plan, at_once=choice.shares[k]))
+        else:
+            why = unusable[node.id] or _left_out(planner, k, tried, choice, fits=fits)
+            nodes.append(replace(made, why_not=why))
+    plans = [node.plan for node in nodes if node.plan is not None]
+    longest = min((plan.kv.longest_request_tokens for plan in plans), default=0)
+    document = ClusterPlan(
+        turbofit_version=__version__,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        source=cluster.source,
+        fits=fits,
+        verdict="",
+        model=base.model,
+        workload=replace(base.workload, context=base.workload.context or longest or None),
+        limits=common,
+        longest_request_tokens=longest,
+        total_tokens=sum(plan.kv.total_tokens for plan in plans),
+        engines=sum(plan.parallel.replicas for plan in plans),
+        nodes=tuple(nodes),
+        throughput=_sum([plan.throughput for plan in plans]),
+        held=_held(planner, plans, choice),
+    )
+    if fits and choice is not None:
+        reasons = tuple(_reasons(planner, document, choice, step))
+        remedies = tuple(_gains(planner, choice, smaller))
+    else:
+        reasons = ()
+        remedies = tuple(_remedies(planner, tried, choice))
+    return replace(
+        document, verdict=_verdict(document), reasons=reasons, remedies=remedies,
+        warnings=tuple(_warnings(cluster, document)),
+    )  # fmt: skip
 
 
-def _kinds_alone(
-    base: ResolvedRequest, nodes: list[Node], engine: str
-) -> tuple[KindPlanner, dict[int, KindPlan], Rounding]:
-    """The nodes by kind, and each kind by itself.
+def plan_joining_node(
+    base: ResolvedRequest, plan: ClusterPlan, node: Node, engine: str = "auto"
+) -> NodePlan:
+    """What a node serves under a plan's promise, without the command lines; no other node changes.
 
-    Nodes that serve nothing when they are counted as full as others are folded again among
-    themselves, where fewer of them allow a finer rounding.
+    ``base`` is what the plan was asked for; its machine and workload are not read.
     """
-    exact = base.budget is not None
-    kinds, rounding = kinds_of(nodes, exact=exact)
-    planner = KindPlanner(base, kinds, engine)
-    alone = _alone(planner)
-    rejected = [n for k, one in alone.items() if one.why_not for n in planner.kinds[k].nodes]
-    if not rounding.span or not rejected:
-        return planner, alone, rounding
-    again, finer = kinds_of(rejected, exact=exact)
-    if finer.step >= rounding.step:
-        return planner, alone, rounding
-    serving = [kind for k, kind in enumerate(planner.kinds) if not alone[k].why_not]
-    planner = KindPlanner(base, (*serving, *again), engine)
-    return planner, _alone(planner), rounding
+    made, why, limits = _named(node), why_unusable(node), plan.limits
+    if why or limits is None:
+        return replace(made, why_not=why or "nothing is promised: no node served")
+    promise = Promise(limit=limits.image_limit, context=plan.longest_request_tokens)
+    share = _share(plan, node)
+    # Its share is planned for, as answers a request come from the batch, and is no promise: the
+    # others hold all requests.
+    workload = replace(plan.workload, context=None, concurrency=max(1, ceil(share)))
+    if "session_len" not in base.fixed:
+        workload = replace(workload, context=promise.context)
+    base = replace(base, workload=workload, load_only=True)
+    planner = _Planner(base, kinds_of([node], exact=True)[0], engine)
+    serial = {one.plan.engine.serial for one in plan.nodes if one.plan is not None}
+    requests = share
+    for _ in range(_TRIES):
+        tried = planner.plan(0, requests, promise)
+        why = tried.why_not or promise.why_broken(tried.served, planner.unit)
+        if why:
+            break
+        joined = tried.served
+        if serial and joined.engine.serial not in serial:
+            why = f"only {joined.engine.name} serves on it: not mixed with LMDeploy's engines"
+            break
+        why = _below(joined.limits, limits)
+        if not why:
+            joined = _held_to(joined, limits, promise)
+            return replace(made, plan=planner.kinds[0].on(node, joined), at_once=share)
+        # Answers a request come from the batch: it is planned for more requests than will come.
+        requests = ceil(requests) * (1 + limits.n // max(1, joined.limits.n))
+    # What the node would hold if it could promise less says more than that a plan does not fit.
+    free = replace(base, workload=replace(base.workload, context=None))
+    other = _Planner(free, planner.kinds, engine)
+    for tried in (other.plan(0, share, Promise(limit=promise.limit)), other.plan(0, share)):
+        if not tried.why_not:
+            return replace(made, why_not=promise.why_broken(tried.served, planner.unit) or why)
+    return replace(made, why_not=why)
 
 
-def _alone(planner: KindPlanner) -> dict[int, KindPlan]:
-    """Each kind by itself, with an even share of the requests among those that serve."""
-    members = list(range(len(planner.kinds)))
-    if not members:
-        return {}
-    shares = even_shares(planner, members)
-    tried = {k: planner.plan(k, shares[k]) for k in members}
-    serving = [k for k in members if not tried[k].why_not]
-    if serving and len(serving) < len(members):
-        shares = even_shares(planner, serving)
-        tried |= {k: planner.plan(k, shares[k]) for k in serving}
-    return tried
+def _share(plan: ClusterPlan, node: Node) -> float:
+    """The requests that a node with as many cards has on average, were it there from the start.
 
-
-def _served(planner: KindPlanner, alone: dict[int, Plan]) -> _Served | None:
-    """The best promise on all its nodes; None where no node serves."""
-    if not alone:
-        return None
-    choice, weighed = choose(planner, alone)
-    if not planner.holds_all(choice.shares):
-        return _Served(choice=choice, weighed=weighed, plans={}, throughput=None)
-    plans: dict[str, NodePlan] = {}
-    speeds: list[Speed] = []
-    measured = []
-    for k, share in choice.shares.items():
-        kind = planner.kinds[k]
-        first = planner.plan(k, share, choice.promise).serves
-        each = planner.speed(first).engines(share)
-        throughput = total(each, kind.machine.measured) if each else None
-        for place, (node, tried) in enumerate(
-            zip(kind.nodes, planner.on_nodes(k, share, choice.promise), strict=True)
-        ):
-            plans[node.id] = _planned(node, tried, share, throughput, keep=place == 0)
-            if plans[node.id].plan is not None:
-                speeds += each
-                measured.append(kind.machine.measured)
-    if not any(one.plan is not None for one in plans.values()):
-        return None
-    known = measured[0] if None not in measured else None
-    whole = total(speeds, known) if speeds else None
-    return _Served(choice=choice, weighed=weighed, plans=plans, throughput=whole)
-
-
-def _planned(
-    node: Node, tried: KindPlan, share: float, speed: Throughput | None, *, keep: bool
-) -> NodePlan:
-    """What one node serves; ``keep`` its table of what was considered."""
-    made = _named(node)
-    if tried.why_not:
-        return replace(made, why_not=tried.why_not)
-    plan = replace(tried.serves, throughput=speed, limit_costs=())
-    return replace(made, plan=plan if keep else replace(plan, considered=()), at_once=share)
-
-
-def _node(
-    planner: KindPlanner,
-    node: Node,
-    unusable: dict[str, str],
-    alone: dict[int, KindPlan],
-    served: _Served | None,
-) -> NodePlan:
-    if served is not None and node.id in served.plans:
-        return served.plans[node.id]
-    why = unusable[node.id]
-    if not why:
-        number = planner.kind_of[node.id]
-        why = alone[number].why_not
-        if not why and served is not None and not served.plans:
-            why = messages.too_few(planner, served.choice)
-        elif not why and served is not None:
-            why = messages.left_out(planner, alone[number].serves, served.choice)
-    return replace(_named(node), why_not=why)
+    One that the plan has already is not counted twice.
+    """
+    used = [one for one in plan.nodes if one.plan is not None and one.node != node.id]
+    cards = sum(len(one.plan.machine.visible) for one in used if one.plan is not None)
+    joining = len(node.machine.visible) if node.machine is not None else 0
+    requests = plan.workload.concurrency
+    if requests is None:  # each node has the batch that is best on its cards
+        return max(1.0, sum(one.at_once for one in used) * joining / max(1, cards))
+    return requests * joining / (cards + joining)
 
 
 def _named(node: Node) -> NodePlan:
-    cards = messages.cards_of(node.machine)
+    cards = cards_of(node.machine)
     return NodePlan(node=node.id, name=node.name, address=node.address, cards=cards)
 
 
-def _evaluation_by_others(one: NodePlan, unusable: dict[str, str]) -> NodePlan:
-    """The node with a word on whose bytes its reason tells."""
-    if not one.why_not or unusable[one.node]:
-        return one
-    return replace(one, why_not=f"{one.why_not} (counted as full as the fullest of its kind)")
+def _held_to(plan: Plan, limits: Limits, promise: Promise) -> Plan:
+    """A plan whose own gateway refuses what others' would: a request may go to any node."""
+    own = plan.limits.units_per_forward  # its own gateway queues by it
+    longest = plan.kv.longest_request_tokens
+    if promise.context is not None:
+        longest = min(longest, promise.context)
+    return replace(
+        plan,
+        limits=replace(limits, units_per_forward=own),
+        kv=replace(plan.kv, longest_request_tokens=longest),
+    )
 
 
-def common_limits(plans: list[Plan]) -> Limits:
-    """What every one of these holds: field by field the least; None where it has no meaning."""
-    first, *rest = [plan.limits for plan in plans]
+def _common(each: Sequence[Limits]) -> Limits:
+    """What all hold: field by field the least; None where it has no meaning."""
     least: dict[str, Any] = {}
     for field in fields(Limits):
-        values = [getattr(one, field.name) for one in (first, *rest)]
+        values = [getattr(one, field.name) for one in each]
         known = [value for value in values if isinstance(value, int)]
         least[field.name] = min(known) if known else values[0]
     return Limits(**least)
 
 
-def _spanned(base: ResolvedRequest, usable: list[Node], engine: str) -> _Spanned | None:
-    """The teams of nodes that serve most; None where none does."""
-    best: _Spanned | None = None
-    runner = span_engine(base, engine)
-    if runner is None:
+def _below(own: Limits, promised: Limits) -> str:
+    """Which promised limit is larger than a node's own."""
+    for field in fields(Limits):
+        least, have = getattr(promised, field.name), getattr(own, field.name)
+        if field.name != "units_per_forward" and isinstance(least, int) and have < least:
+            return f"{field.name} is {have:,} on it, {least:,} are promised"
+    return ""
+
+
+def _sum(each: Sequence[Throughput | None]) -> Throughput | None:
+    """The forecast over nodes side by side."""
+    known = [one for one in each if one is not None]
+    if not known or len(known) < len(each):
         return None
-    tried_cards: set[str] = set()
-    for some in teams(base, usable, engine):
-        card = f"{len(some[0].groups[0])} {some[0].machine.gpus[0].name}"
-        if card in tried_cards:
-            continue  # fewer nodes an engine do already
-        kinds, rounding = kinds_of([team.as_node() for team in some])
-        planner = KindPlanner(span_request(base, some[0], runner), kinds, runner.name)
-        alone = _alone(planner)
-        served = _served(planner, {k: one.serves for k, one in alone.items() if not one.why_not})
-        if served is None:
-            continue
-        if served.plans:
-            tried_cards.add(card)
-        made = _Spanned(teams=some, served=served, planner=planner, rounding=rounding)
-        if best is None or made.worth > best.worth:
-            best = made
-    return best
-
-
-def _over_nodes(cluster: Cluster, nodes: tuple[NodePlan, ...], spanned: _Spanned) -> ClusterPlan:
-    """The document of engines over several nodes."""
-    planner, served = spanned.planner, spanned.served
-    spans = []
-    for team in spanned.teams:
-        node_plan = served.plans.get(team.id)
-        if node_plan is not None and node_plan.plan is not None:
-            spans.append(
-                Span(
-                    nodes=tuple(node.id for node in team.nodes),
-                    plan=messages.over_network(node_plan.plan),
-                    groups=team.groups,
-                    commands=(),
-                    at_once=node_plan.at_once,
-                )
-            )
-    taken = {identity for span in spans for identity in span.nodes}
-    nodes = tuple(replace(one, why_not="") if one.node in taken else one for one in nodes)
-    return _document(planner, cluster, nodes, served, {}, spanned.rounding, tuple(spans))
-
-
-def _document(  # noqa: PLR0913 - the parts of one document
-    planner: KindPlanner,
-    cluster: Cluster,
-    nodes: tuple[NodePlan, ...],
-    served: _Served | None,
-    alone: dict[int, KindPlan],
-    rounding: Rounding,
-    spans: tuple[Span, ...] = (),
-) -> ClusterPlan:
-    base = planner.base
-    plans = [node.plan for node in nodes if node.plan is not None]
-    plans += [span.plan for span in spans]
-    longest = min((plan.kv.longest_request_tokens for plan in plans), default=0)
-    context = base.workload.context or longest or None
-    made = ClusterPlan(
-        turbofit_version=__version__,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        source=cluster.source,
-        fits=bool(plans),
-        verdict="",
-        model=base.model,
-        workload=replace(base.workload, context=context),
-        limits=common_limits(plans) if plans else None,
-        longest_request_tokens=longest,
-        total_tokens=sum(plan.kv.total_tokens for plan in plans),
-        engines=sum(plan.parallel.replicas for plan in plans),
-        nodes=nodes,
-        spans=spans,
-        throughput=served.throughput if served else None,
-        held=_held(planner, plans, served),
-    )
-    if served is not None and plans:
-        return replace(
-            made,
-            verdict=messages.verdict(made),
-            reasons=tuple(messages.reasons(planner, made, served.choice, rounding)),
-            warnings=tuple(messages.warnings(cluster, made)),
-            remedies=tuple(messages.gains(planner, served.choice, served.weighed)),
-        )
-    if served is None:
-        remedies = tuple(messages.remedies(alone.values(), planner.kinds))
-    else:
-        remedies = tuple(_holding_all(planner, served.choice))
     return replace(
-        made,
-        verdict=messages.verdict(made),
-        warnings=tuple(messages.warnings(cluster, made)),
-        remedies=remedies,
+        known[0],
+        requests_per_second=sum(one.requests_per_second for one in known),
+        output_tokens_per_second=sum(one.output_tokens_per_second for one in known),
+        concurrent_requests=sum(one.concurrent_requests for one in known),
+        seconds_to_first_token=max(one.seconds_to_first_token for one in known),
     )
 
 
-def _held(planner: KindPlanner, plans: Sequence[Plan], served: _Served | None) -> Held | UnsetType:
+def _held(planner: _Planner, plans: Sequence[Plan], choice: _Choice | None) -> Held | UnsetType:
     """Requests at once that the nodes hold, where a person says how many there must be."""
     if planner.base.promised_requests is None:
         return UNSET
+    chosen = choice.plans.values() if choice is not None else ()
+    told = [plan.held for plan in plans or chosen if plan.held is not UNSET]
+    size = max((one.request_tokens for one in told), default=0)
     if plans:
-        each = [plan.held for plan in plans if plan.held is not UNSET]
-        size = max((one.request_tokens for one in each), default=0)
-        return Held(requests=sum(one.requests for one in each), request_tokens=size)
-    if served is None:
-        return Held(requests=0, request_tokens=0)
-    choice, size = served.choice, 0
-    for kind in choice.shares:
-        held = planner.plan(kind, 1.0, choice.promise).serves.held
-        size = max(size, 0 if held is UNSET else held.request_tokens)
-    return Held(requests=round(planner.at_once(choice.shares)), request_tokens=size)
+        return Held(requests=sum(one.requests for one in told), request_tokens=size)
+    held = 0 if choice is None else round(planner.at_once(choice.shares))
+    return Held(requests=held, request_tokens=size)
 
 
-def _holding_all(planner: KindPlanner, choice: Choice) -> Iterator[Remedy]:
-    """What makes the same nodes hold all requests at once, and how many of them they hold."""
-    for changes in _changes(planner, choice):
-        for change in changes:
-            tried = KindPlanner(change.request, planner.kinds, planner.engine)
-            alone = {k: one.serves for k, one in _alone(tried).items() if not one.why_not}
-            found = _served(tried, alone)
-            if found is not None and found.plans:
-                requests = messages.count(change.request.workload.concurrency or 0, "request")
-                effect = f"fits: {requests} at once over all nodes"
-                yield Remedy(change=change.change, effect=effect)
+def _left_out(
+    planner: _Planner,
+    kind: int,
+    tried: Mapping[int, _Tried],
+    choice: _Choice | None,
+    *,
+    fits: bool,
+) -> str:
+    """Why a node that can be planned for does not serve."""
+    own = tried[kind]
+    if own.why_not and planner.requests is not None:
+        # What it would serve of fewer requests says more than that it does not hold its share.
+        fewer = planner.plan(kind, 1.0)
+        own = own if fewer.why_not else fewer
+    if own.why_not or choice is None:
+        return tried[kind].why_not
+    if not fits:
+        held, wanted = round(planner.at_once(choice.shares)), planner.requests
+        return f"all nodes together hold {held:,} of {wanted:,} requests at once"
+    why = choice.promise.why_broken(own.served, planner.unit)
+    if not why and not own.served.engine.of_lmdeploy:
+        return f"only {own.served.engine.name} serves on it: not mixed with LMDeploy's engines"
+    context = choice.promise.context or 0
+    less = f"holds less than {context:,} tokens with its share of the requests"
+    return why or tried[kind].why_not or less
+
+
+def _verdict(plan: ClusterPlan) -> str:
+    """Whether it fits, on how many nodes; or why none serves."""
+    name, nodes = plan.model.name, plan.nodes
+    if not nodes:
+        return f"does not fit: {name}: the cluster has no nodes"
+    if not plan.fits and plan.held is not UNSET and plan.held.requests:
+        held, wanted = plan.held, plan.workload.concurrency or 0
+        return (
+            f"does not fit: {name} with --concurrency {wanted}: the cache of"
+            f" {_count(len(nodes), 'node')} holds {held.requests:,} of {wanted:,} requests of"
+            f" {held.request_tokens:,} tokens"
+        )
+    if not plan.fits:
+        why = Counter(node.why_not for node in nodes).most_common(_MOST_TOLD)
+        told = "; ".join(f"{_count(n, 'node')}: {text}" for text, n in why)
+        return f"does not fit: {name} on none of {_count(len(nodes), 'node')}: {told}"
+    used = [node.plan for node in nodes if node.plan is not None]
+    gpus = sum(len(one.gpus) for one in used)
+    return (
+        f"fits: {name} on {len(used):,} of {_count(len(nodes), 'node')}, {_count(gpus, 'GPU')},"
+        f" {_count(plan.engines, 'engine')}: {plan.total_tokens:,} KV tokens; a request of up to"
+        f" {plan.longest_request_tokens:,} tokens may go to any of them"
+    )
+
+
+def _reasons(planner: _Planner, plan: ClusterPlan, choice: _Choice, step: int) -> Iterator[str]:
+    """Why this promise, how requests are shared, how nodes were put together."""
+    base, limit, longest = planner.base, choice.promise.limit, plan.longest_request_tokens
+    rule, positions = base.model.image_rule, base.model.text.max_position_embeddings
+    if limit is not None and rule is not None and plan.limits and plan.limits.vision_unit:
+        why = "the model's own; nodes that cannot serve it are left out"
+        if base.fixed_limit is not None or base.workload.image_size is not None:
+            why = "as set by you"
+        elif limit != base.requested_limit:
+            why = f"the largest of any node; none serves the model's own {base.requested_limit}"
+        yield f"{rule.limit_name} {limit}: {why}"
+    why = "the longest that any node promises; who holds less is left out"
+    if base.context_given:
+        why = "as asked; nodes that do not hold it are left out"
+    elif longest >= positions:
+        why = "the model's own, which every used node holds"
+    yield f"context {longest}: {why}"
+    used = [node.at_once for node in plan.nodes if node.plan is not None]
+    least, most = three_digits(min(used)), three_digits(max(used))
+    shares, requests = least if least == most else f"{least} to {most}", plan.requests_at_once
+    yield f"shares: {_count(requests, 'request')} at once, {shares} on a node"
+    if any(len(planner.kinds[k].nodes) > 1 for k in choice.plans):
+        yield (
+            f"planned as {_count(len(choice.plans), 'kind')}, each for the least free memory of its"
+            " members: the others get less cache than they could have, never more; within"
+            f" {format_bytes(step)} a card"
+        )
+    if plan.engines > requests:
+        yield (
+            f"{plan.engines:,} engines for {_count(requests, 'request')} at once: most of them wait"
+            " for requests; --concurrency says how many there will be over all nodes"
+        )
+
+
+def _warnings(cluster: Cluster, plan: ClusterPlan) -> Iterator[str]:
+    """What a person should know: who is left out, and where nodes differ in what they answer."""
+    left = Counter(node.why_not for node in plan.nodes if node.why_not)
+    if plan.fits:
+        for why, n in left.most_common():
+            yield f"{_count(n, 'node')} left out: {why}"
+    pretend = sum(node.pretend for node in cluster.nodes)
+    if pretend:
+        yield f"{_count(pretend, 'node')} of {len(cluster.nodes):,} with pretend GPUs"
+    used = [node.plan for node in plan.nodes if node.plan is not None]
+    dtypes = sorted({one.settings.dtype for one in used})
+    if len(dtypes) > 1:
+        yield (
+            f"nodes compute in {' and '.join(dtypes)}, as their cards can: the same request may be"
+            " answered differently; --dtype float16 makes them one"
+        )
+    engines = sorted({one.engine.name for one in used})
+    if len(engines) > 1:
+        yield f"nodes run {' and '.join(engines)}: answers may differ in wording"
+    texts = (text for one in used for text in one.warnings if not text.startswith("not used: "))
+    yield from dict.fromkeys(texts)
+
+
+def _gains(planner: _Planner, choice: _Choice, smaller: Sequence[_Choice]) -> Iterator[Remedy]:
+    """What smaller promises would add."""
+    rule, rate = planner.base.model.image_rule, planner.rate(choice)
+    for one in smaller:
+        changes = []
+        if rule is not None and one.promise.limit != choice.promise.limit:
+            changes.append(f"{rule.limit_option} {one.promise.limit}")
+        if one.promise.context != choice.promise.context and not planner.base.context_given:
+            changes.append(f"--context {one.promise.context}")
+        more = planner.rate(one)
+        if changes and planner.holds_all(one) and more > rate * 1.05:
+            yield Remedy(
+                change=" ".join(changes),
+                effect=f"{_count(planner.nodes(one.plans), 'node')} serve: about"
+                f" {three_digits(more)} requests/s instead of {three_digits(rate)} on"
+                f" {_count(planner.nodes(choice.plans), 'node')}",
+            )
+
+
+def _remedies(
+    planner: _Planner, tried: Mapping[int, _Tried], choice: _Choice | None
+) -> Iterator[Remedy]:
+    """What would make it fit: of each kind the cheapest change, or what holds all requests."""
+    if choice is not None:
+        yield from _holding_all(planner, choice)
+        return
+    found = set()
+    for k, one in tried.items():
+        for remedy in one.plan.remedies if one.plan is not None else ():
+            if remedy.effect.startswith("fits") and remedy.change not in found:
+                found.add(remedy.change)
+                kind = planner.kinds[k]
+                where = f"{_count(len(kind.nodes), 'node')} of {cards_of(kind.machine)}"
+                yield replace(remedy, effect=f"{where}: {remedy.effect}")
                 break
 
 
-def _changes(planner: KindPlanner, choice: Choice) -> Iterator[list[Change]]:
-    """Changes of a kind together, of which the first that does is enough."""
-    base, rule = planner.base, planner.base.model.image_rule
-    yield from ([change] for change in left_to_turbofit(base))
-    if rule is not None and choice.promise.limit is not None and rule.varies_by_limit:
-        lower = [one for one in rule.common_limits if one < choice.promise.limit]
-        lower.sort(reverse=True)
-        yield [Change(f"{rule.limit_option} {one}", base.with_limit(one)) for one in lower]
-    yield from ([change] for change in quantised_cache(base))
-    held = round(planner.at_once(choice.shares))
-    if held:
-        fewer = replace(base.workload, concurrency=held)
-        yield [Change(f"--concurrency {held}", replace(base, workload=fewer))]
+def _holding_all(planner: _Planner, choice: _Choice) -> Iterator[Remedy]:
+    """What makes the same nodes hold all requests at once, and how many of them they hold."""
+    base, rule, limit = planner.base, planner.base.model.image_rule, choice.promise.limit
+    changes = [(one.change, one.request) for one in left_to_turbofit(base)]
+    if rule is not None and limit is not None and rule.varies_by_limit:
+        lower = max((one for one in rule.common_limits if one <= limit // 2), default=0)
+        changes += [(f"{rule.limit_option} {lower}", base.with_limit(lower))] if lower else []
+    changes += [(one.change, one.request) for one in quantised_cache(base)]
+    if fewer := round(planner.at_once(choice.shares)):
+        workload = replace(base.workload, concurrency=fewer)
+        changes.append((f"--concurrency {fewer}", replace(base, workload=workload)))
+    for change, request in changes:
+        other = _Planner(request, planner.kinds, planner.engine)
+        alone = {k: one.served for k, one in other.alone().items() if not one.why_not}
+        if alone and other.holds_all(other.choose(alone)[0]):
+            requests = _count(request.workload.concurrency or 0, "request")
+            yield Remedy(change=change, effect=f"fits: {requests} at once over all nodes")
+
+
+def cards_of(machine: Machine | None) -> str:
+    """Visible cards as people say them; empty where nothing was measured."""
+    if machine is None:
+        return ""
+    names = Counter(machine.gpu(index).name for index in machine.visible)
+    return " + ".join(f"{n}x {name}" for name, n in names.items())
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

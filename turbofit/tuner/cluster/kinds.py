@@ -2,8 +2,7 @@
 
 A kind is planned for the least memory that any member has free, card by card, so that its settings
 hold on every member. This is over: the freer members get less cache than they could have, by no
-more than the step. Where full cards make many kinds the steps grow, and cards of one node that are
-about equally full count as equally full.
+more than the step. Where full cards make many kinds the step grows.
 """
 
 from __future__ import annotations
@@ -16,34 +15,18 @@ from msgspec.structs import replace
 
 from turbofit.core.cluster import Node
 from turbofit.core.machine import Gpu, Machine
+from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct, known
 from turbofit.core.units import GIB, MIB
+from turbofit.core.version import __version__
+from turbofit.memory.versions import REFERENCE, release
 
-__all__ = ["Kind", "Rounding", "kinds_of"]
+__all__ = ["Kind", "kinds_of", "why_unusable"]
 
-
-class Rounding(Struct):
-    """``step`` bytes of used memory count as one; cards of a node within ``span`` as alike."""
-
-    step: int
-    span: int = 0
-
-
-#: From fine to coarse; the first that leaves few kinds is taken.
-_ROUNDINGS: Final = (
-    Rounding(step=16 * MIB),
-    Rounding(step=64 * MIB, span=256 * MIB),
-    Rounding(step=256 * MIB, span=2 * GIB),
-    Rounding(step=GIB, span=4 * GIB),
-    Rounding(step=2 * GIB, span=8 * GIB),
-    Rounding(step=4 * GIB, span=16 * GIB),
-)
-_EXACT: Final = Rounding(step=1)
-#: Searches that are few enough; for more the next coarser rounding is tried. A search over many
-#: cards that are all differently full takes as long as so many others.
-_MOST_SEARCHES: Final = 24
-_UNEVEN_COST: Final = 20
-_UNEVEN_LEVELS: Final = 4
+#: Bytes of used memory that count as one, from fine to coarse, and the kinds that are few enough.
+_STEPS: Final = (16 * MIB, 64 * MIB, 256 * MIB, GIB, 2 * GIB, 4 * GIB)
+_MOST_KINDS: Final = 24
+#: Free host memory within so much is alike, where there is less than so much.
 _HOST_STEP: Final = 8 * GIB
 _HOST_FINE: Final = 64 * GIB
 #: Measured speeds that differ by less than a fifth or so are alike.
@@ -56,78 +39,77 @@ class Kind(Struct):
     machine: Machine
     nodes: tuple[Node, ...]
 
+    def on(self, node: Node, plan: Plan) -> Plan:
+        """The kind's plan under a member's own names, counted as full as the kind."""
+        own = _machine(node)
+        full = {gpu.index: gpu for gpu in self.machine.gpus}
+        gpus = tuple(
+            replace(gpu, used=full[gpu.index].used, free=full[gpu.index].free) for gpu in own.gpus
+        )
+        uuids = {gpu.index: gpu.uuid for gpu in own.gpus}
+        return replace(
+            plan,
+            machine=replace(own, gpus=gpus, host=self.machine.host),
+            gpus=tuple(replace(one, uuid=uuids[one.index]) for one in plan.gpus),
+        )
 
-def kinds_of(nodes: Sequence[Node], *, exact: bool = False) -> tuple[tuple[Kind, ...], Rounding]:
-    """The nodes by kind, in their order, and how coarsely their memory was rounded.
 
-    Args:
-        nodes: all with a machine.
-        exact: only nodes that are equally full to the byte are of one kind.
+def why_unusable(node: Node) -> str:
+    """Why a node cannot be planned for, before any memory is counted; empty where it can.
+
+    A version that is not told is not held against a node: snapshots and SPECs have none.
+    """
+    if node.machine is None:
+        return node.why_not or "it was not measured"
+    if not node.machine.visible:
+        return node.why_not or "it has no GPU that may be used"
+    if node.turbofit and node.turbofit != __version__:
+        return (
+            f"it has turbofit {node.turbofit}, this one is {__version__}: its memory would be"
+            " measured and its engines be started by other rules"
+        )
+    if node.lmdeploy and release(node.lmdeploy) != release(REFERENCE):
+        return f"it has LMDeploy {node.lmdeploy}, and plans are for {REFERENCE}"
+    return node.why_not
+
+
+def kinds_of(nodes: Sequence[Node], *, exact: bool = False) -> tuple[tuple[Kind, ...], int]:
+    """The nodes by kind, in their order, and the step that their used memory was rounded by.
+
+    ``exact``: only nodes that are equally full to the byte are of one kind.
     """
     hardware = [_hardware(_machine(node)) for node in nodes]
-    least = len(set(hardware))
-    for rounding in (_EXACT,) if exact else _ROUNDINGS:
-        found = _fold(nodes, hardware, rounding)
-        cost = sum(_cost(_machine(members[0]), rounding) for members in found)
-        if cost <= max(_MOST_SEARCHES, least):
+    most = max(_MOST_KINDS, len(set(hardware)))
+    for step in (1,) if exact else _STEPS:
+        found: dict[Hashable, list[Node]] = {}
+        for node, same in zip(nodes, hardware, strict=True):
+            machine = _machine(node)
+            full = tuple(-(-_used(machine.gpu(index)) // step) for index in machine.visible)
+            found.setdefault((same, full, _room(machine)), []).append(node)
+        if len(found) <= most:
             break
-    return tuple(_kind(members, rounding) for members in found), rounding
+    return tuple(_kind(members) for members in found.values()), step
 
 
-def _fold(
-    nodes: Sequence[Node], hardware: Sequence[Hashable], rounding: Rounding
-) -> list[list[Node]]:
-    found: dict[Hashable, list[Node]] = {}
-    for node, same in zip(nodes, hardware, strict=True):
-        machine = _machine(node)
-        key = (same, _fullness(machine, rounding), _room(machine, fine=not rounding.span))
-        found.setdefault(key, []).append(node)
-    return list(found.values())
-
-
-def _cost(machine: Machine, rounding: Rounding) -> int:
-    """How long a kind takes to plan: one, or more where many cards are differently full."""
-    levels = len(set(_fullness(machine, rounding)))
-    return _UNEVEN_COST if levels > _UNEVEN_LEVELS else 1
-
-
-def _kind(members: list[Node], rounding: Rounding) -> Kind:
-    """What the members are planned for; a member that is alone and not levelled stays as it is."""
+def _kind(members: list[Node]) -> Kind:
     first = _machine(members[0])
-    worst = [_levelled(_machine(node), rounding.span) for node in members]
-    fullest = {index: max(used[index] for used in worst) for index in first.visible}
-    available = min(_available(_machine(node)) for node in members)
+    worst = {
+        index: max((_machine(node).gpu(index) for node in members), key=_used)
+        for index in first.visible
+    }
     gpus = tuple(
-        _filled(gpu, fullest[gpu.index]) if gpu.index in fullest else gpu for gpu in first.gpus
+        replace(gpu, used=worst[gpu.index].used, free=worst[gpu.index].free)
+        if gpu.index in worst
+        else gpu
+        for gpu in first.gpus
     )
-    host = first.host
-    if available < _available(first):
-        host = replace(host, ram_available=int(available))
+    host = min((_machine(node).host for node in members), key=_available)
+    host = replace(first.host, ram_available=host.ram_available)
     return Kind(machine=replace(first, gpus=gpus, host=host), nodes=tuple(members))
 
 
-def _filled(gpu: Gpu, used: int) -> Gpu:
-    more = used - known(gpu.used, 0)
-    return replace(gpu, used=used, free=known(gpu.free, 0) - more) if more else gpu
-
-
-def _fullness(machine: Machine, rounding: Rounding) -> tuple[int, ...]:
-    """Used memory of each visible card in whole steps, rounded up."""
-    used = _levelled(machine, rounding.span)
-    return tuple(-(-used[index] // rounding.step) for index in machine.visible)
-
-
-def _levelled(machine: Machine, span: int) -> dict[int, int]:
-    """Used bytes by index; of equal cards that differ by no more than the span, the fullest's."""
-    used = {index: known(machine.gpu(index).used, 0) for index in machine.visible}
-    level: dict[tuple[str, object], int] = {}
-    for index in sorted(used, key=lambda one: -used[one]):
-        gpu = machine.gpu(index)
-        top = level.get((gpu.name, gpu.total))
-        if top is None or top - used[index] > span:
-            level[gpu.name, gpu.total] = top = used[index]
-        used[index] = top
-    return used
+def _used(gpu: Gpu) -> int:
+    return known(gpu.used, 0)
 
 
 def _hardware(machine: Machine) -> Hashable:
@@ -159,18 +141,16 @@ def _coarse(value: float) -> int:
     return round(_OCTAVE * log2(value)) if value > 0 else 0
 
 
-def _room(machine: Machine, *, fine: bool) -> int:
+def _room(machine: Machine) -> int:
     """Free host memory as a class: the less of a class is what is planned for."""
-    available = _available(machine)
+    available = _available(machine.host)
     if available == float("inf"):
         return -1
-    if fine and available < _HOST_FINE:
-        return int(available) // _HOST_STEP
-    return _HOST_FINE + int(available).bit_length()
+    return int(available) // _HOST_STEP if available < _HOST_FINE else int(available).bit_length()
 
 
-def _available(machine: Machine) -> float:
-    available = machine.host.ram_available
+def _available(host: object) -> float:
+    available = getattr(host, "ram_available", "NA")
     return float("inf") if available == "NA" else float(available)
 
 

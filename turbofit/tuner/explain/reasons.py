@@ -1,50 +1,48 @@
-"""Why a plan's settings are what they are, a line each, beginning with the setting's name."""
+"""Why a plan's settings are what they are, why others lost, and what an image limit costs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from turbofit.core.messages import indices, plural
+from turbofit.core.plan import LimitCost
 from turbofit.core.units import format_bytes, three_digits
 from turbofit.memory.account import RATIO_STEPS, Account
 from turbofit.memory.calibrated import calibration_reason
 from turbofit.memory.engine import Engine
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
-from turbofit.tuner.search.candidates import Evaluation
-from turbofit.tuner.search.constraints import dtype_for
-from turbofit.tuner.search.context import excess_tokens, longest_context
-from turbofit.tuner.search.search import Found
+from turbofit.tuner.search.search import EngineFit, at_limit
+from turbofit.tuner.search.shape import Evaluation, dtype_for
+from turbofit.tuner.search.sizing import excess_tokens, longest_context
+from turbofit.tuner.speed.links import group_class
 
-__all__ = ["reasons"]
+__all__ = ["beyond_model", "limit_costs", "reasons", "unkept", "why_rejected"]
+
+#: Less than this share of a step on links is not what decides.
+_MUCH: Final = 0.1
 
 
-def reasons(
-    request: ResolvedRequest, found: Found, account: Account, engine: Engine
-) -> Iterator[str]:
-    """The lines, for the weakest group where each has settings of its own.
+def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
+    """A line a setting, which begins with its name; of the weakest group where they differ.
 
-    Args:
-        request: what was asked.
-        found: what the search found.
-        account: of the group whose forwards are told.
-        engine: the engine generation.
+    ``account`` is of the group whose forwards are told.
     """
-    best, settings = found.best, found.best.settings
+    request, best = fit.request, fit.best
     if best.fits:
-        yield _ratio(request, best)
+        yield _ratio(fit)
     if account.calibration is not None:
         yield calibration_reason(account.calibration)
     yield from _margin(request, account)
     rank = "least memory" if request.least else "best rank"
-    prefill = f"{rank} of the sizes tried; {engine.prefill_words(settings)}"
-    if _differs(best, "max_prefill_token_num"):
-        yield f"max_prefill_token_num: on each card the {rank} of the sizes tried"
-    else:
-        yield _because(request, "max_prefill_token_num", settings.max_prefill_token_num, prefill)
-    yield _batch(request, best)
-    yield _context(request, best)
+    prefill = f"{rank} of the sizes tried; {fit.engine.prefill_words(best.settings)}"
+    each = f"on each card the {rank} of the sizes tried"
+    yield _line(fit, "max_prefill_token_num", prefill, each=each)
+    batch = _batch(fit)
+    yield _line(fit, "max_batch_size", batch, each=batch)
+    yield _line(fit, "session_len", _context(fit))
     gpus = [request.machine.gpu(index) for index in best.shape.groups[0]]
-    yield _because(request, "dtype", settings.dtype, dtype_for(request.model, gpus)[1])
+    yield _line(fit, "dtype", dtype_for(request.model, gpus)[1])
     if best.parts:
         yield (
             "each engine has the settings that serve most on its own card; images and context are"
@@ -52,16 +50,21 @@ def reasons(
         )
     if best.shape.limit is not None and best.vision_load.units_per_image:
         yield from _limit(request, best)
-        yield (
-            f"the peak pays for {account.units_per_forward:,} vision units in one forward: "
-            + (
-                "the engine's own bound, so nothing queues"
-                if best.shape.units_per_forward is None
-                else "less than the engine could bring together, so the gateway must queue"
-                + (", as you asked" if request.workload.queue_images else "")
-                + (", and the cache gets the rest" if best.queues else "")
-            )
-        )
+        bound = "the engine's own bound, so nothing queues"
+        if best.shape.units_per_forward is not None:
+            bound = "less than the engine could bring together, so the gateway must queue"
+            bound += ", as you asked" if request.workload.queue_images else ""
+            bound += ", and the cache gets the rest" if best.queues else ""
+        units = account.units_per_forward
+        yield f"the peak pays for {units:,} vision units in one forward: {bound}"
+
+
+def _line(fit: EngineFit, name: str, why: str, *, value: str = "", each: str = "") -> str:
+    """The reason of a setting; ``each`` is that of groups which have values of their own."""
+    if each and len({getattr(part.settings, name) for part in fit.best.parts}) > 1:
+        return f"{name}: {each}"
+    why = "as set by you" if name in fit.request.fixed else why
+    return f"{name} {value or getattr(fit.best.settings, name)}: {why}"
 
 
 def _margin(request: ResolvedRequest, account: Account) -> Iterator[str]:
@@ -79,91 +82,68 @@ def _margin(request: ResolvedRequest, account: Account) -> Iterator[str]:
         )
 
 
-def _ratio(request: ResolvedRequest, best: Evaluation) -> str:
-    name, ratio = "cache_max_entry_count", best.settings.cache_max_entry_count
-    if _differs(best, name):
-        size = (
-            "smallest that holds the promise" if request.least else "largest that leaves the margin"
-        )
-        return f"{name}: on each card the {size}"
+def _ratio(fit: EngineFit) -> str:
+    request, best = fit.request, fit.best
+    ratio, each = best.settings.cache_max_entry_count, "largest that leaves the margin"
+    why = f"the largest that leaves the margin; {ratio + 1 / RATIO_STEPS:.3f} does not"
     if request.least:
         batch, context = best.settings.max_batch_size, best.settings.session_len
         need = f"{batch:,} {plural(batch, 'request')} of {context:,} tokens"
-        held = best.kv_tokens >= batch * context
+        held, each = best.kv_tokens >= batch * context, "smallest that holds the promise"
         why = f"the smallest that holds {need}" if held else f"the largest that fits; {need} do not"
-        return _because(request, name, f"{ratio:.3f}", why)
-    why = f"the largest that leaves the margin; {ratio + 1 / RATIO_STEPS:.3f} does not"
-    if request.ratio_caps and ratio >= min(request.ratio_caps.values()):
+    elif request.ratio_caps and ratio >= min(request.ratio_caps.values()):
         why = "lowered by what a rehearsal saw"
-    return _because(request, name, f"{ratio:.3f}", why)
+    each = f"on each card the {each}"
+    return _line(fit, "cache_max_entry_count", why, value=f"{ratio:.3f}", each=each)
 
 
-def _batch(request: ResolvedRequest, best: Evaluation) -> str:
-    name, requests = "max_batch_size", request.workload.concurrency
+def _batch(fit: EngineFit) -> str:
+    """Why so many run at once: as many as somebody said, or as the forecast gives."""
+    request, best, requests = fit.request, fit.best, fit.request.workload.concurrency
+    groups = [(part, group) for part in best.parts for group in part.shape.groups]
     if requests is None:
-        return _chosen_batch(request, best)
-    if not best.parts:
-        replicas = best.shape.replicas
-        why = f"{requests} concurrent {plural(requests, 'request')}"
-        if best.held and not best.fits:
-            why = f"the most that the cache holds of {why}"
-        why += f" over {replicas} {plural(replicas, 'replica')}"
-        return _because(request, name, best.settings.max_batch_size, why)
-    shares = ", ".join(
-        f"{three_digits(part.shape.requests(requests))} on GPU {indices(group)}"
-        for part in best.parts
-        for group in part.shape.groups
-    )
-    why = f"{requests} concurrent requests are shared: {shares}"
-    if _differs(best, name):
-        return f"{name}: {why}"
-    return _because(request, name, best.settings.max_batch_size, why)
-
-
-def _chosen_batch(request: ResolvedRequest, best: Evaluation) -> str:
-    """Why so many run at once where nobody said how many."""
-    name = "max_batch_size"
-    if request.least:
-        return _because(request, name, best.settings.max_batch_size, "the least that serves")
-    why = "the fewest that give 99% of the most requests a second by the forecast"
-    if request.workload.goal == "context":
-        why += ", and cost at most 1% of the KV tokens"
-    if _differs(best, name):
-        each = ", ".join(
-            f"{part.settings.max_batch_size} on GPU {indices(group)}"
-            for part in best.parts
-            for group in part.shape.groups
+        if request.least:
+            return "the least that serves"
+        why = "the fewest that give 99% of the most requests a second by the forecast"
+        if request.workload.goal == "context":
+            why += ", and cost at most 1% of the KV tokens"
+        if len({part.settings.max_batch_size for part in best.parts}) > 1:
+            sizes = [f"{part.settings.max_batch_size} on GPU {indices(on)}" for part, on in groups]
+            why = f"{', '.join(sizes)}: {why}"
+        return why
+    if best.parts:
+        shares = ", ".join(
+            f"{three_digits(part.shape.requests(requests))} on GPU {indices(on)}"
+            for part, on in groups
         )
-        return f"{name}: {each}: {why}"
-    return _because(request, name, best.settings.max_batch_size, why)
+        return f"{requests} concurrent requests are shared: {shares}"
+    replicas = best.shape.replicas
+    why = f"{requests} concurrent {plural(requests, 'request')}"
+    if best.held and not best.fits:
+        why = f"the most that the cache holds of {why}"
+    return f"{why} over {replicas} {plural(replicas, 'replica')}"
 
 
-def _context(request: ResolvedRequest, best: Evaluation) -> str:
-    settings, longest = best.settings, request.model.text.max_position_embeddings
+def _context(fit: EngineFit) -> str:
+    request, session_len = fit.request, fit.best.settings.session_len
+    longest = request.model.text.max_position_embeddings
     if request.workload.context is not None:
-        why = "the context asked for"
-    elif request.least:
-        why = "the workload's request; --context asks for more"
-    elif settings.session_len == longest_context(request) < longest:
-        why = f"enough for most requests; the model reads {longest}: --context asks for more, and"
-        why += " takes cache where more images can meet in a forward"
-    elif settings.session_len >= longest:
-        why = "the model's own context, which the cache holds"
-    else:
-        why = f"the model's {longest} lowered to what the cache holds"
-        if best.parts:
-            why = f"the model's {longest} lowered to what the smallest cache holds; --context asks"
-            why += " for more, without the cards that cannot hold it"
-    return _because(request, "session_len", settings.session_len, why)
-
-
-def _because(request: ResolvedRequest, name: str, value: object, why: str) -> str:
-    return f"{name} {value}: {'as set by you' if name in request.fixed else why}"
-
-
-def _differs(best: Evaluation, name: str) -> bool:
-    """Whether groups have values of their own."""
-    return len({getattr(part.settings, name) for part in best.parts}) > 1
+        return "the context asked for"
+    if request.least:
+        return "the workload's request; --context asks for more"
+    if session_len == longest_context(request) < longest:
+        return (
+            f"enough for most requests; the model reads {longest}: --context asks for more, and"
+            " takes cache where more images can meet in a forward"
+        )
+    if session_len >= longest:
+        return "the model's own context, which the cache holds"
+    if fit.best.parts:
+        return (
+            f"the model's {longest} lowered to what the smallest cache holds; --context asks"
+            " for more, without the cards that cannot hold it"
+        )
+    return f"the model's {longest} lowered to what the cache holds"
 
 
 def _limit(request: ResolvedRequest, best: Evaluation) -> Iterator[str]:
@@ -191,3 +171,110 @@ def _limit(request: ResolvedRequest, best: Evaluation) -> Iterator[str]:
         why = f"the largest with which {images} the context: at the model's own limit they"
         why += f" take {requested_load.tokens_per_request:,} tokens"
     yield f"{name} {limit}: {why}; the model's own is {request.requested_limit}"
+
+
+def why_rejected(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
+    """The goal's figures of both, and why the other's is lower."""
+    if other.worth < best.worth:
+        figures = _figures(request, best, other)
+        slower = other.worth[:-1] == best.worth[:-1]
+        return figures + (_because(request, best, other) if slower else "")
+    if other.queues and not best.queues:
+        return "image requests would queue"
+    if other.kv_tokens < best.kv_tokens:
+        return f"{best.kv_tokens - other.kv_tokens:,} KV tokens fewer"
+    return "equal; the larger prefill and fewer shards are preferred"
+
+
+def _figures(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
+    if other.vision_load.units_per_request < best.vision_load.units_per_request:
+        return "serves smaller images"
+    shorter, context = other.settings.session_len, best.settings.session_len
+    if shorter < context:
+        return f"its cache holds a context of {shorter:,} tokens, not {context:,}"
+    goal = request.workload.goal
+    if other.footprint > best.footprint:
+        return f"takes {format_bytes(other.footprint - best.footprint)} more"
+    if goal == "latency":
+        return f"an answer in {1 / other.score:.1f} s, not {1 / best.score:.1f}"
+    if goal == "context":
+        return f"{other.kv_tokens:,} KV tokens for one request, not {best.kv_tokens:,}"
+    return f"{three_digits(other.score)} requests/s, not {three_digits(best.score)}"
+
+
+def _because(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
+    """Why the other shape is slower; empty where there is no single cause."""
+    speeds, ours = other.speeds, best.speeds
+    if not speeds or not ours or request.workload.goal == "context":
+        return ""
+    worst = max(range(len(speeds)), key=lambda i: speeds[i].reduce / speeds[i].step)
+    share = speeds[worst].reduce / speeds[worst].step
+    if share > max(_MUCH, *(speed.reduce / speed.step for speed in ours)):
+        gpus = [request.machine.gpu(index) for index in other.shape.groups[worst]]
+        return (
+            f": {share:.0%} of a step waits for links ({group_class(request.machine, gpus).words})"
+        )
+    together, chosen = (sum(speed.running for speed in each) for each in (speeds, ours))
+    if together < chosen - 0.5:
+        return f": its cache holds {together:.0f} requests at once, not {chosen:.0f}"
+    if sum(map(len, other.shape.groups)) < sum(map(len, best.shape.groups)):
+        return ": GPUs stay idle"
+    slow, fast = (max(speed.prefill for speed in each) for each in (speeds, ours))
+    if slow > fast * (1 + _MUCH):
+        return f": a prompt takes {_two_digits(slow)} s, not {_two_digits(fast)}"
+    slow, fast = (max(speed.step for speed in each) for each in (speeds, ours))
+    if slow > fast * (1 + _MUCH):
+        return f": a token takes {_two_digits(slow * 1000)} ms, not {_two_digits(fast * 1000)}"
+    return ""
+
+
+def _two_digits(value: float) -> str:
+    """``0.14``, ``1.4``, ``14`` or ``140``, never ``1.4e+02``."""
+    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
+
+
+def unkept(request: ResolvedRequest, session_len: int, kv_tokens: int) -> Iterator[str]:
+    """A given context that the smallest cache, of ``kv_tokens``, does not hold."""
+    if request.context_given and session_len > kv_tokens:
+        yield (
+            f"the cache holds {kv_tokens:,} tokens, a session may have {session_len:,}: no longer"
+            " request is served than the cache holds"
+        )
+
+
+def beyond_model(request: ResolvedRequest, session_len: int) -> Iterator[str]:
+    """What a session longer than the model's own maximum means."""
+    longest = request.model.text.max_position_embeddings
+    if session_len > longest:
+        yield (
+            f"{request.model.name} reads {longest:,} tokens, a session may have {session_len:,}:"
+            " LMDeploy takes longer requests, and the model was not made for them"
+        )
+
+
+def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> Iterator[LimitCost]:
+    """The plan's limit and the common ones beside it, the largest first.
+
+    Under: with the plan's groups and prefill, where a search for the limit may find better ones.
+    """
+    rule, limit = request.model.image_rule, best.shape.limit
+    sized = request.workload.image_size is not None
+    if rule is None or limit is None or sized or not best.vision_load.units_per_image:
+        return
+    if not rule.varies_by_limit or request.least:  # the least cache holds no more with any limit
+        return
+    limits = {limit, *(one for one in rule.common_limits if one <= rule.checkpoint_limit)}
+    for one in sorted(limits, reverse=True):
+        made = best if one == limit else at_limit(request, best.shape, one, engine)
+        if not made.fits:
+            continue
+        images, speeds = vision_load_of(request, one), made.speeds
+        yield LimitCost(
+            limit=one,
+            option=f"{rule.limit_option} {one}",
+            image_tokens=images.tokens_per_request // images.images_per_request,
+            kv_tokens=sum(made.of_group(group).kv_tokens for group in made.shape.groups),
+            requests_at_once=round(sum(speed.running for speed in speeds)),
+            requests_per_second=round(sum(s.requests_per_second for s in speeds), 4),
+            seconds_to_first_token=round(max(s.seconds_to_first_token for s in speeds), 3),
+        )

@@ -1,36 +1,46 @@
-"""What would make it fit, cheapest first, each computed by planning again with the change.
+"""What would make a plan fit, or faster, each computed by planning again with the change.
 
-What keeps the requests at once that were asked for comes before fewer of them.
+Cheapest first; what keeps the requests at once that were asked for comes before fewer of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from itertools import combinations
+from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
 from turbofit.core.draft import Draft
 from turbofit.core.errors import TurbofitError
-from turbofit.core.messages import option_of, plural
+from turbofit.core.machine import Gpu, Link
+from turbofit.core.messages import indices, option_of, plural
 from turbofit.core.plan import Remedy
-from turbofit.core.units import GIB, format_bytes, round_up
+from turbofit.core.struct import known
+from turbofit.core.units import GIB, format_bytes, round_up, three_digits
 from turbofit.memory.engine import Engine
-from turbofit.model.presets import awq_variant
-from turbofit.tuner.engine_fit import EngineFit, fit_of, fit_on_host
-from turbofit.tuner.explain.other_machines import MORE_GPUS, larger, stopped, with_more_gpus
-from turbofit.tuner.explain.plan_document import host_short
-from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
+from turbofit.model.presets import awq_variant, preset_of
+from turbofit.tuner.resolved_request import ResolvedRequest, host_short, vision_load_of
 from turbofit.tuner.search.candidates import too_few
-from turbofit.tuner.search.context import MIN_TEXT_TOKENS, excess_tokens
-from turbofit.tuner.search.search import limit_that_fits
-from turbofit.tuner.speed.throughput import counted_tokens
+from turbofit.tuner.search.search import EngineFit, fit_on_host, limit_that_fits, search
+from turbofit.tuner.search.shape import Evaluation
+from turbofit.tuner.search.sizing import MIN_TEXT_TOKENS, excess_tokens, shortest_context
+from turbofit.tuner.speed.links import link_class
+from turbofit.tuner.speed.throughput import counted_tokens, request_tokens
 
-__all__ = ["Change", "Remedies", "left_to_turbofit", "quantised_cache", "remedies"]
+__all__ = [
+    "MORE_GPUS", "Change", "Remedies", "larger", "left_to_turbofit", "quantised_cache",
+    "remedies", "speed_remedies", "stopped", "with_more_gpus",
+]  # fmt: skip
 
+#: The name of a machine that does not exist.
+MORE_GPUS: Final = "more of these GPUs"
 #: A change that closes less of the gap than one percent helps nobody.
-_WORTH_SAYING = 0.99
-_QUANT: tuple[tuple[int, str], ...] = ((8, "int8"), (4, "int4"))
+_CLOSER: Final = 0.99
+#: A gain of speed that is less than this share is within what the forecast knows.
+_FASTER: Final = 1.1
+#: Contexts that are tried for speed, the longest first.
+_SHORTER: Final = (16384, 8192, 4096)
 
 
 class Remedies(NamedTuple):
@@ -54,18 +64,15 @@ def remedies(fit: EngineFit) -> Remedies:
     Those that make it fit come first, in order of cost; of the others only the ones that come
     closer are kept.
     """
-    request, best = fit.request, fit.found.best
+    request, best = fit.request, fit.best
     fitting: list[Remedy] = []
     closer: list[Remedy] = []
     causes: list[str] = []
     enough = best.fits  # no memory of a GPU is short
     for change, changed, released in _changes(fit):
         more = changed.machine.name == MORE_GPUS
-        if more and enough:
-            continue
-        try:
-            made = fit_on_host(changed, fit.engine)
-        except TurbofitError:
+        made = None if more and enough else _planned(changed, fit.engine)
+        if made is None:
             continue
         if made.fits:
             fitting.append(Remedy(change=change, effect=_fits(made)))
@@ -77,17 +84,30 @@ def remedies(fit: EngineFit) -> Remedies:
     if best.fits:
         fitting.append(_more_host_memory(fit))
     elif not enough:
-        fitting += _larger_cards(request, fit.engine)
+        for change, changed, _ in larger(request):  # the smallest that do
+            made = _planned(changed, fit.engine)
+            if made is not None and made.best.fits:
+                effect = _fits(made) if made.fits else _on_gpus_alone(made)
+                fitting.append(Remedy(change=change, effect=effect))
+                break
     return Remedies((*fitting, *closer), tuple(causes))
+
+
+def _planned(request: ResolvedRequest, engine: Engine) -> EngineFit | None:
+    """What a changed request comes to; None where it is refused."""
+    try:
+        return fit_on_host(request, engine)
+    except TurbofitError:
+        return None
 
 
 def _closer(fit: EngineFit, made: EngineFit) -> str:
     """What a change comes to that is not enough alone, in words; empty where it helps nobody."""
-    best, result = fit.found.best, made.found.best
+    best, result = fit.best, made.best
     if result.fits:
         if not best.fits:
             return _on_gpus_alone(made)
-        less = host_short(made.host) < host_short(fit.host) * _WORTH_SAYING
+        less = host_short(made.host) < host_short(fit.host) * _CLOSER
         return f"not enough alone: {made.host_problem}" if less else ""
     if excess_tokens(made.request, result.vision_load):
         return ""  # no memory is short: the images are longer than the context
@@ -96,7 +116,7 @@ def _closer(fit: EngineFit, made: EngineFit) -> str:
     if best.held:
         more = result.held > best.held
         return f"not enough alone: {too_few(made.request, result)}" if more else ""
-    if result.short < best.short * _WORTH_SAYING:
+    if result.short < best.short * _CLOSER:
         return (
             f"not enough alone: {format_bytes(result.short)} short"
             f" instead of {format_bytes(best.short)}"
@@ -107,27 +127,14 @@ def _closer(fit: EngineFit, made: EngineFit) -> str:
 def _more_host_memory(fit: EngineFit) -> Remedy:
     """Host memory for one engine, of what the GPUs hold."""
     made = fit
-    if fit.request.replicas is None and fit.found.best.shape.replicas > 1:
+    if fit.request.replicas is None and fit.best.shape.replicas > 1:
         try:
-            one = fit_of(replace(fit.request, replicas=1), fit.engine)
+            alone = search(replace(fit.request, replicas=1), fit.engine)
         except TurbofitError:
-            one = fit
-        made = one if one.found.best.fits else fit
+            alone = fit
+        made = alone if alone.best.fits else fit
     size = format_bytes(round_up(host_short(made.host), GIB))
     return Remedy(change=f"free {size} of host RAM", effect=_fits(made))
-
-
-def _larger_cards(request: ResolvedRequest, engine: Engine) -> Iterator[Remedy]:
-    """The smallest cards of another kind that do, as many as there are."""
-    for change, changed in larger(request):
-        try:
-            made = fit_on_host(changed, engine)
-        except TurbofitError:
-            continue
-        if made.found.best.fits:
-            effect = _fits(made) if made.fits else _on_gpus_alone(made)
-            yield Remedy(change=change, effect=effect)
-            return
 
 
 def _changes(fit: EngineFit) -> Iterator[Change]:
@@ -138,9 +145,16 @@ def _changes(fit: EngineFit) -> Iterator[Change]:
     yield from _smaller_images(fit)
     yield from quantised_cache(request)
     yield from _other_checkpoint(request)
-    yield from _fewer_requests(fit)
-    yield from _more_gpus(request)
-    yield from (Change(*change) for change in stopped(request))
+    # As many at once as are held; one where the caches hold all and the host does not.
+    wanted, held = request.promised_requests or 1, 1 if fit.best.fits else fit.best.held
+    if 0 < held < wanted:
+        fewer = request.with_workload(concurrency=held)
+        yield Change(f"--concurrency {held}", fewer, f"--concurrency {wanted}")
+    if request.tp is not None and len(request.visible) > request.tp:
+        free = replace(request, tp=None, replicas=None)
+        yield Change("leave --tp to turbofit", free, f"--tp {request.tp}")
+    yield from with_more_gpus(request)
+    yield from stopped(request)
 
 
 def left_to_turbofit(request: ResolvedRequest) -> Iterator[Change]:
@@ -185,9 +199,8 @@ def _released_options(request: ResolvedRequest) -> Iterator[Change]:
     yield from left_to_turbofit(request)
     yield from _usual_margin(request)
     if request.workload.queue_images is False:
-        queued = replace(request.workload, queue_images=None)
         out = "--no-queue-images"
-        yield Change(f"leave {out} out", replace(request, workload=queued), out)
+        yield Change(f"leave {out} out", request.with_workload(queue_images=None), out)
     if request.replicas is not None and (request.replicas > 1 or request.promised_requests):
         # Copies need whole models on their cards; one model may be split over the same cards.
         copies = f"--replicas {request.replicas}"
@@ -195,26 +208,22 @@ def _released_options(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def _smaller_workload(request: ResolvedRequest) -> Iterator[Change]:
-    workload = request.workload
-    if workload.context is not None:
-        shorter = replace(workload, context=None)
-        yield Change(
+    images, context = request.workload.images, request.workload.context
+    if context is not None:
+        change, free = (
             "leave --context to what the cache holds",
-            replace(request, workload=shorter),
-            f"--context {workload.context}",
+            request.with_workload(context=None),
         )
+        yield Change(change, free, f"--context {context}")
     requested_load = vision_load_of(request, request.requested_limit)
     excess = excess_tokens(request, requested_load)
     if excess:
         each = requested_load.tokens_per_request // requested_load.images_per_request
-        count = workload.images - -(-excess // each)
-        if count > 1:
-            fewer = replace(workload, images=count)
-            yield Change(f"--images {count}", replace(request, workload=fewer))
-    if workload.images > 1:
-        one = replace(workload, images=1)
-        images = f"--images {workload.images}"
-        yield Change("--images 1", replace(request, workload=one), images)
+        fewer = images - -(-excess // each)
+        if fewer > 1:
+            yield Change(f"--images {fewer}", request.with_workload(images=fewer))
+    if images > 1:
+        yield Change("--images 1", request.with_workload(images=1), f"--images {images}")
 
 
 def _smaller_images(fit: EngineFit) -> Iterator[Change]:
@@ -222,7 +231,7 @@ def _smaller_images(fit: EngineFit) -> Iterator[Change]:
 
     For more requests at once the largest with which the same shape holds them.
     """
-    request, best = fit.request, fit.found.best
+    request, best = fit.request, fit.best
     rule, requested = request.model.image_rule, request.requested_limit
     if rule is None or requested is None or requested <= 1:
         return
@@ -236,22 +245,11 @@ def _smaller_images(fit: EngineFit) -> Iterator[Change]:
         yield Change(f"{rule.limit_option} {lower}", request.with_limit(lower), given)
 
 
-def _fewer_requests(fit: EngineFit) -> Iterator[Change]:
-    """As many at once as are held; one where the caches hold all and the host does not."""
-    request, best = fit.request, fit.found.best
-    wanted = request.promised_requests or 1
-    held = 1 if best.fits else best.held
-    if 0 < held < wanted:
-        fewer = replace(request.workload, concurrency=held)
-        changed = replace(request, workload=fewer)
-        yield Change(f"--concurrency {held}", changed, f"--concurrency {wanted}")
-
-
 def quantised_cache(request: ResolvedRequest) -> Iterator[Change]:
     """A cache of fewer bits, where the person does not say how many."""
     if "quant_policy" in request.fixed:
         return
-    for policy, name in _QUANT:
+    for policy, name in ((8, "int8"), (4, "int4")):
         yield Change(
             f"--quant-policy {policy} ({name} KV cache)",
             replace(request, fixed={**request.fixed, "quant_policy": policy}),
@@ -269,13 +267,6 @@ def _other_checkpoint(request: ResolvedRequest) -> Iterator[Change]:
         yield Change(change, replace(request, model=variant, fixed=fixed))
 
 
-def _more_gpus(request: ResolvedRequest) -> Iterator[Change]:
-    if request.tp is not None and len(request.visible) > request.tp:
-        free = replace(request, tp=None, replicas=None)
-        yield Change("leave --tp to turbofit", free, f"--tp {request.tp}")
-    yield from (Change(*change) for change in with_more_gpus(request))
-
-
 def _written(option: str, value: object) -> str:
     """An option as it stands on a command line."""
     if value is True:
@@ -287,7 +278,7 @@ def _written(option: str, value: object) -> str:
 
 
 def _fits(made: EngineFit) -> str:
-    best = made.found.best
+    best = made.best
     effect = f"fits: {best.kv_tokens:,} KV tokens a group, tp {best.shape.tp}"
     if best.held:
         size = counted_tokens(best.vision_load, best.settings.session_len)
@@ -306,3 +297,151 @@ def _limit(request: ResolvedRequest, limit: int) -> str:
     assert request.model.image_rule is not None
     unit = request.model.image_rule.limit_unit
     return f"{limit:,} {unit} (text beside them: {MIN_TEXT_TOKENS} tokens)"
+
+
+def speed_remedies(fit: EngineFit) -> Iterator[Remedy]:
+    """What a smaller promise would give where it gives clearly more, computed by planning again."""
+    request = fit.request
+    if not fit.best.fits or request.workload.goal == "context" or request.least:
+        return
+    yield from _pages(fit)
+    if not request.context_given:
+        yield from _shorter(fit)
+
+
+def _pages(fit: EngineFit) -> Iterator[Remedy]:
+    """Images as the tool of a reader of documents sends them."""
+    request, workload = fit.request, fit.request.workload
+    limited = workload.image_size is not None or request.fixed_limit is not None
+    images = not limited and fit.best.vision_load.units_per_image
+    preset = preset_of(request.model) if images else None
+    page = None if preset is None else preset.page
+    if page is None:
+        return
+    change = f"--image-size {page.width}x{page.height}"
+    pages = request.with_workload(image_size=(page.width, page.height))
+    if not request.context_given:
+        change += f" --context {page.context}"
+        pages = pages.with_workload(context=page.context)
+    made = _planned(pages, fit.engine)
+    if made is not None and made.fits and made.best.score >= fit.best.score * _FASTER:
+        effect = f"{_gain(fit, made.best)}, for pages as {page.tool} sends them"
+        yield Remedy(change=change, effect=effect)
+
+
+def _shorter(fit: EngineFit) -> Iterator[Remedy]:
+    """A shorter context with which another shape serves clearly more."""
+    request, best = fit.request, fit.best
+    rivals = [one for one in fit.evaluations if one.fits and one.served == best.served]
+    left_out = any(one.settings.session_len < best.settings.session_len for one in rivals)
+    held = best.kv_tokens // request_tokens(fit.requested_load)
+    if not left_out and held <= best.settings.max_batch_size:
+        return  # the context left out no shape, and no requests
+    for context in _SHORTER:
+        if not shortest_context(best.vision_load) <= context < best.settings.session_len:
+            continue
+        made = _planned(request.with_workload(context=context), fit.engine)
+        if made is None:
+            return
+        whole = made.fits and made.best.served == best.served
+        if whole and made.best.score >= best.score * _FASTER:
+            yield Remedy(change=f"--context {context}", effect=_gain(fit, made.best))
+            return
+
+
+def _gain(fit: EngineFit, other: Evaluation) -> str:
+    then, now = other.score, fit.best.score
+    if fit.request.workload.goal == "latency":
+        return f"an answer in {1 / then:.1f} s by the forecast, not {1 / now:.1f}"
+    return f"{three_digits(then)} requests/s by the forecast, not {three_digits(now)}"
+
+
+def with_more_gpus(request: ResolvedRequest) -> Iterator[Change]:
+    """2, 4 and 8 of the GPU with most memory free.
+
+    Only counts above those visible, with the links that the visible ones have: NVLink takes memory.
+    """
+    gpu = max(request.visible, key=lambda one: known(one.free, 0))
+    for count in (2, 4, 8):
+        if count <= len(request.visible):
+            continue
+        machine = replace(
+            request.machine,
+            name=MORE_GPUS,
+            gpus=tuple(replace(gpu, index=i, uuid=f"{gpu.uuid}+{i}") for i in range(count)),
+            links=_links(request, gpu, count),
+            visible=tuple(range(count)),
+        )
+        changed = replace(request, machine=machine, tp=None, replicas=None)
+        yield Change(f"{count} x {gpu.name}", changed)
+
+
+def _links(request: ResolvedRequest, gpu: Gpu, count: int) -> tuple[Link, ...]:
+    """The visible GPUs' links as often as they go in, and their slowest one between those sets.
+
+    A bridge joins no sets. A GPU alone has the links of its preset, none where it has no preset.
+    """
+    from turbofit.machine.links import preset_links
+    from turbofit.machine.presets import match_preset
+
+    visible, machine, preset = request.visible, request.machine, match_preset(gpu)
+    if len(visible) == 1:
+        return preset_links([preset] * count) if preset else ()
+    links = [machine.link(a.index, b.index) for a, b in combinations(visible, 2)]
+    between = min(links, key=link_class)
+    if between.nvlinked and preset and not preset.nvlink.default:
+        between = preset_links([preset] * 2, nvlink=frozenset())[0]
+    pairs = dict(zip(combinations(range(len(visible)), 2), links, strict=True))
+    made = []
+    for a, b in combinations(range(count), 2):
+        same = a // len(visible) == b // len(visible)
+        link = pairs[a % len(visible), b % len(visible)] if same else between
+        made.append(replace(link, a=a, b=b))
+    return tuple(made)
+
+
+def larger(request: ResolvedRequest) -> Iterator[Change]:
+    """As many cards of another kind in this host, of each kind with more memory, smallest first."""
+    from turbofit.machine.presets import load_preset, preset_names
+    from turbofit.machine.source import machine_from
+
+    count, held = len(request.visible), max(known(one.total, 0) for one in request.visible)
+    totals = {name: load_preset(name).total for name in preset_names()}
+    for name in sorted(totals, key=lambda one: (totals[one], one)):
+        if totals[name] > held:
+            machine = machine_from(f"{count}x{name}")
+            machine = replace(machine, name=MORE_GPUS, host=request.machine.host)
+            change = f"{count} x {machine.gpus[0].name} ({format_bytes(totals[name])})"
+            yield Change(change, replace(request, machine=machine, tp=None, replicas=None))
+
+
+def stopped(request: ResolvedRequest) -> Iterator[Change]:
+    """The process that holds most, gone from all its GPUs; all that is held where none is known."""
+    held: dict[int, dict[int, int]] = {}
+    names: dict[int, str] = {}
+    for gpu in request.visible:
+        for holder in gpu.holders:
+            size = known(holder.bytes, 0)
+            if holder.pid != "NA" and size > 0:
+                held.setdefault(holder.pid, {})[gpu.index] = size
+                names.setdefault(holder.pid, holder.name)
+    freed = {gpu.index: known(gpu.used, 0) for gpu in request.visible}
+    used = [index for index, size in freed.items() if size]
+    if held:
+        pid, freed = max(held.items(), key=lambda one: sum(one[1].values()))
+        where = f"GPU{'s' if len(freed) > 1 else ''} {indices(freed)}"
+        change = f"stop {names[pid]}[{pid}] on {where} ({format_bytes(sum(freed.values()))})"
+    elif used:
+        most = format_bytes(max(freed.values()))
+        where = f"GPU {used[0]} ({most})" if len(used) == 1 else f"the GPUs (up to {most} of each)"
+        change = f"free what others hold of {where}"
+    else:
+        return
+
+    def without(gpu: Gpu) -> Gpu:
+        # Holders are read beside the sizes: one may be said to hold more than all of them do.
+        less = min(freed.get(gpu.index, 0), known(gpu.used, 0))
+        return replace(gpu, used=known(gpu.used, 0) - less, free=known(gpu.free, 0) + less)
+
+    gpus = tuple(without(gpu) if gpu.index in freed else gpu for gpu in request.machine.gpus)
+    yield Change(change, replace(request, machine=replace(request.machine, gpus=gpus)))

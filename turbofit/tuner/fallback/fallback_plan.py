@@ -1,28 +1,37 @@
-"""The plan for the fallback engine, with its reasons in words."""
+"""The plan for the fallback engine: its settings, its words, and what would make it fit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
+from turbofit.core.errors import TurbofitError
 from turbofit.core.footprint import Footprint
-from turbofit.core.messages import groups_of, indices
-from turbofit.core.plan import HostMemory, Plan, Settings
+from turbofit.core.messages import BEYOND, groups_of, indices, on_each_gpu
+from turbofit.core.plan import GpuLedger, HostMemory, Plan, Remedy, Settings
+from turbofit.core.struct import known
 from turbofit.core.units import format_bytes
 from turbofit.memory.engine import Engine
-from turbofit.memory.transformers.placement import device_map
+from turbofit.memory.transformers.activations import device_map
 from turbofit.memory.transformers.transformers_account import TransformersAccount
-from turbofit.tuner.explain.footprint import footprint_of, footprint_words
-from turbofit.tuner.explain.plan_document import PlanDraft, document, host_of, host_problem
-from turbofit.tuner.explain.remedies import Remedies
-from turbofit.tuner.fallback.messages import verdict, warnings
-from turbofit.tuner.fallback.remedies import fallback_remedies
+from turbofit.tuner.explain.plan_document import document, footprint_of, footprint_words
+from turbofit.tuner.explain.remedies import (
+    MORE_GPUS,
+    Change,
+    Remedies,
+    larger,
+    left_to_turbofit,
+    stopped,
+    with_more_gpus,
+)
 from turbofit.tuner.fallback.search import Chosen, search
-from turbofit.tuner.resolved_request import ResolvedRequest, launch_of
-from turbofit.tuner.search.constraints import dtype_for
-from turbofit.tuner.search.shape import Shape, shape_settings
+from turbofit.tuner.resolved_request import ResolvedRequest, host_of, host_problem, launch_of
+from turbofit.tuner.search.candidates import too_long
+from turbofit.tuner.search.shape import Shape, dtype_for, shape_settings
+from turbofit.tuner.search.sizing import excess_tokens
 
 __all__ = ["make_fallback_plan"]
 
@@ -41,7 +50,15 @@ def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) ->
     """
     chosen = search(request)
     keeps = chosen.keeps(request)
-    settings = _settings(request, chosen)
+    shape = Shape(  # one request at a time, in one forward
+        tp=1,
+        groups=chosen.groups,
+        max_prefill_token_num=chosen.session_len,
+        limit=chosen.limit,
+        dtype=chosen.copies[0].dtype,
+        at_once=1,
+    )
+    settings = shape_settings(request, shape, chosen.session_len)
     accounts = [
         TransformersAccount(
             launch_of(request, settings, copy.gpus, chosen.vision_load), chosen.placement
@@ -52,37 +69,33 @@ def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) ->
     problem = host_problem(host)
     placed = device_map(chosen.copies[0], chosen.placement, kept)
     ledgers = [ledger for account in accounts for ledger in account.at(0.0).ledgers]
-    helps = Remedies((), ()) if keeps else fallback_remedies(request, chosen)
-    words = verdict(request, chosen, ledgers, problem, helps.causes)
+    helps = Remedies((), ()) if keeps else _remedies(request, chosen)
+    words = _verdict(request, chosen, ledgers, problem, helps.causes)
     footprint: Footprint | UnsetType = UNSET
     if request.least and keeps and problem is None:
         footprint = footprint_of(request, accounts, None)
         words += f", {footprint_words(footprint)}"
-    draft = PlanDraft(
-        groups=chosen.groups,
-        settings=settings,
-        vision_load=chosen.vision_load,
-        limit=chosen.limit,
+    plan = document(
+        request,
+        engine,
+        accounts,
         fits=keeps and problem is None,
         verdict=words,
         parallel_reason=_parallel(request, chosen),
         host=host,
-        reasons=tuple(_reasons(request, chosen, settings, reason)),
-        warnings=tuple(warnings(request, chosen, placed)),
-        remedies=helps.remedies,
+        settings=settings,
+        vision_load=chosen.vision_load,
+        limit=chosen.limit,
         held=None if request.promised_requests is None else len(chosen.copies) * chosen.fits,
+    )
+    return replace(
+        plan,
+        reasons=tuple(_reasons(request, chosen, settings, reason)),
+        warnings=(*plan.warnings, *_warnings(request, chosen, placed)),
+        remedies=helps.remedies,
         device_map=placed,
+        footprint=footprint,
     )
-    return replace(document(request, draft, accounts, engine), footprint=footprint)
-
-
-def _settings(request: ResolvedRequest, chosen: Chosen) -> Settings:
-    """One request at a time, in one forward; each copy's layers are split by the device map."""
-    tokens = chosen.session_len
-    shape = Shape(
-        tp=1, groups=chosen.groups, max_prefill_token_num=tokens, limit=chosen.limit, at_once=1
-    )
-    return shape_settings(request, shape, tokens, chosen.copies[0].dtype)
 
 
 def _host(
@@ -143,33 +156,171 @@ def _reasons(
             "kernel for grouped heads on cards before Ampere"
         )
     if chosen.limit is not None and chosen.vision_load.units_per_image:
-        yield f"image limit {chosen.limit}: {_limit_words(request, chosen.limit)}"
-    parts = chosen.copies[0].parts
+        size, requested = request.workload.image_size, request.requested_limit
+        why = f"lowered from {requested} to what fits"
+        if chosen.limit == requested:
+            why = "the model's own" if request.fixed_limit is None else "as set by you"
+        elif size is not None:
+            why = f"what images of {size[0]}x{size[1]} take; larger ones are lowered to it"
+        yield f"image limit {chosen.limit}: {why}"
+    parts, placement = chosen.copies[0].parts, chosen.placement
+    cuts = [
+        f"layers {indices(mine)} on device {place}"
+        for place in range(placement.devices)
+        if (mine := [number for number, at in enumerate(placement.layers) if at == place])
+    ]
+    cuts += [f"layers {indices(placement.offloaded)} on none"] if placement.offloaded else []
     tower = f"vision tower ({format_bytes(parts.vision)}) and " if parts.vision else ""
     yield (
         f"device map on GPU {groups_of(chosen.groups)}: {tower}embeddings"
-        f" ({format_bytes(parts.embeddings)}) first; {_cuts(chosen)}; the last norm and lm_head "
+        f" ({format_bytes(parts.embeddings)}) first; {', '.join(cuts)}; the last norm and lm_head "
         f"{'with the embeddings, whose tensor it is' if parts.tied else 'last'}"
     )
 
 
-def _limit_words(request: ResolvedRequest, limit: int) -> str:
-    """Why images are held to this limit."""
-    size, requested = request.workload.image_size, request.requested_limit
-    if limit == requested:
-        return "the model's own" if request.fixed_limit is None else "as set by you"
-    if size is not None:
-        return f"what images of {size[0]}x{size[1]} take; larger ones are lowered to it"
-    return f"lowered from {requested} to what fits"
+#: Bytes/s of one PCIe lane in one direction, by generation, before protocol overhead.
+_LANE: Final = {1: 250e6, 2: 500e6, 3: 985e6, 4: 1969e6, 5: 3938e6, 6: 7563e6}
 
 
-def _cuts(chosen: Chosen) -> str:
-    placement = chosen.placement
-    said = []
-    for place in range(placement.devices):
-        mine = [n for n, at in enumerate(placement.layers) if at == place]
-        if mine:
-            said.append(f"layers {indices(mine)} on device {place}")
-    if placement.offloaded:
-        said.append(f"layers {indices(placement.offloaded)} on none")
-    return ", ".join(said)
+def _verdict(
+    request: ResolvedRequest,
+    chosen: Chosen,
+    ledgers: Sequence[GpuLedger],
+    host: str | None,
+    causes: Sequence[str],
+) -> str:
+    """Whether it fits, on which GPUs, and what is left; or which GPU is short by how much.
+
+    ``host`` says what host memory is short of; without each of ``causes`` it would fit.
+    """
+    name = request.model.name
+    unfit = f"does not fit: {name} on Transformers"
+    unfit += f" with {' and '.join(causes)}" if causes else ""
+    if not chosen.fits and excess_tokens(request, chosen.vision_load):
+        return f"{unfit}: {too_long(request, chosen.vision_load)}"
+    if not chosen.fits:
+        tightest = min(ledgers, key=lambda one: one.headroom - one.margin)
+        term = max(tightest.ledger, key=lambda one: one.bytes)
+        short = tightest.margin - tightest.headroom
+        split = ""
+        if (request.replicas or 1) > 1 and request.tp is None:
+            split = "; copies are split over GPUs only where --tp asks for it too"
+        return (
+            f"{unfit}: GPU {tightest.index} is {format_bytes(short)} short even with all decoder"
+            f" layers elsewhere, most of it {term.term} ({format_bytes(term.bytes)}){split}"
+        )
+    if not chosen.keeps(request):
+        return (
+            f"{unfit}: it answers {len(chosen.copies):,} of {request.promised_requests:,} requests"
+            " at once, one a copy"
+        )
+    if host is not None:
+        return f"does not fit: {name}: {host}"
+    spare = min(one.headroom for one in ledgers)
+    off = len(chosen.placement.offloaded)
+    how = f", {off} decoder layers in host memory or on disk" if off else ""
+    each = on_each_gpu(sum(map(len, chosen.groups)))
+    return (
+        f"fits: {name} on GPU {groups_of(chosen.groups)} with Transformers{how}:"
+        f" {_at_once(chosen)} {chosen.session_len:,} tokens at a time;"
+        f" {format_bytes(spare)} stay free{each}"
+    )
+
+
+def _at_once(chosen: Chosen) -> str:
+    """How many requests run, up to ``of``."""
+    copies = len(chosen.copies)
+    return "one request of" if copies == 1 else f"{copies} requests, one a copy, of"
+
+
+def _warnings(
+    request: ResolvedRequest, chosen: Chosen, placed: Mapping[str, int | str]
+) -> Iterator[str]:
+    """What a person should know before choosing this engine."""
+    yield (
+        "the fallback engine is serial and slower than LMDeploy: each copy answers one request at "
+        "a time, without batching, paged cache or CUDA graphs"
+    )
+    if chosen.placement.devices > 1:
+        yield (
+            f"splitting over {chosen.placement.devices} GPUs adds memory, not speed: their layers "
+            "work one after the other"
+        )
+    yield from _slow(chosen, placed)
+    used = {index for group in chosen.groups for index in group}
+    idle = [gpu for gpu in request.visible if gpu.index not in used]
+    if idle and chosen.fits and not request.least:
+        names = ", ".join(f"GPU {gpu.index} ({gpu.name})" for gpu in idle)
+        yield f"not used: {names}; --replicas serves on them beside it, --tp splits over them"
+    if chosen.vision_load.units_per_image and chosen.fits:
+        yield (f"{BEYOND}: turbofit serve holds them, Transformers itself would not")
+
+
+def _slow(chosen: Chosen, placed: Mapping[str, int | str]) -> Iterator[str]:
+    """What layers off the GPUs cost at every token."""
+    off = chosen.placement.offloaded
+    if not off or not chosen.fits:
+        return
+    copy = chosen.copies[0]
+    size = sum(copy.parts.layers[number].weights for number in off)
+    disk = sum(1 for where in placed.values() if where == "disk")
+    said = (
+        f"{len(off)} of {len(copy.parts.layers)} decoder layers ({format_bytes(size)}) do not "
+        "fit on the GPUs and pass through GPU "
+        f"{copy.gpus[0].index} at every token"
+    )
+    pcie = copy.gpus[0].pcie
+    rate = known(pcie.width, 0) * _LANE.get(known(pcie.generation, 0), 0.0)
+    if rate:
+        said += f": {size / rate:.2g} s a token at the best that its PCIe link can do"
+    if disk:
+        said += f"; {disk} of them are read from disk each time, which is slower still"
+    yield said
+
+
+def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
+    """Single changes that make it fit, cheapest first; ``closest`` is what was found without."""
+    found, causes = list[Remedy](), list[str]()
+    for change, changed, released in _changes(request, closest):
+        if found and changed.machine.name == MORE_GPUS:
+            continue  # fewer such cards do already, or what costs nothing
+        try:
+            chosen = search(changed)
+        except TurbofitError:
+            continue
+        if not chosen.keeps(changed):
+            continue
+        off = len(chosen.placement.offloaded)
+        effect = f"fits: {_at_once(chosen)} {chosen.session_len:,} tokens at a time"
+        if off:
+            effect += f", {off} decoder layers in host memory (slow)"
+        found.append(Remedy(change=change, effect=effect))
+        causes += [released] if released else []
+    return Remedies(tuple(found), tuple(causes))
+
+
+def _changes(request: ResolvedRequest, closest: Chosen) -> Iterator[Change]:
+    """Single changes, cheapest first."""
+    workload, copies = request.workload, len(closest.copies)
+    yield from left_to_turbofit(request)
+    if workload.context is not None:
+        free, context = request.with_workload(context=None), f"--context {workload.context}"
+        yield Change("leave --context to what fits", free, context)
+    if workload.images > 1:
+        yield Change("--images 1", request.with_workload(images=1), f"--images {workload.images}")
+    rule, limit = request.model.image_rule, request.fixed_limit
+    if rule is not None and limit is not None and limit > 1:
+        option, half = rule.limit_option, limit // 2
+        yield Change(f"{option} {half}", request.with_limit(half), f"{option} {limit}")
+    if request.replicas is not None and (request.replicas > 1 or closest.fits):
+        change = "leave --replicas to turbofit" if closest.fits else "--replicas 1"
+        yield Change(change, replace(request, replicas=None), f"--replicas {request.replicas}")
+    if request.tp is not None:
+        yield Change("leave --tp to turbofit", replace(request, tp=None), f"--tp {request.tp}")
+    yield from stopped(request)
+    yield from with_more_gpus(request)
+    if closest.fits:  # and answers fewer at once than were asked for
+        fewer = request.with_workload(concurrency=copies)
+        yield Change(f"--concurrency {copies}", fewer, f"--concurrency {workload.concurrency}")
+    else:
+        yield from larger(request)

@@ -18,18 +18,26 @@ from turbofit.core.errors import UsageError
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
 from turbofit.core.struct import known
-from turbofit.memory.transformers.model_copy import ModelCopy, Placement, load_of
-from turbofit.memory.transformers.placement import fewest_offloaded, holds, nowhere, place_all
+from turbofit.memory.transformers.activations import (
+    ModelCopy,
+    Placement,
+    fewest_offloaded,
+    holds,
+    load_of,
+    nowhere,
+    place_all,
+)
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
-from turbofit.tuner.search.constraints import chosen_dtype
-from turbofit.tuner.search.context import (
+from turbofit.tuner.search.shape import chosen_dtype
+from turbofit.tuner.search.shapes import split_over_slices
+from turbofit.tuner.search.sizing import (
     CONTEXT_STEP,
     ROUND_CONTEXT,
+    bisect,
     excess_tokens,
     shortest_context,
 )
-from turbofit.tuner.search.shapes import split_over_slices
 
 __all__ = ["Chosen", "search"]
 
@@ -91,12 +99,17 @@ def _search(request: ResolvedRequest) -> Chosen:
             found = _on_gpus(request, groups, vision_load, limit)
             if found is not None:
                 return found
-    largest = groupings[-1]
-    for limit in limits:
-        found = _offloading(request, largest, vision_load_of(request, limit), limit)
-        if found is not None:
-            return found
-    return _closest(request, largest, every[-1])
+    copies = _copies(request, groupings[-1])
+    for limit in limits:  # the shortest context, so that as few layers as possible are off the GPUs
+        vision_load = vision_load_of(request, limit)
+        tokens = _shortest(request, vision_load)
+        placement = fewest_offloaded(_Tightest(copies), load_of(vision_load, tokens))
+        if placement is not None:
+            return Chosen(copies, placement, vision_load, limit, tokens)
+    # Every layer off the GPUs, so that what is left is what is too large.
+    vision_load = vision_load_of(request, every[-1])
+    tokens = _shortest(request, vision_load)
+    return Chosen(copies, nowhere(copies[0]), vision_load, every[-1], tokens, fits=False)
 
 
 def _check(request: ResolvedRequest) -> None:
@@ -119,15 +132,11 @@ def _held(request: ResolvedRequest) -> ResolvedRequest:
     This engine reads no limit from a request: only the limit in the model folder lowers larger
     images, so that the plan must pay for the worst image under that limit.
     """
-    rule, size, requested = (
-        request.model.image_rule,
-        request.workload.image_size,
-        request.requested_limit,
-    )
-    if rule is None or size is None or requested is None:
+    rule, requested = request.model.image_rule, request.requested_limit
+    if rule is None or request.workload.image_size is None or requested is None:
         return request
     promised = vision_load_of(request, requested).units_per_image
-    whole = replace(request, workload=replace(request.workload, image_size=None))
+    whole = request.with_workload(image_size=None)
     limit = rule.largest_limit(promised) if rule.varies_by_limit and promised else None
     return whole if limit is None else whole.with_limit(min(limit, requested))
 
@@ -168,7 +177,11 @@ def _groupings(request: ResolvedRequest) -> Iterator[_Groups]:
 
     Copies side by side are split over several GPUs only where both are asked for.
     """
-    freest = sorted(request.visible, key=lambda gpu: (-_free(request, gpu), gpu.index))
+
+    def taken(gpu: Gpu) -> int:
+        return known(gpu.used, 0) + request.margin_of(gpu) - gpu.usable
+
+    freest = sorted(request.visible, key=lambda gpu: (taken(gpu), gpu.index))
     replicas = request.replicas or 1
     if request.tp is not None:
         sizes: Sequence[int] = (request.tp,)
@@ -183,11 +196,6 @@ def _groupings(request: ResolvedRequest) -> Iterator[_Groups]:
         chosen = cards[: size * replicas]
         groups = [chosen[number::replicas] for number in range(replicas)]
         yield tuple(tuple(gpu.index for gpu in group) for group in groups)
-
-
-def _free(request: ResolvedRequest, gpu: Gpu) -> int:
-    usable = gpu.usable - known(gpu.used, 0)
-    return usable - request.margin_of(gpu)
 
 
 def _copies(request: ResolvedRequest, groups: _Groups) -> list[ModelCopy]:
@@ -257,27 +265,6 @@ def _longest(request: ResolvedRequest, copy: ModelCopy, vision_load: VisionLoad,
     shortest, high = low, request.model.text.max_position_embeddings
     if fits(high):
         return high
-    while high - low > CONTEXT_STEP:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
+    low, _ = bisect(fits, low, high, CONTEXT_STEP)
     rounded = low // ROUND_CONTEXT * ROUND_CONTEXT
     return rounded if rounded >= shortest else max(shortest, low // CONTEXT_STEP * CONTEXT_STEP)
-
-
-def _offloading(
-    request: ResolvedRequest, groups: _Groups, vision_load: VisionLoad, limit: int | None
-) -> Chosen | None:
-    """With decoder layers off the GPUs: the shortest context, so that as few as possible are."""
-    copies = _copies(request, groups)
-    tokens = _shortest(request, vision_load)
-    placement = fewest_offloaded(_Tightest(copies), load_of(vision_load, tokens))
-    if placement is None:
-        return None
-    return Chosen(copies, placement, vision_load, limit, tokens)
-
-
-def _closest(request: ResolvedRequest, groups: _Groups, limit: int | None) -> Chosen:
-    """What does not fit: every layer off the GPUs, so that what is left is what is too large."""
-    copies, vision_load = _copies(request, groups), vision_load_of(request, limit)
-    tokens = _shortest(request, vision_load)
-    return Chosen(copies, nowhere(copies[0]), vision_load, limit, tokens, fits=False)

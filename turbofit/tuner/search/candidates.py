@@ -1,196 +1,106 @@
-"""Evaluates one shape: whether it fits, how many tokens it holds, and its rank."""
+"""Evaluates one shape: whether it fits, how many tokens it holds, and its rank.
+
+Engines on unequal cards are sets of like groups, each with the settings that serve most on it. One
+gateway stands before them, so that clients are promised one thing: the image limits and the context
+are common, and the weakest set bounds them. Cache ratio, prefill and batch are each set's own, and
+it gets the share of the requests that the goal gives it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from math import ceil
-from typing import Any, Final
+from typing import Final
 
 from msgspec.structs import replace
 
 from turbofit.core.messages import on_each_gpu
-from turbofit.core.plan import Candidate, Settings
-from turbofit.core.struct import Struct
 from turbofit.core.units import format_bytes
 from turbofit.memory.engine import Engine
 from turbofit.memory.start_outcome import outcome_at, outcome_without_cache
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest
-from turbofit.tuner.search.batch import most_held, with_best_batch
-from turbofit.tuner.search.context import excess_tokens, most_context
-from turbofit.tuner.search.shape import Shape
-from turbofit.tuner.search.sizing import Memo, Sizer
+from turbofit.tuner.search.shape import Evaluation, Shape
+from turbofit.tuner.search.shapes import like_groups
+from turbofit.tuner.search.share import evenly, held_shares, share_out
+from turbofit.tuner.search.sizing import (
+    SearchState,
+    Sizer,
+    best_batch,
+    excess_tokens,
+    held_by,
+    most_context,
+    most_held,
+)
 from turbofit.tuner.speed.throughput import Speed, counted_tokens, request_tokens
 
-__all__ = ["Evaluation", "evaluate", "explain", "scored", "share_served", "too_long"]
-
+__all__ = ["evaluate", "explain", "too_few", "too_long"]
 
 #: Digits of a score: sums of the same speeds in another order are the same.
 _DIGITS: Final = 9
 
+Groups = tuple[tuple[int, ...], ...]
 
-class Evaluation(Struct):
-    """A shape with its settings, and whether it serves.
 
-    ``short`` is how many bytes are missing on the tightest GPU of a shape that does not; why it
-    does not is told by :func:`explain`, since a search needs the words of few shapes. ``score`` is
-    the goal's value, ``served`` the share of the vision units asked for that it serves, ``queues``
-    whether image requests wait though nobody asked for that. ``parts`` are the sets of like groups
-    where cards are unequal; ``settings`` and ``kv_tokens`` are then those of the weakest,
-    ``speeds`` are in the order of the shape's groups. With the goal of latency
-    ``seconds_per_answer`` is the slowest group's, with the requests that were asked for there, or
-    with one. ``wants_cache``: more cache would run more requests at once. ``footprint`` are the
-    bytes of all GPUs that it takes, where the least is asked for, and 0 elsewhere. ``held`` are the
-    requests that all its engines run and hold at once, where a person says how many there must be,
-    and 0 elsewhere; of a shape that holds too few ``settings`` have the largest batch that it
-    holds.
+def evaluate(state: SearchState, shape: Shape, vision_load: VisionLoad) -> Evaluation:
+    """Size the context and the ratio of a shape, and score what comes out.
+
+    With ``prefills`` each set of like groups by itself, then all under one context.
     """
-
-    engine: str
-    shape: Shape
-    settings: Settings
-    vision_load: VisionLoad
-    kv_tokens: int
-    fits: bool
-    score: float = 0.0
-    served: float = 1.0
-    queues: bool = False
-    short: int = 0
-    speeds: tuple[Speed, ...] = ()
-    seconds_per_answer: float = 0.0
-    wants_cache: bool = False
-    footprint: int = 0
-    held: int = 0
-    parts: tuple[Evaluation, ...] = ()
-
-    def of_group(self, group: tuple[int, ...]) -> Evaluation:
-        """What one of the shape's groups runs."""
-        return next((part for part in self.parts if group in part.shape.groups), self)
-
-    @property
-    def serves(self) -> bool:
-        """Whether it serves, though perhaps fewer requests at once than were asked for."""
-        return self.fits or self.held > 0
-
-    @property
-    def worth(self) -> tuple[float, int, int, float]:
-        """What clients get: images as large as was asked, the context, then the goal's value.
-
-        A promise comes before speed, so that none is smaller where there is more memory. Memory
-        comes between them where the least is asked for.
-        """
-        return (self.served, self.settings.session_len, -self.footprint, self.score)
-
-    @property
-    def rank(self) -> tuple[float, ...]:
-        """What is compared: what clients get, without queues where that costs nothing, tokens.
-
-        Last the larger prefill, then fewer shards.
-        """
-        shape = self.shape
-        return (
-            *self.worth, not self.queues, self.kv_tokens, shape.max_prefill_token_num, -shape.tp
-        )  # fmt: skip
-
-    def candidate(self, why_not: str) -> Candidate:
-        """The row of ``considered``."""
-        kept = ("max_prefill_token_num", "max_batch_size", "session_len", "cache_max_entry_count")
-        settings: dict[str, Any] = {name: getattr(self.settings, name) for name in kept}
-        if self.parts:
-            each = [self.of_group(group).settings for group in self.shape.groups]
-            settings["by_group"] = [{name: getattr(one, name) for name in kept} for one in each]
-        if self.shape.limit is not None:
-            settings["limit"] = self.shape.limit
-        return Candidate(
-            engine=self.engine,
-            tp=self.shape.tp,
-            replicas=self.shape.replicas,
-            groups=self.shape.groups,
-            settings=settings,
-            fits=self.fits,
-            kv_tokens=self.kv_tokens,
-            score=self.score,
-            why_not=why_not,
-        )
-
-
-def evaluate(  # noqa: PLR0913 - all that an evaluation depends on
-    request: ResolvedRequest,
-    shape: Shape,
-    dtype: str,
-    vision_load: VisionLoad,
-    requested_load: VisionLoad,
-    engine: Engine,
-    memo: Memo | None = None,
-) -> Evaluation:
-    """Size the context and the ratio of a shape, and score what comes out."""
-    sizer = Sizer(request, shape, dtype, vision_load, engine, memo or Memo())
-    wanted = ceil(shape.requests(request.promised_requests))
-    sizer, session_len, wants_cache = _sized(sizer, requested_load, wanted)
-    settings, outcome = sizer.settings(session_len), sizer.outcome(session_len)
-    held, lacking = wanted, 0
-    if request.promised_requests is not None:
-        held, lacking = (
-            sizer.held(outcome, session_len),
-            sizer.lacking(outcome, session_len, wanted),
-        )
-    if outcome.ratio is not None:
-        settings = replace(settings, cache_max_entry_count=outcome.ratio)
-    evaluation = Evaluation(
-        engine=engine.name,
-        shape=sizer.shape,
-        settings=settings,
-        vision_load=vision_load,
-        kv_tokens=outcome.kv_tokens,
-        fits=not outcome.short and held >= wanted,
-        served=share_served(vision_load, requested_load),
-        short=outcome.short or lacking,
-        footprint=sizer.footprint(settings) if request.least else 0,
-        held=0 if request.promised_requests is None else held * shape.replicas,
+    if shape.prefills:
+        return _Unequal(state, shape, vision_load).evaluate()
+    request, promised = state.request, state.request.promised_requests
+    wanted = ceil(shape.requests(promised))
+    sizer, session_len, wants_cache = _sized(Sizer(state, shape, vision_load), wanted)
+    sized = sizer.evaluation(session_len)
+    tokens, held, lacking = sized.kv_tokens, wanted, 0
+    if promised is not None:
+        held, lacking = held_by(sized), sizer.lacking(tokens, session_len, wanted)
+    evaluation = replace(
+        sized,
+        fits=sized.fits and held >= wanted,
+        served=_share_served(state, vision_load),
+        short=sized.short or lacking,
+        footprint=sizer.footprint(sized.settings) if request.least else 0,
+        held=0 if promised is None else held * shape.replicas,
     )
     if not evaluation.fits:
         return evaluation
     at_once = sizer.shape.requests(request.workload.concurrency)
-    wants_cache |= outcome.kv_tokens < at_once * request_tokens(requested_load)
+    wants_cache |= tokens < at_once * request_tokens(state.requested_load)
 
     def speeds(in_flight: float) -> tuple[Speed, ...]:
-        tokens = outcome.kv_tokens
-        return tuple(
-            sizer.speed(settings, gpus, requested_load, tokens, in_flight) for gpus in sizer.groups
-        )
+        return tuple(sizer.speed(sized.settings, gpus, tokens, in_flight) for gpus in sizer.groups)
 
     evaluation = replace(evaluation, speeds=speeds(at_once), wants_cache=wants_cache)
     if request.workload.goal == "latency":
         alone = speeds(1.0) if request.workload.concurrency is None else evaluation.speeds
         slowest = max(speed.seconds_per_request for speed in alone)
         evaluation = replace(evaluation, seconds_per_answer=slowest)
-    return scored(request, evaluation)
+    return _scored(request, evaluation)
 
 
-def _sized(sizer: Sizer, requested_load: VisionLoad, wanted: int) -> tuple[Sizer, int, bool]:
+def _sized(sizer: Sizer, wanted: int) -> tuple[Sizer, int, bool]:
     """The shape with its batch, its context, and whether it wants more cache.
 
-    Args:
-        sizer: of the shape.
-        requested_load: the workload's images.
-        wanted: requests that each engine must hold at once, where a person says how many.
+    ``wanted`` requests must be held by each engine at once, where a person says how many.
     """
-    request, memo, key = sizer.request, sizer.memo, sizer.key
-    if key not in memo.sized:
+    request, memo, key = sizer.request, sizer.state.sized, sizer.key
+    if key not in memo:
         session_len, batch, wants_cache = sizer.session_len(), None, False
         given = request.workload.concurrency is not None or sizer.shape.at_once is not None
         if not given and not request.least:
-            best, wants_cache = with_best_batch(sizer, session_len, requested_load)
-            batch = best.settings(session_len).max_batch_size
+            batch, wants_cache = best_batch(sizer, session_len)
         elif request.promised_requests is not None and "max_batch_size" not in request.fixed:
-            held = sizer.held(sizer.outcome(session_len), session_len)
+            held = held_by(sizer.evaluation(session_len))
             batch = most_held(sizer, wanted) or None if held < wanted else None
             session_len = session_len if batch is None else sizer.with_batch(batch).session_len()
-        memo.sized[key] = session_len, batch, wants_cache
-    session_len, batch, wants_cache = memo.sized[key]
+        memo[key] = session_len, batch, wants_cache
+    session_len, batch, wants_cache = memo[key]
     return sizer if batch is None else sizer.with_batch(batch), session_len, wants_cache
 
 
-def explain(request: ResolvedRequest, evaluation: Evaluation, dtype: str, engine: Engine) -> str:
+def explain(request: ResolvedRequest, evaluation: Evaluation, engine: Engine) -> str:
     """Why a shape does not serve, in words; empty where it does."""
     if evaluation.fits:
         return ""
@@ -198,10 +108,10 @@ def explain(request: ResolvedRequest, evaluation: Evaluation, dtype: str, engine
         return too_few(request, evaluation)
     if evaluation.parts:
         worst = max(evaluation.parts, key=lambda part: part.short)
-        return explain(request, worst, dtype, engine)
+        return explain(request, worst, engine)
     if excess_tokens(request, evaluation.vision_load):
         return too_long(request, evaluation.vision_load)
-    sizer = Sizer(request, evaluation.shape, dtype, evaluation.vision_load, engine, Memo())
+    sizer = Sizer(SearchState(request, engine), evaluation.shape, evaluation.vision_load)
     accounts = sizer.named(evaluation.settings)
     ratio = sizer.ratio(accounts)
     if ratio is None:
@@ -240,13 +150,13 @@ def too_long(request: ResolvedRequest, vision_load: VisionLoad) -> str:
     )
 
 
-def share_served(vision_load: VisionLoad, requested_load: VisionLoad) -> float:
+def _share_served(state: SearchState, vision_load: VisionLoad) -> float:
     """The share of the vision units asked for that is served."""
-    units = requested_load.units_per_request
+    units = state.requested_load.units_per_request
     return vision_load.units_per_request / units if units else 1.0
 
 
-def scored(request: ResolvedRequest, evaluation: Evaluation) -> Evaluation:
+def _scored(request: ResolvedRequest, evaluation: Evaluation) -> Evaluation:
     """The same with the goal's value, and whether images queue for it."""
     goal, speeds = request.workload.goal, evaluation.speeds
     if goal == "throughput":
@@ -260,3 +170,130 @@ def scored(request: ResolvedRequest, evaluation: Evaluation) -> Evaluation:
         score=float(f"{score:.{_DIGITS}g}"),
         queues=evaluation.shape.units_per_forward is not None and not request.workload.queue_images,
     )
+
+
+class _Unequal:
+    """One shape of unequal groups; arguments as for :func:`evaluate`."""
+
+    def __init__(self, state: SearchState, shape: Shape, vision_load: VisionLoad) -> None:
+        self.state, self.request = state, state.request
+        self.shape, self.vision_load = shape, vision_load
+        self.sets: tuple[Groups, ...] = like_groups(state.request.machine, shape.groups)
+
+    def evaluate(self) -> Evaluation:
+        """The better of even shares and of those that the goal gives."""
+        requests, goal = self.request.workload.concurrency, self.request.workload.goal
+        counts = [len(groups) for groups in self.sets]
+        even: Sequence[float | None] = [None] * len(counts)
+        if requests is not None:
+            alike = [(count, 1.0) for count in counts]
+            even = self._held_shares(lambda most: evenly(alike, requests, most))
+        alone = [self._best(*pair, None) for pair in zip(self.sets, even, strict=True)]
+        if not all(part.fits for part in alone):
+            return self._whole(alone)
+        promised = min(part.settings.session_len for part in alone)
+        if requests is None:  # each engine has the batch that is best on its card
+            return self._whole(self._agreed(even, promised))
+        curves = list(zip(counts, map(self._curve, alone), strict=True))
+        weighed = self._held_shares(lambda most: share_out(curves, requests, goal, most))
+        found = [self._whole(self._agreed(shares, promised)) for shares in (even, weighed)]
+        return max(found, key=lambda one: (one.fits, one.rank))
+
+    def _held_shares(self, shared: Callable[[Sequence[float]], list[float]]) -> list[float]:
+        """Shares of the requests of which each engine holds its own, where that is a promise."""
+
+        def held(number: int, share: float) -> float:
+            part = self._best(self.sets[number], share, None)
+            return part.held / len(part.shape.groups)
+
+        if self.request.promised_requests is None:
+            return shared(())
+        return held_shares(shared, held, len(self.sets))
+
+    def _agreed(self, shares: Sequence[float | None], promised: int) -> list[Evaluation]:
+        """The sets under these shares, with the longest context that all of them hold."""
+        while True:
+            pairs = zip(self.sets, shares, strict=True)
+            parts = [self._best(groups, share, promised) for groups, share in pairs]
+            least = min(part.settings.session_len for part in parts)
+            if least >= promised:
+                return parts
+            promised = least
+
+    def _best(self, groups: Groups, share: float | None, promised: int | None) -> Evaluation:
+        """One set with the prefill that ranks best of those that hold the promised context.
+
+        Of those that do not fit as the search ranks such.
+        """
+
+        def worth(part: Evaluation) -> tuple[object, ...]:
+            if part.fits:
+                return (1, part.settings.session_len >= (promised or 0), *part.rank)
+            return (0, part.held, -part.short, part.shape.max_prefill_token_num)
+
+        part = replace(
+            self.shape,
+            tp=len(groups[0]),
+            groups=groups,
+            at_once=share,
+            promised=promised,
+            prefills=(),
+        )
+        shapes = [replace(part, max_prefill_token_num=size) for size in self.shape.prefills]
+        tried = [evaluate(self.state, shape, self.vision_load) for shape in shapes]
+        return max(tried, key=worth)
+
+    def _curve(self, part: Evaluation) -> Callable[[float], Speed]:
+        """One group's speed with so many requests there, at the cache that the part holds."""
+        sizer = Sizer(self.state, part.shape, self.vision_load)
+        fixed = "max_batch_size" in self.request.fixed
+
+        def speed(in_flight: float) -> Speed:
+            batch = part.settings.max_batch_size if fixed else max(1, ceil(in_flight))
+            settings = replace(part.settings, max_batch_size=batch)
+            return sizer.speed(settings, sizer.groups[0], part.kv_tokens, in_flight)
+
+        return speed
+
+    def _whole(self, parts: Sequence[Evaluation]) -> Evaluation:
+        """The sets as one shape: the weakest set's settings and tokens, the sum of the rates."""
+        wanted, held = self.request.promised_requests or 0, sum(part.held for part in parts)
+        weakest = min(parts, key=lambda one: (one.fits, -one.short, one.kv_tokens))
+        settings = weakest.settings
+        evaluation = Evaluation(
+            engine=weakest.engine,
+            shape=replace(
+                self.shape,
+                tp=max(part.shape.tp for part in parts),
+                max_prefill_token_num=settings.max_prefill_token_num,
+            ),
+            settings=settings,
+            vision_load=weakest.vision_load,
+            kv_tokens=weakest.kv_tokens,
+            fits=all(part.fits for part in parts) and held >= wanted,
+            served=weakest.served,
+            short=max(part.short for part in parts),
+            footprint=sum(part.footprint for part in parts),
+            held=held if all(part.serves for part in parts) else 0,
+            parts=tuple(parts),
+        )
+        if not evaluation.fits:
+            return replace(evaluation, short=evaluation.short or self._lacking(evaluation))
+        by_group = {
+            group: speed
+            for part in parts
+            for group, speed in zip(part.shape.groups, part.speeds, strict=True)
+        }
+        evaluation = replace(
+            evaluation,
+            speeds=tuple(by_group[group] for group in self.shape.groups),
+            seconds_per_answer=max(part.seconds_per_answer for part in parts),
+        )
+        return _scored(self.request, evaluation)
+
+    def _lacking(self, whole: Evaluation) -> int:
+        """Bytes that are missing in the caches of all engines together for the requests."""
+        tokens = sum(part.kv_tokens * part.shape.replicas for part in whole.parts)
+        requests, context = self.request.promised_requests or 0, whole.settings.session_len
+        sizer = Sizer(self.state, whole.parts[0].shape, self.vision_load)
+        return sizer.lacking(tokens, context, requests)

@@ -13,11 +13,13 @@ from typing import Final, TypeVar
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import NoKernelError, UsageError
+from turbofit.core.errors import NoKernelError, TurbofitError, UsageError
 from turbofit.core.images import ImageRule
 from turbofit.core.messages import option_of
+from turbofit.core.plan import HostMemory, Throughput
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
+from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine
 from turbofit.memory.engines import LMDEPLOY, option_owner
 from turbofit.memory.known_bad import KnownProblem, known_problems
@@ -25,89 +27,167 @@ from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import unpacked_variant
-from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
-from turbofit.tuner.search.candidates import Evaluation, evaluate
-from turbofit.tuner.search.constraints import chosen_dtype
-from turbofit.tuner.search.context import longest_context, most_context
-from turbofit.tuner.search.shape import Shape, shape_settings
+from turbofit.tuner.resolved_request import (
+    ResolvedRequest,
+    accounts_of,
+    host_of,
+    host_problem,
+    launch_of,
+    vision_load_of,
+)
+from turbofit.tuner.search.candidates import evaluate
+from turbofit.tuner.search.shape import Evaluation, Shape, shape_settings
 from turbofit.tuner.search.shapes import no_shape, shapes
-from turbofit.tuner.search.sizing import Memo
-from turbofit.tuner.search.unequal import evaluate_unequal
+from turbofit.tuner.search.sizing import SearchState, longest_context, most_context
+from turbofit.tuner.speed.throughput import total
 
-__all__ = ["Found", "at_limit", "limit_that_fits", "search"]
+__all__ = ["EngineFit", "at_limit", "fit_on_host", "limit_that_fits", "search"]
 
 _LOG: Final = LazyLogger(__name__)
 T = TypeVar("T")
 
 
-class Found(Struct):
-    """The search's answer: the best shape (which may not fit) and what else was looked at."""
+class EngineFit(Struct):
+    """What the search found for one engine: the best shape, with its accounts and its host memory.
 
+    ``evaluations`` are all shapes that were looked at; the best may not fit. ``fewer`` says why
+    there are fewer engines than the GPUs hold, ``reason`` why this engine was chosen before
+    another, each where that is so. ``rival`` is LMDeploy's other engine, where that fits: the one
+    that serves less, or the one that would serve where this one does not.
+    """
+
+    request: ResolvedRequest
+    engine: Engine
     best: Evaluation
     evaluations: tuple[Evaluation, ...]
-    requested_load: VisionLoad
+    accounts: tuple[Account, ...]
+    host: HostMemory
+    fewer: str = ""
+    reason: str = ""
+    rival: EngineFit | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether GPUs and host hold it."""
+        return self.best.fits and self.host_problem is None
+
+    @property
+    def host_problem(self) -> str | None:
+        """Why host memory does not do, where it is known not to."""
+        return host_problem(self.host)
+
+    @property
+    def requested_load(self) -> VisionLoad:
+        """The workload's images, before any limit was lowered for them."""
+        return vision_load_of(self.request, self.request.requested_limit)
+
+    @property
+    def limit(self) -> int | None:
+        """The image limit that is promised; None where no images are."""
+        return self.best.shape.limit if self.best.vision_load.units_per_image else None
+
+    @property
+    def tokens(self) -> int:
+        """KV tokens of the smallest cache."""
+        return min(one.tokens_at(one.settings.cache_max_entry_count) for one in self.accounts)
+
+    @property
+    def throughput(self) -> Throughput | None:
+        """The forecast of speed of all groups; None where there is none."""
+        speeds = self.best.speeds
+        return total(speeds, self.request.machine.measured) if speeds else None
 
 
-def search(request: ResolvedRequest, engine: Engine) -> Found:
-    """The best plan for what was asked.
+def search(request: ResolvedRequest, engine: Engine) -> EngineFit:
+    """The best shape for what was asked.
 
     Raises:
         UsageError: an option of the user's cannot be used on this machine or by this model.
     """
-    found = _search(request, engine)
-    best = found.best
+    best, evaluations = _Search(request, engine).best()
     _LOG.info(
         "%s on %s: %d shapes looked at, %d fit; the best: tp %d x %d, prefill %d, limit %s, %s",
-        engine.name, request.machine.name, len(found.evaluations),
-        sum(one.fits for one in found.evaluations),
+        engine.name, request.machine.name, len(evaluations),
+        sum(one.fits for one in evaluations),
         best.shape.tp, best.shape.replicas, best.shape.max_prefill_token_num, best.shape.limit,
         f"{best.kv_tokens} KV tokens" if best.fits else f"{best.short} bytes short",
     )  # fmt: skip
-    return found
+    groups = best.shape.groups
+    settings = [best.of_group(group).settings for group in groups]
+    accounts = accounts_of(request, settings, groups, best.vision_load, engine)
+    host = host_of(request, accounts, engine)
+    return EngineFit(
+        request=request,
+        engine=engine,
+        best=best,
+        evaluations=tuple(evaluations),
+        accounts=accounts,
+        host=host,
+    )
+
+
+def fit_on_host(request: ResolvedRequest, engine: Engine) -> EngineFit:
+    """The result for the engine, with fewer copies where host memory does not suffice for all.
+
+    Where no such number of copies fits, the one that holds the most requests at once.
+
+    Raises:
+        UsageError: something asked for cannot be used here at all.
+    """
+    fit = search(request, engine)
+    if fit.host_problem is None or request.replicas is not None or request.groups is not None:
+        return fit
+    planned, most = fit.best.shape.replicas, fit
+    for replicas in range(planned - 1, 0, -1):
+        try:
+            fewer = search(replace(request, replicas=replicas), engine)
+        except TurbofitError:
+            continue
+        if fewer.host_problem is not None or not fewer.best.serves:
+            continue
+        fewer = replace(fewer, fewer=f"replicas {replicas}: host memory does not do for {planned}")
+        if fewer.fits:
+            return fewer
+        if most is fit or fewer.best.held > most.best.held:
+            most = fewer
+    return most
 
 
 def at_limit(request: ResolvedRequest, shape: Shape, limit: int, engine: Engine) -> Evaluation:
     """One shape where images of another limit are served, and asked for."""
-    one = _Search(request.with_limit(limit), engine)
     at_once = None if request.workload.concurrency is None else shape.at_once
-    return one.evaluate(replace(shape, units_per_forward=None, at_once=at_once), limit)
+    shape = replace(shape, units_per_forward=None, at_once=at_once)
+    return _Search(request.with_limit(limit), engine).evaluate(shape, limit)
 
 
 def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> int | None:
     """The largest lower limit of an image under which a shape keeps all else; None for none."""
-    one, rule = _Search(request, engine), request.model.image_rule
+    rule = request.model.image_rule
     if rule is None or shape.limit is None:
         return None
     whole = replace(shape, at_once=None, units_per_forward=None)
-    found = one.lowered_to(whole, rule, shape.limit, _fits)
-    return found.shape.limit if found.fits else None
+    lowered = _Search(request, engine).lowered_to(whole, rule, shape.limit, _fits)
+    return lowered.shape.limit if lowered.fits else None
 
 
-def _search(request: ResolvedRequest, engine: Engine) -> Found:
-    one = _Search(request, engine)
-    found = one.shapes()
-    evaluations = [one.evaluate(shape, request.requested_limit) for shape in found]
-    best = max(evaluations, key=_order)
-    pairs = list(zip(found, evaluations, strict=True))
-    evaluations += [queued for shape, whole in pairs for queued in one.queued(shape, whole)]
-    if not any(evaluation.serves for evaluation in evaluations):
-        evaluations += [lowered for shape in found for lowered in one.lowered(shape)]
-    serving = [evaluation for evaluation in evaluations if evaluation.serves]
-    if serving:
-        chosen = max(serving, key=_order)
-        best = one.widened(chosen) if chosen.queues else chosen
-        evaluations = [best if evaluation is chosen else evaluation for evaluation in evaluations]
-    return Found(best=best, evaluations=tuple(evaluations), requested_load=one.requested_load)
+class _Search(SearchState):
+    """One search, and what all its shapes share."""
 
-
-class _Search:
-    """What all shapes of one search share."""
-
-    def __init__(self, request: ResolvedRequest, engine: Engine) -> None:
-        self.request = request
-        self.engine = engine
-        self.requested_load = vision_load_of(request, request.requested_limit)
-        self.memo = Memo()
+    def best(self) -> tuple[Evaluation, list[Evaluation]]:
+        """The best shape, and all that were looked at."""
+        found = self.shapes()
+        evaluations = [self.evaluate(shape, self.request.requested_limit) for shape in found]
+        best = max(evaluations, key=_order)
+        pairs = list(zip(found, evaluations, strict=True))
+        evaluations += [queued for shape, whole in pairs for queued in self.queued(shape, whole)]
+        if not any(evaluation.serves for evaluation in evaluations):
+            evaluations += [lowered for shape in found for lowered in self.lowered(shape)]
+        serving = [evaluation for evaluation in evaluations if evaluation.serves]
+        if serving:
+            chosen = max(serving, key=_order)
+            best = self.widened(chosen) if chosen.queues else chosen
+            evaluations = [best if one is chosen else one for one in evaluations]
+        return best, evaluations
 
     def shapes(self) -> list[Shape]:
         """The shapes that LMDeploy would take with the user's options.
@@ -115,23 +195,24 @@ class _Search:
         Raises:
             UsageError: there is none; the message names the option.
         """
-        possible = list(shapes(self.request, self.engine))
+        request, engine = self.request, self.engine
+        possible = list(shapes(request, engine))
         if not possible:
             hint = f"take {self._other_weights()}"
-            if self.request.tp or self.request.replicas:
+            if request.tp or request.replicas:
                 hint = "let turbofit choose --tp and --replicas"
-            raise UsageError(no_shape(self.request, self.engine), hint=hint)
+            raise UsageError(no_shape(request, engine), hint=hint)
         launches = [(shape, self._launches(shape)) for shape in possible]
-        legal, problem = _without(launches, self.engine.problem)
+        legal, problem = _without(launches, engine.problem)
         if not legal:
             raise UsageError(problem or "", hint="leave the option out, or change it")
         living, death = _without(legal, self._death)
         if not living and death is not None:
             raise UsageError(death.cause, hint=death.instead)
-        running, kernels = _without(living, self.engine.missing_kernels)
+        running, kernels = _without(living, engine.missing_kernels)
         if not running:
             raise NoKernelError(
-                f"{self.request.model.name} does not run here: {kernels}",
+                f"{request.model.name} does not run here: {kernels}",
                 hint=f"take {', '.join(self._instead())} or {self._other_weights()}",
             )
         return [shape for shape, _ in running]
@@ -153,46 +234,29 @@ class _Search:
 
     def evaluate(self, shape: Shape, limit: int | None) -> Evaluation:
         """A shape under a limit."""
-        vision_load = (
-            self.requested_load
-            if limit == self.request.requested_limit
-            else vision_load_of(self.request, limit)
-        )
+        vision_load = vision_load_of(self.request, limit)
         if self.request.workload.queue_images and vision_load.units_per_image:
             shape = replace(shape, units_per_forward=vision_load.units_per_request)
-        evaluation = evaluate_unequal if shape.prefills else evaluate
-        found = evaluation(
-            self.request,
-            replace(shape, limit=limit),
-            self._dtype(shape),
-            vision_load,
-            self.requested_load,
-            self.engine,
-            self.memo,
-        )
+        evaluation = evaluate(self, replace(shape, limit=limit), vision_load)
         _LOG.debug(
             "groups %s, prefill %d, limit %s, units %s: fits %s, %d tokens, score %.3g, %d short",
-            shape.groups, shape.max_prefill_token_num, limit, shape.units_per_forward, found.fits,
-            found.kv_tokens, found.score, found.short,
+            shape.groups, shape.max_prefill_token_num, limit, shape.units_per_forward,
+            evaluation.fits, evaluation.kv_tokens, evaluation.score, evaluation.short,
         )  # fmt: skip
-        return found
+        return evaluation
 
     def queued(self, shape: Shape, whole: Evaluation) -> Iterator[Evaluation]:
-        """The asked limit, paying for one request's units in one forward.
-
-        Args:
-            shape: whose forwards are bounded.
-            whole: the same shape with the engine's own bound paid for.
-        """
+        """The asked limit, paying for one request's units; ``whole`` pays for the engine's."""
         # With `queue_images` every shape pays for one request's already.
-        if not self.requested_load.units_per_image or not self._may_queue:
-            return
-        if not self._wants_cache(whole):
+        free = self.request.workload.queue_images is None
+        if not self.requested_load.units_per_image or not free or not self._wants_cache(whole):
             return
         units = self.requested_load.units_per_request
-        found = self.evaluate(replace(shape, units_per_forward=units), self.request.requested_limit)
-        if not (found.fits and whole.fits and found.worth <= whole.worth):
-            yield found
+        queued = self.evaluate(
+            replace(shape, units_per_forward=units), self.request.requested_limit
+        )
+        if not (queued.fits and whole.fits and queued.worth <= whole.worth):
+            yield queued
 
     def widened(self, queued: Evaluation) -> Evaluation:
         """The same, paying for as many units in one forward as cost no promise and no speed."""
@@ -200,10 +264,7 @@ class _Search:
         assert rule is not None
         assert low.units_per_forward is not None
         vision_load = vision_load_of(self.request, limit)
-        bounds = [
-            self.engine.units_bound(rule, vision_load, part.settings)
-            for part in queued.parts or (queued,)
-        ]
+        bounds = [self.engine.units_bound(rule, vision_load, part.settings) for part in queued.sets]
         at_once = None if self.request.workload.concurrency is None else low.at_once
 
         def at(units: int) -> Evaluation:
@@ -212,18 +273,13 @@ class _Search:
         least = low.units_per_forward
         return _largest(queued, least, max(least, *bounds), rule.unit_step, at, _fits)
 
-    @property
-    def _may_queue(self) -> bool:
-        """Whether it is left to turbofit whether image requests wait for each other."""
-        return self.request.workload.queue_images is None
-
     def _wants_cache(self, whole: Evaluation) -> bool:
         """Whether more cache would keep or promise more, or less memory is what is asked for."""
         if not whole.fits or self.request.workload.goal == "context" or self.request.least:
             return True
         if whole.settings.session_len < longest_context(self.request):
             return True
-        return any(part.wants_cache for part in whole.parts or (whole,))
+        return any(part.wants_cache for part in whole.sets)
 
     def lowered(self, shape: Shape) -> Iterator[Evaluation]:
         """The largest limit that serves; it pays for the engine's bound where that fits too."""
@@ -231,7 +287,7 @@ class _Search:
         rule, requested = request.model.image_rule, request.requested_limit
         given = request.fixed_limit is not None or request.workload.image_size is not None
         if rule is not None and requested is not None and not given:
-            yield self.lowered_to(shape, rule, requested, _serves)
+            yield self.lowered_to(shape, rule, requested, lambda evaluation: evaluation.serves)
 
     def lowered_to(
         self, shape: Shape, rule: ImageRule, below: int, good: Callable[[Evaluation], bool]
@@ -251,10 +307,6 @@ class _Search:
         best = _largest(best, least, below - step, step, at, good)
         return max(best, self.evaluate(shape, best.shape.limit), key=_order)
 
-    def _dtype(self, shape: Shape) -> str:
-        gpus = [self.request.machine.gpu(index) for group in shape.groups for index in group]
-        return chosen_dtype(self.request.model, self.request.fixed.get("dtype"), gpus)
-
     def _death(self, launch: EngineLaunch) -> KnownProblem | None:
         """What the engine is known to die of every time."""
         known = known_problems(launch, self.engine.name, self.engine.version)
@@ -266,10 +318,9 @@ class _Search:
         # A context too short for images says more than one too short to start.
         images = self.requested_load.units_per_image
         longest = request.model.text.max_position_embeddings if images else most_context(request)
-        dtype = self._dtype(shape)
         launches = []
         for group in shape.groups:
-            settings = shape_settings(request, replace(shape, tp=len(group)), longest, dtype)
+            settings = shape_settings(request, replace(shape, tp=len(group)), longest)
             gpus = [request.machine.gpu(index) for index in group]
             launches.append(launch_of(request, settings, gpus, self.requested_load))
         return launches
@@ -281,20 +332,16 @@ def _without(
     """The shapes of which no engine has a problem, and the first problem of the others."""
     kept, first = [], None
     for shape, launches in shapes:
-        found = next((one for one in map(of, launches) if one is not None), None)
-        if found is None:
+        problem = next((one for one in map(of, launches) if one is not None), None)
+        if problem is None:
             kept.append((shape, launches))
         elif first is None:
-            first = found
+            first = problem
     return kept, first
 
 
 def _fits(evaluation: Evaluation) -> bool:
     return evaluation.fits
-
-
-def _serves(evaluation: Evaluation) -> bool:
-    return evaluation.serves
 
 
 def _largest(

@@ -1,107 +1,97 @@
-"""The context and the ratio of one shape: as much as its cache holds."""
+"""The context, the batch and the cache ratio of one shape: as much as its cache holds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
+from typing import Final
 
 from msgspec.structs import replace
 
 from turbofit.core.machine import Gpu
 from turbofit.core.plan import Settings
-from turbofit.core.struct import Struct, known
+from turbofit.core.struct import known
+from turbofit.core.units import round_up
 from turbofit.memory.account import RATIO_STEPS, Account
 from turbofit.memory.engine import Engine
 from turbofit.memory.vision_load import VisionLoad
-from turbofit.tuner.resolved_request import ResolvedRequest, launch_of
-from turbofit.tuner.search.context import (
-    ROUND_CONTEXT,
-    excess_tokens,
-    longest_context,
-    longest_held,
-    shortest_context,
-)
-from turbofit.tuner.search.shape import Shape, shape_settings
-from turbofit.tuner.speed.all_reduce import reduce_class
-from turbofit.tuner.speed.links import LinkClass, group_class, nvlink_bandwidth
+from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
+from turbofit.tuner.search.shape import Evaluation, Shape, shape_settings
+from turbofit.tuner.speed.links import group_class, nvlink_bandwidth, reduce_class
 from turbofit.tuner.speed.throughput import (
     GroupRates,
     Speed,
     counted_tokens,
     group_rates,
     group_speed,
+    request_tokens,
 )
 
-__all__ = ["Memo", "Outcome", "Sizer"]
+__all__ = [
+    "CONTEXT_STEP", "MIN_TEXT_TOKENS", "ROUND_CONTEXT", "SearchState", "Sizer", "best_batch",
+    "bisect", "excess_tokens", "held_by", "longest_context", "longest_held", "most_context",
+    "most_held", "shortest_context",
+]  # fmt: skip
 
-_ROUND_KEEPS = 0.95
+#: Contexts that are looked at are multiples of this.
+CONTEXT_STEP: Final = 64
+#: A round context, as people write them, where it keeps so much of what the cache holds.
+ROUND_CONTEXT: Final = 1024
+_ROUND_KEEPS: Final = 0.95
+#: Tokens of text and answer that a context must hold beside the images to be of use.
+MIN_TEXT_TOKENS: Final = 1024
+#: Of a context too short for so many, this share.
+_TEXT_SHARE: Final = 8
+#: A context that few requests miss.
+_ENOUGH_CONTEXT: Final = 32768
+#: Of the best requests a second; a larger batch for the rest is not worth its memory.
+_NEARLY_ALL: Final = 0.99
+#: With the goal of context a batch may cost this share of the tokens.
+_TOKENS_KEPT: Final = 0.99
 
 
-class Memo:
-    """Accounts and speeds of one search, so that a group met in many groupings is evaluated once.
+class SearchState:
+    """What all shapes of one search share: the question, and accounts and speeds of groups.
 
-    ``sized`` are contexts and batches of shapes that differ in nothing but how often their groups
-    are there. ``too_small``: the last shape's cache did not hold the shortest context, which is
-    looked at first then.
+    A group that is met in many groupings is evaluated once. ``sized`` are contexts and batches of
+    shapes that differ in nothing but how often their groups are there. ``too_small``: the last
+    shape's cache did not hold the shortest context, which is looked at first then.
 
     Equal cards behind equal links are one group here whatever their indices: the first card and the
     fullest of the others decide all that a search asks of an account.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, request: ResolvedRequest, engine: Engine) -> None:
+        self.request, self.engine = request, engine
+        #: The workload's images, before any limit is lowered for it.
+        self.requested_load = vision_load_of(request, request.requested_limit)
         self.accounts: dict[tuple[object, ...], Account] = {}
         self.speeds: dict[tuple[object, ...], Speed] = {}
         self.rates: dict[tuple[object, ...], GroupRates] = {}
-        self.links: dict[tuple[int, ...], LinkClass] = {}
         self.keys: dict[tuple[int, ...], tuple[object, ...]] = {}
         self.sized: dict[tuple[object, ...], tuple[int, int | None, bool]] = {}
         self.too_small = False
 
-    def link(self, request: ResolvedRequest, gpus: Sequence[Gpu]) -> LinkClass:
-        """The group's link class."""
-        key = tuple(gpu.index for gpu in gpus)
-        if key not in self.links:
-            self.links[key] = group_class(request.machine, gpus)
-        return self.links[key]
-
-
-class Outcome(Struct):
-    """What a shape's cache holds; ``short`` are bytes that are missing, 0 where it serves."""
-
-    ratio: float | None
-    kv_tokens: int
-    short: int
-
 
 class Sizer:
-    """Finds the context and the ratio of one shape."""
+    """Finds the context and the ratio of one shape, for the images of its limit."""
 
-    def __init__(
-        self,
-        request: ResolvedRequest,
-        shape: Shape,
-        dtype: str,
-        vision_load: VisionLoad,
-        engine: Engine,
-        memo: Memo,
-    ) -> None:
-        self.request = request
-        self.memo = memo
+    def __init__(self, state: SearchState, shape: Shape, vision_load: VisionLoad) -> None:
+        self.state, self.request, self.engine = state, state.request, state.engine
         self.shape = shape
-        self.dtype = dtype
         self.vision_load = replace(vision_load, units_per_forward=shape.units_per_forward)
-        self.engine = engine
-        self.groups: list[tuple[Gpu, ...]] = [
-            tuple(request.machine.gpu(index) for index in group) for group in shape.groups
-        ]
-        self.fixed_ratio = request.fixed.get("cache_max_entry_count")
+        machine = self.request.machine
+        self.groups = [tuple(map(machine.gpu, group)) for group in shape.groups]
+        #: The groups that differ.
+        self.distinct = list({self._key(gpus): gpus for gpus in self.groups}.values())
+        self._fixed_ratio = self.request.fixed.get("cache_max_entry_count")
 
     @property
     def key(self) -> tuple[object, ...]:
         """What the context and the best batch depend on: groups that are alike count once."""
-        shape, keys = self.shape, tuple(map(self._key, self.distinct))
-        at_once = shape.requests(self.request.workload.concurrency)
-        return (replace(shape, groups=(), at_once=at_once), self.dtype, self.vision_load, keys)
+        at_once = self.shape.requests(self.request.workload.concurrency)
+        shape = replace(self.shape, groups=(), at_once=at_once)
+        return (shape, self.vision_load, tuple(map(self._key, self.distinct)))
 
     def with_batch(self, batch: int) -> Sizer:
         """The same with so many requests at once in each group."""
@@ -115,64 +105,64 @@ class Sizer:
         sizes = [self.engine.defaults(gpus[0].name)["max_batch_size"] for gpus in self.groups]
         return min(size for size in sizes if isinstance(size, int))
 
-    def settings(self, session_len: int) -> Settings:
-        """The engine's options with this context, before the ratio is known."""
-        return shape_settings(self.request, self.shape, session_len, self.dtype)
-
-    def outcome(self, session_len: int) -> Outcome:
-        """What the cache holds with this context."""
-        accounts = self.accounts(session_len)
+    def evaluation(self, session_len: int) -> Evaluation:
+        """The shape with this context: its ratio and what its cache holds, without any speed."""
+        accounts, settings = self.accounts(session_len), self._settings(session_len)
         ratio = self.ratio(accounts)
         if ratio is not None and self.request.least:
             ratio = self._least_ratio(accounts, ratio)
         kv_tokens = 0 if ratio is None else min(account.tokens_at(ratio) for account in accounts)
         short = self._short(accounts, ratio, kv_tokens)
-        return Outcome(ratio=ratio, kv_tokens=kv_tokens, short=short)
+        if ratio is not None:
+            settings = replace(settings, cache_max_entry_count=ratio)
+        return Evaluation(
+            engine=self.engine.name,
+            shape=self.shape,
+            settings=settings,
+            vision_load=self.vision_load,
+            kv_tokens=kv_tokens,
+            fits=not short,
+            short=short,
+        )
 
-    def held(self, outcome: Outcome, session_len: int) -> int:
-        """Requests of the size that verdicts count by which one engine runs and holds at once."""
-        if outcome.short:
-            return 0
-        size = counted_tokens(self.vision_load, session_len)
-        return min(self.settings(session_len).max_batch_size, outcome.kv_tokens // size)
-
-    def lacking(self, outcome: Outcome, session_len: int, wanted: int) -> int:
-        """Bytes of a GPU's cache that are missing for so many requests of that size."""
-        tokens = wanted * counted_tokens(self.vision_load, session_len) - outcome.kv_tokens
+    def lacking(self, kv_tokens: int, session_len: int, wanted: int) -> int:
+        """Bytes that a cache of so many tokens lacks for so many requests of that size."""
+        tokens = wanted * counted_tokens(self.vision_load, session_len) - kv_tokens
         return max(0, tokens) * self.accounts(session_len)[0].bytes_per_token
 
     def accounts(self, session_len: int) -> list[Account]:
         """The accounts of the groups that differ; their indices may be another equal group's."""
-        settings = self.settings(session_len)
-        return [self._remembered(settings, self._key(gpus), gpus) for gpus in self.distinct]
+        settings = self._settings(session_len)
+        return [self._remembered(settings, gpus) for gpus in self.distinct]
+
+    def named(self, settings: Settings) -> list[Account]:
+        """The accounts of all groups, each with its own GPUs, for words that name them."""
+        return [self._account(settings, gpus) for gpus in self.groups]
 
     def speed(
         self,
         settings: Settings,
         gpus: tuple[Gpu, ...],
-        requested_load: VisionLoad,
         kv_tokens: int,
         at_once: float | None = None,
     ) -> Speed:
         """The forecast of one group; ``at_once`` None: with the requests that the shape counts."""
+        state = self.state
         if at_once is None:
             at_once = self.shape.requests(self.request.workload.concurrency)
-        key = (settings, self._key(gpus), requested_load, kv_tokens, at_once)
-        if key not in self.memo.speeds:
-            self.memo.speeds[key] = group_speed(
-                self._rates(settings, gpus), settings, requested_load, kv_tokens, at_once
+        key = (settings, self._key(gpus), kv_tokens, at_once)
+        if key not in state.speeds:
+            # Of what a search varies the GPUs, `tp` and the type decide.
+            group = (settings.tp, settings.dtype, *(gpu.index for gpu in gpus))
+            if group not in state.rates:
+                state.rates[group] = group_rates(
+                    self.request.model, settings, self.request.machine, gpus, self.engine
+                )
+            state.speeds[key] = group_speed(
+                state.rates[group], settings, state.requested_load, kv_tokens, at_once
             )
-        speed = self.memo.speeds[key]
+        speed = state.speeds[key]
         return speed if self.shape.units_per_forward is None else speed.queued()
-
-    def _rates(self, settings: Settings, gpus: tuple[Gpu, ...]) -> GroupRates:
-        """What a group sustains: of what a search varies, its GPUs, ``tp`` and the type decide."""
-        key = (settings.tp, settings.dtype, *(gpu.index for gpu in gpus))
-        if key not in self.memo.rates:
-            self.memo.rates[key] = group_rates(
-                self.request.model, settings, self.request.machine, gpus, self.engine
-            )
-        return self.memo.rates[key]
 
     def session_len(self) -> int:
         """The context: the user's, or the model's own lowered to what the cache holds."""
@@ -183,101 +173,75 @@ class Sizer:
         if self.shape.promised is not None:
             longest = min(longest, self.shape.promised)
         low = min(shortest_context(self.vision_load), longest)
-        if self.memo.too_small and not self._holds(low):
+        if self.state.too_small and self._tokens_held(low) < low:
             return low
-        if self._holds(longest):
-            self.memo.too_small = False
+        if self._tokens_held(longest) >= longest:
+            self.state.too_small = False
             return longest
-        self.memo.too_small = not self._holds(low)
-        if self.memo.too_small:
+        self.state.too_small = self._tokens_held(low) < low
+        if self.state.too_small:
             return low
-        low = longest_held(self._held, low, longest)
+        low = longest_held(self._tokens_held, low, longest)
         rounded = low // ROUND_CONTEXT * ROUND_CONTEXT
         # A round number where it costs little: 3,072 of 4,032 would be a quarter.
         cheap = rounded >= low * _ROUND_KEEPS and rounded >= shortest_context(self.vision_load)
         return rounded if cheap else low
 
     def ratio(self, accounts: Sequence[Account]) -> float | None:
-        """The largest ratio that fits every group, or the user's own."""
-        if isinstance(self.fixed_ratio, int | float):
-            return float(self.fixed_ratio)
-        ratios = [account.best_ratio() for account in accounts]
-        found = [ratio for ratio in ratios if ratio is not None]
-        if len(found) < len(ratios):
+        """The largest ratio that fits every group and that rehearsals left, or the user's own."""
+        if isinstance(self._fixed_ratio, int | float):
+            return float(self._fixed_ratio)
+        found = [ratio for account in accounts if (ratio := account.best_ratio()) is not None]
+        if len(found) < len(accounts):
             return None
-        return min(*found, *self._caps())
+        caps = self.request.ratio_caps
+        left = (caps[gpu.index] for gpus in self.groups for gpu in gpus if gpu.index in caps)
+        return min(1.0, *found, *left)
 
     def _least_ratio(self, accounts: Sequence[Account], most: float) -> float:
-        """The smallest ratio that holds whole contexts of all that run at once.
-
-        Args:
-            accounts: of the groups that differ.
-            most: the largest ratio that fits; the answer where no smaller one does.
-        """
-        if self.fixed_ratio is not None:
+        """The smallest ratio that holds whole contexts of all that run at once, else the most."""
+        if self._fixed_ratio is not None:
             return most
         settings = accounts[0].settings
         wanted = max(settings.max_batch_size * settings.session_len, self.needed_tokens())
 
-        def holds(step: int) -> bool:
+        def too_small(step: int) -> bool:
             ratio = step / RATIO_STEPS
-            return all(
-                account.tokens_at(ratio) >= wanted and not account.cache_shortfall_at(ratio)
+            return any(
+                account.tokens_at(ratio) < wanted or account.cache_shortfall_at(ratio)
                 for account in accounts
             )
 
-        low, high = 0, round(most * RATIO_STEPS)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if holds(middle) else (middle, high)
-        return high / RATIO_STEPS
+        return bisect(too_small, 0, round(most * RATIO_STEPS))[1] / RATIO_STEPS
 
     def footprint(self, settings: Settings) -> int:
         """The most bytes that the engines of all groups hold, on all of their GPUs."""
         ratio = settings.cache_max_entry_count
-        return sum(
-            sum(self._remembered(settings, self._key(gpus), gpus).taken_at(ratio))
-            for gpus in self.groups
-        )
-
-    def _caps(self) -> list[float]:
-        """What rehearsals left of the ratios of these GPUs; 1 where there was none."""
-        caps = self.request.ratio_caps
-        return [
-            1.0,
-            *(caps[gpu.index] for gpus in self.groups for gpu in gpus if gpu.index in caps),
-        ]
+        return sum(sum(self._remembered(settings, gpus).taken_at(ratio)) for gpus in self.groups)
 
     def _short(self, accounts: Sequence[Account], ratio: float | None, kv_tokens: int) -> int:
         """Bytes that are missing on the tightest GPU; 0 where the shape serves."""
         missing = max(account.missing_at(ratio or 0.0) for account in accounts)
         if missing or ratio is None:
             return max(1, missing)
-        first = accounts[0]
         cache_shortfall = max(account.cache_shortfall_at(ratio) for account in accounts)
         if cache_shortfall:
             return cache_shortfall
-        tokens = self.needed_tokens() - kv_tokens
-        return max(0, tokens, excess_tokens(self.request, self.vision_load)) * first.bytes_per_token
-
-    def named(self, settings: Settings) -> list[Account]:
-        """The accounts of all groups, each with its own GPUs, for words that name them."""
-        return [self._account(settings, gpus) for gpus in self.groups]
+        tokens = max(
+            0, self.needed_tokens() - kv_tokens, excess_tokens(self.request, self.vision_load)
+        )
+        return tokens * accounts[0].bytes_per_token
 
     def needed_tokens(self) -> int:
         """What the cache must hold: a context that was promised, or else the workload's request."""
-        longest = self.request.model.text.max_position_embeddings
         if self.request.workload.context is not None:
             return self.request.workload.context
+        longest = self.request.model.text.max_position_embeddings
         fixed = self.request.fixed.get("session_len")
-        shortest = min(shortest_context(self.vision_load), longest)
-        return min(shortest, fixed) if isinstance(fixed, int) else shortest
+        fixed = fixed if isinstance(fixed, int) else longest
+        return min(shortest_context(self.vision_load), longest, fixed)
 
-    def _holds(self, session_len: int) -> bool:
-        """Whether the cache holds a whole context of this length, and the warm-up's request."""
-        return self._held(session_len) >= session_len
-
-    def _held(self, session_len: int) -> int:
+    def _tokens_held(self, session_len: int) -> int:
         """The tokens that the cache holds with this context; 0 where the engine does not start."""
         accounts = self.accounts(session_len)
         ratio = self.ratio(accounts)
@@ -285,45 +249,176 @@ class Sizer:
             return 0
         return min(account.tokens_at(ratio) for account in accounts)
 
+    def _settings(self, session_len: int) -> Settings:
+        return shape_settings(self.request, self.shape, session_len)
+
     def _account(self, settings: Settings, gpus: tuple[Gpu, ...]) -> Account:
         return self.engine.account(launch_of(self.request, settings, gpus, self.vision_load))
 
-    def _remembered(
-        self, settings: Settings, key: tuple[object, ...], gpus: tuple[Gpu, ...]
-    ) -> Account:
-        whole = (settings, self.vision_load, key)
-        if whole not in self.memo.accounts:
-            self.memo.accounts[whole] = self._account(settings, gpus)
-        return self.memo.accounts[whole]
-
-    @property
-    def distinct(self) -> list[tuple[Gpu, ...]]:
-        """The groups that differ."""
-        return list({self._key(gpus): gpus for gpus in self.groups}.values())
+    def _remembered(self, settings: Settings, gpus: tuple[Gpu, ...]) -> Account:
+        key = (settings, self.vision_load, self._key(gpus))
+        if key not in self.state.accounts:
+            self.state.accounts[key] = self._account(settings, gpus)
+        return self.state.accounts[key]
 
     def _key(self, gpus: tuple[Gpu, ...]) -> tuple[object, ...]:
-        """What of a group an account and a speed depend on."""
+        """What of a group an account and a speed depend on: two of equal cards decide."""
+        keys, machine = self.state.keys, self.request.machine
         indices = tuple(gpu.index for gpu in gpus)
-        if indices not in self.memo.keys:
-            self.memo.keys[indices] = self._made_key(gpus)
-        return self.memo.keys[indices]
+        if indices not in keys:
+            first, rest = gpus[0], gpus[1:]
+            unequal = len({(gpu.name, gpu.total) for gpu in gpus}) > 1
+            fullest = max((known(gpu.reserved, 0) + known(gpu.used, 0) for gpu in rest), default=0)
+            keys[indices] = (
+                first.name,
+                first.total,
+                first.reserved,
+                first.used,
+                fullest,
+                group_class(machine, gpus),
+                nvlink_bandwidth(machine, gpus),
+                reduce_class(machine, gpus),
+                indices if unequal else (),
+            )
+        return keys[indices]
 
-    def _made_key(self, gpus: tuple[Gpu, ...]) -> tuple[object, ...]:
-        """Two of equal cards decide."""
-        first, rest = gpus[0], gpus[1:]
-        unequal = len({(gpu.name, gpu.total) for gpu in gpus}) > 1
-        fullest = max((known(gpu.reserved, 0) + known(gpu.used, 0) for gpu in rest), default=0)
-        bandwidth = nvlink_bandwidth(self.request.machine, gpus)
-        link = self.memo.link(self.request, gpus)
-        speed = reduce_class(self.request.machine, gpus)
-        return (
-            first.name,
-            first.total,
-            first.reserved,
-            first.used,
-            fullest,
-            link,
-            bandwidth,
-            speed,
-            tuple(gpu.index for gpu in gpus) if unequal else (),
-        )
+
+def bisect(good: Callable[[int], bool], low: int, high: int, step: int = 1) -> tuple[int, int]:
+    """Bring two values, of which the lower one is good and the higher is not, within a step."""
+    while high - low > step:
+        middle = (low + high) // 2
+        low, high = (middle, high) if good(middle) else (low, middle)
+    return low, high
+
+
+def shortest_context(vision_load: VisionLoad) -> int:
+    """The least ``session_len`` that serves the workload's request."""
+    return round_up(vision_load.tokens_per_request + MIN_TEXT_TOKENS, CONTEXT_STEP)
+
+
+def most_context(request: ResolvedRequest) -> int:
+    """The longest context that there may be: the user's, or else the model's own."""
+    fixed = request.fixed.get("session_len", request.workload.context)
+    return fixed if isinstance(fixed, int) else request.model.text.max_position_embeddings
+
+
+def longest_context(request: ResolvedRequest) -> int:
+    """The longest context that is promised: the user's, or the model's own up to 32,768.
+
+    Few requests are longer, and longer ones let more images meet in TurboMind's forward. The goal
+    of context has the model's own; images that need more get what they need. The least footprint
+    has room for the workload's request alone.
+    """
+    most = most_context(request)
+    if request.workload.goal == "context" or request.context_given:
+        return most
+    need = shortest_context(vision_load_of(request, request.requested_limit))
+    return min(most, need if request.least else max(_ENOUGH_CONTEXT, need))
+
+
+def excess_tokens(request: ResolvedRequest, vision_load: VisionLoad) -> int:
+    """Tokens by which the images of one request and some text are more than any context here.
+
+    What is promised together must be possible together: LMDeploy refuses a longer prompt, whatever
+    the memory.
+    """
+    if not vision_load.units_per_image:
+        return 0
+    context = most_context(request)
+    text = min(MIN_TEXT_TOKENS, context // _TEXT_SHARE)
+    return max(0, vision_load.tokens_per_request + text - context)
+
+
+def longest_held(held: Callable[[int], int], low: int, high: int) -> int:
+    """The longest context between two of which the shorter is held and the longer is not.
+
+    A longer context leaves no more tokens, so that each look bounds the answer on both sides: no
+    context is held beyond the tokens that a shorter one leaves, and one of as many tokens as a
+    longer one leaves is held. Two or three looks suffice, where bisection takes ten.
+
+    Args:
+        held: the KV tokens that the cache holds with a context; 0 where the engine does not start.
+        low: a context that is held.
+        high: a longer one that is not.
+
+    Returns:
+        A multiple of 64, or ``low``.
+    """
+    guess = held(high) // CONTEXT_STEP * CONTEXT_STEP
+    while high - low > CONTEXT_STEP:
+        half = (low + high) // 2 // CONTEXT_STEP * CONTEXT_STEP
+        middle = guess if low < guess < high else half
+        if middle <= low:
+            break
+        tokens = held(middle)
+        if tokens >= middle:
+            low, high = middle, min(high, round_up(tokens + 1, CONTEXT_STEP))
+        else:
+            high = middle
+        guess = tokens // CONTEXT_STEP * CONTEXT_STEP
+    return low
+
+
+def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
+    """How many requests one engine runs at once, where nobody says it or memory bounds it.
+
+    The smallest batch that reaches nearly all of the requests a second that the forecast gives to
+    any: more rows cost memory for buffers and for images that meet in one forward. The cache bounds
+    the batch, since the forecast counts on every request's tokens there.
+
+    Args:
+        sizer: of the shape with one request at once.
+        session_len: the context that one request at once leaves; no batch shortens it.
+
+    Returns:
+        That batch, or a smaller one where memory does not do for it, or the user's own where that
+        is set; and whether more memory would run more requests at once.
+    """
+    fixed = sizer.request.fixed.get("max_batch_size")
+    if isinstance(fixed, int):
+        return fixed, False
+    alone = sizer.evaluation(session_len)
+    if not alone.fits:
+        return 1, True
+    need = request_tokens(sizer.state.requested_load)
+    most = min(sizer.most_batch, max(1, alone.kv_tokens // need))
+    by_tokens = sizer.request.workload.goal == "context"
+    least = alone.kv_tokens * _TOKENS_KEPT if by_tokens else 0
+    least = max(least, min(session_len, alone.kv_tokens))
+
+    def rate(batch: int) -> float:
+        some = sizer.with_batch(batch)
+        settings = shape_settings(sizer.request, some.shape, session_len)
+        speeds = [some.speed(settings, gpus, alone.kv_tokens) for gpus in some.distinct]
+        return sum(speed.requests_per_second for speed in speeds)
+
+    def holds(batch: int) -> bool:
+        sized = sizer.with_batch(batch).evaluation(session_len)
+        return sized.fits and sized.kv_tokens >= max(batch * need, least)
+
+    # The rate grows up to one maximum, which is looked for among powers of two and the most.
+    tried = [1 << k for k in range(most.bit_length()) if 1 << k < most] + [most]
+    rates = [rate(batch) for batch in tried]
+    enough = max(rates) * _NEARLY_ALL
+    first = next(i for i, one in enumerate(rates) if one >= enough)
+    low = tried[first - 1] if first else 0
+    wanted = bisect(lambda batch: rate(batch) < enough, low, tried[first])[1]
+    chosen = wanted if wanted == 1 or holds(wanted) else bisect(holds, 1, wanted)[0]
+    bound = most < sizer.most_batch and wanted == most
+    return chosen, bound or chosen < wanted
+
+
+def held_by(sized: Evaluation) -> int:
+    """Requests of the size that verdicts count by which one engine runs and holds at once."""
+    size = counted_tokens(sized.vision_load, sized.settings.session_len)
+    return min(sized.settings.max_batch_size, sized.kv_tokens // size) if sized.fits else 0
+
+
+def most_held(sizer: Sizer, wanted: int) -> int:
+    """The most requests at once that one engine of a shape holds, fewer than are wanted of it."""
+
+    def holds(batch: int) -> bool:
+        some = sizer.with_batch(batch)
+        return held_by(some.evaluation(some.session_len())) >= batch
+
+    return bisect(holds, 1, wanted)[0] if holds(1) else 0

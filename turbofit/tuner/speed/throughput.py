@@ -10,7 +10,8 @@ published figures.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil
+from math import ceil, exp
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -20,16 +21,25 @@ from turbofit.core.plan import Settings, Throughput
 from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
 from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
-from turbofit.tuner.speed.all_reduce import AllReduce, all_reduce_of
-from turbofit.tuner.speed.evictions import crowd_of
-from turbofit.tuner.speed.forward import forward_pass_of
-from turbofit.tuner.speed.rates import GpuRates, Rates, card_of, rates
-from turbofit.tuner.speed.work import StepWork, vision_seconds, work_of
+from turbofit.tuner.speed.links import AllReduce, all_reduce_of
+from turbofit.tuner.speed.rates import (
+    GpuRates,
+    Rates,
+    StepWork,
+    card_of,
+    rates,
+    vision_seconds,
+    work_of,
+)
 
 __all__ = [
-    "BatchLimits", "ClosedLoad", "GroupRates", "Speed", "counted_tokens", "group_rates",
-    "group_speed", "request_tokens", "speed_of", "total", "workload_of",
+    "BatchLimits", "ClosedLoad", "Crowd", "GroupRates", "Speed", "counted_tokens", "crowd_of",
+    "group_rates", "group_speed", "request_tokens", "speed_of", "total", "workload_of",
 ]  # fmt: skip
+
+#: Answers of one length leave room for more requests than could all end; the more their lengths
+#: differ, the sooner evictions begin. Beyond this there is nothing to tell apart.
+_LEAST_ROOM = 0.1
 
 
 class Speed(Struct):
@@ -124,19 +134,35 @@ class GroupRates(Struct):
     card: GpuRates
     reduce: AllReduce
 
+    def seconds(
+        self, figures: Rates, tokens: float, *, pairs: float = 0.0, cached: float = 0.0
+    ) -> float:
+        """One forward of so many tokens.
+
+        A product reads its weights while it computes, and the slower of both counts: few rows are
+        bound by memory, many by FLOPs. Attention runs between products and hides behind neither:
+        ``pairs`` are those of a token and one that it looks at, where a prompt is computed,
+        ``cached`` the tokens whose keys and values are read.
+        """
+        work, card = self.work, self.card
+        products = max(
+            work.read_bytes(tokens) / card.bandwidth, tokens * work.token_flops / card.flops
+        )
+        attention = pairs * work.pair_flops / card.flops + cached * work.kv_bytes / card.bandwidth
+        launches = work.layers * figures.layer_seconds + figures.step_seconds
+        return products + attention + self.reduces(tokens) + launches
+
+    def reduces(self, tokens: float) -> float:
+        """Seconds that a forward of so many tokens spends on links; every layer reduces twice."""
+        times, reduce = 2 * self.work.layers, self.reduce
+        token_reduces = times * reduce.seconds_per_byte * self.work.hidden_bytes
+        return times * reduce.launch + tokens * token_reduces
+
 
 def group_rates(
     model: Model, settings: Settings, machine: Machine, gpus: Sequence[Gpu], engine: Engine
 ) -> GroupRates:
-    """The rates of one group.
-
-    Args:
-        model: the checkpoint.
-        settings: ``tp``, and what decides the size of a cached token.
-        machine: for the links.
-        gpus: the group.
-        engine: the engine generation's figures.
-    """
+    """The rates of one group; of the settings ``tp`` counts, and what sizes a cached token."""
     return GroupRates(
         work=work_of(model, settings, engine),
         card=card_of(gpus, rates(), machine.measured),
@@ -151,30 +177,18 @@ def group_speed(
     kv_tokens: int,
     at_once: float,
 ) -> Speed:
-    """The forecast of one group for the workload's request.
+    """The forecast of one group for the workload's request, as if no limit was lowered for it.
 
-    Args:
-        group: what the group sustains.
-        settings: the engine's options.
-        requested_load: the workload's vision load, before any limit was lowered for it.
-        kv_tokens: what the cache holds; bounds the requests that run together.
-        at_once: average requests in flight on this replica (8 requests over 7 replicas: 8/7).
+    ``kv_tokens`` are what the cache holds, ``at_once`` the average requests in flight on this
+    engine (8 requests over 7 of them: 8/7).
     """
     load, limits = workload_of(requested_load, at_once), BatchLimits.of(settings, kv_tokens)
     return speed_of(group, rates(), load, limits)
 
 
 def speed_of(group: GroupRates, figures: Rates, load: ClosedLoad, limits: BatchLimits) -> Speed:
-    """The forecast of one engine under a closed load.
-
-    Args:
-        group: what a rank computes, and what its card and the group's links sustain.
-        figures: the constants.
-        load: what comes.
-        limits: what of it runs together.
-    """
+    """The forecast of one engine under a closed load, of which so much runs together."""
     work, card, at_once = group.work, group.card, load.at_once
-    forward = forward_pass_of(work, card, group.reduce, figures)
     whole, context = load.prompt + load.output, load.prompt + load.output * (1 + load.spread) / 2
     admitted = min(at_once, limits.batch)
     room, fitting = max(0.0, whole / context - 1), max(1.0, limits.kv_tokens // whole)
@@ -183,13 +197,13 @@ def speed_of(group: GroupRates, figures: Rates, load: ClosedLoad, limits: BatchL
 
     # As if in one pass: more of them launch again, a percent at most, which must not outweigh the
     # cache that a smaller prefill leaves. The forecast is that much high.
-    prefill = forward.seconds(load.prompt, pairs=load.prompt**2 / 2)
+    prefill = group.seconds(figures, load.prompt, pairs=load.prompt**2 / 2)
     images = vision_seconds(work, load.images, ceil(load.prompt / limits.chunk), card.vision_flops)
     prefill += images
     # An evicted request begins again, its images too.
     again = crowd.again * load.output
     again = again * work.token_flops / card.flops + images * again / whole
-    step = forward.seconds(running, cached=running * context)
+    step = group.seconds(figures, running, cached=running * context)
 
     cycle = running * (prefill + again) + load.output * step
     # LMDeploy's event loop runs beside the GPU.
@@ -203,7 +217,7 @@ def speed_of(group: GroupRates, figures: Rates, load: ClosedLoad, limits: BatchL
         running=crowd.running,
         prefill=prefill,
         step=step,
-        reduce=forward.reduces(running),
+        reduce=group.reduces(running),
     )
 
 
@@ -230,3 +244,30 @@ def total(speeds: Sequence[Speed], measured: Measured | None = None) -> Throughp
         seconds_to_first_token=round(max(speed.seconds_to_first_token for speed in speeds), 3),
         median_error=round(figures.median_error, 3),
     )
+
+
+class Crowd(NamedTuple):
+    """Requests that run on average, and the share of its answer that each computes again."""
+
+    running: float
+    again: float
+
+
+def crowd_of(
+    admitted: float, fitting: float, room: float, output: float, recomputed_share: float
+) -> Crowd:
+    """How a cache is shared; fitted to `tests/tuner/speed/simulated_cache.py`.
+
+    Args:
+        admitted: requests that the batch lets in.
+        fitting: requests whose prompt and whole answer the cache holds, one at least.
+        room: by which share more requests fit at their mean length than at their full one.
+        output: tokens of an answer. The more requests end while one is answered, the fewer are
+            evicted.
+        recomputed_share: the largest share of an answer that is computed again.
+    """
+    if admitted <= fitting:
+        return Crowd(admitted, 0.0)
+    evicting = 1 - exp((1 - admitted / fitting) / max(room, _LEAST_ROOM))
+    running = min(admitted, fitting * (1 + room * evicting))
+    return Crowd(running, evicting * recomputed_share / (1 + fitting / output))

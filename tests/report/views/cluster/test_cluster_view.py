@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from turbofit import api
 from turbofit.core.cluster import ClusterPlan
 from turbofit.launch.cluster.source import cluster_from
 from turbofit.report.painters import markdown
 from turbofit.report.painters.document import Code, Heading, Table
 from turbofit.report.painters.terminal import paint
-from turbofit.report.views.cluster.cluster_view import cluster_view
+from turbofit.report.views.cluster.cluster_view import cluster_summary, cluster_view
 
 
 def planned(spec: str, model: str = "internvl2-8b", **asked: int) -> ClusterPlan:
@@ -35,25 +37,14 @@ def test_a_thousand_nodes_read_as_well_as_three() -> None:
     assert kinds.rows[0][4] == f"{first.kv.total_tokens:,}"
 
 
-def test_one_command_a_kind_and_how_many_more() -> None:
-    blocks = cluster_view(planned("sim:4xrtx3090@2", concurrency=64))
-    serve, command = (block.text for block in blocks if isinstance(block, Code))
+def test_it_ends_with_what_serves_it() -> None:
+    (serve,) = (
+        block.text
+        for block in cluster_view(planned("sim:4xrtx3090@2", concurrency=64))
+        if isinstance(block, Code)
+    )
     assert serve.startswith("turbofit serve internvl2-8b")
     assert serve.endswith("--cluster ray")
-    assert "lmdeploy serve api_server" in command
-    text = markdown.paint(blocks)
-    assert text.index("on a node of the Ray cluster") < text.index("LMDeploy alone holds no limits")
-    assert "and 3 more on it, one an engine" in text
-    assert "LMDeploy's command on sim-1, one of 2 such nodes" in text
-
-
-def test_an_engine_over_nodes_shows_all_its_commands() -> None:
-    text_only = planned("sim:4xrtx3090@4", "internvl2-76b", language_model_only=True, images=0)
-    blocks = cluster_view(text_only)
-    assert sum(isinstance(block, Code) for block in blocks) == 4
-    headings = [block.text for block in blocks if isinstance(block, Heading)]
-    assert "One engine over sim-1 + sim-2 + sim-3 + sim-4" in headings
-    assert "Nodes that serve, by kind" not in headings
 
 
 def test_what_does_not_fit_begins_with_what_would() -> None:
@@ -76,3 +67,38 @@ def test_settings_of_unequal_cards_are_a_range_of_numbers() -> None:
     batch = tables(plan)[1].rows[0][3]
     least, most = map(int, batch.split("-"))
     assert least < most
+
+
+def lines(plan: ClusterPlan) -> list[str]:
+    return paint(cluster_summary(plan), width=80, colour=False).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("spec", "concurrency"),
+    [("sim:4xrtx3090@2/1xl4", 40), ("sim:4xrtx3090@900/2xrtx4090@90/1xt4@10", 4000)],
+)
+def test_it_has_the_promise_and_the_kinds_of_nodes(spec: str, concurrency: int) -> None:
+    plan = planned(spec, concurrency=concurrency)
+    said = lines(plan)
+    assert len(said) <= 25
+    assert max(map(len, said)) <= 80
+    text = " ".join(" ".join(said).split())
+    assert plan.verdict in text
+    assert f"{plan.longest_request_tokens:,} tokens with the answer" in text
+    assert f"{plan.requests_at_once:,} at once over all nodes" in text
+    assert "simulated: no such machine was measured" in text
+    assert "--full" in said[-1]
+
+
+def test_where_none_serves_the_nodes_say_why_and_what_would_fit() -> None:
+    plan = planned("sim:1xt4@3", "internvl2-26b")
+    text = " ".join(" ".join(lines(plan)).split())
+    assert not plan.fits
+    assert "Nodes that serve nothing" in text
+    assert plan.remedies[0].change in text
+
+
+def test_kinds_beyond_four_are_counted() -> None:
+    cards = ("rtx3090", "rtx4090", "l4", "a10", "l40s", "a100-80g")
+    said = lines(planned("sim:" + "/".join(f"1x{card}" for card in cards)))
+    assert "2 more kinds of nodes among it" in " ".join(said)

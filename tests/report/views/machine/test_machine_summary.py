@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from bench.common.plans import gpu, machine
+from tests.support.plans import gpu, machine
 from turbofit.core.machine import CardSpeed, Holder, Machine, Measured, PairSpeed
 from turbofit.machine.spec import parse_spec
 from turbofit.report.painters.terminal import paint

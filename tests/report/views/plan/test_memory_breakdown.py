@@ -3,8 +3,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bench.common.plans import ledger, plausible_plan
 from tests.report.documents import KINDS, planned
+from tests.support.plans import ledger, plausible_plan
 from turbofit.core.plan import Term
 from turbofit.core.units import MIB
 from turbofit.report.painters.bar import END, OVER, cells, legend

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 import turbofit
-from bench.common.plans import plausible_plan
+from tests.support.plans import plausible_plan
 from turbofit.machine.source import machine_from
 from turbofit.report.painters import markdown, terminal
 from turbofit.report.painters.document import Code

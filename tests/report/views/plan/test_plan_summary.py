@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 import turbofit
-from bench.common.plans import plausible_plan
+from tests.support.plans import plausible_plan
 from turbofit.cli.main import main
 from turbofit.core.messages import BEYOND, QUEUED
 from turbofit.core.plan import Plan

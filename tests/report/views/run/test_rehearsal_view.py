@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from bench.common.plans import plausible_plan
 from tests.report.documents import rehearsed
+from tests.support.plans import plausible_plan
 from turbofit.report.painters.document import Paragraph, Table
 from turbofit.report.views.run.rehearsal_view import rehearsal_blocks
 

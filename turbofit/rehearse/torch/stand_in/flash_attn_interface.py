@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from turbofit.memory.pytorch.flash_attention import splits
+from turbofit.memory.pytorch.activations import splits
 
 
 def flash_attn_varlen_func(q: Any, k: Any, v: Any, **_: Any) -> Any:  # noqa: ARG001

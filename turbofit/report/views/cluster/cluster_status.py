@@ -5,11 +5,12 @@ from __future__ import annotations
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
+from turbofit.core.units import three_digits
 from turbofit.report.painters.document import Column, FactList, Heading, Items, Paragraph, Table
-from turbofit.tuner.cluster.messages import cards_of
+from turbofit.tuner.cluster.cluster_plan import cards_of
 
 if TYPE_CHECKING:
-    from turbofit.core.cluster import Cluster, ClusterStatus, NodeStatus
+    from turbofit.core.cluster import Cluster, ClusterStatus
     from turbofit.report.painters.document import Block
 
 __all__ = ["nodes_view", "status_view"]
@@ -17,41 +18,40 @@ __all__ = ["nodes_view", "status_view"]
 
 def status_view(status: ClusterStatus) -> list[Block]:
     """What is served, node by node."""
-    engines = [engine for node in status.nodes for engine in node.engines]
-    up = sum(engine.up for engine in engines)
+    up = [node for node in status.nodes if node.up]
     blocks: list[Block] = [
-        Heading(text=f"{status.name}: {up} of {len(engines)} engines serve, {status.source}"),
+        Heading(
+            text=f"{status.name}: {len(up)} of {len(status.nodes)} nodes serve, {status.source}"
+        ),
     ]
     if status.pretend:
         blocks.append(Paragraph(text="PRETEND GPUs: what is generated means nothing", tone="warn"))
     facts = [
         ("model", status.model),
         ("promise", status.promise),
-        ("gateways", ", ".join(status.urls) or "none yet"),
-        (
-            "KV cache",
-            f"{sum(engine.tokens for engine in engines if engine.up):,} tokens that serve",
-        ),
-        ("under way", f"{sum(engine.outstanding for engine in engines):,} requests"),
+        ("address", ", ".join(status.urls) or "none yet"),
+        ("KV cache", f"{sum(node.tokens for node in up):,} tokens that serve"),
+        ("under way", f"{sum(node.outstanding for node in status.nodes):,} requests"),
         ("as of", status.at),
     ]
     if status.change:
         facts.append(("change of plan", status.change))
-    blocks += [FactList(facts=tuple(facts)), _engines(status.nodes)]
-    idle = tuple(
-        f"{node.name} ({node.id[:8]}): {node.state}{f', {node.why_not}' if node.why_not else ''}"
+    rows = tuple(
+        (
+            f"{node.name} ({node.id[:8]})",
+            node.state if node.up or node.state != "serving" else "serving, down",
+            f"{node.outstanding:,}",
+            three_digits(node.at_once) if node.at_once else "-",
+            f"{node.tokens:,}",
+            shorten(node.why_not or node.said, 300, placeholder=" …"),
+        )
         for node in status.nodes
-        if not node.engines
     )
-    if idle:
-        blocks += [Heading(text="Nodes without engines"), Items(items=idle)]
-    said = tuple(
-        f"{engine.name}: {text}"
-        for engine in engines
-        for text in (*((engine.error,) if engine.error else ()), *engine.warnings)
-    )
-    if said:
-        blocks += [Heading(text="Warnings"), Items(items=said, tone="warn")]
+    names = ("node", "state", "requests", "at once", "KV tokens", "why, or said last")
+    right = {"requests", "at once", "KV tokens"}
+    wrapped = ("node", "state", "why, or said last")
+    columns = tuple(Column(title=name, right=name in right, wrap=name in wrapped) for name in names)
+    blocks += [FactList(facts=tuple(facts)), Table(columns=columns, rows=rows)]
     if status.events:
         blocks += [Heading(text="What happened"), Items(items=status.events)]
     return blocks
@@ -70,34 +70,10 @@ def nodes_view(cluster: Cluster) -> list[Block]:
         )
         for node in cluster.nodes
     )
+    names = ("node", "id", "address", "GPUs", "LMDeploy", "why it cannot serve")
+    wrapped = ("GPUs", "why it cannot serve")
+    columns = tuple(Column(title=name, wrap=name in wrapped) for name in names)
     return [
         Heading(text=f"{len(cluster.nodes):,} nodes of {cluster.source}"),
-        Table(
-            columns=tuple(
-                Column(title=name, wrap=name in ("GPUs", "why it cannot serve"))
-                for name in ("node", "id", "address", "GPUs", "LMDeploy", "why it cannot serve")
-            ),
-            rows=rows,
-        ),
+        Table(columns=columns, rows=rows),
     ]
-
-
-def _engines(nodes: tuple[NodeStatus, ...]) -> Table:
-    rows = tuple(
-        (
-            f"{node.name} ({node.id[:8]})",
-            ",".join(map(str, engine.gpus)),
-            engine.state if engine.up or engine.state != "ready" else "ready, down",
-            f"{engine.outstanding:,}",
-            f"{engine.tokens:,}",
-            f"{engine.restarts:,}",
-            shorten(engine.said, 60, placeholder=" …"),
-        )
-        for node in nodes
-        for engine in node.engines
-    )
-    names = ("node", "GPUs", "engine", "requests", "KV tokens", "restarts", "said last")
-    right = {"requests", "KV tokens", "restarts"}
-    wrapped = ("node", "said last")
-    columns = tuple(Column(title=name, right=name in right, wrap=name in wrapped) for name in names)
-    return Table(columns=columns, rows=rows)

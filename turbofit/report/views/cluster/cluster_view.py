@@ -18,75 +18,88 @@ from turbofit.report.painters.document import (
     Paragraph,
     Table,
 )
-from turbofit.report.shell import shell_command, shell_words
-from turbofit.report.views.plan.commands_view import unheld
+from turbofit.report.shell import shell_words
+from turbofit.report.views.plan.plan_summary import speed_in_short
 from turbofit.report.views.plan.remedies_table import remedies_table
+from turbofit.report.views.summary_lines import first_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from turbofit.core.cluster import ClusterPlan, NodePlan, Span
+    from turbofit.core.cluster import ClusterPlan, NodePlan
     from turbofit.core.plan import Plan
     from turbofit.report.painters.document import Block
 
-__all__ = [
-    "REMEDY_TITLES",
-    "cluster_view",
-    "count_of",
-    "folded_nodes",
-    "left_out",
-    "nodes_table",
-    "serve_blocks",
-    "simulated_note",
-]
+__all__ = ["cluster_summary", "cluster_view"]
 
-#: Names of a row's nodes that are written out, and rows with their commands.
+#: Names of a row's nodes that are written out.
 _NAMES: Final = 3
-_COMMANDS: Final = 4
 _BASED: Final = (
     "max_prefill_token_num", "max_batch_size", "cache_max_entry_count", "dtype", "communicator",
 )  # fmt: skip
 
+#: Remedies and kinds of nodes of the summary; the whole text has all.
+_REMEDIES: Final = 3
+_KINDS: Final = 4
+
 #: What remedies are, by whether the plan fits.
-REMEDY_TITLES: Final = {True: "What another promise would give", False: "What would fit"}
+_REMEDY_TITLES: Final = {True: "What another promise would give", False: "What would fit"}
 
 
 def cluster_view(plan: ClusterPlan) -> list[Block]:
     """The whole plan."""
     where = f" ({plan.source})" if plan.source else ""
     blocks: list[Block] = [
-        Heading(text=f"{plan.model.name} on {count_of(plan.nodes)}{where}"),
+        Heading(text=f"{plan.model.name} on {_count_of(plan.nodes)}{where}"),
         Paragraph(text=plan.verdict, tone="good" if plan.fits else "bad"),
     ]
-    blocks += simulated_note(plan)
+    blocks += _simulated_note(plan)
     if not plan.fits:
-        blocks += remedies_table(plan.remedies, REMEDY_TITLES[plan.fits])
+        blocks += remedies_table(plan.remedies, _REMEDY_TITLES[plan.fits])
     if plan.warnings:
         blocks += [Heading(text="Warnings"), Items(items=plan.warnings, tone="warn")]
     if plan.fits:
         blocks += [Heading(text="What is promised"), _promise(plan)]
     if plan.reasons:
         blocks += [Heading(text="Why"), Items(items=plan.reasons)]
-    folded = folded_nodes(plan.nodes)
+    folded = _folded_nodes(plan.nodes)
     if folded:
-        blocks += [Heading(text="Nodes that serve, by kind"), nodes_table(folded)]
+        blocks += [Heading(text="Nodes that serve, by kind"), _nodes_table(folded)]
         blocks += [Heading(text="Settings, by kind"), _settings(folded)]
-    for span in plan.spans:
-        blocks += _span(plan, span)
-    blocks += left_out(plan)
+    blocks += _left_out(plan)
     if plan.fits:
-        blocks += remedies_table(plan.remedies, REMEDY_TITLES[plan.fits])
-    blocks += serve_blocks(plan)
-    blocks += _commands(folded)
-    return blocks
+        blocks += remedies_table(plan.remedies, _REMEDY_TITLES[plan.fits])
+    return [*blocks, *_serve_blocks(plan)]
 
 
-def count_of(nodes: Sequence[NodePlan]) -> str:
+def cluster_summary(plan: ClusterPlan) -> list[Block]:
+    """The verdict, the promise, the nodes by kind, a warning, and where there is more."""
+    blocks: list[Block] = [
+        Heading(text=f"{plan.model.name} on {_count_of(plan.nodes)}"),
+        Paragraph(text=plan.verdict, tone="good" if plan.fits else "bad"),
+        *_simulated_note(plan),
+    ]
+    if plan.fits:
+        blocks.append(_promise(plan, short=True))
+    folded = _folded_nodes(plan.nodes)
+    if folded:
+        blocks.append(_nodes_table(folded[:_KINDS]))
+    blocks += remedies_table(plan.remedies[:_REMEDIES], _REMEDY_TITLES[plan.fits])
+    # Where it fits, the verdict counts the nodes that are left out, and a warning says why.
+    blocks += first_warnings(plan.warnings) if plan.fits else _left_out(plan)
+    blocks += _serve_blocks(plan)
+    rest = len(folded) - _KINDS
+    kinds = f", {rest} more {plural(rest, 'kind')} of nodes among it" if rest > 0 else ""
+    more = f"more: --full (settings of each kind{kinds}), --md or --json"
+    return [*blocks, Paragraph(text=more, tone="dim")]
+
+
+def _count_of(nodes: Sequence[NodePlan]) -> str:
     """So many nodes, in words."""
     return f"{len(nodes):,} {plural(len(nodes), 'node')}"
 
 
-def serve_blocks(plan: ClusterPlan) -> list[Block]:
+def _serve_blocks(plan: ClusterPlan) -> list[Block]:
     """What serves it, to be run on any node."""
     if plan.serve is None:
         return []
@@ -94,7 +107,7 @@ def serve_blocks(plan: ClusterPlan) -> list[Block]:
     return [Paragraph(text=text, tone="dim"), Code(text=shell_words(plan.serve.argv))]
 
 
-def simulated_note(plan: ClusterPlan) -> list[Block]:
+def _simulated_note(plan: ClusterPlan) -> list[Block]:
     """That nothing was measured, where nothing was."""
     if not plan.source.startswith("simulated"):
         return []
@@ -102,46 +115,30 @@ def simulated_note(plan: ClusterPlan) -> list[Block]:
     return [Paragraph(text=text, tone="warn")]
 
 
-def _promise(plan: ClusterPlan) -> FactList:
-    workload, limits = plan.workload, plan.limits
+def _promise(plan: ClusterPlan, *, short: bool = False) -> FactList:
+    """What requests are held to on any node, and what all nodes do together."""
+    limits = plan.limits
     assert limits is not None
-    facts = [("longest request", f"{plan.longest_request_tokens:,} tokens, prompt and answer")]
-    if limits.max_dynamic_patch is not None:
+    facts = [("context", f"{plan.longest_request_tokens:,} tokens with the answer")]
+    if limits.vision_unit is not None:
+        unit = plural(limits.units_per_image, limits.vision_unit)
+        text = f"at most {limits.units_per_image:,} {unit} each"
+        facts.append(("images", f"{limits.images_per_request} a request, {text}"))
+    if not short and limits.max_dynamic_patch is not None:
         facts.append(("max_dynamic_patch", str(limits.max_dynamic_patch)))
-    if limits.max_pixels_per_image is not None:
+    if not short and limits.max_pixels_per_image is not None:
         facts.append(("max_pixels", f"{limits.max_pixels_per_image:,} an image"))
-    if limits.vision_unit:
-        facts.append(
-            (
-                "images",
-                f"{limits.images_per_request} a request, {limits.units_per_image:,} "
-                f"{plural(limits.units_per_image, limits.vision_unit)} each",
-            )
-        )
-    facts += [
-        ("answers a request", f"{limits.n} at most (n)"),
-        ("workload", f"{plan.requests_at_once:,} at once over all nodes, for {workload.goal}"),
-        ("KV caches", _caches(plan)),
-    ]
-    if plan.throughput:
-        speed = plan.throughput
-        facts.append(
-            (
-                "forecast",
-                f"{speed.output_tokens_per_second:,.0f} output tokens/s, "
-                f"{speed.requests_per_second:,.2f} requests/s, "
-                f"{speed.concurrent_requests:,} at once ({speed.basis})",
-            )
-        )
+    if not short:
+        engines = f"{plan.engines:,} {plural(plan.engines, 'engine')}"
+        facts.append(("answers a request", f"{limits.n} at most (n)"))
+        facts.append(("KV caches", f"{plan.total_tokens:,} tokens in {engines}"))
+    facts.append(("requests", f"{plan.requests_at_once:,} at once over all nodes"))
+    if plan.throughput is not None:
+        facts.append(("forecast", speed_in_short(plan.throughput)))
     return FactList(facts=tuple(facts))
 
 
-def _caches(plan: ClusterPlan) -> str:
-    engines = "engine" if plan.engines == 1 else "engines"
-    return f"{plan.total_tokens:,} tokens in {plan.engines:,} {engines}"
-
-
-def folded_nodes(nodes: Iterable[NodePlan]) -> list[list[NodePlan]]:
+def _folded_nodes(nodes: Iterable[NodePlan]) -> list[list[NodePlan]]:
     """Nodes that serve, by their cards, groups and settings; the most nodes first."""
     found: dict[object, list[NodePlan]] = {}
     for node in nodes:
@@ -153,7 +150,7 @@ def folded_nodes(nodes: Iterable[NodePlan]) -> list[list[NodePlan]]:
     return sorted(found.values(), key=len, reverse=True)
 
 
-def nodes_table(folded: Sequence[Sequence[NodePlan]]) -> Table:
+def _nodes_table(folded: Sequence[Sequence[NodePlan]]) -> Table:
     """What each kind of node runs, and how many there are."""
     rows = []
     for members in folded:
@@ -208,23 +205,7 @@ def _settings(folded: Sequence[Sequence[NodePlan]]) -> Table:
     return Table(columns=columns, rows=tuple(rows))
 
 
-def _span(plan: ClusterPlan, span: Span) -> list[Block]:
-    """One engine over several nodes, with its commands."""
-    names = {node.node: node.name for node in plan.nodes}
-    where = " + ".join(names.get(node, node) for node in span.nodes)
-    blocks: list[Block] = [
-        Heading(text=f"One engine over {where}"),
-        Paragraph(text=span.plan.verdict, tone="good" if span.plan.fits else "bad"),
-        Items(items=span.plan.reasons),
-    ]
-    for node, command in zip(span.nodes, span.commands, strict=False):
-        on = f"on {names.get(node, node)}; {unheld(span.plan)}:"
-        blocks.append(Paragraph(text=on, tone="dim"))
-        blocks.append(Code(text=shell_command(command)))
-    return blocks
-
-
-def left_out(plan: ClusterPlan) -> list[Block]:
+def _left_out(plan: ClusterPlan) -> list[Block]:
     """Nodes that serve nothing, by their cards and reason."""
     found: dict[tuple[str, str], list[NodePlan]] = {}
     for node in plan.nodes:
@@ -243,26 +224,6 @@ def left_out(plan: ClusterPlan) -> list[Block]:
         Column(title="which", wrap=True),
     )
     return [Heading(text="Nodes that serve nothing"), Table(columns=columns, rows=rows)]
-
-
-def _commands(folded: Sequence[Sequence[NodePlan]]) -> list[Block]:
-    """The first engine's of each kind; the JSON has all."""
-    blocks: list[Block] = []
-    for members in folded[:_COMMANDS]:
-        commands = _plans(members)[0].commands
-        if not commands:
-            continue
-        others = f", one of {len(members):,} such nodes" if len(members) > 1 else ""
-        blocks.append(Heading(text=f"LMDeploy's command on {members[0].name}{others}"))
-        blocks.append(Paragraph(text=unheld(_plans(members)[0]), tone="dim"))
-        blocks.append(Code(text=shell_command(commands[0])))
-        if len(commands) > 1:
-            more = f"and {len(commands) - 1} more on it, one an engine: see --json"
-            blocks.append(Paragraph(text=more, tone="dim"))
-    if len(folded) > _COMMANDS:
-        more = f"{len(folded) - _COMMANDS} more kinds have commands of their own: see --json"
-        blocks.append(Paragraph(text=more, tone="dim"))
-    return blocks
 
 
 def _plans(members: Iterable[NodePlan]) -> list[Plan]:

@@ -75,9 +75,9 @@ def _facts(run: RunReport | None, now: LiveServer | None) -> tuple[tuple[str, st
 
 def _deaths(now: LiveServer) -> str:
     """What became of requests that engines died of, and of those who sent them."""
-    suspects, clients = plural(now.suspects, "request"), plural(now.clients_refused, "client")
+    requests, clients = plural(now.convicted, "request"), plural(now.clients_refused, "client")
     return (
-        f"{now.suspects:,} {suspects} suspected, {now.convicted:,} convicted, "
+        f"{now.suspects:,} suspected, {now.convicted:,} {requests} and "
         f"{now.clients_refused:,} {clients} refused"
     )
 

@@ -1,1 +1,0 @@
-"""Serving and planning on a Ray cluster."""

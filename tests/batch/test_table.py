@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from turbofit.batch import table as tables
+from turbofit.batch.table import open_table
+from turbofit.core.errors import PackageError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def table(tmp_path: Path, text: str | bytes, **given):
+    path = tmp_path / "t.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    options = {"prompt": None, "images": (), "max_tokens": None, **given}
+    return open_table(path, options["prompt"], options["images"], options["max_tokens"])
+
+
+def content(item):
+    return item.body["messages"][0]["content"]
+
+
+def test_rows_are_items(tmp_path) -> None:
+    text = '\ufeffcustom_id,image,prompt,n\na,x.png,"What, now?",1\n,,text only,2\n'
+    source = table(tmp_path, text)
+    first, second = source.items()
+    assert (first.custom_id, second.custom_id) == ("a", "row-2")
+    assert content(first)[0]["image_url"]["url"] == "x.png"
+    assert content(first)[1]["text"] == "What, now?"
+    assert content(second) == "text only"
+    assert (source.base, source.max_tokens) == (str(tmp_path), 512)
+
+
+def test_a_prompt_takes_columns_and_images_have_theirs(tmp_path) -> None:
+    source = table(
+        tmp_path, "q,a,b\nwhy,1.png,2.png\n", prompt="{q}?", images=("b", "a"), max_tokens=7
+    )
+    (item,) = source.items()
+    assert [one.get("text") or one["image_url"]["url"] for one in content(item)] == [
+        "2.png",
+        "1.png",
+        "why?",
+    ]
+    assert source.max_tokens == 7
+
+
+def test_broken_rows_are_their_failures(tmp_path) -> None:
+    text = b"prompt,x\none,1\ntwo\nthree,\xff\nfour,4,5\n\nfive,5\n"
+    found = list(table(tmp_path, text, prompt="{prompt} {x}").items())
+    assert [one.fault is None for one in found] == [True, False, False, False, True]
+    assert [one.number for one in found] == [1, 2, 3, 4, 5]
+    assert "has 1 cells, the first 2" in found[1].fault.message
+    assert "UTF-8" in found[2].fault.message
+
+
+def test_what_csv_cannot_read_is_one_rows_failure(tmp_path, monkeypatch) -> None:
+    found = list(table(tmp_path, "prompt\na\n" + "x" * 200000 + "\nb\n").items())
+    assert all(one.fault is None for one in found), "a long cell is one"
+    monkeypatch.setattr(tables, "_LARGEST_CELL", 1000)
+    found = list(table(tmp_path, "prompt\na\n" + "x" * 200000 + "\nb\n").items())
+    assert [one.fault is None for one in found] == [True, False, True]
+    assert "is no CSV" in found[1].fault.message
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "message"),
+    [
+        ("", {}, "does not begin with the names"),
+        ("a,a\n1,2\n", {}, "does not begin with the names"),
+        ("a\n1\n", {}, "no column 'prompt', and no --prompt"),
+        ("a\n1\n", {"prompt": "{b}"}, "no placeholder"),
+        ("a\n1\n", {"prompt": "x", "images": ("b",)}, "no column 'b'"),
+    ],
+)
+def test_wrong_columns_are_said(text, given, message, tmp_path) -> None:
+    with pytest.raises(UsageError, match=message):
+        table(tmp_path, text, **given)
+
+
+def test_without_pyarrow_a_parquet_file_says_what_to_install(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(PackageError, match="pyarrow is not installed"):
+        open_table(tmp_path / "x.parquet", None, (), None)
+
+
+def test_rows_of_a_parquet_file_with_images_in_them(tmp_path, monkeypatch) -> None:
+    """pyarrow's calls that are used, as pyarrow 26 answers them."""
+
+    class Batch:
+        def __init__(self, rows: list[dict[str, Any]]) -> None:
+            self.rows, self.num_rows = rows, len(rows)
+
+        def slice(self, at: int, length: int) -> Batch:
+            return Batch(self.rows[at : at + length])
+
+        def to_pylist(self) -> list[dict[str, Any]]:
+            if any(row["prompt"] == "far" for row in self.rows):
+                raise OverflowError("date value out of range")
+            return self.rows
+
+    class File:
+        def __init__(self, path: Path) -> None:
+            self.schema_arrow = ModuleType("schema")
+            self.schema_arrow.names = ["image", "prompt"]
+
+        def iter_batches(self, batch_size: int, columns: list[str]):
+            assert columns == ["image", "prompt"]
+            rows = [
+                {"image": {"bytes": b"PNG", "path": "no"}, "prompt": "a"},
+                {"image": {"bytes": None, "path": "p.png"}, "prompt": "b"},
+                {"image": b"JPG", "prompt": "c"},
+                {"image": None, "prompt": "far"},
+                {"image": None, "prompt": None},
+            ]
+            yield Batch(rows[:2])
+            yield Batch(rows[2:])
+
+    arrow, parquet = ModuleType("pyarrow"), ModuleType("pyarrow.parquet")
+    arrow.ArrowException, parquet.ParquetFile = ValueError, File
+    monkeypatch.setitem(sys.modules, "pyarrow", arrow)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
+    found = list(open_table(tmp_path / "x.parquet", None, (), None).items())
+    urls = [content(one)[0]["image_url"]["url"] for one in found[:3]]
+    assert urls == ["data:image/unknown;base64,UE5H", "p.png", "data:image/unknown;base64,SlBH"]
+    assert found[3].fault.message == "the row cannot be read: date value out of range"
+    assert (content(found[4]), found[4].fault) == ("", None)
+
+
+def parquet(tmp_path: Path, columns: Callable[[Any], dict[str, Any]], prompt: str | None = None):
+    arrow = pytest.importorskip("pyarrow")
+    path = tmp_path / "t.parquet"
+    pytest.importorskip("pyarrow.parquet").write_table(arrow.table(columns(arrow)), path)
+    return list(open_table(path, prompt, (), None).items())
+
+
+def test_a_column_that_the_prompt_leaves_out_is_not_read(tmp_path) -> None:
+    far = [0, 1 << 62]
+    found = parquet(
+        tmp_path, lambda arrow: {"prompt": ["a", "b"], "t": arrow.array(far, arrow.timestamp("us"))}
+    )
+    assert [content(one) for one in found] == ["a", "b"]
+    found = parquet(tmp_path, lambda _: {"prompt": ["a", "b"]}, prompt="No placeholder.")
+    assert [content(one) for one in found] == ["No placeholder."] * 2
+
+
+def test_a_row_of_a_parquet_file_that_cannot_be_read_fails_alone(tmp_path) -> None:
+    def text(arrow: Any) -> dict[str, Any]:
+        offsets = b"".join(at.to_bytes(4, "little") for at in (0, 1, 2, 3))
+        buffers = [None, arrow.py_buffer(offsets), arrow.py_buffer(b"a\xffc")]
+        return {"prompt": arrow.Array.from_buffers(arrow.string(), 3, buffers)}
+
+    def date(arrow: Any) -> dict[str, Any]:
+        return {"prompt": arrow.array([0, 1 << 62, 0], arrow.timestamp("us"))}
+
+    for columns in (text, date):
+        found = parquet(tmp_path, columns)
+        assert [one.fault and one.fault.code for one in found] == [None, "bad_line", None]
+        assert "the row cannot be read" in found[1].fault.message
+        assert found[1].custom_id == "row-2"

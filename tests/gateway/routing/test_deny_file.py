@@ -1,0 +1,160 @@
+"""The file of who is refused, and who writes it at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.gateway import plan_for
+from turbofit.core.errors import UsageError
+from turbofit.core.process import locks
+from turbofit.gateway.routing.deny_file import (
+    DAY_SECONDS,
+    DenyFile,
+    Fingerprint,
+    deny_path,
+    pardon,
+)
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    return tmp_path / "turbofit" / "denied"
+
+
+def path_of(version: str = "0.18.0", **facts: bool) -> Path:
+    found = deny_path(plan_for(), version, **facts)
+    assert found is not None
+    return Path(found)
+
+
+def refusing(*names: str) -> DenyFile:
+    file = DenyFile(path_of())
+    for name in names:
+        file.deny(name, 2, DAY_SECONDS, client=False)
+    assert file.write()
+    return file
+
+
+def test_a_key_is_made_once_and_only_its_user_reads_it(state: Path) -> None:
+    key = DenyFile(path_of()).key
+    assert (len(key), DenyFile(path_of()).key) == (32, key)
+    assert stat.S_IMODE((state / "key").stat().st_mode) == 0o600
+
+
+def test_without_a_folder_the_key_is_this_process_s_alone(tmp_path, monkeypatch) -> None:
+    path = path_of()
+    file = tmp_path / "file"
+    file.write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(file))
+    assert DenyFile(path).key != DenyFile(path).key
+    assert deny_path(plan_for(), "0.18.0") is None
+
+
+def test_another_model_or_engine_begins_with_nothing() -> None:
+    assert path_of() == path_of()
+    assert len({path_of(), path_of("0.19.0"), path_of(pretend=True)}) == 3
+
+
+def test_what_is_written_is_read_by_the_next_start() -> None:
+    assert stat.S_IMODE(refusing("a").path.stat().st_mode) == 0o600  # type: ignore[union-attr]
+    found = DenyFile(path_of()).of("a")
+    assert found is not None
+    assert (found.deaths, found.seconds_left) == (2, pytest.approx(DAY_SECONDS, abs=60))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"schema":"other/1"}', b'{"denied":[1]}'])
+def test_a_damaged_file_is_put_aside_and_said(content: bytes) -> None:
+    path_of().write_bytes(content)
+    file = DenyFile(path_of())
+    assert (file.denied, str(path_of().with_suffix(".damaged")) in file.damage) == ({}, True)
+    assert path_of().with_suffix(".damaged").read_bytes() == content
+    assert refusing("a").of("a") is not None
+
+
+def test_two_gateways_write_one_file_and_lose_nothing() -> None:
+    one, two = DenyFile(path_of()), DenyFile(path_of())
+    one.deny("a", 2, DAY_SECONDS, client=False)
+    two.deny("b", 2, DAY_SECONDS, client=True)
+    assert one.write()
+    assert two.write()
+    assert set(DenyFile(path_of()).denied) == {"a", "b"}
+    assert two.number == (1, 1)
+
+
+def test_a_pardon_reaches_a_gateway_that_runs_and_stays() -> None:
+    file = refusing("a", "b")
+    assert file.look_again() == ()
+    assert (pardon("a"), pardon("c")) == (1, 0)
+    assert file.look_again() == ("a",)
+    assert file.of("a") is None
+    file.deny("d", 2, DAY_SECONDS, client=False)
+    assert file.write()
+    assert set(DenyFile(path_of()).denied) == {"b", "d"}
+
+
+def test_the_file_is_bounded_and_the_oldest_go() -> None:
+    file = refusing(*(str(number) for number in range(1100)))
+    assert len(DenyFile(path_of()).denied) == 1024
+    assert file.of("0") is None
+
+
+def test_a_clock_that_is_set_back_refuses_nobody_for_longer(monkeypatch) -> None:
+    file, now = refusing("a"), time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 90_000)
+    found = file.of("a")
+    assert found is not None
+    assert found.seconds_left <= DAY_SECONDS
+    monkeypatch.setattr(time, "time", lambda: now + 90_000)
+    assert file.of("a") is None
+
+
+def test_a_file_that_cannot_be_written_costs_no_answer(tmp_path: Path) -> None:
+    file = DenyFile(tmp_path / "no" / "such" / "folder.json")
+    file.deny("a", 2, DAY_SECONDS, client=False)
+    assert not file.write()
+    assert (set(file.unwritten), file.of("a") is not None) == ({"a"}, True)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everything")
+def test_who_may_not_pardon_is_told(state: Path) -> None:
+    refusing("a")
+    state.chmod(0o500)
+    with pytest.raises(UsageError, match="cannot be written"):
+        pardon("a")
+
+
+def test_a_lock_that_somebody_keeps_is_waited_for_briefly_and_nothing_is_lost(monkeypatch) -> None:
+    """A process that was stopped in the middle of a pardon keeps it for good."""
+    monkeypatch.setattr(locks, "_SECONDS", 0.01)
+    file = refusing("a")
+    descriptor = os.open(path_of().with_suffix(".lock"), os.O_CREAT | os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    file.deny("b", 2, DAY_SECONDS, client=False)
+    assert not file.write()
+    with pytest.raises(UsageError, match="another process keeps its lock") as told:
+        pardon("a")
+    assert "turbofit watch --forget" in str(told.value.hint)
+    os.close(descriptor)
+    assert file.write()
+    assert set(DenyFile(path_of()).denied) == {"a", "b"}
+
+
+@pytest.mark.parametrize("size", [10, 1 << 20])
+def test_a_fingerprint_is_keyed_and_of_all_that_the_engine_is_given(size: int) -> None:
+    async def of(key: bytes, path: str, body: bytes) -> str:
+        return await Fingerprint(key, path, body).known()
+
+    body = b"x" * size
+    other = b"x" * (size - 1) + b"y"
+    given = [(b"k", "/a", body), (b"l", "/a", body), (b"k", "/b", body), (b"k", "/a", other)]
+    found = [asyncio.run(of(*one)) for one in (*given, given[0])]
+    assert (len(set(found)), found[0]) == (4, found[-1])
+    assert len(found[0]) == 24

@@ -1,0 +1,463 @@
+"""Requests that engines die of, through the whole gateway: suspected, refused, kept, pardoned."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+
+from tests import virtual_time
+from tests.support.gateway import DONE, EVENT, Answer, Recorder, call, chat, gateway, image_part
+from tests.support.gateway import stream as streamed
+from tests.waiting import auntil
+from turbofit.gateway.routing import deny_file
+from turbofit.gateway.routing.deny_file import pardon
+from turbofit.gateway.routing.deny_list import CLIENT_DEATHS
+
+KILLS = "kills"
+#: What the wall's clock shows when the other one shows 0.
+SINCE = [1e9]
+
+
+@pytest.fixture(autouse=True)
+def wall(tmp_path, monkeypatch) -> None:
+    """The clock of what is kept goes with virtual time."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    clock = SimpleNamespace(time=lambda: SINCE[0] + time.monotonic())
+    monkeypatch.setattr(deny_file, "time", clock)
+    (tmp_path / "turbofit" / "denied").mkdir(parents=True)
+
+
+class Fleet:
+    """Engines of which each dies at a killing request, and is started again after a while."""
+
+    def __init__(self, engines: int, restart: float = 20.0, **config) -> None:
+        self.deaths: list[str] = []
+        self.restart, self.held = restart, {index: set() for index in range(engines)}
+        self.app, self.recorder = gateway(
+            engines=engines, recorder=Recorder(self._answer), retry_seconds=0.5, **config
+        )
+        for engine in self.app.engines:
+            engine.succeeded()
+
+    async def _answer(self, engine, path, body):
+        gone = asyncio.get_running_loop().create_future()
+        self.held[engine.index].add(gone)
+        try:
+            if KILLS.encode() in body:
+                await asyncio.sleep(0.05)
+                if not gone.done():
+                    self.kill(engine.index, body.decode())
+            await asyncio.wait((gone,), timeout=0.5)
+        finally:
+            self.held[engine.index].discard(gone)
+        if gone.done():
+            return OSError("reset")
+        return streamed(EVENT, 0.5, DONE) if b'"stream":true' in body else Answer(b"{}")
+
+    def kill(self, index: int, why: str = "") -> None:
+        self.deaths.append(why)
+        self.recorder.down.add(index)
+        for gone in self.held[index]:
+            if not gone.done():
+                gone.set_result(None)
+        loop = asyncio.get_running_loop()
+        loop.call_later(self.restart, self.recorder.down.discard, index)
+
+    async def ask(self, text: str, key: str = "", **facts):
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        parts = facts.pop("parts", ())
+        leave = facts.pop("leave", None)
+        body = chat({"type": "text", "text": text}, *parts, **facts)
+        return await call(self.app, body=body, headers=headers, leave=leave)
+
+    async def leave(self, text: str, engine: int = 0) -> None:
+        """A client sends this, and goes away once it is there."""
+        gone = asyncio.Event()
+        pending = asyncio.ensure_future(self.ask(text, leave=gone))
+        there = self.app.engines[engine]
+        before = there.outstanding
+        await auntil(lambda: there.outstanding > before, "it to be sent")
+        gone.set()
+        await asyncio.gather(pending, return_exceptions=True)
+
+    @property
+    def known(self) -> tuple[int, int, int]:
+        """How many are suspected; how many requests and clients are refused."""
+        return (self.app.deny_list.suspected, *self.app.deny_list.file.number)
+
+    async def __aenter__(self):
+        await self.app.startup()
+        return self
+
+    async def __aexit__(self, *_):
+        await self.app.shutdown()
+
+    async def all_up(self) -> None:
+        await auntil(lambda: all(one.serves for one in self.app.engines), "all engines to serve")
+
+
+def code(reply) -> tuple[int, str]:
+    return reply.status, reply.json["error"]["code"]
+
+
+@pytest.mark.parametrize("engines", [1, 2, 8])
+@pytest.mark.parametrize("parts", [(), (image_part(1200, 900),)])
+def test_the_second_death_of_a_request_is_its_last(engines, parts) -> None:
+    async def run():
+        async with Fleet(engines) as fleet:
+            replies = []
+            for _ in range(3):
+                await fleet.all_up()
+                replies.append(await fleet.ask(KILLS, parts=parts))
+            await fleet.all_up()
+            other = await fleet.ask("another", parts=parts)
+            metrics = (await call(fleet.app, "/metrics")).body.decode()
+            explained = sum(fleet.app.deny_list.explained(n, 600) for n in range(engines))
+            return replies, fleet.deaths, other, metrics, fleet.known, explained
+
+    replies, deaths, other, metrics, known, explained = virtual_time.run(run())
+    assert [code(reply) for reply in replies] == [
+        (503, "engine_died"), (503, "engine_died"), (422, "convicted"),
+    ]  # fmt: skip
+    assert (len(deaths), explained) == (2, 2)
+    message = replies[2].json["error"]["message"]
+    assert "2 inference engines ended" in message
+    assert "turbofit watch --forget " in message
+    assert "retry-after" in replies[0].headers
+    assert "retry-after" not in replies[2].headers
+    assert other.status == 200
+    assert known == (0, 1, 0)
+    assert "turbofit_gateway_convicted 1\n" in metrics
+    assert 'turbofit_gateway_engine_deaths_total{engine="0"} ' in metrics
+
+
+def test_all_that_an_engine_had_are_suspected_until_they_are_answered() -> None:
+    async def run():
+        async with Fleet(1) as fleet:
+            pending = [asyncio.ensure_future(fleet.ask(f"innocent {n}")) for n in range(6)]
+            await asyncio.sleep(0.1)
+            fleet.kill(0)
+            first = [code(one) for one in await asyncio.gather(*pending)]
+            suspected = fleet.known
+            await fleet.all_up()
+            again = await asyncio.gather(*(fleet.ask(f"innocent {n}") for n in range(6)))
+            return first, suspected, [one.status for one in again], fleet.known
+
+    first, suspected, again, known = virtual_time.run(run())
+    assert first == [(503, "engine_died")] * 6
+    # Six requests, and their client.
+    assert (suspected, again, known) == ((7, 0, 0), [200] * 6, (0, 0, 0))
+
+
+def test_suspects_run_one_at_a_time_beside_others() -> None:
+    async def run():
+        async with Fleet(1, api_keys=("one", "other")) as fleet:
+            (engine,) = fleet.app.engines
+            pending = [asyncio.ensure_future(fleet.ask(f"{n}", "one")) for n in range(4)]
+            await asyncio.sleep(0.1)
+            fleet.kill(0)
+            await asyncio.gather(*pending)
+            await fleet.all_up()
+            again = [asyncio.ensure_future(fleet.ask(f"{n}", "one")) for n in range(4)]
+            others = [asyncio.ensure_future(fleet.ask(f"x{n}", "other")) for n in range(4)]
+            most = 0
+            while not all(one.done() for one in again):
+                most = max(most, engine.outstanding - sum(not one.done() for one in others))
+                await asyncio.sleep(0.02)
+            return most, [one.status for one in await asyncio.gather(*again, *others)]
+
+    assert virtual_time.run(run()) == (1, [200] * 8)
+
+
+@pytest.mark.parametrize("engines", [1, 8])
+def test_a_request_that_is_sent_again_and_again_ends_three_at_most_and_nobody_else_pays(
+    engines,
+) -> None:
+    """Others are always beside it: none of them is refused, and each that asks on is answered."""
+    answers: Counter[str] = Counter()
+
+    async def good(fleet: Fleet, key: str, ends: float) -> None:
+        number = 0
+        while time.monotonic() < ends:
+            number += 1
+            for _ in range(20):
+                reply = await fleet.ask(f"{key} {number}", key)
+                if reply.status == 200:
+                    break
+                answers[reply.json["error"]["code"]] += 1
+                await asyncio.sleep(float(reply.headers.get("retry-after", 1)))
+            answers["answered" if reply.status == 200 else "given up"] += 1
+            await asyncio.sleep(0.3)
+
+    async def bad(fleet: Fleet, ends: float) -> None:
+        while time.monotonic() < ends:
+            answers[str((await fleet.ask(KILLS, "bad")).status)] += 1
+            await asyncio.sleep(0.2)
+
+    async def run():
+        keys = [f"good {number}" for number in range(6)]
+        async with Fleet(engines, api_keys=("bad", *keys)) as fleet:
+            ends = time.monotonic() + 600
+            clients = [good(fleet, key, ends) for key in keys]
+            await asyncio.gather(*clients, bad(fleet, ends))
+            return len(fleet.deaths), fleet.known[1:]
+
+    deaths, refused = virtual_time.run(run())
+    assert deaths <= 3
+    assert refused == (1, 0)
+    assert answers["422"] > 100
+    assert (answers["given up"], answers["convicted"], answers["too_many_deaths"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("engines", [1, 8])
+def test_a_client_that_varies_its_request_ends_four_and_is_refused_for_an_hour(
+    engines, tmp_path
+) -> None:
+    file = str(tmp_path / "turbofit" / "denied" / "one.json")
+
+    async def run():
+        async with Fleet(engines, api_keys=("good", "bad"), denied=file) as fleet:
+            told = []
+            for number in range(CLIENT_DEATHS + 1):
+                await fleet.all_up()
+                beside = asyncio.ensure_future(fleet.ask(f"beside {number}", "good"))
+                await asyncio.sleep(0.1)
+                told.append(await fleet.ask(f"{KILLS} {number}", "bad"))
+                await beside
+            # It sends nothing of a body.
+            late = await call(
+                fleet.app, raw=b"{", headers={"authorization": "Bearer bad"}, method="POST"
+            )
+            await fleet.all_up()
+            fine = await fleet.ask("beside 0", "good")
+            await fleet.app.deny_list.close()  # it is written
+            name = late.json["error"]["message"].split("--forget '")[1].rstrip("'`")
+            await asyncio.get_running_loop().run_in_executor(None, pardon, name)
+            free = await fleet.ask("innocent", "bad")
+            return told, late, fine.status, len(fleet.deaths), free.status
+
+    told, late, fine, deaths, free = virtual_time.run(run())
+    assert [one.status for one in told] == [503] * CLIENT_DEATHS + [429]
+    assert code(late) == (429, "too_many_deaths")
+    assert 3000 < int(late.headers["retry-after"]) <= 3600
+    assert (fine, deaths, free) == (200, CLIENT_DEATHS, 200)
+
+
+def test_the_only_client_is_not_refused() -> None:
+    async def run():
+        async with Fleet(1) as fleet:
+            for number in range(CLIENT_DEATHS + 1):
+                await fleet.all_up()
+                await fleet.ask(f"{KILLS} {number}")
+            await fleet.all_up()
+            return (await fleet.ask("innocent")).status
+
+    assert virtual_time.run(run()) == 200
+
+
+def test_who_is_beside_an_unknown_one_is_not_refused_but_runs_alone() -> None:
+    """A suspect is in its turn when a new request ends the engine beside it."""
+
+    async def run():
+        async with Fleet(1, api_keys=("good", "bad")) as fleet:
+            pending = asyncio.ensure_future(fleet.ask("innocent", "good"))
+            await asyncio.sleep(0.1)
+            fleet.kill(0)
+            replies = [await pending]
+            await fleet.all_up()
+            pending = asyncio.ensure_future(fleet.ask("innocent", "good"))
+            await asyncio.sleep(0.01)
+            await fleet.ask(f"{KILLS} something new", "bad")
+            replies.append(await pending)
+            await fleet.all_up()
+            pending = asyncio.ensure_future(fleet.ask("innocent", "good"))
+            await asyncio.sleep(0.01)
+            new = asyncio.ensure_future(fleet.ask("new", "good"))
+            await asyncio.sleep(0.1)
+            there = fleet.app.engines[0].outstanding
+            replies.append(await pending)
+            return [one.status for one in replies], there, (await new).status, fleet.known[1:]
+
+    assert virtual_time.run(run()) == ([503, 503, 200], 1, 200, (0, 0))
+
+
+def test_what_is_refused_outlives_the_gateway_and_a_pardon_ends_it(tmp_path) -> None:
+    file = tmp_path / "turbofit" / "denied" / "one.json"
+
+    async def refuse():
+        async with Fleet(1, denied=str(file)) as fleet:
+            for _ in range(2):
+                await fleet.all_up()
+                reply = await fleet.ask(KILLS)
+            return reply
+
+    async def again():
+        async with Fleet(1, denied=str(file)) as fleet:
+            refused = await fleet.ask(KILLS)
+            fingerprint = refused.json["error"]["message"].split("--forget ")[1].rstrip("`")
+            found = await asyncio.get_running_loop().run_in_executor(None, pardon, fingerprint)
+            return refused, found, await fleet.ask(KILLS), fleet.deaths
+
+    assert virtual_time.run(refuse()).status == 503
+    assert KILLS.encode() not in file.read_bytes()
+    SINCE[0] += 3600  # the clock of the next loop begins anew
+    refused, found, pardoned, deaths = virtual_time.run(again())
+    assert (code(refused), found) == ((422, "convicted"), 1)
+    # It runs, and kills again: a first death after the pardon.
+    assert (code(pardoned), len(deaths)) == ((503, "engine_died"), 1)
+
+
+@pytest.mark.parametrize("open_again", [True, False])
+def test_what_a_full_disk_refused_is_written_later(tmp_path, open_again) -> None:
+    """While the gateway serves, or at its end."""
+    folder = tmp_path / "later"
+    file = folder / "one.json"
+
+    async def refuse():
+        async with Fleet(1, denied=str(file)) as fleet:
+            for _ in range(2):
+                await fleet.all_up()
+                await fleet.ask(KILLS)
+            await auntil(lambda: fleet.app.deny_list._again is not None, "a write to fail")
+            folder.mkdir()
+            if open_again:
+                await auntil(file.exists, "it to be written")
+
+    async def again():
+        async with Fleet(1, denied=str(file)) as fleet:
+            return await fleet.ask(KILLS)
+
+    virtual_time.run(refuse())
+    SINCE[0] += 3600
+    assert code(virtual_time.run(again())) == (422, "convicted")
+
+
+def test_who_left_shortly_before_a_death_is_suspected_and_refused_too() -> None:
+    async def run():
+        async with Fleet(1) as fleet:
+            known = []
+            for _ in range(2):
+                await fleet.all_up()
+                await fleet.leave(KILLS)
+                fleet.kill(0)
+                fleet.app.engine_ended(0, other_cause=False)
+                await asyncio.sleep(0.01)
+                known.append(fleet.known)
+            return known
+
+    assert virtual_time.run(run()) == [(2, 0, 0), (0, 1, 0)]
+
+
+def test_who_left_long_before_is_not() -> None:
+    async def run():
+        async with Fleet(1) as fleet:
+            await fleet.leave("innocent")
+            await asyncio.sleep(11)
+            fleet.app.engine_ended(0, other_cause=False)
+            await asyncio.sleep(0.01)
+            return fleet.known
+
+    assert virtual_time.run(run()) == (0, 0, 0)
+
+
+def test_who_finds_nothing_listening_knows_that_the_engine_ended() -> None:
+    """Its supervisor sees that a moment later; an equal request would end an engine until then."""
+
+    async def run():
+        async with Fleet(3) as fleet:
+            await fleet.leave(KILLS)
+            fleet.kill(0)
+            met = await fleet.ask(KILLS)
+            fleet.app.engine_ended(0, other_cause=False)
+            return code(met), code(await fleet.ask(KILLS)), len(fleet.deaths)
+
+    assert virtual_time.run(run()) == ((503, "engine_died"), (422, "convicted"), 2)
+
+
+async def killed(fleet: Fleet) -> tuple[int, str]:
+    """Somebody kills the engine of an innocent request."""
+    await fleet.all_up()
+    pending = asyncio.ensure_future(fleet.ask("innocent"))
+    await auntil(lambda: fleet.app.engines[0].outstanding == 1, "it to be sent")
+    fleet.kill(0)
+    return code(await pending)
+
+
+def test_an_engine_that_somebody_killed_accuses_nobody() -> None:
+    """Nor is who it refused told of that, since its supervisor takes it back."""
+
+    async def run():
+        async with Fleet(1, restart=1.0) as fleet:
+            told = [await killed(fleet), await killed(fleet)]
+            refused = fleet.known
+            fleet.app.engine_ended(0, other_cause=True)
+            await fleet.all_up()
+            return told, refused, (await fleet.ask("innocent")).status, fleet.known
+
+    told, refused, status, known = virtual_time.run(run())
+    assert told == [(503, "engine_died")] * 2
+    assert (refused, status, known) == ((0, 1, 0), 200, (0, 0, 0))
+
+
+def test_a_supervisor_may_be_the_first_to_see_another_cause() -> None:
+    async def run():
+        async with Fleet(1) as fleet:
+            pending = asyncio.ensure_future(fleet.ask("innocent"))
+            await asyncio.sleep(0.1)
+            fleet.app.engine_ended(0, other_cause=True)
+            fleet.kill(0)
+            return (await pending).status, fleet.known
+
+    assert virtual_time.run(run()) == (503, (0, 0, 0))
+
+
+def test_who_kills_the_next_process_takes_back_nothing_of_the_death_before() -> None:
+    async def run():
+        async with Fleet(1) as fleet:
+            await fleet.ask(KILLS)
+            fleet.app.engine_ended(0, other_cause=False)
+            # Its next process is killed while it starts.
+            fleet.app.engine_ended(0, other_cause=True)
+            await asyncio.sleep(0.01)
+            return fleet.known
+
+    assert virtual_time.run(run()) == (2, 0, 0)
+
+
+def test_the_next_gateway_goes_on_with_what_is_known() -> None:
+    async def run():
+        async with Fleet(1) as fleet:
+            await fleet.ask(KILLS)
+        async with Fleet(1) as other:
+            other.app.deny_list = fleet.app.deny_list
+            other.app._forwarder._deny_list = fleet.app.deny_list
+            return code(await other.ask(KILLS)), code(await other.ask(KILLS)), other.deaths
+
+    died, refused, deaths = virtual_time.run(run())
+    assert (died, refused, len(deaths)) == ((503, "engine_died"), (422, "convicted"), 1)
+
+
+def test_a_full_line_of_suspects_sends_the_newest_of_whoever_has_most_away() -> None:
+    async def run():
+        async with Fleet(1, api_keys=("many", "one")) as fleet:
+            fleet.app.admission._suspects.longest = 4
+            keys = ["many"] * 6 + ["one"]
+            pending = [asyncio.ensure_future(fleet.ask(f"{n}", key)) for n, key in enumerate(keys)]
+            await asyncio.sleep(0.1)
+            fleet.kill(0)
+            await asyncio.gather(*pending)
+            await fleet.all_up()
+            again = []
+            for n, key in enumerate(keys):
+                again.append(asyncio.ensure_future(fleet.ask(f"{n}", key)))
+                await asyncio.sleep(0.01)
+            return await asyncio.gather(*again)
+
+    replies = virtual_time.run(run())
+    assert [one.status for one in replies] == [200, 200, 200, 200, 503, 503, 200]
+    assert code(replies[5]) == (503, "suspect_waits")
+    assert "retry-after" in replies[5].headers

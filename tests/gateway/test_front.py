@@ -1,0 +1,228 @@
+"""A front before nodes, on real sockets: real gateways before simple servers as engines."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+
+import pytest
+from msgspec.structs import replace
+
+from tests.gateway.test_server import Engine, asked, config
+from tests.support.gateway import CHAT, chat, plan_for
+from tests.waiting import HANG, until
+from turbofit.gateway.front import Front, Node, NodeAddress
+from turbofit.gateway.server import make_gateway
+from turbofit.gateway.thread import GatewayThread
+
+KEY = "run-key"
+
+
+@pytest.fixture
+def world():
+    """Makes nodes and fronts, and ends them."""
+    with ExitStack() as stack:
+        yield World(stack)
+
+
+class World:
+    def __init__(self, stack: ExitStack) -> None:
+        self.stack, self.records = stack, {}
+
+    def node(self, name: str, *, key: str = KEY, **about):
+        engine = Engine()
+        engine.start()
+        assert engine.ready.wait(HANG)
+        self.stack.callback(lambda: engine.is_alive() and engine.stop())
+        records = self.records[name] = []
+        made = make_gateway(
+            plan_for(), [engine.url], config(front_keys=(KEY,)), log=records.append, overlay=False
+        )
+        made.config = replace(made.config, about=made.config.about | about)
+        thread = self.stack.enter_context(GatewayThread(made))
+        return NodeAddress(name=name, url=thread.url, key=key), engine, thread
+
+    def front(self, *nodes: NodeAddress, **changes):
+        made = Front(nodes, config(**changes))
+        thread = self.stack.enter_context(GatewayThread(made))
+        return made, thread
+
+    def up(self, front: GatewayThread, count: int) -> None:
+        until(lambda: front.call(lambda one: one.health()["up"]) == count, f"{count} nodes up")
+
+
+def test_answers_and_streams_pass_with_their_limits_and_who_asks_is_told_to_the_node(world) -> None:
+    address, _, node = world.node("a")
+    _, front = world.front(address, api_keys=("alice", "bob"))
+    world.up(front, 1)
+    status, headers, body = asked(front.url, chat(), authorization="Bearer alice")
+    assert (status, json.loads(body)) == (200, {"choices": [{}]})
+    stream = asked(front.url, chat(stream=True), authorization="Bearer bob")[2]
+    assert stream == b"data: {}\n\n" * 3 + b"data: [DONE]\n\n"
+    status, headers, body = asked(front.url, chat(n=999), authorization="Bearer bob")
+    assert status == 400
+    assert "999 copies" in json.loads(body)["error"]["message"]
+    assert "x-request-id" in headers
+    assert asked(front.url, chat())[0] == 401
+    assert asked(front.url, {}, path="/update_weights", authorization="Bearer bob")[0] == 403
+    records = [record for record in world.records["a"] if record["route"] == CHAT]
+    assert [record["client"] for record in records] == ["127.0.0.1"] * 3
+    keys = [record["key"] for record in records]
+    assert keys[0] != keys[1] == keys[2]
+    # From that key alone: anybody else is who he is.
+    assert asked(node.url, chat(), **{"x-turbofit-client": "10.9.9.9"})[0] == 401
+    page = json.loads(asked(front.url, path="/health")[2])
+    assert (page["nodes"], page["up"], page["context"]) == (1, 1, 32768)
+    metrics = asked(front.url, path="/metrics", authorization="Bearer bob")[2]
+    assert b'turbofit_gateway_engine_up{engine="a"} 1' in metrics
+
+
+def test_a_node_gets_what_is_left_of_its_capacity() -> None:
+    large, small = (Node(NodeAddress(name=name, url="http://x")) for name in "ab")
+    large.heard(200, {"engines": 2, "up": 2, "at_once": 30})
+    small.heard(200, {"engines": 1, "up": 1, "at_once": 10})
+    got = {"a": 0, "b": 0}
+    for _ in range(400):
+        node = min((large, small), key=lambda one: one.load)
+        node.outstanding += 1
+        got[node.name] += 1
+    assert got == {"a": 300, "b": 100}
+    large.heard(200, {"engines": 2, "up": 1, "at_once": 30})
+    assert large.capacity == 15
+    large.heard(200, {"engines": 2, "up": 2, "at_once": 30, "draining": True})
+    assert not large.up
+
+
+def test_what_no_engine_had_goes_to_another_node_and_nothing_is_lost(world) -> None:
+    first, engine, _ = world.node("a", at_once=1000)
+    second, _, _ = world.node("b", at_once=1)
+    _, front = world.front(first, second)
+    world.up(front, 2)
+    engine.stop()  # its node refuses at once, and has by far the most room
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: asked(front.url, chat())[0], range(60)))
+    assert answers == [200] * 60
+    until(lambda: front.call(lambda one: not one.nodes["a"].up), "the node to be out")
+
+
+def test_a_node_that_ends_in_order_loses_nothing_though_nobody_told_the_front(world) -> None:
+    first, _, node = world.node("a", at_once=1000)
+    second, _, _ = world.node("b")
+    _, front = world.front(first, second)
+    world.up(front, 2)
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(asked, front.url, chat(stream=True)) for _ in range(60)]
+        node.stop()
+        assert {answer.result()[0] for answer in answers} == {200}
+        assert all(answer.result()[2].endswith(b"[DONE]\n\n") for answer in answers)
+
+
+def test_a_node_with_another_key_is_out_and_its_client_hears_nothing_of_it(world) -> None:
+    first, _, _ = world.node("a", key="wrong", at_once=1000)
+    second, _, _ = world.node("b")
+    _, front = world.front(first, second)
+    world.up(front, 2)
+    assert [asked(front.url, chat())[0] for _ in range(3)] == [200] * 3
+
+
+def dying_node(count: int) -> tuple[str, list[bytes]]:
+    """A node whose engine ends with each completion, so many times; then it answers."""
+    listener, had = socket.create_server(("127.0.0.1", 0)), []
+    page = b'{"engines": 1, "up": 1, "at_once": 9999}'
+
+    def answer(client: socket.socket) -> None:
+        with suppress(OSError), client:
+            read = b""
+            while b"\r\n\r\n" not in read:
+                read += client.recv(1 << 16)
+            head, _, body = read.partition(b"\r\n\r\n")
+            status, sent = b"200 OK", page
+            if b"POST" in head:
+                length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+                while len(body) < length:
+                    body += client.recv(1 << 16)
+                had.append(body)
+                status, sent = b"200 OK", b'{"choices": []}'
+                if len(had) <= count:
+                    status, sent = b"503 x", b'{"error": {"code":"engine_died"}}'
+            client.sendall(
+                b"HTTP/1.1 %s\r\ncontent-type: application/json\r\nconnection: close\r\n"
+                b"content-length: %d\r\n\r\n%s" % (status, len(sent), sent)
+            )
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=answer, args=listener.accept()[:1], daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    return f"http://127.0.0.1:{listener.getsockname()[1]}", had
+
+
+def test_what_a_node_had_is_not_sent_again_and_refused_after_two_deaths(world) -> None:
+    url, had = dying_node(2)
+    other, _, _ = world.node("b", at_once=1)
+    _, front = world.front(NodeAddress(name="a", url=url), other)
+    world.up(front, 2)
+    poison, innocent = chat(user="poison"), chat(user="innocent")
+    assert asked(front.url, poison)[0] == 503
+    assert asked(front.url, poison)[0] == 503
+    status, _, body = asked(front.url, poison)
+    assert (status, json.loads(body)["error"]["code"]) == (422, "convicted")
+    assert len(had) == 2
+    assert asked(front.url, innocent)[0] == 200
+
+
+def test_an_answer_clears_who_was_there_at_a_death(world) -> None:
+    url, had = dying_node(1)
+    _, front = world.front(NodeAddress(name="a", url=url))
+    world.up(front, 1)
+    assert [asked(front.url, chat())[0] for _ in range(3)] == [503, 200, 200]
+    assert front.call(lambda one: one._suspects._deaths) == {}
+    assert len(had) == 3
+
+
+def test_a_client_that_leaves_stops_the_nodes_engine(world) -> None:
+    address, engine, _ = world.node("a")
+    _, front = world.front(address)
+    world.up(front, 1)
+    host, _, port = front.url.rpartition("//")[2].partition(":")
+    client = socket.create_connection((host, int(port)), timeout=HANG)
+    body = json.dumps(chat(stream=True, max_tokens=500)).encode()
+    client.sendall(
+        f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\n\r\n".encode()
+        + body
+    )
+    read = b""
+    while read.count(b"data: {}") < 3:
+        read += client.recv(1 << 16)
+    client.close()
+    assert engine.left.wait(HANG)
+
+
+def test_nodes_come_and_go_while_what_they_have_ends(world) -> None:
+    first, engine, _ = world.node("a")
+    second, _, _ = world.node("b")
+    _, front = world.front(first)
+    world.up(front, 1)
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(asked, front.url, chat(stream=True, max_tokens=4))
+        until(lambda: front.call(lambda one: one.nodes["a"].outstanding), "the request to be there")
+        front.call(lambda one: one.follow([second]))
+        world.up(front, 1)
+        assert asked(front.url, chat())[0] == 200
+        engine.permit()
+        assert long.result()[2] == b"data: {}\n\n" * 4 + b"data: [DONE]\n\n"
+    assert not [one for one in world.records["a"] if one["route"] == CHAT and one["status"] != 200]
+
+
+def test_without_a_node_it_says_so(world) -> None:
+    _, front = world.front()
+    status, headers, body = asked(front.url, chat())
+    assert (status, json.loads(body)["error"]["code"]) == (503, "engine_unavailable")
+    assert headers["retry-after"] == "5"
+    assert asked(front.url, path="/health")[0] == 503

@@ -1,0 +1,327 @@
+"""A Ray cluster on this host whose nodes pretend to be machines, what it serves, and clients."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from ray.cluster_utils import Cluster
+
+from tests.support.processes import HANG, Child, free_port
+
+__all__ = ["Clients", "Cloud", "Serving", "cli", "cloud_of", "until"]
+
+#: What clients of the fronts show.
+KEY = "secret"
+#: The driver and Ray's own processes find each other by these; no token, no dashboard.
+ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_DISABLE_IMPORT_WARNING": "1"}
+#: Ray's own deadlines for what a machine under load starts: only what hangs reaches these.
+PATIENT = {
+    "RAY_worker_register_timeout_seconds": "600",
+    "RAY_gcs_server_request_timeout_seconds": "600",
+}
+
+
+class Cloud:
+    """Nodes of one Ray cluster, each with pretend GPUs.
+
+    Args:
+        environ: of everything on its nodes.
+    """
+
+    def __init__(self, **environ: str) -> None:
+        self.environ = environ
+        os.environ.update(ENVIRONMENT | PATIENT)
+        #: In the environment of all that runs on its nodes.
+        self.mark = f"turbofit-test-{uuid4().hex}"
+        args = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": False, "wait": False}
+        self._cluster = Cluster(initialize_head=True, head_node_args=args)
+        self._cluster.wait_for_nodes(HANG)
+        self.nodes: dict[str, Any] = {}
+
+    @property
+    def logs(self) -> Path:
+        """The folder of Ray's logs."""
+        return Path(self._cluster.head_node.get_logs_dir_path())
+
+    @property
+    def address(self) -> str:
+        """For ``--cluster``."""
+        return f"ray:{self._cluster.address}"
+
+    def add(self, name: str, spec: str, gpus: int) -> None:
+        """A node with pretend GPUs; ``name`` is ours."""
+        self.nodes[name] = self._cluster.add_node(
+            num_cpus=2,
+            num_gpus=gpus,
+            wait=False,
+            env_vars={
+                "TURBOFIT_NODE_SPEC": spec,
+                "CLOUD": self.mark,
+                **ENVIRONMENT,
+                **PATIENT,
+                **self.environ,
+            },
+        )
+        self._cluster.wait_for_nodes(HANG)
+
+    def identity(self, name: str) -> str:
+        """Ray's id of a node."""
+        return str(self.nodes[name].node_id)
+
+    def engine_pids(self) -> list[int]:
+        """The engines that run on its nodes."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                line, environ = path.read_bytes(), path.with_name("environ").read_bytes()
+            except OSError:
+                continue
+            is_engine = b"turbofit.rehearse.turbomind.server" in line and b"guard.py" not in line
+            if is_engine and self.mark.encode() in environ:
+                found.append(int(path.parent.name))
+        return sorted(found)
+
+    def kill(self, name: str) -> None:
+        """The node's raylet dies: what it started has to go by itself."""
+        node = self.nodes.pop(name)
+        raylet = node.all_processes["raylet"][0].process.pid
+        _kill(raylet)
+        # Whoever started it reaps it, or its processes never see that it has gone.
+        node.all_processes["raylet"][0].process.wait()
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def stop(self) -> None:
+        """All of it."""
+        self._cluster.shutdown()
+
+
+class Serving:
+    """``turbofit serve --cluster --pretend`` in a process, whose key is `KEY`."""
+
+    def __init__(
+        self, children: list[Child], cloud: Cloud, state: Path, *words: str, model: str
+    ) -> None:
+        self.cloud, self.state, self.port = cloud, state, free_port()
+        self._children, self._environ = children, {"XDG_STATE_HOME": str(state), **cloud.environ}
+        self._words = [
+            "serve", model, "--cluster", cloud.address, "--pretend", "--port", str(self.port),
+            "--drain", "120", *words,
+        ]  # fmt: skip
+        self.again()
+
+    def again(self) -> None:
+        """Start it, with the same words each time."""
+        self.child = self._run(*self._words)
+
+    def front(self) -> int:
+        """Another front; its port, once it has nodes."""
+        port = free_port()
+        words = ("--access-log", "none", "--api-key", KEY)
+        self._run("gateway", "--cluster", self.cloud.address, "--port", str(port), *words)
+        until(lambda: up_at(port))
+        return port
+
+    def _run(self, *words: str) -> Child:
+        argv = [sys.executable, "-m", "turbofit", *words]
+        child = Child(argv, standin=False, **self._environ)
+        self._children.append(child)
+        return child
+
+    def cli(self, *words: str) -> tuple[int, Any]:
+        """`turbofit cluster …`: its exit code and JSON."""
+        return cli(self.state, "cluster", *words, "--cluster", self.cloud.address)
+
+    def status(self) -> dict[str, Any]:
+        """What `cluster status` tells."""
+        code, told = self.cli("status")
+        return told[0] if code == 0 else {"nodes": []}
+
+    def node(self, name: str) -> dict[str, Any]:
+        """What it tells of one node; empty while it is not there."""
+        identity = self.cloud.identity(name)
+        return next((one for one in self.status()["nodes"] if one["id"] == identity), {})
+
+    def up(self) -> int:
+        """How many nodes the front has."""
+        return up_at(self.port)
+
+    def wait(self, nodes: int) -> None:
+        """Until the front has so many nodes."""
+
+        def settled() -> bool:
+            assert self.child.process.poll() is None, self.child.stderr
+            return self.up() == nodes
+
+        until(settled, HANG, lambda: self.child.stderr[-3000:])
+
+    def server(self, name: str) -> int:
+        """The process of a node's `turbofit serve`."""
+        return int(json.loads((self._folder(name) / "server.json").read_text())["pid"])
+
+    def key(self, name: str) -> str:
+        """What a node trusts fronts by."""
+        return (self._folder(name) / "key").read_text().strip()
+
+    def actor(self, name: str) -> int:
+        """The process of a node's actor: a worker of the node's raylet that is one."""
+        raylet = self.cloud.nodes[name].all_processes["raylet"][0].process.pid
+        for task in Path(f"/proc/{raylet}/task").glob("*/children"):
+            for pid in task.read_text().split():
+                if b"ray::NodeActor" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return int(pid)
+        raise AssertionError(f"no actor on {name}")
+
+    def ray_logs(self) -> list[Path]:
+        """Ray's own log files."""
+        return [path for path in self.cloud.logs.rglob("*") if path.is_file()]
+
+    def _folder(self, name: str) -> Path:
+        return Path(until(lambda: self.node(name).get("folder")))
+
+    def end(self) -> int:
+        """SIGTERM; the exit code."""
+        self.child.process.send_signal(signal.SIGTERM)
+        return self.child.finish()
+
+
+class Clients:
+    """Threads that ask all the time, half of them for streams, and count what becomes of it.
+
+    ``kept``: answered in full. ``broken``: an answer that had begun and ended with an error.
+    ``lost``: not begun, since its engine died and may have died of it. ``failed``: never begun
+    otherwise, by status.
+    """
+
+    def __init__(self, port: int, count: int = 4, tokens: int = 24) -> None:
+        self._port, self._tokens = port, tokens
+        self._stopped = threading.Event()
+        self.outcomes: Counter[str] = Counter()
+        self._threads = [threading.Thread(target=self._run, args=(n % 2,)) for n in range(count)]
+
+    def __enter__(self) -> Clients:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+
+    @property
+    def failed(self) -> dict[str, int]:
+        """Requests that were never begun to be answered."""
+        return {what: n for what, n in self.outcomes.items() if what.startswith("failed")}
+
+    def more(self, count: int, seconds: float = HANG) -> None:
+        """Until so many more were answered in full."""
+        aim = self.outcomes["kept"] + count
+        until(lambda: self.outcomes["kept"] >= aim, seconds, lambda: str(self.outcomes))
+
+    def _run(self, stream: int) -> None:
+        name = _ask(self._port, "/v1/models")[1]["data"][0]["id"]
+        body = {
+            "model": name,
+            "messages": [{"role": "user", "content": "Count."}],
+            "max_tokens": self._tokens,
+            "ignore_eos": True,
+            "stream": bool(stream),
+        }
+        while not self._stopped.is_set():
+            self.outcomes[_outcome(self._port, body)] += 1
+
+
+def up_at(port: int) -> int:
+    """How many nodes a front has; 0 while nothing listens."""
+    try:
+        return int(_ask(port, "/health")[1]["up"])
+    except OSError:
+        return 0
+
+
+def cli(state: Path, *words: str) -> tuple[int, Any]:
+    """`turbofit … --json`: its exit code and document."""
+    done = subprocess.run(
+        [sys.executable, "-m", "turbofit", *words, "--json"],
+        env={**os.environ, "XDG_STATE_HOME": str(state)}, capture_output=True, text=True,
+        timeout=HANG, check=False,
+    )  # fmt: skip
+    return done.returncode, json.loads(done.stdout) if done.stdout else done.stderr
+
+
+def _outcome(port: int, body: dict[str, Any]) -> str:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG)
+    begun = False
+    try:
+        connection.request(
+            "POST", "/v1/chat/completions", json.dumps(body),
+            {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"},
+        )  # fmt: skip
+        answer = connection.getresponse()
+        if answer.status != 200:
+            said = answer.read()
+            return "lost" if b"engine_died" in said else f"failed {answer.status} {said[:200]!r}"
+        begun = True
+        text = answer.read()
+    except (OSError, http.client.HTTPException) as exc:
+        return "broken" if begun else f"failed {type(exc).__name__}"
+    else:
+        whole = text.rstrip().endswith(b"[DONE]") if body["stream"] else b'"usage"' in text
+        return "kept" if whole else "broken"
+    finally:
+        connection.close()
+
+
+def _ask(port: int, path: str) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG)
+    try:
+        connection.request("GET", path, headers={"Authorization": f"Bearer {KEY}"})
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()
+
+
+def until(
+    found: Callable[[], Any], seconds: float = HANG, why: Callable[[], str] = lambda: ""
+) -> Any:
+    """What it finds, once that is something."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = found()
+        if value:
+            return value
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds:.0f} s\n{why()}")
+
+
+@contextmanager
+def cloud_of(*nodes: tuple[str, str, int], **environ: str) -> Iterator[Cloud]:
+    """A cluster with these nodes: our name, SPEC, GPUs."""
+    cloud = Cloud(**environ)
+    try:
+        for node in nodes:
+            cloud.add(*node)
+        yield cloud
+    finally:
+        cloud.stop()
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return

@@ -1,0 +1,135 @@
+"""A node's actor, without Ray: it starts a server, or adopts one that lives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.waiting import until
+from turbofit.launch.cluster import node as module
+from turbofit.launch.cluster.node import NodeActor
+from turbofit.launch.engine.proc import start_time
+
+ACTORS: list[NodeActor] = []
+SERVER = """
+trap "exit 0" TERM; echo "$@" > words; env > env; echo http://127.0.0.1:5
+while :; do sleep 0.05; done
+"""
+
+
+@pytest.fixture
+def serve_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
+    """What runs in the place of ``python -m turbofit serve …``."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(module, "_TICK", 0.02)
+    monkeypatch.setattr(module, "_PAUSES", (0.05, 0.05))
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+
+    def put(script: str) -> None:
+        path = tmp_path / "python"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(path))
+
+    yield put
+    while ACTORS:
+        ACTORS.pop()._gone.set()
+    for found in (tmp_path / "state").rglob("server.json"):
+        pid = json.loads(found.read_text())["pid"]
+        if start_time(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def actor(run: str = "run") -> NodeActor:
+    ACTORS.append(NodeActor(run, "a" * 56, "127.0.0.1", 0))
+    return ACTORS[-1]
+
+
+def opened(made: NodeActor, digest: str):
+    return until(
+        lambda: (
+            made.tell() if (made.tell().state, made.tell().digest) == ("open", digest) else None
+        ),
+        f"{digest} to be open",
+    )
+
+
+def test_it_serves_with_a_lease_and_a_key_and_without_rays_variables(serve_is, monkeypatch) -> None:
+    serve_is(SERVER)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setenv("RAY_JOB_ID", "1")
+    made = actor()
+    made.serve("d1", "{}", ("--pretend",))
+    told = opened(made, "d1")
+    folder = Path(told.folder)
+    words = until(lambda: (folder / "words").exists() and (folder / "words").read_text(), "words")
+    assert f"serve --plan {folder}/plan-d1.json --host 127.0.0.1 --port 0" in words
+    assert f"--front-key-file {folder}/key --lease {folder}/lease --pretend" in words
+    assert told.key == (folder / "key").read_text().strip()
+    assert told.key not in words
+    environ = dict(line.partition("=")[::2] for line in (folder / "env").read_text().splitlines())
+    assert environ["RAY_ADDRESS"] == "local"
+    assert "RAY_JOB_ID" not in environ
+    assert (folder / "lease").exists()
+    assert os.getsid(told.pid) == told.pid
+    made.end()
+    until(lambda: made.tell().state == "idle", "the end")
+    assert not start_time(told.pid)
+
+
+def test_the_next_actor_adopts_what_lives_and_ends_what_is_another_plan(serve_is) -> None:
+    serve_is(SERVER)
+    first = actor()
+    first.serve("d1", "{}", ())
+    told = opened(first, "d1")
+    second = actor()
+    adopted = opened(second, "d1")
+    assert (adopted.pid, adopted.key, adopted.url) == (told.pid, told.key, told.url)
+    second.serve("d2", "{}", ())
+    assert opened(second, "d2").pid != told.pid
+    assert not start_time(told.pid)
+
+
+def test_a_killed_server_starts_again_and_a_few_times_only(serve_is) -> None:
+    serve_is(SERVER)
+    made = actor()
+    made.serve("d1", "{}", ())
+    before = opened(made, "d1").pid
+    for _ in range(2):
+        os.kill(before, signal.SIGKILL)
+        before = until(
+            lambda before=before: made.tell().state == "open" and made.tell().pid != before
+            and made.tell().pid, "another one",
+        )  # fmt: skip
+    os.kill(before, signal.SIGKILL)
+    until(lambda: made.tell().state == "unfit", "it to be given up")
+
+
+@pytest.mark.parametrize(("code", "starts"), [(2, 1), (6, 1), (3, 1)])
+def test_what_would_fail_again_is_unfit_with_its_error(serve_is, code: int, starts: int) -> None:
+    serve_is(f'echo x >> starts; echo "error: no room" >&2; echo "hint: buy" >&2; exit {code}')
+    made = actor()
+    made.serve("d1", "{}", ())
+    told = until(lambda: made.tell() if made.tell().state == "unfit" else None, "it to be unfit")
+    assert (told.why, told.exit_code) == ("no room", code)
+    assert (Path(told.folder) / "starts").read_text() == "x\n" * starts
+
+
+def test_a_new_run_ends_what_an_old_one_has_left(serve_is, monkeypatch) -> None:
+    serve_is(SERVER)
+    old = actor("old")
+    old.serve("d1", "{}", ())
+    told = opened(old, "d1")
+    old._gone.set()
+    os.utime(Path(told.folder) / "lease", (0, 0))
+    monkeypatch.setattr(module, "measure_here", lambda pretend: b"{}")
+    monkeypatch.setattr(NodeActor, "gpus", lambda self: ["0"])
+    assert actor("new").measure(False) == (b"{}", ["0"])
+    assert not start_time(told.pid)

@@ -1,0 +1,265 @@
+"""Checks of the cards: who uses them, whether they are in order."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from tests.nvml.standin import LOST, P2P_ALL, P2P_NVLINK, UNKNOWN_ERROR, Mig, Process, Scenario
+from tests.planning.examine.conftest import Find, Healthy, Make, card, remove, server_card, two
+from tests.support.plans import gpu, machine, plausible_plan
+from turbofit.core.errors import DoesNotFitError, MachineError, UsageError
+from turbofit.core.machine import Holder, Machine
+from turbofit.core.plan import Plan
+from turbofit.core.struct import NA
+from turbofit.core.units import GIB, MIB
+from turbofit.planning.checks import examine, refuse
+from turbofit.planning.examine.cards import acs_control
+from turbofit.planning.examine.scene import Scene, Sources
+
+
+def test_visible_devices(find: Find, sources: Make) -> None:
+    found = find("cuda_visible_devices", two(), sources(CUDA_VISIBLE_DEVICES="1"))
+    assert found.state == "warning"
+    assert "GPU 0" in found.seen
+
+
+def test_mixed_cards_numbered_by_speed(find: Find, sources: Make) -> None:
+    mixed = Scenario([card(0), card(1, name="NVIDIA GeForce RTX 4090", cc=89, cores=16384)])
+    found = find("cuda_visible_devices", mixed, sources(CUDA_VISIBLE_DEVICES="0,1"))
+    assert found.state == "warning"
+    assert "PCI_BUS_ID" in found.seen
+
+
+def test_a_lost_gpu(find: Find, sources: Make) -> None:
+    scenario = Scenario([server_card(0), server_card(1, error=LOST)], p2p=P2P_NVLINK)
+    found = find("gpus", scenario, sources())
+    assert found.state == "stops"
+    assert "GPU 1" in found.seen
+
+
+def test_others_on_the_card(find: Find, sources: Make) -> None:
+    scenario = two(used=3 * GIB)
+    scenario.gpus[0].compute = [Process(4711, 2 * GIB, "python3")]
+    found = find("holders", scenario, sources())
+    assert found.state == "warning"
+    assert "GPU 0: python3[4711] 2.0 GiB" in found.seen
+    assert "GPU 1: unknown (another container?) 3.0 GiB" in found.seen
+    scenario.gpus[1].total = None
+    assert find("holders", scenario, sources()).state == "unreadable"
+
+
+def test_full_cards(find: Find, sources: Make) -> None:
+    assert find("free_memory", two(used=80 * 1024 * MIB - GIB), sources()).state == "stops"
+    one_full = Scenario([server_card(0), server_card(1, used=79 * GIB)], p2p=P2P_NVLINK)
+    assert find("free_memory", one_full, sources()).state == "warning"
+    unknown = Scenario([server_card(0, total=None)])
+    assert find("free_memory", unknown, sources()).state == "unreadable"
+
+
+def test_mig(find: Find, sources: Make) -> None:
+    part = Mig(uuid="MIG-1", total=20 * GIB)
+    cut = Scenario([server_card(0, mig=True, migs=[part])])
+    assert find("mig", cut, sources()).state == "warning"
+    empty = Scenario([server_card(0, mig=True), server_card(1)], p2p=P2P_NVLINK)
+    assert find("mig", empty, sources()).state == "stops"
+
+
+CONDITIONS = [
+    ("pcie", "warning", {"pcie_width_now": 8}),
+    ("pcie", "warning", {"pcie_generation_now": 3}),
+    ("pcie", "ok", {"pcie_generation_now": 1, "pstate": 8}),
+    ("pcie", "unreadable", {"pcie_width_now_error": UNKNOWN_ERROR}),
+    ("persistence", "warning", {"persistence": 0}),
+    ("persistence", "unreadable", {"persistence_error": UNKNOWN_ERROR}),
+    ("ecc", "warning", {"ecc_errors": 2}),
+    ("ecc", "stops", {"rows_failed": 1}),
+    ("ecc", "warning", {"rows_pending": 1}),
+    ("ecc", "unreadable", {"ecc_errors_error": UNKNOWN_ERROR}),
+    ("ecc", "unreadable", {"ecc_error": UNKNOWN_ERROR}),
+    ("thermal", "warning", {"slow": 0x40, "temperature": 96}),
+    ("thermal", "ok", {"slow": 0x04}),
+    ("thermal", "unreadable", {"slow_error": UNKNOWN_ERROR}),
+]
+
+
+@pytest.mark.parametrize(("check", "state", "condition"), CONDITIONS)
+def test_conditions(
+    find: Find, sources: Make, check: str, state: str, condition: dict[str, int]
+) -> None:
+    scenario = Scenario([server_card(0), server_card(1, condition=condition)], p2p=P2P_NVLINK)
+    assert find(check, scenario, sources()).state == state
+
+
+def test_cards_without_ecc_are_in_order(find: Find, sources: Make) -> None:
+    scenario = Scenario([card(0)])
+    for name in ("ecc", "ecc_errors", "rows_pending", "rows_failed"):
+        del scenario.gpus[0].condition[name]
+    found = find("ecc", scenario, sources())
+    assert (found.state, found.seen) == ("ok", "these cards have no ECC")
+
+
+def test_a_described_machine_has_no_condition(sources: Make) -> None:
+    """Its cards do not exist: nothing of them is unreadable."""
+    found = {one.check for one in examine(sources(), on="2xl4").findings}
+    assert not found & {"pcie", "persistence", "ecc", "thermal", "driver_cuda"}
+    assert {"gpus", "peer_access", "host_memory"} <= found
+
+
+def test_xid(find: Find, sources: Make) -> None:
+    places = sources()
+    places.log = "NVRM: Xid (PCI:0000:41:00): 79, GPU has fallen off the bus."
+    found = find("xid", two(), places)
+    assert found.state == "warning"
+    assert "79" in found.seen
+    assert "hardware" in found.why
+    places.log = "NVRM: Xid (PCI:0000:41:00): 13, Graphics Exception"
+    assert "programs" in find("xid", two(), places).why
+    places.log = None
+    assert find("xid", two(), places).state == "unreadable"
+
+
+def test_peers_of_consumer_cards(find: Find, sources: Make) -> None:
+    scenario = Scenario([card(index) for index in range(4)])
+    scenario.pairs[0, 2] = P2P_NVLINK
+    for one, other in ((0, 2), (2, 0)):
+        scenario.gpus[one].links = [scenario.gpus[other].bus] * 4
+    found = find("peer_access", scenario, sources())
+    assert found.state == "warning"
+    assert "0-1" in found.seen
+    assert "0-2" not in found.seen
+    assert "NVLink joins 0-2" in found.fix
+    assert "GeForce" in found.why
+    scenario.p2p = None
+    scenario.pairs = {}
+    assert find("peer_access", scenario, sources()).state == "unreadable"
+    assert find("peer_access", Scenario([card(0)]), sources()).state == "ok"
+
+
+def test_iommu(find: Find, sources: Make) -> None:
+    scenario = Scenario([card(0), card(1)], p2p=P2P_ALL)
+    places = sources()
+    assert find("iommu", scenario, places).state == "ok"
+    (places.root / "sys/kernel/iommu_groups/0").mkdir()
+    assert find("iommu", scenario, places).state == "warning"
+    (places.root / "proc/cmdline").write_text("quiet iommu=pt")
+    assert find("iommu", scenario, places).state == "ok"
+    remove(places, "sys/kernel")
+    assert find("iommu", scenario, places).state == "unreadable"
+    assert find("iommu", Scenario([card(0), card(1)]), places).state == "ok"
+
+
+def _bridge(places: Healthy, name: str, config: bytes) -> None:
+    folder = places.root / "sys/bus/pci/devices" / name
+    folder.mkdir()
+    (folder / "class").write_text("0x060400\n")
+    (folder / "config").write_bytes(config)
+
+
+def _config(control: int) -> bytes:
+    """A configuration space whose second extended capability is ACS."""
+    data = bytearray(4096)
+    data[0x100:0x104] = (0x0001 | 1 << 16 | 0x140 << 20).to_bytes(4, "little")
+    data[0x140:0x144] = (0x000D | 1 << 16).to_bytes(4, "little")
+    data[0x146:0x148] = control.to_bytes(2, "little")
+    return bytes(data)
+
+
+def test_acs(find: Find, sources: Make) -> None:
+    scenario = Scenario([card(0), card(1)], p2p=P2P_ALL)
+    places = sources()
+    _bridge(places, "0000:00:01.0", _config(0))
+    assert find("acs", scenario, places).state == "ok"
+    _bridge(places, "0000:00:02.0", b"\0" * 64)
+    assert find("acs", scenario, places).state == "unreadable"
+    _bridge(places, "0000:00:03.0", _config(0x1D))
+    found = find("acs", scenario, places)
+    assert found.state == "warning"
+    assert "0000:00:03.0" in found.seen
+    remove(places, "sys/bus")
+    assert find("acs", scenario, places).state == "unreadable"
+
+
+def test_acs_control_of_a_loop_ends() -> None:
+    data = bytearray(4096)
+    data[0x100:0x104] = (0x0001 | 0x100 << 20).to_bytes(4, "little")
+    assert acs_control(bytes(data)) is None
+    assert acs_control(b"") is None
+
+
+def changed(index: int, **changes: object) -> Machine:
+    cards = [gpu(i, **changes) if i == index else gpu(i) for i in range(4)]
+    return msgspec.structs.replace(machine(4), gpus=tuple(cards))
+
+
+def check_machine(plan: Plan, now: Machine, *, fitted: bool = False) -> None:
+    refuse(Scene(Sources(), "lease", machine=now, plan=plan, fitted=fitted))
+
+
+def test_the_same_machine() -> None:
+    check_machine(plausible_plan(), machine(4))
+
+
+def test_order_and_more_free_memory_do_not_matter() -> None:
+    now = changed(2, free=24000 * MIB)
+    check_machine(plausible_plan(), msgspec.structs.replace(now, gpus=now.gpus[::-1]))
+
+
+def test_another_process_is_named() -> None:
+    holder = Holder(pid=4711, name="python", bytes=3174 * MIB)
+    now = changed(2, free=gpu(2).free - 3174 * MIB, holders=(holder,))
+    with pytest.raises(DoesNotFitError) as caught:
+        check_machine(plausible_plan(), now)
+    assert "python[4711] took 3.1 GiB on GPU 2" in caught.value.message
+    assert caught.value.exit_code == 3
+
+
+def test_growth_counts_not_what_was_there() -> None:
+    before = Holder(pid=7, name="old", bytes=250 * MIB)
+    plan = plausible_plan()
+    cards = (gpu(0, holders=(before,)), *plan.machine.gpus[1:])
+    plan = msgspec.structs.replace(plan, machine=msgspec.structs.replace(machine(4), gpus=cards))
+    grown = msgspec.structs.replace(before, bytes=5250 * MIB)
+    with pytest.raises(DoesNotFitError, match=r"old\[7\] took 4.9 GiB on GPU 0"):
+        check_machine(plan, changed(0, free=gpu(0).free - 5000 * MIB, holders=(grown,)))
+
+
+def test_nobody_visible() -> None:
+    with pytest.raises(DoesNotFitError, match=r"nobody visible took 3\.9 GiB on GPU 1"):
+        check_machine(plausible_plan(), changed(1, free=gpu(1).free - 4000 * MIB))
+
+
+def test_less_within_what_the_plan_leaves_over_its_margin_is_accepted() -> None:
+    plan = plausible_plan()
+    spare = plan.gpus[1].headroom - plan.gpus[1].margin
+    check_machine(plan, changed(1, free=gpu(1).free - spare))
+    with pytest.raises(DoesNotFitError):
+        check_machine(plan, changed(1, free=gpu(1).free - spare - 1))
+
+
+def test_a_gpu_that_is_gone_or_cannot_be_read() -> None:
+    with pytest.raises(MachineError, match="GPU 3 of the plan"):
+        check_machine(plausible_plan(), machine(3))
+    with pytest.raises(MachineError, match="cannot be read"):
+        check_machine(plausible_plan(), changed(0, free=NA))
+
+
+def test_a_preset_is_no_machine() -> None:
+    preset = msgspec.structs.replace(machine(4), source="preset")
+    with pytest.raises(UsageError, match="preset"):
+        check_machine(plausible_plan(machine=preset), machine(4))
+
+
+def test_what_a_budget_withholds_is_for_the_other_models() -> None:
+    """Where each start fits its cache, they may have taken it meanwhile."""
+    plan = plausible_plan()
+    cards = tuple(
+        msgspec.structs.replace(one, headroom=9000 * MIB, margin=8900 * MIB) for one in plan.gpus
+    )
+    plan = msgspec.structs.replace(plan, gpus=cards)
+    now = changed(1, free=plan.gpus[1].free - 8000 * MIB)
+    check_machine(plan, now, fitted=True)
+    with pytest.raises(DoesNotFitError):
+        check_machine(plan, now)
+    with pytest.raises(DoesNotFitError):
+        check_machine(plan, changed(1, free=plan.gpus[1].free - 8900 * MIB), fitted=True)

@@ -1,0 +1,374 @@
+"""Checks of installed packages, and of the driver for them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import sys
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from tests.nvml.standin import Scenario
+from tests.planning.examine.conftest import Find, Healthy, Make, card, remove, server_card, two
+from tests.support.plans import plausible_plan
+from turbofit import api
+from turbofit.core.errors import PackageError
+from turbofit.core.plan import Plan, PlannedEngine, Settings
+from turbofit.core.units import MIB
+from turbofit.model.draft_reader import read_draft
+from turbofit.model.presets import preset_model
+from turbofit.planning.checks import plan_warnings, refuse
+from turbofit.planning.compatibility import compatibility
+from turbofit.planning.examine.packages import VIDEO_BACKENDS, satisfies, videos
+from turbofit.planning.examine.scene import Scene, Sources
+
+PACKAGES = [
+    ("lmdeploy", "stops", lambda s: s.packages.pop("lmdeploy")),
+    ("lmdeploy", "stops", lambda s: s.packages.update(lmdeploy="0.9.2")),
+    ("lmdeploy", "warning", lambda s: s.packages.update(lmdeploy="0.19.0")),
+    ("lmdeploy", "warning", lambda s: s.packages.update(lmdeploy="0.17.1")),
+    ("pairing", "warning", lambda s: s.packages.update(torch="2.13.0+cpu")),
+    ("pairing", "warning", lambda s: s.packages.update(transformers="5.0.2")),
+    ("pairing", "unreadable", lambda s: setattr(s, "demands", None)),
+    ("pairing", "unreadable", lambda s: setattr(s, "demands", ["numpy"])),
+    ("turbomind", "stops", lambda s: remove(s, "lmdeploy/turbomind")),
+    ("turbomind", "unreadable", lambda s: remove(s, "lmdeploy")),
+    ("xgrammar", "warning", lambda s: s.packages.pop("xgrammar")),
+    ("xgrammar", "ok", lambda s: (s.packages.pop("xgrammar"), s.modules.add("xgrammar"))),
+    ("driver_cuda", "stops", lambda s: _torch(s, "'13.0'")),
+    ("driver_cuda", "stops", lambda s: _torch(s, "None")),
+    ("driver_cuda", "unreadable", lambda s: remove(s, "torch")),
+    ("torch_architectures", "stops", lambda s: setattr(s, "built", ["sm_80"])),
+    ("torch_architectures", "unreadable", lambda s: setattr(s, "built", None)),
+    ("torch_architectures", "unreadable", lambda s: _torch(s, "None")),
+]
+
+
+def _torch(places: Healthy, cuda: str) -> None:
+    (places.root / "torch/version.py").write_text(f"cuda: Optional[str] = {cuda}\n")
+
+
+@pytest.mark.parametrize(("check", "state", "spoil"), PACKAGES)
+def test_packages(find: Find, sources: Make, check: str, state: str, spoil: Any) -> None:
+    places = sources()
+    spoil(places)
+    assert find(check, two(), places).state == state
+
+
+def test_structured_output_without_xgrammar_says_what_it_stops(
+    find: Find, sources: Make, checkup: Any
+) -> None:
+    places = sources()
+    del places.packages["xgrammar"]
+    found = find("xgrammar", two(), places)
+    assert "response_format" in found.why
+    assert found.fix == "pip install xgrammar"
+    del places.packages["lmdeploy"]  # one finding is enough
+    assert "xgrammar" not in {one.check for one in checkup(two(), places).findings}
+
+
+def test_a_pair_that_does_not_run_the_model(find: Find, sources: Make) -> None:
+    places, llava = sources(), preset_model("llava-1.5-7b")
+    found = find("front_ends", two(), places, model=llava)
+    assert found.state == "stops"
+    assert found.fix.endswith("pip install 'transformers<5'")
+    assert "fails at every image" in found.seen
+    assert find("front_ends", two(), places, model=preset_model("qwen2-vl-7b")).state == "ok"
+    places.packages["transformers"] = "4.57.6"
+    assert find("front_ends", two(), places, model=llava).state == "ok"
+    places.packages["transformers"] = "4.53.3"  # LMDeploy's metadata exclude it
+    found = find("front_ends", two(), places, model=preset_model("internvl3-8b-hf"))
+    assert found.state == "warning"
+    assert "GptOssConfig" in found.seen
+
+
+def test_families_that_the_pair_does_not_run(find: Find, sources: Make) -> None:
+    places = sources()
+    places.packages["transformers"] = compatibility().transformers["0.18"][-1]
+    found = find("front_ends", two(), places)
+    assert found.state == "ok"
+    assert "Glm4vForConditionalGeneration (<=5.19.0)" in found.seen
+    assert "Llava" not in found.seen
+    assert "+" not in found.seen
+    places.packages["transformers"] = "4.56.2"
+    found = find("front_ends", two(), places)
+    assert found.state == "warning"
+    assert "Qwen3VLForConditionalGeneration" in found.seen
+    assert ">=4.57.6" in found.seen
+    assert "Qwen2VL" not in found.seen
+    del places.packages["transformers"]
+    assert find("front_ends", two(), places).state == "unreadable"
+
+
+def test_two_wheels_of_nccl_own_one_file(find: Find, sources: Make) -> None:
+    places = sources()
+    places.packages["nvidia-nccl-cu13"], places.records["nvidia-nccl-cu13"] = "2.29.7", 300
+    found = find("nccl", two(), places)
+    assert found.state == "ok"
+    assert "nvidia-nccl-cu12 2.32.3, written over nvidia-nccl-cu13 2.29.7" in found.seen
+    library = places.root / "libnccl.so.2"
+    library.write_bytes(bytes(300))
+    found = find("nccl", two(), places)
+    assert found.state == "warning"
+    assert found.fix.endswith("nvidia-nccl-cu12==2.32.3")
+    library.write_bytes(bytes(7))
+    assert find("nccl", two(), places).state == "unreadable"
+    library.unlink()
+    found = find("nccl", two(), places)
+    assert found.state == "stops"
+    assert found.fix == "pip install --force-reinstall --no-deps nvidia-nccl-cu12==2.32.3"
+    places.records.clear()
+    assert find("nccl", two(), places).state == "unreadable"
+
+
+def test_an_old_driver(find: Find, sources: Make) -> None:
+    scenario = two()
+    scenario.cuda = 11080
+    found = find("driver_cuda", scenario, sources())
+    assert found.state == "stops"
+    assert "12.8" in found.seen
+    scenario.cuda, scenario.driver = 12000, "520.61.05"
+    assert find("driver_cuda", scenario, sources()).state == "stops"
+    scenario.driver = None
+    assert find("driver_cuda", scenario, sources()).state == "unreadable"
+
+
+def test_a_v100_with_torch_for_cuda_13(find: Find, sources: Make) -> None:
+    places = sources()
+    places.built = ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120", "compute_120"]
+    v100 = Scenario([card(name="Tesla V100-SXM2-32GB", cc=70, total=32768 * MIB)])
+    found = find("torch_architectures", v100, places)
+    assert found.state == "stops"
+    assert "CUDA 12" in found.fix
+    assert find("compute_capability", v100, sources()).state == "warning"
+    none = Scenario([card(name="Nobody", cc=None)])
+    assert find("compute_capability", none, sources()).state == "unreadable"
+
+
+@pytest.mark.parametrize(
+    ("version", "bounds", "fits"),
+    [
+        ("2.12.1", "<=2.12.1,>=2.0.0", True), ("2.13.0+cpu", "<=2.12.1", False),
+        ("5.0.3", "!=5.0.*", False), ("5.1", "!=5.0.*,>=4.56.0", True), ("2", ">=2.0.0", True),
+        ("3.1", "~=3.0", True), ("4.0", "~=3.0", False), ("1.0", "", True), ("1.0", "==1.0", True),
+    ],
+)  # fmt: skip
+def test_bounds(version: str, bounds: str, fits: bool) -> None:
+    assert satisfies(version, bounds) is fits
+
+
+def test_a_card_without_kernels(find: Find, sources: Make) -> None:
+    old = Scenario([card(name="Tesla P100", cc=60)])
+    found = find("kernels", old, sources())
+    assert found.state == "stops"
+    assert "no code for Tesla P100, only for sm_70" in found.seen
+
+
+def test_weights_without_kernels(find: Find, sources: Make) -> None:
+    blackwell = Scenario([card(name="NVIDIA GeForce RTX 5090", cc=120)])
+    found = find("kernels", blackwell, sources())
+    assert found.state == "warning"
+    assert "RTX 5090: int4 (AWQ, GPTQ), fp8, mxfp4, experts in 16 bits" in found.seen
+    assert find("kernels", Scenario([server_card(0)]), sources()).state == "ok"
+
+
+def test_kernels_that_cannot_be_read(find: Find, sources: Make) -> None:
+    places = sources()
+    places.census = None
+    assert find("kernels", Scenario([server_card(0)]), places).state == "unreadable"
+
+
+@pytest.mark.parametrize(
+    ("preset", "speculative", "missing", "state"),
+    [
+        ("gpt-oss-20b", False, "openai_harmony", "stops"),
+        ("qwen3-next-80b-a3b", False, "flash-linear-attention's fla", "stops"),
+        ("qwen3.5-4b", False, "flash-linear-attention's fla", "warning"),  # TurboMind needs none
+        ("glm-4.5-air", False, "", "ok"),
+        ("glm-4.5-air", True, "FlashAttention-3's flash_attn_interface", "stops"),
+        ("deepseek-v3", True, "FlashMLA's flash_mla", "stops"),
+        ("internvl2-8b", False, "", "ok"),
+    ],
+)
+def test_what_is_missing_and_whether_another_engine_serves(
+    find: Find, sources: Make, preset: str, speculative: bool, missing: str, state: str
+) -> None:
+    places, model = sources(), preset_model(preset)
+    found = find("modules", two(), places, model=model, drafts=speculative)
+    assert found.state == state
+    assert missing in found.seen
+    places.modules |= {"openai_harmony", "fla", "tilelang", "flash_attn_interface", "flash_mla"}
+    assert find("modules", two(), places, model=model, drafts=speculative).state == "ok"
+
+
+def test_of_another_interpreter_nothing_is_known(find: Find, sources: Make) -> None:
+    places = sources()
+    del places.packages["lmdeploy"]
+    found = find("modules", two(), places, model=preset_model("gpt-oss-20b"))
+    assert found.state == "unreadable"
+
+
+READS = "def read_video(filename):\n    ...\n"
+#: What torchvision 0.28 has instead.
+READS_NONE = "from pytorch.vision.fb.io.video import read_video\n"
+
+
+def test_where_nobody_names_one_there_is_nothing_to_say(sources: Make) -> None:
+    places = sources()
+    assert videos(places, Scene(places, "install")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "modules", "text", "seen"),
+    [
+        ("decord", {"decord"}, None, None),
+        ("decord", {"cv2"}, None, "decord is not installed"),
+        ("opencv", {"cv2"}, None, "LMDeploy knows only cv2, decord, torchcodec, torchvision"),
+        ("torchvision", {"torchvision", "av"}, READS, None),
+        ("torchvision", {"torchvision"}, READS, "its read_video needs PyAV"),
+        ("torchvision", {"torchvision", "av"}, READS_NONE, "torchvision 0.28 has no read_video"),
+        ("torchvision", {"torchvision", "av"}, "", "torchvision 0.28 has no read_video"),
+        ("torchvision", {"av"}, None, "torchvision is not installed"),
+    ],
+)
+def test_what_it_cannot_work_with(
+    find: Find, sources: Make, name: str, modules: set[str], text: str | None, seen: str | None
+) -> None:
+    places = sources(LMDEPLOY_VIDEO_BACKEND=name)
+    places.modules |= modules
+    places.packages["torchvision"] = "0.28"
+    if text is not None:
+        folder = places.root / "torchvision/io"
+        folder.mkdir(parents=True)
+        if text:  # torchvision 0.27 has no such file
+            (folder / "video.py").write_text(text)
+    found = find("videos", two(), places)
+    assert found.state == ("ok" if seen is None else "warning")
+    assert (seen or "") in found.seen
+
+
+@pytest.mark.lmdeploy
+def test_lmdeploys_own_loader_refuses_what_we_warn_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    video = pytest.importorskip("lmdeploy.vl.media.video")
+    monkeypatch.setenv("LMDEPLOY_VIDEO_BACKEND", "opencv")
+    with pytest.raises(ValueError, match="is not valid") as refused:
+        video.VideoMediaIO(None)
+    assert all(f"'{name}'" in str(refused.value) for name in VIDEO_BACKENDS)
+    monkeypatch.setenv("LMDEPLOY_VIDEO_BACKEND", "decord")
+    monkeypatch.setitem(sys.modules, "decord", None)
+    with pytest.raises(ImportError, match="is not available"):
+        video.VideoMediaIO(None)
+
+
+def plan_of(preset: str, engine: str = "pytorch") -> Plan:
+    plan = plausible_plan()
+    return replace(
+        plan, model=preset_model(preset), engine=PlannedEngine(name=engine, version="0.18")
+    )  # fmt: skip
+
+
+def check_needs(plan: Plan, places: Sources | None = None, *, pretend: bool = False) -> None:
+    refuse(Scene(places or Sources({}), "launch", plan=plan, pretend=pretend))
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
+    def version(name: str) -> str:
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+
+
+def test_what_fails_at_every_image_is_not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, lmdeploy="0.18.0", transformers="5.17.0")
+    llava = plan_of("llava-1.5-7b")
+    with pytest.raises(PackageError, match=r"Transformers 5\.17\.0.*fails at every image") as told:
+        check_needs(llava)
+    assert told.value.hint.endswith(" or pip install 'transformers<5'")
+    assert "size of tensor" in told.value.message
+    check_needs(plan_of("llava-1.5-7b", "transformers"))
+    check_needs(plan_of("qwen2-vl-7b"))
+    installed(monkeypatch, lmdeploy="0.18.0", transformers="4.57.6")
+    check_needs(llava)
+
+
+def test_an_older_transformers_lacks_newer_families(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, lmdeploy="0.17.0", transformers="4.56.2")
+    with pytest.raises(PackageError, match=r"LMDeploy 0\.17\.0.*fails at its start") as told:
+        check_needs(plan_of("qwen3-vl-8b"))
+    assert told.value.hint == "pip install 'transformers>=4.57.6'"
+
+
+def test_where_no_version_runs_the_hint_is_another_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, lmdeploy="0.18.0", transformers="5.17.0")
+    with pytest.raises(PackageError) as told:
+        check_needs(plan_of("llava-v1.6-mistral-7b"))
+    assert "--engine transformers" in told.value.hint
+
+
+def test_lmdeploy_elsewhere_has_packages_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, transformers="5.17.0")
+    check_needs(plan_of("llava-1.5-7b"))
+
+
+def test_a_plan_names_the_versions_where_newer_ones_break() -> None:
+    llava = api.plan("llava-1.5-7b", on="1xrtx3090", engine="pytorch")
+    said = [text for text in llava.warnings if text.startswith("install transformers>=5.2")]
+    assert said[0].endswith(" or transformers<5: with others LMDeploy 0.18 fails at every image")
+    other = api.plan("qwen2-vl-2b", on="1xrtx3090")
+    assert not [text for text in other.warnings if "transformers" in text]
+    assert not plan_warnings(plan_of("qwen3-vl-8b"), Sources({}))
+    assert not plan_warnings(plan_of("llava-1.5-7b", "transformers"), Sources({}))
+
+
+def drafting(name: str, method: Any) -> Plan:
+    plan = plan_of(name)
+    draft = read_draft(plan.model, method, None, 1)
+    return replace(plan, settings=Settings(speculative=draft))
+
+
+@pytest.mark.parametrize(
+    ("plan", "module", "title"),
+    [
+        (drafting("glm-4.5-air", "deepseek_mtp"), "flash_attn_interface", "FlashAttention-3"),
+        (drafting("glm-4.7-flash", "deepseek_mtp"), "flash_mla", "FlashMLA"),
+    ],
+)
+def test_drafting_needs_packages(plan: Plan, module: str, title: str, sources: Make) -> None:
+    places = sources()
+    places.modules = {module}
+    check_needs(plan, places)
+    places.modules = set()
+    with pytest.raises(PackageError, match=f"{title}'s {module} not installed"):
+        check_needs(plan, places)
+    del places.packages["lmdeploy"]  # it has another interpreter
+    check_needs(plan, places)
+
+
+@pytest.mark.parametrize(
+    ("plan", "modules"),
+    [
+        (plan_of("gpt-oss-20b", "turbomind"), {"openai_harmony"}),
+        (plan_of("gpt-oss-20b-bf16"), {"openai_harmony"}),
+        (plan_of("qwen3-next-80b-a3b"), {"fla", "tilelang"}),
+        (plan_of("qwen3.5-4b", "turbomind"), set()),
+        (plan_of("internvl3.5-gpt-oss-20b-a4b", "turbomind"), set()),
+        (plan_of("qwen2.5-7b", "transformers"), set()),
+    ],
+)
+def test_what_lmdeploy_imports_for_one_model_is_looked_for_before_it_loads(
+    plan: Plan, modules: set[str], sources: Make
+) -> None:
+    places = sources()
+    places.modules = set(modules)
+    check_needs(plan, places)
+    for module in modules:
+        places.modules.remove(module)
+        with pytest.raises(PackageError, match=f"{module} not installed") as told:
+            check_needs(plan, places)
+        assert told.value.hint.startswith("pip install")
+        check_needs(plan, places, pretend=True)
+        places.modules.add(module)

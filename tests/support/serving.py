@@ -1,0 +1,95 @@
+"""``turbofit serve --pretend`` in a process, and requests to it."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.support.processes import HANG, Child, free_port
+from turbofit.launch.engine.image import flat_png
+
+__all__ = ["Served", "image", "serve_pretend", "start_turbofit"]
+
+
+class Served:
+    """A server on pretend GPUs."""
+
+    def __init__(self, child: Child, port: int, state: Path) -> None:
+        self.child, self.port, self.state = child, port, state
+
+    @property
+    def run(self) -> Path:
+        """The only run's folder."""
+        (folder,) = (self.state / "turbofit" / "runs").iterdir()
+        return folder
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The run's record."""
+        document: dict[str, Any] = json.loads((self.run / "run.json").read_text())
+        return document
+
+    def wait(self) -> None:
+        """Wait until it serves."""
+        assert self.child.process.stdout is not None
+        self.child.wait_for("phase: ready")
+        line = self.child.process.stdout.readline().strip()
+        assert line.endswith(f":{self.port}"), (line, self.child.stderr)
+
+    def ask(
+        self, path: str, body: Any = None, *, timeout: float = HANG, **headers: str
+    ) -> tuple[int, dict[str, str], Any]:
+        """Status, headers and JSON."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            data = None if body is None else json.dumps(body)
+            connection.request(
+                "GET" if body is None else "POST", path, data,
+                {"Content-Type": "application/json", **headers},
+            )  # fmt: skip
+            answer = connection.getresponse()
+            raw = answer.read()
+            told = {k.lower(): v for k, v in answer.getheaders()}
+            return answer.status, told, json.loads(raw) if raw else None
+        finally:
+            connection.close()
+
+    def chat(self, *parts: dict[str, Any], **fields: Any) -> tuple[int, dict[str, str], Any]:
+        """One chat request with these images, and these other fields."""
+        name = self.ask("/v1/models")[2]["data"][0]["id"]
+        content = [{"type": "text", "text": "What is it?"}, *parts]
+        messages = [{"role": "user", "content": content}]
+        body = {"model": name, "messages": messages, "max_tokens": 2, **fields}
+        return self.ask("/v1/chat/completions", body)
+
+
+def image(width: int, height: int, **fields: Any) -> dict[str, Any]:
+    """An image part."""
+    url = "data:image/png;base64," + base64.b64encode(flat_png(width, height)).decode()
+    return {"type": "image_url", "image_url": {"url": url, **fields}}
+
+
+def serve_pretend(children: list[Child], state: Path, *words: str, **environ: str) -> Served:
+    """Start it; the caller waits."""
+    port = free_port()
+    child = start_turbofit(
+        children, state, "serve", *words, "--pretend", "--port", str(port), **environ
+    )
+    return Served(child, port, state)
+
+
+def start_turbofit(children: list[Child], state: Path, *words: str, **environ: str) -> Child:
+    """Start a command of turbofit with a state folder and leases of its own."""
+    child = Child(
+        [sys.executable, "-m", "turbofit", *words],
+        standin=False,
+        XDG_STATE_HOME=str(state),
+        TURBOFIT_LEASES=str(state / "leases"),
+        **environ,
+    )
+    children.append(child)
+    return child

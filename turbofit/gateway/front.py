@@ -1,0 +1,468 @@
+"""A front before nodes that each run `turbofit serve`: it knows them as engines with a capacity.
+
+Nodes hold requests to the plan; a front only asks for a key, chooses the node with the most
+capacity left and passes the answer on. A request that no engine had goes to another node; so does,
+once, one whose node itself broke off; one whose engine ended never does. A node in doubt is out at
+once, and asked each second how it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager, suppress
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+import msgspec
+
+from turbofit.core.json_types import Document
+from turbofit.core.struct import Struct
+from turbofit.gateway.http.accesslog import AccessLog
+from turbofit.gateway.http.app import await_disconnect, path_of
+from turbofit.gateway.http.asgi import AsgiApp, tell_bug
+from turbofit.gateway.http.body import Bodies
+from turbofit.gateway.http.connections import Connections, Networks
+from turbofit.gateway.http.guard import Keys, Origins
+from turbofit.gateway.http.metrics import Metrics
+from turbofit.gateway.http.refusals import Refusal, refusal_event
+from turbofit.gateway.http.routes import api_of, find_route, is_health
+from turbofit.gateway.routing.request_context import (
+    CLIENT,
+    CLIENT_KEY,
+    RequestContext,
+    answer,
+    entry,
+    refuse,
+    sent_headers,
+)  # fmt: skip
+from turbofit.gateway.routing.suspects import ForwardOutcome
+from turbofit.gateway.routing.upstream import Died, Unreachable, Upstream
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from turbofit.gateway.config import GatewayConfig
+    from turbofit.gateway.http.asgi import Message, Receive, Send
+
+    Response = aiohttp.ClientResponse
+
+__all__ = ["Front", "Node", "NodeAddress"]
+
+_LOOK_SECONDS, _HEALTH_SECONDS = 1.0, 5.0
+#: Bytes of a body, until a node has said how many its plan takes.
+_LARGEST: Final = 64 << 20
+_MOST_NODES: Final = 16
+#: What passes from a node's answer to the client, beside its own `x-turbofit-` headers.
+_PASSED: Final = frozenset({"content-type", "retry-after", "cache-control"})
+_DIED: Final = b'"engine_died"'
+_REFUSED_SECONDS: Final = 86_400.0
+_MOST_SUSPECTS: Final = 4096
+
+
+class NodeAddress(Struct):
+    """Where a node is: its own name for good, its URL, the key that it trusts a front by."""
+
+    name: str
+    url: str
+    key: str | None = None
+    draining: bool = False
+
+
+class Node:
+    """One node as a front knows it; ``capacity`` are the requests that it runs at once."""
+
+    def __init__(self, address: NodeAddress) -> None:
+        self.name, self.url, self.key = address.name, address.url.rstrip("/"), address.key
+        self.draining = address.draining
+        self.up, self.why, self.outstanding, self.capacity = False, "not asked yet", 0, 1.0
+        self.about: Document = {}
+        self.doubted = asyncio.Event()
+
+    @property
+    def load(self) -> float:
+        """Its share of what it takes that would be taken with one more request."""
+        return (self.outstanding + 1) / self.capacity
+
+    def doubt(self, why: str) -> None:
+        """Send nothing there until its health page says that it serves; it is asked at once."""
+        self.up, self.why = False, why
+        self.doubted.set()
+
+    def heard(self, status: int, page: Document) -> None:
+        """Its health page."""
+        self.about = page
+        engines, up = page.get("engines") or 1, page.get("up") or 0
+        self.up = status == 200 and not page.get("draining")
+        self.why = "" if self.up else str(page.get("message") or page.get("status") or status)
+        self.capacity = max(1e-3, (page.get("at_once") or 1) * up / engines)
+
+
+class _Suspects:
+    """Requests that engines died of, by the hash of their bodies.
+
+    One that was there at a death runs again only while no other such request does, until its answer
+    begins; one that was there at two deaths is refused for a day. An answer clears it.
+    """
+
+    def __init__(self) -> None:
+        self._deaths: dict[bytes, tuple[int, float]] = {}
+        self._turn = asyncio.Lock()
+
+    @asynccontextmanager
+    async def alone(self, body: bytes) -> AsyncIterator[Callable[[], None]]:
+        """A suspect's turn, which ends with what is yielded; anybody else's is always.
+
+        Raises `Refusal` where two engines died of it.
+        """
+        if not self._check(body):
+            yield lambda: None
+            return
+        await self._turn.acquire()
+        held = True
+
+        def begun() -> None:
+            nonlocal held
+            if held:
+                held = False
+                self._turn.release()
+
+        try:
+            self._check(body)  # an equal one may have ended an engine meanwhile
+            yield begun
+        finally:
+            begun()
+
+    def _check(self, body: bytes) -> bool:
+        """Whether it is suspected."""
+        if not self._deaths or not body:
+            return False
+        deaths, since = self._deaths.get(sha256(body).digest(), (0, 0.0))
+        if deaths > 1 and time.monotonic() - since < _REFUSED_SECONDS:
+            message = "two inference engines ended while they had this request: it is refused"
+            raise Refusal(422, "convicted", f"{message} for a day")
+        return deaths == 1
+
+    def ended(self, body: bytes, *, died: bool) -> None:
+        """A request's end: it was answered, or an engine died while it had the request."""
+        if not body or not (died or self._deaths):
+            return
+        print_ = sha256(body).digest()
+        deaths, _ = self._deaths.pop(print_, (0, 0.0))
+        if died:
+            self._deaths[print_] = deaths + 1, time.monotonic()
+        if len(self._deaths) > _MOST_SUSPECTS:
+            del self._deaths[next(iter(self._deaths))]
+
+
+class Front(AsgiApp):
+    """The app; ``source`` tells of all nodes each second, where they may come and go.
+
+    It is asked in a thread. ``tls`` is for nodes at https addresses, ``log`` takes a record a
+    request.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[NodeAddress],
+        config: GatewayConfig,
+        log: Callable[[Document], None] | None = None,
+        source: Callable[[], Sequence[NodeAddress]] | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.config, self.metrics = config, Metrics()
+        self.connections = Connections(
+            config.connection, Networks(config.trusted_proxies), self.metrics.count
+        )
+        self._keys, self._origins = Keys(config.api_keys), Origins(config.allow_origins)
+        self._bodies, self._upstream = Bodies(_LARGEST, config), Upstream(tls=tls)
+        self._log, self._source = log or (lambda _: None), source
+        self._watchers: dict[str, asyncio.Task[None]] = {}
+        self._looks: asyncio.Task[None] | None = None
+        self.nodes: dict[str, Node] = {}
+        self._suspects, self._first_nodes = _Suspects(), nodes
+
+    async def startup(self) -> None:
+        self.follow(self._first_nodes)
+        if self._source is not None:
+            self._looks = asyncio.ensure_future(self._look(self._source))
+
+    async def shutdown(self) -> None:
+        for task in (*self._watchers.values(), *([self._looks] if self._looks else [])):
+            task.cancel()
+        await self._upstream.close()
+        if isinstance(self._log, AccessLog):
+            self._log.close()
+
+    def follow(self, addresses: Sequence[NodeAddress]) -> None:
+        """Send to these nodes and no others from now on; to be called in the front's loop.
+
+        What a node has that is named no more may end there.
+        """
+        before, self.nodes = self.nodes, {}
+        for address in addresses:
+            node = before.get(address.name)
+            if node is None or (node.url, node.key) != (address.url.rstrip("/"), address.key):
+                node = Node(address)
+                self._unwatch(address.name)
+                self._watchers[address.name] = asyncio.ensure_future(self._watch(node))
+            node.draining = address.draining
+            self.nodes[address.name] = node
+        for name in before.keys() - self.nodes.keys():
+            self._unwatch(name)
+
+    def _unwatch(self, name: str) -> None:
+        task = self._watchers.pop(name, None)
+        if task is not None:
+            task.cancel()
+
+    async def _look(self, source: Callable[[], Sequence[NodeAddress]]) -> None:
+        while True:
+            with suppress(Exception):  # Ray may be silent: the nodes that are known serve on
+                self.follow(await asyncio.get_running_loop().run_in_executor(None, source))
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _watch(self, node: Node) -> None:
+        """Ask a node how it is each second, and at once where it is in doubt."""
+        while True:
+            node.doubted.clear()
+            try:
+                status, page = await asyncio.wait_for(self._health(node), _HEALTH_SECONDS)
+            except (Unreachable, Died, aiohttp.ClientError, OSError, asyncio.TimeoutError) as exc:
+                node.up, node.why = False, str(exc) or "it does not answer"
+            except (msgspec.MsgspecError, TypeError, AttributeError):
+                node.up, node.why = False, "its health page is none of turbofit's"
+            else:
+                node.heard(status, page)
+                self._bodies.limit(self._largest())
+            asked_again = _LOOK_SECONDS if node.up or not node.doubted.is_set() else 0.0
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(node.doubted.wait(), asked_again or _LOOK_SECONDS)
+
+    async def _health(self, node: Node) -> tuple[int, Document]:
+        response = await self._upstream.open(node, "GET", "/health", None, {})
+        async with response:
+            return response.status, msgspec.json.decode(await response.read(), type=Document)
+
+    def _largest(self) -> int:
+        told = [node.about.get("bytes_per_body") or 0 for node in self.nodes.values()]
+        return max(told, default=0) or _LARGEST
+
+    async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
+        request = RequestContext(scope)
+        outcome = request.outcome = ForwardOutcome()
+        try:
+            await self._serve(request, scope, receive, send)
+        except Refusal as refusal:
+            request.reason = request.reason or refusal.reason
+            self.metrics.count("refused_total", f"reason={refusal.reason}")
+            await refuse(request, refusal, send)
+        except asyncio.CancelledError:
+            if not request.gone:
+                raise
+            self.metrics.count("disconnected_total")
+            request.reason = "disconnected"
+        except Exception as exc:  # noqa: BLE001 - a bug of ours must not kill a connection unsaid
+            request.reason = f"bug: {type(exc).__name__}"
+            if not outcome.started:
+                await refuse(request, Refusal(500, "internal", "an internal error"), send)
+            tell_bug(exc)
+        finally:
+            request.status = outcome.status or request.status
+            path = request.route.path if request.route else ""
+            self.metrics.count("requests_total", f"route={path}", f"status={request.status}")
+            if path != "/health" or request.status != 200:
+                self._log(entry(request, path, outcome.first_byte))
+
+    async def _serve(
+        self, request: RequestContext, scope: Message, receive: Receive, send: Send
+    ) -> None:
+        """Who may ask, and what; raises `Refusal` where they may not."""
+        raw_path = path_of(scope)
+        request.api = api_of(raw_path)
+        if request.method == "OPTIONS":
+            request.out += self._origins.preflight(request.headers)
+            await answer(request, send, 204, b"", "text/plain")
+            return
+        request.out += self._origins.check(request.headers)
+        if not is_health(raw_path):
+            request.key = self._keys.check(request.headers)
+        request.route = find_route(request.method, raw_path)
+        request.api = request.route.api
+        if request.route.kind in ("health", "metrics"):
+            await self._page(request, send, request.route.kind)
+            return
+        if request.route.method == "POST":
+            request.body = await self._bodies.read(request.headers, receive, request.who)
+        size = request.bytes_in = len(request.body)
+        self._bodies.keep(size, request.who)
+        request.read = time.perf_counter()
+        leaves = asyncio.ensure_future(await_disconnect(receive, request, asyncio.current_task()))
+        try:
+            async with self._suspects.alone(request.body) as begun:
+                await self._to_nodes(request, send, begun)
+        finally:
+            leaves.cancel()
+            self._bodies.keep(-size, request.who)
+
+    async def _to_nodes(
+        self, request: RequestContext, send: Send, begun: Callable[[], None]
+    ) -> None:
+        """To one node after the other until one takes it; raises `Refusal` where none does."""
+        avoid: list[Node] = []
+        why, broke = Refusal(503, "engine_unavailable", "no node answers", retry_after=5), False
+        while (node := self._least_busy(avoid)) is not None and len(avoid) < _MOST_NODES:
+            if avoid:
+                self.metrics.count("retried_total")
+            avoid.append(node)
+            request.node = node.name
+            node.outstanding += 1
+            try:
+                await self._exchange(node, request, send, begun)
+            except _Full as exc:
+                why = exc
+            except Unreachable as exc:
+                node.doubt(str(exc))
+            except _Broke as exc:
+                why = exc
+                if broke:
+                    self._suspects.ended(request.body, died=True)
+                    break
+                broke = True
+            else:
+                return
+            finally:
+                node.outstanding -= 1
+        raise why
+
+    def _least_busy(self, avoid: Sequence[Node]) -> Node | None:
+        ready = (n for n in self.nodes.values() if n.up and not n.draining and n not in avoid)
+        return min(ready, key=lambda node: node.load, default=None)
+
+    async def _exchange(
+        self, node: Node, request: RequestContext, send: Send, begun: Callable[[], None]
+    ) -> None:
+        """Send it to one node, and pass on what comes.
+
+        Raises `Unreachable` where no engine had it, `_Full`, or `_Broke` where the node had it.
+        """
+        route = request.route
+        assert route is not None
+        response: aiohttp.ClientResponse | None = None
+        try:
+            response = await self._upstream.open(
+                node, route.method, route.path, request.body or None, _sent(request)
+            )
+            if response.status == 401:
+                raise Unreachable("it does not take the front's key")
+            if response.status == 429:
+                raise _Full(response)
+            if response.content_type == "text/event-stream":
+                await self._stream(response, request, send, begun)
+            else:
+                await self._whole(response, request, send)
+        except (Died, aiohttp.ClientError, OSError) as exc:
+            node.doubt(str(exc))
+            self.metrics.count("engine_failures_total", f"engine={node.name}")
+            if request.outcome is None or not request.outcome.started:
+                raise _Broke from None
+            event = refusal_event(request.api, _Broke())
+            await send({"type": "http.response.body", "body": event, "more_body": False})
+        finally:
+            if response is not None:
+                # Unread answers close the connection, which is how the node learns to stop.
+                response.close() if not response.content.at_eof() else response.release()
+
+    async def _stream(
+        self, response: Response, request: RequestContext, send: Send, begun: Callable[[], None]
+    ) -> None:
+        died, content = False, response.content
+        data = await content.readany()
+        begun()
+        await self._start(response, request, send)
+        while data:
+            died = died or _DIED in data
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+            data = await content.readany()
+        self._suspects.ended(request.body, died=died)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _whole(self, response: Response, request: RequestContext, send: Send) -> None:
+        body = await response.read()
+        died = response.status == 503 and _DIED in body
+        if died or response.status == 200:
+            self._suspects.ended(request.body, died=died)
+        request.out.append((b"content-length", b"%d" % len(body)))
+        await self._start(response, request, send)
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _start(self, response: Response, request: RequestContext, send: Send) -> None:
+        outcome = request.outcome
+        assert outcome is not None
+        outcome.status, outcome.started = response.status, True
+        outcome.first_byte = time.perf_counter()
+        self.metrics.first_byte(outcome.first_byte - request.read)
+        headers = [
+            (name.lower().encode(), value.encode("latin-1", "replace"))
+            for name, value in response.headers.items()
+            if name.lower() in _PASSED or name.lower().startswith("x-turbofit-")
+        ]
+        start = {"type": "http.response.start", "status": response.status}
+        await send({**start, "headers": headers + request.out})
+
+    def health(self) -> Document:
+        """How the nodes are, as `/health` tells it."""
+        up = [node for node in self.nodes.values() if node.up and not node.draining]
+        about = up[0].about if up else {}
+        promise = ("context", "images", "image_limit", "bytes_per_body")
+        return {
+            "status": "healthy" if up else "unavailable",
+            "nodes": len(self.nodes), "up": len(up), "draining": self.connections.draining,
+            "at_once": round(sum(node.capacity for node in up)),
+            **{name: about[name] for name in promise if name in about},
+        }  # fmt: skip
+
+    async def _page(self, request: RequestContext, send: Send, kind: str) -> None:
+        if kind == "health":
+            page = self.health()
+            status = 200 if page["up"] else 503
+            if status == 503:
+                request.out.append((b"retry-after", b"5"))
+            body = msgspec.json.encode(page)
+            await answer(request, send, status, body, "application/json")
+            return
+        each = [((f"engine={node.name}",), node) for node in self.nodes.values()]
+        text = self.metrics.text(
+            {
+                "connections": [((), len(self.connections))],
+                "in_flight": [(label, node.outstanding) for label, node in each],
+                "engine_up": [(label, int(node.up)) for label, node in each],
+            }
+        )
+        kind = "text/plain; version=0.0.4; charset=utf-8"
+        await answer(request, send, 200, text.encode(), kind)
+
+
+class _Broke(Refusal):
+    """A node itself broke off while it had a request, and told of no engine that ended."""
+
+    def __init__(self) -> None:
+        message = "the node broke off while it had this request; try again"
+        super().__init__(503, "engine_died", message, retry_after=5)
+
+
+class _Full(Refusal):
+    """A node takes no more now."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        told = response.headers.get("Retry-After", "")
+        seconds = int(told) if told.isdigit() else 1
+        super().__init__(429, "busy", "all nodes are busy", retry_after=seconds)
+
+
+def _sent(request: RequestContext) -> dict[str, str]:
+    """Headers for a node: whose request it is, and what LMDeploy reads."""
+    whose = {CLIENT.decode(): request.client, CLIENT_KEY.decode(): request.key}
+    return sent_headers(request) | whose

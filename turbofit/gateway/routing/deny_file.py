@@ -1,0 +1,307 @@
+"""What the deny list keeps on this machine: who is refused, and the key of all fingerprints.
+
+A file belongs to one model on one kind of cards with one version of the engine: another version may
+well survive what this one died of. It is the truth: who writes reads it first, under a lock, adds
+what is new, and takes over the rest; `turbofit watch --forget` takes out of it. A file that cannot
+be read is put aside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import secrets
+import time
+from contextlib import contextmanager, suppress
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import msgspec
+
+from turbofit.core.errors import UsageError
+from turbofit.core.process.files import write_atomic
+from turbofit.core.process.locks import lock_soon
+from turbofit.core.process.state import state_dir
+from turbofit.core.struct import Struct, const, to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from turbofit.core.plan import Plan
+
+__all__ = ["DAY_SECONDS", "Denied", "DenyFile", "Fingerprint", "deny_path", "pardon"]
+
+DAY_SECONDS: Final = 24 * 3600.0
+_SCHEMA: Final = "turbofit.denied/1"
+_ROOM: Final = "denied"
+_KEY_BYTES: Final = 32
+_FINGERPRINT_BYTES: Final = 12
+#: The oldest are dropped beyond so many.
+_MOST: Final = 1024
+_LARGEST: Final = 1 << 20
+#: Larger bodies are hashed in a thread, beside the engine that has them already.
+_INLINE: Final = 64 << 10
+_NOTHING: Final = (0, 0)
+
+
+class Denied(Struct):
+    """A fingerprint or a client that is refused, by the wall's clock, and for how many deaths."""
+
+    name: str
+    since: float
+    until: float
+    deaths: int
+    client: bool = False
+
+    @property
+    def seconds_left(self) -> int:
+        """Whole seconds until it is let in."""
+        return max(1, ceil(self.until - time.time()))
+
+
+class _Page(Struct):
+    denied: tuple[Denied, ...] = ()
+    schema: Annotated[str, const(_SCHEMA)] = _SCHEMA
+
+
+class Fingerprint:
+    """A keyed hash of what an engine is given: model, parameters, prompt and images.
+
+    Nothing can be read from it, and nobody without this machine's key can test guesses against it.
+    A body is hashed by SHA-256, which processors have instructions for (1 ms a megabyte here), and
+    only the digest by keyed BLAKE2b.
+
+    Args:
+        key: this installation's secret.
+        path: of the engine's route.
+        body: as the engine is given it.
+    """
+
+    __slots__ = ("_making", "made")
+
+    def __init__(self, key: bytes, path: str, body: bytes) -> None:
+        self.made: str | None = None
+        self._making: asyncio.Future[str] | None = None
+        if len(body) <= _INLINE:
+            self.made = _hashed(key, path, body)
+        else:
+            loop = asyncio.get_running_loop()
+            self._making = loop.run_in_executor(None, _hashed, key, path, body)
+
+    async def known(self) -> str:
+        """24 hexadecimal digits, once they are known."""
+        if self.made is None:
+            assert self._making is not None
+            self.made = await asyncio.shield(self._making)  # others may wait for it too
+        return self.made
+
+
+def _hashed(key: bytes, path: str, body: bytes) -> str:
+    data = path.encode() + b"\n" + hashlib.sha256(body).digest()
+    return hashlib.blake2b(data, key=key, digest_size=_FINGERPRINT_BYTES).hexdigest()
+
+
+class DenyFile:
+    """Who is refused.
+
+    Args:
+        path: see `deny_path`; None keeps nothing.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.key = secrets.token_bytes(_KEY_BYTES) if path is None else _installation_key()
+        self.denied: dict[str, Denied] = {}
+        #: Those of them which the file has not yet.
+        self.unwritten: dict[str, Denied] = {}
+        #: What is to be said of a file that could not be read.
+        self.damage = ""
+        self._seen = _NOTHING
+        self.look_again()
+
+    def of(self, name: str) -> Denied | None:
+        """Why and for how long it is refused, if it is; a clock that was set back adds no day."""
+        found, now = self.denied.get(name), time.time()
+        if found is None or found.until <= now:
+            return None
+        return msgspec.structs.replace(found, until=min(found.until, now + DAY_SECONDS))
+
+    def deny(self, name: str, deaths: int, seconds: float, *, client: bool) -> None:
+        """Refuse it for so long; `write` writes that down."""
+        now = time.time()
+        one = Denied(name=name, since=now, until=now + seconds, deaths=deaths, client=client)
+        if self.path is not None:
+            self.unwritten[name] = one
+        self.denied = dict([*self.denied.items(), (name, one)][-_MOST:])
+
+    @property
+    def number(self) -> tuple[int, int]:
+        """How many requests and how many clients are refused."""
+        now = time.time()
+        kinds = [one.client for one in tuple(self.denied.values()) if one.until > now]
+        return kinds.count(False), kinds.count(True)
+
+    def look_again(self) -> tuple[str, ...]:
+        """Take over what somebody else has written since; who is let in by that."""
+        if self.path is None or _stamp(self.path) == self._seen:
+            return ()
+        before = self.denied
+        self.denied = {**self._read(), **self.unwritten}
+        return tuple(name for name in before if name not in self.denied)
+
+    def pardon(self, name: str) -> bool:
+        """Let it in; whether it was refused. What the file's disk does not take holds here."""
+        known = self.denied.pop(name, None) is not None
+        self.unwritten.pop(name, None)
+        if known and self.path is not None:
+            with suppress(OSError):
+                self._change(gone=name)
+        return known
+
+    def write(self) -> bool:
+        """Write down what is new; whether the disk took it, and nobody kept the lock."""
+        new = dict(self.unwritten)
+        try:
+            self._change(new)
+        except (OSError, UsageError):
+            return False
+        for name, one in new.items():
+            if self.unwritten.get(name) is one:
+                del self.unwritten[name]
+        return True
+
+    def _change(self, new: dict[str, Denied] | None = None, gone: str = "") -> bool:
+        """Add to the file, or take out of it; whether that was in it.
+
+        Raises:
+            OSError: the file or its folder cannot be written, or somebody keeps the lock.
+        """
+        assert self.path is not None
+        with _locked(self.path):
+            kept = self._read()
+            known = kept.pop(gone, None) is not None
+            if known or new:
+                kept = {**kept, **(new or {})}
+                newest = sorted(kept.values(), key=lambda one: one.since)[-_MOST:]
+                write_atomic(self.path, to_json(_Page(denied=tuple(newest))), mode=0o600)
+                self._seen = _stamp(self.path)
+                later = {
+                    name: one for name, one in self.unwritten.items() if name not in (new or ())
+                }
+                self.denied = {one.name: one for one in newest} | later
+        return known
+
+    def _read(self) -> dict[str, Denied]:
+        """What the file has; nothing where there is none. One that is damaged is put aside."""
+        assert self.path is not None
+        self._seen = _stamp(self.path)
+        try:
+            with self.path.open("rb") as file:
+                page = msgspec.json.decode(file.read(_LARGEST), type=_Page)
+            if page.schema != _SCHEMA:
+                raise ValueError(f"its schema is {page.schema[:40]}")
+        except OSError:
+            return {}
+        except (msgspec.MsgspecError, ValueError) as exc:
+            aside = self.path.with_suffix(".damaged")
+            with suppress(OSError):
+                os.replace(self.path, aside)
+            self.damage = f"the list of refused requests is damaged ({exc}): it is {aside} now"
+            return {}
+        return {one.name: one for one in page.denied if one.until > time.time()}
+
+
+def deny_path(plan: Plan, engine_version: str, *, pretend: bool = False) -> str | None:
+    """The file of a plan's model, cards and engine; None where no folder can be made."""
+    model = plan.model.hub_id or plan.model.name
+    # Their kinds, not their number: a card that is lost must not let in who is refused.
+    cards = sorted({plan.machine.gpu(index).name for index in plan.machine.visible})
+    facts = [model, plan.model.source.checkpoint or "", *cards]
+    facts += [plan.engine.name, engine_version, str(pretend)]
+    digest = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
+    with suppress(OSError):
+        return str(state_dir(_ROOM) / f"{digest}.json")
+    return None
+
+
+def pardon(name: str) -> int:
+    """Let a request or a client in again; in how many files it was.
+
+    A gateway that runs reads its file before it refuses anybody.
+
+    Args:
+        name: the fingerprint or the client, as the refusal says it.
+
+    Raises:
+        UsageError: a file cannot be written.
+    """
+    try:
+        files = sorted(state_dir(_ROOM, make=False).glob("*.json"))
+    except OSError:
+        files = []
+    return sum(_pardoned(path, name) for path in files)
+
+
+def _pardoned(path: Path, name: str) -> bool:
+    try:
+        return DenyFile(path)._change(gone=name)
+    except TimeoutError as exc:
+        raise UsageError(
+            f"{path} cannot be written: {exc.strerror}",
+            hint="end the process that `fuser` shows for the file beside it that ends in .lock, "
+            "and run `turbofit watch --forget` again",
+        ) from None
+    except OSError as exc:
+        raise UsageError(
+            f"{path} cannot be written: {exc.strerror or exc}",
+            hint="run it as the user who runs the server",
+        ) from None
+
+
+def _installation_key() -> bytes:
+    """The secret of this installation, made at its first use.
+
+    Where no file can be written it is this process's alone: its fingerprints mean nothing later.
+    """
+    made = secrets.token_bytes(_KEY_BYTES)
+    with suppress(OSError):
+        path = state_dir(_ROOM) / "key"
+        temporary = path.with_name(f"key.{os.getpid()}-{secrets.token_hex(4)}")
+        try:
+            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(made)
+            with suppress(FileExistsError):
+                os.link(temporary, path)  # whole, and only where there is none
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+        key = path.read_bytes()
+        return key if len(key) == _KEY_BYTES else made
+    return made
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Unlike that of the file before it, also within a clock's tick: the inode is another."""
+    try:
+        found = path.stat()
+    except OSError:
+        return _NOTHING
+    return found.st_mtime_ns, found.st_ino
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Nobody else writes the file meanwhile.
+
+    Raises:
+        OSError: the folder cannot be written, or somebody keeps the lock.
+    """
+    descriptor = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        lock_soon(descriptor)
+        yield
+    finally:
+        os.close(descriptor)

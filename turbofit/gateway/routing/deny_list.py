@@ -1,0 +1,347 @@
+"""One bad request: what an engine ended of is found among what it had, and refused.
+
+The story of a request that ends engines, from its first death on:
+
+1. An engine ends, or answers nobody and is given up, and nobody knows another cause. Whatever it
+   had is *suspected*: each request by its fingerprint, and its client by name. A request whose
+   client left less than ten seconds before counts as there. All get 503 with ``Retry-After``.
+2. A suspected request that comes again, and a new one of a suspected client, takes a *turn*: one at
+   a time on an engine, beside others' requests, until its answer begins (ten seconds longer, where
+   a death met an answer that had begun). `admission` has the line. So the next death has one
+   suspect. A turn that ends well clears the request and its client, and so does an answer.
+3. The engine dies in a request's turn. Where each other request there had begun its answer, this
+   one is refused for a day. Where not, nobody can tell yet: its next turn is *alone*, which means
+   that the engine gets nothing new for as long, and whatever dies then is refused.
+4. A client that is the only one at each of the last four deaths within an hour is refused for an
+   hour, if it is not the only client: it sends a new variation each time.
+5. What is refused explains the deaths that it was at. Nobody else is suspected of them, and they do
+   not count towards the engine's rest.
+
+A death that had another cause (somebody killed the process, a card is lost, others took its memory)
+accuses nobody: `DenyList.engine_ended` takes back what was concluded from it.
+
+Under: copies that are sent at once may end one engine each, and are refused from then on. A request
+that ends engines later than ten seconds after its answer began has no turn then; its client is
+refused after four. Over: an engine that dies by itself in the second turn of a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from functools import reduce
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.process.log import LazyLogger
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.routing.deny_file import DAY_SECONDS, Denied, DenyFile
+from turbofit.gateway.routing.suspects import EngineDeath, Present, Suspicion, Turn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from turbofit.gateway.routing.engines import RoutedEngine
+
+__all__ = ["CLIENT_DEATHS", "DenyList"]
+
+_LOG: Final = LazyLogger(__name__)
+
+#: How long a suspect that does not come again is one, and a client is refused.
+_HOUR: Final = 3600.0
+#: Deaths that a client must be at; fewer than the six after which a supervisor lets an engine rest.
+CLIENT_DEATHS: Final = 4
+#: The number of none: what is stuck in one request has not ended.
+_NO_ENGINE: Final = -1
+_MOST_SUSPECTS: Final = 4096
+_MOST_DEATHS: Final = 256
+_MOST_CLIENTS: Final = 1024
+#: What a full disk did not take is written again after so many seconds.
+_AGAIN_SECONDS: Final = 15.0
+
+
+class DenyList:
+    """Who is suspected and who is refused; belongs to one loop at a time.
+
+    Args:
+        file: keeps who is refused.
+    """
+
+    def __init__(self, file: DenyFile) -> None:
+        self.file = file
+        self._suspects: OrderedDict[str, Suspicion] = OrderedDict()
+        #: The newest last. A supervisor's thread reads it, so that it is replaced as a whole.
+        self._deaths: tuple[EngineDeath, ...] = ()
+        #: When each client was last seen, the newest last.
+        self._clients: OrderedDict[str, float] = OrderedDict()
+        self._keeping: asyncio.Task[None] | None = None
+        self._again: asyncio.TimerHandle | None = None
+        #: Counts for the metrics page of the gateway that serves now.
+        self.count: Callable[..., None] = lambda *_: None
+
+    # -- a request comes
+
+    def check_client(self, client: str) -> None:
+        """Refuse a client that was at too many deaths.
+
+        Raises:
+            Refusal: 429 until the hour is over.
+        """
+        self._clients[client] = time.monotonic()
+        self._clients.move_to_end(client)
+        if len(self._clients) > _MOST_CLIENTS:
+            self._clients.popitem(last=False)
+        denied = self.refused(client)
+        if denied is not None:
+            seconds = denied.seconds_left
+            raise Refusal(
+                429,
+                "too_many_deaths",
+                f"each of the last {denied.deaths} inference engines that ended had a request of "
+                f"this client: its requests are refused for {seconds} s. Whoever runs the server "
+                f"can let it in again with `turbofit watch --forget '{client}'`",
+                retry_after=seconds,
+            )
+
+    async def turn(self, request: Present) -> Turn | None:
+        """The turn that a request must take; None where it is not suspected.
+
+        Raises:
+            Refusal: 422 where it is refused.
+        """
+        if not self._suspects and not self.file.denied:
+            return None
+        name = await request.fingerprint.known()
+        denied = self.refused(name)
+        if denied is not None:
+            raise Refusal(
+                422,
+                "convicted",
+                f"{denied.deaths} inference engines ended while they had this request, the last at "
+                f"{_date(denied.since)}: it is refused until {_date(denied.until)}. Whoever runs "
+                f"the server can let it in again with `turbofit watch --forget {name}`",
+            )
+        for who in (name, request.client):
+            found = self._suspicion(who)
+            if found is not None:
+                return Turn(who, alone=found.deaths > 1, longer=found.begun)
+        return None
+
+    def refused(self, name: str) -> Denied | None:
+        """Why and for how long a fingerprint or a client is refused, if it is."""
+        if self.file.of(name) is not None:
+            for gone in self.file.look_again():
+                self._forget(gone)
+        return self.file.of(name)
+
+    def suspect(self, name: str, *, begun: bool = False) -> None:
+        """Something ended with this request, or this client's: whoever saw it tells."""
+        self._suspect(name, again=False, begun=begun)
+
+    def pardon(self, name: str) -> bool:
+        """Let a fingerprint or a client in again, whatever it did; whether it was refused."""
+        self._forget(name)
+        return self.file.pardon(name)
+
+    def answered(self, request: Present) -> None:
+        """A suspect's turn ended well, or an engine answered a request to its end."""
+        name = request.fingerprint.made
+        if self._suspects and name is not None:
+            self._suspects.pop(name, None)
+            self._suspects.pop(request.client, None)
+            for death in self._deaths:
+                death.suspects.pop(name, None)
+
+    # -- an engine ends
+
+    def engine_died(self, engine: RoutedEngine, sent_at: float = float("-inf")) -> EngineDeath:
+        """A request met an engine's death, or the engine is given up: suspect all that it had.
+
+        Args:
+            engine: which.
+            sent_at: when the request began that broke off there.
+        """
+        death = engine.note_death(sent_at)
+        if death.told is None and not death.explained:
+            self._tell(death, engine, self._there(engine))
+        return death
+
+    def nothing_listens(self, engine: RoutedEngine) -> EngineDeath | None:
+        """A request found nothing there: the engine has ended, as others may not know yet."""
+        there = self._there(engine)
+        return self.engine_died(engine, max(one.sent_at for one in there)) if there else None
+
+    def stuck(self, engine: RoutedEngine, request: Present | None) -> EngineDeath:
+        """An engine is stuck in one request, and serves the others: as a death that it was at."""
+        death = EngineDeath(_NO_ENGINE)
+        self._tell(death, engine, () if request is None else (request,), lives=True)
+        return death
+
+    def engine_ended(self, engine: RoutedEngine, *, other_cause: bool) -> None:
+        """A supervisor saw an engine's process end; arguments as for `Gateway.engine_ended`."""
+        death = engine.note_end()
+        if not other_cause:
+            self.engine_died(engine)
+            return
+        # Who left before it is no more accused of the next process's death than who was there.
+        engine.left.clear()
+        engine.failed_at = float("inf")
+        death.explained = True
+        if death.told is not None:
+            death.told.add_done_callback(lambda _: self._take_back(death))
+
+    def explained(self, engine: int, seconds: float) -> int:
+        """Deaths of an engine within so many seconds by what is refused since; from any thread."""
+        since = time.monotonic() - seconds
+        mine = [one for one in self._deaths if one.engine == engine and one.at >= since]
+        return sum(one.explained for one in mine)
+
+    @staticmethod
+    def _there(engine: RoutedEngine) -> tuple[Present, ...]:
+        """What an engine has, and what it may have though the client left."""
+        has = [one.present for one in engine.in_flight if one.present is not None]
+        return (*has, *engine.left_lately())
+
+    def _tell(
+        self,
+        death: EngineDeath,
+        engine: RoutedEngine,
+        there: tuple[Present, ...],
+        *,
+        lives: bool = False,
+    ) -> None:
+        """Suspect all who were there, once their fingerprints are known."""
+        if not there:
+            return
+        in_turn = [one for one in there if one.turn is not None and one.turn is engine.turn_of]
+        begun = [one.begun for one in there]
+        if not lives:
+            engine.left.clear()
+            self.count("engine_deaths_total", f"engine={engine.label}")
+        conclude = self._conclude(death, there, begun, in_turn[0] if in_turn else None)
+        death.told = asyncio.ensure_future(conclude)
+
+    async def _conclude(
+        self,
+        death: EngineDeath,
+        there: tuple[Present, ...],
+        begun: list[bool],
+        in_turn: Present | None,
+    ) -> None:
+        names = [await one.fingerprint.known() for one in there]
+        self._deaths = (*self._deaths, death)[-_MOST_DEATHS:]
+        for one, name, answering in zip(there, names, begun, strict=True):
+            again = one is in_turn
+            if in_turn is None or again:
+                death.suspects[name] = one.client
+            for who in (name, one.client):
+                death.before.setdefault(who, self._suspicion(who))
+                self._suspect(who, again=again, begun=answering and (again or in_turn is None))
+        if in_turn is not None:
+            name = names[there.index(in_turn)]
+            others = [b for one, b in zip(there, begun, strict=True) if one is not in_turn]
+            if in_turn.turn is not None and in_turn.turn.name == name and all(others):
+                self._refuse(name, [one for one in self._deaths if name in one.suspects])
+        self._look_for_client()
+
+    def _suspect(self, who: str, *, again: bool, begun: bool) -> None:
+        before = self._suspicion(who)
+        self._suspects[who] = Suspicion(
+            deaths=1 if before is None else before.deaths + again,
+            begun=begun or (before is not None and before.begun),
+            until=time.monotonic() + _HOUR,
+        )
+        self._suspects.move_to_end(who)
+        if len(self._suspects) > _MOST_SUSPECTS:
+            self._suspects.popitem(last=False)
+
+    def _suspicion(self, who: str) -> Suspicion | None:
+        found = self._suspects.get(who)
+        if found is not None and found.until <= time.monotonic():
+            found = self._suspects.pop(who) and None
+        return found
+
+    def _look_for_client(self) -> None:
+        """Refuse the client that alone was at each of the last deaths, and is not the only one."""
+        since = time.monotonic() - _HOUR
+        last = self._deaths[-CLIENT_DEATHS:]
+        if len(last) < CLIENT_DEATHS or last[0].at < since:
+            return
+        clients = reduce(set.intersection, (set(one.suspects.values()) for one in last))
+        others = any(at > since for one, at in self._clients.items() if one not in clients)
+        if len(clients) == 1 and others:
+            self._refuse(clients.pop(), last, client=True)
+
+    def _refuse(self, name: str, deaths: Sequence[EngineDeath], *, client: bool = False) -> None:
+        """Refuse a fingerprint or a client, which explains the deaths that it was at."""
+        deaths[-1].refused.append(name)
+        for death in reversed(deaths):
+            death.explained = True
+            self._restore(death)
+        self._suspects.pop(name, None)
+        self.file.deny(name, len(deaths), _HOUR if client else DAY_SECONDS, client=client)
+        self.count("convicted_total")
+        _LOG.info("%s is refused: %d engines ended with it", name, len(deaths))
+        self.keep()
+
+    def _restore(self, death: EngineDeath) -> None:
+        """Nobody is suspected of a death any more who was not suspected before it."""
+        for who, before in death.before.items():
+            if before is None:
+                self._suspects.pop(who, None)
+            elif who in self._suspects:
+                self._suspects[who] = before
+
+    def _take_back(self, death: EngineDeath) -> None:
+        """A death had another cause."""
+        self._deaths = tuple(one for one in self._deaths if one is not death)
+        for name in death.refused:
+            self.pardon(name)
+        self._restore(death)
+
+    def _forget(self, name: str) -> None:
+        """A person has pardoned it."""
+        self._suspects.pop(name, None)
+        for death in self._deaths:
+            for fingerprint, client in tuple(death.suspects.items()):
+                if name in (fingerprint, client):
+                    del death.suspects[fingerprint]
+
+    # -- what is kept, and shown
+
+    @property
+    def suspected(self) -> int:
+        """How many requests and clients are suspected."""
+        now = time.monotonic()
+        return sum(one.until > now for one in self._suspects.values())
+
+    def keep(self) -> None:
+        """Write down who is refused, soon and not twice at once; again while a disk is full."""
+        if self.file.unwritten and (self._keeping is None or self._keeping.done()):
+            self._keeping = asyncio.ensure_future(self._keep())
+
+    async def _keep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self.file.unwritten:
+            if not await loop.run_in_executor(None, self.file.write):
+                self._again = loop.call_later(_AGAIN_SECONDS, self.keep)
+                return
+
+    async def close(self) -> None:
+        """Wait until all is concluded and written; a full disk is tried once more."""
+        for death in self._deaths:
+            if death.told is not None and not death.told.done():
+                await death.told
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        self.keep()
+        if self._keeping is not None:
+            await self._keeping
+            self._keeping = None
+        if self._again is not None:
+            self._again.cancel()
+
+
+def _date(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(at))

@@ -1,0 +1,209 @@
+"""Device code inside a host library: its fat binaries, their cubins, and the functions of these.
+
+NVIDIA does not document the format of a fat binary; the layout is the one that cuobjdump lists
+(compared with that of CUDA 12.8 on the wheels of LMDeploy 0.6 to 0.18, `bench/census`). Cubins and
+host libraries are 64-bit little-endian ELF files.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from turbofit.core.errors import PackageError
+
+__all__ = [
+    "Buffer", "ElfSection", "Entry", "architectures", "entries", "functions", "mapped",
+    "sections",
+]  # fmt: skip
+
+Buffer = bytes | mmap.mmap
+
+_HEADER: Final = struct.Struct("<Q")  # Elf64_Shdr
+_SECTION: Final = struct.Struct("<IIQQQQIIQQ")
+_OFFSET_OF_TABLE, _COUNT = 0x28, 0x3C
+
+_FATBIN_SECTIONS: Final = (".nv_fatbin", "__nv_relfatbin")
+_MAGIC: Final = 0xBA55ED50
+_FATBIN: Final = struct.Struct("<IHHQ")
+_ENTRY: Final = struct.Struct("<HHIQIIHHIIIQQQ")
+_PTX: Final = 1
+_LZ4, _ZSTD, _EXACT = 0x2000, 0x8000, 0x100000
+_ALIGNMENT: Final = 8
+#: Bytes of one entry unpacked: more than a whole library of LMDeploy's has.
+_LARGEST: Final = 1 << 30
+#: Bytes that one compressed byte becomes at most; LZ4 makes no more than 255 of one.
+_MOST_PACKED: Final = 1024
+
+_TEXT: Final = ".text."
+#: Bytes of one instruction, from Volta on.
+_INSTRUCTION: Final = 16
+#: The low 12 bits of an instruction are its opcode, the next 4 its predicate.
+_OPCODE, _PREDICATE, _ALWAYS = 0x0FFF, 0xF000, 0x7000
+#: EXIT, and what stands before it in an empty function: the stack pointer (MOV or LDC into R1), the
+#: SHFL without effect with which functions of sm_70 begin, NOP.
+_EXIT: Final = 0x94D
+_PROLOGUE: Final = frozenset({0xA02, 0xB82, 0x389, 0x918})
+
+
+class ElfSection(NamedTuple):
+    """One section: its name and type, where its bytes are in the file, ``sh_link``, ``sh_info``."""
+
+    name: str
+    kind: int
+    offset: int
+    size: int
+    link: int
+    info: int
+
+
+class Entry(NamedTuple):
+    """Code for one architecture: ``90a`` runs on 9.0 alone. ``cubin`` is None for PTX."""
+
+    architecture: str
+    cubin: bytes | None
+
+
+class _Header(NamedTuple):
+    """Where the body of an entry is; ``size`` as stored, ``whole`` before it was compressed."""
+
+    architecture: str
+    kind: int
+    flags: int
+    at: int
+    size: int
+    whole: int
+
+
+@contextmanager
+def mapped(file: Path) -> Iterator[mmap.mmap]:
+    """The bytes of a file, read where they are looked at; ValueError where there are none."""
+    with file.open("rb") as it, mmap.mmap(it.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        yield data
+
+
+def sections(data: Buffer) -> Iterator[ElfSection]:
+    """The sections of a file.
+
+    Raises:
+        ValueError: the data are not a 64-bit little-endian ELF file.
+    """
+    if bytes(data[:6]) != b"\x7fELF\x02\x01":
+        raise ValueError("not a 64-bit little-endian ELF file")
+    try:
+        (table,) = _HEADER.unpack_from(data, _OFFSET_OF_TABLE)
+        count, names = struct.unpack_from("<HH", data, _COUNT)
+        found = [_SECTION.unpack_from(data, table + k * _SECTION.size) for k in range(count)]
+        _, _, _, _, start, size, *_ = found[names] if found else [0] * 6
+        letters = bytes(data[start : start + size])
+        for start, kind, _, _, offset, size, link, info, *_ in found:
+            name = letters[start : letters.index(b"\0", start)].decode()
+            yield ElfSection(name, kind, offset, size, link, info)
+    except (struct.error, IndexError, OverflowError) as exc:
+        raise ValueError(f"an ELF file is cut short: {exc}") from None
+
+
+def entries(library: Path, architecture: str | None = None) -> Iterator[Entry]:
+    """The entries of all fat binaries of a host library, in the order of the file.
+
+    Args:
+        library: the file.
+        architecture: entries for another one are passed over.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not an ELF file, or a fat binary in it is broken.
+        PackageError: cramjam is missing, which decompresses what the compiler compressed.
+    """
+    with mapped(library) as data:
+        for header in _headers(data):
+            if architecture in (None, header.architecture):
+                body = data[header.at : header.at + header.size]
+                code = None if header.kind == _PTX else _unpacked(body, header)
+                yield Entry(header.architecture, code)
+
+
+def architectures(library: Path) -> frozenset[str]:
+    """The architectures that a host library has cubins for. Raises as :func:`entries`."""
+    with mapped(library) as data:
+        return frozenset(one.architecture for one in _headers(data) if one.kind != _PTX)
+
+
+def _headers(data: mmap.mmap) -> Iterator[_Header]:
+    try:
+        for section in sections(data):
+            if section.name in _FATBIN_SECTIONS:
+                yield from _of_section(data, section.offset, section.offset + section.size)
+    except (struct.error, OverflowError) as exc:
+        raise ValueError(f"a fat binary is cut short: {exc}") from None
+
+
+def _of_section(data: mmap.mmap, at: int, stop: int) -> Iterator[_Header]:
+    while at < stop:
+        magic, _, header, size = _FATBIN.unpack_from(data, at)
+        if magic != _MAGIC:
+            at += _ALIGNMENT
+            continue
+        end = at + _at_least(header, _FATBIN) + size
+        at += header
+        while at < end:
+            kind, _, header, size, packed, _, _, _, number, _, _, flags, _, whole = (
+                _ENTRY.unpack_from(data, at)
+            )
+            body = at + _at_least(header, _ENTRY)
+            name = f"{number}{'a' if flags & _EXACT else ''}"
+            yield _Header(name, kind, flags, body, packed or size, whole)
+            at = body + size
+
+
+def _at_least(header: int, form: struct.Struct) -> int:
+    if header < form.size:
+        raise ValueError(f"a fat binary is broken: a header has {header} bytes")
+    return header
+
+
+def _unpacked(body: bytes, header: _Header) -> bytes:
+    if not header.flags & (_LZ4 | _ZSTD):
+        return body
+    try:
+        import cramjam
+    except ImportError:
+        raise PackageError(
+            "the kernels of the engine are compressed, and cramjam is missing",
+            hint="pip install cramjam",
+        ) from None
+    if header.whole > min(_LARGEST, _MOST_PACKED * len(body)):
+        # cramjam ends the process where memory for it cannot be had.
+        raise ValueError(f"a fat binary is broken: an entry has {header.whole} bytes unpacked")
+    try:
+        if header.flags & _LZ4:
+            return bytes(cramjam.lz4.decompress_block(body, output_len=header.whole))
+        return bytes(cramjam.zstd.decompress(body, output_len=header.whole))
+    except cramjam.DecompressionError as exc:
+        raise ValueError(f"a fat binary is broken: {exc}") from None
+
+
+def functions(cubin: Buffer) -> Iterator[tuple[str, bool]]:
+    """The mangled names of a cubin's functions, kernels and what they call, and which are empty.
+
+    The compiler leaves an empty one where the source rules an architecture out (``if constexpr``):
+    the host launches the kernel, and nothing is computed. ValueError: the data are no cubin.
+    """
+    for section in sections(cubin):
+        if section.name.startswith(_TEXT):
+            code = cubin[section.offset : section.offset + section.size]
+            yield section.name[len(_TEXT) :], _is_empty(code)
+
+
+def _is_empty(code: Buffer) -> bool:
+    for at in range(0, len(code) - 1, _INSTRUCTION):
+        (word,) = struct.unpack_from("<H", code, at)
+        if word & _OPCODE == _EXIT:
+            return bool(word & _PREDICATE == _ALWAYS)
+        if word & _OPCODE not in _PROLOGUE:
+            return False
+    return False

@@ -1,0 +1,114 @@
+"""Where a run is found in a Ray cluster: what is served, where nodes are, what is asked of it."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.errors import LaunchError, UsageError, error_from
+from turbofit.launch.cluster import ray_adapter
+
+if TYPE_CHECKING:
+    from turbofit.core.cluster import ClusterStatus
+    from turbofit.core.json_types import Document
+    from turbofit.gateway.front import NodeAddress
+
+__all__ = ["Board", "ask", "boards", "one_board", "pin_board"]
+
+_PREFIX: Final = "turbofit-run-"
+#: Calls that the actor takes at once: questions wait in it.
+_CALLS: Final = 32
+_SECONDS: Final = 15.0
+
+
+class Board:
+    """The actor. Its controller writes it each second; whoever knows the name reads and asks."""
+
+    def __init__(self) -> None:
+        self._lock, self._numbers = threading.Condition(), itertools.count()
+        self._status: ClusterStatus | None = None
+        self._nodes: tuple[NodeAddress, ...] = ()
+        self._asked: dict[int, Document] = {}
+        self._answers: dict[int, Document] = {}
+
+    def post(
+        self, status: ClusterStatus, nodes: tuple[NodeAddress, ...], answers: dict[int, Document]
+    ) -> dict[int, Document]:
+        """Write it, and take what was asked since."""
+        with self._lock:
+            self._status, self._nodes = status, nodes
+            self._answers |= answers
+            self._lock.notify_all()
+            asked, self._asked = self._asked, {}
+            return asked
+
+    def status(self) -> ClusterStatus | None:
+        """What is served."""
+        return self._status
+
+    def nodes(self) -> tuple[NodeAddress, ...]:
+        """Where fronts reach the nodes, with their keys."""
+        return self._nodes
+
+    def ask(self, question: Document, seconds: float) -> Document | None:
+        """The controller's answer; None where it does not come in time."""
+        with self._lock:
+            number = next(self._numbers)
+            self._asked[number] = question
+            self._lock.wait_for(lambda: number in self._answers, seconds)
+            return self._answers.pop(number, None)
+
+
+def pin_board(name: str, node: str) -> Any:
+    """The board of a run of this name, on the controller's node; another run may have the name."""
+    where = ray_adapter.on_node(node)
+    try:
+        return ray_adapter.start_actor(
+            Board, strategy=where, restarts=0, calls=_CALLS, name=_PREFIX + name
+        )
+    except ray_adapter.ActorExistsError:
+        raise LaunchError(
+            f"{name} is served on this cluster already",
+            hint="turbofit cluster status shows it; --name gives this one another name",
+        ) from None
+
+
+def boards(name: str | None) -> dict[str, Any]:
+    """The boards of all runs, or of the one with this name."""
+    named = (found for found in ray_adapter.actor_names() if found.startswith(_PREFIX))
+    short = {found.removeprefix(_PREFIX): found for found in named}
+    wanted = short if name is None else {name: short[name]} if name in short else {}
+    handles = {one: ray_adapter.find_actor(found) for one, found in wanted.items()}
+    return {one: handle for one, handle in handles.items() if handle is not None}
+
+
+def one_board(name: str | None) -> Any:
+    """The board of the run with this name, or of the only one."""
+    found = boards(name)
+    if not found:
+        what = "nothing" if name is None else f"no {name!r}"
+        hint = "turbofit serve MODEL --cluster ray"
+        raise UsageError(f"{what} is served on this cluster", hint=hint)
+    if len(found) > 1:
+        raise UsageError(
+            f"{len(found)} models are served there", hint=f"--name: {', '.join(sorted(found))}"
+        )
+    return next(iter(found.values()))
+
+
+def ask(board: Any, question: Document, seconds: float = _SECONDS) -> Document:
+    """What a run answers; raises what it refuses with."""
+    try:
+        told: Document | None = ray_adapter.result(
+            board.ask.remote(question, seconds), seconds + _SECONDS
+        )
+    except ray_adapter.RayCallError:
+        told = None
+    if told is None:
+        raise LaunchError(
+            f"no answer within {seconds:.0f} s", hint="see the output of turbofit serve"
+        )
+    if "error" in told:
+        raise error_from(told["error"])
+    return told

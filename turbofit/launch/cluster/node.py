@@ -1,0 +1,263 @@
+"""The Ray actor of a node: it keeps one `turbofit serve` there, and adopts one that lives already.
+
+What is to run is a file in the node's state folder, so that an actor which Ray starts again goes on
+where the last one ended. The server is bound to a lease that the actor renews, not to the actor:
+neither the actor's death nor that of Ray's head costs a request.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec.structs import replace
+
+from turbofit.core.process.files import write_atomic
+from turbofit.core.process.state import state_dir
+from turbofit.core.struct import Struct
+from turbofit.launch.cluster import ray_adapter
+from turbofit.launch.cluster.nodes import measure_here, raylet_environment
+from turbofit.launch.cluster.tls import server_words
+from turbofit.launch.engine.proc import start_time
+
+if TYPE_CHECKING:
+    pass
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["NodeActor", "NodeTold"]
+
+_TICK, _TELL_SECONDS = 0.25, 2.0
+#: Pauses before it starts again what somebody killed, within ten minutes.
+_PAUSES: Final = (1.0, 4.0, 10.0)
+_WINDOW: Final = 600.0
+#: Exit codes that the same start would bring again: wrong use, a missing package.
+_NEVER: Final = (2, 7)
+_DOES_NOT_FIT: Final = 3
+_LAST_BYTES: Final = 4096
+#: A lease that nobody has renewed for so long has no actor; what it left has so long to end.
+_STALE_SECONDS: Final = 10.0
+_LEFT_SECONDS: Final = 60.0
+
+
+class NodeTold(Struct):
+    """How a node is: ``state`` is ``idle``, ``starting``, ``open`` or ``unfit``.
+
+    ``digest`` tells which plan runs; ``why`` and ``exit_code`` why it is unfit.
+    """
+
+    state: str = "idle"
+    digest: str = ""
+    url: str = ""
+    key: str = ""
+    pid: int = 0
+    said: str = ""
+    why: str = ""
+    exit_code: int = 0
+    folder: str = ""
+
+
+class NodeActor:
+    """Keeps a server."""
+
+    def __init__(self, run: str, node: str, host: str, port: int) -> None:
+        self._folder = state_dir("nodes") / f"{run}-{node[:12]}"
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        self._host, self._port, self._raylet = host, port, os.getppid()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._told = NodeTold(folder=str(self._folder), key=self._key())
+        self._ends: list[float] = []
+        self._again, self._renewed, self._tried = 0.0, 0.0, ""
+        self._gone = threading.Event()
+        threading.Thread(target=self._live, name="life", daemon=True).start()
+
+    def gpus(self) -> list[str]:
+        """Ray's ids of the GPUs that the actor has."""
+        return ray_adapter.gpus_of_this_task()
+
+    def measure(self, pretend: bool) -> tuple[bytes, list[str]]:
+        """The node as it is now, as JSON, and Ray's ids of the GPUs that are this actor's.
+
+        What an earlier run has left here without an actor ends first.
+        """
+        until, node = time.monotonic() + _LEFT_SECONDS, self._folder.name.rpartition("-")[2]
+        for folder in state_dir("nodes").glob(f"*-{node}"):
+            lease = folder / "lease"
+            stale = lease.exists() and time.time() - lease.stat().st_mtime > _STALE_SECONDS
+            if stale and folder != self._folder:
+                _end_server(folder)
+                while _living(folder) and time.monotonic() < until:
+                    time.sleep(_TICK)
+        return measure_here(pretend), self.gpus()
+
+    def serve(self, digest: str, plan: str, words: tuple[str, ...]) -> None:
+        """Serve this plan from now on, and end what serves another one, in order."""
+        write_atomic(self._folder / f"plan-{digest}.json", plan, mode=0o600)
+        wanted = json.dumps({"digest": digest, "words": words})
+        write_atomic(self._folder / "wanted.json", wanted, mode=0o600)
+        self._ends, self._again, self._tried = [], 0.0, ""
+        self._told = replace(self._told, state="starting", why="", exit_code=0)
+
+    def end(self) -> None:
+        """Serve nothing, and end what serves, in order."""
+        with suppress(OSError):
+            (self._folder / "wanted.json").unlink()
+
+    def tell(self) -> NodeTold:
+        """How it is."""
+        return self._told
+
+    def _key(self) -> str:
+        """The key that the server trusts fronts by, random for each folder."""
+        path = self._folder / "key"
+        with suppress(OSError):
+            return path.read_text().strip()
+        key = secrets.token_hex(32)
+        write_atomic(path, key + "\n", mode=0o600)
+        return key
+
+    def _live(self) -> None:
+        while not self._gone.wait(_TICK):
+            if os.getppid() != self._raylet:
+                # Ray ends this process too, if somebody has reaped its raylet: the node has left.
+                _end_server(self._folder)
+                os._exit(1)
+            try:
+                self._look()
+            except Exception as exc:  # noqa: BLE001 - this thread must not end
+                self._told = replace(self._told, why=f"{type(exc).__name__}: {exc}")
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now - self._renewed > _TELL_SECONDS:
+            (self._folder / "lease").touch(mode=0o600)
+            self._renewed = now
+        if self._child is not None:
+            self._child.poll()  # a dead child is reaped
+        wanted, server = _read(self._folder / "wanted.json"), _living(self._folder)
+        digest = wanted.get("digest", "")
+        if server and server["digest"] != digest:
+            _end_server(self._folder)
+        elif server:
+            url = self._url()
+            said = self._last_line()
+            state = "open" if url else "starting"
+            self._told = replace(
+                self._told, state=state, url=url, pid=server["pid"], digest=digest, said=said
+            )
+        elif ended := _read(self._folder / "server.json"):
+            self._ended(ended, digest, now)
+        elif not digest:
+            self._told = replace(self._told, state="idle", url="", pid=0, digest="")
+        elif self._tried != digest and now >= self._again:
+            self._start(digest, tuple(wanted["words"]))
+
+    def _ended(self, server: dict[str, Any], digest: str, now: float) -> None:
+        """The server's process is gone: it is started again, unless that would not help."""
+        code = self._child.poll() if self._child is not None else None
+        was_open, self._child = bool(self._url()), None
+        (self._folder / "server.json").unlink()
+        self._told = replace(self._told, url="", pid=0)
+        if server["digest"] != digest:
+            return
+        self._ends = [at for at in self._ends if now - at < _WINDOW] + [now]
+        useless = code in _NEVER or (code == _DOES_NOT_FIT and len(self._ends) == 1)
+        killed = code is None or code <= 0 or code == _DOES_NOT_FIT or was_open
+        if useless or not killed or len(self._ends) > len(_PAUSES):
+            self._tried = digest
+            why = self._error() or f"turbofit serve ended with {code}"
+            self._told = replace(
+                self._told, state="unfit", digest=digest, why=why, exit_code=code or 0
+            )
+            return
+        # What the driver still holds of a killed one's memory comes back meanwhile.
+        self._again = now + _PAUSES[len(self._ends) - 1]
+        self._told = replace(self._told, state="starting")
+
+    def _start(self, digest: str, words: tuple[str, ...]) -> None:
+        folder = self._folder
+        argv = [
+            sys.executable, "-m", "turbofit", "serve", "--plan", f"{folder}/plan-{digest}.json",
+            "--host", self._host, "--port", str(self._port),
+            "--front-key-file", f"{folder}/key", "--lease", f"{folder}/lease",
+            *server_words(os.environ), *words,
+        ]  # fmt: skip
+        with suppress(OSError):
+            os.replace(folder / "serve.log", folder / "serve.log.1")
+        with (folder / "serve.log").open("wb") as log, (folder / "url").open("wb") as url:
+            self._child = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=url, stderr=log, env=_environment(),
+                cwd=folder, start_new_session=True,
+            )  # fmt: skip
+        pid = self._child.pid
+        server = json.dumps({"pid": pid, "started": start_time(pid), "digest": digest})
+        write_atomic(folder / "server.json", server, mode=0o600)
+        self._told = replace(self._told, state="starting", url="", pid=pid, digest=digest, said="")
+
+    def _url(self) -> str:
+        with suppress(OSError):
+            return (self._folder / "url").read_text().partition("\n")[0].strip()
+        return ""
+
+    def _lines(self) -> list[str]:
+        with suppress(OSError), (self._folder / "serve.log").open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _LAST_BYTES))
+            text = file.read().decode("utf-8", "replace")
+            return [line.strip() for line in text.splitlines() if line.strip()]
+        return []
+
+    def _last_line(self) -> str:
+        return next(iter(self._lines()[-1:]), "")
+
+    def _error(self) -> str:
+        errors = [line for line in self._lines() if line.startswith("error: ")]
+        return errors[-1].removeprefix("error: ") if errors else ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file of JSON; empty where there is none."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _living(folder: Path) -> dict[str, Any]:
+    """The server of a folder where its process lives; else empty."""
+    server = _read(folder / "server.json")
+    lives = server and start_time(server["pid"]) == server["started"] != 0
+    return server if lives else {}
+
+
+def _end_server(folder: Path) -> None:
+    """Ask a server to end in order, once: a second signal would cut off what is open."""
+    server = _living(folder)
+    if server and not server.get("told"):
+        with suppress(OSError):
+            os.kill(server["pid"], signal.SIGTERM)
+        write_atomic(folder / "server.json", json.dumps({**server, "told": True}), mode=0o600)
+
+
+def _environment() -> dict[str, str]:
+    """The environment that a server may be started from.
+
+    Ray shows an actor its own GPUs alone, and a plan names GPUs by UUID. And an engine that finds
+    Ray's variables, or a cluster on this host, would join that cluster and wait there for GPUs that
+    are reserved for itself: LMDeploy's PyTorch engine begins a Ray of its own instead.
+    """
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    shown = raylet_environment().get("CUDA_VISIBLE_DEVICES")
+    environ.pop("CUDA_VISIBLE_DEVICES", None)
+    if shown is not None:
+        environ["CUDA_VISIBLE_DEVICES"] = shown
+    return environ | {"RAY_ADDRESS": "local"}

@@ -1,0 +1,304 @@
+"""Manifests of a plan: `turbofit serve` under systemd, Docker Compose and Kubernetes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from pathlib import PurePath
+from string import Template
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import UNSET
+
+from turbofit.core.errors import DoesNotFitError, UsageError
+from turbofit.core.messages import plural
+from turbofit.core.presets import presets_dir
+from turbofit.core.struct import Struct, known
+from turbofit.launch.engine.supervised_engine import Timing
+from turbofit.planning.request import PlanRequest
+from turbofit.planning.serve_command import is_prediction, request_of
+from turbofit.planning.tuned import pinned
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from turbofit.core.plan import Plan
+
+__all__ = ["Service", "ServiceOptions", "manifest", "service_of"]
+
+#: Seconds after the drain in which engines end and their memory comes back.
+_AFTER_DRAIN: Final = 30
+#: For NCCL between cards that do not reach each other. Source: NCCL's user guide, Docker.
+_NCCL_SHM: Final = 1 << 30
+#: Ray's object store as LMDeploy starts it: this share of host RAM, at most so much. Source:
+#: LMDeploy pytorch/ray.py.
+_RAY_SHARE: Final = 0.3
+_RAY_MOST: Final = 80 * 10**9
+#: How many times the context a cache must hold for the context to be promised at the next start.
+_SPARE: Final = 1.25
+_NAME: Final = re.compile(r"[^a-z0-9]+")
+#: A word of systemd without quotes, and what a backslash stands before within them.
+_PLAIN: Final = re.compile(r"[\w@%+=:,./$-]+", re.ASCII)
+_ESCAPED: Final = {"\\": "\\\\", '"': '\\"'}
+
+
+class ServiceOptions(Struct):
+    """How a plan is served.
+
+    ``words`` are those of ``turbofit serve`` that are no part of a plan; ``drain``: seconds that
+    open requests have at the end; ``needs_keys``: it must not start without keys of its clients.
+    """
+
+    words: tuple[str, ...] = ()
+    drain: float = Timing().drain
+    needs_keys: bool = False
+
+
+class Service(Struct):
+    """A plan as something that is started again and again.
+
+    ``memory`` is host memory in bytes that the engines will take; ``shm`` what ``/dev/shm`` must
+    hold, 0 where nothing needs it. ``uuids`` are empty where the plan was made for a preset.
+    ``hub_cache`` is where the hub's cache with the checkpoint was found, ``folders`` what the
+    command names of the machine. ``needs_keys``: it must not start without keys of its clients.
+    ``start``: seconds until it must answer; ``stop``: seconds from
+    SIGTERM until it has ended.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    gpus: int
+    uuids: tuple[str, ...]
+    card: str
+    memory: int
+    shm: int
+    port: int
+    needs_keys: bool = False
+    hub_cache: str | None = None
+    folders: tuple[str, ...] = ()
+    start: int = int(Timing().start)
+    stop: int = int(Timing().drain) + _AFTER_DRAIN
+
+
+def service_of(
+    plan: Plan,
+    *,
+    port: int,
+    host: str,
+    name: str | None = None,
+    serving: ServiceOptions | None = None,
+) -> Service:
+    """What to run for a plan.
+
+    The command measures and plans again at every start, with the plan's shape and with what it was
+    asked for: what else holds memory may have changed, and GPUs may be others of the same kind.
+
+    Args:
+        plan: what was planned.
+        port: the gateway's.
+        host: where it listens.
+        name: the service's; None makes one of the model's.
+        serving: how it serves, where that is not as usual.
+
+    Raises:
+        DoesNotFitError: the plan would not serve.
+        UsageError: the name does not begin with a letter, or the plan does not say with which
+            options it was made.
+    """
+    if not plan.fits:
+        raise DoesNotFitError(
+            f"this plan does not serve: {plan.verdict}",
+            hint="export a plan that fits; turbofit report shows what would",
+        )
+    label = _NAME.sub("-", (name or f"turbofit-{plan.model.name}").lower()).strip("-")[:53]
+    if not label[:1].isalpha():  # Kubernetes' Services begin so
+        raise UsageError(f"--name {name} does not begin with a letter", hint="give a name like vlm")
+    groups = plan.parallel.groups
+    indices = [index for group in groups for index in group]
+    cards = [plan.machine.gpu(index) for index in indices]
+    measured = plan.machine.source != "preset"
+    request, cache = _request(plan), _hub_cache(plan)
+    serving = serving or ServiceOptions()
+    words = (*request.option_arguments(("model",)), *serving.words)
+    return Service(
+        name=label.strip("-"),
+        argv=("turbofit", "serve", str(request.model), *words, "--host", host, "--port", str(port)),
+        gpus=len(indices),
+        uuids=tuple(gpu.uuid for gpu in cards) if measured else (),
+        card=", ".join(dict.fromkeys(" ".join(gpu.name.split()) for gpu in cards)),
+        memory=plan.host.pinned + plan.host.pageable,
+        shm=_shm(plan),
+        port=port,
+        needs_keys=serving.needs_keys,
+        hub_cache=None if cache is None else str(cache),
+        folders=tuple(_folders(request)),
+        stop=math.ceil(serving.drain) + _AFTER_DRAIN,
+    )
+
+
+def _request(plan: Plan) -> PlanRequest:
+    """What the next start is asked for: what this plan was, and its engine, shape and promises.
+
+    Raises:
+        UsageError: the plan does not say what it was asked for.
+    """
+    if plan.options is UNSET:
+        raise UsageError(
+            "this plan does not say with which options it was made",
+            hint="plan again with this version of turbofit, then export",
+        )
+    model = plan.model
+    found = model.source.checkpoint
+    if found is None or _hub_cache(plan) is not None:
+        found = model.hub_id or model.name
+    request = pinned(request_of(plan, found), plan)
+    more: dict[str, Any] = {"engine": plan.engine.name, "revision": model.revision}
+    if not plan.by_group:  # unequal cards: no --tp and --replicas says which go together
+        # Transformers' settings have no tp: there it is the GPUs of one copy.
+        more["tp"] = max(plan.settings.tp, *map(len, plan.parallel.groups))
+        more["replicas"] = plan.parallel.replicas
+    if not request.given().keys() & {"context", "session_len"}:
+        more["context"] = _promised_context(plan)
+    rule, limit = model.image_rule, plan.limits.image_limit
+    # A prediction's limit is what clients can do where nobody limits them.
+    if rule and limit and limit != rule.checkpoint_limit and not is_prediction(plan):
+        more[rule.limit_name] = limit
+    return request.changed(**more)
+
+
+def _hub_cache(plan: Plan) -> PurePath | None:
+    """The hub's cache where the checkpoint is a snapshot in it: links, useless without the rest."""
+    source = plan.model.source
+    if source.kind != "hub_cache" or source.checkpoint is None:
+        return None
+    snapshot = PurePath(source.checkpoint)
+    return snapshot.parents[2] if snapshot.parent.name == "snapshots" else None
+
+
+def _folders(request: PlanRequest) -> Iterator[str]:
+    """What the command names of this machine's files."""
+    for name in (request.model, request.speculative_draft_model):
+        if isinstance(name, str) and os.path.isabs(name):
+            yield name
+
+
+def _promised_context(plan: Plan) -> int | None:
+    """The context, where it is the plan's choice and holds with somewhat less free, too.
+
+    A context that was lowered to what the cache held needs the whole cache; it is left to the next
+    start, whose cache may be a page smaller.
+    """
+    context = plan.settings.session_len
+    if plan.footprint is not UNSET:  # the cache is made for it
+        return context
+    if context == plan.model.text.max_position_embeddings:
+        return None
+    return context if context * _SPARE <= plan.kv.tokens else None
+
+
+def _shm(plan: Plan) -> int:
+    if plan.parallel.tp == 1:
+        return 0
+    if not plan.engine.is_pytorch:
+        return _NCCL_SHM
+    total = known(plan.machine.host.ram_total, 0)
+    return _NCCL_SHM + (min(_RAY_MOST, int(total * _RAY_SHARE)) if total else _RAY_MOST)
+
+
+class _Template(Template):
+    """A text with ``@{field}``: ``$`` is Compose's own sign, and systemd's."""
+
+    delimiter = "@"
+
+
+def manifest(
+    service: Service,
+    kind: str,
+    *,
+    image: str = "turbofit:latest",
+    claim: str | None = None,
+    executable: str = "turbofit",
+) -> str:
+    """The text of a manifest: ``presets/export/KIND.template`` with what the service is.
+
+    In containers keys come from the variable TURBOFIT_API_KEYS, or from the Secret ``NAME-keys``.
+
+    Args:
+        service: what to run.
+        kind: systemd, compose or k8s.
+        image: a container image that has turbofit and LMDeploy in it.
+        claim: k8s: a PersistentVolumeClaim for the hub's cache, which each pod else fills anew.
+        executable: systemd: the absolute path of ``turbofit`` on that machine.
+    """
+    cards = f"{service.gpus} {plural(service.gpus, 'GPU')}: {service.card}"
+    values: dict[str, object] = {name: getattr(service, name) for name in service.__struct_fields__}
+    values |= {"cards": cards, "image": image, "quoted_image": _quoted(image)}
+    values["memory"] = -(-service.memory >> 20)
+    shm = -(-service.shm >> 20)
+    if kind == "systemd":
+        more = {"CUDA_VISIBLE_DEVICES": ",".join(service.uuids), "HF_HUB_CACHE": service.hub_cache}
+        argv = (executable, *service.argv[1:])
+        values["command"] = " ".join(_word(word).replace("$", "$$") for word in argv)
+        values["model"] = " ".join(service.argv[2].split()).rstrip("\\").replace("%", "%%")
+        said = (_word(f"{name}={value}") for name, value in more.items() if value)
+        values["more"] = _lines("Environment=", said)
+        values["may_lack"] = "" if service.needs_keys else "-"
+    elif kind == "compose":
+        # In the short form of a volume a colon separates its two paths.
+        form = "{{type: bind, source: {0}, target: {0}, read_only: true}}"
+        folders = (form.format(_quoted(_plain(folder))) for folder in service.folders)
+        ids = ", ".join(map(_quoted, service.uuids))
+        values["argv"] = _lines("    - ", (_quoted(_plain(word)) for word in service.argv))
+        values["folders"] = _lines("    - ", folders)
+        values["devices"] = f"device_ids: [{ids}]" if ids else f"count: {service.gpus}"
+        values["shm"] = _lines("    shm_size: ", [f"{shm}m"] if shm else [])
+    else:
+        parts = [
+            (name, _quoted(folder), f"hostPath: {{path: {_quoted(folder)}, type: Directory}}")
+            for name, folder in zip(("model", "draft"), service.folders, strict=False)
+        ]
+        if shm:
+            medium = f"emptyDir: {{medium: Memory, sizeLimit: {shm}Mi}}"
+            parts.append(("shm", "/dev/shm", medium))
+        # $(NAME) would be a variable's value.
+        argv = tuple(word.replace("$(", "$$(") for word in service.argv)
+        mounts = (f"{{name: {name}, mountPath: {place}}}" for name, place, _ in parts)
+        claimed = f"persistentVolumeClaim: {{claimName: {_quoted(claim or '')}}}"
+        values["argv"] = _lines("        - ", map(_quoted, argv))
+        values["mounts"] = _lines("        - ", mounts)
+        values["volumes"] = _lines("      - ", (f"{{name: {name}, {of}}}" for name, _, of in parts))
+        values["hub"] = claimed if claim else "emptyDir: {}"
+        values["deadline"], values["periods"] = service.start + 10, -(-service.start // 10)
+    text = (presets_dir() / "export" / f"{kind}.template").read_text(encoding="utf-8")
+    return _Template(text).substitute(values)
+
+
+def _lines(begin: str, texts: Iterable[str]) -> str:
+    return "".join(f"{begin}{text}\n" for text in texts)
+
+
+def _plain(word: str) -> str:
+    """A word without variables: $ is Compose's own."""
+    return word.replace("$", "$$")
+
+
+def _quoted(word: str) -> str:
+    """A word of YAML: JSON's form, what cannot be printed as YAML escapes it."""
+    return "".join(
+        c if c.isprintable() else f"\\U{ord(c):08x}" for c in json.dumps(word, ensure_ascii=False)
+    )
+
+
+def _word(text: str) -> str:
+    """One word as systemd reads it: a quote opens at a word's beginning and closes at its end."""
+    text = text.replace("%", "%%")
+    if _PLAIN.fullmatch(text):
+        return text
+    signs = (_ESCAPED.get(sign) or (sign if sign.isprintable() else _code(sign)) for sign in text)
+    return f'"{"".join(signs)}"'
+
+
+def _code(sign: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in sign.encode("utf-8", "surrogateescape"))

@@ -1,1 +1,0 @@
-"""Manifests of a plan: `turbofit serve` under systemd, Docker Compose and Kubernetes."""

@@ -1,0 +1,288 @@
+"""What would stop an engine: one list of checks, each with its name, when it applies, and why.
+
+`doctor` shows those of an installation, `plan` warns by its own, a launch stops at the first one
+that stops it. What a check does is a function of its name in a module of `planning.examine`, which
+is imported where it is asked.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from itertools import compress
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from turbofit.core.errors import DoesNotFitError, LaunchError, MachineError, PackageError
+from turbofit.core.struct import NA, Struct
+from turbofit.planning.examine.scene import Answer, Scene, Sources, State, When
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from turbofit.core.errors import TurbofitError
+    from turbofit.core.machine import Machine
+    from turbofit.core.model import Model
+    from turbofit.core.plan import Plan
+    from turbofit.planning.examine.health import Health
+
+__all__ = [
+    "CHECKS", "DOCTOR_SCHEMA", "Check", "DoctorReport", "Finding", "answers", "examine",
+    "plan_warnings", "refuse",
+]  # fmt: skip
+
+DOCTOR_SCHEMA: Final = "turbofit.doctor/1"
+_STOPS: Final = 3
+_NO_MACHINE: Final = 4
+
+
+class Finding(Struct):
+    """``check`` is stable for scripts. ``why`` says what it matters for here, ``fix`` what to do.
+
+    What could not be read is ``unreadable``, never ``ok``.
+    """
+
+    check: str
+    state: State
+    seen: str
+    why: str = ""
+    fix: str = ""
+
+
+class DoctorReport(Struct):
+    """All findings. ``machine`` is its name, or None where it could not be read."""
+
+    schema: str = DOCTOR_SCHEMA
+    machine: str | None
+    source: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """4 without a readable machine, 3 where something stops serving, else 0."""
+        if self.machine is None:
+            return _NO_MACHINE
+        return _STOPS if any(one.state == "stops" for one in self.findings) else 0
+
+    def count(self, state: State) -> int:
+        """Findings of a state."""
+        return sum(one.state == state for one in self.findings)
+
+
+class Check(NamedTuple):
+    """One check. ``of`` is what of the scene it looks at: without that it does not apply.
+
+    ``why`` is what stops or suffers, where the answer says nothing else; ``error`` is what a launch
+    raises.
+    """
+
+    name: str
+    module: str
+    when: tuple[When, ...]
+    why: str
+    of: str = "sources"
+    error: type[TurbofitError] = LaunchError
+
+    def answer(self, scene: Scene) -> Answer | None:
+        """What it sees; None where it does not apply."""
+        subject = getattr(scene, self.of)
+        if subject is None:
+            return None
+        body = getattr(import_module(f"turbofit.planning.examine.{self.module}"), self.name)
+        answer: Answer | None = body(subject, scene)
+        return answer
+
+
+#: In the order in which people mend things.
+CHECKS: Final = (
+    Check("lmdeploy", "packages", ("install",), "plans rest on an account of LMDeploy 0.18"),
+    Check("pairing", "packages", ("install",),
+          "LMDeploy's wheels are built and tested against the versions that they demand"),
+    Check("turbomind", "packages", ("install",),
+          "without its native engine LMDeploy falls back to PyTorch, which turbofit does not plan"),
+    Check("xgrammar", "packages", ("install",),
+          "requests with a response_format or a forced tool call are refused, and LMDeploy's"
+          " PyTorch engine does not start (TurboMind does)"),
+    Check("driver_cuda", "packages", ("install",),
+          "a driver older than torch's CUDA stops every engine"),
+    Check("torch_architectures", "packages", ("install",),
+          "the first kernel on such a card fails: no kernel image is available"),
+    Check("compute_capability", "packages", ("install",),
+          "LMDeploy runs bfloat16 checkpoints in float16 there, and casting them takes memory"),
+    Check("kernels", "packages", ("install",),
+          "a model with such weights aborts at its first request"),
+    Check("front_ends", "packages", ("install", "plan", "launch"),
+          "LMDeploy reads configs and images through Transformers, and some versions break that",
+          error=PackageError),
+    Check("nccl", "packages", ("install",),
+          "TurboMind and torch load it at their start, whatever tp is"),
+    Check("videos", "packages", ("install",),
+          "LMDeploy tries no other backend then: every request with a video fails"),
+    Check("modules", "packages", ("install", "launch"),
+          "LMDeploy imports them for this model alone, and ends without them", error=PackageError),
+    Check("same_machine", "cards", ("lease",),
+          "somebody took memory that the plan counted on", of="plan", error=DoesNotFitError),
+    Check("gpus", "cards", ("install",),
+          "an engine that is given such a GPU fails or hangs", of="machine"),
+    Check("cuda_visible_devices", "cards", ("install",),
+          "an engine would run on other cards than the ones meant", of="machine"),
+    Check("holders", "cards", ("install",),
+          "plans leave it to them; if they grow, the engine dies. What no visible process explains"
+          " is another container, or a notebook of another user", of="machine"),
+    Check("free_memory", "cards", ("install",),
+          "no vision-language model fits into that beside its CUDA context", of="machine"),
+    Check("mig", "cards", ("install",),
+          "instances have no peer access and a CUDA process sees one of them: tp 1 only",
+          of="machine"),
+    Check("pcie", "cards", ("install",),
+          "a link with fewer lanes slows loading and, without NVLink, every all-reduce of tp",
+          of="healths"),
+    Check("persistence", "cards", ("install",),
+          "the driver unloads when no program uses the card: the next start takes seconds longer",
+          of="healths"),
+    Check("ecc", "cards", ("install", "watch"),
+          "uncorrectable memory errors end the programs on the card", of="healths"),
+    Check("thermal", "cards", ("install", "watch"),
+          "a card that is too hot or short of power lowers its clocks: slower", of="healths"),
+    Check("peer_access", "cards", ("install",),
+          "without peer access tensor parallelism is slower, and cuda-ipc does not work",
+          of="machine"),
+    Check("iommu", "cards", ("install",),
+          "with an IOMMU that translates, peer copies over PCIe may hang or deliver wrong data"
+          " though the driver reports peer access", of="machine"),
+    Check("acs", "cards", ("install",),
+          "ACS sends what one card writes to another up to the root: slower, and it may hang NCCL",
+          of="machine"),
+    Check("xid", "cards", ("install",),
+          "the driver reports a failing card, link or memory there before programs feel it"),
+    Check("host_memory", "host", ("install", "start"),
+          "a server process takes about 4 GiB, pinned buffers and images come on top; when it runs"
+          " out, the kernel kills the engine (exit code 137)", of="host", error=DoesNotFitError),
+    Check("locked_memory", "host", ("install",),
+          "NCCL over InfiniBand registers its buffers under this limit and fails below it"),
+    Check("shared_memory", "host", ("install", "start"),
+          "NCCL between GPUs without peer access, and Ray, exchange data through /dev/shm; Docker"
+          " gives a container 64 MiB", of="host"),
+    Check("disk", "host", ("install",),
+          "weights are downloaded there: 16 GiB for a model of 8 B parameters"),
+    Check("port", "host", ("install", "start"),
+          "often by an earlier server, which still holds its GPU memory too"),
+    Check("run_disk", "host", ("start",), "logs and the run's record go there", of="folder"),
+    Check("address_space", "host", ("start",), "CUDA would not start"),
+    Check("open_files", "host", ("start",), "connections are refused", of="plan"),
+    Check("rank_launcher", "host", ("install", "plan", "launch"),
+          "TurboMind drives all GPUs of a group from one process"),
+    Check("environment", "host", ("install",), "speed or memory are not those of a plan"),
+)  # fmt: skip
+#: What cannot be read where no card is: it follows from that, and is no finding.
+_OF_CARDS: Final = ("driver_cuda", "torch_architectures", "compute_capability")
+
+
+def answers(scene: Scene) -> Iterator[tuple[Check, Answer]]:
+    """The answers of the checks that apply."""
+    for check in CHECKS:
+        answer = check.answer(scene) if scene.when in check.when else None
+        if answer is not None:
+            yield check, answer
+
+
+def refuse(scene: Scene) -> list[str]:
+    """Stop a launch at the first check that stops it.
+
+    Returns:
+        What the others warn of.
+
+    Raises:
+        TurbofitError: of the check's kind; its hint is the fix.
+    """
+    warnings = []
+    for check, answer in answers(scene):
+        if answer.state == "stops":
+            raise (answer.error or check.error)(answer.seen, hint=answer.fix)
+        if answer.state == "warning":
+            warnings.append(answer.seen)
+    return warnings
+
+
+def plan_warnings(plan: Plan, sources: Sources | None = None) -> list[str]:
+    """What the packages and the environment say against a plan; it may be launched elsewhere."""
+    scene = Scene(sources or Sources(), "plan", plan=plan)
+    return [one.seen for _, one in answers(scene) if one.state in ("warning", "stops")]
+
+
+def examine(
+    sources: Sources | None = None,
+    *,
+    on: str | None = None,
+    model: Model | None = None,
+    port: int | None = None,
+    drafts: bool = False,
+) -> DoctorReport:
+    """Check this machine and its environment.
+
+    Args:
+        sources: what is read, for tests.
+        on: a SPEC or snapshot instead of this machine's GPUs; the environment is still this one's.
+        model: whose weights the disk must hold.
+        port: the port that will be asked for.
+        drafts: whether speculative decoding will be asked for.
+
+    Raises:
+        UsageError: ``on`` cannot be meant.
+    """
+    places = sources or Sources()
+    machine: Machine | None = None
+    healths: Sequence[Health] | None = None
+    try:
+        machine, healths = _machine(places, on)
+        seen = f"driver {machine.driver}, CUDA {machine.cuda} ({machine.source})"
+        nvml = Finding(check="nvml", state="ok", seen=seen)
+    except (MachineError, PackageError) as exc:
+        nvml = Finding(
+            check="nvml",
+            state="stops",
+            seen=exc.message,
+            why="no GPU here can be planned for; driver, kernels and the cards' condition were not "
+            "looked at",
+            fix=f"{exc.hint}; turbofit serve MODEL --pretend --on SPEC tries it without a GPU",
+        )
+    described = machine is not None and machine.host.ram_available != NA
+    host = machine.host if machine is not None and described else places.host()
+    scene = Scene(
+        places, "install", machine=machine, healths=healths, host=host, model=model, port=port,
+        drafts=drafts,
+    )  # fmt: skip
+    findings = [nvml]
+    for check, (state, seen, fix, why, _) in answers(scene):
+        matters = "" if state == "ok" else why or check.why
+        findings.append(Finding(check=check.name, state=state, seen=seen, why=matters, fix=fix))
+    if healths is None:
+        kept = (one.state != "unreadable" or one.check not in _OF_CARDS for one in findings)
+        findings = list(compress(findings, kept))
+    return DoctorReport(
+        machine=machine.name if machine else None,
+        source=machine.source if machine else "none",
+        findings=tuple(findings),
+    )
+
+
+def _machine(places: Sources, on: str | None) -> tuple[Machine, Sequence[Health] | None]:
+    """The machine with what CUDA would show of it, also where that is nothing.
+
+    The conditions of its cards come beside it, where they are here.
+    """
+    from msgspec.structs import replace
+
+    from turbofit.machine.nvml_machine import measure_in_time
+    from turbofit.machine.source import machine_from
+    from turbofit.planning.examine.health import read_health
+
+    if on is not None:
+        return machine_from(on), None
+    try:
+        machine = measure_in_time(places.environ)
+    except MachineError as hidden:
+        if "CUDA_VISIBLE_DEVICES" not in hidden.message:
+            raise
+        rest = {k: v for k, v in places.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
+        whole = measure_in_time(rest)
+        machine = replace(whole, visible=(), warnings=(*whole.warnings, hidden.message))
+    return machine, read_health([gpu for gpu in machine.gpus if not gpu.mig])

@@ -1,0 +1,1 @@
+"""What the checks of `planning.checks` look at, a subject a file."""

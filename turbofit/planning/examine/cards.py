@@ -1,0 +1,386 @@
+"""The cards: who sees and holds them, in what condition they are, and how they reach others."""
+
+from __future__ import annotations
+
+import re
+from itertools import combinations
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.errors import MachineError, UsageError
+from turbofit.core.messages import indices, plural
+from turbofit.core.struct import NA
+from turbofit.core.units import GIB, MIB, format_bytes
+from turbofit.planning.examine.health import ABSENT, Health
+from turbofit.planning.examine.scene import Answer, Scene, Sources, ok, stops, unreadable, warning
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from turbofit.core.machine import Gpu, Machine
+    from turbofit.core.plan import GpuLedger, Plan
+
+__all__ = [
+    "acs", "acs_control", "cuda_visible_devices", "ecc", "free_memory", "gpus", "holders", "iommu",
+    "mig", "open_margin", "pcie", "peer_access", "persistence", "same_machine", "thermal",
+    "who_grew", "xid",
+]  # fmt: skip
+
+#: Less free memory than this serves nothing: a context and the smallest vision model's weights.
+_LEAST: Final = 2 * GIB
+_HELD: Final = GIB // 2
+#: NVML's clock event reasons that mean heat or power trouble: HW slow-down, software thermal,
+#: hardware thermal, power brake.
+_HOT: Final = 0x08 | 0x20 | 0x40 | 0x80
+_XID: Final = re.compile(r"Xid \(([^)]*)\): (\d+)")
+#: Xids of hardware, link and memory (NVIDIA's Xid catalogue); others come from programs.
+_HARD_XIDS: Final = frozenset((48, 62, 63, 64, 74, 79, 92, 94, 95, 109, 110, 119, 120))
+_CONSUMER: Final = ("GeForce", "RTX")
+#: PCI Express: extended capabilities begin here; ACS has this id, its control word is at +6.
+_EXTENDED: Final = 0x100
+_ACS: Final = 0x000D
+#: Request and completion redirect, upstream forwarding: peer traffic goes up to the root.
+_REDIRECTS: Final = 0x04 | 0x08 | 0x10
+_BRIDGE: Final = "0x0604"
+_PCI: Final = "sys/bus/pci/devices"
+
+
+def same_machine(plan: Plan, scene: Scene) -> Answer | None:
+    """The plan's GPUs beside what is there; links and names of the rest do not matter.
+
+    Less free memory is accepted only as far as the plan leaves more than its margin.
+    """
+    if scene.machine is None:
+        return None
+    if plan.machine.source == "preset":
+        return stops(
+            f"the plan was made for {plan.machine.name}, which is a preset and no machine",
+            "plan on the machine itself: turbofit serve MODEL, or turbofit plan without --on",
+            error=UsageError,
+        )
+    present = {gpu.uuid: gpu for gpu in scene.machine.gpus}
+    for ledger in plan.gpus:
+        gpu = present.get(ledger.uuid)
+        if gpu is None:
+            return stops(
+                f"GPU {ledger.index} of the plan ({ledger.name}, {ledger.uuid}) is not there",
+                "plan again on this machine: turbofit serve MODEL",
+                error=MachineError,
+            )
+        if gpu.free == NA:
+            return stops(
+                f"the free memory of GPU {gpu.index} cannot be read",
+                "see turbofit machine; another driver version may tell",
+                error=MachineError,
+            )
+        missing = ledger.free - gpu.free
+        margin = open_margin(ledger) if scene.fitted else ledger.margin
+        if missing > max(0, ledger.headroom - margin):
+            return stops(
+                f"GPU {gpu.index} has {format_bytes(missing)} less free memory than the plan "
+                f"counted on: {who_grew(plan.machine.gpu(ledger.index), gpu, missing)}",
+                "stop that process, or plan again: turbofit serve MODEL",
+            )
+    return ok("as the plan counted on")
+
+
+def open_margin(gpu: GpuLedger) -> int:
+    """The margin that others must leave alone; a budget or a large margin is open to them."""
+    return min(gpu.margin, max(256 * MIB, gpu.total // 100))
+
+
+def who_grew(then: Gpu, now: Gpu, missing: int, ours: Collection[int] = ()) -> str:
+    """Who took it: processes that are new or have grown, largest first; none of ours."""
+    before = {holder.pid: holder.bytes for holder in then.holders}
+    grown: list[tuple[int, str]] = []
+    for holder in now.holders:
+        if holder.bytes == NA or holder.pid in ours:
+            continue
+        had = before.get(holder.pid, 0)
+        more = holder.bytes - (0 if had == NA else had)
+        if more > 0:
+            who = holder.name if holder.pid == NA else f"{holder.name}[{holder.pid}]"
+            grown.append((more, f"{who} took {format_bytes(more)} on GPU {now.index}"))
+    if not grown:
+        return f"nobody visible took {format_bytes(missing)} on GPU {now.index}"
+    return ", ".join(text for _, text in sorted(grown, reverse=True)[:3])
+
+
+def gpus(machine: Machine, _: Scene) -> Answer:
+    """Whether each can be read."""
+    unread = [gpu.index for gpu in machine.gpus if gpu.total == NA]
+    if unread:
+        told = "; ".join(line for line in machine.warnings if "cannot be read" in line)
+        return stops(
+            f"GPU {indices(unread)} of {len(machine.gpus)} cannot be read: {told}".rstrip(": "),
+            "look at dmesg for Xid lines and restart the machine, or leave it out with --gpus",
+        )
+    return ok(f"{len(machine.gpus)} {plural(len(machine.gpus), 'GPU')}: {machine.name}")
+
+
+def cuda_visible_devices(machine: Machine, scene: Scene) -> Answer:
+    """NVML sees all GPUs, a CUDA program those of CUDA_VISIBLE_DEVICES in its own order."""
+    value = scene.sources.environ.get("CUDA_VISIBLE_DEVICES")
+    hidden = [gpu.index for gpu in machine.gpus if gpu.index not in machine.visible]
+    told = [line for line in machine.warnings if "CUDA_VISIBLE_DEVICES" in line]
+    if not machine.visible:
+        seen = told[0] if told else f"CUDA_VISIBLE_DEVICES={value!r} hides every GPU"
+        why = "a CUDA program sees no GPU, whatever nvidia-smi shows"
+        return stops(seen, "unset or correct CUDA_VISIBLE_DEVICES", why)
+    if told:
+        return warning(told[0], "name GPUs by UUID, or set CUDA_DEVICE_ORDER=PCI_BUS_ID")
+    visible = f"{len(machine.visible)} of {len(machine.gpus)} GPUs"
+    if hidden and value is not None:
+        seen = f"GPU {indices(hidden)} hidden by CUDA_VISIBLE_DEVICES={value}"
+        return warning(seen, "unset it if that is not meant", f"only {visible} can be used")
+    return ok(f"{visible} visible to CUDA")
+
+
+def holders(machine: Machine, _: Scene) -> Answer:
+    """Who holds memory that no plan can have."""
+    cards = [machine.gpu(index) for index in machine.visible]
+    unread = [gpu.index for gpu in cards if gpu.used == NA]
+    if unread or not cards:
+        why = "memory of others is not there for a plan"
+        return unreadable(f"who holds GPU {indices(unread)}", why=why)
+    told = []
+    for gpu in cards:
+        told += [
+            f"GPU {gpu.index}: {holder.name}"
+            + (f"[{holder.pid}]" if holder.pid != NA else "")
+            + f" {'an unknown amount' if holder.bytes == NA else format_bytes(holder.bytes)}"
+            for holder in gpu.holders
+            if holder.bytes == NA or holder.bytes >= _HELD
+        ]
+        if not gpu.holders and gpu.used != NA and gpu.used >= _HELD:
+            told.append(f"GPU {gpu.index}: nobody that can be seen {format_bytes(gpu.used)}")
+    if told:
+        fix = "end what is not needed (kill PID, or the notebook's kernel); see `turbofit machine`"
+        return warning("; ".join(told), fix)
+    return ok("nobody holds half a GiB or more")
+
+
+def free_memory(machine: Machine, _: Scene) -> Answer:
+    """What is left on each card."""
+    cards = [machine.gpu(index) for index in machine.visible]
+    sizes = {gpu.index: gpu.free for gpu in cards if gpu.free != NA}
+    if not sizes:
+        return unreadable("free memory", why="nothing can be planned without it")
+    told = ", ".join(f"GPU {index} {format_bytes(size)}" for index, size in sizes.items())
+    small = [index for index, size in sizes.items() if size < _LEAST]
+    if len(small) == len(sizes):
+        return stops(f"free: {told}", "end what holds the cards, see the finding `holders`")
+    if small:
+        why = "a group of cards can use only what its fullest card has"
+        return warning(f"free: {told}", "leave full cards out with --gpus", why)
+    return ok(f"free: {told}")
+
+
+def mig(machine: Machine, _: Scene) -> Answer:
+    """Instances of a card."""
+    empty = [line for line in machine.warnings if "MIG mode and has no instance" in line]
+    if empty:
+        why = "CUDA cannot use such a GPU at all"
+        return stops("; ".join(empty), "nvidia-smi mig -cgi …, or nvidia-smi -mig 0", why)
+    parts = [gpu.index for gpu in machine.gpus if gpu.mig]
+    if parts:
+        fix = "one replica an instance; nvidia-smi -mig 0 for whole cards"
+        return warning(f"GPU {indices(parts)} are MIG instances", fix)
+    return ok("no GPU is cut into instances")
+
+
+def pcie(healths: Sequence[Health], scene: Scene) -> Answer:
+    """Links narrower than the slot allows; slower ones only where the card is not idle."""
+    if not healths or scene.machine is None:
+        return unreadable("not measured on this machine")
+    narrow, slow, unread = [], [], []
+    for health in healths:
+        gpu = scene.machine.gpu(health.index)
+        width, generation = health.pcie_width, health.pcie_generation
+        if NA in (width, generation, gpu.pcie.width, gpu.pcie.generation):
+            unread.append(gpu.index)
+        elif width < gpu.pcie.width:  # type: ignore[operator]
+            narrow.append(f"GPU {gpu.index} x{width} of x{gpu.pcie.width}")
+        elif generation < gpu.pcie.generation and health.idle is False:  # type: ignore[operator]
+            slow.append(f"GPU {gpu.index} generation {generation} of {gpu.pcie.generation}")
+    if narrow or slow:
+        return warning(
+            "; ".join(narrow + slow),
+            "reseat the card, or use the slot with all lanes; look for a riser or an M.2 disk that"
+            " shares its lanes",
+        )
+    if unread:
+        return unreadable(f"the link of GPU {indices(unread)}")
+    idle = any(health.idle is not False for health in healths)
+    note = " (idle cards lower their generation, not their width)" if idle else ""
+    return ok(f"all lanes in use{note}")
+
+
+def persistence(healths: Sequence[Health], _: Scene) -> Answer:
+    """Whether the driver stays loaded."""
+    if not healths:
+        return unreadable("not measured on this machine")
+    off = [health.index for health in healths if health.persistence is False]
+    if off:
+        fix = "sudo nvidia-smi -pm 1, or nvidia-persistenced"
+        return warning(f"off on GPU {indices(off)}", fix)
+    unread = [health.index for health in healths if health.persistence == NA]
+    return unreadable(f"the mode of GPU {indices(unread)}") if unread else ok("on")
+
+
+def ecc(healths: Sequence[Health], _: Scene) -> Answer:
+    """Memory errors."""
+    if not healths:
+        return unreadable("not measured on this machine")
+    faulty = [health.index for health in healths if health.rows_failed is True]
+    if faulty:
+        seen = f"GPU {indices(faulty)} could not remap faulty memory rows"
+        return stops(seen, "take the card out of service: it is faulty")
+    bad = [one.index for one in healths if isinstance(one.uncorrected, int) and one.uncorrected > 0]
+    if bad:
+        return warning(
+            f"uncorrected memory errors on GPU {indices(bad)} since the driver was loaded",
+            "restart the machine; if they come again, the card is faulty",
+        )
+    pending = [health.index for health in healths if health.rows_pending is True]
+    if pending:
+        return warning(
+            f"GPU {indices(pending)} waits to remap faulty memory rows",
+            "reset the card or restart the machine, so that the rows are replaced",
+        )
+    unread = [health.index for health in healths if NA in (health.ecc, health.uncorrected)]
+    if unread:
+        return unreadable(f"the error counts of GPU {indices(unread)}")
+    if all(health.ecc == ABSENT for health in healths):
+        return ok("these cards have no ECC")
+    off = [health.index for health in healths if health.ecc is False]
+    return ok(f"no uncorrected errors{f'; ECC off on GPU {indices(off)}' if off else ''}")
+
+
+def thermal(healths: Sequence[Health], _: Scene) -> Answer:
+    """Cards that lower their clocks."""
+    if not healths:
+        return unreadable("not measured on this machine")
+    hot = [
+        f"GPU {health.index}" + ("" if health.temperature == NA else f" at {health.temperature} °C")
+        for health in healths
+        if isinstance(health.slow, int) and health.slow & _HOT
+    ]
+    if hot:
+        return warning(f"slowed down now: {', '.join(hot)}", "check fans, dust and power cables")
+    unread = [health.index for health in healths if health.slow == NA]
+    if unread:
+        return unreadable(f"why GPU {indices(unread)} lowers its clocks")
+    return ok("no card is slowed down by heat or power")
+
+
+def xid(sources: Sources, _: Scene) -> Answer:
+    """Xid errors in the kernel's log."""
+    text = sources.kernel_log()
+    if text is None:
+        return unreadable("the kernel's log", "sudo dmesg | grep -i xid (it needs root here)")
+    found: dict[str, set[int]] = {}
+    for match in _XID.finditer(text):
+        found.setdefault(match[1], set()).add(int(match[2]))
+    if not found:
+        return ok("no Xid in the kernel's log")
+    seen = "; ".join(f"{bus}: Xid {', '.join(map(str, sorted(n)))}" for bus, n in found.items())
+    hard = any(number in _HARD_XIDS for numbers in found.values() for number in numbers)
+    why = (
+        "the driver reports a failing card, link or memory there before programs feel it; these are"
+        f" {'of the hardware' if hard else 'mostly of programs'}"
+    )
+    fix = "check power, cooling and seating of the card; restart" if hard else "none, if rare"
+    return warning(seen, fix, why)
+
+
+def peer_access(machine: Machine, _: Scene) -> Answer:
+    """Peer access by pair."""
+    pairs = [machine.link(a, b) for a, b in combinations(sorted(machine.visible), 2)]
+    if not pairs:
+        return ok("one GPU: nothing to reach")
+    unread = [(link.a, link.b) for link in pairs if NA in (link.p2p_read, link.p2p_write)]
+    none = [(one.a, one.b) for one in pairs if (one.a, one.b) not in unread and not one.peers]
+    joined = [(link.a, link.b) for link in pairs if link.nvlinked]
+    if none:
+        names = "all pairs" if len(none) == len(pairs) else _pairs(none)
+        consumer = any(_consumer(machine.gpu(index)) for index in machine.visible)
+        why = (
+            "tensor parallelism then goes through host memory: it works and takes no more GPU"
+            " memory, but is slower, often slower than one card; cuda-ipc and native do not work"
+        )
+        if consumer:
+            why += ". NVIDIA's driver offers GeForce cards peer access over NVLink only"
+        fix = "replicas where the model fits on one card; `turbofit plan` prefers them"
+        fix += f"; NVLink joins {_pairs(joined)}: group those for tp" if joined else ""
+        return warning(f"no peer access: {names}", fix, why)
+    if unread:
+        return unreadable(_pairs(unread), "nvidia-smi topo -p2p r")
+    over = f", NVLink between {_pairs(joined)}" if joined else ""
+    return ok(f"all pairs ({len(pairs)}) reach each other{over}")
+
+
+def _consumer(gpu: Gpu) -> bool:
+    return any(word in gpu.name for word in _CONSUMER) and "Quadro" not in gpu.name
+
+
+def iommu(machine: Machine, scene: Scene) -> Answer:
+    """An IOMMU that translates peer traffic breaks what the driver promised."""
+    sources = scene.sources
+    if not _peers_over_pcie(machine):
+        return ok("no peer access over PCIe that it could disturb")
+    groups, line = sources.names("sys/kernel/iommu_groups"), sources.text("proc/cmdline")
+    if groups is None:
+        return unreadable("/sys/kernel/iommu_groups")
+    if not groups:
+        return ok("no IOMMU is active")
+    if line is not None and ("iommu=pt" in line or "iommu.passthrough=1" in line):
+        return ok("the IOMMU passes through (iommu=pt)")
+    fix = "boot with iommu=pt, or set NCCL_P2P_DISABLE=1 if tp > 1 hangs"
+    return warning(f"an IOMMU is active ({len(groups)} groups)", fix)
+
+
+def acs(machine: Machine, scene: Scene) -> Answer:
+    """Bridges that send peer traffic up to the root complex."""
+    sources = scene.sources
+    if not _peers_over_pcie(machine):
+        return ok("no peer access over PCIe that it could redirect")
+    devices = sources.names(_PCI)
+    if devices is None:
+        return unreadable(f"/{_PCI}")
+    redirecting, unread = [], 0
+    for device in devices:
+        if not (sources.text(f"{_PCI}/{device}/class") or "").startswith(_BRIDGE):
+            continue
+        config = sources.data(f"{_PCI}/{device}/config")
+        if config is None or len(config) <= _EXTENDED:
+            unread += 1
+        elif (acs_control(config) or 0) & _REDIRECTS:
+            redirecting.append(device)
+    if redirecting:
+        names = f"{', '.join(redirecting[:4])}{' …' if len(redirecting) > 4 else ''}"
+        fix = "switch ACS off in the firmware, or for these bridges with setpci (as root)"
+        return warning(f"ACS redirects at {names}", fix)
+    if unread:
+        seen = f"{unread} {plural(unread, 'bridge')} unread: root may read them"
+        return unreadable(seen, "run it as root")
+    return ok("no bridge redirects peer traffic")
+
+
+def acs_control(config: bytes) -> int | None:
+    """The ACS control word of a device's configuration space; None where it has none."""
+    at, looked = _EXTENDED, 0
+    while at >= _EXTENDED and at + 8 <= len(config) and looked < 64:
+        header = int.from_bytes(config[at : at + 4], "little")
+        if header & 0xFFFF == _ACS:
+            return int.from_bytes(config[at + 6 : at + 8], "little")
+        at, looked = header >> 20, looked + 1
+    return None
+
+
+def _peers_over_pcie(machine: Machine) -> bool:
+    links = [machine.link(a, b) for a, b in combinations(machine.visible, 2)]
+    return any(link.peers and not link.nvlinked for link in links)
+
+
+def _pairs(pairs: Sequence[tuple[int, int]]) -> str:
+    return ", ".join(f"{a}-{b}" for a, b in pairs)

@@ -1,0 +1,227 @@
+"""Host memory, shared memory, disks, ports, limits and the environment."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.process.ports import DEFAULT_PORT
+from turbofit.core.struct import NA
+from turbofit.core.units import GIB, MIB, format_bytes
+from turbofit.planning.examine.scene import Answer, Scene, Sources, ok, stops, unreadable, warning
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from turbofit.core.machine import Host
+    from turbofit.core.plan import Plan
+
+__all__ = [
+    "address_space", "disk", "environment", "host_memory", "locked_memory", "open_files", "port",
+    "rank_launcher", "run_disk", "shared_memory",
+]  # fmt: skip
+
+#: What one server process takes of host memory at least, and with images in flight.
+_LEAST_RAM: Final = 4 * GIB
+_GOOD_RAM: Final = 8 * GIB
+#: An engine on pretend GPUs, as rehearsals measured it: 436 to 600 MB with its server.
+_PRETEND_BYTES: Final = 700 * MIB
+#: NCCL through host memory: its own buffers of a group; below the first it fails at start.
+_LEAST_SHM: Final = 256 * MIB
+_GOOD_SHM: Final = GIB
+#: What a container has that nobody gave more.
+_CONTAINER_SHM: Final = 64 * MIB
+_DISK: Final = 20 * GIB
+#: Logs rotate at 16 MiB and keep one before; the record and the overlay are small.
+_RUN_BYTES: Final = 64 * MIB
+_LOCKED: Final = 64 * MIB
+_FILES: Final = 1024
+
+
+def host_memory(host: Host, scene: Scene) -> Answer:
+    """Of a plan what it counts on; else what any server takes."""
+    available = host.ram_available
+    if available == NA:
+        return unreadable("available host memory")
+    seen = f"{format_bytes(available)} available"
+    if scene.plan is not None:
+        plan, replicas = scene.plan, scene.plan.parallel.replicas
+        need = plan.host.pinned + plan.host.pageable
+        what = "engines"
+        if scene.pretend:
+            need, what = replicas * _PRETEND_BYTES, "pretend engines"
+        if need <= available:
+            return ok(seen)
+        return stops(
+            f"{replicas} {what} need {format_bytes(need)} of host memory, "
+            f"{format_bytes(available)} are available",
+            "free host memory, or start fewer with --replicas",
+        )
+    if available < _LEAST_RAM:
+        return stops(seen, "free host memory, or raise the container's limit")
+    if available < _GOOD_RAM:
+        return warning(seen, "free host memory, or run fewer replicas")
+    if scene.model is not None and available < scene.model.weight_bytes:
+        seen += "; weights pass through it piece by piece"
+    return ok(seen)
+
+
+def locked_memory(sources: Sources, _: Scene) -> Answer:
+    """CUDA pins through the driver, which this limit does not bind; RDMA is bound by it."""
+    limit = sources.locked_memory()
+    if limit == NA:
+        return unreadable("ulimit -l")
+    if limit is None:
+        return ok("ulimit -l: unlimited")
+    adapters = sources.names("sys/class/infiniband")
+    if adapters and limit < _LOCKED:
+        return warning(
+            f"ulimit -l: {format_bytes(limit)}, beside {', '.join(adapters)}",
+            "ulimit -l unlimited, --ulimit memlock=-1 in a container, or NCCL_IB_DISABLE=1",
+        )
+    return ok(f"ulimit -l: {format_bytes(limit)}; CUDA's own pinned memory is not bound by it")
+
+
+def shared_memory(host: Host, scene: Scene) -> Answer | None:
+    """NCCL without peer access passes everything through it; containers give it 64 MiB."""
+    available, machine, plan = host.shm_available, scene.machine, scene.plan
+    if plan is not None:
+        nccl = plan.parallel.tp > 1 and plan.settings.communicator == "nccl"
+        if scene.pretend or not nccl or available == NA or available > _CONTAINER_SHM:
+            return None
+        return warning(
+            f"/dev/shm has {format_bytes(available)} left: NCCL may fail in it "
+            "(in a container: --shm-size=8g or --ipc=host)",
+            "",
+        )
+    if available == NA:
+        return unreadable("/dev/shm")
+    seen, fix = (
+        f"/dev/shm has {format_bytes(available)} free",
+        "docker run --shm-size 8g, or --ipc host",
+    )
+    visible = () if machine is None else machine.visible
+    lonely = machine is not None and any(
+        not machine.link(a, b).peers for a in visible for b in visible if a < b
+    )
+    if lonely and available < _LEAST_SHM:
+        why = (
+            "NCCL between GPUs without peer access, and Ray, exchange data through /dev/shm; Docker"
+            " gives a container 64 MiB: tp > 1 fails at start"
+        )
+        return stops(seen, fix, why)
+    if len(visible) > 1 and available < _GOOD_SHM:
+        return warning(seen, fix)
+    return ok(seen)
+
+
+def disk(sources: Sources, scene: Scene) -> Answer:
+    """Where the hub's files go."""
+    from turbofit.model.hub_cache import hub_cache
+
+    cache, model = hub_cache(sources.environ), scene.model
+    found, need = sources.disk_free(cache), model.weight_bytes if model else _DISK
+    why = f"weights are downloaded there: {format_bytes(need)} for this model" if model else ""
+    if found is None:
+        return unreadable(cache, why=why)
+    free, writable = found
+    seen, fix = (
+        f"{cache}: {format_bytes(free)} free",
+        "set HF_HOME to a larger disk, or remove old models",
+    )
+    if not writable:
+        why = "a model that is not in its cache cannot be downloaded"
+        return warning(f"{seen}, not writable", fix, why)
+    return warning(seen, fix, why) if free < need else ok(seen)
+
+
+def run_disk(folder: Path, scene: Scene) -> Answer | None:
+    """Where a run's logs and its record go."""
+    found = scene.sources.disk_free(str(folder))
+    if found is None or found[0] >= _RUN_BYTES:
+        return None
+    free, need = map(format_bytes, (found[0], _RUN_BYTES))
+    return stops(
+        f"{folder} has {free} left, logs and records need {need}",
+        "free disk space, or set XDG_STATE_HOME to another disk",
+    )
+
+
+def port(sources: Sources, scene: Scene) -> Answer | None:
+    """The public port, or those of a run's engines, which are free ones chosen at launch."""
+    if scene.plan is not None:
+        problems = (sources.port_problem("127.0.0.1", one) for one in scene.ports)
+        problem = next((one for one in problems if one is not None), None)
+        return None if problem is None else stops(problem, "choose another with --port")
+    wanted = DEFAULT_PORT if scene.port is None else scene.port
+    problem = sources.port_problem("127.0.0.1", wanted)
+    if problem is None:
+        return ok(f"port {wanted} is free")
+    if "in use" not in problem:
+        return unreadable(problem, why="the server could not open its port")
+    fix = f"end it (ss -ltnp 'sport = :{wanted}'), or choose another --port"
+    return stops(f"port {wanted} is taken", fix)
+
+
+def address_space(sources: Sources, scene: Scene) -> Answer | None:
+    """The limit of virtual memory, which an engine inherits."""
+    limit = sources.address_space()
+    if limit is None or scene.pretend:
+        return None
+    return stops(
+        f"the address space is limited to {format_bytes(limit)}: CUDA maps hundreds of GiB of "
+        "it and would not start",
+        "ulimit -v unlimited",
+    )
+
+
+def open_files(plan: Plan, scene: Scene) -> Answer | None:
+    """Raise the limit as far as it may be raised; engines inherit it."""
+    need = _FILES + 4 * sum(one.settings.max_batch_size for one in plan.each())
+    allowed = scene.sources.open_files(need)
+    if allowed >= need:
+        return None
+    return warning(
+        f"{allowed} open files are allowed, this many connections may need {need}: "
+        f"raise ulimit -n (now limited to {allowed}, {os.getpid()} cannot go beyond)",
+        "",
+    )
+
+
+def rank_launcher(sources: Sources, scene: Scene) -> Answer:
+    """Torchrun, srun and mpirun start a program once for each rank.
+
+    TurboMind drives all GPUs of a group from one process: each rank would start a whole engine.
+    """
+    tp = 1 if scene.machine is not None and len(scene.machine.visible) < 2 else 2
+    tp = tp if scene.plan is None else scene.plan.parallel.tp
+    world, rank = sources.environ.get("WORLD_SIZE", ""), sources.environ.get("LOCAL_RANK")
+    if world.isdecimal() and int(world) > 1:
+        found, engines = f"WORLD_SIZE={int(world)}", f"{int(world)} whole engines"
+    else:
+        found, engines = f"LOCAL_RANK={rank}", "a whole engine"
+        tp = 1 if rank is None else tp
+    if tp < 2:
+        return ok("no rank launcher's variables")
+    return stops(
+        f"{found} is set, so a rank launcher like torchrun runs this: with tp {tp} its ranks would "
+        f"start {engines} on the same cards; start it once, without the launcher",
+        "start it once, without torchrun, srun or mpirun",
+    )
+
+
+def environment(sources: Sources, _: Scene) -> Answer:
+    """Variables that change memory or speed behind a plan's back."""
+    env = sources.environ
+    told = []
+    if env.get("CUDA_LAUNCH_BLOCKING", "0") not in ("", "0"):
+        told.append("CUDA_LAUNCH_BLOCKING makes every kernel wait")
+    if env.get("CUDA_MODULE_LOADING", "").upper() == "EAGER":
+        told.append("CUDA_MODULE_LOADING=EAGER loads every kernel into GPU memory")
+    if env.get("TM_LOG_LEVEL", "").upper() in ("TRACE", "DEBUG"):
+        told.append("TM_LOG_LEVEL logs each step")
+    if any("pretend" in env.get(name, "") for name in ("LD_PRELOAD", "LD_LIBRARY_PATH")):
+        told.append("the pretend GPUs' libraries are in the loader's path")
+    if told:
+        return warning("; ".join(told), "unset them for serving")
+    return ok("nothing set that changes a plan")

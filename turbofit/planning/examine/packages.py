@@ -1,0 +1,503 @@
+"""What is installed: whether driver, CUDA, torch, LMDeploy and what it imports go together.
+
+All is read from files, so that no package is imported; torch alone is asked, in a child process.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from turbofit.core.installation import install_command
+from turbofit.core.struct import NA
+from turbofit.memory.pytorch.activations import needed_modules
+from turbofit.memory.shared_terms import AMPERE
+from turbofit.memory.versions import OLDEST_SERVED, parse
+from turbofit.planning.compatibility import EFFECTS, FrontEnd, compatibility, install_line
+from turbofit.planning.examine.scene import Answer, Scene, Sources, ok, stops, unreadable, warning
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from turbofit.core.machine import Gpu
+    from turbofit.core.model import Model
+    from turbofit.kernels.census import Census
+
+__all__ = [
+    "VIDEO_BACKENDS",
+    "compute_capability", "driver_cuda", "front_ends", "kernels", "lmdeploy", "modules", "nccl",
+    "pairing", "satisfies", "torch_architectures", "turbomind", "videos", "xgrammar",
+]  # fmt: skip
+
+_NEWEST: Final = (0, 18)
+#: The oldest driver of each CUDA generation (CUDA release notes, minor version compatibility).
+_OLDEST_DRIVER: Final = {11: 450, 12: 525, 13: 580}
+_CUDA_LINE: Final = re.compile(r"^cuda(?:\s*:[^=]*)?\s*=\s*(?:'([\d.]+)'|None)", re.MULTILINE)
+_REQUIREMENT: Final = re.compile(r"^([\w.-]+)\s*(?:\[[^\]]*\])?\s*\(?([^;)]*)\)?\s*(;.*)?$")
+_BOUND: Final = re.compile(r"(<=|>=|==|!=|~=|<|>)\s*(\d+(?:\.\d+)*)(\.\*)?")
+_16_BITS: Final = ("float16", "bfloat16")
+#: Weights beside those of 16 bits, as people know them.
+_PACKED: Final = {"int4": "int4 (AWQ, GPTQ)", "fp8": "fp8", "mxfp4": "mxfp4"}
+_VIDEOS: Final = "LMDEPLOY_VIDEO_BACKEND"
+#: Those that it takes (vl/media/video.py of LMDeploy 0.18), in the order in which it tries them.
+VIDEO_BACKENDS: Final = ("cv2", "decord", "torchcodec", "torchvision")
+
+
+def lmdeploy(sources: Sources, _: Scene) -> Answer:
+    """Whether it is there, and of a version that the account is for."""
+    found = sources.version("lmdeploy")
+    if found is None:
+        return stops(
+            "LMDeploy is not installed in this environment",
+            install_command("lmdeploy"),
+            "turbofit plans without it, but has nothing to launch",
+        )
+    release, seen = _numbers(found)[:2], f"LMDeploy {found}"
+    if release < OLDEST_SERVED:
+        why = "its vision tower and cache work otherwise than turbofit's account: serve needs 0.16"
+        return stops(seen, install_command("lmdeploy", upgrade=True), why)
+    if release > _NEWEST:
+        why = "newer than 0.18, on whose account plans rest: margins are doubled"
+        return warning(seen, "use 0.18, or rehearse each plan", why)
+    if release in (OLDEST_SERVED, (0, 17)):
+        why = "it pins 18.7 GiB of host memory a rank for InternVL"
+        return warning(seen, 'pip install "lmdeploy==0.18.*"', why)
+    return ok(seen)
+
+
+def pairing(sources: Sources, _: Scene) -> Answer:
+    """Whether the installed torch and transformers are what LMDeploy's metadata demand."""
+    demands = sources.requires("lmdeploy")
+    if demands is None:
+        return unreadable("LMDeploy's metadata", why="which torch it goes with is not known")
+    wrong, seen = [], []
+    for demand in demands:
+        match = _REQUIREMENT.match(demand)
+        name = match[1].lower() if match else ""
+        if match is None or name not in ("torch", "transformers", "triton"):
+            continue
+        # Of environment markers only extras and platforms matter here.
+        if any(part in (match[3] or "") for part in ("extra ==", "win32", "darwin")):
+            continue
+        found = sources.version(name)
+        if found is not None:
+            seen.append(f"{name} {found}")
+            if not satisfies(found, match[2]):
+                wrong.append(f"{name} {found} instead of {match[2].strip()}")
+        elif name != "triton":
+            wrong.append(f"{name} is not installed")
+    if wrong:
+        fix = "install LMDeploy in an environment of its own and let pip choose"
+        return warning("; ".join(wrong), fix)
+    if not seen:
+        return unreadable("no demand on torch", why="LMDeploy's metadata name no version")
+    return ok(f"{', '.join(seen)}, as LMDeploy demands")
+
+
+def turbomind(sources: Sources, _: Scene) -> Answer:
+    """The native engine's library."""
+    folder = sources.package_folder("lmdeploy")
+    if folder is None:
+        return unreadable("LMDeploy's folder", why="whether its engine is there is not known")
+    for place in ("lib", "turbomind", "turbomind/lib"):
+        found = sorted((folder / place).glob("_turbomind*.so"))
+        if found:
+            return ok(f"{found[0].name}")
+    return stops(
+        f"{folder.name} has no _turbomind library",
+        "install LMDeploy's wheel for this Python version instead of a source checkout",
+    )
+
+
+def xgrammar(sources: Sources, _: Scene) -> Answer | None:
+    """XGrammar, without which LMDeploy has no structured output (``_guided_decoding.py``)."""
+    if sources.version("lmdeploy") is None:
+        return None
+    found = sources.version("xgrammar")
+    if found is not None or sources.has_module("xgrammar"):
+        return ok(f"xgrammar {found or 'of no known version'}")
+    return warning("xgrammar is not installed", "pip install xgrammar")
+
+
+def driver_cuda(sources: Sources, scene: Scene) -> Answer:
+    """Driver against torch's CUDA: the same major is enough, by minor version compatibility."""
+    cuda, machine = _torch_cuda(sources), scene.machine
+    if machine is None or NA in (machine.driver, machine.cuda):
+        why = "a driver older than torch's CUDA stops every engine"
+        return unreadable("the driver's version", why=why)
+    driver, torch = f"driver {machine.driver} (CUDA {machine.cuda})", sources.version("torch")
+    if cuda is None:
+        what = f"torch {torch}" if torch else "torch"
+        return unreadable(f"{what}'s CUDA, beside {driver}", why="they must go together")
+    if cuda == "":
+        return stops(
+            f"torch {torch} is a CPU build, beside {driver}",
+            "install torch's CUDA build (pip install torch without a cpu index)",
+            "LMDeploy loads weights through torch on the GPU",
+        )
+    major, here = _numbers(cuda)[0], _numbers(machine.cuda)[0]
+    need = _OLDEST_DRIVER.get(major)
+    if here < major:
+        return stops(
+            f"torch is built for CUDA {cuda}, the {driver} stops at {machine.cuda}",
+            f"update the driver{f' to {need} or newer' if need else ''}, or install torch for CUDA"
+            f" {here}",
+            "torch sees no GPU with a driver of an older CUDA generation",
+        )
+    if need and _numbers(machine.driver)[0] < need:
+        return stops(
+            f"torch is built for CUDA {cuda}, {driver}",
+            f"update the driver to {need} or newer",
+            f"CUDA {major} needs a driver from {need} on",
+        )
+    return ok(f"torch for CUDA {cuda}, {driver}")
+
+
+def _torch_cuda(sources: Sources) -> str | None:
+    """The CUDA that torch was built for: "" for a CPU build, None where no file tells."""
+    folder = sources.package_folder("torch")
+    try:
+        text = "" if folder is None else (folder / "version.py").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    match = _CUDA_LINE.search(text)
+    return None if match is None else match[1] or ""
+
+
+def torch_architectures(sources: Sources, scene: Scene) -> Answer:
+    """Torch's compiled architectures against the cards; asked in a child, with a deadline."""
+    cards = _capabilities(_visible(scene))
+    if not cards:
+        why = "wheels carry code for some cards only"
+        return unreadable("the cards' compute capability", why=why)
+    if not _torch_cuda(sources):
+        why = "this torch has no CUDA, or is missing"
+        return unreadable("torch's architectures", why=why)
+    built = sources.torch_architectures()
+    if not built:
+        return unreadable(
+            "torch did not say in time what it was compiled for",
+            'python -c "import torch; print(torch.cuda.get_arch_list())"',
+            "a wheel without code for a card fails at its first kernel: CUDA 13 has none for Volta"
+            " (V100) any more",
+        )
+    lacking = [name for name, version in cards.items() if not _runs(version, built)]
+    if lacking:
+        old = any(cards[name] < (7, 5) for name in lacking)
+        return stops(
+            f"torch has code for {', '.join(built)}; not for {', '.join(lacking)}",
+            "install torch for CUDA 12.x, whose wheels still have Volta"
+            if old
+            else "install a torch whose wheel has code for this card",
+        )
+    return ok(f"torch has code for {', '.join(cards)}")
+
+
+def _runs(card: tuple[int, int], built: Sequence[str]) -> bool:
+    """Native code of the same major and at most the card's minor, or PTX of anything older."""
+    for name in built:
+        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", name)
+        if not match:
+            continue
+        version = (int(match[2]), int(match[3]))
+        if match[1] == "compute" and version <= card:
+            return True
+        if match[4]:
+            if version == card:
+                return True
+        elif version[0] == card[0] and version <= card:
+            return True
+    return False
+
+
+def _visible(scene: Scene) -> list[Gpu]:
+    machine = scene.machine
+    return [] if machine is None else [machine.gpu(index) for index in machine.visible]
+
+
+def _capabilities(gpus: Sequence[Gpu]) -> dict[str, tuple[int, int]]:
+    """Compute capability by the card's name, where it is known."""
+    return {gpu.name: gpu.compute_capability for gpu in gpus if gpu.compute_capability != NA}
+
+
+def compute_capability(_: Sources, scene: Scene) -> Answer:
+    """What a card's generation costs."""
+    gpus = _visible(scene)
+    cards = _capabilities(gpus)
+    if not cards or len(cards) < len({gpu.name for gpu in gpus}):
+        why = "it decides the dtype and the kernels"
+        return unreadable("the cards' compute capability", why=why)
+    halves = [name for name, version in cards.items() if version < AMPERE]
+    if halves:
+        fix = "nothing, the plan counts it; models with large activations may overflow"
+        return warning(f"{', '.join(halves)}: no bfloat16", fix)
+    return ok(", ".join(f"{name} {a}.{b}" for name, (a, b) in cards.items()))
+
+
+def kernels(sources: Sources, scene: Scene) -> Answer | None:
+    """What TurboMind has no code for."""
+    cards = _capabilities(_visible(scene))
+    if not cards:
+        return None
+    census = sources.kernels()
+    if census is None:
+        why = "an engine without code for a card or for a model's weights aborts at the first"
+        return unreadable("the kernels of TurboMind", why=f"{why} request")
+    without = [name for name, version in cards.items() if not census.runs(version)]
+    if without:
+        return stops(
+            f"TurboMind has no code for {', '.join(without)}, only for"
+            f" {census.architecture_names()}",
+            "leave these GPUs out with --gpus, or plan with --engine pytorch where Triton compiles"
+            " for them",
+            "it fails at its first kernel there",
+        )
+    lacking = [
+        f"{name}: {', '.join(missing)}"
+        for name, version in cards.items()
+        if (missing := list(_lacking(census, version)))
+    ]
+    if lacking:
+        return warning(
+            f"no TurboMind kernel for {'; '.join(lacking)}",
+            "nothing: turbofit plans such models on another engine; turbofit doctor --kernels shows"
+            " all",
+        )
+    return ok(f"TurboMind has code for {', '.join(cards)}")
+
+
+def _lacking(census: Census, capability: tuple[int, int]) -> Iterator[str]:
+    """Weights that no kernel multiplies on this card, whatever the activations are."""
+    from turbofit.kernels import families
+
+    architecture = census.architecture(capability)
+    if architecture is None:
+        return  # PTX, whose families are not read
+    for weights, name in _PACKED.items():
+        ways = [families.gemm(weights, one) for one in _16_BITS]
+        ways += [families.experts(weights, one) for one in _16_BITS]
+        if not census.count(ways, architecture).code:
+            yield name
+    if not census.count([families.experts(one, one) for one in _16_BITS], architecture).code:
+        yield "experts in 16 bits"
+
+
+def front_ends(sources: Sources, scene: Scene) -> Answer | None:
+    """Transformers beside LMDeploy: which families the installed pair runs.
+
+    Of a plan that may be launched elsewhere, what must be installed where newer versions fail.
+    """
+    plan = scene.plan
+    if plan is not None and (plan.model.vision is None or not plan.engine.of_lmdeploy):
+        return None
+    if plan is not None and scene.when == "plan":
+        front = FrontEnd(plan.engine.version, plan.model.architecture, plan.engine.name)
+        failure, wanted = front.newest_failure(), " or ".join(front.requirements()[:2])
+        if failure is None or not wanted:
+            return None
+        effect = f"LMDeploy {plan.engine.version} {EFFECTS[failure.step]}"
+        return warning(f"install {wanted}: with others {effect}", "")
+    here, transformers = sources.version("lmdeploy"), sources.version("transformers")
+    if here is None or transformers is None:  # LMDeploy may have another interpreter
+        return unreadable("LMDeploy and Transformers are not both installed")
+    model = scene.model if plan is None else plan.model
+    if model is None or model.vision is None:
+        return _families(here, transformers)
+    engines = _engines(model) if plan is None else [plan.engine.name]
+    fronts = [FrontEnd(here, model.architecture, engine) for engine in engines]
+    failures = [(front, failure) for front in fronts if (failure := front.failure(transformers))]
+    seen = f"{model.name}, LMDeploy {here}, Transformers {transformers}"
+    if not failures:
+        return ok(seen)
+    told = [f"{front.engine} {EFFECTS[one.step]} ({one.error})" for front, one in failures]
+    runs = next(filter(None, (front.requirements() for front, _ in failures)), ())
+    fix = install_line(runs) or "use another model, or --engine transformers"
+    state = stops if len(told) == len(engines) else warning  # another engine serves the model
+    return state(f"{seen}: {'; '.join(told)}", fix)
+
+
+def _families(here: str, transformers: str) -> Answer:
+    """A warning only where the newest version runs more families: none runs every one."""
+    seen = f"LMDeploy {here}, Transformers {transformers}"
+    not_run = _families_not_run(here, transformers)
+    if not not_run:
+        return ok(seen)
+    newest = FrontEnd(here, "", "").tested_versions()[-1]
+    seen += f": not {'; '.join(f'{name} ({wanted})' for name, wanted in not_run.items())}"
+    if len(not_run) <= len(_families_not_run(here, newest)):
+        return ok(seen)
+    return warning(seen, f"pip install 'transformers=={newest}'")
+
+
+def _families_not_run(here: str, transformers: str) -> dict[str, str]:
+    """Families that do not run, and with which versions they do; none that runs with no version."""
+    not_run = {}
+    for engine, architectures in compatibility().families.items():
+        for architecture in architectures:
+            front = FrontEnd(here, architecture, engine)
+            wanted = " or ".join(front.requirements()[:2]).replace("transformers", "")
+            if wanted and front.failure(transformers) is not None:
+                not_run[architecture] = wanted
+    return not_run
+
+
+def _engines(model: Model) -> list[str]:
+    """LMDeploy's engines that run a model."""
+    from turbofit.memory.engines import LMDEPLOY
+    from turbofit.model.families.engines import engine_problem
+
+    return [one for one in LMDEPLOY if engine_problem(model, one) is None]
+
+
+class _Module(NamedTuple):
+    """``title`` is what people read, and its last word the module; ``mend`` installs it."""
+
+    title: str
+    mend: str
+
+
+#: serve/openai/api_server.py takes no other parser for this architecture.
+_HARMONY: Final = ("GptOssForCausalLM", _Module("openai_harmony", "pip install openai_harmony"))
+#: Kernels of gated delta nets: pytorch/nn/gated_delta.py, pytorch/kernels/cuda/gated_delta_rule.py.
+_DELTA: Final = {
+    "pytorch": (
+        _Module("flash-linear-attention's fla", "pip install flash-linear-attention"),
+        _Module("tilelang", "pip install tilelang"),
+    )
+}
+_DRAFT: Final = "build it from the sources of that name, or serve without --speculative-algorithm"
+
+
+def modules(sources: Sources, scene: Scene) -> Answer | None:
+    """Modules that LMDeploy imports for one model; a warning where another engine needs none."""
+    plan = scene.plan
+    model, drafts = scene.model, scene.drafts
+    if plan is not None:
+        model, drafts = plan.model, plan.settings.draft is not None
+    if model is None or (plan is not None and (scene.pretend or not plan.engine.of_lmdeploy)):
+        return None  # a pretend machine has stand-ins of them
+    if sources.version("lmdeploy") is None:  # it may have another interpreter
+        return unreadable("LMDeploy is not installed here")
+    engines = _engines(model) if plan is None else [plan.engine.name]
+    if drafts and plan is None:
+        from turbofit.memory.engines import ENGINES
+
+        engines = [one for one in engines if "speculative" in ENGINES[one].exclusive_options]
+    missing = {engine: _missing(sources, model, engine, drafts=drafts) for engine in engines}
+    lacking = {engine: lacks for engine, lacks in missing.items() if lacks}
+    if not lacking:
+        return ok(f"{model.name} needs none that is missing")
+    told = "; ".join(
+        f"{engine}: {', '.join(one.title for one in lacks)} not installed"
+        for engine, lacks in lacking.items()
+    )
+    mends = dict.fromkeys(one.mend for lacks in lacking.values() for one in lacks)
+    state = stops if len(lacking) == len(engines) else warning
+    return state(f"{model.name} on {told}", "; ".join(mends))
+
+
+def _missing(sources: Sources, model: Model, engine: str, *, drafts: bool) -> list[_Module]:
+    """What an engine of LMDeploy imports for a model and does not find."""
+    wanted = [_HARMONY[1]] if model.architecture == _HARMONY[0] else []
+    wanted += _DELTA.get(engine, ()) if model.text.delta is not None else ()
+    wanted += [_Module(one, _DRAFT) for one in needed_modules(model.text)] if drafts else []
+    return [one for one in wanted if not sources.has_module(one.title.rpartition(" ")[2])]
+
+
+def nccl(sources: Sources, _: Scene) -> Answer:
+    """Which wheel's library is on the disk, told by its size.
+
+    LMDeploy's wheel demands CUDA 12's NCCL, torch's CUDA 13's, and both own one file. Both have the
+    soname ``libnccl.so.2``, link CUDA's runtime statically, and export what TurboMind imports (NCCL
+    2.29.7 and 2.32.3; LMDeploy 0.16 to 0.18): TurboMind minds neither. pip writes CUDA 12's last;
+    uv writes either last, by chance.
+    """
+    library = "libnccl.so.2"
+    found = [
+        (name, f"{name} {sources.version(name)}", *recorded)
+        for name in ("nvidia-nccl-cu12", "nvidia-nccl-cu13")
+        if (recorded := sources.recorded(name, library)) is not None
+    ]
+    if not found:
+        why = "TurboMind and torch load it at their start, whatever tp is; a system may have it"
+        return unreadable(f"no wheel has {library}", why=why)
+    names = " and ".join(name for _, name, _, _ in found)
+    again = "pip install --force-reinstall --no-deps"
+    try:
+        size = found[0][2].stat().st_size
+    except OSError:
+        return stops(
+            f"{library} of {names} is gone",
+            f"{again} {found[0][1].replace(' ', '==')}",
+            "TurboMind and torch load it at their start, whatever tp is; to uninstall one of two"
+            " wheels removes the file of both",
+        )
+    if len(found) == 1:
+        return ok(names)
+    complete = [name for _, name, _, recorded in found if recorded == size]
+    if len(complete) != 1:
+        return unreadable(f"whose {library} is there: {names}")
+    overwritten = next(name for _, name, _, _ in found if name != complete[0])
+    seen = f"{complete[0]}, written over {overwritten}: both own {library}"
+    if (parse(complete[0].split()[1]) or ()) < (parse(overwritten.split()[1]) or ()):
+        why = "it is older than the one that the other package was built for"
+        return warning(seen, f"{again} {overwritten.replace(' ', '==')}", why)
+    return ok(seen)
+
+
+def videos(sources: Sources, _: Scene) -> Answer | None:
+    """Whether the backend that the environment names can work; None where it names none.
+
+    LMDeploy tries no other one then, and every request with a video fails.
+    """
+    name = sources.environ.get(_VIDEOS)
+    if name is None:
+        return None
+    problem = _video_problem(sources, name)
+    if problem is None:
+        return ok(f"{_VIDEOS}={name}")
+    fix = f"unset {_VIDEOS}, and pip install opencv-python-headless"
+    return warning(f"{_VIDEOS}={name}: {problem}", fix)
+
+
+def _video_problem(sources: Sources, name: str) -> str | None:
+    if name not in VIDEO_BACKENDS:
+        return f"LMDeploy knows only {', '.join(VIDEO_BACKENDS)}"
+    if not sources.has_module(name):
+        return f"{name} is not installed"
+    if name != "torchvision":
+        return None
+    folder = sources.package_folder(name)
+    try:
+        text = None if folder is None else (folder / "io" / "video.py").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    if text is not None and "def read_video(" not in text:
+        return f"torchvision {sources.version(name)} has no read_video any more"
+    return None if sources.has_module("av") else "its read_video needs PyAV, which is not installed"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version."""
+    match = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(int(part) for part in match[0].split(".")) if match else (0,)
+
+
+def satisfies(version: str, bounds: str) -> bool:
+    """Whether a version lies within bounds such as ``<=2.10.0,>=2.0.0``."""
+    have = _numbers(version)
+    for operator, text, wild in _BOUND.findall(bounds):
+        want = _numbers(text)
+        if wild:
+            if (have[: len(want)] == want) != (operator == "=="):
+                return False
+            continue
+        size = max(len(have), len(want))
+        a, b = (part + (0,) * (size - len(part)) for part in (have, want))
+        fits = {
+            "<=": a <= b, ">=": a >= b, "==": a == b, "!=": a != b, "<": a < b, ">": a > b,
+            "~=": a >= b and a[: max(1, len(want) - 1)] == b[: max(1, len(want) - 1)],
+        }  # fmt: skip
+        if not fits[operator]:
+            return False
+    return True

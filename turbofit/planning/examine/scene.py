@@ -1,0 +1,244 @@
+"""What checks look at, each source replaceable so that each failure can be played, and answers."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+from turbofit.core.process.ports import open_files, port_problem
+from turbofit.core.struct import NA, NaType
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from turbofit.core.errors import TurbofitError
+    from turbofit.core.machine import Host, Machine
+    from turbofit.core.model import Model
+    from turbofit.core.plan import Plan
+    from turbofit.kernels.census import Census
+    from turbofit.planning.examine.health import Health
+
+__all__ = [
+    "CHILD_SECONDS", "Answer", "Scene", "Sources", "State", "When", "ok", "stops", "unreadable",
+    "warning",
+]  # fmt: skip
+
+State = Literal["ok", "warning", "stops", "unreadable"]
+#: `doctor`; a plan's warnings; a run before it takes anything; under the lock of the leases, beside
+#: the machine as it is; each start of its engines; while they serve.
+When = Literal["install", "plan", "launch", "lease", "start", "watch"]
+
+CHILD_SECONDS: Final = 60.0
+#: Prints nothing but architectures; torch need not see a GPU for that.
+_ARCHITECTURES: Final = (
+    "import torch; f = getattr(torch._C, '_cuda_getArchFlags', None); print(f() if f else '')"
+)
+_LOG_TAIL: Final = 4 << 20
+
+
+class Answer(NamedTuple):
+    """What a check saw. ``why`` and ``error`` stand where they are not the check's own."""
+
+    state: State
+    seen: str
+    fix: str = ""
+    why: str = ""
+    error: type[TurbofitError] | None = None
+
+
+def ok(seen: str) -> Answer:
+    """Nothing wrong."""
+    return Answer("ok", seen)
+
+
+def warning(seen: str, fix: str, why: str = "") -> Answer:
+    """Serving works, but slower, with less memory, or at a risk."""
+    return Answer("warning", seen, fix, why)
+
+
+def stops(seen: str, fix: str, why: str = "", error: type[TurbofitError] | None = None) -> Answer:
+    """Serving does not work like this; ``error`` is what a launch raises."""
+    return Answer("stops", seen, fix, why, error)
+
+
+def unreadable(seen: str, fix: str = "", why: str = "") -> Answer:
+    """Nobody knows."""
+    return Answer("unreadable", seen, fix, why)
+
+
+class Scene(NamedTuple):
+    """What a check may ask for; a check of something that is None does not apply.
+
+    ``machine`` is as it is now, ``healths`` are its cards' conditions. ``model`` and ``port`` are
+    what will be served, ``drafts`` whether with speculative decoding. Of a run ``plan`` is what is
+    launched, ``folder`` where its logs go, ``ports`` are its engines'; ``fitted``: its cache is
+    whatever is free, so that others may have what a budget withholds.
+    """
+
+    sources: Sources
+    when: When
+    machine: Machine | None = None
+    healths: Sequence[Health] | None = None
+    host: Host | None = None
+    model: Model | None = None
+    port: int | None = None
+    drafts: bool = False
+    plan: Plan | None = None
+    folder: Path | None = None
+    ports: Sequence[int] = ()
+    pretend: bool = False
+    fitted: bool = False
+
+
+class Sources:
+    """The machine and the process themselves.
+
+    Args:
+        environ: the environment, by default the process's own.
+        root: where ``/proc``, ``/sys`` and ``/var/log`` are.
+    """
+
+    def __init__(self, environ: Mapping[str, str] | None = None, root: str = "/") -> None:
+        self.environ: Mapping[str, str] = os.environ if environ is None else environ
+        self.root = Path(root)
+
+    def text(self, path: str) -> str | None:
+        """A small file below the root; None where it cannot be read."""
+        data = self.data(path)
+        return None if data is None else data.decode("utf-8", "replace")
+
+    def data(self, path: str) -> bytes | None:
+        """A small binary file below the root; None where it cannot be read."""
+        try:
+            return (self.root / path).read_bytes()
+        except OSError:
+            return None
+
+    def names(self, path: str) -> list[str] | None:
+        """The entries of a folder below the root; None where it cannot be read."""
+        try:
+            return sorted(os.listdir(self.root / path))
+        except OSError:
+            return None
+
+    def version(self, package: str) -> str | None:
+        """The installed version of a package; None where it is not installed."""
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    def requires(self, package: str) -> list[str] | None:
+        """What a package's metadata demand; None where they cannot be read."""
+        from importlib.metadata import PackageNotFoundError, requires
+
+        try:
+            return requires(package) or []
+        except PackageNotFoundError:
+            return None
+
+    def recorded(self, package: str, name: str) -> tuple[Path, int] | None:
+        """Where a package put a file of this name, and its size then; None where it has none."""
+        from importlib.metadata import PackageNotFoundError, files
+
+        try:
+            found = [one for one in files(package) or [] if one.name == name and one.size]
+        except PackageNotFoundError:
+            return None
+        return (Path(str(found[0].locate())), found[0].size or 0) if found else None
+
+    def package_folder(self, package: str) -> Path | None:
+        """Where a package's modules are, without importing it."""
+        from importlib.util import find_spec
+
+        try:
+            spec = find_spec(package)
+        except (ImportError, ValueError):
+            return None
+        folders = list(spec.submodule_search_locations or []) if spec else []
+        return Path(folders[0]) if folders else None
+
+    def has_module(self, name: str) -> bool:
+        """Whether a module can be imported, by its name alone."""
+        from importlib.util import find_spec
+
+        return find_spec(name) is not None
+
+    def torch_architectures(self) -> list[str] | None:
+        """What torch was compiled for, asked in a child process; None where it does not answer."""
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", _ARCHITECTURES],
+                capture_output=True,
+                text=True,
+                timeout=CHILD_SECONDS,
+                check=True,
+                env={**self.environ, "CUDA_VISIBLE_DEVICES": ""},
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.split()
+
+    def host(self) -> Host:
+        """Memory of the host, as this process may use it."""
+        from turbofit.machine.host import read_host
+
+        root = self.root
+        return read_host(
+            proc=str(root / "proc"), cgroup=str(root / "sys/fs/cgroup"), shm=str(root / "dev/shm")
+        )
+
+    def kernels(self) -> Census | None:
+        """The kernels of the installed TurboMind; None where they cannot be read."""
+        from turbofit.kernels.installed import installed
+
+        return installed()
+
+    def kernel_log(self) -> str | None:
+        """The end of the kernel's log; None where it may not be read."""
+        try:
+            done = subprocess.run(
+                ["dmesg"], capture_output=True, timeout=10, check=True, env=dict(self.environ)
+            )
+            return done.stdout[-_LOG_TAIL:].decode("utf-8", "replace")
+        except (OSError, subprocess.SubprocessError):
+            texts = map(self.text, ("var/log/kern.log", "var/log/messages"))
+            return next((text[-_LOG_TAIL:] for text in texts if text is not None), None)
+
+    def locked_memory(self) -> int | NaType | None:
+        """The limit of locked memory in bytes, None for no limit."""
+        try:
+            soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        except (OSError, ValueError):
+            return NA
+        return None if soft == resource.RLIM_INFINITY else soft
+
+    def address_space(self) -> int | None:
+        """The limit of virtual memory in bytes, None for no limit."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+        return None if soft == resource.RLIM_INFINITY else soft
+
+    def open_files(self, need: int) -> int:
+        """How many files this process and its children may open, after asking for so many."""
+        return open_files(need)
+
+    def disk_free(self, path: str) -> tuple[int, bool] | None:
+        """Bytes free where a folder is or would be made, and whether it may be written."""
+        folder = Path(path)
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        try:
+            stat = os.statvfs(folder)
+        except OSError:
+            return None
+        return stat.f_bavail * stat.f_frsize, os.access(folder, os.W_OK)
+
+    def port_problem(self, host: str, port: int) -> str | None:
+        """Why a port cannot be bound, None where it can."""
+        return port_problem(host, port)
