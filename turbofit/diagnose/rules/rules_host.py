@@ -62,8 +62,8 @@ def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
             planned=True,
         )
     for mark in case.event.marks:
-        asked = isinstance(mark.event, _ASKED) and not getattr(mark.event, "out_of_memory", False)
-        found = told(mark, case) if asked else None
+        short = getattr(mark.event, "out_of_memory", False)
+        found = told(mark, case) if isinstance(mark.event, _ASKED) and not short else None
         if found is None:
             continue
         cause = found.cause
