@@ -23,8 +23,8 @@ __all__ = ["export"]
 _IMAGE: Final = "turbofit:latest"
 _EVERYWHERE: Final = "0.0.0.0"
 #: Options of `serve` that no service of one machine has, and those that only a cluster's has.
-_NOT_FOR_SERVICES: Final = frozenset({"cluster", "dry_run"})
-_CLUSTER: Final = ("name", "gateways")
+_NOT_FOR_SERVICES: Final = frozenset({"cluster", "dry_run", "lease"})
+_CLUSTER: Final = ("name", "node_port")
 #: In the place of keys, which are not looked for.
 _SECRET: Final = ("-",)
 #: What an access log may be instead of a file.
