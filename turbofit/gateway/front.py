@@ -236,9 +236,9 @@ class Front(AsgiApp):
             else:
                 node.heard(status, page)
                 self._bodies.limit(self._largest())
-            asked_again = _LOOK_SECONDS if node.up or not node.doubted.is_set() else 0.0
+            pause = _LOOK_SECONDS if node.up or not node.doubted.is_set() else 0.0
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(node.doubted.wait(), asked_again or _LOOK_SECONDS)
+                await asyncio.wait_for(node.doubted.wait(), pause or _LOOK_SECONDS)
 
     async def _health(self, node: Node) -> tuple[int, Document]:
         response = await self._upstream.open(node, "GET", "/health", None, {})

@@ -171,8 +171,7 @@ class Exchange:
         if outcome.broken:
             return
         outcome.broken = True
-        # What a draining engine has not ended in time is broken off.
-        if died and not engine.draining:
+        if died:
             if outcome.stuck:
                 outcome.death = self._deny_list.stuck(engine, self.present)
             else:
