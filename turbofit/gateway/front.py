@@ -143,8 +143,7 @@ class _Suspects:
             return False
         deaths, since = self._deaths.get(sha256(body).digest(), (0, 0.0))
         if deaths > 1 and time.monotonic() - since < _REFUSED_SECONDS:
-            message = "two inference engines ended while they had this request: it is refused"
-            raise Refusal(422, "convicted", f"{message} for a day")
+            raise Refusal("convicted:front")
         return deaths == 1
 
     def ended(self, body: bytes, *, died: bool) -> None:
@@ -269,7 +268,7 @@ class Front(AsgiApp):
         except Exception as exc:  # noqa: BLE001 - a bug of ours must not kill a connection unsaid
             request.reason = f"bug: {type(exc).__name__}"
             if not outcome.started:
-                await refuse(request, Refusal(500, "internal", "an internal error"), send)
+                await refuse(request, Refusal("internal"), send)
             tell_bug(exc)
         finally:
             request.status = outcome.status or request.status
@@ -314,7 +313,7 @@ class Front(AsgiApp):
     ) -> None:
         """To one node after the other until one takes it; raises `Refusal` where none does."""
         avoid: list[Node] = []
-        why, broke = Refusal(503, "engine_unavailable", "no node answers", retry_after=5), False
+        why, broke = Refusal("engine_unavailable:node", retry_after=5), False
         while (node := self._least_busy(avoid)) is not None and len(avoid) < _MOST_NODES:
             if avoid:
                 self.metrics.count("retried_total")
@@ -453,8 +452,7 @@ class _Broke(Refusal):
     """A node itself broke off while it had a request, and told of no engine that ended."""
 
     def __init__(self) -> None:
-        message = "the node broke off while it had this request; try again"
-        super().__init__(503, "engine_died", message, retry_after=5)
+        super().__init__("engine_died:node", retry_after=5)
 
 
 class _Full(Refusal):
@@ -463,7 +461,7 @@ class _Full(Refusal):
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         told = response.headers.get("Retry-After", "")
         seconds = int(told) if told.isdigit() else 1
-        super().__init__(429, "busy", "all nodes are busy", retry_after=seconds)
+        super().__init__("busy:nodes", retry_after=seconds)
 
 
 def _sent(request: RequestContext) -> dict[str, str]:

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from tests.report.documents import KINDS, planned
+from tests.support.plans import ledger, plausible_plan
+from turbofit.core.plan import Term
+from turbofit.core.units import MIB
+from turbofit.report.painters.bar import END, OVER, cells, legend
+from turbofit.report.painters.document import Bar, BarPiece
+from turbofit.report.painters.terminal import paint
+from turbofit.report.views.plan.memory_view import KINDS as PIECES
+from turbofit.report.views.plan.memory_view import memory_blocks, stack, sums
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "died"])
+def test_the_pieces_add_up_to_the_card(kind: str) -> None:
+    for gpu in planned(kind).gpus:
+        pieces = stack(gpu)
+        assert all(piece.bytes > 0 for piece in pieces)
+        whole = sum(piece.bytes for piece in pieces)
+        over = max(0, -gpu.headroom)
+        assert whole == gpu.total + over
+        order = list(PIECES)
+        places = [order.index(piece.kind) for piece in pieces]
+        assert places == sorted(places)
+        found = sums(pieces)
+        held = whole - sum(found.get(kind, 0) for kind in ("loading", "left", "margin"))
+        assert held == gpu.reserved + gpu.peak
+
+
+def test_what_a_term_gives_back_shortens_the_term() -> None:
+    back = Term(term="weights.returned", phase="weights", bytes=-54 * MIB, basis="formula")
+    gpu = ledger(0)
+    terms = (*gpu.ledger, back)
+    gpu = msgspec.structs.replace(gpu, ledger=terms, steady=gpu.steady - 54 * MIB)
+    found = {piece.name: piece.bytes for piece in stack(gpu)}
+    assert found["weights"] == 3800 * MIB
+    assert "weights.returned" not in found
+
+
+def test_what_the_lines_do_not_tell_apart_is_said() -> None:
+    gpu = msgspec.structs.replace(ledger(0), steady=ledger(0).steady + 5 * MIB)
+    assert next(p.bytes for p in stack(gpu) if p.name == "not told apart") == 5 * MIB
+
+
+def bar(*sizes: int, room: int = 100) -> Bar:
+    parts = tuple(
+        BarPiece(mark="abcdefgh"[i], name="n", bytes=size) for i, size in enumerate(sizes)
+    )
+    return Bar(title="GPU 0", room=room, parts=parts)
+
+
+def test_every_part_has_a_letter_and_the_sizes_their_share() -> None:
+    drawn = "".join(cells(bar(1, 59, 40), 20))
+    assert len(drawn) == 20
+    assert set(drawn) == set("abc")
+    assert drawn == "".join(sorted(drawn))
+    assert abs(drawn.count("b") - 12) <= 1
+    assert drawn.count("a") == 1
+    assert cells(bar(), 10) == []
+
+
+def test_what_the_card_does_not_have_is_behind_its_end() -> None:
+    drawn = "".join(cells(bar(50, 150), 41))
+    assert len(drawn) == 41
+    inside, outside = drawn.split(END)
+    assert set(outside) == {OVER}
+    assert abs(len(inside) - len(outside)) <= 1
+    assert legend(bar(50, 150))[-1] == "!=100 B more than the card has"
+
+
+def test_the_bars_at_eighty_columns_say_the_same_without_colour() -> None:
+    blocks = memory_blocks(plausible_plan())
+    plain = paint(blocks, width=80)
+    assert max(map(len, plain.splitlines())) <= 80
+    assert "\x1b" not in plain
+    rows = [line for line in plain.splitlines() if line.startswith("  [")]
+    assert len(rows) == 2  # GPU 0, and GPU 1-3 that are equal
+    assert {len(row) for row in rows} == {80}
+    for letter in "rocWKbt.m":
+        assert letter in rows[0]
+        assert f"{letter}=" in plain
+    coloured = paint(blocks, width=80, colour=True)
+    assert "\x1b[34mW" in coloured
+    import re
+
+    assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == plain
