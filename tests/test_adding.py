@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.checkpoints import make_internvl_hf
+from turbofit.core.errors import UsageError
+from turbofit.model.presets import preset_model
+from turbofit.rehearse.checkpoint.twin import twin_of
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = {
@@ -48,8 +51,8 @@ def follow(tree: Path, recipe: str, **environment: str) -> str:
 
 def test_every_section_has_its_recipe() -> None:
     assert {name: len(recipes) for name, recipes in SECTIONS.items()} == {
-        "A GPU": 1, "A model by name": 1, "A family": 1, "An image rule": 1, "An engine version": 1,
-        "An engine": 1,
+        "A GPU": 1, "A model by name": 1, "A checkpoint on pretend GPUs": 1, "A family": 1,
+        "An image rule": 1, "An engine version": 1, "An engine": 1,
     }  # fmt: skip
 
 
@@ -62,6 +65,17 @@ def test_a_gpu(tree: Path) -> None:
 def test_a_model(tree: Path) -> None:
     told = follow(tree, SECTIONS["A model by name"][0])
     assert "fits: My-InternVL on GPU 0" in told
+
+
+def test_a_checkpoint_of_a_new_kind(tree: Path) -> None:
+    """No Python is touched: what the rows write is read as the preset's own dims."""
+    with pytest.raises(UsageError, match="Phi3ForCausalLM"):
+        twin_of(preset_model("internvl2-4b"))
+    told = follow(tree, SECTIONS["A checkpoint on pretend GPUs"][0])
+    model, preset = json.loads(told.partition("\n")[2])["model"], preset_model("internvl2-4b")
+    assert model["source"]["kind"] == "folder"
+    assert (model["parameters"], model["weight_bytes"]) == (preset.parameters, preset.weight_bytes)
+    assert (tree / "internvl2-4b" / "tokenizer.json").is_file()
 
 
 def test_a_family(tree: Path, tmp_path: Path) -> None:

@@ -202,10 +202,11 @@ class TestPlan:
             turbofit.plan(model, on="4xrtx3090", **keywords)
         assert hint in caught.value.hint
 
-    def test_a_plan_for_transformers_is_not_said_to_be_rehearsed(self):
-        for call in (turbofit.rehearse, lambda *a, **k: turbofit.plan(*a, rehearse=True, **k)):
-            with pytest.raises(UsageError, match="not rehearsed"):
-                call("llava-onevision-7b", on="1xrtx3090")
+    def test_a_plan_for_transformers_is_not_said_to_be_corrected(self):
+        with pytest.raises(UsageError, match="no ratio to correct"):
+            turbofit.plan("llava-onevision-7b", on="1xrtx3090", rehearse=True)
+        with pytest.raises(UsageError, match="no stand-in checkpoint"):
+            turbofit.rehearse("llava-onevision-7b", on="1xrtx3090")
 
     def test_a_limit_beyond_what_images_can_have_is_refused(self):
         with pytest.raises(UsageError, match="no image of LLaVA-OneVision-7B has more than 36"):

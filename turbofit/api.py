@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from turbofit.core.plan import Plan
-from turbofit.machine.source import machine_from
 from turbofit.planning import plan as planning
 from turbofit.planning.request import PlanRequest
 
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 
     from turbofit.batch.item import BatchLine
     from turbofit.core.cluster import Cluster, ClusterPlan
-    from turbofit.core.json_types import Document
-    from turbofit.core.machine import Machine
     from turbofit.core.model import Model
     from turbofit.core.which import Which
     from turbofit.planning.request import PredictRequest
@@ -37,7 +34,6 @@ __all__ = [
     "plan_cluster",
     "predict",
     "rehearse",
-    "rehearse_torch",
     "which",
 ]
 
@@ -83,7 +79,7 @@ def plan(model: str | Model | PlanRequest, *, rehearse: bool = False, **options:
     made = planning.plan(request)
     if not rehearse:
         return made
-    from turbofit.rehearse.corrected import rehearsed
+    from turbofit.rehearse.confirm import rehearsed
 
     return rehearsed(request, made)
 
@@ -207,12 +203,19 @@ def pipeline(model_path: str, *arguments: Any, **keywords: Any) -> Any:
     return open_pipeline(model_path, *arguments, **keywords)
 
 
-def rehearse(model: str | Model, *, defaults: bool = False, **keywords: Any) -> Plan:
-    """What LMDeploy's own engine does with a plan's settings and worst cases on pretend GPUs.
+def rehearse(
+    model: str | Model,
+    *,
+    defaults: bool = False,
+    keep: str | os.PathLike[str] | None = None,
+    **keywords: Any,
+) -> Plan:
+    """What the real engine does with a plan's settings and worst cases on pretend GPUs.
 
     Args:
         model: as for `plan`.
         defaults: rehearse LMDeploy's defaults (what `predict` tells) instead of the plan.
+        keep: a folder for timelines, notes and the engine's log; by default they are removed.
         keywords: those of `plan`, or of `predict` with ``defaults``.
 
     Returns:
@@ -221,49 +224,9 @@ def rehearse(model: str | Model, *, defaults: bool = False, **keywords: Any) -> 
 
     Raises:
         TurbofitError: as `plan`.
-        PackageError: LMDeploy or a C compiler is missing.
+        PackageError: LMDeploy, another package that the engine runs, or a C compiler is missing.
     """
     from turbofit.rehearse.confirm import rehearse_plan
-    from turbofit.rehearse.corrected import check_rehearsable
 
     made = predict(model, **keywords) if defaults else plan(model, **keywords)
-    check_rehearsable(made)
-    return rehearse_plan(made)
-
-
-def rehearse_torch(
-    model: str,
-    *,
-    on: str | Machine | None = None,
-    gpus: str | None = None,
-    keep: str | os.PathLike[str] | None = None,
-    **keywords: Any,
-) -> Document:
-    """What LMDeploy's PyTorch engine, or Transformers, does on pretend GPUs. No plan is made.
-
-    Args:
-        model: a checkpoint folder, a hub id or a preset's name.
-        on: the machine, as for `plan`.
-        gpus: PCI indices or UUIDs to stay within.
-        keep: a folder for timelines and the engine's log.
-        keywords: ``engine`` (``pytorch`` or ``transformers``), ``images`` (pictures of the worst
-            request), ``image_size`` (their width and height), ``max_dynamic_patch``,
-            ``max_pixels`` and ``revision``, as for `plan`; all others are LMDeploy's own
-            options, whose defaults stay where none is given. Transformers takes ``dtype`` alone.
-
-    Returns:
-        The document ``turbofit.rehearsal-torch/1``; sizes are bytes.
-
-    Raises:
-        TurbofitError: as `plan`.
-        PackageError: torch is no CUDA build, or a package is missing.
-    """
-    from turbofit.machine.presets import context_bytes
-    from turbofit.pretend.run import scenario_of
-    from turbofit.rehearse.torch import torch_rehearsal
-
-    rehearsal = torch_rehearsal.TorchRehearsal.of(model, keywords)
-    machine = machine_from(on, gpus=gpus)
-    scenario = scenario_of(machine, lambda gpu: context_bytes(gpu)[0])
-    folder = Path(keep) if keep is not None else None
-    return torch_rehearsal.rehearse_torch(rehearsal, scenario, machine, folder)
+    return rehearse_plan(made, None if keep is None else Path(keep))

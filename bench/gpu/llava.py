@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from turbofit.core.model import Model, TextDims, VisionDims
-from turbofit.rehearse.checkpoint import dims
 from turbofit.rehearse.checkpoint.header_only import write_header
+from turbofit.rehearse.checkpoint.kinds import kinds
 from turbofit.rehearse.checkpoint.linears import Entry
 from turbofit.rehearse.checkpoint.tokenizer import special_tokens, write_tokenizer
 
@@ -90,21 +90,10 @@ def write_llava(model: Model, folder: Path) -> Path:
     assert vision is not None
     folder.mkdir(parents=True, exist_ok=True)
     write_header(folder / "model.safetensors", list(tensors(text, vision)))
-    twin = dims.RehearsedModel(
-        name=model.name,
-        text=dims.RehearsedText(
-            arch="llama", hidden=text.hidden, layers=text.layers, heads=text.heads,
-            kv_heads=text.kv_heads, inter=text.intermediate, vocab=text.vocab,
-            head_dim=text.head_dim, tied=False, positions=text.max_position_embeddings,
-        ),
-        vision=dims.Vision(
-            kind="qwen2", hidden=vision.hidden, layers=vision.layers, heads=vision.heads,
-            inter=vision.intermediate, patch=vision.patch_size,
-        ),
-        dtype="float16",
-    )  # fmt: skip
-    write_tokenizer(twin, folder)
-    image = special_tokens(twin)["<|image_pad|>"]
+    kind = kinds()["Qwen2VLForConditionalGeneration"].tokenizer
+    ids = special_tokens(text.vocab, kind)
+    write_tokenizer(folder, ids, text.max_position_embeddings, kind)
+    image = ids["<|image_pad|>"]
     (folder / "config.json").write_text(json.dumps(_config(model, text, vision, image), indent=1))
     (folder / "preprocessor_config.json").write_text(json.dumps(_PROCESSOR))
     processor = {

@@ -12,9 +12,9 @@ from turbofit.core.plan import Plan
 from turbofit.core.units import format_bytes
 from turbofit.pretend.documents import from_builtins
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
-from turbofit.rehearse.turbomind.planned import plan_spec
-from turbofit.rehearse.turbomind.probe import rehearse
-from turbofit.rehearse.turbomind.spec import RehearsalCase
+from turbofit.rehearse.document import rehearse
+from turbofit.rehearse.planned import plan_spec
+from turbofit.rehearse.spec import RehearsalCase
 
 
 class Pair(NamedTuple):

@@ -6,8 +6,7 @@ from typing import Any
 
 from turbofit.core.model import Model
 from turbofit.core.plan import Plan
-from turbofit.rehearse.turbomind.image_overlap import queue
-from turbofit.rehearse.turbomind.worst import gate_of
+from turbofit.rehearse.turbomind.image_overlap import gate_of, queue
 
 ROWS = 8
 _TEXT = 32

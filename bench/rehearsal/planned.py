@@ -30,7 +30,7 @@ from turbofit.model.draft_reader import read_draft
 from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.draft_twin import speculative_of
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
-from turbofit.rehearse.torch.torch_planned import beside, planned_document, planned_scenario
+from turbofit.rehearse.planned import beside, charged, plan_document
 
 #: What a term or a peak may be over, as a share of the card. Under is never allowed.
 SHARE = 0.02
@@ -253,7 +253,7 @@ def _compare(row: Row) -> Found:
     plan = api.plan(row.model, on=row.on, engine="pytorch", margin=row.margin, **dict(row.options))
     if not plan.fits:
         return Found((row.name, "no plan", *[""] * 9), [], [f"no plan: {plan.verdict}"], {})
-    document = planned_document(plan)
+    document = plan_document(plan)
     ledgers = {gpu.index: gpu for gpu in beside(plan, document)}
     cards = [ledgers[index] for index in plan.parallel.groups[0]]
     missed: list[str] = []
@@ -287,7 +287,7 @@ def _start(
     if tokens < plan.kv.tokens:
         say(f"{tokens} tokens, {plan.kv.tokens} promised")
     weights = sum(t.bytes for t in card.ledger if t.term.startswith("weights."))
-    requested = (document["gpus"][i].get("weights") or {}).get("requested")
+    requested = document["terms"][i].get("weights")
     for name in ("load_fragmentation", POOL_WARMUP):
         _hold(name, told[name].bytes, told[name].rehearsed, card.total, say)
     live, reserved = _peaks(plan, document, i)
@@ -308,10 +308,10 @@ def _start(
 
 def _peaks(plan: Plan, document: dict[str, Any], i: int) -> tuple[int, int]:
     """The most that was live on a card over all cases, and the most that was reserved."""
-    gpu, late = document["gpus"][i], planned_scenario(plan).gpus[i].late
+    gpu, late = document["gpus"][i], charged(plan).gpus[i].late
     used = gpu["used_by_others"]
-    rows = [case["gpus"][i] for case in document["cases"]]
-    live = max((case["allocated_peak"] or 0 for case in rows), default=0)
+    cases = [gpu["phases"].get(f"case {case['name']}", {}) for case in document["cases"]]
+    live = max((case.get("allocated_peak", 0) for case in cases), default=0)
     return used + late + gpu["contexts"] + live, used + gpu["peak"]
 
 

@@ -26,11 +26,10 @@ from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
 from turbofit.model.presets import find_preset, preset_model
 from turbofit.pretend.documents import from_builtins
-from turbofit.rehearse.checkpoint.header_only import write_model
-from turbofit.rehearse.checkpoint.twin import checkpoint_for, twin_of
-from turbofit.rehearse.turbomind.planned import plan_spec
-from turbofit.rehearse.turbomind.probe import rehearse
-from turbofit.rehearse.turbomind.spec import RehearsalCase, Spec
+from turbofit.rehearse.checkpoint.twin import checkpoint_for, twin_of, write_model
+from turbofit.rehearse.document import rehearse
+from turbofit.rehearse.planned import plan_spec
+from turbofit.rehearse.spec import RehearsalCase, Spec
 
 TEXT = 32
 EXACT = 0.0005
@@ -187,7 +186,7 @@ def size_checks(row: Row, plan: Plan, seen: dict[str, Any]) -> list[Check]:
     for rank, index in enumerate(plan.parallel.groups[0]):
         ledger = next(g for g in plan.gpus if g.index == index).ledger
         exact = [t for t in ledger if t.basis != "estimate"]
-        terms = seen["terms"][rank]
+        terms = seen["gpus"][rank]["held"]
         weights = sum(t.bytes for t in exact if t.term.startswith("weights."))
         region = seen["cache"]["region"][rank]
         buffers = sum(t.bytes for t in exact if t.phase == "buffers" and t.term != POOL_WARMUP)
@@ -201,7 +200,7 @@ def size_checks(row: Row, plan: Plan, seen: dict[str, Any]) -> list[Check]:
         hidden = sum(t.bytes for t in ledger if t.phase in _UNSEEN and t.basis == "estimate")
         others = sum(t.bytes for t in ledger if t.phase == "before")
         gpu = next(g for g in plan.gpus if g.index == index)
-        told, was = gpu.load_peak - hidden - others, seen["load_peak"][rank]
+        told, was = gpu.load_peak - hidden - others, seen["gpus"][rank]["load_peak"]
         bad = told < was or told - was > max(OVER * was, OVER_BYTES)
         checks.append(Check(row.name, f"load peak rank {rank}", told, was, bad))
     tokens = seen["cache"]["tokens"]
@@ -224,7 +223,7 @@ def pool_checks(row: Row, plan: Plan, seen: dict[str, Any], driven: list[Driven]
     checks = [_never_under(row, "warm-up", pool.peak(warm_up), first["warm-up"])]
     bound = max(t.bytes for t in plan.gpus[0].ledger if t.phase == "transient")
     for case, given in zip(seen["cases"], driven, strict=True):
-        peak = max(card["live_peak"] for card in case["executor"])
+        peak = max(case["transient"])
         if given.forward is not None:
             checks.append(_never_under(row, given.name, pool.peak(given.forward), peak))
         if given.units <= plan.limits.units_per_image:  # what no gateway admits is not promised

@@ -23,11 +23,12 @@ from turbofit.pretend.scenario import PretendGpu, Scenario
 from turbofit.pretend.symbols import Symbols
 from turbofit.pretend.timeline import PINNED, read_timeline
 from turbofit.rehearse.checkpoint.twin import write_checkpoint
+from turbofit.rehearse.engines import ADAPTERS
 from turbofit.rehearse.installed import engine_library
-from turbofit.rehearse.turbomind.ledger import Ledger
-from turbofit.rehearse.turbomind.run import ChildOutcome, run_child
-from turbofit.rehearse.turbomind.sites import CallSites
-from turbofit.rehearse.turbomind.spec import RehearsalCase, RehearsalRequest, Spec
+from turbofit.rehearse.notes import NOT_FINISHED
+from turbofit.rehearse.run import EndedRun, run_child
+from turbofit.rehearse.spec import RehearsalCase, RehearsalRequest, Spec
+from turbofit.rehearse.turbomind.ledger import CallSites, Ledger
 
 pytestmark = [
     pytest.mark.lmdeploy,
@@ -61,10 +62,10 @@ def symbols() -> Symbols:
     return Symbols(engine_library())
 
 
-def allocations(folder: Path) -> Iterator[Allocation]:
+def allocations(life: EndedRun) -> Iterator[Allocation]:
     sites, counts = CallSites(symbols().name), [0, 0]
     ledger = Ledger(1, CallSites(symbols().name), Scenario(gpus=(CARD,)).pool_step)
-    for event in read_timeline(folder / "timeline"):
+    for event in read_timeline(life.timelines / f"{life.notes['pid']}.timeline"):
         ledger.read((event,))
         if event.tag not in "AE":
             continue
@@ -99,7 +100,7 @@ def drawn(found: list[Allocation], count: int) -> list[Allocation]:
     return list(chosen)[:count]
 
 
-def lived(folder: Path, checkpoint: Path, **fails: int) -> ChildOutcome:
+def lived(folder: Path, checkpoint: Path, **fails: int) -> EndedRun:
     """A start, the warm-up and a request of the largest image."""
     folder.mkdir()
     request = RehearsalRequest(units=(13,), text_tokens=100)
@@ -107,15 +108,16 @@ def lived(folder: Path, checkpoint: Path, **fails: int) -> ChildOutcome:
         machine=replace(Scenario(gpus=(CARD,)), **fails), model_dir=checkpoint,
         settings=SETTINGS, cases=(RehearsalCase("worst", (request,)),), case_seconds=30.0,
     )  # fmt: skip
-    return run_child(spec, folder)
+    adapter = ADAPTERS[spec.engine]
+    return run_child(spec, folder, adapter.environ, adapter.path)
 
 
 def test_each_of_24_failing_allocations_has_a_name(tmp_path: Path) -> None:
     checkpoint = tmp_path / MODEL
     write_checkpoint(MODEL, checkpoint)
     whole = lived(tmp_path / "whole", checkpoint)
-    assert whole.report.get("done"), whole.log[-20:]
-    found = list(allocations(tmp_path / "whole"))
+    assert whole.notes.get("done"), whole.log[-20:]
+    found = list(allocations(whole))
     device = [one for one in found if not one.pinned]
     locked = [one for one in found if one.pinned]
     wrong = {}
@@ -123,25 +125,23 @@ def test_each_of_24_failing_allocations_has_a_name(tmp_path: Path) -> None:
         folder = tmp_path / f"{tried.number}-{tried.pinned}"
         name = "fail_pinned_at" if tried.pinned else "fail_at"
         life = lived(folder, checkpoint, **{name: tried.number})
-        failed = next(one for one in allocations(folder) if one.failed)
-        why = judged(life, failed, folder)
+        failed = next(one for one in allocations(life) if one.failed)
+        why = judged(life, failed)
         if why:
             wrong[str(failed)] = why
     assert wrong == {}
 
 
-def judged(life: ChildOutcome, failed: Allocation, folder: Path) -> str:
+def judged(life: EndedRun, failed: Allocation) -> str:
     """What is wrong with an end; nothing is where the engine went on and answered."""
-    if life.ended in ("hang", "timeout"):
-        return life.ended
-    if life.report.get("done"):
-        unfinished = [case for case in life.report["cases"] if not case["finished"]]
+    if life.stopped:
+        return life.stopped
+    if life.notes.get("done"):
+        unfinished = [case for case in life.notes["cases"] if NOT_FINISHED in case["statuses"]]
         return f"not finished: {unfinished}" if unfinished else ""
-    lines = (folder / "stderr").read_bytes().splitlines()
-    error = str((life.report.get("error") or {}).get("traceback", ""))
-    log = b"\n".join(line for line in lines if not line.startswith(b"turbofit pretend:"))
+    log = "\n".join(line for line in life.log if not line.startswith("turbofit pretend:"))
     command = f"$ lmdeploy serve api_server {MODEL} --tp 1\n".encode()
-    answer = diagnose([command, log + error.encode()], on="1xrtx3090:used=400MiB")
+    answer = diagnose([command, log.encode()], on="1xrtx3090:used=400MiB")
     kind = "host_out_of_memory" if failed.pinned else "out_of_memory"
     text = " ".join((answer.what, *answer.why, *answer.changes))
     if any(word in text for word in BLAMES):

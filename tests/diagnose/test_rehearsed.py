@@ -16,10 +16,11 @@ from turbofit.core.errors import PackageError
 from turbofit.core.units import MIB
 from turbofit.diagnose.answer import Diagnosis
 from turbofit.diagnose.explain import diagnose
+from turbofit.pretend.documents import from_builtins
 from turbofit.rehearse.checkpoint.twin import write_checkpoint
+from turbofit.rehearse.document import rehearse
 from turbofit.rehearse.installed import engine_library
-from turbofit.rehearse.turbomind.probe import rehearse
-from turbofit.rehearse.turbomind.spec import parse_spec
+from turbofit.rehearse.spec import Spec
 
 pytestmark = pytest.mark.lmdeploy
 
@@ -50,10 +51,10 @@ def die(
         "settings": options,
         "cases": cases,
     }
-    document = rehearse(parse_spec(spec), folder / "kept")
+    document = rehearse(from_builtins(spec, Spec), folder / "kept")
     words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
     log = f"$ lmdeploy serve api_server {model} {words}\n".encode()
-    log += (folder / "kept" / "stderr").read_bytes()
+    log += (folder / "kept" / "log").read_bytes()
     on = f"{options['tp']}xrtx3090:total={total}MiB:used=300MiB"
     return document, diagnose([log], on=on)
 
@@ -63,7 +64,7 @@ def test_in_the_warm_up(folder: Path) -> None:
     assert document["outcome"] == "out_of_memory"
     assert (found.kind, found.phase) == ("out_of_memory", "warm-up")
     assert found.missing is not None
-    assert found.missing.bytes == document["death"]["short"]
+    assert found.missing.bytes == document["death"]["missing"]
     assert found.missing_in_all is not None
     assert found.missing_in_all.bytes >= found.missing.bytes
     assert found.would_work is not None
@@ -78,7 +79,7 @@ def test_at_an_image(folder: Path) -> None:
     assert document["death"]["phase"] == "case photo"
     assert found.phase == "vision"
     assert found.missing is not None
-    assert found.missing.bytes == document["death"]["short"]
+    assert found.missing.bytes == document["death"]["missing"]
     assert "40000 vision units" in found.missing.note
 
 

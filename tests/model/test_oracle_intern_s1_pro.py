@@ -20,8 +20,7 @@ from turbofit.memory.pytorch.weights import weight_classes
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint import dims
-from turbofit.rehearse.checkpoint.header_only import write_model
+from turbofit.rehearse.checkpoint.twin import twin_of, write_model
 
 NAME = "InternS1ProForConditionalGeneration"
 lmdeploy = pytest.mark.lmdeploy
@@ -123,14 +122,16 @@ def test_frequencies_are_lmdeploys(transformers, tmp_path):
 
 def tiny(folder):
     """A checkpoint of few layers and experts, with the stand-in's names."""
-    text = dims.RehearsedText(
-        arch="qwen3_moe", hidden=64, layers=3, heads=4, kv_heads=2, inter=96, vocab=152_000,
-        head_dim=16, experts=dims.RehearsedExperts(count=4, per_token=2, inter=24), fourier=5,
+    model = preset_model("intern-s1-pro")
+    moe = replace(model.text.moe, experts=4, experts_per_token=2, intermediate=24, layers=3)
+    text = replace(
+        model.text, hidden=64, layers=3, heads=4, kv_heads=2, intermediate=96, vocab=152_000,
+        head_dim=16, moe=moe, fourier=5,
     )  # fmt: skip
-    vision = dims.Vision(
-        kind="qwen3", hidden=32, layers=2, heads=2, inter=48, patch=16, image=48
-    )  # fmt: skip
-    return write_model(dims.RehearsedModel(name="tiny", text=text, vision=vision), folder)
+    vision = replace(
+        model.vision, hidden=32, layers=2, heads=2, intermediate=48, image_size=48, deepstack=0
+    )
+    return write_model(twin_of(replace(model, text=text, vision=vision, quantization=None)), folder)
 
 
 @lmdeploy

@@ -13,6 +13,7 @@ from math import prod
 from unittest.mock import MagicMock
 
 import pytest
+from msgspec.structs import replace
 
 from tests.model.test_oracle_lmdeploy import picture
 from tests.model.test_oracle_pytorch_engine import engine_parameters  # noqa: F401 - a fixture
@@ -22,10 +23,7 @@ from turbofit.model.families.engines import engine_problem
 from turbofit.model.families.support import refusal
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint import dims
-from turbofit.rehearse.checkpoint.header_only import write_model
-from turbofit.rehearse.checkpoint.tensors import tensors
-from turbofit.rehearse.checkpoint.twin import twin_of
+from turbofit.rehearse.checkpoint.twin import tensors, twin_of, write_model
 from turbofit.rehearse.turbomind.hfconfig import register_kimi
 
 NAME = "KimiK25ForConditionalGeneration"
@@ -188,16 +186,18 @@ def test_patches_are_transformers(transformers, budget, side):
 
 def tiny(folder, packing="compressed-tensors"):
     """A checkpoint of few layers and experts, with the stand-in's names."""
-    text = dims.RehearsedText(
-        arch="kimi_k2", hidden=64, layers=3, heads=4, kv_heads=1, inter=96, vocab=152_000,
-        experts=dims.RehearsedExperts(
-            count=4, per_token=2, inter=32, dense=1, shared=32, correction=True
-        ),
-        mla=preset_model("kimi-k2.5").text.mla,
+    model = preset_model("kimi-k2.5")
+    moe = replace(
+        model.text.moe, experts=4, experts_per_token=2, intermediate=32, layers=2,
+        shared_intermediate=32,
     )  # fmt: skip
-    vision = dims.Vision(kind="moonvit", hidden=32, layers=2, heads=2, inter=48, image=112)
-    model = dims.RehearsedModel(name="tiny", text=text, vision=vision, packing=packing)
-    return write_model(model, folder), model
+    text = replace(
+        model.text, hidden=64, layers=3, heads=4, intermediate=96, vocab=152_000, moe=moe
+    )
+    vision = replace(model.vision, hidden=32, layers=2, heads=2, intermediate=48, image_size=112)
+    packed = model.quantization if packing else None
+    twin = twin_of(replace(model, text=text, vision=vision, quantization=packed))
+    return write_model(twin, folder), twin
 
 
 @pytest.fixture

@@ -22,8 +22,7 @@ from turbofit.model.families.text import read_text
 from turbofit.model.parameters import text_parameters
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint.header_only import write_model
-from turbofit.rehearse.checkpoint.twin import twin_of, write_checkpoint
+from turbofit.rehearse.checkpoint.twin import twin_of, write_checkpoint, write_model
 
 PRESETS = ["phi-3.5-moe", "deepseek-moe-16b", "minicpm3-4b"]
 needs_lmdeploy = pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")

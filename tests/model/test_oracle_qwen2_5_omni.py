@@ -17,10 +17,7 @@ from turbofit.core.images import PatchRule
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint.header_only import write_model
-from turbofit.rehearse.checkpoint.model_config import config_of
-from turbofit.rehearse.checkpoint.tensors import tensors
-from turbofit.rehearse.checkpoint.twin import twin_of
+from turbofit.rehearse.checkpoint.twin import config_of, tensors, twin_of, write_model
 
 THINKER = "Qwen2_5OmniThinkerForConditionalGeneration"
 WHOLE = ("Qwen2_5OmniModel", "Qwen2_5OmniForConditionalGeneration")

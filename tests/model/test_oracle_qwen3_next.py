@@ -20,9 +20,8 @@ from turbofit.core.model import Quantization
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint.header_only import write_header, write_model
-from turbofit.rehearse.checkpoint.tensors import tensors
-from turbofit.rehearse.checkpoint.twin import twin_of
+from turbofit.rehearse.checkpoint.header_only import write_header
+from turbofit.rehearse.checkpoint.twin import tensors, twin_of, write_model
 
 NAME = "Qwen3NextForCausalLM"
 lmdeploy = pytest.mark.lmdeploy

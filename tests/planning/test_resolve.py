@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 import turbofit
-from turbofit import api
 from turbofit.core.errors import UsageError
 from turbofit.machine.source import machine_from
 from turbofit.planning.request import PlanRequest
@@ -28,11 +27,6 @@ def test_which_keeps_to_the_gpus_of_a_machine():
     found = turbofit.which(on=machine_from("1xl4+1xa100"), gpus="0", images=0, context=1024)
     assert {row.gpus for row in (*found.keep, *found.others)} == {1}
     assert "internvl2-26b" in {row.model for row in found.others}
-
-
-def test_rehearse_torch_keeps_to_the_gpus_of_a_machine():
-    with pytest.raises(UsageError, match="not one GPU of this machine"):
-        api.rehearse_torch("internvl2-1b", on=machine_from("2xl4"), gpus="9", engine="transformers")
 
 
 def test_more_requests_at_once_than_the_batches_of_all_engines_are_refused():

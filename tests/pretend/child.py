@@ -12,8 +12,7 @@ from typing import Any
 
 from tests.waiting import HANG
 from turbofit.pretend.environment import pretend_environment
-from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
-from turbofit.pretend.scenario_file import write_scenario
+from turbofit.pretend.scenario import MIB, PretendGpu, Scenario, write_scenario
 from turbofit.pretend.timeline import Event, read_timeline
 
 CARD = PretendGpu("Pretend RTX 3090", total=1000 * MIB, used=100 * MIB)

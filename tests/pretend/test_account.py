@@ -418,3 +418,50 @@ def test_nccl_communicators_split_by_colour_and_key(libraries: Path, tmp_path: P
         """,
     )
     assert ran.value == [[2, 0, 4, 3], [2, 1, 4, 2], [2, 0, 4, 1], [2, 1, 4, 0]]
+
+
+def test_the_lowest_hole_that_fits_is_taken(libraries: Path, tmp_path: Path) -> None:
+    """Of many: addresses are those that a search from the lowest one on would find."""
+    ran = run(
+        libraries,
+        tmp_path,
+        """
+        import random
+        random.seed(7)
+        p, live = pool(2**64 - 1), []
+        for step in range(3000):
+            if live and random.random() < (0.3 if step < 2000 else 0.7):
+                rt.cudaFreeAsync(live.pop(random.randrange(len(live))), None)
+            else:
+                live.append(take(p, random.choice((0.001, 0.02, 0.4, 1.2, 3, 40)) / 4))
+        done()
+        """,
+        Scenario((PretendGpu("Pretend card", total=1 << 40),)),
+    )
+    live, holes, top = dict[int, int](), list[tuple[int, int]](), 0
+    for event in ran.events:
+        if event.tag == "F":
+            begin = int(event.fields[0], 16)
+            holes.append((begin, begin + live.pop(begin)))
+            holes.sort()
+            for i in range(len(holes) - 1, 0, -1):  # neighbours become one
+                if holes[i - 1][1] == holes[i][0]:
+                    holes[i - 1 : i + 1] = [(holes[i - 1][0], holes[i][1])]
+        if event.tag != "A":
+            continue
+        size, address = event.number(3), int(event.fields[5], 16)
+        align = 2 * MIB if size >= MIB else 512
+        span = -(-size // align) * align
+        for i, (begin, end) in enumerate(holes):
+            at = -(-begin // align) * align
+            if at + span <= end:
+                rest = ((begin, at), (at + span, end))
+                holes[i : i + 1] = [hole for hole in rest if hole[0] < hole[1]]
+                break
+        else:
+            at = -(-top // align) * align
+            top = at + span
+        assert address == at
+        live[address] = span
+    assert len(live) > 100
+    assert len(holes) > 20

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.pretend.child import CARD, run
-from turbofit.pretend import scenario_file as module
+from turbofit.pretend import scenario as module
 from turbofit.pretend.scenario import PretendGpu, Scenario
 
 LAUNCH = """

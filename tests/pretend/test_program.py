@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from turbofit.core.errors import UsageError
-from turbofit.pretend import program
-from turbofit.pretend.program import site_of
+from turbofit.pretend import run
+from turbofit.pretend.run import site_of
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_a_script_names_its_python(python: Path) -> None:
 def test_of_anything_else_it_is_this_one(
     python: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(program, "cuda_site", lambda: tmp_path)
+    monkeypatch.setattr(run, "cuda_site", lambda: tmp_path)
     assert site_of(["sh", "-c", "true"]) == tmp_path
     assert site_of(["no-such-command"]) == tmp_path
     assert site_of(["sh", "-c", "true"], str(python)) == python.parents[1] / "site"

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from turbofit.kernels.families import demangle
 from turbofit.pretend.build import compiler
 from turbofit.pretend.documents import dumped, from_builtins, loaded
 from turbofit.pretend.elf import dynamic_symbols
 from turbofit.pretend.errors import PretendError
-from turbofit.pretend.libraries import ACCOUNT
+from turbofit.pretend.libraries import ACCOUNT, check_surface, provided, wanted
 from turbofit.pretend.scenario import PretendGpu, Scenario
-from turbofit.pretend.surface import check_surface, provided, wanted
-from turbofit.pretend.symbols import Symbols, demangle, short_name
+from turbofit.pretend.symbols import Symbols, short_name
 from turbofit.pretend.timeline import Event, TimelineReader, read_timeline
 
 

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from turbofit.pretend.build import build, compiler
+from turbofit.pretend.build import build, compiler, stub_source
 from turbofit.pretend.elf import dynamic_symbols, needed, needed_versions
 from turbofit.pretend.libraries import libraries_for
-from turbofit.pretend.stubs import stub_source
 from turbofit.pretend.wants import LibraryInterface, family_of, wanted_from
 
 pytestmark = pytest.mark.slow

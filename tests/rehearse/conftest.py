@@ -9,11 +9,12 @@ import pytest
 
 from turbofit.core.errors import PackageError
 from turbofit.core.plan import Plan
+from turbofit.pretend.documents import from_builtins
 from turbofit.pretend.scenario import MIB
 from turbofit.rehearse.checkpoint.twin import write_checkpoint
+from turbofit.rehearse.document import rehearse
 from turbofit.rehearse.installed import engine_library
-from turbofit.rehearse.turbomind.probe import rehearse
-from turbofit.rehearse.turbomind.spec import parse_spec
+from turbofit.rehearse.spec import Spec
 
 Rehearse = Callable[..., dict[str, Any]]
 
@@ -41,7 +42,7 @@ def mib(size: int | None) -> float | None:
 def forward_pool(plan: Plan, document: dict[str, Any]) -> tuple[int, int]:
     """What the fullest forward took of the first GPU's pool, and what the plan pays for."""
     cases = {case["name"]: case for case in document["cases"]}
-    (seen,) = (held["live_peak"] for held in cases["vision_forward"]["executor"])
+    (seen,) = cases["vision_forward"]["transient"]
     (paid,) = (t.bytes for t in plan.gpus[0].ledger if t.term == "vision_forward")
     return seen, paid
 
@@ -103,6 +104,6 @@ def run(checkpoints: Callable[[str], Path]) -> Rehearse:
             "start_seconds": 600,
             "case_seconds": 600,
         }
-        return rehearse(parse_spec(data), keep)
+        return rehearse(from_builtins(data, Spec), keep)
 
     return go

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from msgspec.structs import replace
 
@@ -13,8 +11,7 @@ from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
 from turbofit.machine.source import machine_from
 from turbofit.memory.calibrated import identity
-from turbofit.rehearse.torch.torch_planned import planned_scenario
-from turbofit.rehearse.turbomind.planned import plan_spec
+from turbofit.rehearse.planned import charged
 
 
 def plans(engine: str, context: int, buffers: int) -> tuple[Plan, Plan]:
@@ -33,20 +30,18 @@ def plans(engine: str, context: int, buffers: int) -> tuple[Plan, Plan]:
 
 @pytest.mark.parametrize(("context", "buffers"), [(-60, -38), (25, 140)])
 def test_turbominds_twin_has_the_corrections(context: int, buffers: int) -> None:
-    (before,), (after,) = (
-        plan_spec(plan, Path("x")).machine.gpus for plan in plans("turbomind", context, buffers)
-    )
+    (before,), (after,) = (charged(plan).gpus for plan in plans("turbomind", context, buffers))
     assert after.used - before.used == context * MIB
     assert after.late - before.late == buffers * MIB
 
 
 def test_no_twin_has_less_than_nothing() -> None:
     _, plan = plans("turbomind", -5000, -5000)
-    (gpu,) = plan_spec(plan, Path("x")).machine.gpus
+    (gpu,) = charged(plan).gpus
     assert gpu.used == gpu.late == 0
 
 
 @pytest.mark.parametrize("buffers", [-20, 140])
 def test_the_pytorch_engines_twin_has_them(buffers: int) -> None:
-    before, after = (planned_scenario(plan).gpus[0] for plan in plans("pytorch", 0, buffers))
+    before, after = (charged(plan).gpus[0] for plan in plans("pytorch", 0, buffers))
     assert after.late - before.late == buffers * MIB

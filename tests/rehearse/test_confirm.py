@@ -12,7 +12,7 @@ from msgspec.structs import replace
 import turbofit
 from turbofit.core.plan import End, Plan, Rehearsal, RehearsedCache
 from turbofit.core.units import GIB, MIB
-from turbofit.rehearse import confirm, corrected
+from turbofit.rehearse import confirm
 
 ON = "rtx3090+rtx4080"
 
@@ -71,7 +71,7 @@ def test_the_plan_is_made_again_with_the_one_ratio_lowered(monkeypatch, plan: Pl
         first = ended("out_of_memory", 100 * MIB) if len(rehearsed) == 1 else ended("served")
         return seen_with(made, first, ended("served"))
 
-    monkeypatch.setattr(corrected, "rehearse_plan", rehearse)
+    monkeypatch.setattr(confirm, "rehearse_plan", rehearse)
     made = turbofit.plan("internvl2-8b-awq", on=ON, rehearse=True)
     before, after = ([group_plan.settings for group_plan in one.by_group] for one in rehearsed)
     assert after[0].cache_max_entry_count == pytest.approx(before[0].cache_max_entry_count - 0.01)
@@ -97,7 +97,7 @@ def test_no_plan_is_given_that_misses_its_margin(monkeypatch, plan: Plan) -> Non
         rehearsed.append(made)
         return short_of_margin(made, 100 * MIB)
 
-    monkeypatch.setattr(corrected, "rehearse_plan", rehearse)
+    monkeypatch.setattr(confirm, "rehearse_plan", rehearse)
     made = turbofit.plan("internvl2-8b-awq", on=ON, rehearse=True)
     ratios = [one.by_group[0].settings.cache_max_entry_count for one in (*rehearsed, made)]
     assert len(rehearsed) == 3
@@ -115,7 +115,7 @@ def test_a_plan_that_still_dies_at_the_last_rehearsal_does_not_fit(monkeypatch, 
     def rehearse(made: Plan) -> Plan:
         return replace(seen_with(made, died, ended("served")), fits=False)
 
-    monkeypatch.setattr(corrected, "rehearse_plan", rehearse)
+    monkeypatch.setattr(confirm, "rehearse_plan", rehearse)
     made = turbofit.plan("internvl2-8b-awq", on=ON, rehearse=True)
     assert not made.fits
     assert made.rehearsal == died
@@ -123,7 +123,7 @@ def test_a_plan_that_still_dies_at_the_last_rehearsal_does_not_fit(monkeypatch, 
 
 def test_what_a_rehearsal_settles_is_not_charged_as_unsure(monkeypatch, plan: Plan) -> None:
     monkeypatch.setattr(
-        corrected, "rehearse_plan", lambda made: seen_with(made, ended("served"), ended("served"))
+        confirm, "rehearse_plan", lambda made: seen_with(made, ended("served"), ended("served"))
     )
     made = turbofit.plan("internvl2-8b-awq", on=ON, rehearse=True)
     assert made.fits
@@ -137,7 +137,7 @@ def test_what_a_rehearsal_settles_is_not_charged_as_unsure(monkeypatch, plan: Pl
 
 def test_a_rehearsal_that_could_not_be_held_settles_nothing(monkeypatch, plan: Plan) -> None:
     monkeypatch.setattr(
-        corrected, "rehearse_plan", lambda made: seen_with(made, ended("failed"), ended("served"))
+        confirm, "rehearse_plan", lambda made: seen_with(made, ended("failed"), ended("served"))
     )
     made = turbofit.plan("internvl2-8b-awq", on=ON, rehearse=True)
     assert made.kv == plan.kv
@@ -152,7 +152,7 @@ def test_the_worst_end_is_the_plans(monkeypatch, plan: Plan) -> None:
     ends = {0: ended("served"), 1: ended("hang")}
     asked: list[int] = []
 
-    def one(whole: Plan, group: int) -> Plan:
+    def one(whole: Plan, group: int, _: object) -> Plan:
         asked.append(group)
         return replace(whole.of_group(group), rehearsal=ends[group])
 
@@ -166,7 +166,7 @@ def test_the_worst_end_is_the_plans(monkeypatch, plan: Plan) -> None:
 
 
 def test_a_signal_lets_a_rehearsal_clear_away(monkeypatch, plan: Plan) -> None:
-    monkeypatch.setattr(confirm, "_run", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(confirm, "rehearsed_group", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -180,7 +180,7 @@ def test_a_lack_of_memory_counts_before_a_rehearsal_that_could_not_be_held(
 ) -> None:
     ends = {0: ended("failed"), 1: ended("out_of_memory", 100 * MIB)}
     monkeypatch.setattr(
-        confirm, "_rehearsed", lambda whole, i: replace(whole.of_group(i), rehearsal=ends[i])
+        confirm, "_rehearsed", lambda whole, i, _: replace(whole.of_group(i), rehearsal=ends[i])
     )
     seen = confirm.rehearse_plan(plan)
     assert seen.rehearsal == ends[1]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -9,15 +10,11 @@ from turbofit.core.errors import UsageError
 from turbofit.model.presets import known_presets, load_preset, preset_model
 from turbofit.pretend.timeline import Event
 from turbofit.rehearse.checkpoint.header_only import write_header
-from turbofit.rehearse.checkpoint.tensors import parameters, tensors
-from turbofit.rehearse.checkpoint.twin import _DECODERS, _TOWERS, main, twin_of, write_checkpoint
-from turbofit.rehearse.ledger_terms import card_terms, load_peak
+from turbofit.rehearse.checkpoint.kinds import find_kind
+from turbofit.rehearse.checkpoint.twin import main, tensors, twin_of, write_checkpoint
 from turbofit.rehearse.turbomind.headers import HeaderCheckpoint, read_header, weight_files
-from turbofit.rehearse.turbomind.ledger import Ledger
-from turbofit.rehearse.turbomind.report import outcome_and_death
-from turbofit.rehearse.turbomind.run import ChildOutcome, _Log
-from turbofit.rehearse.turbomind.sites import LOADER, STAGING, CallSites
-from turbofit.rehearse.turbomind.spec import load_spec, parse_spec
+from turbofit.rehearse.turbomind.ledger import LOADER, STAGING, CallSites, Ledger
+from turbofit.rehearse.turbomind.seen import card_terms, load_peak
 
 # Counted from the models' own classes on the meta device (shared/facts/without-a-gpu.md).
 COUNTS = {
@@ -42,7 +39,7 @@ COUNTS = {
 
 @pytest.mark.parametrize(("name", "count"), COUNTS.items())
 def test_parameters_are_exact(name: str, count: int) -> None:
-    assert parameters(twin_of(preset_model(name))) == count
+    assert sum(prod(shape) for _, _, shape in tensors(twin_of(preset_model(name)))) == count
 
 
 def test_awq_keeps_four_bits_a_weight() -> None:
@@ -87,12 +84,12 @@ def test_a_header_only_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", known_presets())
 def test_every_preset_has_a_twin_or_a_reason(name: str, tmp_path: Path) -> None:
     preset = load_preset(name)
-    towers, decoders = (None, *_TOWERS), {None, *_DECODERS}
-    tower, text = preset.vision and preset.vision.kind, preset.text and preset.text.architecture
+    whole = preset.vision is None or find_kind(preset.architecture or "") is not None
+    text = preset.text is not None and find_kind(preset.text.architecture) is not None
     mla = preset.text is not None and preset.text.mla is not None
     packings = {"awq", "mxfp4", "compressed-tensors" if mla else "fp8"}
     other = preset.quantization is not None and preset.quantization.method not in packings
-    if preset.unsupported or other or tower not in towers or text not in decoders:
+    if preset.unsupported or other or not whole or not text:
         with pytest.raises(UsageError):
             write_checkpoint(name, tmp_path)
         return
@@ -121,21 +118,6 @@ def test_files_that_are_not_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"xy")
     with pytest.raises(UsageError, match="not a safetensors"):
         read_header(tmp_path / "model.safetensors")
-
-
-def test_spec_units_and_errors(tmp_path: Path) -> None:
-    data = {
-        "machine": {"gpus": []},
-        "model_dir": "/m",
-        "cases": [{"name": "a", "requests": [{"units": [13, [1, 78, 138]], "top_k": 0}]}],
-    }
-    spec = parse_spec(data)
-    assert spec.cases[0].requests[0].units == (13, (1, 78, 138))
-    with pytest.raises(UsageError, match="model_dir"):
-        parse_spec({"machine": {"gpus": []}})
-    (tmp_path / "s.json").write_text("{")
-    with pytest.raises(UsageError, match="cannot read"):
-        load_spec(tmp_path / "s.json")
 
 
 _NAMES = {
@@ -216,7 +198,7 @@ def test_ledger_and_terms(sites: CallSites) -> None:
     assert ledger.pools[2].live_peak["case_x"] == 70
     (death,) = ledger.deaths
     assert death["phase"] == "case_x"
-    assert (death["asked"], death["left"], death["short"]) == (999, 392, 537)
+    assert (death["asked"], death["left"], death["missing"]) == (999, 392, 537)
     assert death["where"] == "InternVit::Impl::Attn"
 
 
@@ -235,76 +217,3 @@ def test_terms_of_what_was_not_reached_are_none(sites: CallSites) -> None:
     terms = card_terms(ledger, 0, used=0)
     assert terms["weights"] is None
     assert terms["steady"] is None
-
-
-def test_the_log_counts_the_lines_of_a_hang_and_keeps_few(tmp_path: Path) -> None:
-    log = _Log(tmp_path / "stderr")
-    log.feed(b"[TM][INFO] Object cache budget: 1 MB\n" + b"x out of memory at 0/1\n" * 3000)
-    assert log.stuck == 3000
-    assert len(log.last) < 60
-    log.feed(b"[TM][FATAL] CUDA error: out of memory\n")
-    log.close()
-    assert log.stuck == 0
-    assert log.budgets
-    assert log.fatal
-
-
-def _outcome(tmp_path: Path, **values: object) -> ChildOutcome:
-    base = {
-        "ended": "exit",
-        "code": 0,
-        "report": {},
-        "log": ["last words"],
-        "budgets": [],
-        "seconds": 1.0,
-        "folder": tmp_path,
-    }
-    return ChildOutcome(**(base | values))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("values", "what", "where"),
-    [
-        ({"ended": "hang"}, "hang", "cache is smaller"),
-        ({"ended": "timeout"}, "hang", "nothing happened"),
-        ({"report": {"done": True, "cases": []}}, "served", None),
-        (
-            {"report": {"done": True, "cases": [{"name": "a", "finished": False}]}},
-            "hang",
-            "not finished in time",
-        ),
-        (
-            {
-                "code": 1,
-                "report": {
-                    "error": {"type": "AssertionError", "message": "tp", "where": "x.py:1 f"}
-                },
-            },
-            "failed",
-            "AssertionError: tp",
-        ),
-        (
-            {"ended": "signal", "code": 6, "fatal": ["[TM][FATAL] Check failed"]},
-            "failed",
-            "Check failed",
-        ),
-        ({"ended": "signal", "code": 11}, "failed", "last words"),
-    ],
-)
-def test_how_it_ended(
-    tmp_path: Path, sites: CallSites, values: dict[str, object], what: str, where: str | None
-) -> None:
-    ledger = Ledger(1, sites, pool_step=10).read(_events("P context"))
-    outcome, death = outcome_and_death(_outcome(tmp_path, **values), ledger)
-    assert outcome == what
-    assert (death is None) == (where is None)
-    assert where is None or where in (death or {})["where"]
-
-
-def test_an_abort_after_a_refused_allocation_is_out_of_memory(
-    tmp_path: Path, sites: CallSites
-) -> None:
-    ledger = Ledger(1, sites, pool_step=10).read(_events(_RUN))
-    outcome, death = outcome_and_death(_outcome(tmp_path, ended="signal", code=6), ledger)
-    assert outcome == "out_of_memory"
-    assert (death or {})["ended"] == "SIGABRT"

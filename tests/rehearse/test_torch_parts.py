@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,14 +17,12 @@ from turbofit.cli.main import main
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.images import PatchRule, TileRule
 from turbofit.pretend.documents import dumped, loaded
-from turbofit.rehearse.torch import torch_rehearsal, torch_run
+from turbofit.pretend.scenario import PretendGpu, Scenario
+from turbofit.rehearse.spec import LONGEST, RehearsalCase, RehearsalRequest, Spec
+from turbofit.rehearse.torch import packages
 from turbofit.rehearse.torch.phase_recorder import Phases, read_records
-from turbofit.rehearse.torch.torch_death import outcome_and_death
-from turbofit.rehearse.torch.torch_image_overlap import ServerRoom
-from turbofit.rehearse.torch.torch_ledger import combined
-from turbofit.rehearse.torch.torch_rehearsal import TorchRehearsal, rehearse_torch
-from turbofit.rehearse.torch.torch_spec import LONGEST, TorchSpec
-from turbofit.rehearse.torch.torch_worst import rehearsed_size, torch_cases
+from turbofit.rehearse.torch.seen import _death, combined
+from turbofit.rehearse.torch.torch_image_overlap import rehearsed_size
 
 TILES = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)
 PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056)
@@ -59,34 +56,16 @@ def test_a_limit_above_the_checkpoints_own_is_refused() -> None:
         rehearsed_size(TILES, 24)
 
 
-def test_the_cases_of_a_model_that_sees() -> None:
-    cases = torch_cases(PATCHES, (3584, 3584), room=ServerRoom(batch=128, prefill=8192))
-    assert [(case.name, len(case.requests)) for case in cases] == [
-        ("vision_request", 1),
-        ("vision_forward", 2),  # one of 16384 tokens is a forward of its own
-        ("text_prefill", 1),
-        ("sampling", 128),
-    ]
-    assert cases[2].requests[0].text_tokens == LONGEST
-    assert cases[3].requests[0].top_k == 0
-
-
-def test_a_picture_whose_rule_is_not_known_is_sent_as_often_as_it_may_meet() -> None:
-    one, many = torch_cases(None, (448, 448), images=2, room=ServerRoom(8, 4096))[:2]
-    assert one.requests[0].images == ((448, 448), (448, 448))
-    assert many.requests == one.requests * (4096 // (2 * 576) + 2)
-
-
-def test_the_cases_of_what_serves_one_at_a_time() -> None:
-    assert [c.name for c in torch_cases(None, None)] == ["text_prefill"]
-    cases = torch_cases(TILES, (448, 448))
-    assert [c.name for c in cases] == ["vision_request", "text_prefill"]
-
-
 def test_a_specification_survives_its_text() -> None:
-    cases = torch_cases(TILES, (448, 896), room=ServerRoom(batch=4, prefill=8192))
-    spec = TorchSpec("pytorch", Path("somewhere"), {"tp": 2}, cases)
-    assert loaded(dumped(spec), TorchSpec) == spec
+    request = RehearsalRequest(LONGEST, sizes=((448, 896),), images=3)
+    spec = Spec(
+        Scenario((PretendGpu("x", 1 << 30),), peers=frozenset({(0, 1)})),
+        Path("somewhere"),
+        "pytorch",
+        {"tp": 2},
+        (RehearsalCase("a", (request,)),),
+    )
+    assert loaded(dumped(spec), Spec) == spec
 
 
 # ---------------------------------------------------------------- records and ledger
@@ -127,47 +106,21 @@ def test_what_processes_hold_together(tmp_path: Path) -> None:
     assert held[0].on(0, "later", [*order, "later"]).end == 5
 
 
-# ---------------------------------------------------------------- outcome
+# ---------------------------------------------------------------- death
 
 OOM = "CUDA out of memory. Tried to allocate 640.00 MiB. GPU 0 has a total capacity of 23.70 GiB"
 
 
-def seen(log: str = "", code: int = 0, *, late: bool = False, **told: Any) -> Any:
+def death(log: str, **told: Any) -> dict[str, Any]:
     shared = SimpleNamespace(
         processes=(), peak=(0,) * 16, pinned_peak=0, allocations=0, pinned_allocations=0
     )
     scenario = SimpleNamespace(gpus=(), context=0)
     ran = SimpleNamespace(
-        code=code,
-        shared=shared,
-        scenario=scenario,
-        usages=(),
-        command=(),
-        exit_code=code,
-        seconds=1,
+        code=0, shared=shared, scenario=scenario, usages=(), command=(), exit_code=0, seconds=1
     )
-    return SimpleNamespace(ran=ran, report=told, log=log, late=late)
-
-
-def case(name: str, **statuses: int) -> dict[str, Any]:
-    return {"name": name, "statuses": statuses}
-
-
-def test_served_where_every_request_ended() -> None:
-    # A prompt that the front end refuses is an answer, too.
-    told = seen(done=True, cases=[case("a", finished=3), case("b", too_long=1)])
-    assert outcome_and_death(told) == ("served", None)
-
-
-def test_a_picture_that_the_cache_cannot_hold_is_not_served() -> None:
-    refusing = case("vision_request", too_long=1) | {"words": "The request exceeds it."}
-    outcome, death = outcome_and_death(
-        seen(done=True, cases=[refusing, case("text_prefill", finished=1)])
-    )
-    assert outcome == "refused"
-    assert death is not None
-    assert death["phase"] == "case vision_request"
-    assert death["message"] == "too_long: The request exceeds it."
+    ended: Any = SimpleNamespace(ran=ran, notes=told, log=log.splitlines())
+    return _death(ended)
 
 
 def test_a_death_in_a_request_is_told_in_torchs_words() -> None:
@@ -178,45 +131,30 @@ def test_a_death_in_a_request_is_told_in_torchs_words() -> None:
   File "/x/site-packages/torch/_ops.py", line 871, in __call__
 torch.OutOfMemoryError: {OOM}
 later lines"""
-    after = {"next_request": "unavailable", "words": "", "health": "unhealthy"}
-    outcome, death = outcome_and_death(
-        seen(log, done=True, cases=[case("vision", unavailable=1)], afterwards=after)
+    found = death(log, cases=[{"name": "vision", "statuses": {"unavailable": 1}}])
+    assert found["refused"]["phase"] == "case vision"
+    assert found["message"] == OOM
+    assert found["where"] == (
+        "lmdeploy/pytorch/models/qwen2_vl.py:449 forward"
+        " < lmdeploy/pytorch/models/qwen2_vl.py:483 forward"
     )
-    assert outcome == "out_of_memory"
-    assert death is not None
-    assert death["phase"] == "case vision"
-    assert death["message"] == OOM
-    assert death["where"] == [
-        "lmdeploy/pytorch/models/qwen2_vl.py:449 forward",
-        "lmdeploy/pytorch/models/qwen2_vl.py:483 forward",
-    ]
-    assert death["afterwards"] == after
 
 
 @pytest.mark.parametrize(
-    ("kind", "message", "phase", "outcome"),
+    ("kind", "message", "phase", "refused"),
     [
-        ("OutOfMemoryError", OOM, "build", "out_of_memory"),
-        ("RuntimeError", "No enough gpu memory for kv cache.", "sizing", "out_of_memory"),
-        ("AssertionError", "num_key_value_heads % tp", "build", "refused"),
-        ("ValueError", "no such thing", "case x", "failed"),
-        ("RuntimeError", "strange", "build", "failed"),
+        ("OutOfMemoryError", OOM, "build", True),
+        ("RuntimeError", "No enough gpu memory for kv cache.", "sizing", True),
+        ("AssertionError", "num_key_value_heads % tp", "build", False),
+        ("ValueError", "no such thing", "case x", False),
     ],
 )
-def test_a_death_before_any_request(kind: str, message: str, phase: str, outcome: str) -> None:
+def test_a_death_before_any_request(kind: str, message: str, phase: str, refused: bool) -> None:
     error = {"type": kind, "message": message, "phase": phase, "frames": ["a.py:1 f"]}
-    log = f"{kind}: {message}"
-    found, death = outcome_and_death(seen(log, 1, error=error, phase="end"))
-    assert found == outcome
-    assert death is not None
-    assert death["phase"] == phase
-    assert message in death["message"]
-
-
-def test_what_never_ended_is_a_hang() -> None:
-    assert outcome_and_death(seen(done=True, cases=[case("x", **{"not finished": 1})]))[0] == "hang"
-    assert outcome_and_death(seen(code=-9, late=True, phase="warm-up"))[0] == "hang"
-    assert outcome_and_death(seen("Segmentation fault", -11, phase="warm-up"))[0] == "failed"
+    found = death(f"{kind}: {message}", error=error, phase="end")
+    assert (found["refused"] is not None) == refused
+    assert found["phase"] == phase
+    assert message in found["message"]
 
 
 # ---------------------------------------------------------------- wrong use
@@ -225,8 +163,8 @@ def test_what_never_ended_is_a_hang() -> None:
 def test_torch_without_cuda_is_said_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(torch_run, "cuda_site", lambda: None)
-    monkeypatch.setattr(torch_run.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(packages, "cuda_site", lambda: None)
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda _: object())
     words = ["rehearse", "qwen2-vl-2b", "--engine", "pytorch", "--on", "1xrtx3090"]
     assert main(words) == 7
     error = capsys.readouterr().err.splitlines()
@@ -238,27 +176,22 @@ def test_torch_without_cuda_is_said_in_one_line(
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        torch_run.importlib.util, "find_spec", lambda name: None if name == "ray" else object()
+        packages.importlib.util, "find_spec", lambda name: None if name == "ray" else object()
     )
     with pytest.raises(PackageError, match="ray is not installed"):
-        torch_run.need_packages("pytorch", ray=True)
+        packages.need_packages("pytorch", ray=True)
 
 
 @pytest.mark.parametrize(
     ("words", "cause"),
     [
-        (["--engine", "pytorch", "--defaults", "--margin", "1GiB"], "--margin shapes a plan"),
-        (["--engine", "pytorch", "--communicator", "nccl"], "--communicator is no option"),
-        (["--engine", "pytorch", "--async", "1"], "--async is no option"),
-        (["--engine", "transformers", "--tp", "2"], "--tp is no option"),
+        (["--engine", "pytorch", "--communicator", "nccl"], "--communicator"),
         (["--engine", "transformers", "--cache-max-entry-count", "0.5"], "--cache-max-entry-count"),
         (
             ["--engine", "turbomind", "--eager-mode"],
             "--eager-mode is no option of the turbomind engine",
         ),
         (["--engine", "pytorch", "--tp", "2"], "--tp 2 needs 2 equal GPUs"),
-        (["--engine", "pytorch", "--defaults", "--tp", "2"], "--tp 2 needs 2 GPUs"),
-        (["--keep", "x"], "--keep is for what is rehearsed without a plan"),
     ],
 )
 def test_options_that_mean_nothing_here(
@@ -268,37 +201,12 @@ def test_options_that_mean_nothing_here(
     assert cause in capsys.readouterr().err
 
 
-def test_a_folder_of_an_unknown_kind_wants_a_picture_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = {"architectures": ["StrangeForVision"], "model_type": "strange", "vision_config": {}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(torch_rehearsal, "need_packages", lambda *_, **__: {})
-    scenario: Any = SimpleNamespace(gpus=(SimpleNamespace(name="x"),))
-    with pytest.raises(UsageError, match="takes pictures") as error:
-        rehearse_torch(TorchRehearsal(str(tmp_path), "pytorch"), scenario)
-    assert "--image-size" in error.value.hint
-
-
 def test_the_parent_imports_neither_torch_nor_lmdeploy() -> None:
     code = (
-        "import sys; import turbofit.rehearse.torch.torch_rehearsal; "
-        "import turbofit.report.views.run.torch_view; "
+        "import sys; import turbofit.rehearse.confirm; "
         "print(sorted({'torch', 'lmdeploy', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
     )
     assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_child_that_was_told_to_end_did_not_fail(
-    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever ends turbofit ends its child: nothing was seen of the engine's own end."""
-    ended = SimpleNamespace(code=-number, usages=())
-    monkeypatch.setattr(torch_run, "run_pretend", lambda *_, **__: ended)
-    scenario: Any = None
-    with pytest.raises(KeyboardInterrupt):
-        torch_run.run_torch(TorchSpec("pytorch", tmp_path), scenario)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from turbofit.pretend.timeline import read_timeline
 from turbofit.pretend.usage import read_usage
-from turbofit.rehearse.torch.torch_ledger import HeldBytes, held_by
+from turbofit.rehearse.torch.seen import HeldBytes, held_by
 
 
 def held_in(folder: Path) -> tuple[HeldBytes, ...]:

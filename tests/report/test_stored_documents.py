@@ -170,9 +170,9 @@ def test_what_report_wrote_of_a_run_is_read_again(state: Path, tmp_path: Path) -
 
 def test_another_document_is_told_by_its_name(tmp_path: Path, capsys: Out) -> None:
     path = tmp_path / "torch.json"
-    path.write_text('{"schema": "turbofit.rehearsal-torch/1", "outcome": "served"}')
+    path.write_text('{"schema": "turbofit.rehearsal/1", "outcome": "served"}')
     assert main(["report", str(path)]) == 2
-    assert "its schema is 'turbofit.rehearsal-torch/1'" in capsys.readouterr().err
+    assert "its schema is 'turbofit.rehearsal/1'" in capsys.readouterr().err
 
 
 def test_a_file_of_a_command_that_failed_says_why_it_did(tmp_path: Path, capsys: Out) -> None:

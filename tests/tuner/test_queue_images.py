@@ -12,9 +12,8 @@ from turbofit.core.plan import Plan
 from turbofit.gateway.limits.cost import UNSTATED
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
-from turbofit.rehearse.torch.torch_planned import planned_spec
-from turbofit.rehearse.turbomind.planned import plan_spec
-from turbofit.rehearse.turbomind.probe import rehearse
+from turbofit.rehearse.document import rehearse
+from turbofit.rehearse.planned import plan_spec
 
 PAIRS = [("qwen2-vl-7b", "1xrtx3090"), ("internvl2-8b", "1xrtx3090"), ("qwen3-vl-8b", "1xa100-40g")]
 
@@ -83,7 +82,7 @@ def test_a_pytorch_rehearsal_sends_no_more_than_the_gateway_lets_through(tmp_pat
     meeting, queued = both("internvl3-8b-hf", "1xrtx3090", **options)
     counts = []
     for plan in (meeting, queued):
-        cases = {case.name: case for case in planned_spec(plan, tmp_path).cases}
+        cases = {case.name: case for case in plan_spec(plan, tmp_path).cases}
         counts.append(len(cases["vision_forward"].requests))
     assert counts[0] > 1
     assert counts[1] == 1
@@ -94,7 +93,7 @@ def test_the_engine_serves_it(tmp_path: Path) -> None:
     _, queued = both("qwen2-vl-7b", "1xrtx3090")
     document = rehearse(plan_spec(queued, checkpoint_for(queued.model, tmp_path)))
     assert document["outcome"] == "served"
-    cases = {case["name"]: case["executor"][0]["live_peak"] for case in document["cases"]}
+    cases = {case["name"]: case["transient"][0] for case in document["cases"]}
     (paid,) = (term.bytes for term in queued.gpus[0].ledger if term.worst)
     assert 0.97 * paid <= max(cases.values()) <= paid
 

@@ -15,7 +15,14 @@ from turbofit.core.footprint import Footprint
 from turbofit.core.limits import Held, LimitCost, Limits
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
-from turbofit.core.rehearsal import End, Moment, Rehearsal, RehearsedCache, RehearsedCase
+from turbofit.core.rehearsal import (
+    End,
+    Moment,
+    Rehearsal,
+    RehearsedCache,
+    RehearsedCase,
+    RehearsedTogether,
+)
 from turbofit.core.struct import Struct, const, decode, doc, to_builtins, to_json
 
 if TYPE_CHECKING:
@@ -45,6 +52,7 @@ __all__ = [
     "Rehearsal",
     "RehearsedCache",
     "RehearsedCase",
+    "RehearsedTogether",
     "Remedy",
     "ServeCommand",
     "Settings",

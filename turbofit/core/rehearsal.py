@@ -8,7 +8,10 @@ from turbofit.core.errors import DoesNotFitError, LaunchError, OutOfMemoryError,
 from turbofit.core.json_types import Document
 from turbofit.core.struct import Struct, doc, to_builtins
 
-__all__ = ["End", "EndKind", "Moment", "Rehearsal", "RehearsedCache", "RehearsedCase"]
+__all__ = [
+    "End", "EndKind", "Moment", "Rehearsal", "RehearsedCache", "RehearsedCase",
+    "RehearsedTogether",
+]  # fmt: skip
 
 #: ``unknown``: the evidence disagrees, or nobody looked at it.
 EndKind = Literal[
@@ -91,6 +94,15 @@ class End(Struct):
         return LaunchError(self.message, hint=self.hint)
 
 
+class RehearsedTogether(Struct):
+    """Terms of the ledger that one counter of the engine tells together; figures per GPU."""
+
+    line: Annotated[str, doc("Their common name, such as weights.")]
+    terms: Annotated[tuple[str, ...], doc("The terms of the ledger.")]
+    bytes: Annotated[tuple[int, ...], doc("Their bytes in the forecast, together.")]
+    rehearsed: Annotated[tuple[int | None, ...], doc("Bytes that the engine took for them.")]
+
+
 class Moment(Struct):
     """One phase of a rehearsal: bytes in use on each GPU of its group, at most and at its end.
 
@@ -123,4 +135,8 @@ class Rehearsal(Struct):
     not_known: Annotated[tuple[str, ...], doc("What a rehearsal cannot see.")] = ()
     timeline: Annotated[
         tuple[Moment, ...], doc("Its phases in order; the last one where it died.")
+    ] = ()
+    together: Annotated[
+        tuple[RehearsedTogether, ...],
+        doc("What the engine's counters tell of several terms of the ledger at once."),
     ] = ()

@@ -13,14 +13,13 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
 from turbofit.core.process.log import LazyLogger
 from turbofit.pretend.errors import PretendError
 from turbofit.pretend.libraries import ACCOUNT, Library, libraries_for
-from turbofit.pretend.stubs import stub_source
 from turbofit.pretend.wants import wanted_from
 
 _LOG: Final = LazyLogger(__name__)
@@ -127,3 +126,36 @@ def build(folder: Path | None = None, site: Path | None = None) -> Path:
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return target
+
+
+#: Of the runtime and the driver a generated entry point says "not supported", since a caller would
+#: go on with outputs that nobody filled in; of a library that computes it says that it succeeded.
+_REFUSING = ("libcudart", "libcuda")
+_NOT_SUPPORTED = 801  # cudaErrorNotSupported and CUDA_ERROR_NOT_SUPPORTED
+
+_HEAD = """\
+/* Generated: entry points of %s that do nothing; one written by hand takes its place. */
+#include "account.h"
+
+#define STUB(name) \\
+    __attribute__((weak, visibility("default"))) int name(void); \\
+    __attribute__((weak, visibility("default"))) int name(void) \\
+    { \\
+        static int told; \\
+        if (!told) { \\
+            told = 1; \\
+            pretend_stub(#name); \\
+        } \\
+        return %d; \\
+    }
+#define VARIABLE(name) __attribute__((weak, visibility("default"))) char name[4096];
+
+"""
+
+
+def stub_source(family: str, names: Iterable[str], variables: Iterable[str] = ()) -> str:
+    """The C source of weak functions and variables of a family (``libcublas``)."""
+    answer = _NOT_SUPPORTED if family in _REFUSING else 0
+    lines = [f"STUB({name})\n" for name in sorted(names)]
+    lines += [f"VARIABLE({name})\n" for name in sorted(variables)]
+    return _HEAD % (family, answer) + "".join(lines)

@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
@@ -106,13 +107,19 @@ def _stop_with(group: int) -> None:
         os.killpg(group, signal.SIGCONT)
 
 
+def _in_main_thread() -> bool:
+    """Only it may set signal handlers, and has no siblings that start children of their own."""
+    return threading.current_thread() is threading.main_thread()
+
+
 @contextlib.contextmanager
 def _forwarding(group: int) -> Iterator[None]:
     def forward(number: int, _: FrameType | None) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group, number)
 
-    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    taken = _FORWARDED if _in_main_thread() else ()
+    before = {number: signal.signal(number, forward) for number in taken}
     try:
         yield
     finally:
@@ -124,7 +131,7 @@ def _forwarding(group: int) -> Iterator[None]:
 def _terminal(group: int) -> Iterator[None]:
     """Gives the command the terminal, if this is the foreground of one: it may read, Ctrl-C too."""
     try:
-        ours = os.tcgetpgrp(0) == os.getpgrp()
+        ours = _in_main_thread() and os.tcgetpgrp(0) == os.getpgrp()
     except OSError:
         ours = False
     if not ours:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +18,10 @@ from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu, Machine
 from turbofit.core.process.log import LazyLogger
 from turbofit.pretend.build import build
-from turbofit.pretend.environment import pretend_environment
+from turbofit.pretend.environment import cuda_site, pretend_environment
 from turbofit.pretend.from_machine import pretend_twin
 from turbofit.pretend.group import run_group
-from turbofit.pretend.program import site_of
-from turbofit.pretend.scenario import MIB, Scenario
-from turbofit.pretend.scenario_file import write_scenario
+from turbofit.pretend.scenario import MIB, Scenario, write_scenario
 from turbofit.pretend.shared import SharedRecord, read_shared
 from turbofit.pretend.timeline import read_timeline, timeline_is_full
 from turbofit.pretend.usage import Usage, read_usage
@@ -30,6 +31,9 @@ _LOG: Final = LazyLogger(__name__)
 NOTICE: Final = "PRETEND GPUs: values and speed are not real"
 WATCH_SECONDS: Final = 2.0
 _TIMELINE_LIMIT: Final = 64 * MIB
+_PYTHON: Final = re.compile(r"(python|pypy)[\d.]*$")
+_SECONDS: Final = 30.0
+_ASK: Final = "from importlib.util import find_spec as f; print((f('torch') or f('os')).origin)"
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can 
     keep: Path | None = None,
     stdout: int | IO[bytes] | None = None,
     on_poll: Callable[[Scenario, SharedRecord], None] | None = None,
+    every: float = WATCH_SECONDS,
     base: Mapping[str, str] | None = None,
     python: str | None = None,
 ) -> FinishedRun:
@@ -100,7 +105,8 @@ def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can 
         scenario: the machine.
         keep: a new or empty folder for scenario, shared file and timelines; None: they go.
         stdout: where the command's standard output goes; None: to ours.
-        on_poll: called every two seconds with the machine's processes.
+        on_poll: called with the machine's processes while it runs.
+        every: seconds between two such calls.
         base: the environment to start from, by default this process's.
         python: the Python whose packages the command loads, where it does not tell itself.
 
@@ -123,7 +129,7 @@ def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can 
             command,
             made.env,
             stdout=stdout,
-            every=WATCH_SECONDS if on_poll else 3600.0,
+            every=every if on_poll else 3600.0,
             tick=tick,
         )
         seconds = round(time.monotonic() - begun, 3)
@@ -215,3 +221,47 @@ def _take(path: Path) -> Usage:
                 break
     os.truncate(path, size)
     return usage
+
+
+def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
+    """The folder of packages whose CUDA libraries a command will load; None where there are none.
+
+    A Python and a script that names one in its first line are asked; of anything else (a shell
+    script, a compiled program) it is taken that it runs this Python's packages.
+
+    Args:
+        command: program and arguments.
+        python: the Python that counts, whatever the command is.
+
+    Raises:
+        UsageError: ``python`` is none that can be run.
+    """
+    if python is not None and shutil.which(python) is None:
+        raise UsageError(f"no Python at {python}", hint="--python takes a Python's path or name")
+    python = python or _interpreter(command[0])
+    if python is None:
+        return cuda_site()
+    try:
+        answer = subprocess.run(
+            [python, "-c", _ASK], capture_output=True, text=True, timeout=_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return cuda_site()
+    folder = Path(answer.stdout.strip() or "/nonexistent").parent
+    return folder.parent if (folder / "lib" / "libtorch_cuda.so").exists() else None
+
+
+def _interpreter(program: str) -> str | None:
+    found = shutil.which(program)
+    if found is None:
+        return None
+    if _PYTHON.match(Path(found).name):
+        return found
+    try:
+        with open(found, "rb") as file:
+            first = file.readline(512)
+    except OSError:
+        return None
+    pieces = first[2:].decode("utf-8", "replace").split() if first.startswith(b"#!") else []
+    named = next((word for word in pieces if _PYTHON.match(Path(word).name)), None)
+    return shutil.which(named) if named else None

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from turbofit.kernels.installed import empty_kernels_file
 from turbofit.pretend.errors import PretendError
 
 MIB = 1024 * 1024
@@ -152,3 +153,14 @@ class Scenario:
             return self.peers
         every = range(len(self.gpus))
         return [(a, b) for a in every for b in every if a != b]
+
+
+def write_scenario(path: Path, scenario: Scenario, timeline: str, shared: str = "") -> None:
+    """Write what the C side reads; arguments as for `Scenario.text`.
+
+    Reads the library of the installed TurboMind where its kernels are not known yet.
+    """
+    capabilities = sorted({gpu.sm for gpu in scenario.gpus})
+    files = {one: empty_kernels_file(one) for one in capabilities}
+    empty = {one: file for one, file in files.items() if file is not None}
+    path.write_text(scenario.text(timeline, shared, empty), encoding="utf-8")

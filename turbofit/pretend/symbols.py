@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import bisect
-import ctypes
-import ctypes.util
 import re
 from functools import lru_cache
 from pathlib import Path
 
+from turbofit.kernels.families import demangle
 from turbofit.pretend.elf import dynamic_symbols
 
 #: Beginnings of functions that say how memory is asked for, not what for.
@@ -34,32 +33,6 @@ class Symbols:
         if at < 0 or offset - 1 >= self._ends[at]:
             return "?"
         return short_name(demangle(self._names[at]))
-
-
-@lru_cache(maxsize=1)
-def _runtime() -> ctypes.CDLL | None:
-    try:
-        library = ctypes.CDLL(ctypes.util.find_library("stdc++") or "libstdc++.so.6")
-    except OSError:
-        return None
-    library.__cxa_demangle.restype = ctypes.c_void_p
-    library.__cxa_demangle.argtypes = [ctypes.c_char_p, *([ctypes.c_void_p] * 3)]
-    return library
-
-
-@lru_cache(maxsize=8192)
-def demangle(name: str) -> str:
-    """The C++ name, or the mangled one where the C++ runtime is missing."""
-    library = _runtime()
-    if library is None or not name.startswith("_Z"):
-        return name
-    status = ctypes.c_int()
-    pointer = library.__cxa_demangle(name.encode(), None, None, ctypes.addressof(status))
-    if not pointer:
-        return name
-    text = ctypes.string_at(pointer).decode()
-    ctypes.CDLL(None).free(ctypes.c_void_p(pointer))
-    return text
 
 
 @lru_cache(maxsize=8192)

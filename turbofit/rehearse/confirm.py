@@ -2,56 +2,138 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from msgspec import convert
 from msgspec.structs import replace
 
-from turbofit.core.plan import (
-    End,
-    GpuLedger,
-    Moment,
-    Plan,
-    Rehearsal,
-    RehearsedCache,
-    RehearsedCase,
-    Term,
-)
+from turbofit.core.errors import UsageError
+from turbofit.core.plan import GpuLedger, Plan, Rehearsal, Term
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.progress import under_way
 from turbofit.core.process.signals import ended_like_ctrl_c
 from turbofit.core.units import format_bytes
+from turbofit.memory.engines import engine_named
 from turbofit.memory.shared_terms import POOL_WARMUP
-from turbofit.rehearse.checkpoint.twin import checkpoint_for
-from turbofit.rehearse.turbomind.planned import plan_spec, rehearsed_ledgers, unanswered
-from turbofit.rehearse.turbomind.probe import rehearse
+from turbofit.planning.plan import finished
+from turbofit.planning.request import PlanRequest
+from turbofit.planning.resolve import resolve
+from turbofit.planning.tuned import pinned, still_tuned
+from turbofit.rehearse.planned import rehearsed_group
+from turbofit.tuner.engine_plan import make_plan
 
-__all__ = ["confirmed", "corrected_ratio", "corrected_ratios", "rehearse_plan"]
+__all__ = ["confirmed", "corrected_ratio", "corrected_ratios", "rehearse_plan", "rehearsed"]
 
 _LOG: Final = LazyLogger(__name__)
 
+#: Rehearsals of one plan at most: the first, and two after a correction.
+_REHEARSALS: Final = 3
+_UNSETTLED: Final = (
+    f"not rehearsed: each of {_REHEARSALS} rehearsals left less than the margin; the ratio is below"
+    " the last one's"
+)
 _STEPS = 1000
 #: Outcomes, the one that a plan goes by first.
 _GRAVE = ("out_of_memory", "hang", "failed", "served")
 
 
-def rehearse_plan(plan: Plan) -> Plan:
+def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
+    """The plan after its rehearsal, at lower ratios where the engine left less than the margin.
+
+    The margin is smaller than that of a plan that was not rehearsed, where nobody asked for one:
+    a rehearsal removes doubts that the larger margin pays for. Where even the last rehearsal leaves
+    less, the plan below it has the whole margin, and says that it was not rehearsed.
+
+    Args:
+        request: what the plan was made for.
+        plan: the best plan; one that does not fit is given back as it is.
+
+    Raises:
+        UsageError: the plan is for Transformers.
+        PackageError: LMDeploy or a C compiler is missing.
+    """
+    if not plan.engine.of_lmdeploy:
+        raise UsageError(
+            f"{plan.model.name} is planned for Transformers: it has no ratio to correct",
+            hint="turbofit rehearse MODEL --engine transformers shows what it takes",
+        )
+    if not plan.fits:
+        return plan
+    given = request
+    request = request.changed(model=plan.model, revision=None, on=plan.machine, gpus=None)
+    ratios: dict[int, float] = {}
+    cautious, plan = plan, _with_less_margin(request, plan)
+    for _ in range(_REHEARSALS):
+        seen = rehearse_plan(plan)
+        if not ratios and seen.rehearsal is not None and seen.rehearsal.outcome == "failed":
+            # It could not be held, and so settles nothing.
+            why = seen.rehearsal
+            return finished(
+                replace(cautious, fits=False, verdict=seen.verdict, rehearsal=why), given
+            )
+        lower = corrected_ratios(seen)
+        if not lower:
+            return finished(confirmed(seen), given)
+        ratios |= lower
+        _LOG.info("the rehearsal leaves less than the margin: ratios by GPU become %s", lower)
+        plan = _again(request, plan, ratios)
+        if not plan.fits:
+            return finished(plan, given)
+    return finished(_unsettled(request, plan, ratios) if seen.fits else seen, given)
+
+
+def _with_less_margin(request: PlanRequest, plan: Plan) -> Plan:
+    """The plan with the margin of one that was rehearsed; itself where a person chose it."""
+    if request.margin is not None:
+        return plan
+    wider = _again(request, plan, {})
+    return wider if wider.fits else plan
+
+
+def _unsettled(request: PlanRequest, plan: Plan, ratios: dict[int, float]) -> Plan:
+    """The plan below the last rehearsal's ratios, which no rehearsal has seen."""
+    made = _again(request, plan, ratios, rehearsed=False)
+    return replace(made, warnings=(*made.warnings, _UNSETTLED)) if made.fits else made
+
+
+def _again(
+    request: PlanRequest, plan: Plan, ratios: dict[int, float], *, rehearsed: bool = True
+) -> Plan:
+    """The same shape under largest ratios; with the smaller margin of one that was rehearsed."""
+    resolved = resolve(pinned(request, plan))
+    shape = replace(
+        resolved,
+        ratio_caps=dict(ratios),
+        groups=plan.parallel.groups,
+        margin=replace(resolved.margin, rehearsed=rehearsed),
+    )
+    again = make_plan(shape, engine_named(plan.engine.name))
+    again = replace(again, parallel=replace(again.parallel, reason=plan.parallel.reason))
+    return still_tuned(again, plan)
+
+
+def rehearse_plan(plan: Plan, keep: Path | None = None) -> Plan:
     """The plan with what the engine did in its worst cases.
 
     It is the first group of GPUs that is rehearsed; where groups run settings of their own, the
     first of each, one after the other. ``fits`` and ``verdict`` are the rehearsal's where it
     contradicts the forecast.
 
+    Args:
+        plan: what is rehearsed.
+        keep: a folder for timelines, notes and log, of each group in one of its own where they
+            differ; by default they are removed.
+
     Raises:
         PackageError: LMDeploy or a C compiler is missing.
         UsageError: only the model's own checkpoint would do, and it is not on disk.
     """
     if not plan.by_group:
-        return _with_verdict(plan, _rehearsed(plan, 0))
-    rehearsed = {numbers: _rehearsed(plan, numbers[0]) for numbers in plan.unlike_groups()}
+        return _with_verdict(plan, _rehearsed(plan, 0, keep))
+    rehearsed = {
+        numbers: _rehearsed(plan, numbers[0], keep and keep / f"group-{numbers[0]}")
+        for numbers in plan.unlike_groups()
+    }
     ledgers = {ledger.index: ledger for one in rehearsed.values() for ledger in one.gpus}
     ends = {number: one.rehearsal for numbers, one in rehearsed.items() for number in numbers}
     # What tells of memory comes before a rehearsal that could not be held.
@@ -69,28 +151,10 @@ def rehearse_plan(plan: Plan) -> Plan:
     return _with_verdict(plan, whole)
 
 
-def _rehearsed(plan: Plan, group: int) -> Plan:
+def _rehearsed(plan: Plan, group: int, keep: Path | None = None) -> Plan:
     """One group's view of the plan, with what its engine did."""
     with ended_like_ctrl_c(), under_way("rehearsing on pretend GPUs"):
-        return _run(plan.of_group(group), group)
-
-
-def _run(plan: Plan, group: int) -> Plan:
-    if plan.engine.on_torch:
-        from turbofit.rehearse.torch.torch_planned import rehearse_pytorch_plan
-
-        return rehearse_pytorch_plan(plan, group)
-    with tempfile.TemporaryDirectory(prefix="turbofit-rehearsal-") as scratch:
-        # Chat templates are chosen by the folder's name, so the twin keeps the model's.
-        checkpoint = checkpoint_for(plan.model, Path(scratch) / plan.model.name)
-        document = rehearse(plan_spec(plan, checkpoint, group))
-    rehearsal = _rehearsal(document)
-    refused = unanswered(plan, document) if rehearsal.outcome == "served" else None
-    if refused is not None:
-        rehearsal = replace(rehearsal, outcome="failed", death=refused)
-    served = rehearsal.outcome == "served"
-    gpus = rehearsed_ledgers(plan, document, group) if served else plan.gpus
-    return replace(plan, gpus=gpus, rehearsal=rehearsal)
+        return rehearsed_group(plan.of_group(group), group, keep)
 
 
 def _with_verdict(plan: Plan, rehearsed: Plan) -> Plan:
@@ -173,28 +237,6 @@ def confirmed(plan: Plan) -> Plan:
         replace(gpu, ledger=tuple(based(term) for term in gpu.ledger)) for gpu in plan.gpus
     )
     return replace(plan, gpus=gpus)
-
-
-def _rehearsal(document: Mapping[str, Any]) -> Rehearsal:
-    """The contract's summary of the probe's document."""
-    return Rehearsal(
-        outcome=document["outcome"],
-        seconds=document["seconds"],
-        engine_version=document["engine_version"],
-        cases=tuple(
-            RehearsedCase(
-                name=case["name"],
-                peak=tuple(case["peak"]),
-                transient=tuple(card["live_peak"] for card in case["executor"]),
-                pinned=case["pinned"],
-            )
-            for case in document["cases"]
-        ),
-        cache=convert(document["cache"], RehearsedCache),
-        death=convert(document["death"], End | None),
-        not_known=tuple(document["not_known"]),
-        timeline=convert(document["timeline"], tuple[Moment, ...]),
-    )
 
 
 def _contradiction(plan: Plan, rehearsal: Rehearsal) -> str:

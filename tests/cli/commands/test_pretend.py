@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import select
 import shutil
 import signal
@@ -287,3 +288,18 @@ def test_a_terminal_is_the_commands_while_it_runs(program: Any) -> None:
             pass
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
     os.close(terminal)
+
+
+def test_the_example_of_the_map_runs(tmp_path: Path) -> None:
+    root = Path(__file__).parents[3]
+    (example,) = re.findall(
+        r"```sh\n(.*?)```", (root / "docs/pretend-map.md").read_text(), re.DOTALL
+    )
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-eu", "-c", example], cwd=tmp_path,
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(root)},
+        capture_output=True, text=True, timeout=HANG, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "11 GiB fit\n")
+    assert "last refused: 1.0 GiB (cudaMalloc)" in done.stderr

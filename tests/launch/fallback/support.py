@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from tests.support.checkpoints import make_qwen2_vl
 from tests.waiting import HANG, until
 from turbofit.core.model import AudioDims
 from turbofit.launch.engine.image import flat_png
-from turbofit.rehearse.checkpoint.dims import RehearsedModel, RehearsedText, Vision
-from turbofit.rehearse.checkpoint.header_only import write_model
+from turbofit.model.presets import preset_model
+from turbofit.rehearse.checkpoint.twin import twin_of, write_model
 
 __all__ = ["KEY", "NAME", "OMNI_MAP", "Served", "picture", "tiny_map", "tiny_omni", "tiny_qwen2_vl"]
 
@@ -64,9 +66,14 @@ def tiny_omni(folder: Path) -> Path:
     from transformers import AutoConfig, Qwen2_5OmniThinkerForConditionalGeneration
 
     audio = AudioDims(layers=1, hidden=32, heads=2, intermediate=64, mel_bins=16, positions=40)
-    vision = Vision("qwen2_5", hidden=32, layers=2, heads=2, inter=64, rms_norm=True, audio=audio)
-    text = RehearsedText("qwen2", 64, layers=2, heads=4, kv_heads=2, inter=128, vocab=512)
-    write_model(RehearsedModel("omni", text, vision), folder)
+    model = preset_model("qwen2.5-omni-3b")
+    assert model.vision is not None
+    vision = replace(model.vision, hidden=32, layers=2, heads=2, intermediate=64, audio=audio)
+    text = replace(
+        model.text, hidden=64, layers=2, heads=4, kv_heads=2, head_dim=16, intermediate=128,
+        vocab=512, tie_word_embeddings=False,
+    )  # fmt: skip
+    write_model(twin_of(replace(model, text=text, vision=vision)), folder)
     torch.manual_seed(0)
     config = AutoConfig.from_pretrained(str(folder)).thinker_config
     weights = Qwen2_5OmniThinkerForConditionalGeneration(config).state_dict()

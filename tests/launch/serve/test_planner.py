@@ -19,7 +19,7 @@ from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import Planner
 from turbofit.machine import source
 from turbofit.planning.request import PlanRequest
-from turbofit.rehearse import corrected
+from turbofit.rehearse import confirm
 
 REQUEST = PlanRequest(model="internvl2-1b", on="1xrtx3060")
 CACHE = RehearsedCache(free=(), region=(), object_size=None, slab_size=None, tokens=None)
@@ -43,7 +43,7 @@ def planner(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str], Plan | Exce
                 raise seen
             return seen
 
-        monkeypatch.setattr(corrected, "rehearsed", given)
+        monkeypatch.setattr(confirm, "rehearsed", given)
         return Planner(REQUEST, None, said.append, rehearse=True)
 
     return with_rehearsal

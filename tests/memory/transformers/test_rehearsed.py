@@ -26,18 +26,16 @@ pytestmark = [
 MIB = 1 << 20
 PROGRAM = """
 import json, sys
-from turbofit import api
-print(json.dumps(api.rehearse_torch(**json.loads(sys.argv[1]))))
+from turbofit.core.plan import Plan
+from turbofit.rehearse.planned import plan_document
+print(json.dumps(plan_document(Plan.from_json(sys.stdin.read()))))
 """
 
 
-def rehearsed(**asked):
+def rehearsed(plan):
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(asked)],
-        env={
-            **os.environ, "PYTHONPATH": f"{CUDA_PATH}:{ROOT}",
-            "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
-        },
+        [sys.executable, "-c", PROGRAM], input=plan.to_json(),
+        env={**os.environ, "PYTHONPATH": f"{CUDA_PATH}:{ROOT}"},
         capture_output=True, text=True, timeout=10 * HANG, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -56,19 +54,15 @@ def test_qwen2_vl_2b(on, more):
     plan = make_fallback_plan(request, Transformers(), "as asked")
     assert plan.fits
     assert ("cpu" in (plan.device_map or {}).values()) == ("used" in on)
-    # The longest prompt that a rehearsal sends is the model's own.
-    short = plan.settings.session_len < 32768
-    document = rehearsed(
-        model="qwen2-vl-2b", engine="transformers", on=on, max_pixels=1003520,
-        device_map=plan.device_map, dtype=plan.settings.dtype,
-    )  # fmt: skip
-    cases = [case for case in document["cases"] if not (short and case["name"] == "text_prefill")]
-    for place, gpu in enumerate(plan.gpus):
+    document = rehearsed(plan)
+    assert document["outcome"] == "served"
+    for phases, terms, gpu in zip(
+        (gpu["phases"] for gpu in document["gpus"]), document["terms"], plan.gpus, strict=True
+    ):
         outside = sum(t.bytes for t in gpu.ledger if t.phase in ("before", "context"))
         forecast = gpu.peak - outside
-        held = max(case["gpus"][place]["reserved_peak"] for case in cases)
-        assert held <= forecast, (gpu, cases)
-        if not short:
-            assert forecast <= 1.15 * held
+        held = max(phases[f"case {case['name']}"]["reserved_peak"] for case in document["cases"])
+        assert held <= forecast, (gpu, document["cases"])
+        assert forecast <= 1.15 * held
         weights = sum(t.bytes for t in gpu.ledger if t.phase == "weights")
-        assert document["gpus"][place]["weights"]["reserved"] <= weights
+        assert terms["weights"] <= phases["load"]["reserved"] <= weights

@@ -16,9 +16,8 @@ from turbofit.model.families.engines import engine_problem
 from turbofit.model.families.text import read_text
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint.header_only import write_header, write_model
-from turbofit.rehearse.checkpoint.tensors import tensors
-from turbofit.rehearse.checkpoint.twin import twin_of
+from turbofit.rehearse.checkpoint.header_only import write_header
+from turbofit.rehearse.checkpoint.twin import tensors, twin_of, write_model
 
 
 @pytest.mark.parametrize(

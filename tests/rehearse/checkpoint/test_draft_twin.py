@@ -12,10 +12,11 @@ from turbofit.core.draft import Draft
 from turbofit.model.draft_reader import read_draft
 from turbofit.model.folder import FolderFiles
 from turbofit.model.source import resolve_model
+from turbofit.pretend.scenario import Scenario
 from turbofit.rehearse.checkpoint.draft_twin import speculative_of
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
-from turbofit.rehearse.torch.torch_run import drafting_environment
-from turbofit.rehearse.torch.torch_spec import TorchSpec
+from turbofit.rehearse.engines import ADAPTERS
+from turbofit.rehearse.spec import Spec
 
 MODEL = resolve_model("llama-3.1-8b")
 
@@ -69,11 +70,7 @@ def test_layers_of_the_target_are_in_its_own_stand_in(tmp_path: Path) -> None:
 
 def test_only_drafting_finds_the_stand_in_for_flash_attention(tmp_path: Path) -> None:
     assert speculative_of(None, MODEL, tmp_path) == {}
-    first = [
-        drafting_environment(tmp_path, TorchSpec("pytorch", tmp_path, speculative=told))[
-            "PYTHONPATH"
-        ].split(":")[0]
-        for told in ({}, {"method": "eagle"})
-    ]
-    held = [(Path(one) / "flash_attn_interface.py").is_file() for one in first]
+    specs = [Spec(Scenario(()), tmp_path, speculative=told) for told in ({}, {"method": "eagle"})]
+    first = [ADAPTERS["pytorch"].path_of(spec)[-1] for spec in specs]
+    held = [(folder / "flash_attn_interface.py").is_file() for folder in first]
     assert held == [False, True]

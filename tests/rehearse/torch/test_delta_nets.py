@@ -13,7 +13,7 @@ import pytest
 
 from turbofit.core.errors import PackageError
 from turbofit.model.presets import preset_model
-from turbofit.rehearse.torch import delta_nets, torch_run
+from turbofit.rehearse.torch import delta_nets, packages
 from turbofit.rehearse.torch.delta_nets import most_chunks
 
 INSIDE = Path(delta_nets.__file__).parent / "torch_inside"
@@ -32,11 +32,11 @@ def test_no_prompts_make_more_chunks() -> None:
 
 
 def test_kernels_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_run.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(PackageError, match=r"Qwen3NextForCausalLM runs its kernels") as error:
-        torch_run.need_kernels(preset_model("qwen3-next-80b-a3b").text)
+        packages.need_kernels(preset_model("qwen3-next-80b-a3b").text)
     assert error.value.hint == "pip install flash-linear-attention"
-    torch_run.need_kernels(preset_model("qwen3-8b").text)
+    packages.need_kernels(preset_model("qwen3-8b").text)
 
 
 def test_every_module_asks_the_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,14 @@ import turbofit.api
 from turbofit.core.images import PatchRule, TileRule
 from turbofit.core.plan import Plan
 from turbofit.rehearse.mixes import Prompt
-from turbofit.rehearse.torch.torch_image_overlap import Pictures, ServerRoom, most_met, worst_mix
-from turbofit.rehearse.torch.torch_planned import planned_cases
-from turbofit.rehearse.torch.torch_worst import rehearsed_size
+from turbofit.rehearse.torch.torch_image_overlap import (
+    Pictures,
+    ServerRoom,
+    most_met,
+    rehearsed_size,
+    worst_cases,
+    worst_mix,
+)
 
 TILES = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)
 PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056)
@@ -75,13 +80,13 @@ def test_no_request_has_more_units_than_it_may() -> None:
     assert all(sum(request) <= 20 for request in units(pictures, ServerRoom(8, 8192)))
 
 
-def sent(plan: Plan) -> tuple[list[list[int]], set[int]]:
-    """Units of the images of each request of a plan's mix, and their shades."""
+def sent(plan: Plan) -> tuple[list[list[int]], set[int | None]]:
+    """Units of the images of each request of a plan's mix, and their numbers."""
     rule = plan.model.image_rule
     assert rule is not None
-    (case,) = (case for case in planned_cases(plan) if case.name == "vision_forward")
-    found = [[rule.units(*size) for size in request.images] for request in case.requests]
-    return found, {request.shade for request in case.requests}
+    (case,) = (case for case in worst_cases(plan) if case.name == "vision_forward")
+    found = [[rule.units(*size) for size in request.sizes] for request in case.requests]
+    return found, {request.images for request in case.requests}
 
 
 @pytest.mark.parametrize(
@@ -129,4 +134,4 @@ def test_a_prefix_cache_is_sent_pictures_that_it_has_not_seen() -> None:
     plan = turbofit.api.plan("internvl2-1b", on="1xrtx3060", engine="pytorch", **options)
     found, shades = sent(plan)
     assert len(shades) == len(found) == 6
-    assert 0 not in shades  # which vision_request sent before
+    assert None not in shades  # which vision_request sent before

@@ -10,10 +10,9 @@ import turbofit.api
 from tests.rehearse.conftest import Rehearse, forward_pool
 from turbofit.core.plan import Plan
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
-from turbofit.rehearse.turbomind.image_overlap import Prompt, most_met, queue
-from turbofit.rehearse.turbomind.planned import plan_spec
-from turbofit.rehearse.turbomind.probe import rehearse
-from turbofit.rehearse.turbomind.worst import worst_cases
+from turbofit.rehearse.document import rehearse
+from turbofit.rehearse.planned import plan_spec
+from turbofit.rehearse.turbomind.image_overlap import Prompt, most_met, queue, worst_cases
 
 
 def prompts(lengths: list[tuple[int, int, int]]) -> list[Prompt]:

@@ -78,16 +78,10 @@ def pretend_machine(plan: Plan, group: int, faults: PretendFaults | None = None)
         faults: what goes wrong on it.
     """
     from dataclasses import replace as changed
-    from pathlib import Path
 
-    if plan.engine.on_torch:
-        from turbofit.rehearse.torch.torch_planned import planned_scenario
+    from turbofit.rehearse.planned import charged
 
-        machine = planned_scenario(plan, group)
-    else:
-        from turbofit.rehearse.turbomind.planned import plan_spec
-
-        machine = plan_spec(plan, Path(), group).machine
+    machine = charged(plan, group)
     if faults is None:
         return machine
     gpus = tuple(changed(gpu, late=gpu.late + faults.taken) for gpu in machine.gpus)
@@ -131,7 +125,7 @@ def pretend_death(plan: Plan, group: int, timeline: Path) -> End | None:
         where=death["where"],
         asked=death["asked"],
         left=death["left"],
-        missing=death["short"],
+        missing=death["missing"],
         simulated=death.get("simulated"),
     )
 
@@ -164,14 +158,12 @@ class PretendReader:
             from turbofit.launch.engine.pretended_torch import torch_seen
 
             return torch_seen(group, machine, self.timeline)
-        from turbofit.rehearse.ledger_terms import executor_pool
-
         ledger = self.ledger()
         if ledger is None:
             return ()
         seen = []
         for place, index in enumerate(group):
-            card, pool = ledger.cards[place], executor_pool(ledger, place)
+            card, pool = ledger.cards[place], ledger.executor_pool(place)
             most = max(pool.live_peak.values(), default=0) if pool else 0
             others = machine.gpus[place].used + machine.gpus[place].late
             seen.append(
@@ -200,8 +192,7 @@ class PretendReader:
         from turbofit.pretend.symbols import Symbols
         from turbofit.pretend.timeline import TimelineReader
         from turbofit.rehearse.installed import engine_library
-        from turbofit.rehearse.turbomind.ledger import Ledger
-        from turbofit.rehearse.turbomind.sites import CallSites
+        from turbofit.rehearse.turbomind.ledger import CallSites, Ledger
 
         sites = CallSites(Symbols(engine_library()).name)
         ledger = Ledger(len(self._machine.gpus), sites, self._machine.pool_step)

@@ -138,7 +138,7 @@ class Planner:
             plan = self._best(request)
         if not self._rehearse or not plan.fits:
             return plan
-        from turbofit.rehearse.corrected import rehearsed
+        from turbofit.rehearse.confirm import rehearsed
 
         self._say("rehearsing: LMDeploy's own engine on pretend GPUs, some seconds")
         try:

@@ -9,7 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define BUCKETS 16384
+#define BUCKETS_BITS 16
+#define BUCKETS (1 << BUCKETS_BITS)
 #define SMALL_COPY (1 * MIB)
 
 struct block {
@@ -96,7 +97,9 @@ int hold(int device, int kind, int pool, size_t asked, size_t before, size_t wan
 
 static struct block **slot_of(const void *address)
 {
-    struct block **p = &table[((size_t)address >> 9) % BUCKETS];
+    /* Large addresses are multiples of 2 MiB: of a product the high bits hang on all of them. */
+    uint64_t spread = ((uint64_t)(size_t)address >> 9) * 0x9E3779B97F4A7C15u;
+    struct block **p = &table[spread >> (64 - BUCKETS_BITS)];
     while (*p && (*p)->address != address)
         p = &(*p)->next;
     return p;

@@ -1,6 +1,8 @@
 /* Addresses: a reserved range for each device and one for page-locked host memory, backed by
  * nothing until they are touched. First fit, so that two runs get the same ones; large addresses
- * are aligned to BIG plus the scenario's skew. */
+ * are aligned to BIG plus the scenario's skew. What was given back lies in a search tree by address,
+ * balanced by orders drawn at random, whose nodes know the largest hole below: an engine that loads
+ * many experts leaves thousands of holes too small for the next tensor. */
 #define _GNU_SOURCE
 #include "state.h"
 
@@ -14,8 +16,9 @@
 
 struct hole {
     char *address;
-    size_t span;
-    struct hole *next;
+    size_t span, largest; /* its own, and of all below it */
+    unsigned order;       /* above those of all below it */
+    struct hole *low, *high;
 };
 
 static char *range;
@@ -44,32 +47,104 @@ int address_area(const void *address)
     return p < range || p >= range + AREAS * SPAN ? -1 : (int)(address_offset(p) / SPAN);
 }
 
+/* ------------------------------------------------------------------ holes */
+
+static size_t largest(const struct hole *h) { return h ? h->largest : 0; }
+
+static void measure(struct hole *h)
+{
+    h->largest = h->span;
+    if (largest(h->low) > h->largest)
+        h->largest = largest(h->low);
+    if (largest(h->high) > h->largest)
+        h->largest = largest(h->high);
+}
+
+static void split(struct hole *h, const char *at, struct hole **low, struct hole **high)
+{
+    if (!h) {
+        *low = *high = NULL;
+        return;
+    }
+    if (h->address < at) {
+        *low = h;
+        split(h->high, at, &h->high, high);
+    } else {
+        *high = h;
+        split(h->low, at, low, &h->low);
+    }
+    measure(h);
+}
+
+static struct hole *join(struct hole *low, struct hole *high)
+{
+    if (!low || !high)
+        return low ? low : high;
+    struct hole *top = low->order > high->order ? low : high;
+    if (top == low)
+        low->high = join(low->high, high);
+    else
+        high->low = join(low, high->low);
+    measure(top);
+    return top;
+}
+
+static void add_hole(int area, char *address, size_t span)
+{
+    static unsigned order = 1;
+    struct hole *low, *high, *h = span ? malloc(sizeof *h) : NULL;
+    if (!h)
+        return;
+    order = order * 1664525u + 1013904223u; /* the same in each run */
+    *h = (struct hole){address, span, span, order, NULL, NULL};
+    split(holes[area], address, &low, &high);
+    holes[area] = join(join(low, h), high);
+}
+
+static size_t remove_hole(int area, const char *address) /* its span; 0: none begins there */
+{
+    struct hole *low, *high, *h;
+    split(holes[area], address, &low, &high);
+    split(high, address + 1, &h, &high);
+    holes[area] = join(low, high);
+    size_t span = h ? h->span : 0;
+    free(h);
+    return span;
+}
+
+static char *aligned(const char *address, size_t align, size_t shift)
+{
+    return (char *)round_up((size_t)address - shift, align) + shift;
+}
+
+static struct hole *first_fit(struct hole *h, size_t span, size_t align, size_t shift)
+{
+    if (largest(h) < span)
+        return NULL;
+    struct hole *lower = first_fit(h->low, span, align, shift);
+    if (lower)
+        return lower;
+    if (aligned(h->address, align, shift) + span <= h->address + h->span)
+        return h;
+    return first_fit(h->high, span, align, shift);
+}
+
+/* -------------------------------------------------------------- addresses */
+
 char *take_address(int area, size_t size, size_t *span)
 {
     size_t align = size >= BIG ? BIG : size >= MIB ? 2 * MIB : 512;
     size_t shift = size >= BIG ? machine.skew % BIG : 0;
     *span = round_up(size ? size : 1, size >= MIB ? 2 * MIB : 512);
-    for (struct hole **p = &holes[area]; *p; p = &(*p)->next) {
-        struct hole *h = *p;
-        char *at = (char *)round_up((size_t)h->address - shift, align) + shift;
-        if (at + *span > h->address + h->span)
-            continue;
-        size_t before = (size_t)(at - h->address), after = h->span - before - *span;
-        if (after) {
-            struct hole *rest = malloc(sizeof *rest);
-            if (!rest)
-                return NULL;
-            *rest = (struct hole){at + *span, after, h->next};
-            h->next = rest;
-        }
-        h->span = before;
-        if (!before) {
-            *p = h->next;
-            free(h);
-        }
+    struct hole *h = first_fit(holes[area], *span, align, shift);
+    if (h) {
+        char *begin = h->address, *at = aligned(begin, align, shift);
+        char *end = begin + remove_hole(area, begin);
+        add_hole(area, begin, (size_t)(at - begin));
+        add_hole(area, at + *span, (size_t)(end - at) - *span);
         return at;
     }
-    char *at = (char *)round_up((size_t)top[area] - shift, align) + shift;
+    char *at = aligned(top[area], align, shift);
     char *end = at + *span, *open = (char *)round_up((size_t)end, 2 * MIB);
     char *from = (char *)((size_t)top[area] / (4 * KIB) * (4 * KIB));
     if (open > range + (size_t)(area + 1) * SPAN ||
@@ -83,31 +158,19 @@ char *take_address(int area, size_t size, size_t *span)
 
 void give_address(int area, char *address, size_t span)
 {
-    struct hole **p = &holes[area], *last = NULL;
+    struct hole *before = NULL;
     if (span >= 64 * KIB) { /* the RAM behind it, and a clean sheet for whoever is next */
         char *from = (char *)round_up((size_t)address, 4 * KIB);
         char *to = (char *)((size_t)(address + span) / (4 * KIB) * (4 * KIB));
         madvise(from, (size_t)(to - from), MADV_DONTNEED);
     }
-    while (*p && (*p)->address < address) {
-        last = *p;
-        p = &(*p)->next;
+    for (struct hole *h = holes[area]; h; h = h->address < address ? h->high : h->low)
+        if (h->address < address)
+            before = h;
+    if (before && before->address + before->span == address) {
+        address = before->address;
+        span += remove_hole(area, address);
     }
-    if (last && last->address + last->span == address) {
-        last->span += span;
-    } else {
-        struct hole *h = malloc(sizeof *h);
-        if (!h)
-            return;
-        *h = (struct hole){address, span, *p};
-        *p = h;
-        last = h;
-    }
-    struct hole *next = last->next;
-    if (next && last->address + last->span == next->address) {
-        last->span += next->span;
-        last->next = next->next;
-        free(next);
-    }
+    span += remove_hole(area, address + span);
+    add_hole(area, address, span);
 }
-

@@ -1,5 +1,5 @@
 /* Stand-in for libcublas: handles without memory, products that are not computed. What is not here
- * and returns nothing but a status is generated (../stubs.py). */
+ * and returns nothing but a status is generated (../build.py). */
 #include "account.h"
 
 #include <stdlib.h>

@@ -15,12 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from turbofit.rehearse.checkpoint.dims import RehearsedModel
 from turbofit.rehearse.checkpoint.linears import Entry
-from turbofit.rehearse.checkpoint.model_config import config_of
-from turbofit.rehearse.checkpoint.preprocessor import preprocessor_of
-from turbofit.rehearse.checkpoint.tensors import tensors
-from turbofit.rehearse.checkpoint.tokenizer import write_tokenizer
 
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "U8": 1, "F8_E4M3": 1}
 _SHARD = 8 << 30
@@ -63,29 +58,7 @@ def write_header(
     return at
 
 
-def write_model(model: RehearsedModel, folder: Path) -> Path:
-    """Writes a header-only checkpoint of a model's dimensions; returns the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = json.dumps(config_of(model), indent=1)
-    (folder / "config.json").write_text(config, encoding="utf-8")
-    if model.vision is not None:
-        (folder / "preprocessor_config.json").write_text(
-            json.dumps(preprocessor_of(model), indent=1), encoding="utf-8"
-        )
-    if model.vision is not None and model.vision.kind == "internvit_hf":
-        processor = {"image_seq_length": 256, "processor_class": "InternVLProcessor"}
-        (folder / "processor_config.json").write_text(json.dumps(processor), encoding="utf-8")
-    if model.vision is not None and model.vision.kind == "qwen3" and model.vision.audio is None:
-        video = preprocessor_of(model) | {"video_processor_type": "Qwen3VLVideoProcessor"}
-        video.pop("image_processor_type")
-        text = json.dumps(video, indent=1)
-        (folder / "video_preprocessor_config.json").write_text(text, encoding="utf-8")
-    _write_weights(tensors(model), folder)
-    write_tokenizer(model, folder)
-    return folder
-
-
-def _write_weights(entries: Iterable[Entry], folder: Path) -> None:
+def write_weights(entries: Iterable[Entry], folder: Path) -> None:
     """Writes one file, or several and an index: Linux maps none that is larger than its memory."""
     shards: list[list[Entry]] = []
     room = 0

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-__all__ = ["LINEARS", "MX_GROUP", "Entry", "dense", "norm"]
+__all__ = ["LINEARS", "PACKINGS", "Entry", "dense", "norm", "stacked"]
 
 #: Name, safetensors type and shape.
 Entry = tuple[str, str, tuple[int, ...]]
 _GROUP = 128
 #: Weights that share an exponent in mxfp4, and a scale in compressed-tensors.
-MX_GROUP = 32
+_MX_GROUP = 32
 
 
 def dense(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
@@ -41,7 +42,7 @@ def _int4(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Ite
         yield from dense(name, outs, ins, dtype, bias)
         return
     yield f"{name}.weight_packed", "I32", (outs, ins // 8)
-    yield f"{name}.weight_scale", dtype, (outs, ins // MX_GROUP)
+    yield f"{name}.weight_scale", dtype, (outs, ins // _MX_GROUP)
     yield f"{name}.weight_shape", "I32", (2,)
 
 
@@ -56,3 +57,43 @@ def norm(name: str, size: int, dtype: str, bias: bool = False) -> Iterator[Entry
     yield f"{name}.weight", dtype, (size,)
     if bias:
         yield f"{name}.bias", dtype, (size,)
+
+
+def stacked(name: str, shape: tuple[int, ...], dtype: str, packing: str) -> Iterator[Entry]:
+    """All experts of a layer in one tensor, with biases: experts, outputs, inputs (gpt-oss)."""
+    experts, outs, ins = shape
+    if packing == "mxfp4":
+        groups = ins // _MX_GROUP
+        yield f"{name}_blocks", "U8", (experts, outs, groups, _MX_GROUP // 2)
+        yield f"{name}_scales", "U8", (experts, outs, groups)
+    else:
+        yield name, dtype, (experts, ins, outs)
+    yield f"{name}_bias", dtype, (experts, outs)
+
+
+#: What a config says of each way of packing.
+PACKINGS: dict[str, dict[str, Any]] = {
+    "awq": {
+        "quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True,
+    },
+    "fp8": {
+        "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
+        "weight_block_size": [128, 128],
+    },
+    "mxfp4": {"quant_method": "mxfp4"},
+    "compressed-tensors": {
+        "quant_method": "compressed-tensors", "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": [
+            "lm_head", "re:.*self_attn.*", "re:.*shared_experts.*",
+            "re:.*mlp\\.(gate|up|gate_up|down)_proj.*",
+        ],
+        "config_groups": {"group_0": {
+            "targets": ["Linear"], "input_activations": None, "output_activations": None,
+            "weights": {
+                "num_bits": 4, "group_size": 32, "strategy": "group", "symmetric": True,
+                "dynamic": False, "type": "int",
+            },
+        }},
+    },
+}  # fmt: skip

@@ -11,8 +11,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from msgspec import field
+
 from turbofit.core.json_types import JsonObject
-from turbofit.rehearse.checkpoint.dims import RehearsedModel
+from turbofit.core.struct import Struct
+
+
+class Tokenizer(Struct, forbid_unknown_fields=True):
+    """What kinds differ in: class, what stands for an image in a prompt, special tokens.
+
+    ``special`` are ids beside those that all have.
+    """
+
+    class_: str = field(name="class", default="PreTrainedTokenizerFast")
+    image: str = "<IMG_CONTEXT>"
+    extra_special_tokens: dict[str, str] = field(default_factory=dict)
+    special: dict[str, int] = field(default_factory=dict)
+
 
 # Ids of Qwen2's published tokenizer; InternVL's on top of it (their tokenizer_config.json).
 _QWEN2 = {
@@ -26,20 +41,6 @@ _QWEN2 = {
     "<|video_pad|>": 151656,
 }
 _INTERNVL = {"<img>": 151665, "</img>": 151666, "<IMG_CONTEXT>": 151667}
-#: Qwen3-Omni's, and what its processor calls them.
-_OMNI = {"<|audio_start|>": 151669, "<|audio_end|>": 151670, "<|audio_pad|>": 151675}
-_OMNI_ROLES = {
-    "image_token": "<|image_pad|>",
-    "video_token": "<|video_pad|>",
-    "audio_token": "<|audio_pad|>",
-    "vision_bos_token": "<|vision_start|>",
-    "vision_eos_token": "<|vision_end|>",
-    "audio_bos_token": "<|audio_start|>",
-    "audio_eos_token": "<|audio_end|>",
-}
-#: Kimi-K2.5's of images; ids are free.
-_KIMI = ("<|media_begin|>", "<|media_content|>", "<|media_pad|>", "<|media_end|>")
-_KIMI_IMAGE = "<|media_begin|>image<|media_content|><|media_pad|><|media_end|>"
 #: ChatML; content is text, or parts of which an image or video becomes the family's own marker.
 _CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
@@ -50,24 +51,22 @@ _CHATML = (
     "{{ p['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-_QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
-_INTERNVL_IMAGE = "<IMG_CONTEXT>"
 
 
-def special_tokens(model: RehearsedModel) -> dict[str, int]:
-    """Special tokens and their ids: the published ones where they fit into the vocabulary."""
-    known = _QWEN2 | _INTERNVL
-    if model.vision is not None and model.vision.audio is not None:
-        known |= _OMNI
-    if model.vision is not None and model.vision.kind == "moonvit":
-        known |= {name: 151700 + i for i, name in enumerate(_KIMI)}
-    names = [*known]
-    if model.text.vocab > max(known.values()):
+def special_tokens(vocab: int, kind: Tokenizer | None = None) -> dict[str, int]:
+    """Special tokens and their ids: the published ones where they fit into the vocabulary.
+
+    Args:
+        vocab: how many tokens the model knows.
+        kind: of a model that takes images; None of one that takes text alone.
+    """
+    known = _QWEN2 | _INTERNVL | (kind.special if kind is not None else {})
+    if vocab > max(known.values()):
         return known
-    if model.text.vocab > max(_QWEN2.values()) and model.vision is None:
+    if vocab > max(_QWEN2.values()) and kind is None:
         return _QWEN2
-    first = model.text.vocab - len(names)
-    return {name: first + i for i, name in enumerate(names)}
+    first = vocab - len(known)
+    return {name: first + i for i, name in enumerate(known)}
 
 
 def byte_alphabet() -> list[str]:
@@ -121,31 +120,30 @@ def _added(token: str, number: int) -> dict[str, Any]:
     }
 
 
-def write_tokenizer(model: RehearsedModel, folder: Path) -> None:
-    """Writes ``tokenizer.json`` and ``tokenizer_config.json`` for a model."""
-    special = special_tokens(model)
-    vocab = {character: i for i, character in enumerate(byte_alphabet())} | special
+def write_tokenizer(
+    folder: Path, special: Mapping[str, int], positions: int, kind: Tokenizer | None = None
+) -> None:
+    """Writes ``tokenizer.json`` and ``tokenizer_config.json``.
+
+    Args:
+        folder: where.
+        special: ids of special tokens, see ``special_tokens``.
+        positions: tokens of a prompt at most.
+        kind: of a model that takes images.
+    """
+    kind = kind or Tokenizer()
+    vocab = {character: i for i, character in enumerate(byte_alphabet())} | dict(special)
     data = byte_level(vocab, special)
-    kind = model.vision.kind if model.vision is not None else ""
-    qwen = kind.startswith("qwen")
-    image = _QWEN_IMAGE if qwen else _KIMI_IMAGE if kind == "moonvit" else _INTERNVL_IMAGE
     config: dict[str, Any] = {
-        "tokenizer_class": "Qwen2Tokenizer" if qwen else "PreTrainedTokenizerFast",
+        "tokenizer_class": kind.class_,
         "bos_token": None,
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",
-        "model_max_length": model.text.positions,
+        "model_max_length": positions,
         "clean_up_tokenization_spaces": False,
-        "chat_template": _CHATML.replace("IMAGE", image),
+        "chat_template": _CHATML.replace("IMAGE", kind.image),
     }
-    if model.vision is not None and model.vision.kind == "internvit_hf":
-        config["extra_special_tokens"] = {
-            "context_image_token": "<IMG_CONTEXT>",
-            "start_image_token": "<img>",
-            "end_image_token": "</img>",
-            "video_token": "<|video_pad|>",
-        }
-    if model.vision is not None and model.vision.audio is not None:
-        config["extra_special_tokens"] = _OMNI_ROLES
+    if kind.extra_special_tokens:
+        config["extra_special_tokens"] = kind.extra_special_tokens
     (folder / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -5,174 +5,185 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from turbofit.core.draft import Draft
 from turbofit.core.errors import UsageError
-from turbofit.core.model import Model, TextDims, VisionDims
+from turbofit.core.json_types import JsonObject
+from turbofit.core.model import Model
 from turbofit.memory.engines import LMDEPLOY, engine_named
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import find_preset, nearest_names, preset_model
-from turbofit.rehearse.checkpoint import dims
-from turbofit.rehearse.checkpoint.header_only import write_model
+from turbofit.rehearse.checkpoint.header_only import write_weights
+from turbofit.rehearse.checkpoint.kinds import (
+    Kind,
+    Values,
+    config_from,
+    find_kind,
+    kinds,
+    merged,
+    rows_of,
+    values_of,
+)
+from turbofit.rehearse.checkpoint.linears import PACKINGS, Entry
+from turbofit.rehearse.checkpoint.tokenizer import Tokenizer, special_tokens, write_tokenizer
 
-_DECODERS = {
-    "InternLM2ForCausalLM": "internlm2",
-    "LlamaForCausalLM": "llama",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-    "MixtralForCausalLM": "mixtral",
-    "Qwen3MoeForCausalLM": "qwen3_moe",
-    "DeepseekV2ForCausalLM": "deepseek_v2",
-    "DeepseekV3ForCausalLM": "deepseek_v3",
-    "KimiK2ForCausalLM": "kimi_k2",
-    "Glm4MoeLiteForCausalLM": "glm4_moe_lite",
-    "GptOssForCausalLM": "gpt_oss",
-    "Glm4MoeForCausalLM": "glm4_moe",
-    "Qwen3_5ForCausalLM": "qwen3_5",
-    "Qwen3_5MoeForCausalLM": "qwen3_5_moe",
-    "Qwen3NextForCausalLM": "qwen3_next",
-    "PhiMoEForCausalLM": "phimoe",
-    "DeepseekForCausalLM": "deepseek",
-    "MiniCPM3ForCausalLM": "minicpm3",
-}
+__all__ = [
+    "Twin", "carries_limit", "checkpoint_for", "config_of", "tensors", "twin_of",
+    "write_checkpoint", "write_model",
+]  # fmt: skip
+
 #: LMDeploy pytorch/nn/gated_delta.py and pytorch/kernels/cuda/gated_delta_rule.py.
-_DELTA_NETS = (
+_DELTA_NETS: Final = (
     "its gated delta nets run kernels of fla and TileLang under torch, which are compiled and tuned"
     " on the card"
 )
 #: Why there is none, where LMDeploy runs the family. Of Llama 4 even Scout is 202 GiB of weights;
 #: each rank loads a layer's experts as one tensor, 16 x 5120 x 16384 values of 16 bits.
-_WHY_NONE = {
+_WHY_NONE: Final = {
     "Llama4ForCausalLM": (
         "each of at least four processes would load 2.5 GiB of experts at once, more host memory"
         " than a rehearsal may take"
     ),
 }
 #: Ways of packing for which tensors are written: method, and size of a group.
-_PACKED = {("awq", 128), ("fp8", 128), ("mxfp4", 32), ("compressed-tensors", 32)}
-_INTERN_S1 = "InternS1ForConditionalGeneration"
-_INTERN_S2 = "InternS2PreviewForConditionalGeneration"
-_TOWERS = {
-    "internvit": "internvit",
-    "qwen2vit": "qwen2",
-    "qwen2_5vit": "qwen2_5",
-    "qwen3vit": "qwen3",
-    "moonvit": "moonvit",
-}
+_PACKED: Final = {("awq", 128), ("fp8", 128), ("mxfp4", 32), ("compressed-tensors", 32)}
 
 
-def _text(text: TextDims) -> dims.RehearsedText:
-    if text.architecture not in _DECODERS:
-        why = _WHY_NONE.get(text.architecture)
-        raise UsageError(
-            f"no stand-in checkpoint is made for {text.architecture}" + (f": {why}" if why else ""),
-            hint="give the folder of its checkpoint; stand-ins are made for "
-            + ", ".join(_DECODERS),
-        )
-    moe = text.moe
-    return dims.RehearsedText(
-        arch=_DECODERS[text.architecture],
-        hidden=text.hidden,
-        layers=text.layers,
-        heads=text.heads,
-        kv_heads=text.kv_heads,
-        inter=text.intermediate,
-        vocab=text.vocab,
-        head_dim=text.head_dim,
-        tied=text.tie_word_embeddings,
-        positions=text.max_position_embeddings,
-        qk_norm=text.qk_norm,
-        experts=dims.RehearsedExperts(
-            count=moe.experts,
-            per_token=moe.experts_per_token,
-            inter=moe.intermediate,
-            dense=text.layers - moe.layers,
-            shared=moe.shared_intermediate,
-            correction=moe.correction,
-        )
-        if moe
-        else None,
-        mla=text.mla,
-        delta=_delta(text),
-        fourier=text.fourier,
-        norm_bias=text.norm_bias,
-        head_bias=text.head_bias,
-    )
+@dataclass(frozen=True)
+class Twin:
+    """What a header-only checkpoint is written from.
+
+    Attributes:
+        model: its dims.
+        decoder: the kind of its decoder.
+        whole: the kind of the model around the decoder; None: the decoder is all.
+        packing: awq (4 bits, groups of 128), fp8 (blocks of 128 x 128), mxfp4 (the experts of
+            gpt-oss alone), compressed-tensors (4 bits, groups of 32, experts alone), or empty.
+        drafting: layers behind the others that draft further tokens (GLM's and DeepSeek's MTP).
+    """
+
+    model: Model
+    decoder: Kind
+    whole: Kind | None = None
+    packing: str = ""
+    drafting: int = 0
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What is the kind's own of it; None where the decoder is all."""
+        return None if self.whole is None else self.whole.tokenizer
+
+    @property
+    def ids(self) -> dict[str, int]:
+        """Special tokens and their ids."""
+        return special_tokens(self.model.text.vocab, self.tokenizer)
+
+    @property
+    def values(self) -> Values:
+        """What expressions of its kinds may name."""
+        values = values_of(self.model, self.packing, self.drafting, self.ids)
+        return {**values, **(self.whole.names if self.whole else {}), **self.decoder.names}
 
 
-def _delta(text: TextDims) -> dims.RehearsedDelta | None:
-    delta = text.delta
-    if delta is None:
-        return None
-    return dims.RehearsedDelta(
-        interval=text.layers // text.attention_layers,
-        key_heads=delta.key_heads,
-        value_heads=delta.value_heads,
-        key_dim=delta.key_dim,
-        value_dim=delta.value_dim,
-        kernel=delta.kernel,
-    )
-
-
-def _vision(vision: VisionDims, architecture: str) -> dims.Vision:
-    hub = architecture in {"InternVLForConditionalGeneration", _INTERN_S1}
-    if vision.kind not in _TOWERS:
-        raise UsageError(
-            f"no stand-in checkpoint is made for a vision tower of {architecture}",
-            hint="give the folder of its checkpoint",
-        )
-    return dims.Vision(
-        kind="internvit_hf" if hub else _TOWERS[vision.kind],
-        hidden=vision.hidden,
-        layers=vision.layers,
-        heads=vision.heads,
-        inter=vision.intermediate,
-        qk_norm=vision.qk_norm,
-        qkv_bias=vision.qkv_bias,
-        rms_norm=vision.norm == "rms_norm",
-        patch=vision.patch_size,
-        image=vision.image_size or 448,
-        deepstack=vision.deepstack,
-        audio=vision.audio,
-    )
-
-
-def carries_limit(model: Model) -> bool:
-    """Whether a stand-in checkpoint is written with the limit of the model's image rule."""
-    return model.vision is not None and model.vision.kind in ("internvit", "moonvit")
-
-
-def twin_of(model: Model) -> dims.RehearsedModel:
-    """The dimensions from which a header-only checkpoint is written.
+def twin_of(model: Model) -> Twin:
+    """The twin of a model.
 
     Raises:
         UsageError: no twin can stand for such a model: its own checkpoint is needed.
     """
-    quantization = model.quantization
+    quantization, text = model.quantization, model.text
     packing = (quantization.method, quantization.group_size) if quantization else None
-    dense = quantization is not None and not quantization.of_experts
-    unmade = dense and (model.text.mla is not None or packing == ("compressed-tensors", 32))
+    every = quantization is not None and not quantization.of_experts
+    unmade = every and (text.mla is not None or packing == ("compressed-tensors", 32))
     if quantization and (packing not in _PACKED or unmade):
         raise UsageError(
             f"no stand-in checkpoint is made for {quantization.method} weights",
             hint="give the folder of its checkpoint",
         )
-    rule = model.image_rule
-    limit = rule.checkpoint_limit if rule and carries_limit(model) else None
-    return dims.RehearsedModel(
-        name=model.name,
-        text=_text(model.text),
-        vision=_vision(model.vision, model.architecture) if model.vision else None,
-        packing=quantization.method if quantization else "",
-        dtype="float16" if model.dtype == "float16" else "bfloat16",
-        max_tiles=limit or 12,
-        max_patches=(limit or 0) // rule.unit_side**2 if rule else 0,
-        intern_s1=model.architecture == _INTERN_S1,
-        architecture=model.architecture if model.architecture == _INTERN_S2 else "",
-    )
+    decoder = find_kind(text.architecture)
+    if decoder is None or decoder.decoder is not None:
+        why = _WHY_NONE.get(text.architecture)
+        known = (name for name, kind in kinds().items() if kind.decoder is None and "For" in name)
+        raise UsageError(
+            f"no stand-in checkpoint is made for {text.architecture}" + (f": {why}" if why else ""),
+            hint=f"give the folder of its checkpoint; stand-ins are made for {', '.join(known)}",
+        )
+    whole = find_kind(model.architecture) if model.vision is not None else None
+    if model.vision is not None and (whole is None or whole.decoder is None):
+        raise UsageError(
+            f"no stand-in checkpoint is made for a vision tower of {model.architecture}",
+            hint="give the folder of its checkpoint",
+        )
+    return Twin(model, decoder, whole, quantization.method if quantization else "")
+
+
+def config_of(twin: Twin) -> JsonObject:
+    """The ``config.json`` of a twin."""
+    template, quantized, whole = twin.decoder.config, "", twin.whole
+    if whole is not None and whole.decoder is not None:
+        template = merged(_nested(whole.decoder.config, template), whole.config)
+        quantized = whole.decoder.quantized
+    packing = {"quantization_config": dict(PACKINGS[twin.packing])} if twin.packing else {}
+    made: JsonObject = config_from(merged(_nested(quantized, packing), template), twin.values)
+    if not twin.packing:
+        made.pop("quantization_config", None)
+    return made
+
+
+def _nested(path: str, data: JsonObject) -> JsonObject:
+    """A mapping under keys that are joined by dots."""
+    for key in reversed(path.split(".") if path else []):
+        data = {key: data}
+    return data
+
+
+def tensors(twin: Twin) -> Iterator[Entry]:
+    """Yields name, safetensors type and shape of every tensor of a twin."""
+    values, decoder, whole = twin.values, twin.decoder, twin.whole
+    if whole is None or whole.decoder is None:
+        yield from rows_of(decoder.rows, decoder.parts, values, twin.packing)
+        return
+    parts, place = decoder.parts | whole.decoder_parts, whole.decoder
+    for name, dtype, shape in rows_of(decoder.rows, parts, values, twin.packing):
+        inside = name.startswith("model.")
+        full = f"{place.model}{name.removeprefix('model.')}" if inside else f"{place.head}{name}"
+        yield full, dtype, shape
+    yield from rows_of(whole.decoder_rows, {}, values, twin.packing)
+    for rows in (whole.rows, whole.more_rows):
+        for name, dtype, shape in rows_of(rows, whole.parts, values, twin.packing):
+            yield f"{whole.at}{name}", dtype, shape
+
+
+def write_model(twin: Twin, folder: Path) -> Path:
+    """Writes a twin's folder, which takes a few blocks of the disk; returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {"config.json": config_of(twin)}
+    if twin.whole is not None:
+        preprocessor = config_from(twin.whole.preprocessor, twin.values)
+        files |= {"preprocessor_config.json": preprocessor}
+        if twin.whole.processor:
+            files["processor_config.json"] = twin.whole.processor
+        if twin.whole.video_processor:
+            video = {k: v for k, v in preprocessor.items() if k != "image_processor_type"}
+            video["video_processor_type"] = twin.whole.video_processor
+            files["video_preprocessor_config.json"] = video
+    for name, data in files.items():
+        (folder / name).write_text(json.dumps(data, indent=1), encoding="utf-8")
+    write_weights(tensors(twin), folder)
+    positions = twin.model.text.max_position_embeddings
+    write_tokenizer(folder, twin.ids, positions, twin.tokenizer)
+    return folder
+
+
+def carries_limit(model: Model) -> bool:
+    """Whether a stand-in checkpoint is written with the limit of the model's image rule."""
+    return model.vision is not None and model.vision.kind in ("internvit", "moonvit")
 
 
 def checkpoint_for(
@@ -199,7 +210,7 @@ def checkpoint_for(
         )
     twin = twin_of(model)
     if draft is not None and not draft.has_checkpoint:
-        twin = replace(twin, text=replace(twin.text, drafting=draft.text.layers))
+        twin = replace(twin, drafting=draft.text.layers)
     return write_model(twin, folder)
 
 

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from turbofit.core.errors import UsageError
-from turbofit.rehearse.torch.torch_notes import NotesReport
-from turbofit.rehearse.torch.torch_spec import LONGEST, TorchCase, TorchRequest, TorchSpec
+from turbofit.rehearse.notes import NOT_FINISHED, Notes, case_notes
+from turbofit.rehearse.spec import LONGEST, RehearsalCase, RehearsalRequest, Spec
+from turbofit.rehearse.torch.phase_recorder import Phases
 
-__all__ = ["run_pytorch"]
+__all__ = ["drive"]
 
 #: Steps of ExecutorBase.init, and the phase each begins.
 _STEPS: Final = {
@@ -27,11 +28,13 @@ _CACHE: Final = (
     "cache_max_entry_count", "num_state_caches", "num_cpu_blocks", "quant_policy",
 )  # fmt: skip
 _TOKEN: Final = 5  # an ordinary token of every vocabulary
-_PROBE_SECONDS: Final = 20.0
+#: Ends after which it answers nobody any more.
+_LAST: Final = {"unavailable", "internal_error", NOT_FINISHED}
 
 
-def run_pytorch(spec: TorchSpec, report: NotesReport) -> Callable[[], None]:
+def drive(spec: Spec, notes: Notes) -> Callable[[], None]:
     """Starts the engine, drives all cases, and returns what closes it."""
+    notes.begin = Phases(notes.folder).enter
     from lmdeploy import PytorchEngineConfig, pipeline
 
     from turbofit.rehearse.turbomind import hfconfig
@@ -48,7 +51,7 @@ def run_pytorch(spec: TorchSpec, report: NotesReport) -> Callable[[], None]:
             f"LMDeploy's PytorchEngineConfig has no field {', '.join(unknown)}",
             hint="give options of the installed LMDeploy's PyTorch engine",
         )
-    _mark_start(report)
+    _mark_start(notes)
     config = config_class(**spec.settings)
     more: dict[str, Any] = {}
     if spec.speculative:
@@ -59,15 +62,13 @@ def run_pytorch(spec: TorchSpec, report: NotesReport) -> Callable[[], None]:
     pipe: Any = pipeline(str(spec.model_dir), backend_config=config, log_level="INFO", **more)
     engine = pipe.async_engine
     settings = {k: v for k, v in vars(engine.backend_config).items() if _plain(v)}
-    report.write(settings=settings, session_len=_longest(engine))
-    report.enter("ready")
+    notes.write(settings=settings, session_len=_longest(engine))
+    notes.enter("ready")
     for case in spec.cases:
-        done = _run(pipe, _case(engine, case, report, spec.case_seconds), spec.case_seconds + 60)
-        report.data["cases"].append(done)
-        report.write()
-        if set(done["statuses"]) & {"unavailable", "internal_error", "not finished"}:
-            report.enter("afterwards")
-            report.write(afterwards=_run(pipe, _afterwards(engine), _PROBE_SECONDS + 10))
+        done = _run(pipe, _case(engine, case, notes, spec.case_seconds), spec.case_seconds + 60)
+        notes.data["cases"].append(done)
+        notes.write()
+        if _LAST & set(done["statuses"]):
             break
     closing: Callable[[], None] = pipe.close
     return closing
@@ -77,7 +78,7 @@ def _plain(value: Any) -> bool:
     return value is None or isinstance(value, (int, float, str, bool, list))
 
 
-def _mark_start(report: NotesReport) -> None:
+def _mark_start(notes: Notes) -> None:
     """Marks where each step of the executor's start begins, and notes what it found."""
     from lmdeploy.pytorch.engine.executor.base import ExecutorBase
 
@@ -86,7 +87,7 @@ def _mark_start(report: NotesReport) -> None:
 
     def marked(call: Callable[..., Any], phase: str) -> Callable[..., Any]:
         def step(*args: Any, **kwargs: Any) -> Any:
-            report.enter(phase)
+            notes.enter(phase)
             return call(*args, **kwargs)
 
         return step
@@ -94,7 +95,7 @@ def _mark_start(report: NotesReport) -> None:
     def noted(call: Callable[..., Any], name: str, value: Callable[[Any], Any]) -> Any:
         def ask(*args: Any, **kwargs: Any) -> Any:
             found = call(*args, **kwargs)
-            report.write(**{name: value(found)})
+            notes.write(**{name: value(found)})
             return found
 
         return ask
@@ -111,7 +112,7 @@ def _mark_start(report: NotesReport) -> None:
         finally:
             cache = {name: getattr(self.cache_config, name, None) for name in _CACHE}
             cache["quant_policy"] = int(cache["quant_policy"] or 0)
-            report.write(cache=cache, executor=type(self).__name__)
+            notes.write(cache=cache, executor=type(self).__name__)
 
     base.init = started
 
@@ -128,14 +129,12 @@ def _run(pipe: Any, work: Any, seconds: float) -> Any:
 _numbers = iter(range(1, 1 << 31))
 
 
-async def _case(
-    engine: Any, case: TorchCase, report: NotesReport, seconds: float
-) -> dict[str, Any]:
+async def _case(engine: Any, case: RehearsalCase, notes: Notes, seconds: float) -> dict[str, Any]:
     """Prepares all requests, then submits them in one turn of the engine's own event loop."""
     from lmdeploy.serve.core.exceptions import RequestError
 
     refused: Any = RequestError
-    made: dict[TorchRequest, Any] = {}
+    made: dict[RehearsalRequest, Any] = {}
     ready: list[Any] = []
     try:
         for one in case.requests:
@@ -144,36 +143,22 @@ async def _case(
             made.setdefault(one, ready[-1])
     except refused as error:
         # Nothing reached the engine.
-        report.enter(f"case {case.name}")
-        return _done(case, 0, 0.0, ["refused"] * len(case.requests), str(error))
-    longest = max(one.input_token_len for one in made.values())
-    report.enter(f"case {case.name}")
+        notes.enter(f"case {case.name}")
+        return case_notes(case.name, [], 0.0, ["refused"] * len(case.requests), str(error))
+    notes.enter(f"case {case.name}")
     begun = time.monotonic()
     tasks = [asyncio.create_task(_answer(engine, one)) for one in ready]
     _, late = await asyncio.wait(tasks, timeout=seconds)
-    statuses = ["not finished" if task in late else task.result()[0] for task in tasks]
-    text = next((task.result()[1] for task in tasks if task not in late and task.result()[1]), "")
+    statuses = [NOT_FINISHED if task in late else task.result()[0] for task in tasks]
+    words = next((task.result()[1] for task in tasks if task not in late and task.result()[1]), "")
     for task in late:
         task.cancel()
     await asyncio.sleep(0.05)
-    return _done(case, longest, time.monotonic() - begun, statuses, text)
+    tokens = [one.input_token_len for one in ready]
+    return case_notes(case.name, tokens, time.monotonic() - begun, statuses, words)
 
 
-def _done(
-    case: TorchCase, tokens: int, seconds: float, statuses: list[str], text: str
-) -> dict[str, Any]:
-    return {
-        "name": case.name,
-        "requests": len(case.requests),
-        "images": [list(size) for request in case.requests for size in request.images],
-        "prompt_tokens": tokens,
-        "seconds": round(seconds, 3),
-        "statuses": {name: statuses.count(name) for name in sorted(set(statuses))},
-        "words": text,
-    }
-
-
-async def _prepared(engine: Any, request: TorchRequest) -> Any:
+async def _prepared(engine: Any, request: RehearsalRequest) -> Any:
     """What LMDeploy's own front end makes of a request."""
     from lmdeploy import GenerationConfig
 
@@ -185,7 +170,7 @@ async def _prepared(engine: Any, request: TorchRequest) -> Any:
         top_k=request.top_k,
         top_p=0.8,
     )
-    if not request.images:
+    if not request.sizes:
         wanted = request.text_tokens
         length = _longest(engine) - request.max_new_tokens - 1 if wanted == LONGEST else wanted
         ids = [_TOKEN] * max(1, length)
@@ -193,8 +178,8 @@ async def _prepared(engine: Any, request: TorchRequest) -> Any:
     from PIL import Image
 
     content: list[dict[str, Any]] = [{"type": "text", "text": "a" * request.text_tokens}]
-    for size in request.images:
-        picture = Image.new("RGB", size, (120, 80, 40 + request.shade))
+    for size in request.sizes:
+        picture = Image.new("RGB", size, (120, 80, 40 + (request.images or 0)))
         content.append({"type": "image_data", "image_data": {"data": picture}})
     messages = [{"role": "user", "content": content}]
     return await engine.preprocess(messages, next(_numbers), gen_config=config)
@@ -240,23 +225,3 @@ async def _answer(engine: Any, request: Any) -> tuple[str, str]:
         return named.get(code, "refused"), str(error)
     reason = getattr(last, "finish_reason", None) or "none"
     return ("finished" if reason in ("stop", "length") else str(reason)), ""
-
-
-async def _afterwards(engine: Any) -> dict[str, Any]:
-    """What a dead engine says to the next small request, and to a health check."""
-    from lmdeploy.serve.core.exceptions import RequestError
-
-    refused: Any = RequestError
-    status, text = "not finished", ""
-    try:
-        request = await _prepared(engine, TorchRequest(8, (), 1))
-        status, text = await asyncio.wait_for(_answer(engine, request), _PROBE_SECONDS)
-    except refused as error:
-        status, text = "refused", str(error)
-    except asyncio.TimeoutError:
-        pass
-    try:
-        health = (await engine.health_probe(90.0))["status"]
-    except Exception as error:  # noqa: BLE001 - an answer of its own
-        health = f"{type(error).__name__}: {error}"
-    return {"next_request": status, "words": text, "health": health}

@@ -6,61 +6,54 @@ import time
 from typing import Any, Final
 
 from turbofit.memory.transformers.components import load_model, load_processor
-from turbofit.rehearse.torch.torch_notes import NotesReport
-from turbofit.rehearse.torch.torch_spec import LONGEST, TorchCase, TorchRequest, TorchSpec
+from turbofit.rehearse.notes import Notes, case_notes
+from turbofit.rehearse.spec import LONGEST, RehearsalCase, RehearsalRequest, Spec
+from turbofit.rehearse.torch.phase_recorder import Phases
 
-__all__ = ["run_transformers"]
+__all__ = ["drive"]
 
 _TOKEN: Final = 5
 
 
-def run_transformers(spec: TorchSpec, report: NotesReport) -> None:
+def drive(spec: Spec, notes: Notes) -> None:
     """Loads the checkpoint and drives all cases, one request at a time."""
+    notes.begin = Phases(notes.folder).enter
     import torch
-    import transformers
 
-    library: Any = transformers
-    report.write(engine_version=library.__version__)
     settings = {"dtype": "auto", "attn_implementation": "sdpa", **spec.settings}
-    report.write(settings=settings)
+    notes.write(settings=settings)
     cuda: Any = torch.cuda
     cuda.init()
-    report.enter("load")
+    notes.enter("load")
     model = load_model(str(spec.model_dir), **settings)
     placed = getattr(model, "hf_device_map", None) or {"": str(model.device)}
-    report.write(device_map={key: str(value) for key, value in placed.items()})
+    notes.write(device_map={key: str(value) for key, value in placed.items()})
     processor = load_processor(str(spec.model_dir))
-    report.enter("ready")
+    notes.alive.append(model)
+    notes.enter("ready")
     for case in spec.cases:
-        report.data["cases"].append(_case(model, processor, case, report))
-        report.write()
+        notes.data["cases"].append(_case(model, processor, case, notes))
+        notes.write()
 
 
-def _case(model: Any, processor: Any, case: TorchCase, report: NotesReport) -> dict[str, Any]:
+def _case(model: Any, processor: Any, case: RehearsalCase, notes: Notes) -> dict[str, Any]:
     (request,) = case.requests
     inputs = _inputs(processor, model.config, request)
-    report.enter(f"case {case.name}")
+    notes.enter(f"case {case.name}")
     begun = time.monotonic()
     placed = {name: value.to(model.device) for name, value in inputs.items()}
     wanted = request.max_new_tokens
     out = model.generate(**placed, max_new_tokens=wanted, min_new_tokens=wanted, do_sample=False)
     prompt = int(inputs["input_ids"].shape[1])
-    return {
-        "name": case.name,
-        "requests": 1,
-        "images": [list(size) for size in request.images],
-        "prompt_tokens": prompt,
-        "seconds": round(time.monotonic() - begun, 3),
-        "statuses": {"finished" if out.shape[1] > prompt else "none": 1},
-        "words": "",
-    }
+    status = "finished" if out.shape[1] > prompt else "none"
+    return case_notes(case.name, [prompt], time.monotonic() - begun, [status])
 
 
-def _inputs(processor: Any, config: Any, request: TorchRequest) -> dict[str, Any]:
+def _inputs(processor: Any, config: Any, request: RehearsalRequest) -> dict[str, Any]:
     import torch
 
     torch_: Any = torch
-    if not request.images:
+    if not request.sizes:
         text = config.get_text_config()
         longest = int(getattr(text, "max_position_embeddings", 4096)) - request.max_new_tokens
         length = longest if request.text_tokens == LONGEST else request.text_tokens
@@ -68,7 +61,7 @@ def _inputs(processor: Any, config: Any, request: TorchRequest) -> dict[str, Any
         return {"input_ids": ids, "attention_mask": torch_.ones_like(ids)}
     from PIL import Image
 
-    pictures = [Image.new("RGB", size, (120, 80, 40)) for size in request.images]
+    pictures = [Image.new("RGB", size, (120, 80, 40)) for size in request.sizes]
     token = getattr(processor, "image_token", None) or "<image>"
     vocabulary = processor.tokenizer.get_vocab()
     around = ("<|vision_start|>", "<|vision_end|>") if token == "<|image_pad|>" else ("", "")

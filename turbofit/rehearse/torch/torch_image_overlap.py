@@ -1,20 +1,107 @@
-"""The mix of pictures that meets at its worst in one forward of LMDeploy's PyTorch engine."""
+"""The worst cases of a plan for an engine on torch, which takes pictures, not units."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
+from msgspec.structs import replace
+
+from turbofit.core.errors import UsageError
 from turbofit.core.images import ImageRule
 from turbofit.core.images.rule import Size
-from turbofit.rehearse.mixes import Image, Prompt, PromptMaker, units_of_request
+from turbofit.core.model import Model
+from turbofit.core.plan import Plan
+from turbofit.memory.pytorch.cache import engine_bound
+from turbofit.memory.vision_load import vision_load_within
+from turbofit.rehearse.checkpoint.twin import carries_limit
+from turbofit.rehearse.mixes import Image, Prompt, PromptMaker, let_through, units_of_request
+from turbofit.rehearse.spec import LONGEST, RehearsalCase, RehearsalRequest
 
-__all__ = ["Pictures", "ServerRoom", "most_met", "worst_mix"]
+__all__ = [
+    "Pictures", "ServerRoom", "limited", "most_met", "rehearsed_size", "worst_cases", "worst_mix",
+]  # fmt: skip
 
 _FRAME: Final = 32  # at most what a chat template adds to a prompt
 _WRAP: Final = 8  # and to each further picture
 _TEXT: Final = 1  # letters of a prompt
 _SHARES: Final = 8  # pictures of one size that are tried in a forward
+_ONE: Final = 32  # letters of a request by itself
+_NEW: Final = 4  # tokens to generate: one forward of prefill, three of decoding
+_CUT: Final = 4  # prompts that meet, nearly always: blocks of the cache that are filled in part
+
+
+def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
+    """The cases, worst first to last as a server would meet them, as the gateway lets them through.
+
+    ``vision_request``: one request with as many pictures as it may have. ``vision_forward``: the
+    pictures, equal or not, that bring most units into one forward. ``text_prefill``: the longest
+    prompt. ``sampling``: a full batch with ``top_k=0``. An engine that serves one request at a time
+    has the first and the third alone.
+
+    Raises:
+        UsageError: see ``rehearsed_size``.
+    """
+    limits, settings, rule = plan.limits, plan.settings, limited(plan).image_rule
+    cases: list[RehearsalCase] = []
+    several = plan.engine.of_lmdeploy
+    if rule is not None and limits.vision_unit is not None and limits.images_per_request:
+        size = plan.workload.image_size or rehearsed_size(rule, limits.image_limit)
+        images, units = limits.images_per_request, limits.units_per_request or None
+        pictures = Pictures(rule, size, images, units)
+        one = RehearsalRequest(_ONE, sizes=pictures.sizes(pictures.request()), max_new_tokens=_NEW)
+        cases.append(RehearsalCase("vision_request", (one,)))
+        if several:
+            room = ServerRoom(
+                batch=settings.max_batch_size,
+                prefill=settings.max_prefill_token_num,
+                held=plan.kv.tokens - _CUT * settings.cache_block_seq_len,
+                gate=let_through(limits, engine_bound(rule, vision_load_within(limits), settings)),
+                prefix_caching=settings.enable_prefix_caching,
+            )
+            cases.append(RehearsalCase("vision_forward", _meeting(pictures, room)))
+    longest = LONGEST if several else settings.session_len - _NEW
+    cases.append(RehearsalCase("text_prefill", (RehearsalRequest(longest, max_new_tokens=_NEW),)))
+    if several:
+        row = RehearsalRequest(16, max_new_tokens=_NEW, top_k=0)
+        cases.append(RehearsalCase("sampling", (row,) * settings.max_batch_size))
+    return tuple(cases)
+
+
+def limited(plan: Plan) -> Model:
+    """The model with the planned limit as its own, where its stand-in is written with it."""
+    rule, limit = plan.model.image_rule, plan.limits.image_limit
+    if rule is None or limit is None or not carries_limit(plan.model):
+        return plan.model
+    return replace(plan.model, image_rule=rule.with_limit(limit))
+
+
+def rehearsed_size(rule: ImageRule, limit: int | None) -> tuple[int, int]:
+    """A picture (width, height) that gives the most units under the limit, as square as may be.
+
+    Raises:
+        UsageError: the limit is above the checkpoint's own, which a picture's size cannot raise.
+    """
+    checkpoint_limit = rule.checkpoint_limit
+    if limit is not None and limit > checkpoint_limit:
+        raise UsageError(
+            f"{rule.limit_option} {limit} is above the checkpoint's own {checkpoint_limit}",
+            hint="the rehearsal sends pictures under the checkpoint's own limit; lower it",
+        )
+    return rule.worst_size(limit)
+
+
+def _meeting(pictures: Pictures, room: ServerRoom) -> tuple[RehearsalRequest, ...]:
+    return tuple(
+        RehearsalRequest(
+            _TEXT,
+            sizes=pictures.sizes(prompt),
+            max_new_tokens=_NEW,
+            # What a prefix cache has seen is not encoded again.
+            images=i + 1 if room.prefix_caching else None,
+        )
+        for i, prompt in enumerate(worst_mix(pictures, room))
+    )
 
 
 class ServerRoom(NamedTuple):

@@ -1,13 +1,141 @@
-"""Turns a rehearsal's requests into TurboMind's own, and pushes them."""
+"""TurboMind in a rehearsal's child: starts the engine, and pushes the cases' requests into it.
+
+Memory is in the timeline, which the account writes.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import threading
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
-from turbofit.rehearse.turbomind.spec import RehearsalRequest, Unit
+from turbofit.core.errors import UsageError
+from turbofit.pretend.library import LibraryAccount
+from turbofit.rehearse.notes import NOT_FINISHED, Notes, case_notes
+from turbofit.rehearse.run import LIMITS_WHILE_ACTIVE, InactivityTimer
+from turbofit.rehearse.spec import RehearsalCase, RehearsalRequest, Spec, Unit
+
+__all__ = ["drive"]
+
+_STATUS: Final = {
+    -1: NOT_FINISHED,
+    0: "ok",
+    1: "invalid",
+    2: "conflict",
+    5: "failed",
+    6: "too_long",
+    7: "finished",
+    8: "cancelled",
+    9: "inconsistent",
+    10: "no_queue",
+    11: "out_of_memory",
+}
+
+
+def drive(spec: Spec, notes: Notes) -> None:
+    """Starts the engine and drives all cases, until one does not end."""
+    account = LibraryAccount(Path(os.environ["TURBOFIT_PRETEND_LIBRARIES"]))
+    account.mark("import")
+    engine = _start(spec, account, notes)
+    notes.alive.append(engine)
+    for case in spec.cases:
+        notes.enter(f"case {case.name}")
+        done = _run_case(engine, case, account, spec)
+        notes.data["cases"].append(done)
+        notes.write()
+        if NOT_FINISHED in done["statuses"]:
+            break
+
+
+def _start(spec: Spec, account: LibraryAccount, notes: Notes) -> Any:
+    import torch  # noqa: F401 - its import is timed
+
+    from turbofit.rehearse.turbomind.hooks import install
+
+    notes.enter("torch")
+    from lmdeploy.messages import TurbomindEngineConfig
+
+    known = {field.name for field in dataclasses.fields(TurbomindEngineConfig)}
+    unknown = sorted(set(spec.settings) - known)
+    if unknown:  # LMDeploy would ignore them
+        raise UsageError(
+            f"LMDeploy's TurbomindEngineConfig has no field {', '.join(unknown)}",
+            hint="give fields of the installed LMDeploy's engine configuration",
+        )
+    config = TurbomindEngineConfig(**spec.settings)
+
+    def ready(engine: Any, staged: int | None) -> None:
+        settings = {k: v for k, v in vars(engine.engine_config).items() if _plain(v)}
+        notes.write(settings=settings, staging_peak=staged)
+
+    install(
+        spec.machine,
+        account,
+        first_device=(config.devices or [0])[0],
+        staging=spec.staging,
+        ready=ready,
+    )
+    notes.enter("import")
+    from lmdeploy.turbomind.turbomind import TurboMind
+
+    engine = TurboMind.from_pretrained(str(spec.model_dir), engine_config=config)
+    notes.enter("ready")
+    return engine
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, (int, float, str, bool, list))
+
+
+def _quiet(account: LibraryAccount, seconds: float = 0.03, limit: float = 5.0) -> bool:
+    """Waits until no thread calls CUDA any more; False where one does not stop."""
+    timer = InactivityTimer(account.calls)
+    while timer.inactive() < seconds:
+        if timer.elapsed() > limit:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def _wait(pending: Sequence[Any], account: LibraryAccount, seconds: float) -> None:
+    """Waits for all requests, as long as the engine has called something in so many seconds."""
+    timer = InactivityTimer(account.calls)
+    longest = LIMITS_WHILE_ACTIVE * seconds
+    for one in pending:
+        while not one.done.wait(0.2):
+            if timer.inactive() > seconds or timer.elapsed() > longest:
+                return
+
+
+def _run_case(
+    engine: Any, case: RehearsalCase, account: LibraryAccount, spec: Spec
+) -> dict[str, Any]:
+    # With data parallel attention the idle engine polls its queues, under their locks.
+    whole = engine.engine_config.attn_dp_size == 1
+    if not _quiet(account) or (whole and not account.freeze()):
+        raise RuntimeError("the engine's threads could not be held")
+    if not whole:
+        account.mark(f"case {case.name}")
+    try:
+        pending = [submit(engine, i, request) for i, request in enumerate(case.requests)]
+        if whole:
+            account.mark(f"case {case.name}")
+    finally:
+        whole = account.thaw() and whole
+    begun = time.monotonic()
+    _wait(pending, account, spec.case_seconds)
+    _quiet(account)
+    account.mark(f"after {case.name}")
+    statuses = [_STATUS.get(one.status, str(one.status)) for one in pending]
+    tokens = [one.tokens for one in pending]
+    told = case_notes(case.name, tokens, time.monotonic() - begun, statuses)
+    return {**told, "queued_whole": whole}
 
 
 @dataclass

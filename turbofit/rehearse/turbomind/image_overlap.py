@@ -1,4 +1,4 @@
-"""Queues of requests whose images meet in one forward of TurboMind, as many as can."""
+"""The worst cases of a plan for TurboMind: images that meet in one forward, as many as can."""
 
 from __future__ import annotations
 
@@ -7,19 +7,60 @@ from collections.abc import Iterator, Sequence
 from turbofit.core.images import ImageRule
 from turbofit.core.json_types import JsonObject
 from turbofit.core.plan import Limits, Plan
-from turbofit.memory.turbomind.pool import forward_tokens
-from turbofit.rehearse.mixes import Image, Prompt, PromptMaker
+from turbofit.memory.turbomind.pool import engine_bound, forward_tokens
+from turbofit.memory.vision_load import vision_load_within
+from turbofit.rehearse.mixes import Image, Prompt, PromptMaker, let_through, units_of_request
 
-__all__ = ["most_met", "queue"]
+__all__ = ["gate_of", "most_met", "queue", "worst_cases"]
 
 #: A chunk that does not end a prompt ends at a block's edge (LMDeploy, Scheduler::ClampForwardEnd).
 _BLOCK = 64
 _NEW = 2  # tokens to generate: one forward of prefill, one of decoding
+_TEXT = 32  # prompt tokens beside the images, about what a chat template adds
 _LEAST = 2  # tokens of text of the shortest prompt: one on each side of its image
 _CUT = 4  # prompts that meet, nearly always: blocks of the cache that are filled in part
 _MANY = 64  # images that are tried at most where a request may have several
 _SHARES = 8  # images of a size that are tried at most where the gateway holds clients to units
 _ALIKE = 3  # how many forwards full of equal images are queued
+
+
+def worst_cases(plan: Plan) -> list[JsonObject]:
+    """The cases of a rehearsal's specification, named as the ledger's transient terms.
+
+    ``vision_request``: one request at the limit. ``vision_forward``: the mix of images, equal or
+    not, that brings most units into one forward, of what the gateway lets through at once.
+    ``text_prefill``: the longest prompt that the cache and the session hold. ``sampling``: a full
+    batch with ``top_k=0``.
+    """
+    rule, limits, settings = plan.model.image_rule, plan.limits, plan.settings
+    cases: list[JsonObject] = []
+    images = []
+    if rule is not None and limits.vision_unit:
+        whole = limits.units_per_image, limits.images_per_request, limits.units_per_request
+        images = [rule.grid(units) for units in units_of_request(*whole)]
+    if images:
+        one = {"text_tokens": _TEXT, "units": images, "max_new_tokens": _NEW}
+        # The next case asks again about images that are in the prefix cache.
+        first = one | {"lead": 1, "images": 1} if settings.enable_prefix_caching else one
+        cases.append({"name": "vision_request", "requests": [first]})
+        assert rule is not None
+        many = queue(plan, rule, limits.units_per_image, gate_of(plan))
+        cases.append({"name": "vision_forward", "requests": many})
+    longest = min(settings.session_len, plan.kv.longest_request_tokens) - _NEW
+    text = {"text_tokens": max(1, longest), "max_new_tokens": _NEW}
+    cases.append({"name": "text_prefill", "requests": [text]})
+    row = {"text_tokens": 16, "max_new_tokens": _NEW, "top_k": 0}
+    cases.append({"name": "sampling", "requests": [row] * settings.max_batch_size})
+    return cases
+
+
+def gate_of(plan: Plan) -> int | None:
+    """Units that the plan's gateway lets through at once; None where it need not hold any back."""
+    rule, limits = plan.model.image_rule, plan.limits
+    assert rule is not None
+    bound = engine_bound(rule, vision_load_within(limits), plan.settings)
+    # What the cache cannot hold at once needs no gate.
+    return let_through(limits, min(bound, rule.units_within(plan.kv.tokens)))
 
 
 def queue(plan: Plan, rule: ImageRule, units: int, gate: int | None = None) -> list[JsonObject]:

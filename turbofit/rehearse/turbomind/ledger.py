@@ -8,12 +8,65 @@ the first allocation of the executor's pool.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from turbofit.pretend.symbols import PLUMBING
 from turbofit.pretend.timeline import KINDS, PINNED, POOL, Event
-from turbofit.rehearse.turbomind.sites import CallSites
+
+LOADER = "LMDeploy's weight loader"
+STAGING = "torch staging"
+
+_LINEAR = "LlamaLinear"
+
+
+class CallSites:
+    """Turns traces into names, with a memory of those already seen.
+
+    Args:
+        name: gives the function's name at an offset of the engine's library, ``?`` if unknown.
+    """
+
+    def __init__(self, name: Callable[[int], str]) -> None:
+        self._name = name
+        self._known: dict[tuple[int, ...], str] = {}
+        self._names: dict[int, str] = {}
+
+    def names(self, trace: tuple[int, ...]) -> list[str]:
+        """The functions of a trace, innermost first."""
+        return [self._one(offset) for offset in trace]
+
+    def _one(self, offset: int) -> str:
+        if offset not in self._names:
+            self._names[offset] = self._name(offset)
+        return self._names[offset]
+
+    def site(self, trace: tuple[int, ...]) -> str:
+        """The engine's call: a linear layer's output is named after the layer's owner."""
+        if trace not in self._known:
+            self._known[trace] = self._find(trace)
+        return self._known[trace]
+
+    def _find(self, trace: tuple[int, ...]) -> str:
+        if not trace:
+            return STAGING
+        useful = [n for n in self.names(trace) if not n.startswith(PLUMBING)]
+        if not useful:
+            return LOADER
+        owner = next((n for n in useful if not n.startswith(_LINEAR)), useful[0])
+        return f"linear output in {owner}" if useful[0].startswith(_LINEAR) else useful[0]
+
+    def owner(self, trace: tuple[int, ...]) -> str:
+        """Whose pool was made at a trace: ``executor``, ``engine thread``, or the call's name."""
+        names = self.names(trace)
+        if any(n.startswith("ModelExecutor") for n in names):
+            return "executor"
+        if any(n.startswith("Engine") for n in names):
+            return "engine thread"
+        if any(n.startswith("TurboMind") for n in names):
+            return "rank context"
+        return self.site(trace)
 
 
 class AllocationSite(NamedTuple):
@@ -114,6 +167,30 @@ class Ledger:
         for index in range(len(self.cards)):
             self._leave(index)
         return self
+
+    def executor_pool(self, index: int) -> Pool | None:
+        """The pool from which all activations of a card come; None before its engine started."""
+        found = (p for p in self.pools.values() if p.device == index and p.owner == "executor")
+        return next(found, None)
+
+    def live(self, index: int, *, site: str | None = None, kind: str | None = None) -> int | None:
+        """Device bytes that are live for good after the cache, of one call or of one kind."""
+        found = [
+            tally.live
+            for place, tally in self.cards[index].tallies.items()
+            if place.phase in ("buffers", "warm-up")
+            and place.kind != KINDS[PINNED]
+            and (place.site == site or place.kind == kind)
+        ]
+        return sum(found) if found else None
+
+    def pinned(self, what: str) -> dict[str, int]:
+        """Page-locked host memory by phase: the sum of the ranks' ends or peaks."""
+        total: dict[str, int] = {}
+        for card in self.cards:
+            for phase, size in (card.pinned_end if what == "end" else card.pinned_peak).items():
+                total[phase] = total.get(phase, 0) + size
+        return total
 
     # ------------------------------------------------------------- phases
 
@@ -232,7 +309,7 @@ class Ledger:
                 "where": self._sites.site(event.trace),
                 "asked": size,
                 "left": left,
-                "short": short,
+                "missing": short,
                 "trace": self._sites.names(event.trace),
             }
         )

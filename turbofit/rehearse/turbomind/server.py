@@ -20,10 +20,9 @@ from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.pretend.build import build
 from turbofit.pretend.documents import dumped, loaded
 from turbofit.pretend.environment import cuda_site, find_turbofit, pretend_environment
+from turbofit.pretend.libraries import check_surface
 from turbofit.pretend.library import LibraryAccount
-from turbofit.pretend.scenario import Scenario
-from turbofit.pretend.scenario_file import write_scenario
-from turbofit.pretend.surface import check_surface
+from turbofit.pretend.scenario import Scenario, write_scenario
 from turbofit.rehearse.installed import engine_library
 
 _MACHINE = "TURBOFIT_PRETEND_MACHINE"

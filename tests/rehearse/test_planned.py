@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from msgspec.structs import replace
+
+import turbofit.api
+from tests.rehearse.conftest import Rehearse, forward_pool
+from turbofit.core.errors import UsageError
+from turbofit.core.plan import Plan
+from turbofit.model.source import resolve_model
+from turbofit.pretend.scenario import MIB
+from turbofit.rehearse.checkpoint.twin import checkpoint_for, twin_of, write_model
+from turbofit.rehearse.confirm import rehearse_plan
+from turbofit.rehearse.document import rehearse
+from turbofit.rehearse.planned import _lines, _told, beside, plan_spec, unanswered
+from turbofit.rehearse.spec import Spec
+from turbofit.rehearse.turbomind.headers import read_header, weight_files
+from turbofit.rehearse.turbomind.image_overlap import worst_cases
+
+
+class LedgerRow(NamedTuple):
+    """One line of a comparison, in bytes of one GPU; above zero: the engine took more."""
+
+    term: str
+    forecast: int
+    rehearsed: int
+
+    @property
+    def difference(self) -> int:
+        return self.rehearsed - self.forecast
+
+
+def compare(plan: Plan, document: dict[str, Any]) -> list[LedgerRow]:
+    """Forecast and rehearsal side by side, where the engine's counters tell a line apart."""
+    return [
+        LedgerRow(name, sum(term.bytes for term in terms), told[name])
+        for gpu, told in _told(plan, document, 0)
+        for name, terms in _lines(gpu.ledger, told).items()
+    ]
+
+
+@pytest.fixture(scope="module")
+def planned() -> Plan:
+    return turbofit.api.plan("internvl2-8b", on="1xrtx3090")
+
+
+def test_worst_cases_are_named_as_the_ledgers_transients(planned: Plan) -> None:
+    cases = {case["name"]: case["requests"] for case in worst_cases(planned)}
+    assert set(cases) == {t.term for t in planned.gpus[0].ledger if t.phase == "transient"}
+    assert cases["vision_request"][0]["units"] == [planned.limits.units_per_image]
+    queued = sum(sum(r["units"]) for r in cases["vision_forward"])
+    # One tile less: the chunk before it ends at a block's edge.
+    assert planned.limits.units_per_forward - 1 <= queued <= planned.limits.units_per_forward
+    assert len(cases["sampling"]) == planned.settings.max_batch_size
+    assert cases["sampling"][0]["top_k"] == 0
+    longest = cases["text_prefill"][0]
+    assert longest["text_tokens"] + longest["max_new_tokens"] <= planned.settings.session_len
+
+
+def test_what_a_rehearsal_cannot_see_is_charged_to_the_card(planned: Plan, tmp_path: Path) -> None:
+    spec = plan_spec(planned, tmp_path)
+    terms = {t.term: t.bytes for t in planned.gpus[0].ledger}
+    (gpu,) = spec.machine.gpus
+    assert gpu.used == planned.gpus[0].used + terms["cuda_context"] + terms["cublas"]
+    assert gpu.late == terms["kernel_modules"] + terms["pool_growth"]
+    assert spec.settings["max_batch_size"] == planned.settings.max_batch_size
+    assert "model_format" not in spec.settings
+
+
+def test_a_promised_request_that_the_engine_refuses_is_not_served(planned: Plan) -> None:
+    longest = planned.kv.longest_request_tokens
+
+    def told(name: str, tokens: list[int], **statuses: int) -> dict[str, Any]:
+        return {"name": name, "tokens": tokens, "statuses": statuses}
+
+    answered = told("vision_request", [3330], finished=1)
+    refused = told("text_prefill", [longest - 2], out_of_memory=1)
+    assert unanswered(planned, {"cache": {}, "cases": [answered]}) is None
+    death = unanswered(planned, {"cache": {}, "cases": [answered, refused]})
+    assert death is not None
+    assert death.phase == "case text_prefill"
+    assert death.where.endswith("1 out_of_memory")
+    # The plan says itself that a longer one is refused, of which two came here.
+    beyond = told("vision_forward", [longest + 1, longest + 1, 20], finished=1, too_long=2)
+    assert unanswered(planned, {"cache": {}, "cases": [beyond]}) is None
+    beyond["statuses"] = {"too_long": 3}
+    assert unanswered(planned, {"cache": {}, "cases": [beyond]}) is not None
+
+
+def test_an_engine_that_takes_shorter_requests_breaks_the_promise(planned: Plan) -> None:
+    death = unanswered(
+        planned, {"cache": {"session_len": planned.kv.longest_request_tokens - 1}, "cases": []}
+    )
+    assert death is not None
+    assert death.where.startswith("the engine takes ")
+
+
+@pytest.mark.lmdeploy
+def test_a_cache_that_holds_less_than_promised_is_found(run: Rehearse) -> None:
+    """The engine refuses the longest prompt, lives on, and nothing runs out of memory."""
+    plan = turbofit.api.plan("internvl2-2b", on="1xl4:free=9GiB", cache_max_entry_count=0.2)
+    assert plan.fits
+    more = replace(plan.kv, tokens=65_536, longest_request_tokens=32_768)
+    settings = replace(plan.settings, session_len=32_768)
+    seen = rehearse_plan(replace(plan, kv=more, settings=settings))
+    assert not seen.fits
+    assert seen.rehearsal is not None
+    assert seen.rehearsal.outcome == "failed"
+    assert "the engine refused requests that the plan promises: 1 out_of_memory" in seen.verdict
+
+
+def test_no_twin_of_what_is_not_known(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no stand-in checkpoint"):
+        checkpoint_for(resolve_model("gemma-3-4b"), tmp_path)
+    delta = "gated delta nets run kernels of fla and TileLang"
+    for name, why, torch, hint in (
+        ("llama-4-scout", "would load 2.5 GiB", False, "give the folder of its checkpoint"),
+        ("qwen3.5-35b-a3b", delta, True, "--engine turbomind runs on pretend GPUs"),
+        ("qwen3-next-80b-a3b", delta, True, "turbofit rehearse --engine pytorch"),
+    ):
+        with pytest.raises(UsageError, match=why) as refused:
+            checkpoint_for(resolve_model(name), tmp_path, torch=torch)
+        assert refused.value.hint.startswith(hint)
+    folder = checkpoint_for(resolve_model("qwen3-8b"), tmp_path / "q")
+    assert "model.layers.0.self_attn.q_norm.weight" in read_header(weight_files(folder)[0])
+
+
+@pytest.fixture(scope="module")
+def spec(planned: Plan, tmp_path_factory: pytest.TempPathFactory) -> Spec:
+    return plan_spec(planned, checkpoint_for(planned.model, tmp_path_factory.mktemp("planned")))
+
+
+@pytest.fixture(scope="module")
+def document(run: Rehearse, spec: Spec) -> dict[str, Any]:
+    """The plan on the pretend card, once for all that is asked about it."""
+    return rehearse(spec)
+
+
+@pytest.mark.lmdeploy
+def test_the_plan_holds_on_the_pretend_card(
+    document: dict[str, Any], planned: Plan, spec: Spec
+) -> None:
+    assert document["outcome"] == "served"
+    rows = {row.term: row for row in compare(planned, document)}
+    for exact in ("weights", "kv_cache", "pool_warmup"):
+        assert rows[exact].difference == 0
+    for close in ("attention", "token_ids", "guided_decoding", "gemm_workspace", "l2_flush"):
+        assert abs(rows[close].difference) < 32 * 1024
+    for term in ("vision_request", "vision_forward", "text_prefill", "sampling"):
+        assert rows[term].difference <= 0
+    (ledger,) = beside(planned, document)
+    seen_terms = {t.term: t.rehearsed for t in ledger.ledger}
+    assert seen_terms["kv_cache"] == rows["kv_cache"].rehearsed
+    assert seen_terms["cuda_context"] is None
+    gpu = spec.machine.gpus[0]
+    seen = max(case["peak"][0] for case in document["cases"]) + gpu.used + gpu.late
+    assert 0 <= planned.gpus[0].peak - seen < 256 * MIB
+
+
+@pytest.mark.lmdeploy
+def test_another_name_of_qwen3_5_is_run_as_one(run: Rehearse, tmp_path: Path) -> None:
+    """TurboMind and its front end by Intern-S2's architecture: four layers of eight experts."""
+    model = resolve_model("qwen3.5-35b-a3b")
+    moe, delta = model.text.moe, model.text.delta
+    assert moe is not None
+    assert delta is not None
+    text = replace(
+        model.text, layers=4, moe=replace(moe, layers=4, experts=8), delta=replace(delta, layers=3)
+    )
+    named = "InternS2PreviewForConditionalGeneration"
+    twin = twin_of(replace(model, text=text, name="Intern-S2-Preview", architecture=named))
+    folder = write_model(twin, tmp_path / "Intern-S2-Preview")
+    plan = turbofit.api.predict(
+        str(folder), on="1xrtx3090", session_len=8192, max_batch_size=16, max_pixels=1 << 20
+    )
+    document = rehearse(plan_spec(plan, folder))
+    assert document["outcome"] == "served"
+    for row in compare(plan, document):
+        if row.term in ("weights", "kv_cache"):
+            assert row.difference == 0, row
+        elif row.term in ("vision_request", "vision_forward", "text_prefill", "sampling"):
+            assert row.difference <= 0, row
+
+
+@pytest.mark.lmdeploy
+def test_experts_are_rehearsed_from_a_preset(run: Rehearse, tmp_path: Path) -> None:
+    """Repacking an expert holds memory when free is read: 112 MiB a rank, 2,048 tokens of cache."""
+    plan = turbofit.api.predict("mixtral-8x7b", on="4xa100-40g", tp=4, max_batch_size=128)
+    document = rehearse(plan_spec(plan, checkpoint_for(plan.model, tmp_path)))
+    assert document["outcome"] == "served"
+    for row in compare(plan, document):
+        if row.term in ("weights", "load_temporaries", "kv_cache", "pool_warmup"):
+            assert row.difference == 0, row
+        elif row.term in ("expert_routing", "attention"):
+            assert abs(row.difference) < 32 * 1024, row
+        elif row.term in ("text_prefill", "sampling"):
+            assert row.difference <= 0, row
+    held = {row.term: row.forecast for row in compare(plan, document)}
+    assert held["load_temporaries"] == 112 * MIB
+    assert document["cache"]["tokens"] == 425_984
+    assert 0 <= document["cache"]["tokens"] - plan.kv.tokens <= 1024  # a page may be lost
+
+
+@pytest.mark.lmdeploy
+def test_the_engine_brings_together_what_the_plan_pays_for(
+    document: dict[str, Any], planned: Plan
+) -> None:
+    """All of the pool, but for a tile and rounding; with a prefix cache see `test_meeting`."""
+    seen, paid = forward_pool(planned, document)
+    assert 0.96 * paid <= seen <= paid

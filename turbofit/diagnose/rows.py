@@ -1,0 +1,151 @@
+"""A pasted or written log as numbered lines without colours, carriage returns and prefixes."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["Row", "chunks_of", "rows"]
+
+
+class _Docker(msgspec.Struct):
+    log: str
+
+
+class Row(NamedTuple):
+    """A line's number from 1, its text, and the program whose prefix was left out."""
+
+    line: int
+    text: str
+    program: str = ""
+
+
+_ANSI: Final = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07]*\x07|[()][0-9A-B])")
+#: What journald writes between the time and the line: the host, the unit, the pid.
+_UNIT = r"[\w.-]+ [\w@.\\/-]+\[\d+\]:\s?"
+#: Ray, torchrun, srun, docker compose, kubectl, containerd, `journalctl`, vLLM, LLaVA's worker and
+#: LMDeploy's checks put something before each line.
+_PREFIX: Final = re.compile(
+    r"(?:\(\w[\w.]*(?: rank=\d+)? pid=\d+(?:, ip=[\d.]+)?\)\s?"
+    r"|(?:INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:]{8} \[?\w+\.py:\d+\] ?"
+    r"|\d{4}-\d\d-\d\d [\d:]{8} \| [A-Z]+ \| \w+ \| "
+    r"|\d{4}-\d\d-\d\d [\d:,]+ - lmdeploy - ERROR - (?=\w+(?:Error|Exception): )"
+    r"|\[?rank\d+\]?:\s?(?:\[rank\d+\]:\s?)?"
+    r"|\[\d+\]:\s?|\d{1,4}:\s"
+    r"|\[pod/[\w.-]+/[\w.-]+\]\s"
+    r"|[\w.-]+-\d+\s+\|\s?|[\w.-]+ +\|\s"
+    rf"|[A-Z][a-z][a-z] [ \d]\d [\d:.]{{8,15}} {_UNIT}"
+    rf"|\d{{4}}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d)\s(?:{_UNIT}|std(?:out|err) [FP]\s)?)+"
+)
+#: Prefixes that only vLLM's processes write.
+_VLLM: Final = re.compile(r"\((?:EngineCore|VllmWorker|APIServer)\w* (?:rank=\d+ )?pid=\d+\)")
+#: What a logger puts before an error's own line, whatever its form.
+_LOGGED: Final = re.compile(
+    r"[^'\"=]{0,120}?\b(?:ERROR|CRITICAL|FATAL|error|fatal)\b[^'\"=A-Za-z]{0,12}"
+    r"(?:[\w.]+:[\w<>]+:\d+ - )?(?=(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception): )"
+)
+_TRACEBACK: Final = "Traceback (most recent call last)"
+_LONGEST_PREFIX: Final = 120
+#: A line as Docker keeps it in a container's ``*-json.log``.
+_DOCKER: Final = '{"log":"'
+#: What quotes a line of TurboMind as an error's text.
+_QUOTES: Final = ("Error:", "Error: b'", "what():")
+#: What follows in LMDeploy's record of a request was written by a client or by the model.
+_REQUEST: Final = re.compile(r".* - logger\.py:\d+ - session=[^,]*, ")
+_LONGEST: Final = 8192
+_CHUNK: Final = 1 << 20
+
+
+def rows(chunks: Iterable[bytes]) -> Iterator[Row]:
+    """Lines of a log that comes in pieces, cut to a length at which nothing of use is lost.
+
+    A progress bar rewrites its line by carriage returns, and engines write into the middle of it:
+    such a line becomes several rows of the same number; a Python error that quotes one stays whole.
+    UTF-16 (PowerShell's redirection) is read.
+    """
+    prefix = _SharedPrefix()
+    for number, text in _lines(chunks):
+        for part in _parts(text):
+            if text_of_row := prefix.without(_bare(part)):
+                yield Row(number, text_of_row, "vllm" if _VLLM.match(part) else "")
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[tuple[int, str]]:
+    rest, number, encoding = b"", 0, None
+    for chunk in chunks:
+        if encoding is None:
+            encoding = _encoding(chunk)
+        pieces = (rest + chunk).split(b"\n") if encoding == "utf-8" else [rest + chunk]
+        rest = pieces.pop()
+        for piece in pieces:
+            number += 1
+            yield number, piece.decode("utf-8", "replace")
+    for text in rest.decode(encoding or "utf-8", "replace").split("\n"):
+        number += 1
+        yield number, text
+
+
+class _SharedPrefix:
+    """What stands before each row of a traceback: learned from its first row, then taken away."""
+
+    def __init__(self) -> None:
+        self._learned: re.Pattern[str] | None = None
+
+    def without(self, text: str) -> str:
+        at = text.find(_TRACEBACK)
+        if 0 < at <= _LONGEST_PREFIX:
+            figures = re.sub(r"\d+", r"\\d+", re.escape(text[:at]))
+            self._learned = re.compile(figures)
+        match = self._learned.match(text) if self._learned else None
+        match = match or _LOGGED.match(text)
+        return text[match.end() :] if match else text
+
+
+def _encoding(start: bytes) -> str:
+    return "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
+
+
+def _parts(text: str) -> Iterator[str]:
+    if text.startswith(_DOCKER):
+        text = _of_docker(text)
+    if "\x1b" in text:
+        text = _ANSI.sub("", text)
+    text = text.strip("\r\ufeff")
+    for part in text.split("\r") if "\r" in text else (text,):
+        piece = part
+        at = piece.find("[TM][", 1)
+        while at > 0 and not piece[:at].rstrip().endswith(_QUOTES):
+            yield piece[:at]
+            piece = piece[at:]
+            at = piece.find("[TM][", 1)
+        yield piece
+
+
+def _of_docker(text: str) -> str:
+    """The line that Docker put into JSON; the text itself where it is torn."""
+    try:
+        return msgspec.json.decode(text, type=_Docker).log.rstrip("\n")
+    except msgspec.DecodeError:
+        return text
+
+
+def _bare(text: str) -> str:
+    """A row without the prefixes that are known, and without what a client wrote."""
+    text = text[:_LONGEST].rstrip()
+    match = _PREFIX.match(text)
+    if match and match.end() < len(text):
+        text = text[match.end() :]
+    if "session=" in text and (request := _REQUEST.match(text)):
+        text = request[0].rstrip()
+    return text if text.strip() else ""
+
+
+def chunks_of(file: BinaryIO) -> Iterator[bytes]:
+    """A binary file's content in pieces."""
+    while data := file.read(_CHUNK):
+        yield data

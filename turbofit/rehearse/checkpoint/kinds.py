@@ -1,0 +1,335 @@
+"""Kinds of checkpoints, from `presets/checkpoints`: a model's configs and tensors by rows of data.
+
+A file says of a decoder, or of a model around one, which config it has and which tensors, as names
+and expressions of the model's dims. `docs/adding.md` says how they are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from math import prod
+from typing import Any, Final
+
+import msgspec
+from msgspec import field
+
+from turbofit.core.errors import UsageError
+from turbofit.core.json_types import JsonObject
+from turbofit.core.model import Model, TextDims
+from turbofit.core.presets import load_yaml, presets_dir
+from turbofit.core.struct import Struct, to_builtins
+from turbofit.rehearse.checkpoint.linears import LINEARS, Entry, dense, norm, stacked
+from turbofit.rehearse.checkpoint.tokenizer import Tokenizer
+
+__all__ = ["Kind", "config_from", "find_kind", "kinds", "merged", "rows_of", "values_of"]
+
+_DTYPE: Final = {"bfloat16": "BF16", "float16": "F16"}
+Values = Mapping[str, Any]
+
+
+class Decoder(Struct, forbid_unknown_fields=True):
+    """Where a model has its decoder: prefixes of its tensors and of its head; keys in the config.
+
+    ``quantized``: in which part of the config the packing is told.
+    """
+
+    model: str = "model."
+    head: str = ""
+    config: str = ""
+    quantized: str = ""
+
+
+class Kind(Struct, forbid_unknown_fields=True):
+    """One file, its base filled in.
+
+    ``architectures`` (``for`` in the file) it stands for; ``names`` that expressions may use too;
+    ``rows`` and the ``parts`` that they name; of a model around a decoder ``decoder``,
+    ``decoder_parts`` in place of the decoder's own, ``decoder_rows`` after it, ``at`` the prefix of
+    the tower's ``rows`` and of ``more_rows``.
+    """
+
+    source: str
+    architectures: tuple[str, ...] = field(name="for", default=())
+    base: str | None = None
+    names: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    rows: list[Any] = field(default_factory=list)
+    parts: dict[str, list[Any]] = field(default_factory=dict)
+    decoder: Decoder | None = None
+    decoder_parts: dict[str, list[Any]] = field(default_factory=dict)
+    decoder_rows: list[Any] = field(default_factory=list)
+    at: str = ""
+    more_rows: list[Any] = field(default_factory=list)
+    preprocessor: dict[str, Any] = field(default_factory=dict)
+    processor: dict[str, Any] = field(default_factory=dict)
+    video_processor: str = ""
+    tokenizer: Tokenizer = Tokenizer()
+
+
+@cache
+def kinds() -> dict[str, Kind]:
+    """All kinds, by the architectures that they stand for.
+
+    Raises:
+        UsageError: a file is damaged.
+    """
+    files = {path.stem: load_yaml(path) for path in _folder().glob("*.yaml")}
+    found: dict[str, Kind] = {}
+    for name in sorted(files):
+        try:
+            kind = msgspec.convert(_whole(name, files), Kind)
+        except (msgspec.ValidationError, KeyError) as error:
+            raise UsageError(
+                f"presets/checkpoints/{name}.yaml is damaged: {error}", hint="reinstall turbofit"
+            ) from None
+        found |= dict.fromkeys(kind.architectures, kind)
+    return found
+
+
+def _folder() -> Any:
+    return presets_dir() / "checkpoints"
+
+
+def _whole(name: str, files: Mapping[str, JsonObject]) -> JsonObject:
+    """A file with its base's fields."""
+    data = dict(files[name])
+    base = data.get("base")
+    if base is None:
+        return data
+    return merged({**_whole(str(base), files), "for": []}, data)
+
+
+def merged(below: JsonObject, above: JsonObject) -> JsonObject:
+    """One mapping over another, mapping by mapping; lists and figures are the upper one's."""
+    found = dict(below)
+    for key, value in above.items():
+        old = found.get(key)
+        both = isinstance(value, dict) and isinstance(old, dict)
+        found[key] = merged(old, value) if both else value  # type: ignore[arg-type]
+    return found
+
+
+def find_kind(architecture: str) -> Kind | None:
+    """The kind that stands for an architecture, if there is one."""
+    return kinds().get(architecture)
+
+
+# ------------------------------------------------------------------------------- named values
+
+
+def values_of(model: Model, packing: str, drafting: int, ids: Mapping[str, int]) -> Values:
+    """What expressions may name of a model.
+
+    A decoder's fields are as `TextDims` has them; those of latents and delta nets too, those of
+    experts as below. The tower's begin with ``v_``, the audio tower's with ``a_``.
+    """
+    text, rule = model.text, model.image_rule
+    limit = (rule.checkpoint_limit if rule is not None else None) or 0
+    found: dict[str, Any] = to_builtins(text)
+    found |= {
+        "architecture": model.architecture,
+        "dtype": "float16" if model.dtype == "float16" else "bfloat16",
+        "packed": bool(packing),
+        "drafting": drafting,
+        "max_tiles": limit or 12,
+        "max_patches": limit // rule.unit_side**2 if rule is not None else 0,
+        "internvl_template": "internlm2-chat"
+        if "InternLM2" in text.architecture
+        else "internvl2_5",
+        "layers_that_slide": [
+            ("sliding", "full")[i % 2] + "_attention" for i in range(text.layers)
+        ],
+        "ones_of_a_head": [1.0] * (text.head_dim // 2),
+        # Of half a head's channels time, height and width each turn a part.
+        "mrope": [text.head_dim // 8, text.head_dim * 3 // 16, text.head_dim * 3 // 16],
+    }
+    for part in (text.mla, text.delta):
+        found |= to_builtins(part) if part is not None else {}
+    found["layers"] = text.layers  # a delta net counts layers, too
+    if text.mla is not None:
+        found["ones_of_a_rope"] = [1.0] * (text.mla.rope_dim // 2)
+    if text.delta is not None:
+        interval = text.layers // text.attention_layers
+        found["interval"] = interval
+        found["layers_of_delta_nets"] = [
+            "linear_attention" if (i + 1) % interval else "full_attention"
+            for i in range(text.layers)
+        ]
+    found |= _of_experts(text) | _of_towers(model)
+    return found | {f"id:{token}": number for token, number in ids.items()}
+
+
+def _of_experts(text: TextDims) -> dict[str, Any]:
+    moe = text.moe
+    if moe is None:
+        return {}
+    return {
+        "experts": moe.experts,
+        "experts_per_token": moe.experts_per_token,
+        "expert_intermediate": moe.intermediate,
+        "dense_layers": text.layers - moe.layers,
+        "shared_intermediate": moe.shared_intermediate,
+        "shared_experts": moe.shared_intermediate // moe.intermediate,
+        "correction": moe.correction,
+        "scoring": "sigmoid" if moe.correction else "softmax",
+        "topk_method": "noaux_tc" if moe.correction else "greedy",
+    }
+
+
+def _of_towers(model: Model) -> dict[str, Any]:
+    vision = model.vision
+    if vision is None:
+        return {}
+    image, steps = vision.image_size or 448, vision.deepstack + 1
+    side = image // vision.patch_size
+    found = {f"v_{name}": value for name, value in to_builtins(vision).items()}
+    found |= {
+        "v_image": image,
+        "v_patch": vision.patch_size,
+        "v_layer_norm": vision.norm == "layer_norm",
+        "v_side": side,
+        "v_positions": side**2,
+        "v_tile_tokens": (side // 2) ** 2,
+        "layers_of_deepstack": [i * vision.layers // steps for i in range(1, steps)],
+        "kept_at_16_bits": _kept_at_16_bits(vision.layers, model.text.layers),
+    }
+    audio = vision.audio
+    if audio is not None:
+        found |= {f"a_{name}": value for name, value in to_builtins(audio).items()}
+        found["a_shrunk_bins"] = audio.shrunk_bins
+    return found
+
+
+def _kept_at_16_bits(tower: int, layers: int) -> list[str]:
+    parts = ("attn.qkv", "attn.proj", "mlp.linear_fc1", "mlp.linear_fc2")
+    names = [f"model.visual.blocks.{i}.{part}" for i in range(tower) for part in parts]
+    return [*names, *(f"model.language_model.layers.{i}.mlp.gate" for i in range(layers))]
+
+
+def size(expression: str, values: Values) -> int:
+    """A sum of products of named values and figures, such as ``heads*head_dim+2``.
+
+    Raises:
+        UsageError: it names what this model does not have.
+    """
+    total = 0
+    for term in expression.split("+"):
+        factors = (int(one) if one.isdigit() else _named(one, values) for one in term.split("*"))
+        total += prod(factors)
+    return total
+
+
+def _named(name: str, values: Values) -> Any:
+    if name not in values:
+        raise UsageError(
+            f"a row of presets/checkpoints names {name}, which this model has not",
+            hint="docs/adding.md says which names there are",
+        )
+    return values[name]
+
+
+def config_from(template: Any, values: Values) -> Any:
+    """A config of its template: ``=NAME`` is a value, ``=NAME|null`` null where that is 0.
+
+    ``=NAME|drop`` leaves the key out where it is 0, and ``=|drop`` always.
+    """
+    if isinstance(template, dict):
+        made = {key: config_from(value, values) for key, value in template.items()}
+        return {key: value for key, value in made.items() if value is not _DROP}
+    if isinstance(template, list):
+        return [config_from(value, values) for value in template]
+    if not isinstance(template, str) or not template.startswith("="):
+        return template
+    name, _, otherwise = template[1:].rpartition("|")
+    if otherwise not in ("null", "drop"):
+        return _named(template[1:], values)
+    value = _named(name, values) if name else None
+    return value or (_DROP if otherwise == "drop" else None)
+
+
+_DROP: Final = object()
+
+
+# ---------------------------------------------------------------------------------------- rows
+
+
+class rows_of:  # noqa: N801 - called as a function
+    """The tensors of a list of rows.
+
+    Args:
+        rows: strings, or blocks with rows of their own.
+        parts: what rows name.
+        values: of the model.
+        packing: how linear layers are stored; empty for 16 bits.
+    """
+
+    def __init__(
+        self, rows: list[Any], parts: Mapping[str, list[Any]], values: Values, packing: str
+    ) -> None:
+        self._rows, self._parts, self._values, self._packing = rows, parts, values, packing
+        self._dtype = _DTYPE[values["dtype"]]
+
+    def __iter__(self) -> Iterator[Entry]:
+        return self._each(self._rows, "", 0)
+
+    def _each(self, rows: list[Any], at: str, layer: int) -> Iterator[Entry]:
+        for row in rows:
+            if isinstance(row, str):
+                yield from self._row(at, row.split())
+            else:
+                yield from self._block(row, at, layer)
+
+    def _block(self, block: Mapping[str, Any], at: str, layer: int) -> Iterator[Entry]:
+        """A part, layers of which some have the rows, or experts."""
+        if "part" in block:
+            yield from self._each(self._parts[block["part"]], at, layer)
+            return
+        if not self._wanted(block.get("if"), block.get("unless")):
+            return
+        selector, bound = next(
+            (k, v) for k, v in block.items() if k in _SELECTORS or k in _REPEATED
+        )
+        count = size(str(bound), self._values)
+        if selector in _SELECTORS:
+            if _SELECTORS[selector](layer, count):
+                yield from self._each(block["rows"], at, layer)
+            return
+        for i in range(count):
+            inner = i if selector == "all" else layer
+            yield from self._each(block["rows"], f"{at}{block['at']}{i}.", inner)
+
+    def _row(self, at: str, words: list[str]) -> Iterator[Entry]:
+        how, name, *rest = words
+        sizes = [word for word in rest if ":" not in word and word != "bias"]
+        options = dict(word.split(":", 1) for word in rest if ":" in word)
+        if not self._wanted(options.get("if"), options.get("unless")):
+            return
+        flag = options.get("bias")
+        bias = "bias" in rest if flag is None else bool(_named(flag, self._values))
+        shape = tuple(size(one, self._values) for one in sizes)
+        full, dtype = at + name, self._dtype
+        if how == "tensor":
+            yield full, options.get("as", dtype), shape
+        elif how == "norm":
+            yield from norm(full, shape[0], dtype, bias)
+        elif how == "stack":
+            yield from stacked(full, shape, dtype, self._packing)
+        else:
+            stored = LINEARS[self._packing] if how == "linear" else dense
+            yield from stored(full, shape[0], shape[1], dtype, bias)
+
+    def _wanted(self, wanted: str | None, unwanted: str | None) -> bool:
+        if wanted is not None and not _named(wanted, self._values):
+            return False
+        return unwanted is None or not _named(unwanted, self._values)
+
+
+#: Which layers have a block's rows, by the block's first key.
+_SELECTORS: Final = {
+    "first": lambda layer, count: layer < count,
+    "from": lambda layer, count: layer >= count,
+    "every": lambda layer, count: (layer + 1) % count == 0,
+    "but every": lambda layer, count: (layer + 1) % count != 0,
+}
+_REPEATED: Final = ("all", "experts")

@@ -1,0 +1,53 @@
+"""The child: an engine on pretend GPUs, through its cases.
+
+Run by ``turbofit.rehearse.run`` only. What it prints and what the engine logs goes to a file;
+memory is in the timelines, which the account writes.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import resource
+import signal
+import sys
+import traceback
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
+
+from turbofit.pretend.documents import loaded
+from turbofit.rehearse.engines import ADAPTERS
+from turbofit.rehearse.notes import Notes
+from turbofit.rehearse.spec import Spec
+
+
+def main(arguments: list[str]) -> NoReturn:
+    """Runs a rehearsal in the folder that holds its ``spec.json``."""
+    folder = Path(arguments[0])
+    log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    faulthandler.enable()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # an engine's C++ does not let Python wake
+    spec, notes, close = loaded((folder / "spec.json").read_bytes(), Spec), Notes(folder), None
+    code = 0
+    try:
+        close = import_module(ADAPTERS[spec.engine].driver).drive(spec, notes)
+        notes.finish()
+    except BaseException as error:  # noqa: BLE001 - told to the parent, which decides what it means
+        traceback.print_exc()
+        notes.error(error)
+        code = 1
+    notes.enter("end")
+    if close is not None:
+        close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # the engine's threads are not joined
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,210 @@
+"""One rehearsal from its specification to its document, ``turbofit.rehearsal/1``.
+
+``python -m turbofit.rehearse.document SPEC.json OUT.json [FOLDER]`` writes one; sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.json_types import Document
+from turbofit.core.plan import End, Moment
+from turbofit.core.struct import to_builtins
+from turbofit.core.version import __version__
+from turbofit.observe.ends import exit_words
+from turbofit.pretend.documents import loaded
+from turbofit.pretend.run import NOTICE
+from turbofit.pretend.scenario import PretendGpu
+from turbofit.rehearse.engines import ADAPTERS
+from turbofit.rehearse.notes import NOT_FINISHED
+from turbofit.rehearse.run import KEPT, EndedRun, Seen, run_child
+from turbofit.rehearse.spec import Spec
+
+__all__ = ["SCHEMA", "moments", "outcome_and_end", "rehearse", "report"]
+
+SCHEMA: Final = "turbofit.rehearsal/1"
+#: Worst cases that carry images: the names of their terms begin so.
+_IMAGES: Final = "case vision"
+#: The phase that begins when an engine reads free memory.
+_SIZED: Final = "cache"
+_KEPT_LINES: Final = 12
+
+
+def rehearse(spec: Spec, keep: Path | None = None) -> Document:
+    """Runs a rehearsal and returns its document.
+
+    Args:
+        spec: what to rehearse.
+        keep: where to leave timelines, notes and log; by default they are removed.
+
+    Raises:
+        UsageError: there is no such engine, or the model's folder has no config.json.
+        PackageError: the engine, a package that it runs, or a C compiler is missing.
+    """
+    adapter = ADAPTERS.get(spec.engine)
+    if adapter is None:
+        raise UsageError(f"no engine is named {spec.engine}", hint=", ".join(ADAPTERS))
+    if not (spec.model_dir / "config.json").exists():
+        raise UsageError(
+            f"{spec.model_dir} has no config.json",
+            hint="give a checkpoint folder, or make one: "
+            "python -m turbofit.rehearse.checkpoint.twin",
+        )
+    versions = adapter.needs(spec)
+    folder = Path(tempfile.mkdtemp(prefix="turbofit-rehearsal-"))
+    try:
+        ended = run_child(spec, folder, adapter.environ, adapter.path_of(spec))
+        document = report(ended, adapter.seen(ended), versions)
+        if keep is not None:
+            shutil.copytree(folder, keep, dirs_exist_ok=True)
+            document["files"] = str(keep)
+        return document
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def report(ended: EndedRun, seen: Seen, versions: Mapping[str, str]) -> Document:
+    """The document of a run that has ended.
+
+    Args:
+        ended: the run.
+        seen: what the engine's adapter read of it.
+        versions: packages that took part.
+    """
+    outcome, end = outcome_and_end(ended, seen)
+    told, gpus = ended.notes, ended.spec.machine.gpus
+    return {
+        "schema": SCHEMA,
+        "turbofit_version": __version__,
+        "pretend": NOTICE,
+        "engine": ended.spec.engine,
+        "outcome": outcome,
+        "death": None if end is None else to_builtins(end) | _more_of(seen.refused),
+        "ended": exit_words(ended.ran.code),
+        "seconds": ended.ran.seconds,
+        "child_seconds": told.get("seconds", {}),
+        "versions": dict(versions),
+        "environment": {name: os.environ[name] for name in KEPT if name in os.environ},
+        "settings": told.get("settings") or dict(ended.spec.settings),
+        "cache": seen.cache,
+        "terms": seen.terms,
+        "gpus": [
+            card | {"phases": phases} for card, phases in zip(seen.cards, seen.phases, strict=True)
+        ],
+        "cases": [_case(case, seen) for case in told.get("cases", [])],
+        "timeline": [to_builtins(one) for one in moments(seen.phases, gpus)],
+        "pinned": dict(seen.pinned or {}),
+        **(seen.more or {}),
+        "peak_rss": told.get("peak_rss"),
+        "not_known": list(ADAPTERS[ended.spec.engine].not_known),
+        "error": told.get("error"),
+        "log": ended.log[-_KEPT_LINES:],
+    }
+
+
+def _case(case: Mapping[str, Any], seen: Seen) -> dict[str, Any]:
+    """With what each card held at most, and what the engine's counters say of the case."""
+    phase = f"case {case['name']}"
+    return {
+        **case,
+        "peak": [phases.get(phase, {}).get("peak") for phases in seen.phases],
+        "transient": [terms.get(case["name"]) for terms in seen.terms],
+        "pinned": (seen.pinned or {}).get(phase, 0),
+    }
+
+
+def _more_of(refused: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What only this engine tells of an allocation that did not fit."""
+    return {k: v for k, v in (refused or {}).items() if k not in End.__struct_fields__}
+
+
+def outcome_and_end(ended: EndedRun, seen: Seen) -> tuple[str, End | None]:
+    """What a child's end means: served, out_of_memory, hang or failed; and the end, if not served.
+
+    ``served`` means that every request came to an end: a prompt that the engine refuses shows in
+    its case's statuses.
+    """
+    cases = ended.notes.get("cases", [])
+    unfinished = next((case["name"] for case in cases if NOT_FINISHED in case["statuses"]), None)
+    dead = any(case["statuses"].keys() & {"unavailable", "internal_error"} for case in cases)
+    served = ended.notes.get("done") and ended.ran.code == 0
+    if served and unfinished is None and not dead and not ended.stopped:
+        return "served", None
+    end = End(kind="crash", phase=seen.phase, where=seen.where, message=seen.message)
+    hang = ended.stopped or unfinished is not None
+    if seen.refused is not None and ended.stopped != "stuck":
+        known = {k: v for k, v in seen.refused.items() if k in End.__struct_fields__}
+        return "out_of_memory", End(**{"message": seen.message, **known, "kind": "out_of_memory"})
+    if not hang:
+        return "failed", end
+    phase, where = seen.phase, seen.where
+    if ended.stopped == "idle":
+        where = "nothing happened any more"
+    elif unfinished is not None:
+        phase, where = f"case {unfinished}", "not finished in time"
+    return "hang", End(kind="hang", phase=phase, where=where, message=seen.message)
+
+
+def moments(phases: Sequence[Document], gpus: Sequence[PretendGpu]) -> tuple[Moment, ...]:
+    """The phases in order: what each card had in use at most, and at its end.
+
+    Args:
+        phases: by card, ``peak`` and ``held`` of each.
+        gpus: the pretend machine's cards.
+    """
+    order, lanes = _in_order(phases), []
+    for spans, gpu in zip(phases, gpus, strict=True):
+        base, held, lane = gpu.used, 0, []
+        for phase in order:
+            base += gpu.late if phase == _SIZED else 0
+            span = spans.get(phase, {"peak": held, "held": held})  # without it: as it was
+            held = span["held"]
+            lane.append((base + span["peak"], base + held))
+        lanes.append(lane)
+    return tuple(
+        Moment(
+            phase=phase,
+            peak=tuple(lane[i][0] for lane in lanes),
+            end=tuple(lane[i][1] for lane in lanes),
+            image=phase.startswith(_IMAGES),
+        )
+        for i, phase in enumerate(order)
+    )
+
+
+def _in_order(phases: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    """All phases; one that only some cards have stands where they have it."""
+    order: list[str] = []
+    for card_phases in phases:
+        at = 0
+        for phase in card_phases:
+            if phase in order:
+                at = order.index(phase) + 1
+            else:
+                order.insert(at, phase)
+                at += 1
+    return tuple(order)
+
+
+def main(arguments: list[str]) -> int:
+    """The command; returns the exit code of turbofit's contract."""
+    source, target, *keep = map(Path, arguments)
+    try:
+        document = rehearse(loaded(source.read_bytes(), Spec), keep[0] if keep else None)
+    except TurbofitError as error:
+        sys.stderr.write(f"error: {error.message}\nhint: {error.hint}\n")
+        return error.exit_code
+    target.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    return 0 if document["outcome"] == "served" else 3
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,91 @@
+"""The engines that can be rehearsed: how each is driven, read, and brought to its worst."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from turbofit.core.plan import Plan
+from turbofit.memory.calibrated import BUFFERS, CONTEXT
+from turbofit.pretend.documents import from_builtins
+from turbofit.rehearse.run import EndedRun, Seen
+from turbofit.rehearse.spec import RehearsalCase, Spec
+from turbofit.rehearse.torch import packages, torch_image_overlap
+from turbofit.rehearse.torch import seen as torch_seen
+from turbofit.rehearse.turbomind import image_overlap
+from turbofit.rehearse.turbomind import seen as turbomind_seen
+
+__all__ = ["ADAPTERS", "Adapter"]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One engine.
+
+    Attributes:
+        driver: the module whose ``drive(spec, notes)`` starts it in the child and drives the cases;
+            it returns what closes the engine, or None.
+        seen: what the engine's own counters tell of an ended run, by term of the ledger.
+        worst: the worst cases of a plan.
+        needs: the versions of what it runs; raises PackageError where something is missing.
+        not_known: what a rehearsal of it cannot see.
+        before, after: terms of the ledger that exist on a real card only: charged to the pretend
+            one before free memory is read, and after.
+        process_context: the account itself charges each process for its CUDA context.
+        environ: variables of its processes.
+        path: where they find modules first.
+    """
+
+    driver: str
+    seen: Callable[[EndedRun], Seen]
+    worst: Callable[[Plan], tuple[RehearsalCase, ...]]
+    needs: Callable[[Spec], dict[str, str]]
+    not_known: Sequence[str]
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    process_context: bool = False
+    environ: Mapping[str, str] = field(default_factory=dict)
+    path: tuple[Path, ...] = ()
+
+    def path_of(self, spec: Spec) -> tuple[Path, ...]:
+        """Where the processes of a rehearsal find modules first; the last one counts most."""
+        return (*self.path, packages.STAND_IN) if spec.speculative else self.path
+
+
+def _on_torch(driver: str) -> Adapter:
+    return Adapter(
+        driver=f"turbofit.rehearse.torch.{driver}",
+        seen=torch_seen.seen,
+        worst=torch_image_overlap.worst_cases,
+        needs=packages.needs,
+        not_known=torch_seen.NOT_KNOWN,
+        before=(),
+        after=("kernel_modules", BUFFERS),
+        process_context=True,
+        environ={
+            "LMDEPLOY_ENABLE_CHECK_ENV": "0",  # it computes on the card, and compares values
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_DEDUP_LOGS": "0",
+        },
+        path=(packages.INSIDE,),
+    )
+
+
+ADAPTERS: Final[Mapping[str, Adapter]] = {
+    "turbomind": Adapter(
+        driver="turbofit.rehearse.turbomind.drive",
+        seen=turbomind_seen.seen,
+        worst=lambda plan: from_builtins(
+            image_overlap.worst_cases(plan), tuple[RehearsalCase, ...]
+        ),
+        needs=turbomind_seen.needs,
+        not_known=turbomind_seen.NOT_KNOWN,
+        before=("cuda_context", "cublas", CONTEXT),
+        after=("kernel_modules", "pool_growth", BUFFERS),
+        environ={"TM_LOG_LEVEL": "INFO", "OMP_NUM_THREADS": "1"},
+    ),
+    "pytorch": _on_torch("torch_engine"),
+    "transformers": _on_torch("torch_generate"),
+}

@@ -1,0 +1,233 @@
+"""From a plan to its rehearsal's specification, and from what was seen back to its ledger."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from msgspec import convert
+from msgspec.structs import replace
+
+from turbofit.core.json_types import Document, Options
+from turbofit.core.plan import (
+    End,
+    GpuLedger,
+    Moment,
+    Plan,
+    Rehearsal,
+    RehearsedCache,
+    RehearsedCase,
+    RehearsedTogether,
+    Term,
+)
+from turbofit.memory.pytorch.constants import environment
+from turbofit.memory.shared_terms import POOL_WARMUP
+from turbofit.pretend.from_machine import pretend_twin
+from turbofit.pretend.scenario import Scenario
+from turbofit.rehearse.checkpoint.draft_twin import speculative_of
+from turbofit.rehearse.checkpoint.twin import checkpoint_for
+from turbofit.rehearse.document import rehearse
+from turbofit.rehearse.engines import ADAPTERS
+from turbofit.rehearse.spec import Spec
+from turbofit.rehearse.torch.packages import need_kernels
+from turbofit.rehearse.torch.torch_image_overlap import limited
+
+__all__ = [
+    "beside", "charged", "plan_document", "plan_spec", "rehearsed_group", "unanswered",
+]  # fmt: skip
+
+#: Tokens that a worst case generates at least.
+_NEW = 2
+#: Terms that are made in one call of the engine, under the name of their common line.
+_TOGETHER = {"attention_workspace": "attention", "block_pointers": "attention"}
+
+
+def rehearsed_group(plan: Plan, group: int = 0, keep: Path | None = None) -> Plan:
+    """The plan with what the engine did in its worst cases, on one group of GPUs.
+
+    Raises:
+        PackageError: LMDeploy, a C compiler or another package is missing.
+        UsageError: only the model's own checkpoint would do, and it is not on disk.
+    """
+    document = plan_document(plan, group, keep)
+    outcome, death = document["outcome"], convert(document["death"], End | None)
+    refused = unanswered(plan, document) if outcome == "served" else None
+    if refused is not None:
+        outcome, death = "failed", refused
+    rehearsal = Rehearsal(
+        outcome=outcome,
+        seconds=document["seconds"],
+        engine_version=document["versions"].get("lmdeploy")
+        or document["versions"].get(plan.engine.name, ""),
+        cases=tuple(
+            RehearsedCase(
+                name=case["name"],
+                peak=tuple(size or 0 for size in case["peak"]),
+                transient=tuple(size or 0 for size in case["transient"]),
+                pinned=case["pinned"],
+            )
+            for case in document["cases"]
+        ),
+        cache=convert(document["cache"], RehearsedCache),
+        death=death,
+        not_known=tuple(document["not_known"]),
+        timeline=convert(document["timeline"], tuple[Moment, ...]),
+        together=_together(plan, document, group) if outcome == "served" else (),
+    )
+    gpus = beside(plan, document, group) if outcome == "served" else plan.gpus
+    return replace(plan, gpus=gpus, rehearsal=rehearsal)
+
+
+def plan_document(plan: Plan, group: int = 0, keep: Path | None = None) -> Document:
+    """All that was seen of one of a plan's groups in its worst cases.
+
+    Raises:
+        PackageError: LMDeploy, a C compiler or another package is missing.
+        UsageError: only the model's own checkpoint would do, and it is not on disk.
+    """
+    if plan.engine.on_torch:
+        need_kernels(plan.model.text)
+    with tempfile.TemporaryDirectory(prefix="turbofit-rehearsal-") as scratch:
+        # Chat templates are chosen by the folder's name, so the twin keeps the model's.
+        model, draft = limited(plan), plan.settings.draft
+        folder = checkpoint_for(
+            model,
+            Path(scratch) / plan.model.name,
+            torch=not plan.engine.of_lmdeploy,
+            draft=draft,
+        )
+        speculative = speculative_of(draft, model, Path(scratch))
+        return rehearse(plan_spec(plan, folder, group, speculative), keep)
+
+
+def plan_spec(
+    plan: Plan, checkpoint: Path, group: int = 0, speculative: Options | None = None
+) -> Spec:
+    """The specification of a plan's rehearsal, for one of its groups of GPUs.
+
+    Args:
+        plan: what is rehearsed.
+        checkpoint: the model's folder.
+        group: which group.
+        speculative: fields of LMDeploy's SpeculativeConfig.
+    """
+    settings: dict[str, object] = {"dtype": plan.settings.dtype, "device_map": plan.device_map}
+    environ: dict[str, str] = {}
+    if plan.engine.of_lmdeploy:
+        settings = dict(plan.lmdeploy_settings())
+    if plan.engine.on_torch:
+        environ = environment(plan.settings, plan.model)
+    return Spec(
+        machine=charged(plan, group),
+        model_dir=checkpoint.absolute(),
+        engine=plan.engine.name,
+        settings={name: value for name, value in settings.items() if value is not None},
+        cases=ADAPTERS[plan.engine.name].worst(plan),
+        environ=environ,
+        speculative=speculative or {},
+    )
+
+
+def charged(plan: Plan, group: int = 0) -> Scenario:
+    """The pretend machine of one group, charged with what a rehearsal cannot see.
+
+    That is taken from the plan's ledger: the CUDA context and libraries before the cache is sized,
+    kernel modules and the steps of real pools after it.
+    """
+    adapter, indices = ADAPTERS[plan.engine.name], plan.parallel.groups[group]
+    twin = pretend_twin(plan.machine, indices)
+    before = adapter.before
+    if adapter.process_context or plan.settings.communicator == "nccl":
+        before = (*before, "communicator")
+    every = {ledger.index: ledger.ledger for ledger in plan.gpus}
+    ledgers = [every[index] for index in indices]
+    # A correction may take back more than these: then of what the engine itself takes.
+    gpus = tuple(
+        dataclasses.replace(
+            gpu,
+            used=gpu.used + max(0, _sum(ledger, before)),
+            late=max(0, _sum(ledger, adapter.after)),
+        )
+        for gpu, ledger in zip(twin.gpus, ledgers, strict=True)
+    )
+    context = 0
+    if adapter.process_context:
+        context = max(_sum(ledger, ("cuda_context",)) for ledger in ledgers)
+    return dataclasses.replace(twin, gpus=gpus, context=context)
+
+
+def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:
+    return sum(term.bytes for term in terms if term.term in names)
+
+
+def unanswered(plan: Plan, document: Document) -> End | None:
+    """What the plan promises and the engine that served did not take; None: it took all.
+
+    The plan itself refuses what is longer than its longest request.
+    """
+    longest = min(plan.settings.session_len, plan.kv.longest_request_tokens)
+    taken = document["cache"].get("session_len")
+    if taken is not None and taken < longest:
+        why = f"the engine takes {taken:,} tokens of the {longest:,} that the plan promises"
+        return End(kind="refused", phase="case text_prefill", where=why)
+    room = longest - _NEW
+    for case in document["cases"]:
+        refused = {name: n for name, n in case["statuses"].items() if name != "finished"}
+        if sum(refused.values()) > sum(tokens > room for tokens in case["tokens"]):
+            said = ", ".join(f"{count} {name}" for name, count in refused.items())
+            why = f"the engine refused requests that the plan promises: {said}"
+            return End(kind="refused", phase=f"case {case['name']}", where=why)
+    return None
+
+
+def beside(plan: Plan, document: Document, group: int = 0) -> tuple[GpuLedger, ...]:
+    """The plan's ledgers with ``rehearsed`` beside ``bytes`` where the engine's counters tell.
+
+    Terms that share one counter (see ``Rehearsal.together``), and those that only a real card has,
+    stay without.
+    """
+    seen = {}
+    for gpu, told in _told(plan, document, group):
+        terms = (replace(term, rehearsed=told.get(term.term)) for term in gpu.ledger)
+        seen[gpu.index] = replace(gpu, ledger=tuple(terms))
+    return tuple(seen.get(gpu.index, gpu) for gpu in plan.gpus)
+
+
+def _told(plan: Plan, document: Document, group: int) -> list[tuple[GpuLedger, dict[str, int]]]:
+    """Each GPU of a group, with what the engine's counters tell of it."""
+    every = {gpu.index: gpu for gpu in plan.gpus}
+    gpus = [every[index] for index in plan.parallel.groups[group]]
+    return list(zip(gpus, document["terms"], strict=True))
+
+
+def _lines(ledger: Sequence[Term], told: Mapping[str, int]) -> dict[str, list[Term]]:
+    """The terms of a ledger by the line that the counters tell."""
+    lines: dict[str, list[Term]] = {}
+    for term in ledger:
+        line = _TOGETHER.get(term.term, term.term)
+        if line not in told and term.phase == "weights" and term.basis != "estimate":
+            line = "weights"
+        if line in told and not term.term.endswith(".returned"):
+            lines.setdefault(line, []).append(term)
+        stays = term.phase == "buffers" and term.basis != "estimate" and term.term != POOL_WARMUP
+        if stays and "buffers" in told:  # all beside the cache, those with a line of their own too
+            lines.setdefault("buffers", []).append(term)
+    return lines
+
+
+def _together(plan: Plan, document: Document, group: int) -> tuple[RehearsedTogether, ...]:
+    """The lines that stand for several terms, over the group's GPUs, which have the same ones."""
+    told = _told(plan, document, group)
+    lines = [_lines(gpu.ledger, seen) for gpu, seen in told]
+    return tuple(
+        RehearsedTogether(
+            line=name,
+            terms=tuple(term.term for term in terms),
+            bytes=tuple(sum(term.bytes for term in one.get(name, ())) for one in lines),
+            rehearsed=tuple(seen.get(name) for _, seen in told),
+        )
+        for name, terms in lines[0].items()
+        if [term.term for term in terms] != [name]
+    )

@@ -1,0 +1,251 @@
+"""Runs a rehearsal's child on pretend GPUs to its end, and gathers what it left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from turbofit.core.json_types import Document
+from turbofit.core.process.progress import Step, listening, tell
+from turbofit.pretend.documents import dumped
+from turbofit.pretend.environment import CHANGING, find_turbofit, put_first
+from turbofit.pretend.run import FinishedRun, run_pretend
+from turbofit.pretend.scenario import Scenario
+from turbofit.pretend.shared import SharedRecord
+from turbofit.rehearse.notes import read_notes
+from turbofit.rehearse.spec import Spec
+
+__all__ = ["EndedRun", "InactivityTimer", "Seen", "run_child"]
+
+#: Variables that change what an engine allocates, Ray's too: a rehearsal is of its settings only.
+_DROPPED: Final = (*CHANGING, "RAY_")
+#: But for the one that people serve with; the document says its value.
+KEPT: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+_LOOK: Final = 0.5  # seconds
+#: How many times its limit a case may take as long as the engine works on it.
+LIMITS_WHILE_ACTIVE: Final = 5
+# TurboMind's line where nothing can be admitted; during warm-up it is printed for ever, by one rank
+# 36,000 times a second, by many ranks on few cores slowly.
+_STUCK: Final = "out of memory at 0/"
+_STUCK_LINES: Final = 60
+_STUCK_LOOKS: Final = 2
+_FIRST_LINES: Final = 2000
+_LAST_LINES: Final = 4000
+_LONGEST_LINE: Final = 4000
+#: Signals that a person or a service sends, and which the child was given.
+_STOPPED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class EndedRun:
+    """A rehearsal that has ended.
+
+    Attributes:
+        spec: what was rehearsed.
+        ran: the run on the pretend machine.
+        notes: what the child told.
+        log: lines of its output and of the engine's log, the first and the last.
+        stopped: why the parent ended it: ``stuck`` (TurboMind's silent start-up hang), ``idle``
+            (nothing happened any more), or empty.
+        folder: where timelines and records are.
+    """
+
+    spec: Spec
+    ran: FinishedRun
+    notes: Document
+    log: list[str]
+    stopped: str
+    folder: Path
+
+    @property
+    def timelines(self) -> Path:
+        """The folder of what each process wrote."""
+        return self.folder / "pretend" / "timelines"
+
+
+@dataclass
+class Seen:
+    """What an engine's adapter reads of an ended run; lists go by card, sizes are bytes.
+
+    Attributes:
+        phases: in order, what each held: ``peak`` and ``held`` (at its end), and what the engine's
+            own counters say.
+        terms: by line of the ledger, what the engine's own counters tell; a case is such a line.
+        cache: the cache as the engine cut it: ``free``, ``region``, ``object_size``, ``slab_size``,
+            ``tokens``.
+        cards: more of each card.
+        pinned: page-locked host memory at most, by phase.
+        refused: of the allocation that ended it ``phase``, ``where``, ``asked``, ``left``,
+            ``missing``, ``gpu``, ``simulated``; None where none did.
+        phase, where, message: of any other end.
+        more: of the document itself.
+    """
+
+    phases: list[dict[str, dict[str, Any]]]
+    terms: list[dict[str, int]]
+    cache: dict[str, Any]
+    cards: list[dict[str, Any]]
+    refused: dict[str, Any] | None
+    phase: str
+    where: str
+    message: str = ""
+    pinned: Mapping[str, int] | None = None
+    more: Mapping[str, Any] | None = None
+
+
+def run_child(
+    spec: Spec, folder: Path, environ: Mapping[str, str], path: tuple[Path, ...]
+) -> EndedRun:
+    """Runs a rehearsal's child, and all that it starts, to the end.
+
+    Args:
+        spec: what to rehearse.
+        folder: a new one.
+        environ: the engine's own variables.
+        path: folders in which its processes find modules first.
+
+    Raises:
+        KeyboardInterrupt: the child was told to end, as this process was.
+        PretendError: the pretend libraries cannot be built.
+    """
+    (folder / "spec.json").write_text(dumped(spec), encoding="utf-8")
+    watch = _Watch(spec, folder)
+    ran = run_pretend(
+        [sys.executable, "-m", "turbofit.rehearse.child", str(folder)],
+        spec.machine,
+        keep=folder / "pretend",
+        stdout=2,
+        on_poll=watch,
+        every=_LOOK,
+        base=_environment(folder, {**environ, **spec.environ}, path),
+    )
+    if -ran.code in _STOPPED:
+        raise KeyboardInterrupt
+    return EndedRun(spec, ran, read_notes(folder), read_log(folder / "log"), watch.stopped, folder)
+
+
+def _environment(
+    folder: Path, variables: Mapping[str, str], path: tuple[Path, ...]
+) -> dict[str, str]:
+    env = {k: v for k, v in os.environ.items() if k in KEPT or not k.startswith(_DROPPED)}
+    env |= variables
+    for place in path:
+        put_first(env, "PYTHONPATH", str(place))
+    find_turbofit(env)
+    offline = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return env | {"TURBOFIT_REHEARSAL": str(folder), **dict.fromkeys(offline, "1")}
+
+
+class InactivityTimer:
+    """Seconds since a value was last another one: on a busy machine a slow engine does not hang.
+
+    Args:
+        look: gives the value now, such as a count of calls.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, look: Callable[[], object], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._look, self._clock = look, clock
+        self._value = look()
+        self._started = self._changed = clock()
+
+    def inactive(self) -> float:
+        """Seconds since the last change, or since the start where there was none."""
+        now, value = self._clock(), self._look()
+        if value != self._value:
+            self._value, self._changed = value, now
+        return now - self._changed
+
+    def elapsed(self) -> float:
+        """Seconds since the start, whatever changed."""
+        return self._clock() - self._started
+
+
+class _Watch:
+    """Ends the machine's processes where they hang, and says so.
+
+    A child that allocates, or tells of itself, does not hang, however slow the machine is.
+    """
+
+    def __init__(self, spec: Spec, folder: Path) -> None:
+        self.stopped = ""
+        self._spec, self._folder = spec, folder
+        self._timer = InactivityTimer(lambda: _progress(folder))
+        self._stuck = 0
+
+    def __call__(self, _: Scenario, shared: SharedRecord) -> None:
+        notes = read_notes(self._folder)
+        _tell(self._spec, notes)
+        ready = "ready" in notes.get("seconds", {})
+        self._stuck = self._stuck + 1 if not ready and _is_stuck(self._folder / "log") else 0
+        case = self._spec.case_seconds * LIMITS_WHILE_ACTIVE + 10
+        if self._stuck >= _STUCK_LOOKS:
+            self.stopped = "stuck"
+        elif self._timer.inactive() > (case if ready else self._spec.start_seconds):
+            self.stopped = "idle"
+        if not self.stopped:
+            return
+        for pid in {notes.get("pid"), *(one.pid for one in shared.processes if one.alive)}:
+            with contextlib.suppress(OSError):
+                if pid:
+                    os.kill(pid, signal.SIGKILL)
+
+
+def _progress(folder: Path) -> tuple[int, ...]:
+    """What changes while a child works: the length of timelines on disk, and its notes."""
+    seen = []
+    for path in (folder / "report.json", *(folder / "pretend" / "timelines").glob("*")):
+        with contextlib.suppress(OSError):
+            stat = path.stat()
+            seen += [stat.st_blocks, stat.st_mtime_ns if path.suffix == ".json" else 0]
+    return tuple(seen)
+
+
+def _is_stuck(log: Path) -> bool:
+    """Whether the last lines are all the scheduler's."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - (1 << 15)))
+            lines = file.read().decode("utf-8", "replace").splitlines()[-_STUCK_LINES - 1 : -1]
+    except OSError:
+        return False
+    return len(lines) == _STUCK_LINES and all("out of memory at" in line for line in lines)
+
+
+def _tell(spec: Spec, notes: Document) -> None:
+    """How far the child is, where somebody listens."""
+    if not listening():
+        return
+    if str(notes.get("phase", "")).startswith("case "):
+        done = len(notes.get("cases", ()))
+        tell(Step("rehearsing worst cases on pretend GPUs", done, len(spec.cases)))
+    else:
+        tell(Step("starting the engine on pretend GPUs"))
+
+
+def read_log(path: Path) -> list[str]:
+    """The first and last lines of a log, without progress bars and what a hang repeats."""
+    first: list[str] = []
+    last = deque[str](maxlen=_LAST_LINES)
+    stuck = 0
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                text = re.sub(r".*\r(?!$)", "", line.decode("utf-8", "replace").rstrip("\r\n"))
+                stuck = stuck + 1 if _STUCK in text else 0
+                if stuck <= 20:
+                    (first if len(first) < _FIRST_LINES else last).append(text[:_LONGEST_LINE])
+    except OSError:
+        return []
+    return [*first, *last]

@@ -1,0 +1,81 @@
+"""What to rehearse: engine, pretend machine, model folder, settings and cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from turbofit.pretend.scenario import Scenario
+
+__all__ = ["LONGEST", "RehearsalCase", "RehearsalRequest", "Spec", "Unit"]
+
+Unit = int | tuple[int, int, int]
+#: ``text_tokens`` of a prompt as long as the engine takes one.
+LONGEST: Final = -1
+
+
+@dataclass(frozen=True)
+class RehearsalRequest:
+    """One request.
+
+    Attributes:
+        text_tokens: prompt tokens that are not an image's (with ``sizes``: letters, which a twin's
+            tokenizer takes for a token each); ``LONGEST`` for as many as the engine takes.
+        units: for TurboMind, one entry an image: tiles (InternVL), or the grid t, h, w in patches
+            (Qwen2-VL).
+        sizes: for an engine on torch, (width, height) of each image, pixels.
+        max_new_tokens: tokens to generate.
+        top_k: sampling; 0 samples over the whole vocabulary.
+        output_logits: None, "all" or "generation" (TurboMind).
+        lead: of ``text_tokens`` those before the images; None is half of them (TurboMind).
+        images: requests of one number have the same images (a prefix cache finds them again);
+            None: like no other's.
+    """
+
+    text_tokens: int = 20
+    units: tuple[Unit, ...] = ()
+    sizes: tuple[tuple[int, int], ...] = ()
+    max_new_tokens: int = 4
+    top_k: int = 1
+    output_logits: str | None = None
+    lead: int | None = None
+    images: int | None = None
+
+
+@dataclass(frozen=True)
+class RehearsalCase:
+    """Requests that are all queued before the engine's next step."""
+
+    name: str
+    requests: tuple[RehearsalRequest, ...]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A rehearsal.
+
+    Attributes:
+        machine: the pretend machine, with what is charged to it beforehand.
+        model_dir: a checkpoint folder.
+        engine: a key of `turbofit.rehearse.engines.ADAPTERS`.
+        settings: fields of LMDeploy's engine configuration; for Transformers ``dtype`` and
+            ``device_map``.
+        cases: run in this order, each after the last has come to rest.
+        staging: charge the first card with what loading stages, where torch cannot (TurboMind).
+        start_seconds, case_seconds: how long the engine may do nothing before it counts as a hang.
+        environ: variables that the engine is started with.
+        speculative: fields of LMDeploy's SpeculativeConfig; empty where nothing drafts.
+    """
+
+    machine: Scenario
+    model_dir: Path
+    engine: str = "turbomind"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    cases: tuple[RehearsalCase, ...] = ()
+    staging: bool = True
+    start_seconds: float = 300.0
+    case_seconds: float = 120.0
+    environ: Mapping[str, str] = field(default_factory=dict)
+    speculative: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,246 @@
+"""What torch's records and the account tell of an ended rehearsal. Sizes are bytes.
+
+Each process's own timeline is marked in the process within 10 ms of a phase's begin, which waits
+for it; a card's peak in a phase is the sum of its processes' peaks, exact where one of them
+allocates.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from turbofit.memory.shared_terms import POOL_WARMUP
+from turbofit.pretend.report import report as run_report
+from turbofit.pretend.usage import BEFORE, Usage
+from turbofit.rehearse.run import EndedRun, Seen
+from turbofit.rehearse.torch.phase_recorder import read_records
+
+__all__ = ["NOT_KNOWN", "HeldBytes", "PhaseSpan", "combined", "held_by", "seen"]
+
+NOT_KNOWN: Final = (
+    "private workspaces inside cuBLAS, cuDNN and NCCL",
+    "kernel modules, loaded lazily",
+    "what hangs on large float values: tokens, sampling, expert routing",
+    "the CUDA context's size is the card's preset, charged to each process",
+)
+_COUNTERS: Final = (
+    "requested", "allocated", "reserved", "allocated_peak", "reserved_peak", "retries",
+)  # fmt: skip
+_OOM: Final = re.compile(r"OutOfMemoryError: (CUDA out of memory\..*)")
+_OOM_TEXT: Final = "CUDA out of memory."
+_SIZING: Final = re.compile(r"No enough gpu memory for (kv cache|runtime)\.")
+_FRAME: Final = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+#: Ends of a request that say that the engine's own loop is dead.
+_DEAD: Final = frozenset({"unavailable", "internal_error"})
+_NOT_THEIRS: Final = ("/torch/", "/turbofit/pretend/", "/turbofit/rehearse/", "turbofit_values")
+_MOST_FRAMES: Final = 4
+
+
+@dataclass
+class PhaseSpan:
+    """One phase of one process on one card: bytes at its end and at most, its context left out."""
+
+    end: int = 0
+    peak: int = 0
+
+
+@dataclass
+class HeldBytes:
+    """One process: its context on each card, and its spans by card and phase.
+
+    It is marked once it has a CUDA context; what it did before counts with its first phase.
+    """
+
+    contexts: dict[int, int] = field(default_factory=dict)
+    spans: dict[int, dict[str, PhaseSpan]] = field(default_factory=dict)
+
+    def on(self, gpu: int, phase: str, order: Sequence[str]) -> PhaseSpan:
+        """Its span in a phase; where the phase was not marked, what the process held before it."""
+        spans = self.spans.get(gpu, {})
+        if phase in spans or "" in spans:  # the latter: never marked
+            return spans.get(phase) or spans[""]
+        earlier = order[: order.index(phase)] if phase in order else ()
+        end = next((spans[name].end for name in reversed(earlier) if name in spans), 0)
+        return PhaseSpan(end, end)
+
+
+def held_by(usages: Iterable[Usage]) -> tuple[HeldBytes, ...]:
+    """What the processes of a run held."""
+    return tuple(
+        HeldBytes(
+            usage.contexts,
+            {gpu: _spans(peaks, usage.ends[gpu]) for gpu, peaks in usage.phases.items()},
+        )
+        for usage in usages
+    )
+
+
+def combined(held: Iterable[HeldBytes], gpu: int, phase: str, order: Sequence[str]) -> PhaseSpan:
+    """All processes on a card in a phase, contexts included."""
+    total = PhaseSpan()
+    for one in held:
+        span, context = one.on(gpu, phase, order), one.contexts.get(gpu, 0)
+        total.end += span.end + context
+        total.peak += span.peak + context
+    return total
+
+
+def _spans(peaks: Mapping[str, int], ends: Mapping[str, int]) -> dict[str, PhaseSpan]:
+    """By phase; what came before the first mark belongs to that, or to "" where none came."""
+    spans = {name: PhaseSpan(ends[name], peak) for name, peak in peaks.items()}
+    before = spans.pop(BEFORE, None)
+    if before is None:
+        return spans
+    if not spans:
+        return {"": before}
+    first = next(iter(spans.values()))
+    first.peak = max(first.peak, before.peak)
+    return spans
+
+
+def seen(ended: EndedRun) -> Seen:
+    """What the allocator's figures and the account say, and the death in torch's own words."""
+    told, cards = ended.notes, range(len(ended.spec.machine.gpus))
+    held, records = held_by(ended.ran.usages), read_records(ended.folder)
+    order = [name for name in told.get("seconds", {}) if name not in ("import", "end")]
+    phases: list[dict[str, dict[str, Any]]] = []
+    for gpu in cards:
+        rows = {name: _counters(records, gpu, name) for name in order}
+        spans = {name: combined(held, gpu, name, order) for name in order}
+        phases.append(
+            {
+                name: {"peak": spans[name].peak, "held": spans[name].end, **rows[name]}
+                for name in order
+            }
+        )
+    cache = _cache(told, len(cards))
+    return Seen(
+        phases=phases,
+        terms=[_terms(told, phases[gpu], cache["region"][gpu]) for gpu in cards],
+        cache=cache,
+        cards=[_card(ended, held, gpu) for gpu in cards],
+        **_death(ended),
+        more={"device_map": told.get("device_map"), "executor": told.get("executor")},
+    )
+
+
+def _counters(records: list[Any], gpu: int, phase: str) -> dict[str, int]:
+    """The allocator's own figures over all processes; empty where none were read."""
+    rows = [
+        row
+        for record in records
+        for row in record["rows"]
+        if row["gpu"] == gpu and row["phase"] == phase
+    ]
+    return {name: sum(row[name] for row in rows) for name in _COUNTERS} if rows else {}
+
+
+def _cache(told: Mapping[str, Any], cards: int) -> dict[str, Any]:
+    """LMDeploy's own CacheConfig; without figures where there is none."""
+    cache, sizes = told.get("cache") or {}, told.get("block_bytes") or []
+    blocks = cache.get("num_gpu_blocks") or 0
+    return {
+        **cache,
+        "free": told.get("free_at_sizing") or [None] * cards,
+        "region": [blocks * size for size in sizes] or [None] * cards,
+        "object_size": next(iter(sizes), None),
+        "slab_size": None,
+        "tokens": blocks * cache["block_size"] if cache else None,
+        "session_len": told.get("session_len"),
+    }
+
+
+def _terms(
+    told: Mapping[str, Any], phases: Mapping[str, Mapping[str, Any]], region: int | None
+) -> dict[str, int]:
+    """By line of the ledger: what the allocator tells apart."""
+    found = {} if region is None else {"kv_cache": region}
+    loaded = phases.get("sizing") or phases.get("load") or {}
+    if "requested" in loaded:
+        found["weights"] = loaded["requested"]
+        found["load_fragmentation"] = loaded["reserved"] - loaded["requested"]
+    before, ready = phases.get("cache", {}), phases.get("ready", {})
+    if "reserved" in before and "reserved" in ready:
+        # Idle only: what the warm-up left allocated is cuBLAS's and the graphs'.
+        found[POOL_WARMUP] = (ready["reserved"] - ready["allocated"]) - (
+            before["reserved"] - before["allocated"]
+        )
+    # What stays: the first request adds a cuBLAS workspace, which the ledger names by itself. The
+    # least that a served case left, so that a leak in one case does not count.
+    cases = {case["name"]: phases.get(f"case {case['name']}", {}) for case in told.get("cases", ())}
+    served = [c["name"] for c in told.get("cases", ()) if set(c["statuses"]) == {"finished"}]
+    ends = [cases[name]["allocated"] for name in served if "allocated" in cases[name]]
+    if "allocated" in ready:
+        steady = max(ready["allocated"], min(ends, default=0))
+        peaks = {name: row.get("allocated_peak") for name, row in cases.items()}
+        found |= {name: peak - steady for name, peak in peaks.items() if peak is not None}
+    return found
+
+
+def _card(ended: EndedRun, held: Sequence[HeldBytes], gpu: int) -> dict[str, Any]:
+    card, peak = ended.spec.machine.gpus[gpu], ended.ran.shared.peak[gpu]
+    return {
+        "name": card.name,
+        "total": card.total,
+        "used_by_others": card.used,
+        "contexts": sum(one.contexts.get(gpu, 0) for one in held),
+        "peak": peak,
+        "left_at_peak": max(0, card.total - card.used - peak),
+    }
+
+
+def _death(ended: EndedRun) -> dict[str, Any]:
+    """What ended it; where all was served nobody asks."""
+    error, lines = ended.notes.get("error"), ended.log
+    dead = [case for case in ended.notes.get("cases", []) if _DEAD & set(case["statuses"])]
+    phase = f"case {dead[0]['name']}" if dead else (error or ended.notes).get("phase", "import")
+    said = _words(error, lines)
+    where = " < ".join(_where(error, said, lines))
+    refused = None
+    if _OOM_TEXT in said:
+        run = run_report(ended.ran)["refused"] or {}
+        refused = {
+            "gpu": run.get("gpu"),
+            "asked": run.get("asked"),
+            "left": run.get("left"),
+            "missing": run.get("short"),
+            "simulated": run.get("simulated"),
+        }
+    elif _SIZING.search(said):
+        refused = {"asked": None, "left": None}
+    if refused is not None:
+        refused |= {"phase": phase, "where": where or said[:200]}
+    return {
+        "refused": refused, "phase": phase, "where": where or said[:200], "message": said,
+    }  # fmt: skip
+
+
+def _words(error: dict[str, Any] | None, lines: Sequence[str]) -> str:
+    """The engine's own message: torch's, where there is one."""
+    if error and _OOM_TEXT in error["message"]:
+        return str(error["message"])
+    for line in reversed(lines):
+        found = _OOM.search(line) or _SIZING.search(line)
+        if found:
+            return found[1] if found.re is _OOM else found[0]
+    if error:
+        return f"{error['type']}: {error['message']}"
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _where(error: dict[str, Any] | None, said: str, lines: Sequence[str]) -> list[str]:
+    """The innermost lines of Python that are neither torch's nor ours, innermost first."""
+    frames = list(reversed(error["frames"])) if error and said in error["message"] else []
+    if not frames:
+        at = max((i for i, line in enumerate(lines) if said and said[:60] in line), default=0)
+        for line in reversed(lines[max(0, at - 200) : at]):
+            if "Traceback (most recent call last)" in line and frames:
+                break
+            if found := _FRAME.search(line):
+                frames.append(f"{found[1]}:{found[2]} {found[3]}")
+    theirs = [frame for frame in frames if not any(part in frame for part in _NOT_THEIRS)]
+    short = (frame.rpartition("site-packages/")[2] or frame for frame in theirs or frames)
+    return [*short][:_MOST_FRAMES]
