@@ -1,7 +1,7 @@
 """``python scripts/symptoms.py``: the tables of docs/troubleshooting.md, by message.
 
 Each message of `symptoms.yaml` is given to `diagnose`, and its row is the answer. The gateway's
-refusals are read from the gateway's source. So the page says what the program says.
+refusals are rows of `presets/refusals.yaml`. So the page says what the program says.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import yaml
 
 from turbofit.diagnose.explain import diagnose
 from turbofit.diagnose.rules.causes import causes
+from turbofit.gateway.http.refusals import refusals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,23 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["PAGE", "Refused", "Symptom", "refused", "renewed", "rule_kinds", "symptoms"]
 
 _ROOT: Final = Path(__file__).parents[1]
-_GATEWAY: Final = _ROOT / "turbofit" / "gateway"
 PAGE: Final = _ROOT / "docs" / "troubleshooting.md"
 _LOGS, _REFUSALS = "logs", "refusals"
 _SEES: Final = "| you see | what it means, and what helps |\n|---|---|"
 _GETS: Final = "| status, `code` | message | more |\n|---|---|---|"
-#: Where docs explain the refusals of a part of the gateway; the longest beginning counts.
-_EXPLAINED: Final = {
-    "front": "cluster.md#when-something-happens",
-    "http": "security.md",
-    "http/model_names": "operations.md#what-clients-notice",
-    "limits": "security.md",
-    "media": "security.md",
-    "models": "several.md",
-    "routing": "operations.md#when-something-dies",
-    "routing/admission": "operations.md#what-to-watch",
-    "routing/impossible": "operations.md#what-to-watch",
-}
 
 
 class Symptom(NamedTuple):
@@ -56,7 +44,7 @@ class Refused(NamedTuple):
     """An answer of the gateway that is no answer of an engine."""
 
     code: str
-    status: str
+    status: int
     message: str
     page: str
 
@@ -81,27 +69,15 @@ def rule_kinds() -> set[str]:
 
 
 def refused() -> list[Refused]:
-    """Each status and code with which the gateway refuses, once, in their order."""
-    found: dict[tuple[str, str], Refused] = {}
-    # What a front says too is said of one gateway.
-    for path in sorted(_GATEWAY.rglob("*.py"), key=lambda one: (one.name == "front.py", one)):
-        place = path.relative_to(_GATEWAY).with_suffix("").as_posix()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Refusal":
-                status, code, message = (_text(one) for one in node.args[:3])
-                if re.fullmatch("[a-z_]+", code):
-                    page = _EXPLAINED[max(filter(place.startswith, _EXPLAINED), key=len)]
-                    found.setdefault((status, code), Refused(code, status, message, page))
+    """Each status and code of `presets/refusals.yaml` with its sentences, in their order."""
+    found: dict[tuple[int, str], Refused] = {}
+    for key, row in refusals().items():
+        code = key.partition(":")[0]
+        says = re.sub(r"{[^}]*}", "…", row.says)
+        one = found.get((row.status, code))
+        message = says if one is None else f"{one.message}<br>{says}"
+        found[row.status, code] = Refused(code, row.status, message, row.more)
     return sorted(found.values(), key=lambda one: (one.status, one.code))
-
-
-def _text(node: ast.expr) -> str:
-    """A literal as it is; ``…`` for what only a run knows."""
-    if isinstance(node, ast.Constant):
-        return str(node.value)
-    if isinstance(node, ast.JoinedStr):
-        return "".join(map(_text, node.values))
-    return "…"
 
 
 def renewed(text: str) -> str:

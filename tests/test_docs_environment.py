@@ -178,7 +178,7 @@ def modules() -> Iterator[tuple[str, Variables]]:
 
 @pytest.fixture(scope="module")
 def used() -> dict[str, str]:
-    """How each variable is used: ``read``, ``set`` or ``read, set``; in Python and in C."""
+    """How each variable is used: ``read``, ``set`` or ``read, set``; in Python, C and Compose."""
     found: dict[str, set[str]] = defaultdict(set)
     for _, variables in modules():
         for name in variables.read:
@@ -187,6 +187,9 @@ def used() -> dict[str, str]:
             found[name].add("set")
     if any("expanduser(" in path.read_text("utf-8") for path in (ROOT / "turbofit").rglob("*.py")):
         found["HOME"].add("read")
+    compose = (ROOT / "presets" / "export" / "compose.template").read_text(encoding="utf-8")
+    for name in re.findall(r"^ +([A-Z][A-Z0-9_]+): ", compose, re.MULTILINE):
+        found[name].add("set")
     for path in (ROOT / "turbofit").rglob("*.c"):
         for name in re.findall(r'getenv\("(\w+)"\)', path.read_text(encoding="utf-8")):
             found[name].add("read")

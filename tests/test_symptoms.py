@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 from collections import Counter
+from pathlib import Path
+from string import Formatter
 
-from scripts.symptoms import PAGE, refused, renewed, rule_kinds, symptoms
+from scripts.symptoms import PAGE, renewed, rule_kinds, symptoms
 from turbofit.cli.manual import EXIT_CODES
+from turbofit.gateway.http.refusals import refusals
 
 #: Answers of `diagnose` to a log without a failure.
 NO_FAILURE = {"healthy", "memory_table"}
@@ -25,10 +29,21 @@ def test_a_message_stands_once() -> None:
     assert [one for one, times in Counter(s.message for s in SYMPTOMS).items() if times > 1] == []
 
 
-def test_every_refusal_is_found() -> None:
-    codes = {one.code for one in refused()}
-    assert len(codes) > 50
-    assert {"convicted", "engine_resting", "image_too_large", "too_many_connections"} <= codes
+def test_every_refusal_is_a_row_and_names_the_facts_of_its_sentence() -> None:
+    """Codes that are no literals are looked for as such."""
+    gateway, used = Path(__file__).parents[1] / "turbofit" / "gateway", set()
+    for path in gateway.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        used |= {one.value for one in ast.walk(tree) if isinstance(one, ast.Constant)}
+        for node in ast.walk(tree):
+            named = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Refusal"
+            if not named or not isinstance(node.args[0], ast.Constant):
+                continue
+            facts = {one.arg for one in node.keywords} - {"retry_after", "status"}
+            says = refusals()[node.args[0].value].says
+            asked = {field for _, field, _, _ in Formatter().parse(says) if field}
+            assert asked | {"param"} == facts | {"param"}, (path, node.lineno)
+    assert refusals().keys() <= used
 
 
 def test_every_exit_code_of_a_failure_is_explained() -> None:

@@ -49,10 +49,10 @@ def test_the_wheel_plans(installed: Path, tmp_path: Path) -> None:
 
 
 def test_every_preset_is_in_the_wheel(installed: Path) -> None:
-    repo = {p.relative_to(ROOT / "presets") for p in (ROOT / "presets").rglob("*.yaml")}
+    repo = {p.relative_to(ROOT / "presets") for p in (ROOT / "presets").rglob("*.*")}
     wheel = {
         p.relative_to(installed / "turbofit" / "_presets")
-        for p in (installed / "turbofit" / "_presets").rglob("*.yaml")
+        for p in (installed / "turbofit" / "_presets").rglob("*.*")
     }
     assert wheel == repo
 

@@ -64,10 +64,8 @@ BUGS = (
     Bug("who was at a death is sent to another engine", _FORWARDER,
         "if outcome.death is not None or again or", "if again or"),
     Bug("who is refused is let through", _DENY_LIST,
-        "        denied = self.refused(name)\n        if denied is not None:\n"
-        "            raise Refusal(\n                422",
-        "        denied = self.refused(name)\n        if False:\n"
-        "            raise Refusal(\n                422"),
+        "        if denied is not None:\n            raise Refusal(\n                \"convicted\"",
+        "        if False:\n            raise Refusal(\n                \"convicted\""),
     Bug("suspects run together", _ADMISSION, "            engine.turn_of = turn\n", ""),
     Bug("whoever is beside a suspect does not matter", _DENY_LIST, "and all(others)", ""),
     Bug("an answer clears nobody", _DENY_LIST,

@@ -69,8 +69,3 @@ def test_what_follows_two_dashes_is_somebody_elses() -> None:
 def test_an_option_is_called_as_its_field() -> None:
     assert option_name("max_batch_size") == "--max-batch-size"
     assert option_name("async_") == "--async"
-
-
-def test_a_machine_that_is_given_twice_and_lacks_a_value() -> None:
-    with pytest.raises(UsageError, match="--on"):
-        read("--on", "2xh100", "--on")

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+from itertools import starmap
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.diagnose.conftest import explain
 from turbofit.core.units import GIB, KIB, MIB
 from turbofit.diagnose.facts import read_runs
-from turbofit.diagnose.lines.engine_lines import engine_line
-from turbofit.diagnose.lines.events import (
+from turbofit.diagnose.rows import Row, rows
+from turbofit.diagnose.subject import FactCollector
+from turbofit.observe.log_events import (
     Computed,
-    DefaultSession,
     KvBlocks,
     LegacyCuda,
-    Offload,
-    OtherDevices,
     PeerMissing,
     PythonFrame,
     SmiDriver,
+    Starting,
     TorchMemory,
     VisionForward,
 )
-from turbofit.diagnose.lines.host_lines import host_line
-from turbofit.diagnose.lines.rows import rows
-from turbofit.diagnose.lines.torch_lines import torch_line, torch_memory
-from turbofit.diagnose.subject import FactCollector
+from turbofit.observe.log_reader import read_line
+from turbofit.observe.torch_memory import torch_memory
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ from turbofit.diagnose.subject import FactCollector
          LegacyCuda(message="out of memory", where="/a/b.cu:31")),
         ("[TM][WARNING] Devicle 0 peer access Device 3 is not available.", PeerMissing(a=0, b=3)),
         ("[TM][WARNING] Device 1 peer access Device 0 is not available.", PeerMissing(a=1, b=0)),
-        ("`max_context_token_num` is not set, default to 32768.", DefaultSession(tokens=32768)),
+        ("`max_context_token_num` is not set, default to 32768.", Starting(session=32768)),
         ("req 1 (uid 22) resume [0,0) 0 blk ro (0%) source=none | computed [64,6688) 6688 tok",
          Computed(uid=22, start=64, end=6688)),
         ("vision forward shape: torch.Size([13, 3, 448, 448])",
@@ -53,37 +53,36 @@ from turbofit.diagnose.subject import FactCollector
     ],
 )  # fmt: skip
 def test_engine_lines(text: str, event: object) -> None:
-    assert engine_line(text) == event
+    assert read_line(text) == event
 
 
-def test_two_device_texts_of_both_generations() -> None:
-    old = torch_line(
-        "RuntimeError: Expected all tensors to be on the same device, but found at least two "
-        "devices, cuda:0 and cpu! (when checking argument for argument mat2 in method wrapper_mm)"
-    )
-    assert old == OtherDevices(devices=("cuda:0", "cpu"), operator="wrapper_mm")
-    new = torch_line(
-        "RuntimeError: Expected all tensors to be on the same device, but got index is on cuda:0, "
-        "different from other tensors on cuda:1 (when checking argument in method wrapper_x)"
-    )
-    assert new == OtherDevices(devices=("cuda:0", "cuda:1"), operator="wrapper_x")
-
-
-def test_offload_without_modules() -> None:
-    assert torch_line("ValueError: Please provide an `offload_folder` for them.") == Offload(
-        modules=()
-    )
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("RuntimeError: Expected all tensors to be on the same device, but found at least two "
+         "devices, cuda:0 and cpu! (when checking argument for argument mat2 in method wrapper_mm)",
+         "cuda:0 and cpu"),
+        ("RuntimeError: Expected all tensors to be on the same device, but got index is on cuda:0, "
+         "different from other tensors on cuda:1 (when checking argument in method wrapper_x)",
+         "cuda:0 and cuda:1"),
+    ],
+)  # fmt: skip
+def test_two_device_texts_of_both_generations(text: str, said: str) -> None:
+    found = explain(text)
+    assert found.kind == "device_mismatch"
+    assert said in found.what
 
 
 @pytest.mark.parametrize(
     "text",
     [
+        "ValueError: Please provide an `offload_folder` for them.",
         "ValueError: Please provide an 'offload_folder' for them.",
         "ValueError: The current `device_map` had weights offloaded to the disk.",
     ],
 )
 def test_offload_as_programs_quote_it(text: str) -> None:
-    assert torch_line(text) == Offload(modules=())
+    assert explain(text).kind == "offload"
 
 
 @pytest.mark.parametrize(
@@ -96,11 +95,13 @@ def test_offload_as_programs_quote_it(text: str) -> None:
     ],
 )
 def test_frames_of_python_of_notebooks_and_of_rich(text: str) -> None:
-    assert torch_line(text) == PythonFrame(path="/venv/vllm/llm.py", function="__init__")
+    assert read_line(text) == PythonFrame(path="/venv/vllm/llm.py", function="__init__")
 
 
 def test_a_memory_text_without_figures() -> None:
-    assert torch_line("torch.cuda.OutOfMemoryError: Allocation on device 0") == TorchMemory()
+    assert read_line("torch.cuda.OutOfMemoryError: Allocation on device 0") == TorchMemory(
+        message="Allocation on device 0"
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,13 +124,13 @@ def test_a_memory_text_without_figures() -> None:
 )
 def test_what_servers_put_before_an_error(prefix: str) -> None:
     error = "ValueError: x"
-    assert list(rows([f"{prefix}{error}\n".encode()])) == [(1, error)]
+    assert [row[:2] for row in rows([f"{prefix}{error}\n".encode()])] == [(1, error)]
 
 
 def test_a_line_as_docker_keeps_it() -> None:
     kept = '{"log":"\\u001b[31mValueError: \\"x\\"\\u001b[0m\\n","stream":"stderr","time":"2026"}'
-    assert list(rows([kept.encode()])) == [(1, 'ValueError: "x"')]
-    assert list(rows([kept[:29].encode()])) == [(1, kept[:29])]
+    assert list(rows([kept.encode()])) == [(1, 'ValueError: "x"', "")]
+    assert list(rows([kept[:29].encode()])) == [(1, kept[:29], "")]
 
 
 def test_memory_text_with_private_pools_and_small_units() -> None:
@@ -148,7 +149,7 @@ def test_memory_text_with_private_pools_and_small_units() -> None:
 
 def test_smi_head() -> None:
     line = "| NVIDIA-SMI 535.104.05   Driver Version: 535.104.05   CUDA Version: 12.2     |"
-    assert host_line(line) == SmiDriver(driver="535.104.05", cuda="12.2")
+    assert read_line(line) == SmiDriver(driver="535.104.05", cuda="12.2")
 
 
 def test_rows_clean_what_terminals_and_launchers_add() -> None:
@@ -159,7 +160,7 @@ def test_rows_clean_what_terminals_and_launchers_add() -> None:
         "[rank3]: RuntimeError: [TM][ERROR] CUDA runtime error: x y.cu:1\n"
         "web-1  | Killed\n\n"
     )
-    assert list(rows([text.encode()])) == [
+    assert [row[:2] for row in rows([text.encode()])] == [
         (1, "red"),
         (2, "Loading: 1%"),
         (2, "Loading: 2%"),
@@ -168,13 +169,13 @@ def test_rows_clean_what_terminals_and_launchers_add() -> None:
         (4, "RuntimeError: [TM][ERROR] CUDA runtime error: x y.cu:1"),
         (5, "Killed"),
     ]
-    assert list(rows(["a\nb".encode("utf-16")])) == [(1, "a"), (2, "b")]
+    assert list(rows(["a\nb".encode("utf-16")])) == [(1, "a", ""), (2, "b", "")]
 
 
 def test_lines_that_a_log_counts_are_counted() -> None:
     wait = "[TM][INFO][1121.10:37:10.000100][scheduler.cc:1488] out of memory at 0/1"
     more = "    (the line above came 29999 more times)"
-    assert read_runs([(1, "x"), (2, more), (3, wait), (4, more)])[0].waits == 30_000
+    assert read_runs(starmap(Row, [(1, "x"), (2, more), (3, wait), (4, more)]))[0].waits == 30_000
 
 
 def test_what_every_run_says_of_the_machine_is_not_multiplied_by_the_runs() -> None:
@@ -185,7 +186,7 @@ def test_what_every_run_says_of_the_machine_is_not_multiplied_by_the_runs() -> N
         "Device 0 peer access Device 1 is not ",
     ]
     run[2] += "available"
-    found = read_runs(enumerate(run * 200, 1))
+    found = read_runs(starmap(Row, enumerate(run * 200, 1)))
     assert sum(len(one.marks) for one in found) < 200 * 40
     assert found[-1].lines == 600
 

@@ -82,7 +82,7 @@ def test_what_only_the_gateway_does_needs_it(
         (["--ssl-certfile", "x"], "go together"),
         (["--drain", "soon"], "should be a number"),
         (["--name", "a"], "is for a cluster"),
-        (["--gateways", "2"], "is for a cluster"),
+        (["--node-port", "2"], "is for a cluster"),
         (["--turn", "30s"], "for models that take turns"),
         (["--share", "internvl2-8b=2"], "there is one"),
     ],

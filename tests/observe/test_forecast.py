@@ -4,7 +4,7 @@ import turbofit
 from tests.support.plans import plausible_plan
 from turbofit.core.units import MIB
 from turbofit.observe.forecast import cache_beside, tokens_beside
-from turbofit.observe.turbomind_log import CacheBudget, Slab
+from turbofit.observe.log_events import CacheBudget, Slab
 
 
 def test_the_engines_figures_beside_the_plans() -> None:

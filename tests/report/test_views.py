@@ -17,7 +17,7 @@ from turbofit.report.painters import markdown, terminal
 from turbofit.report.painters.document import Code, Table
 from turbofit.report.shell import shell_command
 from turbofit.report.views.machine.machine_view import machine_view
-from turbofit.report.views.plan.ledger_view import fold
+from turbofit.report.views.plan.memory_view import fold
 from turbofit.report.views.plan.plan_summary import plan_summary
 from turbofit.report.views.plan.plan_view import plan_view
 from turbofit.report.views.plan.preset_view import gpus_view, models_view

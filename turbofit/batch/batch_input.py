@@ -1,4 +1,4 @@
-"""An input's items: lines of a JSONL file, rows of a table, or images of a folder."""
+"""An input's items, and what of them has its line: lines of JSONL, rows of a table, or images."""
 
 from __future__ import annotations
 
@@ -38,6 +38,10 @@ __all__ = ["SeenNames", "Survey", "open_input", "pending"]
 _IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 #: Bytes of one line: far above the largest body that the gateway takes.
 LONGEST_LINE: Final = 1 << 28
+
+#: Between two looks whether to stop, in items.
+_STEP: Final = 1 << 12
+_LEAST_BITS: Final = 10
 
 
 def open_input(path: Path, spec: BatchSpec) -> BatchInput:
@@ -194,11 +198,6 @@ def _item(number: int, raw: bytes) -> BatchItem:
         number=number, digest=digest, custom_id=line.custom_id, url=line.url, body=line.body,
         fault=why,
     )  # fmt: skip
-
-
-#: Between two looks whether to stop, in items.
-_STEP: Final = 1 << 12
-_LEAST_BITS: Final = 10
 
 
 class Survey:

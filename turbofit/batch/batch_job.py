@@ -1,4 +1,4 @@
-"""A batch from its input to its result."""
+"""A batch from its input to its result, and how far it is."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ _TICK_SECONDS: Final = 1.0
 #: that gets free is taken at once.
 _WAITING: Final = 8
 _FILES: Final = 65536
+
+BATCH_SCHEMA: Final = "turbofit.batch/1"
 
 
 class _InterruptedError(Exception):
@@ -210,9 +212,6 @@ class BatchJob:
         """In another thread, while the input is read."""
         if self.interrupted:
             raise _InterruptedError
-
-
-BATCH_SCHEMA: Final = "turbofit.batch/1"
 
 
 class BatchResult(Struct):

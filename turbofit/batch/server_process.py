@@ -51,6 +51,12 @@ _LAST_LINES: Final = 20
 #: After its signal it drains, checks that the memory is back, and is killed then.
 _END_SECONDS: Final = 90.0
 
+#: Characters of base64 that hold any usual header; of a longer one all are looked at.
+_HEADER: Final = 1 << 16
+_STEP: Final = 256
+_KINDS: Final = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
+_DATA: Final = re.compile(rb'"data:[^"]{0,80};base64,[^"]*"')
+
 
 class ServerPlan(NamedTuple):
     """A request that promises what the items need, and the options of ``turbofit serve`` for it."""
@@ -212,12 +218,6 @@ class ServerProcess:
 # Images are looked at by their headers alone. Text is counted in bytes, since a token has one at
 # least. Over: a prompt has about a quarter as many tokens, and the longest prompt, the most images
 # and the worst image are promised together, though different items have them.
-
-#: Characters of base64 that hold any usual header; of a longer one all are looked at.
-_HEADER: Final = 1 << 16
-_STEP: Final = 256
-_KINDS: Final = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
-_DATA: Final = re.compile(rb'"data:[^"]{0,80};base64,[^"]*"')
 
 
 @dataclass

@@ -123,7 +123,7 @@ def _model(entry: Any, sections: Mapping[str, ProfileSection]) -> Options:
     beside = sections[_MODEL].fields
     named = {key: value for key, value in entry.items() if _field(key) in beside}
     found = _section(_MODEL, named, sections)
-    for heading in entry.keys() - named.keys():
+    for heading in (key for key in entry if key not in named):
         if heading not in sections or not sections[heading].of_model:
             of_models = (name for name, one in sections.items() if one.of_model)
             raise _unknown(heading, [*beside, *of_models], "a model", sections)

@@ -10,9 +10,9 @@ from turbofit.core.plan import Remedy
 from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Advice
 from turbofit.diagnose.case import with_used
-from turbofit.diagnose.lines.events import KvBlocks, LegacyCuda
 from turbofit.memory.versions import REFERENCE
 from turbofit.model.presets import awq_variant
+from turbofit.observe.log_events import KvBlocks, LegacyCuda
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB, format_bytes
-from turbofit.diagnose.lines.events import MigSlice, PeerMissing, SmiGpu, TorchMemory
+from turbofit.diagnose.event import event_of
 from turbofit.diagnose.spellings import preset_of
 from turbofit.machine.presets import find_preset as find_gpu
 from turbofit.machine.presets import match_preset
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
+from turbofit.observe.log_events import MigSlice, PeerMissing, SmiGpu, TorchMemory
 from turbofit.planning.plan import predict
 from turbofit.planning.request import PredictRequest
 
@@ -41,6 +42,7 @@ class LogCase:
 
     def __init__(self, facts: LogFacts, *, model: str | None = None, on: str | None = None) -> None:
         self.facts = facts
+        self.event = event_of(facts)
         self.model = self._model(model)
         self.on = on
         self.machine = machine_from(on) if on else None

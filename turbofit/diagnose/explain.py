@@ -8,16 +8,23 @@ from turbofit.diagnose.advice import advice
 from turbofit.diagnose.answer import Diagnosis, Read
 from turbofit.diagnose.case import LogCase
 from turbofit.diagnose.facts import read_runs
-from turbofit.diagnose.lines.events import KvBlocks, LegacyCuda, PeerMissing
-from turbofit.diagnose.lines.rows import rows
+from turbofit.diagnose.rows import rows
 from turbofit.diagnose.rules.draft import evidence
+from turbofit.diagnose.rules.figures import package_of
 from turbofit.diagnose.rules.rules_engine import engine_rules
 from turbofit.diagnose.rules.rules_hang import hang_rules
 from turbofit.diagnose.rules.rules_host import host_rules, peer_meaning, quiet_rules
 from turbofit.diagnose.rules.rules_legacy import legacy_rules
 from turbofit.diagnose.rules.rules_torch import torch_rules
-from turbofit.diagnose.rules.rules_versions import version_rules
-from turbofit.observe.turbomind_log import CacheBudget, CudaError, PythonError, Slab
+from turbofit.observe.log_events import (
+    CacheBudget,
+    CudaError,
+    KvBlocks,
+    LegacyCuda,
+    PeerMissing,
+    PythonError,
+    Slab,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,11 +39,12 @@ _RULES: Final = (
     engine_rules,
     legacy_rules,
     torch_rules,
-    version_rules,
     hang_rules,
     host_rules,
     quiet_rules,
 )
+#: What a parent says of a child that ended: the child's own error goes before it.
+_PARENTS: Final = ("aborted", "crashed", "engine_gone", "killed", "request_failed")
 _RANKS: Final = {"cause": 0, "consequence": 1, "notice": 2}
 
 
@@ -53,10 +61,7 @@ def diagnose(
     Raises:
         UsageError: ``model`` or ``on`` cannot be meant.
     """
-    programs = set[str]()
-    runs = read_runs(rows(chunks, programs))
-    for facts in runs:
-        facts.subject.programs |= programs
+    runs = read_runs(rows(chunks))
     cases = [LogCase(facts, model=model, on=on) for facts in runs]
     drafts = sorted(
         ((draft, case) for case in cases for rule in _RULES for draft in rule(case)),
@@ -65,6 +70,8 @@ def diagnose(
     if not drafts:
         return _unknown(cases[-1])
     best, of_run = drafts[0]
+    if best.kind in _PARENTS and of_run.event.last is not None:
+        return _unknown(of_run, f"line {best.line}: {best.what}")
     also = {
         draft.kind: f"line {draft.line}: {draft.what}"
         for draft, _ in reversed(drafts[1:])
@@ -115,22 +122,28 @@ def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosi
     )
 
 
-def _unknown(case: LogCase) -> Diagnosis:
+def _unknown(case: LogCase, *also: str) -> Diagnosis:
     """Nothing was recognised; a Python error is still shown."""
     errors = case.facts.every(PythonError)
     what = "this log has nothing that turbofit recognises"
     lines: tuple[Evidence, ...] = ()
+    inside = None
     if errors:
         mark, error = errors[-1]
-        what = f"turbofit does not know this error: {error.name}: {error.message}"
+        what = f"turbofit does not know this error: {error.name}: {error.message}".rstrip(": ")
+        inside = package_of(mark.stack)
         lines = (evidence(mark, "the last error"),)
     return Diagnosis(
         kind="unknown",
         phase="unknown",
         what=what,
+        also=also,
         evidence=lines,
         unknown=("what happened",),
-        changes=(_SEND_TURBOMIND if case.facts.subject.programs <= {"lmdeploy"} else _SEND,),
+        changes=(
+            *((f"a newer release of {inside} first: the error is inside it",) if inside else ()),
+            _SEND_TURBOMIND if case.facts.subject.programs <= {"lmdeploy"} else _SEND,
+        ),
         read=_read(case),
     )
 

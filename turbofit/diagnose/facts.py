@@ -5,45 +5,46 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from turbofit.diagnose.lines.engine_lines import engine_line
-from turbofit.diagnose.lines.events import (
-    DefaultSession,
-    KnownMessage,
-    KvBlocks,
-    LegacyCuda,
-    MigSlice,
-    PeerMissing,
-    PythonFrame,
-    SmiDriver,
-    SmiGpu,
-    SmiProcess,
-    TorchMemory,
-)
-from turbofit.diagnose.lines.host_lines import SmiTable, host_line
-from turbofit.diagnose.lines.torch_lines import torch_line, torch_memory
 from turbofit.diagnose.rules.causes import is_told, told_figures
 from turbofit.diagnose.subject import FactCollector
 from turbofit.launch.engine.logfile import repeats
-from turbofit.observe.turbomind_log import (
+from turbofit.observe.log_events import (
     Backpressure,
     CacheBudget,
-    CheckFailed,
+    CacheFrame,
     CudaError,
-    NcclError,
+    EngineFallback,
+    KnownMessage,
+    KvBlocks,
+    LegacyCuda,
+    LoadingWeights,
+    LoopFailed,
+    LostLock,
+    MigSlice,
+    NoCache,
+    PeerMissing,
     PythonError,
+    PythonFrame,
     ServerUp,
     Slab,
-    TorchOutOfMemory,
+    SmiDriver,
+    SmiGpu,
+    SmiProcess,
+    Starting,
+    TorchMemory,
+    VisionFrame,
+    WarmingUp,
     WarmupFinished,
     WarmupLengths,
-    parse_line,
 )
+from turbofit.observe.log_reader import SmiTable, read_line
+from turbofit.observe.torch_memory import torch_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from turbofit.core.struct import Struct
-    from turbofit.diagnose.lines.rows import Row
+    from turbofit.diagnose.rows import Row
 
 __all__ = ["LogEvent", "LogFacts", "read_runs"]
 
@@ -63,6 +64,11 @@ _BEGINS: Final = re.compile(
 #: News of an engine that had its weights, or that died: another beginning is another run's.
 _PAST: Final = (
     CacheBudget, CudaError, KvBlocks, LegacyCuda, ServerUp, Slab, WarmupFinished, WarmupLengths,
+)  # fmt: skip
+#: What only a launch follows, and frames whose code a stack has anyway.
+_LIVE: Final = (
+    CacheFrame, EngineFallback, LoadingWeights, LoopFailed, LostLock, NoCache, VisionFrame,
+    WarmingUp,
 )  # fmt: skip
 #: What is said of the machine is true for each run.
 _OF_MACHINE: Final = (MigSlice, PeerMissing, SmiDriver, SmiGpu, SmiProcess)
@@ -179,32 +185,15 @@ class LogFacts:
     @property
     def session_limit(self) -> int | None:
         """Tokens of the longest request that the engine accepts, where the log says it."""
-        mark = self.first(DefaultSession)
-        return mark.event.tokens if mark and isinstance(mark.event, DefaultSession) else None
+        return next((event.session for _, event in self.every(Starting) if event.session), None)
 
     def _event(self, text: str) -> Struct | None:
-        event = torch_line(text)
-        if event is not None:
-            return event
-        try:
-            found = parse_line(text)
-        except ValueError:  # a damaged number, as in a log that was cut and pasted
-            found = None
-        if isinstance(found, CheckFailed) or (
-            isinstance(found, CudaError)
-            and not found.out_of_memory
-            and any(word in text for word in ("kernel", "not supported"))
-        ):
-            return _message(text) or found  # the check's or the error's own words say more
-        if found is None and "NCCL error" in text:
-            return NcclError(message=text[text.index("NCCL error") :])
-        if found is not None and not isinstance(found, PythonError | TorchOutOfMemory):
-            # The engine's own event; its start-up line also tells the session's length.
-            return (engine_line(text) if "max_context_token_num" in text else None) or found
-        event = engine_line(text)
-        if isinstance(event, LegacyCuda) and not event.out_of_memory:
-            event = _message(text) or event
-        return event or host_line(text) or self._table.line(text) or _message(text) or found
+        event = read_line(text)
+        if isinstance(event, _LIVE):
+            event = None
+        if event is None or isinstance(event, PythonError):
+            return self._table.line(text) or (KnownMessage() if is_told(text) else event)
+        return event
 
     def _continues(self, line: int, text: str, event: Struct | None) -> bool:
         """Join a message that a terminal broke: whether this line may be a part of it.
@@ -258,22 +247,20 @@ class LogFacts:
         self.marks.append(LogEvent(line, text, event, stack, time[1] if time else ""))
 
 
-def _message(text: str) -> KnownMessage | None:
-    return KnownMessage() if is_told(text) else None
-
-
 def read_runs(rows: Iterable[Row]) -> list[LogFacts]:
     """Read a whole log: the facts of each run of an engine that it has, in order.
 
     Of an engine that is started again for ever the first and the last runs.
     """
     runs = [LogFacts()]
-    for line, text in rows:
+    for line, text, program in rows:
         if runs[-1].ended_by(text):
             again = LogFacts()
             again.subject = runs[-1].subject
             runs.append(again)
         runs[-1].take(line, text)
+        if program:
+            runs[-1].subject.programs.add(program)
     machine = [mark for run in runs for mark in run.marks if isinstance(mark.event, _OF_MACHINE)]
     found = runs if len(runs) <= 2 * _RUNS else [*runs[:_RUNS], *runs[-_RUNS:]]
     for run in found if len(runs) > 1 else ():

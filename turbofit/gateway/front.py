@@ -141,8 +141,7 @@ class _Suspects:
             return False
         deaths, since = self._deaths.get(sha256(body).digest(), (0, 0.0))
         if deaths > 1 and time.monotonic() - since < _REFUSED_SECONDS:
-            message = "two inference engines ended while they had this request: it is refused"
-            raise Refusal(422, "convicted", f"{message} for a day")
+            raise Refusal("convicted:front")
         return deaths == 1
 
     def ended(self, body: bytes, *, died: bool) -> None:
@@ -237,9 +236,9 @@ class Front(AsgiApp):
             else:
                 node.heard(status, page)
                 self._bodies.limit(self._largest())
-            asked_again = _LOOK_SECONDS if node.up or not node.doubted.is_set() else 0.0
+            pause = _LOOK_SECONDS if node.up or not node.doubted.is_set() else 0.0
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(node.doubted.wait(), asked_again or _LOOK_SECONDS)
+                await asyncio.wait_for(node.doubted.wait(), pause or _LOOK_SECONDS)
 
     async def _health(self, node: Node) -> tuple[int, Document]:
         response = await self._upstream.open(node, "GET", "/health", None, {})
@@ -267,7 +266,7 @@ class Front(AsgiApp):
         except Exception as exc:  # noqa: BLE001 - a bug of ours must not kill a connection unsaid
             request.reason = f"bug: {type(exc).__name__}"
             if not outcome.started:
-                await refuse(request, Refusal(500, "internal", "an internal error"), send)
+                await refuse(request, Refusal("internal"), send)
             tell_bug(exc)
         finally:
             request.status = outcome.status or request.status
@@ -312,7 +311,7 @@ class Front(AsgiApp):
     ) -> None:
         """To one node after the other until one takes it; raises `Refusal` where none does."""
         avoid: list[Node] = []
-        why, broke = Refusal(503, "engine_unavailable", "no node answers", retry_after=5), False
+        why, broke = Refusal("engine_unavailable:node", retry_after=5), False
         while (node := self._least_busy(avoid)) is not None and len(avoid) < _MOST_NODES:
             if avoid:
                 self.metrics.count("retried_total")
@@ -449,8 +448,7 @@ class _Broke(Refusal):
     """A node itself broke off while it had a request, and told of no engine that ended."""
 
     def __init__(self) -> None:
-        message = "the node broke off while it had this request; try again"
-        super().__init__(503, "engine_died", message, retry_after=5)
+        super().__init__("engine_died:node", retry_after=5)
 
 
 class _Full(Refusal):
@@ -459,7 +457,7 @@ class _Full(Refusal):
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         told = response.headers.get("Retry-After", "")
         seconds = int(told) if told.isdigit() else 1
-        super().__init__(429, "busy", "all nodes are busy", retry_after=seconds)
+        super().__init__("busy:nodes", retry_after=seconds)
 
 
 def _sent(request: RequestContext) -> dict[str, str]:

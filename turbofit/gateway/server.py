@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     import uvicorn
 
+    from turbofit.core.json_types import Document
     from turbofit.core.plan import Plan
     from turbofit.gateway.http.accesslog import Log
     from turbofit.gateway.http.app import Gateway
@@ -132,7 +133,7 @@ def make_gateway(
     return Gateway(bounds, upstreams, settled, log, deny_list=deny_list)
 
 
-def about_plan(plan: Plan) -> dict[str, Any]:
+def about_plan(plan: Plan) -> Document:
     """What `/health` tells a front of a plan: how much it takes, what it promises, which it is."""
     limits = plan.limits
     return {

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
 
-__all__ = ["Service", "ServiceOptions", "manifest", "service_of"]
+__all__ = ["Service", "manifest", "service_of"]
 
 #: Seconds after the drain in which engines end and their memory comes back.
 _AFTER_DRAIN: Final = 30
@@ -42,18 +42,6 @@ _NAME: Final = re.compile(r"[^a-z0-9]+")
 #: A word of systemd without quotes, and what a backslash stands before within them.
 _PLAIN: Final = re.compile(r"[\w@%+=:,./$-]+", re.ASCII)
 _ESCAPED: Final = {"\\": "\\\\", '"': '\\"'}
-
-
-class ServiceOptions(Struct):
-    """How a plan is served.
-
-    ``words`` are those of ``turbofit serve`` that are no part of a plan; ``drain``: seconds that
-    open requests have at the end; ``needs_keys``: it must not start without keys of its clients.
-    """
-
-    words: tuple[str, ...] = ()
-    drain: float = Timing().drain
-    needs_keys: bool = False
 
 
 class Service(Struct):
@@ -88,7 +76,8 @@ def service_of(
     port: int,
     host: str,
     name: str | None = None,
-    serving: ServiceOptions | None = None,
+    words: Iterable[str] = (),
+    drain: float = Timing().drain,
 ) -> Service:
     """What to run for a plan.
 
@@ -100,7 +89,8 @@ def service_of(
         port: the gateway's.
         host: where it listens.
         name: the service's; None makes one of the model's.
-        serving: how it serves, where that is not as usual.
+        words: those of ``turbofit serve`` that are no part of a plan.
+        drain: seconds that open requests have at the end.
 
     Raises:
         DoesNotFitError: the plan would not serve.
@@ -120,8 +110,7 @@ def service_of(
     cards = [plan.machine.gpu(index) for index in indices]
     measured = plan.machine.source != "preset"
     request, cache = _request(plan), _hub_cache(plan)
-    serving = serving or ServiceOptions()
-    words = (*request.option_arguments(("model",)), *serving.words)
+    words = (*request.option_arguments(("model",)), *words)
     return Service(
         name=label.strip("-"),
         argv=("turbofit", "serve", str(request.model), *words, "--host", host, "--port", str(port)),
@@ -131,10 +120,9 @@ def service_of(
         memory=plan.host.pinned + plan.host.pageable,
         shm=_shm(plan),
         port=port,
-        needs_keys=serving.needs_keys,
         hub_cache=None if cache is None else str(cache),
         folders=tuple(_folders(request)),
-        stop=math.ceil(serving.drain) + _AFTER_DRAIN,
+        stop=math.ceil(drain) + _AFTER_DRAIN,
     )
 
 

@@ -30,6 +30,9 @@ _LONGEST_PAUSE: Final = 2.0
 _HOPELESS: Final = 4
 _LEAST_HOPELESS: Final = 8
 
+#: Requests of a trace that say nothing of their length get a token.
+_LEAST: Final = 1
+
 
 class LoadRun:
     """One load from its beginning to its end.
@@ -184,10 +187,6 @@ class LoadRun:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-#: Requests of a trace that say nothing of their length get a token.
-_LEAST: Final = 1
 
 
 class RequestShape(NamedTuple):

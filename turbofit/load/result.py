@@ -1,4 +1,4 @@
-"""What a load measured: the document of `turbofit bench --json`."""
+"""What a load measured: the document of `turbofit bench --json`, from its answers."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["BENCH_SCHEMA", "LoadResult", "Spread", "spread", "summary"]
 
 BENCH_SCHEMA: Final = "turbofit.bench/1"
+
+_MOMENTS: Final = 60
+#: A client that is busier than this may limit the server.
+_BUSY: Final = 0.8
+_LATE: Final = 0.1
 
 
 class Spread(Struct):
@@ -88,12 +93,6 @@ class LoadResult(Struct):
     moments: tuple[LoadMoment, ...] = ()
     client: ClientShare = ClientShare()
     warnings: tuple[str, ...] = ()
-
-
-_MOMENTS: Final = 60
-#: A client that is busier than this may limit the server.
-_BUSY: Final = 0.8
-_LATE: Final = 0.1
 
 
 class Window(NamedTuple):

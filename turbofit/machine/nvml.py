@@ -37,6 +37,13 @@ _RESET_REQUIRED: Final = 16
 _ATTEMPTS: Final = 4
 _ELSEWHERE: Final = "describe a machine with --on SPEC, e.g. --on 4xrtx3090"
 
+_T = TypeVar("_T")
+#: Seconds for an answer. A driver that nobody keeps loaded is loaded first, which takes seconds for
+#: each GPU.
+_SECONDS: Final = 30.0
+#: The threads whose question is not answered.
+_hung: list[threading.Thread] = []
+
 
 class GpuLostError(Exception):
     """The GPU fell off the bus, or must be reset, while it was being read."""
@@ -149,15 +156,6 @@ def _import() -> ModuleType:
         ) from None
     module: ModuleType = pynvml
     return module
-
-
-_T = TypeVar("_T")
-
-#: Seconds for an answer. A driver that nobody keeps loaded is loaded first, which takes seconds for
-#: each GPU.
-_SECONDS: Final = 30.0
-#: The threads whose question is not answered.
-_hung: list[threading.Thread] = []
 
 
 def ask_driver(question: Callable[[], _T], otherwise: _T, *, seconds: float | None = None) -> _T:

@@ -1,4 +1,4 @@
-"""Measures this machine through NVML."""
+"""Measures this machine and each of its cards through NVML."""
 
 from __future__ import annotations
 
@@ -44,6 +44,21 @@ _P2P_UNKNOWN: Final = 6
 _SWITCH: Final = 2
 #: Seconds to read all GPUs: a driver that nobody keeps loaded is loaded first, some for each.
 _LONGEST: Final = 120.0
+
+#: The name of what no visible process explains.
+UNKNOWN_HOLDER: Final = "unknown (another container?)"
+_UNKNOWN_V1: Final = "the driver's own reserve, or unknown (another container?)"
+#: CUDA cores of one SM by compute capability (CUDA C++ Programming Guide, arithmetic throughput).
+_CORES: Final = {
+    (6, 0): 64, (6, 1): 128, (7, 0): 64, (7, 2): 64, (7, 5): 64, (8, 0): 64, (8, 6): 128,
+    (8, 7): 128, (8, 9): 128, (9, 0): 128, (10, 0): 128, (10, 3): 128, (12, 0): 128, (12, 1): 128,
+}  # fmt: skip
+#: The lists of processes; drivers before 510 have version 2 only, which pynvml must be asked for.
+_PROCESS_LISTS: Final = (
+    "nvmlDeviceGetComputeRunningProcesses",
+    "nvmlDeviceGetGraphicsRunningProcesses",
+    "nvmlDeviceGetMPSComputeRunningProcesses",
+)
 
 
 def measure(environ: Mapping[str, str]) -> Machine:
@@ -253,23 +268,6 @@ def _name(gpus: Sequence[Gpu]) -> str:
     for gpu in gpus:
         counts[gpu.name] = counts.get(gpu.name, 0) + 1
     return " + ".join(f"{n}x {name}" if n > 1 else name for name, n in counts.items())
-
-
-#: The name of what no visible process explains.
-UNKNOWN_HOLDER: Final = "unknown (another container?)"
-_UNKNOWN_V1: Final = "the driver's own reserve, or unknown (another container?)"
-
-#: CUDA cores of one SM by compute capability (CUDA C++ Programming Guide, arithmetic throughput).
-_CORES: Final = {
-    (6, 0): 64, (6, 1): 128, (7, 0): 64, (7, 2): 64, (7, 5): 64, (8, 0): 64, (8, 6): 128,
-    (8, 7): 128, (8, 9): 128, (9, 0): 128, (10, 0): 128, (10, 3): 128, (12, 0): 128, (12, 1): 128,
-}  # fmt: skip
-#: The lists of processes; drivers before 510 have version 2 only, which pynvml must be asked for.
-_PROCESS_LISTS: Final = (
-    "nvmlDeviceGetComputeRunningProcesses",
-    "nvmlDeviceGetGraphicsRunningProcesses",
-    "nvmlDeviceGetMPSComputeRunningProcesses",
-)
 
 
 class _Sizes(Struct):

@@ -263,14 +263,21 @@ def _any_card(name: str, given: dict[str, str]) -> _Card:
 
     What is not known of it counts at its upper end in the account, and as slow in the forecast.
     """
-    size, printed, other = _ANY.fullmatch(name), _SMI_NAME.fullmatch(name), other_card(name)
+    size, printed, capability = _ANY.fullmatch(name), _SMI_NAME.fullmatch(name), None
     if printed:
         name = printed["name"]
-        other = other_card(name)
     nominal = float(size[1]) if size else int(printed["mib"]) / 1024 if printed else 0
     if (nominal == 0 and "total" not in given) or (printed and find_preset(name)):
         raise no_preset(f"{name} {nominal:.0f}GB" if printed else name)
-    capability = _capability(given["sm"]) if "sm" in given else other and other.capability
+    if "sm" in given:
+        if not (match := _CAPABILITY.fullmatch(given["sm"])):
+            _refuse(f"sm={given['sm']} is no compute capability", "write it as sm=8.6")
+        capability = int(match[1]), int(match[2])
+        if capability < _OLDEST:
+            oldest = "LMDeploy has no code below compute capability 7.0"
+            _refuse(f"sm={given['sm']}: {oldest}", "take another card")
+    elif other := other_card(name):
+        capability = other.capability
     gpu = replace(
         _unused(f"{size[1]} GB card" if size else name, least_usable(nominal)),
         compute_capability=capability or NA,
@@ -285,16 +292,6 @@ def _any_card(name: str, given: dict[str, str]) -> _Card:
     return _Card(gpu=gpu, preset=None, note=note)
 
 
-def _capability(text: str) -> tuple[int, int]:
-    match = _CAPABILITY.fullmatch(text.strip())
-    if match is None:
-        _refuse(f"sm={text} is no compute capability", "write it as sm=8.6")
-    found = int(match[1]), int(match[2])
-    if found < _OLDEST:
-        _refuse(f"sm={text}: LMDeploy has no code below compute capability 7.0", "take another")
-    return found
-
-
 def _sized(gpu: Gpu, name: str, given: dict[str, str]) -> Gpu:
     """Apply ``total``, ``used`` and ``free``; a share is one of the total, free one of CUDA's."""
     total, reserved = int(gpu.total), int(gpu.reserved)
@@ -304,30 +301,27 @@ def _sized(gpu: Gpu, name: str, given: dict[str, str]) -> Gpu:
     if total == 0:
         _refuse(f"{name} has a total of 0", "give what CUDA can hand out, as in total=23028MiB")
 
-    def size(key: str, whole: int) -> int | None:
-        if key not in given:
-            return None
-        share = parse_share(given[key], f"{key} of {name}")
-        if share is not None:
-            return min(usable, int(whole * share))
-        found = parse_bytes(given[key], what=f"{key} of {name}")
-        if found > usable:
-            _refuse(
-                f"{name}: {key}={format_bytes(found)} is more than the {format_bytes(usable)} that "
-                "CUDA can hand out",
-                f"lower {key}, or give the total as well",
-            )
-        return found
-
-    used, free = size("used", total), size("free", usable)
-    if used is not None and free is not None and used + free != usable:
+    found: dict[str, int] = {}
+    for key, whole in (("used", total), ("free", usable)):
+        if key in given:
+            share = parse_share(given[key], f"{key} of {name}")
+            if share is None:
+                found[key] = parse_bytes(given[key], what=f"{key} of {name}")
+            else:
+                found[key] = min(usable, int(whole * share))
+            if found[key] > usable:
+                _refuse(
+                    f"{name}: {key}={format_bytes(found[key])} is more than the "
+                    f"{format_bytes(usable)} that CUDA can hand out",
+                    f"lower {key}, or give the total as well",
+                )
+    if len(found) == 2 and sum(found.values()) != usable:
         _refuse(
-            f"{name}: used {format_bytes(used)} and free {format_bytes(free)} do not add up to "
-            f"{format_bytes(usable)} ({usable} bytes)",
+            f"{name}: used {format_bytes(found['used'])} and free {format_bytes(found['free'])} do "
+            f"not add up to {format_bytes(usable)} ({usable} bytes)",
             "give only one of used and free",
         )
-    if free is None:
-        free = usable - (used or 0)
+    free = found.get("free", usable - found.get("used", 0))
     used = usable - free
     holders = (Holder(pid=NA, name="given in SPEC", bytes=used),) if used else ()
     return replace(gpu, total=total, reserved=reserved, used=used, free=free, holders=holders)
@@ -377,11 +371,13 @@ def _parse_pairs(text: str, cards: list[_Card]) -> frozenset[tuple[int, int]]:
 
 
 def _parse_p2p(text: str, cards: list[_Card]) -> Literal["none", "all"]:
-    if text.lower() == "all" and any(card.gpu.mig for card in cards):
-        _refuse("p2p=all, but MIG slices have no peers", "leave p2p out")
-    if text.lower() not in ("none", "all"):
+    if text.lower() == "none":
+        return "none"
+    if text.lower() != "all":
         _refuse(f"p2p={text}", "p2p is none or all")
-    return "none" if text.lower() == "none" else "all"
+    if any(card.gpu.mig for card in cards):
+        _refuse("p2p=all, but MIG slices have no peers", "leave p2p out")
+    return "all"
 
 
 def _host(ram: str | None) -> Host:

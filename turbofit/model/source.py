@@ -96,12 +96,10 @@ def _resolved(name: str, revision: str | None) -> Model:
 
 
 def _named(name: str, revision: str | None) -> Model:
-    """A hub id or a preset; a path where an address was one."""
+    """A hub id or a preset."""
     preset = find_preset(name)
     if HUB_ID.fullmatch(name):
         return _hub(name, revision, preset)
-    if os.path.isabs(name):
-        return _folder(name)
     if preset is None:
         raise _unknown(name)
     cached = _cached(load_preset(preset).hub_id, revision)

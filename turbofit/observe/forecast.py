@@ -5,17 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.struct import Struct
-from turbofit.core.units import mib
-from turbofit.observe.turbomind_log import cached_tokens
+from turbofit.core.units import MIB, mib
 
 if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan
-    from turbofit.observe.turbomind_log import CacheBudget, Slab
+    from turbofit.observe.log_events import CacheBudget, Slab
 
-__all__ = ["BEFORE_CACHE", "ForecastFigure", "cache_beside", "free_for_cache", "tokens_beside"]
+__all__ = [
+    "BEFORE_CACHE", "ForecastFigure", "cache_beside", "cached_tokens", "free_for_cache",
+    "tokens_beside",
+]  # fmt: skip
 
 #: Phases whose terms are there when the cache is sized.
 BEFORE_CACHE: Final = ("before", "context", "weights")
+#: The cache's region is handed out in pages of this size, aligned to it (memory/page.h).
+_PAGE: Final = 32 * MIB
 
 
 class ForecastFigure(Struct):
@@ -25,6 +29,16 @@ class ForecastFigure(Struct):
     forecast: int
     actual: int
     text: str
+
+
+def cached_tokens(budget: int, slab: Slab, block_tokens: int) -> int:
+    """Tokens that a KV region of this size holds: pages of 32 MiB, slabs of them, blocks in slabs.
+
+    The region's start is rarely aligned, so that one page is taken off, as the engine loses it.
+    """
+    pages = max(0, budget - (_PAGE - 1)) // _PAGE
+    slabs = pages // max(1, slab.slab_size // _PAGE)
+    return slabs * (slab.slab_size // slab.object_size) * block_tokens
 
 
 def free_for_cache(ledger: GpuLedger) -> int:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.diagnose.conftest import explain
 from turbofit.core.units import GIB
-from turbofit.diagnose.rules.causes import causes
+from turbofit.diagnose.rules.causes import causes, fact_patterns
 from turbofit.diagnose.rules.figures import FIGURES
 
 ARCHES = "The current PyTorch install supports CUDA capabilities {}.\n"
@@ -145,7 +145,7 @@ def test_an_architecture_that_a_newer_lmdeploy_runs(architecture: str, said: str
          " update your driver", "driver_too_old"),
         ("ImportError: /v/vllm/_C.abi3.so: undefined symbol: _ZN3c104cuda", "library_mismatch"),
         ("ImportError: /lib/libstdc++.so.6: version `GLIBCXX_3.4.32' not found (required by /x)",
-         "library_mismatch"),
+         "old_system"),
         ("ModuleNotFoundError: No module named 'einops'", "missing_package"),
         ("RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.",
          "no_kv_memory"),
@@ -163,11 +163,272 @@ def test_messages_of_programs_around_the_engine(line: str, kind: str) -> None:
     assert explain(line).kind == kind
 
 
+#: A message of each row that was learned from public reports, with made-up details.
+LEARNED = (
+    (
+        "tp_impossible",
+        "ValueError: Total number of attention heads (28) must be divisible by tensor"
+        " parallel size (8).",
+    ),
+    (
+        "tp_impossible",
+        "ValueError: Weight input_size_per_partition = 9472 is not divisible by"
+        " min_thread_k = 128. Consider reducing tensor_parallel_size",
+    ),
+    (
+        "too_few_gpus",
+        "ValueError: World size (4) is larger than the number of available GPUs (2) in this node.",
+    ),
+    (
+        "cuda_fork",
+        "RuntimeError: Cannot re-initialize CUDA in forked subprocess. To use CUDA with"
+        " multiprocessing, you must use the 'spawn' start method",
+    ),
+    (
+        "no_main_guard",
+        "RuntimeError: An attempt has been made to start a new process before the"
+        " current process has finished its bootstrapping phase.",
+    ),
+    (
+        "gpu_too_old",
+        "ValueError: The quantization method awq is not supported for the current GPU."
+        " Minimum capability: 75. Current capability: 70.",
+    ),
+    (
+        "gpu_too_old",
+        "RuntimeError: ('Quantization scheme is not supported for ', 'the current GPU."
+        " Min capability: 80. ', 'Current capability: 75.')",
+    ),
+    ("gpu_too_old", "ValueError: type fp8e4nv not supported in this architecture."),
+    (
+        "wrong_dtype",
+        "ValueError: torch.bfloat16 is not supported for quantization method awq."
+        " Supported dtypes: [torch.float16]",
+    ),
+    ("lora_rank", "ValueError: LoRA rank 48 is greater than max_lora_rank 16."),
+    ("unsupported_adapter", "ValueError: base.lm_head.weight is unsupported LoRA weight"),
+    (
+        "no_chat_template",
+        "ValueError: As of transformers v4.44, default chat template is no longer"
+        " allowed, so you must provide a chat template",
+    ),
+    (
+        "context_too_long",
+        "  Value error, User-specified max_model_len (65536) is greater than the"
+        " derived max_model_len (max_position_embeddings=32768 or model_max_length=None)",
+    ),
+    (
+        "context_too_long",
+        "ValueError: max_num_batched_tokens (2048) is smaller than max_model_len (8192).",
+    ),
+    (
+        "unsupported_model",
+        "ValueError: Model architectures ['NewForCausalLM'] are not supported for now.",
+    ),
+    (
+        "unsupported_model",
+        "ValueError: NewVLModel has no vLLM implementation and the Transformers"
+        " implementation is not compatible with vLLM.",
+    ),
+    (
+        "old_transformers",
+        "Exception: data did not match any variant of untagged enum ModelWrapper"
+        " at line 757 column 3",
+    ),
+    (
+        "old_transformers",
+        "ValueError: Tokenizer class NewTokenizer does not exist or is not currently imported.",
+    ),
+    (
+        "package_versions",
+        "ImportError: huggingface-hub>=0.34.0,<1.0 is required for a normal"
+        " functioning of this module, but found huggingface-hub==1.1.0.",
+    ),
+    ("missing_extension", "ModuleNotFoundError: No module named 'vllm._C'"),
+    ("not_on_windows", "ModuleNotFoundError: No module named 'resource'"),
+    ("package_versions", "ModuleNotFoundError: No module named 'transformers.onnx'"),
+    ("package_versions", "AttributeError: module 'torch' has no attribute 'float8_e8m0fnu'"),
+    ("library_mismatch", "RuntimeError: operator torchvision::nms does not exist"),
+    (
+        "old_torch",
+        "ValueError: Due to a serious vulnerability issue in `torch.load`, we now require"
+        " users to upgrade torch to at least v2.6",
+    ),
+    ("library_missing", "ImportError: libcudart.so.12: cannot open shared object file: No such"),
+    ("library_missing", "ImportError: libGL.so.1: cannot open shared object file: No such file"),
+    (
+        "library_mismatch",
+        "ImportError: DLL load failed while importing _turbomind: The specified"
+        " module could not be found.",
+    ),
+    (
+        "incomplete_checkpoint",
+        "OSError: /models/a does not appear to have a file named config.json."
+        " Checkout 'https://huggingface.co//models/a/main' for available files.",
+    ),
+    (
+        "incomplete_checkpoint",
+        "ValueError: Unrecognized model in /models/a. Should have a"
+        " `model_type` key in its config.json",
+    ),
+    ("weights_mismatch", "ValueError: There is no module or parameter named 'lm_head.scale' in X"),
+    ("weights_mismatch", "KeyError: 'model.layers.0.mlp.experts.w2_weight'"),
+    (
+        "wrong_quantization",
+        "ValueError: Quantization method specified in the model config (gptq)"
+        " does not match the quantization method specified in the `quantization` argument (awq).",
+    ),
+    ("index_out_of_range", "RuntimeError: CUDA error: device-side assert triggered"),
+    ("nan_logits", "RuntimeError: probability tensor contains either `inf`, `nan` or element < 0"),
+    (
+        "cublas_error",
+        "RuntimeError: CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling"
+        " `cublasCreate(handle)`",
+    ),
+    (
+        "container_without_gpu",
+        "docker: Error response from daemon: OCI runtime create failed:"
+        " nvidia-container-cli: initialization error: load library failed: libnvidia-ml.so.1",
+    ),
+    ("image_missing", "docker: Error response from daemon: manifest for x/y:z not found"),
+    (
+        "no_hub",
+        "requests.exceptions.ConnectionError: HTTPSConnectionPool(host='huggingface.co',"
+        " port=443): Max retries exceeded with url: /a/b/resolve/main/config.json",
+    ),
+    (
+        "damaged_download",
+        "OSError: Consistency check failed: file should be of size 90 but has size"
+        " 7 (model.safetensors).",
+    ),
+    ("engine_gone", "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue."),
+    ("build_failed", "RuntimeError: Failed to find C compiler. Please specify via CC"),
+    ("gpu_too_new", "ptxas fatal   : Value 'sm_120a' is not defined for option 'gpu-name'"),
+    (
+        "driver_too_old",
+        "RuntimeError: CUDA error: the provided PTX was compiled with an unsupported toolchain.",
+    ),
+    ("no_gpu", "RuntimeError: Failed to infer device type"),
+    (
+        "no_fabric_manager",
+        "RuntimeError: Unexpected error from cudaGetDeviceCount(). Error 802:"
+        " system not yet initialized",
+    ),
+    ("gpu_lost", "RuntimeError: CUDA error: uncorrectable ECC error encountered"),
+    ("illegal_access", "RuntimeError: CUDA error: unspecified launch failure"),
+    (
+        "image_tokens",
+        "ValueError: Image features and image tokens do not match: tokens: 0, features 324",
+    ),
+    ("request_rejected", "ValueError: At most 1 image(s) may be provided in one request."),
+    (
+        "request_rejected",
+        "ValueError: The decoder prompt (length 9000) is longer than the maximum"
+        " model length of 8192.",
+    ),
+    (
+        "wrong_model_name",
+        "openai.NotFoundError: Error code: 404 - {'message': 'The model `a` does not exist.'}",
+    ),
+    ("unknown_option", "api_server.py: error: unrecognized arguments: --no-such-option"),
+    (
+        "rendezvous",
+        "torch.distributed.DistNetworkError: The client socket has timed out after"
+        " 600000ms while trying to connect to (10.0.0.7, 29500).",
+    ),
+    ("duplicate_gpu", "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000"),
+    ("no_peer_access", "Failed: Cuda error /w/csrc/custom_all_reduce.cuh:453 'invalid argument'"),
+    ("nccl_error", "RuntimeError: NCCL error: unhandled system error (run with NCCL_DEBUG=INFO)"),
+    (
+        "out_of_memory",
+        "RuntimeError: CUDA out of memory occurred when warming up sampler with 256"
+        " dummy requests. Please try lowering `max_num_seqs`",
+    ),
+    ("memory_profiling", "AssertionError: Error in memory profiling. Initial free memory 10 GiB"),
+    ("offload", "ValueError: Some modules are dispatched on the CPU or the disk. Make sure you"),
+    (
+        "wrong_dtype",
+        "RuntimeError: expected mat1 and mat2 to have the same dtype, but got: float != c10::Half",
+    ),
+    ("too_many_files", "OSError: [Errno 24] Too many open files"),
+    ("no_permission", "PermissionError: [Errno 13] Permission denied: '/data/x'"),
+    ("illegal_instruction", "Illegal instruction (core dumped)"),
+    (
+        "engine_bug",
+        "RuntimeError: Decode out of memory. Try to lower your batch size.\nTry to"
+        " allocate 90 tokens.\nAvaliable tokens: 4096",
+    ),
+    (
+        "out_of_memory",
+        "RuntimeError: Decode out of memory. Try to lower your batch size.\nTry to"
+        " allocate 90 tokens.\nAvaliable tokens: 12",
+    ),
+    (
+        "too_many_requests",
+        "RuntimeError: alloc_req_slots runs out of memory. Please set a smaller"
+        " number for `--max-running-requests`.",
+    ),
+    (
+        "turbomind_missing",
+        "2024-07-18 15:50:07,708 - lmdeploy - WARNING - Fallback to pytorch"
+        " engine because turbomind engine is not installed correctly.",
+    ),
+    ("no_hub", "HTTPError: 404 Client Error: Not Found for url: https://huggingface.co/api/x"),
+    ("driver_too_old", "RuntimeError: Triton Error [CUDA]: device kernel image is invalid"),
+    (
+        "wrong_class",
+        "ValueError: Unrecognized configuration class <class 'x.LlavaNextConfig'> for"
+        " this kind of AutoModel: AutoModel.",
+    ),
+    ("request_failed", '2025-03-19 - lmdeploy - ERROR - session 85 finished, reason "error"'),
+    ("file_missing", "FileNotFoundError: [Errno 2] No such file or directory: '/models/x.json'"),
+    ("bad_image", "PIL.UnidentifiedImageError: cannot identify image file <_io.BytesIO>"),
+    ("crashed", "Segmentation fault (core dumped)"),
+    ("not_installed", "bash: lmdeploy: command not found"),
+    ("no_cuda_toolkit", "AssertionError: Can not find $env:CUDA_PATH"),
+    (
+        "windows_tp",
+        "RuntimeError: [TM][ERROR]  Assertion fail: D:\\a\\src/models/llama/Barrier.h:20",
+    ),
+    ("engine_gone", "RuntimeError: Rank[0] failed."),
+    ("package_versions", "ImportError: cannot import name 'x' from 'outlines.models'"),
+    ("module_missing", "ModuleNotFoundError: No module named 'models.vision'"),
+    ("unknown", "AssertionError"),
+)
+
+
+@pytest.mark.parametrize(("kind", "line"), LEARNED, ids=lambda text: text[:40])
+def test_kinds_that_people_report(kind: str, line: str) -> None:
+    assert explain(f"INFO: starting\n{line}\n").kind == kind
+
+
+def test_a_divisor_of_the_heads_is_named() -> None:
+    found = explain(LEARNED[0][1])
+    assert any("e.g. 7" in one for one in found.changes)
+
+
+def test_words_before_another_exception_are_no_event() -> None:
+    words = "the model `x` does not exist here, and the default chat template is no longer allowed"
+    unknown = "Traceback (most recent call last):\nZeroDivisionError: division by zero\n"
+    assert explain(f"{words}\n{unknown}").kind == "unknown"
+    assert explain(f"{words}\n").kind == "no_chat_template"
+
+
+def test_an_error_that_nobody_knows_goes_before_what_its_parent_says() -> None:
+    parent = "RuntimeError: Engine core initialization failed. See root cause above."
+    found = explain(f"ZeroDivisionError: division by zero\n{parent}\n")
+    assert found.kind == "unknown"
+    assert "ZeroDivisionError" in found.what
+    assert explain(parent).kind == "engine_gone"
+
+
 def test_rows_use_figures_and_groups_that_exist() -> None:
+    facts = {name for text in fact_patterns() for name in re.compile(text).groupindex}
     for cause in causes():
         groups = re.compile(cause.pattern).groupindex
         for text in (cause.what, *cause.why, *cause.change):
             named = {name for name in re.findall(r"\{(\w+)\}", text) if not name.isdigit()}
-            assert named <= {*groups, *FIGURES}, cause.what
-        assert set(cause.when) <= set(FIGURES), cause.what
+            assert named <= {*groups, *FIGURES, *facts}, cause.what
+        assert set(cause.when) <= {*FIGURES, *facts, "communicator"}, cause.what
+        assert cause.source or cause.kind, cause.what
     assert len(FIGURES) <= 20

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from turbofit.diagnose.lines.events import PythonFrame
 from turbofit.diagnose.rules.phases import phase_of
+from turbofit.observe.log_events import PythonFrame
 
 SITE = "/venv/site-packages/"
 

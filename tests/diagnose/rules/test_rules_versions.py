@@ -129,4 +129,4 @@ def test_errors_of_people_s_programs_are_not_of_versions(error: str) -> None:
 
 def test_a_name_of_another_package_is_a_missing_one() -> None:
     found = explain("ImportError: cannot import name 'x' from 'timm' (/x)\n")
-    assert found.kind == "missing_package"
+    assert found.kind == "package_versions"

@@ -19,7 +19,7 @@ LIMITS = st.sampled_from([None, 3, 10])
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(
-            ["take", "more", "end", "up", "drain", "share", "gate", "turn", "leave", "join", "find"]
+            ["take", "more", "end", "up", "share", "gate", "turn", "leave", "join", "find"]
         ),
         st.integers(0, 200),
         st.integers(0, 6),
@@ -66,8 +66,6 @@ def test_the_best_engine_is_the_one_that_a_look_at_all_would_find(steps, count, 
                 door.release(engine, held[engine].pop(number % len(held[engine])))
         elif what == "up":
             engine.up = not engine.up
-        elif what == "drain":
-            engine.draining = not engine.draining
         elif what == "turn":
             engine.turn_of = None if number % 2 else Turn("b", alone=number > 3, longer=False)
             fleet.set(fleet.engines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.gateway.routing.dying_engines import DyingEngines, metric
+from tests.gateway.routing.dying_engines import metric
 from tests.support.gateway import Answer, Recorder, call, chat, gateway
 from tests.waiting import HANG, auntil
 from turbofit.gateway.routing.upstream import Unreachable
@@ -42,17 +42,3 @@ def test_who_is_still_connecting_to_an_engine_that_has_ended_goes_to_another() -
     assert (replies, app.deny_list.suspected) == ([200, 200], 0)
     assert metric(app, "retried_total") == 0
     assert [(one.up, one.outstanding) for one in app.engines] == [(False, 0), (True, 0), (True, 0)]
-
-
-def test_what_a_draining_engine_has_when_it_is_given_up_is_accused_of_nothing() -> None:
-    async def run():
-        mortal = DyingEngines(2)
-        waiting = mortal.send("innocent")
-        await mortal.until(1)
-        mortal.app.engines[0].draining = True
-        mortal.app.engines[0].abort_all()
-        mortal.release()
-        (reply,) = await mortal.settled(waiting)
-        return reply.status, mortal.times("innocent"), mortal.app.deny_list.suspected
-
-    assert asyncio.run(run()) == (200, [0, 1], 0)

@@ -65,19 +65,6 @@ def test_who_waits_where_nothing_listens_any_more(vanished) -> None:
     assert asyncio.run(run()) == (200, [0, 1] if vanished else [0], False)
 
 
-def test_what_a_draining_engine_does_not_end_in_time_is_sent_again() -> None:
-    async def run():
-        mortal = DyingEngines(2)
-        waiting = mortal.send("innocent")
-        await mortal.until(1)
-        mortal.app.engines[0].draining = True
-        mortal.kill(0)
-        mortal.release()
-        return (await mortal.settled(waiting))[0].status
-
-    assert asyncio.run(run()) == 200
-
-
 def test_an_engine_s_own_error_is_its_answer() -> None:
     recorder = Recorder(lambda *_: Answer(b'{"message":"no"}', status=500))
     app, _ = gateway(engines=2, recorder=recorder)

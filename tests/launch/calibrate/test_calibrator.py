@@ -19,8 +19,8 @@ from turbofit.launch.calibrate.calibrator import Calibrator
 from turbofit.launch.calibrate.progress import Progress
 from turbofit.launch.serve import retry_memory as ladder
 from turbofit.observe import calibrations
+from turbofit.observe.log_events import CacheBudget
 from turbofit.observe.sampler import SampledRange
-from turbofit.observe.turbomind_log import CacheBudget
 from turbofit.report.views.run.calibration_view import calibration_view
 
 STEPS = ["steady", "kernels", "vision_request", "vision_forward", "text_prefill", "sampling"]

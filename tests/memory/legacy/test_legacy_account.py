@@ -174,7 +174,7 @@ def test_prefixes_that_sequences_share_count_in_each():
 def test_a_session_was_cut_from_0_1_to_0_14():
     def forward(version):
         made = account("internlm2.5-7b", version, session_len=8192)
-        return made._terms.forward(held=1024)
+        return made._forward(held=1024)
 
     for version in ("0.1.0", "0.2.5", "0.5.3", "0.11.1", "0.12.0", "0.14.0"):
         assert forward(version).session_len == 1024
@@ -188,7 +188,7 @@ def test_the_warm_up_of_0_12_and_later_is_made_of_requests():
     """They are refused where they are longer than the session; the ones before asked no cache."""
     short = {"session_len": 4928, "on": "rtx3090"}
     tokens = {
-        version: account("internlm2.5-7b", version, **short)._terms.forward(4928).warmup_tokens
+        version: account("internlm2.5-7b", version, **short)._forward(4928).warmup_tokens
         for version in ("0.5.3", "0.7.3", "0.11.1", "0.12.0", "0.15.0")
     }
     assert tokens == {

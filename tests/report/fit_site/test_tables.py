@@ -14,7 +14,7 @@ from turbofit.report.fit_site.answer import SiteTable
 from turbofit.report.fit_site.choices import SiteChoices, choices_of, points
 from turbofit.report.fit_site.site_request import SiteRequest
 from turbofit.report.fit_site.tables import table_of
-from turbofit.report.views.plan.memory_breakdown import KINDS, stack, sums
+from turbofit.report.views.plan.memory_view import KINDS, stack, sums
 
 #: What a plan says when it says no: nothing of what it would have served.
 NOTHING = {"kv_tokens": 0, "requests_at_once": 0, "held": (), "speed": None, "limits": ()}

@@ -55,7 +55,7 @@ def diagnose(log: str, model: str | None, on: str | None, as_json: bool, md: boo
 
 
 def _chunks(path: str) -> Iterator[bytes]:
-    from turbofit.diagnose.lines.rows import chunks_of
+    from turbofit.diagnose.rows import chunks_of
 
     try:
         if path == "-":

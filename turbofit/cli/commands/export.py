@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from click.core import ParameterSource
@@ -17,15 +17,14 @@ from turbofit.core.process.ports import DEFAULT_PORT
 if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
-    from turbofit.launch.export import ServiceOptions
 
 __all__ = ["export"]
 
 _IMAGE: Final = "turbofit:latest"
 _EVERYWHERE: Final = "0.0.0.0"
 #: Options of `serve` that no service of one machine has, and those that only a cluster's has.
-_NOT_FOR_SERVICES: Final = frozenset({"cluster", "dry_run"})
-_CLUSTER: Final = ("name", "gateways")
+_NOT_FOR_SERVICES: Final = frozenset({"cluster", "dry_run", "lease"})
+_CLUSTER: Final = ("name", "node_port")
 #: In the place of keys, which are not looked for.
 _SECRET: Final = ("-",)
 #: What an access log may be instead of a file.
@@ -75,6 +74,8 @@ def export(
     as_json: bool,
 ) -> int:
     """Write the manifest to stdout."""
+    from msgspec.structs import replace
+
     from turbofit.cli.terminal.output import answer
     from turbofit.core.struct import to_json
     from turbofit.launch.export import manifest, service_of
@@ -96,8 +97,9 @@ def export(
         raise UsageError(
             f"--executable {executable} is no absolute path", hint="systemd takes no other"
         )
-    serving = _service_options(profile, in_container=not of_systemd)
-    service = service_of(given, port=port, host=host, name=name, serving=serving)
+    serving = _serving(profile, in_container=not of_systemd)
+    service = service_of(given, port=port, host=host, name=name, **serving)
+    service = replace(service, needs_keys="api_key" in profile)
     if as_json:
         answer(to_json(service))
     else:
@@ -126,8 +128,8 @@ def _given(file: str | None, profile: Options) -> Plan:
     return api.plan(filled(PlanRequest, profile))
 
 
-def _service_options(profile: Options, *, in_container: bool) -> ServiceOptions:
-    """What a profile says of serving.
+def _serving(profile: Options, *, in_container: bool) -> dict[str, Any]:
+    """What a profile says of serving, for `service_of`.
 
     Raises:
         UsageError: something of it is not for a service, or names a file that a container lacks.
@@ -137,7 +139,6 @@ def _service_options(profile: Options, *, in_container: bool) -> ServiceOptions:
     from turbofit.cli.options.launch_options import ServeOptions
     from turbofit.cli.options.models_options import ModelsOptions
     from turbofit.cli.terminal.output import say
-    from turbofit.launch.export import ServiceOptions
 
     needs_keys = "api_key" in profile
     if needs_keys:
@@ -172,7 +173,7 @@ def _service_options(profile: Options, *, in_container: bool) -> ServiceOptions:
     ]
     if serve.pretend and profile.get("on"):
         words += ["--on", profile["on"]]
-    return ServiceOptions(words=tuple(words), drain=serve.timing().drain, needs_keys=needs_keys)
+    return {"words": words, "drain": serve.timing().drain}
 
 
 def _here() -> str:

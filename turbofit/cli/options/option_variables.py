@@ -100,7 +100,8 @@ def _has_variable(one: click.Parameter) -> bool:
 def options_by_command(ctx: click.Context) -> Iterator[tuple[str, click.Parameter]]:
     """Each option of each command, all of which are imported: for the answer to a wrong name."""
     group = ctx.find_root().command
-    assert isinstance(group, click.Group)
+    if not isinstance(group, click.Group):
+        return
     for name in group.list_commands(ctx):
         command = group.get_command(ctx, name)
         if command is not None:

@@ -55,22 +55,13 @@ def document() -> Document:
 
 
 def _section(section: ProfileSection) -> dict[str, Any]:
+    """A heading; each field under its name as a keyword's, and as an option's."""
     made = section.kind.model_json_schema()["properties"]
-    return {
-        "type": ["object", "null"],
-        "properties": {
-            key: _field(section, name, made[name])
-            for name in section.fields
-            for key in _spellings(name)
-        },
-        "additionalProperties": False,
-    }
-
-
-def _spellings(name: str) -> tuple[str, ...]:
-    """As the field is called, and as the option is."""
-    plain = name.rstrip("_")
-    return tuple(dict.fromkeys((plain, plain.replace("_", "-"))))
+    properties = {}
+    for name in section.fields:
+        plain = name.rstrip("_")
+        properties[plain] = properties[plain.replace("_", "-")] = _field(section, name, made[name])
+    return {"type": ["object", "null"], "properties": properties, "additionalProperties": False}
 
 
 def _field(section: ProfileSection, name: str, made: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ __all__ = [
     "Rank",
     "caught",
     "causes",
+    "fact_patterns",
     "is_told",
     "less_memory",
     "matches",
@@ -76,6 +77,11 @@ def _table() -> _Table:
 def causes() -> tuple[Cause, ...]:
     """All rows, in the order in which they are asked."""
     return _table().causes
+
+
+def fact_patterns() -> tuple[str, ...]:
+    """The patterns whose groups are facts."""
+    return tuple(fact.pattern for fact in _table().facts)
 
 
 def less_memory(program: str | None, phase: PhaseName) -> tuple[str, ...]:

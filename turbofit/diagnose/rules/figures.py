@@ -11,15 +11,23 @@ from turbofit.core.struct import NA, Struct
 from turbofit.core.units import GIB
 from turbofit.diagnose.answer import Missing
 from turbofit.diagnose.rules.causes import Cause, Condition, matches
+from turbofit.memory.versions import REFERENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from re import Match
 
     from turbofit.diagnose.case import LogCase
+    from turbofit.diagnose.facts import LogEvent
+    from turbofit.observe.log_events import PythonFrame
 
-__all__ = ["FIGURES", "Told", "told"]
+__all__ = ["FIGURES", "Told", "package_of", "told"]
 
+#: Folders of the packages whose versions must go together, and of checkpoints' own code.
+_FOLDERS: Final = re.compile(
+    r"[/\\](transformers|lmdeploy|vllm|sglang)[/\\]|(transformers_modules)"
+)
+_FRONT_END: Final = re.compile(r"lmdeploy[/\\]vl[/\\]model[/\\](\w+)\.py")
 #: Kinds that tell of memory: where the message has no sizes, the answer says so.
 _OF_MEMORY: Final = (
     "no_kv_memory", "killed", "aborted", "out_of_memory", "host_out_of_memory", "card_occupied",
@@ -31,26 +39,29 @@ class Figures:
 
     Args:
         case: the log.
+        mark: the event.
         match: the row's pattern in its line.
     """
 
-    def __init__(self, case: LogCase, match: Match[str]) -> None:
+    def __init__(self, case: LogCase, mark: LogEvent, match: Match[str]) -> None:
         caught = {name: text for name, text in match.groupdict().items() if text is not None}
-        self.case = case
-        self._caught = {**case.facts.subject.facts, **caught}
+        self.case, self.mark, self.matched = case, mark, match[0]
+        subject = case.facts.subject
+        self._caught = {**subject.options, **subject.facts, **caught}
         self._groups = [group for group in match.groups() if group]
 
     def get(self, name: str) -> Any:
         """A figure or fact; None where the log has not enough for it."""
         if name in FIGURES:
             return FIGURES[name](self)
-        return self._caught.get(name)
+        text = self._caught.get(name)
+        return int(text) if isinstance(text, str) and text.isdecimal() else text
 
     def number(self, name: str) -> float | None:
         """A fact as a number, of which texts write thousands with commas."""
         text = self._caught.get(name)
         try:
-            return None if text is None else float(text.replace(",", ""))
+            return None if text is None else float(str(text).replace(",", ""))
         except ValueError:
             return None
 
@@ -58,7 +69,7 @@ class Figures:
         """Whether a fact is below, above, equal to or in what a condition names."""
         value = self.get(fact)
         for relation, other in wanted.items():
-            bound = self.get(other) if isinstance(other, str) and other in FIGURES else other
+            bound = self.get(other) if isinstance(other, str) and relation != "equal" else other
             if value is None or bound is None or not _RELATIONS[relation](value, bound):
                 return False
         return True
@@ -147,15 +158,79 @@ def _listed_since(figures: Figures) -> str | None:
     return listed_since(name) if name else None
 
 
+def _divisor(figures: Figures) -> int | None:
+    """The largest tensor parallel size below the one asked that divides the heads."""
+    count, tp = figures.number("count"), figures.number("tp")
+    if not count or not tp:
+        return None
+    return next(size for size in range(int(tp) - 1 or 1, 0, -1) if int(count) % size == 0)
+
+
+def package_of(stack: tuple[PythonFrame, ...]) -> str | None:
+    """The innermost package of an engine or of a checkpoint's own code on a stack."""
+    found = [_FOLDERS.search(frame.path) for frame in stack]
+    return next((match[1] or match[2] for match in reversed(found) if match), None)
+
+
+def _front_end(figures: Figures) -> str | None:
+    """The file of LMDeploy's front ends that is on the stack."""
+    found = [_FRONT_END.search(frame.path) for frame in figures.mark.stack]
+    return next((match[1] for match in found if match), None)
+
+
+def _model_name(figures: Figures) -> str:
+    model = figures.case.model
+    return (model.hub_id if model is not None else None) or "MODEL"
+
+
+def _tried(figures: Figures) -> str | None:
+    """What to install, or that nothing helps, where `bench.compatibility` saw such a failure.
+
+    LMDeploy's version is the log's, else turbofit's reference.
+    """
+    error, model = figures.get("error") or figures.matched, figures.case.model
+    family = "LlavaForConditionalGeneration" if _front_end(figures) == "llava_hf" else None
+    family = family or (model.architecture if model else None)
+    if family is None:
+        return None
+    from turbofit.planning.compatibility import EFFECTS, FrontEnd, compatibility, install_line
+
+    lmdeploy = figures.case.facts.subject.version or REFERENCE
+    name = model.name if model else "this model"
+    failed = {one for failure in compatibility().failures for one in failure.architectures}
+    for architecture in sorted(one for one in failed if one.partition("+")[0] == family):
+        for engine in compatibility().families:
+            front = FrontEnd(lmdeploy, architecture, engine)
+            failure = front.failed_with(error)
+            if failure is None:
+                continue
+            oldest = front.oldest_allowed()
+            every = (f"transformers>={oldest}",) if oldest else ()
+            if wanted := install_line(front.requirements() or every):
+                return f"{wanted}: with these LMDeploy {lmdeploy} runs {name}"
+            return (
+                f"turbofit serve --engine transformers: LMDeploy {lmdeploy}"
+                f" {EFFECTS[failure.step]} ({name}), whichever version of Transformers was tried"
+            )
+    return None
+
+
 #: By name; a row uses them in its sentences and conditions.
 FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "arch": _arch,
     "built_newest": _built_newest,
     "built_oldest": _built_oldest,
+    "divisor": _divisor,
+    "front_end": _front_end,
     "is_listed": lambda figures: _listed_since(figures) is not None,
     "listed_since": _listed_since,
+    "lmdeploy": lambda figures: "lmdeploy" if figures.case.facts.subject.lmdeploy else None,
+    "model_name": _model_name,
+    "package": lambda figures: package_of(figures.mark.stack),
     "short": _short,
     "short_gib": _short_gib,
+    "tried": _tried,
+    "untried": lambda figures: "" if _tried(figures) is None else None,
     "utilization": _utilization,
     "utilization_needed": _utilization_needed,
 }
@@ -177,10 +252,10 @@ class Told(Struct):
     missing: Missing | None
 
 
-def told(text: str, case: LogCase) -> Told | None:
-    """The first row of `causes.yaml` that has a line and whose conditions hold; None: none does."""
-    for cause, match in matches(text):
-        figures = Figures(case, match)
+def told(mark: LogEvent, case: LogCase) -> Told | None:
+    """The first row of `causes.yaml` for an event whose conditions hold; None: none does."""
+    for cause, match in matches(mark.text):
+        figures = Figures(case, mark, match)
         if all(figures.holds(fact, wanted) for fact, wanted in cause.when.items()):
             return Told(
                 cause=cause,

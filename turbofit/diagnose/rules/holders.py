@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.units import GIB
 from turbofit.diagnose.answer import Holding
-from turbofit.diagnose.lines.events import CONTEXT
 from turbofit.machine.presets import context_bytes
+from turbofit.observe.log_events import CONTEXT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.diagnose.case import LogCase
     from turbofit.diagnose.facts import LogEvent
-    from turbofit.diagnose.lines.events import TorchMemory
+    from turbofit.observe.log_events import TorchMemory
 
 __all__ = ["doubts", "foreign", "holders", "unclear", "unexplained", "what_to_end"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from turbofit.diagnose.answer import PhaseName
-    from turbofit.diagnose.lines.events import PythonFrame
+    from turbofit.observe.log_events import PythonFrame
 
 __all__ = ["phase_of", "program_of", "whole_matrix"]
 

@@ -1,4 +1,4 @@
-"""TurboMind 0.14 to 0.18: aborts, the silent hang, refused requests."""
+"""TurboMind 0.14 to 0.18: out of memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Holding, Missing, PhaseName
 from turbofit.diagnose.case import LogCase, usable
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
-from turbofit.diagnose.rules.rules_faults import other_faults, rejections, stack_names
 from turbofit.diagnose.rules.shortage import Shortage, shortage
-from turbofit.observe.turbomind_log import (
+from turbofit.observe.log_events import (
     CacheBudget,
     CudaError,
+    Frame,
     ServerUp,
     Slab,
     VisionSetup,
@@ -44,13 +44,7 @@ _NAMES: Final[dict[PhaseName, str]] = {
 
 
 def engine_rules(case: LogCase) -> Iterator[RuleAnswer]:
-    """All that these engines say of themselves."""
-    yield from _out_of_memory(case)
-    yield from other_faults(case)
-    yield from rejections(case)
-
-
-def _out_of_memory(case: LogCase) -> Iterator[RuleAnswer]:
+    """A lack of memory, as these engines tell it."""
     facts = case.facts
     for mark, event in facts.every(CudaError):
         if event.out_of_memory:
@@ -63,6 +57,18 @@ def _out_of_memory(case: LogCase) -> Iterator[RuleAnswer]:
             else:
                 yield _after_sizing(case, mark, phase, frames)
             return
+
+
+def stack_names(facts: LogFacts, mark: LogEvent) -> list[str]:
+    """The stack after a fault, innermost first, without what only checks."""
+    at = facts.marks.index(mark)
+    names = []
+    for later in facts.marks[at + 1 :]:
+        if isinstance(later.event, Frame):
+            names.append(later.event.name)
+        elif names:
+            break
+    return [name for name in names if not name.startswith("TM_")]
 
 
 def _phase(facts: LogFacts, mark: LogEvent, frames: list[str]) -> PhaseName:
@@ -262,7 +268,7 @@ def _held(case: LogCase, found: Shortage | None) -> tuple[Holding, ...]:
 
 def _table(case: LogCase) -> tuple[Holding, ...]:
     """Processes of an nvidia-smi table in the log."""
-    from turbofit.diagnose.lines.events import SmiProcess
+    from turbofit.observe.log_events import SmiProcess
 
     return tuple(
         Holding(

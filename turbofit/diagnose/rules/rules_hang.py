@@ -9,7 +9,7 @@ from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Evidence, Missing
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.memory.turbomind.constants import load_constants
-from turbofit.observe.turbomind_log import (
+from turbofit.observe.log_events import (
     CacheBudget,
     CheckFailed,
     CudaError,

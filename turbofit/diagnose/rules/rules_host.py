@@ -6,23 +6,35 @@ from typing import TYPE_CHECKING
 
 from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Holding, Missing
-from turbofit.diagnose.lines.events import HostKill, KnownMessage, PeerMissing, SmiGpu, SmiProcess
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.figures import told
-from turbofit.diagnose.rules.rules_versions import is_of_versions
-from turbofit.observe.turbomind_log import PythonError, ServerUp, WarmupFinished
+from turbofit.observe.log_events import (
+    CheckFailed,
+    CudaError,
+    HostKill,
+    KnownMessage,
+    LegacyCuda,
+    NcclError,
+    PeerMissing,
+    ServerUp,
+    SmiGpu,
+    SmiProcess,
+    WarmupFinished,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.diagnose.case import LogCase
-    from turbofit.diagnose.facts import LogEvent, LogFacts
 
 __all__ = ["host_rules", "quiet_rules"]
 
+#: Events that the rows of `presets/causes.yaml` are asked of.
+_ASKED = (KnownMessage, CudaError, CheckFailed, NcclError, LegacyCuda)
+
 
 def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
-    """The kernel's OOM killer, known messages, and Python errors that nothing else explains."""
+    """The kernel's OOM killer, and all that the rows of `presets/causes.yaml` answer."""
     facts = case.facts
     for mark, kill in facts.every(HostKill)[:1]:
         size = f" of {format_bytes(kill.rss)}" if kill.rss is not None else ""
@@ -49,9 +61,10 @@ def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
             ),
             planned=True,
         )
-    for mark, _ in facts.every(KnownMessage):
-        found = told(mark.text, case)
-        if found is None or (found.cause.rank != "notice" and _starts_after(facts, mark)):
+    for mark in case.event.marks:
+        short = getattr(mark.event, "out_of_memory", False)
+        found = told(mark, case) if isinstance(mark.event, _ASKED) and not short else None
+        if found is None:
             continue
         cause = found.cause
         yield RuleAnswer(
@@ -67,44 +80,6 @@ def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
             missing=found.missing,
             unknown=cause.unknown,
         )
-    for mark, error in facts.every(PythonError):
-        if draft := _python(mark, error):
-            yield draft
-
-
-def _starts_after(facts: LogFacts, mark: LogEvent) -> bool:
-    """Whether an engine is ready after a mark."""
-    ready = (*facts.every(ServerUp), *facts.every(WarmupFinished))
-    return any(later.line > mark.line for later, _ in ready)
-
-
-def _python(mark: LogEvent, error: PythonError) -> RuleAnswer | None:
-    """Errors whose name or words say enough."""
-    lines = (evidence(mark, "the traceback's last line"),)
-    if error.out_of_memory or "CUDA out of memory" in error.message:
-        return RuleAnswer(
-            kind="out_of_memory",
-            phase="unknown",
-            what="a CUDA call ran out of memory, the GPU's or page-locked memory of the host,"
-            " outside torch's allocator",
-            line=mark.line,
-            missing=Missing(bytes=None, basis="unknown", note="the error has no sizes"),
-            changes=("free the card, or leave more room beside the cache; free host memory",),
-            unknown=("which of the two it was: the error does not say",),
-            evidence=lines,
-            planned=True,
-        )
-    names = ("ModuleNotFoundError", "ImportError")
-    if error.name.rpartition(".")[2] in names and not is_of_versions(mark, error):
-        return RuleAnswer(
-            kind="missing_package",
-            phase="configuration",
-            what=f"a Python package or library is missing: {error.message}",
-            line=mark.line,
-            changes=("install it in the environment that runs the program",),
-            evidence=lines,
-        )
-    return None
 
 
 def quiet_rules(case: LogCase) -> Iterator[RuleAnswer]:

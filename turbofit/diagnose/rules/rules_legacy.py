@@ -8,12 +8,12 @@ from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, format_bytes
 from turbofit.diagnose.answer import Evidence, Holding, Missing, PhaseName
 from turbofit.diagnose.case import LogCase, usable
-from turbofit.diagnose.lines.events import KvBlocks, LegacyCuda, TorchMemory, VisionForward
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.memory.legacy.generations import generation_of
 from turbofit.memory.legacy.weights import legacy_weight_classes
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.weights import weight_classes
+from turbofit.observe.log_events import KvBlocks, LegacyCuda, TorchMemory, VisionForward
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,21 +102,12 @@ def _default_ratio(rules: Generation | None) -> float:
 
 
 def legacy_rules(case: LogCase) -> Iterator[RuleAnswer]:
-    """Out of memory, and other CUDA errors, as these versions print them."""
+    """Out of memory, as these versions print it."""
     facts = case.facts
     for mark, event in facts.every(LegacyCuda):
-        if not event.out_of_memory:
-            yield RuleAnswer(
-                kind="cuda_error",
-                phase="unknown",
-                what=f"a CUDA call of TurboMind failed: {event.message}",
-                line=mark.line,
-                evidence=(evidence(mark, "the error; it is not about memory"),),
-                unknown=("why: such errors come from the driver, the hardware or a bug",),
-            )
-            continue
-        yield _out_of_memory(case, mark, event)
-        return
+        if event.out_of_memory:
+            yield _out_of_memory(case, mark, event)
+            return
 
 
 def _out_of_memory(case: LogCase, mark: LogEvent, event: LegacyCuda) -> RuleAnswer:

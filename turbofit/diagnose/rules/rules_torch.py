@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.diagnose.answer import Evidence, Missing, PhaseName
-from turbofit.diagnose.lines.events import ModelLoaded, Offload, OtherDevices, TorchMemory
 from turbofit.diagnose.rules.causes import less_memory
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.holders import (
@@ -26,6 +25,7 @@ from turbofit.diagnose.rules.rules_legacy import (
     cards_story,
     double_start,
 )
+from turbofit.observe.log_events import ModelLoaded, TorchMemory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,13 +49,10 @@ _WHEN: Final[dict[PhaseName, str]] = {
 
 def torch_rules(case: LogCase) -> Iterator[RuleAnswer]:
     """All that torch and what is built on it say of memory and devices."""
-    marks = case.facts.every(TorchMemory)
-    if marks:
-        yield _out_of_memory(case, *max(marks[:1], key=lambda pair: pair[1].figures))
-    for mark, offload in case.facts.every(Offload)[:1]:
-        yield _offload(mark, offload)
-    for mark, devices in case.facts.every(OtherDevices)[:1]:
-        yield _devices(case, mark, devices)
+    for mark in case.event.marks:
+        if isinstance(mark.event, TorchMemory):
+            yield _out_of_memory(case, mark, mark.event)
+            return
 
 
 def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAnswer:
@@ -263,74 +260,4 @@ def _loaded_twice(case: LogCase) -> tuple[str, Evidence] | None:
         " replicas and shards at once, so every copy after the first meets cards that are already"
         " full",
         evidence(loads[0], "the model is loaded again"),
-    )
-
-
-def _offload(mark: LogEvent, offload: Offload) -> RuleAnswer:
-    """The automatic device map met less free memory than the weights need."""
-    count = len(offload.modules)
-    named = ""
-    if count:
-        named = f" ({count} modules: {offload.modules[0]} … {offload.modules[-1]})"
-    return RuleAnswer(
-        kind="offload",
-        phase="weights",
-        what="the automatic device map found too little free GPU memory, wanted to put part of the"
-        f" model on disk{named}, and was given no folder for that",
-        line=mark.line,
-        why=(
-            "Accelerate divides the weights over the GPUs and the RAM that it sees at that moment;"
-            " what is left goes to disk. It is a shortage of visible, free GPU memory, not of a"
-            " folder",
-            "so either cards are missing (fewer visible than believed, one that fell off the bus),"
-            " or somebody else holds them",
-        ),
-        missing=Missing(
-            bytes=None,
-            basis="unknown",
-            note="the error names modules, not sizes: what did not fit is at least their weights",
-        ),
-        unknown=("how many GPUs were visible, and how much of each was free",),
-        evidence=(evidence(mark, "what was to be put on disk"),),
-        changes=(
-            "check the cards first: `turbofit doctor`, nvidia-smi -L, CUDA_VISIBLE_DEVICES",
-            "merge the LoRA into the checkpoint first, where there is one: `turbofit merge BASE"
-            " ADAPTER OUT` needs no GPU and about a gigabyte of RAM, and makes LLaVA's original"
-            " format one that LMDeploy runs",
-            "then `turbofit plan OUT` says which cards hold it, in place of the automatic map",
-            "an offload_folder only hides it: layers on disk make each token take seconds",
-        ),
-        planned=True,
-    )
-
-
-def _devices(case: LogCase, mark: LogEvent, devices: OtherDevices) -> RuleAnswer:
-    names = " and ".join(devices.devices) or "several devices"
-    embeddings = "index_select" in devices.operator or "embedding" in devices.operator
-    where = " in the embedding lookup" if embeddings else ""
-    auto = case.facts.subject.auto_map
-    lines = [evidence(mark, "the operator and its devices")]
-    if auto:
-        tells = "automatic placement"
-        lines.append(Evidence(line=auto[0], text=auto[1].strip()[:240], tells=tells))
-    return RuleAnswer(
-        kind="device_mismatch",
-        phase="configuration",
-        what=f"an operator got tensors of {names}{where}: the model's parts were spread over cards"
-        " without regard to how data flows between them",
-        line=mark.line,
-        why=(
-            'device_map="auto" places modules by size alone; inputs stay on the first card while'
-            " the embeddings, or what merges image and text, may be on another",
-            "it is no shortage of memory: the weights were placed",
-        ),
-        unknown=() if auto else ('whether device_map="auto" placed it: the log does not say',),
-        evidence=tuple(sorted(lines, key=lambda one: one.line)),
-        changes=(
-            "use one card where the model fits on one: CUDA_VISIBLE_DEVICES=0, and a replica on"
-            " each other card",
-            "where it does not: tensor parallelism (LMDeploy's tp), which splits every layer, or a"
-            " device map with vision tower and embeddings on the card of the inputs",
-        ),
-        planned=True,
     )

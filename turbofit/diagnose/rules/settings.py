@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
-from turbofit.diagnose.lines.events import DefaultSession
 from turbofit.memory.engine import default_batch_size
 from turbofit.memory.turbomind.cache import block_bytes
 from turbofit.memory.turbomind.constants import load_constants
-from turbofit.observe.turbomind_log import CacheBudget, Slab, WarmupLengths
+from turbofit.observe.log_events import CacheBudget, Slab, WarmupLengths
 from turbofit.tuner.search.shape import dtype_for
 
 if TYPE_CHECKING:
@@ -46,9 +45,9 @@ def run_settings(facts: LogFacts, model: Model, gpu: Gpu | None) -> LoggedRun:
         values["tp"] = max(1, len(facts.every(CacheBudget)))
         assumed.append(f"tp {values['tp']}: as many ranks printed their cache")
     _lengths(facts, values, assumed, gpu)
-    session = facts.first(DefaultSession)
-    if session and isinstance(session.event, DefaultSession):
-        values["session_len"] = session.event.tokens
+    session = facts.session_limit
+    if session is not None:
+        values["session_len"] = session
     elif "session_len" not in values:
         values["session_len"] = model.text.max_position_embeddings
         assumed.append(f"session_len {values['session_len']}: the model's own")

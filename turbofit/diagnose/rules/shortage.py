@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.struct import NA, Struct
 from turbofit.core.units import MIB, format_bytes
-from turbofit.diagnose.lines.events import Computed
 from turbofit.diagnose.rules.padding import temporaries, weights_held
 from turbofit.diagnose.rules.replay import PoolOperation, Replay, Shortfall
 from turbofit.diagnose.rules.sequence import (
@@ -25,8 +24,9 @@ from turbofit.memory.shared_terms import capability_of
 from turbofit.memory.turbomind.account import FUSES_NOTHING, buffer_terms
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
-from turbofit.observe.turbomind_log import (
+from turbofit.observe.log_events import (
     CacheBudget,
+    Computed,
     VisionSetup,
     WarmupFinished,
     WarmupLength,

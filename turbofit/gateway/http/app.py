@@ -211,7 +211,7 @@ class Gateway(AsgiApp):
             request.reason = "disconnected"
         except Exception as exc:  # noqa: BLE001 - a bug of ours must not kill a connection unsaid
             request.reason = f"bug: {type(exc).__name__}"
-            await self._refuse(request, Refusal(500, "internal", "an internal error"), send)
+            await self._refuse(request, Refusal("internal"), send)
             tell_bug(exc)
         finally:
             if disconnect_task is not None:

@@ -115,7 +115,7 @@ def read_body(kind: Kind, body: Any) -> Parsed:
         Refusal: a shape that LMDeploy does not take, or that could carry an image past the gateway.
     """
     if not isinstance(body, dict):
-        raise Refusal(400, "bad_body", "the body is not a JSON object")
+        raise Refusal("bad_body")
     fields = passed(kind)
     # A null stands for the default, which LMDeploy takes only from a field's absence.
     parsed = Parsed({k: v for k, v in body.items() if k in fields and v is not None})
@@ -362,7 +362,7 @@ def _integer(body: dict[str, Any], name: str) -> int | None:
 
 
 def _bad(param: str, what: str) -> Refusal:
-    return Refusal(400, "bad_request", f"{param} {what}", param=param)
+    return Refusal("bad_request:field", param=param, what=what)
 
 
 _READERS: Final = {

@@ -114,9 +114,9 @@ class Bodies:
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if kind != b"application/json":
             # It is LMDeploy's rule too, and what makes a browser ask before it sends.
-            raise Refusal(415, "content_type", "the body must be application/json")
+            raise Refusal("content_type")
         if headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):
-            raise Refusal(415, "content_encoding", "compressed bodies are not taken")
+            raise Refusal("content_encoding")
         length = headers.get(b"content-length", b"")
         most = self._most  # another one may be in force before this body is here
         if length.isdigit() and int(length) > most:
@@ -177,7 +177,7 @@ class Bodies:
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise Refusal(400, "incomplete_body", "the client went away")
+                raise Refusal("incomplete_body")
             part: bytes = message.get("body", b"")
             more = bool(message.get("more_body"))
             arrival.take(part)
@@ -216,13 +216,9 @@ class Bodies:
             still = f"the body stood still for {_STILL_SECONDS:g} s while its room was needed"
             other.give_up(_slow(still))
         if not held_bytes:
-            raise Refusal(503, "busy", "the gateway holds too many bodies", retry_after=1)
+            raise Refusal("busy:bodies", retry_after=1)
         raise Refusal(
-            429,
-            "too_many_bodies",
-            f"bodies of this client take {held_bytes} bytes, more than the {max(0, free)} that are "
-            f"left of {self._room} for all",
-            retry_after=1,
+            "too_many_bodies", taken=held_bytes, left=max(0, free), room=self._room, retry_after=1
         )
 
     def _still(self, needy: _Arrival | None, held_bytes: int) -> _Arrival | None:
@@ -246,8 +242,8 @@ class Bodies:
 
 
 def _slow(message: str) -> Refusal:
-    return Refusal(408, "slow_body", message)
+    return Refusal("slow_body", message=message)
 
 
 def _too_big(size: int, most: int) -> Refusal:
-    return Refusal(413, "body_too_big", f"a body of {size} bytes or more, the limit is {most}")
+    return Refusal("body_too_big", size=size, most=most)

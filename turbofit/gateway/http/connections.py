@@ -189,18 +189,8 @@ def _network(word: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
 
 
 def _too_many(count: int, most: int) -> Refusal:
-    return Refusal(
-        429,
-        "too_many_connections",
-        f"requests are under way on {count} connections of this address, the limit is {most}",
-        retry_after=_RETRY_SECONDS,
-    )
+    return Refusal("too_many_connections", count=count, most=most, retry_after=_RETRY_SECONDS)
 
 
 def _full(most: int) -> Refusal:
-    return Refusal(
-        503,
-        "busy",
-        f"requests are under way on all {most} connections that the gateway takes",
-        retry_after=_RETRY_SECONDS,
-    )
+    return Refusal("busy:connections", most=most, retry_after=_RETRY_SECONDS)

@@ -47,7 +47,7 @@ class Keys:
         # All are compared, so that the time tells nothing about which one is near.
         found = sum(hmac.compare_digest(mine, one) for one in self._hashes)
         if not found:
-            raise Refusal(401, "unauthorized", "a valid API key is needed")
+            raise Refusal("unauthorized")
         return mine.hex()[:_ID_SHOWN]
 
     def of_front(self, headers: Mapping[bytes, bytes]) -> bool:
@@ -89,12 +89,7 @@ class Origins:
             return ()
         if not self._any and origin.decode("latin-1") not in self._allowed:
             page = origin.decode("latin-1")[:_ORIGIN_SHOWN]
-            raise Refusal(
-                403,
-                "origin",
-                f"web pages of {page} may not use the server; it lets them with "
-                f"--allow-origins {page}",
-            )
+            raise Refusal("origin", page=page)
         value = b"*" if self._any else origin
         return (
             (b"access-control-allow-origin", value),
@@ -110,7 +105,7 @@ class Origins:
         """
         allowed = self.check(headers)
         if not allowed:
-            raise Refusal(405, "method_not_allowed", "OPTIONS is for browsers")
+            raise Refusal("method_not_allowed:options")
         wanted = headers.get(b"access-control-request-headers", b"")
         return (
             *allowed,

@@ -34,12 +34,7 @@ def hold_name(names: Mapping[str, str], body: JsonObject) -> None:
 
 def no_such_model(name: Any, known: Collection[str]) -> Refusal:
     """What a client is told that asks for another model."""
-    return Refusal(
-        404,
-        "model_not_found",
-        f"The model {str(name)[:80]!r} does not exist; there are {', '.join(known)}",
-        param="model",
-    )
+    return Refusal("model_not_found", name=str(name)[:80], known=", ".join(known), param="model")
 
 
 def unambiguous(models: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:

@@ -122,11 +122,7 @@ def check_body(bounds: Bounds, size: int) -> None:
     """
     most = bounds.limits.bytes_per_body
     if size > most:
-        raise Refusal(
-            413,
-            "body_too_big",
-            f"a body of {size} bytes with its remote images, the limit is {most}",
-        )
+        raise Refusal("body_too_big:fetched", size=size, most=most)
 
 
 def is_remote(slot: MediaSlot) -> bool:
@@ -199,11 +195,7 @@ def finish(bounds: Bounds, kind: Kind, parsed: Parsed, found: Media) -> tuple[by
     # Where tokens are counted, the images are not passed on: what is there is text alone.
     beside = len(body) - (0 if kind == "count_tokens" else found.payload)
     if beside > bounds.beside_images:
-        raise Refusal(
-            413,
-            "text_too_big",
-            f"{beside} bytes beside the images, the limit is {bounds.beside_images}",
-        )
+        raise Refusal("text_too_big:beside", beside=beside, most=bounds.beside_images)
     prepared = _prepared(bounds, kind, parsed, found)
     if bounds.gate is not None and prepared.kv_tokens:
         tokens = sum(one.tokens + one.text_tokens for one in found.limited)
@@ -279,11 +271,11 @@ def _decode(raw: bytes) -> Any:
     try:
         return msgspec.json.decode(raw.removeprefix(BOM_UTF8))
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        raise Refusal(400, "bad_json", "the body is not valid JSON in UTF-8") from None
+        raise Refusal("bad_json:text") from None
 
 
 def _encode(body: dict[str, Any]) -> bytes:
     try:
         return msgspec.json.encode(body)
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
-        raise Refusal(400, "bad_json", "the body holds what JSON cannot carry on") from None
+        raise Refusal("bad_json:numbers") from None

@@ -106,7 +106,7 @@ class LimitedProtocol(HttpToolsProtocol):
             if isinstance(why, _Pipelined):
                 self._end_after_this()
             else:
-                unreadable = Refusal(400, "bad_request", "what was sent is not HTTP/1.1")
+                unreadable = Refusal("bad_request:http")
                 self._refuse(why if isinstance(why, Refusal) else unreadable)
             return
         if self._unclaimed > self.limits.all_headers_bytes:
@@ -127,26 +127,16 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_url(url)
         size = len(self.url)
         if size > self.limits.header_bytes:
-            raise Refusal(
-                414,
-                "url_too_long",
-                f"an address of {size} bytes or more, the limit is {self.limits.header_bytes}",
-            )
+            raise Refusal("url_too_long", size=size, most=self.limits.header_bytes)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header, or one trailer."""
         limits, size = self.limits, len(name) + len(value) + _AROUND
         self._headers_size += size
         if size > limits.header_bytes:
-            raise Refusal(
-                431,
-                "header_too_big",
-                f"a header of {size} bytes, the limit is {limits.header_bytes}",
-            )
+            raise Refusal("header_too_big", size=size, most=limits.header_bytes)
         if len(self.headers) >= limits.headers:
-            raise Refusal(
-                431, "too_many_headers", f"more headers than the limit of {limits.headers}"
-            )
+            raise Refusal("too_many_headers", most=limits.headers)
         if self._headers_size + len(self.url) > limits.all_headers_bytes:
             raise _headers_too_big(self._headers_size + len(self.url), limits)
         if self._in_headers:
@@ -160,12 +150,7 @@ class LimitedProtocol(HttpToolsProtocol):
         body for the next request: somebody else's, behind a proxy that shares connections.
         """
         if self.parser.should_upgrade() and any(map(_frames, self.headers)):
-            raise Refusal(
-                400,
-                "upgrade",
-                "a request with a body cannot ask for another protocol: send it without the header "
-                "Upgrade, as HTTP/1.1",
-            )
+            raise Refusal("upgrade")
         self._in_headers = self._whole = False
         self._unclaimed = 0
         self._no_deadline()
@@ -231,9 +216,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._close()
             return
         seconds = self.limits.headers_seconds
-        self._refuse(
-            Refusal(408, "slow_headers", f"the headers were not whole within {seconds:g} s")
-        )
+        self._refuse(Refusal("slow_headers", seconds=seconds))
 
     def cut(self) -> None:
         """The server ends now: what is open is told so, in the form of its API, and closed.
@@ -335,8 +318,4 @@ def _frames(header: tuple[bytes, bytes]) -> bool:
 
 
 def _headers_too_big(size: int, limits: ConnectionLimits) -> Refusal:
-    return Refusal(
-        431,
-        "headers_too_big",
-        f"{size} bytes of headers or more, the limit is {limits.all_headers_bytes}",
-    )
+    return Refusal("headers_too_big", size=size, most=limits.all_headers_bytes)

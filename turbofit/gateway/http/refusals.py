@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Final, Literal
 
 import msgspec
 
+from turbofit.core.presets import converted, load_yaml, presets_dir
+from turbofit.core.struct import Struct
+
 __all__ = [
     "TOOL_PARSERS", "UNREACHED", "Api", "Refusal", "ending", "of_engine", "refusal_body",
-    "refusal_event",
+    "refusal_event", "refusals",
 ]  # fmt: skip
 
 #: A header of refusals of requests that no engine has: a front may send these to another node.
@@ -62,28 +66,44 @@ _NEEDED: Final = (
 )
 
 
+class _Row(Struct):
+    status: int
+    says: str
+    more: str
+
+
+@cache
+def refusals() -> dict[str, _Row]:
+    """All rows of `presets/refusals.yaml`, by their keys."""
+    path = presets_dir() / "refusals.yaml"
+    return converted(load_yaml(path), dict[str, _Row], path)
+
+
 class Refusal(Exception):  # noqa: N818 - not a failure of the gateway, but its answer
     """A request that is not passed on.
 
     Args:
-        status: the HTTP status.
-        reason: a short stable word for machines, e.g. ``too_many_images``.
-        message: one sentence with the number that was asked and the limit.
+        key: of a row of `presets/refusals.yaml`: ``reason``, a short stable word for machines, and
+            after a colon which of its sentences.
         param: the field at fault, where there is one.
         retry_after: seconds after which to try again, where that may help.
+        status: of HTTP, where it is not the row's.
+        facts: what the sentence names.
     """
 
     def __init__(
         self,
-        status: int,
-        reason: str,
-        message: str,
+        key: str,
         *,
         param: str | None = None,
         retry_after: int | None = None,
+        status: int | None = None,
+        **facts: object,
     ) -> None:
-        super().__init__(message)
-        self.status, self.reason, self.message = status, reason, message
+        row = refusals()[key]
+        self.status, self.reason = status or row.status, key.partition(":")[0]
+        self.message = row.says.format(param=param, **facts)
+        super().__init__(self.message)
         self.param, self.retry_after = param, retry_after
 
     @property
@@ -98,14 +118,14 @@ class Refusal(Exception):  # noqa: N818 - not a failure of the gateway, but its 
 
 def ending() -> Refusal:
     """What everybody is told whose request the end of the server cuts off."""
-    return Refusal(503, "ending", "the server is ending", retry_after=_RETRY_ENDING)
+    return Refusal("ending", retry_after=_RETRY_ENDING)
 
 
 def of_engine(body: bytes) -> Refusal | None:
     """What LMDeploy's 400 is in turbofit's words; None where it is right as it is."""
     for sentences, param, message in _NEEDED:
         if any(words in body for words in sentences):
-            return Refusal(400, "option_missing", message, param=param)
+            return Refusal("option_missing", message=message, param=param)
     return None
 
 

@@ -90,10 +90,10 @@ def find_route(method: str, raw_path: bytes) -> Route:
         plain = _plain(raw_path)
         if plain in MANAGEMENT or plain.startswith(_MANAGEMENT_FOLDERS):
             why = _CLOSED.get(plain, _MANAGES)
-            raise Refusal(403, "management_route", f"{plain[:80]} is closed to clients: {why}")
-        raise Refusal(404, "not_found", "there is no such route")
+            raise Refusal("management_route", path=plain[:80], why=why)
+        raise Refusal("not_found")
     if route.method != ("GET" if method == "HEAD" else method):
-        raise Refusal(405, "method_not_allowed", f"{route.path} takes {route.method}")
+        raise Refusal("method_not_allowed:route", path=route.path, method=route.method)
     return route
 
 

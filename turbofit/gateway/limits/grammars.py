@@ -104,13 +104,7 @@ def refuse_grammars(body: JsonObject) -> None:
     for name, (value, needing) in fields.items():
         kind = value.get("type") if isinstance(value, dict) else value
         if isinstance(kind, str) and kind in needing:
-            raise Refusal(
-                400,
-                "xgrammar_missing",
-                f"{name} {kind} needs the package xgrammar, which is not installed beside LMDeploy:"
-                " pip install xgrammar there, and start the server again",
-                param=name,
-            )
+            raise Refusal("xgrammar_missing", name=name, kind=kind, param=name)
 
 
 def grammar_seconds(name: str, value: Any) -> float:

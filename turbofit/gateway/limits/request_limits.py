@@ -181,21 +181,22 @@ def hold_image(
     """
     rule = bounds.rule
     if rule is None:
-        raise Refusal(400, "no_images", "this server was planned without images")
+        raise Refusal("no_images")
     carried = bounds.heeds and (carries if rule.client_knobs else by_request)
     hold = _carried if carried else _uncarried
     try:
         limited = hold(bounds, rule, size, options, cap)
     except UsageError as exc:
-        raise Refusal(400, "bad_image_size", f"{exc.message}: {exc.hint}") from None
+        raise Refusal("bad_image_size:model", cause=exc.message, hint=exc.hint) from None
     most = bounds.limits.units_per_image
     if limited.units > most:
         raise Refusal(
-            400,
             "image_too_large",
-            f"an image of {size[0]}x{size[1]} takes {limited.units} "
-            f"{plural(limited.units, rule.unit_name)} here, {most} are"
-            " planned for; send it smaller, or plan for that size",
+            width=size[0],
+            height=size[1],
+            units=limited.units,
+            name=plural(limited.units, rule.unit_name),
+            most=most,
         )
     return limited
 
@@ -208,13 +209,10 @@ def check_images(bounds: Bounds, count: int) -> None:
     """
     most = bounds.limits.most_images(bounds.rule)
     if count > most:
-        raise Refusal(
-            400,
-            "too_many_images" if most else "no_images",
-            f"{count} image{'s' * (count > 1)} in a request, the limit is {most}"
-            if most
-            else "this server was planned without images",
-        )
+        if not most:
+            raise Refusal("no_images")
+        images = plural(count, "image")
+        raise Refusal("too_many_images", count=count, images=images, most=most)
 
 
 def check_texts(bounds: Bounds, texts: str | Sequence[str]) -> None:
@@ -228,11 +226,7 @@ def check_texts(bounds: Bounds, texts: str | Sequence[str]) -> None:
     most = bounds.beside_images
     if size > most + _BYTES_PER_TEXT:
         raise Refusal(
-            413,
-            "text_too_big",
-            f"{size} bytes to tokenise ({_BYTES_PER_TEXT} added for each text), the limit is "
-            f"{most}; ask in parts",
-            param="input",
+            "text_too_big:tokenise", size=size, each=_BYTES_PER_TEXT, most=most, param="input"
         )
 
 
@@ -251,21 +245,35 @@ def check_request(bounds: Bounds, images: Sequence[LimitedImage], *, n: int = 1)
     check_images(bounds, len(images))
     unit_count, tokens = sum(i.units for i in images), sum(i.tokens for i in images)
     unit = bounds.rule.units_name if bounds.rule is not None else "units"
-    _within("n", n, limits.n if images else max(limits.n, _TEXT_COPIES), "copies")
-    _within("images", unit_count, limits.units_per_request, f"vision {unit} in a request")
-    _within("images", tokens, limits.image_tokens_per_request, "image tokens in a request")
+    _within("n_over_limit", n, limits.n if images else max(limits.n, _TEXT_COPIES), "copies")
+    _within(
+        "images_over_limit:request",
+        unit_count,
+        limits.units_per_request,
+        f"vision {unit} in a request",
+    )
+    _within(
+        "images_over_limit:request",
+        tokens,
+        limits.image_tokens_per_request,
+        "image tokens in a request",
+    )
     tokens += sum(image.text_tokens for image in images)
     if bounds.gate is not None:
-        _within("n", n * unit_count, bounds.gate, f"vision {unit} in {n} copies")
+        _within("n_over_limit", n * unit_count, bounds.gate, f"vision {unit} in {n} copies")
     # One token of an answer, at least; `ranges.lower_answer` lowers longer ones.
-    _within("images", tokens + 1, bounds.longest_request_tokens, "tokens of images and an answer")
+    _within(
+        "images_over_limit:request",
+        tokens + 1,
+        bounds.longest_request_tokens,
+        "tokens of images and an answer",
+    )
 
 
-def _within(param: str, number: int, limit: int, what: str) -> None:
+def _within(key: str, number: int, limit: int, what: str) -> None:
     if number > limit:
-        raise Refusal(
-            400, f"{param}_over_limit", f"{number} {what}, the limit is {limit}", param=param
-        )
+        param = key.partition("_")[0]
+        raise Refusal(key, number=number, what=what, limit=limit, param=param)
 
 
 def _uncarried(

@@ -288,7 +288,7 @@ class Biases(Rule):
 
 def refused(name: str, what: str) -> Refusal:
     """The refusal of a field."""
-    return Refusal(400, "bad_request", f"{name} {what}", param=name)
+    return Refusal("bad_request:field", what=what, param=name)
 
 
 def _within_vocabulary(name: str, least: int, most: int, scope: Scope) -> None:

@@ -37,11 +37,9 @@ def check_clips(bounds: Bounds, count: int) -> None:
         Refusal: a video where none was planned for, or a second one.
     """
     if count and not bounds.watches:
-        raise Refusal(400, "no_videos", "this model takes no videos here", param="messages")
+        raise Refusal("no_videos", param="messages")
     if count > 1:
-        raise Refusal(
-            400, "too_many_videos", f"{count} videos in a request, 1 is taken", param="messages"
-        )
+        raise Refusal("too_many_videos", count=count, param="messages")
 
 
 def hold_clip(
@@ -65,16 +63,14 @@ def hold_clip(
     frames = min(wanted, MOST_FRAMES, max(1, LARGEST_PIXELS // (clip.size[0] * clip.size[1])))
     if clip.rate is None and frames < wanted:
         raise Refusal(
-            400,
-            "too_many_frames",
-            f"{wanted} frames of {clip.size[0]}x{clip.size[1]} in a video, the limit is {frames}",
+            "too_many_frames", wanted=wanted, width=clip.size[0], height=clip.size[1], frames=frames
         )
     loader: dict[str, float] = {"num_frames": frames}
     rate = clip.rate
     if rate is None:
         rate = loader["fps"] = _rate(options)
     if clip.frames / rate > LONGEST_SECONDS:
-        raise Refusal(400, "video_too_long", f"a video of {clip.frames / rate:.0f} seconds")
+        raise Refusal("video_too_long", seconds=clip.frames / rate)
     limited, least, most = hold_frames(bounds, frames, clip.size, number(options.get("max_pixels")))
     if (
         number(options.get("num_frames")) > frames
@@ -114,16 +110,18 @@ def hold_frames(
         most = videos.fitting_pixels(frames, *size, limits.units_per_image, most=max_pixels or None)
         if most is None:
             raise Refusal(
-                400,
-                "too_many_frames",
-                f"{frames} frames of {size[0]}x{size[1]} take more than the "
-                f"{limits.units_per_image} {rule.units_name} planned for",
+                "too_many_frames:units",
+                frames=frames,
+                width=size[0],
+                height=size[1],
+                most=limits.units_per_image,
+                units=rule.units_name,
             )
         least = videos.least_pixels(frames, most)
         count = videos.most_units(frames, *size, most)
         text_tokens = videos.grids(frames) * GRID_TEXT_TOKENS
     except UsageError as exc:
-        raise Refusal(400, "bad_video", f"{exc.message}: {exc.hint}") from None
+        raise Refusal("bad_video", cause=exc.message, hint=exc.hint) from None
     lowered = (f"max_pixels={max_pixels}->{most}",) if max_pixels > most else ()
     limited = LimitedImage(
         knobs={}, units=count, tokens=rule.unit_tokens(count), lowered=lowered, frames=frames,

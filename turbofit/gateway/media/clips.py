@@ -78,7 +78,7 @@ def film_of(url: str, most_bytes: int) -> bytes:
     try:
         data = decoded(payload)
     except ValueError:
-        raise Refusal(400, "bad_video_base64", "a video's base64 is not valid") from None
+        raise Refusal("bad_video_base64") from None
     return check_film(data, most_bytes)
 
 
@@ -92,7 +92,7 @@ def check_film(data: bytes, most_bytes: int) -> bytes:
     if len(data) > most_bytes:
         raise _too_big(len(data), most_bytes)
     if _mime(data) is None:
-        raise Refusal(415, "unknown_video_type", f"a video is of no known type; {_TAKEN}")
+        raise Refusal("unknown_video_type", taken=_TAKEN)
     return data
 
 
@@ -103,20 +103,15 @@ def film_clip(data: bytes, frames: int, rate: float, size: tuple[int, int]) -> C
         Refusal: frames that cannot be.
     """
     if not RATES[0] <= rate <= RATES[1]:
-        raise Refusal(400, "broken_video", f"a video says that it has {rate:g} frames a second")
+        raise Refusal("broken_video:rate", rate=rate)
     width, height = size
     if not 1 <= min(size) <= max(size) <= LONGEST_SIDE or width * height > LARGEST_PIXELS:
         raise Refusal(
-            400,
-            "bad_video_size",
-            f"a video of {width}x{height}: sides must be between 1 and {LONGEST_SIDE}, with "
-            f"{LARGEST_PIXELS} pixels at most",
+            "bad_video_size", width=width, height=height, longest=LONGEST_SIDE, most=LARGEST_PIXELS
         )
     if frames * _LEAST_FRAME > len(data):
         # LMDeploy asks for each of them in turn, whether or not it is there.
-        raise Refusal(
-            400, "broken_video", f"a video says that it has {frames} frames in {len(data)} bytes"
-        )
+        raise Refusal("broken_video:count", frames=frames, size=len(data))
     url = f"data:{_mime(data)};base64,{b64encode(data).decode()}"
     return Clip(url=url, frames=frames, size=size, bytes=len(data), rate=rate)
 
@@ -130,9 +125,7 @@ def _split(url: str) -> tuple[str, str]:
     head, comma, payload = url.partition(",")
     head = head.lower()
     if not comma or not head.startswith("data:") or not head.endswith(";base64"):
-        raise Refusal(
-            400, "bad_video_url", "a video is neither an http(s) URL nor a data: URL with base64"
-        )
+        raise Refusal("bad_video_url")
     return head, payload
 
 
@@ -142,15 +135,13 @@ def _sequence(payload: str, most_bytes: int) -> Clip:
         raise _too_big(len(payload) * 3 // 4, most_bytes)
     count = payload.count(",") + 1
     if count > MOST_FRAMES:
-        raise Refusal(
-            400, "too_many_frames", f"{count} frames in a video, the limit is {MOST_FRAMES}"
-        )
+        raise Refusal("too_many_frames:sent", count=count, most=MOST_FRAMES)
     frames = [from_base64(text, most_bytes) for text in payload.split(",")]
     sizes = {frame.size for frame in frames}
     if {frame.mime for frame in frames} != {"image/jpeg"}:
-        raise Refusal(415, "unknown_video_type", f"a frame of a video is no JPEG; {_TAKEN}")
+        raise Refusal("unknown_video_type:frame", taken=_TAKEN)
     if len(sizes) > 1:
-        raise Refusal(400, "broken_video", "the frames of a video are not all of one size")
+        raise Refusal("broken_video:sizes")
     return Clip(
         url=f"data:{_SEQUENCE};base64,{','.join(frame.base64 for frame in frames)}",
         frames=len(frames),
@@ -168,4 +159,4 @@ def _mime(data: bytes) -> str | None:
 
 
 def _too_big(size: int, most: int) -> Refusal:
-    return Refusal(413, "video_too_big", f"a video of {size} bytes, the limit is {most}")
+    return Refusal("video_too_big", size=size, most=most)

@@ -174,12 +174,7 @@ class MediaFetcher:
         port = parts.port or _PORTS[parts.scheme]
         if not allowed_host(host, port, parts.scheme, self._allowed):
             shown = "".join(c for c in host[:80] if c.isalnum() or c in ".-:")
-            raise Refusal(
-                403,
-                "media_domain",
-                f"remote images of {shown} are not allowed here; send the image inline, or start "
-                "the server with --allowed-media-domains",
-            )
+            raise Refusal("media_domain", shown=shown)
         if _is_address(host) and not is_public(host):
             raise _refusal(403, "has an inner address")
 
@@ -240,4 +235,4 @@ def _is_address(host: str) -> bool:
 
 
 def _refusal(status: int, what: str) -> Refusal:
-    return Refusal(status, "remote_image", f"a remote image {what}")
+    return Refusal("remote_image", status=status, what=what)

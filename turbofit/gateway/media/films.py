@@ -82,15 +82,11 @@ class VideoInspector:
                     with suppress(asyncio.TimeoutError, TimeoutError):
                         await asyncio.wait_for(process.wait(), _LAST_SECONDS)
         if process.returncode == _NO_OPENCV:
-            raise Refusal(
-                400,
-                "no_video_reader",
-                "this server has no opencv-python-headless, which reads films; send the frames",
-            )
+            raise Refusal("no_video_reader")
         try:
             frames, rate, width, height = msgspec.json.decode(text, type=list[float])
         except (msgspec.MsgspecError, ValueError):
             frames = rate = width = height = 0.0
         if not all(isfinite(one) for one in (frames, rate, width, height)) or frames < 1:
-            raise Refusal(400, "broken_video", "a video's header cannot be read")
+            raise Refusal("broken_video:header")
         return int(frames), rate, (int(width), int(height))

@@ -93,14 +93,9 @@ def from_url(url: str, most_bytes: int) -> Picture:
     """
     head, comma, payload = url.partition(",")
     if not comma or not head[:5].lower() == "data:":
-        raise Refusal(
-            400,
-            "bad_image_url",
-            "an image is neither an http(s) URL nor a data: URL with base64; files of the server "
-            "(file://, a path) are never read, send them inline: data:image/png;base64,...",
-        )
+        raise Refusal("bad_image_url")
     if not head.lower().endswith(";base64"):
-        raise Refusal(400, "bad_image_url", "an image's data: URL is not base64")
+        raise Refusal("bad_image_url:data")
     found = from_base64(payload, most_bytes)
     if head == f"data:{found.mime};base64" and found.base64 is payload:
         # Megabytes that need not be put together again.
@@ -125,7 +120,7 @@ def from_base64(text: str, most_bytes: int) -> Picture:
         plain += "=" * (-len(plain) % 4)
         return from_bytes(decoded(plain), most_bytes, plain)
     except (ValueError, binascii.Error):
-        raise Refusal(400, "bad_image_base64", "an image's base64 is not valid") from None
+        raise Refusal("bad_image_base64") from None
 
 
 def from_bytes(data: bytes, most_bytes: int, text: str | None = None) -> Picture:
@@ -144,22 +139,16 @@ def from_bytes(data: bytes, most_bytes: int, text: str | None = None) -> Picture
     kind, size, frames = _header(data)
     width, height = size
     if frames > 1 and kind != "MPO":
-        raise Refusal(400, "animated_image", f"an image is animated; {_TAKEN}")
+        raise Refusal("animated_image", taken=_TAKEN)
     if width < 1 or height < 1 or max(size) > LONGEST_SIDE:
-        raise Refusal(
-            400,
-            "bad_image_size",
-            f"an image of {width}x{height}: sides must be between 1 and {LONGEST_SIDE}",
-        )
+        raise Refusal("bad_image_size:sides", width=width, height=height, longest=LONGEST_SIDE)
     most = LARGEST_PIXELS * BYTES_OF_PIXEL // _bytes_of_pixel(_MIMES[kind])
     if width * height > most:
         raise Refusal(
-            400,
-            "too_many_pixels",
-            f"an image of {width}x{height} has {width * height} pixels, the limit is {most}",
+            "too_many_pixels", width=width, height=height, pixels=width * height, most=most
         )
     if not _whole(kind, data):
-        raise Refusal(400, "truncated_image", "an image is truncated")
+        raise Refusal("truncated_image")
     return Picture(
         mime=_MIMES[kind],
         base64=b64encode(data).decode() if text is None else text,
@@ -178,7 +167,7 @@ def _header(data: bytes) -> tuple[str, tuple[int, int], int]:
 
     guess = _guess(data)
     if guess is None:
-        raise Refusal(415, "unknown_image_type", f"an image is of no known type; {_TAKEN}")
+        raise Refusal("unknown_image_type", taken=_TAKEN)
     if guess == "JPEG" and _scan(data) < 0:
         raise _broken()
     try:
@@ -186,15 +175,13 @@ def _header(data: bytes) -> tuple[str, tuple[int, int], int]:
             kind, size = str(image.format), (int(image.width), int(image.height))
             frames = int(getattr(image, "n_frames", 1)) if kind != "GIF" else _gif_frames(image)
     except Image.DecompressionBombError:
-        raise Refusal(
-            400, "too_many_pixels", f"an image has more pixels than {LARGEST_PIXELS}, the limit"
-        ) from None
+        raise Refusal("too_many_pixels:header", most=LARGEST_PIXELS) from None
     except MemoryError:
         raise
     except Exception:  # noqa: BLE001 - Pillow's plugins raise whatever they meet
         raise _broken() from None
     if kind not in _MIMES or (kind != guess and (kind, guess) != ("MPO", "JPEG")):
-        raise Refusal(415, "unknown_image_type", f"an image is of no known type; {_TAKEN}")
+        raise Refusal("unknown_image_type", taken=_TAKEN)
     return kind, size, frames
 
 
@@ -289,11 +276,11 @@ def _bytes_of_pixel(mime: str) -> int:
 
 
 def _broken() -> Refusal:
-    return Refusal(400, "broken_image", "an image's header cannot be read")
+    return Refusal("broken_image:header")
 
 
 def _too_big(size: int, most: int) -> Refusal:
-    return Refusal(413, "image_too_big", f"an image of {size} bytes, the limit is {most}")
+    return Refusal("image_too_big", size=size, most=most)
 
 
 def _decoder() -> Callable[[str], bytes]:

@@ -69,7 +69,7 @@ def resized(picture: Picture, size: tuple[int, int]) -> Picture:
     except MemoryError:
         raise
     except Exception:  # noqa: BLE001 - Pillow's plugins raise whatever they meet
-        raise Refusal(400, "broken_image", "an image cannot be decoded") from None
+        raise Refusal("broken_image:pixels") from None
     file = BytesIO()
     made.save(file, "PNG", compress_level=_COMPRESSION)
     data = file.getvalue()

@@ -116,7 +116,7 @@ class ModelsGateway(AsgiApp):
             _LOG.debug("request %s is refused: %s", request.id, refusal.reason)
             await refuse(request, refusal, send)
         except Exception as exc:  # noqa: BLE001 - a bug of ours must not kill a connection unsaid
-            await refuse(request, Refusal(500, "internal", "an internal error"), send)
+            await refuse(request, Refusal("internal"), send)
             tell_bug(exc)
         finally:
             if gone is not None:
@@ -191,7 +191,7 @@ class ModelsGateway(AsgiApp):
         try:
             name = msgspec.json.decode(body.removeprefix(BOM_UTF8), type=_Named).model
         except (msgspec.DecodeError, RecursionError) as exc:
-            raise Refusal(400, "invalid_json", f"the body is no JSON object: {exc}") from None
+            raise Refusal("invalid_json", exc=exc) from None
         if name is None and len(self.models) == 1:
             return next(iter(self.models.values()))
         found = self._named_models.get(name) if isinstance(name, str) else None
@@ -199,9 +199,7 @@ class ModelsGateway(AsgiApp):
             return found
         if name is None:
             known = ", ".join(self._named_models)
-            raise Refusal(
-                400, "model_missing", f"model is missing; there are {known}", param="model"
-            )
+            raise Refusal("model_missing", known=known, param="model")
         raise no_such_model(name, self._named_models)
 
     async def _page(self, request: RequestContext, route: Route, send: Send) -> None:

@@ -163,7 +163,7 @@ class ServedModel:
     def refusal(self) -> Refusal:
         """What a client is told that does not wait."""
         reason = "model_unavailable" if self.state == "failed" else "model_starting"
-        return Refusal(503, reason, self.said, retry_after=self.retry_after)
+        return Refusal(reason, why=self.said, retry_after=self.retry_after)
 
     async def wait(self, seconds: float, gone: asyncio.Future[Any], longest: int) -> Gateway:
         """Its gateway, once it is ready.
@@ -189,9 +189,11 @@ class ServedModel:
                 raise self.refusal()
             if len(self.waiting) >= longest:
                 raise Refusal(
-                    429, "busy", f"{len(self.waiting)} requests wait for {self.name} already",
+                    "busy:model",
+                    count=len(self.waiting),
+                    name=self.name,
                     retry_after=self.retry_after,
-                )  # fmt: skip
+                )
             await self._turn(came, left, gone)
         return self.gateway
 

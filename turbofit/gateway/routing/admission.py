@@ -320,16 +320,8 @@ class Admission:
 
     def _busy(self, turn: Turn | None, why: str) -> Refusal:
         if turn is not None:
-            return Refusal(
-                503,
-                "suspect_waits",
-                "an inference engine ended while it had this request, or another one of its "
-                f"client, which run one at a time since: {why}",
-                retry_after=_SUSPECT_RETRY,
-            )
-        return Refusal(
-            429, "busy", f"the server is busy: {why}", retry_after=max(1, round(self._seconds / 4))
-        )
+            return Refusal("suspect_waits", why=why, retry_after=_SUSPECT_RETRY)
+        return Refusal("busy:engines", why=why, retry_after=max(1, round(self._seconds / 4)))
 
 
 def _less(cost: Cost, full: Cost) -> bool:
@@ -346,9 +338,4 @@ def dead(fleet: Fleet) -> Refusal:
     """No engine is up."""
     if fleet.outage is not None:
         return fleet.outage.refusal()
-    return Refusal(
-        503,
-        "engine_unavailable",
-        "the inference engine is unavailable",
-        retry_after=fleet.retry_seconds,
-    )
+    return Refusal("engine_unavailable", retry_after=fleet.retry_seconds)

@@ -95,11 +95,10 @@ class DenyList:
         if denied is not None:
             seconds = denied.seconds_left
             raise Refusal(
-                429,
                 "too_many_deaths",
-                f"each of the last {denied.deaths} inference engines that ended had a request of "
-                f"this client: its requests are refused for {seconds} s. Whoever runs the server "
-                f"can let it in again with `turbofit watch --forget '{client}'`",
+                deaths=denied.deaths,
+                seconds=seconds,
+                client=client,
                 retry_after=seconds,
             )
 
@@ -115,11 +114,11 @@ class DenyList:
         denied = self.refused(name)
         if denied is not None:
             raise Refusal(
-                422,
                 "convicted",
-                f"{denied.deaths} inference engines ended while they had this request, the last at "
-                f"{_date(denied.since)}: it is refused until {_date(denied.until)}. Whoever runs "
-                f"the server can let it in again with `turbofit watch --forget {name}`",
+                deaths=denied.deaths,
+                last=_date(denied.since),
+                until=_date(denied.until),
+                name=name,
             )
         for who in (name, request.client):
             found = self._suspicion(who)

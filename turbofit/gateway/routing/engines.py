@@ -81,7 +81,7 @@ class RoutedEngine:
         self.entry: Entry | None = None
         self.host_bytes = 0
         self._share, self._outstanding, self._units = share, 0, 0
-        self._up, self._draining = True, False
+        self._up = True
         #: Whether it gets requests.
         self.takes = True
         #: Failed probes in a row, and when the engine first failed to answer one.
@@ -142,16 +142,6 @@ class RoutedEngine:
     def dead_since(self, moment: float) -> bool:
         """Whether it has died since a moment, and has not answered again."""
         return self.death is not None and self.died_at >= moment and not self.answered
-
-    @property
-    def draining(self) -> bool:
-        """Whether it is to end what it has, and get nothing new."""
-        return self._draining
-
-    @draining.setter
-    def draining(self, draining: bool) -> None:
-        self._draining = draining
-        self._turn()
 
     @property
     def share(self) -> float:
@@ -220,7 +210,7 @@ class RoutedEngine:
             self.fleet.risen(self)
 
     def _turn(self) -> None:
-        before, self.takes = self.takes, self._up and not self._draining
+        before, self.takes = self.takes, self._up
         if self.fleet is not None and before is not self.takes:
             self.fleet.turned(self)
 

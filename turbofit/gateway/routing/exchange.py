@@ -33,7 +33,6 @@ _LARGEST_ANSWER: Final = 64 << 20
 #: An event longer than this is passed on in pieces.
 _LONGEST_EVENT: Final = 1 << 20
 _RETRY_DIED: Final = 5
-_STUCK: Final = "the inference engine is stuck in this request: nothing of the answer came"
 #: An event of a stream, and how many bytes at the end of an answer may hold its usage.
 _DATA: Final = b"data: {"
 _TAIL: Final = 4096
@@ -62,8 +61,8 @@ _FAILED: Final = re.compile(rb"(?:\A|\n\n)event: (?:error|response\.failed)\n")
 class EngineDied(Refusal):
     """The engine broke off before anything was passed on: another one may be asked."""
 
-    def __init__(self, message: str = "the inference engine broke off; try again") -> None:
-        super().__init__(503, "engine_died", message, retry_after=_RETRY_DIED)
+    def __init__(self, key: str = "engine_died") -> None:
+        super().__init__(key, retry_after=_RETRY_DIED)
 
 
 class Exchange:
@@ -172,8 +171,7 @@ class Exchange:
         if outcome.broken:
             return
         outcome.broken = True
-        # What a draining engine has not ended in time is broken off.
-        if died and not engine.draining:
+        if died:
             if outcome.stuck:
                 outcome.death = self._deny_list.stuck(engine, self.present)
             else:
@@ -267,12 +265,7 @@ class Exchange:
             self._begins_to_answer()
             self._hear()
             if len(data) > _LARGEST_ANSWER:
-                raise Refusal(
-                    422,
-                    "answer_too_large",
-                    f"the answer has more than {_LARGEST_ANSWER} bytes, the most that is passed on "
-                    "in one piece: ask for a stream, or for fewer tokens or log probabilities",
-                )
+                raise Refusal("answer_too_large", most=_LARGEST_ANSWER)
         if response.status == 503 and _UNAVAILABLE in data:
             self._begins_to_answer(False)
             self._loop_ended()
@@ -322,7 +315,7 @@ class Exchange:
 
     async def _end_broken(self) -> None:
         """An error event where the stream had begun, else `EngineDied`."""
-        refusal = EngineDied(_STUCK) if self.outcome.stuck else EngineDied()
+        refusal = EngineDied("engine_died:stuck") if self.outcome.stuck else EngineDied()
         if not self.outcome.started:
             raise refusal
         event = refusal_event(self._route.api, refusal)

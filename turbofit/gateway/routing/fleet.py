@@ -36,7 +36,7 @@ _PAUSE: Final = 2.0
 
 
 class Fleet:
-    """Engines in order; iterate over it for all of them, draining and dead ones too.
+    """Engines in order; iterate over it for all of them, dead ones too.
 
     Args:
         engines: those to begin with.
@@ -52,7 +52,7 @@ class Fleet:
         self.open = 0
         #: Grows whenever there may be more room than what was given back.
         self.version = 0
-        #: What those hold at most that do not drain, each size once.
+        #: What they hold at most, each size once.
         self.sizes: frozenset[EngineCapacity] = frozenset()
         #: Whether any has a gate: texts hold something there too.
         self.gated = False
@@ -77,7 +77,7 @@ class Fleet:
         for engine in self._all:
             engine.fleet = self
         self.open = sum(engine.takes for engine in self._all)
-        self.sizes = frozenset(one.capacity for one in self._all if not one.draining)
+        self.sizes = frozenset(one.capacity for one in self._all)
         self.gated = any(one.gate is not None for one in self._all)
         self.version += 1
         self._write_anew()

@@ -125,17 +125,6 @@ class Monitor:
             self._changed()
         self._poke.set()
 
-    def look(self) -> None:
-        """Engines came or went: look at them now."""
-        self._poke.set()
-
-    def forget(self, engine: RoutedEngine) -> None:
-        """An engine is gone, or another process now: what it was asked is of no interest."""
-        for tasks in (self._asking, self._examining):
-            task = tasks.pop(engine, None)
-            if task is not None:
-                task.cancel()
-
     async def _run(self) -> None:
         while not self._stopped:
             began = time.perf_counter()

@@ -27,12 +27,6 @@ def impossible(sizes: Collection[EngineCapacity], cost: Cost) -> Refusal | None:
     wide = [size for size in sizes if size.units is None or cost.units <= size.units]
     if not wide:
         widest = max(size.units for size in sizes if size.units is not None)
-        return Refusal(
-            400, "units_over_limit", f"{cost.units} vision units at once, the limit is {widest}"
-        )
+        return Refusal("units_over_limit", units=cost.units, widest=widest)
     most = max(size.host_bytes for size in wide if size.host_bytes is not None)
-    return Refusal(
-        400,
-        "images_over_limit",
-        f"images of {cost.host_bytes} bytes once decoded, the limit is {most}",
-    )
+    return Refusal("images_over_limit", size=cost.host_bytes, most=most)

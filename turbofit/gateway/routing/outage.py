@@ -37,4 +37,4 @@ class Outage:
 
     def refusal(self) -> Refusal:
         """What clients are told."""
-        return Refusal(503, "engine_resting", self.message, retry_after=self.seconds_left)
+        return Refusal("engine_resting", why=self.message, retry_after=self.seconds_left)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.gateway.front import NodeAddress
 
+    #: Of an actor.
+    Handle = Any
+
 __all__ = ["Board", "ask", "boards", "one_board", "pin_board"]
 
 _PREFIX: Final = "turbofit-run-"
@@ -29,7 +32,7 @@ class Board:
         self._lock, self._numbers = threading.Condition(), itertools.count()
         self._status: ClusterStatus | None = None
         self._nodes: tuple[NodeAddress, ...] = ()
-        self._asked: dict[int, Document] = {}
+        self._questions: dict[int, Document] = {}
         self._answers: dict[int, Document] = {}
 
     def post(
@@ -40,8 +43,8 @@ class Board:
             self._status, self._nodes = status, nodes
             self._answers |= answers
             self._lock.notify_all()
-            asked, self._asked = self._asked, {}
-            return asked
+            questions, self._questions = self._questions, {}
+            return questions
 
     def status(self) -> ClusterStatus | None:
         """What is served."""
@@ -55,7 +58,7 @@ class Board:
         """The controller's answer; None where it does not come in time."""
         with self._lock:
             number = next(self._numbers)
-            self._asked[number] = question
+            self._questions[number] = question
             self._lock.wait_for(lambda: number in self._answers, seconds)
             return self._answers.pop(number, None)
 
@@ -74,7 +77,7 @@ def pin_board(name: str, node: str) -> Any:
         ) from None
 
 
-def boards(name: str | None) -> dict[str, Any]:
+def boards(name: str | None) -> dict[str, Handle]:
     """The boards of all runs, or of the one with this name."""
     named = (found for found in ray_adapter.actor_names() if found.startswith(_PREFIX))
     short = {found.removeprefix(_PREFIX): found for found in named}

@@ -72,11 +72,11 @@ _DONE: Final = object()
 class _Saved(Struct):
     """What the next controller needs to go on.
 
-    The run's name, what was asked and then changed, and what each node serves.
+    The run's name, a digest of its request, what was changed since, and what each node serves.
     """
 
     run: str
-    asked: str
+    request: str
     changes: dict[str, Any]
     plan: ClusterPlan
 
@@ -90,7 +90,7 @@ class NodeState:
         self.gpus = 0
         #: What is awaited of the actor: how the node was measured, how it is.
         self.measuring: Any = None
-        self.asked: Any = None
+        self.telling: Any = None
         self.node: Node | None = None
         self.plan: NodePlan | None = None
         self.margin: int | None = None
@@ -234,7 +234,7 @@ class Controller:
         """Give a node's GPUs back."""
         if node.actor is not None:
             ray_adapter.kill_actor(node.actor)
-        node.actor = node.asked = node.measuring = None
+        node.actor = node.telling = node.measuring = None
         node.gpus, node.told, node.digest = 0, NodeTold(), ""
 
     def _hear(self) -> None:
@@ -251,11 +251,11 @@ class Controller:
                 elif why:
                     self._unfit(node, f"it could not be measured: {why}")
             elif node.actor is not None:
-                if node.asked is None:
-                    node.asked = node.actor.tell.remote()
-                found, why = _answer(node.asked)
+                if node.telling is None:
+                    node.telling = node.actor.tell.remote()
+                found, why = _answer(node.telling)
                 if found is not None or why:
-                    node.asked = None
+                    node.telling = None
                 node.told = found or node.told
 
     def _step(self, node: NodeState) -> None:
@@ -311,7 +311,7 @@ class Controller:
         node.plan, node.digest = planned, digest
         node.actor.serve.remote(digest, planned.plan.to_json(), words)
         node.told = replace(node.told, state="starting", digest=digest)
-        node.asked = None
+        node.telling = None
         if node.state != "changing":
             node.be("starting")
 
@@ -352,7 +352,7 @@ class Controller:
         A node that the new plan leaves out is no failure; the first one that fails with the new
         plan brings the old one back on all that have changed, the last one first.
         """
-        before, asked = self.plan, self.changes
+        before, changes_before = self.plan, self.changes
         self._plan, self.changes = target, changes
         self.request = self.config.request.changed(**changes)
         self.say(f"a change of plan begins: {promise_of(before)} -> {promise_of(target)}")
@@ -365,8 +365,8 @@ class Controller:
             if not node.failed:
                 continue
             why = f"node {node.name}: {node.failed}"
-            self._plan, self.changes = before, asked
-            self.request = self.config.request.changed(**asked)
+            self._plan, self.changes = before, changes_before
+            self.request = self.config.request.changed(**changes_before)
             self.say(f"the new plan does not hold, going back: {why}")
             self.change = f"going back: {why}"
             for back, old in reversed(moved):
@@ -580,16 +580,16 @@ class _Run:
         status = self._front.call(lambda front: controller.status(self._front.url, front))
         with suppress(TurbofitError, OSError):  # a full disk costs the file
             saved = _Saved(
-                run=controller.run, asked=_asked(controller.config), changes=controller.changes,
-                plan=controller.served(),
+                run=controller.run, request=_request_digest(controller.config),
+                changes=controller.changes, plan=controller.served(),
             )  # fmt: skip
             text = msgspec.json.encode(saved).decode()
             write_atomic(self._folder / "cluster-state.json", text, mode=0o600)
         if self._inbox is not None:
-            asked, why = _answer(self._inbox)
-            if asked is None and not why:
+            questions, why = _answer(self._inbox)
+            if questions is None and not why:
                 return  # it has not answered yet
-            for number, question in (asked or {}).items():
+            for number, question in (questions or {}).items():
                 self._answers[number] = controller.answer(question)
         answers, self._answers = self._answers, {}
         self._inbox = self._board.post.remote(status, controller.addresses(), answers)
@@ -631,7 +631,7 @@ def serve_cluster(
         folder = state_dir("clusters") / "".join(c if c.isalnum() else "-" for c in name)
         folder.mkdir(mode=0o700, exist_ok=True)
         stop.abrupt = False
-        saved = _saved(folder / "cluster-state.json", _asked(config))
+        saved = _saved(folder / "cluster-state.json", _request_digest(config))
         try:
             if saved is not None:
                 tell("going on with what an earlier turbofit serve has left")
@@ -647,17 +647,17 @@ def serve_cluster(
             stop.abrupt = stop.signal is None
 
 
-def _saved(path: Path, asked: str) -> _Saved | None:
+def _saved(path: Path, request: str) -> _Saved | None:
     """What an earlier controller of the same request has left while its servers' lease lasts."""
     with suppress(OSError, msgspec.MsgspecError):
         if time.time() - path.stat().st_mtime < LEASE_SECONDS:
             saved = msgspec.json.decode(path.read_bytes(), type=_Saved)
-            if saved.asked == asked and saved.plan.fits:
+            if saved.request == request and saved.plan.fits:
                 return saved
     return None
 
 
-def _asked(config: ClusterServeConfig) -> str:
+def _request_digest(config: ClusterServeConfig) -> str:
     """What tells requests apart, of which one controller may go on with what another has left."""
     given = {name: value for name, value in config.request.given().items() if name != "model"}
     parts = (_model_name(config), repr(sorted(given.items())), config.node_words)

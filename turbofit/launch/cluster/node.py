@@ -43,7 +43,13 @@ _WINDOW: Final = 600.0
 #: Exit codes that the same start would bring again: wrong use, a missing package.
 _NEVER: Final = (2, 7)
 _DOES_NOT_FIT: Final = 3
+#: A shell's exit codes of what a signal ended are larger.
+_SIGNALLED: Final = 128
 _LAST_BYTES: Final = 4096
+_PID_SECONDS: Final = 30.0
+#: A worker of Ray that ends in order kills its children: the server is a grandchild, and what is
+#: between them says how it ended.
+_BETWEEN: Final = '"$@" & echo $! > pid.new; mv pid.new pid; wait $!; echo $? > code'
 #: A lease that nobody has renewed for so long has no actor; what it left has so long to end.
 _STALE_SECONDS: Final = 10.0
 _LEFT_SECONDS: Final = 60.0
@@ -119,8 +125,8 @@ class NodeActor:
     def _key(self) -> str:
         """The key that the server trusts fronts by, random for each folder."""
         path = self._folder / "key"
-        with suppress(OSError):
-            return path.read_text().strip()
+        if key := _text(path):
+            return key
         key = secrets.token_hex(32)
         write_atomic(path, key + "\n", mode=0o600)
         return key
@@ -163,15 +169,17 @@ class NodeActor:
 
     def _ended(self, server: dict[str, Any], digest: str, now: float) -> None:
         """The server's process is gone: it is started again, unless that would not help."""
-        code = self._child.poll() if self._child is not None else None
-        was_open, self._child = bool(self._url()), None
+        if self._child is not None and self._child.poll() is None:
+            return  # it is about to say how the server ended
+        said = _text(self._folder / "code")
+        code, was_open, self._child = int(said) if said else None, bool(self._url()), None
         (self._folder / "server.json").unlink()
         self._told = replace(self._told, url="", pid=0)
         if server["digest"] != digest:
             return
         self._ends = [at for at in self._ends if now - at < _WINDOW] + [now]
         useless = code in _NEVER or (code == _DOES_NOT_FIT and len(self._ends) == 1)
-        killed = code is None or code <= 0 or code == _DOES_NOT_FIT or was_open
+        killed = code in (None, 0, _DOES_NOT_FIT) or (code or 0) > _SIGNALLED or was_open
         if useless or not killed or len(self._ends) > len(_PAUSES):
             self._tried = digest
             why = self._error() or f"turbofit serve ended with {code}"
@@ -186,27 +194,30 @@ class NodeActor:
     def _start(self, digest: str, words: tuple[str, ...]) -> None:
         folder = self._folder
         argv = [
-            sys.executable, "-m", "turbofit", "serve", "--plan", f"{folder}/plan-{digest}.json",
-            "--host", self._host, "--port", str(self._port),
-            "--front-key-file", f"{folder}/key", "--lease", f"{folder}/lease",
-            *server_words(os.environ), *words,
+            "/bin/sh", "-c", _BETWEEN, "sh", sys.executable, "-m", "turbofit", "serve",
+            "--plan", f"{folder}/plan-{digest}.json",
+            "--host", self._host, "--port", str(self._port), "--front-key-file",
+            f"{folder}/key", "--lease", f"{folder}/lease", *server_words(os.environ), *words,
         ]  # fmt: skip
         with suppress(OSError):
             os.replace(folder / "serve.log", folder / "serve.log.1")
+        for name in ("pid", "code"):
+            (folder / name).unlink(missing_ok=True)
         with (folder / "serve.log").open("wb") as log, (folder / "url").open("wb") as url:
             self._child = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=url, stderr=log, env=_environment(),
                 cwd=folder, start_new_session=True,
             )  # fmt: skip
-        pid = self._child.pid
+        until = time.monotonic() + _PID_SECONDS
+        while not (said := _text(folder / "pid")) and time.monotonic() < until:
+            time.sleep(0.01)
+        pid = int(said or 0)
         server = json.dumps({"pid": pid, "started": start_time(pid), "digest": digest})
         write_atomic(folder / "server.json", server, mode=0o600)
         self._told = replace(self._told, state="starting", url="", pid=pid, digest=digest, said="")
 
     def _url(self) -> str:
-        with suppress(OSError):
-            return (self._folder / "url").read_text().partition("\n")[0].strip()
-        return ""
+        return _text(self._folder / "url").partition("\n")[0]
 
     def _lines(self) -> list[str]:
         with suppress(OSError), (self._folder / "serve.log").open("rb") as file:
@@ -221,6 +232,14 @@ class NodeActor:
     def _error(self) -> str:
         errors = [line for line in self._lines() if line.startswith("error: ")]
         return errors[-1].removeprefix("error: ") if errors else ""
+
+
+def _text(path: Path) -> str:
+    """What a file says; nothing where there is none."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _read(path: Path) -> dict[str, Any]:

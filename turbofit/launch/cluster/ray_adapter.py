@@ -157,8 +157,8 @@ def start_actor(
     """
     import ray
 
-    asked = {"num_gpus": gpus} if gpus else {}
-    remote = ray.remote(num_cpus=0, max_restarts=restarts, max_concurrency=calls, **asked)(kind)
+    taken = {"num_gpus": gpus} if gpus else {}
+    remote = ray.remote(num_cpus=0, max_restarts=restarts, max_concurrency=calls, **taken)(kind)
     options = {"name": name, "namespace": _NAMESPACE} if name else {}
     try:
         return remote.options(scheduling_strategy=strategy, **options).remote(*args)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.units import format_bytes
 from turbofit.observe.ends import End, MemoryPhase, end_kind, exit_words
-from turbofit.observe.turbomind_log import CheckFailed, CudaError, NcclError, TorchOutOfMemory
+from turbofit.observe.log_events import CheckFailed, CudaError, NcclError, TorchMemory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +60,7 @@ def ending(  # noqa: PLR0913 - what is known of an ending
         notes: what the kernel's log says about it.
     """
     fault, pytorch = tracker.fault, plan.engine.is_pytorch
-    short = isinstance(fault, TorchOutOfMemory)
+    short = isinstance(fault, TorchMemory)
     short = short or (isinstance(fault, CudaError) and fault.out_of_memory)
     short = short or (pytorch and code is not None and fault is None and bool(tracker.no_cache))
     kind = end_kind(code, out_of_memory=short, host_kills=host_kills)
@@ -151,7 +151,7 @@ def _ran_out(tracker: StartupTracker, plan: Plan, log: Path, death: End | None) 
             hint=f"free host memory; the plan counts {format_bytes(plan.host.pinned)} pinned; "
             f"the log is {log}",
         )
-    torch = fault if isinstance(fault, TorchOutOfMemory) else None
+    torch = fault if isinstance(fault, TorchMemory) else None
     death = death if torch is None or pytorch else None
     asked = death.asked if death is not None else torch.requested if torch is not None else None
     staged = torch is not None and plan.engine.of_lmdeploy and not pytorch
@@ -204,7 +204,7 @@ def _killed(tracker: StartupTracker, plan: Plan, log: Path, host_kills: int | No
     )
 
 
-def _missing(torch: TorchOutOfMemory | None, death: End | None) -> int | None:
+def _missing(torch: TorchMemory | None, death: End | None) -> int | None:
     """What torch says was missing; a pretend account sees the piece that was refused alone."""
     seen = None if death is None else death.missing
     if torch is None or (death is not None and death.simulated):
@@ -263,7 +263,7 @@ def _last_words(tracker: StartupTracker) -> str:
         return f": CUDA {'driver ' if fault.driver else ''}error: {fault.message}"
     if isinstance(fault, CheckFailed):
         return f": check failed: {fault.message}"
-    if isinstance(fault, NcclError | TorchOutOfMemory):
+    if isinstance(fault, NcclError | TorchMemory):
         return f": {fault.message[:_SHOWN]}"
     if tracker.error is not None:
         return f": {tracker.error.name}: {tracker.error.message[:_SHOWN]}"

@@ -2,42 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final, Literal
 
 from turbofit.observe.forecast import cache_beside, tokens_beside
-from turbofit.observe.pytorch_log import (
-    CacheFrame,
-    LoadingWeights,
-    LoopFailed,
-    LostLock,
-    NoCache,
-    VisionFrame,
-    WarmingUp,
-    parse_pytorch_line,
-)
-from turbofit.observe.pytorch_log import Event as PytorchEvent
-from turbofit.observe.transformers_log import fallback_line
-from turbofit.observe.turbomind_log import (
+from turbofit.observe.log_events import (
     Backpressure,
     CacheBudget,
+    CacheFrame,
     CheckFailed,
     CudaError,
     EngineFallback,
     Frame,
+    LoadingWeights,
+    LoopFailed,
+    LostLock,
     NcclError,
+    NoCache,
     PythonError,
     ServerUp,
     Slab,
     Starting,
-    TorchOutOfMemory,
+    TorchMemory,
+    VisionFrame,
+    WarmingUp,
     WarmupFinished,
     WarmupLength,
     WarmupLengths,
-    parse_line,
 )
+from turbofit.observe.log_reader import read_line
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
+    from turbofit.core.struct import Struct
 
 __all__ = ["EnginePhase", "StartupTracker"]
 
@@ -49,6 +46,12 @@ _HANG_LINES: Final = 1000
 _HANG_SECONDS: Final = 2.0
 #: What ended the PyTorch engine's loop is printed with the line that says so.
 _WORDS_SECONDS: Final = 2.0
+#: What only LMDeploy's PyTorch engine says; its own figures are INFO, which would print prompts.
+_OF_PYTORCH: Final = (
+    LoadingWeights, WarmingUp, LoopFailed, NoCache, LostLock, CacheFrame, VisionFrame,
+)  # fmt: skip
+#: Torch's exception itself, raised in Python or through C++.
+_RAISED: Final = re.compile(r"(?:torch\.(?:cuda\.)?)?OutOfMemoryError: |\s*what\(\): ")
 
 
 class StartupTracker:
@@ -67,8 +70,6 @@ class StartupTracker:
         self.fallback: EngineFallback | None = None
         self._loop_failed: float | None = None
         self._begin_evidence()
-        parsers = {"pytorch": parse_pytorch_line, "transformers": fallback_line}
-        self._parse = parsers.get(plan.engine.name, parse_line)
         self._waits = 0
         self._waiting_since: float | None = None
 
@@ -80,9 +81,11 @@ class StartupTracker:
             count: how often.
             now: a monotonic time in seconds.
         """
-        event = self._parse(text)
-        if event is None:
+        event = read_line(text)
+        if event is None or (isinstance(event, _OF_PYTORCH) and not self._plan.engine.is_pytorch):
             return []
+        if isinstance(event, TorchMemory) and not _RAISED.match(text):
+            return []  # some message quotes the words
         if isinstance(event, LoopFailed) and self._loop_failed is None:
             self._evidence_at = self._loop_failed = now
         if isinstance(event, Backpressure):
@@ -143,16 +146,16 @@ class StartupTracker:
             self._waiting_since = now
 
     @staticmethod
-    def _is_evidence(event: PytorchEvent) -> bool:
+    def _is_evidence(event: Struct) -> bool:
         return isinstance(
             event,
-            CudaError | CheckFailed | NcclError | TorchOutOfMemory | Frame | PythonError
+            CudaError | CheckFailed | NcclError | TorchMemory | Frame | PythonError
             | NoCache | CacheFrame | VisionFrame | LostLock,
         )  # fmt: skip
 
     def _begin_evidence(self) -> None:
         """Begin without any evidence of why the engine ends."""
-        self.fault: CudaError | CheckFailed | NcclError | TorchOutOfMemory | None = None
+        self.fault: CudaError | CheckFailed | NcclError | TorchMemory | None = None
         self.error: PythonError | None = None
         self.frames: list[str] = []
         self.no_cache = ""
@@ -161,7 +164,7 @@ class StartupTracker:
         self._evidence_at = float("-inf")
         self._loop_failed = None
 
-    def _evidence(self, event: PytorchEvent) -> None:
+    def _evidence(self, event: Struct) -> None:
         """Keep the first fault, the frames after it and the last Python error."""
         if isinstance(event, LostLock):
             self.raced = self.phase == "starting"
@@ -176,11 +179,11 @@ class StartupTracker:
         elif isinstance(event, PythonError):
             self.error = event
             if event.out_of_memory:
-                self.fault = self.fault or TorchOutOfMemory(message=event.message)
-        elif isinstance(event, CudaError | CheckFailed | NcclError | TorchOutOfMemory):
+                self.fault = self.fault or TorchMemory(message=event.message)
+        elif isinstance(event, CudaError | CheckFailed | NcclError | TorchMemory):
             self.fault = self.fault or event
 
-    def _progress(self, event: PytorchEvent) -> list[str]:
+    def _progress(self, event: Struct) -> list[str]:
         if isinstance(event, LoadingWeights):
             return self._enter("weights")
         if isinstance(event, WarmingUp):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-#: What the supervisor reads: see ``observe.transformers_log``.
+#: What the supervisor reads: see ``observe.log_reader``.
 _SAYS = "turbofit-fallback:"
 
 

@@ -1,4 +1,4 @@
-"""What one forward of the language model takes of TurboMind's pool, in the older layouts."""
+"""Older TurboMinds: what one forward takes of the pool, buffers for good, and the cache."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ __all__ = ["LegacyCache", "LegacyForward", "legacy_buffers"]
 
 #: Bytes a vocabulary entry and row of sampling with top_k=0: logits, ids, sorting. Upper end.
 _SAMPLING = 20
+
+_INT = _FLOAT = 4
+_POINTER = 8
+_WORDS = 4 * 32 * _INT  # stop and bad words with their offsets
+_CURAND_STATE = 48
 
 
 class LegacyForward:
@@ -136,12 +141,6 @@ class LegacyForward:
         moe = text.moe
         routed = moe.experts_per_token * (2 * moe.intermediate // tp + text.hidden)
         return max(dense, routed + 2 * moe.shared_intermediate // tp)
-
-
-_INT = _FLOAT = 4
-_POINTER = 8
-_WORDS = 4 * 32 * _INT  # stop and bad words with their offsets
-_CURAND_STATE = 48
 
 
 def legacy_buffers(

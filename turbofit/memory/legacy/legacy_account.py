@@ -14,7 +14,6 @@ from typing import ClassVar, Final
 from msgspec.structs import replace
 
 from turbofit.core.machine import Gpu, Machine
-from turbofit.core.model import Model
 from turbofit.core.plan import Settings, Term
 from turbofit.core.units import HALF, round_up
 from turbofit.memory.account import Account, LateMemory, StaticMemory, given, total_bytes
@@ -27,10 +26,9 @@ from turbofit.memory.legacy.weights import (
     tower_activations,
     tower_bytes,
 )
-from turbofit.memory.shared_terms import POOL_WARMUP, capability_of, transients
+from turbofit.memory.shared_terms import POOL_WARMUP, capability_of, term, transients
 from turbofit.memory.turbomind.account import TurbomindAccount, before_terms, cache_terms
 from turbofit.memory.turbomind.constants import EngineConstants
-from turbofit.memory.vision_load import VisionLoad
 
 __all__ = ["GroupAccount", "LegacyAccount", "legacy_account"]
 
@@ -39,9 +37,15 @@ _PAGE = 2 << 20
 #: What torch keeps of loading: part of ``before``, and of its peak.
 _KEPT = "torch_cache"
 
+#: Text tokens of a request around its images.
+_PROMPT: Final = 64
+
 
 class GroupAccount(Account):
-    """One model under one set of settings on one group of GPUs.
+    """What the accounts of all older engines add to the common one.
+
+    What the allocators keep of the first image is part of ``pool_warmup``, as most of them warm
+    nothing up; and what comes after the cache can depend on it.
 
     Args:
         settings: the engine's options; the ratio comes later, in :meth:`at`.
@@ -97,183 +101,6 @@ class GroupAccount(Account):
         return max(0, *(one.margin - one.headroom for one in self.at(ratio).ledgers))
 
 
-#: Text tokens of a request around its images.
-_PROMPT: Final = 64
-
-
-class LegacyTerms:
-    """Terms of one group under one generation, see `legacy_account`."""
-
-    def __init__(
-        self,
-        model: Model,
-        settings: Settings,
-        gpus: Sequence[Gpu],
-        vision_load: VisionLoad,
-        constants: EngineConstants,
-        generation: Generation,
-    ) -> None:
-        self._model, self._settings, self._gpus = model, settings, tuple(gpus)
-        self._vision_load, self._constants = vision_load, constants
-        self._generation, self._legacy = generation, legacy_constants()
-        self._page = constants.pool_granularity
-        held = generation.vision.held(model.architecture)
-        self._towers = [
-            Term(
-                term="weights.vision_tower",
-                phase="weights",
-                bytes=int(size * held),
-                basis="formula",
-                note=f"float16 under torch, {generation.vision.placed}"
-                + (f"; loading left {held:g} times its size" if held > 1 else ""),
-            )
-            for size in tower_bytes(model, len(gpus), generation.vision, self._legacy)
-        ]
-
-    def forward(self, held: int) -> LegacyForward:
-        """The forwards of an engine whose cache holds so many tokens."""
-        return LegacyForward(
-            self._model, self._settings, self._generation, self._constants, self._legacy, held
-        )
-
-    @property
-    def units_per_forward(self) -> int:
-        """Units of one torch forward: these servers encode one image at a time."""
-        if self._model.image_rule is None or self._model.vision is None:
-            return 0
-        return self._vision_load.budgeted_units(self._vision_load.units_per_image)
-
-    def before(self, i: int, machine: Machine) -> tuple[Term, ...]:
-        """Everything of one GPU that is not free when the cache is sized."""
-        linked = machine.nvlinked(self._gpus)
-        gemm = Term(
-            term="gemm_workspace",
-            phase="context",
-            bytes=sum(self._generation.gemm_before),
-            basis="formula",
-            note="made before the cache is sized",
-        )
-        tower = self._towers[i : i + 1]
-        if self._generation.vision.loaded != "before_cache":
-            tower = []
-        context = before_terms(self._gpus[i], self._settings, False, linked, self._constants)
-        kept = [self._kept()] if i == 0 and self._generation.staging.kept else []
-        layers = [
-            replace(term, phase="context")
-            for term in self._buffer_terms(self.forward(self._settings.session_len))
-            if term.term in self._generation.first_layers
-        ]
-        return (*context, gemm, *tower, *self._weights(), *kept, *layers)
-
-    def _kept(self) -> Term:
-        """What torch does not give back: under where its blocks do not fit each other's."""
-        return Term(
-            term="torch_cache",
-            phase="weights",
-            bytes=self.staged(),
-            basis="formula",
-            note="torch's allocator keeps what moving tensors took",
-        )
-
-    def _weights(self) -> list[Term]:
-        """The language model's weights on one rank."""
-        classes = legacy_weight_classes(
-            self._model, self._settings.tp, self._constants, self._generation
-        )
-        total = sum(classes.values())
-        lines = [*classes.items(), ("rounding", round_up(total, self._page) - total)]
-        return [
-            Term(term=f"weights.{name}", phase="weights", bytes=size, basis="formula")
-            for name, size in lines
-        ]
-
-    def staged(self) -> int:
-        """What torch holds on the first GPU while it moves tensors."""
-        text, rule = self._model.text, self._generation.staging
-        rows = rule.embedding * text.vocab + rule.gate * text.intermediate
-        rows += rule.square * text.hidden
-        return round_up(rows * text.hidden * HALF, self._page)
-
-    def buffers(self, i: int, forward: LegacyForward) -> tuple[Term, ...]:
-        """What lives after the cache on one GPU, without the pools."""
-        terms = [
-            term
-            for term in self._buffer_terms(forward)
-            if term.term not in self._generation.first_layers
-        ]
-        terms += self._driver_terms(i)
-        if self._generation.vision.loaded == "after_cache":
-            terms.append(replace(self._towers[i], phase="buffers"))
-        return tuple(terms)
-
-    def _driver_terms(self, i: int) -> Iterator[Term]:
-        """What the driver adds, as in 0.18's account: its figures for want of older ones."""
-        major, minor = capability_of(self._gpus[i])
-        images, wanted = self._constants.kernel_images, major * 10 + minor
-        image = images[max((key for key in images if key <= wanted), default=max(images))]
-        lines = (
-            ("kernel_modules", image, "TurboMind's kernels, as large as in the 0.18 wheel"),
-            ("pool_growth", self._constants.pool_growth, "steps of driver pools"),
-        )
-        for name, size, note in lines:
-            yield Term(term=name, phase="buffers", bytes=size, basis="estimate", note=note)
-
-    def _buffer_terms(self, forward: LegacyForward) -> list[Term]:
-        lines = legacy_buffers(self._model, self._settings, self._generation, forward)
-        return [
-            Term(
-                term=name,
-                phase="buffers",
-                bytes=round_up(size, self._page),
-                basis="formula",
-                note=note,
-            )
-            for name, size, note in lines
-        ]
-
-    def first_request(self, forward: LegacyForward) -> Term:
-        """The engine's warm-up, and what the first image at the checkpoint's own limit leaves."""
-        rule = self._model.image_rule
-        tokens, units = forward.warmup_tokens, 0
-        note = f"warm-up with {tokens} tokens" if tokens else "no warm-up of its own"
-        if rule is not None and self.units_per_forward:
-            units = min(rule.worst_units(), self.units_per_forward)
-            prompt = min(rule.unit_tokens(units) + _PROMPT, forward.tokens)
-            tokens = max(tokens, prompt)
-            note += f"; the first image, {units} units"
-        size = forward.pool(tokens, tokens) + self._tower(units, flash=True)
-        return Term(term=POOL_WARMUP, phase="buffers", bytes=size, basis="estimate", note=note)
-
-    def cases(self, forward: LegacyForward) -> tuple[Term, ...]:
-        """The pools' full size in each worst case, torch's and TurboMind's together."""
-        rows = self._settings.max_batch_size
-        image = self._tower(self.units_per_forward, flash=False)
-        text = forward.pool(forward.tokens, forward.context)
-        batch = text + round_up(forward.sampling(rows) + forward.decoding(rows), self._page)
-        cases = [
-            ("text_prefill", text, "longest prompts fill a forward"),
-            ("sampling", batch, f"{rows} rows with top_k=0"),
-        ]
-        if self.units_per_forward:
-            prompt = min(self._vision_load.tokens_per_request + _PROMPT, forward.context)
-            request = forward.pool(min(forward.tokens, prompt), prompt) + image
-            cases.append(("vision_request", request, f"{self.units_per_forward} units, one image"))
-            cases.append(("vision_forward", batch + image, "an image beside the longest prompts"))
-        return transients(
-            [
-                (name, size, "estimate" if name.startswith("vision") else "formula", note)
-                for name, size, note in cases
-            ]
-        )
-
-    def _tower(self, units: int, *, flash: bool) -> int:
-        """Bytes of torch's pool after a forward of so many units."""
-        vision = self._model.vision
-        if not units or vision is None or self._generation.vision.runs != "torch":
-            return 0
-        return round_up(tower_activations(vision, units, self._legacy, flash=flash), self._page)
-
-
 def legacy_account(
     launch: EngineLaunch, constants: EngineConstants, generation: Generation
 ) -> Account:
@@ -308,28 +135,40 @@ class LegacyAccount(GroupAccount):
         self, launch: EngineLaunch, constants: EngineConstants, generation: Generation
     ) -> None:
         model, settings, gpus = launch.model, launch.settings, launch.gpus
-        vision_load, free_at_cache = launch.vision_load, launch.free_at_cache
-        self.generation, self.vision_load, self.constants = generation, vision_load, constants
-        self._terms = terms = LegacyTerms(model, settings, gpus, vision_load, constants, generation)
+        free_at_cache = launch.free_at_cache
+        self.generation, self.vision_load, self.constants = (
+            generation,
+            launch.vision_load,
+            constants,
+        )
+        self._model, self._settings, self._gpus = model, settings, gpus
+        self._legacy, self._page = legacy_constants(), constants.pool_granularity
+        held = generation.vision.held(model.architecture)
+        note = f"float16 under torch, {generation.vision.placed}"
+        note += f"; loading left {held:g} times its size" if held > 1 else ""
+        self._towers = [
+            term("weights.vision_tower", "weights", int(size * held), "formula", note)
+            for size in tower_bytes(model, len(gpus), generation.vision, self._legacy)
+        ]
         ranks = range(len(gpus))
         if free_at_cache is None:
-            before = [terms.before(i, launch.machine) for i in ranks]
+            before = [self._terms_before(i, launch.machine) for i in ranks]
         else:
             before = [(given(gpu, free_at_cache),) for gpu in gpus]
         #: Whether the buffers are part of what is not free when a log tells it.
         self._buffers_given = generation.cache.after_buffers and free_at_cache is not None
         # Upper ends: a cache that cuts no session.
-        forward = terms.forward(max(settings.session_len, terms.forward(1).buffer_tokens))
+        forward = self._forward(max(settings.session_len, self._forward(1).buffer_tokens))
         super().__init__(
             settings,
             gpus,
             launch.margins,
             before,
             [self._buffers(i, forward) for i in ranks],
-            terms.first_request(forward),
-            terms.cases(forward),
-            terms.staged() if free_at_cache is None else 0,
-            terms.units_per_forward,
+            self._first_request(forward),
+            self._cases(forward),
+            self._staged() if free_at_cache is None else 0,
+            self._units,
             forward.pool(forward.warmup_tokens, forward.warmup_tokens),
         )
         total = min(gpu.usable for gpu in gpus)
@@ -360,14 +199,148 @@ class LegacyAccount(GroupAccount):
         return self._cache.tokens(self.region_at(ratio))
 
     def _buffers(self, i: int, forward: LegacyForward) -> tuple[Term, ...]:
-        return () if self._buffers_given else self._terms.buffers(i, forward)
+        return () if self._buffers_given else self._terms_after(i, forward)
 
     def _late(self, i: int, ratio: float) -> LateMemory:
         """What one GPU holds after the cache, for the sequences that the cache admits."""
-        terms, forward = self._terms, self._terms.forward(self.tokens_at(ratio))
+        forward = self._forward(self.tokens_at(ratio))
         return LateMemory(
-            self._buffers(i, forward), (terms.first_request(forward),), terms.cases(forward)
+            self._buffers(i, forward), (self._first_request(forward),), self._cases(forward)
         )
+
+    def _forward(self, held: int) -> LegacyForward:
+        """The forwards of an engine whose cache holds so many tokens."""
+        return LegacyForward(
+            self._model, self._settings, self.generation, self.constants, self._legacy, held
+        )
+
+    @property
+    def _units(self) -> int:
+        """Units of one torch forward: these servers encode one image at a time."""
+        if self._model.image_rule is None or self._model.vision is None:
+            return 0
+        return self.vision_load.budgeted_units(self.vision_load.units_per_image)
+
+    def _terms_before(self, i: int, machine: Machine) -> tuple[Term, ...]:
+        """Everything of one GPU that is not free when the cache is sized."""
+        linked = machine.nvlinked(self._gpus)
+        gemm = term(
+            "gemm_workspace",
+            "context",
+            sum(self.generation.gemm_before),
+            "formula",
+            "made before the cache is sized",
+        )
+        tower = self._towers[i : i + 1]
+        if self.generation.vision.loaded != "before_cache":
+            tower = []
+        context = before_terms(self._gpus[i], self._settings, False, linked, self.constants)
+        kept = [self._kept()] if i == 0 and self.generation.staging.kept else []
+        layers = [
+            replace(term, phase="context")
+            for term in self._buffer_terms(self._forward(self._settings.session_len))
+            if term.term in self.generation.first_layers
+        ]
+        return (*context, gemm, *tower, *self._weights(), *kept, *layers)
+
+    def _kept(self) -> Term:
+        """What torch does not give back: under where its blocks do not fit each other's."""
+        return term(
+            "torch_cache",
+            "weights",
+            self._staged(),
+            "formula",
+            "torch's allocator keeps what moving tensors took",
+        )
+
+    def _weights(self) -> list[Term]:
+        """The language model's weights on one rank."""
+        classes = legacy_weight_classes(
+            self._model, self._settings.tp, self.constants, self.generation
+        )
+        total = sum(classes.values())
+        lines = [*classes.items(), ("rounding", round_up(total, self._page) - total)]
+        return [term(f"weights.{name}", "weights", size, "formula") for name, size in lines]
+
+    def _staged(self) -> int:
+        """What torch holds on the first GPU while it moves tensors."""
+        text, rule = self._model.text, self.generation.staging
+        rows = rule.embedding * text.vocab + rule.gate * text.intermediate
+        rows += rule.square * text.hidden
+        return round_up(rows * text.hidden * HALF, self._page)
+
+    def _terms_after(self, i: int, forward: LegacyForward) -> tuple[Term, ...]:
+        """What lives after the cache on one GPU, without the pools."""
+        terms = [
+            term
+            for term in self._buffer_terms(forward)
+            if term.term not in self.generation.first_layers
+        ]
+        terms += self._driver_terms(i)
+        if self.generation.vision.loaded == "after_cache":
+            terms.append(replace(self._towers[i], phase="buffers"))
+        return tuple(terms)
+
+    def _driver_terms(self, i: int) -> Iterator[Term]:
+        """What the driver adds, as in 0.18's account: its figures for want of older ones."""
+        major, minor = capability_of(self._gpus[i])
+        images, wanted = self.constants.kernel_images, major * 10 + minor
+        image = images[max((key for key in images if key <= wanted), default=max(images))]
+        lines = (
+            ("kernel_modules", image, "TurboMind's kernels, as large as in the 0.18 wheel"),
+            ("pool_growth", self.constants.pool_growth, "steps of driver pools"),
+        )
+        for name, size, note in lines:
+            yield term(name, "buffers", size, "estimate", note)
+
+    def _buffer_terms(self, forward: LegacyForward) -> list[Term]:
+        lines = legacy_buffers(self._model, self._settings, self.generation, forward)
+        return [
+            term(name, "buffers", round_up(size, self._page), "formula", note)
+            for name, size, note in lines
+        ]
+
+    def _first_request(self, forward: LegacyForward) -> Term:
+        """The engine's warm-up, and what the first image at the checkpoint's own limit leaves."""
+        rule = self._model.image_rule
+        tokens, units = forward.warmup_tokens, 0
+        note = f"warm-up with {tokens} tokens" if tokens else "no warm-up of its own"
+        if rule is not None and self._units:
+            units = min(rule.worst_units(), self._units)
+            prompt = min(rule.unit_tokens(units) + _PROMPT, forward.tokens)
+            tokens = max(tokens, prompt)
+            note += f"; the first image, {units} units"
+        size = forward.pool(tokens, tokens) + self._tower(units, flash=True)
+        return term(POOL_WARMUP, "buffers", size, "estimate", note)
+
+    def _cases(self, forward: LegacyForward) -> tuple[Term, ...]:
+        """The pools' full size in each worst case, torch's and TurboMind's together."""
+        rows = self._settings.max_batch_size
+        image = self._tower(self._units, flash=False)
+        text = forward.pool(forward.tokens, forward.context)
+        batch = text + round_up(forward.sampling(rows) + forward.decoding(rows), self._page)
+        cases = [
+            ("text_prefill", text, "longest prompts fill a forward"),
+            ("sampling", batch, f"{rows} rows with top_k=0"),
+        ]
+        if self._units:
+            prompt = min(self.vision_load.tokens_per_request + _PROMPT, forward.context)
+            request = forward.pool(min(forward.tokens, prompt), prompt) + image
+            cases.append(("vision_request", request, f"{self._units} units, one image"))
+            cases.append(("vision_forward", batch + image, "an image beside the longest prompts"))
+        return transients(
+            [
+                (name, size, "estimate" if name.startswith("vision") else "formula", note)
+                for name, size, note in cases
+            ]
+        )
+
+    def _tower(self, units: int, *, flash: bool) -> int:
+        """Bytes of torch's pool after a forward of so many units."""
+        vision = self._model.vision
+        if not units or vision is None or self.generation.vision.runs != "torch":
+            return 0
+        return round_up(tower_activations(vision, units, self._legacy, flash=flash), self._page)
 
 
 class _WarmedAccount(LegacyAccount):
@@ -378,11 +351,5 @@ class _WarmedAccount(LegacyAccount):
     @property
     def least_blocks(self) -> int:
         """KV blocks that the longest warm-up request needs: with fewer, start-up never ends."""
-        forward = self._terms.forward(self.settings.session_len)
+        forward = self._forward(self.settings.session_len)
         return -(-forward.warmup_tokens // self.block_tokens)
-
-
-# What the accounts of all older engines add to the common one.
-#
-# What the allocators keep of the first image is part of ``pool_warmup``, as most of them warm
-# nothing up; and what comes after the cache can depend on it.

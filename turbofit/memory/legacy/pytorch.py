@@ -25,7 +25,7 @@ from turbofit.memory.legacy.legacy_account import GroupAccount
 from turbofit.memory.legacy.weights import tower_activations, tower_bytes
 from turbofit.memory.pytorch.activations import routed_elements
 from turbofit.memory.pytorch.cache import block_bytes
-from turbofit.memory.shared_terms import POOL_WARMUP, transients
+from turbofit.memory.shared_terms import POOL_WARMUP, term, transients
 from turbofit.memory.turbomind.account import before_terms
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.weights import kv_heads_held
@@ -131,9 +131,7 @@ class LegacyTorchAccount(GroupAccount):
         if self._settings.tp > 1 and (tower or i == 0):
             size, _ = context_bytes(gpu)
             note = "the server's process beside the rank's"
-            yield Term(
-                term="server_context", phase="context", bytes=size, basis="estimate", note=note
-            )
+            yield term("server_context", "context", size, "estimate", note)
 
     def _weights(self, i: int) -> Iterator[Term]:
         """The language model divided by tp, embedding and lm_head whole, and the tower."""
@@ -143,20 +141,15 @@ class LegacyTorchAccount(GroupAccount):
         heads = whole if text.tie_word_embeddings else 2 * whole
         body = stored_bytes(text, None, "float16", model.quantization) - heads
         for name, size in (("embeddings", heads), ("layers", -(-body // tp))):
-            yield Term(
-                term=f"weights.{name}",
-                phase="weights",
-                bytes=round_up(size, _PAGE),
-                basis="formula",
-            )
+            yield term(f"weights.{name}", "weights", round_up(size, _PAGE), "formula")
         size = self._tower_share(i)
         if size:
-            yield Term(
-                term="weights.vision_tower",
-                phase="weights",
-                bytes=size,
-                basis="formula",
-                note=f"part of the {self.generation.tower.replace('_', ' ')}",
+            yield term(
+                "weights.vision_tower",
+                "weights",
+                size,
+                "formula",
+                f"part of the {self.generation.tower.replace('_', ' ')}",
             )
 
     def _tower_share(self, i: int) -> int:
@@ -209,12 +202,12 @@ class LegacyTorchAccount(GroupAccount):
             units = min(rule.worst_units(), self._vision_load.units_per_image)
             tokens = rule.unit_tokens(units) + _PROMPT
         size = self._forward(tokens, 1) + self._tower(units, flash=True) if tokens else 0
-        return Term(
-            term=POOL_WARMUP,
-            phase="buffers",
-            bytes=round_up(size, _PAGE),
-            basis="estimate",
-            note=f"the first image, {units} units",
+        return term(
+            POOL_WARMUP,
+            "buffers",
+            round_up(size, _PAGE),
+            "estimate",
+            f"the first image, {units} units",
         )
 
     def _cases(self, units: int) -> tuple[Term, ...]:

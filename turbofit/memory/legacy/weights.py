@@ -1,4 +1,4 @@
-"""The language model's weights on one rank of an older TurboMind."""
+"""Weights on one rank of an older TurboMind, and its vision tower under torch."""
 
 from __future__ import annotations
 

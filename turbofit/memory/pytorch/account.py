@@ -1,4 +1,7 @@
-"""The PyTorch engine's account: every byte of one tensor-parallel group at any cache ratio."""
+"""The PyTorch engine: every byte of one tensor-parallel group at any ratio, and what it refuses.
+
+The lines of a ledger stand in the order in which the engine takes the memory.
+"""
 
 from __future__ import annotations
 
@@ -65,6 +68,32 @@ __all__ = [
     "Pytorch", "PytorchAccount", "cache_problem", "capture_sizes", "draft_problem",
     "settings_problem", "tp_problem",
 ]  # fmt: skip
+
+_INT = 4
+#: Blocks from this on come from segments of 20 MiB. Source: c10/cuda/CUDACachingAllocator.
+_LARGE_BLOCK = MIB
+#: The first compute capability with fp8 in Triton.
+_FP8 = (8, 9)
+#: `quant_policy` of a cache of that type.
+_FP8_CACHE = 16
+#: What does not repeat KV heads. Source: configurations/llava_hf.py, models/llama4.py.
+_NO_REPEAT = frozenset(
+    {
+        "LlavaForConditionalGeneration",
+        "LlavaNextForConditionalGeneration",
+        "Llama4ForConditionalGeneration",
+    }
+)
+#: Its tower deals out whole heads, unequally where they do not divide. Source: models/internvl.py.
+_UNEQUAL_HEADS = "internvit"
+#: Whose states are bfloat16, whatever the dtype.
+_BFLOAT_STATES = "Qwen3NextForCausalLM"
+#: Whose scales of a group are a rank's or another's, never of both.
+_CUT_METHODS = frozenset({"awq", "fp8"})
+#: The fewest tokens of a block that its kernels take. Source: messages.py, kernel_block_size.
+_LEAST_BLOCK = 16
+#: Tokens of a block, which LMDeploy stops without. Source: executor/base.py.
+_FLASH_MLA_BLOCK = 64
 
 
 class PytorchAccount(Account):
@@ -180,11 +209,6 @@ class PytorchAccount(Account):
         """The cache, one allocation."""
         region = round_up(self.region_at(ratio), self.constants.page)
         return [cache_term(region, ratio, self.settings)]
-
-
-_INT = 4
-#: Blocks from this on come from segments of 20 MiB. Source: c10/cuda/CUDACachingAllocator.
-_LARGE_BLOCK = MIB
 
 
 def before_terms(
@@ -366,31 +390,6 @@ def state_term(region: int, settings: Settings) -> Term:
     """The states of gated delta nets as one allocation, which no ratio sizes."""
     note = f"{state_slots(settings)} slots: one a sequence of max_batch_size, and two"
     return term("state_cache", "cache", region, "formula", note)
-
-
-#: The first compute capability with fp8 in Triton.
-_FP8 = (8, 9)
-#: `quant_policy` of a cache of that type.
-_FP8_CACHE = 16
-
-#: What does not repeat KV heads. Source: configurations/llava_hf.py, models/llama4.py.
-_NO_REPEAT = frozenset(
-    {
-        "LlavaForConditionalGeneration",
-        "LlavaNextForConditionalGeneration",
-        "Llama4ForConditionalGeneration",
-    }
-)
-#: Its tower deals out whole heads, unequally where they do not divide. Source: models/internvl.py.
-_UNEQUAL_HEADS = "internvit"
-#: Whose states are bfloat16, whatever the dtype.
-_BFLOAT_STATES = "Qwen3NextForCausalLM"
-#: Whose scales of a group are a rank's or another's, never of both.
-_CUT_METHODS = frozenset({"awq", "fp8"})
-#: The fewest tokens of a block that its kernels take. Source: messages.py, kernel_block_size.
-_LEAST_BLOCK = 16
-#: Tokens of a block, which LMDeploy stops without. Source: executor/base.py.
-_FLASH_MLA_BLOCK = 64
 
 
 def tp_problem(model: Model, tp: int) -> str | None:

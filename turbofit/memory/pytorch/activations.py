@@ -78,6 +78,28 @@ _TURNED_WIDE = 15
 #: Tokens of a chunk of the gated delta rule. Source: fla/ops/gated_delta_rule/chunk.py.
 _CHUNK = 64
 
+#: Of each head: queries as projected, then queries, keys and padded values laid out, the output.
+_LAID_OUT = 5
+#: Hidden states of a token in attention: the scaled embeddings, what the layer before gave and its
+#: residual, and their norm.
+_COPIES = 4
+#: The same beside the logits: from the last norm, and scaled.
+_HEAD_COPIES = 2
+#: Compute capabilities from the first on and below the second.
+_KERNELS = ((8, 0), (10, 0))
+#: Multiprocessors are filled to so much, or nothing is split; of the best way so much is enough.
+_FULL, _ENOUGH = 0.8, 0.85
+_MOST = 128
+#: The target's token of each of Eagle3's, and its word and bit in a grammar's mask, at 64 bits.
+_PLACES = 3 * 8
+#: FlashAttention-3 keeps the logarithm of a sum at 32 bits.
+_SUMS = 2
+#: More than any card has multiprocessors, where a card's cannot be read. Over.
+_PROCESSORS = 160
+_KEPT = 3
+#: CUDA graphs of a batch: the target's, and the draft's over a step's tokens and over one.
+_GRAPHS = 3
+
 
 def routed_elements(moe: MoeDims, expert: int, hidden: int) -> int:
     """Elements of a token among a layer's experts, of which a rank has so many channels each.
@@ -361,14 +383,6 @@ class Activations:
 # Its class applies the head inside its forward, to all tokens of a prefill and not to the last row
 # of each sequence. Counted in LMDeploy's models/minicpm3.py and checked on pretend GPUs.
 
-#: Of each head: queries as projected, then queries, keys and padded values laid out, the output.
-_LAID_OUT = 5
-#: Hidden states of a token in attention: the scaled embeddings, what the layer before gave and its
-#: residual, and their norm.
-_COPIES = 4
-#: The same beside the logits: from the last norm, and scaled.
-_HEAD_COPIES = 2
-
 
 class MiniCPM3Activations(Activations):
     """The stages of a model whose forward ends in logits."""
@@ -406,13 +420,6 @@ class MiniCPM3Activations(Activations):
 #
 # Source: hopper/ (flash_api.cpp, heuristics.h, setup.py) of Dao-AILab/flash-attention, 0251105a;
 # LMDeploy pytorch/backends/cuda/attention/__init__.py, pytorch/configurations/utils.py.
-
-#: Compute capabilities from the first on and below the second.
-_KERNELS = ((8, 0), (10, 0))
-
-#: Multiprocessors are filled to so much, or nothing is split; of the best way so much is enough.
-_FULL, _ENOUGH = 0.8, 0.85
-_MOST = 128
 
 
 def splits(kv_heads: int, processors: int) -> int:
@@ -465,16 +472,6 @@ def without_kernels(draft: Draft, gpus: Iterable[Gpu]) -> str | None:
 # The draft's weights, its blocks beside the target's (`cache.block_bytes`), further states of delta
 # nets (`cache.state_bytes`), more tokens in each decoding step, and CUDA graphs of its own.
 # Source: LMDeploy pytorch/spec_decode, strategies/ar_spec, backends/cuda/graph_runner.
-
-#: The target's token of each of Eagle3's, and its word and bit in a grammar's mask, at 64 bits.
-_PLACES = 3 * 8
-#: FlashAttention-3 keeps the logarithm of a sum at 32 bits.
-_SUMS = 2
-#: More than any card has multiprocessors, where a card's cannot be read. Over.
-_PROCESSORS = 160
-_KEPT = 3
-#: CUDA graphs of a batch: the target's, and the draft's over a step's tokens and over one.
-_GRAPHS = 3
 
 
 def draft_terms(model: Model, settings: Settings) -> list[Term]:

@@ -33,6 +33,9 @@ WIDE_BLOCK = 32
 #: ``quant_policy`` of keys at 4 and values at 2 bits, both rotated.
 TURBO_QUANT: Final = 42
 
+#: Blocks that no request gets: one for padding, and one over.
+RESERVED_BLOCKS = 2
+
 
 class KvType(NamedTuple):
     """Bits of one key and of one value, and numbers of 16 bits that each head's of a token have."""
@@ -52,8 +55,6 @@ KV_TYPES: Final = {
     17: KvType(8, 8),
     TURBO_QUANT: KvType(4, 2, 2, 1),
 }
-#: Blocks that no request gets: one for padding, and one over.
-RESERVED_BLOCKS = 2
 
 
 def block_tokens(text: TextDims, settings: Settings) -> int:

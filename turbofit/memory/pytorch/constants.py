@@ -1,4 +1,4 @@
-"""The figures of one generation of the PyTorch engine, read from `presets/engines/`."""
+"""The figures of one generation of the PyTorch engine, and the environment that they hold for."""
 
 from __future__ import annotations
 

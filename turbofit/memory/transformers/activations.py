@@ -69,6 +69,17 @@ _ALWAYS_MASKED: Final = frozenset({"Qwen2MoeForCausalLM"})
 #: Bytes a word of the vocabulary: logits, their 32-bit copy, sorted values and indices, sums.
 _SAMPLING: Final = 64
 
+#: cuBLAS's workspace as torch asks for it, once for the library and once for cuBLASLt.
+_WORKSPACE: Final = {False: 2 * 9 * MIB, True: 2 * 32 * MIB}
+#: Torch's allocator rounds: segments of weights, seen 8 to 57 MiB.
+_ROUNDING: Final = 64 * MIB
+#: Reserved beyond what is allocated at the peak, with expandable segments: seen 1 to 8 %.
+_FRAGMENTS_PERCENT: Final = 10
+#: Tensors that the loader holds at once while it casts.
+_LOADERS: Final = 4
+#: Times the bytes of one layer's experts.
+_JOINED: Final = 2
+
 
 def vision_bytes(model: Model, layout: Layout, units: int, width: int) -> int:
     """Bytes that the vision tower and its projector hold for so many units (tiles or patches).
@@ -183,18 +194,6 @@ def _mlp_channels(text: TextDims) -> int:
     moe = text.moe
     chosen = moe.experts_per_token * (6 * moe.intermediate + 5 * text.hidden) // 2
     return max(dense, chosen + 4 * text.hidden + 3 * moe.shared_intermediate)
-
-
-#: cuBLAS's workspace as torch asks for it, once for the library and once for cuBLASLt.
-_WORKSPACE: Final = {False: 2 * 9 * MIB, True: 2 * 32 * MIB}
-#: Torch's allocator rounds: segments of weights, seen 8 to 57 MiB.
-_ROUNDING: Final = 64 * MIB
-#: Reserved beyond what is allocated at the peak, with expandable segments: seen 1 to 8 %.
-_FRAGMENTS_PERCENT: Final = 10
-#: Tensors that the loader holds at once while it casts.
-_LOADERS: Final = 4
-#: Times the bytes of one layer's experts.
-_JOINED: Final = 2
 
 
 class Load(Struct):

@@ -1,4 +1,4 @@
-"""The parts of a model that a device map places, with their weights and their KV cache."""
+"""The parts of a model that a device map places: weights, KV cache, names, and how they load."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ __all__ = [
     "Layer", "Layout", "components", "cross_tokens", "layout_of", "load_model", "load_processor",
     "names_here",
 ]  # fmt: skip
+
+_INSIDE: Final = "model.language_model"
+_LLAVA: Final = ("model.vision_tower", "model.multi_modal_projector")
+#: Modules of Qwen2.5-Omni's thinker, and where they are from Transformers 5.21 on.
+_MOVED: Final = {
+    "audio_tower": "model.audio_tower",
+    "visual": "model.visual",
+    "model": "model.language_model",
+}
 
 
 class Layer(Struct):
@@ -161,8 +170,6 @@ class Layout(Struct):
 
 
 _TEXT: Final = Layout(text="model")
-_INSIDE: Final = "model.language_model"
-_LLAVA: Final = ("model.vision_tower", "model.multi_modal_projector")
 
 _IDEFICS3: Final = Layout(text="model.text_model", first=("model.vision_model", "model.connector"))
 
@@ -223,13 +230,6 @@ def layout_of(model: Model) -> Layout:
 # Transformers' model and processor of a checkpoint, as the account has them.
 #
 # The server loads them here, and so does its rehearsal; nobody else: torch is imported.
-
-#: Modules of Qwen2.5-Omni's thinker, and where they are from Transformers 5.21 on.
-_MOVED: Final = {
-    "audio_tower": "model.audio_tower",
-    "visual": "model.visual",
-    "model": "model.language_model",
-}
 
 
 def load_model(checkpoint: str, **settings: Any) -> Any:

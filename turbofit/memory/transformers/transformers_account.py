@@ -28,6 +28,15 @@ _NOTES = {
     "image_features": "features put among the embeddings",
 }
 
+#: The release that the account was compared with; any 5.x is launched that has the same private
+#: classes.
+_RELEASE: Final = "5.17"
+#: Host bytes of one server: torch, its CUDA libraries, Transformers. An estimate, over: 1 GB was
+#: seen on a CPU (without CUDA's libraries).
+_HOST_PROCESS: Final = 4 * GIB
+#: Options of LMDeploy's that mean something here.
+_OPTIONS: Final = frozenset({"dtype", "session_len", "max_batch_size", "tp"})
+
 
 class TransformersAccount(Account):
     """One copy of a model for the longest request on one group of GPUs.
@@ -136,16 +145,6 @@ class TransformersAccount(Account):
                 note += "; an offloaded layer's weights pass through"
             cases.append((name, size, note))
         return transients([(name, size, "estimate", note) for name, size, note in cases])
-
-
-#: The release that the account was compared with; any 5.x is launched that has the same private
-#: classes.
-_RELEASE: Final = "5.17"
-#: Host bytes of one server: torch, its CUDA libraries, Transformers. An estimate, over: 1 GB was
-#: seen on a CPU (without CUDA's libraries).
-_HOST_PROCESS: Final = 4 * GIB
-#: Options of LMDeploy's that mean something here.
-_OPTIONS: Final = frozenset({"dtype", "session_len", "max_batch_size", "tp"})
 
 
 class Transformers(Engine):

@@ -1,4 +1,7 @@
-"""TurboMind's account: every byte of one tensor-parallel group at any cache ratio."""
+"""TurboMind: every byte of one tensor-parallel group at any cache ratio, and what it refuses.
+
+The lines of a ledger stand in the order in which TurboMind takes the memory.
+"""
 
 from __future__ import annotations
 
@@ -64,6 +67,25 @@ __all__ = [
     "FUSES_NOTHING", "Turbomind", "TurbomindAccount", "before_terms", "buffer_terms",
     "cache_terms", "missing_kernels", "warmup_tokens",
 ]  # fmt: skip
+
+#: For `capability_of`: a card on which no layer fuses gate and up, whose forwards are the largest.
+FUSES_NOTHING: Final = (8, 0)
+#: Buffers outside the rank's pool: the default pool's, the communicator's, and a cudaMalloc.
+_ALONE = ("gemm_workspace", "symmetric_buffer", "l2_flush", "delta_workspace")
+#: Multiprocessors of a card that does not tell: more than any has, so over.
+_MOST_SMS = 256
+_MEETING = "the same once prompts meet, and in the next step already prepared"
+#: L2 where neither NVML nor a preset tells: the largest of any card, so over.
+_LARGEST_L2 = 132 << 20
+_IPC_RANKS = 8
+#: Tokens of a KV block come in multiples of this, and of the other on cards before Ampere. LMDeploy
+#: says so in `--help` and does not hold it; with 16 answers are garbled (lmdeploy#1195).
+_BLOCK = 32
+_BLOCK_BEFORE_AMPERE = 64
+_INT4: Final = frozenset({"awq", "gptq", "compressed-tensors"})
+_KV: Final = {4: "int4", 8: "int8"}
+#: What a card of unknown compute capability is taken for: code must be there for all of them.
+_ASSUMED: Final = ((8, 0), (8, 6), (8, 9), (9, 0))
 
 
 class TurbomindAccount(Account):
@@ -169,20 +191,6 @@ class TurbomindAccount(Account):
         """The cache in whole pages, with the doubt about the temporaries."""
         rounded = round_up(self.region_at(ratio), self.constants.pool_granularity)
         return cache_terms(rounded, ratio, self._temporaries, self.shape.state_bytes)
-
-
-#: For `capability_of`: a card on which no layer fuses gate and up, whose forwards are the largest.
-FUSES_NOTHING: Final = (8, 0)
-
-#: Buffers outside the rank's pool: the default pool's, the communicator's, and a cudaMalloc.
-_ALONE = ("gemm_workspace", "symmetric_buffer", "l2_flush", "delta_workspace")
-
-#: Multiprocessors of a card that does not tell: more than any has, so over.
-_MOST_SMS = 256
-_MEETING = "the same once prompts meet, and in the next step already prepared"
-
-#: L2 where neither NVML nor a preset tells: the largest of any card, so over.
-_LARGEST_L2 = 132 << 20
 
 
 def before_terms(
@@ -370,13 +378,6 @@ def _communicator(
     return term("communicator", "context", size, "formula", note)
 
 
-_IPC_RANKS = 8
-#: Tokens of a KV block come in multiples of this, and of the other on cards before Ampere. LMDeploy
-#: says so in `--help` and does not hold it; with 16 answers are garbled (lmdeploy#1195).
-_BLOCK = 32
-_BLOCK_BEFORE_AMPERE = 64
-
-
 def tp_problem(model: Model, tp: int) -> str | None:
     """Why LMDeploy's loaders would refuse this tensor-parallel degree; None where they do not.
 
@@ -467,12 +468,6 @@ def settings_problem(settings: Settings, constants: EngineConstants) -> str | No
             f" warm-up, {constants.warmup_lengths[0]} tokens"
         )
     return None
-
-
-_INT4: Final = frozenset({"awq", "gptq", "compressed-tensors"})
-_KV: Final = {4: "int4", 8: "int8"}
-#: What a card of unknown compute capability is taken for: code must be there for all of them.
-_ASSUMED: Final = ((8, 0), (8, 6), (8, 9), (9, 0))
 
 
 def missing_kernels(launch: EngineLaunch, census: Census) -> str | None:

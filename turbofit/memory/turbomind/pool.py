@@ -44,6 +44,19 @@ _ROW = 4096
 #: Whose experts have an activation that no kernel fuses into their products (``kSiluGptOss``).
 _UNFUSED = frozenset({"GptOssForCausalLM"})
 
+_FLOAT = 4
+_TENSOR_MAP = 128
+#: Descriptors of a sequence at most, and of a head of it.
+_SEQUENCE_MAPS = 16
+_HEAD_MAPS = 4
+#: A segment's state in 32 bits, and as much again: two of 16 bits, or one more of 32.
+_SEGMENT_BYTES = 8
+_INT = 4
+_POINTER = 8
+_CURAND_STATE = 48
+_ROUTING_TILES = 16
+_WORDS = 2 * 2 * 32 + 48  # stop and bad words (32 ids and offsets each), end ids, penalties
+
 
 class Forward(Struct):
     """What meets in one forward pass.
@@ -273,14 +286,6 @@ def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -
 # that run side by side, each with a state. Source: LMDeploy's GatedDeltaNetLayer.cc and
 # kernels/linear_attn (plan.cc of each architecture).
 
-_FLOAT = 4
-_TENSOR_MAP = 128
-#: Descriptors of a sequence at most, and of a head of it.
-_SEQUENCE_MAPS = 16
-_HEAD_MAPS = 4
-#: A segment's state in 32 bits, and as much again: two of 16 bits, or one more of 32.
-_SEGMENT_BYTES = 8
-
 
 def token_bytes(delta: DeltaDims, tp: int) -> int:
     """Bytes that one token holds in a delta net, beside the residual stream.
@@ -373,12 +378,6 @@ def _most_segments(
 # Each line is one constructor's buffer in LMDeploy 0.18 (language_model, unified_attention_layer,
 # generation, sampling, guided_decoding, moe_ffn_layer, gemm workspace), in bytes per rank.
 # ``phases`` is 2 while ``async_`` is on: buffers that a running step uses exist twice.
-
-_INT = 4
-_POINTER = 8
-_CURAND_STATE = 48
-_ROUTING_TILES = 16
-_WORDS = 2 * 2 * 32 + 48  # stop and bad words (32 ids and offsets each), end ids, penalties
 
 
 def device_buffers(

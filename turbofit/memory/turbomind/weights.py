@@ -1,4 +1,4 @@
-"""Bytes of the weights that one rank holds, by tensor class.
+"""Bytes of the weights that one rank holds, by tensor class, and what loading takes besides.
 
 Follows the builders of LMDeploy 0.18 (`lmdeploy/turbomind/builders`, `models`): what is split,
 replicated, padded or repeated under tensor parallelism. Exact but for allocation rounding, which

@@ -10,8 +10,7 @@ import msgspec
 from turbofit.core.struct import Struct, doc
 from turbofit.report.page.sections import ENGINES
 from turbofit.report.views.plan.capacity import capacity
-from turbofit.report.views.plan.ledger_view import fullest
-from turbofit.report.views.plan.memory_breakdown import KINDS, stack, sums
+from turbofit.report.views.plan.memory_view import KINDS, fullest, stack, sums
 
 if TYPE_CHECKING:
     from turbofit.core.errors import TurbofitError

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, format_bytes, mib
 from turbofit.report.page.tag import Markup, join, tag
-from turbofit.report.views.plan.ledger_view import fold_indices
-from turbofit.report.views.plan.memory_breakdown import KINDS, stack, sums
-from turbofit.report.views.plan.memory_view import memory_label
+from turbofit.report.views.plan.memory_view import KINDS, fold_indices, memory_label, stack, sums
 
 if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan
-    from turbofit.report.views.plan.memory_breakdown import Kind, StackPiece
+    from turbofit.report.views.plan.memory_view import Kind, StackPiece
 
 __all__ = ["bars", "tick_step"]
 

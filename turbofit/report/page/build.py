@@ -12,7 +12,7 @@ from turbofit.report.page.tag import Markup, join, tag
 from turbofit.report.page.timeline import timeline
 from turbofit.report.page.topology import topology
 from turbofit.report.stored_documents import saved_document
-from turbofit.report.views.plan.ledger_view import ledger_blocks
+from turbofit.report.views.plan.memory_view import ledger_blocks
 from turbofit.report.views.plan.plan_view import capacity_blocks, limit_blocks
 
 if TYPE_CHECKING:

@@ -357,13 +357,13 @@ def _named(node: Node) -> NodePlan:
 
 def _held_to(plan: Plan, limits: Limits, promise: Promise) -> Plan:
     """A plan whose own gateway refuses what others' would: a request may go to any node."""
-    own = plan.limits.units_per_forward  # its own gateway queues by it
+    forward = plan.limits.units_per_forward  # its own gateway queues by it
     longest = plan.kv.longest_request_tokens
     if promise.context is not None:
         longest = min(longest, promise.context)
     return replace(
         plan,
-        limits=replace(limits, units_per_forward=own),
+        limits=replace(limits, units_per_forward=forward),
         kv=replace(plan.kv, longest_request_tokens=longest),
     )
 
@@ -378,10 +378,10 @@ def _common(each: Sequence[Limits]) -> Limits:
     return Limits(**least)
 
 
-def _below(own: Limits, promised: Limits) -> str:
+def _below(held: Limits, promised: Limits) -> str:
     """Which promised limit is larger than a node's own."""
     for field in fields(Limits):
-        least, have = getattr(promised, field.name), getattr(own, field.name)
+        least, have = getattr(promised, field.name), getattr(held, field.name)
         if field.name != "units_per_forward" and isinstance(least, int) and have < least:
             return f"{field.name} is {have:,} on it, {least:,} are promised"
     return ""
@@ -423,19 +423,19 @@ def _left_out(
     fits: bool,
 ) -> str:
     """Why a node that can be planned for does not serve."""
-    own = tried[kind]
-    if own.why_not and planner.requests is not None:
+    serves = tried[kind]
+    if serves.why_not and planner.requests is not None:
         # What it would serve of fewer requests says more than that it does not hold its share.
         fewer = planner.plan(kind, 1.0)
-        own = own if fewer.why_not else fewer
-    if own.why_not or choice is None:
+        serves = serves if fewer.why_not else fewer
+    if serves.why_not or choice is None:
         return tried[kind].why_not
     if not fits:
         held, wanted = round(planner.at_once(choice.shares)), planner.requests
         return f"all nodes together hold {held:,} of {wanted:,} requests at once"
-    why = choice.promise.why_broken(own.served, planner.unit)
-    if not why and not own.served.engine.of_lmdeploy:
-        return f"only {own.served.engine.name} serves on it: not mixed with LMDeploy's engines"
+    why = choice.promise.why_broken(serves.served, planner.unit)
+    if not why and not serves.served.engine.of_lmdeploy:
+        return f"only {serves.served.engine.name} serves on it: not mixed with LMDeploy's engines"
     context = choice.promise.context or 0
     less = f"holds less than {context:,} tokens with its share of the requests"
     return why or tried[kind].why_not or less

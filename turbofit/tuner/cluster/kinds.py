@@ -41,15 +41,16 @@ class Kind(Struct):
 
     def on(self, node: Node, plan: Plan) -> Plan:
         """The kind's plan under a member's own names, counted as full as the kind."""
-        own = _machine(node)
+        member = _machine(node)
         full = {gpu.index: gpu for gpu in self.machine.gpus}
         gpus = tuple(
-            replace(gpu, used=full[gpu.index].used, free=full[gpu.index].free) for gpu in own.gpus
+            replace(gpu, used=full[gpu.index].used, free=full[gpu.index].free)
+            for gpu in member.gpus
         )
-        uuids = {gpu.index: gpu.uuid for gpu in own.gpus}
+        uuids = {gpu.index: gpu.uuid for gpu in member.gpus}
         return replace(
             plan,
-            machine=replace(own, gpus=gpus, host=self.machine.host),
+            machine=replace(member, gpus=gpus, host=self.machine.host),
             gpus=tuple(replace(one, uuid=uuids[one.index]) for one in plan.gpus),
         )
 

@@ -1,19 +1,36 @@
-"""A bar for each set of equal GPUs: its memory from empty to full."""
+"""The memory of each set of equal GPUs: a bar from empty to full, and its ledger as a table."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from turbofit.core.units import format_bytes
-from turbofit.report.painters.document import Bar, BarPiece, Heading
-from turbofit.report.views.plan.ledger_view import fold
-from turbofit.report.views.plan.memory_breakdown import KINDS, stack, sums
+from turbofit.core.messages import indices
+from turbofit.core.units import format_bytes, mib
+from turbofit.report.painters.document import (
+    Bar,
+    BarPiece,
+    Column,
+    Heading,
+    Items,
+    Paragraph,
+    Table,
+)
 
 if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.report.painters.document import Block
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
-__all__ = ["memory_bar", "memory_blocks", "memory_label", "need_of"]
+    from turbofit.core.plan import GpuLedger, Term
+if TYPE_CHECKING:
+    from turbofit.core.plan import GpuLedger, Plan, Term
+    from turbofit.report.painters.document import Block
+
+__all__ = [
+    "KINDS", "Kind", "StackPiece", "fold", "fold_indices", "fullest", "ledger_blocks", "memory_bar",
+    "memory_blocks", "memory_label", "need_of", "stack", "sums",
+]  # fmt: skip
 
 
 def memory_blocks(plan: Plan) -> list[Block]:
@@ -49,3 +66,176 @@ def memory_label(ledger: GpuLedger) -> str:
     if ledger.fits:
         return f"{left} ({format_bytes(ledger.margin)} of them are the margin)"
     return f"{left}, less than the margin of {format_bytes(ledger.margin)}"
+
+
+Kind = Literal[
+    "reserved", "before", "context", "weights", "cache", "buffers", "transient", "loading", "left",
+    "margin",
+]  # fmt: skip
+
+#: Each kind in the order of the stack: the letter that stands for it, and what it is.
+KINDS: Final[dict[Kind, tuple[str, str]]] = {
+    "reserved": ("r", "kept by the driver"),
+    "before": ("o", "held by others"),
+    "context": ("c", "CUDA and libraries"),
+    "weights": ("W", "weights"),
+    "cache": ("K", "KV cache"),
+    "buffers": ("b", "buffers"),
+    "transient": ("t", "worst request"),
+    "loading": ("l", "only while loading"),
+    "left": (".", "free above the margin"),
+    "margin": ("m", "margin"),
+}
+
+#: A negative term: it gives back what another term took.
+_RETURNED: Final = ".returned"
+
+
+class StackPiece(NamedTuple):
+    """A named part of a card. ``term`` is the ledger's, where it is one of its lines."""
+
+    kind: Kind
+    name: str
+    bytes: int
+    term: Term | None = None
+
+
+def stack(ledger: GpuLedger) -> tuple[StackPiece, ...]:
+    """The pieces in order; they add up to the card's total, or beyond it where it is too small.
+
+    Lines of the ledger that are 0 are left out; of the transients the peak counts, once, as what
+    it has above the state at rest. Where loading needs more than the peak, that is a piece too.
+    """
+    pieces = [StackPiece("reserved", "reserved", ledger.reserved)]
+    pieces += _held(ledger)
+    worst = next((term for term in ledger.ledger if term.worst), None)
+    name = worst.term if worst else "worst request"
+    pieces.append(StackPiece("transient", name, ledger.peak - ledger.steady, worst))
+    pieces.append(StackPiece("loading", "loading", ledger.load_peak - ledger.peak))
+    pieces.append(StackPiece("left", "left", ledger.headroom - ledger.margin))
+    pieces.append(StackPiece("margin", "margin", min(ledger.margin, ledger.headroom)))
+    return tuple(piece for piece in pieces if piece.bytes > 0)
+
+
+def sums(pieces: Iterable[StackPiece]) -> dict[Kind, int]:
+    """Bytes of each kind that is there, in the order of the stack."""
+    found = dict.fromkeys(KINDS, 0)
+    for piece in pieces:
+        found[piece.kind] += piece.bytes
+    return {kind: size for kind, size in found.items() if size}
+
+
+def _held(ledger: GpuLedger) -> list[StackPiece]:
+    """What is there at rest, line by line; what the lines do not tell apart comes last."""
+    terms = [term for term in ledger.ledger if term.phase != "transient"]
+    sizes = {term.term: term.bytes for term in terms}
+    for term in terms:
+        base = term.term.removesuffix(_RETURNED)
+        if term.bytes < 0 and base in sizes and base != term.term:
+            sizes[base] += sizes.pop(term.term)
+    pieces = [
+        StackPiece(term.phase, term.term, sizes[term.term], term)
+        for term in terms
+        if term.phase != "transient" and term.term in sizes
+    ]
+    rest = ledger.steady - sum(piece.bytes for piece in pieces)
+    return [*pieces, StackPiece("buffers", "not told apart", rest)]
+
+
+#: Sets of GPUs beside each other; more start a new table, so that 80 columns hold it.
+_ABREAST: Final = 3
+
+
+def fold(ledgers: tuple[GpuLedger, ...]) -> list[tuple[str, GpuLedger]]:
+    """Equal GPUs together, as ``("GPU 0-3", ledger of the first)``, in order of first index."""
+    return [(f"GPU {indices(members)}", first) for members, first in fold_indices(ledgers)]
+
+
+def fullest(ledgers: tuple[GpuLedger, ...]) -> tuple[str, GpuLedger]:
+    """The set of equal GPUs that has the least left."""
+    return min(fold(ledgers), key=lambda one: one[1].headroom)
+
+
+def fold_indices(ledgers: tuple[GpuLedger, ...]) -> list[tuple[list[int], GpuLedger]]:
+    """As `fold`, with the indices of each set."""
+    sets: list[tuple[list[int], GpuLedger]] = []
+    for ledger in ledgers:
+        for members, first in sets:
+            if _same(ledger, first):
+                members.append(ledger.index)
+                break
+        else:
+            sets.append(([ledger.index], ledger))
+    return sets
+
+
+def ledger_blocks(plan: Plan) -> list[Block]:
+    """The tables of all GPUs in MiB, and how their sums are to be read."""
+    blocks: list[Block] = []
+    sets = fold(plan.gpus)
+    for start in range(0, len(sets), _ABREAST):
+        part = sets[start : start + _ABREAST]
+        blocks += [
+            Heading(text=f"Ledger of {', '.join(title for title, _ in part)}, in MiB"),
+            _table(part),
+        ]
+    if any(term.phase == "transient" for ledger in plan.gpus for term in ledger.ledger):
+        text = "transient: each needs its size alone, never together; * is the one that decides"
+        blocks.append(Paragraph(text=text, tone="dim"))
+    estimates = {
+        term.term: term.note
+        for ledger in plan.gpus
+        for term in ledger.ledger
+        if term.basis == "estimate" and term.note
+    }
+    if estimates:
+        blocks.append(Paragraph(text="estimates, which enter at their upper end:", tone="dim"))
+        items = tuple(f"{term}: {note}" for term, note in estimates.items())
+        blocks.append(Items(items=items, tone="dim"))
+    return blocks
+
+
+def _same(a: GpuLedger, b: GpuLedger) -> bool:
+    """Whether two ledgers say the same of two cards of one kind."""
+    return (
+        a.name == b.name
+        and (a.total, a.reserved, a.used, a.free) == (b.total, b.reserved, b.used, b.free)
+        and (a.steady, a.load_peak, a.peak, a.margin) == (b.steady, b.load_peak, b.peak, b.margin)
+        and [(t.term, t.bytes) for t in a.ledger] == [(t.term, t.bytes) for t in b.ledger]
+    )
+
+
+def _table(sets: list[tuple[str, GpuLedger]]) -> Table:
+    terms: dict[tuple[str, str], Term] = {}
+    for _, ledger in sets:
+        for term in ledger.ledger:
+            terms.setdefault((term.phase, term.term), term)
+    rows = []
+    for key, term in terms.items():
+        cells = []
+        for _, ledger in sets:
+            found = next((t for t in ledger.ledger if (t.phase, t.term) == key), None)
+            cells.append("-" if found is None else mib(found.bytes))
+        name = f"{term.term} *" if term.worst else term.term
+        rows.append((term.phase, name, *cells, term.basis, term.note))
+    columns = (
+        Column(title="phase"),
+        Column(title="term", wrap=True),
+        *(Column(title=title, right=True) for title, _ in sets),
+        Column(title="basis"),
+        Column(title="note", aside=True),
+    )
+    return Table(columns=columns, rows=tuple(rows), sums=tuple(_sums(sets)))
+
+
+def _sums(sets: list[tuple[str, GpuLedger]]) -> list[tuple[str, ...]]:
+    lines = (
+        ("total", "of the card", [g.total for _, g in sets]),
+        ("reserved", "by the driver", [g.reserved for _, g in sets]),
+        ("steady", "after warm-up, as nvidia-smi shows it", [g.steady for _, g in sets]),
+        ("load peak", "while loading", [g.load_peak for _, g in sets]),
+        ("peak", "in the worst case", [g.peak for _, g in sets]),
+        ("headroom", "left at the higher peak", [g.headroom for _, g in sets]),
+        ("margin", "wanted of the headroom", [g.margin for _, g in sets]),
+    )
+    return [("sum", name, *map(mib, values), "", note) for name, note, values in lines]

@@ -15,8 +15,7 @@ from turbofit.report.painters.document import (
     Paragraph,
 )
 from turbofit.report.views.plan.commands_view import commands_in_short
-from turbofit.report.views.plan.ledger_view import fullest
-from turbofit.report.views.plan.memory_view import memory_bar, need_of
+from turbofit.report.views.plan.memory_view import fullest, memory_bar, need_of
 from turbofit.report.views.plan.remedies_table import remedies_table
 from turbofit.report.views.summary_lines import assumed_of, first_warnings
 

@@ -17,8 +17,7 @@ from turbofit.report.painters.document import (
 from turbofit.report.views.plan.capacity import capacity
 from turbofit.report.views.plan.commands_view import every_command
 from turbofit.report.views.plan.interconnect import ways_text
-from turbofit.report.views.plan.ledger_view import ledger_blocks
-from turbofit.report.views.plan.memory_view import memory_blocks
+from turbofit.report.views.plan.memory_view import ledger_blocks, memory_blocks
 from turbofit.report.views.plan.per_engine_settings import differing, per_engine_blocks, settings_of
 from turbofit.report.views.plan.remedies_table import remedies_table
 from turbofit.report.views.run.rehearsal_view import rehearsal_blocks

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from turbofit.core.messages import indices
 from turbofit.core.struct import Struct
-from turbofit.report.views.plan.ledger_view import fold_indices
+from turbofit.report.views.plan.memory_view import fold_indices
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

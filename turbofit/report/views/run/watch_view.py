@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.messages import plural
 from turbofit.core.units import format_bytes
 from turbofit.report.painters.document import Column, FactList, Heading, Items, Paragraph, Table
-from turbofit.report.views.plan.ledger_view import fold
-from turbofit.report.views.plan.memory_view import memory_bar
+from turbofit.report.views.plan.memory_view import fold, memory_bar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

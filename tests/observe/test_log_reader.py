@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbofit.core.units import MIB
-from turbofit.observe import turbomind_log as log
-from turbofit.observe.turbomind_log import cached_tokens, parse_line
+from turbofit.observe import log_events as log
+from turbofit.observe.forecast import cached_tokens
+from turbofit.observe.log_reader import read_line
 
 PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
 
@@ -29,11 +30,6 @@ PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
         (PREFIX + "8320", log.WarmupLength(tokens=8320)),
         (PREFIX + "Warm-up finished in 12.34 seconds.", log.WarmupFinished(seconds=12.34)),
         (
-            "[TM][ERROR][1120.08:30:01.123456][turbomind.cc:453] "
-            "Warm-up for 8320 tokens failed with status 6",
-            log.WarmupFailed(tokens=8320, status=6),
-        ),
-        (
             "[TM][INFO][1120.08:30:01.123456][scheduler.cc:1186] out of memory at 0/1",
             log.Backpressure(cause="memory", at=0, of=1),
         ),
@@ -43,11 +39,6 @@ PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
             log.Backpressure(cause="memory", at=0, of=1),
         ),
         (PREFIX + "hit resource limit at 3/9", log.Backpressure(cause="limit", at=3, of=9)),
-        (
-            "[TM][WARN][1120.08:30:01.123456][engine.cc:605] dp0 ID 17: cache out of memory, "
-            "no request can be admitted; failing head-of-line request",
-            log.RequestRejected(request=17),
-        ),
         (
             "[TM][FATAL][1120.08:30:01.123456][allocator.cc:44] CUDA error: out of memory",
             log.CudaError(message="out of memory"),
@@ -82,16 +73,15 @@ PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
         (
             "[TM][WARN][1120.08:30:01.123456][turbomind.cc:123] "
             "`max_context_token_num` is not set, default to 32768.",
-            log.Starting(),
+            log.Starting(session=32768),
         ),
-        ("*** stacktrace of thread 0x7f3a5c7fe6c0 ***", log.StackTrace()),
         (
             "  [ 0] LlamaLinear::Forward @ src/turbomind/models/llama/LlamaLinear.cu:210",
             log.Frame(number=0, name="LlamaLinear::Forward"),
         ),
         (
             "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 724.00 MiB. GPU 0 has",
-            log.TorchOutOfMemory(
+            log.TorchMemory(
                 message="CUDA out of memory. Tried to allocate 724.00 MiB. GPU 0 has",
                 requested=724 * MIB,
             ),
@@ -99,16 +89,18 @@ PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
         (
             "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 8.50 GiB. GPU 0 has a"
             " total capacity of 11.62 GiB of which 7.00 GiB is free.",
-            log.TorchOutOfMemory(
+            log.TorchMemory(
                 message="CUDA out of memory. Tried to allocate 8.50 GiB. GPU 0 has a total capacity"
                 " of 11.62 GiB of which 7.00 GiB is free.",
                 requested=8704 * MIB,
+                gpu=0,
+                total=int(11.62 * 1024 * MIB),
                 free=7168 * MIB,
             ),
         ),
         (
             "torch.cuda.OutOfMemoryError: CUDA out of memory.",
-            log.TorchOutOfMemory(message="CUDA out of memory."),
+            log.TorchMemory(message="CUDA out of memory."),
         ),
         (
             "RuntimeError: NCCL error /x/nccl.cu:24 'unhandled system error'",
@@ -126,7 +118,7 @@ PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
         ),
         (
             "  what():  CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0",
-            log.TorchOutOfMemory(
+            log.TorchMemory(
                 message="CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0", requested=2 * MIB
             ),
         ),
@@ -153,9 +145,9 @@ PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
         ("INFO:     Uvicorn running on http://127.0.0.1:23333 (Press CTRL+C)", log.ServerUp()),
     ],
 )
-def test_lines(line: str, event: log.Event | None) -> None:
-    assert parse_line(line) == event
-    assert parse_line(f"\x1b[38;2;255;000;000m{line}\x1b[0m\n") == event
+def test_lines(line: str, event: object) -> None:
+    assert read_line(line) == event
+    assert read_line(f"\x1b[38;2;255;000;000m{line}\x1b[0m\n") == event
 
 
 @pytest.mark.parametrize(
@@ -168,17 +160,16 @@ def test_lines(line: str, event: log.Event | None) -> None:
         'INFO:     127.0.0.1:1 - "GET /health HTTP/1.1" 200 OK',
         "a user said: RuntimeError: not ours",
         "HINT:    Please open http://127.0.0.1:23333 in a browser",
-        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.2.3 MiB",
     ],
 )
 def test_other_lines(line: str) -> None:
-    assert parse_line(line) is None
+    assert read_line(line) is None
 
 
 @given(st.text(max_size=200))
 def test_no_line_is_an_error(text: str) -> None:
-    parse_line(text)
-    parse_line(PREFIX + text)
+    read_line(text)
+    read_line(PREFIX + text)
 
 
 def test_out_of_memory_is_told_from_other_cuda_errors() -> None:
@@ -202,3 +193,45 @@ def test_tokens_from_the_log(budget: int, slab: tuple[int, int], tokens: int) ->
     size, block = slab[0] * MIB, slab[1] * MIB
     shape = log.Slab(slab_size=size, object_size=block, object_count=size // block)
     assert cached_tokens(budget, shape, 64) == tokens
+
+
+SERVER = "2026-11-20 08:30:01,123 - lmdeploy - ERROR - "
+
+
+@pytest.mark.parametrize(
+    ("line", "event"),
+    [
+        (SERVER + "engine.py:671 - Engine main loop failed.", log.LoopFailed()),
+        (SERVER + "engine_loop.py:686 - EngineLoop wait_tasks failed.", log.LoopFailed()),
+        # LMDEPLOY_LOG_PID=1
+        (SERVER + "[pid=7 ppid=6] - engine.py:671 - Engine main loop failed.", log.LoopFailed()),
+        ("Loading weights from safetensors:   0%|          | 0/4", log.LoadingWeights()),
+        ("Warming up decoding:  20%|##        | 1/5", log.WarmingUp()),
+        ("RuntimeError: No enough gpu memory for kv cache.", log.NoCache(what="kv cache")),
+        ("EOFError", log.LostLock()),
+        ("    image_embeds = self.visual(pixel_values,", log.VisionFrame()),
+        ("    self.build_cache_engine()", log.CacheFrame()),
+    ],
+)
+def test_what_the_engine_prints(line: str, event: object) -> None:
+    assert read_line(line) == event
+
+
+def test_a_long_line_takes_no_longer_than_it_is() -> None:
+    assert read_line(" " * (1 << 20)) is None
+    assert read_line(" self.vision" * (1 << 16)) is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Engine main loop failed.",
+        SERVER + "async_engine.py:456 - [safe_run] session 3 exception caught: bad schema"
+        " 'Engine main loop failed.'",
+        SERVER + "engine.py:671 - Engine main loop failed. Says somebody",
+        '127.0.0.1:5 - "GET /EngineLoop%20wait_tasks%20failed. HTTP/1.1" 404',
+        "ValueError: EOFError",
+    ],
+)
+def test_a_clients_words_end_no_engine(line: str) -> None:
+    assert not isinstance(read_line(line), log.LoopFailed | log.LostLock)

@@ -10,9 +10,8 @@ from turbofit.core.units import MIB
 from turbofit.report.painters.bar import END, OVER, cells, legend
 from turbofit.report.painters.document import Bar, BarPiece
 from turbofit.report.painters.terminal import paint
-from turbofit.report.views.plan.memory_breakdown import KINDS as PIECES
-from turbofit.report.views.plan.memory_breakdown import stack, sums
-from turbofit.report.views.plan.memory_view import memory_blocks
+from turbofit.report.views.plan.memory_view import KINDS as PIECES
+from turbofit.report.views.plan.memory_view import memory_blocks, stack, sums
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "died"])

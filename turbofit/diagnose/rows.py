@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
 import msgspec
 
@@ -17,8 +17,13 @@ class _Docker(msgspec.Struct):
     log: str
 
 
-#: (line number from 1, text)
-Row = tuple[int, str]
+class Row(NamedTuple):
+    """A line's number from 1, its text, and the program whose prefix was left out."""
+
+    line: int
+    text: str
+    program: str = ""
+
 
 _ANSI: Final = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07]*\x07|[()][0-9A-B])")
 #: What journald writes between the time and the line: the host, the unit, the pid.
@@ -56,23 +61,21 @@ _LONGEST: Final = 8192
 _CHUNK: Final = 1 << 20
 
 
-def rows(chunks: Iterable[bytes], programs: set[str] | None = None) -> Iterator[Row]:
+def rows(chunks: Iterable[bytes]) -> Iterator[Row]:
     """Lines of a log that comes in pieces, cut to a length at which nothing of use is lost.
 
     A progress bar rewrites its line by carriage returns, and engines write into the middle of it:
     such a line becomes several rows of the same number; a Python error that quotes one stays whole.
-    UTF-16 (PowerShell's redirection) is read. ``programs`` takes in whose prefixes were left out.
+    UTF-16 (PowerShell's redirection) is read.
     """
     prefix = _SharedPrefix()
     for number, text in _lines(chunks):
         for part in _parts(text):
-            if programs is not None and _VLLM.match(part):
-                programs.add("vllm")
-            if row := prefix.without(_bare(part)):
-                yield number, row
+            if text_of_row := prefix.without(_bare(part)):
+                yield Row(number, text_of_row, "vllm" if _VLLM.match(part) else "")
 
 
-def _lines(chunks: Iterable[bytes]) -> Iterator[Row]:
+def _lines(chunks: Iterable[bytes]) -> Iterator[tuple[int, str]]:
     rest, number, encoding = b"", 0, None
     for chunk in chunks:
         if encoding is None:

@@ -1,0 +1,80 @@
+"""The event that a log tells of, found first: causes are asked of it alone, all else are facts."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, Literal
+
+from turbofit.core.struct import Struct
+from turbofit.diagnose.facts import LogEvent
+from turbofit.diagnose.rules.causes import matches
+from turbofit.observe.log_events import (
+    CheckFailed,
+    CudaError,
+    HostKill,
+    KnownMessage,
+    LegacyCuda,
+    NcclError,
+    PythonError,
+    ServerUp,
+    TorchMemory,
+    WarmupFinished,
+)
+
+if TYPE_CHECKING:
+    from turbofit.diagnose.facts import LogFacts
+
+__all__ = ["Event", "event_of"]
+
+#: How an end is written: an exception's name, a logger's level, a signal, an exit.
+_END: Final = re.compile(
+    r"[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b|\b(?:[Ee]rror|ERROR|FATAL|[Ff]atal|CRITICAL)\b"
+    r"|\b(?:[Ff]ailed|Aborted|Killed|OOMKilled|Exited|SIG[A-Z]+|[Tt]imeout|timed out|Xid|dumped)\b"
+    r"|status=|[Ee]xit ?[Cc]ode|\[TM\]|NCCL WARN"
+)
+#: Events that are an end by themselves.
+_FATAL: Final = (CheckFailed, CudaError, HostKill, LegacyCuda, NcclError, PythonError, TorchMemory)
+
+
+class Event(Struct):
+    """What happened.
+
+    ``outcome``: ``fatal`` (an exception, abort, signal or kill ended the run), ``complaint`` (the
+    program itself says that it refuses, cuts or waits), ``nothing``. ``marks`` tell of it, in the
+    log's order: workers print their error before their parent does. ``last`` is the last exception
+    that no row knows.
+    """
+
+    outcome: Literal["fatal", "complaint", "nothing"]
+    marks: tuple[LogEvent, ...] = ()
+    last: LogEvent | None = None
+
+
+def event_of(facts: LogFacts) -> Event:
+    """The event of a run.
+
+    What an engine outlived is none, and no line that has only the words of a message, without the
+    form of an end, once another exception ended the run.
+    """
+    ready = max(
+        (mark.line for kind in (ServerUp, WarmupFinished) for mark, _ in facts.every(kind)),
+        default=0,
+    )
+    last = next((mark for mark, _ in reversed(facts.every(PythonError))), None)
+    fatal, complaints = [], []
+    for mark in facts.marks:
+        if not isinstance(mark.event, (*_FATAL, KnownMessage)):
+            continue
+        if isinstance(mark.event, KnownMessage):
+            found = next(matches(mark.text), None)
+            if found is not None and found[0].rank == "notice":
+                complaints.append(mark)
+                continue
+            if last is not None and last.line > mark.line and not _END.search(mark.text):
+                continue
+        if mark.line >= ready:
+            fatal.append(mark)
+    if fatal:
+        marks = sorted((*fatal, *complaints), key=lambda mark: mark.line)
+        return Event(outcome="fatal", marks=tuple(marks), last=last)
+    return Event(outcome="complaint" if complaints else "nothing", marks=tuple(complaints))

@@ -1,1 +1,0 @@
-"""Lines of logs, as types: engines, torch, the host."""

@@ -1,0 +1,317 @@
+"""What a line of a log tells, as types: engines, torch, Python, the host and nvidia-smi.
+
+`observe.log_reader` makes them. Sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from turbofit.core.struct import Struct
+
+__all__ = [
+    "CONTEXT", "Backpressure", "CacheBudget", "CacheFrame", "CheckFailed", "Computed", "CudaError",
+    "EngineFallback", "Frame", "HostKill", "KnownMessage", "KvBlocks", "LegacyCuda",
+    "LoadingWeights", "LoopFailed", "LostLock", "MigSlice", "ModelLoaded", "NcclError", "NoCache",
+    "PeerMissing", "PythonError", "PythonFrame", "ServerUp", "Slab", "SmiDriver", "SmiGpu",
+    "SmiProcess", "Starting", "TorchMemory", "VisionForward", "VisionFrame", "VisionSetup",
+    "WarmingUp", "WarmupFinished", "WarmupLength", "WarmupLengths",
+]  # fmt: skip
+
+#: A CUDA context and libraries of one process take less than so many bytes.
+CONTEXT: Final = 3 << 29
+
+
+class Starting(Struct, tag="starting"):
+    """The engine object was made; contexts and weights come next. ``session``: its length."""
+
+    session: int | None = None
+
+
+class EngineFallback(Struct, tag="engine_fallback"):
+    """LMDeploy would run its PyTorch engine instead of TurboMind."""
+
+    message: str
+
+
+class CacheBudget(Struct, tag="cache_budget"):
+    """The KV region, printed just before it is allocated; ``free`` is the minimum of the tp group.
+
+    Both are rounded to hundredths of a MiB by the log.
+    """
+
+    budget: int
+    free: int
+    ratio: float
+
+
+class Slab(Struct, tag="slab"):
+    """How the region is cut; the first one of a rank is the KV block of all layers."""
+
+    slab_size: int
+    object_size: int
+    object_count: int
+
+
+class KvBlocks(Struct, tag="kv_blocks"):
+    """A line of the BlockManager (0.2.2 to 0.14): ``block_size`` in bytes, counts as they are."""
+
+    field: str
+    value: int
+
+
+class WarmupLengths(Struct, tag="warmup_lengths"):
+    """The warm-up begins; requests of these many tokens will follow."""
+
+    lengths: tuple[int, ...]
+
+
+class WarmupLength(Struct, tag="warmup_length"):
+    """The warm-up request of this many tokens begins."""
+
+    tokens: int
+
+
+class WarmupFinished(Struct, tag="warmup_finished"):
+    """The engine is ready for requests."""
+
+    seconds: float
+
+
+class LoadingWeights(Struct, tag="loading_weights"):
+    """The PyTorch engine's bar of its weight loader."""
+
+
+class WarmingUp(Struct, tag="warming_up"):
+    """The PyTorch engine's bar of its warm-up: the cache is there."""
+
+
+class ServerUp(Struct, tag="server_up"):
+    """The HTTP server listens."""
+
+
+class Backpressure(Struct, tag="backpressure"):
+    """A request waits: normal under load; in the warm-up a hang, where this line never stops."""
+
+    cause: str
+    at: int
+    of: int
+
+
+class Computed(Struct, tag="computed"):
+    """TurboMind's scheduler put tokens ``start`` to ``end`` of a request into the next forward."""
+
+    uid: int
+    start: int
+    end: int
+
+
+class VisionSetup(Struct, tag="vision_setup"):
+    """Images were batched into a forward pass; ``units`` are tiles or patches."""
+
+    sequences: int
+    images: int
+    units: int
+
+
+class VisionForward(Struct, tag="vision_forward"):
+    """LMDeploy's Python vision tower (up to 0.15) ran over a batch of tiles of this shape."""
+
+    shape: tuple[int, ...]
+
+
+class CudaError(Struct, tag="cuda_error"):
+    """A CUDA call failed and the process aborts; ``driver`` for the driver's own interface.
+
+    ``pinned``: it asked for page-locked host memory, not for a GPU's, if it is LMDeploy 0.18: that
+    is told by the line of its source.
+    """
+
+    message: str
+    driver: bool = False
+    pinned: bool = False
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether memory, on the device or pinned, was what was missing."""
+        return "out of memory" in self.message
+
+
+class LegacyCuda(Struct, tag="legacy_cuda"):
+    """TurboMind before 0.14: ``CUDA runtime error: … FILE:LINE``."""
+
+    message: str
+    where: str
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether memory was what was missing."""
+        return "out of memory" in self.message
+
+
+class CheckFailed(Struct, tag="check_failed"):
+    """One of TurboMind's own checks failed and the process aborts."""
+
+    message: str
+
+
+class NcclError(Struct, tag="nccl_error"):
+    """NCCL refused."""
+
+    message: str
+
+
+class PeerMissing(Struct, tag="peer_missing"):
+    """TurboMind up to 0.7.3 found no peer access between two GPUs."""
+
+    a: int
+    b: int
+
+
+class Frame(Struct, tag="frame"):
+    """One frame of an aborting thread's stack, innermost first."""
+
+    number: int
+    name: str
+
+
+class NoCache(Struct, tag="no_cache"):
+    """The PyTorch engine found too little free for ``what``: ``kv cache`` or ``runtime``."""
+
+    what: str
+
+
+class LoopFailed(Struct, tag="loop_failed"):
+    """The PyTorch engine's loop ended; what ended it follows. Its server answers 503 for ever."""
+
+
+class LostLock(Struct, tag="lost_lock"):
+    """The engine's process lost the lock that it shares with the server while both start."""
+
+
+class VisionFrame(Struct, tag="vision_frame"):
+    """A traceback passes through the vision tower."""
+
+
+class CacheFrame(Struct, tag="cache_frame"):
+    """A traceback passes through the allocation of the cache."""
+
+
+class PythonFrame(Struct, tag="python_frame"):
+    """A frame of a Python traceback; ``code`` is its line of source, where the log has it."""
+
+    path: str
+    function: str
+    code: str = ""
+
+
+class PythonError(Struct, tag="python_error"):
+    """The last line of a Python traceback.
+
+    ``out_of_memory``: CUDA, not torch's allocator, found none, on the device or pinned.
+    """
+
+    name: str
+    message: str
+    out_of_memory: bool = False
+
+
+class TorchMemory(Struct, tag="torch_memory"):
+    """Torch's out-of-memory text, all its figures in bytes, rounded as it prints them.
+
+    ``limit`` is torch's own for one process (set_per_process_memory_fraction). ``process`` is what
+    torch's own process holds on the GPU, ``others`` the rest by pid; ``cached`` is reserved by
+    torch's allocator but not allocated. ``pid``: the text calls this
+    process by it. ``named`` False: this process may be one of the ``others``. ``context`` False:
+    ``process`` leaves out the process's CUDA context.
+    """
+
+    message: str = ""
+    requested: int | None = None
+    gpu: int | None = None
+    total: int | None = None
+    free: int | None = None
+    limit: int | None = None
+    process: int | None = None
+    allocated: int | None = None
+    cached: int | None = None
+    pid: int | None = None
+    others: tuple[tuple[int, int], ...] = ()
+    named: bool = True
+    context: bool = True
+
+    @property
+    def missing(self) -> int | None:
+        """Bytes that were missing at least; None where torch does not say."""
+        if self.requested is None or self.free is None or self.free >= self.requested:
+            return None
+        return self.requested - self.free
+
+    @property
+    def outside_torch(self) -> int:
+        """Bytes of this process that neither torch's allocator nor a CUDA context explains."""
+        if self.process is None or self.allocated is None or not self.context:
+            return 0
+        rest = self.process - self.allocated - (self.cached or 0)
+        return rest if rest > CONTEXT else 0
+
+    @property
+    def figures(self) -> int:
+        """How many figures were read."""
+        values = (self.requested, self.total, self.free, self.process, self.allocated, self.cached)
+        return sum(value is not None for value in values) + len(self.others)
+
+
+class ModelLoaded(Struct, tag="model_loaded"):
+    """A progress bar over checkpoint shards came to its end: ``shards`` of them."""
+
+    shards: int
+
+
+class HostKill(Struct, tag="host_kill"):
+    """The kernel killed a process for memory; ``rss`` in bytes, ``group``: a cgroup's limit."""
+
+    pid: int | None = None
+    name: str = ""
+    rss: int | None = None
+    group: bool = False
+
+
+class SmiDriver(Struct, tag="smi_driver"):
+    """The head of an nvidia-smi table."""
+
+    driver: str
+    cuda: str
+
+
+class SmiGpu(Struct, tag="smi_gpu"):
+    """A GPU of an nvidia-smi table, of ``nvidia-smi -L``, or a line of a program's own list.
+
+    Bytes are as the table counts them; ``count`` GPUs of a list share a line.
+    """
+
+    index: int
+    name: str = ""
+    count: int = 1
+    used: int | None = None
+    total: int | None = None
+
+
+class MigSlice(Struct, tag="mig_slice"):
+    """A MIG slice of the GPU before it: its profile, or its bytes as a table has them."""
+
+    profile: str = ""
+    total: int | None = None
+
+
+class SmiProcess(Struct, tag="smi_process"):
+    """A process of an nvidia-smi table."""
+
+    gpu: int
+    pid: int
+    name: str
+    used: int | None
+
+
+class KnownMessage(Struct, tag="said"):
+    """A line that a row of `presets/causes.yaml` has."""

@@ -1,0 +1,251 @@
+"""The one reader of logs: a table of (words, pattern, event), for each line once.
+
+A launch follows its engine by it, and `diagnose` reads what people paste. Formats: LMDeploy 0.2 to
+0.18 (``[TM][LEVEL][MMDD.HH:MM:SS.uuuuuu][file.cc:line]`` before TurboMind's messages since 0.15,
+whose "MB" are MiB; pytorch/engine, executor/base.py), torch, Transformers, Accelerate, the kernel,
+nvidia-smi, check_env of LMDeploy and collect_env of torch. Nothing here fails: a line that is not
+known, and a figure that a torn line damaged, give None. Each pattern is linear in its line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from turbofit.core.struct import Struct
+from turbofit.core.units import KIB, MIB
+from turbofit.observe import log_events as events
+from turbofit.observe.torch_memory import torch_memory
+
+__all__ = ["SmiTable", "read_line"]
+
+
+class _Row(NamedTuple):
+    """Lines that have one of the words and match from their start make an event."""
+
+    words: tuple[str, ...]
+    pattern: re.Pattern[str]
+    make: Callable[[re.Match[str]], Struct | None]
+
+
+def _row(words: str, pattern: str, make: Callable[[re.Match[str]], Struct | None]) -> _Row:
+    return _Row(tuple(words.split("|")), re.compile(pattern), make)
+
+
+_ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
+_PREFIX: Final = re.compile(r"\[TM\]\[[A-Z]+\](?:\[[^\]]*\])?\[([^\]]*)\] (.*)")
+#: Where LMDeploy 0.18 calls cudaHostAlloc: found by failing every such call (bench/faults).
+_PINNED: Final = "allocator.cc:105"
+#: What torch, its cuBLAS and Triton say where CUDA itself has no memory.
+_CUDA_MEMORY: Final = re.compile(
+    r"CUDA (?:driver )?error: (?:out of memory|CUBLAS_STATUS_ALLOC_FAILED)"
+    r"|Triton Error \[CUDA\]: out of memory"
+)
+
+
+def _slab(match: re.Match[str]) -> events.Slab | None:
+    slab, size, count = (int(match[i]) for i in (1, 2, 3))
+    if not all((slab, size, count)):
+        return None
+    return events.Slab(slab_size=slab, object_size=size, object_count=count)
+
+
+def _budget(match: re.Match[str]) -> events.CacheBudget:
+    budget, free = (round(float(match[i]) * MIB) for i in (1, 2))
+    return events.CacheBudget(budget=budget, free=free, ratio=float(match[3]))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(",") if part.strip())
+
+
+def _blocks(match: re.Match[str]) -> events.KvBlocks:
+    scale = MIB if match[1] == "block_size" else 1
+    return events.KvBlocks(field=match[1], value=round(float(match[2]) * scale))
+
+
+def _thrown(match: re.Match[str]) -> Struct | None:
+    """The exception that ended a process, as libstdc++ prints it; CUB and Thrust name the code."""
+    text = match[1]
+    if cuda := re.match(r"CUDA ([Dd]river )?error: (.+)", text):
+        return events.CudaError(message=cuda[2], driver=bool(cuda[1]))
+    if "cudaErrorMemoryAllocation" in text:
+        return events.CudaError(message="out of memory")
+    if text.startswith("CUDA out of memory"):
+        return torch_memory(text)
+    return None
+
+
+def _python(match: re.Match[str]) -> events.PythonError:
+    message = match[2] or ""
+    short = _CUDA_MEMORY.search(message) is not None
+    return events.PythonError(name=match[1], message=message, out_of_memory=short)
+
+
+def _kill(match: re.Match[str]) -> events.HostKill:
+    rss = [int(match[i]) * KIB for i in (3, 4) if match[i]]
+    return events.HostKill(
+        pid=int(match[1]), name=match[2], rss=sum(rss) if rss else None, group="cgroup" in match[0]
+    )
+
+
+def _listed(match: re.Match[str]) -> events.SmiGpu:
+    indices = match[1].split(",")
+    return events.SmiGpu(index=int(indices[0]), name=match[2], count=len(indices))
+
+
+#: Messages of TurboMind since 0.15, behind its prefix.
+_TURBOMIND: Final = (
+    _row("at ", r"(?:hit resource limit|(out of memory)) at (\d+)/(\d+)$",
+         lambda m: events.Backpressure(cause="memory" if m[1] else "limit", at=int(m[2]),
+                                       of=int(m[3]))),
+    _row("cache budget", r"Object cache budget: ([\d.]+) MB from free ([\d.]+) MB and ratio"
+         r" ([\d.]+)", _budget),
+    _row("slab_size", r"slab_size (\d+), object_size (\d+), object_count (\d+), ratio", _slab),
+    _row("Warm-up lengths", r"Warm-up lengths: ([\d, ]+)",
+         lambda m: events.WarmupLengths(lengths=_numbers(m[1]))),
+    _row("Warm-up finished", r"Warm-up finished in ([\d.]+) seconds",
+         lambda m: events.WarmupFinished(seconds=float(m[1]))),
+    _row("error: ", r"CUDA ([Dd]river )?error: (.+)",
+         lambda m: events.CudaError(message=m[2], driver=bool(m[1]))),
+    _row("setup: mm_seqs", r"\S+(?: \S+)? setup: mm_seqs=(\d+) images_batched=(\d+)"
+         r" images_skipped=\d+ patches=(\d+)",
+         lambda m: events.VisionSetup(sequences=int(m[1]), images=int(m[2]), units=int(m[3]))),
+    # How its checks print a CUDA call that they guard.
+    _row("cudaSuccess out of memory", r"Check failed: .*cudaSuccess out of memory$",
+         lambda _: events.CudaError(message="out of memory")),
+    _row("Check failed: ", r"Check failed: (.*)", lambda m: events.CheckFailed(message=m[1])),
+)  # fmt: skip
+#: All other lines: of older engines, of Python, of the server, of an aborting thread, of the host.
+_OTHER: Final = (
+    _row("max_context_token_num", r".*?`max_context_token_num` is not set, default to (\d+)",
+         lambda m: events.Starting(session=int(m[1]))),
+    _row("turbofit-fallback: loading", r"turbofit-fallback: loading weights",
+         lambda _: events.Starting()),
+    _row("computed [", r".*?\(uid (\d+)\) .*computed \[(\d+),(\d+)\)",
+         lambda m: events.Computed(uid=int(m[1]), start=int(m[2]), end=int(m[3]))),
+    _row("CUDA runtime error",
+         r".*?CUDA runtime error: (.*?)(?:\s+(\S*\.(?:h|cc|cu|cpp|cuh):\d+))?\s*$",
+         lambda m: events.LegacyCuda(message=m[1], where=m[2] or "")),
+    _row("block_size = |max_block_count = |chunk_size = ",
+         r".*?\b(block_size|max_block_count|chunk_size) = (\d+(?:\.\d+)?)(?: MB)?\s*$", _blocks),
+    _row("peer access", r".*?Devicl?e (\d+) peer access Device (\d+) is not available",
+         lambda m: events.PeerMissing(a=int(m[1]), b=int(m[2]))),
+    _row("vision forward shape",
+         r".*?vision forward shape: torch\.Size\(\[(\d+(?:, *\d+)*)\]\)",
+         lambda m: events.VisionForward(shape=_numbers(m[1]))),
+    _row(" @ ", r"\s+\[ ?(\d+)\] (.+) @ \S+:\d+\s*$",
+         lambda m: events.Frame(number=int(m[1]), name=m[2])),
+    _row("what():", r"\s*what\(\):\s+(.+)", _thrown),
+    _row("Tried to allocate|CUDA out of memory|OutOfMemoryError: Allocation on device",
+         r"(?=.*(?:out of memory|Allocation on device)).*", lambda m: torch_memory(m[0])),
+    _row('File "', r'\s*File "([^"]+)", line \d+, in (\S+)',
+         lambda m: events.PythonFrame(path=m[1], function=m[2])),
+    # IPython's form, which links the path in a notebook, and rich's.
+    _row(".py:", r"(?:File \[?|│ )((?:[A-Za-z]:)?[^\s:\[\]]+\.py):\d+(?:\]\([^)]*\))?,?"
+         r" in ([\w.<>]+)", lambda m: events.PythonFrame(path=m[1], function=m[2])),
+    _row("checkpoint shards", r".*?Loading checkpoint shards:\s+100%.*?(\d+)/\1\b",
+         lambda m: events.ModelLoaded(shards=int(m[1]))),
+    _row("Fallback to pytorch", r".*?(Fallback to pytorch engine because .*)",
+         lambda m: events.EngineFallback(message=m[1])),
+    _row("NCCL error", r".*?(NCCL error.*)", lambda m: events.NcclError(message=m[1])),
+    _row("Loading weights from", "", lambda _: events.LoadingWeights()),
+    _row("Warming up ", "", lambda _: events.WarmingUp()),
+    # The engine's own record, whole: an engine is killed for it, and a message of some request's
+    # error may quote what a client wrote.
+    _row(" failed.", r"[^']* - ERROR - (?:\[pid=[^\]]*\] - )?engine(?:_loop)?\.py:\d+"
+         r" - (?:Engine main loop|EngineLoop wait_tasks) failed\.\s*$",
+         lambda _: events.LoopFailed()),
+    _row("No enough gpu memory", r".*No enough gpu memory for (kv cache|runtime)\.",
+         lambda m: events.NoCache(what=m[1])),
+    _row("EOFError", r"\s*EOFError\s*$", lambda _: events.LostLock()),
+    # A line of a traceback of executor/base.py, whatever runs the ranks.
+    _row("self.build_cache_engine()", r"\s*self\.build_cache_engine\(\)\s*$",
+         lambda _: events.CacheFrame()),
+    # A line of a traceback inside a vision tower, as the models' own code reads.
+    _row("self.vis|self.extract_feature|self.get_image_features|self.multi_modal_proj|pixel_values",
+         r"\s.*(?:self\.(?:visual|vision\w*|extract_feature\w*|get_image_features"
+         r"|multi_modal_projector)\(|pixel_values)", lambda _: events.VisionFrame()),
+    _row("Uvicorn running on |Application startup complete|Available routes are:", "",
+         lambda _: events.ServerUp()),
+    _row("Killed process", r".*?(?:(?:Memory cgroup out of memory|[Oo]ut of memory)?:? ?)Killed"
+         r" process (\d+) \(([^)]*)\)(?:.*?anon-rss:(\d+)kB)?(?:.*?file-rss:(\d+)kB)?", _kill),
+    _row("Driver Version", r".*?Driver Version: ([\d.]+)\s+CUDA Version: ([\d.]+|N/A)",
+         lambda m: events.SmiDriver(driver=m[1], cuda=m[2])),
+    # ``nvidia-smi -L``, collect_env (a line a GPU), check_env (equal ones share a line).
+    _row("GPU ", r"\s*GPU (\d+(?:,\d+)*): (\w[\w .+/()-]*?)\s*(?:\(UUID:|$)", _listed),
+    _row("MIG ", r"\s*MIG (\S+)\s+Device\s+\d+:", lambda m: events.MigSlice(profile=m[1])),
+    _row(", ", r"(\d+), ([^,]+), (\d+)(?: MiB)?, (\d+)(?: MiB)?\s*$",
+         lambda m: events.SmiGpu(index=int(m[1]), name=m[2].strip(), used=int(m[3]) * MIB,
+                                 total=int(m[4]) * MIB)),
+    _row("Error|Exception|Exit:",
+         r"((?:[A-Za-z_]\w*\.)*(?:[A-Z]\w*(?:Error|Exception|Exit)|Exception))(?:: ?(.*))?$",
+         _python),
+)  # fmt: skip
+
+
+def read_line(line: str) -> Struct | None:
+    """The event that one line of a log tells of, or None."""
+    text = _ANSI.sub("", line).rstrip() if "\x1b" in line else line.rstrip()
+    prefix = _PREFIX.match(text) if text.startswith("[TM]") else None
+    try:
+        if prefix is None:
+            return _first(_OTHER_WORDS, text)
+        said = prefix[2]
+        if said.isdecimal():
+            return events.WarmupLength(tokens=int(said))
+        event = _first(_TURBOMIND_WORDS, said) or _first(_OTHER_WORDS, said)
+        if isinstance(event, events.CudaError) and prefix[1] == _PINNED:
+            return events.CudaError(message=event.message, driver=event.driver, pinned=True)
+    except ValueError:  # a figure that a torn line damaged
+        return None
+    return event
+
+
+#: Each word with its row: a line is asked for its words first, most have none.
+_TURBOMIND_WORDS: Final = tuple((word, row) for row in _TURBOMIND for word in row.words)
+_OTHER_WORDS: Final = tuple((word, row) for row in _OTHER for word in row.words)
+
+
+def _first(words: tuple[tuple[str, _Row], ...], text: str) -> Struct | None:
+    for row in [row for word, row in words if word in text]:
+        match = row.pattern.match(text)
+        event = row.make(match) if match else None
+        if event is not None:
+            return event
+    return None
+
+
+class SmiTable:
+    """Reads nvidia-smi's table, where a GPU takes two lines: its name, then its memory."""
+
+    _NAME: Final = re.compile(r"\|\s+(\d+)\s+(.+?)\s{2,}(?:On|Off|N/A)?\s*\|")
+    _NAME_CUT: Final = re.compile(r"\|\s+(\d+)\s+(\S.*?)\s+(?:On|Off|N/A)\s*\|")
+    _MEMORY: Final = re.compile(r"\|.*\|\s*(\d+)MiB\s*/\s*(\d+)MiB\s*\|")
+    #: A row of the block "MIG devices": GPU, GPU instance, compute instance, device.
+    _SLICE: Final = re.compile(r"\|\s+\d+\s+\d+\s+\d+\s+\d+\s+\|\s+\d+MiB\s*/\s*(\d+)MiB\s+\|")
+    _PROCESS: Final = re.compile(
+        r"\|\s+(\d+)\s+(?:\S+\s+\S+\s+)?(\d+)\s+(?:C|G|C\+G|M\+C)\s+(\S.*?)\s+(?:(\d+)MiB|N/A)\s*\|"
+    )
+
+    def __init__(self) -> None:
+        self._named: tuple[int, str] | None = None
+
+    def line(self, text: str) -> Struct | None:
+        """The event of one line, or None."""
+        text = text.lstrip()
+        if not text.startswith("|"):
+            return None
+        if match := self._PROCESS.match(text):
+            used = int(match[4]) * MIB if match[4] else None
+            return events.SmiProcess(gpu=int(match[1]), pid=int(match[2]), name=match[3], used=used)
+        if match := self._SLICE.match(text):
+            return events.MigSlice(total=int(match[1]) * MIB)
+        if (match := self._MEMORY.match(text)) and self._named:
+            (index, name), self._named = self._named, None
+            used, total = (int(match[i]) * MIB for i in (1, 2))
+            return events.SmiGpu(index=index, name=name, used=used, total=total)
+        if match := self._NAME_CUT.match(text) or self._NAME.match(text):
+            self._named = int(match[1]), match[2]
+        return None
