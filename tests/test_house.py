@@ -28,7 +28,7 @@ BUDGETS = {
     "tuner": 7_050,
     "planning": 2_650,
     "observe": 1_355,
-    "pretend": 2_400,
+    "pretend": 2_420,
     "rehearse": 5_460,
     "gateway": 12_140,
     "load": 1_260,
