@@ -10,8 +10,10 @@ from pathlib import Path
 from turbofit.pretend.libraries import ACCOUNT
 from turbofit.pretend.wants import family_of
 
-__all__ = ["CHANGING", "cuda_site", "find_turbofit", "pretend_environment", "put_first"]
+__all__ = ["CHANGING", "SCENARIO", "cuda_site", "find_turbofit", "pretend_environment", "put_first"]
 
+#: Names the scenario file to the C side.
+SCENARIO = "TURBOFIT_PRETEND_SCENARIO"
 #: Variables that would show a child another machine.
 _HIDING = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_")
 #: Variables that change what an engine allocates: a rehearsal is of the plan's settings only.
@@ -53,7 +55,7 @@ def pretend_environment(
     dropped = _HIDING if keep else (*_HIDING, *CHANGING)
     env = {k: v for k, v in source.items() if not k.startswith(dropped)}
     put_first(env, "LD_LIBRARY_PATH", str(libraries))
-    env["TURBOFIT_PRETEND_SCENARIO"] = str(scenario)
+    env[SCENARIO] = str(scenario)
     env["TURBOFIT_PRETEND_LIBRARIES"] = str(libraries)
     if site is not None:
         names = sorted(path.name for path in libraries.iterdir() if _is_ours(path.name))

@@ -14,11 +14,13 @@ from types import FrameType
 from typing import IO, Final
 
 from turbofit.core.errors import UsageError
+from turbofit.pretend.environment import SCENARIO
 
 _FORWARDED: Final = (
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
 )  # fmt: skip
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_PR_GET_CHILD_SUBREAPER: Final = 37
 _PR_SET_PDEATHSIG: Final = 1  # even where this process is killed, its command does not stay
 _GRACE: Final = 3.0
 _LOOK: Final = 0.1
@@ -34,8 +36,9 @@ def run_group(
 ) -> int:
     """Runs a command to its end and then ends whatever it left behind.
 
-    Orphans come to this process (it is their subreaper), even where they began a session of their
-    own; they get SIGTERM, and SIGKILL three seconds later.
+    Orphans come to this process (it is their subreaper meanwhile), even where they began a session
+    of their own; they get SIGTERM, and SIGKILL three seconds later. Where this process has other
+    threads, which may start children too, only those count that have the command's scenario.
 
     Args:
         command: program and arguments.
@@ -51,8 +54,10 @@ def run_group(
         UsageError: there is no such program, or it cannot be run.
     """
     others = set(_descendants(os.getpid()))
-    libc = ctypes.CDLL(None)
+    libc, reaped = ctypes.CDLL(None), ctypes.c_int()
+    libc.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(reaped), 0, 0, 0)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    scenario = env.get(SCENARIO) if threading.active_count() > 1 else None
 
     def begin() -> None:
         os.setpgrp()
@@ -76,7 +81,8 @@ def run_group(
                 tick()
         return process.returncode
     finally:
-        _end(process, others)
+        _end(process, others, scenario)
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, reaped.value, 0, 0, 0)
 
 
 def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
@@ -148,14 +154,23 @@ def _terminal(group: int) -> Iterator[None]:
         signal.signal(signal.SIGTTOU, before)
 
 
-def _end(process: subprocess.Popen[bytes], others: set[int]) -> None:
-    """Ends every new descendant, group or not; returns when none is left, not even as a zombie."""
+def _end(process: subprocess.Popen[bytes], others: set[int], scenario: str | None) -> None:
+    """Ends every new descendant, group or not; returns when none is left, not even as a zombie.
+
+    Args:
+        process: the command.
+        others: descendants that were there before.
+        scenario: if given, only those that were started on it.
+    """
+    ours = {process.pid}
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + _GRACE
         told: set[int] = set()
         while time.monotonic() < deadline:
             process.poll()
-            left = set(_descendants(os.getpid())) - others
+            new = set(_descendants(os.getpid())) - others
+            ours |= {pid for pid in new if scenario is None or _is_on(pid, scenario)}
+            left = new & ours  # one that has ended tells of no scenario any more
             if not left:
                 return
             for pid in left:
@@ -166,6 +181,14 @@ def _end(process: subprocess.Popen[bytes], others: set[int]) -> None:
                         os.waitpid(pid, os.WNOHANG)
             told |= left
             time.sleep(0.01)
+
+
+def _is_on(pid: int, scenario: str) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return f"{SCENARIO}={scenario}".encode() in file.read().split(b"\0")
+    except OSError:
+        return False
 
 
 def _descendants(pid: int) -> Iterator[int]:
