@@ -20,27 +20,27 @@ MOST_FUNCTION_LINES = 60
 #: its figure here; a room goes over its figure only where another pays, with the reason beside it.
 #: A room that stands in no line has no budget.
 BUDGETS = {
-    "core": 5_735,
-    "machine": 2_900,
-    "kernels": 785,
-    "model": 7_660,
-    "memory": 7_780,
-    "tuner": 7_050,
-    "planning": 2_650,
+    "core": 5_705,
+    "machine": 2_825,
+    "kernels": 705,
+    "model": 7_010,
+    "memory": 7_430,
+    "tuner": 5_905,
+    "planning": 4_095,  # the list of checks came from diagnose and launch, which pay
     "observe": 1_650,  # the readers of logs came from diagnose, which pays
-    "pretend": 2_400,
+    "pretend": 2_425,
     "rehearse": 5_460,
-    "gateway": 12_140,
-    "load": 1_260,
-    "launch": 14_730,
-    "batch": 2_845,
-    "diagnose": 3_900,
-    "report": 6_935,
-    "cli": 7_320,
-    "turbofit": 335,
-    "tests": 70_400,
-    "tests/support": 2_005,
-    "bench": 20_830,
+    "gateway": 10_835,
+    "load": 1_240,
+    "launch": 12_520,
+    "batch": 2_425,
+    "diagnose": 3_860,
+    "report": 6_585,
+    "cli": 7_185,
+    "turbofit": 305,
+    "tests": 67_430,
+    "tests/support": 2_010,
+    "bench": 16_780,
 }
 #: A budget that is further above what it allows for than this is lowered.
 SLACK = 150
