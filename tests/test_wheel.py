@@ -16,20 +16,29 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 
 
+PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+
+
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built of the sdist, as an index's users without a wheel would, in pip's own environment."""
     pytest.importorskip("hatchling")
     folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    build = ["wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
-    subprocess.run([*pip, *build], check=True, capture_output=True)
-    wheel = next(folder.glob("turbofit-*.whl"))
-    target = folder / "site"
+    build = "import sys; from hatchling.build import build_sdist; build_sdist(sys.argv[1])"
     subprocess.run(
-        [*pip, "install", "--no-deps", "--no-compile", "--target", str(target), str(wheel)],
-        check=True,
-        capture_output=True,
+        [sys.executable, "-c", build, str(folder)], cwd=ROOT, check=True, capture_output=True
     )
+    sdist = next(folder.glob("turbofit-*.tar.gz"))
+    words = ["wheel", "--no-deps", "--wheel-dir", str(folder), str(sdist)]
+    subprocess.run([*PIP, *words], check=True, capture_output=True)
+    return next(folder.glob("turbofit-*.whl"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path) -> Path:
+    target = wheel.parent / "site"
+    words = ["install", "--no-deps", "--no-compile", "--target", str(target), str(wheel)]
+    subprocess.run([*PIP, *words], check=True, capture_output=True)
     return target
 
 
@@ -110,20 +119,13 @@ def _interpreters() -> list[str]:
 
 
 @pytest.mark.parametrize("python", _interpreters())
-def test_other_interpreters_install_and_run_the_sdist(
-    python: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Built, installed with its dependencies and run in an environment of its own."""
-    folder = tmp_path_factory.mktemp("sdist")
-    build = "import sys; from hatchling.build import build_sdist; build_sdist(sys.argv[1])"
-    subprocess.run(
-        [sys.executable, "-c", build, str(folder)], cwd=ROOT, check=True, capture_output=True
-    )
-    sdist = next(folder.glob("turbofit-*.tar.gz"))
-    subprocess.run([python, "-m", "venv", str(folder / "venv")], check=True, capture_output=True)
-    own = folder / "venv" / "bin"
-    pip = [str(own / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, str(sdist)], check=True, capture_output=True)
+def test_other_interpreters_install_it_and_run(python: str, wheel: Path, tmp_path: Path) -> None:
+    """With its dependencies, in an environment of its own."""
+    folder, own = tmp_path, tmp_path / "venv" / "bin"
+    words = ["-m", "venv", "--without-pip", str(own.parent)]
+    subprocess.run([python, *words], check=True, capture_output=True)
+    words = ["--python", str(own / "python"), "install", str(wheel)]
+    subprocess.run([*PIP, *words], check=True, capture_output=True)
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     env["XDG_STATE_HOME"] = str(folder)
     turbofit = str(own / "turbofit")

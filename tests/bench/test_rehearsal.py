@@ -15,6 +15,7 @@ if shutil.which("cc") is None:
 from bench.rehearsal.grid import ROWS
 from bench.rehearsal.run import check_row
 from turbofit.model.presets import preset_model
+from turbofit.pretend.run import NOTICE
 
 pytestmark = pytest.mark.lmdeploy
 
@@ -28,4 +29,4 @@ def test_forecast_and_engine_agree(row, tmp_path):
     checks, seen = check_row(row, tmp_path)
     assert checks
     assert [(c.what, c.forecast, c.seen) for c in checks if c.bad] == []
-    assert seen["pretend"].startswith("memory only")
+    assert seen["pretend"] == NOTICE

@@ -82,20 +82,21 @@ def which_models(request: WhichRequest) -> Which:
     machine = machine_from(request.on, gpus=request.gpus)
     name = request.on if isinstance(request.on, str) else machine.name
     promise, errors = request.changed(on=machine, gpus=None), list[TurbofitError]()
-    found = [(preset, _preset(preset, errors)) for preset in known_presets()]
-    rows = [
-        _of_model(promise, preset, model, name, errors)
-        for preset, model in _told("planning for every model", found)
-    ]
+    rows, weights = list[Serving](), dict[str, int]()
+    for preset in _told("planning for every model", known_presets()):
+        try:
+            model = preset_model(preset)
+            weights[preset] = model.weight_bytes
+            row = _tried(promise.changed(model=model), name, errors)
+        except TurbofitError as exc:  # there is no account of it
+            errors.append(exc)
+            row = _nothing(preset, name, machine, exc.message)
+        rows.append(replace(row, model=preset))
     _check(rows, errors)
-    weights = {
-        preset: 0 if isinstance(model, str) else model.weight_bytes for preset, model in found
-    }
+    keep = (row for row in rows if row.keeps)
     return _answer(
         request,
-        sorted(
-            (row for row in rows if row.keeps), key=lambda row: (-weights[row.model], row.model)
-        ),
+        sorted(keep, key=lambda row: (-weights[row.model], row.model)),
         sorted((row for row in rows if not row.keeps), key=lambda row: row.model),
         machine=name,
     )
@@ -120,26 +121,6 @@ def _of_card(promise: WhichRequest, name: str, errors: list[TurbofitError]) -> I
             yield row
         if row.keeps and not promise.all_counts:
             return
-
-
-def _of_model(
-    promise: WhichRequest, preset: str, model: Model | str, on: str, errors: list[TurbofitError]
-) -> Serving:
-    """The line of one preset; where ``model`` is a text, it says why there is no account."""
-    machine = promise.on
-    assert isinstance(machine, Machine)
-    if isinstance(model, str):
-        return _nothing(preset, on, machine, model)
-    return replace(_tried(promise.changed(model=model), on, errors), model=preset)
-
-
-def _preset(name: str, errors: list[TurbofitError]) -> Model | str:
-    """A preset, or why there is no account of it."""
-    try:
-        return preset_model(name)
-    except TurbofitError as exc:
-        errors.append(exc)
-        return exc.message
 
 
 def _tried(request: WhichRequest, on: str, errors: list[TurbofitError]) -> Serving:

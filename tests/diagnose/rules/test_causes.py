@@ -393,8 +393,48 @@ LEARNED = (
     ("engine_gone", "RuntimeError: Rank[0] failed."),
     ("package_versions", "ImportError: cannot import name 'x' from 'outlines.models'"),
     ("module_missing", "ModuleNotFoundError: No module named 'models.vision'"),
+    (
+        "no_hub",
+        "An error happened while trying to locate the file on the Hub and we cannot find it",
+    ),
+    ("nccl_error", "Unhandled exception: what(): NCCL Error 5: invalid usage"),
+    ("no_chat_template", '{"error": "Template error: template not found"}'),
+    ("no_chat_template", "Cannot provide chat completion for tokenizer: <class 'NoneType'>"),
+    (
+        "no_permission",
+        "error while loading shared libraries: /l/p.so: cannot open shared object file:"
+        " Permission denied",
+    ),
+    ("no_threads", "  what():  Operation not permitted"),
+    ("package_versions", "ValueError: You have a version of `bitsandbytes` that is not compatible"),
+    ("shape_mismatch", "RuntimeError: mat1 and mat2 shapes cannot be multiplied (8x3 and 4x2)"),
+    ("wrong_class", "KeyError: 'Qwen2RMConfig'"),
+    ("kernel_compile", "RuntimeError: PassManager::run failed"),
+    ("on_cpu", "RuntimeError: \"addmm_impl_cpu_\" not implemented for 'Half'"),
+    ("offload", "NotImplementedError: Cannot copy out of meta tensor; no data!"),
+    ("cudnn_error", "RuntimeError: cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
+    ("damaged_download", "Connection broken: IncompleteRead(1 bytes read, 2 more expected)"),
+    ("damaged_download", "Error while deserializing header: HeaderTooLarge"),
+    ("request_rejected", "jinja2.exceptions.TemplateError: Conversation roles must alternate"),
+    ("request_rejected", "TypeError: TextEncodeInput must be Union[TextInputSequence]"),
+    ("request_rejected", '"POST /v1/chat/completions HTTP/1.1" 400 Bad Request'),
+    ("missing_package", "ValueError: Couldn't instantiate the backend tokenizer from one of:"),
+    ("missing_package", "importlib.metadata.PackageNotFoundError: No package metadata was found"),
+    ("package_versions", "TypeError: gemm_forward_cuda(): incompatible function arguments."),
+    ("proxy", "AssertionError: res=<Response [502]>, res.text=''"),
+    (
+        "nccl_timeout",
+        "what():  [Rank 3] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1,"
+        " OpType=ALLREDUCE, NumelIn=1, NumelOut=1, Timeout(ms)=600000) ran for 600090 ms",
+    ),
     ("unknown", "AssertionError"),
 )
+
+
+def test_what_a_server_refuses_goes_before_that_it_is_up() -> None:
+    up = "INFO:     Application startup complete.\n"
+    refused = "ERROR message='The model `/m/x` does not exist.' type='NotFoundError' code=404\n"
+    assert explain(up + refused).kind == "wrong_model_name"
 
 
 @pytest.mark.parametrize(("kind", "line"), LEARNED, ids=lambda text: text[:40])

@@ -89,6 +89,7 @@ def test_the_next_actor_adopts_what_lives_and_ends_what_is_another_plan(serve_is
     first = actor()
     first.serve("d1", "{}", ())
     told = opened(first, "d1")
+    first._gone.set()  # it dies
     second = actor()
     adopted = opened(second, "d1")
     assert (adopted.pid, adopted.key, adopted.url) == (told.pid, told.key, told.url)

@@ -109,7 +109,8 @@ def quiet_rules(case: LogCase) -> Iterator[RuleAnswer]:
             planned=case.model is not None,
         )
     up = facts.first(ServerUp) or facts.first(WarmupFinished)
-    if up:
+    complained = case.event.outcome == "complaint"
+    if up and not (complained and case.event.marks[-1].line > up.line):
         yield RuleAnswer(
             kind="healthy",
             phase="none",

@@ -66,6 +66,8 @@ _MEASURE_SECONDS: Final = 180.0
 _MOST_EVENTS: Final = 100
 #: Servers have so long to end beside the drain.
 _LAST_SECONDS: Final = 20.0
+#: At the end an actor that does not answer is waited for so long: its server ends by its lease.
+_SILENT_SECONDS: Final = 10.0
 _DONE: Final = object()
 
 
@@ -95,6 +97,8 @@ class NodeState:
         self.plan: NodePlan | None = None
         self.margin: int | None = None
         self.digest, self.told = "", NodeTold()
+        #: Why the actor does not answer: it starts again, or its node is gone.
+        self.silent = ""
 
     @property
     def name(self) -> str:
@@ -255,7 +259,7 @@ class Controller:
                     node.telling = node.actor.tell.remote()
                 found, why = _answer(node.telling)
                 if found is not None or why:
-                    node.telling = None
+                    node.telling, node.silent = None, why
                 node.told = found or node.told
 
     def _step(self, node: NodeState) -> None:
@@ -505,7 +509,9 @@ class Controller:
         until = time.monotonic() + seconds
         while time.monotonic() < until and not urgent():
             self._hear()
-            if all(node.told.state == "idle" for node in self.nodes.values() if node.actor):
+            late = time.monotonic() > until - seconds + _SILENT_SECONDS
+            open_ = [one for one in self.nodes.values() if one.actor and one.told.state != "idle"]
+            if all(one.silent and late for one in open_):
                 break
             time.sleep(_TICK)
         for node in self.nodes.values():

@@ -574,8 +574,10 @@ def _holding_all(planner: _Planner, choice: _Choice) -> Iterator[Remedy]:
     for change, request in changes:
         other = _Planner(request, planner.kinds, planner.engine)
         alone = {k: one.served for k, one in other.alone().items() if not one.why_not}
-        if alone and other.holds_all(other.choose(alone)[0]):
-            requests = _count(request.workload.concurrency or 0, "request")
+        wanted = request.workload.concurrency or 0
+        most = other.at_once(other.shares(alone)) if alone else 0.0
+        if most >= wanted * (1 - _ALMOST) and other.holds_all(other.choose(alone)[0]):
+            requests = _count(wanted, "request")
             yield Remedy(change=change, effect=f"fits: {requests} at once over all nodes")
 
 

@@ -34,7 +34,7 @@ from turbofit.tuner.speed.rates import (
 
 __all__ = [
     "BatchLimits", "ClosedLoad", "Crowd", "GroupRates", "Speed", "counted_tokens", "crowd_of",
-    "group_rates", "group_speed", "request_tokens", "speed_of", "total", "workload_of",
+    "group_rates", "group_speed", "request_tokens", "speed_of", "total",
 ]  # fmt: skip
 
 #: Answers of one length leave room for more requests than could all end; the more their lengths
@@ -116,17 +116,6 @@ class BatchLimits(Struct):
         )
 
 
-def workload_of(requested_load: VisionLoad, at_once: float) -> ClosedLoad:
-    """The workload's requests with the assumed text and answer, so many at once."""
-    figures = rates()
-    return ClosedLoad(
-        prompt=requested_load.tokens_per_request + figures.text_tokens,
-        output=figures.output_tokens,
-        at_once=float(at_once),
-        images=requested_load,
-    )
-
-
 class GroupRates(Struct):
     """What a group's cards and links sustain, and what a model asks of one rank there."""
 
@@ -182,8 +171,14 @@ def group_speed(
     ``kv_tokens`` are what the cache holds, ``at_once`` the average requests in flight on this
     engine (8 requests over 7 of them: 8/7).
     """
-    load, limits = workload_of(requested_load, at_once), BatchLimits.of(settings, kv_tokens)
-    return speed_of(group, rates(), load, limits)
+    figures = rates()
+    load = ClosedLoad(
+        prompt=requested_load.tokens_per_request + figures.text_tokens,
+        output=figures.output_tokens,
+        at_once=float(at_once),
+        images=requested_load,
+    )
+    return speed_of(group, figures, load, BatchLimits.of(settings, kv_tokens))
 
 
 def speed_of(group: GroupRates, figures: Rates, load: ClosedLoad, limits: BatchLimits) -> Speed:
