@@ -11,7 +11,6 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +48,8 @@ def _from_origin(extra: str) -> list[str]:
         return [*(["-e"] if editable else []), f"{clone}[{extra}]"]
     url = str(origin.get("url", ""))
     if urlsplit(url).scheme == "file":
+        from urllib.request import url2pathname  # loads what speaks HTTP
+
         path = Path(url2pathname(urlsplit(url).path))
         there = path.is_file() or (path / "pyproject.toml").is_file()
         return [f"{path}[{extra}]"] if there else []

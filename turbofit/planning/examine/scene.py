@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
@@ -172,6 +170,8 @@ class Sources:
 
     def torch_architectures(self) -> list[str] | None:
         """What torch was compiled for, asked in a child process; None where it does not answer."""
+        import subprocess  # no plan loads it
+
         try:
             done = subprocess.run(
                 [sys.executable, "-c", _ARCHITECTURES],
@@ -202,6 +202,8 @@ class Sources:
 
     def kernel_log(self) -> str | None:
         """The end of the kernel's log; None where it may not be read."""
+        import subprocess
+
         try:
             done = subprocess.run(
                 ["dmesg"], capture_output=True, timeout=10, check=True, env=dict(self.environ)
@@ -213,6 +215,8 @@ class Sources:
 
     def locked_memory(self) -> int | NaType | None:
         """The limit of locked memory in bytes, None for no limit."""
+        import resource  # Windows has none
+
         try:
             soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
         except (OSError, ValueError):
@@ -221,6 +225,8 @@ class Sources:
 
     def address_space(self) -> int | None:
         """The limit of virtual memory in bytes, None for no limit."""
+        import resource  # Windows has none
+
         soft, _ = resource.getrlimit(resource.RLIMIT_AS)
         return None if soft == resource.RLIM_INFINITY else soft
 
