@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from turbofit.cli.main import main
-from turbofit.launch.cluster.nodes import NODE_SPEC
 from turbofit.launch.serve.detached import LEASE_SECONDS
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +48,12 @@ def planned(nodes: str, capsys: pytest.CaptureFixture[str]) -> str:
 def test_names_are_the_codes() -> None:
     from turbofit.core.cluster import CLUSTER_STATUS_SCHEMA
 
-    for name in (NODE_SPEC, CLUSTER_STATUS_SCHEMA, "RAY_USE_TLS", f"for {LEASE_SECONDS:.0f} s"):
+    for name in (
+        "TURBOFIT_NODE_SPEC",
+        CLUSTER_STATUS_SCHEMA,
+        "RAY_USE_TLS",
+        f"for {LEASE_SECONDS:.0f} s",
+    ):
         assert name in PAGE
     for section in ("## Without a GPU", "## More fronts, or none of ours", "## Who may do what"):
         assert section in PAGE

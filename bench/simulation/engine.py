@@ -1,6 +1,6 @@
 """A simulated inference engine: takes memory as the plan's ledger says, prints what LMDeploy's
 engines print, answers HTTP, and dies as they die. The process that turbofit starts is one of these
-(`engine_process.py`).
+(`SimulatedEngineProcess`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whole batches against a server that runs; engines of LMDeploy are in `test_launched.py`."""
+"""Whole batches against a server that runs; engines of LMDeploy are in `test_server_process.py`."""
 
 from __future__ import annotations
 

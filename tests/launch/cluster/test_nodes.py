@@ -10,13 +10,13 @@ from turbofit.core.cluster import Node
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.version import __version__
-from turbofit.launch.cluster.nodes import NODE_SPEC, held_only, measure_here
+from turbofit.launch.cluster.nodes import held_only, measure_here
 from turbofit.machine.spec import parse_spec
 
 
 def test_a_node_that_pretends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only where it is asked to."""
-    monkeypatch.setenv(NODE_SPEC, "2xrtx3090")
+    monkeypatch.setenv("TURBOFIT_NODE_SPEC", "2xrtx3090")
     node = msgspec.json.decode(measure_here(True), type=Node)
     assert node.machine is not None
     assert [gpu.name for gpu in node.machine.gpus] == ["RTX 3090"] * 2 or len(
@@ -27,7 +27,7 @@ def test_a_node_that_pretends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_node_that_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has a reason, and no machine."""
-    monkeypatch.setenv(NODE_SPEC, "3xnosuchcard")
+    monkeypatch.setenv("TURBOFIT_NODE_SPEC", "3xnosuchcard")
     node = msgspec.json.decode(measure_here(True), type=Node)
     assert node.machine is None
     assert "nosuchcard" in node.why_not

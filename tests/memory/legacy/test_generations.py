@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import date
-
 import pytest
 
 from turbofit.core.errors import PackageError
@@ -11,7 +9,6 @@ from turbofit.memory.legacy.generations import (
     generation_of,
     generations,
     legacy_constants,
-    release_on,
     torch_generation_of,
     torch_generations,
 )
@@ -114,12 +111,6 @@ def test_the_pytorch_engine_has_generations_too():
     assert (old.tower, new.tower) == ("front_end", "engine")
     assert (old.prefill, torch_generation_of("0.6.0").prefill) == (4096, 8192)
     assert torch_generation_of("0.1.0") == torch_generations()[0]
-
-
-def test_the_newest_release_of_a_day():
-    assert release_on(date(2024, 7, 30)) == "0.5.2"
-    assert release_on(date(2024, 8, 7)) == "0.5.3"
-    assert release_on(date(2023, 1, 1)) is None
 
 
 def test_constants_are_read():

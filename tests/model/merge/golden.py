@@ -16,7 +16,6 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, tuple[int, ...]]]] = 
     "fp32 of an fp16 adapter": ("float32", "float16", {}, {}),
     "rslora": ("bfloat16", "float32", {"use_rslora": True, "r": 16, "lora_alpha": 8}, {}),
     "regex": ("bfloat16", "float32", {"target_modules": r".*layers.*(q|down)_proj"}, {}),
-    "fan_in_fan_out on plain linear layers": ("bfloat16", "float32", {"fan_in_fan_out": True}, {}),
     "modules_to_save": (
         "bfloat16",
         "float32",
@@ -43,6 +42,5 @@ GOLDEN: dict[str, str] = {
     "fp32 of an fp16 adapter": "90e7e2d6beb59599",
     "rslora": "18a25b1e2b296104",
     "regex": "9f0d337ca1d0b463",
-    "fan_in_fan_out on plain linear layers": "9f0d337ca1d0b463",
     "modules_to_save": "b091b2a67beca004",
 }

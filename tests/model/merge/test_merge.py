@@ -230,6 +230,7 @@ def test_tied_embeddings(tmp_path):
         ({"lora_bias": True}, "a bias of B"),
         ({"rank_pattern": {"q_proj": 4}}, "a rank for some modules"),
         ({"alpha_pattern": {"q_proj": 4}}, "a scaling for some modules"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out: LoRA on layers that keep"),
         ({"init_lora_weights": "pissa_niter_4"}, "changed the base"),
         ({"bias": "some"}, "bias"),
         ({"r": 4}, "of rank 8 and 8, the config says 4"),

@@ -25,10 +25,7 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Machine
     from turbofit.launch.cluster.connect import RayNode
 
-__all__ = ["NODE_SPEC", "held_only", "measure_here", "measure_nodes", "raylet_environment"]
-
-#: With ``--pretend``, the SPEC of the machine that a node pretends to be; set where Ray is started.
-NODE_SPEC: Final = "TURBOFIT_NODE_SPEC"
+__all__ = ["held_only", "measure_here", "measure_nodes", "raylet_environment"]
 
 _SECONDS: Final = 120.0
 

@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 
     from turbofit.core.tuning import SpeedFigures, TrialForecast
 
-__all__ = ["STARTS", "SearchPoint", "TrialSearch"]
+__all__ = ["SearchPoint", "TrialSearch"]
 
-#: Starts of an engine at most, the one that confirms the best included.
-STARTS: Final = 12
 #: What a start must promise to be worth it, as a share of the best.
 _WORTH: Final = 0.002
 #: Measurements before it may stop.

@@ -5,7 +5,6 @@ Data, never branches on a version: what an entry of the file does not say, the e
 
 from __future__ import annotations
 
-from datetime import date
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
@@ -27,7 +26,6 @@ __all__ = [
     "generation_of",
     "generations",
     "legacy_constants",
-    "release_on",
     "torch_generation_of",
     "torch_generations",
     "unread",
@@ -258,12 +256,6 @@ def legacy_constants() -> LegacyConstants:
     """The figures under ``constants`` in the file."""
     values = {key: entry["value"] for key, entry in _file()["constants"].items()}
     return msgspec.convert(values, LegacyConstants, strict=False)
-
-
-def release_on(day: date) -> str | None:
-    """The newest version published on or before a day; None before the first."""
-    dated = [(when, version) for version, when in _file()["released"].items() if when <= day]
-    return max(dated, key=lambda one: (one[0], parse(one[1])), default=(day, None))[1]
 
 
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -42,6 +42,7 @@ _REFUSED: Final = {
     "lora_bias": "a bias of B",
     "rank_pattern": "a rank for some modules",
     "alpha_pattern": "a scaling for some modules",
+    "fan_in_fan_out": "LoRA on layers that keep their weight as (in, out), as GPT-2's,",
 }
 #: Initialisations that change the base as well: W + s·B·A holds for the changed base alone.
 _RESIDUAL: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
