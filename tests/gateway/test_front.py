@@ -14,7 +14,9 @@ from msgspec.structs import replace
 from tests.gateway.test_server import Engine, asked, config
 from tests.support.gateway import CHAT, chat, plan_for
 from tests.waiting import HANG, until
-from turbofit.gateway.front import Front, Node, NodeAddress
+from turbofit.gateway.front import Front, Node, NodeAddress, _Suspects
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.routing.request_context import RequestContext
 from turbofit.gateway.server import make_gateway
 from turbofit.gateway.thread import GatewayThread
 
@@ -174,6 +176,21 @@ def test_what_a_node_had_is_not_sent_again_and_refused_after_two_deaths(world) -
     assert (status, json.loads(body)["error"]["code"]) == (422, "convicted")
     assert len(had) == 2
     assert asked(front.url, innocent)[0] == 200
+
+
+def test_copies_under_way_at_one_death_were_there_once() -> None:
+    def copy() -> RequestContext:
+        request = RequestContext({"headers": (), "method": "POST"})
+        request.body = b"{}"
+        return request
+
+    suspects, copies = _Suspects(), [copy() for _ in range(5)]
+    for one in copies:
+        suspects.ended(one, died=True)
+    assert suspects._check(b"{}")  # suspected, and not refused
+    suspects.ended(copy(), died=True)
+    with pytest.raises(Refusal, match="refused for a day"):
+        suspects._check(b"{}")
 
 
 def test_an_answer_clears_who_was_there_at_a_death(world) -> None:

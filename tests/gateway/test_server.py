@@ -282,6 +282,14 @@ def test_options(monkeypatch, tmp_path) -> None:
         parsed("--api-key-file", str(tmp_path / "nobody")).config()
 
 
+@pytest.mark.parametrize("front", [("--nodes", "http://x"), ("--cluster", "ray")])
+def test_a_front_has_no_options_of_its_nodes(front, tmp_path) -> None:
+    (tmp_path / "key").write_text("key\n")
+    words = [*front, "--host", "0.0.0.0", "--front-key-file", str(tmp_path / "key")]
+    with pytest.raises(UsageError, match=r"--front-key-file and .* do not go together"):
+        command.main(words, standalone_mode=False)
+
+
 def test_the_command_serves_until_a_signal(engine, tmp_path) -> None:
     (tmp_path / "plan.json").write_text(plan_for().to_json())
     code = (

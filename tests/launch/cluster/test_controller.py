@@ -215,6 +215,45 @@ def test_a_drain_ends_the_server_then_gives_the_cards_back(world: World) -> None
     assert states(made)["host-1"] == "drained"
 
 
+def test_the_next_controller_serves_on_and_leaves_a_drained_node_empty(world: World) -> None:
+    world.add(1, "2xrtx3090")
+    world.add(2, "2xrtx3090")
+    first = world.controller()
+    ticks(first)
+    first.answer({"kind": "drain", "node": "host-2"})
+    ticks(first)
+    saved = module._Saved(
+        run=first.run, request="", changes={}, plan=first.served(), drained=first.drained()
+    )
+    made = world.controller()
+    made.nodes.clear()
+    made.resume(saved)
+    ticks(made)
+    assert states(made) == {"host-1": "serving", "host-2": "drained"}
+
+
+def test_what_is_said_of_an_earlier_plan_is_no_failure_of_this_one(world: World) -> None:
+    world.add(1, "2xrtx3090")
+    made = world.controller()
+    ticks(made)
+    (node_state,) = made.nodes.values()
+    node_state.told = NodeTold(state="unfit", digest="an earlier one", why="it failed")
+    assert node_state.failed == ""
+    node_state.told = replace(node_state.told, digest=node_state.digest)
+    assert node_state.failed == "it failed"
+
+
+def test_a_node_whose_turbofit_answers_otherwise_costs_the_others_nothing(world: World) -> None:
+    world.add(1, "2xrtx3090")
+    made = world.controller()
+    ticks(made)
+    late = world.add(2, "2xrtx3090")
+    world.specs["host-2"] = {"machine": 7}
+    ticks(made)
+    assert states(made) == {"host-1": "serving", "host-2": "unfit"}
+    assert "answers otherwise" in made.nodes[late].why
+
+
 def test_a_change_goes_node_by_node_each_out_of_the_front_first(world: World) -> None:
     world.add(1, "2xrtx3090")
     world.add(2, "2xrtx3090")

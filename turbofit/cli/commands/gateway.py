@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["gateway"]
 
 _BOARD_SECONDS: Final = 5.0
+#: What a front leaves to its nodes; a front's own clients show other keys.
+_OF_NODES: Final = ("front_key_file", "allowed_media_domains", "record_trace")
 
 
 @command(
@@ -83,6 +85,7 @@ def gateway(
     options = filled(GatewayOptions, given)
     front = "cluster" if cluster is not None else "nodes" if nodes else ""
     of_one = {"plan": plan, "upstream": upstream, "overlay": overlay}
+    of_one |= {name: getattr(options, name) for name in _OF_NODES}
     if cluster is not None:
         of_one |= {"nodes": nodes, "upstream_key": upstream_key}
     for one, value in of_one.items() if front else ():

@@ -74,13 +74,15 @@ _DONE: Final = object()
 class _Saved(Struct):
     """What the next controller needs to go on.
 
-    The run's name, a digest of its request, what was changed since, and what each node serves.
+    The run's name, a digest of its request, what was changed since, what each node serves, and the
+    ids of nodes that are to serve nothing.
     """
 
     run: str
     request: str
     changes: dict[str, Any]
     plan: ClusterPlan
+    drained: tuple[str, ...] = ()
 
 
 class NodeState:
@@ -113,7 +115,8 @@ class NodeState:
     @property
     def failed(self) -> str:
         """Why its planned server does not serve, where it will not."""
-        return self.told.why if self.told.state == "unfit" else ""
+        told = self.told
+        return told.why if told.state == "unfit" and told.digest == self.digest else ""
 
     def be(self, state: str, why: str = "", again: float = _AGAIN_SECONDS) -> None:
         """Stand somewhere else."""
@@ -165,7 +168,10 @@ class Controller:
         self.request = self.request.changed(**saved.changes)
         for ray_node in self._connection.watched().values():
             planned = saved.plan.node(ray_node.id)
-            if planned is not None and planned.plan is not None and not ray_node.leaving:
+            if ray_node.id in saved.drained:
+                self.nodes[ray_node.id] = NodeState(ray_node)
+                self.nodes[ray_node.id].be("drained")
+            elif planned is not None and planned.plan is not None and not ray_node.leaving:
                 node = self.nodes[ray_node.id] = NodeState(ray_node)
                 node.node = Node(
                     id=ray_node.id, name=ray_node.name, address=ray_node.address,
@@ -248,11 +254,14 @@ class Controller:
                 found, why = _answer(node.measuring)
                 if found is not None:
                     node.measuring = None
-                    measured, gpus = found
-                    told = msgspec.json.decode(measured, type=Node)
-                    told = replace(told, id=node.ray.id, address=node.ray.address)
-                    node.node = held_only(told, gpus)
-                elif why:
+                    try:
+                        told = msgspec.json.decode(found[0], type=Node)
+                    except msgspec.MsgspecError as exc:  # another turbofit
+                        why = f"its turbofit answers otherwise: {exc}"
+                    else:
+                        told = replace(told, id=node.ray.id, address=node.ray.address)
+                        node.node = held_only(told, found[1])
+                if why:
                     self._unfit(node, f"it could not be measured: {why}")
             elif node.actor is not None:
                 if node.telling is None:
@@ -493,6 +502,11 @@ class Controller:
         nodes = tuple(node.plan for node in self.nodes.values() if node.plan is not None)
         return replace(self.plan, nodes=nodes)
 
+    def drained(self) -> tuple[str, ...]:
+        """The ids of nodes that serve nothing until they leave and join again."""
+        empty = ("draining", "drained")
+        return tuple(key for key, node in self.nodes.items() if node.state in empty)
+
     @property
     def hopeless(self) -> str:
         """Why nothing serves or will; empty where something does."""
@@ -587,7 +601,7 @@ class _Run:
         with suppress(TurbofitError, OSError):  # a full disk costs the file
             saved = _Saved(
                 run=controller.run, request=_request_digest(controller.config),
-                changes=controller.changes, plan=controller.served(),
+                changes=controller.changes, plan=controller.served(), drained=controller.drained(),
             )  # fmt: skip
             text = msgspec.json.encode(saved).decode()
             write_atomic(self._folder / "cluster-state.json", text, mode=0o600)

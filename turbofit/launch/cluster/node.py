@@ -29,9 +29,6 @@ from turbofit.launch.cluster.tls import server_words
 from turbofit.launch.engine.proc import start_time
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["NodeActor", "NodeTold"]
