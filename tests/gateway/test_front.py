@@ -237,6 +237,31 @@ def test_nodes_come_and_go_while_what_they_have_ends(world) -> None:
     assert not [one for one in world.records["a"] if one["route"] == CHAT and one["status"] != 200]
 
 
+def test_a_source_that_knows_none_or_fails_leaves_the_nodes(world, monkeypatch) -> None:
+    monkeypatch.setattr("turbofit.gateway.front._LOOK_SECONDS", 0.01)
+    first, _, _ = world.node("a")
+    second, _, _ = world.node("b")
+    told, asks = [[first], [], None, [second]], threading.Semaphore(0)
+
+    def source() -> list[NodeAddress]:
+        if told:
+            asks.acquire()
+        found = told.pop(0) if told else None
+        if found is None:
+            raise OSError
+        return found
+
+    thread = world.stack.enter_context(GatewayThread(Front((), config(), source=source)))
+    world.stack.callback(asks.release, 9)
+    asks.release()
+    world.up(thread, 1)
+    asks.release(2)
+    until(lambda: len(told) == 1, "both to be asked")
+    assert asked(thread.url, chat())[0] == 200
+    asks.release()
+    until(lambda: thread.call(lambda one: list(one.nodes)) == ["b"], "the other node")
+
+
 def test_without_a_node_it_says_so(world) -> None:
     _, front = world.front()
     status, headers, body = asked(front.url, chat())

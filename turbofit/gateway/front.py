@@ -224,7 +224,9 @@ class Front(AsgiApp):
     async def _look(self, source: Callable[[], Sequence[NodeAddress]]) -> None:
         while True:
             with suppress(Exception):  # Ray may be silent: the nodes that are known serve on
-                self.follow(await asyncio.get_running_loop().run_in_executor(None, source))
+                found = await asyncio.get_running_loop().run_in_executor(None, source)
+                if found:  # a `serve` that has just begun knows none yet, and they serve on, too
+                    self.follow(found)
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _watch(self, node: Node) -> None:

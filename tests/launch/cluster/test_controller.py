@@ -215,6 +215,26 @@ def test_a_drain_ends_the_server_then_gives_the_cards_back(world: World) -> None
     assert states(made)["host-1"] == "drained"
 
 
+def test_an_urgent_end_still_lets_the_actors_pass_it_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add(1, "2xrtx3090")
+    made = world.controller()
+    ticks(made)
+    (actor,) = (one.actor for one in made.nodes.values())
+    actor.end = Method(lambda: world.log.append("asked"))  # its server takes long
+
+    def slept(seconds: float) -> None:
+        world.now += seconds
+        world.log.append("time")
+
+    monkeypatch.setattr(module.time, "sleep", slept)
+    world.log.clear()
+    made.end(60.0, lambda: True)
+    assert (world.log[0], world.log[-1]) == ("asked", "free host-1")
+    assert 1.0 <= 0.2 * world.log.count("time") < 2.0
+
+
 def test_the_next_controller_serves_on_and_leaves_a_drained_node_empty(world: World) -> None:
     world.add(1, "2xrtx3090")
     world.add(2, "2xrtx3090")

@@ -68,6 +68,8 @@ _MOST_EVENTS: Final = 100
 _LAST_SECONDS: Final = 20.0
 #: At the end an actor that does not answer is waited for so long: its server ends by its lease.
 _SILENT_SECONDS: Final = 10.0
+#: However urgent it is: actors must hear it and pass it on, else servers go on for their lease.
+_URGENT_SECONDS: Final = 1.0
 _DONE: Final = object()
 
 
@@ -520,10 +522,12 @@ class Controller:
         for node in self.nodes.values():
             if node.actor is not None:
                 node.actor.end.remote()
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and not urgent():
+        began = time.monotonic()
+        while (took := time.monotonic() - began) < seconds:
+            if urgent() and took > _URGENT_SECONDS:
+                break
             self._hear()
-            late = time.monotonic() > until - seconds + _SILENT_SECONDS
+            late = took > _SILENT_SECONDS
             open_ = [one for one in self.nodes.values() if one.actor and one.told.state != "idle"]
             if all(one.silent and late for one in open_):
                 break
