@@ -76,9 +76,6 @@ class World:
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(module.time, "sleep", lambda _: None)
 
-    def _freed(self, actor: Actor) -> None:
-        self.log.append(f"free {actor.spec}")
-
     def watched(self) -> dict[str, RayNode]:
         return dict(self.alive)
 
@@ -242,12 +239,9 @@ def test_the_next_controller_serves_on_and_leaves_a_drained_node_empty(world: Wo
     ticks(first)
     first.answer({"kind": "drain", "node": "host-2"})
     ticks(first)
-    saved = module._Saved(
-        run=first.run, request="", changes={}, plan=first.served(), drained=first.drained()
-    )
     made = world.controller()
     made.nodes.clear()
-    made.resume(saved)
+    made.resume(first.saved())
     ticks(made)
     assert states(made) == {"host-1": "serving", "host-2": "drained"}
 

@@ -307,8 +307,7 @@ class Controller:
     def _settle(self, node: NodeState, planned: NodePlan | None) -> None:
         """Have a measured node serve its plan, or say why it cannot."""
         if planned is None or planned.plan is None:
-            why = planned.why_not if planned is not None else "it was not planned for"
-            self._unfit(node, why)
+            self._unfit(node, planned.why_not if planned else "it was not planned for")
         elif len(planned.gpus()) < node.gpus:
             # The cards that the plan leaves go back; which of them stay is Ray's to say.
             node.be("joining")
@@ -332,7 +331,7 @@ class Controller:
 
     def _failed(self, node: NodeState) -> None:
         """A node's server does not start, or has ended for good."""
-        plan = node.plan.plan if node.plan is not None else None
+        plan = node.plan and node.plan.plan
         if node.told.exit_code == OutOfMemoryError.exit_code and not node.margin and plan:
             node.margin = doubled_margin(plan)
             self.say(f"node {node.name} ran out of memory: it is planned with twice the margin")
@@ -449,14 +448,11 @@ class Controller:
 
     def _named(self, name: str) -> NodeState:
         """The node with this name, address or beginning of an id."""
-        found = [
-            node
-            for node in self.nodes.values()
-            if name
-            and (
-                name in (node.name, node.ray.name, node.ray.address) or node.ray.id.startswith(name)
-            )
-        ]
+        found = []
+        for node in self.nodes.values() if name else ():
+            names = (node.name, node.ray.name, node.ray.address)
+            if name in names or node.ray.id.startswith(name):
+                found.append(node)
         if len(found) != 1:
             many = f"{len(found)} nodes are" if found else "no node is"
             hint = "turbofit cluster status shows names and ids"
@@ -499,15 +495,15 @@ class Controller:
             nodes=tuple(found), change=self.change, events=tuple(self.events),
         )  # fmt: skip
 
-    def served(self) -> ClusterPlan:
-        """The plan with what each node serves now, for the next controller."""
+    def saved(self) -> _Saved:
+        """What each node serves now, for the next controller."""
         nodes = tuple(node.plan for node in self.nodes.values() if node.plan is not None)
-        return replace(self.plan, nodes=nodes)
-
-    def drained(self) -> tuple[str, ...]:
-        """The ids of nodes that serve nothing until they leave and join again."""
         empty = ("draining", "drained")
-        return tuple(key for key, node in self.nodes.items() if node.state in empty)
+        return _Saved(
+            run=self.run, request=_request_digest(self.config), changes=self.changes,
+            plan=replace(self.plan, nodes=nodes),
+            drained=tuple(key for key, node in self.nodes.items() if node.state in empty),
+        )  # fmt: skip
 
     @property
     def hopeless(self) -> str:
@@ -603,11 +599,7 @@ class _Run:
         controller = self._controller
         status = self._front.call(lambda front: controller.status(self._front.url, front))
         with suppress(TurbofitError, OSError):  # a full disk costs the file
-            saved = _Saved(
-                run=controller.run, request=_request_digest(controller.config),
-                changes=controller.changes, plan=controller.served(), drained=controller.drained(),
-            )  # fmt: skip
-            text = msgspec.json.encode(saved).decode()
+            text = msgspec.json.encode(controller.saved()).decode()
             write_atomic(self._folder / "cluster-state.json", text, mode=0o600)
         if self._inbox is not None:
             questions, why = _answer(self._inbox)
