@@ -38,7 +38,7 @@ BUDGETS = {
     "report": 6_585,
     "cli": 7_185,
     "turbofit": 305,
-    "tests": 67_430,
+    "tests": 67_520,  # what a review of the cluster found
     "tests/support": 2_010,
     "bench": 16_780,
 }

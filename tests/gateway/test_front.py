@@ -14,7 +14,9 @@ from msgspec.structs import replace
 from tests.gateway.test_server import Engine, asked, config
 from tests.support.gateway import CHAT, chat, plan_for
 from tests.waiting import HANG, until
-from turbofit.gateway.front import Front, Node, NodeAddress
+from turbofit.gateway.front import Front, Node, NodeAddress, _Suspects
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.routing.request_context import RequestContext
 from turbofit.gateway.server import make_gateway
 from turbofit.gateway.thread import GatewayThread
 
@@ -176,6 +178,21 @@ def test_what_a_node_had_is_not_sent_again_and_refused_after_two_deaths(world) -
     assert asked(front.url, innocent)[0] == 200
 
 
+def test_copies_under_way_at_one_death_were_there_once() -> None:
+    def copy() -> RequestContext:
+        request = RequestContext({"headers": (), "method": "POST"})
+        request.body = b"{}"
+        return request
+
+    suspects, copies = _Suspects(), [copy() for _ in range(5)]
+    for one in copies:
+        suspects.ended(one, died=True)
+    assert suspects._check(b"{}")  # suspected, and not refused
+    suspects.ended(copy(), died=True)
+    with pytest.raises(Refusal, match="refused for a day"):
+        suspects._check(b"{}")
+
+
 def test_an_answer_clears_who_was_there_at_a_death(world) -> None:
     url, had = dying_node(1)
     _, front = world.front(NodeAddress(name="a", url=url))
@@ -218,6 +235,31 @@ def test_nodes_come_and_go_while_what_they_have_ends(world) -> None:
         engine.permit()
         assert long.result()[2] == b"data: {}\n\n" * 4 + b"data: [DONE]\n\n"
     assert not [one for one in world.records["a"] if one["route"] == CHAT and one["status"] != 200]
+
+
+def test_a_source_that_knows_none_or_fails_leaves_the_nodes(world, monkeypatch) -> None:
+    monkeypatch.setattr("turbofit.gateway.front._LOOK_SECONDS", 0.01)
+    first, _, _ = world.node("a")
+    second, _, _ = world.node("b")
+    told, asks = [[first], [], None, [second]], threading.Semaphore(0)
+
+    def source() -> list[NodeAddress]:
+        if told:
+            asks.acquire()
+        found = told.pop(0) if told else None
+        if found is None:
+            raise OSError
+        return found
+
+    thread = world.stack.enter_context(GatewayThread(Front((), config(), source=source)))
+    world.stack.callback(asks.release, 9)
+    asks.release()
+    world.up(thread, 1)
+    asks.release(2)
+    until(lambda: len(told) == 1, "both to be asked")
+    assert asked(thread.url, chat())[0] == 200
+    asks.release()
+    until(lambda: thread.call(lambda one: list(one.nodes)) == ["b"], "the other node")
 
 
 def test_without_a_node_it_says_so(world) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from msgspec.structs import replace
 
 from tests.support.gateway import CHAT, chat, image_part, plan_for
 from tests.waiting import HANG
@@ -24,7 +25,7 @@ from turbofit.cli.options.fields import filled
 from turbofit.cli.options.gateway_options import GatewayOptions
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.gateway.config import ConnectionLimits, GatewayConfig
-from turbofit.gateway.server import bind, check_bind, make_gateway
+from turbofit.gateway.server import bind, check_bind, digest_of, make_gateway
 from turbofit.gateway.thread import GatewayThread
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -280,6 +281,23 @@ def test_options(monkeypatch, tmp_path) -> None:
     assert (made.api_keys, made.front_keys) == ((), ("one", "two"))
     with pytest.raises(UsageError, match="cannot be read"):
         parsed("--api-key-file", str(tmp_path / "nobody")).config()
+
+
+def test_a_digest_tells_all_limits_apart() -> None:
+    plan = plan_for()
+    fewer = replace(plan.limits, bytes_per_body=plan.limits.bytes_per_body - 1)
+    shorter = replace(plan.kv, longest_request_tokens=plan.kv.longest_request_tokens - 1)
+    others = replace(plan, limits=fewer), replace(plan, kv=shorter)
+    digests = {digest_of(one) for one in (plan, *others)}
+    assert len(digests) == 3
+
+
+@pytest.mark.parametrize("front", [("--nodes", "http://x"), ("--cluster", "ray")])
+def test_a_front_has_no_options_of_its_nodes(front, tmp_path) -> None:
+    (tmp_path / "key").write_text("key\n")
+    words = [*front, "--host", "0.0.0.0", "--front-key-file", str(tmp_path / "key")]
+    with pytest.raises(UsageError, match=r"--front-key-file and .* do not go together"):
+        command.main(words, standalone_mode=False)
 
 
 def test_the_command_serves_until_a_signal(engine, tmp_path) -> None:

@@ -213,10 +213,8 @@ def test_a_cluster_is_served_by_ray(tmp_path: Path) -> None:
     file.write_text(simulated.to_json())
     assert served(cluster_from(str(file))).context == 32768
     assert addresses == ["ray", "ray:10.0.0.1:6379", "ray"]
-    spans = api.plan_cluster("internvl2-76b", cluster_from("sim:4xrtx3090@4"),
-                             language_model_only=True, images=0)  # fmt: skip
-    assert spans.spans
-    assert spans.serve is None  # nobody supervises an engine over several nodes
+    none = api.plan_cluster("internvl2-76b", cluster_from("sim:1xrtx3060@2"))
+    assert (none.fits, none.serve) == (False, None)
 
 
 @pytest.mark.parametrize("command", ["plan", "predict"])

@@ -106,7 +106,8 @@ class _Suspects:
     """Requests that engines died of, by the hash of their bodies.
 
     One that was there at a death runs again only while no other such request does, until its answer
-    begins; one that was there at two deaths is refused for a day. An answer clears it.
+    begins; one that was there at two deaths is refused for a day. An answer clears it. Copies that
+    were under way at a death were there once, however many they are.
     """
 
     def __init__(self) -> None:
@@ -142,18 +143,19 @@ class _Suspects:
         if not self._deaths or not body:
             return False
         deaths, since = self._deaths.get(sha256(body).digest(), (0, 0.0))
-        if deaths > 1 and time.monotonic() - since < _REFUSED_SECONDS:
+        if deaths > 1 and time.perf_counter() - since < _REFUSED_SECONDS:
             raise Refusal("convicted:front")
         return deaths == 1
 
-    def ended(self, body: bytes, *, died: bool) -> None:
+    def ended(self, request: RequestContext, *, died: bool) -> None:
         """A request's end: it was answered, or an engine died while it had the request."""
-        if not body or not (died or self._deaths):
+        if not request.body or not (died or self._deaths):
             return
-        print_ = sha256(body).digest()
-        deaths, _ = self._deaths.pop(print_, (0, 0.0))
+        print_ = sha256(request.body).digest()
+        deaths, since = self._deaths.pop(print_, (0, 0.0))
         if died:
-            self._deaths[print_] = deaths + 1, time.monotonic()
+            again = not deaths or request.read > since
+            self._deaths[print_] = deaths + again, time.perf_counter()
         if len(self._deaths) > _MOST_SUSPECTS:
             del self._deaths[next(iter(self._deaths))]
 
@@ -222,7 +224,9 @@ class Front(AsgiApp):
     async def _look(self, source: Callable[[], Sequence[NodeAddress]]) -> None:
         while True:
             with suppress(Exception):  # Ray may be silent: the nodes that are known serve on
-                self.follow(await asyncio.get_running_loop().run_in_executor(None, source))
+                found = await asyncio.get_running_loop().run_in_executor(None, source)
+                if found:  # a `serve` that has just begun knows none yet, and they serve on, too
+                    self.follow(found)
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _watch(self, node: Node) -> None:
@@ -238,9 +242,8 @@ class Front(AsgiApp):
             else:
                 node.heard(status, page)
                 self._bodies.limit(self._largest())
-            pause = _LOOK_SECONDS if node.up or not node.doubted.is_set() else 0.0
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(node.doubted.wait(), pause or _LOOK_SECONDS)
+                await asyncio.wait_for(node.doubted.wait(), _LOOK_SECONDS)
 
     async def _health(self, node: Node) -> tuple[int, Document]:
         response = await self._upstream.open(node, "GET", "/health", None, {})
@@ -329,7 +332,7 @@ class Front(AsgiApp):
             except _Broke as exc:
                 why = exc
                 if broke:
-                    self._suspects.ended(request.body, died=True)
+                    self._suspects.ended(request, died=True)
                     break
                 broke = True
             else:
@@ -369,6 +372,7 @@ class Front(AsgiApp):
             self.metrics.count("engine_failures_total", f"engine={node.name}")
             if request.outcome is None or not request.outcome.started:
                 raise _Broke from None
+            request.outcome.broken = True
             event = refusal_event(request.api, _Broke())
             await send({"type": "http.response.body", "body": event, "more_body": False})
         finally:
@@ -382,24 +386,29 @@ class Front(AsgiApp):
         died, content = False, response.content
         data = await content.readany()
         begun()
-        await self._start(response, request, send)
+        outcome = await self._start(response, request, send)
         while data:
             died = died or _DIED in data
+            outcome.bytes_out += len(data)
             await send({"type": "http.response.body", "body": data, "more_body": True})
             data = await content.readany()
-        self._suspects.ended(request.body, died=died)
+        outcome.broken = died
+        self._suspects.ended(request, died=died)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _whole(self, response: Response, request: RequestContext, send: Send) -> None:
         body = await response.read()
         died = response.status == 503 and _DIED in body
         if died or response.status == 200:
-            self._suspects.ended(request.body, died=died)
+            self._suspects.ended(request, died=died)
         request.out.append((b"content-length", b"%d" % len(body)))
-        await self._start(response, request, send)
+        outcome = await self._start(response, request, send)
+        outcome.bytes_out = len(body)
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
-    async def _start(self, response: Response, request: RequestContext, send: Send) -> None:
+    async def _start(
+        self, response: Response, request: RequestContext, send: Send
+    ) -> ForwardOutcome:
         outcome = request.outcome
         assert outcome is not None
         outcome.status, outcome.started = response.status, True
@@ -414,6 +423,7 @@ class Front(AsgiApp):
         ]
         start = {"type": "http.response.start", "status": response.status}
         await send({**start, "headers": headers + request.out})
+        return outcome
 
     def health(self) -> Document:
         """How the nodes are, as `/health` tells it."""

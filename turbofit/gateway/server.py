@@ -150,7 +150,7 @@ def about_plan(plan: Plan) -> Document:
 def digest_of(plan: Plan) -> str:
     """What tells plans apart: all that engines are started with, and that clients are held to."""
     each = [one.settings for one in plan.each()]
-    promise = (plan.limits.image_limit, plan.limits.images_per_request, plan.limits.n)
+    promise = (plan.limits, plan.kv.longest_request_tokens)
     parts = (plan.model.name, plan.engine, plan.parallel.groups, each, promise)
     return sha256(msgspec.json.encode(parts)).hexdigest()[:16]
 

@@ -7,7 +7,6 @@ from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
 from turbofit.gateway.limits.cost import UNSTATED, Cost
 from turbofit.gateway.limits.gate import Gate, KvCache
@@ -84,16 +83,6 @@ def test_what_holds_nothing_always_fits() -> None:
 def test_a_request_alone_fits_whatever_it_reserves() -> None:
     assert gate(kv=KvCache()).fits(Cost(units=13, tokens=UNSTATED, copies=100))
     assert not gate().fits(Cost(units=14))
-
-
-def test_other_limits_put_in_doubt_who_is_there() -> None:
-    door = gate()
-    door.begin(taken(door, 13))
-    assert door.counted == 0
-    door.limit(13, replace(KV, tokens=640 + 64))
-    assert door.counted == 13
-    door.limit(None, KV)
-    assert door.fits(Cost(units=99))
 
 
 @dataclass(eq=False)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turbofit.gateway.limits.cost import Cost
-from turbofit.gateway.limits.gate import Gate, KvCache
+from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.routing.admission import Admission, dead
 from turbofit.gateway.routing.engines import RoutedEngine, least_busy
 from turbofit.gateway.routing.fleet import Fleet
@@ -18,9 +18,7 @@ from turbofit.gateway.routing.suspects import Turn
 LIMITS = st.sampled_from([None, 3, 10])
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(
-            ["take", "more", "end", "up", "share", "gate", "turn", "leave", "join", "find"]
-        ),
+        st.sampled_from(["take", "more", "end", "up", "share", "turn", "leave", "join", "find"]),
         st.integers(0, 200),
         st.integers(0, 6),
     ),
@@ -71,10 +69,6 @@ def test_the_best_engine_is_the_one_that_a_look_at_all_would_find(steps, count, 
             fleet.set(fleet.engines)
         elif what == "share":
             engine.share = 1.0 + number
-        elif what == "gate":
-            if engine.gate is not None:
-                engine.gate.limit(number, KvCache())
-            fleet.set(fleet.engines)
         elif what == "leave":
             fleet.set([one for one in fleet if one is not engine])
         for turn in (None, Turn("a", alone=False, longer=False)):

@@ -76,9 +76,6 @@ class World:
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(module.time, "sleep", lambda _: None)
 
-    def _freed(self, actor: Actor) -> None:
-        self.log.append(f"free {actor.spec}")
-
     def watched(self) -> dict[str, RayNode]:
         return dict(self.alive)
 
@@ -213,6 +210,62 @@ def test_a_drain_ends_the_server_then_gives_the_cards_back(world: World) -> None
     world.alive["0001"] = replace(world.alive["0001"], leaving=True)  # Ray drains it
     ticks(made)
     assert states(made)["host-1"] == "drained"
+
+
+def test_an_urgent_end_still_lets_the_actors_pass_it_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add(1, "2xrtx3090")
+    made = world.controller()
+    ticks(made)
+    (actor,) = (one.actor for one in made.nodes.values())
+    actor.end = Method(lambda: world.log.append("asked"))  # its server takes long
+
+    def slept(seconds: float) -> None:
+        world.now += seconds
+        world.log.append("time")
+
+    monkeypatch.setattr(module.time, "sleep", slept)
+    world.log.clear()
+    made.end(60.0, lambda: True)
+    assert (world.log[0], world.log[-1]) == ("asked", "free host-1")
+    assert 1.0 <= 0.2 * world.log.count("time") < 2.0
+
+
+def test_the_next_controller_serves_on_and_leaves_a_drained_node_empty(world: World) -> None:
+    world.add(1, "2xrtx3090")
+    world.add(2, "2xrtx3090")
+    first = world.controller()
+    ticks(first)
+    first.answer({"kind": "drain", "node": "host-2"})
+    ticks(first)
+    made = world.controller()
+    made.nodes.clear()
+    made.resume(first.saved())
+    ticks(made)
+    assert states(made) == {"host-1": "serving", "host-2": "drained"}
+
+
+def test_what_is_said_of_an_earlier_plan_is_no_failure_of_this_one(world: World) -> None:
+    world.add(1, "2xrtx3090")
+    made = world.controller()
+    ticks(made)
+    (node_state,) = made.nodes.values()
+    node_state.told = NodeTold(state="unfit", digest="an earlier one", why="it failed")
+    assert node_state.failed == ""
+    node_state.told = replace(node_state.told, digest=node_state.digest)
+    assert node_state.failed == "it failed"
+
+
+def test_a_node_whose_turbofit_answers_otherwise_costs_the_others_nothing(world: World) -> None:
+    world.add(1, "2xrtx3090")
+    made = world.controller()
+    ticks(made)
+    late = world.add(2, "2xrtx3090")
+    world.specs["host-2"] = {"machine": 7}
+    ticks(made)
+    assert states(made) == {"host-1": "serving", "host-2": "unfit"}
+    assert "answers otherwise" in made.nodes[late].why
 
 
 def test_a_change_goes_node_by_node_each_out_of_the_front_first(world: World) -> None:

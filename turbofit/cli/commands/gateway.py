@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["gateway"]
 
 _BOARD_SECONDS: Final = 5.0
+#: What a front leaves to its nodes; a front's own clients show other keys.
+_OF_NODES: Final = ("front_key_file", "allowed_media_domains", "record_trace")
 
 
 @command(
@@ -83,6 +85,7 @@ def gateway(
     options = filled(GatewayOptions, given)
     front = "cluster" if cluster is not None else "nodes" if nodes else ""
     of_one = {"plan": plan, "upstream": upstream, "overlay": overlay}
+    of_one |= {name: getattr(options, name) for name in _OF_NODES}
     if cluster is not None:
         of_one |= {"nodes": nodes, "upstream_key": upstream_key}
     for one, value in of_one.items() if front else ():
@@ -155,16 +158,21 @@ def _before_cluster(
     from turbofit.gateway.http.accesslog import access_log
     from turbofit.launch.cluster.board import one_board
     from turbofit.launch.cluster.connect import connected
-    from turbofit.launch.cluster.ray_adapter import result
+    from turbofit.launch.cluster.ray_adapter import RayCallError, result
     from turbofit.launch.cluster.tls import client_context
 
     with connected(ray_address(cluster)):
         board = one_board(name)
 
         def nodes() -> Sequence[NodeAddress]:
-            found: Sequence[NodeAddress] = result(board.nodes.remote(), _BOARD_SECONDS)
+            nonlocal board
+            try:
+                found: Sequence[NodeAddress] = result(board.nodes.remote(), _BOARD_SECONDS)
+            except RayCallError:
+                board = one_board(name)  # of the `serve` that was started after a killed one
+                raise
             return found
 
         log, tls = access_log(options.access_log or "-"), client_context(os.environ)
-        front = Front(nodes(), options.config(), log, source=nodes, tls=tls)
+        front = Front((), options.config(), log, source=nodes, tls=tls)
         return _serve(front, as_json=as_json)

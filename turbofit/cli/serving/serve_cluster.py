@@ -54,14 +54,7 @@ def serve_on_cluster(
             for line in to_ask(urls[0], config, name):
                 say(line)
 
-    ended = run_until_signal(
-        lambda stop: serve_cluster(
-            config,
-            stop,
-            say=say,
-            on_open=opened,
-        )
-    )
+    ended = run_until_signal(lambda stop: serve_cluster(config, stop, say=say, on_open=opened))
     if as_json:
         import json
 

@@ -86,16 +86,6 @@ class Gate:
         #: Requests up to this number may have been evicted.
         self._doubtful = 0
 
-    def limit(self, units: int | None, kv: KvCache) -> None:
-        """Other limits from now on.
-
-        Under: requests that were let in before stay; while they last, an engine that other gateways
-        send to as well from now on may have more than its limits.
-        """
-        self.units, self.kv = units, kv
-        if self.reserved > kv.room:
-            self._doubt()
-
     def fits(self, cost: Cost) -> bool:
         """Whether a request may be sent to the engine now.
 

@@ -44,7 +44,6 @@ class RequestContext:
         "client",
         "engine",
         "forgotten",
-        "front",
         "gone",
         "headers",
         "id",
@@ -74,8 +73,6 @@ class RequestContext:
         self.key = ""
         #: At a front: the name of the node that has it.
         self.node = ""
-        #: Whether a front passes it on, which says whose it is.
-        self.front = False
         self.api: Api = "openai"
         self.route: Route | None = None
         self.prepared = _EMPTY
@@ -101,7 +98,6 @@ class RequestContext:
 
     def is_of_front(self) -> None:
         """A front passes it on, whose key was shown: its client is who the front says it is."""
-        self.front = True
         self.client = _word(self.headers.get(CLIENT))
         self.key = _word(self.headers.get(CLIENT_KEY))
 

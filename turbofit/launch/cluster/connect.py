@@ -55,7 +55,7 @@ class RayConnection:
         if silent > _SILENT:
             raise MachineError(
                 self._error or f"the head of the Ray cluster has been silent for {silent:.0f} s",
-                hint="see ray status; engines end with the cluster",
+                hint="see ray status",
             )
         return self._seen
 
@@ -70,7 +70,7 @@ class RayConnection:
         except Exception as exc:  # noqa: BLE001 - Ray raises any type when its head is gone
             raise MachineError(
                 f"the Ray cluster at {self.address} does not answer: {ray_adapter.one_line(exc)}",
-                hint="see ray status; engines end with the cluster",
+                hint="see ray status",
             ) from None
         leaving = ray_adapter.draining_nodes()
         return {

@@ -68,19 +68,23 @@ _MOST_EVENTS: Final = 100
 _LAST_SECONDS: Final = 20.0
 #: At the end an actor that does not answer is waited for so long: its server ends by its lease.
 _SILENT_SECONDS: Final = 10.0
+#: However urgent it is: actors must hear it and pass it on, else servers go on for their lease.
+_URGENT_SECONDS: Final = 1.0
 _DONE: Final = object()
 
 
 class _Saved(Struct):
     """What the next controller needs to go on.
 
-    The run's name, a digest of its request, what was changed since, and what each node serves.
+    The run's name, a digest of its request, what was changed since, what each node serves, and the
+    ids of nodes that are to serve nothing.
     """
 
     run: str
     request: str
     changes: dict[str, Any]
     plan: ClusterPlan
+    drained: tuple[str, ...] = ()
 
 
 class NodeState:
@@ -113,7 +117,8 @@ class NodeState:
     @property
     def failed(self) -> str:
         """Why its planned server does not serve, where it will not."""
-        return self.told.why if self.told.state == "unfit" else ""
+        told = self.told
+        return told.why if told.state == "unfit" and told.digest == self.digest else ""
 
     def be(self, state: str, why: str = "", again: float = _AGAIN_SECONDS) -> None:
         """Stand somewhere else."""
@@ -165,7 +170,10 @@ class Controller:
         self.request = self.request.changed(**saved.changes)
         for ray_node in self._connection.watched().values():
             planned = saved.plan.node(ray_node.id)
-            if planned is not None and planned.plan is not None and not ray_node.leaving:
+            if ray_node.id in saved.drained:
+                self.nodes[ray_node.id] = NodeState(ray_node)
+                self.nodes[ray_node.id].be("drained")
+            elif planned is not None and planned.plan is not None and not ray_node.leaving:
                 node = self.nodes[ray_node.id] = NodeState(ray_node)
                 node.node = Node(
                     id=ray_node.id, name=ray_node.name, address=ray_node.address,
@@ -248,11 +256,14 @@ class Controller:
                 found, why = _answer(node.measuring)
                 if found is not None:
                     node.measuring = None
-                    measured, gpus = found
-                    told = msgspec.json.decode(measured, type=Node)
-                    told = replace(told, id=node.ray.id, address=node.ray.address)
-                    node.node = held_only(told, gpus)
-                elif why:
+                    try:
+                        told = msgspec.json.decode(found[0], type=Node)
+                    except msgspec.MsgspecError as exc:  # another turbofit
+                        why = f"its turbofit answers otherwise: {exc}"
+                    else:
+                        told = replace(told, id=node.ray.id, address=node.ray.address)
+                        node.node = held_only(told, found[1])
+                if why:
                     self._unfit(node, f"it could not be measured: {why}")
             elif node.actor is not None:
                 if node.telling is None:
@@ -296,8 +307,7 @@ class Controller:
     def _settle(self, node: NodeState, planned: NodePlan | None) -> None:
         """Have a measured node serve its plan, or say why it cannot."""
         if planned is None or planned.plan is None:
-            why = planned.why_not if planned is not None else "it was not planned for"
-            self._unfit(node, why)
+            self._unfit(node, planned.why_not if planned else "it was not planned for")
         elif len(planned.gpus()) < node.gpus:
             # The cards that the plan leaves go back; which of them stay is Ray's to say.
             node.be("joining")
@@ -321,7 +331,7 @@ class Controller:
 
     def _failed(self, node: NodeState) -> None:
         """A node's server does not start, or has ended for good."""
-        plan = node.plan.plan if node.plan is not None else None
+        plan = node.plan and node.plan.plan
         if node.told.exit_code == OutOfMemoryError.exit_code and not node.margin and plan:
             node.margin = doubled_margin(plan)
             self.say(f"node {node.name} ran out of memory: it is planned with twice the margin")
@@ -438,14 +448,11 @@ class Controller:
 
     def _named(self, name: str) -> NodeState:
         """The node with this name, address or beginning of an id."""
-        found = [
-            node
-            for node in self.nodes.values()
-            if name
-            and (
-                name in (node.name, node.ray.name, node.ray.address) or node.ray.id.startswith(name)
-            )
-        ]
+        found = []
+        for node in self.nodes.values() if name else ():
+            names = (node.name, node.ray.name, node.ray.address)
+            if name in names or node.ray.id.startswith(name):
+                found.append(node)
         if len(found) != 1:
             many = f"{len(found)} nodes are" if found else "no node is"
             hint = "turbofit cluster status shows names and ids"
@@ -488,10 +495,15 @@ class Controller:
             nodes=tuple(found), change=self.change, events=tuple(self.events),
         )  # fmt: skip
 
-    def served(self) -> ClusterPlan:
-        """The plan with what each node serves now, for the next controller."""
+    def saved(self) -> _Saved:
+        """What each node serves now, for the next controller."""
         nodes = tuple(node.plan for node in self.nodes.values() if node.plan is not None)
-        return replace(self.plan, nodes=nodes)
+        empty = ("draining", "drained")
+        return _Saved(
+            run=self.run, request=_request_digest(self.config), changes=self.changes,
+            plan=replace(self.plan, nodes=nodes),
+            drained=tuple(key for key, node in self.nodes.items() if node.state in empty),
+        )  # fmt: skip
 
     @property
     def hopeless(self) -> str:
@@ -506,10 +518,12 @@ class Controller:
         for node in self.nodes.values():
             if node.actor is not None:
                 node.actor.end.remote()
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and not urgent():
+        began = time.monotonic()
+        while (took := time.monotonic() - began) < seconds:
+            if urgent() and took > _URGENT_SECONDS:
+                break
             self._hear()
-            late = time.monotonic() > until - seconds + _SILENT_SECONDS
+            late = took > _SILENT_SECONDS
             open_ = [one for one in self.nodes.values() if one.actor and one.told.state != "idle"]
             if all(one.silent and late for one in open_):
                 break
@@ -585,11 +599,7 @@ class _Run:
         controller = self._controller
         status = self._front.call(lambda front: controller.status(self._front.url, front))
         with suppress(TurbofitError, OSError):  # a full disk costs the file
-            saved = _Saved(
-                run=controller.run, request=_request_digest(controller.config),
-                changes=controller.changes, plan=controller.served(),
-            )  # fmt: skip
-            text = msgspec.json.encode(saved).decode()
+            text = msgspec.json.encode(controller.saved()).decode()
             write_atomic(self._folder / "cluster-state.json", text, mode=0o600)
         if self._inbox is not None:
             questions, why = _answer(self._inbox)

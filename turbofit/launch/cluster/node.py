@@ -29,9 +29,6 @@ from turbofit.launch.cluster.tls import server_words
 from turbofit.launch.engine.proc import start_time
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["NodeActor", "NodeTold"]
@@ -154,8 +151,7 @@ class NodeActor:
         if server and server["digest"] != digest:
             _end_server(self._folder)
         elif server:
-            url = self._url()
-            said = self._last_line()
+            url, said = self._url(), "".join(self._lines()[-1:])
             state = "open" if url else "starting"
             self._told = replace(
                 self._told, state=state, url=url, pid=server["pid"], digest=digest, said=said
@@ -226,12 +222,9 @@ class NodeActor:
             return [line.strip() for line in text.splitlines() if line.strip()]
         return []
 
-    def _last_line(self) -> str:
-        return next(iter(self._lines()[-1:]), "")
-
     def _error(self) -> str:
         errors = [line for line in self._lines() if line.startswith("error: ")]
-        return errors[-1].removeprefix("error: ") if errors else ""
+        return "".join(errors[-1:]).removeprefix("error: ")
 
 
 def _text(path: Path) -> str:

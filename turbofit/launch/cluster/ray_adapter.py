@@ -123,10 +123,13 @@ def draining_nodes() -> frozenset[str]:
 
 
 def free_gpus() -> dict[str, int]:
-    """How many GPUs Ray counts free, by the node's id."""
+    """How many GPUs Ray counts free, by the node's id; none while its head is silent."""
     from ray._private.state import available_resources_per_node
 
-    found = available_resources_per_node()
+    try:
+        found = available_resources_per_node()
+    except Exception:  # noqa: BLE001 - Ray raises any type when its head is gone
+        return {}
     return {node: int(resources.get("GPU", 0)) for node, resources in found.items()}
 
 
