@@ -286,6 +286,21 @@ def test_who_is_beside_an_unknown_one_is_not_refused_but_runs_alone() -> None:
     assert virtual_time.run(run()) == ([503, 503, 200], 1, 200, (0, 0))
 
 
+def test_a_copy_that_waits_for_its_turn_runs_as_the_death_before_it_demands() -> None:
+    """It began to wait as a suspect of one death, and is one of two when its turn comes."""
+
+    async def run():
+        async with Fleet(2, api_keys=("bad", "c0", "c1")) as fleet:
+            await fleet.ask(KILLS, "bad")
+            await fleet.all_up()
+            beside = [asyncio.ensure_future(fleet.ask(f"new {n}", f"c{n}")) for n in range(2)]
+            await auntil(lambda: all(fleet.held.values()), "one on each engine")
+            await asyncio.gather(*(fleet.ask(KILLS, "bad") for _ in range(2)))
+            return len(fleet.deaths), fleet.known[1:], [(await one).status for one in beside]
+
+    assert virtual_time.run(run()) == (3, (1, 0), [503, 200])
+
+
 def test_what_is_refused_outlives_the_gateway_and_a_pardon_ends_it(tmp_path) -> None:
     file = tmp_path / "turbofit" / "denied" / "one.json"
 
