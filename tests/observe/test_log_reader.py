@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from turbofit.core.units import MIB
 from turbofit.observe import log_events as log
 from turbofit.observe.forecast import cached_tokens
-from turbofit.observe.log_reader import read_line
+from turbofit.observe.log_reader import SmiTable, read_line
 
 PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
 
@@ -235,3 +237,18 @@ def test_a_long_line_takes_no_longer_than_it_is() -> None:
 )
 def test_a_clients_words_end_no_engine(line: str) -> None:
     assert not isinstance(read_line(line), log.LoopFailed | log.LostLock)
+
+
+@pytest.mark.parametrize(
+    ("read", "begins", "spaces"),
+    [
+        (read_line, "CUDA runtime error: ", 12_000),
+        (read_line, "GPU 0: a", 16_000),
+        (SmiTable().line, "| 0  a", 1_200),
+        (SmiTable().line, "| 0 12 C a", 12_000),
+    ],
+)
+def test_a_line_of_spaces_is_read_in_no_time(read, begins, spaces) -> None:
+    began = time.process_time()
+    read(f"{begins}{' ' * spaces}!")
+    assert time.process_time() - began < 1.0

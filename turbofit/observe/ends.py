@@ -50,4 +50,4 @@ def exit_words(code: int | None) -> str:
 def _signal(code: int | None) -> int:
     if code is None:
         return 0
-    return -code if code < 0 else code - 128 if code > 128 else 0
+    return -code if code < 0 else code - 128 if 128 < code <= 192 else 0  # 64 signals; 255 is -1

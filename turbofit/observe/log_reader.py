@@ -126,7 +126,7 @@ _OTHER: Final = (
     _row("computed [", r".*?\(uid (\d+)\) .*computed \[(\d+),(\d+)\)",
          lambda m: events.Computed(uid=int(m[1]), start=int(m[2]), end=int(m[3]))),
     _row("CUDA runtime error",
-         r".*?CUDA runtime error: (.*?)(?:\s+(\S*\.(?:h|cc|cu|cpp|cuh):\d+))?\s*$",
+         r".*?CUDA runtime error: (\S*(?:\s+\S+)*?)(?:\s+(\S*\.(?:h|cc|cu|cpp|cuh):\d+))?\s*$",
          lambda m: events.LegacyCuda(message=m[1], where=m[2] or "")),
     _row("block_size = |max_block_count = |chunk_size = ",
          r".*?\b(block_size|max_block_count|chunk_size) = (\d+(?:\.\d+)?)(?: MB)?\s*$", _blocks),
@@ -174,7 +174,8 @@ _OTHER: Final = (
     _row("Driver Version", r".*?Driver Version: ([\d.]+)\s+CUDA Version: ([\d.]+|N/A)",
          lambda m: events.SmiDriver(driver=m[1], cuda=m[2])),
     # ``nvidia-smi -L``, collect_env (a line a GPU), check_env (equal ones share a line).
-    _row("GPU ", r"\s*GPU (\d+(?:,\d+)*): (\w[\w .+/()-]*?)\s*(?:\(UUID:|$)", _listed),
+    _row("GPU ", r"\s*GPU (\d+(?:,\d+)*): (\w[\w.+/()-]*(?: +[\w.+/()-]+)*?)\s*(?:\(UUID:|$)",
+         _listed),
     _row("MIG ", r"\s*MIG (\S+)\s+Device\s+\d+:", lambda m: events.MigSlice(profile=m[1])),
     _row(", ", r"(\d+), ([^,]+), (\d+)(?: MiB)?, (\d+)(?: MiB)?\s*$",
          lambda m: events.SmiGpu(index=int(m[1]), name=m[2].strip(), used=int(m[3]) * MIB,
@@ -220,13 +221,14 @@ def _first(words: tuple[tuple[str, _Row], ...], text: str) -> Struct | None:
 class SmiTable:
     """Reads nvidia-smi's table, where a GPU takes two lines: its name, then its memory."""
 
-    _NAME: Final = re.compile(r"\|\s+(\d+)\s+(.+?)\s{2,}(?:On|Off|N/A)?\s*\|")
-    _NAME_CUT: Final = re.compile(r"\|\s+(\d+)\s+(\S.*?)\s+(?:On|Off|N/A)\s*\|")
+    _NAME: Final = re.compile(r"\|\s+(\d+)\s+(\S+(?:\s+\S+)*?)\s{2,}(?:(?:On|Off|N/A)\s*)?\|")
+    _NAME_CUT: Final = re.compile(r"\|\s+(\d+)\s+(\S+(?:\s+\S+)*?)\s+(?:On|Off|N/A)\s*\|")
     _MEMORY: Final = re.compile(r"\|.*\|\s*(\d+)MiB\s*/\s*(\d+)MiB\s*\|")
     #: A row of the block "MIG devices": GPU, GPU instance, compute instance, device.
     _SLICE: Final = re.compile(r"\|\s+\d+\s+\d+\s+\d+\s+\d+\s+\|\s+\d+MiB\s*/\s*(\d+)MiB\s+\|")
     _PROCESS: Final = re.compile(
-        r"\|\s+(\d+)\s+(?:\S+\s+\S+\s+)?(\d+)\s+(?:C|G|C\+G|M\+C)\s+(\S.*?)\s+(?:(\d+)MiB|N/A)\s*\|"
+        r"\|\s+(\d+)\s+(?:\S+\s+\S+\s+)?(\d+)\s+(?:C|G|C\+G|M\+C)\s+(\S+(?:\s+\S+)*?)\s+"
+        r"(?:(\d+)MiB|N/A)\s*\|"
     )
 
     def __init__(self) -> None:

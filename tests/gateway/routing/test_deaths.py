@@ -17,6 +17,7 @@ from tests.support.gateway import (
     image_part,
     stream,
 )
+from turbofit.gateway.routing.engines import RoutedEngine
 
 
 @pytest.mark.parametrize("loops", [False, True])
@@ -70,3 +71,11 @@ def test_who_loses_a_machine_is_sent_again_to_the_last_engine_too(first, body) -
     left = [(e.units, e.host_bytes, e.outstanding) for e in app.engines]
     assert left == [(0, 0, 0)] * 2
     assert app._bodies.in_memory == 0
+
+
+def test_who_meets_a_connection_that_a_dead_engine_kept_is_at_the_same_death() -> None:
+    """It was sent just after the death; what dies seconds later is another process."""
+    engine = RoutedEngine(0, "http://127.0.0.1:9000")
+    death = engine.note_death()
+    assert engine.note_death(engine.died_at + 0.01) is death
+    assert engine.note_death(engine.died_at + 5) is not death

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.gateway import plan_for
+from tests.waiting import auntil
 from turbofit.core.errors import UsageError
 from turbofit.core.process import locks
 from turbofit.gateway.routing.deny_file import (
@@ -158,3 +159,16 @@ def test_a_fingerprint_is_keyed_and_of_all_that_the_engine_is_given(size: int) -
     found = [asyncio.run(of(*one)) for one in (*given, given[0])]
     assert (len(set(found)), found[0]) == (4, found[-1])
     assert len(found[0]) == 24
+
+
+@pytest.mark.parametrize("size", [10, 1 << 20])
+def test_a_fingerprint_is_made_whether_somebody_asks_for_it_or_not(size: int) -> None:
+    """An answer clears an equal request, and has no time to wait for a hash."""
+
+    async def run() -> str:
+        one = Fingerprint(b"k", "/a", b"x" * size)
+        made = await auntil(lambda: one.made, "the hash")
+        assert made == await one.known()
+        return made
+
+    assert len(asyncio.run(run())) == 24

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from hashlib import sha256
 from types import SimpleNamespace
 
 import pytest
@@ -285,6 +286,21 @@ def test_who_is_beside_an_unknown_one_is_not_refused_but_runs_alone() -> None:
     assert virtual_time.run(run()) == ([503, 503, 200], 1, 200, (0, 0))
 
 
+def test_a_copy_that_waits_for_its_turn_runs_as_the_death_before_it_demands() -> None:
+    """It began to wait as a suspect of one death, and is one of two when its turn comes."""
+
+    async def run():
+        async with Fleet(2, api_keys=("bad", "c0", "c1")) as fleet:
+            await fleet.ask(KILLS, "bad")
+            await fleet.all_up()
+            beside = [asyncio.ensure_future(fleet.ask(f"new {n}", f"c{n}")) for n in range(2)]
+            await auntil(lambda: all(fleet.held.values()), "one on each engine")
+            await asyncio.gather(*(fleet.ask(KILLS, "bad") for _ in range(2)))
+            return len(fleet.deaths), fleet.known[1:], [(await one).status for one in beside]
+
+    assert virtual_time.run(run()) == (3, (1, 0), [503, 200])
+
+
 def test_what_is_refused_outlives_the_gateway_and_a_pardon_ends_it(tmp_path) -> None:
     file = tmp_path / "turbofit" / "denied" / "one.json"
 
@@ -376,6 +392,67 @@ def test_who_finds_nothing_listening_knows_that_the_engine_ended() -> None:
             return code(met), code(await fleet.ask(KILLS)), len(fleet.deaths)
 
     assert virtual_time.run(run()) == ((503, "engine_died"), (422, "convicted"), 2)
+
+
+def test_who_is_still_connecting_to_a_dead_engine_was_not_at_its_death() -> None:
+    """Two find that nothing listens at once, and one of them is a suspect in its turn."""
+
+    async def run():
+        async with Fleet(1, restart=1.0, api_keys=("a", "b", "c")) as fleet:
+            await asyncio.gather(fleet.ask("innocent", "b"), fleet.ask(KILLS, "a"))
+            await fleet.all_up()
+            opened, connecting, goes_on = fleet.recorder.open, asyncio.Event(), asyncio.Event()
+
+            async def connect(engine, method, path, body, headers):
+                if b"innocent" in body:
+                    connecting.set()
+                    await goes_on.wait()
+                return await opened(engine, method, path, body, headers)
+
+            fleet.recorder.open = connect
+            fleet.kill(0)
+            suspect = asyncio.ensure_future(fleet.ask("innocent", "b"))
+            await connecting.wait()
+            replies = [await fleet.ask("new", "c")]
+            goes_on.set()
+            replies.append(await suspect)
+            return [code(reply)[1] for reply in replies], fleet.known[1:]
+
+    assert virtual_time.run(run()) == (["engine_unavailable"] * 2, (0, 0))
+
+
+def test_an_answer_that_comes_after_a_death_is_of_the_process_that_died() -> None:
+    """It lay in its socket: who breaks off after it was at the same death."""
+
+    async def run():
+        answers: dict[str, asyncio.Future] = {}
+
+        async def answer(engine, path, body):
+            answers[body.decode()] = found = asyncio.get_running_loop().create_future()
+            return await found
+
+        app, _ = gateway(recorder=Recorder(answer), api_keys=("a", "b", "c"))
+        app.engines[0].succeeded()
+        asked = []
+        for key in ("a", "b", "c"):
+            if key == "c":
+                app.deny_list.suspect(sha256(b"c").hexdigest()[:8])
+            headers = {"authorization": f"Bearer {key}"}
+            body = chat({"type": "text", "text": key})
+            asked.append(asyncio.ensure_future(call(app, body=body, headers=headers)))
+            await auntil(lambda: len(answers) == len(asked), "it to be sent")
+        came = (OSError("reset"), Answer(b"{}"), OSError("reset"))
+        statuses = []
+        for found, one, reply in zip(answers.values(), came, asked, strict=True):
+            found.set_result(one)
+            statuses.append((await reply).status)
+            await asyncio.sleep(0.001)
+        metrics = (await call(app, "/metrics", headers=headers)).body.decode()
+        return statuses, app.deny_list.file.number, metrics
+
+    statuses, refused, metrics = virtual_time.run(run())
+    assert (statuses, refused) == ([503, 200, 503], (0, 0))
+    assert 'engine_deaths_total{engine="0"} 1\n' in metrics
 
 
 async def killed(fleet: Fleet) -> tuple[int, str]:

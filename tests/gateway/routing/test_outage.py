@@ -58,7 +58,7 @@ def test_after_the_rest_the_first_answer_brings_it_back() -> None:
             starting = await call(app, "/health")
             recorder.works = True
             while not app.engines[0].up:
-                app.monitor.look()
+                app.monitor.suspect(app.engines[0])
                 await asyncio.sleep(0)
             return starting, await call(app, "/health"), await call(app, body=chat())
         finally:

@@ -11,7 +11,7 @@ from turbofit.core.errors import LaunchError, OutOfMemoryError
 from turbofit.core.plan import Plan, PlannedEngine
 from turbofit.launch.engine.engine_exit import ending, hang, silence
 from turbofit.launch.engine.startup_tracker import StartupTracker
-from turbofit.observe.ends import End
+from turbofit.observe.ends import End, exit_words
 
 LOG = Path("/state/engine-0.log")
 TM = "[TM][INFO][1120.08:30:01.123456][x.cc:1] "
@@ -110,6 +110,11 @@ def test_back_pressure_while_serving_is_no_hang() -> None:
 def test_every_signal_has_a_name_or_a_number() -> None:
     assert "signal 99" in ending(-99, tracker(), plausible_plan(), LOG).error.message
     assert signal.SIGABRT.name in ending(134, tracker(), plausible_plan(), LOG).error.message
+
+
+def test_an_exit_with_minus_one_is_no_signal() -> None:
+    ended = ending(255, tracker(START, CUDA), plausible_plan(), LOG)
+    assert (ended.kind, exit_words(255)) == ("out_of_memory", "exit code 255")
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,11 @@ class Fingerprint:
         else:
             loop = asyncio.get_running_loop()
             self._making = loop.run_in_executor(None, _hashed, key, path, body)
+            self._making.add_done_callback(self._keep)
+
+    def _keep(self, making: asyncio.Future[str]) -> None:
+        if not making.cancelled() and making.exception() is None:
+            self.made = making.result()
 
     async def known(self) -> str:
         """24 hexadecimal digits, once they are known."""

@@ -166,9 +166,12 @@ class DenyList:
         return death
 
     def nothing_listens(self, engine: RoutedEngine) -> EngineDeath | None:
-        """A request found nothing there: the engine has ended, as others may not know yet."""
-        there = self._there(engine)
-        return self.engine_died(engine, max(one.sent_at for one in there)) if there else None
+        """A request found nothing there: the engine has ended, maybe of one whose client left.
+
+        What it has finds that out for itself; some of that may be connecting, and was not there.
+        """
+        left = engine.left_lately()
+        return self.engine_died(engine, max(one.sent_at for one in left)) if left else None
 
     def stuck(self, engine: RoutedEngine, request: Present | None) -> EngineDeath:
         """An engine is stuck in one request, and serves the others: as a death that it was at."""

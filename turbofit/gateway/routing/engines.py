@@ -41,6 +41,8 @@ _SHORTEST_PREFIX: Final = 2048
 _REMEMBERED: Final = 8192
 #: A prefix's own engine may have so many requests more than the least busy one.
 _DETOUR: Final = 4
+#: No process is started again, and takes a request, within so many seconds of its death.
+_PAUSE: Final = 1.0
 #: Requests whose clients left that an engine remembers.
 _LEFT: Final = 64
 
@@ -231,13 +233,14 @@ class RoutedEngine:
     def note_death(self, sent_at: float = float("-inf")) -> EngineDeath:
         """It died, or was given up: its death.
 
-        The same one for all who were there. What answers after a death, or takes a request, is
-        another process, whose death is another one.
+        The same one for all who were there, and for who is sent a connection of it that was kept.
+        What answers after a death, or takes a request later, is another process, whose death is
+        another one.
 
         Args:
             sent_at: when the request began that broke off there.
         """
-        if self.death is None or max(self.last_success, sent_at) > self.died_at:
+        if self.death is None or max(self.last_success, sent_at - _PAUSE) > self.died_at:
             self.death = EngineDeath(self.index)
             self.died_at = self.death.at
         return self.death

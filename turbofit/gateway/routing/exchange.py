@@ -183,6 +183,11 @@ class Exchange:
         self._engine.heard()
         self.heard_at = self._engine.last_byte
 
+    def _succeeded(self) -> None:
+        """The engine answered; what lay in a socket when it died tells of no other process."""
+        if not self._engine.dead_since(self._sent_at):
+            self._engine.succeeded()
+
     async def _open(self, body: bytes, headers: dict[str, str]) -> aiohttp.ClientResponse:
         route = self._route
         response = await self._upstream.open(
@@ -249,7 +254,7 @@ class Exchange:
         if events.startswith(_ERROR_EVENTS):
             self.outcome.failed = True
         else:
-            self._engine.succeeded()
+            self._succeeded()
         self._first()
 
     async def _whole(self, response: aiohttp.ClientResponse, kind: str) -> None:
@@ -275,7 +280,7 @@ class Exchange:
             raise refusal
         self.outcome.first_byte = time.perf_counter()
         if response.status == 200 and self._route.kind not in ("count_tokens", "encode", "models"):
-            self._engine.succeeded()
+            self._succeeded()
         body = self._counted(bytes(data)) if response.status == 200 else bytes(data)
         self.outcome.tail = body[-_TAIL:]
         headers = [(b"content-length", str(len(body)).encode())]

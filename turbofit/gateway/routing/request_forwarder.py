@@ -148,6 +148,9 @@ class RequestForwarder:
             try:
                 # Much may have become known while it waited.
                 now = None if present is None else await self._deny_list.turn(present)
+                if turn is not None and now is not None:
+                    turn.alone |= now.alone
+                    turn.longer |= now.longer
                 if turn is not None and turn.alone:
                     await _until_others_have_begun(engine)
             except BaseException:
