@@ -15,8 +15,6 @@ from tests.gateway.test_server import Engine, asked, config
 from tests.support.gateway import CHAT, chat, plan_for
 from tests.waiting import HANG, until
 from turbofit.gateway.front import Front, Node, NodeAddress, _Suspects
-from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.routing.request_context import RequestContext
 from turbofit.gateway.server import make_gateway
 from turbofit.gateway.thread import GatewayThread
 
@@ -164,42 +162,40 @@ def dying_node(count: int) -> tuple[str, list[bytes]]:
     return f"http://127.0.0.1:{listener.getsockname()[1]}", had
 
 
-def test_what_a_node_had_is_not_sent_again_and_refused_after_two_deaths(world) -> None:
+def test_what_an_engine_died_of_keeps_to_its_node(world) -> None:
     url, had = dying_node(2)
     other, _, _ = world.node("b", at_once=1)
     _, front = world.front(NodeAddress(name="a", url=url), other)
     world.up(front, 2)
     poison, innocent = chat(user="poison"), chat(user="innocent")
-    assert asked(front.url, poison)[0] == 503
-    assert asked(front.url, poison)[0] == 503
-    status, _, body = asked(front.url, poison)
-    assert (status, json.loads(body)["error"]["code"]) == (422, "convicted")
+    assert [asked(front.url, poison)[0] for _ in range(2)] == [503, 503]
     assert len(had) == 2
+    front.call(lambda one: setattr(one.nodes["a"], "draining", True))
+    assert asked(front.url, poison)[0] == 503  # and not to the other
     assert asked(front.url, innocent)[0] == 200
+    front.call(lambda one: one.nodes.pop("a"))
+    assert asked(front.url, poison)[0] == 200  # its node has left
 
 
-def test_copies_under_way_at_one_death_were_there_once() -> None:
-    def copy() -> RequestContext:
-        request = RequestContext({"headers": (), "method": "POST"})
-        request.body = b"{}"
-        return request
-
-    suspects, copies = _Suspects(), [copy() for _ in range(5)]
-    for one in copies:
-        suspects.ended(one, died=True)
-    assert suspects._check(b"{}")  # suspected, and not refused
-    suspects.ended(copy(), died=True)
-    with pytest.raises(Refusal, match="refused for a day"):
-        suspects._check(b"{}")
-
-
-def test_an_answer_clears_who_was_there_at_a_death(world) -> None:
+def test_an_answer_frees_who_was_there_at_a_death(world) -> None:
     url, had = dying_node(1)
     _, front = world.front(NodeAddress(name="a", url=url))
     world.up(front, 1)
     assert [asked(front.url, chat())[0] for _ in range(3)] == [503, 200, 200]
-    assert front.call(lambda one: one._suspects._deaths) == {}
+    assert front.call(lambda one: one._suspects._nodes) == {}
     assert len(had) == 3
+
+
+def test_a_suspect_has_a_node_until_it_is_answered() -> None:
+    suspects = _Suspects()
+    suspects.told(b"{}", "a", answered=False)
+    found = suspects.node_of(b"{}")
+    assert found is not None
+    assert found[0] == "a"
+    assert found[1] < 300
+    assert suspects.node_of(b"[]") is None
+    suspects.told(b"{}", "b", answered=True)
+    assert suspects.node_of(b"{}") is None
 
 
 def test_a_client_that_leaves_stops_the_nodes_engine(world) -> None:

@@ -2,15 +2,15 @@
 
 Nodes hold requests to the plan; a front only asks for a key, chooses the node with the most
 capacity left and passes the answer on. A request that no engine had goes to another node; so does,
-once, one whose node itself broke off; one whose engine ended never does. A node in doubt is out at
-once, and asked each second how it is.
+once, one whose node itself broke off; one whose engine ended never does, and comes back to the same
+node. A node in doubt is out at once, and asked each second how it is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
@@ -42,7 +42,7 @@ from turbofit.gateway.routing.upstream import Died, Unreachable, Upstream
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.asgi import Message, Receive, Send
@@ -60,7 +60,10 @@ _PASSED: Final = frozenset(
     {"content-type", "retry-after", "cache-control", "x-accel-buffering", "x-turbofit-limited"}
 )
 _DIED: Final = b'"engine_died"'
-_REFUSED_SECONDS: Final = 86_400.0
+#: What a node says of a request that an engine died of: it died now, it waits, it is refused.
+_SUSPECTED: Final = (_DIED, b'"suspect_waits"', b'"convicted"')
+#: How long a node may take to serve again before another may have what its engine died of.
+_BACK_SECONDS: Final = 300.0
 _MOST_SUSPECTS: Final = 4096
 
 
@@ -103,61 +106,33 @@ class Node:
 
 
 class _Suspects:
-    """Requests that engines died of, by the hash of their bodies.
+    """To which node a request goes that an engine died of, by the hash of its body.
 
-    One that was there at a death runs again only while no other such request does, until its answer
-    begins; one that was there at two deaths is refused for a day. An answer clears it. Copies that
-    were under way at a death were there once, however many they are.
+    It goes there again and nowhere else: the node's own list finds which of its requests ends
+    engines and refuses that one, and no other node loses an engine by it. An answer frees it. Where
+    the node is not back within five minutes, or has left, any node may have it.
     """
 
     def __init__(self) -> None:
-        self._deaths: dict[bytes, tuple[int, float]] = {}
-        self._turn = asyncio.Lock()
+        self._nodes: dict[bytes, tuple[str, float]] = {}
 
-    @asynccontextmanager
-    async def alone(self, body: bytes) -> AsyncIterator[Callable[[], None]]:
-        """A suspect's turn, which ends with what is yielded; anybody else's is always.
+    def node_of(self, body: bytes) -> tuple[str, float] | None:
+        """The node's name, and how many seconds ago it spoke of the request."""
+        if not self._nodes or not body:
+            return None
+        name, at = self._nodes.get(sha256(body).digest(), ("", 0.0))
+        return (name, time.monotonic() - at) if name else None
 
-        Raises `Refusal` where two engines died of it.
-        """
-        if not self._check(body):
-            yield lambda: None
+    def told(self, body: bytes, node: str, *, answered: bool) -> None:
+        """A node answered a request, or spoke of an engine's death with it."""
+        if not body or (answered and not self._nodes):
             return
-        await self._turn.acquire()
-        held = True
-
-        def begun() -> None:
-            nonlocal held
-            if held:
-                held = False
-                self._turn.release()
-
-        try:
-            self._check(body)  # an equal one may have ended an engine meanwhile
-            yield begun
-        finally:
-            begun()
-
-    def _check(self, body: bytes) -> bool:
-        """Whether it is suspected."""
-        if not self._deaths or not body:
-            return False
-        deaths, since = self._deaths.get(sha256(body).digest(), (0, 0.0))
-        if deaths > 1 and time.perf_counter() - since < _REFUSED_SECONDS:
-            raise Refusal("convicted:front")
-        return deaths == 1
-
-    def ended(self, request: RequestContext, *, died: bool) -> None:
-        """A request's end: it was answered, or an engine died while it had the request."""
-        if not request.body or not (died or self._deaths):
-            return
-        print_ = sha256(request.body).digest()
-        deaths, since = self._deaths.pop(print_, (0, 0.0))
-        if died:
-            again = not deaths or request.read > since
-            self._deaths[print_] = deaths + again, time.perf_counter()
-        if len(self._deaths) > _MOST_SUSPECTS:
-            del self._deaths[next(iter(self._deaths))]
+        digest = sha256(body).digest()
+        self._nodes.pop(digest, None)
+        if not answered:
+            self._nodes[digest] = node, time.monotonic()
+            if len(self._nodes) > _MOST_SUSPECTS:
+                del self._nodes[next(iter(self._nodes))]
 
 
 class Front(AsgiApp):
@@ -305,26 +280,24 @@ class Front(AsgiApp):
         request.read = time.perf_counter()
         leaves = asyncio.ensure_future(await_disconnect(receive, request, asyncio.current_task()))
         try:
-            async with self._suspects.alone(request.body) as begun:
-                await self._to_nodes(request, send, begun)
+            await self._to_nodes(request, send)
         finally:
             leaves.cancel()
             self._bodies.keep(-size, request.who)
 
-    async def _to_nodes(
-        self, request: RequestContext, send: Send, begun: Callable[[], None]
-    ) -> None:
+    async def _to_nodes(self, request: RequestContext, send: Send) -> None:
         """To one node after the other until one takes it; raises `Refusal` where none does."""
         avoid: list[Node] = []
         why, broke = Refusal("engine_unavailable:node", retry_after=5), False
-        while (node := self._least_busy(avoid)) is not None and len(avoid) < _MOST_NODES:
+        only = self._only_node(request.body)
+        while (node := self._least_busy(avoid, only)) is not None and len(avoid) < _MOST_NODES:
             if avoid:
                 self.metrics.count("retried_total")
             avoid.append(node)
             request.node = node.name
             node.outstanding += 1
             try:
-                await self._exchange(node, request, send, begun)
+                await self._exchange(node, request, send)
             except _Full as exc:
                 why = exc
             except Unreachable as exc:
@@ -332,7 +305,7 @@ class Front(AsgiApp):
             except _Broke as exc:
                 why = exc
                 if broke:
-                    self._suspects.ended(request, died=True)
+                    self._suspects.told(request.body, node.name, answered=False)
                     break
                 broke = True
             else:
@@ -341,13 +314,19 @@ class Front(AsgiApp):
                 node.outstanding -= 1
         raise why
 
-    def _least_busy(self, avoid: Sequence[Node]) -> Node | None:
+    def _only_node(self, body: bytes) -> str | None:
+        """The one node that may have a request that an engine died of; None for any."""
+        found = self._suspects.node_of(body)
+        node = self.nodes.get(found[0]) if found else None
+        waits = node is not None and (node.up or (found is not None and found[1] < _BACK_SECONDS))
+        return node.name if node is not None and waits else None
+
+    def _least_busy(self, avoid: Sequence[Node], only: str | None) -> Node | None:
         ready = (n for n in self.nodes.values() if n.up and not n.draining and n not in avoid)
+        ready = (n for n in ready if only is None or n.name == only)
         return min(ready, key=lambda node: node.load, default=None)
 
-    async def _exchange(
-        self, node: Node, request: RequestContext, send: Send, begun: Callable[[], None]
-    ) -> None:
+    async def _exchange(self, node: Node, request: RequestContext, send: Send) -> None:
         """Send it to one node, and pass on what comes.
 
         Raises `Unreachable` where no engine had it, `_Full`, or `_Broke` where the node had it.
@@ -364,9 +343,9 @@ class Front(AsgiApp):
             if response.status == 429:
                 raise _Full(response)
             if response.content_type == "text/event-stream":
-                await self._stream(response, request, send, begun)
+                await self._stream(response, node, request, send)
             else:
-                await self._whole(response, request, send)
+                await self._whole(response, node, request, send)
         except (Died, aiohttp.ClientError, OSError) as exc:
             node.doubt(str(exc))
             self.metrics.count("engine_failures_total", f"engine={node.name}")
@@ -381,11 +360,10 @@ class Front(AsgiApp):
                 response.close() if not response.content.at_eof() else response.release()
 
     async def _stream(
-        self, response: Response, request: RequestContext, send: Send, begun: Callable[[], None]
+        self, response: Response, node: Node, request: RequestContext, send: Send
     ) -> None:
         died, content = False, response.content
         data = await content.readany()
-        begun()
         outcome = await self._start(response, request, send)
         while data:
             died = died or _DIED in data
@@ -393,14 +371,16 @@ class Front(AsgiApp):
             await send({"type": "http.response.body", "body": data, "more_body": True})
             data = await content.readany()
         outcome.broken = died
-        self._suspects.ended(request, died=died)
+        self._suspects.told(request.body, node.name, answered=not died)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _whole(self, response: Response, request: RequestContext, send: Send) -> None:
+    async def _whole(
+        self, response: Response, node: Node, request: RequestContext, send: Send
+    ) -> None:
         body = await response.read()
-        died = response.status == 503 and _DIED in body
-        if died or response.status == 200:
-            self._suspects.ended(request, died=died)
+        suspected = response.status in (422, 503) and any(word in body for word in _SUSPECTED)
+        if suspected or response.status == 200:
+            self._suspects.told(request.body, node.name, answered=not suspected)
         request.out.append((b"content-length", b"%d" % len(body)))
         outcome = await self._start(response, request, send)
         outcome.bytes_out = len(body)
