@@ -15,6 +15,7 @@ from tests.support.gateway import plan_for
 from tests.waiting import auntil
 from turbofit.core.errors import UsageError
 from turbofit.core.process import locks
+from turbofit.gateway.routing import deny_file
 from turbofit.gateway.routing.deny_file import (
     DAY_SECONDS,
     DenyFile,
@@ -122,6 +123,20 @@ def test_a_file_that_cannot_be_written_costs_no_answer(tmp_path: Path) -> None:
     file.deny("a", 2, DAY_SECONDS, client=False)
     assert not file.write()
     assert (set(file.unwritten), file.of("a") is not None) == ({"a"}, True)
+
+
+def test_who_was_let_in_beside_a_full_disk_stays_let_in(monkeypatch) -> None:
+    file = refusing("a", "b")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(deny_file, "write_atomic", full)
+        assert file.pardon("a")
+    refusing("c")  # another gateway writes the file, with "a" in it
+    file.look_again()
+    assert sorted(file.denied) == ["b", "c"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everything")

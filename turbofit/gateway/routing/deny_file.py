@@ -121,6 +121,8 @@ class DenyFile:
         self.denied: dict[str, Denied] = {}
         #: Those of them which the file has not yet.
         self.unwritten: dict[str, Denied] = {}
+        #: Who was let in though the file could not be written.
+        self._let_in: set[str] = set()
         #: What is to be said of a file that could not be read.
         self.damage = ""
         self._seen = _NOTHING
@@ -137,6 +139,7 @@ class DenyFile:
         """Refuse it for so long; `write` writes that down."""
         now = time.time()
         one = Denied(name=name, since=now, until=now + seconds, deaths=deaths, client=client)
+        self._let_in.discard(name)
         if self.path is not None:
             self.unwritten[name] = one
         self.denied = dict([*self.denied.items(), (name, one)][-_MOST:])
@@ -161,8 +164,10 @@ class DenyFile:
         known = self.denied.pop(name, None) is not None
         self.unwritten.pop(name, None)
         if known and self.path is not None:
-            with suppress(OSError):
+            try:
                 self._change(gone=name)
+            except OSError:
+                self._let_in.add(name)
         return known
 
     def write(self) -> bool:
@@ -192,9 +197,8 @@ class DenyFile:
                 newest = sorted(kept.values(), key=lambda one: one.since)[-_MOST:]
                 write_atomic(self.path, to_json(_Page(denied=tuple(newest))), mode=0o600)
                 self._seen = _stamp(self.path)
-                later = {
-                    name: one for name, one in self.unwritten.items() if name not in (new or ())
-                }
+                waiting = tuple(self.unwritten.items())  # at once: the loop adds to it meanwhile
+                later = {name: one for name, one in waiting if name not in (new or ())}
                 self.denied = {one.name: one for one in newest} | later
         return known
 
@@ -215,7 +219,9 @@ class DenyFile:
                 os.replace(self.path, aside)
             self.damage = f"the list of refused requests is damaged ({exc}): it is {aside} now"
             return {}
-        return {one.name: one for one in page.denied if one.until > time.time()}
+        now = time.time()
+        kept = (one for one in page.denied if one.until > now and one.name not in self._let_in)
+        return {one.name: one for one in kept}
 
 
 def deny_path(plan: Plan, engine_version: str, *, pretend: bool = False) -> str | None:
