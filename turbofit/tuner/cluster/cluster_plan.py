@@ -394,8 +394,8 @@ def _sum(each: Sequence[Throughput | None]) -> Throughput | None:
         return None
     return replace(
         known[0],
-        requests_per_second=sum(one.requests_per_second for one in known),
-        output_tokens_per_second=sum(one.output_tokens_per_second for one in known),
+        requests_per_second=round(sum(one.requests_per_second for one in known), 4),
+        output_tokens_per_second=round(sum(one.output_tokens_per_second for one in known), 1),
         concurrent_requests=sum(one.concurrent_requests for one in known),
         seconds_to_first_token=max(one.seconds_to_first_token for one in known),
     )
