@@ -82,7 +82,7 @@ BUGS = (
         'ending.kind == "killed" or any_lost(uuids)', "any_lost(uuids)"),
     Bug("the next gateway knows no suspect", _ATTEMPT, ", deny_list=job.deny_list)", ")"),
     Bug("a death is noted once", "gateway/routing/engines.py",
-        "self.death is None or max(self.last_success, sent_at) > self.died_at",
+        "self.death is None or max(self.last_success, sent_at - _PAUSE) > self.died_at",
         "self.death is None"),
     # Supervisor, leases, disk, cards.
     Bug("an engine that waits is not started", _SUPERVISOR,

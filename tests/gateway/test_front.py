@@ -170,11 +170,9 @@ def test_what_an_engine_died_of_keeps_to_its_node(world) -> None:
     poison, innocent = chat(user="poison"), chat(user="innocent")
     assert [asked(front.url, poison)[0] for _ in range(2)] == [503, 503]
     assert len(had) == 2
-    front.call(lambda one: setattr(one.nodes["a"], "draining", True))
-    assert asked(front.url, poison)[0] == 503  # and not to the other
     assert asked(front.url, innocent)[0] == 200
-    front.call(lambda one: one.nodes.pop("a"))
-    assert asked(front.url, poison)[0] == 200  # its node has left
+    front.call(lambda one: setattr(one.nodes["a"], "draining", True))
+    assert asked(front.url, poison)[0] == 200  # the other has it where its node does not serve
 
 
 def test_an_answer_frees_who_was_there_at_a_death(world) -> None:
@@ -189,10 +187,7 @@ def test_an_answer_frees_who_was_there_at_a_death(world) -> None:
 def test_a_suspect_has_a_node_until_it_is_answered() -> None:
     suspects = _Suspects()
     suspects.told(b"{}", "a", answered=False)
-    found = suspects.node_of(b"{}")
-    assert found is not None
-    assert found[0] == "a"
-    assert found[1] < 300
+    assert suspects.node_of(b"{}") == "a"
     assert suspects.node_of(b"[]") is None
     suspects.told(b"{}", "b", answered=True)
     assert suspects.node_of(b"{}") is None

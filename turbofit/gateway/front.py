@@ -2,8 +2,8 @@
 
 Nodes hold requests to the plan; a front only asks for a key, chooses the node with the most
 capacity left and passes the answer on. A request that no engine had goes to another node; so does,
-once, one whose node itself broke off; one whose engine ended never does, and comes back to the same
-node. A node in doubt is out at once, and asked each second how it is.
+once, one whose node itself broke off; one whose engine ended never does, and goes to the same node
+when it comes again. A node in doubt is out at once, and asked each second how it is.
 """
 
 from __future__ import annotations
@@ -62,8 +62,6 @@ _PASSED: Final = frozenset(
 _DIED: Final = b'"engine_died"'
 #: What a node says of a request that an engine died of: it died now, it waits, it is refused.
 _SUSPECTED: Final = (_DIED, b'"suspect_waits"', b'"convicted"')
-#: How long a node may take to serve again before another may have what its engine died of.
-_BACK_SECONDS: Final = 300.0
 _MOST_SUSPECTS: Final = 4096
 
 
@@ -108,20 +106,18 @@ class Node:
 class _Suspects:
     """To which node a request goes that an engine died of, by the hash of its body.
 
-    It goes there again and nowhere else: the node's own list finds which of its requests ends
-    engines and refuses that one, and no other node loses an engine by it. An answer frees it. Where
-    the node is not back within five minutes, or has left, any node may have it.
+    It goes there again while that node serves: the node's own list finds which of its requests ends
+    engines and refuses that one. An answer frees it. Where the node does not serve, any node may
+    have it: so of nodes with one engine each may lose that engine, and no innocent waits or is
+    refused.
     """
 
     def __init__(self) -> None:
-        self._nodes: dict[bytes, tuple[str, float]] = {}
+        self._nodes: dict[bytes, str] = {}
 
-    def node_of(self, body: bytes) -> tuple[str, float] | None:
-        """The node's name, and how many seconds ago it spoke of the request."""
-        if not self._nodes or not body:
-            return None
-        name, at = self._nodes.get(sha256(body).digest(), ("", 0.0))
-        return (name, time.monotonic() - at) if name else None
+    def node_of(self, body: bytes) -> str | None:
+        """The node's name; None for a request that is not suspected."""
+        return self._nodes.get(sha256(body).digest()) if self._nodes and body else None
 
     def told(self, body: bytes, node: str, *, answered: bool) -> None:
         """A node answered a request, or spoke of an engine's death with it."""
@@ -130,7 +126,7 @@ class _Suspects:
         digest = sha256(body).digest()
         self._nodes.pop(digest, None)
         if not answered:
-            self._nodes[digest] = node, time.monotonic()
+            self._nodes[digest] = node
             if len(self._nodes) > _MOST_SUSPECTS:
                 del self._nodes[next(iter(self._nodes))]
 
@@ -289,8 +285,8 @@ class Front(AsgiApp):
         """To one node after the other until one takes it; raises `Refusal` where none does."""
         avoid: list[Node] = []
         why, broke = Refusal("engine_unavailable:node", retry_after=5), False
-        only = self._only_node(request.body)
-        while (node := self._least_busy(avoid, only)) is not None and len(avoid) < _MOST_NODES:
+        first = self._suspects.node_of(request.body)
+        while (node := self._least_busy(avoid, first)) is not None and len(avoid) < _MOST_NODES:
             if avoid:
                 self.metrics.count("retried_total")
             avoid.append(node)
@@ -314,17 +310,9 @@ class Front(AsgiApp):
                 node.outstanding -= 1
         raise why
 
-    def _only_node(self, body: bytes) -> str | None:
-        """The one node that may have a request that an engine died of; None for any."""
-        found = self._suspects.node_of(body)
-        node = self.nodes.get(found[0]) if found else None
-        waits = node is not None and (node.up or (found is not None and found[1] < _BACK_SECONDS))
-        return node.name if node is not None and waits else None
-
-    def _least_busy(self, avoid: Sequence[Node], only: str | None) -> Node | None:
+    def _least_busy(self, avoid: Sequence[Node], first: str | None) -> Node | None:
         ready = (n for n in self.nodes.values() if n.up and not n.draining and n not in avoid)
-        ready = (n for n in ready if only is None or n.name == only)
-        return min(ready, key=lambda node: node.load, default=None)
+        return min(ready, key=lambda node: (node.name != first, node.load), default=None)
 
     async def _exchange(self, node: Node, request: RequestContext, send: Send) -> None:
         """Send it to one node, and pass on what comes.
