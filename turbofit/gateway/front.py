@@ -20,21 +20,19 @@ import msgspec
 from turbofit.core.json_types import Document
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.accesslog import AccessLog
-from turbofit.gateway.http.app import await_disconnect, path_of
-from turbofit.gateway.http.asgi import AsgiApp, tell_bug
+from turbofit.gateway.http.asgi import AsgiApp, while_connected
 from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.connections import Connections, Networks
 from turbofit.gateway.http.guard import Keys, Origins
 from turbofit.gateway.http.metrics import Metrics
 from turbofit.gateway.http.refusals import Refusal, refusal_event
-from turbofit.gateway.http.routes import api_of, find_route, is_health
+from turbofit.gateway.http.routes import find_route, is_health
 from turbofit.gateway.routing.request_context import (
     CLIENT,
     CLIENT_KEY,
     RequestContext,
     answer,
     entry,
-    refuse,
     sent_headers,
 )  # fmt: skip
 from turbofit.gateway.routing.suspects import ForwardOutcome
@@ -146,11 +144,12 @@ class Front(AsgiApp):
         source: Callable[[], Sequence[NodeAddress]] | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self.config, self.metrics = config, Metrics()
+        super().__init__(Metrics(), Origins(config.allow_origins))
+        self.config = config
         self.connections = Connections(
             config.connection, Networks(config.trusted_proxies), self.metrics.count
         )
-        self._keys, self._origins = Keys(config.api_keys), Origins(config.allow_origins)
+        self._keys = Keys(config.api_keys)
         self._bodies, self._upstream = Bodies(_LARGEST, config), Upstream(tls=tls)
         self._log, self._source = log or (lambda _: None), source
         self._watchers: dict[str, asyncio.Task[None]] = {}
@@ -225,61 +224,40 @@ class Front(AsgiApp):
         told = [node.about.get("bytes_per_body") or 0 for node in self.nodes.values()]
         return max(told, default=0) or _LARGEST
 
-    async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
-        request = RequestContext(scope)
-        outcome = request.outcome = ForwardOutcome()
-        try:
-            await self._serve(request, scope, receive, send)
-        except Refusal as refusal:
-            request.reason = request.reason or refusal.reason
-            self.metrics.count("refused_total", f"reason={refusal.reason}")
-            await refuse(request, refusal, send)
-        except asyncio.CancelledError:
-            if not request.gone:
-                raise
-            self.metrics.count("disconnected_total")
-            request.reason = "disconnected"
-        except Exception as exc:  # noqa: BLE001 - a bug of ours must not kill a connection unsaid
-            request.reason = f"bug: {type(exc).__name__}"
-            if not outcome.started:
-                await refuse(request, Refusal("internal"), send)
-            tell_bug(exc)
-        finally:
-            request.status = outcome.status or request.status
-            path = request.route.path if request.route else ""
-            self.metrics.count("requests_total", f"route={path}", f"status={request.status}")
-            if path != "/health" or request.status != 200:
-                self._log(entry(request, path, outcome.first_byte))
-
     async def _serve(
-        self, request: RequestContext, scope: Message, receive: Receive, send: Send
+        self,
+        request: RequestContext,
+        path: bytes,
+        scope: Message,  # noqa: ARG002 - of `AsgiApp`
+        receive: Receive,
+        send: Send,
     ) -> None:
-        """Who may ask, and what; raises `Refusal` where they may not."""
-        raw_path = path_of(scope)
-        request.api = api_of(raw_path)
-        if request.method == "OPTIONS":
-            request.out += self._origins.preflight(request.headers)
-            await answer(request, send, 204, b"", "text/plain")
-            return
-        request.out += self._origins.check(request.headers)
-        if not is_health(raw_path):
+        request.outcome = ForwardOutcome()
+        if not is_health(path):
             request.key = self._keys.check(request.headers)
-        request.route = find_route(request.method, raw_path)
-        request.api = request.route.api
-        if request.route.kind in ("health", "metrics"):
-            await self._page(request, send, request.route.kind)
+        route = request.route = find_route(request.method, path)
+        request.api = route.api
+        if route.kind in ("health", "metrics"):
+            await self._page(request, send, route.kind)
             return
-        if request.route.method == "POST":
+        if route.method == "POST":
             request.body = await self._bodies.read(request.headers, receive, request.who)
         size = request.bytes_in = len(request.body)
         self._bodies.keep(size, request.who)
         request.read = time.perf_counter()
-        leaves = asyncio.ensure_future(await_disconnect(receive, request, asyncio.current_task()))
         try:
-            await self._to_nodes(request, send)
+            with while_connected(receive, request):
+                await self._to_nodes(request, send)
         finally:
-            leaves.cancel()
             self._bodies.keep(-size, request.who)
+
+    def _record(self, request: RequestContext) -> None:
+        outcome = request.outcome or ForwardOutcome()
+        request.status = outcome.status or request.status
+        path = request.route.path if request.route else ""
+        self.metrics.count("requests_total", f"route={path}", f"status={request.status}")
+        if path != "/health" or request.status != 200:
+            self._log(entry(request, path, outcome.first_byte))
 
     async def _to_nodes(self, request: RequestContext, send: Send) -> None:
         """To one node after the other until one takes it; raises `Refusal` where none does."""

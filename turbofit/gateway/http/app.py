@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.accesslog import AccessLog, trace_log
-from turbofit.gateway.http.asgi import AsgiApp, tell_bug
+from turbofit.gateway.http.asgi import AsgiApp, while_connected
 from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.connections import Connections, Networks
 from turbofit.gateway.http.guard import Keys, Origins
@@ -18,8 +17,7 @@ from turbofit.gateway.http.metrics import Metrics
 from turbofit.gateway.http.model_names import hold_name
 from turbofit.gateway.http.pages import health_page, metrics_page, names_page
 from turbofit.gateway.http.prepare import check_body, finish, hold, inlined, remote_urls, start
-from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.http.routes import api_of, find_route, is_health
+from turbofit.gateway.http.routes import find_route, is_health
 from turbofit.gateway.http.trace import TraceRecorder, request_size
 from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.limits.grammars import refuse_grammars
@@ -32,7 +30,7 @@ from turbofit.gateway.routing.deny_list import DenyList
 from turbofit.gateway.routing.engines import Affinity, RoutedEngine
 from turbofit.gateway.routing.fleet import Fleet
 from turbofit.gateway.routing.health import Monitor
-from turbofit.gateway.routing.request_context import RequestContext, answer, entry, refuse
+from turbofit.gateway.routing.request_context import RequestContext, entry
 from turbofit.gateway.routing.request_forwarder import RequestForwarder
 from turbofit.gateway.routing.upstream import Upstream
 
@@ -47,7 +45,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.engines import Chooser
     from turbofit.gateway.routing.outage import Outage
 
-__all__ = ["Gateway", "await_disconnect", "path_of"]
+__all__ = ["Gateway"]
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -75,9 +73,9 @@ class Gateway(AsgiApp):
         upstream: Upstream | None = None,
         deny_list: DenyList | None = None,
     ) -> None:
+        super().__init__(Metrics(), Origins(config.allow_origins), bounds)
         self.bounds, self.config = bounds, config
         self.fleet = Fleet(_engines(bounds, upstreams, config))
-        self.metrics = Metrics()
         self.connections = Connections(
             config.connection, Networks(config.trusted_proxies), self.metrics.count
         )
@@ -85,7 +83,6 @@ class Gateway(AsgiApp):
         trace = config.record_trace
         self._recorder = None if trace is None else TraceRecorder(trace_log(trace))
         self._keys = Keys(config.api_keys, config.front_keys)
-        self._origins = Origins(config.allow_origins)
         self._bodies = Bodies(bounds.limits.bytes_per_body, config)
         self._fetcher = fetcher or MediaFetcher(config.allowed_media_domains)
         self._films, self._resizer = VideoInspector(), Resizer()
@@ -165,58 +162,33 @@ class Gateway(AsgiApp):
         if isinstance(self._log, AccessLog):
             self._log.close()
 
-    async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
-        request = RequestContext(scope, self.bounds)
-        disconnect_task: asyncio.Task[None] | None = None
-        try:
-            raw_path = path_of(scope)
-            request.api = api_of(raw_path)
-            if request.method == "OPTIONS":
-                request.out += self._origins.preflight(request.headers)
-                await answer(request, send, 204, b"", "text/plain")
-                return
-            request.out += self._origins.check(request.headers)
-            if not is_health(raw_path):
-                # Before the route: strangers learn nothing of what exists.
-                request.key = self._keys.check(request.headers)
-                if self._keys.of_front(request.headers):
-                    request.is_of_front()
-                    self.connections.apart(scope["turbofit.connection"])
-            request.route = find_route(request.method, raw_path)
-            request.api = request.route.api
-            if request.route.kind in ("health", "metrics"):
-                await self._gateway_page(request, send, request.route.kind)
-                return
-            if request.route.kind == "models" and self.config.names:
-                await names_page(request, send, self.config.names)
-                return
-            if request.route.method == "POST":
-                self.deny_list.check_client(request.who)
-                request.body = await self._bodies.read(request.headers, receive, request.who)
-            request.bytes_in, request.read = len(request.body), time.perf_counter()
-            self._bodies.keep(request.bytes_in, request.who)
-            disconnect_task = asyncio.ensure_future(
-                await_disconnect(receive, request, asyncio.current_task())
-            )
+    async def _serve(
+        self, request: RequestContext, path: bytes, scope: Message, receive: Receive, send: Send
+    ) -> None:
+        if not is_health(path):
+            # Before the route: strangers learn nothing of what exists.
+            request.key = self._keys.check(request.headers)
+            if self._keys.of_front(request.headers):
+                request.is_of_front()
+                self.connections.apart(scope["turbofit.connection"])
+        route = request.route = find_route(request.method, path)
+        request.api = route.api
+        if route.kind in ("health", "metrics"):
+            await self._gateway_page(request, send, route.kind)
+            return
+        if route.kind == "models" and self.config.names:
+            await names_page(request, send, self.config.names)
+            return
+        if route.method == "POST":
+            self.deny_list.check_client(request.who)
+            request.body = await self._bodies.read(request.headers, receive, request.who)
+        request.bytes_in, request.read = len(request.body), time.perf_counter()
+        self._bodies.keep(request.bytes_in, request.who)
+        with while_connected(receive, request):
             try:
                 await self._pass_on(request, send)
             finally:
                 self._forwarder.forget(request)
-        except Refusal as refusal:
-            await self._refuse(request, refusal, send)
-        except asyncio.CancelledError:
-            if not request.gone:
-                raise
-            self.metrics.count("disconnected_total")
-            request.reason = "disconnected"
-        except Exception as exc:  # noqa: BLE001 - a bug of ours must not kill a connection unsaid
-            request.reason = f"bug: {type(exc).__name__}"
-            await self._refuse(request, Refusal("internal"), send)
-            tell_bug(exc)
-        finally:
-            if disconnect_task is not None:
-                disconnect_task.cancel()
-            self._record(request)
 
     async def _pass_on(self, request: RequestContext, send: Send) -> None:
         """Hold the request to the plan, and forward it to an engine."""
@@ -290,14 +262,6 @@ class Gateway(AsgiApp):
                 self.deny_list,
             )
 
-    async def _refuse(self, request: RequestContext, refusal: Refusal, send: Send) -> None:
-        request.reason = request.reason or refusal.reason
-        self.metrics.count("refused_total", f"reason={refusal.reason}")
-        _LOG.debug("request %s is refused: %s", request.id, request.reason)
-        if request.outcome is not None and request.outcome.started:
-            return
-        await refuse(request, refusal, send)
-
     def _record(self, request: RequestContext) -> None:
         """One line of the log, and the counters."""
         prepared, outcome = request.prepared, request.outcome
@@ -335,24 +299,6 @@ def _engines(bounds: Bounds, upstreams: Sequence[str], config: GatewayConfig) ->
         )
         for number, (url, share) in enumerate(zip(upstreams, shares, strict=True))
     ]
-
-
-async def await_disconnect(
-    receive: Receive, request: RequestContext, task: asyncio.Task[Any] | None
-) -> None:
-    """End the request when its client goes away."""
-    while True:
-        if (await receive())["type"] == "http.disconnect":
-            request.gone = True
-            if task is not None:
-                task.cancel()
-            return
-
-
-def path_of(scope: Message) -> bytes:
-    """The path as it was sent, without the query."""
-    raw: bytes = scope.get("raw_path") or scope["path"].encode()
-    return raw.partition(b"?")[0]
 
 
 def _joined(lowered: Sequence[str]) -> bytes:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from turbofit.core.process.log import LazyLogger
-from turbofit.gateway.http.asgi import AsgiApp, tell_bug
+from turbofit.gateway.http.asgi import AsgiApp
 from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.connections import Connections, Networks
 from turbofit.gateway.http.guard import Keys, Origins
@@ -22,9 +22,9 @@ from turbofit.gateway.http.metrics import Metrics
 from turbofit.gateway.http.model_names import no_such_model
 from turbofit.gateway.http.pages import models_document
 from turbofit.gateway.http.refusals import Refusal, ending
-from turbofit.gateway.http.routes import api_of, find_route, is_health
+from turbofit.gateway.http.routes import find_route, is_health
 from turbofit.gateway.models.model_pages import cards_of, health_document, metrics_text
-from turbofit.gateway.routing.request_context import RequestContext, answer, refuse
+from turbofit.gateway.routing.request_context import RequestContext, answer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,17 +65,16 @@ class ModelsGateway(AsgiApp):
         *,
         wait: float,
     ) -> None:
+        largest = max(bounds, key=lambda one: one.limits.bytes_per_body)
+        super().__init__(Metrics(), Origins(config.allow_origins), largest)
         self.models = {model.name: model for model in models}
         self._named_models = {name: model for model in models for name in model.names}
         self.config, self._wait = config, wait
-        self._bounds = max(bounds, key=lambda one: one.limits.bytes_per_body)
-        self.metrics = Metrics()
         self.connections = Connections(
             config.connection, Networks(config.trusted_proxies), self.metrics.count
         )
         self._keys = Keys(config.api_keys, config.front_keys)
-        self._origins = Origins(config.allow_origins)
-        self._bodies = Bodies(self._bounds.limits.bytes_per_body, config)
+        self._bodies = Bodies(largest.limits.bytes_per_body, config)
         self._ending = False
         #: Whether those that start at once were ready.
         self.opened = False
@@ -102,54 +101,27 @@ class ModelsGateway(AsgiApp):
                 model.detach(gateway)
                 await gateway.shutdown()
 
-    async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
-        request = RequestContext(scope, self._bounds)
-        gone: asyncio.Future[Message] | None = None
-        try:
-            model, body = await self._named(request, scope, receive, send)
-            if model is None:
-                return
-            gone = asyncio.ensure_future(_disconnect(receive))
-            await self._hand_over(model, request, body, (scope, gone, send))
-        except Refusal as refusal:
-            self.metrics.count("refused_total", f"reason={refusal.reason}")
-            _LOG.debug("request %s is refused: %s", request.id, refusal.reason)
-            await refuse(request, refusal, send)
-        except Exception as exc:  # noqa: BLE001 - a bug of ours must not kill a connection unsaid
-            await refuse(request, Refusal("internal"), send)
-            tell_bug(exc)
-        finally:
-            if gone is not None:
-                gone.cancel()
-
-    async def _named(
-        self, request: RequestContext, scope: Message, receive: Receive, send: Send
-    ) -> tuple[ServedModel | None, bytes]:
-        """The model that a request is for, and its body; None where it was answered here.
-
-        Raises:
-            Refusal: it may not, there is no such route, or no such model.
-        """
-        raw_path = (scope.get("raw_path") or scope["path"].encode()).partition(b"?")[0]
-        request.api = api_of(raw_path)
-        if request.method == "OPTIONS":
-            request.out += self._origins.preflight(request.headers)
-            await answer(request, send, 204, b"", "text/plain")
-            return None, b""
-        request.out += self._origins.check(request.headers)
-        if not is_health(raw_path):
+    async def _serve(
+        self, request: RequestContext, path: bytes, scope: Message, receive: Receive, send: Send
+    ) -> None:
+        if not is_health(path):
             request.key = self._keys.check(request.headers)
         elif self.config.api_keys:
             # Names and causes are for those who have a key.
             with suppress(Refusal):
                 request.key = self._keys.check(request.headers)
-        route = find_route(request.method, raw_path)
+        route = find_route(request.method, path)
         request.api = route.api
         if route.method != "POST":
             await self._page(request, route, send)
-            return None, b""
+            return
         body = await self._bodies.read(request.headers, receive, request.who)
-        return self._find(body), body
+        model = self._find(body)
+        gone = asyncio.ensure_future(_disconnect(receive))
+        try:
+            await self._hand_over(model, request, body, (scope, gone, send))
+        finally:
+            gone.cancel()
 
     async def _hand_over(
         self,
