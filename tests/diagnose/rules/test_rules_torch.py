@@ -6,7 +6,10 @@ import pytest
 
 from tests.diagnose.conftest import explain
 from tests.diagnose.rules.test_rules_versions import TRACE, frame
+from turbofit.diagnose.rules.rules_torch import phase_of
+from turbofit.observe.log_events import PythonFrame
 
+SITE = "/venv/site-packages/"
 SAID = (
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 8.37 GiB. GPU 0 has a total"
     " capacity of 11.62 GiB of which 7.06 GiB is free. Including non-PyTorch memory, this process"
@@ -95,3 +98,44 @@ def test_a_program_is_told_of_its_own_options(
     assert (found.kind, found.phase) == ("out_of_memory", phase)
     assert any(option in one for one in found.changes)
     assert not any("cache_max_entry_count" in one for one in found.changes)
+
+
+@pytest.mark.parametrize(
+    ("phase", "frames"),
+    [
+        ("vision", [("lmdeploy/vl/engine.py", "forward", "")]),
+        ("weights", [("lmdeploy/vl/model/builder.py", "load_vl_model", "")]),
+        ("vision", [("x/modeling_qwen2_5_vl.py", "forward", "torch.matmul(q, k.transpose(1, 2))")]),
+        ("text", [("x/modeling_qwen2_5_vl.py", "forward", "torch.matmul(q, k.transpose(2, 3))")]),
+        ("warm-up", [("vllm/engine/llm_engine.py", "_initialize_kv_caches", ""),
+                     ("vllm/worker/worker.py", "determine_num_available_blocks", ""),
+                     ("vllm/model_executor/models/clip.py", "forward", "")]),
+        ("cache", [("vllm/engine/llm_engine.py", "_initialize_kv_caches", ""),
+                   ("vllm/worker/cache_engine.py", "_allocate_kv_cache", "")]),
+        ("cache", [("lmdeploy/pytorch/engine/engine.py", "from_pretrained", ""),
+                   ("lmdeploy/pytorch/engine/model_agent/agent.py", "build_cache_engine", "")]),
+        ("warm-up", [("lmdeploy/pytorch/engine/engine.py", "from_pretrained", ""),
+                     ("lmdeploy/pytorch/engine/model_agent/agent.py", "_warmup_prefill", ""),
+                     ("lmdeploy/pytorch/strategies/base/model_inputs.py", "make_dummy_inputs",
+                      "input_ids = torch.randint(0, vocab_size, (")]),
+        ("weights", [("transformers/modeling_utils.py", "from_pretrained", ""),
+                     ("transformers/modeling_utils.py", "caching_allocator_warmup", "")]),
+        ("unknown", [("torch/nn/modules/linear.py", "forward", "F.linear(input, self.weight)")]),
+        ("weights", [("torch/nn/modules/module.py", "convert", "t.to(device)")]),
+        ("unknown", []),
+    ],
+)  # fmt: skip
+def test_phases(phase: str, frames: list[tuple[str, str, str]]) -> None:
+    stack = tuple(PythonFrame(path=SITE + path, function=f, code=code) for path, f, code in frames)
+    assert phase_of(stack) == phase
+
+
+def test_a_program_s_name_says_nothing() -> None:
+    program = "/data/my_vision_demo.py"
+    stack = [
+        PythonFrame(path=program, function="<module>"),
+        PythonFrame(path=program, function="go"),
+    ]
+    assert phase_of(tuple(stack)) == "unknown"
+    windows = PythonFrame(path="C:\\site-packages\\x\\modeling_intern_vit.py", function="forward")
+    assert phase_of((windows,)) == "vision"

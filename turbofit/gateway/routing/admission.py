@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Final
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.routing.engines import least_busy
 from turbofit.gateway.routing.fleet import Fleet
-from turbofit.gateway.routing.impossible import impossible
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from turbofit.gateway.limits.cost import Cost
+    from turbofit.gateway.limits.gate import EngineCapacity
     from turbofit.gateway.routing.engines import Chooser, RoutedEngine
     from turbofit.gateway.routing.suspects import Turn
 
@@ -316,7 +316,7 @@ class Admission:
 
     def _hopeless(self, cost: Cost) -> Refusal | None:
         """Why it need not wait any longer, as the engines are now."""
-        return impossible(self._fleet.sizes, cost) if self._fleet.open else dead(self._fleet)
+        return _impossible(self._fleet.sizes, cost) if self._fleet.open else dead(self._fleet)
 
     def _busy(self, turn: Turn | None, why: str) -> Refusal:
         if turn is not None:
@@ -332,6 +332,23 @@ def _less(cost: Cost, full: Cost) -> bool:
         or cost.tokens < full.tokens
         or cost.copies < full.copies
     )
+
+
+def _impossible(sizes: Collection[EngineCapacity], cost: Cost) -> Refusal | None:
+    """What to say of a request that fits no engine, even where it has no other; None where it fits.
+
+    Args:
+        sizes: of the engines.
+        cost: the request's.
+    """
+    if any(size.holds(cost) for size in sizes):
+        return None
+    wide = [size for size in sizes if size.units is None or cost.units <= size.units]
+    if not wide:
+        widest = max(size.units for size in sizes if size.units is not None)
+        return Refusal("units_over_limit", units=cost.units, widest=widest)
+    most = max(size.host_bytes for size in wide if size.host_bytes is not None)
+    return Refusal("images_over_limit", size=cost.host_bytes, most=most)
 
 
 def dead(fleet: Fleet) -> Refusal:

@@ -178,8 +178,7 @@ class Monitor:
                 request.abort(died=True, stuck=True)
             engine.doubtful = found
         finally:
-            if self._examining.get(engine) is asyncio.current_task():
-                del self._examining[engine]
+            del self._examining[engine]
 
     async def _load(self, engine: RoutedEngine) -> EngineLoad | None:
         """What an engine says of itself, where it does."""
@@ -208,11 +207,7 @@ class Monitor:
         except (asyncio.TimeoutError, TimeoutError):
             works = False
         finally:
-            mine = self._asking.get(engine) is asyncio.current_task()
-            if mine:
-                del self._asking[engine]
-        if not mine:
-            return  # forgotten meanwhile
+            del self._asking[engine]
         if works or (engine.up and engine.last_success > began):
             self._bring_back(engine)
             return

@@ -607,20 +607,16 @@ class Pytorch(Engine):
     options_over_nodes: ClassVar[Mapping[str, object]] = {"distributed_executor_backend": "ray"}
 
     def __init__(self, version: str) -> None:
-
         super().__init__(version)
         self.constants = load_constants(version)
 
     def account(self, launch: EngineLaunch) -> Account:
-
         return PytorchAccount(launch, self.constants)
 
     def tp_problem(self, model: Model, tp: int) -> str | None:
-
         return tp_problem(model, tp)
 
     def problem(self, launch: EngineLaunch) -> str | None:
-
         problem = settings_problem(launch.settings)
         problem = problem or checkpoint_problem(launch.model, launch.settings)
         problem = problem or cache_problem(launch.model, launch.settings)
@@ -633,15 +629,12 @@ class Pytorch(Engine):
         return missing_kernels(launch)
 
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
-
         return engine_bound(rule, vision_load, settings)
 
     def block_bytes(self, model: Model, settings: Settings) -> int:
-
         return block_bytes(model.text, settings)
 
     def traffic(self, model: Model, tp: int) -> WeightTraffic:
-
         classes = weight_classes(model, tp)
         for unread in ("audio", "forgotten"):
             classes.pop(unread, 0)
