@@ -24,22 +24,22 @@ BUDGETS = {
     "machine": 2_825,
     "kernels": 705,
     "model": 7_010,
-    "memory": 7_420,
+    "memory": 7_415,
     "tuner": 5_905,
     "planning": 4_100,  # the list of checks came from diagnose and launch, which pay
     "observe": 1_655,  # the readers of logs came from diagnose, which pays
     "pretend": 2_425,
     "rehearse": 5_460,
-    "gateway": 10_825,
+    "gateway": 10_790,
     "load": 1_240,
     "launch": 12_520,
     "batch": 2_425,
-    "diagnose": 3_860,
+    "diagnose": 3_850,
     "report": 6_585,
     "cli": 7_185,
     "turbofit": 305,
-    "tests": 67_645,  # what a review of the cluster found
-    "tests/support": 2_010,
+    "tests": 67_620,  # what a review of the cluster found
+    "tests/support": 2_020,
     "bench": 16_780,
 }
 #: A budget that is further above what it allows for than this is lowered.
@@ -49,7 +49,7 @@ FRAGMENT_LINES = 80
 #: Where a registry chooses a module by its name, or docs/adding.md tells people to add one.
 REGISTRIES = {"model/families", "core/images", "cli/commands"}
 #: How many there are elsewhere. It only falls.
-MOST_FRAGMENTS = 9
+MOST_FRAGMENTS = 7
 
 
 def _lines(path: Path) -> int:

@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 import pytest
 from msgspec.structs import replace
 
-from tests.gateway.test_server import Engine, asked, config
+from tests.gateway.test_server import Engine, asked, config, leave_amid_a_stream
 from tests.support.gateway import CHAT, chat, plan_for
 from tests.waiting import HANG, until
 from turbofit.gateway.front import Front, Node, NodeAddress, _Suspects
@@ -197,18 +197,7 @@ def test_a_client_that_leaves_stops_the_nodes_engine(world) -> None:
     address, engine, _ = world.node("a")
     _, front = world.front(address)
     world.up(front, 1)
-    host, _, port = front.url.rpartition("//")[2].partition(":")
-    client = socket.create_connection((host, int(port)), timeout=HANG)
-    body = json.dumps(chat(stream=True, max_tokens=500)).encode()
-    client.sendall(
-        f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\n\r\n".encode()
-        + body
-    )
-    read = b""
-    while read.count(b"data: {}") < 3:
-        read += client.recv(1 << 16)
-    client.close()
+    leave_amid_a_stream(front.url, b"data: {}", 3)
     assert engine.left.wait(HANG)
 
 

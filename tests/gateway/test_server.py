@@ -167,22 +167,27 @@ def test_chunks_arrive_as_they_are_sent(engine) -> None:
         connection.close()
 
 
+def leave_amid_a_stream(url: str, word: bytes, times: int) -> None:
+    """A client that goes away once its stream has had a word so many times."""
+    host, _, port = url.rpartition("//")[2].partition(":")
+    client = socket.create_connection((host, int(port)), timeout=HANG)
+    body = json.dumps(chat(stream=True, max_tokens=500)).encode()
+    client.sendall(
+        f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\n\r\n".encode()
+        + body
+    )
+    seen = b""
+    while seen.count(word) < times:
+        part = client.recv(1 << 16)
+        assert part
+        seen += part
+    client.close()
+
+
 def test_a_client_that_leaves_stops_the_engine(engine) -> None:
     with GatewayThread(make_gateway(plan_for(), [engine.url], config())) as gateway:
-        host, _, port = gateway.url.rpartition("//")[2].partition(":")
-        client = socket.create_connection((host, int(port)), timeout=HANG)
-        body = json.dumps(chat(stream=True, max_tokens=500)).encode()
-        client.sendall(
-            f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\n\r\n".encode()
-            + body
-        )
-        seen = b""
-        while b"data: " not in seen:
-            part = client.recv(4096)
-            assert part
-            seen += part
-        client.close()
+        leave_amid_a_stream(gateway.url, b"data: ", 1)
         assert engine.left.wait(HANG)
 
 

@@ -9,11 +9,15 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["CUDA_PATH", "HANG", "REPO", "STANDIN", "Child", "alive", "free_port", "gone", "pids"]
+__all__ = [
+    "CUDA_PATH", "HANG", "REPO", "STANDIN", "Child", "alive", "free_port", "gone", "pids",
+    "put_for_python",
+]  # fmt: skip
 
 REPO: Final = Path(__file__).resolve().parents[2]
 STANDIN: Final = Path(__file__).with_name("standin")
@@ -130,3 +134,11 @@ def pids(child: Any, name: str = "") -> list[int]:
         for line in child.lines
         if "(process " in line and name in line
     ]
+
+
+def put_for_python(folder: Path, monkeypatch: Any, script: str) -> None:
+    """Let a shell script run wherever this process starts ``sys.executable``."""
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(path))

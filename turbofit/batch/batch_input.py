@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from array import array
 from codecs import BOM_UTF8
-from collections.abc import Iterator
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from turbofit.batch.batch_spec import BatchSpec
-    from turbofit.batch.item import BatchItem
 
 __all__ = ["SeenNames", "Survey", "open_input", "pending"]
 

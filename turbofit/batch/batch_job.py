@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from turbofit.batch.batch_spec import BatchSpec, BatchTarget
     from turbofit.batch.item import BatchLine
-    from turbofit.batch.output_file import OutputFile
 
 __all__ = ["BatchJob", "BatchListener", "BatchProgress", "BatchResult"]
 

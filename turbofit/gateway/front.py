@@ -20,7 +20,7 @@ import msgspec
 from turbofit.core.json_types import Document
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.accesslog import AccessLog
-from turbofit.gateway.http.asgi import AsgiApp, while_connected
+from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.connections import Connections, Networks
 from turbofit.gateway.http.guard import Keys, Origins

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.support.processes import put_for_python
 from tests.waiting import until
 from turbofit.launch.cluster import node as module
 from turbofit.launch.cluster.node import NodeActor
@@ -32,13 +33,7 @@ def serve_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         monkeypatch.delenv(name)
 
-    def put(script: str) -> None:
-        path = tmp_path / "python"
-        path.write_text(f"#!/bin/sh\n{script}\n")
-        path.chmod(0o755)
-        monkeypatch.setattr(sys, "executable", str(path))
-
-    yield put
+    yield partial(put_for_python, tmp_path, monkeypatch)
     while ACTORS:
         ACTORS.pop()._gone.set()
     for found in (tmp_path / "state").rglob("server.json"):

@@ -4,13 +4,14 @@ import json
 import os
 import re
 import signal
-import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.support.processes import put_for_python
 from tests.waiting import HANG
 from turbofit.cli.main import main
 from turbofit.launch.engine.proc import start_time
@@ -25,14 +26,7 @@ def state_of_this_test_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def serve_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What runs in the place of ``python -m turbofit serve …``."""
-
-    def put(script: str) -> None:
-        path = tmp_path / "python"
-        path.write_text(f"#!/bin/sh\n{script}\n")
-        path.chmod(0o755)
-        monkeypatch.setattr(sys, "executable", str(path))
-
-    return put
+    return partial(put_for_python, tmp_path, monkeypatch)
 
 
 def test_it_returns_once_the_address_is_open_and_the_server_stays(serve_is, capsys) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.accesslog import AccessLog, trace_log
-from turbofit.gateway.http.asgi import AsgiApp, while_connected
+from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.connections import Connections, Networks
 from turbofit.gateway.http.guard import Keys, Origins

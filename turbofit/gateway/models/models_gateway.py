@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from turbofit.core.process.log import LazyLogger
-from turbofit.gateway.http.asgi import AsgiApp
+from turbofit.gateway.http.asgi_app import AsgiApp
 from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.connections import Connections, Networks
 from turbofit.gateway.http.guard import Keys, Origins

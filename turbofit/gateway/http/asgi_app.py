@@ -1,0 +1,138 @@
+"""What every ASGI app of a gateway does with a request, whatever it then does with its content."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.process.log import LazyLogger
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.http.routes import api_of
+from turbofit.gateway.routing.request_context import RequestContext, answer, refuse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from turbofit.gateway.http.asgi import Message, Receive, Send
+    from turbofit.gateway.http.guard import Origins
+    from turbofit.gateway.http.metrics import Metrics
+    from turbofit.gateway.limits.request_limits import Bounds
+
+__all__ = ["AsgiApp", "while_connected"]
+
+_LOG: Final = LazyLogger(__name__)
+
+
+class AsgiApp(ABC):
+    """An ASGI app of HTTP requests alone.
+
+    Subclasses provide: `_serve`, `startup`, `shutdown`; those that keep a record also `_record`.
+
+    Args:
+        metrics: counts refusals and clients that left.
+        origins: which pages of browsers may ask.
+        bounds: what requests are held to; None at a front.
+    """
+
+    def __init__(self, metrics: Metrics, origins: Origins, bounds: Bounds | None = None) -> None:
+        self.metrics, self._origins, self._held_to = metrics, origins, bounds
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            with suppress(asyncio.CancelledError):  # at the server's end, which has told its client
+                await self._http(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})
+
+    @abstractmethod
+    async def startup(self) -> None:
+        """The server begins."""
+
+    @abstractmethod
+    async def shutdown(self) -> None:
+        """The server has ended."""
+
+    @abstractmethod
+    async def _serve(
+        self, request: RequestContext, path: bytes, scope: Message, receive: Receive, send: Send
+    ) -> None:
+        """Answer a request whose origin may ask; raises `Refusal` where the answer is no."""
+
+    def _record(self, request: RequestContext) -> None:  # noqa: B027 - not every app keeps one
+        """Write down a request that has ended."""
+
+    async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
+        request = RequestContext(scope, self._held_to)
+        try:
+            path = (scope.get("raw_path") or scope["path"].encode()).partition(b"?")[0]
+            request.api = api_of(path)
+            if request.method == "OPTIONS":
+                request.out += self._origins.preflight(request.headers)
+                await answer(request, send, 204, b"", "text/plain")
+                return
+            request.out += self._origins.check(request.headers)
+            await self._serve(request, path, scope, receive, send)
+        except Refusal as refusal:
+            await self._refuse(request, refusal, send)
+        except asyncio.CancelledError:
+            if not request.gone:
+                raise
+            self.metrics.count("disconnected_total")
+            request.reason = "disconnected"
+        except Exception as exc:  # noqa: BLE001 - a bug of ours must not kill a connection unsaid
+            request.reason = f"bug: {type(exc).__name__}"
+            await self._refuse(request, Refusal("internal"), send)
+            _tell_bug(exc)
+        finally:
+            self._record(request)
+
+    async def _refuse(self, request: RequestContext, refusal: Refusal, send: Send) -> None:
+        request.reason = request.reason or refusal.reason
+        self.metrics.count("refused_total", f"reason={refusal.reason}")
+        _LOG.debug("request %s is refused: %s", request.id, request.reason)
+        if request.outcome is None or not request.outcome.started:
+            await refuse(request, refusal, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await self.startup()
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await self.shutdown()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+
+@contextmanager
+def while_connected(receive: Receive, request: RequestContext) -> Iterator[None]:
+    """End what is done for a request when its client goes away."""
+    watch = asyncio.ensure_future(_await_disconnect(receive, request, asyncio.current_task()))
+    try:
+        yield
+    finally:
+        watch.cancel()
+
+
+async def _await_disconnect(
+    receive: Receive, request: RequestContext, task: asyncio.Task[Any] | None
+) -> None:
+    while True:
+        if (await receive())["type"] == "http.disconnect":
+            request.gone = True
+            if task is not None:
+                task.cancel()
+            return
+
+
+def _tell_bug(exc: BaseException) -> None:
+    """Hand a bug of turbofit to the loop's handler, which shows a traceback."""
+    loop = asyncio.get_running_loop()
+    loop.call_exception_handler({"message": "a bug in turbofit's gateway", "exception": exc})
