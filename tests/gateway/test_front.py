@@ -7,6 +7,7 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from types import SimpleNamespace
 
 import pytest
 from msgspec.structs import replace
@@ -14,6 +15,7 @@ from msgspec.structs import replace
 from tests.gateway.test_server import Engine, asked, config, leave_amid_a_stream
 from tests.support.gateway import CHAT, chat, plan_for
 from tests.waiting import HANG, until
+from turbofit.gateway import front as module
 from turbofit.gateway.front import Front, Node, NodeAddress, _Suspects
 from turbofit.gateway.server import make_gateway
 from turbofit.gateway.thread import GatewayThread
@@ -191,6 +193,17 @@ def test_a_suspect_has_a_node_until_it_is_answered() -> None:
     assert suspects.node_of(b"[]") is None
     suspects.told(b"{}", "b", answered=True)
     assert suspects.node_of(b"{}") is None
+
+
+def test_a_suspect_that_does_not_come_again_is_one_for_an_hour(monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    suspects = _Suspects()
+    suspects.told(b"{}", "a", answered=False)
+    now[0] = 1800.0
+    suspects.told(b"[]", "b", answered=False)
+    now[0] = 3601.0
+    assert (suspects.node_of(b"{}"), suspects.node_of(b"[]")) == (None, "b")
 
 
 def test_a_client_that_leaves_stops_the_nodes_engine(world) -> None:

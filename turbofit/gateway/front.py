@@ -1,9 +1,9 @@
 """A front before nodes that each run `turbofit serve`: it knows them as engines with a capacity.
 
-Nodes hold requests to the plan; a front only asks for a key, chooses the node with the most
-capacity left and passes the answer on. A request that no engine had goes to another node; so does,
-once, one whose node itself broke off; one whose engine ended never does, and goes to the same node
-when it comes again. A node in doubt is out at once, and asked each second how it is.
+Nodes hold requests to the plan. A front checks the key, chooses the node with the most capacity
+left, and passes the answer on. It sends a request to another node where no engine had it, and once
+where the node itself broke off, but never where an engine ended with it. A node in doubt gets no
+new requests until its health page says that it serves; the front asks for it each second.
 """
 
 from __future__ import annotations
@@ -61,10 +61,12 @@ _DIED: Final = b'"engine_died"'
 #: What a node says of a request that an engine died of: it died now, it waits, it is refused.
 _SUSPECTED: Final = (_DIED, b'"suspect_waits"', b'"convicted"')
 _MOST_SUSPECTS: Final = 4096
+#: As long as a node suspects a request.
+_SUSPECT_SECONDS: Final = 3600.0
 
 
 class NodeAddress(Struct):
-    """Where a node is: its own name for good, its URL, the key that it trusts a front by."""
+    """Where a node is: a name that stays, its URL, and the key by which it trusts a front."""
 
     name: str
     url: str
@@ -73,7 +75,7 @@ class NodeAddress(Struct):
 
 
 class Node:
-    """One node as a front knows it; ``capacity`` are the requests that it runs at once."""
+    """One node as a front knows it; ``capacity`` is how many requests it runs at once."""
 
     def __init__(self, address: NodeAddress) -> None:
         self.name, self.url, self.key = address.name, address.url.rstrip("/"), address.key
@@ -84,7 +86,7 @@ class Node:
 
     @property
     def load(self) -> float:
-        """Its share of what it takes that would be taken with one more request."""
+        """The share of its capacity that is taken after one more request."""
         return (self.outstanding + 1) / self.capacity
 
     def doubt(self, why: str) -> None:
@@ -93,7 +95,7 @@ class Node:
         self.doubted.set()
 
     def heard(self, status: int, page: Document) -> None:
-        """Its health page."""
+        """Take over what its health page says."""
         self.about = page
         engines, up = page.get("engines") or 1, page.get("up") or 0
         self.up = status == 200 and not page.get("draining")
@@ -102,20 +104,25 @@ class Node:
 
 
 class _Suspects:
-    """To which node a request goes that an engine died of, by the hash of its body.
+    """The node at which an engine ended with a request, by the hash of the request's body.
 
-    It goes there again while that node serves: the node's own list finds which of its requests ends
-    engines and refuses that one. An answer frees it. Where the node does not serve, any node may
-    have it: so of nodes with one engine each may lose that engine, and no innocent waits or is
-    refused.
+    The request goes to that node again while the node serves: the node's own list finds the request
+    that ends engines, and refuses it. An answer clears a request, and so does an hour. Where the
+    node does not serve, another node gets the request. So no innocent request waits or is refused,
+    but each node with a single engine may lose that engine.
     """
 
     def __init__(self) -> None:
-        self._nodes: dict[bytes, str] = {}
+        #: With when the node told of it, the oldest first.
+        self._nodes: dict[bytes, tuple[str, float]] = {}
 
     def node_of(self, body: bytes) -> str | None:
         """The node's name; None for a request that is not suspected."""
-        return self._nodes.get(sha256(body).digest()) if self._nodes and body else None
+        since = time.monotonic() - _SUSPECT_SECONDS
+        while self._nodes and next(iter(self._nodes.values()))[1] < since:
+            del self._nodes[next(iter(self._nodes))]
+        found = self._nodes.get(sha256(body).digest()) if self._nodes and body else None
+        return found[0] if found else None
 
     def told(self, body: bytes, node: str, *, answered: bool) -> None:
         """A node answered a request, or spoke of an engine's death with it."""
@@ -124,7 +131,7 @@ class _Suspects:
         digest = sha256(body).digest()
         self._nodes.pop(digest, None)
         if not answered:
-            self._nodes[digest] = node
+            self._nodes[digest] = node, time.monotonic()
             if len(self._nodes) > _MOST_SUSPECTS:
                 del self._nodes[next(iter(self._nodes))]
 
@@ -172,7 +179,7 @@ class Front(AsgiApp):
     def follow(self, addresses: Sequence[NodeAddress]) -> None:
         """Send to these nodes and no others from now on; to be called in the front's loop.
 
-        What a node has that is named no more may end there.
+        A node that is no longer named finishes what it has.
         """
         before, self.nodes = self.nodes, {}
         for address in addresses:

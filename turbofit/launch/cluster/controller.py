@@ -58,17 +58,17 @@ if TYPE_CHECKING:
 __all__ = ["Controller", "NodeState", "serve_cluster"]
 
 _TICK, _POST_SECONDS = 0.2, 1.0
-#: A node that is unfit is tried again after so long; one without a free GPU sooner.
+#: Seconds until an unfit node is tried again; sooner where it only has no free GPU.
 _AGAIN_SECONDS: Final = 600.0
 _NO_GPU_SECONDS: Final = 15.0
-#: All nodes are measured within so long before the first plan; those that are not join later.
+#: Seconds that the first plan waits until all nodes are measured; the others join later.
 _MEASURE_SECONDS: Final = 180.0
 _MOST_EVENTS: Final = 100
-#: Servers have so long to end beside the drain.
+#: Seconds that servers have to end, beside those of the drain.
 _LAST_SECONDS: Final = 20.0
-#: At the end an actor that does not answer is waited for so long: its server ends by its lease.
+#: Seconds that the end waits for an actor that does not answer: its server ends by its lease.
 _SILENT_SECONDS: Final = 10.0
-#: However urgent it is: actors must hear it and pass it on, else servers go on for their lease.
+#: Seconds that even an urgent end waits: an actor must tell its server, which else serves on.
 _URGENT_SECONDS: Final = 1.0
 _DONE: Final = object()
 
@@ -88,7 +88,7 @@ class _Saved(Struct):
 
 
 class NodeState:
-    """One node, and where it stands."""
+    """One node and its state in this run."""
 
     def __init__(self, ray_node: RayNode) -> None:
         self.ray, self.state, self.why, self.again = ray_node, "joining", "", 0.0
@@ -116,12 +116,12 @@ class NodeState:
 
     @property
     def failed(self) -> str:
-        """Why its planned server does not serve, where it will not."""
+        """Why the server of its plan cannot serve; empty where it can, or may."""
         told = self.told
         return told.why if told.state == "unfit" and told.digest == self.digest else ""
 
     def be(self, state: str, why: str = "", again: float = _AGAIN_SECONDS) -> None:
-        """Stand somewhere else."""
+        """Change the state, with the reason, and try again after so many seconds."""
         self.state, self.why, self.again = state, why, time.monotonic() + again
 
 
