@@ -103,6 +103,21 @@ def test_an_unknown_error_is_quoted() -> None:
     assert not found.known
     assert "ValueError: the moon is full" in found.what
     assert found.evidence[0].line == 2
+    assert found.unknown == ("what caused it",)
+
+
+def test_an_unknown_error_names_where_it_was_raised() -> None:
+    frames = "".join(f'  File "/p/m{n}.py", line {n}, in f{n}\n    f{n}()\n' for n in range(5))
+    found = explain(f"Traceback (most recent call last):\n{frames}ValueError: the moon is full\n")
+    assert found.why == (
+        "it was raised in /p/m4.py, in f4 < /p/m3.py, in f3 < /p/m2.py, in f2",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("after", ["RuntimeError: the moon is full", "Killed"])
+def test_what_comes_after_the_server_was_up_is_not_healthy(after: str) -> None:
+    assert explain(UP).kind == "healthy"
+    assert explain(f"{UP}{after}\n").kind != "healthy"
 
 
 def test_the_earliest_cause_is_the_answer_and_later_ones_are_named() -> None:
@@ -485,7 +500,7 @@ def test_the_command_names_the_folder_that_was_asked_about(tmp_path: Path) -> No
     [
         (f"{UP}2026-11-23 12:00:00,1 - lmdeploy - REQUEST - logger.py:32 - session=3, prompt='Why"
          " CUDA out of memory. Tried to allocate 2.00 GiB? --tp 4 qwen2-vl-7b Killed'", "healthy"),
-        (f"{UP}HTTPError: 401 Client Error: Unauthorized for url: http://x.org/a.png", "healthy"),
+        (f"{UP}HTTPError: 401 Client Error: Unauthorized for url: http://x.org/a.png", "unknown"),
         ("HTTPError: 401 Client Error: Unauthorized for url: https://huggingface.co/api/models/a",
          "no_access"),
         ("HTTPError: 401 Client Error: Unauthorized for url: https://hf-mirror.com/a/b",

@@ -11,11 +11,6 @@ from tests.diagnose.public_logs import CASES, log_of
 from turbofit.core.errors import UsageError
 from turbofit.diagnose.explain import diagnose
 
-#: What turbofit does not know, with the reason.
-NOT_KNOWN = {
-    "mlx-vlm-273": "a refusal of one release of an image processor, which names no version",
-}
-
 
 @pytest.fixture(scope="module")
 def judged() -> dict[str, Judged]:
@@ -24,7 +19,7 @@ def judged() -> dict[str, Judged]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_phase_and_cause_are_the_thread_s(name: str, judged: dict[str, Judged]) -> None:
-    assert bool(judged[name].wrong) == (name in NOT_KNOWN), judged[name]
+    assert not judged[name].wrong, judged[name]
     assert not judged[name].order
 
 

@@ -117,6 +117,8 @@ def test_4_then_two_devices() -> None:
     assert found.kind == "device_mismatch"
     assert "cuda:0 and cuda:1 in the embedding lookup" in found.what
     assert "no shortage of memory" in told(found)
+    assert 'the log has device_map="auto"' in told(found)
+    assert not any("device_map" in one for one in found.unknown)
     assert found.missing is None
     advice = found.would_work
     assert advice is not None

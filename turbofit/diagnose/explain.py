@@ -19,12 +19,14 @@ from turbofit.diagnose.rules.rules_torch import torch_rules
 from turbofit.observe.log_events import (
     CacheBudget,
     CudaError,
+    KnownMessage,
     KvBlocks,
     LegacyCuda,
     PeerMissing,
     PythonError,
     Slab,
 )
+from turbofit.observe.log_reader import read_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,7 +47,7 @@ _RULES: Final = (
 )
 #: What a parent says of a child that ended: the child's own error goes before it.
 _PARENTS: Final = ("aborted", "crashed", "engine_gone", "killed", "request_failed")
-_RANKS: Final = {"cause": 0, "consequence": 1, "notice": 2}
+_RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3}
 
 
 def diagnose(
@@ -70,7 +72,10 @@ def diagnose(
     if not drafts:
         return _unknown(cases[-1])
     best, of_run = drafts[0]
-    if best.kind in _PARENTS and of_run.event.last is not None:
+    last = of_run.event.last
+    if last is not None and (
+        best.kind in _PARENTS or (best.rank == "refusal" and last.line > best.line)
+    ):
         return _unknown(of_run, f"line {best.line}: {best.what}")
     also = {
         draft.kind: f"line {draft.line}: {draft.what}"
@@ -124,22 +129,28 @@ def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosi
 
 def _unknown(case: LogCase, *also: str) -> Diagnosis:
     """Nothing was recognised; a Python error is still shown."""
-    errors = case.facts.every(PythonError)
+    told = [(mark, read_line(mark.text)) for mark, _ in case.facts.every(KnownMessage)]
+    conditional = [(mark, error) for mark, error in told if isinstance(error, PythonError)]
+    errors = case.facts.every(PythonError) or conditional
     what = "this log has nothing that turbofit recognises"
     lines: tuple[Evidence, ...] = ()
+    why: tuple[str, ...] = ()
     inside = None
     if errors:
         mark, error = errors[-1]
         what = f"turbofit does not know this error: {error.name}: {error.message}".rstrip(": ")
         inside = package_of(mark.stack)
         lines = (evidence(mark, "the last error"),)
+        frames = [f"{frame.path}, in {frame.function}" for frame in mark.stack[-_FRAMES:]]
+        why = (f"it was raised in {' < '.join(reversed(frames))}",) if frames else ()
     return Diagnosis(
         kind="unknown",
         phase="unknown",
         what=what,
+        why=why,
         also=also,
         evidence=lines,
-        unknown=("what happened",),
+        unknown=("what caused it",) if errors else ("what happened",),
         changes=(
             *((f"a newer release of {inside} first: the error is inside it",) if inside else ()),
             _SEND_TURBOMIND if case.facts.subject.programs <= {"lmdeploy"} else _SEND,
@@ -148,6 +159,8 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
     )
 
 
+#: Innermost frames that are named of an unknown error.
+_FRAMES: Final = 3
 #: What to send of a log that tells too little.
 _SEND: Final = "give the log from its start: the first error, and not only the last one"
 _SEND_TURBOMIND: Final = (

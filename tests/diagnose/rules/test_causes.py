@@ -428,6 +428,26 @@ LEARNED = (
         " OpType=ALLREDUCE, NumelIn=1, NumelOut=1, Timeout(ms)=600000) ran for 600090 ms",
     ),
     ("unknown", "AssertionError"),
+    # What sets 8 and 9 of bench/faults/FRESH_REPORTS.md taught.
+    ("package_versions", "AttributeError: 'AForCausalLM' object has no attribute 'generate'"),
+    (
+        "processor_mismatch",
+        "AttributeError: 'ATokenizer' object has no attribute 'image_processor'",
+    ),
+    ("package_versions", "AttributeError: 'InternVLModel' object has no attribute 'chat'"),
+    ("unknown", "AttributeError: 'AModel' object has no attribute 'language_model'"),
+    ("processor_mismatch", "ValueError: Incorrect image source. Must be a URL. Got USER: <image>"),
+    ("bad_image", "ValueError: Incorrect image source. Must be a URL. Got /a/b.png"),
+    (
+        "package_versions",
+        "TypeError: AProcessor: got multiple values for keyword argument 'images'",
+    ),
+    (
+        "weights_mismatch",
+        "size mismatch for a.weight: copying a param with shape torch.Size([4096, 1024]) from"
+        " checkpoint, the shape in current model is torch.Size([2097152, 1]).",
+    ),
+    ("engine_gone", "  what():  tensor does not have a device"),
 )
 
 
@@ -460,6 +480,23 @@ def test_an_error_that_nobody_knows_goes_before_what_its_parent_says() -> None:
     assert found.kind == "unknown"
     assert "ZeroDivisionError" in found.what
     assert explain(parent).kind == "engine_gone"
+
+
+REFUSED = "ValueError: this quantization is not supported"
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_cause_goes_before_what_a_check_says_by_its_form(before: bool) -> None:
+    cause = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB."
+    lines = (REFUSED, cause) if before else (cause, REFUSED)
+    assert explain(REFUSED).kind == "unsupported_feature"
+    assert explain("\n".join(lines)).kind == "out_of_memory"
+
+
+def test_an_unknown_error_after_a_check_goes_before_it() -> None:
+    found = explain(f"{REFUSED}\nZeroDivisionError: division by zero\n")
+    assert found.kind == "unknown"
+    assert found.also == (f"line 1: {explain(REFUSED).what}",)
 
 
 def test_rows_use_figures_and_groups_that_exist() -> None:

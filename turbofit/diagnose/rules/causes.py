@@ -30,8 +30,9 @@ __all__ = [
 
 #: By its relation to a fact, below, above, equal or within: a value, or the name of another fact.
 Condition = dict[str, Any]
-#: A cause ends a run; a consequence follows one; a notice harms nobody.
-Rank = Literal["cause", "consequence", "notice"]
+#: A cause ends a run; a refusal is a program's own check, by its form alone, and is asked after all
+#: causes; a consequence follows one; a notice harms nobody.
+Rank = Literal["cause", "refusal", "consequence", "notice"]
 
 #: A program prints its settings in one line: names with values, by commas. It is no message.
 _SETTINGS: Final = re.compile(r"(?:\w+=[^,]*, ?){3}|(?:['\"]\w+['\"]: [^,]*, ?){3}")
@@ -94,7 +95,17 @@ def less_memory(program: str | None, phase: PhaseName) -> tuple[str, ...]:
 @cache
 def _words() -> re.Pattern[str]:
     """Matches each line that a row could match: most lines are passed over by it."""
-    return re.compile("|".join(re.escape(word) for row in causes() for word in row.words))
+    return re.compile(_any_of({word for row in causes() for word in row.words}))
+
+
+def _any_of(words: set[str]) -> str:
+    """A pattern for any of these words; a beginning that some share is asked for once."""
+    if "" in words:
+        return ""
+    starts = sorted({word[0] for word in words})
+    rest = {one: _any_of({word[1:] for word in words if word[0] == one}) for one in starts}
+    ways = "|".join(re.escape(one) + rest[one] for one in starts)
+    return f"(?:{ways})" if len(starts) > 1 else ways
 
 
 @cache

@@ -226,10 +226,14 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "listed_since": _listed_since,
     "lmdeploy": lambda figures: "lmdeploy" if figures.case.facts.subject.lmdeploy else None,
     "model_name": _model_name,
+    "failed_line": lambda figures: figures.mark.stack[-1].code if figures.mark.stack else None,
+    "raised_in": lambda figures: figures.mark.stack[-1].function if figures.mark.stack else None,
+    "placed": lambda figures: "" if figures.case.facts.subject.auto_map else None,
     "package": lambda figures: package_of(figures.mark.stack),
     "short": _short,
     "short_gib": _short_gib,
     "tried": _tried,
+    "unplaced": lambda figures: None if figures.case.facts.subject.auto_map else "",
     "untried": lambda figures: "" if _tried(figures) is None else None,
     "utilization": _utilization,
     "utilization_needed": _utilization_needed,
@@ -249,6 +253,7 @@ class Told(Struct):
     what: str
     why: tuple[str, ...]
     changes: tuple[str, ...]
+    unknown: tuple[str, ...]
     missing: Missing | None
 
 
@@ -262,6 +267,7 @@ def told(mark: LogEvent, case: LogCase) -> Told | None:
                 what=figures.sentence(cause.what) or cause.kind,
                 why=figures.sentences(cause.why),
                 changes=figures.sentences(cause.change),
+                unknown=figures.sentences(cause.unknown),
                 missing=figures.missing(cause.kind),
             )
     return None

@@ -78,7 +78,7 @@ def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
             changes=found.changes,
             planned=cause.planned,
             missing=found.missing,
-            unknown=cause.unknown,
+            unknown=found.unknown,
         )
 
 
@@ -109,8 +109,9 @@ def quiet_rules(case: LogCase) -> Iterator[RuleAnswer]:
             planned=case.model is not None,
         )
     up = facts.first(ServerUp) or facts.first(WarmupFinished)
-    complained = case.event.outcome == "complaint"
-    if up and not (complained and case.event.marks[-1].line > up.line):
+    marks = case.event.marks
+    troubled = case.event.outcome == "fatal" or (up and marks and marks[-1].line > up.line)
+    if up and not troubled:
         yield RuleAnswer(
             kind="healthy",
             phase="none",
