@@ -134,7 +134,7 @@ def _promise(plan: ClusterPlan, *, short: bool = False) -> FactList:
         facts.append(("KV caches", f"{plan.total_tokens:,} tokens in {engines}"))
     facts.append(("requests", f"{plan.requests_at_once:,} at once over all nodes"))
     if plan.throughput is not None:
-        facts.append(("forecast", speed_in_short(plan.throughput)))
+        facts.append(("forecast", speed_in_short(plan.throughput, plan.model)))
     return FactList(facts=tuple(facts))
 
 
