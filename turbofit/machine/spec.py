@@ -36,6 +36,7 @@ from turbofit.machine.presets import (
 )
 from turbofit.machine.unlisted import (
     MIG_NAME,
+    cut_card,
     least_usable,
     mig_slice,
     no_preset,
@@ -55,6 +56,12 @@ _EXAMPLE: Final = "write it like 4xrtx3090, 1xl4:free=19GiB or 4xrtx3090,nvlink=
 _COUNT: Final = re.compile(r"(?P<count>\d{1,3})\s*[x×*]\s*(?P<name>.+)", re.IGNORECASE)
 _COUNT_BEFORE: Final = re.compile(r"(?P<count>\d{1,3})\s+(?P<name>.+)")
 _COUNT_BEHIND: Final = re.compile(r"(?P<name>.+?)\s*[x×*]\s*(?P<count>\d{1,3})", re.IGNORECASE)
+#: Counts in words, and what may stand behind the name of several.
+_COUNT_WORDS: Final = {
+    "one": "1", "single": "1", "two": "2", "dual": "2", "three": "3", "four": "4", "quad": "4",
+    "eight": "8",
+}  # fmt: skip
+_CARDS: Final = re.compile(r"(?<=\d)s$|(?<!laptop)\s+(?:gpus?|cards?)$", re.IGNORECASE)
 #: Between cards; the + of a MIG profile (1g.10gb+me) joins none.
 _JOINT: Final = re.compile(r"\+(?!(?:me|gfx)\b)|\s+(?:and|&)\s+", re.IGNORECASE)
 #: Any card of a size, as its maker names it; and a size that stands behind its card's name.
@@ -197,6 +204,11 @@ def _counted(text: str, *, anything: bool) -> tuple[int, str]:
             or unsupported_card(name)
         )
 
+    first, _, rest = text.partition(" ")
+    if rest and first.lower() in _COUNT_WORDS:
+        text = f"{_COUNT_WORDS[first.lower()]} {rest}"
+    if not known(text) and not anything:
+        text = _CARDS.sub("", text)
     behind, before = _COUNT_BEHIND.fullmatch(text), _COUNT_BEFORE.fullmatch(text)
     if not (behind and known(behind["name"])):
         behind = before if before and (anything or known(before["name"])) else None
@@ -218,6 +230,8 @@ def _card(name: str, count: int, given: dict[str, str]) -> _Card:
     if printed and (preset := match_preset(_unused(printed["name"], int(printed["mib"]) * MIB))):
         return _Card(gpu=_of_preset(preset), preset=preset, note=None)
     key = find_preset(profile["card"] if profile else name)
+    if key and profile and assumed_note(profile["card"], 1):
+        key = cut_card(key, f"{profile['slices']}g.{profile['gb']}gb")
     if key is None and profile is None and not unsupported_card(name):
         return _any_card(name, given)
     if key is None:
