@@ -307,6 +307,17 @@ def test_a_quantised_base_is_refused(tmp_path):
         merged(tmp_path, base, make_adapter(tmp_path / "lora"))
 
 
+@pytest.mark.parametrize("part", [None, "decoder"])
+def test_a_base_that_keeps_its_weights_transposed_is_refused(tmp_path, part):
+    """A square one has the shape of both, and configs say fan_in_fan_out false of it too."""
+    base = make_base(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    config |= {part: {"model_type": "gpt2"}} if part else {"model_type": "gpt2"}
+    (base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="gpt2 keep their weights as"):
+        merged(tmp_path, base, make_adapter(tmp_path / "lora"))
+
+
 @pytest.mark.parametrize(
     "what", ["no base", "no adapter", "no weights", "missing shard", "cut", "nothing"]
 )
