@@ -20,7 +20,6 @@ picture's, padding is masked. A new token's logit is the mean of the others, nev
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -31,8 +30,13 @@ from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.units import round_up
 from turbofit.model.config import Section, parse_json
 from turbofit.model.folder import FolderFiles
-from turbofit.model.hub_cache import cached_snapshot
-from turbofit.model.merge.output import Result, copied_files, json_text, weight_file_names
+from turbofit.model.merge.output import (
+    Result,
+    copied_files,
+    json_text,
+    located,
+    weight_file_names,
+)
 from turbofit.model.merge.tensors import (
     DTYPES,
     FLOATS,
@@ -53,7 +57,7 @@ _IMAGE: Final = "<image>"
 _PAD: Final = "<pad>"
 _LARGEST: Final = 64 << 20
 #: In a SentencePiece model, a protocol buffer of fields with a length: the tag of a piece.
-_PIECE: Final = 0x0A
+_PIECE: Final = b"\x0a"
 #: The architecture that is converted.
 ORIGINAL: Final = "LlavaLlamaForCausalLM"
 
@@ -85,28 +89,18 @@ def check_original(config: Section) -> None:
     projector = config.string("mm_projector_type", "linear")
     tiles = config.string("image_aspect_ratio", "").startswith("anyres")
     tiles = tiles or config.string("mm_patch_merge_type", "") not in ("", "flat")
-    for refused, why in (
-        (
-            projector != "mlp2x_gelu",
-            f"mm_projector_type {projector[:30]!r} has no place in the hf format, which has two"
-            " layers with GELU between them",
-        ),
-        (tiles, "this is LLaVA-NeXT (pictures in tiles), only LLaVA-1.5 is converted"),
-        (
+    refused = {
+        f"mm_projector_type {projector[:30]!r} has no place in the hf format, which has two layers"
+        " with GELU between them": projector != "mlp2x_gelu",
+        "this is LLaVA-NeXT (pictures in tiles), only LLaVA-1.5 is converted": tiles,
+        "mm_use_im_start_end puts tokens around each picture, which the hf format does not":
             config.boolean("mm_use_im_start_end", False),
-            "mm_use_im_start_end puts tokens around each picture, which the hf format does not",
-        ),
-        (
-            _feature(config) not in _FEATURES,
-            "mm_vision_select_feature is not patch or cls_patch",
-        ),
-        (
+        "mm_vision_select_feature is not patch or cls_patch": _feature(config) not in _FEATURES,
+        "its vision tower is SigLIP, not CLIP":
             "siglip" in config.string("mm_vision_tower", "").lower(),
-            "its vision tower is SigLIP, not CLIP",
-        ),
-    ):
-        if refused:
-            raise UsageError(f"{config.what}: {why}", hint=_OTHERS)
+    }  # fmt: skip
+    if why := next((why for why, is_so in refused.items() if is_so), None):
+        raise UsageError(f"{config.what}: {why}", hint=_OTHERS)
 
 
 def converted(
@@ -142,7 +136,8 @@ def converted(
     ]
     where, tower = None, Section({}, "the vision tower's config.json")
     if not any(piece.name.startswith(_TOWER) for pieces in renamed for piece in pieces):
-        where = _tower_folder(original.string("mm_vision_tower", ""), given)
+        name = given or original.string("mm_vision_tower", "") or "the vision tower"
+        where = located(name, "CLIP's folder: --vision-tower FOLDER")
         data = FolderFiles(where).read("config.json")
         tower = parse_json(data, tower.what) if data else tower
         besides += _tower_pieces(where, tower, dtype)
@@ -209,20 +204,6 @@ def _grown(rows: int) -> Callable[[Any], Any]:
         return grown
 
     return grow
-
-
-def _tower_folder(name: str, given: str | None) -> str:
-    """Where the vision tower's own checkpoint is."""
-    wanted = given or name or "the vision tower"
-    path = os.path.expanduser(wanted)
-    folder = os.path.abspath(path) if os.path.isdir(path) else cached_snapshot(wanted, None)
-    if folder:
-        return folder
-    raise UsageError(
-        f"the checkpoint has no vision tower of its own, and {wanted[:100]} is neither a folder nor"
-        " in the local hub cache",
-        hint=f"download it (hf download {wanted[:100]}) or name its folder: --vision-tower FOLDER",
-    )
 
 
 def _tower_pieces(folder: str, config: Section, dtype: str) -> list[Piece]:
@@ -447,23 +428,11 @@ def _known(found: dict[str, dict[str, Any]]) -> dict[str, int]:
 
 
 def _piece_count(data: bytes) -> int:
-    """Pieces of a SentencePiece model."""
+    """Pieces of a SentencePiece model: they come first, each with its length in a byte."""
     count = at = 0
-    try:
-        while at < len(data):
-            tag, at, size, shift = data[at], at + 1, 0, 0
-            while True:
-                byte, at = data[at], at + 1
-                size |= (byte & 127) << shift
-                shift += 7
-                if byte < 128:
-                    break
-            if tag & 7 != 2:
-                raise IndexError
-            at, count = at + size, count + (tag == _PIECE)
-    except IndexError:
-        at = -1
-    if at != len(data) or not count:
+    while data[at : at + 1] == _PIECE and data[at + 1 : at + 2] < b"\x80":
+        count, at = count + 1, at + 2 + int.from_bytes(data[at + 1 : at + 2], "little")
+    if not count or at > len(data) or data[at : at + 1] == _PIECE:
         raise UsageError(
             "tokenizer.model is not a SentencePiece model", hint="download the checkpoint again"
         )

@@ -13,7 +13,6 @@ from turbofit.core.json_types import JsonObject
 from turbofit.core.struct import Struct
 from turbofit.model.config import Section, parse_json
 from turbofit.model.folder import FolderFiles
-from turbofit.model.hub_cache import cached_snapshot
 from turbofit.model.merge import llava
 from turbofit.model.merge.adapter import ADAPTER_CONFIG, Adapter, Lora, read_adapter
 from turbofit.model.merge.output import (
@@ -21,6 +20,7 @@ from turbofit.model.merge.output import (
     check_target,
     copied_files,
     json_text,
+    located,
     weight_file_names,
     write,
 )
@@ -33,8 +33,6 @@ from turbofit.model.merge.tensors import (
     torch_library,
     torch_tensors,
 )
-from turbofit.model.names import read_name
-from turbofit.model.presets import HUB_ID, find_preset, load_preset
 
 __all__ = ["Merged", "merge"]
 
@@ -92,8 +90,8 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
         UsageError: see the readers; nothing is left behind.
         PackageError: torch is missing.
     """
-    folder = _located(base, "config.json", say)
-    lora_folder = _located(adapter, ADAPTER_CONFIG, say) if adapter else None
+    folder = located(base, "a folder with config.json", say)
+    lora_folder = located(adapter, f"a folder with {ADAPTER_CONFIG}", say) if adapter else None
     target = check_target(out, (folder, *([lora_folder] if lora_folder else [])), force=force)
     torch_library()
     config = _config(folder, "config.json")
@@ -135,26 +133,6 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
         loras=len(added),
         replaced=len(replaced),
         warnings=tuple(warnings),
-    )
-
-
-def _located(name: str, needed: str, say: Callable[[str], None]) -> str:
-    """A folder, or a snapshot in the local hub cache."""
-    path = os.path.expanduser(name)
-    if os.path.isdir(path):
-        return os.path.abspath(path)
-    hub_id, revision, notes = read_name(name)
-    if preset := find_preset(hub_id):
-        hub_id = load_preset(preset).hub_id
-    for note in notes:
-        say(note)
-    if cached := cached_snapshot(hub_id, revision):
-        return cached
-    raise UsageError(
-        f"{name[:200]} is neither a folder nor in the local hub cache",
-        hint=f"hf download {hub_id}{f' --revision {revision}' if revision else ''}"
-        if HUB_ID.fullmatch(hub_id)
-        else f"name a folder that holds {needed}",
     )
 
 
