@@ -170,7 +170,7 @@ class BatchJob:
             )  # fmt: skip
             progress.begin()
             await BatchRun(
-                pending(self._source.items(), survey), output,
+                pending(self._source.items(), survey, self._read), output,
                 lambda item: sender.line(item, writer), self._listener.taken,
                 at_once=min(at_once, progress.left), in_order=spec.in_order,
             ).run()  # fmt: skip
