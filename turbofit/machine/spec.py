@@ -182,6 +182,8 @@ def _parse_group(text: str) -> tuple[int, _Card]:
     if len(text) > _LONGEST:
         _refuse(f"{text[:40]}… is no card", _EXAMPLE)
     head, *tail = text.split(":")
+    if tail and tail[0].strip().isdecimal():  # as Slurm writes a count
+        head = f"{tail.pop(0).strip()}x{head}"
     given = _key_values(tail, _KEYS, "key")
     count, name = _counted(head.strip(), anything="total" in given)
     if not 1 <= count <= MAX_GPUS:
