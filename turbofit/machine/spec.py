@@ -196,26 +196,24 @@ def _parse_group(text: str) -> tuple[int, _Card]:
 
 def _counted(text: str, *, anything: bool) -> tuple[int, str]:
     """How many, and of what."""
-
-    def known(name: str) -> bool:
-        return bool(
-            find_preset(name)
-            or _ANY.fullmatch(name)
-            or MIG_NAME.fullmatch(name)
-            or other_card(name)
-            or unsupported_card(name)
-        )
-
     first, _, rest = text.partition(" ")
     if rest and first.lower() in _COUNT_WORDS:
         text = f"{_COUNT_WORDS[first.lower()]} {rest}"
-    if not known(text) and not anything:
+    if not anything and not _is_card(text):
         text = _CARDS.sub("", text)
     behind, before = _COUNT_BEHIND.fullmatch(text), _COUNT_BEFORE.fullmatch(text)
-    if not (behind and known(behind["name"])):
-        behind = before if before and (anything or known(before["name"])) else None
-    match = behind or _COUNT.fullmatch(text)
+    match = _COUNT.fullmatch(text)
+    if before and (anything or _is_card(before["name"])):
+        match = before
+    if behind and _is_card(behind["name"]):
+        match = behind
     return (int(match["count"]), match["name"]) if match else (1, text)
+
+
+def _is_card(name: str) -> bool:
+    if find_preset(name) or _ANY.fullmatch(name) or MIG_NAME.fullmatch(name):
+        return True
+    return bool(other_card(name) or unsupported_card(name))
 
 
 def _card(name: str, count: int, given: dict[str, str]) -> _Card:
