@@ -64,7 +64,9 @@ def open_table(
         raise UsageError(
             f"there is no column {missing[0]!r}", hint=f"there are {', '.join(columns)}"
         )
-    images = images or tuple(name for name in (IMAGE_COLUMN,) if name in columns)
+    # Images of a folder have both beside their placeholders.
+    known = {*columns, *((_ID, IMAGE_COLUMN) if is_folder else ())}
+    images = images or tuple({IMAGE_COLUMN} & known)
     if prompt is None and "prompt" not in columns:
         what = "a folder has no prompts" if is_folder else "there is no column 'prompt'"
         raise UsageError(
@@ -72,7 +74,7 @@ def open_table(
             hint=f'add --prompt "…", where {{COLUMN}} is one of {", ".join(columns)}',
         )
     template = PromptTemplate(_PROMPT if prompt is None else prompt, columns)
-    named = {_ID} & set(columns)
+    named = {_ID} & known
 
     def items() -> Iterator[BatchItem]:
         for number, row in enumerate(rows(sorted({*named, *images, *template.used})), 1):
@@ -123,7 +125,7 @@ def _folder(path: Path) -> tuple[Sequence[str], Rows]:
             stem = name.rpartition(".")[0]
             yield {_ID: shown, "path": shown, "name": name, "stem": stem, "image": f"./{below}"}
 
-    return ("name", "stem", "path", _ID, "image"), rows
+    return ("name", "stem", "path"), rows
 
 
 def _images(folder: str, below: str) -> Iterator[str]:
