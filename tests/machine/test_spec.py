@@ -234,7 +234,6 @@ def test_what_a_name_leaves_open_is_a_warning():
         ("2xrtx3090,nvlink=0-2", "does not join", "from 0 to 1"),
         ("2xrtx3090,nvlink=1-1", "does not join", ""),
         ("2xrtx3090,nvlink=0", "not a pair", "0-1+2-3"),
-        ("3xrtx3090,nvlink=0-1+1-0", "twice", "once"),
         ("2xrtx3090,nvlink=0-1,p2p=none", "contradicts", "leave out"),
         ("2xrtx3090,p2p=maybe", "p2p=maybe", "none or all"),
         ("2xrtx3090,ram=big", "ram 'big' is not a size", "19GiB"),

@@ -56,11 +56,9 @@ _EXAMPLE: Final = "write it like 4xrtx3090, 1xl4:free=19GiB or 4xrtx3090,nvlink=
 _COUNT: Final = re.compile(r"(?P<count>\d{1,3})\s*[x×*]\s*(?P<name>.+)", re.IGNORECASE)
 _COUNT_BEFORE: Final = re.compile(r"(?P<count>\d{1,3})\s+(?P<name>.+)")
 _COUNT_BEHIND: Final = re.compile(r"(?P<name>.+?)\s*[x×*]\s*(?P<count>\d{1,3})", re.IGNORECASE)
-#: Counts in words, and what may stand behind the name of several.
-_COUNT_WORDS: Final = {
-    "one": "1", "single": "1", "two": "2", "dual": "2", "three": "3", "four": "4", "quad": "4",
-    "eight": "8",
-}  # fmt: skip
+#: Counts behind a colon and in words, and what may stand behind the name of several.
+_SLURM_COUNT: Final = re.compile(r"^([^:]+):\s*(\d{1,3})\s*(?=:|$)")
+_COUNT_WORDS: Final = {"one": 1, "two": 2, "dual": 2, "three": 3, "four": 4, "quad": 4, "eight": 8}
 _CARDS: Final = re.compile(r"(?<=\d)s$|(?<!laptop)\s+(?:gpus?|cards?)$", re.IGNORECASE)
 #: Between cards; the + of a MIG profile (1g.10gb+me) joins none.
 _JOINT: Final = re.compile(r"\+(?!(?:me|gfx)\b)|\s+(?:and|&)\s+", re.IGNORECASE)
@@ -130,6 +128,8 @@ def parse_spec(spec: str) -> Machine:
     gpus = tuple(
         replace(card.gpu, index=index, uuid=f"preset-{index}") for index, card in enumerate(cards)
     )
+    # Nothing is known of a described host but its memory, taken as available.
+    ram: int | NaType = parse_bytes(options["ram"], what="ram") if "ram" in options else NA
     # What is pasted from nvidia-smi has UUIDs and line ends in it.
     kinds = [(name, len(list(equal))) for name, equal in groupby(gpu.name for gpu in gpus)]
     listed = " + ".join(f"{count}x {name}" if count > 1 else name for name, count in kinds)
@@ -138,7 +138,7 @@ def parse_spec(spec: str) -> Machine:
         source="preset",
         gpus=gpus,
         links=preset_links([card.preset for card in cards], nvlink=joined, p2p=peers),
-        host=_host(options.get("ram")),
+        host=Host(ram_total=ram, ram_available=ram),
         visible=tuple(range(len(cards))),
         warnings=tuple(dict.fromkeys(card.note for card in cards if card.note)),
     )
@@ -181,9 +181,7 @@ def _lines(spec: str) -> list[str]:
 def _parse_group(text: str) -> tuple[int, _Card]:
     if len(text) > _LONGEST:
         _refuse(f"{text[:40]}… is no card", _EXAMPLE)
-    head, *tail = text.split(":")
-    if tail and tail[0].strip().isdecimal():  # as Slurm writes a count
-        head = f"{tail.pop(0).strip()}x{head}"
+    head, *tail = _SLURM_COUNT.sub(r"\2x\1", text).split(":")
     given = _key_values(tail, _KEYS, "key")
     count, name = _counted(head.strip(), anything="total" in given)
     if not 1 <= count <= MAX_GPUS:
@@ -196,11 +194,10 @@ def _parse_group(text: str) -> tuple[int, _Card]:
 
 def _counted(text: str, *, anything: bool) -> tuple[int, str]:
     """How many, and of what."""
-    first, _, rest = text.partition(" ")
-    if rest and first.lower() in _COUNT_WORDS:
-        text = f"{_COUNT_WORDS[first.lower()]} {rest}"
-    if not anything and not _is_card(text):
-        text = _CARDS.sub("", text)
+    first, space, rest = text.partition(" ")
+    text = f"{_COUNT_WORDS.get(first.lower(), first)}{space}{rest}"
+    if (several := _CARDS.search(text)) and not anything and not _is_card(text):
+        text = text[: several.start()]
     behind, before = _COUNT_BEHIND.fullmatch(text), _COUNT_BEFORE.fullmatch(text)
     match = _COUNT.fullmatch(text)
     if before and (anything or _is_card(before["name"])):
@@ -371,8 +368,6 @@ def _parse_pairs(text: str, cards: list[_Card]) -> frozenset[tuple[int, int]]:
                 f"nvlink: {part.strip()} does not join two of the {len(cards)} GPUs",
                 f"GPUs are numbered from 0 to {len(cards) - 1} in the order of the SPEC",
             )
-        if (a, b) in pairs:
-            _refuse(f"nvlink: {a}-{b} is there twice", "name each pair once")
         for index in (a, b):
             preset = cards[index].preset
             if preset is None or preset.nvlink.lanes == 0:
@@ -392,12 +387,6 @@ def _parse_p2p(text: str, cards: list[_Card]) -> Literal["none", "all"]:
     if any(card.gpu.mig for card in cards):
         _refuse("p2p=all, but MIG slices have no peers", "leave p2p out")
     return "all"
-
-
-def _host(ram: str | None) -> Host:
-    """Nothing is known of a described host but the memory that was given, taken as available."""
-    size: int | NaType = NA if ram is None else parse_bytes(ram, what="ram")
-    return Host(ram_total=size, ram_available=size)
 
 
 def _refuse(cause: str, hint: str) -> NoReturn:

@@ -108,10 +108,8 @@ class OtherCard(NamedTuple):
 def unsupported_card(name: str) -> UnsupportedCard | None:
     """The first row that a typed name belongs to; None where there is none."""
     wanted = "".join(c for c in name.lower() if c.isalnum())
-    for row in _unsupported():
-        if any(re.fullmatch(pattern, wanted) for pattern in row.names):
-            return row
-    return None
+    of_name = (row for row in _unsupported() if re.fullmatch("|".join(row.names), wanted))
+    return next(of_name, None)
 
 
 def other_card(name: str) -> OtherCard | None:
@@ -271,11 +269,9 @@ def _unknown(name: str) -> UsageError:
     """The nearest names, of the same size where the name has one; never all of them."""
     near = [f"{key} ({nominal_gigabytes(key)} GB)" for key in nearest_names(name)]
     guess = f"did you mean {' or '.join(near)}? " if near else ""
-    bare = bare_name(name)
-    written = bare if not guess and any(c.isdigit() for c in bare) else "NAME"
     return UsageError(
         f"no GPU preset is called {name!r}",
-        hint=f"{guess}A card without a preset is written {written}:total=24GiB, or 24GB;"
+        hint=f"{guess}A card without a preset is written NAME:total=24GiB, or 24GB;"
         f" `turbofit gpus` lists {len(preset_names())}",
     )
 

@@ -100,8 +100,15 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
     _refuse_base(config)
     lora = read_adapter(lora_folder) if lora_folder else Adapter()
     original = _original(config, lora_folder)
-    if original is None:
-        _refuse_useless(base, lora_folder, vision_tower)
+    if original is None and not lora_folder:
+        raise UsageError(
+            f"nothing to do: {base} is no original LLaVA, and no adapter was named",
+            hint="turbofit merge BASE ADAPTER OUT",
+        )
+    if original is None and vision_tower:
+        raise UsageError(
+            "--vision-tower is for an original LLaVA, which this is not", hint="leave it out"
+        )
     warnings = _base_warnings(base, folder, config, lora)
     if original is not None and (problem := llava.template(target)):
         warnings.append(problem)
@@ -154,19 +161,6 @@ def _original(base: Section, lora_folder: str | None) -> Section | None:
     return found
 
 
-def _refuse_useless(base: str, lora_folder: str | None, vision_tower: str | None) -> None:
-    """Refuse what only an original LLaVA has a use for."""
-    if not lora_folder:
-        raise UsageError(
-            f"nothing to do: {base} is no original LLaVA, and no adapter was named",
-            hint="turbofit merge BASE ADAPTER OUT",
-        )
-    if vision_tower:
-        raise UsageError(
-            "--vision-tower is for an original LLaVA, which this is not", hint="leave it out"
-        )
-
-
 def _refuse_base(config: Section) -> None:
     """Refuse a base whose weights are no matrices of (out, in)."""
     for part in (config.values, *config.values.values()):
@@ -177,7 +171,8 @@ def _refuse_base(config: Section) -> None:
                 f"layers of {part['model_type']} keep their weights as (in, out)",
                 hint="merge it with peft's own merge_and_unload",
             )
-        if found := part.get("quantization_config"):
+        found = part.get("quantization_config")
+        if found and isinstance(found, dict):
             method = str(found.get("quant_method", "quantised"))[:30]
             raise UsageError(
                 f"the base is quantised ({method}): a LoRA cannot be merged into it bit for bit",
