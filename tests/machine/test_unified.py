@@ -6,8 +6,8 @@ from turbofit.core.errors import MachineError
 from turbofit.core.machine import Gpu, Host, Machine
 from turbofit.core.struct import NA, to_json
 from turbofit.core.units import GIB
+from turbofit.machine.host import unified_memory_note
 from turbofit.machine.source import machine_from
-from turbofit.machine.unified import unified_memory_note
 
 
 def gpu(name: str, capability=NA, index: int = 0, size=64 * GIB) -> Gpu:
