@@ -196,21 +196,24 @@ def _counted(text: str, *, anything: bool) -> tuple[int, str]:
     """How many, and of what."""
     first, space, rest = text.partition(" ")
     text = f"{_COUNT_WORDS.get(first.lower(), first)}{space}{rest}"
-    if (several := _CARDS.search(text)) and not anything and not _is_card(text):
-        text = text[: several.start()]
-    behind, before = _COUNT_BEHIND.fullmatch(text), _COUNT_BEFORE.fullmatch(text)
-    match = _COUNT.fullmatch(text)
-    if before and (anything or _is_card(before["name"])):
-        match = before
-    if behind and _is_card(behind["name"]):
-        match = behind
-    return (int(match["count"]), match["name"]) if match else (1, text)
+    for pattern in (_COUNT_BEHIND, _COUNT_BEFORE, _COUNT):
+        if match := pattern.fullmatch(text):
+            name = _known(match["name"])
+            if name is None and (pattern is _COUNT or (anything and pattern is _COUNT_BEFORE)):
+                name = match["name"]
+            if name is not None:
+                return int(match["count"]), name
+    return 1, _known(text) or text
 
 
-def _is_card(name: str) -> bool:
-    if find_preset(name) or _ANY.fullmatch(name) or MIG_NAME.fullmatch(name):
-        return True
-    return bool(other_card(name) or unsupported_card(name))
+def _known(name: str) -> str | None:
+    """The name of a card, without what stands behind that of several; None for no card's."""
+    for one in dict.fromkeys((name, _CARDS.sub("", name))):
+        if find_preset(one) or _ANY.fullmatch(one) or MIG_NAME.fullmatch(one):
+            return one
+        if other_card(one) or unsupported_card(one):
+            return one
+    return None
 
 
 def _card(name: str, count: int, given: dict[str, str]) -> _Card:

@@ -100,15 +100,8 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
     _refuse_base(config)
     lora = read_adapter(lora_folder) if lora_folder else Adapter()
     original = _original(config, lora_folder)
-    if original is None and not lora_folder:
-        raise UsageError(
-            f"nothing to do: {base} is no original LLaVA, and no adapter was named",
-            hint="turbofit merge BASE ADAPTER OUT",
-        )
-    if original is None and vision_tower:
-        raise UsageError(
-            "--vision-tower is for an original LLaVA, which this is not", hint="leave it out"
-        )
+    if original is None:
+        _refuse_useless(base, lora_folder, vision_tower)
     warnings = _base_warnings(base, folder, config, lora)
     if original is not None and (problem := llava.template(target)):
         warnings.append(problem)
@@ -159,6 +152,19 @@ def _original(base: Section, lora_folder: str | None) -> Section | None:
     if found:
         llava.check_original(found)
     return found
+
+
+def _refuse_useless(base: str, lora_folder: str | None, vision_tower: str | None) -> None:
+    """Refuse what only an original LLaVA has a use for."""
+    if not lora_folder:
+        raise UsageError(
+            f"nothing to do: {base} is no original LLaVA, and no adapter was named",
+            hint="turbofit merge BASE ADAPTER OUT",
+        )
+    if vision_tower:
+        raise UsageError(
+            "--vision-tower is for an original LLaVA, which this is not", hint="leave it out"
+        )
 
 
 def _refuse_base(config: Section) -> None:
