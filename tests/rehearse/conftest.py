@@ -83,7 +83,6 @@ def run(checkpoints: Callable[[str], Path]) -> Rehearse:
         cases: list[dict[str, Any]] | None = None,
         card: dict[str, Any] | None = None,
         machine: dict[str, Any] | None = None,
-        staging: bool = True,
         keep: Path | None = None,
         **settings: Any,
     ) -> dict[str, Any]:
@@ -99,7 +98,6 @@ def run(checkpoints: Callable[[str], Path]) -> Rehearse:
             "model_dir": str(checkpoints(model)),
             "settings": base | settings,
             "cases": cases or [],
-            "staging": staging,
             # Only a rehearsal that hangs takes so long.
             "start_seconds": 600,
             "case_seconds": 600,

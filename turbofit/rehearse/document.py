@@ -24,7 +24,7 @@ from turbofit.pretend.documents import loaded
 from turbofit.pretend.run import NOTICE
 from turbofit.pretend.scenario import PretendGpu
 from turbofit.rehearse.engines import ADAPTERS
-from turbofit.rehearse.notes import NOT_FINISHED
+from turbofit.rehearse.notes import DEAD, NOT_FINISHED
 from turbofit.rehearse.run import KEPT, EndedRun, Seen, run_child
 from turbofit.rehearse.spec import Spec
 
@@ -134,7 +134,7 @@ def outcome_and_end(ended: EndedRun, seen: Seen) -> tuple[str, End | None]:
     """
     cases = ended.notes.get("cases", [])
     unfinished = next((case["name"] for case in cases if NOT_FINISHED in case["statuses"]), None)
-    dead = any(case["statuses"].keys() & {"unavailable", "internal_error"} for case in cases)
+    dead = any(case["statuses"].keys() & DEAD for case in cases)
     served = ended.notes.get("done") and ended.ran.code == 0
     if served and unfinished is None and not dead and not ended.stopped:
         return "served", None

@@ -9,7 +9,6 @@ from typing import Final
 
 from turbofit.core.plan import Plan
 from turbofit.memory.calibrated import BUFFERS, CONTEXT
-from turbofit.pretend.documents import from_builtins
 from turbofit.rehearse.run import EndedRun, Seen
 from turbofit.rehearse.spec import RehearsalCase, Spec
 from turbofit.rehearse.torch import packages, torch_image_overlap
@@ -77,9 +76,7 @@ ADAPTERS: Final[Mapping[str, Adapter]] = {
     "turbomind": Adapter(
         driver="turbofit.rehearse.turbomind.drive",
         seen=turbomind_seen.seen,
-        worst=lambda plan: from_builtins(
-            image_overlap.worst_cases(plan), tuple[RehearsalCase, ...]
-        ),
+        worst=image_overlap.worst_cases,
         needs=turbomind_seen.needs,
         not_known=turbomind_seen.NOT_KNOWN,
         before=("cuda_context", "cublas", CONTEXT),

@@ -26,8 +26,7 @@ from turbofit.memory.pytorch.constants import environment
 from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.pretend.from_machine import pretend_twin
 from turbofit.pretend.scenario import Scenario
-from turbofit.rehearse.checkpoint.draft_twin import speculative_of
-from turbofit.rehearse.checkpoint.twin import checkpoint_for
+from turbofit.rehearse.checkpoint.twin import checkpoint_for, speculative_of
 from turbofit.rehearse.document import rehearse
 from turbofit.rehearse.engines import ADAPTERS
 from turbofit.rehearse.spec import Spec

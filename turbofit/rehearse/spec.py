@@ -63,7 +63,6 @@ class Spec:
         settings: fields of LMDeploy's engine configuration; for Transformers ``dtype`` and
             ``device_map``.
         cases: run in this order, each after the last has come to rest.
-        staging: charge the first card with what loading stages, where torch cannot (TurboMind).
         start_seconds, case_seconds: how long the engine may do nothing before it counts as a hang.
         environ: variables that the engine is started with.
         speculative: fields of LMDeploy's SpeculativeConfig; empty where nothing drafts.
@@ -74,7 +73,6 @@ class Spec:
     engine: str = "turbomind"
     settings: Mapping[str, Any] = field(default_factory=dict)
     cases: tuple[RehearsalCase, ...] = ()
-    staging: bool = True
     start_seconds: float = 300.0
     case_seconds: float = 120.0
     environ: Mapping[str, str] = field(default_factory=dict)

@@ -37,8 +37,7 @@ def localised(plan: Plan, folder: Path) -> Plan:
     Raises:
         UsageError: only the model's own checkpoint would do, and it is not on disk.
     """
-    from turbofit.rehearse.checkpoint.draft_twin import speculative_of
-    from turbofit.rehearse.checkpoint.twin import checkpoint_for
+    from turbofit.rehearse.checkpoint.twin import checkpoint_for, speculative_of
 
     draft = plan.settings.draft
     name = (plan.model.hub_id or plan.model.name).rpartition("/")[2]

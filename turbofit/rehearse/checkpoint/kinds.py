@@ -19,13 +19,17 @@ from turbofit.core.json_types import JsonObject
 from turbofit.core.model import Model, TextDims
 from turbofit.core.presets import load_yaml, presets_dir
 from turbofit.core.struct import Struct, to_builtins
-from turbofit.rehearse.checkpoint.linears import LINEARS, Entry, dense, norm, stacked
 from turbofit.rehearse.checkpoint.tokenizer import Tokenizer
 
-__all__ = ["Kind", "config_from", "find_kind", "kinds", "merged", "rows_of", "values_of"]
+__all__ = ["Entry", "Kind", "config_from", "find_kind", "kinds", "merged", "rows_of", "values_of"]
 
 _DTYPE: Final = {"bfloat16": "BF16", "float16": "F16"}
 Values = Mapping[str, Any]
+#: Name, safetensors type and shape of a tensor.
+Entry = tuple[str, str, tuple[int, ...]]
+_GROUP: Final = 128
+#: Weights that share an exponent in mxfp4, and a scale in compressed-tensors.
+_MX_GROUP: Final = 32
 
 
 class Decoder(Struct, forbid_unknown_fields=True):
@@ -251,6 +255,66 @@ def config_from(template: Any, values: Values) -> Any:
 _DROP: Final = object()
 
 
+# ------------------------------------------------------------------------ how linears are stored
+
+
+def _dense(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
+    """A linear layer as it is computed."""
+    yield f"{name}.weight", dtype, (outs, ins)
+    if bias:
+        yield f"{name}.bias", dtype, (outs,)
+
+
+def _awq(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
+    yield f"{name}.qweight", "I32", (ins, outs // 8)
+    yield f"{name}.qzeros", "I32", (ins // _GROUP, outs // 8)
+    yield f"{name}.scales", "F16", (ins // _GROUP, outs)
+    if bias:
+        yield f"{name}.bias", dtype, (outs,)
+
+
+def _fp8(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
+    yield f"{name}.weight", "F8_E4M3", (outs, ins)
+    yield f"{name}.weight_scale_inv", "BF16", (-(-outs // _GROUP), -(-ins // _GROUP))
+    if bias:
+        yield f"{name}.bias", dtype, (outs,)
+
+
+def _int4(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
+    """Of compressed-tensors, which packs experts alone here."""
+    if ".experts." not in name:
+        yield from _dense(name, outs, ins, dtype, bias)
+        return
+    yield f"{name}.weight_packed", "I32", (outs, ins // 8)
+    yield f"{name}.weight_scale", dtype, (outs, ins // _MX_GROUP)
+    yield f"{name}.weight_shape", "I32", (2,)
+
+
+#: Of mxfp4 the experts alone are packed.
+_LINEARS: Final = {
+    "": _dense, "awq": _awq, "fp8": _fp8, "mxfp4": _dense, "compressed-tensors": _int4,
+}  # fmt: skip
+
+
+def _norm(name: str, size: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
+    """A norm's weight, and its bias where it has one."""
+    yield f"{name}.weight", dtype, (size,)
+    if bias:
+        yield f"{name}.bias", dtype, (size,)
+
+
+def _stacked(name: str, shape: tuple[int, ...], dtype: str, packing: str) -> Iterator[Entry]:
+    """All experts of a layer in one tensor, with biases: experts, outputs, inputs (gpt-oss)."""
+    experts, outs, ins = shape
+    if packing == "mxfp4":
+        groups = ins // _MX_GROUP
+        yield f"{name}_blocks", "U8", (experts, outs, groups, _MX_GROUP // 2)
+        yield f"{name}_scales", "U8", (experts, outs, groups)
+    else:
+        yield name, dtype, (experts, ins, outs)
+    yield f"{name}_bias", dtype, (experts, outs)
+
+
 # ---------------------------------------------------------------------------------------- rows
 
 
@@ -312,11 +376,11 @@ class rows_of:  # noqa: N801 - called as a function
         if how == "tensor":
             yield full, options.get("as", dtype), shape
         elif how == "norm":
-            yield from norm(full, shape[0], dtype, bias)
+            yield from _norm(full, shape[0], dtype, bias)
         elif how == "stack":
-            yield from stacked(full, shape, dtype, self._packing)
+            yield from _stacked(full, shape, dtype, self._packing)
         else:
-            stored = LINEARS[self._packing] if how == "linear" else dense
+            stored = _LINEARS[self._packing] if how == "linear" else _dense
             yield from stored(full, shape[0], shape[1], dtype, bias)
 
     def _wanted(self, wanted: str | None, unwanted: str | None) -> bool:
