@@ -84,7 +84,7 @@ def test_a_new_entry_point_is_named(libraries: Path, tmp_path: Path) -> None:
 @pytest.mark.lmdeploy
 def test_the_wheel_imports_nothing_that_we_lack(libraries: Path) -> None:
     pytest.importorskip("lmdeploy.version")
-    from turbofit.rehearse.installed import engine_library
+    from turbofit.rehearse.packages import engine_library
 
     asked = wanted(engine_library())
     assert asked <= provided(libraries)

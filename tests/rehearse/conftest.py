@@ -13,7 +13,7 @@ from turbofit.pretend.documents import from_builtins
 from turbofit.pretend.scenario import MIB
 from turbofit.rehearse.checkpoint.twin import write_checkpoint
 from turbofit.rehearse.document import rehearse
-from turbofit.rehearse.installed import engine_library
+from turbofit.rehearse.packages import engine_library
 from turbofit.rehearse.spec import Spec
 
 Rehearse = Callable[..., dict[str, Any]]

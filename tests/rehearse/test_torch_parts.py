@@ -19,8 +19,8 @@ from turbofit.pretend.documents import dumped, loaded
 from turbofit.pretend.scenario import PretendGpu, Scenario
 from turbofit.pretend.timeline import read_timeline
 from turbofit.pretend.usage import read_usage
+from turbofit.rehearse import packages
 from turbofit.rehearse.spec import LONGEST, RehearsalCase, RehearsalRequest, Spec
-from turbofit.rehearse.torch import packages
 from turbofit.rehearse.torch.phase_recorder import Phases, read_records
 from turbofit.rehearse.torch.seen import _death, span
 from turbofit.rehearse.torch.torch_image_overlap import rehearsed_size

@@ -28,7 +28,6 @@ class RehearsalRequest:
         sizes: for an engine on torch, (width, height) of each image, pixels.
         max_new_tokens: tokens to generate.
         top_k: sampling; 0 samples over the whole vocabulary.
-        output_logits: None, "all" or "generation" (TurboMind).
         lead: of ``text_tokens`` those before the images; None is half of them (TurboMind).
         images: requests of one number have the same images (a prefix cache finds them again);
             None: like no other's.
@@ -39,7 +38,6 @@ class RehearsalRequest:
     sizes: tuple[tuple[int, int], ...] = ()
     max_new_tokens: int = 4
     top_k: int = 1
-    output_logits: str | None = None
     lead: int | None = None
     images: int | None = None
 

@@ -190,7 +190,7 @@ class PretendReader:
     def _begin(self) -> tuple[Ledger, TimelineReader]:
         from turbofit.pretend.symbols import Symbols
         from turbofit.pretend.timeline import TimelineReader
-        from turbofit.rehearse.installed import engine_library
+        from turbofit.rehearse.packages import engine_library
         from turbofit.rehearse.turbomind.ledger import CallSites, Ledger
 
         sites = CallSites(Symbols(engine_library()).name)

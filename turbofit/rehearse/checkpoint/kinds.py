@@ -21,7 +21,7 @@ from turbofit.core.presets import load_yaml, presets_dir
 from turbofit.core.struct import Struct, to_builtins
 from turbofit.rehearse.checkpoint.tokenizer import Tokenizer
 
-__all__ = ["Entry", "Kind", "config_from", "find_kind", "kinds", "merged", "rows_of", "values_of"]
+__all__ = ["Entry", "Kind", "config_from", "kinds", "merged", "rows_of", "values_of"]
 
 _DTYPE: Final = {"bfloat16": "BF16", "float16": "F16"}
 Values = Mapping[str, Any]
@@ -78,7 +78,7 @@ def kinds() -> dict[str, Kind]:
     Raises:
         UsageError: a file is damaged.
     """
-    files = {path.stem: load_yaml(path) for path in _folder().glob("*.yaml")}
+    files = {path.stem: load_yaml(path) for path in (presets_dir() / "checkpoints").glob("*.yaml")}
     found: dict[str, Kind] = {}
     for name in sorted(files):
         try:
@@ -89,10 +89,6 @@ def kinds() -> dict[str, Kind]:
             ) from None
         found |= dict.fromkeys(kind.architectures, kind)
     return found
-
-
-def _folder() -> Any:
-    return presets_dir() / "checkpoints"
 
 
 def _whole(name: str, files: Mapping[str, JsonObject]) -> JsonObject:
@@ -112,11 +108,6 @@ def merged(below: JsonObject, above: JsonObject) -> JsonObject:
         both = isinstance(value, dict) and isinstance(old, dict)
         found[key] = merged(old, value) if both else value  # type: ignore[arg-type]
     return found
-
-
-def find_kind(architecture: str) -> Kind | None:
-    """The kind that stands for an architecture, if there is one."""
-    return kinds().get(architecture)
 
 
 # ------------------------------------------------------------------------------- named values

@@ -45,7 +45,8 @@ def special_tokens(vocab: int, kind: Tokenizer | None = None) -> dict[str, int]:
         kind: of a model that takes images; None of one that takes text alone.
     """
     text: dict[str, int] = common()["text_tokens"]
-    known = text | common()["image_tokens"] | (kind.special if kind is not None else {})
+    known: dict[str, int] = {**text, **common()["image_tokens"]}
+    known |= kind.special if kind is not None else {}
     if vocab > max(known.values()):
         return known
     if vocab > max(text.values()) and kind is None:

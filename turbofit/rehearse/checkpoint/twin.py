@@ -27,7 +27,6 @@ from turbofit.rehearse.checkpoint.kinds import (
     Kind,
     Values,
     config_from,
-    find_kind,
     kinds,
     merged,
     rows_of,
@@ -113,7 +112,7 @@ def twin_of(model: Model) -> Twin:
             f"no stand-in checkpoint is made for {quantization.method} weights",
             hint="give the folder of its checkpoint",
         )
-    decoder = find_kind(text.architecture)
+    decoder = kinds().get(text.architecture)
     if decoder is None or decoder.decoder is not None:
         why = _WHY_NONE.get(text.architecture)
         known = (name for name, kind in kinds().items() if kind.decoder is None and "For" in name)
@@ -121,7 +120,7 @@ def twin_of(model: Model) -> Twin:
             f"no stand-in checkpoint is made for {text.architecture}" + (f": {why}" if why else ""),
             hint=f"give the folder of its checkpoint; stand-ins are made for {', '.join(known)}",
         )
-    whole = find_kind(model.architecture) if model.vision is not None else None
+    whole = kinds().get(model.architecture) if model.vision is not None else None
     if model.vision is not None and (whole is None or whole.decoder is None):
         raise UsageError(
             f"no stand-in checkpoint is made for a vision tower of {model.architecture}",

@@ -166,21 +166,16 @@ async def _prepared(engine: Any, request: RehearsalRequest) -> Any:
 async def _again(engine: Any, first: Any) -> Any:
     """The same request once more; the pictures' pixels are shared, as no one writes to them."""
     from lmdeploy.serve.core.async_engine import PreprocessedRequest
+    from torch.utils._pytree import tree_map
 
     request: Any = PreprocessedRequest
     return request(
         session=engine.session_mgr.get(next(_numbers)),
-        inputs=_copied(first.inputs),
+        inputs=tree_map(lambda leaf: leaf, first.inputs),
         input_token_len=first.input_token_len,
         gen_config=first.gen_config,
         adapter_name=None,
     )
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copied(one) for key, one in value.items()}
-    return [_copied(one) for one in value] if isinstance(value, list) else value
 
 
 async def _answer(engine: Any, request: Any) -> tuple[str, str]:

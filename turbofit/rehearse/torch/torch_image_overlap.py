@@ -14,15 +14,9 @@ from turbofit.core.model import Model
 from turbofit.core.plan import Plan
 from turbofit.memory.pytorch.cache import engine_bound
 from turbofit.memory.vision_load import vision_load_within
+from turbofit.rehearse import mixes
 from turbofit.rehearse.checkpoint.twin import carries_limit
-from turbofit.rehearse.mixes import (
-    Image,
-    Prompt,
-    PromptMaker,
-    cases_of,
-    let_through,
-    units_of_request,
-)
+from turbofit.rehearse.mixes import Image, Prompt, PromptMaker
 from turbofit.rehearse.spec import LONGEST, RehearsalCase, RehearsalRequest
 
 __all__ = [
@@ -39,7 +33,7 @@ _CUT: Final = 4  # prompts that meet, nearly always: blocks of the cache that ar
 
 
 def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
-    """The cases, see `cases_of`.
+    """The cases, see `mixes.cases_of`.
 
     Raises:
         UsageError: see ``rehearsed_size``.
@@ -53,11 +47,12 @@ def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
         pictures = Pictures(rule, size, images, units)
         cases["vision_request"] = [_request(_ONE, pictures, pictures.request())]
         if several:
+            bound = engine_bound(rule, vision_load_within(limits), settings)
             room = ServerRoom(
                 batch=settings.max_batch_size,
                 prefill=settings.max_prefill_token_num,
                 held=plan.kv.tokens - _CUT * settings.cache_block_seq_len,
-                gate=let_through(limits, engine_bound(rule, vision_load_within(limits), settings)),
+                gate=mixes.let_through(limits, bound),
             )
             # What a prefix cache has seen is not encoded again.
             caching = settings.enable_prefix_caching
@@ -65,7 +60,7 @@ def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
                 _request(_TEXT, pictures, prompt, number if caching else None)
                 for number, prompt in enumerate(worst_mix(pictures, room), 1)
             ]
-    return cases_of(plan, cases, LONGEST if several else settings.session_len - _NEW, _NEW)
+    return mixes.cases_of(plan, cases, LONGEST if several else settings.session_len - _NEW, _NEW)
 
 
 def limited(plan: Plan) -> Model:
@@ -143,7 +138,7 @@ class Pictures:
     def request(self) -> Prompt:
         """The worst request: the largest picture, as often as its units allow."""
         maker = self.maker
-        units = units_of_request(maker.units, maker.images, maker.request_units)
+        units = mixes.units_of_request(maker.units, maker.images, maker.request_units)
         found = [self._within(one, 1 << 40) for one in units]
         seen = [one for one in found if one is not None]
         return Prompt(maker.lead, *seen[0], maker.rest, tuple(seen[1:]))
@@ -213,8 +208,8 @@ def worst_mix(pictures: Pictures, room: ServerRoom) -> list[Prompt]:
     forward that it would not be in without: a match ends before a picture that is not whole in it.
     Source: LMDeploy pytorch/paging/block_trie/trie.py.
     """
-    mixes = [mix for mix in _mixes(pictures, room) if mix and len(mix) <= room.batch]
-    best = max(mixes, key=lambda mix: most_met(mix, room.prefill))
+    found = [mix for mix in _mixes(pictures, room) if mix and len(mix) <= room.batch]
+    best = max(found, key=lambda mix: most_met(mix, room.prefill))
     return best if room.gate is not None else (best * 2)[: room.batch]
 
 

@@ -138,40 +138,26 @@ def _pixels(shape: tuple[int, ...], dtype: str) -> Any:
     return torch.empty(shape, dtype=getattr(torch, dtype))
 
 
-def _image(engine: Any, unit: Unit, offset: int, number: int) -> tuple[dict[str, Any], int]:
-    """An image as LMDeploy's preprocessor would hand it over, without values, and its tokens."""
+def _image(engine: Any, unit: Unit, offset: int, number: int) -> dict[str, Any]:
+    """An image as LMDeploy's preprocessor would hand it over, without values."""
     vision = engine.source_model.vision_model
     dtype = str(engine.engine_config.dtype)
-    name = number.to_bytes(32, "big")
+    image: dict[str, Any] = {"offset": offset, "fingerprint": number.to_bytes(32, "big")}
     if isinstance(unit, int):
-        shape = (unit, vision._channels, vision._image_h, vision._image_w)
+        shape: tuple[int, ...] = (unit, vision._channels, vision._image_h, vision._image_w)
         tokens = unit * vision._image_seq_length
-        return {
-            "pixel_values": _pixels(shape, dtype),
-            "offset": offset,
-            "image_tokens": tokens,
-            "fingerprint": name,
-        }, tokens
-    t, h, w = unit
-    tokens = t * h * w // vision._vis_spatial_merge**2
-    return {
-        "modality": "image",
-        "pixel_values": _pixels((t * h * w, vision._patch_in_dim), dtype),
-        "image_grid_thw": [t, h, w],
-        "offset": (offset, offset + tokens),
-        "image_tokens": tokens,
-        "fingerprint": name,
-    }, tokens
+    else:
+        t, h, w = unit
+        shape = (t * h * w, vision._patch_in_dim)
+        tokens = t * h * w // vision._vis_spatial_merge**2
+        image |= {"modality": "image", "image_grid_thw": [t, h, w]}
+        image["offset"] = (offset, offset + tokens)
+    return image | {"image_tokens": tokens, "pixel_values": _pixels(shape, dtype)}
 
 
 _numbers = iter(range(1, 2**31))
 #: Images that requests share are numbered above all others.
 _SHARED = 2**32
-
-
-def _number(request: RehearsalRequest, place: int) -> int:
-    """What tells an image from others, as LMDeploy's hash of its pixels does."""
-    return next(_numbers) if request.images is None else _SHARED * (1 + request.images) + place
 
 
 def submit(engine: Any, session: int, request: RehearsalRequest) -> Pending:
@@ -183,9 +169,11 @@ def submit(engine: Any, session: int, request: RehearsalRequest) -> Pending:
     lead = request.text_tokens // 2 if request.lead is None else request.lead
     images, offset = [], lead
     for place, unit in enumerate(request.units):
-        image, tokens = _image(engine, unit, offset, _number(request, place))
-        images.append(image)
-        offset += tokens
+        # What tells it from others, as LMDeploy's hash of its pixels does.
+        shared = request.images is not None
+        number = _SHARED * (1 + (request.images or 0)) + place if shared else next(_numbers)
+        images.append(_image(engine, unit, offset, number))
+        offset += images[-1]["image_tokens"]
     total = offset + request.text_tokens - lead
     pending = Pending(tokens=total)
     ids = torch.ones(total, dtype=torch.int32)
@@ -195,7 +183,6 @@ def submit(engine: Any, session: int, request: RehearsalRequest) -> Pending:
     generation = GenerationConfig(
         max_new_tokens=request.max_new_tokens,
         top_k=request.top_k,
-        output_logits=request.output_logits,
         ignore_eos=True,
         do_sample=True,
     )

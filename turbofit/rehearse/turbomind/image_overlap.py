@@ -11,14 +11,8 @@ from turbofit.core.images import ImageRule
 from turbofit.core.plan import Limits, Plan
 from turbofit.memory.turbomind.pool import engine_bound, forward_tokens
 from turbofit.memory.vision_load import vision_load_within
-from turbofit.rehearse.mixes import (
-    Image,
-    Prompt,
-    PromptMaker,
-    cases_of,
-    let_through,
-    units_of_request,
-)
+from turbofit.rehearse import mixes
+from turbofit.rehearse.mixes import Image, Prompt, PromptMaker
 from turbofit.rehearse.spec import RehearsalCase, RehearsalRequest, Unit
 
 __all__ = ["gate_of", "most_met", "queue", "worst_cases"]
@@ -35,11 +29,11 @@ _ALIKE = 3  # how many forwards full of equal images are queued
 
 
 def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
-    """The cases, see `cases_of`; the longest prompt is one that cache and session hold."""
+    """The cases, see `mixes.cases_of`; the longest prompt is one that cache and session hold."""
     rule, limits = plan.model.image_rule, plan.limits
     images: dict[str, Sequence[RehearsalRequest]] = {}
     whole = limits.units_per_image, limits.images_per_request, limits.units_per_request
-    units = units_of_request(*whole) if limits.vision_unit else []
+    units = mixes.units_of_request(*whole) if limits.vision_unit else []
     if rule is not None and units:
         one = _request(rule, units, _TEXT)
         # The next case asks again about images that are in the prefix cache.
@@ -47,7 +41,7 @@ def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
         images["vision_request"] = [cached if plan.settings.enable_prefix_caching else one]
         images["vision_forward"] = queue(plan, rule, limits.units_per_image, gate_of(plan))
     longest = min(plan.settings.session_len, plan.kv.longest_request_tokens) - _NEW
-    return cases_of(plan, images, max(1, longest), _NEW)
+    return mixes.cases_of(plan, images, max(1, longest), _NEW)
 
 
 def gate_of(plan: Plan) -> int | None:
@@ -56,7 +50,7 @@ def gate_of(plan: Plan) -> int | None:
     assert rule is not None
     bound = engine_bound(rule, vision_load_within(limits), plan.settings)
     # What the cache cannot hold at once needs no gate.
-    return let_through(limits, min(bound, rule.units_within(plan.kv.tokens)))
+    return mixes.let_through(limits, min(bound, rule.units_within(plan.kv.tokens)))
 
 
 def queue(
@@ -204,7 +198,7 @@ def _repeated_images(plan: Plan, maker: PromptMaker, gate: int | None) -> list[t
     most = settings.session_len // length  # they share the picture's blocks
     if gate is not None:
         most = min(most, gate // prompt.units)
-    mixes = []
+    tried = []
     for kept in (settings.max_batch_size, settings.max_batch_size - 1):
         count = max(1, min(most, kept))
         found = [(prompt, True)] * count
@@ -214,8 +208,8 @@ def _repeated_images(plan: Plan, maker: PromptMaker, gate: int | None) -> list[t
         new = maker.request(left, context, room)
         if new is not None and count < settings.max_batch_size:
             found.append((new, False))
-        mixes.append(found)
-    return max(mixes, key=lambda mix: sum(each.all_units for each, _ in mix))
+        tried.append(found)
+    return max(tried, key=lambda mix: sum(each.all_units for each, _ in mix))
 
 
 def _prompted(rule: ImageRule, prompt: Prompt, images: int | None = None) -> RehearsalRequest:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple
 
 from turbofit.pretend.symbols import PLUMBING
@@ -29,26 +30,15 @@ class CallSites:
     """
 
     def __init__(self, name: Callable[[int], str]) -> None:
-        self._name = name
-        self._known: dict[tuple[int, ...], str] = {}
-        self._names: dict[int, str] = {}
+        self._name = cache(name)
+        self.site = cache(self._site)
 
     def names(self, trace: tuple[int, ...]) -> list[str]:
         """The functions of a trace, innermost first."""
-        return [self._one(offset) for offset in trace]
+        return [self._name(offset) for offset in trace]
 
-    def _one(self, offset: int) -> str:
-        if offset not in self._names:
-            self._names[offset] = self._name(offset)
-        return self._names[offset]
-
-    def site(self, trace: tuple[int, ...]) -> str:
+    def _site(self, trace: tuple[int, ...]) -> str:
         """The engine's call: a linear layer's output is named after the layer's owner."""
-        if trace not in self._known:
-            self._known[trace] = self._find(trace)
-        return self._known[trace]
-
-    def _find(self, trace: tuple[int, ...]) -> str:
         if not trace:
             return STAGING
         useful = [n for n in self.names(trace) if not n.startswith(PLUMBING)]

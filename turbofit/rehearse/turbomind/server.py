@@ -23,7 +23,7 @@ from turbofit.pretend.environment import cuda_site, find_turbofit, pretend_envir
 from turbofit.pretend.libraries import check_surface
 from turbofit.pretend.library import LibraryAccount
 from turbofit.pretend.scenario import Scenario, write_scenario
-from turbofit.rehearse.installed import engine_library
+from turbofit.rehearse.packages import engine_library
 
 _MACHINE = "TURBOFIT_PRETEND_MACHINE"
 NOTICE = (
