@@ -19,8 +19,7 @@ from typing import Final
 
 from turbofit.core.process.log import LazyLogger
 from turbofit.pretend.errors import PretendError
-from turbofit.pretend.libraries import ACCOUNT, Library, libraries_for
-from turbofit.pretend.wants import wanted_from
+from turbofit.pretend.libraries import ACCOUNT, Library, libraries_for, wanted_from
 
 _LOG: Final = LazyLogger(__name__)
 

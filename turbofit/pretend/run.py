@@ -19,9 +19,8 @@ from turbofit.core.machine import Gpu, Machine
 from turbofit.core.process.log import LazyLogger
 from turbofit.pretend.build import build
 from turbofit.pretend.environment import cuda_site, pretend_environment
-from turbofit.pretend.from_machine import pretend_twin
 from turbofit.pretend.group import run_group
-from turbofit.pretend.scenario import MIB, Scenario, write_scenario
+from turbofit.pretend.scenario import MIB, Scenario, pretend_twin, write_scenario
 from turbofit.pretend.shared import SharedRecord, read_shared
 from turbofit.pretend.timeline import read_timeline, timeline_is_full
 from turbofit.pretend.usage import Usage, read_usage

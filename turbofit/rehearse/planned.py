@@ -21,8 +21,7 @@ from turbofit.core.plan import (
 )
 from turbofit.memory.pytorch.constants import environment
 from turbofit.memory.shared_terms import POOL_WARMUP
-from turbofit.pretend.from_machine import pretend_twin
-from turbofit.pretend.scenario import Scenario
+from turbofit.pretend.scenario import Scenario, pretend_twin
 from turbofit.rehearse.checkpoint.twin import checkpoint_for, speculative_of
 from turbofit.rehearse.document import rehearse
 from turbofit.rehearse.engines import ADAPTERS

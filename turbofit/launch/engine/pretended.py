@@ -95,7 +95,7 @@ def on_shared_cards(machine: Scenario, plan: Plan, group: int) -> Scenario:
     """
     from dataclasses import replace as changed
 
-    from turbofit.pretend.from_machine import pretend_twin
+    from turbofit.pretend.scenario import pretend_twin
 
     bare = pretend_twin(plan.machine, plan.parallel.groups[group]).gpus
     charged = [mine.used - one.used for mine, one in zip(machine.gpus, bare, strict=True)]
