@@ -19,8 +19,8 @@ import pytest
 
 from turbofit.core.units import MIB
 from turbofit.diagnose.explain import diagnose
+from turbofit.pretend.elf import Symbols
 from turbofit.pretend.scenario import PretendGpu, Scenario
-from turbofit.pretend.symbols import Symbols
 from turbofit.pretend.timeline import PINNED, read_timeline
 from turbofit.rehearse.checkpoint.twin import write_checkpoint
 from turbofit.rehearse.engines import ADAPTERS

@@ -8,11 +8,10 @@ import pytest
 from turbofit.kernels.families import demangle
 from turbofit.pretend.build import compiler
 from turbofit.pretend.documents import dumped, from_builtins, loaded
-from turbofit.pretend.elf import dynamic_symbols
+from turbofit.pretend.elf import Symbols, dynamic_symbols, short_name
 from turbofit.pretend.errors import PretendError
 from turbofit.pretend.libraries import ACCOUNT, check_surface
 from turbofit.pretend.scenario import PretendGpu, Scenario
-from turbofit.pretend.symbols import Symbols, short_name
 from turbofit.pretend.timeline import Event, TimelineReader, read_timeline
 
 

@@ -15,8 +15,16 @@ from turbofit.pretend.elf import dynamic_symbols, needed, needed_versions
 from turbofit.pretend.errors import PretendError
 
 __all__ = [
-    "ACCOUNT", "FAMILIES", "LIBRARIES", "Library", "LibraryInterface", "check_surface",
-    "family_of", "libraries_for", "wanted_from",
+    "ACCOUNT",
+    "FAMILIES",
+    "LIBRARIES",
+    "SOURCES",
+    "Library",
+    "LibraryInterface",
+    "check_surface",
+    "family_of",
+    "libraries_for",
+    "wanted_from",
 ]  # fmt: skip
 
 #: NVIDIA's libraries by the beginning of their functions' names; the first that fits counts.
@@ -154,6 +162,7 @@ def _libraries(site: Path) -> Iterator[Path]:
 
 
 ACCOUNT = "libturbofit_pretend.so"
+SOURCES = Path(__file__).parent / "csrc"
 
 
 @dataclass(frozen=True)
@@ -183,25 +192,6 @@ class Library:
         return int(last) if self.family in ("libcudart", "libnvrtc") else 12
 
 
-_ACCOUNT = Library(
-    ACCOUNT,
-    (
-        "account.c",
-        "process.c",
-        "visible.c",
-        "shared.c",
-        "scenario.c",
-        "addresses.c",
-        "pools.c",
-        "vmm.c",
-        "timeline.c",
-        "threads.c",
-        "attributes.c",
-        "stubs.c",
-    ),
-    libs=("-lpthread",),
-)
-
 #: What is written by hand, by family.
 _BY_HAND = {
     "libcudart": (
@@ -220,6 +210,12 @@ _BY_HAND = {
     "libnccl": ("nccl.c",),
     "libnvidia-ml": ("nvml.c", "nvml_memory.c", "nvml_links.c", "nvml_values.c"),
 }
+#: The account has all that no library has.
+_ACCOUNT = Library(
+    ACCOUNT,
+    tuple(sorted({path.name for path in SOURCES.glob("*.c")}.difference(*_BY_HAND.values()))),
+    libs=("-lpthread",),
+)
 _LIBS = {"libcudart": ("-ldl",), "libnccl": ("-lpthread",)}
 
 #: Always there: what LMDeploy's TurboMind links, with the versions it wants, and NVML.

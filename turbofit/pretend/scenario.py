@@ -5,8 +5,9 @@ JSON documents hold one as it is here: `turbofit.pretend.documents` reads and wr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ class Scenario:
             empty_kernels: by compute capability, a file that names kernels without code, one a
                 line: a launch of one ends the process. None: every kernel has code.
         """
-        lines = [f"timeline {timeline}", f"timeline_limit {self.timeline_limit}"]
+        lines = [f"timeline {timeline}"]
         lines += [f"shared {shared}"] if shared else []
         for gpu in self.gpus:
             one, block = gpu.shared_memory()
@@ -135,27 +136,12 @@ class Scenario:
             lines.append(f"empty {major} {minor} {names}")
         for index, gpu in enumerate(self.gpus):
             lines += [f"reserved {index} {gpu.reserved}"] if gpu.reserved else []
-        lines += [f"peer {a} {b}" for a, b in sorted(self._pairs())]
-        for knob in (
-            "pool_step",
-            "malloc_step",
-            "vmm_step",
-            "extra",
-            "skew",
-            "context",
-            "fail_times",
-        ):
-            lines.append(f"{knob} {getattr(self, knob)}")
-        for name in ("pinned_limit", "fail_at", "fail_pinned_at"):
-            value = getattr(self, name)
-            lines += [] if value is None else [f"{name} {value}"]
+        peers = permutations(range(len(self.gpus)), 2) if self.peers is None else self.peers
+        lines += [f"peer {a} {b}" for a, b in sorted(peers)]
+        knobs = {one.name: getattr(self, one.name) for one in fields(self)}
+        del knobs["gpus"], knobs["peers"]
+        lines += [f"{name} {value}" for name, value in knobs.items() if value is not None]
         return "\n".join(lines) + "\n"
-
-    def _pairs(self) -> Iterable[tuple[int, int]]:
-        if self.peers is not None:
-            return self.peers
-        every = range(len(self.gpus))
-        return [(a, b) for a in every for b in every if a != b]
 
 
 def write_scenario(path: Path, scenario: Scenario, timeline: str, shared: str = "") -> None:

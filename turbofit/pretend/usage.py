@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from turbofit.pretend.symbols import PLUMBING, Symbols
+from turbofit.pretend.elf import PLUMBING, Symbols
 from turbofit.pretend.timeline import KINDS, PINNED, Event
 
 #: The phase before the first mark.

@@ -188,7 +188,7 @@ class PretendReader:
             return None
 
     def _begin(self) -> tuple[Ledger, TimelineReader]:
-        from turbofit.pretend.symbols import Symbols
+        from turbofit.pretend.elf import Symbols
         from turbofit.pretend.timeline import TimelineReader
         from turbofit.rehearse.packages import engine_library
         from turbofit.rehearse.turbomind.ledger import CallSites, Ledger

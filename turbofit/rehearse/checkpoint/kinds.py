@@ -309,7 +309,9 @@ def _stacked(name: str, shape: tuple[int, ...], dtype: str, packing: str) -> Ite
 # ---------------------------------------------------------------------------------------- rows
 
 
-class rows_of:  # noqa: N801 - called as a function
+def rows_of(
+    rows: list[Any], parts: Mapping[str, list[Any]], values: Values, packing: str
+) -> Iterator[Entry]:
     """The tensors of a list of rows.
 
     Args:
@@ -319,65 +321,54 @@ class rows_of:  # noqa: N801 - called as a function
         packing: how linear layers are stored; empty for 16 bits.
     """
 
-    def __init__(
-        self, rows: list[Any], parts: Mapping[str, list[Any]], values: Values, packing: str
-    ) -> None:
-        self._rows, self._parts, self._values, self._packing = rows, parts, values, packing
-        self._dtype = _DTYPE[values["dtype"]]
-
-    def __iter__(self) -> Iterator[Entry]:
-        return self._each(self._rows, "", 0)
-
-    def _each(self, rows: list[Any], at: str, layer: int) -> Iterator[Entry]:
+    def each(rows: list[Any], at: str, layer: int) -> Iterator[Entry]:
         for row in rows:
             if isinstance(row, str):
-                yield from self._row(at, row.split())
-            else:
-                yield from self._block(row, at, layer)
+                yield from _row(at, row.split(), values, packing)
+            elif "part" in row:
+                yield from each(parts[row["part"]], at, layer)
+            elif _wanted(row, values):
+                yield from block(row, at, layer)
 
-    def _block(self, block: Mapping[str, Any], at: str, layer: int) -> Iterator[Entry]:
-        """A part, layers of which some have the rows, or experts."""
-        if "part" in block:
-            yield from self._each(self._parts[block["part"]], at, layer)
-            return
-        if not self._wanted(block.get("if"), block.get("unless")):
-            return
-        selector, bound = next(
-            (k, v) for k, v in block.items() if k in _SELECTORS or k in _REPEATED
-        )
-        count = size(str(bound), self._values)
-        if selector in _SELECTORS:
-            if _SELECTORS[selector](layer, count):
-                yield from self._each(block["rows"], at, layer)
-            return
-        for i in range(count):
-            inner = i if selector == "all" else layer
-            yield from self._each(block["rows"], f"{at}{block['at']}{i}.", inner)
+    def block(row: Mapping[str, Any], at: str, layer: int) -> Iterator[Entry]:
+        """Layers of which some have the rows, or experts."""
+        selector = next(key for key in row if key in _SELECTORS or key in _REPEATED)
+        count = size(str(row[selector]), values)
+        if selector in _REPEATED:
+            for i in range(count):
+                inner = i if selector == "all" else layer
+                yield from each(row["rows"], f"{at}{row['at']}{i}.", inner)
+        elif _SELECTORS[selector](layer, count):
+            yield from each(row["rows"], at, layer)
 
-    def _row(self, at: str, words: list[str]) -> Iterator[Entry]:
-        how, name, *rest = words
-        sizes = [word for word in rest if ":" not in word and word != "bias"]
-        options = dict(word.split(":", 1) for word in rest if ":" in word)
-        if not self._wanted(options.get("if"), options.get("unless")):
-            return
-        flag = options.get("bias")
-        bias = "bias" in rest if flag is None else bool(_named(flag, self._values))
-        shape = tuple(size(one, self._values) for one in sizes)
-        full, dtype = at + name, self._dtype
-        if how == "tensor":
-            yield full, options.get("as", dtype), shape
-        elif how == "norm":
-            yield from _norm(full, shape[0], dtype, bias)
-        elif how == "stack":
-            yield from _stacked(full, shape, dtype, self._packing)
-        else:
-            stored = _LINEARS[self._packing] if how == "linear" else _dense
-            yield from stored(full, shape[0], shape[1], dtype, bias)
+    return each(rows, "", 0)
 
-    def _wanted(self, wanted: str | None, unwanted: str | None) -> bool:
-        if wanted is not None and not _named(wanted, self._values):
-            return False
-        return unwanted is None or not _named(unwanted, self._values)
+
+def _row(at: str, words: list[str], values: Values, packing: str) -> Iterator[Entry]:
+    how, name, *rest = words
+    sizes = [word for word in rest if ":" not in word and word != "bias"]
+    options = dict(word.split(":", 1) for word in rest if ":" in word)
+    if not _wanted(options, values):
+        return
+    bias = bool(_named(options["bias"], values)) if "bias" in options else "bias" in rest
+    shape = tuple(size(one, values) for one in sizes)
+    full, dtype = at + name, _DTYPE[values["dtype"]]
+    if how == "tensor":
+        yield full, options.get("as", dtype), shape
+    elif how == "norm":
+        yield from _norm(full, shape[0], dtype, bias)
+    elif how == "stack":
+        yield from _stacked(full, shape, dtype, packing)
+    else:
+        stored = _LINEARS[packing] if how == "linear" else _dense
+        yield from stored(full, shape[0], shape[1], dtype, bias)
+
+
+def _wanted(options: Mapping[str, Any], values: Values) -> bool:
+    wanted, unwanted = options.get("if"), options.get("unless")
+    if wanted is not None and not _named(wanted, values):
+        return False
+    return unwanted is None or not _named(unwanted, values)
 
 
 #: Which layers have a block's rows, by the block's first key.

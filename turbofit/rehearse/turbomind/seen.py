@@ -14,8 +14,8 @@ from turbofit.kernels.families import demangle, family
 from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.memory.turbomind.cache import CacheShape, StatePart, tokens_planned
 from turbofit.memory.turbomind.constants import load_constants
+from turbofit.pretend.elf import Symbols
 from turbofit.pretend.errors import PretendError
-from turbofit.pretend.symbols import Symbols
 from turbofit.pretend.timeline import read_timeline
 from turbofit.rehearse.packages import engine_library
 from turbofit.rehearse.run import EndedRun, Seen
