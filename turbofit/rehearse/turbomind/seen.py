@@ -109,7 +109,7 @@ def _ledger(ended: EndedRun) -> Ledger:
             f"the timeline of {machine.timeline_limit} bytes is full",
             hint="rehearse fewer requests at once, or give the machine a timeline_limit",
         )
-    timeline = ended.timelines / f"{pid}.timeline"
+    timeline = ended.folder / "pretend" / "timelines" / f"{pid}.timeline"
     return ledger.read(read_timeline(timeline) if timeline.exists() else ())
 
 
