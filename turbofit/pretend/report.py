@@ -55,7 +55,7 @@ def _pairs(ran: FinishedRun) -> list[tuple[Process, Usage]]:
     ]
 
 
-def card_at_peak(ran: FinishedRun, index: int) -> dict[str, Any]:
+def card_at_peak(ran: FinishedRun, index: int) -> Document:
     """A card, and the most that all processes held of it together."""
     gpu, peak = ran.scenario.gpus[index], ran.shared.peak[index]
     return {
@@ -96,7 +96,7 @@ def _process(process: Process, usage: Usage, gpus: int) -> dict[str, Any]:
     }
 
 
-def newest_refusal(ran: FinishedRun) -> dict[str, Any] | None:
+def newest_refusal(ran: FinishedRun) -> Document | None:
     """The newest allocation of any process that did not fit; None: all did."""
     refusing = [(p, u) for p, u in _pairs(ran) if p.refused_at and u.refused]
     if not refusing:

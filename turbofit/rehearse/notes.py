@@ -7,12 +7,12 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from turbofit.core.errors import UsageError
-from turbofit.core.json_types import Document
+from turbofit.core.json_types import Document, Options
 
 __all__ = ["DEAD", "NOT_FINISHED", "Notes", "engine_config", "read_notes", "replaced"]
 
@@ -108,7 +108,7 @@ class Notes:
         self.write(done=True, peak_rss=int(peak.split()[1]) * 1024)
 
 
-def engine_config(kind: Any, settings: Mapping[str, Any]) -> Any:
+def engine_config(kind: Any, settings: Options) -> Any:
     """LMDeploy's configuration of an engine.
 
     Raises:

@@ -42,7 +42,7 @@ def needs(spec: Spec) -> dict[str, str]:
         PackageError: a package or a C compiler is missing, or TurboMind's library calls what
             nothing stands in for.
     """
-    if spec.engine == "turbomind":
+    if "torch" not in _PACKAGES[spec.engine]:
         check_surface(engine_library(), build(site=cuda_site()))
         return need_packages(spec.engine)
     several = int(spec.settings.get("tp") or 1) > 1
@@ -82,7 +82,7 @@ def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
                 f"{name} is not installed beside turbofit: rehearsing {engine} runs it",
                 hint=f"pip install {_LMDEPLOY if name == 'lmdeploy' else name}",
             )
-    if engine != "turbomind" and cuda_site() is None:
+    if "torch" in names and cuda_site() is None:
         raise PackageError(
             f"this Python's torch is no CUDA build, which rehearsing {engine} runs",
             hint="install torch from PyPI (pip install torch==2.12.1); no GPU and no driver needed",

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PLANNING", "open_pipeline"]
 
+_TWIN: Final = "TURBOFIT_PRETEND_MODEL"
 #: Keywords that are for the plan; all others are LMDeploy's.
 PLANNING: Final[tuple[str, ...]] = (
     "on", "tp", "gpus", "images", "image_size", "context", "concurrency", "goal",
@@ -89,10 +90,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         leases = _leases() if planning.get("on") is None else None
         if leases is not None:
             failed.callback(leases.close)
-        twin = os.environ.get("TURBOFIT_PRETEND_MODEL", "")
-        if twin and find_preset(model_path) == find_preset(Path(twin).name):
-            model_path = twin
-        request = _request(model_path, backend_config, planning)
+        request = _request(_pretended(model_path), backend_config, planning)
         try:
             plan = _planned(request, leases)
         except NoGpuError as exc:
@@ -101,10 +99,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
                 "opens it on pretend GPUs, and turbofit.plan(MODEL, on=SPEC) plans without one"
             )
             raise
-        if twin and not plan.engine.on_torch:
-            from turbofit.rehearse.turbomind.server import pretend_here
-
-            pretend_here()
+        _run_pretended(plan)
         config = planned_config(plan, backend_config)
         _choose_gpus(plan, config)
         if leases is not None and request.cache_max_entry_count is None:
@@ -128,6 +123,22 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         )
         failed.pop_all()
     return made
+
+
+def _pretended(model_path: str) -> str:
+    """The folder of the model that ``turbofit pretend --model`` has made for this process."""
+    twin = os.environ.get(_TWIN)
+    if twin is None or find_preset(model_path) != find_preset(Path(twin).name):
+        return model_path
+    return twin
+
+
+def _run_pretended(plan: Plan) -> None:
+    """Let TurboMind run where there are pretend GPUs; the PyTorch engine needs no more there."""
+    if _TWIN in os.environ and not plan.engine.on_torch:
+        from turbofit.rehearse.turbomind.server import pretend_here
+
+        pretend_here()
 
 
 def _leases() -> Leases | None:

@@ -39,7 +39,7 @@ def drive(spec: Spec, notes: Notes) -> Callable[[], None]:
     hfconfig.register_intern_s1_pro()
     hfconfig.stand_in_for_kimi()
     hfconfig.plain_gpt_oss_tokenizer()
-    config = engine_config(PytorchEngineConfig, spec.settings)
+    config = engine_config(PytorchEngineConfig, dict(spec.settings))
     _mark_start(notes)
     more: dict[str, Any] = {}
     if spec.speculative:

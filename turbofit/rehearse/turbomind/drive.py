@@ -56,7 +56,7 @@ def _start(spec: Spec, account: LibraryAccount, notes: Notes) -> Any:
     notes.enter("torch")
     from lmdeploy.messages import TurbomindEngineConfig
 
-    config = engine_config(TurbomindEngineConfig, spec.settings)
+    config = engine_config(TurbomindEngineConfig, dict(spec.settings))
     install(
         spec.machine,
         account,
