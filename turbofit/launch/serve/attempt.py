@@ -248,7 +248,8 @@ class Attempt:
         server = self._server
         # An engine that is started again, or rests, takes again what it will need.
         noted = (self._pids(), self._ready, self._surplus())
-        if noted != self._noted or self._job.leases.unwritten:
+        real = not self._job.config.pretend  # others need not know of pretend GPUs
+        if real and (noted != self._noted or self._job.leases.unwritten):
             self._noted = noted
             pids, ready, surplus = noted
             name = self._plan.model.name
