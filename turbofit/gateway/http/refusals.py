@@ -11,13 +11,15 @@ from turbofit.core.presets import converted, load_yaml, presets_dir
 from turbofit.core.struct import Struct
 
 __all__ = [
-    "TOOL_PARSERS", "UNREACHED", "Api", "Refusal", "ending", "of_engine", "refusal_body",
+    "BUSY", "TOOL_PARSERS", "UNREACHED", "Api", "Refusal", "ending", "of_engine", "refusal_body",
     "refusal_event", "refusals",
 ]  # fmt: skip
 
-#: A header of refusals of requests that no engine has: a front may send these to another node.
+#: A header of refusals of requests that no engine has, with the reason: a front may send these to
+#: another node.
 UNREACHED: Final = "x-turbofit-unreached"
-_UNREACHED: Final = frozenset({"engine_unavailable", "engine_resting", "ending", "busy"})
+BUSY: Final = "busy"
+_UNREACHED: Final = frozenset({"engine_unavailable", "engine_resting", "ending", BUSY})
 
 #: Who defined the error form; ``generate`` is LMDeploy's own.
 Api = Literal["openai", "responses", "anthropic", "generate"]
@@ -110,7 +112,7 @@ class Refusal(Exception):  # noqa: N818 - not a failure of the gateway, but its 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """What the answer's head says of it."""
         unreached = self.status == 503 and self.reason in _UNREACHED
-        found = [(UNREACHED.encode(), b"1")] if unreached else []
+        found = [(UNREACHED.encode(), self.reason.encode())] if unreached else []
         if self.retry_after is not None:
             found.append((b"retry-after", str(self.retry_after).encode()))
         return found

@@ -210,12 +210,17 @@ class Admission:
                 break
             if client in lines:
                 lines.move_to_end(client)
+        full: Cost | None = None
         for waiting in tuple(self._suspects.lines.values()):
             for waiter in tuple(waiting):
+                if full is not None and not _less(waiter.cost, full):
+                    continue  # no engine has room and a turn for it
                 if self._looked_at(self._suspects, waiter):
                     if waiter.client in self._suspects.lines:
                         self._suspects.lines.move_to_end(waiter.client)
                     break
+                if waiter.turn is not None and waiter.turn.name not in self._turns:
+                    full = waiter.cost
 
     def _looked_at(self, queue: _Queue, waiter: _Waiter) -> bool:
         """Whether somebody need not wait any longer: for a place, or at all."""

@@ -140,7 +140,9 @@ class DenyList:
     def pardon(self, name: str) -> bool:
         """Let a fingerprint or a client in again, whatever it did; whether it was refused."""
         self._forget(name)
-        return self.file.pardon(name)
+        known = self.file.pardon(name)
+        self.keep()
+        return known
 
     def answered(self, request: Present) -> None:
         """A suspect's turn ended well, or an engine answered a request to its end."""
@@ -220,6 +222,7 @@ class DenyList:
         if not lives:
             engine.left.clear()
             self.count("engine_deaths_total", f"engine={engine.label}")
+        self._deaths = (*self._deaths, death)[-_MOST_DEATHS:]
         conclude = self._conclude(death, there, begun, in_turn[0] if in_turn else None)
         death.told = asyncio.ensure_future(conclude)
 
@@ -231,7 +234,6 @@ class DenyList:
         in_turn: Present | None,
     ) -> None:
         names = [await one.fingerprint.known() for one in there]
-        self._deaths = (*self._deaths, death)[-_MOST_DEATHS:]
         for one, name, answering in zip(there, names, begun, strict=True):
             again = one is in_turn
             if in_turn is None or again:
@@ -287,9 +289,13 @@ class DenyList:
         self.keep()
 
     def _restore(self, death: EngineDeath) -> None:
-        """Nobody is suspected of a death any more who was not suspected before it."""
+        """Nobody is suspected of a death any more who is not suspected of another one."""
+        later = [one for one in self._deaths if one.at >= death.at and not one.explained]
         for who, before in death.before.items():
-            if before is None:
+            again = next((one for one in later if one is not death and who in one.before), None)
+            if again is not None:
+                again.before[who] = before
+            elif before is None:
                 self._suspects.pop(who, None)
             elif who in self._suspects:
                 self._suspects[who] = before

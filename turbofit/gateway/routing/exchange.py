@@ -255,7 +255,7 @@ class Exchange:
             self.outcome.failed = True
         else:
             self._succeeded()
-        self._first()
+            self._first()
 
     async def _whole(self, response: aiohttp.ClientResponse, kind: str) -> None:
         """An answer in one piece, kept back until it is whole.

@@ -208,6 +208,8 @@ class Monitor:
             works = False
         finally:
             del self._asking[engine]
+        if works and engine.dead_since(began):
+            return  # the process answered that has died since
         if works or (engine.up and engine.last_success > began):
             self._bring_back(engine)
             return

@@ -148,15 +148,16 @@ class RequestForwarder:
             try:
                 # Much may have become known while it waited.
                 now = None if present is None else await self._deny_list.turn(present)
-                if turn is not None and now is not None:
+                same = (now and now.name) == (turn and turn.name)
+                if same and turn is not None and now is not None:
                     turn.alone |= now.alone
                     turn.longer |= now.longer
-                if turn is not None and turn.alone:
+                if same and turn is not None and turn.alone:
                     await _until_others_have_begun(engine)
             except BaseException:
                 place.leave()
                 raise
-            if (now is None) is (turn is None):
+            if same:
                 break
             place.leave()
         if present is not None:

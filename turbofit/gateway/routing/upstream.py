@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import aiohttp
 import msgspec
 
-from turbofit.gateway.http.refusals import UNREACHED
+from turbofit.gateway.http.refusals import BUSY, UNREACHED
 from turbofit.gateway.http.sockets import engine_socket
 
 if TYPE_CHECKING:
@@ -101,9 +101,10 @@ class Upstream:
             raise Unreachable(str(exc), vanished=True) from None
         except (aiohttp.ClientError, OSError) as exc:
             raise Died(str(exc)) from exc
-        if UNREACHED in response.headers:
+        unreached = response.headers.get(UNREACHED)
+        if unreached is not None:
             response.close()
-            raise Unreachable("no engine had it", ended=True)
+            raise Unreachable(f"no engine had it: {unreached}", ended=unreached != BUSY)
         return response
 
     async def probe(self, engine: RoutedEngine) -> bool:
