@@ -27,8 +27,7 @@ from turbofit.gateway.media.resize import Resizer
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.deny_file import DenyFile
 from turbofit.gateway.routing.deny_list import DenyList
-from turbofit.gateway.routing.engines import Affinity, RoutedEngine
-from turbofit.gateway.routing.fleet import Fleet
+from turbofit.gateway.routing.engines import Affinity, Fleet, RoutedEngine
 from turbofit.gateway.routing.health import Monitor
 from turbofit.gateway.routing.request_context import RequestContext, entry
 from turbofit.gateway.routing.request_forwarder import RequestForwarder
@@ -42,8 +41,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.asgi import Message, Receive, Send
     from turbofit.gateway.http.routes import Kind, Route
     from turbofit.gateway.limits.request_limits import Bounds
-    from turbofit.gateway.routing.engines import Chooser
-    from turbofit.gateway.routing.outage import Outage
+    from turbofit.gateway.routing.engines import Chooser, Outage
 
 __all__ = ["Gateway"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.refusals import Api
     from turbofit.gateway.routing.admission import Admission
     from turbofit.gateway.routing.deny_list import DenyList
-    from turbofit.gateway.routing.fleet import Fleet
+    from turbofit.gateway.routing.engines import Fleet
     from turbofit.gateway.routing.request_context import RequestContext
     from turbofit.gateway.routing.upstream import Upstream
 
@@ -30,9 +29,6 @@ __all__ = ["ModelCard", "health_page", "metrics_page", "models_document", "names
 
 _CREATED: Final = int(time.time())
 _PAGE_SECONDS: Final = 3.0
-_ALL_SECONDS: Final = 9.0  # below Prometheus' own ten
-#: Engines that are asked for their page at once.
-_AT_ONCE: Final = 32
 
 
 async def health_page(
@@ -51,8 +47,7 @@ async def health_page(
     if not fine and outage is not None:
         page.update(status="resting", message=outage.message)
     if not fine:
-        seconds = fleet.retry_seconds if outage is None else outage.seconds_left
-        request.out.append((b"retry-after", str(seconds).encode()))
+        request.out.append((b"retry-after", str(fleet.retry_seconds).encode()))
     body = msgspec.json.encode(page)
     await answer(request, send, 200 if fine else 503, body, "application/json")
 
@@ -68,17 +63,8 @@ async def metrics_page(  # noqa: PLR0913 - what one page shows
     deny_list: DenyList,
 ) -> None:
     """Everything in Prometheus' text format; engines that do not answer in time are left out."""
-    pages: dict[int | str, str] = {}
-    rest = iter(fleet.engines)
-
-    async def some() -> None:
-        for engine in rest:
-            pages[engine.label] = ""  # which keeps the engines' order
-            pages[engine.label] = await upstream.page(engine, "/metrics", _PAGE_SECONDS)
-
-    crew = asyncio.gather(*(some() for _ in range(min(_AT_ONCE, len(fleet)))))
-    with suppress(asyncio.TimeoutError, TimeoutError):
-        await asyncio.wait_for(crew, _ALL_SECONDS)
+    asked = [upstream.page(engine, "/metrics", _PAGE_SECONDS) for engine in fleet]
+    pages: dict[int | str, str] = dict(enumerate(await asyncio.gather(*asked)))
     text = merge(pages) + metrics.text(
         {**_gauges(fleet, admission, connections), **_suspected(deny_list)}
     )
@@ -90,7 +76,7 @@ async def metrics_page(  # noqa: PLR0913 - what one page shows
 def _gauges(
     fleet: Fleet, admission: Admission, connections: int
 ) -> dict[str, list[tuple[tuple[str, ...], float]]]:
-    labelled = [((f"engine={engine.label}",), engine) for engine in fleet]
+    labelled = [((f"engine={engine.index}",), engine) for engine in fleet]
     return {
         "connections": [((), connections)],
         "waiting": [((), admission.waiting)],

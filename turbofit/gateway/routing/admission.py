@@ -22,18 +22,16 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final
 
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.routing.engines import least_busy
-from turbofit.gateway.routing.fleet import Fleet
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection
 
     from turbofit.gateway.limits.cost import Cost
     from turbofit.gateway.limits.gate import EngineCapacity
-    from turbofit.gateway.routing.engines import Chooser, RoutedEngine
+    from turbofit.gateway.routing.engines import Chooser, Fleet, RoutedEngine
     from turbofit.gateway.routing.suspects import Turn
 
-__all__ = ["Admission", "dead"]
+__all__ = ["Admission"]
 
 _SUSPECTS: Final = 256
 _SUSPECT_RETRY: Final = 10
@@ -96,23 +94,16 @@ class Admission:
     """Lets requests through to engines.
 
     Args:
-        engines: all of them, each with its own gate and host limit.
+        fleet: all engines, each with its own gate and host limit.
         longest: how many may wait.
         seconds: how long one may wait.
     """
 
-    def __init__(
-        self, engines: Fleet | Sequence[RoutedEngine], *, longest: int = 256, seconds: float = 30.0
-    ) -> None:
-        self._fleet = engines if isinstance(engines, Fleet) else Fleet(engines)
-        self._seconds = seconds
+    def __init__(self, fleet: Fleet, *, longest: int = 256, seconds: float = 30.0) -> None:
+        self._fleet, self._seconds = fleet, seconds
         self._queue, self._suspects = _Queue(longest), _Queue(_SUSPECTS)
         #: Names of those who have a turn.
         self._turns: set[str] = set()
-        # As long as the fleet has this version, only these engines may have room for so much.
-        self._full: Cost | None = None
-        self._freed: dict[RoutedEngine, None] = {}
-        self._version = -1
 
     @property
     def waiting(self) -> int:
@@ -138,7 +129,7 @@ class Admission:
         if refusal is not None:
             raise refusal
         if turn is None and (not self._queue.lines or self._passes(cost)):
-            engine = self._best(cost)
+            engine = self._fleet.best(cost)
             if engine is not None:
                 return self._take(engine, cost, choose, None)
         queue = self._queue if turn is None else self._suspects
@@ -147,7 +138,7 @@ class Admission:
             raise full
         while True:
             engine = await self._wait(queue, _Waiter(client, cost, choose, turn))
-            if engine.takes and engine.fleet is self._fleet:
+            if engine.up:
                 return engine
             # It went out, or began to drain, before this task had its turn.
             self.end_turn(engine, turn)
@@ -165,7 +156,7 @@ class Admission:
             return True
         engine.units = gate.counted
         engine.host_bytes -= cost.host_bytes
-        self._given_back(engine)
+        self._given_back()
         return False
 
     def release(self, engine: RoutedEngine, cost: Cost, after: float = 0.0) -> None:
@@ -187,19 +178,19 @@ class Admission:
             engine.units = gate.counted
         if not begun:
             engine.host_bytes -= cost.host_bytes
-        self._given_back(engine)
+        self._given_back()
 
     def end_turn(self, engine: RoutedEngine, turn: Turn | None) -> None:
         """The next suspect may come to an engine."""
         if turn is not None and engine.turn_of is turn:
             engine.turn_of = None
             self._turns.discard(turn.name)
-            self._given_back(engine)
+            self._given_back()
 
-    def open_turn(self, engine: RoutedEngine, turn: Turn) -> None:
+    def open_turn(self, turn: Turn) -> None:
         """Others may come to an engine beside a turn that was alone there."""
         turn.alone = False
-        self._given_back(engine)
+        self._given_back()
 
     def pump(self) -> None:
         """Let in whoever has room now; call it too when an engine has come back or gone."""
@@ -242,11 +233,9 @@ class Admission:
         if engine.gate is not None:
             engine.gate.end(cost)
             engine.units = engine.gate.counted
-        self._given_back(engine)
+        self._given_back()
 
-    def _given_back(self, engine: RoutedEngine) -> None:
-        if self._full is not None and engine.fleet is self._fleet:
-            self._freed[engine] = None
+    def _given_back(self) -> None:
         if self.waiting:
             self.pump()
 
@@ -282,26 +271,10 @@ class Admission:
         queue.drop(waiter)
         self.pump()
 
-    def _best(self, cost: Cost, turn: Turn | None = None) -> RoutedEngine | None:
-        """The least busy engine with room.
-
-        Where all are full, each request that ends would have the next in line look at every engine:
-        what fitted nowhere fits only where something was given back since.
-        """
-        if turn is not None:
-            return None if turn.name in self._turns else self._fleet.best(cost, turn)
-        full = self._full
-        if full is not None and self._version != self._fleet.version:
-            full = self._full = None
-        if full is None or _less(cost, full):
-            best = self._fleet.best(cost)
-            if best is None:
-                self._full, self._version = cost, self._fleet.version
-                self._freed.clear()
-            return best
-        self._freed = {engine: None for engine in self._freed if engine.fits(full)}
-        fitting = [one for one in self._freed if one.fits(cost)]
-        return least_busy(fitting) if fitting else None
+    def _best(self, cost: Cost, turn: Turn | None) -> RoutedEngine | None:
+        """The least busy engine with room."""
+        taken = turn is not None and turn.name in self._turns
+        return None if taken else self._fleet.best(cost, turn)
 
     def _take(
         self, best: RoutedEngine, cost: Cost, choose: Chooser | None, turn: Turn | None
@@ -321,7 +294,7 @@ class Admission:
 
     def _hopeless(self, cost: Cost) -> Refusal | None:
         """Why it need not wait any longer, as the engines are now."""
-        return _impossible(self._fleet.sizes, cost) if self._fleet.open else dead(self._fleet)
+        return _impossible(self._fleet.sizes, cost) if self._fleet.open else self._fleet.dead()
 
     def _busy(self, turn: Turn | None, why: str) -> Refusal:
         if turn is not None:
@@ -354,10 +327,3 @@ def _impossible(sizes: Collection[EngineCapacity], cost: Cost) -> Refusal | None
         return Refusal("units_over_limit", units=cost.units, widest=widest)
     most = max(size.host_bytes for size in wide if size.host_bytes is not None)
     return Refusal("images_over_limit", size=cost.host_bytes, most=most)
-
-
-def dead(fleet: Fleet) -> Refusal:
-    """No engine is up."""
-    if fleet.outage is not None:
-        return fleet.outage.refusal()
-    return Refusal("engine_unavailable", retry_after=fleet.retry_seconds)

@@ -221,7 +221,7 @@ class DenyList:
         begun = [one.begun for one in there]
         if not lives:
             engine.left.clear()
-            self.count("engine_deaths_total", f"engine={engine.label}")
+            self.count("engine_deaths_total", f"engine={engine.index}")
         self._deaths = (*self._deaths, death)[-_MOST_DEATHS:]
         conclude = self._conclude(death, there, begun, in_turn[0] if in_turn else None)
         death.told = asyncio.ensure_future(conclude)

@@ -155,7 +155,7 @@ def entry(request: RequestContext, path: str, first: float | None) -> Document:
         "status": request.status,
         "client": request.client,
         "key": request.key,
-        "engine": request.engine.label if request.engine is not None else request.node or None,
+        "engine": request.engine.index if request.engine is not None else request.node or None,
         "images": prepared.images,
         "units": prepared.units,
         "copies": prepared.copies,

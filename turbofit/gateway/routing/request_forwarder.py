@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.limits.cost import Cost
-from turbofit.gateway.routing.admission import dead
 from turbofit.gateway.routing.deny_file import Fingerprint
 from turbofit.gateway.routing.exchange import EngineDied, Exchange
 from turbofit.gateway.routing.request_context import sent_headers
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.metrics import Metrics
     from turbofit.gateway.routing.admission import Admission
     from turbofit.gateway.routing.deny_list import DenyList
-    from turbofit.gateway.routing.engines import Chooser, RoutedEngine
-    from turbofit.gateway.routing.fleet import Fleet
+    from turbofit.gateway.routing.engines import Chooser, Fleet, RoutedEngine
     from turbofit.gateway.routing.health import Monitor
     from turbofit.gateway.routing.request_context import RequestContext
     from turbofit.gateway.routing.suspects import Turn
@@ -101,12 +99,12 @@ class RequestForwarder:
                 again = True
             else:
                 return
-        raise dead(self._fleet)
+        raise self._fleet.dead()
 
     async def _unreachable(self, engine: RoutedEngine, exc: Unreachable) -> None:
         """Nobody was asked: whoever comes next gets another engine."""
         self._monitor.gone(engine, vanished=exc.vanished)
-        self._metrics.count("engine_failures_total", f"engine={engine.label}")
+        self._metrics.count("engine_failures_total", f"engine={engine.index}")
         death = self._deny_list.nothing_listens(engine) if exc.ended else None
         if death is not None and death.told is not None:
             await death.told  # an equal request may be what it died of
@@ -219,9 +217,9 @@ class RequestForwarder:
                 # One that broke off before a byte came is starting again, or about to: where others
                 # are up, it would be asked first, having nothing, and break off every request.
                 unbegun = outcome.broken and not outcome.started and not outcome.stuck
-                if outcome.vanished or (unbegun and self._fleet.open > engine.takes):
+                if outcome.vanished or (unbegun and self._fleet.open > engine.up):
                     self._monitor.doubt(engine)
-                self._metrics.count("engine_failures_total", f"engine={engine.label}")
+                self._metrics.count("engine_failures_total", f"engine={engine.index}")
 
 
 class _Place:
@@ -270,7 +268,7 @@ class _Place:
             return
         if left and after:
             loop = asyncio.get_running_loop()
-            loop.call_later(_ALONE_AFTER, self._admission.open_turn, self.engine, self._turn)
+            loop.call_later(_ALONE_AFTER, self._admission.open_turn, self._turn)
             loop.call_later(after, self._admission.end_turn, self.engine, self._turn)
         else:
             self._admission.end_turn(self.engine, self._turn)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from turbofit.core.plan import Plan
-    from turbofit.gateway.routing.outage import Outage
+    from turbofit.gateway.routing.engines import Outage
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
     from turbofit.launch.serve.job import Job, PublicSide
     from turbofit.launch.serve.supervisor import StopSignal
