@@ -16,9 +16,8 @@ from tests.support.gateway import stream as streamed
 from tests.waiting import auntil
 from turbofit.gateway.routing import deny_file
 from turbofit.gateway.routing.deny_file import DenyFile, Fingerprint, pardon
-from turbofit.gateway.routing.deny_list import CLIENT_DEATHS, DenyList
+from turbofit.gateway.routing.deny_list import CLIENT_DEATHS, DenyList, Present
 from turbofit.gateway.routing.engines import RoutedEngine
-from turbofit.gateway.routing.suspects import Present
 
 KILLS = "kills"
 #: What the wall's clock shows when the other one shows 0.
@@ -589,7 +588,7 @@ def test_the_next_gateway_goes_on_with_what_is_known() -> None:
             await fleet.ask(KILLS)
         async with Fleet(1) as other:
             other.app.deny_list = fleet.app.deny_list
-            other.app._forwarder._deny_list = fleet.app.deny_list
+            other.app._forwarder.deny_list = fleet.app.deny_list
             return code(await other.ask(KILLS)), code(await other.ask(KILLS)), other.deaths
 
     died, refused, deaths = virtual_time.run(run())

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.accesslog import AccessLog
     from turbofit.gateway.http.bodies import Parsed
     from turbofit.gateway.http.prepare import Media
-    from turbofit.gateway.routing.suspects import ForwardOutcome
+    from turbofit.gateway.routing.request_context import ForwardOutcome
 
 __all__ = ["RequestSize", "TraceRecorder", "answer_tokens", "request_size"]
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from turbofit.gateway.limits.cost import Cost
     from turbofit.gateway.limits.gate import EngineCapacity
+    from turbofit.gateway.routing.deny_list import Turn
     from turbofit.gateway.routing.engines import Chooser, Fleet, RoutedEngine
-    from turbofit.gateway.routing.suspects import Turn
 
 __all__ = ["Admission"]
 

@@ -34,16 +34,19 @@ from functools import reduce
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.log import LazyLogger
+from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.routing.deny_file import DAY_SECONDS, Denied, DenyFile
-from turbofit.gateway.routing.suspects import EngineDeath, Present, Suspicion, Turn
+from turbofit.gateway.routing.deny_file import DAY_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from turbofit.gateway.routing.deny_file import Denied, DenyFile, Fingerprint
     from turbofit.gateway.routing.engines import RoutedEngine
 
-__all__ = ["CLIENT_DEATHS", "DenyList"]
+__all__ = [
+    "CLIENT_DEATHS", "LEFT_SECONDS", "DenyList", "EngineDeath", "Present", "Suspicion", "Turn",
+]  # fmt: skip
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -58,6 +61,56 @@ _MOST_DEATHS: Final = 256
 _MOST_CLIENTS: Final = 1024
 #: What a full disk did not take is written again after so many seconds.
 _AGAIN_SECONDS: Final = 15.0
+#: Seconds for which an engine is counted on to have a request whose client left: of an answer in
+#: one piece LMDeploy notices that only at the next token (`serve/core/chat_runner.py`, collect). A
+#: stream that has begun it ends at once. Under: a first token that takes longer.
+LEFT_SECONDS: Final = 10.0
+
+
+class Turn:
+    """A suspect's turn at an engine.
+
+    ``name``: the fingerprint or the client that is suspected; it has one turn at a time.
+    ``alone``: the engine gets nothing new meanwhile. ``longer``: it goes on after the answer began.
+    """
+
+    def __init__(self, name: str, *, alone: bool, longer: bool) -> None:
+        self.name, self.alone, self.longer = name, alone, longer
+
+
+class Present:
+    """A request at an engine, as far as a death asks: what, whose, and how far it had come."""
+
+    def __init__(self, fingerprint: Fingerprint, client: str) -> None:
+        self.fingerprint, self.client = fingerprint, client
+        self.turn: Turn | None = None
+        #: Whether a byte of its answer came; when it was sent, and when its client left.
+        self.begun, self.sent_at, self.left_at = False, float("-inf"), float("inf")
+
+
+class Suspicion(Struct):
+    """Of a request or a client: ``deaths`` in turns, and the first; ``begun`` as in `Turn`."""
+
+    deaths: int
+    begun: bool
+    until: float
+
+
+class EngineDeath:
+    """The end of one engine's process: who was there, and what was concluded."""
+
+    def __init__(self, engine: int) -> None:
+        self.engine, self.at = engine, time.monotonic()
+        #: Clients by the fingerprints of their requests that may be the cause.
+        self.suspects: dict[str, str] = {}
+        #: What was known of each before.
+        self.before: dict[str, Suspicion | None] = {}
+        #: Who was refused for it.
+        self.refused: list[str] = []
+        #: Its cause is known; and a supervisor has seen the process end.
+        self.explained = self.seen = False
+        #: Done once all of them are suspected.
+        self.told: asyncio.Task[None] | None = None
 
 
 class DenyList:

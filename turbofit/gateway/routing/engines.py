@@ -12,7 +12,7 @@ import msgspec
 
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import EngineCapacity
-from turbofit.gateway.routing.suspects import LEFT_SECONDS, EngineDeath
+from turbofit.gateway.routing.deny_list import LEFT_SECONDS, EngineDeath
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
     from turbofit.gateway.limits.cost import Cost
     from turbofit.gateway.limits.gate import Gate
+    from turbofit.gateway.routing.deny_list import Present, Turn
     from turbofit.gateway.routing.exchange import Exchange
-    from turbofit.gateway.routing.suspects import Present, Turn
 
     #: From the least busy engine that has room, and whether another one has it too.
     Chooser = Callable[["RoutedEngine", Callable[["RoutedEngine"], bool]], "RoutedEngine"]

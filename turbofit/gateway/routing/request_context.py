@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.http.trace import RequestSize
     from turbofit.gateway.limits.request_limits import Bounds
+    from turbofit.gateway.routing.deny_list import EngineDeath, Present
     from turbofit.gateway.routing.engines import RoutedEngine
-    from turbofit.gateway.routing.suspects import ForwardOutcome, Present
 
-__all__ = ["CLIENT", "CLIENT_KEY", "RequestContext", "answer", "entry", "refuse", "sent_headers"]
+__all__ = [
+    "CLIENT", "CLIENT_KEY", "ForwardOutcome", "RequestContext", "answer", "entry", "refuse",
+    "sent_headers",
+]  # fmt: skip
 
 _EMPTY: Final = PreparedBody()
 #: What a front says of a request's client: its address, and the name of its key.
@@ -33,34 +36,33 @@ def _word(value: bytes | None) -> str:
     return "" if value is None else value.decode("latin-1")[:_LONGEST_WORD]
 
 
+class ForwardOutcome:
+    """What became of a request at one engine."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.bytes_out = 0
+        self.first_byte: float | None = None
+        self.started = False
+        #: A byte of the answer came from the engine.
+        self.begun = False
+        #: The exchange ended before the answer was whole.
+        self.broken = False
+        #: The engine ended, or was given up. None: its machine vanished, or it was drained.
+        self.death: EngineDeath | None = None
+        #: The engine's machine does not answer any more, it seems.
+        self.vanished = False
+        #: The engine lives, and sent nothing of this answer.
+        self.stuck = False
+        #: The engine answered that it cannot serve.
+        self.failed = False
+        #: Events of a stream that came, and the last bytes of an answer that hold a usage.
+        self.events = 0
+        self.tail = b""
+
+
 class RequestContext:
     """One request on its way, and what the log will say of it."""
-
-    __slots__ = (
-        "_bounds",
-        "api",
-        "body",
-        "bytes_in",
-        "client",
-        "engine",
-        "forgotten",
-        "gone",
-        "headers",
-        "id",
-        "key",
-        "method",
-        "node",
-        "out",
-        "outcome",
-        "prepared",
-        "present",
-        "read",
-        "reason",
-        "route",
-        "size",
-        "status",
-        "t0",
-    )  # fmt: skip
 
     def __init__(self, scope: Message, bounds: Bounds | None = None) -> None:
         self._bounds = bounds
