@@ -22,7 +22,6 @@ from turbofit.core.installation import install_command
 from turbofit.core.process.ports import open_files
 from turbofit.gateway.allocator import keep_large_blocks
 from turbofit.gateway.config import GatewayConfig, host_budget
-from turbofit.gateway.http.announce import Announce
 from turbofit.gateway.http.sockets import tcp_socket
 from turbofit.gateway.limits.request_limits import bounds_of
 
@@ -296,13 +295,13 @@ def _uvicorn(gateway: PublicApp, on_ready: Callable[[], None]) -> uvicorn.Server
     config, limits = gateway.config, gateway.config.connection
     files = open_files(_OTHER_FILES + 2 * limits.connections)
     gateway.connections.lower(max(1, (files - _OTHER_FILES) // 2))
-    pretend = ((b"x-turbofit-pretend", b"1"),) if config.pretend else ()
     settings = uvicorn.Config(
-        Announce(gateway) if config.pretend else gateway,
+        gateway,
         log_config=None,
         access_log=False,
         server_header=False,
-        http=limited_protocol(limits, gateway.connections, pretend),
+        http=limited_protocol(limits, gateway.connections),
+        headers=[("x-turbofit-pretend", "1")] if config.pretend else [],
         proxy_headers=bool(config.trusted_proxies),
         forwarded_allow_ips=list(config.trusted_proxies),
         ws="none",

@@ -175,7 +175,7 @@ class DenyFile:
         new = dict(self.unwritten)
         try:
             self.change(new)
-        except OSError:
+        except (OSError, UsageError):
             return False
         for name, one in new.items():
             if self.unwritten.get(name, self) is one:
@@ -186,7 +186,8 @@ class DenyFile:
         """Add to the file, and take out of it who is let in; whether that changed it.
 
         Raises:
-            OSError: the file or its folder cannot be written, or somebody keeps the lock.
+            UsageError: the file cannot be written.
+            OSError: nor its folder, or somebody keeps the lock.
         """
         assert self.path is not None
         with _locked(self.path):
