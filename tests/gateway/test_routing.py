@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests import virtual_time
 from tests.support.gateway import CHAT, Answer, Recorder, call, chat, gateway, stream
 from tests.waiting import auntil
+from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.cost import UNSTATED, Cost
@@ -226,8 +227,9 @@ def test_long_beginnings_stay_together_until_that_costs_too_much() -> None:
 
 def watched(found, probe, **keywords):
     changed = []
-    times = {"idle": 60.0, "stall": 60.0, "retry": 0.0, "patience": 0.05, **keywords}
-    return Monitor(found, probe, lambda: changed.append(1), **times), changed
+    times = {"stall_seconds": 60.0, "retry_seconds": 0.0, "probe_seconds": 0.05, **keywords}
+    upstream = SimpleNamespace(probe=probe)
+    return Monitor(found, upstream, GatewayConfig(**times), lambda: changed.append(1)), changed
 
 
 def test_three_failed_probes_take_an_engine_out_and_one_success_brings_it_back() -> None:

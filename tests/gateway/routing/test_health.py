@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 from tests.gateway.routing.dying_engines import metric
 from tests.support.gateway import Answer, Recorder, call, chat, gateway
 from tests.waiting import HANG, auntil
+from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.routing.engines import RoutedEngine
 from turbofit.gateway.routing.health import Monitor
 from turbofit.gateway.routing.upstream import Unreachable
@@ -56,7 +58,7 @@ def test_an_answer_of_the_process_that_died_meanwhile_brings_nothing_back() -> N
             return True
 
         engine = RoutedEngine(0, "http://engine")
-        monitor = Monitor([engine], probe, lambda: None)
+        monitor = Monitor([engine], SimpleNamespace(probe=probe), GatewayConfig(), lambda: None)
         monitor.start()
         await asyncio.wait_for(asked.wait(), HANG)
         engine.note_death()

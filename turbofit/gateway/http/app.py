@@ -21,8 +21,8 @@ from turbofit.gateway.http.routes import find_route, is_health
 from turbofit.gateway.http.trace import TraceRecorder, request_size
 from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.limits.grammars import refuse_grammars
+from turbofit.gateway.media.clips import VideoInspector
 from turbofit.gateway.media.fetch import MediaFetcher
-from turbofit.gateway.media.films import VideoInspector
 from turbofit.gateway.media.resize import Resizer
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.deny_file import DenyFile
@@ -85,17 +85,7 @@ class Gateway(AsgiApp):
         self.admission = Admission(
             self.fleet, longest=config.queue_length, seconds=config.queue_seconds
         )
-        self.monitor = Monitor(
-            self.fleet,
-            self._upstream.probe,
-            self.admission.pump,
-            page=self._upstream.metrics,
-            idle=config.idle_seconds,
-            stall=config.stall_seconds,
-            retry=config.retry_seconds,
-            patience=config.probe_seconds,
-            stuck=config.stuck_seconds,
-        )
+        self.monitor = Monitor(self.fleet, self._upstream, config, self.admission.pump)
         kept = None if config.denied is None else Path(config.denied)
         self.deny_list = deny_list or DenyList(DenyFile(kept))
         self.deny_list.count = self.metrics.count

@@ -32,8 +32,6 @@ _STILL_SECONDS: Final = 1.0
 class _Arrival:
     """A body on its way here."""
 
-    __slots__ = ("body", "came", "client", "ends", "heard", "refusal", "size", "task", "timer")
-
     timer: asyncio.TimerHandle
 
     def __init__(self, client: str, now: float) -> None:

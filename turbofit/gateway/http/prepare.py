@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.request_limits import Bounds
 
 __all__ = [
-    "Media", "PreparedBody", "finish", "hold", "inlined", "is_remote", "remote_urls", "start",
+    "Media", "PreparedBody", "finish", "hold", "inlined", "remote_urls", "start",
 ]  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def start(bounds: Bounds, kind: Kind, raw: bytes) -> Parsed:
 
 def remote_urls(parsed: Parsed) -> list[str]:
     """Addresses that must be fetched first, each once."""
-    urls = [slot.source for slot in parsed.slots if is_remote(slot)]
+    urls = [slot.source for slot in parsed.slots if slot.remote]
     return list(dict.fromkeys(urls))
 
 
@@ -107,7 +107,7 @@ def inlined(bounds: Bounds, parsed: Parsed, fetched: Mapping[str, bytes], came: 
     Raises:
         Refusal: the body would be larger than one may be that holds the same files inline.
     """
-    files = [len(fetched[slot.source]) for slot in parsed.slots if is_remote(slot)]
+    files = [len(fetched[slot.source]) for slot in parsed.slots if slot.remote]
     added = sum(-(-size // 3) * 4 for size in files)
     if files:
         check_body(bounds, came + added)
@@ -123,11 +123,6 @@ def check_body(bounds: Bounds, size: int) -> None:
     most = bounds.limits.bytes_per_body
     if size > most:
         raise Refusal("body_too_big:fetched", size=size, most=most)
-
-
-def is_remote(slot: MediaSlot) -> bool:
-    """Whether an image lies elsewhere."""
-    return not slot.inline and slot.source[:8].lower().startswith(("http://", "https://"))
 
 
 def hold(
@@ -229,7 +224,7 @@ def _picture(bounds: Bounds, slot: MediaSlot, fetched: Mapping[str, bytes]) -> P
     most = bounds.limits.bytes_per_image
     if slot.inline:
         return from_base64(slot.source, most)
-    if is_remote(slot):
+    if slot.remote:
         return from_bytes(fetched[slot.source], most)
     return from_url(slot.source, most)
 

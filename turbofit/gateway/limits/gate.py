@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 from turbofit.core.struct import Struct
@@ -56,14 +57,14 @@ class EngineCapacity(Struct):
         )
 
 
+@dataclass
 class _Held:
     """A request in flight."""
 
-    __slots__ = ("begun", "number", "tokens", "units")
-
-    def __init__(self, number: int, units: int, tokens: int) -> None:
-        self.number, self.units, self.tokens = number, units, tokens
-        self.begun = False
+    number: int
+    units: int
+    tokens: int
+    begun: bool = False
 
 
 class Gate:

@@ -6,8 +6,9 @@ import binascii
 import re
 import warnings
 from base64 import b64encode
+from functools import cache
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
@@ -170,10 +171,13 @@ def _header(data: bytes) -> tuple[str, tuple[int, int], int]:
         raise Refusal("unknown_image_type", taken=_TAKEN)
     if guess == "JPEG" and _scan(data) < 0:
         raise _broken()
+    _quiet()
     try:
-        with _quiet(), Image.open(_File(data)) as image:
+        with Image.open(_File(data)) as image:
             kind, size = str(image.format), (int(image.width), int(image.height))
-            frames = int(getattr(image, "n_frames", 1)) if kind != "GIF" else _gif_frames(image)
+            # Of a GIF one or two: counting all would read the whole file.
+            gif = kind == "GIF"
+            frames = 1 + image.is_animated if gif else int(getattr(image, "n_frames", 1))
     except Image.DecompressionBombError:
         raise Refusal("too_many_pixels:header", most=LARGEST_PIXELS) from None
     except MemoryError:
@@ -223,26 +227,13 @@ def _scan(data: bytes) -> int:
     return -1
 
 
-def _gif_frames(image: Any) -> int:
-    """One or two: counting all would read the whole file."""
-    return 2 if image.is_animated else 1
-
-
-class _quiet:  # noqa: N801 - reads as a word
+@cache
+def _quiet() -> None:
     """Pillow's warnings go nowhere: what they say of a file is an answer here or no matter.
 
     Python keeps each text that was shown, and a file decides what is in it.
     """
-
-    _done = False
-
-    def __enter__(self) -> None:
-        if not _quiet._done:
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            _quiet._done = True
-
-    def __exit__(self, *_: object) -> None:
-        return None
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _guess(data: bytes) -> str | None:

@@ -30,6 +30,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import TYPE_CHECKING, Final
 
@@ -67,6 +68,7 @@ _AGAIN_SECONDS: Final = 15.0
 LEFT_SECONDS: Final = 10.0
 
 
+@dataclass(eq=False)
 class Turn:
     """A suspect's turn at an engine.
 
@@ -74,18 +76,25 @@ class Turn:
     ``alone``: the engine gets nothing new meanwhile. ``longer``: it goes on after the answer began.
     """
 
-    def __init__(self, name: str, *, alone: bool, longer: bool) -> None:
-        self.name, self.alone, self.longer = name, alone, longer
+    name: str
+    alone: bool
+    longer: bool
 
 
+@dataclass(eq=False)
 class Present:
-    """A request at an engine, as far as a death asks: what, whose, and how far it had come."""
+    """A request at an engine, as far as a death asks: what, whose, and how far it had come.
 
-    def __init__(self, fingerprint: Fingerprint, client: str) -> None:
-        self.fingerprint, self.client = fingerprint, client
-        self.turn: Turn | None = None
-        #: Whether a byte of its answer came; when it was sent, and when its client left.
-        self.begun, self.sent_at, self.left_at = False, float("-inf"), float("inf")
+    ``begun``: whether a byte of its answer came. ``sent_at`` and ``left_at``: when it was sent, and
+    when its client left.
+    """
+
+    fingerprint: Fingerprint
+    client: str
+    turn: Turn | None = None
+    begun: bool = False
+    sent_at: float = float("-inf")
+    left_at: float = float("inf")
 
 
 class Suspicion(Struct):
@@ -96,21 +105,24 @@ class Suspicion(Struct):
     until: float
 
 
+@dataclass(eq=False)
 class EngineDeath:
-    """The end of one engine's process: who was there, and what was concluded."""
+    """The end of one engine's process: who was there, and what was concluded.
 
-    def __init__(self, engine: int) -> None:
-        self.engine, self.at = engine, time.monotonic()
-        #: Clients by the fingerprints of their requests that may be the cause.
-        self.suspects: dict[str, str] = {}
-        #: What was known of each before.
-        self.before: dict[str, Suspicion | None] = {}
-        #: Who was refused for it.
-        self.refused: list[str] = []
-        #: Its cause is known; and a supervisor has seen the process end.
-        self.explained = self.seen = False
-        #: Done once all of them are suspected.
-        self.told: asyncio.Task[None] | None = None
+    ``suspects`` are clients by the fingerprints of their requests that may be the cause, ``before``
+    is what was known of each before, ``refused`` who was refused for it. ``explained``: its cause
+    is known. ``seen``: a supervisor has seen the process end. ``told`` is done once all of them are
+    suspected.
+    """
+
+    engine: int
+    at: float
+    suspects: dict[str, str] = field(default_factory=dict)
+    before: dict[str, Suspicion | None] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+    explained: bool = False
+    seen: bool = False
+    told: asyncio.Task[None] | None = None
 
 
 class DenyList:
@@ -230,7 +242,7 @@ class DenyList:
 
     def stuck(self, engine: RoutedEngine, request: Present | None) -> EngineDeath:
         """An engine is stuck in one request, and serves the others: as a death that it was at."""
-        death = EngineDeath(_NO_ENGINE)
+        death = EngineDeath(_NO_ENGINE, time.monotonic())
         self._tell(death, engine, () if request is None else (request,), lives=True)
         return death
 

@@ -167,7 +167,7 @@ class RoutedEngine:
             sent_at: when the request began that broke off there.
         """
         if self.death is None or max(self.last_success, sent_at - _PAUSE) > self.died_at:
-            self.death = EngineDeath(self.index)
+            self.death = EngineDeath(self.index, time.monotonic())
             self.died_at = self.death.at
         return self.death
 

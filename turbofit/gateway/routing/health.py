@@ -26,10 +26,12 @@ from turbofit.core.struct import Struct
 from turbofit.observe.prometheus import parse_page
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
+    from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.routing.engines import RoutedEngine
     from turbofit.gateway.routing.exchange import Exchange
+    from turbofit.gateway.routing.upstream import Upstream
 
 __all__ = ["EngineLoad", "Monitor", "engine_load", "healthy", "stuck_requests"]
 
@@ -52,36 +54,25 @@ class Monitor:
     out, and end what still waits for it; one success brings it back.
 
     Args:
-        engines: all of them, looked through anew each time.
-        probe: asks one engine; False or an exception is a failure.
+        engines: all of them.
+        upstream: asks them.
+        config: when: idle for how long, silent for how long while answers are owed, or in one
+            answer while others get theirs; how long an answer may take, and how soon it is asked
+            again.
         changed: called when an engine was taken out, or answers again.
-        page: an engine's metrics page, empty where it does not come; None where there is none.
-        idle: seconds without a success after which to ask.
-        stall: seconds without a byte, while answers are owed, after which to ask.
-        retry: seconds between questions to an engine that failed.
-        patience: seconds that an answer may take.
-        stuck: seconds without a byte of one answer, while others get theirs, after which to look
-            whether the engine is stuck in it, see above.
     """
 
-    def __init__(  # noqa: PLR0913 - a constructor
+    def __init__(
         self,
         engines: Iterable[RoutedEngine],
-        probe: Callable[[RoutedEngine], Awaitable[bool]],
+        upstream: Upstream,
+        config: GatewayConfig,
         changed: Callable[[], None],
-        *,
-        page: Callable[[RoutedEngine], Awaitable[str]] | None = None,
-        idle: float = 60.0,
-        stall: float = 120.0,
-        retry: float = 5.0,
-        patience: float = 30.0,
-        stuck: float = 120.0,
     ) -> None:
-        self._page, self._stuck = page, stuck
-        self._examining: dict[RoutedEngine, asyncio.Task[None]] = {}
-        self._engines, self._probe, self._changed = engines, probe, changed
-        self._idle, self._stall, self._retry, self._patience = idle, stall, retry, patience
+        self._engines, self._upstream, self._config = engines, upstream, config
+        self._changed = changed
         self._asking: dict[RoutedEngine, asyncio.Task[None]] = {}
+        self._examining: dict[RoutedEngine, asyncio.Task[None]] = {}
         self._poke = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
@@ -153,9 +144,9 @@ class Monitor:
         """Begin to look at requests of which nothing has come for long."""
         now = time.monotonic()
         for engine in self._engines:
-            if engine in self._examining or now - engine.last_examined < self._retry:
+            if engine in self._examining or now - engine.last_examined < self._config.retry_seconds:
                 continue
-            if any(now - one.heard_at >= self._stuck for one in engine.in_flight):
+            if any(now - one.heard_at >= self._config.stuck_seconds for one in engine.in_flight):
                 engine.last_examined = now
                 self._examining[engine] = asyncio.ensure_future(self._examine(engine))
             else:
@@ -166,7 +157,7 @@ class Monitor:
         try:
             load = await self._load(engine)
             now = time.monotonic()
-            found = stuck_requests(tuple(engine.in_flight), load, now, self._stuck)
+            found = stuck_requests(tuple(engine.in_flight), load, now, self._config.stuck_seconds)
             again = found & engine.doubtful
             for request in [one for one in engine.in_flight if one in again]:
                 _LOG.info("engine %s is stuck in a request: it is ended", engine.index)
@@ -177,7 +168,7 @@ class Monitor:
 
     async def _load(self, engine: RoutedEngine) -> EngineLoad | None:
         """What an engine says of itself, where it does."""
-        return None if self._page is None else engine_load(await self._page(engine))
+        return engine_load(await self._upstream.metrics(engine))
 
     async def _moves(self, engine: RoutedEngine) -> bool:
         """Whether an engine that does not answer has counted tokens since it last did not."""
@@ -186,17 +177,17 @@ class Monitor:
         return before is not None and engine.tokens is not None and engine.tokens > before
 
     def _due(self, engine: RoutedEngine, now: float) -> bool:
-        since = now - engine.last_check
-        if since < (self._retry if engine.failures else min(1.0, self._retry)):
+        soon = self._config.retry_seconds
+        if now - engine.last_check < (soon if engine.failures else min(1.0, soon)):
             return False
-        stalled = engine.outstanding > 0 and now - engine.last_byte > self._stall
-        idle = now - engine.last_success > self._idle
+        stalled = engine.outstanding > 0 and now - engine.last_byte > self._config.stall_seconds
+        idle = now - engine.last_success > self._config.idle_seconds
         return engine.suspect or stalled or idle or not engine.up
 
     async def _ask(self, engine: RoutedEngine) -> None:
         began = time.monotonic()
         try:
-            works = await asyncio.wait_for(self._probe(engine), self._patience)
+            works = await asyncio.wait_for(self._upstream.probe(engine), self._config.probe_seconds)
         except (asyncio.TimeoutError, TimeoutError):
             works = False
         finally:

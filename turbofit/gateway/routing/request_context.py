@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from turbofit.gateway.http.connections import address_of
@@ -36,29 +37,29 @@ def _word(value: bytes | None) -> str:
     return "" if value is None else value.decode("latin-1")[:_LONGEST_WORD]
 
 
+@dataclass(eq=False)
 class ForwardOutcome:
     """What became of a request at one engine."""
 
-    def __init__(self) -> None:
-        self.status = 0
-        self.bytes_out = 0
-        self.first_byte: float | None = None
-        self.started = False
-        #: A byte of the answer came from the engine.
-        self.begun = False
-        #: The exchange ended before the answer was whole.
-        self.broken = False
-        #: The engine ended, or was given up. None: its machine vanished, or it was drained.
-        self.death: EngineDeath | None = None
-        #: The engine's machine does not answer any more, it seems.
-        self.vanished = False
-        #: The engine lives, and sent nothing of this answer.
-        self.stuck = False
-        #: The engine answered that it cannot serve.
-        self.failed = False
-        #: Events of a stream that came, and the last bytes of an answer that hold a usage.
-        self.events = 0
-        self.tail = b""
+    status: int = 0
+    bytes_out: int = 0
+    first_byte: float | None = None
+    started: bool = False
+    #: A byte of the answer came from the engine.
+    begun: bool = False
+    #: The exchange ended before the answer was whole.
+    broken: bool = False
+    #: The engine ended, or was given up. None: its machine vanished, or it was drained.
+    death: EngineDeath | None = None
+    #: The engine's machine does not answer any more, it seems.
+    vanished: bool = False
+    #: The engine lives, and sent nothing of this answer.
+    stuck: bool = False
+    #: The engine answered that it cannot serve.
+    failed: bool = False
+    #: Events of a stream that came, and the last bytes of an answer that hold a usage.
+    events: int = 0
+    tail: bytes = b""
 
 
 class RequestContext:
