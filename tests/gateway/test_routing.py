@@ -15,8 +15,7 @@ from tests.waiting import auntil
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.cost import UNSTATED, Cost
-from turbofit.gateway.limits.gate import Gate, KvCache
+from turbofit.gateway.limits.gate import UNSTATED, Cost, Gate, KvCache
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.engines import Affinity, Fleet, RoutedEngine, least_busy
 from turbofit.gateway.routing.health import Monitor, healthy

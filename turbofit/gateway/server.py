@@ -22,7 +22,6 @@ from turbofit.core.installation import install_command
 from turbofit.core.process.ports import open_files
 from turbofit.gateway.allocator import keep_large_blocks
 from turbofit.gateway.config import GatewayConfig, host_budget
-from turbofit.gateway.http.sockets import tcp_socket
 from turbofit.gateway.limits.request_limits import bounds_of
 
 if TYPE_CHECKING:
@@ -49,6 +48,7 @@ __all__ = [
     "run_gateway",
     "run_loop",
     "serve_gateway",
+    "tcp_socket",
 ]
 
 _BACKLOG: Final = 2048
@@ -278,6 +278,22 @@ def bind(config: GatewayConfig) -> socket.socket:
             f"{config.host}:{config.port} cannot be bound: {exc}", hint="choose another --port"
         ) from None
     return listener
+
+
+def tcp_socket(family: int) -> socket.socket:
+    """A TCP socket of this process.
+
+    Raises:
+        LaunchError: there is none to be had.
+    """
+    try:
+        # asyncio turns Nagle's algorithm off (40 ms an answer) only where the protocol is named.
+        return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    except OSError as exc:
+        raise LaunchError(
+            f"no socket can be made: {exc.strerror or exc}",
+            hint="raise ulimit -n, or end programs that hold sockets (ss -s)",
+        ) from None
 
 
 def _uvicorn(gateway: PublicApp, on_ready: Callable[[], None]) -> uvicorn.Server:

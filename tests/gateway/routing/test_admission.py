@@ -7,7 +7,7 @@ import asyncio
 from tests import virtual_time
 from tests.virtual_time import settled
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.cost import Cost
+from turbofit.gateway.limits.gate import Cost
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.deny_list import Turn
 from turbofit.gateway.routing.engines import Fleet, RoutedEngine

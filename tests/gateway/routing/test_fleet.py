@@ -7,8 +7,7 @@ import time
 import pytest
 
 from tests.support.gateway import Recorder, ask, chat, gateway
-from turbofit.gateway.limits.cost import Cost
-from turbofit.gateway.limits.gate import Gate
+from turbofit.gateway.limits.gate import Cost, Gate
 from turbofit.gateway.routing.deny_list import Turn
 from turbofit.gateway.routing.engines import Fleet, RoutedEngine
 

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from turbofit.core.process.log import LazyLogger
-from turbofit.gateway.http.accesslog import AccessLog, trace_log
+from turbofit.gateway.http.accesslog import AccessLog, TraceRecorder, request_size, trace_log
 from turbofit.gateway.http.asgi_app import METRICS_TYPE, AsgiApp, while_connected
 from turbofit.gateway.http.guard import Keys, Origins
 from turbofit.gateway.http.metrics import logs_text, merge
 from turbofit.gateway.http.model_names import ModelCard, hold_name, models_document
 from turbofit.gateway.http.prepare import check_body, finish, hold, inlined, remote_urls, start
 from turbofit.gateway.http.routes import find_route, is_health
-from turbofit.gateway.http.trace import TraceRecorder, request_size
 from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.limits.grammars import refuse_grammars
 from turbofit.gateway.media.clips import VideoInspector

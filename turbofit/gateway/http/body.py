@@ -8,8 +8,8 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Final
 
+from turbofit.gateway.http.asgi import uncancel
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.tasks import uncancel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

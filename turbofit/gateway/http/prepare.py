@@ -10,9 +10,9 @@ import msgspec
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.bodies import Parsed, read_body
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.cost import UNSTATED
+from turbofit.gateway.limits.gate import UNSTATED
 from turbofit.gateway.limits.parameters import passed
-from turbofit.gateway.limits.ranges import hold_parameters, lower_answer, scope_of
+from turbofit.gateway.limits.ranges import hold_parameters, lower_answer, most_tokens, scope_of
 from turbofit.gateway.limits.request_limits import (
     KNOBS,
     LimitedImage,
@@ -21,7 +21,6 @@ from turbofit.gateway.limits.request_limits import (
     check_texts,
     shown,
 )
-from turbofit.gateway.limits.reservation import most_tokens
 from turbofit.gateway.limits.sharing import (
     RequestedImage,
     beside_images,

@@ -26,8 +26,7 @@ from turbofit.gateway.http.refusals import Refusal
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from turbofit.gateway.limits.cost import Cost
-    from turbofit.gateway.limits.gate import EngineCapacity
+    from turbofit.gateway.limits.gate import Cost, EngineCapacity
     from turbofit.gateway.routing.deny_list import Turn
     from turbofit.gateway.routing.engines import Chooser, Fleet, RoutedEngine
 

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from turbofit.core.json_types import JsonObject
-    from turbofit.gateway.limits.cost import Cost
-    from turbofit.gateway.limits.gate import Gate
+    from turbofit.gateway.limits.gate import Cost, Gate
     from turbofit.gateway.routing.deny_list import Present, Turn
     from turbofit.gateway.routing.exchange import Exchange
 

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 import msgspec
 
+from turbofit.gateway.http.asgi import uncancel
 from turbofit.gateway.http.refusals import Refusal, of_engine, refusal_event
-from turbofit.gateway.http.sockets import vanished
 from turbofit.gateway.routing.deny_list import LEFT_SECONDS
 from turbofit.gateway.routing.request_context import ForwardOutcome, sent_headers
-from turbofit.gateway.routing.upstream import Died
-from turbofit.gateway.tasks import uncancel
+from turbofit.gateway.routing.upstream import Died, vanished
 
 if TYPE_CHECKING:
     from turbofit.gateway.http.asgi import Send
-    from turbofit.gateway.limits.cost import Cost
+    from turbofit.gateway.limits.gate import Cost
     from turbofit.gateway.routing.deny_list import Turn
     from turbofit.gateway.routing.engines import RoutedEngine
     from turbofit.gateway.routing.request_context import RequestContext

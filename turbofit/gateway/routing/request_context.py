@@ -13,10 +13,10 @@ from turbofit.gateway.http.refusals import refusal_body
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import Document
+    from turbofit.gateway.http.accesslog import RequestSize
     from turbofit.gateway.http.asgi import Message, Send
     from turbofit.gateway.http.refusals import Api, Refusal
     from turbofit.gateway.http.routes import Route
-    from turbofit.gateway.http.trace import RequestSize
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.routing.deny_list import EngineDeath, Present
     from turbofit.gateway.routing.engines import RoutedEngine

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.log import LazyLogger
-from turbofit.gateway.limits.cost import Cost
+from turbofit.gateway.limits.gate import Cost
 from turbofit.gateway.routing.deny_file import Fingerprint
 from turbofit.gateway.routing.deny_list import Present
 from turbofit.gateway.routing.exchange import EngineDied, Exchange, Place
