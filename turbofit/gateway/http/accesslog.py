@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from turbofit.core.json_types import Document
-    from turbofit.gateway.http.bodies import Parsed
-    from turbofit.gateway.http.prepare import Media
+    from turbofit.gateway.http.prepare import Preparation
     from turbofit.gateway.routing.request_context import ForwardOutcome
 
     Log = Callable[[dict[str, Any]], None]
@@ -143,10 +142,10 @@ class TraceRecorder:
         self._log.close()
 
 
-def request_size(parsed: Parsed, media: Media) -> RequestSize:
+def request_size(prepared: Preparation) -> RequestSize:
     """The size of a request that was read."""
-    images = tuple(one.size for one in media.media if isinstance(one, Picture))
-    body = parsed.body
+    images = tuple(one.size for one in prepared.media if isinstance(one, Picture))
+    body = prepared.parsed.body
     texts = (body.get(name) for name in ("messages", *_TEXTS))
     return RequestSize(sum(_text_bytes(text, 0) for text in texts), images)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -16,7 +15,7 @@ from turbofit.gateway.http.asgi_app import METRICS_TYPE, AsgiApp, while_connecte
 from turbofit.gateway.http.guard import Keys, Origins
 from turbofit.gateway.http.metrics import logs_text, merge
 from turbofit.gateway.http.model_names import ModelCard, hold_name, models_document
-from turbofit.gateway.http.prepare import check_body, finish, hold, inlined, remote_urls, start
+from turbofit.gateway.http.prepare import Preparation
 from turbofit.gateway.http.routes import find_route, is_health
 from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.limits.grammars import refuse_grammars
@@ -191,41 +190,33 @@ class Gateway(AsgiApp):
     async def _prepare(self, request: RequestContext, route: Route) -> Chooser | None:
         """The body as it goes on, and how to choose an engine for it."""
         bounds = request.bounds
-        parsed = start(bounds, route.kind, request.body)
+        prepared = Preparation(bounds, route.kind, request.body)
         if not self.config.grammars:
-            refuse_grammars(parsed.body)
-        hold_name(self.config.names, parsed.body)
+            refuse_grammars(prepared.parsed.body)
+        hold_name(self.config.names, prepared.parsed.body)
         most = bounds.limits.bytes_per_image
-        came, keep = len(request.body), partial(self._keep_file, request)
-        fetched = await self._fetcher.fetch_all(remote_urls(parsed), most, keep)
-        added = inlined(bounds, parsed, fetched, came)
-        self._keep_more(request, added - sum(map(len, fetched.values())))
-        clip = await self._films.look(parsed, fetched, most)
-        media = hold(bounds, route.kind, parsed, fetched, clip)
-        if self._recorder is not None and route.kind not in ("count_tokens", "encode"):
-            request.size = request_size(parsed, media)
+
+        def count(size: int) -> None:
+            """Count a file that was fetched, before others of the same request are."""
+            self._keep_more(request, size)
+            prepared.check_size(request.bytes_in)
+
+        fetched = await self._fetcher.fetch_all(prepared.remote_urls, most, count)
+        self._keep_more(request, prepared.inlined(fetched) - sum(map(len, fetched.values())))
+        prepared.hold(fetched, await self._films.look(prepared.parsed, fetched, most))
+        if self._recorder is not None and prepared.generates:
+            request.size = request_size(prepared)
         if route.kind != "count_tokens":
-            before, media = media, await self._resizer.resize(media)
-            self._keep_more(request, media.payload - before.payload)
-        request.body, request.prepared = finish(bounds, route.kind, parsed, media)
-        several = self._affinity is not None and len(self.fleet) > 1
-        return self._affinity.chooser(parsed.body) if self._affinity and several else None
-
-    def _keep_file(self, request: RequestContext, size: int) -> None:
-        """Count a file that was fetched, before others of the same request are.
-
-        Raises:
-            Refusal: no room for it, or the body is too large with it.
-        """
-        self._keep_more(request, size)
-        check_body(request.bounds, request.bytes_in)
+            before = prepared.payload
+            prepared.media = await self._resizer.resize(prepared.media, prepared.limited)
+            self._keep_more(request, prepared.payload - before)
+        request.body, request.prepared = prepared.finish()
+        if self._affinity is None or len(self.fleet) == 1:
+            return None
+        return self._affinity.chooser(prepared.parsed.body)
 
     def _keep_more(self, request: RequestContext, size: int) -> None:
-        """Count what was fetched for a request, or resized, as bytes of its body.
-
-        Raises:
-            Refusal: no room for it.
-        """
+        """Count what was fetched for a request, or resized, as bytes of its body."""
         if size > 0:
             self._bodies.keep(size, request.who)
             request.bytes_in += size

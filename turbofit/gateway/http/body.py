@@ -197,11 +197,7 @@ class Bodies:
         self._fit(client)
 
     def _fit(self, client: str, arrival: _Arrival | None = None) -> None:
-        """Refuse what there is no room for, unless others stand still.
-
-        Raises:
-            Refusal: no room.
-        """
+        """Refuse what there is no room for, unless others stand still."""
         while True:
             held_bytes = self._held_bytes.get(client, 0)
             free = self._room - self.in_memory

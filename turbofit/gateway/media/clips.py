@@ -88,8 +88,8 @@ class VideoInspector:
         """The request's video, None where it has none.
 
         Args:
-            parsed: what `prepare.start` gave: at most one video.
-            fetched: the files of `prepare.remote_urls`.
+            parsed: of a `Preparation`, with at most one video.
+            fetched: the files of its addresses.
             most_bytes: how many bytes a video may have.
 
         Raises:
@@ -108,11 +108,7 @@ class VideoInspector:
         return film_clip(film, *await self._header(film))
 
     async def _header(self, data: bytes) -> tuple[int, float, tuple[int, int]]:
-        """Frames, frames a second, and size.
-
-        Raises:
-            Refusal: a film that cannot be read, or nobody here who reads films.
-        """
+        """Frames, frames a second, and size."""
         async with self._turn:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-I", _PROGRAM, stdin=asyncio.subprocess.PIPE,
@@ -203,11 +199,7 @@ def film_clip(data: bytes, frames: int, rate: float, size: tuple[int, int]) -> C
 
 
 def _split(url: str) -> tuple[str, str]:
-    """Head in lower case and payload of a ``data:`` URL with base64.
-
-    Raises:
-        Refusal: another kind.
-    """
+    """Head in lower case and payload of a ``data:`` URL with base64."""
     head, comma, payload = url.partition(",")
     head = head.lower()
     if not comma or not head.startswith("data:") or not head.endswith(";base64"):

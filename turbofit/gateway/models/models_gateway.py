@@ -159,11 +159,7 @@ class ModelsGateway(AsgiApp):
             await gateway(scope, replayed, send)
 
     def _find(self, body: bytes) -> ServedModel:
-        """The model that a body names; the only one where it names none.
-
-        Raises:
-            Refusal: no JSON, or no such model.
-        """
+        """The model that a body names; the only one where it names none."""
         try:
             name = msgspec.json.decode(body.removeprefix(BOM_UTF8), type=_Named).model
         except (msgspec.DecodeError, RecursionError) as exc:
