@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AccessLog", "RequestSize", "TraceRecorder", "access_log", "answer_tokens", "request_size",
-    "trace_log",
 ]  # fmt: skip
 
 _LOG_CAP: Final = 64 * MIB
@@ -66,26 +65,15 @@ def access_log(where: str) -> Log | None:
         return None
     if where == "-":
         return _to_stderr
+    return _opened(where, "--access-log")
+
+
+def _opened(path: str, option: str, *, cap: int = _LOG_CAP, notices: bool = True) -> AccessLog:
     try:
-        return AccessLog(Path(where))
+        return AccessLog(Path(path), cap=cap, notices=notices)
     except OSError as exc:
         raise UsageError(
-            f"{where} cannot be written: {exc.strerror or exc}", hint="choose another --access-log"
-        ) from None
-
-
-def trace_log(path: str) -> AccessLog:
-    """Where a trace of requests goes; what the file holds stays.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-    try:
-        return AccessLog(Path(path), cap=_TRACE_CAP, notices=False)
-    except OSError as exc:
-        raise UsageError(
-            f"{path} cannot be written: {exc.strerror or exc}",
-            hint="choose another --record-trace",
+            f"{path} cannot be written: {exc.strerror or exc}", hint=f"choose another {option}"
         ) from None
 
 
@@ -106,14 +94,14 @@ class RequestSize(NamedTuple):
 
 
 class TraceRecorder:
-    """Writes a line for each answered request.
+    """Writes a line for each answered request; what the file holds stays.
 
-    Args:
-        log: takes it.
+    Raises:
+        UsageError: it cannot be written.
     """
 
-    def __init__(self, log: AccessLog) -> None:
-        self._log = log
+    def __init__(self, path: str) -> None:
+        self._log = _opened(path, "--record-trace", cap=_TRACE_CAP, notices=False)
         self._first: float | None = None
 
     def __call__(self, came: float, size: RequestSize, outcome: ForwardOutcome) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from turbofit.core.process.log import LazyLogger
-from turbofit.gateway.http.accesslog import AccessLog, TraceRecorder, request_size, trace_log
+from turbofit.gateway.http.accesslog import AccessLog, TraceRecorder, request_size
 from turbofit.gateway.http.asgi_app import METRICS_TYPE, AsgiApp, while_connected
 from turbofit.gateway.http.guard import Keys, Origins
 from turbofit.gateway.http.metrics import logs_text, merge
@@ -71,12 +71,12 @@ class Gateway(AsgiApp):
         upstream: Upstream | None = None,
         deny_list: DenyList | None = None,
     ) -> None:
-        super().__init__(config, bounds.limits.bytes_per_body, bounds)
+        super().__init__(config, bounds.limits.bytes_per_body)
         self.bounds = bounds
         self.fleet = Fleet(_engines(bounds, upstreams, config))
         self._log = log or (lambda _: None)
         trace = config.record_trace
-        self._recorder = None if trace is None else TraceRecorder(trace_log(trace))
+        self._recorder = None if trace is None else TraceRecorder(trace)
         self._fetcher = fetcher or MediaFetcher(config.allowed_media_domains)
         self._films, self._resizer = VideoInspector(), Resizer()
         self._upstream = upstream or Upstream(serial=config.serial)
@@ -189,12 +189,11 @@ class Gateway(AsgiApp):
 
     async def _prepare(self, request: RequestContext, route: Route) -> Chooser | None:
         """The body as it goes on, and how to choose an engine for it."""
-        bounds = request.bounds
-        prepared = Preparation(bounds, route.kind, request.body)
+        prepared = Preparation(self.bounds, route.kind, request.body)
         if not self.config.grammars:
             refuse_grammars(prepared.parsed.body)
         hold_name(self.config.names, prepared.parsed.body)
-        most = bounds.limits.bytes_per_image
+        most = self.bounds.limits.bytes_per_image
 
         def count(size: int) -> None:
             """Count a file that was fetched, before others of the same request are."""

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.asgi import Message, Receive, Send
-    from turbofit.gateway.limits.request_limits import Bounds
 
 __all__ = ["METRICS_TYPE", "AsgiApp", "while_connected"]
 
@@ -41,11 +40,10 @@ class AsgiApp(ABC):
     Args:
         config: the public side.
         most: bytes of a body.
-        bounds: what requests are held to; None at a front.
     """
 
-    def __init__(self, config: GatewayConfig, most: int, bounds: Bounds | None = None) -> None:
-        self.config, self._held_to = config, bounds
+    def __init__(self, config: GatewayConfig, most: int) -> None:
+        self.config = config
         self.metrics, self._origins = Metrics(), Origins(config.allow_origins)
         self._keys = Keys(config.api_keys, config.front_keys)
         self.connections = Connections(
@@ -93,7 +91,7 @@ class AsgiApp(ABC):
         await answer(request, send, status, body, "application/json")
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
-        request = RequestContext(scope, self._held_to)
+        request = RequestContext(scope)
         try:
             path = (scope.get("raw_path") or scope["path"].encode()).partition(b"?")[0]
             request.api = api_of(path)

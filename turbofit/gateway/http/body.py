@@ -118,7 +118,7 @@ class Bodies:
         length = headers.get(b"content-length", b"")
         most = self._most  # another one may be in force before this body is here
         if length.isdigit() and int(length) > most:
-            raise _too_big(int(length), most)
+            raise Refusal("body_too_big", size=int(length), most=most)
         arrival = _Arrival(client, self._clock())
         self._fit(client, arrival)
         return await self._in_time(arrival, receive, most)
@@ -184,7 +184,7 @@ class Bodies:
             arrival.heard = self._clock()
             self.keep(len(part), arrival.client)
             if arrival.size > most:
-                raise _too_big(arrival.size, most)
+                raise Refusal("body_too_big", size=arrival.size, most=most)
             self._fit(arrival.client, arrival)
         return bytes(arrival.body)  # no copy of one that came whole
 
@@ -237,7 +237,3 @@ class Bodies:
 
 def _slow(message: str) -> Refusal:
     return Refusal("slow_body", message=message)
-
-
-def _too_big(size: int, most: int) -> Refusal:
-    return Refusal("body_too_big", size=size, most=most)

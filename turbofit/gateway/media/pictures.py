@@ -170,7 +170,7 @@ def _header(data: bytes) -> tuple[str, tuple[int, int], int]:
     if guess is None:
         raise Refusal("unknown_image_type", taken=_TAKEN)
     if guess == "JPEG" and _scan(data) < 0:
-        raise _broken()
+        raise Refusal("broken_image:header")
     _quiet()
     try:
         with Image.open(_File(data)) as image:
@@ -183,7 +183,7 @@ def _header(data: bytes) -> tuple[str, tuple[int, int], int]:
     except MemoryError:
         raise
     except Exception:  # noqa: BLE001 - Pillow's plugins raise whatever they meet
-        raise _broken() from None
+        raise Refusal("broken_image:header") from None
     if kind not in _MIMES or (kind != guess and (kind, guess) != ("MPO", "JPEG")):
         raise Refusal("unknown_image_type", taken=_TAKEN)
     return kind, size, frames
@@ -264,10 +264,6 @@ def _whole(kind: str, data: bytes) -> bool:
 
 def _bytes_of_pixel(mime: str) -> int:
     return _WEBP_BYTES_OF_PIXEL if mime == "image/webp" else BYTES_OF_PIXEL
-
-
-def _broken() -> Refusal:
-    return Refusal("broken_image:header")
 
 
 def _too_big(size: int, most: int) -> Refusal:

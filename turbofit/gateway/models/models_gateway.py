@@ -75,8 +75,7 @@ class ModelsGateway(AsgiApp):
         *,
         wait: float,
     ) -> None:
-        largest = max(bounds, key=lambda one: one.limits.bytes_per_body)
-        super().__init__(config, largest.limits.bytes_per_body, largest)
+        super().__init__(config, max(one.limits.bytes_per_body for one in bounds))
         self.models = {model.name: model for model in models}
         self._named_models = {name: model for model in models for name in model.names}
         self._wait, self._ending = wait, False

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from turbofit.gateway.http.refusals import Refusal
@@ -39,8 +40,6 @@ _SUSPECT_RETRY: Final = 10
 class _Waiter:
     """A request in a queue."""
 
-    __slots__ = ("choose", "client", "cost", "future", "turn")
-
     def __init__(self, client: str, cost: Cost, choose: Chooser | None, turn: Turn | None) -> None:
         self.client, self.cost, self.choose, self.turn = client, cost, choose, turn
         self.future: asyncio.Future[RoutedEngine] = asyncio.get_running_loop().create_future()
@@ -52,24 +51,25 @@ class _Queue:
     def __init__(self, longest: int) -> None:
         self.longest = longest
         self.lines: OrderedDict[str, deque[_Waiter]] = OrderedDict()
-        self.waiting = 0
-        #: Those of them that have no images.
-        self.light = 0
+
+    @property
+    def waiting(self) -> int:
+        return sum(map(len, self.lines.values()))
+
+    @property
+    def light(self) -> bool:
+        """Whether any has no images."""
+        return any(waiter.cost.light for line in self.lines.values() for waiter in line)
 
     def append(self, waiter: _Waiter) -> None:
         self.lines.setdefault(waiter.client, deque()).append(waiter)
-        self.waiting += 1
-        self.light += waiter.cost.light
 
     def drop(self, waiter: _Waiter) -> None:
-        line = self.lines.get(waiter.client)
-        if line is None or waiter not in line:
-            return
-        line.remove(waiter)
-        self.waiting -= 1
-        self.light -= waiter.cost.light
-        if not line:
-            del self.lines[waiter.client]
+        line = self.lines.get(waiter.client, deque())
+        with suppress(ValueError):  # it has left already
+            line.remove(waiter)
+            if not line:
+                del self.lines[waiter.client]
 
     def room(self, client: str, busy: Refusal) -> bool:
         """Whether one more of a client may wait.

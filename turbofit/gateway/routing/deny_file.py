@@ -287,19 +287,12 @@ def _installation_key() -> bytes:
     Where no file can be written it is this process's alone: its fingerprints mean nothing later.
     """
     made = secrets.token_bytes(_KEY_BYTES)
-    with suppress(OSError):
+    with suppress(OSError, UsageError):
         path = state_dir(_ROOM) / "key"
-        temporary = path.with_name(f"key.{os.getpid()}-{secrets.token_hex(4)}")
-        try:
-            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(made)
-            with suppress(FileExistsError):
-                os.link(temporary, path)  # whole, and only where there is none
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
-        key = path.read_bytes()
+        with _locked(path):
+            if not path.exists():
+                write_atomic(path, made, mode=0o600)
+            key = path.read_bytes()
         return key if len(key) == _KEY_BYTES else made
     return made
 

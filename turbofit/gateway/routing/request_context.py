@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.asgi import Message, Send
     from turbofit.gateway.http.refusals import Api, Refusal
     from turbofit.gateway.http.routes import Route
-    from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.routing.deny_list import EngineDeath, Present
     from turbofit.gateway.routing.engines import RoutedEngine
 
@@ -65,8 +64,7 @@ class ForwardOutcome:
 class RequestContext:
     """One request on its way, and what the log will say of it."""
 
-    def __init__(self, scope: Message, bounds: Bounds | None = None) -> None:
-        self._bounds = bounds
+    def __init__(self, scope: Message) -> None:
         self.t0 = self.read = time.perf_counter()
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.method: str = scope["method"]
@@ -92,12 +90,6 @@ class RequestContext:
         self.size: RequestSize | None = None
         #: Headers of the answer.
         self.out: list[tuple[bytes, bytes]] = [(b"x-request-id", self.id.encode())]
-
-    @property
-    def bounds(self) -> Bounds:
-        """What it is held to; a front holds requests to nothing."""
-        assert self._bounds is not None
-        return self._bounds
 
     def is_of_front(self) -> None:
         """A front passes it on, whose key was shown: its client is who the front says it is."""
