@@ -246,8 +246,7 @@ class Invariants:
         if len(world.requests) != sent:
             return
         for engine in gateway.gateway.engines:
-            reserved = 0 if engine.gate is None else engine.gate.reserved
-            held = (engine.units, engine.host_bytes, engine.outstanding, reserved)
+            held = (engine.units, engine.host_bytes, engine.outstanding, engine.gate.reserved)
             if any(held):
                 world.violate(f"engine {engine.index} is held though no request is open: {held}")
         if gateway.gateway.admission.waiting:

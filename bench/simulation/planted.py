@@ -39,12 +39,12 @@ _ATTEMPT, _LEASES = "launch/serve/attempt.py", "launch/serve/leases.py"
 BUGS = (
     # Who is let in, and what is held of engines.
     Bug("units are never given back", _ADMISSION,
-        "            engine.units -= cost.units\n", "            pass\n"),
+        "            begun = engine.gate.end(cost)\n", "            pass\n"),
     Bug("units are not taken", "gateway/limits/gate.py",
         "        self.counted += held.units\n", ""),
-    Bug("room is given back twice", _EXCHANGE,
-        "            self._left = self._by.admission.begin(",
-        "            self._by.admission.begin("),
+    Bug("room is given back twice", _ADMISSION,
+        "        if not begun:\n            engine.host_bytes",
+        "        if True:\n            engine.host_bytes"),
     Bug("room is kept where an engine breaks off", _EXCHANGE,
         "        self._place.leave(LEFT_SECONDS if goes_on else 0.0, left=left)\n", ""),
     Bug("outstanding requests are never taken off", _EXCHANGE,

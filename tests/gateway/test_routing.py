@@ -197,7 +197,7 @@ def test_those_who_wait_are_told_when_the_last_engine_dies() -> None:
 def test_the_least_busy_engine_is_next() -> None:
     found = engines(3)
     found[0].outstanding, found[1].outstanding, found[2].outstanding = 2, 1, 1
-    found[1].units = 5
+    found[1].gate.counted = 5
     assert least_busy(found).index == 2
 
 

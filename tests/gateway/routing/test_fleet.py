@@ -18,7 +18,7 @@ def test_the_engine_that_one_more_request_fills_least_is_next() -> None:
     assert fleet.best(Cost()) is found[2], "the largest share"
     found[2].outstanding = 1
     assert fleet.best(Cost()) is found[0], "of equals the first"
-    found[0].units = 5
+    found[0].gate.counted = 5
     assert fleet.best(Cost()) is found[1], "the fewest units"
     found[0].up = found[2].up = False
     assert fleet.best(Cost(units=6)) is None, "it has no room"

@@ -250,7 +250,9 @@ class Gateway(AsgiApp):
             "in_flight": [(label, engine.outstanding) for label, engine in each],
             "units_in_flight": [(label, engine.units) for label, engine in each],
             "kv_tokens_reserved": [
-                (label, engine.gate.reserved) for label, engine in each if engine.gate is not None
+                (label, engine.gate.reserved)
+                for label, engine in each
+                if engine.gate.units is not None
             ],
             "host_bytes_in_flight": [(label, engine.host_bytes) for label, engine in each],
             "engine_up": [(label, int(engine.up)) for label, engine in each],
@@ -291,7 +293,7 @@ def _engines(bounds: Bounds, upstreams: Sequence[str], config: GatewayConfig) ->
             url,
             share,
             key=config.upstream_key,
-            gate=None if bounds.gate is None else Gate(bounds.gate, bounds.kv),
+            gate=Gate(bounds.gate, bounds.kv),
             host_limit=config.host_bytes,
         )
         for number, (url, share) in enumerate(zip(upstreams, shares, strict=True))

@@ -95,7 +95,7 @@ class Gate:
         kv: the engine's cache.
     """
 
-    def __init__(self, units: int | None, kv: KvCache | None = None) -> None:
+    def __init__(self, units: int | None = None, kv: KvCache | None = None) -> None:
         self.units, self.kv = units, kv or KvCache()
         #: Tokens that the requests in flight reserve.
         self.reserved = 0
@@ -158,7 +158,7 @@ class Gate:
         self.reserved += held.tokens
         self._all += held.units
         self.counted += held.units
-        if self.reserved > self.kv.room:
+        if self.units is not None and self.reserved > self.kv.room:
             self._doubt()
 
     def begin(self, cost: Cost) -> bool:

@@ -149,11 +149,9 @@ class Admission:
         Returns:
             Whether that was all: where not, `release` gives the rest back.
         """
-        gate = engine.gate
-        if gate is None or not gate.begin(cost):
+        if not engine.gate.begin(cost):
             self.release(engine, cost)
             return True
-        engine.units = gate.counted
         engine.host_bytes -= cost.host_bytes
         self._given_back()
         return False
@@ -167,14 +165,11 @@ class Admission:
             after: seconds for which an engine with a gate may still have the request, of whose
                 answer nothing came.
         """
-        gate, begun = engine.gate, False
-        if gate is None:
-            engine.units -= cost.units
-        elif after:
+        begun = False
+        if after and engine.gate.units is not None:
             asyncio.get_running_loop().call_later(after, self._forget, engine, cost)
         else:
-            begun = gate.end(cost)
-            engine.units = gate.counted
+            begun = engine.gate.end(cost)
         if not begun:
             engine.host_bytes -= cost.host_bytes
         self._given_back()
@@ -229,9 +224,7 @@ class Admission:
 
     def _forget(self, engine: RoutedEngine, cost: Cost) -> None:
         """The engine has surely dropped a request whose client left."""
-        if engine.gate is not None:
-            engine.gate.end(cost)
-            engine.units = engine.gate.counted
+        engine.gate.end(cost)
         self._given_back()
 
     def _given_back(self) -> None:
@@ -284,11 +277,7 @@ class Admission:
             engine.turn_of = turn
             self._turns.add(turn.name)
         engine.host_bytes += cost.host_bytes
-        if engine.gate is None:
-            engine.units += cost.units
-        else:
-            engine.gate.take(cost)
-            engine.units = engine.gate.counted
+        engine.gate.take(cost)
         return engine
 
     def _hopeless(self, cost: Cost) -> Refusal | None:

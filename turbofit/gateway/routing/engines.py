@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.gate import EngineCapacity
+from turbofit.gateway.limits.gate import EngineCapacity, Gate
 from turbofit.gateway.routing.deny_list import LEFT_SECONDS, EngineDeath
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from turbofit.core.json_types import JsonObject
-    from turbofit.gateway.limits.gate import Cost, Gate
+    from turbofit.gateway.limits.gate import Cost
     from turbofit.gateway.routing.deny_list import Present, Turn
     from turbofit.gateway.routing.exchange import Exchange
 
@@ -65,9 +65,9 @@ class RoutedEngine:
         host_limit: int | None = None,
     ) -> None:
         self.index, self.url, self.key, self.share = index, url.rstrip("/"), key, share
-        self.gate, self.host_limit = gate, host_limit
-        #: Requests, vision units and bytes of images that it has.
-        self.outstanding = self.units = self.host_bytes = 0
+        self.gate, self.host_limit = gate or Gate(), host_limit
+        #: Requests and bytes of images that it has.
+        self.outstanding = self.host_bytes = 0
         #: Whether it answers, and so gets requests; one that was never asked is taken to answer.
         self.up = True
         #: Failed probes in a row, and when the engine first failed to answer one.
@@ -99,6 +99,11 @@ class RoutedEngine:
         self.left: deque[Present] = deque(maxlen=_LEFT)
 
     @property
+    def units(self) -> int:
+        """Vision units that it has, see `Gate.counted`."""
+        return self.gate.counted
+
+    @property
     def serves(self) -> bool:
         """Whether it takes requests, and has answered one since it died."""
         return self.up and self.answered
@@ -126,7 +131,7 @@ class RoutedEngine:
         return (
             self.up
             and (self.turn_of is None or (turn is None and not self.turn_of.alone))
-            and (self.gate is None or self.gate.fits(cost))
+            and self.gate.fits(cost)
             and (
                 not cost.host_bytes
                 or self.host_limit is None
@@ -137,8 +142,6 @@ class RoutedEngine:
     @property
     def capacity(self) -> EngineCapacity:
         """What it holds at most."""
-        if self.gate is None:
-            return EngineCapacity(host_bytes=self.host_limit)
         return EngineCapacity(units=self.gate.units, kv=self.gate.kv, host_bytes=self.host_limit)
 
     def succeeded(self) -> None:
@@ -229,7 +232,7 @@ class Fleet:
         #: What they hold at most, each size once.
         self.sizes = frozenset(one.capacity for one in engines)
         #: Whether any has a gate: texts hold something there too.
-        self.gated = any(one.gate is not None for one in engines)
+        self.gated = any(one.gate.units is not None for one in engines)
         #: Why none will be up for a while, where that is known.
         self.outage: Outage | None = None
 
