@@ -42,30 +42,17 @@ TOOL_PARSERS: Final = (
     "deepseek-v32", "deepseek-v4", "glm47", "intern-s1", "internlm", "interns2-preview", "kimi-k2",
     "kimi_k2", "llama3", "qwen", "qwen2d5", "qwen3", "qwen3coder",
 )  # fmt: skip
-#: What LMDeploy's server refuses for want of an option of its own: words of its message, the field,
-#: and what is said instead (``serve``: openai/chat_completions/validation.py,
-#: openai/responses/request.py, openai/endpoints/generate.py, anthropic/endpoints/validation.py).
-_NEEDED: Final = (
-    (
-        (b"launch the api_server with --tool-call-parser",),
-        "tools",
-        "tools need the parser of the model's calls: turbofit serve MODEL -- --tool-call-parser "
-        f"NAME, where NAME is the model family's of {', '.join(TOOL_PARSERS)}",
+#: What LMDeploy's server refuses for want of an option of its own: words of its message, and the
+#: row, whose end is the field (``serve``: openai/chat_completions/validation.py, openai/responses/request.py,
+#: openai/endpoints/generate.py, anthropic/endpoints/validation.py).
+_NEEDED: Final = {
+    b"launch the api_server with --tool-call-parser": "option_missing:tools",
+    b"not enabled logprobs_mode": "option_missing:logprobs",
+    b"logprobs_mode is not enabled": "option_missing:logprobs",
+    b"May start api_server with --enable-return-routed-experts": (
+        "option_missing:return_routed_experts"
     ),
-    (
-        (b"not enabled logprobs_mode", b"logprobs_mode is not enabled"),
-        "logprobs",
-        "log probabilities are not enabled: turbofit serve MODEL --engine pytorch --unplanned -- "
-        "--logprobs-mode raw_logprobs (they take memory that no plan counts); the TurboMind engine "
-        "gives them on /v1/chat/completions and /generate without an option",
-    ),
-    (
-        (b"May start api_server with --enable-return-routed-experts",),
-        "return_routed_experts",
-        "routed experts are not enabled: turbofit serve MODEL --engine pytorch --unplanned -- "
-        "--enable-return-routed-experts (they take memory that no plan counts)",
-    ),
-)
+}
 
 
 class _Row(Struct):
@@ -125,9 +112,9 @@ def ending() -> Refusal:
 
 def of_engine(body: bytes) -> Refusal | None:
     """What LMDeploy's 400 is in turbofit's words; None where it is right as it is."""
-    for sentences, param, message in _NEEDED:
-        if any(words in body for words in sentences):
-            return Refusal("option_missing", message=message, param=param)
+    for words, key in _NEEDED.items():
+        if words in body:
+            return Refusal(key, param=key.partition(":")[2], parsers=", ".join(TOOL_PARSERS))
     return None
 
 
