@@ -105,13 +105,7 @@ class TraceRecorder:
         self._first: float | None = None
 
     def __call__(self, came: float, size: RequestSize, outcome: ForwardOutcome) -> None:
-        """Record a request that came to its end; one without an answer is left out.
-
-        Args:
-            came: when it came, in seconds of any clock.
-            size: what it asked.
-            outcome: what came of it.
-        """
+        """Record a request that came to its end; one without an answer is left out."""
         if outcome.status != 200 or outcome.broken:
             return
         if self._first is None:

@@ -117,12 +117,7 @@ class Preparation:
             raise Refusal("body_too_big:fetched", size=size, most=most)
 
     def hold(self, fetched: Mapping[str, bytes], clip: Clip | None) -> None:
-        """Hold every image and video to the plan, and all of them together.
-
-        Args:
-            fetched: the files of `remote_urls`.
-            clip: the request's video, as `clips.VideoInspector` sees it.
-        """
+        """Hold every image and video to the plan, and all of them together."""
         bounds, parsed, kind = self._bounds, self.parsed, self.kind
         self.media = [
             clip if clip and slot.shape == "clip" else _picture(bounds, slot, fetched)

@@ -39,12 +39,7 @@ def limited_protocol(
     limits: ConnectionLimits,
     connections: Connections,
 ) -> type[LimitedProtocol]:
-    """The protocol for `uvicorn.Config`.
-
-    Args:
-        limits: what a connection is held to.
-        connections: all of this gateway, among which each is counted.
-    """
+    """The protocol for `uvicorn.Config`."""
     return type(
         "GatewayProtocol",
         (LimitedProtocol,),

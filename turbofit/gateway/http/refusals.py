@@ -43,8 +43,8 @@ TOOL_PARSERS: Final = (
     "kimi_k2", "llama3", "qwen", "qwen2d5", "qwen3", "qwen3coder",
 )  # fmt: skip
 #: What LMDeploy's server refuses for want of an option of its own: words of its message, and the
-#: row, whose end is the field (``serve``: openai/chat_completions/validation.py, openai/responses/request.py,
-#: openai/endpoints/generate.py, anthropic/endpoints/validation.py).
+#: row, whose end is the field (``serve``: openai/chat_completions/validation.py,
+#: openai/responses/request.py, openai/endpoints/generate.py, anthropic/endpoints/validation.py).
 _NEEDED: Final = {
     b"launch the api_server with --tool-call-parser": "option_missing:tools",
     b"not enabled logprobs_mode": "option_missing:logprobs",
@@ -136,14 +136,8 @@ def refusal_body(api: Api, refusal: Refusal, request_id: str) -> bytes:
     return msgspec.json.encode(_openai(refusal))
 
 
-def refusal_event(api: Api, refusal: Refusal, sequence: int = 0) -> bytes:
-    """The event that ends a stream which had already begun.
-
-    Args:
-        api: whose stream it is.
-        refusal: why it ends.
-        sequence: ``sequence_number`` of a Responses stream.
-    """
+def refusal_event(api: Api, refusal: Refusal) -> bytes:
+    """The event that ends a stream which had already begun."""
     if api == "anthropic":
         return b"event: error\ndata: " + msgspec.json.encode(_anthropic(refusal)) + b"\n\n"
     if api == "responses":
@@ -152,7 +146,7 @@ def refusal_event(api: Api, refusal: Refusal, sequence: int = 0) -> bytes:
             "code": refusal.reason,
             "message": refusal.message,
             "param": refusal.param,
-            "sequence_number": sequence,
+            "sequence_number": 0,
         }
         return b"event: error\ndata: " + msgspec.json.encode(document) + b"\n\n"
     return b"data: " + msgspec.json.encode(_openai(refusal)) + b"\n\ndata: [DONE]\n\n"

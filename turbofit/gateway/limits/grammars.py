@@ -204,10 +204,6 @@ def pattern_weight(pattern: str, most: int) -> tuple[int, int]:
     A letter weighs 1; a class, which many tokens match, 16; ``.`` and other classes that nearly all
     tokens match, 160. Loops are ``?``, ``*`` and ``+``. Over for alternatives, of which only one is
     matched. It reads the syntax no further: who compiles it finds what is wrong in it.
-
-    Args:
-        pattern: the regular expression.
-        most: counting ends a little past this weight.
     """
     outer: list[tuple[int, int]] = []
     size = last = loops = last_loops = index = 0

@@ -137,10 +137,6 @@ class VideoInspector:
 def frames_of(url: str, most_bytes: int) -> Clip | None:
     """The frames that a client sampled itself, None where the URL holds a film.
 
-    Args:
-        url: as the client wrote it.
-        most_bytes: how many bytes all frames may have together.
-
     Raises:
         Refusal: another kind of URL, or no usable frames.
     """

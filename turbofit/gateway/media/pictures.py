@@ -85,10 +85,6 @@ class Picture(Struct):
 def from_url(url: str, most_bytes: int) -> Picture:
     """The image of a ``data:`` URL.
 
-    Args:
-        url: as the client wrote it.
-        most_bytes: how many bytes the image may have.
-
     Raises:
         Refusal: another kind of URL, or no usable image.
     """

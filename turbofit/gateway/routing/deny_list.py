@@ -221,12 +221,7 @@ class DenyList:
     # -- an engine ends
 
     def engine_died(self, engine: RoutedEngine, sent_at: float = float("-inf")) -> EngineDeath:
-        """A request met an engine's death, or the engine is given up: suspect all that it had.
-
-        Args:
-            engine: which.
-            sent_at: when the request began that broke off there.
-        """
+        """A request met an engine's death, or the engine is given up: suspect all that it had."""
         death = engine.note_death(sent_at)
         if death.told is None and not death.explained:
             self._tell(death, engine, self._there(engine))

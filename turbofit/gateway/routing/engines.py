@@ -187,11 +187,7 @@ class RoutedEngine:
         return [one for one in self.left if at - one.left_at < LEFT_SECONDS]
 
     def abort_all(self, *, died: bool = True) -> None:
-        """End every request that waits for this engine.
-
-        Args:
-            died: whether it may have died of one of them.
-        """
+        """End every request that waits for this engine."""
         for request in tuple(self.in_flight):
             request.abort(died=died)
 
