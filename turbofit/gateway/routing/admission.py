@@ -301,7 +301,7 @@ def _less(cost: Cost, full: Cost) -> bool:
 
 
 def _impossible(sizes: Collection[EngineCapacity], cost: Cost) -> Refusal | None:
-    """What to say of a request that fits no engine, even where it has no other; None where it fits."""
+    """What to say of a request that fits no engine, even an empty one; None where it fits."""
     if any(size.holds(cost) for size in sizes):
         return None
     wide = [size for size in sizes if size.units is None or cost.units <= size.units]
