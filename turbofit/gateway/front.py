@@ -20,22 +20,18 @@ import msgspec
 from turbofit.core.json_types import Document
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.accesslog import AccessLog
-from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
-from turbofit.gateway.http.body import Bodies
-from turbofit.gateway.http.connections import Connections, Networks
-from turbofit.gateway.http.guard import Keys, Origins
-from turbofit.gateway.http.metrics import Metrics
+from turbofit.gateway.http.asgi_app import METRICS_TYPE, AsgiApp, while_connected
 from turbofit.gateway.http.refusals import Refusal, refusal_event
 from turbofit.gateway.http.routes import find_route, is_health
 from turbofit.gateway.routing.request_context import (
     CLIENT,
     CLIENT_KEY,
+    ForwardOutcome,
     RequestContext,
     answer,
     entry,
     sent_headers,
 )  # fmt: skip
-from turbofit.gateway.routing.suspects import ForwardOutcome
 from turbofit.gateway.routing.upstream import Died, Unreachable, Upstream
 
 if TYPE_CHECKING:
@@ -151,13 +147,8 @@ class Front(AsgiApp):
         source: Callable[[], Sequence[NodeAddress]] | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        super().__init__(Metrics(), Origins(config.allow_origins))
-        self.config = config
-        self.connections = Connections(
-            config.connection, Networks(config.trusted_proxies), self.metrics.count
-        )
-        self._keys = Keys(config.api_keys)
-        self._bodies, self._upstream = Bodies(_LARGEST, config), Upstream(tls=tls)
+        super().__init__(config, _LARGEST)
+        self._upstream = Upstream(tls=tls)
         self._log, self._source = log or (lambda _: None), source
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._looks: asyncio.Task[None] | None = None
@@ -393,11 +384,7 @@ class Front(AsgiApp):
     async def _page(self, request: RequestContext, send: Send, kind: str) -> None:
         if kind == "health":
             page = self.health()
-            status = 200 if page["up"] else 503
-            if status == 503:
-                request.out.append((b"retry-after", b"5"))
-            body = msgspec.json.encode(page)
-            await answer(request, send, status, body, "application/json")
+            await self._answer_health(request, send, page, None if page["up"] else 5)
             return
         each = [((f"engine={node.name}",), node) for node in self.nodes.values()]
         text = self.metrics.text(
@@ -407,8 +394,7 @@ class Front(AsgiApp):
                 "engine_up": [(label, int(node.up)) for label, node in each],
             }
         )
-        kind = "text/plain; version=0.0.4; charset=utf-8"
-        await answer(request, send, 200, text.encode(), kind)
+        await answer(request, send, 200, text.encode(), METRICS_TYPE)
 
 
 class _Broke(Refusal):

@@ -117,8 +117,7 @@ def gateway(
     made = make_gateway(
         planned, upstream, config, overlay=overlay, log=access_log(options.access_log or "-")
     )
-    if made.deny_list.file.damage:
-        note(f"warning: {made.deny_list.file.damage}")
+    made.deny_list.file.tell(note)
     return _serve(made, as_json=as_json)
 
 
