@@ -169,7 +169,7 @@ class Serving:
 
     def server(self, name: str) -> int:
         """The process of a node's `turbofit serve`."""
-        return int(json.loads((self._folder(name) / "server.json").read_text())["pid"])
+        return int((self._folder(name) / "pid").read_text().split()[0])
 
     def key(self, name: str) -> str:
         """What a node trusts fronts by."""
