@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -154,9 +155,13 @@ class Serving:
         identity = self.cloud.identity(name)
         return next((one for one in self.status()["nodes"] if one["id"] == identity), {})
 
-    def up(self) -> int:
-        """How many nodes the front has."""
-        return up_at(self.port)
+    def up(self, name: str = "") -> int:
+        """How many nodes the front has; of one node, whether it has that."""
+        if not name:
+            return up_at(self.port)
+        up = rf'engine_up{{engine="[^"]*-{self.cloud.identity(name)[:6]}"}} (\d)'
+        found = re.search(up, _ask(self.port, "/metrics")[1])
+        return int(found[1]) if found else 0
 
     def wait(self, nodes: int) -> None:
         """Until the front has so many nodes."""
@@ -189,7 +194,8 @@ class Serving:
         return [path for path in self.cloud.logs.rglob("*") if path.is_file()]
 
     def _folder(self, name: str) -> Path:
-        return Path(until(lambda: self.node(name).get("folder")))
+        found = (self.state / "turbofit" / "nodes").glob(f"*-{self.cloud.identity(name)[:12]}")
+        return next(found)
 
     def end(self) -> int:
         """SIGTERM; the exit code."""
@@ -205,7 +211,7 @@ class Clients:
     otherwise, by status.
     """
 
-    def __init__(self, port: int, count: int = 4, tokens: int = 24) -> None:
+    def __init__(self, port: int, count: int = 8, tokens: int = 8) -> None:
         self._port, self._tokens = port, tokens
         self._stopped = threading.Event()
         self.outcomes: Counter[str] = Counter()
@@ -220,6 +226,11 @@ class Clients:
         self._stopped.set()
         for thread in self._threads:
             thread.join()
+
+    @property
+    def lost(self) -> int:
+        """Requests that were not answered in full."""
+        return self.outcomes.total() - self.outcomes["kept"]
 
     @property
     def failed(self) -> dict[str, int]:
@@ -290,7 +301,8 @@ def _ask(port: int, path: str) -> tuple[int, Any]:
     try:
         connection.request("GET", path, headers={"Authorization": f"Bearer {KEY}"})
         answer = connection.getresponse()
-        return answer.status, json.loads(answer.read())
+        text = answer.read().decode()
+        return answer.status, json.loads(text) if text.startswith("{") else text
     finally:
         connection.close()
 

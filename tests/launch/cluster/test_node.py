@@ -137,7 +137,7 @@ def test_an_actor_that_dies_while_it_starts_a_server_leaves_it_to_the_next(serve
     first = actor()
     first.serve("d1", "{}", ())
     folder = Path(first.tell().folder)
-    until(lambda: (folder / "starts").exists(), "the start")
+    until((folder / "starts").exists, "the start")
     first._gone.set()
     pid = until(lambda: (folder / "pid").exists() and (folder / "pid").read_text(), "its process")
     (folder / "pid").unlink()
