@@ -16,7 +16,7 @@ from tests.gateway.test_server import Engine, asked, config, leave_amid_a_stream
 from tests.support.gateway import CHAT, chat, plan_for
 from tests.waiting import HANG, until
 from turbofit.gateway import front as module
-from turbofit.gateway.front import Front, Node, NodeAddress, _Suspects
+from turbofit.gateway.front import Front, Node, NodeAddress, _digest, _Suspects
 from turbofit.gateway.server import make_gateway
 from turbofit.gateway.thread import GatewayThread
 
@@ -125,9 +125,27 @@ def test_a_node_that_ends_in_order_loses_nothing_though_nobody_told_the_front(wo
 def test_a_node_with_another_key_is_out_and_its_client_hears_nothing_of_it(world) -> None:
     first, _, _ = world.node("a", key="wrong", at_once=1000)
     second, _, _ = world.node("b")
-    _, front = world.front(first, second)
-    world.up(front, 2)
+    made, front = world.front(first, second)
+    until(lambda: made.nodes["a"].why == "it does not take the front's key", "the key to be tried")
+    world.up(front, 1)
     assert [asked(front.url, chat())[0] for _ in range(3)] == [200] * 3
+    node = made.nodes["a"]
+    node.up, node.trusts, node.capacity = True, True, 1000.0  # as where its key has changed
+    assert asked(front.url, chat())[0] == 200
+    until(lambda: not node.up, "the node to be out")
+
+
+def test_a_body_is_held_until_its_answer_begins(world) -> None:
+    address, engine, _ = world.node("a")
+    made, front = world.front(address)
+    world.up(front, 1)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(asked, front.url, chat(stream=True, max_tokens=4))
+        until(lambda: engine.bodies, "the request")
+        until(lambda: not made._bodies.in_memory, "its body to be let go")
+        assert not answer.done()
+        engine.permit()
+        assert answer.result()[2].endswith(b"[DONE]\n\n")
 
 
 def dying_node(count: int) -> tuple[str, list[bytes]]:
@@ -188,10 +206,10 @@ def test_an_answer_frees_who_was_there_at_a_death(world) -> None:
 
 def test_a_suspect_has_a_node_until_it_is_answered() -> None:
     suspects = _Suspects()
-    suspects.told(b"{}", "a", answered=False)
+    suspects.told(_digest(b"{}"), "a", answered=False)
     assert suspects.node_of(b"{}") == "a"
     assert suspects.node_of(b"[]") is None
-    suspects.told(b"{}", "b", answered=True)
+    suspects.told(_digest(b"{}"), "b", answered=True)
     assert suspects.node_of(b"{}") is None
 
 
@@ -199,9 +217,9 @@ def test_a_suspect_that_does_not_come_again_is_one_for_an_hour(monkeypatch) -> N
     now = [0.0]
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     suspects = _Suspects()
-    suspects.told(b"{}", "a", answered=False)
+    suspects.told(_digest(b"{}"), "a", answered=False)
     now[0] = 1800.0
-    suspects.told(b"[]", "b", answered=False)
+    suspects.told(_digest(b"[]"), "b", answered=False)
     now[0] = 3601.0
     assert (suspects.node_of(b"{}"), suspects.node_of(b"[]")) == (None, "b")
 

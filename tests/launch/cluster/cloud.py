@@ -173,8 +173,11 @@ class Serving:
         until(settled, HANG, lambda: self.child.stderr[-3000:])
 
     def server(self, name: str) -> int:
-        """The process of a node's `turbofit serve`."""
-        return int((self._folder(name) / "pid").read_text().split()[0])
+        """The process of a node's `turbofit serve`; 0 while it has none."""
+        try:
+            return int((self._folder(name) / "pid").read_text().split()[0])
+        except FileNotFoundError:
+            return 0
 
     def key(self, name: str) -> str:
         """What a node trusts fronts by."""
