@@ -13,9 +13,9 @@ from turbofit.core.cluster import ClusterPlan
 from turbofit.core.errors import DoesNotFitError
 from turbofit.launch.cluster import controller as module
 from turbofit.launch.cluster import ray_adapter
-from turbofit.launch.cluster.connect import RayNode
 from turbofit.launch.cluster.controller import Controller
 from turbofit.launch.cluster.node import NodeTold
+from turbofit.launch.cluster.ray_adapter import RayNode
 from turbofit.launch.serve.config import ClusterServeConfig
 from turbofit.planning.request import PlanRequest
 

@@ -157,8 +157,7 @@ def _before_cluster(
     from turbofit.gateway.front import Front
     from turbofit.gateway.http.accesslog import access_log
     from turbofit.launch.cluster.board import one_board
-    from turbofit.launch.cluster.connect import connected
-    from turbofit.launch.cluster.ray_adapter import RayCallError, result
+    from turbofit.launch.cluster.ray_adapter import RayCallError, connected, result
     from turbofit.launch.cluster.tls import client_context
 
     with connected(ray_address(cluster)):
@@ -166,8 +165,9 @@ def _before_cluster(
 
         def nodes() -> Sequence[NodeAddress]:
             nonlocal board
+            found: Sequence[NodeAddress]
             try:
-                found: Sequence[NodeAddress] = result(board.nodes.remote(), _BOARD_SECONDS)
+                _, found = result(board.read.remote(), _BOARD_SECONDS)
             except RayCallError:
                 board = one_board(name)  # of the `serve` that was started after a killed one
                 raise

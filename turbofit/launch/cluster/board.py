@@ -46,13 +46,9 @@ class Board:
             questions, self._questions = self._questions, {}
             return questions
 
-    def status(self) -> ClusterStatus | None:
-        """What is served."""
-        return self._status
-
-    def nodes(self) -> tuple[NodeAddress, ...]:
-        """Where fronts reach the nodes, with their keys."""
-        return self._nodes
+    def read(self) -> tuple[ClusterStatus | None, tuple[NodeAddress, ...]]:
+        """What is served, and where fronts reach the nodes, with their keys."""
+        return self._status, self._nodes
 
     def ask(self, question: Document, seconds: float) -> Document | None:
         """The controller's answer; None where it does not come in time."""
@@ -64,13 +60,13 @@ class Board:
 
 
 def pin_board(name: str, node: str) -> Any:
-    """The board of a run of this name, on the controller's node; another run may have the name."""
-    where = ray_adapter.on_node(node)
+    """The board of a run of this name, on the controller's node; another run may have the name.
+
+    Where Ray starts it again it knows all after a second.
+    """
     try:
-        return ray_adapter.start_actor(
-            Board, strategy=where, restarts=0, calls=_CALLS, name=_PREFIX + name
-        )
-    except ray_adapter.ActorExistsError:
+        return ray_adapter.start_actor(Board, node=node, calls=_CALLS, name=_PREFIX + name)
+    except ValueError:
         raise LaunchError(
             f"{name} is served on this cluster already",
             hint="turbofit cluster status shows it; --name gives this one another name",
@@ -79,11 +75,8 @@ def pin_board(name: str, node: str) -> Any:
 
 def boards(name: str | None) -> dict[str, Handle]:
     """The boards of all runs, or of the one with this name."""
-    named = (found for found in ray_adapter.actor_names() if found.startswith(_PREFIX))
-    short = {found.removeprefix(_PREFIX): found for found in named}
-    wanted = short if name is None else {name: short[name]} if name in short else {}
-    handles = {one: ray_adapter.find_actor(found) for one, found in wanted.items()}
-    return {one: handle for one, handle in handles.items() if handle is not None}
+    found = ray_adapter.named_actors(_PREFIX)
+    return {one: handle for one, handle in found.items() if name in (None, one)}
 
 
 def one_board(name: str | None) -> Any:

@@ -36,7 +36,6 @@ from turbofit.gateway.server import digest_of
 from turbofit.gateway.thread import GatewayThread
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.board import pin_board
-from turbofit.launch.cluster.connect import connected
 from turbofit.launch.cluster.node import NodeActor, NodeTold
 from turbofit.launch.cluster.nodes import held_only
 from turbofit.launch.cluster.tls import client_context
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.core.json_types import Document
-    from turbofit.launch.cluster.connect import RayConnection, RayNode
+    from turbofit.launch.cluster.ray_adapter import RayConnection, RayNode
     from turbofit.launch.serve.config import ClusterServeConfig
     from turbofit.launch.serve.supervisor import StopSignal
     from turbofit.planning.request import PlanRequest
@@ -77,10 +76,11 @@ class _Saved(Struct):
     """What the next controller needs to go on.
 
     The run's name, a digest of its request, what was changed since, what each node serves, and the
-    ids of nodes that are to serve nothing.
+    ids of nodes that are to serve nothing. ``at`` is when, by a clock that nobody sets.
     """
 
     run: str
+    at: float
     request: str
     changes: dict[str, Any]
     plan: ClusterPlan
@@ -161,7 +161,7 @@ class Controller:
         host = node.ray.address
         return ray_adapter.start_actor(
             NodeActor, run, node.ray.id, host, self.config.node_port,
-            strategy=ray_adapter.on_node(node.ray.id), restarts=-1, calls=8, gpus=gpus,
+            node=node.ray.id, calls=8, gpus=gpus,
         )  # fmt: skip
 
     def resume(self, saved: _Saved) -> None:
@@ -500,8 +500,8 @@ class Controller:
         nodes = tuple(node.plan for node in self.nodes.values() if node.plan is not None)
         empty = ("draining", "drained")
         return _Saved(
-            run=self.run, request=_request_digest(self.config), changes=self.changes,
-            plan=replace(self.plan, nodes=nodes),
+            run=self.run, at=_since_boot(), request=_request_digest(self.config),
+            changes=self.changes, plan=replace(self.plan, nodes=nodes),
             drained=tuple(key for key, node in self.nodes.items() if node.state in empty),
         )  # fmt: skip
 
@@ -639,7 +639,7 @@ def serve_cluster(
         with suppress(OSError, ValueError):
             say(text)
 
-    with connected(config.address) as connection:
+    with ray_adapter.connected(config.address) as connection:
         stop.rearm()  # Ray takes SIGTERM
         controller = Controller(connection, config, tell)
         name = config.name or _model_name(config)
@@ -666,11 +666,16 @@ def serve_cluster(
 def _saved(path: Path, request: str) -> _Saved | None:
     """What an earlier controller of the same request has left while its servers' lease lasts."""
     with suppress(OSError, msgspec.MsgspecError):
-        if time.time() - path.stat().st_mtime < LEASE_SECONDS:
-            saved = msgspec.json.decode(path.read_bytes(), type=_Saved)
-            if saved.request == request and saved.plan.fits:
-                return saved
+        saved = msgspec.json.decode(path.read_bytes(), type=_Saved)
+        lasts = 0 <= _since_boot() - saved.at < LEASE_SECONDS
+        if lasts and saved.request == request and saved.plan.fits:
+            return saved
     return None
+
+
+def _since_boot() -> float:
+    """Seconds that this machine has been up, asleep too."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _request_digest(config: ClusterServeConfig) -> str:
