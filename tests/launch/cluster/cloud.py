@@ -24,6 +24,8 @@ from tests.support.processes import HANG, Child, free_port
 
 __all__ = ["Clients", "Cloud", "Serving", "cli", "cloud_of", "until"]
 
+#: Seconds between a client's requests: what starts beside them needs the processor, too.
+_PAUSE = 0.1
 #: What clients of the fronts show.
 KEY = "secret"
 #: The driver and Ray's own processes find each other by these; no token, no dashboard.
@@ -207,14 +209,14 @@ class Serving:
 
 
 class Clients:
-    """Threads that ask all the time, half of them for streams, and count what becomes of it.
+    """Threads that ask again and again, half of them for streams, and count what becomes of it.
 
     ``kept``: answered in full. ``broken``: an answer that had begun and ended with an error.
     ``lost``: not begun, since its engine died and may have died of it. ``failed``: never begun
     otherwise, by status.
     """
 
-    def __init__(self, port: int, count: int = 8, tokens: int = 8) -> None:
+    def __init__(self, port: int, count: int = 8, tokens: int = 16) -> None:
         self._port, self._tokens = port, tokens
         self._stopped = threading.Event()
         self.outcomes: Counter[str] = Counter()
@@ -254,7 +256,7 @@ class Clients:
             "ignore_eos": True,
             "stream": bool(stream),
         }
-        while not self._stopped.is_set():
+        while not self._stopped.wait(_PAUSE):
             self.outcomes[_outcome(self._port, body)] += 1
 
 

@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 __all__ = ["Controller", "NodeState", "serve_cluster"]
 
 _TICK, _POST_SECONDS = 0.2, 1.0
+#: Other fronts have so long to hear of a node that has changed before the next one does.
+_FRONTS_TICKS: Final = 15
 #: Seconds until an unfit node is tried again; sooner where it only has no free GPU.
 _AGAIN_SECONDS: Final = 600.0
 _NO_GPU_SECONDS: Final = 15.0
@@ -137,6 +139,8 @@ class Controller:
     ) -> None:
         self._connection, self._say, self.config = connection, say, config
         self._actors = actors or self._start_actor
+        #: Whether the front sends requests to a node, or would.
+        self.has_front: Callable[[NodeState], bool] = lambda _: True
         self.request: PlanRequest = config.request
         #: What `cluster change` has made another of the request.
         self.changes: Document = {}
@@ -412,10 +416,12 @@ class Controller:
         yield  # the front hears of it before the server ends
         self.serve(node, planned)
         while node.ray.id in self.nodes and node.state == "changing":
-            if node.open:
-                node.be("serving")
-            elif node.failed:
+            if node.failed:
                 return
+            if node.open and self.has_front(node):
+                node.be("serving")
+            yield
+        for _ in range(_FRONTS_TICKS):
             yield
 
     def answer(self, question: Document) -> Document:
@@ -550,6 +556,7 @@ class _Run:
         public = replace(config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend)
         log = access_log(config.access_log or str(folder / "access.log"))
         self._front = GatewayThread(Front((), public, log, tls=client_context(os.environ)))
+        controller.has_front = self._has
         self._followed: tuple[NodeAddress, ...] = ()
         self._inbox: Any = None
         self._answers: dict[int, Document] = {}
@@ -585,6 +592,13 @@ class _Run:
         if addresses != self._followed:
             self._front.call(lambda front: front.follow(addresses))
             self._followed = addresses
+
+    def _has(self, node: NodeState) -> bool:
+        def up(front: Front) -> bool:
+            seen = front.nodes.get(node.name)
+            return seen is not None and seen.up and seen.url == node.told.url
+
+        return self._front.call(up)
 
     def _outlive(self, exc: MachineError, stop: StopSignal) -> None:
         """Ray's head is gone: nodes serve until their lease ends."""
