@@ -81,7 +81,7 @@ def cluster(
 
 def _nodes(address: str | None, *, pretend: bool, as_json: bool, md: bool) -> int:
     from turbofit.launch.cluster.nodes import measure_nodes
-    from turbofit.report.views.cluster.cluster_status import nodes_view
+    from turbofit.report.views.cluster_view import nodes_view
 
     with under_way("measuring the nodes"):
         measured = measure_nodes(address, pretend=pretend)
@@ -96,7 +96,7 @@ def _status(address: str | None, name: str | None, *, as_json: bool, md: bool) -
     from turbofit.core.struct import to_json
     from turbofit.launch.cluster.board import boards
     from turbofit.launch.cluster.ray_adapter import connected, result
-    from turbofit.report.views.cluster.cluster_status import status_view
+    from turbofit.report.views.cluster_view import status_view
 
     with connected(address):
         found = boards(name)
