@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from turbofit.core.cluster import ClusterStatus
     from turbofit.core.json_types import Document
     from turbofit.gateway.front import NodeAddress
-
-    #: Of an actor.
-    Handle = Any
+    from turbofit.launch.cluster.ray_adapter import Handle
 
 __all__ = ["Board", "ask", "boards", "one_board", "pin_board"]
 

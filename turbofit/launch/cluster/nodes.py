@@ -34,8 +34,8 @@ def measure_nodes(address: str | None, *, pretend: bool = False) -> Cluster:
     """The nodes of a Ray cluster, measured; None is the one of this host."""
     with ray_adapter.connected(address) as ray:
         nodes = ray.alive().values()
-        asked = [node.id for node in nodes if node.gpus]
-        found = ray_adapter.run_on_each(asked, measure_here, pretend, _SECONDS)
+        with_gpus = [node.id for node in nodes if node.gpus]
+        found = ray_adapter.run_on_each(with_gpus, measure_here, pretend, _SECONDS)
         told = tuple(_told(node, found.get(node.id)) for node in nodes)
         return Cluster(source=f"ray {ray.address}", nodes=told)
 

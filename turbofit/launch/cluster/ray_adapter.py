@@ -21,6 +21,11 @@ from turbofit.core.struct import Struct
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    #: Of an actor.
+    Handle = Any
+    #: What a function gives, or a `RayCallError`.
+    Result = Any
+
 __all__ = [
     "RayCallError", "RayConnection", "RayNode", "ResultTimeoutError", "connected", "free_gpus",
     "gpus_of_this_task", "kill_actor", "named_actors", "one_line", "result", "run_on_each",
@@ -195,7 +200,7 @@ def free_gpus() -> dict[str, int]:
 
 def run_on_each(
     nodes: Iterable[str], function: Callable[[Any], Any], argument: Any, seconds: float
-) -> dict[str, Any]:
+) -> dict[str, Result]:
     """Run a function on nodes, once on each and without a CPU: what it gives, or the error."""
     import ray
 
@@ -238,7 +243,7 @@ def start_actor(
     return remote.options(**options).remote(*args)
 
 
-def named_actors(prefix: str) -> dict[str, Any]:
+def named_actors(prefix: str) -> dict[str, Handle]:
     """The handles of turbofit's actors whose names begin so, by the rest of their names.
 
     Raises:
