@@ -72,10 +72,14 @@ class World:
         monkeypatch.setattr(
             ray_adapter, "kill_actor", lambda actor: self.log.append(f"free {actor.spec}")
         )
+        monkeypatch.setattr(ray_adapter, "start_actor", self._start_actor)
         monkeypatch.setattr(ray_adapter, "result", lambda ref, _: ref)
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(module.time, "sleep", lambda _: None)
         monkeypatch.setattr(module, "_FRONTS_TICKS", 0)
+
+    def _start_actor(self, *_: Any, node: str, gpus: int, **__: Any) -> Actor:
+        return Actor(self, self.alive[node].name, gpus)
 
     def watched(self) -> dict[str, RayNode]:
         return dict(self.alive)
@@ -90,10 +94,7 @@ class World:
 
     def controller(self, **asked: Any) -> Controller:
         config = ClusterServeConfig(request=PlanRequest(model="internvl2-8b", **asked))
-        made = Controller(
-            self, config, lambda _: None,  # type: ignore[arg-type]
-            actors=lambda run, state, gpus: Actor(self, state.ray.name, gpus),
-        )  # fmt: skip
+        made = Controller(self, config, lambda _: None)  # type: ignore[arg-type]
         made.begin(lambda: False)
         return made
 

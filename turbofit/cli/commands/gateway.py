@@ -96,7 +96,7 @@ def gateway(
             )
     key = upstream_key or variables().upstream_key or None
     if nodes:
-        return _serve(_front(nodes, key, options), as_json=as_json)
+        return _serve(_front(options, _addresses(nodes, key)), as_json=as_json)
     if cluster is not None:
         return _before_cluster(cluster, name, options, as_json=as_json)
     if name is not None:
@@ -135,16 +135,21 @@ def _serve(made: PublicApp, *, as_json: bool) -> int:
     return 0
 
 
-def _front(nodes: tuple[str, ...], key: str | None, options: GatewayOptions) -> Front:
-    """Before nodes at these addresses, all of one key."""
-    from turbofit.gateway.front import Front, NodeAddress
-    from turbofit.gateway.http.accesslog import access_log
+def _addresses(urls: Sequence[str], key: str | None) -> list[NodeAddress]:
+    """Nodes at these addresses, all of one key."""
+    from turbofit.gateway.front import NodeAddress
 
-    for url in nodes:
+    for url in urls:
         if not url.startswith(("http://", "https://")):
             raise UsageError(f"{url!r} is no address of a node", hint="write http://10.0.0.1:23333")
-    made = [NodeAddress(name=url.partition("//")[2], url=url, key=key) for url in nodes]
-    return Front(made, options.config(), access_log(options.access_log or "-"))
+    return [NodeAddress(name=url.partition("//")[2], url=url, key=key) for url in urls]
+
+
+def _front(options: GatewayOptions, nodes: Sequence[NodeAddress], **more: Any) -> Front:
+    from turbofit.gateway.front import Front
+    from turbofit.gateway.http.accesslog import access_log
+
+    return Front(nodes, options.config(), access_log(options.access_log or "-"), **more)
 
 
 def _before_cluster(
@@ -154,8 +159,6 @@ def _before_cluster(
     import os
 
     from turbofit.cli.serving.serve_cluster import ray_address
-    from turbofit.gateway.front import Front
-    from turbofit.gateway.http.accesslog import access_log
     from turbofit.launch.cluster.board import one_board
     from turbofit.launch.cluster.ray_adapter import RayCallError, connected, result
     from turbofit.launch.cluster.tls import client_context
@@ -173,6 +176,5 @@ def _before_cluster(
                 raise
             return found
 
-        log, tls = access_log(options.access_log or "-"), client_context(os.environ)
-        front = Front((), options.config(), log, source=nodes, tls=tls)
+        front = _front(options, (), source=nodes, tls=client_context(os.environ))
         return _serve(front, as_json=as_json)

@@ -135,10 +135,8 @@ class Controller:
         connection: RayConnection,
         config: ClusterServeConfig,
         say: Callable[[str], None],
-        actors: Callable[[str, NodeState, int], Any] | None = None,
     ) -> None:
         self._connection, self._say, self.config = connection, say, config
-        self._actors = actors or self._start_actor
         #: Whether the front sends requests to a node, or would.
         self.has_front: Callable[[NodeState], bool] = lambda _: True
         self.request: PlanRequest = config.request
@@ -161,13 +159,6 @@ class Controller:
         self.events.append(f"{time.strftime('%H:%M:%S')} {text}")
         self._say(text)
 
-    def _start_actor(self, run: str, node: NodeState, gpus: int) -> Any:
-        host = node.ray.address
-        return ray_adapter.start_actor(
-            NodeActor, run, node.ray.id, host, self.config.node_port,
-            node=node.ray.id, calls=8, gpus=gpus,
-        )  # fmt: skip
-
     def resume(self, saved: _Saved) -> None:
         """Go on with what an earlier controller has left."""
         self.run, self._plan, self.changes = saved.run, saved.plan, saved.changes
@@ -175,8 +166,8 @@ class Controller:
         for ray_node in self._connection.watched().values():
             planned = saved.plan.node(ray_node.id)
             if ray_node.id in saved.drained:
-                self.nodes[ray_node.id] = NodeState(ray_node)
-                self.nodes[ray_node.id].be("drained")
+                node = self.nodes[ray_node.id] = NodeState(ray_node)
+                node.be("drained")
             elif planned is not None and planned.plan is not None and not ray_node.leaving:
                 node = self.nodes[ray_node.id] = NodeState(ray_node)
                 node.node = Node(
@@ -244,7 +235,11 @@ class Controller:
 
     def _take(self, node: NodeState, gpus: int) -> None:
         self._free(node)
-        node.actor, node.gpus = self._actors(self.run, node, gpus), gpus
+        node.gpus = gpus
+        node.actor = ray_adapter.start_actor(
+            NodeActor, self.run, node.ray.id, node.ray.address, self.config.node_port,
+            node=node.ray.id, calls=8, gpus=gpus,
+        )  # fmt: skip
 
     def _free(self, node: NodeState) -> None:
         """Give a node's GPUs back."""
@@ -257,18 +252,7 @@ class Controller:
         """Take what actors have answered, and ask them again."""
         for node in self.nodes.values():
             if node.measuring is not None:
-                found, why = _answer(node.measuring)
-                if found is not None:
-                    node.measuring = None
-                    try:
-                        told = msgspec.json.decode(found[0], type=Node)
-                    except msgspec.MsgspecError as exc:  # another turbofit
-                        why = f"its turbofit answers otherwise: {exc}"
-                    else:
-                        told = replace(told, id=node.ray.id, address=node.ray.address)
-                        node.node = held_only(told, found[1])
-                if why:
-                    self._unfit(node, f"it could not be measured: {why}")
+                self._hear_measured(node)
             elif node.actor is not None:
                 if node.telling is None:
                     node.telling = node.actor.tell.remote()
@@ -276,6 +260,20 @@ class Controller:
                 if found is not None or why:
                     node.telling, node.silent = None, why
                 node.told = found or node.told
+
+    def _hear_measured(self, node: NodeState) -> None:
+        found, why = _answer(node.measuring)
+        if found is not None:
+            node.measuring = None
+            try:
+                told = msgspec.json.decode(found[0], type=Node)
+            except msgspec.MsgspecError as exc:  # another turbofit
+                why = f"its turbofit answers otherwise: {exc}"
+            else:
+                told = replace(told, id=node.ray.id, address=node.ray.address)
+                node.node = held_only(told, found[1])
+        if why:
+            self._unfit(node, f"it could not be measured: {why}")
 
     def _step(self, node: NodeState) -> None:
         """What follows from where a node stands."""
