@@ -33,21 +33,19 @@ def server_words(environ: Mapping[str, str]) -> tuple[str, ...]:
 def client_context(environ: Mapping[str, str]) -> ssl.SSLContext | None:
     """By what a front knows nodes; None where Ray uses no TLS.
 
-    A node is whoever has a certificate of Ray's authority: these name no addresses.
+    A node has a certificate of Ray's authority that names its address, as Ray itself demands.
     """
     if not _used(environ):
         return None
     import ssl
 
     try:
-        context = ssl.create_default_context(cafile=environ.get(_FILES[-1], ""))
+        return ssl.create_default_context(cafile=environ.get(_FILES[-1], ""))
     except OSError as exc:
         raise LaunchError(
             f"RAY_USE_TLS is set, but the certificate of its authority cannot be used: {exc}",
             hint=f"check {_FILES[-1]} on this node",
         ) from None
-    context.check_hostname = False
-    return context
 
 
 def _used(environ: Mapping[str, str]) -> bool:
