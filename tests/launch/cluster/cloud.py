@@ -25,7 +25,7 @@ from tests.support.processes import HANG, Child, free_port
 __all__ = ["Clients", "Cloud", "Serving", "cli", "cloud_of", "until"]
 
 #: Seconds between a client's requests: what starts beside them needs the processor, too.
-_PAUSE = 0.1
+_PAUSE = 0.2
 #: What clients of the fronts show.
 KEY = "secret"
 #: The driver and Ray's own processes find each other by these; no token, no dashboard.
