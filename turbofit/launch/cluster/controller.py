@@ -12,6 +12,7 @@ import secrets
 import time
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
@@ -544,11 +545,10 @@ class _Run:
         controller: Controller,
         board: Any,
         folder: Path,
-        say: Callable[[str], None],
         on_open: Callable[[list[str]], None],
     ) -> None:
         self._controller, self._board, self._folder = controller, board, folder
-        self._say, self._on_open, self._opened = say, on_open, False
+        self._on_open, self._opened = on_open, False
         config = controller.config
         assert config.gateway is not None
         public = replace(config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend)
@@ -570,7 +570,10 @@ class _Run:
                     controller.tick()
                 except MachineError as exc:
                     self._outlive(exc, stop)
-                self._tell_front()
+                addresses = controller.addresses()
+                if addresses != self._followed:
+                    self._front.call(partial(Front.follow, addresses=addresses))
+                    self._followed = addresses
                 if time.monotonic() - self._posted > _POST_SECONDS:
                     self._posted = time.monotonic()
                     self._post()
@@ -585,12 +588,6 @@ class _Run:
         finally:
             self._end(stop, failed=failed)
 
-    def _tell_front(self) -> None:
-        addresses = self._controller.addresses()
-        if addresses != self._followed:
-            self._front.call(lambda front: front.follow(addresses))
-            self._followed = addresses
-
     def _has(self, node: NodeState) -> bool:
         def up(front: Front) -> bool:
             seen = front.nodes.get(node.name)
@@ -600,7 +597,9 @@ class _Run:
 
     def _outlive(self, exc: MachineError, stop: StopSignal) -> None:
         """Ray's head is gone: nodes serve until their lease ends."""
-        self._say(f"warning: {exc.message}: nodes end in order within {LEASE_SECONDS:.0f} s")
+        self._controller.say(
+            f"warning: {exc.message}: nodes end in order within {LEASE_SECONDS:.0f} s"
+        )
         while stop.signal is None and self._front.call(lambda front: front.health()["up"]):
             time.sleep(_TICK)
         if stop.signal is None:
@@ -627,10 +626,10 @@ class _Run:
         urgent = failed or stop.urgent
         stop.on_second(self._front.strike)
         if not urgent:
-            self._say("draining: what is under way may end")
+            self._controller.say("draining: what is under way may end")
         self._front.stop(drain=not urgent)
         if stop.signal is not None:
-            self._say(f"stopping: {stop.signal.name}")
+            self._controller.say(f"stopping: {stop.signal.name}")
         seconds = self._controller.config.timing.drain + _LAST_SECONDS
         with suppress(Exception):  # Ray may be gone: nodes end by their lease
             self._controller.end(seconds, lambda: stop.urgent)
@@ -662,7 +661,7 @@ def serve_cluster(
         saved = _saved(folder / "cluster-state.json", _request_digest(config))
         try:
             if saved is not None:
-                tell("going on with what an earlier turbofit serve has left")
+                controller.say("going on with what an earlier turbofit serve has left")
                 controller.resume(saved)
             else:
                 controller.begin(lambda: stop.signal is not None)
@@ -670,7 +669,7 @@ def serve_cluster(
             controller.end(0.0, lambda: True)
             raise
         try:
-            return _Run(controller, board, folder, tell, on_open).follow(stop)
+            return _Run(controller, board, folder, on_open).follow(stop)
         finally:
             stop.abrupt = stop.signal is None
 
