@@ -55,9 +55,14 @@ class Cloud:
         self.nodes: dict[str, Any] = {}
 
     @property
+    def head(self) -> Any:
+        """Ray's head node."""
+        return self._cluster.head_node
+
+    @property
     def logs(self) -> Path:
         """The folder of Ray's logs."""
-        return Path(self._cluster.head_node.get_logs_dir_path())
+        return Path(self.head.get_logs_dir_path())
 
     @property
     def address(self) -> str:
@@ -150,7 +155,7 @@ class Serving:
     def status(self) -> dict[str, Any]:
         """What `cluster status` tells."""
         code, told = self.cli("status")
-        return told[0] if code == 0 else {"nodes": []}
+        return told[0] if code == 0 and told else {"nodes": []}
 
     def node(self, name: str) -> dict[str, Any]:
         """What it tells of one node; empty while it is not there."""
@@ -186,13 +191,21 @@ class Serving:
         return (self._folder(name) / "key").read_text().strip()
 
     def actor(self, name: str) -> int:
-        """The process of a node's actor: a worker of the node's raylet that is one."""
-        raylet = self.cloud.nodes[name].all_processes["raylet"][0].process.pid
+        """The process of a node's actor."""
+        return self._worker(self.cloud.nodes[name], b"ray::NodeActor")
+
+    def board(self) -> int:
+        """The process of the run's board."""
+        return self._worker(self.cloud.head, b"ray::Board")
+
+    def _worker(self, node: Any, title: bytes) -> int:
+        """A worker of a node's raylet."""
+        raylet = node.all_processes["raylet"][0].process.pid
         for task in Path(f"/proc/{raylet}/task").glob("*/children"):
             for pid in task.read_text().split():
-                if b"ray::NodeActor" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                if title in Path(f"/proc/{pid}/cmdline").read_bytes():
                     return int(pid)
-        raise AssertionError(f"no actor on {name}")
+        raise AssertionError(f"no {title!r}")
 
     def ray_logs(self) -> list[Path]:
         """Ray's own log files."""

@@ -131,7 +131,9 @@ def test_4_a_node_joins_and_another_is_drained(cloud: Cloud, serving: Serving) -
     assert (serving.server("two"), serving.server("one")) == servers
 
 
-def test_5_another_front_serves_the_same_nodes(serving: Serving) -> None:
+def test_5_another_front_serves_the_same_nodes_whose_board_starts_again(serving: Serving) -> None:
+    os.kill(serving.board(), signal.SIGKILL)
+    until(lambda: serving.status()["nodes"])
     port = serving.front()
     with Clients(port) as clients:
         clients.more(20)

@@ -94,8 +94,8 @@ def _nodes(address: str | None, *, pretend: bool, as_json: bool, md: bool) -> in
 
 def _status(address: str | None, name: str | None, *, as_json: bool, md: bool) -> int:
     from turbofit.core.struct import to_json
-    from turbofit.launch.cluster.board import boards
-    from turbofit.launch.cluster.ray_adapter import connected, result
+    from turbofit.launch.cluster.board import boards, read
+    from turbofit.launch.cluster.ray_adapter import connected
     from turbofit.report.views.cluster_view import status_view
 
     with connected(address):
@@ -103,7 +103,7 @@ def _status(address: str | None, name: str | None, *, as_json: bool, md: bool) -
         if not found:
             hint = "turbofit serve MODEL --cluster ray"
             raise UsageError("nothing is served on this cluster", hint=hint)
-        told = [result(board.read.remote(), _LOOK_SECONDS) for board in found.values()]
+        told = [read(board) for board in found.values()]
     served = [status for status, _ in told if status is not None]
     if as_json:
         answer(to_json(served))

@@ -9,7 +9,7 @@ from turbofit.cli.options.common_options import JSON
 from turbofit.cli.options.fields import filled, options_of
 from turbofit.cli.options.gateway_options import GatewayOptions
 from turbofit.cli.terminal.interrupt import say_cut
-from turbofit.core.errors import UsageError
+from turbofit.core.errors import LaunchError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -159,8 +159,8 @@ def _before_cluster(
     import os
 
     from turbofit.cli.serving.serve_cluster import ray_address
-    from turbofit.launch.cluster.board import one_board
-    from turbofit.launch.cluster.ray_adapter import RayCallError, connected, result
+    from turbofit.launch.cluster.board import one_board, read
+    from turbofit.launch.cluster.ray_adapter import connected
     from turbofit.launch.cluster.tls import client_context
 
     with connected(ray_address(cluster)):
@@ -168,13 +168,11 @@ def _before_cluster(
 
         def nodes() -> Sequence[NodeAddress]:
             nonlocal board
-            found: Sequence[NodeAddress]
             try:
-                _, found = result(board.read.remote(), _BOARD_SECONDS)
-            except RayCallError:
+                return read(board, _BOARD_SECONDS)[1]
+            except LaunchError:
                 board = one_board(name)  # of the `serve` that was started after a killed one
                 raise
-            return found
 
         front = _front(options, (), source=nodes, tls=client_context(os.environ))
         return _serve(front, as_json=as_json)

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from turbofit.gateway.front import NodeAddress
     from turbofit.launch.cluster.ray_adapter import Handle
 
-__all__ = ["Board", "ask", "boards", "one_board", "pin_board"]
+    #: Where fronts reach the nodes, with their keys.
+    Nodes = tuple[NodeAddress, ...]
+
+__all__ = ["Board", "ask", "boards", "one_board", "pin_board", "read"]
 
 _PREFIX: Final = "turbofit-run-"
 #: Calls that the actor takes at once: questions wait in it.
@@ -29,12 +32,12 @@ class Board:
     def __init__(self) -> None:
         self._lock, self._numbers = threading.Condition(), itertools.count()
         self._status: ClusterStatus | None = None
-        self._nodes: tuple[NodeAddress, ...] = ()
+        self._nodes: Nodes = ()
         self._questions: dict[int, Document] = {}
         self._answers: dict[int, Document] = {}
 
     def post(
-        self, status: ClusterStatus, nodes: tuple[NodeAddress, ...], answers: dict[int, Document]
+        self, status: ClusterStatus, nodes: Nodes, answers: dict[int, Document]
     ) -> dict[int, Document]:
         """Write it, and take what was asked since."""
         with self._lock:
@@ -44,7 +47,7 @@ class Board:
             questions, self._questions = self._questions, {}
             return questions
 
-    def read(self) -> tuple[ClusterStatus | None, tuple[NodeAddress, ...]]:
+    def read(self) -> tuple[ClusterStatus | None, Nodes]:
         """What is served, and where fronts reach the nodes, with their keys."""
         return self._status, self._nodes
 
@@ -91,18 +94,32 @@ def one_board(name: str | None) -> Any:
     return next(iter(found.values()))
 
 
-def ask(board: Any, question: Document, seconds: float = _SECONDS) -> Document:
+def read(board: Handle, seconds: float = _SECONDS) -> tuple[ClusterStatus | None, Nodes]:
+    """What is served, None where nobody has told yet, and where its nodes are.
+
+    Raises:
+        LaunchError: the board does not answer.
+    """
+    found: tuple[ClusterStatus | None, Nodes] = _heard(board.read.remote(), seconds)
+    return found
+
+
+def ask(board: Handle, question: Document, seconds: float = _SECONDS) -> Document:
     """What a run answers; raises what it refuses with."""
-    try:
-        told: Document | None = ray_adapter.result(
-            board.ask.remote(question, seconds), seconds + _SECONDS
-        )
-    except ray_adapter.RayCallError:
-        told = None
+    told: Document | None = _heard(board.ask.remote(question, seconds), seconds + _SECONDS)
     if told is None:
-        raise LaunchError(
-            f"no answer within {seconds:.0f} s", hint="see the output of turbofit serve"
-        )
+        raise _silent(seconds)
     if "error" in told:
         raise error_from(told["error"])
     return told
+
+
+def _heard(ref: object, seconds: float) -> Any:
+    try:
+        return ray_adapter.result(ref, seconds)
+    except ray_adapter.RayCallError:
+        raise _silent(seconds) from None
+
+
+def _silent(seconds: float) -> LaunchError:
+    return LaunchError(f"no answer within {seconds:.0f} s", hint="see the output of turbofit serve")
