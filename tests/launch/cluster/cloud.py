@@ -192,19 +192,20 @@ class Serving:
 
     def actor(self, name: str) -> int:
         """The process of a node's actor."""
-        return self._worker(self.cloud.nodes[name], b"ray::NodeActor")
+        return self._worker(b"ray::NodeActor", self.cloud.nodes[name])
 
     def board(self) -> int:
         """The process of the run's board."""
-        return self._worker(self.cloud.head, b"ray::Board")
+        return self._worker(b"ray::Board", self.cloud.head, *self.cloud.nodes.values())
 
-    def _worker(self, node: Any, title: bytes) -> int:
-        """A worker of a node's raylet."""
-        raylet = node.all_processes["raylet"][0].process.pid
-        for task in Path(f"/proc/{raylet}/task").glob("*/children"):
-            for pid in task.read_text().split():
-                if title in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    return int(pid)
+    def _worker(self, title: bytes, *nodes: Any) -> int:
+        """A worker of these nodes' raylets."""
+        for node in nodes:
+            raylet = node.all_processes["raylet"][0].process.pid
+            for task in Path(f"/proc/{raylet}/task").glob("*/children"):
+                for pid in task.read_text().split():
+                    if title in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        return int(pid)
         raise AssertionError(f"no {title!r}")
 
     def ray_logs(self) -> list[Path]:
