@@ -91,7 +91,6 @@ def test_2_kills_cost_what_was_in_flight_and_the_node_serves_again(
             until(lambda: serving.server("one") not in (0, before))
         until(lambda: serving.up("one") and serving.up() == 2)
         clients.more(max(20, REQUESTS - clients.outcomes["kept"]))
-    print(who, clients.outcomes)
     assert not clients.failed, clients.outcomes
     assert clients.lost <= (0 if who == "actor" else MOST_LOST), clients.outcomes
     if who == "actor":
@@ -110,7 +109,6 @@ def test_3_a_change_goes_node_by_node_and_loses_nothing(serving: Serving) -> Non
         until(lambda: "the plan has changed" in serving.child.stderr)
         serving.wait(2)
         clients.more(max(4, REQUESTS - clients.outcomes["kept"]))
-    print("change", clients.outcomes)
     assert not clients.lost, clients.outcomes
     assert serving.status()["promise"].startswith("16,384 tokens")
 
@@ -125,7 +123,6 @@ def test_4_a_node_joins_and_another_is_drained(cloud: Cloud, serving: Serving) -
         assert code == 0, told
         until(lambda: "is drained" in serving.child.stderr)
         clients.more(max(20, REQUESTS - clients.outcomes["kept"]))
-    print("drain", clients.outcomes)
     assert serving.node("late")["state"] == "drained"
     assert not clients.lost, clients.outcomes
     assert (serving.server("two"), serving.server("one")) == servers
@@ -159,7 +156,6 @@ def test_7_a_raylet_dies(cloud: Cloud, serving: Serving) -> None:
         until(lambda: serving.up() == 1)
         until(lambda: not start_time(server))
         clients.more(max(20, REQUESTS - clients.outcomes["kept"]))
-    print("raylet", clients.outcomes)
     assert not clients.failed, clients.outcomes
     assert clients.lost <= MOST_LOST, clients.outcomes
 
