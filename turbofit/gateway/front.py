@@ -57,6 +57,7 @@ _DIED: Final = b'"engine_died"'
 #: What a node says of a request that an engine died of: it died now, it waits, it is refused.
 _SUSPECTED: Final = (_DIED, b'"suspect_waits"', b'"convicted"')
 _MOST_SUSPECTS: Final = 4096
+_REFUSED: Final = "it does not take the front's key"
 #: As long as a node suspects a request.
 _SUSPECT_SECONDS: Final = 3600.0
 
@@ -79,6 +80,8 @@ class Node:
         self.up, self.why, self.outstanding, self.capacity = False, "not asked yet", 0, 1.0
         self.about: Document = {}
         self.doubted = asyncio.Event()
+        #: Whether it takes the front's key; its health page needs none.
+        self.trusts = False
 
     @property
     def load(self) -> float:
@@ -117,16 +120,13 @@ class _Suspects:
         since = time.monotonic() - _SUSPECT_SECONDS
         while self._nodes and next(iter(self._nodes.values()))[1] < since:
             del self._nodes[next(iter(self._nodes))]
-        found = self._nodes.get(sha256(body).digest()) if self._nodes and body else None
+        found = self._nodes.get(_digest(body)) if self._nodes else None
         return found[0] if found else None
 
-    def told(self, body: bytes, node: str, *, answered: bool) -> None:
+    def told(self, digest: bytes, node: str, *, answered: bool) -> None:
         """A node answered a request, or spoke of an engine's death with it."""
-        if not body or (answered and not self._nodes):
-            return
-        digest = sha256(body).digest()
         self._nodes.pop(digest, None)
-        if not answered:
+        if digest and not answered:
             self._nodes[digest] = node, time.monotonic()
             if len(self._nodes) > _MOST_SUSPECTS:
                 del self._nodes[next(iter(self._nodes))]
@@ -214,8 +214,12 @@ class Front(AsgiApp):
                 await asyncio.wait_for(node.doubted.wait(), _LOOK_SECONDS)
 
     async def _health(self, node: Node) -> tuple[int, Document]:
-        response = await self._upstream.open(node, "GET", "/health", None, {})
-        async with response:
+        if not node.trusts:  # a path that is not there: 404 for who has the key
+            async with await self._upstream.open(node, "GET", "/", None, {}) as response:
+                if response.status == 401:
+                    raise Unreachable(_REFUSED)
+            node.trusts = True
+        async with await self._upstream.open(node, "GET", "/health", None, {}) as response:
             return response.status, msgspec.json.decode(await response.read(), type=Document)
 
     def _largest(self) -> int:
@@ -240,14 +244,19 @@ class Front(AsgiApp):
             return
         if route.method == "POST":
             request.body = await self._bodies.read(request.headers, receive, request.who)
-        size = request.bytes_in = len(request.body)
-        self._bodies.keep(size, request.who)
+        request.bytes_in = len(request.body)
+        self._bodies.keep(request.bytes_in, request.who)
         request.read = time.perf_counter()
         try:
             with while_connected(receive, request):
                 await self._to_nodes(request, send)
         finally:
-            self._bodies.keep(-size, request.who)
+            self._let_go(request)
+
+    def _let_go(self, request: RequestContext) -> None:
+        """Hold a request's body no more: it will be sent to no other node."""
+        self._bodies.keep(-len(request.body), request.who)
+        request.body = b""
 
     def _record(self, request: RequestContext) -> None:
         outcome = request.outcome or ForwardOutcome()
@@ -277,7 +286,7 @@ class Front(AsgiApp):
             except _Broke as exc:
                 why = exc
                 if broke:
-                    self._suspects.told(request.body, node.name, answered=False)
+                    self._suspects.told(_digest(request.body), node.name, answered=False)
                     break
                 broke = True
             else:
@@ -303,7 +312,8 @@ class Front(AsgiApp):
                 node, route.method, route.path, request.body or None, _sent(request)
             )
             if response.status == 401:
-                raise Unreachable("it does not take the front's key")
+                node.trusts = False
+                raise Unreachable(_REFUSED)
             if response.status == 429:
                 raise _Full(response)
             if response.content_type == "text/event-stream":
@@ -329,13 +339,15 @@ class Front(AsgiApp):
         died, content = False, response.content
         data = await content.readany()
         outcome = await self._start(response, request, send)
+        digest = _digest(request.body)
+        self._let_go(request)
         while data:
             died = died or _DIED in data
             outcome.bytes_out += len(data)
             await send({"type": "http.response.body", "body": data, "more_body": True})
             data = await content.readany()
         outcome.broken = died
-        self._suspects.told(request.body, node.name, answered=not died)
+        self._suspects.told(digest, node.name, answered=not died)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _whole(
@@ -344,7 +356,7 @@ class Front(AsgiApp):
         body = await response.read()
         suspected = response.status in (422, 503) and any(word in body for word in _SUSPECTED)
         if suspected or response.status == 200:
-            self._suspects.told(request.body, node.name, answered=not suspected)
+            self._suspects.told(_digest(request.body), node.name, answered=not suspected)
         request.out.append((b"content-length", b"%d" % len(body)))
         outcome = await self._start(response, request, send)
         outcome.bytes_out = len(body)
@@ -411,6 +423,11 @@ class _Full(Refusal):
         told = response.headers.get("Retry-After", "")
         seconds = int(told) if told.isdigit() else 1
         super().__init__("busy:nodes", retry_after=seconds)
+
+
+def _digest(body: bytes) -> bytes:
+    """What tells requests apart; nothing for those without a body."""
+    return sha256(body).digest() if body else b""
 
 
 def _sent(request: RequestContext) -> dict[str, str]:

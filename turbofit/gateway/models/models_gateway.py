@@ -109,6 +109,9 @@ class ModelsGateway(AsgiApp):
     ) -> None:
         if not is_health(path):
             request.key = self._keys.check(request.headers)
+            if self._keys.of_front(request.headers):
+                request.is_of_front()
+                self.connections.apart(scope["turbofit.connection"])
         elif self.config.api_keys:
             # Names and causes are for those who have a key.
             with suppress(Refusal):
