@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.request_limits import Bounds
 
 __all__ = [
-    "Media", "PreparedBody", "finish", "hold", "inlined", "is_remote", "remote_urls", "start",
+    "Media", "PreparedBody", "decode", "finish", "hold", "inlined", "is_remote", "remote_urls",
+    "start",
 ]  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def start(bounds: Bounds, kind: Kind, raw: bytes) -> Parsed:
         Refusal: not JSON, not this API's shape, a parameter out of its range, too many images, or
             videos that nobody planned for.
     """
-    parsed = read_body(kind, _decode(raw))
+    parsed = read_body(kind, decode(raw))
     parsed.lowered += hold_parameters(kind, parsed.body, scope_of(bounds))
     check_clips(bounds, sum(slot.shape == "clip" for slot in parsed.slots))
     check_images(bounds, len(parsed.slots))
@@ -267,7 +268,12 @@ def _limited_clip(
     return limited
 
 
-def _decode(raw: bytes) -> Any:
+def decode(raw: bytes) -> Any:
+    """A body of JSON.
+
+    Raises:
+        Refusal: it is none.
+    """
     try:
         return msgspec.json.decode(raw.removeprefix(BOM_UTF8))
     except (msgspec.MsgspecError, ValueError, RecursionError):
