@@ -116,20 +116,13 @@ class Served:
 
         from turbofit.gateway.config import GatewayConfig
         from turbofit.launch.engine.launches import free_ports
-        from turbofit.launch.fallback.generating import (
-            GenerationOptions,
-            find_inside,
-            load,
-            make_handlers,
-        )
-        from turbofit.launch.fallback.server import FallbackApp
+        from turbofit.launch.fallback.server import FallbackApp, GenerationOptions, make_handlers
 
         self.ended: list[str] = []
         options = GenerationOptions(
             str(folder), NAME, placed or tiny_map(["cpu"] * 4), "float32", session_len, 2
         )
-        self.model, processor = load(options)
-        handlers = make_handlers(find_inside(), options, self.model, processor)
+        self.model, handlers = make_handlers(options)
         config = GatewayConfig(api_keys=(KEY,))
         self.app = FallbackApp(handlers, self.model, options, config, self.ended.append)
         (self.port,) = free_ports(1)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests import virtual_time
 from turbofit.gateway.config import GatewayConfig
-from turbofit.launch.fallback.generating import GenerationOptions, ServedModel
-from turbofit.launch.fallback.server import FallbackApp
+from turbofit.launch.fallback.server import FallbackApp, GenerationOptions, ServedModel
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -1,26 +1,34 @@
 """``python -m turbofit.launch.fallback.server``: one model, one map, one port, until it is stopped.
 
-An engine as LMDeploy's server is one: the gateway stands before it, and holds requests to the plan.
-What a request meets on its way is the gateway's here, too; Transformers' handlers answer, one
-request at a time. Torch and Transformers are imported in here only: the supervisor runs it as a
-child.
+It is an engine as LMDeploy's server is one: a gateway stands before it, and holds requests to the
+plan. Keys, bodies and refusals here are the gateway's own; the handlers of ``transformers serve``
+answer, one request at a time. Torch and Transformers are imported in this child only.
+
+Transformers promises none of these classes: each release may move them. All that is used is checked
+before, so that another release fails at once and with one line.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
+import inspect
+import io
 import os
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from turbofit.core.errors import LaunchError, TurbofitError
+from turbofit.core.errors import LaunchError, PackageError, TurbofitError
+from turbofit.core.installation import install_command
 from turbofit.core.process.ports import DEFAULT_PORT
 from turbofit.core.units import format_bytes
 from turbofit.gateway.config import GatewayConfig
@@ -35,19 +43,13 @@ from turbofit.gateway.http.pages import names_page
 from turbofit.gateway.http.prepare import decode
 from turbofit.gateway.http.refusals import Refusal, refusal_event
 from turbofit.gateway.http.routes import find_route, is_health
+from turbofit.gateway.limits.parameters import ANSWER_LENGTHS
 from turbofit.gateway.limits.ranges import hold_parameters
 from turbofit.gateway.limits.rules import Scope, refused
 from turbofit.gateway.media.pictures import from_url
 from turbofit.gateway.routing.request_context import RequestContext, answer
 from turbofit.gateway.server import run_gateway
-from turbofit.launch.fallback.generating import (
-    GenerationOptions,
-    ServedModel,
-    find_inside,
-    load,
-    make_handlers,
-    one_line,
-)
+from turbofit.memory.transformers.components import load_model, load_processor
 from turbofit.planning.fallback_command import read_map
 
 if TYPE_CHECKING:
@@ -57,30 +59,272 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.asgi import Message, Receive, Send
     from turbofit.gateway.http.routes import Kind
 
-__all__ = ["FallbackApp", "main"]
+__all__ = ["FallbackApp", "GenerationOptions", "ServedModel", "main", "make_handlers"]
 
-#: What the supervisor reads: see ``observe.log_reader``.
-_SAYS: Final = "turbofit-fallback:"
+#: Releases that were tried.
+_TRIED: Final = "5.17 and 5.24"
+#: Module of ``transformers.cli.serving``, class, method, parameters that are given to it.
+_USED: Final = (
+    ("model_manager", "ModelManager", "get_model_modality", "model processor"),
+    ("utils", "GenerationState", "get_manager", "model_id use_cb"),
+    ("chat_completion", "ChatCompletionHandler", "__init__", "model_manager generation_state"),
+    ("chat_completion", "ChatCompletionHandler", "_validate_request", "body"),
+    ("chat_completion", "ChatCompletionHandler", "_resolve_model", "body"),
+    ("chat_completion", "ChatCompletionHandler", "_build_generation_config", "body use_cb"),
+    ("chat_completion", "ChatCompletionHandler", "get_processor_inputs_from_messages",
+     "messages modality"),
+    ("chat_completion", "ChatCompletionHandler", "handle_request", "body request_id"),
+    ("completion", "CompletionHandler", "handle_request", "body request_id"),
+)  # fmt: skip
+
+#: What the handlers are given of a body: what Transformers reads, and the gateway holds.
+_COMMON: Final = frozenset({"stream", "temperature", "top_p", "seed", "frequency_penalty", "stop"})
+_READ: Final[Mapping[Kind, frozenset[str]]] = {
+    "chat": _COMMON | {"messages", "tools", "logit_bias", "chat_template_kwargs"},
+    "completions": _COMMON | {"prompt"},
+}
+#: Seconds without a token after which the engine counts as stuck. Above any prefill: the slowest
+#: reads most of the model from disk once.
+_STALLED: Final = 900.0
+#: Requests in a row that ran out of memory after which starting again is better than going on.
+_MOST_SHORT: Final = 3
+_RETRY_SECONDS: Final = 5
+_SHOWN: Final = 300
 _LARGEST: Final = 256 << 20
 _PAUSE: Final = 0.02
 #: How Transformers ends a stream that failed.
 _FAILED: Final = 'data: {"error": "'
-#: Failures before anything was generated that are the client's: by then only its messages, its
-#: images and its options were read.
-_OF_CLIENT: Final = (
-    ValueError, OSError, LookupError, TypeError, AttributeError, OverflowError, SyntaxError,
-)  # fmt: skip
+#: Failures before anything was generated that are not the client's, whose messages, images and
+#: options were read by then.
+_OURS: Final = (RuntimeError, MemoryError, ImportError)
+
+
+class GenerationOptions(NamedTuple):
+    """What is served, and how.
+
+    ``session_len``: tokens of prompt and answer; ``max_images`` a request; ``offload`` a folder for
+    what the map sends to the disk and no safetensors file holds.
+    """
+
+    model: str
+    name: str
+    device_map: Mapping[str, int | str]
+    dtype: str
+    session_len: int
+    max_images: int = 1
+    offload: str | None = None
+
+
+class ServedModel:
+    """Transformers' model that generates for one request, can be stopped, and says how it fares.
+
+    The event loop, which takes requests, shares it with the thread that generates. ``cancelled``:
+    nobody waits for the answer any more. ``idle``: nothing is generated. ``begun``: the request
+    came so far as to generate. ``failure`` is what its client is told where that failed. ``fatal``
+    says why the process must end. All else is the model's own.
+    """
+
+    def __init__(self, model: Any, session_len: int) -> None:
+        self._model, self._session_len = model, session_len
+        self.cancelled, self.idle = threading.Event(), threading.Event()
+        self.idle.set()
+        self.begun = False
+        self.failure: Refusal | None = None
+        self.fatal = ""
+        self._moved = time.monotonic()
+        self._answered = self._shortages = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def take(self) -> None:
+        """A new request is at work."""
+        self.cancelled.clear()
+        self.begun, self.failure = False, None
+        self._moved = time.monotonic()
+
+    def start(self) -> None:
+        """The thread is told to generate, or is about to be."""
+        self.begun = True
+        self.idle.clear()
+
+    @property
+    def health(self) -> Literal["ok", "stalled"]:
+        """Whether tokens come while something is generated."""
+        if self.idle.is_set() or time.monotonic() - self._moved < _STALLED:
+            return "ok"
+        return "stalled"
+
+    def generate(self, **keywords: Any) -> Any:
+        """As the model's own, as far as the context goes.
+
+        Raises:
+            Refusal: as `failure`; without the exception behind it, which holds tensors.
+        """
+        torch, tokens = import_module("torch"), keywords["input_ids"].shape[-1]
+        config, left = keywords["generation_config"], self._session_len - tokens
+        config.max_new_tokens = min(config.max_new_tokens, left)
+        ends = import_module("transformers").StoppingCriteriaList([self._ends])
+        try:
+            if left > 0:
+                answer = self._model.generate(**keywords, stopping_criteria=ends)
+                self._answered, self._shortages = self._answered + 1, 0
+                return answer
+            failure = Refusal("bad_request:prompt", tokens=tokens, most=self._session_len)
+        except torch.OutOfMemoryError as exc:
+            failure = self.ran_short(exc)
+        except RuntimeError as exc:
+            traceback.print_exception(exc)
+            if "CUDA error" in str(exc):  # the context is lost, and every later call with it
+                self.fatal = f"RuntimeError: {_one_line(exc)}"
+            failure = Refusal("engine_failed", said=_one_line(exc))
+        finally:
+            self.idle.set()
+        if failure.reason == "out_of_memory":
+            torch.cuda.empty_cache()
+        self.failure = failure
+        raise failure
+
+    def _ends(self, input_ids: Any, _scores: Any, **_: Any) -> Any:
+        """Whether each row ends; asked after each token."""
+        self._moved = time.monotonic()
+        shape, ends = (input_ids.shape[0],), self.cancelled.is_set()
+        torch = import_module("torch")
+        return torch.full(shape, ends, dtype=torch.bool, device=input_ids.device)
+
+    def ran_short(self, exc: BaseException) -> Refusal:
+        """A request ran out of GPU memory; what its client is told.
+
+        After torch's exception the engine can go on. But an engine that has never answered, or that
+        runs out again and again, would do so for ever: it ends with torch's message, from which the
+        supervisor plans anew.
+        """
+        self._shortages += 1
+        if not self._answered or self._shortages >= _MOST_SHORT:
+            self.fatal = f"torch.OutOfMemoryError: {_one_line(exc)}"
+        return Refusal("out_of_memory", said=_one_line(exc), retry_after=_RETRY_SECONDS)
+
+
+def _one_line(exc: BaseException) -> str:
+    """What an exception says, in one line of a bounded length."""
+    return " ".join(str(exc).split())[:_SHOWN] or type(exc).__name__
+
+
+def _find_inside() -> dict[str, Any]:
+    """Transformers' own classes by their names, checked; takes seconds.
+
+    Raises:
+        PackageError: Transformers or what its server needs is missing, or is another inside.
+    """
+    found: dict[str, Any] = {}
+    what = ""
+    try:
+        for what in ("torch", "transformers", "accelerate", "fastapi", "openai"):
+            import_module(what)
+        for part, what, method, given in _USED:
+            found[what] = getattr(import_module(f"transformers.cli.serving.{part}"), what)
+            taken = inspect.signature(getattr(found[what], method)).parameters
+            if missing := set(given.split()) - set(taken):
+                raise AttributeError(f"{method} takes no {', '.join(sorted(missing))}")
+    except (ImportError, AttributeError) as exc:
+        raise PackageError(
+            f"the fallback engine needs {what} as transformers {_TRIED} have it: {exc}",
+            hint=install_command("fallback"),
+        ) from None
+    return found
+
+
+def make_handlers(options: GenerationOptions) -> tuple[ServedModel, dict[Kind, Any]]:
+    """Load the model, and make Transformers' handlers around it, by the kinds of their routes.
+
+    Raises:
+        PackageError: Transformers is missing, or another inside.
+        LaunchError: the model cannot be loaded; torch's own lack of memory is left as it is.
+    """
+    began = time.monotonic()
+    inside = _find_inside()
+    _say(f"transformers is there after {time.monotonic() - began:.1f} s")
+    _say("loading weights")
+    began, torch = time.monotonic(), import_module("torch")
+    try:
+        processor = load_processor(options.model)
+        whole = load_model(
+            options.model,
+            device_map=dict(options.device_map),
+            dtype=getattr(torch, options.dtype),
+            attn_implementation="sdpa",
+            offload_folder=options.offload,
+        )
+    except (OSError, ValueError) as exc:
+        raise LaunchError(
+            f"Transformers cannot load {options.model}: {exc}",
+            hint="see turbofit plan --engine transformers",
+        ) from None
+    tokenizer = getattr(processor, "tokenizer", None)
+    if not getattr(processor, "chat_template", None) and tokenizer is not None:
+        processor.chat_template = tokenizer.chat_template  # where older checkpoints keep it
+    held = [
+        f"device {number}: {format_bytes(torch.cuda.memory_reserved(number))}"
+        for number in range(torch.cuda.device_count())
+    ]
+    _say(f"weights loaded in {time.monotonic() - began:.1f} s {'; '.join(held)}")
+    modality = inside["ModelManager"].get_model_modality(whole, processor=processor)
+    manager = SimpleNamespace(get_model_modality=lambda *_, **__: modality)
+    model, state = ServedModel(whole, options.session_len), inside["GenerationState"]()
+    kinds: dict[Kind, str] = {"chat": "ChatCompletionHandler", "completions": "CompletionHandler"}
+    return model, {
+        kind: _handler_class(kind, inside[name], options, model, processor)(manager, state)
+        for kind, name in kinds.items()
+    }
+
+
+def _handler_class(
+    kind: Kind, base: Any, options: GenerationOptions, model: ServedModel, processor: Any
+) -> Any:
+    """Serves one model, reads what is held of a body alone, and decodes images itself.
+
+    Transformers' own loader of images takes any address or file, and its decoders differ with what
+    is installed. Its sampling is the model's own default, not what a temperature asks for.
+    """
+    from PIL import Image
+
+    class Handler(base):  # type: ignore[misc]
+        def _validate_request(self, body: Any) -> None:
+            lengths = [body[name] for name in ANSWER_LENGTHS[kind] if name in body]
+            for name in set(body) - _READ[kind]:
+                del body[name]
+            if biases := body.pop("logit_bias", None):  # Transformers takes no empty or whole ones
+                body["logit_bias"] = {token: float(bias) for token, bias in biases.items()}
+            body["max_tokens"] = min([*lengths[:1], options.session_len])
+
+        def _resolve_model(self, _body: Any) -> Any:
+            return options.name, model, processor
+
+        @staticmethod
+        def get_processor_inputs_from_messages(messages: Any, modality: Any) -> Any:
+            made = base.get_processor_inputs_from_messages(messages, modality)
+            for message in made:
+                parts = message["content"] if isinstance(message["content"], list) else []
+                for part in parts:
+                    if part["type"] == "image":
+                        data = base64.b64decode(part.pop("url").partition(",")[2])
+                        part["image"] = Image.open(io.BytesIO(data)).convert("RGB")
+            return made
+
+        def _build_generation_config(self, body: Any, *args: Any, **kwargs: Any) -> Any:
+            config = super()._build_generation_config(body, *args, **kwargs)
+            if body.get("temperature") is not None:
+                config.do_sample = body["temperature"] > 0
+            model.start()  # next the thread is told; a wait for its end must not begin before
+            return config
+
+    return Handler
 
 
 class FallbackApp(AsgiApp):
     """Transformers' handlers behind the gateway's own rules, and a gate of one.
 
-    Args:
-        handlers: by the kinds of their routes.
-        model: what generates.
-        options: what is served.
-        config: keys, and how long bodies may take.
-        on_fatal: called with the reason when the process must end, after the answer was sent.
+    ``on_fatal`` is called with the reason when the process must end, after the answer was sent.
     """
 
     def __init__(
@@ -174,7 +418,7 @@ class FallbackApp(AsgiApp):
         if not body.get("stream"):
             await answer(request, send, 200, response.body, "application/json")
             return
-        # The first event of a chat comes before anything is generated.
+        # A chat's first event comes before anything is generated.
         waits, begun, held, end = kind == "chat", False, "", b"data: [DONE]\n\n"
         headers = [(b"content-type", b"text/event-stream"), *request.out]
         try:
@@ -204,11 +448,10 @@ class FallbackApp(AsgiApp):
             return exc
         if type(exc).__name__ == "OutOfMemoryError":
             return self._model.ran_short(exc)
-        of_template = type(exc).__module__.startswith("jinja2")
-        if not self._model.begun and (of_template or isinstance(exc, _OF_CLIENT)):
-            return Refusal("bad_request:unread", said=one_line(exc))
+        if not self._model.begun and not isinstance(exc, _OURS):
+            return Refusal("bad_request:unread", said=_one_line(exc))
         traceback.print_exception(exc)
-        return Refusal("engine_failed", said=one_line(exc))
+        return Refusal("engine_failed", said=_one_line(exc))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -226,52 +469,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--port", type=int, default=DEFAULT_PORT)
     add("--api-keys", nargs="+", action="extend", default=[], help="who may ask; default: anybody")
     given = vars(parser.parse_args(argv))
-    config = GatewayConfig(
-        host=given.pop("host"), port=given.pop("port"), api_keys=tuple(given.pop("api_keys"))
-    )
+    public = {name: given.pop(name) for name in ("host", "port", "api_keys")}
     try:
         with tempfile.TemporaryDirectory(prefix="turbofit-offload-") as scratch:
-            given["device_map"] = read_map(given["device_map"])
-            given["name"], given["offload"] = (
-                given["name"] or given["model"],
-                given["offload"] or scratch,
-            )
-            _serve(GenerationOptions(**given), config)
+            given["name"] = given["name"] or given["model"]
+            given["offload"] = given["offload"] or scratch
+            options = GenerationOptions(**{**given, "device_map": read_map(given["device_map"])})
+            model, handlers = make_handlers(options)
+            app = FallbackApp(handlers, model, options, GatewayConfig(**public), _end)
+            run_gateway(app, on_ready=lambda url: _say(f"Uvicorn running on {url}"))
     except TurbofitError as exc:
         print(f"turbofit-fallback: {exc.message}\nhint: {exc.hint}", file=sys.stderr)  # noqa: T201
         return exc.exit_code
     return 0
-
-
-def _serve(options: GenerationOptions, config: GatewayConfig) -> None:
-    """Load the model, and serve it.
-
-    Raises:
-        PackageError: Transformers is missing, or another inside.
-        LaunchError: the model cannot be loaded; torch's own lack of memory is left as it is.
-    """
-    began = time.monotonic()
-    inside = find_inside()
-    _say(f"transformers {inside['version']} is there after {time.monotonic() - began:.1f} s")
-    _say("loading weights")
-    began = time.monotonic()
-    try:
-        model, processor = load(options)
-    except (OSError, ValueError) as exc:
-        raise LaunchError(
-            f"Transformers cannot load {options.model}: {exc}",
-            hint="see turbofit plan --engine transformers",
-        ) from None
-    cuda: Any = import_module("torch").cuda
-    held = [
-        f"device {number}: {format_bytes(cuda.memory_reserved(number))}"
-        for number in range(cuda.device_count())
-    ]
-    _say(f"weights loaded in {time.monotonic() - began:.1f} s {'; '.join(held)}")
-    app = FallbackApp(
-        make_handlers(inside, options, model, processor), model, options, config, _end
-    )
-    run_gateway(app, on_ready=lambda url: _say(f"Uvicorn running on {url}"))
 
 
 def _end(reason: str) -> None:
@@ -281,7 +491,8 @@ def _end(reason: str) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"{_SAYS} {text}", file=sys.stderr, flush=True)  # noqa: T201
+    """Progress, which the supervisor reads: see ``observe.log_reader``."""
+    print(f"turbofit-fallback: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":
