@@ -17,7 +17,12 @@ from turbofit.core.units import format_bytes
 from turbofit.memory.engine import Engine
 from turbofit.memory.transformers.activations import device_map
 from turbofit.memory.transformers.transformers_account import TransformersAccount
-from turbofit.tuner.explain.plan_document import document, footprint_of, footprint_words
+from turbofit.tuner.explain.plan_document import (
+    document,
+    footprint_of,
+    footprint_words,
+    spare_words,
+)
 from turbofit.tuner.explain.remedies import (
     MORE_GPUS,
     Change,
@@ -216,14 +221,13 @@ def _verdict(
         )
     if host is not None:
         return f"does not fit: {name}: {host}"
-    spare = min(one.headroom for one in ledgers)
     off = len(chosen.placement.offloaded)
     how = f", {off} decoder layers in host memory or on disk" if off else ""
     each = on_each_gpu(sum(map(len, chosen.groups)))
     return (
         f"fits: {name} on GPU {groups_of(chosen.groups)} with Transformers{how}:"
         f" {_at_once(chosen)} {chosen.session_len:,} tokens at a time;"
-        f" {format_bytes(spare)} stay free{each}"
+        f" {spare_words(request, ledgers)}{each}"
     )
 
 
