@@ -269,11 +269,6 @@ def _limited_clip(
 
 
 def decode(raw: bytes) -> Any:
-    """A body of JSON.
-
-    Raises:
-        Refusal: it is none.
-    """
     try:
         return msgspec.json.decode(raw.removeprefix(BOM_UTF8))
     except (msgspec.MsgspecError, ValueError, RecursionError):

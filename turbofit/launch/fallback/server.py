@@ -388,9 +388,9 @@ class FallbackApp(AsgiApp):
         hold_name({self._options.name: self._options.name}, parsed.body)
         scope = Scope(engines=("transformers",), vocabulary=0, session=self._options.session_len)
         hold_parameters(kind, parsed.body, scope)
-        asked = "messages" if kind == "chat" else "prompt"
-        if not parsed.body.get(asked):
-            raise refused(asked, "is missing or empty")
+        field = "messages" if kind == "chat" else "prompt"
+        if not parsed.body.get(field):
+            raise refused(field, "is missing or empty")
         if parsed.copies > 1:
             raise refused("n", f"is {parsed.copies}: this engine answers one request at a time")
         count, most = len(parsed.slots), self._options.max_images
@@ -398,8 +398,8 @@ class FallbackApp(AsgiApp):
             raise Refusal("too_many_images", count=count, images="images", most=most)
         for slot in parsed.slots:
             slot.fill(from_url(slot.source, _LARGEST), {})
-        if isinstance(parsed.body[asked], list) and kind == "completions":
-            parsed.body[asked] = parsed.body[asked][0]
+        if isinstance(parsed.body[field], list) and kind == "completions":
+            parsed.body[field] = parsed.body[field][0]
         return parsed.body
 
     async def _answer(

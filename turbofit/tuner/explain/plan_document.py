@@ -34,7 +34,7 @@ from turbofit.tuner.speed.throughput import counted_tokens
 
 __all__ = [
     "cache_words", "document", "engines_held", "footprint_of", "footprint_words", "group_words",
-    "requests_held", "spare_words", "verdict_of",
+    "requests_held", "verdict_of",
 ]  # fmt: skip
 
 #: Encoded bytes that one image and one request body may have.
@@ -160,7 +160,8 @@ def verdict_of(
     engine's cache holds, ``vision_load`` is of the request that is counted.
     """
     outcomes = [one.at(one.settings.cache_max_entry_count) for one in accounts]
-    spare = spare_words(request, [one for outcome in outcomes for one in outcome.ledgers])
+    ledgers = [one for outcome in outcomes for one in outcome.ledgers]
+    spare = min(one.headroom - (one.margin if request.budget else 0) for one in ledgers)
     batches = [one.settings.max_batch_size for one in accounts]
     running = sum(batches) if len(accounts) == len(groups) else batches[0] * len(groups)
     context = accounts[0].settings.session_len
@@ -172,19 +173,9 @@ def verdict_of(
     each = on_each_gpu(sum(map(len, groups)))
     return (
         f"fits: {request.model.name} on {where}: {running_words};"
-        f" {cache_words(tokens, vision_load, context)}; {spare}{each}"
+        f" {cache_words(tokens, vision_load, context)}; {format_bytes(spare)}"
+        f"{' of the budget' if request.budget else ''} stay free{each}"
     )
-
-
-def spare_words(request: ResolvedRequest, ledgers: Sequence[GpuLedger]) -> str:
-    """What stays free of the fullest GPU, or of its budget: others have the rest of the GPU."""
-    if request.budget is None:
-        return f"{format_bytes(min(one.headroom for one in ledgers))} stay free"
-    within = (
-        one.headroom - one.margin + request.margin.of(request.machine.gpu(one.index))
-        for one in ledgers
-    )
-    return f"{format_bytes(min(within))} of the budget stay free"
 
 
 def cache_words(tokens: Sequence[int], vision_load: VisionLoad, context: int) -> str:

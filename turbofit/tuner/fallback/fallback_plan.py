@@ -17,12 +17,7 @@ from turbofit.core.units import format_bytes
 from turbofit.memory.engine import Engine
 from turbofit.memory.transformers.activations import device_map
 from turbofit.memory.transformers.transformers_account import TransformersAccount
-from turbofit.tuner.explain.plan_document import (
-    document,
-    footprint_of,
-    footprint_words,
-    spare_words,
-)
+from turbofit.tuner.explain.plan_document import document, footprint_of, footprint_words
 from turbofit.tuner.explain.remedies import (
     MORE_GPUS,
     Change,
@@ -221,13 +216,14 @@ def _verdict(
         )
     if host is not None:
         return f"does not fit: {name}: {host}"
+    spare = min(one.headroom - (one.margin if request.budget else 0) for one in ledgers)
     off = len(chosen.placement.offloaded)
     how = f", {off} decoder layers in host memory or on disk" if off else ""
     each = on_each_gpu(sum(map(len, chosen.groups)))
     return (
         f"fits: {name} on GPU {groups_of(chosen.groups)} with Transformers{how}:"
         f" {_at_once(chosen)} {chosen.session_len:,} tokens at a time;"
-        f" {spare_words(request, ledgers)}{each}"
+        f" {format_bytes(spare)}{' of the budget' if request.budget else ''} stay free{each}"
     )
 
 
