@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.routes import Kind
     from turbofit.gateway.limits.request_limits import Bounds
 
-__all__ = ["Preparation", "PreparedBody"]
+__all__ = ["Preparation", "PreparedBody", "decode"]
 
 
 class PreparedBody(Struct):
@@ -75,7 +75,7 @@ class Preparation:
 
     def __init__(self, bounds: Bounds, kind: Kind, raw: bytes) -> None:
         self._bounds, self.kind, self._came = bounds, kind, len(raw)
-        parsed = self.parsed = read_body(kind, _decode(raw))
+        parsed = self.parsed = read_body(kind, decode(raw))
         #: The images and videos in their order, and what each is held to.
         self.media: list[Picture | Clip] = []
         self.limited: tuple[LimitedImage, ...] = ()
@@ -222,7 +222,7 @@ def _picture(bounds: Bounds, slot: MediaSlot, fetched: Mapping[str, bytes]) -> P
     return from_url(slot.source, most)
 
 
-def _decode(raw: bytes) -> Any:
+def decode(raw: bytes) -> Any:
     try:
         return msgspec.json.decode(raw.removeprefix(BOM_UTF8))
     except (msgspec.MsgspecError, ValueError, RecursionError):

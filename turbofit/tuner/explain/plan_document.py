@@ -160,7 +160,8 @@ def verdict_of(
     engine's cache holds, ``vision_load`` is of the request that is counted.
     """
     outcomes = [one.at(one.settings.cache_max_entry_count) for one in accounts]
-    spare = min(ledger.headroom for outcome in outcomes for ledger in outcome.ledgers)
+    ledgers = [one for outcome in outcomes for one in outcome.ledgers]
+    spare = min(one.headroom - (one.margin if request.budget else 0) for one in ledgers)
     batches = [one.settings.max_batch_size for one in accounts]
     running = sum(batches) if len(accounts) == len(groups) else batches[0] * len(groups)
     size = counted_tokens(vision_load, accounts[0].settings.session_len)
@@ -173,7 +174,7 @@ def verdict_of(
     each = on_each_gpu(sum(map(len, groups)))
     return (
         f"fits: {request.model.name} on {where}: {running_words};"
-        f" {format_bytes(spare)} stay free{each}"
+        f" {format_bytes(spare)}{' of the budget' if request.budget else ''} stay free{each}"
     )
 
 
