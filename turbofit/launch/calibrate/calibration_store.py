@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import to_builtins
 from turbofit.core.units import MIB, format_bytes
-from turbofit.launch.serve.retry_memory import forget
+from turbofit.launch.serve.ladder import forget
 from turbofit.memory.calibrated import calibration_for
 from turbofit.observe import calibrations
 from turbofit.observe.calibration import document, learn

@@ -7,7 +7,7 @@ import warnings
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.errors import DoesNotFitError, NoGpuError, UsageError
+from turbofit.core.errors import NoGpuError, UsageError
 from turbofit.launch.engine.environment import find_lmdeploy
 from turbofit.launch.pipeline.pipeline_config import (
     engine_of,
@@ -21,6 +21,7 @@ from turbofit.memory.pytorch.constants import environment
 from turbofit.planning.checks import refuse
 from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import plan as best_plan
+from turbofit.planning.plan import refusal
 from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
@@ -165,9 +166,7 @@ def _refuse(plan: Plan) -> None:
         )
     refuse(Scene(Sources(), "launch", plan=plan))
     if not plan.fits:
-        first = plan.remedies[0] if plan.remedies else None
-        hint = f"{first.change}: {first.effect}" if first else "see turbofit plan MODEL"
-        raise DoesNotFitError(plan.verdict, hint=hint)
+        raise refusal(plan)
 
 
 def _choose_gpus(plan: Plan, config: Any) -> None:

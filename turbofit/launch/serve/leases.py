@@ -208,7 +208,7 @@ class Leases:
             with suppress(OSError):
                 (self._folder / f"{self._name}{suffix}").unlink()
         os.close(self._lock)
-        self._lock = None
+        self._lock, self._document = None, {}
 
     def _write(self, **facts: Any) -> None:
         if self.alone:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
 
-__all__ = ["AttemptRecord", "Record", "RunRecord", "run_folder", "state_folder"]
+__all__ = ["AttemptRecord", "Record", "RunRecord", "facts_of", "run_folder", "state_folder"]
 
 _MOST_EVENTS = 1000
 _HINT = "set XDG_STATE_HOME to a folder that can be written"
@@ -87,7 +87,7 @@ class Record:
         self.keep()
 
     def begin(self, **facts: Any) -> None:
-        """A new attempt with its own settings."""
+        """A new start with its own settings."""
         attempt = AttemptRecord(started=_now(), **facts)
         with self._lock:
             self._change(attempts=(*self.run.attempts, attempt))
@@ -123,6 +123,23 @@ class Record:
                 self.unwritten = True
             else:
                 self.unwritten = False
+
+
+def facts_of(plan: Plan) -> dict[str, Any]:
+    """What a start's record has of its plan."""
+    return {
+        "settings": plan.settings,
+        "by_group": tuple(group.settings for group in plan.by_group),
+        "groups": plan.parallel.groups,
+        "limits": plan.limits,
+        "forecast": tuple(
+            {
+                "gpu": gpu.index, "steady": gpu.steady, "peak": gpu.peak,
+                "load_peak": gpu.load_peak, "headroom": gpu.headroom, "margin": gpu.margin,
+            }
+            for gpu in plan.gpus
+        ),
+    }  # fmt: skip
 
 
 def state_folder(room: str, name: str) -> Path:

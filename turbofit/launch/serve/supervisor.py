@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from turbofit.launch.engine.supervised_engine import Examiner
     from turbofit.observe.ends import End
 
-__all__ = ["Server", "StopSignal", "StoppedError"]
+__all__ = ["StopSignal", "StoppedError", "Supervisor"]
 
 #: Before it is killed, an engine that was asked to end has this long beside the drain.
 _LAST_SECONDS: Final = 10.0
@@ -118,7 +118,7 @@ class StopSignal:
             signal.raise_signal(self.signal)
 
 
-class Server:
+class Supervisor:
     """All engines of one plan.
 
     Args:

@@ -1,6 +1,6 @@
 """Several models at one address: whose engines run, which model gives memory back, which is next.
 
-One loop in the main thread decides; each model's engines run in a session of their own. Starts
+One loop in the main thread decides; each model's engines have runs of their own. Starts
 follow one another: LMDeploy's cache is a share of what is free just then.
 """
 
@@ -16,19 +16,21 @@ from turbofit.core.struct import Struct
 from turbofit.core.units import format_duration
 from turbofit.gateway.models.attached_gateway import insist
 from turbofit.gateway.routing.health import healthy
-from turbofit.launch.models.turns import gives_way
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from turbofit.gateway.models.models_gateway import ModelsGateway
     from turbofit.gateway.models.served_model import ServedModel
     from turbofit.gateway.thread import GatewayThread
-    from turbofit.launch.models.model_session import ModelSession
+    from turbofit.launch.models.model_run import ModelRun
     from turbofit.launch.serve.supervisor import StopSignal
 
-__all__ = ["ModelsPolicy", "ModelsServer"]
+__all__ = ["LULL_SECONDS", "ModelsPolicy", "SeveralModels", "gives_way"]
+
+#: A model without a request for so long makes way before its turn is over.
+LULL_SECONDS: Final = 2.0
 
 #: Seconds that an engine and the drain may take beyond their deadlines before nobody waits.
 _LAST_SECONDS: Final = 120.0
@@ -50,11 +52,11 @@ class ModelsPolicy(Struct):
     tick: float = 0.1
 
 
-class ModelsServer:
+class SeveralModels:
     """All models behind one address.
 
     Args:
-        sessions: in the order in which they start; the first of them start at once, as many as may
+        runs: in the order in which they start; the first of them start at once, as many as may
             run at the same time.
         front: serves the address; it is started and stopped here.
         policy: when engines run.
@@ -63,12 +65,12 @@ class ModelsServer:
 
     def __init__(
         self,
-        sessions: Sequence[ModelSession],
+        runs: Sequence[ModelRun],
         front: GatewayThread[ModelsGateway],
         policy: ModelsPolicy,
         say: Callable[[str], None],
     ) -> None:
-        self._sessions, self._front, self._policy = list(sessions), front, policy
+        self._runs, self._front, self._policy = list(runs), front, policy
         self._say = say
 
     def run(self, stop: StopSignal, on_open: Callable[[str], None]) -> signal.Signals:
@@ -88,13 +90,13 @@ class ModelsServer:
         stop.on_second(self._strike)
         stop.abrupt = False
         try:
-            first = self._sessions[: self._policy.at_once]
-            for session in first:
+            first = self._runs[: self._policy.at_once]
+            for run in first:
                 if stop.signal is not None:
                     break
-                self._start(session)
-                while stop.signal is None and session.model.state != "ready":
-                    self._collect(session)
+                self._start(run)
+                while stop.signal is None and run.model.state != "ready":
+                    self._collect(run)
                     self._pause()
             if stop.signal is None:
                 insist(self._front, _opened)
@@ -112,48 +114,48 @@ class ModelsServer:
 
     def _step(self) -> None:
         """Look once at all of them."""
-        for session in self._sessions:
-            self._look(session)
-            if session.model.state == "ready":
-                self._forecast(session)
+        for run in self._runs:
+            self._look(run)
+            if run.model.state == "ready":
+                self._forecast(run)
         self._rest_idle()
         self._start_next()
 
-    def _look(self, session: ModelSession) -> None:
-        """Take note of a session that has ended; clients are told where it failed."""
+    def _look(self, run: ModelRun) -> None:
+        """Take note of a run that has ended; clients are told where it failed."""
         try:
-            self._collect(session)
+            self._collect(run)
         except TurbofitError as exc:
             again, message = self._policy.again, exc.message
             pause = format_duration(again)
-            self._say(f"warning: {session.model.name}: {message}; it is left alone for {pause}")
+            self._say(f"warning: {run.model.name}: {message}; it is left alone for {pause}")
             until = time.monotonic() + again
-            insist(self._front, lambda _: session.model.fail(message, until))
+            insist(self._front, lambda _: run.model.fail(message, until))
 
-    def _collect(self, session: ModelSession) -> None:
-        """Mark a model as asleep whose session has ended.
+    def _collect(self, run: ModelRun) -> None:
+        """Mark a model as asleep whose run has ended.
 
         Raises:
             TurbofitError: it ended otherwise than in order.
         """
-        if session.ended():
-            insist(self._front, lambda _: session.model.sleep())
+        if run.ended():
+            insist(self._front, lambda _: run.model.sleep())
 
-    def _forecast(self, measured: ModelSession) -> None:
+    def _forecast(self, measured: ModelRun) -> None:
         """From a measured start, what those take that were not measured.
 
         By the weights' bytes, and no less than what was measured. Over.
         """
         seconds = measured.model.start_seconds
-        for session in self._sessions if seconds is not None else ():
-            ratio = max(1.0, session.weight_bytes / max(1, measured.weight_bytes))
-            session.model.forecast = max(session.model.forecast or 0.0, ratio * (seconds or 0.0))
+        for run in self._runs if seconds is not None else ():
+            ratio = max(1.0, run.weight_bytes / max(1, measured.weight_bytes))
+            run.model.forecast = max(run.model.forecast or 0.0, ratio * (seconds or 0.0))
 
     def _rest_idle(self) -> None:
         """End the engines that nobody asked for long enough, and those that made way."""
-        for session in self._sessions:
-            model = session.model
-            if session.ending or not session.running:
+        for run in self._runs:
+            model = run.model
+            if run.ending or not run.running:
                 continue
             if self._closed_idle(model):
                 self._say(
@@ -161,7 +163,7 @@ class ModelsServer:
                     "end and give their memory back"
                 )
             if model.state == "ending" and not model.in_flight:
-                session.end()
+                run.end()
 
     @property
     def _starting(self) -> bool:
@@ -174,7 +176,7 @@ class ModelsServer:
                 and gateway.fleet.outage is None  # one that rests keeps nobody waiting
                 and not healthy(gateway.fleet)
             )
-            for model in (session.model for session in self._sessions)
+            for model in (run.model for run in self._runs)
         )
 
     def _closed_idle(self, model: ServedModel) -> bool:
@@ -189,30 +191,30 @@ class ModelsServer:
 
     def _start_next(self) -> None:
         """Start the model whose request has waited longest, or make room for it."""
-        if self._starting or any(one.model.state == "ending" for one in self._sessions):
+        if self._starting or any(one.model.state == "ending" for one in self._runs):
             return
         waiting = [
-            (since, place, session)
-            for place, session in enumerate(self._sessions)
-            if not session.running
-            and session.model.rested
-            and (since := self._wanted_since(session.model)) is not None
+            (since, place, run)
+            for place, run in enumerate(self._runs)
+            if not run.running
+            and run.model.rested
+            and (since := self._wanted_since(run.model)) is not None
         ]
         if not waiting:
             return
         _, _, following = min(waiting)
-        running = [session for session in self._sessions if session.running]
+        running = [run for run in self._runs if run.running]
         if len(running) < self._policy.at_once:
             self._start(following)
             return
-        models = [session.model for session in running]
+        models = [run.model for run in running]
         victim = gives_way(models, self._policy.turn, time.monotonic())
         if victim is not None:
             self._make_way(victim, following.model)
 
     def _wanted_since(self, model: ServedModel) -> float | None:
         """When somebody began to want it; one that is to run always is wanted since it failed."""
-        always = self._policy.idle is None and self._policy.at_once >= len(self._sessions)
+        always = self._policy.idle is None and self._policy.at_once >= len(self._runs)
         return model.again_at if always and model.state == "failed" else model.wanted_since
 
     def _make_way(self, victim: ServedModel, following: ServedModel) -> None:
@@ -221,26 +223,46 @@ class ModelsServer:
         known = "" if expected is None else f", which takes about {ceil(expected)} s to start"
         self._say(f"{victim.name} makes way for {following.name}{known}")
 
-    def _start(self, session: ModelSession) -> None:
-        insist(self._front, lambda _: session.model.begin())
-        session.start()
+    def _start(self, run: ModelRun) -> None:
+        insist(self._front, lambda _: run.model.begin())
+        run.start()
 
     def _strike(self) -> None:
         self._front.strike()
-        for session in self._sessions:
-            session.strike()
+        for run in self._runs:
+            run.strike()
 
     def _end(self, stop: StopSignal) -> None:
         """Let what is under way end, then the engines; nobody waits for a start any longer."""
         with suppress(LaunchError):
             self._front.call(lambda front: front.end())
         self._front.stop(drain=not stop.urgent and stop.signal is not None)
-        for session in self._sessions:
-            session.end(stop.signal)
+        for run in self._runs:
+            run.end(stop.signal)
         deadline = time.monotonic() + _LAST_SECONDS
-        for session in self._sessions:
-            session.wait(max(0.0, deadline - time.monotonic()))
+        for run in self._runs:
+            run.wait(max(0.0, deadline - time.monotonic()))
 
 
 def _opened(front: ModelsGateway) -> None:
     front.opened = True
+
+
+def gives_way(models: Iterable[ServedModel], turn: float, now: float) -> ServedModel | None:
+    """The model that was used least recently of those whose turn is over; None where none is.
+
+    A turn is over after so many seconds of being ready, or with a lull in its requests. So a model
+    that serves is not ended right after its long start, and a model that is idle keeps nobody
+    waiting.
+
+    Args:
+        models: those that run.
+        turn: seconds.
+        now: by the models' clock.
+    """
+    over = [
+        model
+        for model in models
+        if model.state == "ready" and (now - model.ready_at >= turn or model.idle >= LULL_SECONDS)
+    ]
+    return min(over, key=lambda model: now if model.in_flight else model.used_at, default=None)
