@@ -226,7 +226,8 @@ class Supervisor:
                         engine.start()
                     continue
                 ended = engine.look(now)
-                if ended is not None:
+                # A second signal kills them meanwhile: of several models, from another thread.
+                if ended is not None and not stop.urgent:
                     self._mend(engine, ended, now)
             self._rest()
             if not self._opened and all(engine.state == "ready" for engine in self.engines):
