@@ -31,9 +31,8 @@ from turbofit.launch.calibrate.calibrator import Calibrator
 from turbofit.launch.calibrate.gpu_usage import NvmlUsageReader
 from turbofit.launch.calibrate.progress import Progress
 from turbofit.launch.engine.engine_exit import EndedError
-from turbofit.launch.engine.environment import Lmdeploy, find_lmdeploy
+from turbofit.launch.engine.environment import Lmdeploy, find_lmdeploy, module_runner
 from turbofit.launch.engine.launches import free_ports
-from turbofit.launch.engine.runner import module_runner
 from turbofit.launch.engine.supervised_engine import SupervisedEngine, Timing
 from turbofit.launch.engine.worst_requests import ProbeRequest
 from turbofit.launch.run import Run

@@ -252,7 +252,7 @@ def _processes(one: World) -> _Replacements:
     yield f"{_SERVE}.record.start_time", lambda pid: pid
     yield f"{_SERVE}.leases.group_of", lambda pid: pid
     yield f"{_SERVE}.gpu_monitor.group_of", lambda pid: pid
-    yield f"{_SERVE}.reservations.members", _members
+    yield f"{_SERVE}.leases.members", _members
 
 
 def _machine(one: World) -> _Replacements:
@@ -272,7 +272,6 @@ def _machine(one: World) -> _Replacements:
     yield "turbofit.gateway.routing.deny_file.secrets", one.secrets
     yield "turbofit.gateway.routing.deny_file.time", clock
     yield f"{_SERVE}.leases.os", LeaseOs()
-    yield f"{_SERVE}.reservations.os", LeaseOs()
     yield f"{_SERVE}.record.os", LeaseOs()
     yield "turbofit.core.process.files.os", disk
     yield "turbofit.core.process.files.token_hex", lambda _: str(next(_NAMES))

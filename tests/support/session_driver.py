@@ -20,8 +20,7 @@ from turbofit.launch.engine.supervised_engine import Timing
 from turbofit.launch.run import Run
 from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.ladder import recall
-from turbofit.launch.serve.leases import Leases
-from turbofit.launch.serve.reservations import end_orphans
+from turbofit.launch.serve.leases import Leases, end_orphans
 from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest

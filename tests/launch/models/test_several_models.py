@@ -28,7 +28,7 @@ from turbofit.gateway.models.models_gateway import ModelsGateway
 from turbofit.gateway.models.served_model import ServedModel
 from turbofit.gateway.thread import GatewayThread
 from turbofit.launch.models.model_run import ModelRun
-from turbofit.launch.models.several_models import ModelsPolicy, SeveralModels, gives_way
+from turbofit.launch.models.serve_models import ModelsPolicy, SeveralModels, gives_way
 from turbofit.launch.serve.supervisor import StopSignal
 
 

@@ -16,8 +16,7 @@ from turbofit.cli.options.common_options import (
 from turbofit.cli.options.fields import filled, options_of
 from turbofit.cli.options.gateway_options import GatewayOptions
 from turbofit.cli.options.launch_options import ServeOptions
-from turbofit.cli.options.models_options import ModelsOptions
-from turbofit.cli.options.shares_options import SharesOptions
+from turbofit.cli.options.models_options import ModelsOptions, SharesOptions
 from turbofit.cli.serving.serve_cluster import serve_on_cluster
 from turbofit.cli.serving.serve_plan import (
     PRETEND,
@@ -184,13 +183,13 @@ def _models(
     from turbofit.cli.options.profile_options import each_model
     from turbofit.cli.terminal.output import answer, note, say
     from turbofit.launch.models.serve_models import (
+        ModelsPolicy,
         PlannedModel,
         ServedModels,
         in_turns,
         serve_models,
         side_by_side,
     )
-    from turbofit.launch.models.several_models import ModelsPolicy
     from turbofit.launch.serve.planner import preview
 
     def opened(url: str, models: Sequence[str]) -> None:

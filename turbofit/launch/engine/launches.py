@@ -115,7 +115,7 @@ class PretendLaunch(Launch):
         ratio: Callable[[], float] | None = None,
         shared: Path | None = None,
     ) -> None:
-        from turbofit.launch.engine.runner import module_runner
+        from turbofit.launch.engine.environment import module_runner
 
         self._torch = plan.engine.on_torch
         module = module_of(plan.engine) if self._torch else "turbofit.rehearse.turbomind.server"

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import DoesNotFitError, PackageError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.process.progress import under_way
-from turbofit.launch.serve.reservations import counted, end_orphans
+from turbofit.launch.serve.leases import counted, end_orphans
 from turbofit.planning.checks import refuse
 from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import doubled_margin, refusal

@@ -12,8 +12,8 @@ from turbofit.core.errors import LaunchError
 from turbofit.core.plan import Command
 from turbofit.core.process.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
+from turbofit.launch.engine.environment import module_runner
 from turbofit.launch.engine.launches import Launch, PretendLaunch, free_ports
-from turbofit.launch.engine.runner import module_runner
 from turbofit.launch.serve.forecast_check import as_launched, beside, lines
 from turbofit.launch.serve.gpu_monitor import (
     GpuMonitor,

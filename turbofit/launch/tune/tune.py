@@ -10,8 +10,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.units import format_duration
 from turbofit.launch.run import Run
 from turbofit.launch.serve.runs import waiting_words
-from turbofit.launch.tune.forecast import mean_request
-from turbofit.launch.tune.image_limit import smaller_limit
+from turbofit.launch.tune.forecast import mean_request, smaller_limit
 from turbofit.launch.tune.journal import Journal
 from turbofit.launch.tune.runner import TrialRunner
 from turbofit.launch.tune.space import choices
