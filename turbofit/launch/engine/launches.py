@@ -139,7 +139,7 @@ class PretendLaunch(Launch):
             faults = faults._replace(fail_at=None)
         machine = pretend_machine(self._plan, self.group, faults)
         if self._torch:
-            from turbofit.launch.engine.pretended_torch import torch_environment
+            from turbofit.launch.engine.pretended import torch_environment
 
             base = {**os.environ, **self.command.env}
             env = torch_environment(self._plan, machine, folder, base)
