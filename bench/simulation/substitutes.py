@@ -230,12 +230,12 @@ def _threads() -> _Replacements:
     yield f"{_SERVE}.supervisor.Supervisor._follow", _follow
     yield f"{_SERVE}.supervisor.StopSignal.end", _end_run
     for module, among in (
-        ("engine.supervised_engine", ""), ("engine.readiness_probe", "probes"),
+        ("engine.supervised_engine", ""), ("engine.engine_client", "probes"),
         ("serve.gpu_monitor", "monitors"), ("models.model_run", ""),
     ):  # fmt: skip
         yield f"turbofit.launch.{module}.threading", SimulatedThreading(among)
     for thread in (
-        "engine.readiness_probe.Probe", "engine.supervised_engine._Pulse",
+        "engine.engine_client.Probe", "engine.supervised_engine._Pulse",
         "serve.gpu_monitor.GpuMonitor", "models.model_run._RunThread",
     ):  # fmt: skip
         yield f"turbofit.launch.{thread}.start", _start
@@ -288,7 +288,7 @@ def _gateway(one: World) -> _Replacements:
     yield "aiohttp.connector.monotonic", SimulatedTime().monotonic
     # What looks at nothing does so less often: a day has 86,400 seconds.
     yield "turbofit.gateway.routing.health._TICK", 600.0
-    yield f"{_ENGINE}.readiness_probe._PAUSE", 300.0
+    yield f"{_ENGINE}.engine_client._PAUSE", 300.0
 
 
 def _installed_and_shown(one: World) -> _Replacements:

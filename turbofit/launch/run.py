@@ -45,11 +45,11 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.routing.deny_list import DenyList
     from turbofit.launch.engine.environment import Lmdeploy
+    from turbofit.launch.engine.fitted_cache import SharedCards
     from turbofit.launch.engine.supervised_engine import Examiner
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.ladder import Rung
     from turbofit.launch.serve.leases import Leases
-    from turbofit.launch.serve.shared_cards import SharedCards
     from turbofit.launch.serve.start import PublicSide
     from turbofit.launch.serve.supervisor import StopSignal
     from turbofit.observe.ends import End

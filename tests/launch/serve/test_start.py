@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.plans import plausible_plan
-from turbofit.launch.serve.shared_cards import SharedCards, ratio_now
+from turbofit.launch.engine.fitted_cache import SharedCards, ratio_now
 from turbofit.launch.serve.start import Start
 from turbofit.observe.ends import End
 

@@ -19,11 +19,11 @@ from turbofit.core.units import format_duration
 from turbofit.gateway.allocator import keep_large_blocks
 from turbofit.gateway.models.attached_gateway import insist
 from turbofit.gateway.routing.health import healthy
+from turbofit.launch.engine.fitted_cache import SharedCards
 from turbofit.launch.models.model_run import ModelRun
 from turbofit.launch.run import Run
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import measured, preview
-from turbofit.launch.serve.shared_cards import SharedCards
 
 if TYPE_CHECKING:
     import signal

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import NoGpuError, UsageError
 from turbofit.launch.engine.environment import find_lmdeploy
+from turbofit.launch.engine.fitted_cache import ratio_now
 from turbofit.launch.pipeline.pipeline_config import (
     engine_of,
     planned_config,
@@ -16,7 +17,6 @@ from turbofit.launch.pipeline.pipeline_config import (
     with_draft,
 )
 from turbofit.launch.serve.planner import Planner
-from turbofit.launch.serve.shared_cards import ratio_now
 from turbofit.memory.pytorch.constants import environment
 from turbofit.planning.checks import refuse
 from turbofit.planning.examine.scene import Scene, Sources

@@ -13,6 +13,7 @@ from turbofit.core.plan import Command
 from turbofit.core.process.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
 from turbofit.launch.engine.environment import module_runner
+from turbofit.launch.engine.fitted_cache import ratio_now
 from turbofit.launch.engine.launches import Launch, PretendLaunch, free_ports
 from turbofit.launch.serve.forecast_check import as_launched, beside, lines
 from turbofit.launch.serve.gpu_monitor import (
@@ -22,7 +23,6 @@ from turbofit.launch.serve.gpu_monitor import (
     used_now,
     without,
 )
-from turbofit.launch.serve.shared_cards import ratio_now
 from turbofit.launch.serve.start_progress import StartProgress
 from turbofit.launch.serve.supervisor import Supervisor
 from turbofit.planning.checks import refuse

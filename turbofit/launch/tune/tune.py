@@ -11,10 +11,9 @@ from turbofit.core.units import format_duration
 from turbofit.launch.run import Run
 from turbofit.launch.serve.runs import waiting_words
 from turbofit.launch.tune.forecast import mean_request, smaller_limit
-from turbofit.launch.tune.journal import Journal
 from turbofit.launch.tune.runner import TrialRunner
 from turbofit.launch.tune.space import choices
-from turbofit.launch.tune.tuning import Tools, TuneTask, tune
+from turbofit.launch.tune.tuning import Journal, Tools, TuneTask, tune
 from turbofit.memory.calibrated import identity
 from turbofit.observe.tuned import (
     cards_of,
