@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 from turbofit.core.errors import LaunchError, TurbofitError
@@ -79,7 +80,8 @@ class ModelRun:
     def start(self) -> None:
         """Start its engines; `ended` tells when they have ended."""
         self._stop = stop = StopSignal()
-        thread = _RunThread(self.model.name, lambda: self._launch(stop, self._publish))
+        publish = partial(AttachedGateway, self._front, self.model)
+        thread = _RunThread(self.model.name, lambda: self._launch(stop, publish))
         self._thread = thread
         thread.start()
 
@@ -116,6 +118,3 @@ class ModelRun:
     def wait(self, seconds: float) -> bool:
         """Wait for the run's end, at most so long; whether it has ended."""
         return self._thread is None or self._thread.ended.wait(seconds)
-
-    def _publish(self, gateway: Gateway) -> PublicSide:
-        return AttachedGateway(self._front, self.model, gateway)

@@ -311,7 +311,7 @@ class SeveralModels:
                     self._collect(run)
                     self._pause()
             if stop.signal is None:
-                insist(self._front, _opened)
+                insist(self._front, lambda front: setattr(front, "opened", True))
                 on_open(self._front.url)
             while stop.signal is None:
                 self._step()
@@ -454,10 +454,6 @@ class SeveralModels:
         deadline = time.monotonic() + _LAST_SECONDS
         for run in self._runs:
             run.wait(max(0.0, deadline - time.monotonic()))
-
-
-def _opened(front: ModelsGateway) -> None:
-    front.opened = True
 
 
 def gives_way(models: Iterable[ServedModel], turn: float, now: float) -> ServedModel | None:

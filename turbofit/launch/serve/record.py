@@ -153,7 +153,9 @@ def state_folder(room: str, name: str) -> Path:
     try:
         return new_folder(room, "".join(c if c.isalnum() else "-" for c in name))
     except OSError as exc:
-        raise _unwritable(exc) from None
+        raise LaunchError(
+            f"the state folder cannot be written: {exc.strerror or exc}", hint=_HINT
+        ) from None
 
 
 def run_folder(plan: Plan) -> Path:
@@ -168,13 +170,6 @@ def run_folder(plan: Plan) -> Path:
     except UsageError as exc:
         raise LaunchError(exc.message, hint=_HINT) from None
     return folder
-
-
-def _unwritable(exc: OSError) -> LaunchError:
-    return LaunchError(
-        f"the state folder cannot be written: {exc.strerror or exc}",
-        hint=_HINT,
-    )
 
 
 def _now() -> str:

@@ -341,11 +341,9 @@ class Start:
             self._run.say(f"warning: {text}")
         if before and not late:
             self._run.say("the GPUs' memory is back")
-        self._run.record.attempt(memory_back=not late, restarts=self._restarts())
-
-    def _restarts(self) -> int:
         assert self._supervisor is not None
-        return sum(max(0, engine.starts - 1) for engine in self._supervisor.engines)
+        restarts = sum(max(0, engine.starts - 1) for engine in self._supervisor.engines)
+        self._run.record.attempt(memory_back=not late, restarts=restarts)
 
     def _pids(self) -> list[int]:
         supervisor = self._supervisor
