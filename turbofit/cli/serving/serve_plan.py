@@ -13,7 +13,7 @@ from turbofit.core.process.ports import LAST_PORT
 if TYPE_CHECKING:
     from turbofit.cli.options.launch_options import ServeOptions
     from turbofit.core.json_types import Options
-    from turbofit.core.plan import Command, Plan
+    from turbofit.core.plan import Plan
     from turbofit.launch.serve.passthrough import PassedOptions
     from turbofit.planning.request import PlanRequest
 
@@ -72,6 +72,7 @@ def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bo
 
     from turbofit.cli.commands.plan import show_plan
     from turbofit.cli.terminal.output import answer, say
+    from turbofit.planning.commands import commands
     from turbofit.planning.plan import plan as best_plan
     from turbofit.planning.plan import refusal
     from turbofit.report.shell import shell_command
@@ -83,14 +84,19 @@ def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bo
         plan = best_plan(with_passed(arguments))
     passed = arguments.passed
     name = arguments.options.model_name
-    commands = _commands(plan, passed, port, name)
+    if port + plan.parallel.replicas - 1 > LAST_PORT:
+        raise UsageError(
+            f"{plan.parallel.replicas} engines from port {port} on go beyond {LAST_PORT}",
+            hint="choose a lower --port",
+        )
+    shown_commands = commands(plan, port=port, name=name, options=passed.argv)
     if as_json or md:
         serve = plan.serve
         if serve is not None:
             named = ("--model-name", name) if name else ()
             rest = ("--", *passed.argv) if passed.argv else ()
             serve = msgspec.structs.replace(serve, argv=(*serve.argv, *named, *rest))
-        shown = msgspec.structs.replace(plan, serve=serve, commands=commands)
+        shown = msgspec.structs.replace(plan, serve=serve, commands=shown_commands)
         return show_plan(shown, "serve", full=True, as_json=as_json, md=md)
     if not plan.fits:
         raise refusal(plan)
@@ -100,7 +106,7 @@ def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bo
         "" if arguments.options.no_gateway else "turbofit serve starts this behind its gateway: "
     )
     note = f"# {behind}{unheld(plan)}\n"
-    answer(note + "\n".join(shell_command(command) + "\n" for command in commands))
+    answer(note + "\n".join(shell_command(command) + "\n" for command in shown_commands))
     return 0
 
 
@@ -155,21 +161,3 @@ def _modelled(passed: PassedOptions) -> dict[str, Any]:
     reader = CliCommand(lambda: 0, setting_options())
     with reader.make_context("turbofit serve", list(passed.modelled)) as ctx:
         return planning_keywords(ctx.params)
-
-
-def _commands(
-    plan: Plan, passed: PassedOptions, port: int, name: str | None
-) -> tuple[Command, ...]:
-    from turbofit.core.plan import Command
-    from turbofit.planning.commands import commands, refuse_options
-
-    refuse_options(plan.engine, passed.argv)
-    if port + plan.parallel.replicas - 1 > LAST_PORT:
-        raise UsageError(
-            f"{plan.parallel.replicas} engines from port {port} on go beyond {LAST_PORT}",
-            hint="choose a lower --port",
-        )
-    return tuple(
-        Command(env=command.env, argv=(*command.argv, *passed.argv), group=command.group)
-        for command in commands(plan, port=port, name=name)
-    )

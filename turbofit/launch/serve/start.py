@@ -9,7 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from turbofit.core.errors import LaunchError
-from turbofit.core.plan import Command
 from turbofit.core.process.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
 from turbofit.launch.engine.environment import module_runner
@@ -26,7 +25,7 @@ from turbofit.launch.serve.gpu_monitor import (
 from turbofit.launch.serve.start_progress import StartProgress
 from turbofit.launch.serve.supervisor import Supervisor
 from turbofit.planning.checks import refuse
-from turbofit.planning.commands import commands, module_of, private_commands, refuse_options
+from turbofit.planning.commands import commands, module_of, private_commands
 from turbofit.planning.examine.scene import Scene, Sources
 
 if TYPE_CHECKING:
@@ -154,10 +153,10 @@ class Start:
     def _launches(self, stack: ExitStack) -> list[Launch]:
         run, config, plan = self._run, self._run.config, self._plan
         key: str | None
-        refuse_options(plan.engine, config.options)
         if config.gateway is None and run.examiner is None:
             name = config.client_name(plan.model)
-            made, key = commands(plan, port=config.port, name=name), None
+            made = commands(plan, port=config.port, name=name, options=config.options)
+            key = None
         else:
             from turbofit.gateway.overlay import overlay
 
@@ -169,11 +168,8 @@ class Start:
             public = None if config.gateway is None else config.gateway.port
             ports = free_ports(len(plan.parallel.groups), besides=public)
             # Hexadecimal: a key that begins with a dash would be read as an option.
-            made = private_commands(plan, ports, str(folder), name)
+            made = private_commands(plan, ports, str(folder), name, config.options)
             key = secrets.token_hex(32)
-        full = [
-            Command(env=one.env, argv=(*one.argv, *config.options), group=one.group) for one in made
-        ]
         self._key = key
         # Without a gateway the user's own key is on the command line already.
         hidden, key = key is not None, key or config.api_key
@@ -194,12 +190,12 @@ class Start:
                     ratio=self._ratio(one.group),
                     shared=shared,
                 )
-                for one in full
+                for one in made
             ]
         ours = module_runner(module_of(plan.engine))
         runner = run.lmdeploy.argv if plan.engine.of_lmdeploy else ours
         return [
-            Launch(one, runner, key, hidden=hidden, ratio=self._ratio(one.group)) for one in full
+            Launch(one, runner, key, hidden=hidden, ratio=self._ratio(one.group)) for one in made
         ]
 
     def _ratio(self, group: int) -> Callable[[], float] | None:
