@@ -27,18 +27,18 @@ class Installed:
     version, argv = "0.18.0", ("lmdeploy",)
 
 
-def attempt(monkeypatch: pytest.MonkeyPatch, act: Any) -> None:
-    """Stand in for an engine: ``act(job, stop)``."""
+def start(monkeypatch: pytest.MonkeyPatch, act: Any) -> None:
+    """Stand in for an engine: ``act(run, stop)``."""
 
-    class Attempt:
-        def __init__(self, job: Any, plan: Any, number: int) -> None:
-            self.job = job
+    class Start:
+        def __init__(self, run: Any, plan: Any, number: int) -> None:
+            self._run = run
 
         def run(self, stop: Any, stack: Any) -> Any:
-            act(self.job, stop)
+            act(self._run, stop)
             return stop.signal
 
-    monkeypatch.setattr(trial, "Attempt", Attempt)
+    monkeypatch.setattr(trial, "Start", Start)
     monkeypatch.setattr(trial, "find_lmdeploy", Installed)
 
 
@@ -51,19 +51,19 @@ def test_a_trial_that_is_ended_from_outside_did_not_survive(tmp_path: Path, monk
     for name in ("XDG_STATE_HOME", "TURBOFIT_LEASES"):
         monkeypatch.setenv(name, str(tmp_path / name))
 
-    def ended(job: Any, stop: Any) -> None:
+    def ended(run: Any, stop: Any) -> None:
         stop.signal = signal.SIGTERM
 
-    attempt(monkeypatch, ended)
+    start(monkeypatch, ended)
     assert outcome(tmp_path)[0] == "out_of_time"
 
-    def ended_while_it_was_driven(job: Any, stop: Any) -> None:
+    def ended_while_it_was_driven(run: Any, stop: Any) -> None:
         stop.signal = signal.SIGTERM
-        job.on_open(["http://127.0.0.1:1"])
+        run.on_open(["http://127.0.0.1:1"])
 
-    attempt(monkeypatch, ended_while_it_was_driven)
+    start(monkeypatch, ended_while_it_was_driven)
     assert outcome(tmp_path)[0] == "out_of_time"
-    attempt(monkeypatch, lambda job, stop: job.on_open(["http://127.0.0.1:1"]))
+    start(monkeypatch, lambda run, stop: run.on_open(["http://127.0.0.1:1"]))
     said, facts = outcome(tmp_path)
     assert (said, facts["outcome"], facts["restarts"]) == ("survived", "survived", [])
 
@@ -72,20 +72,20 @@ def test_restarts_are_allowed_and_told(tmp_path: Path, monkeypatch) -> None:
     for name in ("XDG_STATE_HOME", "TURBOFIT_LEASES"):
         monkeypatch.setenv(name, str(tmp_path / name))
 
-    def raced(job: Any, stop: Any) -> None:
-        assert job.config.timing.restarts == 5
-        job.record.event("ended", "engine: its two processes lost each other")
-        job.on_open(["http://127.0.0.1:1"])
+    def raced(run: Any, stop: Any) -> None:
+        assert run.config.timing.restarts == 5
+        run.on_death("engine: its two processes lost each other")
+        run.on_open(["http://127.0.0.1:1"])
 
-    attempt(monkeypatch, raced)
+    start(monkeypatch, raced)
     said, facts = outcome(tmp_path)
     assert said == "survived"
     assert facts["restarts"] == ["engine: its two processes lost each other"]
 
-    def ran_out(job: Any, stop: Any) -> None:
+    def ran_out(run: Any, stop: Any) -> None:
         raise EndedError(End(kind="out_of_memory", message="no memory"))
 
-    attempt(monkeypatch, ran_out)
+    start(monkeypatch, ran_out)
     assert outcome(tmp_path)[0] == "died"
 
 
