@@ -181,7 +181,12 @@ def random_mixed(seed: int) -> ResolvedRequest:
     )
 
 
-CASES = [(name, seed) for name in LMDEPLOY for seed in range(40)]
+#: A quarter of them in the default check.
+CASES = [
+    pytest.param(name, seed, marks=pytest.mark.exhaustive if seed % 4 else ())
+    for name in LMDEPLOY
+    for seed in range(40)
+]
 
 
 @pytest.mark.parametrize(("name", "seed"), CASES)
