@@ -23,10 +23,21 @@ settings.load_profile("turbofit")
 mend_torchvision()
 
 
+#: Files that take longest, by minutes of a worker; a file is one worker's.
+LONGEST = (
+    "launch/cluster/test_serve_cluster.py", "rehearse/test_rehearsal.py",
+    "launch/test_serve_pretend.py", "launch/test_serve_pretend_pytorch.py",
+    "launch/test_serve_lmdeploy.py", "launch/test_serve_several_pretend.py",
+    "rehearse/test_torch_engines.py", "launch/test_tune_pretend.py", "launch/test_ends_pretend.py",
+    "bench/test_rehearsal.py", "rehearse/test_planned.py", "rehearse/test_confirm.py",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: at the end all workers have something short to do."""
+    """The longest files come first: at the end all workers have something short to do."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    order = {Path(__file__).parent / name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (order.get(item.path, len(order)), item.path not in slow))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.sweep import sweep
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,13 +122,7 @@ def _interpreters() -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(
-    "python",
-    [
-        pytest.param(path, marks=pytest.mark.exhaustive if number else ())
-        for number, path in enumerate(_interpreters())
-    ],
-)
+@pytest.mark.parametrize("python", sweep(_interpreters(), 9))
 def test_other_interpreters_install_it_and_run(python: str, wheel: Path, tmp_path: Path) -> None:
     """With its dependencies, in an environment of its own."""
     folder, own = tmp_path, tmp_path / "venv" / "bin"

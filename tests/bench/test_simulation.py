@@ -12,18 +12,15 @@ pytest.importorskip("aiohttp")
 from bench.simulation import plans
 from bench.simulation.planted import BUGS, Bug, tried
 from bench.simulation.scenario import simulate
+from tests.sweep import sweep
 from turbofit.gateway.routing.admission import Admission
 
 PACKAGE = Path(__file__).parents[2] / "turbofit"
 BATCH = 24
-DAYS = [
-    pytest.param(first, marks=pytest.mark.exhaustive if first >= 2 * BATCH else ())
-    for first in range(0, 12 * BATCH, BATCH)
-]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", DAYS)
+@pytest.mark.parametrize("first", sweep(range(0, 12 * BATCH, BATCH), 6))
 def test_nothing_breaks_in_simulated_days(first: int) -> None:
     broken = {}
     for seed in range(first, first + BATCH):

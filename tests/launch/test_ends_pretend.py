@@ -144,6 +144,7 @@ def test_it_serves_and_ends_though_nobody_reads_what_it_says(
         os.close(out)
 
 
+@pytest.mark.exhaustive
 def test_tune_ends_its_own_load_without_a_traceback(
     children: list[Child], tmp_path: Path, internvl2: Path
 ) -> None:

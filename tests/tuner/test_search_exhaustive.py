@@ -14,6 +14,7 @@ from math import ceil
 import pytest
 from msgspec.structs import replace
 
+from tests.sweep import sweep
 from tests.tuner.conftest import random_request
 from turbofit.core.errors import UsageError
 from turbofit.memory.engine import Engine
@@ -28,12 +29,7 @@ from turbofit.tuner.speed.throughput import counted_tokens, group_rates, group_s
 pytestmark = pytest.mark.slow
 
 TURBOMIND, PYTORCH = engine_named("turbomind"), engine_named("pytorch")
-#: A quarter of them in the default check.
-ASKED = [
-    pytest.param(engine, seed, marks=pytest.mark.exhaustive if seed % 4 else ())
-    for engine, seeds in ((TURBOMIND, 200), (PYTORCH, 60))
-    for seed in range(seeds)
-]
+ASKED = [(TURBOMIND, seed) for seed in range(200)] + [(PYTORCH, seed) for seed in range(60)]
 RATIOS = [step / 1000 for step in range(999, 0, -1)]
 
 
@@ -117,7 +113,7 @@ def exhaustive(request: ResolvedRequest, engine: Engine, contexts):
     return best
 
 
-@pytest.mark.parametrize(("engine", "seed"), ASKED[::3])
+@pytest.mark.parametrize(("engine", "seed"), sweep(ASKED[::3]))
 def test_each_card_of_its_own_holds_all_that_it_can(engine, seed):
     """Each set of groups as chosen: a thousandth more of the ratio does not leave the margin."""
     request = random_request(random.Random(seed))
@@ -149,7 +145,7 @@ def chosen(found: EngineFit):
     return best.rank[3:]
 
 
-@pytest.mark.parametrize(("engine", "seed"), ASKED)
+@pytest.mark.parametrize(("engine", "seed"), sweep(ASKED))
 def test_the_choice_equals_exhaustive_search(engine, seed):
     request = random_request(random.Random(seed))
     try:
@@ -171,7 +167,7 @@ def test_the_choice_equals_exhaustive_search(engine, seed):
         assert (tokens, prefill, shards) >= best[2:]
 
 
-@pytest.mark.parametrize(("engine", "seed"), ASKED[::5])
+@pytest.mark.parametrize(("engine", "seed"), sweep(ASKED[::4]))
 def test_a_queue_is_never_worse_than_none(engine, seed):
     request = random_request(random.Random(seed))
     free = replace(request, workload=replace(request.workload, queue_images=None))
