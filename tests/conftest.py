@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ settings.register_profile("turbofit", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
 settings.load_profile("turbofit")
 mend_torchvision()
+gc.disable()  # what is made while tests are collected stays
 
 
 #: Files that take longest, by minutes of a worker; a file is one worker's.
@@ -31,6 +34,22 @@ LONGEST = (
     "rehearse/test_torch_engines.py", "launch/test_tune_pretend.py", "launch/test_ends_pretend.py",
     "bench/test_rehearsal.py", "rehearse/test_planned.py", "rehearse/test_confirm.py",
 )  # fmt: skip
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A file is not imported where all its tests need LMDeploy and none of these is asked for."""
+    if "not lmdeploy" not in config.option.markexpr or collection_path.suffix != ".py":
+        return None
+    marks = re.search(
+        r"^pytestmark = .*?\n(?=\S)", collection_path.read_text(), re.MULTILINE | re.DOTALL
+    )
+    return True if marks is not None and "mark.lmdeploy" in marks[0] else None
+
+
+def pytest_collection_finish() -> None:
+    """No later collection goes through what the collected tests hold."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,10 +6,12 @@ import asyncio
 import random
 import time
 from collections import Counter
+from itertools import product
 
 import pytest
 
 from tests.gateway.routing.test_deny_list import KILLS, Fleet, wall
+from tests.sweep import sweep
 from turbofit.gateway.routing.deny_list import CLIENT_DEATHS
 
 __all__ = ["wall"]
@@ -18,9 +20,10 @@ pytestmark = pytest.mark.slow
 _HOUR = 3600.0
 
 
-@pytest.mark.parametrize("kind", ["same", "new"])
-@pytest.mark.parametrize("engines", [1, 8])
-@pytest.mark.parametrize("asks", ["seldom", "often"])
+@pytest.mark.parametrize(
+    ("asks", "engines", "kind"),
+    sweep(product(("seldom", "often"), (1, 8), ("same", "new")), 3),
+)
 async def test_a_client_that_kills_and_others_that_do_not(
     engines: int, kind: str, asks: str
 ) -> None:
