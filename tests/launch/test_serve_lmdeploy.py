@@ -155,7 +155,7 @@ def test_of_several_models_the_first_is_asked(
     assert child.finish() == 0
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_qwen2_vl_as_two_replicas(serve: Any, qwen2_vl: Path, port: int) -> None:
     scenario = Scenario(gpus=[gpu_3090(0), gpu_3090(1)])
     words = ("--replicas", "2", "--tp", "1", "--max-pixels", "401408", "--context", "4096")

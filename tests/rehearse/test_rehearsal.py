@@ -106,6 +106,7 @@ def test_the_timeline_is_whole(one: dict[str, Any]) -> None:
     assert one["peak_rss"] < (1200 if cuda_site() else 900) * MIB
 
 
+@pytest.mark.exhaustive
 def test_two_cards(run: Rehearse) -> None:
     document = run("internvl2-8b", tp=2, cases=tiles(13))
     assert document["outcome"] == "served"
@@ -126,6 +127,7 @@ def test_cuda_ipc_holds_its_buffers_before_the_cache(run: Rehearse) -> None:
     assert mib(document["gpus"][3]["phases"]["ready"]["held"]) == 20278
 
 
+@pytest.mark.exhaustive
 def test_cuda_ipc_without_peer_access_dies_as_the_driver_fails_it(run: Rehearse) -> None:
     document = run("internvl2-8b", tp=2, communicator="cuda-ipc", machine={"peers": []})
     assert document["outcome"] == "failed"
@@ -199,6 +201,7 @@ def test_16_bits_have_code_for_the_newest_cards(run: Rehearse, quant_policy: int
     assert document["outcome"] == "served"
 
 
+@pytest.mark.exhaustive
 def test_too_high_a_ratio_dies_in_warm_up(run: Rehearse) -> None:
     document = run("internvl2-8b", cache_max_entry_count=0.95)
     assert document["outcome"] == "out_of_memory"

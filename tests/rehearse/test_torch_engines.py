@@ -91,6 +91,7 @@ def test_a_picture_kills_it(checkpoint: Path) -> None:
     assert document["cases"][0]["statuses"] == {"unavailable": 1}
 
 
+@pytest.mark.exhaustive
 def test_a_card_without_room_for_the_cache(checkpoint: Path) -> None:
     document = rehearsed(checkpoint, total=7 << 30)
     assert document["outcome"] == "out_of_memory"
