@@ -314,7 +314,7 @@ _NAMES: Final = tuple(PlanRequest.model_fields)
 ENGINE_OPTIONS: Final = _NAMES[_NAMES.index("cache_max_entry_count") :]
 
 
-class PredictRequest(PlanRequest):
+class PredictRequest(PlanRequest, defer_build=True):  # a plan needs none
     """A plan's request whose open settings are LMDeploy's defaults, and what a log said."""
 
     free_at_cache: Bytes | None = Field(

@@ -10,7 +10,6 @@ from click.core import ParameterSource
 
 from turbofit.core.errors import UsageError
 from turbofit.core.process.variable_names import PREFIX, VARIABLES, is_service_link
-from turbofit.core.synonyms import near, synonym
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -110,6 +109,8 @@ def options_by_command(ctx: click.Context) -> Iterator[tuple[str, click.Paramete
 
 def _hint(name: str, known: Iterable[str], ctx: click.Context) -> str:
     """The nearest right name, or the one that is here what it is elsewhere."""
+    from turbofit.core.synonyms import near, synonym
+
     here = f"{ctx.auto_envvar_prefix}_"
     bare = name.removeprefix(here)
     if name != bare and (found := synonym(bare)):
