@@ -14,6 +14,8 @@ from turbofit.cli.main import main
 from turbofit.core.errors import DoesNotFitError
 from turbofit.core.plan import Plan
 
+pytestmark = pytest.mark.slow
+
 #: A model, a machine, what else is asked, and more requests than it holds.
 ASKED: list[tuple[str, str, dict[str, Any], int]] = [
     ("internvl3-8b", "1xrtx4090", {}, 1000),
