@@ -104,7 +104,7 @@ needs_lmdeploy = pytest.mark.skipif(
 
 
 @pytest.mark.lmdeploy
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @needs_lmdeploy
 def test_both_cards_serve_what_their_own_cache_holds(children: list[Child], tmp_path: Path) -> None:
     served = serve_pretend(children, tmp_path, MODEL, "--on", ON)
