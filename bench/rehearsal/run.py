@@ -192,7 +192,7 @@ def size_checks(row: Row, plan: Plan, seen: dict[str, Any]) -> list[Check]:
         buffers = sum(t.bytes for t in exact if t.phase == "buffers" and t.term != POOL_WARMUP)
         held = sum(t.bytes for t in exact if t.term == "kv_cache") + buffers
         pairs = [("weights", weights, terms["weights"]), ("cache", plan.kv.region_bytes, region)]
-        if terms["buffers"] is not None:  # they share a pool with the cache, so its last page
+        if "buffers" in terms:  # they share a pool with the cache, so its last page
             pairs.append(("cache and buffers", held, terms["cache"] + terms["buffers"]))
         for what, forecast, was in pairs:
             bad = abs(forecast - was) > max(MIB, EXACT * was)
@@ -281,7 +281,7 @@ def _most(checks: list[Check], sign: int) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.rehearsal.run", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the subset that CI runs")
+    parser.add_argument("--quick", action="store_true", help="the subset that ./scripts/check runs")
     parser.add_argument("--only", help="rows whose name contains this")
     parser.add_argument("--results", type=Path, help="write the summary and the table here too")
     args = parser.parse_args()

@@ -10,7 +10,8 @@ import pytest
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.model.draft_reader import draft_elements, read_draft, requested_draft
+from turbofit.model.draft_reader import read_draft, requested_draft
+from turbofit.model.parameters import draft_elements
 from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.header_only import write_header
 

@@ -9,7 +9,6 @@ import click
 
 from turbofit.cli.options.option_variables import named_source, options_by_command
 from turbofit.core.errors import UsageError
-from turbofit.core.synonyms import near, synonym
 
 __all__ = ["foreign_option", "unknown_word", "usage_error", "with_source", "without_gpu"]
 
@@ -42,6 +41,7 @@ def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
 
 def _unknown_option(name: str, ctx: click.Context) -> str:
     """Which option may be meant: another command's, LMDeploy's own, or a misspelt one."""
+    from turbofit.core.synonyms import near
     from turbofit.launch.serve.passthrough import option_classes
 
     commands = [command for command, option in options_by_command(ctx) if name in option.opts]
@@ -66,6 +66,7 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
         UsageError: turbofit has the same under another name, which the hint has with the value.
     """
     from turbofit.cli.terminal.output import say
+    from turbofit.core.synonyms import synonym
 
     name, equals, value = word.partition("=")
     found = None if name[1:2].isdigit() else synonym(name)

@@ -5,7 +5,6 @@ turbofit is in no package index: pip finds it only where it was installed from.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from pathlib import Path
@@ -72,6 +71,8 @@ def _distribution() -> Distribution | None:
 
 def _direct_url(found: Distribution | None) -> dict[str, Any]:
     """Where pip took turbofit from (PEP 610); empty where that is an index, or nobody wrote it."""
+    import json  # a plan that finds all in order reads none
+
     text = None if found is None else found.read_text("direct_url.json")
     try:
         read = json.loads(text or "{}")

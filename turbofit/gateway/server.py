@@ -22,8 +22,6 @@ from turbofit.core.installation import install_command
 from turbofit.core.process.ports import open_files
 from turbofit.gateway.allocator import keep_large_blocks
 from turbofit.gateway.config import GatewayConfig, host_budget
-from turbofit.gateway.http.announce import Announce
-from turbofit.gateway.http.sockets import tcp_socket
 from turbofit.gateway.limits.request_limits import bounds_of
 
 if TYPE_CHECKING:
@@ -50,6 +48,7 @@ __all__ = [
     "run_gateway",
     "run_loop",
     "serve_gateway",
+    "tcp_socket",
 ]
 
 _BACKLOG: Final = 2048
@@ -166,11 +165,15 @@ class Ends:
 
     def __init__(self) -> None:
         self.told, self.urgent = asyncio.Event(), asyncio.Event()
+        #: Tells what is open why it ends; it is set while a gateway serves.
+        self.cut: Callable[[], None] = lambda: None
 
     def tell(self, *, urgent: bool) -> None:
         """End. To be called in the gateway's loop."""
         self.told.set()
         if urgent:
+            # At once: engines are killed beside it, and the loop may see their end next.
+            self.cut()
             self.urgent.set()
 
 
@@ -201,6 +204,7 @@ async def serve_gateway(
         listener.close()
         raise
     serving = asyncio.ensure_future(server.serve([listener]))
+    ends.cut = partial(_cut_connections, gateway, server)
     told, urgent = (asyncio.ensure_future(one.wait()) for one in (ends.told, ends.urgent))
     try:
         await asyncio.wait({serving, told}, return_when="FIRST_COMPLETED")
@@ -220,20 +224,28 @@ async def _cut_off(
     gateway: PublicApp, server: uvicorn.Server, serving: asyncio.Future[None]
 ) -> None:
     """End what is still open, and the server: with a last word, then without, then by force."""
-    gateway.connections.ending = server.should_exit = True
     if serving.done():
         return
-    for one in server.servers if server.started else ():
-        one.close()
-    connections: set[Any] = server.server_state.connections  # of `protocol.LimitedProtocol`
-    for connection in list(connections):
-        connection.cut()
+    _cut_connections(gateway, server)
     await asyncio.wait({serving}, timeout=_AT_ONCE)
+    connections: set[Any] = server.server_state.connections
     for connection in list(connections):
         connection.transport.abort()
     for task in list(server.server_state.tasks):
         task.cancel()
     await asyncio.wait({serving}, timeout=_AT_ONCE)
+
+
+def _cut_connections(gateway: PublicApp, server: uvicorn.Server) -> None:
+    """Take nothing new, and tell what is open that the server ends; once."""
+    if gateway.connections.ending:
+        return
+    gateway.connections.ending = server.should_exit = True
+    for one in server.servers if server.started else ():
+        one.close()
+    connections: set[Any] = server.server_state.connections  # of `protocol.LimitedProtocol`
+    for connection in list(connections):
+        connection.cut()
 
 
 def run_gateway(gateway: PublicApp, *, on_ready: Callable[[str], None] = lambda _: None) -> None:
@@ -281,6 +293,22 @@ def bind(config: GatewayConfig) -> socket.socket:
     return listener
 
 
+def tcp_socket(family: int) -> socket.socket:
+    """A TCP socket of this process.
+
+    Raises:
+        LaunchError: there is none to be had.
+    """
+    try:
+        # asyncio turns Nagle's algorithm off (40 ms an answer) only where the protocol is named.
+        return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    except OSError as exc:
+        raise LaunchError(
+            f"no socket can be made: {exc.strerror or exc}",
+            hint="raise ulimit -n, or end programs that hold sockets (ss -s)",
+        ) from None
+
+
 def _uvicorn(gateway: PublicApp, on_ready: Callable[[], None]) -> uvicorn.Server:
     """A server without signals, logs, docs or WebSockets, which never ends a request by itself.
 
@@ -296,13 +324,13 @@ def _uvicorn(gateway: PublicApp, on_ready: Callable[[], None]) -> uvicorn.Server
     config, limits = gateway.config, gateway.config.connection
     files = open_files(_OTHER_FILES + 2 * limits.connections)
     gateway.connections.lower(max(1, (files - _OTHER_FILES) // 2))
-    pretend = ((b"x-turbofit-pretend", b"1"),) if config.pretend else ()
     settings = uvicorn.Config(
-        Announce(gateway) if config.pretend else gateway,
+        gateway,
         log_config=None,
         access_log=False,
         server_header=False,
-        http=limited_protocol(limits, gateway.connections, pretend),
+        http=limited_protocol(limits, gateway.connections),
+        headers=[("x-turbofit-pretend", "1")] if config.pretend else [],
         proxy_headers=bool(config.trusted_proxies),
         forwarded_allow_ips=list(config.trusted_proxies),
         ws="none",

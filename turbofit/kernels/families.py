@@ -6,11 +6,13 @@ arguments are in its `src/turbomind/kernels`.
 
 from __future__ import annotations
 
-import ctypes
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import ctypes
 
 __all__ = ["decode", "demangle", "experts", "family", "gemm", "prefill"]
 
@@ -142,6 +144,8 @@ def demangle(name: str) -> str:
     Raises:
         OSError: this machine has no C++ library.
     """
+    import ctypes  # only new releases have names to read
+
     function, free = _library()
     status = ctypes.c_int()
     found = function(name.encode(), None, None, ctypes.byref(status))
@@ -155,6 +159,8 @@ def demangle(name: str) -> str:
 
 @cache
 def _library() -> tuple[ctypes._NamedFuncPointer, ctypes._NamedFuncPointer]:
+    import ctypes
+
     for name in _LIBRARIES:
         try:
             function = ctypes.CDLL(name).__cxa_demangle

@@ -20,11 +20,11 @@ from turbofit.model.checkpoint import Files
 from turbofit.model.config import Section, parse_json
 from turbofit.model.families.text import read_text
 from turbofit.model.folder import FolderFiles
-from turbofit.model.parameters import text_linears
+from turbofit.model.parameters import draft_elements
 from turbofit.model.presets import find_preset, load_preset
 from turbofit.model.source import checkpoint_files
 
-__all__ = ["draft_elements", "read_draft", "replaced_outputs", "requested_draft"]
+__all__ = ["read_draft", "requested_draft"]
 
 _LLAMA: Final = "LlamaForCausalLM"
 #: Models whose own checkpoint has drafting layers, and the config key that counts them.
@@ -220,24 +220,3 @@ def _has_embeddings(files: Files, text: TextDims, vocab: int, width: int) -> boo
     size = files.size(_TORCH_FILE) if isinstance(files, FolderFiles) else None
     alone = draft_elements("eagle3", text, vocab, width) * HALF
     return size is None or size > alone + text.vocab * text.hidden * HALF // 2
-
-
-def draft_elements(method: SpeculativeAlgorithm, text: TextDims, vocab: int, width: int) -> int:
-    """Elements of a draft that is a checkpoint of its own, without its embeddings.
-
-    Args:
-        method: ``eagle``, which has no head and one norm fewer, or ``eagle3``.
-        text: its dimensions.
-        vocab: rows of its head.
-        width: channels of the target.
-    """
-    linears = sum(one.weights + one.biases for one in text_linears(text))
-    if method == "eagle":
-        return linears + 2 * text.hidden * text.hidden + (2 * text.layers - 1) * text.hidden
-    wider = text.hidden * replaced_outputs(text)
-    return linears + wider + (3 * width + 4 + vocab) * text.hidden
-
-
-def replaced_outputs(text: TextDims) -> int:
-    """Outputs of queries, keys and values, which Eagle3 makes of twice as many channels."""
-    return (text.heads + 2 * text.kv_heads) * text.head_dim

@@ -16,7 +16,14 @@ from turbofit.core.units import parse_bytes, parse_share, plain_number
 from turbofit.core.validation import Metavar, Validated, parsed
 from turbofit.tuner.resolved_request import Margin
 
-__all__ = ["ENGINE_OPTIONS", "GROUPS", "EngineChoice", "PlanRequest", "PredictRequest"]
+__all__ = [
+    "ENGINE_OPTIONS",
+    "GROUPS",
+    "EngineChoice",
+    "PlanRequest",
+    "PredictRequest",
+    "WhichRequest",
+]
 
 EngineChoice = Literal["auto", EngineName]
 
@@ -314,7 +321,7 @@ _NAMES: Final = tuple(PlanRequest.model_fields)
 ENGINE_OPTIONS: Final = _NAMES[_NAMES.index("cache_max_entry_count") :]
 
 
-class PredictRequest(PlanRequest):
+class PredictRequest(PlanRequest, defer_build=True):  # a plan needs none
     """A plan's request whose open settings are LMDeploy's defaults, and what a log said."""
 
     free_at_cache: Bytes | None = Field(
@@ -323,4 +330,16 @@ class PredictRequest(PlanRequest):
     )
     lmdeploy: Annotated[str | None, Metavar("VERSION")] = Field(
         default=None, description="LMDeploy's version (default 0.18)"
+    )
+
+
+class WhichRequest(PlanRequest, defer_build=True):
+    """A plan's request for machines, or models, that are looked for."""
+
+    images_per_second: Annotated[float | None, Field(gt=0), Metavar("RATE")] = Field(
+        default=None, description="images that the forecast of speed must reach, over all requests"
+    )
+    all_counts: bool = Field(
+        default=False,
+        description="also larger counts of a card of which fewer do; takes some seconds more",
     )

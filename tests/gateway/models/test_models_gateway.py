@@ -372,6 +372,25 @@ def test_bodies_are_counted_once_and_given_back() -> None:
     virtual_time.run(run())
 
 
+def test_a_front_says_whose_a_request_is() -> None:
+    """Else all clients of a front were one, who would have one client's room."""
+
+    async def run() -> None:
+        site = Site("a", front_keys=("front",))
+
+        async def behind(scope: Any, receive: Any, send: Any) -> None:
+            await site.app({**scope, "turbofit.connection": None}, receive, send)
+
+        said = {"authorization": "Bearer front", "x-turbofit-client-key": "alice"}
+        body = {**chat(), "model": "a"}
+        waiting = asyncio.ensure_future(call(behind, CHAT, body, headers=said))
+        await virtual_time.settled()
+        assert list(site.app._bodies._held_bytes) == ["alice"]
+        waiting.cancel()
+
+    virtual_time.run(run())
+
+
 def test_an_engine_that_does_not_answer_is_no_healthy_model() -> None:
     async def run() -> None:
         site = Site("a")

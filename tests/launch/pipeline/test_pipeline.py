@@ -17,8 +17,7 @@ from turbofit.core.errors import DoesNotFitError, LaunchError, NoGpuError, Usage
 from turbofit.core.units import GIB
 from turbofit.launch.pipeline.pipeline import open_pipeline
 from turbofit.launch.serve import gpu_monitor, planner
-from turbofit.launch.serve.leases import Leases
-from turbofit.launch.serve.reservations import counted
+from turbofit.launch.serve.leases import Leases, counted
 from turbofit.machine.source import machine_from
 from turbofit.planning.examine.cards import open_margin
 from turbofit.planning.plan import plan
@@ -115,7 +114,9 @@ def test_without_a_gpu_it_says_what_can_be_done(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(nvml_machine, "measure_in_time", nothing)
     with pytest.raises(NoGpuError) as error:
         open_pipeline("internvl2-2b")
-    assert error.value.hint.startswith("a pipeline needs a GPU; turbofit.plan(MODEL, on=SPEC)")
+    assert error.value.hint.startswith(
+        "a pipeline needs a GPU; turbofit pretend --on SPEC --model NAME"
+    )
 
 
 def test_the_planned_settings_reach_the_engine(pipeline: Any, internvl2: Path) -> None:

@@ -29,8 +29,7 @@ from turbofit.memory.pytorch.weights import (
     weight_classes,
 )
 from turbofit.memory.shared_terms import HOPPER, capability_of, term
-from turbofit.model.draft_reader import draft_elements, replaced_outputs
-from turbofit.model.parameters import Linear, packed_bytes
+from turbofit.model.parameters import Linear, draft_elements, packed_bytes, replaced_outputs
 
 __all__ = [
     "Activations", "Prefill", "activations_of", "draft_staged", "draft_terms", "draft_weights",

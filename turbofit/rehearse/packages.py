@@ -1,0 +1,108 @@
+"""What engines need beside turbofit, and where their processes find stand-ins."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+from turbofit.core.errors import PackageError
+from turbofit.core.model import TextDims
+from turbofit.kernels.installed import turbomind_library
+from turbofit.pretend.build import build
+from turbofit.pretend.environment import cuda_site
+from turbofit.pretend.libraries import check_surface
+from turbofit.rehearse.spec import Spec
+
+__all__ = [
+    "INSIDE", "SERVED", "STAND_IN", "engine_library", "need_kernels", "need_packages", "needs",
+]  # fmt: skip
+
+_HERE: Final = Path(__file__).parent / "torch"
+#: For each process of a rehearsal.
+INSIDE: Final = _HERE / "torch_inside"
+#: For each process of a server.
+SERVED: Final = _HERE / "served_inside"
+#: Has a stand-in for FlashAttention-3, which drafting does not start without.
+STAND_IN: Final = _HERE / "stand_in"
+_LMDEPLOY: Final = "lmdeploy==0.18.0"
+_PACKAGES: Final = {
+    "turbomind": ("lmdeploy",),
+    "pytorch": ("torch", "triton", "lmdeploy", "transformers"),
+    "transformers": ("torch", "transformers", "accelerate"),
+}
+
+
+def needs(spec: Spec) -> dict[str, str]:
+    """The versions of what a rehearsal runs.
+
+    Raises:
+        PackageError: a package or a C compiler is missing, or TurboMind's library calls what
+            nothing stands in for.
+    """
+    if "torch" not in _PACKAGES[spec.engine]:
+        check_surface(engine_library(), build(site=cuda_site()))
+        return need_packages(spec.engine)
+    several = int(spec.settings.get("tp") or 1) > 1
+    backend = spec.settings.get("distributed_executor_backend")
+    return need_packages(spec.engine, ray=several and backend in (None, "ray"))
+
+
+def engine_library() -> Path:
+    """TurboMind's shared library in the installed wheel, which nothing imports here.
+
+    Raises:
+        PackageError: there is none.
+    """
+    found = turbomind_library()
+    if found is None:
+        raise PackageError(
+            "LMDeploy's TurboMind library is not installed",
+            hint=f"install it beside turbofit: pip install {_LMDEPLOY}",
+        )
+    return found
+
+
+def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
+    """The versions of what an engine runs.
+
+    Args:
+        engine: the engine's name.
+        ray: whether its workers are Ray's.
+
+    Raises:
+        PackageError: something is missing, or torch is no CUDA build.
+    """
+    names = (*_PACKAGES[engine], *(["ray"] if ray else []))
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise PackageError(
+                f"{name} is not installed beside turbofit: rehearsing {engine} runs it",
+                hint=f"pip install {_LMDEPLOY if name == 'lmdeploy' else name}",
+            )
+    if "torch" in names and cuda_site() is None:
+        raise PackageError(
+            f"this Python's torch is no CUDA build, which rehearsing {engine} runs",
+            hint="install torch from PyPI (pip install torch==2.12.1); no GPU and no driver needed",
+        )
+    versions = {}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def need_kernels(text: TextDims) -> None:
+    """Kernels of gated delta nets, which LMDeploy requires and imports of such a model alone.
+
+    Raises:
+        PackageError: they are not there.
+    """
+    if text.delta is not None and importlib.util.find_spec("fla") is None:
+        raise PackageError(
+            f"fla is not installed beside turbofit: rehearsing {text.architecture} runs its"
+            " kernels",
+            hint="pip install flash-linear-attention",
+        )
