@@ -65,7 +65,9 @@ def symbols() -> Symbols:
 def allocations(life: EndedRun) -> Iterator[Allocation]:
     sites, counts = CallSites(symbols().name), [0, 0]
     ledger = Ledger(1, CallSites(symbols().name), Scenario(gpus=(CARD,)).pool_step)
-    for event in read_timeline(life.timelines / f"{life.notes['pid']}.timeline"):
+    for event in read_timeline(
+        life.folder / "pretend" / "timelines" / f"{life.notes['pid']}.timeline"
+    ):
         ledger.read((event,))
         if event.tag not in "AE":
             continue
