@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import inspect
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests import virtual_time
 from tests.support.standin.standin_engine import mend_torchvision
 from tests.waiting import HANG
 from turbofit.cli.terminal import progress_display
@@ -19,12 +23,50 @@ settings.register_profile("turbofit", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
 settings.load_profile("turbofit")
 mend_torchvision()
+gc.disable()  # what is made while tests are collected stays
+
+
+#: Files that take longest, by minutes of a worker; a file is one worker's.
+LONGEST = (
+    "launch/cluster/test_serve_cluster.py", "rehearse/test_rehearsal.py",
+    "launch/test_serve_pretend.py", "launch/test_serve_pretend_pytorch.py",
+    "launch/test_serve_lmdeploy.py", "launch/test_serve_several_pretend.py",
+    "rehearse/test_torch_engines.py", "launch/test_tune_pretend.py", "launch/test_ends_pretend.py",
+    "bench/test_rehearsal.py", "rehearse/test_planned.py", "rehearse/test_confirm.py",
+)  # fmt: skip
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A file is not imported where all its tests need LMDeploy and none of these is asked for."""
+    if "not lmdeploy" not in config.option.markexpr or collection_path.suffix != ".py":
+        return None
+    marks = re.search(
+        r"^pytestmark = .*?\n(?=\S)", collection_path.read_text(), re.MULTILINE | re.DOTALL
+    )
+    return True if marks is not None and "mark.lmdeploy" in marks[0] else None
+
+
+def pytest_collection_finish() -> None:
+    """No later collection goes through what the collected tests hold."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: at the end all workers have something short to do."""
+    """The longest files come first: at the end all workers have something short to do."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    order = {Path(__file__).parent / name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (order.get(item.path, len(order)), item.path not in slow))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """A test that is a coroutine runs in virtual time."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    virtual_time.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    return True
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -23,7 +23,7 @@ _OF_OTHERS = {
         "--logprobs-mode",
     },
     "turbofit-fallback": {"--max-images"},
-    "scripts/check, pytest": {"--quick", "--hypothesis-profile"},
+    "scripts/check, pytest": {"--quick", "--all", "--hypothesis-profile"},
     "promised, and not there yet": {"--default-chat-template-kwargs"},
 }  # fmt: skip
 

@@ -250,7 +250,7 @@ FOREIGN_WORDS = {"format_meter"}
 PUBLISHED_WORDS = {
     "turbofit/core/rehearsal.py", "turbofit/rehearse/confirm.py",
     "turbofit/launch/engine/engine_exit.py", "turbofit/launch/engine/pretended.py",
-    "turbofit/launch/engine/pretended_torch.py", "turbofit/launch/serve/session.py",
+"turbofit/launch/serve/ladder.py",
     "turbofit/report/page/timeline.py",
     "turbofit/report/views/run/rehearsal_view.py",
 }  # fmt: skip

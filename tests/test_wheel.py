@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.sweep import sweep
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,6 +66,7 @@ def test_every_preset_is_in_the_wheel(installed: Path) -> None:
         for p in (installed / "turbofit" / "_presets").rglob("*.*")
     }
     assert wheel == repo
+    assert (installed / "turbofit" / "py.typed").exists()
 
 
 def test_the_wheel_reports(installed: Path, tmp_path: Path) -> None:
@@ -81,6 +84,7 @@ def test_the_wheel_reports(installed: Path, tmp_path: Path) -> None:
     assert json.loads(said("report", "--schema"))["$id"] == "urn:turbofit:plan:1"
 
 
+@pytest.mark.exhaustive
 def test_a_type_checker_takes_the_wheels_types(installed: Path, tmp_path: Path) -> None:
     """Only with `py.typed` does it; all would be `Any` else (PEP 561)."""
     (tmp_path / "use.py").write_text(
@@ -118,7 +122,7 @@ def _interpreters() -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("python", _interpreters())
+@pytest.mark.parametrize("python", sweep(_interpreters(), 9))
 def test_other_interpreters_install_it_and_run(python: str, wheel: Path, tmp_path: Path) -> None:
     """With its dependencies, in an environment of its own."""
     folder, own = tmp_path, tmp_path / "venv" / "bin"

@@ -11,6 +11,7 @@ import asyncio
 import selectors
 import time
 from collections.abc import Coroutine
+from math import ceil
 from typing import Any, TypeVar
 from unittest.mock import patch
 
@@ -56,7 +57,9 @@ class _Selector(selectors.DefaultSelector):
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = time.monotonic()
+        # Sums of times are exact until the next power of two, which is days away: what is left of
+        # a minute is 60 seconds, and not a little more, which a client would be told as 61.
+        self.now = max(2.0**20, ceil(time.monotonic()))
         #: Calls in threads that have not come back; the clock stands meanwhile.
         self.threads = 0
 

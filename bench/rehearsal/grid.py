@@ -61,7 +61,7 @@ ROWS: tuple[Row, ...] = (
     row("internvl2-2b", "1xrtx3060", units=TILES, queued=(8,), sampling=True, ratio=0.5),
     row("internvl2-2b", "2xrtx3060", tp=2, units=TILES, queued=(8,), long=True),
     row("internvl2-8b", "1xrtx3090", units=(1, 6, 13, 25), queued=(4, 8), long=True, sampling=True,
-        quick=True, ratio=0.6),
+        ratio=0.6),
     row("internvl2-8b", "2xrtx3090", tp=2, units=TILES, queued=(4, 8), long=True),
     row("internvl2-8b", "4xrtx3090", tp=4, units=(*TILES, 100), queued=(4, 8), sampling=True,
         quick=True),
@@ -73,7 +73,7 @@ ROWS: tuple[Row, ...] = (
     row("internvl2-76b", "8xa100-40g", tp=8, units=(13, 40)),
     # AWQ
     row("internvl2-2b-awq", "1xrtx3060", units=(1, 13), queued=(4,)),
-    row("internvl2-8b-awq", "1xrtx3090", units=TILES, queued=(8,), quick=True),
+    row("internvl2-8b-awq", "1xrtx3090", units=TILES, queued=(8,)),
     row("internvl2-26b-awq", "2xrtx3090", tp=2, units=TILES, queued=(4,)),
     row("internvl2-40b-awq", "2xrtx3090", tp=2, units=(13, 25), ratio=0.5),
     row("internvl2-76b-awq", "4xrtx3090", tp=4, units=(13, 25), ratio=0.5),
@@ -122,7 +122,7 @@ ROWS: tuple[Row, ...] = (
     row("internvl2-8b", "1xrtx5090", units=(13, 40), queued=(8,)),
     # Qwen2-VL and Qwen2.5-VL
     row("qwen2-vl-2b", "1xrtx3090", units=PATCHES, queued=(3,), long=True, ratio=0.6),
-    row("qwen2-vl-7b", "1xrtx3090", units=PATCHES, queued=(3,), quick=True, ratio=0.4),
+    row("qwen2-vl-7b", "1xrtx3090", units=PATCHES, queued=(3,), ratio=0.4),
     row("qwen2-vl-7b", "2xrtx3090", tp=2, units=PATCHES, queued=(3,), ratio=0.6),
     row("qwen2-vl-7b", "4xrtx3090", tp=4, units=PATCHES, queued=(3,), sampling=True),
     row("qwen2-vl-7b", "1xv100-32g", units=PATCHES, ratio=0.6),
@@ -142,7 +142,7 @@ ROWS: tuple[Row, ...] = (
         ratio=0.6),
     row("olmocr-2-7b", "2xrtx3090", tp=2, units=PAGES, queued=(8,), session=16384, ratio=0.6),
     # experts
-    row("mixtral-8x7b", "4xa100-40g", tp=4, long=True, sampling=True, quick=True),
+    row("mixtral-8x7b", "4xa100-40g", tp=4, long=True, sampling=True),
     row("mixtral-8x7b", "2xa100-80g", tp=2, long=True),
     row("mixtral-8x7b", "8xv100-32g", tp=8, sampling=True),
     row("mixtral-8x7b", "2xh100", tp=2, long=True),
@@ -212,7 +212,7 @@ ROWS: tuple[Row, ...] = (
     row("internvl2-8b", "1xrtx3090", units=(13,), ratio=0.9),
     row("internvl2-26b-awq", "1xrtx3090"),
     row("internvl2-40b-awq", "1xrtx3090"),
-    row("qwen2-vl-7b", "1xrtx3090", units=((100, 100), (256, 256)), quick=True),
+    row("qwen2-vl-7b", "1xrtx3090", units=((100, 100), (256, 256))),
     row("qwen2-vl-72b", "4xrtx3090", tp=4),
     row("internvl2-8b", "1xt4"),
 )  # fmt: skip

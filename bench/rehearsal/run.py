@@ -281,7 +281,7 @@ def _most(checks: list[Check], sign: int) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.rehearsal.run", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the subset that CI runs")
+    parser.add_argument("--quick", action="store_true", help="the subset that ./scripts/check runs")
     parser.add_argument("--only", help="rows whose name contains this")
     parser.add_argument("--results", type=Path, help="write the summary and the table here too")
     args = parser.parse_args()

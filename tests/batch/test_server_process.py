@@ -174,7 +174,7 @@ def test_a_model_that_another_process_cannot_read_is_said(tmp_path) -> None:
 
 
 @pytest.mark.lmdeploy
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_lmdeploys_server_and_engine_may_die(tmp_path) -> None:
     """The engine is killed, then the whole server: every image has one answer in the end."""
     output = tmp_path / "out.jsonl"

@@ -91,7 +91,7 @@ def test_jobs_have_what_turbofits_rules_say(tmp_path: Path) -> None:
 
 
 @pytest.mark.lmdeploy
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
 def test_the_installed_pair_is_as_the_table_says(tmp_path: Path) -> None:
     jobs = [job for job in make_jobs(tmp_path, (), {}) if job["name"] != CHAT]  # no code here

@@ -17,7 +17,7 @@ from tests.pretend.cuda_torch import CUDA_PATH, ROOT
 from tests.waiting import HANG
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.exhaustive,
     pytest.mark.lmdeploy,
     pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch"),
 ]

@@ -12,14 +12,15 @@ pytest.importorskip("aiohttp")
 from bench.simulation import plans
 from bench.simulation.planted import BUGS, Bug, tried
 from bench.simulation.scenario import simulate
+from tests.sweep import sweep
 from turbofit.gateway.routing.admission import Admission
 
 PACKAGE = Path(__file__).parents[2] / "turbofit"
-DAYS, BATCH = 100, 25
+BATCH = 24
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(0, DAYS, BATCH))
+@pytest.mark.parametrize("first", sweep(range(0, 12 * BATCH, BATCH), 6))
 def test_nothing_breaks_in_simulated_days(first: int) -> None:
     broken = {}
     for seed in range(first, first + BATCH):
@@ -59,7 +60,7 @@ def test_a_bug_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("is held though no request is open" in text for text in violations)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_planted_bug_is_found() -> None:
     (bug,) = [one for one in BUGS if one.name == "who is refused is let through"]
     found, what, _ = tried(bug, range(100), 1)

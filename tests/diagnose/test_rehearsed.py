@@ -59,6 +59,7 @@ def die(
     return document, diagnose([log], on=on)
 
 
+@pytest.mark.exhaustive
 def test_in_the_warm_up(folder: Path) -> None:
     document, found = die(folder, "internvl2-1b", [], tp=2, cache_max_entry_count=0.995)
     assert document["outcome"] == "out_of_memory"
@@ -83,6 +84,7 @@ def test_at_an_image(folder: Path) -> None:
     assert "40000 vision units" in found.missing.note
 
 
+@pytest.mark.exhaustive
 def test_while_loading_the_log_has_no_sizes(folder: Path) -> None:
     document, found = die(folder, "internvl2-1b", [], total=1700)
     assert document["outcome"] == "out_of_memory"

@@ -67,27 +67,24 @@ def test_the_options_are_on_every_connection_to_an_engine() -> None:
 
 
 @linux
-def test_aiohttp_connects_with_them() -> None:
-    async def run():
-        app = web.Application()
-        app.router.add_get("/x", whole)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        listener = socket.socket()
-        listener.bind(("127.0.0.1", 0))
-        await web.SockSite(runner, listener).start()
-        upstream = Upstream()
-        engine = RoutedEngine(0, f"http://127.0.0.1:{listener.getsockname()[1]}")
-        response = await upstream.open(engine, "GET", "/x", None, {})
-        await response.read()
-        (pooled,) = upstream._session.connector._conns.values()
-        found = pooled[0][0].transport.get_extra_info("socket")
-        read = options(found)
-        await upstream.close()
-        await runner.cleanup()
-        return read
-
-    assert asyncio.run(run()) == (1, 2, 1, 3, 0)
+async def test_aiohttp_connects_with_them() -> None:
+    app = web.Application()
+    app.router.add_get("/x", whole)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    await web.SockSite(runner, listener).start()
+    upstream = Upstream()
+    engine = RoutedEngine(0, f"http://127.0.0.1:{listener.getsockname()[1]}")
+    response = await upstream.open(engine, "GET", "/x", None, {})
+    await response.read()
+    (pooled,) = upstream._session.connector._conns.values()
+    found = pooled[0][0].transport.get_extra_info("socket")
+    read = options(found)
+    await upstream.close()
+    await runner.cleanup()
+    assert read == (1, 2, 1, 3, 0)
 
 
 def acknowledged(upstream: Upstream) -> bool:

@@ -83,16 +83,13 @@ def test_text_waits_where_it_could_evict_images_that_run_beside_each_other() -> 
     assert virtual_time.run(begun(queued_plan(), short, short, said)) == 3
 
 
-def test_the_metrics_page_says_what_is_reserved() -> None:
-    async def run() -> tuple[str, str]:
-        app, _ = gateway(queued_plan(), recorder=Recorder(lambda *_: Answer(0.3, b"{}")))
-        waiting = asyncio.ensure_future(call(app, body=chat(BIG, max_tokens=64)))
-        await settled()
-        during = (await call(app, "/metrics")).body.decode()
-        await waiting
-        return during, (await call(app, "/metrics")).body.decode()
-
-    during, after = virtual_time.run(run())
+async def test_the_metrics_page_says_what_is_reserved() -> None:
+    app, _ = gateway(queued_plan(), recorder=Recorder(lambda *_: Answer(0.3, b"{}")))
+    waiting = asyncio.ensure_future(call(app, body=chat(BIG, max_tokens=64)))
+    await settled()
+    during = (await call(app, "/metrics")).body.decode()
+    await waiting
+    after = (await call(app, "/metrics")).body.decode()
     name = 'turbofit_gateway_kv_tokens_reserved{engine="0"} '
     (reserved,) = (line.removeprefix(name) for line in during.splitlines() if name in line)
     # 13 tiles, the answer, 640 for the template, and a text of less than 600 bytes.
@@ -120,48 +117,40 @@ def test_the_name_of_the_answer_s_length_is_the_route_s() -> None:
 
 
 @pytest.mark.parametrize(("streamed", "seconds"), [(True, 0.2), (False, 10.0)])
-def test_who_leaves_before_the_answer_is_counted_on_for_a_while(
+async def test_who_leaves_before_the_answer_is_counted_on_for_a_while(
     streamed: bool, seconds: float
 ) -> None:
     """LMDeploy notices that a client left at the next token of an answer in one piece."""
+    gone, loop = asyncio.Event(), asyncio.get_running_loop()
+    came: list[float] = []
 
-    async def run() -> float:
-        gone, loop = asyncio.Event(), asyncio.get_running_loop()
-        came: list[float] = []
+    async def answer(*_: object) -> Answer:
+        came.append(loop.time())
+        return stream(EVENT, 60.0) if streamed and len(came) == 1 else Answer(60.0, b"{}")
 
-        async def answer(*_: object) -> Answer:
-            came.append(loop.time())
-            return stream(EVENT, 60.0) if streamed and len(came) == 1 else Answer(60.0, b"{}")
-
-        app, _ = gateway(queued_plan(), recorder=Recorder(answer))
-        big = chat(BIG, stream=streamed)
-        first = asyncio.ensure_future(call(app, body=big, leave=gone))
-        await settled()
-        second = asyncio.ensure_future(call(app, body=big))
-        loop.call_later(0.2, gone.set)
-        await first
-        await second
-        return came[1] - came[0]
-
-    assert virtual_time.run(run()) == pytest.approx(seconds + 0.2 * (not streamed), abs=0.1)
+    app, _ = gateway(queued_plan(), recorder=Recorder(answer))
+    big = chat(BIG, stream=streamed)
+    first = asyncio.ensure_future(call(app, body=big, leave=gone))
+    await settled()
+    second = asyncio.ensure_future(call(app, body=big))
+    loop.call_later(0.2, gone.set)
+    await first
+    await second
+    assert (came[1] - came[0]) == pytest.approx(seconds + 0.2 * (not streamed), abs=0.1)
 
 
-def test_clients_that_wait_in_line_may_leave() -> None:
-    async def run():
-        plan = plan_for(units_per_forward=13)
-        app, recorder = gateway(plan, recorder=Recorder(lambda *_: stream(0.3, EVENT)))
-        big, gone = chat(image_part(448, 5376)), asyncio.Event()
-        first = asyncio.ensure_future(call(app, body=big))
-        await settled()
-        second = asyncio.ensure_future(call(app, body=big, leave=gone))
-        await settled()
-        waiting = app.admission.waiting
-        gone.set()
-        await second
-        await first
-        return waiting, app, recorder
-
-    waiting, app, recorder = virtual_time.run(run())
+async def test_clients_that_wait_in_line_may_leave() -> None:
+    plan = plan_for(units_per_forward=13)
+    app, recorder = gateway(plan, recorder=Recorder(lambda *_: stream(0.3, EVENT)))
+    big, gone = chat(image_part(448, 5376)), asyncio.Event()
+    first = asyncio.ensure_future(call(app, body=big))
+    await settled()
+    second = asyncio.ensure_future(call(app, body=big, leave=gone))
+    await settled()
+    waiting = app.admission.waiting
+    gone.set()
+    await second
+    await first
     assert waiting == 1
     assert app.admission.waiting == 0
     assert len(recorder.seen) == 1
@@ -183,29 +172,23 @@ def test_units_are_given_back_at_the_first_byte_of_a_stream_and_at_the_end_other
     assert virtual_time.run(run(lambda: Answer(0.3, b"{}"))) == 1
 
 
-def test_a_long_wait_ends_with_429() -> None:
-    async def run():
-        plan = plan_for(units_per_forward=13)
-        slow = Recorder(lambda *_: Answer(0.4, b"{}"))
-        app, _ = gateway(plan, recorder=slow, queue_seconds=0.1)
-        big = chat(image_part(448, 5376))
-        return await asyncio.gather(*(call(app, body=big) for _ in range(2)))
-
-    good, busy = virtual_time.run(run())
+async def test_a_long_wait_ends_with_429() -> None:
+    plan = plan_for(units_per_forward=13)
+    slow = Recorder(lambda *_: Answer(0.4, b"{}"))
+    app, _ = gateway(plan, recorder=slow, queue_seconds=0.1)
+    big = chat(image_part(448, 5376))
+    (good, busy) = await asyncio.gather(*(call(app, body=big) for _ in range(2)))
     assert (good.status, busy.status) == (200, 429)
     assert int(busy.headers["retry-after"]) >= 1
     assert busy.json["error"]["type"] == "rate_limit_error"
 
 
-def test_text_never_waits_behind_images_where_the_cache_holds_it() -> None:
-    async def run():
-        plan = plan_for(units_per_forward=13)
-        app, recorder = gateway(plan, recorder=Recorder(lambda *_: Answer(0.2, b"{}")))
-        bodies = [chat(image_part(448, 5376)), chat(image_part(448, 5376)), chat(), chat()]
-        calls = [asyncio.ensure_future(call(app, body=body)) for body in bodies]
-        await settled()
-        early = len(recorder.seen)
-        await asyncio.gather(*calls)
-        return early
-
-    assert virtual_time.run(run()) == 3
+async def test_text_never_waits_behind_images_where_the_cache_holds_it() -> None:
+    plan = plan_for(units_per_forward=13)
+    app, recorder = gateway(plan, recorder=Recorder(lambda *_: Answer(0.2, b"{}")))
+    bodies = [chat(image_part(448, 5376)), chat(image_part(448, 5376)), chat(), chat()]
+    calls = [asyncio.ensure_future(call(app, body=body)) for body in bodies]
+    await settled()
+    early = len(recorder.seen)
+    await asyncio.gather(*calls)
+    assert early == 3

@@ -15,6 +15,7 @@ import pytest
 from tests.pretend.cuda_torch import CUDA_PATH, ROOT
 from tests.support.processes import Child
 from tests.support.serving import start_turbofit
+from turbofit.cli.main import main
 from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
 
@@ -67,20 +68,23 @@ def test_it_measures_stops_goes_on_and_the_next_plan_knows(
     assert "forgot 1 calibrations" in gone.stderr
 
 
-def test_wrong_use_is_said(children: list[Child], tmp_path: Path) -> None:
+def test_wrong_use_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TURBOFIT_LEASES", str(tmp_path))
     for words, code, text in (
         (("internvl2-8b", "--on", "1xrtx3090"), 2, "calibrate measures the machine here"),
         (("internvl2-8b", "--on", "1xrtx3090", "--pretend", "--minutes", "0"), 2, "more than 0"),
         (("llava-onevision-7b", "--on", "1xrtx3090", "--pretend"), 2, "planned for Transformers"),
         (("internvl2-8b", "--on", "1xrtx3090:free=8GiB", "--pretend"), 3, "does not fit"),
     ):
-        child = calibrate(children, tmp_path, *words)
-        assert child.finish() == code
-        assert text in child.stderr
-        assert "Traceback" not in child.stderr
+        assert main(["calibrate", *words]) == code
+        told = capsys.readouterr().err
+        assert text in told
+        assert "Traceback" not in told
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch")
 def test_under_a_pretend_driver_it_runs_as_on_a_real_one_and_is_kept_apart(tmp_path: Path) -> None:
     """NVML, fetch, leases and the memory that comes back, as on a real card."""

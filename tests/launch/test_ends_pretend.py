@@ -87,6 +87,7 @@ def test_the_drain_ends_with_a_word_to_everybody(
     assert sum(record["refused"] == "ending" for record in records) == cut
 
 
+@pytest.mark.exhaustive
 def test_a_second_signal_ends_several_models_at_once(
     children: list[Child], tmp_path: Path, internvl2: Path, qwen2_vl: Path
 ) -> None:
@@ -144,6 +145,7 @@ def test_it_serves_and_ends_though_nobody_reads_what_it_says(
         os.close(out)
 
 
+@pytest.mark.exhaustive
 def test_tune_ends_its_own_load_without_a_traceback(
     children: list[Child], tmp_path: Path, internvl2: Path
 ) -> None:

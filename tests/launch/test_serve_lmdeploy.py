@@ -113,11 +113,16 @@ def ask_as_told(child: Child) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "names"),
     [
-        (["--api-key", "secret"], ["InternVL2-tiny"]),
         (["--model-name", "it's mine"], ["it's mine", "InternVL2-tiny"]),
-        (["--", "--model-name", "my model"], ["my model"]),
         (["--no-gateway", "--", "--model-name", "mine", "--api-keys", "secret"], None),
-        (["--no-gateway"], None),
+        *(
+            pytest.param(*one, marks=pytest.mark.exhaustive)
+            for one in (
+                (["--api-key", "secret"], ["InternVL2-tiny"]),
+                (["--", "--model-name", "my model"], ["my model"]),
+                (["--no-gateway"], None),
+            )
+        ),
     ],
 )
 def test_what_it_says_to_ask_is_answered(
@@ -137,7 +142,7 @@ def test_what_it_says_to_ask_is_answered(
     assert child.finish() == 0
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_of_several_models_the_first_is_asked(
     serve: Any, internvl2: Path, qwen2_vl: Path, port: int
 ) -> None:
@@ -150,7 +155,7 @@ def test_of_several_models_the_first_is_asked(
     assert child.finish() == 0
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_qwen2_vl_as_two_replicas(serve: Any, qwen2_vl: Path, port: int) -> None:
     scenario = Scenario(gpus=[gpu_3090(0), gpu_3090(1)])
     words = ("--replicas", "2", "--tp", "1", "--max-pixels", "401408", "--context", "4096")

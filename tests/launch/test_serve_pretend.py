@@ -7,11 +7,13 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.processes import Child, gone, pids
+from tests.support.processes import HANG, REPO, Child, gone, pids
 from tests.support.serving import Served, image, serve_pretend
 
 pytestmark = [pytest.mark.lmdeploy]
@@ -55,6 +57,7 @@ def test_internvl2_as_two_replicas(children: list[Child], tmp_path: Path) -> Non
     status, headers, answer = served.chat(*[image(1792, 1344)] * 5)
     assert (status, headers["x-turbofit-limited"][:21]) == (200, "max_dynamic_patch=12-")
     assert 5 * 256 < answer["usage"]["prompt_tokens"] < 13 * 256 + 300
+    log_probabilities_are_those_of_token_0(served)
     for pid in pids(served.child):
         assert b"--api-keys" not in Path(f"/proc/{pid}/cmdline").read_bytes()
     os.kill(pids(served.child)[1], signal.SIGKILL)
@@ -78,7 +81,7 @@ def peaked(served: Served, least: float) -> int:
     return len(pools)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("words", "least", "cards"),
     [
@@ -96,7 +99,9 @@ def test_ready_means_the_planned_peak(
 
 
 @pytest.mark.slow
-def test_a_photo_is_lowered_and_answered(children: list[Child], tmp_path: Path) -> None:
+def test_a_photo_is_lowered_and_no_client_takes_the_server_past_the_plan(
+    children: list[Child], tmp_path: Path
+) -> None:
     words = ("qwen2-vl-7b", "--on", "1xrtx3090", "--max-pixels", "1003520")
     served = serve_pretend(children, tmp_path, *words)
     served.wait()
@@ -108,14 +113,16 @@ def test_a_photo_is_lowered_and_answered(children: list[Child], tmp_path: Path) 
     status, headers, _ = served.chat(image(3584, 3584, max_pixels=12845056, min_pixels=3136))
     assert status == 200
     assert "max_pixels" in headers["x-turbofit-limited"]
+    # Some hostile requests; thousands are `bench/gateway`'s.
+    argv = [sys.executable, "-m", "bench.gateway.hostile", f"http://127.0.0.1:{served.port}"]
+    argv += ["--requests", "20", "--reach", "20", "--minutes", "60", "--seed", "4"]
+    done = subprocess.run(argv, cwd=REPO, capture_output=True, text=True, timeout=HANG, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert served.ask("/health")[0] == 200
 
 
-@pytest.mark.slow
-def test_log_probabilities_are_those_of_token_0(children: list[Child], tmp_path: Path) -> None:
+def log_probabilities_are_those_of_token_0(served: Served) -> None:
     """On real GPUs the kernel counts the token that it chose; the pretend one did not."""
-    served = serve_pretend(children, tmp_path, "internvl2-1b", "--on", "1xrtx3090")
-    served.wait()
     for parts in ((), (image(448, 448),)):
         status, _, answer = served.chat(*parts, logprobs=True, top_logprobs=5)
         assert status == 200

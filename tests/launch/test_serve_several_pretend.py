@@ -69,8 +69,7 @@ def test_two_take_turns(
         "--idle", "5s",
     )  # fmt: skip
     served.wait()
-    for name in (qwen2_vl.name, internvl2.name):
-        assert ask(served, name) == 200
+    assert ask(served, qwen2_vl.name) == 200
     assert any("makes way" in line or "nobody asked" in line for line in served.child.lines)
 
     def states() -> set[str]:

@@ -207,6 +207,7 @@ def test_files_are_neither_copied_nor_read_whole(ran: Ran) -> None:
 
 
 @pytest.mark.lmdeploy
+@pytest.mark.exhaustive
 def test_transformers_generates(tmp_path: Path) -> None:
     ran = run(
         tmp_path,

@@ -163,6 +163,7 @@ def test_the_plan_holds_on_the_pretend_card(
 
 
 @pytest.mark.lmdeploy
+@pytest.mark.exhaustive
 def test_another_name_of_qwen3_5_is_run_as_one(run: Rehearse, tmp_path: Path) -> None:
     """TurboMind and its front end by Intern-S2's architecture: four layers of eight experts."""
     model = resolve_model("qwen3.5-35b-a3b")
@@ -188,6 +189,7 @@ def test_another_name_of_qwen3_5_is_run_as_one(run: Rehearse, tmp_path: Path) ->
 
 
 @pytest.mark.lmdeploy
+@pytest.mark.exhaustive
 def test_experts_are_rehearsed_from_a_preset(run: Rehearse, tmp_path: Path) -> None:
     """Repacking an expert holds memory when free is read: 112 MiB a rank, 2,048 tokens of cache."""
     plan = turbofit.api.predict("mixtral-8x7b", on="4xa100-40g", tp=4, max_batch_size=128)

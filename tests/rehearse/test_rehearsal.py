@@ -106,6 +106,7 @@ def test_the_timeline_is_whole(one: dict[str, Any]) -> None:
     assert one["peak_rss"] < (1200 if cuda_site() else 900) * MIB
 
 
+@pytest.mark.exhaustive
 def test_two_cards(run: Rehearse) -> None:
     document = run("internvl2-8b", tp=2, cases=tiles(13))
     assert document["outcome"] == "served"
@@ -118,6 +119,7 @@ def test_two_cards(run: Rehearse) -> None:
     assert document["gpus"][0]["load_peak"] > document["gpus"][1]["load_peak"]
 
 
+@pytest.mark.exhaustive
 def test_cuda_ipc_holds_its_buffers_before_the_cache(run: Rehearse) -> None:
     document = run("internvl2-8b", tp=4, communicator="cuda-ipc")
     assert mib(document["gpus"][0]["held"]["context"]) == 18
@@ -125,6 +127,7 @@ def test_cuda_ipc_holds_its_buffers_before_the_cache(run: Rehearse) -> None:
     assert mib(document["gpus"][3]["phases"]["ready"]["held"]) == 20278
 
 
+@pytest.mark.exhaustive
 def test_cuda_ipc_without_peer_access_dies_as_the_driver_fails_it(run: Rehearse) -> None:
     document = run("internvl2-8b", tp=2, communicator="cuda-ipc", machine={"peers": []})
     assert document["outcome"] == "failed"
@@ -141,7 +144,7 @@ def test_awq_temporaries_shrink_the_cache(run: Rehearse) -> None:
     assert mib(document["gpus"][0]["phases"]["ready"]["held"]) == 20836
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_sinks_of_another_type_end_the_first_request(run: Rehearse) -> None:
     """gpt-oss on a card without bfloat16: it starts, and aborts in its attention."""
     card = {"sm": [7, 0], "name": "Tesla V100-SXM2-32GB", "total": 32491 * MIB}
@@ -189,13 +192,16 @@ def test_kernels_without_code_for_the_card_end_the_engine(run: Rehearse) -> None
     )
 
 
-@pytest.mark.parametrize("quant_policy", [0, 4, 8])
+@pytest.mark.parametrize(
+    "quant_policy", [0, *(pytest.param(bits, marks=pytest.mark.exhaustive) for bits in (4, 8))]
+)
 def test_16_bits_have_code_for_the_newest_cards(run: Rehearse, quant_policy: int) -> None:
     blackwell = {"name": "NVIDIA GeForce RTX 5090", "sm": [12, 0], "sm_count": 170}
     document = run("internvl2-2b", card=blackwell, cases=tiles(13), quant_policy=quant_policy)
     assert document["outcome"] == "served"
 
 
+@pytest.mark.exhaustive
 def test_too_high_a_ratio_dies_in_warm_up(run: Rehearse) -> None:
     document = run("internvl2-8b", cache_max_entry_count=0.95)
     assert document["outcome"] == "out_of_memory"
@@ -213,6 +219,7 @@ def test_the_silent_start_up_hang_is_recognised(run: Rehearse) -> None:
     assert len(document["log"]) < 60
 
 
+@pytest.mark.exhaustive
 def test_float16_on_an_older_card_keeps_temporaries(run: Rehearse) -> None:
     older = {"name": "Tesla V100", "sm": [7, 0], "sm_count": 80, "total": 32494 * MIB}
     document = run("internvl2-8b", card=older)
@@ -235,6 +242,7 @@ def _rows(document: dict[str, Any], gpu: int) -> dict[tuple[str, str, str], list
     return rows
 
 
+@pytest.mark.exhaustive
 def test_one_more_mib_shows_in_each_allocation(run: Rehearse) -> None:
     """Nothing else: that runs agree, the figures to the byte above say at each run."""
     cases = [*tiles(13), {"name": "queued", "requests": [{"units": [13]}] * 8}]

@@ -91,6 +91,7 @@ def test_a_picture_kills_it(checkpoint: Path) -> None:
     assert document["cases"][0]["statuses"] == {"unavailable": 1}
 
 
+@pytest.mark.exhaustive
 def test_a_card_without_room_for_the_cache(checkpoint: Path) -> None:
     document = rehearsed(checkpoint, total=7 << 30)
     assert document["outcome"] == "out_of_memory"
@@ -98,7 +99,7 @@ def test_a_card_without_room_for_the_cache(checkpoint: Path) -> None:
     assert document["death"]["message"].startswith("No enough gpu memory for")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_each_rank_keeps_its_own_books(checkpoint: Path) -> None:
     small = RehearsalCase("vision_request", (RehearsalRequest(32, sizes=((448, 448),)),))
     document = rehearsed(checkpoint, small, FULL, cards=2, tp=2, distributed_executor_backend="mp")
@@ -122,7 +123,7 @@ def test_transformers(checkpoint: Path) -> None:
     assert picture["reserved_peak"] == pytest.approx(5128 * MIB, rel=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_draft_takes_what_a_plan_says(tmp_path: Path) -> None:
     """Drafts run with a stand-in for FlashAttention-3; a config alone is a draft's stand-in."""
     config = {

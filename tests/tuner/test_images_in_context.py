@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import turbofit
+from tests.sweep import sweep
 from turbofit.core.errors import TurbofitError
 from turbofit.core.images import CrossRule
 from turbofit.model.presets import known_presets, preset_model
@@ -28,7 +29,7 @@ def seen() -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", seen())
+@pytest.mark.parametrize("name", sweep(seen()))
 def test_images_fit_the_context_or_are_refused_by_name(name: str) -> None:
     for images in (2, 8):
         plan = turbofit.plan(name, on="8xb200", images=images)

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 import turbofit
+from tests.sweep import sweep
 from turbofit.cli.main import main
 from turbofit.core.errors import DoesNotFitError
 from turbofit.core.plan import Plan
+
+pytestmark = pytest.mark.slow
 
 #: A model, a machine, what else is asked, and more requests than it holds.
 ASKED: list[tuple[str, str, dict[str, Any], int]] = [
@@ -37,7 +40,7 @@ def at_once(plan: Plan) -> int:
     return held
 
 
-@pytest.mark.parametrize(("model", "on", "asked", "many"), ASKED)
+@pytest.mark.parametrize(("model", "on", "asked", "many"), sweep(ASKED, 2))
 def test_all_that_is_held_fits_and_one_more_does_not(
     model: str, on: str, asked: dict[str, Any], many: int
 ) -> None:

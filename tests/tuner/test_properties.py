@@ -26,7 +26,7 @@ from turbofit.tuner.search.sizing import SearchState
 pytestmark = pytest.mark.slow
 
 engines = st.sampled_from([engine_named(name) for name in LMDEPLOY])
-relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+relaxed = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def some_shape(request: ResolvedRequest, engine: Engine, index: int) -> Shape:
@@ -121,7 +121,7 @@ def test_permuting_equal_gpus_changes_neither_verdict_nor_score(engine, seed, sh
 
 
 @given(engine=engines, seed=st.integers(0, 10**6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_a_plan_survives_json(engine, seed):
     request = random_request(random.Random(seed))
     try:
@@ -132,7 +132,7 @@ def test_a_plan_survives_json(engine, seed):
 
 
 @given(engine=engines, seed=st.integers(0, 10**6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_a_plan_that_fits_keeps_every_promise(engine, seed):
     request = random_request(random.Random(seed), context=False)
     try:

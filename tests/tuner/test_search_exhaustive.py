@@ -14,6 +14,7 @@ from math import ceil
 import pytest
 from msgspec.structs import replace
 
+from tests.sweep import sweep
 from tests.tuner.conftest import random_request
 from turbofit.core.errors import UsageError
 from turbofit.memory.engine import Engine
@@ -112,7 +113,7 @@ def exhaustive(request: ResolvedRequest, engine: Engine, contexts):
     return best
 
 
-@pytest.mark.parametrize(("engine", "seed"), ASKED[::3])
+@pytest.mark.parametrize(("engine", "seed"), sweep(ASKED[::3]))
 def test_each_card_of_its_own_holds_all_that_it_can(engine, seed):
     """Each set of groups as chosen: a thousandth more of the ratio does not leave the margin."""
     request = random_request(random.Random(seed))
@@ -144,7 +145,7 @@ def chosen(found: EngineFit):
     return best.rank[3:]
 
 
-@pytest.mark.parametrize(("engine", "seed"), ASKED)
+@pytest.mark.parametrize(("engine", "seed"), sweep(ASKED))
 def test_the_choice_equals_exhaustive_search(engine, seed):
     request = random_request(random.Random(seed))
     try:
@@ -166,7 +167,7 @@ def test_the_choice_equals_exhaustive_search(engine, seed):
         assert (tokens, prefill, shards) >= best[2:]
 
 
-@pytest.mark.parametrize(("engine", "seed"), ASKED[::4])
+@pytest.mark.parametrize(("engine", "seed"), sweep(ASKED[::4]))
 def test_a_queue_is_never_worse_than_none(engine, seed):
     request = random_request(random.Random(seed))
     free = replace(request, workload=replace(request.workload, queue_images=None))

@@ -194,25 +194,22 @@ def test_bodies(keywords, status) -> None:
     assert ask(app, **keywords).status == status
 
 
-def test_a_body_that_never_comes_is_given_up() -> None:
-    async def run():
-        app, _ = gateway(body_seconds=0.05)
-        sent = []
-        scope = {
-            "type": "http", "method": "POST", "path": CHAT, "raw_path": CHAT.encode(),
-            "headers": [(b"content-type", b"application/json")], "client": ("::1", 1),
-        }  # fmt: skip
+async def test_a_body_that_never_comes_is_given_up() -> None:
+    app, _ = gateway(body_seconds=0.05)
+    sent = []
+    scope = {
+        "type": "http", "method": "POST", "path": CHAT, "raw_path": CHAT.encode(),
+        "headers": [(b"content-type", b"application/json")], "client": ("::1", 1),
+    }  # fmt: skip
 
-        async def slow():
-            await asyncio.Event().wait()
+    async def slow():
+        await asyncio.Event().wait()
 
-        async def send(message):
-            sent.append(message)
+    async def send(message):
+        sent.append(message)
 
-        await app(scope, slow, send)
-        return sent[0]["status"]
-
-    assert virtual_time.run(run()) == 408
+    await app(scope, slow, send)
+    assert sent[0]["status"] == 408
 
 
 def test_request_ids_are_kept_where_harmless() -> None:
@@ -277,17 +274,14 @@ def test_images_that_can_carry_no_limit_are_resized_past_the_plan_without_an_ove
     assert "x-turbofit-limited" not in reply.headers
 
 
-def test_streams_pass_event_by_event() -> None:
-    async def run():
-        told = asyncio.Event()
+async def test_streams_pass_event_by_event() -> None:
+    told = asyncio.Event()
 
-        async def answer(engine, path, body):
-            return stream(EVENT, EVENT[:9], EVENT[9:] + EVENT, 0.02, DONE)
+    async def answer(engine, path, body):
+        return stream(EVENT, EVENT[:9], EVENT[9:] + EVENT, 0.02, DONE)
 
-        app, _ = gateway(recorder=Recorder(answer))
-        return await call(app, body=chat(stream=True), leave=told)
-
-    reply = virtual_time.run(run())
+    app, _ = gateway(recorder=Recorder(answer))
+    reply = await call(app, body=chat(stream=True), leave=told)
     assert reply.body == EVENT * 3 + DONE
     assert reply.chunks[:2] == [EVENT, EVENT + EVENT]
     assert reply.headers["content-type"].startswith("text/event-stream")
@@ -356,33 +350,25 @@ def test_errors_of_the_engine_are_passed_on() -> None:
     assert (reply.status, reply.json) == (404, {"message": "no"})
 
 
-def test_a_client_that_goes_away_stops_the_engine() -> None:
-    async def run():
-        answer, gone = stream(EVENT, 30.0, DONE), asyncio.Event()
-        app, _ = gateway(recorder=Recorder(lambda *_: answer), log=records.append)
-        asyncio.get_running_loop().call_later(0.05, gone.set)
-        await asyncio.wait_for(call(app, body=chat(stream=True), leave=gone), 2)
-        return app, answer
-
+async def test_a_client_that_goes_away_stops_the_engine() -> None:
     records: list[dict] = []
-    app, answer = virtual_time.run(run())
+    answer, gone = stream(EVENT, 30.0, DONE), asyncio.Event()
+    app, _ = gateway(recorder=Recorder(lambda *_: answer), log=records.append)
+    asyncio.get_running_loop().call_later(0.05, gone.set)
+    await asyncio.wait_for(call(app, body=chat(stream=True), leave=gone), 2)
     assert answer.closed
     assert (app.engines[0].outstanding, app.engines[0].units) == (0, 0)
     assert records[0]["refused"] == "disconnected"
 
 
-def test_a_bug_of_ours_is_a_500_that_says_nothing() -> None:
+async def test_a_bug_of_ours_is_a_500_that_says_nothing() -> None:
     def broken(*_):
         raise RuntimeError("a secret detail")
 
     records: list[dict] = []
     app, _ = gateway(recorder=Recorder(broken), log=records.append)
-
-    async def run():
-        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
-        return await call(app, body=chat())
-
-    reply = asyncio.run(run())
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    reply = await call(app, body=chat())
     assert reply.status == 500
     assert b"secret" not in reply.body
     assert records[0]["refused"] == "bug: RuntimeError"
@@ -408,21 +394,18 @@ def test_metrics_are_the_engines_and_our_own() -> None:
         assert line in lines, text
 
 
-def test_websockets_are_closed() -> None:
-    async def run():
-        app, _ = gateway()
-        sent = []
+async def test_websockets_are_closed() -> None:
+    app, _ = gateway()
+    sent = []
 
-        async def receive():
-            return {"type": "websocket.connect"}
+    async def receive():
+        return {"type": "websocket.connect"}
 
-        async def send(message):
-            sent.append(message)
+    async def send(message):
+        sent.append(message)
 
-        await app({"type": "websocket"}, receive, send)
-        return sent
-
-    assert asyncio.run(run())[0]["type"] == "websocket.close"
+    await app({"type": "websocket"}, receive, send)
+    assert sent[0]["type"] == "websocket.close"
 
 
 def test_head_is_asked_as_get() -> None:
@@ -431,25 +414,19 @@ def test_head_is_asked_as_get() -> None:
     assert upstream.seen[0][1:3] == ("GET", "/v1/models")
 
 
-def test_a_body_is_forgotten_once_it_was_sent() -> None:
-    async def run():
-        app, _ = gateway(recorder=Recorder(lambda *_: stream(0.1, EVENT, 0.1, DONE)))
-        pending = asyncio.ensure_future(call(app, body=chat(image_part(), stream=True)))
-        await virtual_time.settled()
-        early = app._bodies.in_memory
-        await pending
-        return early, app._bodies.in_memory
-
-    assert virtual_time.run(run()) == (0, 0)
+async def test_a_body_is_forgotten_once_it_was_sent() -> None:
+    app, _ = gateway(recorder=Recorder(lambda *_: stream(0.1, EVENT, 0.1, DONE)))
+    pending = asyncio.ensure_future(call(app, body=chat(image_part(), stream=True)))
+    await virtual_time.settled()
+    early = app._bodies.in_memory
+    await pending
+    assert (early, app._bodies.in_memory) == (0, 0)
 
 
-def test_bodies_beyond_the_room_wait_outside() -> None:
-    async def run():
-        app, _ = gateway()
-        app._bodies.keep(1 << 40)
-        return await call(app, body=chat())
-
-    reply = asyncio.run(run())
+async def test_bodies_beyond_the_room_wait_outside() -> None:
+    app, _ = gateway()
+    app._bodies.keep(1 << 40)
+    reply = await call(app, body=chat())
     assert (reply.status, reply.headers["retry-after"]) == (503, "1")
 
 

@@ -103,133 +103,112 @@ async def begun(bodies, client: str, *sizes: int) -> Upload:
     return upload
 
 
-def test_a_slow_but_honest_client_is_served() -> None:
-    async def run():
-        bodies, time = make()
-        upload = await begun(bodies, "a", 10)
-        for _ in range(3):
-            time.go(10)
-            await upload.send(10)
-        await upload.send(1, more=False)
-        return await upload.task, time.now, bodies.in_memory, bodies._held_bytes
-
-    assert asyncio.run(run()) == (b" " * 41, 30.0, 0, {})
+async def test_a_slow_but_honest_client_is_served() -> None:
+    bodies, time = make()
+    upload = await begun(bodies, "a", 10)
+    for _ in range(3):
+        time.go(10)
+        await upload.send(10)
+    await upload.send(1, more=False)
+    assert await upload.task == b" " * 41
+    assert time.now == 30.0
+    assert bodies.in_memory == 0
+    assert bodies._held_bytes == {}
 
 
 @pytest.mark.parametrize(("sizes", "after"), [((), 10), ((50,), 20), ((10, 9), 20)])
-def test_a_body_below_the_least_rate_is_given_up(sizes, after) -> None:
-    async def run():
-        bodies, time = make()
-        upload = await begun(bodies, "a", *sizes[:1])
-        time.go(9.5)
-        for size in sizes[1:]:
-            await upload.send(size)
-        while not upload.task.done() and time.now < 100:
-            time.go(0.5)
-            await asyncio.wait((upload.task,), timeout=0)
-        return await upload.refusal(), time.now, bodies.in_memory
-
-    refusal, now, held = asyncio.run(run())
-    assert (refusal.status, refusal.reason, held) == (408, "slow_body", 0)
-    assert now <= after + 0.5
+async def test_a_body_below_the_least_rate_is_given_up(sizes, after) -> None:
+    bodies, time = make()
+    upload = await begun(bodies, "a", *sizes[:1])
+    time.go(9.5)
+    for size in sizes[1:]:
+        await upload.send(size)
+    while not upload.task.done() and time.now < 100:
+        time.go(0.5)
+        await asyncio.wait((upload.task,), timeout=0)
+    refusal = await upload.refusal()
+    assert (refusal.status, refusal.reason, bodies.in_memory) == (408, "slow_body", 0)
+    assert time.now <= after + 0.5
     assert "the least is 1 a second" in refusal.message
 
 
-def test_a_body_has_a_deadline_however_it_comes() -> None:
-    async def run():
-        bodies, time = make(body_seconds=25.0, body_rate=0)
-        upload = await begun(bodies, "a", 10)
-        time.go(24)
-        await upload.send(10)
-        time.go(1)
-        return await upload.refusal()
-
-    assert "did not arrive within 25 s" in asyncio.run(run()).message
+async def test_a_body_has_a_deadline_however_it_comes() -> None:
+    bodies, time = make(body_seconds=25.0, body_rate=0)
+    upload = await begun(bodies, "a", 10)
+    time.go(24)
+    await upload.send(10)
+    time.go(1)
+    assert "did not arrive within 25 s" in (await upload.refusal()).message
 
 
-def test_a_client_alone_gets_half_and_others_are_served_meanwhile() -> None:
-    async def run():
-        bodies, _ = make()
-        first = await begun(bodies, "a", 30)
-        second = await begun(bodies, "a", 20)  # 50 of 100: as much as is left
-        await second.send(1)
-        refusal = await second.refusal()
-        assert (refusal.status, refusal.reason, refusal.retry_after) == (429, "too_many_bodies", 1)
-        assert "take 51 bytes, more than the 49" in refusal.message
-        assert bodies.in_memory == 30  # what was refused is given back
-        other = await begun(bodies, "b", 30)
-        await other.send(1, more=False)
-        assert len(await other.task) == 31
-        await first.send(1, more=False)
-        return len(await first.task), bodies.in_memory, bodies._held_bytes
-
-    assert asyncio.run(run()) == (31, 0, {})
+async def test_a_client_alone_gets_half_and_others_are_served_meanwhile() -> None:
+    bodies, _ = make()
+    first = await begun(bodies, "a", 30)
+    second = await begun(bodies, "a", 20)  # 50 of 100: as much as is left
+    await second.send(1)
+    refusal = await second.refusal()
+    assert (refusal.status, refusal.reason, refusal.retry_after) == (429, "too_many_bodies", 1)
+    assert "take 51 bytes, more than the 49" in refusal.message
+    assert bodies.in_memory == 30  # what was refused is given back
+    other = await begun(bodies, "b", 30)
+    await other.send(1, more=False)
+    assert len(await other.task) == 31
+    await first.send(1, more=False)
+    assert (len(await first.task), bodies.in_memory, bodies._held_bytes) == (31, 0, {})
 
 
-def test_nine_bodies_that_stand_still_make_room_even_for_their_own_client() -> None:
-    async def run():
-        bodies, time = make()
-        still = []
-        for _ in range(9):
-            still.append(await begun(bodies, "a", 45))
-            time.go(1.0)
-        # Two had been too many: the one that stood still longest made room for the next.
-        assert [one.task.done() for one in still] == [True] * 8 + [False]
-        assert bodies.in_memory == 45
-        for one in still[:8]:
-            refusal = await one.refusal()
-            assert (refusal.status, refusal.reason) == (408, "slow_body")
-            assert "stood still" in refusal.message
-        mine = await begun(bodies, "a", 10)
-        await mine.send(10, more=False)
-        assert (await still[8].refusal()).reason == "slow_body"
-        return len(await mine.task), bodies.in_memory, bodies._held_bytes
-
-    assert asyncio.run(run()) == (20, 0, {})
+async def test_nine_bodies_that_stand_still_make_room_even_for_their_own_client() -> None:
+    bodies, time = make()
+    still = []
+    for _ in range(9):
+        still.append(await begun(bodies, "a", 45))
+        time.go(1.0)
+    # Two had been too many: the one that stood still longest made room for the next.
+    assert [one.task.done() for one in still] == [True] * 8 + [False]
+    assert bodies.in_memory == 45
+    for one in still[:8]:
+        refusal = await one.refusal()
+        assert (refusal.status, refusal.reason) == (408, "slow_body")
+        assert "stood still" in refusal.message
+    mine = await begun(bodies, "a", 10)
+    await mine.send(10, more=False)
+    assert (await still[8].refusal()).reason == "slow_body"
+    assert (len(await mine.task), bodies.in_memory, bodies._held_bytes) == (20, 0, {})
 
 
-def test_a_client_that_holds_less_is_not_sent_away_for_one_that_holds_more() -> None:
-    async def run():
-        bodies, time = make()
-        small = await begun(bodies, "b", 5)
-        time.go(5)
-        large = await begun(bodies, "a", 45)
-        await large.send(5)
-        refusal = await large.refusal()
-        assert not small.task.done()
-        await small.send(5, more=False)
-        return refusal.status, len(await small.task)
-
-    assert asyncio.run(run()) == (429, 10)
+async def test_a_client_that_holds_less_is_not_sent_away_for_one_that_holds_more() -> None:
+    bodies, time = make()
+    small = await begun(bodies, "b", 5)
+    time.go(5)
+    large = await begun(bodies, "a", 45)
+    await large.send(5)
+    refusal = await large.refusal()
+    assert not small.task.done()
+    await small.send(5, more=False)
+    assert (refusal.status, len(await small.task)) == (429, 10)
 
 
-def test_bodies_that_wait_for_an_engine_count_for_their_client() -> None:
-    async def run():
-        bodies, _ = make()
-        bodies.keep(60, "a")
-        late = Upload(bodies, "a")
-        status = (await late.refusal()).status
-        other = await begun(bodies, "b", 15)
-        await other.send(1, more=False)
-        bodies.keep(-60, "a")
-        return status, len(await other.task), bodies.in_memory, bodies._held_bytes
-
-    assert asyncio.run(run()) == (429, 16, 0, {})
+async def test_bodies_that_wait_for_an_engine_count_for_their_client() -> None:
+    bodies, _ = make()
+    bodies.keep(60, "a")
+    late = Upload(bodies, "a")
+    status = (await late.refusal()).status
+    other = await begun(bodies, "b", 15)
+    await other.send(1, more=False)
+    bodies.keep(-60, "a")
+    assert (status, len(await other.task), bodies.in_memory, bodies._held_bytes) == (429, 16, 0, {})
 
 
-def test_a_client_that_leaves_gives_its_room_back() -> None:
-    async def run():
-        bodies, _ = make()
-        upload = await begun(bodies, "a", 40)
-        upload._parts.put_nowait({"type": "http.disconnect"})
-        refusal = await upload.refusal()
-        ended = await begun(bodies, "a", 40)
-        ended.task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await ended.task
-        return refusal.reason, bodies.in_memory, bodies._held_bytes
-
-    assert asyncio.run(run()) == ("incomplete_body", 0, {})
+async def test_a_client_that_leaves_gives_its_room_back() -> None:
+    bodies, _ = make()
+    upload = await begun(bodies, "a", 40)
+    upload._parts.put_nowait({"type": "http.disconnect"})
+    refusal = await upload.refusal()
+    ended = await begun(bodies, "a", 40)
+    ended.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await ended.task
+    assert (refusal.reason, bodies.in_memory, bodies._held_bytes) == ("incomplete_body", 0, {})
 
 
 def test_what_was_read_is_let_go_of_without_the_garbage_collector() -> None:
@@ -283,54 +262,46 @@ def test_remote_images_are_counted_as_they_come() -> None:
     assert (upstream.seen, app._bodies.in_memory) == ([], 0)
 
 
-def test_remote_images_take_room_of_bodies_until_they_were_sent() -> None:
-    async def run():
-        pause = asyncio.Event()
+async def test_remote_images_take_room_of_bodies_until_they_were_sent() -> None:
+    pause = asyncio.Event()
 
-        async def slow(*_):
-            if len(upstream.seen) == 1:
-                await pause.wait()
-            return Answer(b"{}")
-
-        app, upstream = gateway(fetcher=Fetched(), recorder=Recorder(slow))
-        pending = asyncio.ensure_future(call(app, body=chat(REMOTE, REMOTE)))
-        while not upstream.seen:
-            await asyncio.sleep(0)
-        held = app._bodies.in_memory - len(upstream.seen[0][3])
-        app._bodies.keep(app._bodies._room - app._bodies.in_memory - 1024)
-        other = await call(app, body=chat(REMOTE), headers={"x-api-key": "other"})
-        pause.set()
-        await pending
-        return held, other.status, upstream.seen
-
-    held, status, seen = asyncio.run(run())
-    assert abs(held) < 1024
-    assert (status, len(seen)) == (429, 1)
-
-
-def test_resized_images_take_the_room_of_their_new_bytes() -> None:
-    async def run():
-        pause = asyncio.Event()
-
-        async def slow(*_):
+    async def slow(*_):
+        if len(upstream.seen) == 1:
             await pause.wait()
-            return Answer(b"{}")
+        return Answer(b"{}")
 
-        image = data_url(picture(448, 5376)).partition(",")[2]
-        source = {"type": "base64", "media_type": "image/png", "data": image}
-        content = [{"type": "image", "source": source}]
-        body = {"max_tokens": 5, "messages": [{"role": "user", "content": content}]}
-        app, upstream = gateway(plan_for(limit=4), overlay=False, recorder=Recorder(slow))
-        pending = asyncio.ensure_future(call(app, "/v1/messages", body))
-        await auntil(lambda: upstream.seen, "the request at the engine")
-        held = app._bodies.in_memory - len(upstream.seen[0][3])
-        pause.set()
-        await pending
-        return held, app._bodies.in_memory
+    app, upstream = gateway(fetcher=Fetched(), recorder=Recorder(slow))
+    pending = asyncio.ensure_future(call(app, body=chat(REMOTE, REMOTE)))
+    while not upstream.seen:
+        await asyncio.sleep(0)
+    held = app._bodies.in_memory - len(upstream.seen[0][3])
+    app._bodies.keep(app._bodies._room - app._bodies.in_memory - 1024)
+    other = await call(app, body=chat(REMOTE), headers={"x-api-key": "other"})
+    pause.set()
+    await pending
+    assert abs(held) < 1024
+    assert (other.status, len(upstream.seen)) == (429, 1)
 
-    held, left = asyncio.run(run())
+
+async def test_resized_images_take_the_room_of_their_new_bytes() -> None:
+    pause = asyncio.Event()
+
+    async def slow(*_):
+        await pause.wait()
+        return Answer(b"{}")
+
+    image = data_url(picture(448, 5376)).partition(",")[2]
+    source = {"type": "base64", "media_type": "image/png", "data": image}
+    content = [{"type": "image", "source": source}]
+    body = {"max_tokens": 5, "messages": [{"role": "user", "content": content}]}
+    app, upstream = gateway(plan_for(limit=4), overlay=False, recorder=Recorder(slow))
+    pending = asyncio.ensure_future(call(app, "/v1/messages", body))
+    await auntil(lambda: upstream.seen, "the request at the engine")
+    held = app._bodies.in_memory - len(upstream.seen[0][3])
+    pause.set()
+    await pending
     assert held >= 0
-    assert left == 0
+    assert app._bodies.in_memory == 0
 
 
 def test_a_body_in_tiny_pieces_takes_no_more_memory_than_its_bytes() -> None:

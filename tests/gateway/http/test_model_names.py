@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from tests import virtual_time
 from tests.support.gateway import CHAT, Recorder, call, chat, gateway
 from turbofit.gateway.http.model_names import hold_name, unambiguous
 from turbofit.gateway.http.refusals import Refusal
@@ -24,42 +23,33 @@ ROUTES: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("path", "body"), ROUTES)
-def test_each_name_is_answered_on_every_route(path: str, body: dict[str, Any]) -> None:
-    async def run() -> None:
-        app, recorder = gateway(names=NAMES)
-        for name in NAMES:
-            assert (await call(app, path, {**body, "model": name})).status == 200
-        assert [sent["model"] for sent in recorder.bodies] == [OWN, OWN, OWN, "mine"]
-        reply = await call(app, path, {**body, "model": "gpt-4o"})
-        assert reply.status == 404
-        message = reply.json["error"]["message"]
-        assert message == f"The model 'gpt-4o' does not exist; there are {', '.join(NAMES)}"
-        assert reply.json["error"]["type"] == "not_found_error"
-        assert len(recorder.bodies) == len(NAMES)
-
-    virtual_time.run(run())
+async def test_each_name_is_answered_on_every_route(path: str, body: dict[str, Any]) -> None:
+    app, recorder = gateway(names=NAMES)
+    for name in NAMES:
+        assert (await call(app, path, {**body, "model": name})).status == 200
+    assert [sent["model"] for sent in recorder.bodies] == [OWN, OWN, OWN, "mine"]
+    reply = await call(app, path, {**body, "model": "gpt-4o"})
+    assert reply.status == 404
+    message = reply.json["error"]["message"]
+    assert message == f"The model 'gpt-4o' does not exist; there are {', '.join(NAMES)}"
+    assert reply.json["error"]["type"] == "not_found_error"
+    assert len(recorder.bodies) == len(NAMES)
 
 
-def test_without_names_everything_is_passed_on() -> None:
-    async def run() -> None:
-        app, recorder = gateway(recorder=Recorder())
-        assert (await call(app, CHAT, {**chat(), "model": "gpt-4o"})).status == 200
-        assert [sent["model"] for sent in recorder.bodies] == ["gpt-4o"]
-
-    virtual_time.run(run())
+async def test_without_names_everything_is_passed_on() -> None:
+    app, recorder = gateway(recorder=Recorder())
+    assert (await call(app, CHAT, {**chat(), "model": "gpt-4o"})).status == 200
+    assert [sent["model"] for sent in recorder.bodies] == ["gpt-4o"]
 
 
-def test_the_list_has_every_name_and_says_which_model_it_means() -> None:
-    async def run() -> None:
-        app, recorder = gateway(names=NAMES)
-        cards = (await call(app, "/v1/models", method="GET")).json["data"]
-        assert [(card["id"], card["root"]) for card in cards] == list(NAMES.items())
-        anthropic = (await call(app, "/anthropic/v1/models", method="GET")).json
-        assert [card["id"] for card in anthropic["data"]] == list(NAMES)
-        assert anthropic["first_id"] == OWN
-        assert recorder.bodies == []
-
-    virtual_time.run(run())
+async def test_the_list_has_every_name_and_says_which_model_it_means() -> None:
+    app, recorder = gateway(names=NAMES)
+    cards = (await call(app, "/v1/models", method="GET")).json["data"]
+    assert [(card["id"], card["root"]) for card in cards] == list(NAMES.items())
+    anthropic = (await call(app, "/anthropic/v1/models", method="GET")).json
+    assert [card["id"] for card in anthropic["data"]] == list(NAMES)
+    assert anthropic["first_id"] == OWN
+    assert recorder.bodies == []
 
 
 def test_a_body_without_a_model_stays_as_it_is() -> None:

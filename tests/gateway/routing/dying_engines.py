@@ -9,14 +9,13 @@ from tests.support.gateway import (
     EVENT,
     Answer,
     Recorder,
-    ask,
+    Reply,
     call,
     chat,
     gateway,
     stream,
 )
 from tests.waiting import HANG
-from turbofit.gateway.http.app import Gateway
 
 POISON = "poison"
 #: LMDeploy's answer where its PyTorch engine's loop has ended.
@@ -129,8 +128,8 @@ class DyingEngines:
         return await asyncio.wait_for(asyncio.gather(*tasks), HANG)
 
 
-def metric(app: Gateway, name: str, label: str = "") -> int:
-    for line in ask(app, "/metrics").body.decode().splitlines():
+def metric(page: Reply, name: str, label: str = "") -> int:
+    for line in page.body.decode().splitlines():
         if line.startswith(f"turbofit_gateway_{name}{label} "):
             return int(line.rpartition(" ")[2])
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from tests import virtual_time
 from tests.gateway.routing.dying_engines import POISON, DyingEngines, metric, vanish
 from tests.support.gateway import (
     DONE,
@@ -12,6 +11,7 @@ from tests.support.gateway import (
     Answer,
     Recorder,
     ask,
+    call,
     chat,
     gateway,
     image_part,
@@ -22,19 +22,15 @@ from turbofit.gateway.routing.engines import RoutedEngine
 
 @pytest.mark.parametrize("loops", [False, True])
 @pytest.mark.parametrize("engines", [1, 2, 8])
-def test_what_an_engine_had_when_it_died_is_sent_to_no_other(engines, loops) -> None:
-    async def run():
-        mortal = DyingEngines(engines, loops=loops)
-        crowd = await mortal.crowd(3 * engines)
-        poisonous = mortal.send(POISON)
-        await mortal.died()
-        mortal.release()
-        (reply,) = await mortal.settled(poisonous)
-        beside = await mortal.settled(*crowd)
-        after = await mortal.settled(mortal.send("innocent after it")) if engines > 1 else []
-        return mortal, reply, beside, after
-
-    mortal, reply, beside, after = virtual_time.run(run())
+async def test_what_an_engine_had_when_it_died_is_sent_to_no_other(engines, loops) -> None:
+    mortal = DyingEngines(engines, loops=loops)
+    crowd = await mortal.crowd(3 * engines)
+    poisonous = mortal.send(POISON)
+    await mortal.died()
+    mortal.release()
+    (reply,) = await mortal.settled(poisonous)
+    beside = await mortal.settled(*crowd)
+    after = await mortal.settled(mortal.send("innocent after it")) if engines > 1 else []
     assert (reply.status, reply.json["error"]["code"]) == (503, "engine_died")
     assert "retry-after" in reply.headers
     assert (len(mortal.dead), len(mortal.times(POISON))) == (1, 1)
@@ -44,7 +40,7 @@ def test_what_an_engine_had_when_it_died_is_sent_to_no_other(engines, loops) -> 
         assert one.status == (503 if there <= mortal.dead else 200)
         assert len(mortal.times(f"innocent {number}")) == 1
     assert [one.status for one in beside].count(503) == 3
-    assert metric(mortal.app, "retried_total") == 0
+    assert metric(await call(mortal.app, "/metrics"), "retried_total") == 0
     left = [(e.outstanding, e.units, e.host_bytes) for e in mortal.app.engines]
     assert left == [(0, 0, 0)] * engines
     assert mortal.app._bodies.in_memory == 0

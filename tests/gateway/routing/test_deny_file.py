@@ -194,13 +194,9 @@ def test_a_fingerprint_is_keyed_and_of_all_that_the_engine_is_given(size: int) -
 
 
 @pytest.mark.parametrize("size", [10, 1 << 20])
-def test_a_fingerprint_is_made_whether_somebody_asks_for_it_or_not(size: int) -> None:
+async def test_a_fingerprint_is_made_whether_somebody_asks_for_it_or_not(size: int) -> None:
     """An answer clears an equal request, and has no time to wait for a hash."""
-
-    async def run() -> str:
-        one = Fingerprint(b"k", "/a", b"x" * size)
-        made = await auntil(lambda: one.made, "the hash")
-        assert made == await one.known()
-        return made
-
-    assert len(asyncio.run(run())) == 24
+    one = Fingerprint(b"k", "/a", b"x" * size)
+    made = await auntil(lambda: one.made, "the hash")
+    assert made == await one.known()
+    assert len(made) == 24

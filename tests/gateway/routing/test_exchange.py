@@ -60,7 +60,7 @@ def test_what_was_not_begun_is_no_answer(path, body, end) -> None:
     reply = ask(app, path, body=body)
     assert (reply.status, reply.headers["retry-after"]) == (503, "5")
     assert b"broke off" in reply.body
-    assert metric(app, "engine_deaths_total", '{engine="0"}') == 1
+    assert metric(ask(app, "/metrics"), "engine_deaths_total", '{engine="0"}') == 1
     assert not app.engines[0].up
     assert len(recorder.seen) == 1
 
@@ -87,7 +87,7 @@ def test_what_was_begun_ends_with_an_error_event(path, body, begun, end, cut) ->
     assert b"broke off" in rest
     assert b"unavailable" not in rest
     assert rest.endswith(b"\n\n")
-    assert metric(app, "engine_deaths_total", '{engine="0"}') == 1
+    assert metric(ask(app, "/metrics"), "engine_deaths_total", '{engine="0"}') == 1
 
 
 def test_the_beginning_of_a_responses_stream_says_nothing_of_its_engine() -> None:
@@ -99,7 +99,7 @@ def test_the_beginning_of_a_responses_stream_says_nothing_of_its_engine() -> Non
         reply = ask(app, "/v1/responses", body={"input": "x", "stream": True})
         assert reply.body.startswith(PREAMBLE + EMPTY)
         assert b"broke off" in reply.body
-        assert metric(app, "engine_deaths_total", '{engine="0"}') == 1
+        assert metric(ask(app, "/metrics"), "engine_deaths_total", '{engine="0"}') == 1
         assert app.engines[0].last_success == float("-inf")
     app, _ = gateway(recorder=Recorder(lambda *_: stream(PREAMBLE, DELTA)))
     reply = ask(app, "/v1/responses", body={"input": "x", "stream": True})
@@ -135,37 +135,34 @@ def test_an_engine_that_lives_is_accused_of_nothing(status, part) -> None:
     app, _ = gateway(recorder=Recorder(lambda *_: Answer(part, status=status, kind=kind)))
     reply = ask(app, body=chat(stream=True))
     assert (reply.status, reply.body) == (status, part)
-    assert metric(app, "engine_deaths_total", '{engine="0"}') == 0
+    assert metric(ask(app, "/metrics"), "engine_deaths_total", '{engine="0"}') == 0
     assert app.engines[0].up
 
 
 @pytest.mark.parametrize("leaves", [False, True])
-def test_a_client_that_reads_slowly_is_told_of_a_death_and_accused_of_it(leaves) -> None:
+async def test_a_client_that_reads_slowly_is_told_of_a_death_and_accused_of_it(leaves) -> None:
     """Whatever is said of its engine meanwhile; and though it leaves before it has read that."""
+    recorder = Recorder(lambda *_: stream(EVENT, OSError("reset")))
+    app, _ = gateway(engines=2, recorder=recorder)
+    telling, reads, gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    async def run():
-        recorder = Recorder(lambda *_: stream(EVENT, OSError("reset")))
-        app, _ = gateway(engines=2, recorder=recorder)
-        telling, reads, gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    async def slowly(scope, receive, send):
+        async def wait(message):
+            if b'"engine_died"' in message.get("body", b""):
+                telling.set()
+                await reads.wait()
+            await send(message)
 
-        async def slowly(scope, receive, send):
-            async def wait(message):
-                if b'"engine_died"' in message.get("body", b""):
-                    telling.set()
-                    await reads.wait()
-                await send(message)
+        await app(scope, receive, wait)
 
-            await app(scope, receive, wait)
-
-        pending = asyncio.ensure_future(call(slowly, body=chat(stream=True), leave=gone))
-        await asyncio.wait_for(telling.wait(), HANG)
-        app.engines[0].abort_all()
-        (gone if leaves else reads).set()
-        await asyncio.wait((pending,), timeout=HANG)
-        await auntil(lambda: app.deny_list.suspected == 2, "it to be accused")
-        return app.engines, None if leaves else await pending
-
-    engines, reply = asyncio.run(run())
+    pending = asyncio.ensure_future(call(slowly, body=chat(stream=True), leave=gone))
+    await asyncio.wait_for(telling.wait(), HANG)
+    app.engines[0].abort_all()
+    (gone if leaves else reads).set()
+    await asyncio.wait((pending,), timeout=HANG)
+    await auntil(lambda: app.deny_list.suspected == 2, "it to be accused")
+    engines = app.engines
+    reply = None if leaves else await pending
     assert not engines[0].left
     assert [(one.outstanding, len(one.in_flight)) for one in engines] == [(0, 0)] * 2
     assert reply is None or (b'"engine_died"' in reply.body and reply.done)
@@ -181,4 +178,4 @@ def test_an_answer_that_is_too_large_is_no_death(monkeypatch) -> None:
     assert len(recorder.seen) == 1
     assert app.deny_list.suspected == 0
     assert [(one.up, one.outstanding, len(one.left)) for one in app.engines] == [(True, 0, 0)] * 2
-    assert metric(app, "engine_failures_total", '{engine="0"}') == 0
+    assert metric(ask(app, "/metrics"), "engine_failures_total", '{engine="0"}') == 0

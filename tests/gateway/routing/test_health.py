@@ -14,37 +14,32 @@ from turbofit.gateway.routing.health import Monitor
 from turbofit.gateway.routing.upstream import Unreachable
 
 
-def test_who_is_still_connecting_to_an_engine_that_has_ended_goes_to_another() -> None:
+async def test_who_is_still_connecting_to_an_engine_that_has_ended_goes_to_another() -> None:
     """It was never sent: no engine died of it, though the connections fail one by one."""
+    refused = [asyncio.Event(), asyncio.Event()]
+    connecting = iter(refused)
 
-    async def run():
-        refused = [asyncio.Event(), asyncio.Event()]
-        connecting = iter(refused)
+    async def answer(engine, path, body):
+        if engine.index == 0:
+            await next(connecting).wait()
+            raise Unreachable("refused")
+        return Answer(b"{}")
 
-        async def answer(engine, path, body):
-            if engine.index == 0:
-                await next(connecting).wait()
-                raise Unreachable("refused")
-            return Answer(b"{}")
-
-        app, _ = gateway(engines=3, recorder=Recorder(answer))
-        for engine in app.engines:
-            engine.succeeded()
-        app.engines[0].share = 1000.0  # the least busy one, whatever it has
-        both = [
-            asyncio.ensure_future(call(app, body=chat({"type": "text", "text": text})))
-            for text in ("one", "two")
-        ]
-        await auntil(lambda: app.engines[0].outstanding == 2, "both to connect")
-        for one, event in zip(both, refused, strict=True):
-            event.set()
-            await asyncio.wait((one,), timeout=HANG)
-        replies = [(await one).status for one in both]
-        return replies, app
-
-    replies, app = asyncio.run(run())
+    app, _ = gateway(engines=3, recorder=Recorder(answer))
+    for engine in app.engines:
+        engine.succeeded()
+    app.engines[0].share = 1000.0  # the least busy one, whatever it has
+    both = [
+        asyncio.ensure_future(call(app, body=chat({"type": "text", "text": text})))
+        for text in ("one", "two")
+    ]
+    await auntil(lambda: app.engines[0].outstanding == 2, "both to connect")
+    for one, event in zip(both, refused, strict=True):
+        event.set()
+        await asyncio.wait((one,), timeout=HANG)
+    replies = [(await one).status for one in both]
     assert (replies, app.deny_list.suspected) == ([200, 200], 0)
-    assert metric(app, "retried_total") == 0
+    assert metric(await call(app, "/metrics"), "retried_total") == 0
     assert [(one.up, one.outstanding) for one in app.engines] == [(False, 0), (True, 0), (True, 0)]
 
 

@@ -20,7 +20,7 @@ from turbofit.gateway.routing.engines import RoutedEngine
 from turbofit.gateway.routing.upstream import Unreachable, Upstream
 
 
-def test_an_engine_that_takes_a_request_and_says_nothing_costs_a_page() -> None:
+async def test_an_engine_that_takes_a_request_and_says_nothing_costs_a_page() -> None:
     """Its HTTP server is stuck: the page would hold up whoever judges the engine by it."""
     heard = asyncio.Event()
 
@@ -29,16 +29,13 @@ def test_an_engine_that_takes_a_request_and_says_nothing_costs_a_page() -> None:
         await asyncio.Event().wait()
         writer.close()
 
-    async def main() -> str:
-        server = await asyncio.start_server(silent, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        upstream = Upstream()
-        page = await upstream.page(RoutedEngine(0, f"http://127.0.0.1:{port}"), "/metrics", 0.2)
-        await upstream.close()
-        server.close()
-        return page
-
-    assert asyncio.run(main()) == ""
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    upstream = Upstream()
+    page = await upstream.page(RoutedEngine(0, f"http://127.0.0.1:{port}"), "/metrics", 0.2)
+    await upstream.close()
+    server.close()
+    assert page == ""
     assert heard.is_set()
 
 
@@ -58,22 +55,18 @@ def failed(number: int) -> OSError:
         (socket.gaierror(socket.EAI_AGAIN, "try again"), False, False),
     ],
 )
-def test_what_a_connection_that_was_not_made_says_of_the_engine(
+async def test_what_a_connection_that_was_not_made_says_of_the_engine(
     error: OSError, vanished: bool, ended: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def connect(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(aiohttp.connector.aiohappyeyeballs, "start_connection", connect)
-
-    async def main() -> Unreachable:
-        upstream = Upstream()
-        with pytest.raises(Unreachable) as told:
-            await upstream.open(RoutedEngine(0, "http://127.0.0.1:9"), "GET", "/", None, {})
-        await upstream.close()
-        return told.value
-
-    told = asyncio.run(main())
+    upstream = Upstream()
+    with pytest.raises(Unreachable) as told:
+        await upstream.open(RoutedEngine(0, "http://127.0.0.1:9"), "GET", "/", None, {})
+    await upstream.close()
+    told = told.value
     assert (told.vanished, told.ended) == (vanished, ended)
 
 

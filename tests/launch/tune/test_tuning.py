@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from functools import cache
 from typing import Any
 
 import pytest
@@ -12,23 +13,26 @@ from tests.launch.tune.test_space import MEAN
 from turbofit.core.errors import LaunchError
 from turbofit.core.process.progress import listened, under_way
 from turbofit.core.tuning import Tuning
-from turbofit.launch.tune.journal import Journal
 from turbofit.launch.tune.runner import TrialEnd
 from turbofit.launch.tune.space import choices
-from turbofit.launch.tune.tuning import Tools, TuneTask, tune
+from turbofit.launch.tune.tuning import Journal, Tools, TuneTask, tune
 from turbofit.load.result import LoadResult, Spread
 from turbofit.load.spec import LoadSpec
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
 
 REQUEST = PlanRequest(model="internvl2-2b", on="1xrtx3090", engine="turbomind")
-CHOICES = choices(REQUEST, plan(REQUEST), MEAN, 64, (0,))
 FACTS = {"model": "m", "gpus": ("c",), "driver": "1", "lmdeploy": "0.18.0", "promise": {}}
+
+
+@cache
+def every_choice() -> list[Any]:
+    return choices(REQUEST, plan(REQUEST), MEAN, 64, (0,))
 
 
 def task(**changes: Any) -> TuneTask:
     facts = {
-        "choices": CHOICES, "load": LoadSpec.of(concurrency=64, seconds=30.0), "at_once": 64,
+        "choices": every_choice(), "load": LoadSpec.of(concurrency=64, seconds=30.0), "at_once": 64,
         "goal": "throughput", "slo": {}, "time": None, "starts": 12, "facts": FACTS,
         "earlier": None,
     }  # fmt: skip
@@ -58,7 +62,7 @@ class Engines:
         self.loads: list[list[LoadSpec]] = []
 
     def plan_of(self, options: dict[str, Any]) -> Any:
-        return next(one.plan for one in CHOICES if one.options == options)
+        return next(one.plan for one in every_choice() if one.options == options)
 
     def tools(self) -> Tools:
         return Tools(self.plan_of, self.run, lambda _: None, lambda: self.now)

@@ -85,6 +85,7 @@ def serving(model: Path, folder: Path, port: int) -> Iterator[subprocess.Popen[b
 
 
 @pytest.mark.lmdeploy
+@pytest.mark.exhaustive
 def test_a_photo_kills_the_real_server(
     run: Rehearse, checkpoints: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -13,6 +13,8 @@ from turbofit.core.plan import Limits, Plan
 from turbofit.core.units import GIB, MIB
 from turbofit.core.version import __version__
 
+pytestmark = pytest.mark.slow
+
 
 def serving(plan: ClusterPlan) -> list[str]:
     return [one.name for one in plan.nodes if one.plan is not None]

@@ -115,7 +115,7 @@ def test_a_prediction_has_nothing_to_choose():
     alone=st.booleans(),
     budget=st.sampled_from([None, 10 * GIB, 24 * GIB]),
 )
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_the_least_fits_where_a_plan_does_and_takes_no_more(engine, seed, context, alone, budget):
     request = random_request(random.Random(seed), context=context)
     work = replace(request.workload, goal="throughput", queue_images=None)

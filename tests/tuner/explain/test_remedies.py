@@ -9,6 +9,8 @@ import turbofit
 from turbofit.core.machine import Holder, Machine
 from turbofit.machine.source import machine_from
 
+pytestmark = pytest.mark.slow
+
 
 def verdict(on: str = "1xrtx3090", model: str = "internvl2-8b", **asked: object) -> str:
     plan = turbofit.plan(model, on=on, **asked)

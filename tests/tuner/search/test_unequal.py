@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
+from tests.sweep import sweep
 from tests.tuner.conftest import MODELS, with_used
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan, Settings, Workload
@@ -181,7 +182,7 @@ def random_mixed(seed: int) -> ResolvedRequest:
     )
 
 
-CASES = [(name, seed) for name in LMDEPLOY for seed in range(40)]
+CASES = sweep((name, seed) for name in LMDEPLOY for seed in range(40))
 
 
 @pytest.mark.parametrize(("name", "seed"), CASES)

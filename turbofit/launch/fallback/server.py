@@ -356,8 +356,8 @@ class FallbackApp(AsgiApp):
         self._keys.check(request.headers)
         route = find_route(request.method, path)
         if route.kind == "models":
-            cards = [ModelCard(self._options.name, self._options.name)]
-            page = msgspec.json.encode(models_document(cards, route.api))
+            card = ModelCard(self._options.name, self._options.name)
+            page = msgspec.json.encode(models_document([card], request.api))
             await answer(request, send, 200, page, "application/json")
             return
         if route.kind not in self._handlers:

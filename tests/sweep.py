@@ -1,0 +1,21 @@
+"""Sweeps, of which the default check runs a part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+__all__ = ["sweep"]
+
+
+def sweep(values: Iterable[Any], every: int = 4) -> list[Any]:
+    """Parameters of a test: one of so many in the default check, all in `./scripts/check --all`."""
+    return [
+        pytest.param(
+            *(value if isinstance(value, tuple) else (value,)),
+            marks=pytest.mark.exhaustive if number % every else (),
+        )
+        for number, value in enumerate(values)
+    ]
