@@ -20,6 +20,12 @@ def test_the_engines_figures_beside_the_plans() -> None:
     assert "547,840 (forecast 544,000, +0.7%)" in tokens.text
 
 
+def test_what_is_free_beside_another_engine_is_what_the_ratio_of_that_start_is_of() -> None:
+    plan = plausible_plan()
+    free, _ = cache_beside(plan, CacheBudget(budget=17000 * MIB, free=17100 * MIB, ratio=0.994))
+    assert (free.forecast, free.actual) == (round(17000 * MIB / 0.994), 17100 * MIB)
+
+
 def test_tokens_of_a_hybrid_model_are_beside_its_states() -> None:
     plan = turbofit.predict(
         "qwen3.5-4b", on="1xrtx3090", engine="turbomind", tp=1, cache_max_entry_count=0.5

@@ -18,6 +18,8 @@ __all__ = [
 
 #: Phases whose terms are there when the cache is sized.
 BEFORE_CACHE: Final = ("before", "context", "weights")
+#: What LMDeploy's log does not show of a ratio.
+_SHOWN_RATIO: Final = 0.001
 #: The cache's region is handed out in pages of this size, aligned to it (memory/page.h).
 _PAGE: Final = 32 * MIB
 
@@ -48,8 +50,13 @@ def free_for_cache(ledger: GpuLedger) -> int:
 
 
 def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[ForecastFigure, ...]:
-    """Free memory when the cache was sized, and the cache (bytes a GPU)."""
+    """Free memory when the cache was sized, and the cache (bytes a GPU).
+
+    Beside other engines a start has a ratio of its own, of what these leave free.
+    """
     ratio = plan.settings.cache_max_entry_count
+    if abs(ratio - budget.ratio) >= _SHOWN_RATIO:
+        ratio = budget.ratio
     free = round(plan.kv.region_bytes / ratio) if ratio else 0
     return (
         _bytes("free when the cache was sized", free, budget.free),
