@@ -18,8 +18,6 @@ __all__ = [
 
 #: Phases whose terms are there when the cache is sized.
 BEFORE_CACHE: Final = ("before", "context", "weights")
-#: What LMDeploy's log does not show of a ratio.
-_SHOWN_RATIO: Final = 0.001
 #: The cache's region is handed out in pages of this size, aligned to it (memory/page.h).
 _PAGE: Final = 32 * MIB
 
@@ -50,13 +48,10 @@ def free_for_cache(ledger: GpuLedger) -> int:
 
 
 def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[ForecastFigure, ...]:
-    """Free memory when the cache was sized, and the cache (bytes a GPU).
-
-    Beside other engines a start has a ratio of its own, of what these leave free.
-    """
-    ratio = plan.settings.cache_max_entry_count
-    if abs(ratio - budget.ratio) >= _SHOWN_RATIO:
-        ratio = budget.ratio
+    """Free memory when the cache was sized, and the cache (bytes a GPU)."""
+    planned = plan.settings.cache_max_entry_count
+    # Beside other engines a start has a ratio of its own. The log shows three decimals.
+    ratio = planned if abs(planned - budget.ratio) < 0.001 else budget.ratio
     free = round(plan.kv.region_bytes / ratio) if ratio else 0
     return (
         _bytes("free when the cache was sized", free, budget.free),
