@@ -450,8 +450,9 @@ class FallbackApp(AsgiApp):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve one model through Transformers until stopped; returns the exit code."""
-    parser = argparse.ArgumentParser("turbofit-fallback", description=main.__doc__)
+    """Serve until stopped; returns the exit code."""
+    what = "Serve one model through Transformers, with one device map, on one port, until stopped."
+    parser = argparse.ArgumentParser("turbofit-fallback", description=what)
     add = parser.add_argument
     add("--model", required=True, help="a checkpoint's folder, or a hub id")
     add("--served-name", dest="name", help="what clients call it; default: --model")
