@@ -52,7 +52,7 @@ def test_a_recipe_gives_what_its_row_says(command: str, answer: str, capsys) -> 
     figures = FIGURES.findall(answer)
     assert figures
     for figure in figures:
-        assert figure in plan.verdict
+        assert figure in f"{plan.verdict}; {plan.kv.total_tokens:,} KV tokens"
     named = [name for name in ENGINES if answer.startswith(name)]
     assert all(plan.engine.name == ENGINES[name] for name in named)
     dtypes = re.findall(r"\bb?float16\b", answer)

@@ -118,8 +118,8 @@ def which(model: str | Model | None = None, **options: Any) -> Which:
     Raises:
         TurbofitError: as `plan`, where it is so of every card or model.
     """
+    from turbofit.planning.request import WhichRequest
     from turbofit.planning.which import which_cards, which_models
-    from turbofit.planning.which_request import WhichRequest
 
     request = WhichRequest.of(model="-" if model is None else model, **options)
     return which_models(request) if model is None else which_cards(request)

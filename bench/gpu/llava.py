@@ -12,8 +12,7 @@ from typing import Any
 
 from turbofit.core.model import Model, TextDims, VisionDims
 from turbofit.rehearse.checkpoint.header_only import write_header
-from turbofit.rehearse.checkpoint.kinds import kinds
-from turbofit.rehearse.checkpoint.linears import Entry
+from turbofit.rehearse.checkpoint.kinds import Entry, kinds
 from turbofit.rehearse.checkpoint.tokenizer import special_tokens, write_tokenizer
 
 __all__ = ["tensors", "write_llava"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from turbofit.core.model import Model
@@ -28,7 +29,8 @@ def requests_of(plan: Plan, *, gateway: bool) -> list[dict[str, Any]]:
         one = {"text_tokens": _TEXT, "units": [rule.grid(most)], "max_new_tokens": _NEW}
         cases.append({"name": "one image", "requests": [one]})
         gate = gate_of(plan) if gateway else None
-        cases.append({"name": "images that meet", "requests": queue(plan, rule, most, gate)})
+        met = [dataclasses.asdict(request) for request in queue(plan, rule, most, gate)]
+        cases.append({"name": "images that meet", "requests": met})
     long = {"text_tokens": min(LONG, plan.settings.session_len - _NEW), "max_new_tokens": _NEW}
     cases.append({"name": "long prompt", "requests": [long]})
     row = {"text_tokens": 16, "max_new_tokens": _NEW, "top_k": 0}

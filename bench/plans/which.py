@@ -13,9 +13,9 @@ from turbofit.core.plan import Plan
 from turbofit.core.which import Serving
 from turbofit.machine.presets import preset_names
 from turbofit.model.presets import known_presets
+from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import resolve
 from turbofit.planning.serving import far_too_large, serving
-from turbofit.planning.which_request import WhichRequest
 
 __all__ = ["compared", "timed"]
 

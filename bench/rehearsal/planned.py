@@ -28,8 +28,7 @@ from turbofit.memory.pytorch.constants import segments
 from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.model.draft_reader import read_draft
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint.draft_twin import speculative_of
-from turbofit.rehearse.checkpoint.twin import checkpoint_for
+from turbofit.rehearse.checkpoint.twin import checkpoint_for, speculative_of
 from turbofit.rehearse.planned import beside, charged, plan_document
 
 #: What a term or a peak may be over, as a share of the card. Under is never allowed.

@@ -192,7 +192,7 @@ def size_checks(row: Row, plan: Plan, seen: dict[str, Any]) -> list[Check]:
         buffers = sum(t.bytes for t in exact if t.phase == "buffers" and t.term != POOL_WARMUP)
         held = sum(t.bytes for t in exact if t.term == "kv_cache") + buffers
         pairs = [("weights", weights, terms["weights"]), ("cache", plan.kv.region_bytes, region)]
-        if terms["buffers"] is not None:  # they share a pool with the cache, so its last page
+        if "buffers" in terms:  # they share a pool with the cache, so its last page
             pairs.append(("cache and buffers", held, terms["cache"] + terms["buffers"]))
         for what, forecast, was in pairs:
             bad = abs(forecast - was) > max(MIB, EXACT * was)

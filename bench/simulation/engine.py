@@ -423,7 +423,7 @@ class SimulatedEngine:
         """Whether it does nothing more; what was due goes on within a second of the hang's end.
 
         Requests whose clients have left do not go on: the gateway counts them for ten seconds only
-        (`LEFT_SECONDS` of `gateway.routing.suspects`, which says the sign: under).
+        (`LEFT_SECONDS` of `gateway.routing.deny_list`, which says the sign: under).
         """
         return self._hung
 

@@ -246,10 +246,9 @@ class Invariants:
         if len(world.requests) != sent:
             return
         for engine in gateway.gateway.engines:
-            reserved = 0 if engine.gate is None else engine.gate.reserved
-            held = (engine.units, engine.host_bytes, engine.outstanding, reserved)
+            held = (engine.units, engine.host_bytes, engine.outstanding, engine.gate.reserved)
             if any(held):
-                world.violate(f"engine {engine.name} is held though no request is open: {held}")
+                world.violate(f"engine {engine.index} is held though no request is open: {held}")
         if gateway.gateway.admission.waiting:
             world.violate(f"{gateway.gateway.admission.waiting} wait though no request is open")
 

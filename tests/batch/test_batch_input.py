@@ -21,7 +21,7 @@ def test_the_kind_is_seen(tmp_path) -> None:
     (tmp_path / "a.CSV").write_text("prompt\n")
     assert open_input(tmp_path / "a.CSV", BatchSpec()).base == str(tmp_path)
     (tmp_path / "a.png").write_text("")
-    assert open_input(tmp_path, BatchSpec(prompt="x")).base == ""
+    assert open_input(tmp_path, BatchSpec(prompt="x")).base == str(tmp_path)
 
 
 def test_a_prompt_may_be_a_file(tmp_path) -> None:
@@ -80,7 +80,7 @@ def test_images_by_name_and_folder_by_folder(tmp_path) -> None:
     assert [one.custom_id for one in found] == ["a/1.webp", "a/2.jpeg", "b.PNG", "z.gif"]
     assert [one.number for one in found] == [1, 2, 3, 4]
     image, text = found[0].body["messages"][0]["content"]
-    assert image["image_url"]["url"] == str(tmp_path / "a" / "1.webp")
+    assert image["image_url"]["url"] == "./a/1.webp"
     assert text["text"] == "1: what is a/1.webp, 1.webp?"
     assert source.max_tokens == 512
 
@@ -92,13 +92,15 @@ def test_a_name_that_is_no_utf8_has_one_that_is(tmp_path) -> None:
         pytest.skip("this file system takes UTF-8 names only")
     (item,) = open_input(tmp_path, BatchSpec(prompt="{name}")).items()
     assert item.custom_id == "\\xff.png"
-    assert os.path.exists(item.body["messages"][0]["content"][0]["image_url"]["url"])
+    url = item.body["messages"][0]["content"][0]["image_url"]["url"]
+    assert os.path.exists(tmp_path / url)
 
 
 def test_no_prompt_and_no_image_are_said(tmp_path) -> None:
     with pytest.raises(UsageError, match="holds no image"):
         open_input(tmp_path, BatchSpec(prompt="x"))
-    with pytest.raises(UsageError, match="nothing says what to ask"):
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(UsageError, match="no --prompt says what to ask"):
         open_input(tmp_path, BatchSpec(prompt=None))
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from tests.batch.standin import StandIn, lines, write_requests
 from tests.support.processes import free_port
-from turbofit.batch.batch_job import BatchJob, BatchListener
+from turbofit.batch.batch_job import BatchJob, BatchListener, BatchProgress
 from turbofit.batch.batch_spec import BatchSpec, BatchTarget
 from turbofit.core.errors import UnservedError, UsageError
+from turbofit.core.process.progress import Step
 from turbofit.launch.engine.image import flat_png
 
 
@@ -167,3 +169,24 @@ def test_stopping_keeps_what_there_is(tmp_path) -> None:
         assert (result.answered, result.left) == (20, 1)
         server.release()
         assert run(source, output, server.url).left == 0
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_step_tells_failures_and_rate() -> None:
+    clock = Clock()
+    output = SimpleNamespace(lines=110, failed=10)
+    progress = BatchProgress(1000, output, clock)
+    progress.begin()
+    assert progress.step == Step("sending", 110, 1000, detail="10 failed")
+    clock.now += 10
+    output.lines, output.failed = 200, 11
+    assert progress.step == Step("sending", 200, 1000, detail="11 failed, 9.0/s")
+    assert (progress.left, progress.rate, progress.seconds) == (800, 9.0, 10.0)
+    progress.waiting = "waiting for the server: no connection"
+    assert progress.step.detail == "11 failed, waiting for the server: no connection"

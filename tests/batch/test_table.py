@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from turbofit.batch import table as tables
+from turbofit.batch.item import ItemError
+from turbofit.batch.request_body import BodyWriter, ImageLimits
 from turbofit.batch.table import open_table
 from turbofit.core.errors import PackageError, UsageError
 
@@ -53,10 +55,12 @@ def test_a_prompt_takes_columns_and_images_have_theirs(tmp_path) -> None:
 def test_broken_rows_are_their_failures(tmp_path) -> None:
     text = b"prompt,x\none,1\ntwo\nthree,\xff\nfour,4,5\n\nfive,5\n"
     found = list(table(tmp_path, text, prompt="{prompt} {x}").items())
-    assert [one.fault is None for one in found] == [True, False, False, False, True]
+    assert [one.fault is None for one in found] == [True, False, True, False, True]
     assert [one.number for one in found] == [1, 2, 3, 4, 5]
     assert "has 1 cells, the first 2" in found[1].fault.message
-    assert "UTF-8" in found[2].fault.message
+    writer = BodyWriter("m", replace=True, base="", limits=ImageLimits(), max_tokens=None)
+    with pytest.raises(ItemError, match="cannot be sent"):
+        writer.body(found[2])
 
 
 def test_what_csv_cannot_read_is_one_rows_failure(tmp_path, monkeypatch) -> None:

@@ -19,13 +19,13 @@ import pytest
 
 from turbofit.core.units import MIB
 from turbofit.diagnose.explain import diagnose
+from turbofit.pretend.elf import Symbols
 from turbofit.pretend.scenario import PretendGpu, Scenario
-from turbofit.pretend.symbols import Symbols
 from turbofit.pretend.timeline import PINNED, read_timeline
 from turbofit.rehearse.checkpoint.twin import write_checkpoint
 from turbofit.rehearse.engines import ADAPTERS
-from turbofit.rehearse.installed import engine_library
 from turbofit.rehearse.notes import NOT_FINISHED
+from turbofit.rehearse.packages import engine_library
 from turbofit.rehearse.run import EndedRun, run_child
 from turbofit.rehearse.spec import RehearsalCase, RehearsalRequest, Spec
 from turbofit.rehearse.turbomind.ledger import CallSites, Ledger

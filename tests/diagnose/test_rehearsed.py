@@ -19,7 +19,7 @@ from turbofit.diagnose.explain import diagnose
 from turbofit.pretend.documents import from_builtins
 from turbofit.rehearse.checkpoint.twin import write_checkpoint
 from turbofit.rehearse.document import rehearse
-from turbofit.rehearse.installed import engine_library
+from turbofit.rehearse.packages import engine_library
 from turbofit.rehearse.spec import Spec
 
 pytestmark = pytest.mark.lmdeploy

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,9 +19,10 @@ from tests.gateway.test_server import Engine, asked, config, leave_amid_a_stream
 from tests.support.gateway import CHAT, chat, plan_for
 from tests.waiting import HANG, until
 from turbofit.gateway import front as module
-from turbofit.gateway.front import Front, Node, NodeAddress, _Suspects
+from turbofit.gateway.front import Front, Node, NodeAddress, _digest, _Suspects
 from turbofit.gateway.server import make_gateway
 from turbofit.gateway.thread import GatewayThread
+from turbofit.launch.cluster.tls import client_context
 
 KEY = "run-key"
 
@@ -34,15 +38,17 @@ class World:
     def __init__(self, stack: ExitStack) -> None:
         self.stack, self.records = stack, {}
 
-    def node(self, name: str, *, key: str = KEY, **about):
+    def node(self, name: str, *, key: str = KEY, ssl_certfile=None, ssl_keyfile=None, **about):
         engine = Engine()
         engine.start()
         assert engine.ready.wait(HANG)
         self.stack.callback(lambda: engine.is_alive() and engine.stop())
         records = self.records[name] = []
         made = make_gateway(
-            plan_for(), [engine.url], config(front_keys=(KEY,)), log=records.append, overlay=False
-        )
+            plan_for(), [engine.url],
+            config(front_keys=(KEY,), ssl_certfile=ssl_certfile, ssl_keyfile=ssl_keyfile),
+            log=records.append, overlay=False,
+        )  # fmt: skip
         made.config = replace(made.config, about=made.config.about | about)
         thread = self.stack.enter_context(GatewayThread(made))
         return NodeAddress(name=name, url=thread.url, key=key), engine, thread
@@ -125,9 +131,58 @@ def test_a_node_that_ends_in_order_loses_nothing_though_nobody_told_the_front(wo
 def test_a_node_with_another_key_is_out_and_its_client_hears_nothing_of_it(world) -> None:
     first, _, _ = world.node("a", key="wrong", at_once=1000)
     second, _, _ = world.node("b")
-    _, front = world.front(first, second)
-    world.up(front, 2)
+    made, front = world.front(first, second)
+    until(lambda: made.nodes["a"].why == "it does not take the front's key", "the key to be tried")
+    world.up(front, 1)
     assert [asked(front.url, chat())[0] for _ in range(3)] == [200] * 3
+    node = made.nodes["a"]
+    node.up, node.trusts, node.capacity = True, True, 1000.0  # as where its key has changed
+    assert asked(front.url, chat())[0] == 200
+    until(lambda: not node.up, "the node to be out")
+
+
+def test_a_node_under_tls_shows_a_certificate_of_the_authority_for_its_address(
+    world, tmp_path
+) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+
+    def certificate(name: str, address: str) -> dict[str, str]:
+        files = {kind: str(tmp_path / f"{name}.{kind}") for kind in ("keyout", "out")}
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj",
+             "/CN=x", "-addext", f"subjectAltName=IP:{address}", "-keyout", files["keyout"],
+             "-out", files["out"]],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        return {"ssl_certfile": files["out"], "ssl_keyfile": files["keyout"]}
+
+    known, other = certificate("known", "127.0.0.1"), certificate("other", "10.0.0.9")
+    trusted = tmp_path / "ca"
+    trusted.write_text("".join(Path(one["ssl_certfile"]).read_text() for one in (known, other)))
+    nodes = [world.node(name, **one)[0] for name, one in (("a", known), ("b", other))]
+    environ = {"RAY_USE_TLS": "1", "RAY_TLS_CA_CERT": str(trusted)}
+    made = Front(nodes, config(), tls=client_context(environ))
+    front = world.stack.enter_context(GatewayThread(made))
+    world.up(front, 1)
+    assert asked(front.url, chat())[0] == 200
+    until(lambda: "certificate" in made.nodes["b"].why.lower(), "b to be refused")
+    stranger = Front(nodes[:1], config())
+    world.stack.enter_context(GatewayThread(stranger))
+    until(lambda: "certificate" in stranger.nodes["a"].why.lower(), "a to be refused")
+
+
+def test_a_body_is_held_until_its_answer_begins(world) -> None:
+    address, engine, _ = world.node("a")
+    made, front = world.front(address)
+    world.up(front, 1)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(asked, front.url, chat(stream=True, max_tokens=4))
+        until(lambda: engine.bodies, "the request")
+        until(lambda: not made._bodies.in_memory, "its body to be let go")
+        assert not answer.done()
+        engine.permit()
+        assert answer.result()[2].endswith(b"[DONE]\n\n")
 
 
 def dying_node(count: int) -> tuple[str, list[bytes]]:
@@ -188,10 +243,10 @@ def test_an_answer_frees_who_was_there_at_a_death(world) -> None:
 
 def test_a_suspect_has_a_node_until_it_is_answered() -> None:
     suspects = _Suspects()
-    suspects.told(b"{}", "a", answered=False)
+    suspects.told(_digest(b"{}"), "a", answered=False)
     assert suspects.node_of(b"{}") == "a"
     assert suspects.node_of(b"[]") is None
-    suspects.told(b"{}", "b", answered=True)
+    suspects.told(_digest(b"{}"), "b", answered=True)
     assert suspects.node_of(b"{}") is None
 
 
@@ -199,9 +254,9 @@ def test_a_suspect_that_does_not_come_again_is_one_for_an_hour(monkeypatch) -> N
     now = [0.0]
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     suspects = _Suspects()
-    suspects.told(b"{}", "a", answered=False)
+    suspects.told(_digest(b"{}"), "a", answered=False)
     now[0] = 1800.0
-    suspects.told(b"[]", "b", answered=False)
+    suspects.told(_digest(b"[]"), "b", answered=False)
     now[0] = 3601.0
     assert (suspects.node_of(b"{}"), suspects.node_of(b"[]")) == (None, "b")
 

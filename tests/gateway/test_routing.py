@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from tests import virtual_time
 from tests.support.gateway import CHAT, Answer, Recorder, call, chat, gateway, stream
 from tests.waiting import auntil
+from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.cost import UNSTATED, Cost
-from turbofit.gateway.limits.gate import Gate, KvCache
+from turbofit.gateway.limits.gate import UNSTATED, Cost, Gate, KvCache
 from turbofit.gateway.routing.admission import Admission
-from turbofit.gateway.routing.engines import Affinity, RoutedEngine, least_busy
-from turbofit.gateway.routing.fleet import Fleet
+from turbofit.gateway.routing.engines import Affinity, Fleet, RoutedEngine, least_busy
 from turbofit.gateway.routing.health import Monitor, healthy
 
 
@@ -31,7 +30,7 @@ def engines(count: int = 1, gate=10, host_limit=10**9) -> list[RoutedEngine]:
 
 async def test_turns_go_round_the_clients() -> None:
     found = engines()
-    door, order = Admission(found), []
+    door, order = Admission(Fleet(found)), []
 
     async def one(client: str, number: int):
         cost = Cost(units=10)
@@ -49,7 +48,7 @@ async def test_turns_go_round_the_clients() -> None:
 
 async def test_a_large_request_is_not_cache_shortfall_by_small_ones() -> None:
     found = engines()
-    door, order = Admission(found), []
+    door, order = Admission(Fleet(found)), []
 
     async def one(client, units):
         cost = Cost(units=units)
@@ -63,7 +62,7 @@ async def test_a_large_request_is_not_cache_shortfall_by_small_ones() -> None:
 
 
 async def test_the_line_has_an_end_and_a_deadline() -> None:
-    door = Admission(engines(), longest=1, seconds=0.05)
+    door = Admission(Fleet(engines()), longest=1, seconds=0.05)
     cost = Cost(units=10)
     held = await door.admit("a", cost)
     late = asyncio.ensure_future(door.admit("b", Cost(units=1)))
@@ -82,7 +81,7 @@ async def test_the_line_has_an_end_and_a_deadline() -> None:
 def test_what_no_engine_could_hold_is_refused_at_once() -> None:
     async def run(cost):
         with pytest.raises(Refusal) as caught:
-            await Admission(engines(host_limit=50)).admit("a", cost)
+            await Admission(Fleet(engines(host_limit=50))).admit("a", cost)
         return caught.value.status
 
     assert virtual_time.run(run(Cost(units=11))) == 400
@@ -97,7 +96,7 @@ def test_what_no_engine_could_hold_is_refused_at_once() -> None:
 def test_no_engine_ever_holds_more_than_its_gate(requests, count) -> None:
     async def run():
         found = engines(count)
-        door, most = Admission(found, seconds=5.0), 0
+        door, most = Admission(Fleet(found), seconds=5.0), 0
 
         async def one(units, client, leaves):
             nonlocal most
@@ -129,7 +128,7 @@ async def test_a_text_passes_images_that_wait_but_no_text_that_does() -> None:
     """The tokens that texts reserve hold up an image at the head of the line, and not for good."""
     kv = KvCache(tokens=640 + 20 * 64, longest=16 * 64, block=64)
     found = RoutedEngine(0, "http://e", gate=Gate(13, kv))
-    door, order, costs = Admission([found]), [], {}
+    door, order, costs = Admission(Fleet([found])), [], {}
 
     def ask(name: str, units: int, tokens: int) -> asyncio.Task[None]:
         async def one() -> None:
@@ -164,7 +163,7 @@ async def test_a_text_passes_images_that_wait_but_no_text_that_does() -> None:
 
 async def test_those_who_wait_are_told_when_the_last_engine_dies() -> None:
     found = engines()
-    door = Admission(found)
+    door = Admission(Fleet(found))
     await door.admit("a", Cost(units=10))
     waiting = asyncio.ensure_future(door.admit("b", Cost(units=5)))
     await asyncio.sleep(0)
@@ -178,7 +177,7 @@ async def test_those_who_wait_are_told_when_the_last_engine_dies() -> None:
 def test_the_least_busy_engine_is_next() -> None:
     found = engines(3)
     found[0].outstanding, found[1].outstanding, found[2].outstanding = 2, 1, 1
-    found[1].units = 5
+    found[1].gate.counted = 5
     assert least_busy(found).index == 2
 
 
@@ -207,8 +206,9 @@ def test_long_beginnings_stay_together_until_that_costs_too_much() -> None:
 
 def watched(found, probe, **keywords):
     changed = []
-    times = {"idle": 60.0, "stall": 60.0, "retry": 0.0, "patience": 0.05, **keywords}
-    return Monitor(found, probe, lambda: changed.append(1), **times), changed
+    times = {"stall_seconds": 60.0, "retry_seconds": 0.0, "probe_seconds": 0.05, **keywords}
+    upstream = SimpleNamespace(probe=probe)
+    return Monitor(found, upstream, GatewayConfig(**times), lambda: changed.append(1)), changed
 
 
 async def test_three_failed_probes_take_an_engine_out_and_one_success_brings_it_back() -> None:

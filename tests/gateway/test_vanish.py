@@ -19,9 +19,8 @@ from aiohttp import web
 from tests.support.gateway import CHAT, call, chat, plan_for
 from tests.waiting import HANG, auntil, until
 from turbofit.gateway.config import GatewayConfig
-from turbofit.gateway.http.sockets import engine_socket
 from turbofit.gateway.routing.engines import RoutedEngine
-from turbofit.gateway.routing.upstream import Upstream
+from turbofit.gateway.routing.upstream import Upstream, engine_socket
 from turbofit.gateway.server import make_gateway
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's options")

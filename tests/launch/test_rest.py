@@ -17,7 +17,7 @@ from tests.support.plans import plausible_plan
 from tests.support.processes import REPO, STANDIN
 from tests.waiting import HANG
 from turbofit.gateway.config import GatewayConfig
-from turbofit.gateway.routing.outage import Outage
+from turbofit.gateway.routing.engines import Outage
 from turbofit.gateway.server import make_gateway
 from turbofit.gateway.thread import GatewayThread
 from turbofit.launch.engine.engine_exit import EndedError

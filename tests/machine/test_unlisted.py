@@ -75,6 +75,8 @@ def refused(spec: str) -> UsageError:
         ("RTX 4090 Laptop GPU", "card of laptops", "rtx4090laptopgpu", 14745, None),
         ("NVIDIA GeForce RTX 2080 with Max-Q Design", "of laptops", "rtx2080with", 7372, None),
         ("rtx4080 mobile", "card of laptops", "rtx4080mobile", 11059, None),
+        ("laptop 4090", "another chip than the desktop's rtx4090", "laptop4090", 14745, None),
+        ("notebook with RTX 4060", "card of laptops", "notebookwithrtx4060", 7372, None),
         ("GRID V100DX-32C", "vGPU", "v100-32g", 30576, "NVIDIA Tesla V100"),
         ("NVIDIA A40-48Q", "vGPU", "a40", 42864, "NVIDIA A40"),
         ("A100-20C", "vGPU", "a100-pcie-40g", 19056, "NVIDIA A100"),
@@ -133,6 +135,12 @@ def test_a_profile_that_no_list_has_counts_as_the_least_of_its_name():
     assert machine.gpus[0].sm_count == 148 * 3 // 7
     assert "89% of the nominal 90 GB" in machine.warnings[0]
     assert parse_spec("a100-40g:mig=1c.3g.20gb").gpus[0].sm_count == 14
+
+
+def test_a_profile_says_which_card_it_is_of_where_the_name_leaves_that_open():
+    assert parse_spec("A100 MIG 2g.20gb").gpus[0].total == 19968 * MIB
+    assert "a100-80g:total=19968MiB" in parse_spec("A100 MIG 2g.20gb").warnings[0]
+    assert "a100-40g:total=" in parse_spec("A100 MIG 3g.20gb").warnings[0]
 
 
 @pytest.mark.parametrize(

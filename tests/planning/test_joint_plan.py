@@ -58,7 +58,7 @@ def test_caches_hold_as_many_requests_of_each_model(three: JointPlan) -> None:
 def test_one_is_said_as_one(three: JointPlan) -> None:
     assert "InternVL2-2B 1 request of 32,768 tokens" in three.verdict
     assert " 1 requests" not in three.verdict
-    assert three.verdict.endswith(" of the GPU are nobody's")
+    assert three.verdict.endswith(" of the GPU stay free")
 
 
 def test_shares_move_memory() -> None:

@@ -13,10 +13,10 @@ from turbofit.core.which import Serving, Which
 from turbofit.machine.presets import preset_names
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import known_presets, preset_model
+from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import resolve
 from turbofit.planning.serving import far_too_large, serving
 from turbofit.planning.which import COUNTS
-from turbofit.planning.which_request import WhichRequest
 
 
 @pytest.fixture(scope="module")

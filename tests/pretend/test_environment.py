@@ -9,8 +9,7 @@ from turbofit.core.errors import MachineError
 from turbofit.core.machine import Gpu, Link, Machine
 from turbofit.core.struct import NA
 from turbofit.pretend.environment import cuda_site, pretend_environment
-from turbofit.pretend.from_machine import pretend_twin
-from turbofit.pretend.scenario import MIB
+from turbofit.pretend.scenario import MIB, pretend_twin
 
 
 def test_only_the_child_is_changed() -> None:

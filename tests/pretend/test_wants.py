@@ -13,8 +13,7 @@ import pytest
 
 from turbofit.pretend.build import build, compiler, stub_source
 from turbofit.pretend.elf import dynamic_symbols, needed, needed_versions
-from turbofit.pretend.libraries import libraries_for
-from turbofit.pretend.wants import LibraryInterface, family_of, wanted_from
+from turbofit.pretend.libraries import LibraryInterface, family_of, libraries_for, wanted_from
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from turbofit.pretend.documents import from_builtins
 from turbofit.pretend.scenario import MIB
 from turbofit.rehearse.checkpoint.twin import write_checkpoint
 from turbofit.rehearse.document import rehearse
-from turbofit.rehearse.installed import engine_library
+from turbofit.rehearse.packages import engine_library
 from turbofit.rehearse.spec import Spec
 
 Rehearse = Callable[..., dict[str, Any]]
@@ -83,7 +83,6 @@ def run(checkpoints: Callable[[str], Path]) -> Rehearse:
         cases: list[dict[str, Any]] | None = None,
         card: dict[str, Any] | None = None,
         machine: dict[str, Any] | None = None,
-        staging: bool = True,
         keep: Path | None = None,
         **settings: Any,
     ) -> dict[str, Any]:
@@ -99,7 +98,6 @@ def run(checkpoints: Callable[[str], Path]) -> Rehearse:
             "model_dir": str(checkpoints(model)),
             "settings": base | settings,
             "cases": cases or [],
-            "staging": staging,
             # Only a rehearsal that hangs takes so long.
             "start_seconds": 600,
             "case_seconds": 600,

@@ -10,6 +10,7 @@ import turbofit.api
 from tests.rehearse.conftest import Rehearse, forward_pool
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
+from turbofit.model.folder import FolderFiles
 from turbofit.model.source import resolve_model
 from turbofit.pretend.scenario import MIB
 from turbofit.rehearse.checkpoint.twin import checkpoint_for, twin_of, write_model
@@ -17,7 +18,6 @@ from turbofit.rehearse.confirm import rehearse_plan
 from turbofit.rehearse.document import rehearse
 from turbofit.rehearse.planned import _lines, _told, beside, plan_spec, unanswered
 from turbofit.rehearse.spec import Spec
-from turbofit.rehearse.turbomind.headers import read_header, weight_files
 from turbofit.rehearse.turbomind.image_overlap import worst_cases
 
 
@@ -48,16 +48,17 @@ def planned() -> Plan:
 
 
 def test_worst_cases_are_named_as_the_ledgers_transients(planned: Plan) -> None:
-    cases = {case["name"]: case["requests"] for case in worst_cases(planned)}
+    cases = {case.name: case.requests for case in worst_cases(planned)}
     assert set(cases) == {t.term for t in planned.gpus[0].ledger if t.phase == "transient"}
-    assert cases["vision_request"][0]["units"] == [planned.limits.units_per_image]
-    queued = sum(sum(r["units"]) for r in cases["vision_forward"])
+    assert cases["vision_request"][0].units == (planned.limits.units_per_image,)
+    units = [unit for request in cases["vision_forward"] for unit in request.units]
+    queued = sum(unit for unit in units if isinstance(unit, int))
     # One tile less: the chunk before it ends at a block's edge.
     assert planned.limits.units_per_forward - 1 <= queued <= planned.limits.units_per_forward
     assert len(cases["sampling"]) == planned.settings.max_batch_size
-    assert cases["sampling"][0]["top_k"] == 0
+    assert cases["sampling"][0].top_k == 0
     longest = cases["text_prefill"][0]
-    assert longest["text_tokens"] + longest["max_new_tokens"] <= planned.settings.session_len
+    assert longest.text_tokens + longest.max_new_tokens <= planned.settings.session_len
 
 
 def test_what_a_rehearsal_cannot_see_is_charged_to_the_card(planned: Plan, tmp_path: Path) -> None:
@@ -125,7 +126,8 @@ def test_no_twin_of_what_is_not_known(tmp_path: Path) -> None:
             checkpoint_for(resolve_model(name), tmp_path, torch=torch)
         assert refused.value.hint.startswith(hint)
     folder = checkpoint_for(resolve_model("qwen3-8b"), tmp_path / "q")
-    assert "model.layers.0.self_attn.q_norm.weight" in read_header(weight_files(folder)[0])
+    first, *_ = sorted(path.name for path in folder.glob("*.safetensors"))
+    assert "model.layers.0.self_attn.q_norm.weight" in FolderFiles(str(folder)).header(first)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ def pool(document: dict[str, Any], phase: str, gpu: int = 0) -> float | None:
 def site(document: dict[str, Any], text: str, gpu: int = 0) -> float:
     rows = document["gpus"][gpu]["sites"]
     found = [r for r in rows if text in r["site"] and r["phase"] in ("buffers", "warm-up")]
-    return round(sum(r["live_end"] for r in found if r["kind"] != "pinned host") / MIB, 2)
+    return round(sum(r["live"] for r in found if r["kind"] != "pinned host") / MIB, 2)
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +238,7 @@ def _rows(document: dict[str, Any], gpu: int) -> dict[tuple[str, str, str], list
         phase = row["phase"] if early else "later"
         total = rows.setdefault((phase, row["kind"], row["site"]), [0, 0])
         total[0] += row["count"]
-        total[1] += row["bytes"]
+        total[1] += row["total"]
     return rows
 
 

@@ -12,16 +12,17 @@ from typing import Any
 
 import pytest
 
-from tests.rehearse.timelines import held_in
 from turbofit.cli.main import main
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.images import PatchRule, TileRule
 from turbofit.pretend.documents import dumped, loaded
 from turbofit.pretend.scenario import PretendGpu, Scenario
+from turbofit.pretend.timeline import read_timeline
+from turbofit.pretend.usage import read_usage
+from turbofit.rehearse import packages
 from turbofit.rehearse.spec import LONGEST, RehearsalCase, RehearsalRequest, Spec
-from turbofit.rehearse.torch import packages
 from turbofit.rehearse.torch.phase_recorder import Phases, read_records
-from turbofit.rehearse.torch.seen import _death, combined
+from turbofit.rehearse.torch.seen import _death, span
 from turbofit.rehearse.torch.torch_image_overlap import rehearsed_size
 
 TILES = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)
@@ -96,14 +97,18 @@ def test_what_processes_hold_together(tmp_path: Path) -> None:
         "P case x", "A 0 0 0 7 12 dd", "F dd 5",
     )  # fmt: skip
     timeline(tmp_path, 11, "K 0 200 600")  # never marked: a context and no more
-    held = held_in(tmp_path)
+    held = [read_usage(read_timeline(path)) for path in sorted(tmp_path.glob("*.timeline"))]
+
+    def together(phase: str) -> tuple[int, int]:
+        spans = [span(usage, 0, phase, order) for usage in held]
+        return sum(peak for peak, _ in spans), sum(end for _, end in spans)
+
     order = ["import", "build", "ready", "case x"]
-    assert [held[0].on(0, name, order).peak for name in order] == [0, 25, 5, 12]
-    assert combined(held, 0, "build", order).peak == 525
-    assert combined(held, 0, "build", order).end == 505
-    assert combined(held, 0, "case x", order).peak == 512
+    assert [span(held[0], 0, name, order)[0] - 300 for name in order] == [0, 25, 5, 12]
+    assert together("build") == (525, 505)
+    assert together("case x")[0] == 512
     # A phase in which a process was not marked: what it held after the one before.
-    assert held[0].on(0, "later", [*order, "later"]).end == 5
+    assert span(held[0], 0, "later", [*order, "later"])[1] == 305
 
 
 # ---------------------------------------------------------------- death

@@ -9,7 +9,7 @@ import pytest
 import turbofit
 import turbofit.api
 from turbofit.core.plan import Plan
-from turbofit.gateway.limits.cost import UNSTATED
+from turbofit.gateway.limits.gate import UNSTATED
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.rehearse.document import rehearse

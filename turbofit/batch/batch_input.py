@@ -13,14 +13,11 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec.structs import replace
 
-from turbofit.batch.batch_spec import ANSWER_TOKENS
 from turbofit.batch.item import (
     CHAT,
     BatchInput,
     BatchItem,
     ItemError,
-    PromptTemplate,
-    chat_body,
     digest_of,
 )
 from turbofit.batch.table import open_table
@@ -33,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SeenNames", "Survey", "open_input", "pending"]
 
-_IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 #: Bytes of one line: far above the largest body that the gateway takes.
 LONGEST_LINE: Final = 1 << 28
 
@@ -67,8 +63,7 @@ def open_input(path: Path, spec: BatchSpec) -> BatchInput:
         ) from None
     if is_folder:
         _refuse(spec, "image_column", "a folder has no columns")
-        return _folder(path, _prompt(spec), spec.max_tokens)
-    if path.suffix.lower() in (".csv", ".parquet"):
+    if is_folder or path.suffix.lower() in (".csv", ".parquet"):
         return open_table(path, _prompt(spec), spec.image_column, spec.max_tokens)
     for name in ("prompt", "prompt_file", "image_column"):
         _refuse(spec, name, "a JSONL file has whole requests")
@@ -91,55 +86,6 @@ def _prompt(spec: BatchSpec) -> str | None:
             f"{spec.prompt_file} cannot be read: {getattr(exc, 'strerror', None) or exc}",
             hint="name a text file in UTF-8 with the prompt",
         ) from None
-
-
-def _folder(path: Path, prompt: str | None, max_tokens: int | None) -> BatchInput:
-    """All images of a folder and the folders in it, by name; hidden ones are left out.
-
-    ``custom_id`` is the path below the folder.
-    """
-    if prompt is None:
-        raise UsageError(
-            f"{path} is a folder of images, and nothing says what to ask",
-            hint='add --prompt "Describe the image." or --prompt-file FILE',
-        )
-    template = PromptTemplate(prompt, ("name", "stem", "path"))
-    if next(_images(str(path), ""), None) is None:
-        raise UsageError(
-            f"{path} holds no image ({', '.join(_IMAGES)})", hint="name another folder"
-        )
-
-    def items() -> Iterator[BatchItem]:
-        for number, (below, file) in enumerate(_images(str(path), ""), 1):
-            # A name's bytes that are no UTF-8 are escaped.
-            custom_id = os.fsencode(below).decode("utf-8", "backslashreplace")
-            name = custom_id.rpartition("/")[2]
-            words = {"name": name, "stem": name.rpartition(".")[0], "path": custom_id}
-            text = template.fill(words)
-            digest = digest_of(f"{custom_id}\0{text}".encode(errors="surrogateescape"))
-            yield BatchItem(
-                number=number, digest=digest, custom_id=custom_id, body=chat_body(text, [file])
-            )
-
-    return BatchInput("", max_tokens or ANSWER_TOKENS, items)
-
-
-def _images(folder: str, below: str) -> Iterator[tuple[str, str]]:
-    """Path below the input and whole path of each image; memory is that of one folder's names."""
-    try:
-        with os.scandir(folder) as found:
-            names = sorted((one.name, one.is_dir(follow_symlinks=False)) for one in found)
-    except OSError as exc:
-        raise UsageError(
-            f"{folder} cannot be read: {exc.strerror or exc}", hint="allow it, or move it away"
-        ) from None
-    for name, is_folder in names:
-        if name.startswith("."):
-            continue
-        if is_folder:
-            yield from _images(os.path.join(folder, name), f"{below}{name}/")
-        elif name.lower().endswith(_IMAGES):
-            yield f"{below}{name}", os.path.join(folder, name)
 
 
 class _Named(msgspec.Struct):
@@ -277,8 +223,15 @@ class SeenNames:
         return new
 
 
-def pending(items: Iterator[BatchItem], survey: Survey) -> Iterator[BatchItem | None]:
-    """Items that have no line yet; None for each that has one.
+def pending(
+    items: Iterable[BatchItem], survey: Survey, tick: Callable[[], None] = lambda: None
+) -> Iterator[BatchItem]:
+    """Items that have no line yet.
+
+    Args:
+        items: all of the input, anew.
+        survey: of the first reading.
+        tick: as of `Survey`.
 
     Raises:
         UsageError: the input is not what it was when it was read first.
@@ -291,7 +244,10 @@ def pending(items: Iterator[BatchItem], survey: Survey) -> Iterator[BatchItem | 
         if item.custom_id is not None and not seen.add(item.custom_id) and item.fault is None:
             fault = ItemError("duplicate_custom_id", "an item before this one has the same name")
             item = replace(item, fault=fault)  # noqa: PLW2901 - the same item with its fault
-        yield None if survey.done(item.number) else item
+        if not survey.done(item.number):
+            yield item
+        elif count % _STEP == 0:
+            tick()
     if count != survey.total:
         raise _changed(f"it had {survey.total:,} items and has {count:,}")
 

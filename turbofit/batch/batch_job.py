@@ -134,7 +134,7 @@ class BatchJob:
         size = await in_thread(output.resume, survey, retry_failed=self._spec.retry_failed)
         if self._spec.in_order:
             survey.check_order()
-        progress.resume(survey.total)
+        progress.total, progress.before = survey.total, output.lines
         before = f", {progress.before:,} of which have their line" if progress.before else ""
         self._listener.say(f"{progress.total:,} items{before}")
         self._listener.resumed(size)
@@ -170,7 +170,7 @@ class BatchJob:
             )  # fmt: skip
             progress.begin()
             await BatchRun(
-                pending(self._source.items(), survey), output,
+                pending(self._source.items(), survey, self._read), output,
                 lambda item: sender.line(item, writer), self._listener.taken,
                 at_once=min(at_once, progress.left), in_order=spec.in_order,
             ).run()  # fmt: skip
@@ -232,10 +232,10 @@ class BatchResult(Struct):
 
 
 class BatchProgress:
-    """How far a run is.
+    """How far a run is: ``total`` items of the input, of which ``before`` had their line.
 
     Args:
-        total: items of the input.
+        total: of the input.
         output: counts their lines; those that it has now are of earlier runs.
         clock: seconds that only grow.
     """
@@ -244,16 +244,12 @@ class BatchProgress:
         self, total: int, output: OutputFile, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._output, self._clock = output, clock
-        self.resume(total)
+        self.total, self.before = total, output.lines
         self._began: float | None = None
         #: Answers to requests that the server says it lowered.
         self.lowered = 0
         #: Why the batch waits at this moment; empty where it goes on.
         self.waiting = ""
-
-    def resume(self, total: int) -> None:
-        """The input is read, and the output."""
-        self.total, self.before = total, self._lines
 
     def begin(self) -> None:
         """Items are sent from now on."""
@@ -264,13 +260,9 @@ class BatchProgress:
         self.waiting = why
 
     @property
-    def _lines(self) -> int:
-        return self._output.answered + self._output.failed
-
-    @property
     def left(self) -> int:
         """Items without a line."""
-        return self.total - self._lines
+        return self.total - self._output.lines
 
     @property
     def seconds(self) -> float:
@@ -280,11 +272,11 @@ class BatchProgress:
     @property
     def rate(self) -> float:
         """Items a second of this run."""
-        return (self._lines - self.before) / max(self.seconds, 1e-9)
+        return (self._output.lines - self.before) / max(self.seconds, 1e-9)
 
     @property
     def step(self) -> Step:
         """All of it for people."""
         what = self.waiting or (f"{self.rate:,.1f}/s" if self.rate else "")
         detail = f"{self._output.failed:,} failed{', ' * bool(what)}{what}"
-        return Step("sending", self._lines, self.total, detail=detail)
+        return Step("sending", self._output.lines, self.total, detail=detail)

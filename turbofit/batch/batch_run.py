@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from turbofit.batch.item import encoded
@@ -23,9 +24,8 @@ __all__ = ["BatchRun", "in_thread", "run_together"]
 
 T = TypeVar("T")
 
-#: Items that are read in one go, and those of them that had their line before.
+#: Items that are read in one go.
 _READ: Final = 16
-_SKIPPED: Final = 4096
 #: In order: so many times the items at once may one be in front of another.
 _AHEAD: Final = 8
 _SYNC_SECONDS: Final = 1.0
@@ -70,7 +70,7 @@ class BatchRun:
     """One run.
 
     Args:
-        items: what `survey.pending` gives.
+        items: what `batch_input.pending` gives.
         output: where lines go.
         ask: the line of an item; what it raises ends the run.
         at_once: items under way at a time.
@@ -80,7 +80,7 @@ class BatchRun:
 
     def __init__(
         self,
-        items: Iterator[BatchItem | None],
+        items: Iterator[BatchItem],
         output: OutputFile,
         ask: Callable[[BatchItem], Awaitable[BatchLine]],
         taken: Callable[[BatchLine], Awaitable[None]],
@@ -129,23 +129,12 @@ class BatchRun:
                 most = _AHEAD * self._at_once
                 async with self._moved:
                     await self._moved.wait_for(lambda: self._begun - self._written < most)
-            while not self._ready:
-                found = await in_thread(self._read)
-                if found is None:
-                    return None
-                self._ready.extend(found)
+            if not self._ready:
+                self._ready.extend(await in_thread(lambda: list(islice(self._items, _READ))))
+            if not self._ready:
+                return None
             self._begun += 1
             return self._begun, self._ready.popleft()
-
-    def _read(self) -> list[BatchItem] | None:
-        """Some more items, perhaps none; None at the end of the input."""
-        found: list[BatchItem] = []
-        for skipped, item in enumerate(self._items):
-            if item is not None:
-                found.append(item)
-            if len(found) == _READ or skipped == _SKIPPED:
-                return found
-        return found or None
 
     async def _write(self, line: BatchLine) -> None:
         self._output.append(encoded(line), failed=line.error is not None)

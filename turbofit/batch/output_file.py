@@ -62,6 +62,11 @@ class OutputFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def lines(self) -> int:
+        """Items that have their line."""
+        return self.answered + self.failed
+
     def resume(self, survey: Survey, *, retry_failed: bool) -> int:
         """Mark in ``survey`` what is done, cut off what is no whole line.
 

@@ -22,8 +22,8 @@ from turbofit.batch.item import ItemError
 from turbofit.batch.request_body import ImageLimits, image_sources, is_remote, local_path
 from turbofit.core.errors import LaunchError, TurbofitError, UsageError, error_from
 from turbofit.core.process.variable_names import without_options
-from turbofit.gateway.limits.cost import UNSTATED
-from turbofit.gateway.limits.reservation import most_tokens
+from turbofit.gateway.limits.gate import UNSTATED
+from turbofit.gateway.limits.ranges import most_tokens
 from turbofit.gateway.media.pictures import LARGEST_PIXELS
 from turbofit.launch.engine import guard
 from turbofit.launch.engine.launches import free_ports

@@ -1,12 +1,11 @@
-"""Rows of a CSV or Parquet file, each of which is a prompt with images or without."""
+"""Rows of a CSV or Parquet file, or images of a folder: each is a prompt with its images."""
 
 from __future__ import annotations
 
 import csv
+import os
 from base64 import b64encode
 from typing import TYPE_CHECKING, Any, Final
-
-import msgspec
 
 from turbofit.batch.batch_spec import ANSWER_TOKENS, IMAGE_COLUMN
 from turbofit.batch.item import (
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from turbofit.core.json_types import JsonObject
+
     #: A row by its columns, or why there is none.
     Row = Mapping[str, Any] | ItemError
     #: All rows with at least the columns that it is given, anew at each call.
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["open_table"]
 
 _ID: Final = "custom_id"
+_IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 _PROMPT: Final = "{prompt}"
 #: Bytes of a cell, which may be an image in base64.
 _LARGEST_CELL: Final = 1 << 28
@@ -43,10 +45,10 @@ _NO_VALUE: Final = (ArithmeticError, LookupError, NotImplementedError, TypeError
 def open_table(
     path: Path, prompt: str | None, images: tuple[str, ...], max_tokens: int | None
 ) -> BatchInput:
-    """A table: a row is an item, its number is the row's, its name in the column ``custom_id``.
+    """A row is an item, its number is the row's, its name in the column ``custom_id``.
 
     Args:
-        path: of the file; its name ends in ``.csv`` or ``.parquet``.
+        path: of the file, whose name ends in ``.csv`` or ``.parquet``, or of a folder of images.
         prompt: with columns as placeholders; None is the column ``prompt``.
         images: the columns with images; of none those that are usual.
         max_tokens: of an answer.
@@ -55,40 +57,44 @@ def open_table(
         PackageError: pyarrow is not installed.
         UsageError: it is no table, or a column is not there.
     """
-    columns, rows = (_csv if path.suffix.lower() == ".csv" else _parquet)(path)
+    is_folder = path.is_dir()
+    read = _folder if is_folder else _csv if path.suffix.lower() == ".csv" else _parquet
+    columns, rows = read(path)
     if missing := [name for name in images if name not in columns]:
         raise UsageError(
             f"there is no column {missing[0]!r}", hint=f"there are {', '.join(columns)}"
         )
-    images = images or tuple(name for name in (IMAGE_COLUMN,) if name in columns)
+    # Images of a folder have both beside their placeholders.
+    known = {*columns, *((_ID, IMAGE_COLUMN) if is_folder else ())}
+    images = images or tuple({IMAGE_COLUMN} & known)
     if prompt is None and "prompt" not in columns:
+        what = "a folder has no prompts" if is_folder else "there is no column 'prompt'"
         raise UsageError(
-            "there is no column 'prompt', and no --prompt",
+            f"{what}, and no --prompt says what to ask",
             hint=f'add --prompt "…", where {{COLUMN}} is one of {", ".join(columns)}',
         )
     template = PromptTemplate(_PROMPT if prompt is None else prompt, columns)
-    named = {_ID} & set(columns)
+    named = {_ID} & known
 
     def items() -> Iterator[BatchItem]:
         for number, row in enumerate(rows(sorted({*named, *images, *template.used})), 1):
-            name = f"row-{number}"
-            fault = row if isinstance(row, ItemError) else None
-            body: dict[str, Any] = {}
-            try:
-                if isinstance(row, ItemError):
-                    digest = digest_of(row.message.encode())
-                else:
-                    name = (named and _text(row[_ID])) or name
-                    text = template.fill({key: _text(row[key]) for key in template.used})
-                    body = chat_body(text, [url for key in images if (url := _image(row[key]))])
-                    digest = digest_of(msgspec.json.encode((name, body)))
-            except UnicodeEncodeError:
-                name, body = f"row-{number}", {}
-                fault = ItemError("bad_line", f"row {number} is not in UTF-8")
-                digest = digest_of(repr(row).encode(errors="surrogateescape"))
+            name, fault = f"row-{number}", row if isinstance(row, ItemError) else None
+            body: JsonObject = {}
+            if not isinstance(row, ItemError):
+                name = (named and _readable(_text(row[_ID]))) or name
+                text = template.fill({key: _text(row[key]) for key in template.used})
+                body = chat_body(text, [url for key in images if (url := _image(row[key]))])
+            # Text that is no UTF-8 has a digest, too; its body cannot be sent.
+            digest = digest_of(repr((name, body, str(fault))).encode())
             yield BatchItem(number=number, digest=digest, custom_id=name, body=body, fault=fault)
 
-    return BatchInput(str(path.parent), max_tokens or ANSWER_TOKENS, items)
+    base = path if is_folder else path.parent
+    return BatchInput(str(base), max_tokens or ANSWER_TOKENS, items)
+
+
+def _readable(text: str) -> str:
+    """Bytes that are no UTF-8 as escapes."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _text(value: Any) -> str:
@@ -103,6 +109,40 @@ def _image(value: Any) -> str:
     if isinstance(value, bytes):
         return f"data:image/unknown;base64,{b64encode(value).decode()}"
     return _text(value).strip()
+
+
+def _folder(path: Path) -> tuple[Sequence[str], Rows]:
+    """The images of a folder and the folders in it; ``custom_id`` is the path below it."""
+    if next(_images(str(path), ""), None) is None:
+        raise UsageError(
+            f"{path} holds no image ({', '.join(_IMAGES)})", hint="name another folder"
+        )
+
+    def rows(_used: Sequence[str]) -> Iterator[Row]:
+        for below in _images(str(path), ""):
+            shown = _readable(below)
+            name = shown.rpartition("/")[2]
+            stem = name.rpartition(".")[0]
+            yield {_ID: shown, "path": shown, "name": name, "stem": stem, "image": f"./{below}"}
+
+    return ("name", "stem", "path"), rows
+
+
+def _images(folder: str, below: str) -> Iterator[str]:
+    """Paths below the folder, by name, hidden ones left out; memory is that of one folder."""
+    try:
+        with os.scandir(os.path.join(folder, below)) as found:
+            names = sorted((one.name, one.is_dir(follow_symlinks=False)) for one in found)
+    except OSError as exc:
+        raise UsageError(
+            f"{os.path.join(folder, below)} cannot be read: {exc.strerror or exc}",
+            hint="allow it, or move it away",
+        ) from None
+    for name, is_folder in names:
+        if is_folder and not name.startswith("."):
+            yield from _images(folder, f"{below}{name}/")
+        elif name.lower().endswith(_IMAGES) and not name.startswith("."):
+            yield f"{below}{name}"
 
 
 def _csv(path: Path) -> tuple[Sequence[str], Rows]:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from click.core import ParameterSource
 
-from turbofit.cli.options.option_variables import check_names, value_of
+from turbofit.cli.options.option_variables import check_names, variable
 from turbofit.cli.terminal.output import PAGE_WIDTH, answer, progress, verbose_log
 from turbofit.cli.usage_errors import foreign_option, usage_error, with_source, without_gpu
 from turbofit.core.errors import NoGpuError, UsageError
 from turbofit.core.process.log_queue import queued_stderr
+from turbofit.core.process.variable_names import is_service_link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,8 +74,12 @@ class Option(click.Option):
         self.bare = self.is_flag or self.count or "flag_value" in attributes
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
-        """What its variable says, as click asks for it."""
-        return value_of(ctx, self) if self.allow_from_autoenv else None
+        """As click's, by the option's own name; what is empty, or Kubernetes', is not set."""
+        if ctx.auto_envvar_prefix is None or not self.allow_from_autoenv:
+            return None
+        name = variable(ctx.auto_envvar_prefix, self)
+        text = os.environ.get(name, "")
+        return None if not text.strip() or is_service_link(name, text) else text
 
 
 class Argument(click.Argument):

@@ -13,7 +13,7 @@ import turbofit
 from turbofit.cli.command import Option, split_rest
 from turbofit.cli.command_group import COMMANDS, TURBOFIT, unknown_command
 from turbofit.cli.commands.completion import COMPLETE_VARIABLE, complete
-from turbofit.cli.options.option_variables import ROOT, is_switched_on
+from turbofit.cli.options.option_variables import ROOT
 from turbofit.cli.terminal.output import UnwrittenError, complain, prepare_streams
 from turbofit.core.errors import PackageError, TurbofitError
 
@@ -100,7 +100,8 @@ def _json_by_variable(argv: Sequence[str]) -> bool:
 
     A form of the answer that is typed goes before the environment's.
     """
-    if not argv or not is_switched_on(argv[0], "json"):
+    said = os.environ.get(f"{ROOT}_{argv[0]}_JSON".upper(), "") if argv else ""
+    if said.strip().lower() not in ("true", "yes", "on", "1", "y", "t"):
         return False
     command = TURBOFIT.get_command(click.Context(TURBOFIT), argv[0])
     params = command.params if command is not None else ()

@@ -69,6 +69,7 @@ MANUAL: Final[dict[str, Manual]] = {
     "pretend": Manual(
         (
             "turbofit pretend --on 2xrtx3090 -- python train.py",
+            "turbofit pretend --on 1xrtx3090 --model internvl2-8b -- python pipeline.py",
             "turbofit pretend --on 1xl4:free=19GiB --watch -- lmdeploy serve api_server m",
         ),
         (4, 7),

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
-    "BESIDE_COMMANDS", "BEYOND", "HOW_TO_SERVE", "QUEUED", "groups_of", "indices", "on_each_gpu",
-    "option_of", "plural",
+    "BESIDE_COMMANDS", "BEYOND", "HARMLESS", "HOW_TO_SERVE", "OWN_CODE", "QUEUED", "RESERVED",
+    "groups_of", "indices", "on_each_gpu", "option_of", "plural",
 ]  # fmt: skip
 
 #: The hint where a command is about a server and there is none.
@@ -21,6 +21,13 @@ QUEUED: Final = (
 )
 BEYOND: Final = "requests beyond these limits are not planned for"
 BESIDE_COMMANDS: Final = (QUEUED, BEYOND)
+#: Notes that change nothing for who asks: the whole text alone has them.
+OWN_CODE: Final = "LMDeploy runs the checkpoint's own code for it: --trust-remote-code is set"
+RESERVED: Final = (
+    "torch keeps what it once reserved, so that nvidia-smi may show more than the peak, up to the"
+    " whole card; it uses it again, but other processes do not get it"
+)
+HARMLESS: Final = (OWN_CODE, RESERVED)
 
 
 def indices(gpus: Iterable[int]) -> str:

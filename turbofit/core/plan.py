@@ -259,6 +259,16 @@ class Throughput(Struct):
     ] = None
 
 
+class UsualImage(Struct):
+    """A forecast for requests whose images have a usual size, under the plan's own settings."""
+
+    image_size: Annotated[tuple[int, int], doc("Pixels: width, height.")]
+    image_tokens: Annotated[int, doc("Tokens of one such image.")]
+    requests_at_once: Annotated[int, doc("Requests that run at once over all groups.")]
+    requests_per_second: float
+    seconds_to_first_token: float
+
+
 class Candidate(Struct):
     """A shape that was considered; ``why_not`` is empty for the one chosen."""
 
@@ -375,6 +385,10 @@ class Plan(Struct):
         tuple[LimitCost, ...],
         doc("What common image limits leave, the largest first; empty where none can be given."),
     ] = ()
+    usual_image: Annotated[
+        UsualImage | UnsetType,
+        doc("There only where images are planned at their worst size, which is a larger one."),
+    ] = UNSET
     rehearsal: Annotated[
         Rehearsal | None,
         doc("What the engine did on pretend GPUs; null where it was not rehearsed."),

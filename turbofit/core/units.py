@@ -33,6 +33,7 @@ _LARGEST: Final = 1 << 50
 _LONGEST: Final = 24
 #: Rounded to three digits, numbers from here on have four: ``.3g`` writes an exponent.
 _FOUR_DIGITS: Final = 999.5
+_THREE_DIGITS: Final = 99.5
 
 
 def plain_number(text: str) -> str:
@@ -109,6 +110,12 @@ def mib(value: int) -> str:
 def three_digits(value: float) -> str:
     """A number for people, to three digits or more: ``0.857``, ``26.7``, ``1,134``."""
     return f"{value:.3g}" if abs(value) < _FOUR_DIGITS else f"{value:,.0f}"
+
+
+def two_digits(value: float) -> str:
+    """A forecast for people, to two digits: ``0.86``, ``2.0``, ``27``, ``1,100``."""
+    rounded = float(f"{value:.1e}")
+    return f"{rounded:#.2g}".rstrip(".") if abs(rounded) < _THREE_DIGITS else f"{rounded:,.0f}"
 
 
 def round_up(value: int, multiple: int) -> int:

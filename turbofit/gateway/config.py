@@ -58,7 +58,7 @@ class GatewayConfig(Struct):
     other and are asked how they are instead. ``shares`` are the requests that the plan counts
     on at each engine; empty where all take the same. ``pretend`` says in every answer that the
     GPUs are pretend ones. ``grammars``: XGrammar is installed beside LMDeploy. ``record_trace`` is
-    a file for a line about each answered request, see `http.trace`. ``denied`` is the file of who
+    a file for a line about each answered request, see `accesslog`. ``denied`` is the file of who
     is refused, since engines died of them; without one nothing outlives the gateway. ``names`` is
     what the engines call the model, by each name that clients may give, those of adapters among
     them; empty where every name is passed on. ``about`` is what `/health` tells of the plan.

@@ -20,22 +20,18 @@ import msgspec
 from turbofit.core.json_types import Document
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.accesslog import AccessLog
-from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
-from turbofit.gateway.http.body import Bodies
-from turbofit.gateway.http.connections import Connections, Networks
-from turbofit.gateway.http.guard import Keys, Origins
-from turbofit.gateway.http.metrics import Metrics
+from turbofit.gateway.http.asgi_app import METRICS_TYPE, AsgiApp, while_connected
 from turbofit.gateway.http.refusals import Refusal, refusal_event
 from turbofit.gateway.http.routes import find_route, is_health
 from turbofit.gateway.routing.request_context import (
     CLIENT,
     CLIENT_KEY,
+    ForwardOutcome,
     RequestContext,
     answer,
     entry,
     sent_headers,
 )  # fmt: skip
-from turbofit.gateway.routing.suspects import ForwardOutcome
 from turbofit.gateway.routing.upstream import Died, Unreachable, Upstream
 
 if TYPE_CHECKING:
@@ -61,6 +57,7 @@ _DIED: Final = b'"engine_died"'
 #: What a node says of a request that an engine died of: it died now, it waits, it is refused.
 _SUSPECTED: Final = (_DIED, b'"suspect_waits"', b'"convicted"')
 _MOST_SUSPECTS: Final = 4096
+_REFUSED: Final = "it does not take the front's key"
 #: As long as a node suspects a request.
 _SUSPECT_SECONDS: Final = 3600.0
 
@@ -83,6 +80,8 @@ class Node:
         self.up, self.why, self.outstanding, self.capacity = False, "not asked yet", 0, 1.0
         self.about: Document = {}
         self.doubted = asyncio.Event()
+        #: Whether it takes the front's key; its health page needs none.
+        self.trusts = False
 
     @property
     def load(self) -> float:
@@ -121,16 +120,13 @@ class _Suspects:
         since = time.monotonic() - _SUSPECT_SECONDS
         while self._nodes and next(iter(self._nodes.values()))[1] < since:
             del self._nodes[next(iter(self._nodes))]
-        found = self._nodes.get(sha256(body).digest()) if self._nodes and body else None
+        found = self._nodes.get(_digest(body)) if self._nodes else None
         return found[0] if found else None
 
-    def told(self, body: bytes, node: str, *, answered: bool) -> None:
+    def told(self, digest: bytes, node: str, *, answered: bool) -> None:
         """A node answered a request, or spoke of an engine's death with it."""
-        if not body or (answered and not self._nodes):
-            return
-        digest = sha256(body).digest()
         self._nodes.pop(digest, None)
-        if not answered:
+        if digest and not answered:
             self._nodes[digest] = node, time.monotonic()
             if len(self._nodes) > _MOST_SUSPECTS:
                 del self._nodes[next(iter(self._nodes))]
@@ -151,13 +147,8 @@ class Front(AsgiApp):
         source: Callable[[], Sequence[NodeAddress]] | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        super().__init__(Metrics(), Origins(config.allow_origins))
-        self.config = config
-        self.connections = Connections(
-            config.connection, Networks(config.trusted_proxies), self.metrics.count
-        )
-        self._keys = Keys(config.api_keys)
-        self._bodies, self._upstream = Bodies(_LARGEST, config), Upstream(tls=tls)
+        super().__init__(config, _LARGEST)
+        self._upstream = Upstream(tls=tls)
         self._log, self._source = log or (lambda _: None), source
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._looks: asyncio.Task[None] | None = None
@@ -223,8 +214,12 @@ class Front(AsgiApp):
                 await asyncio.wait_for(node.doubted.wait(), _LOOK_SECONDS)
 
     async def _health(self, node: Node) -> tuple[int, Document]:
-        response = await self._upstream.open(node, "GET", "/health", None, {})
-        async with response:
+        if not node.trusts:  # a path that is not there: 404 for who has the key
+            async with await self._upstream.open(node, "GET", "/", None, {}) as response:
+                if response.status == 401:
+                    raise Unreachable(_REFUSED)
+            node.trusts = True
+        async with await self._upstream.open(node, "GET", "/health", None, {}) as response:
             return response.status, msgspec.json.decode(await response.read(), type=Document)
 
     def _largest(self) -> int:
@@ -249,14 +244,19 @@ class Front(AsgiApp):
             return
         if route.method == "POST":
             request.body = await self._bodies.read(request.headers, receive, request.who)
-        size = request.bytes_in = len(request.body)
-        self._bodies.keep(size, request.who)
+        request.bytes_in = len(request.body)
+        self._bodies.keep(request.bytes_in, request.who)
         request.read = time.perf_counter()
         try:
             with while_connected(receive, request):
                 await self._to_nodes(request, send)
         finally:
-            self._bodies.keep(-size, request.who)
+            self._let_go(request)
+
+    def _let_go(self, request: RequestContext) -> None:
+        """Hold a request's body no more: it will be sent to no other node."""
+        self._bodies.keep(-len(request.body), request.who)
+        request.body = b""
 
     def _record(self, request: RequestContext) -> None:
         outcome = request.outcome or ForwardOutcome()
@@ -286,7 +286,7 @@ class Front(AsgiApp):
             except _Broke as exc:
                 why = exc
                 if broke:
-                    self._suspects.told(request.body, node.name, answered=False)
+                    self._suspects.told(_digest(request.body), node.name, answered=False)
                     break
                 broke = True
             else:
@@ -312,7 +312,8 @@ class Front(AsgiApp):
                 node, route.method, route.path, request.body or None, _sent(request)
             )
             if response.status == 401:
-                raise Unreachable("it does not take the front's key")
+                node.trusts = False
+                raise Unreachable(_REFUSED)
             if response.status == 429:
                 raise _Full(response)
             if response.content_type == "text/event-stream":
@@ -338,13 +339,15 @@ class Front(AsgiApp):
         died, content = False, response.content
         data = await content.readany()
         outcome = await self._start(response, request, send)
+        digest = _digest(request.body)
+        self._let_go(request)
         while data:
             died = died or _DIED in data
             outcome.bytes_out += len(data)
             await send({"type": "http.response.body", "body": data, "more_body": True})
             data = await content.readany()
         outcome.broken = died
-        self._suspects.told(request.body, node.name, answered=not died)
+        self._suspects.told(digest, node.name, answered=not died)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _whole(
@@ -353,7 +356,7 @@ class Front(AsgiApp):
         body = await response.read()
         suspected = response.status in (422, 503) and any(word in body for word in _SUSPECTED)
         if suspected or response.status == 200:
-            self._suspects.told(request.body, node.name, answered=not suspected)
+            self._suspects.told(_digest(request.body), node.name, answered=not suspected)
         request.out.append((b"content-length", b"%d" % len(body)))
         outcome = await self._start(response, request, send)
         outcome.bytes_out = len(body)
@@ -393,11 +396,7 @@ class Front(AsgiApp):
     async def _page(self, request: RequestContext, send: Send, kind: str) -> None:
         if kind == "health":
             page = self.health()
-            status = 200 if page["up"] else 503
-            if status == 503:
-                request.out.append((b"retry-after", b"5"))
-            body = msgspec.json.encode(page)
-            await answer(request, send, status, body, "application/json")
+            await self._answer_health(request, send, page, None if page["up"] else 5)
             return
         each = [((f"engine={node.name}",), node) for node in self.nodes.values()]
         text = self.metrics.text(
@@ -407,8 +406,7 @@ class Front(AsgiApp):
                 "engine_up": [(label, int(node.up)) for label, node in each],
             }
         )
-        kind = "text/plain; version=0.0.4; charset=utf-8"
-        await answer(request, send, 200, text.encode(), kind)
+        await answer(request, send, 200, text.encode(), METRICS_TYPE)
 
 
 class _Broke(Refusal):
@@ -425,6 +423,11 @@ class _Full(Refusal):
         told = response.headers.get("Retry-After", "")
         seconds = int(told) if told.isdigit() else 1
         super().__init__("busy:nodes", retry_after=seconds)
+
+
+def _digest(body: bytes) -> bytes:
+    """What tells requests apart; nothing for those without a body."""
+    return sha256(body).digest() if body else b""
 
 
 def _sent(request: RequestContext) -> dict[str, str]:

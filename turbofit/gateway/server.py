@@ -22,8 +22,6 @@ from turbofit.core.installation import install_command
 from turbofit.core.process.ports import open_files
 from turbofit.gateway.allocator import keep_large_blocks
 from turbofit.gateway.config import GatewayConfig, host_budget
-from turbofit.gateway.http.announce import Announce
-from turbofit.gateway.http.sockets import tcp_socket
 from turbofit.gateway.limits.request_limits import bounds_of
 
 if TYPE_CHECKING:
@@ -50,6 +48,7 @@ __all__ = [
     "run_gateway",
     "run_loop",
     "serve_gateway",
+    "tcp_socket",
 ]
 
 _BACKLOG: Final = 2048
@@ -281,6 +280,22 @@ def bind(config: GatewayConfig) -> socket.socket:
     return listener
 
 
+def tcp_socket(family: int) -> socket.socket:
+    """A TCP socket of this process.
+
+    Raises:
+        LaunchError: there is none to be had.
+    """
+    try:
+        # asyncio turns Nagle's algorithm off (40 ms an answer) only where the protocol is named.
+        return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    except OSError as exc:
+        raise LaunchError(
+            f"no socket can be made: {exc.strerror or exc}",
+            hint="raise ulimit -n, or end programs that hold sockets (ss -s)",
+        ) from None
+
+
 def _uvicorn(gateway: PublicApp, on_ready: Callable[[], None]) -> uvicorn.Server:
     """A server without signals, logs, docs or WebSockets, which never ends a request by itself.
 
@@ -296,13 +311,13 @@ def _uvicorn(gateway: PublicApp, on_ready: Callable[[], None]) -> uvicorn.Server
     config, limits = gateway.config, gateway.config.connection
     files = open_files(_OTHER_FILES + 2 * limits.connections)
     gateway.connections.lower(max(1, (files - _OTHER_FILES) // 2))
-    pretend = ((b"x-turbofit-pretend", b"1"),) if config.pretend else ()
     settings = uvicorn.Config(
-        Announce(gateway) if config.pretend else gateway,
+        gateway,
         log_config=None,
         access_log=False,
         server_header=False,
-        http=limited_protocol(limits, gateway.connections, pretend),
+        http=limited_protocol(limits, gateway.connections),
+        headers=[("x-turbofit-pretend", "1")] if config.pretend else [],
         proxy_headers=bool(config.trusted_proxies),
         forwarded_allow_ips=list(config.trusted_proxies),
         ws="none",

@@ -85,7 +85,7 @@ class GatewayThread(Generic[_App]):
         """Run ``ask(gateway)`` in the gateway's loop, and return what it returns.
 
         Args:
-            ask: e.g. ``lambda gateway: gateway.follow(table)``; what it raises is raised here.
+            ask: e.g. ``lambda gateway: gateway.rest(None)``; what it raises is raised here.
             seconds: how long to wait for it.
 
         Raises:

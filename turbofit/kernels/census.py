@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from turbofit.core.struct import Struct
-from turbofit.machine.unified import TEGRA
+from turbofit.machine.host import TEGRA
 
 __all__ = ["Census", "Count", "empty_kernels", "take_census"]
 

@@ -36,7 +36,7 @@ T = TypeVar("T")
 #: Two cards of one name are the same where their memory differs by less than this: drivers, and
 #: ECC, which takes a sixteenth of GDDR.
 _SAME_MEMORY: Final = 0.07
-_BRAND: Final = re.compile(r"\b(nvidia|geforce|tesla|quadro)\b")
+_BRAND: Final = re.compile("nvidia|geforce|tesla|quadro")
 _GIGABYTES: Final = re.compile(r"(\d)gi?b")
 #: The gigabytes that a typed name has in it: ``3080 20GB``, ``a100-80``.
 _TYPED_SIZE: Final = re.compile(r"(\d+)\s*gi?b?\b|-(\d{2,3})$", re.IGNORECASE)

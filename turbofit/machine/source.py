@@ -11,8 +11,8 @@ from turbofit.core.errors import MachineError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import NA, known
+from turbofit.machine.host import unified_memory_note
 from turbofit.machine.presets import match_preset
-from turbofit.machine.unified import unified_memory_note
 from turbofit.machine.unlisted import vgpu_of
 from turbofit.machine.visible import select
 

@@ -36,6 +36,7 @@ from turbofit.machine.presets import (
 )
 from turbofit.machine.unlisted import (
     MIG_NAME,
+    cut_card,
     least_usable,
     mig_slice,
     no_preset,
@@ -55,6 +56,10 @@ _EXAMPLE: Final = "write it like 4xrtx3090, 1xl4:free=19GiB or 4xrtx3090,nvlink=
 _COUNT: Final = re.compile(r"(?P<count>\d{1,3})\s*[x×*]\s*(?P<name>.+)", re.IGNORECASE)
 _COUNT_BEFORE: Final = re.compile(r"(?P<count>\d{1,3})\s+(?P<name>.+)")
 _COUNT_BEHIND: Final = re.compile(r"(?P<name>.+?)\s*[x×*]\s*(?P<count>\d{1,3})", re.IGNORECASE)
+#: Counts behind a colon and in words, and what may stand behind the name of several.
+_SLURM_COUNT: Final = re.compile(r"^([^:]+):\s*(\d{1,3})\s*(?=:|$)")
+_COUNT_WORDS: Final = {"one": 1, "two": 2, "dual": 2, "three": 3, "four": 4, "quad": 4, "eight": 8}
+_CARDS: Final = re.compile(r"(?<=\d)s$|(?<!laptop)\s+(?:gpus?|cards?)$", re.IGNORECASE)
 #: Between cards; the + of a MIG profile (1g.10gb+me) joins none.
 _JOINT: Final = re.compile(r"\+(?!(?:me|gfx)\b)|\s+(?:and|&)\s+", re.IGNORECASE)
 #: Any card of a size, as its maker names it; and a size that stands behind its card's name.
@@ -123,6 +128,8 @@ def parse_spec(spec: str) -> Machine:
     gpus = tuple(
         replace(card.gpu, index=index, uuid=f"preset-{index}") for index, card in enumerate(cards)
     )
+    # Nothing is known of a described host but its memory, taken as available.
+    ram: int | NaType = parse_bytes(options["ram"], what="ram") if "ram" in options else NA
     # What is pasted from nvidia-smi has UUIDs and line ends in it.
     kinds = [(name, len(list(equal))) for name, equal in groupby(gpu.name for gpu in gpus)]
     listed = " + ".join(f"{count}x {name}" if count > 1 else name for name, count in kinds)
@@ -131,7 +138,7 @@ def parse_spec(spec: str) -> Machine:
         source="preset",
         gpus=gpus,
         links=preset_links([card.preset for card in cards], nvlink=joined, p2p=peers),
-        host=_host(options.get("ram")),
+        host=Host(ram_total=ram, ram_available=ram),
         visible=tuple(range(len(cards))),
         warnings=tuple(dict.fromkeys(card.note for card in cards if card.note)),
     )
@@ -174,7 +181,7 @@ def _lines(spec: str) -> list[str]:
 def _parse_group(text: str) -> tuple[int, _Card]:
     if len(text) > _LONGEST:
         _refuse(f"{text[:40]}… is no card", _EXAMPLE)
-    head, *tail = text.split(":")
+    head, *tail = _SLURM_COUNT.sub(r"\2x\1", text).split(":")
     given = _key_values(tail, _KEYS, "key")
     count, name = _counted(head.strip(), anything="total" in given)
     if not 1 <= count <= MAX_GPUS:
@@ -187,21 +194,26 @@ def _parse_group(text: str) -> tuple[int, _Card]:
 
 def _counted(text: str, *, anything: bool) -> tuple[int, str]:
     """How many, and of what."""
+    first, space, rest = text.partition(" ")
+    text = f"{_COUNT_WORDS.get(first.lower(), first)}{space}{rest}"
+    for pattern in (_COUNT_BEHIND, _COUNT_BEFORE, _COUNT):
+        if match := pattern.fullmatch(text):
+            name = _known(match["name"])
+            if name is None and (pattern is _COUNT or (anything and pattern is _COUNT_BEFORE)):
+                name = match["name"]
+            if name is not None:
+                return int(match["count"]), name
+    return 1, _known(text) or text
 
-    def known(name: str) -> bool:
-        return bool(
-            find_preset(name)
-            or _ANY.fullmatch(name)
-            or MIG_NAME.fullmatch(name)
-            or other_card(name)
-            or unsupported_card(name)
-        )
 
-    behind, before = _COUNT_BEHIND.fullmatch(text), _COUNT_BEFORE.fullmatch(text)
-    if not (behind and known(behind["name"])):
-        behind = before if before and (anything or known(before["name"])) else None
-    match = behind or _COUNT.fullmatch(text)
-    return (int(match["count"]), match["name"]) if match else (1, text)
+def _known(name: str) -> str | None:
+    """The name of a card, without what stands behind that of several; None for no card's."""
+    for one in dict.fromkeys((name, _CARDS.sub("", name))):
+        if find_preset(one) or _ANY.fullmatch(one) or MIG_NAME.fullmatch(one):
+            return one
+        if other_card(one) or unsupported_card(one):
+            return one
+    return None
 
 
 def _card(name: str, count: int, given: dict[str, str]) -> _Card:
@@ -218,6 +230,8 @@ def _card(name: str, count: int, given: dict[str, str]) -> _Card:
     if printed and (preset := match_preset(_unused(printed["name"], int(printed["mib"]) * MIB))):
         return _Card(gpu=_of_preset(preset), preset=preset, note=None)
     key = find_preset(profile["card"] if profile else name)
+    if key and profile and assumed_note(profile["card"], 1):
+        key = cut_card(key, f"{profile['slices']}g.{profile['gb']}gb")
     if key is None and profile is None and not unsupported_card(name):
         return _any_card(name, given)
     if key is None:
@@ -357,8 +371,6 @@ def _parse_pairs(text: str, cards: list[_Card]) -> frozenset[tuple[int, int]]:
                 f"nvlink: {part.strip()} does not join two of the {len(cards)} GPUs",
                 f"GPUs are numbered from 0 to {len(cards) - 1} in the order of the SPEC",
             )
-        if (a, b) in pairs:
-            _refuse(f"nvlink: {a}-{b} is there twice", "name each pair once")
         for index in (a, b):
             preset = cards[index].preset
             if preset is None or preset.nvlink.lanes == 0:
@@ -378,12 +390,6 @@ def _parse_p2p(text: str, cards: list[_Card]) -> Literal["none", "all"]:
     if any(card.gpu.mig for card in cards):
         _refuse("p2p=all, but MIG slices have no peers", "leave p2p out")
     return "all"
-
-
-def _host(ram: str | None) -> Host:
-    """Nothing is known of a described host but the memory that was given, taken as available."""
-    size: int | NaType = NA if ram is None else parse_bytes(ram, what="ram")
-    return Host(ram_total=size, ram_available=size)
 
 
 def _refuse(cause: str, hint: str) -> NoReturn:

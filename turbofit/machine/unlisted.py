@@ -20,8 +20,8 @@ from turbofit.machine.presets import (
 )
 
 __all__ = [
-    "MIG_NAME", "OtherCard", "Slice", "UnsupportedCard", "least_usable", "mig_slice", "no_preset",
-    "other_card", "unsupported_card", "vgpu_of",
+    "MIG_NAME", "OtherCard", "Slice", "UnsupportedCard", "cut_card", "least_usable", "mig_slice",
+    "no_preset", "other_card", "unsupported_card", "vgpu_of",
 ]  # fmt: skip
 
 #: ``NVIDIA A100-SXM4-80GB MIG 3g.40gb``, as NVML names a slice; of ``1c.3g.40gb`` one of its three
@@ -37,8 +37,9 @@ _VGPU: Final = re.compile(
     r"(?P<series>[abcq])(?:me)?",
     re.IGNORECASE,
 )
+#: Words that make a card one of laptops, wherever they stand in its bare name.
 _LAPTOP: Final = re.compile(
-    r"(?P<card>.*\d.*?)(?:with)?(?:laptop(?:gpu)?|mobile|notebook|maxq(?:design)?|(?<=\d)m)"
+    r"(?:with)?(?:laptop|mobile|notebook|maxq(?:design)?)(?:gpu)?(?:with)?|(?<=\d)m$"
 )
 _SIZED: Final = re.compile(
     r"(?P<card>.*?)[\s_(-]*\b(?P<gb>\d+)\s*gi?b?\b\)?(?P<more>.*)", re.IGNORECASE
@@ -95,13 +96,11 @@ class Slice(NamedTuple):
 
 
 class OtherCard(NamedTuple):
-    """A card without a preset: what it is, its compute capability, its nominal gigabytes.
-
-    ``name`` is as a SPEC has it.
-    """
+    """A card without a preset: ``name`` in a SPEC, compute capability, nominal gigabytes."""
 
     name: str
-    what: str
+    laptop: bool
+    known: str
     capability: tuple[int, int]
     sizes: tuple[int, ...]
 
@@ -109,25 +108,30 @@ class OtherCard(NamedTuple):
 def unsupported_card(name: str) -> UnsupportedCard | None:
     """The first row that a typed name belongs to; None where there is none."""
     wanted = "".join(c for c in name.lower() if c.isalnum())
-    for row in _unsupported():
-        if any(re.fullmatch(pattern, wanted) for pattern in row.names):
-            return row
-    return None
+    of_name = (row for row in _unsupported() if re.fullmatch("|".join(row.names), wanted))
+    return next(of_name, None)
 
 
 def other_card(name: str) -> OtherCard | None:
     """What is known of a card that has no preset, by its name; None where nothing is."""
     sized = _SIZED.fullmatch(name)
     wanted = bare_name(f"{sized['card']}{sized['more']}" if sized else name)
-    laptop = _LAPTOP.fullmatch(wanted)
-    card, what = (laptop["card"], "a card of laptops") if laptop else (wanted, "a card")
+    card, laptop = _LAPTOP.subn("", wanted)
     for capability, cards in (_table().laptops if laptop else _table().cards).items():
         for known, gigabytes in cards.items():
             if bare_name(known) in (card, f"rtx{card}"):
                 major, minor = map(int, capability.split("."))
                 sizes = (int(sized["gb"]),) if sized else gigabytes
-                return OtherCard(wanted, what, (major, minor), sizes)
+                return OtherCard(wanted, bool(laptop), known, (major, minor), sizes)
     return None
+
+
+def cut_card(key: str, profile: str) -> str:
+    """The card of which a slice is, where a name leaves the card's memory open."""
+    kind = key.rpartition("-")[0]
+    cards = [card for row in _table().mig if profile in row.profiles for card in row.cards]
+    alike = (card for card in cards if kind and card.rpartition("-")[0] == kind)
+    return key if key in cards else next(alike, key)
 
 
 def mig_slice(key: str, profile: re.Match[str]) -> Slice:
@@ -232,12 +236,14 @@ def _other(name: str) -> UsageError | None:
         written = [
             f"{other.name}:total={least_usable(gb) // MIB}MiB ({gb} GB)" for gb in other.sizes
         ]
+        desk = f" of laptops, another chip than the desktop's {other.known}," * other.laptop
         return UsageError(
-            f"{name} is {other.what} of which only memory and compute capability are known",
+            f"{name} was read as a card{desk} of which only memory and compute capability are"
+            " known",
             hint=f"{' or '.join(written)} plans with these: what CUDA hands out of such cards at"
             " least",
         )
-    if _LAPTOP.fullmatch(bare_name(name)):
+    if _LAPTOP.search(bare_name(name)):
         return UsageError(
             f"{name} is a card of laptops, which is another than the one of its number",
             hint=f"write what CUDA can hand out of it: {bare_name(name)}:total=NGiB",
@@ -263,11 +269,9 @@ def _unknown(name: str) -> UsageError:
     """The nearest names, of the same size where the name has one; never all of them."""
     near = [f"{key} ({nominal_gigabytes(key)} GB)" for key in nearest_names(name)]
     guess = f"did you mean {' or '.join(near)}? " if near else ""
-    bare = bare_name(name)
-    written = bare if not guess and any(c.isdigit() for c in bare) else "NAME"
     return UsageError(
         f"no GPU preset is called {name!r}",
-        hint=f"{guess}A card without a preset is written {written}:total=24GiB, or 24GB;"
+        hint=f"{guess}A card without a preset is written NAME:total=24GiB, or 24GB;"
         f" `turbofit gpus` lists {len(preset_names())}",
     )
 

@@ -338,7 +338,7 @@ def _made(
     left = min((gpu.left for gpu in gpus), default=0)
     return JointPlan(
         fits=True,
-        verdict=f"fit together: {said}; {format_bytes(left)} of {_each(gpus)} are nobody's",
+        verdict=f"fit together: {said}; {format_bytes(left)} of {_each(gpus)} stay free",
         budgets=tuple(budgets),
         gpus=gpus,
         plans=tuple(plans),

@@ -16,7 +16,14 @@ from turbofit.core.units import parse_bytes, parse_share, plain_number
 from turbofit.core.validation import Metavar, Validated, parsed
 from turbofit.tuner.resolved_request import Margin
 
-__all__ = ["ENGINE_OPTIONS", "GROUPS", "EngineChoice", "PlanRequest", "PredictRequest"]
+__all__ = [
+    "ENGINE_OPTIONS",
+    "GROUPS",
+    "EngineChoice",
+    "PlanRequest",
+    "PredictRequest",
+    "WhichRequest",
+]
 
 EngineChoice = Literal["auto", EngineName]
 
@@ -323,4 +330,16 @@ class PredictRequest(PlanRequest, defer_build=True):  # a plan needs none
     )
     lmdeploy: Annotated[str | None, Metavar("VERSION")] = Field(
         default=None, description="LMDeploy's version (default 0.18)"
+    )
+
+
+class WhichRequest(PlanRequest, defer_build=True):
+    """A plan's request for machines, or models, that are looked for."""
+
+    images_per_second: Annotated[float | None, Field(gt=0), Metavar("RATE")] = Field(
+        default=None, description="images that the forecast of speed must reach, over all requests"
+    )
+    all_counts: bool = Field(
+        default=False,
+        description="also larger counts of a card of which fewer do; takes some seconds more",
     )

@@ -17,7 +17,7 @@ from turbofit.core.which import Serving
 from turbofit.memory.engine import Engine
 from turbofit.memory.engines import LMDEPLOY, engine_for
 from turbofit.model.families.engines import engine_problem
-from turbofit.planning.which_request import WhichRequest
+from turbofit.planning.request import WhichRequest
 from turbofit.tuner.choose import choose
 from turbofit.tuner.engine_plan import why_not
 from turbofit.tuner.explain.reasons import unkept

@@ -25,9 +25,9 @@ from turbofit.core.which import Serving, Which
 from turbofit.machine.presets import preset_names
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import known_presets, preset_model
+from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import model_of, resolve
 from turbofit.planning.serving import far_too_large, serving
-from turbofit.planning.which_request import WhichRequest
 
 __all__ = ["COUNTS", "which_cards", "which_models"]
 

@@ -19,12 +19,10 @@ from typing import Final
 
 from turbofit.core.process.log import LazyLogger
 from turbofit.pretend.errors import PretendError
-from turbofit.pretend.libraries import ACCOUNT, Library, libraries_for
-from turbofit.pretend.wants import wanted_from
+from turbofit.pretend.libraries import ACCOUNT, SOURCES, Library, libraries_for, wanted_from
 
 _LOG: Final = LazyLogger(__name__)
 
-SOURCES = Path(__file__).parent / "csrc"
 #: Raised where the folder's form changes and no source does.
 _FORM = "2"
 _FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra")

@@ -1,15 +1,22 @@
-"""The dynamic symbols of a 64-bit little-endian ELF shared library."""
+"""The dynamic symbols of a 64-bit little-endian ELF shared library, and names for its offsets."""
 
 from __future__ import annotations
 
+import bisect
 import mmap
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from turbofit.kernels.device_code import ElfSection, mapped, sections
+from turbofit.kernels.families import demangle
+
+#: Beginnings of functions that say how memory is asked for, not what for.
+PLUMBING = ("core::", "std::", "Allocator", "{anonymous}", "__", "Buffer", "?")
 
 _SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym
 _ENTRY = struct.Struct("<qQ")  # Elf64_Dyn
@@ -137,3 +144,36 @@ def _complete(library: Path) -> Iterator[None]:
         yield
     except (ValueError, struct.error, IndexError, OverflowError) as exc:
         raise ValueError(f"{library}: {exc}") from None
+
+
+class Symbols:
+    """The functions of a shared library, by offset."""
+
+    def __init__(self, library: Path) -> None:
+        found = sorted(
+            (s.offset, s.offset + s.size, s.name)
+            for s in dynamic_symbols(library)
+            if s.function and s.defined
+        )
+        self._starts = [f[0] for f in found]
+        self._ends = [f[1] for f in found]
+        self._names = [f[2] for f in found]
+
+    def name(self, offset: int) -> str:
+        """The readable name of the function at an offset, or ``?`` where it has none."""
+        at = bisect.bisect_right(self._starts, offset - 1) - 1
+        if at < 0 or offset - 1 >= self._ends[at]:
+            return "?"
+        return short_name(demangle(self._names[at]))
+
+
+@lru_cache(maxsize=8192)
+def short_name(name: str) -> str:
+    """A C++ name without its arguments, template arguments, return type and outer namespace."""
+    name = name.replace("(anonymous namespace)", "{anonymous}")
+    for pattern in (r"<[^<>]*>", r"\([^()]*\)(?: const)?(?: noexcept)?"):
+        before = ""
+        while before != name:
+            before, name = name, re.sub(pattern, "", name)
+    pieces = name.split(" [")[0].split()
+    return pieces[-1].removeprefix("turbomind::") if pieces else name

@@ -7,8 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from turbofit.pretend.libraries import ACCOUNT
-from turbofit.pretend.wants import family_of
+from turbofit.pretend.libraries import ACCOUNT, family_of
 
 __all__ = ["CHANGING", "SCENARIO", "cuda_site", "find_turbofit", "pretend_environment", "put_first"]
 

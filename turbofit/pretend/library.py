@@ -24,8 +24,6 @@ class LibraryAccount:
                 hint="unset TURBOFIT_PRETEND_LIBRARIES",
             )
         self._lib.pretend_calls.restype = ctypes.c_uint64
-        self._lib.pretend_held.restype = ctypes.c_size_t
-        self._lib.pretend_peak.restype = ctypes.c_size_t
         self._lib.pretend_pool_create.restype = ctypes.c_void_p
         self._lib.pretend_pool_threshold.argtypes = [ctypes.c_void_p, ctypes.c_uint64]
         self._lib.pretend_pool_trim.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
@@ -43,18 +41,6 @@ class LibraryAccount:
     def calls(self) -> int:
         """How many CUDA calls were made so far, by any thread."""
         return int(self._lib.pretend_calls())
-
-    def held(self, device: int) -> int:
-        """Bytes that this process holds on a card."""
-        return int(self._lib.pretend_held(device))
-
-    def peak(self, device: int) -> int:
-        """Bytes that this process held on a card at most; its context is apart."""
-        return int(self._lib.pretend_peak(device))
-
-    def site(self, text: str) -> None:
-        """Says where the newest peak came from; call it after the operation that raised it."""
-        self._lib.pretend_site(" ".join(text.split()).encode())
 
     def physical(self, device: int) -> int:
         """The machine's index of a card that this process sees; -1 where there is none."""

@@ -18,7 +18,7 @@ def report(ran: FinishedRun) -> Document:
 
     Processes that only counted the cards are left out.
     """
-    pairs = [(p, _usage_of(p, i, ran)) for i, p in enumerate(ran.shared.processes)]
+    cards = range(len(ran.scenario.gpus))
     return {
         "schema": SCHEMA,
         "pretend": NOTICE,
@@ -27,12 +27,12 @@ def report(ran: FinishedRun) -> Document:
         "signal": _signal(-ran.code) if ran.code < 0 else None,
         "seconds": ran.seconds,
         "context": ran.scenario.context,
-        "gpus": [_gpu(ran, i) for i in range(len(ran.scenario.gpus))],
-        "processes": [_process(p, u, len(ran.scenario.gpus)) for p, u in pairs if p.used],
+        "gpus": [{"gpu": index, **card_at_peak(ran, index)} for index in cards],
+        "processes": [_process(p, u, len(cards)) for p, u in _pairs(ran) if p.used],
         "pinned_peak": ran.shared.pinned_peak,
         "allocations": ran.shared.allocations,
         "pinned_allocations": ran.shared.pinned_allocations,
-        "refused": _refused(pairs),
+        "refused": newest_refusal(ran),
     }
 
 
@@ -43,17 +43,22 @@ def _signal(number: int) -> str:
         return f"signal {number}"
 
 
-def _usage_of(process: Process, index: int, ran: FinishedRun) -> Usage:
-    """The timeline of a slot: both follow the order in which processes of one pid came."""
-    earlier = sum(p.pid == process.pid for p in ran.shared.processes[:index])
-    usages = [usage for usage in ran.usages if usage.pid == process.pid]
-    return usages[earlier] if earlier < len(usages) else Usage(pid=process.pid)
+def _pairs(ran: FinishedRun) -> list[tuple[Process, Usage]]:
+    """Processes and their timelines: both follow the order in which processes of one pid came."""
+    usages: dict[int, list[Usage]] = {}
+    for usage in ran.usages:
+        usages.setdefault(usage.pid, []).append(usage)
+    left = {pid: iter(ones) for pid, ones in usages.items()}
+    return [
+        (process, next(left.get(process.pid, iter(())), Usage(pid=process.pid)))
+        for process in ran.shared.processes
+    ]
 
 
-def _gpu(ran: FinishedRun, index: int) -> dict[str, Any]:
+def card_at_peak(ran: FinishedRun, index: int) -> Document:
+    """A card, and the most that all processes held of it together."""
     gpu, peak = ran.scenario.gpus[index], ran.shared.peak[index]
     return {
-        "gpu": index,
         "name": gpu.name,
         "total": gpu.total,
         "used_by_others": gpu.used,
@@ -91,9 +96,9 @@ def _process(process: Process, usage: Usage, gpus: int) -> dict[str, Any]:
     }
 
 
-def _refused(pairs: list[tuple[Process, Usage]]) -> dict[str, Any] | None:
+def newest_refusal(ran: FinishedRun) -> Document | None:
     """The newest allocation of any process that did not fit; None: all did."""
-    refusing = [(p, u) for p, u in pairs if p.refused_at and u.refused]
+    refusing = [(p, u) for p, u in _pairs(ran) if p.refused_at and u.refused]
     if not refusing:
         return None
     process, usage = max(refusing, key=lambda pair: pair[0].refused_at)

@@ -9,7 +9,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Final
@@ -19,9 +18,8 @@ from turbofit.core.machine import Gpu, Machine
 from turbofit.core.process.log import LazyLogger
 from turbofit.pretend.build import build
 from turbofit.pretend.environment import cuda_site, pretend_environment
-from turbofit.pretend.from_machine import pretend_twin
 from turbofit.pretend.group import run_group
-from turbofit.pretend.scenario import MIB, Scenario, write_scenario
+from turbofit.pretend.scenario import MIB, Scenario, pretend_twin, write_scenario
 from turbofit.pretend.shared import SharedRecord, read_shared
 from turbofit.pretend.timeline import read_timeline, timeline_is_full
 from turbofit.pretend.usage import Usage, read_usage
@@ -115,8 +113,8 @@ def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can 
         PretendError: the pretend libraries cannot be built.
     """
     site = site_of(command, python)
-    with ExitStack() as stack:
-        folder = _kept(keep) if keep else _temporary(stack)
+    with tempfile.TemporaryDirectory(prefix="turbofit-pretend-") as temporary:
+        folder = _kept(keep) if keep else Path(temporary)
         made = prepare(scenario, folder, base, site=site)
 
         def tick() -> None:
@@ -183,10 +181,6 @@ def prepare(
 def machine_files(folder: Path) -> PreparedRun:
     """The files of a machine that was prepared in a folder."""
     return PreparedRun({}, folder / "timelines", folder / "shared")
-
-
-def _temporary(stack: ExitStack) -> Path:
-    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="turbofit-pretend-")))
 
 
 def _kept(folder: Path) -> Path:

@@ -5,10 +5,14 @@ JSON documents hold one as it is here: `turbofit.pretend.documents` reads and wr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import permutations
 from pathlib import Path
+from typing import Any
 
+from turbofit.core.errors import MachineError
+from turbofit.core.machine import Gpu, Machine
 from turbofit.kernels.installed import empty_kernels_file
 from turbofit.pretend.errors import PretendError
 
@@ -120,7 +124,7 @@ class Scenario:
             empty_kernels: by compute capability, a file that names kernels without code, one a
                 line: a launch of one ends the process. None: every kernel has code.
         """
-        lines = [f"timeline {timeline}", f"timeline_limit {self.timeline_limit}"]
+        lines = [f"timeline {timeline}"]
         lines += [f"shared {shared}"] if shared else []
         for gpu in self.gpus:
             one, block = gpu.shared_memory()
@@ -132,27 +136,12 @@ class Scenario:
             lines.append(f"empty {major} {minor} {names}")
         for index, gpu in enumerate(self.gpus):
             lines += [f"reserved {index} {gpu.reserved}"] if gpu.reserved else []
-        lines += [f"peer {a} {b}" for a, b in sorted(self._pairs())]
-        for knob in (
-            "pool_step",
-            "malloc_step",
-            "vmm_step",
-            "extra",
-            "skew",
-            "context",
-            "fail_times",
-        ):
-            lines.append(f"{knob} {getattr(self, knob)}")
-        for name in ("pinned_limit", "fail_at", "fail_pinned_at"):
-            value = getattr(self, name)
-            lines += [] if value is None else [f"{name} {value}"]
+        peers = permutations(range(len(self.gpus)), 2) if self.peers is None else self.peers
+        lines += [f"peer {a} {b}" for a, b in sorted(peers)]
+        knobs = {one.name: getattr(self, one.name) for one in fields(self)}
+        del knobs["gpus"], knobs["peers"]
+        lines += [f"{name} {value}" for name, value in knobs.items() if value is not None]
         return "\n".join(lines) + "\n"
-
-    def _pairs(self) -> Iterable[tuple[int, int]]:
-        if self.peers is not None:
-            return self.peers
-        every = range(len(self.gpus))
-        return [(a, b) for a in every for b in every if a != b]
 
 
 def write_scenario(path: Path, scenario: Scenario, timeline: str, shared: str = "") -> None:
@@ -164,3 +153,50 @@ def write_scenario(path: Path, scenario: Scenario, timeline: str, shared: str = 
     files = {one: empty_kernels_file(one) for one in capabilities}
     empty = {one: file for one, file in files.items() if file is not None}
     path.write_text(scenario.text(timeline, shared, empty), encoding="utf-8")
+
+
+def pretend_twin(machine: Machine, indices: Sequence[int]) -> Scenario:
+    """Some GPUs of a machine as pretend ones, without anything of our own on them.
+
+    Args:
+        machine: measured, or parsed from a SPEC.
+        indices: the GPUs of one replica, in the order in which CUDA would number them.
+
+    Raises:
+        MachineError: it has no such GPU, or something of one is not known.
+    """
+    gpus = {gpu.index: gpu for gpu in machine.gpus}
+    missing = [i for i in indices if i not in gpus]
+    if missing:
+        raise MachineError(f"the machine has no GPU {missing[0]}", hint=f"it has {sorted(gpus)}")
+    place = {index: position for position, index in enumerate(indices)}
+    links = [one for one in machine.links if one.peers and {one.a, one.b} <= place.keys()]
+    pairs = {(place[link.a], place[link.b]) for link in links}
+    return Scenario(
+        gpus=tuple(_gpu(gpus[i]) for i in indices),
+        peers=frozenset(pairs | {(b, a) for a, b in pairs}),
+    )
+
+
+def _gpu(gpu: Gpu) -> PretendGpu:
+    total, capability = _known(gpu, "total"), _known(gpu, "compute_capability")
+    # What CUDA calls total excludes what the driver keeps; where that cannot be read, it is all.
+    reserved = gpu.reserved if isinstance(gpu.reserved, int) else 0
+    return PretendGpu(
+        name=gpu.name,
+        total=total - reserved,
+        used=_known(gpu, "used"),
+        sm=capability,
+        sm_count=_known(gpu, "sm_count"),
+        l2=_known(gpu, "l2"),
+    )
+
+
+def _known(gpu: Gpu, field: str) -> Any:
+    value = getattr(gpu, field)
+    if not isinstance(value, (int, tuple)):
+        raise MachineError(
+            f"GPU {gpu.index} ({gpu.name}): its {field} is not known",
+            hint="a pretend machine needs it: name the card as turbofit gpus lists it",
+        )
+    return value

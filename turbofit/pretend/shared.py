@@ -111,7 +111,7 @@ def _process(slot: tuple[int, ...]) -> Process:
         started=started,
         began=began,
         refused_at=refused_at,
-        alive=state == _LIVE and _lives(pid, started),
+        alive=state == _LIVE and lives(pid, started),
         held=held[:_PINNED],
         context=context[:_PINNED],
         late=late[:_PINNED],
@@ -122,10 +122,11 @@ def _process(slot: tuple[int, ...]) -> Process:
     )
 
 
-def _lives(pid: int, started: int) -> bool:
+def lives(pid: int, started: int | None = None) -> bool:
+    """Whether a process lives, which began so many ticks after boot."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
     fields = text.rpartition(")")[2].split()
-    return len(fields) > 19 and fields[0] not in "ZX" and int(fields[19]) == started
+    return fields[0] not in "ZX" and started in (None, int(fields[19]))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from turbofit.pretend.symbols import PLUMBING, Symbols
+from turbofit.pretend.elf import PLUMBING, Symbols
 from turbofit.pretend.timeline import KINDS, PINNED, Event
 
 #: The phase before the first mark.
@@ -68,12 +68,15 @@ class Usage:
 
 def read_usage(events: Iterable[Event]) -> Usage:
     """Read a timeline; one that ends in the middle is valid too."""
-    return _Reader().read(events)
+    reader = _Reader()
+    for event in events:
+        reader.take(event)
+    return reader.usage
 
 
 class _Reader:
     def __init__(self) -> None:
-        self._usage = Usage()
+        self.usage = Usage()
         self._phase = BEFORE
         self._library = ""
         self._held: dict[int, int] = {}
@@ -81,77 +84,48 @@ class _Reader:
         # What waits for a site: peaks and refusals whose call has not come back yet.
         self._waiting: list[Peak | RefusedAllocation] = []
 
-    def read(self, events: Iterable[Event]) -> Usage:
-        handlers = {
-            "I": self._begins,
-            "N": self._command,
-            "L": self._names,
-            "K": self._context,
-            "P": self._mark,
-            "S": self._site,
-            "A": self._given,
-            "F": self._freed,
-            "R": self._resized,
-            "O": self._refused,
-            "E": self._failed,
-        }
-        for event in events:
-            if event.tag in handlers:
-                handlers[event.tag](event)
-        return self._usage
-
-    def _begins(self, event: Event) -> None:
-        self._usage.pid, self._usage.parent = event.number(0), event.number(1)
-
-    def _command(self, event: Event) -> None:
-        self._usage.command = event.fields[0]
-
-    def _names(self, event: Event) -> None:
-        self._library = event.fields[0]
-
-    def _context(self, event: Event) -> None:
-        self._usage.contexts[event.number(0)] = event.number(1)
-
-    def _mark(self, event: Event) -> None:
-        self._phase = event.fields[0]
-        for device, size in self._held.items():
-            self._hold(device, size)
-
-    def _site(self, event: Event) -> None:
-        for one in self._waiting:
-            one.site = event.fields[0]
-        self._waiting.clear()
+    def take(self, event: Event) -> None:
+        """The next event."""
+        usage, number = self.usage, event.number
+        match event.tag:
+            case "I":
+                usage.pid, usage.parent = number(0), number(1)
+            case "N":
+                usage.command = event.fields[0]
+            case "L":
+                self._library = event.fields[0]
+            case "K":
+                usage.contexts[number(0)] = number(1)
+            case "P":
+                self._phase = event.fields[0]
+                for device, size in self._held.items():
+                    self._hold(device, size)
+            case "S":
+                for one in self._waiting:
+                    one.site = event.fields[0]
+                self._waiting.clear()
+            case "A" if number(1) != PINNED:
+                self._where[event.fields[5]] = number(0)
+                self._hold(number(0), number(4), event)
+            case "F" if event.fields[0] in self._where:
+                self._hold(self._where.pop(event.fields[0]), number(1))
+            case "R":
+                self._hold(number(0), number(3))
+            case "O":
+                self._refuse(event, number(5) - number(4))
+            case "E":
+                self._refuse(event, 0, simulated=number(5))
 
     def _hold(self, device: int, size: int, event: Event | None = None) -> None:
         self._held[device] = size
-        phases = self._usage.phases.setdefault(device, {})
+        phases = self.usage.phases.setdefault(device, {})
         phases[self._phase] = max(phases.get(self._phase, 0), size)
-        self._usage.ends.setdefault(device, {})[self._phase] = size
-        peak = self._usage.peaks.setdefault(device, Peak())
+        self.usage.ends.setdefault(device, {})[self._phase] = size
+        peak = self.usage.peaks.setdefault(device, Peak())
         if size > peak.size and event is not None:
             peak.size, peak.phase, peak.site = size, self._phase, self._native(event)
             if peak not in self._waiting:
                 self._waiting.append(peak)
-
-    def _given(self, event: Event) -> None:
-        device, kind = event.number(0), event.number(1)
-        if kind != PINNED:
-            self._where[event.fields[5]] = device
-            self._hold(device, event.number(4), event)
-
-    def _freed(self, event: Event) -> None:
-        device = self._where.pop(event.fields[0], None)
-        if device is not None:
-            self._hold(device, event.number(1))
-
-    def _resized(self, event: Event) -> None:
-        self._hold(event.number(0), event.number(3))
-
-    def _refused(self, event: Event) -> None:
-        self._refuse(event, event.number(5) - event.number(4))
-
-    def _failed(self, event: Event) -> None:
-        self._refuse(event, 0, simulated=event.number(5))
 
     def _refuse(self, event: Event, short: int, *, simulated: int | None = None) -> None:
         device, kind, _, requested, left = (event.number(i) for i in range(5))
@@ -159,7 +133,7 @@ class _Reader:
         refusal = RefusedAllocation(
             device, KINDS[kind], requested, left, short, self._phase, site, simulated
         )
-        self._usage.refused.append(refusal)
+        self.usage.refused.append(refusal)
         self._waiting.append(refusal)
 
     def _native(self, event: Event) -> str | None:

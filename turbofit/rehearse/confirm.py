@@ -212,17 +212,14 @@ def _shortfall(ledger: GpuLedger) -> int:
     """Bytes by which a rehearsed GPU misses its margin; 0 or less where it keeps it."""
     body = [_seen(t) for t in ledger.ledger if t.phase != "transient"]
     pool = next((_seen(t) for t in ledger.ledger if t.term == POOL_WARMUP), 0)
-    worst = max((_larger(t) for t in ledger.ledger if t.phase == "transient"), default=0)
+    cases = [t for t in ledger.ledger if t.phase == "transient"]
+    worst = max((max(t.bytes, t.rehearsed or 0) for t in cases), default=0)
     peak = sum(body) - pool + max(pool, worst)
     return peak - (ledger.total - ledger.reserved - ledger.margin)
 
 
 def _seen(term: Term) -> int:
     return term.bytes if term.rehearsed is None else term.rehearsed
-
-
-def _larger(term: Term) -> int:
-    return max(term.bytes, term.rehearsed or 0)
 
 
 def confirmed(plan: Plan) -> Plan:

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from msgspec import convert
+
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.json_types import Document
 from turbofit.core.plan import End, Moment
@@ -24,7 +26,8 @@ from turbofit.pretend.documents import loaded
 from turbofit.pretend.run import NOTICE
 from turbofit.pretend.scenario import PretendGpu
 from turbofit.rehearse.engines import ADAPTERS
-from turbofit.rehearse.notes import NOT_FINISHED
+from turbofit.rehearse.notes import DEAD, NOT_FINISHED
+from turbofit.rehearse.packages import needs
 from turbofit.rehearse.run import KEPT, EndedRun, Seen, run_child
 from turbofit.rehearse.spec import Spec
 
@@ -58,7 +61,7 @@ def rehearse(spec: Spec, keep: Path | None = None) -> Document:
             hint="give a checkpoint folder, or make one: "
             "python -m turbofit.rehearse.checkpoint.twin",
         )
-    versions = adapter.needs(spec)
+    versions = needs(spec)
     folder = Path(tempfile.mkdtemp(prefix="turbofit-rehearsal-"))
     try:
         ended = run_child(spec, folder, adapter.environ, adapter.path_of(spec))
@@ -87,7 +90,7 @@ def report(ended: EndedRun, seen: Seen, versions: Mapping[str, str]) -> Document
         "pretend": NOTICE,
         "engine": ended.spec.engine,
         "outcome": outcome,
-        "death": None if end is None else to_builtins(end) | _more_of(seen.refused),
+        "death": None if end is None else {**(seen.refused or {}), **to_builtins(end)},
         "ended": exit_words(ended.ran.code),
         "seconds": ended.ran.seconds,
         "child_seconds": told.get("seconds", {}),
@@ -115,15 +118,10 @@ def _case(case: Mapping[str, Any], seen: Seen) -> dict[str, Any]:
     phase = f"case {case['name']}"
     return {
         **case,
-        "peak": [phases.get(phase, {}).get("peak") for phases in seen.phases],
-        "transient": [terms.get(case["name"]) for terms in seen.terms],
+        "peak": [phases.get(phase, {}).get("peak", 0) for phases in seen.phases],
+        "transient": [terms.get(case["name"], 0) for terms in seen.terms],
         "pinned": (seen.pinned or {}).get(phase, 0),
     }
-
-
-def _more_of(refused: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What only this engine tells of an allocation that did not fit."""
-    return {k: v for k, v in (refused or {}).items() if k not in End.__struct_fields__}
 
 
 def outcome_and_end(ended: EndedRun, seen: Seen) -> tuple[str, End | None]:
@@ -134,15 +132,15 @@ def outcome_and_end(ended: EndedRun, seen: Seen) -> tuple[str, End | None]:
     """
     cases = ended.notes.get("cases", [])
     unfinished = next((case["name"] for case in cases if NOT_FINISHED in case["statuses"]), None)
-    dead = any(case["statuses"].keys() & {"unavailable", "internal_error"} for case in cases)
+    dead = any(case["statuses"].keys() & DEAD for case in cases)
     served = ended.notes.get("done") and ended.ran.code == 0
     if served and unfinished is None and not dead and not ended.stopped:
         return "served", None
     end = End(kind="crash", phase=seen.phase, where=seen.where, message=seen.message)
     hang = ended.stopped or unfinished is not None
     if seen.refused is not None and ended.stopped != "stuck":
-        known = {k: v for k, v in seen.refused.items() if k in End.__struct_fields__}
-        return "out_of_memory", End(**{"message": seen.message, **known, "kind": "out_of_memory"})
+        refused = {"message": seen.message, **seen.refused, "kind": "out_of_memory"}
+        return "out_of_memory", convert(refused, End)
     if not hang:
         return "failed", end
     phase, where = seen.phase, seen.where

@@ -9,11 +9,11 @@ from typing import Final
 
 from turbofit.core.plan import Plan
 from turbofit.memory.calibrated import BUFFERS, CONTEXT
-from turbofit.pretend.documents import from_builtins
+from turbofit.rehearse import packages
 from turbofit.rehearse.run import EndedRun, Seen
 from turbofit.rehearse.spec import RehearsalCase, Spec
-from turbofit.rehearse.torch import packages, torch_image_overlap
 from turbofit.rehearse.torch import seen as torch_seen
+from turbofit.rehearse.torch import torch_image_overlap
 from turbofit.rehearse.turbomind import image_overlap
 from turbofit.rehearse.turbomind import seen as turbomind_seen
 
@@ -29,7 +29,6 @@ class Adapter:
             it returns what closes the engine, or None.
         seen: what the engine's own counters tell of an ended run, by term of the ledger.
         worst: the worst cases of a plan.
-        needs: the versions of what it runs; raises PackageError where something is missing.
         not_known: what a rehearsal of it cannot see.
         before, after: terms of the ledger that exist on a real card only: charged to the pretend
             one before free memory is read, and after.
@@ -41,7 +40,6 @@ class Adapter:
     driver: str
     seen: Callable[[EndedRun], Seen]
     worst: Callable[[Plan], tuple[RehearsalCase, ...]]
-    needs: Callable[[Spec], dict[str, str]]
     not_known: Sequence[str]
     before: tuple[str, ...]
     after: tuple[str, ...]
@@ -59,7 +57,6 @@ def _on_torch(driver: str) -> Adapter:
         driver=f"turbofit.rehearse.torch.{driver}",
         seen=torch_seen.seen,
         worst=torch_image_overlap.worst_cases,
-        needs=packages.needs,
         not_known=torch_seen.NOT_KNOWN,
         before=(),
         after=("kernel_modules", BUFFERS),
@@ -77,10 +74,7 @@ ADAPTERS: Final[Mapping[str, Adapter]] = {
     "turbomind": Adapter(
         driver="turbofit.rehearse.turbomind.drive",
         seen=turbomind_seen.seen,
-        worst=lambda plan: from_builtins(
-            image_overlap.worst_cases(plan), tuple[RehearsalCase, ...]
-        ),
-        needs=turbomind_seen.needs,
+        worst=image_overlap.worst_cases,
         not_known=turbomind_seen.NOT_KNOWN,
         before=("cuda_context", "cublas", CONTEXT),
         after=("kernel_modules", "pool_growth", BUFFERS),

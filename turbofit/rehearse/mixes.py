@@ -1,14 +1,15 @@
-"""Mixes of images, as prompts: what may bring many vision units into one forward of an engine."""
+"""The worst cases of a plan, and the mixes of images, as prompts, that may be among them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from turbofit.core.plan import Limits
+from turbofit.core.plan import Limits, Plan
+from turbofit.rehearse.spec import RehearsalCase, RehearsalRequest
 
-__all__ = ["Image", "Prompt", "PromptMaker", "let_through", "units_of_request"]
+__all__ = ["Image", "Prompt", "PromptMaker", "cases_of", "let_through", "units_of_request"]
 
 _ANY: Final = 1 << 40  # tokens
 
@@ -178,3 +179,26 @@ def let_through(limits: Limits, bound: int) -> int | None:
     """
     paid = limits.units_per_forward
     return paid if paid < bound else None
+
+
+def cases_of(
+    plan: Plan, images: Mapping[str, Sequence[RehearsalRequest]], longest: int, new: int
+) -> tuple[RehearsalCase, ...]:
+    """The worst cases of a plan, named as the ledger's transient terms.
+
+    ``vision_request``: one request with as many images as it may have. ``vision_forward``: the
+    images, equal or not, that bring most units into one forward, of what the gateway lets through
+    at once. ``text_prefill``: the longest prompt. ``sampling``: a full batch with ``top_k=0``. An
+    engine that serves one request at a time has the first and the third alone.
+
+    Args:
+        plan: what is rehearsed.
+        images: the requests of the first two, by their names.
+        longest: tokens of the longest prompt.
+        new: tokens that each request generates.
+    """
+    cases = {**images, "text_prefill": [RehearsalRequest(longest, max_new_tokens=new)]}
+    if plan.engine.of_lmdeploy:
+        row = RehearsalRequest(16, max_new_tokens=new, top_k=0)
+        cases["sampling"] = [row] * plan.settings.max_batch_size
+    return tuple(RehearsalCase(name, tuple(requests)) for name, requests in cases.items())

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from turbofit.core.json_types import Document
+from turbofit.core.errors import UsageError
+from turbofit.core.json_types import Document, Options
 
-__all__ = ["NOT_FINISHED", "Notes", "case_notes", "read_notes"]
+__all__ = ["DEAD", "NOT_FINISHED", "Notes", "engine_config", "read_notes", "replaced"]
 
-_NAME = "report.json"
+_NAME: Final = "report.json"
 #: How a request ended that did not end in time.
-NOT_FINISHED = "not finished"
+NOT_FINISHED: Final = "not finished"
+#: Ends of a request that say that the engine answers nobody any more.
+DEAD: Final = frozenset({"unavailable", "internal_error"})
 
 
 class Notes:
@@ -40,9 +44,14 @@ class Notes:
     def write(self, **values: Any) -> None:
         """Adds values and writes the file anew."""
         self.data.update(values)
-        temporary = self.folder / f"{_NAME}.new"
-        temporary.write_text(json.dumps(self.data), encoding="utf-8")
-        temporary.replace(self.folder / _NAME)
+        replaced(self.folder / _NAME, json.dumps(self.data))
+
+    def started(self, config: object, **values: Any) -> None:
+        """Notes the plain ones of the settings that an engine runs with, and begins `ready`."""
+        plain = (int, float, str, bool, list, type(None))
+        settings = {k: v for k, v in vars(config).items() if isinstance(v, plain)}
+        self.write(settings=settings, **values)
+        self.enter("ready")
 
     def enter(self, phase: str) -> None:
         """Begins a phase, and notes the seconds since the child's start."""
@@ -50,6 +59,32 @@ class Notes:
         self.data["seconds"][phase] = round(time.monotonic() - self._start, 3)
         self.begin(phase)
         self.write(phase=phase)
+
+    def case(
+        self,
+        name: str,
+        tokens: Sequence[int],
+        begun: float,
+        statuses: Sequence[str],
+        words: str = "",
+        **more: Any,
+    ) -> bool:
+        """Notes how a case ended; returns whether the engine takes another one.
+
+        Args:
+            name: of the case.
+            tokens: prompt tokens of its requests.
+            begun: when it began, on the monotonic clock.
+            statuses: how its requests ended.
+            words: an error's.
+            more: what only one engine tells.
+        """
+        counts = {status: statuses.count(status) for status in sorted(set(statuses))}
+        seconds = round(time.monotonic() - begun, 3)
+        case = {"name": name, "tokens": list(tokens), "seconds": seconds, "statuses": counts}
+        self.data["cases"].append({**case, "words": words, **more})
+        self.write()
+        return not counts.keys() & {NOT_FINISHED, *DEAD}
 
     def error(self, error: BaseException) -> None:
         """Notes what ended it, in which phase, and which lines led there, outermost first."""
@@ -73,17 +108,26 @@ class Notes:
         self.write(done=True, peak_rss=int(peak.split()[1]) * 1024)
 
 
-def case_notes(
-    name: str, tokens: list[int], seconds: float, statuses: list[str], words: str = ""
-) -> Document:
-    """What is told of a case: prompt tokens and ends of its requests, an error's words."""
-    return {
-        "name": name,
-        "tokens": tokens,
-        "seconds": round(seconds, 3),
-        "statuses": {status: statuses.count(status) for status in sorted(set(statuses))},
-        "words": words,
-    }
+def engine_config(kind: Any, settings: Options) -> Any:
+    """LMDeploy's configuration of an engine.
+
+    Raises:
+        UsageError: it has no such field: LMDeploy would not say so.
+    """
+    unknown = sorted(settings.keys() - {field.name for field in dataclasses.fields(kind)})
+    if unknown:
+        raise UsageError(
+            f"LMDeploy's {kind.__name__} has no field {', '.join(unknown)}",
+            hint="give fields of the installed LMDeploy's engine configuration",
+        )
+    return kind(**settings)
+
+
+def replaced(path: Path, text: str) -> None:
+    """Writes a file that is whole at every moment; unlike `write_atomic` not to outlive a crash."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def read_notes(folder: Path) -> Document:

@@ -14,24 +14,19 @@ from turbofit.core.json_types import Document, Options
 from turbofit.core.plan import (
     End,
     GpuLedger,
-    Moment,
     Plan,
     Rehearsal,
-    RehearsedCache,
-    RehearsedCase,
     RehearsedTogether,
     Term,
 )
 from turbofit.memory.pytorch.constants import environment
 from turbofit.memory.shared_terms import POOL_WARMUP
-from turbofit.pretend.from_machine import pretend_twin
-from turbofit.pretend.scenario import Scenario
-from turbofit.rehearse.checkpoint.draft_twin import speculative_of
-from turbofit.rehearse.checkpoint.twin import checkpoint_for
+from turbofit.pretend.scenario import Scenario, pretend_twin
+from turbofit.rehearse.checkpoint.twin import checkpoint_for, speculative_of
 from turbofit.rehearse.document import rehearse
 from turbofit.rehearse.engines import ADAPTERS
+from turbofit.rehearse.packages import need_kernels
 from turbofit.rehearse.spec import Spec
-from turbofit.rehearse.torch.packages import need_kernels
 from turbofit.rehearse.torch.torch_image_overlap import limited
 
 __all__ = [
@@ -52,32 +47,16 @@ def rehearsed_group(plan: Plan, group: int = 0, keep: Path | None = None) -> Pla
         UsageError: only the model's own checkpoint would do, and it is not on disk.
     """
     document = plan_document(plan, group, keep)
-    outcome, death = document["outcome"], convert(document["death"], End | None)
-    refused = unanswered(plan, document) if outcome == "served" else None
+    versions = document["versions"]
+    version = versions.get("lmdeploy") or versions.get(plan.engine.name, "")
+    rehearsal = convert(document | {"engine_version": version}, Rehearsal)
+    if rehearsal.outcome != "served":
+        return replace(plan, rehearsal=rehearsal)
+    refused = unanswered(plan, document)
     if refused is not None:
-        outcome, death = "failed", refused
-    rehearsal = Rehearsal(
-        outcome=outcome,
-        seconds=document["seconds"],
-        engine_version=document["versions"].get("lmdeploy")
-        or document["versions"].get(plan.engine.name, ""),
-        cases=tuple(
-            RehearsedCase(
-                name=case["name"],
-                peak=tuple(size or 0 for size in case["peak"]),
-                transient=tuple(size or 0 for size in case["transient"]),
-                pinned=case["pinned"],
-            )
-            for case in document["cases"]
-        ),
-        cache=convert(document["cache"], RehearsedCache),
-        death=death,
-        not_known=tuple(document["not_known"]),
-        timeline=convert(document["timeline"], tuple[Moment, ...]),
-        together=_together(plan, document, group) if outcome == "served" else (),
-    )
-    gpus = beside(plan, document, group) if outcome == "served" else plan.gpus
-    return replace(plan, gpus=gpus, rehearsal=rehearsal)
+        return replace(plan, rehearsal=replace(rehearsal, outcome="failed", death=refused))
+    rehearsal = replace(rehearsal, together=_together(plan, document, group))
+    return replace(plan, gpus=beside(plan, document, group), rehearsal=rehearsal)
 
 
 def plan_document(plan: Plan, group: int = 0, keep: Path | None = None) -> Document:

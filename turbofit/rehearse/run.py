@@ -66,11 +66,6 @@ class EndedRun:
     stopped: str
     folder: Path
 
-    @property
-    def timelines(self) -> Path:
-        """The folder of what each process wrote."""
-        return self.folder / "pretend" / "timelines"
-
 
 @dataclass
 class Seen:

@@ -28,7 +28,6 @@ class RehearsalRequest:
         sizes: for an engine on torch, (width, height) of each image, pixels.
         max_new_tokens: tokens to generate.
         top_k: sampling; 0 samples over the whole vocabulary.
-        output_logits: None, "all" or "generation" (TurboMind).
         lead: of ``text_tokens`` those before the images; None is half of them (TurboMind).
         images: requests of one number have the same images (a prefix cache finds them again);
             None: like no other's.
@@ -39,7 +38,6 @@ class RehearsalRequest:
     sizes: tuple[tuple[int, int], ...] = ()
     max_new_tokens: int = 4
     top_k: int = 1
-    output_logits: str | None = None
     lead: int | None = None
     images: int | None = None
 
@@ -63,7 +61,6 @@ class Spec:
         settings: fields of LMDeploy's engine configuration; for Transformers ``dtype`` and
             ``device_map``.
         cases: run in this order, each after the last has come to rest.
-        staging: charge the first card with what loading stages, where torch cannot (TurboMind).
         start_seconds, case_seconds: how long the engine may do nothing before it counts as a hang.
         environ: variables that the engine is started with.
         speculative: fields of LMDeploy's SpeculativeConfig; empty where nothing drafts.
@@ -74,7 +71,6 @@ class Spec:
     engine: str = "turbomind"
     settings: Mapping[str, Any] = field(default_factory=dict)
     cases: tuple[RehearsalCase, ...] = ()
-    staging: bool = True
     start_seconds: float = 300.0
     case_seconds: float = 120.0
     environ: Mapping[str, str] = field(default_factory=dict)

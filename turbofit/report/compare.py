@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from msgspec.structs import replace
@@ -16,7 +17,7 @@ from turbofit.report.views.plan.per_engine_settings import settings_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from turbofit.core.plan import GpuLedger, Plan
+    from turbofit.core.plan import Plan
     from turbofit.report.painters.document import Block
     from turbofit.report.stored_documents import StoredPlan
 
@@ -40,8 +41,8 @@ _LIMITS: Final = (
     "max_dynamic_patch", "max_pixels_per_image", "images_per_request", "units_per_image",
     "units_per_request", "units_per_forward", "image_tokens_per_request", "n",
 )  # fmt: skip
-#: Facts that are texts.
-_TEXTS: Final = ("engine", "groups", "goal", "rehearsal")
+#: What a GPU's ledger comes to.
+_SUMS: Final = ("total", "used", "steady", "load_peak", "peak", "headroom", "margin")
 
 Unit = Literal["text", "number", "bytes"]
 
@@ -86,16 +87,24 @@ class Comparison(Struct):
 
 def compare(a: StoredPlan, b: StoredPlan) -> Comparison:
     """All facts by which two plans can differ."""
-    plans = a.plan, b.plan
-    limits = ({name: getattr(plan.limits, name) for name in _LIMITS} for plan in plans)
-    rows = (
-        *_rows("Shape", map(_shape, plans)),
-        *_settings(*plans),
-        *_rows("What it holds", map(_holds, plans)),
-        *_rows("Limits", limits),
-        *_ledgers(*plans),
-    )
-    return Comparison(a=_side(a), b=_side(b), rows=rows)
+    by_group = bool(a.plan.by_group or b.plan.by_group)
+    left, right = (_facts(saved.plan, by_group=by_group) for saved in (a, b))
+    rows = []
+    # GPUs of the same index face each other, behind all else.
+    for section in sorted(
+        {**left, **right},
+        key=lambda name: name.startswith(_GPU) and 1 + int(name.removeprefix(_GPU)),
+    ):
+        one, other = left.get(section, {}), right.get(section, {})
+        for what in dict.fromkeys((*one, *other)):
+            values = one.get(what), other.get(what)
+            unit: Unit = "bytes" if section.startswith(_GPU) else "number"
+            if any(isinstance(value, str) for value in values):
+                unit = "text"
+            rows.append(
+                ComparedRow(section=section, what=what, a=values[0], b=values[1], unit=unit)
+            )
+    return Comparison(a=_side(a), b=_side(b), rows=tuple(rows))
 
 
 def compare_blocks(found: Comparison) -> list[Block]:
@@ -198,70 +207,45 @@ def _side(saved: StoredPlan) -> ComparedSide:
     )
 
 
-def _rows(
-    section: str, sides: Iterable[dict[str, Any]], unit: Unit = "number"
-) -> Iterator[ComparedRow]:
-    """A row of each fact that one of them has."""
-    a, b = sides
-    for what in dict.fromkeys((*a, *b)):
-        fact = unit if what not in _TEXTS else "text"
-        yield ComparedRow(section=section, what=what, a=a.get(what), b=b.get(what), unit=fact)
-
-
-def _shape(plan: Plan) -> dict[str, Any]:
-    return {
-        "engine": f"{plan.engine.name} {plan.engine.version}",
-        "tp": plan.parallel.tp,
-        "replicas": plan.parallel.replicas,
-        "groups": groups_of(plan.parallel.groups),
-        "goal": plan.workload.goal,
-        "images a request": plan.workload.images,
-        "concurrency": plan.requests_at_once,
-        "images queued": "yes" if plan.workload.queue_images else "no",
-    }
-
-
-def _settings(a: Plan, b: Plan) -> Iterator[ComparedRow]:
-    """Those of each engine, where engines of one of them have their own."""
-    by_group = bool(a.by_group or b.by_group)
-    for number in range(max(len(a.parallel.groups), len(b.parallel.groups)) if by_group else 1):
-        engine = f", engine {number}" if by_group else ""
-        sides = [
-            {f"{name}{engine}": value for name, value in settings_of(plan.of_group(number)).items()}
-            if number < max(1, len(plan.parallel.groups))
-            else {}
-            for plan in (a, b)
-        ]
-        yield from _rows("Settings", sides, "text")
-
-
-def _holds(plan: Plan) -> dict[str, Any]:
+def _facts(plan: Plan, *, by_group: bool) -> dict[str, dict[str, Any]]:
+    """Facts by their sections; ``by_group``: the settings are told of each engine."""
     room, speed = capacity(plan), plan.throughput
-    return {
-        "KV tokens": plan.kv.total_tokens,
-        "KV tokens a group": plan.kv.tokens,
-        "longest request, tokens": plan.kv.longest_request_tokens,
-        "images of the worst size": room.images,
-        "users, a worst request each": room.users[0].held if room.users else None,
-        "output tokens/s (forecast)": speed and round(speed.output_tokens_per_second, 3),
-        "requests/s (forecast)": speed and round(speed.requests_per_second, 3),
-        "rehearsal": plan.rehearsal and plan.rehearsal.outcome,
+    groups = range(max(1, len(plan.parallel.groups)) if by_group else 1)
+    found: dict[str, dict[str, Any]] = {
+        "Shape": {
+            "engine": f"{plan.engine.name} {plan.engine.version}",
+            "tp": plan.parallel.tp,
+            "replicas": plan.parallel.replicas,
+            "groups": groups_of(plan.parallel.groups),
+            "goal": plan.workload.goal,
+            "images a request": plan.workload.images,
+            "concurrency": plan.requests_at_once,
+            "images queued": "yes" if plan.workload.queue_images else "no",
+        },
+        "Settings": {
+            f"{name}, engine {number}" if by_group else name: value
+            for number in groups
+            for name, value in settings_of(plan.of_group(number)).items()
+        },
+        "What it holds": {
+            "KV tokens": plan.kv.total_tokens,
+            "KV tokens a group": plan.kv.tokens,
+            "longest request, tokens": plan.kv.longest_request_tokens,
+            "images of the worst size": room.images,
+            "users, a worst request each": room.users[0].held if room.users else None,
+            "output tokens/s (forecast)": speed and round(speed.output_tokens_per_second, 3),
+            "requests/s (forecast)": speed and round(speed.requests_per_second, 3),
+            "rehearsal": plan.rehearsal and plan.rehearsal.outcome,
+        },
+        "Limits": {name: getattr(plan.limits, name) for name in _LIMITS},
     }
-
-
-def _ledgers(a: Plan, b: Plan) -> Iterator[ComparedRow]:
-    """Term by term of each GPU that either plan uses; GPUs of the same index face each other."""
-    left, right = ({gpu.index: _terms(gpu) for gpu in plan.gpus} for plan in (a, b))
-    for index in sorted({*left, *right}):
-        yield from _rows(f"{_GPU}{index}", (left.get(index, {}), right.get(index, {})), "bytes")
-
-
-def _terms(gpu: GpuLedger) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for term in gpu.ledger:
-        found[term.term] = found.get(term.term, 0) + term.bytes
-    sums = ("total", "used", "steady", "load_peak", "peak", "headroom", "margin")
-    return {**found, **{f"= {name}": getattr(gpu, name) for name in sums}}
+    for gpu in plan.gpus:
+        terms = Counter[str]()
+        for term in gpu.ledger:
+            terms[term.term] += term.bytes
+        sums = {f"= {name}": getattr(gpu, name) for name in _SUMS}
+        found[f"{_GPU}{gpu.index}"] = {**terms, **sums}
+    return found
 
 
 def _text(value: str | float | None, row: ComparedRow) -> str:

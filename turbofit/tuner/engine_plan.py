@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from turbofit.core.footprint import Footprint
-from turbofit.core.messages import BEYOND, QUEUED
+from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED
 from turbofit.core.plan import Candidate, Plan, may_evict
 from turbofit.memory.engine import Engine
 from turbofit.memory.known_bad import known_problems
@@ -21,7 +21,14 @@ from turbofit.tuner.explain.plan_document import (
     group_words,
     verdict_of,
 )
-from turbofit.tuner.explain.reasons import beyond_model, limit_costs, reasons, unkept, why_rejected
+from turbofit.tuner.explain.reasons import (
+    beyond_model,
+    limit_costs,
+    reasons,
+    unkept,
+    usual_image,
+    why_rejected,
+)
 from turbofit.tuner.explain.remedies import Remedies, remedies, speed_remedies
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of
 from turbofit.tuner.search.candidates import explain
@@ -86,6 +93,7 @@ def plan_of(fit: EngineFit) -> Plan:
         warnings=(*made.warnings, *_warnings(fit)),
         remedies=tuple(speed_remedies(fit)) if fit.fits else helps.remedies,
         limit_costs=tuple(limit_costs(request, best, fit.engine)) if fit.fits else (),
+        usual_image=usual_image(fit) if fit.fits else UNSET,
         footprint=footprint,
     )
 
@@ -142,7 +150,7 @@ def _warnings(fit: EngineFit) -> Iterator[str]:
     if best.fits:
         yield from _of_fitting(fit)
     if request.model.needs_remote_code:
-        yield "LMDeploy runs the checkpoint's own code for it: --trust-remote-code is set"
+        yield OWN_CODE
 
 
 def _of_fitting(fit: EngineFit) -> Iterator[str]:

@@ -52,4 +52,4 @@ def test_exit_codes(tmp_path, capsys) -> None:
     assert main(["batch", str(source), out, "--url", "http://x", "--tp", "2"]) == 2
     assert "--tp is of a plan" in capsys.readouterr().err
     assert main(["batch", str(tmp_path), out, "--url", "http://x"]) == 2
-    assert "nothing says what to ask" in capsys.readouterr().err
+    assert "holds no image" in capsys.readouterr().err

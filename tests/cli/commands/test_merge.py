@@ -45,7 +45,7 @@ def test_wrong_use(folders, capsys):
     assert "nothing to do" in capsys.readouterr().err
     assert main(["merge", "no/such-base", *folders[1:], "--json"]) == 2
     error = json.loads(capsys.readouterr().out)["error"]
-    assert error["hint"] == "hf download no/such-base"
+    assert error["hint"] == "hf download no/such-base, or name a folder with config.json"
 
 
 def test_ended_by_a_signal(folders, tmp_path, monkeypatch):
@@ -65,4 +65,5 @@ def test_a_base_by_its_address_and_by_its_preset(tmp_path, monkeypatch, capsys):
         ("llava-1.5-7b", "hf download llava-hf/llava-1.5-7b-hf"),
     ):
         assert main(["merge", base, "lora", str(tmp_path / "out")]) == 2
-        assert capsys.readouterr().err.splitlines()[-1] == f"hint: {right}"
+        hint = capsys.readouterr().err.splitlines()[-1]
+        assert hint == f"hint: {right}, or name a folder with config.json"

@@ -14,7 +14,7 @@ from tests.support.gateway import (
     image_part,
     stream,
 )
-from turbofit.gateway.http.trace import answer_tokens
+from turbofit.gateway.http.accesslog import answer_tokens
 from turbofit.load.trace import read_trace
 
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":41}}\n\n'

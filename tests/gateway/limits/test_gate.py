@@ -8,8 +8,7 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turbofit.gateway.limits.cost import UNSTATED, Cost
-from turbofit.gateway.limits.gate import Gate, KvCache
+from turbofit.gateway.limits.gate import UNSTATED, Cost, Gate, KvCache
 
 KV = KvCache(tokens=2000 + 640, longest=1024, block=64)
 #: What a request of so few tokens reserves: its block, and two more.

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from turbofit.gateway.limits.patterns import pattern_weight
+from turbofit.gateway.limits.grammars import pattern_weight
 
 
 @pytest.mark.parametrize(

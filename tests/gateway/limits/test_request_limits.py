@@ -11,8 +11,7 @@ from tests.gateway.judge import units_reaching
 from tests.support.gateway import PATCHES, TILES, limits_for, plan_for
 from turbofit.core.images import TileRule
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.cost import UNSTATED
-from turbofit.gateway.limits.gate import KvCache
+from turbofit.gateway.limits.gate import UNSTATED, KvCache
 from turbofit.gateway.limits.request_limits import (
     Bounds,
     bounds_of,

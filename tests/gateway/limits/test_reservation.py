@@ -5,8 +5,8 @@ import unicodedata
 import msgspec
 import pytest
 
-from turbofit.gateway.limits.cost import UNSTATED
-from turbofit.gateway.limits.reservation import most_tokens
+from turbofit.gateway.limits.gate import UNSTATED
+from turbofit.gateway.limits.ranges import most_tokens
 
 TEXT = "What is this?"
 

@@ -11,7 +11,7 @@ from tests.support.gateway import chat, data_url
 from tests.waiting import HANG
 from turbofit.gateway.http.bodies import read_body
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.media import films
+from turbofit.gateway.media import clips as films
 from turbofit.gateway.media.clips import Clip
 
 opencv = pytest.mark.skipif(find_spec("cv2") is None, reason="needs OpenCV")

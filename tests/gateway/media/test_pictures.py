@@ -223,7 +223,7 @@ def test_a_url_that_is_well_spelled_is_not_put_together_again() -> None:
 @pytest.mark.parametrize("tag", [45056, 45057, 300])
 def test_what_a_file_makes_pillow_say_goes_nowhere(tag, recwarn, monkeypatch) -> None:
     """Python keeps each text that was shown, and stderr is a log: strangers filled both."""
-    monkeypatch.setattr("turbofit.gateway.media.pictures._quiet._done", False)
+    pictures._quiet.cache_clear()
     entry = struct.pack("<HHII", tag, 4, 9, 5000)
     index = b"MPF\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
     segment = b"\xff\xe2" + struct.pack(">H", len(index) + 2) + index

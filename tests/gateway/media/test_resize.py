@@ -9,7 +9,6 @@ from io import BytesIO
 import pytest
 from PIL import Image, ImageChops, ImageFile
 
-from turbofit.gateway.http.prepare import Media
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.request_limits import LimitedImage
 from turbofit.gateway.media.pictures import from_bytes
@@ -69,10 +68,10 @@ def test_only_what_is_to_be_resized_is_touched() -> None:
     lowered = LimitedImage(knobs={}, units=1, tokens=1, resize=(28, 28))
 
     async def run(held):
-        return await Resizer().resize(Media(media=(picture, picture), limited=held))
+        return await Resizer().resize((picture, picture), held)
 
     same = asyncio.run(run((kept, kept)))
-    assert all(one is picture for one in same.media)
-    first, second = asyncio.run(run((kept, lowered))).media
+    assert all(one is picture for one in same)
+    first, second = asyncio.run(run((kept, lowered)))
     assert first is picture
     assert second.size == (28, 28)

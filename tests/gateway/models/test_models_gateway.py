@@ -311,6 +311,21 @@ async def test_bodies_are_counted_once_and_given_back() -> None:
     assert site.app.bodies_in_memory == 0
 
 
+async def test_a_front_says_whose_a_request_is() -> None:
+    """Else all clients of a front were one, who would have one client's room."""
+    site = Site("a", front_keys=("front",))
+
+    async def behind(scope: Any, receive: Any, send: Any) -> None:
+        await site.app({**scope, "turbofit.connection": None}, receive, send)
+
+    said = {"authorization": "Bearer front", "x-turbofit-client-key": "alice"}
+    body = {**chat(), "model": "a"}
+    waiting = asyncio.ensure_future(call(behind, CHAT, body, headers=said))
+    await virtual_time.settled()
+    assert list(site.app._bodies._held_bytes) == ["alice"]
+    waiting.cancel()
+
+
 async def test_an_engine_that_does_not_answer_is_no_healthy_model() -> None:
     site = Site("a")
     inner = site.ready("a")

@@ -6,10 +6,10 @@ import asyncio
 
 from tests.virtual_time import settled
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.cost import Cost
+from turbofit.gateway.limits.gate import Cost
 from turbofit.gateway.routing.admission import Admission
-from turbofit.gateway.routing.engines import RoutedEngine
-from turbofit.gateway.routing.suspects import Turn
+from turbofit.gateway.routing.deny_list import Turn
+from turbofit.gateway.routing.engines import Fleet, RoutedEngine
 
 
 class Queue:
@@ -17,7 +17,7 @@ class Queue:
 
     def __init__(self, longest: int) -> None:
         self.engine = RoutedEngine(0, "http://e0", host_limit=1)
-        self.door = Admission([self.engine], longest=longest)
+        self.door = Admission(Fleet([self.engine]), longest=longest)
         self.engine.host_bytes = 1
 
     async def ask(self, client: str) -> asyncio.Task:
@@ -63,7 +63,7 @@ async def test_whoever_gets_in_gives_its_place_in_the_queue_back() -> None:
 
 async def test_a_suspect_that_must_wait_holds_nobody_up_and_has_one_turn_on_all_engines() -> None:
     engines = [RoutedEngine(n, f"http://e{n}", host_limit=1) for n in range(3)]
-    door = Admission(engines)
+    door = Admission(Fleet(engines))
     turns = [Turn(name, alone=False, longer=False) for name in ("a", "a", "b")]
     tasks = [asyncio.ensure_future(door.admit("one", Cost(), None, turn)) for turn in turns]
     await settled()
@@ -76,7 +76,7 @@ async def test_a_suspect_that_must_wait_holds_nobody_up_and_has_one_turn_on_all_
 
 async def test_an_engine_gets_nothing_new_while_a_suspect_is_alone_there() -> None:
     engine = RoutedEngine(0, "http://e")
-    door, turn = Admission([engine]), Turn("a", alone=True, longer=False)
+    door, turn = Admission(Fleet([engine])), Turn("a", alone=True, longer=False)
     await door.admit("one", Cost(), None, turn)
     other = asyncio.ensure_future(door.admit("other", Cost()))
     await settled()

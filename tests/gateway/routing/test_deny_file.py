@@ -81,6 +81,17 @@ def test_a_damaged_file_is_put_aside_and_said(content: bytes) -> None:
     assert refusing("a").of("a") is not None
 
 
+def test_a_file_that_is_damaged_while_it_is_served_is_said_too() -> None:
+    file, said = refusing("a"), []
+    file.tell(said.append)
+    assert said == []
+    path_of().write_bytes(b"{")
+    file.look_again()
+    assert len(said) == 1
+    assert said[0].startswith("warning: ")
+    assert str(path_of().with_suffix(".damaged")) in said[0]
+
+
 def test_two_gateways_write_one_file_and_lose_nothing() -> None:
     one, two = DenyFile(path_of()), DenyFile(path_of())
     one.deny("a", 2, DAY_SECONDS, client=False)
@@ -134,9 +145,12 @@ def test_who_was_let_in_beside_a_full_disk_stays_let_in(monkeypatch) -> None:
     with monkeypatch.context() as disk:
         disk.setattr(deny_file, "write_atomic", full)
         assert file.pardon("a")
+        assert not file.write()
     refusing("c")  # another gateway writes the file, with "a" in it
     file.look_again()
     assert sorted(file.denied) == ["b", "c"]
+    assert file.write()
+    assert sorted(DenyFile(path_of()).denied) == ["b", "c"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everything")
@@ -158,9 +172,12 @@ def test_a_lock_that_somebody_keeps_is_waited_for_briefly_and_nothing_is_lost(mo
     with pytest.raises(UsageError, match="another process keeps its lock") as told:
         pardon("a")
     assert "turbofit watch --forget" in str(told.value.hint)
+    began = time.monotonic()
+    assert file.pardon("a")  # by the gateway, whose loop waits for nobody
+    assert time.monotonic() - began < 0.01
     os.close(descriptor)
     assert file.write()
-    assert set(DenyFile(path_of()).denied) == {"a", "b"}
+    assert set(DenyFile(path_of()).denied) == {"b"}
 
 
 @pytest.mark.parametrize("size", [10, 1 << 20])

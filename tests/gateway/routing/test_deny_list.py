@@ -14,8 +14,9 @@ from tests.support.gateway import DONE, EVENT, Answer, Recorder, call, chat, gat
 from tests.support.gateway import stream as streamed
 from tests.waiting import auntil
 from turbofit.gateway.routing import deny_file
-from turbofit.gateway.routing.deny_file import pardon
-from turbofit.gateway.routing.deny_list import CLIENT_DEATHS
+from turbofit.gateway.routing.deny_file import DenyFile, Fingerprint, pardon
+from turbofit.gateway.routing.deny_list import CLIENT_DEATHS, DenyList, Present
+from turbofit.gateway.routing.engines import RoutedEngine
 
 KILLS = "kills"
 #: What the wall's clock shows when the other one shows 0.
@@ -284,6 +285,69 @@ async def test_a_copy_that_waits_for_its_turn_runs_as_the_death_before_it_demand
         assert [(await one).status for one in beside] == [503, 200]
 
 
+async def test_who_becomes_a_suspect_while_it_waits_as_its_client_has_a_turn_of_its_own() -> None:
+    async with Fleet(2, api_keys=("bad", "good")) as fleet:
+        pending = asyncio.ensure_future(fleet.ask("first", "bad"))
+        await asyncio.sleep(0.1)
+        fleet.kill(0)
+        await pending
+        await fleet.all_up()
+        await asyncio.gather(*(fleet.ask(KILLS, "bad") for _ in range(2)))
+        await fleet.all_up()
+        assert (len(fleet.deaths), code(await fleet.ask(KILLS, "bad"))) == (3, (422, "convicted"))
+
+
+class AtEngine:
+    """A request that an engine has, of a client of its name."""
+
+    def __init__(self, name: str) -> None:
+        self.present = Present(Fingerprint(b"k", "/", name.encode()), name)
+        self.begun = False
+
+
+async def died(known: DenyList, index: int, *requests: AtEngine) -> RoutedEngine:
+    """An engine that died of one of these requests."""
+    engine = RoutedEngine(index, "http://engine")
+    engine.in_flight = dict.fromkeys(requests)  # type: ignore[arg-type]
+    death = known.engine_died(engine)
+    assert death.told is not None
+    await death.told
+    return engine
+
+
+async def test_a_suspect_of_two_deaths_stays_one_where_the_first_had_another_cause() -> None:
+    known, both = DenyList(DenyFile()), AtEngine("both")
+    first = await died(known, 0, both, AtEngine("first"))
+    await died(known, 1, both, AtEngine("second"))
+    before = known.suspected
+    known.engine_ended(first, other_cause=True)
+    await asyncio.sleep(0)
+    assert (before, known.suspected, await known.turn(both.present) is not None) == (6, 4, True)
+
+
+async def test_the_end_waits_for_deaths_whose_requests_are_still_hashed() -> None:
+    known, engine = DenyList(DenyFile()), RoutedEngine(0, "http://engine")
+    large = AtEngine("large" * 10**6)
+    engine.in_flight = {large: None}  # type: ignore[dict-item]
+    known.engine_died(engine)
+    await known.close()
+    assert known.suspected == 2
+
+
+async def test_an_error_at_the_beginning_of_a_stream_ends_no_turn_well() -> None:
+    error = b'data: {"error": {"message": "out of order"}}\n\n'
+    async with Fleet(1) as fleet:
+        pending = asyncio.ensure_future(fleet.ask("innocent", stream=True))
+        await asyncio.sleep(0.1)
+        fleet.kill(0)
+        await pending
+        await fleet.all_up()
+        before, fleet.recorder.answer = fleet.known, lambda *_: streamed(error, DONE)
+        await fleet.ask("innocent", stream=True)
+        after = fleet.known
+    assert before == after == (2, 0, 0)
+
+
 async def test_what_is_refused_outlives_the_gateway_and_a_pardon_ends_it(tmp_path) -> None:
     file = tmp_path / "turbofit" / "denied" / "one.json"
 
@@ -457,7 +521,7 @@ async def test_the_next_gateway_goes_on_with_what_is_known() -> None:
         await fleet.ask(KILLS)
     async with Fleet(1) as other:
         other.app.deny_list = fleet.app.deny_list
-        other.app._forwarder._deny_list = fleet.app.deny_list
+        other.app._forwarder.deny_list = fleet.app.deny_list
         died = code(await other.ask(KILLS))
         refused = code(await other.ask(KILLS))
         deaths = other.deaths

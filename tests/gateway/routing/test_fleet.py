@@ -1,96 +1,41 @@
-"""The heap of notes against looking at every engine."""
+"""Which engine is next, and what clients are told where none is."""
 
 from __future__ import annotations
 
 import time
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from turbofit.gateway.limits.cost import Cost
-from turbofit.gateway.limits.gate import Gate
-from turbofit.gateway.routing.admission import Admission, dead
-from turbofit.gateway.routing.engines import RoutedEngine, least_busy
-from turbofit.gateway.routing.fleet import Fleet
-from turbofit.gateway.routing.suspects import Turn
-
-LIMITS = st.sampled_from([None, 3, 10])
-STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(["take", "more", "end", "up", "share", "turn", "leave", "join", "find"]),
-        st.integers(0, 200),
-        st.integers(0, 6),
-    ),
-    max_size=120,
-)
+from tests.support.gateway import Recorder, ask, chat, gateway
+from turbofit.gateway.limits.gate import Cost, Gate
+from turbofit.gateway.routing.deny_list import Turn
+from turbofit.gateway.routing.engines import Fleet, RoutedEngine
 
 
-def expected(fleet: Fleet, cost: Cost) -> RoutedEngine | None:
-    fitting = [engine for engine in fleet if engine.fits(cost)]
-    return least_busy(fitting) if fitting else None
+def test_the_engine_that_one_more_request_fills_least_is_next() -> None:
+    found = [RoutedEngine(i, "http://x", share, gate=Gate(5)) for i, share in enumerate((1, 1, 2))]
+    fleet = Fleet(found)
+    assert fleet.best(Cost()) is found[2], "the largest share"
+    found[2].outstanding = 1
+    assert fleet.best(Cost()) is found[0], "of equals the first"
+    found[0].gate.counted = 5
+    assert fleet.best(Cost()) is found[1], "the fewest units"
+    found[0].up = found[2].up = False
+    assert fleet.best(Cost(units=6)) is None, "it has no room"
+    turn = Turn("a", alone=False, longer=False)
+    found[1].turn_of = turn
+    assert (fleet.best(Cost(), turn), fleet.best(Cost()), fleet.open) == (None, found[1], 1)
+    turn.alone = True
+    assert fleet.best(Cost()) is None
 
 
-@settings(max_examples=300, deadline=None)
-@given(STEPS, st.integers(0, 150), LIMITS)
-def test_the_best_engine_is_the_one_that_a_look_at_all_would_find(steps, count, gate) -> None:
-    def engine_of(index: int, share: float) -> RoutedEngine:
-        limit = None if gate is None else Gate(gate)
-        return RoutedEngine(index, "http://x", share, gate=limit, host_limit=8)
-
-    made = [engine_of(i, 1.0 + i % 3) for i in range(count)]
-    held: dict[RoutedEngine, list[Cost]] = {}
-    fleet, door = Fleet(made), Admission([])
-    door._fleet = fleet
-    for what, which, number in steps:
-        cost = Cost(units=number, host_bytes=which % 5)
-        engine = fleet.engines[which % len(fleet)] if len(fleet) else None
-        if what == "join":
-            made.append(engine_of(len(made), 1.0))
-            fleet.set([*fleet, made[-1]])
-        elif engine is None:
-            pass
-        elif what == "take":
-            found = door._best(cost)
-            assert found is expected(fleet, cost)
-            if found is not None:
-                held.setdefault(door._take(found, cost, None, None), []).append(cost)
-                found.outstanding += 1
-        elif what == "more":
-            engine.outstanding += number
-        elif what == "end":
-            engine.outstanding = max(0, engine.outstanding - number)
-            if held.get(engine):
-                door.release(engine, held[engine].pop(number % len(held[engine])))
-        elif what == "up":
-            engine.up = not engine.up
-        elif what == "turn":
-            engine.turn_of = None if number % 2 else Turn("b", alone=number > 3, longer=False)
-            fleet.set(fleet.engines)
-        elif what == "share":
-            engine.share = 1.0 + number
-        elif what == "leave":
-            fleet.set([one for one in fleet if one is not engine])
-        for turn in (None, Turn("a", alone=False, longer=False)):
-            fitting = [one for one in fleet if one.fits(cost, turn)]
-            best = least_busy(fitting) if fitting else None
-            assert fleet.best(cost, turn) is best
-            assert door._best(cost, turn) is best
-        assert fleet.open == sum(one.takes for one in fleet)
-    assert len(fleet._notes) <= 4 * len(fleet) + 257
-
-
-def test_engines_without_room_are_passed_however_many() -> None:
-    found = [RoutedEngine(i, "http://x", gate=Gate(5)) for i in range(300)]
-    fleet, costs = Fleet(found), [Cost(units=5) for _ in range(300)]
-    door = Admission(fleet)
-    for engine, cost in zip(found, costs, strict=True):
-        door._take(engine, cost, None, None)
-    assert fleet.best(Cost(units=1)) is None
-    assert fleet.best(Cost()) is found[0]
-    door.release(found[250], costs[250])
-    door._take(found[250], Cost(units=4), None, None)
-    assert fleet.best(Cost(units=1)) is found[250]
+def test_a_gateway_without_a_network_gives_up_soon() -> None:
+    recorder = Recorder()
+    recorder.down = set(range(100))
+    app, _ = gateway(engines=100, recorder=recorder)
+    reply = ask(app, body=chat())
+    assert (reply.status, reply.json["error"]["code"]) == (503, "engine_unavailable")
+    assert sum(not engine.up for engine in app.engines) == 16
 
 
 def test_who_finds_no_engine_is_told_when_the_first_one_is_expected(
@@ -117,7 +62,7 @@ def test_who_finds_no_engine_is_told_when_the_first_one_is_expected(
     clock[0] += 300
     fast.succeeded()
     fast.note_death()
-    assert dead(fleet).retry_after == fleet.retry_seconds == 33, "the slow one is later than ever"
+    assert fleet.dead().retry_after == fleet.retry_seconds == 33, "the slow one is later than ever"
     fast.rested = True
     clock[0] += 600
     fast.succeeded()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 from tests.gateway.routing.dying_engines import metric
 from tests.support.gateway import Answer, Recorder, call, chat, gateway
 from tests.waiting import HANG, auntil
+from turbofit.gateway.config import GatewayConfig
+from turbofit.gateway.routing.engines import RoutedEngine
+from turbofit.gateway.routing.health import Monitor
 from turbofit.gateway.routing.upstream import Unreachable
 
 
@@ -37,3 +41,24 @@ async def test_who_is_still_connecting_to_an_engine_that_has_ended_goes_to_anoth
     assert (replies, app.deny_list.suspected) == ([200, 200], 0)
     assert metric(await call(app, "/metrics"), "retried_total") == 0
     assert [(one.up, one.outstanding) for one in app.engines] == [(False, 0), (True, 0), (True, 0)]
+
+
+async def test_an_answer_of_the_process_that_died_meanwhile_brings_nothing_back() -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def probe(_: RoutedEngine) -> bool:
+        asked.set()
+        await answer.wait()
+        return True
+
+    engine = RoutedEngine(0, "http://engine")
+    monitor = Monitor([engine], SimpleNamespace(probe=probe), GatewayConfig(), lambda: None)
+    monitor.start()
+    await asyncio.wait_for(asked.wait(), HANG)
+    engine.note_death()
+    answer.set()
+    await auntil(lambda: not monitor._asking, "the answer")
+    before = engine.answered
+    await asyncio.sleep(0)
+    await monitor.stop()
+    assert before is False

@@ -6,7 +6,7 @@ import asyncio
 
 from tests.support.gateway import Recorder, ask, call, chat, gateway, image_part
 from turbofit.gateway.limits.gate import Gate
-from turbofit.gateway.routing.outage import Outage
+from turbofit.gateway.routing.engines import Outage
 
 
 class Clock:
@@ -73,7 +73,7 @@ def test_after_the_rest_the_first_answer_brings_it_back() -> None:
 async def test_who_waits_is_told_when_a_rest_begins() -> None:
     app, recorder = gateway()
     app.engines[0].gate = Gate(13)
-    app.fleet.set(app.engines)
+    app.fleet.__init__(app.engines)
     held = asyncio.get_running_loop().create_future()
 
     async def answer(*_):

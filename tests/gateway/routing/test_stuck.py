@@ -8,7 +8,7 @@ import pytest
 
 from tests import virtual_time
 from tests.support.gateway import DONE, EVENT, Recorder, call, chat, gateway, stream
-from turbofit.gateway.routing.stuck import EngineLoad, engine_load, stuck_requests
+from turbofit.gateway.routing.health import EngineLoad, engine_load, stuck_requests
 
 PAGE = """\
 lmdeploy:num_requests_running{model_name="m"} %d

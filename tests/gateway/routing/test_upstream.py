@@ -12,7 +12,10 @@ import pytest
 pytest.importorskip("aiohttp")
 
 import aiohttp
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
+from turbofit.gateway.http.refusals import UNREACHED
 from turbofit.gateway.routing.engines import RoutedEngine
 from turbofit.gateway.routing.upstream import Unreachable, Upstream
 
@@ -65,3 +68,21 @@ async def test_what_a_connection_that_was_not_made_says_of_the_engine(
     await upstream.close()
     told = told.value
     assert (told.vanished, told.ended) == (vanished, ended)
+
+
+@pytest.mark.parametrize(("reason", "ended"), [("busy", False), ("engine_unavailable", True)])
+def test_another_turbofit_that_is_busy_has_not_ended(reason: str, ended: bool) -> None:
+    async def busy(request: web.Request) -> web.Response:
+        return web.Response(status=503, headers={UNREACHED: reason})
+
+    async def main() -> Unreachable:
+        app = web.Application()
+        app.router.add_get("/", busy)
+        async with TestServer(app) as server:
+            upstream = Upstream()
+            with pytest.raises(Unreachable) as told:
+                await upstream.open(RoutedEngine(0, str(server.make_url(""))), "GET", "/", None, {})
+            await upstream.close()
+            return told.value
+
+    assert asyncio.run(main()).ended is ended

@@ -38,7 +38,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     # Any library will do: these events have no traces.
     library = Path(sys.executable).resolve()
     monkeypatch.setattr(
-        import_module("turbofit.rehearse.installed"), "engine_library", lambda: library
+        import_module("turbofit.rehearse.packages"), "engine_library", lambda: library
     )
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from tests.support.processes import HANG, Child, free_port
 
 __all__ = ["Clients", "Cloud", "Serving", "cli", "cloud_of", "until"]
 
+#: Seconds between a client's requests: what starts beside them needs the processor, too.
+_PAUSE = 0.2
 #: What clients of the fronts show.
 KEY = "secret"
 #: The driver and Ray's own processes find each other by these; no token, no dashboard.
@@ -52,9 +55,14 @@ class Cloud:
         self.nodes: dict[str, Any] = {}
 
     @property
+    def head(self) -> Any:
+        """Ray's head node."""
+        return self._cluster.head_node
+
+    @property
     def logs(self) -> Path:
         """The folder of Ray's logs."""
-        return Path(self._cluster.head_node.get_logs_dir_path())
+        return Path(self.head.get_logs_dir_path())
 
     @property
     def address(self) -> str:
@@ -147,16 +155,20 @@ class Serving:
     def status(self) -> dict[str, Any]:
         """What `cluster status` tells."""
         code, told = self.cli("status")
-        return told[0] if code == 0 else {"nodes": []}
+        return told[0] if code == 0 and told else {"nodes": []}
 
     def node(self, name: str) -> dict[str, Any]:
         """What it tells of one node; empty while it is not there."""
         identity = self.cloud.identity(name)
         return next((one for one in self.status()["nodes"] if one["id"] == identity), {})
 
-    def up(self) -> int:
-        """How many nodes the front has."""
-        return up_at(self.port)
+    def up(self, name: str = "") -> int:
+        """How many nodes the front has; of one node, whether it has that."""
+        if not name:
+            return up_at(self.port)
+        up = rf'engine_up{{engine="[^"]*-{self.cloud.identity(name)[:6]}"}} (\d)'
+        found = re.search(up, _ask(self.port, "/metrics")[1])
+        return int(found[1]) if found else 0
 
     def wait(self, nodes: int) -> None:
         """Until the front has so many nodes."""
@@ -168,28 +180,41 @@ class Serving:
         until(settled, HANG, lambda: self.child.stderr[-3000:])
 
     def server(self, name: str) -> int:
-        """The process of a node's `turbofit serve`."""
-        return int(json.loads((self._folder(name) / "server.json").read_text())["pid"])
+        """The process of a node's `turbofit serve`; 0 while it has none."""
+        try:
+            return int((self._folder(name) / "pid").read_text().split()[0])
+        except FileNotFoundError:
+            return 0
 
     def key(self, name: str) -> str:
         """What a node trusts fronts by."""
         return (self._folder(name) / "key").read_text().strip()
 
     def actor(self, name: str) -> int:
-        """The process of a node's actor: a worker of the node's raylet that is one."""
-        raylet = self.cloud.nodes[name].all_processes["raylet"][0].process.pid
-        for task in Path(f"/proc/{raylet}/task").glob("*/children"):
-            for pid in task.read_text().split():
-                if b"ray::NodeActor" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    return int(pid)
-        raise AssertionError(f"no actor on {name}")
+        """The process of a node's actor."""
+        return self._worker(b"ray::NodeActor", self.cloud.nodes[name])
+
+    def board(self) -> int:
+        """The process of the run's board."""
+        return self._worker(b"ray::Board", self.cloud.head, *self.cloud.nodes.values())
+
+    def _worker(self, title: bytes, *nodes: Any) -> int:
+        """A worker of these nodes' raylets."""
+        for node in nodes:
+            raylet = node.all_processes["raylet"][0].process.pid
+            for task in Path(f"/proc/{raylet}/task").glob("*/children"):
+                for pid in task.read_text().split():
+                    if title in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        return int(pid)
+        raise AssertionError(f"no {title!r}")
 
     def ray_logs(self) -> list[Path]:
         """Ray's own log files."""
         return [path for path in self.cloud.logs.rglob("*") if path.is_file()]
 
     def _folder(self, name: str) -> Path:
-        return Path(until(lambda: self.node(name).get("folder")))
+        found = (self.state / "turbofit" / "nodes").glob(f"*-{self.cloud.identity(name)[:12]}")
+        return next(found)
 
     def end(self) -> int:
         """SIGTERM; the exit code."""
@@ -198,14 +223,14 @@ class Serving:
 
 
 class Clients:
-    """Threads that ask all the time, half of them for streams, and count what becomes of it.
+    """Threads that ask again and again, half of them for streams, and count what becomes of it.
 
     ``kept``: answered in full. ``broken``: an answer that had begun and ended with an error.
     ``lost``: not begun, since its engine died and may have died of it. ``failed``: never begun
     otherwise, by status.
     """
 
-    def __init__(self, port: int, count: int = 4, tokens: int = 24) -> None:
+    def __init__(self, port: int, count: int = 8, tokens: int = 16) -> None:
         self._port, self._tokens = port, tokens
         self._stopped = threading.Event()
         self.outcomes: Counter[str] = Counter()
@@ -220,6 +245,11 @@ class Clients:
         self._stopped.set()
         for thread in self._threads:
             thread.join()
+
+    @property
+    def lost(self) -> int:
+        """Requests that were not answered in full."""
+        return self.outcomes.total() - self.outcomes["kept"]
 
     @property
     def failed(self) -> dict[str, int]:
@@ -240,7 +270,7 @@ class Clients:
             "ignore_eos": True,
             "stream": bool(stream),
         }
-        while not self._stopped.is_set():
+        while not self._stopped.wait(_PAUSE):
             self.outcomes[_outcome(self._port, body)] += 1
 
 
@@ -290,7 +320,8 @@ def _ask(port: int, path: str) -> tuple[int, Any]:
     try:
         connection.request("GET", path, headers={"Authorization": f"Bearer {KEY}"})
         answer = connection.getresponse()
-        return answer.status, json.loads(answer.read())
+        text = answer.read().decode()
+        return answer.status, json.loads(text) if text.startswith("{") else text
     finally:
         connection.close()
 

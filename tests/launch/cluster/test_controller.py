@@ -13,9 +13,9 @@ from turbofit.core.cluster import ClusterPlan
 from turbofit.core.errors import DoesNotFitError
 from turbofit.launch.cluster import controller as module
 from turbofit.launch.cluster import ray_adapter
-from turbofit.launch.cluster.connect import RayNode
 from turbofit.launch.cluster.controller import Controller
 from turbofit.launch.cluster.node import NodeTold
+from turbofit.launch.cluster.ray_adapter import RayNode
 from turbofit.launch.serve.config import ClusterServeConfig
 from turbofit.planning.request import PlanRequest
 
@@ -72,9 +72,14 @@ class World:
         monkeypatch.setattr(
             ray_adapter, "kill_actor", lambda actor: self.log.append(f"free {actor.spec}")
         )
+        monkeypatch.setattr(ray_adapter, "start_actor", self._start_actor)
         monkeypatch.setattr(ray_adapter, "result", lambda ref, _: ref)
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(module.time, "sleep", lambda _: None)
+        monkeypatch.setattr(module, "_FRONTS_TICKS", 0)
+
+    def _start_actor(self, *_: Any, node: str, gpus: int, **__: Any) -> Actor:
+        return Actor(self, self.alive[node].name, gpus)
 
     def watched(self) -> dict[str, RayNode]:
         return dict(self.alive)
@@ -89,10 +94,7 @@ class World:
 
     def controller(self, **asked: Any) -> Controller:
         config = ClusterServeConfig(request=PlanRequest(model="internvl2-8b", **asked))
-        made = Controller(
-            self, config, lambda _: None,  # type: ignore[arg-type]
-            actors=lambda run, state, gpus: Actor(self, state.ray.name, gpus),
-        )  # fmt: skip
+        made = Controller(self, config, lambda _: None)  # type: ignore[arg-type]
         made.begin(lambda: False)
         return made
 
@@ -285,6 +287,27 @@ def test_a_change_goes_node_by_node_each_out_of_the_front_first(world: World) ->
     assert made.change == ""
     assert (made.plan.longest_request_tokens, made.changing) == (16384, False)
     assert states(made) == {"host-1": "serving", "host-2": "serving"}
+
+
+def test_the_next_node_changes_once_fronts_have_the_last_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else there is none for a moment."""
+    monkeypatch.setattr(module, "_FRONTS_TICKS", 3)
+    world.add(1, "2xrtx3090")
+    world.add(2, "2xrtx3090")
+    made = world.controller()
+    ticks(made)
+    heard: set[str] = set()
+    made.has_front = lambda node: node.ray.name in heard
+    target(made, context=16384)
+    ticks(made, 20)
+    assert states(made) == {"host-1": "changing", "host-2": "serving"}
+    heard.add("host-1")
+    ticks(made, 3)
+    assert states(made) == {"host-1": "serving", "host-2": "serving"}
+    ticks(made, 2)
+    assert states(made) == {"host-1": "serving", "host-2": "changing"}
 
 
 def test_the_first_node_that_fails_brings_the_old_plan_back_on_all(world: World) -> None:

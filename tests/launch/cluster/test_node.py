@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -36,10 +37,9 @@ def serve_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
     yield partial(put_for_python, tmp_path, monkeypatch)
     while ACTORS:
         ACTORS.pop()._gone.set()
-    for found in (tmp_path / "state").rglob("server.json"):
-        pid = json.loads(found.read_text())["pid"]
-        if start_time(pid):
-            os.kill(pid, signal.SIGKILL)
+    for found in (tmp_path / "state").rglob("pid"):
+        with suppress(ProcessLookupError):
+            os.kill(int(found.read_text().split()[0]), signal.SIGKILL)
 
 
 def actor(run: str = "run") -> NodeActor:
@@ -124,8 +124,57 @@ def test_a_new_run_ends_what_an_old_one_has_left(serve_is, monkeypatch) -> None:
     old.serve("d1", "{}", ())
     told = opened(old, "d1")
     old._gone.set()
-    os.utime(Path(told.folder) / "lease", (0, 0))
+    monkeypatch.setattr(module, "_STALE_SECONDS", 0.2)
     monkeypatch.setattr(module, "measure_here", lambda pretend: b"{}")
     monkeypatch.setattr(NodeActor, "gpus", lambda self: ["0"])
     assert actor("new").measure(False) == (b"{}", ["0"])
     assert not start_time(told.pid)
+
+
+def test_an_actor_that_dies_while_it_starts_a_server_leaves_it_to_the_next(serve_is) -> None:
+    """The lock is the server's before anybody has written down which process it is."""
+    serve_is(f"echo x >> starts; sleep 0.3; {SERVER}")
+    first = actor()
+    first.serve("d1", "{}", ())
+    folder = Path(first.tell().folder)
+    until((folder / "starts").exists, "the start")
+    first._gone.set()
+    pid = until(lambda: (folder / "pid").exists() and (folder / "pid").read_text(), "its process")
+    (folder / "pid").unlink()
+    second = actor()
+    time.sleep(0.1)
+    (folder / "pid").write_text(pid)
+    assert str(opened(second, "d1").pid) == pid.split()[0]
+    assert (folder / "starts").read_text() == "x\n"
+
+
+def test_a_lease_that_is_renewed_is_no_old_one_whatever_the_clock_says(
+    serve_is, monkeypatch
+) -> None:
+    serve_is(SERVER)
+    monkeypatch.setattr(module, "_TELL_SECONDS", 0.05)
+    monkeypatch.setattr(module, "_STALE_SECONDS", 5.0)
+    monkeypatch.setattr(module, "measure_here", lambda pretend: b"{}")
+    monkeypatch.setattr(NodeActor, "gpus", lambda self: [])
+    other = actor("other")
+    other.serve("d1", "{}", ())
+    told = opened(other, "d1")
+    monkeypatch.setattr(module.time, "time", lambda: 4e9)
+    actor("new").measure(False)
+    assert start_time(told.pid)
+
+
+def test_what_an_ended_run_has_left_is_removed_after_a_week(serve_is, monkeypatch) -> None:
+    monkeypatch.setattr(module, "measure_here", lambda pretend: b"{}")
+    monkeypatch.setattr(NodeActor, "gpus", lambda self: [])
+    made = actor("new")
+    for name, days in (("old", 8), ("last", 6)):
+        folder = Path(made.tell().folder).with_name(f"{name}-bb")
+        folder.mkdir()
+        (folder / "key").write_text("k")
+        (folder / "lease").touch()
+        then = time.time() - days * 86400
+        os.utime(folder / "lease", (then, then))
+    made.measure(False)
+    kept = {folder.name.partition("-")[0] for folder in Path(made.tell().folder).parent.iterdir()}
+    assert kept == {"new", "last"}

@@ -22,8 +22,8 @@ from tests.support.processes import Child  # noqa: E402
 from turbofit.launch.engine.proc import start_time  # noqa: E402
 
 MODEL = "internvl2-2b"
-#: Requests that may be lost at a kill: those in flight at the node, of four clients.
-MOST_LOST = 4
+#: Of so many requests at a kill, those that may be lost: what was in flight at the node.
+REQUESTS, MOST_LOST = 300, 4
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,8 @@ def test_2_kills_cost_what_was_in_flight_and_the_node_serves_again(
     serving: Serving, who: str
 ) -> None:
     before = serving.server("one")
-    with Clients(serving.port, 4) as clients:
-        clients.more(8)
+    with Clients(serving.port) as clients:
+        clients.more(20)
         if who == "engine":
             os.kill(engine_of(before), signal.SIGKILL)
         elif who == "serve":
@@ -87,52 +87,54 @@ def test_2_kills_cost_what_was_in_flight_and_the_node_serves_again(
         else:
             os.kill(serving.actor("one"), signal.SIGKILL)
         clients.more(20)
-        until(lambda: serving.node("one")["up"] and serving.up() == 2)
-        clients.more(8)
-    lost = sum(clients.outcomes.values()) - clients.outcomes["kept"]
+        if who == "serve":
+            until(lambda: serving.server("one") not in (0, before))
+        until(lambda: serving.up("one") and serving.up() == 2)
+        clients.more(max(20, REQUESTS - clients.outcomes["kept"]))
     assert not clients.failed, clients.outcomes
-    assert lost <= (0 if who == "actor" else MOST_LOST), clients.outcomes
+    assert clients.lost <= (0 if who == "actor" else MOST_LOST), clients.outcomes
     if who == "actor":
         assert serving.server("one") == before  # the next actor has adopted it
-    if who == "serve":
-        assert serving.server("one") != before
 
 
 def test_3_a_change_goes_node_by_node_and_loses_nothing(serving: Serving) -> None:
     code, told = serving.cli("change", "--margin", "23GiB")
     assert code == 3, told
     assert told["error"]["hint"].startswith("nothing has changed")
-    with Clients(serving.port, 4) as clients:
+    with Clients(serving.port) as clients:
         clients.more(4)
         code, told = serving.cli("change", "--context", "16384")
         assert code == 0, told
         assert "either plan's limits" in told["said"]
         until(lambda: "the plan has changed" in serving.child.stderr)
         serving.wait(2)
-        clients.more(4)
-    assert set(clients.outcomes) == {"kept"}
+        clients.more(max(4, REQUESTS - clients.outcomes["kept"]))
+    assert not clients.lost, clients.outcomes
     assert serving.status()["promise"].startswith("16,384 tokens")
 
 
 def test_4_a_node_joins_and_another_is_drained(cloud: Cloud, serving: Serving) -> None:
     servers = serving.server("two"), serving.server("one")
-    with Clients(serving.port, 4) as clients:
+    with Clients(serving.port) as clients:
         cloud.add("late", "1xl4", 1)
         serving.wait(3)
-        clients.more(4)
+        clients.more(20)
         code, told = serving.cli("drain", cloud.identity("late"))
         assert code == 0, told
-        until(lambda: serving.node("late")["state"] == "drained")
-        clients.more(4)
-    assert set(clients.outcomes) == {"kept"}
+        until(lambda: "is drained" in serving.child.stderr)
+        clients.more(max(20, REQUESTS - clients.outcomes["kept"]))
+    assert serving.node("late")["state"] == "drained"
+    assert not clients.lost, clients.outcomes
     assert (serving.server("two"), serving.server("one")) == servers
 
 
-def test_5_another_front_serves_the_same_nodes(serving: Serving) -> None:
+def test_5_another_front_serves_the_same_nodes_whose_board_starts_again(serving: Serving) -> None:
+    os.kill(serving.board(), signal.SIGKILL)
+    until(lambda: serving.status()["nodes"])
     port = serving.front()
-    with Clients(port, 2) as clients:
-        clients.more(4)
-    assert set(clients.outcomes) == {"kept"}
+    with Clients(port) as clients:
+        clients.more(20)
+    assert not clients.lost, clients.outcomes
 
 
 def test_6_a_controller_that_is_killed_is_started_again(serving: Serving) -> None:
@@ -148,15 +150,14 @@ def test_6_a_controller_that_is_killed_is_started_again(serving: Serving) -> Non
 
 def test_7_a_raylet_dies(cloud: Cloud, serving: Serving) -> None:
     server = serving.server("one")
-    with Clients(serving.port, 4) as clients:
-        clients.more(4)
+    with Clients(serving.port) as clients:
+        clients.more(20)
         cloud.kill("one")
         until(lambda: serving.up() == 1)
         until(lambda: not start_time(server))
-        clients.more(8)
-    lost = sum(clients.outcomes.values()) - clients.outcomes["kept"]
+        clients.more(max(20, REQUESTS - clients.outcomes["kept"]))
     assert not clients.failed, clients.outcomes
-    assert lost <= MOST_LOST, clients.outcomes
+    assert clients.lost <= MOST_LOST, clients.outcomes
 
 
 def test_8_the_end_leaves_nothing(cloud: Cloud, serving: Serving) -> None:

@@ -103,7 +103,7 @@ def picture(width: int = 56, height: int = 56) -> dict[str, Any]:
 
 
 class Served:
-    """The server on a port of its own; ``front`` and ``work`` are its parts."""
+    """The server on a port of its own; ``app`` and ``model`` are its parts."""
 
     def __init__(
         self,
@@ -114,27 +114,22 @@ class Served:
     ) -> None:
         import uvicorn
 
+        from turbofit.gateway.config import GatewayConfig
         from turbofit.launch.engine.launches import free_ports
-        from turbofit.launch.fallback.front import FallbackApp
-        from turbofit.launch.fallback.generating import GenerationOptions, inner_app
-        from turbofit.launch.fallback.private import find_inside
-        from turbofit.launch.fallback.work import ServedWork
+        from turbofit.launch.fallback.server import FallbackApp, GenerationOptions, make_handlers
 
-        self.work = ServedWork()
         self.ended: list[str] = []
         options = GenerationOptions(
             str(folder), NAME, placed or tiny_map(["cpu"] * 4), "float32", session_len, 2
         )
-        self.front = FallbackApp(
-            inner_app(find_inside(), options, self.work), self.work,
-            name=NAME, session_len=session_len, max_images=2, keys=[KEY],
-            on_fatal=self.ended.append,
-        )  # fmt: skip
+        self.model, handlers = make_handlers(options)
+        config = GatewayConfig(api_keys=(KEY,))
+        self.app = FallbackApp(handlers, self.model, options, config, self.ended.append)
         (self.port,) = free_ports(1)
-        config = uvicorn.Config(
-            self.front, host="127.0.0.1", port=self.port, log_level="error", access_log=False
+        served = uvicorn.Config(
+            self.app, host="127.0.0.1", port=self.port, log_level="error", access_log=False
         )
-        self._server = uvicorn.Server(config)
+        self._server = uvicorn.Server(served)
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._server.serve()), daemon=True
         )

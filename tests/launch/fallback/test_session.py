@@ -22,8 +22,7 @@ from turbofit.core.plan import Workload
 from turbofit.launch.engine.engine_exit import ending
 from turbofit.launch.engine.launches import free_ports, port_of
 from turbofit.launch.engine.startup_tracker import StartupTracker
-from turbofit.launch.engine.worst_requests import worst_request
-from turbofit.launch.fallback.longest import longest_request
+from turbofit.launch.engine.worst_requests import longest_request, worst_request
 from turbofit.machine.source import machine_from
 from turbofit.memory.transformers.transformers_account import Transformers
 from turbofit.model.presets import preset_model

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from tests.waiting import HANG
-from turbofit.gateway.limits.cost import UNSTATED
-from turbofit.gateway.limits.gate import Gate, KvCache
+from turbofit.gateway.limits.gate import UNSTATED, Gate, KvCache
 from turbofit.launch.pipeline.image_queue import queued
 
 

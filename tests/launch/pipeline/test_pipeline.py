@@ -115,7 +115,9 @@ def test_without_a_gpu_it_says_what_can_be_done(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(nvml_machine, "measure_in_time", nothing)
     with pytest.raises(NoGpuError) as error:
         open_pipeline("internvl2-2b")
-    assert error.value.hint.startswith("a pipeline needs a GPU; turbofit.plan(MODEL, on=SPEC)")
+    assert error.value.hint.startswith(
+        "a pipeline needs a GPU; turbofit pretend --on SPEC --model NAME"
+    )
 
 
 def test_the_planned_settings_reach_the_engine(pipeline: Any, internvl2: Path) -> None:

@@ -49,3 +49,14 @@ def test_a_lack_of_memory_that_others_took_is_no_fault_of_a_request(
     attempt._gpu_monitor = SimpleNamespace(without_headroom=lambda uuids: taken)  # type: ignore[assignment]
     ending = End(kind=kind, message=kind, hint="none")
     assert attempt._other_cause(SimpleNamespace(group=0), ending) is expected
+
+
+@pytest.mark.parametrize(("pretend", "noted"), [(False, 1), (True, 0)])
+def test_others_are_told_of_what_takes_memory_of_real_gpus_alone(pretend: bool, noted: int) -> None:
+    told: list[dict[str, Any]] = []
+    leases = SimpleNamespace(note=lambda **facts: told.append(facts), unwritten=True)
+    config = SimpleNamespace(pretend=pretend)
+    job = SimpleNamespace(config=config, leases=leases, record=SimpleNamespace(unwritten=False))
+    attempt = Attempt(job, PLAN, 0)
+    attempt._tick()
+    assert len(told) == noted

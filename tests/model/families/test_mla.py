@@ -13,12 +13,12 @@ from turbofit.core.errors import UsageError
 from turbofit.model.config import Section
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.families.text import read_text
+from turbofit.model.folder import FolderFiles
 from turbofit.model.parameters import text_parameters
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.header_only import write_header
 from turbofit.rehearse.checkpoint.twin import write_checkpoint
-from turbofit.rehearse.turbomind.headers import read_header
 
 SMALL: dict[str, Any] = {
     "vocab_size": 96, "hidden_size": 40, "intermediate_size": 56, "num_hidden_layers": 5,
@@ -69,8 +69,8 @@ def test_a_layer_behind_the_last_is_a_draft(tmp_path: Path) -> None:
     plain = resolve_model(str(folder))
     name = "model-00001-of-00004.safetensors"
     held = {
-        key: (entry["dtype"], tuple(entry["shape"]))
-        for key, entry in read_header(folder / name).items()
+        key: (tensor.dtype, tensor.shape)
+        for key, tensor in FolderFiles(str(folder)).header(name).items()
     }
     draft = {f"model.layers.27.{one}.weight": ("BF16", (8, 8)) for one in ("eh_proj", "enorm")}
     write_header(folder / name, [(key, *one) for key, one in (held | draft).items()])

@@ -17,8 +17,7 @@ from tests.model.merge.llava_cases import (
     projector,
 )
 from turbofit.core.errors import UsageError
-from turbofit.model.merge.llava import hf_name, template
-from turbofit.model.merge.llava_tokens import add_tokens
+from turbofit.model.merge.llava import add_tokens, hf_name, template
 from turbofit.model.merge.merge import merge
 
 pytestmark = pytest.mark.slow

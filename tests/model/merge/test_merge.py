@@ -235,8 +235,6 @@ def test_tied_embeddings(tmp_path):
         ({"bias": "some"}, "bias"),
         ({"r": 4}, "of rank 8 and 8, the config says 4"),
         ({"r": 0}, "r is 0"),
-        ({"target_modules": ["v_proj"]}, "target_modules does not select"),
-        ({"target_modules": "(q"}, "is not a pattern"),
         ({"lora_alpha": "many"}, "lora_alpha is not a number"),
     ],
 )
@@ -304,6 +302,17 @@ def test_a_quantised_base_is_refused(tmp_path):
     config["quantization_config"] = {"quant_method": "awq"}
     (base / "config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match=r"quantised \(awq\)"):
+        merged(tmp_path, base, make_adapter(tmp_path / "lora"))
+
+
+@pytest.mark.parametrize("part", [None, "decoder"])
+def test_a_base_that_keeps_its_weights_transposed_is_refused(tmp_path, part):
+    """A square one has the shape of both, and configs say fan_in_fan_out false of it too."""
+    base = make_base(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    config |= {part: {"model_type": "gpt2"}} if part else {"model_type": "gpt2"}
+    (base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="gpt2 keep their weights as"):
         merged(tmp_path, base, make_adapter(tmp_path / "lora"))
 
 

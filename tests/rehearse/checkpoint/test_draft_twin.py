@@ -13,8 +13,7 @@ from turbofit.model.draft_reader import read_draft
 from turbofit.model.folder import FolderFiles
 from turbofit.model.source import resolve_model
 from turbofit.pretend.scenario import Scenario
-from turbofit.rehearse.checkpoint.draft_twin import speculative_of
-from turbofit.rehearse.checkpoint.twin import checkpoint_for
+from turbofit.rehearse.checkpoint.twin import checkpoint_for, speculative_of
 from turbofit.rehearse.engines import ADAPTERS
 from turbofit.rehearse.spec import Spec
 

@@ -13,7 +13,8 @@ import pytest
 
 from turbofit.core.errors import PackageError
 from turbofit.model.presets import preset_model
-from turbofit.rehearse.torch import delta_nets, packages
+from turbofit.rehearse import packages
+from turbofit.rehearse.torch import delta_nets
 from turbofit.rehearse.torch.delta_nets import most_chunks
 
 INSIDE = Path(delta_nets.__file__).parent / "torch_inside"

@@ -13,7 +13,7 @@ import turbofit.pretend
 from turbofit.model.source import resolve_model
 from turbofit.pretend.environment import find_turbofit, put_first
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
-from turbofit.rehearse.torch.packages import SERVED
+from turbofit.rehearse.packages import SERVED
 
 pytestmark = [pytest.mark.lmdeploy, pytest.mark.slow]
 

@@ -54,12 +54,13 @@ def aimed(plan: Plan) -> tuple[int, int]:
     assert len(sent) <= settings.max_batch_size
     found = []
     for request in sent:
-        (unit,) = request["units"]
+        (unit,) = request.units
         tiles = isinstance(unit, int)
         units = unit if tiles else unit[1] * unit[2]
         tokens = units * 256 if tiles else units // 4
-        rest = request["text_tokens"] - request["lead"]
-        found.append(Prompt(request["lead"], units, tokens, rest))
+        assert request.lead is not None
+        rest = request.text_tokens - request.lead
+        found.append(Prompt(request.lead, units, tokens, rest))
     forward = settings.max_prefill_token_num + settings.max_batch_size
     return most_met(found, forward, settings.session_len), plan.limits.units_per_forward
 
@@ -93,25 +94,28 @@ def test_a_prefix_cache_is_asked_again_about_what_it_has_seen() -> None:
         max_batch_size=8,
         queue_images=False,
     )
-    cases = {case["name"]: case["requests"] for case in worst_cases(plan)}
-    assert cases["vision_request"][0]["images"] == 1
+    cases = {case.name: case.requests for case in worst_cases(plan)}
+    assert cases["vision_request"][0].images == 1
     again = cases["vision_forward"]
-    assert {request["images"] for request in again} == {1}
-    assert sum(sum(request["units"]) for request in again) == plan.limits.units_per_forward
+    assert {request.images for request in again} == {1}
+    assert (
+        sum(unit for request in again for unit in request.units if isinstance(unit, int))
+        == plan.limits.units_per_forward
+    )
 
 
 def test_the_gateway_lets_no_more_through_than_was_paid_for() -> None:
     plan = turbofit.api.plan("internvl2-8b", on="1xrtx3090")
     less = replace(plan, limits=replace(plan.limits, units_per_forward=26))
-    cases = {case["name"]: case["requests"] for case in worst_cases(less)}
-    assert [request["units"] for request in cases["vision_forward"]] == [[13], [13]]
+    cases = {case.name: case.requests for case in worst_cases(less)}
+    assert [request.units for request in cases["vision_forward"]] == [(13,), (13,)]
 
 
 def _sent(plan: Plan) -> list[list[int]]:
     """Units of the images of each request of the case, in its order."""
-    cases = {case["name"]: case["requests"] for case in worst_cases(plan)}
+    cases = {case.name: case.requests for case in worst_cases(plan)}
     return [
-        [unit if isinstance(unit, int) else unit[1] * unit[2] for unit in request["units"]]
+        [unit if isinstance(unit, int) else unit[1] * unit[2] for unit in request.units]
         for request in cases["vision_forward"]
     ]
 
@@ -153,11 +157,11 @@ def test_one_row_meets_the_images_of_one_request() -> None:
 def test_a_prefix_cache_and_a_gate_leave_room_for_a_smaller_image() -> None:
     plan = turbofit.api.plan("internvl2-8b", on="1xrtx3090", enable_prefix_caching=True)
     less = replace(plan, limits=replace(plan.limits, units_per_forward=60))
-    cases = {case["name"]: case["requests"] for case in worst_cases(less)}
+    cases = {case.name: case.requests for case in worst_cases(less)}
     again = cases["vision_forward"]
-    assert [(request["units"], request.get("images")) for request in again] == [
-        *[([13], 1)] * 4,
-        ([8], None),
+    assert [(request.units, request.images) for request in again] == [
+        *[((13,), 1)] * 4,
+        ((8,), None),
     ]
 
 
@@ -165,7 +169,7 @@ def test_a_cache_that_holds_no_image_is_asked_for_one_all_the_same() -> None:
     told = turbofit.api.predict("internvl2-8b", on="1xrtx3090", cache_max_entry_count=0.004)
     assert told.model.image_rule is not None
     (one,) = queue(told, told.model.image_rule, 13)
-    assert one["units"] == [13]
+    assert one.units == (13,)
 
 
 #: A batch and no queue, so that the images of whole requests fill what is paid for.

@@ -12,6 +12,7 @@ from tests.report.schema.test_schema import check
 from turbofit import api
 from turbofit.core.cluster import Cluster, ClusterStatus, Node, NodeStatus
 from turbofit.core.struct import to_json
+from turbofit.report.schema import schema_path
 
 
 def test_clusters() -> None:
@@ -48,3 +49,4 @@ def test_what_is_served() -> None:
         urls=("http://127.0.0.1:23333",), promise="4,096 tokens a request", nodes=nodes,
     )  # fmt: skip
     check("cluster-status", to_json(status))
+    assert schema_path("cluster-status").name == f"{status.schema.replace('/', '-')}.json"

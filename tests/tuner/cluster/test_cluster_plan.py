@@ -242,14 +242,3 @@ def test_a_concurrency_is_what_all_nodes_hold_together() -> None:
         assert one.at_once != pytest.approx(held / 3)
     assert plan.held.requests >= held
     assert not api.plan_cluster("internvl2-8b", nodes, concurrency=held + 1).fits
-
-
-def test_what_makes_nodes_hold_all_requests_does() -> None:
-    nodes = cluster("1xrtx3090", "1xl4")
-    plan = api.plan_cluster("internvl2-8b", nodes, concurrency=40)
-    changes = [one.change for one in plan.remedies]
-    assert "--quant-policy 8 (int8 KV cache)" in changes
-    assert api.plan_cluster("internvl2-8b", nodes, concurrency=40, quant_policy=8).fits
-    limit = next(one for one in changes if one.startswith("--max-dynamic-patch "))
-    tiles = int(limit.split()[1])
-    assert api.plan_cluster("internvl2-8b", nodes, concurrency=40, max_dynamic_patch=tiles).fits

@@ -53,14 +53,13 @@ def test_links_calibrations_and_measured_speeds_tell_nodes_apart() -> None:
     )  # fmt: skip
     again = replace(learned, when="tomorrow")
     speed = Measured(torch="2", cards=(CardSpeed(index=0, bandwidth=8e11, flops=6e13),))
-    jitter = Measured(torch="2", cards=(CardSpeed(index=0, bandwidth=8.05e11, flops=6e13),))
     slow = Measured(torch="2", cards=(CardSpeed(index=0, bandwidth=4e11, flops=6e13),))
     machines = [
         machine,
         replace(machine, calibrations=(learned,)),
         replace(machine, calibrations=(again,)),
         replace(machine, measured=speed),
-        replace(machine, measured=jitter),
+        replace(machine, measured=speed, name="another", warnings=("hot",)),
         replace(machine, measured=slow),
     ]
     nodes = [replace(first, id=str(k), machine=one) for k, one in enumerate(machines)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import click
 
@@ -12,9 +12,6 @@ from turbofit.cli.serving.serve_cluster import ray_address
 from turbofit.cli.terminal.output import answer, show
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
-
-if TYPE_CHECKING:
-    from turbofit.core.cluster import ClusterStatus
 
 __all__ = ["cluster"]
 
@@ -66,69 +63,50 @@ def cluster(
         return _nodes(address, pretend=pretend, as_json=as_json, md=md)
     if action == "status":
         return _status(address, name, as_json=as_json, md=md)
+    question, seconds = {"kind": action, "node": node, "keywords": keywords}, _LOOK_SECONDS
     if action == "change":
         if not keywords:
-            raise UsageError(
-                "nothing is to change", hint="give what shall be another: --context 16384"
-            )
-        told = _told(address, name, {"kind": "change", "keywords": keywords}, _PLAN_SECONDS)
-    else:
-        told = _told(address, name, {"kind": "drain", "node": node}, _LOOK_SECONDS)
-    import json
+            hint = "give what shall be another: --context 16384"
+            raise UsageError("nothing is to change", hint=hint)
+        seconds = _PLAN_SECONDS
+    from turbofit.core.struct import to_json
+    from turbofit.launch.cluster.board import ask, one_board
+    from turbofit.launch.cluster.ray_adapter import connected
 
-    answer(json.dumps(told, indent=2) + "\n" if as_json else f"{told['said']}\n")
+    with connected(address):
+        told = ask(one_board(name), question, seconds)
+    answer(to_json(told) if as_json else f"{told['said']}\n")
     return 0
 
 
 def _nodes(address: str | None, *, pretend: bool, as_json: bool, md: bool) -> int:
     from turbofit.launch.cluster.nodes import measure_nodes
+    from turbofit.report.views.cluster_view import nodes_view
 
     with under_way("measuring the nodes"):
         measured = measure_nodes(address, pretend=pretend)
     if as_json:
         answer(measured.to_json())
     else:
-        from turbofit.report.views.cluster.cluster_status import nodes_view
-
         show(nodes_view(measured), markdown=md)
     return 0
 
 
 def _status(address: str | None, name: str | None, *, as_json: bool, md: bool) -> int:
     from turbofit.core.struct import to_json
-
-    served = _served(address, name)
-    if as_json:
-        answer(to_json(served))
-    else:
-        from turbofit.report.views.cluster.cluster_status import status_view
-
-        show([block for one in served for block in status_view(one)], markdown=md)
-    return 0
-
-
-def _served(address: str | None, name: str | None) -> list[ClusterStatus]:
-    """What is served there."""
-    from turbofit.launch.cluster.board import boards
-    from turbofit.launch.cluster.connect import connected
-    from turbofit.launch.cluster.ray_adapter import result
+    from turbofit.launch.cluster.board import boards, read
+    from turbofit.launch.cluster.ray_adapter import connected
+    from turbofit.report.views.cluster_view import status_view
 
     with connected(address):
         found = boards(name)
         if not found:
-            raise UsageError(
-                "nothing is served on this cluster", hint="turbofit serve MODEL --cluster ray"
-            )
-        told = [result(board.status.remote(), _LOOK_SECONDS) for board in found.values()]
-    return [one for one in told if one is not None]
-
-
-def _told(
-    address: str | None, name: str | None, question: dict[str, Any], seconds: float
-) -> dict[str, Any]:
-    """What answers, whatever serves there."""
-    from turbofit.launch.cluster.board import ask, one_board
-    from turbofit.launch.cluster.connect import connected
-
-    with connected(address):
-        return ask(one_board(name), question, seconds)
+            hint = "turbofit serve MODEL --cluster ray"
+            raise UsageError("nothing is served on this cluster", hint=hint)
+        told = [read(board) for board in found.values()]
+    served = [status for status, _ in told if status is not None]
+    if as_json:
+        answer(to_json(served))
+    else:
+        show([block for one in served for block in status_view(one)], markdown=md)
+    return 0

@@ -9,7 +9,7 @@ from turbofit.cli.options.common_options import JSON
 from turbofit.cli.options.fields import filled, options_of
 from turbofit.cli.options.gateway_options import GatewayOptions
 from turbofit.cli.terminal.interrupt import say_cut
-from turbofit.core.errors import UsageError
+from turbofit.core.errors import LaunchError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,7 +96,7 @@ def gateway(
             )
     key = upstream_key or variables().upstream_key or None
     if nodes:
-        return _serve(_front(nodes, key, options), as_json=as_json)
+        return _serve(_front(options, _addresses(nodes, key)), as_json=as_json)
     if cluster is not None:
         return _before_cluster(cluster, name, options, as_json=as_json)
     if name is not None:
@@ -117,8 +117,7 @@ def gateway(
     made = make_gateway(
         planned, upstream, config, overlay=overlay, log=access_log(options.access_log or "-")
     )
-    if made.deny_list.file.damage:
-        note(f"warning: {made.deny_list.file.damage}")
+    made.deny_list.file.tell(note)
     return _serve(made, as_json=as_json)
 
 
@@ -135,16 +134,21 @@ def _serve(made: PublicApp, *, as_json: bool) -> int:
     return 0
 
 
-def _front(nodes: tuple[str, ...], key: str | None, options: GatewayOptions) -> Front:
-    """Before nodes at these addresses, all of one key."""
-    from turbofit.gateway.front import Front, NodeAddress
-    from turbofit.gateway.http.accesslog import access_log
+def _addresses(urls: Sequence[str], key: str | None) -> list[NodeAddress]:
+    """Nodes at these addresses, all of one key."""
+    from turbofit.gateway.front import NodeAddress
 
-    for url in nodes:
+    for url in urls:
         if not url.startswith(("http://", "https://")):
             raise UsageError(f"{url!r} is no address of a node", hint="write http://10.0.0.1:23333")
-    made = [NodeAddress(name=url.partition("//")[2], url=url, key=key) for url in nodes]
-    return Front(made, options.config(), access_log(options.access_log or "-"))
+    return [NodeAddress(name=url.partition("//")[2], url=url, key=key) for url in urls]
+
+
+def _front(options: GatewayOptions, nodes: Sequence[NodeAddress], **more: Any) -> Front:
+    from turbofit.gateway.front import Front
+    from turbofit.gateway.http.accesslog import access_log
+
+    return Front(nodes, options.config(), access_log(options.access_log or "-"), **more)
 
 
 def _before_cluster(
@@ -154,11 +158,8 @@ def _before_cluster(
     import os
 
     from turbofit.cli.serving.serve_cluster import ray_address
-    from turbofit.gateway.front import Front
-    from turbofit.gateway.http.accesslog import access_log
-    from turbofit.launch.cluster.board import one_board
-    from turbofit.launch.cluster.connect import connected
-    from turbofit.launch.cluster.ray_adapter import RayCallError, result
+    from turbofit.launch.cluster.board import one_board, read
+    from turbofit.launch.cluster.ray_adapter import connected
     from turbofit.launch.cluster.tls import client_context
 
     with connected(ray_address(cluster)):
@@ -167,12 +168,10 @@ def _before_cluster(
         def nodes() -> Sequence[NodeAddress]:
             nonlocal board
             try:
-                found: Sequence[NodeAddress] = result(board.nodes.remote(), _BOARD_SECONDS)
-            except RayCallError:
+                return read(board, _BOARD_SECONDS)[1]
+            except LaunchError:
                 board = one_board(name)  # of the `serve` that was started after a killed one
                 raise
-            return found
 
-        log, tls = access_log(options.access_log or "-"), client_context(os.environ)
-        front = Front((), options.config(), log, source=nodes, tls=tls)
+        front = _front(options, (), source=nodes, tls=client_context(os.environ))
         return _serve(front, as_json=as_json)

@@ -120,9 +120,9 @@ def _plan_cluster(
     if as_json:
         answer(found.to_json())
     else:
-        from turbofit.report.views.cluster.cluster_view import cluster_summary, cluster_view
+        from turbofit.report.views.cluster_view import cluster_view
 
-        show(cluster_view(found) if full or md else cluster_summary(found), markdown=md)
+        show(cluster_view(found, short=not (full or md)), markdown=md)
     return 0 if found.fits else DoesNotFitError.exit_code
 
 

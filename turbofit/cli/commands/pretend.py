@@ -11,6 +11,7 @@ from turbofit.core.units import parse_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from turbofit.pretend.scenario import Scenario
     from turbofit.pretend.shared import SharedRecord
@@ -27,6 +28,11 @@ _USAGE: Final = "turbofit pretend --on SPEC [options] -- COMMAND ..."
         metavar="SPEC",
         shell_complete=complete_spec,
         help="the machine: 2xrtx3090, 1xl4:free=19GiB, a snapshot's path",
+    ),
+    Option(
+        "--model",
+        metavar="NAME",
+        help="a model that turbofit.pipeline(NAME) opens in COMMAND, without its weights",
     ),
     Option("--watch", is_flag=True, help="who holds what, on stderr every two seconds"),
     Option(
@@ -59,6 +65,7 @@ _USAGE: Final = "turbofit pretend --on SPEC [options] -- COMMAND ..."
 def pretend(
     *,
     on: str | None,
+    model: str | None,
     watch: bool,
     keep: str | None,
     context: str | None,
@@ -69,6 +76,7 @@ def pretend(
     """Run the command, report, and end as it did."""
     import json
     from pathlib import Path
+    from tempfile import TemporaryDirectory
 
     from turbofit.cli.terminal.output import answer, note
     from turbofit.machine.presets import context_bytes
@@ -88,14 +96,16 @@ def pretend(
     )
     note(NOTICE)
     folder = Path(keep) if keep else None
-    ran = run_pretend(
-        rest,
-        scenario,
-        keep=folder,
-        stdout=2 if as_json else None,
-        on_poll=_watch if watch else None,
-        python=python,
-    )
+    with TemporaryDirectory(prefix="turbofit-pretend-") as twin:
+        ran = run_pretend(
+            rest,
+            scenario,
+            keep=folder,
+            stdout=2 if as_json else None,
+            on_poll=_watch if watch else None,
+            base=_with_model(model, scenario, Path(twin)) if model else None,
+            python=python,
+        )
     document = report(ran)
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     if folder is not None:
@@ -105,6 +115,13 @@ def pretend(
     else:
         _note(pretend_view(document))
     return ran.exit_code
+
+
+def _with_model(name: str, scenario: Scenario, folder: Path) -> dict[str, str]:
+    from turbofit.model.source import resolve_model
+    from turbofit.rehearse.turbomind.server import program_environment
+
+    return program_environment(resolve_model(name), scenario, folder)
 
 
 def _watch(scenario: Scenario, shared: SharedRecord) -> None:

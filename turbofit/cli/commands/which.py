@@ -14,7 +14,7 @@ from turbofit.cli.options.common_options import (
 )
 from turbofit.cli.options.fields import filled, options_of
 from turbofit.core.process.progress import under_way
-from turbofit.planning.which_request import WhichRequest
+from turbofit.planning.request import WhichRequest
 
 if TYPE_CHECKING:
     from turbofit.core.which import Which

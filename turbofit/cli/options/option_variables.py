@@ -14,14 +14,10 @@ from turbofit.core.process.variable_names import PREFIX, VARIABLES, is_service_l
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["ROOT", "TRUE", "check_names", "is_switched_on", "named_source", "options_by_command",
-    "value_of", "variable",
-]  # fmt: skip
+__all__ = ["ROOT", "check_names", "named_source", "options_by_command", "variable"]
 
 #: click puts a command's name behind it.
 ROOT: Final = PREFIX.rstrip("_")
-#: Texts that mean true, as click and pydantic read them.
-TRUE: Final = frozenset({"true", "yes", "on", "1", "y", "t"})
 #: Commands for somebody who looks for an error; they have no options of their own.
 _ALWAYS_ANSWER: Final = frozenset({"completion", "help", "version"})
 
@@ -35,21 +31,6 @@ def variable(prefix: str, option: click.Parameter) -> str:
     """
     name = max(option.opts, key=len).lstrip("-")
     return f"{prefix}_{name.replace('-', '_').upper()}"
-
-
-def value_of(ctx: click.Context, option: click.Parameter) -> str | None:
-    """What the environment says of an option; None where it says nothing."""
-    if ctx.auto_envvar_prefix is None:
-        return None
-    name = variable(ctx.auto_envvar_prefix, option)
-    text = os.environ.get(name, "")
-    return None if not text.strip() or is_service_link(name, text) else text
-
-
-def is_switched_on(command: str, option: str) -> bool:
-    """Whether the environment sets a switch of a command, whose line may not be readable."""
-    name = f"{PREFIX}{command}_{option}".upper().replace("-", "_")
-    return os.environ.get(name, "").strip().lower() in TRUE
 
 
 def named_source(ctx: click.Context, message: str) -> str:

@@ -1,29 +1,44 @@
-"""The record of each request: JSON lines, on stderr or in a file that never grows past its cap."""
+"""The record of each request: JSON lines, on stderr or in a file that never grows past its cap.
+
+A trace is for `turbofit bench --trace`: when requests came and how large they were. A line of it
+holds neither text, images, keys nor addresses; nothing of a client but times and sizes.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.core.errors import UsageError
 from turbofit.core.process.log_queue import CappedLog
 from turbofit.core.units import MIB
+from turbofit.gateway.media.pictures import Picture
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from turbofit.core.json_types import Document
+    from turbofit.gateway.http.prepare import Preparation
+    from turbofit.gateway.routing.request_context import ForwardOutcome
 
     Log = Callable[[dict[str, Any]], None]
 
-__all__ = ["AccessLog", "access_log", "trace_log"]
+__all__ = [
+    "AccessLog", "RequestSize", "TraceRecorder", "access_log", "answer_tokens", "request_size",
+]  # fmt: skip
 
 _LOG_CAP: Final = 64 * MIB
 #: A few million requests.
 _TRACE_CAP: Final = 256 * MIB
+#: Where a usage stands at the end of an answer.
+_TAIL: Final = 4096
+_USAGE: Final = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d{1,9})')
+_TEXTS: Final = ("content", "text", "prompt", "system", "input")
+_DEEPEST: Final = 8
 
 
 class AccessLog(CappedLog):
@@ -50,26 +65,15 @@ def access_log(where: str) -> Log | None:
         return None
     if where == "-":
         return _to_stderr
+    return _opened(where, "--access-log")
+
+
+def _opened(path: str, option: str, *, cap: int = _LOG_CAP, notices: bool = True) -> AccessLog:
     try:
-        return AccessLog(Path(where))
+        return AccessLog(Path(path), cap=cap, notices=notices)
     except OSError as exc:
         raise UsageError(
-            f"{where} cannot be written: {exc.strerror or exc}", hint="choose another --access-log"
-        ) from None
-
-
-def trace_log(path: str) -> AccessLog:
-    """Where a trace of requests goes; what the file holds stays.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-    try:
-        return AccessLog(Path(path), cap=_TRACE_CAP, notices=False)
-    except OSError as exc:
-        raise UsageError(
-            f"{path} cannot be written: {exc.strerror or exc}",
-            hint="choose another --record-trace",
+            f"{path} cannot be written: {exc.strerror or exc}", hint=f"choose another {option}"
         ) from None
 
 
@@ -80,3 +84,67 @@ def _to_stderr(record: dict[str, Any]) -> None:
 
 def _missing(lines: int) -> bytes:
     return json.dumps({"time": round(time.time(), 3), "dropped_lines": lines}).encode() + b"\n"
+
+
+class RequestSize(NamedTuple):
+    """The bytes of a request's text, and the width and height of each of its images."""
+
+    prompt_bytes: int
+    images: tuple[tuple[int, int], ...]
+
+
+class TraceRecorder:
+    """Writes a line for each answered request; what the file holds stays.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._log = _opened(path, "--record-trace", cap=_TRACE_CAP, notices=False)
+        self._first: float | None = None
+
+    def __call__(self, came: float, size: RequestSize, outcome: ForwardOutcome) -> None:
+        """Record a request that came to its end; one without an answer is left out."""
+        if outcome.status != 200 or outcome.broken:
+            return
+        if self._first is None:
+            self._first = came
+        self._log(
+            {
+                "at": round(max(0.0, came - self._first), 4),
+                "prompt_bytes": size.prompt_bytes,
+                "output_tokens": answer_tokens(outcome.tail, outcome.events),
+                "images": [list(one) for one in size.images],
+            }
+        )
+
+    def close(self) -> None:
+        """Close the file."""
+        self._log.close()
+
+
+def request_size(prepared: Preparation) -> RequestSize:
+    """The size of a request that was read."""
+    images = tuple(one.size for one in prepared.media if isinstance(one, Picture))
+    body = prepared.parsed.body
+    texts = (body.get(name) for name in ("messages", *_TEXTS))
+    return RequestSize(sum(_text_bytes(text, 0) for text in texts), images)
+
+
+def answer_tokens(tail: bytes, events: int) -> int:
+    """Tokens of an answer: as its usage says, else its events (under: one may hold several)."""
+    found: Sequence[bytes] = _USAGE.findall(tail[-_TAIL:])
+    return int(found[-1]) if found else events
+
+
+def _text_bytes(value: Any, depth: int) -> int:
+    if isinstance(value, str):
+        return len(value.encode(errors="replace"))
+    if depth > _DEEPEST:
+        return 0
+    if isinstance(value, list):
+        return sum(_text_bytes(one, depth + 1) for one in value)
+    if isinstance(value, dict):
+        return sum(_text_bytes(value.get(name), depth + 1) for name in _TEXTS)
+    return 0

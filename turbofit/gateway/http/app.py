@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from turbofit.core.process.log import LazyLogger
-from turbofit.gateway.http.accesslog import AccessLog, trace_log
-from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
-from turbofit.gateway.http.body import Bodies
-from turbofit.gateway.http.connections import Connections, Networks
+from turbofit.gateway.http.accesslog import AccessLog, TraceRecorder, request_size
+from turbofit.gateway.http.asgi_app import METRICS_TYPE, AsgiApp, while_connected
 from turbofit.gateway.http.guard import Keys, Origins
-from turbofit.gateway.http.metrics import Metrics
-from turbofit.gateway.http.model_names import hold_name
-from turbofit.gateway.http.pages import health_page, metrics_page, names_page
-from turbofit.gateway.http.prepare import check_body, finish, hold, inlined, remote_urls, start
+from turbofit.gateway.http.metrics import logs_text, merge
+from turbofit.gateway.http.model_names import ModelCard, hold_name, models_document
+from turbofit.gateway.http.prepare import Preparation
 from turbofit.gateway.http.routes import find_route, is_health
-from turbofit.gateway.http.trace import TraceRecorder, request_size
 from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.limits.grammars import refuse_grammars
+from turbofit.gateway.media.clips import VideoInspector
 from turbofit.gateway.media.fetch import MediaFetcher
-from turbofit.gateway.media.films import VideoInspector
 from turbofit.gateway.media.resize import Resizer
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.deny_file import DenyFile
 from turbofit.gateway.routing.deny_list import DenyList
-from turbofit.gateway.routing.engines import Affinity, RoutedEngine
-from turbofit.gateway.routing.fleet import Fleet
-from turbofit.gateway.routing.health import Monitor
-from turbofit.gateway.routing.request_context import RequestContext, entry
+from turbofit.gateway.routing.engines import Affinity, Fleet, RoutedEngine
+from turbofit.gateway.routing.health import Monitor, healthy
+from turbofit.gateway.routing.request_context import RequestContext, answer, entry
 from turbofit.gateway.routing.request_forwarder import RequestForwarder
 from turbofit.gateway.routing.upstream import Upstream
 
@@ -40,14 +37,15 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.asgi import Message, Receive, Send
-    from turbofit.gateway.http.routes import Kind, Route
+    from turbofit.gateway.http.routes import Route
     from turbofit.gateway.limits.request_limits import Bounds
-    from turbofit.gateway.routing.engines import Chooser
-    from turbofit.gateway.routing.outage import Outage
+    from turbofit.gateway.routing.engines import Chooser, Outage
 
 __all__ = ["Gateway"]
 
 _LOG: Final = LazyLogger(__name__)
+#: Seconds for an engine's metrics; Prometheus itself waits for ten.
+_PAGE_SECONDS: Final = 3.0
 
 
 class Gateway(AsgiApp):
@@ -73,34 +71,19 @@ class Gateway(AsgiApp):
         upstream: Upstream | None = None,
         deny_list: DenyList | None = None,
     ) -> None:
-        super().__init__(Metrics(), Origins(config.allow_origins), bounds)
-        self.bounds, self.config = bounds, config
+        super().__init__(config, bounds.limits.bytes_per_body)
+        self.bounds = bounds
         self.fleet = Fleet(_engines(bounds, upstreams, config))
-        self.connections = Connections(
-            config.connection, Networks(config.trusted_proxies), self.metrics.count
-        )
         self._log = log or (lambda _: None)
         trace = config.record_trace
-        self._recorder = None if trace is None else TraceRecorder(trace_log(trace))
-        self._keys = Keys(config.api_keys, config.front_keys)
-        self._bodies = Bodies(bounds.limits.bytes_per_body, config)
+        self._recorder = None if trace is None else TraceRecorder(trace)
         self._fetcher = fetcher or MediaFetcher(config.allowed_media_domains)
         self._films, self._resizer = VideoInspector(), Resizer()
         self._upstream = upstream or Upstream(serial=config.serial)
         self.admission = Admission(
             self.fleet, longest=config.queue_length, seconds=config.queue_seconds
         )
-        self.monitor = Monitor(
-            self.fleet,
-            self._upstream.probe,
-            self.admission.pump,
-            page=self._upstream.metrics,
-            idle=config.idle_seconds,
-            stall=config.stall_seconds,
-            retry=config.retry_seconds,
-            patience=config.probe_seconds,
-            stuck=config.stuck_seconds,
-        )
+        self.monitor = Monitor(self.fleet, self._upstream, config, self.admission.pump)
         kept = None if config.denied is None else Path(config.denied)
         self.deny_list = deny_list or DenyList(DenyFile(kept))
         self.deny_list.count = self.metrics.count
@@ -173,12 +156,15 @@ class Gateway(AsgiApp):
                 self.connections.apart(scope["turbofit.connection"])
         route = request.route = find_route(request.method, path)
         request.api = route.api
-        if route.kind in ("health", "metrics"):
-            await self._gateway_page(request, send, route.kind)
-            return
+        if route.kind == "health":
+            return await self._health_page(request, send)
+        if route.kind == "metrics":
+            text = await self.metrics_text()
+            return await answer(request, send, 200, text.encode(), METRICS_TYPE)
         if route.kind == "models" and self.config.names:
-            await names_page(request, send, self.config.names)
-            return
+            cards = [ModelCard(*one) for one in self.config.names.items()]
+            page = msgspec.json.encode(models_document(cards, request.api))
+            return await answer(request, send, 200, page, "application/json")
         if route.method == "POST":
             self.deny_list.check_client(request.who)
             request.body = await self._bodies.read(request.headers, receive, request.who)
@@ -203,64 +189,77 @@ class Gateway(AsgiApp):
 
     async def _prepare(self, request: RequestContext, route: Route) -> Chooser | None:
         """The body as it goes on, and how to choose an engine for it."""
-        bounds = request.bounds
-        parsed = start(bounds, route.kind, request.body)
+        prepared = Preparation(self.bounds, route.kind, request.body)
         if not self.config.grammars:
-            refuse_grammars(parsed.body)
-        hold_name(self.config.names, parsed.body)
-        most = bounds.limits.bytes_per_image
-        came, keep = len(request.body), partial(self._keep_file, request)
-        fetched = await self._fetcher.fetch_all(remote_urls(parsed), most, keep)
-        added = inlined(bounds, parsed, fetched, came)
-        self._keep_more(request, added - sum(map(len, fetched.values())))
-        clip = await self._films.look(parsed, fetched, most)
-        media = hold(bounds, route.kind, parsed, fetched, clip)
-        if self._recorder is not None and route.kind not in ("count_tokens", "encode"):
-            request.size = request_size(parsed, media)
+            refuse_grammars(prepared.parsed.body)
+        hold_name(self.config.names, prepared.parsed.body)
+        most = self.bounds.limits.bytes_per_image
+
+        def count(size: int) -> None:
+            """Count a file that was fetched, before others of the same request are."""
+            self._keep_more(request, size)
+            prepared.check_size(request.bytes_in)
+
+        fetched = await self._fetcher.fetch_all(prepared.remote_urls, most, count)
+        self._keep_more(request, prepared.inlined(fetched) - sum(map(len, fetched.values())))
+        prepared.hold(fetched, await self._films.look(prepared.parsed, fetched, most))
+        if self._recorder is not None and prepared.generates:
+            request.size = request_size(prepared)
         if route.kind != "count_tokens":
-            before, media = media, await self._resizer.resize(media)
-            self._keep_more(request, media.payload - before.payload)
-        request.body, request.prepared = finish(bounds, route.kind, parsed, media)
-        several = self._affinity is not None and len(self.fleet) > 1
-        return self._affinity.chooser(parsed.body) if self._affinity and several else None
-
-    def _keep_file(self, request: RequestContext, size: int) -> None:
-        """Count a file that was fetched, before others of the same request are.
-
-        Raises:
-            Refusal: no room for it, or the body is too large with it.
-        """
-        self._keep_more(request, size)
-        check_body(request.bounds, request.bytes_in)
+            before = prepared.payload
+            prepared.media = await self._resizer.resize(prepared.media, prepared.limited)
+            self._keep_more(request, prepared.payload - before)
+        request.body, request.prepared = prepared.finish()
+        if self._affinity is None or len(self.fleet) == 1:
+            return None
+        return self._affinity.chooser(prepared.parsed.body)
 
     def _keep_more(self, request: RequestContext, size: int) -> None:
-        """Count what was fetched for a request, or resized, as bytes of its body.
-
-        Raises:
-            Refusal: no room for it.
-        """
+        """Count what was fetched for a request, or resized, as bytes of its body."""
         if size > 0:
             self._bodies.keep(size, request.who)
             request.bytes_in += size
             self._bodies.check_room(request.who)
 
-    async def _gateway_page(self, request: RequestContext, send: Send, kind: Kind) -> None:
-        """The two pages of the gateway itself."""
-        if kind == "health":
-            await health_page(
-                request, send, self.fleet, self.config.about, draining=self.connections.draining
-            )
-        else:
-            await metrics_page(
-                request,
-                send,
-                self.fleet,
-                self._upstream,
-                self.metrics,
-                self.admission,
-                len(self.connections),
-                self.deny_list,
-            )
+    async def _health_page(self, request: RequestContext, send: Send) -> None:
+        """200 where at least one engine answers completions, else 503."""
+        fleet, fine = self.fleet, healthy(self.fleet)
+        page: Document = {
+            "status": "healthy" if fine else "unavailable",
+            "engines": len(fleet),
+            "up": fleet.open,
+            "draining": self.connections.draining,
+            **self.config.about,
+        }
+        if not fine and fleet.outage is not None:
+            page.update(status="resting", message=fleet.outage.message)
+        await self._answer_health(request, send, page, None if fine else fleet.retry_seconds)
+
+    async def metrics_text(self) -> str:
+        """Everything in Prometheus' text; engines that do not answer in time are left out."""
+        asked = [self._upstream.page(one, "/metrics", _PAGE_SECONDS) for one in self.engines]
+        pages: dict[int | str, str] = dict(enumerate(await asyncio.gather(*asked)))
+        return merge(pages) + self.metrics.text(self._gauges()) + logs_text()
+
+    def _gauges(self) -> dict[str, list[tuple[tuple[str, ...], float]]]:
+        each = [((f"engine={engine.index}",), engine) for engine in self.engines]
+        requests, clients = self.deny_list.file.number
+        return {
+            "connections": [((), len(self.connections))],
+            "waiting": [((), self.admission.waiting)],
+            "in_flight": [(label, engine.outstanding) for label, engine in each],
+            "units_in_flight": [(label, engine.units) for label, engine in each],
+            "kv_tokens_reserved": [
+                (label, engine.gate.reserved)
+                for label, engine in each
+                if engine.gate.units is not None
+            ],
+            "host_bytes_in_flight": [(label, engine.host_bytes) for label, engine in each],
+            "engine_up": [(label, int(engine.up)) for label, engine in each],
+            "suspects": [((), self.deny_list.suspected)],
+            "convicted": [((), requests)],
+            "clients_refused": [((), clients)],
+        }
 
     def _record(self, request: RequestContext) -> None:
         """One line of the log, and the counters."""
@@ -294,7 +293,7 @@ def _engines(bounds: Bounds, upstreams: Sequence[str], config: GatewayConfig) ->
             url,
             share,
             key=config.upstream_key,
-            gate=None if bounds.gate is None else Gate(bounds.gate, bounds.kv),
+            gate=Gate(bounds.gate, bounds.kv),
             host_limit=config.host_bytes,
         )
         for number, (url, share) in enumerate(zip(upstreams, shares, strict=True))

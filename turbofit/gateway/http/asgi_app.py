@@ -7,7 +7,13 @@ from abc import ABC, abstractmethod
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from turbofit.core.process.log import LazyLogger
+from turbofit.gateway.http.body import Bodies
+from turbofit.gateway.http.connections import Connections, Networks
+from turbofit.gateway.http.guard import Keys, Origins
+from turbofit.gateway.http.metrics import Metrics
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.routes import api_of
 from turbofit.gateway.routing.request_context import RequestContext, answer, refuse
@@ -15,14 +21,15 @@ from turbofit.gateway.routing.request_context import RequestContext, answer, ref
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from turbofit.core.json_types import Document
+    from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.asgi import Message, Receive, Send
-    from turbofit.gateway.http.guard import Origins
-    from turbofit.gateway.http.metrics import Metrics
-    from turbofit.gateway.limits.request_limits import Bounds
 
-__all__ = ["AsgiApp", "while_connected"]
+__all__ = ["METRICS_TYPE", "AsgiApp", "while_connected"]
 
 _LOG: Final = LazyLogger(__name__)
+
+METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class AsgiApp(ABC):
@@ -31,13 +38,18 @@ class AsgiApp(ABC):
     Subclasses provide: `_serve`, `startup`, `shutdown`; those that keep a record also `_record`.
 
     Args:
-        metrics: counts refusals and clients that left.
-        origins: which pages of browsers may ask.
-        bounds: what requests are held to; None at a front.
+        config: the public side.
+        most: bytes of a body.
     """
 
-    def __init__(self, metrics: Metrics, origins: Origins, bounds: Bounds | None = None) -> None:
-        self.metrics, self._origins, self._held_to = metrics, origins, bounds
+    def __init__(self, config: GatewayConfig, most: int) -> None:
+        self.config = config
+        self.metrics, self._origins = Metrics(), Origins(config.allow_origins)
+        self._keys = Keys(config.api_keys, config.front_keys)
+        self.connections = Connections(
+            config.connection, Networks(config.trusted_proxies), self.metrics.count
+        )
+        self._bodies = Bodies(most, config)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -67,8 +79,19 @@ class AsgiApp(ABC):
     def _record(self, request: RequestContext) -> None:  # noqa: B027 - not every app keeps one
         """Write down a request that has ended."""
 
+    async def _answer_health(
+        self, request: RequestContext, send: Send, page: Document, retry: int | None
+    ) -> None:
+        """503 where there are seconds after which to ask again, else 200."""
+        if retry is not None:
+            request.out.append((b"retry-after", str(retry).encode()))
+        if self.config.pretend:
+            page = {**page, "pretend": True}
+        status, body = 200 if retry is None else 503, msgspec.json.encode(page)
+        await answer(request, send, status, body, "application/json")
+
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
-        request = RequestContext(scope, self._held_to)
+        request = RequestContext(scope)
         try:
             path = (scope.get("raw_path") or scope["path"].encode()).partition(b"?")[0]
             request.api = api_of(path)

@@ -7,6 +7,7 @@ never a URL, a path or a knob that a client wrote.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from turbofit.gateway.http.refusals import Refusal
@@ -38,32 +39,25 @@ _INNER_ROLES: Final = ("preprocess", "forward")
 _MOST_NUMBER: Final = 1 << 31
 
 
+@dataclass(eq=False)
 class MediaSlot:
     """A place in a body where an image stands, or a video (shape ``clip``).
 
-    Args:
-        source: what the client wrote: a URL, or base64 where ``inline``.
-        options: the parameters beside it.
-        shape: how it is written back.
-        place: the list that holds it.
-        index: where in the list.
-        inline: whether ``source`` is bare base64.
+    ``source`` is what the client wrote: a URL, or base64 where ``inline``; ``options`` are the
+    parameters beside it, ``shape`` is how it is written back, at ``index`` of the list ``place``.
     """
 
-    __slots__ = ("index", "inline", "options", "place", "shape", "source")
+    source: str
+    options: JsonObject
+    shape: _Shape
+    place: list[Any]
+    index: int
+    inline: bool = False
 
-    def __init__(
-        self,
-        source: str,
-        options: JsonObject,
-        shape: _Shape,
-        place: list[Any],
-        index: int,
-        *,
-        inline: bool = False,
-    ) -> None:
-        self.source, self.options, self.shape = source, options, shape
-        self.place, self.index, self.inline = place, index, inline
+    @property
+    def remote(self) -> bool:
+        """Whether it lies elsewhere."""
+        return not self.inline and self.source[:8].lower().startswith(("http://", "https://"))
 
     @property
     def carries(self) -> bool:
@@ -87,6 +81,7 @@ class MediaSlot:
             self.place[self.index] = value if self.shape == "data" else part
 
 
+@dataclass
 class Parsed:
     """A body as it will be passed on, once its slots are filled.
 
@@ -95,15 +90,12 @@ class Parsed:
     ``of_images`` of the processor of its images.
     """
 
-    __slots__ = ("body", "copies", "lowered", "of_images", "slots", "watching")
-
-    def __init__(self, body: JsonObject) -> None:
-        self.body = body
-        self.slots: list[MediaSlot] = []
-        self.copies = 1
-        self.lowered: list[str] = []
-        self.watching: dict[str, Any] = {}
-        self.of_images: dict[str, Any] = {}
+    body: JsonObject
+    slots: list[MediaSlot] = field(default_factory=list)
+    copies: int = 1
+    lowered: list[str] = field(default_factory=list)
+    watching: dict[str, Any] = field(default_factory=dict)
+    of_images: dict[str, Any] = field(default_factory=dict)
 
 
 def read_body(kind: Kind, body: Any) -> Parsed:

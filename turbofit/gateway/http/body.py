@@ -8,8 +8,8 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Final
 
+from turbofit.gateway.http.asgi import uncancel
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.tasks import uncancel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,8 +31,6 @@ _STILL_SECONDS: Final = 1.0
 
 class _Arrival:
     """A body on its way here."""
-
-    __slots__ = ("body", "came", "client", "ends", "heard", "refusal", "size", "task", "timer")
 
     timer: asyncio.TimerHandle
 
@@ -120,7 +118,7 @@ class Bodies:
         length = headers.get(b"content-length", b"")
         most = self._most  # another one may be in force before this body is here
         if length.isdigit() and int(length) > most:
-            raise _too_big(int(length), most)
+            raise Refusal("body_too_big", size=int(length), most=most)
         arrival = _Arrival(client, self._clock())
         self._fit(client, arrival)
         return await self._in_time(arrival, receive, most)
@@ -186,7 +184,7 @@ class Bodies:
             arrival.heard = self._clock()
             self.keep(len(part), arrival.client)
             if arrival.size > most:
-                raise _too_big(arrival.size, most)
+                raise Refusal("body_too_big", size=arrival.size, most=most)
             self._fit(arrival.client, arrival)
         return bytes(arrival.body)  # no copy of one that came whole
 
@@ -199,11 +197,7 @@ class Bodies:
         self._fit(client)
 
     def _fit(self, client: str, arrival: _Arrival | None = None) -> None:
-        """Refuse what there is no room for, unless others stand still.
-
-        Raises:
-            Refusal: no room.
-        """
+        """Refuse what there is no room for, unless others stand still."""
         while True:
             held_bytes = self._held_bytes.get(client, 0)
             free = self._room - self.in_memory
@@ -243,7 +237,3 @@ class Bodies:
 
 def _slow(message: str) -> Refusal:
     return Refusal("slow_body", message=message)
-
-
-def _too_big(size: int, most: int) -> Refusal:
-    return Refusal("body_too_big", size=size, most=most)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, Final, Protocol
 
 from turbofit.core.errors import UsageError
@@ -66,16 +66,6 @@ def address_of(host: str) -> str:
     return str(ipaddress.IPv6Network((address.packed, _IPV6_PREFIX), strict=False))
 
 
-class _Address:
-    """Connections of one address: how many, and those that wait, the longest first."""
-
-    __slots__ = ("count", "waiting")
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.waiting: OrderedDict[ClientConnection, None] = OrderedDict()
-
-
 class Connections:
     """Counts connections, in all and by address.
 
@@ -96,7 +86,8 @@ class Connections:
         self._most, self._most_of_one = limits.connections, limits.connections_per_address
         self._proxies, self._count = proxies, count
         self._of: dict[ClientConnection, str] = {}
-        self._addresses: dict[str, _Address] = {}
+        self._number_of: Counter[str] = Counter()
+        #: Those that wait, the longest first.
         self._waiting: OrderedDict[ClientConnection, None] = OrderedDict()
         #: Whether open requests are cut off, since the server ends; and how many were.
         self.ending, self.cut = False, 0
@@ -115,17 +106,19 @@ class Connections:
 
         One that is refused is counted too, until it is closed.
         """
-        address = address_of(host)
-        here = self._addresses.setdefault(address, _Address())
-        refusal = None
-        if here.count >= self._most_of_one and host not in self._proxies:
-            if not self._make_room(here.waiting):
-                refusal = _too_many(here.count, self._most_of_one)
-        elif len(self._of) >= self._most and not self._make_room(self._waiting):
-            refusal = _full(self._most)
-        here = self._addresses.setdefault(address, here)
-        here.count += 1
-        self._of[connection] = address
+        address, refusal = address_of(host), None
+        here = self._number_of[address]
+        if here >= self._most_of_one and host not in self._proxies:
+            if not self._make_room(address):
+                refusal = Refusal(
+                    "too_many_connections",
+                    count=here,
+                    most=self._most_of_one,
+                    retry_after=_RETRY_SECONDS,
+                )
+        elif len(self._of) >= self._most and not self._make_room():
+            refusal = Refusal("busy:connections", most=self._most, retry_after=_RETRY_SECONDS)
+        self._count_of(connection, address)
         self.waits(connection)
         return refusal
 
@@ -133,32 +126,29 @@ class Connections:
         """Count it by no address: it is a front's, which speaks for many clients."""
         if self._of.get(connection, _FRONT) != _FRONT:
             self.closed(connection)
-            self._of[connection] = _FRONT
-            self._addresses.setdefault(_FRONT, _Address()).count += 1
+            self._count_of(connection, _FRONT)
+
+    def _count_of(self, connection: ClientConnection, address: str) -> None:
+        self._of[connection] = address
+        self._number_of[address] += 1
 
     def waits(self, connection: ClientConnection) -> None:
         """No request of it is under way from now on."""
-        address = self._of.get(connection)
-        if address is not None:
+        if connection in self._of:
             self._waiting[connection] = None
-            self._addresses[address].waiting[connection] = None
 
     def works(self, connection: ClientConnection) -> None:
         """A request of it is under way from now on."""
-        address = self._of.get(connection)
-        if address is not None:
-            self._waiting.pop(connection, None)
-            self._addresses[address].waiting.pop(connection, None)
+        self._waiting.pop(connection, None)
 
     def closed(self, connection: ClientConnection) -> None:
         """It is counted no more; may be said twice."""
         self.works(connection)
         address = self._of.pop(connection, None)
         if address is not None:
-            here = self._addresses[address]
-            here.count -= 1
-            if not here.count:
-                del self._addresses[address]
+            self._number_of[address] -= 1
+            if not self._number_of[address]:
+                del self._number_of[address]
 
     def count_closed(self, reason: str) -> None:
         """One was closed without an answer."""
@@ -168,14 +158,15 @@ class Connections:
         """One was answered before its request had come to the app."""
         self._count("refused_total", f"reason={reason}")
 
-    def _make_room(self, waiting: OrderedDict[ClientConnection, None]) -> bool:
-        oldest = next(iter(waiting), None)
-        if oldest is None:
-            return False
-        self.closed(oldest)
-        self.count_closed("made_room")
-        oldest.make_room()
-        return True
+    def _make_room(self, address: str | None = None) -> bool:
+        """Close the one that has waited longest, of an address or of all."""
+        for connection in self._waiting:
+            if address is None or self._of[connection] == address:
+                self.closed(connection)
+                self.count_closed("made_room")
+                connection.make_room()
+                return True
+        return False
 
 
 def _network(word: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
@@ -186,11 +177,3 @@ def _network(word: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
             f"{word!r} is no address or network: {exc}",
             hint="write 10.0.0.7, 10.0.0.0/8 or fd00::/8",
         ) from None
-
-
-def _too_many(count: int, most: int) -> Refusal:
-    return Refusal("too_many_connections", count=count, most=most, retry_after=_RETRY_SECONDS)
-
-
-def _full(most: int) -> Refusal:
-    return Refusal("busy:connections", most=most, retry_after=_RETRY_SECONDS)

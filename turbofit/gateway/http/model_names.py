@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.gateway.http.refusals import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from turbofit.core.json_types import JsonObject
+    from turbofit.core.json_types import Document, JsonObject
+    from turbofit.gateway.http.refusals import Api
 
-__all__ = ["hold_name", "no_such_model", "unambiguous"]
+__all__ = ["ModelCard", "hold_name", "models_document", "no_such_model", "unambiguous"]
+
+_CREATED: Final = int(time.time())
 
 
 def hold_name(names: Mapping[str, str], body: JsonObject) -> None:
@@ -52,3 +56,33 @@ def unambiguous(models: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
         kept = [name for name in names if name == names[0] or name not in others]
         found.append(tuple(dict.fromkeys(kept)))
     return found
+
+
+class ModelCard(NamedTuple):
+    """A name that clients may give, the model that it means, and where that stands."""
+
+    name: str
+    model: str
+    facts: Document | None = None
+
+
+def models_document(cards: Sequence[ModelCard], api: Api) -> Document:
+    """The list of names in the form of its API; ``root`` is the model that a name means."""
+    facts = [{} if one.facts is None else {"turbofit": one.facts} for one in cards]
+    if api == "anthropic":
+        data = [
+            {"type": "model", "id": one.name, "display_name": one.model, **more}
+            for one, more in zip(cards, facts, strict=True)
+        ]
+        first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+        return {"data": data, "has_more": False, "first_id": first, "last_id": last}
+    return {
+        "object": "list",
+        "data": [
+            {
+                "id": one.name, "object": "model", "created": _CREATED, "owned_by": "lmdeploy",
+                "root": one.model, "parent": None, "permission": [], **more,
+            }
+            for one, more in zip(cards, facts, strict=True)
+        ],
+    }  # fmt: skip

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from turbofit.core.struct import Struct
-from turbofit.gateway.http.bodies import Parsed, read_body
+from turbofit.gateway.http.bodies import read_body
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.cost import UNSTATED
+from turbofit.gateway.limits.gate import UNSTATED
 from turbofit.gateway.limits.parameters import passed
-from turbofit.gateway.limits.ranges import hold_parameters, lower_answer, scope_of
+from turbofit.gateway.limits.ranges import hold_parameters, lower_answer, most_tokens, scope_of
 from turbofit.gateway.limits.request_limits import (
     KNOBS,
     LimitedImage,
@@ -21,7 +21,6 @@ from turbofit.gateway.limits.request_limits import (
     check_texts,
     shown,
 )
-from turbofit.gateway.limits.reservation import most_tokens
 from turbofit.gateway.limits.sharing import (
     RequestedImage,
     beside_images,
@@ -41,9 +40,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.routes import Kind
     from turbofit.gateway.limits.request_limits import Bounds
 
-__all__ = [
-    "Media", "PreparedBody", "finish", "hold", "inlined", "is_remote", "remote_urls", "start",
-]  # fmt: skip
+__all__ = ["Preparation", "PreparedBody", "decode"]
 
 
 class PreparedBody(Struct):
@@ -63,211 +60,169 @@ class PreparedBody(Struct):
     lowered: tuple[str, ...] = ()
 
 
-class Media(Struct):
-    """The images and videos of a request in their order, and what each is held to."""
+class Preparation:
+    """A body on its way from a client's bytes to those that an engine is given.
 
-    media: tuple[Picture | Clip, ...]
-    limited: tuple[LimitedImage, ...]
+    Its parameters are held at once, its images are found, and what their number forbids is refused.
+    Then come, in this order: `inlined`, `hold`, a resizing of ``media``, `finish`. Each raises a
+    `Refusal` of what no lowering can bring within the plan.
+
+    Args:
+        bounds: the plan's.
+        kind: of route.
+        raw: as the client sent it.
+    """
+
+    def __init__(self, bounds: Bounds, kind: Kind, raw: bytes) -> None:
+        self._bounds, self.kind, self._came = bounds, kind, len(raw)
+        parsed = self.parsed = read_body(kind, decode(raw))
+        #: The images and videos in their order, and what each is held to.
+        self.media: list[Picture | Clip] = []
+        self.limited: tuple[LimitedImage, ...] = ()
+        parsed.lowered += hold_parameters(kind, parsed.body, scope_of(bounds))
+        check_clips(bounds, sum(slot.shape == "clip" for slot in parsed.slots))
+        check_images(bounds, len(parsed.slots))
+        if kind == "encode":
+            check_texts(bounds, parsed.body["input"])
+        elif kind != "count_tokens":
+            check_request(bounds, (), n=parsed.copies)
+
+    @property
+    def generates(self) -> bool:
+        """Whether the engine answers with tokens of the model."""
+        return self.kind not in ("count_tokens", "encode")
+
+    @property
+    def remote_urls(self) -> list[str]:
+        """Addresses that must be fetched first, each once."""
+        return list(dict.fromkeys(slot.source for slot in self.parsed.slots if slot.remote))
 
     @property
     def payload(self) -> int:
-        """Characters of all of them in a body."""
+        """Characters of all images and videos in the body."""
         return sum(medium.payload for medium in self.media)
 
+    def inlined(self, fetched: Mapping[str, bytes]) -> int:
+        """Bytes that the files of `remote_urls` add to the body; each place gets its own copy."""
+        files = [len(fetched[slot.source]) for slot in self.parsed.slots if slot.remote]
+        added = sum(-(-size // 3) * 4 for size in files)
+        if files:
+            self.check_size(self._came + added)
+        return added
 
-def start(bounds: Bounds, kind: Kind, raw: bytes) -> Parsed:
-    """Decode a body, hold its parameters, find its images and refuse what their number forbids.
+    def check_size(self, size: int) -> None:
+        """Refuse a body that is larger, with its remote images, than one may be that holds them."""
+        most = self._bounds.limits.bytes_per_body
+        if size > most:
+            raise Refusal("body_too_big:fetched", size=size, most=most)
 
-    Raises:
-        Refusal: not JSON, not this API's shape, a parameter out of its range, too many images, or
-            videos that nobody planned for.
-    """
-    parsed = read_body(kind, _decode(raw))
-    parsed.lowered += hold_parameters(kind, parsed.body, scope_of(bounds))
-    check_clips(bounds, sum(slot.shape == "clip" for slot in parsed.slots))
-    check_images(bounds, len(parsed.slots))
-    if kind == "encode":
-        check_texts(bounds, parsed.body["input"])
-    elif kind != "count_tokens":
-        check_request(bounds, (), n=parsed.copies)
-    return parsed
+    def hold(self, fetched: Mapping[str, bytes], clip: Clip | None) -> None:
+        """Hold every image and video to the plan, and all of them together."""
+        bounds, parsed, kind = self._bounds, self.parsed, self.kind
+        self.media = [
+            clip if clip and slot.shape == "clip" else _picture(bounds, slot, fetched)
+            for slot in parsed.slots
+        ]
+        wanted = self._wanted()
+        shared = hold_images(bounds, wanted)
+        films = [medium for medium in self.media if not isinstance(medium, Picture)]
+        limited = [self._limited_clip(film, shared.images) for film in films]
+        if limited and not within(bounds, (*limited, *shared.images)):
+            shared = hold_images(bounds, wanted, limited)
+        if shared.request:
+            parsed.body.setdefault("mm_processor_kwargs", {})["image"] = shared.request
+        clips, images = iter(limited), iter(shared.images)
+        self.limited = tuple(
+            next(images if isinstance(one, Picture) else clips) for one in self.media
+        )
+        if kind != "count_tokens":
+            check_request(bounds, self.limited, n=parsed.copies)
+            left = bounds.longest_request_tokens - self._media_tokens
+            parsed.lowered += lower_answer(kind, parsed.body, left)
 
+    def finish(self) -> tuple[bytes, PreparedBody]:
+        """The body for the engine, every image inline, and what it costs."""
+        bounds, kind, parsed = self._bounds, self.kind, self.parsed
+        for slot, medium, one in zip(parsed.slots, self.media, self.limited, strict=True):
+            if isinstance(medium, Picture):
+                slot.fill(medium, one.knobs)
+            else:
+                slot.show(medium)
+        body = _encode(parsed.body)
+        # Where tokens are counted, the images are not passed on: what is there is text alone.
+        beside = len(body) - (0 if kind == "count_tokens" else self.payload)
+        if beside > bounds.beside_images:
+            raise Refusal("text_too_big:beside", beside=beside, most=bounds.beside_images)
+        kv_tokens = UNSTATED if self.generates else 0
+        if bounds.gate is not None and self.generates:
+            kv_tokens = most_tokens(kind, parsed.body, body, beside, self._media_tokens)
+        units = sum(one.units for one in self.limited)
+        both = zip(self.media, self.limited, strict=True)
+        decoded = sum(medium.decoded_bytes * one.frames for medium, one in both)
+        lowered = [*parsed.lowered, *(word for one in self.limited for word in one.lowered)]
+        # Counting tokens encodes no image: only their text is passed on.
+        copies = parsed.copies if self.generates else 0
+        return body, PreparedBody(
+            images=len(self.media),
+            copies=parsed.copies,
+            units=units * copies,
+            tokens=sum(one.tokens for one in self.limited),
+            host_bytes=(decoded + units * bounds.bytes_per_unit) * copies,
+            kv_tokens=kv_tokens,
+            lowered=tuple(dict.fromkeys(lowered)),
+        )
 
-def remote_urls(parsed: Parsed) -> list[str]:
-    """Addresses that must be fetched first, each once."""
-    urls = [slot.source for slot in parsed.slots if is_remote(slot)]
-    return list(dict.fromkeys(urls))
+    @property
+    def _media_tokens(self) -> int:
+        return sum(one.tokens + one.text_tokens for one in self.limited)
 
+    def _wanted(self) -> list[RequestedImage]:
+        """The images, with what the client asks of each, or of all of them together."""
+        bounds, parsed = self._bounds, self.parsed
+        together = by_request(bounds) and "mm_processor_kwargs" in passed(self.kind)
+        pictures = [
+            (slot, medium)
+            for slot, medium in zip(parsed.slots, self.media, strict=True)
+            if isinstance(medium, Picture)
+        ]
+        if parsed.of_images and not (together and pictures):
+            parsed.lowered.append("mm_processor_kwargs=image->none")
+        of_all = request_bounds(bounds, parsed.of_images) if together else {}
+        if together:
+            parsed.lowered += [
+                f"{name}={shown(slot.options[name])}->default"
+                for slot, _ in pictures
+                for name in KNOBS
+                if name in slot.options
+            ]
+        return [
+            RequestedImage(
+                size=picture.size,
+                options=of_all if together else slot.options,
+                carries=slot.carries,
+                by_request=together,
+            )
+            for slot, picture in pictures
+        ]
 
-def inlined(bounds: Bounds, parsed: Parsed, fetched: Mapping[str, bytes], came: int) -> int:
-    """Bytes that the files of `remote_urls` add to a body of ``came`` bytes.
-
-    A file that stands in several places is written into each.
-
-    Raises:
-        Refusal: the body would be larger than one may be that holds the same files inline.
-    """
-    files = [len(fetched[slot.source]) for slot in parsed.slots if is_remote(slot)]
-    added = sum(-(-size // 3) * 4 for size in files)
-    if files:
-        check_body(bounds, came + added)
-    return added
-
-
-def check_body(bounds: Bounds, size: int) -> None:
-    """Hold a body with its remote images to the bytes of one.
-
-    Raises:
-        Refusal: it is larger.
-    """
-    most = bounds.limits.bytes_per_body
-    if size > most:
-        raise Refusal("body_too_big:fetched", size=size, most=most)
-
-
-def is_remote(slot: MediaSlot) -> bool:
-    """Whether an image lies elsewhere."""
-    return not slot.inline and slot.source[:8].lower().startswith(("http://", "https://"))
-
-
-def hold(
-    bounds: Bounds,
-    kind: Kind,
-    parsed: Parsed,
-    fetched: Mapping[str, bytes] | None = None,
-    clip: Clip | None = None,
-) -> Media:
-    """Hold every image and video to the plan, and all of them together.
-
-    Args:
-        bounds: the plan's.
-        kind: of route.
-        parsed: what `start` gave.
-        fetched: the files of `remote_urls`.
-        clip: the request's video, as `films.VideoInspector` sees it.
-
-    Raises:
-        Refusal: what no lowering can bring within the plan.
-    """
-    media = [
-        clip if clip and slot.shape == "clip" else _picture(bounds, slot, fetched or {})
-        for slot in parsed.slots
-    ]
-    wanted = _wanted(bounds, kind, parsed, media)
-    shared = hold_images(bounds, wanted)
-    films = [medium for medium in media if not isinstance(medium, Picture)]
-    limited = [_limited_clip(bounds, parsed, film, shared.images) for film in films]
-    if limited and not within(bounds, (*limited, *shared.images)):
-        shared = hold_images(bounds, wanted, limited)
-    if shared.request:
-        parsed.body.setdefault("mm_processor_kwargs", {})["image"] = shared.request
-    clips, images = iter(limited), iter(shared.images)
-    every = tuple(next(images if isinstance(one, Picture) else clips) for one in media)
-    if kind != "count_tokens":
-        check_request(bounds, every, n=parsed.copies)
-        taken = sum(one.tokens + one.text_tokens for one in every)
-        left = bounds.longest_request_tokens - taken
-        parsed.lowered += lower_answer(kind, parsed.body, left)
-    return Media(media=tuple(media), limited=every)
-
-
-def finish(bounds: Bounds, kind: Kind, parsed: Parsed, found: Media) -> tuple[bytes, PreparedBody]:
-    """Write every image back inline and encode the body.
-
-    Args:
-        bounds: the plan's.
-        kind: of route.
-        parsed: what `start` gave.
-        found: what `hold` gave, its pictures resized where it says so.
-
-    Returns:
-        The body for the engine, and what it costs.
-
-    Raises:
-        Refusal: too much text beside the images.
-    """
-    for slot, medium, one in zip(parsed.slots, found.media, found.limited, strict=True):
-        if isinstance(medium, Picture):
-            slot.fill(medium, one.knobs)
-        else:
-            slot.show(medium)
-    body = _encode(parsed.body)
-    # Where tokens are counted, the images are not passed on: what is there is text alone.
-    beside = len(body) - (0 if kind == "count_tokens" else found.payload)
-    if beside > bounds.beside_images:
-        raise Refusal("text_too_big:beside", beside=beside, most=bounds.beside_images)
-    prepared = _prepared(bounds, kind, parsed, found)
-    if bounds.gate is not None and prepared.kv_tokens:
-        tokens = sum(one.tokens + one.text_tokens for one in found.limited)
-        most = most_tokens(kind, parsed.body, body, beside, tokens)
-        prepared = msgspec.structs.replace(prepared, kv_tokens=most)
-    return body, prepared
-
-
-def _prepared(bounds: Bounds, kind: Kind, parsed: Parsed, found: Media) -> PreparedBody:
-    media, limited = found.media, found.limited
-    units = sum(one.units for one in limited)
-    decoded = sum(
-        medium.decoded_bytes * one.frames for medium, one in zip(media, limited, strict=True)
-    )
-    lowered = [*parsed.lowered, *(word for one in limited for word in one.lowered)]
-    generates = kind not in ("count_tokens", "encode")
-    # Counting tokens encodes no image: only their text is passed on.
-    copies = parsed.copies if generates else 0
-    return PreparedBody(
-        images=len(media),
-        copies=parsed.copies,
-        units=units * copies,
-        tokens=sum(one.tokens for one in limited),
-        host_bytes=(decoded + units * bounds.bytes_per_unit) * copies,
-        kv_tokens=UNSTATED if generates else 0,
-        lowered=tuple(dict.fromkeys(lowered)),
-    )
+    def _limited_clip(self, clip: Clip, images: Sequence[LimitedImage]) -> LimitedImage:
+        """A video beside images; what holds it goes into the body itself."""
+        beside = beside_images(self._bounds, images)
+        limited, keywords = hold_clip(beside, clip, self.parsed.watching)
+        self.parsed.body.update(keywords)
+        return limited
 
 
 def _picture(bounds: Bounds, slot: MediaSlot, fetched: Mapping[str, bytes]) -> Picture:
     most = bounds.limits.bytes_per_image
     if slot.inline:
         return from_base64(slot.source, most)
-    if is_remote(slot):
+    if slot.remote:
         return from_bytes(fetched[slot.source], most)
     return from_url(slot.source, most)
 
 
-def _wanted(
-    bounds: Bounds, kind: Kind, parsed: Parsed, media: Sequence[Picture | Clip]
-) -> list[RequestedImage]:
-    """The images of a request, with what the client asks of each, or of all of them together."""
-    together = by_request(bounds) and "mm_processor_kwargs" in passed(kind)
-    if parsed.of_images and not (together and any(isinstance(one, Picture) for one in media)):
-        parsed.lowered.append("mm_processor_kwargs=image->none")
-    of_all = request_bounds(bounds, parsed.of_images) if together else {}
-    wanted = []
-    for slot, medium in zip(parsed.slots, media, strict=True):
-        if not isinstance(medium, Picture):
-            continue
-        if together:
-            unread = [name for name in KNOBS if name in slot.options]
-            parsed.lowered += [f"{name}={shown(slot.options[name])}->default" for name in unread]
-        options = of_all if together else slot.options
-        wanted.append(
-            RequestedImage(
-                size=medium.size, options=options, carries=slot.carries, by_request=together
-            )
-        )
-    return wanted
-
-
-def _limited_clip(
-    bounds: Bounds, parsed: Parsed, clip: Clip, images: Sequence[LimitedImage]
-) -> LimitedImage:
-    """A video beside images; what holds it goes into the body itself."""
-    limited, keywords = hold_clip(beside_images(bounds, images), clip, parsed.watching)
-    parsed.body.update(keywords)
-    return limited
-
-
-def _decode(raw: bytes) -> Any:
+def decode(raw: bytes) -> Any:
     try:
         return msgspec.json.decode(raw.removeprefix(BOM_UTF8))
     except (msgspec.MsgspecError, ValueError, RecursionError):

@@ -38,19 +38,12 @@ class _Pipelined(Exception):  # noqa: N818
 def limited_protocol(
     limits: ConnectionLimits,
     connections: Connections,
-    headers: tuple[tuple[bytes, bytes], ...] = (),
 ) -> type[LimitedProtocol]:
-    """The protocol for `uvicorn.Config`.
-
-    Args:
-        limits: what a connection is held to.
-        connections: all of this gateway, among which each is counted.
-        headers: of each refusal.
-    """
+    """The protocol for `uvicorn.Config`."""
     return type(
         "GatewayProtocol",
         (LimitedProtocol,),
-        {"limits": limits, "all_connections": connections, "refusal_headers": headers},
+        {"limits": limits, "all_connections": connections},
     )
 
 
@@ -65,7 +58,6 @@ class LimitedProtocol(HttpToolsProtocol):
 
     limits: ConnectionLimits
     all_connections: Connections
-    refusal_headers: tuple[tuple[bytes, bytes], ...] = ()
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
@@ -274,7 +266,7 @@ class LimitedProtocol(HttpToolsProtocol):
         number = request_id(dict(self.headers or ()))
         body = refusal_body(self._api, refusal, number)
         headers = [
-            *self.server_state.default_headers, *self.refusal_headers,
+            *self.server_state.default_headers,
             (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)),
             (b"x-request-id", number.encode()), (b"connection", b"close"), *refusal.headers,
         ]  # fmt: skip

@@ -11,13 +11,15 @@ from turbofit.core.presets import converted, load_yaml, presets_dir
 from turbofit.core.struct import Struct
 
 __all__ = [
-    "TOOL_PARSERS", "UNREACHED", "Api", "Refusal", "ending", "of_engine", "refusal_body",
+    "BUSY", "TOOL_PARSERS", "UNREACHED", "Api", "Refusal", "ending", "of_engine", "refusal_body",
     "refusal_event", "refusals",
 ]  # fmt: skip
 
-#: A header of refusals of requests that no engine has: a front may send these to another node.
+#: A header of refusals of requests that no engine has, with the reason: a front may send these to
+#: another node.
 UNREACHED: Final = "x-turbofit-unreached"
-_UNREACHED: Final = frozenset({"engine_unavailable", "engine_resting", "ending", "busy"})
+BUSY: Final = "busy"
+_UNREACHED: Final = frozenset({"engine_unavailable", "engine_resting", "ending", BUSY})
 
 #: Who defined the error form; ``generate`` is LMDeploy's own.
 Api = Literal["openai", "responses", "anthropic", "generate"]
@@ -40,30 +42,17 @@ TOOL_PARSERS: Final = (
     "deepseek-v32", "deepseek-v4", "glm47", "intern-s1", "internlm", "interns2-preview", "kimi-k2",
     "kimi_k2", "llama3", "qwen", "qwen2d5", "qwen3", "qwen3coder",
 )  # fmt: skip
-#: What LMDeploy's server refuses for want of an option of its own: words of its message, the field,
-#: and what is said instead (``serve``: openai/chat_completions/validation.py,
+#: What LMDeploy's server refuses for want of an option of its own: words of its message, and the
+#: row, whose end is the field (``serve``: openai/chat_completions/validation.py,
 #: openai/responses/request.py, openai/endpoints/generate.py, anthropic/endpoints/validation.py).
-_NEEDED: Final = (
-    (
-        (b"launch the api_server with --tool-call-parser",),
-        "tools",
-        "tools need the parser of the model's calls: turbofit serve MODEL -- --tool-call-parser "
-        f"NAME, where NAME is the model family's of {', '.join(TOOL_PARSERS)}",
+_NEEDED: Final = {
+    b"launch the api_server with --tool-call-parser": "option_missing:tools",
+    b"not enabled logprobs_mode": "option_missing:logprobs",
+    b"logprobs_mode is not enabled": "option_missing:logprobs",
+    b"May start api_server with --enable-return-routed-experts": (
+        "option_missing:return_routed_experts"
     ),
-    (
-        (b"not enabled logprobs_mode", b"logprobs_mode is not enabled"),
-        "logprobs",
-        "log probabilities are not enabled: turbofit serve MODEL --engine pytorch --unplanned -- "
-        "--logprobs-mode raw_logprobs (they take memory that no plan counts); the TurboMind engine "
-        "gives them on /v1/chat/completions and /generate without an option",
-    ),
-    (
-        (b"May start api_server with --enable-return-routed-experts",),
-        "return_routed_experts",
-        "routed experts are not enabled: turbofit serve MODEL --engine pytorch --unplanned -- "
-        "--enable-return-routed-experts (they take memory that no plan counts)",
-    ),
-)
+}
 
 
 class _Row(Struct):
@@ -110,7 +99,7 @@ class Refusal(Exception):  # noqa: N818 - not a failure of the gateway, but its 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """What the answer's head says of it."""
         unreached = self.status == 503 and self.reason in _UNREACHED
-        found = [(UNREACHED.encode(), b"1")] if unreached else []
+        found = [(UNREACHED.encode(), self.reason.encode())] if unreached else []
         if self.retry_after is not None:
             found.append((b"retry-after", str(self.retry_after).encode()))
         return found
@@ -123,9 +112,9 @@ def ending() -> Refusal:
 
 def of_engine(body: bytes) -> Refusal | None:
     """What LMDeploy's 400 is in turbofit's words; None where it is right as it is."""
-    for sentences, param, message in _NEEDED:
-        if any(words in body for words in sentences):
-            return Refusal("option_missing", message=message, param=param)
+    for words, key in _NEEDED.items():
+        if words in body:
+            return Refusal(key, param=key.partition(":")[2], parsers=", ".join(TOOL_PARSERS))
     return None
 
 
@@ -147,14 +136,8 @@ def refusal_body(api: Api, refusal: Refusal, request_id: str) -> bytes:
     return msgspec.json.encode(_openai(refusal))
 
 
-def refusal_event(api: Api, refusal: Refusal, sequence: int = 0) -> bytes:
-    """The event that ends a stream which had already begun.
-
-    Args:
-        api: whose stream it is.
-        refusal: why it ends.
-        sequence: ``sequence_number`` of a Responses stream.
-    """
+def refusal_event(api: Api, refusal: Refusal) -> bytes:
+    """The event that ends a stream which had already begun."""
     if api == "anthropic":
         return b"event: error\ndata: " + msgspec.json.encode(_anthropic(refusal)) + b"\n\n"
     if api == "responses":
@@ -163,7 +146,7 @@ def refusal_event(api: Api, refusal: Refusal, sequence: int = 0) -> bytes:
             "code": refusal.reason,
             "message": refusal.message,
             "param": refusal.param,
-            "sequence_number": sequence,
+            "sequence_number": 0,
         }
         return b"event: error\ndata: " + msgspec.json.encode(document) + b"\n\n"
     return b"data: " + msgspec.json.encode(_openai(refusal)) + b"\n\ndata: [DONE]\n\n"

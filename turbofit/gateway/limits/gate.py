@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 from turbofit.core.struct import Struct
-from turbofit.gateway.limits.cost import Cost
 
-__all__ = ["EngineCapacity", "Gate", "KvCache"]
+__all__ = ["UNSTATED", "Cost", "EngineCapacity", "Gate", "KvCache"]
+
+#: Tokens of a request that may grow as long as the engine lets it.
+UNSTATED: Final = 1 << 62
 
 #: Blocks of each copy beyond its longest. Over. An engine allocates for a token (TurboMind,
 #: ``inflight_new_tokens`` of `scheduler.cc`) to 16 (the PyTorch engine's ``prefill_interval``)
@@ -16,6 +19,24 @@ _AHEAD: Final = 2
 #: Tokens that a gateway leaves for the one question that it asks an engine by itself
 #: (`Upstream.probe`): the longest system prompt of LMDeploy's templates has 509 bytes. Over.
 _PROBE: Final = 640
+
+
+class Cost(Struct, eq=False):
+    """What one request holds of an engine until it lets go; equal to itself alone.
+
+    ``units`` and ``host_bytes`` are those of all its ``copies``, ``tokens`` the most that one of
+    them can hold of the KV cache.
+    """
+
+    units: int = 0
+    host_bytes: int = 0
+    tokens: int = 0
+    copies: int = 1
+
+    @property
+    def light(self) -> bool:
+        """Whether it has no images."""
+        return not self.units and not self.host_bytes
 
 
 class KvCache(Struct):
@@ -56,14 +77,14 @@ class EngineCapacity(Struct):
         )
 
 
+@dataclass
 class _Held:
     """A request in flight."""
 
-    __slots__ = ("begun", "number", "tokens", "units")
-
-    def __init__(self, number: int, units: int, tokens: int) -> None:
-        self.number, self.units, self.tokens = number, units, tokens
-        self.begun = False
+    number: int
+    units: int
+    tokens: int
+    begun: bool = False
 
 
 class Gate:
@@ -74,7 +95,7 @@ class Gate:
         kv: the engine's cache.
     """
 
-    def __init__(self, units: int | None, kv: KvCache | None = None) -> None:
+    def __init__(self, units: int | None = None, kv: KvCache | None = None) -> None:
         self.units, self.kv = units, kv or KvCache()
         #: Tokens that the requests in flight reserve.
         self.reserved = 0
@@ -137,7 +158,7 @@ class Gate:
         self.reserved += held.tokens
         self._all += held.units
         self.counted += held.units
-        if self.reserved > self.kv.room:
+        if self.units is not None and self.reserved > self.kv.room:
             self._doubt()
 
     def begin(self, cost: Cost) -> bool:

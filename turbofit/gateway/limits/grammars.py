@@ -9,12 +9,12 @@ eight.
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.patterns import pattern_weight
 from turbofit.gateway.limits.request_limits import shown
 from turbofit.gateway.limits.rules import refused
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import JsonObject
 
-__all__ = ["check_format", "check_tools", "grammar_seconds", "refuse_grammars"]
+__all__ = [
+    "check_format", "check_tools", "grammar_seconds", "pattern_weight", "refuse_grammars",
+]  # fmt: skip
 
 #: Bytes of all schemas of a request; how deep they are nested (100: 0.7 s, 400: over 40 s).
 _BYTES: Final = 64 << 10
@@ -53,6 +55,11 @@ _COMPILED: Final = frozenset({"json_schema", "json_object", "regex_schema"})
 _FORCED: Final = frozenset({"required", "any"})
 _LENGTHS: Final = ("minLength", "maxLength")
 _MOST_THREADS: Final = 8
+_COUNTED: Final = re.compile(r"\{\s*(\d*)\s*(,?)\s*(\d*)\s*\}")
+#: Of an atom that nearly all tokens match, and of one that many match: the figures are above.
+_WIDE: Final = 160
+_CLASS_WEIGHT: Final = 16
+_CLASS: Final = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]")
 
 
 def check_format(body: JsonObject) -> list[str]:
@@ -189,3 +196,60 @@ def _objects(name: str, value: Any) -> Iterator[dict[str, Any]]:
         if not level:
             return
     raise refused(name, f"is nested deeper than {_DEPTH}")
+
+
+def pattern_weight(pattern: str, most: int) -> tuple[int, int]:
+    """Weight of a pattern once ``x{2,5}`` is five of ``x``, nested ones multiplied; and its loops.
+
+    A letter weighs 1; a class, which many tokens match, 16; ``.`` and other classes that nearly all
+    tokens match, 160. Loops are ``?``, ``*`` and ``+``. Over for alternatives, of which only one is
+    matched. It reads the syntax no further: who compiles it finds what is wrong in it.
+    """
+    outer: list[tuple[int, int]] = []
+    size = last = loops = last_loops = index = 0
+    while index < len(pattern) and size <= most:
+        letter = pattern[index]
+        counted = _COUNTED.match(pattern, index) if letter == "{" else None
+        if counted is not None:
+            least, _, upper = counted.groups()
+            times = max(_number(least, most), _number(upper, most), 1)
+            size, last = size + last * (times - 1), last * times
+            loops, last_loops = loops + last_loops * (times - 1), last_loops * times
+            index = counted.end()
+        elif letter == "(":
+            outer.append((size, loops))
+            size = last = loops = last_loops = 0
+            index += 1
+        elif letter == ")" and outer:
+            last, last_loops = size + 1, loops
+            before, loops_before = outer.pop()
+            size, loops = before + last, loops_before + last_loops
+            index += 1
+        elif letter in "?*+":
+            loops, last_loops = loops + 1, last_loops + 1
+            index += 1
+        else:
+            last, index = _atom(pattern, index)
+            size, last_loops = size + last, 0
+    return size + sum(one for one, _ in outer), loops + sum(one for _, one in outer)
+
+
+def _atom(pattern: str, index: int) -> tuple[int, int]:
+    """Weight of what stands here, and where the next begins."""
+    letter = pattern[index]
+    if letter == "[":
+        found = _CLASS.match(pattern, index)
+        weight = _WIDE if pattern.startswith("[^", index) else _CLASS_WEIGHT
+        return weight, found.end() if found else index + 1
+    if letter == "\\":
+        named = pattern[index + 1 : index + 2]
+        weight = _WIDE if named in tuple("DSWPX") else _CLASS_WEIGHT
+        return (weight if named in tuple("DSWPXdswpbh") else 1), index + 2
+    return (_WIDE if letter == "." else 1), index + 1
+
+
+def _number(digits: str, most: int) -> int:
+    """A count; one with many digits is more than any limit."""
+    if len(digits) > len(str(most)):
+        return most + 1
+    return int(digits) if digits else 0

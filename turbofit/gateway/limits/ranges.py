@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
+from turbofit.gateway.limits.gate import UNSTATED
 from turbofit.gateway.limits.grammars import check_format, check_tools
 from turbofit.gateway.limits.parameters import ANSWER_LENGTHS, DIFFERENT, RULES, TEMPLATE_ARGUMENTS
 from turbofit.gateway.limits.request_limits import shown
@@ -16,7 +20,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.limits.rules import Rule
 
-__all__ = ["hold_fields", "hold_parameters", "lower_answer", "scope_of"]
+__all__ = ["hold_fields", "hold_parameters", "lower_answer", "most_tokens", "scope_of"]
 
 #: Messages and their parts. LMDeploy takes 43 us each on its event loop, so that these take 0.4 s.
 #: Over: a chat of more of them is refused, whether or not it would fit the session.
@@ -24,6 +28,13 @@ _MOST_MESSAGES: Final = 8192
 _CONVERSATIONS: Final = ("messages", "input", "system")
 _TEMPLATE: Final = "chat_template_kwargs"
 _MOST_TEMPLATE_ARGUMENTS: Final = 64
+#: What a chat template adds by itself: the longest system prompt of LMDeploy's templates has 509
+#: bytes (`lmdeploy/model.py`). Over; under for a checkpoint's own template that adds more. What it
+#: adds to a message or an image is less than the JSON around them.
+_TEMPLATE_TOKENS: Final = 640
+_ASCII: Final = bytes(range(128))
+#: Bytes that NFC makes of one byte at most (Unicode Standard Annex 15, table of expansion factors).
+_NFC: Final = 3
 
 
 def scope_of(bounds: Bounds) -> Scope:
@@ -149,3 +160,38 @@ def _check_template(arguments: Any) -> None:
     for name in arguments:
         if name in TEMPLATE_ARGUMENTS:
             raise refused(_TEMPLATE, f"may not hold {name!r}: it is the server's")
+
+
+def most_tokens(kind: str, body: JsonObject, raw: bytes, beside: int, images: int) -> int:
+    """Tokens of the prompt and of the longest answer of one copy.
+
+    A token of a text has one byte at least. Under for a tokenizer that normalises by NFKC, and for
+    a template that writes tools more than twice as long as they came.
+
+    Args:
+        kind: of route.
+        body: as it is passed on.
+        raw: its JSON.
+        beside: bytes of that which are not images.
+        images: tokens of the images.
+
+    Returns:
+        `UNSTATED` where the answer's length is not stated: the session ends it.
+    """
+    stated = [body.get(name) for name in ANSWER_LENGTHS.get(kind, ())]
+    answer = max((length for length in stated if isinstance(length, int)), default=None)
+    if answer is None:
+        return UNSTATED
+    tools = body.get("tools")
+    again = len(msgspec.json.encode(tools)) if tools else 0
+    return images + beside + again + _normalised(raw) + _TEMPLATE_TOKENS + answer
+
+
+def _normalised(raw: bytes) -> int:
+    """Bytes that a tokenizer's NFC may add to a text: it adds none to nearly all of them."""
+    if raw.isascii():
+        return 0
+    high = raw.translate(None, _ASCII)
+    if unicodedata.is_normalized("NFC", high.decode("utf-8", "replace")):
+        return 0
+    return (_NFC - 1) * len(high)

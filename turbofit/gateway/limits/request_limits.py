@@ -17,8 +17,7 @@ from turbofit.core.model import DTYPE_BYTES
 from turbofit.core.plan import Limits
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.cost import UNSTATED
-from turbofit.gateway.limits.gate import KvCache
+from turbofit.gateway.limits.gate import UNSTATED, KvCache
 from turbofit.memory.engines import engine_named
 from turbofit.memory.vision_load import vision_load_within
 

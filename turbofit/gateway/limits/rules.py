@@ -81,7 +81,6 @@ class ShortRule(Rule):
     most: int
 
     def hold(self, name: str, value: Any, scope: Scope) -> Any:  # noqa: ARG002 - see Rule
-        """See `Rule.hold`."""
         if isinstance(value, list | dict) and len(value) > self.most:
             raise refused(name, f"has {len(value)} items, the limit is {self.most}")
         return value
@@ -106,7 +105,6 @@ class RefusedRule(Rule):
     why: str
 
     def hold(self, name: str, value: Any, scope: Scope) -> Any:  # noqa: ARG002 - see Rule
-        """See `Rule.hold`."""
         raise refused(name, self.why)
 
 
@@ -114,7 +112,6 @@ class Flag(Rule):
     """True or false."""
 
     def hold(self, name: str, value: Any, scope: Scope) -> bool:  # noqa: ARG002 - see Rule
-        """See `Rule.hold`."""
         if isinstance(value, bool):
             return value
         if isinstance(value, int | float) and value in (0, 1):
@@ -140,7 +137,6 @@ class IntegerRule(Rule):
     instead: str = ""
 
     def hold(self, name: str, value: Any, scope: Scope) -> int:
-        """See `Rule.hold`."""
         number, most = _whole(name, value), scope.number(self.most)
         if most == 0 and not isinstance(self.most, int):
             most = max(number, self.least)
@@ -166,7 +162,6 @@ class Number(Rule):
     clamp: bool = False
 
     def hold(self, name: str, value: Any, scope: Scope) -> float:  # noqa: ARG002 - see Rule
-        """See `Rule.hold`."""
         number = _number(name, value)
         if self.clamp:
             number = min(max(number, self.least), self.most)
@@ -188,7 +183,6 @@ class TextRule(Rule):
     empty: bool = True
 
     def hold(self, name: str, value: Any, scope: Scope) -> str:  # noqa: ARG002 - see Rule
-        """See `Rule.hold`."""
         if not isinstance(value, str):
             raise refused(name, "is no string")
         if not value and not self.empty:
@@ -209,7 +203,6 @@ class Texts(Rule):
     short: int | None = None
 
     def hold(self, name: str, value: Any, scope: Scope) -> Any:
-        """See `Rule.hold`."""
         texts = value if isinstance(value, list) else [value]
         if self.most is not None and len(texts) > self.most:
             raise refused(name, f"has {len(texts)} strings, the limit is {self.most}")
@@ -235,7 +228,6 @@ class FewTexts(Rule):
     characters: int
 
     def hold(self, name: str, value: Any, scope: Scope) -> Any:  # noqa: ARG002 - see Rule
-        """See `Rule.hold`."""
         texts = value if isinstance(value, list) else [value]
         if len(texts) > self.most:
             raise refused(name, f"has {len(texts)} strings, the limit is {self.most}")
@@ -253,7 +245,6 @@ class Ids(Rule):
     most: Most
 
     def hold(self, name: str, value: Any, scope: Scope) -> list[int]:
-        """See `Rule.hold`."""
         if not isinstance(value, list):
             raise refused(name, "is no list of token ids")
         most = scope.number(self.most)
@@ -274,7 +265,6 @@ class Biases(Rule):
     bias: float
 
     def hold(self, name: str, value: Any, scope: Scope) -> dict[str, float]:
-        """See `Rule.hold`."""
         if not isinstance(value, dict):
             raise refused(name, "is no object of token ids and numbers")
         if len(value) > self.most:

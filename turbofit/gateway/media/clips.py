@@ -1,9 +1,19 @@
-"""Videos as clients send them: how many frames of which size, from their headers. Never decoded."""
+"""Videos as clients send them: how many frames of which size, from their headers. Never decoded.
+
+Headers are read as LMDeploy's first choice of a loader will, outside of this process.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from base64 import b64encode
-from typing import Final
+from contextlib import suppress
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
@@ -15,7 +25,15 @@ from turbofit.gateway.media.pictures import (
     from_base64,
 )
 
-__all__ = ["MOST_FRAMES", "RATES", "Clip", "check_film", "film_clip", "film_of", "frames_of"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from turbofit.gateway.http.bodies import Parsed
+
+__all__ = [
+    "MOST_FRAMES", "RATES", "Clip", "VideoInspector", "check_film", "film_clip", "film_of",
+    "frames_of",
+]  # fmt: skip
 
 #: How LMDeploy names frames that the client has sampled itself, each a JPEG, between commas.
 _SEQUENCE: Final = "video/jpeg"
@@ -26,6 +44,12 @@ RATES: Final = (0.01, 1000.0)
 MOST_FRAMES: Final = 768
 #: Bytes of a frame in a film, at least: MP4 has so many of each in its table of sizes alone.
 _LEAST_FRAME: Final = 4
+_PROGRAM: Final = str(Path(__file__).with_name("film_header.py"))
+_SECONDS: Final = 20.0
+#: Seconds that it has to end after SIGKILL; a process that the kernel holds is not waited for.
+_LAST_SECONDS: Final = 5.0
+_AT_ONCE: Final = 2
+_NO_OPENCV: Final = 3
 
 
 class Clip(Struct):
@@ -52,12 +76,66 @@ class Clip(Struct):
         return self.size[0] * self.size[1] * BYTES_OF_PIXEL
 
 
+class VideoInspector:
+    """Looks at the video of a request."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Semaphore(_AT_ONCE)
+
+    async def look(
+        self, parsed: Parsed, fetched: Mapping[str, bytes], most_bytes: int
+    ) -> Clip | None:
+        """The request's video, None where it has none.
+
+        Args:
+            parsed: of a `Preparation`, with at most one video.
+            fetched: the files of its addresses.
+            most_bytes: how many bytes a video may have.
+
+        Raises:
+            Refusal: no usable video.
+        """
+        slot = next((slot for slot in parsed.slots if slot.shape == "clip"), None)
+        if slot is None:
+            return None
+        if slot.remote:
+            film = check_film(fetched[slot.source], most_bytes)
+        else:
+            frames = frames_of(slot.source, most_bytes)
+            if frames is not None:
+                return frames
+            film = film_of(slot.source, most_bytes)
+        return film_clip(film, *await self._header(film))
+
+    async def _header(self, data: bytes) -> tuple[int, float, tuple[int, int]]:
+        """Frames, frames a second, and size."""
+        async with self._turn:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-I", _PROGRAM, stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+            )  # fmt: skip
+            try:
+                text, _ = await asyncio.wait_for(process.communicate(data), _SECONDS)
+            except (asyncio.TimeoutError, TimeoutError):
+                text = b""
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    with suppress(asyncio.TimeoutError, TimeoutError):
+                        await asyncio.wait_for(process.wait(), _LAST_SECONDS)
+        if process.returncode == _NO_OPENCV:
+            raise Refusal("no_video_reader")
+        try:
+            frames, rate, width, height = msgspec.json.decode(text, type=list[float])
+        except (msgspec.MsgspecError, ValueError):
+            frames = rate = width = height = 0.0
+        if not all(isfinite(one) for one in (frames, rate, width, height)) or frames < 1:
+            raise Refusal("broken_video:header")
+        return int(frames), rate, (int(width), int(height))
+
+
 def frames_of(url: str, most_bytes: int) -> Clip | None:
     """The frames that a client sampled itself, None where the URL holds a film.
-
-    Args:
-        url: as the client wrote it.
-        most_bytes: how many bytes all frames may have together.
 
     Raises:
         Refusal: another kind of URL, or no usable frames.
@@ -117,11 +195,7 @@ def film_clip(data: bytes, frames: int, rate: float, size: tuple[int, int]) -> C
 
 
 def _split(url: str) -> tuple[str, str]:
-    """Head in lower case and payload of a ``data:`` URL with base64.
-
-    Raises:
-        Refusal: another kind.
-    """
+    """Head in lower case and payload of a ``data:`` URL with base64."""
     head, comma, payload = url.partition(",")
     head = head.lower()
     if not comma or not head.startswith("data:") or not head.endswith(";base64"):

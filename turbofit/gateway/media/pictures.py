@@ -6,8 +6,9 @@ import binascii
 import re
 import warnings
 from base64 import b64encode
+from functools import cache
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
@@ -83,10 +84,6 @@ class Picture(Struct):
 
 def from_url(url: str, most_bytes: int) -> Picture:
     """The image of a ``data:`` URL.
-
-    Args:
-        url: as the client wrote it.
-        most_bytes: how many bytes the image may have.
 
     Raises:
         Refusal: another kind of URL, or no usable image.
@@ -169,17 +166,20 @@ def _header(data: bytes) -> tuple[str, tuple[int, int], int]:
     if guess is None:
         raise Refusal("unknown_image_type", taken=_TAKEN)
     if guess == "JPEG" and _scan(data) < 0:
-        raise _broken()
+        raise Refusal("broken_image:header")
+    _quiet()
     try:
-        with _quiet(), Image.open(_File(data)) as image:
+        with Image.open(_File(data)) as image:
             kind, size = str(image.format), (int(image.width), int(image.height))
-            frames = int(getattr(image, "n_frames", 1)) if kind != "GIF" else _gif_frames(image)
+            # Of a GIF one or two: counting all would read the whole file.
+            gif = kind == "GIF"
+            frames = 1 + image.is_animated if gif else int(getattr(image, "n_frames", 1))
     except Image.DecompressionBombError:
         raise Refusal("too_many_pixels:header", most=LARGEST_PIXELS) from None
     except MemoryError:
         raise
     except Exception:  # noqa: BLE001 - Pillow's plugins raise whatever they meet
-        raise _broken() from None
+        raise Refusal("broken_image:header") from None
     if kind not in _MIMES or (kind != guess and (kind, guess) != ("MPO", "JPEG")):
         raise Refusal("unknown_image_type", taken=_TAKEN)
     return kind, size, frames
@@ -223,26 +223,13 @@ def _scan(data: bytes) -> int:
     return -1
 
 
-def _gif_frames(image: Any) -> int:
-    """One or two: counting all would read the whole file."""
-    return 2 if image.is_animated else 1
-
-
-class _quiet:  # noqa: N801 - reads as a word
+@cache
+def _quiet() -> None:
     """Pillow's warnings go nowhere: what they say of a file is an answer here or no matter.
 
     Python keeps each text that was shown, and a file decides what is in it.
     """
-
-    _done = False
-
-    def __enter__(self) -> None:
-        if not _quiet._done:
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            _quiet._done = True
-
-    def __exit__(self, *_: object) -> None:
-        return None
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _guess(data: bytes) -> str | None:
@@ -273,10 +260,6 @@ def _whole(kind: str, data: bytes) -> bool:
 
 def _bytes_of_pixel(mime: str) -> int:
     return _WEBP_BYTES_OF_PIXEL if mime == "image/webp" else BYTES_OF_PIXEL
-
-
-def _broken() -> Refusal:
-    return Refusal("broken_image:header")
 
 
 def _too_big(size: int, most: int) -> Refusal:

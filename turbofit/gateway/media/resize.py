@@ -11,13 +11,14 @@ from base64 import b64decode, b64encode
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
-from msgspec.structs import replace
-
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.media.pictures import Picture
 
 if TYPE_CHECKING:
-    from turbofit.gateway.http.prepare import Media
+    from collections.abc import Sequence
+
+    from turbofit.gateway.limits.request_limits import LimitedImage
+    from turbofit.gateway.media.clips import Clip
 
 __all__ = ["Resizer", "resized", "resized_image"]
 
@@ -30,27 +31,25 @@ _COMPRESSION: Final = 1
 
 
 class Resizer:
-    """Resizes what `prepare.hold` says, outside of the event loop."""
+    """Resizes what `prepare.Preparation` says, outside of the event loop."""
 
     def __init__(self) -> None:
         self._turn = asyncio.Semaphore(_AT_ONCE)
 
-    async def resize(self, found: Media) -> Media:
+    async def resize(
+        self, media: Sequence[Picture | Clip], limited: Sequence[LimitedImage]
+    ) -> list[Picture | Clip]:
         """The same media, with the pictures that are to be resized.
 
         Raises:
             Refusal: a picture that cannot be decoded.
         """
-        if not any(one.resize for one in found.limited):
-            return found
-        media = list(found.media)
-        for place, one in enumerate(found.limited):
-            picture = media[place]
-            if one.resize is None or not isinstance(picture, Picture):
-                continue
-            async with self._turn:
-                media[place] = await asyncio.to_thread(resized, picture, one.resize)
-        return replace(found, media=tuple(media))
+        kept = list(media)
+        for place, (medium, one) in enumerate(zip(media, limited, strict=True)):
+            if one.resize is not None and isinstance(medium, Picture):
+                async with self._turn:
+                    kept[place] = await asyncio.to_thread(resized, medium, one.resize)
+        return kept
 
 
 def resized(picture: Picture, size: tuple[int, int]) -> Picture:

@@ -14,21 +14,18 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from turbofit.core.process.log import LazyLogger
-from turbofit.gateway.http.asgi_app import AsgiApp
-from turbofit.gateway.http.body import Bodies
-from turbofit.gateway.http.connections import Connections, Networks
-from turbofit.gateway.http.guard import Keys, Origins
-from turbofit.gateway.http.metrics import Metrics
-from turbofit.gateway.http.model_names import no_such_model
-from turbofit.gateway.http.pages import models_document
+from turbofit.gateway.http.asgi_app import METRICS_TYPE, AsgiApp
+from turbofit.gateway.http.metrics import DROPPED, logs_text, merge
+from turbofit.gateway.http.model_names import ModelCard, models_document, no_such_model
 from turbofit.gateway.http.refusals import Refusal, ending
 from turbofit.gateway.http.routes import find_route, is_health
-from turbofit.gateway.models.model_pages import cards_of, health_document, metrics_text
+from turbofit.gateway.routing.health import healthy
 from turbofit.gateway.routing.request_context import RequestContext, answer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from turbofit.core.json_types import Document
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.asgi import Message, Receive, Send
     from turbofit.gateway.http.routes import Route
@@ -38,6 +35,19 @@ if TYPE_CHECKING:
 __all__ = ["ModelsGateway"]
 
 _LOG: Final = LazyLogger(__name__)
+
+_OUR_METRICS: Final[tuple[tuple[str, str, str, Callable[[ServedModel], float | None]], ...]] = (
+    ("model_ready", "gauge", "Whether a model's engines are ready.",
+     lambda model: model.state == "ready"),
+    ("model_waiting", "gauge", "Requests that wait for a model's start.",
+     lambda model: len(model.waiting)),
+    ("model_in_flight", "gauge", "Requests that a model's gateway has.",
+     lambda model: model.in_flight),
+    ("model_starts_total", "counter", "Starts of a model that became ready.",
+     lambda model: model.starts),
+    ("model_start_seconds", "gauge", "What a model's last start took.",
+     lambda model: model.start_seconds),
+)  # fmt: skip
 
 
 class _Named(msgspec.Struct):
@@ -65,17 +75,10 @@ class ModelsGateway(AsgiApp):
         *,
         wait: float,
     ) -> None:
-        largest = max(bounds, key=lambda one: one.limits.bytes_per_body)
-        super().__init__(Metrics(), Origins(config.allow_origins), largest)
+        super().__init__(config, max(one.limits.bytes_per_body for one in bounds))
         self.models = {model.name: model for model in models}
         self._named_models = {name: model for model in models for name in model.names}
-        self.config, self._wait = config, wait
-        self.connections = Connections(
-            config.connection, Networks(config.trusted_proxies), self.metrics.count
-        )
-        self._keys = Keys(config.api_keys, config.front_keys)
-        self._bodies = Bodies(largest.limits.bytes_per_body, config)
-        self._ending = False
+        self._wait, self._ending = wait, False
         #: Whether those that start at once were ready.
         self.opened = False
 
@@ -106,6 +109,9 @@ class ModelsGateway(AsgiApp):
     ) -> None:
         if not is_health(path):
             request.key = self._keys.check(request.headers)
+            if self._keys.of_front(request.headers):
+                request.is_of_front()
+                self.connections.apart(scope["turbofit.connection"])
         elif self.config.api_keys:
             # Names and causes are for those who have a key.
             with suppress(Refusal):
@@ -155,11 +161,7 @@ class ModelsGateway(AsgiApp):
             await gateway(scope, replayed, send)
 
     def _find(self, body: bytes) -> ServedModel:
-        """The model that a body names; the only one where it names none.
-
-        Raises:
-            Refusal: no JSON, or no such model.
-        """
+        """The model that a body names; the only one where it names none."""
         try:
             name = msgspec.json.decode(body.removeprefix(BOM_UTF8), type=_Named).model
         except (msgspec.DecodeError, RecursionError) as exc:
@@ -179,19 +181,37 @@ class ModelsGateway(AsgiApp):
         if route.kind == "health":
             known = bool(request.key) or not self.config.api_keys
             page = health_document(models, opened=self.opened, known=known)
+            retry = min((model.retry_after for model in models), default=1)
             fine = page["status"] in ("healthy", "degraded")
-            if not fine:
-                seconds = min((model.retry_after for model in models), default=1)
-                request.out.append((b"retry-after", str(seconds).encode()))
-            body = msgspec.json.encode(page)
-            await answer(request, send, 200 if fine else 503, body, "application/json")
+            await self._answer_health(request, send, page, None if fine else retry)
         elif route.kind == "metrics":
-            text = await metrics_text(models, self.metrics, self.config)
-            kind = "text/plain; version=0.0.4; charset=utf-8"
-            await answer(request, send, 200, text.encode(), kind)
+            text = await self._metrics_text(models)
+            await answer(request, send, 200, text.encode(), METRICS_TYPE)
         else:
-            body = msgspec.json.encode(models_document(cards_of(models), route.api))
+            cards = [ModelCard(name, one.name, _facts(one)) for one in models for name in one.names]
+            body = msgspec.json.encode(models_document(cards, route.api))
             await answer(request, send, 200, body, "application/json")
+
+    async def _metrics_text(self, models: Sequence[ServedModel]) -> str:
+        """Each model's page with a label ``model``, and this address's numbers."""
+        pages = await asyncio.gather(*(self._metrics_of(model) for model in models))
+        lines = []
+        for name, kind, explained, number in _OUR_METRICS:
+            full = f"turbofit_{name}"
+            lines += [f"# HELP {full} {explained}", f"# TYPE {full} {kind}"]
+            for model in models:
+                value = number(model)
+                if value is not None:
+                    lines.append(f'{full}{{model="{model.name}"}} {value:g}')
+        named: dict[int | str, str] = dict(zip(self.models, pages, strict=True))
+        # An empty label is none: what is refused before a model is known.
+        ours = merge({**named, "": self.metrics.text({})}, "model")
+        return ours + "\n".join(lines) + "\n" + logs_text()
+
+    async def _metrics_of(self, model: ServedModel) -> str:
+        """The page of a model's gateway; empty where it is asleep."""
+        text = "" if model.gateway is None else await model.gateway.metrics_text()
+        return text.partition(f"# HELP {DROPPED}")[0]
 
 
 async def _disconnect(receive: Receive) -> Message:
@@ -200,3 +220,42 @@ async def _disconnect(receive: Receive) -> Message:
         message = await receive()
         if message["type"] == "http.disconnect":
             return message
+
+
+def _fine(model: ServedModel) -> bool:
+    """Whether a request for it is answered, after a start where its engines do not run."""
+    if model.state == "ready":
+        return model.gateway is not None and healthy(model.gateway.fleet)
+    return model.state != "failed" or model.rested
+
+
+def _facts(model: ServedModel) -> Document:
+    """Where one model stands."""
+    unanswered = model.state == "ready" and not _fine(model)
+    facts: dict[str, Any] = {
+        "state": "unavailable" if unanswered else model.state, "waiting": len(model.waiting),
+    }  # fmt: skip
+    if model.expected is not None:
+        facts["start_seconds"] = round(model.expected, 1)
+    if model.state not in ("ready", "asleep"):
+        facts.update(message=model.said, retry_after=model.retry_after)
+    return facts
+
+
+def health_document(models: Sequence[ServedModel], *, opened: bool, known: bool) -> Document:
+    """``healthy``, ``degraded`` where some models do not answer, ``starting`` or ``unavailable``.
+
+    A model that sleeps is well: it starts when it is asked for.
+
+    Args:
+        models: all of them.
+        opened: whether those that start at once were ready.
+        known: whether the client may learn which models there are, and why one does not start.
+    """
+    fine = [_fine(model) for model in models]
+    status = "healthy" if all(fine) else "degraded" if any(fine) else "unavailable"
+    if not opened:
+        status = "starting"
+    if not known:
+        return {"status": status, "models": len(models), "up": sum(fine)}
+    return {"status": status, "models": {model.name: _facts(model) for model in models}}

@@ -19,21 +19,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.routing.engines import least_busy
-from turbofit.gateway.routing.fleet import Fleet
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection
 
-    from turbofit.gateway.limits.cost import Cost
-    from turbofit.gateway.limits.gate import EngineCapacity
-    from turbofit.gateway.routing.engines import Chooser, RoutedEngine
-    from turbofit.gateway.routing.suspects import Turn
+    from turbofit.gateway.limits.gate import Cost, EngineCapacity
+    from turbofit.gateway.routing.deny_list import Turn
+    from turbofit.gateway.routing.engines import Chooser, Fleet, RoutedEngine
 
-__all__ = ["Admission", "dead"]
+__all__ = ["Admission"]
 
 _SUSPECTS: Final = 256
 _SUSPECT_RETRY: Final = 10
@@ -41,8 +39,6 @@ _SUSPECT_RETRY: Final = 10
 
 class _Waiter:
     """A request in a queue."""
-
-    __slots__ = ("choose", "client", "cost", "future", "turn")
 
     def __init__(self, client: str, cost: Cost, choose: Chooser | None, turn: Turn | None) -> None:
         self.client, self.cost, self.choose, self.turn = client, cost, choose, turn
@@ -55,24 +51,25 @@ class _Queue:
     def __init__(self, longest: int) -> None:
         self.longest = longest
         self.lines: OrderedDict[str, deque[_Waiter]] = OrderedDict()
-        self.waiting = 0
-        #: Those of them that have no images.
-        self.light = 0
+
+    @property
+    def waiting(self) -> int:
+        return sum(map(len, self.lines.values()))
+
+    @property
+    def light(self) -> bool:
+        """Whether any has no images."""
+        return any(waiter.cost.light for line in self.lines.values() for waiter in line)
 
     def append(self, waiter: _Waiter) -> None:
         self.lines.setdefault(waiter.client, deque()).append(waiter)
-        self.waiting += 1
-        self.light += waiter.cost.light
 
     def drop(self, waiter: _Waiter) -> None:
-        line = self.lines.get(waiter.client)
-        if line is None or waiter not in line:
-            return
-        line.remove(waiter)
-        self.waiting -= 1
-        self.light -= waiter.cost.light
-        if not line:
-            del self.lines[waiter.client]
+        line = self.lines.get(waiter.client, deque())
+        with suppress(ValueError):  # it has left already
+            line.remove(waiter)
+            if not line:
+                del self.lines[waiter.client]
 
     def room(self, client: str, busy: Refusal) -> bool:
         """Whether one more of a client may wait.
@@ -96,23 +93,16 @@ class Admission:
     """Lets requests through to engines.
 
     Args:
-        engines: all of them, each with its own gate and host limit.
+        fleet: all engines, each with its own gate and host limit.
         longest: how many may wait.
         seconds: how long one may wait.
     """
 
-    def __init__(
-        self, engines: Fleet | Sequence[RoutedEngine], *, longest: int = 256, seconds: float = 30.0
-    ) -> None:
-        self._fleet = engines if isinstance(engines, Fleet) else Fleet(engines)
-        self._seconds = seconds
+    def __init__(self, fleet: Fleet, *, longest: int = 256, seconds: float = 30.0) -> None:
+        self._fleet, self._seconds = fleet, seconds
         self._queue, self._suspects = _Queue(longest), _Queue(_SUSPECTS)
         #: Names of those who have a turn.
         self._turns: set[str] = set()
-        # As long as the fleet has this version, only these engines may have room for so much.
-        self._full: Cost | None = None
-        self._freed: dict[RoutedEngine, None] = {}
-        self._version = -1
 
     @property
     def waiting(self) -> int:
@@ -138,7 +128,7 @@ class Admission:
         if refusal is not None:
             raise refusal
         if turn is None and (not self._queue.lines or self._passes(cost)):
-            engine = self._best(cost)
+            engine = self._fleet.best(cost)
             if engine is not None:
                 return self._take(engine, cost, choose, None)
         queue = self._queue if turn is None else self._suspects
@@ -147,7 +137,7 @@ class Admission:
             raise full
         while True:
             engine = await self._wait(queue, _Waiter(client, cost, choose, turn))
-            if engine.takes and engine.fleet is self._fleet:
+            if engine.up:
                 return engine
             # It went out, or began to drain, before this task had its turn.
             self.end_turn(engine, turn)
@@ -159,13 +149,11 @@ class Admission:
         Returns:
             Whether that was all: where not, `release` gives the rest back.
         """
-        gate = engine.gate
-        if gate is None or not gate.begin(cost):
+        if not engine.gate.begin(cost):
             self.release(engine, cost)
             return True
-        engine.units = gate.counted
         engine.host_bytes -= cost.host_bytes
-        self._given_back(engine)
+        self._given_back()
         return False
 
     def release(self, engine: RoutedEngine, cost: Cost, after: float = 0.0) -> None:
@@ -177,29 +165,26 @@ class Admission:
             after: seconds for which an engine with a gate may still have the request, of whose
                 answer nothing came.
         """
-        gate, begun = engine.gate, False
-        if gate is None:
-            engine.units -= cost.units
-        elif after:
+        begun = False
+        if after and engine.gate.units is not None:
             asyncio.get_running_loop().call_later(after, self._forget, engine, cost)
         else:
-            begun = gate.end(cost)
-            engine.units = gate.counted
+            begun = engine.gate.end(cost)
         if not begun:
             engine.host_bytes -= cost.host_bytes
-        self._given_back(engine)
+        self._given_back()
 
     def end_turn(self, engine: RoutedEngine, turn: Turn | None) -> None:
         """The next suspect may come to an engine."""
         if turn is not None and engine.turn_of is turn:
             engine.turn_of = None
             self._turns.discard(turn.name)
-            self._given_back(engine)
+            self._given_back()
 
-    def open_turn(self, engine: RoutedEngine, turn: Turn) -> None:
+    def open_turn(self, turn: Turn) -> None:
         """Others may come to an engine beside a turn that was alone there."""
         turn.alone = False
-        self._given_back(engine)
+        self._given_back()
 
     def pump(self) -> None:
         """Let in whoever has room now; call it too when an engine has come back or gone."""
@@ -210,12 +195,17 @@ class Admission:
                 break
             if client in lines:
                 lines.move_to_end(client)
+        full: Cost | None = None
         for waiting in tuple(self._suspects.lines.values()):
             for waiter in tuple(waiting):
+                if full is not None and not _less(waiter.cost, full):
+                    continue  # no engine has room and a turn for it
                 if self._looked_at(self._suspects, waiter):
                     if waiter.client in self._suspects.lines:
                         self._suspects.lines.move_to_end(waiter.client)
                     break
+                if waiter.turn is not None and waiter.turn.name not in self._turns:
+                    full = waiter.cost
 
     def _looked_at(self, queue: _Queue, waiter: _Waiter) -> bool:
         """Whether somebody need not wait any longer: for a place, or at all."""
@@ -234,14 +224,10 @@ class Admission:
 
     def _forget(self, engine: RoutedEngine, cost: Cost) -> None:
         """The engine has surely dropped a request whose client left."""
-        if engine.gate is not None:
-            engine.gate.end(cost)
-            engine.units = engine.gate.counted
-        self._given_back(engine)
+        engine.gate.end(cost)
+        self._given_back()
 
-    def _given_back(self, engine: RoutedEngine) -> None:
-        if self._full is not None and engine.fleet is self._fleet:
-            self._freed[engine] = None
+    def _given_back(self) -> None:
         if self.waiting:
             self.pump()
 
@@ -277,26 +263,10 @@ class Admission:
         queue.drop(waiter)
         self.pump()
 
-    def _best(self, cost: Cost, turn: Turn | None = None) -> RoutedEngine | None:
-        """The least busy engine with room.
-
-        Where all are full, each request that ends would have the next in line look at every engine:
-        what fitted nowhere fits only where something was given back since.
-        """
-        if turn is not None:
-            return None if turn.name in self._turns else self._fleet.best(cost, turn)
-        full = self._full
-        if full is not None and self._version != self._fleet.version:
-            full = self._full = None
-        if full is None or _less(cost, full):
-            best = self._fleet.best(cost)
-            if best is None:
-                self._full, self._version = cost, self._fleet.version
-                self._freed.clear()
-            return best
-        self._freed = {engine: None for engine in self._freed if engine.fits(full)}
-        fitting = [one for one in self._freed if one.fits(cost)]
-        return least_busy(fitting) if fitting else None
+    def _best(self, cost: Cost, turn: Turn | None) -> RoutedEngine | None:
+        """The least busy engine with room."""
+        taken = turn is not None and turn.name in self._turns
+        return None if taken else self._fleet.best(cost, turn)
 
     def _take(
         self, best: RoutedEngine, cost: Cost, choose: Chooser | None, turn: Turn | None
@@ -307,16 +277,12 @@ class Admission:
             engine.turn_of = turn
             self._turns.add(turn.name)
         engine.host_bytes += cost.host_bytes
-        if engine.gate is None:
-            engine.units += cost.units
-        else:
-            engine.gate.take(cost)
-            engine.units = engine.gate.counted
+        engine.gate.take(cost)
         return engine
 
     def _hopeless(self, cost: Cost) -> Refusal | None:
         """Why it need not wait any longer, as the engines are now."""
-        return _impossible(self._fleet.sizes, cost) if self._fleet.open else dead(self._fleet)
+        return _impossible(self._fleet.sizes, cost) if self._fleet.open else self._fleet.dead()
 
     def _busy(self, turn: Turn | None, why: str) -> Refusal:
         if turn is not None:
@@ -335,12 +301,7 @@ def _less(cost: Cost, full: Cost) -> bool:
 
 
 def _impossible(sizes: Collection[EngineCapacity], cost: Cost) -> Refusal | None:
-    """What to say of a request that fits no engine, even where it has no other; None where it fits.
-
-    Args:
-        sizes: of the engines.
-        cost: the request's.
-    """
+    """What to say of a request that fits no engine, even an empty one; None where it fits."""
     if any(size.holds(cost) for size in sizes):
         return None
     wide = [size for size in sizes if size.units is None or cost.units <= size.units]
@@ -349,10 +310,3 @@ def _impossible(sizes: Collection[EngineCapacity], cost: Cost) -> Refusal | None
         return Refusal("units_over_limit", units=cost.units, widest=widest)
     most = max(size.host_bytes for size in wide if size.host_bytes is not None)
     return Refusal("images_over_limit", size=cost.host_bytes, most=most)
-
-
-def dead(fleet: Fleet) -> Refusal:
-    """No engine is up."""
-    if fleet.outage is not None:
-        return fleet.outage.refusal()
-    return Refusal("engine_unavailable", retry_after=fleet.retry_seconds)

@@ -27,7 +27,7 @@ from turbofit.core.process.state import state_dir
 from turbofit.core.struct import Struct, const, to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from turbofit.core.plan import Plan
 
@@ -119,12 +119,11 @@ class DenyFile:
         self.path = path
         self.key = secrets.token_bytes(_KEY_BYTES) if path is None else _installation_key()
         self.denied: dict[str, Denied] = {}
-        #: Those of them which the file has not yet.
-        self.unwritten: dict[str, Denied] = {}
-        #: Who was let in though the file could not be written.
-        self._let_in: set[str] = set()
+        #: What the file has not yet: who is refused, and None for who is let in again.
+        self.unwritten: dict[str, Denied | None] = {}
         #: What is to be said of a file that could not be read.
         self.damage = ""
+        self._say: Callable[[str], None] = lambda _: None
         self._seen = _NOTHING
         self.look_again()
 
@@ -139,7 +138,6 @@ class DenyFile:
         """Refuse it for so long; `write` writes that down."""
         now = time.time()
         one = Denied(name=name, since=now, until=now + seconds, deaths=deaths, client=client)
-        self._let_in.discard(name)
         if self.path is not None:
             self.unwritten[name] = one
         self.denied = dict([*self.denied.items(), (name, one)][-_MOST:])
@@ -156,51 +154,55 @@ class DenyFile:
         if self.path is None or _stamp(self.path) == self._seen:
             return ()
         before = self.denied
-        self.denied = {**self._read(), **self.unwritten}
+        self.denied = _changed(self._read(), self.unwritten)
         return tuple(name for name in before if name not in self.denied)
 
     def pardon(self, name: str) -> bool:
-        """Let it in; whether it was refused. What the file's disk does not take holds here."""
+        """Let it in; whether it was refused. `write` writes that down."""
         known = self.denied.pop(name, None) is not None
-        self.unwritten.pop(name, None)
         if known and self.path is not None:
-            try:
-                self._change(gone=name)
-            except OSError:
-                self._let_in.add(name)
+            self.unwritten[name] = None
         return known
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        """Say of each damaged file that it was put aside: of the one that was met, and of later."""
+        self._say = say
+        if self.damage:
+            say(self.damage)
 
     def write(self) -> bool:
         """Write down what is new; whether the disk took it, and nobody kept the lock."""
         new = dict(self.unwritten)
         try:
-            self._change(new)
+            self.change(new)
         except (OSError, UsageError):
             return False
         for name, one in new.items():
-            if self.unwritten.get(name) is one:
+            if self.unwritten.get(name, self) is one:
                 del self.unwritten[name]
         return True
 
-    def _change(self, new: dict[str, Denied] | None = None, gone: str = "") -> bool:
-        """Add to the file, or take out of it; whether that was in it.
+    def change(self, new: Mapping[str, Denied | None]) -> bool:
+        """Add to the file, and take out of it who is let in; whether that changed it.
 
         Raises:
-            OSError: the file or its folder cannot be written, or somebody keeps the lock.
+            UsageError: the file cannot be written.
+            OSError: nor its folder, or somebody keeps the lock.
         """
         assert self.path is not None
         with _locked(self.path):
             kept = self._read()
-            known = kept.pop(gone, None) is not None
-            if known or new:
-                kept = {**kept, **(new or {})}
+            changes = any(one is not None or name in kept for name, one in new.items())
+            if changes:
+                kept = _changed(kept, new)
                 newest = sorted(kept.values(), key=lambda one: one.since)[-_MOST:]
                 write_atomic(self.path, to_json(_Page(denied=tuple(newest))), mode=0o600)
                 self._seen = _stamp(self.path)
-                waiting = tuple(self.unwritten.items())  # at once: the loop adds to it meanwhile
-                later = {name: one for name, one in waiting if name not in (new or ())}
-                self.denied = {one.name: one for one in newest} | later
-        return known
+                kept = {one.name: one for one in newest}
+            waiting = tuple(self.unwritten.items())  # at once: the loop adds to it meanwhile
+            later = {name: one for name, one in waiting if new.get(name, self) is not one}
+            self.denied = _changed(kept, later)
+        return changes
 
     def _read(self) -> dict[str, Denied]:
         """What the file has; nothing where there is none. One that is damaged is put aside."""
@@ -217,11 +219,19 @@ class DenyFile:
             aside = self.path.with_suffix(".damaged")
             with suppress(OSError):
                 os.replace(self.path, aside)
-            self.damage = f"the list of refused requests is damaged ({exc}): it is {aside} now"
+            self.damage = (
+                f"warning: the list of refused requests is damaged ({exc}): it is {aside} now"
+            )
+            self._say(self.damage)
             return {}
         now = time.time()
-        kept = (one for one in page.denied if one.until > now and one.name not in self._let_in)
-        return {one.name: one for one in kept}
+        return {one.name: one for one in page.denied if one.until > now}
+
+
+def _changed(kept: Mapping[str, Denied], new: Mapping[str, Denied | None]) -> dict[str, Denied]:
+    """Those who are refused, with what is new."""
+    both = {**kept, **new}
+    return {name: one for name, one in both.items() if one is not None}
 
 
 def deny_path(plan: Plan, engine_version: str, *, pretend: bool = False) -> str | None:
@@ -257,7 +267,7 @@ def pardon(name: str) -> int:
 
 def _pardoned(path: Path, name: str) -> bool:
     try:
-        return DenyFile(path)._change(gone=name)
+        return DenyFile(path).change({name: None})
     except TimeoutError as exc:
         raise UsageError(
             f"{path} cannot be written: {exc.strerror}",
@@ -277,19 +287,12 @@ def _installation_key() -> bytes:
     Where no file can be written it is this process's alone: its fingerprints mean nothing later.
     """
     made = secrets.token_bytes(_KEY_BYTES)
-    with suppress(OSError):
+    with suppress(OSError, UsageError):
         path = state_dir(_ROOM) / "key"
-        temporary = path.with_name(f"key.{os.getpid()}-{secrets.token_hex(4)}")
-        try:
-            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(made)
-            with suppress(FileExistsError):
-                os.link(temporary, path)  # whole, and only where there is none
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
-        key = path.read_bytes()
+        with _locked(path):
+            if not path.exists():
+                write_atomic(path, made, mode=0o600)
+            key = path.read_bytes()
         return key if len(key) == _KEY_BYTES else made
     return made
 

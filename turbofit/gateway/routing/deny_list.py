@@ -30,20 +30,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.log import LazyLogger
+from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.routing.deny_file import DAY_SECONDS, Denied, DenyFile
-from turbofit.gateway.routing.suspects import EngineDeath, Present, Suspicion, Turn
+from turbofit.gateway.routing.deny_file import DAY_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from turbofit.gateway.routing.deny_file import Denied, DenyFile, Fingerprint
     from turbofit.gateway.routing.engines import RoutedEngine
 
-__all__ = ["CLIENT_DEATHS", "DenyList"]
+__all__ = [
+    "CLIENT_DEATHS", "LEFT_SECONDS", "DenyList", "EngineDeath", "Present", "Suspicion", "Turn",
+]  # fmt: skip
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -58,6 +62,67 @@ _MOST_DEATHS: Final = 256
 _MOST_CLIENTS: Final = 1024
 #: What a full disk did not take is written again after so many seconds.
 _AGAIN_SECONDS: Final = 15.0
+#: Seconds for which an engine is counted on to have a request whose client left: of an answer in
+#: one piece LMDeploy notices that only at the next token (`serve/core/chat_runner.py`, collect). A
+#: stream that has begun it ends at once. Under: a first token that takes longer.
+LEFT_SECONDS: Final = 10.0
+
+
+@dataclass(eq=False)
+class Turn:
+    """A suspect's turn at an engine.
+
+    ``name``: the fingerprint or the client that is suspected; it has one turn at a time.
+    ``alone``: the engine gets nothing new meanwhile. ``longer``: it goes on after the answer began.
+    """
+
+    name: str
+    alone: bool
+    longer: bool
+
+
+@dataclass(eq=False)
+class Present:
+    """A request at an engine, as far as a death asks: what, whose, and how far it had come.
+
+    ``begun``: whether a byte of its answer came. ``sent_at`` and ``left_at``: when it was sent, and
+    when its client left.
+    """
+
+    fingerprint: Fingerprint
+    client: str
+    turn: Turn | None = None
+    begun: bool = False
+    sent_at: float = float("-inf")
+    left_at: float = float("inf")
+
+
+class Suspicion(Struct):
+    """Of a request or a client: ``deaths`` in turns, and the first; ``begun`` as in `Turn`."""
+
+    deaths: int
+    begun: bool
+    until: float
+
+
+@dataclass(eq=False)
+class EngineDeath:
+    """The end of one engine's process: who was there, and what was concluded.
+
+    ``suspects`` are clients by the fingerprints of their requests that may be the cause, ``before``
+    is what was known of each before, ``refused`` who was refused for it. ``explained``: its cause
+    is known. ``seen``: a supervisor has seen the process end. ``told`` is done once all of them are
+    suspected.
+    """
+
+    engine: int
+    at: float
+    suspects: dict[str, str] = field(default_factory=dict)
+    before: dict[str, Suspicion | None] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+    explained: bool = False
+    seen: bool = False
+    told: asyncio.Task[None] | None = None
 
 
 class DenyList:
@@ -140,7 +205,9 @@ class DenyList:
     def pardon(self, name: str) -> bool:
         """Let a fingerprint or a client in again, whatever it did; whether it was refused."""
         self._forget(name)
-        return self.file.pardon(name)
+        known = self.file.pardon(name)
+        self.keep()
+        return known
 
     def answered(self, request: Present) -> None:
         """A suspect's turn ended well, or an engine answered a request to its end."""
@@ -154,12 +221,7 @@ class DenyList:
     # -- an engine ends
 
     def engine_died(self, engine: RoutedEngine, sent_at: float = float("-inf")) -> EngineDeath:
-        """A request met an engine's death, or the engine is given up: suspect all that it had.
-
-        Args:
-            engine: which.
-            sent_at: when the request began that broke off there.
-        """
+        """A request met an engine's death, or the engine is given up: suspect all that it had."""
         death = engine.note_death(sent_at)
         if death.told is None and not death.explained:
             self._tell(death, engine, self._there(engine))
@@ -175,7 +237,7 @@ class DenyList:
 
     def stuck(self, engine: RoutedEngine, request: Present | None) -> EngineDeath:
         """An engine is stuck in one request, and serves the others: as a death that it was at."""
-        death = EngineDeath(_NO_ENGINE)
+        death = EngineDeath(_NO_ENGINE, time.monotonic())
         self._tell(death, engine, () if request is None else (request,), lives=True)
         return death
 
@@ -219,7 +281,8 @@ class DenyList:
         begun = [one.begun for one in there]
         if not lives:
             engine.left.clear()
-            self.count("engine_deaths_total", f"engine={engine.label}")
+            self.count("engine_deaths_total", f"engine={engine.index}")
+        self._deaths = (*self._deaths, death)[-_MOST_DEATHS:]
         conclude = self._conclude(death, there, begun, in_turn[0] if in_turn else None)
         death.told = asyncio.ensure_future(conclude)
 
@@ -231,7 +294,6 @@ class DenyList:
         in_turn: Present | None,
     ) -> None:
         names = [await one.fingerprint.known() for one in there]
-        self._deaths = (*self._deaths, death)[-_MOST_DEATHS:]
         for one, name, answering in zip(there, names, begun, strict=True):
             again = one is in_turn
             if in_turn is None or again:
@@ -287,9 +349,13 @@ class DenyList:
         self.keep()
 
     def _restore(self, death: EngineDeath) -> None:
-        """Nobody is suspected of a death any more who was not suspected before it."""
+        """Nobody is suspected of a death any more who is not suspected of another one."""
+        later = [one for one in self._deaths if one.at >= death.at and not one.explained]
         for who, before in death.before.items():
-            if before is None:
+            again = next((one for one in later if one is not death and who in one.before), None)
+            if again is not None:
+                again.before[who] = before
+            elif before is None:
                 self._suspects.pop(who, None)
             elif who in self._suspects:
                 self._suspects[who] = before

@@ -5,36 +5,27 @@ from __future__ import annotations
 import time
 from collections import OrderedDict, deque
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from math import ceil
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from turbofit.gateway.limits.gate import EngineCapacity
-from turbofit.gateway.routing.suspects import LEFT_SECONDS, EngineDeath
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.limits.gate import EngineCapacity, Gate
+from turbofit.gateway.routing.deny_list import LEFT_SECONDS, EngineDeath
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from turbofit.core.json_types import JsonObject
-    from turbofit.gateway.limits.cost import Cost
-    from turbofit.gateway.limits.gate import Gate
-    from turbofit.gateway.routing.stuck import InFlight
-    from turbofit.gateway.routing.suspects import Present, Turn
-
-    #: Rank, a number of its own, engine.
-    Entry = tuple[tuple[float, float, float], int, "RoutedEngine"]
+    from turbofit.gateway.limits.gate import Cost
+    from turbofit.gateway.routing.deny_list import Present, Turn
+    from turbofit.gateway.routing.exchange import Exchange
 
     #: From the least busy engine that has room, and whether another one has it too.
     Chooser = Callable[["RoutedEngine", Callable[["RoutedEngine"], bool]], "RoutedEngine"]
 
-    class RankListener(Protocol):
-        """Hears when an engine has a better rank, and when it takes requests or none any more."""
-
-        def risen(self, engine: RoutedEngine) -> None: ...
-        def turned(self, engine: RoutedEngine) -> None: ...
-
-
-__all__ = ["Affinity", "RoutedEngine", "least_busy"]
+__all__ = ["Affinity", "Fleet", "Outage", "RoutedEngine", "least_busy"]
 
 #: Prefixes shorter than this many bytes of JSON are not worth a detour.
 _SHORTEST_PREFIX: Final = 2048
@@ -45,62 +36,53 @@ _DETOUR: Final = 4
 _PAUSE: Final = 1.0
 #: Requests whose clients left that an engine remembers.
 _LEFT: Final = 64
+#: Seconds of `Retry-After` where no start is forecast; and at most: older SDKs obey no more.
+_RETRY, _LONGEST_RETRY = 5, 60
+#: Seconds from an engine's end to its next start, where that was not seen.
+_UNSEEN_PAUSE: Final = 2.0
 
 
 class RoutedEngine:
     """One engine.
 
-    Where it stands in the fleet's order follows from what is written here, at once.
-
     Args:
         index: its number, unlike that of any other.
         url: its address, without a final slash.
         share: how many requests it takes beside the others' shares.
-        name: what metrics and logs call it, None for its number.
         key: its API key.
         gate: which requests may be there together, None for any.
         host_limit: bytes of host memory of images in flight to it, None for any number.
     """
 
-    def __init__(  # noqa: PLR0913 - a constructor
+    def __init__(
         self,
         index: int,
         url: str,
         share: float = 1.0,
         *,
-        name: str | None = None,
         key: str | None = None,
         gate: Gate | None = None,
         host_limit: int | None = None,
     ) -> None:
-        self.index, self.url, self.key = index, url.rstrip("/"), key
-        #: Of engines that are as full as each other the one with the lowest is next.
-        self.turn: float = index
-        self.label: int | str = index if name is None else name
-        self.gate, self.host_limit = gate, host_limit
-        self.fleet: RankListener | None = None
-        #: The fleet's newest note of where it stands.
-        self.entry: Entry | None = None
-        self.host_bytes = 0
-        self._share, self._outstanding, self._units = share, 0, 0
-        self._up = True
-        #: Whether it gets requests.
-        self.takes = True
+        self.index, self.url, self.key, self.share = index, url.rstrip("/"), key, share
+        self.gate, self.host_limit = gate or Gate(), host_limit
+        #: Requests and bytes of images that it has.
+        self.outstanding = self.host_bytes = 0
+        #: Whether it answers, and so gets requests; one that was never asked is taken to answer.
+        self.up = True
         #: Failed probes in a row, and when the engine first failed to answer one.
         self.failures, self.failed_at = 0, float("inf")
         self.model: str | None = None
-        now = time.monotonic()
         #: When a completion last brought a byte, and when anything last did.
-        self.last_success = float("-inf")
-        self.last_byte = now
+        self.last_success, self.last_byte = float("-inf"), time.monotonic()
         #: When it was last asked for a token.
         self.last_check = float("-inf")
         #: Something failed: probe soon.
         self.suspect = True
         #: What it has, in the order in which it came.
-        self.in_flight: dict[InFlight, None] = {}
+        self.in_flight: dict[Exchange, None] = {}
         #: Requests that it seemed to be stuck in at the last look, and when that was.
-        self.doubtful: set[InFlight] = set()
+        self.doubtful: set[Exchange] = set()
         self.last_examined = float("-inf")
         #: Tokens that it counted when a question last failed.
         self.tokens: float | None = None
@@ -117,24 +99,14 @@ class RoutedEngine:
         self.left: deque[Present] = deque(maxlen=_LEFT)
 
     @property
-    def name(self) -> str:
-        """Its label as text."""
-        return str(self.label)
-
-    @property
-    def up(self) -> bool:
-        """Whether it answers; an engine that was never asked is taken to answer."""
-        return self._up
-
-    @up.setter
-    def up(self, up: bool) -> None:
-        self._up = up
-        self._turn()
+    def units(self) -> int:
+        """Vision units that it has, see `Gate.counted`."""
+        return self.gate.counted
 
     @property
     def serves(self) -> bool:
         """Whether it takes requests, and has answered one since it died."""
-        return self.takes and self.answered
+        return self.up and self.answered
 
     @property
     def answered(self) -> bool:
@@ -146,53 +118,20 @@ class RoutedEngine:
         return self.death is not None and self.died_at >= moment and not self.answered
 
     @property
-    def share(self) -> float:
-        """How many requests it takes beside the others' shares."""
-        return self._share
-
-    @share.setter
-    def share(self, share: float) -> None:
-        self._share = share
-        self._rise()
-
-    @property
-    def outstanding(self) -> int:
-        """Requests that it has."""
-        return self._outstanding
-
-    @outstanding.setter
-    def outstanding(self, outstanding: int) -> None:
-        fewer, self._outstanding = outstanding < self._outstanding, outstanding
-        if fewer:
-            self._rise()
-
-    @property
-    def units(self) -> int:
-        """Vision units that it has."""
-        return self._units
-
-    @units.setter
-    def units(self, units: int) -> None:
-        fewer, self._units = units < self._units, units
-        if fewer:
-            self._rise()
-
-    @property
-    def rank(self) -> tuple[float, float, float]:
+    def rank(self) -> tuple[float, float, int]:
         """How full one more request would make it, the smaller the better.
 
         Full is relative to its share: an engine of twice the share gets twice the requests. Of
         equals the one with the fewest units is next.
         """
-        share = self._share
-        return ((self._outstanding + 1) / share, self._units / share, self.turn)
+        return (self.outstanding + 1) / self.share, self.units / self.share, self.index
 
     def fits(self, cost: Cost, turn: Turn | None = None) -> bool:
         """Whether it takes requests, and has room for this one beside those it has."""
         return (
-            self.takes
+            self.up
             and (self.turn_of is None or (turn is None and not self.turn_of.alone))
-            and (self.gate is None or self.gate.fits(cost))
+            and self.gate.fits(cost)
             and (
                 not cost.host_bytes
                 or self.host_limit is None
@@ -203,18 +142,7 @@ class RoutedEngine:
     @property
     def capacity(self) -> EngineCapacity:
         """What it holds at most."""
-        if self.gate is None:
-            return EngineCapacity(host_bytes=self.host_limit)
         return EngineCapacity(units=self.gate.units, kv=self.gate.kv, host_bytes=self.host_limit)
-
-    def _rise(self) -> None:
-        if self.fleet is not None:
-            self.fleet.risen(self)
-
-    def _turn(self) -> None:
-        before, self.takes = self.takes, self._up
-        if self.fleet is not None and before is not self.takes:
-            self.fleet.turned(self)
 
     def succeeded(self) -> None:
         """A completion brought its first byte."""
@@ -241,7 +169,7 @@ class RoutedEngine:
             sent_at: when the request began that broke off there.
         """
         if self.death is None or max(self.last_success, sent_at - _PAUSE) > self.died_at:
-            self.death = EngineDeath(self.index)
+            self.death = EngineDeath(self.index, time.monotonic())
             self.died_at = self.death.at
         return self.death
 
@@ -259,18 +187,88 @@ class RoutedEngine:
         return [one for one in self.left if at - one.left_at < LEFT_SECONDS]
 
     def abort_all(self, *, died: bool = True) -> None:
-        """End every request that waits for this engine.
-
-        Args:
-            died: whether it may have died of one of them.
-        """
+        """End every request that waits for this engine."""
         for request in tuple(self.in_flight):
             request.abort(died=died)
 
 
-def least_busy(engines: Iterable[RoutedEngine]) -> RoutedEngine:
-    """The one that one more request fills least, see `RoutedEngine.rank`."""
-    return min(engines, key=lambda one: one.rank)
+def least_busy(engines: Iterable[RoutedEngine]) -> RoutedEngine | None:
+    """The one that one more request fills least, see `RoutedEngine.rank`; None of none."""
+    return min(engines, key=lambda one: one.rank, default=None)
+
+
+class Outage:
+    """No engine will be up for a while, as its supervisor knows.
+
+    Args:
+        reason: one clause for people.
+        until: when the first engine is started again, by the clock.
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, reason: str, until: float, clock: Callable[[], float]) -> None:
+        self.reason, self.until, self._clock = reason, until, clock
+
+    @property
+    def seconds_left(self) -> int:
+        """Whole seconds until the next start, at least 1."""
+        return max(1, ceil(self.until - self._clock()))
+
+    @property
+    def message(self) -> str:
+        """Why, and until when."""
+        return f"{self.reason}; the next start is in {self.seconds_left} s"
+
+
+class Fleet:
+    """All engines of a gateway, dead ones too; iterate over it for them."""
+
+    def __init__(self, engines: Sequence[RoutedEngine]) -> None:
+        self.engines = tuple(engines)
+        #: What they hold at most, each size once.
+        self.sizes = frozenset(one.capacity for one in engines)
+        #: Whether any has a gate: texts hold something there too.
+        self.gated = any(one.gate.units is not None for one in engines)
+        #: Why none will be up for a while, where that is known.
+        self.outage: Outage | None = None
+
+    def __iter__(self) -> Iterator[RoutedEngine]:
+        return iter(self.engines)
+
+    def __len__(self) -> int:
+        return len(self.engines)
+
+    @property
+    def open(self) -> int:
+        """How many take requests."""
+        return sum(engine.up for engine in self.engines)
+
+    @property
+    def retry_seconds(self) -> int:
+        """Seconds after which to ask again where none serves: the first engine's next start.
+
+        Under: a start that takes longer than the engine's last one, or than a minute.
+        """
+        if self.outage is not None:
+            return self.outage.seconds_left
+        now = time.monotonic()
+        starts = [
+            one.died_at + one.start_seconds + _UNSEEN_PAUSE - now
+            for one in self.engines
+            if one.start_seconds and one.death is not None and not one.answered
+        ]
+        left = [ceil(seconds) for seconds in starts if seconds > 0]
+        return min(*left, _LONGEST_RETRY) if left else _RETRY
+
+    def best(self, cost: Cost, turn: Turn | None = None) -> RoutedEngine | None:
+        """The least busy engine that has room for so much, and for a turn; None where none has."""
+        return least_busy(one for one in self.engines if one.fits(cost, turn))
+
+    def dead(self) -> Refusal:
+        """What clients are told while no engine is up."""
+        if self.outage is None:
+            return Refusal("engine_unavailable", retry_after=self.retry_seconds)
+        return Refusal("engine_resting", why=self.outage.message, retry_after=self.retry_seconds)
 
 
 class Affinity:
@@ -291,7 +289,6 @@ class Affinity:
                 home = self._known.get(prefix)
                 if (
                     home is not None
-                    and home.fleet is best.fleet
                     and home.outstanding <= best.outstanding + _DETOUR
                     and fits(home)
                 ):

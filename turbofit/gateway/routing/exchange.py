@@ -10,29 +10,32 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 import msgspec
 
+from turbofit.gateway.http.asgi import uncancel
 from turbofit.gateway.http.refusals import Refusal, of_engine, refusal_event
-from turbofit.gateway.http.sockets import vanished
-from turbofit.gateway.routing.suspects import ForwardOutcome
-from turbofit.gateway.routing.upstream import Died
-from turbofit.gateway.tasks import uncancel
+from turbofit.gateway.routing.deny_list import LEFT_SECONDS
+from turbofit.gateway.routing.request_context import ForwardOutcome, sent_headers
+from turbofit.gateway.routing.upstream import Died, vanished
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from turbofit.gateway.http.asgi import Send
-    from turbofit.gateway.routing.deny_list import DenyList
+    from turbofit.gateway.limits.gate import Cost
+    from turbofit.gateway.routing.deny_list import Turn
     from turbofit.gateway.routing.engines import RoutedEngine
     from turbofit.gateway.routing.request_context import RequestContext
-    from turbofit.gateway.routing.upstream import Upstream
+    from turbofit.gateway.routing.request_forwarder import RequestForwarder
 
     HeaderList = list[tuple[bytes, bytes]]
 
-__all__ = ["EngineDied", "Exchange"]
+__all__ = ["EngineDied", "Exchange", "Place"]
 
 _LARGEST_ANSWER: Final = 64 << 20
 #: An event longer than this is passed on in pieces.
 _LONGEST_EVENT: Final = 1 << 20
 _RETRY_DIED: Final = 5
+#: Seconds that a turn lasts on after the answer began, where that is not enough to clear it.
+_LONGER: Final = 10.0
+#: Seconds for which an engine gets nothing new after a client has left its turn alone there.
+_ALONE_AFTER: Final = 1.0
 #: An event of a stream, and how many bytes at the end of an answer may hold its usage.
 _DATA: Final = b"data: {"
 _TAIL: Final = 4096
@@ -65,57 +68,106 @@ class EngineDied(Refusal):
         super().__init__(key, retry_after=_RETRY_DIED)
 
 
-class Exchange:
+class Place:
+    """A place at an engine, and a suspect's turn there.
+
+    Args:
+        forwarder: whose admission gave them.
+        request: which has them.
+        engine: where.
+        cost: what was taken there.
+        turn: of a suspect.
+    """
+
+    def __init__(
+        self,
+        forwarder: RequestForwarder,
+        request: RequestContext,
+        engine: RoutedEngine,
+        cost: Cost,
+        turn: Turn | None,
+    ) -> None:
+        self._by, self._present, self._cost, self._turn = forwarder, request.present, cost, turn
+        self.engine, self._left = engine, False
+
+    def begin(self) -> None:
+        """The answer has begun: give back what it holds no more; a turn ends well, now or later."""
+        if not self._left:
+            self._left = self._by.admission.begin(self.engine, self._cost)
+        if self._turn is not None and self._turn.longer:
+            asyncio.get_running_loop().call_later(_LONGER, self._end_turn_well)
+        else:
+            self._end_turn_well()
+
+    def _end_turn_well(self) -> None:
+        if self._turn is not None and self.engine.turn_of is self._turn:
+            self.clear()
+            self._by.admission.end_turn(self.engine, self._turn)
+
+    def clear(self) -> None:
+        """The engine has answered the request."""
+        if self._present is not None:
+            self._by.deny_list.answered(self._present)
+
+    def leave(self, after: float = 0.0, *, left: bool = False) -> None:
+        """Give everything back, once.
+
+        Args:
+            after: seconds for which the engine may still hold something.
+            left: the client left, and the engine may yet die of its request.
+        """
+        admission = self._by.admission
+        if not self._left:
+            self._left = True
+            admission.release(self.engine, self._cost, after)
+        if self._turn is None:
+            return
+        if left and after:
+            loop = asyncio.get_running_loop()
+            loop.call_later(_ALONE_AFTER, admission.open_turn, self._turn)
+            loop.call_later(after, admission.end_turn, self.engine, self._turn)
+        else:
+            admission.end_turn(self.engine, self._turn)
+
+
+class Exchange(ForwardOutcome):
     """One request sent to one engine, and its answer passed on.
 
     Args:
-        upstream: the connection.
-        engine: where it goes.
-        request: what is asked there, by whom.
+        forwarder: whose request it is.
+        request: what is asked, by whom.
+        place: where it goes; it is given back at the end.
         send: the client, as ASGI has it.
-        sent: called once the engine has the request.
-        begins: called before anything is passed to the client; nobody else is asked from then on.
-        first: called at the answer's first byte, where the engine has all images behind it.
-        loop_ended: called where the engine's loop has ended, before the client is told.
-        deny_list: told of the engine's death.
+        last: no other engine will be asked.
     """
 
-    def __init__(  # noqa: PLR0913 - a constructor
+    def __init__(
         self,
-        upstream: Upstream,
-        engine: RoutedEngine,
+        forwarder: RequestForwarder,
         request: RequestContext,
+        place: Place,
         send: Send,
-        sent: Callable[[], None],
-        begins: Callable[[], None],
-        first: Callable[[], None],
-        loop_ended: Callable[[], None],
-        deny_list: DenyList,
+        *,
+        last: bool,
     ) -> None:
+        super().__init__()
         assert request.route is not None
-        self._upstream, self._engine, self._route = upstream, engine, request.route
-        self._request, self._send = request, send
-        self._sent, self._begins, self._first = sent, begins, first
-        self._loop_ended, self._deny_list = loop_ended, deny_list
+        self._by, self._request, self._route, self._send = forwarder, request, request.route, send
+        self._place, self._engine, self._last = place, place.engine, last
         self._task: asyncio.Task[Any] | None = None
         self._aborted = False
         self.heard_at = self._sent_at = 0.0
         self.present = request.present
-        self.outcome = ForwardOutcome()
 
-    async def run(self, body: bytes, sent_headers: dict[str, str]) -> None:
+    async def run(self) -> None:
         """Send the request and pass the answer on.
-
-        Args:
-            body: of the request.
-            sent_headers: for the engine.
 
         Raises:
             EngineDied: it broke off, or was taken out, before anything was passed on.
             Unreachable: the request was never sent.
             Refusal: its answer in one piece is larger than the gateway holds.
         """
-        engine, self._task = self._engine, asyncio.current_task()
+        engine, self._task, left = self._engine, asyncio.current_task(), False
         engine.in_flight[self] = None
         self.heard_at = self._sent_at = time.monotonic()
         if self.present is not None:
@@ -124,15 +176,16 @@ class Exchange:
         if engine.outstanding == 1:
             engine.heard()  # its silence counts from now
         try:
-            response = await self._open(body, sent_headers)
-            del body
-            await self._answer(response)
+            await self._answer(await self._open())
+            if not self.failed:
+                self._place.clear()
         except (Died, aiohttp.ClientError, OSError) as exc:
-            self.outcome.vanished = vanished(exc)
-            self._note_break(died=not self.outcome.vanished)
+            self.vanished = vanished(exc)
+            self._note_break(died=not self.vanished)
             await self._end_broken()
         except asyncio.CancelledError:
             if not self._aborted:
+                left = not self.broken
                 if self.present is not None and not engine.dead_since(self._sent_at):
                     self.present.left_at = time.monotonic()
                     engine.left.append(self.present)
@@ -142,15 +195,26 @@ class Exchange:
         finally:
             engine.outstanding -= 1
             engine.in_flight.pop(self, None)
+            self._leave(left)
 
-    @property
-    def begun(self) -> bool:
-        """Whether a byte of the answer came."""
-        return self.outcome.answered
+    def _leave(self, left: bool) -> None:
+        """Give the place back, and tell who watches the engine what was seen of it."""
+        engine, by = self._engine, self._by
+        # A connection may break while the engine lives, and goes on with the request.
+        goes_on = self.stuck or (not self.begun and (left or self.broken))
+        self._place.leave(LEFT_SECONDS if goes_on else 0.0, left=left)
+        if self.broken or self.failed:
+            by.monitor.suspect(engine)
+            # One that broke off before a byte came is starting again, or about to: where others
+            # are up, it would be asked first, having nothing, and break off every request.
+            unbegun = self.broken and not self.started and not self.stuck
+            if self.vanished or (unbegun and by.fleet.open > engine.up):
+                by.monitor.doubt(engine)
+            by.metrics.count("engine_failures_total", f"engine={engine.index}")
 
     def _begins_to_answer(self, begins: bool = True) -> None:
         """A byte of the answer came, or what came was none."""
-        self.outcome.answered = begins
+        self.begun = begins
         if self.present is not None:
             self.present.begun = begins
 
@@ -159,24 +223,21 @@ class Exchange:
 
         Where it broke off, the client is being told so already.
         """
-        if self._task is not None and not self.outcome.broken:
-            self._aborted = True
-            self.outcome.stuck = stuck
+        if self._task is not None and not self.broken:
+            self._aborted, self.stuck = True, stuck
             self._note_break(died=died)
             self._task.cancel()
 
     def _note_break(self, *, died: bool) -> None:
         """The engine broke off, and whether it died."""
-        engine, outcome = self._engine, self.outcome
-        if outcome.broken:
+        if self.broken:
             return
-        outcome.broken = True
-        if died:
-            if outcome.stuck:
-                outcome.death = self._deny_list.stuck(engine, self.present)
-            else:
-                outcome.death = self._deny_list.engine_died(engine, self._sent_at)
-        engine.in_flight.pop(self, None)
+        self.broken = True
+        if died and self.stuck:
+            self.death = self._by.deny_list.stuck(self._engine, self.present)
+        elif died:
+            self.death = self._by.deny_list.engine_died(self._engine, self._sent_at)
+        self._engine.in_flight.pop(self, None)
 
     def _hear(self) -> None:
         """A byte came."""
@@ -188,18 +249,20 @@ class Exchange:
         if not self._engine.dead_since(self._sent_at):
             self._engine.succeeded()
 
-    async def _open(self, body: bytes, headers: dict[str, str]) -> aiohttp.ClientResponse:
-        route = self._route
-        response = await self._upstream.open(
-            self._engine, route.method, route.path, body or None, headers
+    async def _open(self) -> aiohttp.ClientResponse:
+        request, route, by = self._request, self._route, self._by
+        response = await by.upstream.open(
+            self._engine, route.method, route.path, request.body or None, sent_headers(request)
         )
-        self._sent()
+        # Kept only where another engine could be given it, and while bodies leave room.
+        if self._last or by.fleet.open < 2 or not by.bodies.roomy:
+            by.forget(request)
         return response
 
     async def _answer(self, response: aiohttp.ClientResponse) -> None:
         try:
-            self.outcome.status = response.status
-            self.outcome.failed = response.status >= 500
+            self.status = response.status
+            self.failed = response.status >= 500
             kind = response.headers.get("Content-Type", "application/json")
             if response.status == 200 and kind.startswith("text/event-stream"):
                 await self._stream(response, kind)
@@ -218,7 +281,7 @@ class Exchange:
             await self._take(data, kind)
         if rest:
             await self._take(rest, kind)
-        if not self.outcome.started:
+        if not self.started:
             raise Died("an empty stream")
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -237,25 +300,27 @@ class Exchange:
         else:
             self._hear()
         if end is not None:
-            self._loop_ended()
+            self._by.monitor.doubt(self._engine)
             raise Died(_LOOP_ENDED)
 
     def _note_events(self, events: bytes) -> None:
         """Note what events say of the engine: when it was heard, whether it answers or failed."""
-        if self.outcome.first_byte is not None:
+        if self.first_byte is not None:
             self._hear()
             return
         if self._route.api == "responses" and not _GENERATED.search(events):
-            self.outcome.failed |= _FAILED.search(events) is not None
+            self.failed |= _FAILED.search(events) is not None
             return
-        self.outcome.first_byte = time.perf_counter()
+        self.first_byte = time.perf_counter()
         self._begins_to_answer()
         self.heard_at = time.monotonic()
         if events.startswith(_ERROR_EVENTS):
-            self.outcome.failed = True
+            self.failed = True
         else:
             self._succeeded()
-        self._first()
+            # All images are behind it; of several copies the first byte tells only about one.
+            if self._request.prepared.copies == 1:
+                self._place.begin()
 
     async def _whole(self, response: aiohttp.ClientResponse, kind: str) -> None:
         """An answer in one piece, kept back until it is whole.
@@ -273,22 +338,22 @@ class Exchange:
                 raise Refusal("answer_too_large", most=_LARGEST_ANSWER)
         if response.status == 503 and _UNAVAILABLE in data:
             self._begins_to_answer(False)
-            self._loop_ended()
+            self._by.monitor.doubt(self._engine)
             raise Died(_LOOP_ENDED)
         refusal = of_engine(bytes(data)) if response.status == 400 else None
         if refusal is not None:
             raise refusal
-        self.outcome.first_byte = time.perf_counter()
+        self.first_byte = time.perf_counter()
         if response.status == 200 and self._route.kind not in ("count_tokens", "encode", "models"):
             self._succeeded()
         body = self._counted(bytes(data)) if response.status == 200 else bytes(data)
-        self.outcome.tail = body[-_TAIL:]
+        self.tail = body[-_TAIL:]
         headers = [(b"content-length", str(len(body)).encode())]
         retry = response.headers.get("Retry-After")
         if retry is not None and retry.isdigit():
             headers.append((b"retry-after", retry.encode()))
         await self._start(response.status, kind, headers)
-        self.outcome.bytes_out += len(body)
+        self.bytes_out += len(body)
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     def _counted(self, body: bytes) -> bytes:
@@ -303,28 +368,28 @@ class Exchange:
         return msgspec.json.encode(document)
 
     async def _pass(self, data: bytes, kind: str) -> None:
-        if not self.outcome.started:
+        if not self.started:
             no_buffer = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
             await self._start(200, kind, no_buffer)
-        self.outcome.bytes_out += len(data)
-        self.outcome.events += data.count(_DATA)
+        self.bytes_out += len(data)
+        self.events += data.count(_DATA)
         if b'"usage"' in data:
-            self.outcome.tail = data[-_TAIL:]
+            self.tail = data[-_TAIL:]
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def _start(self, status: int, kind: str, headers: HeaderList) -> None:
-        self.outcome.started = True
-        self._begins()
+        self.started = True
+        self._by.forget(self._request)  # nobody else is asked from now on
         head = [(b"content-type", kind.encode("latin-1", "replace")), *headers, *self._request.out]
         await self._send({"type": "http.response.start", "status": status, "headers": head})
 
     async def _end_broken(self) -> None:
         """An error event where the stream had begun, else `EngineDied`."""
-        refusal = EngineDied("engine_died:stuck") if self.outcome.stuck else EngineDied()
-        if not self.outcome.started:
+        refusal = EngineDied("engine_died:stuck") if self.stuck else EngineDied()
+        if not self.started:
             raise refusal
         event = refusal_event(self._route.api, refusal)
-        self.outcome.bytes_out += len(event)
+        self.bytes_out += len(event)
         await self._send({"type": "http.response.body", "body": event, "more_body": False})
 
 

@@ -1,6 +1,18 @@
 """Do completions still work? Seen from traffic, and asked for where there is none.
 
-LMDeploy's own ``/health`` can be 200 while every request fails or hangs; a completion cannot.
+LMDeploy's own ``/health`` can be 200 while every request fails or hangs; a completion cannot. An
+engine may also be stuck in single requests, which its progress tells apart from slow ones:
+
+- A stream of which nothing has come for long, while the engine brought others their tokens for as
+  long and nothing waits in its queue: each sequence that runs gets a token a step, so that this one
+  does not run any more.
+- An answer that has not begun for long, while the engine itself counts no request that runs or
+  waits: it has lost this one, or its preparation never ends. LMDeploy 0.18 counts a request only
+  once its images are prepared (`serve/core/async_engine.py`), which takes seconds.
+
+Both must hold at two looks. What waits in the engine's queue, or is evicted from its cache for
+others, is slow and not stuck, however long it takes. Under: an answer in one piece shows no token,
+so that one which is stuck beside others that run is found only when those have ended.
 """
 
 from __future__ import annotations
@@ -10,25 +22,23 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.log import LazyLogger
-from turbofit.gateway.routing.stuck import engine_load, stuck_requests
+from turbofit.core.struct import Struct
+from turbofit.observe.prometheus import parse_page
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
+    from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.routing.engines import RoutedEngine
-    from turbofit.gateway.routing.stuck import EngineLoad
+    from turbofit.gateway.routing.exchange import Exchange
+    from turbofit.gateway.routing.upstream import Upstream
 
-__all__ = ["Monitor", "healthy"]
+__all__ = ["EngineLoad", "Monitor", "engine_load", "healthy", "stuck_requests"]
 
 _LOG: Final = LazyLogger(__name__)
 
 _TICK: Final = 0.5
 _FAILURES: Final = 3
-#: Probes at once to engines that are up, and to others.
-_AT_ONCE: Final = 256
-#: Part of the idle time by which the last of many engines is asked before the first.
-_SPREAD: Final = 0.25
-_GOLDEN: Final = 0.6180339887
 
 
 def healthy(engines: Iterable[RoutedEngine]) -> bool:
@@ -44,36 +54,25 @@ class Monitor:
     out, and end what still waits for it; one success brings it back.
 
     Args:
-        engines: all of them, looked through anew each time.
-        probe: asks one engine; False or an exception is a failure.
+        engines: all of them.
+        upstream: asks them.
+        config: when: idle for how long, silent for how long while answers are owed, or in one
+            answer while others get theirs; how long an answer may take, and how soon it is asked
+            again.
         changed: called when an engine was taken out, or answers again.
-        page: an engine's metrics page, empty where it does not come; None where there is none.
-        idle: seconds without a success after which to ask.
-        stall: seconds without a byte, while answers are owed, after which to ask.
-        retry: seconds between questions to an engine that failed.
-        patience: seconds that an answer may take.
-        stuck: seconds without a byte of one answer, while others get theirs, after which to look
-            whether the engine is stuck in it, see `stuck`.
     """
 
-    def __init__(  # noqa: PLR0913 - a constructor
+    def __init__(
         self,
         engines: Iterable[RoutedEngine],
-        probe: Callable[[RoutedEngine], Awaitable[bool]],
+        upstream: Upstream,
+        config: GatewayConfig,
         changed: Callable[[], None],
-        *,
-        page: Callable[[RoutedEngine], Awaitable[str]] | None = None,
-        idle: float = 60.0,
-        stall: float = 120.0,
-        retry: float = 5.0,
-        patience: float = 30.0,
-        stuck: float = 120.0,
     ) -> None:
-        self._page, self._stuck = page, stuck
-        self._examining: dict[RoutedEngine, asyncio.Task[None]] = {}
-        self._engines, self._probe, self._changed = engines, probe, changed
-        self._idle, self._stall, self._retry, self._patience = idle, stall, retry, patience
+        self._engines, self._upstream, self._config = engines, upstream, config
+        self._changed = changed
         self._asking: dict[RoutedEngine, asyncio.Task[None]] = {}
+        self._examining: dict[RoutedEngine, asyncio.Task[None]] = {}
         self._poke = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
@@ -121,36 +120,23 @@ class Monitor:
         engine.suspect = True
         if engine.up:
             engine.up = False
-            _LOG.info("engine %s is in doubt: it gets no new requests", engine.label)
+            _LOG.info("engine %s is in doubt: it gets no new requests", engine.index)
             self._changed()
         self._poke.set()
 
     async def _run(self) -> None:
         while not self._stopped:
-            began = time.perf_counter()
             self._ask_those_due()
             self._examine_those_due()
-            # However many engines there are and fail, this takes a fifth of the time at most.
-            await asyncio.sleep(4 * (time.perf_counter() - began))
             tick = asyncio.get_running_loop().call_later(_TICK, self._poke.set)
             await self._poke.wait()
             tick.cancel()
             self._poke.clear()
 
     def _ask_those_due(self) -> None:
-        """Begin to ask, no more at once than a gateway has time for.
-
-        Dead engines answer late or never: they have places of their own, so that the others never
-        wait for them.
-        """
         now = time.monotonic()
-        due = [one for one in self._engines if one not in self._asking and self._due(one, now)]
-        for up in (True, False):
-            places = _AT_ONCE - sum(engine.up is up for engine in self._asking)
-            waiting = [engine for engine in due if engine.up is up]
-            if len(waiting) > places:
-                waiting.sort(key=lambda engine: engine.last_check)
-            for engine in waiting[: max(0, places)]:
+        for engine in self._engines:
+            if engine not in self._asking and self._due(engine, now):
                 engine.last_check = now
                 self._asking[engine] = asyncio.ensure_future(self._ask(engine))
 
@@ -158,9 +144,9 @@ class Monitor:
         """Begin to look at requests of which nothing has come for long."""
         now = time.monotonic()
         for engine in self._engines:
-            if engine in self._examining or now - engine.last_examined < self._retry:
+            if engine in self._examining or now - engine.last_examined < self._config.retry_seconds:
                 continue
-            if any(now - one.heard_at >= self._stuck for one in engine.in_flight):
+            if any(now - one.heard_at >= self._config.stuck_seconds for one in engine.in_flight):
                 engine.last_examined = now
                 self._examining[engine] = asyncio.ensure_future(self._examine(engine))
             else:
@@ -171,10 +157,10 @@ class Monitor:
         try:
             load = await self._load(engine)
             now = time.monotonic()
-            found = stuck_requests(tuple(engine.in_flight), load, now, self._stuck)
+            found = stuck_requests(tuple(engine.in_flight), load, now, self._config.stuck_seconds)
             again = found & engine.doubtful
             for request in [one for one in engine.in_flight if one in again]:
-                _LOG.info("engine %s is stuck in a request: it is ended", engine.label)
+                _LOG.info("engine %s is stuck in a request: it is ended", engine.index)
                 request.abort(died=True, stuck=True)
             engine.doubtful = found
         finally:
@@ -182,7 +168,7 @@ class Monitor:
 
     async def _load(self, engine: RoutedEngine) -> EngineLoad | None:
         """What an engine says of itself, where it does."""
-        return None if self._page is None else engine_load(await self._page(engine))
+        return engine_load(await self._upstream.metrics(engine))
 
     async def _moves(self, engine: RoutedEngine) -> bool:
         """Whether an engine that does not answer has counted tokens since it last did not."""
@@ -191,23 +177,23 @@ class Monitor:
         return before is not None and engine.tokens is not None and engine.tokens > before
 
     def _due(self, engine: RoutedEngine, now: float) -> bool:
-        since = now - engine.last_check
-        if since < (self._retry if engine.failures else min(1.0, self._retry)):
+        soon = self._config.retry_seconds
+        if now - engine.last_check < (soon if engine.failures else min(1.0, soon)):
             return False
-        stalled = engine.outstanding > 0 and now - engine.last_byte > self._stall
-        # Those which began together are not asked together: some a little early.
-        early = 1 - _SPREAD * (engine.index * _GOLDEN % 1.0)
-        idle = now - engine.last_success > self._idle * early
+        stalled = engine.outstanding > 0 and now - engine.last_byte > self._config.stall_seconds
+        idle = now - engine.last_success > self._config.idle_seconds
         return engine.suspect or stalled or idle or not engine.up
 
     async def _ask(self, engine: RoutedEngine) -> None:
         began = time.monotonic()
         try:
-            works = await asyncio.wait_for(self._probe(engine), self._patience)
+            works = await asyncio.wait_for(self._upstream.probe(engine), self._config.probe_seconds)
         except (asyncio.TimeoutError, TimeoutError):
             works = False
         finally:
             del self._asking[engine]
+        if works and engine.dead_since(began):
+            return  # the process answered that has died since
         if works or (engine.up and engine.last_success > began):
             self._bring_back(engine)
             return
@@ -223,12 +209,55 @@ class Monitor:
         engine.succeeded()
         if not engine.up:
             engine.up = True
-            _LOG.info("engine %s answers: it gets requests", engine.label)
+            _LOG.info("engine %s answers: it gets requests", engine.index)
         if awaited:
             self._changed()
 
     def _take_out(self, engine: RoutedEngine, *, died: bool = True) -> None:
         engine.up = False
-        _LOG.info("engine %s is taken out after %d failures", engine.label, engine.failures)
+        _LOG.info("engine %s is taken out after %d failures", engine.index, engine.failures)
         engine.abort_all(died=died)
         self._changed()
+
+
+class EngineLoad(Struct):
+    """What an engine says of itself; ``tokens`` are all that it ever read or wrote."""
+
+    running: int
+    queued: int
+    tokens: float
+
+
+def engine_load(page: str) -> EngineLoad | None:
+    """What LMDeploy's metrics page says; None where it says nothing of it."""
+    found = parse_page(page)
+    running = found.total("lmdeploy:num_requests_running")
+    queued = found.total("lmdeploy:num_requests_waiting")
+    if running is None or queued is None:
+        return None
+    queued += max(0.0, found.total("lmdeploy:num_api_requests_waiting") or 0.0)
+    tokens = (
+        found.total(f"lmdeploy:{what}_tokens_total") or 0.0 for what in ("prompt", "generation")
+    )
+    return EngineLoad(running=int(running), queued=int(queued), tokens=sum(tokens))
+
+
+def stuck_requests(
+    requests: Collection[Exchange], load: EngineLoad | None, now: float, patience: float
+) -> set[Exchange]:
+    """Those that the engine seems to be stuck in.
+
+    Args:
+        requests: all that this gateway has at the engine.
+        load: what the engine says; None where it does not tell.
+        now: by the clock of the requests.
+        patience: seconds of silence that are none.
+    """
+    newest = max((one.heard_at for one in requests if one.begun), default=float("-inf"))
+    silent = [one for one in requests if now - one.heard_at >= patience]
+    found = set()
+    if load is None or not load.queued:
+        found = {one for one in silent if one.begun and newest - one.heard_at >= patience}
+    if load is not None and not load.running and not load.queued:
+        found.update(one for one in silent if not one.begun)
+    return found

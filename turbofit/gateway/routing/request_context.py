@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from turbofit.gateway.http.connections import address_of
@@ -12,15 +13,17 @@ from turbofit.gateway.http.refusals import refusal_body
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import Document
+    from turbofit.gateway.http.accesslog import RequestSize
     from turbofit.gateway.http.asgi import Message, Send
     from turbofit.gateway.http.refusals import Api, Refusal
     from turbofit.gateway.http.routes import Route
-    from turbofit.gateway.http.trace import RequestSize
-    from turbofit.gateway.limits.request_limits import Bounds
+    from turbofit.gateway.routing.deny_list import EngineDeath, Present
     from turbofit.gateway.routing.engines import RoutedEngine
-    from turbofit.gateway.routing.suspects import ForwardOutcome, Present
 
-__all__ = ["CLIENT", "CLIENT_KEY", "RequestContext", "answer", "entry", "refuse", "sent_headers"]
+__all__ = [
+    "CLIENT", "CLIENT_KEY", "ForwardOutcome", "RequestContext", "answer", "entry", "refuse",
+    "sent_headers",
+]  # fmt: skip
 
 _EMPTY: Final = PreparedBody()
 #: What a front says of a request's client: its address, and the name of its key.
@@ -33,37 +36,35 @@ def _word(value: bytes | None) -> str:
     return "" if value is None else value.decode("latin-1")[:_LONGEST_WORD]
 
 
+@dataclass(eq=False)
+class ForwardOutcome:
+    """What became of a request at one engine."""
+
+    status: int = 0
+    bytes_out: int = 0
+    first_byte: float | None = None
+    started: bool = False
+    #: A byte of the answer came from the engine.
+    begun: bool = False
+    #: The exchange ended before the answer was whole.
+    broken: bool = False
+    #: The engine ended, or was given up. None: its machine vanished, or it was drained.
+    death: EngineDeath | None = None
+    #: The engine's machine does not answer any more, it seems.
+    vanished: bool = False
+    #: The engine lives, and sent nothing of this answer.
+    stuck: bool = False
+    #: The engine answered that it cannot serve.
+    failed: bool = False
+    #: Events of a stream that came, and the last bytes of an answer that hold a usage.
+    events: int = 0
+    tail: bytes = b""
+
+
 class RequestContext:
     """One request on its way, and what the log will say of it."""
 
-    __slots__ = (
-        "_bounds",
-        "api",
-        "body",
-        "bytes_in",
-        "client",
-        "engine",
-        "forgotten",
-        "gone",
-        "headers",
-        "id",
-        "key",
-        "method",
-        "node",
-        "out",
-        "outcome",
-        "prepared",
-        "present",
-        "read",
-        "reason",
-        "route",
-        "size",
-        "status",
-        "t0",
-    )  # fmt: skip
-
-    def __init__(self, scope: Message, bounds: Bounds | None = None) -> None:
-        self._bounds = bounds
+    def __init__(self, scope: Message) -> None:
         self.t0 = self.read = time.perf_counter()
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.method: str = scope["method"]
@@ -89,12 +90,6 @@ class RequestContext:
         self.size: RequestSize | None = None
         #: Headers of the answer.
         self.out: list[tuple[bytes, bytes]] = [(b"x-request-id", self.id.encode())]
-
-    @property
-    def bounds(self) -> Bounds:
-        """What it is held to; a front holds requests to nothing."""
-        assert self._bounds is not None
-        return self._bounds
 
     def is_of_front(self) -> None:
         """A front passes it on, whose key was shown: its client is who the front says it is."""
@@ -155,7 +150,7 @@ def entry(request: RequestContext, path: str, first: float | None) -> Document:
         "status": request.status,
         "client": request.client,
         "key": request.key,
-        "engine": request.engine.label if request.engine is not None else request.node or None,
+        "engine": request.engine.index if request.engine is not None else request.node or None,
         "images": prepared.images,
         "units": prepared.units,
         "copies": prepared.copies,

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from typing import TYPE_CHECKING, Final, Protocol
+import ipaddress
+import socket
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import aiohttp
 import msgspec
 
-from turbofit.gateway.http.refusals import UNREACHED
-from turbofit.gateway.http.sockets import engine_socket
+from turbofit.gateway.http.refusals import BUSY, UNREACHED
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Sequence
 
     from turbofit.gateway.routing.engines import RoutedEngine
 
-__all__ = ["Died", "Unreachable", "Upstream"]
+__all__ = ["Died", "Unreachable", "Upstream", "engine_socket", "vanished"]
 
 _CONNECT_SECONDS: Final = 5.0
 #: Below uvicorn's 5 s, so that no request meets a connection which the engine is closing.
@@ -26,6 +28,9 @@ _KEEP_ALIVE: Final = 3.0
 _SILENCE: Final = 3600.0
 _READ_BUFFER: Final = 1 << 18
 _HEALTH_SECONDS: Final = 10.0
+#: A connection on which nothing moves is asked after 2 s, each second, three times.
+_TCP_KEEP_ALIVE: Final = (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3))
+_UNHEARD_MS: Final = 5000
 #: Errors of a connection to a machine that does not answer. Others may be the gateway's own: it has
 #: no port or file left, or cannot look up a name.
 _NO_ANSWER: Final = {
@@ -101,9 +106,10 @@ class Upstream:
             raise Unreachable(str(exc), vanished=True) from None
         except (aiohttp.ClientError, OSError) as exc:
             raise Died(str(exc)) from exc
-        if UNREACHED in response.headers:
+        unreached = response.headers.get(UNREACHED)
+        if unreached is not None:
             response.close()
-            raise Unreachable("no engine had it", ended=True)
+            raise Unreachable(f"no engine had it: {unreached}", ended=unreached != BUSY)
         return response
 
     async def probe(self, engine: RoutedEngine) -> bool:
@@ -185,3 +191,44 @@ class Upstream:
                 read_bufsize=_READ_BUFFER,
             )
         return self._session
+
+
+def engine_socket(address: Sequence[Any]) -> socket.socket:
+    """A socket to an engine, for aiohttp to connect.
+
+    A machine without power says no farewell: a request there would wait for as long as for an
+    answer, a quarter of an hour for what was just sent. The engine's kernel answers for it however
+    busy it is, so that only a machine or a network counts as gone. One exception, on the safe side
+    where another engine is up: an engine that reads nothing for 5 s in the middle of a body that
+    its kernel has no room for is given up as well. Nothing of that on a machine's own addresses,
+    which do not vanish alone.
+
+    Args:
+        address: as `socket.getaddrinfo` gives it.
+    """
+    family, kind, proto, _, where = address
+    made = socket.socket(family, kind, proto)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = [*_TCP_KEEP_ALIVE]
+    if not _is_loopback(where[0]):
+        options.append(("TCP_USER_TIMEOUT", _UNHEARD_MS))
+    for name, value in options:
+        if hasattr(socket, name):
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return made
+
+
+def vanished(exc: BaseException | None) -> bool:
+    """Whether a connection broke because its other end was not heard of any more."""
+    while exc is not None:
+        if isinstance(exc, OSError) and exc.errno == errno.ETIMEDOUT:
+            return True
+        exc = exc.__cause__ or exc.__context__
+    return False
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from turbofit.core.cluster import ClusterStatus
     from turbofit.core.json_types import Document
     from turbofit.gateway.front import NodeAddress
+    from turbofit.launch.cluster.ray_adapter import Handle
 
-    #: Of an actor.
-    Handle = Any
+    #: Where fronts reach the nodes, with their keys.
+    Nodes = tuple[NodeAddress, ...]
 
-__all__ = ["Board", "ask", "boards", "one_board", "pin_board"]
+__all__ = ["Board", "ask", "boards", "one_board", "pin_board", "read"]
 
 _PREFIX: Final = "turbofit-run-"
 #: Calls that the actor takes at once: questions wait in it.
@@ -31,12 +32,12 @@ class Board:
     def __init__(self) -> None:
         self._lock, self._numbers = threading.Condition(), itertools.count()
         self._status: ClusterStatus | None = None
-        self._nodes: tuple[NodeAddress, ...] = ()
+        self._nodes: Nodes = ()
         self._questions: dict[int, Document] = {}
         self._answers: dict[int, Document] = {}
 
     def post(
-        self, status: ClusterStatus, nodes: tuple[NodeAddress, ...], answers: dict[int, Document]
+        self, status: ClusterStatus, nodes: Nodes, answers: dict[int, Document]
     ) -> dict[int, Document]:
         """Write it, and take what was asked since."""
         with self._lock:
@@ -46,13 +47,9 @@ class Board:
             questions, self._questions = self._questions, {}
             return questions
 
-    def status(self) -> ClusterStatus | None:
-        """What is served."""
-        return self._status
-
-    def nodes(self) -> tuple[NodeAddress, ...]:
-        """Where fronts reach the nodes, with their keys."""
-        return self._nodes
+    def read(self) -> tuple[ClusterStatus | None, Nodes]:
+        """What is served, and where fronts reach the nodes, with their keys."""
+        return self._status, self._nodes
 
     def ask(self, question: Document, seconds: float) -> Document | None:
         """The controller's answer; None where it does not come in time."""
@@ -64,13 +61,13 @@ class Board:
 
 
 def pin_board(name: str, node: str) -> Any:
-    """The board of a run of this name, on the controller's node; another run may have the name."""
-    where = ray_adapter.on_node(node)
+    """The board of a run of this name, on the controller's node; another run may have the name.
+
+    Where Ray starts it again it knows all after a second.
+    """
     try:
-        return ray_adapter.start_actor(
-            Board, strategy=where, restarts=0, calls=_CALLS, name=_PREFIX + name
-        )
-    except ray_adapter.ActorExistsError:
+        return ray_adapter.start_actor(Board, node=node, calls=_CALLS, name=_PREFIX + name)
+    except ValueError:
         raise LaunchError(
             f"{name} is served on this cluster already",
             hint="turbofit cluster status shows it; --name gives this one another name",
@@ -79,11 +76,8 @@ def pin_board(name: str, node: str) -> Any:
 
 def boards(name: str | None) -> dict[str, Handle]:
     """The boards of all runs, or of the one with this name."""
-    named = (found for found in ray_adapter.actor_names() if found.startswith(_PREFIX))
-    short = {found.removeprefix(_PREFIX): found for found in named}
-    wanted = short if name is None else {name: short[name]} if name in short else {}
-    handles = {one: ray_adapter.find_actor(found) for one, found in wanted.items()}
-    return {one: handle for one, handle in handles.items() if handle is not None}
+    found = ray_adapter.named_actors(_PREFIX)
+    return {one: handle for one, handle in found.items() if name in (None, one)}
 
 
 def one_board(name: str | None) -> Any:
@@ -100,18 +94,32 @@ def one_board(name: str | None) -> Any:
     return next(iter(found.values()))
 
 
-def ask(board: Any, question: Document, seconds: float = _SECONDS) -> Document:
+def read(board: Handle, seconds: float = _SECONDS) -> tuple[ClusterStatus | None, Nodes]:
+    """What is served, None where nobody has told yet, and where its nodes are.
+
+    Raises:
+        LaunchError: the board does not answer.
+    """
+    found: tuple[ClusterStatus | None, Nodes] = _heard(board.read.remote(), seconds)
+    return found
+
+
+def ask(board: Handle, question: Document, seconds: float = _SECONDS) -> Document:
     """What a run answers; raises what it refuses with."""
-    try:
-        told: Document | None = ray_adapter.result(
-            board.ask.remote(question, seconds), seconds + _SECONDS
-        )
-    except ray_adapter.RayCallError:
-        told = None
+    told: Document | None = _heard(board.ask.remote(question, seconds), seconds + _SECONDS)
     if told is None:
-        raise LaunchError(
-            f"no answer within {seconds:.0f} s", hint="see the output of turbofit serve"
-        )
+        raise _silent(seconds)
     if "error" in told:
         raise error_from(told["error"])
     return told
+
+
+def _heard(ref: object, seconds: float) -> Any:
+    try:
+        return ray_adapter.result(ref, seconds)
+    except ray_adapter.RayCallError:
+        raise _silent(seconds) from None
+
+
+def _silent(seconds: float) -> LaunchError:
+    return LaunchError(f"no answer within {seconds:.0f} s", hint="see the output of turbofit serve")

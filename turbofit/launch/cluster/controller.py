@@ -12,6 +12,7 @@ import secrets
 import time
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,7 +37,6 @@ from turbofit.gateway.server import digest_of
 from turbofit.gateway.thread import GatewayThread
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.board import pin_board
-from turbofit.launch.cluster.connect import connected
 from turbofit.launch.cluster.node import NodeActor, NodeTold
 from turbofit.launch.cluster.nodes import held_only
 from turbofit.launch.cluster.tls import client_context
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.core.json_types import Document
-    from turbofit.launch.cluster.connect import RayConnection, RayNode
+    from turbofit.launch.cluster.ray_adapter import RayConnection, RayNode
     from turbofit.launch.serve.config import ClusterServeConfig
     from turbofit.launch.serve.supervisor import StopSignal
     from turbofit.planning.request import PlanRequest
@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 __all__ = ["Controller", "NodeState", "serve_cluster"]
 
 _TICK, _POST_SECONDS = 0.2, 1.0
+#: Other fronts have so long to hear of a node that has changed before the next one does.
+_FRONTS_TICKS: Final = 15
 #: Seconds until an unfit node is tried again; sooner where it only has no free GPU.
 _AGAIN_SECONDS: Final = 600.0
 _NO_GPU_SECONDS: Final = 15.0
@@ -77,10 +79,11 @@ class _Saved(Struct):
     """What the next controller needs to go on.
 
     The run's name, a digest of its request, what was changed since, what each node serves, and the
-    ids of nodes that are to serve nothing.
+    ids of nodes that are to serve nothing. ``at`` is when, by a clock that nobody sets.
     """
 
     run: str
+    at: float
     request: str
     changes: dict[str, Any]
     plan: ClusterPlan
@@ -133,10 +136,10 @@ class Controller:
         connection: RayConnection,
         config: ClusterServeConfig,
         say: Callable[[str], None],
-        actors: Callable[[str, NodeState, int], Any] | None = None,
     ) -> None:
         self._connection, self._say, self.config = connection, say, config
-        self._actors = actors or self._start_actor
+        #: Whether the front sends requests to a node, or would.
+        self.has_front: Callable[[NodeState], bool] = lambda _: True
         self.request: PlanRequest = config.request
         #: What `cluster change` has made another of the request.
         self.changes: Document = {}
@@ -157,13 +160,6 @@ class Controller:
         self.events.append(f"{time.strftime('%H:%M:%S')} {text}")
         self._say(text)
 
-    def _start_actor(self, run: str, node: NodeState, gpus: int) -> Any:
-        host = node.ray.address
-        return ray_adapter.start_actor(
-            NodeActor, run, node.ray.id, host, self.config.node_port,
-            strategy=ray_adapter.on_node(node.ray.id), restarts=-1, calls=8, gpus=gpus,
-        )  # fmt: skip
-
     def resume(self, saved: _Saved) -> None:
         """Go on with what an earlier controller has left."""
         self.run, self._plan, self.changes = saved.run, saved.plan, saved.changes
@@ -171,8 +167,8 @@ class Controller:
         for ray_node in self._connection.watched().values():
             planned = saved.plan.node(ray_node.id)
             if ray_node.id in saved.drained:
-                self.nodes[ray_node.id] = NodeState(ray_node)
-                self.nodes[ray_node.id].be("drained")
+                node = self.nodes[ray_node.id] = NodeState(ray_node)
+                node.be("drained")
             elif planned is not None and planned.plan is not None and not ray_node.leaving:
                 node = self.nodes[ray_node.id] = NodeState(ray_node)
                 node.node = Node(
@@ -240,7 +236,11 @@ class Controller:
 
     def _take(self, node: NodeState, gpus: int) -> None:
         self._free(node)
-        node.actor, node.gpus = self._actors(self.run, node, gpus), gpus
+        node.gpus = gpus
+        node.actor = ray_adapter.start_actor(
+            NodeActor, self.run, node.ray.id, node.ray.address, self.config.node_port,
+            node=node.ray.id, calls=8, gpus=gpus,
+        )  # fmt: skip
 
     def _free(self, node: NodeState) -> None:
         """Give a node's GPUs back."""
@@ -253,18 +253,7 @@ class Controller:
         """Take what actors have answered, and ask them again."""
         for node in self.nodes.values():
             if node.measuring is not None:
-                found, why = _answer(node.measuring)
-                if found is not None:
-                    node.measuring = None
-                    try:
-                        told = msgspec.json.decode(found[0], type=Node)
-                    except msgspec.MsgspecError as exc:  # another turbofit
-                        why = f"its turbofit answers otherwise: {exc}"
-                    else:
-                        told = replace(told, id=node.ray.id, address=node.ray.address)
-                        node.node = held_only(told, found[1])
-                if why:
-                    self._unfit(node, f"it could not be measured: {why}")
+                self._hear_measured(node)
             elif node.actor is not None:
                 if node.telling is None:
                     node.telling = node.actor.tell.remote()
@@ -272,6 +261,20 @@ class Controller:
                 if found is not None or why:
                     node.telling, node.silent = None, why
                 node.told = found or node.told
+
+    def _hear_measured(self, node: NodeState) -> None:
+        found, why = _answer(node.measuring)
+        if found is not None:
+            node.measuring = None
+            try:
+                told = msgspec.json.decode(found[0], type=Node)
+            except msgspec.MsgspecError as exc:  # another turbofit
+                why = f"its turbofit answers otherwise: {exc}"
+            else:
+                told = replace(told, id=node.ray.id, address=node.ray.address)
+                node.node = held_only(told, found[1])
+        if why:
+            self._unfit(node, f"it could not be measured: {why}")
 
     def _step(self, node: NodeState) -> None:
         """What follows from where a node stands."""
@@ -412,10 +415,12 @@ class Controller:
         yield  # the front hears of it before the server ends
         self.serve(node, planned)
         while node.ray.id in self.nodes and node.state == "changing":
-            if node.open:
-                node.be("serving")
-            elif node.failed:
+            if node.failed:
                 return
+            if node.open and self.has_front(node):
+                node.be("serving")
+            yield
+        for _ in range(_FRONTS_TICKS):
             yield
 
     def answer(self, question: Document) -> Document:
@@ -500,8 +505,8 @@ class Controller:
         nodes = tuple(node.plan for node in self.nodes.values() if node.plan is not None)
         empty = ("draining", "drained")
         return _Saved(
-            run=self.run, request=_request_digest(self.config), changes=self.changes,
-            plan=replace(self.plan, nodes=nodes),
+            run=self.run, at=_since_boot(), request=_request_digest(self.config),
+            changes=self.changes, plan=replace(self.plan, nodes=nodes),
             drained=tuple(key for key, node in self.nodes.items() if node.state in empty),
         )  # fmt: skip
 
@@ -540,16 +545,16 @@ class _Run:
         controller: Controller,
         board: Any,
         folder: Path,
-        say: Callable[[str], None],
         on_open: Callable[[list[str]], None],
     ) -> None:
         self._controller, self._board, self._folder = controller, board, folder
-        self._say, self._on_open, self._opened = say, on_open, False
+        self._on_open, self._opened = on_open, False
         config = controller.config
         assert config.gateway is not None
         public = replace(config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend)
         log = access_log(config.access_log or str(folder / "access.log"))
         self._front = GatewayThread(Front((), public, log, tls=client_context(os.environ)))
+        controller.has_front = self._has
         self._followed: tuple[NodeAddress, ...] = ()
         self._inbox: Any = None
         self._answers: dict[int, Document] = {}
@@ -565,7 +570,10 @@ class _Run:
                     controller.tick()
                 except MachineError as exc:
                     self._outlive(exc, stop)
-                self._tell_front()
+                addresses = controller.addresses()
+                if addresses != self._followed:
+                    self._front.call(partial(Front.follow, addresses=addresses))
+                    self._followed = addresses
                 if time.monotonic() - self._posted > _POST_SECONDS:
                     self._posted = time.monotonic()
                     self._post()
@@ -580,15 +588,18 @@ class _Run:
         finally:
             self._end(stop, failed=failed)
 
-    def _tell_front(self) -> None:
-        addresses = self._controller.addresses()
-        if addresses != self._followed:
-            self._front.call(lambda front: front.follow(addresses))
-            self._followed = addresses
+    def _has(self, node: NodeState) -> bool:
+        def up(front: Front) -> bool:
+            seen = front.nodes.get(node.name)
+            return seen is not None and seen.up and seen.url == node.told.url
+
+        return self._front.call(up)
 
     def _outlive(self, exc: MachineError, stop: StopSignal) -> None:
         """Ray's head is gone: nodes serve until their lease ends."""
-        self._say(f"warning: {exc.message}: nodes end in order within {LEASE_SECONDS:.0f} s")
+        self._controller.say(
+            f"warning: {exc.message}: nodes end in order within {LEASE_SECONDS:.0f} s"
+        )
         while stop.signal is None and self._front.call(lambda front: front.health()["up"]):
             time.sleep(_TICK)
         if stop.signal is None:
@@ -615,10 +626,10 @@ class _Run:
         urgent = failed or stop.urgent
         stop.on_second(self._front.strike)
         if not urgent:
-            self._say("draining: what is under way may end")
+            self._controller.say("draining: what is under way may end")
         self._front.stop(drain=not urgent)
         if stop.signal is not None:
-            self._say(f"stopping: {stop.signal.name}")
+            self._controller.say(f"stopping: {stop.signal.name}")
         seconds = self._controller.config.timing.drain + _LAST_SECONDS
         with suppress(Exception):  # Ray may be gone: nodes end by their lease
             self._controller.end(seconds, lambda: stop.urgent)
@@ -639,7 +650,7 @@ def serve_cluster(
         with suppress(OSError, ValueError):
             say(text)
 
-    with connected(config.address) as connection:
+    with ray_adapter.connected(config.address) as connection:
         stop.rearm()  # Ray takes SIGTERM
         controller = Controller(connection, config, tell)
         name = config.name or _model_name(config)
@@ -650,7 +661,7 @@ def serve_cluster(
         saved = _saved(folder / "cluster-state.json", _request_digest(config))
         try:
             if saved is not None:
-                tell("going on with what an earlier turbofit serve has left")
+                controller.say("going on with what an earlier turbofit serve has left")
                 controller.resume(saved)
             else:
                 controller.begin(lambda: stop.signal is not None)
@@ -658,7 +669,7 @@ def serve_cluster(
             controller.end(0.0, lambda: True)
             raise
         try:
-            return _Run(controller, board, folder, tell, on_open).follow(stop)
+            return _Run(controller, board, folder, on_open).follow(stop)
         finally:
             stop.abrupt = stop.signal is None
 
@@ -666,11 +677,16 @@ def serve_cluster(
 def _saved(path: Path, request: str) -> _Saved | None:
     """What an earlier controller of the same request has left while its servers' lease lasts."""
     with suppress(OSError, msgspec.MsgspecError):
-        if time.time() - path.stat().st_mtime < LEASE_SECONDS:
-            saved = msgspec.json.decode(path.read_bytes(), type=_Saved)
-            if saved.request == request and saved.plan.fits:
-                return saved
+        saved = msgspec.json.decode(path.read_bytes(), type=_Saved)
+        lasts = 0 <= _since_boot() - saved.at < LEASE_SECONDS
+        if lasts and saved.request == request and saved.plan.fits:
+            return saved
     return None
+
+
+def _since_boot() -> float:
+    """Seconds that this machine has been up, asleep too."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _request_digest(config: ClusterServeConfig) -> str:

@@ -2,14 +2,17 @@
 
 What is to run is a file in the node's state folder, so that an actor which Ray starts again goes on
 where the last one ended. The server is bound to a lease that the actor renews, not to the actor:
-neither the actor's death nor that of Ray's head costs a request.
+neither the actor's death nor that of Ray's head costs a request. Whether a server lives is told by
+the lock that it inherits, from before its process begins until it has said how it ended.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +29,6 @@ from turbofit.core.struct import Struct
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.nodes import measure_here, raylet_environment
 from turbofit.launch.cluster.tls import server_words
-from turbofit.launch.engine.proc import start_time
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,13 +45,14 @@ _DOES_NOT_FIT: Final = 3
 #: A shell's exit codes of what a signal ended are larger.
 _SIGNALLED: Final = 128
 _LAST_BYTES: Final = 4096
-_PID_SECONDS: Final = 30.0
 #: A worker of Ray that ends in order kills its children: the server is a grandchild, and what is
-#: between them says how it ended.
-_BETWEEN: Final = '"$@" & echo $! > pid.new; mv pid.new pid; wait $!; echo $? > code'
-#: A lease that nobody has renewed for so long has no actor; what it left has so long to end.
+#: between them says which process has which plan, and how it ended.
+_BETWEEN: Final = '"$@" & echo $! $0 > pid.new; mv pid.new pid; wait $!; echo $? > code'
+#: A lease that nobody renews for so long has no actor; what it left has so long to end.
 _STALE_SECONDS: Final = 10.0
 _LEFT_SECONDS: Final = 60.0
+#: Folders of earlier runs, with their logs, are kept for so long.
+_KEPT_SECONDS: Final = 7 * 86400.0
 
 
 class NodeTold(Struct):
@@ -92,13 +95,16 @@ class NodeActor:
 
         What an earlier run has left here without an actor ends first.
         """
-        until, node = time.monotonic() + _LEFT_SECONDS, self._folder.name.rpartition("-")[2]
-        for folder in state_dir("nodes").glob(f"*-{node}"):
-            lease = folder / "lease"
-            stale = lease.exists() and time.time() - lease.stat().st_mtime > _STALE_SECONDS
-            if stale and folder != self._folder:
+        node = self._folder.name.rpartition("-")[2]
+        for folder in state_dir("nodes").iterdir():
+            if folder == self._folder:
+                continue
+            if not _lives(folder):
+                _forget(folder)
+            elif folder.name.endswith(node) and not _is_renewed(folder / "lease"):
                 _end_server(folder)
-                while _living(folder) and time.monotonic() < until:
+                until = time.monotonic() + _LEFT_SECONDS
+                while _lives(folder) and time.monotonic() < until:
                     time.sleep(_TICK)
         return measure_here(pretend), self.gpus()
 
@@ -146,32 +152,31 @@ class NodeActor:
             self._renewed = now
         if self._child is not None:
             self._child.poll()  # a dead child is reaped
-        wanted, server = _read(self._folder / "wanted.json"), _living(self._folder)
-        digest = wanted.get("digest", "")
-        if server and server["digest"] != digest:
-            _end_server(self._folder)
-        elif server:
+        wanted = _read(self._folder / "wanted.json")
+        digest, (pid, serves) = wanted.get("digest", ""), _server(self._folder)
+        if _lives(self._folder):
+            if serves != digest:
+                _end_server(self._folder)
+                return
             url, said = self._url(), "".join(self._lines()[-1:])
             state = "open" if url else "starting"
             self._told = replace(
-                self._told, state=state, url=url, pid=server["pid"], digest=digest, said=said
+                self._told, state=state, url=url, pid=pid, digest=digest, said=said
             )
-        elif ended := _read(self._folder / "server.json"):
-            self._ended(ended, digest, now)
+        elif pid:
+            self._ended(serves, digest, now)
         elif not digest:
             self._told = replace(self._told, state="idle", url="", pid=0, digest="")
         elif self._tried != digest and now >= self._again:
             self._start(digest, tuple(wanted["words"]))
 
-    def _ended(self, server: dict[str, Any], digest: str, now: float) -> None:
+    def _ended(self, served: str, digest: str, now: float) -> None:
         """The server's process is gone: it is started again, unless that would not help."""
-        if self._child is not None and self._child.poll() is None:
-            return  # it is about to say how the server ended
         said = _text(self._folder / "code")
         code, was_open, self._child = int(said) if said else None, bool(self._url()), None
-        (self._folder / "server.json").unlink()
+        (self._folder / "pid").unlink()
         self._told = replace(self._told, url="", pid=0)
-        if server["digest"] != digest:
+        if served != digest:
             return
         self._ends = [at for at in self._ends if now - at < _WINDOW] + [now]
         useless = code in _NEVER or (code == _DOES_NOT_FIT and len(self._ends) == 1)
@@ -190,27 +195,26 @@ class NodeActor:
     def _start(self, digest: str, words: tuple[str, ...]) -> None:
         folder = self._folder
         argv = [
-            "/bin/sh", "-c", _BETWEEN, "sh", sys.executable, "-m", "turbofit", "serve",
+            "/bin/sh", "-c", _BETWEEN, digest, sys.executable, "-m", "turbofit", "serve",
             "--plan", f"{folder}/plan-{digest}.json",
             "--host", self._host, "--port", str(self._port), "--front-key-file",
             f"{folder}/key", "--lease", f"{folder}/lease", *server_words(os.environ), *words,
         ]  # fmt: skip
         with suppress(OSError):
             os.replace(folder / "serve.log", folder / "serve.log.1")
-        for name in ("pid", "code"):
+        for name in ("code", "ending"):
             (folder / name).unlink(missing_ok=True)
-        with (folder / "serve.log").open("wb") as log, (folder / "url").open("wb") as url:
+        with (
+            (folder / "lock").open("wb") as lock,
+            (folder / "serve.log").open("wb") as log,
+            (folder / "url").open("wb") as url,
+        ):
+            fcntl.flock(lock, fcntl.LOCK_EX)
             self._child = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=url, stderr=log, env=_environment(),
-                cwd=folder, start_new_session=True,
+                cwd=folder, start_new_session=True, pass_fds=[lock.fileno()],
             )  # fmt: skip
-        until = time.monotonic() + _PID_SECONDS
-        while not (said := _text(folder / "pid")) and time.monotonic() < until:
-            time.sleep(0.01)
-        pid = int(said or 0)
-        server = json.dumps({"pid": pid, "started": start_time(pid), "digest": digest})
-        write_atomic(folder / "server.json", server, mode=0o600)
-        self._told = replace(self._told, state="starting", url="", pid=pid, digest=digest, said="")
+        self._told = replace(self._told, state="starting", url="", digest=digest, said="")
 
     def _url(self) -> str:
         return _text(self._folder / "url").partition("\n")[0]
@@ -244,20 +248,50 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _living(folder: Path) -> dict[str, Any]:
-    """The server of a folder where its process lives; else empty."""
-    server = _read(folder / "server.json")
-    lives = server and start_time(server["pid"]) == server["started"] != 0
-    return server if lives else {}
+def _server(folder: Path) -> tuple[int, str]:
+    """The process and the plan of the server that a folder has or had; 0 before it began."""
+    pid, _, digest = _text(folder / "pid").partition(" ")
+    return int(pid or 0), digest
+
+
+def _lives(folder: Path) -> bool:
+    """Whether a folder's server runs; its end is written down when it does no more."""
+    with suppress(FileNotFoundError), (folder / "lock").open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _end_server(folder: Path) -> None:
     """Ask a server to end in order, once: a second signal would cut off what is open."""
-    server = _living(folder)
-    if server and not server.get("told"):
+    pid, _ = _server(folder)
+    if pid and not (folder / "ending").exists():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        (folder / "ending").touch()
+
+
+def _is_renewed(lease: Path) -> bool:
+    """Whether an actor renews a lease: its time changes, whatever the clock says."""
+
+    def touched() -> int:
         with suppress(OSError):
-            os.kill(server["pid"], signal.SIGTERM)
-        write_atomic(folder / "server.json", json.dumps({**server, "told": True}), mode=0o600)
+            return lease.stat().st_mtime_ns
+        return 0
+
+    before, until = touched(), time.monotonic() + _STALE_SECONDS
+    while touched() == before and time.monotonic() < until:
+        time.sleep(_TICK)
+    return touched() != before
+
+
+def _forget(folder: Path) -> None:
+    """Remove what an earlier run has left, its key too, after some days."""
+    with suppress(OSError):
+        if time.time() - (folder / "lease").stat().st_mtime > _KEPT_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _environment() -> dict[str, str]:

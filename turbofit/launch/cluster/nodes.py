@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from turbofit.core.machine import Machine
-    from turbofit.launch.cluster.connect import RayNode
+    from turbofit.launch.cluster.ray_adapter import RayCallError, RayNode
 
 __all__ = ["held_only", "measure_here", "measure_nodes", "raylet_environment"]
 
@@ -32,27 +32,12 @@ _SECONDS: Final = 120.0
 
 def measure_nodes(address: str | None, *, pretend: bool = False) -> Cluster:
     """The nodes of a Ray cluster, measured; None is the one of this host."""
-    from turbofit.launch.cluster.connect import connected
-
-    with connected(address) as ray:
-        return Cluster(
-            source=f"ray {ray.address}", nodes=_tell(ray.alive().values(), pretend=pretend)
-        )
-
-
-def _tell(nodes: Iterable[RayNode], *, pretend: bool) -> tuple[Node, ...]:
-    """Measure nodes of the cluster that this process is connected to, all at once."""
-    tasks, bare = {}, []
-    for node in nodes:
-        if not node.gpus:
-            why = "Ray counts no GPU there"
-            bare.append(Node(id=node.id, name=node.name, address=node.address, why_not=why))
-            continue
-        where = ray_adapter.on_node(node.id)
-        tasks[ray_adapter.start_task(measure_here, where, pretend)] = node
-    if tasks:
-        ray_adapter.wait_all(tasks, _SECONDS)
-    return (*(_told(ref, node) for ref, node in tasks.items()), *bare)
+    with ray_adapter.connected(address) as ray:
+        nodes = ray.alive().values()
+        with_gpus = [node.id for node in nodes if node.gpus]
+        found = ray_adapter.run_on_each(with_gpus, measure_here, pretend, _SECONDS)
+        told = tuple(_told(node, found.get(node.id)) for node in nodes)
+        return Cluster(source=f"ray {ray.address}", nodes=told)
 
 
 def measure_here(pretend: bool) -> bytes:
@@ -78,26 +63,23 @@ def _has(machine: Machine, gpu: str) -> bool:
     return machine.source == "nvml" or not gpu.isdigit() or int(gpu) < len(machine.gpus)
 
 
-def _told(ref: object, node: RayNode) -> Node:
-    try:
-        found = msgspec.json.decode(ray_adapter.result(ref, 0.1), type=Node)
-    except Exception as exc:  # noqa: BLE001 - whatever it is, it is one node's
-        why = _why(exc)
-        return Node(id=node.id, name=node.name, address=node.address, why_not=why)
-    return replace(found, id=node.id, address=node.address)
-
-
-def _why(exc: BaseException) -> str:
-    """Why a task did not tell, in a line."""
-    cause = getattr(exc, "cause", None) or exc
-    text = str(exc)
-    if isinstance(cause, ModuleNotFoundError) or "No module named 'turbofit" in text:
-        return "turbofit is not installed there"
-    if isinstance(exc, ray_adapter.ResultTimeoutError):
-        return f"it did not answer within {_SECONDS:.0f} s"
-    if isinstance(exc, ray_adapter.NodeLostError):
-        return "it left the cluster"
-    return f"it could not be measured: {' '.join(text.split())[-200:]}"
+def _told(node: RayNode, found: bytes | RayCallError | None) -> Node:
+    """What a node says, or why it says nothing."""
+    why = "Ray counts no GPU there"
+    if isinstance(found, bytes):
+        try:
+            told = msgspec.json.decode(found, type=Node)
+            return replace(told, id=node.id, address=node.address)
+        except msgspec.MsgspecError as exc:  # another turbofit
+            why = f"its turbofit answers otherwise: {exc}"
+    elif isinstance(found, ray_adapter.ResultTimeoutError):
+        why = f"it did not answer within {_SECONDS:.0f} s"
+    elif found is not None:
+        text = " ".join(str(found).split())
+        why = f"it could not be measured: {text[-200:]}"
+        if "No module named 'turbofit" in text:
+            why = "turbofit is not installed there"
+    return Node(id=node.id, name=node.name, address=node.address, why_not=why)
 
 
 def _here(*, pretend: bool) -> Node:

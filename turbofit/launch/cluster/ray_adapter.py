@@ -8,56 +8,144 @@ calls an actor, and `result` takes what that gives.
 from __future__ import annotations
 
 import os
+import threading
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import MachineError, PackageError, UsageError
 from turbofit.core.installation import install_command
+from turbofit.core.struct import Struct
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Iterable, Iterator
 
-    from turbofit.core.json_types import JsonObject
+    #: Of an actor.
+    Handle = Any
+    #: What a function gives, or a `RayCallError`.
+    Result = Any
 
 __all__ = [
-    "ActorExistsError", "NodeLostError", "RayCallError", "ResultTimeoutError", "actor_names",
-    "connect", "disconnect", "draining_nodes", "find_actor", "free_gpus", "gpus_of_this_task",
-    "kill_actor", "nodes", "on_node", "one_line", "result", "start_actor", "start_task",
-    "this_process", "wait_all",
+    "RayCallError", "RayConnection", "RayNode", "ResultTimeoutError", "connected", "free_gpus",
+    "gpus_of_this_task", "kill_actor", "named_actors", "one_line", "result", "run_on_each",
+    "start_actor",
 ]  # fmt: skip
 
 #: Of Ray: names of actors are unique in it.
 _NAMESPACE: Final = "turbofit"
+#: A head that is silent for so long is gone; Ray itself ends all its processes after 60 s.
+_SILENT: Final = 45.0
+_LOOK_SECONDS: Final = 1.0
 
 
 class RayCallError(Exception):
-    """A task or an actor gives no result; ``cause``: what the function raised there, if it ran."""
-
-    def __init__(self, message: str, cause: object = None) -> None:
-        super().__init__(message)
-        self.cause = cause
+    """A task or an actor gives no result."""
 
 
 class ResultTimeoutError(RayCallError):
     """There is no result yet."""
 
 
-class ActorExistsError(RayCallError):
-    """There is an actor of this name."""
+class RayNode(Struct):
+    """A node that Ray has; ``gpus`` as Ray counts them; ``leaving``: it is being drained."""
+
+    id: str
+    name: str
+    address: str
+    gpus: int
+    leaving: bool = False
 
 
-class NodeLostError(RayCallError):
-    """The node of the task left the cluster."""
+class RayConnection:
+    """A cluster that this process is connected to; ``here`` is this node's id.
+
+    Once `watched` was called it looks in a thread: while the head is gone, Ray does not return.
+    """
+
+    def __init__(self) -> None:
+        import ray
+
+        context = ray.get_runtime_context()
+        self.address, self.here = str(context.gcs_address), str(context.get_node_id())
+        self._seen: dict[str, RayNode] = {}
+        self._at, self._error = 0.0, ""
+
+    def watched(self) -> dict[str, RayNode]:
+        """The nodes that were there when the head was last heard of, a second ago; never waits.
+
+        Raises:
+            MachineError: the cluster's head does not answer any more.
+        """
+        if not self._at:
+            self._seen, self._at = self.alive(), time.monotonic()
+            threading.Thread(target=self._look, name="alive", daemon=True).start()
+        silent = time.monotonic() - self._at
+        if silent > _SILENT:
+            raise MachineError(
+                self._error or f"the head of the Ray cluster has been silent for {silent:.0f} s",
+                hint="see ray status",
+            )
+        return self._seen
+
+    def alive(self) -> dict[str, RayNode]:
+        """The nodes that are there now, by id.
+
+        Raises:
+            MachineError: the cluster's head does not answer.
+        """
+        import ray
+
+        try:
+            nodes: list[dict[str, Any]] = ray.nodes()
+        except Exception as exc:  # noqa: BLE001 - Ray raises any type when its head is gone
+            raise MachineError(
+                f"the Ray cluster at {self.address} does not answer: {one_line(exc)}",
+                hint="see ray status",
+            ) from None
+        leaving = _draining_nodes()
+        return {
+            node["NodeID"]: RayNode(
+                id=node["NodeID"],
+                name=node.get("NodeManagerHostname") or node["NodeName"],
+                address=node["NodeManagerAddress"],
+                gpus=int(node["Resources"].get("GPU", 0)),
+                leaving=node["NodeID"] in leaving,
+            )
+            for node in nodes
+            if node["Alive"]
+        }
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(_LOOK_SECONDS)
+            try:
+                self._seen, self._at, self._error = self.alive(), time.monotonic(), ""
+            except MachineError as exc:
+                self._error = exc.message
 
 
-def connect(address: str | None) -> None:
-    """Connect this process to a cluster; None is ``RAY_ADDRESS``, or the cluster of this host.
+@contextmanager
+def connected(address: str | None) -> Iterator[RayConnection]:
+    """Be connected to a cluster; what this process started there ends with the connection.
+
+    None is ``RAY_ADDRESS``, or the cluster of this host.
 
     Raises:
         PackageError: Ray is not installed.
         MachineError: no cluster answers there.
         UsageError: an address of Ray Client.
     """
+    _connect(address)
+    import ray
+
+    try:
+        yield RayConnection()
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
     _use_token()
     # What still runs in a thread when the connection ends must not begin another cluster.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
@@ -88,30 +176,7 @@ def connect(address: str | None) -> None:
         ) from None
 
 
-def disconnect() -> None:
-    """End the connection, and with it what this process started in the cluster."""
-    import ray
-
-    ray.shutdown()
-
-
-def this_process() -> tuple[str, str]:
-    """The address of the cluster, and the id of this process's node."""
-    import ray
-
-    context = ray.get_runtime_context()
-    return str(context.gcs_address), str(context.get_node_id())
-
-
-def nodes() -> list[JsonObject]:
-    """The nodes, as ``ray.nodes()`` gives them; raises anything while the head is gone."""
-    import ray
-
-    found: list[dict[str, Any]] = ray.nodes()
-    return found
-
-
-def draining_nodes() -> frozenset[str]:
+def _draining_nodes() -> frozenset[str]:
     """The ids of nodes that Ray drains, e.g. before a spot instance ends; as Ray Serve asks."""
     try:
         from ray._private import state
@@ -133,77 +198,71 @@ def free_gpus() -> dict[str, int]:
     return {node: int(resources.get("GPU", 0)) for node, resources in found.items()}
 
 
-def on_node(node: str) -> Any:
+def run_on_each(
+    nodes: Iterable[str], function: Callable[[Any], Any], argument: Any, seconds: float
+) -> dict[str, Result]:
+    """Run a function on nodes, once on each and without a CPU: what it gives, or the error."""
+    import ray
+
+    remote = ray.remote(num_cpus=0, max_retries=0)(function)
+    refs = {n: remote.options(scheduling_strategy=_on(n)).remote(argument) for n in nodes}
+    if refs:
+        ray.wait(list(refs.values()), num_returns=len(refs), timeout=seconds)
+
+    def told(ref: Any) -> Any:
+        try:
+            return result(ref, 0.1)
+        except RayCallError as exc:
+            return exc
+
+    return {node: told(ref) for node, ref in refs.items()}
+
+
+def _on(node: str) -> Any:
     """The scheduling strategy that places a task or an actor on the node of this id."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
-def start_task(function: Callable[..., Any], strategy: Any, *args: Any) -> Any:
-    """Run a function on a node, once and without a CPU; the reference to its result."""
-    import ray
-
-    remote = ray.remote(num_cpus=0, max_retries=0)(function)
-    return remote.options(scheduling_strategy=strategy).remote(*args)
-
-
 def start_actor(
-    kind: type, *args: Any, strategy: Any, restarts: int, calls: int, gpus: int = 0, name: str = ""
+    kind: type, *args: Any, node: str, calls: int, gpus: int = 0, name: str | None = None
 ) -> Any:
-    """Start an actor, which Ray starts again so often (-1: always); its handle.
+    """Start an actor on a node, which Ray always starts again; its handle.
 
     ``calls`` are those that it takes at once, ``name`` is what others find it by.
 
     Raises:
-        ActorExistsError: there is an actor of this name.
+        ValueError: there is an actor of this name.
     """
     import ray
 
     taken = {"num_gpus": gpus} if gpus else {}
-    remote = ray.remote(num_cpus=0, max_restarts=restarts, max_concurrency=calls, **taken)(kind)
-    options = {"name": name, "namespace": _NAMESPACE} if name else {}
-    try:
-        return remote.options(scheduling_strategy=strategy, **options).remote(*args)
-    except ValueError as exc:
-        raise ActorExistsError(str(exc)) from None
+    remote = ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=calls, **taken)(kind)
+    options = {"scheduling_strategy": _on(node), "name": name, "namespace": _NAMESPACE}
+    return remote.options(**options).remote(*args)
 
 
-def actor_names() -> list[str]:
-    """The names of turbofit's actors in the cluster.
-
-    Raises:
-        MachineError: its head is silent; Ray waits for it for a minute.
-    """
-    import ray
-
-    try:
-        named = ray.util.list_named_actors(all_namespaces=True)
-    except ray.exceptions.GetTimeoutError as exc:
-        raise _silent(exc) from None
-    return [one["name"] for one in named if one["namespace"] == _NAMESPACE]
-
-
-def find_actor(name: str) -> Any | None:
-    """The handle of turbofit's actor of this name; None where there is none.
+def named_actors(prefix: str) -> dict[str, Handle]:
+    """The handles of turbofit's actors whose names begin so, by the rest of their names.
 
     Raises:
         MachineError: the cluster's head is silent; Ray waits for it for a minute.
     """
     import ray
 
+    found = {}
     try:
-        return ray.get_actor(name, namespace=_NAMESPACE)
-    except ValueError:
-        return None
+        for actor in ray.util.list_named_actors(all_namespaces=True):
+            if actor["namespace"] == _NAMESPACE and actor["name"].startswith(prefix):
+                with suppress(ValueError):  # it has just ended
+                    handle = ray.get_actor(actor["name"], namespace=_NAMESPACE)
+                    found[actor["name"].removeprefix(prefix)] = handle
     except ray.exceptions.GetTimeoutError as exc:
-        raise _silent(exc) from None
-
-
-def _silent(exc: Exception) -> MachineError:
-    return MachineError(
-        f"the head of the Ray cluster does not answer: {one_line(exc)}", hint="see ray status"
-    )
+        raise MachineError(
+            f"the head of the Ray cluster does not answer: {one_line(exc)}", hint="see ray status"
+        ) from None
+    return found
 
 
 def kill_actor(actor: Any) -> None:
@@ -225,28 +284,16 @@ def result(ref: Any, seconds: float) -> Any:
 
     Raises:
         ResultTimeoutError: there is none yet.
-        NodeLostError: the task's node left the cluster.
         RayCallError: anything else that Ray tells of, what the function raised too.
     """
     import ray
 
-    kinds = ray.exceptions
     try:
         return ray.get(ref, timeout=seconds)
-    except kinds.RayError as exc:
-        kind = RayCallError
-        if isinstance(exc, kinds.GetTimeoutError):
-            kind = ResultTimeoutError
-        elif isinstance(exc, kinds.TaskUnschedulableError | kinds.NodeDiedError):
-            kind = NodeLostError
-        raise kind(str(exc), getattr(exc, "cause", None)) from exc
-
-
-def wait_all(refs: Collection[Any], seconds: float) -> None:
-    """Wait until all have a result, for so long at most."""
-    import ray
-
-    ray.wait(list(refs), num_returns=len(refs), timeout=seconds)
+    except ray.exceptions.GetTimeoutError as exc:
+        raise ResultTimeoutError(str(exc)) from exc
+    except ray.exceptions.RayError as exc:
+        raise RayCallError(str(exc)) from exc
 
 
 def one_line(exc: BaseException) -> str:

@@ -10,16 +10,14 @@ A SPEC is what ``--on`` takes. Nobody needs Ray for the last two.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from importlib import import_module
+from pathlib import Path
 from typing import Final
 
 from msgspec.structs import replace
 
 from turbofit.core.cluster import CLUSTER_SCHEMA, Cluster, Node
 from turbofit.core.errors import UsageError
-from turbofit.core.struct import NA, Struct, decode
+from turbofit.core.struct import NA
 from turbofit.machine.snapshot import check_possible
 from turbofit.machine.spec import parse_spec
 
@@ -29,13 +27,7 @@ __all__ = ["MOST_NODES", "cluster_from"]
 MOST_NODES: Final = 10_000
 _SIM: Final = "sim:"
 _RAY: Final = "ray"
-#: A machine of eight cards is some 20 kB of JSON.
-_LARGEST: Final = 512 << 20
 _EXAMPLE: Final = "ray, ray:ADDRESS, a file that ends in .json, or sim:4xrtx3090@100/8xh100@2"
-
-
-class _Schema(Struct):
-    schema: str = "none"
 
 
 def cluster_from(text: str) -> Cluster:
@@ -43,17 +35,12 @@ def cluster_from(text: str) -> Cluster:
     if text.startswith(_SIM):
         return _simulated(text.removeprefix(_SIM))
     if text == _RAY or text.startswith(f"{_RAY}:"):
-        return _measured(text.partition(":")[2] or None)
+        from turbofit.launch.cluster.nodes import measure_nodes
+
+        return measure_nodes(text.partition(":")[2] or None)
     if "/" in text or text.endswith(".json"):
         return _from_file(text)
     raise UsageError(f"--cluster {text[:60]!r} is no cluster", hint=f"give {_EXAMPLE}")
-
-
-def _measured(address: str | None) -> Cluster:
-    """The nodes of a Ray cluster; only here Ray is imported."""
-    measure: Callable[[str | None], Cluster]
-    measure = import_module("turbofit.launch.cluster.nodes").measure_nodes
-    return measure(address)
 
 
 def _simulated(text: str) -> Cluster:
@@ -83,16 +70,19 @@ def _simulated(text: str) -> Cluster:
 
 def _from_file(path: str) -> Cluster:
     what = f"cluster {path}"
-    data = _bytes(path)
-    found = decode(data, _Schema, what=what).schema
-    if found != CLUSTER_SCHEMA:
+    try:
+        data = Path(path).read_bytes()
+    except OSError as exc:
         raise UsageError(
-            f"{what} has schema {found[:60]!r}; this turbofit reads {CLUSTER_SCHEMA!r}",
+            f"{path} cannot be read: {exc.strerror or exc}", hint=f"give {_EXAMPLE}"
+        ) from None
+    cluster = Cluster.from_json(data, what=what)
+    if cluster.schema != CLUSTER_SCHEMA:
+        raise UsageError(
+            f"{what} has schema {cluster.schema[:60]!r}; this turbofit reads {CLUSTER_SCHEMA!r}",
             hint="a cluster that turbofit measured is such a file",
         )
-    cluster = Cluster.from_json(data, what=what)
-    ids = [node.id for node in cluster.nodes]
-    if len(set(ids)) != len(ids):
+    if len({node.id for node in cluster.nodes}) != len(cluster.nodes):
         raise UsageError(f"{what}: two nodes have one id", hint="measure the cluster again")
     nodes = tuple(_checked(node, what) for node in cluster.nodes)
     return replace(cluster, source=f"{cluster.source} ({path})", nodes=nodes)
@@ -108,15 +98,3 @@ def _checked(node: Node, what: str) -> Node:
     read = tuple(i for i in visible if NA not in (machine.gpu(i).total, machine.gpu(i).free))
     why = node.why_not if read else "the memory of its GPUs could not be read"
     return replace(node, machine=replace(machine, visible=read), why_not=why)
-
-
-def _bytes(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size > _LARGEST:
-                raise UsageError(f"{path} is too large for a cluster", hint=f"give {_EXAMPLE}")
-            return file.read()
-    except OSError as exc:
-        raise UsageError(
-            f"{path} cannot be read: {exc.strerror or exc}", hint=f"give {_EXAMPLE}"
-        ) from None

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["client_context", "server_words"]
 
+#: The certificate, its key, and the authority.
 _FILES: Final = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
 
 
@@ -29,29 +30,23 @@ def server_words(environ: Mapping[str, str]) -> tuple[str, ...]:
     return ("--ssl-certfile", certificate, "--ssl-keyfile", key)
 
 
-def _used(environ: Mapping[str, str]) -> bool:
-    return environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
-
-
 def client_context(environ: Mapping[str, str]) -> ssl.SSLContext | None:
-    """What a front shows and asks of nodes; None where Ray uses no TLS.
+    """By what a front knows nodes; None where Ray uses no TLS.
 
-    A node is whoever has a certificate of Ray's authority: these name no addresses.
+    A node has a certificate of Ray's authority that names its address, as Ray itself demands.
     """
     if not _used(environ):
         return None
     import ssl
 
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_REQUIRED
-    certificate, key, authority = (environ.get(name, "") for name in _FILES)
     try:
-        context.load_cert_chain(certificate, key)
-        context.load_verify_locations(authority)
-    except (OSError, ssl.SSLError) as exc:
+        return ssl.create_default_context(cafile=environ.get(_FILES[-1], ""))
+    except OSError as exc:
         raise LaunchError(
-            f"RAY_USE_TLS is set, but its certificates cannot be used: {exc}",
-            hint=f"check {', '.join(_FILES)} on this node",
+            f"RAY_USE_TLS is set, but the certificate of its authority cannot be used: {exc}",
+            hint=f"check {_FILES[-1]} on this node",
         ) from None
-    return context
+
+
+def _used(environ: Mapping[str, str]) -> bool:
+    return environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")

@@ -180,7 +180,7 @@ def free_ports(count: int, besides: int | None = None) -> list[int]:
     Raises:
         LaunchError: there are none, or no socket can be made.
     """
-    from turbofit.gateway.http.sockets import tcp_socket
+    from turbofit.gateway.server import tcp_socket
 
     held: list[socket.socket] = []
     candidates = list(range(_FIRST_PORT, max(_FIRST_PORT + 1000, _outgoing())))

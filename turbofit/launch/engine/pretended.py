@@ -37,8 +37,7 @@ def localised(plan: Plan, folder: Path) -> Plan:
     Raises:
         UsageError: only the model's own checkpoint would do, and it is not on disk.
     """
-    from turbofit.rehearse.checkpoint.draft_twin import speculative_of
-    from turbofit.rehearse.checkpoint.twin import checkpoint_for
+    from turbofit.rehearse.checkpoint.twin import checkpoint_for, speculative_of
 
     draft = plan.settings.draft
     name = (plan.model.hub_id or plan.model.name).rpartition("/")[2]
@@ -96,7 +95,7 @@ def on_shared_cards(machine: Scenario, plan: Plan, group: int) -> Scenario:
     """
     from dataclasses import replace as changed
 
-    from turbofit.pretend.from_machine import pretend_twin
+    from turbofit.pretend.scenario import pretend_twin
 
     bare = pretend_twin(plan.machine, plan.parallel.groups[group]).gpus
     charged = [mine.used - one.used for mine, one in zip(machine.gpus, bare, strict=True)]
@@ -189,9 +188,9 @@ class PretendReader:
             return None
 
     def _begin(self) -> tuple[Ledger, TimelineReader]:
-        from turbofit.pretend.symbols import Symbols
+        from turbofit.pretend.elf import Symbols
         from turbofit.pretend.timeline import TimelineReader
-        from turbofit.rehearse.installed import engine_library
+        from turbofit.rehearse.packages import engine_library
         from turbofit.rehearse.turbomind.ledger import CallSites, Ledger
 
         sites = CallSites(Symbols(engine_library()).name)

@@ -33,7 +33,7 @@ def torch_environment(
     """
     from turbofit.pretend.environment import cuda_site, find_turbofit, put_first
     from turbofit.pretend.run import prepare
-    from turbofit.rehearse.torch.packages import SERVED, STAND_IN, need_packages
+    from turbofit.rehearse.packages import SERVED, STAND_IN, need_packages
 
     need_packages(plan.engine.name, ray=plan.settings.tp > 1)
     path = dict(base)

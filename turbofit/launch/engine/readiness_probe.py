@@ -14,10 +14,10 @@ from turbofit.launch.engine.engine_client import FAILURES, EngineClient
 from turbofit.launch.engine.worst_requests import (
     ProbeRequest,
     fullest_forward,
+    longest_request,
     worst_image_tokens,
     worst_request,
 )
-from turbofit.launch.fallback.longest import longest_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,164 +1,487 @@
 """``python -m turbofit.launch.fallback.server``: one model, one map, one port, until it is stopped.
 
-Torch and Transformers are imported in here only: the supervisor runs it as a child.
+It is an engine as LMDeploy's server is one: a gateway stands before it, and holds requests to the
+plan. Keys, bodies and refusals here are the gateway's own; the handlers of ``transformers serve``
+answer, one request at a time. Torch and Transformers are imported in this child only.
+
+Transformers promises none of these classes: each release may move them. All that is used is checked
+before, so that another release fails at once and with one line.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import base64
+import inspect
+import io
 import os
 import sys
 import tempfile
+import threading
 import time
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+import traceback
+from importlib import import_module
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-import click
+import msgspec
 
-from turbofit.core.errors import LaunchError, TurbofitError
+from turbofit.core.errors import LaunchError, PackageError, TurbofitError
+from turbofit.core.installation import install_command
 from turbofit.core.process.ports import DEFAULT_PORT
 from turbofit.core.units import format_bytes
 from turbofit.gateway.config import GatewayConfig
+from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
+from turbofit.gateway.http.bodies import read_body
+from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.connections import Connections, Networks
+from turbofit.gateway.http.guard import Keys, Origins
+from turbofit.gateway.http.metrics import Metrics
+from turbofit.gateway.http.model_names import hold_name
+from turbofit.gateway.http.pages import names_page
+from turbofit.gateway.http.prepare import decode
+from turbofit.gateway.http.refusals import Refusal, refusal_event
+from turbofit.gateway.http.routes import find_route, is_health
+from turbofit.gateway.limits.parameters import ANSWER_LENGTHS
+from turbofit.gateway.limits.ranges import hold_parameters
+from turbofit.gateway.limits.rules import Scope, refused
+from turbofit.gateway.media.pictures import from_url
+from turbofit.gateway.routing.request_context import RequestContext, answer
 from turbofit.gateway.server import run_gateway
+from turbofit.memory.transformers.components import load_model, load_processor
 from turbofit.planning.fallback_command import read_map
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from turbofit.launch.fallback.generating import GenerationOptions
-    from turbofit.launch.fallback.work import ServedWork
+    from turbofit.core.json_types import JsonObject
+    from turbofit.gateway.http.asgi import Message, Receive, Send
+    from turbofit.gateway.http.routes import Kind
 
-__all__ = ["main"]
+__all__ = ["FallbackApp", "GenerationOptions", "ServedModel", "main", "make_handlers"]
 
-#: What the supervisor reads: see ``observe.log_reader``.
-_SAYS = "turbofit-fallback:"
+#: Releases that were tried.
+_TRIED: Final = "5.17 and 5.24"
+#: Module of ``transformers.cli.serving``, class, method, parameters that are given to it.
+_USED: Final = (
+    ("model_manager", "ModelManager", "get_model_modality", "model processor"),
+    ("utils", "GenerationState", "get_manager", "model_id use_cb"),
+    ("chat_completion", "ChatCompletionHandler", "__init__", "model_manager generation_state"),
+    ("chat_completion", "ChatCompletionHandler", "_validate_request", "body"),
+    ("chat_completion", "ChatCompletionHandler", "_resolve_model", "body"),
+    ("chat_completion", "ChatCompletionHandler", "_build_generation_config", "body use_cb"),
+    ("chat_completion", "ChatCompletionHandler", "get_processor_inputs_from_messages",
+     "messages modality"),
+    ("chat_completion", "ChatCompletionHandler", "handle_request", "body request_id"),
+    ("completion", "CompletionHandler", "handle_request", "body request_id"),
+)  # fmt: skip
+
+#: What the handlers are given of a body: what Transformers reads, and the gateway holds.
+_COMMON: Final = frozenset({"stream", "temperature", "top_p", "seed", "frequency_penalty", "stop"})
+_READ: Final[Mapping[Kind, frozenset[str]]] = {
+    "chat": _COMMON | {"messages", "tools", "logit_bias", "chat_template_kwargs"},
+    "completions": _COMMON | {"prompt"},
+}
+#: Seconds without a token after which the engine counts as stuck. Above any prefill: the slowest
+#: reads most of the model from disk once.
+_STALLED: Final = 900.0
+#: Requests in a row that ran out of memory after which starting again is better than going on.
+_MOST_SHORT: Final = 3
+_RETRY_SECONDS: Final = 5
+_SHOWN: Final = 300
+_LARGEST: Final = 256 << 20
+_PAUSE: Final = 0.02
+#: How Transformers ends a stream that failed.
+_FAILED: Final = 'data: {"error": "'
+#: Failures before anything was generated that are not the client's, whose messages, images and
+#: options were read by then.
+_OURS: Final = (RuntimeError, MemoryError, ImportError)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Serve; returns the exit code. A signal that ends it does so as if click were not there."""
-    arguments = sys.argv[1:] if argv is None else list(argv)
+class GenerationOptions(NamedTuple):
+    """What is served, and how.
+
+    ``session_len``: tokens of prompt and answer; ``max_images`` a request; ``offload`` a folder for
+    what the map sends to the disk and no safetensors file holds.
+    """
+
+    model: str
+    name: str
+    device_map: Mapping[str, int | str]
+    dtype: str
+    session_len: int
+    max_images: int = 1
+    offload: str | None = None
+
+
+class ServedModel:
+    """Transformers' model that generates for one request, can be stopped, and says how it fares.
+
+    The event loop, which takes requests, shares it with the thread that generates. ``cancelled``:
+    nobody waits for the answer any more. ``idle``: nothing is generated. ``begun``: the request
+    came so far as to generate. ``failure`` is what its client is told where that failed. ``fatal``
+    says why the process must end. All else is the model's own.
+    """
+
+    def __init__(self, model: Any, session_len: int) -> None:
+        self._model, self._session_len = model, session_len
+        self.cancelled, self.idle = threading.Event(), threading.Event()
+        self.idle.set()
+        self.begun = False
+        self.failure: Refusal | None = None
+        self.fatal = ""
+        self._moved = time.monotonic()
+        self._answered = self._shortages = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def take(self) -> None:
+        """A new request is at work."""
+        self.cancelled.clear()
+        self.begun, self.failure = False, None
+        self._moved = time.monotonic()
+
+    def start(self) -> None:
+        """The thread is told to generate, or is about to be."""
+        self.begun = True
+        self.idle.clear()
+
+    @property
+    def health(self) -> Literal["ok", "stalled"]:
+        """Whether tokens come while something is generated."""
+        if self.idle.is_set() or time.monotonic() - self._moved < _STALLED:
+            return "ok"
+        return "stalled"
+
+    def generate(self, **keywords: Any) -> Any:
+        """As the model's own, as far as the context goes.
+
+        Raises:
+            Refusal: as `failure`; without the exception behind it, which holds tensors.
+        """
+        torch, tokens = import_module("torch"), keywords["input_ids"].shape[-1]
+        config, left = keywords["generation_config"], self._session_len - tokens
+        config.max_new_tokens = min(config.max_new_tokens, left)
+        ends = import_module("transformers").StoppingCriteriaList([self._ends])
+        try:
+            if left > 0:
+                answer = self._model.generate(**keywords, stopping_criteria=ends)
+                self._answered, self._shortages = self._answered + 1, 0
+                return answer
+            failure = Refusal("bad_request:prompt", tokens=tokens, most=self._session_len)
+        except torch.OutOfMemoryError as exc:
+            failure = self.ran_short(exc)
+        except RuntimeError as exc:
+            traceback.print_exception(exc)
+            if "CUDA error" in str(exc):  # the context is lost, and every later call with it
+                self.fatal = f"RuntimeError: {_one_line(exc)}"
+            failure = Refusal("engine_failed", said=_one_line(exc))
+        finally:
+            self.idle.set()
+        if failure.reason == "out_of_memory":
+            torch.cuda.empty_cache()
+        self.failure = failure
+        raise failure
+
+    def _ends(self, input_ids: Any, _scores: Any, **_: Any) -> Any:
+        """Whether each row ends; asked after each token."""
+        self._moved = time.monotonic()
+        shape, ends = (input_ids.shape[0],), self.cancelled.is_set()
+        torch = import_module("torch")
+        return torch.full(shape, ends, dtype=torch.bool, device=input_ids.device)
+
+    def ran_short(self, exc: BaseException) -> Refusal:
+        """A request ran out of GPU memory; what its client is told.
+
+        After torch's exception the engine can go on. But an engine that has never answered, or that
+        runs out again and again, would do so for ever: it ends with torch's message, from which the
+        supervisor plans anew.
+        """
+        self._shortages += 1
+        if not self._answered or self._shortages >= _MOST_SHORT:
+            self.fatal = f"torch.OutOfMemoryError: {_one_line(exc)}"
+        return Refusal("out_of_memory", said=_one_line(exc), retry_after=_RETRY_SECONDS)
+
+
+def _one_line(exc: BaseException) -> str:
+    """What an exception says, in one line of a bounded length."""
+    return " ".join(str(exc).split())[:_SHOWN] or type(exc).__name__
+
+
+def _find_inside() -> dict[str, Any]:
+    """Transformers' own classes by their names, checked; takes seconds.
+
+    Raises:
+        PackageError: Transformers or what its server needs is missing, or is another inside.
+    """
+    found: dict[str, Any] = {}
+    what = ""
     try:
-        with serve.make_context("turbofit-fallback", arguments) as context:
-            serve.invoke(context)
-    except click.exceptions.Exit as exc:
-        return exc.exit_code
-    except click.UsageError as exc:
-        exc.show()
-        return exc.exit_code
-    except TurbofitError as exc:
-        print(f"turbofit-fallback: {exc.message}\nhint: {exc.hint}", file=sys.stderr)  # noqa: T201
-        return exc.exit_code
-    return 0
+        for what in ("torch", "transformers", "accelerate", "fastapi", "openai"):
+            import_module(what)
+        for part, what, method, given in _USED:
+            found[what] = getattr(import_module(f"transformers.cli.serving.{part}"), what)
+            taken = inspect.signature(getattr(found[what], method)).parameters
+            if missing := set(given.split()) - set(taken):
+                raise AttributeError(f"{method} takes no {', '.join(sorted(missing))}")
+    except (ImportError, AttributeError) as exc:
+        raise PackageError(
+            f"the fallback engine needs {what} as transformers {_TRIED} have it: {exc}",
+            hint=install_command("fallback"),
+        ) from None
+    return found
 
 
-@click.command("turbofit-fallback", help=__doc__)
-@click.option("--model", required=True, help="a checkpoint's folder, or a hub id")
-@click.option("--served-name", help="what clients call it; default: --model")
-@click.option("--device-map", required=True, help="JSON, or a file that holds it")
-@click.option("--offload-folder", help="for what the map sends to disk")
-@click.option("--dtype", default="bfloat16", type=click.Choice(("float16", "bfloat16", "float32")))
-@click.option("--session-len", type=int, required=True, help="tokens of a request")
-@click.option("--max-images", type=int, default=1, help="of a request")
-@click.option("--host", default="127.0.0.1")
-@click.option("--port", type=int, default=DEFAULT_PORT)
-@click.option("--api-keys", multiple=True, help="who may ask (repeatable); default: anybody")
-def serve(  # noqa: PLR0913 - each option by name
-    *,
-    model: str,
-    served_name: str | None,
-    device_map: str,
-    offload_folder: str | None,
-    dtype: str,
-    session_len: int,
-    max_images: int,
-    host: str,
-    port: int,
-    api_keys: tuple[str, ...],
-) -> None:
-    """Serve one model through Transformers, with one device map, on one port, until stopped.
+def make_handlers(options: GenerationOptions) -> tuple[ServedModel, dict[Kind, Any]]:
+    """Load the model, and make Transformers' handlers around it, by the kinds of their routes.
 
     Raises:
         PackageError: Transformers is missing, or another inside.
-        UsageError: the map cannot be read.
-        LaunchError: the model cannot be loaded.
+        LaunchError: the model cannot be loaded; torch's own lack of memory is left as it is.
     """
-    from turbofit.launch.fallback.front import FallbackApp
-    from turbofit.launch.fallback.generating import GenerationOptions, inner_app
-    from turbofit.launch.fallback.private import find_inside
-    from turbofit.launch.fallback.work import ServedWork
-
-    placed = read_map(device_map)
     began = time.monotonic()
-    inside = find_inside()
-    _say(f"transformers {inside.version} is there after {time.monotonic() - began:.1f} s")
-    with tempfile.TemporaryDirectory(prefix="turbofit-offload-") as scratch:
-        options = GenerationOptions(
-            model=model,
-            name=served_name or model,
-            device_map=placed,
-            dtype=dtype,
-            session_len=session_len,
-            max_images=max_images,
-            offload=offload_folder or scratch,
-        )
-        work = ServedWork()
-        inner = _loaded(inside, inner_app, options, work)
-        front = FallbackApp(
-            inner,
-            work,
-            name=options.name,
-            session_len=options.session_len,
-            max_images=options.max_images,
-            keys=api_keys,
-            on_fatal=_end,
-        )
-        _listen(front, host, port)
-
-
-def _loaded(inside: Any, inner_app: Any, options: GenerationOptions, work: ServedWork) -> Any:
-    """Transformers' application with the model in it.
-
-    Raises:
-        LaunchError: it cannot be loaded; torch's own lack of memory is left as it is.
-    """
-    import torch
-
+    inside = _find_inside()
+    _say(f"transformers is there after {time.monotonic() - began:.1f} s")
     _say("loading weights")
-    began = time.monotonic()
+    began, torch = time.monotonic(), import_module("torch")
     try:
-        inner = inner_app(inside, options, work)
+        processor = load_processor(options.model)
+        whole = load_model(
+            options.model,
+            device_map=dict(options.device_map),
+            dtype=getattr(torch, options.dtype),
+            attn_implementation="sdpa",
+            offload_folder=options.offload,
+        )
     except (OSError, ValueError) as exc:
         raise LaunchError(
             f"Transformers cannot load {options.model}: {exc}",
             hint="see turbofit plan --engine transformers",
         ) from None
-    cuda: Any = torch.cuda
+    tokenizer = getattr(processor, "tokenizer", None)
+    if not getattr(processor, "chat_template", None) and tokenizer is not None:
+        processor.chat_template = tokenizer.chat_template  # where older checkpoints keep it
     held = [
-        f"device {number}: {format_bytes(cuda.memory_reserved(number))}"
-        for number in range(cuda.device_count())
+        f"device {number}: {format_bytes(torch.cuda.memory_reserved(number))}"
+        for number in range(torch.cuda.device_count())
     ]
     _say(f"weights loaded in {time.monotonic() - began:.1f} s {'; '.join(held)}")
-    return inner
+    modality = inside["ModelManager"].get_model_modality(whole, processor=processor)
+    manager = SimpleNamespace(get_model_modality=lambda *_, **__: modality)
+    model, state = ServedModel(whole, options.session_len), inside["GenerationState"]()
+    kinds: dict[Kind, str] = {"chat": "ChatCompletionHandler", "completions": "CompletionHandler"}
+    return model, {
+        kind: _handler_class(kind, inside[name], options, model, processor)(manager, state)
+        for kind, name in kinds.items()
+    }
 
 
-class _Public:
-    """The front as the gateway's own server takes it: its connections end with a word, too."""
+def _handler_class(
+    kind: Kind, base: Any, options: GenerationOptions, model: ServedModel, processor: Any
+) -> Any:
+    """Serves one model, reads what is held of a body alone, and decodes images itself.
 
-    def __init__(self, front: Any, config: GatewayConfig) -> None:
-        self._front, self.config = front, config
-        no_proxies, nowhere = Networks(()), lambda _name, _label: None
-        self.connections = Connections(config.connection, no_proxies, nowhere)
+    Transformers' own loader of images takes any address or file, and its decoders differ with what
+    is installed. Its sampling is the model's own default, not what a temperature asks for.
+    """
+    from PIL import Image
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """ASGI."""
-        with suppress(asyncio.CancelledError):  # at the end, which has told the client
-            await self._front(scope, receive, send)
+    class Handler(base):  # type: ignore[misc]
+        def _validate_request(self, body: Any) -> None:
+            lengths = [body[name] for name in ANSWER_LENGTHS[kind] if name in body]
+            for name in set(body) - _READ[kind]:
+                del body[name]
+            if biases := body.pop("logit_bias", None):  # Transformers takes no empty or whole ones
+                body["logit_bias"] = {token: float(bias) for token, bias in biases.items()}
+            body["max_tokens"] = min([*lengths[:1], options.session_len])
+
+        def _resolve_model(self, _body: Any) -> Any:
+            return options.name, model, processor
+
+        @staticmethod
+        def get_processor_inputs_from_messages(messages: Any, modality: Any) -> Any:
+            made = base.get_processor_inputs_from_messages(messages, modality)
+            for message in made:
+                parts = message["content"] if isinstance(message["content"], list) else []
+                for part in parts:
+                    if part["type"] == "image":
+                        data = base64.b64decode(part.pop("url").partition(",")[2])
+                        part["image"] = Image.open(io.BytesIO(data)).convert("RGB")
+            return made
+
+        def _build_generation_config(self, body: Any, *args: Any, **kwargs: Any) -> Any:
+            config = super()._build_generation_config(body, *args, **kwargs)
+            if body.get("temperature") is not None:
+                config.do_sample = body["temperature"] > 0
+            model.start()  # next the thread is told; a wait for its end must not begin before
+            return config
+
+    return Handler
 
 
-def _listen(front: Any, host: str, port: int) -> None:
-    public = _Public(front, GatewayConfig(host=host, port=port))
-    run_gateway(public, on_ready=lambda url: _say(f"Uvicorn running on {url}"))
+class FallbackApp(AsgiApp):
+    """Transformers' handlers behind the gateway's own rules, and a gate of one.
+
+    ``on_fatal`` is called with the reason when the process must end, after the answer was sent.
+    """
+
+    def __init__(
+        self,
+        handlers: Mapping[Kind, Any],
+        model: ServedModel,
+        options: GenerationOptions,
+        config: GatewayConfig,
+        on_fatal: Callable[[str], None],
+    ) -> None:
+        super().__init__(Metrics(), Origins(config.allow_origins))
+        self.config, self._handlers, self._model = config, handlers, model
+        self._options, self._on_fatal = options, on_fatal
+        self.connections = Connections(config.connection, Networks(()), self.metrics.count)
+        self._keys, self._bodies = Keys(config.api_keys), Bodies(_LARGEST, config)
+        self._gate = asyncio.Lock()
+
+    async def startup(self) -> None:
+        """See `AsgiApp`."""
+
+    async def shutdown(self) -> None:
+        """See `AsgiApp`."""
+
+    def _record(self, request: RequestContext) -> None:  # noqa: ARG002 - see `AsgiApp`
+        if self._model.fatal:
+            self._on_fatal(self._model.fatal)
+
+    async def _serve(
+        self, request: RequestContext, path: bytes, _scope: Message, receive: Receive, send: Send
+    ) -> None:
+        if is_health(path):
+            health = self._model.health
+            page, status = msgspec.json.encode({"status": health}), 200 if health == "ok" else 503
+            await answer(request, send, status, page, "application/json")
+            return
+        self._keys.check(request.headers)
+        route = find_route(request.method, path)
+        if route.kind == "models":
+            await names_page(request, send, {self._options.name: self._options.name})
+            return
+        if route.kind not in self._handlers:
+            raise Refusal("not_found:transformers", path=route.path)
+        body = self._held(route.kind, await self._bodies.read(request.headers, receive))
+        with while_connected(receive, request):
+            async with self._gate:
+                self._model.take()
+                try:
+                    await self._answer(request, route.kind, body, send)
+                finally:
+                    self._model.cancelled.set()  # nobody waits for more, and it may go on
+                    while not self._model.idle.is_set():
+                        await asyncio.sleep(_PAUSE)
+
+    def _held(self, kind: Kind, raw: bytes) -> JsonObject:
+        """A body as the gateway would hold it, with its images inline.
+
+        Raises:
+            Refusal: it is no request of this API, or for another model.
+        """
+        parsed = read_body(kind, decode(raw))
+        hold_name({self._options.name: self._options.name}, parsed.body)
+        scope = Scope(engines=("transformers",), vocabulary=0, session=self._options.session_len)
+        hold_parameters(kind, parsed.body, scope)
+        field = "messages" if kind == "chat" else "prompt"
+        if not parsed.body.get(field):
+            raise refused(field, "is missing or empty")
+        if parsed.copies > 1:
+            raise refused("n", f"is {parsed.copies}: this engine answers one request at a time")
+        count, most = len(parsed.slots), self._options.max_images
+        if count > most:
+            raise Refusal("too_many_images", count=count, images="images", most=most)
+        for slot in parsed.slots:
+            slot.fill(from_url(slot.source, _LARGEST), {})
+        if isinstance(parsed.body[field], list) and kind == "completions":
+            parsed.body[field] = parsed.body[field][0]
+        return parsed.body
+
+    async def _answer(
+        self, request: RequestContext, kind: Kind, body: JsonObject, send: Send
+    ) -> None:
+        """Pass the answer on; the head of a stream once something of it was generated.
+
+        Raises:
+            Refusal: nothing was, and why.
+        """
+        try:
+            response = await self._handlers[kind].handle_request(body, request.id)
+        except Exception as exc:
+            self._model.idle.set()  # it has ended, or was never begun
+            raise self._refusal(exc) from exc
+        if not body.get("stream"):
+            await answer(request, send, 200, response.body, "application/json")
+            return
+        # A chat's first event comes before anything is generated.
+        waits, begun, held, end = kind == "chat", False, "", b"data: [DONE]\n\n"
+        headers = [(b"content-type", b"text/event-stream"), *request.out]
+        try:
+            async for events in response.body_iterator:
+                text, failed, said = events.partition(_FAILED)
+                if failed:
+                    raise self._model.failure or RuntimeError(said)
+                held += text
+                if waits:
+                    waits = False
+                    continue
+                if not begun:
+                    begun = True
+                    await send({"type": "http.response.start", "status": 200, "headers": headers})
+                await send({"type": "http.response.body", "body": held.encode(), "more_body": True})
+                held = ""
+        except Exception as exc:
+            refusal = self._refusal(exc)
+            if not begun:
+                raise refusal from exc
+            end = refusal_event("openai", refusal)
+        await send({"type": "http.response.body", "body": end, "more_body": False})
+
+    def _refusal(self, exc: Exception) -> Refusal:
+        """What a client is told of a failure."""
+        if isinstance(exc, Refusal):
+            return exc
+        if type(exc).__name__ == "OutOfMemoryError":
+            return self._model.ran_short(exc)
+        if not self._model.begun and not isinstance(exc, _OURS):
+            return Refusal("bad_request:unread", said=_one_line(exc))
+        traceback.print_exception(exc)
+        return Refusal("engine_failed", said=_one_line(exc))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve one model through Transformers until stopped; returns the exit code."""
+    parser = argparse.ArgumentParser("turbofit-fallback", description=main.__doc__)
+    add = parser.add_argument
+    add("--model", required=True, help="a checkpoint's folder, or a hub id")
+    add("--served-name", dest="name", help="what clients call it; default: --model")
+    add("--device-map", required=True, help="JSON, or a file that holds it")
+    add("--offload-folder", dest="offload", help="for what the map sends to disk")
+    add("--dtype", default="bfloat16", choices=("float16", "bfloat16", "float32"))
+    add("--session-len", type=int, required=True, help="tokens of a request")
+    add("--max-images", type=int, default=1, help="of a request")
+    add("--host", default="127.0.0.1")
+    add("--port", type=int, default=DEFAULT_PORT)
+    add("--api-keys", nargs="+", action="extend", default=[], help="who may ask; default: anybody")
+    given = vars(parser.parse_args(argv))
+    public = {name: given.pop(name) for name in ("host", "port", "api_keys")}
+    try:
+        with tempfile.TemporaryDirectory(prefix="turbofit-offload-") as scratch:
+            given["name"] = given["name"] or given["model"]
+            given["offload"] = given["offload"] or scratch
+            options = GenerationOptions(**{**given, "device_map": read_map(given["device_map"])})
+            model, handlers = make_handlers(options)
+            app = FallbackApp(handlers, model, options, GatewayConfig(**public), _end)
+            run_gateway(app, on_ready=lambda url: _say(f"Uvicorn running on {url}"))
+    except TurbofitError as exc:
+        print(f"turbofit-fallback: {exc.message}\nhint: {exc.hint}", file=sys.stderr)  # noqa: T201
+        return exc.exit_code
+    return 0
 
 
 def _end(reason: str) -> None:
@@ -168,7 +491,8 @@ def _end(reason: str) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"{_SAYS} {text}", file=sys.stderr, flush=True)  # noqa: T201
+    """Progress, which the supervisor reads: see ``observe.log_reader``."""
+    print(f"turbofit-fallback: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections import deque
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from turbofit.gateway.limits.cost import UNSTATED, Cost
+from turbofit.gateway.limits.gate import UNSTATED, Cost
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

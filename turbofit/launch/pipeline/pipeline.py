@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import DoesNotFitError, NoGpuError, UsageError
@@ -18,6 +19,7 @@ from turbofit.launch.pipeline.pipeline_config import (
 from turbofit.launch.serve.planner import Planner
 from turbofit.launch.serve.shared_cards import ratio_now
 from turbofit.memory.pytorch.constants import environment
+from turbofit.model.presets import find_preset
 from turbofit.planning.checks import refuse
 from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import plan as best_plan
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PLANNING", "open_pipeline"]
 
+_TWIN: Final = "TURBOFIT_PRETEND_MODEL"
 #: Keywords that are for the plan; all others are LMDeploy's.
 PLANNING: Final[tuple[str, ...]] = (
     "on", "tp", "gpus", "images", "image_size", "context", "concurrency", "goal",
@@ -87,15 +90,16 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         leases = _leases() if planning.get("on") is None else None
         if leases is not None:
             failed.callback(leases.close)
-        request = _request(model_path, backend_config, planning)
+        request = _request(_pretended(model_path), backend_config, planning)
         try:
             plan = _planned(request, leases)
         except NoGpuError as exc:
             exc.hint = (
-                "a pipeline needs a GPU; turbofit.plan(MODEL, on=SPEC) plans without one, and "
-                "turbofit serve MODEL --pretend --on SPEC answers on pretend GPUs"
+                "a pipeline needs a GPU; turbofit pretend --on SPEC --model NAME -- python SCRIPT "
+                "opens it on pretend GPUs, and turbofit.plan(MODEL, on=SPEC) plans without one"
             )
             raise
+        _run_pretended(plan)
         config = planned_config(plan, backend_config)
         _choose_gpus(plan, config)
         if leases is not None and request.cache_max_entry_count is None:
@@ -119,6 +123,22 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         )
         failed.pop_all()
     return made
+
+
+def _pretended(model_path: str) -> str:
+    """The folder of the model that ``turbofit pretend --model`` has made for this process."""
+    twin = os.environ.get(_TWIN)
+    if twin is None or find_preset(model_path) != find_preset(Path(twin).name):
+        return model_path
+    return twin
+
+
+def _run_pretended(plan: Plan) -> None:
+    """Let TurboMind run where there are pretend GPUs; the PyTorch engine needs no more there."""
+    if _TWIN in os.environ and not plan.engine.on_torch:
+        from turbofit.rehearse.turbomind.server import pretend_here
+
+        pretend_here()
 
 
 def _leases() -> Leases | None:

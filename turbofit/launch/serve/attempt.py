@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from turbofit.core.plan import Plan
-    from turbofit.gateway.routing.outage import Outage
+    from turbofit.gateway.routing.engines import Outage
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
     from turbofit.launch.serve.job import Job, PublicSide
     from turbofit.launch.serve.supervisor import StopSignal
@@ -227,8 +227,8 @@ class Attempt:
         )
         log = access_log(serve_config.access_log or str(job.folder / "access.log"))
         gateway = make_gateway(plan, urls, config, log=log, deny_list=job.deny_list)
-        if job.deny_list is None and gateway.deny_list.file.damage:
-            job.say(f"warning: {gateway.deny_list.file.damage}")
+        if job.deny_list is None:
+            gateway.deny_list.file.tell(job.say)
         job.deny_list = gateway.deny_list
         assert self._server is not None
         for engine, started in zip(gateway.engines, self._server.engines, strict=True):
@@ -248,7 +248,8 @@ class Attempt:
         server = self._server
         # An engine that is started again, or rests, takes again what it will need.
         noted = (self._pids(), self._ready, self._surplus())
-        if noted != self._noted or self._job.leases.unwritten:
+        real = not self._job.config.pretend  # others need not know of pretend GPUs
+        if real and (noted != self._noted or self._job.leases.unwritten):
             self._noted = noted
             pids, ready, surplus = noted
             name = self._plan.model.name

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec.structs import replace
 
 from turbofit.core.process.signals import raised_again, stop_signals, unblock
-from turbofit.gateway.routing.outage import Outage
+from turbofit.gateway.routing.engines import Outage
 from turbofit.launch.engine.engine_exit import EndedError
 from turbofit.launch.engine.environment import check_port
 from turbofit.launch.engine.launches import HOST

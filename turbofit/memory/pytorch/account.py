@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
-from turbofit.core.messages import plural
+from turbofit.core.messages import RESERVED, plural
 from turbofit.core.model import Model
 from turbofit.core.plan import EngineName, HostMemory, Settings, Term
 from turbofit.core.struct import known
@@ -659,10 +659,7 @@ class Pytorch(Engine):
         return HostMemory(pinned=0, pageable=each, available=None)
 
     def warnings(self, settings: Settings) -> tuple[str, ...]:
-        said = [
-            "torch keeps what it once reserved, so that nvidia-smi may show more than the peak, up"
-            " to the whole card; it uses it again, but other processes do not get it"
-        ]
+        said = [RESERVED]
         if settings.tp > 1 and settings.distributed_executor_backend in (None, "ray"):
             said.append(
                 "its ranks run on Ray, which keeps objects in /dev/shm (up to 30 % of host RAM as"

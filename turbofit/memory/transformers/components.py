@@ -173,7 +173,7 @@ _TEXT: Final = Layout(text="model")
 
 _IDEFICS3: Final = Layout(text="model.text_model", first=("model.vision_model", "model.connector"))
 
-#: The thinker alone: `launch.fallback.generating` loads no more of it.
+#: The thinker alone: `launch.fallback.server` loads no more of it.
 _QWEN2_5_OMNI: Final = Layout(text="model", first=("audio_tower", "visual"))
 
 _LAYOUTS: Final[dict[str, Layout]] = {

@@ -153,11 +153,6 @@ def _lora(config: Section, module: str, found: Mapping[str, StoredTensor]) -> Lo
             hint="save the adapter again: a tensor is missing",
         )
     a, b = found["A"], found["B"]
-    if not _selected(config.values.get("target_modules"), plain):
-        raise UsageError(
-            f"the adapter has a LoRA for {plain[:100]}, which its target_modules does not select",
-            hint="peft would leave it out: take config and weights of the same run",
-        )
     rank, alpha = config.integer("r", 8), config.values.get("lora_alpha", 8)
     if type(alpha) is not int:  # an integer stays one, so that the quotient has peft's bits
         alpha = config.number("lora_alpha", 8, low=-1e6, high=1e6)
@@ -175,17 +170,3 @@ def _lora(config: Section, module: str, found: Mapping[str, StoredTensor]) -> Lo
         )
     divisor = math.sqrt(rank) if config.boolean("use_rslora", False) else rank
     return Lora(a, b, alpha / divisor, found.get("magnitude_vector"))
-
-
-def _selected(targets: Any, module: str) -> bool:
-    """Whether ``target_modules`` covers a module: a list of last names, or one pattern."""
-    if isinstance(targets, str):
-        try:
-            return targets == "all-linear" or re.fullmatch(targets, module) is not None
-        except re.error as exc:
-            raise UsageError(
-                f"{ADAPTER_CONFIG}: target_modules is not a pattern: {exc}", hint="mend the config"
-            ) from None
-    if not isinstance(targets, list):
-        return True
-    return any(module == name or module.endswith(f".{name}") for name in targets)

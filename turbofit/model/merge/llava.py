@@ -7,6 +7,10 @@
 | ``model.mm_projector.0`` and ``.2`` | ``multi_modal_projector.linear_1`` and ``linear_2`` |
 | ``model.vision_tower.vision_tower.vision_model…``, or CLIP's own checkpoint | ``vision_tower.…`` |
 
+The original cuts a prompt at the text ``<image>``; the hf format has a token for it, and pads with
+another. Both are appended to the tokenizer, as llava-hf's published checkpoints have them (32000
+and 32001 behind LLaMA's 32000).
+
 The embeddings grow by two tokens and up to a multiple of 64 rows. llava-hf's published conversion
 draws the new rows at random around the mean of the others; here each is that mean, so that the same
 input gives the same output. The new embeddings have no effect: the image token's is replaced by the
@@ -16,10 +20,9 @@ picture's, padding is masked. A new token's logit is the mean of the others, nev
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from turbofit.core.errors import UsageError
 from turbofit.core.json_types import JsonObject
@@ -27,9 +30,13 @@ from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.units import round_up
 from turbofit.model.config import Section, parse_json
 from turbofit.model.folder import FolderFiles
-from turbofit.model.hub_cache import cached_snapshot
-from turbofit.model.merge.llava_tokens import TOKENIZER_FILES, Tokens, add_tokens
-from turbofit.model.merge.output import Result, copied_files, json_text, weight_file_names
+from turbofit.model.merge.output import (
+    Result,
+    copied_files,
+    json_text,
+    located,
+    weight_file_names,
+)
 from turbofit.model.merge.tensors import (
     DTYPES,
     FLOATS,
@@ -39,8 +46,18 @@ from turbofit.model.merge.tensors import (
     torch_library,
 )
 
-__all__ = ["ORIGINAL", "check_original", "converted", "hf_name", "template"]
+__all__ = ["ORIGINAL", "add_tokens", "check_original", "converted", "hf_name", "template"]
 
+#: Files that this module writes where the source has them.
+_TOKENIZER_FILES: Final = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+
+_IMAGE: Final = "<image>"
+_PAD: Final = "<pad>"
+_LARGEST: Final = 64 << 20
+#: In a SentencePiece model, a protocol buffer of fields with a length: the tag of a piece.
+_PIECE: Final = b"\x0a"
 #: The architecture that is converted.
 ORIGINAL: Final = "LlavaLlamaForCausalLM"
 
@@ -55,6 +72,14 @@ _TUNED_TOWER: Final = re.compile(r"model\.vision_tower\.(?:vision_tower\.)?(?:vi
 _OTHERS: Final = "take the conversion that llava-hf publishes for this model"
 
 
+class _Tokens(NamedTuple):
+    """The tokens' ids, and the tokenizer's files with them in it."""
+
+    image: int
+    pad: int
+    files: dict[str, str]
+
+
 def check_original(config: Section) -> None:
     """Refuse what the hf format of LLaVA-1.5 cannot say.
 
@@ -64,28 +89,18 @@ def check_original(config: Section) -> None:
     projector = config.string("mm_projector_type", "linear")
     tiles = config.string("image_aspect_ratio", "").startswith("anyres")
     tiles = tiles or config.string("mm_patch_merge_type", "") not in ("", "flat")
-    for refused, why in (
-        (
-            projector != "mlp2x_gelu",
-            f"mm_projector_type {projector[:30]!r} has no place in the hf format, which has two"
-            " layers with GELU between them",
-        ),
-        (tiles, "this is LLaVA-NeXT (pictures in tiles), only LLaVA-1.5 is converted"),
-        (
+    refused = {
+        f"mm_projector_type {projector[:30]!r} has no place in the hf format, which has two layers"
+        " with GELU between them": projector != "mlp2x_gelu",
+        "this is LLaVA-NeXT (pictures in tiles), only LLaVA-1.5 is converted": tiles,
+        "mm_use_im_start_end puts tokens around each picture, which the hf format does not":
             config.boolean("mm_use_im_start_end", False),
-            "mm_use_im_start_end puts tokens around each picture, which the hf format does not",
-        ),
-        (
-            _feature(config) not in _FEATURES,
-            "mm_vision_select_feature is not patch or cls_patch",
-        ),
-        (
+        "mm_vision_select_feature is not patch or cls_patch": _feature(config) not in _FEATURES,
+        "its vision tower is SigLIP, not CLIP":
             "siglip" in config.string("mm_vision_tower", "").lower(),
-            "its vision tower is SigLIP, not CLIP",
-        ),
-    ):
-        if refused:
-            raise UsageError(f"{config.what}: {why}", hint=_OTHERS)
+    }  # fmt: skip
+    if why := next((why for why, is_so in refused.items() if is_so), None):
+        raise UsageError(f"{config.what}: {why}", hint=_OTHERS)
 
 
 def converted(
@@ -121,7 +136,8 @@ def converted(
     ]
     where, tower = None, Section({}, "the vision tower's config.json")
     if not any(piece.name.startswith(_TOWER) for pieces in renamed for piece in pieces):
-        where = _tower_folder(original.string("mm_vision_tower", ""), given)
+        name = given or original.string("mm_vision_tower", "") or "the vision tower"
+        where = located(name, "CLIP's folder: --vision-tower FOLDER")
         data = FolderFiles(where).read("config.json")
         tower = parse_json(data, tower.what) if data else tower
         besides += _tower_pieces(where, tower, dtype)
@@ -136,7 +152,7 @@ def converted(
         "torch_dtype": DTYPES[dtype],
     }
     texts = _small_files(original, vision, tokens, FolderFiles(folder), both)
-    skipped = {*texts, *TOKENIZER_FILES, "chat_template.json"}
+    skipped = {*texts, *_TOKENIZER_FILES, "chat_template.json"}
     names = weight_file_names(list(files), len(renamed) - len(files))
     return Result(
         files=dict(zip(names, renamed, strict=True)),
@@ -169,7 +185,7 @@ def hf_name(name: str) -> str | None:
     raise UsageError(f"{name[:100]!r} is not a tensor of the original LLaVA-1.5", hint=_OTHERS)
 
 
-def _with_rows(piece: Piece, tokens: Tokens) -> Piece:
+def _with_rows(piece: Piece, tokens: _Tokens) -> Piece:
     """The embeddings with rows for the added tokens, a multiple of 64; other pieces as they are."""
     if not piece.name.endswith(("embed_tokens.weight", "lm_head.weight")):
         return piece
@@ -188,20 +204,6 @@ def _grown(rows: int) -> Callable[[Any], Any]:
         return grown
 
     return grow
-
-
-def _tower_folder(name: str, given: str | None) -> str:
-    """Where the vision tower's own checkpoint is."""
-    wanted = given or name or "the vision tower"
-    path = os.path.expanduser(wanted)
-    folder = os.path.abspath(path) if os.path.isdir(path) else cached_snapshot(wanted, None)
-    if folder:
-        return folder
-    raise UsageError(
-        f"the checkpoint has no vision tower of its own, and {wanted[:100]} is neither a folder nor"
-        " in the local hub cache",
-        hint=f"download it (hf download {wanted[:100]}) or name its folder: --vision-tower FOLDER",
-    )
 
 
 def _tower_pieces(folder: str, config: Section, dtype: str) -> list[Piece]:
@@ -287,7 +289,7 @@ def _vision_config(
 
 
 def _small_files(
-    original: Section, vision: JsonObject, tokens: Tokens, base: FolderFiles, both: JsonObject
+    original: Section, vision: JsonObject, tokens: _Tokens, base: FolderFiles, both: JsonObject
 ) -> dict[str, str]:
     """Configs of model, processor and generation, chat template and tokenizer, by file name.
 
@@ -352,3 +354,86 @@ def template(folder: str) -> str | None:
         " llava-v1: it would take the turns from the checkpoint, without LLaVA's system prompt;"
         " name the folder llava-v1.5-… or serve it with --chat-template llava-v1"
     )
+
+
+def add_tokens(folder: str) -> _Tokens:
+    """Append both tokens to the tokenizer of a folder; one that is there already is kept.
+
+    Raises:
+        UsageError: the folder has no tokenizer, or one that cannot be read.
+    """
+    files = FolderFiles(folder)
+    found: dict[str, dict[str, Any]] = {}
+    for name in _TOKENIZER_FILES:
+        data = files.read(name)
+        found[name] = parse_json(data, name).values if data else {}
+    whole, config = found["tokenizer.json"], found["tokenizer_config.json"]
+    pieces = files.read_up_to("tokenizer.model", _LARGEST)
+    if not whole and pieces is None:
+        raise UsageError(
+            f"{folder} has no tokenizer.json and no tokenizer.model",
+            hint="finish the checkpoint's download",
+        )
+    ids = _known(found)
+    model = whole.get("model")
+    vocabulary = (model.get("vocab") if isinstance(model, dict) else None) or {}
+    size = len(vocabulary)  # Unigram's is a list of pieces and scores
+    if isinstance(vocabulary, dict):
+        size = 1 + max(vocabulary.values(), default=-1)
+    count = max(size, _piece_count(pieces) if pieces else 0, *(1 + one for one in ids.values()))
+    new = [token for token in (_IMAGE, _PAD) if token not in ids]
+    ids |= {token: number for number, token in enumerate(new, count)}
+    both = {token: ids[token] for token in (_IMAGE, _PAD)}
+    decoder = {
+        **(config.get("added_tokens_decoder") or {}),
+        **{str(number): _token(token) for token, number in both.items()},
+    }
+    # A template in tokenizer_config.json would be one for text alone.
+    config = {key: value for key, value in config.items() if key != "chat_template"}
+    config |= {
+        "added_tokens_decoder": decoder, "pad_token": _PAD, "processor_class": "LlavaProcessor",
+    }  # fmt: skip
+    written = {
+        "tokenizer_config.json": config,
+        "special_tokens_map.json": {**found["special_tokens_map.json"], "pad_token": _PAD},
+    }
+    if whole:
+        added = [{"id": ids[token], **_token(token)} for token in new]
+        written["tokenizer.json"] = {
+            **whole, "added_tokens": [*(whole.get("added_tokens") or ()), *added],
+        }  # fmt: skip
+    else:
+        written["added_tokens.json"] = {**found["added_tokens.json"], **both}
+    texts = {name: json_text(value) for name, value in written.items()}
+    return _Tokens(both[_IMAGE], both[_PAD], texts)
+
+
+def _token(text: str) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {"content": text, **flags, "special": True}
+
+
+def _known(found: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """Tokens that were added before, by any of the files that say so."""
+    added = found["added_tokens.json"].items()
+    known = {token: number for token, number in added if type(number) is int}
+    decoder = found["tokenizer_config.json"].get("added_tokens_decoder")
+    for number, entry in (decoder if isinstance(decoder, dict) else {}).items():
+        if isinstance(entry, dict) and number.isdecimal():
+            known[str(entry.get("content"))] = int(number)
+    for entry in found["tokenizer.json"].get("added_tokens") or []:
+        if isinstance(entry, dict) and type(entry.get("id")) is int:
+            known[str(entry.get("content"))] = entry["id"]
+    return known
+
+
+def _piece_count(data: bytes) -> int:
+    """Pieces of a SentencePiece model: they come first, each with its length in a byte."""
+    count = at = 0
+    while data[at : at + 1] == _PIECE and data[at + 1 : at + 2] < b"\x80":
+        count, at = count + 1, at + 2 + int.from_bytes(data[at + 1 : at + 2], "little")
+    if not count or at > len(data) or data[at : at + 1] == _PIECE:
+        raise UsageError(
+            "tokenizer.model is not a SentencePiece model", hint="download the checkpoint again"
+        )
+    return count

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from turbofit.core.errors import UsageError
+from turbofit.core.json_types import JsonObject
 from turbofit.core.struct import Struct
 from turbofit.model.config import Section, parse_json
 from turbofit.model.folder import FolderFiles
-from turbofit.model.hub_cache import cached_snapshot
 from turbofit.model.merge import llava
 from turbofit.model.merge.adapter import ADAPTER_CONFIG, Adapter, Lora, read_adapter
 from turbofit.model.merge.output import (
@@ -19,6 +20,7 @@ from turbofit.model.merge.output import (
     check_target,
     copied_files,
     json_text,
+    located,
     weight_file_names,
     write,
 )
@@ -31,14 +33,14 @@ from turbofit.model.merge.tensors import (
     torch_library,
     torch_tensors,
 )
-from turbofit.model.names import read_name
-from turbofit.model.presets import HUB_ID, find_preset, load_preset
 
 __all__ = ["Merged", "merge"]
 
 #: Prefixes in which names differ that releases of peft, Transformers and LLaVA gave to one tensor.
 _PREFIXES: Final = ("base_model", "model", "language_model")
 WeightFiles = Mapping[str, Mapping[str, StoredTensor]]
+#: Models whose linear layers are Transformers' ``Conv1D``; a square one would be merged transposed.
+_CONV1D: Final = ("clvp", "clvp_decoder", "decision_transformer", "gpt2", "imagegpt", "openai-gpt")
 _PROJECTOR: Final = {"0": "linear_1", "2": "linear_2"}
 
 
@@ -88,14 +90,14 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
         UsageError: see the readers; nothing is left behind.
         PackageError: torch is missing.
     """
-    folder = _located(base, "config.json", say)
-    lora_folder = _located(adapter, ADAPTER_CONFIG, say) if adapter else None
+    folder = located(base, "a folder with config.json", say)
+    lora_folder = located(adapter, f"a folder with {ADAPTER_CONFIG}", say) if adapter else None
     target = check_target(out, (folder, *([lora_folder] if lora_folder else [])), force=force)
     torch_library()
     config = _config(folder, "config.json")
     if config is None:
         raise UsageError(f"{folder} has no config.json", hint="name a checkpoint's folder")
-    _refuse_quantised(config)
+    _refuse_base(config)
     lora = read_adapter(lora_folder) if lora_folder else Adapter()
     original = _original(config, lora_folder)
     if original is None:
@@ -134,26 +136,6 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
     )
 
 
-def _located(name: str, needed: str, say: Callable[[str], None]) -> str:
-    """A folder, or a snapshot in the local hub cache."""
-    path = os.path.expanduser(name)
-    if os.path.isdir(path):
-        return os.path.abspath(path)
-    hub_id, revision, notes = read_name(name)
-    if preset := find_preset(hub_id):
-        hub_id = load_preset(preset).hub_id
-    for note in notes:
-        say(note)
-    if cached := cached_snapshot(hub_id, revision):
-        return cached
-    raise UsageError(
-        f"{name[:200]} is neither a folder nor in the local hub cache",
-        hint=f"hf download {hub_id}{f' --revision {revision}' if revision else ''}"
-        if HUB_ID.fullmatch(hub_id)
-        else f"name a folder that holds {needed}",
-    )
-
-
 def _config(folder: str, what: str) -> Section | None:
     data = FolderFiles(folder).read("config.json")
     return parse_json(data, what) if data else None
@@ -185,10 +167,18 @@ def _refuse_useless(base: str, lora_folder: str | None, vision_tower: str | None
         )
 
 
-def _refuse_quantised(config: Section) -> None:
+def _refuse_base(config: Section) -> None:
+    """Refuse a base whose weights are no matrices of (out, in)."""
     for part in (config.values, *config.values.values()):
-        found = part.get("quantization_config") if isinstance(part, dict) else None
-        if isinstance(found, dict) and found:
+        if not isinstance(part, dict):
+            continue
+        if part.get("model_type") in _CONV1D:
+            raise UsageError(
+                f"layers of {part['model_type']} keep their weights as (in, out)",
+                hint="merge it with peft's own merge_and_unload",
+            )
+        found = part.get("quantization_config")
+        if found and isinstance(found, dict):
             method = str(found.get("quant_method", "quantised"))[:30]
             raise UsageError(
                 f"the base is quantised ({method}): a LoRA cannot be merged into it bit for bit",
@@ -268,6 +258,7 @@ def _assigned(
     replaced: dict[str, StoredTensor] = {}
     besides: dict[str, StoredTensor] = {}
     unplaced: list[str] = []
+    other = f"name the base that the adapter was trained on: {adapter.base_name[:100]}".rstrip(": ")
     for key, change in adapter.changes:
         plain = key.removeprefix("base_model.").removeprefix("model.")
         names = [name for name in (key, plain, f"model.{plain}") if name in stored]
@@ -280,7 +271,13 @@ def _assigned(
             continue
         (name,) = names
         if change.shape != stored[name].shape:
-            raise _misfit(name, change, stored[name].shape, adapter)
+            shapes = change.shape, stored[name].shape
+            shown = [" × ".join(map(str, shape)) or "one number" for shape in shapes]
+            does = "replaces" if isinstance(change, StoredTensor) else "changes"
+            raise UsageError(
+                f"the adapter {does} {name[:100]} by {shown[0]}, the base has {shown[1]}",
+                hint=f"{other}; where tokens were added, resize and save the base first",
+            )
         if isinstance(change, StoredTensor):
             replaced[name] = change
         elif name in added:
@@ -296,7 +293,7 @@ def _assigned(
             " the adapter",
             hint="the base ties lm_head to the embeddings: untie and save it first"
             if any("lm_head" in key for key in unplaced)
-            else _other_base(adapter),
+            else other,
         )
     return added, replaced, besides
 
@@ -323,26 +320,6 @@ def _pieces(
     }
 
 
-def _other_base(adapter: Adapter) -> str:
-    named = f": {adapter.base_name[:100]}" if adapter.base_name else ""
-    return f"name the base that the adapter was trained on{named}"
-
-
-def _misfit(
-    name: str, change: Lora | StoredTensor, wanted: tuple[int, ...], adapter: Adapter
-) -> UsageError:
-    if isinstance(change, StoredTensor):
-        does, hint = "replaces", "where tokens were added, resize and save the base first"
-    else:
-        does, hint = "changes", _other_base(adapter)
-        if change.shape == wanted[::-1]:
-            hint = "layers that keep (in, out), as GPT-2's, are for peft's own merge_and_unload"
-    shown = [" × ".join(map(str, shape)) or "one number" for shape in (change.shape, wanted)]
-    return UsageError(
-        f"the adapter {does} {name[:100]} by {shown[0]}, the base has {shown[1]}", hint=hint
-    )
-
-
 def _main_dtype(files: Mapping[str, Sequence[Piece]]) -> str:
     """The dtype of most bytes (safetensors' name)."""
     sizes: Counter[str] = Counter()
@@ -366,12 +343,10 @@ def _plain(
     )
 
 
-def _with_dtype(values: dict[str, Any], dtype: str) -> dict[str, Any]:
-    changed = {
-        key: _with_dtype(value, dtype) if isinstance(value, dict) else value
-        for key, value in values.items()
-    }
-    for key in ("torch_dtype", "dtype"):
-        if isinstance(changed.get(key), str):
-            changed[key] = dtype
-    return changed
+def _with_dtype(values: JsonObject, dtype: str) -> JsonObject:
+    def changed(part: JsonObject) -> JsonObject:
+        said = {key for key in ("torch_dtype", "dtype") if isinstance(part.get(key), str)}
+        return {**part, **dict.fromkeys(said, dtype)}
+
+    found: JsonObject = json.loads(json.dumps(values), object_hook=changed)
+    return found

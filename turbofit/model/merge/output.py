@@ -16,9 +16,14 @@ from turbofit.core.process.files import sync_folder
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.units import format_bytes
 from turbofit.model.folder import INDEX, FolderFiles
+from turbofit.model.hub_cache import cached_snapshot
 from turbofit.model.merge.tensors import Piece, write_tensors
+from turbofit.model.names import read_name
+from turbofit.model.presets import HUB_ID, find_preset, load_preset
 
-__all__ = ["Result", "check_target", "copied_files", "json_text", "weight_file_names", "write"]
+__all__ = [
+    "Result", "check_target", "copied_files", "json_text", "located", "weight_file_names", "write",
+]  # fmt: skip
 
 _WEIGHTS: Final = (
     ".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".index.json",
@@ -181,3 +186,27 @@ def _replace(temporary: str, target: str) -> None:
             os.rename(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def located(name: str, wanted: str, say: Callable[[str], None] = lambda _: None) -> str:
+    """A folder, or a snapshot in the local hub cache.
+
+    Raises:
+        UsageError: it is neither; ``wanted`` is what can be named instead.
+    """
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        return os.path.abspath(path)
+    hub_id, revision, notes = read_name(name)
+    if preset := find_preset(hub_id):
+        hub_id = load_preset(preset).hub_id
+    for note in notes:
+        say(note)
+    if cached := cached_snapshot(hub_id, revision):
+        return cached
+    at = f" --revision {revision}" if revision else ""
+    download = f"hf download {hub_id}{at}, or " if HUB_ID.fullmatch(hub_id) else ""
+    raise UsageError(
+        f"{name[:200]} is neither a folder nor in the local hub cache",
+        hint=f"{download}name {wanted}",
+    )

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from turbofit.rehearse.checkpoint.linears import Entry
+from turbofit.rehearse.checkpoint.kinds import Entry
 
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "U8": 1, "F8_E4M3": 1}
 _SHARD = 8 << 30

@@ -19,13 +19,17 @@ from turbofit.core.json_types import JsonObject
 from turbofit.core.model import Model, TextDims
 from turbofit.core.presets import load_yaml, presets_dir
 from turbofit.core.struct import Struct, to_builtins
-from turbofit.rehearse.checkpoint.linears import LINEARS, Entry, dense, norm, stacked
 from turbofit.rehearse.checkpoint.tokenizer import Tokenizer
 
-__all__ = ["Kind", "config_from", "find_kind", "kinds", "merged", "rows_of", "values_of"]
+__all__ = ["Entry", "Kind", "config_from", "kinds", "merged", "rows_of", "values_of"]
 
 _DTYPE: Final = {"bfloat16": "BF16", "float16": "F16"}
 Values = Mapping[str, Any]
+#: Name, safetensors type and shape of a tensor.
+Entry = tuple[str, str, tuple[int, ...]]
+_GROUP: Final = 128
+#: Weights that share an exponent in mxfp4, and a scale in compressed-tensors.
+_MX_GROUP: Final = 32
 
 
 class Decoder(Struct, forbid_unknown_fields=True):
@@ -74,7 +78,7 @@ def kinds() -> dict[str, Kind]:
     Raises:
         UsageError: a file is damaged.
     """
-    files = {path.stem: load_yaml(path) for path in _folder().glob("*.yaml")}
+    files = {path.stem: load_yaml(path) for path in (presets_dir() / "checkpoints").glob("*.yaml")}
     found: dict[str, Kind] = {}
     for name in sorted(files):
         try:
@@ -85,10 +89,6 @@ def kinds() -> dict[str, Kind]:
             ) from None
         found |= dict.fromkeys(kind.architectures, kind)
     return found
-
-
-def _folder() -> Any:
-    return presets_dir() / "checkpoints"
 
 
 def _whole(name: str, files: Mapping[str, JsonObject]) -> JsonObject:
@@ -108,11 +108,6 @@ def merged(below: JsonObject, above: JsonObject) -> JsonObject:
         both = isinstance(value, dict) and isinstance(old, dict)
         found[key] = merged(old, value) if both else value  # type: ignore[arg-type]
     return found
-
-
-def find_kind(architecture: str) -> Kind | None:
-    """The kind that stands for an architecture, if there is one."""
-    return kinds().get(architecture)
 
 
 # ------------------------------------------------------------------------------- named values
@@ -251,10 +246,72 @@ def config_from(template: Any, values: Values) -> Any:
 _DROP: Final = object()
 
 
+# ------------------------------------------------------------------------ how linears are stored
+
+
+def _dense(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
+    """A linear layer as it is computed."""
+    yield f"{name}.weight", dtype, (outs, ins)
+    if bias:
+        yield f"{name}.bias", dtype, (outs,)
+
+
+def _awq(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
+    yield f"{name}.qweight", "I32", (ins, outs // 8)
+    yield f"{name}.qzeros", "I32", (ins // _GROUP, outs // 8)
+    yield f"{name}.scales", "F16", (ins // _GROUP, outs)
+    if bias:
+        yield f"{name}.bias", dtype, (outs,)
+
+
+def _fp8(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
+    yield f"{name}.weight", "F8_E4M3", (outs, ins)
+    yield f"{name}.weight_scale_inv", "BF16", (-(-outs // _GROUP), -(-ins // _GROUP))
+    if bias:
+        yield f"{name}.bias", dtype, (outs,)
+
+
+def _int4(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
+    """Of compressed-tensors, which packs experts alone here."""
+    if ".experts." not in name:
+        yield from _dense(name, outs, ins, dtype, bias)
+        return
+    yield f"{name}.weight_packed", "I32", (outs, ins // 8)
+    yield f"{name}.weight_scale", dtype, (outs, ins // _MX_GROUP)
+    yield f"{name}.weight_shape", "I32", (2,)
+
+
+#: Of mxfp4 the experts alone are packed.
+_LINEARS: Final = {
+    "": _dense, "awq": _awq, "fp8": _fp8, "mxfp4": _dense, "compressed-tensors": _int4,
+}  # fmt: skip
+
+
+def _norm(name: str, size: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
+    """A norm's weight, and its bias where it has one."""
+    yield f"{name}.weight", dtype, (size,)
+    if bias:
+        yield f"{name}.bias", dtype, (size,)
+
+
+def _stacked(name: str, shape: tuple[int, ...], dtype: str, packing: str) -> Iterator[Entry]:
+    """All experts of a layer in one tensor, with biases: experts, outputs, inputs (gpt-oss)."""
+    experts, outs, ins = shape
+    if packing == "mxfp4":
+        groups = ins // _MX_GROUP
+        yield f"{name}_blocks", "U8", (experts, outs, groups, _MX_GROUP // 2)
+        yield f"{name}_scales", "U8", (experts, outs, groups)
+    else:
+        yield name, dtype, (experts, ins, outs)
+    yield f"{name}_bias", dtype, (experts, outs)
+
+
 # ---------------------------------------------------------------------------------------- rows
 
 
-class rows_of:  # noqa: N801 - called as a function
+def rows_of(
+    rows: list[Any], parts: Mapping[str, list[Any]], values: Values, packing: str
+) -> Iterator[Entry]:
     """The tensors of a list of rows.
 
     Args:
@@ -264,65 +321,54 @@ class rows_of:  # noqa: N801 - called as a function
         packing: how linear layers are stored; empty for 16 bits.
     """
 
-    def __init__(
-        self, rows: list[Any], parts: Mapping[str, list[Any]], values: Values, packing: str
-    ) -> None:
-        self._rows, self._parts, self._values, self._packing = rows, parts, values, packing
-        self._dtype = _DTYPE[values["dtype"]]
-
-    def __iter__(self) -> Iterator[Entry]:
-        return self._each(self._rows, "", 0)
-
-    def _each(self, rows: list[Any], at: str, layer: int) -> Iterator[Entry]:
+    def each(rows: list[Any], at: str, layer: int) -> Iterator[Entry]:
         for row in rows:
             if isinstance(row, str):
-                yield from self._row(at, row.split())
-            else:
-                yield from self._block(row, at, layer)
+                yield from _row(at, row.split(), values, packing)
+            elif "part" in row:
+                yield from each(parts[row["part"]], at, layer)
+            elif _wanted(row, values):
+                yield from block(row, at, layer)
 
-    def _block(self, block: Mapping[str, Any], at: str, layer: int) -> Iterator[Entry]:
-        """A part, layers of which some have the rows, or experts."""
-        if "part" in block:
-            yield from self._each(self._parts[block["part"]], at, layer)
-            return
-        if not self._wanted(block.get("if"), block.get("unless")):
-            return
-        selector, bound = next(
-            (k, v) for k, v in block.items() if k in _SELECTORS or k in _REPEATED
-        )
-        count = size(str(bound), self._values)
-        if selector in _SELECTORS:
-            if _SELECTORS[selector](layer, count):
-                yield from self._each(block["rows"], at, layer)
-            return
-        for i in range(count):
-            inner = i if selector == "all" else layer
-            yield from self._each(block["rows"], f"{at}{block['at']}{i}.", inner)
+    def block(row: Mapping[str, Any], at: str, layer: int) -> Iterator[Entry]:
+        """Layers of which some have the rows, or experts."""
+        selector = next(key for key in row if key in _SELECTORS or key in _REPEATED)
+        count = size(str(row[selector]), values)
+        if selector in _REPEATED:
+            for i in range(count):
+                inner = i if selector == "all" else layer
+                yield from each(row["rows"], f"{at}{row['at']}{i}.", inner)
+        elif _SELECTORS[selector](layer, count):
+            yield from each(row["rows"], at, layer)
 
-    def _row(self, at: str, words: list[str]) -> Iterator[Entry]:
-        how, name, *rest = words
-        sizes = [word for word in rest if ":" not in word and word != "bias"]
-        options = dict(word.split(":", 1) for word in rest if ":" in word)
-        if not self._wanted(options.get("if"), options.get("unless")):
-            return
-        flag = options.get("bias")
-        bias = "bias" in rest if flag is None else bool(_named(flag, self._values))
-        shape = tuple(size(one, self._values) for one in sizes)
-        full, dtype = at + name, self._dtype
-        if how == "tensor":
-            yield full, options.get("as", dtype), shape
-        elif how == "norm":
-            yield from norm(full, shape[0], dtype, bias)
-        elif how == "stack":
-            yield from stacked(full, shape, dtype, self._packing)
-        else:
-            stored = LINEARS[self._packing] if how == "linear" else dense
-            yield from stored(full, shape[0], shape[1], dtype, bias)
+    return each(rows, "", 0)
 
-    def _wanted(self, wanted: str | None, unwanted: str | None) -> bool:
-        if wanted is not None and not _named(wanted, self._values):
-            return False
-        return unwanted is None or not _named(unwanted, self._values)
+
+def _row(at: str, words: list[str], values: Values, packing: str) -> Iterator[Entry]:
+    how, name, *rest = words
+    sizes = [word for word in rest if ":" not in word and word != "bias"]
+    options = dict(word.split(":", 1) for word in rest if ":" in word)
+    if not _wanted(options, values):
+        return
+    bias = bool(_named(options["bias"], values)) if "bias" in options else "bias" in rest
+    shape = tuple(size(one, values) for one in sizes)
+    full, dtype = at + name, _DTYPE[values["dtype"]]
+    if how == "tensor":
+        yield full, options.get("as", dtype), shape
+    elif how == "norm":
+        yield from _norm(full, shape[0], dtype, bias)
+    elif how == "stack":
+        yield from _stacked(full, shape, dtype, packing)
+    else:
+        stored = _LINEARS[packing] if how == "linear" else _dense
+        yield from stored(full, shape[0], shape[1], dtype, bias)
+
+
+def _wanted(options: Mapping[str, Any], values: Values) -> bool:
+    wanted, unwanted = options.get("if"), options.get("unless")
+    if wanted is not None and not _named(wanted, values):
+        return False
+    return unwanted is None or not _named(unwanted, values)
 
 
 #: Which layers have a block's rows, by the block's first key.

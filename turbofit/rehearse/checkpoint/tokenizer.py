@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from msgspec import field
 
 from turbofit.core.json_types import JsonObject
+from turbofit.core.presets import load_yaml, presets_dir
 from turbofit.core.struct import Struct
 
 
@@ -29,28 +31,10 @@ class Tokenizer(Struct, forbid_unknown_fields=True):
     special: dict[str, int] = field(default_factory=dict)
 
 
-# Ids of Qwen2's published tokenizer; InternVL's on top of it (their tokenizer_config.json).
-_QWEN2 = {
-    "<|endoftext|>": 151643,
-    "<|im_start|>": 151644,
-    "<|im_end|>": 151645,
-    "<|vision_start|>": 151652,
-    "<|vision_end|>": 151653,
-    "<|vision_pad|>": 151654,
-    "<|image_pad|>": 151655,
-    "<|video_pad|>": 151656,
-}
-_INTERNVL = {"<img>": 151665, "</img>": 151666, "<IMG_CONTEXT>": 151667}
-#: ChatML; content is text, or parts of which an image or video becomes the family's own marker.
-_CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-    "{% if m['content'] is string %}{{ m['content'] }}{% else %}"
-    "{% for p in m['content'] %}{% if p['type'] == 'image' %}IMAGE"
-    "{% elif p['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
-    "{% elif p['type'] == 'text' %}"
-    "{{ p['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+@cache
+def common() -> JsonObject:
+    """What all checkpoints without weights have in common, `presets/twins.yaml`."""
+    return load_yaml(presets_dir() / "twins.yaml")
 
 
 def special_tokens(vocab: int, kind: Tokenizer | None = None) -> dict[str, int]:
@@ -60,11 +44,13 @@ def special_tokens(vocab: int, kind: Tokenizer | None = None) -> dict[str, int]:
         vocab: how many tokens the model knows.
         kind: of a model that takes images; None of one that takes text alone.
     """
-    known = _QWEN2 | _INTERNVL | (kind.special if kind is not None else {})
+    text: dict[str, int] = common()["text_tokens"]
+    known: dict[str, int] = {**text, **common()["image_tokens"]}
+    known |= kind.special if kind is not None else {}
     if vocab > max(known.values()):
         return known
-    if vocab > max(_QWEN2.values()) and kind is None:
-        return _QWEN2
+    if vocab > max(text.values()) and kind is None:
+        return text
     first = vocab - len(known)
     return {name: first + i for i, name in enumerate(known)}
 
@@ -83,41 +69,13 @@ def byte_level(vocab: Mapping[str, int], special: Mapping[str, int]) -> JsonObje
         vocab: ids by token; the special ones may be among them.
         special: ids of the special ones.
     """
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [_added(token, number) for token, number in special.items()],
-        "normalizer": None,
-        "pre_tokenizer": level | {"use_regex": True},
-        "post_processor": None,
-        "decoder": level | {"use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": dict(vocab),
-            "merges": [],
-        },
-    }
-
-
-def _added(token: str, number: int) -> dict[str, Any]:
-    return {
-        "id": number,
-        "content": token,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": True,
-    }
+    data = common()
+    added = [
+        {"id": number, "content": token, **data["special_token"]}
+        for token, number in special.items()
+    ]
+    model = {**data["bpe"], "vocab": dict(vocab)}
+    return {**data["tokenizer"], "added_tokens": added, "model": model}
 
 
 def write_tokenizer(
@@ -134,14 +92,12 @@ def write_tokenizer(
     kind = kind or Tokenizer()
     vocab = {character: i for i, character in enumerate(byte_alphabet())} | dict(special)
     data = byte_level(vocab, special)
+    template = str(common()["chat_template"])
     config: dict[str, Any] = {
         "tokenizer_class": kind.class_,
-        "bos_token": None,
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
+        **common()["tokenizer_config"],
         "model_max_length": positions,
-        "clean_up_tokenization_spaces": False,
-        "chat_template": _CHATML.replace("IMAGE", kind.image),
+        "chat_template": template.replace("IMAGE", kind.image),
     }
     if kind.extra_special_tokens:
         config["extra_special_tokens"] = kind.extra_special_tokens

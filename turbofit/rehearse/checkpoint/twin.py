@@ -5,36 +5,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from msgspec.structs import replace
+
 from turbofit.core.draft import Draft
 from turbofit.core.errors import UsageError
-from turbofit.core.json_types import JsonObject
+from turbofit.core.json_types import JsonObject, Options
 from turbofit.core.model import Model
 from turbofit.memory.engines import LMDEPLOY, engine_named
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import find_preset, nearest_names, preset_model
-from turbofit.rehearse.checkpoint.header_only import write_weights
+from turbofit.rehearse.checkpoint.header_only import write_header, write_weights
 from turbofit.rehearse.checkpoint.kinds import (
+    Entry,
     Kind,
     Values,
     config_from,
-    find_kind,
     kinds,
     merged,
     rows_of,
     values_of,
 )
-from turbofit.rehearse.checkpoint.linears import PACKINGS, Entry
-from turbofit.rehearse.checkpoint.tokenizer import Tokenizer, special_tokens, write_tokenizer
+from turbofit.rehearse.checkpoint.tokenizer import (
+    Tokenizer,
+    common,
+    special_tokens,
+    write_tokenizer,
+)
 
 __all__ = [
-    "Twin", "carries_limit", "checkpoint_for", "config_of", "tensors", "twin_of",
+    "Twin", "carries_limit", "checkpoint_for", "config_of", "speculative_of", "tensors", "twin_of",
     "write_checkpoint", "write_model",
 ]  # fmt: skip
 
@@ -55,7 +61,7 @@ _WHY_NONE: Final = {
 _PACKED: Final = {("awq", 128), ("fp8", 128), ("mxfp4", 32), ("compressed-tensors", 32)}
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Twin:
     """What a header-only checkpoint is written from.
 
@@ -106,7 +112,7 @@ def twin_of(model: Model) -> Twin:
             f"no stand-in checkpoint is made for {quantization.method} weights",
             hint="give the folder of its checkpoint",
         )
-    decoder = find_kind(text.architecture)
+    decoder = kinds().get(text.architecture)
     if decoder is None or decoder.decoder is not None:
         why = _WHY_NONE.get(text.architecture)
         known = (name for name, kind in kinds().items() if kind.decoder is None and "For" in name)
@@ -114,7 +120,7 @@ def twin_of(model: Model) -> Twin:
             f"no stand-in checkpoint is made for {text.architecture}" + (f": {why}" if why else ""),
             hint=f"give the folder of its checkpoint; stand-ins are made for {', '.join(known)}",
         )
-    whole = find_kind(model.architecture) if model.vision is not None else None
+    whole = kinds().get(model.architecture) if model.vision is not None else None
     if model.vision is not None and (whole is None or whole.decoder is None):
         raise UsageError(
             f"no stand-in checkpoint is made for a vision tower of {model.architecture}",
@@ -129,7 +135,7 @@ def config_of(twin: Twin) -> JsonObject:
     if whole is not None and whole.decoder is not None:
         template = merged(_nested(whole.decoder.config, template), whole.config)
         quantized = whole.decoder.quantized
-    packing = {"quantization_config": dict(PACKINGS[twin.packing])} if twin.packing else {}
+    packing = {"quantization_config": common()["packings"][twin.packing]} if twin.packing else {}
     made: JsonObject = config_from(merged(_nested(quantized, packing), template), twin.values)
     if not twin.packing:
         made.pop("quantization_config", None)
@@ -210,7 +216,7 @@ def checkpoint_for(
         )
     twin = twin_of(model)
     if draft is not None and not draft.has_checkpoint:
-        twin = replace(twin, drafting=draft.text.layers)
+        twin = dataclasses.replace(twin, drafting=draft.text.layers)
     return write_model(twin, folder)
 
 
@@ -221,6 +227,42 @@ def _delta_hint(model: Model) -> str:
         if engine_problem(model, name) is None and not engine_named(name).planned.on_torch:
             return f"--engine {name} runs on pretend GPUs; {rehearsal}"
     return rehearsal
+
+
+def speculative_of(draft: Draft | None, model: Model, scratch: Path) -> Options:
+    """The fields of LMDeploy's SpeculativeConfig; empty where nothing drafts.
+
+    A draft that is a checkpoint of its own is taken from its folder, or a stand-in is written.
+
+    Args:
+        draft: what drafts.
+        model: its target.
+        scratch: where a stand-in is written.
+    """
+    if draft is None:
+        return {}
+    folder = Path(draft.model).expanduser()
+    if draft.has_checkpoint and not any(folder.glob("*.safetensors")):
+        folder = _draft_twin(draft, model, scratch / "draft")
+    return {
+        "method": draft.method,
+        "num_speculative_tokens": draft.num_speculative_tokens,
+        "model": str(folder) if draft.has_checkpoint else "",
+    }
+
+
+def _draft_twin(draft: Draft, model: Model, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = kinds()[draft.method]
+    values = {
+        **values_of(replace(model, text=draft.text, vision=None, dtype="bfloat16"), "", 0, {}),
+        "target_hidden": model.text.hidden,
+        "draft_vocab": draft.vocab,
+        "embeddings": draft.embeddings,
+    }
+    (folder / "config.json").write_text(json.dumps(config_from(kind.config, values)), "utf-8")
+    write_header(folder / "model.safetensors", rows_of(kind.rows, kind.parts, values, ""))
+    return folder
 
 
 def write_checkpoint(name: str, folder: Path) -> Path:

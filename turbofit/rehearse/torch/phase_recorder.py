@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from turbofit.core.json_types import Document
+from turbofit.pretend.shared import lives
+from turbofit.rehearse.notes import replaced
 
 __all__ = ["Phases", "read_records", "start"]
 
@@ -54,10 +56,10 @@ class Phases:
 
     def _behind(self) -> bool:
         records = read_records(self._folder)
-        return any(record["number"] < self._number and _lives(record["pid"]) for record in records)
+        return any(record["number"] < self._number and lives(record["pid"]) for record in records)
 
     def _write(self) -> None:
-        _replace(self._folder / _PHASE, f"{self._number} {self.name}")
+        replaced(self._folder / _PHASE, f"{self._number} {self.name}")
 
 
 def read_records(folder: Path) -> list[Document]:
@@ -71,20 +73,6 @@ def read_records(folder: Path) -> list[Document]:
         with contextlib.suppress(OSError, ValueError):
             found.append(json.loads(path.read_text(encoding="utf-8")))
     return found
-
-
-def _lives(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] not in "ZX"
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _keep(folder: Path) -> None:
@@ -130,7 +118,7 @@ class _ProcessRecord:
         self._account.mark(name)
         self._open = now
         text = json.dumps({"pid": os.getpid(), "number": now[0], "rows": self._rows})
-        _replace(self._path, text)
+        replaced(self._path, text)
 
     def _close(self, phase: str) -> None:
         import torch

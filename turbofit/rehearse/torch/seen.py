@@ -8,17 +8,17 @@ allocates.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from turbofit.memory.shared_terms import POOL_WARMUP
-from turbofit.pretend.report import report as run_report
+from turbofit.pretend.report import card_at_peak, newest_refusal
 from turbofit.pretend.usage import BEFORE, Usage
+from turbofit.rehearse.notes import DEAD
 from turbofit.rehearse.run import EndedRun, Seen
 from turbofit.rehearse.torch.phase_recorder import read_records
 
-__all__ = ["NOT_KNOWN", "HeldBytes", "PhaseSpan", "combined", "held_by", "seen"]
+__all__ = ["NOT_KNOWN", "seen", "span"]
 
 NOT_KNOWN: Final = (
     "private workspaces inside cuBLAS, cuDNN and NCCL",
@@ -33,95 +33,51 @@ _OOM: Final = re.compile(r"OutOfMemoryError: (CUDA out of memory\..*)")
 _OOM_TEXT: Final = "CUDA out of memory."
 _SIZING: Final = re.compile(r"No enough gpu memory for (kv cache|runtime)\.")
 _FRAME: Final = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
-#: Ends of a request that say that the engine's own loop is dead.
-_DEAD: Final = frozenset({"unavailable", "internal_error"})
 _NOT_THEIRS: Final = ("/torch/", "/turbofit/pretend/", "/turbofit/rehearse/", "turbofit_values")
 _MOST_FRAMES: Final = 4
 
 
-@dataclass
-class PhaseSpan:
-    """One phase of one process on one card: bytes at its end and at most, its context left out."""
+def span(usage: Usage, gpu: int, phase: str, order: Sequence[str]) -> tuple[int, int]:
+    """What a process held on a card in a phase, at most and at its end, its context included.
 
-    end: int = 0
-    peak: int = 0
-
-
-@dataclass
-class HeldBytes:
-    """One process: its context on each card, and its spans by card and phase.
-
-    It is marked once it has a CUDA context; what it did before counts with its first phase.
+    It is marked once it has a CUDA context: what it did before counts with its first phase. In a
+    phase that was not marked it held what it held before.
     """
-
-    contexts: dict[int, int] = field(default_factory=dict)
-    spans: dict[int, dict[str, PhaseSpan]] = field(default_factory=dict)
-
-    def on(self, gpu: int, phase: str, order: Sequence[str]) -> PhaseSpan:
-        """Its span in a phase; where the phase was not marked, what the process held before it."""
-        spans = self.spans.get(gpu, {})
-        if phase in spans or "" in spans:  # the latter: never marked
-            return spans.get(phase) or spans[""]
-        earlier = order[: order.index(phase)] if phase in order else ()
-        end = next((spans[name].end for name in reversed(earlier) if name in spans), 0)
-        return PhaseSpan(end, end)
-
-
-def held_by(usages: Iterable[Usage]) -> tuple[HeldBytes, ...]:
-    """What the processes of a run held."""
-    return tuple(
-        HeldBytes(
-            usage.contexts,
-            {gpu: _spans(peaks, usage.ends[gpu]) for gpu, peaks in usage.phases.items()},
+    context, ends = usage.contexts.get(gpu, 0), usage.ends.get(gpu, {})
+    peaks = usage.phases.get(gpu, {})
+    first = next((name for name in peaks if name != BEFORE), phase)
+    if BEFORE in peaks and phase == first:
+        return context + max(peaks[BEFORE], peaks.get(phase, 0)), context + ends.get(
+            phase, ends[BEFORE]
         )
-        for usage in usages
-    )
-
-
-def combined(held: Iterable[HeldBytes], gpu: int, phase: str, order: Sequence[str]) -> PhaseSpan:
-    """All processes on a card in a phase, contexts included."""
-    total = PhaseSpan()
-    for one in held:
-        span, context = one.on(gpu, phase, order), one.contexts.get(gpu, 0)
-        total.end += span.end + context
-        total.peak += span.peak + context
-    return total
-
-
-def _spans(peaks: Mapping[str, int], ends: Mapping[str, int]) -> dict[str, PhaseSpan]:
-    """By phase; what came before the first mark belongs to that, or to "" where none came."""
-    spans = {name: PhaseSpan(ends[name], peak) for name, peak in peaks.items()}
-    before = spans.pop(BEFORE, None)
-    if before is None:
-        return spans
-    if not spans:
-        return {"": before}
-    first = next(iter(spans.values()))
-    first.peak = max(first.peak, before.peak)
-    return spans
+    if phase in peaks:
+        return context + peaks[phase], context + ends[phase]
+    earlier = order[: order.index(phase)] if phase in order else ()
+    end = next((ends[name] for name in reversed(earlier) if name in ends), 0)
+    return context + end, context + end
 
 
 def seen(ended: EndedRun) -> Seen:
     """What the allocator's figures and the account say, and the death in torch's own words."""
     told, cards = ended.notes, range(len(ended.spec.machine.gpus))
-    held, records = held_by(ended.ran.usages), read_records(ended.folder)
+    usages, records = ended.ran.usages, read_records(ended.folder)
     order = [name for name in told.get("seconds", {}) if name not in ("import", "end")]
-    phases: list[dict[str, dict[str, Any]]] = []
+    phases: list[dict[str, dict[str, Any]]] = [{} for _ in cards]
     for gpu in cards:
-        rows = {name: _counters(records, gpu, name) for name in order}
-        spans = {name: combined(held, gpu, name, order) for name in order}
-        phases.append(
-            {
-                name: {"peak": spans[name].peak, "held": spans[name].end, **rows[name]}
-                for name in order
-            }
-        )
+        for name in order:
+            spans = [span(usage, gpu, name, order) for usage in usages]
+            held = {"peak": sum(peak for peak, _ in spans), "held": sum(end for _, end in spans)}
+            phases[gpu][name] = held | _counters(records, gpu, name)
     cache = _cache(told, len(cards))
     return Seen(
         phases=phases,
         terms=[_terms(told, phases[gpu], cache["region"][gpu]) for gpu in cards],
         cache=cache,
-        cards=[_card(ended, held, gpu) for gpu in cards],
+        cards=[
+            card_at_peak(ended.ran, gpu)
+            | {"contexts": sum(usage.contexts.get(gpu, 0) for usage in usages)}
+            for gpu in cards
+        ],
         **_death(ended),
         more={"device_map": told.get("device_map"), "executor": told.get("executor")},
     )
@@ -180,28 +136,16 @@ def _terms(
     return found
 
 
-def _card(ended: EndedRun, held: Sequence[HeldBytes], gpu: int) -> dict[str, Any]:
-    card, peak = ended.spec.machine.gpus[gpu], ended.ran.shared.peak[gpu]
-    return {
-        "name": card.name,
-        "total": card.total,
-        "used_by_others": card.used,
-        "contexts": sum(one.contexts.get(gpu, 0) for one in held),
-        "peak": peak,
-        "left_at_peak": max(0, card.total - card.used - peak),
-    }
-
-
 def _death(ended: EndedRun) -> dict[str, Any]:
     """What ended it; where all was served nobody asks."""
     error, lines = ended.notes.get("error"), ended.log
-    dead = [case for case in ended.notes.get("cases", []) if _DEAD & set(case["statuses"])]
+    dead = [case for case in ended.notes.get("cases", []) if DEAD & set(case["statuses"])]
     phase = f"case {dead[0]['name']}" if dead else (error or ended.notes).get("phase", "import")
     said = _words(error, lines)
     where = " < ".join(_where(error, said, lines))
     refused = None
     if _OOM_TEXT in said:
-        run = run_report(ended.ran)["refused"] or {}
+        run = newest_refusal(ended.ran) or {}
         refused = {
             "gpu": run.get("gpu"),
             "asked": run.get("asked"),

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from turbofit.core.errors import UsageError
-from turbofit.rehearse.notes import NOT_FINISHED, Notes, case_notes
+from turbofit.rehearse.notes import NOT_FINISHED, Notes, engine_config
 from turbofit.rehearse.spec import LONGEST, RehearsalCase, RehearsalRequest, Spec
 from turbofit.rehearse.torch.phase_recorder import Phases
 
@@ -28,8 +26,6 @@ _CACHE: Final = (
     "cache_max_entry_count", "num_state_caches", "num_cpu_blocks", "quant_policy",
 )  # fmt: skip
 _TOKEN: Final = 5  # an ordinary token of every vocabulary
-#: Ends after which it answers nobody any more.
-_LAST: Final = {"unavailable", "internal_error", NOT_FINISHED}
 
 
 def drive(spec: Spec, notes: Notes) -> Callable[[], None]:
@@ -43,16 +39,8 @@ def drive(spec: Spec, notes: Notes) -> Callable[[], None]:
     hfconfig.register_intern_s1_pro()
     hfconfig.stand_in_for_kimi()
     hfconfig.plain_gpt_oss_tokenizer()
-    config_class: Any = PytorchEngineConfig
-    known = {field.name for field in dataclasses.fields(config_class)}
-    unknown = sorted(set(spec.settings) - known)
-    if unknown:
-        raise UsageError(
-            f"LMDeploy's PytorchEngineConfig has no field {', '.join(unknown)}",
-            hint="give options of the installed LMDeploy's PyTorch engine",
-        )
+    config = engine_config(PytorchEngineConfig, dict(spec.settings))
     _mark_start(notes)
-    config = config_class(**spec.settings)
     more: dict[str, Any] = {}
     if spec.speculative:
         from lmdeploy.messages import SpeculativeConfig
@@ -61,21 +49,14 @@ def drive(spec: Spec, notes: Notes) -> Callable[[], None]:
         more["speculative_config"] = speculative_class(**spec.speculative)
     pipe: Any = pipeline(str(spec.model_dir), backend_config=config, log_level="INFO", **more)
     engine = pipe.async_engine
-    settings = {k: v for k, v in vars(engine.backend_config).items() if _plain(v)}
-    notes.write(settings=settings, session_len=_longest(engine))
-    notes.enter("ready")
+    notes.started(engine.backend_config, session_len=_longest(engine))
     for case in spec.cases:
-        done = _run(pipe, _case(engine, case, notes, spec.case_seconds), spec.case_seconds + 60)
-        notes.data["cases"].append(done)
-        notes.write()
-        if _LAST & set(done["statuses"]):
+        work = _case(engine, case, notes, spec.case_seconds)
+        running = asyncio.run_coroutine_threadsafe(work, pipe.internal_thread.loop)
+        if not running.result(spec.case_seconds + 60):
             break
     closing: Callable[[], None] = pipe.close
     return closing
-
-
-def _plain(value: Any) -> bool:
-    return value is None or isinstance(value, (int, float, str, bool, list))
 
 
 def _mark_start(notes: Notes) -> None:
@@ -122,14 +103,10 @@ def _longest(engine: Any) -> int:
     return int(min(engine.session_len, engine.engine.max_session_len))
 
 
-def _run(pipe: Any, work: Any, seconds: float) -> Any:
-    return asyncio.run_coroutine_threadsafe(work, pipe.internal_thread.loop).result(seconds)
-
-
 _numbers = iter(range(1, 1 << 31))
 
 
-async def _case(engine: Any, case: RehearsalCase, notes: Notes, seconds: float) -> dict[str, Any]:
+async def _case(engine: Any, case: RehearsalCase, notes: Notes, seconds: float) -> bool:
     """Prepares all requests, then submits them in one turn of the engine's own event loop."""
     from lmdeploy.serve.core.exceptions import RequestError
 
@@ -144,7 +121,8 @@ async def _case(engine: Any, case: RehearsalCase, notes: Notes, seconds: float) 
     except refused as error:
         # Nothing reached the engine.
         notes.enter(f"case {case.name}")
-        return case_notes(case.name, [], 0.0, ["refused"] * len(case.requests), str(error))
+        refusals = ["refused"] * len(case.requests)
+        return notes.case(case.name, [], time.monotonic(), refusals, str(error))
     notes.enter(f"case {case.name}")
     begun = time.monotonic()
     tasks = [asyncio.create_task(_answer(engine, one)) for one in ready]
@@ -155,7 +133,7 @@ async def _case(engine: Any, case: RehearsalCase, notes: Notes, seconds: float) 
         task.cancel()
     await asyncio.sleep(0.05)
     tokens = [one.input_token_len for one in ready]
-    return case_notes(case.name, tokens, time.monotonic() - begun, statuses, words)
+    return notes.case(case.name, tokens, begun, statuses, words)
 
 
 async def _prepared(engine: Any, request: RehearsalRequest) -> Any:
@@ -188,21 +166,16 @@ async def _prepared(engine: Any, request: RehearsalRequest) -> Any:
 async def _again(engine: Any, first: Any) -> Any:
     """The same request once more; the pictures' pixels are shared, as no one writes to them."""
     from lmdeploy.serve.core.async_engine import PreprocessedRequest
+    from torch.utils._pytree import tree_map
 
     request: Any = PreprocessedRequest
     return request(
         session=engine.session_mgr.get(next(_numbers)),
-        inputs=_copied(first.inputs),
+        inputs=tree_map(lambda leaf: leaf, first.inputs),
         input_token_len=first.input_token_len,
         gen_config=first.gen_config,
         adapter_name=None,
     )
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copied(one) for key, one in value.items()}
-    return [_copied(one) for one in value] if isinstance(value, list) else value
 
 
 async def _answer(engine: Any, request: Any) -> tuple[str, str]:

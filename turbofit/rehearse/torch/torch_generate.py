@@ -6,7 +6,7 @@ import time
 from typing import Any, Final
 
 from turbofit.memory.transformers.components import load_model, load_processor
-from turbofit.rehearse.notes import Notes, case_notes
+from turbofit.rehearse.notes import Notes
 from turbofit.rehearse.spec import LONGEST, RehearsalCase, RehearsalRequest, Spec
 from turbofit.rehearse.torch.phase_recorder import Phases
 
@@ -32,11 +32,10 @@ def drive(spec: Spec, notes: Notes) -> None:
     notes.alive.append(model)
     notes.enter("ready")
     for case in spec.cases:
-        notes.data["cases"].append(_case(model, processor, case, notes))
-        notes.write()
+        _case(model, processor, case, notes)
 
 
-def _case(model: Any, processor: Any, case: RehearsalCase, notes: Notes) -> dict[str, Any]:
+def _case(model: Any, processor: Any, case: RehearsalCase, notes: Notes) -> None:
     (request,) = case.requests
     inputs = _inputs(processor, model.config, request)
     notes.enter(f"case {case.name}")
@@ -46,7 +45,7 @@ def _case(model: Any, processor: Any, case: RehearsalCase, notes: Notes) -> dict
     out = model.generate(**placed, max_new_tokens=wanted, min_new_tokens=wanted, do_sample=False)
     prompt = int(inputs["input_ids"].shape[1])
     status = "finished" if out.shape[1] > prompt else "none"
-    return case_notes(case.name, [prompt], time.monotonic() - begun, [status])
+    notes.case(case.name, [prompt], begun, [status])
 
 
 def _inputs(processor: Any, config: Any, request: RehearsalRequest) -> dict[str, Any]:

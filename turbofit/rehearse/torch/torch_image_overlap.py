@@ -14,8 +14,9 @@ from turbofit.core.model import Model
 from turbofit.core.plan import Plan
 from turbofit.memory.pytorch.cache import engine_bound
 from turbofit.memory.vision_load import vision_load_within
+from turbofit.rehearse import mixes
 from turbofit.rehearse.checkpoint.twin import carries_limit
-from turbofit.rehearse.mixes import Image, Prompt, PromptMaker, let_through, units_of_request
+from turbofit.rehearse.mixes import Image, Prompt, PromptMaker
 from turbofit.rehearse.spec import LONGEST, RehearsalCase, RehearsalRequest
 
 __all__ = [
@@ -32,40 +33,34 @@ _CUT: Final = 4  # prompts that meet, nearly always: blocks of the cache that ar
 
 
 def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
-    """The cases, worst first to last as a server would meet them, as the gateway lets them through.
-
-    ``vision_request``: one request with as many pictures as it may have. ``vision_forward``: the
-    pictures, equal or not, that bring most units into one forward. ``text_prefill``: the longest
-    prompt. ``sampling``: a full batch with ``top_k=0``. An engine that serves one request at a time
-    has the first and the third alone.
+    """The cases, see `mixes.cases_of`.
 
     Raises:
         UsageError: see ``rehearsed_size``.
     """
     limits, settings, rule = plan.limits, plan.settings, limited(plan).image_rule
-    cases: list[RehearsalCase] = []
     several = plan.engine.of_lmdeploy
+    cases: dict[str, Sequence[RehearsalRequest]] = {}
     if rule is not None and limits.vision_unit is not None and limits.images_per_request:
         size = plan.workload.image_size or rehearsed_size(rule, limits.image_limit)
         images, units = limits.images_per_request, limits.units_per_request or None
         pictures = Pictures(rule, size, images, units)
-        one = RehearsalRequest(_ONE, sizes=pictures.sizes(pictures.request()), max_new_tokens=_NEW)
-        cases.append(RehearsalCase("vision_request", (one,)))
+        cases["vision_request"] = [_request(_ONE, pictures, pictures.request())]
         if several:
+            bound = engine_bound(rule, vision_load_within(limits), settings)
             room = ServerRoom(
                 batch=settings.max_batch_size,
                 prefill=settings.max_prefill_token_num,
                 held=plan.kv.tokens - _CUT * settings.cache_block_seq_len,
-                gate=let_through(limits, engine_bound(rule, vision_load_within(limits), settings)),
-                prefix_caching=settings.enable_prefix_caching,
+                gate=mixes.let_through(limits, bound),
             )
-            cases.append(RehearsalCase("vision_forward", _meeting(pictures, room)))
-    longest = LONGEST if several else settings.session_len - _NEW
-    cases.append(RehearsalCase("text_prefill", (RehearsalRequest(longest, max_new_tokens=_NEW),)))
-    if several:
-        row = RehearsalRequest(16, max_new_tokens=_NEW, top_k=0)
-        cases.append(RehearsalCase("sampling", (row,) * settings.max_batch_size))
-    return tuple(cases)
+            # What a prefix cache has seen is not encoded again.
+            caching = settings.enable_prefix_caching
+            cases["vision_forward"] = [
+                _request(_TEXT, pictures, prompt, number if caching else None)
+                for number, prompt in enumerate(worst_mix(pictures, room), 1)
+            ]
+    return mixes.cases_of(plan, cases, LONGEST if several else settings.session_len - _NEW, _NEW)
 
 
 def limited(plan: Plan) -> Model:
@@ -91,17 +86,11 @@ def rehearsed_size(rule: ImageRule, limit: int | None) -> tuple[int, int]:
     return rule.worst_size(limit)
 
 
-def _meeting(pictures: Pictures, room: ServerRoom) -> tuple[RehearsalRequest, ...]:
-    return tuple(
-        RehearsalRequest(
-            _TEXT,
-            sizes=pictures.sizes(prompt),
-            max_new_tokens=_NEW,
-            # What a prefix cache has seen is not encoded again.
-            images=i + 1 if room.prefix_caching else None,
-        )
-        for i, prompt in enumerate(worst_mix(pictures, room))
-    )
+def _request(
+    letters: int, pictures: Pictures, prompt: Prompt, images: int | None = None
+) -> RehearsalRequest:
+    sizes = pictures.sizes(prompt)
+    return RehearsalRequest(letters, sizes=sizes, max_new_tokens=_NEW, images=images)
 
 
 class ServerRoom(NamedTuple):
@@ -112,14 +101,12 @@ class ServerRoom(NamedTuple):
         prefill: tokens of a forward.
         held: tokens of prompts whose blocks the cache has at once; None: as many as there are.
         gate: vision units that the gateway lets through at once; None: it holds clients to none.
-        prefix_caching: whether a picture that was seen before is not encoded again.
     """
 
     batch: int
     prefill: int
     held: int | None = None
     gate: int | None = None
-    prefix_caching: bool = False
 
 
 class Pictures:
@@ -151,7 +138,7 @@ class Pictures:
     def request(self) -> Prompt:
         """The worst request: the largest picture, as often as its units allow."""
         maker = self.maker
-        units = units_of_request(maker.units, maker.images, maker.request_units)
+        units = mixes.units_of_request(maker.units, maker.images, maker.request_units)
         found = [self._within(one, 1 << 40) for one in units]
         seen = [one for one in found if one is not None]
         return Prompt(maker.lead, *seen[0], maker.rest, tuple(seen[1:]))
@@ -221,8 +208,8 @@ def worst_mix(pictures: Pictures, room: ServerRoom) -> list[Prompt]:
     forward that it would not be in without: a match ends before a picture that is not whole in it.
     Source: LMDeploy pytorch/paging/block_trie/trie.py.
     """
-    mixes = [mix for mix in _mixes(pictures, room) if mix and len(mix) <= room.batch]
-    best = max(mixes, key=lambda mix: most_met(mix, room.prefill))
+    found = [mix for mix in _mixes(pictures, room) if mix and len(mix) <= room.batch]
+    best = max(found, key=lambda mix: most_met(mix, room.prefill))
     return best if room.gate is not None else (best * 2)[: room.batch]
 
 

@@ -5,7 +5,6 @@ Memory is in the timeline, which the account writes.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
 import time
@@ -15,9 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from turbofit.core.errors import UsageError
 from turbofit.pretend.library import LibraryAccount
-from turbofit.rehearse.notes import NOT_FINISHED, Notes, case_notes
+from turbofit.rehearse.notes import NOT_FINISHED, Notes, engine_config
 from turbofit.rehearse.run import LIMITS_WHILE_ACTIVE, InactivityTimer
 from turbofit.rehearse.spec import RehearsalCase, RehearsalRequest, Spec, Unit
 
@@ -46,10 +44,7 @@ def drive(spec: Spec, notes: Notes) -> None:
     notes.alive.append(engine)
     for case in spec.cases:
         notes.enter(f"case {case.name}")
-        done = _run_case(engine, case, account, spec)
-        notes.data["cases"].append(done)
-        notes.write()
-        if NOT_FINISHED in done["statuses"]:
+        if not _run_case(engine, case, account, spec, notes):
             break
 
 
@@ -61,36 +56,17 @@ def _start(spec: Spec, account: LibraryAccount, notes: Notes) -> Any:
     notes.enter("torch")
     from lmdeploy.messages import TurbomindEngineConfig
 
-    known = {field.name for field in dataclasses.fields(TurbomindEngineConfig)}
-    unknown = sorted(set(spec.settings) - known)
-    if unknown:  # LMDeploy would ignore them
-        raise UsageError(
-            f"LMDeploy's TurbomindEngineConfig has no field {', '.join(unknown)}",
-            hint="give fields of the installed LMDeploy's engine configuration",
-        )
-    config = TurbomindEngineConfig(**spec.settings)
-
-    def ready(engine: Any, staged: int | None) -> None:
-        settings = {k: v for k, v in vars(engine.engine_config).items() if _plain(v)}
-        notes.write(settings=settings, staging_peak=staged)
-
+    config = engine_config(TurbomindEngineConfig, dict(spec.settings))
     install(
         spec.machine,
         account,
         first_device=(config.devices or [0])[0],
-        staging=spec.staging,
-        ready=ready,
+        ready=lambda engine, staged: notes.started(engine.engine_config, staging_peak=staged),
     )
     notes.enter("import")
     from lmdeploy.turbomind.turbomind import TurboMind
 
-    engine = TurboMind.from_pretrained(str(spec.model_dir), engine_config=config)
-    notes.enter("ready")
-    return engine
-
-
-def _plain(value: Any) -> bool:
-    return value is None or isinstance(value, (int, float, str, bool, list))
+    return TurboMind.from_pretrained(str(spec.model_dir), engine_config=config)
 
 
 def _quiet(account: LibraryAccount, seconds: float = 0.03, limit: float = 5.0) -> bool:
@@ -114,8 +90,8 @@ def _wait(pending: Sequence[Any], account: LibraryAccount, seconds: float) -> No
 
 
 def _run_case(
-    engine: Any, case: RehearsalCase, account: LibraryAccount, spec: Spec
-) -> dict[str, Any]:
+    engine: Any, case: RehearsalCase, account: LibraryAccount, spec: Spec, notes: Notes
+) -> bool:
     # With data parallel attention the idle engine polls its queues, under their locks.
     whole = engine.engine_config.attn_dp_size == 1
     if not _quiet(account) or (whole and not account.freeze()):
@@ -134,8 +110,7 @@ def _run_case(
     account.mark(f"after {case.name}")
     statuses = [_STATUS.get(one.status, str(one.status)) for one in pending]
     tokens = [one.tokens for one in pending]
-    told = case_notes(case.name, tokens, time.monotonic() - begun, statuses)
-    return {**told, "queued_whole": whole}
+    return notes.case(case.name, tokens, begun, statuses, queued_whole=whole)
 
 
 @dataclass
@@ -163,40 +138,26 @@ def _pixels(shape: tuple[int, ...], dtype: str) -> Any:
     return torch.empty(shape, dtype=getattr(torch, dtype))
 
 
-def _image(engine: Any, unit: Unit, offset: int, number: int) -> tuple[dict[str, Any], int]:
-    """An image as LMDeploy's preprocessor would hand it over, without values, and its tokens."""
+def _image(engine: Any, unit: Unit, offset: int, number: int) -> dict[str, Any]:
+    """An image as LMDeploy's preprocessor would hand it over, without values."""
     vision = engine.source_model.vision_model
     dtype = str(engine.engine_config.dtype)
-    name = number.to_bytes(32, "big")
+    image: dict[str, Any] = {"offset": offset, "fingerprint": number.to_bytes(32, "big")}
     if isinstance(unit, int):
-        shape = (unit, vision._channels, vision._image_h, vision._image_w)
+        shape: tuple[int, ...] = (unit, vision._channels, vision._image_h, vision._image_w)
         tokens = unit * vision._image_seq_length
-        return {
-            "pixel_values": _pixels(shape, dtype),
-            "offset": offset,
-            "image_tokens": tokens,
-            "fingerprint": name,
-        }, tokens
-    t, h, w = unit
-    tokens = t * h * w // vision._vis_spatial_merge**2
-    return {
-        "modality": "image",
-        "pixel_values": _pixels((t * h * w, vision._patch_in_dim), dtype),
-        "image_grid_thw": [t, h, w],
-        "offset": (offset, offset + tokens),
-        "image_tokens": tokens,
-        "fingerprint": name,
-    }, tokens
+    else:
+        t, h, w = unit
+        shape = (t * h * w, vision._patch_in_dim)
+        tokens = t * h * w // vision._vis_spatial_merge**2
+        image |= {"modality": "image", "image_grid_thw": [t, h, w]}
+        image["offset"] = (offset, offset + tokens)
+    return image | {"image_tokens": tokens, "pixel_values": _pixels(shape, dtype)}
 
 
 _numbers = iter(range(1, 2**31))
 #: Images that requests share are numbered above all others.
 _SHARED = 2**32
-
-
-def _number(request: RehearsalRequest, place: int) -> int:
-    """What tells an image from others, as LMDeploy's hash of its pixels does."""
-    return next(_numbers) if request.images is None else _SHARED * (1 + request.images) + place
 
 
 def submit(engine: Any, session: int, request: RehearsalRequest) -> Pending:
@@ -208,9 +169,11 @@ def submit(engine: Any, session: int, request: RehearsalRequest) -> Pending:
     lead = request.text_tokens // 2 if request.lead is None else request.lead
     images, offset = [], lead
     for place, unit in enumerate(request.units):
-        image, tokens = _image(engine, unit, offset, _number(request, place))
-        images.append(image)
-        offset += tokens
+        # What tells it from others, as LMDeploy's hash of its pixels does.
+        shared = request.images is not None
+        number = _SHARED * (1 + (request.images or 0)) + place if shared else next(_numbers)
+        images.append(_image(engine, unit, offset, number))
+        offset += images[-1]["image_tokens"]
     total = offset + request.text_tokens - lead
     pending = Pending(tokens=total)
     ids = torch.ones(total, dtype=torch.int32)
@@ -220,7 +183,6 @@ def submit(engine: Any, session: int, request: RehearsalRequest) -> Pending:
     generation = GenerationConfig(
         max_new_tokens=request.max_new_tokens,
         top_k=request.top_k,
-        output_logits=request.output_logits,
         ignore_eos=True,
         do_sample=True,
     )

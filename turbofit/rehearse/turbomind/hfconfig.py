@@ -6,6 +6,7 @@ executes none.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,9 @@ def plain_gpt_oss_parser() -> None:
 
 def register_intern_s1_pro() -> None:
     """Registers a class with the keys of Intern-S1-Pro's own, in a rehearsal's child only."""
-    from transformers import AutoConfig, Qwen3VLMoeConfig
+    from transformers import Qwen3VLMoeConfig
 
-    kind = "interns1_pro"
-    base: Any = Qwen3VLMoeConfig
-    auto: Any = AutoConfig
-    made = type("PretendInternS1ProConfig", (base,), {"model_type": kind})
-    auto.register(kind, made, exist_ok=True)
+    _register("interns1_pro", Qwen3VLMoeConfig)
 
 
 def register_internvl(*, whole: bool = False) -> None:
@@ -54,51 +51,41 @@ def register_internvl(*, whole: bool = False) -> None:
         whole: give the language model's part the class of its type, with all its defaults, which
             LMDeploy's PyTorch engine reads.
     """
-    from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+    from transformers import CONFIG_MAPPING, PretrainedConfig
 
     base: Any = PretrainedConfig
     classes: Any = CONFIG_MAPPING
 
-    def inner(values: dict[str, Any]) -> Any:
+    def inner(**values: Any) -> Any:
         kind = values.get("model_type")
         return (classes[kind] if whole and kind in classes else base)(**values)
 
-    def make(self: Any, llm_config: Any = None, vision_config: Any = None, **rest: Any) -> None:
-        base.__init__(self, **rest)
-        self.llm_config = inner(llm_config or {})
-        self.vision_config = base(**(vision_config or {}))
-
-    def to_dict(self: Any) -> dict[str, Any]:
-        out = dict(base.to_dict(self))
-        out["llm_config"] = self.llm_config.to_dict()
-        out["vision_config"] = self.vision_config.to_dict()
-        return out
-
-    members = {"model_type": "internvl_chat", "__init__": make, "to_dict": to_dict}
-    auto: Any = AutoConfig
-    auto.register(
-        "internvl_chat", type("PretendInternVLChatConfig", (base,), members), exist_ok=True
-    )
+    _register("internvl_chat", base, llm_config=inner, vision_config=base)
 
 
 def register_kimi() -> None:
     """Registers a class with the keys of Kimi-K2.5's own, in a rehearsal's child only."""
-    from transformers import AutoConfig, DeepseekV3Config, PretrainedConfig
+    from transformers import DeepseekV3Config, PretrainedConfig
 
     base: Any = PretrainedConfig
-    text: Any = DeepseekV3Config
+    _register("kimi_k25", base, text_config=DeepseekV3Config, vision_config=base)
 
-    def make(self: Any, text_config: Any = None, vision_config: Any = None, **rest: Any) -> None:
-        self.text_config = text(**(text_config or {}))
-        self.vision_config = base(**(vision_config or {}))
-        quantization = getattr(self.text_config, "quantization_config", None)
-        if quantization is not None:
-            self.quantization_config = quantization
-        base.__init__(self, **rest)
 
-    members = {"model_type": "kimi_k25", "__init__": make}
+def _register(kind: str, base: Any, **parts: Callable[..., Any]) -> None:
+    """Registers a config class; parts of it are made by classes of their own."""
+    from transformers import AutoConfig
+
+    def make(self: Any, **values: Any) -> None:
+        for name, part in parts.items():
+            setattr(self, name, part(**(values.pop(name, None) or {})))
+        packing = getattr(getattr(self, "text_config", None), "quantization_config", None)
+        if packing is not None:
+            self.quantization_config = packing
+        base.__init__(self, **values)
+
     auto: Any = AutoConfig
-    auto.register("kimi_k25", type("PretendKimiK25Config", (base,), members), exist_ok=True)
+    members = {"model_type": kind, "__init__": make}
+    auto.register(kind, type(f"Pretend{kind.title()}Config", (base,), members), exist_ok=True)
 
 
 def stand_in_for_kimi() -> None:

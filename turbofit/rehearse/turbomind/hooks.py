@@ -1,8 +1,7 @@
 """Makes LMDeploy's own loader and engine run on the pretend machine of this process.
 
 A CUDA build of torch runs on the pretend machine itself, so that LMDeploy and torch load as usual,
-and only marks are added. CPU torch needs answers about the machine and a model of what loading
-stages on the first card.
+and only marks are added. What CPU torch lacks is in ``cpu_torch``.
 """
 
 from __future__ import annotations
@@ -20,9 +19,8 @@ def install(
     account: LibraryAccount,
     *,
     first_device: int = 0,
-    staging: bool = True,
     tokenizer: bool = False,
-    ready: Callable[[Any, int | None], None] = lambda _engine, _staged: None,
+    ready: Callable[[Any, int], None] = lambda _engine, _staged: None,
 ) -> None:
     """Marks the phases of a start, after what CPU torch needs.
 
@@ -30,24 +28,28 @@ def install(
         scenario: the pretend machine.
         account: its account.
         first_device: the card on which loading stages tensors.
-        staging: charge that card with them, where torch cannot do it itself.
         tokenizer: keep the model's tokenizer (a server needs it, a driver of token ids does not).
         ready: called with the TurboMind object, and the staging's peak in bytes, after its start.
     """
     import torch
 
-    real = torch.version.cuda is not None
-    stage = None if real else _patch_cpu_torch(scenario, account, first_device, staging)
-    from lmdeploy.turbomind import turbomind
+    staging: Any = None
+    if torch.version.cuda is None:
+        from turbofit.rehearse.turbomind import cpu_torch
+
+        staging = cpu_torch.Staging(account, first_device)
+        cpu_torch.patch_torch(scenario, staging)
+    from lmdeploy.turbomind import _tm, turbomind
     from lmdeploy.turbomind.model_loader import ModelLoader
 
-    from turbofit.rehearse.turbomind import shims
     from turbofit.rehearse.turbomind.hfconfig import plain_gpt_oss_tokenizer, register_internvl
 
-    shims.patch_lmdeploy(tokenizer=tokenizer, headers=not real)
     register_internvl()
     plain_gpt_oss_tokenizer()
-    engine: Any = turbomind.TurboMind
+    module: Any = turbomind
+    if not tokenizer:
+        module.Tokenizer = _NoTokenizer
+    engine: Any = module.TurboMind
     loader: Any = ModelLoader
     for method, phase in (
         ("_create_weight", "context"),
@@ -55,34 +57,23 @@ def install(
         ("_create_engine", "engine"),
     ):
         setattr(engine, method, _marked(getattr(engine, method), phase, account))
-    export, start = loader.export, engine.__init__
+    export, start, copy_from = loader.export, engine.__init__, _tm.Tensor.copy_from
 
     def exported(self: Any) -> Any:
         account.mark("weights")
-        with stage.mode if stage else contextlib.nullcontext():
+        with staging or contextlib.nullcontext():
             return export(self)
+
+    def copy(self: Any, source: Any, *stream: Any) -> None:
+        if not getattr(source, "is_meta", False):
+            copy_from(self, source, *stream)
 
     def started(self: Any, *args: Any, **kwargs: Any) -> None:
         start(self, *args, **kwargs)
         account.mark("ready")
-        torch_peak = torch.cuda.max_memory_reserved(first_device) if real else None
-        ready(self, stage.peak if stage else torch_peak)
+        ready(self, staging.peak if staging else torch.cuda.max_memory_reserved(first_device))
 
-    loader.export = exported
-    engine.__init__ = started
-
-
-def _patch_cpu_torch(
-    scenario: Scenario, account: LibraryAccount, first_device: int, staging: bool
-) -> Any:
-    """The machine's answers; returns the account of staging, if it is wanted."""
-    from turbofit.rehearse.turbomind import shims
-    from turbofit.rehearse.turbomind.staging import Staging
-
-    shims.declare_torchvision()
-    stage: Any = Staging(account, first_device) if staging else None
-    shims.patch_torch(scenario, stage.empty_cache if stage else lambda: None)
-    return stage
+    loader.export, engine.__init__, _tm.Tensor.copy_from = exported, started, copy
 
 
 def _marked(function: Any, phase: str, account: LibraryAccount) -> Any:
@@ -91,3 +82,11 @@ def _marked(function: Any, phase: str, account: LibraryAccount) -> Any:
         return function(*args)
 
     return call
+
+
+class _NoTokenizer:
+    """In place of the model's tokenizer: a rehearsal gives token ids."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.model = None
+        self.bos_token_id = self.eos_token_id = None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
+from msgspec import convert
+
 from turbofit.core.images import ImageRule
-from turbofit.core.json_types import JsonObject
 from turbofit.core.plan import Limits, Plan
 from turbofit.memory.turbomind.pool import engine_bound, forward_tokens
 from turbofit.memory.vision_load import vision_load_within
-from turbofit.rehearse.mixes import Image, Prompt, PromptMaker, let_through, units_of_request
+from turbofit.rehearse import mixes
+from turbofit.rehearse.mixes import Image, Prompt, PromptMaker
+from turbofit.rehearse.spec import RehearsalCase, RehearsalRequest, Unit
 
 __all__ = ["gate_of", "most_met", "queue", "worst_cases"]
 
@@ -24,34 +28,20 @@ _SHARES = 8  # images of a size that are tried at most where the gateway holds c
 _ALIKE = 3  # how many forwards full of equal images are queued
 
 
-def worst_cases(plan: Plan) -> list[JsonObject]:
-    """The cases of a rehearsal's specification, named as the ledger's transient terms.
-
-    ``vision_request``: one request at the limit. ``vision_forward``: the mix of images, equal or
-    not, that brings most units into one forward, of what the gateway lets through at once.
-    ``text_prefill``: the longest prompt that the cache and the session hold. ``sampling``: a full
-    batch with ``top_k=0``.
-    """
-    rule, limits, settings = plan.model.image_rule, plan.limits, plan.settings
-    cases: list[JsonObject] = []
-    images = []
-    if rule is not None and limits.vision_unit:
-        whole = limits.units_per_image, limits.images_per_request, limits.units_per_request
-        images = [rule.grid(units) for units in units_of_request(*whole)]
-    if images:
-        one = {"text_tokens": _TEXT, "units": images, "max_new_tokens": _NEW}
+def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
+    """The cases, see `mixes.cases_of`; the longest prompt is one that cache and session hold."""
+    rule, limits = plan.model.image_rule, plan.limits
+    images: dict[str, Sequence[RehearsalRequest]] = {}
+    whole = limits.units_per_image, limits.images_per_request, limits.units_per_request
+    units = mixes.units_of_request(*whole) if limits.vision_unit else []
+    if rule is not None and units:
+        one = _request(rule, units, _TEXT)
         # The next case asks again about images that are in the prefix cache.
-        first = one | {"lead": 1, "images": 1} if settings.enable_prefix_caching else one
-        cases.append({"name": "vision_request", "requests": [first]})
-        assert rule is not None
-        many = queue(plan, rule, limits.units_per_image, gate_of(plan))
-        cases.append({"name": "vision_forward", "requests": many})
-    longest = min(settings.session_len, plan.kv.longest_request_tokens) - _NEW
-    text = {"text_tokens": max(1, longest), "max_new_tokens": _NEW}
-    cases.append({"name": "text_prefill", "requests": [text]})
-    row = {"text_tokens": 16, "max_new_tokens": _NEW, "top_k": 0}
-    cases.append({"name": "sampling", "requests": [row] * settings.max_batch_size})
-    return cases
+        cached = dataclasses.replace(one, lead=1, images=1)
+        images["vision_request"] = [cached if plan.settings.enable_prefix_caching else one]
+        images["vision_forward"] = queue(plan, rule, limits.units_per_image, gate_of(plan))
+    longest = min(plan.settings.session_len, plan.kv.longest_request_tokens) - _NEW
+    return mixes.cases_of(plan, images, max(1, longest), _NEW)
 
 
 def gate_of(plan: Plan) -> int | None:
@@ -60,10 +50,12 @@ def gate_of(plan: Plan) -> int | None:
     assert rule is not None
     bound = engine_bound(rule, vision_load_within(limits), plan.settings)
     # What the cache cannot hold at once needs no gate.
-    return let_through(limits, min(bound, rule.units_within(plan.kv.tokens)))
+    return mixes.let_through(limits, min(bound, rule.units_within(plan.kv.tokens)))
 
 
-def queue(plan: Plan, rule: ImageRule, units: int, gate: int | None = None) -> list[JsonObject]:
+def queue(
+    plan: Plan, rule: ImageRule, units: int, gate: int | None = None
+) -> list[RehearsalRequest]:
     """Requests whose images meet at their worst, in the order in which a rehearsal queues them.
 
     With a prefix cache: one request that fills it, to be answered first, is the caller's.
@@ -77,13 +69,13 @@ def queue(plan: Plan, rule: ImageRule, units: int, gate: int | None = None) -> l
     maker = _maker(rule, units, plan.limits)
     cold = _cold(plan, maker, gate)
     if not plan.settings.enable_prefix_caching:
-        return [_request(rule, prompt) for prompt in cold]
+        return [_prompted(rule, prompt) for prompt in cold]
     forward, context = _room(plan)
     again = _repeated_images(plan, maker, gate)
     seen = sum(prompt.all_units for prompt, _ in again)
     if seen < most_met(cold, forward, context):
-        return [_request(rule, prompt) for prompt in cold]
-    return [_request(rule, prompt) | ({"images": 1} if cached else {}) for prompt, cached in again]
+        return [_prompted(rule, prompt) for prompt in cold]
+    return [_prompted(rule, prompt, 1 if cached else None) for prompt, cached in again]
 
 
 def _room(plan: Plan, prompts: int = _CUT) -> tuple[int, int]:
@@ -206,7 +198,7 @@ def _repeated_images(plan: Plan, maker: PromptMaker, gate: int | None) -> list[t
     most = settings.session_len // length  # they share the picture's blocks
     if gate is not None:
         most = min(most, gate // prompt.units)
-    mixes = []
+    tried = []
     for kept in (settings.max_batch_size, settings.max_batch_size - 1):
         count = max(1, min(most, kept))
         found = [(prompt, True)] * count
@@ -216,15 +208,16 @@ def _repeated_images(plan: Plan, maker: PromptMaker, gate: int | None) -> list[t
         new = maker.request(left, context, room)
         if new is not None and count < settings.max_batch_size:
             found.append((new, False))
-        mixes.append(found)
-    return max(mixes, key=lambda mix: sum(each.all_units for each, _ in mix))
+        tried.append(found)
+    return max(tried, key=lambda mix: sum(each.all_units for each, _ in mix))
 
 
-def _request(rule: ImageRule, prompt: Prompt) -> JsonObject:
-    """As a rehearsal's specification has it."""
-    return {
-        "text_tokens": prompt.lead + prompt.rest,
-        "lead": prompt.lead,
-        "units": [rule.grid(units) for units, _ in prompt.images],
-        "max_new_tokens": _NEW,
-    }
+def _prompted(rule: ImageRule, prompt: Prompt, images: int | None = None) -> RehearsalRequest:
+    units = [units for units, _ in prompt.images]
+    request = _request(rule, units, prompt.lead + prompt.rest)
+    return dataclasses.replace(request, lead=prompt.lead, images=images)
+
+
+def _request(rule: ImageRule, units: Sequence[int], text_tokens: int) -> RehearsalRequest:
+    grids = convert([rule.grid(one) for one in units], tuple[Unit, ...])
+    return RehearsalRequest(text_tokens, grids, max_new_tokens=_NEW)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple
 
-from turbofit.pretend.symbols import PLUMBING
+from turbofit.pretend.elf import PLUMBING
 from turbofit.pretend.timeline import KINDS, PINNED, POOL, Event
 
 LOADER = "LMDeploy's weight loader"
@@ -29,26 +30,15 @@ class CallSites:
     """
 
     def __init__(self, name: Callable[[int], str]) -> None:
-        self._name = name
-        self._known: dict[tuple[int, ...], str] = {}
-        self._names: dict[int, str] = {}
+        self._name = cache(name)
+        self.site = cache(self._site)
 
     def names(self, trace: tuple[int, ...]) -> list[str]:
         """The functions of a trace, innermost first."""
-        return [self._one(offset) for offset in trace]
+        return [self._name(offset) for offset in trace]
 
-    def _one(self, offset: int) -> str:
-        if offset not in self._names:
-            self._names[offset] = self._name(offset)
-        return self._names[offset]
-
-    def site(self, trace: tuple[int, ...]) -> str:
+    def _site(self, trace: tuple[int, ...]) -> str:
         """The engine's call: a linear layer's output is named after the layer's owner."""
-        if trace not in self._known:
-            self._known[trace] = self._find(trace)
-        return self._known[trace]
-
-    def _find(self, trace: tuple[int, ...]) -> str:
         if not trace:
             return STAGING
         useful = [n for n in self.names(trace) if not n.startswith(PLUMBING)]
@@ -150,23 +140,37 @@ class Ledger:
 
     def read(self, events: Iterable[Event]) -> Ledger:
         """Takes events, those after what was read before, and closes the last phase so far."""
-        handlers = {
-            "P": self._mark,
-            "C": self._made,
-            "A": self._given,
-            "F": self._freed,
-            "R": self._resized,
-            "G": self._free_queried,
-            "O": self._died,
-            "E": self._failed,
-            "X": self._denied,
-        }
         for event in events:
-            if event.tag in handlers:
-                handlers[event.tag](event)
+            self._take(event)
         for index in range(len(self.cards)):
             self._leave(index)
         return self
+
+    def _take(self, event: Event) -> None:
+        number = event.number
+        match event.tag:
+            case "P":
+                self.phases.append(event.fields[0])
+                for index in range(len(self.cards)):
+                    self._enter(index, event.fields[0])
+            case "C":
+                self.pools[number(1)] = Pool(number(0), self._sites.owner(event.trace))
+            case "A":
+                self._given(event)
+            case "F" if event.fields[0] in self._blocks:
+                self._freed(self._blocks.pop(event.fields[0]), number(1))
+            case "R":
+                self._pool(number(0), number(1)).held = number(2)
+                self._hold(number(0), number(3))
+            case "G":
+                self._free_queried(self.cards[number(0)], number(0), number(1))
+            case "O":
+                self.deaths.append(self._death(event) | {"missing": number(5) - number(4)})
+            case "E":  # the scenario let it fail: nothing was short
+                self.deaths.append(self._death(event) | {"missing": None, "simulated": number(5)})
+            case "X":
+                site = self._sites.site(event.trace)
+                self.refused.append({"from": number(0), "to": number(1), "where": site})
 
     def executor_pool(self, index: int) -> Pool | None:
         """The pool from which all activations of a card come; None before its engine started."""
@@ -213,22 +217,12 @@ class Ledger:
             if pool.device == index:
                 pool.live_peak[phase] = pool.live
 
-    def _mark(self, event: Event) -> None:
-        self.phases.append(event.fields[0])
-        for index in range(len(self.cards)):
-            self._enter(index, event.fields[0])
-
-    def _free_queried(self, event: Event) -> None:
-        index = event.number(0)
-        card = self.cards[index]
+    def _free_queried(self, card: RehearsedGpu, index: int, free: int) -> None:
         if self.phases[-1] == "engine" and card.free_at_cache is None:
-            card.free_at_cache = event.number(1)
+            card.free_at_cache = free
             self._enter(index, "cache")
 
     # ------------------------------------------------------------- memory
-
-    def _made(self, event: Event) -> None:
-        self.pools[event.number(1)] = Pool(event.number(0), self._sites.owner(event.trace))
 
     def _pool(self, device: int, number: int) -> Pool:
         return self.pools.setdefault(number, Pool(device, "default"))
@@ -271,50 +265,25 @@ class Ledger:
         tally.live += size
         tally.peak = max(tally.peak, tally.live)
 
-    def _freed(self, event: Event) -> None:
-        block = self._blocks.pop(event.fields[0], None)
-        if block is None:
-            return
-        self.cards[block.device].tallies[block.place].live -= block.size
+    def _freed(self, block: _Block, held: int) -> None:
+        card = self.cards[block.device]
+        card.tallies[block.place].live -= block.size
         if block.place.kind == KINDS[PINNED]:
-            self.cards[block.device].pinned -= block.size
+            card.pinned -= block.size
             return
-        self._hold(block.device, event.number(1))
+        self._hold(block.device, held)
         if block.pool in self.pools:
             self.pools[block.pool].live -= block.size
 
-    def _resized(self, event: Event) -> None:
-        device, number, held, card_held = (event.number(i) for i in range(4))
-        self._pool(device, number).held = held
-        self._hold(device, card_held)
-
-    # ------------------------------------------------------------- deaths
-
-    def _died(self, event: Event) -> None:
-        self._death(event, short=event.number(5) - event.number(4))
-
-    def _failed(self, event: Event) -> None:
-        """The scenario let it fail: nothing was short."""
-        self._death(event, short=None)
-        self.deaths[-1]["simulated"] = event.number(5)
-
-    def _death(self, event: Event, *, short: int | None) -> None:
+    def _death(self, event: Event) -> dict[str, Any]:
         device, kind, number, size, left = (event.number(i) for i in range(5))
-        self.deaths.append(
-            {
-                "gpu": device,
-                "phase": self.cards[device].phase,
-                "kind": KINDS[kind],
-                "pool": self.pools[number].owner if number in self.pools else None,
-                "where": self._sites.site(event.trace),
-                "asked": size,
-                "left": left,
-                "missing": short,
-                "trace": self._sites.names(event.trace),
-            }
-        )
-
-    def _denied(self, event: Event) -> None:
-        self.refused.append(
-            {"from": event.number(0), "to": event.number(1), "where": self._sites.site(event.trace)}
-        )
+        return {
+            "gpu": device,
+            "phase": self.cards[device].phase,
+            "kind": KINDS[kind],
+            "pool": self.pools[number].owner if number in self.pools else None,
+            "where": self._sites.site(event.trace),
+            "asked": size,
+            "left": left,
+            "trace": self._sites.names(event.trace),
+        }

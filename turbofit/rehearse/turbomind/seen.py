@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from typing import Any, Final
 
 from turbofit.core.plan import Settings
+from turbofit.core.units import round_up
 from turbofit.kernels.families import demangle, family
 from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.memory.turbomind.cache import CacheShape, StatePart, tokens_planned
 from turbofit.memory.turbomind.constants import load_constants
-from turbofit.pretend.build import build
-from turbofit.pretend.environment import cuda_site
+from turbofit.pretend.elf import Symbols
 from turbofit.pretend.errors import PretendError
-from turbofit.pretend.libraries import check_surface
-from turbofit.pretend.symbols import Symbols
 from turbofit.pretend.timeline import read_timeline
-from turbofit.rehearse.installed import engine_library, engine_version
+from turbofit.rehearse.packages import engine_library
 from turbofit.rehearse.run import EndedRun, Seen
-from turbofit.rehearse.spec import Spec
 from turbofit.rehearse.turbomind.ledger import CallSites, Ledger
 
-__all__ = ["NOT_KNOWN", "card_terms", "load_peak", "needs", "seen"]
+__all__ = ["NOT_KNOWN", "card_terms", "load_peak", "seen"]
 
 NOT_KNOWN: Final = (
     "CUDA context",
@@ -60,17 +59,6 @@ _SLAB: Final = re.compile(
 #: What the pretend driver says of a kernel without code.
 _EMPTY: Final = re.compile(r"no code for the kernel (\S+): it is empty")
 _STATE: Final = re.compile(r"num_blocks=(\d+) block_bytes=(\d+)")
-
-
-def needs(spec: Spec) -> dict[str, str]:  # noqa: ARG001 - others need more for more processes
-    """The versions of what a rehearsal runs.
-
-    Raises:
-        PackageError: LMDeploy or a C compiler is missing, or it calls what nothing stands in for.
-    """
-    version = engine_version()
-    check_surface(engine_library(), build(site=cuda_site()))
-    return {"lmdeploy": version}
 
 
 def seen(ended: EndedRun) -> Seen:
@@ -121,7 +109,7 @@ def _ledger(ended: EndedRun) -> Ledger:
             f"the timeline of {machine.timeline_limit} bytes is full",
             hint="rehearse fewer requests at once, or give the machine a timeline_limit",
         )
-    timeline = ended.timelines / f"{pid}.timeline"
+    timeline = ended.folder / "pretend" / "timelines" / f"{pid}.timeline"
     return ledger.read(read_timeline(timeline) if timeline.exists() else ())
 
 
@@ -137,11 +125,11 @@ def _phases(ledger: Ledger, index: int) -> dict[str, dict[str, Any]]:
 
 
 def _terms(
-    ledger: Ledger, index: int, held: Mapping[str, int | None], cases: Sequence[str]
+    ledger: Ledger, index: int, held: Mapping[str, int], cases: Sequence[str]
 ) -> dict[str, int]:
     """By line of the ledger: what a card held for it, or a case's executor pool at most."""
     pool = ledger.executor_pool(index)
-    found = {name: held[key] for name, key in _HELD.items()}
+    found = {name: held.get(key) for name, key in _HELD.items()}
     found |= {name: ledger.live(index, site=site) for name, site in _SITES.items()}
     found["symmetric_buffer"] = ledger.live(index, kind="VMM")
     if pool is not None:
@@ -202,36 +190,17 @@ def _states(slabs: list[tuple[int, int]], lines: Sequence[str]) -> tuple[StatePa
 
 def _card(ledger: Ledger, index: int) -> dict[str, Any]:
     card = ledger.cards[index]
-    pools = {
-        pool.owner: {
-            "live_peak": pool.live_peak,
-            "live_end": pool.live_end,
-            "held_end": pool.held_end,
-        }
-        for pool in ledger.pools.values()
-        if pool.device == index
-    }
-    rows = [
-        {
-            "phase": place.phase,
-            "kind": place.kind,
-            "site": place.site,
-            "count": tally.count,
-            "bytes": tally.total,
-            "live_end": tally.live,
-            "live_peak": tally.peak,
-        }
-        for place, tally in sorted(card.tallies.items())
-    ]
+    pools = [pool for pool in ledger.pools.values() if pool.device == index]
+    tallies = sorted(card.tallies.items())
     return {
-        "pools": pools,
+        "pools": {pool.owner: asdict(pool) for pool in pools},
         "allocations": card.allocations,
-        "sites": rows,
+        "sites": [place._asdict() | asdict(tally) for place, tally in tallies],
     }
 
 
-def card_terms(ledger: Ledger, index: int, used: int) -> dict[str, int | None]:
-    """What a card held when the engine was ready, by term; None for what was not reached.
+def card_terms(ledger: Ledger, index: int, used: int) -> dict[str, int]:
+    """What a card held when the engine was ready, by term, as far as the engine came.
 
     Args:
         ledger: read from the rehearsal's timeline.
@@ -241,52 +210,25 @@ def card_terms(ledger: Ledger, index: int, used: int) -> dict[str, int | None]:
     Returns:
         ``before`` (others), ``context`` (communicators), ``weights``, ``prepare`` (temporaries
         of weight preparation that are still held when free memory is read), ``cache``,
-        ``buffers`` (persistent, made after the cache), ``pool_warmup`` (the executor pool's
-        high-water mark), and ``steady``, their sum without the temporaries.
+        ``pool_warmup`` (the executor pool's high-water mark), ``buffers`` (persistent, made after
+        the cache), and ``steady``, their sum without the temporaries.
     """
     end = ledger.cards[index].end
-    executor = ledger.executor_pool(index)
-    warm = executor.held_end.get("ready") if executor else None
-    context = _less(_less(end.get("context"), end.get("import")), _default(ledger, index))
-    weights = _weights(ledger, index)
-    prepared = _less(_less(_less(end.get("prepare"), end.get("import")), context), weights)
-    cache = _less(end.get("cache"), end.get("engine"))
-    ready = _less(end.get("ready"), end.get("import"))
-    buffers = ready
-    for part in (context, weights, cache, warm):
-        buffers = _less(buffers, part)
-    return {
-        "before": used,
-        "context": context,
-        "weights": weights,
-        "prepare": prepared,
-        "cache": cache,
-        "buffers": buffers,
-        POOL_WARMUP: warm,
-        "steady": None if ready is None else ready + used,
-    }
-
-
-def _less(value: int | None, part: int | None) -> int | None:
-    return None if value is None or part is None else value - part
-
-
-def _default(ledger: Ledger, index: int) -> int:
-    """What the default pool, which is the weights' pool, held when the contexts were made."""
-    return sum(
-        pool.held_end.get("context", 0)
-        for pool in ledger.pools.values()
-        if pool.device == index and pool.owner == "default"
-    )
-
-
-def _weights(ledger: Ledger, index: int) -> int | None:
-    """What the default pool must hold for the weights alone, once they are prepared."""
-    for pool in ledger.pools.values():
-        live = pool.live_end.get("prepare")
-        if pool.device == index and pool.owner == "default" and live is not None:
-            return -(-live // ledger.pool_step) * ledger.pool_step
-    return None
+    pools = [pool for pool in ledger.pools.values() if pool.device == index]
+    default = [pool for pool in pools if pool.owner == "default"]  # of the weights
+    executor = [pool for pool in pools if pool.owner == "executor"]
+    held = {"before": used}
+    with suppress(KeyError, IndexError):
+        begun = end["import"] + sum(pool.held_end.get("context", 0) for pool in default)
+        held["context"] = context = end["context"] - begun
+        held["weights"] = weights = round_up(default[0].live_end["prepare"], ledger.pool_step)
+        held["prepare"] = end["prepare"] - end["import"] - context - weights
+        held["cache"] = end["cache"] - end["engine"]
+        held[POOL_WARMUP] = executor[0].held_end["ready"]
+        ready = end["ready"] - end["import"]
+        held["buffers"] = ready - context - weights - held["cache"] - held[POOL_WARMUP]
+        held["steady"] = ready + used
+    return held
 
 
 def load_peak(ledger: Ledger, index: int) -> int:

@@ -17,15 +17,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.model import Model
 from turbofit.pretend.build import build
 from turbofit.pretend.documents import dumped, loaded
-from turbofit.pretend.environment import cuda_site, find_turbofit, pretend_environment
+from turbofit.pretend.environment import (
+    cuda_site,
+    find_turbofit,
+    pretend_environment,
+    put_first,
+)
 from turbofit.pretend.libraries import check_surface
 from turbofit.pretend.library import LibraryAccount
 from turbofit.pretend.scenario import Scenario, write_scenario
-from turbofit.rehearse.installed import engine_library
+from turbofit.rehearse.checkpoint.twin import checkpoint_for
+from turbofit.rehearse.packages import SERVED, engine_library
 
 _MACHINE = "TURBOFIT_PRETEND_MACHINE"
+#: Names the folder that `turbofit.pipeline` opens in a model's place.
+MODEL = "TURBOFIT_PRETEND_MODEL"
 NOTICE = (
     "turbofit: PRETEND GPUs: memory, admission, errors and death are real; "
     "the words that this server generates mean nothing"
@@ -72,34 +81,69 @@ def server_launch(
     return ServerLaunch(argv, env, timeline)
 
 
-def main(arguments: list[str]) -> int:
-    """Installs the pretend machine in this process and hands over to LMDeploy's command line."""
-    try:
-        path, libraries = os.environ.get(_MACHINE), os.environ.get("TURBOFIT_PRETEND_LIBRARIES")
-        if not path or not libraries:
-            raise UsageError(
-                "this command is started by turbofit, in an environment of its own",
-                hint="use turbofit serve --pretend",
-            )
-        machine = loaded(Path(path).read_bytes(), Scenario)
-    except TurbofitError as error:
-        sys.stderr.write(f"error: {error.message}\nhint: {error.hint}\n")
-        return error.exit_code
+def program_environment(model: Model, machine: Scenario, folder: Path) -> dict[str, str]:
+    """What a program on a pretend machine is told, so that `turbofit.pipeline` opens a model.
+
+    Args:
+        model: whose weights need not be on disk: a twin is written then.
+        machine: the pretend machine.
+        folder: an own folder, as long as the program runs.
+
+    Raises:
+        UsageError: only the model's own checkpoint would do, and it is not on disk.
+    """
+    (folder / "machine.json").write_text(dumped(machine), encoding="utf-8")
+    name = (model.hub_id or model.name).rpartition("/")[2]  # chat templates are chosen by it
+    env = {
+        **os.environ,
+        _MACHINE: str(folder / "machine.json"),
+        MODEL: str(checkpoint_for(model, folder / name)),
+        "TURBOFIT_LEASES": str(folder / "leases"),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+    }
+    if cuda_site() is not None:  # workers of the PyTorch engine read the twin themselves
+        put_first(env, "PYTHONPATH", str(SERVED))
+    find_turbofit(env)
+    return env
+
+
+def pretend_here() -> None:
+    """Lets TurboMind run on the pretend machine in whose environment this process began.
+
+    Raises:
+        UsageError: turbofit began this process in no such environment.
+    """
+    path, libraries = os.environ.get(_MACHINE), os.environ.get("TURBOFIT_PRETEND_LIBRARIES")
+    if not path or not libraries:
+        raise UsageError(
+            "this command is started by turbofit, in an environment of its own",
+            hint="use turbofit serve --pretend",
+        )
     from turbofit.rehearse.turbomind.hfconfig import plain_gpt_oss_parser
     from turbofit.rehearse.turbomind.hooks import install
 
-    sys.stderr.write(f"{NOTICE}\n")
-    sys.stderr.flush()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     account = LibraryAccount(Path(libraries))
     account.mark("import")
     install(
-        machine,
+        loaded(Path(path).read_bytes(), Scenario),
         account,
         tokenizer=True,
         ready=lambda _engine, _staged: account.mark("serving"),
     )
     plain_gpt_oss_parser()
+
+
+def main(arguments: list[str]) -> int:
+    """Installs the pretend machine in this process and hands over to LMDeploy's command line."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        pretend_here()
+    except TurbofitError as error:
+        sys.stderr.write(f"error: {error.message}\nhint: {error.hint}\n")
+        return error.exit_code
+    sys.stderr.write(f"{NOTICE}\n")
+    sys.stderr.flush()
     from lmdeploy.cli.entrypoint import run
 
     sys.argv = ["lmdeploy", *arguments]

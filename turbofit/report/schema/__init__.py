@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-__all__ = ["NAMES", "schema_path", "schema_text"]
+__all__ = ["NAMES", "schema_path", "schema_text", "version_of"]
 
 #: The documents; ``plan`` is also a prediction and a rehearsal.
 NAMES: Final = (
@@ -29,4 +29,9 @@ def schema_text(name: str) -> str:
 
 def schema_path(name: str) -> Path:
     """The file of one of ``NAMES``; `generate` writes it."""
-    return Path(__file__).parent / f"turbofit.{name}-1.json"
+    return Path(__file__).parent / f"turbofit.{name}-{version_of(name)}.json"
+
+
+def version_of(name: str) -> int:
+    """The newest version of one of ``NAMES``, as its documents name it."""
+    return 2 if name == "cluster-status" else 1

@@ -19,7 +19,7 @@ from turbofit.core.tuning import Tuning
 from turbofit.core.which import Which
 from turbofit.load.result import LoadResult
 from turbofit.report.compare import Comparison
-from turbofit.report.schema import NAMES, schema_path
+from turbofit.report.schema import NAMES, schema_path, version_of
 from turbofit.report.stored_documents import RunDocument
 
 __all__ = ["document"]
@@ -90,7 +90,7 @@ def document(name: str) -> Document:
         whole["required"].insert(0, "schema")
     head = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": f"urn:turbofit:{name}:1",
+        "$id": f"urn:turbofit:{name}:{version_of(name)}",
         "title": told.title,
         **({"$comment": told.comment} if told.comment else {}),
     }

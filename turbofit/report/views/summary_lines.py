@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.messages import BESIDE_COMMANDS, plural
+from turbofit.core.messages import BESIDE_COMMANDS, HARMLESS, plural
 from turbofit.machine.presets import match_preset
 from turbofit.report.painters.document import Items, Paragraph
 
@@ -31,10 +31,12 @@ def first_warnings(warnings: Sequence[str], assumed: Sequence[str] = ()) -> list
     """What was assumed of what was asked, else the first warning; and how many more there are.
 
     Args:
-        warnings: all of them. What stands beside commands is left out.
+        warnings: all of them. What stands beside commands, and what is harmless, is left out.
         assumed: those of them that say how the input was read.
     """
-    kept = [text for text in warnings if not any(one in text for one in BESIDE_COMMANDS)]
+    kept = [
+        text for text in warnings if not any(map(text.__contains__, (*BESIDE_COMMANDS, *HARMLESS)))
+    ]
     kept.sort(key=lambda text: text not in assumed)
     shown = [f"assumed: {text}" for text in kept if text in assumed] or kept[:1]
     left = len(kept) - len(shown)

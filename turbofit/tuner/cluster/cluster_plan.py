@@ -26,7 +26,6 @@ from turbofit.core.units import format_bytes, three_digits
 from turbofit.core.version import __version__
 from turbofit.tuner.choose import best_plan
 from turbofit.tuner.cluster.kinds import Kind, kinds_of, why_unusable
-from turbofit.tuner.explain.remedies import left_to_turbofit, quantised_cache
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.share import evenly, held_shares
 
@@ -545,9 +544,11 @@ def _gains(planner: _Planner, choice: _Choice, smaller: Sequence[_Choice]) -> It
 def _remedies(
     planner: _Planner, tried: Mapping[int, _Tried], choice: _Choice | None
 ) -> Iterator[Remedy]:
-    """What would make it fit: of each kind the cheapest change, or what holds all requests."""
+    """What would make it fit: as many requests as are held, or of each kind the cheapest change."""
     if choice is not None:
-        yield from _holding_all(planner, choice)
+        if fewer := round(planner.at_once(choice.shares)):
+            effect = f"fits: {_count(fewer, 'request')} at once over all nodes"
+            yield Remedy(change=f"--concurrency {fewer}", effect=effect)
         return
     found = set()
     for k, one in tried.items():
@@ -558,27 +559,6 @@ def _remedies(
                 where = f"{_count(len(kind.nodes), 'node')} of {cards_of(kind.machine)}"
                 yield replace(remedy, effect=f"{where}: {remedy.effect}")
                 break
-
-
-def _holding_all(planner: _Planner, choice: _Choice) -> Iterator[Remedy]:
-    """What makes the same nodes hold all requests at once, and how many of them they hold."""
-    base, rule, limit = planner.base, planner.base.model.image_rule, choice.promise.limit
-    changes = [(one.change, one.request) for one in left_to_turbofit(base)]
-    if rule is not None and limit is not None and rule.varies_by_limit:
-        lower = max((one for one in rule.common_limits if one <= limit // 2), default=0)
-        changes += [(f"{rule.limit_option} {lower}", base.with_limit(lower))] if lower else []
-    changes += [(one.change, one.request) for one in quantised_cache(base)]
-    if fewer := round(planner.at_once(choice.shares)):
-        workload = replace(base.workload, concurrency=fewer)
-        changes.append((f"--concurrency {fewer}", replace(base, workload=workload)))
-    for change, request in changes:
-        other = _Planner(request, planner.kinds, planner.engine)
-        alone = {k: one.served for k, one in other.alone().items() if not one.why_not}
-        wanted = request.workload.concurrency or 0
-        most = other.at_once(other.shares(alone)) if alone else 0.0
-        if most >= wanted * (1 - _ALMOST) and other.holds_all(other.choose(alone)[0]):
-            requests = _count(wanted, "request")
-            yield Remedy(change=change, effect=f"fits: {requests} at once over all nodes")
 
 
 def cards_of(machine: Machine | None) -> str:

@@ -8,15 +8,15 @@ more than the step. Where full cards make many kinds the step grows.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from math import log2
+from math import inf
 from typing import Final
 
 from msgspec.structs import replace
 
 from turbofit.core.cluster import Node
-from turbofit.core.machine import Gpu, Machine
+from turbofit.core.machine import Gpu, Host, Machine
 from turbofit.core.plan import Plan
-from turbofit.core.struct import Struct, known
+from turbofit.core.struct import NA, Struct, known
 from turbofit.core.units import GIB, MIB
 from turbofit.core.version import __version__
 from turbofit.memory.versions import REFERENCE, release
@@ -29,8 +29,6 @@ _MOST_KINDS: Final = 24
 #: Free host memory within so much is alike, where there is less than so much.
 _HOST_STEP: Final = 8 * GIB
 _HOST_FINE: Final = 64 * GIB
-#: Measured speeds that differ by less than a fifth or so are alike.
-_OCTAVE: Final = 4
 
 
 class Kind(Struct):
@@ -79,13 +77,13 @@ def kinds_of(nodes: Sequence[Node], *, exact: bool = False) -> tuple[tuple[Kind,
 
     ``exact``: only nodes that are equally full to the byte are of one kind.
     """
-    hardware = [_hardware(_machine(node)) for node in nodes]
-    most = max(_MOST_KINDS, len(set(hardware)))
+    machines = [_machine(node) for node in nodes]
+    alike = [_but_for_memory(machine) for machine in machines]
+    most = max(_MOST_KINDS, len(set(alike)))
     for step in (1,) if exact else _STEPS:
         found: dict[Hashable, list[Node]] = {}
-        for node, same in zip(nodes, hardware, strict=True):
-            machine = _machine(node)
-            full = tuple(-(-_used(machine.gpu(index)) // step) for index in machine.visible)
+        for node, machine, same in zip(nodes, machines, alike, strict=True):
+            full = tuple(-(-known(machine.gpu(i).used, 0) // step) for i in machine.visible)
             found.setdefault((same, full, _room(machine)), []).append(node)
         if len(found) <= most:
             break
@@ -93,66 +91,42 @@ def kinds_of(nodes: Sequence[Node], *, exact: bool = False) -> tuple[tuple[Kind,
 
 
 def _kind(members: list[Node]) -> Kind:
-    first = _machine(members[0])
-    worst = {
-        index: max((_machine(node).gpu(index) for node in members), key=_used)
-        for index in first.visible
-    }
-    gpus = tuple(
-        replace(gpu, used=worst[gpu.index].used, free=worst[gpu.index].free)
-        if gpu.index in worst
-        else gpu
-        for gpu in first.gpus
-    )
-    host = min((_machine(node).host for node in members), key=_available)
-    host = replace(first.host, ram_available=host.ram_available)
+    """What its members have in common: of each card, and of host memory, the least."""
+    machines = [_machine(node) for node in members]
+    first = machines[0]
+
+    def least(gpu: Gpu) -> Gpu:
+        others = [machine.gpu(gpu.index) for machine in machines]
+        fullest = max(others, key=lambda one: known(one.used, 0))
+        return replace(gpu, used=fullest.used, free=fullest.free)
+
+    gpus = tuple(least(gpu) if gpu.index in first.visible else gpu for gpu in first.gpus)
+    available = min(machines, key=_available).host.ram_available
+    host = replace(first.host, ram_available=available)
     return Kind(machine=replace(first, gpus=gpus, host=host), nodes=tuple(members))
 
 
-def _used(gpu: Gpu) -> int:
-    return known(gpu.used, 0)
-
-
-def _hardware(machine: Machine) -> Hashable:
-    """All that planning reads of a machine but its used memory, names and processes."""
-    cards = tuple(
-        (
-            gpu.index, gpu.name, gpu.total, gpu.reserved, gpu.compute_capability, gpu.sm_count,
-            gpu.l2, gpu.memory_bandwidth, gpu.dense_flops, gpu.pcie, gpu.mig,
-        )
-        for gpu in machine.gpus
-    )  # fmt: skip
+def _but_for_memory(machine: Machine) -> Machine:
+    """The machine without its names, and without what is free of its memory."""
+    gpus = tuple(replace(gpu, uuid="", used=0, free=0, holders=()) for gpu in machine.gpus)
     learned = tuple(replace(one, when="") for one in machine.calibrations)
-    driver = machine.driver if learned else ""
-    return (cards, machine.visible, machine.links, _speeds(machine), learned, driver)
-
-
-def _speeds(machine: Machine) -> Hashable:
-    """Measured speeds, so coarse that equal machines agree."""
-    if machine.measured is None:
-        return None
-    found = machine.measured
-    return (
-        tuple((one.index, _coarse(one.bandwidth), _coarse(one.flops)) for one in found.cards),
-        tuple((one.gpus, one.size, one.right, _coarse(one.seconds)) for one in found.reduces),
-    )
-
-
-def _coarse(value: float) -> int:
-    return round(_OCTAVE * log2(value)) if value > 0 else 0
+    return replace(
+        machine, name="", source="", gpus=gpus, host=Host(), warnings=(), cuda=NA,
+        driver=machine.driver if learned else NA, calibrations=learned,
+    )  # fmt: skip
 
 
 def _room(machine: Machine) -> int:
     """Free host memory as a class: the less of a class is what is planned for."""
-    available = _available(machine.host)
-    if available == float("inf"):
+    available = _available(machine)
+    if available == inf:
         return -1
     return int(available) // _HOST_STEP if available < _HOST_FINE else int(available).bit_length()
 
 
-def _available(host: object) -> float:
-    available = getattr(host, "ram_available", "NA")
-    return float("inf") if available == "NA" else float(available)
+def _available(machine: Machine) -> float:
+    available = machine.host.ram_available
+    return available if isinstance(available, int) else inf
 
 
 def _machine(node: Node) -> Machine:

@@ -9,7 +9,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from turbofit.core.footprint import Footprint
-from turbofit.core.messages import on_each_gpu, plural
+from turbofit.core.messages import indices, on_each_gpu, plural
 from turbofit.core.plan import (
     GpuLedger,
     GroupPlan,
@@ -154,25 +154,27 @@ def verdict_of(
     tokens: Sequence[int],
     vision_load: VisionLoad,
 ) -> str:
-    """The words of a plan that fits: what runs at once, and what the cache holds.
+    """The words of a plan that fits: where it runs, how many requests at once, what stays free.
 
     ``accounts`` are of all engines, or of one where they are alike; ``tokens`` are what each
     engine's cache holds, ``vision_load`` is of the request that is counted.
     """
     outcomes = [one.at(one.settings.cache_max_entry_count) for one in accounts]
-    spare = min(ledger.headroom for outcome in outcomes for ledger in outcome.ledgers)
+    ledgers = [one for outcome in outcomes for one in outcome.ledgers]
+    spare = min(one.headroom - (one.margin if request.budget else 0) for one in ledgers)
     batches = [one.settings.max_batch_size for one in accounts]
     running = sum(batches) if len(accounts) == len(groups) else batches[0] * len(groups)
-    context = accounts[0].settings.session_len
-    size = counted_tokens(vision_load, context)
+    size = counted_tokens(vision_load, accounts[0].settings.session_len)
     running_words = f"{running:,} {plural(running, 'request')} at once"
     if running > sum(one // size for one in tokens):  # a batch that was given
         running_words = f"a batch of {running:,}"
     where = " and ".join(group_words(request, group) for group in groups)
+    if all(len(group) == 1 for group in groups):
+        where = f"GPU {indices(group[0] for group in groups)}"
     each = on_each_gpu(sum(map(len, groups)))
     return (
         f"fits: {request.model.name} on {where}: {running_words};"
-        f" {cache_words(tokens, vision_load, context)}; {format_bytes(spare)} stay free{each}"
+        f" {format_bytes(spare)}{' of the budget' if request.budget else ''} stay free{each}"
     )
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
+
 from turbofit.core.messages import indices, plural
-from turbofit.core.plan import LimitCost
+from turbofit.core.plan import LimitCost, UsualImage
 from turbofit.core.units import format_bytes, three_digits
 from turbofit.memory.account import RATIO_STEPS, Account
 from turbofit.memory.calibrated import calibration_reason
@@ -16,9 +19,15 @@ from turbofit.tuner.search.search import EngineFit, at_limit
 from turbofit.tuner.search.shape import Evaluation, dtype_for
 from turbofit.tuner.search.sizing import excess_tokens, longest_context
 from turbofit.tuner.speed.links import group_class
+from turbofit.tuner.speed.throughput import group_rates, group_speed, request_tokens, total
 
-__all__ = ["beyond_model", "limit_costs", "reasons", "unkept", "why_rejected"]
+__all__ = [
+    "beyond_model", "limit_costs", "reasons", "unkept", "usual_image",
+    "why_rejected",
+]  # fmt: skip
 
+#: Width and height of the picture that most people send: a screen.
+_USUAL_SIZE: Final = (1920, 1080)
 #: Less than this share of a step on links is not what decides.
 _MUCH: Final = 0.1
 
@@ -278,3 +287,37 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
             requests_per_second=round(sum(s.requests_per_second for s in speeds), 4),
             seconds_to_first_token=round(max(s.seconds_to_first_token for s in speeds), 3),
         )
+
+
+def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
+    """What the plan serves where images are of a usual size, and not the worst."""
+    request, best = fit.request, fit.best
+    rule, limit, worst = request.model.image_rule, best.shape.limit, best.vision_load
+    if rule is None or limit is None or request.workload.image_size is not None:
+        return UNSET
+    units = rule.units(*_USUAL_SIZE, limit)
+    if units >= worst.units_per_image:
+        return UNSET
+    each = rule.unit_tokens(units)
+    load = replace(worst, units_per_image=units, tokens_per_request=each * worst.images_per_request)
+    speeds, at_once = [], 0
+    for group in best.shape.groups:
+        part, gpus = best.of_group(group), [request.machine.gpu(index) for index in group]
+        settings = part.settings
+        speed = group_speed(
+            group_rates(request.model, settings, request.machine, gpus, fit.engine),
+            settings,
+            load,
+            part.kv_tokens,
+            part.shape.requests(request.workload.concurrency),
+        )
+        speeds.append(speed if part.shape.units_per_forward is None else speed.queued())
+        at_once += min(settings.max_batch_size, part.kv_tokens // request_tokens(load))
+    forecast = total(speeds)
+    return UsualImage(
+        image_size=_USUAL_SIZE,
+        image_tokens=each,
+        requests_at_once=at_once,
+        requests_per_second=forecast.requests_per_second,
+        seconds_to_first_token=forecast.seconds_to_first_token,
+    )

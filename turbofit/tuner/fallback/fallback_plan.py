@@ -216,14 +216,14 @@ def _verdict(
         )
     if host is not None:
         return f"does not fit: {name}: {host}"
-    spare = min(one.headroom for one in ledgers)
+    spare = min(one.headroom - (one.margin if request.budget else 0) for one in ledgers)
     off = len(chosen.placement.offloaded)
     how = f", {off} decoder layers in host memory or on disk" if off else ""
     each = on_each_gpu(sum(map(len, chosen.groups)))
     return (
         f"fits: {name} on GPU {groups_of(chosen.groups)} with Transformers{how}:"
         f" {_at_once(chosen)} {chosen.session_len:,} tokens at a time;"
-        f" {format_bytes(spare)} stay free{each}"
+        f" {format_bytes(spare)}{' of the budget' if request.budget else ''} stay free{each}"
     )
 
 

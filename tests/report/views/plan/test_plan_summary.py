@@ -8,7 +8,7 @@ import pytest
 import turbofit
 from tests.support.plans import plausible_plan
 from turbofit.cli.main import main
-from turbofit.core.messages import BEYOND, QUEUED
+from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED
 from turbofit.core.plan import Plan
 from turbofit.report.painters.terminal import paint
 from turbofit.report.views.plan.plan_summary import plan_summary
@@ -47,7 +47,7 @@ def test_it_fits_a_terminal_and_has_the_verdict_the_promise_and_one_command(
 
 def test_an_image_of_one_token_is_said_as_one() -> None:
     told = paint(plan_summary(turbofit.plan("llama-3.2-11b-vision", on="1xv100-32g")), width=80)
-    assert "560 x 560 pixels each: 1 token\n" in told
+    assert "560x560 pixels each: 1 token\n" in told
 
 
 def test_the_bar_adds_up_to_the_card_and_is_the_fullest_gpus() -> None:
@@ -80,7 +80,9 @@ def test_a_plan_that_holds_only_in_a_queue_hands_out_no_command_without_one() ->
 def test_what_was_assumed_of_the_machine_is_said_first_and_what_is_always_so_never() -> None:
     plan = turbofit.plan("internvl2-2b", on="1xV100")
     assert "- assumed: v100 was read as V100 SXM2 16 GB" in told(plan)
-    assert "(and 1 more warning)" in told(plan)  # the checkpoint's own code
+    assert OWN_CODE in plan.warnings
+    assert OWN_CODE not in told(plan)
+    assert "more warning" not in told(plan)
     both = turbofit.plan("qwen2-vl-2b", on="rtx4090+rtx3080")
     assert "rtx4090 was read as the 24 GB card" in told(both)
     assert "rtx3080 was read as the 10 GB card" in told(both)
@@ -134,7 +136,26 @@ def test_full_shows_the_whole_and_the_summary_is_the_default(capsys) -> None:
     assert "Ledger of GPU 0" in full
     assert "Ledger" not in short
     assert len(short.splitlines()) < len(full.splitlines()) / 4
-    assert re.search(r"speed +[\d.]+ requests/s by the forecast \(median error 4\.5%", short)
+    forecast = r"forecast +[\d.]+ requests/s, [\d.]+ s to the first token \(median error 4\.5%\)"
+    assert re.search(forecast, short)
+
+
+def test_the_largest_image_and_a_usual_one_stand_one_below_the_other() -> None:
+    plan = turbofit.plan("qwen2-vl-7b", on="1xv100-32g")
+    usual = plan.usual_image
+    assert usual
+    assert usual.image_tokens < plan.limits.image_tokens_per_request
+    assert plan.throughput is not None
+    assert usual.requests_per_second > plan.throughput.requests_per_second
+    lines = paint(plan_summary(plan)).splitlines()
+    (place,) = (i for i, line in enumerate(lines) if line.startswith("  worst size"))
+    assert lines[place + 1].startswith(f"  1920x1080   {usual.requests_at_once:,} at once")
+    assert "median error" not in told(plan)  # no figure of a vision model is published
+
+
+def test_no_usual_image_where_a_size_is_asked_or_all_images_take_the_same() -> None:
+    assert not turbofit.plan("qwen2-vl-7b", on="1xv100-32g", image_size="1280x720").usual_image
+    assert not turbofit.plan("llava-1.5-7b", on="1xrtx3090").usual_image
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,16 @@ def fact_block(plan: Plan) -> FactList:
                 f"({speed.basis})",
             )
         )
+    if plan.usual_image:
+        usual, (width, height) = plan.usual_image, plan.usual_image.image_size
+        facts.append(
+            (
+                "a usual image",
+                f"of {width}x{height} takes {usual.image_tokens:,} tokens: "
+                f"{usual.requests_per_second:.2f} requests/s, {usual.requests_at_once:,} at once; "
+                f"--image-size {width}x{height} plans for these alone",
+            )
+        )
     return FactList(facts=tuple(facts))
 
 

@@ -1,4 +1,4 @@
-"""What an engine on torch needs beside turbofit, and where its processes find stand-ins."""
+"""What engines need beside turbofit, and where their processes find stand-ins."""
 
 from __future__ import annotations
 
@@ -10,30 +10,59 @@ from typing import Final
 
 from turbofit.core.errors import PackageError
 from turbofit.core.model import TextDims
+from turbofit.kernels.installed import turbomind_library
+from turbofit.pretend.build import build
 from turbofit.pretend.environment import cuda_site
+from turbofit.pretend.libraries import check_surface
 from turbofit.rehearse.spec import Spec
 
-__all__ = ["INSIDE", "SERVED", "STAND_IN", "need_kernels", "need_packages", "needs"]
+__all__ = [
+    "INSIDE", "SERVED", "STAND_IN", "engine_library", "need_kernels", "need_packages", "needs",
+]  # fmt: skip
 
-_HERE: Final = Path(__file__).parent
+_HERE: Final = Path(__file__).parent / "torch"
 #: For each process of a rehearsal.
 INSIDE: Final = _HERE / "torch_inside"
 #: For each process of a server.
 SERVED: Final = _HERE / "served_inside"
 #: Has a stand-in for FlashAttention-3, which drafting does not start without.
 STAND_IN: Final = _HERE / "stand_in"
+_LMDEPLOY: Final = "lmdeploy==0.18.0"
 _PACKAGES: Final = {
+    "turbomind": ("lmdeploy",),
     "pytorch": ("torch", "triton", "lmdeploy", "transformers"),
     "transformers": ("torch", "transformers", "accelerate"),
 }
 
 
 def needs(spec: Spec) -> dict[str, str]:
-    """The versions of what a rehearsal runs; see ``need_packages``."""
-    ray = (None, "ray")
+    """The versions of what a rehearsal runs.
+
+    Raises:
+        PackageError: a package or a C compiler is missing, or TurboMind's library calls what
+            nothing stands in for.
+    """
+    if "torch" not in _PACKAGES[spec.engine]:
+        check_surface(engine_library(), build(site=cuda_site()))
+        return need_packages(spec.engine)
     several = int(spec.settings.get("tp") or 1) > 1
     backend = spec.settings.get("distributed_executor_backend")
-    return need_packages(spec.engine, ray=several and backend in ray)
+    return need_packages(spec.engine, ray=several and backend in (None, "ray"))
+
+
+def engine_library() -> Path:
+    """TurboMind's shared library in the installed wheel, which nothing imports here.
+
+    Raises:
+        PackageError: there is none.
+    """
+    found = turbomind_library()
+    if found is None:
+        raise PackageError(
+            "LMDeploy's TurboMind library is not installed",
+            hint=f"install it beside turbofit: pip install {_LMDEPLOY}",
+        )
+    return found
 
 
 def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
@@ -51,9 +80,9 @@ def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
         if importlib.util.find_spec(name) is None:
             raise PackageError(
                 f"{name} is not installed beside turbofit: rehearsing {engine} runs it",
-                hint=f"pip install {'lmdeploy==0.18.0' if name == 'lmdeploy' else name}",
+                hint=f"pip install {_LMDEPLOY if name == 'lmdeploy' else name}",
             )
-    if cuda_site() is None:
+    if "torch" in names and cuda_site() is None:
         raise PackageError(
             f"this Python's torch is no CUDA build, which rehearsing {engine} runs",
             hint="install torch from PyPI (pip install torch==2.12.1); no GPU and no driver needed",

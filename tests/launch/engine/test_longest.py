@@ -4,8 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.support.plans import plausible_plan
-from turbofit.launch.engine.worst_requests import ProbeRequest
-from turbofit.launch.fallback.longest import longest_request
+from turbofit.launch.engine.worst_requests import ProbeRequest, longest_request
 
 
 @pytest.mark.parametrize("session", [64, 256, 4096])

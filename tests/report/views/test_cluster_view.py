@@ -10,7 +10,7 @@ from turbofit.launch.cluster.source import cluster_from
 from turbofit.report.painters import markdown
 from turbofit.report.painters.document import Code, Heading, Table
 from turbofit.report.painters.terminal import paint
-from turbofit.report.views.cluster.cluster_view import cluster_summary, cluster_view
+from turbofit.report.views.cluster_view import cluster_view
 
 
 def planned(spec: str, model: str = "internvl2-8b", **asked: int) -> ClusterPlan:
@@ -70,7 +70,7 @@ def test_settings_of_unequal_cards_are_a_range_of_numbers() -> None:
 
 
 def lines(plan: ClusterPlan) -> list[str]:
-    return paint(cluster_summary(plan), width=80, colour=False).splitlines()
+    return paint(cluster_view(plan, short=True), width=80, colour=False).splitlines()
 
 
 @pytest.mark.parametrize(

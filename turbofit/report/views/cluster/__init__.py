@@ -1,1 +1,0 @@
-"""Sections on clusters: the plan of one, and what it serves."""

@@ -1,0 +1,251 @@
+"""A cluster's plan, what it serves and its nodes, as something to read.
+
+Nodes of a plan with equal cards and equal settings are one row, so that a thousand read as well as
+three.
+"""
+
+from __future__ import annotations
+
+from textwrap import shorten
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.messages import groups_of, plural
+from turbofit.core.units import three_digits
+from turbofit.report.painters.document import (
+    Code,
+    Column,
+    FactList,
+    Heading,
+    Items,
+    Paragraph,
+    Table,
+)
+from turbofit.report.shell import shell_words
+from turbofit.report.views.plan.plan_summary import speed_in_short
+from turbofit.report.views.plan.remedies_table import remedies_table
+from turbofit.report.views.summary_lines import first_warnings
+from turbofit.tuner.cluster.cluster_plan import cards_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from turbofit.core.cluster import Cluster, ClusterPlan, ClusterStatus, NodePlan
+    from turbofit.core.plan import Plan
+    from turbofit.report.painters.document import Block
+
+__all__ = ["cluster_view", "nodes_view", "status_view"]
+
+#: Names of a row's nodes that are written out.
+_NAMES: Final = 3
+#: Remedies and kinds of nodes of the short text; the whole text has all.
+_REMEDIES: Final = 3
+_KINDS: Final = 4
+#: A kind's settings, by their columns.
+_SETTINGS: Final = {
+    "prefill": "max_prefill_token_num", "batch": "max_batch_size",
+    "cache ratio": "cache_max_entry_count", "dtype": "dtype", "communicator": "communicator",
+}  # fmt: skip
+#: Columns of numbers, and of texts that may be cut into lines.
+_RIGHT: Final = frozenset(
+    {
+        "nodes", "tp x n", "KV tokens", "req/s", "at once", "requests", "prefill", "batch",
+        "cache ratio",
+    }
+)  # fmt: skip
+_WRAPPED: Final = frozenset(
+    {
+        "cards", "which", "why", "GPUs", "node", "state", "why, or said last",
+        "why it cannot serve",
+    }
+)  # fmt: skip
+
+
+def _table(names: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Table:
+    columns = (Column(title=name, right=name in _RIGHT, wrap=name in _WRAPPED) for name in names)
+    return Table(columns=tuple(columns), rows=tuple(rows))
+
+
+def cluster_view(plan: ClusterPlan, *, short: bool = False) -> list[Block]:
+    """The plan.
+
+    ``short``: the verdict, the promise, the nodes by kind, a warning, and where there is more.
+    """
+    where = f" ({plan.source})" if plan.source and not short else ""
+    count = f"{len(plan.nodes):,} {plural(len(plan.nodes), 'node')}"
+    blocks: list[Block] = [
+        Heading(text=f"{plan.model.name} on {count}{where}"),
+        Paragraph(text=plan.verdict, tone="good" if plan.fits else "bad"),
+    ]
+    if plan.source.startswith("simulated"):
+        text = "simulated: no such machine was measured, all figures are of presets"
+        blocks.append(Paragraph(text=text, tone="warn"))
+    title = "What another promise would give" if plan.fits else "What would fit"
+    remedies = remedies_table(plan.remedies[: _REMEDIES if short else None], title)
+    folded, left_out = _folded_nodes(plan.nodes), _left_out(plan)
+    serve: list[Block] = []
+    if plan.serve is not None:
+        serve.append(Paragraph(text="on a node of the Ray cluster:", tone="dim"))
+        serve.append(Code(text=shell_words(plan.serve.argv)))
+    if short:
+        blocks += [_promise(plan, short=True)] if plan.fits else []
+        blocks += [_nodes_table(folded[:_KINDS])] if folded else []
+        # Where it fits, the verdict counts the nodes that are left out, and a warning says why.
+        blocks += [*remedies, *(first_warnings(plan.warnings) if plan.fits else left_out), *serve]
+        rest = len(folded) - _KINDS
+        kinds = f", {rest} more {plural(rest, 'kind')} of nodes among it" if rest > 0 else ""
+        more = f"more: --full (settings of each kind{kinds}), --md or --json"
+        return [*blocks, Paragraph(text=more, tone="dim")]
+    blocks += [] if plan.fits else remedies
+    if plan.warnings:
+        blocks += [Heading(text="Warnings"), Items(items=plan.warnings, tone="warn")]
+    if plan.fits:
+        blocks += [Heading(text="What is promised"), _promise(plan)]
+    if plan.reasons:
+        blocks += [Heading(text="Why"), Items(items=plan.reasons)]
+    if folded:
+        blocks += [Heading(text="Nodes that serve, by kind"), _nodes_table(folded)]
+        blocks += [Heading(text="Settings, by kind"), _settings(folded)]
+    return [*blocks, *left_out, *(remedies if plan.fits else []), *serve]
+
+
+def _promise(plan: ClusterPlan, *, short: bool = False) -> FactList:
+    """What requests are held to on any node, and what all nodes do together."""
+    limits = plan.limits
+    assert limits is not None
+    facts = [("context", f"{plan.longest_request_tokens:,} tokens with the answer")]
+    if limits.vision_unit is not None:
+        unit = plural(limits.units_per_image, limits.vision_unit)
+        text = f"at most {limits.units_per_image:,} {unit} each"
+        facts.append(("images", f"{limits.images_per_request} a request, {text}"))
+    if not short:
+        if limits.max_dynamic_patch is not None:
+            facts.append(("max_dynamic_patch", str(limits.max_dynamic_patch)))
+        if limits.max_pixels_per_image is not None:
+            facts.append(("max_pixels", f"{limits.max_pixels_per_image:,} an image"))
+        engines = f"{plan.engines:,} {plural(plan.engines, 'engine')}"
+        facts.append(("answers a request", f"{limits.n} at most (n)"))
+        facts.append(("KV caches", f"{plan.total_tokens:,} tokens in {engines}"))
+    facts.append(("requests", f"{plan.requests_at_once:,} at once over all nodes"))
+    if plan.throughput is not None:
+        facts.append(("forecast", speed_in_short(plan.throughput, plan.model)))
+    return FactList(facts=tuple(facts))
+
+
+#: A kind of nodes: its first node's plan, and all of them.
+_Kind = tuple["Plan", list["NodePlan"]]
+
+
+def _folded_nodes(nodes: Sequence[NodePlan]) -> list[_Kind]:
+    """Nodes that serve, by their cards, groups and settings; the most nodes first."""
+    found: dict[object, _Kind] = {}
+    for node in nodes:
+        if node.plan is not None:
+            plan = node.plan
+            each = tuple(one.settings for one in plan.by_group)
+            key = (node.cards, plan.engine, plan.parallel.groups, plan.settings, each)
+            found.setdefault(key, (plan, []))[1].append(node)
+    return sorted(found.values(), key=lambda kind: len(kind[1]), reverse=True)
+
+
+def _nodes_table(folded: Sequence[_Kind]) -> Table:
+    """What each kind of node runs, and how many there are."""
+    rows = []
+    for plan, members in folded:
+        tokens = [node.plan.kv.total_tokens for node in members if node.plan is not None]
+        spans = dict.fromkeys((f"{min(tokens):,}", f"{max(tokens):,}"))
+        speed, layout = plan.throughput, plan.parallel
+        rows.append(
+            (
+                f"{len(members):,}",
+                members[0].cards,
+                plan.engine.name,
+                f"{layout.tp}x{layout.replicas}",
+                " to ".join(spans),
+                three_digits(speed.requests_per_second) if speed is not None else "-",
+                three_digits(members[0].at_once),
+                _names(members),
+            )
+        )
+    names = ("nodes", "cards", "engine", "tp x n", "KV tokens", "req/s", "at once", "which")
+    return _table(names, rows)
+
+
+def _settings(folded: Sequence[_Kind]) -> Table:
+    rows = []
+    for plan, members in folded:
+        each = [one.settings for one in plan.by_group] or [plan.settings]
+        cells = []
+        for name in _SETTINGS.values():
+            values = {getattr(one, name) for one in each}
+            cells.append("-".join(map(str, sorted({min(values), max(values)}))))
+        rows.append((f"{len(members):,}", groups_of(plan.parallel.groups), *cells))
+    return _table(("nodes", "GPUs", *_SETTINGS), rows)
+
+
+def _left_out(plan: ClusterPlan) -> list[Block]:
+    """Nodes that serve nothing, by their cards and reason."""
+    found: dict[tuple[str, str], list[NodePlan]] = {}
+    for node in plan.nodes:
+        if node.plan is None and node.why_not:
+            found.setdefault((node.cards, node.why_not), []).append(node)
+    rows = [
+        (f"{len(members):,}", cards or "-", why, _names(members))
+        for (cards, why), members in sorted(found.items(), key=lambda pair: -len(pair[1]))
+    ]
+    table = _table(("nodes", "cards", "why", "which"), rows)
+    return [Heading(text="Nodes that serve nothing"), table] if rows else []
+
+
+def _names(members: Sequence[NodePlan]) -> str:
+    names = ", ".join(node.name for node in members[:_NAMES])
+    more = len(members) - _NAMES
+    return names if more <= 0 else f"{names} and {more:,} more"
+
+
+def status_view(status: ClusterStatus) -> list[Block]:
+    """What is served, node by node."""
+    up = [node for node in status.nodes if node.up]
+    title = f"{status.name}: {len(up)} of {len(status.nodes)} nodes serve, {status.source}"
+    blocks: list[Block] = [Heading(text=title)]
+    if status.pretend:
+        blocks.append(Paragraph(text="PRETEND GPUs: what is generated means nothing", tone="warn"))
+    facts = [
+        ("model", status.model),
+        ("promise", status.promise),
+        ("address", ", ".join(status.urls) or "none yet"),
+        ("KV cache", f"{sum(node.tokens for node in up):,} tokens that serve"),
+        ("under way", f"{sum(node.outstanding for node in status.nodes):,} requests"),
+        ("as of", status.at),
+    ]
+    if status.change:
+        facts.append(("change of plan", status.change))
+    rows = [
+        (
+            f"{node.name} ({node.id[:8]})",
+            node.state if node.up or node.state != "serving" else "serving, down",
+            f"{node.outstanding:,}",
+            three_digits(node.at_once) if node.at_once else "-",
+            f"{node.tokens:,}",
+            shorten(node.why_not or node.said, 300, placeholder=" …"),
+        )
+        for node in status.nodes
+    ]
+    names = ("node", "state", "requests", "at once", "KV tokens", "why, or said last")
+    blocks += [FactList(facts=tuple(facts)), _table(names, rows)]
+    if status.events:
+        blocks += [Heading(text="What happened"), Items(items=status.events)]
+    return blocks
+
+
+def nodes_view(cluster: Cluster) -> list[Block]:
+    """The nodes as they were measured."""
+    rows = [
+        (
+            node.name, node.id[:8], node.address, cards_of(node.machine), node.lmdeploy or "none",
+            node.why_not or ("pretend" if node.pretend else ""),
+        )
+        for node in cluster.nodes
+    ]  # fmt: skip
+    names = ("node", "id", "address", "GPUs", "LMDeploy", "why it cannot serve")
+    title = f"{len(cluster.nodes):,} nodes of {cluster.source}"
+    return [Heading(text=title), _table(names, rows)]
