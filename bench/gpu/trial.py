@@ -31,16 +31,14 @@ from turbofit.launch.calibrate.calibrator import Calibrator
 from turbofit.launch.calibrate.gpu_usage import NvmlUsageReader
 from turbofit.launch.calibrate.progress import Progress
 from turbofit.launch.engine.engine_exit import EndedError
-from turbofit.launch.engine.environment import Lmdeploy, find_lmdeploy
+from turbofit.launch.engine.environment import Lmdeploy, find_lmdeploy, module_runner
 from turbofit.launch.engine.launches import free_ports
-from turbofit.launch.engine.runner import module_runner
 from turbofit.launch.engine.supervised_engine import SupervisedEngine, Timing
 from turbofit.launch.engine.worst_requests import ProbeRequest
-from turbofit.launch.serve.attempt import Attempt
+from turbofit.launch.run import Run
 from turbofit.launch.serve.config import ServeConfig
-from turbofit.launch.serve.job import Job
 from turbofit.launch.serve.leases import Leases
-from turbofit.launch.serve.record import Record
+from turbofit.launch.serve.start import Start
 from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 from turbofit.observe.calibration import phase_rows
 
@@ -60,20 +58,6 @@ class Out:
     def add(self, **facts: Any) -> None:
         self.facts |= facts
         write_atomic(self.path, json.dumps(self.facts, indent=1) + "\n")
-
-
-class Restarts(Record):
-    """A run's record that also tells which of its engine's ends were mended by another start."""
-
-    def __init__(self, folder: Path, out: Out, **facts: Any) -> None:
-        self.out, self.mended = out, list[str]()
-        super().__init__(folder, **facts)
-
-    def event(self, kind: str, text: str) -> None:
-        super().event(kind, text)
-        if kind == "ended":
-            self.mended.append(text)
-            self.out.add(restarts=self.mended)
 
 
 class Loaded:
@@ -100,17 +84,20 @@ class Trial:
         self, plan: Plan, out: Out, load: Load | None, stop: StopSignal, begun: float
     ) -> None:
         self.plan, self.out, self.load, self.stop, self.begun = plan, out, load, stop, begun
-        folder = out.path.with_suffix(".run")
-        folder.mkdir(exist_ok=True)
-        self.record = Restarts(folder, out, model=plan.model.name)
+        self.mended = list[str]()
         self.loaded = Loaded()
         #: How often it had been started again when it was ready, and when all was asked.
         self.ready, self.done = list[int](), list[int]()
 
+    def ended(self, why: str) -> None:
+        """An engine ended that another start mends."""
+        self.mended.append(why)
+        self.out.add(restarts=self.mended)
+
     def opened(self, urls: list[str]) -> None:
         """It is ready: without a load it has been driven, and that was it."""
         self.out.add(ready=time.monotonic() - self.begun)
-        self.ready.append(len(self.record.mended))
+        self.ready.append(len(self.mended))
         if self.load is None:
             self.finish()
         elif len(self.ready) == 1:
@@ -129,7 +116,7 @@ class Trial:
     def finish(self) -> None:
         """All was asked, unless somebody ended it before."""
         if self.stop.signal is None:
-            self.done.append(len(self.record.mended))
+            self.done.append(len(self.mended))
         self.stop.end()
 
     @property
@@ -153,18 +140,22 @@ def run(plan: Plan, out: Out, load: Load | None) -> str:
         chat = plan.model.architecture == "InternVLChatModel"
         runner = module_runner("bench.gpu.chat") if chat else lmdeploy.argv
         config = ServeConfig(
-            gateway=gateway, port=0, model_name=plan.model.name,
+            plan=plan, gateway=gateway, port=0, model_name=plan.model.name,
             timing=Timing(drain=5.0, liveness=0.0),
         )  # fmt: skip
-        job = Job(
-            config, folder=trial.record.folder, record=trial.record, say=say, on_open=trial.opened,
-            lmdeploy=Lmdeploy(lmdeploy.version, runner), leases=leases,
+        started = Run(
+            config, leases, say, on_open=trial.opened, on_death=trial.ended,
+            lmdeploy=Lmdeploy(lmdeploy.version, runner),
             examiner=Calibrator(usage, progress, say) if load is None else trial.loaded,
         )  # fmt: skip
-        job.record.begin(number=0)
+        started.plan, started.fetch = plan, None
+        folder = out.path.with_suffix(".run")
+        folder.mkdir(exist_ok=True)
+        started.begin(folder)
+        started.record.begin(number=0)
         out.add(outcome="running", settings=to_builtins(plan.settings), restarts=[])
         try:
-            Attempt(job, plan, 0).run(stop, stack)
+            Start(started, plan, 0).run(stop, stack)
             outcome = trial.outcome
         except EndedError as exc:
             outcome = "died" if exc.ending.is_oom else exc.ending.kind
@@ -173,7 +164,7 @@ def run(plan: Plan, out: Out, load: Load | None) -> str:
             usage.end()
             out.add(
                 phases=phase_rows(plan, progress.seen), seen=to_builtins(progress.seen),
-                moments=to_builtins(job.record.run.attempts[-1].moments),
+                moments=to_builtins(started.record.run.attempts[-1].moments),
             )  # fmt: skip
     out.add(outcome=outcome, seconds=round(time.monotonic() - begun, 1))
     return outcome

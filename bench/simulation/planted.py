@@ -35,7 +35,7 @@ _ADMISSION, _FORWARDER = "gateway/routing/admission.py", "gateway/routing/reques
 _EXCHANGE, _HEALTH = "gateway/routing/exchange.py", "gateway/routing/health.py"
 _DENY_LIST, _DENY_FILE = "gateway/routing/deny_list.py", "gateway/routing/deny_file.py"
 _SUPERVISOR, _ENGINE = "launch/serve/supervisor.py", "launch/engine/supervised_engine.py"
-_ATTEMPT, _LEASES = "launch/serve/attempt.py", "launch/serve/leases.py"
+_START, _LEASES = "launch/serve/start.py", "launch/serve/leases.py"
 BUGS = (
     # Who is let in, and what is held of engines.
     Bug("units are never given back", _ADMISSION,
@@ -78,9 +78,9 @@ BUGS = (
         "sorted([plan.machine.gpu(index).name for index in plan.machine.visible])"),
     Bug("a client that varies its request is never refused", _DENY_LIST,
         "        if len(clients) == 1 and others:", "        if False:"),
-    Bug("an engine that somebody killed accuses its requests", _ATTEMPT,
+    Bug("an engine that somebody killed accuses its requests", _START,
         'ending.kind == "killed" or any_lost(uuids)', "any_lost(uuids)"),
-    Bug("the next gateway knows no suspect", _ATTEMPT, ", deny_list=job.deny_list)", ")"),
+    Bug("the next gateway knows no suspect", _START, ", deny_list=run.deny_list)", ")"),
     Bug("a death is noted once", "gateway/routing/engines.py",
         "self.death is None or max(self.last_success, sent_at - _PAUSE) > self.died_at",
         "self.death is None"),
@@ -109,7 +109,7 @@ BUGS = (
         "    descriptor, temporary = open_beside(target) if mode is None",
         "    target.write_bytes(raw)\n    return\n"
         "    descriptor, temporary = open_beside(target) if mode is None"),
-    Bug("the gateway is left open under another plan", _ATTEMPT,
+    Bug("the gateway is left open under another plan", _START,
         "            self._front.stop(drain=not urgent)\n", "            pass\n"),
     Bug("an error of the driver ends the watch", "launch/serve/gpu_monitor.py",
         "    except TurbofitError as exc:\n        return None, exc.message\n"

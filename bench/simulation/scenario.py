@@ -16,6 +16,7 @@ from turbofit.core.errors import TurbofitError
 
 if TYPE_CHECKING:
     from bench.simulation.scheduler import Process
+    from turbofit.launch.serve.config import ServeConfig
 
 __all__ = ["Day", "simulate"]
 
@@ -118,12 +119,16 @@ class Turbofit:
 
     def _command(self, stop: Any) -> Any:
         """What it runs; the signal that ended it, None where it ended by itself."""
-        from turbofit.cli.commands import serve
+        from turbofit.cli.terminal.output import say
+        from turbofit.launch.run import Run
         from turbofit.launch.serve.leases import Leases
 
-        arguments, config = serve_question(self._model, tuple(self._fixed.items()), "m")
+        config = serve_question(self._model, tuple(self._fixed.items()), "m")
         with Leases() as leases:
-            return serve._launch(arguments, config, stop, leases, as_json=False)
+            run = Run(config, leases, say)
+            run.prepare()
+            run.begin()
+            return run.follow(stop)
 
     def _failed(self, error: TurbofitError) -> None:
         world = self._day.world
@@ -135,20 +140,15 @@ class Turbofit:
 @cache
 def serve_question(
     model: str, fixed: tuple[tuple[str, Any], ...], name: str | None = None
-) -> tuple[Any, Any]:
-    """The command line of `serve`; ``name`` is what clients call the model."""
-    from turbofit.cli.options.launch_options import ServeOptions
-    from turbofit.cli.serving.serve_plan import ServeArguments
+) -> ServeConfig:
+    """What `serve` is asked for; ``name`` is what clients call the model."""
     from turbofit.gateway.config import GatewayConfig
     from turbofit.launch.engine.supervised_engine import Timing
     from turbofit.launch.serve.config import ServeConfig
-    from turbofit.launch.serve.passthrough import sort_options
     from turbofit.planning.request import PlanRequest
 
-    request = PlanRequest(model=model, **dict(fixed))
-    options = ServeOptions(no_rehearse=True)
-    config = ServeConfig.of(
-        request=request,
+    return ServeConfig.of(
+        request=PlanRequest(model=model, **dict(fixed)),
         # Who asks again and again does so less often than in use: a day has 86,400 seconds.
         gateway=GatewayConfig(idle_seconds=5400.0, retry_seconds=30.0),
         timing=Timing(liveness=1800.0, start=1800.0),
@@ -156,7 +156,6 @@ def serve_question(
         rehearse=False,
         model_name=name,
     )
-    return ServeArguments(request, options, sort_options((), unplanned=False)), config
 
 
 class Day:

@@ -49,7 +49,7 @@ from turbofit.launch.engine.image import flat_png
 from turbofit.launch.engine.supervised_engine import SupervisedEngine
 from turbofit.launch.serve import planner
 from turbofit.launch.serve.gpu_monitor import GpuMonitor
-from turbofit.launch.serve.supervisor import Server, StopSignal
+from turbofit.launch.serve.supervisor import StopSignal, Supervisor
 from turbofit.tuner.explain.remedies import Remedies
 
 if TYPE_CHECKING:
@@ -199,11 +199,11 @@ def _end_run(self: Any, *number: Any) -> None:
     world().stir()
 
 
-_FOLLOW = Server._follow
+_FOLLOW = Supervisor._follow
 
 
 def _follow(self: Any, *given: Any) -> Any:
-    """`Server._follow`, whose deadlines say when the supervisor looks again."""
+    """`Supervisor._follow`, whose deadlines say when the supervisor looks again."""
     process = world().scheduler.process
     assert process is not None
     process.engines = self.engines
@@ -227,16 +227,16 @@ _Replacements: TypeAlias = Iterator[tuple[str, Any]]
 
 def _threads() -> _Replacements:
     yield f"{_SERVE}.supervisor.time", SupervisorTime()
-    yield f"{_SERVE}.supervisor.Server._follow", _follow
+    yield f"{_SERVE}.supervisor.Supervisor._follow", _follow
     yield f"{_SERVE}.supervisor.StopSignal.end", _end_run
     for module, among in (
-        ("engine.supervised_engine", ""), ("engine.readiness_probe", "probes"),
-        ("serve.gpu_monitor", "monitors"), ("models.model_session", ""),
+        ("engine.supervised_engine", ""), ("engine.engine_client", "probes"),
+        ("serve.gpu_monitor", "monitors"), ("models.model_run", ""),
     ):  # fmt: skip
         yield f"turbofit.launch.{module}.threading", SimulatedThreading(among)
     for thread in (
-        "engine.readiness_probe.Probe", "engine.supervised_engine._Pulse",
-        "serve.gpu_monitor.GpuMonitor", "models.model_session._SessionThread",
+        "engine.engine_client.Probe", "engine.supervised_engine._Pulse",
+        "serve.gpu_monitor.GpuMonitor", "models.model_run._RunThread",
     ):  # fmt: skip
         yield f"turbofit.launch.{thread}.start", _start
 
@@ -247,12 +247,12 @@ def _processes(one: World) -> _Replacements:
     yield f"{_ENGINE}.engine_client.EngineClient.call", _call
     yield "turbofit.planning.examine.scene.port_problem", _port_problem
     yield f"{_SERVE}.supervisor.check_port", _check_port
-    yield f"{_SERVE}.attempt.free_ports", _free_ports
+    yield f"{_SERVE}.start.free_ports", _free_ports
     yield f"{_SERVE}.leases.start_time", _live
     yield f"{_SERVE}.record.start_time", lambda pid: pid
     yield f"{_SERVE}.leases.group_of", lambda pid: pid
     yield f"{_SERVE}.gpu_monitor.group_of", lambda pid: pid
-    yield f"{_SERVE}.reservations.members", _members
+    yield f"{_SERVE}.leases.members", _members
 
 
 def _machine(one: World) -> _Replacements:
@@ -272,7 +272,6 @@ def _machine(one: World) -> _Replacements:
     yield "turbofit.gateway.routing.deny_file.secrets", one.secrets
     yield "turbofit.gateway.routing.deny_file.time", clock
     yield f"{_SERVE}.leases.os", LeaseOs()
-    yield f"{_SERVE}.reservations.os", LeaseOs()
     yield f"{_SERVE}.record.os", LeaseOs()
     yield "turbofit.core.process.files.os", disk
     yield "turbofit.core.process.files.token_hex", lambda _: str(next(_NAMES))
@@ -289,12 +288,12 @@ def _gateway(one: World) -> _Replacements:
     yield "aiohttp.connector.monotonic", SimulatedTime().monotonic
     # What looks at nothing does so less often: a day has 86,400 seconds.
     yield "turbofit.gateway.routing.health._TICK", 600.0
-    yield f"{_ENGINE}.readiness_probe._PAUSE", 300.0
+    yield f"{_ENGINE}.engine_client._PAUSE", 300.0
 
 
 def _installed_and_shown(one: World) -> _Replacements:
-    yield f"{_ENGINE}.environment.lmdeploy_if_needed", lambda _: (_LMDEPLOY, None)
-    yield f"{_SERVE}.download.WeightsFetcher", lambda _: lambda plan: plan
+    yield "turbofit.launch.run.lmdeploy_if_needed", lambda _: (_LMDEPLOY, None)
+    yield "turbofit.launch.run.WeightsFetcher", lambda _: lambda plan: plan
     yield "importlib.metadata.version", _version
     yield "importlib.util.find_spec", _found_module
     yield "turbofit.cli.terminal.output.note", lambda text: one.trace(f"says {text}")
@@ -350,7 +349,7 @@ def in_place(one: World) -> Iterator[None]:
         for path, value in _replacements(one):
             _put(stack, *_place(path), value)
         for made, defaults in (
-            (Server, {"clock": clock.monotonic}),
+            (Supervisor, {"clock": clock.monotonic}),
             (SupervisedEngine, {"clock": clock.monotonic}),
             (GpuMonitor, {"every": 1800.0}),
         ):

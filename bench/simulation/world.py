@@ -175,7 +175,7 @@ class World(History):
 
     def plan_of(self, gpus: list[int], ratio: float) -> tuple[float, Plan]:
         """The plan that an engine was started by, and when it was made: the newest with these
-        cards, whose ratio a start may lower (`launch.serve.shared_cards`)."""
+        cards, whose ratio a start may lower (`launch.engine.fitted_cache`)."""
         process = self.scheduler.process
         plans = self.plans.get(process.pid, []) if process is not None else []
         for made, plan in reversed(plans):

@@ -167,6 +167,25 @@ def test_chunks_arrive_as_they_are_sent(engine) -> None:
         connection.close()
 
 
+def test_an_urgent_end_is_told_before_the_engines_end_is_seen(engine) -> None:
+    """Engines are killed right after it: whoever reads their end first must not answer."""
+    with GatewayThread(make_gateway(plan_for(), [engine.url], config())) as gateway:
+        connection = http.client.HTTPConnection(gateway.url.rpartition("//")[2], timeout=HANG)
+        body = json.dumps(chat(stream=True, max_tokens=8))
+        connection.request("POST", CHAT, body, {"content-type": "application/json"})
+        response = connection.getresponse()
+        assert response.readline() == b"data: {}\n"
+
+        def strike(app) -> int:
+            gateway._ends.tell(urgent=True)
+            return app.connections.cut
+
+        assert gateway.call(strike) == 1
+        assert b'"code":"ending"' in response.read()
+        connection.close()
+    assert gateway.cut == 1
+
+
 def leave_amid_a_stream(url: str, word: bytes, times: int) -> None:
     """A client that goes away once its stream has had a word so many times."""
     host, _, port = url.rpartition("//")[2].partition(":")

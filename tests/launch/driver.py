@@ -1,4 +1,4 @@
-"""Runs `Server` in a process of its own: ``driver.py PLAN FOLDER PORT CHECK TIMING RUNNER…``.
+"""Runs `Supervisor` in a process of its own: ``driver.py PLAN FOLDER PORT CHECK TIMING RUNNER…``.
 
 Its clock is an hour later after each SIGUSR1.
 """
@@ -17,7 +17,7 @@ from turbofit.core.plan import Plan
 from turbofit.launch.engine.engine_exit import EndedError
 from turbofit.launch.engine.launches import Launch
 from turbofit.launch.engine.supervised_engine import Timing
-from turbofit.launch.serve.supervisor import Server, StopSignal
+from turbofit.launch.serve.supervisor import StopSignal, Supervisor
 from turbofit.planning.commands import commands
 
 
@@ -40,7 +40,7 @@ def main() -> int:
     port, check = int(sys.argv[3]), sys.argv[4] == "check"
     timing = Timing(**{"liveness": 0.0, **json.loads(sys.argv[5])})
     launches = [Launch(command, sys.argv[6:]) for command in commands(plan, port=port)]
-    server = Server(
+    server = Supervisor(
         plan, launches, Path(sys.argv[2]), say, check=check, timing=timing, clock=clock()
     )
     try:

@@ -23,7 +23,7 @@ from turbofit.gateway.thread import GatewayThread
 from turbofit.launch.engine.engine_exit import EndedError
 from turbofit.launch.engine.launches import Launch
 from turbofit.launch.engine.supervised_engine import Timing
-from turbofit.launch.serve.supervisor import Server, StopSignal
+from turbofit.launch.serve.supervisor import StopSignal, Supervisor
 from turbofit.planning.commands import commands
 
 
@@ -45,7 +45,7 @@ class Supervised:
         self.plan = plausible_plan(gpus=gpus, tp=1)
         runner = (sys.executable, str(STANDIN / "fake_server.py"))
         launches = [Launch(command, runner) for command in commands(self.plan, port=port)]
-        self.server = Server(
+        self.server = Supervisor(
             self.plan, launches, tmp_path, self.said.append, check=False,
             timing=Timing(liveness=0.0, tick=0.01, restarts=restarts),
             on_rest=self._rest, clock=lambda: self.now,

@@ -19,11 +19,11 @@ def config(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.delenv("TURBOFIT_API_KEYS", raising=False)
     given: list[Any] = []
 
-    def stoppable(_arguments: Any, config: Any, *, as_json: bool) -> int:
+    def one_model(config: Any, _passed: Any, *, as_json: bool) -> int:
         given.append(config.gateway)
         return 0
 
-    monkeypatch.setattr(serve, "_stoppable", stoppable)
+    monkeypatch.setattr(serve, "_one_model", one_model)
     return given
 
 

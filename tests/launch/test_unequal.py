@@ -16,9 +16,9 @@ from turbofit.cli.main import main
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
 from turbofit.launch.engine.launches import Launch
+from turbofit.launch.run import _engines
 from turbofit.launch.serve.ladder import rungs
-from turbofit.launch.serve.session import _engines
-from turbofit.launch.serve.supervisor import Server
+from turbofit.launch.serve.supervisor import Supervisor
 from turbofit.observe.ends import End
 
 MODEL, ON = "internvl2-8b-awq", "rtx3090+rtx4080"
@@ -36,7 +36,7 @@ def died(phase: str, missing: int | None = None) -> End:
 
 def test_each_engine_is_watched_with_its_own_forecast(plan: Plan, tmp_path: Path) -> None:
     launches = [Launch(command, ("true",)) for command in plan.commands]
-    server = Server(plan, launches, tmp_path, lambda _: None)
+    server = Supervisor(plan, launches, tmp_path, lambda _: None)
     for engine, group_plan in zip(server.engines, plan.by_group, strict=True):
         assert engine._plan.settings == group_plan.settings
         assert engine._plan.kv == group_plan.kv

@@ -17,7 +17,7 @@ from turbofit.core.struct import decode
 from turbofit.kernels.census import Census
 from turbofit.launch.calibrate.progress import Progress
 from turbofit.launch.cluster.source import cluster_from
-from turbofit.launch.serve import retry_memory
+from turbofit.launch.serve import ladder
 from turbofit.launch.serve.leases import Leases
 from turbofit.machine.snapshot import load_snapshot
 from turbofit.observe import calibrations
@@ -60,8 +60,8 @@ def calibration(path: Path) -> None:
 
 
 def learned(path: Path) -> None:
-    moved(path, retry_memory._path(PLAN, "0.18.0", False))
-    assert isinstance(retry_memory.recall(PLAN, "0.18.0", pretend=False), dict)
+    moved(path, ladder._learned_path(PLAN, "0.18.0", False))
+    assert isinstance(ladder.recall(PLAN, "0.18.0", pretend=False), dict)
 
 
 def lease(path: Path) -> None:

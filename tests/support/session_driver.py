@@ -17,13 +17,10 @@ from turbofit.core.plan import Plan
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.engine.environment import Lmdeploy
 from turbofit.launch.engine.supervised_engine import Timing
-from turbofit.launch.serve import retry_memory
+from turbofit.launch.run import Run
 from turbofit.launch.serve.config import ServeConfig
-from turbofit.launch.serve.job import Job
-from turbofit.launch.serve.leases import Leases
-from turbofit.launch.serve.record import Record, run_folder
-from turbofit.launch.serve.reservations import end_orphans
-from turbofit.launch.serve.session import run_session
+from turbofit.launch.serve.ladder import recall
+from turbofit.launch.serve.leases import Leases, end_orphans
 from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
@@ -50,32 +47,30 @@ def run(stop: StopSignal, leases: Leases) -> str:
         return best_plan(request.changed(**changes))
 
     plan = replan({})
-    changes = retry_memory.recall(plan, "0.18.0", pretend=False)
+    changes = recall(plan, "0.18.0", pretend=False)
     if changes:
         say(f"learned {json.dumps(changes)}")
         plan = replan(changes)
     leases.reserve(plan)
-    folder = run_folder(plan)
-    config = ServeConfig(
-        model_name="m",
-        request=request,
-        timing=Timing(**{"liveness": 0.0, "backoff": 0.1, **given.get("timing", {})}),
-        gateway=GatewayConfig(port=int(sys.argv[2])) if given.get("gateway") else None,
-        port=int(sys.argv[2]),
-        check=given.get("check", True),
-    )
-    job = Job(
-        config,
-        folder=folder,
-        record=Record(folder, model=plan.model.name, pretend=False, lmdeploy="0.18.0"),
-        say=say,
+    one = Run(
+        ServeConfig(
+            model_name="m",
+            request=request,
+            timing=Timing(**{"liveness": 0.0, "backoff": 0.1, **given.get("timing", {})}),
+            gateway=GatewayConfig(port=int(sys.argv[2])) if given.get("gateway") else None,
+            port=int(sys.argv[2]),
+            check=given.get("check", True),
+        ),
+        leases,
+        say,
         on_open=lambda urls: say("OPEN " + " ".join(urls)),
         lmdeploy=Lmdeploy("0.18.0", (sys.executable, str(SERVER))),
-        leases=leases,
-        replan=None if given.get("replan") == "none" else replan,
-        changes=changes,
     )
-    return run_session(job, plan, stop).name
+    one.plan, one.changes, one.fixed = plan, changes, fixed
+    one.replan = None if given.get("replan") == "none" else replan
+    one.fetch = None
+    one.begin()
+    return one.follow(stop).name
 
 
 def main() -> int:

@@ -165,11 +165,15 @@ class Ends:
 
     def __init__(self) -> None:
         self.told, self.urgent = asyncio.Event(), asyncio.Event()
+        #: Tells what is open why it ends; it is set while a gateway serves.
+        self.cut: Callable[[], None] = lambda: None
 
     def tell(self, *, urgent: bool) -> None:
         """End. To be called in the gateway's loop."""
         self.told.set()
         if urgent:
+            # At once: engines are killed beside it, and the loop may see their end next.
+            self.cut()
             self.urgent.set()
 
 
@@ -200,6 +204,7 @@ async def serve_gateway(
         listener.close()
         raise
     serving = asyncio.ensure_future(server.serve([listener]))
+    ends.cut = partial(_cut_connections, gateway, server)
     told, urgent = (asyncio.ensure_future(one.wait()) for one in (ends.told, ends.urgent))
     try:
         await asyncio.wait({serving, told}, return_when="FIRST_COMPLETED")
@@ -219,20 +224,28 @@ async def _cut_off(
     gateway: PublicApp, server: uvicorn.Server, serving: asyncio.Future[None]
 ) -> None:
     """End what is still open, and the server: with a last word, then without, then by force."""
-    gateway.connections.ending = server.should_exit = True
     if serving.done():
         return
-    for one in server.servers if server.started else ():
-        one.close()
-    connections: set[Any] = server.server_state.connections  # of `protocol.LimitedProtocol`
-    for connection in list(connections):
-        connection.cut()
+    _cut_connections(gateway, server)
     await asyncio.wait({serving}, timeout=_AT_ONCE)
+    connections: set[Any] = server.server_state.connections
     for connection in list(connections):
         connection.transport.abort()
     for task in list(server.server_state.tasks):
         task.cancel()
     await asyncio.wait({serving}, timeout=_AT_ONCE)
+
+
+def _cut_connections(gateway: PublicApp, server: uvicorn.Server) -> None:
+    """Take nothing new, and tell what is open that the server ends; once."""
+    if gateway.connections.ending:
+        return
+    gateway.connections.ending = server.should_exit = True
+    for one in server.servers if server.started else ():
+        one.close()
+    connections: set[Any] = server.server_state.connections  # of `protocol.LimitedProtocol`
+    for connection in list(connections):
+        connection.cut()
 
 
 def run_gateway(gateway: PublicApp, *, on_ready: Callable[[str], None] = lambda _: None) -> None:

@@ -31,22 +31,28 @@ __all__ = [
 
 
 def commands(
-    plan: Plan, *, host: str = "127.0.0.1", port: int = DEFAULT_PORT, name: str | None = None
+    plan: Plan,
+    *,
+    host: str = "127.0.0.1",
+    port: int = DEFAULT_PORT,
+    name: str | None = None,
+    options: Sequence[str] = (),
 ) -> tuple[Command, ...]:
     """One command for each group of the plan, on consecutive ports from ``port`` on.
 
-    With ``name`` clients call the model so.
+    With ``name`` clients call the model so. ``options`` are LMDeploy's own, passed on.
 
     The first word is ``lmdeploy`` or ``turbofit-fallback``: whoever runs it may put an interpreter
     and `module_of` there.
     """
     ports = [port + number for number in range(len(plan.parallel.groups))]
     option = "--model-name" if plan.engine.of_lmdeploy else "--served-name"
-    return _commands(plan, host, ports, [option, name] if name else [])
+    refuse_options(plan.engine, options)
+    return _commands(plan, host, ports, [*([option, name] if name else []), *options])
 
 
 def private_commands(
-    plan: Plan, ports: Sequence[int], folder: str, name: str
+    plan: Plan, ports: Sequence[int], folder: str, name: str, options: Sequence[str] = ()
 ) -> tuple[Command, ...]:
     """The commands behind a gateway: loopback, given ports, no docs, no web page let in.
 
@@ -55,14 +61,16 @@ def private_commands(
         ports: one a group.
         folder: the model folder that the engine is given.
         name: what clients call the model.
+        options: LMDeploy's own, passed on.
     """
+    refuse_options(plan.engine, options)
     closed: list[str] = []
     if plan.engine.of_lmdeploy:
         # An empty list is not possible on the command line, and the default lets every page in.
         closed = ["--disable-fastapi-docs", "--allow-origins", "https://closed.invalid"]
     source = replace(plan.model.source, checkpoint=folder)
     model = replace(plan.model, source=source, hub_id=name)
-    return _commands(replace(plan, model=model), "127.0.0.1", ports, closed)
+    return _commands(replace(plan, model=model), "127.0.0.1", ports, [*closed, *options])
 
 
 def _commands(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from turbofit.cli.commands.tune import _described, _timed
+from turbofit.cli.commands.tune import _timed
 from turbofit.core.errors import UsageError
+from turbofit.launch.tune.tune import described
 from turbofit.load.spec import LoadSpec
 
 
@@ -33,7 +34,7 @@ def test_two_times_do_not_go_together() -> None:
 
 def test_a_load_is_described_with_its_length() -> None:
     closed = LoadSpec.of(concurrency=8, seconds=30.0)
-    assert _described(closed) == "30 s, 8 at once, after 8 requests of warm-up"
+    assert described(closed) == "30 s, 8 at once, after 8 requests of warm-up"
     counted = LoadSpec.of(rate=2.5, requests=40, warm_up=0)
-    assert _described(counted) == "40 requests, 2.5 a second, after 0 requests of warm-up"
-    assert _described(LoadSpec.of(trace="m.jsonl")) == "the trace m.jsonl"
+    assert described(counted) == "40 requests, 2.5 a second, after 0 requests of warm-up"
+    assert described(LoadSpec.of(trace="m.jsonl")) == "the trace m.jsonl"

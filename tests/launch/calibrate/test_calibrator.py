@@ -14,10 +14,10 @@ from msgspec.structs import replace
 from turbofit import api
 from turbofit.core.errors import LaunchError, MachineError
 from turbofit.core.units import MIB
-from turbofit.launch.calibrate.calibration_store import calibration_of, learned, relieve, stored
+from turbofit.launch.calibrate.calibrate import calibration_of, learned, relieve, stored
 from turbofit.launch.calibrate.calibrator import Calibrator
 from turbofit.launch.calibrate.progress import Progress
-from turbofit.launch.serve import retry_memory as ladder
+from turbofit.launch.serve import ladder
 from turbofit.observe import calibrations
 from turbofit.observe.log_events import CacheBudget
 from turbofit.observe.sampler import SampledRange
@@ -245,7 +245,7 @@ def test_nothing_is_learned_where_somebody_elses_memory_moved(monkeypatch) -> No
     done = progress()
     drive(done, GpuUsageReader(*[20000] * 6))
     monkeypatch.setattr(
-        "turbofit.launch.calibrate.calibration_store.memory_now",
+        "turbofit.launch.calibrate.calibrate.memory_now",
         lambda _: SimpleNamespace(used=200 * MIB),
     )
     result = learned(PLAN, done.seen, {0: 0}, lmdeploy="0.18.0", pretend=False)

@@ -9,8 +9,8 @@ import pytest
 
 from tests.support.plans import plausible_plan
 from turbofit.core.plan import Command
+from turbofit.launch.engine.environment import module_runner
 from turbofit.launch.engine.launches import KEY, Launch, _outgoing, free_ports, port_of
-from turbofit.launch.engine.runner import module_runner
 from turbofit.planning.commands import private_commands
 
 DUMP = (

@@ -12,11 +12,9 @@ from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.engine.engine_client import EngineClient
 from turbofit.launch.engine.environment import Lmdeploy
 from turbofit.launch.engine.supervised_engine import Timing
+from turbofit.launch.run import Run
 from turbofit.launch.serve.config import ServeConfig
-from turbofit.launch.serve.job import Job
 from turbofit.launch.serve.leases import Leases
-from turbofit.launch.serve.record import Record
-from turbofit.launch.serve.session import run_session
 from turbofit.launch.serve.supervisor import StopSignal
 
 
@@ -47,20 +45,21 @@ def main() -> int:
     try:
         with StopSignal() as stop, Leases() as leases:
             config = ServeConfig(
+                plan=plan,
                 gateway=GatewayConfig(port=port, idle_seconds=0.3, retry_seconds=0.3),
                 timing=Timing(liveness=0.3, backoff=0.1),
                 port=port,
             )
-            job = Job(
+            run = Run(
                 config,
-                folder=folder,
-                record=Record(folder, model=plan.model.name, pretend=False, lmdeploy="none"),
-                say=say,
+                leases,
+                say,
                 on_open=lambda urls: say("OPEN " + " ".join(urls)),
                 lmdeploy=Lmdeploy("none", ("never-run",)),
-                leases=leases,
             )
-            say(f"ended {run_session(job, plan, stop).name}")
+            run.plan, run.fetch = plan, None
+            run.begin(folder)
+            say(f"ended {run.follow(stop).name}")
     except TurbofitError as exc:
         say(f"error: {exc.message} | {exc.hint}")
         return exc.exit_code

@@ -17,8 +17,7 @@ from turbofit.core.errors import DoesNotFitError, LaunchError, NoGpuError, Usage
 from turbofit.core.units import GIB
 from turbofit.launch.pipeline.pipeline import open_pipeline
 from turbofit.launch.serve import gpu_monitor, planner
-from turbofit.launch.serve.leases import Leases
-from turbofit.launch.serve.reservations import counted
+from turbofit.launch.serve.leases import Leases, counted
 from turbofit.machine.source import machine_from
 from turbofit.planning.examine.cards import open_margin
 from turbofit.planning.plan import plan

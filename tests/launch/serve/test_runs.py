@@ -15,9 +15,9 @@ from turbofit.core.process.state import state_dir
 from turbofit.launch.serve.record import Record
 from turbofit.launch.serve.runs import (
     chosen_run,
+    live_runs,
     newest_run_of,
     requests_at,
-    running_servers,
     stop_server,
     waiting_words,
 )
@@ -76,7 +76,7 @@ def test_a_server_has_the_names_that_serve_takes() -> None:
 
 
 def test_those_that_live_are_listed_chosen_and_stopped(servers, capsys) -> None:
-    assert [one.name for one in running_servers()] == list(servers)
+    assert [one.name for one in live_runs()] == list(servers)
     assert chosen_run("Second").record.model == "Second"
     with pytest.raises(UsageError, match="2 servers run here"):
         chosen_run(None)
@@ -90,7 +90,7 @@ def test_those_that_live_are_listed_chosen_and_stopped(servers, capsys) -> None:
     assert servers["20260101-000000-First"].wait() == 0
     assert chosen_run(None).record.model == "Second"
     assert main(["stop", "--all"]) == 0
-    assert running_servers() == []
+    assert live_runs() == []
     capsys.readouterr()
     assert main(["ps"]) == 0
     assert "no server of this user runs here" in capsys.readouterr().out
@@ -121,15 +121,15 @@ def test_a_process_of_the_same_number_is_no_server(tmp_path: Path) -> None:
     folder = state_dir("runs", make=True) / "20260101-000000-m"
     folder.mkdir(parents=True)
     record = Record(folder, model="m")
-    (mine,) = running_servers()
+    (mine,) = live_runs()
     assert mine.record.pid == record.run.pid
     path = folder / "run.json"
     ticks = record.run.pid_started
     path.write_text(path.read_text().replace(str(ticks), str(ticks + 1)))
-    assert running_servers() == []
+    assert live_runs() == []
     stop_server(mine._replace(record=_later(mine.record)), 1)  # and is sent no signal
     path.write_text("{")
-    assert running_servers() == []
+    assert live_runs() == []
 
 
 def _later(record):
@@ -147,7 +147,7 @@ def test_models_of_one_process_are_listed_once_each_and_are_one_server() -> None
         folder = state_dir("runs", make=True) / name
         folder.mkdir(parents=True)
         Record(folder, model=model).state(state)
-    found = {one.record.model: (one.name, one.state) for one in running_servers()}
+    found = {one.record.model: (one.name, one.state) for one in live_runs()}
     assert found == {"A": ("20260101-000002-a", "ready"), "B": ("20260101-000001-b", "asleep")}
     assert chosen_run(None).record.model == "A"
     assert chosen_run("B").name == "20260101-000001-b"

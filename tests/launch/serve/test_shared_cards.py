@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from tests.support.plans import plausible_plan
 from turbofit.core.plan import PlannedEngine
 from turbofit.core.units import GIB
-from turbofit.launch.serve import shared_cards
-from turbofit.launch.serve.shared_cards import SharedCards, ratio_now
+from turbofit.launch.engine import fitted_cache as shared_cards
+from turbofit.launch.engine.fitted_cache import SharedCards, ratio_now
 from turbofit.pretend.shared import Process, SharedRecord
 
 PLAN = plausible_plan(gpus=1, tp=1)

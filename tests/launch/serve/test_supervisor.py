@@ -1,4 +1,4 @@
-"""Engines that end at the same moment, as `Server` tells of them."""
+"""Engines that end at the same moment, as `Supervisor` tells of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tests.core.process.test_signals import signalled_in_a_finalizer
 from tests.support.plans import plausible_plan
 from turbofit.launch.engine.engine_exit import EndedError
-from turbofit.launch.serve.supervisor import Server, StoppedError, StopSignal
+from turbofit.launch.serve.supervisor import StoppedError, StopSignal, Supervisor
 from turbofit.observe.ends import End
 
 
@@ -45,7 +45,7 @@ def ended(kind: Any) -> End:
 def test_who_ended_as_another_is_given_up_is_told_of_too(tmp_path: Path) -> None:
     """What it ended of would else be learned from one engine more."""
     told: list[int] = []
-    server = Server(
+    server = Supervisor(
         plausible_plan(gpus=1), (), tmp_path, lambda _: None,
         on_end=lambda engine, _: told.append(engine.group),
     )  # fmt: skip
@@ -58,6 +58,28 @@ def test_who_ended_as_another_is_given_up_is_told_of_too(tmp_path: Path) -> None
     with pytest.raises(EndedError):
         server.run(StopSignal(), lambda _: None)
     assert told == [1, 0, 3]
+
+
+def test_an_engine_that_a_second_signal_killed_is_not_started_again(tmp_path: Path) -> None:
+    """Of several models each is followed in a thread, which the signal finds anywhere."""
+    told: list[int] = []
+    said: list[str] = []
+    stop = StopSignal()
+
+    class Struck(Ending):
+        def look(self, now: float, *, last: bool = False) -> End | None:
+            stop.strike()
+            return super().look(now, last=last)
+
+    server = Supervisor(
+        plausible_plan(gpus=1), (), tmp_path, said.append,
+        on_end=lambda engine, _: told.append(engine.group),
+    )  # fmt: skip
+    struck = Struck(0, ended("killed"))
+    struck.process = None
+    server.engines = [struck]  # type: ignore[list-item]
+    assert server.run(stop, lambda _: None) is signal.SIGTERM
+    assert (told, said) == ([], ["stopping: SIGTERM"])
 
 
 def test_a_signal_inside_a_finalizer_ends_what_runs_nothing_yet() -> None:

@@ -119,10 +119,10 @@ class Run:
     def __init__(self, *, opens: str = "", abrupt: bool = False, dies: bool = False) -> None:
         self.opens, self.abrupt, self.dies = opens, abrupt, dies
 
-    def __call__(self, job: Any, plan: Any, stop: StopSignal) -> Any:
+    def follow(self, real: Any, stop: StopSignal) -> Any:
         stop.abrupt = self.abrupt
         if self.opens:
-            job.on_open([self.opens])
+            real.on_open([self.opens])
         until = time.monotonic() + HANG
         while stop.signal is None:
             assert time.monotonic() < until
@@ -135,10 +135,13 @@ class Run:
 def tried(
     monkeypatch: pytest.MonkeyPatch, run: Run, loads: list[LoadSpec], seconds: float | None
 ) -> TrialEnd:
-    monkeypatch.setattr(runner, "run_session", run)
+    def follow(real: Any, stop: StopSignal) -> Any:
+        return run.follow(real, stop)
+
+    monkeypatch.setattr(runner.Run, "follow", follow)
     monkeypatch.setattr(runner.secrets, "token_hex", lambda _: "k")
     config = ServeConfig(pretend=True)
-    lmdeploy: Any = SimpleNamespace(version="0.18.0")
+    lmdeploy: Any = SimpleNamespace(version="0.18.0", warning=None)
     trials = TrialRunner(config, lmdeploy, cast("Any", None), lambda _: None)
     return trials.run(PLAN, loads, seconds)
 
@@ -176,7 +179,7 @@ def test_a_load_that_ends_in_time_is_whole(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_person_s_signal_is_none_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupted(Run):
-        def __call__(self, job: Any, plan: Any, stop: StopSignal) -> Any:
+        def follow(self, real: Any, stop: StopSignal) -> Any:
             stop.abrupt = False
             signal.raise_signal(signal.SIGINT)
             return stop.signal

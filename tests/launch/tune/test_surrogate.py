@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from turbofit.launch.tune.surrogate import Surrogate, below, expected_improvement
+from turbofit.launch.tune.search import Surrogate, below, expected_improvement
 
 
 def test_without_a_measurement_the_forecast_stands() -> None:

@@ -13,10 +13,9 @@ from tests.launch.tune.test_space import MEAN
 from turbofit.core.errors import LaunchError
 from turbofit.core.process.progress import listened, under_way
 from turbofit.core.tuning import Tuning
-from turbofit.launch.tune.journal import Journal
 from turbofit.launch.tune.runner import TrialEnd
 from turbofit.launch.tune.space import choices
-from turbofit.launch.tune.tuning import Tools, TuneTask, tune
+from turbofit.launch.tune.tuning import Journal, Tools, TuneTask, tune
 from turbofit.load.result import LoadResult, Spread
 from turbofit.load.spec import LoadSpec
 from turbofit.planning.plan import plan

@@ -47,9 +47,9 @@ _HEAD: Final = """\
 def init(*, out: str, force: bool, **given: Any) -> int:
     """Plan, and write what was asked and what was promised."""
     from turbofit import api
-    from turbofit.cli.serving.serve_plan import refusal
     from turbofit.cli.terminal.output import answer
     from turbofit.core.process.files import write_output
+    from turbofit.planning.plan import refusal
     from turbofit.planning.request import PlanRequest
 
     if out != "-" and not force and os.path.exists(out):

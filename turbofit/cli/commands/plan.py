@@ -14,7 +14,7 @@ from turbofit.cli.options.common_options import (
     refuse_beside_cluster,
 )
 from turbofit.cli.options.fields import filled, options_of
-from turbofit.cli.options.shares_options import SharesOptions
+from turbofit.cli.options.models_options import SharesOptions
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 

@@ -8,7 +8,7 @@ from turbofit.cli.command import command
 from turbofit.cli.options.common_options import FORMS
 
 if TYPE_CHECKING:
-    from turbofit.launch.serve.runs import RunningServer
+    from turbofit.launch.serve.runs import LiveRun
     from turbofit.report.painters.document import Block
 
 __all__ = ["ps"]
@@ -19,9 +19,9 @@ def ps(*, as_json: bool, md: bool) -> int:
     """List them."""
     from turbofit.cli.terminal.output import answer, show
     from turbofit.core.struct import to_json
-    from turbofit.launch.serve.runs import running_servers
+    from turbofit.launch.serve.runs import live_runs
 
-    servers = running_servers()
+    servers = live_runs()
     if as_json:
         rows = [
             {
@@ -42,7 +42,7 @@ def ps(*, as_json: bool, md: bool) -> int:
     return 0
 
 
-def _block(servers: list[RunningServer]) -> Block:
+def _block(servers: list[LiveRun]) -> Block:
     from turbofit.report.painters.document import Column, Paragraph, Table
 
     if not servers:

@@ -16,15 +16,13 @@ from turbofit.cli.options.common_options import (
 from turbofit.cli.options.fields import filled, options_of
 from turbofit.cli.options.gateway_options import GatewayOptions
 from turbofit.cli.options.launch_options import ServeOptions
-from turbofit.cli.options.models_options import ModelsOptions
-from turbofit.cli.options.shares_options import SharesOptions
+from turbofit.cli.options.models_options import ModelsOptions, SharesOptions
 from turbofit.cli.serving.serve_cluster import serve_on_cluster
-from turbofit.cli.serving.serve_launch import PRETEND, ServeLaunch
 from turbofit.cli.serving.serve_plan import (
+    PRETEND,
     ServeArguments,
     given_request,
-    launch_request,
-    preview,
+    read_saved,
     refuse_elsewhere,
     show_commands,
     with_passed,
@@ -40,9 +38,8 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Options
     from turbofit.gateway.config import GatewayConfig
+    from turbofit.launch.run import Run
     from turbofit.launch.serve.config import ServeConfig
-    from turbofit.launch.serve.job import Job
-    from turbofit.launch.serve.leases import Leases
     from turbofit.launch.serve.passthrough import PassedOptions
     from turbofit.launch.serve.supervisor import StopSignal
 
@@ -129,8 +126,8 @@ def serve(
     if options.lease is not None:
         end_without_lease(Path(options.lease))
     if models.idle is not None or len(model) > 1:
-        return _models(arguments, config, models, shares, model, as_json=as_json)
-    return _stoppable(arguments, config, as_json=as_json)
+        return _models(config, models, shares, model, as_json=as_json)
+    return _one_model(config, passed, as_json=as_json)
 
 
 def _detached(*, as_json: bool, cluster: str | None) -> int:
@@ -173,7 +170,6 @@ def _on_cluster(arguments: ServeArguments, public: GatewayOptions, *, as_json: b
 
 
 def _models(
-    arguments: ServeArguments,
     config: ServeConfig,
     options: ModelsOptions,
     shares: Sequence[float],
@@ -185,88 +181,117 @@ def _models(
     import click
 
     from turbofit.cli.options.profile_options import each_model
-    from turbofit.cli.serving.serve_models import PlannedModel, planned_models, serve_models
+    from turbofit.cli.terminal.output import answer, note, say
+    from turbofit.launch.models.serve_models import (
+        ModelsPolicy,
+        PlannedModel,
+        ServedModels,
+        in_turns,
+        serve_models,
+        side_by_side,
+    )
+    from turbofit.launch.serve.planner import preview
 
-    def body(stop: StopSignal) -> signal.Signals:
-        if len(names) > 1:
-            each = each_model(click.get_current_context(), names)
-            planned, at_once = planned_models(arguments, config, each, shares, options)
+    def opened(url: str, models: Sequence[str]) -> None:
+        if not as_json:
+            answer(f"{url}\n")
+            for line in to_ask(url, config, models[0]):
+                say(line)
+            say(f"models: {', '.join(models)}")
+
+    def body(stop: StopSignal) -> ServedModels:
+        if len(names) < 2:
+            planned = [PlannedModel(config, preview(config))]
+            at_once = 1
         else:
-            planned, at_once = [PlannedModel(arguments, config, preview(arguments, config))], 1
-        return serve_models(planned, options, at_once, stop, as_json=as_json)
+            each = each_model(click.get_current_context(), names)
+            if options.swap:
+                planned, at_once = in_turns(config, each, say)
+            else:
+                planned = side_by_side(config, each, shares, say)
+                at_once = len(planned)
+        if config.pretend:
+            note(PRETEND)
+        policy = ModelsPolicy(at_once=at_once, **options.policy_fields())
+        return serve_models(planned, policy, stop, say, opened, wait=options.wait_seconds)
 
-    return exit_code(run_until_signal(body))
+    served = run_until_signal(body)
+    if not isinstance(served, ServedModels):
+        return exit_code(served)
+    if as_json:
+        _show_end(served.ended, served.cut, runs=[str(folder) for folder in served.folders])
+    say_cut(served.cut)
+    return exit_code(served.ended)
 
 
 def _config(arguments: ServeArguments, public: GatewayOptions) -> ServeConfig:
     """What the options ask for."""
     from turbofit.launch.serve.config import ServeConfig
+    from turbofit.launch.serve.planner import launch_request
 
     options, passed = arguments.options, arguments.passed
-    request = None
-    if not options.plan:
+    request = plan = None
+    if options.plan:
+        plan = read_saved(arguments, options.plan)
+    else:
         request = launch_request(with_passed(arguments), pretend=options.pretend)
     return ServeConfig.of(
         request=request,
+        plan=plan,
         gateway=None if options.no_gateway else _gateway(public, passed),
         port=public.port,
         api_key=passed.api_keys[0] if passed.api_keys else None,
         access_log=public.access_log,
         options=tuple(passed.argv),
+        unplanned=tuple(passed.unplanned),
+        forget=options.forget,
         **options.config_fields(),
     )
 
 
-def _stoppable(arguments: ServeArguments, config: ServeConfig, *, as_json: bool) -> int:
+def _one_model(config: ServeConfig, passed: PassedOptions, *, as_json: bool) -> int:
+    from turbofit.cli.terminal.output import answer, note, say
+    from turbofit.launch.run import Run
     from turbofit.launch.serve.leases import Leases
 
     def body(stop: StopSignal) -> signal.Signals:
+        told: list[str] = []
+
+        def opened(urls: list[str]) -> None:
+            if as_json:
+                return
+            answer("".join(f"{url}\n" for url in urls))
+            if not told:
+                told.extend(to_ask(urls[0], config, config.client_name(plan.model)))
+                for line in told:
+                    say(line)
+
         with Leases() as leases:
-            return _launch(arguments, config, stop, leases, as_json=as_json)
+            run = Run(config, leases, say, on_open=opened)
+            if config.pretend:
+                note(PRETEND)
+            plan = run.prepare()
+            folder = run.begin()
+            stop.on_hangup = _reloads(run, passed)
+            ended = run.follow(stop)
+        cut = 0 if run.front is None else run.front.cut
+        if as_json:
+            _show_end(ended, cut, run=str(folder))
+        say_cut(cut)
+        return ended
 
     return exit_code(run_until_signal(body))
 
 
-def _launch(
-    arguments: ServeArguments,
-    config: ServeConfig,
-    stop: StopSignal,
-    leases: Leases,
-    *,
-    as_json: bool,
-) -> signal.Signals:
-    from turbofit.cli.terminal.output import answer, note, say
-    from turbofit.launch.serve.session import run_session
+def _show_end(ended: signal.Signals, cut: int, **folders: Any) -> None:
+    import json
 
-    launch = ServeLaunch(arguments, config, say)
-    if config.pretend:
-        note(PRETEND)
-    plan = launch.plan(leases)
-    told: list[str] = []
+    from turbofit.cli.terminal.output import answer
 
-    def opened(urls: list[str]) -> None:
-        if as_json:
-            return
-        answer("".join(f"{url}\n" for url in urls))
-        if not told:
-            told.extend(to_ask(urls[0], config, config.client_name(plan.model)))
-            for line in told:
-                say(line)
-
-    job = launch.job(plan, leases, opened)
-    stop.on_hangup = _reloads(job, arguments)
-    ended = run_session(job, plan, stop)
-    cut = 0 if job.front is None else job.front.cut
-    if as_json:
-        import json
-
-        document = {"ended": ended.name, "run": str(job.folder), "cut": cut}
-        answer(json.dumps(document, indent=2) + "\n")
-    say_cut(cut)
-    return ended
+    answer(json.dumps({"ended": ended.name, **folders, "cut": cut}, indent=2) + "\n")
 
 
-def _reloads(job: Job, arguments: ServeArguments) -> Callable[[], None] | None:
+def _reloads(run: Run, passed: PassedOptions) -> Callable[[], None] | None:
     """What SIGHUP does where the options are a profile's; without one it ends the run."""
     import click
 
@@ -279,9 +304,9 @@ def _reloads(job: Job, arguments: ServeArguments) -> Callable[[], None] | None:
 
     def read() -> tuple[Options, GatewayConfig]:
         options = read_again(ctx)
-        return options, _gateway(filled(GatewayOptions, options), arguments.passed)
+        return options, _gateway(filled(GatewayOptions, options), passed)
 
-    return Reloader(job, ctx.params, read).begin
+    return Reloader(run, ctx.params, read).begin
 
 
 #: Options after ``--`` that are the gateway's business while there is one.

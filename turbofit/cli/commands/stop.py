@@ -35,12 +35,12 @@ class StopOptions(Validated):
 def stop(*, run: str | None, all: bool, **given: object) -> int:  # noqa: A002 - the option's name
     """Ask, and wait until the process is gone."""
     from turbofit.cli.terminal.output import say
-    from turbofit.launch.serve.runs import chosen_run, running_servers, stop_server
+    from turbofit.launch.serve.runs import chosen_run, live_runs, stop_server
 
     options = filled(StopOptions, given)
     if all and run is not None:
         raise UsageError(f"--all and {run!r} do not go together", hint="give one of them")
-    for server in running_servers() if all else [chosen_run(run)]:
+    for server in live_runs() if all else [chosen_run(run)]:
         say(f"stopping {server.name} …")
         with under_way(f"waiting for {server.name} to end"):
             stop_server(server, options.wait)

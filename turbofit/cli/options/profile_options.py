@@ -39,8 +39,7 @@ def sections() -> dict[str, ProfileSection]:
     """What may stand in a profile, by its heading: the fields that the command line is made of."""
     from turbofit.cli.options.gateway_options import GatewayOptions
     from turbofit.cli.options.launch_options import ServeOptions
-    from turbofit.cli.options.models_options import ModelsOptions
-    from turbofit.cli.options.shares_options import SharesOptions
+    from turbofit.cli.options.models_options import ModelsOptions, SharesOptions
     from turbofit.core.profile import ProfileSection
     from turbofit.planning.request import ENGINE_OPTIONS, GROUPS, PlanRequest
 

@@ -1,4 +1,4 @@
-"""What `serve` plans with: its options as the planner's, a saved plan, what was learned."""
+"""What `serve` plans with: its options as the planner's, or a saved plan; and its commands."""
 
 from __future__ import annotations
 
@@ -7,27 +7,25 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from turbofit.cli.command import CliCommand, option_name
 from turbofit.cli.options.common_options import planning_keywords, setting_options
 from turbofit.cli.options.fields import filled
-from turbofit.core.errors import DoesNotFitError, PackageError, UsageError
+from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import LAST_PORT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from turbofit.cli.options.launch_options import LaunchOptions, ServeOptions
+    from turbofit.cli.options.launch_options import ServeOptions
     from turbofit.core.json_types import Options
-    from turbofit.core.plan import Command, Plan
-    from turbofit.launch.serve.config import ServeConfig
-    from turbofit.launch.serve.leases import Leases
+    from turbofit.core.plan import Plan
     from turbofit.launch.serve.passthrough import PassedOptions
-    from turbofit.launch.serve.planner import Planner
     from turbofit.planning.request import PlanRequest
 
 __all__ = [
-    "NO_MODEL", "ServeArguments", "first_plan", "given_request", "launch_request", "planner_of",
-    "preview", "read_saved", "refusal", "refuse", "refuse_elsewhere", "show_commands",
-    "with_passed",
+    "NO_MODEL", "PRETEND", "ServeArguments", "given_request", "read_saved", "refuse_elsewhere",
+    "show_commands", "with_passed",
 ]  # fmt: skip
 
+PRETEND: Final = (
+    "PRETEND GPUs: memory, admission, errors and death are real; the words that this server "
+    "generates mean nothing"
+)
 #: The model of a request that names none: a saved plan has its own.
 NO_MODEL: Final = "-"
 
@@ -41,26 +39,6 @@ class ServeArguments(NamedTuple):
     request: PlanRequest
     options: ServeOptions
     passed: PassedOptions
-
-
-def planner_of(
-    config: ServeConfig,
-    leases: Leases,
-    *,
-    doubled: bool,
-    fitted: bool = False,
-    say: Callable[[str], None] | None = None,
-) -> Planner:
-    """What plans, or only reserves where a plan was given."""
-    from turbofit.cli.terminal import output
-    from turbofit.launch.serve.planner import Planner, can_rehearse
-
-    # A server on pretend GPUs is its own rehearsal.
-    rehearse = config.rehearse and not config.pretend and can_rehearse()
-    leased = None if config.pretend else leases
-    return Planner(
-        config.request, leased, say or output.say, rehearse=rehearse, doubled=doubled, fitted=fitted
-    )
 
 
 def given_request(model: str | None, given: Options) -> PlanRequest:
@@ -88,74 +66,15 @@ def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
         )
 
 
-def launch_request(request: PlanRequest, *, pretend: bool) -> PlanRequest:
-    """What a launch plans; the machine of a pretend run has what pretend runs have learned.
-
-    It never has what real runs have. A twin of the machine here has the real card's, as its plan.
-    """
-    from turbofit.core.machine import Machine
-    from turbofit.machine.source import machine_from
-    from turbofit.observe.calibrations import with_calibrations
-
-    if not pretend:
-        return request
-    assert not isinstance(request.on, Machine)  # the command line names it
-    machine = machine_from(request.on, gpus=request.gpus)
-    if machine.source != "nvml":
-        machine = with_calibrations(machine, pretend=True)
-    return request.changed(on=machine, gpus=None)
-
-
-def first_plan(
-    request: PlanRequest, options: LaunchOptions, planner: Planner, version: str
-) -> tuple[Plan, Options]:
-    """The plan to begin with, and the learned changes that it was made with."""
-    from turbofit.cli.terminal.output import say
-    from turbofit.launch.serve.retry_memory import forget, recall
-
-    plan, given = planner.make({}), request.given()
-    if options.forget:
-        if forget(plan, version, pretend=options.pretend):
-            say("forgot what earlier launches had learned")
-        return plan, {}
-    changes = recall(plan, version, pretend=options.pretend)
-    changes = {name: value for name, value in changes.items() if name not in given}
-    if not changes or not plan.fits:
-        return plan, {}
-    said = ", ".join(f"{name} {value}" for name, value in changes.items())
-    again = planner.make(changes)
-    if not again.fits:
-        say(f"an earlier launch learned {said}, but nothing fits with it now")
-        return planner.make({}), {}
-    say(f"beginning with what an earlier launch learned: {said} (--forget drops it)")
-    return again, changes
-
-
-def preview(arguments: ServeArguments, config: ServeConfig) -> Plan:
-    """What would be launched now, before anything is reserved or rehearsed.
-
-    Raises:
-        DoesNotFitError: nothing fits.
-    """
-    from turbofit.planning.plan import plan as best_plan
-
-    if config.request is None:
-        assert arguments.options.plan is not None
-        plan = read_saved(arguments, arguments.options.plan)
-    else:
-        plan = best_plan(config.request, pretend=config.pretend or None)
-    if not plan.fits:
-        raise refusal(plan)
-    return plan
-
-
 def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bool) -> int:
     """Print instead of launching: the commands as somebody would run them without a gateway."""
     import msgspec
 
     from turbofit.cli.commands.plan import show_plan
     from turbofit.cli.terminal.output import answer, say
+    from turbofit.planning.commands import commands
     from turbofit.planning.plan import plan as best_plan
+    from turbofit.planning.plan import refusal
     from turbofit.report.shell import shell_command
     from turbofit.report.views.plan.commands_view import unheld
 
@@ -165,14 +84,19 @@ def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bo
         plan = best_plan(with_passed(arguments))
     passed = arguments.passed
     name = arguments.options.model_name
-    commands = _commands(plan, passed, port, name)
+    if port + plan.parallel.replicas - 1 > LAST_PORT:
+        raise UsageError(
+            f"{plan.parallel.replicas} engines from port {port} on go beyond {LAST_PORT}",
+            hint="choose a lower --port",
+        )
+    shown_commands = commands(plan, port=port, name=name, options=passed.argv)
     if as_json or md:
         serve = plan.serve
         if serve is not None:
             named = ("--model-name", name) if name else ()
             rest = ("--", *passed.argv) if passed.argv else ()
             serve = msgspec.structs.replace(serve, argv=(*serve.argv, *named, *rest))
-        shown = msgspec.structs.replace(plan, serve=serve, commands=commands)
+        shown = msgspec.structs.replace(plan, serve=serve, commands=shown_commands)
         return show_plan(shown, "serve", full=True, as_json=as_json, md=md)
     if not plan.fits:
         raise refusal(plan)
@@ -182,29 +106,8 @@ def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bo
         "" if arguments.options.no_gateway else "turbofit serve starts this behind its gateway: "
     )
     note = f"# {behind}{unheld(plan)}\n"
-    answer(note + "\n".join(shell_command(command) + "\n" for command in commands))
+    answer(note + "\n".join(shell_command(command) + "\n" for command in shown_commands))
     return 0
-
-
-def refusal(plan: Plan) -> DoesNotFitError:
-    """The error for a plan that does not fit, with its cheapest remedy."""
-    hint = "see turbofit plan MODEL for what would fit"
-    if plan.remedies:
-        first = plan.remedies[0]
-        hint = f"{first.change}: {first.effect}"
-    return DoesNotFitError(plan.verdict, hint=hint)
-
-
-def refuse(plan: Plan, missing: PackageError | None, *, pretend: bool) -> None:
-    """Stop before anything is launched that would not serve."""
-    from turbofit.planning import checks
-    from turbofit.planning.examine.scene import Scene, Sources
-
-    if not plan.fits:
-        raise refusal(plan)
-    if missing is not None and plan.engine.of_lmdeploy:
-        raise missing
-    checks.refuse(Scene(Sources(), "launch", plan=plan, pretend=pretend))
 
 
 def with_passed(arguments: ServeArguments) -> PlanRequest:
@@ -258,21 +161,3 @@ def _modelled(passed: PassedOptions) -> dict[str, Any]:
     reader = CliCommand(lambda: 0, setting_options())
     with reader.make_context("turbofit serve", list(passed.modelled)) as ctx:
         return planning_keywords(ctx.params)
-
-
-def _commands(
-    plan: Plan, passed: PassedOptions, port: int, name: str | None
-) -> tuple[Command, ...]:
-    from turbofit.core.plan import Command
-    from turbofit.planning.commands import commands, refuse_options
-
-    refuse_options(plan.engine, passed.argv)
-    if port + plan.parallel.replicas - 1 > LAST_PORT:
-        raise UsageError(
-            f"{plan.parallel.replicas} engines from port {port} on go beyond {LAST_PORT}",
-            hint="choose a lower --port",
-        )
-    return tuple(
-        Command(env=command.env, argv=(*command.argv, *passed.argv), group=command.group)
-        for command in commands(plan, port=port, name=name)
-    )

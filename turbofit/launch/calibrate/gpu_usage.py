@@ -13,7 +13,7 @@ from turbofit.observe.sampler import SampledRange, Sampler, memory_now
 
 if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan
-    from turbofit.launch.engine.pretended import PretendReader
+    from turbofit.launch.engine.pretended import PretendReaders
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
 
 __all__ = ["GpuUsageReader", "NvmlUsageReader", "PretendUsageReader", "engine_ended"]
@@ -93,11 +93,13 @@ class PretendUsageReader:
     def __init__(self) -> None:
         self._plan: Plan | None = None
         self._highest: dict[int, int] = {}
-        self._readers: dict[int, PretendReader] = {}
+        self._readers: PretendReaders | None = None
 
     def begin(self, plan: Plan) -> dict[int, int]:
         """See :class:`GpuUsageReader`: only what the plan says that others hold."""
-        self._plan, self._highest, self._readers = plan, {}, {}
+        from turbofit.launch.engine.pretended import PretendReaders
+
+        self._plan, self._highest, self._readers = plan, {}, PretendReaders(plan)
         return {one.index: one.used for one in plan.gpus}
 
     def read(self, plan: Plan, engine: SupervisedEngine) -> dict[int, SampledRange]:
@@ -107,10 +109,10 @@ class PretendUsageReader:
             MachineError: its account cannot be read. Or another plan is launched by now, and the
                 engine has ended.
         """
-        if self._plan is not plan:
+        if self._plan is not plan or self._readers is None:
             raise engine_ended(engine)
         found = {}
-        for seen in self._reader(engine).seen():
+        for seen in self._readers.seen(engine):
             first = seen.gpu not in self._highest
             new = not first and seen.peak > self._highest[seen.gpu]
             # Before the first reading the peak is that of loading.
@@ -119,20 +121,6 @@ class PretendUsageReader:
         if not found:
             raise MachineError("the pretend GPUs' account cannot be read", hint="see the log")
         return found
-
-    def _reader(self, engine: SupervisedEngine) -> PretendReader:
-        """The engine's, which is a new one after each start: every start has its own timeline."""
-        from turbofit.launch.engine.pretended import PretendReader
-
-        assert self._plan is not None
-        assert engine.start_command is not None
-        timeline = engine.start_command.timeline
-        assert timeline is not None
-        reader = self._readers.get(engine.group)
-        if reader is None or reader.timeline != timeline:
-            reader = PretendReader(self._plan, engine.group, timeline)
-            self._readers[engine.group] = reader
-        return reader
 
     def end(self) -> None:
         """See :class:`GpuUsageReader`."""

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
-from typing import Any
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
 
+from turbofit.core.errors import LaunchError
 from turbofit.launch.engine.launches import HOST
+from turbofit.launch.engine.worst_requests import (
+    ProbeRequest,
+    fullest_forward,
+    longest_request,
+    worst_image_tokens,
+    worst_request,
+)
 
-__all__ = ["FAILURES", "EngineClient"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turbofit.core.plan import Plan
+
+    #: Takes the model's name, and what asks a question and returns its prompt's tokens.
+    Exam = Callable[[str, Callable[[ProbeRequest], int]], None]
+
+__all__ = ["FAILURES", "EngineClient", "Exam", "Probe"]
 
 #: What a call raises where the engine does not answer.
 FAILURES = (OSError, http.client.HTTPException)
@@ -73,3 +92,113 @@ class EngineClient:
         except FAILURES:
             return False
         return status == http.client.OK
+
+
+# Whether an engine is ready: first its health, then real answers to the plan's worst requests.
+
+
+_PAUSE: Final = 0.2
+#: Errors of this process where it cannot make a socket; they say nothing of the engine.
+_NO_SOCKET: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_HEALTH_TIMEOUT: Final = 5.0
+#: Preprocessing a 12-megapixel image on a slow CPU and a cold vision tower take seconds.
+_ANSWER_TIMEOUT: Final = 600.0
+#: Whoever watches the process learns of its death by then.
+_DEATH_SECONDS: Final = 2.0
+
+
+class Probe(threading.Thread):
+    """Asks one engine until it is ready; then ``ready`` is set, or ``error`` says why not.
+
+    Args:
+        plan: what the worst case is.
+        client: the engine.
+        check: whether requests as bad as the plan allows must be answered too.
+        exam: asks other questions instead of these.
+    """
+
+    def __init__(
+        self, plan: Plan, client: EngineClient, *, check: bool, exam: Exam | None = None
+    ) -> None:
+        super().__init__(name="probe", daemon=True)
+        self._plan, self._client, self.checks = plan, client, check
+        self._exam = exam
+        self._stopped = threading.Event()
+        self.healthy = threading.Event()
+        self.ready = threading.Event()
+        self.error: LaunchError | None = None
+        #: Seconds that each question took.
+        self.answered: dict[str, float] = {}
+
+    def stop(self) -> None:
+        """Ask no more."""
+        self._stopped.set()
+
+    def run(self) -> None:
+        """Wait for health, then check."""
+        while not self._stopped.wait(_PAUSE):
+            if self._client.is_healthy(_HEALTH_TIMEOUT):
+                self.healthy.set()
+                break
+        if self._stopped.is_set():
+            return
+        try:
+            self._ask_all()
+            self.ready.set()
+        except LaunchError as exc:
+            self.error = exc
+        except FAILURES as exc:
+            if isinstance(exc, OSError) and exc.errno in _NO_SOCKET:
+                self.error = LaunchError(
+                    f"no socket can be made for a worst-case request: {exc.strerror}",
+                    hint="raise ulimit -n, or end programs that hold sockets (ss -s)",
+                )
+                return
+            # The connection broke: the engine died of it. Whoever watches the process says why.
+            time.sleep(_DEATH_SECONDS)
+            self.error = LaunchError(
+                "the engine broke the connection of a worst-case request", hint="see its log"
+            )
+
+    def _ask_all(self) -> None:
+        status, name = self._client.find_model(60.0)
+        if name is None:
+            raise LaunchError(
+                f"the engine answered {status} when asked for its models", hint="see its log"
+            )
+        if not self.checks:
+            return
+        if self._exam is not None:
+            self._exam(name, self._ask)
+            return
+        text = tokens = 0
+        worst = worst_request(self._plan, name)
+        if worst is not None:
+            images = worst_image_tokens(self._plan)
+            tokens = self._ask(worst)
+            text = max(0, tokens - images)
+        if self._plan.engine.serial:
+            longest = longest_request(self._plan, name, worst, tokens, self._ask)
+            if longest is not None:
+                self._ask(longest)
+            return
+        fullest = fullest_forward(self._plan, name, text)
+        if fullest is not None:
+            self._ask(fullest)
+
+    def _ask(self, question: ProbeRequest) -> int:
+        """Ask it; returns the tokens of its prompt, 0 where the engine does not say."""
+        began = time.monotonic()
+        path, body = question.request
+        status, answer = self._client.call("POST", path, body, timeout=_ANSWER_TIMEOUT)
+        if status != http.client.OK:
+            said = answer[:300].decode(errors="replace")
+            raise LaunchError(
+                f"the engine answered {status} to {question.name}: {said}",
+                hint="see its log; --no-check skips this request",
+            )
+        self.answered[question.name] = round(time.monotonic() - began, 3)
+        try:
+            return int(json.loads(answer)["usage"]["prompt_tokens"])
+        except (ValueError, LookupError, TypeError):
+            return 0

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-from typing import Final
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError, PackageError
 from turbofit.core.installation import install_command
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.ports import port_problem
-from turbofit.launch.engine.runner import module_runner
 from turbofit.memory.engines import LMDEPLOY
 from turbofit.memory.versions import OLDEST_SERVED, REFERENCE, release
 
-__all__ = ["Lmdeploy", "check_port", "find_lmdeploy", "lmdeploy_if_needed"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Lmdeploy", "check_port", "find_lmdeploy", "lmdeploy_if_needed", "module_runner"]
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -122,3 +126,13 @@ def _on_path() -> Lmdeploy | None:
         return None
     version, _, grammars = out.stdout.strip().partition(" ")
     return Lmdeploy(version, module_runner("lmdeploy", interpreter), grammars=grammars == "True")
+
+
+def module_runner(module: str, interpreter: Sequence[str] = ()) -> tuple[str, ...]:
+    """Start a module's command line; the arguments follow.
+
+    Args:
+        module: ``lmdeploy``, or what stands in for it.
+        interpreter: the words of the interpreter that has it; ours where there are none.
+    """
+    return (*(interpreter or (sys.executable,)), str(Path(__file__).with_name("entry.py")), module)

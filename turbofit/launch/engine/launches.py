@@ -115,7 +115,7 @@ class PretendLaunch(Launch):
         ratio: Callable[[], float] | None = None,
         shared: Path | None = None,
     ) -> None:
-        from turbofit.launch.engine.runner import module_runner
+        from turbofit.launch.engine.environment import module_runner
 
         self._torch = plan.engine.on_torch
         module = module_of(plan.engine) if self._torch else "turbofit.rehearse.turbomind.server"
@@ -139,7 +139,7 @@ class PretendLaunch(Launch):
             faults = faults._replace(fail_at=None)
         machine = pretend_machine(self._plan, self.group, faults)
         if self._torch:
-            from turbofit.launch.engine.pretended_torch import torch_environment
+            from turbofit.launch.engine.pretended import torch_environment
 
             base = {**os.environ, **self.command.env}
             env = torch_environment(self._plan, machine, folder, base)

@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
+from turbofit.core.struct import Struct
 from turbofit.core.units import round_up
-from turbofit.launch.engine.pretend_usage import PretendUsage
 from turbofit.observe.ends import End
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from turbofit.core.plan import Plan
+    from turbofit.launch.engine.supervised_engine import SupervisedEngine
     from turbofit.pretend.scenario import Scenario
     from turbofit.pretend.timeline import TimelineReader
     from turbofit.rehearse.turbomind.ledger import Ledger
@@ -21,11 +23,15 @@ if TYPE_CHECKING:
 __all__ = [
     "PretendFaults",
     "PretendReader",
+    "PretendReaders",
+    "PretendUsage",
     "localised",
     "on_shared_cards",
     "pretend_death",
     "pretend_machine",
-    "pretend_seen",
+    "torch_death",
+    "torch_environment",
+    "torch_seen",
 ]
 
 
@@ -110,8 +116,6 @@ def pretend_death(plan: Plan, group: int, timeline: Path) -> End | None:
     None where no allocation was refused, or the timeline cannot be read.
     """
     if plan.engine.on_torch:
-        from turbofit.launch.engine.pretended_torch import torch_death
-
         return torch_death(plan, group, timeline)
     ledger = PretendReader(plan, group, timeline).ledger()
     if ledger is None or not ledger.deaths:
@@ -129,9 +133,26 @@ def pretend_death(plan: Plan, group: int, timeline: Path) -> End | None:
     )
 
 
-def pretend_seen(plan: Plan, group: int, timeline: Path) -> tuple[PretendUsage, ...]:
-    """What each of the group's pretend GPUs held so far; empty where it cannot be read."""
-    return PretendReader(plan, group, timeline).seen()
+class PretendReaders:
+    """What the engines of a plan hold on their pretend GPUs.
+
+    Args:
+        plan: what the machine is.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._readers: dict[int, PretendReader] = {}
+
+    def seen(self, engine: SupervisedEngine) -> tuple[PretendUsage, ...]:
+        """What each GPU of an engine held in the start that runs; empty where nothing tells."""
+        command, reader = engine.start_command, self._readers.get(engine.group)
+        if command is None or command.timeline is None:
+            return ()
+        if reader is None or reader.timeline != command.timeline:
+            reader = PretendReader(self._plan, engine.group, command.timeline)
+            self._readers[engine.group] = reader
+        return reader.seen()
 
 
 class PretendReader:
@@ -154,8 +175,6 @@ class PretendReader:
         """What each of the group's pretend GPUs held so far; empty where it cannot be read."""
         machine, group = self._machine, self._plan.parallel.groups[self._group]
         if self._plan.engine.on_torch:
-            from turbofit.launch.engine.pretended_torch import torch_seen
-
             return torch_seen(group, machine, self.timeline)
         ledger = self.ledger()
         if ledger is None:
@@ -196,3 +215,100 @@ class PretendReader:
         sites = CallSites(Symbols(engine_library()).name)
         ledger = Ledger(len(self._machine.gpus), sites, self._machine.pool_step)
         return ledger, TimelineReader(self.timeline)
+
+
+class PretendUsage(Struct):
+    """What one pretend GPU held, in bytes: at most, now, and its executor pool at most.
+
+    ``pool`` in the steps by which a pool takes memory, as the plan counts it; None for an engine
+    without such a pool.
+    """
+
+    gpu: int
+    peak: int
+    held: int
+    pool: int | None
+    free_at_cache: int | None
+    region: int | None
+
+
+# Engines on torch, whose pretend machine is a folder of files.
+
+
+def torch_environment(
+    plan: Plan, machine: Scenario, folder: Path, base: Mapping[str, str]
+) -> dict[str, str]:
+    """The environment in which LMDeploy's own server finds the pretend cards.
+
+    Args:
+        plan: what is launched.
+        machine: what it is launched on.
+        folder: a new one, for the machine's files.
+        base: the environment to start from.
+
+    Raises:
+        PackageError: torch is no CUDA build.
+    """
+    from turbofit.pretend.environment import cuda_site, find_turbofit, put_first
+    from turbofit.pretend.run import prepare
+    from turbofit.rehearse.packages import SERVED, STAND_IN, need_packages
+
+    need_packages(plan.engine.name, ray=plan.settings.tp > 1)
+    path = dict(base)
+    if plan.engine.of_lmdeploy:
+        put_first(path, "PYTHONPATH", str(SERVED))
+        find_turbofit(path)
+    made = prepare(machine, folder, path, site=cuda_site())
+    env = {**made.env, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    if plan.settings.draft is not None:
+        put_first(env, "PYTHONPATH", str(STAND_IN))
+    return env
+
+
+def torch_death(plan: Plan, group: int, folder: Path) -> End | None:
+    """The last refused allocation, as `pretend_death` tells it."""
+    from turbofit.pretend.run import machine_files
+    from turbofit.pretend.shared import read_shared
+
+    try:
+        files = machine_files(folder)
+        usages = {usage.pid: usage for usage in files.usages() if usage.refused}
+        processes = [p for p in read_shared(files.shared).processes if p.pid in usages]
+    except (OSError, ValueError, LookupError):
+        return None
+    if not processes:
+        return None
+    last = usages[max(processes, key=lambda one: one.refused_at).pid].refused[-1]
+    return End(
+        kind="out_of_memory",
+        gpu=plan.parallel.groups[group][last.device],
+        phase=last.phase,
+        where=(last.site or "").partition(" < ")[0],
+        asked=last.requested,
+        left=last.left,
+        missing=None if last.simulated else last.short,
+        simulated=last.simulated,
+    )
+
+
+def torch_seen(group: Sequence[int], machine: Scenario, folder: Path) -> tuple[PretendUsage, ...]:
+    """What each of a group's pretend GPUs held so far; empty where it cannot be read."""
+    from turbofit.pretend.run import machine_files
+    from turbofit.pretend.shared import read_shared
+
+    try:
+        shared = read_shared(machine_files(folder).shared)
+    except (OSError, ValueError):
+        return ()
+    seen = []
+    for place, index in enumerate(group):
+        card = machine.gpus[place]
+        others = card.used + card.late
+        held = sum(size for _, size in shared.holders(place))
+        seen.append(
+            PretendUsage(
+                gpu=index, peak=others + shared.peak[place], held=others + held, pool=None,
+                free_at_cache=None, region=None,
+            )
+        )  # fmt: skip
+    return tuple(seen)

@@ -34,12 +34,7 @@ from turbofit.core.units import format_bytes
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.bodies import read_body
-from turbofit.gateway.http.body import Bodies
-from turbofit.gateway.http.connections import Connections, Networks
-from turbofit.gateway.http.guard import Keys, Origins
-from turbofit.gateway.http.metrics import Metrics
-from turbofit.gateway.http.model_names import hold_name
-from turbofit.gateway.http.pages import names_page
+from turbofit.gateway.http.model_names import ModelCard, hold_name, models_document
 from turbofit.gateway.http.prepare import decode
 from turbofit.gateway.http.refusals import Refusal, refusal_event
 from turbofit.gateway.http.routes import find_route, is_health
@@ -335,11 +330,9 @@ class FallbackApp(AsgiApp):
         config: GatewayConfig,
         on_fatal: Callable[[str], None],
     ) -> None:
-        super().__init__(Metrics(), Origins(config.allow_origins))
-        self.config, self._handlers, self._model = config, handlers, model
+        super().__init__(config, _LARGEST)
+        self._handlers, self._model = handlers, model
         self._options, self._on_fatal = options, on_fatal
-        self.connections = Connections(config.connection, Networks(()), self.metrics.count)
-        self._keys, self._bodies = Keys(config.api_keys), Bodies(_LARGEST, config)
         self._gate = asyncio.Lock()
 
     async def startup(self) -> None:
@@ -363,7 +356,9 @@ class FallbackApp(AsgiApp):
         self._keys.check(request.headers)
         route = find_route(request.method, path)
         if route.kind == "models":
-            await names_page(request, send, {self._options.name: self._options.name})
+            card = ModelCard(self._options.name, self._options.name)
+            page = msgspec.json.encode(models_document([card], request.api))
+            await answer(request, send, 200, page, "application/json")
             return
         if route.kind not in self._handlers:
             raise Refusal("not_found:transformers", path=route.path)

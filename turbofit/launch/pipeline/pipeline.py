@@ -8,8 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.errors import DoesNotFitError, NoGpuError, UsageError
+from turbofit.core.errors import NoGpuError, UsageError
 from turbofit.launch.engine.environment import find_lmdeploy
+from turbofit.launch.engine.fitted_cache import ratio_now
 from turbofit.launch.pipeline.pipeline_config import (
     engine_of,
     planned_config,
@@ -17,12 +18,12 @@ from turbofit.launch.pipeline.pipeline_config import (
     with_draft,
 )
 from turbofit.launch.serve.planner import Planner
-from turbofit.launch.serve.shared_cards import ratio_now
 from turbofit.memory.pytorch.constants import environment
 from turbofit.model.presets import find_preset
 from turbofit.planning.checks import refuse
 from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import plan as best_plan
+from turbofit.planning.plan import refusal
 from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
@@ -185,9 +186,7 @@ def _refuse(plan: Plan) -> None:
         )
     refuse(Scene(Sources(), "launch", plan=plan))
     if not plan.fits:
-        first = plan.remedies[0] if plan.remedies else None
-        hint = f"{first.change}: {first.effect}" if first else "see turbofit plan MODEL"
-        raise DoesNotFitError(plan.verdict, hint=hint)
+        raise refusal(plan)
 
 
 def _choose_gpus(plan: Plan, config: Any) -> None:

@@ -25,8 +25,10 @@ class ServeConfig(Validated):
 
     request: PlanRequest | None = Field(
         default=None,
-        description="what to plan for; None where a plan is given, which may not change",
+        description="what to plan for; None where a plan is given",
     )
+    plan: Plan | None = Field(default=None, description="what is launched, and may not change")
+    forget: bool = Field(default=False, description="drop what earlier launches learned")
     gateway: GatewayConfig | None = Field(
         default=None, description="the public side; None for engines that clients reach themselves"
     )
@@ -38,6 +40,7 @@ class ServeConfig(Validated):
     )
     timing: Timing = Field(default=Timing(), description="deadlines and pauses")
     options: tuple[str, ...] = Field(default=(), description="LMDeploy's own options, passed on")
+    unplanned: tuple[str, ...] = Field(default=(), description="those the plan does not count")
     api_key: str | None = Field(default=None, description="without a gateway, the engines' key")
     model_name: str | None = Field(default=None, description="what the engines call the model")
     access_log: str | None = Field(

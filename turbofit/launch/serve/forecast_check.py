@@ -74,12 +74,10 @@ def lines(rows: Sequence[RunFigure]) -> list[str]:
 
 
 def _pretend_rows(plan: Plan, engine: SupervisedEngine) -> list[RunFigure]:
-    from turbofit.launch.engine.pretended import pretend_seen
+    from turbofit.launch.engine.pretended import PretendReaders
 
-    assert engine.start_command is not None
-    assert engine.start_command.timeline is not None
     rows = []
-    for seen in pretend_seen(plan, engine.group, engine.start_command.timeline):
+    for seen in PretendReaders(plan).seen(engine):
         ledger = next(gpu for gpu in plan.gpus if gpu.index == seen.gpu)
         pools = [t.bytes for t in ledger.ledger if t.phase == "transient"]
         pools += [t.bytes for t in ledger.ledger if t.term == POOL_WARMUP]

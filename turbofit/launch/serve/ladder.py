@@ -7,20 +7,29 @@ touched.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import time
 from typing import TYPE_CHECKING, Any, Final
 
+from turbofit.core.errors import UsageError
+from turbofit.core.process.files import write_atomic
+from turbofit.core.process.state import state_dir
 from turbofit.core.struct import Struct
-from turbofit.core.units import MIB, format_bytes, round_up
+from turbofit.core.units import MIB, format_bytes, mib, round_up
 from turbofit.memory.shared_terms import POOL_WARMUP
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from turbofit.core.json_types import Options
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.observe.ends import End
 
-__all__ = ["MOST_RUNGS", "Rung", "merged", "rungs"]
+__all__ = ["MOST_RUNGS", "Rung", "forget", "merged", "recall", "remember", "rungs", "table"]
+
+_LEARNED: Final = "turbofit.learned/1"
 
 #: Starts after the first that a lack of memory may cost.
 MOST_RUNGS: Final = 3
@@ -67,6 +76,24 @@ def rungs(ended: End, plan: Plan, fixed: Options) -> Iterator[Rung]:
 def merged(before: Options, rung: Rung) -> Options:
     """The changes so far, and this one."""
     return {**before, **rung.changes}
+
+
+def table(failed: Sequence[tuple[Plan, End, str]]) -> list[str]:
+    """Forecast beside measured of starts that ran out of memory, a line a start."""
+    lines = ["start  ratio  prefill  forecast peak (headroom)       ended: asked / left"]
+    for number, (plan, end, why) in enumerate(failed):
+        started = plan if end.group is None else plan.of_group(end.group)
+        gpu = min(started.gpus, key=lambda one: one.headroom)
+        settings = started.settings
+        requested = "?" if end.asked is None else mib(end.asked)
+        left = "?" if end.left is None else mib(end.left)
+        lines.append(
+            f"{number:5}  {settings.cache_max_entry_count:.3f}  "
+            f"{settings.max_prefill_token_num:7}  {mib(gpu.peak):>9} MiB "
+            f"({format_bytes(gpu.headroom)})   {end.phase or end.kind}: {requested} / {left} MiB"
+            f"{f'  [{why}]' if why else ''}"
+        )
+    return lines
 
 
 def _more_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
@@ -162,3 +189,63 @@ def _fewer_engines(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | N
         changes=changes,
         why=f"host memory ran out: {replicas} engines",
     )
+
+
+# What the ladder learned, kept for the next start: by model, GPUs and LMDeploy's version.
+
+
+def recall(plan: Plan, lmdeploy: str, *, pretend: bool) -> Options:
+    """Keywords of the planner that made the last start of this kind work; empty where none did."""
+    try:
+        document = json.loads(_learned_path(plan, lmdeploy, pretend).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(document, dict) or document.get("schema") != _LEARNED:
+        return {}
+    changes = document.get("changes")
+    return dict(changes) if isinstance(changes, dict) else {}
+
+
+def remember(plan: Plan, lmdeploy: str, *, pretend: bool, changes: Options, why: list[str]) -> None:
+    """Keep what helped. A folder that cannot be written costs the memory, not the server."""
+    document = {
+        "schema": _LEARNED,
+        "model": plan.model.hub_id or plan.model.name,
+        "gpus": _visible_cards(plan),
+        "lmdeploy": lmdeploy,
+        "pretend": pretend,
+        "changes": changes,
+        "why": why,
+        "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    try:
+        path = _learned_path(plan, lmdeploy, pretend)
+        write_atomic(path, json.dumps(document, indent=2) + "\n", mode=0o600)
+    except (OSError, UsageError):
+        return
+
+
+def forget(plan: Plan, lmdeploy: str, *, pretend: bool) -> bool:
+    """Drop it; whether there was anything."""
+    try:
+        _learned_path(plan, lmdeploy, pretend).unlink()
+    except OSError:
+        return False
+    return True
+
+
+def _learned_path(plan: Plan, lmdeploy: str, pretend: bool) -> Path:
+    """One file for each kind of start.
+
+    Raises:
+        OSError: the state folder cannot be made.
+    """
+    model = plan.model.hub_id or plan.model.name
+    key = [model, plan.model.source.checkpoint or "", *_visible_cards(plan), lmdeploy, str(pretend)]
+    digest = hashlib.sha256("\0".join(key).encode()).hexdigest()[:16]
+    return state_dir("learned") / f"{digest}.json"
+
+
+def _visible_cards(plan: Plan) -> list[str]:
+    """The visible GPUs' names, counted: a plan may use fewer of them after a rung."""
+    return sorted(plan.machine.gpu(index).name for index in plan.machine.visible)

@@ -10,23 +10,24 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import DoesNotFitError, PackageError, UsageError
+from turbofit.core.machine import Machine
 from turbofit.core.process.progress import under_way
-from turbofit.launch.serve.reservations import counted, end_orphans
+from turbofit.launch.serve.leases import counted, end_orphans
 from turbofit.planning.checks import refuse
 from turbofit.planning.examine.scene import Scene, Sources
-from turbofit.planning.plan import doubled_margin
+from turbofit.planning.plan import doubled_margin, refusal
 from turbofit.planning.plan import plan as best_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turbofit.core.json_types import Options
-    from turbofit.core.machine import Machine
     from turbofit.core.plan import Plan
+    from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.leases import Leases
     from turbofit.planning.request import PlanRequest
 
-__all__ = ["Planner", "can_rehearse"]
+__all__ = ["Planner", "can_rehearse", "launch_request", "measured", "preview"]
 
 _LOOKS: Final = 3
 _SHOWN: Final = 200
@@ -186,3 +187,35 @@ def can_rehearse() -> bool:
 
     compilers = ("cc", "gcc", "clang")
     return find_spec("lmdeploy") is not None and any(map(shutil.which, compilers))
+
+
+def preview(config: ServeConfig) -> Plan:
+    """What would be launched now, before anything is reserved or rehearsed.
+
+    Raises:
+        DoesNotFitError: nothing fits.
+    """
+    plan = config.plan
+    if plan is None:
+        assert config.request is not None
+        plan = best_plan(config.request, pretend=config.pretend or None)
+    if not plan.fits:
+        raise refusal(plan)
+    return plan
+
+
+def launch_request(request: PlanRequest, *, pretend: bool) -> PlanRequest:
+    """What a launch plans; the machine of a pretend run has what pretend runs have learned.
+
+    It never has what real runs have. A twin of the machine here has the real card's, as its plan.
+    """
+    from turbofit.machine.source import machine_from
+    from turbofit.observe.calibrations import with_calibrations
+
+    if not pretend:
+        return request
+    assert not isinstance(request.on, Machine)  # the command line names it
+    machine = machine_from(request.on, gpus=request.gpus)
+    if machine.source != "nvml":
+        machine = with_calibrations(machine, pretend=True)
+    return request.changed(on=machine, gpus=None)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
 
-__all__ = ["AttemptRecord", "Record", "RunRecord", "run_folder", "state_folder"]
+__all__ = ["AttemptRecord", "Record", "RunRecord", "facts_of", "run_folder", "state_folder"]
 
 _MOST_EVENTS = 1000
 _HINT = "set XDG_STATE_HOME to a folder that can be written"
@@ -87,7 +87,7 @@ class Record:
         self.keep()
 
     def begin(self, **facts: Any) -> None:
-        """A new attempt with its own settings."""
+        """A new start with its own settings."""
         attempt = AttemptRecord(started=_now(), **facts)
         with self._lock:
             self._change(attempts=(*self.run.attempts, attempt))
@@ -125,6 +125,23 @@ class Record:
                 self.unwritten = False
 
 
+def facts_of(plan: Plan) -> dict[str, Any]:
+    """What a start's record has of its plan."""
+    return {
+        "settings": plan.settings,
+        "by_group": tuple(group.settings for group in plan.by_group),
+        "groups": plan.parallel.groups,
+        "limits": plan.limits,
+        "forecast": tuple(
+            {
+                "gpu": gpu.index, "steady": gpu.steady, "peak": gpu.peak,
+                "load_peak": gpu.load_peak, "headroom": gpu.headroom, "margin": gpu.margin,
+            }
+            for gpu in plan.gpus
+        ),
+    }  # fmt: skip
+
+
 def state_folder(room: str, name: str) -> Path:
     """A new folder in a room of the state folder, named after a model.
 
@@ -136,7 +153,9 @@ def state_folder(room: str, name: str) -> Path:
     try:
         return new_folder(room, "".join(c if c.isalnum() else "-" for c in name))
     except OSError as exc:
-        raise _unwritable(exc) from None
+        raise LaunchError(
+            f"the state folder cannot be written: {exc.strerror or exc}", hint=_HINT
+        ) from None
 
 
 def run_folder(plan: Plan) -> Path:
@@ -151,13 +170,6 @@ def run_folder(plan: Plan) -> Path:
     except UsageError as exc:
         raise LaunchError(exc.message, hint=_HINT) from None
     return folder
-
-
-def _unwritable(exc: OSError) -> LaunchError:
-    return LaunchError(
-        f"the state folder cannot be written: {exc.strerror or exc}",
-        hint=_HINT,
-    )
 
 
 def _now() -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Options
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.launch.serve.job import Job
+    from turbofit.launch.run import Run
 
 __all__ = ["LIVE", "Reloader"]
 
@@ -24,16 +24,16 @@ class Reloader:
     """Reads a server's options again, and hands the gateway what it can take over.
 
     Args:
-        job: the run.
+        run: what serves.
         options: what the run was started with, by name.
         read: the options as they are now, and the public side that they make; it raises UsageError
             where something in them is wrong.
     """
 
     def __init__(
-        self, job: Job, options: Options, read: Callable[[], tuple[Options, GatewayConfig]]
+        self, run: Run, options: Options, read: Callable[[], tuple[Options, GatewayConfig]]
     ) -> None:
-        self._job, self._options, self._read = job, dict(options), read
+        self._run, self._options, self._read = run, dict(options), read
         self._lock = threading.Lock()
 
     def begin(self) -> None:
@@ -50,23 +50,23 @@ class Reloader:
                 if taken and not self._take_over(config):
                     taken = []
             except TurbofitError as exc:
-                self._job.say(f"not reloaded: {exc.message} ({exc.hint})")
+                self._run.say(f"not reloaded: {exc.message} ({exc.hint})")
                 return
             self._options |= {name: options.get(name) for name in taken}
             held = [name for name in changed if name not in taken]
             if held:
-                self._job.say(f"needs a restart: {', '.join(held)}")
-            self._job.say(f"reloaded: {', '.join(taken) or 'nothing'}")
+                self._run.say(f"needs a restart: {', '.join(held)}")
+            self._run.say(f"reloaded: {', '.join(taken) or 'nothing'}")
 
     def _take_over(self, config: GatewayConfig) -> bool:
         """Change the gateway that serves, and those that later starts of the run open."""
-        job, before = self._job, self._job.config.gateway
+        run, before = self._run, self._run.config.gateway
         if before is None:
             return False
         after = before.taking_over(config)
-        if job.front is not None:
-            job.front.call(lambda gateway: gateway.take_over(after))
-        job.config = job.config.changed(gateway=after)
+        if run.front is not None:
+            run.front.call(lambda gateway: gateway.take_over(after))
+        run.config = run.config.changed(gateway=after)
         return True
 
 

@@ -19,12 +19,18 @@ from turbofit.launch.engine.proc import start_time
 from turbofit.launch.serve.record import RunRecord
 
 __all__ = [
-    "RunningServer", "chosen_run", "newest_run_of", "recorded_runs", "requests_at",
-    "running_servers", "stop_server", "waiting_words",
+    "LiveRun",
+    "chosen_run",
+    "live_runs",
+    "newest_run_of",
+    "recorded_runs",
+    "requests_at",
+    "stop_server",
+    "waiting_words",
 ]  # fmt: skip
 
 
-class RunningServer(NamedTuple):
+class LiveRun(NamedTuple):
     """A run whose process lives."""
 
     folder: Path
@@ -41,15 +47,15 @@ class RunningServer(NamedTuple):
         return "asleep" if self.record.state == "ended" else self.record.state
 
 
-def running_servers() -> list[RunningServer]:
+def live_runs() -> list[LiveRun]:
     """All of this user, the oldest first. A record that cannot be read is of none.
 
     A process has a run for each start of a model: the newest one counts.
     """
-    found: dict[tuple[int, str], RunningServer] = {}
+    found: dict[tuple[int, str], LiveRun] = {}
     for folder, record in reversed(list(recorded_runs())):
         if record.pid_started and start_time(record.pid) == record.pid_started:
-            found[record.pid, record.model] = RunningServer(folder, record)
+            found[record.pid, record.model] = LiveRun(folder, record)
     return list(found.values())
 
 
@@ -60,13 +66,13 @@ def recorded_runs() -> Iterator[tuple[Path, RunRecord]]:
             yield path.parent, msgspec.json.decode(path.read_bytes(), type=RunRecord)
 
 
-def chosen_run(name: str | None) -> RunningServer:
+def chosen_run(name: str | None) -> LiveRun:
     """The running server of this name, or of a model's; the only one without a name.
 
     Raises:
         UsageError: there is none, or several and none is named.
     """
-    servers = running_servers()
+    servers = live_runs()
     if name is not None:
         known = _known_as(name)
         servers = [one for one in servers if known & {one.name, one.record.model.casefold()}]
@@ -100,7 +106,7 @@ def _known_as(name: str) -> set[str]:
 def requests_at(url: str) -> int:
     """Requests that the server at an address runs at once; 0 where none of this user is there."""
     here = url.rstrip("/").replace("//localhost", "//127.0.0.1")
-    found = [one.record.attempts for one in running_servers() if here in one.record.urls]
+    found = [one.record.attempts for one in live_runs() if here in one.record.urls]
     return found[0][-1].requests_at_once if len(found) == 1 and found[0] else 0
 
 
@@ -114,7 +120,7 @@ def waiting_words(requests: int, running: int) -> str:
     )
 
 
-def stop_server(server: RunningServer, seconds: float) -> None:
+def stop_server(server: LiveRun, seconds: float) -> None:
     """Ask a server to end, as Ctrl-C does, and wait until its process is gone.
 
     Raises:
@@ -140,7 +146,7 @@ def stop_server(server: RunningServer, seconds: float) -> None:
         os.close(watched)
 
 
-def _not_stopped(server: RunningServer, why: str) -> LaunchError:
+def _not_stopped(server: LiveRun, why: str) -> LaunchError:
     return LaunchError(
         f"{server.name} is not stopped: {why}", hint=f"turbofit logs {server.name} says more"
     )

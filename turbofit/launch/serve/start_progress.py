@@ -10,10 +10,9 @@ from turbofit.launch.serve.gpu_monitor import used_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from turbofit.core.plan import GpuLedger, Phase, Plan
-    from turbofit.launch.engine.pretended import PretendReader
+    from turbofit.launch.engine.pretended import PretendReaders
     from turbofit.launch.engine.startup_tracker import EnginePhase
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
 
@@ -54,7 +53,7 @@ class StartProgress:
         self._told = False
         #: What was going on when the engines were started.
         self._around: Step | None = None
-        self._readers: dict[int, PretendReader] = {}
+        self._readers: PretendReaders | None = None
 
     def look(self, engines: Sequence[SupervisedEngine], *, examined: bool = False) -> None:
         """Tell what they do now.
@@ -112,25 +111,11 @@ class StartProgress:
         """Bytes in use on each GPU."""
         if not self._pretend:
             return used_now(self._plan)
-        timelines = [
-            (one.group, one.start_command.timeline)
-            for one in engines
-            if one.start_command is not None and one.start_command.timeline is not None
-        ]
-        return {
-            seen.gpu: seen.held
-            for group, timeline in timelines
-            for seen in self._reader(group, timeline).seen()
-        }
+        if self._readers is None:
+            from turbofit.launch.engine.pretended import PretendReaders
 
-    def _reader(self, group: int, timeline: Path) -> PretendReader:
-        """The one of an engine's start: each start has its own timeline."""
-        from turbofit.launch.engine.pretended import PretendReader
-
-        reader = self._readers.get(group)
-        if reader is None or reader.timeline != timeline:
-            reader = self._readers[group] = PretendReader(self._plan, group, timeline)
-        return reader
+            self._readers = PretendReaders(self._plan)
+        return {seen.gpu: seen.held for one in engines for seen in self._readers.seen(one)}
 
 
 def _bytes(card: GpuLedger, phase: Phase) -> int:

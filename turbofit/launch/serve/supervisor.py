@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from turbofit.launch.engine.supervised_engine import Examiner
     from turbofit.observe.ends import End
 
-__all__ = ["Server", "StopSignal", "StoppedError"]
+__all__ = ["StopSignal", "StoppedError", "Supervisor"]
 
 #: Before it is killed, an engine that was asked to end has this long beside the drain.
 _LAST_SECONDS: Final = 10.0
@@ -118,7 +118,7 @@ class StopSignal:
             signal.raise_signal(self.signal)
 
 
-class Server:
+class Supervisor:
     """All engines of one plan.
 
     Args:
@@ -226,7 +226,8 @@ class Server:
                         engine.start()
                     continue
                 ended = engine.look(now)
-                if ended is not None:
+                # A second signal kills them meanwhile: of several models, from another thread.
+                if ended is not None and not stop.urgent:
                     self._mend(engine, ended, now)
             self._rest()
             if not self._opened and all(engine.state == "ready" for engine in self.engines):

@@ -19,19 +19,16 @@ from turbofit.core.tuning import SpeedFigures
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.engine.launches import free_ports
 from turbofit.launch.engine.supervised_engine import Timing
-from turbofit.launch.serve.config import ServeConfig
-from turbofit.launch.serve.job import Job
-from turbofit.launch.serve.record import Record, run_folder
-from turbofit.launch.serve.session import run_session
+from turbofit.launch.run import Run
 from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 from turbofit.launch.tune.load_child import LoadChild
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from turbofit.core.plan import Plan
     from turbofit.launch.engine.environment import Lmdeploy
+    from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.leases import Leases
     from turbofit.load.result import LoadResult
     from turbofit.load.spec import LoadSpec
@@ -71,7 +68,6 @@ class TrialRunner:
         lmdeploy: the LMDeploy that is started.
         leases: the machine's reservations.
         say: takes lines of progress.
-        fetch: brings a plan's weights onto this machine.
     """
 
     def __init__(
@@ -80,11 +76,8 @@ class TrialRunner:
         lmdeploy: Lmdeploy,
         leases: Leases,
         say: Callable[[str], None],
-        *,
-        fetch: Callable[[Plan], Plan] | None = None,
     ) -> None:
-        self._config, self._lmdeploy, self._leases = config, lmdeploy, leases
-        self._say, self._fetch = say, fetch
+        self._config, self._lmdeploy, self._leases, self._say = config, lmdeploy, leases, say
 
     def run(self, plan: Plan, loads: Sequence[LoadSpec], seconds: float | None = None) -> TrialEnd:
         """Start the plan's engines, drive the loads one after the other, end the engines.
@@ -94,23 +87,20 @@ class TrialRunner:
             loads: what is sent.
             seconds: after which it is ended, whatever it does; None is no limit.
         """
-        begun, folder, key = time.monotonic(), run_folder(plan), secrets.token_hex(16)
+        begun, key = time.monotonic(), secrets.token_hex(16)
         outcome: Outcome = "unserved"
         why = ""
         stop = _TrialStop()
         drive = _Drive(loads, key, stop)
+        run = Run(
+            self._trial_config(plan, key), self._leases, self._say, on_open=drive.begin,
+            on_death=drive.died, lmdeploy=self._lmdeploy,
+        )  # fmt: skip
+        run.plan = plan  # which is reserved
+        run.begin()
         with stop, stop.within(seconds, drive.interrupt):
             try:
-                record = _TrialRecord(
-                    folder, drive.died, model=plan.model.name, pretend=self._config.pretend,
-                    lmdeploy=self._lmdeploy.version,
-                )  # fmt: skip
-                job = Job(
-                    self._trial_config(key), folder=folder, record=record, say=self._say,
-                    on_open=drive.begin, lmdeploy=self._lmdeploy, leases=self._leases,
-                    fetch=self._fetch,
-                )  # fmt: skip
-                run_session(job, plan, stop)
+                run.follow(stop)
             except TurbofitError as exc:
                 if not stop.late:
                     outcome, why = "died", exc.message
@@ -131,13 +121,13 @@ class TrialRunner:
             why = drive.why
         return TrialEnd(results, outcome, why, stop.heard, round(time.monotonic() - begun, 1))
 
-    def _trial_config(self, key: str) -> ServeConfig:
+    def _trial_config(self, plan: Plan, key: str) -> ServeConfig:
         gateway = GatewayConfig(
             host=_HOST, port=free_ports(1)[0], api_keys=(key,), queue_length=_QUEUE,
             queue_seconds=3600.0,
         )  # fmt: skip
         timing = Timing(start=_START, drain=1.0, liveness=0.0, restarts=0)
-        return self._config.changed(gateway=gateway, timing=timing, access_log="none")
+        return self._config.changed(plan=plan, gateway=gateway, timing=timing, access_log="none")
 
 
 class _TrialStop(StopSignal):
@@ -189,20 +179,6 @@ class _TrialStop(StopSignal):
         if not self._swallowed:
             self.heard = signal.Signals(number)
         super()._caught(number, frame)
-
-
-class _TrialRecord(Record):
-    """The record of a trial: an engine that ends while it serves ends the trial."""
-
-    def __init__(self, folder: Path, on_death: Callable[[str], None], **facts: Any) -> None:
-        self._on_death = on_death
-        super().__init__(folder, **facts)
-
-    def event(self, kind: str, text: str) -> None:
-        """See :class:`Record`."""
-        super().event(kind, text)
-        if kind == "ended":
-            self._on_death(text)
 
 
 class _Drive:

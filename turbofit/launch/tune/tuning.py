@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import suppress
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
+import msgspec
 from msgspec.structs import replace
 
-from turbofit.core.errors import TurbofitError
+from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.process.files import write_atomic
 from turbofit.core.process.progress import Step, part_of
+from turbofit.core.process.state import state_dir
+from turbofit.core.struct import Struct, const, to_json
 from turbofit.core.tuning import CurvePoint, EarlierTuning, SpeedFactor, TrialRecord, Tuning
 from turbofit.core.units import format_duration
 from turbofit.core.version import __version__
@@ -22,14 +27,14 @@ from turbofit.observe.tuned import plain
 if TYPE_CHECKING:
     import signal
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Goal, Plan
-    from turbofit.launch.tune.journal import Journal
     from turbofit.launch.tune.space import TrialChoice
     from turbofit.load.spec import LoadSpec
 
-__all__ = ["Tools", "TuneTask", "tune"]
+__all__ = ["Journal", "Tools", "TuneTask", "tune"]
 
 #: Seconds of each point of the curve.
 _CURVE_SECONDS: Final = 8.0
@@ -318,3 +323,51 @@ def _earlier(result: Tuning, before: Tuning | None) -> EarlierTuning | None:
         requests_per_second=then.requests_per_second,
         change=round(now.requests_per_second / then.requests_per_second - 1, 4),
     )
+
+
+# How far a tuning has come, on disk after every trial; of one model, promise, load and machine.
+
+
+_SCHEMA: Final = "turbofit.tuning/1"
+
+
+class _Pages(Struct):
+    schema: Annotated[str, const(_SCHEMA)] = _SCHEMA
+    seconds: float = 0.0
+    trials: tuple[TrialRecord, ...] = ()
+
+
+class Journal:
+    """The trials so far.
+
+    Args:
+        key: of what is tuned.
+        pretend: whether the GPUs are; such tunings are kept apart.
+    """
+
+    def __init__(self, key: str, *, pretend: bool) -> None:
+        self._room, self._name = "tuning-pretend" if pretend else "tuning", f"{key}.json"
+        pages = _Pages()
+        with suppress(OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            read = msgspec.json.decode(self._path(make=False).read_bytes(), type=_Pages)
+            pages = read if read.schema == _SCHEMA else pages
+        #: Seconds that earlier runs have spent.
+        self.seconds, self.trials = pages.seconds, pages.trials
+
+    def add(self, trial: TrialRecord) -> None:
+        """Keep a trial."""
+        self.trials = (*self.trials, trial)
+        self.seconds += trial.seconds
+        # A folder that cannot be written costs what could be resumed, never the run.
+        with suppress(OSError, UsageError):
+            pages = _Pages(seconds=self.seconds, trials=self.trials)
+            write_atomic(self._path(), to_json(pages), mode=0o600)
+
+    def forget(self) -> None:
+        """Drop it."""
+        with suppress(OSError):
+            self._path(make=False).unlink()
+        self.seconds, self.trials = 0.0, ()
+
+    def _path(self, *, make: bool = True) -> Path:
+        return state_dir(self._room, make=make) / self._name

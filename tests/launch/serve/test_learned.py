@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from tests.support.plans import plausible_plan
-from turbofit.launch.serve.retry_memory import forget, recall, remember
+from turbofit.launch.serve.ladder import forget, recall, remember
 
 
 @pytest.fixture(autouse=True)

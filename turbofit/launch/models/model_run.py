@@ -1,8 +1,9 @@
-"""One model of several: its engines run in a session of their own, in a thread, or do not run."""
+"""One model of several: its engines run in a thread of their own, or do not run."""
 
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 from turbofit.core.errors import LaunchError, TurbofitError
@@ -17,16 +18,16 @@ if TYPE_CHECKING:
     from turbofit.gateway.models.models_gateway import ModelsGateway
     from turbofit.gateway.models.served_model import ServedModel
     from turbofit.gateway.thread import GatewayThread
-    from turbofit.launch.serve.job import PublicSide
+    from turbofit.launch.serve.start import PublicSide
 
     #: Plans, launches and follows until the signal ends it.
     Launcher = Callable[[StopSignal, Callable[[Gateway], PublicSide]], object]
 
-__all__ = ["ModelSession"]
+__all__ = ["ModelRun"]
 
 
-class _SessionThread(threading.Thread):
-    """One session, from its plan to its end."""
+class _RunThread(threading.Thread):
+    """One run, from its plan to its end."""
 
     def __init__(self, name: str, launch: Callable[[], object]) -> None:
         super().__init__(name=f"model {name}", daemon=True)
@@ -44,13 +45,13 @@ class _SessionThread(threading.Thread):
             self.ended.set()
 
 
-class ModelSession:
+class ModelRun:
     """A model's engines, from one start to the next.
 
     Args:
         model: what clients see of it.
         weight_bytes: of its checkpoint, by which a start that was not measured yet is forecast.
-        launch: one session: plans anew from what is free, launches, and follows.
+        launch: one run: plans anew from what is free, launches, and follows.
         front: serves the address of all models.
     """
 
@@ -63,7 +64,7 @@ class ModelSession:
     ) -> None:
         self.model, self.weight_bytes = model, weight_bytes
         self._launch, self._front = launch, front
-        self._thread: _SessionThread | None = None
+        self._thread: _RunThread | None = None
         self._stop = StopSignal()
 
     @property
@@ -79,9 +80,8 @@ class ModelSession:
     def start(self) -> None:
         """Start its engines; `ended` tells when they have ended."""
         self._stop = stop = StopSignal()
-        thread = _SessionThread(
-            self.model.name, lambda: self._launch(stop, self._publish)
-        )  # fmt: skip
+        publish = partial(AttachedGateway, self._front, self.model)
+        thread = _RunThread(self.model.name, lambda: self._launch(stop, publish))
         self._thread = thread
         thread.start()
 
@@ -98,7 +98,7 @@ class ModelSession:
             self._stop.strike()
 
     def ended(self) -> bool:
-        """Whether the session that was started has ended in order; the next one may be started.
+        """Whether the run that was started has ended in order; the next one may be started.
 
         Raises:
             TurbofitError: it ended otherwise.
@@ -110,14 +110,11 @@ class ModelSession:
         if isinstance(thread.error, TurbofitError):
             raise thread.error
         if thread.error is not None:
-            raise RuntimeError(f"the session of {self.model.name} failed") from thread.error
+            raise RuntimeError(f"the run of {self.model.name} failed") from thread.error
         if self._stop.signal is None:
             raise LaunchError(f"{self.model.name} ended by itself", hint="see its run's folder")
         return True
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the session's end, at most so long; whether it has ended."""
+        """Wait for the run's end, at most so long; whether it has ended."""
         return self._thread is None or self._thread.ended.wait(seconds)
-
-    def _publish(self, gateway: Gateway) -> PublicSide:
-        return AttachedGateway(self._front, self.model, gateway)

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from tests.support.plans import plausible_plan
-from turbofit.launch.serve.attempt import Attempt
-from turbofit.launch.serve.shared_cards import SharedCards, ratio_now
+from turbofit.launch.engine.fitted_cache import SharedCards, ratio_now
+from turbofit.launch.serve.start import Start
 from turbofit.observe.ends import End
 
 PLAN = plausible_plan(gpus=1, tp=1)
 
 
 @pytest.mark.parametrize(
-    ("job", "expected"),
+    ("run", "expected"),
     [
         ({}, ratio_now),
         ({"shared": SharedCards()}, SharedCards.ratio),
@@ -25,10 +25,10 @@ PLAN = plausible_plan(gpus=1, tp=1)
     ],
 )
 def test_a_start_gets_a_ratio_where_others_may_be_on_its_cards(
-    job: dict[str, Any], expected: Any
+    run: dict[str, Any], expected: Any
 ) -> None:
-    beside = {"shared": None, "fixed": {}, "config": SimpleNamespace(pretend=False), **job}
-    ratio = Attempt(SimpleNamespace(**beside), PLAN, 0)._ratio(0)
+    beside = {"shared": None, "fixed": {}, "config": SimpleNamespace(pretend=False), **run}
+    ratio = Start(SimpleNamespace(**beside), PLAN, 0)._ratio(0)
     function = None if ratio is None else ratio.func
     assert getattr(function, "__func__", function) is expected
 
@@ -45,10 +45,10 @@ def test_a_start_gets_a_ratio_where_others_may_be_on_its_cards(
 def test_a_lack_of_memory_that_others_took_is_no_fault_of_a_request(
     kind: Any, taken: bool, expected: bool
 ) -> None:
-    attempt = Attempt(SimpleNamespace(), PLAN, 0)
-    attempt._gpu_monitor = SimpleNamespace(without_headroom=lambda uuids: taken)  # type: ignore[assignment]
+    start = Start(SimpleNamespace(), PLAN, 0)
+    start._gpu_monitor = SimpleNamespace(without_headroom=lambda uuids: taken)  # type: ignore[assignment]
     ending = End(kind=kind, message=kind, hint="none")
-    assert attempt._other_cause(SimpleNamespace(group=0), ending) is expected
+    assert start._other_cause(SimpleNamespace(group=0), ending) is expected
 
 
 @pytest.mark.parametrize(("pretend", "noted"), [(False, 1), (True, 0)])
@@ -56,7 +56,7 @@ def test_others_are_told_of_what_takes_memory_of_real_gpus_alone(pretend: bool, 
     told: list[dict[str, Any]] = []
     leases = SimpleNamespace(note=lambda **facts: told.append(facts), unwritten=True)
     config = SimpleNamespace(pretend=pretend)
-    job = SimpleNamespace(config=config, leases=leases, record=SimpleNamespace(unwritten=False))
-    attempt = Attempt(job, PLAN, 0)
-    attempt._tick()
+    run = SimpleNamespace(config=config, leases=leases, record=SimpleNamespace(unwritten=False))
+    start = Start(run, PLAN, 0)
+    start._tick()
     assert len(told) == noted

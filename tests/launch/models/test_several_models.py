@@ -1,6 +1,6 @@
 """Whose engines run: idle ones end, others take turns, and no request is lost meanwhile.
 
-The address is real, sessions and threads are; behind each model is a recorder in place of engines.
+The address is real, runs and threads are; behind each model is a recorder in place of engines.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.models.models_gateway import ModelsGateway
 from turbofit.gateway.models.served_model import ServedModel
 from turbofit.gateway.thread import GatewayThread
-from turbofit.launch.models.model_session import ModelSession
-from turbofit.launch.models.models_server import ModelsPolicy, ModelsServer
-from turbofit.launch.models.turns import gives_way
+from turbofit.launch.models.model_run import ModelRun
+from turbofit.launch.models.serve_models import ModelsPolicy, SeveralModels, gives_way
 from turbofit.launch.serve.supervisor import StopSignal
 
 
@@ -42,8 +41,8 @@ class Site:
         bounds = [bounds_of(plan_for()) for _ in names]
         app = ModelsGateway(list(self.models.values()), bounds, config, wait=wait)
         self.front = GatewayThread(app)
-        sessions = [
-            ModelSession(model, size, self._launch(name), self.front)
+        runs = [
+            ModelRun(model, size, self._launch(name), self.front)
             for size, (name, model) in enumerate(self.models.items(), 1)
         ]
         self.said: list[str] = []
@@ -56,7 +55,7 @@ class Site:
         #: What the next start of a model raises.
         self.failing: dict[str, TurbofitError] = {}
         self._policy = ModelsPolicy(**{"tick": 0.005, **policy})
-        self._server = ModelsServer(sessions, self.front, self._policy, self.said.append)
+        self._several = SeveralModels(runs, self.front, self._policy, self.said.append)
         self.stop = StopSignal()
         self.ended: Any = None
         self._opened: queue.Queue[Any] = queue.Queue()
@@ -85,16 +84,16 @@ class Site:
 
         return launch
 
-    def end_session(self, name: str) -> None:
+    def end_run(self, name: str) -> None:
         """Its engines ended, and no other start would help."""
         self._dying.add(name)
 
-    def session(self, name: str) -> ModelSession:
-        return next(one for one in self._server._sessions if one.model.name == name)
+    def run_of(self, name: str) -> ModelRun:
+        return next(one for one in self._several._runs if one.model.name == name)
 
     def _run(self) -> None:
         try:
-            self.ended = self._server.run(self.stop, self._opened.put)
+            self.ended = self._several.run(self.stop, self._opened.put)
         except BaseException as exc:  # noqa: BLE001 - the test looks at it
             self.ended = exc
             self._opened.put(exc)
@@ -199,7 +198,7 @@ def test_a_failed_start_is_tried_again_when_asked_for(site) -> None:
 def test_a_model_that_is_to_run_always_is_tried_again_by_itself(site) -> None:
     one = site("a", "b", at_once=2, again=0.01)
     one.failing["b"] = DoesNotFitError("somebody took 9.0 GiB", hint="stop it")
-    one.end_session("b")
+    one.end_run("b")
     until(lambda: one.models["b"].starts == 2, "started again")
     assert one.ask("b")[0] == 200
     assert any("somebody took 9.0 GiB" in text for text in one.said)
@@ -250,7 +249,7 @@ def test_after_a_signal_no_other_first_model_starts() -> None:
     one._thread.start()
     until(lambda: one.events == ["start a"], "a starts")
     one.stop.end()
-    until(lambda: one.session("a").ending, "a is told to end")
+    until(lambda: one.run_of("a").ending, "a is told to end")
     may_start.set()
     one.__exit__()
     assert one.events == ["start a", "end a"]

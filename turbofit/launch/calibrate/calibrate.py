@@ -1,0 +1,241 @@
+"""One calibration: a run whose engines are driven through their worst cases, and what it taught."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.struct import to_builtins
+from turbofit.core.units import MIB, format_bytes
+from turbofit.launch.calibrate.calibrator import Calibrator
+from turbofit.launch.calibrate.gpu_usage import NvmlUsageReader, PretendUsageReader
+from turbofit.launch.calibrate.progress import Progress
+from turbofit.launch.run import Run
+from turbofit.launch.serve.ladder import forget
+from turbofit.launch.serve.leases import Leases
+from turbofit.memory.calibrated import calibration_for, identity
+from turbofit.model.source import resolve_model
+from turbofit.observe import calibrations
+from turbofit.observe.calibration import document, learn
+from turbofit.observe.sampler import memory_now
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Mapping, Sequence
+
+    from turbofit.core.json_types import Document
+    from turbofit.core.machine import Calibration
+    from turbofit.core.plan import Plan
+    from turbofit.launch.serve.config import ServeConfig
+    from turbofit.launch.serve.supervisor import StopSignal
+    from turbofit.observe.calibration import Observation
+    from turbofit.planning.request import PlanRequest
+
+__all__ = [
+    "calibrate",
+    "calibration_of",
+    "drop",
+    "forget_all",
+    "learned",
+    "progress_of",
+    "relieve",
+    "stored",
+]
+
+
+def calibrate(
+    config: ServeConfig,
+    progress: Progress,
+    stop: StopSignal,
+    say: Callable[[str], None],
+    *,
+    again: bool,
+    apart: bool,
+) -> Document | signal.Signals:
+    """Measure and learn.
+
+    Args:
+        config: of a `serve` without a public side.
+        progress: how far an earlier run of the same calibration came.
+        stop: tells of signals.
+        say: takes lines of progress.
+        again: whether what was calibrated before is measured again.
+        apart: whether what is learned holds for pretend GPUs only.
+
+    Returns:
+        What was learned, or the signal that ended it before it was complete.
+    """
+    usage = PretendUsageReader() if config.pretend else NvmlUsageReader()
+    calibrator = Calibrator(usage, progress, say)
+    with Leases() as leases:
+        run = Run(config, leases, say, on_open=lambda _: stop.end(), examiner=calibrator)
+        return _calibrate(run, calibrator, progress, stop, again=again, apart=apart)
+
+
+def _calibrate(
+    run: Run,
+    calibrator: Calibrator,
+    progress: Progress,
+    stop: StopSignal,
+    *,
+    again: bool,
+    apart: bool,
+) -> Document | signal.Signals:
+    say, pretend = run.say, run.config.pretend
+    if _resumes(run, progress, say):
+        plan = run.refuse()
+    else:
+        plan = run.choose()
+        if not plan.engine.of_lmdeploy:
+            raise UsageError(
+                f"{plan.model.name} is planned for Transformers: calibrate measures LMDeploy",
+                hint="turbofit serve checks its plan with a worst-case request",
+            )
+        if calibration_of(plan) is not None and not again:
+            say("calibrated before: --again measures again, --forget drops it")
+            return stored(plan)
+        plan = run.settle()
+    say(plan.verdict)
+    run.begin()
+    try:
+        ended = run.follow(stop)
+    finally:
+        calibrator.end()
+    if not progress.complete:
+        say("stopped: what was measured is kept, and the same command goes on from there")
+        return ended
+    assert progress.plan is not None
+    before = {} if pretend else calibrator.before
+    lmdeploy = run.lmdeploy.version
+    result = learned(progress.plan, progress.seen, before, lmdeploy=lmdeploy, pretend=apart)
+    progress.forget()
+    if not result["kept"]:
+        say(f"warning: nothing was learned: {result['why_not']}")
+    if relieve(progress.plan, result, lmdeploy, pretend=pretend):
+        say("what restarts had learned is dropped: this measurement says what was missing")
+    return result
+
+
+def _resumes(run: Run, progress: Progress, say: Callable[[str], None]) -> bool:
+    """Whether the plan of a run that was cut short is reserved: the machine is still as it was."""
+    if progress.plan is None:
+        return False
+    try:
+        run.planner.take(progress.plan)
+    except TurbofitError as exc:
+        say(f"an earlier calibration was cut short, but {exc.message}: beginning again")
+        return False
+    say("going on where an earlier calibration was cut short")
+    run.plan = progress.plan
+    return True
+
+
+def progress_of(request: PlanRequest, *, apart: bool) -> Progress:
+    """How far an earlier run of the same calibration came."""
+    options = request.given()
+    return Progress(options.pop("model"), options, pretend=apart)
+
+
+def drop(request: PlanRequest, *, apart: bool) -> int:
+    """Forget what was learned of a model; how many calibrations there were."""
+    assert isinstance(request.model, str)
+    return calibrations.forget(identity(resolve_model(request.model)), pretend=apart)
+
+
+def forget_all(request: PlanRequest, *, apart: bool) -> str:
+    """Forget what was learned of a model, and what is under way; what there was, in words."""
+    gone = drop(request, apart=apart)
+    left = progress_of(request, apart=apart).forget()
+    return f"forgot {gone} calibrations{' and one that was under way' if left else ''}"
+
+
+# From what was read to what later plans know, and back.
+
+
+#: Bytes by which others may have moved while a launch was measured.
+_MOVED: Final = 32 * MIB
+
+
+def learned(
+    plan: Plan,
+    seen: Sequence[Observation],
+    before: Mapping[int, int],
+    *,
+    lmdeploy: str,
+    pretend: bool,
+) -> Document:
+    """Learn, and keep it for later plans.
+
+    Args:
+        plan: what was launched.
+        seen: all that was read.
+        before: bytes in use on each GPU before the last start; empty where others cannot move.
+        lmdeploy: the version that ran.
+        pretend: whether the GPUs were; such calibrations are kept apart.
+
+    Returns:
+        The document that `turbofit calibrate --json` shows. ``kept`` is empty where nothing was
+        learned, and ``why_not`` says why.
+    """
+    when = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    made = learn(plan, seen, lmdeploy=lmdeploy, when=when, pretend=pretend)
+    found = tuple(calibrations.with_spread(one) for one in made)
+    beside = {**document(plan, seen), "pretend": pretend}
+    why_not, kept = _moved(plan, before), []
+    if why_not is None:
+        try:
+            kept = [str(calibrations.keep(one, beside)) for one in found]
+        except OSError as exc:
+            why_not = f"the state folder cannot be written: {exc.strerror or exc}"
+        except UsageError as exc:
+            why_not = exc.message
+    return {
+        "schema": "turbofit.calibration/1",
+        "calibrations": to_builtins(found),
+        "kept": kept,
+        "why_not": why_not,
+        **beside,
+    }
+
+
+def relieve(plan: Plan, result: Document, lmdeploy: str, *, pretend: bool) -> bool:
+    """Drop what restarts had learned of such launches, where the measurement replaces it.
+
+    Otherwise a margin that the ladder made larger would be added to what was measured to be
+    missing. Where nothing was measured to be missing, what helped the start stays.
+
+    Returns:
+        Whether anything was dropped.
+    """
+    more = any(one["context"] + one["buffers"] > 0 for one in result["calibrations"])
+    return bool(result["kept"]) and more and forget(plan, lmdeploy, pretend=pretend)
+
+
+def calibration_of(plan: Plan) -> Calibration | None:
+    """What the plan's first engine rests on."""
+    gpus = [plan.machine.gpu(index) for index in plan.parallel.groups[0]]
+    settings, engine = plan.of_group(0).settings, plan.engine
+    return calibration_for(plan.machine, gpus, plan.model, settings, engine.name, engine.version)
+
+
+def stored(plan: Plan) -> Document:
+    """The document that was kept of what a plan rests on, as far as it can be read."""
+    one = calibration_of(plan)
+    assert one is not None
+    body = calibrations.read(one)
+    return {
+        "schema": "turbofit.calibration/1", **body, "calibrations": [to_builtins(one)],
+        "kept": [str(calibrations.path_of(one))], "why_not": None,
+    }  # fmt: skip
+
+
+def _moved(plan: Plan, before: Mapping[int, int]) -> str | None:
+    """Whether somebody else took or gave memory meanwhile, which would be counted as ours."""
+    for gpu in plan.gpus:
+        if gpu.index in before:
+            more = memory_now(gpu.uuid).used - before[gpu.index]
+            if abs(more) > _MOVED:
+                said = f"{format_bytes(abs(more))} {'more' if more > 0 else 'less'} in use"
+                return f"GPU {gpu.index} has {said} than before: somebody else's memory moved"
+    return None

@@ -1,0 +1,476 @@
+"""Several models on one machine: how they divide it, the runs of each, and the address of all."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import deque
+from contextlib import ExitStack, suppress
+from math import ceil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import DoesNotFitError, LaunchError, TurbofitError, UsageError
+from turbofit.core.struct import Struct
+from turbofit.core.units import format_duration
+from turbofit.gateway.allocator import keep_large_blocks
+from turbofit.gateway.models.attached_gateway import insist
+from turbofit.gateway.routing.health import healthy
+from turbofit.launch.engine.fitted_cache import SharedCards
+from turbofit.launch.models.model_run import ModelRun
+from turbofit.launch.run import Run
+from turbofit.launch.serve.leases import Leases
+from turbofit.launch.serve.planner import measured, preview
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Iterable, Sequence
+
+    from turbofit.core.json_types import Options
+    from turbofit.core.plan import Plan
+    from turbofit.gateway.http.app import Gateway
+    from turbofit.gateway.models.models_gateway import ModelsGateway
+    from turbofit.gateway.models.served_model import ServedModel
+    from turbofit.gateway.thread import GatewayThread
+    from turbofit.launch.models.model_run import ModelRun
+    from turbofit.launch.serve.config import ServeConfig
+    from turbofit.launch.serve.start import PublicSide
+    from turbofit.launch.serve.supervisor import StopSignal
+
+__all__ = [
+    "LULL_SECONDS",
+    "ModelsPolicy",
+    "PlannedModel",
+    "ServedModels",
+    "SeveralModels",
+    "gives_way",
+    "in_turns",
+    "serve_models",
+    "side_by_side",
+]
+
+#: Runs whose folders are kept: each start of a model is a run.
+_KEPT_RUNS: Final = 50
+
+
+class PlannedModel(NamedTuple):
+    """One model: what is asked for, and its first plan, by which it is listed and forecast."""
+
+    config: ServeConfig
+    plan: Plan
+
+    @property
+    def name(self) -> str:
+        """What clients call it."""
+        return self.config.client_name(self.plan.model)
+
+
+class ServedModels(NamedTuple):
+    """How it ended: by which signal, the folders of the last runs, and requests that were cut."""
+
+    ended: signal.Signals
+    folders: list[Path]
+    cut: int
+
+
+def side_by_side(
+    config: ServeConfig,
+    models: Sequence[Options],
+    shares: Sequence[float],
+    say: Callable[[str], None],
+) -> list[PlannedModel]:
+    """The models as they run at the same time, each with a part of the cards.
+
+    Args:
+        config: what is asked for, of all models.
+        models: what is asked of each alone, its name among it.
+        shares: one a model.
+        say: takes lines of progress.
+
+    Raises:
+        DoesNotFitError: they do not fit together.
+    """
+    from turbofit.planning.joint_plan import joint_plan, options_of_each
+
+    assert config.request is not None
+    models = options_of_each(config.request, models)
+    requests = [config.request.changed(**one) for one in models]
+    if not config.pretend:
+        with Leases() as leases:
+            here = measured(leases, config.request.gpus, say)
+        requests = [request.changed(on=here, gpus=None) for request in requests]
+    joint = joint_plan(requests, shares, pretend=config.pretend)
+    if not joint.fits:
+        raise DoesNotFitError(
+            joint.verdict, hint=joint.remedy or "see turbofit plan MODEL for what would fit"
+        )
+    say(joint.verdict)
+    return [
+        PlannedModel(config.changed(request=config.request.changed(**one, budget=budget)), plan)
+        for one, budget, plan in zip(models, joint.budgets, joint.plans, strict=True)
+    ]
+
+
+def in_turns(
+    config: ServeConfig, models: Sequence[Options], say: Callable[[str], None]
+) -> tuple[list[PlannedModel], int]:
+    """Each model by itself, and how many run at once: as many as budgets fit beside each other.
+
+    Args:
+        config: what is asked for, of all models.
+        models: what is asked of each alone, its name among it.
+        say: takes lines of progress.
+
+    Raises:
+        DoesNotFitError: one of them does not fit alone.
+    """
+    from turbofit.planning.joint_plan import options_of_each
+    from turbofit.tuner.resolved_request import budget_on
+
+    assert config.request is not None
+    made = []
+    for model in options_of_each(config.request, models):
+        one = config.changed(request=config.request.changed(**model))
+        made.append(PlannedModel(one, preview(one)))
+    budget, at_once = config.request.budget, 1
+    if budget:
+        every = [(gpu, one.plan.machine.gpu(gpu.index)) for one in made for gpu in one.plan.gpus]
+        least = min(gpu.free // max(1, budget_on(card, budget)) for gpu, card in every)
+        at_once = max(1, min(len(made), least))
+    say(f"{len(made)} models take turns, {at_once} at once")
+    return made, at_once
+
+
+def serve_models(
+    planned: Sequence[PlannedModel],
+    policy: ModelsPolicy,
+    stop: StopSignal,
+    say: Callable[[str], None],
+    on_open: Callable[[str, Sequence[str]], None],
+    *,
+    wait: float,
+) -> ServedModels:
+    """Serve them until a signal.
+
+    Args:
+        planned: in the order in which they start.
+        policy: when they run.
+        stop: tells of signals.
+        say: takes lines of progress.
+        on_open: told the address and the models' names.
+        wait: seconds that a request waits for its model's start.
+
+    Raises:
+        UsageError: two have the same name.
+        TurbofitError: one of the first models does not start.
+    """
+    keep_large_blocks()  # before the first thread, which would have a heap of its own
+    models, front = _front(planned, wait)
+    folders: deque[Path] = deque()
+    with ExitStack() as stack:
+        shared = None
+        if policy.at_once > 1:
+            room = stack.enter_context(TemporaryDirectory(prefix="turbofit-cards-"))
+            shared = SharedCards(Path(room) / "cards" if planned[0].config.pretend else None)
+        runs = [
+            _model_run(one, model, front, shared, folders, say)
+            for one, model in zip(planned, models, strict=True)
+        ]
+        several = SeveralModels(runs, front, policy, say)
+        ended = several.run(stop, lambda url: on_open(url, [model.name for model in models]))
+    return ServedModels(ended, list(folders), front.cut)
+
+
+def _front(
+    planned: Sequence[PlannedModel], wait: float
+) -> tuple[list[ServedModel], GatewayThread[ModelsGateway]]:
+    """The models as clients see them, and the gateway of all.
+
+    Raises:
+        UsageError: two have the same name.
+    """
+    from turbofit.gateway.http.model_names import unambiguous
+    from turbofit.gateway.limits.request_limits import bounds_of
+    from turbofit.gateway.models.models_gateway import ModelsGateway
+    from turbofit.gateway.models.served_model import ServedModel
+    from turbofit.gateway.thread import GatewayThread
+
+    config = planned[0].config
+    assert config.gateway is not None
+    names = [one.name for one in planned]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(
+            f"two models are called {twice}: clients could not choose between them",
+            hint="name each model once",
+        )
+    each = unambiguous([one.config.client_names(one.plan) for one in planned])
+    models = [ServedModel(name, more) for name, more in zip(names, each, strict=True)]
+    public = replace(config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend)
+    bounds = [bounds_of(one.plan) for one in planned]
+    return models, GatewayThread(ModelsGateway(models, bounds, public, wait=wait))
+
+
+def _model_run(
+    planned: PlannedModel,
+    model: ServedModel,
+    front: GatewayThread[ModelsGateway],
+    shared: SharedCards | None,
+    folders: deque[Path],
+    say: Callable[[str], None],
+) -> ModelRun:
+    """A model's engines, each start as `serve` would start it alone, in a folder of its own."""
+    leases = Leases()
+    run = Run(planned.config, leases, lambda text: say(f"{model.name}: {text}"), shared=shared)
+
+    def launch(stop: StopSignal, publish: Callable[[Gateway], PublicSide]) -> object:
+        run.publish = publish
+        with leases:
+            run.prepare()
+            folder = run.begin()
+            try:
+                return run.follow(stop)
+            finally:  # what still runs writes into its folder
+                folders.append(folder)
+                if len(folders) > _KEPT_RUNS:
+                    shutil.rmtree(folders.popleft(), ignore_errors=True)
+
+    return ModelRun(model, planned.plan.model.weight_bytes, launch, front)
+
+
+#: A model without a request for so long makes way before its turn is over.
+LULL_SECONDS: Final = 2.0
+
+#: Seconds that an engine and the drain may take beyond their deadlines before nobody waits.
+_LAST_SECONDS: Final = 120.0
+
+
+class ModelsPolicy(Struct):
+    """When models' engines run; times in seconds.
+
+    ``idle``: engines that nobody asked for so long end; None never. ``at_once`` models run at the
+    same time, the others wait for their turn. ``turn``: as long as requests keep coming, a model
+    is not ended for another one before it has served so long. ``again``: a model that did not
+    start is left alone so long.
+    """
+
+    idle: float | None = None
+    at_once: int = 1
+    turn: float = 30.0
+    again: float = 60.0
+    tick: float = 0.1
+
+
+class SeveralModels:
+    """All models behind one address.
+
+    Args:
+        runs: in the order in which they start; the first of them start at once, as many as may
+            run at the same time.
+        front: serves the address; it is started and stopped here.
+        policy: when engines run.
+        say: takes lines of progress.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[ModelRun],
+        front: GatewayThread[ModelsGateway],
+        policy: ModelsPolicy,
+        say: Callable[[str], None],
+    ) -> None:
+        self._runs, self._front, self._policy = list(runs), front, policy
+        self._say = say
+
+    def run(self, stop: StopSignal, on_open: Callable[[str], None]) -> signal.Signals:
+        """Serve until a signal. Call it in the main thread.
+
+        Args:
+            stop: tells of signals.
+            on_open: told the address, when the first models are ready.
+
+        Returns:
+            The signal that ended it.
+
+        Raises:
+            TurbofitError: the address cannot be bound, or one of the first models does not start.
+        """
+        self._front.start()
+        stop.on_second(self._strike)
+        stop.abrupt = False
+        try:
+            first = self._runs[: self._policy.at_once]
+            for run in first:
+                if stop.signal is not None:
+                    break
+                self._start(run)
+                while stop.signal is None and run.model.state != "ready":
+                    self._collect(run)
+                    self._pause()
+            if stop.signal is None:
+                insist(self._front, lambda front: setattr(front, "opened", True))
+                on_open(self._front.url)
+            while stop.signal is None:
+                self._step()
+                self._pause()
+        finally:
+            self._end(stop)
+            stop.abrupt = stop.signal is None
+        return stop.signal
+
+    def _pause(self) -> None:
+        time.sleep(self._policy.tick)
+
+    def _step(self) -> None:
+        """Look once at all of them."""
+        for run in self._runs:
+            self._look(run)
+            if run.model.state == "ready":
+                self._forecast(run)
+        self._rest_idle()
+        self._start_next()
+
+    def _look(self, run: ModelRun) -> None:
+        """Take note of a run that has ended; clients are told where it failed."""
+        try:
+            self._collect(run)
+        except TurbofitError as exc:
+            again, message = self._policy.again, exc.message
+            pause = format_duration(again)
+            self._say(f"warning: {run.model.name}: {message}; it is left alone for {pause}")
+            until = time.monotonic() + again
+            insist(self._front, lambda _: run.model.fail(message, until))
+
+    def _collect(self, run: ModelRun) -> None:
+        """Mark a model as asleep whose run has ended.
+
+        Raises:
+            TurbofitError: it ended otherwise than in order.
+        """
+        if run.ended():
+            insist(self._front, lambda _: run.model.sleep())
+
+    def _forecast(self, measured: ModelRun) -> None:
+        """From a measured start, what those take that were not measured.
+
+        By the weights' bytes, and no less than what was measured. Over.
+        """
+        seconds = measured.model.start_seconds
+        for run in self._runs if seconds is not None else ():
+            ratio = max(1.0, run.weight_bytes / max(1, measured.weight_bytes))
+            run.model.forecast = max(run.model.forecast or 0.0, ratio * (seconds or 0.0))
+
+    def _rest_idle(self) -> None:
+        """End the engines that nobody asked for long enough, and those that made way."""
+        for run in self._runs:
+            model = run.model
+            if run.ending or not run.running:
+                continue
+            if self._closed_idle(model):
+                self._say(
+                    f"{model.name}: nobody asked for {format_duration(model.idle)}, its engines "
+                    "end and give their memory back"
+                )
+            if model.state == "ending" and not model.in_flight:
+                run.end()
+
+    @property
+    def _starting(self) -> bool:
+        """Whether engines of a model start, or start again after a death."""
+        return any(
+            model.state == "starting"
+            or (
+                model.state == "ready"
+                and (gateway := model.gateway) is not None
+                and gateway.fleet.outage is None  # one that rests keeps nobody waiting
+                and not healthy(gateway.fleet)
+            )
+            for model in (run.model for run in self._runs)
+        )
+
+    def _closed_idle(self, model: ServedModel) -> bool:
+        """Whether nobody asked for it long enough, so that it is closed now.
+
+        Not while another one starts: its cache would take a share of what this one gives back.
+        """
+        seconds = self._policy.idle
+        if seconds is None or self._starting or model.state != "ready" or model.idle < seconds:
+            return False
+        return insist(self._front, lambda _: model.close_idle(seconds))
+
+    def _start_next(self) -> None:
+        """Start the model whose request has waited longest, or make room for it."""
+        if self._starting or any(one.model.state == "ending" for one in self._runs):
+            return
+        waiting = [
+            (since, place, run)
+            for place, run in enumerate(self._runs)
+            if not run.running
+            and run.model.rested
+            and (since := self._wanted_since(run.model)) is not None
+        ]
+        if not waiting:
+            return
+        _, _, following = min(waiting)
+        running = [run for run in self._runs if run.running]
+        if len(running) < self._policy.at_once:
+            self._start(following)
+            return
+        models = [run.model for run in running]
+        victim = gives_way(models, self._policy.turn, time.monotonic())
+        if victim is not None:
+            self._make_way(victim, following.model)
+
+    def _wanted_since(self, model: ServedModel) -> float | None:
+        """When somebody began to want it; one that is to run always is wanted since it failed."""
+        always = self._policy.idle is None and self._policy.at_once >= len(self._runs)
+        return model.again_at if always and model.state == "failed" else model.wanted_since
+
+    def _make_way(self, victim: ServedModel, following: ServedModel) -> None:
+        insist(self._front, lambda _: victim.close())
+        expected = following.expected
+        known = "" if expected is None else f", which takes about {ceil(expected)} s to start"
+        self._say(f"{victim.name} makes way for {following.name}{known}")
+
+    def _start(self, run: ModelRun) -> None:
+        insist(self._front, lambda _: run.model.begin())
+        run.start()
+
+    def _strike(self) -> None:
+        self._front.strike()
+        for run in self._runs:
+            run.strike()
+
+    def _end(self, stop: StopSignal) -> None:
+        """Let what is under way end, then the engines; nobody waits for a start any longer."""
+        with suppress(LaunchError):
+            self._front.call(lambda front: front.end())
+        self._front.stop(drain=not stop.urgent and stop.signal is not None)
+        for run in self._runs:
+            run.end(stop.signal)
+        deadline = time.monotonic() + _LAST_SECONDS
+        for run in self._runs:
+            run.wait(max(0.0, deadline - time.monotonic()))
+
+
+def gives_way(models: Iterable[ServedModel], turn: float, now: float) -> ServedModel | None:
+    """The model that was used least recently of those whose turn is over; None where none is.
+
+    A turn is over after so many seconds of being ready, or with a lull in its requests. So a model
+    that serves is not ended right after its long start, and a model that is idle keeps nobody
+    waiting.
+
+    Args:
+        models: those that run.
+        turn: seconds.
+        now: by the models' clock.
+    """
+    over = [
+        model
+        for model in models
+        if model.state == "ready" and (now - model.ready_at >= turn or model.idle >= LULL_SECONDS)
+    ]
+    return min(over, key=lambda model: now if model.in_flight else model.used_at, default=None)
