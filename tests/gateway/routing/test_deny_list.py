@@ -18,6 +18,8 @@ from turbofit.gateway.routing.deny_file import DenyFile, Fingerprint, pardon
 from turbofit.gateway.routing.deny_list import CLIENT_DEATHS, DenyList, Present
 from turbofit.gateway.routing.engines import RoutedEngine
 
+pytestmark = pytest.mark.slow
+
 KILLS = "kills"
 #: What the wall's clock shows when the other one shows 0.
 SINCE = [1e9]
