@@ -15,6 +15,8 @@ from bench.golden.compare import differences, digest, read_folder, read_hashes, 
 from bench.golden.figures import moved, summarised
 from bench.golden.render import Workplace, workplace
 
+pytestmark = pytest.mark.slow
+
 CASES = all_cases()
 #: Groups whose documents need nothing but turbofit, and list no presets.
 _MADE_AGAIN = {"plan", "predict", "machine", "report", "export", "diagnose"}

@@ -11,6 +11,8 @@ from bench.plans.properties import of_plan, of_refusal
 from bench.plans.requests import Request, requests
 from turbofit.core.errors import UsageError
 
+pytestmark = pytest.mark.slow
+
 SEED, COUNT = 22, 40
 
 

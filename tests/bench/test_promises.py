@@ -7,6 +7,8 @@ import pytest
 from bench.plans.promises import shrinks
 from bench.plans.requests import KINDS, pairs, planned
 
+pytestmark = pytest.mark.slow
+
 PAIRS = 160
 SEED = 20_261_122
 

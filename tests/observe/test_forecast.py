@@ -12,6 +12,8 @@ def test_the_engines_figures_beside_the_plans() -> None:
     budget = CacheBudget(budget=17170 * MIB, free=19667 * MIB, ratio=0.873)
     free, cache = cache_beside(plan, budget)
     assert free.forecast == round(17000 * MIB / 0.873)
+    beside, _ = cache_beside(plan, CacheBudget(budget=17000 * MIB, free=17100 * MIB, ratio=0.994))
+    assert beside.forecast == round(17000 * MIB / 0.994)
     assert "19,667.0 MiB (forecast 19,473.1, +1.0%)" in free.text
     assert "17,170.0 MiB (forecast 17,000.0, +1.0%)" in cache.text
     slab = Slab(slab_size=32 * MIB, object_size=2 * MIB, object_count=16)

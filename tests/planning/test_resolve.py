@@ -10,6 +10,8 @@ from turbofit.machine.source import machine_from
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
 
+pytestmark = pytest.mark.slow
+
 
 def test_gpus_of_a_machine_are_kept_to_as_those_of_its_spec():
     machine = machine_from("1xl4+1xa100")

@@ -27,6 +27,8 @@ from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
 from turbofit.report.shell import shell_words
 
+pytestmark = pytest.mark.slow
+
 Out = pytest.CaptureFixture[str]
 
 

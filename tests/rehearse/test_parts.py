@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.sweep import sweep
 from turbofit.core.errors import UsageError
 from turbofit.model.folder import FolderFiles
 from turbofit.model.presets import known_presets, load_preset, preset_model
@@ -14,6 +15,8 @@ from turbofit.rehearse.checkpoint.kinds import kinds
 from turbofit.rehearse.checkpoint.twin import main, tensors, twin_of, write_checkpoint
 from turbofit.rehearse.turbomind.ledger import LOADER, STAGING, CallSites, Ledger
 from turbofit.rehearse.turbomind.seen import card_terms, load_peak
+
+pytestmark = pytest.mark.slow
 
 # Counted from the models' own classes on the meta device (shared/facts/without-a-gpu.md).
 COUNTS = {
@@ -80,7 +83,7 @@ def test_a_header_only_checkpoint(tmp_path: Path) -> None:
     assert (folder / "preprocessor_config.json").exists()
 
 
-@pytest.mark.parametrize("name", known_presets())
+@pytest.mark.parametrize("name", sweep(known_presets()))
 def test_every_preset_has_a_twin_or_a_reason(name: str, tmp_path: Path) -> None:
     preset = load_preset(name)
     whole = preset.vision is None or kinds().get(preset.architecture or "") is not None

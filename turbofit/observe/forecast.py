@@ -49,7 +49,9 @@ def free_for_cache(ledger: GpuLedger) -> int:
 
 def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[ForecastFigure, ...]:
     """Free memory when the cache was sized, and the cache (bytes a GPU)."""
-    ratio = plan.settings.cache_max_entry_count
+    planned = plan.settings.cache_max_entry_count
+    # Beside other engines a start has a ratio of its own. The log shows three decimals.
+    ratio = planned if abs(planned - budget.ratio) < 0.001 else budget.ratio
     free = round(plan.kv.region_bytes / ratio) if ratio else 0
     return (
         _bytes("free when the cache was sized", free, budget.free),

@@ -12,6 +12,8 @@ import referencing
 from turbofit.cli.main import main
 from turbofit.report.schema import schema_text
 
+pytestmark = pytest.mark.slow
+
 QUESTION = ["which", "internvl2-26b-awq", "--concurrency", "2"]
 
 

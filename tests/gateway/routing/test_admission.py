@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-from tests import virtual_time
 from tests.virtual_time import settled
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import Cost
@@ -35,65 +34,52 @@ def refused(task: asyncio.Task) -> bool:
     return True
 
 
-def test_one_client_may_fill_the_queue_and_makes_room_for_the_others() -> None:
+async def test_one_client_may_fill_the_queue_and_makes_room_for_the_others() -> None:
     """Its newest requests go, and only until each client has as many places as the others."""
-
-    async def run():
-        queue = Queue(8)
-        many = [await queue.ask("many") for _ in range(9)]
-        alone = [refused(one) for one in many]
-        few = [await queue.ask("few") for _ in range(5)]
-        third = await queue.ask("third")
-        found = [refused(one) for one in (*many, *few)], refused(third), queue.door.waiting
-        for one in (*many, *few, third):
-            one.cancel()
-        await settled()
-        return alone, found, queue.door.waiting, queue.door._queue.lines
-
-    alone, (mine, third, waiting), left, places = virtual_time.run(run())
+    queue = Queue(8)
+    many = [await queue.ask("many") for _ in range(9)]
+    alone = [refused(one) for one in many]
+    few = [await queue.ask("few") for _ in range(5)]
+    third = await queue.ask("third")
+    mine = [refused(one) for one in (*many, *few)]
+    last, waiting = refused(third), queue.door.waiting
+    for one in (*many, *few, third):
+        one.cancel()
+    await settled()
     assert alone == [False] * 8 + [True]
     # Four places each; the third client's comes from one of the two.
     assert mine == [*[False] * 3, *[True] * 6, *[False] * 4, True]
-    assert (third, waiting, left, places) == (False, 8, 0, {})
+    assert (last, waiting, queue.door.waiting, queue.door._queue.lines) == (False, 8, 0, {})
 
 
-def test_whoever_gets_in_gives_its_place_in_the_queue_back() -> None:
-    async def run():
-        queue = Queue(2)
-        tasks = [await queue.ask("many"), await queue.ask("many")]
-        queue.door.release(queue.engine, Cost(host_bytes=1))
-        await settled()
-        assert tasks[0].result() is queue.engine
-        return refused(await queue.ask("many")), queue.door.waiting
-
-    assert virtual_time.run(run()) == (False, 2)
+async def test_whoever_gets_in_gives_its_place_in_the_queue_back() -> None:
+    queue = Queue(2)
+    tasks = [await queue.ask("many"), await queue.ask("many")]
+    queue.door.release(queue.engine, Cost(host_bytes=1))
+    await settled()
+    assert tasks[0].result() is queue.engine
+    assert (refused(await queue.ask("many")), queue.door.waiting) == (False, 2)
 
 
-def test_a_suspect_that_must_wait_holds_nobody_up_and_has_one_turn_on_all_engines() -> None:
-    async def run():
-        engines = [RoutedEngine(n, f"http://e{n}", host_limit=1) for n in range(3)]
-        door = Admission(Fleet(engines))
-        turns = [Turn(name, alone=False, longer=False) for name in ("a", "a", "b")]
-        tasks = [asyncio.ensure_future(door.admit("one", Cost(), None, turn)) for turn in turns]
-        await settled()
-        there = [task.done() for task in tasks]
-        other = await door.admit("other", Cost(host_bytes=1))
-        door.end_turn(tasks[0].result(), turns[0])
-        await settled()
-        return there, other.index, tasks[1].done(), door.waiting
-
-    assert virtual_time.run(run()) == ([True, False, True], 0, True, 0)
+async def test_a_suspect_that_must_wait_holds_nobody_up_and_has_one_turn_on_all_engines() -> None:
+    engines = [RoutedEngine(n, f"http://e{n}", host_limit=1) for n in range(3)]
+    door = Admission(Fleet(engines))
+    turns = [Turn(name, alone=False, longer=False) for name in ("a", "a", "b")]
+    tasks = [asyncio.ensure_future(door.admit("one", Cost(), None, turn)) for turn in turns]
+    await settled()
+    there = [task.done() for task in tasks]
+    other = await door.admit("other", Cost(host_bytes=1))
+    door.end_turn(tasks[0].result(), turns[0])
+    await settled()
+    assert (there, other.index, tasks[1].done(), door.waiting) == ([True, False, True], 0, True, 0)
 
 
-def test_an_engine_gets_nothing_new_while_a_suspect_is_alone_there() -> None:
-    async def run():
-        engine = RoutedEngine(0, "http://e")
-        door, turn = Admission(Fleet([engine])), Turn("a", alone=True, longer=False)
-        await door.admit("one", Cost(), None, turn)
-        other = asyncio.ensure_future(door.admit("other", Cost()))
-        await settled()
-        waits = not other.done()
-        door.end_turn(engine, turn)
-        return waits, (await other).index
-
-    assert virtual_time.run(run()) == (True, 0)
+async def test_an_engine_gets_nothing_new_while_a_suspect_is_alone_there() -> None:
+    engine = RoutedEngine(0, "http://e")
+    door, turn = Admission(Fleet([engine])), Turn("a", alone=True, longer=False)
+    await door.admit("one", Cost(), None, turn)
+    other = asyncio.ensure_future(door.admit("other", Cost()))
+    await settled()
+    waits = not other.done()
+    door.end_turn(engine, turn)
+    assert (waits, (await other).index) == (True, 0)

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests import virtual_time
 from tests.support.gateway import DONE, EVENT, Answer, Recorder, call, chat, gateway, image_part
 from tests.support.gateway import stream as streamed
 from tests.waiting import auntil
@@ -18,6 +17,8 @@ from turbofit.gateway.routing import deny_file
 from turbofit.gateway.routing.deny_file import DenyFile, Fingerprint, pardon
 from turbofit.gateway.routing.deny_list import CLIENT_DEATHS, DenyList, Present
 from turbofit.gateway.routing.engines import RoutedEngine
+
+pytestmark = pytest.mark.slow
 
 KILLS = "kills"
 #: What the wall's clock shows when the other one shows 0.
@@ -108,20 +109,18 @@ def code(reply) -> tuple[int, str]:
 
 @pytest.mark.parametrize("engines", [1, 2, 8])
 @pytest.mark.parametrize("parts", [(), (image_part(1200, 900),)])
-def test_the_second_death_of_a_request_is_its_last(engines, parts) -> None:
-    async def run():
-        async with Fleet(engines) as fleet:
-            replies = []
-            for _ in range(3):
-                await fleet.all_up()
-                replies.append(await fleet.ask(KILLS, parts=parts))
+async def test_the_second_death_of_a_request_is_its_last(engines, parts) -> None:
+    async with Fleet(engines) as fleet:
+        replies = []
+        for _ in range(3):
             await fleet.all_up()
-            other = await fleet.ask("another", parts=parts)
-            metrics = (await call(fleet.app, "/metrics")).body.decode()
-            explained = sum(fleet.app.deny_list.explained(n, 600) for n in range(engines))
-            return replies, fleet.deaths, other, metrics, fleet.known, explained
-
-    replies, deaths, other, metrics, known, explained = virtual_time.run(run())
+            replies.append(await fleet.ask(KILLS, parts=parts))
+        await fleet.all_up()
+        other = await fleet.ask("another", parts=parts)
+        metrics = (await call(fleet.app, "/metrics")).body.decode()
+        explained = sum(fleet.app.deny_list.explained(n, 600) for n in range(engines))
+        deaths = fleet.deaths
+        known = fleet.known
     assert [code(reply) for reply in replies] == [
         (503, "engine_died"), (503, "engine_died"), (422, "convicted"),
     ]  # fmt: skip
@@ -137,46 +136,42 @@ def test_the_second_death_of_a_request_is_its_last(engines, parts) -> None:
     assert 'turbofit_gateway_engine_deaths_total{engine="0"} ' in metrics
 
 
-def test_all_that_an_engine_had_are_suspected_until_they_are_answered() -> None:
-    async def run():
-        async with Fleet(1) as fleet:
-            pending = [asyncio.ensure_future(fleet.ask(f"innocent {n}")) for n in range(6)]
-            await asyncio.sleep(0.1)
-            fleet.kill(0)
-            first = [code(one) for one in await asyncio.gather(*pending)]
-            suspected = fleet.known
-            await fleet.all_up()
-            again = await asyncio.gather(*(fleet.ask(f"innocent {n}") for n in range(6)))
-            return first, suspected, [one.status for one in again], fleet.known
-
-    first, suspected, again, known = virtual_time.run(run())
+async def test_all_that_an_engine_had_are_suspected_until_they_are_answered() -> None:
+    async with Fleet(1) as fleet:
+        pending = [asyncio.ensure_future(fleet.ask(f"innocent {n}")) for n in range(6)]
+        await asyncio.sleep(0.1)
+        fleet.kill(0)
+        first = [code(one) for one in await asyncio.gather(*pending)]
+        suspected = fleet.known
+        await fleet.all_up()
+        again = await asyncio.gather(*(fleet.ask(f"innocent {n}") for n in range(6)))
+        again = [one.status for one in again]
+        known = fleet.known
     assert first == [(503, "engine_died")] * 6
     # Six requests, and their client.
     assert (suspected, again, known) == ((7, 0, 0), [200] * 6, (0, 0, 0))
 
 
-def test_suspects_run_one_at_a_time_beside_others() -> None:
-    async def run():
-        async with Fleet(1, api_keys=("one", "other")) as fleet:
-            (engine,) = fleet.app.engines
-            pending = [asyncio.ensure_future(fleet.ask(f"{n}", "one")) for n in range(4)]
-            await asyncio.sleep(0.1)
-            fleet.kill(0)
-            await asyncio.gather(*pending)
-            await fleet.all_up()
-            again = [asyncio.ensure_future(fleet.ask(f"{n}", "one")) for n in range(4)]
-            others = [asyncio.ensure_future(fleet.ask(f"x{n}", "other")) for n in range(4)]
-            most = 0
-            while not all(one.done() for one in again):
-                most = max(most, engine.outstanding - sum(not one.done() for one in others))
-                await asyncio.sleep(0.02)
-            return most, [one.status for one in await asyncio.gather(*again, *others)]
-
-    assert virtual_time.run(run()) == (1, [200] * 8)
+async def test_suspects_run_one_at_a_time_beside_others() -> None:
+    async with Fleet(1, api_keys=("one", "other")) as fleet:
+        (engine,) = fleet.app.engines
+        pending = [asyncio.ensure_future(fleet.ask(f"{n}", "one")) for n in range(4)]
+        await asyncio.sleep(0.1)
+        fleet.kill(0)
+        await asyncio.gather(*pending)
+        await fleet.all_up()
+        again = [asyncio.ensure_future(fleet.ask(f"{n}", "one")) for n in range(4)]
+        others = [asyncio.ensure_future(fleet.ask(f"x{n}", "other")) for n in range(4)]
+        most = 0
+        while not all(one.done() for one in again):
+            most = max(most, engine.outstanding - sum(not one.done() for one in others))
+            await asyncio.sleep(0.02)
+        assert most == 1
+        assert [one.status for one in await asyncio.gather(*again, *others)] == [200] * 8
 
 
 @pytest.mark.parametrize("engines", [1, 8])
-def test_a_request_that_is_sent_again_and_again_ends_three_at_most_and_nobody_else_pays(
+async def test_a_request_that_is_sent_again_and_again_ends_three_at_most_and_nobody_else_pays(
     engines,
 ) -> None:
     """Others are always beside it: none of them is refused, and each that asks on is answered."""
@@ -200,15 +195,13 @@ def test_a_request_that_is_sent_again_and_again_ends_three_at_most_and_nobody_el
             answers[str((await fleet.ask(KILLS, "bad")).status)] += 1
             await asyncio.sleep(0.2)
 
-    async def run():
-        keys = [f"good {number}" for number in range(6)]
-        async with Fleet(engines, api_keys=("bad", *keys)) as fleet:
-            ends = time.monotonic() + 600
-            clients = [good(fleet, key, ends) for key in keys]
-            await asyncio.gather(*clients, bad(fleet, ends))
-            return len(fleet.deaths), fleet.known[1:]
-
-    deaths, refused = virtual_time.run(run())
+    keys = [f"good {number}" for number in range(6)]
+    async with Fleet(engines, api_keys=("bad", *keys)) as fleet:
+        ends = time.monotonic() + 600
+        clients = [good(fleet, key, ends) for key in keys]
+        await asyncio.gather(*clients, bad(fleet, ends))
+        deaths = len(fleet.deaths)
+        refused = fleet.known[1:]
     assert deaths <= 3
     assert refused == (1, 0)
     assert answers["422"] > 100
@@ -216,105 +209,94 @@ def test_a_request_that_is_sent_again_and_again_ends_three_at_most_and_nobody_el
 
 
 @pytest.mark.parametrize("engines", [1, 8])
-def test_a_client_that_varies_its_request_ends_four_and_is_refused_for_an_hour(
+async def test_a_client_that_varies_its_request_ends_four_and_is_refused_for_an_hour(
     engines, tmp_path
 ) -> None:
     file = str(tmp_path / "turbofit" / "denied" / "one.json")
-
-    async def run():
-        async with Fleet(engines, api_keys=("good", "bad"), denied=file) as fleet:
-            told = []
-            for number in range(CLIENT_DEATHS + 1):
-                await fleet.all_up()
-                beside = asyncio.ensure_future(fleet.ask(f"beside {number}", "good"))
-                await asyncio.sleep(0.1)
-                told.append(await fleet.ask(f"{KILLS} {number}", "bad"))
-                await beside
-            # It sends nothing of a body.
-            late = await call(
-                fleet.app, raw=b"{", headers={"authorization": "Bearer bad"}, method="POST"
-            )
+    async with Fleet(engines, api_keys=("good", "bad"), denied=file) as fleet:
+        told = []
+        for number in range(CLIENT_DEATHS + 1):
             await fleet.all_up()
-            fine = await fleet.ask("beside 0", "good")
-            await fleet.app.deny_list.close()  # it is written
-            name = late.json["error"]["message"].split("--forget '")[1].rstrip("'`")
-            await asyncio.get_running_loop().run_in_executor(None, pardon, name)
-            free = await fleet.ask("innocent", "bad")
-            return told, late, fine.status, len(fleet.deaths), free.status
-
-    told, late, fine, deaths, free = virtual_time.run(run())
+            beside = asyncio.ensure_future(fleet.ask(f"beside {number}", "good"))
+            await asyncio.sleep(0.1)
+            told.append(await fleet.ask(f"{KILLS} {number}", "bad"))
+            await beside
+        # It sends nothing of a body.
+        late = await call(
+            fleet.app, raw=b"{", headers={"authorization": "Bearer bad"}, method="POST"
+        )
+        await fleet.all_up()
+        fine = await fleet.ask("beside 0", "good")
+        await fleet.app.deny_list.close()  # it is written
+        name = late.json["error"]["message"].split("--forget '")[1].rstrip("'`")
+        await asyncio.get_running_loop().run_in_executor(None, pardon, name)
+        free = await fleet.ask("innocent", "bad")
+        fine = fine.status
+        deaths = len(fleet.deaths)
+        free = free.status
     assert [one.status for one in told] == [503] * CLIENT_DEATHS + [429]
     assert code(late) == (429, "too_many_deaths")
     assert 3000 < int(late.headers["retry-after"]) <= 3600
     assert (fine, deaths, free) == (200, CLIENT_DEATHS, 200)
 
 
-def test_the_only_client_is_not_refused() -> None:
-    async def run():
-        async with Fleet(1) as fleet:
-            for number in range(CLIENT_DEATHS + 1):
-                await fleet.all_up()
-                await fleet.ask(f"{KILLS} {number}")
+async def test_the_only_client_is_not_refused() -> None:
+    async with Fleet(1) as fleet:
+        for number in range(CLIENT_DEATHS + 1):
             await fleet.all_up()
-            return (await fleet.ask("innocent")).status
+            await fleet.ask(f"{KILLS} {number}")
+        await fleet.all_up()
+        assert (await fleet.ask("innocent")).status == 200
 
-    assert virtual_time.run(run()) == 200
 
-
-def test_who_is_beside_an_unknown_one_is_not_refused_but_runs_alone() -> None:
+async def test_who_is_beside_an_unknown_one_is_not_refused_but_runs_alone() -> None:
     """A suspect is in its turn when a new request ends the engine beside it."""
+    async with Fleet(1, api_keys=("good", "bad")) as fleet:
+        pending = asyncio.ensure_future(fleet.ask("innocent", "good"))
+        await asyncio.sleep(0.1)
+        fleet.kill(0)
+        replies = [await pending]
+        await fleet.all_up()
+        pending = asyncio.ensure_future(fleet.ask("innocent", "good"))
+        await asyncio.sleep(0.01)
+        await fleet.ask(f"{KILLS} something new", "bad")
+        replies.append(await pending)
+        await fleet.all_up()
+        pending = asyncio.ensure_future(fleet.ask("innocent", "good"))
+        await asyncio.sleep(0.01)
+        new = asyncio.ensure_future(fleet.ask("new", "good"))
+        await asyncio.sleep(0.1)
+        there = fleet.app.engines[0].outstanding
+        replies.append(await pending)
+        assert [one.status for one in replies] == [503, 503, 200]
+        assert there == 1
+        assert (await new).status == 200
+        assert fleet.known[1:] == (0, 0)
 
-    async def run():
-        async with Fleet(1, api_keys=("good", "bad")) as fleet:
-            pending = asyncio.ensure_future(fleet.ask("innocent", "good"))
-            await asyncio.sleep(0.1)
-            fleet.kill(0)
-            replies = [await pending]
-            await fleet.all_up()
-            pending = asyncio.ensure_future(fleet.ask("innocent", "good"))
-            await asyncio.sleep(0.01)
-            await fleet.ask(f"{KILLS} something new", "bad")
-            replies.append(await pending)
-            await fleet.all_up()
-            pending = asyncio.ensure_future(fleet.ask("innocent", "good"))
-            await asyncio.sleep(0.01)
-            new = asyncio.ensure_future(fleet.ask("new", "good"))
-            await asyncio.sleep(0.1)
-            there = fleet.app.engines[0].outstanding
-            replies.append(await pending)
-            return [one.status for one in replies], there, (await new).status, fleet.known[1:]
 
-    assert virtual_time.run(run()) == ([503, 503, 200], 1, 200, (0, 0))
-
-
-def test_a_copy_that_waits_for_its_turn_runs_as_the_death_before_it_demands() -> None:
+async def test_a_copy_that_waits_for_its_turn_runs_as_the_death_before_it_demands() -> None:
     """It began to wait as a suspect of one death, and is one of two when its turn comes."""
-
-    async def run():
-        async with Fleet(2, api_keys=("bad", "c0", "c1")) as fleet:
-            await fleet.ask(KILLS, "bad")
-            await fleet.all_up()
-            beside = [asyncio.ensure_future(fleet.ask(f"new {n}", f"c{n}")) for n in range(2)]
-            await auntil(lambda: all(fleet.held.values()), "one on each engine")
-            await asyncio.gather(*(fleet.ask(KILLS, "bad") for _ in range(2)))
-            return len(fleet.deaths), fleet.known[1:], [(await one).status for one in beside]
-
-    assert virtual_time.run(run()) == (3, (1, 0), [503, 200])
+    async with Fleet(2, api_keys=("bad", "c0", "c1")) as fleet:
+        await fleet.ask(KILLS, "bad")
+        await fleet.all_up()
+        beside = [asyncio.ensure_future(fleet.ask(f"new {n}", f"c{n}")) for n in range(2)]
+        await auntil(lambda: all(fleet.held.values()), "one on each engine")
+        await asyncio.gather(*(fleet.ask(KILLS, "bad") for _ in range(2)))
+        assert len(fleet.deaths) == 3
+        assert fleet.known[1:] == (1, 0)
+        assert [(await one).status for one in beside] == [503, 200]
 
 
-def test_who_becomes_a_suspect_while_it_waits_as_its_client_has_a_turn_of_its_own() -> None:
-    async def run():
-        async with Fleet(2, api_keys=("bad", "good")) as fleet:
-            pending = asyncio.ensure_future(fleet.ask("first", "bad"))
-            await asyncio.sleep(0.1)
-            fleet.kill(0)
-            await pending
-            await fleet.all_up()
-            await asyncio.gather(*(fleet.ask(KILLS, "bad") for _ in range(2)))
-            await fleet.all_up()
-            return len(fleet.deaths), code(await fleet.ask(KILLS, "bad"))
-
-    assert virtual_time.run(run()) == (3, (422, "convicted"))
+async def test_who_becomes_a_suspect_while_it_waits_as_its_client_has_a_turn_of_its_own() -> None:
+    async with Fleet(2, api_keys=("bad", "good")) as fleet:
+        pending = asyncio.ensure_future(fleet.ask("first", "bad"))
+        await asyncio.sleep(0.1)
+        fleet.kill(0)
+        await pending
+        await fleet.all_up()
+        await asyncio.gather(*(fleet.ask(KILLS, "bad") for _ in range(2)))
+        await fleet.all_up()
+        assert (len(fleet.deaths), code(await fleet.ask(KILLS, "bad"))) == (3, (422, "convicted"))
 
 
 class AtEngine:
@@ -335,200 +317,163 @@ async def died(known: DenyList, index: int, *requests: AtEngine) -> RoutedEngine
     return engine
 
 
-def test_a_suspect_of_two_deaths_stays_one_where_the_first_had_another_cause() -> None:
-    async def run():
-        known, both = DenyList(DenyFile()), AtEngine("both")
-        first = await died(known, 0, both, AtEngine("first"))
-        await died(known, 1, both, AtEngine("second"))
-        before = known.suspected
-        known.engine_ended(first, other_cause=True)
-        await asyncio.sleep(0)
-        return before, known.suspected, await known.turn(both.present) is not None
-
-    assert asyncio.run(run()) == (6, 4, True)
+async def test_a_suspect_of_two_deaths_stays_one_where_the_first_had_another_cause() -> None:
+    known, both = DenyList(DenyFile()), AtEngine("both")
+    first = await died(known, 0, both, AtEngine("first"))
+    await died(known, 1, both, AtEngine("second"))
+    before = known.suspected
+    known.engine_ended(first, other_cause=True)
+    await asyncio.sleep(0)
+    assert (before, known.suspected, await known.turn(both.present) is not None) == (6, 4, True)
 
 
-def test_the_end_waits_for_deaths_whose_requests_are_still_hashed() -> None:
-    async def run():
-        known, engine = DenyList(DenyFile()), RoutedEngine(0, "http://engine")
-        large = AtEngine("large" * 10**6)
-        engine.in_flight = {large: None}  # type: ignore[dict-item]
-        known.engine_died(engine)
-        await known.close()
-        return known.suspected
-
-    assert asyncio.run(run()) == 2
+async def test_the_end_waits_for_deaths_whose_requests_are_still_hashed() -> None:
+    known, engine = DenyList(DenyFile()), RoutedEngine(0, "http://engine")
+    large = AtEngine("large" * 10**6)
+    engine.in_flight = {large: None}  # type: ignore[dict-item]
+    known.engine_died(engine)
+    await known.close()
+    assert known.suspected == 2
 
 
-def test_an_error_at_the_beginning_of_a_stream_ends_no_turn_well() -> None:
+async def test_an_error_at_the_beginning_of_a_stream_ends_no_turn_well() -> None:
     error = b'data: {"error": {"message": "out of order"}}\n\n'
-
-    async def run():
-        async with Fleet(1) as fleet:
-            pending = asyncio.ensure_future(fleet.ask("innocent", stream=True))
-            await asyncio.sleep(0.1)
-            fleet.kill(0)
-            await pending
-            await fleet.all_up()
-            before, fleet.recorder.answer = fleet.known, lambda *_: streamed(error, DONE)
-            await fleet.ask("innocent", stream=True)
-            return before, fleet.known
-
-    before, after = virtual_time.run(run())
+    async with Fleet(1) as fleet:
+        pending = asyncio.ensure_future(fleet.ask("innocent", stream=True))
+        await asyncio.sleep(0.1)
+        fleet.kill(0)
+        await pending
+        await fleet.all_up()
+        before, fleet.recorder.answer = fleet.known, lambda *_: streamed(error, DONE)
+        await fleet.ask("innocent", stream=True)
+        after = fleet.known
     assert before == after == (2, 0, 0)
 
 
-def test_what_is_refused_outlives_the_gateway_and_a_pardon_ends_it(tmp_path) -> None:
+async def test_what_is_refused_outlives_the_gateway_and_a_pardon_ends_it(tmp_path) -> None:
     file = tmp_path / "turbofit" / "denied" / "one.json"
 
-    async def refuse():
-        async with Fleet(1, denied=str(file)) as fleet:
-            for _ in range(2):
-                await fleet.all_up()
-                reply = await fleet.ask(KILLS)
-            return reply
-
-    async def again():
-        async with Fleet(1, denied=str(file)) as fleet:
-            refused = await fleet.ask(KILLS)
-            fingerprint = refused.json["error"]["message"].split("--forget ")[1].rstrip("`")
-            found = await asyncio.get_running_loop().run_in_executor(None, pardon, fingerprint)
-            return refused, found, await fleet.ask(KILLS), fleet.deaths
-
-    assert virtual_time.run(refuse()).status == 503
+    async with Fleet(1, denied=str(file)) as fleet:
+        for _ in range(2):
+            await fleet.all_up()
+            reply = await fleet.ask(KILLS)
+        assert reply.status == 503
     assert KILLS.encode() not in file.read_bytes()
-    SINCE[0] += 3600  # the clock of the next loop begins anew
-    refused, found, pardoned, deaths = virtual_time.run(again())
-    assert (code(refused), found) == ((422, "convicted"), 1)
-    # It runs, and kills again: a first death after the pardon.
-    assert (code(pardoned), len(deaths)) == ((503, "engine_died"), 1)
+    SINCE[0] += 3600
+    async with Fleet(1, denied=str(file)) as fleet:
+        refused = await fleet.ask(KILLS)
+        assert code(refused) == (422, "convicted")
+        fingerprint = refused.json["error"]["message"].split("--forget ")[1].rstrip("`")
+        found = await asyncio.get_running_loop().run_in_executor(None, pardon, fingerprint)
+        assert found == 1
+        # It runs, and kills again: a first death after the pardon.
+        assert code(await fleet.ask(KILLS)) == (503, "engine_died")
+        assert len(fleet.deaths) == 1
 
 
 @pytest.mark.parametrize("open_again", [True, False])
-def test_what_a_full_disk_refused_is_written_later(tmp_path, open_again) -> None:
+async def test_what_a_full_disk_refused_is_written_later(tmp_path, open_again) -> None:
     """While the gateway serves, or at its end."""
     folder = tmp_path / "later"
     file = folder / "one.json"
 
-    async def refuse():
-        async with Fleet(1, denied=str(file)) as fleet:
-            for _ in range(2):
-                await fleet.all_up()
-                await fleet.ask(KILLS)
-            await auntil(lambda: fleet.app.deny_list._again is not None, "a write to fail")
-            folder.mkdir()
-            if open_again:
-                await auntil(file.exists, "it to be written")
-
-    async def again():
-        async with Fleet(1, denied=str(file)) as fleet:
-            return await fleet.ask(KILLS)
-
-    virtual_time.run(refuse())
+    async with Fleet(1, denied=str(file)) as fleet:
+        for _ in range(2):
+            await fleet.all_up()
+            await fleet.ask(KILLS)
+        await auntil(lambda: fleet.app.deny_list._again is not None, "a write to fail")
+        folder.mkdir()
+        if open_again:
+            await auntil(file.exists, "it to be written")
     SINCE[0] += 3600
-    assert code(virtual_time.run(again())) == (422, "convicted")
+    async with Fleet(1, denied=str(file)) as fleet:
+        assert code(await fleet.ask(KILLS)) == (422, "convicted")
 
 
-def test_who_left_shortly_before_a_death_is_suspected_and_refused_too() -> None:
-    async def run():
-        async with Fleet(1) as fleet:
-            known = []
-            for _ in range(2):
-                await fleet.all_up()
-                await fleet.leave(KILLS)
-                fleet.kill(0)
-                fleet.app.engine_ended(0, other_cause=False)
-                await asyncio.sleep(0.01)
-                known.append(fleet.known)
-            return known
-
-    assert virtual_time.run(run()) == [(2, 0, 0), (0, 1, 0)]
-
-
-def test_who_left_long_before_is_not() -> None:
-    async def run():
-        async with Fleet(1) as fleet:
-            await fleet.leave("innocent")
-            await asyncio.sleep(11)
-            fleet.app.engine_ended(0, other_cause=False)
-            await asyncio.sleep(0.01)
-            return fleet.known
-
-    assert virtual_time.run(run()) == (0, 0, 0)
-
-
-def test_who_finds_nothing_listening_knows_that_the_engine_ended() -> None:
-    """Its supervisor sees that a moment later; an equal request would end an engine until then."""
-
-    async def run():
-        async with Fleet(3) as fleet:
+async def test_who_left_shortly_before_a_death_is_suspected_and_refused_too() -> None:
+    async with Fleet(1) as fleet:
+        known = []
+        for _ in range(2):
+            await fleet.all_up()
             await fleet.leave(KILLS)
             fleet.kill(0)
-            met = await fleet.ask(KILLS)
             fleet.app.engine_ended(0, other_cause=False)
-            return code(met), code(await fleet.ask(KILLS)), len(fleet.deaths)
+            await asyncio.sleep(0.01)
+            known.append(fleet.known)
+        assert known == [(2, 0, 0), (0, 1, 0)]
 
-    assert virtual_time.run(run()) == ((503, "engine_died"), (422, "convicted"), 2)
+
+async def test_who_left_long_before_is_not() -> None:
+    async with Fleet(1) as fleet:
+        await fleet.leave("innocent")
+        await asyncio.sleep(11)
+        fleet.app.engine_ended(0, other_cause=False)
+        await asyncio.sleep(0.01)
+        assert fleet.known == (0, 0, 0)
 
 
-def test_who_is_still_connecting_to_a_dead_engine_was_not_at_its_death() -> None:
+async def test_who_finds_nothing_listening_knows_that_the_engine_ended() -> None:
+    """Its supervisor sees that a moment later; an equal request would end an engine until then."""
+    async with Fleet(3) as fleet:
+        await fleet.leave(KILLS)
+        fleet.kill(0)
+        met = await fleet.ask(KILLS)
+        fleet.app.engine_ended(0, other_cause=False)
+        assert code(met) == (503, "engine_died")
+        assert code(await fleet.ask(KILLS)) == (422, "convicted")
+        assert len(fleet.deaths) == 2
+
+
+async def test_who_is_still_connecting_to_a_dead_engine_was_not_at_its_death() -> None:
     """Two find that nothing listens at once, and one of them is a suspect in its turn."""
+    async with Fleet(1, restart=1.0, api_keys=("a", "b", "c")) as fleet:
+        await asyncio.gather(fleet.ask("innocent", "b"), fleet.ask(KILLS, "a"))
+        await fleet.all_up()
+        opened, connecting, goes_on = fleet.recorder.open, asyncio.Event(), asyncio.Event()
 
-    async def run():
-        async with Fleet(1, restart=1.0, api_keys=("a", "b", "c")) as fleet:
-            await asyncio.gather(fleet.ask("innocent", "b"), fleet.ask(KILLS, "a"))
-            await fleet.all_up()
-            opened, connecting, goes_on = fleet.recorder.open, asyncio.Event(), asyncio.Event()
+        async def connect(engine, method, path, body, headers):
+            if b"innocent" in body:
+                connecting.set()
+                await goes_on.wait()
+            return await opened(engine, method, path, body, headers)
 
-            async def connect(engine, method, path, body, headers):
-                if b"innocent" in body:
-                    connecting.set()
-                    await goes_on.wait()
-                return await opened(engine, method, path, body, headers)
-
-            fleet.recorder.open = connect
-            fleet.kill(0)
-            suspect = asyncio.ensure_future(fleet.ask("innocent", "b"))
-            await connecting.wait()
-            replies = [await fleet.ask("new", "c")]
-            goes_on.set()
-            replies.append(await suspect)
-            return [code(reply)[1] for reply in replies], fleet.known[1:]
-
-    assert virtual_time.run(run()) == (["engine_unavailable"] * 2, (0, 0))
+        fleet.recorder.open = connect
+        fleet.kill(0)
+        suspect = asyncio.ensure_future(fleet.ask("innocent", "b"))
+        await connecting.wait()
+        replies = [await fleet.ask("new", "c")]
+        goes_on.set()
+        replies.append(await suspect)
+        assert [code(reply)[1] for reply in replies] == ["engine_unavailable"] * 2
+        assert fleet.known[1:] == (0, 0)
 
 
-def test_an_answer_that_comes_after_a_death_is_of_the_process_that_died() -> None:
+async def test_an_answer_that_comes_after_a_death_is_of_the_process_that_died() -> None:
     """It lay in its socket: who breaks off after it was at the same death."""
+    answers: dict[str, asyncio.Future] = {}
 
-    async def run():
-        answers: dict[str, asyncio.Future] = {}
+    async def answer(engine, path, body):
+        answers[body.decode()] = found = asyncio.get_running_loop().create_future()
+        return await found
 
-        async def answer(engine, path, body):
-            answers[body.decode()] = found = asyncio.get_running_loop().create_future()
-            return await found
-
-        app, _ = gateway(recorder=Recorder(answer), api_keys=("a", "b", "c"))
-        app.engines[0].succeeded()
-        asked = []
-        for key in ("a", "b", "c"):
-            if key == "c":
-                app.deny_list.suspect(sha256(b"c").hexdigest()[:8])
-            headers = {"authorization": f"Bearer {key}"}
-            body = chat({"type": "text", "text": key})
-            asked.append(asyncio.ensure_future(call(app, body=body, headers=headers)))
-            await auntil(lambda: len(answers) == len(asked), "it to be sent")
-        came = (OSError("reset"), Answer(b"{}"), OSError("reset"))
-        statuses = []
-        for found, one, reply in zip(answers.values(), came, asked, strict=True):
-            found.set_result(one)
-            statuses.append((await reply).status)
-            await asyncio.sleep(0.001)
-        metrics = (await call(app, "/metrics", headers=headers)).body.decode()
-        return statuses, app.deny_list.file.number, metrics
-
-    statuses, refused, metrics = virtual_time.run(run())
-    assert (statuses, refused) == ([503, 200, 503], (0, 0))
+    app, _ = gateway(recorder=Recorder(answer), api_keys=("a", "b", "c"))
+    app.engines[0].succeeded()
+    asked = []
+    for key in ("a", "b", "c"):
+        if key == "c":
+            app.deny_list.suspect(sha256(b"c").hexdigest()[:8])
+        headers = {"authorization": f"Bearer {key}"}
+        body = chat({"type": "text", "text": key})
+        asked.append(asyncio.ensure_future(call(app, body=body, headers=headers)))
+        await auntil(lambda: len(answers) == len(asked), "it to be sent")
+    came = (OSError("reset"), Answer(b"{}"), OSError("reset"))
+    statuses = []
+    for found, one, reply in zip(answers.values(), came, asked, strict=True):
+        found.set_result(one)
+        statuses.append((await reply).status)
+        await asyncio.sleep(0.001)
+    metrics = (await call(app, "/metrics", headers=headers)).body.decode()
+    assert (statuses, app.deny_list.file.number) == ([503, 200, 503], (0, 0))
     assert 'engine_deaths_total{engine="0"} 1\n' in metrics
 
 
@@ -541,77 +486,64 @@ async def killed(fleet: Fleet) -> tuple[int, str]:
     return code(await pending)
 
 
-def test_an_engine_that_somebody_killed_accuses_nobody() -> None:
+async def test_an_engine_that_somebody_killed_accuses_nobody() -> None:
     """Nor is who it refused told of that, since its supervisor takes it back."""
-
-    async def run():
-        async with Fleet(1, restart=1.0) as fleet:
-            told = [await killed(fleet), await killed(fleet)]
-            refused = fleet.known
-            fleet.app.engine_ended(0, other_cause=True)
-            await fleet.all_up()
-            return told, refused, (await fleet.ask("innocent")).status, fleet.known
-
-    told, refused, status, known = virtual_time.run(run())
+    async with Fleet(1, restart=1.0) as fleet:
+        told = [await killed(fleet), await killed(fleet)]
+        refused = fleet.known
+        fleet.app.engine_ended(0, other_cause=True)
+        await fleet.all_up()
+        status = (await fleet.ask("innocent")).status
+        known = fleet.known
     assert told == [(503, "engine_died")] * 2
     assert (refused, status, known) == ((0, 1, 0), 200, (0, 0, 0))
 
 
-def test_a_supervisor_may_be_the_first_to_see_another_cause() -> None:
-    async def run():
-        async with Fleet(1) as fleet:
-            pending = asyncio.ensure_future(fleet.ask("innocent"))
-            await asyncio.sleep(0.1)
-            fleet.app.engine_ended(0, other_cause=True)
-            fleet.kill(0)
-            return (await pending).status, fleet.known
-
-    assert virtual_time.run(run()) == (503, (0, 0, 0))
+async def test_a_supervisor_may_be_the_first_to_see_another_cause() -> None:
+    async with Fleet(1) as fleet:
+        pending = asyncio.ensure_future(fleet.ask("innocent"))
+        await asyncio.sleep(0.1)
+        fleet.app.engine_ended(0, other_cause=True)
+        fleet.kill(0)
+        assert ((await pending).status, fleet.known) == (503, (0, 0, 0))
 
 
-def test_who_kills_the_next_process_takes_back_nothing_of_the_death_before() -> None:
-    async def run():
-        async with Fleet(1) as fleet:
-            await fleet.ask(KILLS)
-            fleet.app.engine_ended(0, other_cause=False)
-            # Its next process is killed while it starts.
-            fleet.app.engine_ended(0, other_cause=True)
-            await asyncio.sleep(0.01)
-            return fleet.known
-
-    assert virtual_time.run(run()) == (2, 0, 0)
+async def test_who_kills_the_next_process_takes_back_nothing_of_the_death_before() -> None:
+    async with Fleet(1) as fleet:
+        await fleet.ask(KILLS)
+        fleet.app.engine_ended(0, other_cause=False)
+        # Its next process is killed while it starts.
+        fleet.app.engine_ended(0, other_cause=True)
+        await asyncio.sleep(0.01)
+        assert fleet.known == (2, 0, 0)
 
 
-def test_the_next_gateway_goes_on_with_what_is_known() -> None:
-    async def run():
-        async with Fleet(1) as fleet:
-            await fleet.ask(KILLS)
-        async with Fleet(1) as other:
-            other.app.deny_list = fleet.app.deny_list
-            other.app._forwarder.deny_list = fleet.app.deny_list
-            return code(await other.ask(KILLS)), code(await other.ask(KILLS)), other.deaths
-
-    died, refused, deaths = virtual_time.run(run())
+async def test_the_next_gateway_goes_on_with_what_is_known() -> None:
+    async with Fleet(1) as fleet:
+        await fleet.ask(KILLS)
+    async with Fleet(1) as other:
+        other.app.deny_list = fleet.app.deny_list
+        other.app._forwarder.deny_list = fleet.app.deny_list
+        died = code(await other.ask(KILLS))
+        refused = code(await other.ask(KILLS))
+        deaths = other.deaths
     assert (died, refused, len(deaths)) == ((503, "engine_died"), (422, "convicted"), 1)
 
 
-def test_a_full_line_of_suspects_sends_the_newest_of_whoever_has_most_away() -> None:
-    async def run():
-        async with Fleet(1, api_keys=("many", "one")) as fleet:
-            fleet.app.admission._suspects.longest = 4
-            keys = ["many"] * 6 + ["one"]
-            pending = [asyncio.ensure_future(fleet.ask(f"{n}", key)) for n, key in enumerate(keys)]
-            await asyncio.sleep(0.1)
-            fleet.kill(0)
-            await asyncio.gather(*pending)
-            await fleet.all_up()
-            again = []
-            for n, key in enumerate(keys):
-                again.append(asyncio.ensure_future(fleet.ask(f"{n}", key)))
-                await asyncio.sleep(0.01)
-            return await asyncio.gather(*again)
-
-    replies = virtual_time.run(run())
+async def test_a_full_line_of_suspects_sends_the_newest_of_whoever_has_most_away() -> None:
+    async with Fleet(1, api_keys=("many", "one")) as fleet:
+        fleet.app.admission._suspects.longest = 4
+        keys = ["many"] * 6 + ["one"]
+        pending = [asyncio.ensure_future(fleet.ask(f"{n}", key)) for n, key in enumerate(keys)]
+        await asyncio.sleep(0.1)
+        fleet.kill(0)
+        await asyncio.gather(*pending)
+        await fleet.all_up()
+        again = []
+        for n, key in enumerate(keys):
+            again.append(asyncio.ensure_future(fleet.ask(f"{n}", key)))
+            await asyncio.sleep(0.01)
+        replies = await asyncio.gather(*again)
     assert [one.status for one in replies] == [200, 200, 200, 200, 503, 503, 200]
     assert code(replies[5]) == (503, "suspect_waits")
     assert "retry-after" in replies[5].headers

@@ -43,25 +43,22 @@ async def test_who_is_still_connecting_to_an_engine_that_has_ended_goes_to_anoth
     assert [(one.up, one.outstanding) for one in app.engines] == [(False, 0), (True, 0), (True, 0)]
 
 
-def test_an_answer_of_the_process_that_died_meanwhile_brings_nothing_back() -> None:
-    async def run():
-        asked, answer = asyncio.Event(), asyncio.Event()
+async def test_an_answer_of_the_process_that_died_meanwhile_brings_nothing_back() -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
 
-        async def probe(_: RoutedEngine) -> bool:
-            asked.set()
-            await answer.wait()
-            return True
+    async def probe(_: RoutedEngine) -> bool:
+        asked.set()
+        await answer.wait()
+        return True
 
-        engine = RoutedEngine(0, "http://engine")
-        monitor = Monitor([engine], SimpleNamespace(probe=probe), GatewayConfig(), lambda: None)
-        monitor.start()
-        await asyncio.wait_for(asked.wait(), HANG)
-        engine.note_death()
-        answer.set()
-        await auntil(lambda: not monitor._asking, "the answer")
-        before = engine.answered
-        await asyncio.sleep(0)
-        await monitor.stop()
-        return before
-
-    assert asyncio.run(run()) is False
+    engine = RoutedEngine(0, "http://engine")
+    monitor = Monitor([engine], SimpleNamespace(probe=probe), GatewayConfig(), lambda: None)
+    monitor.start()
+    await asyncio.wait_for(asked.wait(), HANG)
+    engine.note_death()
+    answer.set()
+    await auntil(lambda: not monitor._asking, "the answer")
+    before = engine.answered
+    await asyncio.sleep(0)
+    await monitor.stop()
+    assert before is False

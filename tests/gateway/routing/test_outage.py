@@ -70,25 +70,22 @@ def test_after_the_rest_the_first_answer_brings_it_back() -> None:
     assert (health.status, reply.status) == (200, 200)
 
 
-def test_who_waits_is_told_when_a_rest_begins() -> None:
-    async def run():
-        app, recorder = gateway()
-        app.engines[0].gate = Gate(13)
-        app.fleet.__init__(app.engines)
-        held = asyncio.get_running_loop().create_future()
+async def test_who_waits_is_told_when_a_rest_begins() -> None:
+    app, recorder = gateway()
+    app.engines[0].gate = Gate(13)
+    app.fleet.__init__(app.engines)
+    held = asyncio.get_running_loop().create_future()
 
-        async def answer(*_):
-            return await held
+    async def answer(*_):
+        return await held
 
-        recorder.answer = answer
-        body = chat(image_part(1792, 1344))
-        calls = [asyncio.ensure_future(call(app, body=body)) for _ in range(2)]
-        while not (recorder.seen and app.admission.waiting):
-            await asyncio.sleep(0)
-        app.rest(outage(Clock()))
-        held.set_result(OSError("reset"))
-        return await asyncio.wait_for(asyncio.gather(*calls), 120)
-
-    replies = asyncio.run(run())
+    recorder.answer = answer
+    body = chat(image_part(1792, 1344))
+    calls = [asyncio.ensure_future(call(app, body=body)) for _ in range(2)]
+    while not (recorder.seen and app.admission.waiting):
+        await asyncio.sleep(0)
+    app.rest(outage(Clock()))
+    held.set_result(OSError("reset"))
+    replies = await asyncio.wait_for(asyncio.gather(*calls), 120)
     assert [reply.status for reply in replies] == [503, 503]
     assert "600" in [reply.headers["retry-after"] for reply in replies]

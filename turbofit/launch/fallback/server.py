@@ -350,8 +350,8 @@ class FallbackApp(AsgiApp):
     ) -> None:
         if is_health(path):
             health = self._model.health
-            page, status = msgspec.json.encode({"status": health}), 200 if health == "ok" else 503
-            await answer(request, send, status, page, "application/json")
+            retry = None if health == "ok" else _RETRY_SECONDS
+            await self._answer_health(request, send, {"status": health}, retry)
             return
         self._keys.check(request.headers)
         route = find_route(request.method, path)
@@ -450,8 +450,9 @@ class FallbackApp(AsgiApp):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve one model through Transformers until stopped; returns the exit code."""
-    parser = argparse.ArgumentParser("turbofit-fallback", description=main.__doc__)
+    """Serve until stopped; returns the exit code."""
+    what = "Serve one model through Transformers, with one device map, on one port, until stopped."
+    parser = argparse.ArgumentParser("turbofit-fallback", description=what)
     add = parser.add_argument
     add("--model", required=True, help="a checkpoint's folder, or a hub id")
     add("--served-name", dest="name", help="what clients call it; default: --model")
