@@ -35,10 +35,9 @@ from turbofit.launch.engine.environment import Lmdeploy, find_lmdeploy, module_r
 from turbofit.launch.engine.launches import free_ports
 from turbofit.launch.engine.supervised_engine import SupervisedEngine, Timing
 from turbofit.launch.engine.worst_requests import ProbeRequest
-from turbofit.launch.run import Run
+from turbofit.launch.run import Run, Start
 from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.leases import Leases
-from turbofit.launch.serve.start import Start
 from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 from turbofit.observe.calibration import phase_rows
 

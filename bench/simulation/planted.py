@@ -35,7 +35,7 @@ _ADMISSION, _FORWARDER = "gateway/routing/admission.py", "gateway/routing/reques
 _EXCHANGE, _HEALTH = "gateway/routing/exchange.py", "gateway/routing/health.py"
 _DENY_LIST, _DENY_FILE = "gateway/routing/deny_list.py", "gateway/routing/deny_file.py"
 _SUPERVISOR, _ENGINE = "launch/serve/supervisor.py", "launch/engine/supervised_engine.py"
-_START, _LEASES = "launch/serve/start.py", "launch/serve/leases.py"
+_START, _LEASES = "launch/run.py", "launch/serve/leases.py"
 BUGS = (
     # Who is let in, and what is held of engines.
     Bug("units are never given back", _ADMISSION,

@@ -247,7 +247,7 @@ def _processes(one: World) -> _Replacements:
     yield f"{_ENGINE}.engine_client.EngineClient.call", _call
     yield "turbofit.planning.examine.scene.port_problem", _port_problem
     yield f"{_SERVE}.supervisor.check_port", _check_port
-    yield f"{_SERVE}.start.free_ports", _free_ports
+    yield "turbofit.launch.run.free_ports", _free_ports
     yield f"{_SERVE}.leases.start_time", _live
     yield f"{_SERVE}.record.start_time", lambda pid: pid
     yield f"{_SERVE}.leases.group_of", lambda pid: pid

@@ -33,7 +33,6 @@ __all__ = [
 def commands(
     plan: Plan,
     *,
-    host: str = "127.0.0.1",
     port: int = DEFAULT_PORT,
     name: str | None = None,
     options: Sequence[str] = (),
@@ -48,7 +47,7 @@ def commands(
     ports = [port + number for number in range(len(plan.parallel.groups))]
     option = "--model-name" if plan.engine.of_lmdeploy else "--served-name"
     refuse_options(plan.engine, options)
-    return _commands(plan, host, ports, [*([option, name] if name else []), *options])
+    return _commands(plan, ports, [*([option, name] if name else []), *options])
 
 
 def private_commands(
@@ -70,12 +69,10 @@ def private_commands(
         closed = ["--disable-fastapi-docs", "--allow-origins", "https://closed.invalid"]
     source = replace(plan.model.source, checkpoint=folder)
     model = replace(plan.model, source=source, hub_id=name)
-    return _commands(replace(plan, model=model), "127.0.0.1", ports, [*closed, *options])
+    return _commands(replace(plan, model=model), ports, [*closed, *options])
 
 
-def _commands(
-    plan: Plan, host: str, ports: Sequence[int], more: Sequence[str]
-) -> tuple[Command, ...]:
+def _commands(plan: Plan, ports: Sequence[int], more: Sequence[str]) -> tuple[Command, ...]:
     return tuple(
         Command(
             env={
@@ -83,7 +80,7 @@ def _commands(
                 "CUDA_VISIBLE_DEVICES": visible_devices(plan.machine, group),
                 **_engine_environment(plan.of_group(number)),
             },
-            argv=(*_arguments(plan.of_group(number), host, port), *more),
+            argv=(*_arguments(plan.of_group(number), "127.0.0.1", port), *more),
             group=number,
         )
         for number, (group, port) in enumerate(zip(plan.parallel.groups, ports, strict=True))

@@ -48,7 +48,7 @@ def test_each_step_reads_only_what_is_new(taken: list[Any], tmp_path: Path) -> N
     gpu = pretend_machine(made, 0).gpus[0]
     others = gpu.used + gpu.late
     path = tmp_path / "timeline"
-    engine: Any = SimpleNamespace(group=0, start_command=SimpleNamespace(timeline=path))
+    engine: Any = SimpleNamespace(group=0, timeline=path)
     usage = PretendUsageReader()
     usage.begin(made)
     text = (
@@ -63,7 +63,7 @@ def test_each_step_reads_only_what_is_new(taken: list[Any], tmp_path: Path) -> N
     assert (worst.peak, worst.last) == (others + 81 * MIB, others + MIB)
     assert len(taken) == 6
     # A new start has a timeline of its own.
-    engine.start_command = SimpleNamespace(timeline=tmp_path / "another")
+    engine.timeline = tmp_path / "another"
     with pytest.raises(MachineError, match="account cannot be read"):
         usage.read(made, engine)
     (tmp_path / "another").write_text("P context\n" + allocated(MIB, 2 * MIB, "b1"))
@@ -76,7 +76,7 @@ def test_an_event_that_cannot_be_read_is_read_again_from_the_beginning(
 ) -> None:
     made = plan("internvl2-8b", on="1xrtx3090")
     path = tmp_path / "timeline"
-    engine: Any = SimpleNamespace(group=0, start_command=SimpleNamespace(timeline=path))
+    engine: Any = SimpleNamespace(group=0, timeline=path)
     usage = PretendUsageReader()
     usage.begin(made)
     path.write_text("P context\nA 0 0 -1 nonsense\n")
@@ -133,7 +133,7 @@ def test_an_engine_of_an_earlier_plan_is_not_read(
     usage = reader()
     before = plan("internvl2-8b", on="2xrtx3090", tp=1)
     usage.begin(before)
-    engine: Any = SimpleNamespace(group=1, name="engine 1", start_command=None)
+    engine: Any = SimpleNamespace(group=1, name="engine 1", timeline=None)
     usage.begin(plan("internvl2-8b", on="1xrtx3090"))
     with pytest.raises(MachineError, match="another plan is launched"):
         usage.read(before, engine)

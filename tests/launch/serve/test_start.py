@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.plans import plausible_plan
 from turbofit.launch.engine.fitted_cache import SharedCards, ratio_now
-from turbofit.launch.serve.start import Start
+from turbofit.launch.run import Start
 from turbofit.observe.ends import End
 
 PLAN = plausible_plan(gpus=1, tp=1)

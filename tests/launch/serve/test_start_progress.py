@@ -20,7 +20,7 @@ WEIGHTS, CONTEXT = (
 def engine(phase: str, group: int = 0) -> Any:
     state = "ready" if phase == "ready" else "starting"
     tracker = SimpleNamespace(phase=phase, warming=None)
-    return SimpleNamespace(state=state, tracker=tracker, group=group, start_command=None)
+    return SimpleNamespace(state=state, tracker=tracker, group=group, timeline=None)
 
 
 class Clock:

@@ -112,7 +112,7 @@ class PretendUsageReader:
         if self._plan is not plan or self._readers is None:
             raise engine_ended(engine)
         found = {}
-        for seen in self._readers.seen(engine):
+        for seen in self._readers.seen(engine.group, engine.timeline):
             first = seen.gpu not in self._highest
             new = not first and seen.peak > self._highest[seen.gpu]
             # Before the first reading the peak is that of loading.

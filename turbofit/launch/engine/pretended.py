@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.core.plan import Plan
-    from turbofit.launch.engine.supervised_engine import SupervisedEngine
     from turbofit.pretend.scenario import Scenario
     from turbofit.pretend.timeline import TimelineReader
     from turbofit.rehearse.turbomind.ledger import Ledger
@@ -144,14 +143,13 @@ class PretendReaders:
         self._plan = plan
         self._readers: dict[int, PretendReader] = {}
 
-    def seen(self, engine: SupervisedEngine) -> tuple[PretendUsage, ...]:
-        """What each GPU of an engine held in the start that runs; empty where nothing tells."""
-        command, reader = engine.start_command, self._readers.get(engine.group)
-        if command is None or command.timeline is None:
+    def seen(self, group: int, timeline: Path | None) -> tuple[PretendUsage, ...]:
+        """What each GPU of a group held in the start with this timeline; empty without one."""
+        reader = self._readers.get(group)
+        if timeline is None:
             return ()
-        if reader is None or reader.timeline != command.timeline:
-            reader = PretendReader(self._plan, engine.group, command.timeline)
-            self._readers[engine.group] = reader
+        if reader is None or reader.timeline != timeline:
+            reader = self._readers[group] = PretendReader(self._plan, group, timeline)
         return reader.seen()
 
 

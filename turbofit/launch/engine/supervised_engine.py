@@ -131,6 +131,11 @@ class SupervisedEngine:
         """Which of the plan's groups it is."""
         return self._launch.group
 
+    @property
+    def timeline(self) -> Path | None:
+        """What tells of the pretend machine of its start; None on real GPUs."""
+        return None if self.start_command is None else self.start_command.timeline
+
     def start(self) -> None:
         """Start it. Call it in the main thread.
 
@@ -250,11 +255,11 @@ class SupervisedEngine:
 
     def death(self) -> End | None:
         """On pretend GPUs, the allocation that was refused."""
-        if self.start_command is None or self.start_command.timeline is None:
+        if self.timeline is None:
             return None
         from turbofit.launch.engine.pretended import pretend_death
 
-        return pretend_death(self._plan, self.group, self.start_command.timeline)
+        return pretend_death(self._plan, self.group, self.timeline)
 
     def spent(self) -> dict[str, float]:
         """Seconds that each phase of this start took, as far as it came."""

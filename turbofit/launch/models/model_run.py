@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.models.models_gateway import ModelsGateway
     from turbofit.gateway.models.served_model import ServedModel
     from turbofit.gateway.thread import GatewayThread
-    from turbofit.launch.serve.start import PublicSide
+    from turbofit.launch.run import PublicSide
 
     #: Plans, launches and follows until the signal ends it.
     Launcher = Callable[[StopSignal, Callable[[Gateway], PublicSide]], object]

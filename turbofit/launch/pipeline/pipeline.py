@@ -17,13 +17,12 @@ from turbofit.launch.pipeline.pipeline_config import (
     with_config,
     with_draft,
 )
-from turbofit.launch.serve.planner import Planner
+from turbofit.launch.serve.planner import Planner, refusal
 from turbofit.memory.pytorch.constants import environment
 from turbofit.model.presets import find_preset
 from turbofit.planning.checks import refuse
 from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import plan as best_plan
-from turbofit.planning.plan import refusal
 from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ def beside(plan: Plan, engine: SupervisedEngine, held: Mapping[int, int]) -> lis
         if tracker.slab is not None:
             one = tokens_beside(plan, tracker.budget, tracker.slab)
             rows.append(replace(_row(one.what, one.forecast, one.actual), unit="tokens"))
-    if engine.start_command is not None and engine.start_command.timeline is not None:
+    if engine.timeline is not None:
         rows += _pretend_rows(plan, engine)
         return rows
     for index in plan.parallel.groups[engine.group]:
@@ -77,7 +77,7 @@ def _pretend_rows(plan: Plan, engine: SupervisedEngine) -> list[RunFigure]:
     from turbofit.launch.engine.pretended import PretendReaders
 
     rows = []
-    for seen in PretendReaders(plan).seen(engine):
+    for seen in PretendReaders(plan).seen(engine.group, engine.timeline):
         ledger = next(gpu for gpu in plan.gpus if gpu.index == seen.gpu)
         pools = [t.bytes for t in ledger.ledger if t.phase == "transient"]
         pools += [t.bytes for t in ledger.ledger if t.term == POOL_WARMUP]

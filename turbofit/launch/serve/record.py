@@ -20,6 +20,7 @@ from turbofit.launch.engine.proc import start_time
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
 
 __all__ = ["AttemptRecord", "Record", "RunRecord", "facts_of", "run_folder", "state_folder"]
@@ -125,7 +126,7 @@ class Record:
                 self.unwritten = False
 
 
-def facts_of(plan: Plan) -> dict[str, Any]:
+def facts_of(plan: Plan) -> Options:
     """What a start's record has of its plan."""
     return {
         "settings": plan.settings,

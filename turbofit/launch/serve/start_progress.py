@@ -115,7 +115,9 @@ class StartProgress:
             from turbofit.launch.engine.pretended import PretendReaders
 
             self._readers = PretendReaders(self._plan)
-        return {seen.gpu: seen.held for one in engines for seen in self._readers.seen(one)}
+        readers = self._readers
+        every = [seen for one in engines for seen in readers.seen(one.group, one.timeline)]
+        return {seen.gpu: seen.held for seen in every}
 
 
 def _bytes(card: GpuLedger, phase: Phase) -> int:
