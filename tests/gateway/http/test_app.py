@@ -484,3 +484,9 @@ def test_the_parsers_are_those_of_lmdeploy() -> None:
     texts = [path.read_text(encoding="utf-8") for path in folder.glob("*.py")]
     calls = re.findall(r"@ToolParserManager.register_module\((.*)\)", "\n".join(texts))
     assert sorted(re.findall(r"'([^']+)'", " ".join(calls))) == sorted(TOOL_PARSERS)
+
+
+@pytest.mark.parametrize("pretend", [False, True])
+def test_health_says_whether_the_gpus_are_pretended(pretend: bool) -> None:
+    app, _ = gateway(pretend=pretend)
+    assert ask(app, "/health").json.get("pretend", False) is pretend

@@ -237,8 +237,10 @@ class Gateway(AsgiApp):
 
     async def metrics_text(self) -> str:
         """Everything in Prometheus' text; engines that do not answer in time are left out."""
-        asked = [self._upstream.page(one, "/metrics", _PAGE_SECONDS) for one in self.engines]
-        pages: dict[int | str, str] = dict(enumerate(await asyncio.gather(*asked)))
+        texts = await asyncio.gather(
+            *(self._upstream.page(engine, "/metrics", _PAGE_SECONDS) for engine in self.engines)
+        )
+        pages: dict[int | str, str] = dict(enumerate(texts))
         return merge(pages) + self.metrics.text(self._gauges()) + logs_text()
 
     def _gauges(self) -> dict[str, list[tuple[tuple[str, ...], float]]]:

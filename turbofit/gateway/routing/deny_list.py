@@ -198,10 +198,6 @@ class DenyList:
                 self._forget(gone)
         return self.file.of(name)
 
-    def suspect(self, name: str, *, begun: bool = False) -> None:
-        """Something ended with this request, or this client's: whoever saw it tells."""
-        self._suspect(name, again=False, begun=begun)
-
     def pardon(self, name: str) -> bool:
         """Let a fingerprint or a client in again, whatever it did; whether it was refused."""
         self._forget(name)
