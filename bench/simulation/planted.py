@@ -32,7 +32,7 @@ class Bug(NamedTuple):
 
 
 _ADMISSION, _FORWARDER = "gateway/routing/admission.py", "gateway/routing/request_forwarder.py"
-_EXCHANGE, _HEALTH = "gateway/routing/exchange.py", "gateway/routing/health.py"
+_HEALTH = "gateway/routing/health.py"
 _DENY_LIST, _DENY_FILE = "gateway/routing/deny_list.py", "gateway/routing/deny_file.py"
 _SUPERVISOR, _ENGINE = "launch/serve/supervisor.py", "launch/engine/supervised_engine.py"
 _START, _LEASES = "launch/run.py", "launch/serve/leases.py"
@@ -45,11 +45,11 @@ BUGS = (
     Bug("room is given back twice", _ADMISSION,
         "        if not begun:\n            engine.host_bytes",
         "        if True:\n            engine.host_bytes"),
-    Bug("room is kept where an engine breaks off", _EXCHANGE,
+    Bug("room is kept where an engine breaks off", _FORWARDER,
         "        self._place.leave(LEFT_SECONDS if goes_on else 0.0, left=left)\n", ""),
-    Bug("outstanding requests are never taken off", _EXCHANGE,
+    Bug("outstanding requests are never taken off", _FORWARDER,
         "            engine.outstanding -= 1\n", ""),
-    Bug("a broken stream ends without an error", _EXCHANGE,
+    Bug("a broken stream ends without an error", _FORWARDER,
         "        event = refusal_event(self._route.api, refusal)\n",
         "        return\n        event = refusal_event(self._route.api, refusal)\n"),
     Bug("an engine that answers again stays out", _HEALTH, "            engine.up = True\n", ""),

@@ -26,12 +26,12 @@ from turbofit.gateway.http.routes import find_route, is_health
 from turbofit.gateway.routing.request_context import (
     CLIENT,
     CLIENT_KEY,
-    ForwardOutcome,
     RequestContext,
     answer,
     entry,
     sent_headers,
 )  # fmt: skip
+from turbofit.gateway.routing.suspects import ForwardOutcome
 from turbofit.gateway.routing.upstream import Died, Unreachable, Upstream
 
 if TYPE_CHECKING:

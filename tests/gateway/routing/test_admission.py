@@ -8,8 +8,8 @@ from tests.virtual_time import settled
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import Cost
 from turbofit.gateway.routing.admission import Admission
-from turbofit.gateway.routing.deny_list import Turn
 from turbofit.gateway.routing.engines import Fleet, RoutedEngine
+from turbofit.gateway.routing.suspects import Turn
 
 
 class Queue:

@@ -15,8 +15,9 @@ from tests.support.gateway import stream as streamed
 from tests.waiting import auntil
 from turbofit.gateway.routing import deny_file
 from turbofit.gateway.routing.deny_file import DenyFile, Fingerprint, pardon
-from turbofit.gateway.routing.deny_list import CLIENT_DEATHS, DenyList, Present
+from turbofit.gateway.routing.deny_list import CLIENT_DEATHS, DenyList
 from turbofit.gateway.routing.engines import RoutedEngine
+from turbofit.gateway.routing.suspects import Present
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import JsonObject
     from turbofit.gateway.http.routes import Kind
-    from turbofit.gateway.media.clips import Clip
     from turbofit.gateway.media.pictures import Picture
 
 __all__ = ["MediaSlot", "Parsed", "read_body"]
@@ -64,9 +63,9 @@ class MediaSlot:
         """Whether parameters can be written here."""
         return self.shape in ("part", "data")
 
-    def show(self, clip: Clip) -> None:
+    def show(self, url: str) -> None:
         """Write the video back inline."""
-        self.place[self.index] = {"type": "video_url", "video_url": {"url": clip.url}}
+        self.place[self.index] = {"type": "video_url", "video_url": {"url": url}}
 
     def fill(self, picture: Picture, knobs: dict[str, int]) -> None:
         """Write the image back inline, with the parameters it is held to."""

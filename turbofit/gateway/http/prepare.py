@@ -147,7 +147,7 @@ class Preparation:
             if isinstance(medium, Picture):
                 slot.fill(medium, one.knobs)
             else:
-                slot.show(medium)
+                slot.show(medium.url)
         body = _encode(parsed.body)
         # Where tokens are counted, the images are not passed on: what is there is text alone.
         beside = len(body) - (0 if kind == "count_tokens" else self.payload)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from turbofit.gateway.limits.gate import Cost, EngineCapacity
-    from turbofit.gateway.routing.deny_list import Turn
     from turbofit.gateway.routing.engines import Chooser, Fleet, RoutedEngine
+    from turbofit.gateway.routing.suspects import Turn
 
 __all__ = ["Admission"]
 

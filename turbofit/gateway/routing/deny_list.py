@@ -30,24 +30,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from functools import reduce
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.routing.deny_file import DAY_SECONDS
+from turbofit.gateway.routing.suspects import EngineDeath, Present, Suspicion, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from turbofit.gateway.routing.deny_file import Denied, DenyFile, Fingerprint
+    from turbofit.gateway.routing.deny_file import Denied, DenyFile
     from turbofit.gateway.routing.engines import RoutedEngine
 
-__all__ = [
-    "CLIENT_DEATHS", "LEFT_SECONDS", "DenyList", "EngineDeath", "Present", "Suspicion", "Turn",
-]  # fmt: skip
+__all__ = ["CLIENT_DEATHS", "DenyList"]
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -62,67 +59,6 @@ _MOST_DEATHS: Final = 256
 _MOST_CLIENTS: Final = 1024
 #: What a full disk did not take is written again after so many seconds.
 _AGAIN_SECONDS: Final = 15.0
-#: Seconds for which an engine is counted on to have a request whose client left: of an answer in
-#: one piece LMDeploy notices that only at the next token (`serve/core/chat_runner.py`, collect). A
-#: stream that has begun it ends at once. Under: a first token that takes longer.
-LEFT_SECONDS: Final = 10.0
-
-
-@dataclass(eq=False)
-class Turn:
-    """A suspect's turn at an engine.
-
-    ``name``: the fingerprint or the client that is suspected; it has one turn at a time.
-    ``alone``: the engine gets nothing new meanwhile. ``longer``: it goes on after the answer began.
-    """
-
-    name: str
-    alone: bool
-    longer: bool
-
-
-@dataclass(eq=False)
-class Present:
-    """A request at an engine, as far as a death asks: what, whose, and how far it had come.
-
-    ``begun``: whether a byte of its answer came. ``sent_at`` and ``left_at``: when it was sent, and
-    when its client left.
-    """
-
-    fingerprint: Fingerprint
-    client: str
-    turn: Turn | None = None
-    begun: bool = False
-    sent_at: float = float("-inf")
-    left_at: float = float("inf")
-
-
-class Suspicion(Struct):
-    """Of a request or a client: ``deaths`` in turns, and the first; ``begun`` as in `Turn`."""
-
-    deaths: int
-    begun: bool
-    until: float
-
-
-@dataclass(eq=False)
-class EngineDeath:
-    """The end of one engine's process: who was there, and what was concluded.
-
-    ``suspects`` are clients by the fingerprints of their requests that may be the cause, ``before``
-    is what was known of each before, ``refused`` who was refused for it. ``explained``: its cause
-    is known. ``seen``: a supervisor has seen the process end. ``told`` is done once all of them are
-    suspected.
-    """
-
-    engine: int
-    at: float
-    suspects: dict[str, str] = field(default_factory=dict)
-    before: dict[str, Suspicion | None] = field(default_factory=dict)
-    refused: list[str] = field(default_factory=list)
-    explained: bool = False
-    seen: bool = False
-    told: asyncio.Task[None] | None = None
 
 
 class DenyList:

@@ -6,26 +6,25 @@ import time
 from collections import OrderedDict, deque
 from hashlib import blake2b
 from math import ceil
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import EngineCapacity, Gate
-from turbofit.gateway.routing.deny_list import LEFT_SECONDS, EngineDeath
+from turbofit.gateway.routing.suspects import LEFT_SECONDS, EngineDeath
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from turbofit.core.json_types import JsonObject
     from turbofit.gateway.limits.gate import Cost
-    from turbofit.gateway.routing.deny_list import Present, Turn
-    from turbofit.gateway.routing.exchange import Exchange
+    from turbofit.gateway.routing.suspects import Present, Turn
 
     #: From the least busy engine that has room, and whether another one has it too.
     Chooser = Callable[["RoutedEngine", Callable[["RoutedEngine"], bool]], "RoutedEngine"]
 
-__all__ = ["Affinity", "Fleet", "Outage", "RoutedEngine", "least_busy"]
+__all__ = ["Affinity", "Fleet", "InFlight", "Outage", "RoutedEngine", "least_busy"]
 
 #: Prefixes shorter than this many bytes of JSON are not worth a detour.
 _SHORTEST_PREFIX: Final = 2048
@@ -40,6 +39,20 @@ _LEFT: Final = 64
 _RETRY, _LONGEST_RETRY = 5, 60
 #: Seconds from an engine's end to its next start, where that was not seen.
 _UNSEEN_PAUSE: Final = 2.0
+
+
+class InFlight(Protocol):
+    """A request at an engine: when a byte of its answer last came, and whether one ever did.
+
+    ``present``: None where it has no body.
+    """
+
+    heard_at: float
+    begun: bool
+    present: Present | None
+
+    def abort(self, *, died: bool, stuck: bool = False) -> None:
+        """End it: the engine died, or is stuck in it."""
 
 
 class RoutedEngine:
@@ -80,9 +93,9 @@ class RoutedEngine:
         #: Something failed: probe soon.
         self.suspect = True
         #: What it has, in the order in which it came.
-        self.in_flight: dict[Exchange, None] = {}
+        self.in_flight: dict[InFlight, None] = {}
         #: Requests that it seemed to be stuck in at the last look, and when that was.
-        self.doubtful: set[Exchange] = set()
+        self.doubtful: set[InFlight] = set()
         self.last_examined = float("-inf")
         #: Tokens that it counted when a question last failed.
         self.tokens: float | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from turbofit.gateway.http.connections import address_of
@@ -17,11 +16,11 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.asgi import Message, Send
     from turbofit.gateway.http.refusals import Api, Refusal
     from turbofit.gateway.http.routes import Route
-    from turbofit.gateway.routing.deny_list import EngineDeath, Present
     from turbofit.gateway.routing.engines import RoutedEngine
+    from turbofit.gateway.routing.suspects import ForwardOutcome, Present
 
 __all__ = [
-    "CLIENT", "CLIENT_KEY", "ForwardOutcome", "RequestContext", "answer", "entry", "refuse",
+    "CLIENT", "CLIENT_KEY", "RequestContext", "answer", "entry", "refuse",
     "sent_headers",
 ]  # fmt: skip
 
@@ -34,31 +33,6 @@ _LONGEST_WORD: Final = 64
 
 def _word(value: bytes | None) -> str:
     return "" if value is None else value.decode("latin-1")[:_LONGEST_WORD]
-
-
-@dataclass(eq=False)
-class ForwardOutcome:
-    """What became of a request at one engine."""
-
-    status: int = 0
-    bytes_out: int = 0
-    first_byte: float | None = None
-    started: bool = False
-    #: A byte of the answer came from the engine.
-    begun: bool = False
-    #: The exchange ended before the answer was whole.
-    broken: bool = False
-    #: The engine ended, or was given up. None: its machine vanished, or it was drained.
-    death: EngineDeath | None = None
-    #: The engine's machine does not answer any more, it seems.
-    vanished: bool = False
-    #: The engine lives, and sent nothing of this answer.
-    stuck: bool = False
-    #: The engine answered that it cannot serve.
-    failed: bool = False
-    #: Events of a stream that came, and the last bytes of an answer that hold a usage.
-    events: int = 0
-    tail: bytes = b""
 
 
 class RequestContext:

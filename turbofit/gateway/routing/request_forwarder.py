@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+import msgspec
 
 from turbofit.core.process.log import LazyLogger
+from turbofit.gateway.http.asgi import uncancel
+from turbofit.gateway.http.refusals import Refusal, of_engine, refusal_event
 from turbofit.gateway.limits.gate import Cost
 from turbofit.gateway.routing.deny_file import Fingerprint
-from turbofit.gateway.routing.deny_list import Present
-from turbofit.gateway.routing.exchange import EngineDied, Exchange, Place
-from turbofit.gateway.routing.upstream import Unreachable
+from turbofit.gateway.routing.request_context import sent_headers
+from turbofit.gateway.routing.suspects import LEFT_SECONDS, ForwardOutcome, Present
+from turbofit.gateway.routing.upstream import Died, Unreachable, vanished
 
 if TYPE_CHECKING:
     from turbofit.gateway.http.asgi import Send
@@ -23,9 +29,12 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.engines import Chooser, Fleet, RoutedEngine
     from turbofit.gateway.routing.health import Monitor
     from turbofit.gateway.routing.request_context import RequestContext
+    from turbofit.gateway.routing.suspects import Turn
     from turbofit.gateway.routing.upstream import Upstream
 
-__all__ = ["RequestForwarder"]
+    HeaderList = list[tuple[bytes, bytes]]
+
+__all__ = ["EngineDied", "Exchange", "Place", "RequestForwarder"]
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -34,6 +43,377 @@ _LOG: Final = LazyLogger(__name__)
 _MOST_ENGINES: Final = 16
 #: Seconds that a turn alone waits for what the engine has to begin its answer, and between looks.
 _LONGEST_WAIT, _LOOK = 30.0, 0.02
+_LARGEST_ANSWER: Final = 64 << 20
+#: An event longer than this is passed on in pieces.
+_LONGEST_EVENT: Final = 1 << 20
+_RETRY_DIED: Final = 5
+#: Seconds that a turn lasts on after the answer began, where that is not enough to clear it.
+_LONGER: Final = 10.0
+#: Seconds for which an engine gets nothing new after a client has left its turn alone there.
+_ALONE_AFTER: Final = 1.0
+#: An event of a stream, and how many bytes at the end of an answer may hold its usage.
+_DATA: Final = b"data: {"
+_TAIL: Final = 4096
+#: How a stream begins whose engine is out of order.
+_ERROR_EVENTS: Final = (b'data: {"error"', b"event: error")
+#: What LMDeploy's server answers, with 503 or in an event, once its engine's loop has ended: the
+#: server lives on. Over: LMDeploy says so of a session or a queue that is gone, too; an engine that
+#: lives is back once it answers a probe. Source: LMDeploy 0.18 serve/core/exceptions.py.
+_UNAVAILABLE: Final = b"The inference engine is unavailable."
+#: An event whose error has this message and no more. Quotes that a model or a client wrote are
+#: escaped there.
+_UNAVAILABLE_EVENT: Final = re.compile(
+    rb'(?:\A|(?<=\n\n))(?:event: [\w.]+\n)?data: \{[^\n]*?"error": ?\{[^{}\n]*"message": ?"'
+    + re.escape(_UNAVAILABLE)
+    + b'"'
+)
+_LOOP_ENDED: Final = "the engine's loop has ended"
+#: Events of the Responses API that the engine's output makes; LMDeploy's server sends the others
+#: without it. And those that tell of an error.
+_GENERATED: Final = re.compile(
+    rb"(?:\A|\n\n)event: response\.[\w.]*(?:delta|completed|incomplete)\n"
+)
+_FAILED: Final = re.compile(rb"(?:\A|\n\n)event: (?:error|response\.failed)\n")
+
+
+class EngineDied(Refusal):
+    """The engine broke off before anything was passed on: another one may be asked."""
+
+    def __init__(self, key: str = "engine_died") -> None:
+        super().__init__(key, retry_after=_RETRY_DIED)
+
+
+class Place:
+    """A place at an engine, and a suspect's turn there.
+
+    Args:
+        forwarder: whose admission gave them.
+        request: which has them.
+        engine: where.
+        cost: what was taken there.
+        turn: of a suspect.
+    """
+
+    def __init__(
+        self,
+        forwarder: RequestForwarder,
+        request: RequestContext,
+        engine: RoutedEngine,
+        cost: Cost,
+        turn: Turn | None,
+    ) -> None:
+        self._by, self._present, self._cost, self._turn = forwarder, request.present, cost, turn
+        self.engine, self._left = engine, False
+
+    def begin(self) -> None:
+        """The answer has begun: give back what it holds no more; a turn ends well, now or later."""
+        if not self._left:
+            self._left = self._by.admission.begin(self.engine, self._cost)
+        if self._turn is not None and self._turn.longer:
+            asyncio.get_running_loop().call_later(_LONGER, self._end_turn_well)
+        else:
+            self._end_turn_well()
+
+    def _end_turn_well(self) -> None:
+        if self._turn is not None and self.engine.turn_of is self._turn:
+            self.clear()
+            self._by.admission.end_turn(self.engine, self._turn)
+
+    def clear(self) -> None:
+        """The engine has answered the request."""
+        if self._present is not None:
+            self._by.deny_list.answered(self._present)
+
+    def leave(self, after: float = 0.0, *, left: bool = False) -> None:
+        """Give everything back, once.
+
+        Args:
+            after: seconds for which the engine may still hold something.
+            left: the client left, and the engine may yet die of its request.
+        """
+        admission = self._by.admission
+        if not self._left:
+            self._left = True
+            admission.release(self.engine, self._cost, after)
+        if self._turn is None:
+            return
+        if left and after:
+            loop = asyncio.get_running_loop()
+            loop.call_later(_ALONE_AFTER, admission.open_turn, self._turn)
+            loop.call_later(after, admission.end_turn, self.engine, self._turn)
+        else:
+            admission.end_turn(self.engine, self._turn)
+
+
+class Exchange(ForwardOutcome):
+    """One request sent to one engine, and its answer passed on.
+
+    Args:
+        forwarder: whose request it is.
+        request: what is asked, by whom.
+        place: where it goes; it is given back at the end.
+        send: the client, as ASGI has it.
+        last: no other engine will be asked.
+    """
+
+    def __init__(
+        self,
+        forwarder: RequestForwarder,
+        request: RequestContext,
+        place: Place,
+        send: Send,
+        *,
+        last: bool,
+    ) -> None:
+        super().__init__()
+        assert request.route is not None
+        self._by, self._request, self._route, self._send = forwarder, request, request.route, send
+        self._place, self._engine, self._last = place, place.engine, last
+        self._task: asyncio.Task[Any] | None = None
+        self._aborted = False
+        self.heard_at = self._sent_at = 0.0
+        self.present = request.present
+
+    async def run(self) -> None:
+        """Send the request and pass the answer on.
+
+        Raises:
+            EngineDied: it broke off, or was taken out, before anything was passed on.
+            Unreachable: the request was never sent.
+            Refusal: its answer in one piece is larger than the gateway holds.
+        """
+        engine, self._task, left = self._engine, asyncio.current_task(), False
+        engine.in_flight[self] = None
+        self.heard_at = self._sent_at = time.monotonic()
+        if self.present is not None:
+            self.present.sent_at, self.present.begun = self._sent_at, False
+        engine.outstanding += 1
+        if engine.outstanding == 1:
+            engine.heard()  # its silence counts from now
+        try:
+            await self._answer(await self._open())
+            if not self.failed:
+                self._place.clear()
+        except (Died, aiohttp.ClientError, OSError) as exc:
+            self.vanished = vanished(exc)
+            self._note_break(died=not self.vanished)
+            await self._end_broken()
+        except asyncio.CancelledError:
+            if not self._aborted:
+                left = not self.broken
+                if self.present is not None and not engine.dead_since(self._sent_at):
+                    self.present.left_at = time.monotonic()
+                    engine.left.append(self.present)
+                raise
+            uncancel(self._task)
+            await self._end_broken()
+        finally:
+            engine.outstanding -= 1
+            engine.in_flight.pop(self, None)
+            self._leave(left)
+
+    def _leave(self, left: bool) -> None:
+        """Give the place back, and tell who watches the engine what was seen of it."""
+        engine, by = self._engine, self._by
+        # A connection may break while the engine lives, and goes on with the request.
+        goes_on = self.stuck or (not self.begun and (left or self.broken))
+        self._place.leave(LEFT_SECONDS if goes_on else 0.0, left=left)
+        if self.broken or self.failed:
+            by.monitor.suspect(engine)
+            # One that broke off before a byte came is starting again, or about to: where others
+            # are up, it would be asked first, having nothing, and break off every request.
+            unbegun = self.broken and not self.started and not self.stuck
+            if self.vanished or (unbegun and by.fleet.open > engine.up):
+                by.monitor.doubt(engine)
+            by.metrics.count("engine_failures_total", f"engine={engine.index}")
+
+    def _begins_to_answer(self, begins: bool = True) -> None:
+        """A byte of the answer came, or what came was none."""
+        self.begun = begins
+        if self.present is not None:
+            self.present.begun = begins
+
+    def abort(self, *, died: bool, stuck: bool = False) -> None:
+        """The engine was given up, or is stuck in this request: stop waiting for it.
+
+        Where it broke off, the client is being told so already.
+        """
+        if self._task is not None and not self.broken:
+            self._aborted, self.stuck = True, stuck
+            self._note_break(died=died)
+            self._task.cancel()
+
+    def _note_break(self, *, died: bool) -> None:
+        """The engine broke off, and whether it died."""
+        if self.broken:
+            return
+        self.broken = True
+        if died and self.stuck:
+            self.death = self._by.deny_list.stuck(self._engine, self.present)
+        elif died:
+            self.death = self._by.deny_list.engine_died(self._engine, self._sent_at)
+        self._engine.in_flight.pop(self, None)
+
+    def _hear(self) -> None:
+        """A byte came."""
+        self._engine.heard()
+        self.heard_at = self._engine.last_byte
+
+    def _succeeded(self) -> None:
+        """The engine answered; what lay in a socket when it died tells of no other process."""
+        if not self._engine.dead_since(self._sent_at):
+            self._engine.succeeded()
+
+    async def _open(self) -> aiohttp.ClientResponse:
+        request, route, by = self._request, self._route, self._by
+        response = await by.upstream.open(
+            self._engine, route.method, route.path, request.body or None, sent_headers(request)
+        )
+        # Kept only where another engine could be given it, and while bodies leave room.
+        if self._last or by.fleet.open < 2 or not by.bodies.roomy:
+            by.forget(request)
+        return response
+
+    async def _answer(self, response: aiohttp.ClientResponse) -> None:
+        try:
+            self.status = response.status
+            self.failed = response.status >= 500
+            kind = response.headers.get("Content-Type", "application/json")
+            if response.status == 200 and kind.startswith("text/event-stream"):
+                await self._stream(response, kind)
+            else:
+                await self._whole(response, kind)
+        finally:
+            # Unread answers close the connection, which is how the engine learns to stop.
+            response.close() if not response.content.at_eof() else response.release()
+
+    async def _stream(self, response: aiohttp.ClientResponse, kind: str) -> None:
+        """Whole events as they come, so that a broken stream can still end with one."""
+        content, rest = response.content, b""
+        while data := await content.readany():
+            if rest or not data.endswith(b"\n\n"):
+                data, rest = _events(rest + data)
+            await self._take(data, kind)
+        if rest:
+            await self._take(rest, kind)
+        if not self.started:
+            raise Died("an empty stream")
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _take(self, events: bytes, kind: str) -> None:
+        """Pass whole events on; none where only a part of one came.
+
+        Raises:
+            Died: the engine's server says that the engine's loop has ended.
+        """
+        end = _UNAVAILABLE_EVENT.search(events) if _UNAVAILABLE in events else None
+        if end is not None:
+            events = events[: end.start()]
+        if events:
+            self._note_events(events)
+            await self._pass(events, kind)
+        else:
+            self._hear()
+        if end is not None:
+            self._by.monitor.doubt(self._engine)
+            raise Died(_LOOP_ENDED)
+
+    def _note_events(self, events: bytes) -> None:
+        """Note what events say of the engine: when it was heard, whether it answers or failed."""
+        if self.first_byte is not None:
+            self._hear()
+            return
+        if self._route.api == "responses" and not _GENERATED.search(events):
+            self.failed |= _FAILED.search(events) is not None
+            return
+        self.first_byte = time.perf_counter()
+        self._begins_to_answer()
+        self.heard_at = time.monotonic()
+        if events.startswith(_ERROR_EVENTS):
+            self.failed = True
+        else:
+            self._succeeded()
+            # All images are behind it; of several copies the first byte tells only about one.
+            if self._request.prepared.copies == 1:
+                self._place.begin()
+
+    async def _whole(self, response: aiohttp.ClientResponse, kind: str) -> None:
+        """An answer in one piece, kept back until it is whole.
+
+        Raises:
+            Refusal: 422 where it is too large; clients would try again after a 5xx. 400 where the
+                engine lacks an option.
+        """
+        data = bytearray()
+        while chunk := await response.content.readany():
+            data += chunk
+            self._begins_to_answer()
+            self._hear()
+            if len(data) > _LARGEST_ANSWER:
+                raise Refusal("answer_too_large", most=_LARGEST_ANSWER)
+        if response.status == 503 and _UNAVAILABLE in data:
+            self._begins_to_answer(False)
+            self._by.monitor.doubt(self._engine)
+            raise Died(_LOOP_ENDED)
+        refusal = of_engine(bytes(data)) if response.status == 400 else None
+        if refusal is not None:
+            raise refusal
+        self.first_byte = time.perf_counter()
+        if response.status == 200 and self._route.kind not in ("count_tokens", "encode", "models"):
+            self._succeeded()
+        body = self._counted(bytes(data)) if response.status == 200 else bytes(data)
+        self.tail = body[-_TAIL:]
+        headers = [(b"content-length", str(len(body)).encode())]
+        retry = response.headers.get("Retry-After")
+        if retry is not None and retry.isdigit():
+            headers.append((b"retry-after", retry.encode()))
+        await self._start(response.status, kind, headers)
+        self.bytes_out += len(body)
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    def _counted(self, body: bytes) -> bytes:
+        """Image tokens added to a count of the text."""
+        if self._route.kind != "count_tokens" or not self._request.prepared.tokens:
+            return body
+        try:
+            document = msgspec.json.decode(body)
+            document["input_tokens"] += self._request.prepared.tokens
+        except (msgspec.MsgspecError, LookupError, TypeError):
+            return body
+        return msgspec.json.encode(document)
+
+    async def _pass(self, data: bytes, kind: str) -> None:
+        if not self.started:
+            no_buffer = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+            await self._start(200, kind, no_buffer)
+        self.bytes_out += len(data)
+        self.events += data.count(_DATA)
+        if b'"usage"' in data:
+            self.tail = data[-_TAIL:]
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def _start(self, status: int, kind: str, headers: HeaderList) -> None:
+        self.started = True
+        self._by.forget(self._request)  # nobody else is asked from now on
+        head = [(b"content-type", kind.encode("latin-1", "replace")), *headers, *self._request.out]
+        await self._send({"type": "http.response.start", "status": status, "headers": head})
+
+    async def _end_broken(self) -> None:
+        """An error event where the stream had begun, else `EngineDied`."""
+        refusal = EngineDied("engine_died:stuck") if self.stuck else EngineDied()
+        if not self.started:
+            raise refusal
+        event = refusal_event(self._route.api, refusal)
+        self.bytes_out += len(event)
+        await self._send({"type": "http.response.body", "body": event, "more_body": False})
+
+
+def _events(data: bytes) -> tuple[bytes, bytes]:
+    """What ends in whole events, and the rest."""
+    at = data.rfind(b"\n\n")
+    if at < 0:
+        return (data, b"") if len(data) > _LONGEST_EVENT else (b"", data)
+    return data[: at + 2], data[at + 2 :]
 
 
 @dataclass

@@ -20,7 +20,7 @@ from tests.support.gateway import (
     stream,
 )
 from tests.waiting import HANG, auntil
-from turbofit.gateway.routing import exchange
+from turbofit.gateway.routing import request_forwarder
 
 ANTHROPIC = {"model": "m", "max_tokens": 4, "messages": [{"role": "user", "content": "x"}]}
 OPENAI_END = b'data: {"error": ' + UNAVAILABLE + b"}\n\n"
@@ -169,7 +169,7 @@ async def test_a_client_that_reads_slowly_is_told_of_a_death_and_accused_of_it(l
 
 
 def test_an_answer_that_is_too_large_is_no_death(monkeypatch) -> None:
-    monkeypatch.setattr(exchange, "_LARGEST_ANSWER", 1000)
+    monkeypatch.setattr(request_forwarder, "_LARGEST_ANSWER", 1000)
     app, recorder = gateway(engines=2, recorder=Recorder(lambda *_: Answer(*[b"x" * 500] * 5)))
     reply = ask(app, body=chat(logprobs=True))
     assert (reply.status, reply.json["error"]["code"]) == (422, "answer_too_large")
