@@ -41,7 +41,7 @@ from turbofit.launch.serve.ladder import (
     rungs,
     table,
 )
-from turbofit.launch.serve.planner import Planner, can_rehearse, refusal
+from turbofit.launch.serve.planner import Planner, can_rehearse
 from turbofit.launch.serve.record import Record, facts_of, run_folder
 from turbofit.launch.serve.start_progress import StartProgress
 from turbofit.launch.serve.supervisor import StoppedError, Supervisor
@@ -49,6 +49,7 @@ from turbofit.planning import checks
 from turbofit.planning.checks import refuse
 from turbofit.planning.commands import commands, module_of, private_commands
 from turbofit.planning.examine.scene import Scene, Sources
+from turbofit.planning.plan import refusal
 
 if TYPE_CHECKING:
     import signal

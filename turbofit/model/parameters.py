@@ -7,12 +7,14 @@ the method (packed weights, scales and zeros by group) and leave out a few KiB o
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from turbofit.core.draft import SpeculativeAlgorithm
 from turbofit.core.model import DTYPE_BYTES, MlaDims, Model, Quantization, TextDims, VisionDims
 from turbofit.core.struct import Struct
 from turbofit.model.towers import audio_parameters, vision_parameters
+
+if TYPE_CHECKING:
+    from turbofit.core.draft import SpeculativeAlgorithm
 
 __all__ = [
     "CROSS_EMBEDDINGS",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import UsageError
+from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.plan import Plan
 from turbofit.planning.checks import plan_warnings
 from turbofit.planning.commands import commands, left_out
@@ -19,7 +19,7 @@ from turbofit.tuner.resolved_request import Margin
 if TYPE_CHECKING:
     from turbofit.planning.request import PredictRequest
 
-__all__ = ["doubled_margin", "finished", "plan", "predict"]
+__all__ = ["doubled_margin", "finished", "plan", "predict", "refusal"]
 
 
 def plan(request: PlanRequest, *, pretend: bool | None = None) -> Plan:
@@ -96,3 +96,12 @@ def finished(plan: Plan, request: PlanRequest) -> Plan:
         commands=commands(plan),
         warnings=(*plan.warnings, *new),
     )
+
+
+def refusal(plan: Plan) -> DoesNotFitError:
+    """The error for a plan that does not fit, with its cheapest remedy."""
+    hint = "see turbofit plan MODEL for what would fit"
+    if plan.remedies:
+        first = plan.remedies[0]
+        hint = f"{first.change}: {first.effect}"
+    return DoesNotFitError(plan.verdict, hint=hint)

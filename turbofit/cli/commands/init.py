@@ -49,7 +49,7 @@ def init(*, out: str, force: bool, **given: Any) -> int:
     from turbofit import api
     from turbofit.cli.terminal.output import answer
     from turbofit.core.process.files import write_output
-    from turbofit.launch.serve.planner import refusal
+    from turbofit.planning.plan import refusal
     from turbofit.planning.request import PlanRequest
 
     if out != "-" and not force and os.path.exists(out):

@@ -72,9 +72,9 @@ def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bo
 
     from turbofit.cli.commands.plan import show_plan
     from turbofit.cli.terminal.output import answer, say
-    from turbofit.launch.serve.planner import refusal
     from turbofit.planning.commands import commands
     from turbofit.planning.plan import plan as best_plan
+    from turbofit.planning.plan import refusal
     from turbofit.report.shell import shell_command
     from turbofit.report.views.plan.commands_view import unheld
 

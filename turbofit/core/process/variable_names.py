@@ -19,7 +19,7 @@ NAMES: Final = (
 #: Those that are read elsewhere, most of them by processes that turbofit starts.
 _ELSEWHERE: Final = (
     "TURBOFIT_ENGINE_KEY", "TURBOFIT_PRETEND_SCENARIO", "TURBOFIT_PRETEND_LIBRARIES",
-    "TURBOFIT_PRETEND_MACHINE", "TURBOFIT_PRETEND_MODEL", "TURBOFIT_PRETEND_ENGINE",
+    "TURBOFIT_PRETEND_MACHINE", "TURBOFIT_PRETEND_TWIN", "TURBOFIT_PRETEND_ENGINE",
     "TURBOFIT_REHEARSAL", "TURBOFIT_TRACE_STUBS",
 )  # fmt: skip
 #: A folder with a CUDA build of torch, for tests and benches.

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["client_context", "server_words"]
 
-#: The certificate, its key, and the authority.
-_FILES: Final = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
+#: The authority; the certificate and its key beside it.
+_AUTHORITY: Final = "RAY_TLS_CA_CERT"
+_FILES: Final = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", _AUTHORITY)
 
 
 def server_words(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -40,11 +41,11 @@ def client_context(environ: Mapping[str, str]) -> ssl.SSLContext | None:
     import ssl
 
     try:
-        return ssl.create_default_context(cafile=environ.get(_FILES[-1], ""))
+        return ssl.create_default_context(cafile=environ.get(_AUTHORITY, ""))
     except OSError as exc:
         raise LaunchError(
             f"RAY_USE_TLS is set, but the certificate of its authority cannot be used: {exc}",
-            hint=f"check {_FILES[-1]} on this node",
+            hint=f"check {_AUTHORITY} on this node",
         ) from None
 
 

@@ -17,12 +17,13 @@ from turbofit.launch.pipeline.pipeline_config import (
     with_config,
     with_draft,
 )
-from turbofit.launch.serve.planner import Planner, refusal
+from turbofit.launch.serve.planner import Planner
 from turbofit.memory.pytorch.constants import environment
 from turbofit.model.presets import find_preset
 from turbofit.planning.checks import refuse
 from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import plan as best_plan
+from turbofit.planning.plan import refusal
 from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PLANNING", "open_pipeline"]
 
-_TWIN: Final = "TURBOFIT_PRETEND_MODEL"
+_TWIN: Final = "TURBOFIT_PRETEND_TWIN"
 #: Keywords that are for the plan; all others are LMDeploy's.
 PLANNING: Final[tuple[str, ...]] = (
     "on", "tp", "gpus", "images", "image_size", "context", "concurrency", "goal",

@@ -15,7 +15,7 @@ from turbofit.core.process.progress import under_way
 from turbofit.launch.serve.leases import counted, end_orphans
 from turbofit.planning.checks import refuse
 from turbofit.planning.examine.scene import Scene, Sources
-from turbofit.planning.plan import doubled_margin
+from turbofit.planning.plan import doubled_margin, refusal
 from turbofit.planning.plan import plan as best_plan
 
 if TYPE_CHECKING:
@@ -187,15 +187,6 @@ def can_rehearse() -> bool:
 
     compilers = ("cc", "gcc", "clang")
     return find_spec("lmdeploy") is not None and any(map(shutil.which, compilers))
-
-
-def refusal(plan: Plan) -> DoesNotFitError:
-    """The error for a plan that does not fit, with its cheapest remedy."""
-    hint = "see turbofit plan MODEL for what would fit"
-    if plan.remedies:
-        first = plan.remedies[0]
-        hint = f"{first.change}: {first.effect}"
-    return DoesNotFitError(plan.verdict, hint=hint)
 
 
 def preview(config: ServeConfig) -> Plan:

@@ -34,7 +34,7 @@ from turbofit.rehearse.packages import SERVED, engine_library
 
 _MACHINE = "TURBOFIT_PRETEND_MACHINE"
 #: Names the folder that `turbofit.pipeline` opens in a model's place.
-MODEL = "TURBOFIT_PRETEND_MODEL"
+MODEL = "TURBOFIT_PRETEND_TWIN"
 NOTICE = (
     "turbofit: PRETEND GPUs: memory, admission, errors and death are real; "
     "the words that this server generates mean nothing"
