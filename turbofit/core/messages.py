@@ -21,7 +21,7 @@ QUEUED: Final = (
 )
 BEYOND: Final = "requests beyond these limits are not planned for"
 BESIDE_COMMANDS: Final = (QUEUED, BEYOND)
-#: Notes that change nothing for who asks: the whole text alone has them.
+#: Notes after which nobody does anything else; only the whole text of a plan has them.
 OWN_CODE: Final = "LMDeploy runs the checkpoint's own code for it: --trust-remote-code is set"
 RESERVED: Final = (
     "torch keeps what it once reserved, so that nvidia-smi may show more than the peak, up to the"

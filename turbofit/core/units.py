@@ -33,6 +33,7 @@ _LARGEST: Final = 1 << 50
 _LONGEST: Final = 24
 #: Rounded to three digits, numbers from here on have four: ``.3g`` writes an exponent.
 _FOUR_DIGITS: Final = 999.5
+#: Rounded to two digits, numbers from here on have three.
 _THREE_DIGITS: Final = 99.5
 
 

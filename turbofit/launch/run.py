@@ -54,7 +54,6 @@ from turbofit.planning.plan import refusal
 if TYPE_CHECKING:
     import signal
     from collections.abc import Callable
-    from contextlib import ExitStack
     from pathlib import Path
 
     from turbofit.core.json_types import Options
@@ -75,7 +74,7 @@ __all__ = ["PublicSide", "Run", "Start"]
 
 
 class Run:
-    """From what is asked for to its end. It may be prepared and followed again, in a new folder.
+    """A run, from what a person asks for to its end. It may be followed again, in a new folder.
 
     Args:
         config: what is asked for.
@@ -145,7 +144,7 @@ class Run:
     # What is launched.
 
     def prepare(self) -> Plan:
-        """Choose what is launched, and reserve it: the last plan again where it still has its room.
+        """Plan and reserve; the last plan is reserved again where its memory is still free.
 
         Raises:
             TurbofitError: it would not serve.
@@ -163,7 +162,7 @@ class Run:
         return plan
 
     def choose(self) -> Plan:
-        """Plan, with what earlier starts have learned, or take the plan that was given."""
+        """Plan with what earlier starts learned, or reserve the plan that was given."""
         plan, self.changes = self.config.plan, {}
         if plan is None:
             plan = self._first_plan()
@@ -185,10 +184,10 @@ class Run:
         return self.refuse()
 
     def refuse(self) -> Plan:
-        """The plan, where it would serve.
+        """Return the plan if it would serve.
 
         Raises:
-            TurbofitError: it would not.
+            TurbofitError: it would not serve.
         """
         assert self.plan is not None
         if not self.plan.fits:
@@ -200,7 +199,7 @@ class Run:
         return self.plan
 
     def _again(self) -> bool:
-        """Whether the last plan is reserved once more: it is as good as a new one."""
+        """Whether the last plan could be reserved again, so that no new one is needed."""
         if self.plan is None:
             return False
         try:
@@ -317,7 +316,7 @@ class Run:
             self._remember(plan, why)
 
     def _remember(self, plan: Plan, why: str) -> None:
-        """Keep what made the plan start, for the next run of this kind."""
+        """Keep the changes with which the plan started, for later runs of this model here."""
         version, pretend = self.lmdeploy.version, self.config.pretend
         remember(plan, version, pretend=pretend, changes=self.changes, why=[why])
 
@@ -362,7 +361,7 @@ def _engines(plan: Plan) -> tuple[Any, ...]:
     return plan.settings, plan.limits, groups
 
 
-# One start: overlay, engines, gateway, the watch over the GPUs, and the way back.
+# One start: overlay, engines, gateway, the watch over the GPUs, and the end of all of them.
 
 
 _Answer = TypeVar("_Answer")
@@ -404,12 +403,12 @@ class PublicSide(Protocol):
 
 
 class Start:
-    """A plan, once.
+    """One start of a plan's engines.
 
     Args:
-        run: what it is a start of.
+        run: the run that it belongs to.
         plan: what to launch.
-        number: how many starts came before.
+        number: how many starts of this run came before.
     """
 
     def __init__(self, run: Run, plan: Plan, number: int) -> None:
@@ -654,7 +653,7 @@ class Start:
             self._before = without(self._plan, used_now(self._plan)) if ours else {}
 
     def _gone(self, before: dict[int, int]) -> None:
-        """The engines are gone: so must be their memory."""
+        """The engines have ended: check that their memory is free again."""
         late = memory_back(self._plan, before) if before else []
         for text in late:
             self._run.say(f"warning: {text}")

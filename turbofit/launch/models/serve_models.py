@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.models.models_gateway import ModelsGateway
     from turbofit.gateway.models.served_model import ServedModel
     from turbofit.gateway.thread import GatewayThread
-    from turbofit.launch.models.model_run import ModelRun
     from turbofit.launch.run import PublicSide
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.supervisor import StopSignal

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.leases import Leases
     from turbofit.planning.request import PlanRequest
 
-__all__ = ["Planner", "can_rehearse", "launch_request", "measured", "preview", "refusal"]
+__all__ = ["Planner", "can_rehearse", "launch_request", "measured", "preview"]
 
 _LOOKS: Final = 3
 _SHOWN: Final = 200
@@ -205,9 +205,10 @@ def preview(config: ServeConfig) -> Plan:
 
 
 def launch_request(request: PlanRequest, *, pretend: bool) -> PlanRequest:
-    """What a launch plans; the machine of a pretend run has what pretend runs have learned.
+    """The request that a launch plans, with the calibrations that hold for it.
 
-    It never has what real runs have. A twin of the machine here has the real card's, as its plan.
+    A described machine, on pretend GPUs, has the calibrations of pretend runs alone. A pretend copy
+    of the machine here has those of the real cards.
     """
     from turbofit.machine.source import machine_from
     from turbofit.observe.calibrations import with_calibrations

@@ -34,9 +34,8 @@ def first_warnings(warnings: Sequence[str], assumed: Sequence[str] = ()) -> list
         warnings: all of them. What stands beside commands, and what is harmless, is left out.
         assumed: those of them that say how the input was read.
     """
-    kept = [
-        text for text in warnings if not any(map(text.__contains__, (*BESIDE_COMMANDS, *HARMLESS)))
-    ]
+    hidden = (*BESIDE_COMMANDS, *HARMLESS)
+    kept = [text for text in warnings if not any(one in text for one in hidden)]
     kept.sort(key=lambda text: text not in assumed)
     shown = [f"assumed: {text}" for text in kept if text in assumed] or kept[:1]
     left = len(kept) - len(shown)

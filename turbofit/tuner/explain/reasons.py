@@ -14,12 +14,13 @@ from turbofit.core.units import format_bytes, three_digits
 from turbofit.memory.account import RATIO_STEPS, Account
 from turbofit.memory.calibrated import calibration_reason
 from turbofit.memory.engine import Engine
+from turbofit.tuner.explain.plan_document import requests_held
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.search import EngineFit, at_limit
 from turbofit.tuner.search.shape import Evaluation, dtype_for
 from turbofit.tuner.search.sizing import excess_tokens, longest_context
 from turbofit.tuner.speed.links import group_class
-from turbofit.tuner.speed.throughput import group_rates, group_speed, request_tokens, total
+from turbofit.tuner.speed.throughput import group_rates, group_speed, total
 
 __all__ = [
     "beyond_model", "limit_costs", "reasons", "unkept", "usual_image",
@@ -290,7 +291,7 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
 
 
 def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
-    """What the plan serves where images are of a usual size, and not the worst."""
+    """What the same settings serve if all images have a usual size, and not the worst one."""
     request, best = fit.request, fit.best
     rule, limit, worst = request.model.image_rule, best.shape.limit, best.vision_load
     if rule is None or limit is None or request.workload.image_size is not None:
@@ -300,7 +301,7 @@ def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
         return UNSET
     each = rule.unit_tokens(units)
     load = replace(worst, units_per_image=units, tokens_per_request=each * worst.images_per_request)
-    speeds, at_once = [], 0
+    speeds, tokens = [], []
     for group in best.shape.groups:
         part, gpus = best.of_group(group), [request.machine.gpu(index) for index in group]
         settings = part.settings
@@ -312,12 +313,12 @@ def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
             part.shape.requests(request.workload.concurrency),
         )
         speeds.append(speed if part.shape.units_per_forward is None else speed.queued())
-        at_once += min(settings.max_batch_size, part.kv_tokens // request_tokens(load))
+        tokens.append(part.kv_tokens)
     forecast = total(speeds)
     return UsualImage(
         image_size=_USUAL_SIZE,
         image_tokens=each,
-        requests_at_once=at_once,
+        requests_at_once=requests_held(fit.accounts, tokens, load),
         requests_per_second=forecast.requests_per_second,
         seconds_to_first_token=forecast.seconds_to_first_token,
     )

@@ -82,10 +82,11 @@ def _promise(plan: Plan) -> list[tuple[str, str]]:
     facts = []
     if plan.throughput is not None and plan.usual_image:
         usual, (width, height) = plan.usual_image, plan.usual_image.image_size
-        running = f"{plan.requests_at_once:,} at once; forecast {_speed(plan.throughput)}"
-        facts.append(("worst size", running))
-        running = f"{usual.requests_at_once:,} at once; forecast {_speed(usual)}"
-        facts.append((f"{width}x{height}", running))
+        for size, at_once, speed in (
+            ("worst size", plan.requests_at_once, plan.throughput),
+            (f"{width}x{height}", usual.requests_at_once, usual),
+        ):
+            facts.append((size, f"{at_once:,} at once; forecast {_speed(speed)}"))
     elif plan.throughput is not None:
         facts.append(("forecast", speed_in_short(plan.throughput, plan.model)))
     if kv.tokens:
