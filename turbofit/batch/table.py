@@ -50,7 +50,7 @@ def open_table(
     Args:
         path: of the file, whose name ends in ``.csv`` or ``.parquet``, or of a folder of images.
         prompt: with columns as placeholders; None is the column ``prompt``.
-        images: the columns with images; of none those that are usual.
+        images: the columns with images; none is the column ``image``, where there is one.
         max_tokens: of an answer.
 
     Raises:
@@ -64,7 +64,7 @@ def open_table(
         raise UsageError(
             f"there is no column {missing[0]!r}", hint=f"there are {', '.join(columns)}"
         )
-    # Images of a folder have both beside their placeholders.
+    # Rows of a folder have a name and an image, too, which no prompt can use.
     known = {*columns, *((_ID, IMAGE_COLUMN) if is_folder else ())}
     images = images or tuple({IMAGE_COLUMN} & known)
     if prompt is None and "prompt" not in columns:

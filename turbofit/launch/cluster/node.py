@@ -1,9 +1,9 @@
-"""The Ray actor of a node: it keeps one `turbofit serve` there, and adopts one that lives already.
+"""The Ray actor of a node: it keeps one `turbofit serve` there, and adopts one that runs already.
 
-What is to run is a file in the node's state folder, so that an actor which Ray starts again goes on
-where the last one ended. The server is bound to a lease that the actor renews, not to the actor:
-neither the actor's death nor that of Ray's head costs a request. Whether a server lives is told by
-the lock that it inherits, from before its process begins until it has said how it ended.
+A file in the node's state folder names the plan that is to run, so that an actor which Ray starts
+again goes on where the last one ended. The server depends on a lease that the actor renews, and not
+on the actor: when the actor dies, no request is lost. The server's processes inherit a lock, which
+tells whether the server runs.
 """
 
 from __future__ import annotations
@@ -39,16 +39,17 @@ _TICK, _TELL_SECONDS = 0.25, 2.0
 #: Pauses before it starts again what somebody killed, within ten minutes.
 _PAUSES: Final = (1.0, 4.0, 10.0)
 _WINDOW: Final = 600.0
-#: Exit codes that the same start would bring again: wrong use, a missing package.
+#: Exit codes after which the same start would fail again: wrong use, a missing package.
 _NEVER: Final = (2, 7)
 _DOES_NOT_FIT: Final = 3
-#: A shell's exit codes of what a signal ended are larger.
+#: A shell's exit code is larger where a signal ended the process.
 _SIGNALLED: Final = 128
 _LAST_BYTES: Final = 4096
-#: A worker of Ray that ends in order kills its children: the server is a grandchild, and what is
-#: between them says which process has which plan, and how it ended.
+#: A worker of Ray that ends in order kills its children. So the server is a grandchild; the shell
+#: between them writes down the server's process id and plan, and later its exit code.
 _BETWEEN: Final = '"$@" & echo $! $0 > pid.new; mv pid.new pid; wait $!; echo $? > code'
-#: A lease that nobody renews for so long has no actor; what it left has so long to end.
+#: Seconds without a renewal after which a lease has no actor, and seconds that its server then has
+#: to end.
 _STALE_SECONDS: Final = 10.0
 _LEFT_SECONDS: Final = 60.0
 #: Folders of earlier runs, with their logs, are kept for so long.
@@ -56,9 +57,9 @@ _KEPT_SECONDS: Final = 7 * 86400.0
 
 
 class NodeTold(Struct):
-    """How a node is: ``state`` is ``idle``, ``starting``, ``open`` or ``unfit``.
+    """What a node tells of itself: ``state`` is ``idle``, ``starting``, ``open`` or ``unfit``.
 
-    ``digest`` tells which plan runs; ``why`` and ``exit_code`` why it is unfit.
+    ``digest`` is of the plan that runs; ``why`` and ``exit_code`` say why the node is unfit.
     """
 
     state: str = "idle"
@@ -91,9 +92,9 @@ class NodeActor:
         return ray_adapter.gpus_of_this_task()
 
     def measure(self, pretend: bool) -> tuple[bytes, list[str]]:
-        """The node as it is now, as JSON, and Ray's ids of the GPUs that are this actor's.
+        """The node as it is now, as JSON, and Ray's ids of the GPUs that this actor has.
 
-        What an earlier run has left here without an actor ends first.
+        A server that an earlier run left here without an actor is ended first.
         """
         node = self._folder.name.rpartition("-")[2]
         for folder in state_dir("nodes").iterdir():
@@ -109,7 +110,7 @@ class NodeActor:
         return measure_here(pretend), self.gpus()
 
     def serve(self, digest: str, plan: str, words: tuple[str, ...]) -> None:
-        """Serve this plan from now on, and end what serves another one, in order."""
+        """Serve this plan from now on; a server with another plan is ended in order."""
         write_atomic(self._folder / f"plan-{digest}.json", plan, mode=0o600)
         wanted = json.dumps({"digest": digest, "words": words})
         write_atomic(self._folder / "wanted.json", wanted, mode=0o600)
@@ -117,12 +118,12 @@ class NodeActor:
         self._told = replace(self._told, state="starting", why="", exit_code=0)
 
     def end(self) -> None:
-        """Serve nothing, and end what serves, in order."""
+        """End the server in order, and start none."""
         with suppress(OSError):
             (self._folder / "wanted.json").unlink()
 
     def tell(self) -> NodeTold:
-        """How it is."""
+        """What the node tells of itself now."""
         return self._told
 
     def _key(self) -> str:
