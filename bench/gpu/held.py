@@ -220,7 +220,7 @@ def _cases(one: Results) -> Iterator[tuple[object, ...]]:
 
 
 def _pools(one: Results) -> Iterator[str]:
-    """When freed memory is free decides over ``cache_uncertainty``."""
+    """When freed memory is free decides over the temporaries of loading."""
     found = one.documents.get("a-pool", {}).get("pool", {}).get("marks", [])
     marks = [m for m in found if m["mark"].startswith("default_")] or [
         m for m in one.documents.get("a-constants", {}).get("marks", [])
@@ -232,11 +232,10 @@ def _pools(one: Results) -> Iterator[str]:
         yield "- The default pool keeps what is freed even when its stream was waited for:"
         yield "  `load_temporaries.returned` takes back what stays (under: it kills)."
     elif any(m["kept_at_once"] > 0 for m in marks):
-        yield "- What is freed is free when its stream was waited for: `cache_uncertainty`, which"
-        yield "  pays for an earlier return, can go where the engine reads free memory before that."
+        yield "- What is freed is free when its stream was waited for, as the account has it."
     else:
-        yield "- What is freed is free at once: temporaries of loading do not lower the cache, and"
-        yield "  `cache_uncertainty` must stay."
+        yield "- What is freed is free at once: temporaries of loading do not lower the cache, which"
+        yield "  is then larger than planned (under: it kills)."
 
 
 def _ceilings(one: Results) -> Iterator[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from bench.gpu.results import Results
@@ -29,8 +28,6 @@ _PAGE = 2 * MIB
 _ENDS: dict[str, Callable[[Sequence[float]], float]] = {
     "high": max, "middle": statistics.median, "low": min,
 }  # fmt: skip
-#: Two steps of pools, and what a plan's pools differ by between them (on pretend GPUs, tp 1).
-_FINE, _COARSE, _GROWN = 2 * MIB, 32 * MIB, 44 * MIB
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ def memory_readings(results: Results) -> Iterator[Reading]:
     yield from _contexts(results)
     yield from _handles(results)
     yield from _pools(results)
-    yield from _kernels(results)
+    yield from _trials(results)
 
 
 def _marks(document: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
@@ -131,14 +128,6 @@ def _contexts(results: Results) -> Iterator[Reading]:
         yield Reading(file, "context_mib.low", _mib(low), "a-context", "low", noise=2.0)
         whole = max(low, high or 0)
         yield Reading(file, "context_mib.high", _mib(whole), "a-context", noise=2.0)
-    # Whatever else was there when free memory was read is charged with the context.
-    used = _took(results)
-    count = load_constants().cublas_handles["first"]
-    for name, document, plan in results.trials():
-        took = before_cache(plan, document)
-        if took is not None and count in used and plan.engine.name == "turbomind":
-            rest = _mib(took - used[count])
-            yield Reading(file, "context_mib.high", rest, name, noise=2.0)
 
 
 def _context(document: dict[str, Any] | None) -> int | None:
@@ -155,22 +144,22 @@ def _mib(size: int) -> int:
 def _handles(results: Results) -> Iterator[Reading]:
     """What all of a GPU's handles took, spread over them: cuBLAS's own kernels are in it."""
     took = _took(results)
-    counts = load_constants().cublas_handles.values()
-    each = [took[count] / count for count in counts if count in took]
-    if each:
+    if took is not None:
         hopper = results.gpu.compute_capability != NA and results.gpu.compute_capability >= HOPPER
         key = f"cublas_handle.value.{'hopper' if hopper else 'default'}"
-        yield Reading(_TURBOMIND, key, round(max(each)), "a-handles", noise=64 << 10)
+        count = load_constants().cublas_handles
+        yield Reading(_TURBOMIND, key, round(took / count), "a-handles", noise=64 << 10)
 
 
-def _took(results: Results) -> dict[int, int]:
-    """By how many handles there were, and were used; the most counts."""
+def _took(results: Results) -> int | None:
+    """By as many as one GPU has when free memory is read, and by what they take once used."""
     marks = _marks(results.documents.get("a-handles", {}).get("handles"))
-    took: dict[int, int] = {}
-    for name, one in marks.items():
-        if name.startswith(("used_", "made_")):
-            took[one["handles"]] = max(took.get(one["handles"], 0), int(one["took"]))
-    return took
+    made, used = ({n: m for n, m in marks.items() if n.startswith(way)} for way in ("made", "used"))
+    one = made.get(f"made_{load_constants().cublas_handles}")
+    if one is None or not used:
+        return None
+    most = max(int(m["took"]) for m in made.values())
+    return int(one["took"]) + max(int(m["took"]) for m in used.values()) - most
 
 
 def _pools(results: Results) -> Iterator[Reading]:
@@ -178,44 +167,22 @@ def _pools(results: Results) -> Iterator[Reading]:
     if "default_1_mib" in marks:
         taken = marks["default_1_mib"]["taken"]
         yield Reading(_TURBOMIND, "pool_granularity.value", taken, "a-pool")
-    growth = _growth(results)
-    if growth is not None:
-        yield Reading(_TURBOMIND, "pool_growth.value", growth, "a-pool", noise=_NOISE)
 
 
-def _growth(results: Results) -> int | None:
-    """What pools of TurboMind's grow by beyond what was asked, by the largest of their steps.
-
-    Steps of 32 MiB take `_GROWN` more than steps of 2 MiB; others lie in proportion.
-    """
-    marks = _marks(results.documents.get("a-pool", {}).get("pool"))
-    if "growth" not in marks:
-        return None
-    seen = [0, *marks["growth"]["steps"]]
-    step = max(int(after - before) for before, after in pairwise(seen))
-    return round(_GROWN * max(0, step - _FINE) / (_COARSE - _FINE))
-
-
-def _kernels(results: Results) -> Iterator[Reading]:
-    """What came after the cache and no rehearsal sees, less the growth of pools."""
-    capability = results.gpu.compute_capability
-    if capability == NA:
-        return
-    images = load_constants().kernel_images
-    wanted = capability[0] * 10 + capability[1]
-    at = max((key for key in images if key <= wanted), default=max(images))
-    growth = _growth(results)
+def _trials(results: Results) -> Iterator[Reading]:
+    """What was taken before the cache and after it that no rehearsal sees, less what is known."""
+    constants, took = load_constants(), _took(results)
+    context = _context(results.documents.get("a-context", {}).get("turbomind"))
     for name, document, plan in results.trials():
-        if plan.engine.name != "turbomind" or document.get("outcome") != "survived":
+        if plan.engine.name != "turbomind":
             continue
-        took = after_cache(plan, document)
-        if took is None:
-            continue
-        charged = {t.term: t.bytes for t in plan.gpus[0].ledger}
-        rest = took - (charged.get("pool_growth", 0) if growth is None else growth)
-        yield Reading(
-            _TURBOMIND, f"kernel_images.value.{at}", max(0, rest), name, noise=_NOISE + MIB
-        )  # fmt: skip
+        before, after = before_cache(plan, document), after_cache(plan, document)
+        if before is not None and context is not None and took is not None:
+            rest = before - context - took
+            yield Reading(_TURBOMIND, "torch_kernels.value", rest, name, noise=_NOISE)
+        if after is not None and document.get("outcome") == "survived":
+            rest = after - constants.kernel_modules
+            yield Reading(_TURBOMIND, "pool_growth.value", rest, name, noise=_NOISE)
 
 
 def value_of(preset: str, key: str) -> Any:

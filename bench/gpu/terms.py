@@ -15,8 +15,8 @@ from turbofit.core.plan import GpuLedger, Plan
 __all__ = ["AFTER", "BEFORE", "after_cache", "before_cache", "cache_of", "cases"]
 
 #: Terms of the ledger that exist on a real card only.
-BEFORE = ("cuda_context", "cublas", "communicator")
-AFTER = ("kernel_modules", "pool_growth", "cache_uncertainty")
+BEFORE = ("cuda_context", "cublas", "torch_kernels", "communicator")
+AFTER = ("kernel_modules", "pool_growth")
 
 
 def _rows(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -29,17 +29,17 @@ def _estimated(ledger: GpuLedger, names: tuple[str, ...]) -> int:
 
 
 def before_cache(plan: Plan, document: Mapping[str, Any]) -> int | None:
-    """What the context and cuBLAS took, where the engine's log tells what was free then."""
+    """What context, cuBLAS and kernels took, where the engine's log tells what was free then."""
     row = _rows(document).get("context and weights")
     return None if row is None else _estimated(plan.gpus[0], BEFORE) - int(row["over"])
 
 
 def after_cache(plan: Plan, document: Mapping[str, Any]) -> int | None:
-    """What kernels and the steps of pools took after the cache was sized."""
+    """What kernels and holes in pools took after the cache was sized, in the worst case."""
     rows = _rows(document)
-    last = rows.get("kernels") or rows.get("steady")
-    if last is None or not {"context and weights", "cache"} <= set(rows):
+    if not {"context and weights", "cache", "steady"} <= set(rows):
         return None
+    *_, last = rows.values()
     over = last["over"] - rows["context and weights"]["over"] - rows["cache"]["over"]
     return _estimated(plan.gpus[0], AFTER) - int(over)
 

@@ -44,8 +44,7 @@ the plan after its rehearsal, as `turbofit serve` starts it, {still:,} of these 
 equal promises, by a plan that leaves of the card what the peer leaves, {unequal:,}.
 
 A peer that survives has room left by turbofit's own account: *room* below, in MiB, is what that
-leaves of the card under the peer's settings and these images, without its doubt about the driver
-(`cache_uncertainty`), which no pretend driver has. A plan leaves its margin there, and the doubt,
+leaves of the card under the peer's settings and these images. A plan leaves its margin there,
 so that a peer whose ratio happens to end between the two holds more. Tokens are the forecast's;
 in brackets and after a rehearsal, those of the engine's cache.
 
@@ -95,7 +94,6 @@ class Lost(NamedTuple):
 
     room: int
     margin: int
-    doubt: int
     rehearsed: int
     equal: int
 
@@ -109,8 +107,7 @@ def lost(pair: Pair, changed: dict[str, Any]) -> Lost:
     tokens = (plan.rehearsal.cache.tokens or 0) if served else 0
     told = of_peer(pair, changed, plan)
     (gpu,) = told.gpus
-    doubt = sum(term.bytes for term in gpu.ledger if term.term == "cache_uncertainty")
-    return Lost(gpu.headroom + doubt, gpu.margin, doubt, tokens, at_its_room(pair, told))
+    return Lost(gpu.headroom, gpu.margin, tokens, at_its_room(pair, told))
 
 
 def of_peer(pair: Pair, changed: dict[str, Any], plan: Plan) -> Plan:
@@ -189,13 +186,13 @@ def report(seen: Sequence[Found | str], rows: Sequence[dict[str, Any]]) -> str:
         unequal=len(unequal),
     )  # fmt: skip
     head = (
-        "pair | our tokens | peer | its tokens | ours more by | room | margin + doubt"
+        "pair | our tokens | peer | its tokens | ours more by | room | margin"
         " | rehearsed | at its room"
     )
     cells = [
         (row["pair"], f"{row['ours']:,}", row["who"], f"{row['forecast']:,} ({row['tokens']:,})",
          f"{row['ours'] / row['forecast'] - 1:+.1%}", f"{one.room // MIB:,}",
-         f"{one.margin // MIB:,} + {one.doubt // MIB:,}", f"{one.rehearsed:,}", f"{one.equal:,}")
+         f"{one.margin // MIB:,}", f"{one.rehearsed:,}", f"{one.equal:,}")
         for row, one in pairs_of
     ]  # fmt: skip
     return f"{told}{table(head, cells, right='1345678')}\n"

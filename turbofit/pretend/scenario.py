@@ -79,7 +79,7 @@ class Scenario:
     Attributes:
         gpus: the cards, in CUDA's order.
         peers: pairs (from, to) that can reach each other's memory; None is all of them.
-        pool_step: bytes by which a stream-ordered pool grows (2 MiB; the real driver's is unknown).
+        pool_step: bytes by which a stream-ordered pool grows (32 MiB, as on an H200).
         malloc_step: bytes to which the sum of cudaMalloc is rounded up.
         vmm_step: granularity in bytes of cuMemCreate.
         extra: bytes added to each device allocation: a test of the account itself.
@@ -96,7 +96,7 @@ class Scenario:
 
     gpus: tuple[PretendGpu, ...]
     peers: frozenset[tuple[int, int]] | None = None
-    pool_step: int = 2 * MIB
+    pool_step: int = 32 * MIB
     malloc_step: int = 2 * MIB
     vmm_step: int = 2 * MIB
     extra: int = 0

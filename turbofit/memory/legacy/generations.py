@@ -181,6 +181,7 @@ class LegacyConstants(Struct):
 
     vision_attention: dict[str, int]
     torch_block: dict[str, int]
+    pool_growth: int
     tuning_tokens: tuple[int, ...]
 
 

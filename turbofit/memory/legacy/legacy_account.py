@@ -8,7 +8,7 @@ warm-up of their own, so ``steady`` is a server that has answered one image at i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Final
 
 from msgspec.structs import replace
@@ -26,7 +26,7 @@ from turbofit.memory.legacy.weights import (
     tower_activations,
     tower_bytes,
 )
-from turbofit.memory.shared_terms import POOL_WARMUP, capability_of, term, transients
+from turbofit.memory.shared_terms import POOL_WARMUP, term, transients
 from turbofit.memory.turbomind.account import TurbomindAccount, before_terms, cache_terms
 from turbofit.memory.turbomind.constants import EngineConstants
 
@@ -234,7 +234,7 @@ class LegacyAccount(GroupAccount):
         tower = self._towers[i : i + 1]
         if self.generation.vision.loaded != "before_cache":
             tower = []
-        context = before_terms(self._gpus[i], self._settings, False, linked, self.constants)
+        context = before_terms(self._gpus[i], self._settings, linked, self.constants)
         kept = [self._kept()] if i == 0 and self.generation.staging.kept else []
         layers = [
             replace(term, phase="context")
@@ -276,22 +276,15 @@ class LegacyAccount(GroupAccount):
             for term in self._buffer_terms(forward)
             if term.term not in self.generation.first_layers
         ]
-        terms += self._driver_terms(i)
+        note = "loaded at their first launch, as in 0.18"
+        for name, size, why in (
+            ("kernel_modules", self.constants.kernel_modules, note),
+            ("pool_growth", self._legacy.pool_growth, "steps of driver pools"),
+        ):
+            terms.append(term(name, "buffers", size, "estimate", why))
         if self.generation.vision.loaded == "after_cache":
             terms.append(replace(self._towers[i], phase="buffers"))
         return tuple(terms)
-
-    def _driver_terms(self, i: int) -> Iterator[Term]:
-        """What the driver adds, as in 0.18's account: its figures for want of older ones."""
-        major, minor = capability_of(self._gpus[i])
-        images, wanted = self.constants.kernel_images, major * 10 + minor
-        image = images[max((key for key in images if key <= wanted), default=max(images))]
-        lines = (
-            ("kernel_modules", image, "TurboMind's kernels, as large as in the 0.18 wheel"),
-            ("pool_growth", self.constants.pool_growth, "steps of driver pools"),
-        )
-        for name, size, note in lines:
-            yield term(name, "buffers", size, "estimate", note)
 
     def _buffer_terms(self, forward: LegacyForward) -> list[Term]:
         lines = legacy_buffers(self._model, self._settings, self.generation, forward)

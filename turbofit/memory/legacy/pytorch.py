@@ -119,7 +119,7 @@ class LegacyTorchAccount(GroupAccount):
 
     def _terms_before(self, i: int, gpus: Sequence[Gpu], machine: Machine) -> tuple[Term, ...]:
         linked = machine.nvlinked(gpus)
-        context = before_terms(gpus[i], self._settings, False, linked, self.constants)
+        context = before_terms(gpus[i], self._settings, linked, self.constants)
         return (*context, *self._front_end(i, gpus[i]), *self._weights(i))
 
     def _front_end(self, i: int, gpu: Gpu) -> Iterator[Term]:

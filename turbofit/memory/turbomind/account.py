@@ -74,10 +74,15 @@ FUSES_NOTHING: Final = (8, 0)
 _ALONE = ("gemm_workspace", "symmetric_buffer", "l2_flush", "delta_workspace")
 #: Multiprocessors of a card that does not tell: more than any has, so over.
 _MOST_SMS = 256
+_KERNELS = "loaded at their first launch"
+_STEPS = "pools grow by 32 MiB"
+_TORCH_KERNELS = "torch's and the weight loader's"
 _MEETING = "the same once prompts meet, and in the next step already prepared"
 #: L2 where neither NVML nor a preset tells: the largest of any card, so over.
 _LARGEST_L2 = 132 << 20
 _IPC_RANKS = 8
+#: A plain allocation takes whole pages of the driver.
+_PAGE = 2 << 20
 #: Tokens of a KV block come in multiples of this, and of the other on cards before Ampere. LMDeploy
 #: says so in `--help` and does not hold it; with 16 answers are garbled (lmdeploy#1195).
 _BLOCK = 32
@@ -149,7 +154,7 @@ class TurbomindAccount(Account):
         weights = weight_terms(model, settings, self._temporaries, constants, capability)
         return [
             StaticMemory(
-                before=(*before_terms(gpu, settings, i == 0, linked, constants), *weights),
+                before=(*before_terms(gpu, settings, linked, constants), *weights),
                 buffers=buffers[i],
                 temporaries=self._temporaries,
                 # The first GPU stages tensors through torch.
@@ -188,31 +193,31 @@ class TurbomindAccount(Account):
         return held // self.block_tokens
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - equal on all
-        """The cache in whole pages, with the doubt about the temporaries."""
+        """The cache in whole steps of its pool, and the temporaries that go."""
         rounded = round_up(self.region_at(ratio), self.constants.pool_granularity)
         return cache_terms(rounded, ratio, self._temporaries, self.shape.state_bytes)
 
 
 def before_terms(
-    gpu: Gpu, settings: Settings, first: bool, linked: bool, constants: EngineConstants
+    gpu: Gpu, settings: Settings, linked: bool, constants: EngineConstants
 ) -> list[Term]:
-    """What one GPU holds before the weights: others, the context, the communicator.
+    """What one GPU holds before the weights: others, the context, kernels, the communicator.
 
     Args:
         gpu: the card.
         settings: the engine's options.
-        first: whether it is the group's first GPU, which has more cuBLAS handles.
         linked: whether NVLink joins every pair of the group.
         constants: the generation's figures.
     """
     hopper = capability_of(gpu) >= HOPPER
     context, note = context_bytes(gpu)
-    handles = constants.cublas_handles["first" if first else "other"]
-    handle = constants.cublas_handle["hopper" if hopper else "default"]
+    handles = constants.cublas_handles
+    workspaces = handles * constants.cublas_handle["hopper" if hopper else "default"]
     terms = [
         term("others", "before", known(gpu.used, 0), "measured", "held by others"),
         term("cuda_context", "context", context, "estimate", note),
-        term("cublas", "context", handles * handle, "estimate", f"{handles} handles' workspaces"),
+        term("cublas", "context", workspaces, "estimate", f"{handles} handles' workspaces"),
+        term("torch_kernels", "context", constants.torch_kernels, "estimate", _TORCH_KERNELS),
     ]
     if settings.tp > 1:
         terms.append(_communicator(settings, linked, hopper, constants))
@@ -236,7 +241,7 @@ def weight_terms(
     terms = [term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
     total = sum(classes.values())
     rounding = round_up(total, constants.pool_granularity) - total
-    terms.append(term("weights.rounding", "weights", rounding, "formula", "whole 2 MiB pages"))
+    terms.append(term("weights.rounding", "weights", rounding, "formula", _STEPS))
     if temporaries:
         note = "freed, but not returned yet when free memory is read"
         terms.append(term(TEMPORARIES, "weights", temporaries, "formula", note))
@@ -246,6 +251,9 @@ def weight_terms(
 def cache_terms(region: int, ratio: float, temporaries: int, state: int = 0) -> list[Term]:
     """The cache, and what becomes of the temporaries that made it smaller.
 
+    A driver keeps what was freed until the next synchronisation, and the engine makes none between
+    (seen on an H200: bench/gpu/results/h200, a-pool).
+
     ``state`` bytes of the cache are each running sequence's of a hybrid model.
     """
     note = f"{ratio:.3f} of free memory"
@@ -253,10 +261,6 @@ def cache_terms(region: int, ratio: float, temporaries: int, state: int = 0) -> 
         note += f"; each running sequence's state takes {format_bytes(state)} of it"
     terms = [term("kv_cache", "cache", region, "formula", note)]
     if temporaries:
-        # Never seen on a real driver: were they returned before free memory is read, the cache
-        # would be this much larger. Over where they are not.
-        note = "the cache would be larger if the driver returned load_temporaries early"
-        terms.append(term("cache_uncertainty", "cache", int(temporaries * ratio), "estimate", note))
         note = "returned at the next synchronisation"
         terms.append(term(f"{TEMPORARIES}.returned", "cache", -temporaries, "formula", note))
     return terms
@@ -274,16 +278,13 @@ def buffer_terms(
     # Some of them are allocations of their own; the rest share the rank's pool.
     alone = [size for name, size, _ in lines if name in _ALONE]
     pooled = sum(size for name, size, _ in lines if name not in _ALONE)
-    rounding = sum(round_up(s, constants.pool_granularity) - s for s in (*alone, pooled))
-    images = constants.kernel_images
-    major, minor = capability_of(gpu)
-    wanted = major * 10 + minor
-    image = images[max((key for key in images if key <= wanted), default=max(images))]
+    rounding = sum(round_up(size, _PAGE) - size for size in alone)
+    rounding += round_up(pooled, constants.pool_granularity) - pooled
     return [
         *terms,
-        term("buffers.rounding", "buffers", rounding, "formula", "whole 2 MiB pages"),
-        term("kernel_modules", "buffers", image, "estimate", "every kernel of the engine loaded"),
-        term("pool_growth", "buffers", constants.pool_growth, "estimate", "steps of driver pools"),
+        term("buffers.rounding", "buffers", rounding, "formula", _STEPS),
+        term("kernel_modules", "buffers", constants.kernel_modules, "estimate", _KERNELS),
+        term("pool_growth", "buffers", constants.pool_growth, "estimate", "holes in driver pools"),
         *(
             [term("delta_workspace.more", "buffers", meeting, "estimate", _MEETING)]
             if meeting
@@ -373,8 +374,7 @@ def _communicator(
     if settings.communicator == "nccl":
         kind = "host" if not linked else "nvlink_hopper" if hopper else "nvlink"
         return term("communicator", "context", constants.nccl_buffers[kind], "estimate", note)
-    page = constants.pool_granularity
-    size = round_up(constants.ipc_packet, page) + round_up(constants.ipc_scratch, page) + page
+    size = constants.ipc_packet + constants.ipc_scratch + _PAGE
     return term("communicator", "context", size, "formula", note)
 
 

@@ -87,9 +87,10 @@ class EngineConstants(Struct):
     ipc_packet: int
     ipc_scratch: int
     nccl_buffers: dict[str, int]
-    cublas_handles: dict[str, int]
+    cublas_handles: int
     cublas_handle: dict[str, int]
-    kernel_images: dict[int, int]
+    torch_kernels: int
+    kernel_modules: int
     pool_growth: int
     packed: dict[str, dict[str, PackedFormat]]
     experts: dict[str, ExpertFormat]
