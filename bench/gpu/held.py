@@ -234,8 +234,8 @@ def _pools(one: Results) -> Iterator[str]:
     elif any(m["kept_at_once"] > 0 for m in marks):
         yield "- What is freed is free when its stream was waited for, as the account has it."
     else:
-        yield "- What is freed is free at once: temporaries of loading do not lower the cache, which"
-        yield "  is then larger than planned (under: it kills)."
+        yield "- What is freed is free at once: temporaries of loading do not lower the cache,"
+        yield "  which is then larger than planned (under: it kills)."
 
 
 def _ceilings(one: Results) -> Iterator[str]:

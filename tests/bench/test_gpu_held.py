@@ -101,7 +101,7 @@ def marks(**figures: int) -> dict[str, Any]:
 
 
 def handles(first: int, each: int, used: int = 0) -> dict[str, Any]:
-    """cuBLAS: its own kernels with the first handle, so much for each, and more once all are used."""
+    """cuBLAS: its kernels with the first handle, so much for each, and more once all are used."""
     made = [
         {"mark": f"made_{n}", "handles": n, "took": first + n * each, "used": 0}
         for n in (1, 2, 5, 10, 15)

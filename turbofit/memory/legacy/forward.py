@@ -18,6 +18,7 @@ __all__ = ["LegacyCache", "LegacyForward", "legacy_buffers"]
 _SAMPLING = 20
 
 _INT = _FLOAT = 4
+_PAGE = 2 << 20
 _POINTER = 8
 _WORDS = 4 * 32 * _INT  # stop and bad words with their offsets
 _CURAND_STATE = 48
@@ -120,7 +121,7 @@ class LegacyForward:
             size = max(attention, ffn) + tokens * text.hidden * HALF + sampling
         else:
             size = attention + ffn + sampling
-        return round_up(size, self._constants.pool_granularity)
+        return round_up(size, _PAGE)
 
     def sampling(self, rows: int) -> int:
         """Beyond one row: what a batch of so many rows takes to sample, never under."""

@@ -142,7 +142,7 @@ class LegacyAccount(GroupAccount):
             constants,
         )
         self._model, self._settings, self._gpus = model, settings, gpus
-        self._legacy, self._page = legacy_constants(), constants.pool_granularity
+        self._legacy = legacy_constants()
         held = generation.vision.held(model.architecture)
         note = f"float16 under torch, {generation.vision.placed}"
         note += f"; loading left {held:g} times its size" if held > 1 else ""
@@ -259,7 +259,7 @@ class LegacyAccount(GroupAccount):
             self._model, self._settings.tp, self.constants, self.generation
         )
         total = sum(classes.values())
-        lines = [*classes.items(), ("rounding", round_up(total, self._page) - total)]
+        lines = [*classes.items(), ("rounding", round_up(total, _PAGE) - total)]
         return [term(f"weights.{name}", "weights", size, "formula") for name, size in lines]
 
     def _staged(self) -> int:
@@ -267,7 +267,7 @@ class LegacyAccount(GroupAccount):
         text, rule = self._model.text, self.generation.staging
         rows = rule.embedding * text.vocab + rule.gate * text.intermediate
         rows += rule.square * text.hidden
-        return round_up(rows * text.hidden * HALF, self._page)
+        return round_up(rows * text.hidden * HALF, _PAGE)
 
     def _terms_after(self, i: int, forward: LegacyForward) -> tuple[Term, ...]:
         """What lives after the cache on one GPU, without the pools."""
@@ -289,7 +289,7 @@ class LegacyAccount(GroupAccount):
     def _buffer_terms(self, forward: LegacyForward) -> list[Term]:
         lines = legacy_buffers(self._model, self._settings, self.generation, forward)
         return [
-            term(name, "buffers", round_up(size, self._page), "formula", note)
+            term(name, "buffers", round_up(size, _PAGE), "formula", note)
             for name, size, note in lines
         ]
 
@@ -311,7 +311,7 @@ class LegacyAccount(GroupAccount):
         rows = self._settings.max_batch_size
         image = self._tower(self._units, flash=False)
         text = forward.pool(forward.tokens, forward.context)
-        batch = text + round_up(forward.sampling(rows) + forward.decoding(rows), self._page)
+        batch = text + round_up(forward.sampling(rows) + forward.decoding(rows), _PAGE)
         cases = [
             ("text_prefill", text, "longest prompts fill a forward"),
             ("sampling", batch, f"{rows} rows with top_k=0"),
@@ -333,7 +333,7 @@ class LegacyAccount(GroupAccount):
         vision = self._model.vision
         if not units or vision is None or self.generation.vision.runs != "torch":
             return 0
-        return round_up(tower_activations(vision, units, self._legacy, flash=flash), self._page)
+        return round_up(tower_activations(vision, units, self._legacy, flash=flash), _PAGE)
 
 
 class _WarmedAccount(LegacyAccount):
