@@ -39,7 +39,8 @@ ROWS = load_yaml(presets_dir() / "gpus" / "unsupported.yaml")["cards"]
         ("thor", "Jetson"), ("xavier", "Jetson"), ("gb10", "DGX Spark"), ("DGX Spark", "DGX Spark"),
         ("NVIDIA GB10", "DGX Spark"), ("g5.12xlarge", "A10G"), ("g6.xlarge", "L4"),
         ("g6e.48xlarge", "L40S"), ("p4d.24xlarge", "eight"), ("a2-highgpu-1g", "A100"),
-        ("Standard_NC24ads_A100_v4", "A100"), ("g2-standard-4", "L4"), ("tpu-v5e", "without CUDA"), ("inferentia", "without CUDA"),
+        ("Standard_NC24ads_A100_v4", "A100"), ("g2-standard-4", "L4"),
+        ("tpu-v5e", "without CUDA"), ("inferentia", "without CUDA"),
     ],
 )  # fmt: skip
 def test_a_card_that_no_engine_serves_on_is_answered_by_name(typed: str, card: str):
