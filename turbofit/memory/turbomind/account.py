@@ -222,7 +222,7 @@ def before_terms(
     if settings.tp > 1:
         terms.append(_communicator(settings, linked, hopper, constants))
     if constants.gemm_in_context:
-        size = round_up(sum(constants.gemm_in_context), constants.pool_granularity)
+        size = round_up(sum(constants.gemm_in_context), PAGE)
         note = "barriers, partials, tensor maps"
         terms.append(term("gemm_workspace", "context", size, "formula", note))
     return terms
@@ -302,8 +302,8 @@ def _delta_workspaces(
     sms = known(gpu.sm_count, _MOST_SMS)
     warm = workspace(delta, settings, kernel, sms, warmup_tokens(settings, constants))
     most = meeting_workspace(delta, settings, kernel, sms, forward_tokens(settings))
-    page, phases = constants.pool_granularity, 2 if settings.async_ else 1
-    return warm, max(0, round_up(most * phases, page) - round_up(warm, page))
+    phases = 2 if settings.async_ else 1
+    return warm, max(0, round_up(most * phases, PAGE) - round_up(warm, PAGE))
 
 
 def warmup_tokens(settings: Settings, constants: EngineConstants) -> int:
