@@ -367,9 +367,9 @@ def transient_terms(
         many = plural(units_per_forward, rule.unit_name)
         note = f"{units_per_forward} {many} meet in one forward"
         cases.append(("vision_forward", worst, note))
-    sizes = [round_up(pool.peak(case), constants.pool_granularity) for _, case, _ in cases]
     return transients(
-        [(name, size, "formula", note) for (name, _, note), size in zip(cases, sizes, strict=True)]
+        [(name, pool.peak(case), "formula", note) for name, case, note in cases],
+        constants.pool_granularity,
     )
 
 
