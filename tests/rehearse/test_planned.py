@@ -65,7 +65,8 @@ def test_what_a_rehearsal_cannot_see_is_charged_to_the_card(planned: Plan, tmp_p
     spec = plan_spec(planned, tmp_path)
     terms = {t.term: t.bytes for t in planned.gpus[0].ledger}
     (gpu,) = spec.machine.gpus
-    assert gpu.used == planned.gpus[0].used + terms["cuda_context"] + terms["cublas"]
+    context = terms["cuda_context"] + terms["cublas"] + terms["torch_kernels"]
+    assert gpu.used == planned.gpus[0].used + context
     assert gpu.late == terms["kernel_modules"] + terms["pool_growth"]
     assert spec.settings["max_batch_size"] == planned.settings.max_batch_size
     assert "model_format" not in spec.settings
