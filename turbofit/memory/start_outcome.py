@@ -117,20 +117,22 @@ def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[StartOutcome]:
 def _starting(
     account: Account, ratio: float, ledgers: Sequence[GpuLedger]
 ) -> Iterator[StartOutcome]:
-    for ledger in ledgers:
-        missing = ledger.steady - _pool(ledger.ledger) - _usable(ledger)
+    started = [ledger.steady - _bytes_of(ledger, account.grown) for ledger in ledgers]
+    for ledger, steady in zip(ledgers, started, strict=True):
+        missing = steady - _pool(ledger.ledger) - _usable(ledger)
         if missing > 0:
-            yield _short("buffers", ledger, missing, "while starting, right after the cache")
+            when = "while starting, right after the cache"
+            yield _short("buffers", ledger, missing, when, account.grown)
     missing = account.cache_shortfall_at(ratio)
     if missing:
         blocks, needed = account.blocks_at(ratio), account.least_blocks
         needs = account.cache_shortfall.format(more=format_bytes(missing))
         text = f"never starts: the cache holds {blocks} KV blocks of the {needed} {needs}"
         yield _failure("hang", ledgers[0], missing, text)
-    for ledger in ledgers:
-        missing = ledger.steady - _usable(ledger)
+    for ledger, steady in zip(ledgers, started, strict=True):
+        missing = steady - _usable(ledger)
         if missing > 0:
-            yield _short("warmup", ledger, missing, account.warmup_words)
+            yield _short("warmup", ledger, missing, account.warmup_words, account.grown)
 
 
 def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOutcome]:
@@ -146,7 +148,7 @@ def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOu
             missing = base + first.bytes - _usable(ledger)
             held, left = _pool(ledger.ledger), _usable(ledger) - ledger.steady
             where = f"{format_bytes(held)} are held and {format_bytes(left)} are free"
-            if left < 0:  # the warm-up does not find room either, and holds nothing
+            if left < 0:  # the warm-up holds nothing, or holes in the pool take what it held
                 where = f"{format_bytes(max(0, held + left))} are free"
             text = (
                 f"starts, then {account.dies} on {_case(first)}: it needs"
@@ -156,10 +158,12 @@ def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOu
             yield _failure("request", ledger, missing, text, first.term)
 
 
-def _short(kind: OutcomeKind, ledger: GpuLedger, missing: int, when: str) -> StartOutcome:
+def _short(
+    kind: OutcomeKind, ledger: GpuLedger, missing: int, when: str, grown: Sequence[str]
+) -> StartOutcome:
     text = (
         f"runs out of memory {when}: GPU {ledger.index} is {format_bytes(missing)} short"
-        f" ({_makeup(ledger)})"
+        f" ({_makeup(ledger, without=grown)})"
     )
     return _failure(kind, ledger, missing, text)
 
@@ -174,16 +178,17 @@ def _case(term: Term) -> str:
     return f"{_NAMES.get(term.term, term.term)} ({term.note})"
 
 
-def _makeup(ledger: GpuLedger, *, worst: bool = False) -> str:
+def _makeup(ledger: GpuLedger, *, worst: bool = False, without: Sequence[str] = ()) -> str:
     """What takes the memory, for people: first other processes, then the largest terms.
 
     Args:
         ledger: one GPU's.
         worst: the worst request is what did not fit, so that it counts too.
+        without: terms that are not there yet.
     """
     sizes: dict[str, int] = {}
     for term in ledger.ledger:
-        if term.phase != "transient" and term.term != _OTHERS:
+        if term.phase != "transient" and term.term not in (_OTHERS, *without):
             name = term.phase if term.phase == "weights" else _NAMES.get(term.term, term.term)
             sizes[name] = sizes.get(name, 0) + term.bytes
     requests = [term for term in ledger.ledger if term.phase == "transient"] if worst else []
@@ -209,6 +214,10 @@ def _largest(ledger: Sequence[Term], phase: str) -> str:
     return max(
         (term for term in ledger if term.phase == phase), key=lambda term: term.bytes, default=_NONE
     ).term
+
+
+def _bytes_of(ledger: GpuLedger, names: Sequence[str]) -> int:
+    return sum(term.bytes for term in ledger.ledger if term.term in names)
 
 
 def _pool(ledger: Sequence[Term]) -> int:
