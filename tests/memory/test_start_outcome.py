@@ -125,7 +125,7 @@ def test_no_ratio_fits_says_how_much_is_missing(constants, total):
 
 
 def test_holes_in_pools_end_no_start(constants):
-    """On an H200 a server that had started held nearly all of `pool_growth` less than was charged."""
+    """A server that had started on an H200 held nearly all of `pool_growth` less than forecast."""
     account = account_on(24268, 13, constants)
     (ledger,) = account.at(0.9).ledgers
     assert ledger.steady > ledger.total - ledger.reserved
