@@ -12,9 +12,10 @@ from typing import Any
 
 from bench.gpu.results import Results
 from bench.gpu.terms import AFTER, BEFORE, after_cache, before_cache
+from turbofit.core.plan import Plan
 from turbofit.core.presets import load_yaml, presets_dir
 from turbofit.core.struct import NA
-from turbofit.memory.shared_terms import HOPPER
+from turbofit.memory.shared_terms import HOPPER, POOL_WARMUP
 from turbofit.memory.turbomind.constants import load_constants
 
 __all__ = ["Implied", "Reading", "implied", "memory_readings", "sums", "value_of"]
@@ -181,8 +182,20 @@ def _trials(results: Results) -> Iterator[Reading]:
             rest = before - context - took
             yield Reading(_TURBOMIND, "torch_kernels.value", rest, name, noise=_NOISE)
         if after is not None and document.get("outcome") == "survived":
-            rest = after - constants.kernel_modules
-            yield Reading(_TURBOMIND, "pool_growth.value", rest, name, noise=_NOISE)
+            yield _holes(plan, after - constants.kernel_modules, name)
+
+
+def _holes(plan: Plan, rest: int, name: str) -> Reading:
+    """In pools: the most that there are, where the plan charges that, else the share of a case."""
+    constants = load_constants()
+    rule, step = constants.pool_growth, constants.pool_granularity
+    pools = (t for t in plan.gpus[0].ledger if t.phase == "transient" or t.term == POOL_WARMUP)
+    largest = max(term.bytes for term in pools)
+    rest -= step if plan.model.mrope else 0
+    if rule["share"] * largest >= rule["most"]:
+        return Reading(_TURBOMIND, "pool_growth.value.most", rest, name, noise=step)
+    share = step / largest
+    return Reading(_TURBOMIND, "pool_growth.value.share", rest / largest, name, noise=share)
 
 
 def value_of(preset: str, key: str) -> Any:

@@ -226,7 +226,8 @@ def _forward(parts: Iterable[Computed], units: int) -> Forward:
 
 def _doubt(model: Model, settings: Settings, gpu: Gpu | None, constants: EngineConstants) -> int:
     """What a driver may hold besides: upper ends of the account's estimates."""
+    holes = int(constants.pool_growth["most"])
     if gpu is None:
-        return constants.pool_growth + constants.kernel_modules
+        return holes + constants.kernel_modules
     terms = buffer_terms(model, settings, gpu, constants)
-    return sum(term.bytes for term in terms if term.basis == "estimate")
+    return holes + sum(term.bytes for term in terms if term.basis == "estimate")

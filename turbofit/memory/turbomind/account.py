@@ -5,7 +5,7 @@ The lines of a ledger stand in the order in which TurboMind takes the memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar, Final
 
 from msgspec.structs import replace
@@ -125,7 +125,9 @@ class TurbomindAccount(Account):
         transients = transient_terms(
             pool, model.image_rule, settings, vision_load, units, constants
         )
-        buffers = [tuple(buffer_terms(model, settings, gpu, constants)) for gpu in gpus]
+        warmup = warmup_term(pool, settings, constants)
+        holes = growth_term(model, (warmup, *transients), constants)
+        buffers = [(*buffer_terms(model, settings, gpu, constants), holes) for gpu in gpus]
         self._temporaries = 0
         if launch.free_at_cache is not None:
             held = [
@@ -134,7 +136,6 @@ class TurbomindAccount(Account):
             ]
         else:
             held = self._held_by(launch, buffers)
-        warmup = warmup_term(pool, settings, constants)
         seen = calibration_for(
             launch.machine, gpus, model, settings, "turbomind", constants.version
         )
@@ -286,7 +287,6 @@ def buffer_terms(
         *terms,
         term("buffers.rounding", "buffers", rounding, "formula", _STEPS),
         term("kernel_modules", "buffers", constants.kernel_modules, "estimate", _KERNELS),
-        term("pool_growth", "buffers", constants.pool_growth, "estimate", "holes in driver pools"),
         *(
             [term("delta_workspace.more", "buffers", meeting, "estimate", _MEETING)]
             if meeting
@@ -328,6 +328,14 @@ def warmup_term(pool: PoolModel, settings: Settings, constants: EngineConstants)
     size = pool.peak(Forward(tokens=tokens, context=tokens, first_layer=True))
     size = round_up(size, constants.pool_granularity)
     return term(POOL_WARMUP, "buffers", size, "formula", f"warm-up with {tokens} tokens")
+
+
+def growth_term(model: Model, cases: Iterable[Term], constants: EngineConstants) -> Term:
+    """What the pools hold beyond their tensors, in the largest case."""
+    rule = constants.pool_growth
+    holes = int(min(rule["most"], rule["share"] * max(case.bytes for case in cases)))
+    thread = constants.pool_granularity if model.mrope else 0
+    return term("pool_growth", "buffers", holes + thread, "estimate", "holes in driver pools")
 
 
 def transient_terms(

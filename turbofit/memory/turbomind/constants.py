@@ -91,7 +91,7 @@ class EngineConstants(Struct):
     cublas_handle: dict[str, int]
     torch_kernels: int
     kernel_modules: int
-    pool_growth: int
+    pool_growth: dict[str, float]
     packed: dict[str, dict[str, PackedFormat]]
     experts: dict[str, ExpertFormat]
     load_layer: dict[str, float]
