@@ -29,6 +29,7 @@ from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.shared_terms import (
     AMPERE,
     HOPPER,
+    PAGE,
     POOL_WARMUP,
     capability_of,
     term,
@@ -81,8 +82,6 @@ _MEETING = "the same once prompts meet, and in the next step already prepared"
 #: L2 where neither NVML nor a preset tells: the largest of any card, so over.
 _LARGEST_L2 = 132 << 20
 _IPC_RANKS = 8
-#: A plain allocation takes whole pages of the driver.
-_PAGE = 2 << 20
 #: Tokens of a KV block come in multiples of this, and of the other on cards before Ampere. LMDeploy
 #: says so in `--help` and does not hold it; with 16 answers are garbled (lmdeploy#1195).
 _BLOCK = 32
@@ -281,7 +280,7 @@ def buffer_terms(
     # Some of them are allocations of their own; the rest share the rank's pool.
     alone = [size for name, size, _ in lines if name in _ALONE]
     pooled = sum(size for name, size, _ in lines if name not in _ALONE)
-    rounding = sum(round_up(size, _PAGE) - size for size in alone)
+    rounding = sum(round_up(size, PAGE) - size for size in alone)
     rounding += round_up(pooled, constants.pool_granularity) - pooled
     return [
         *terms,
@@ -384,7 +383,7 @@ def _communicator(
     if settings.communicator == "nccl":
         kind = "host" if not linked else "nvlink_hopper" if hopper else "nvlink"
         return term("communicator", "context", constants.nccl_buffers[kind], "estimate", note)
-    size = constants.ipc_packet + constants.ipc_scratch + _PAGE
+    size = constants.ipc_packet + constants.ipc_scratch + PAGE
     return term("communicator", "context", size, "formula", note)
 
 
