@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, Literal
 
+from msgspec.structs import replace
+
 from turbofit.core.plan import GpuLedger, Term
 from turbofit.core.struct import Struct
 from turbofit.core.units import format_bytes
@@ -117,22 +119,21 @@ def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[StartOutcome]:
 def _starting(
     account: Account, ratio: float, ledgers: Sequence[GpuLedger]
 ) -> Iterator[StartOutcome]:
-    started = [ledger.steady - _bytes_of(ledger, account.grown) for ledger in ledgers]
-    for ledger, steady in zip(ledgers, started, strict=True):
-        missing = steady - _pool(ledger.ledger) - _usable(ledger)
+    ledgers = [_without(ledger, account.grown) for ledger in ledgers]
+    for ledger in ledgers:
+        missing = ledger.steady - _pool(ledger.ledger) - _usable(ledger)
         if missing > 0:
-            when = "while starting, right after the cache"
-            yield _short("buffers", ledger, missing, when, account.grown)
+            yield _short("buffers", ledger, missing, "while starting, right after the cache")
     missing = account.cache_shortfall_at(ratio)
     if missing:
         blocks, needed = account.blocks_at(ratio), account.least_blocks
         needs = account.cache_shortfall.format(more=format_bytes(missing))
         text = f"never starts: the cache holds {blocks} KV blocks of the {needed} {needs}"
         yield _failure("hang", ledgers[0], missing, text)
-    for ledger, steady in zip(ledgers, started, strict=True):
-        missing = steady - _usable(ledger)
+    for ledger in ledgers:
+        missing = ledger.steady - _usable(ledger)
         if missing > 0:
-            yield _short("warmup", ledger, missing, account.warmup_words, account.grown)
+            yield _short("warmup", ledger, missing, account.warmup_words)
 
 
 def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOutcome]:
@@ -158,12 +159,10 @@ def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOu
             yield _failure("request", ledger, missing, text, first.term)
 
 
-def _short(
-    kind: OutcomeKind, ledger: GpuLedger, missing: int, when: str, grown: Sequence[str]
-) -> StartOutcome:
+def _short(kind: OutcomeKind, ledger: GpuLedger, missing: int, when: str) -> StartOutcome:
     text = (
         f"runs out of memory {when}: GPU {ledger.index} is {format_bytes(missing)} short"
-        f" ({_makeup(ledger, without=grown)})"
+        f" ({_makeup(ledger)})"
     )
     return _failure(kind, ledger, missing, text)
 
@@ -178,17 +177,16 @@ def _case(term: Term) -> str:
     return f"{_NAMES.get(term.term, term.term)} ({term.note})"
 
 
-def _makeup(ledger: GpuLedger, *, worst: bool = False, without: Sequence[str] = ()) -> str:
+def _makeup(ledger: GpuLedger, *, worst: bool = False) -> str:
     """What takes the memory, for people: first other processes, then the largest terms.
 
     Args:
         ledger: one GPU's.
         worst: the worst request is what did not fit, so that it counts too.
-        without: terms that are not there yet.
     """
     sizes: dict[str, int] = {}
     for term in ledger.ledger:
-        if term.phase != "transient" and term.term not in (_OTHERS, *without):
+        if term.phase != "transient" and term.term != _OTHERS:
             name = term.phase if term.phase == "weights" else _NAMES.get(term.term, term.term)
             sizes[name] = sizes.get(name, 0) + term.bytes
     requests = [term for term in ledger.ledger if term.phase == "transient"] if worst else []
@@ -204,6 +202,13 @@ def _makeup(ledger: GpuLedger, *, worst: bool = False, without: Sequence[str] = 
     return f"{', '.join(said)}; the card has {format_bytes(_usable(ledger))}"
 
 
+def _without(ledger: GpuLedger, names: Sequence[str]) -> GpuLedger:
+    """What the GPU holds before these terms come."""
+    later = sum(term.bytes for term in ledger.ledger if term.term in names)
+    terms = tuple(term for term in ledger.ledger if term.term not in names)
+    return replace(ledger, ledger=terms, steady=ledger.steady - later)
+
+
 def _others(ledger: GpuLedger) -> int:
     """Bytes that other processes hold, where they matter."""
     held = sum(term.bytes for term in ledger.ledger if term.term == _OTHERS)
@@ -214,10 +219,6 @@ def _largest(ledger: Sequence[Term], phase: str) -> str:
     return max(
         (term for term in ledger if term.phase == phase), key=lambda term: term.bytes, default=_NONE
     ).term
-
-
-def _bytes_of(ledger: GpuLedger, names: Sequence[str]) -> int:
-    return sum(term.bytes for term in ledger.ledger if term.term in names)
 
 
 def _pool(ledger: Sequence[Term]) -> int:
