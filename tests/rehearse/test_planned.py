@@ -103,7 +103,9 @@ def test_an_engine_that_takes_shorter_requests_breaks_the_promise(planned: Plan)
 @pytest.mark.lmdeploy
 def test_a_cache_that_holds_less_than_promised_is_found(run: Rehearse) -> None:
     """The engine refuses the longest prompt, lives on, and nothing runs out of memory."""
-    plan = turbofit.api.plan("internvl2-2b", on="1xl4:free=9GiB", cache_max_entry_count=0.2)
+    plan = turbofit.api.plan(
+        "internvl2-2b", on="1xl4:free=9GiB", engine="turbomind", cache_max_entry_count=0.2
+    )
     assert plan.fits
     more = replace(plan.kv, tokens=65_536, longest_request_tokens=32_768)
     settings = replace(plan.settings, session_len=32_768)
