@@ -41,7 +41,7 @@ from turbofit.memory.turbomind.cache import (
     tokens_held,
     tokens_planned,
 )
-from turbofit.memory.turbomind.constants import EngineConstants, load_constants
+from turbofit.memory.turbomind.constants import PAGE, EngineConstants, load_constants
 from turbofit.memory.turbomind.pool import (
     Forward,
     PoolModel,
@@ -81,8 +81,6 @@ _MEETING = "the same once prompts meet, and in the next step already prepared"
 #: L2 where neither NVML nor a preset tells: the largest of any card, so over.
 _LARGEST_L2 = 132 << 20
 _IPC_RANKS = 8
-#: A plain allocation takes whole pages of the driver.
-_PAGE = 2 << 20
 #: Tokens of a KV block come in multiples of this, and of the other on cards before Ampere. LMDeploy
 #: says so in `--help` and does not hold it; with 16 answers are garbled (lmdeploy#1195).
 _BLOCK = 32
@@ -148,11 +146,11 @@ class TurbomindAccount(Account):
         constants, page = self.constants, self.constants.pool_granularity
         capability = capability_of(gpus[0])
         temporaries = temporary_bytes(model, settings, constants, capability)
-        self._temporaries = round_up(temporaries, page)
         loading = round_up(loading_extra(model, settings, constants, capability), page)
         staging = staging_bytes(model, settings, constants)
         linked = launch.machine.nvlinked(gpus)
-        weights = weight_terms(model, settings, self._temporaries, constants, capability)
+        weights = weight_terms(model, settings, temporaries, constants, capability)
+        self._temporaries = sum(one.bytes for one in weights if one.term == TEMPORARIES)
         return [
             StaticMemory(
                 before=(*before_terms(gpu, settings, linked, constants), *weights),
@@ -241,11 +239,13 @@ def weight_terms(
     classes = weight_classes(model, settings.tp, constants, capability)
     terms = [term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
     total = sum(classes.values())
-    rounding = round_up(total, constants.pool_granularity) - total
-    terms.append(term("weights.rounding", "weights", rounding, "formula", _STEPS))
-    if temporaries:
+    held = round_up(total, constants.pool_granularity)
+    terms.append(term("weights.rounding", "weights", held - total, "formula", _STEPS))
+    # They share the weights' pool. One step too much would be a cache larger than planned.
+    waiting = round_up(total + temporaries, constants.pool_granularity) - held
+    if waiting:
         note = "freed, but not returned yet when free memory is read"
-        terms.append(term(TEMPORARIES, "weights", temporaries, "formula", note))
+        terms.append(term(TEMPORARIES, "weights", waiting, "formula", note))
     return terms
 
 
@@ -279,7 +279,7 @@ def buffer_terms(
     # Some of them are allocations of their own; the rest share the rank's pool.
     alone = [size for name, size, _ in lines if name in _ALONE]
     pooled = sum(size for name, size, _ in lines if name not in _ALONE)
-    rounding = sum(round_up(size, _PAGE) - size for size in alone)
+    rounding = sum(round_up(size, PAGE) - size for size in alone)
     rounding += round_up(pooled, constants.pool_granularity) - pooled
     return [
         *terms,
@@ -382,7 +382,7 @@ def _communicator(
     if settings.communicator == "nccl":
         kind = "host" if not linked else "nvlink_hopper" if hopper else "nvlink"
         return term("communicator", "context", constants.nccl_buffers[kind], "estimate", note)
-    size = constants.ipc_packet + constants.ipc_scratch + _PAGE
+    size = constants.ipc_packet + constants.ipc_scratch + PAGE
     return term("communicator", "context", size, "formula", note)
 
 

@@ -17,7 +17,7 @@ from turbofit.core.model import DeltaDims, Model, MoeDims, TextDims, VisionDims
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.core.units import HALF, round_up
-from turbofit.memory.turbomind.constants import DeltaKernel, EngineConstants
+from turbofit.memory.turbomind.constants import PAGE, DeltaKernel, EngineConstants
 from turbofit.memory.turbomind.weights import (
     expert_width,
     ffn_width,
@@ -417,7 +417,7 @@ def device_buffers(
     if settings.tp > 1:
         yield (
             "symmetric_buffer",
-            round_up(symmetric_buffer(text, settings), constants.pool_granularity),
+            round_up(symmetric_buffer(text, settings), PAGE),
             "all-reduce buffer; also holds the hidden states",
         )
     if constants.gemm_workspace:

@@ -23,7 +23,7 @@ from turbofit.core.model import (
 )
 from turbofit.core.plan import Settings
 from turbofit.core.units import HALF, round_up
-from turbofit.memory.turbomind.constants import EngineConstants
+from turbofit.memory.turbomind.constants import PAGE, EngineConstants
 from turbofit.model.parameters import packed_bytes, text_linears, unpacked_bytes
 from turbofit.model.quantization import exempts
 
@@ -359,7 +359,7 @@ def temporary_bytes(
         dense = _widest_dense(model, settings.tp, constants)
         repack = max(repack, int(dense * packed.temporary))
         # One page more than the tensor: its scales share a page with what is freed beside them.
-        repack += constants.pool_granularity
+        repack += PAGE
         repack += loading_extra(model, settings, constants, capability)
     return max(cast, repack)
 
@@ -399,12 +399,12 @@ def staging_bytes(model: Model, settings: Settings, constants: EngineConstants) 
     before the end. A wide layer can take more than lm_head: its raw linears, gate and up joined,
     and their shards. Source: LMDeploy models/*.py, builders/_base.py, and its loader's storages.
     """
-    text, tp, page = model.text, settings.tp, constants.pool_granularity
+    text, tp = model.text, settings.tp
     stored = DTYPE_BYTES[model.dtype]
-    embedding = round_up(text.vocab * text.hidden * stored, page)
+    embedding = round_up(text.vocab * text.hidden * stored, PAGE)
     copied = lm_head_rows(text, tp) != text.vocab or settings.dtype != model.dtype
     copy = lm_head_rows(text, tp) * text.hidden * stored // (1 if copied else tp)
-    lm_head = embedding + round_up(copy, page)
+    lm_head = embedding + round_up(copy, PAGE)
     widest = text.intermediate
     if text.moe is not None and text.moe.layers == text.layers:
         widest = max(text.moe.intermediate, text.moe.shared_intermediate)
@@ -413,4 +413,4 @@ def staging_bytes(model: Model, settings: Settings, constants: EngineConstants) 
     layer = gate * stored * (copies["whole"] + shards)
     if model.quantization is not None:
         layer = gate * copies["packed"]
-    return embedding + max(lm_head, round_up(int(layer), page) + page)
+    return embedding + max(lm_head, round_up(int(layer), PAGE) + PAGE)
