@@ -51,7 +51,8 @@ def test_a_plan_that_queues_images_is_sent_what_its_gateway_lets_through() -> No
     import turbofit
     from bench.peers.workload import requests_of
 
-    plan = turbofit.plan("internvl2-2b", on="1xl4:free=19GiB", engine="turbomind", goal="context")
+    options = {"engine": "turbomind", "goal": "context", "max_batch_size": 8}
+    plan = turbofit.plan("internvl2-2b", on="1xl4:free=19GiB", **options)
     units = {}
     for gateway in (False, True):
         cases = {case["name"]: case for case in requests_of(plan, gateway=gateway)}

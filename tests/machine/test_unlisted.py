@@ -37,7 +37,10 @@ ROWS = load_yaml(presets_dir() / "gpus" / "unsupported.yaml")["cards"]
         ("Intel Arc A770", "Intel"), ("a770", "Intel"), ("b580", "Intel"), ("gaudi2", "Intel"),
         ("max1550", "Intel"), ("Jetson AGX Orin 64GB", "Jetson"), ("orin-nx", "Jetson"),
         ("thor", "Jetson"), ("xavier", "Jetson"), ("gb10", "DGX Spark"), ("DGX Spark", "DGX Spark"),
-        ("NVIDIA GB10", "DGX Spark"), ("tpu-v5e", "without CUDA"), ("inferentia", "without CUDA"),
+        ("NVIDIA GB10", "DGX Spark"), ("g5.12xlarge", "A10G"), ("g6.xlarge", "L4"),
+        ("g6e.48xlarge", "L40S"), ("p4d.24xlarge", "eight"), ("a2-highgpu-1g", "A100"),
+        ("Standard_NC24ads_A100_v4", "A100"), ("g2-standard-4", "L4"),
+        ("tpu-v5e", "without CUDA"), ("inferentia", "without CUDA"),
     ],
 )  # fmt: skip
 def test_a_card_that_no_engine_serves_on_is_answered_by_name(typed: str, card: str):
@@ -170,4 +173,4 @@ def test_a_partial_name_is_answered_with_sizes_and_a_size_with_cards_of_it():
 def test_each_row_says_where_it_is_written(row: dict[str, object]):
     told = f"{row['why']} {row['instead']}"
     assert re.search(r"\w+\.(com|io|ai)\b|--on", told)
-    assert "--device" in told or re.search(r"issues/\d+|docs[./]", told)
+    assert "--device" in told or re.search(r"issues/\d+|docs[./]|learn\.", told)

@@ -8,10 +8,12 @@ from typing import Final
 from turbofit.core.machine import Gpu
 from turbofit.core.plan import Basis, Phase, Term
 
-__all__ = ["AMPERE", "HOPPER", "POOL_WARMUP", "capability_of", "term", "transients"]
+__all__ = ["AMPERE", "HOPPER", "PAGE", "POOL_WARMUP", "capability_of", "term", "transients"]
 
 #: Their compute capabilities; cards before Ampere have no bfloat16.
 AMPERE, HOPPER = (8, 0), (9, 0)
+#: What a plain allocation of the driver takes whole ones of.
+PAGE: Final = 2 << 20
 #: The term of what the warm-up's forward leaves in the engine's pool or in torch's allocator.
 POOL_WARMUP: Final = "pool_warmup"
 

@@ -8,6 +8,7 @@ from turbofit.core.model import Model, TextDims
 from turbofit.core.plan import Settings
 from turbofit.core.units import HALF, round_up
 from turbofit.memory.legacy.generations import CacheRule, Generation, LegacyConstants
+from turbofit.memory.shared_terms import PAGE
 from turbofit.memory.turbomind.cache import CacheShape, cache_shape, tokens_held
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.weights import kv_heads_held, lm_head_rows
@@ -18,7 +19,6 @@ __all__ = ["LegacyCache", "LegacyForward", "legacy_buffers"]
 _SAMPLING = 20
 
 _INT = _FLOAT = 4
-_PAGE = 2 << 20
 _POINTER = 8
 _WORDS = 4 * 32 * _INT  # stop and bad words with their offsets
 _CURAND_STATE = 48
@@ -121,7 +121,7 @@ class LegacyForward:
             size = max(attention, ffn) + tokens * text.hidden * HALF + sampling
         else:
             size = attention + ffn + sampling
-        return round_up(size, _PAGE)
+        return round_up(size, PAGE)
 
     def sampling(self, rows: int) -> int:
         """Beyond one row: what a batch of so many rows takes to sample, never under."""

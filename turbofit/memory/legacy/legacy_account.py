@@ -26,14 +26,12 @@ from turbofit.memory.legacy.weights import (
     tower_activations,
     tower_bytes,
 )
-from turbofit.memory.shared_terms import POOL_WARMUP, term, transients
+from turbofit.memory.shared_terms import PAGE, POOL_WARMUP, term, transients
 from turbofit.memory.turbomind.account import TurbomindAccount, before_terms, cache_terms
 from turbofit.memory.turbomind.constants import EngineConstants
 
 __all__ = ["GroupAccount", "LegacyAccount", "legacy_account"]
 
-
-_PAGE = 2 << 20
 #: What torch keeps of loading: part of ``before``, and of its peak.
 _KEPT = "torch_cache"
 
@@ -94,7 +92,7 @@ class GroupAccount(Account):
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - alike on all GPUs
         """The cache of one GPU as lines of its ledger."""
-        return cache_terms(round_up(self.region_at(ratio), _PAGE), ratio, 0)
+        return cache_terms(round_up(self.region_at(ratio), PAGE), ratio, 0)
 
     def missing_at(self, ratio: float) -> int:
         """Bytes by which the tightest GPU misses its margin at this ratio; 0 where none does."""
@@ -259,7 +257,7 @@ class LegacyAccount(GroupAccount):
             self._model, self._settings.tp, self.constants, self.generation
         )
         total = sum(classes.values())
-        lines = [*classes.items(), ("rounding", round_up(total, _PAGE) - total)]
+        lines = [*classes.items(), ("rounding", round_up(total, PAGE) - total)]
         return [term(f"weights.{name}", "weights", size, "formula") for name, size in lines]
 
     def _staged(self) -> int:
@@ -267,7 +265,7 @@ class LegacyAccount(GroupAccount):
         text, rule = self._model.text, self.generation.staging
         rows = rule.embedding * text.vocab + rule.gate * text.intermediate
         rows += rule.square * text.hidden
-        return round_up(rows * text.hidden * HALF, _PAGE)
+        return round_up(rows * text.hidden * HALF, PAGE)
 
     def _terms_after(self, i: int, forward: LegacyForward) -> tuple[Term, ...]:
         """What lives after the cache on one GPU, without the pools."""
@@ -276,12 +274,11 @@ class LegacyAccount(GroupAccount):
             for term in self._buffer_terms(forward)
             if term.term not in self.generation.first_layers
         ]
-        note = "loaded at their first launch, as in 0.18"
-        for name, size, why in (
-            ("kernel_modules", self.constants.kernel_modules, note),
-            ("pool_growth", self._legacy.pool_growth, "steps of driver pools"),
+        for name, size in (
+            ("kernel_modules", self.constants.kernel_modules),
+            ("pool_growth", self._legacy.pool_growth),
         ):
-            terms.append(term(name, "buffers", size, "estimate", why))
+            terms.append(term(name, "buffers", size, "estimate", "0.18's, for want of older ones"))
         if self.generation.vision.loaded == "after_cache":
             terms.append(replace(self._towers[i], phase="buffers"))
         return tuple(terms)
@@ -289,7 +286,7 @@ class LegacyAccount(GroupAccount):
     def _buffer_terms(self, forward: LegacyForward) -> list[Term]:
         lines = legacy_buffers(self._model, self._settings, self.generation, forward)
         return [
-            term(name, "buffers", round_up(size, _PAGE), "formula", note)
+            term(name, "buffers", round_up(size, PAGE), "formula", note)
             for name, size, note in lines
         ]
 
@@ -311,7 +308,7 @@ class LegacyAccount(GroupAccount):
         rows = self._settings.max_batch_size
         image = self._tower(self._units, flash=False)
         text = forward.pool(forward.tokens, forward.context)
-        batch = text + round_up(forward.sampling(rows) + forward.decoding(rows), _PAGE)
+        batch = text + round_up(forward.sampling(rows) + forward.decoding(rows), PAGE)
         cases = [
             ("text_prefill", text, "longest prompts fill a forward"),
             ("sampling", batch, f"{rows} rows with top_k=0"),
@@ -333,7 +330,7 @@ class LegacyAccount(GroupAccount):
         vision = self._model.vision
         if not units or vision is None or self.generation.vision.runs != "torch":
             return 0
-        return round_up(tower_activations(vision, units, self._legacy, flash=flash), _PAGE)
+        return round_up(tower_activations(vision, units, self._legacy, flash=flash), PAGE)
 
 
 class _WarmedAccount(LegacyAccount):

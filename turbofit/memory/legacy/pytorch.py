@@ -25,7 +25,7 @@ from turbofit.memory.legacy.legacy_account import GroupAccount
 from turbofit.memory.legacy.weights import tower_activations, tower_bytes
 from turbofit.memory.pytorch.activations import routed_elements
 from turbofit.memory.pytorch.cache import block_bytes
-from turbofit.memory.shared_terms import POOL_WARMUP, term, transients
+from turbofit.memory.shared_terms import PAGE, POOL_WARMUP, term, transients
 from turbofit.memory.turbomind.account import before_terms
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.weights import kv_heads_held
@@ -33,7 +33,6 @@ from turbofit.model.parameters import stored_bytes
 
 __all__ = ["LegacyTorchAccount"]
 
-_PAGE: Final = 2 << 20
 _PROMPT: Final = 64
 #: "No enough gpu memory for kv cache" is raised below it.
 _LEAST_BLOCKS: Final = 3
@@ -141,7 +140,7 @@ class LegacyTorchAccount(GroupAccount):
         heads = whole if text.tie_word_embeddings else 2 * whole
         body = stored_bytes(text, None, "float16", model.quantization) - heads
         for name, size in (("embeddings", heads), ("layers", -(-body // tp))):
-            yield term(f"weights.{name}", "weights", round_up(size, _PAGE), "formula")
+            yield term(f"weights.{name}", "weights", round_up(size, PAGE), "formula")
         size = self._tower_share(i)
         if size:
             yield term(
@@ -205,7 +204,7 @@ class LegacyTorchAccount(GroupAccount):
         return term(
             POOL_WARMUP,
             "buffers",
-            round_up(size, _PAGE),
+            round_up(size, PAGE),
             "estimate",
             f"the first image, {units} units",
         )
@@ -222,5 +221,5 @@ class LegacyTorchAccount(GroupAccount):
             request = self._forward(prompt, 1) + self._tower(units, flash=flash)
             cases.append(("vision_request", request, f"{units} units, one request"))
         return transients(
-            [(name, round_up(size, _PAGE), "estimate", note) for name, size, note in cases]
+            [(name, round_up(size, PAGE), "estimate", note) for name, size, note in cases]
         )

@@ -29,6 +29,7 @@ from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.shared_terms import (
     AMPERE,
     HOPPER,
+    PAGE,
     POOL_WARMUP,
     capability_of,
     term,
