@@ -42,7 +42,7 @@ from turbofit.memory.turbomind.cache import (
     tokens_held,
     tokens_planned,
 )
-from turbofit.memory.turbomind.constants import PAGE, EngineConstants, load_constants
+from turbofit.memory.turbomind.constants import EngineConstants, load_constants
 from turbofit.memory.turbomind.pool import (
     Forward,
     PoolModel,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Final
 
 import msgspec
 
@@ -14,11 +13,7 @@ from turbofit.core.struct import Struct
 from turbofit.memory import versions
 from turbofit.memory.shared_terms import HOPPER
 
-__all__ = ["PAGE", "DeltaKernel", "EngineConstants", "PackedFormat", "load_constants"]
-
-#: Bytes of a driver's page: plain allocations take whole ones, and so do torch's segments. Pools of
-#: the driver grow by more (`pool_granularity`).
-PAGE: Final = 2 << 20
+__all__ = ["DeltaKernel", "EngineConstants", "PackedFormat", "load_constants"]
 
 
 class PackedFormat(Struct):

@@ -17,7 +17,8 @@ from turbofit.core.model import DeltaDims, Model, MoeDims, TextDims, VisionDims
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.core.units import HALF, round_up
-from turbofit.memory.turbomind.constants import PAGE, DeltaKernel, EngineConstants
+from turbofit.memory.shared_terms import PAGE
+from turbofit.memory.turbomind.constants import DeltaKernel, EngineConstants
 from turbofit.memory.turbomind.weights import (
     expert_width,
     ffn_width,

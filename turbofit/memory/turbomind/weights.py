@@ -23,7 +23,8 @@ from turbofit.core.model import (
 )
 from turbofit.core.plan import Settings
 from turbofit.core.units import HALF, round_up
-from turbofit.memory.turbomind.constants import PAGE, EngineConstants
+from turbofit.memory.shared_terms import PAGE
+from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.model.parameters import packed_bytes, text_linears, unpacked_bytes
 from turbofit.model.quantization import exempts
 
