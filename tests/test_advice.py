@@ -25,6 +25,7 @@ ENDS = {
     "dies of one image": "one image request at the limit",
     "dies of an image beside long prompts": "an image beside the longest prompts",
     "dies of images that meet": "image requests that meet",
+    "dies of a full batch": "a full batch sampling",
 }
 
 
@@ -69,6 +70,10 @@ def test_a_row_is_what_its_command_says(advice, does, judged, command, capsys) -
     if better is not None:
         others = [tokens(row[1]) for row in ROWS if row[0] == better[2]]
         assert better[1] in [f"{tokens(does) / other:.2g}" for other in others if other]
+    alike = re.search(r"about as many tokens as \"(.+?)\"", judged)
+    if alike is not None:
+        others = [tokens(row[1]) for row in ROWS if row[0] == alike[1] and tokens(row[1])]
+        assert any(abs(tokens(does) - other) <= 0.02 * other for other in others)
     older = re.search(r"on ([\d.]+): ([^;]+)", judged)
     # What others hold is another figure there: of what that version itself takes.
     if older is not None and not re.search(":(free|used)=", command):

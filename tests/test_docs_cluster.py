@@ -35,7 +35,7 @@ def test_what_a_weak_node_costs_is_what_the_plan_says(capsys: pytest.CaptureFixt
     (spec,) = re.findall(r"with `sim:(\S+)` requests go up to 32,768", " ".join(PAGE.split()))
     told = planned(spec, capsys)
     assert "a request of up to 32,768 tokens" in told
-    (effect,) = re.findall(r"--context 15360 (4 nodes serve: .*? on 2 nodes)", told)
+    (effect,) = re.findall(r"--context 14336 (4 nodes serve: .*? on 2 nodes)", told)
     assert effect in " ".join(PAGE.split())
 
 

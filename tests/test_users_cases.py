@@ -123,7 +123,7 @@ def test_1_internvl_the_log_of_the_report(typed) -> None:
     assert said.code == NOT_SERVED
     assert said.plan.kv.region_bytes == 1112 * 2 * MIB
     assert any("556 MiB stay" in reason for reason in said.plan.reasons)
-    assert "image requests that meet" in said.plan.verdict
+    assert "starts, then aborts on" in said.plan.verdict
     less = typed(
         "predict internvl2-8b --on 4xrtx3090 --tp 4 --free-at-cache 2780MiB"
         " --cache-max-entry-count 0.5"

@@ -126,3 +126,14 @@ def test_no_ratio_fits_says_how_much_is_missing(constants, total, kind):
     # the same card with what is missing, and a page for the cache, fits
     enough = account_on(total + fate.missing // 2**20 + 64, 13, constants, max_batch_size=1000)
     assert enough.best_ratio() is not None or outcome_without_cache(enough).missing < fate.missing
+
+
+def test_holes_in_pools_end_no_start(constants):
+    """A server that had started on an H200 held nearly all of `pool_growth` less than forecast."""
+    account = account_on(24268, 13, constants)
+    (ledger,) = account.at(0.9).ledgers
+    assert ledger.steady > ledger.total - ledger.reserved
+    assert outcome_at(account, 0.9).kind == "request"
+    died = outcome_at(account, 0.95)
+    assert died.kind == "warmup"
+    assert "pool_growth" not in died.text

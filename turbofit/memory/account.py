@@ -96,6 +96,8 @@ class Account(ABC):
     allocator: ClassVar[str]
     #: Whether images are encoded only once the cache has blocks for their whole prompts.
     admits_prompts: ClassVar[bool] = True
+    #: Terms of the buffers that come with the worst requests only, and end no start.
+    grown: ClassVar[tuple[str, ...]] = ()
     #: When ``pool_warmup`` is taken.
     warmup_words: ClassVar[str] = "in LMDeploy's own warm-up"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, Literal
 
+from msgspec.structs import replace
+
 from turbofit.core.plan import GpuLedger, Term
 from turbofit.core.struct import Struct
 from turbofit.core.units import format_bytes
@@ -117,6 +119,7 @@ def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[StartOutcome]:
 def _starting(
     account: Account, ratio: float, ledgers: Sequence[GpuLedger]
 ) -> Iterator[StartOutcome]:
+    ledgers = [_without(ledger, account.grown) for ledger in ledgers]
     for ledger in ledgers:
         missing = ledger.steady - _pool(ledger.ledger) - _usable(ledger)
         if missing > 0:
@@ -146,7 +149,7 @@ def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOu
             missing = base + first.bytes - _usable(ledger)
             held, left = _pool(ledger.ledger), _usable(ledger) - ledger.steady
             where = f"{format_bytes(held)} are held and {format_bytes(left)} are free"
-            if left < 0:  # the warm-up does not find room either, and holds nothing
+            if left < 0:  # the warm-up holds nothing, or holes in the pool take what it held
                 where = f"{format_bytes(max(0, held + left))} are free"
             text = (
                 f"starts, then {account.dies} on {_case(first)}: it needs"
@@ -197,6 +200,13 @@ def _makeup(ledger: GpuLedger, *, worst: bool = False) -> str:
     said = [f"others hold {format_bytes(others)}"] if others else []
     said += [f"{name} {format_bytes(sizes[name])}" for name in order]
     return f"{', '.join(said)}; the card has {format_bytes(_usable(ledger))}"
+
+
+def _without(ledger: GpuLedger, names: Sequence[str]) -> GpuLedger:
+    """What the GPU holds before these terms come."""
+    later = sum(term.bytes for term in ledger.ledger if term.term in names)
+    terms = tuple(term for term in ledger.ledger if term.term not in names)
+    return replace(ledger, ledger=terms, steady=ledger.steady - later)
 
 
 def _others(ledger: GpuLedger) -> int:

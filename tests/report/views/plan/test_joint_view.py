@@ -53,8 +53,8 @@ def test_the_summary_of_a_card_that_is_too_small_and_of_a_path_with_a_space() ->
 
     names = ("internvl2-8b", "qwen2-vl-7b")
     text = summary(*names, names=names)
-    assert "GPU 0 lacks 13.8 GiB" in text
-    assert "-13.8" not in text
+    assert "GPU 0 lacks 14.0 GiB" in text
+    assert "-14.0" not in text
     text = summary("internvl2-1b", "internvl2-2b", names=("internvl2-1b", "internvl2-2b"))
     assert "turbofit serve internvl2-1b internvl2-2b --context 32768" in text
     unlike = [
