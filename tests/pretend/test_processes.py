@@ -315,7 +315,7 @@ def test_a_child_of_fork_has_its_own(libraries: Path, tmp_path: Path) -> None:
     code = """
     p = pool(2**64 - 1)
     rt.cudaSetDevice(0)
-    rows = [malloc(40), take(p, 20)]
+    rows = [malloc(28), take(p, 32)]
     child = os.fork()
     if not child:
         os.environ["CUDA_VISIBLE_DEVICES"] = "2,0"
@@ -331,13 +331,13 @@ def test_a_child_of_fork_has_its_own(libraries: Path, tmp_path: Path) -> None:
     process = machine.start(code)
     child, *seen = ask(process)
     assert seen == [0, 0, 2, 40, 40, True, 10, 30]
-    assert ask(process) == [process.pid, 20, 80]
+    assert ask(process) == [process.pid, 32, 68]
     end(process)
     parent_lines, child_lines = machine.timeline(process.pid), machine.timeline(child)
     assert child_lines[0].fields == (str(child), str(process.pid), "2,0")
     assert child_lines[1].fields[0].split()[1:3] == ["-S", "-c"]
     assert [e.number(3) for e in child_lines if e.tag == "A"] == [30 * MIB]
-    assert [e.number(3) for e in parent_lines if e.tag == "A"] == [40 * MIB, 20 * MIB]
+    assert [e.number(3) for e in parent_lines if e.tag == "A"] == [28 * MIB, 32 * MIB]
 
 
 def test_fork_while_other_threads_allocate(libraries: Path, tmp_path: Path) -> None:

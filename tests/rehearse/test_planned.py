@@ -65,7 +65,8 @@ def test_what_a_rehearsal_cannot_see_is_charged_to_the_card(planned: Plan, tmp_p
     spec = plan_spec(planned, tmp_path)
     terms = {t.term: t.bytes for t in planned.gpus[0].ledger}
     (gpu,) = spec.machine.gpus
-    assert gpu.used == planned.gpus[0].used + terms["cuda_context"] + terms["cublas"]
+    context = terms["cuda_context"] + terms["cublas"] + terms["torch_kernels"]
+    assert gpu.used == planned.gpus[0].used + context
     assert gpu.late == terms["kernel_modules"] + terms["pool_growth"]
     assert spec.settings["max_batch_size"] == planned.settings.max_batch_size
     assert "model_format" not in spec.settings
@@ -102,7 +103,9 @@ def test_an_engine_that_takes_shorter_requests_breaks_the_promise(planned: Plan)
 @pytest.mark.lmdeploy
 def test_a_cache_that_holds_less_than_promised_is_found(run: Rehearse) -> None:
     """The engine refuses the longest prompt, lives on, and nothing runs out of memory."""
-    plan = turbofit.api.plan("internvl2-2b", on="1xl4:free=9GiB", cache_max_entry_count=0.2)
+    plan = turbofit.api.plan(
+        "internvl2-2b", on="1xl4:free=9GiB", engine="turbomind", cache_max_entry_count=0.2
+    )
     assert plan.fits
     more = replace(plan.kv, tokens=65_536, longest_request_tokens=32_768)
     settings = replace(plan.settings, session_len=32_768)

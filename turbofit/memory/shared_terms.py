@@ -7,6 +7,7 @@ from typing import Final
 
 from turbofit.core.machine import Gpu
 from turbofit.core.plan import Basis, Phase, Term
+from turbofit.core.units import round_up
 
 __all__ = ["AMPERE", "HOPPER", "PAGE", "POOL_WARMUP", "capability_of", "term", "transients"]
 
@@ -23,12 +24,22 @@ def term(name: str, phase: Phase, size: int, basis: Basis, note: str = "") -> Te
     return Term(term=name, phase=phase, bytes=size, basis=basis, note=note)
 
 
-def transients(cases: Sequence[tuple[str, int, Basis, str]]) -> tuple[Term, ...]:
-    """Alternatives that share one room, each a name, bytes, basis and note: the largest decides."""
+def transients(cases: Sequence[tuple[str, int, Basis, str]], step: int = 1) -> tuple[Term, ...]:
+    """Alternatives that share one room, each a name, bytes, basis and note: the largest decides.
+
+    That is before bytes are rounded up to whole steps, in which they may be alike.
+    """
     sizes = [size for _, size, _, _ in cases]
     worst = sizes.index(max(sizes))
     return tuple(
-        Term(term=name, phase="transient", bytes=size, basis=basis, note=note, worst=i == worst)
+        Term(
+            term=name,
+            phase="transient",
+            bytes=round_up(size, step),
+            basis=basis,
+            note=note,
+            worst=i == worst,
+        )
         for i, (name, size, basis, note) in enumerate(cases)
     )
 

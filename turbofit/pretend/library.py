@@ -8,7 +8,7 @@ from pathlib import Path
 from turbofit.pretend.errors import PretendError
 from turbofit.pretend.libraries import ACCOUNT
 
-_ABI = 4
+_ABI = 5
 _FREEZE_MS = 5000
 NO_MEMORY = 2
 
@@ -26,6 +26,7 @@ class LibraryAccount:
         self._lib.pretend_calls.restype = ctypes.c_uint64
         self._lib.pretend_pool_create.restype = ctypes.c_void_p
         self._lib.pretend_pool_threshold.argtypes = [ctypes.c_void_p, ctypes.c_uint64]
+        self._lib.pretend_pool_step.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
         self._lib.pretend_pool_trim.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
         self._lib.pretend_pool_malloc.argtypes = [
             ctypes.c_void_p,
@@ -57,12 +58,16 @@ class LibraryAccount:
         """Lets them go on; False if one of them had gone on by itself (after five seconds)."""
         return bool(self._lib.pretend_thaw())
 
-    def pool(self, device: int) -> int:
-        """A pool of our own on a card, which keeps what it has until it is trimmed."""
+    def pool(self, device: int, step: int) -> int:
+        """A pool of our own on a card, which keeps what it has until it is trimmed.
+
+        It grows by ``step`` bytes.
+        """
         handle = self._lib.pretend_pool_create(device)
         if not handle:
             raise ValueError(f"no pretend device {device}")
         self._lib.pretend_pool_threshold(handle, 2**64 - 1)
+        self._lib.pretend_pool_step(handle, step)
         return int(handle)
 
     def allocate(self, pool: int, size: int) -> int | None:

@@ -76,7 +76,7 @@ ADAPTERS: Final[Mapping[str, Adapter]] = {
         seen=turbomind_seen.seen,
         worst=image_overlap.worst_cases,
         not_known=turbomind_seen.NOT_KNOWN,
-        before=("cuda_context", "cublas", CONTEXT),
+        before=("cuda_context", "cublas", "torch_kernels", CONTEXT),
         after=("kernel_modules", "pool_growth", BUFFERS),
         environ={"TM_LOG_LEVEL": "INFO", "OMP_NUM_THREADS": "1"},
     ),

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from turbofit.core.struct import Struct
 from turbofit.core.units import round_up
+from turbofit.memory.shared_terms import PAGE
 
 __all__ = ["PoolOperation", "Replay", "Shortfall"]
 
@@ -36,7 +37,7 @@ class Replay:
 
     Args:
         free: bytes free when the cache was sized.
-        step: the granularity of pools and allocations.
+        step: the granularity of pools.
         live: bytes alive in pools at that moment, whose rounded sizes are already not free.
         peak: bytes that were alive in such a pool besides, and that it still holds.
     """
@@ -59,7 +60,7 @@ class Replay:
     def do(self, op: PoolOperation) -> Shortfall | None:
         """Do one allocation; where it fails, nothing changes."""
         if not op.pool:
-            size = round_up(op.size, self._step)
+            size = round_up(op.size, PAGE)
             if size > self.left:
                 return Shortfall(
                     what=op.what, requested=op.size, left=self.left, short=size - self.left

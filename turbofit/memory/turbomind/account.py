@@ -224,7 +224,7 @@ def before_terms(
     if settings.tp > 1:
         terms.append(_communicator(settings, linked, hopper, constants))
     if constants.gemm_in_context:
-        size = round_up(sum(constants.gemm_in_context), constants.pool_granularity)
+        size = round_up(sum(constants.gemm_in_context), PAGE)
         note = "barriers, partials, tensor maps"
         terms.append(term("gemm_workspace", "context", size, "formula", note))
     return terms
@@ -306,8 +306,8 @@ def _delta_workspaces(
     sms = known(gpu.sm_count, _MOST_SMS)
     warm = workspace(delta, settings, kernel, sms, warmup_tokens(settings, constants))
     most = meeting_workspace(delta, settings, kernel, sms, forward_tokens(settings))
-    page, phases = constants.pool_granularity, 2 if settings.async_ else 1
-    return warm, max(0, round_up(most * phases, page) - round_up(warm, page))
+    phases = 2 if settings.async_ else 1
+    return warm, max(0, round_up(most * phases, PAGE) - round_up(warm, PAGE))
 
 
 def warmup_tokens(settings: Settings, constants: EngineConstants) -> int:
@@ -371,9 +371,9 @@ def transient_terms(
         many = plural(units_per_forward, rule.unit_name)
         note = f"{units_per_forward} {many} meet in one forward"
         cases.append(("vision_forward", worst, note))
-    sizes = [round_up(pool.peak(case), constants.pool_granularity) for _, case, _ in cases]
     return transients(
-        [(name, size, "formula", note) for (name, _, note), size in zip(cases, sizes, strict=True)]
+        [(name, pool.peak(case), "formula", note) for name, case, note in cases],
+        constants.pool_granularity,
     )
 
 

@@ -20,7 +20,7 @@
 /* More than any machine has: what is asked for beyond counts as this, so that no sum wraps. */
 #define PRETEND_MOST ((size_t)1 << 62)
 /* The interface that the Python side expects; raise it with any change. */
-#define PRETEND_ABI 4
+#define PRETEND_ABI 5
 
 enum pretend_status {
     PRETEND_OK = 0,
@@ -94,6 +94,8 @@ PRETEND_API struct pretend_pool *pretend_pool_default(int device);
 PRETEND_API struct pretend_pool *pretend_pool_create(int device);
 PRETEND_API int pretend_pool_destroy(struct pretend_pool *pool);
 PRETEND_API void pretend_pool_threshold(struct pretend_pool *pool, uint64_t bytes);
+/* By which the pool grows, where not by the scenario's pool_step. */
+PRETEND_API void pretend_pool_step(struct pretend_pool *pool, size_t step);
 PRETEND_API void pretend_pool_trim(struct pretend_pool *pool, size_t keep);
 PRETEND_API int pretend_pool_malloc(struct pretend_pool *pool, size_t size, void **out);
 /* A stream, event or context of the device was synchronised: its pools give

@@ -10,7 +10,8 @@ static int pool_count;
 void pools_start(void)
 {
     for (int i = 0; i < machine.count; ++i) {
-        defaults[i] = (struct pretend_pool){.device = i, .id = pool_count++, .open = 1};
+        defaults[i] = (struct pretend_pool){
+            .device = i, .id = pool_count++, .open = 1, .step = machine.pool_step};
         defaults[i].next = pools;
         pools = &defaults[i];
     }
@@ -24,7 +25,7 @@ void pools_leave(void)
 
 static int hold_pool(struct pretend_pool *pool, size_t size)
 {
-    size_t wanted = round_up(pool->live + size, machine.pool_step);
+    size_t wanted = round_up(pool->live + size, pool->step);
     if (wanted > pool->reserved) {
         int status = hold(pool->device, PRETEND_POOL, pool->id, size, pool->reserved, wanted);
         if (status)
@@ -37,7 +38,7 @@ static int hold_pool(struct pretend_pool *pool, size_t size)
 
 static void shrink(struct pretend_pool *pool, size_t keep)
 {
-    size_t wanted = round_up(pool->live > keep ? pool->live : keep, machine.pool_step);
+    size_t wanted = round_up(pool->live > keep ? pool->live : keep, pool->step);
     if (wanted >= pool->reserved)
         return;
     unhold(pool->device, pool->reserved - wanted);
@@ -99,6 +100,7 @@ struct pretend_pool *pretend_pool_create(int device)
     pool->device = physical;
     pool->id = pool_count++;
     pool->open = 1;
+    pool->step = machine.pool_step;
     pool->next = pools;
     pools = pool;
     timeline_trace("C %d %d", physical, pool->id);
@@ -123,6 +125,12 @@ void pretend_pool_threshold(struct pretend_pool *pool, uint64_t bytes)
 {
     if (pool)
         pool->threshold = bytes;
+}
+
+void pretend_pool_step(struct pretend_pool *pool, size_t step)
+{
+    if (pool)
+        pool->step = step;
 }
 
 void pretend_pool_trim(struct pretend_pool *pool, size_t keep)

@@ -7,7 +7,7 @@
 #include <string.h>
 
 struct scenario machine = {
-    .pool_step = 2 * MIB,
+    .pool_step = 32 * MIB,
     .malloc_step = 2 * MIB,
     .vmm_step = 2 * MIB,
     .pinned_limit = (size_t)-1,

@@ -11,7 +11,7 @@
 
 struct pretend_pool {
     int device, id, open;
-    size_t live, reserved;
+    size_t live, reserved, step;
     uint64_t threshold;
     struct pretend_pool *next;
 };

@@ -27,6 +27,7 @@ from turbofit.pretend.scenario import PretendGpu, Scenario
 __all__ = ["Staging", "patch_torch"]
 
 _ROUND: Final = 512  # bytes; torch's caching allocator rounds each block up to this
+_SEGMENT: Final = 2 << 20  # by which that allocator's segments grow, unlike a pool of the driver
 _KEPT: Final[list[Any]] = []
 
 
@@ -38,7 +39,7 @@ class Staging(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
 
     def __init__(self, account: LibraryAccount, device: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call,unused-ignore]
-        self._account, self._pool = account, account.pool(device)
+        self._account, self._pool = account, account.pool(device, _SEGMENT)
         self._seen: dict[int, weakref.ref[Any]] = {}
         self._live = 0
         self.peak = 0
