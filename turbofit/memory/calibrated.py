@@ -79,7 +79,7 @@ def corrected(held: StaticMemory, calibration: Calibration | None) -> StaticMemo
         at = next((i for i, one in enumerate(before) if one.phase == "weights"), len(before))
         before = (*before[:at], line, *before[at:])
     later = calibration.buffers
-    if calibration.engine == "turbomind":
+    if any(one.term == "pool_growth" for one in buffers):
         later = max(later, -sum(one.bytes for one in buffers if one.basis == "estimate"))
     if later:
         note = _note(calibration, "kernels, pools and what else comes after the cache")
