@@ -224,7 +224,8 @@ def before_terms(
     if settings.tp > 1:
         terms.append(_communicator(settings, linked, hopper, constants))
     if constants.gemm_in_context:
-        size = round_up(sum(constants.gemm_in_context), PAGE)
+        # Of the weights' pool, as on a card: whole steps are over where it fits beside them.
+        size = round_up(sum(constants.gemm_in_context), constants.pool_granularity)
         note = "barriers, partials, tensor maps"
         terms.append(term("gemm_workspace", "context", size, "formula", note))
     return terms
