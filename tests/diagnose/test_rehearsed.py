@@ -61,7 +61,7 @@ def die(
 
 @pytest.mark.exhaustive
 def test_in_the_warm_up(folder: Path) -> None:
-    document, found = die(folder, "internvl2-1b", [], tp=2, cache_max_entry_count=0.995)
+    document, found = die(folder, "internvl2-1b", [], tp=2, cache_max_entry_count=0.992)
     assert document["outcome"] == "out_of_memory"
     assert (found.kind, found.phase) == ("out_of_memory", "warm-up")
     assert found.missing is not None

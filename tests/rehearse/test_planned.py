@@ -194,7 +194,7 @@ def test_another_name_of_qwen3_5_is_run_as_one(run: Rehearse, tmp_path: Path) ->
 @pytest.mark.lmdeploy
 @pytest.mark.exhaustive
 def test_experts_are_rehearsed_from_a_preset(run: Rehearse, tmp_path: Path) -> None:
-    """Repacking an expert holds memory when free is read: 112 MiB a rank, 2,048 tokens of cache."""
+    """Repacking an expert holds memory when free is read: 128 MiB a rank, 2,048 tokens of cache."""
     plan = turbofit.api.predict("mixtral-8x7b", on="4xa100-40g", tp=4, max_batch_size=128)
     document = rehearse(plan_spec(plan, checkpoint_for(plan.model, tmp_path)))
     assert document["outcome"] == "served"
@@ -206,8 +206,8 @@ def test_experts_are_rehearsed_from_a_preset(run: Rehearse, tmp_path: Path) -> N
         elif row.term in ("text_prefill", "sampling"):
             assert row.difference <= 0, row
     held = {row.term: row.forecast for row in compare(plan, document)}
-    assert held["load_temporaries"] == 112 * MIB
-    assert document["cache"]["tokens"] == 425_984
+    assert held["load_temporaries"] == 128 * MIB
+    assert document["cache"]["tokens"] == 423_936
     assert 0 <= document["cache"]["tokens"] - plan.kv.tokens <= 1024  # a page may be lost
 
 
