@@ -53,7 +53,8 @@ def test_it_measures_stops_goes_on_and_the_next_plan_knows(
     assert learned["pretend"] is True
     # The pretend card is charged with the estimates, so that nothing is left to learn but rounding.
     assert abs(learned["context"]) <= 2 << 20
-    assert abs(learned["buffers"]) <= 4 << 20
+    # A step of the cache, which the next one may be larger by, and rounding.
+    assert 0 <= learned["buffers"] <= 36 << 20
     phases = {row["phase"]: row for row in result["phases"]}
     assert {"context and weights", "cache", "steady", "kernels", "sampling"} <= set(phases)
     over = {row["phase"]: row["over"] / (1 << 20) for row in result["phases"]}

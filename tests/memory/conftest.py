@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
+from msgspec.structs import replace
 
 from turbofit.core.machine import Gpu, Link, Machine
 from turbofit.core.plan import Settings
@@ -55,6 +56,8 @@ class Case:
     model: str
     tp: int = 1
     margin: int = 0
+    #: MiB by which the driver's pools grow; the engine's own figure where it is None.
+    step: int | None = None
 
     def settings(self, **changes: object) -> Settings:
         base = {"tp": self.tp, "max_batch_size": 128, "session_len": 32768}
@@ -79,4 +82,7 @@ class Case:
             vision_load=vision_load,
             margins=(self.margin * MIB,) * self.tp,
         )
-        return TurbomindAccount(launch, load_constants())
+        constants = load_constants()
+        if self.step is not None:
+            constants = replace(constants, pool_granularity=self.step * MIB)
+        return TurbomindAccount(launch, constants)

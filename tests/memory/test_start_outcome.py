@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.memory.conftest import Case, card, machine_of
+from turbofit.core.units import MIB
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.start_outcome import outcome_at, outcome_without_cache, outcomes_at
 from turbofit.memory.turbomind.account import TurbomindAccount
@@ -21,15 +22,17 @@ def bare(constants_bare: EngineConstants) -> EngineConstants:
 
 @pytest.fixture(scope="module")
 def constants_bare() -> EngineConstants:
-    """The constants without what a pretend card does not charge."""
+    """The constants without what a pretend card does not charge; its pools grew by 2 MiB."""
     from turbofit.memory.turbomind.constants import load_constants
 
     base = load_constants()
     return replace(
         base,
         cublas_handle=dict.fromkeys(base.cublas_handle, 0),
-        kernel_images=dict.fromkeys(base.kernel_images, 0),
-        pool_growth=0,
+        torch_kernels=0,
+        kernel_modules=0,
+        pool_growth=dict.fromkeys(base.pool_growth, 0.0),
+        pool_granularity=2 * MIB,
     )
 
 
@@ -112,11 +115,12 @@ def test_everything_that_follows_is_told_in_order(bare):
     assert [fate.kind for fate in outcomes_at(account, 0.8)][:2] == ["load", "hang"]
 
 
-@pytest.mark.parametrize("total", [15800, 17800])
-def test_no_ratio_fits_says_how_much_is_missing(constants, total):
+@pytest.mark.parametrize(("total", "kind"), [(15800, "load"), (18200, "request")])
+def test_no_ratio_fits_says_how_much_is_missing(constants, total, kind):
     account = account_on(total, 13, constants, max_batch_size=1000)
     assert account.best_ratio() is None
     fate = outcome_without_cache(account)
+    assert fate.kind == kind
     assert fate.missing > 0
     assert fate.gpu == 0
     # the same card with what is missing, and a page for the cache, fits

@@ -26,6 +26,8 @@ CASES = (
 )
 BEFORE = ("before", "context", "weights")
 ERRORS = (-90, -17, 0, 33, 200)
+#: By so much the pool of the cache grows.
+STEP = 32 * MIB
 
 
 def planned(model: str, machine: Machine, engine: str, **more: object) -> Plan:
@@ -44,9 +46,11 @@ def launched(
     pairs = list(zip(plan.gpus, others, strict=True))
     free = min(free_of(one) - more for one, more in pairs) - context
     for one, moved_here in pairs:
-        region = sum(term.bytes for term in one.ledger if term.term == "kv_cache")
+        cache = sum(term.bytes for term in one.ledger if term.term == "kv_cache")
         grown = round(ratio * (free - min(map(free_of, plan.gpus))))
-        region += grown
+        region = plan.kv.region_bytes + grown
+        if not pytorch:
+            grown = round_up(region, STEP) - cache  # as its pool takes it
         more = context + buffers + grown + moved_here
         used = {"steady": one.steady + more, "kernels": one.steady + more}
         used["vision_forward"] = one.peak + more
@@ -101,9 +105,9 @@ def test_the_corrected_forecast_of_a_launch_is_what_it_took_and_no_less(case) ->
         for card, one in zip(seen.cards, counted(plan, machine), strict=True):
             assert one.steady >= card.used["steady"]
             assert one.peak >= card.used["vision_forward"]
-            # Over by what rounding costs, where the estimates had so much to give back.
+            # Over by a step of the cache and rounding, where estimates had so much to give back.
             if min(context, buffers) >= -17:
-                assert one.peak <= card.used["vision_forward"] + 8 * MIB
+                assert one.peak <= card.used["vision_forward"] + STEP + 2 * MIB
 
 
 def test_no_correction_takes_more_than_was_estimated_or_learned_before() -> None:
@@ -123,6 +127,18 @@ def test_no_correction_takes_more_than_was_estimated_or_learned_before() -> None
     assert (twice.context, twice.buffers) == (one.context, one.buffers)
 
 
+def test_a_plan_of_smaller_forwards_is_not_charged_less_than_nothing() -> None:
+    """Holes in pools are charged by the largest forward, which was larger where it was learned."""
+    plan = planned("internvl2-8b", machine_from("1xrtx3090"), "turbomind", images=4)
+    machine = learned(plan, launched(plan, 0, -4000 * MIB))
+    small = planned("internvl2-8b", machine, "turbomind", images=0, max_prefill_token_num=1024)
+    terms = {t.term: t.bytes for t in small.gpus[0].ledger}
+    later = ("kernel_modules", "pool_growth")
+    (made,) = machine.calibrations
+    assert -made.buffers > sum(terms[name] for name in later)
+    assert terms[BUFFERS] == -sum(terms[name] for name in later)
+
+
 def test_the_next_plan_uses_it_and_says_so() -> None:
     plan = planned("internvl2-8b", machine_from("1xrtx3090"), "turbomind")
     machine = learned(plan, launched(plan, -60 * MIB, -40 * MIB))
@@ -132,12 +148,12 @@ def test_the_next_plan_uses_it_and_says_so() -> None:
     terms = {t.term: t for t in again.gpus[0].ledger}
     assert (terms[CONTEXT].bytes, terms[BUFFERS].bytes) == (
         -60 * MIB,
-        -38 * MIB,
-    )  # a page of the cache on top
+        -40 * MIB + STEP,
+    )  # a step of the cache on top
     assert terms[CONTEXT].basis == terms[BUFFERS].basis == "measured"
     assert "RTX 3090" in terms[CONTEXT].note
     assert "2026-11-20" in terms[CONTEXT].note
-    said = [r for r in again.reasons if "98.0 MiB less than estimated" in r]
+    said = [r for r in again.reasons if "68.0 MiB less than estimated" in r]
     assert said
     assert "turbofit calibrate" in said[0]
     assert Plan.from_json(again.to_json()) == again
@@ -184,7 +200,7 @@ def test_more_than_the_forecast_makes_the_next_plan_smaller() -> None:
     plan = planned("internvl2-8b", machine_from("1xrtx3090"), "turbomind")
     again = planned("internvl2-8b", learned(plan, launched(plan, 0, 250 * MIB)), "turbomind")
     assert again.kv.tokens < plan.kv.tokens
-    assert any("252 MiB more than estimated" in reason for reason in again.reasons)
+    assert any("282 MiB more than estimated" in reason for reason in again.reasons)
 
 
 def test_phases_are_told_beside_the_forecast() -> None:
@@ -194,7 +210,7 @@ def test_phases_are_told_beside_the_forecast() -> None:
     assert rows["context and weights"]["over"] == 0
     assert rows["vision_forward"]["over"] == -5 * MIB
     assert rows["vision_forward"]["forecast"] == plan.gpus[0].peak
-    assert rows["cache"]["measured"] == round_up(plan.kv.region_bytes, 2 * MIB)
+    assert rows["cache"]["measured"] == round_up(plan.kv.region_bytes, STEP)
 
 
 def test_cases_after_a_restart_are_told_with_what_was_seen_before_it() -> None:
@@ -213,7 +229,7 @@ def test_a_log_that_tells_what_is_free_is_not_corrected_before_the_cache() -> No
     told = api.predict("internvl2-8b", on=machine, free_at_cache="8GiB", engine="turbomind")
     terms = {t.term: t.bytes for t in told.gpus[0].ledger}
     assert CONTEXT not in terms
-    assert terms[BUFFERS] == 32 * MIB
+    assert terms[BUFFERS] == 30 * MIB + STEP
 
 
 def test_without_images_nothing_is_learned_to_be_less() -> None:

@@ -52,7 +52,7 @@ def test_where_the_engine_may_evict_the_cache_decides_who_runs_beside_whom() -> 
     assert queued.settings.max_batch_size * queued.settings.session_len > queued.kv.tokens
     assert bounds_of(queued).kv.tokens == queued.kv.tokens
     assert any("that state max_tokens run beside" in warning for warning in queued.warnings)
-    _, roomy = both("qwen2-vl-7b", "1xrtx3090", context=18432, max_batch_size=5)
+    _, roomy = both("qwen2-vl-7b", "1xrtx3090", context=18432, max_batch_size=4)
     assert bounds_of(roomy).kv.tokens == UNSTATED
     assert not any("that state max_tokens" in warning for warning in roomy.warnings)
 
@@ -128,7 +128,7 @@ def test_a_queue_is_as_wide_as_costs_nothing() -> None:
 
 def test_memory_for_more_rows_wants_a_queue_too() -> None:
     """One row more would let so many images meet that the context does not fit any more."""
-    found = turbofit.plan("internvl2-8b", on="1xrtx4090:free=20.57GiB")
+    found = turbofit.plan("internvl2-8b", on="1xrtx4090:free=20.63GiB")
     assert found.settings.session_len == 32_768
     assert found.settings.max_batch_size > 1
     assert bounds_of(found).gate is not None

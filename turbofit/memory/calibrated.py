@@ -1,9 +1,9 @@
 """What a calibration changes of an account: two lines of a ledger, each a measured correction.
 
-The formulas stay. What they cannot know (contexts, cuBLAS, NCCL, kernel images, steps of driver
-pools) enters as estimates, at their upper ends; a calibration adds the difference to what a real
-launch showed, above or below zero. So the cache can grow only by what was estimated too high: the
-largest worst case that was measured, and the margin on top, stay paid for.
+The formulas stay. What they cannot know (contexts, cuBLAS, NCCL, kernels, holes in driver pools)
+enters as estimates, at their upper ends; a calibration adds the difference to what a real launch
+showed, above or below zero. So the cache can grow only by what was estimated too high: the largest
+worst case that was measured, and the margin on top, stay paid for.
 """
 
 from __future__ import annotations
@@ -65,20 +65,25 @@ def calibration_for(
 def corrected(held: StaticMemory, calibration: Calibration | None) -> StaticMemory:
     """What a GPU holds, with the corrections as lines of their own.
 
-    Where a log told what was free at the cache, only what comes later is corrected.
+    Where a log told what was free at the cache, only what comes later is corrected. A plan whose
+    forwards are smaller than those of the calibration is charged with smaller holes in pools, and
+    no correction takes off more than these.
     """
     if calibration is None:
         return held
     given = any(one.term == "before_cache" for one in held.before)
     before, buffers = held.before, held.buffers
     if calibration.context and not given:
-        note = _note(calibration, "CUDA context, cuBLAS and communicator")
+        note = _note(calibration, "CUDA context, cuBLAS, torch's kernels and communicator")
         line = term(CONTEXT, "context", calibration.context, "measured", note)
         at = next((i for i, one in enumerate(before) if one.phase == "weights"), len(before))
         before = (*before[:at], line, *before[at:])
-    if calibration.buffers:
+    later = calibration.buffers
+    if any(one.term == "pool_growth" for one in buffers):
+        later = max(later, -sum(one.bytes for one in buffers if one.basis == "estimate"))
+    if later:
         note = _note(calibration, "kernels, pools and what else comes after the cache")
-        buffers = (*buffers, term(BUFFERS, "buffers", calibration.buffers, "measured", note))
+        buffers = (*buffers, term(BUFFERS, "buffers", later, "measured", note))
     return replace(held, before=before, buffers=buffers)
 
 

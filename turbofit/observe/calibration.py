@@ -24,6 +24,7 @@ from turbofit.core.units import MIB, round_up
 from turbofit.memory.account import TEMPORARIES
 from turbofit.memory.calibrated import BUFFERS, CONTEXT, identity
 from turbofit.memory.shared_terms import POOL_WARMUP
+from turbofit.memory.turbomind.constants import load_constants
 from turbofit.observe.forecast import BEFORE_CACHE, free_for_cache
 
 if TYPE_CHECKING:
@@ -37,9 +38,6 @@ __all__ = ["KERNELS", "STEADY", "CalibratedGpu", "Observation", "document", "lea
 #: Names of what is read before the worst cases.
 STEADY: Final = "steady"
 KERNELS: Final = "kernels"
-
-#: TurboMind takes its cache in pages of this size (bytes).
-_PAGE: Final = 2 * MIB
 
 
 class CalibratedGpu(Struct):
@@ -127,7 +125,7 @@ def phase_rows(plan: Plan, seen: Sequence[Observation]) -> list[Document]:
             )  # fmt: skip
         if one.region is not None:
             ledger = ledgers[0]
-            rows.append(_row(one, ledger.index, "cache", _cache(ledger), _pages(one.region)))
+            rows.append(_row(one, ledger.index, "cache", _cache(ledger), _held(one.region)))
         for card, ledger in zip(one.cards, ledgers, strict=True):
             forecast = most = 0
             for name, used in card.used.items():
@@ -174,7 +172,7 @@ def _buffers(plan: Plan, one: Observation, ledgers: Sequence[GpuLedger], context
     """The most that was over the forecast later, the first correction being made."""
     more, least = [], []
     for card, ledger in zip(one.cards, ledgers, strict=True):
-        grown = 0 if one.region is None else _pages(one.region) - _cache(ledger)
+        grown = 0 if one.region is None else _held(one.region) - _cache(ledger)
         for name, used in card.used.items():
             whole = ledger.steady if name in (STEADY, KERNELS) else ledger.peak
             more.append(_ours(card, ledger, used) - (whole + context + grown))
@@ -185,9 +183,9 @@ def _buffers(plan: Plan, one: Observation, ledgers: Sequence[GpuLedger], context
             least[-1] -= int(left * _estimated(ledger, BEFORE_CACHE))
     if not more:
         return 0
-    # The next cache may be a page more than this one at the same ratio.
-    page = 0 if one.region is None else _PAGE
-    return max(round_up(max(more) + page, MIB), *least)
+    # The next cache may be a step of its pool more than this one at the same ratio.
+    step = 0 if one.region is None else load_constants().pool_granularity
+    return max(round_up(max(more) + step, MIB), *least)
 
 
 def _ours(card: CalibratedGpu, ledger: GpuLedger, used: int) -> int:
@@ -219,8 +217,9 @@ def _cache(ledger: GpuLedger) -> int:
     return _sum(ledger, "kv_cache")
 
 
-def _pages(region: int) -> int:
-    return round_up(region, _PAGE)
+def _held(region: int) -> int:
+    """The cache as the driver holds it: every TurboMind that serves takes it from a pool."""
+    return round_up(region, load_constants().pool_granularity)
 
 
 def _estimated(ledger: GpuLedger, phases: Sequence[str]) -> int:

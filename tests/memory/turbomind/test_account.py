@@ -12,6 +12,7 @@ from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.turbomind.account import TurbomindAccount
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
+from turbofit.memory.turbomind.weights import temporary_bytes
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.model.source import resolve_model
 
@@ -144,8 +145,22 @@ def test_free_at_cache_replaces_everything_before_it():
 
 def test_a_card_before_ampere_pays_for_the_cast():
     """723 MiB: lm_head's copy while a bf16 checkpoint becomes float16."""
-    account = Case("internvl2-8b").account(dtype="float16")
-    terms = {t.term: t.bytes for t in account.at(0.8).ledgers[0].ledger}
-    assert terms["load_temporaries"] / MIB == pytest.approx(723, abs=2)
-    assert terms["load_temporaries.returned"] == -terms["load_temporaries"]
-    assert terms["cache_uncertainty"] == int(terms["load_temporaries"] * 0.8)
+    for step, pages in ((2, 2), (None, 32)):
+        account = Case("internvl2-8b", step=step).account(dtype="float16")
+        terms = {t.term: t.bytes for t in account.at(0.8).ledgers[0].ledger}
+        assert terms["load_temporaries"] / MIB == pytest.approx(723, abs=pages)
+        assert terms["load_temporaries.returned"] == -terms["load_temporaries"]
+
+
+def test_weights_and_what_waits_with_them_fill_whole_steps_of_one_pool():
+    """More than that would be given back though the cache had never been smaller by it."""
+    account = Case("internvl2-8b-awq").account(dtype="float16")
+    ledger = account.at(0.8).ledgers[0].ledger
+    weights = [t for t in ledger if t.phase == "weights"]
+    step = account.constants.pool_granularity
+    assert sum(t.bytes for t in weights if t.term != "load_temporaries") % step == 0
+    assert sum(t.bytes for t in weights) % step == 0
+    settings = Case("internvl2-8b-awq").settings(dtype="float16")
+    raw = temporary_bytes(resolve_model("internvl2-8b-awq"), settings, account.constants, (8, 6))
+    live = raw + sum(t.bytes for t in weights if "." in t.term and "rounding" not in t.term)
+    assert 0 <= sum(t.bytes for t in weights) - live < step

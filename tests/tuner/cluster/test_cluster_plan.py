@@ -103,13 +103,13 @@ def test_a_weak_node_does_not_take_context_from_all_for_nothing() -> None:
     plan = api.plan_cluster("internvl2-8b", cluster("8xh100", "2xrtx2080ti"), concurrency=64)
     assert plan.longest_request_tokens == 32768
     assert why(plan, "host-2") == (
-        "holds 28,672 tokens under the promised images, 32,768 are promised"
+        "holds 31,744 tokens under the promised images, 32,768 are promised"
     )
     other = api.plan_cluster("internvl2-8b", cluster("2xrtx3090", "2xrtx2080ti"))
     assert serving(other) == ["host-1"]
     assert other.longest_request_tokens == 32768
     (shorter,) = other.remedies
-    assert shorter.change == "--context 28672"
+    assert shorter.change == "--context 31744"
     assert "2 nodes serve" in shorter.effect
 
 
@@ -125,10 +125,10 @@ def test_where_none_holds_the_whole_context_the_longest_of_any_node_is_promised(
 
 def test_an_asked_context_leaves_out_who_does_not_hold_it() -> None:
     nodes = cluster("2xrtx3090", "2xrtx2080ti")
-    plan = api.plan_cluster("internvl2-8b", nodes, context=30000, concurrency=24)
+    plan = api.plan_cluster("internvl2-8b", nodes, context=32500, concurrency=24)
     assert serving(plan) == ["host-1"]
-    assert plan.longest_request_tokens == 30000
-    assert "30000" in why(plan, "host-2")
+    assert plan.longest_request_tokens == 32500
+    assert "32500" in why(plan, "host-2")
 
 
 def test_nodes_that_cannot_be_planned_for_say_why() -> None:

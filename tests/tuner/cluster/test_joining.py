@@ -29,7 +29,7 @@ def test_a_context_that_is_too_short_is_told() -> None:
     plan = api.plan_cluster("internvl2-8b", cluster("8xh100"))
     joined = joining(plan, node(2, "2xrtx2080ti"))
     assert joined.plan is None
-    assert joined.why_not == "holds 22,528 tokens under the promised images, 32,768 are promised"
+    assert joined.why_not == "holds 23,552 tokens under the promised images, 32,768 are promised"
 
 
 def test_images_that_are_too_small_are_told() -> None:

@@ -149,11 +149,11 @@ class TurbomindAccount(Account):
         constants, page = self.constants, self.constants.pool_granularity
         capability = capability_of(gpus[0])
         temporaries = temporary_bytes(model, settings, constants, capability)
-        self._temporaries = round_up(temporaries, page)
         loading = round_up(loading_extra(model, settings, constants, capability), page)
         staging = staging_bytes(model, settings, constants)
         linked = launch.machine.nvlinked(gpus)
-        weights = weight_terms(model, settings, self._temporaries, constants, capability)
+        weights = weight_terms(model, settings, temporaries, constants, capability)
+        self._temporaries = sum(one.bytes for one in weights if one.term == TEMPORARIES)
         return [
             StaticMemory(
                 before=(*before_terms(gpu, settings, linked, constants), *weights),
@@ -224,7 +224,8 @@ def before_terms(
     if settings.tp > 1:
         terms.append(_communicator(settings, linked, hopper, constants))
     if constants.gemm_in_context:
-        size = round_up(sum(constants.gemm_in_context), PAGE)
+        # Of the weights' pool, as on a card: whole steps are over where it fits beside them.
+        size = round_up(sum(constants.gemm_in_context), constants.pool_granularity)
         note = "barriers, partials, tensor maps"
         terms.append(term("gemm_workspace", "context", size, "formula", note))
     return terms
@@ -242,11 +243,13 @@ def weight_terms(
     classes = weight_classes(model, settings.tp, constants, capability)
     terms = [term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
     total = sum(classes.values())
-    rounding = round_up(total, constants.pool_granularity) - total
-    terms.append(term("weights.rounding", "weights", rounding, "formula", _STEPS))
-    if temporaries:
+    held = round_up(total, constants.pool_granularity)
+    terms.append(term("weights.rounding", "weights", held - total, "formula", _STEPS))
+    # They share the weights' pool. One step too much would be a cache larger than planned.
+    waiting = round_up(total + temporaries, constants.pool_granularity) - held
+    if waiting:
         note = "freed, but not returned yet when free memory is read"
-        terms.append(term(TEMPORARIES, "weights", temporaries, "formula", note))
+        terms.append(term(TEMPORARIES, "weights", waiting, "formula", note))
     return terms
 
 
