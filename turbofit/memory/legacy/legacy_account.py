@@ -274,11 +274,11 @@ class LegacyAccount(GroupAccount):
             for term in self._buffer_terms(forward)
             if term.term not in self.generation.first_layers
         ]
-        for name, size in (
-            ("kernel_modules", self.constants.kernel_modules),
-            ("pool_growth", self._legacy.pool_growth),
+        for name, size, note in (
+            ("kernel_modules", self.constants.kernel_modules, "0.18's, for want of older ones"),
+            ("pool_growth", self._legacy.pool_growth, "steps of driver pools"),
         ):
-            terms.append(term(name, "buffers", size, "estimate", "0.18's, for want of older ones"))
+            terms.append(term(name, "buffers", size, "estimate", note))
         if self.generation.vision.loaded == "after_cache":
             terms.append(replace(self._towers[i], phase="buffers"))
         return tuple(terms)
