@@ -49,6 +49,8 @@ class Cloud:
         os.environ.update(ENVIRONMENT | PATIENT)
         #: In the environment of all that runs on its nodes.
         self.mark = f"turbofit-test-{uuid4().hex}"
+        #: Ray puts its own in its place and leaves it there.
+        self._sigterm = signal.getsignal(signal.SIGTERM)
         args = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": False, "wait": False}
         self._cluster = Cluster(initialize_head=True, head_node_args=args)
         self._cluster.wait_for_nodes(HANG)
@@ -114,6 +116,7 @@ class Cloud:
     def stop(self) -> None:
         """All of it."""
         self._cluster.shutdown()
+        signal.signal(signal.SIGTERM, self._sigterm)
 
 
 class Serving:
