@@ -204,7 +204,7 @@ def value_of(preset: str, key: str) -> Any:
     for part in key.split("."):
         if not isinstance(found, dict):
             return None
-        found = found.get(part, found.get(int(part)) if part.isdigit() else None)
+        found = found.get(part)
     return found
 
 

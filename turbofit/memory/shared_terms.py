@@ -13,7 +13,7 @@ __all__ = ["AMPERE", "HOPPER", "PAGE", "POOL_WARMUP", "capability_of", "term", "
 
 #: Their compute capabilities; cards before Ampere have no bfloat16.
 AMPERE, HOPPER = (8, 0), (9, 0)
-#: What a plain allocation of the driver takes whole ones of.
+#: An allocation outside a pool takes whole pages of the driver, of this many bytes.
 PAGE: Final = 2 << 20
 #: The term of what the warm-up's forward leaves in the engine's pool or in torch's allocator.
 POOL_WARMUP: Final = "pool_warmup"
@@ -27,7 +27,7 @@ def term(name: str, phase: Phase, size: int, basis: Basis, note: str = "") -> Te
 def transients(cases: Sequence[tuple[str, int, Basis, str]], step: int = 1) -> tuple[Term, ...]:
     """Alternatives that share one room, each a name, bytes, basis and note: the largest decides.
 
-    That is before bytes are rounded up to whole steps, in which they may be alike.
+    It is found before sizes are rounded up to whole steps, which can make two of them equal.
     """
     sizes = [size for _, size, _, _ in cases]
     worst = sizes.index(max(sizes))

@@ -113,7 +113,7 @@ def charged(plan: Plan, group: int = 0) -> Scenario:
     """The pretend machine of one group, charged with what a rehearsal cannot see.
 
     That is taken from the plan's ledger: the CUDA context and libraries before the cache is sized,
-    kernel modules and the steps of real pools after it.
+    kernel modules and the holes of real pools after it.
     """
     adapter, indices = ADAPTERS[plan.engine.name], plan.parallel.groups[group]
     twin = pretend_twin(plan.machine, indices)

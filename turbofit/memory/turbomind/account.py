@@ -146,10 +146,11 @@ class TurbomindAccount(Account):
         self, launch: EngineLaunch, buffers: Sequence[tuple[Term, ...]]
     ) -> list[StaticMemory]:
         model, settings, gpus = launch.model, launch.settings, launch.gpus
-        constants, page = self.constants, self.constants.pool_granularity
+        constants = self.constants
         capability = capability_of(gpus[0])
         temporaries = temporary_bytes(model, settings, constants, capability)
-        loading = round_up(loading_extra(model, settings, constants, capability), page)
+        loading = loading_extra(model, settings, constants, capability)
+        loading = round_up(loading, constants.pool_granularity)
         staging = staging_bytes(model, settings, constants)
         linked = launch.machine.nvlinked(gpus)
         weights = weight_terms(model, settings, temporaries, constants, capability)
