@@ -12,7 +12,7 @@ from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct, known
-from turbofit.memory.engine import default_batch_size
+from turbofit.memory.account import default_batch_size
 from turbofit.memory.engines import engine_named
 from turbofit.tuner.speed.links import all_reduce_of
 from turbofit.tuner.speed.rates import Rates, StepWork, card_of, work_of

@@ -17,7 +17,7 @@ from turbofit import api
 from turbofit.core.plan import Plan
 from turbofit.core.struct import to_builtins
 from turbofit.machine.source import machine_from
-from turbofit.memory.turbomind.constants import load_constants
+from turbofit.memory.turbomind.weights import load_constants
 from turbofit.tuner.speed.rates import rates
 
 MIB = 1 << 20

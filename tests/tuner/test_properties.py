@@ -13,7 +13,7 @@ from tests.tuner.conftest import random_request, with_used
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
-from turbofit.memory.engine import Engine
+from turbofit.memory.account import Engine
 from turbofit.memory.engines import LMDEPLOY, engine_named
 from turbofit.tuner.engine_plan import make_plan
 from turbofit.tuner.resolved_request import Margin, ResolvedRequest, vision_load_of

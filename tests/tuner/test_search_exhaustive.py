@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from tests.sweep import sweep
 from tests.tuner.conftest import random_request
 from turbofit.core.errors import UsageError
-from turbofit.memory.engine import Engine
+from turbofit.memory.account import Engine
 from turbofit.memory.engines import engine_named
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.search import EngineFit, search

@@ -17,8 +17,7 @@ from turbofit.core.machine import Calibration, Gpu, Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.units import format_bytes
-from turbofit.memory.account import StaticMemory
-from turbofit.memory.shared_terms import term
+from turbofit.memory.account import StaticMemory, term
 
 __all__ = ["BUFFERS", "CONTEXT", "calibration_for", "calibration_reason", "corrected", "identity"]
 

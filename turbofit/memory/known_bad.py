@@ -7,7 +7,7 @@ from functools import cache
 
 from turbofit.core.presets import converted, load_yaml, preset_path
 from turbofit.core.struct import Struct
-from turbofit.memory.launch import EngineLaunch
+from turbofit.memory.account import EngineLaunch
 from turbofit.memory.versions import parse
 
 __all__ = ["Condition", "KnownProblem", "known_problems"]

@@ -10,8 +10,7 @@ from msgspec.structs import replace
 from turbofit.core.plan import GpuLedger, Term
 from turbofit.core.struct import Struct
 from turbofit.core.units import format_bytes
-from turbofit.memory.account import TEMPORARIES, Account
-from turbofit.memory.shared_terms import POOL_WARMUP
+from turbofit.memory.account import POOL_WARMUP, TEMPORARIES, Account
 
 __all__ = ["StartOutcome", "outcome_at", "outcome_without_cache", "outcomes_at"]
 

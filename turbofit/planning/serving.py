@@ -14,7 +14,7 @@ from turbofit.core.plan import Plan, Throughput
 from turbofit.core.struct import known
 from turbofit.core.units import GIB, three_digits
 from turbofit.core.which import Serving
-from turbofit.memory.engine import Engine
+from turbofit.memory.account import Engine
 from turbofit.memory.engines import LMDEPLOY, engine_for
 from turbofit.model.families.engines import engine_problem
 from turbofit.planning.request import WhichRequest

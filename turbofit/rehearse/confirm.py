@@ -13,8 +13,8 @@ from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.progress import under_way
 from turbofit.core.process.signals import ended_like_ctrl_c
 from turbofit.core.units import format_bytes
+from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.engines import engine_named
-from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.planning.plan import finished
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve

@@ -18,7 +18,7 @@ from turbofit.core.messages import option_of, plural
 from turbofit.core.plan import Plan, Remedy
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.units import format_bytes
-from turbofit.memory.engine import Engine
+from turbofit.memory.account import Engine, capability_of
 from turbofit.memory.engines import (
     ENGINES,
     LMDEPLOY,
@@ -26,7 +26,6 @@ from turbofit.memory.engines import (
     engine_for,
     option_owner,
 )
-from turbofit.memory.shared_terms import capability_of
 from turbofit.model.families.engines import engine_problem
 from turbofit.tuner.engine_plan import plan_of
 from turbofit.tuner.resolved_request import ResolvedRequest

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from turbofit.core.footprint import Footprint
 from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED
 from turbofit.core.plan import Candidate, Plan, may_evict
-from turbofit.memory.engine import Engine
+from turbofit.memory.account import Engine
 from turbofit.memory.known_bad import known_problems
 from turbofit.tuner.explain.plan_document import (
     document,

@@ -12,15 +12,11 @@ from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.messages import QUEUED
 from turbofit.core.plan import HostMemory, Plan, Remedy, Settings
 from turbofit.core.units import MIB, format_bytes
-from turbofit.memory.account import Account
+from turbofit.memory.account import POOL_WARMUP, Account, Engine, EngineLaunch, VisionLoad
 from turbofit.memory.calibrated import calibration_reason
-from turbofit.memory.engine import Engine
 from turbofit.memory.known_bad import known_problems
-from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.memory.start_outcome import StartOutcome, outcome_at, outcomes_at
 from turbofit.memory.versions import is_legacy
-from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.explain.plan_document import cache_words, document, requests_held
 from turbofit.tuner.explain.reasons import beyond_model, unkept
 from turbofit.tuner.explain.remedies import remedies

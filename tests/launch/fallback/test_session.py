@@ -24,7 +24,7 @@ from turbofit.launch.engine.launches import free_ports, port_of
 from turbofit.launch.engine.startup_tracker import StartupTracker
 from turbofit.launch.engine.worst_requests import longest_request, worst_request
 from turbofit.machine.source import machine_from
-from turbofit.memory.transformers.transformers_account import Transformers
+from turbofit.memory.transformers.account import Transformers
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.planning.commands import commands, private_commands, refuse_options

@@ -6,17 +6,15 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
+from tests.memory.conftest import launch_on
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.model import Quantization
-from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
 from turbofit.kernels.released import released
-from turbofit.machine.source import machine_from
 from turbofit.memory.engines import engine_for, engine_named
-from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.legacy.generations import unread
-from turbofit.memory.legacy.legacy_engines import LegacyPytorch, LegacyTurbomind
-from turbofit.memory.vision_load import NO_IMAGES
+from turbofit.memory.legacy.pytorch import LegacyPytorch
+from turbofit.memory.legacy.turbomind import LegacyTurbomind
 from turbofit.model.source import resolve_model
 
 
@@ -62,17 +60,9 @@ def test_predict_from_a_log_s_free_memory_says_what_the_user_saw():
     assert not made.fits
 
 
-def launch_of(on, **settings):
-    machine = machine_from(on)
-    return EngineLaunch(
-        model=resolve_model("internvl2-8b"), settings=Settings(session_len=4096, **settings),
-        gpus=machine.gpus, machine=machine, vision_load=NO_IMAGES,
-    )  # fmt: skip
-
-
 def test_the_kernels_of_a_version_are_its_release_s_whatever_is_installed(monkeypatch):
     monkeypatch.setattr("turbofit.kernels.installed.installed", lambda: released((0, 18, 0)))
-    launch = launch_of("1xrtx5090")
+    launch = launch_on("1xrtx5090", "internvl2-8b", session_len=4096)
     here = replace(launch, machine=replace(launch.machine, source="nvml"))
     assert engine_named("turbomind").missing_kernels(here) is None
     said = str(LegacyTurbomind("0.6.3").missing_kernels(here))
@@ -95,7 +85,8 @@ def test_the_kernels_of_a_version_are_its_release_s_whatever_is_installed(monkey
 def test_a_count_of_blocks_was_taken_and_other_options_are_checked_beside_it(
     version, count, option, said
 ):
-    launch = launch_of("1xa100-80g", dtype="float16", cache_max_entry_count=count, **option)
+    options = {"dtype": "float16", "session_len": 4096, "cache_max_entry_count": count, **option}
+    launch = launch_on("1xa100-80g", "internvl2-8b", **options)
     found = LegacyTurbomind(version).problem(launch)
     assert found is None if said is None else said in str(found)
 

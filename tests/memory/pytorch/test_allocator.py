@@ -6,7 +6,7 @@ import pytest
 
 from turbofit import api
 from turbofit.core.plan import Plan
-from turbofit.memory.pytorch.constants import load_constants
+from turbofit.memory.pytorch.weights import load_constants
 
 SEGMENT = load_constants().segment
 

@@ -14,7 +14,7 @@ from turbofit.core.plan import Settings, Workload
 from turbofit.machine.source import machine_from
 from turbofit.memory.pytorch.account import capture_sizes, settings_problem, tp_problem
 from turbofit.memory.pytorch.cache import engine_bound, units_met
-from turbofit.memory.pytorch.constants import environment
+from turbofit.memory.pytorch.weights import environment
 from turbofit.model.source import resolve_model
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 

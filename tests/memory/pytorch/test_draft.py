@@ -13,12 +13,12 @@ import pytest
 from msgspec.structs import replace
 
 from tests.memory.conftest import card, machine_of
+from tests.memory.pytorch.test_account import account
 from turbofit.core.draft import Draft
 from turbofit.core.model import Model, Quantization
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
-from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.pytorch.account import PytorchAccount, draft_problem
+from turbofit.memory.pytorch.account import draft_problem
 from turbofit.memory.pytorch.activations import (
     Activations,
     Prefill,
@@ -27,9 +27,7 @@ from turbofit.memory.pytorch.activations import (
     draft_weights,
 )
 from turbofit.memory.pytorch.cache import block_bytes, state_bytes, state_slots
-from turbofit.memory.pytorch.constants import load_constants
-from turbofit.memory.pytorch.weights import weight_classes
-from turbofit.memory.vision_load import NO_IMAGES
+from turbofit.memory.pytorch.weights import load_constants, weight_classes
 from turbofit.model.draft_reader import read_draft
 from turbofit.model.source import resolve_model
 
@@ -167,23 +165,10 @@ def test_more_tokens_a_step_take_more_of_everything() -> None:
     assert held == sorted(set(held))
 
 
-def account(model: Model, settings: Settings) -> PytorchAccount:
-    gpus = tuple(card(i) for i in range(settings.tp))
-    launch = EngineLaunch(
-        model=model,
-        settings=settings,
-        gpus=gpus,
-        machine=machine_of(settings.tp),
-        vision_load=NO_IMAGES,
-        margins=(256 * MIB,) * settings.tp,
-    )
-    return PytorchAccount(launch, CONSTANTS)
-
-
 def test_the_cache_is_shared_and_the_rest_is_taken_from_it() -> None:
-    settings = Settings(max_batch_size=16, session_len=4096)
     plain, drafted = (
-        account(llama(), one) for one in (settings, replace(settings, speculative=eagle()))
+        account(llama(), machine_of(1), max_batch_size=16, session_len=4096, **more)
+        for more in ({}, {"speculative": eagle()})
     )
     assert drafted.block_bytes == plain.block_bytes * 9 // 8
     assert drafted.free < plain.free
@@ -197,8 +182,8 @@ def test_the_cache_is_shared_and_the_rest_is_taken_from_it() -> None:
 
 
 def test_a_draft_apart_is_charged_to_every_rank() -> None:
-    settings = Settings(tp=2, max_batch_size=16, session_len=4096, speculative=eagle())
-    ledgers = account(llama(), settings).at(0.5).ledgers
+    options = {"tp": 2, "session_len": 4096, "speculative": eagle()}
+    ledgers = account(llama(), machine_of(2), **options).at(0.5).ledgers
     held = [{t.term: t for t in one.ledger}["weights.draft"] for one in ledgers]
     assert held[0].bytes == held[1].bytes
     assert "on the first rank alone" in held[0].note

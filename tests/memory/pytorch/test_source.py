@@ -6,22 +6,22 @@ import pytest
 from msgspec.structs import replace
 
 from tests.memory.conftest import card, machine_of
+from tests.memory.pytorch.test_account import account
 from turbofit.core.machine import Gpu
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
-from turbofit.memory.launch import EngineLaunch
+from turbofit.memory.account import VisionLoad
 from turbofit.memory.pytorch.account import PytorchAccount, settings_problem
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.cache import engine_bound
-from turbofit.memory.pytorch.constants import (
+from turbofit.memory.pytorch.weights import (
     PytorchConstants,
     environment,
     load_constants,
     segments,
+    weight_classes,
 )
-from turbofit.memory.pytorch.weights import weight_classes
-from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 from turbofit.model.parameters import stored_bytes
 from turbofit.model.source import resolve_model
 
@@ -31,22 +31,13 @@ def constants() -> PytorchConstants:
     return load_constants()
 
 
-def account(model: Model, gpu: Gpu, **changes: object) -> PytorchAccount:
-    settings = Settings(**{"max_batch_size": 8, "session_len": 4096, **changes})
-    launch = EngineLaunch(
-        model=model,
-        settings=settings,
-        gpus=(gpu,),
-        machine=machine_of(1),
-        vision_load=NO_IMAGES,
-        margins=(256 * MIB,),
-    )
-    return PytorchAccount(launch, load_constants())
+def one_card(model: str | Model, gpu: Gpu, **changes: object) -> PytorchAccount:
+    return account(model, replace(machine_of(1), gpus=(gpu,)), session_len=4096, **changes)
 
 
 def terms(model: Model, capability: tuple[int, int] | str, **changes: object) -> dict[str, int]:
     gpu = replace(card(total=80000), compute_capability=capability)
-    ledger = account(model, gpu, **changes).at(0.5).ledgers[0].ledger
+    ledger = one_card(model, gpu, **changes).at(0.5).ledgers[0].ledger
     return {term.term: term.bytes for term in ledger}
 
 
@@ -129,7 +120,7 @@ def test_one_rank_is_all_that_uni_runs():
 
 def test_what_the_runtimes_reserve_lacks_is_part_of_what_is_missing():
     """InternVL2.5-26B-AWQ on a 3090: weights leave less than the reserve for logits."""
-    made = account(resolve_model("internvl2.5-26b-awq"), card(), max_prefill_token_num=8192)
+    made = one_card("internvl2.5-26b-awq", card(), max_prefill_token_num=8192)
     least = made.least_blocks * made.block_bytes
     assert made.free > 0 > made.ratio_base
     assert made.cache_shortfall_at(0.8) == least - int(made.ratio_base * 0.8) > least
@@ -137,14 +128,14 @@ def test_what_the_runtimes_reserve_lacks_is_part_of_what_is_missing():
 
 def test_blocks_that_were_asked_for_are_not_checked_against_sixteen():
     """LMDeploy holds the ratio's blocks to 16, not ``num_gpu_blocks``."""
-    made = account(resolve_model("qwen2.5-0.5b"), card(), num_gpu_blocks=10)
+    made = one_card("qwen2.5-0.5b", card(), num_gpu_blocks=10)
     assert made.tokens_at(0.8) == 8 * 64
     assert not made.cache_shortfall_at(0.8)
     assert made.cache_shortfall_at(1e-9)
 
 
 def test_more_blocks_than_fit_are_told_at_once():
-    made = account(resolve_model("qwen2.5-0.5b"), card(), num_gpu_blocks=10**6)
+    made = one_card("qwen2.5-0.5b", card(), num_gpu_blocks=10**6)
     looks: list[float] = []
     made.fits_at = lambda ratio: bool(looks.append(ratio))  # type: ignore[method-assign]
     assert made.best_ratio() is None

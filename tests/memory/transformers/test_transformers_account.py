@@ -13,10 +13,9 @@ from msgspec.structs import replace
 from turbofit.core.model import Model, ModelSource, MoeDims, TextDims
 from turbofit.core.plan import Settings
 from turbofit.machine.source import machine_from
-from turbofit.memory.launch import EngineLaunch
+from turbofit.memory.account import EngineLaunch, VisionLoad
+from turbofit.memory.transformers.account import TransformersAccount
 from turbofit.memory.transformers.activations import Placement
-from turbofit.memory.transformers.transformers_account import TransformersAccount
-from turbofit.memory.vision_load import VisionLoad
 from turbofit.model.parameters import text_parameters
 from turbofit.model.presets import preset_model
 

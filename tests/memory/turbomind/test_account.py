@@ -5,15 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.memory.conftest import Case, card, machine_of
 from turbofit.core.units import MIB
-from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.turbomind.account import TurbomindAccount
-from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
-from turbofit.memory.turbomind.weights import temporary_bytes
-from turbofit.memory.vision_load import VisionLoad
+from turbofit.memory.turbomind.weights import load_constants, temporary_bytes
 from turbofit.model.source import resolve_model
 
 MODELS = ["internvl2-8b", "internvl2-8b-awq", "qwen2-vl-7b", "internvl2-2b", "qwen2-vl-2b"]
@@ -47,20 +44,10 @@ def test_a_ledger_adds_up(model, ratio):
 )
 @settings(max_examples=120, deadline=None)
 def test_one_thousandth_more_does_not_fit(model, total, used, prefill, batch, units):
-    gpu = card(total=total, used=used)
-    vision_load = VisionLoad(
-        units_per_image=units, images_per_request=1, tokens_per_request=units * 256
+    machine = replace(machine_of(1), gpus=(card(total=total, used=used),))
+    account = Case(model, margin=256).account(
+        units, machine, max_prefill_token_num=prefill, max_batch_size=batch
     )
-    case = Case(model)
-    launch = EngineLaunch(
-        model=resolve_model(model),
-        settings=case.settings(max_prefill_token_num=prefill, max_batch_size=batch),
-        gpus=(gpu,),
-        machine=machine_of(1),
-        vision_load=vision_load,
-        margins=(256 * MIB,),
-    )
-    account = TurbomindAccount(launch, load_constants())
     ratio = account.best_ratio()
     if ratio is None:
         assert not account.fits_at(0.001)
@@ -104,19 +91,8 @@ def test_staging_as_torch_measured_it(model, tp, staging):
 
 
 def test_the_fullest_gpu_of_a_group_decides_the_cache():
-    model = resolve_model("internvl2-8b")
-    machine = machine_of(2)
-    gpus = [card(0), card(1, used=5000)]
-    launch = EngineLaunch(
-        model=model,
-        settings=Case("internvl2-8b", 2).settings(),
-        gpus=tuple(gpus),
-        machine=machine,
-        vision_load=VisionLoad(units_per_image=13, images_per_request=1, tokens_per_request=3328),
-        margins=(0, 0),
-    )
-    account = TurbomindAccount(launch, load_constants())
-    ledgers = account.at(0.5).ledgers
+    machine = replace(machine_of(2), gpus=(card(0), card(1, used=5000)))
+    ledgers = Case("internvl2-8b", 2).account(13, machine).at(0.5).ledgers
     regions = {t.bytes for ledger in ledgers for t in ledger.ledger if t.term == "kv_cache"}
     assert len(regions) == 1
     assert ledgers[0].headroom > ledgers[1].headroom
@@ -124,19 +100,7 @@ def test_the_fullest_gpu_of_a_group_decides_the_cache():
 
 def test_free_at_cache_replaces_everything_before_it():
     """The users' log: 2780 MiB free, 2224 for the cache at 0.8, 556 left."""
-    model = resolve_model("internvl2-8b")
-    machine = machine_of(4)
-    launch = EngineLaunch(
-        model=model,
-        settings=Case("internvl2-8b", 4).settings(),
-        gpus=machine.gpus,
-        machine=machine,
-        vision_load=VisionLoad(units_per_image=25, images_per_request=1, tokens_per_request=6400),
-        margins=(0,) * 4,
-        free_at_cache=2780 * MIB,
-    )
-    account = TurbomindAccount(launch, load_constants())
-    outcome = account.at(0.8)
+    outcome = Case("internvl2-8b", 4).account(25, free=2780 * MIB).at(0.8)
     assert outcome.free == 2780 * MIB
     assert outcome.region == 2224 * MIB
     assert outcome.free - outcome.region == 556 * MIB

@@ -8,9 +8,8 @@ from msgspec.structs import replace
 from turbofit.core.model import Quantization
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
-from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import Forward, PoolModel, device_buffers
-from turbofit.memory.turbomind.weights import temporary_bytes
+from turbofit.memory.turbomind.weights import load_constants, temporary_bytes
 from turbofit.model.presets import preset_model
 
 

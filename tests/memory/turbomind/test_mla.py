@@ -7,9 +7,8 @@ import pytest
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
 from turbofit.memory.turbomind.cache import block_bytes
-from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
-from turbofit.memory.turbomind.weights import weight_classes
+from turbofit.memory.turbomind.weights import load_constants, weight_classes
 from turbofit.model.source import resolve_model
 
 MODEL = resolve_model("glm-4.7-flash")

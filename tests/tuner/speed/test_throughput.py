@@ -12,8 +12,8 @@ from msgspec.structs import replace
 import turbofit
 from turbofit.core.plan import Settings
 from turbofit.machine.spec import parse_spec
+from turbofit.memory.account import NO_IMAGES, VisionLoad
 from turbofit.memory.engines import engine_named
-from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 from turbofit.model.source import resolve_model
 from turbofit.tuner.speed.links import all_reduce_of
 from turbofit.tuner.speed.rates import card_of, rates, work_of

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
-from turbofit.memory.engine import default_batch_size
+from turbofit.memory.account import default_batch_size
 from turbofit.memory.turbomind.cache import block_bytes
-from turbofit.memory.turbomind.constants import load_constants
+from turbofit.memory.turbomind.weights import load_constants
 from turbofit.observe.log_events import CacheBudget, Slab, WarmupLengths
 from turbofit.tuner.search.shape import dtype_for
 

@@ -16,10 +16,22 @@ from turbofit.core.plan import EngineName, HostMemory, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import MIB, round_up
 from turbofit.machine.presets import context_bytes
-from turbofit.memory.account import Account, StaticMemory, given
+from turbofit.memory.account import (
+    AMPERE,
+    HOPPER,
+    POOL_WARMUP,
+    Account,
+    Engine,
+    EngineLaunch,
+    StaticMemory,
+    VisionLoad,
+    WeightTraffic,
+    capability_of,
+    given,
+    term,
+    transients,
+)
 from turbofit.memory.calibrated import calibration_for, corrected
-from turbofit.memory.engine import Engine, WeightTraffic
-from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.pytorch.activations import (
     Activations,
     Prefill,
@@ -36,33 +48,25 @@ from turbofit.memory.pytorch.cache import (
     UnitsMet,
     block_bytes,
     block_tokens,
-    blocks_held,
     engine_bound,
     runtime_bytes,
     state_bytes,
     state_slots,
     units_met,
 )
-from turbofit.memory.pytorch.constants import PytorchConstants, load_constants, segments
 from turbofit.memory.pytorch.weights import (
     VOCAB_ROWS,
     WHOLE_TOWERS,
+    PytorchConstants,
     is_copied,
     kv_heads_held,
     largest_loaded,
+    load_constants,
     packed_copy,
+    segments,
     staged_copy,
     weight_classes,
 )
-from turbofit.memory.shared_terms import (
-    AMPERE,
-    HOPPER,
-    POOL_WARMUP,
-    capability_of,
-    term,
-    transients,
-)
-from turbofit.memory.vision_load import VisionLoad
 
 __all__ = [
     "Pytorch", "PytorchAccount", "cache_problem", "capture_sizes", "draft_problem",
@@ -104,7 +108,7 @@ class PytorchAccount(Account):
         constants: the engine generation's figures.
     """
 
-    cache_shortfall: ClassVar[str] = (
+    cache_shortfall: str = (
         "that LMDeploy asks for ({more} more): with fewer it halves max_prefill_token_num, or"
         " stops with 'No enough gpu memory for kv cache.'"
     )
@@ -115,44 +119,45 @@ class PytorchAccount(Account):
         model, settings, gpus = launch.model, launch.settings, launch.gpus
         vision_load = launch.vision_load
         self.constants = constants
-        self._block_bytes = block_bytes(model.text, settings)
-        self._block_tokens = block_tokens(model.text, settings)
-        self._runtime = runtime_bytes(model.text, settings)
-        self._state = state_bytes(model.text, settings)
+        self.block_bytes = block_bytes(model.text, settings)
+        self.block_tokens = block_tokens(model.text, settings)
+        # With fewer the engine changes max_prefill_token_num or stops.
+        self.least_blocks = constants.least_blocks
+        state = state_bytes(model.text, settings)
+        #: Delta nets' states, allocated beside the cache, and the runtime's reserve, not taken.
+        self._kept = state + runtime_bytes(model.text, settings)
         work = activations_of(model, settings, constants, gpus)
         met = UnitsMet(0, 0)
         if model.image_rule is not None and vision_load.units_per_image:
             met = units_met(model.image_rule, vision_load, settings)
         transients = transient_terms(model, work, settings, vision_load, met, constants)
-        linked = launch.machine.nvlinked(gpus)
-        capability = capability_of(gpus[0])
-        weights = weight_terms(model, settings, capability, constants)
-        largest = max(
-            largest_loaded(model, settings.tp),
-            staged_copy(model, settings.tp, capability, constants),
-            draft_staged(settings),
-        )
-        staged = round_up(largest, constants.page)
+        before, staged = self._loaded(launch)
+        states = (state_term(round_up(state, constants.page), settings),) if state else ()
         held = []
-        for gpu in gpus:
+        for i, gpu in enumerate(gpus):
             # At most as many as an empty card could hold: its tables are small. Over.
-            most = settings.num_gpu_blocks or known(gpu.total, 0) // self._block_bytes
-            buffers = tuple(buffer_terms(model, work, settings, gpu, most, constants))
-            if self._state:
-                region = round_up(self._state, constants.page)
-                buffers = (state_term(region, settings), *buffers)
-            if launch.free_at_cache is None:
-                before = (*before_terms(gpu, settings, linked, constants), *weights)
-                held.append(StaticMemory(before=before, buffers=buffers, staged=staged))
-            else:
-                held.append(
-                    StaticMemory(before=(given(gpu, launch.free_at_cache),), buffers=buffers)
-                )
+            most = settings.num_gpu_blocks or known(gpu.total, 0) // self.block_bytes
+            buffers = buffer_terms(model, work, settings, gpu, most, constants)
+            held.append(StaticMemory(before=before[i], buffers=(*states, *buffers), staged=staged))
         pool = pool_term(work, settings, constants)
         seen = calibration_for(launch.machine, gpus, model, settings, "pytorch", constants.version)
         held = [corrected(one, seen) for one in held]
-        margins = launch.margins_with(seen)
-        super().__init__(settings, gpus, margins, held, pool, transients, met.now, seen)
+        super().__init__(launch, held, pool, transients, met.now, seen)
+
+    def _loaded(self, launch: EngineLaunch) -> tuple[list[tuple[Term, ...]], int]:
+        """What each GPU holds before the cache, and what loading holds above it."""
+        model, settings, gpus = launch.model, launch.settings, launch.gpus
+        if launch.free_at_cache is not None:
+            return [(given(gpu, launch.free_at_cache),) for gpu in gpus], 0
+        linked, capability = launch.machine.nvlinked(gpus), capability_of(gpus[0])
+        weights = weight_terms(model, settings, capability, self.constants)
+        before = [(*before_terms(gpu, settings, linked, self.constants), *weights) for gpu in gpus]
+        largest = max(
+            largest_loaded(model, settings.tp),
+            staged_copy(model, settings.tp, capability, self.constants),
+            draft_staged(settings),
+        )
+        return before, round_up(largest, self.constants.page)
 
     def _find_ratio(self) -> float:
         """Blocks that were asked for are as many at every ratio: one look tells that none fits."""
@@ -162,48 +167,30 @@ class PytorchAccount(Account):
 
     @property
     def ratio_base(self) -> int:
-        """What is free less the states of delta nets and the runtime's reserve.
-
-        The former are allocated beside the cache; the latter nothing else keeps.
-        """
-        return self.free - self._state - self._runtime
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of one KV block on one rank."""
-        return self._block_bytes
-
-    @property
-    def block_tokens(self) -> int:
-        """Tokens of one KV block."""
-        return self._block_tokens
-
-    @property
-    def least_blocks(self) -> int:
-        """Blocks below which the engine changes ``max_prefill_token_num`` or stops."""
-        return self.constants.least_blocks
+        """What is free less the states of delta nets and the runtime's reserve."""
+        return self.free - self._kept
 
     def blocks_at(self, ratio: float) -> int:
         """Blocks of the ratio's share: what is checked even where ``num_gpu_blocks`` is set."""
-        return max(0, int(self.ratio_base * ratio)) // self._block_bytes
+        return max(0, int(self.ratio_base * ratio)) // self.block_bytes
 
     def cache_shortfall_at(self, ratio: float) -> int:
         """Bytes of cache missing for as many blocks, with what the runtime's reserve lacks."""
-        share = int(self.ratio_base * ratio)
-        if share // self._block_bytes >= self.least_blocks:
+        if self.blocks_at(ratio) >= self.least_blocks:
             return 0
-        return self.least_blocks * self._block_bytes - share
+        return self.least_blocks * self.block_bytes - int(self.ratio_base * ratio)
+
+    def _blocks_held(self, ratio: float) -> int:
+        """Blocks of the cache: ``num_gpu_blocks`` where it is set, else the ratio's."""
+        return self.settings.num_gpu_blocks or self.blocks_at(ratio)
 
     def region_at(self, ratio: float) -> int:
         """Bytes of the cache on each rank."""
-        return blocks_held(self.ratio_base, ratio, self._block_bytes, self.settings) * (
-            self._block_bytes
-        )
+        return self._blocks_held(ratio) * self.block_bytes
 
     def tokens_at(self, ratio: float) -> int:
         """KV tokens that requests can have: the engine keeps two blocks for itself."""
-        blocks = blocks_held(self.ratio_base, ratio, self._block_bytes, self.settings)
-        return max(0, blocks - RESERVED_BLOCKS) * self.block_tokens
+        return max(0, self._blocks_held(ratio) - RESERVED_BLOCKS) * self.block_tokens
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - equal on all
         """The cache, one allocation."""

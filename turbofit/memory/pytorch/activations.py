@@ -19,16 +19,16 @@ from turbofit.core.model import MlaDims, Model, MoeDims, TextDims
 from turbofit.core.plan import Settings, Term
 from turbofit.core.struct import Struct, known
 from turbofit.core.units import HALF, round_up
+from turbofit.memory.account import HOPPER, capability_of, term
 from turbofit.memory.pytorch.cache import TURBO_QUANT, WIDE_BLOCK
-from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.memory.pytorch.weights import (
     VOCAB_ROWS,
     WHOLE_TOWERS,
+    PytorchConstants,
     expert_channels,
     kv_heads_held,
     weight_classes,
 )
-from turbofit.memory.shared_terms import HOPPER, capability_of, term
 from turbofit.model.parameters import Linear, draft_elements, packed_bytes, replaced_outputs
 
 __all__ = [

@@ -16,7 +16,7 @@ from turbofit.core.model import DTYPE_BYTES, Model, TextDims
 from turbofit.core.struct import NA, Struct, known
 from turbofit.core.units import MIB
 from turbofit.machine.presets import context_bytes
-from turbofit.memory.shared_terms import AMPERE, HOPPER
+from turbofit.memory.account import AMPERE, HOPPER, VisionLoad
 from turbofit.memory.transformers.components import (
     Layer,
     Layout,
@@ -24,7 +24,6 @@ from turbofit.memory.transformers.components import (
     cross_tokens,
     layout_of,
 )
-from turbofit.memory.vision_load import VisionLoad
 
 __all__ = [
     "Load", "ModelCopy", "Placement", "best_placement", "device_map", "fewest_offloaded", "holds",

@@ -5,7 +5,7 @@ The lines of a ledger stand in the order in which TurboMind takes the memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar, Final
 
 from msgspec.structs import replace
@@ -22,19 +22,24 @@ from turbofit.kernels.census import Census
 from turbofit.kernels.released import released
 from turbofit.machine.presets import context_bytes
 from turbofit.memory import versions
-from turbofit.memory.account import TEMPORARIES, Account, StaticMemory, given
-from turbofit.memory.calibrated import calibration_for, corrected
-from turbofit.memory.engine import Engine, WeightTraffic
-from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.shared_terms import (
+from turbofit.memory.account import (
     AMPERE,
     HOPPER,
     PAGE,
     POOL_WARMUP,
+    TEMPORARIES,
+    Account,
+    Engine,
+    EngineLaunch,
+    StaticMemory,
+    VisionLoad,
+    WeightTraffic,
     capability_of,
+    given,
     term,
     transients,
 )
+from turbofit.memory.calibrated import calibration_for, corrected
 from turbofit.memory.turbomind.cache import (
     block_bytes,
     cache_shape,
@@ -42,7 +47,6 @@ from turbofit.memory.turbomind.cache import (
     tokens_held,
     tokens_planned,
 )
-from turbofit.memory.turbomind.constants import EngineConstants, load_constants
 from turbofit.memory.turbomind.pool import (
     Forward,
     PoolModel,
@@ -55,14 +59,15 @@ from turbofit.memory.turbomind.pool import (
     workspace,
 )
 from turbofit.memory.turbomind.weights import (
+    EngineConstants,
     kv_heads_held,
+    load_constants,
     loading_extra,
     staging_bytes,
     temporary_bytes,
     vision_mlp_width,
     weight_classes,
 )
-from turbofit.memory.vision_load import VisionLoad
 
 __all__ = [
     "FUSES_NOTHING", "Turbomind", "TurbomindAccount", "before_terms", "buffer_terms",
@@ -100,7 +105,7 @@ class TurbomindAccount(Account):
         constants: the engine generation's figures.
     """
 
-    cache_shortfall: ClassVar[str] = (
+    cache_shortfall: str = (
         "that one warm-up request needs ({more} more), and LMDeploy waits without a word"
     )
     dies: ClassVar[str] = "aborts"
@@ -110,77 +115,53 @@ class TurbomindAccount(Account):
 
     def __init__(self, launch: EngineLaunch, constants: EngineConstants) -> None:
         model, settings, gpus = launch.model, launch.settings, launch.gpus
-        vision_load = launch.vision_load
+        rule, vision_load = model.image_rule, launch.vision_load
         self.constants = constants
-        self.vision_load = vision_load
         self.shape = cache_shape(model.text, settings, constants)
+        self.block_bytes, self.block_tokens = self.shape.block_bytes, self.shape.block_tokens
+        # What the longest warm-up request needs: with fewer, start-up never ends.
+        self.least_blocks = -(-warmup_tokens(settings, constants) // self.block_tokens)
         units = 0
-        if model.image_rule is not None and vision_load.units_per_image:
-            units = vision_load.budgeted_units(
-                engine_bound(model.image_rule, vision_load, settings)
-            )
+        if rule is not None and vision_load.units_per_image:
+            units = vision_load.budgeted_units(engine_bound(rule, vision_load, settings))
         fuses = capability_of(gpus[0], unknown=FUSES_NOTHING)
         pool = PoolModel(model, settings, constants, fuses)
-        transients = transient_terms(
-            pool, model.image_rule, settings, vision_load, units, constants
-        )
+        transients = transient_terms(pool, rule, settings, vision_load, units, constants)
         warmup = warmup_term(pool, settings, constants)
         holes = growth_term(model, (warmup, *transients), constants)
-        buffers = [(*buffer_terms(model, settings, gpu, constants), holes) for gpu in gpus]
         self._temporaries = 0
-        if launch.free_at_cache is not None:
-            held = [
-                StaticMemory(before=(given(gpu, launch.free_at_cache),), buffers=later)
-                for gpu, later in zip(gpus, buffers, strict=True)
-            ]
-        else:
-            held = self._held_by(launch, buffers)
+        before, staged = self._loaded(launch)
+        held = [
+            StaticMemory(
+                before=before[i],
+                buffers=(*buffer_terms(model, settings, gpu, constants), holes),
+                temporaries=self._temporaries,
+                staged=staged[i],
+            )
+            for i, gpu in enumerate(gpus)
+        ]
         seen = calibration_for(
             launch.machine, gpus, model, settings, "turbomind", constants.version
         )
         held = [corrected(one, seen) for one in held]
-        margins = launch.margins_with(seen)
-        super().__init__(settings, gpus, margins, held, warmup, transients, units, seen)
+        super().__init__(launch, held, warmup, transients, units, seen)
 
-    def _held_by(
-        self, launch: EngineLaunch, buffers: Sequence[tuple[Term, ...]]
-    ) -> list[StaticMemory]:
+    def _loaded(self, launch: EngineLaunch) -> tuple[list[tuple[Term, ...]], list[int]]:
+        """What each GPU holds before the cache, and what loading holds above it."""
         model, settings, gpus = launch.model, launch.settings, launch.gpus
-        constants = self.constants
-        capability = capability_of(gpus[0])
+        if launch.free_at_cache is not None:
+            return [(given(gpu, launch.free_at_cache),) for gpu in gpus], [0] * len(gpus)
+        constants, capability = self.constants, capability_of(gpus[0])
         temporaries = temporary_bytes(model, settings, constants, capability)
         loading = loading_extra(model, settings, constants, capability)
         loading = round_up(loading, constants.pool_granularity)
-        staging = staging_bytes(model, settings, constants)
         linked = launch.machine.nvlinked(gpus)
         weights = weight_terms(model, settings, temporaries, constants, capability)
         self._temporaries = sum(one.bytes for one in weights if one.term == TEMPORARIES)
-        return [
-            StaticMemory(
-                before=(*before_terms(gpu, settings, linked, constants), *weights),
-                buffers=buffers[i],
-                temporaries=self._temporaries,
-                # The first GPU stages tensors through torch.
-                staged=loading + (staging if i == 0 else 0),
-            )
-            for i, gpu in enumerate(gpus)
-        ]
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of one KV block on one rank."""
-        return self.shape.block_bytes
-
-    @property
-    def block_tokens(self) -> int:
-        """Tokens of one KV block."""
-        return self.shape.block_tokens
-
-    @property
-    def least_blocks(self) -> int:
-        """KV blocks that the longest warm-up request needs: with fewer, start-up never ends."""
-        tokens = warmup_tokens(self.settings, self.constants)
-        return -(-tokens // self.shape.block_tokens)
+        before = [(*before_terms(gpu, settings, linked, constants), *weights) for gpu in gpus]
+        # The first GPU stages tensors through torch.
+        first = loading + staging_bytes(model, settings, constants)
+        return before, [first, *[loading] * (len(gpus) - 1)]
 
     def region_at(self, ratio: float) -> int:
         """Bytes of the cache on each rank."""
@@ -391,15 +372,8 @@ def _communicator(
     return term("communicator", "context", size, "formula", note)
 
 
-def tp_problem(model: Model, tp: int) -> str | None:
-    """Why LMDeploy's loaders would refuse this tensor-parallel degree; None where they do not.
-
-    Source: LMDeploy builders/*.py, models/internvl.py, unified_attention_layer.cc.
-    """
-    return next(_tp_problems(model, tp), None)
-
-
 def _tp_problems(model: Model, tp: int) -> Iterator[str]:
+    """Source: LMDeploy builders/*.py, models/internvl.py, unified_attention_layer.cc."""
     text, vision = model.text, model.vision
     if text.heads % tp:
         yield f"{text.heads} attention heads do not divide by {tp}"
@@ -589,7 +563,7 @@ class Turbomind(Engine):
         return TurbomindAccount(launch, self.constants)
 
     def tp_problem(self, model: Model, tp: int) -> str | None:
-        return tp_problem(model, tp)
+        return next(_tp_problems(model, tp), None)
 
     def problem(self, launch: EngineLaunch) -> str | None:
         problem = settings_problem(launch.settings, self.constants)

@@ -14,8 +14,7 @@ from turbofit.core.model import TextDims
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.core.units import HALF
-from turbofit.memory.turbomind.constants import EngineConstants
-from turbofit.memory.turbomind.weights import kv_heads_held
+from turbofit.memory.turbomind.weights import EngineConstants, kv_heads_held
 
 __all__ = [
     "CacheShape", "StatePart", "block_bytes", "cache_shape", "region_bytes", "tokens_held",

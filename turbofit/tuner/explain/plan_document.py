@@ -23,9 +23,7 @@ from turbofit.core.plan import (
 )
 from turbofit.core.units import MIB, format_bytes
 from turbofit.core.version import __version__
-from turbofit.memory.account import Account, GroupOutcome
-from turbofit.memory.engine import Engine
-from turbofit.memory.vision_load import VisionLoad
+from turbofit.memory.account import Account, Engine, GroupOutcome, VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.shape import Evaluation
 from turbofit.tuner.search.sizing import SearchState, Sizer

@@ -11,9 +11,8 @@ from msgspec.structs import replace
 from turbofit.core.messages import indices, plural
 from turbofit.core.plan import LimitCost, UsualImage
 from turbofit.core.units import format_bytes, three_digits
-from turbofit.memory.account import RATIO_STEPS, Account
+from turbofit.memory.account import RATIO_STEPS, Account, Engine
 from turbofit.memory.calibrated import calibration_reason
-from turbofit.memory.engine import Engine
 from turbofit.tuner.explain.plan_document import requests_held
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.search import EngineFit, at_limit

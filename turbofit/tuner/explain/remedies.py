@@ -18,7 +18,7 @@ from turbofit.core.messages import indices, option_of, plural
 from turbofit.core.plan import Remedy
 from turbofit.core.struct import known
 from turbofit.core.units import GIB, format_bytes, round_up, three_digits
-from turbofit.memory.engine import Engine
+from turbofit.memory.account import Engine
 from turbofit.model.presets import awq_variant, preset_of
 from turbofit.tuner.resolved_request import ResolvedRequest, host_short, vision_load_of
 from turbofit.tuner.search.candidates import too_few

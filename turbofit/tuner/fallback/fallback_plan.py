@@ -14,9 +14,9 @@ from turbofit.core.messages import BEYOND, groups_of, indices, on_each_gpu
 from turbofit.core.plan import GpuLedger, HostMemory, Plan, Remedy, Settings
 from turbofit.core.struct import known
 from turbofit.core.units import format_bytes
-from turbofit.memory.engine import Engine
+from turbofit.memory.account import Engine
+from turbofit.memory.transformers.account import TransformersAccount
 from turbofit.memory.transformers.activations import device_map
-from turbofit.memory.transformers.transformers_account import TransformersAccount
 from turbofit.tuner.explain.plan_document import document, footprint_of, footprint_words
 from turbofit.tuner.explain.remedies import (
     MORE_GPUS,

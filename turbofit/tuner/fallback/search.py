@@ -18,6 +18,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
 from turbofit.core.struct import known
+from turbofit.memory.account import VisionLoad
 from turbofit.memory.transformers.activations import (
     ModelCopy,
     Placement,
@@ -27,7 +28,6 @@ from turbofit.memory.transformers.activations import (
     nowhere,
     place_all,
 )
-from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.shape import chosen_dtype
 from turbofit.tuner.search.shapes import split_over_slices

@@ -16,9 +16,8 @@ from msgspec.structs import replace
 
 from turbofit.core.messages import on_each_gpu
 from turbofit.core.units import format_bytes
-from turbofit.memory.engine import Engine
+from turbofit.memory.account import Engine, VisionLoad
 from turbofit.memory.start_outcome import outcome_at, outcome_without_cache
-from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.shape import Evaluation, Shape
 from turbofit.tuner.search.shapes import like_groups

@@ -19,12 +19,9 @@ from turbofit.core.messages import option_of
 from turbofit.core.plan import HostMemory, Throughput
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
-from turbofit.memory.account import Account
-from turbofit.memory.engine import Engine
+from turbofit.memory.account import Account, Engine, EngineLaunch, VisionLoad
 from turbofit.memory.engines import LMDEPLOY, option_owner
 from turbofit.memory.known_bad import KnownProblem, known_problems
-from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.vision_load import VisionLoad
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import unpacked_variant
 from turbofit.tuner.resolved_request import (

@@ -13,8 +13,7 @@ from turbofit.core.machine import Gpu
 from turbofit.core.model import Model
 from turbofit.core.plan import Candidate, Settings
 from turbofit.core.struct import Struct
-from turbofit.memory.shared_terms import AMPERE, HOPPER, capability_of
-from turbofit.memory.vision_load import VisionLoad
+from turbofit.memory.account import AMPERE, HOPPER, VisionLoad, capability_of
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.speed.throughput import Speed
 

@@ -14,7 +14,7 @@ from turbofit.core.machine import Gpu, Machine
 from turbofit.core.messages import plural
 from turbofit.core.struct import known
 from turbofit.core.units import MIB
-from turbofit.memory.engine import Engine
+from turbofit.memory.account import Engine
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.shape import Shape, chosen_dtype, dtype_for
 from turbofit.tuner.speed.links import LinkClass, group_class, reduce_class

@@ -12,9 +12,7 @@ from turbofit.core.machine import Gpu
 from turbofit.core.plan import Settings
 from turbofit.core.struct import known
 from turbofit.core.units import round_up
-from turbofit.memory.account import RATIO_STEPS, Account
-from turbofit.memory.engine import Engine
-from turbofit.memory.vision_load import VisionLoad
+from turbofit.memory.account import RATIO_STEPS, Account, Engine, VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.shape import Evaluation, Shape, shape_settings
 from turbofit.tuner.speed.links import group_class, nvlink_bandwidth, reduce_class

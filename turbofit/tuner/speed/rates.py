@@ -12,8 +12,7 @@ from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct, known
-from turbofit.memory.engine import Engine
-from turbofit.memory.vision_load import VisionLoad
+from turbofit.memory.account import Engine, VisionLoad
 
 __all__ = ["GpuRates", "Rates", "StepWork", "card_of", "rates", "vision_seconds", "work_of"]
 

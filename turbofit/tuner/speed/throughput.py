@@ -19,8 +19,7 @@ from turbofit.core.machine import Gpu, Machine, Measured
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings, Throughput
 from turbofit.core.struct import Struct
-from turbofit.memory.engine import Engine
-from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
+from turbofit.memory.account import NO_IMAGES, Engine, VisionLoad
 from turbofit.tuner.speed.links import AllReduce, all_reduce_of
 from turbofit.tuner.speed.rates import (
     GpuRates,
