@@ -18,6 +18,7 @@ from turbofit.model.source import resolve_model
         ("glm-4.7-flash", "turbomind", "multi-head latent attention"),
         ("deepseek-v2-lite", "pytorch", "multi-head latent attention"),
         ("gpt-oss-20b", "turbomind", "attention sinks"),
+        ("qwen3-omni-30b-a3b", "pytorch", "an audio tower"),
     ],
 )
 def test_what_older_versions_hold_otherwise_is_refused_there(

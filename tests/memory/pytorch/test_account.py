@@ -15,13 +15,14 @@ from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
-from turbofit.memory.pytorch.account import PytorchAccount
+from turbofit.memory.pytorch.account import Pytorch, PytorchAccount
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.weights import load_constants, weight_classes
 from turbofit.memory.start_outcome import outcome_at
 from turbofit.model.source import resolve_model
 
 CONSTANTS = load_constants()
+ENGINE = Pytorch("0.18")
 
 
 class Seen(NamedTuple):
@@ -95,6 +96,15 @@ def account(
     return PytorchAccount(launch, CONSTANTS)
 
 
+def problem(model: str | Model, **options: Any) -> str | None:
+    """What the engine refuses of these options."""
+    return ENGINE.problem(launch_on("1xa100-80g", model, **options))
+
+
+def tp_problem(model: Model, tp: int) -> str | None:
+    return ENGINE.tp_problem(model, tp)
+
+
 @pytest.mark.parametrize(
     ("name", "free", "ratio", "batch", "blocks"),
     [
@@ -113,15 +123,6 @@ def test_blocks_are_the_engine_s_own(
     one = account(name, free=free * MIB, max_batch_size=batch)
     assert one.region_at(ratio) == blocks * one.block_bytes
     assert one.tokens_at(ratio) == (blocks - 2) * 64
-
-
-def test_the_largest_ratio_that_leaves_the_margin() -> None:
-    one = account()
-    ratio = one.best_ratio()
-    assert ratio is not None
-    assert one.fits_at(ratio)
-    assert not one.fits_at(round(ratio + 0.001, 3))
-    assert one.at(ratio).fits
 
 
 def test_a_block_count_is_taken_as_it_is() -> None:

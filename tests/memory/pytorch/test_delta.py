@@ -8,11 +8,10 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from tests.memory.pytorch.test_account import CONSTANTS, account
+from tests.memory.pytorch.test_account import CONSTANTS, account, tp_problem
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
-from turbofit.memory.engines import engine_for
-from turbofit.memory.pytorch.account import PytorchAccount, tp_problem
+from turbofit.memory.pytorch.account import PytorchAccount
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.cache import block_bytes, state_bytes
 from turbofit.memory.pytorch.weights import largest_loaded, weight_classes
@@ -125,12 +124,3 @@ def test_a_delta_net_holds_more_than_its_tensors(name: str) -> None:
     chunks = (tokens // 64 + sequences) * state
     left = sequences * state * 2 * 2
     assert found > 2 * (projected + rule + chunks) + left + CONSTANTS.kernel_tuning
-
-
-def test_an_older_lmdeploy_is_refused() -> None:
-    from turbofit.core.errors import UsageError
-
-    model = resolve_model("qwen3.5-9b")
-    assert engine_for(model).name == "turbomind"
-    with pytest.raises(UsageError, match=r"gated delta nets with LMDeploy 0\.10"):
-        engine_for(model, "pytorch", "0.10.0")

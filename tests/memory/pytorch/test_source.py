@@ -12,7 +12,7 @@ from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
 from turbofit.memory.account import VisionLoad
-from turbofit.memory.pytorch.account import PytorchAccount, settings_problem
+from turbofit.memory.pytorch.account import PytorchAccount
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.cache import engine_bound
 from turbofit.memory.pytorch.weights import (
@@ -112,12 +112,6 @@ def test_rays_workers_refuse_expandable_segments_whatever_their_number(tp, backe
     )
 
 
-def test_one_rank_is_all_that_uni_runs():
-    settings = Settings(max_batch_size=8, session_len=4096, distributed_executor_backend="uni")
-    assert settings_problem(settings) is None
-    assert "uni" in (settings_problem(replace(settings, tp=2)) or "")
-
-
 def test_what_the_runtimes_reserve_lacks_is_part_of_what_is_missing():
     """InternVL2.5-26B-AWQ on a 3090: weights leave less than the reserve for logits."""
     made = one_card("internvl2.5-26b-awq", card(), max_prefill_token_num=8192)
@@ -140,12 +134,6 @@ def test_more_blocks_than_fit_are_told_at_once():
     made.fits_at = lambda ratio: bool(looks.append(ratio))  # type: ignore[method-assign]
     assert made.best_ratio() is None
     assert len(looks) == 1
-
-
-def test_blocks_that_the_engine_keeps_are_no_cache():
-    settings = Settings(max_batch_size=8, session_len=4096, num_gpu_blocks=2)
-    assert "keeps" in (settings_problem(settings) or "")
-    assert settings_problem(replace(settings, num_gpu_blocks=3)) is None
 
 
 @pytest.mark.parametrize("crops", [1, 4, 16])

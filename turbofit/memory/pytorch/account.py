@@ -68,10 +68,7 @@ from turbofit.memory.pytorch.weights import (
     weight_classes,
 )
 
-__all__ = [
-    "Pytorch", "PytorchAccount", "cache_problem", "capture_sizes", "draft_problem",
-    "settings_problem", "tp_problem",
-]  # fmt: skip
+__all__ = ["Pytorch", "PytorchAccount", "capture_sizes"]
 
 _INT = 4
 #: Blocks from this on come from segments of 20 MiB. Source: c10/cuda/CUDACachingAllocator.
@@ -132,7 +129,10 @@ class PytorchAccount(Account):
             met = units_met(model.image_rule, vision_load, settings)
         transients = transient_terms(model, work, settings, vision_load, met, constants)
         before, staged = self._loaded(launch)
-        states = (state_term(round_up(state, constants.page), settings),) if state else ()
+        # The states of delta nets are one allocation, which no ratio sizes.
+        note = f"{state_slots(settings)} slots: one a sequence of max_batch_size, and two"
+        size = round_up(state, constants.page)
+        states = (term("state_cache", "cache", size, "formula", note),) if state else ()
         held = []
         for i, gpu in enumerate(gpus):
             # At most as many as an empty card could hold: its tables are small. Over.
@@ -194,8 +194,11 @@ class PytorchAccount(Account):
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - equal on all
         """The cache, one allocation."""
-        region = round_up(self.region_at(ratio), self.constants.page)
-        return [cache_term(region, ratio, self.settings)]
+        note = f"{ratio:.3f} of free memory less the runtime's reserve"
+        if self.settings.num_gpu_blocks:
+            note = f"num_gpu_blocks {self.settings.num_gpu_blocks}"
+        size = round_up(self.region_at(ratio), self.constants.page)
+        return [term("kv_cache", "cache", size, "formula", note)]
 
 
 def before_terms(
@@ -365,29 +368,11 @@ def transient_terms(
     )
 
 
-def cache_term(region: int, ratio: float, settings: Settings) -> Term:
-    """The cache as one allocation."""
-    note = f"{ratio:.3f} of free memory less the runtime's reserve"
-    if settings.num_gpu_blocks:
-        note = f"num_gpu_blocks {settings.num_gpu_blocks}"
-    return term("kv_cache", "cache", region, "formula", note)
-
-
-def state_term(region: int, settings: Settings) -> Term:
-    """The states of gated delta nets as one allocation, which no ratio sizes."""
-    note = f"{state_slots(settings)} slots: one a sequence of max_batch_size, and two"
-    return term("state_cache", "cache", region, "formula", note)
-
-
-def tp_problem(model: Model, tp: int) -> str | None:
-    """Why this tensor-parallel degree cannot be; None where it can.
+def _problems(model: Model, tp: int) -> Iterator[str]:
+    """Why a tensor-parallel degree cannot be.
 
     Source: LMDeploy pytorch/nn/linear, configurations/builder.py, cache_engine/schema.py.
     """
-    return next(_problems(model, tp), None)
-
-
-def _problems(model: Model, tp: int) -> Iterator[str]:
     text, vision = model.text, model.vision
     if text.expands_latent and tp > 1:
         # models/minicpm3.py keeps kv_b whole and takes its outputs for a rank's heads.
@@ -445,103 +430,87 @@ def _cut_groups(model: Model, tp: int) -> Iterator[str]:
             yield f"{what} {channels} channels are no whole groups of {packed.group_size}{ranks}"
 
 
-def settings_problem(settings: Settings) -> str | None:
-    """Values that the engine refuses, or that the account does not know."""
+def _refused(launch: EngineLaunch) -> Iterator[str]:
+    """Options that the engine refuses or dies of, or that the account does not know."""
+    model, text, settings = launch.model, launch.model.text, launch.settings
+    policy, tokens = settings.quant_policy, settings.cache_block_seq_len
+    given = settings.model_format
     if not 0 < settings.cache_max_entry_count < 1:
-        return "--cache-max-entry-count must lie between 0 and 1 on the PyTorch engine"
-    if settings.quant_policy not in KV_TYPES:
-        known = ", ".join(map(str, KV_TYPES))
-        return f"--quant-policy {settings.quant_policy} is not planned for: {known} are"
+        yield "--cache-max-entry-count must lie between 0 and 1 on the PyTorch engine"
+    if policy not in KV_TYPES:
+        yield f"--quant-policy {policy} is not planned for: {', '.join(map(str, KV_TYPES))} are"
+        return
     if 0 < settings.num_gpu_blocks <= RESERVED_BLOCKS:
-        return f"--num-gpu-blocks {settings.num_gpu_blocks}: the engine keeps so many for itself"
+        yield f"--num-gpu-blocks {settings.num_gpu_blocks}: the engine keeps so many for itself"
     if settings.distributed_executor_backend == "uni" and settings.tp > 1:
-        return f"--distributed-executor-backend uni runs one rank, not {settings.tp}: mp and ray do"
-    tokens = settings.cache_block_seq_len
+        yield f"--distributed-executor-backend uni runs one rank, not {settings.tp}: mp and ray do"
     if tokens < _LEAST_BLOCK or tokens & (tokens - 1):
-        return (
+        yield (
             f"--cache-block-seq-len {tokens}: the PyTorch engine takes powers of two from"
             f" {_LEAST_BLOCK} on"
         )
-    return None
-
-
-def checkpoint_problem(model: Model, settings: Settings) -> str | None:
-    """A format that the checkpoint has not.
-
-    Source: pytorch/config.py: of a quantised checkpoint the option is ignored; 16-bit weights are
-    quantised at load for fp8, and every other word stops the engine, hf too.
-    """
-    quantization, given = model.quantization, settings.model_format
-    if given is None or (quantization and given == quantization.method):
-        return None
-    if quantization:
-        return f"--model-format {given}: the weights of {model.name} are {quantization.method}"
-    if given == "fp8":
-        return "--model-format fp8: turbofit has no account of weights that are quantised at load"
-    return (
-        f"--model-format {given}: the weights of {model.name} are stored in {model.dtype}, and the"
-        " PyTorch engine takes no such word for them"
-    )
-
-
-def cache_problem(model: Model, settings: Settings) -> str | None:
-    """Heads that cannot be rotated. Source: pytorch/kernels/cuda/fill_kv_cache.py.
-
-    Of latents keys and values are the same bytes, which it would quantise as the one and the other.
-    """
-    size = model.text.head_dim
-    if settings.quant_policy and model.text.cached_latent:
-        return f"--quant-policy {settings.quant_policy} is not planned for latent attention: 0 is"
-    if model.text.expands_latent and KV_TYPES[settings.quant_policy].key_scales:
-        # models/minicpm3.py hands no scales to its attention: the warm-up fails.
-        return (
-            f"--quant-policy {settings.quant_policy}: LMDeploy 0.18's class of {model.name} caches"
-            " at 16 bits, or in fp8 (16, 17)"
+    # Of a quantised checkpoint the option is ignored; 16-bit weights are quantised at load for fp8,
+    # and every other word stops the engine, hf too. Source: pytorch/config.py.
+    stored = model.quantization.method if model.quantization else None
+    if given is not None and given != stored:
+        if stored:
+            yield f"--model-format {given}: the weights of {model.name} are {stored}"
+        elif given == "fp8":
+            why = "turbofit has no account of weights that are quantised at load"
+            yield f"--model-format fp8: {why}"
+        yield (
+            f"--model-format {given}: the weights of {model.name} are stored in {model.dtype}, and"
+            " the PyTorch engine takes no such word for them"
         )
-    if settings.quant_policy == TURBO_QUANT and size & (size - 1):
-        return f"--quant-policy {TURBO_QUANT} takes heads of a power of two, not of {size}"
-    return None
+    # Heads that cannot be rotated. Of latents keys and values are the same bytes, which it would
+    # quantise as the one and the other. Source: pytorch/kernels/cuda/fill_kv_cache.py.
+    if policy and text.cached_latent:
+        yield f"--quant-policy {policy} is not planned for latent attention: 0 is"
+    if text.expands_latent and KV_TYPES[policy].key_scales:
+        # models/minicpm3.py hands no scales to its attention: the warm-up fails.
+        yield (
+            f"--quant-policy {policy}: LMDeploy 0.18's class of {model.name} caches at 16 bits, or"
+            " in fp8 (16, 17)"
+        )
+    if policy == TURBO_QUANT and text.head_dim & (text.head_dim - 1):
+        yield f"--quant-policy {TURBO_QUANT} takes heads of a power of two, not of {text.head_dim}"
+    yield from _undrafted(settings)
+    # States of another type than what is copied into them fail at the first prefill. Of cards that
+    # have no bfloat16 `missing_kernels` tells. Source: configurations/qwen3_next.py,
+    # backends/cuda/causal_conv1d.py (``index_copy_``).
+    bfloat_states = _bfloat_states(model) and not _without_bfloat16(launch)
+    if bfloat_states and settings.dtype != "bfloat16":
+        yield (
+            f"LMDeploy 0.18 keeps the states of {model.name} in bfloat16, so that it runs in no"
+            f" other dtype: --dtype is {settings.dtype}"
+        )
+    if settings.communicator != "nccl":
+        yield f"--communicator {settings.communicator} is TurboMind's: the PyTorch engine has NCCL"
 
 
-def draft_problem(settings: Settings) -> str | None:
+def _undrafted(settings: Settings) -> Iterator[str]:
     """Options that a step of several tokens does not support, or that a draft would get too.
 
     Source: backends/cuda/attention/fa3.py, engine/config_builder.py, pytorch/config.py.
     """
-    if settings.draft is None:
-        return None
+    draft = settings.draft
+    if draft is None:
+        return
     if settings.quant_policy:
-        return (
+        yield (
             f"--quant-policy {settings.quant_policy} does not draft: FlashAttention-3 reads the"
             " cache as it is, and of 16 bits alone"
         )
-    if settings.draft.text.mla and settings.cache_block_seq_len != _FLASH_MLA_BLOCK:
-        return (
+    if draft.text.mla and settings.cache_block_seq_len != _FLASH_MLA_BLOCK:
+        yield (
             f"--cache-block-seq-len {settings.cache_block_seq_len}: FlashMLA, with which drafts are"
             f" verified, takes blocks of {_FLASH_MLA_BLOCK}"
         )
-    if settings.model_format and settings.draft.has_checkpoint:
-        return (
+    if settings.model_format and draft.has_checkpoint:
+        yield (
             f"--model-format {settings.model_format} is taken for the draft's weights as well,"
             " which are of 16 bits"
         )
-    return None
-
-
-def state_problem(launch: EngineLaunch) -> str | None:
-    """States of another type than what is copied into them: the first prefill fails.
-
-    Of cards that have no bfloat16 `missing_kernels` tells.
-
-    Source: configurations/qwen3_next.py, backends/cuda/causal_conv1d.py (``index_copy_``).
-    """
-    dtype = launch.settings.dtype
-    if dtype == "bfloat16" or _without_bfloat16(launch) or not _bfloat_states(launch.model):
-        return None
-    return (
-        f"LMDeploy 0.18 keeps the states of {launch.model.name} in bfloat16, so that it runs in no"
-        f" other dtype: --dtype is {dtype}"
-    )
 
 
 def _bfloat_states(model: Model) -> bool:
@@ -551,13 +520,6 @@ def _bfloat_states(model: Model) -> bool:
 def _without_bfloat16(launch: EngineLaunch) -> str | None:
     """The first of the cards that has no bfloat16, by its name."""
     return next((gpu.name for gpu in launch.gpus if capability_of(gpu) < AMPERE), None)
-
-
-def communicator_problem(settings: Settings) -> str | None:
-    """The engine always uses NCCL."""
-    if settings.communicator != "nccl":
-        return f"--communicator {settings.communicator} is TurboMind's: the PyTorch engine has NCCL"
-    return None
 
 
 def missing_kernels(launch: EngineLaunch) -> str | None:
@@ -601,15 +563,10 @@ class Pytorch(Engine):
         return PytorchAccount(launch, self.constants)
 
     def tp_problem(self, model: Model, tp: int) -> str | None:
-        return tp_problem(model, tp)
+        return next(_problems(model, tp), None)
 
     def problem(self, launch: EngineLaunch) -> str | None:
-        problem = settings_problem(launch.settings)
-        problem = problem or checkpoint_problem(launch.model, launch.settings)
-        problem = problem or cache_problem(launch.model, launch.settings)
-        problem = problem or draft_problem(launch.settings)
-        problem = problem or state_problem(launch)
-        return problem or communicator_problem(launch.settings)
+        return next(_refused(launch), None)
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:
         """See :meth:`Engine.missing_kernels`. Triton compiles all but what a card cannot do."""

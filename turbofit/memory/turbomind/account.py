@@ -5,7 +5,7 @@ The lines of a ledger stand in the order in which TurboMind takes the memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Final
 
 from msgspec.structs import replace
@@ -119,16 +119,22 @@ class TurbomindAccount(Account):
         self.constants = constants
         self.shape = cache_shape(model.text, settings, constants)
         self.block_bytes, self.block_tokens = self.shape.block_bytes, self.shape.block_tokens
-        # What the longest warm-up request needs: with fewer, start-up never ends.
-        self.least_blocks = -(-warmup_tokens(settings, constants) // self.block_tokens)
         units = 0
         if rule is not None and vision_load.units_per_image:
             units = vision_load.budgeted_units(engine_bound(rule, vision_load, settings))
         fuses = capability_of(gpus[0], unknown=FUSES_NOTHING)
         pool = PoolModel(model, settings, constants, fuses)
         transients = transient_terms(pool, rule, settings, vision_load, units, constants)
-        warmup = warmup_term(pool, settings, constants)
-        holes = growth_term(model, (warmup, *transients), constants)
+        # LMDeploy's own warm-up is one request of text; the pools hold more than their tensors.
+        tokens = warmup_tokens(settings, constants)
+        # The longest request of the warm-up: with fewer blocks, start-up never ends.
+        self.least_blocks = -(-tokens // self.block_tokens)
+        step, growth = constants.pool_granularity, constants.pool_growth
+        size = round_up(pool.peak(Forward(tokens=tokens, context=tokens, first_layer=True)), step)
+        warmup = term(POOL_WARMUP, "buffers", size, "formula", f"warm-up with {tokens} tokens")
+        largest = max(case.bytes for case in (warmup, *transients))
+        grown = int(min(growth["most"], growth["share"] * largest)) + (step if model.mrope else 0)
+        holes = term("pool_growth", "buffers", grown, "estimate", "holes in driver pools")
         self._temporaries = 0
         before, staged = self._loaded(launch)
         held = [
@@ -267,15 +273,12 @@ def buffer_terms(
     pooled = sum(size for name, size, _ in lines if name not in _ALONE)
     rounding = sum(round_up(size, PAGE) - size for size in alone)
     rounding += round_up(pooled, constants.pool_granularity) - pooled
+    more = [term("delta_workspace.more", "buffers", meeting, "estimate", _MEETING)]
     return [
         *terms,
         term("buffers.rounding", "buffers", rounding, "formula", _STEPS),
         term("kernel_modules", "buffers", constants.kernel_modules, "estimate", _KERNELS),
-        *(
-            [term("delta_workspace.more", "buffers", meeting, "estimate", _MEETING)]
-            if meeting
-            else []
-        ),
+        *(more if meeting else ()),
     ]
 
 
@@ -304,22 +307,6 @@ def warmup_tokens(settings: Settings, constants: EngineConstants) -> int:
         return tokens
     lengths = (n for n in constants.warmup_lengths if n <= min(tokens, settings.session_len))
     return max(lengths, default=0)
-
-
-def warmup_term(pool: PoolModel, settings: Settings, constants: EngineConstants) -> Term:
-    """The executor pool after LMDeploy's own warm-up: text only, one request."""
-    tokens = warmup_tokens(settings, constants)
-    size = pool.peak(Forward(tokens=tokens, context=tokens, first_layer=True))
-    size = round_up(size, constants.pool_granularity)
-    return term(POOL_WARMUP, "buffers", size, "formula", f"warm-up with {tokens} tokens")
-
-
-def growth_term(model: Model, cases: Iterable[Term], constants: EngineConstants) -> Term:
-    """What the pools hold beyond their tensors, in the largest case."""
-    rule = constants.pool_growth
-    holes = int(min(rule["most"], rule["share"] * max(case.bytes for case in cases)))
-    thread = constants.pool_granularity if model.mrope else 0
-    return term("pool_growth", "buffers", holes + thread, "estimate", "holes in driver pools")
 
 
 def transient_terms(
@@ -395,66 +382,57 @@ def _tp_problems(model: Model, tp: int) -> Iterator[str]:
         yield f"the vision merger's width does not divide by {tp}"
 
 
-def communicator_problem(launch: EngineLaunch) -> str | None:
-    """Why ``cuda-ipc`` (or ``native``) would abort: no peers, many ranks, a small buffer."""
-    settings, gpus, vision = launch.settings, launch.gpus, launch.model.vision
-    if settings.communicator == "nccl" or settings.tp == 1:
-        return None
-    name = settings.communicator
-    if settings.tp > _IPC_RANKS:
-        return f"--communicator {name} takes at most {_IPC_RANKS} GPUs"
-    for k, a in enumerate(gpus):
-        for b in gpus[:k]:
-            if not launch.machine.link(a.index, b.index).peers:
-                pair = f"GPUs {b.index} and {a.index}"
-                return f"--communicator {name} needs peer access, which {pair} lack"
-    if vision is not None and vision.kind != "internvit":
-        needed = launch.vision_load.units_per_image * vision.hidden * 2
-        size = symmetric_buffer(launch.model.text, settings)
-        if needed > size:
-            return f"--communicator {name}: an image needs {needed} bytes of a buffer of {size}"
-    return None
+def _refused(launch: EngineLaunch, constants: EngineConstants) -> Iterator[str]:
+    """Options that TurboMind refuses, aborts on, or that garble its answers.
 
-
-def checkpoint_problem(launch: EngineLaunch) -> str | None:
-    """A format that the checkpoint does not have, or blocks that the attention kernels do not read.
-
-    Source: turbomind/converter.py: a format beside another one of the checkpoint's is an assertion;
+    Of a format beside the checkpoint's own turbomind/converter.py: another format is an assertion;
     on 16-bit weights it finds none to read and changes the data type alone.
     """
-    quantization, given = launch.model.quantization, launch.settings.model_format
-    stored = quantization.method if quantization else "hf"
-    if given not in (None, stored):
-        stored_as = stored if quantization else f"{launch.model.dtype}, which is hf"
-        return (
-            f"--model-format {given}: the weights of {launch.model.name} are stored in {stored_as}"
-        )
-    ampere = all(capability_of(gpu) >= AMPERE for gpu in launch.gpus)
-    multiple = _BLOCK if ampere else _BLOCK_BEFORE_AMPERE
-    tokens = launch.settings.cache_block_seq_len
-    if tokens % multiple:
-        return (
-            f"--cache-block-seq-len {tokens}: on these cards TurboMind needs a multiple of"
-            f" {multiple}, which LMDeploy says and does not check"
-        )
-    return None
-
-
-def settings_problem(settings: Settings, constants: EngineConstants) -> str | None:
-    """Values that TurboMind refuses or aborts on."""
+    model, settings = launch.model, launch.settings
+    tokens, given = settings.cache_block_seq_len, settings.model_format
     if not 0 < settings.cache_max_entry_count < 1:
-        return "--cache-max-entry-count must lie between 0 and 1: TurboMind takes no block count"
+        yield "--cache-max-entry-count must lie between 0 and 1: TurboMind takes no block count"
     if settings.quant_policy not in (0, 4, 8):
-        return (
+        yield (
             f"--quant-policy {settings.quant_policy} does not run on TurboMind, whose caches are 0,"
             " 4 and 8: --engine pytorch takes it"
         )
     if settings.session_len < constants.warmup_lengths[0]:
-        return (
+        yield (
             f"a session of {settings.session_len} tokens is shorter than TurboMind's shortest"
             f" warm-up, {constants.warmup_lengths[0]} tokens"
         )
-    return None
+    stored = model.quantization.method if model.quantization else "hf"
+    if given not in (None, stored):
+        stored_as = stored if model.quantization else f"{model.dtype}, which is hf"
+        yield f"--model-format {given}: the weights of {model.name} are stored in {stored_as}"
+    ampere = all(capability_of(gpu) >= AMPERE for gpu in launch.gpus)
+    multiple = _BLOCK if ampere else _BLOCK_BEFORE_AMPERE
+    if tokens % multiple:
+        yield (
+            f"--cache-block-seq-len {tokens}: on these cards TurboMind needs a multiple of"
+            f" {multiple}, which LMDeploy says and does not check"
+        )
+    if settings.communicator != "nccl" and settings.tp > 1:
+        yield from _communicator_problems(launch)
+
+
+def _communicator_problems(launch: EngineLaunch) -> Iterator[str]:
+    """Why ``cuda-ipc`` (or ``native``) would abort: no peers, many ranks, a small buffer."""
+    settings, gpus, vision = launch.settings, launch.gpus, launch.model.vision
+    name = settings.communicator
+    if settings.tp > _IPC_RANKS:
+        yield f"--communicator {name} takes at most {_IPC_RANKS} GPUs"
+    for k, a in enumerate(gpus):
+        for b in gpus[:k]:
+            if not launch.machine.link(a.index, b.index).peers:
+                pair = f"GPUs {b.index} and {a.index}"
+                yield f"--communicator {name} needs peer access, which {pair} lack"
+    if vision is not None and vision.kind != "internvit":
+        needed = launch.vision_load.units_per_image * vision.hidden * 2
+        size = symmetric_buffer(launch.model.text, settings)
+        if needed > size:
+            yield f"--communicator {name}: an image needs {needed} bytes of a buffer of {size}"
 
 
 def missing_kernels(launch: EngineLaunch, census: Census) -> str | None:
@@ -566,9 +544,7 @@ class Turbomind(Engine):
         return next(_tp_problems(model, tp), None)
 
     def problem(self, launch: EngineLaunch) -> str | None:
-        problem = settings_problem(launch.settings, self.constants)
-        problem = problem or checkpoint_problem(launch)
-        return problem or communicator_problem(launch)
+        return next(_refused(launch, self.constants), None)
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:
         found = missing_delta_kernels(launch, self.constants)
