@@ -9,7 +9,7 @@ from turbofit.core.model import Quantization
 from turbofit.memory.engines import engine_named
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
-from turbofit.tuner.engine_plan import make_plan
+from turbofit.tuner.choose import make_plan
 
 THREAD = "github.com/InternLM/lmdeploy/issues/2822"
 

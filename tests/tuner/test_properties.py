@@ -15,12 +15,11 @@ from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
 from turbofit.memory.account import Engine
 from turbofit.memory.engines import LMDEPLOY, engine_named
-from turbofit.tuner.engine_plan import make_plan
+from turbofit.tuner.choose import make_plan
 from turbofit.tuner.resolved_request import Margin, ResolvedRequest, vision_load_of
 from turbofit.tuner.search.candidates import evaluate
 from turbofit.tuner.search.search import search
-from turbofit.tuner.search.shape import Evaluation, Shape
-from turbofit.tuner.search.shapes import shapes
+from turbofit.tuner.search.shapes import Evaluation, Shape, shapes
 from turbofit.tuner.search.sizing import SearchState
 
 pytestmark = pytest.mark.slow

@@ -20,7 +20,7 @@ from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
 from turbofit.planning.tuned import pinned, still_tuned
 from turbofit.rehearse.planned import rehearsed_group
-from turbofit.tuner.engine_plan import make_plan
+from turbofit.tuner.choose import make_plan
 
 __all__ = ["confirmed", "corrected_ratio", "corrected_ratios", "rehearse_plan", "rehearsed"]
 

@@ -29,10 +29,9 @@ from turbofit.tuner.resolved_request import (
     vision_load_of,
 )
 from turbofit.tuner.search.search import fit_on_host
-from turbofit.tuner.search.shape import Shape, dtype_for, shape_settings
-from turbofit.tuner.search.shapes import split_over_slices
+from turbofit.tuner.search.shapes import Shape, dtype_for, shape_settings, split_over_slices
 from turbofit.tuner.search.sizing import bisect
-from turbofit.tuner.speed.links import LinkClass, group_class
+from turbofit.tuner.speed import LinkClass, group_class
 
 __all__ = ["make_prediction", "usual_settings"]
 

@@ -29,7 +29,7 @@ from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.planning.commands import commands, private_commands, refuse_options
 from turbofit.planning.fallback_command import read_map
-from turbofit.tuner.fallback.fallback_plan import make_fallback_plan
+from turbofit.tuner.fallback import make_fallback_plan
 from turbofit.tuner.resolved_request import ResolvedRequest
 
 DRIVER = Path(__file__).with_name("driver.py")

@@ -18,7 +18,7 @@ from turbofit.core.plan import Plan
 from turbofit.core.units import GIB
 from turbofit.memory.account import RATIO_STEPS
 from turbofit.memory.engines import LMDEPLOY, engine_named
-from turbofit.tuner.engine_plan import make_plan
+from turbofit.tuner.choose import make_plan
 from turbofit.tuner.resolved_request import ResolvedRequest
 
 

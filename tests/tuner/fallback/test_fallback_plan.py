@@ -13,7 +13,7 @@ from turbofit.core.units import GIB, MIB
 from turbofit.machine.source import machine_from
 from turbofit.memory.engines import check_options, engine_named
 from turbofit.model.presets import preset_model
-from turbofit.tuner.fallback.fallback_plan import make_fallback_plan
+from turbofit.tuner.fallback import make_fallback_plan
 from turbofit.tuner.resolved_request import Margin, ResolvedRequest
 
 

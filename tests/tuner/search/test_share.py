@@ -7,8 +7,8 @@ from math import ceil
 
 import pytest
 
-from turbofit.tuner.search.share import evenly, held_shares, share_out
-from turbofit.tuner.speed.throughput import Speed
+from turbofit.tuner.search.candidates import evenly, held_shares, share_out
+from turbofit.tuner.speed import Speed
 
 
 def engine(prefill: float, step: float, holds: float):

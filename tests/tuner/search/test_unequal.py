@@ -16,12 +16,11 @@ from turbofit.core.units import GIB, MIB
 from turbofit.machine.source import machine_from
 from turbofit.memory.engines import LMDEPLOY, engine_named
 from turbofit.model.source import resolve_model
-from turbofit.tuner.engine_plan import make_plan
+from turbofit.tuner.choose import make_plan
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.candidates import evaluate
 from turbofit.tuner.search.search import search
-from turbofit.tuner.search.shape import Shape, dtype_for
-from turbofit.tuner.search.shapes import PREFILL_SIZES
+from turbofit.tuner.search.shapes import PREFILL_SIZES, Shape, dtype_for
 from turbofit.tuner.search.sizing import SearchState
 
 pytestmark = pytest.mark.slow

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.tuner.speed.simulated_cache import CASES, Case, formula, simulated
-from turbofit.tuner.speed.rates import rates
-from turbofit.tuner.speed.throughput import crowd_of
+from turbofit.tuner.speed import crowd_of, rates
 
 
 def test_all_run_where_the_cache_holds_all() -> None:

@@ -9,8 +9,7 @@ from msgspec.structs import replace
 
 from turbofit.core.machine import Pcie
 from turbofit.machine.spec import parse_spec
-from turbofit.tuner.speed.links import AllReduce, all_reduce_of
-from turbofit.tuner.speed.rates import rates
+from turbofit.tuner.speed import AllReduce, all_reduce_of, rates
 
 SIZES = [1 << 12, 1 << 20, 1 << 27]
 

@@ -15,18 +15,20 @@ from turbofit.machine.spec import parse_spec
 from turbofit.memory.account import NO_IMAGES, VisionLoad
 from turbofit.memory.engines import engine_named
 from turbofit.model.source import resolve_model
-from turbofit.tuner.speed.links import all_reduce_of
-from turbofit.tuner.speed.rates import card_of, rates, work_of
-from turbofit.tuner.speed.throughput import (
+from turbofit.tuner.speed import (
     BatchLimits,
     ClosedLoad,
     GroupRates,
     Speed,
+    all_reduce_of,
+    card_of,
     group_rates,
     group_speed,
+    rates,
     request_tokens,
     speed_of,
     total,
+    work_of,
 )
 
 ENGINE = engine_named("turbomind")

@@ -10,7 +10,7 @@ from turbofit.memory.account import default_batch_size
 from turbofit.memory.turbomind.cache import block_bytes
 from turbofit.memory.turbomind.weights import load_constants
 from turbofit.observe.log_events import CacheBudget, Slab, WarmupLengths
-from turbofit.tuner.search.shape import dtype_for
+from turbofit.tuner.search.shapes import dtype_for
 
 if TYPE_CHECKING:
     from turbofit.core.machine import Gpu

@@ -25,10 +25,9 @@ from turbofit.core.units import MIB, format_bytes
 from turbofit.core.version import __version__
 from turbofit.memory.account import Account, Engine, GroupOutcome, VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest
-from turbofit.tuner.search.shape import Evaluation
+from turbofit.tuner.search.shapes import Evaluation
 from turbofit.tuner.search.sizing import SearchState, Sizer
-from turbofit.tuner.speed.links import group_class
-from turbofit.tuner.speed.throughput import counted_tokens
+from turbofit.tuner.speed import counted_tokens, group_class
 
 __all__ = [
     "cache_words", "document", "engines_held", "footprint_of", "footprint_words", "group_words",

@@ -33,10 +33,9 @@ from turbofit.tuner.resolved_request import (
     vision_load_of,
 )
 from turbofit.tuner.search.candidates import evaluate
-from turbofit.tuner.search.shape import Evaluation, Shape, shape_settings
-from turbofit.tuner.search.shapes import no_shape, shapes
+from turbofit.tuner.search.shapes import Evaluation, Shape, no_shape, shape_settings, shapes
 from turbofit.tuner.search.sizing import SearchState, longest_context, most_context
-from turbofit.tuner.speed.throughput import total
+from turbofit.tuner.speed import total
 
 __all__ = ["EngineFit", "at_limit", "fit_on_host", "limit_that_fits", "search"]
 

@@ -14,14 +14,16 @@ from turbofit.core.struct import known
 from turbofit.core.units import round_up
 from turbofit.memory.account import RATIO_STEPS, Account, Engine, VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
-from turbofit.tuner.search.shape import Evaluation, Shape, shape_settings
-from turbofit.tuner.speed.links import group_class, nvlink_bandwidth, reduce_class
-from turbofit.tuner.speed.throughput import (
+from turbofit.tuner.search.shapes import Evaluation, Shape, shape_settings
+from turbofit.tuner.speed import (
     GroupRates,
     Speed,
     counted_tokens,
+    group_class,
     group_rates,
     group_speed,
+    nvlink_bandwidth,
+    reduce_class,
     request_tokens,
 )
 
