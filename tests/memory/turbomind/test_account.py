@@ -1,4 +1,4 @@
-"""The account as a whole: identities that every ledger keeps, and the largest ratio."""
+"""The account as a whole: identities that every ledger keeps, the largest ratio, and refusals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+import turbofit
 from tests.memory.conftest import Case, card, machine_of
+from turbofit.core.errors import UsageError
 from turbofit.core.units import MIB
 from turbofit.memory.turbomind.pool import Forward, PoolModel
 from turbofit.memory.turbomind.weights import load_constants, temporary_bytes
@@ -128,3 +130,38 @@ def test_weights_and_what_waits_with_them_fill_whole_steps_of_one_pool():
     raw = temporary_bytes(resolve_model("internvl2-8b-awq"), settings, account.constants, (8, 6))
     live = raw + sum(t.bytes for t in weights if "." in t.term and "rounding" not in t.term)
     assert 0 <= sum(t.bytes for t in weights) - live < step
+
+
+@pytest.mark.parametrize(
+    ("model", "on", "asked", "message"),
+    [
+        ("internvl2-8b", "1xrtx3090", {"cache_block_seq_len": 48}, "needs a multiple of 32"),
+        ("internvl2-8b", "1xrtx3090", {"cache_block_seq_len": 16}, "needs a multiple of 32"),
+        ("internvl2-2b", "1xt4", {"cache_block_seq_len": 96}, "needs a multiple of 64"),
+        ("internvl2-8b-awq", "1xrtx3090", {"model_format": "hf"}, "are stored in awq"),
+        ("internvl2-8b-awq", "1xrtx3090", {"model_format": "gptq"}, "are stored in awq"),
+        ("internvl2-8b", "1xrtx3090", {"model_format": "awq"}, "stored in bfloat16, which is hf"),
+        ("internvl2-8b", "1xrtx3090", {"model_format": "fp8"}, "stored in bfloat16, which is hf"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    model: str, on: str, asked: dict[str, object], message: str
+) -> None:
+    for call in (turbofit.plan, turbofit.predict):
+        with pytest.raises(UsageError, match=message):
+            call(model, on=on, engine="turbomind", **asked)
+
+
+@pytest.mark.parametrize(
+    ("model", "on", "asked"),
+    [
+        ("internvl2-8b", "1xrtx3090", {"cache_block_seq_len": 96}),
+        ("internvl2-2b", "1xt4", {"cache_block_seq_len": 128}),
+        ("internvl2-8b-awq", "1xrtx3090", {"model_format": "awq"}),
+        ("internvl2-8b", "1xrtx3090", {"model_format": "hf"}),
+    ],
+)
+def test_what_can_is_kept(model: str, on: str, asked: dict[str, object]) -> None:
+    plan = turbofit.plan(model, on=on, engine="turbomind", **asked)
+    assert plan.fits
+    assert all(getattr(plan.settings, name) == value for name, value in asked.items())
