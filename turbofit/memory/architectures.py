@@ -42,11 +42,8 @@ def not_listed(model: Model, engine: str, version: str) -> str | None:
 
     A version that is written in part, such as ``0.7``, is every release that begins so.
 
-    Args:
-        model: its own architecture must be listed; its language model's too where any release
-            lists that one, since many classes of vision models build theirs themselves.
-        engine: ``turbomind`` or ``pytorch``.
-        version: LMDeploy's.
+    Its language model's architecture must be listed too where any release lists that one: many
+    classes of vision models build theirs themselves.
     """
     wanted = written(version)
     if not wanted:

@@ -115,13 +115,7 @@ class KnownProblem(Struct, forbid_unknown_fields=True):
 
 
 def known_problems(launch: EngineLaunch, engine: str, version: str) -> tuple[KnownProblem, ...]:
-    """What is known to go wrong with a launch, the fatal first.
-
-    Args:
-        launch: the engine's settings, model and GPUs.
-        engine: ``turbomind`` or ``pytorch``.
-        version: LMDeploy's, such as ``0.18``.
-    """
+    """What is known to go wrong with a launch, the fatal first."""
     return tuple(row for row in _rows_of(engine, version) if row.when.met(launch))
 
 

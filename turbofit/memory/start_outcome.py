@@ -179,9 +179,7 @@ def _case(term: Term) -> str:
 def _makeup(ledger: GpuLedger, *, worst: bool = False) -> str:
     """What takes the memory, for people: first other processes, then the largest terms.
 
-    Args:
-        ledger: one GPU's.
-        worst: the worst request is what did not fit, so that it counts too.
+    ``worst``: the worst request is what did not fit, so that it counts too.
     """
     sizes: dict[str, int] = {}
     for term in ledger.ledger:

@@ -300,10 +300,7 @@ def _never_runs(launches: Sequence[EngineLaunch], engine: Engine) -> str | None:
 def _no_room(request: ResolvedRequest, settings: Settings, cache: int | None) -> str | None:
     """Why no request has the images that were asked for, however small they are.
 
-    Args:
-        request: what was asked.
-        settings: the engine's.
-        cache: KV tokens of the smallest cache; None where there is none.
+    ``cache`` are KV tokens of the smallest cache, None where there is none.
     """
     rule = request.model.image_rule
     if rule is None or settings.language_model_only:
@@ -402,11 +399,6 @@ def _least_free_words(with_free: Callable[[int], Account], free: int, ratio: flo
 
     A cache that is small enough can cut sessions so far that it serves again: the first end below
     the forecast counts, found to 1 MiB; whole blocks of the cache leave a little more or less.
-
-    Args:
-        with_free: the account of so many bytes free when the cache is sized.
-        free: bytes that are forecast, or that a log told.
-        ratio: the cache's.
     """
 
     def ends(less: int) -> bool:

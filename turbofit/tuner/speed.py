@@ -147,10 +147,7 @@ class StepWork(Struct):
 def work_of(model: Model, settings: Settings, engine: Engine) -> StepWork:
     """The work of a model under settings.
 
-    Args:
-        model: the checkpoint.
-        settings: ``tp``, and what decides the size of a cached token.
-        engine: whose sharding counts.
+    Of the settings ``tp`` counts, and what decides the size of a cached token.
     """
     text, tp = model.text, settings.tp
     traffic = engine.traffic(model, tp)

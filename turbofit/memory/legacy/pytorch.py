@@ -53,10 +53,7 @@ _RATIO = 0.8
 class LegacyTorchAccount(GroupAccount):
     """One model under one set of settings on one group of GPUs.
 
-    Args:
-        launch: the engine on its group; the ratio comes later, in :meth:`at`.
-        constants: 0.18's figures, for what no generation changed (contexts, NCCL).
-        generation: the rules of the version.
+    ``constants`` are 0.18's, for what no generation changed (contexts, NCCL).
     """
 
     least_blocks = _LEAST_BLOCKS
@@ -217,9 +214,6 @@ class LegacyTorchAccount(GroupAccount):
 
 class LegacyPytorch(Pytorch):
     """The PyTorch engine before 0.18.
-
-    Args:
-        version: LMDeploy's, e.g. ``0.6.3``.
 
     Raises:
         PackageError: not a version before 0.18.

@@ -228,10 +228,7 @@ def legacy_account(
 class LegacyAccount(GroupAccount):
     """One model under one set of settings on one group of GPUs, before 0.16.
 
-    Args:
-        launch: the engine on its group; the ratio comes later, in :meth:`at`.
-        constants: 0.18's figures, for what no generation changed (contexts, NCCL, pages).
-        generation: the rules of the version.
+    ``constants`` are 0.18's, for what no generation changed (contexts, NCCL, pages).
     """
 
     def __init__(
@@ -431,9 +428,6 @@ class LegacyAccount(GroupAccount):
 
 class LegacyTurbomind(Turbomind):
     """TurboMind before 0.18.
-
-    Args:
-        version: LMDeploy's, e.g. ``0.6.3``.
 
     Raises:
         PackageError: not a version before 0.18.

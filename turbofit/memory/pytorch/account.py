@@ -98,12 +98,7 @@ _FLASH_MLA_BLOCK = 64
 
 
 class PytorchAccount(Account):
-    """One model under one set of settings on one group of GPUs.
-
-    Args:
-        launch: the engine on its group; the ratio comes later, in :meth:`at`.
-        constants: the engine generation's figures.
-    """
+    """One model under one set of settings on one group of GPUs."""
 
     cache_shortfall: str = (
         "that LMDeploy asks for ({more} more): with fewer it halves max_prefill_token_num, or"
@@ -206,11 +201,7 @@ def before_terms(
 ) -> list[Term]:
     """What one GPU holds before the weights: others, contexts, the communicator.
 
-    Args:
-        gpu: the card.
-        settings: the engine's options.
-        linked: whether NVLink joins every pair of the group.
-        constants: the generation's figures.
+    ``linked``: NVLink joins every pair of the group.
     """
     # The front end only asks torch for the card's properties: no context on pretend GPUs. Under
     # where it makes one on a real card, by what the ratio leaves of it: free memory is read later.
@@ -277,13 +268,7 @@ def buffer_terms(
 ) -> list[Term]:
     """What one GPU holds for good after the cache.
 
-    Args:
-        model: the checkpoint.
-        work: the model's stages.
-        settings: the engine's options.
-        gpu: the card.
-        most_blocks: KV blocks at most, which every graph has a table of.
-        constants: the generation's figures.
+    Every graph has a table of ``most_blocks`` KV blocks.
     """
     hopper = capability_of(gpu) >= HOPPER
     workspace = constants.cublas_workspace["hopper" if hopper else "default"]

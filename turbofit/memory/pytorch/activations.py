@@ -124,13 +124,7 @@ class Prefill(Struct):
 
 
 class Activations:
-    """The stages of one model under one set of settings.
-
-    Args:
-        model: the checkpoint.
-        settings: the engine's options.
-        constants: the generation's figures.
-    """
+    """The stages of one model under one set of settings."""
 
     #: CUDA graphs of a batch.
     graphs: ClassVar[int] = 1
@@ -536,14 +530,7 @@ def activations_of(
 
 
 class DraftedActivations(Activations):
-    """The stages of a target that verifies a draft's tokens, and of the draft after them.
-
-    Args:
-        model: the target.
-        settings: the engine's options, with a draft.
-        constants: the generation's figures.
-        processors: multiprocessors of a card.
-    """
+    """The stages of a target that verifies a draft's tokens, and of the draft after them."""
 
     graphs = _GRAPHS
 

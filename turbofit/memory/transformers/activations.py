@@ -81,14 +81,7 @@ _JOINED: Final = 2
 
 
 def vision_bytes(model: Model, layout: Layout, units: int, width: int) -> int:
-    """Bytes that the vision tower and its projector hold for so many units (tiles or patches).
-
-    Args:
-        model: what is served.
-        layout: of its class.
-        units: of one request, all images together.
-        width: bytes of an element.
-    """
+    """Bytes that the vision tower and its projector hold for so many units (tiles or patches)."""
     vision, rule = model.vision, model.image_rule
     if vision is None or rule is None or not units:
         return 0
@@ -131,14 +124,8 @@ def prefill_bytes(
 ) -> int:
     """Bytes that one decoder layer and what is kept around it hold for a prompt.
 
-    Args:
-        model: what is served.
-        tokens: of the prompt, images' tokens included.
-        images: of the request.
-        units: of the request, where this device holds the tower too: its pixels, what the tower
-            made of them and their features stay until the end of the prefill.
-        width: bytes of an element.
-        writes_matrix: whether attention writes the matrix of all pairs of tokens.
+    ``units`` are those of the request where this device holds the tower too: its pixels, what the
+    tower made of them and their features stay until the end of the prefill.
     """
     text = model.text
     held = tokens * _BESIDE_MLP * text.hidden * width + _layer_bytes(text, tokens, width)
@@ -231,12 +218,6 @@ class Placement(Struct):
 
 class ModelCopy:
     """Bytes of one copy of a model on a group of GPUs.
-
-    Args:
-        model: what is served.
-        dtype: that it is served in.
-        gpus: the group, in the order of the device map.
-        margins: bytes to leave on each.
 
     Raises:
         UsageError: Transformers does not serve the model.
@@ -389,11 +370,8 @@ def fewest_offloaded(copy: ModelCopy, load: Load) -> Placement | None:
 def device_map(copy: ModelCopy, placement: Placement, host: int | None) -> dict[str, int | str]:
     """The map in Transformers' own names.
 
-    Args:
-        copy: of the model.
-        placement: of its layers.
-        host: bytes of host memory that offloaded layers may take; None where it is not known. What
-            does not fit is read from disk at every token.
+    ``host`` are bytes of host memory that offloaded layers may take, None where it is not known.
+    What does not fit is read from disk at every token.
     """
     layout, parts, last = copy.layout, copy.parts, placement.devices - 1
     text = layout.text

@@ -98,12 +98,7 @@ _ASSUMED: Final = ((8, 0), (8, 6), (8, 9), (9, 0))
 
 
 class TurbomindAccount(Account):
-    """One model under one set of settings on one group of GPUs.
-
-    Args:
-        launch: the engine on its group; the ratio comes later, in :meth:`at`.
-        constants: the engine generation's figures.
-    """
+    """One model under one set of settings on one group of GPUs."""
 
     cache_shortfall: str = (
         "that one warm-up request needs ({more} more), and LMDeploy waits without a word"
@@ -193,11 +188,7 @@ def before_terms(
 ) -> list[Term]:
     """What one GPU holds before the weights: others, the context, kernels, the communicator.
 
-    Args:
-        gpu: the card.
-        settings: the engine's options.
-        linked: whether NVLink joins every pair of the group.
-        constants: the generation's figures.
+    ``linked``: NVLink joins every pair of the group.
     """
     hopper = capability_of(gpu) >= HOPPER
     context, note = context_bytes(gpu)

@@ -386,11 +386,7 @@ def device_buffers(
 ) -> Iterator[tuple[str, int, str]]:
     """Persistent device buffers of one rank: (term, bytes, note).
 
-    Args:
-        model: the checkpoint.
-        settings: the engine's options.
-        constants: the generation's figures.
-        l2: the card's L2 cache, which the GEMM tuner flushes through a buffer of that size.
+    The GEMM tuner flushes the card's L2 cache through a buffer of its size.
     """
     text, batch = model.text, settings.max_batch_size
     phases = _phases(settings)
