@@ -13,7 +13,7 @@ from turbofit.core.messages import option_of
 from turbofit.core.model import Model
 from turbofit.memory import versions
 from turbofit.memory.account import Engine
-from turbofit.memory.architectures import not_listed
+from turbofit.memory.versions import not_listed
 from turbofit.model.families.engines import engine_problem
 
 __all__ = [

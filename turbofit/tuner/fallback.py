@@ -391,8 +391,7 @@ def _parallel(request: ResolvedRequest, chosen: Chosen) -> str:
         return f"{copies} copies, {split}: one for each request at once"
     if not chosen.fits:
         return f"one copy, {split}: the closest to fitting"
-    why = "they hold it" if devices == 1 else "fewer do not hold it"
-    return f"one copy, {split}: {'it holds it' if devices == 1 else why}"
+    return f"one copy, {split}: {'it holds it' if devices == 1 else 'fewer do not hold it'}"
 
 
 def _reasons(
@@ -493,7 +492,7 @@ def _verdict(
 
 
 def _at_once(chosen: Chosen) -> str:
-    """How many requests run, up to ``of``."""
+    """How many requests run at once, as words before their size."""
     copies = len(chosen.copies)
     return "one request of" if copies == 1 else f"{copies} requests, one a copy, of"
 

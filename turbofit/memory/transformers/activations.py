@@ -156,18 +156,6 @@ def _layer_bytes(text: TextDims, tokens: int, width: int) -> int:
     return max(_MASK_MADE * pairs, mlp + pairs, attention + pairs + numbers)
 
 
-def embedding_bytes(model: Model, tokens: int, images: int, width: int) -> int:
-    """Bytes of putting the images' features among the embeddings; 0 without images."""
-    if not images or model.image_rule is None:
-        return 0
-    return _SCATTER * tokens * model.text.hidden * width
-
-
-def sampling_bytes(model: Model) -> int:
-    """Bytes of choosing one token out of the vocabulary."""
-    return _SAMPLING * model.text.vocab
-
-
 def _mlp_channels(text: TextDims) -> int:
     """Channels a token inside the MLP: gate, up and their product; with experts, of all chosen.
 
@@ -251,10 +239,6 @@ class ModelCopy:
         fixed = self.contexts[place][0] + self.workspace(place) + self.rounding
         return usable - self.margins[place] - fixed
 
-    def cache_bytes(self, number: int, load: Load) -> int:
-        """The cache of a layer, on the device that holds it; of an offloaded one on the first."""
-        return self.cached([self.parts.layers[number]], load)
-
     def resident_bytes(self, place: int, devices: int) -> int:
         """Weights of what is no decoder layer."""
         parts, held = self.parts, 0
@@ -276,9 +260,9 @@ class ModelCopy:
         units = load.units if place == 0 else 0
         matrix = self.writes_matrix(place)
         prefill = prefill_bytes(model, load.tokens, load.images, units, width, writes_matrix=matrix)
-        found = {"prefill": prefill + block, "sampling": sampling_bytes(model) + block}
-        if place == 0:
-            found["image_features"] = embedding_bytes(model, load.tokens, load.images, width)
+        found = {"prefill": prefill + block, "sampling": _SAMPLING * model.text.vocab + block}
+        if place == 0 and load.images and model.image_rule is not None:
+            found["image_features"] = _SCATTER * load.tokens * model.text.hidden * width
         return {name: self._rounded(size) for name, size in found.items() if size}
 
     def block(self, offloaded: Sequence[int]) -> int:
@@ -402,7 +386,9 @@ def _filled(copy: ModelCopy, load: Load, offloaded: int, spare: int) -> Placemen
     """
     devices, count = len(copy.gpus), len(copy.parts.layers)
     resident: list[int | None] = []
-    guests = sum(copy.cache_bytes(number, load) for number in range(offloaded))
+    # The cache of each layer, of offloaded ones on the first device.
+    caches = [copy.cached([layer], load) for layer in copy.parts.layers]
+    guests = sum(caches[:offloaded])
     for place in range(devices):
         block = copy.block(range(count)) if place == 0 and offloaded else 0
         text = max(copy.activations(place, load, block=block).values())
@@ -415,7 +401,7 @@ def _filled(copy: ModelCopy, load: Load, offloaded: int, spare: int) -> Placemen
         while len(resident) < count - offloaded:
             number = len(resident)
             weights += copy.parts.layers[number].weights
-            cache += copy.cache_bytes(number, load)
+            cache += caches[number]
             if weights + max(early, cache + text) > room:
                 break
             resident.append(place)

@@ -43,7 +43,6 @@ from turbofit.memory.calibrated import calibration_for, corrected
 from turbofit.memory.turbomind.cache import (
     block_bytes,
     cache_shape,
-    region_bytes,
     tokens_held,
     tokens_planned,
 )
@@ -166,7 +165,7 @@ class TurbomindAccount(Account):
 
     def region_at(self, ratio: float) -> int:
         """Bytes of the cache on each rank."""
-        return region_bytes(max(0, self.free), ratio)
+        return int(max(0, self.free) * ratio)
 
     def tokens_at(self, ratio: float) -> int:
         """KV tokens that the cache holds, at least."""

@@ -54,12 +54,13 @@ def evaluate(state: SearchState, shape: Shape, vision_load: VisionLoad) -> Evalu
     sizer, session_len, wants_cache = _sized(Sizer(state, shape, vision_load), wanted)
     sized = sizer.evaluation(session_len)
     tokens, held, lacking = sized.kv_tokens, wanted, 0
+    units = state.requested_load.units_per_request
     if promised is not None:
         held, lacking = held_by(sized), sizer.lacking(tokens, session_len, wanted)
     evaluation = replace(
         sized,
         fits=sized.fits and held >= wanted,
-        served=_share_served(state, vision_load),
+        served=vision_load.units_per_request / units if units else 1.0,
         short=sized.short or lacking,
         footprint=sizer.footprint(sized.settings) if request.least else 0,
         held=0 if promised is None else held * shape.replicas,
@@ -148,12 +149,6 @@ def too_long(request: ResolvedRequest, vision_load: VisionLoad) -> str:
         f"{images} {vision_load.tokens_per_request:,} tokens, which do not"
         f" fit a context of {most_context(request):,} with text beside them"
     )
-
-
-def _share_served(state: SearchState, vision_load: VisionLoad) -> float:
-    """The share of the vision units asked for that is served."""
-    units = state.requested_load.units_per_request
-    return vision_load.units_per_request / units if units else 1.0
 
 
 def _scored(request: ResolvedRequest, evaluation: Evaluation) -> Evaluation:

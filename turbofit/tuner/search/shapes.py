@@ -257,24 +257,16 @@ def _groupings(request: ResolvedRequest, engine: Engine) -> Iterator[tuple[tuple
     if request.groups is not None:
         yield request.groups
         return
-    equal = [*_mixed(request, engine), *_equal(request, engine)]
-    found = equal or list(_requested_shape(request, engine))
-    enough = [groups for groups in found if len(groups) >= _least_engines(request)]
-    yield from enough or found
-
-
-def _least_engines(request: ResolvedRequest) -> int:
-    """Engines without which a batch that is given does not run the requests that are given."""
-    batch, requests = request.fixed.get("max_batch_size"), request.workload.concurrency
-    return ceil(requests / batch) if isinstance(batch, int) and requests is not None else 1
-
-
-def _equal(request: ResolvedRequest, engine: Engine) -> Iterator[tuple[tuple[int, ...], ...]]:
-    """Engines on cards of one kind."""
+    found = list(_mixed(request, engine))
     for gpus in kinds(request.visible):
         for tp in _tps(request, gpus, engine):
             for replicas in _replicas(request, len(gpus) // tp):
-                yield from groupings(request.machine, gpus, tp, replicas)
+                found += groupings(request.machine, gpus, tp, replicas)
+    found = found or list(_requested_shape(request, engine))
+    # Without so many engines a batch that is given does not run the requests that are given.
+    batch, requests = request.fixed.get("max_batch_size"), request.workload.concurrency
+    least = ceil(requests / batch) if isinstance(batch, int) and requests is not None else 1
+    yield from [groups for groups in found if len(groups) >= least] or found
 
 
 def _mixed(request: ResolvedRequest, engine: Engine) -> Iterator[tuple[tuple[int, ...], ...]]:
@@ -388,14 +380,21 @@ def groupings(
     def signature_of(group: Sequence[Gpu]) -> GroupSignature:
         indices = tuple(gpu.index for gpu in group)
         if indices not in seen:
-            seen[indices] = _signature(machine, group)
+            cards = sorted(
+                (known(g.total, 0), known(g.reserved, 0), known(g.used, 0)) for g in group
+            )
+            links = group_class(machine, group), reduce_class(machine, group)
+            seen[indices] = (tuple(cards), *links)
         return seen[indices]
+
+    def fullness(gpu: Gpu) -> tuple[int, int]:
+        return known(gpu.used, 0) - gpu.usable, gpu.index
 
     for way in ways:
         signature = tuple(sorted(map(signature_of, way)))
         if signature not in distinct:
             distinct[signature] = tuple(
-                tuple(gpu.index for gpu in sorted(group, key=_fullness)) for group in way
+                tuple(gpu.index for gpu in sorted(group, key=fullness)) for group in way
             )
     return list(distinct.values())
 
@@ -504,15 +503,3 @@ def _uniform(machine: Machine, gpus: Sequence[Gpu]) -> bool:
     if len(cards) > 1 or machine.measured is not None:
         return False
     return len({group_class(machine, pair) for pair in combinations(gpus, 2)}) <= 1
-
-
-def _signature(machine: Machine, group: Sequence[Gpu]) -> GroupSignature:
-    cards = tuple(
-        sorted((known(g.total, 0), known(g.reserved, 0), known(g.used, 0)) for g in group)
-    )
-    return cards, group_class(machine, group), reduce_class(machine, group)
-
-
-def _fullness(gpu: Gpu) -> tuple[int, int]:
-    """The card with the most free memory comes first."""
-    return known(gpu.used, 0) - gpu.usable, gpu.index
