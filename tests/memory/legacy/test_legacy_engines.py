@@ -15,7 +15,6 @@ from turbofit.memory.engines import engine_for, engine_named
 from turbofit.memory.legacy.generations import (
     generation_of,
     generations,
-    torch_generation_of,
     torch_generations,
     unread,
 )
@@ -212,18 +211,3 @@ def test_what_an_entry_does_not_say_the_one_before_does():
     assert new.cache == old.cache
     assert new.buffers == old.buffers
     assert new.source != old.source
-
-
-def test_llava_left_four_times_its_tower_in_one_version_only():
-    assert generation_of("0.2.6").vision.held("LlavaLlamaForCausalLM") == 4
-    assert generation_of("0.2.6").vision.held("QWenLMHeadModel") == 1
-    assert generation_of("0.3.0").vision.held("LlavaLlamaForCausalLM") == 1
-
-
-def test_the_pytorch_engine_has_generations_too():
-    old, new = torch_generation_of("0.5.2"), torch_generation_of("0.10.2")
-    assert (old.runtime.bytes, old.runtime.batch_rows) == (7, 0)
-    assert (new.runtime.bytes, new.runtime.batch_rows) == (2, 2)
-    assert (old.tower, new.tower) == ("front_end", "engine")
-    assert (old.prefill, torch_generation_of("0.6.0").prefill) == (4096, 8192)
-    assert torch_generation_of("0.1.0") == torch_generations()[0]

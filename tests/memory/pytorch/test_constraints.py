@@ -32,6 +32,7 @@ from turbofit.model.source import resolve_model
         ("llama-4-scout", 8, None),
         ("llama-4-scout", 16, "attention heads"),
         ("qwen3.5-35b-a3b", 16, None),
+        ("qwen3.5-27b", 8, None),
         ("kimi-k2.5", 16, None),
         ("kimi-k2.5", 128, "heads"),
         ("minicpm3-4b", 1, None),
@@ -184,6 +185,13 @@ def test_states_stay_at_the_bits_that_are_counted() -> None:
     name, settings = "LMDEPLOY_FP32_MAMBA_SSM_DTYPE", Settings()
     assert environment(settings, resolve_model("qwen3.5-9b"))[name] == "0"
     assert name not in environment(settings, resolve_model("qwen3-vl-8b"))
+
+
+def test_delta_nets_deal_their_key_heads() -> None:
+    model = resolve_model("qwen3.5-27b")
+    # Heads of its attention that would divide.
+    model = replace(model, text=replace(model.text, heads=24, kv_heads=3, intermediate=3072))
+    assert "16 key heads" in str(tp_problem(model, 3))
 
 
 def test_llama_4_repeats_no_heads_and_deals_experts_evenly() -> None:

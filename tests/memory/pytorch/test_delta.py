@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from tests.memory.pytorch.test_account import CONSTANTS, account, tp_problem
+from tests.memory.pytorch.test_account import CONSTANTS, account
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
 from turbofit.memory.pytorch.account import PytorchAccount
@@ -90,22 +90,6 @@ def test_ranks_share_all_but_the_norms(name: str) -> None:
     else:
         experts = moe.experts * 3 * model.text.hidden * moe.intermediate * 2
         assert [largest_loaded(model, tp) for tp in (1, 2)] == [experts, experts // 2]
-
-
-@pytest.mark.parametrize(
-    ("name", "tp", "problem"),
-    [
-        ("qwen3.5-9b", 4, None), ("qwen3.5-27b", 8, None), ("qwen3.5-35b-a3b", 4, None),
-        ("qwen3.5-27b", 3, "16 key heads"), ("qwen3.5-9b", 16, None),
-    ],
-)  # fmt: skip
-def test_tensor_parallel_degrees(name: str, tp: int, problem: str | None) -> None:
-    model = resolve_model(name)
-    if problem:
-        # Heads of its attention that would divide.
-        model = replace(model, text=replace(model.text, heads=24, kv_heads=3, intermediate=3072))
-    said = tp_problem(model, tp)
-    assert said is None if problem is None else said is not None and problem in said
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -74,28 +74,6 @@ def test_cogvlms_second_set_of_layers_is_attention_and_mlp_as_the_first_is():
     assert 2 * first["attention"] <= both["attention"] < 2.01 * first["attention"]
 
 
-def test_features_of_several_depths_stay_until_the_forward_ends(constants):
-    model = resolve_model("qwen3-vl-32b")
-    assert model.vision is not None
-    flat = replace(model, vision=replace(model.vision, deepstack=0))
-    settings = Settings(tp=8, max_batch_size=8, session_len=32768)
-    tokens = 16384
-    forward = Prefill(tokens=tokens, context=32768, units=4 * tokens)
-    deep, without = (
-        Activations(one, settings, constants)._decoder(forward) for one in (model, flat)
-    )
-    assert deep - without >= 3 * tokens * model.text.hidden * 2
-
-
-def test_a_chosen_expert_holds_gate_up_their_product_and_its_output(constants):
-    model = resolve_model("qwen3-30b-a3b")
-    text, moe = model.text, model.text.moe
-    assert moe is not None
-    work = Activations(model, Settings(max_batch_size=8, session_len=4096), constants)
-    routed = moe.experts_per_token * (3 * moe.intermediate + text.hidden)
-    assert work.decode(1) >= 2 * (routed + constants.hidden_copies * text.hidden)
-
-
 @pytest.mark.parametrize(
     ("tp", "backend", "kind"),
     [
