@@ -96,11 +96,9 @@ class LegacyTorchAccount(GroupAccount):
         return self.free - self.runtime
 
     def region_at(self, ratio: float) -> int:
-        """Bytes of the cache on each rank."""
         return int(max(0, self.ratio_base) * ratio) // self.block_bytes * self.block_bytes
 
     def tokens_at(self, ratio: float) -> int:
-        """KV tokens that the cache holds."""
         return self.region_at(ratio) // self.block_bytes * self.block_tokens
 
     def _terms_before(self, i: int, launch: EngineLaunch) -> tuple[Term, ...]:
@@ -213,11 +211,7 @@ class LegacyTorchAccount(GroupAccount):
 
 
 class LegacyPytorch(Pytorch):
-    """The PyTorch engine before 0.18.
-
-    Raises:
-        PackageError: not a version before 0.18.
-    """
+    """The PyTorch engine before 0.18."""
 
     def __init__(self, version: str) -> None:
         super().__init__(FIRST_CURRENT)
@@ -226,7 +220,6 @@ class LegacyPytorch(Pytorch):
         self._turbomind = load_constants(FIRST_CURRENT)
 
     def defaults(self, gpu_name: str) -> dict[str, object]:
-        """See :meth:`Engine.defaults`."""
         rules = self.generation
         return {
             "cache_max_entry_count": _RATIO,
@@ -236,14 +229,12 @@ class LegacyPytorch(Pytorch):
         }
 
     def tp_problem(self, model: Model, tp: int) -> str | None:
-        """See :meth:`Engine.tp_problem`."""
         problem = self.generation.undealt(model.text.kv_heads, tp)
         if problem:
             return f"LMDeploy {self.version} {problem}"
         return super().tp_problem(model, tp)
 
     def check_options(self, fixed: Mapping[str, object]) -> None:
-        """See :meth:`Engine.check_options`."""
         if "speculative" in fixed:
             raise UsageError(
                 f"turbofit has no account of speculative decoding with LMDeploy {self.version}",
@@ -251,5 +242,4 @@ class LegacyPytorch(Pytorch):
             )
 
     def account(self, launch: EngineLaunch) -> Account:
-        """See :meth:`Engine.account`."""
         return LegacyTorchAccount(launch, self._turbomind, self.generation)

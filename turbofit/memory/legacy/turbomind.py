@@ -81,7 +81,6 @@ class GroupAccount(Account):
     least_blocks = 1
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - alike on all GPUs
-        """The cache of one GPU as lines of its ledger."""
         return cache_terms(round_up(self.region_at(ratio), PAGE), ratio, 0)
 
     def missing_at(self, ratio: float) -> int:
@@ -319,7 +318,6 @@ class LegacyAccount(GroupAccount):
         return blocks * self.block_bytes
 
     def tokens_at(self, ratio: float) -> int:
-        """KV tokens that the cache holds."""
         region = self.region_at(ratio)
         if self.generation.cache.objects:
             return tokens_held(region, self.shape, self.constants)
@@ -427,11 +425,7 @@ class LegacyAccount(GroupAccount):
 
 
 class LegacyTurbomind(Turbomind):
-    """TurboMind before 0.18.
-
-    Raises:
-        PackageError: not a version before 0.18.
-    """
+    """TurboMind before 0.18."""
 
     def __init__(self, version: str) -> None:
         super().__init__(FIRST_CURRENT)
@@ -439,7 +433,6 @@ class LegacyTurbomind(Turbomind):
         self.generation: Generation = generation_of(version)
 
     def defaults(self, gpu_name: str) -> dict[str, object]:
-        """See :meth:`Engine.defaults`."""
         rules = self.generation
         return {
             "cache_max_entry_count": rules.cache.default,
@@ -449,7 +442,6 @@ class LegacyTurbomind(Turbomind):
         }
 
     def account(self, launch: EngineLaunch) -> Account:
-        """See :meth:`Engine.account`."""
         return legacy_account(launch, self.constants, self.generation)
 
     def tp_problem(self, model: Model, tp: int) -> str | None:
@@ -505,5 +497,4 @@ class LegacyTurbomind(Turbomind):
         return replace(made, pinned=made.pinned + each * settings.tp)
 
     def prefill_words(self, settings: Settings) -> str:  # noqa: ARG002
-        """See :meth:`Engine.prefill_words`."""
         return f"as LMDeploy {self.version} takes it"

@@ -180,7 +180,6 @@ class PytorchAccount(Account):
         return self.settings.num_gpu_blocks or self.blocks_at(ratio)
 
     def region_at(self, ratio: float) -> int:
-        """Bytes of the cache on each rank."""
         return self._blocks_held(ratio) * self.block_bytes
 
     def tokens_at(self, ratio: float) -> int:
@@ -554,7 +553,6 @@ class Pytorch(Engine):
         return next(_refused(launch), None)
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:
-        """See :meth:`Engine.missing_kernels`. Triton compiles all but what a card cannot do."""
         return missing_kernels(launch)
 
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:

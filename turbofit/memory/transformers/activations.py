@@ -8,6 +8,7 @@ card has no such kernel for grouped heads, the matrix is charged.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Final
 
@@ -341,14 +342,8 @@ def fewest_offloaded(copy: ModelCopy, load: Load) -> Placement | None:
     count = len(copy.parts.layers)
     if _filled(copy, load, count, 0) is None:
         return None
-    low, high = 0, count
-    while low < high:
-        middle = (low + high) // 2
-        if _filled(copy, load, middle, 0) is None:
-            low = middle + 1
-        else:
-            high = middle
-    return _filled(copy, load, low, 0)
+    few = bisect_left(range(count), True, key=lambda n: _filled(copy, load, n, 0) is not None)
+    return _filled(copy, load, few, 0)
 
 
 def device_map(copy: ModelCopy, placement: Placement, host: int | None) -> dict[str, int | str]:

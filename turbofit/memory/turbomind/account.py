@@ -164,11 +164,9 @@ class TurbomindAccount(Account):
         return before, [first, *[loading] * (len(gpus) - 1)]
 
     def region_at(self, ratio: float) -> int:
-        """Bytes of the cache on each rank."""
         return int(max(0, self.free) * ratio)
 
     def tokens_at(self, ratio: float) -> int:
-        """KV tokens that the cache holds, at least."""
         return tokens_planned(self.region_at(ratio), self.shape, self.constants, self.settings)
 
     def blocks_at(self, ratio: float) -> int:
