@@ -145,13 +145,13 @@ def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOu
         ]
         if deadly:
             first = min(deadly, key=lambda term: term.bytes)
-            missing = base + first.bytes - _usable(ledger)
+            missing, case = base + first.bytes - _usable(ledger), _NAMES.get(first.term, first.term)
             held, left = _pool(ledger.ledger), _usable(ledger) - ledger.steady
             where = f"{format_bytes(held)} are held and {format_bytes(left)} are free"
             if left < 0:  # the warm-up holds nothing, or holes in the pool take what it held
                 where = f"{format_bytes(max(0, held + left))} are free"
             text = (
-                f"starts, then {account.dies} on {_case(first)}: it needs"
+                f"starts, then {account.dies} on {case} ({first.note}): it needs"
                 f" {format_bytes(first.bytes)} of {account.allocator} where"
                 f" {where} on GPU {ledger.index} ({format_bytes(missing)} short)"
             )
@@ -170,10 +170,6 @@ def _failure(
     kind: OutcomeKind, ledger: GpuLedger, missing: int, text: str, term: str = "kv_cache"
 ) -> StartOutcome:
     return StartOutcome(kind=kind, gpu=ledger.index, term=term, missing=missing, text=text)
-
-
-def _case(term: Term) -> str:
-    return f"{_NAMES.get(term.term, term.term)} ({term.note})"
 
 
 def _makeup(ledger: GpuLedger, *, worst: bool = False) -> str:
