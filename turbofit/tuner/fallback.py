@@ -65,6 +65,7 @@ from turbofit.tuner.search.sizing import (
     ROUND_CONTEXT,
     bisect,
     excess_tokens,
+    most_context,
     shortest_context,
 )
 
@@ -260,17 +261,9 @@ class _Tightest(ModelCopy):
         return any(copy.writes_matrix(place) for copy in self._copies)
 
 
-def _wanted(request: ResolvedRequest) -> int | None:
-    """The context that the user fixed."""
-    fixed = request.fixed.get("session_len", request.workload.context)
-    return fixed if isinstance(fixed, int) else None
-
-
 def _shortest(request: ResolvedRequest, vision_load: VisionLoad) -> int:
-    wanted = _wanted(request)
-    if wanted is not None:
-        return wanted
-    return min(shortest_context(vision_load), request.model.text.max_position_embeddings)
+    most = most_context(request)
+    return most if request.context_given else min(shortest_context(vision_load), most)
 
 
 def _on_gpus(
@@ -280,7 +273,7 @@ def _on_gpus(
     tightest, tokens = _Tightest(copies), _shortest(request, vision_load)
     if not holds(tightest, load_of(vision_load, tokens)):
         return None
-    if _wanted(request) is None and not request.least:
+    if not request.context_given and not request.least:
         tokens = _longest(request, tightest, vision_load, tokens)
     placement = place_all(tightest, load_of(vision_load, tokens))
     assert placement is not None
