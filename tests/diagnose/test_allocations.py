@@ -1,4 +1,4 @@
-"""One allocation of the real engine fails, in each of 24 lives (6 by default): each end is named, none hangs.
+"""One allocation of the real engine fails, in each of 24 lives: each end is named, none hangs.
 
 Other engines, formats and degrees are in bench/faults/ALLOCATIONS.md.
 """
