@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from tests.sweep import part
 from tests.tuner.conftest import random_request, with_used
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
@@ -25,7 +26,9 @@ from turbofit.tuner.search.sizing import SearchState
 pytestmark = pytest.mark.slow
 
 engines = st.sampled_from([engine_named(name) for name in LMDEPLOY])
-relaxed = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+relaxed = settings(
+    max_examples=part(20), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 def some_shape(request: ResolvedRequest, engine: Engine, index: int) -> Shape:
@@ -120,7 +123,7 @@ def test_permuting_equal_gpus_changes_neither_verdict_nor_score(engine, seed, sh
 
 
 @given(engine=engines, seed=st.integers(0, 10**6))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=part(12), deadline=None)
 def test_a_plan_survives_json_and_keeps_every_promise_where_it_fits(engine, seed):
     request = random_request(random.Random(seed), context=False)
     try:
