@@ -52,7 +52,7 @@ class Condition(Struct, forbid_unknown_fields=True):
             (text.architecture, self.text_architectures),
             (dim, self.head_dims),
         )
-        said = (
+        flags = (
             (-(-text.vocab // settings.tp) % 2 == 1, self.odd_vocab_share),
             (dim & (dim - 1) == 0, self.head_dim_power_of_two),
             (bool(model.vision and model.vision.qk_norm), self.tower_qk_norm),
@@ -61,7 +61,7 @@ class Condition(Struct, forbid_unknown_fields=True):
         return (
             settings.tp >= self.min_tp
             and all(among is None or value in among for value, among in listed)
-            and all(asked in (None, value) for value, asked in said)
+            and all(rule in (None, value) for value, rule in flags)
             and (self.model is None or bool(re.fullmatch(self.model, model.name, re.IGNORECASE)))
             and (wanted is None or any(card in wanted for card in cards))
             and (below is None or any(card < below for card in cards))

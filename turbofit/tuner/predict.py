@@ -77,9 +77,7 @@ def make_prediction(
     words, at_once = cache_words(tokens, vision_load, settings.session_len), None
     if request.promised_requests is not None:
         at_once = requests_held(accounts, tokens, vision_load)
-        waiting = ": the others wait" if at_once < request.promised_requests else ""
-        kept = min(at_once, request.promised_requests)
-        words += f"; it holds {kept:,} of {request.promised_requests:,} at once{waiting}"
+        words += f"; {_at_once_words(at_once, request.promised_requests)}"
     if is_legacy(engine.version) and start.serves:
         least = _least_free_words(
             lambda free: accounts_of(request, same[:1], groups[:1], held, engine, free)[0],
@@ -323,6 +321,11 @@ def _verdict(request: ResolvedRequest, engine: Engine, start: _Start, held: str)
     said = start.never or (start.outcome.serves and start.host) or start.outcome.text
     version = f" with LMDeploy {engine.version}" if is_legacy(engine.version) else ""
     return f"{request.model.name}{version}: {said}" + (f"; {held}" if start.serves else "")
+
+
+def _at_once_words(held: int, requests: int) -> str:
+    waiting = ": the others wait" if held < requests else ""
+    return f"it holds {min(held, requests):,} of {requests:,} at once{waiting}"
 
 
 def _story(

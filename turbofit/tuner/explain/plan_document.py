@@ -23,7 +23,7 @@ from turbofit.core.plan import (
 )
 from turbofit.core.units import MIB, format_bytes
 from turbofit.core.version import __version__
-from turbofit.memory.account import Account, Engine, VisionLoad
+from turbofit.memory.account import Account, Engine, GroupOutcome, VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.shapes import Evaluation
 from turbofit.tuner.search.sizing import SearchState, Sizer
@@ -64,16 +64,8 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
     """
     outcomes = [account.at(account.settings.cache_max_entry_count) for account in accounts]
     ledgers: list[GpuLedger] = [one for outcome in outcomes for one in outcome.ledgers]
-    caches = [
-        Kv(
-            bytes_per_token=account.bytes_per_token,
-            tokens=outcome.tokens,
-            total_tokens=sum(one.tokens for one in outcomes),
-            region_bytes=outcome.region,
-            longest_request_tokens=min(account.settings.session_len, outcome.tokens),
-        )
-        for account, outcome in zip(accounts, outcomes, strict=True)
-    ]
+    total = sum(outcome.tokens for outcome in outcomes)
+    caches = [_cache(*pair, total) for pair in zip(accounts, outcomes, strict=True)]
     kv = min(caches, key=lambda one: one.tokens)
     if not at_once:
         kv = replace(kv, region_bytes=min(one.region_bytes for one in caches))
@@ -112,6 +104,17 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
         ),
         held=UNSET if held is None else Held(requests=held, request_tokens=size),
         options=request.options,
+    )
+
+
+def _cache(account: Account, outcome: GroupOutcome, total: int) -> Kv:
+    """The cache of one group beside the tokens of all."""
+    return Kv(
+        bytes_per_token=account.bytes_per_token,
+        tokens=outcome.tokens,
+        total_tokens=total,
+        region_bytes=outcome.region,
+        longest_request_tokens=min(account.settings.session_len, outcome.tokens),
     )
 
 
