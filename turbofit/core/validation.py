@@ -225,10 +225,9 @@ def usage_error(
 def _nearest(error: ErrorDetails) -> str:
     """The right word that is nearest to a wrong one."""
     choices = re.findall("'([^']*)'", error["msg"]) if error["type"] == "literal_error" else []
-    from turbofit.core.synonyms import near
+    from turbofit.core.synonyms import guess
 
-    alike = near(str(error["input"]), choices)
-    return f"did you mean {alike[0]}?" if alike else ""
+    return guess(str(error["input"]), choices).rstrip()
 
 
 def _described(kind: type[BaseModel], field: str, name: str) -> str:

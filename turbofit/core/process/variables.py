@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from turbofit.core.errors import UsageError
 from turbofit.core.process.variable_names import NAMES, PREFIX, VARIABLES
-from turbofit.core.synonyms import near
+from turbofit.core.synonyms import guess
 from turbofit.core.validation import Validated, parsed
 
 if TYPE_CHECKING:
@@ -68,23 +68,20 @@ def variables(environ: Mapping[str, str] | None = None) -> EnvironmentVariables:
     """
     environ = os.environ if environ is None else environ
     _check_names(environ)
-    values = {_field(name): environ.get(name, "") for name in NAMES}
-    given = {field: value for field, value in values.items() if value.strip()}
+    given = {
+        name.removeprefix(PREFIX).lower(): value
+        for name in NAMES
+        if (value := environ.get(name, "")).strip()
+    }
     return EnvironmentVariables.of_options(given, lambda field: PREFIX + field.upper())
 
 
 def _check_names(environ: Mapping[str, str]) -> None:
     """A misspelt ``TURBOFIT_API_KEYS`` would open a server to everybody."""
-    known = [_field(name) for name in NAMES]
+    known = [name.removeprefix(PREFIX) for name in NAMES]
     for name in environ:
-        if name.startswith(PREFIX) and name not in VARIABLES:
-            alike = near(_field(name), known)
-            if alike:
-                raise UsageError(
-                    f"{name} is no variable of turbofit",
-                    hint=f"did you mean {PREFIX}{alike[0].upper()}? See docs/environment.md",
-                )
-
-
-def _field(name: str) -> str:
-    return name.removeprefix(PREFIX).lower()
+        if not name.startswith(PREFIX) or name in VARIABLES:
+            continue
+        if meant := guess(name.removeprefix(PREFIX), known, of=PREFIX):
+            hint = f"{meant}See docs/environment.md"
+            raise UsageError(f"{name} is no variable of turbofit", hint=hint)
