@@ -4,7 +4,7 @@ import pytest
 
 from tests.batch.standin import items_of
 from turbofit.batch.item import BatchItem
-from turbofit.batch.output_file import SeenNames, Survey
+from turbofit.batch.output_file import Survey
 from turbofit.core.errors import UsageError
 
 
@@ -15,9 +15,8 @@ def test_items_are_counted_and_marked_once() -> None:
     assert not any(
         survey.holds(*one) for one in ((0, 0), (0, 5), (2, 5), (6, 1), (10**11, 1), (3, 8))
     )
-    assert survey.mark(3)
+    survey.mark(3)
     assert survey.done(3)
-    assert not survey.mark(3)
     assert not survey.done(1)
 
 
@@ -35,19 +34,6 @@ def test_order_is_a_beginning() -> None:
     other.mark(4)
     with pytest.raises(UsageError, match="item 4 has its line and item 1 has none"):
         other.check_order()
-
-
-@pytest.mark.parametrize("count", [0, 1, 1000, 20000])
-def test_names_are_new_once(count) -> None:
-    names = [f"name-{number}" for number in range(count)] + ["", "\ud800", "ü" * 1000]
-    seen = SeenNames(len(names))
-    assert all(seen.add(name) for name in names)
-    assert not any(seen.add(name) for name in names)
-
-
-@pytest.mark.parametrize("count", [1000, 43690, 43691, 65536, 1_000_000])
-def test_memory_is_some_bytes_a_name(count) -> None:
-    assert 12 * count <= len(SeenNames(count)._slots) * 8 <= 25 * count
 
 
 def test_a_name_that_came_before_is_the_second_items_failure() -> None:

@@ -58,7 +58,7 @@ __all__ = [
 T = TypeVar("T")
 _LOG: Final = LazyLogger(__name__)
 
-#: Between two looks at the progress, and between two times that lines go to the disk.
+#: After which all lines go to the disk, and the progress is told.
 _SECONDS: Final = 1.0
 #: Of the requests that run at once, one over so many more waits at the gateway, so that a place
 #: that gets free is taken at once.
@@ -235,6 +235,7 @@ class BatchJob:
     async def _ticks(self, progress: BatchProgress) -> None:
         while True:
             await asyncio.sleep(_SECONDS)
+            await in_thread(progress.output.sync)
             self._listener.tick(progress)
 
 
@@ -337,7 +338,7 @@ class BatchRun:
             TurbofitError: what ends the run; all lines until then are written.
         """
         try:
-            await run_together((self._worker() for _ in range(self._workers)), [self._sync()])
+            await run_together(self._worker() for _ in range(self._workers))
         finally:
             self._output.sync()
 
@@ -362,14 +363,9 @@ class BatchRun:
                 self._ready.extend(await in_thread(lambda: list(islice(self._items, _READ))))
             return self._ready.popleft() if self._ready else None
 
-    async def _sync(self) -> None:
-        while True:
-            await asyncio.sleep(_SECONDS)
-            await in_thread(self._output.sync)
-
 
 async def run_together(
-    work: Iterable[Coroutine[Any, Any, None]], beside: Iterable[Coroutine[Any, Any, None]]
+    work: Iterable[Coroutine[Any, Any, None]], beside: Iterable[Coroutine[Any, Any, None]] = ()
 ) -> None:
     """Wait for all of the work, or for the first error; then nothing of either runs any more.
 

@@ -13,7 +13,6 @@ import os
 import stat
 from array import array
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -29,14 +28,16 @@ if TYPE_CHECKING:
 
     from turbofit.batch.item import BatchItem
 
-__all__ = ["OutputFile", "SeenNames", "Survey"]
+__all__ = ["OutputFile", "Survey"]
 
 _NUL: Final = b"\0"
-_LEAST_BITS: Final = 10
 
 
 class Survey:
-    """How many items there are, a digest of each and whether it has its line: 4 bytes and a bit.
+    """How many items there are, and which of them have their line: 5 bytes an item.
+
+    Names are held while it is read, by 64 bits each: in a million names, two that differ are taken
+    for one with a probability of 3e-8.
 
     Args:
         items: all of the input.
@@ -46,11 +47,18 @@ class Survey:
         #: By the item's number; 0 where there is none, as for an empty line.
         self._digests = array("I", [0])
         self.total = 0
+        #: Numbers of items whose name an item before has.
+        self._doubled: set[int] = set()
+        names: set[int] = set()
         for item in items:
             self._digests.extend([0] * (item.number - len(self._digests)))
             self._digests.append(item.digest)
             self.total += 1
-        self._done = bytearray(len(self._digests) // 8 + 1)
+            if (name := item.custom_id) is not None:
+                if hash(name) in names:
+                    self._doubled.add(item.number)
+                names.add(hash(name))
+        self._done = bytearray(len(self._digests))
 
     def holds(self, number: int, digest: int) -> bool:
         """Whether the input has this item."""
@@ -58,13 +66,11 @@ class Survey:
 
     def done(self, number: int) -> bool:
         """Whether it has its line."""
-        return bool(self._done[number >> 3] >> (number & 7) & 1)
+        return bool(self._done[number])
 
-    def mark(self, number: int) -> bool:
-        """It has its line; false where it had one before."""
-        new = not self.done(number)
-        self._done[number >> 3] |= 1 << (number & 7)
-        return new
+    def mark(self, number: int) -> None:
+        """It has its line."""
+        self._done[number] = 1
 
     def check_order(self) -> None:
         """Whether what is done is the beginning of the input.
@@ -92,21 +98,17 @@ class Survey:
         Raises:
             UsageError: the input is not what it was when it was read first.
         """
-        seen, count = SeenNames(self.total), 0
+        count = 0
         for item in items:
             count += 1
             if not self.holds(item.number, item.digest):
                 raise _changed(f"at item {item.number}")
-            again = item.custom_id is not None and not seen.add(item.custom_id)
             if self.done(item.number):
                 continue
-            if again and item.fault is None:
-                fault = ItemError(
-                    "duplicate_custom_id", "an item before this one has the same name"
-                )
-                yield replace(item, fault=fault)
-            else:
-                yield item
+            if item.number in self._doubled and item.fault is None:
+                words = "an item before this one has the same name"
+                item = replace(item, fault=ItemError("duplicate_custom_id", words))  # noqa: PLW2901
+            yield item
         if count != self.total:
             raise _changed(f"it had {self.total:,} items and has {count:,}")
 
@@ -116,32 +118,6 @@ def _changed(how: str) -> UsageError:
         f"the input has changed while it was read, {how}",
         hint="give the same command again once nobody writes it",
     )
-
-
-class SeenNames:
-    """An open hash table of 64-bit digests, a third to two thirds of which are taken at the end.
-
-    It takes 12 to 24 bytes a name, at once. Over: in a million names, two that differ are taken for
-    one with a probability of 3e-8.
-
-    Args:
-        names: how many there are at most.
-    """
-
-    def __init__(self, names: int) -> None:
-        self._last = (1 << max(_LEAST_BITS, (names + names // 2).bit_length())) - 1
-        self._slots = array("Q", bytes(8)) * (self._last + 1)
-
-    def add(self, name: str) -> bool:
-        """Whether this name is new."""
-        data = name.encode(errors="surrogatepass")
-        digest = int.from_bytes(blake2b(data, digest_size=8).digest(), "little") or 1
-        at = digest & self._last
-        while self._slots[at] and self._slots[at] != digest:
-            at = (at + 1) & self._last
-        new = not self._slots[at]
-        self._slots[at] = digest
-        return new
 
 
 class _Kept(msgspec.Struct):
@@ -203,11 +179,12 @@ class OutputFile:
                     place, failed = self._checked(number, line, survey)
                     if failed and retry_failed:
                         continue
-                    if not survey.mark(place):
+                    if survey.done(place):
                         raise UsageError(
                             f"line {number} of {self.path} is the second of its item",
                             hint="take one of the two out, or name another output",
                         )
+                    survey.mark(place)
                     size = size + len(line) if copy is None else _written(copy, line, size)
                     self._count(failed=failed)
             if copy is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
@@ -170,21 +169,16 @@ def inlined(body: JsonObject, base: str, limits: ImageLimits) -> None:
 
 
 def _file_bytes(path: str, most: int) -> bytes:
+    if not os.path.isfile(path):  # a pipe would be waited for
+        raise ItemError("image_missing", f"{path} is no file that is there")
     try:
-        # A pipe opens at once, without waiting, and is refused.
-        with open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as file:
+        with open(path, "rb") as file:
             before = os.fstat(file.fileno())
-            if not stat.S_ISREG(before.st_mode):
-                raise ItemError("image_missing", f"{path} is no file")
             if before.st_size > most:
-                raise ItemError(
-                    "image_too_big",
-                    f"{path} has {format_bytes(before.st_size)}, the limit is {format_bytes(most)}",
-                )
+                sizes = f"{format_bytes(before.st_size)}, the limit is {format_bytes(most)}"
+                raise ItemError("image_too_big", f"{path} has {sizes}")
             data = file.read(before.st_size + 1)
             after = os.fstat(file.fileno())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        raise ItemError("image_missing", f"{path} is not there") from None
     except OSError as exc:
         raise ItemError("image_unreadable", f"{path}: {exc.strerror or exc}") from None
     if (len(data), before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):

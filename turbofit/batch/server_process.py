@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from turbofit.batch.item import ItemError
 from turbofit.batch.request_body import (
     LARGEST_FILE,
     ImageLimits,
@@ -27,7 +26,6 @@ from turbofit.batch.request_body import (
 )
 from turbofit.core.errors import LaunchError, UsageError, error_from
 from turbofit.core.process.variable_names import without_options
-from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import UNSTATED
 from turbofit.gateway.limits.ranges import most_tokens
 from turbofit.gateway.media.pictures import LARGEST_PIXELS, from_url
@@ -227,8 +225,8 @@ def workload_of(source: BatchInput, model: Model) -> BatchWorkload:
         source: the input.
         model: whose rule says which image is the worst.
     """
-    worst, images = BatchWorkload(), _Images(source.base, model.image_rule)
-    longest = 0
+    worst, rule = BatchWorkload(), model.image_rule
+    longest, most_units, elsewhere = 0, 0, False
     for item in source.items():
         try:
             body = {} if item.fault else decoded_body(item)
@@ -238,7 +236,17 @@ def workload_of(source: BatchInput, model: Model) -> BatchWorkload:
             continue
         urls = [image["url"] for image in image_sources(body)]
         worst.images = max(worst.images, len(urls))
-        tokens = sum(map(images.tokens, urls))
+        tokens = 0
+        for url in urls:
+            if rule is None:
+                break
+            if is_remote(url):
+                elsewhere = True
+                tokens += rule.unit_tokens(rule.worst_units())
+            elif size := _size(url, source.base, rule):
+                tokens += rule.tokens(*size)
+                if rule.units(*size) > most_units:
+                    most_units, worst.image_size = rule.units(*size), size
         bound_answer(body, source.max_tokens)
         text = _DATA.sub(b'""', msgspec.json.encode(body))
         whole = most_tokens(_KINDS.get(item.url, ""), body, text, len(text), tokens)
@@ -246,52 +254,24 @@ def workload_of(source: BatchInput, model: Model) -> BatchWorkload:
             worst.unbounded += 1
         else:
             longest = max(longest, whole)
-    worst.image_size = None if images.elsewhere else images.worst
+    if elsewhere:  # nobody here knows its size
+        worst.image_size = None
     if longest and not worst.unbounded:
         worst.context = min(longest, model.text.max_position_embeddings)
     return worst
 
 
-class _Images:
-    """The images of an input."""
-
-    def __init__(self, base: str, rule: AnyImageRule | None) -> None:
-        self._base, self._rule, self._units = base, rule, 0
-        #: Size of the one with the most units.
-        self.worst: tuple[int, int] | None = None
-        #: Whether an image is fetched by the server, and nobody here knows its size.
-        self.elsewhere = False
-
-    def tokens(self, url: str) -> int:
-        """Tokens of an image."""
-        rule = self._rule
-        if rule is None:
-            return 0
-        if is_remote(url):
-            self.elsewhere = True
-            return rule.unit_tokens(rule.worst_units())
-        try:
-            size = _size(url, self._base)
-            units = rule.units(*size)
-        except (ItemError, Refusal, UsageError):  # its item will fail
-            return 0
-        if units > self._units:
-            self._units, self.worst = units, size
-        return rule.tokens(*size)
-
-
-def _size(url: str, base: str) -> tuple[int, int]:
-    """Width and height of an image that is here; of a file the header alone is read."""
+def _size(url: str, base: str, rule: AnyImageRule) -> tuple[int, int] | None:
+    """Width and height of an image that is here, by its header; None where its item will fail."""
     from PIL import Image
 
-    path = local_path(url, base)
-    if path is None:
-        return from_url(url, LARGEST_FILE).size
     try:
-        with Image.open(path) as image:
-            size = int(image.width), int(image.height)
-    except Exception as exc:  # noqa: BLE001 - Pillow's plugins raise whatever they meet
-        raise ItemError("broken_image", f"{path}: {exc}") from None
-    if size[0] * size[1] > LARGEST_PIXELS:
-        raise ItemError("too_many_pixels", path)
-    return size
+        if (path := local_path(url, base)) is None:
+            size = from_url(url, LARGEST_FILE).size
+        else:
+            with Image.open(path) as image:
+                size = int(image.width), int(image.height)
+        rule.units(*size)
+    except Exception:  # noqa: BLE001 - Pillow's plugins raise whatever they meet
+        return None
+    return size if size[0] * size[1] <= LARGEST_PIXELS else None
