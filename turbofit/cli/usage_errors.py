@@ -66,6 +66,12 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
 
     name, equals, value = word.partition("=")
     found = None if name[1:2].isdigit() else synonym(name)
+    said = re.compile(rf"\b{re.escape(name.strip('-'))}\b", re.IGNORECASE)
+    for one in ctx.command.params if found is None or found.to != "MODEL" else ():
+        if isinstance(one, click.Argument) and said.search(f"{one.name} {one.metavar}"):
+            usage = " ".join(ctx.get_usage().split()[1:])
+            hint = f"{_spelled(one, ctx)} stands without an option: {usage}"
+            raise UsageError(f"unknown option {name}", hint=hint)
     if found is None or name == f"--{found.to}":
         return word
     option, form = f"--{found.to}", "--{option} {value}"
@@ -83,8 +89,8 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
         first = (one for one in ("plan", "serve", "bench", *having) if one in having)
         command = next(first, "serve MODEL --")
         form = f"turbofit {command}{' MODEL' if command in ('plan', 'serve') else ''} {form}"
-    said = f"unknown option {name}{f' {value}' if value else ''}"
-    raise UsageError(said, hint=found.here(value, form))
+    what = f"unknown option {name}{f' {value}' if value else ''}"
+    raise UsageError(what, hint=found.here(value, form))
 
 
 def unknown_word(word: str) -> str:
