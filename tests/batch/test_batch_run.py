@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from tests.batch.standin import items_of, lines
-from turbofit.batch.batch_job import BatchProgress, BatchRun, in_thread, run_together
+from turbofit.batch.batch_job import BatchProgress, in_thread, run_together, send_all
 from turbofit.batch.item import BatchError, BatchItem, BatchLine
 from turbofit.batch.output_file import OutputFile, Survey
 from turbofit.core.errors import UnservedError
@@ -45,7 +45,7 @@ class Under:
                 progress = BatchProgress(output, self.survey.total)
                 found = self.survey.pending(self._items())
                 options = {"at_once": 4, **self._options}
-                await BatchRun(found, output, self._ask, self._count_written, **options).run()
+                await send_all(found, output, self._ask, self._count_written, **options)
                 return progress
 
         return asyncio.run(main())

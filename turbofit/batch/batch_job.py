@@ -49,10 +49,10 @@ __all__ = [
     "BatchListener",
     "BatchProgress",
     "BatchResult",
-    "BatchRun",
     "in_thread",
     "iterate",
     "run_together",
+    "send_all",
 ]
 
 T = TypeVar("T")
@@ -202,11 +202,11 @@ class BatchJob:
                 base=self._source.base, limits=limits, max_tokens=self._source.max_tokens,
             )  # fmt: skip
             progress.began = time.monotonic()
-            await BatchRun(
+            await send_all(
                 survey.pending(self._source.items()), output,
                 lambda item: sender.line(item, writer), self._listener.written,
                 at_once=min(at_once, progress.left), in_order=spec.in_order,
-            ).run()  # fmt: skip
+            )  # fmt: skip
 
         beside = [self._ticks(progress)]
         if server is not None:
@@ -299,8 +299,16 @@ class BatchProgress:
         return Step("sending", self.output.lines, self.total, detail=detail)
 
 
-class BatchRun:
-    """Sends items and writes their lines.
+async def send_all(
+    items: Iterator[BatchItem],
+    output: OutputFile,
+    ask: Callable[[BatchItem], Awaitable[BatchLine]],
+    written: Callable[[int], None],
+    *,
+    at_once: int,
+    in_order: bool = False,
+) -> None:
+    """Send items and write their lines, until every item has its line.
 
     Args:
         items: what `Survey.pending` gives.
@@ -309,59 +317,38 @@ class BatchRun:
         written: told of each line.
         at_once: items under way at a time.
         in_order: lines in the input's order.
+
+    Raises:
+        TurbofitError: what ends the run; all lines until then are written.
     """
+    room, reading = asyncio.Semaphore(at_once), asyncio.Lock()
+    ready: deque[BatchItem] = deque()
+    #: Set when the line of the last item that has begun is written.
+    last = asyncio.Event()
+    last.set()
 
-    def __init__(
-        self,
-        items: Iterator[BatchItem],
-        output: OutputFile,
-        ask: Callable[[BatchItem], Awaitable[BatchLine]],
-        written: Callable[[int], None],
-        *,
-        at_once: int,
-        in_order: bool = False,
-    ) -> None:
-        self._items, self._output, self._ask, self._written = items, output, ask, written
-        self._in_order = in_order
-        self._workers = at_once * (_AHEAD if in_order else 1)
-        self._room = asyncio.Semaphore(at_once)
-        self._ready: deque[BatchItem] = deque()
-        self._reading = asyncio.Lock()
-        #: Set when the line of the last item that has begun is written.
-        self._last = asyncio.Event()
-        self._last.set()
-
-    async def run(self) -> None:
-        """Until every item has its line.
-
-        Raises:
-            TurbofitError: what ends the run; all lines until then are written.
-        """
-        try:
-            await run_together(self._worker() for _ in range(self._workers))
-        finally:
-            self._output.sync()
-
-    async def _worker(self) -> None:
+    async def work() -> None:
+        nonlocal last
         while True:
-            async with self._room:
-                item = await self._next()
-                if item is None:
-                    return
-                before, self._last = self._last, asyncio.Event()
-                its_own = self._last
-                line = await self._ask(item)
-            if self._in_order:
+            async with room:
+                async with reading:
+                    ready.extend([] if ready else await in_thread(list, islice(items, _READ)))
+                    if not ready:
+                        return
+                    item = ready.popleft()
+                    before, last = last, asyncio.Event()
+                    its_own = last
+                line = await ask(item)
+            if in_order:
                 await before.wait()
-            self._output.append(msgspec.json.encode(line) + b"\n", failed=line.error is not None)
-            self._written(1)
+            output.append(msgspec.json.encode(line) + b"\n", failed=line.error is not None)
+            written(1)
             its_own.set()
 
-    async def _next(self) -> BatchItem | None:
-        async with self._reading:
-            if not self._ready:
-                self._ready.extend(await in_thread(lambda: list(islice(self._items, _READ))))
-            return self._ready.popleft() if self._ready else None
+    try:
+        await run_together(work() for _ in range(at_once * (_AHEAD if in_order else 1)))
+    finally:
+        output.sync()
 
 
 async def run_together(
