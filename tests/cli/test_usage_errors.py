@@ -112,8 +112,8 @@ def test_behind_the_dashes(capsys: Out) -> None:
     ("word", "hint"),
     [
         ("run", "turbofit serve MODEL"),
-        ("pull", "downloads what is not there"),
-        ("chat", "OpenAI client"),
+        ("pull", "turbofit download MODEL"),
+        ("ask", "turbofit chat"),
         ("info", "turbofit plan MODEL --full"),
         ("internvl3-8b", "it is a model: turbofit plan internvl3-8b"),
         ("OpenGVLab/InternVL3-8B", "it is a model"),

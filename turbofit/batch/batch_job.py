@@ -337,13 +337,13 @@ async def send_all(
                         return
                     item = ready.popleft()
                     before, last = last, asyncio.Event()
-                    its_own = last
+                    mine = last
                 line = await ask(item)
             if in_order:
                 await before.wait()
             output.append(msgspec.json.encode(line) + b"\n", failed=line.error is not None)
             written(1)
-            its_own.set()
+            mine.set()
 
     try:
         await run_together(work() for _ in range(at_once * (_AHEAD if in_order else 1)))

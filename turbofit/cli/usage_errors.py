@@ -66,7 +66,7 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
 
     name, equals, value = word.partition("=")
     found = None if name[1:2].isdigit() else synonym(name)
-    said = re.compile(rf"\b{re.escape(name.strip('-'))}\b", re.IGNORECASE)
+    said = re.compile(rf"\b{re.escape(name.strip('-') or name)}\b", re.IGNORECASE)
     for one in ctx.command.params if found is None or found.to != "MODEL" else ():
         if isinstance(one, click.Argument) and said.search(f"{one.name} {one.metavar}"):
             usage = " ".join(ctx.get_usage().split()[1:])

@@ -82,14 +82,7 @@ def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:
 
 
 def guess(name: str, known: Iterable[str], count: int = 1, of: str = "") -> str:
-    """``did you mean …? `` with the nearest names; empty where none is near.
-
-    Args:
-        name: a misspelt one.
-        known: what it may mean.
-        count: of names at most.
-        of: what stands before each.
-    """
+    """``did you mean …? `` with the nearest names, each behind ``of``; empty where none is near."""
     alike = [f"{of}{one}" for one in near(name, known, count)]
     return f"did you mean {' or '.join(alike)}? " if alike else ""
 

@@ -67,21 +67,16 @@ def variables(environ: Mapping[str, str] | None = None) -> EnvironmentVariables:
         UsageError: a value cannot be meant, or a name is a misspelling of one of them.
     """
     environ = os.environ if environ is None else environ
-    _check_names(environ)
+    known = [name.removeprefix(PREFIX) for name in NAMES]
+    for name in (one for one in environ if one.startswith(PREFIX)):
+        meant = guess(name.removeprefix(PREFIX), known, of=PREFIX)
+        # A misspelt TURBOFIT_API_KEYS would open a server to everybody.
+        if meant and name not in VARIABLES:
+            hint = f"{meant}See docs/environment.md"
+            raise UsageError(f"{name} is no variable of turbofit", hint=hint)
     given = {
         name.removeprefix(PREFIX).lower(): value
         for name in NAMES
         if (value := environ.get(name, "")).strip()
     }
     return EnvironmentVariables.of_options(given, lambda field: PREFIX + field.upper())
-
-
-def _check_names(environ: Mapping[str, str]) -> None:
-    """A misspelt ``TURBOFIT_API_KEYS`` would open a server to everybody."""
-    known = [name.removeprefix(PREFIX) for name in NAMES]
-    for name in environ:
-        if not name.startswith(PREFIX) or name in VARIABLES:
-            continue
-        if meant := guess(name.removeprefix(PREFIX), known, of=PREFIX):
-            hint = f"{meant}See docs/environment.md"
-            raise UsageError(f"{name} is no variable of turbofit", hint=hint)
