@@ -253,11 +253,11 @@ MANUAL: Final[dict[str, Manual]] = {
     "export": Manual(
         (
             "turbofit export systemd plan.json > vlm.service",
-            "turbofit export compose plan.json --image turbofit:mine > compose.yaml",
+            "turbofit export compose internvl2-8b --on 2xrtx3090 > compose.yaml",
             "turbofit export k8s plan.json --claim hub-cache > vlm.yaml",
         ),
-        (3,),
-        "reads the plan; prints, and starts nothing",
+        (3, 4, 7),
+        "reads the plan, or what `plan` reads of a model; prints, and starts nothing",
     ),
     "doctor": Manual(
         ("turbofit doctor", "turbofit doctor --model internvl2-8b --port 23333 --json"),
