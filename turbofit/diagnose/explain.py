@@ -47,6 +47,8 @@ _RULES: Final = (
 )
 #: What a parent says of a child that ended: the child's own error goes before it.
 _PARENTS: Final = ("aborted", "crashed", "engine_gone", "killed", "request_failed")
+#: Why a server refused a request.
+_REQUESTS: Final = ("request_rejected", "bad_image", "wrong_model_name")
 _RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3}
 
 
@@ -71,6 +73,8 @@ def diagnose(
     )
     if not drafts:
         return _unknown(cases[-1])
+    if drafts[0][0].kind == "request_failed":  # why a request failed goes before that it did
+        drafts.sort(key=lambda found: found[0].kind not in _REQUESTS)
     best, of_run = drafts[0]
     last = of_run.event.last
     if last is not None and (
