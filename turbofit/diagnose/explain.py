@@ -47,8 +47,14 @@ _RULES: Final = (
 )
 #: What a parent says of a child that ended: the child's own error goes before it.
 _PARENTS: Final = ("aborted", "crashed", "engine_gone", "killed", "request_failed")
-#: Why a server refused a request.
-_REQUESTS: Final = ("request_rejected", "bad_image", "wrong_model_name")
+#: Notices that say why something ended: they go before that it did.
+_REASONS: Final = {
+    "request_failed": ("request_rejected", "bad_image", "wrong_model_name"),
+    "aborted": ("interrupted",),
+    "engine_gone": ("interrupted",),
+}
+#: Notices of the machine, which say nothing of an error in the same log.
+_OF_MACHINE: Final = ("memory_table", "peer_warning")
 _RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3}
 
 
@@ -73,12 +79,13 @@ def diagnose(
     )
     if not drafts:
         return _unknown(cases[-1])
-    if drafts[0][0].kind == "request_failed":  # why a request failed goes before that it did
-        drafts.sort(key=lambda found: found[0].kind not in _REQUESTS)
+    reasons = _REASONS.get(drafts[0][0].kind, ())
+    drafts.sort(key=lambda found: found[0].kind not in reasons)
     best, of_run = drafts[0]
     last = of_run.event.last
+    told_less = best.rank in ("refusal", "notice") and best.kind != "interrupted"
     if last is not None and (
-        best.kind in _PARENTS or (best.rank == "refusal" and last.line > best.line)
+        best.kind in (*_PARENTS, *_OF_MACHINE) or (told_less and last.line > best.line)
     ):
         return _unknown(of_run, f"line {best.line}: {best.what}")
     also = {

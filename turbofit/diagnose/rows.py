@@ -55,8 +55,8 @@ _LONGEST_PREFIX: Final = 120
 _DOCKER: Final = '{"log":"'
 #: What quotes a line of TurboMind as an error's text.
 _QUOTES: Final = ("Error:", "Error: b'", "what():")
-#: What follows in LMDeploy's record of a request was written by a client or by the model.
-_REQUEST: Final = re.compile(r".* - logger\.py:\d+ - session=[^,]*, ")
+#: What follows in LMDeploy's or vLLM's record of a request was written by a client or the model.
+_REQUEST: Final = re.compile(r".* - logger\.py:\d+ - session=[^,]*, |.*\bReceived request \S+: ")
 _LONGEST: Final = 8192
 _CHUNK: Final = 1 << 20
 
@@ -140,7 +140,7 @@ def _bare(text: str) -> str:
     match = _PREFIX.match(text)
     if match and match.end() < len(text):
         text = text[match.end() :]
-    if "session=" in text and (request := _REQUEST.match(text)):
+    if ("session=" in text or "Received" in text) and (request := _REQUEST.match(text)):
         text = request[0].rstrip()
     return text if text.strip() else ""
 

@@ -407,6 +407,45 @@ LEARNED = (
     ),
     ("no_threads", "  what():  Operation not permitted"),
     ("package_versions", "ValueError: You have a version of `bitsandbytes` that is not compatible"),
+    ("missing_package", "ModuleNotFoundError: No module named 'triton'"),
+    ("package_versions", "AttributeError: module 'torch' has no attribute 'cuda'"),
+    ("weights_mismatch", "ValueError: Unexpected weight: model.layers.0.mlp.down_proj.bias"),
+    (
+        "engine_gone",
+        "Exception: Capture cuda graph failed: [gloo/transport/tcp/pair.cc:534] Connection closed"
+        " by peer [10.0.0.2]:21290",
+    ),
+    (
+        "request_rejected",
+        "openai.BadRequestError: Error code: 400 - {'object': 'error', 'message': \"[{'type': 'x',"
+        " 'msg': 'Extra inputs are not permitted', 'input': 64}]\", 'code': 400}",
+    ),
+    (
+        "package_versions",
+        "ImportError: cannot import name 'LLM' from partially initialized module"
+        " 'vllm' (most likely due to a circular import) (/w/vllm.py)",
+    ),
+    ("old_python", "ImportError: cannot import name 'Mapping' from 'collections' (/usr/lib)"),
+    ("killed", "Normal  Killing  kubelet  Container a failed liveness probe, will be restarted"),
+    ("bad_image", "ClientResponseError: 403, message='Forbidden', url='https://example.org/a.jpg'"),
+    ("bad_json", "json.decoder.JSONDecodeError: Expecting value: line 1 column 1 (char 0)"),
+    ("no_server", "httpx.ConnectError: All connection attempts failed"),
+    ("no_server", "openai.APITimeoutError: Request timed out."),
+    ("gpu_too_new", "nvrtc: error: invalid value for --gpu-architecture (-arch)"),
+    (
+        "gpu_too_new",
+        "RuntimeError: Ninja build failed.\nnvcc fatal   : Unsupported gpu architecture 'sm_120a'",
+    ),
+    ("calibration_data", "RuntimeError: Dataset scripts are no longer supported, but found x.py"),
+    ("package_versions", "AttributeError: 'Catcher' object has no attribute 'attention_type'"),
+    ("package_versions", "ValueError: 'aimv2' is already used by a Transformers config"),
+    ("missing_extension", "AttributeError: '_OpNamespace' '_C' object has no attribute 'x'"),
+    (
+        "missing_package",
+        "ImportError: Using `bitsandbytes` 4-bit quantization requires the latest version of it",
+    ),
+    ("shared_memory", "RuntimeError: unable to write to file </torch_1_2>: No space left (28)"),
+    ("event_loop", "RuntimeError: Current event loop is different from the one bound to loop task"),
     ("shape_mismatch", "RuntimeError: mat1 and mat2 shapes cannot be multiplied (8x3 and 4x2)"),
     ("wrong_class", "KeyError: 'Qwen2RMConfig'"),
     ("kernel_compile", "RuntimeError: PassManager::run failed"),
@@ -497,6 +536,44 @@ def test_an_unknown_error_after_a_check_goes_before_it() -> None:
     found = explain(f"{REFUSED}\nZeroDivisionError: division by zero\n")
     assert found.kind == "unknown"
     assert found.also == (f"line 1: {explain(REFUSED).what}",)
+
+
+DRIVER = (
+    "/venv/torch/cuda/__init__.py:129: UserWarning: CUDA initialization: The NVIDIA driver on your"
+    " system is too old (found version 11040).\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "log"),
+    [
+        ("unknown", f"{DRIVER}ValueError: another thing\n"),
+        ("driver_too_old", f"{DRIVER}RuntimeError: Failed to infer device type\n"),
+        (
+            "unknown",
+            "WARNING 06-01 22:03:06 [a.py:2] ModuleNotFoundError: No module named 'x'\n"
+            "ValueError: another thing\n",
+        ),
+        (
+            "unknown",
+            "2025-03-19 - lmdeploy - WARNING - Fallback to pytorch engine because `/m` not"
+            " supported by turbomind engine.\nRuntimeError: another thing\n",
+        ),
+        (
+            "request_rejected",
+            "ERROR Error in preprocessing prompt inputs\n"
+            "ValueError: At most 1 image(s) may be provided in one request.\n",
+        ),
+        ("interrupted", "KeyboardInterrupt\nAborted (core dumped)\n"),
+        (
+            "healthy",
+            "INFO:     Uvicorn running on http://0.0.0.0:8000\nINFO 06-01 22:03:06 [logger.py:39]"
+            " Received request c-1: prompt: 'MemoryError', params: SamplingParams(n=1)\n",
+        ),
+    ],
+)
+def test_what_a_run_outlived_or_a_client_wrote_is_no_cause(kind: str, log: str) -> None:
+    assert explain(log).kind == kind
 
 
 def test_rows_use_figures_and_groups_that_exist() -> None:
