@@ -408,6 +408,15 @@ LEARNED = (
     ("no_threads", "  what():  Operation not permitted"),
     ("package_versions", "ValueError: You have a version of `bitsandbytes` that is not compatible"),
     ("missing_package", "ModuleNotFoundError: No module named 'triton'"),
+    ("ray_waits", "ValueError: Ray does not allocate any GPUs on the driver node. Consider"),
+    (
+        "package_versions",
+        "ValueError: `.to` is not supported for `4-bit` or `8-bit` bitsandbytes"
+        " models. Please use the model as it is",
+    ),
+    ("cuda_error", "cudaErrorUnknown: unknown error"),
+    ("hang", "Health check failed. Server couldn't get a response from detokenizer for last 20 s"),
+    ("package_versions", "KeyError: 'architectures'"),
     ("package_versions", "AttributeError: module 'torch' has no attribute 'cuda'"),
     ("weights_mismatch", "ValueError: Unexpected weight: model.layers.0.mlp.down_proj.bias"),
     (
@@ -499,6 +508,30 @@ def test_what_a_server_refuses_goes_before_that_it_is_up() -> None:
 @pytest.mark.parametrize(("kind", "line"), LEARNED, ids=lambda text: text[:40])
 def test_kinds_that_people_report(kind: str, line: str) -> None:
     assert explain(f"INFO: starting\n{line}\n").kind == kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"), [("wrong_setting", "vllm/config/model.py"), ("unknown", "kernels/layer.py")]
+)
+def test_a_sentence_is_the_program_s_refusal_only_where_its_code_says_it(
+    kind: str, path: str
+) -> None:
+    log = (
+        "Traceback (most recent call last):\n"
+        '  File "/venv/site-packages/transformers/integrations/hub_kernels.py", line 8, in load\n'
+        f'  File "/venv/site-packages/{path}", line 9, in __init__\n'
+        "ValueError: Either a revision or a version must be specified.\n"
+    )
+    assert explain(log).kind == kind
+
+
+def test_the_advice_for_a_shortage_names_what_decides_where_the_phase_is_not_known() -> None:
+    found = explain(
+        "$ vllm serve /models/a --gpu-memory-utilization 0.8\n"
+        "torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate 224.00 MiB. GPU 0 has a"
+        " total capacity of 10.73 GiB of which 46.44 MiB is free.\n"
+    )
+    assert "if it was still loading its weights" in " ".join(found.changes)
 
 
 def test_a_divisor_of_the_heads_is_named() -> None:

@@ -172,6 +172,12 @@ def package_of(stack: tuple[PythonFrame, ...]) -> str | None:
     return next((match[1] or match[2] for match in reversed(found) if match), None)
 
 
+def _raised_by(figures: Figures) -> str | None:
+    """The package whose code raised the error, "unknown" without a stack; None: another package."""
+    stack = figures.mark.stack
+    return package_of(stack[-1:]) if stack else "unknown"
+
+
 def _front_end(figures: Figures) -> str | None:
     """The file of LMDeploy's front ends that is on the stack."""
     found = [_FRONT_END.search(frame.path) for frame in figures.mark.stack]
@@ -226,7 +232,7 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "listed_since": _listed_since,
     "lmdeploy": lambda figures: "lmdeploy" if figures.case.facts.subject.lmdeploy else None,
     "model_name": _model_name,
-    "failed_line": lambda figures: figures.mark.stack[-1].code if figures.mark.stack else None,
+    "raised_by": _raised_by,
     "raised_in": lambda figures: figures.mark.stack[-1].function if figures.mark.stack else None,
     "placed": lambda figures: "" if figures.case.facts.subject.auto_map else None,
     "package": lambda figures: package_of(figures.mark.stack),
