@@ -65,7 +65,9 @@ def event_of(facts: LogFacts) -> Event:
         default=0,
     )
     last = next((mark for mark, _ in reversed(facts.every(PythonError))), None)
-    fatal, complaints, warned = [], [], []
+    fatal: list[LogEvent] = []
+    complaints: list[LogEvent] = []
+    warned: list[LogEvent] = []
     for mark in facts.marks:
         if not isinstance(mark.event, (*_FATAL, KnownMessage)):
             continue

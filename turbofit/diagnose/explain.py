@@ -111,11 +111,7 @@ def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosi
                     else "which model it was: name it with --model"
                 )
             if case.machine is None:
-                unknown.append(
-                    f"which machine it was: {case.no_machine}"
-                    if case.no_machine
-                    else "which machine it was: name it with --on"
-                )
+                unknown.append(f"which machine it was: {case.no_machine or 'name it with --on'}")
     peers = case.facts.first(PeerMissing)
     why, lines = draft.why, draft.evidence
     if peers and draft.kind != "peer_warning":

@@ -142,14 +142,6 @@ def _built(figures: Figures) -> list[int]:
     return list(map(int, re.findall(r"(?:sm|compute)_(\d+)", text)))
 
 
-def _built_newest(figures: Figures) -> int | None:
-    return max(_built(figures), default=None)
-
-
-def _built_oldest(figures: Figures) -> int | None:
-    return min(_built(figures), default=None)
-
-
 def _listed_since(figures: Figures) -> str | None:
     """The release from which LMDeploy runs the architecture that the line names, if it does."""
     from turbofit.memory.architectures import listed_since
@@ -224,8 +216,8 @@ def _tried(figures: Figures) -> str | None:
 #: By name; a row uses them in its sentences and conditions.
 FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "arch": _arch,
-    "built_newest": _built_newest,
-    "built_oldest": _built_oldest,
+    "built_newest": lambda figures: max(_built(figures), default=None),
+    "built_oldest": lambda figures: min(_built(figures), default=None),
     "divisor": _divisor,
     "front_end": _front_end,
     "is_listed": lambda figures: _listed_since(figures) is not None,
