@@ -160,7 +160,7 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
         unknown=("what caused it",) if errors else ("what happened",),
         changes=(
             *((f"a newer release of {inside} first: the error is inside it",) if inside else ()),
-            _SEND_TURBOMIND if case.facts.subject.programs <= {"lmdeploy"} else _SEND,
+            _SEND_TURBOMIND if case.facts.subject.programs == {"lmdeploy"} else _SEND,
         ),
         read=_read(case),
     )
