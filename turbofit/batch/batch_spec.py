@@ -125,9 +125,7 @@ def target_of(url: str | None, key: str | None, request: PlanRequest | None) -> 
             raise UsageError("--api-key is for a server that --url names", hint="leave it out")
         return BatchTarget(request=request, at_once=request.concurrency or 0)
     if not url.startswith(("http://", "https://")):
-        raise UsageError(
-            f"{url} is no address of a server", hint="write it as http://127.0.0.1:23333"
-        )
+        raise UsageError(f"{url} is no address of a server", hint=f"write it as http://{url}")
     given = {} if request is None else request.given()
     at_once = given.pop("concurrency", _AT_ONCE)
     model = given.pop("model", None) or None

@@ -72,7 +72,7 @@ def bench(
     spec = filled(LoadSpec, given)
     address = url or _DEFAULT
     if not address.startswith(("http://", "https://")):
-        hint = unknown_word(address) or "write it as http://127.0.0.1:23333"
+        hint = unknown_word(address) or f"write it as http://{address}"
         raise UsageError(f"{address} is no address of a server", hint=hint)
     waiting = waiting_words(spec.at_once or 0, requests_at(address))
     if waiting:

@@ -54,7 +54,7 @@ class Server:
 
     def __init__(self, url: str, key: str | None, model: str | None) -> None:
         if not re.match(r"https?://[^/]", url):
-            hint = unknown_word(url) or f"write it as {_DEFAULT}"
+            hint = unknown_word(url) or f"write it as http://{url}"
             raise UsageError(f"{url} is no address of a server", hint=hint)
         self.url = url.rstrip("/").removesuffix("/v1")
         self._headers = {"Content-Type": "application/json"}
