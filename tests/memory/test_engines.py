@@ -189,7 +189,7 @@ def test_the_engine_that_knew_it_is_taken(model: str, version: str, engine: str)
         ("qwen3-8b", "0.7.2", "which came with 0.7.3"),
         ("qwen2-vl-2b", "0.5.3", "does not run Qwen2VLForConditionalGeneration"),
         ("internvl3.5-8b", "0.7.2", "does not run Qwen3ForCausalLM"),  # its language model
-        ("smolvlm-256m", "0.16.0", "0.16.0 does not run Idefics3ForConditionalGeneration$"),
+        ("smolvlm-256m", "0.16.0", "0.16.0 does not run Idefics3ForConditionalGeneration\n"),
         ("llama-3.2-11b-vision", "0.12.0", "does not run MllamaForConditionalGeneration"),
     ],
 )
