@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.model.checkpoints import LLAMA, llama_tensors, make
+from tests.support.tiny_checkpoints import LLAMA, llama_tensors, make
 from turbofit.core.errors import UsageError
 from turbofit.model.source import resolve_model
 

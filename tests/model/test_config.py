@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.model.checkpoints import make
 from tests.support.checkpoints import make_text
+from tests.support.tiny_checkpoints import make
 from turbofit.core.errors import UsageError
 from turbofit.model.source import resolve_model
 

@@ -7,9 +7,8 @@ import os
 
 import pytest
 
-from tests.model.checkpoints import llama_tensors, make
-from tests.model.conftest import write_safetensors
-from tests.support.checkpoints import make_text
+from tests.support.checkpoints import make_text, write_safetensors
+from tests.support.tiny_checkpoints import llama_tensors, make
 from turbofit.core.errors import UsageError
 from turbofit.model.source import resolve_model
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.model.checkpoints import LLAMA, make
+from tests.support.tiny_checkpoints import LLAMA, make
 from turbofit.core.errors import UsageError
 from turbofit.model import hub
 from turbofit.model.names import read_name, unrunnable
@@ -148,11 +148,6 @@ def test_what_of_ollamas_is_not_here(typed: str, cause: str, hint: str) -> None:
     assert hint in error.value.hint
 
 
-def test_a_name_that_is_a_preset_stays_it() -> None:
-    assert resolve_model("llava").source.where == "llava-1.5-7b"
-    assert resolve_model("llava").warnings == ()
-
-
 @pytest.mark.parametrize(
     "typed",
     [
@@ -218,11 +213,6 @@ def test_siblings_are_planned_from_the_preset_and_say_what_is_assumed(
         assert "need more" in model.warnings[0]
     if "abliterated" in hub_id:
         assert "'abliterated' is taken for a fine-tune" in model.warnings[0]
-
-
-def test_a_siblings_bytes_are_those_of_the_published_one() -> None:
-    made = resolve_model("somebody/InternVL3-8B-Instruct-AWQ")
-    assert made.weight_bytes == resolve_model("internvl3-8b-awq").weight_bytes
 
 
 @pytest.mark.parametrize(

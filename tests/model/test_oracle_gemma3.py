@@ -6,23 +6,11 @@ import random
 
 import pytest
 
-from tests.model.test_oracle_llava import read, vision_of
-from tests.model.test_parameters import count, text_config
+from tests.support.oracles import count, gemma_of, read
 from turbofit.core.errors import UsageError
 from turbofit.model.families.engines import engine_problem
 
 NAME = "Gemma3ForConditionalGeneration"
-
-
-def gemma_of(transformers, rng):
-    text = text_config(rng) | {"head_dim": 8}
-    vision = vision_of(rng, "siglip_vision_model") | {"image_size": 28, "patch_size": 7}
-    config = transformers.Gemma3Config(
-        text_config=text, vision_config=vision, mm_tokens_per_image=rng.choice([1, 4, 16]),
-        tie_word_embeddings=rng.random() < 0.5,
-    )  # fmt: skip
-    config.architectures = [NAME]
-    return config
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -10,9 +10,7 @@ from unittest.mock import MagicMock
 import pytest
 from msgspec.structs import replace
 
-from tests.model.test_oracle_front_ends import with_processor
-from tests.model.test_oracle_lmdeploy import front_end, picture
-from tests.model.test_oracle_pytorch_engine import engine_parameters  # noqa: F401 - a fixture
+from tests.support.oracles import front_end, picture, with_processor
 from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule
 from turbofit.core.units import MIB
@@ -90,11 +88,6 @@ def test_what_no_account_is_of_is_refused(tmp_path, config, match):
         model_of(tmp_path, config)
 
 
-def test_tables_of_no_head_are_ordinary_ones(tmp_path):
-    plain = model_of(tmp_path, changed("text_config", rope_scaling=None))
-    assert plain.text.fourier == 0
-
-
 @lmdeploy
 @needs_lmdeploy
 def test_frequencies_are_lmdeploys(transformers, tmp_path):
@@ -136,7 +129,7 @@ def tiny(folder):
 
 @lmdeploy
 @needs_lmdeploy
-def test_parameters_are_the_engines(engine_parameters, tmp_path, monkeypatch):  # noqa: F811
+def test_parameters_are_the_engines(engine_parameters, tmp_path, monkeypatch):
     import torch
     from lmdeploy.pytorch.backends.cuda.op_backend import CudaOpsBackend
 

@@ -15,8 +15,7 @@ from unittest.mock import MagicMock
 import pytest
 from msgspec.structs import replace
 
-from tests.model.test_oracle_lmdeploy import picture
-from tests.model.test_oracle_pytorch_engine import engine_parameters  # noqa: F401 - a fixture
+from tests.support.oracles import picture
 from turbofit.core.errors import UsageError
 from turbofit.core.images import NavitRule
 from turbofit.model.families.engines import engine_problem
@@ -154,14 +153,6 @@ def test_kimi_k2_thinking_does_not_start(tmp_path):
     assert "does not start with compressed-tensors" in engine_problem(model, "pytorch")
 
 
-def test_it_runs_in_16_bits(tmp_path):
-    config = changed("text_config")
-    del config["text_config"]["quantization_config"]
-    model = model_of(tmp_path, config)
-    assert model.quantization is None
-    assert engine_problem(model, "pytorch") is None
-
-
 LIMITS = [(16384, 512), (4096, 512), (1024, 64), (300, 512), (7, 16), (65536, 512)]
 
 
@@ -201,7 +192,7 @@ def tiny(folder, packing="compressed-tensors"):
 
 
 @pytest.fixture
-def built(engine_parameters, monkeypatch):  # noqa: F811
+def built(engine_parameters, monkeypatch):
     """Counts what the engine would build, without a card's kernels."""
     from lmdeploy.pytorch.backends.cuda.op_backend import CudaOpsBackend
 

@@ -6,11 +6,17 @@ import random
 
 import pytest
 
-from tests.model.test_oracle_lmdeploy import front_end, picture, tokens_of
-from tests.model.test_parameters import ConfigFiles, count, text_config
 from tests.support.checkpoints_llava import make_llava
+from tests.support.oracles import (
+    count,
+    front_end,
+    picture,
+    read,
+    text_config,
+    tokens_of,
+    vision_of,
+)
 from turbofit.core.images import AnyresRule
-from turbofit.model.checkpoint import Origin, read_checkpoint
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.source import resolve_model
 from turbofit.planning.compatibility import FrontEnd
@@ -97,21 +103,6 @@ def test_published_worst_cases():
     assert many.worst_units() == 37
     assert many.tokens(2304, 2304) == 729 + 81 * 81 + 81
     assert many.unit_tokens(37) < 729 + 1.21 * 81 * 81 + 6 * 27
-
-
-def read(config):
-    data = config if isinstance(config, str) else config.to_json_string(use_diff=False)
-    return read_checkpoint(ConfigFiles(data), Origin(name="x", kind="folder", where="x"))
-
-
-def vision_of(rng, kind):
-    heads = rng.choice([1, 2, 4])
-    vision = {
-        "model_type": kind, "hidden_size": heads * 12, "num_hidden_layers": rng.randrange(1, 4),
-        "num_attention_heads": heads, "intermediate_size": rng.randrange(5, 99),
-        "image_size": 28 * rng.randrange(1, 4), "patch_size": rng.choice([7, 14]),
-    }  # fmt: skip
-    return vision | ({"vision_use_head": False} if "siglip" in kind else {})
 
 
 @pytest.mark.parametrize("kind", ["llava", "llava_next", "llava_onevision"])

@@ -6,39 +6,15 @@ import random
 
 import pytest
 
-from tests.model.test_oracle_llava import read
-from tests.model.test_parameters import count, text_config
+from tests.support.oracles import count, mllama_of, read
 from turbofit.core.errors import UsageError
 from turbofit.core.images import CrossRule
 from turbofit.model.families.engines import engine_problem
 
 
-def config_of(transformers, rng):
-    text = text_config(rng)
-    del text["num_hidden_layers"]
-    heads = rng.choice([1, 2])
-    kept = sorted(rng.sample(range(3), rng.randrange(0, 3)))
-    shapes = [[1, 1], [1, 2], [2, 1]][: rng.randrange(1, 4)]
-    vision = {
-        "hidden_size": heads * 8, "attention_heads": heads, "num_hidden_layers": 3,
-        "num_global_layers": rng.randrange(1, 4), "intermediate_size": rng.randrange(5, 60),
-        "image_size": 28, "patch_size": 14, "max_num_tiles": 2, "supported_aspect_ratios": shapes,
-        "intermediate_layers_indices": kept or [0],
-        "vision_output_dim": heads * 8 * (len(kept or [0]) + 1),
-    }  # fmt: skip
-    text |= {
-        "num_hidden_layers": 5,
-        "pad_token_id": 0,
-        "cross_attention_layers": sorted(rng.sample(range(5), 2)),
-    }
-    config = transformers.MllamaConfig(text_config=text, vision_config=vision)
-    config.architectures = ["MllamaForConditionalGeneration"]
-    return config
-
-
 @pytest.mark.parametrize("seed", range(8))
 def test_parameters_are_transformers(transformers, seed):
-    config = config_of(transformers, random.Random(seed))
+    config = mllama_of(transformers, random.Random(seed))
     model = read(config)
     assert model.parameters == count(transformers, "MllamaForConditionalGeneration", config)
     assert list(model.text.cross_layers) == config.text_config.cross_attention_layers

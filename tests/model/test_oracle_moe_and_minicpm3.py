@@ -12,8 +12,7 @@ from unittest.mock import MagicMock
 import pytest
 from msgspec.structs import replace
 
-from tests.model.test_oracle_pytorch_engine import engine_parameters  # noqa: F401 - a fixture
-from tests.model.test_parameters import count, text_config
+from tests.support.oracles import count, text_config
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model, Quantization
 from turbofit.model.config import Section
@@ -115,7 +114,7 @@ def test_latents_that_lmdeploy_does_not_run(change: Any, said: str) -> None:
 class TestLmdeploy:
     @pytest.mark.parametrize(("name", "layers"), list(zip(PRESETS, (2, 3, 2), strict=True)))
     def test_models_are_built_whole(
-        self, engine_parameters: Any, tmp_path: Path, monkeypatch: Any, name: str, layers: int  # noqa: F811
+        self, engine_parameters: Any, tmp_path: Path, monkeypatch: Any, name: str, layers: int
     ) -> None:  # fmt: skip
         from lmdeploy.pytorch.backends.cuda.op_backend import CudaOpsBackend
 

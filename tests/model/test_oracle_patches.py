@@ -7,9 +7,7 @@ import random
 
 import pytest
 
-from tests.model.test_oracle_llava import read
-from tests.model.test_oracle_qwen_vl import sizes
-from tests.model.test_parameters import count, qwen3_tower, text_config
+from tests.support.oracles import count, glm_of, qwen3_of, read, sizes
 from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule, VideoRule
 from turbofit.model.checkpoint import Origin, Weights, read_checkpoint
@@ -70,19 +68,6 @@ def test_glm_is_transformers(transformers, smallest, largest):
     assert worst <= rule.worst_units()
 
 
-def qwen3_of(transformers, family, rng):
-    text = text_config(rng) | {"head_dim": 8, "attention_bias": rng.random() < 0.5}
-    if family == "Qwen3VLMoe":
-        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 7}
-        text |= {"decoder_sparse_step": 1, "tie_word_embeddings": False}
-    vision = qwen3_tower(rng, text)
-    config = getattr(transformers, f"{family}Config")(
-        text_config=text, vision_config=vision, tie_word_embeddings=rng.random() < 0.5
-    )
-    config.architectures = [f"{family}ForConditionalGeneration"]
-    return config
-
-
 @pytest.mark.parametrize("family", ["Qwen3VL", "Qwen3VLMoe"])
 @pytest.mark.parametrize("seed", range(6))
 def test_qwen3_vl_parameters(transformers, family, seed):
@@ -91,21 +76,6 @@ def test_qwen3_vl_parameters(transformers, family, seed):
     assert model.parameters == count(transformers, f"{family}ForConditionalGeneration", config)
     assert engine_problem(model, "pytorch") is engine_problem(model, "transformers") is None
     assert "encoder" in engine_problem(model, "turbomind")
-
-
-def glm_of(transformers, rng):
-    text = text_config(rng) | {"pad_token_id": 0, "tie_word_embeddings": rng.random() < 0.3}
-    heads = rng.choice([1, 2])
-    vision = {
-        "depth": rng.randrange(1, 4), "num_heads": heads, "hidden_size": heads * 8,
-        "intermediate_size": rng.randrange(5, 60), "out_hidden_size": text["hidden_size"],
-        "patch_size": 14, "image_size": 28, "attention_bias": rng.random() < 0.5,
-    }  # fmt: skip
-    config = transformers.Glm4vConfig(
-        text_config=text, vision_config=vision, tie_word_embeddings=rng.random() < 0.5
-    )
-    config.architectures = ["Glm4vForConditionalGeneration"]
-    return config
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -9,19 +9,20 @@ from importlib.util import find_spec
 import pytest
 from msgspec.structs import replace
 
-from tests.model.test_oracle_front_ends import with_processor
-from tests.model.test_oracle_llava import read
-from tests.model.test_oracle_lmdeploy import front_end, picture
-from tests.model.test_oracle_names import written
-from tests.model.test_oracle_pytorch_engine import (
+from tests.support.oracles import (
     check_cache,
-    engine_parameters,  # noqa: F401 - a fixture
+    count,
+    front_end,
+    picture,
+    qwen_of,
+    read,
+    with_processor,
     without_fla,
+    written,
 )
-from tests.model.test_parameters import count, delta_nets, qwen3_tower, text_config
 from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule, VideoRule
-from turbofit.core.model import DeltaDims, Quantization
+from turbofit.core.model import DeltaDims
 from turbofit.core.plan import Settings
 from turbofit.memory.pytorch.cache import state_bytes
 from turbofit.model.families.engines import engine_problem
@@ -35,20 +36,6 @@ PRESETS = [
 BF16 = "lmdeploy.pytorch.configurations.qwen3_5.is_bf16_supported"
 lmdeploy = pytest.mark.lmdeploy
 needs_lmdeploy = pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
-
-
-def qwen_of(transformers, family, rng):
-    text = text_config(rng) | {"head_dim": 8, "attn_output_gate": True, "pad_token_id": 0}
-    text |= delta_nets(rng) | {"num_hidden_layers": rng.randrange(4, 10)}
-    if family == "Qwen3_5Moe":
-        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 7}
-        text |= {"shared_expert_intermediate_size": 9}
-    vision = qwen3_tower(rng, text, features=False)
-    config = getattr(transformers, f"{family}Config")(
-        text_config=text, vision_config=vision, tie_word_embeddings=rng.random() < 0.5
-    )
-    config.architectures = [f"{family}ForConditionalGeneration"]
-    return config
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -126,7 +113,7 @@ def test_the_hub_counts_one_layer_more(preset, count):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_draft_of_further_tokens_is_no_surplus(transformers, tmp_path, family):
-    from tests.model.conftest import write_safetensors
+    from tests.support.checkpoints import write_safetensors
 
     config = qwen_of(transformers, family, random.Random(7))
     tensors = written(transformers, config, tmp_path / "m")
@@ -177,21 +164,13 @@ def test_layer_types_win_over_the_interval():
     assert state_bytes(text, Settings()) == 0
 
 
-def test_awq_is_refused_and_fp8_is_not():
-    plain = preset_model("qwen3.5-9b")
-    for method, group, runs in (("awq", 128, False), ("fp8", 128, True)):
-        stored = Quantization(method=method, bits=8, group_size=group)
-        problem = engine_problem(replace(plain, quantization=stored), "pytorch")
-        assert (problem is None) is runs
-
-
 @lmdeploy
 @needs_lmdeploy
 class TestLmdeploy:
     @pytest.mark.parametrize("family", FAMILIES)
     @pytest.mark.parametrize("seed", range(3))
     def test_model_is_built_whole(
-        self, transformers, engine_parameters, tmp_path, monkeypatch, family, seed  # noqa: F811
+        self, transformers, engine_parameters, tmp_path, monkeypatch, family, seed
     ):  # fmt: skip
         without_fla(monkeypatch, "qwen3_5")
         monkeypatch.setattr(BF16, lambda *_: True)

@@ -9,15 +9,7 @@ from importlib.util import find_spec
 import pytest
 from msgspec.structs import replace
 
-from tests.model.test_oracle_names import written
-from tests.model.test_oracle_pytorch_engine import (
-    check_cache,
-    engine_parameters,  # noqa: F401 - a fixture
-    without_fla,
-)
-from tests.model.test_parameters import delta_nets, text_config
-from turbofit.core.model import Quantization
-from turbofit.model.families.engines import engine_problem
+from tests.support.oracles import check_cache, delta_nets, text_config, without_fla, written
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.header_only import write_header
@@ -38,30 +30,6 @@ def next_of(transformers, seed):
     # Which Transformers 5 drops where it made layer_types of it.
     config.full_attention_interval = values["full_attention_interval"]
     return config
-
-
-def test_the_preset_is_what_the_hub_counts_without_its_draft():
-    """81,324,862,720 parameters; the draft is a layer with attention, and a projection."""
-    model = preset_model("qwen3-next-80b-a3b")
-    text, moe = model.text, model.text.moe
-    query, key = text.heads * text.head_dim, text.kv_heads * text.head_dim
-    attention = text.hidden * (3 * query + 2 * key) + 2 * text.head_dim
-    expert = 3 * text.hidden * moe.intermediate
-    experts = (moe.experts + 1) * (expert + text.hidden)
-    projection, norms = 2 * text.hidden**2, 5 * text.hidden
-    assert 81_324_862_720 - (attention + experts + projection + norms) == model.parameters
-    # Published without one.
-    assert preset_model("qwen3-coder-next").parameters == 79_674_391_296
-
-
-def test_which_engine_runs_it():
-    model = preset_model("qwen3-next-80b-a3b")
-    assert engine_problem(model, "pytorch") is None
-    assert "does not run Qwen3NextForCausalLM" in engine_problem(model, "turbomind")
-    assert "no account" in engine_problem(model, "transformers")
-    for method, group in (("awq", 128), ("fp8", 128)):
-        stored = Quantization(method=method, bits=8, group_size=group)
-        assert "16 bits only" in engine_problem(replace(model, quantization=stored), "pytorch")
 
 
 def test_a_checkpoint_is_read_whole(tmp_path):
@@ -88,7 +56,7 @@ def test_a_checkpoint_is_read_whole(tmp_path):
 class TestLmdeploy:
     @pytest.mark.parametrize("seed", range(3))
     def test_model_is_built_whole(
-        self, transformers, engine_parameters, tmp_path, monkeypatch, seed  # noqa: F811
+        self, transformers, engine_parameters, tmp_path, monkeypatch, seed
     ):  # fmt: skip
         without_fla(monkeypatch, "qwen3_next")
         config = next_of(transformers, seed)

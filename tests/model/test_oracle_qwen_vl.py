@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from tests.support.oracles import sizes
 from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule
 from turbofit.model.presets import preset_model
@@ -14,19 +15,6 @@ BOUNDS = [
     (3136, 12_845_056), (3136, 1_003_520), (784, 784), (200_000, 100_000), (1, 50_000),
     (1_000_000, 1_000_001), (3136, 157_000), (256 * 784, 1280 * 784), (50_000_000, 60_000_000),
 ]  # fmt: skip
-
-
-def sizes(seed: int, count: int) -> list[tuple[int, int]]:
-    """Random sizes, halves of a window (ties of rounding) and ratios up to and past 200."""
-    rng = random.Random(seed)
-    found = [(1, 1), (1, 200), (200, 1), (1, 201), (42, 42), (14, 14), (4032, 3024)]
-    for _ in range(count):
-        found.append((rng.randrange(1, 6000), rng.randrange(1, 6000)))
-        found.append((28 * rng.randrange(1, 200) + 14, 28 * rng.randrange(1, 200) + 14))
-        short = rng.randrange(1, 40)
-        found.append((short, rng.randrange(short * 190, short * 201)))
-        found.append((rng.randrange(short * 190, short * 201), short))
-    return found
 
 
 @pytest.mark.parametrize(("smallest", "largest"), BOUNDS)

@@ -9,10 +9,9 @@ import pytest
 from msgspec.structs import fields
 from pydantic import ValidationError
 
-import turbofit
 from turbofit.core.draft import DRAFT_OPTIONS
 from turbofit.core.errors import UsageError
-from turbofit.core.plan import Settings, Workload
+from turbofit.core.plan import Settings
 from turbofit.machine.spec import parse_spec
 from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest, PredictRequest
 from turbofit.tuner.resolved_request import Margin
@@ -29,10 +28,6 @@ def test_a_draft_is_read_before_it_is_a_setting() -> None:
     assert request.given()["speculative_algorithm"] == "eagle3"
     with pytest.raises(ValidationError):
         PlanRequest(model="m", speculative_algorithm="medusa")
-
-
-def test_a_workload_that_nobody_described_is_the_contracts_own() -> None:
-    assert PlanRequest(model="m").workload == Workload()
 
 
 @pytest.mark.parametrize(
@@ -146,11 +141,6 @@ def test_what_was_given_is_kept_apart_from_defaults() -> None:
     assert request.engine_options == {}  # it did not change itself
 
 
-def test_a_change_is_checked_too() -> None:
-    with pytest.raises(UsageError, match="tp 0"):
-        PlanRequest(model="m").changed(tp=0)
-
-
 def test_it_travels_to_other_processes_and_as_json() -> None:
     request = PlanRequest(model="m", on=parse_spec("2xrtx3090"), margin="2%", tp=2)
     assert pickle.loads(pickle.dumps(request)) == request
@@ -164,14 +154,6 @@ def test_a_prediction_may_say_what_a_log_said() -> None:
     assert request.free_at_cache == 2780 << 20
     with pytest.raises(UsageError, match="free_at_cache is nothing that PlanRequest knows"):
         PlanRequest.of(model="m", free_at_cache=1)
-
-
-def test_a_request_is_planned_as_it_is_or_changed() -> None:
-    request = turbofit.PlanRequest(model="internvl2-1b", on="1xrtx3060")
-    assert turbofit.plan(request).settings == turbofit.plan("internvl2-1b", on="1xrtx3060").settings
-    assert turbofit.plan(request, max_batch_size=2).settings.max_batch_size == 2
-    with pytest.raises(UsageError, match="model"):
-        turbofit.plan(3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("given", [{"margin": "many%"}, {"budget": "lots"}])

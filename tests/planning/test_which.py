@@ -7,8 +7,6 @@ import random
 import pytest
 
 import turbofit
-from turbofit.core.errors import UsageError
-from turbofit.core.process.progress import Step, listened
 from turbofit.core.which import Serving, Which
 from turbofit.machine.presets import preset_names
 from turbofit.machine.source import machine_from
@@ -107,30 +105,6 @@ def test_images_a_second_decide():
     slow = [row for row in found.others if "images/s by the forecast, not 10" in row.why_not]
     assert slow
     assert all(row.gpus == COUNTS[-1] for row in slow)
-
-
-def test_all_counts_of_a_card_that_keep_it():
-    found = turbofit.which("internvl2-1b", all_counts=True, engine="turbomind")
-    of_one = [row.gpus for row in found.keep if row.on.endswith("xrtx4090")]
-    assert of_one == [1, 2, 4, 8]
-
-
-def test_how_many_cards_are_done_is_told():
-    heard = []
-    with listened(heard.append):
-        turbofit.which("internvl2-1b", images_per_second=1e9)
-    total = len(preset_names())
-    assert heard == [Step("planning for every card", done, total) for done in range(total)]
-
-
-def test_a_machine_and_a_model_are_a_plan():
-    with pytest.raises(UsageError, match="--on names one"):
-        turbofit.which("internvl2-8b", on="1xrtx3090")
-
-
-def test_what_cannot_be_meant_anywhere_is_said_once():
-    with pytest.raises(UsageError, match="reads 32768 tokens"):
-        turbofit.which("internvl2-8b", context=10**6)
 
 
 def test_cards_hold_the_requests_that_were_asked_for() -> None:

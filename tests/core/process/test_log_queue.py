@@ -70,29 +70,6 @@ def test_what_comes_first_after_the_gap_stands_behind_the_notice() -> None:
     assert b"".join(written) == b"first\nninechars\n(2 missing)\nnext\n"
 
 
-def test_a_line_that_is_larger_than_the_room_is_written_alone() -> None:
-    written: list[bytes] = []
-    lines = LogQueue(written.append, room=4)
-    lines.put(b"longer\n")
-    assert lines.close()
-    assert written == [b"longer\n"]
-
-
-def test_the_end_waits_no_longer_than_it_says() -> None:
-    gate = Gate()
-    lines = LogQueue(gate)
-    lines.put(b"x\n")
-    assert gate.waits.wait(HANG)
-    assert not lines.close()
-    gate.reads.set()
-
-
-def test_nothing_is_begun_where_nothing_is_said() -> None:
-    before = threading.active_count()
-    assert LogQueue(Gate()).close()
-    assert threading.active_count() == before
-
-
 def test_a_full_disk_leaves_no_half_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = CappedLog(tmp_path / "log", 1 << 20, notice)
     log.put(b"first\n")
@@ -181,17 +158,6 @@ def test_nobody_waits_for_a_pipe_that_is_not_read() -> None:
     kept = text.split(line)
     assert len(kept) - 1 == count - missing
     assert kept[-1] == f"warning: lines missing here: {missing:,}; nobody read them\non it goes\n"
-
-
-def test_a_pipe_that_does_not_block_gets_all_of_it() -> None:
-    text, read = "".join(f"line {number}\n" for number in range(20_000)), ""
-    with piped() as out:
-        os.set_blocking(sys.stderr.fileno(), False)
-        sys.stderr.write(text)
-        while not read.endswith("line 19999\n"):
-            read += said(out, 1000)
-        sys.stderr.write("x" * (1 << 17) + "\n")
-    assert read == text
 
 
 def test_a_reader_that_went_away_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.model.checkpoints import QWEN, read
+from tests.support.tiny_checkpoints import QWEN, read
 
 
 @pytest.mark.parametrize(

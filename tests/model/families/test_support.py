@@ -11,7 +11,7 @@ from bench.plans import registry as page
 from turbofit.core.errors import UsageError
 from turbofit.model.families.engines import TURBOMIND_VISION
 from turbofit.model.families.registry import VISION_READERS
-from turbofit.model.families.support import inner_refusal, named_refusal, refusal, unplanned
+from turbofit.model.families.support import inner_refusal, named_refusal, unplanned
 from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_TEXT
 from turbofit.model.presets import find_preset, known_presets
 from turbofit.model.source import resolve_model
@@ -105,18 +105,6 @@ def test_no_architecture_is_planned_and_refused_or_refused_twice() -> None:
     names = [name for one in unplanned() for name in one.architectures]
     assert len(names) == len(set(names))
     assert not PLANNED & set(names)
-
-
-@pytest.mark.parametrize("family", unplanned(), ids=lambda one: one.name)
-def test_each_has_a_reason_of_its_own_and_something_to_do(family) -> None:
-    for name in family.architectures:
-        error = refusal(name)
-        assert family.name in error.message
-        assert error.hint
-    for name in family.names:
-        error = named_refusal(name)
-        assert error is not None
-        assert error.message == family.refusal().message, name
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from turbofit.core.machine import Holder, Machine
 from turbofit.core.plan import Plan
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
-from turbofit.planning.checks import examine, refuse
+from turbofit.planning.checks import refuse
 from turbofit.planning.examine.cards import acs_control
 from turbofit.planning.examine.scene import Scene, Sources
 
@@ -97,13 +97,6 @@ def test_cards_without_ecc_are_in_order(find: Find, sources: Make) -> None:
         del scenario.gpus[0].condition[name]
     found = find("ecc", scenario, sources())
     assert (found.state, found.seen) == ("ok", "these cards have no ECC")
-
-
-def test_a_described_machine_has_no_condition(sources: Make) -> None:
-    """Its cards do not exist: nothing of them is unreadable."""
-    found = {one.check for one in examine(sources(), on="2xl4").findings}
-    assert not found & {"pcie", "persistence", "ecc", "thermal", "driver_cuda"}
-    assert {"gpus", "peer_access", "host_memory"} <= found
 
 
 def test_xid(find: Find, sources: Make) -> None:
@@ -194,10 +187,6 @@ def changed(index: int, **changes: object) -> Machine:
 
 def check_machine(plan: Plan, now: Machine, *, fitted: bool = False) -> None:
     refuse(Scene(Sources(), "lease", machine=now, plan=plan, fitted=fitted))
-
-
-def test_the_same_machine() -> None:
-    check_machine(plausible_plan(), machine(4))
 
 
 def test_order_and_more_free_memory_do_not_matter() -> None:

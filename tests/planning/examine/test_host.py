@@ -141,12 +141,6 @@ def check_before(
     )  # fmt: skip
 
 
-def test_a_roomy_machine(tmp_path: Path, port: int) -> None:
-    plan = plausible_plan()
-    assert check_before(plan, ROOMY, tmp_path, [port], pretend=False) == []
-    assert check_before(plan, Host(), tmp_path, [port], pretend=False) == []
-
-
 def test_host_memory_of_a_plan(tmp_path: Path) -> None:
     plan = plausible_plan()
     need = plan.host.pinned + plan.host.pageable
