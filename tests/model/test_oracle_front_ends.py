@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from importlib.util import find_spec
 
 import pytest
 
@@ -20,10 +19,7 @@ from tests.support.oracles import (
 )
 from turbofit.model.source import resolve_model
 
-pytestmark = [
-    pytest.mark.lmdeploy,
-    pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy"),
-]
+pytestmark = pytest.mark.lmdeploy
 
 
 @pytest.mark.parametrize("make", [qwen3, glm])

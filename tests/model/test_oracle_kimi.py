@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from importlib.util import find_spec
 from math import prod
-from unittest.mock import MagicMock
 
 import pytest
 from msgspec.structs import replace
@@ -26,8 +24,6 @@ from turbofit.rehearse.checkpoint.twin import tensors, twin_of, write_model
 from turbofit.rehearse.turbomind.hfconfig import register_kimi
 
 NAME = "KimiK25ForConditionalGeneration"
-lmdeploy = pytest.mark.lmdeploy
-needs_lmdeploy = pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
 PACKED = {
     "config_groups": {"group_0": {
         "targets": ["Linear"], "input_activations": None, "output_activations": None,
@@ -194,19 +190,13 @@ def tiny(folder, packing="compressed-tensors"):
 @pytest.fixture
 def built(engine_parameters, monkeypatch):
     """Counts what the engine would build, without a card's kernels."""
-    from lmdeploy.pytorch.backends.cuda.op_backend import CudaOpsBackend
-
     register_kimi()
-    kernel = MagicMock()
-    del kernel.build_expert_storage
-    monkeypatch.setattr(CudaOpsBackend, "build_op", classmethod(lambda *_, **__: kernel))
     at = "lmdeploy.pytorch.configurations.deepseek_v2.flash_mla_available"
     monkeypatch.setattr(at, lambda: False)
     return engine_parameters
 
 
-@lmdeploy
-@needs_lmdeploy
+@pytest.mark.lmdeploy
 def test_parameters_are_the_engines(built, tmp_path):
     folder, _ = tiny(tmp_path / "m", packing="")
     model = resolve_model(str(folder))
@@ -215,8 +205,7 @@ def test_parameters_are_the_engines(built, tmp_path):
     assert (model.weight_bytes, model.warnings) == (2 * model.parameters + corrections, ())
 
 
-@lmdeploy
-@needs_lmdeploy
+@pytest.mark.lmdeploy
 def test_deepseeks_class_is_not_built_of_packed_experts(built, tmp_path):
     from lmdeploy.pytorch.config import QuantizationConfig
     from lmdeploy.pytorch.models.patch import BuildModelContext, build_model_context
@@ -233,8 +222,7 @@ def test_deepseeks_class_is_not_built_of_packed_experts(built, tmp_path):
         built(folder)
 
 
-@lmdeploy
-@needs_lmdeploy
+@pytest.mark.lmdeploy
 def test_packed_experts_are_the_engines(built, tmp_path):
     from lmdeploy.hf_configs import config_from_pretrained
     from lmdeploy.pytorch.config import QuantizationConfig
@@ -301,8 +289,7 @@ def with_code(folder, budget):
     (folder / "preprocessor_config.json").write_text(json.dumps(values))
 
 
-@lmdeploy
-@needs_lmdeploy
+@pytest.mark.lmdeploy
 def test_image_tokens_reach_the_engine_as_planned(transformers, tmp_path):
     pytest.importorskip("transformers.models.kimi_k25.image_processing_kimi_k25")
     import torch
@@ -329,8 +316,7 @@ def test_image_tokens_reach_the_engine_as_planned(transformers, tmp_path):
         front.preprocess([{"role": "user", "content": [{"type": "video", "data": []}]}], "a")
 
 
-@lmdeploy
-@needs_lmdeploy
+@pytest.mark.lmdeploy
 def test_transformers_own_format_is_refused(transformers, built, tmp_path):
     """LMDeploy names the class, and reads keys that its config has not."""
     module = pytest.importorskip("transformers.models.kimi_k25.configuration_kimi_k25")

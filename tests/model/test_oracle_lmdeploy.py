@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from importlib.util import find_spec
 from unittest.mock import MagicMock
 
 import pytest
@@ -17,10 +16,7 @@ from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
 
-pytestmark = [
-    pytest.mark.lmdeploy,
-    pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy"),
-]
+pytestmark = pytest.mark.lmdeploy
 
 
 def test_internvl_image_tokens(transformers, tmp_path):

@@ -63,7 +63,6 @@ def test_tokens_never_pass_the_worst(crops):
 
 @pytest.mark.lmdeploy
 def test_a_page_has_the_tokens_that_lmdeploy_makes(transformers):
-    pytest.importorskip("lmdeploy")
     import torch
     from lmdeploy.pytorch.models.phi3_v import Phi3ImageEmbedding
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import random
-from importlib.util import find_spec
 
 import pytest
 
@@ -19,8 +18,8 @@ from tests.support.oracles import (
     config_class,
     gemma_of,
     glm_of,
-    of_qwen3,
     picture,
+    qwen3_of,
     text_config,
     tokens_of,
     written,
@@ -28,10 +27,7 @@ from tests.support.oracles import (
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.source import resolve_model
 
-pytestmark = [
-    pytest.mark.lmdeploy,
-    pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy"),
-]
+pytestmark = pytest.mark.lmdeploy
 
 
 def cogvlm2(folder):
@@ -60,7 +56,7 @@ def test_parameters_are_the_engines(engine_parameters, tmp_path, make):
     assert (model.weight_bytes, model.warnings) == (2 * model.parameters + buffers, ())
 
 
-@pytest.mark.parametrize("make", [gemma_of, of_qwen3])
+@pytest.mark.parametrize("make", [gemma_of, qwen3_of])
 def test_families_of_transformers_are_built_whole(transformers, engine_parameters, tmp_path, make):
     config = make(transformers, random.Random(4))
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = False

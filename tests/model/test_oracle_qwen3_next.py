@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from importlib.util import find_spec
 
 import pytest
 from msgspec.structs import replace
@@ -16,8 +15,6 @@ from turbofit.rehearse.checkpoint.header_only import write_header
 from turbofit.rehearse.checkpoint.twin import tensors, twin_of, write_model
 
 NAME = "Qwen3NextForCausalLM"
-lmdeploy = pytest.mark.lmdeploy
-needs_lmdeploy = pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
 
 
 def next_of(transformers, seed):
@@ -51,8 +48,7 @@ def test_a_checkpoint_is_read_whole(tmp_path):
     assert read.weight_bytes == 2 * read.parameters
 
 
-@lmdeploy
-@needs_lmdeploy
+@pytest.mark.lmdeploy
 class TestLmdeploy:
     @pytest.mark.parametrize("seed", range(3))
     def test_model_is_built_whole(

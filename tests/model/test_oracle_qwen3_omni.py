@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from importlib.util import find_spec
 
 import pytest
 from msgspec.structs import replace
@@ -105,7 +104,6 @@ def test_what_speaks_is_not_loaded(transformers, tmp_path, seed):
 
 
 @pytest.mark.lmdeploy
-@pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
 def test_image_tokens_reach_the_engine_as_planned(transformers, tmp_path):
     """Under the checkpoint's bounds, and under those of a request."""
     folder = CHECKPOINTS["Qwen3OmniMoeForConditionalGeneration"](tmp_path / "m")

@@ -72,6 +72,12 @@ KNOWN = {
     "qwen3-omni-30b-a3b": 31_719_205_488,
     "qwen3-omni-30b-a3b-thinking": 31_719_205_488,
     "deepseek-moe-16b": 16_375_728_128,
+    "deepseek-v2-lite": 15_706_484_224,
+    "deepseek-v3": 671_026_419_200,
+    "llama-4-scout": 108_641_793_536,
+    "llama-4-maverick": 401_583_781_376,
+    "qwen3-coder-next": 79_674_391_296,
+    "qwen3-0.6b": 596_049_920,
     "gpt-oss-20b": 20_914_757_184,
     "gpt-oss-120b": 116_829_156_672,
     # 110,468,824,832 and 358,337,791,296 are published with the draft's layer.

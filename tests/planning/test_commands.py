@@ -55,7 +55,6 @@ def test_a_ratio_is_never_rounded(value: float, text: str) -> None:
 @pytest.fixture(scope="module")
 def parse() -> Any:
     """LMDeploy's own command line, with the server replaced by a recorder."""
-    pytest.importorskip("lmdeploy")
     from lmdeploy.cli.cli import CLI
     from lmdeploy.cli.serve import SubCliServe
 

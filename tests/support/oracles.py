@@ -104,20 +104,20 @@ def sizes(seed: int, count: int) -> list[tuple[int, int]]:
     return found
 
 
-def llava_of(transformers, rng):
-    text = text_config(rng) | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
-    vision = vision_of(rng, "clip_vision_model")
-    config = transformers.LlavaConfig(text_config=text, vision_config=vision)
-    config.architectures = ["LlavaForConditionalGeneration"]
+def llava_of(transformers, rng, family="Llava", tower="clip"):
+    inner = rng.choice(["Llama", "Qwen2", "Mistral"])
+    text = text_config(rng) | {"model_type": inner.lower()}
+    text["architectures"] = [f"{inner}ForCausalLM"]
+    vision = vision_of(rng, f"{tower}_vision_model")
+    side = vision["image_size"]
+    keys = {"image_grid_pinpoints": [[side, side], [side, 2 * side]]} if family != "Llava" else {}
+    if tower == "siglip":
+        keys["vision_feature_select_strategy"] = "full"
+    config = getattr(transformers, f"{family}Config")(
+        text_config=text, vision_config=vision, tie_word_embeddings=rng.random() < 0.3, **keys
+    )
+    config.architectures = [f"{family}ForConditionalGeneration"]
     return config
-
-
-def of_qwen3(transformers, rng):
-    return qwen3_of(transformers, "Qwen3VL", rng)
-
-
-def of_qwen3_moe(transformers, rng):
-    return qwen3_of(transformers, "Qwen3VLMoe", rng)
 
 
 def written(transformers, config, folder):
@@ -190,7 +190,7 @@ def mllama_of(transformers, rng):
     return config
 
 
-def qwen3_of(transformers, family, rng):
+def qwen3_of(transformers, rng, family="Qwen3VL"):
     text = text_config(rng) | {"head_dim": 8, "attention_bias": rng.random() < 0.5}
     if family == "Qwen3VLMoe":
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 7}
@@ -218,7 +218,7 @@ def glm_of(transformers, rng):
     return config
 
 
-def qwen_of(transformers, family, rng):
+def qwen3_5_of(transformers, rng, family="Qwen3_5"):
     text = text_config(rng) | {"head_dim": 8, "attn_output_gate": True, "pad_token_id": 0}
     text |= delta_nets(rng) | {"num_hidden_layers": rng.randrange(4, 10)}
     if family == "Qwen3_5Moe":
@@ -277,8 +277,9 @@ def engine_parameters(transformers, monkeypatch):
     from lmdeploy.pytorch.configurations.builder import AutoModelConfigBuilder
     from lmdeploy.pytorch.models.patch import build_model_from_hf_config
 
-    unbuilt = classmethod(lambda *_, **__: MagicMock())
-    monkeypatch.setattr(CudaOpsBackend, "build_op", unbuilt)
+    kernel = MagicMock(inv_freq=torch.empty(5))
+    del kernel.build_expert_storage  # of expert parallelism alone
+    monkeypatch.setattr(CudaOpsBackend, "build_op", classmethod(lambda *_, **__: kernel))
     monkeypatch.setattr("lmdeploy.utils.is_bf16_supported", lambda *_: True)
 
     def counted(folder) -> int:
@@ -298,18 +299,11 @@ def engine_parameters(transformers, monkeypatch):
 def without_fla(monkeypatch, name):
     """Have a class of gated delta nets built here: fla's norm is for a GPU alone."""
     import torch
-    from lmdeploy.pytorch.backends.cuda.op_backend import CudaOpsBackend
 
     def norm(hidden, eps=0.0, activation="", **kwargs):
         return torch.nn.RMSNorm(hidden, **kwargs)
 
-    def unbuilt(*_, **__):
-        op = MagicMock()
-        del op.build_expert_storage  # of expert parallelism alone
-        return op
-
     monkeypatch.setattr(f"lmdeploy.pytorch.models.{name}.build_rmsnorm_gated", norm)
-    monkeypatch.setattr(CudaOpsBackend, "build_op", classmethod(unbuilt))
 
 
 def check_cache(made, text, tp):
@@ -334,7 +328,7 @@ _GLM_TOKENS = ("<|image|>", "<|video|>", "<|begin_of_video|>", "<|end_of_video|>
 
 
 def qwen3(transformers, folder):
-    config = qwen3_of(transformers, "Qwen3VL", random.Random(2))
+    config = qwen3_of(transformers, random.Random(2))
     config.vision_config.patch_size = 16
     written(transformers, config, folder)
     size = {"shortest_edge": 65_536, "longest_edge": 400_000}

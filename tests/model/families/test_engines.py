@@ -39,6 +39,9 @@ RUNS = {
     "phi-3.5-moe": "pytorch",
     "deepseek-moe-16b": "pytorch",
     "minicpm3-4b": "pytorch",
+    "qwen3-next-80b-a3b": "pytorch",
+    "deepseek-v3": "pytorch",
+    "glm-4.7-flash": "turbomind pytorch",
 }
 
 

@@ -61,7 +61,7 @@ values = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.data(), st.sampled_from(ARCHITECTURES), values, values)
 def test_fuzzed_configs_raise_nothing_else(data, architecture, processor, tokenizer):
     keys = sorted({str(key) for base in bases().values() for key in keys_of(base)})

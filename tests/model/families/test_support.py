@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -26,11 +25,6 @@ FALLBACK_ALONE = {
 #: LMDeploy's list has another name than the published checkpoints.
 SPELLINGS = {"ChatGLMModel"}
 
-needs_lmdeploy = [
-    pytest.mark.lmdeploy,
-    pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy"),
-]
-
 
 @pytest.fixture(scope="module")
 def listed(transformers) -> dict[str, frozenset[str]]:
@@ -39,7 +33,7 @@ def listed(transformers) -> dict[str, frozenset[str]]:
 
 
 class TestLmdeploysRegistries:
-    pytestmark = needs_lmdeploy
+    pytestmark = pytest.mark.lmdeploy
 
     def test_each_architecture_is_planned_or_refused_by_name(self, listed) -> None:
         known = {name for one in unplanned() for name in one.architectures} | PLANNED
