@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nvml.standin import (
+from tests.support.nvml import (
     LOST,
     Gpu,
     Mig,

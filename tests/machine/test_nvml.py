@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nvml.standin import LOST, UNKNOWN_ERROR, Scenario, four_3090, gpu_3090, in_process
+from tests.support.nvml import LOST, UNKNOWN_ERROR, Scenario, four_3090, gpu_3090, in_process
 from turbofit.core.errors import MachineError, PackageError
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB

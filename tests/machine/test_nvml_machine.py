@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import turbofit
-from tests.nvml.standin import (
+from tests.support.nvml import (
     LOST,
     P2P_ALL,
     P2P_NVLINK,
@@ -20,12 +20,11 @@ from tests.nvml.standin import (
     in_process,
 )
 from tests.waiting import HANG
-from turbofit.core.errors import MachineError, UsageError
+from turbofit.core.errors import MachineError
 from turbofit.core.machine import Machine
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB
 from turbofit.machine import nvml, nvml_machine
-from turbofit.machine.snapshot import load_snapshot, save_snapshot
 from turbofit.machine.source import machine_from
 
 
@@ -122,16 +121,6 @@ def test_cuda_order_is_not_pci_order(measured):
     assert by_uuid.warnings == ordered.warnings == equal.warnings == unset.warnings == ()
 
 
-def test_gpus_inside_the_visible_ones(measured):
-    scenario = four_3090()
-    assert measured(scenario, gpus="3,1").visible == (3, 1)
-    assert measured(scenario, gpus="2", CUDA_VISIBLE_DEVICES="2,1").visible == (2,)
-    with pytest.raises(UsageError, match="hidden"):
-        measured(scenario, gpus="0", CUDA_VISIBLE_DEVICES="2,1")
-    with pytest.raises(UsageError, match="empty"):
-        measured(scenario, gpus=" ")
-
-
 def test_a_lost_gpu_that_is_not_needed_is_a_warning(measured):
     scenario = four_3090()
     scenario.gpus[1].error = LOST
@@ -215,21 +204,6 @@ def test_a_card_that_is_not_of_that_name_takes_nothing_of_its_preset(measured, n
     assert gpu.total == total * MIB
     (text,) = [text for text in machine.warnings if text.startswith(name)]
     assert said in text
-
-
-def test_a_measured_machine_survives_as_a_snapshot(measured, tmp_path: Path):
-    scenario = four_3090([(0, 2)])
-    scenario.gpus[3].error = LOST
-    machine = measured(scenario)
-    path = tmp_path / "machine.json"
-    save_snapshot(machine, path)
-    loaded = load_snapshot(path)
-    assert (loaded.gpus, loaded.links, loaded.visible) == (
-        machine.gpus, machine.links, machine.visible,
-    )  # fmt: skip
-    assert machine_from(str(path), gpus="0,2").visible == (0, 2)
-    with pytest.raises(UsageError, match="hidden"):
-        machine_from(str(path), gpus="3")
 
 
 def test_a_driver_that_never_answers_keeps_no_plan_waiting(monkeypatch: pytest.MonkeyPatch) -> None:

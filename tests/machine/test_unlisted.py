@@ -133,12 +133,6 @@ def test_a_profile_that_no_list_has_counts_as_the_least_of_its_name():
     assert parse_spec("a100-40g:mig=1c.3g.20gb").gpus[0].sm_count == 14
 
 
-def test_a_profile_says_which_card_it_is_of_where_the_name_leaves_that_open():
-    assert parse_spec("A100 MIG 2g.20gb").gpus[0].total == 19968 * MIB
-    assert "a100-80g:total=19968MiB" in parse_spec("A100 MIG 2g.20gb").warnings[0]
-    assert "a100-40g:total=" in parse_spec("A100 MIG 3g.20gb").warnings[0]
-
-
 @pytest.mark.parametrize(
     ("key", "profile"), [(row["cards"][0], name) for row in MIG for name in row["profiles"]]
 )

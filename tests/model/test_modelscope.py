@@ -114,18 +114,6 @@ def test_modelscope_answers_instead_of_the_hub(online, monkeypatch):
     assert all(wanted and wanted.startswith("bytes=0-") for wanted in ranges)
 
 
-def test_only_files_that_are_listed_are_asked_for(online):
-    resolve_model("org/tiny")
-    asked = {path.partition("FilePath=")[2] for path, *_ in online.seen[1:]}
-    assert asked == {path.name for path in (online.root / "org" / "tiny").iterdir()}
-
-
-def test_a_domain_is_the_older_way_to_say_it(online, monkeypatch):
-    monkeypatch.setenv("MODELSCOPE_DOMAIN", online.url)
-    monkeypatch.delenv("MODELSCOPE_ENDPOINT")
-    assert resolve_model("org/tiny").source.kind == "hub"
-
-
 def test_the_token_goes_to_modelscope_and_not_where_it_redirects(online, monkeypatch):
     monkeypatch.setenv("MODELSCOPE_API_TOKEN", "se cret\n")
     assert resolve_model("org/tiny").source.sizes == "file"

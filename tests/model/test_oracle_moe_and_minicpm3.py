@@ -60,15 +60,6 @@ def test_minicpm3_is_transformers_own(transformers: Any, seed: int) -> None:
     assert (text.kv_heads, text.head_dim) == (values["num_attention_heads"], 10)
 
 
-@pytest.mark.parametrize(
-    ("name", "made"),
-    [("PhiMoEForCausalLM", "PhimoeConfig"), ("MiniCPM3ForCausalLM", "MiniCPM3Config")],
-)
-def test_absent_keys_are_transformers_own(transformers: Any, name: str, made: str) -> None:
-    config = getattr(transformers, made)()
-    assert read_text(Section({}, "c"), name) == as_read(config, name)
-
-
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_checkpoint_is_read_as_its_preset(name: str, tmp_path: Path) -> None:
     found, preset = resolve_model(str(write_checkpoint(name, tmp_path))), preset_model(name)

@@ -58,10 +58,6 @@ def test_a_folder_without_config_does_not_hide_a_preset(tmp_path, monkeypatch):
         resolve_model("./internvl2-8b")
 
 
-def test_a_folder_keeps_its_name_with_a_slash_behind(tmp_path):
-    assert resolve_model(make(tmp_path / "tiny") + "/").name == "tiny"
-
-
 @pytest.mark.parametrize("config", ["", '{"architectures": ["LlavaLlamaForCausalLM"]}'])
 def test_an_adapter_is_not_a_model(tmp_path, config):
     (tmp_path / "lora").mkdir()
@@ -142,13 +138,6 @@ def test_the_hub_answers(online):
     ranges = [wanted for path, _, wanted in online.seen if path.endswith(".safetensors")]
     assert ranges
     assert all(wanted and wanted.startswith("bytes=0-") for wanted in ranges)
-
-
-def test_all_files_are_of_one_commit(online):
-    resolve_model("org/tiny")
-    assert [path for path, *_ in online.seen if "/main/" in path] == [
-        "/org/tiny/resolve/main/config.json"
-    ]
 
 
 def test_a_long_header_takes_a_second_request(online, monkeypatch):

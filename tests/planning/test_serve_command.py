@@ -104,13 +104,6 @@ def test_for_another_machine_it_names_the_limits() -> None:
     assert request_of(api.plan("internvl2-8b", on=snapshot)).context == 32768
 
 
-def test_a_machine_with_less_free_refuses_instead_of_promising_less() -> None:
-    request = request_of(api.plan("internvl2-8b", on="1xrtx3090"))
-    assert best_plan(PlanRequest(model="internvl2-8b", on="1xrtx3090:free=19GiB")).fits
-    less = best_plan(request.changed(on="1xrtx3090:free=19GiB"))
-    assert not less.fits
-
-
 def test_a_folder_is_named_wherever_it_is_pasted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out
 ) -> None:

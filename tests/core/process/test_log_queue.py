@@ -49,27 +49,6 @@ def test_what_finds_no_room_is_counted_and_said_in_its_place() -> None:
     assert gate.written == kept + b"(7 missing)\nlast\n"
 
 
-def test_what_comes_first_after_the_gap_stands_behind_the_notice() -> None:
-    reads, written = threading.Semaphore(0), []
-
-    def write(data: bytes) -> None:
-        assert reads.acquire(timeout=HANG)
-        written.append(data)
-
-    lines = LogQueue(write, notice, room=20)
-    lines.put(b"first\n")
-    until(lines._lines.empty, "the thread")
-    for _ in range(3):
-        lines.put(b"ninechars\n")
-    reads.release()
-    until(lambda: len(written) == 1, "a reader")
-    lines.put(b"next\n")
-    for _ in range(8):
-        reads.release()
-    assert lines.close()
-    assert b"".join(written) == b"first\nninechars\n(2 missing)\nnext\n"
-
-
 def test_a_full_disk_leaves_no_half_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = CappedLog(tmp_path / "log", 1 << 20, notice)
     log.put(b"first\n")

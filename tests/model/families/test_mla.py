@@ -87,10 +87,3 @@ def test_a_layer_behind_the_last_is_a_draft(tmp_path: Path) -> None:
 def test_what_is_refused(change: Any, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         read_text(Section(SMALL | change, "c"), "DeepseekV2ForCausalLM")
-
-
-def test_a_model_without_experts_is_dense_throughout() -> None:
-    values = {key: one for key, one in SMALL.items() if key != "n_routed_experts"}
-    assert read_text(Section(values, "c"), "DeepseekV2ForCausalLM").moe is None
-    all_dense = SMALL | {"first_k_dense_replace": 5}
-    assert read_text(Section(all_dense, "c"), "DeepseekV2ForCausalLM").moe is None

@@ -10,7 +10,7 @@ from bench.plans import registry as page
 from turbofit.core.errors import UsageError
 from turbofit.model.families.engines import TURBOMIND_VISION
 from turbofit.model.families.registry import VISION_READERS
-from turbofit.model.families.support import inner_refusal, named_refusal, unplanned
+from turbofit.model.families.support import inner_refusal, named_refusal, refusal, unplanned
 from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_TEXT
 from turbofit.model.presets import find_preset, known_presets
 from turbofit.model.source import resolve_model
@@ -101,36 +101,30 @@ def test_no_architecture_is_planned_and_refused_or_refused_twice() -> None:
     assert not PLANNED & set(names)
 
 
+@pytest.mark.parametrize("family", unplanned(), ids=lambda one: one.name)
+def test_each_has_a_reason_of_its_own_and_something_to_do(family) -> None:
+    for name in family.architectures:
+        error = refusal(name)
+        assert family.name in error.message
+        assert error.hint
+    for name in family.names:
+        error = named_refusal(name)
+        assert error is not None
+        assert error.message == family.refusal().message, name
+
+
 @pytest.mark.parametrize(
     ("typed", "message", "hint"),
     [
         ("MiniCPM-V-2_6", "every image ends in", "vLLM runs it"),
-        ("openbmb/MiniCPM-V-4_5", "other versions have no class", "vLLM"),
-        ("MiniCPM-o-2_6", "does not run MiniCPM-o", "vLLM runs it"),
         ("allenai/Molmo-7B-D-0924", "written for 4.43", "vLLM runs it"),
-        ("MolmoE-1B-0924", "does not run Molmo", "vLLM runs it"),
-        ("Molmo2-8B", "does not run Molmo2", "newer versions of vLLM"),
         ("pixtral", "does not run Pixtral", "vLLM runs it"),
-        ("mistral-community/pixtral-12b", "does not run Pixtral", "vLLM runs it"),
         ("Kimi_K25ForConditionalGeneration", "does not run Kimi-K2.5 in Transformers' own", "K2.6"),
-        ("Kimi-VL-A3B-Instruct", "does not run Kimi-VL", "vLLM"),
-        ("deepseek-vl2-tiny", "Transformers below 4.48", "vLLM"),
-        ("deepseek-ocr", "does not run DeepSeek-OCR", "vLLM"),
-        ("DeepSeek-OCR-2", "does not run DeepSeek-OCR-2", "Transformers"),
         ("Phi-4-multimodal-instruct", "does not run Phi-4-multimodal", "vLLM and Transformers"),
-        ("ovis2-8b", "does not run Ovis", "vLLM"),
-        ("glm-4.5v", "does not run GLM-4.5V", "vLLM and Transformers"),
-        ("llava-onevision-1.5-8b", "does not run LLaVA-OneVision-1.5", "own code"),
         ("gemma-3n-E4B-it", "does not run Gemma 3n", "vLLM and Transformers"),
-        ("gemma4", "does not run Gemma 4", "Transformers runs it"),
-        ("dots.ocr", "does not run dots.ocr", "vLLM runs it"),
         ("rednote-hilab/dots.mocr", "does not run dots.ocr", "vLLM runs it"),
         ("GOT-OCR2_0", "does not run GOT-OCR2", "GOT-OCR-2.0-hf"),
-        ("HunyuanOCR", "does not run HunyuanOCR", "vLLM and Transformers"),
-        ("lightonai/LightOnOCR-1B-1025", "does not run LightOnOCR", "vLLM"),
         ("MinerU2.0-2505-0.9B", "does not run MinerU2.0", "MinerU2.5"),
-        ("PaddleOCR-VL", "does not run PaddleOCR-VL", "vLLM and Transformers"),
-        ("ERNIE-4.5-VL-28B-A3B", "does not run ERNIE-4.5-VL", "vLLM and Transformers"),
     ],
 )
 def test_a_name_gets_its_answer(typed: str, message: str, hint: str, monkeypatch) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from tests.nvml.standin import Scenario
-from tests.planning.examine.conftest import Find, Make, card, two
+from tests.support.checkup import Find, Make, card, two
+from tests.support.nvml import Scenario
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import DoesNotFitError, LaunchError
 from turbofit.core.machine import Host

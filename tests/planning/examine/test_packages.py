@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from tests.nvml.standin import Scenario
-from tests.planning.examine.conftest import Find, Healthy, Make, card, remove, server_card, two
+from tests.support.checkup import Find, Healthy, Make, card, remove, two
+from tests.support.nvml import Scenario
 from tests.support.plans import plausible_plan
 from turbofit import api
 from turbofit.core.errors import PackageError
@@ -166,14 +166,6 @@ def test_a_card_without_kernels(find: Find, sources: Make) -> None:
     assert "no code for Tesla P100, only for sm_70" in found.seen
 
 
-def test_weights_without_kernels(find: Find, sources: Make) -> None:
-    blackwell = Scenario([card(name="NVIDIA GeForce RTX 5090", cc=120)])
-    found = find("kernels", blackwell, sources())
-    assert found.state == "warning"
-    assert "RTX 5090: int4 (AWQ, GPTQ), fp8, mxfp4, experts in 16 bits" in found.seen
-    assert find("kernels", Scenario([server_card(0)]), sources()).state == "ok"
-
-
 READS = "def read_video(filename):\n    ...\n"
 #: What torchvision 0.28 has instead.
 READS_NONE = "from pytorch.vision.fb.io.video import read_video\n"
@@ -257,13 +249,6 @@ def test_what_fails_at_every_image_is_not_launched(monkeypatch: pytest.MonkeyPat
     check_needs(plan_of("qwen2-vl-7b"))
     installed(monkeypatch, lmdeploy="0.18.0", transformers="4.57.6")
     check_needs(llava)
-
-
-def test_where_no_version_runs_the_hint_is_another_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, lmdeploy="0.18.0", transformers="5.17.0")
-    with pytest.raises(PackageError) as told:
-        check_needs(plan_of("llava-v1.6-mistral-7b"))
-    assert "--engine transformers" in told.value.hint
 
 
 def test_a_plan_names_the_versions_where_newer_ones_break() -> None:
