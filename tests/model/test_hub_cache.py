@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from turbofit.model.hub_cache import hub_cache
+from turbofit.model.caches import hub_cache
 
 NAMES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
 

@@ -8,7 +8,7 @@ from tests.support.checkpoints import make_internvl2, make_text
 from tests.support.hubs import MODELSCOPE_API, ModelScope
 from tests.support.tiny_checkpoints import make
 from turbofit.core.errors import UsageError
-from turbofit.model.modelscope_cache import modelscope_folders, uses_modelscope
+from turbofit.model.caches import modelscope_folders, uses_modelscope
 from turbofit.model.source import resolve_model
 
 

@@ -89,7 +89,7 @@ def read_glm4v(parts: CheckpointConfig) -> Dims:
 
 
 def _vision(config: Section, text_hidden: int) -> VisionDims:
-    vision = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
+    vision = config.part("vision_config")
     hidden = vision.integer("hidden_size", 1536, high=1 << 16)
     heads = attention_heads(vision, "num_heads", hidden, 12)
     if vision.integer("out_hidden_size", 4096, high=1 << 18) != text_hidden:
@@ -118,7 +118,7 @@ def _rule(processor: Section | None, vision: VisionDims) -> PatchRule:
     for key, expected in (("patch_size", vision.patch_size), ("merge_size", vision.merge)):
         if values.integer(key, expected) != expected:
             raise values.error(key, f"is not the tower's {expected}")
-    edges = values.section("size") or Section({}, f"{values.what}: size")
+    edges = values.part("size")
     frames = values.integer("temporal_patch_size", vision.temporal_patch, high=64)
     least = edges.integer("shortest_edge", _SMALLEST_PIXELS, high=1 << 32)
     most = edges.integer("longest_edge", _LARGEST_PIXELS, low=frames, high=1 << 32)

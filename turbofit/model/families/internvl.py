@@ -37,7 +37,7 @@ def chat_vision(config: Section) -> VisionDims:
 
 def hf_vision(config: Section) -> VisionDims:
     """The tower of an InternVLForConditionalGeneration; absent keys take Transformers' defaults."""
-    vision = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
+    vision = config.part("vision_config")
     return _vision(
         vision,
         hidden=vision.integer("hidden_size", 1024, high=1 << 16),

@@ -25,7 +25,7 @@ def read_vision(config: Section, text_hidden: int, *, second: bool) -> VisionDim
     Raises:
         UsageError: dims that contradict each other.
     """
-    vision = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
+    vision = config.part("vision_config")
     if second:
         hidden = vision.integer("hidden_size", 3584, high=1 << 16)
         inter = vision.integer("intermediate_size", 3420, high=1 << 20)
@@ -58,7 +58,7 @@ def read_vision(config: Section, text_hidden: int, *, second: bool) -> VisionDim
 def read_rule(processor: Section | None, vision: VisionDims) -> PatchRule:
     """The image rule; a bare ``min_pixels``/``max_pixels`` wins over ``size``, as upstream."""
     values = processor or Section({}, "preprocessor_config.json")
-    edges = values.section("size") or Section({}, f"{values.what}: size")
+    edges = values.part("size")
     for key, expected in (("patch_size", vision.patch_size), ("merge_size", vision.merge)):
         if values.integer(key, expected) != expected:
             raise values.error(key, f"is not the tower's {expected}")
