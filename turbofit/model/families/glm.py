@@ -15,6 +15,7 @@ from turbofit.core.model import TextDims, VisionDims
 from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
 from turbofit.model.families.eva_clip import read_eva_clip, square_rule
+from turbofit.model.families.qwen_vl import settings_of
 from turbofit.model.families.text import read_text
 
 __all__ = ["read_chatglm", "read_glm4v"]
@@ -114,10 +115,7 @@ def _vision(config: Section, text_hidden: int) -> VisionDims:
 
 def _rule(processor: Section | None, vision: VisionDims) -> PatchRule:
     """Bounds of one frame; an odd lower one is rounded up, as no whole image is between."""
-    values = processor or Section({}, "preprocessor_config.json")
-    for key, expected in (("patch_size", vision.patch_size), ("merge_size", vision.merge)):
-        if values.integer(key, expected) != expected:
-            raise values.error(key, f"is not the tower's {expected}")
+    values = settings_of(processor, vision)
     edges = values.part("size")
     frames = values.integer("temporal_patch_size", vision.temporal_patch, high=64)
     least = edges.integer("shortest_edge", _SMALLEST_PIXELS, high=1 << 32)
