@@ -80,13 +80,6 @@ def test_memory_version_1_is_said(read):
     assert gpu.holders[1].bytes == 308 * MIB
 
 
-@pytest.mark.parametrize("total", [None, 0])
-def test_memory_that_cannot_be_read(read, total: int | None):
-    device = read(gpu_3090(total=total, reserved=0))
-    assert device.gpu.total == device.gpu.free == NA
-    assert "memory cannot be read" in device.warnings[0]
-
-
 @pytest.mark.parametrize("change", [{"error": LOST}, {"no_handle": LOST}, {"no_handle": 999}])
 def test_lost(read, change):
     device = read(gpu_3090(**change))

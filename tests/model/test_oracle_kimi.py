@@ -140,15 +140,6 @@ def test_other_ways_of_packing_are_refused(tmp_path, quantization, words):
     assert words in engine_problem(model, "pytorch")
 
 
-def test_kimi_k2_thinking_does_not_start(tmp_path):
-    """Its class is DeepSeek-V3's, which LMDeploy builds without the names of its layers."""
-    folder = tmp_path / "m"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(PUBLISHED["text_config"]))
-    model = resolve_model(str(folder))
-    assert "does not start with compressed-tensors" in engine_problem(model, "pytorch")
-
-
 LIMITS = [(16384, 512), (4096, 512), (1024, 64), (300, 512), (7, 16), (65536, 512)]
 
 

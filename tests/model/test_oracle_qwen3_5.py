@@ -21,9 +21,6 @@ from tests.support.oracles import (
 )
 from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule, VideoRule
-from turbofit.core.model import DeltaDims
-from turbofit.core.plan import Settings
-from turbofit.memory.pytorch.cache import state_bytes
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 
@@ -121,22 +118,6 @@ def test_contradictions_are_said(change, said):
     }  # fmt: skip
     with pytest.raises(UsageError, match=said):
         read(json.dumps(config))
-
-
-def test_layer_types_win_over_the_interval():
-    kinds = ["full_attention", "linear_attention"] * 16
-    config = {
-        "architectures": ["Qwen3_5ForConditionalGeneration"],
-        "text_config": {"layer_types": kinds}, "vision_config": {"out_hidden_size": 4096},
-    }  # fmt: skip
-    delta = DeltaDims(
-        layers=16, key_heads=16, value_heads=32, key_dim=128, value_dim=128, kernel=4
-    )  # fmt: skip
-    assert read(json.dumps(config)).text.delta == delta
-    config["text_config"] = {"layer_types": ["full_attention"] * 32}
-    text = read(json.dumps(config)).text
-    assert text.delta is None
-    assert state_bytes(text, Settings()) == 0
 
 
 @pytest.mark.lmdeploy

@@ -6,13 +6,9 @@ import json
 import random
 
 import pytest
-from msgspec.structs import replace
 
 from tests.support.oracles import check_cache, delta_nets, text_config, without_fla, written
-from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint.header_only import write_header
-from turbofit.rehearse.checkpoint.twin import tensors, twin_of, write_model
 
 NAME = "Qwen3NextForCausalLM"
 
@@ -27,25 +23,6 @@ def next_of(transformers, seed):
     # Which Transformers 5 drops where it made layer_types of it.
     config.full_attention_interval = values["full_attention_interval"]
     return config
-
-
-def test_a_checkpoint_is_read_whole(tmp_path):
-    """Its draft of further tokens is no surplus."""
-    model = preset_model("qwen3-next-80b-a3b")
-    text = model.text
-    text = replace(
-        text, layers=4, moe=replace(text.moe, layers=4), delta=replace(text.delta, layers=3)
-    )
-    twin = twin_of(replace(model, text=text))
-    folder = write_model(twin, tmp_path / "m")
-    (folder / "model.safetensors.index.json").unlink()
-    for part in folder.glob("model*.safetensors"):
-        part.unlink()
-    draft = [("mtp.fc.weight", "BF16", (2048, 4096)), ("mtp.norm.weight", "BF16", (2048,))]
-    write_header(folder / "model.safetensors", [*tensors(twin), *draft])
-    read = resolve_model(str(folder))
-    assert (read.text, read.warnings) == (text, ())
-    assert read.weight_bytes == 2 * read.parameters
 
 
 @pytest.mark.lmdeploy

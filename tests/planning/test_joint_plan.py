@@ -7,7 +7,6 @@ import pytest
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.units import GIB, MIB
-from turbofit.machine.source import machine_from
 from turbofit.machine.spec import parse_spec
 from turbofit.planning import joint_plan as joint_plan_module
 from turbofit.planning.joint_plan import JointPlan, joint_plan, options_of_each
@@ -125,16 +124,6 @@ def test_a_budget_holds_for_all_together() -> None:
     assert sum(found.budgets) <= 14 * GIB
     half = together("internvl2-2b", "internvl2-1b", budget="50%")
     assert 10 * GIB < sum(half.budgets) <= 12 * GIB
-
-
-def test_gpus_that_may_not_be_used_do_not_count() -> None:
-    alone = together("internvl2-2b", "internvl2-1b", on="1xa100")
-    beside = together("internvl2-2b", "internvl2-1b", on="a100+rtx3060:free=4GiB", gpus="0")
-    assert beside.fits
-    assert beside.budgets == alone.budgets
-    assert [gpu.index for gpu in beside.gpus] == [0]
-    asked = machine_from("a100+rtx3060:free=4GiB")
-    assert together("internvl2-2b", "internvl2-1b", on=asked, gpus="0").budgets == alone.budgets
 
 
 def test_a_margin_that_was_given_stays_free() -> None:

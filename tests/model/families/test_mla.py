@@ -12,11 +12,9 @@ from tests.support.oracles import count
 from turbofit.core.errors import UsageError
 from turbofit.model.config import Section
 from turbofit.model.families.text import read_text
-from turbofit.model.folder import FolderFiles
 from turbofit.model.parameters import text_parameters
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint.header_only import write_header
 from turbofit.rehearse.checkpoint.twin import write_checkpoint
 
 SMALL: dict[str, Any] = {
@@ -53,24 +51,6 @@ def test_a_checkpoint_is_read_as_its_preset(name: str, tmp_path: Path) -> None:
     found, preset = resolve_model(str(write_checkpoint(name, tmp_path))), preset_model(name)
     assert found.text == preset.text
     assert (found.parameters, found.warnings) == (preset.parameters, ())
-
-
-def test_a_layer_behind_the_last_is_a_draft(tmp_path: Path) -> None:
-    folder = write_checkpoint("deepseek-v2-lite", tmp_path)
-    plain = resolve_model(str(folder))
-    name = "model-00001-of-00004.safetensors"
-    held = {
-        key: (tensor.dtype, tensor.shape)
-        for key, tensor in FolderFiles(str(folder)).header(name).items()
-    }
-    draft = {f"model.layers.27.{one}.weight": ("BF16", (8, 8)) for one in ("eh_proj", "enorm")}
-    write_header(folder / name, [(key, *one) for key, one in (held | draft).items()])
-    index = folder / "model.safetensors.index.json"
-    where = json.loads(index.read_text())
-    where["weight_map"] |= dict.fromkeys(draft, name)
-    index.write_text(json.dumps(where))
-    found = resolve_model(str(folder))
-    assert (found.weight_bytes, found.warnings) == (plain.weight_bytes, ())
 
 
 @pytest.mark.parametrize(
