@@ -216,13 +216,9 @@ def _hub(hub_id: str, revision: str | None, preset: str | None) -> Model:
 
 def _hub_files(hub_id: str, revision: str | None) -> HubFiles:
     """The repository on the hub that LMDeploy would download it from."""
-    if uses_modelscope():
-        from turbofit.model.modelscope import ModelScopeFiles
+    from turbofit.model.hub import HubFiles, ModelScopeFiles
 
-        return ModelScopeFiles(hub_id, revision)
-    from turbofit.model.hub import HubFiles
-
-    return HubFiles(hub_id, revision)
+    return (ModelScopeFiles if uses_modelscope() else HubFiles)(hub_id, revision)
 
 
 def _without_hub(
