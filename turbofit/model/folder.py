@@ -1,4 +1,4 @@
-"""Checkpoints on this machine: a folder, or a snapshot in the local hub cache; what one lacks."""
+"""Checkpoints on this machine: a folder, or a snapshot in the hub cache; what a folder lacks."""
 
 from __future__ import annotations
 

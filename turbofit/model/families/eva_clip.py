@@ -3,7 +3,6 @@
 The preprocessor is the checkpoints' own code; LMDeploy 0.18 has a copy in `vl/model/cogvlm.py`
 and `glm4_v.py`. A begin and an end token of the tower's own are part of an image; in CogVLM image
 tokens go through linear layers of their own in every layer.
-In CogVLM image tokens go through linear layers of their own in every layer.
 """
 
 from __future__ import annotations
