@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import builtins
+import threading
 from pathlib import Path
 
 import pytest
 
 from tests.support.nvml import LOST, UNKNOWN_ERROR, Scenario, four_3090, gpu_3090, in_process
+from tests.waiting import HANG
 from turbofit.core.errors import MachineError, PackageError
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB
-from turbofit.machine.nvml import GpuLostError, Nvml
+from turbofit.machine import nvml
+from turbofit.machine.nvml import GpuLostError, Nvml, ask_driver
 
 
 def test_answers_and_na(nvml_library: Path, tmp_path: Path):
@@ -75,3 +78,34 @@ def test_pynvml_missing(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(PackageError, match="nvidia-ml-py"):
         Nvml()
+
+
+def test_an_answer_is_passed_on() -> None:
+    assert ask_driver(lambda: 7, 0) == 7
+
+
+def test_what_a_question_raises_is_raised_to_who_asked() -> None:
+    def question() -> int:
+        raise GpuLostError("gone")
+
+    with pytest.raises(GpuLostError, match="gone"):
+        ask_driver(question, 0)
+
+
+def test_a_driver_that_hangs_is_asked_no_more_until_it_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nvml, "_SECONDS", 0.01)
+    answers, asking = threading.Event(), []
+
+    def hung() -> int:
+        asking.append(threading.current_thread())
+        answers.wait(HANG)
+        return 7
+
+    assert [ask_driver(hung, 0), ask_driver(hung, 0)] == [0, 0]
+    assert len(asking) == 1
+    answers.set()
+    asking[0].join(HANG)
+    monkeypatch.setattr(nvml, "_SECONDS", HANG)
+    assert ask_driver(hung, 0) == 7
