@@ -48,6 +48,7 @@ def test_a_draft_is_read_before_it_is_a_setting() -> None:
         ({"context": "1.5k"}, {"context": 1536}),
         ({"context": "max"}, {"context": "max"}),
         ({"max_prefill_token_num": "8,192"}, {"max_prefill_token_num": 8192}),
+        ({"concurrency": "2k"}, {"concurrency": 2000}),
         ({"budget": "19.5 GB"}, {"budget": 19_500_000_000}),
         ({"budget": "80%"}, {"budget": "80%"}),
         ({"image_size": "4k"}, {"image_size": (3840, 2160)}),
