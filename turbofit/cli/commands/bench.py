@@ -100,9 +100,10 @@ def show_load(result: LoadResult, html: str | None, *, as_json: bool, md: bool) 
     from turbofit.report.views.run.load_view import load_view
 
     if html:
-        from turbofit.report.page.load_page import load_page
+        from turbofit.report.page.html import page
 
-        write_page(load_page(result), html)
+        made = f"turbofit {result.turbofit_version}, measured {result.created}."
+        write_page(page(load_view(result), result, made), html)
     elif as_json:
         from turbofit.core.struct import to_json
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from turbofit.core.struct import Struct, doc
-from turbofit.report.page.sections import ENGINES
 from turbofit.report.views.plan.capacity import capacity
 from turbofit.report.views.plan.memory_view import KINDS, fullest, stack, sums
 
@@ -27,6 +26,12 @@ __all__ = [
     "refused",
 ]
 
+#: What people call the engines.
+_ENGINES = {
+    "turbomind": "LMDeploy, TurboMind",
+    "pytorch": "LMDeploy, PyTorch engine",
+    "transformers": "Hugging Face Transformers",
+}
 #: Remedies that are shown, as in the short text of a plan.
 _REMEDIES = 3
 
@@ -133,7 +138,7 @@ def answer_of(plan: Plan, texts: SiteTexts) -> SiteAnswer:
     return SiteAnswer(
         fits=plan.fits,
         verdict=texts.number(plan.verdict),
-        engine=texts.number(f"{ENGINES[plan.engine.name]} {plan.engine.version}"),
+        engine=texts.number(f"{_ENGINES[plan.engine.name]} {plan.engine.version}"),
         tp=plan.parallel.tp,
         replicas=plan.parallel.replicas,
         images=(

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from turbofit.report.painters.document import Column, FactList, Heading, Items, Paragraph, Table
+from turbofit.report.painters.document import (
+    ONLY_ON_PAGE,
+    Column,
+    Curve,
+    FactList,
+    Heading,
+    Items,
+    Paragraph,
+    Series,
+    Table,
+    Tiles,
+)
 
 if TYPE_CHECKING:
     from turbofit.load.result import LoadResult, Spread
     from turbofit.report.painters.document import Block
 
-__all__ = ["error_blocks", "latency_table", "load_text", "load_view", "seconds_text"]
+__all__ = ["load_view", "seconds_text"]
 
 
 def load_view(result: LoadResult) -> list[Block]:
-    """Blocks for `turbofit bench`."""
+    """What a load measured: figures, latency, the time of the window, what was not answered."""
     failed = result.begun - result.answered
     facts = (
-        ("load", load_text(result)),
+        ("load", _load_text(result)),
         ("window", f"{result.seconds:,.1f} s: {result.answered:,} requests answered, {failed:,} "
                    "not"),
         ("requests/s", f"{result.requests_per_second:.3f}"),
@@ -25,18 +36,40 @@ def load_view(result: LoadResult) -> list[Block]:
                      f"{result.output_tokens:,.1f} an answer"),
         ("at once", f"{result.running:.1f} requests on average"),
     )  # fmt: skip
+    tiles = (
+        ("requests/s", f"{result.requests_per_second:.2f}",
+         f"{result.answered:,} answered in {result.seconds:,.0f} s, {failed:,} not"),
+        ("first token, median", seconds_text(result.ttft.p50),
+         f"p99 {seconds_text(result.ttft.p99)}"),
+        ("a token, median", seconds_text(result.tpot.p50), f"p99 {seconds_text(result.tpot.p99)}"),
+        ("tokens/s", f"{result.output_tokens_per_second:,.0f}",
+         f"{result.output_tokens:,.0f} an answer, {result.running:.1f} requests at once"),
+    )  # fmt: skip
+    rate = tuple((one.at, one.output_tokens_per_second) for one in result.moments)
+    running = tuple((one.at, float(one.running)) for one in result.moments)
+    over_time = (
+        Curve(series=(Series(title="tokens/s", points=rate),), x="seconds", y="tokens a second"),
+        Curve(series=(Series(title="requests", points=running),), x="seconds",
+              y="requests under way"),
+    )  # fmt: skip
     blocks: list[Block] = [
         Heading(text=f"{result.model} at {result.url}"),
+        Tiles(figures=tiles, **ONLY_ON_PAGE),
         FactList(facts=facts),
-        latency_table(result),
-        *error_blocks(result),
+        Heading(text="Latency", whole=False),
+        _latency(result),
     ]
+    if result.moments:
+        blocks += [Heading(text="Over the time of the window", whole=False), *over_time]
+    errors = _errors(result)
+    if errors or result.warnings:
+        blocks += [Heading(text="Requests without an answer, and warnings", whole=False), *errors]
     if result.warnings:
         blocks.append(Items(items=result.warnings, tone="warn"))
     return blocks
 
 
-def load_text(result: LoadResult) -> str:
+def _load_text(result: LoadResult) -> str:
     """The load in one line."""
     given = result.load
     prompt = "" if result.prompt_tokens is None else f"{result.prompt_tokens:,.0f} prompt tokens, "
@@ -48,7 +81,7 @@ def load_text(result: LoadResult) -> str:
     return f"a closed loop of {given.get('concurrency', 8)}; {sizes}"
 
 
-def latency_table(result: LoadResult) -> Table:
+def _latency(result: LoadResult) -> Table:
     """Times of requests that began in the window."""
     rows = (
         _row("first token (TTFT)", result.ttft),
@@ -62,7 +95,7 @@ def latency_table(result: LoadResult) -> Table:
     return Table(columns=columns, rows=rows)
 
 
-def error_blocks(result: LoadResult) -> list[Block]:
+def _errors(result: LoadResult) -> list[Block]:
     """What was not answered, and why."""
     blocks: list[Block] = []
     if result.errors:

@@ -4,27 +4,112 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from turbofit.core.units import format_duration
-from turbofit.report.painters.document import Column, Heading, Paragraph, Table
+from turbofit.report.painters.document import (
+    ONLY_ON_PAGE,
+    Column,
+    Curve,
+    Heading,
+    Paragraph,
+    Series,
+    Table,
+    Tiles,
+)
 from turbofit.report.views.run.load_view import seconds_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from turbofit.core.tuning import SpeedFigures, TrialRecord, Tuning
     from turbofit.report.painters.document import Block
 
-__all__ = ["curve_table", "pareto", "settings_text", "trial_table", "tune_notes", "tune_view"]
+__all__ = ["made_by", "pareto", "settings_text", "tune_view"]
 
 
 def tune_view(result: Tuning) -> list[Block]:
-    """Blocks for `turbofit tune`."""
-    blocks: list[Block] = [Heading(text=f"Tuning of {result.model}"), *tune_notes(result)]
-    blocks.append(trial_table(result))
+    """What was found, every trial, the best under other loads."""
+    where = f" on {' + '.join(result.gpus)}" if result.gpus else ""
+    best = [place for place, one in enumerate(result.trials) if one.number == result.best]
+    blocks: list[Block] = [
+        Heading(text=f"Tuning of {result.model}{where}"),
+        *_tiles(result),
+        *_notes(result),
+        Heading(text="Every trial beside its forecast", whole=False),
+        replace(_trials(result), sortable=True, chosen=best[0] if best else None),
+        Heading(text="Requests a second against the first token", whole=False),
+        _front(result),
+    ]
     if result.curve:
-        blocks += [Heading(text="The best under other loads"), curve_table(result)]
+        blocks += [Heading(text="The best under other loads"), *_curves(result), _loads(result)]
     return blocks
 
 
-def tune_notes(result: Tuning) -> list[Block]:
+def made_by(result: Tuning) -> str:
+    """Who made it and when: the foot of a page."""
+    made = f"turbofit {result.turbofit_version}, LMDeploy {result.lmdeploy}"
+    return f"{made}, measured {result.created}."
+
+
+def _tiles(result: Tuning) -> list[Block]:
+    """The figures of the best."""
+    winner = result.winner
+    seen = None if winner is None else winner.measured
+    if winner is None or seen is None:
+        return []
+    figures = (
+        ("requests/s", f"{seen.requests_per_second:.2f}",
+         f"forecast {winner.forecast.requests_per_second:.2f}"),
+        ("first token, median", seconds_text(seen.ttft_p50), f"p90 {seconds_text(seen.ttft_p90)}"),
+        ("a token, median", seconds_text(seen.tpot_p50), f"p90 {seconds_text(seen.tpot_p90)}"),
+        ("tokens/s", f"{seen.output_tokens_per_second:,.0f}", "of answers"),
+    )  # fmt: skip
+    return [Tiles(figures=figures, **ONLY_ON_PAGE)]
+
+
+def _curves(result: Tuning) -> list[Block]:
+    """The best settings over requests at once."""
+    at_once = [float(one.concurrency) for one in result.curve]
+    seen = [one.measured for one in result.curve]
+
+    def series(title: str, values: Iterable[float]) -> Series:
+        return Series(title=title, points=tuple(zip(at_once, values, strict=True)))
+
+    rate = series("requests/s", (one.requests_per_second for one in seen))
+    ends = series("whole answer", (one.e2e_p50 for one in seen))
+    firsts = series("first token", (one.ttft_p50 for one in seen))
+    x = "requests at once"
+    return [
+        Curve(series=(rate,), x=x, y="requests a second"),
+        Curve(series=(ends, firsts), x=x, y="seconds, median"),
+    ]
+
+
+def _front(result: Tuning) -> Curve:
+    """Trials as points; a line through those that no other beats."""
+    best = pareto(result)
+    points = {
+        one.number: (one.measured.ttft_p90, one.measured.requests_per_second)
+        for one in result.trials
+        if one.measured is not None
+    }
+    names = {one.number: f"{one.number}: {settings_text(one)}" for one in result.trials}
+    front = sorted((number for number in points if number in best), key=lambda n: points[n])
+    others = [number for number in points if number not in best]
+    series = tuple(
+        Series(
+            title=title,
+            points=tuple(points[n] for n in numbers),
+            names=tuple(names[n] for n in numbers),
+            joined=numbers is front,
+        )
+        for title, numbers in (("Pareto front", front), ("other trials", others))
+    )
+    return Curve(series=series, x="TTFT p90, seconds", y="requests a second")
+
+
+def _notes(result: Tuning) -> list[Block]:
     """What was found, in lines."""
     blocks: list[Block] = []
     if result.pretend:
@@ -52,7 +137,7 @@ def tune_notes(result: Tuning) -> list[Block]:
     blocks += [
         Paragraph(
             text=f"{one.engine}: the forecast was {1 / one.factor:.2f} times what "
-            f"{_trials(one.trials)} measured{corrected}"
+            f"{_counted(one.trials)} measured{corrected}"
         )
         for one in result.factors
         if one.factor > 0
@@ -64,7 +149,7 @@ def tune_notes(result: Tuning) -> list[Block]:
             f"requests/s under this load: {result.earlier.change:+.1%} since"
         )
         blocks.append(Paragraph(text=text, tone="bad" if worse else "plain"))
-    text = f"{_trials(len(result.trials))} in {format_duration(result.seconds)}; {result.stopped}"
+    text = f"{_counted(len(result.trials))} in {format_duration(result.seconds)}; {result.stopped}"
     blocks.append(Paragraph(text=text, tone="dim"))
     return blocks
 
@@ -79,7 +164,7 @@ def settings_text(one: TrialRecord) -> str:
     )
 
 
-def trial_table(result: Tuning) -> Table:
+def _trials(result: Tuning) -> Table:
     """Every trial beside its forecast."""
     columns = (
         Column(title="", right=True),
@@ -93,7 +178,7 @@ def trial_table(result: Tuning) -> Table:
     return Table(columns=columns, rows=tuple(_row(one, result) for one in result.trials))
 
 
-def curve_table(result: Tuning) -> Table:
+def _loads(result: Tuning) -> Table:
     """The best settings under other numbers of requests at once."""
     columns = tuple(
         Column(title=title, right=True)
@@ -141,7 +226,7 @@ def _row(one: TrialRecord, result: Tuning) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _trials(count: int) -> str:
+def _counted(count: int) -> str:
     return "1 trial" if count == 1 else f"{count} trials"
 
 
