@@ -128,7 +128,7 @@ def _tiles(plan: Plan) -> Tiles:
     size = "{}x{}".format(*usual.image_size) if usual else ""
     first = f"with {found.users[0].what} each" if found.users else ""
     beside = f"; {usual.requests_at_once:,} with {size}" if usual else ""
-    shown = [("requests at once", f"{plan.requests_at_once:,}", f"{first}{beside}")]
+    shown = [("requests at once", f"{_at_once(plan):,}", f"{first}{beside}")]
     if speed is not None:
         text = "of the worst size, forecast" if usual else "forecast"
         rate, seconds = two_digits(speed.requests_per_second), speed.seconds_to_first_token
@@ -170,12 +170,14 @@ def _promise(plan: Plan) -> list[tuple[str, str]]:
     if plan.throughput is not None and plan.usual_image:
         usual, (width, height) = plan.usual_image, plan.usual_image.image_size
         for size, at_once, speed in (
-            ("worst size", plan.requests_at_once, plan.throughput),
+            ("worst size", _at_once(plan), plan.throughput),
             (f"{width}x{height}", usual.requests_at_once, usual),
         ):
             facts.append((size, f"{at_once:,} at once; forecast {_speed(speed)}"))
     elif plan.throughput is not None:
-        facts.append(("forecast", speed_in_short(plan.throughput, plan.model)))
+        forecast = speed_in_short(plan.throughput, plan.model)
+        size = "worst size" if limits.vision_unit else "requests"
+        facts.append((size, f"{_at_once(plan):,} at once; forecast {forecast}"))
     users = capacity(plan).users
     if users:
         shown = dict.fromkeys((users[0], users[-1]))
@@ -194,6 +196,9 @@ def _promise(plan: Plan) -> list[tuple[str, str]]:
             f" {limits.image_tokens_per_request:,}"
             f" {plural(limits.image_tokens_per_request, 'token')}"
         )
+        own, limit = rule.checkpoint_limit, limits.image_limit
+        if limit is not None and rule.varies_by_limit and limit > own:
+            text += f" (detail: high asks for {limit}; a plan lowers it to {own})"
         facts.append(("images", text))
     if plan.fits and plan.remedies:
         facts.append(("faster", f"{plan.remedies[0].change}: {plan.remedies[0].effect}"))
@@ -201,6 +206,12 @@ def _promise(plan: Plan) -> list[tuple[str, str]]:
         told = f"{plan.rehearsal.outcome} with LMDeploy {plan.rehearsal.engine_version}"
         facts.append(("rehearsal", f"{told} on pretend GPUs"))
     return facts
+
+
+def _at_once(plan: Plan) -> int:
+    """Requests that run at once; a prediction's settings may admit more than its cache holds."""
+    speed = None if plan.considered else plan.throughput
+    return plan.requests_at_once if speed is None else speed.concurrent_requests
 
 
 def speed_in_short(speed: Throughput, model: Model) -> str:
