@@ -85,12 +85,11 @@ def make_prediction(
         waiting = ": the others wait" if at_once < promised else ""
         words += f"; it holds {min(at_once, promised):,} of {promised:,} at once{waiting}"
     if is_legacy(engine.version) and start.serves:
-        least = _least_free_words(
+        words += _least_free_words(
             lambda free: accounts_of(request, same[:1], groups[:1], held, engine, free)[0],
             accounts[0].free,
             ratio,
         )
-        words += f"; {least}" if least else ""
     plan = document(
         request,
         engine,
@@ -110,10 +109,8 @@ def make_prediction(
     )
     queues = [QUEUED] if queued and held.units_per_image else []
     warnings = (*plan.warnings, *queues, *_warnings(request, launch, engine, start))
-    plan = replace(plan, reasons=reasons, warnings=warnings)
-    at_once = min(at_once, promised or settings.max_batch_size * len(groups))
-    if start.serves and at_once:
-        plan = replace(plan, throughput=_speed(request, accounts, vision_load, engine, at_once))
+    speed = _speed(request, accounts, vision_load, engine, at_once) if start.serves else None
+    plan = replace(plan, reasons=reasons, warnings=warnings, throughput=speed)
     helps = not start.serves and free_at_cache is None
     return replace(plan, remedies=_remedies(request, engine) if helps else ())
 
@@ -328,9 +325,12 @@ def _speed(
     vision_load: VisionLoad,
     engine: Engine,
     at_once: int,
-) -> Throughput:
-    """The forecast of all engines, each under its share of the requests at once."""
+) -> Throughput | None:
+    """The forecast of all engines, each under its share of the requests that they hold."""
     settings, machine = accounts[0].settings, request.machine
+    at_once = min(at_once, request.promised_requests or settings.max_batch_size * len(accounts))
+    if not at_once:
+        return None
     speeds = []
     for account in accounts:
         rates = group_rates(request.model, settings, machine, account.gpus, engine)
@@ -406,8 +406,8 @@ def _warnings(
         yield f"LMDeploy would run in float16 without a word: {why}"
 
 
-def _least_free_words(with_free: Callable[[int], Account], free: int, ratio: float) -> str | None:
-    """What becomes of a start that serves where less is free; None where nothing else does.
+def _least_free_words(with_free: Callable[[int], Account], free: int, ratio: float) -> str:
+    """What becomes of a start that serves where less is free; empty where nothing else does.
 
     A cache that is small enough can cut sessions so far that it serves again: the first end below
     the forecast counts, found to 1 MiB; whole blocks of the cache leave a little more or less.
@@ -424,11 +424,11 @@ def _least_free_words(with_free: Callable[[int], Account], free: int, ratio: flo
     steps = (free * step // _STEPS for step in range(_STEPS - 1, 0, -1))
     low = next((less for less in steps if ends(less)), None)
     if low is None:
-        return None
+        return ""
     end = "never start" if outcome_at(with_free(low), ratio).kind == "hang" else "die"
     high = low + free // _STEPS
     high = bisect(ends, low, high, MIB)[1]
     return (
-        f"with less than about {high // MIB:,} MiB free when the cache is sized it would {end};"
+        f"; with less than about {high // MIB:,} MiB free when the cache is sized it would {end};"
         f" here it has {free // MIB:,} MiB"
     )

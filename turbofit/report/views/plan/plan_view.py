@@ -196,9 +196,9 @@ def _promise(plan: Plan) -> list[tuple[str, str]]:
             f" {limits.image_tokens_per_request:,}"
             f" {plural(limits.image_tokens_per_request, 'token')}"
         )
-        own, limit = rule.checkpoint_limit, limits.image_limit
-        if limit is not None and rule.varies_by_limit and limit > own:
-            text += f" (detail: high asks for {limit}; a plan lowers it to {own})"
+        usually, limit = rule.checkpoint_limit, limits.image_limit
+        if limit is not None and rule.varies_by_limit and limit > usually:
+            text += f" (detail: high asks for {limit}; a plan lowers it to {usually})"
         facts.append(("images", text))
     if plan.fits and plan.remedies:
         facts.append(("faster", f"{plan.remedies[0].change}: {plan.remedies[0].effect}"))
