@@ -10,9 +10,8 @@ from tests.report.documents import KINDS, planned, served_run
 from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
-from turbofit.report.consistent import check_consistent
 from turbofit.report.painters.terminal import paint
-from turbofit.report.stored_documents import StoredPlan, read_plan
+from turbofit.report.stored_documents import StoredPlan, check_consistent, read_plan
 from turbofit.report.views.plan.plan_view import plan_page, plan_view
 
 #: Parts of a document that no report computes with, or too many to try one by one.

@@ -97,7 +97,7 @@ def bench(
 def show_load(result: LoadResult, html: str | None, *, as_json: bool, md: bool) -> None:
     """In the form that was asked for."""
     from turbofit.cli.terminal.output import answer, show, write_page
-    from turbofit.report.views.run.load_view import load_view
+    from turbofit.report.views.run.measured_view import load_view
 
     if html:
         from turbofit.report.page.html import page

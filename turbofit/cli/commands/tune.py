@@ -193,7 +193,7 @@ def _kv_types(text: str) -> tuple[int, ...]:
 def show_tuning(result: Tuning, html: str | None, *, as_json: bool, md: bool) -> None:
     """In the form that was asked for."""
     from turbofit.cli.terminal.output import answer, show, write_page
-    from turbofit.report.views.run.tune_view import made_by, tune_view
+    from turbofit.report.views.run.measured_view import made_by, tune_view
 
     if html:
         from turbofit.report.page.html import page
