@@ -141,7 +141,7 @@ const shownAnswer = (answer, title, commands, say) => {
   }
   if (answer.warnings.length) {
     article.append(element('details', {}, element('summary', {}, say('warnings') + ' (' + answer.warnings.length + ')'),
-      element('ul', { lang: 'en' }, ...answer.warnings.map((text) => element('li', {}, text)))));
+      element('ul', { class: 'notes', lang: 'en' }, ...answer.warnings.map((text) => element('li', {}, text)))));
   }
   if (answer.fits) article.append(said);
   return article;
