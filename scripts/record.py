@@ -16,7 +16,7 @@ from rich.text import Text
 
 from turbofit.api import plan
 from turbofit.report.painters.terminal import paint
-from turbofit.report.views.plan.plan_summary import plan_summary
+from turbofit.report.views.plan.plan_view import plan_view
 
 SHOWN: Final = Path(__file__).parents[1] / "docs" / "terminal.svg"
 COMMAND: Final = "turbofit plan internvl2-8b --on 1xrtx3090"
@@ -28,7 +28,7 @@ _FONTS: Final = re.compile(r"@font-face \{.*?\}", re.DOTALL)
 def drawn() -> str:
     """The picture; equal each time for an equal plan."""
     _, _, model, _, on = COMMAND.split()
-    said = paint(plan_summary(plan(model, on=on)), width=80, colour=True)
+    said = paint(plan_view(plan(model, on=on)), width=80, colour=True, short=True)
     console = Console(record=True, width=_WIDTH, file=io.StringIO(), force_terminal=True)
     console.print(Text.from_ansi(f"$ {COMMAND}\n{said}".rstrip()), soft_wrap=True)
     svg = console.export_svg(title="turbofit", theme=MONOKAI, unique_id="turbofit")

@@ -33,6 +33,16 @@ _OUTSIDE: Final = (
     "turbofit/**/*.md",
 )  # fmt: skip
 _LINK: Final = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
+#: What README says to developers; the site says there what people can try next.
+_CHECKS: Final = re.compile(r"Run every check of the project.*?\./scripts/check\n", re.DOTALL)
+_FIRST_STEPS: Final = """\
+Which cards serve a model, which models a machine serves, and a whole server without a GPU:
+
+    turbofit which internvl3-8b             # every card by name, with the fewest GPUs that do
+    turbofit which --on 1xrtx3090           # every model on this machine
+    turbofit page                           # a page to choose models and cards in, for colleagues
+    turbofit serve internvl2-2b --pretend --on 1xrtx3090  # answers requests; its words mean nothing
+"""
 _CODE_SPAN: Final = re.compile(r"(`[^`]*`)")
 
 
@@ -57,6 +67,9 @@ def on_page_markdown(markdown: str, page: Page, files: Files, **_: object) -> st
     path = page.file.abs_src_path
     if path is None:
         return markdown
+    if page.file.src_uri == "index.md":
+        page.meta["hide"] = ["toc"]  # the commands are as wide as the page
+        markdown = _CHECKS.sub(_FIRST_STEPS, markdown)
     source = Path(path)
 
     def moved(link: re.Match[str]) -> str:

@@ -251,8 +251,7 @@ PUBLISHED_WORDS = {
     "turbofit/core/rehearsal.py", "turbofit/rehearse/confirm.py",
     "turbofit/launch/engine/engine_exit.py", "turbofit/launch/engine/pretended.py",
 "turbofit/launch/serve/ladder.py",
-    "turbofit/report/page/timeline.py",
-    "turbofit/report/views/run/rehearsal_view.py",
+    "turbofit/report/views/run/run_view.py",
 }  # fmt: skip
 
 

@@ -49,9 +49,9 @@ def _request(kind: type[_Request], model: Any, options: dict[str, Any]) -> _Requ
 
 
 def _framed(plan: Plan) -> str:
-    from turbofit.report.page.notebook import frame
+    from turbofit.report.views.plan.plan_view import plan_frame
 
-    return frame(plan)
+    return plan_frame(plan)
 
 
 Plan.notebook_html = _framed

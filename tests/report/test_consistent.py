@@ -10,11 +10,9 @@ from tests.report.documents import KINDS, planned, served_run
 from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
-from turbofit.report.consistent import check_consistent
-from turbofit.report.page.build import page
 from turbofit.report.painters.terminal import paint
-from turbofit.report.stored_documents import StoredPlan, read_plan
-from turbofit.report.views.plan.plan_view import plan_view
+from turbofit.report.stored_documents import StoredPlan, check_consistent, read_plan
+from turbofit.report.views.plan.plan_view import plan_page, plan_view
 
 #: Parts of a document that no report computes with, or too many to try one by one.
 LEFT_OUT = ("model", "considered", "ledger", "turbofit_version", "created")
@@ -89,6 +87,6 @@ def test_no_number_and_no_empty_list_breaks_a_report(tmp_path: Path) -> None:
             assert isinstance(plan, Plan)
             run = served_run(planned("served"))
             assert paint(plan_view(plan, run)), path
-            assert page(StoredPlan(plan, run, "x")), path
+            assert plan_page(StoredPlan(plan, run, "x")), path
             shown += 1
     assert shown > 150

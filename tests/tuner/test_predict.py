@@ -108,3 +108,14 @@ def test_no_engine_is_split_over_mig_instances():
             told("internvl2-2b", on=cut, tp=2)
     assert turbofit.predict("internvl2-2b", on=cut, replicas=2).fits
     assert turbofit.predict("internvl2-2b", on=whole, tp=2).fits
+
+
+def test_what_serves_has_the_figures_of_a_plan_beside_its_tokens() -> None:
+    found = turbofit.predict("internvl3-8b", on="1xrtx3090", session_len=8192)
+    speed = found.throughput
+    assert speed is not None
+    assert 0 < speed.concurrent_requests < found.settings.max_batch_size
+    assert speed.requests_per_second > 0
+    dead = turbofit.predict("qwen2-vl-7b", on="1xrtx4090")
+    assert not dead.fits
+    assert dead.throughput is None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.messages import QUEUED
-from turbofit.core.plan import HostMemory, Plan, Remedy, Settings
+from turbofit.core.plan import HostMemory, Plan, Remedy, Settings, Throughput
 from turbofit.core.units import MIB, format_bytes
 from turbofit.memory.account import POOL_WARMUP, Account, Engine, EngineLaunch, VisionLoad
 from turbofit.memory.calibrated import calibration_reason
@@ -31,7 +30,7 @@ from turbofit.tuner.resolved_request import (
 from turbofit.tuner.search.search import fit_on_host
 from turbofit.tuner.search.shapes import Shape, dtype_for, shape_settings, split_over_slices
 from turbofit.tuner.search.sizing import bisect
-from turbofit.tuner.speed import LinkClass, group_class
+from turbofit.tuner.speed import LinkClass, group_class, group_rates, group_speed, total
 
 __all__ = ["make_prediction", "usual_settings"]
 
@@ -74,66 +73,54 @@ def make_prediction(
     host = host_of(request, accounts, engine)
     start = _start(request, accounts, held, host, engine)
     tokens = [start.tokens if start.serves else 0] * len(groups)
-    words, at_once = cache_words(tokens, vision_load, settings.session_len), None
-    if request.promised_requests is not None:
-        at_once = requests_held(accounts, tokens, vision_load)
-        words += f"; {_at_once_words(at_once, request.promised_requests)}"
+    words = cache_words(tokens, vision_load, settings.session_len)
+    at_once, promised = requests_held(accounts, tokens, vision_load), request.promised_requests
+    if promised is not None:
+        waiting = ": the others wait" if at_once < promised else ""
+        words += f"; it holds {min(at_once, promised):,} of {promised:,} at once{waiting}"
     if is_legacy(engine.version) and start.serves:
-        least = _least_free_words(
+        words += _least_free_words(
             lambda free: accounts_of(request, same[:1], groups[:1], held, engine, free)[0],
             accounts[0].free,
             ratio,
         )
-        words += f"; {least}" if least else ""
     plan = document(
         request,
         engine,
         accounts,
-        fits=start.fits,
+        fits=start.serves and start.outcome.kind == "serves",  # the margin is left too
         verdict=_verdict(request, engine, start, words),
         parallel_reason="as LMDeploy takes them: the first GPUs in CUDA's order",
         host=host,
         settings=settings,
         vision_load=vision_load,
         limit=limit,
-        held=at_once,
+        held=None if promised is None else at_once,
     )
     reasons = (
         *_exposure(request, limit, vision_load),
         *_story(accounts[0], ratio, start.outcome, free_at_cache),
     )
-    warnings = _warnings(request, launch, engine, start)
-    if queued and held.units_per_image:
-        warnings = chain((QUEUED,), warnings)
-    plan = replace(plan, reasons=reasons, warnings=(*plan.warnings, *warnings))
+    queues = [QUEUED] if queued and held.units_per_image else []
+    warnings = (*plan.warnings, *queues, *_warnings(request, launch, engine, start))
+    speed = _speed(request, accounts, vision_load, engine, at_once) if start.serves else None
+    plan = replace(plan, reasons=reasons, warnings=warnings, throughput=speed)
     helps = not start.serves and free_at_cache is None
     return replace(plan, remedies=_remedies(request, engine) if helps else ())
 
 
 class _Start(NamedTuple):
-    """How the start that is predicted ends.
+    """How the start that is predicted ends."""
 
-    Attributes:
-        outcome: of the first engine whose GPU memory does not do, else of the first engine.
-        host: why host memory does not do; None where it does.
-        never: why the engine never runs this, whatever the memory; None where it may.
-        tokens: KV tokens of the smallest cache.
-    """
-
-    outcome: StartOutcome
-    host: str | None
-    never: str | None
-    tokens: int
+    outcome: StartOutcome  # of the first engine whose GPU memory does not do, else of the first
+    host: str | None  # why host memory does not do
+    never: str | None  # why the engine never runs this, whatever the memory
+    tokens: int  # of the smallest cache
 
     @property
     def serves(self) -> bool:
         """Whether nothing kills it (the margin may still be short)."""
         return self.outcome.serves and self.host is None and self.never is None
-
-    @property
-    def fits(self) -> bool:
-        """Whether it serves, and the margin is left."""
-        return self.serves and self.outcome.kind == "serves"
 
 
 def _start(
@@ -323,9 +310,25 @@ def _verdict(request: ResolvedRequest, engine: Engine, start: _Start, held: str)
     return f"{request.model.name}{version}: {said}" + (f"; {held}" if start.serves else "")
 
 
-def _at_once_words(held: int, requests: int) -> str:
-    waiting = ": the others wait" if held < requests else ""
-    return f"it holds {min(held, requests):,} of {requests:,} at once{waiting}"
+def _speed(
+    request: ResolvedRequest,
+    accounts: Sequence[Account],
+    vision_load: VisionLoad,
+    engine: Engine,
+    at_once: int,
+) -> Throughput | None:
+    """The forecast of all engines, each under its share of the requests that they hold."""
+    settings, machine = accounts[0].settings, request.machine
+    at_once = min(at_once, request.promised_requests or settings.max_batch_size * len(accounts))
+    if not at_once:
+        return None
+    speeds = []
+    for account in accounts:
+        rates = group_rates(request.model, settings, machine, account.gpus, engine)
+        tokens = account.tokens_at(settings.cache_max_entry_count)
+        share = at_once / len(accounts)
+        speeds.append(group_speed(rates, settings, vision_load, tokens, share))
+    return total(speeds, machine.measured)
 
 
 def _story(
@@ -394,8 +397,8 @@ def _warnings(
         yield f"LMDeploy would run in float16 without a word: {why}"
 
 
-def _least_free_words(with_free: Callable[[int], Account], free: int, ratio: float) -> str | None:
-    """What becomes of a start that serves where less is free; None where nothing else does.
+def _least_free_words(with_free: Callable[[int], Account], free: int, ratio: float) -> str:
+    """What becomes of a start that serves where less is free; empty where nothing else does.
 
     A cache that is small enough can cut sessions so far that it serves again: the first end below
     the forecast counts, found to 1 MiB; whole blocks of the cache leave a little more or less.
@@ -407,11 +410,11 @@ def _least_free_words(with_free: Callable[[int], Account], free: int, ratio: flo
     steps = (free * step // _STEPS for step in range(_STEPS - 1, 0, -1))
     low = next((less for less in steps if ends(less)), None)
     if low is None:
-        return None
+        return ""
     end = "never start" if outcome_at(with_free(low), ratio).kind == "hang" else "die"
     high = low + free // _STEPS
     high = bisect(ends, low, high, MIB)[1]
     return (
-        f"with less than about {high // MIB:,} MiB free when the cache is sized it would {end};"
+        f"; with less than about {high // MIB:,} MiB free when the cache is sized it would {end};"
         f" here it has {free // MIB:,} MiB"
     )

@@ -6,7 +6,7 @@ import msgspec
 
 from tests.report.documents import planned
 from turbofit.core.errors import UsageError
-from turbofit.report.fit_site.answer import SiteTexts, answer_of, refused
+from turbofit.report.fit_site.tables import SiteTexts, answer_of, refused
 from turbofit.report.views.plan.memory_view import KINDS
 
 

@@ -27,7 +27,7 @@ const rows = (query) => Array.from(side.querySelectorAll(query + ' tbody tr'),
 const tiles = Array.from(side.querySelectorAll('.tiles > div'), (one) => one.children);
 return {
   fits: side.dataset.fits, title: texts('h2')[0], sentence: texts('.sentence')[0],
-  commands: texts('code'), bar: texts('.words')[0], warnings: texts('ul.warn li'),
+  commands: texts('code'), bar: texts('.words')[0], warnings: texts('ul.notes li'),
   tiles: Object.fromEntries(tiles.map((one) => [one[0].textContent, one[1].textContent])),
   limits: rows('table.limits'), remedies: rows('table:not(.limits)'),
 };

@@ -11,10 +11,9 @@ import pytest
 from tests.report.fit_site.sites import drawn, planned
 from tests.sweep import part
 from turbofit.core.plan import Plan
-from turbofit.report.fit_site.answer import SiteTable
 from turbofit.report.fit_site.choices import SiteChoices, choices_of, points
 from turbofit.report.fit_site.site_request import SiteRequest
-from turbofit.report.fit_site.tables import table_of
+from turbofit.report.fit_site.tables import SiteTable, table_of
 from turbofit.report.views.plan.memory_view import KINDS, stack, sums
 
 #: What a plan says when it says no: nothing of what it would have served.

@@ -8,8 +8,8 @@ from tests.report.documents import planned, served_run
 from tests.support.plans import plausible_plan
 from turbofit.core.machine import Holder
 from turbofit.core.plan import Command, Plan, Remedy
-from turbofit.report.page.build import page
 from turbofit.report.stored_documents import StoredPlan
+from turbofit.report.views.plan.plan_view import plan_page
 
 EVIL = (
     "</script><script>document.title='hit'</script><img src=x onerror=\"document.title='hit'\">"
@@ -21,11 +21,11 @@ def page_of(kind: str) -> str:
     """The page of a kind of plan, or of a run."""
     if kind == "run":
         plan = planned("mixed cards")
-        return page(StoredPlan(plan, served_run(plan), "run"))
+        return plan_page(StoredPlan(plan, served_run(plan), "run"))
     if kind == "pretend run":
         plan = planned("fits")
-        return page(StoredPlan(plan, served_run(plan, pretend=True), "run"))
-    return page(StoredPlan(planned(kind), None, kind))
+        return plan_page(StoredPlan(plan, served_run(plan, pretend=True), "run"))
+    return plan_page(StoredPlan(planned(kind), None, kind))
 
 
 def evil_plan() -> Plan:

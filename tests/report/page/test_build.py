@@ -17,9 +17,9 @@ from turbofit.cli.main import main
 from turbofit.core.plan import Plan
 from turbofit.core.units import format_bytes
 from turbofit.report.page import tag as tags
-from turbofit.report.page.build import page
 from turbofit.report.page.tag import Markup, join, json_text, tag
 from turbofit.report.stored_documents import StoredPlan
+from turbofit.report.views.plan.plan_view import plan_page
 
 ALL = (*KINDS, "served", "died", "run", "pretend run")
 VOID = {"meta", "link", "br", "line", "rect", "path", "circle"}
@@ -69,7 +69,7 @@ def test_a_page_is_whole_small_and_asks_nobody(kind: str) -> None:
         assert not set(attributes) & {"src", "srcset", "action", "ping"}
         assert not [key for key in attributes if key.startswith("on")]
         if "href" in attributes:
-            assert re.fullmatch(r"data:,|#[a-z]+", attributes["href"] or "")
+            assert re.fullmatch(r"data:,|#part-[0-9]+", attributes["href"] or "")
     assert "url(" not in reader.data["style"]
     assert "@import" not in reader.data["style"]
 
@@ -96,7 +96,7 @@ def test_nothing_but_its_own_script_may_run() -> None:
 
 
 def test_what_others_wrote_stays_text() -> None:
-    reader = read(page(StoredPlan(evil_plan(), None, EVIL)))
+    reader = read(plan_page(StoredPlan(evil_plan(), None, EVIL)))
     names = {name for name, _ in reader.seen}
     assert not names & {"img"}
     assert sum(name == "script" for name, _ in reader.seen) == 2
@@ -137,15 +137,17 @@ def test_a_plan_that_does_not_fit_shows_what_it_lacks() -> None:
         "GPU memory needed", "GPU memory there", "lacking"
     ]  # fmt: skip
     gpu = planned("does not fit").gpus[0]
-    assert f"<b>{format_bytes(gpu.margin - gpu.headroom)}</b>" in shown
-    assert "What the KV cache holds" not in text
-    assert text.index('id="remedies"') < text.index('class="command"')
+    short = format_bytes(-gpu.headroom)
+    assert f"<b>{short}</b>" in shown  # as the verdict and the bar have it
+    assert f"{short} short" in text
+    assert f"more than the card has <b>{short}</b>" in text
+    assert text.index("What would fit, cheapest first") < text.index('class="command"')
 
 
 @pytest.mark.parametrize("kind", ["fits", "does not fit", "mixed cards"])
 def test_one_legend_for_all_bars(kind: str) -> None:
     text = page_of(kind)
-    (section,) = re.findall(r'<section id="memory".*?</section>', text)
+    (section,) = re.findall(r'<section id="part-\d+"[^>]*><h2[^>]*>Memory .*?</section>', text)
     assert section.count('class="legend"') == 1
     sizes = [gpu.peak - gpu.steady for gpu in planned(kind).gpus]
     assert format_bytes(min(sizes)) in section
@@ -203,13 +205,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_candidate_whose_engines_differ_shows_the_least_and_the_most_of_a_setting() -> None:
-    cells = re.findall(r'data-label="(batch|cache ratio)">([^<]*)<', page_of("mixed cards"))
+    rows = re.findall(r'<tr class="chosen">(.*?)</tr>', page_of("mixed cards"))
     (chosen,) = (one for one in planned("mixed cards").considered if not one.why_not)
     for name, key in (("batch", "max_batch_size"), ("cache ratio", "cache_max_entry_count")):
         parts: Any = chosen.settings["by_group"]
         least, most = sorted(one[key] for one in parts)
         assert least != most
-        assert (name, f"{least}-{most}") in cells
+        assert f">{least}-{most}</td>" in rows[0], name
 
 
 def test_a_page_says_what_an_image_limit_costs_as_the_terminal_does() -> None:
@@ -227,7 +229,7 @@ def test_a_run_that_looked_at_other_cards_alone_has_no_timeline_of_its_own() -> 
     moments = tuple(replace(one, used={"9": 5}) for one in attempt.moments)
     run = replace(run, attempts=(replace(attempt, moments=moments),))
     assert 'class="timeline"' in page_of("run")
-    assert 'class="timeline"' not in page(StoredPlan(plan, run, "run"))
+    assert 'class="timeline"' not in plan_page(StoredPlan(plan, run, "run"))
 
 
 def test_who_has_no_process_that_can_be_seen_is_told_without_one() -> None:

@@ -20,7 +20,7 @@ def test_a_plan_shows_its_page_in_a_frame() -> None:
     inside = re.search(r'srcdoc="([^"]*)"', shown)
     assert inside
     page = html.unescape(inside[1])
-    assert "Memory of each GPU" in page
+    assert "Memory from empty to full" in page
     assert "<html" in page
     assert 'sandbox="allow-scripts"' in shown  # not allow-same-origin: it reaches nothing outside
 

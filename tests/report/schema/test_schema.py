@@ -17,10 +17,9 @@ from turbofit.cli.main import main
 from turbofit.core.errors import TurbofitError
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.report.compare import compare
-from turbofit.report.consistent import check_consistent
 from turbofit.report.schema import NAMES, schema_text
 from turbofit.report.schema.generate import document
-from turbofit.report.stored_documents import StoredPlan, saved_json
+from turbofit.report.stored_documents import StoredPlan, check_consistent, saved_json
 
 pytestmark = pytest.mark.slow
 

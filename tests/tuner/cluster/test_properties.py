@@ -16,7 +16,7 @@ from turbofit.core.cluster import Cluster, ClusterPlan
 from turbofit.core.plan import Limits, Plan
 from turbofit.core.struct import known
 from turbofit.core.units import GIB, MIB
-from turbofit.report.consistent import check_consistent
+from turbofit.report.stored_documents import check_consistent
 
 pytestmark = pytest.mark.slow
 

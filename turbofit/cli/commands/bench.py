@@ -97,12 +97,13 @@ def bench(
 def show_load(result: LoadResult, html: str | None, *, as_json: bool, md: bool) -> None:
     """In the form that was asked for."""
     from turbofit.cli.terminal.output import answer, show, write_page
-    from turbofit.report.views.run.load_view import load_view
+    from turbofit.report.views.run.measured_view import load_view
 
     if html:
-        from turbofit.report.page.load_page import load_page
+        from turbofit.report.page.html import page
 
-        write_page(load_page(result), html)
+        made = f"turbofit {result.turbofit_version}, measured {result.created}."
+        write_page(page(load_view(result), result, made), html)
     elif as_json:
         from turbofit.core.struct import to_json
 

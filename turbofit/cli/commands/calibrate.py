@@ -84,6 +84,6 @@ def _show(result: Document, *, as_json: bool, md: bool) -> None:
 
         answer(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
         return
-    from turbofit.report.views.run.calibration_view import calibration_view
+    from turbofit.report.views.run.measured_view import calibration_view
 
     show(calibration_view(result), markdown=md)

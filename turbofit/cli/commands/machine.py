@@ -48,14 +48,10 @@ def machine(
         say(f"saved to {save}")
     if as_json:
         answer(to_json(found))
-    elif full or md:
-        from turbofit.report.views.machine.machine_view import machine_view
-
-        show(machine_view(found), markdown=md)
     else:
-        from turbofit.report.views.machine.machine_summary import machine_summary
+        from turbofit.report.views.machine_view import machine_view
 
-        show(machine_summary(found))
+        show(machine_view(found), markdown=md, short=not full)
     return 0
 
 

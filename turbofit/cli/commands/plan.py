@@ -100,9 +100,9 @@ def _plan_together(
     if as_json:
         answer(found.to_json())
     else:
-        from turbofit.report.views.plan.joint_view import joint_summary, joint_view
+        from turbofit.report.views.plan.joint_view import joint_view
 
-        show(joint_view(found) if full or md else joint_summary(found, names), markdown=md)
+        show(joint_view(found, names), markdown=md, short=not full)
     return 0 if found.fits else DoesNotFitError.exit_code
 
 
@@ -122,7 +122,7 @@ def _plan_cluster(
     else:
         from turbofit.report.views.cluster_view import cluster_view
 
-        show(cluster_view(found, short=not (full or md)), markdown=md)
+        show(cluster_view(found), markdown=md, short=not full)
     return 0 if found.fits else DoesNotFitError.exit_code
 
 
@@ -138,12 +138,8 @@ def show_plan(plan: Plan, command: str, *, full: bool, as_json: bool, md: bool) 
     keep(plan, command)
     if as_json:
         answer(plan.to_json())
-    elif full or md:
+    else:
         from turbofit.report.views.plan.plan_view import plan_view
 
-        show(plan_view(plan), markdown=md)
-    else:
-        from turbofit.report.views.plan.plan_summary import plan_summary
-
-        show(plan_summary(plan))
+        show(plan_view(plan), markdown=md, short=not full)
     return 0 if plan.fits else DoesNotFitError.exit_code

@@ -123,6 +123,6 @@ def _measured(one: LoadResult | Tuning, html: str | None, *, as_json: bool, md: 
 
 def _page(saved: StoredPlan, file: str) -> None:
     from turbofit.cli.terminal.output import write_page
-    from turbofit.report.page.build import page
+    from turbofit.report.views.plan.plan_view import plan_page
 
-    write_page(page(saved), file)
+    write_page(plan_page(saved), file)

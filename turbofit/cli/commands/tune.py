@@ -193,12 +193,12 @@ def _kv_types(text: str) -> tuple[int, ...]:
 def show_tuning(result: Tuning, html: str | None, *, as_json: bool, md: bool) -> None:
     """In the form that was asked for."""
     from turbofit.cli.terminal.output import answer, show, write_page
-    from turbofit.report.views.run.tune_view import tune_view
+    from turbofit.report.views.run.measured_view import made_by, tune_view
 
     if html:
-        from turbofit.report.page.tune_page import tune_page
+        from turbofit.report.page.html import page
 
-        write_page(tune_page(result), html)
+        write_page(page(tune_view(result), result, made_by(result)), html)
     elif as_json:
         from turbofit.core.struct import to_json
 

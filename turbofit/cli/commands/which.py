@@ -61,16 +61,16 @@ def which(
 
 def _show(found: Which, html: str | None, *, full: bool, as_json: bool, md: bool) -> None:
     from turbofit.cli.terminal.output import answer, show, write_page
+    from turbofit.report.views.plan.which_view import which_view
 
     if html:
-        from turbofit.report.page.which_page import which_page
+        from turbofit.report.page.html import page
 
-        write_page(which_page(found), html)
+        made = f"turbofit {found.turbofit_version}, planned {found.created}."
+        write_page(page(which_view(found), found, made), html)
     elif as_json:
         from turbofit.core.struct import to_json
 
         answer(to_json(found))
     else:
-        from turbofit.report.views.plan.which_view import which_summary, which_view
-
-        show(which_view(found) if full or md else which_summary(found), markdown=md)
+        show(which_view(found), markdown=md, short=not full)

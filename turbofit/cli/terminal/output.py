@@ -156,14 +156,20 @@ def complain(document: Document, *, as_json: bool) -> None:
     note(f"hint: {clean(error['hint'])}")
 
 
-def show(blocks: Iterable[Block], *, markdown: bool = False) -> None:
-    """Paint a document on stdout, as wide as the terminal between 80 and 120 columns."""
+def show(blocks: Iterable[Block], *, markdown: bool = False, short: bool = False) -> None:
+    """Paint a document on stdout, as wide as the terminal between 80 and 120 columns.
+
+    Args:
+        blocks: the document.
+        markdown: as Markdown, which always is the whole text.
+        short: the short answer alone.
+    """
     if markdown:
         from turbofit.report.painters import markdown as painter
 
         answer(painter.paint(blocks))
         return
-    answer(painted(blocks))
+    answer(painted(blocks, short=short))
 
 
 def write_page(text: str, file: str) -> None:
@@ -177,14 +183,15 @@ def write_page(text: str, file: str) -> None:
     answer(f"{file}\n")
 
 
-def painted(blocks: Iterable[Block]) -> str:
+def painted(blocks: Iterable[Block], *, short: bool = False) -> str:
     """A document as `show` paints it on stdout."""
     from turbofit.report.painters.terminal import paint
 
     if not terminal.is_terminal(sys.stdout):
-        return paint(blocks, width=80, colour=False)
+        return paint(blocks, width=80, colour=False, short=short)
     columns = min(max(terminal.width(), 80), 120)
-    return paint(blocks, width=columns, colour=terminal.takes_colour(os.environ))
+    colour = terminal.takes_colour(os.environ)
+    return paint(blocks, width=columns, colour=colour, short=short)
 
 
 def _write(stream: TextIO | None, text: str) -> None:

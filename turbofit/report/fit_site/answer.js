@@ -26,7 +26,7 @@ const three = (number) => (number >= 999.5 ? whole(Math.round(number)) : String(
 const KINDS = ['reserved', 'before', 'context', 'weights', 'cache', 'buffers', 'transient', 'loading', 'left', 'margin'];
 const LETTERS = 'rocWKbtl.m';
 
-// Rows of a table come as arrays; the order is that of turbofit/report/fit_site/answer.py.
+// Rows of a table come as arrays; the order is that of turbofit/report/fit_site/tables.py.
 const named = (names, values) => values && Object.fromEntries(names.map((name, i) => [name, values[i]]));
 const readAnswer = (row, texts) => {
   const answer = named(['fits', 'verdict', 'engine', 'tp', 'replicas', 'tokens', 'atOnce', 'held', 'images', 'unit',
@@ -79,16 +79,16 @@ const tile = (label, value, text) => element('div', {}, element('span', { class:
   element('b', {}, value), element('small', {}, text));
 
 const tiles = (answer, say) => {
-  const shown = [
-    tile(say('tokens'), whole(answer.tokens), say('tokensOf', say('engines', answer.replicas))),
-    tile(say('atOnce'), whole(answer.atOnce), say('atOnceText')),
-  ];
+  const shown = [tile(say('atOnce'), whole(answer.atOnce), say('atOnceText'))];
   if (answer.speed) {
-    const error = answer.speed.error === null ? '' : '; ' + say('error', (100 * answer.speed.error).toFixed(1));
-    shown.push(tile(say('speed'), three(answer.speed.requests), say('speedText', three(answer.speed.tokens)) + error),
-      tile(say('first'), three(answer.speed.first), say('firstText')));
+    // The error was measured on models of text alone.
+    const measured = answer.speed.error !== null && !answer.unit;
+    const error = measured ? '; ' + say('error', (100 * answer.speed.error).toFixed(1)) : '';
+    shown.push(tile(say('first'), three(answer.speed.first), say('firstText')),
+      tile(say('speed'), three(answer.speed.requests), say('speedText', three(answer.speed.tokens)) + error));
   }
-  shown.push(tile(say('contextTile'), whole(answer.context), say('contextText')));
+  shown.push(tile(say('tokens'), whole(answer.tokens), say('tokensOf', say('engines', answer.replicas))),
+    tile(say('contextTile'), whole(answer.context), say('contextText')));
   if (answer.unit) {
     const [images, units, tokens] = answer.images;
     shown.push(tile(say('imagesTile'), whole(tokens), say('imagesText', images, whole(units), say(answer.unit, units))));
@@ -126,8 +126,9 @@ const shownAnswer = (answer, title, commands, say) => {
   const word = answer.fits ? '✔ ' + say('fits') : '✖ ' + say(answer.memory ? 'fitsNot' : 'noAnswer');
   const badge = element('strong', { class: 'badge ' + (answer.fits ? 'good' : 'bad') }, word);
   const article = element('article', { 'data-fits': String(answer.fits) },
-    element('h2', {}, title), element('p', { class: 'verdict' }, badge, ' ' + headline(answer, say)),
-    element('p', { class: 'said' }, say('said') + ' ', element('span', { lang: 'en', class: 'sentence' }, answer.verdict)));
+    element('h2', {}, title), element('p', { class: 'verdict' }, badge, ' ' + headline(answer, say)));
+  const said = element('p', { class: 'said' }, say('said') + ' ', element('span', { lang: 'en', class: 'sentence' }, answer.verdict));
+  if (!answer.fits) article.append(said);
   article.append(element('h3', {}, say('command')), ...commands);
   if (answer.memory) article.append(bar(answer.memory, say));
   if (answer.remedies.length && !answer.fits) {
@@ -140,7 +141,8 @@ const shownAnswer = (answer, title, commands, say) => {
   }
   if (answer.warnings.length) {
     article.append(element('details', {}, element('summary', {}, say('warnings') + ' (' + answer.warnings.length + ')'),
-      element('ul', { class: 'warn', lang: 'en' }, ...answer.warnings.map((text) => element('li', {}, text)))));
+      element('ul', { class: 'notes', lang: 'en' }, ...answer.warnings.map((text) => element('li', {}, text)))));
   }
+  if (answer.fits) article.append(said);
   return article;
 };

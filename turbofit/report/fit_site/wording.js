@@ -43,7 +43,7 @@ const WORDING = {
     theme: 'Theme: {0}', system: 'system', light: 'light', dark: 'dark',
     words: 'A KV token is one token (text or image) whose keys and values are in the KV cache. A tile is a square part of an image, a patch the smallest square that the vision encoder reads.',
     network: 'The page asks no network for anything: its tables lie beside it. A forecast of speed promises nothing.',
-    k: ['kept by the driver', 'held by others', 'CUDA and libraries', 'weights', 'KV cache', 'buffers', 'worst request', 'only while loading', 'free above the margin', 'margin'],
+    k: ['driver', 'held by others', 'CUDA', 'weights', 'KV cache', 'buffers', 'worst request', 'only while loading', 'free', 'margin'],
   },
   zh: {
     title: '显存够不够?',

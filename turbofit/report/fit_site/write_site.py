@@ -12,7 +12,7 @@ from turbofit.core.process.files import write_atomic
 from turbofit.core.process.progress import Step, tell, under_way
 from turbofit.report.fit_site.choices import choices_of
 from turbofit.report.fit_site.tables import tables
-from turbofit.report.page.frame import policy, shared_script, stylesheet
+from turbofit.report.page.html import policy, shared_script, stylesheet
 from turbofit.report.page.tag import json_text
 
 if TYPE_CHECKING:

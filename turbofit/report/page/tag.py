@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from turbofit.core.struct import to_builtins
 
-__all__ = ["Markup", "join", "json_text", "tag"]
+__all__ = ["Markup", "join", "json_text", "scrolled", "tag"]
 
 #: Control characters, and those that reverse the direction of text: names are not trusted.
 _UNSAFE: Final = dict.fromkeys(
@@ -52,6 +52,12 @@ def json_text(value: Any) -> Markup:
     """A value as JSON that can stand in a script element."""
     text = json.dumps(to_builtins(value), ensure_ascii=False, separators=(",", ":"))
     return Markup(text.translate(_IN_SCRIPT))
+
+
+def scrolled(content: Markup, what: str) -> Markup:
+    """A box for what may be wider than the page; by keyboard too."""
+    label = f"{what}; scrolls where it is wider than the page"
+    return tag("div", content, class_="scroll", tabindex="0", role="group", aria_label=label)
 
 
 def _escaped(text: str) -> str:

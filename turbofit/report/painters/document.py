@@ -1,52 +1,88 @@
-"""A report before it is painted: blocks of data that terminal, Markdown and HTML share."""
+"""A report before it is painted: blocks of data that terminal, Markdown and HTML share.
+
+A view makes its blocks once. Each block knows where it stands: in the short answer of a terminal,
+in the whole text (a terminal with --full, Markdown), on the page.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Final, Literal, TypedDict
 
 from turbofit.core.struct import Struct
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
 __all__ = [
-    "Bar",
-    "BarPiece",
-    "Block",
-    "Code",
-    "Column",
-    "FactList",
-    "Heading",
-    "Items",
-    "Paragraph",
-    "Table",
-    "Tone",
+    "ONLY_ON_PAGE", "ONLY_SHORT", "ONLY_WHOLE", "Bar", "BarPiece", "Block", "Code", "Column",
+    "Curve", "FactList", "Fold", "Heading", "Items", "Paragraph", "Series", "Table", "Tiles",
+    "Timeline", "TimelineLane", "TimelineSlot", "Tone", "Topology", "TopologyCard", "TopologyPair",
+    "Verdict", "text_blocks",
 ]  # fmt: skip
 
 Tone = Literal["plain", "good", "bad", "warn", "dim"]
 
 
-class Heading(Struct, tag="heading"):
-    """The title of what follows."""
+class Places(TypedDict):
+    """Where a block stands."""
+
+    short: bool
+    whole: bool
+    page: bool
+
+
+ONLY_SHORT: Final[Places] = {"short": True, "whole": False, "page": False}
+ONLY_WHOLE: Final[Places] = {"short": False, "whole": True, "page": False}
+ONLY_ON_PAGE: Final[Places] = {"short": False, "whole": False, "page": True}
+
+
+class Block(Struct):
+    """A piece of a report, and where it stands."""
+
+    short: bool = False
+    whole: bool = True
+    page: bool = True
+
+
+class Heading(Block):
+    """The title of what follows; ``level`` 3 is below a section's, which is 2."""
 
     text: str
+    level: int = 2
 
 
-class Paragraph(Struct, tag="line"):
+class Verdict(Block):
+    """The answer in a sentence; ``word`` is its first word or words, as a badge has them."""
+
+    text: str
+    good: bool
+    word: str = ""
+
+
+class Paragraph(Block):
     """A paragraph."""
 
     text: str
     tone: Tone = "plain"
 
 
-class Items(Struct, tag="items"):
+class Items(Block):
     """A list, one entry a bullet."""
 
     items: tuple[str, ...]
     tone: Tone = "plain"
 
 
-class FactList(Struct, tag="facts"):
+class FactList(Block):
     """Names and what they are."""
 
     facts: tuple[tuple[str, str], ...]
+
+
+class Tiles(Block):
+    """The figures that people look for first: label, value and a line below it."""
+
+    figures: tuple[tuple[str, str, str], ...]
 
 
 class Column(Struct):
@@ -62,34 +98,149 @@ class Column(Struct):
     aside: bool = False
 
 
-class Table(Struct, tag="table"):
-    """Rows of text; ``sums`` are rows set apart below the others."""
+class Table(Block):
+    """Rows of text; ``sums`` are rows set apart below the others.
+
+    On a page ``sortable`` makes its titles buttons, and the row ``chosen`` is set off.
+    """
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
     sums: tuple[tuple[str, ...], ...] = ()
+    sortable: bool = False
+    chosen: int | None = None
 
 
-class Code(Struct, tag="code"):
+class Code(Block):
     """Text to be copied as it is."""
 
     text: str
+    name: str = "this command"
+
+
+class Fold(Block):
+    """Blocks that a page shows where somebody opens them."""
+
+    title: str
+    blocks: tuple[Block, ...]
 
 
 class BarPiece(Struct):
-    """A piece of a bar: the letter that stands for it, what it is, its bytes."""
+    """A piece of a bar: the letter that stands for it, what it is, its bytes, its style on a page.
+
+    ``parts`` are what it is made of: bytes and words.
+    """
 
     mark: str
     name: str
     bytes: int
+    kind: str = ""
+    parts: tuple[tuple[int, str], ...] = ()
 
 
-class Bar(Struct, tag="bar"):
-    """Memory from empty to full; what its parts have beyond ``room`` bytes is not there."""
+class Bar(Block):
+    """Memory of equal GPUs from empty to full; what is beyond ``room`` bytes is not there."""
 
     title: str
     room: int
     parts: tuple[BarPiece, ...]
+    gpus: tuple[int, ...] = ()
+    label: str = ""
+    fits: bool = True
+    holders: tuple[str, ...] = ()
 
 
-Block = Heading | Paragraph | Items | FactList | Table | Code | Bar
+class Picture(Block):
+    """What a page draws; ``instead`` is the same as text."""
+
+    instead: tuple[Block, ...] = ()
+
+
+class TopologyCard(Struct):
+    """A GPU in the picture."""
+
+    index: int
+    name: str
+    uuid: str
+    size: str
+
+
+class TopologyPair(Struct):
+    """How two GPUs reach each other: the kind of way, its words, lanes of NVLink."""
+
+    a: int
+    b: int
+    kind: str
+    text: str
+    lanes: int
+
+
+class Topology(Picture):
+    """GPUs, the groups that a plan made of them, and the ways between them."""
+
+    cards: tuple[TopologyCard, ...]
+    groups: tuple[tuple[int, ...], ...]
+    pairs: tuple[TopologyPair, ...]
+
+
+class TimelineSlot(Struct):
+    """A phase: its name, (peak, end) in each lane, whether images ran, seconds where real."""
+
+    name: str
+    spans: tuple[tuple[int, int] | None, ...]
+    image: bool
+    seconds: float | None = None
+
+
+class TimelineLane(Struct):
+    """GPUs that share a line: their title, the bytes that each has, and the margin of these."""
+
+    title: str
+    room: int
+    margin: int
+
+
+class Timeline(Picture):
+    """Memory in use from phase to phase; ``died``: the last one ended it."""
+
+    lanes: tuple[TimelineLane, ...]
+    slots: tuple[TimelineSlot, ...]
+    died: bool = False
+
+
+class Series(Struct):
+    """Points in the order in which a line joins them; ``joined`` False leaves them apart.
+
+    ``names`` say what each point is; the reader sees one when the pointer rests on it.
+    """
+
+    title: str
+    points: tuple[tuple[float, float], ...]
+    joined: bool = True
+    names: tuple[str, ...] = ()
+
+
+class Curve(Picture):
+    """Series over two axes that begin at zero; at most three are told apart."""
+
+    series: tuple[Series, ...]
+    x: str
+    y: str
+
+
+def text_blocks(blocks: Iterable[Block], *, short: bool = False) -> Iterator[Block]:
+    """The blocks of a text: those of the short answer, or all of the whole text.
+
+    Args:
+        blocks: what a view made.
+        short: whether the short answer is wanted.
+    """
+    for block in blocks:
+        if not (block.short if short else block.whole):
+            continue
+        if isinstance(block, Fold):
+            yield from text_blocks(block.blocks)
+        elif isinstance(block, Picture):
+            yield from block.instead
+        else:
+            yield block

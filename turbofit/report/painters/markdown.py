@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from turbofit.report.painters.bar import cells, legend
-from turbofit.report.painters.document import Bar, Code, FactList, Heading, Items, Paragraph, Table
-from turbofit.report.painters.terminal import clean, clean_lines
+from turbofit.report.painters.document import (
+    Bar,
+    Code,
+    FactList,
+    Heading,
+    Items,
+    Paragraph,
+    Table,
+    Verdict,
+    text_blocks,
+)
+from turbofit.report.painters.terminal import cells, clean, clean_lines, legend
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,11 +33,11 @@ _SPECIAL: Final = {ord(c): f"\\{c}" for c in "\\`*[]<>|#~"}
 def paint(blocks: Iterable[Block]) -> str:
     """The document as Markdown; blocks are parted by empty lines."""
     parts: list[str] = []
-    level = "#"
-    for block in blocks:
+    for block in text_blocks(blocks):
         if isinstance(block, Heading):
-            parts.append(f"{level} {_text(block.text)}")
-            level = "##"
+            parts.append(f"{'#' * block.level if parts else '#'} {_text(block.text)}")
+        elif isinstance(block, Verdict):
+            parts.append(f"**{_text(block.text)}**")
         elif isinstance(block, Paragraph):
             mark = _MARK[block.tone]
             parts.append(f"{mark}{_text(block.text)}{mark}")

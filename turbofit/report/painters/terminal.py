@@ -7,7 +7,7 @@ import unicodedata
 from itertools import groupby
 from typing import TYPE_CHECKING, Final, Literal
 
-from turbofit.report.painters.bar import cells, legend
+from turbofit.core.units import format_bytes
 from turbofit.report.painters.document import (
     Bar,
     Code,
@@ -17,6 +17,8 @@ from turbofit.report.painters.document import (
     Paragraph,
     Table,
     Tone,
+    Verdict,
+    text_blocks,
 )
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
     from turbofit.report.painters.document import Block
 
-__all__ = ["clean", "clean_lines", "paint"]
+__all__ = ["END", "OVER", "cells", "clean", "clean_lines", "legend", "paint"]
 
 _GAP: Final = 2
 _NARROWEST: Final = 10
@@ -38,6 +40,9 @@ _LETTERS: Final = {
     "r": "90", "o": "35", "c": "36", "W": "34", "K": "32", "b": "33", "t": "31", "l": "95",
     ".": "2", "m": "37", "!": "1;31", "|": "1",
 }  # fmt: skip
+#: Where a card ends in a bar, and what is beyond.
+END: Final = "|"
+OVER: Final = "!"
 #: Control characters, those that end lines, and those that turn the direction of text.
 _CONTROLS: Final = dict.fromkeys(
     (*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A)), "?"
@@ -55,16 +60,28 @@ def clean_lines(text: str) -> str:
     return text.translate(_CONTROLS_BUT_NEWLINE)
 
 
-def paint(blocks: Iterable[Block], *, width: int = 80, colour: bool = False) -> str:
-    """The document as text whose lines are at most ``width`` wide where words allow it."""
+def paint(
+    blocks: Iterable[Block], *, width: int = 80, colour: bool = False, short: bool = False
+) -> str:
+    """The document as text whose lines are at most ``width`` wide where words allow it.
+
+    Args:
+        blocks: the document.
+        width: columns.
+        colour: whether escapes colour it.
+        short: whether the short answer is wanted instead of the whole text.
+    """
     parts: list[str] = []
     last: Block | None = None
-    for block in blocks:
+    for block in text_blocks(blocks, short=short):
         if isinstance(block, Heading):
             head = _tint("\n".join(_fold(clean(block.text), width)), "head", colour)
             parts.append(f"\n{head}" if parts else head)
         elif isinstance(block, Paragraph):
             parts.append(_tint("\n".join(_fold(clean(block.text), width)), block.tone, colour))
+        elif isinstance(block, Verdict):
+            tone: Tone = "good" if block.good else "bad"
+            parts.append(_tint("\n".join(_fold(clean(block.text), width)), tone, colour))
         elif isinstance(block, Items):
             for item in block.items:
                 lines = _fold(clean(item), width - 4)
@@ -138,11 +155,11 @@ def _bar(block: Bar, width: int, colour: bool) -> list[str]:
     drawn = "".join(_letters(mark, list(run), colour) for mark, run in groupby(letters))
     lines = [""]
     for text in map(clean, legend(block)):
-        if lines[-1] and _display_width(lines[-1]) + _display_width(text) + 2 > width - 4:
+        if lines[-1] and _display_width(lines[-1]) + _display_width(text) + 2 > width - 2:
             lines.append("")
         lines[-1] += f"  {text}" if lines[-1] else text
     title = _fold(clean(block.title), width - 2)
-    return [*(f"  {line}" for line in title), f"  [{drawn}]", *(f"    {line}" for line in lines)]
+    return [*(f"  {line}" for line in title), f"  [{drawn}]", *(f"  {line}" for line in lines)]
 
 
 def _letters(mark: str, run: list[str], colour: bool) -> str:
@@ -211,3 +228,47 @@ def _cells(block: Table, row: Sequence[str], widths: Sequence[int]) -> list[str]
         ]
         out.append(("  " + (" " * _GAP).join(cells)).rstrip())
     return out
+
+
+def cells(bar: Bar, width: int) -> list[str]:
+    """One letter a cell, ``width`` of them; every part that is there has at least one.
+
+    What exceeds the card is ``!`` behind a ``|``.
+    """
+    need = sum(part.bytes for part in bar.parts)
+    if need <= bar.room:
+        return _fill([part.bytes for part in bar.parts], [p.mark for p in bar.parts], width)
+    inside = min(max(1, round((width - 1) * bar.room / need)), width - 2)
+    kept, marks, room = [], [], bar.room
+    for part in bar.parts:
+        if room > 0:
+            kept.append(min(part.bytes, room))
+            marks.append(part.mark)
+            room -= part.bytes
+    return [*_fill(kept, marks, inside), END, *[OVER] * (width - 1 - inside)]
+
+
+def legend(bar: Bar) -> list[str]:
+    """Every part with its letter and its size."""
+    texts = [f"{part.mark}={part.name} {format_bytes(part.bytes)}" for part in bar.parts]
+    over = sum(part.bytes for part in bar.parts) - bar.room
+    if over > 0:
+        texts.append(f"{OVER}={format_bytes(over)} more than the card has")
+    return texts
+
+
+def _fill(sizes: Sequence[int], marks: Sequence[str], width: int) -> list[str]:
+    """Cells by the largest remainder, after one each."""
+    if not sizes:
+        return []
+    marks, sizes = marks[:width], sizes[:width]
+    spare, total = width - len(sizes), sum(sizes) or 1
+    # One cell is given already: only what a part has beyond it is shared out.
+    beyond = [max(0.0, size / total * width - 1) for size in sizes]
+    scale = spare / (sum(beyond) or 1)
+    exact = [size * scale for size in beyond]
+    counts = [1 + int(one) for one in exact]
+    order = sorted(range(len(sizes)), key=lambda i: exact[i] - int(exact[i]), reverse=True)
+    for i in order[: width - sum(counts)]:
+        counts[i] += 1
+    return [mark for mark, count in zip(marks, counts, strict=True) for _ in range(count)]

@@ -9,9 +9,12 @@ from __future__ import annotations
 from textwrap import shorten
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from turbofit.core.messages import groups_of, plural
 from turbofit.core.units import three_digits
 from turbofit.report.painters.document import (
+    ONLY_SHORT,
     Code,
     Column,
     FactList,
@@ -19,11 +22,11 @@ from turbofit.report.painters.document import (
     Items,
     Paragraph,
     Table,
+    Verdict,
 )
 from turbofit.report.shell import shell_words
-from turbofit.report.views.plan.plan_summary import speed_in_short
-from turbofit.report.views.plan.remedies_table import remedies_table
-from turbofit.report.views.summary_lines import first_warnings
+from turbofit.report.views.plan.plan_view import speed_in_short
+from turbofit.report.views.shared_blocks import first_warnings, remedies_table
 from turbofit.tuner.cluster.cluster_plan import cards_of
 
 if TYPE_CHECKING:
@@ -65,50 +68,48 @@ def _table(names: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Table:
     return Table(columns=tuple(columns), rows=tuple(rows))
 
 
-def cluster_view(plan: ClusterPlan, *, short: bool = False) -> list[Block]:
-    """The plan.
-
-    ``short``: the verdict, the promise, the nodes by kind, a warning, and where there is more.
-    """
-    where = f" ({plan.source})" if plan.source and not short else ""
-    count = f"{len(plan.nodes):,} {plural(len(plan.nodes), 'node')}"
+def cluster_view(plan: ClusterPlan) -> list[Block]:
+    """The verdict, the promise, the nodes by kind, what is left out, the command."""
+    where = f" ({plan.source})" if plan.source else ""
+    title = f"{plan.model.name} on {len(plan.nodes):,} {plural(len(plan.nodes), 'node')}{where}"
     blocks: list[Block] = [
-        Heading(text=f"{plan.model.name} on {count}{where}"),
-        Paragraph(text=plan.verdict, tone="good" if plan.fits else "bad"),
+        Heading(text=title, short=True),
+        Verdict(text=plan.verdict, good=plan.fits, short=True),
     ]
     if plan.source.startswith("simulated"):
         text = "simulated: no such machine was measured, all figures are of presets"
-        blocks.append(Paragraph(text=text, tone="warn"))
-    title = "What another promise would give" if plan.fits else "What would fit"
-    remedies = remedies_table(plan.remedies[: _REMEDIES if short else None], title)
-    folded, left_out = _folded_nodes(plan.nodes), _left_out(plan)
-    serve: list[Block] = []
-    if plan.serve is not None:
-        serve.append(Paragraph(text="on a node of the Ray cluster:", tone="dim"))
-        serve.append(Code(text=shell_words(plan.serve.argv)))
-    if short:
-        blocks += [_promise(plan, short=True)] if plan.fits else []
-        blocks += [_nodes_table(folded[:_KINDS])] if folded else []
-        # Where it fits, the verdict counts the nodes that are left out, and a warning says why.
-        blocks += [*remedies, *(first_warnings(plan.warnings) if plan.fits else left_out), *serve]
-        rest = len(folded) - _KINDS
-        kinds = f", {rest} more {plural(rest, 'kind')} of nodes among it" if rest > 0 else ""
-        more = f"more: --full (settings of each kind{kinds}), --md or --json"
-        return [*blocks, Paragraph(text=more, tone="dim")]
-    blocks += [] if plan.fits else remedies
-    if plan.warnings:
-        blocks += [Heading(text="Warnings"), Items(items=plan.warnings, tone="warn")]
+        blocks.append(Paragraph(text=text, tone="warn", short=True))
     if plan.fits:
-        blocks += [Heading(text="What is promised"), _promise(plan)]
-    if plan.reasons:
-        blocks += [Heading(text="Why"), Items(items=plan.reasons)]
+        blocks += first_warnings(plan.warnings)
+        blocks += [Heading(text="What is promised"), *_promise(plan)]
+    else:
+        blocks += remedies_table(plan.remedies, "What would fit")
+    folded = _folded_nodes(plan.nodes)
     if folded:
+        blocks.append(_nodes_table(folded[:_KINDS], **ONLY_SHORT))
         blocks += [Heading(text="Nodes that serve, by kind"), _nodes_table(folded)]
         blocks += [Heading(text="Settings, by kind"), _settings(folded)]
-    return [*blocks, *left_out, *(remedies if plan.fits else []), *serve]
+    if plan.warnings:
+        blocks += [Heading(text="Notes"), Items(items=plan.warnings)]
+    if plan.reasons:
+        blocks += [Heading(text="Why"), Items(items=plan.reasons)]
+    title = "What another promise would give" if plan.fits else "What would fit"
+    blocks += remedies_table(plan.remedies[:_REMEDIES], title, **ONLY_SHORT)
+    # Where it fits, the verdict counts the nodes that are left out, and a warning says why.
+    blocks += _left_out(plan, short=not plan.fits)
+    if plan.fits:
+        blocks += remedies_table(plan.remedies, title)
+    if plan.serve is not None:
+        text = "on a node of the Ray cluster:"
+        blocks.append(Paragraph(text=text, tone="dim", short=True))
+        blocks.append(Code(text=shell_words(plan.serve.argv), short=True))
+    rest = len(folded) - _KINDS
+    kinds = f", {rest} more {plural(rest, 'kind')} of nodes among it" if rest > 0 else ""
+    more = f"more: --full (settings of each kind{kinds}), --md or --json"
+    return [*blocks, Paragraph(text=more, tone="dim", **ONLY_SHORT)]
 
 
-def _promise(plan: ClusterPlan, *, short: bool = False) -> FactList:
+def _promise(plan: ClusterPlan) -> list[Block]:
     """What requests are held to on any node, and what all nodes do together."""
     limits = plan.limits
     assert limits is not None
@@ -117,18 +118,17 @@ def _promise(plan: ClusterPlan, *, short: bool = False) -> FactList:
         unit = plural(limits.units_per_image, limits.vision_unit)
         text = f"at most {limits.units_per_image:,} {unit} each"
         facts.append(("images", f"{limits.images_per_request} a request, {text}"))
-    if not short:
-        if limits.max_dynamic_patch is not None:
-            facts.append(("max_dynamic_patch", str(limits.max_dynamic_patch)))
-        if limits.max_pixels_per_image is not None:
-            facts.append(("max_pixels", f"{limits.max_pixels_per_image:,} an image"))
-        engines = f"{plan.engines:,} {plural(plan.engines, 'engine')}"
-        facts.append(("answers a request", f"{limits.n} at most (n)"))
-        facts.append(("KV caches", f"{plan.total_tokens:,} tokens in {engines}"))
     facts.append(("requests", f"{plan.requests_at_once:,} at once over all nodes"))
     if plan.throughput is not None:
         facts.append(("forecast", speed_in_short(plan.throughput, plan.model)))
-    return FactList(facts=tuple(facts))
+    more = [("answers a request", f"{limits.n} at most (n)")]
+    if limits.max_dynamic_patch is not None:
+        more.append(("max_dynamic_patch", str(limits.max_dynamic_patch)))
+    if limits.max_pixels_per_image is not None:
+        more.append(("max_pixels", f"{limits.max_pixels_per_image:,} an image"))
+    engines = f"{plan.engines:,} {plural(plan.engines, 'engine')}"
+    more.append(("KV caches", f"{plan.total_tokens:,} tokens in {engines}"))
+    return [FactList(facts=tuple(facts), short=True), FactList(facts=tuple(more))]
 
 
 #: A kind of nodes: its first node's plan, and all of them.
@@ -147,7 +147,9 @@ def _folded_nodes(nodes: Sequence[NodePlan]) -> list[_Kind]:
     return sorted(found.values(), key=lambda kind: len(kind[1]), reverse=True)
 
 
-def _nodes_table(folded: Sequence[_Kind]) -> Table:
+def _nodes_table(
+    folded: Sequence[_Kind], *, short: bool = False, whole: bool = True, page: bool = True
+) -> Table:
     """What each kind of node runs, and how many there are."""
     rows = []
     for plan, members in folded:
@@ -167,7 +169,7 @@ def _nodes_table(folded: Sequence[_Kind]) -> Table:
             )
         )
     names = ("nodes", "cards", "engine", "tp x n", "KV tokens", "req/s", "at once", "which")
-    return _table(names, rows)
+    return replace(_table(names, rows), short=short, whole=whole, page=page)
 
 
 def _settings(folded: Sequence[_Kind]) -> Table:
@@ -182,7 +184,7 @@ def _settings(folded: Sequence[_Kind]) -> Table:
     return _table(("nodes", "GPUs", *_SETTINGS), rows)
 
 
-def _left_out(plan: ClusterPlan) -> list[Block]:
+def _left_out(plan: ClusterPlan, *, short: bool) -> list[Block]:
     """Nodes that serve nothing, by their cards and reason."""
     found: dict[tuple[str, str], list[NodePlan]] = {}
     for node in plan.nodes:
@@ -192,8 +194,8 @@ def _left_out(plan: ClusterPlan) -> list[Block]:
         (f"{len(members):,}", cards or "-", why, _names(members))
         for (cards, why), members in sorted(found.items(), key=lambda pair: -len(pair[1]))
     ]
-    table = _table(("nodes", "cards", "why", "which"), rows)
-    return [Heading(text="Nodes that serve nothing"), table] if rows else []
+    table = replace(_table(("nodes", "cards", "why", "which"), rows), short=short)
+    return [Heading(text="Nodes that serve nothing", short=short), table] if rows else []
 
 
 def _names(members: Sequence[NodePlan]) -> str:

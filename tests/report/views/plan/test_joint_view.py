@@ -5,13 +5,14 @@ from __future__ import annotations
 from turbofit.core.units import parse_bytes
 from turbofit.planning.joint_plan import joint_plan
 from turbofit.planning.request import PlanRequest
+from turbofit.report.painters import terminal
 from turbofit.report.painters.markdown import paint
-from turbofit.report.views.plan.joint_view import joint_summary, joint_view
+from turbofit.report.views.plan.joint_view import joint_view
 
 
 def painted(*models: str) -> str:
     requests = [PlanRequest(model=name, on="1xrtx3090") for name in models]
-    return paint(joint_view(joint_plan(requests)))
+    return paint(joint_view(joint_plan(requests), models))
 
 
 def test_a_card_with_every_model() -> None:
@@ -39,7 +40,7 @@ def test_the_budgets_as_they_stand_there_do_not_go_beyond_the_card() -> None:
     found = joint_plan(
         [PlanRequest(model=name, on="1xrtx3090") for name in ("internvl2-2b", "qwen2-vl-2b")]
     )
-    rows = [line.split("|") for line in paint(joint_view(found)).splitlines()]
+    rows = [line.split("|") for line in paint(joint_view(found, ("a", "b"))).splitlines()]
     budgets = [parse_bytes(row[2]) for row in rows if len(row) > 2 and row[2].endswith("iB ")]
     (card,) = found.gpus
     assert len(budgets) == 2
@@ -49,7 +50,7 @@ def test_the_budgets_as_they_stand_there_do_not_go_beyond_the_card() -> None:
 def test_the_summary_of_a_card_that_is_too_small_and_of_a_path_with_a_space() -> None:
     def summary(*models: str, names: tuple[str, ...]) -> str:
         requests = [PlanRequest(model=name, on="1xrtx3090") for name in models]
-        return paint(joint_summary(joint_plan(requests), names))
+        return terminal.paint(joint_view(joint_plan(requests), names), short=True)
 
     names = ("internvl2-8b", "qwen2-vl-7b")
     text = summary(*names, names=names)
@@ -61,5 +62,5 @@ def test_the_summary_of_a_card_that_is_too_small_and_of_a_path_with_a_space() ->
         PlanRequest(model="internvl2-1b", on="1xrtx3090", context=4096),
         PlanRequest(model="internvl2-2b", on="1xrtx3090"),
     ]
-    text = paint(joint_summary(joint_plan(unlike), ("./my vl", "internvl2-2b")))
+    text = terminal.paint(joint_view(joint_plan(unlike), ("./my vl", "internvl2-2b")), short=True)
     assert "next: turbofit serve './my vl' internvl2-2b, with the same options" in text

@@ -25,7 +25,7 @@ def test_only_what_differs_is_shown_for_each_engine() -> None:
     assert differing(plan) == ("cache_max_entry_count", "max_batch_size")
     text = terminal.paint([block for block in plan_view(plan) if not isinstance(block, Code)])
     assert max(map(len, text.splitlines())) <= 80
-    group_plan = text[text.index(TITLE) : text.index("Ledger of")]
+    group_plan = text[text.index(TITLE) : text.index("Considered")]
     for one in plan.by_group:
         assert f"{one.settings.cache_max_entry_count:.3f}" in group_plan
         assert f"{one.kv.tokens:,}" in group_plan

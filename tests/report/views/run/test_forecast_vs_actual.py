@@ -13,11 +13,10 @@ from turbofit.core.run_report import (
     RunReport,
 )
 from turbofit.core.units import MIB
-from turbofit.report.painters.document import Table
+from turbofit.report.painters.document import Paragraph, Table
 from turbofit.report.painters.terminal import paint
 from turbofit.report.views.plan.plan_view import plan_view
-from turbofit.report.views.run.forecast_vs_actual import sides
-from turbofit.report.views.run.run_view import sides_blocks
+from turbofit.report.views.run.run_view import became_blocks, sides
 
 
 def test_a_forecast_alone_has_nothing_beside_it() -> None:
@@ -49,19 +48,19 @@ def test_a_run_beside_its_forecast() -> None:
     found = {row.what: row for row in rows}
     assert found["in use in the worst case"].measured == plan.gpus[0].peak - MIB
     assert found["KV cache"].measured == plan.kv.region_bytes + MIB
-    tables = [b for b in sides_blocks(plan, served_run(plan)) if isinstance(b, Table)]
+    tables = [b for b in became_blocks(plan, served_run(plan)) if isinstance(b, Table)]
     assert [c.title for c in tables[0].columns[1:3]] == ["forecast", "measured"]
     pretend = served_run(plan, pretend=True)
-    tables = [b for b in sides_blocks(plan, pretend) if isinstance(b, Table)]
+    tables = [b for b in became_blocks(plan, pretend) if isinstance(b, Table)]
     assert [c.title for c in tables[0].columns[1:3]] == ["forecast", "pretend run"]
 
 
 def test_a_run_at_eighty_columns() -> None:
     plan = planned("text only")
     text = paint(plan_view(plan, served_run(plan)))
-    run = text[text.index("\nRun\n") : text.index("\nLedger")]
+    run = text[text.index("\nRun\n") : text.index("\nWhat was asked")]
     assert max(map(len, run.splitlines())) <= 80
-    for word in ("ended (SIGTERM)", "Phases of the last start", "check", "somebody grows"):
+    for word in ("ended (SIGTERM)", "From the start to the last image", "check", "somebody grows"):
         assert word in run
     assert "pretend" not in run
     assert "on pretend GPUs" in paint(plan_view(plan, served_run(plan, pretend=True)))
@@ -160,3 +159,19 @@ def test_the_most_of_a_run_stands_beside_that_of_loading_where_loading_needs_mos
     ((_, (row,)),) = sides(plan, run)
     assert row.what == "in use at most, loading included"
     assert row.forecast == row.measured == ledger.most
+
+
+def test_cases_beyond_the_table_are_counted() -> None:
+    plan = planned("served")
+    seen = plan.rehearsal
+    assert seen is not None
+    for count, told in ((12, None), (13, "1 more case: "), (17, "5 more cases: ")):
+        many = replace(plan, rehearsal=replace(seen, cases=seen.cases * count))
+        blocks = became_blocks(many, None)
+        table = next(one for one in blocks if isinstance(one, Table))
+        assert table.columns[0].title == "case"
+        assert len(table.rows) == 12
+        said = [
+            one.text for one in blocks if isinstance(one, Paragraph) and "more case" in one.text
+        ]
+        assert [text[: len(told or "")] for text in said] == ([told] if told else [])

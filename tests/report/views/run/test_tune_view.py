@@ -5,9 +5,9 @@ from msgspec.structs import replace
 from tests.launch.tune.test_slo import SEEN
 from tests.planning.test_tuned import tuning
 from turbofit.core.tuning import CurvePoint, EarlierTuning, Tuning
-from turbofit.report.page.tune_page import tune_page
+from turbofit.report.page.html import page
 from turbofit.report.painters.markdown import paint
-from turbofit.report.views.run.tune_view import pareto, tune_view
+from turbofit.report.views.run.measured_view import made_by, pareto, tune_view
 
 
 def several() -> Tuning:
@@ -65,9 +65,10 @@ def test_pretend_gpus_correct_no_plan() -> None:
 
 
 def test_a_page_has_the_curve_the_front_and_every_trial() -> None:
-    page = tune_page(several())
-    assert page.count("<svg") == 3
-    assert "<b>out of memory" not in page
-    assert "&lt;b&gt;out of memory" in page
-    assert "Pareto front" in page
-    assert tune_page(replace(several(), best=None, trials=(), curve=())).count("<svg") == 0
+    text = page(tune_view(several()), several(), made_by(several()))
+    assert text.count("<svg") == 3
+    assert "<b>out of memory" not in text
+    assert "&lt;b&gt;out of memory" in text
+    assert "Pareto front" in text
+    nothing = replace(several(), best=None, trials=(), curve=())
+    assert page(tune_view(nothing), nothing, made_by(nothing)).count("<svg") == 0

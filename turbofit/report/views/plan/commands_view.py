@@ -5,55 +5,57 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import QUEUED, groups_of
-from turbofit.report.painters.document import Code, Heading, Paragraph
+from turbofit.report.painters.document import (
+    ONLY_SHORT,
+    ONLY_WHOLE,
+    Code,
+    Heading,
+    Paragraph,
+)
 from turbofit.report.shell import shell_command, shell_words
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Command, Plan
     from turbofit.report.painters.document import Block
 
-__all__ = ["INDICES", "commands_in_short", "every_command", "serve_note", "unheld"]
+__all__ = ["command_blocks", "serve_note", "unheld"]
 
 _PORT: Final = "--server-port"
 _VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
-#: Why a preset's command names GPUs by their numbers.
-INDICES: Final = "GPUs by index: a preset has no UUIDs; plan on the machine itself to pin them"
 
 
-def commands_in_short(plan: Plan) -> list[Block]:
-    """What serves the plan; the first engine's own command where that keeps the plan as well."""
-    blocks = _serve(plan)[-1:]
-    if not plan.commands:
-        return blocks
-    if _queues(plan):
-        return [*blocks, Paragraph(text=f"{unheld(plan)} (--full has its command)", tone="dim")]
-    blocks += [
-        Paragraph(text=f"{unheld(plan)}:", tone="dim"),
-        Code(text=shell_command(plan.commands[0])),
-    ]
-    said = _same_elsewhere(plan)
-    return [*blocks, Paragraph(text=said)] if said else blocks
+def command_blocks(plan: Plan) -> list[Block]:
+    """What serves the plan, and each engine's own command; a page begins with the former.
 
-
-def every_command(plan: Plan) -> list[Block]:
-    """What serves the plan, and each engine's own command."""
+    The short answer has the first engine's command alone, and where that does not keep the plan,
+    none.
+    """
     if not plan.commands:
         return []
-    title = "Command" if plan.serve is not None or len(plan.commands) == 1 else "Commands"
-    blocks: list[Block] = [Heading(text=title if plan.fits else f"{title} (would not serve)")]
-    blocks += _serve(plan)
-    blocks.append(Paragraph(text=f"{unheld(plan)}:", tone="dim"))
+    title = "Commands" if plan.fits else "Commands (would not serve)"
+    blocks: list[Block] = [Heading(text=title)]
+    if plan.serve is not None:
+        note = serve_note(plan)
+        blocks += [Paragraph(text=note, tone="dim", **ONLY_WHOLE)] if note else []
+        code = shell_words(plan.serve.argv)
+        blocks.append(Code(text=code, page=False, short=plan.fits))
+    queues = QUEUED in plan.warnings
+    shown = plan.fits and not queues
+    if plan.fits and queues:
+        text = f"{unheld(plan)} (--full has its command)"
+        blocks.append(Paragraph(text=text, tone="dim", **ONLY_SHORT))
+    blocks.append(Paragraph(text=f"{unheld(plan)}:", tone="dim", short=shown))
     if plan.machine.source == "preset":
-        blocks.append(Paragraph(text=INDICES, tone="dim"))
-    return [*blocks, *(Code(text=shell_command(command)) for command in plan.commands)]
-
-
-def _serve(plan: Plan) -> list[Block]:
-    if plan.serve is None:
-        return []
-    note = serve_note(plan)
-    said: list[Block] = [Paragraph(text=note, tone="dim")] if note else []
-    return [*said, Code(text=shell_words(plan.serve.argv))]
+        text = "GPUs by index: a preset has no UUIDs; plan on the machine itself to pin them"
+        blocks.append(Paragraph(text=text, tone="dim"))
+    for place, one in enumerate(plan.commands):
+        if len(plan.commands) > 1:
+            heading = f"GPU {groups_of([plan.parallel.groups[one.group]])}"
+            blocks.append(Heading(text=heading, level=3, whole=False))
+        name = f"the command of group {one.group}"
+        blocks.append(Code(text=shell_command(one), name=name, short=shown and not place))
+    said = _same_elsewhere(plan)
+    return [*blocks, Paragraph(text=said, **ONLY_SHORT)] if said and shown else blocks
 
 
 def serve_note(plan: Plan) -> str:
@@ -65,14 +67,9 @@ def unheld(plan: Plan) -> str:
     """What the engines' own commands do not do."""
     if not plan.engine.of_lmdeploy:
         return "turbofit's server for Transformers alone does not limit the size of images"
-    if _queues(plan):
+    if QUEUED in plan.warnings:
         return "LMDeploy alone does not keep this plan: it queues no images and holds no limits"
     return "LMDeploy alone holds no limits; a client that asks for more can end it"
-
-
-def _queues(plan: Plan) -> bool:
-    """Whether it holds only where image requests are queued."""
-    return QUEUED in plan.warnings
 
 
 def _same_elsewhere(plan: Plan) -> str:

@@ -6,9 +6,18 @@ import shlex
 from typing import TYPE_CHECKING
 
 from turbofit.core.units import MIB, format_bytes, mib
-from turbofit.report.painters.document import Code, Column, Heading, Items, Paragraph, Table
+from turbofit.report.painters.document import (
+    ONLY_SHORT,
+    Code,
+    Column,
+    Heading,
+    Items,
+    Paragraph,
+    Table,
+    Verdict,
+)
 from turbofit.report.shell import shell_words
-from turbofit.report.views.summary_lines import MORE, assumed_of, first_warnings
+from turbofit.report.views.shared_blocks import MORE, assumed_of, first_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,40 +26,42 @@ if TYPE_CHECKING:
     from turbofit.planning.joint_plan import JointGpu, JointPlan
     from turbofit.report.painters.document import Block
 
-__all__ = ["joint_summary", "joint_view"]
+__all__ = ["joint_view"]
 
 _PHASES = ("context", "weights", "cache", "buffers", "transient", "margin")
 
 
-def joint_view(found: JointPlan) -> list[Block]:
-    """The verdict, each model's promise, and each card's account."""
-    blocks = _promise_blocks(found)
-    for gpu in found.gpus:
-        blocks += [Heading(text=f"GPU {gpu.index}: {gpu.name}, MiB at the worst"), _card(gpu)]
-    said = _warnings(found)
-    if said:
-        blocks += [Heading(text="Warnings"), Items(items=said)]
-    return blocks
-
-
-def joint_summary(found: JointPlan, names: Sequence[str]) -> list[Block]:
-    """The verdict, each model's promise, the fullest card, a warning, and what comes next.
+def joint_view(found: JointPlan, names: Sequence[str]) -> list[Block]:
+    """The verdict, each model's promise, each card's account, warnings, and what comes next.
 
     Args:
         found: the plan.
         names: the models as they were named.
     """
-    blocks = _promise_blocks(found)
+    blocks: list[Block] = [
+        Heading(
+            text=f"{len(found.plans)} models together" if found.gpus else "Together", short=True
+        ),
+        Verdict(text=found.verdict, good=found.fits, short=True),
+    ]
+    if found.remedy is not None:
+        blocks.append(Items(items=(found.remedy,), short=True))
+    if found.fits:
+        blocks.append(_promises(found))
     if found.gpus:
         fullest = min(found.gpus, key=lambda gpu: gpu.left)
         text = f"GPU {fullest.index} is the fullest: {format_bytes(fullest.left)} of it stay free"
         if fullest.left < 0:
             text = f"GPU {fullest.index} lacks {format_bytes(-fullest.left)}"
         if found.fits or fullest.left < 0:
-            blocks.append(Paragraph(text=text))
-    blocks += first_warnings(
-        _warnings(found), assumed_of(found.plans[0].machine) if found.plans else ()
-    )
+            blocks.append(Paragraph(text=text, **ONLY_SHORT))
+    for gpu in found.gpus:
+        blocks += [Heading(text=f"GPU {gpu.index}: {gpu.name}, MiB at the worst"), _card(gpu)]
+    warnings = _warnings(found)
+    assumed = assumed_of(found.plans[0].machine) if found.plans else ()
+    blocks += first_warnings(warnings, assumed)
+    if warnings:
+        blocks += [Heading(text="Notes"), Items(items=warnings)]
     return [*blocks, *_serve(found, names), MORE]
 
 
@@ -60,22 +71,11 @@ def _serve(found: JointPlan, names: Sequence[str]) -> list[Block]:
         return []
     if found.serve is None:
         text = f"next: turbofit serve {shlex.join(names)}, with the same options"
-        return [Paragraph(text=text)]
+        return [Paragraph(text=text, **ONLY_SHORT)]
     where = "" if found.plans[0].machine.source == "nvml" else " on such a machine"
-    note = Paragraph(text=f"at one address{where}:", tone="dim")
-    return [note, Code(text=shell_words(found.serve.argv))]
-
-
-def _promise_blocks(found: JointPlan) -> list[Block]:
-    blocks: list[Block] = [
-        Heading(text=f"{len(found.plans)} models together" if found.gpus else "Together"),
-        Paragraph(text=found.verdict, tone="good" if found.fits else "bad"),
-    ]
-    if found.remedy is not None:
-        blocks.append(Items(items=(found.remedy,)))
-    if found.fits:
-        blocks.append(_promises(found))
-    return blocks
+    note = Paragraph(text=f"at one address{where}:", tone="dim", short=True)
+    code = Code(text=shell_words(found.serve.argv), short=True)
+    return [Heading(text="Command"), note, code]
 
 
 def _warnings(found: JointPlan) -> tuple[str, ...]:
@@ -111,7 +111,7 @@ def _promises(found: JointPlan) -> Table:
         )
         for plan, budget in zip(found.plans, found.budgets, strict=True)
     )
-    return Table(columns=columns, rows=rows)
+    return Table(columns=columns, rows=rows, short=True)
 
 
 def _images(plan: Plan) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+from msgspec.structs import replace
+
 from turbofit.core.messages import indices
+from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes, mib
 from turbofit.report.painters.document import (
     Bar,
     BarPiece,
     Column,
+    Fold,
     Heading,
     Items,
     Paragraph,
@@ -17,13 +21,9 @@ from turbofit.report.painters.document import (
 )
 
 if TYPE_CHECKING:
-    from turbofit.core.plan import GpuLedger, Plan
-    from turbofit.report.painters.document import Block
-if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from turbofit.core.plan import GpuLedger, Term
-if TYPE_CHECKING:
+    from turbofit.core.machine import Machine
     from turbofit.core.plan import GpuLedger, Plan, Term
     from turbofit.report.painters.document import Block
 
@@ -34,20 +34,71 @@ __all__ = [
 
 
 def memory_blocks(plan: Plan) -> list[Block]:
-    """The bars, each with what it means in a sentence."""
+    """The bars, each with what it means in a sentence, then every term; short is the fullest's."""
     blocks: list[Block] = [Heading(text="Memory from empty to full")]
-    for title, ledger in fold(plan.gpus):
-        blocks.append(memory_bar(ledger, f"{title}: {memory_label(ledger)}"))
-    return blocks
+    sets = fold_indices(plan.gpus)
+    least = min((ledger.headroom for _, ledger in sets), default=0)
+    short = True
+    for members, ledger in sets:
+        label = memory_label(ledger)
+        shown = short and ledger.headroom == least
+        short = short and not shown
+        blocks.append(
+            replace(
+                memory_bar(ledger, f"GPU {indices(members)}: {label}"),
+                gpus=tuple(members),
+                label=f"{ledger.name}: {label}",
+                holders=_holders(plan.machine, members),
+                short=shown,
+            )
+        )
+    return [*blocks, Fold(title="Every term", blocks=tuple(ledger_blocks(plan)))]
+
+
+def _holders(machine: Machine, members: list[int]) -> tuple[str, ...]:
+    """The processes that hold memory, where the machine showed them."""
+    texts = []
+    for gpu in machine.gpus:
+        for holder in gpu.holders if gpu.index in members else ():
+            size = "NA" if holder.bytes == NA else format_bytes(holder.bytes)
+            who = holder.name if holder.pid == NA else f"{holder.name} (process {holder.pid})"
+            texts.append(f"GPU {gpu.index}: {who} holds {size}")
+    return tuple(texts)
 
 
 def memory_bar(ledger: GpuLedger, title: str) -> Bar:
     """One card's forecast from empty to full."""
+    pieces = stack(ledger)
     parts = tuple(
-        BarPiece(mark=KINDS[kind][0], name=KINDS[kind][1], bytes=size)
-        for kind, size in sums(stack(ledger)).items()
+        BarPiece(
+            mark=KINDS[kind][0],
+            name=KINDS[kind][1],
+            bytes=size,
+            kind=kind,
+            parts=tuple(
+                (piece.bytes, _say(ledger, piece)) for piece in pieces if piece.kind == kind
+            ),
+        )
+        for kind, size in sums(pieces).items()
     )
-    return Bar(title=title, room=ledger.total, parts=parts)
+    return Bar(title=title, room=ledger.total, parts=parts, fits=ledger.fits)
+
+
+def _say(ledger: GpuLedger, piece: StackPiece) -> str:
+    """A part in words."""
+    name = KINDS[piece.kind][1]
+    label = name if piece.term is None else f"{piece.name} ({name})"
+    share = 100 * piece.bytes / ledger.total
+    text = f"{label}: {mib(piece.bytes)} MiB, {share:.1f} % of the card"
+    term = piece.term
+    if term is None:
+        return text
+    text += f"; {term.basis}" + (f": {term.note}" if term.note else "")
+    if term.worst:
+        text += f"; it needs {mib(term.bytes)} MiB in all, what is idle of the pool included"
+    if term.rehearsed is not None:
+        text += f"; rehearsed: {mib(term.rehearsed)} MiB"
+    return text
 
 
 def need_of(ledger: GpuLedger) -> tuple[str, str]:
@@ -59,13 +110,13 @@ def need_of(ledger: GpuLedger) -> tuple[str, str]:
 def memory_label(ledger: GpuLedger) -> str:
     """What the bar means, in a sentence."""
     need, when = need_of(ledger)
-    card = f"{ledger.name}, {format_bytes(ledger.total)}: {need} in use {when}"
+    card = f"{need} of {format_bytes(ledger.total)} in use {when}"
     if ledger.headroom < 0:
-        return f"{card}, {format_bytes(-ledger.headroom)} more than there are"
-    left = f"{card}, {format_bytes(ledger.headroom)} left"
+        return f"{card}, {format_bytes(-ledger.headroom)} too many"
+    left, margin = format_bytes(ledger.headroom), format_bytes(ledger.margin)
     if ledger.fits:
-        return f"{left} ({format_bytes(ledger.margin)} of them are the margin)"
-    return f"{left}, less than the margin of {format_bytes(ledger.margin)}"
+        return f"{card}, {left} left"
+    return f"{card}, {left} left of a margin of {margin}"
 
 
 Kind = Literal[
@@ -75,15 +126,15 @@ Kind = Literal[
 
 #: Each kind in the order of the stack: the letter that stands for it, and what it is.
 KINDS: Final[dict[Kind, tuple[str, str]]] = {
-    "reserved": ("r", "kept by the driver"),
+    "reserved": ("r", "driver"),
     "before": ("o", "held by others"),
-    "context": ("c", "CUDA and libraries"),
+    "context": ("c", "CUDA"),
     "weights": ("W", "weights"),
     "cache": ("K", "KV cache"),
     "buffers": ("b", "buffers"),
     "transient": ("t", "worst request"),
     "loading": ("l", "only while loading"),
-    "left": (".", "free above the margin"),
+    "left": (".", "free"),
     "margin": ("m", "margin"),
 }
 
@@ -176,7 +227,7 @@ def ledger_blocks(plan: Plan) -> list[Block]:
     for start in range(0, len(sets), _ABREAST):
         part = sets[start : start + _ABREAST]
         blocks += [
-            Heading(text=f"Ledger of {', '.join(title for title, _ in part)}, in MiB"),
+            Heading(text=f"Ledger of {', '.join(title for title, _ in part)}, in MiB", level=3),
             _table(part),
         ]
     if any(term.phase == "transient" for ledger in plan.gpus for term in ledger.ledger):

@@ -1,43 +1,50 @@
-"""A plan as a document: verdict first, then what it rests on, the command last."""
+"""A plan as a document: the answer, memory, what it holds, what it rests on, the commands last."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.messages import groups_of, plural
-from turbofit.core.units import format_bytes, three_digits
+from turbofit.core.units import format_bytes, three_digits, two_digits
 from turbofit.report.painters.document import (
+    ONLY_ON_PAGE,
+    ONLY_SHORT,
+    ONLY_WHOLE,
+    Code,
     Column,
     FactList,
     Heading,
     Items,
     Paragraph,
     Table,
+    Tiles,
+    Verdict,
 )
+from turbofit.report.shell import shell_words
+from turbofit.report.views.machine_view import topology_of, ways_text
 from turbofit.report.views.plan.capacity import capacity
-from turbofit.report.views.plan.commands_view import every_command
-from turbofit.report.views.plan.interconnect import ways_text
-from turbofit.report.views.plan.memory_view import ledger_blocks, memory_blocks
+from turbofit.report.views.plan.commands_view import command_blocks, serve_note, unheld
+from turbofit.report.views.plan.memory_view import memory_blocks, need_of
 from turbofit.report.views.plan.per_engine_settings import differing, per_engine_blocks, settings_of
-from turbofit.report.views.plan.remedies_table import remedies_table
-from turbofit.report.views.run.rehearsal_view import rehearsal_blocks
-from turbofit.report.views.run.run_view import run_blocks, sides_blocks
+from turbofit.report.views.shared_blocks import assumed_of, first_warnings, remedies_table
 
 if TYPE_CHECKING:
-    from turbofit.core.plan import Candidate, Plan
+    from turbofit.core.model import Model
+    from turbofit.core.plan import Candidate, Plan, Throughput, UsualImage
     from turbofit.core.run_report import RunReport
     from turbofit.report.painters.document import Block
+    from turbofit.report.stored_documents import StoredPlan
 
-__all__ = [
-    "candidate_value", "capacity_blocks", "fact_block", "limit_blocks", "plan_view",
-    "settings_blocks",
-]  # fmt: skip
+__all__ = ["plan_frame", "plan_page", "plan_view", "speed_in_short"]
 
-#: Candidates shown; the JSON has all of them.
-_SHOWN = 8
-
-#: What remedies are, by whether the plan fits.
-_TITLES: Final = {True: "What more would give", False: "What would fit, cheapest first"}
+#: Remedies of the short answer, and candidates of the whole text; a page has all.
+_REMEDIES: Final = 3
+_CANDIDATES: Final = 8
+#: Settings of a candidate that have a column; a terminal has room for those of the first two.
+_SETTINGS: Final = (
+    ("prefill", "max_prefill_token_num"), ("batch", "max_batch_size"), ("context", "session_len"),
+    ("image limit", "limit"), ("cache ratio", "cache_max_entry_count"),
+)  # fmt: skip
 
 
 def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
@@ -47,182 +54,233 @@ def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
         plan: what was planned.
         run: what became of it, where it was launched.
     """
+    text = "more: --full, --md or --json; as a page: turbofit report latest --html FILE"
+    return [
+        *_answer(plan),
+        *memory_blocks(plan),
+        *_notes(plan),
+        *_capacity(plan),
+        *_limits(plan),
+        *_became(plan, run),
+        *_topology(plan),
+        Heading(text="What was asked, and the shape chosen"),
+        _facts(plan),
+        *_settings(plan),
+        *per_engine_blocks(plan),
+        *_considered(plan),
+        *(remedies_table(plan.remedies, "What more would give") if plan.fits else []),
+        *command_blocks(plan),
+        Paragraph(text=text, tone="dim", **ONLY_SHORT),
+    ]
+
+
+def plan_page(saved: StoredPlan) -> str:
+    """The report of a plan, and of its run where there was one, as one page of HTML."""
+    from turbofit.report.page.html import page
+    from turbofit.report.stored_documents import saved_document
+
+    plan, source = saved.plan, saved.plan.machine.source
+    where = "The machine is a preset." if source == "preset" else f"The machine was read: {source}."
+    made = f"turbofit {plan.turbofit_version}, planned {plan.created}. {where}"
+    return page(plan_view(plan, saved.run), saved_document(saved), made)
+
+
+def plan_frame(plan: Plan) -> str:
+    """The page in a notebook: its script runs, and neither that nor styles reach the notebook."""
+    from turbofit.report.page.tag import tag
+    from turbofit.report.stored_documents import StoredPlan
+
+    return tag(
+        "iframe",
+        srcdoc=plan_page(StoredPlan(plan, None, "notebook")),
+        sandbox="allow-scripts",
+        style="width:100%;height:640px;border:0",
+        title=f"turbofit: {plan.model.name} on {plan.machine.name}",
+    )
+
+
+def _answer(plan: Plan) -> list[Block]:
+    """Whether it fits, what was assumed, what would fit, how much it serves, with which command."""
+    word = "fits" if plan.fits else "does not fit"
+    # Those of this plan first, then those of the machine.
+    said = sorted(plan.warnings, key=lambda text: text in plan.machine.warnings)
     blocks: list[Block] = [
-        Heading(text=f"{plan.model.name} on {plan.machine.name}"),
-        Paragraph(text=plan.verdict, tone="good" if plan.fits else "bad"),
+        Heading(text=f"{plan.model.name} on {plan.machine.name}", short=True),
+        Verdict(text=plan.verdict, good=plan.fits, word=word, short=True),
+        *first_warnings(said, (*plan.model.warnings, *assumed_of(plan.machine))),
     ]
+    if plan.serve is not None:
+        note, code = serve_note(plan), shell_words(plan.serve.argv)
+        blocks += [Paragraph(text=note.capitalize(), tone="dim", **ONLY_ON_PAGE)] if note else []
+        blocks.append(Code(text=code, name="the command", **ONLY_ON_PAGE))
+        text = f"{unheld(plan)}; its own commands are in the last section."
+        blocks.append(Paragraph(text=text, tone="dim", **ONLY_ON_PAGE))
+    blocks += [_tiles(plan) if plan.fits else _lacking(plan)] if plan.gpus else []
     if not plan.fits:
-        blocks += remedies_table(plan.remedies, _TITLES[plan.fits])
-    if plan.warnings:
-        blocks += [Heading(text="Warnings"), Items(items=plan.warnings, tone="warn")]
-    blocks += [Heading(text="What was asked, and the shape chosen"), fact_block(plan)]
-    blocks += settings_blocks(plan)
-    blocks += per_engine_blocks(plan)
-    blocks += memory_blocks(plan)
-    blocks += rehearsal_blocks(plan)
-    blocks += run_blocks(plan, run) if run else []
-    blocks += sides_blocks(plan, run)
-    blocks += ledger_blocks(plan)
-    blocks += capacity_blocks(plan)
-    blocks += limit_blocks(plan)
-    blocks += _candidates(plan)
-    if plan.fits:
-        blocks += remedies_table(plan.remedies, _TITLES[plan.fits])
-    blocks += every_command(plan)
-    return blocks
+        blocks += remedies_table(plan.remedies[:_REMEDIES], **ONLY_SHORT)
+        blocks += remedies_table(plan.remedies, "What would fit, cheapest first")
+    return [*blocks, FactList(facts=tuple(_promise(plan)), **ONLY_SHORT)]
 
 
-def fact_block(plan: Plan) -> FactList:
-    """Model, machine, engine, workload, shape and forecast of speed."""
-    model, workload = plan.model, plan.workload
-    where = ", ".join(dict.fromkeys((model.source.where, f"sizes by {model.source.sizes}")))
-    size = f"{workload.image_size[0]}x{workload.image_size[1]}" if workload.image_size else "worst"
-    context = f"{workload.context:,}" if workload.context else "as much as fits"
-    images = _images(plan, size) if plan.limits.vision_unit else ""
-    at_once = workload.concurrency or plan.requests_at_once
-    facts = [
-        (
-            "model",
-            f"{model.architecture}, {model.parameters / 1e9:.2f} B parameters, "
-            f"{format_bytes(model.weight_bytes)} of weights ({model.source.kind}: {where})",
-        ),
-        ("machine", f"{_gpu_names(plan)} ({plan.machine.source})"),
-        ("engine", _engine(plan)),
-        (
-            "workload",
-            f"{images}context {context}, {at_once:,} at once, for {workload.goal}"
-            + (", images queued" if workload.queue_images else ""),
-        ),
-        (
-            "shape",
-            f"tp {plan.parallel.tp} x {plan.parallel.replicas} on "
-            f"{groups_of(plan.parallel.groups)}: {plan.parallel.reason}",
-        ),
+def _tiles(plan: Plan) -> Tiles:
+    """Requests at once and the first token, of the worst images and of usual ones; the cache."""
+    found, speed, usual = capacity(plan), plan.throughput, plan.usual_image
+    size = "{}x{}".format(*usual.image_size) if usual else ""
+    first = f"with {found.users[0].what} each" if found.users else ""
+    beside = f"; {usual.requests_at_once:,} with {size}" if usual else ""
+    shown = [("requests at once", f"{_at_once(plan):,}", f"{first}{beside}")]
+    if speed is not None:
+        text = "of the worst size, forecast" if usual else "forecast"
+        rate, seconds = two_digits(speed.requests_per_second), speed.seconds_to_first_token
+        after = f"; {two_digits(usual.seconds_to_first_token)} s with {size}" if usual else ""
+        shown.append(("first token", f"{two_digits(seconds)} s", f"{text}{after}"))
+        after = f"; {two_digits(usual.requests_per_second)} with {size}" if usual else ""
+        shown.append(("requests/s", rate, f"{text}{after}"))
+    per = "in one cache"
+    if found.groups > 1:
+        least = "" if found.tokens_per_group * found.groups == found.tokens else "at least "
+        per = f"{least}{found.tokens_per_group:,} in each of {found.groups} groups"
+    shown.append(("KV tokens", f"{found.tokens:,}", per))
+    return Tiles(figures=tuple(shown), **ONLY_ON_PAGE)
+
+
+def _lacking(plan: Plan) -> Tiles:
+    """What the GPU with the least left needs and has, and the difference of both."""
+    gpu = min(plan.gpus, key=lambda one: one.headroom)
+    need, when = need_of(gpu)
+    kept = f"{format_bytes(gpu.total)} less {format_bytes(gpu.reserved)} that the driver keeps"
+    shown = [
+        ("GPU memory needed", need, f"{when}, on GPU {gpu.index}"),
+        ("GPU memory there", format_bytes(gpu.total - gpu.reserved), kept),
     ]
-    if len(plan.machine.gpus) > 1:
-        facts.append(("links", ways_text(plan.machine)))
-    if plan.throughput:
-        speed = plan.throughput
-        facts.append(
-            (
-                "forecast",
-                f"{speed.output_tokens_per_second:,.0f} output tokens/s, "
-                f"{speed.requests_per_second:.2f} requests/s, {speed.concurrent_requests} at once "
-                f"({speed.basis})",
-            )
-        )
-    if plan.usual_image:
+    margin = format_bytes(gpu.margin)
+    if gpu.headroom < 0:
+        text = f"and a margin of {margin} beside it"
+        shown.append(("lacking", format_bytes(-gpu.headroom), text))
+    elif gpu.headroom < gpu.margin:
+        text = f"of a margin of {margin}"
+        shown.append(("lacking", format_bytes(gpu.margin - gpu.headroom), text))
+    return Tiles(figures=tuple(shown), **ONLY_ON_PAGE)
+
+
+def _promise(plan: Plan) -> list[tuple[str, str]]:
+    """What speed is to be expected, and what requests are held to."""
+    kv, limits, rule = plan.kv, plan.limits, plan.model.image_rule
+    facts = []
+    if plan.throughput is not None and plan.usual_image:
         usual, (width, height) = plan.usual_image, plan.usual_image.image_size
-        facts.append(
-            (
-                "a usual image",
-                f"of {width}x{height} takes {usual.image_tokens:,} tokens: "
-                f"{usual.requests_per_second:.2f} requests/s, {usual.requests_at_once:,} at once; "
-                f"--image-size {width}x{height} plans for these alone",
-            )
+        for size, at_once, speed in (
+            ("worst size", _at_once(plan), plan.throughput),
+            (f"{width}x{height}", usual.requests_at_once, usual),
+        ):
+            facts.append((size, f"{at_once:,} at once; forecast {_speed(speed)}"))
+    elif plan.throughput is not None:
+        forecast = speed_in_short(plan.throughput, plan.model)
+        size = "worst size" if limits.vision_unit else "requests"
+        facts.append((size, f"{_at_once(plan):,} at once; forecast {forecast}"))
+    users = capacity(plan).users
+    if users:
+        shown = dict.fromkeys((users[0], users[-1]))
+        held = " or ".join(f"{one.held:,} of {one.tokens:,}" for one in shown)
+        each = format_bytes(kv.bytes_per_token)
+        facts.append(("KV cache", f"{kv.total_tokens:,} tokens of {each}; requests: {held}"))
+    context = f"{plan.settings.session_len:,} tokens with the answer"
+    if plan.engine.of_lmdeploy:
+        context += f"; prefill reads {plan.settings.max_prefill_token_num:,} at a time"
+    facts.append(("context", context))
+    if limits.vision_unit is not None and rule is not None:
+        unit, side = limits.vision_unit, rule.unit_side
+        text = (
+            f"{limits.images_per_request} a request, at most {limits.units_per_image:,}"
+            f" {plural(limits.units_per_image, unit)} of {side}x{side} pixels each:"
+            f" {limits.image_tokens_per_request:,}"
+            f" {plural(limits.image_tokens_per_request, 'token')}"
         )
-    return FactList(facts=tuple(facts))
+        usually, limit = rule.checkpoint_limit, limits.image_limit
+        if limit is not None and rule.varies_by_limit and limit > usually:
+            text += f" (detail: high asks for {limit}; a plan lowers it to {usually})"
+        facts.append(("images", text))
+    if plan.fits and plan.remedies:
+        facts.append(("faster", f"{plan.remedies[0].change}: {plan.remedies[0].effect}"))
+    if plan.rehearsal is not None:
+        told = f"{plan.rehearsal.outcome} with LMDeploy {plan.rehearsal.engine_version}"
+        facts.append(("rehearsal", f"{told} on pretend GPUs"))
+    return facts
 
 
-def _images(plan: Plan, size: str) -> str:
-    """The promised images of a request, and how many smaller ones may share what they take."""
-    limits, images = plan.limits, plan.workload.images
-    said = f"{images} {plural(images, 'image')} a request ({size} size"
-    most = limits.most_images(plan.model.image_rule)
-    if most > images:
-        units = limits.units_per_request
-        what = plural(units, limits.vision_unit or "unit")
-        said += f": {units:,} {what}, which up to {most:,} smaller ones may share"
-    return f"{said}), "
+def _at_once(plan: Plan) -> int:
+    """Requests that run at once; a prediction's settings may admit more than its cache holds."""
+    speed = None if plan.considered else plan.throughput
+    return plan.requests_at_once if speed is None else speed.concurrent_requests
 
 
-def _engine(plan: Plan) -> str:
-    if not plan.engine.of_lmdeploy:
-        return f"Hugging Face Transformers, the fallback (accounted for {plan.engine.version})"
-    return f"LMDeploy {plan.engine.version}, {plan.engine.name}"
+def speed_in_short(speed: Throughput, model: Model) -> str:
+    """The forecast of speed; with its error for models of text, of which alone it was measured."""
+    error = speed.median_error
+    if error is None or model.vision is not None:
+        return _speed(speed)
+    return f"{_speed(speed)} (median error {error:.1%})"
 
 
-def _gpu_names(plan: Plan) -> str:
-    counts: dict[str, int] = {}
-    for gpu in plan.machine.gpus:
-        counts[gpu.name] = counts.get(gpu.name, 0) + 1
-    return " + ".join(f"{n}x {name}" for name, n in counts.items())
+def _speed(speed: Throughput | UsualImage) -> str:
+    rate, first = speed.requests_per_second, speed.seconds_to_first_token
+    return f"{two_digits(rate)} requests/s, {two_digits(first)} s to the first token"
 
 
-def settings_blocks(plan: Plan) -> list[Block]:
-    """Each setting with the reason that begins with its name; the other reasons below."""
-    rest = list(plan.reasons)
-    rows = []
-    differ = differing(plan)
-    for name, value in settings_of(plan).items():
-        found = [reason for reason in rest if reason.split(" ", 1)[0].rstrip(":,=") == name]
-        rest = [reason for reason in rest if reason not in found]
-        texts = [reason[len(name) :].lstrip(" :,=") for reason in found]
-        why = "; ".join(text.removeprefix(f"{value}: ") for text in texts)
-        rows.append((name, "see below" if name in differ else value, why))
-    columns = (Column(title="setting"), Column(title="value"), Column(title="why", wrap=True))
-    blocks: list[Block] = [Heading(text="Settings"), Table(columns=columns, rows=tuple(rows))]
-    if rest:
-        blocks.append(Items(items=tuple(rest)))
-    return blocks
+def _notes(plan: Plan) -> list[Block]:
+    if not plan.warnings:
+        return []
+    return [Heading(text="Notes"), Items(items=plan.warnings)]
 
 
-def capacity_blocks(plan: Plan) -> list[Block]:
+def _capacity(plan: Plan) -> list[Block]:
     """What the cache holds, what a request may be, and host memory."""
-    kv, limits = plan.kv, plan.limits
+    kv, limits, rule = plan.kv, plan.limits, plan.model.image_rule
     per_group = "" if plan.parallel.replicas == 1 else f", {kv.total_tokens:,} over all groups"
     least = "at least " if plan.by_group else ""
     found = capacity(plan)
-    held, running = (found.users[-1].held, found.users[-1].running) if found.users else (0, 0)
-    facts = [
-        (
-            "KV cache",
-            f"{least}{kv.tokens:,} tokens of {format_bytes(kv.bytes_per_token)}{per_group}",
-        ),
-        (
-            "longest request",
-            f"{kv.longest_request_tokens:,} tokens; {held:,} fit, {running:,} run at once",
-        ),
-    ]
+    tokens = f"{least}{kv.tokens:,} tokens of {format_bytes(kv.bytes_per_token)}{per_group}"
+    facts = [("KV cache", tokens)]
     if limits.vision_unit:
         unit = limits.vision_unit
-        rule = plan.model.image_rule
         if limits.max_dynamic_patch is not None and rule is not None and rule.varies_by_limit:
             facts.append(("max_dynamic_patch", str(limits.max_dynamic_patch)))
         if limits.max_pixels_per_image is not None:
             facts.append(("max_pixels", f"{limits.max_pixels_per_image:,} an image"))
+        images = (
+            f"{limits.images_per_request} a request, {limits.units_per_image:,} "
+            f"{plural(limits.units_per_image, unit)} each, "
+            f"{limits.image_tokens_per_request:,} tokens a request"
+        )
+        paid = f"{limits.units_per_forward:,} {plural(limits.units_per_forward, unit)}"
         facts += [
-            (
-                "images",
-                f"{limits.images_per_request} a request, {limits.units_per_image:,} "
-                f"{plural(limits.units_per_image, unit)} each, "
-                f"{limits.image_tokens_per_request:,} tokens a request",
-            ),
+            ("images", images),
             ("images at once", f"{found.images or 0:,} of the worst size, without any text"),
-            (
-                "paid for",
-                f"{limits.units_per_forward:,} {plural(limits.units_per_forward, unit)} in one "
-                "forward pass",
-            ),
+            ("paid for", f"{paid} in one forward pass"),
         ]
         if plan.takes_videos:
             facts.append(("videos", "1 a request, in the place of an image and held to its size"))
-    for one in found.users[:1]:
-        text = f"{one.held:,} with {one.what} each; {one.running:,} of them run at once"
-        facts.append(("users", text))
     host = plan.host
     have = "unknown" if host.available is None else format_bytes(host.available)
-    facts.append(
-        (
-            "host memory",
-            f"{format_bytes(host.pinned)} pinned, {format_bytes(host.pageable)} pageable; "
-            f"available: {have}",
+    pinned, pageable = format_bytes(host.pinned), format_bytes(host.pageable)
+    facts.append(("host memory", f"{pinned} pinned, {pageable} pageable; available: {have}"))
+    blocks: list[Block] = [Heading(text="Capacity and limits")]
+    if found.users:
+        columns = (
+            Column(title="a conversation of", wrap=True),
+            Column(title="tokens", right=True),
+            Column(title="the cache holds", right=True),
+            Column(title="run at once", right=True),
         )
-    )
-    return [Heading(text="Capacity and limits"), FactList(facts=tuple(facts))]
+        rows = tuple(
+            (one.what, f"{one.tokens:,}", f"{one.held:,}", f"{one.running:,}")
+            for one in found.users
+        )
+        blocks.append(Table(columns=columns, rows=rows))
+    return [*blocks, FactList(facts=tuple(facts))]
 
 
-def limit_blocks(plan: Plan) -> list[Block]:
+def _limits(plan: Plan) -> list[Block]:
     """What an image limit costs: the same GPUs under others."""
     if not plan.limit_costs:
         return []
@@ -245,53 +303,166 @@ def limit_blocks(plan: Plan) -> list[Block]:
         Column(title="requests/s", right=True),
         Column(title="first, s", right=True),
     )
+    text = (
+        "forecasts for the largest image that each limit admits (its tokens, requests a"
+        " second, seconds to the first token), on the same GPUs with the same prefill; a plan"
+        " for that limit serves as much or more"
+    )
     return [
         Heading(text="What an image limit costs"),
-        Paragraph(
-            text="forecasts for the largest image that each limit admits (its tokens, requests a"
-            " second, seconds to the first token), on the same GPUs with the same prefill; a plan"
-            " for that limit serves as much or more",
-            tone="dim",
-        ),
+        Paragraph(text=text, tone="dim"),
         Table(columns=columns, rows=rows),
     ]
 
 
-def _candidates(plan: Plan) -> list[Block]:
+def _became(plan: Plan, run: RunReport | None) -> list[Block]:
+    """Rehearsed and measured; on a page what to do where there is neither."""
+    if plan.rehearsal is None and run is None:
+        text = (
+            "A forecast alone. With turbofit rehearse the engine itself runs on pretend GPUs, and "
+            "what it allocates stands beside the forecast here; turbofit serve measures."
+        )
+        title = Heading(text="Forecast, rehearsed, measured", **ONLY_ON_PAGE)
+        return [title, Paragraph(text=text, tone="dim", **ONLY_ON_PAGE)]
+    # Most plans have neither, and reading the module takes time.
+    from turbofit.report.views.run.run_view import became_blocks
+
+    return became_blocks(plan, run)
+
+
+def _topology(plan: Plan) -> list[Block]:
+    """The picture of several GPUs; the text has their links in words."""
+    if len(plan.machine.gpus) == 1:
+        return []
+    title = Heading(text="The GPUs and their groups", whole=False)
+    return [title, topology_of(plan.machine, plan.parallel.groups)]
+
+
+def _facts(plan: Plan) -> FactList:
+    """Model, machine, engine, workload, shape and forecast of speed."""
+    model, workload = plan.model, plan.workload
+    where = ", ".join(dict.fromkeys((model.source.where, f"sizes by {model.source.sizes}")))
+    size = f"{workload.image_size[0]}x{workload.image_size[1]}" if workload.image_size else "worst"
+    context = f"{workload.context:,}" if workload.context else "as much as fits"
+    images = _images(plan, size) if plan.limits.vision_unit else ""
+    at_once = workload.concurrency or plan.requests_at_once
+    counts: dict[str, int] = {}
+    for gpu in plan.machine.gpus:
+        counts[gpu.name] = counts.get(gpu.name, 0) + 1
+    names = " + ".join(f"{n}x {name}" for name, n in counts.items())
+    engine = f"LMDeploy {plan.engine.version}, {plan.engine.name}"
+    if not plan.engine.of_lmdeploy:
+        engine = f"Hugging Face Transformers, the fallback (accounted for {plan.engine.version})"
+    queued = ", images queued" if workload.queue_images else ""
+    shape = f"tp {plan.parallel.tp} x {plan.parallel.replicas}"
+    facts = [
+        (
+            "model",
+            f"{model.architecture}, {model.parameters / 1e9:.2f} B parameters, "
+            f"{format_bytes(model.weight_bytes)} of weights ({model.source.kind}: {where})",
+        ),
+        ("machine", f"{names} ({plan.machine.source})"),
+        ("engine", engine),
+        (
+            "workload",
+            f"{images}context {context}, {at_once:,} at once, for {workload.goal}{queued}",
+        ),
+        ("shape", f"{shape} on {groups_of(plan.parallel.groups)}: {plan.parallel.reason}"),
+    ]
+    if len(plan.machine.gpus) > 1:
+        facts.append(("links", ways_text(plan.machine)))
+    if plan.throughput:
+        speed = plan.throughput
+        text = (
+            f"{speed.output_tokens_per_second:,.0f} output tokens/s, "
+            f"{speed.requests_per_second:.2f} requests/s, {speed.concurrent_requests} at once "
+            f"({speed.basis})"
+        )
+        facts.append(("forecast", text))
+    if plan.usual_image:
+        usual, (width, height) = plan.usual_image, plan.usual_image.image_size
+        text = (
+            f"of {width}x{height} takes {usual.image_tokens:,} tokens: "
+            f"{usual.requests_per_second:.2f} requests/s, {usual.requests_at_once:,} at once; "
+            f"--image-size {width}x{height} plans for these alone"
+        )
+        facts.append(("a usual image", text))
+    return FactList(facts=tuple(facts))
+
+
+def _images(plan: Plan, size: str) -> str:
+    """The promised images of a request, and how many smaller ones may share what they take."""
+    limits, images = plan.limits, plan.workload.images
+    said = f"{images} {plural(images, 'image')} a request ({size} size"
+    most = limits.most_images(plan.model.image_rule)
+    if most > images:
+        units = limits.units_per_request
+        what = plural(units, limits.vision_unit or "unit")
+        said += f": {units:,} {what}, which up to {most:,} smaller ones may share"
+    return f"{said}), "
+
+
+def _settings(plan: Plan) -> list[Block]:
+    """Each setting with the reason that begins with its name; the other reasons below."""
+    rest = list(plan.reasons)
+    rows = []
+    differ = differing(plan)
+    for name, value in settings_of(plan).items():
+        found = [reason for reason in rest if reason.split(" ", 1)[0].rstrip(":,=") == name]
+        rest = [reason for reason in rest if reason not in found]
+        texts = [reason[len(name) :].lstrip(" :,=") for reason in found]
+        why = "; ".join(text.removeprefix(f"{value}: ") for text in texts)
+        rows.append((name, "see below" if name in differ else value, why))
+    columns = (Column(title="setting"), Column(title="value"), Column(title="why", wrap=True))
+    blocks: list[Block] = [Heading(text="Settings"), Table(columns=columns, rows=tuple(rows))]
+    if rest:
+        blocks.append(Items(items=tuple(rest)))
+    return blocks
+
+
+def _considered(plan: Plan) -> list[Block]:
+    """What was considered: a table that sorts on a page, the first of it as text."""
     if not plan.considered:
         return []
-    rows = tuple(
-        (
-            f"{c.tp}x{c.replicas}",
-            groups_of(c.groups),
-            candidate_value(c, "max_prefill_token_num"),
-            candidate_value(c, "max_batch_size"),
-            f"{c.kv_tokens:,}" if c.fits else "-",
-            three_digits(c.score) if c.fits else "-",
-            _why(plan, c),
-        )
-        for c in plan.considered[:_SHOWN]
-    )
+    known = [
+        (name, key) for name, key in _SETTINGS if any(key in c.settings for c in plan.considered)
+    ]
     columns = (
         Column(title="tp x n"),
         Column(title="GPUs", wrap=True),
-        Column(title="prefill", right=True),
-        Column(title="batch", right=True),
+        *(
+            Column(title=name, right=True, aside=(name, key) not in _SETTINGS[:2])
+            for name, key in known
+        ),
         Column(title="KV tokens", right=True),
         Column(title="score", right=True),
         Column(title="why not", wrap=True),
     )
+    rows = tuple(
+        (
+            f"{c.tp}x{c.replicas}",
+            groups_of(c.groups),
+            *(_value(c, key) for _, key in known),
+            f"{c.kv_tokens:,}" if c.fits else "-",
+            three_digits(c.score) if c.fits else "-",
+            _why(plan, c),
+        )
+        for c in plan.considered
+    )
+    chosen = next((i for i, one in enumerate(plan.considered) if not one.why_not), None)
     blocks: list[Block] = [
         Heading(text="Considered"),
-        Table(columns=columns, rows=rows),
+        Table(columns=columns, rows=rows[:_CANDIDATES], **ONLY_WHOLE),
+        Table(columns=columns, rows=rows, sortable=True, chosen=chosen, **ONLY_ON_PAGE),
     ]
-    if len(plan.considered) > _SHOWN:
-        more = len(plan.considered) - _SHOWN
-        blocks.append(Paragraph(text=f"and {more} more (--json has all of them)", tone="dim"))
+    more = len(rows) - _CANDIDATES
+    if more > 0:
+        text = f"and {more} more (--json has all of them)"
+        blocks.append(Paragraph(text=text, tone="dim", **ONLY_WHOLE))
     return blocks
 
 
-def candidate_value(candidate: Candidate, name: str) -> str:
+def _value(candidate: Candidate, name: str) -> str:
     """A candidate's setting, ``-`` for none; where its engines differ, the least and the most."""
     settings: dict[str, Any] = candidate.settings
     values = sorted({one[name] for one in settings.get("by_group", []) if name in one})

@@ -5,16 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import plural
-from turbofit.core.units import format_bytes
-from turbofit.report.painters.document import Column, Heading, Items, Paragraph, Table
+from turbofit.core.units import GIB, format_bytes
+from turbofit.report.painters.document import (
+    ONLY_SHORT,
+    Column,
+    Curve,
+    Heading,
+    Items,
+    Paragraph,
+    Series,
+    Table,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from turbofit.core.which import Serving, Which
     from turbofit.report.painters.document import Block
 
-__all__ = [
-    "other_items", "promise_text", "serving_table", "which_summary", "which_text", "which_view",
-]  # fmt: skip
+__all__ = ["which_view"]
 
 #: Rows of a summary, and the others that it says something of; the whole text has all.
 _ROWS: Final = 12
@@ -26,46 +34,49 @@ _WIDE: Final = ("engine", "shape", "KV tokens")
 def which_view(found: Which) -> list[Block]:
     """The answer first, then those that keep the promise, then what the others lack."""
     title = f"Cards for {found.model}" if found.model else f"Models on {found.machine}"
+    others = tuple(f"{one.on if found.model else one.model}: {one.why_not}" for one in found.others)
     blocks: list[Block] = [
-        Heading(text=title),
-        Paragraph(text=which_text(found), tone="good" if found.keep else "bad"),
+        Heading(text=title, short=True),
+        Verdict(text=_answer(found), good=bool(found.keep), short=True),
     ]
     if found.keep:
-        blocks.append(serving_table(found))
-    if found.others:
-        blocks += [Heading(text="Not these"), Items(items=other_items(found))]
-    return blocks
-
-
-def which_summary(found: Which) -> list[Block]:
-    """The answer, the first that keep the promise, and where there is more."""
-    heading, text, *_ = which_view(found)
-    blocks: list[Block] = [heading, text]
-    others = other_items(found)
-    if found.keep:
-        blocks.append(_narrow(serving_table(found)))
+        table = _serving(found)
+        places = [i for i, column in enumerate(table.columns) if column.title not in _WIDE]
+        columns = tuple(table.columns[i] for i in places)
+        rows = tuple(tuple(row[i] for i in places) for row in table.rows[:_ROWS])
+        blocks += [
+            Table(columns=columns, rows=rows, **ONLY_SHORT),
+            Heading(text="What keeps the promise", whole=False),
+            table,
+            *_speeds(found),
+        ]
     else:
-        blocks.append(Items(items=others[:_OTHERS]))
-        others = others[_OTHERS:]
+        blocks.append(Items(items=others[:_OTHERS], **ONLY_SHORT))
+    if others:
+        blocks += [Heading(text="Not these"), Items(items=others)]
     kept = max(0, len(found.keep) - _ROWS)
-    counts = {"more that keep it": kept, "that do not": len(others)}
+    not_said = len(others) if found.keep else len(others[_OTHERS:])
+    counts = {"more that keep it": kept, "that do not": not_said}
     left = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     more = f"{left or 'more'}: --full, --md, --html or --json"
-    return [*blocks, Paragraph(text=more, tone="dim")]
+    return [*blocks, Paragraph(text=more, tone="dim", **ONLY_SHORT)]
 
 
-def _narrow(table: Table) -> Table:
-    """Its first rows, without the columns that a terminal has no room for."""
-    places = [i for i, column in enumerate(table.columns) if column.title not in _WIDE]
-    return Table(
-        columns=tuple(table.columns[i] for i in places),
-        rows=tuple(tuple(row[i] for i in places) for row in table.rows[:_ROWS]),
-    )
+def _speeds(found: Which) -> list[Block]:
+    """Machines as points: their memory, and the requests a second that are forecast."""
+    known = [one for one in found.keep if one.requests_per_second is not None]
+    if found.model is None or not known:
+        return []
+    points = tuple((one.bytes / GIB, one.requests_per_second or 0.0) for one in known)
+    names = tuple(one.on for one in known)
+    series = (Series(title="machines", points=points, joined=False, names=names),)
+    curve = Curve(series=series, x="GiB of GPU memory", y="requests a second")
+    return [Heading(text="Forecast of speed by memory", whole=False), curve]
 
 
-def which_text(found: Which) -> str:
+def _answer(found: Which) -> str:
     """How many keep the promise, and in which order they stand."""
-    count, promise = len(found.keep), promise_text(found)
+    count, promise = len(found.keep), _promised(found)
     everything = count + len(found.others)
     if found.model is None:
         order = "; the largest first" if count else ""
@@ -79,7 +90,7 @@ def which_text(found: Which) -> str:
     return f"{count} of {everything} preset cards keep the promise{promise}{each}{order}"
 
 
-def promise_text(found: Which) -> str:
+def _promised(found: Which) -> str:
     """What was asked, as a clause; empty where that was nothing."""
     given = [
         f"{name.replace('_', ' ')} {value}"
@@ -89,7 +100,7 @@ def promise_text(found: Which) -> str:
     return f" ({', '.join(given)})" if given else ""
 
 
-def serving_table(found: Which) -> Table:
+def _serving(found: Which) -> Table:
     """Those that keep the promise."""
     first = "machine" if found.model else "model"
     columns = (
@@ -103,7 +114,8 @@ def serving_table(found: Which) -> Table:
         Column(title="requests/s", right=True),
         Column(title="first token", right=True),
     )
-    return Table(columns=columns, rows=tuple(_row(found, one) for one in found.keep))
+    rows = tuple(_row(found, one) for one in found.keep)
+    return Table(columns=columns, rows=rows, sortable=True)
 
 
 def _row(found: Which, one: Serving) -> tuple[str, ...]:
@@ -118,8 +130,3 @@ def _row(found: Which, one: Serving) -> tuple[str, ...]:
         "" if rate is None else f"{rate:.2f}",
         "" if first is None else f"{first:.1f} s",
     )
-
-
-def other_items(found: Which) -> tuple[str, ...]:
-    """What the others lack, a line each."""
-    return tuple(f"{one.on if found.model else one.model}: {one.why_not}" for one in found.others)

@@ -1,112 +1,285 @@
-"""A run of `serve` as a document: how it went, each attempt, and what it measured."""
+"""What became of a plan: its rehearsal, its run, and both beside the forecast."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from turbofit.core.units import MIB, mib
-from turbofit.report.painters.document import Column, FactList, Heading, Items, Paragraph, Table
-from turbofit.report.views.run.forecast_vs_actual import sides
+from msgspec.structs import replace
+
+from turbofit.core.messages import indices, plural
+from turbofit.core.struct import Struct
+from turbofit.core.units import MIB, format_bytes, mib
+from turbofit.report.painters.document import (
+    Column,
+    FactList,
+    Heading,
+    Items,
+    Paragraph,
+    Table,
+    Timeline,
+    TimelineLane,
+    TimelineSlot,
+)
+from turbofit.report.views.plan.memory_view import fold_indices
 
 if TYPE_CHECKING:
-    from turbofit.core.plan import Plan
-    from turbofit.core.run_report import RunAttempt, RunReport
-    from turbofit.report.painters.document import Block
-    from turbofit.report.views.run.forecast_vs_actual import ForecastSide
+    from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["run_blocks", "sides_blocks"]
+    from turbofit.core.plan import GpuLedger, Plan, Rehearsal
+    from turbofit.core.run_report import RunReport
+    from turbofit.report.painters.document import Block, Tone
 
-_EVENTS = 10
-#: What a run on pretend GPUs shows is not measured.
-_PRETEND = "pretend run"
+__all__ = ["EVENTS", "PRETENDED", "ForecastSide", "became_blocks", "sides"]
+
+#: Events of a run that are shown.
+EVENTS: Final = 10
+#: What is said of a run on pretend GPUs: what it shows is not measured.
+PRETENDED: Final = "on pretend GPUs: memory is the engine's own, words and speed are not real"
+_MOST_CASES: Final = 12
+#: Characters of a bar beside a phase.
+_CELLS: Final = 20
+#: Phases of a rehearsal that belong to loading: what comes before the cache is allocated.
+_LOADING: Final = ("import", "context", "weights", "prepare", "engine", "build", "load", "sizing")
+#: Of these figures more is worse; of the others less.
+_IN_USE: Final = "in use"
+#: Nobody sets a smaller ratio.
+_LEAST: Final = 1e-6
 
 
-def run_blocks(plan: Plan, run: RunReport) -> list[Block]:
+def became_blocks(plan: Plan, run: RunReport | None) -> list[Block]:
+    """The rehearsal and the run where there are any, beside the forecast, and phase by phase."""
+    blocks = [*_rehearsal(plan), *(_run(run) if run else []), *_sides(plan, run)]
+    lines = _timelines(plan, run)
+    return [*blocks, Heading(text="From the start to the last image"), *lines] if lines else blocks
+
+
+def _rehearsal(plan: Plan) -> list[Block]:
+    """How the engine ended on pretend GPUs, and its cases, for each group that differs."""
+    rehearsal = plan.rehearsal
+    if rehearsal is None:
+        return []
+    blocks: list[Block] = [Heading(text="Rehearsal")]
+    for numbers in plan.unlike_groups():
+        found = plan.of_group(numbers[0]).rehearsal
+        if found is not None:
+            members = plan.parallel.groups[numbers[0]]
+            where = f"GPU {indices(members)}: " if plan.by_group else ""
+            text = (
+                f"{where}{found.outcome} in {found.seconds:.1f} s with LMDeploy"
+                f" {found.engine_version} {PRETENDED}"
+            )
+            tone: Tone = "good" if found.outcome == "served" else "bad"
+            blocks += [Paragraph(text=text, tone=tone), *_death(found), *_cases(found)]
+    if rehearsal.not_known:
+        blocks.append(Paragraph(text="not seen by it, charged from the forecast:", tone="dim"))
+        blocks.append(Items(items=rehearsal.not_known, tone="dim"))
+    return blocks
+
+
+def _death(rehearsal: Rehearsal) -> list[Block]:
+    death = rehearsal.death
+    if death is None:
+        return []
+    text = f"it ended in {death.phase}, at {death.where}"
+    if death.asked is not None and death.left is not None:
+        text += f": {format_bytes(death.asked)} asked, {format_bytes(death.left)} left"
+    return [Paragraph(text=text, tone="bad")]
+
+
+def _cases(rehearsal: Rehearsal) -> list[Block]:
+    if not rehearsal.cases:
+        return []
+    rows = tuple(
+        (
+            case.name,
+            mib(max(case.transient, default=0)),
+            mib(max(case.peak, default=0)),
+            mib(case.pinned),
+        )
+        for case in rehearsal.cases[:_MOST_CASES]
+    )
+    columns = (
+        Column(title="case"),
+        Column(title="pool MiB", right=True),
+        Column(title="fullest GPU", right=True),
+        Column(title="pinned host", right=True),
+    )
+    more = len(rehearsal.cases) - len(rows)
+    rest = f"{more} more {plural(more, 'case')}: --json has all of them"
+    table = Table(columns=columns, rows=rows)
+    return [table, Paragraph(text=rest, tone="dim")] if more else [table]
+
+
+def _run(run: RunReport) -> list[Block]:
     """How the run of the plan went."""
-    blocks: list[Block] = [Heading(text="Run"), FactList(facts=_facts(run))]
+    ended = run.ended
+    message = ended.get("message", "") if isinstance(ended, dict) else (ended or "")
+    state = f"{run.state} ({message})" if message else run.state
+    facts = [("state", state), ("started", run.started), ("LMDeploy", run.lmdeploy)]
+    last = run.last
+    if last is not None:
+        why = f", the last: {last.why}" if last.why else ""
+        facts.append(("starts", f"{len(run.attempts)}{why}"))
+        facts.append(("restarts", str(last.restarts)))
+        if last.memory_back is not None:
+            back = "came back" if last.memory_back else "did not all come back"
+            facts.append(("memory", back))
+    blocks: list[Block] = [Heading(text="Run"), FactList(facts=tuple(facts))]
     if run.pretend:
-        text = "on pretend GPUs: memory is the engine's own, words and speed are not real"
-        blocks.append(Paragraph(text=text, tone="warn"))
+        blocks.append(Paragraph(text=PRETENDED, tone="warn"))
     for attempt in run.attempts:
         if attempt.ended:
             text = f"start {attempt.number} ended: {attempt.ended.get('message', '')}"
             blocks.append(Paragraph(text=text, tone="bad"))
-    blocks += _moments(plan, run.last)
     if run.events:
-        items = tuple(f"{one.at} {one.kind}: {one.text}" for one in run.events[-_EVENTS:])
-        blocks += [Heading(text="Last events"), Items(items=items)]
+        items = tuple(f"{one.at} {one.kind}: {one.text}" for one in run.events[-EVENTS:])
+        blocks += [Heading(text="Last events", level=3), Items(items=items)]
     return blocks
 
 
-def sides_blocks(plan: Plan, run: RunReport | None = None) -> list[Block]:
+def _timelines(plan: Plan, run: RunReport | None) -> list[Block]:
+    """What was in use from phase to phase: of the run where it was measured, else rehearsed."""
+    measured = _measured(plan, run)
+    if measured:
+        text = (
+            "Measured by NVML when each phase began, with what others hold. Each phase has the "
+            "same width here; its seconds are in the list."
+        )
+        said = Paragraph(text=text, tone="dim", whole=False)
+        return [said, _timeline(plan, [gpu.index for gpu in plan.gpus], measured)]
+    text = (
+        "On pretend GPUs: memory is the engine's own, with what is charged from the forecast; time "
+        "is not real, so each phase has the same width. The line is what stays, the stroke above "
+        "it what a phase took at most."
+    )
+    blocks: list[Block] = [Paragraph(text=text, tone="dim", whole=False)]
+    for numbers in plan.unlike_groups():
+        found = plan.of_group(numbers[0]).rehearsal
+        if found is not None and found.timeline:
+            slots = [
+                TimelineSlot(
+                    name=one.phase,
+                    spans=tuple(zip(one.peak, one.end, strict=True)),
+                    image=one.image,
+                )
+                for one in found.timeline
+            ]
+            members = list(plan.parallel.groups[numbers[0]])
+            blocks.append(_timeline(plan, members, slots, died=found.death is not None))
+    return blocks[1:] and blocks
+
+
+def _measured(plan: Plan, run: RunReport | None) -> list[TimelineSlot]:
+    keys = [str(gpu.index) for gpu in plan.gpus]
+    moments = run.last.moments if run is not None and run.last is not None else ()
+    if not any(key in one.used for one in moments for key in keys):
+        return []
+    found = []
+    for one, after in zip(moments, (*moments[1:], None), strict=True):
+        found.append(
+            TimelineSlot(
+                name=one.phase,
+                spans=tuple(
+                    (one.used[key], one.used[key]) if key in one.used else None for key in keys
+                ),
+                image="check" in one.phase and plan.limits.vision_unit is not None,
+                seconds=None if after is None else after.at - one.at,
+            )
+        )
+    return found
+
+
+def _timeline(
+    plan: Plan, members: Sequence[int], slots: Sequence[TimelineSlot], *, died: bool = False
+) -> Timeline:
+    """GPUs whose figures are the same share a line."""
+    found: dict[tuple[tuple[int, int] | None, ...], list[int]] = {}
+    for place in range(len(members)):
+        found.setdefault(tuple(slot.spans[place] for slot in slots), []).append(place)
+    ledgers = {gpu.index: gpu for gpu in plan.gpus}
+    lanes = []
+    for places in found.values():
+        cards = [ledgers[members[place]] for place in places]
+        least = min(cards, key=lambda card: card.total - card.reserved)
+        lanes.append(
+            TimelineLane(
+                title=f"GPU {indices(card.index for card in cards)}",
+                room=least.total - least.reserved,
+                margin=least.margin,
+            )
+        )
+    first = [places[0] for places in found.values()]
+    shared = tuple(replace(one, spans=tuple(one.spans[place] for place in first)) for one in slots)
+    table = _phase_table(lanes, shared)
+    return Timeline(lanes=tuple(lanes), slots=shared, died=died, instead=(table,))
+
+
+def _phase_table(lanes: Sequence[TimelineLane], slots: Sequence[TimelineSlot]) -> Table:
+    """Every phase; a terminal has room for the fullest GPUs, and a bar of what stays and a peak."""
+
+    def most(number: int) -> int:
+        spans = (slot.spans[number] for slot in slots)
+        return max((span[0] for span in spans if span), default=0)
+
+    fullest = max(range(len(lanes)), key=most)
+    timed = any(slot.seconds is not None for slot in slots)
+    columns = [Column(title="phase", wrap=True)]
+    columns += [Column(title="seconds", right=True)] if timed else []
+    # Measured is one moment of each phase.
+    titles = ("{} in use, MiB",) if timed else ("{} at most, MiB", "at the end, MiB")
+    for number, lane in enumerate(lanes):
+        for title in titles:
+            text = title.format(lane.title)
+            columns.append(Column(title=text, right=True, aside=number != fullest))
+    columns.append(Column(title="of the card" if len(lanes) == 1 else f"of {lanes[fullest].title}"))
+    rows = []
+    for slot in slots:
+        row = [f"{slot.name}{' (images)' if slot.image else ''}"]
+        if timed:
+            row.append("" if slot.seconds is None else f"{slot.seconds:,.1f}")
+        for span in slot.spans:
+            row += ["-" if span is None else mib(size) for size in (span or (0, 0))[-len(titles) :]]
+        rows.append((*row, _drawn(slot.spans[fullest], lanes[fullest].room)))
+    return Table(columns=tuple(columns), rows=tuple(rows))
+
+
+def _drawn(span: tuple[int, int] | None, room: int) -> str:
+    """A bar: what stays, and what a phase took above it."""
+    peak, stays = (min(_CELLS, round(_CELLS * size / room)) for size in span or (0, 0))
+    return f"[{'#' * stays}{'+' * (peak - stays)}{'.' * (_CELLS - peak)}]"
+
+
+def _sides(plan: Plan, run: RunReport | None) -> list[Block]:
     """Forecast, rehearsed and measured, a table for each set of equal GPUs."""
     blocks: list[Block] = []
     for title, rows in sides(plan, run):
-        measured = any(row.measured is not None for row in rows)
-        rehearsed = any(row.rehearsed is not None for row in rows)
-        names = ["forecast"] + ["rehearsed"] * rehearsed + ["measured"] * measured
-        titles = [
-            _PRETEND if name == "measured" and run and run.pretend else name for name in names
+        names = ["forecast"]
+        names += [
+            name
+            for name in ("rehearsed", "measured")
+            if any(getattr(row, name) is not None for row in rows)
         ]
+        pretend = run is not None and run.pretend
+        titles = ["pretend run" if name == "measured" and pretend else name for name in names]
         columns = (
             Column(title="in MiB", wrap=True),
             *(Column(title=name, right=True) for name in titles),
             Column(title="over the forecast", right=True),
         )
-        cells = tuple((_what(row), *_cells(row, names), _over(row)) for row in rows)
-        heading = f"{', '.join(titles[:-1])} and {titles[-1]}"
-        text = f"{heading[0].upper()}{heading[1:]} on {title}"
+        cells = tuple(
+            (
+                f"{row.what} (number)" if row.unit == "tokens" else row.what,
+                *(_figure(row, getattr(row, name)) for name in names),
+                _over(row),
+            )
+            for row in rows
+        )
+        text = f"Forecast{', rehearsed' * (len(titles) > 2)} and {titles[-1]} on {title}"
         blocks += [Heading(text=text), Table(columns=columns, rows=cells)]
     return blocks
 
 
-def _facts(run: RunReport) -> tuple[tuple[str, str], ...]:
-    ended = run.ended
-    message = ended.get("message", "") if isinstance(ended, dict) else (ended or "")
-    state = f"{run.state} ({message})" if message else run.state
-    facts = [("state", state), ("started", run.started), ("LMDeploy", run.lmdeploy)]
-    starts = len(run.attempts)
-    last = run.last
-    if last is not None:
-        why = f", the last: {last.why}" if last.why else ""
-        facts.append(("starts", f"{starts}{why}"))
-        facts.append(("restarts", str(last.restarts)))
-        if last.memory_back is not None:
-            back = "came back" if last.memory_back else "did not all come back"
-            facts.append(("memory", back))
-    return tuple(facts)
-
-
-def _moments(plan: Plan, attempt: RunAttempt | None) -> list[Block]:
-    if attempt is None or not attempt.moments:
-        return []
-    gpus = [str(gpu.index) for gpu in plan.gpus]
-    seen = [index for index in gpus if any(index in one.used for one in attempt.moments)]
-    columns: tuple[Column, ...] = (
-        Column(title="phase", wrap=True),
-        Column(title="after s", right=True),
-        *(Column(title=f"GPU {index} MiB", right=True) for index in seen),
-    )
-    rows = tuple(
-        (one.phase, f"{one.at:,.1f}", *(_size(one.used.get(index)) for index in seen))
-        for one in attempt.moments
-    )
-    return [Heading(text="Phases of the last start"), Table(columns=columns, rows=rows)]
-
-
-def _size(value: int | None) -> str:
-    return "-" if value is None else mib(value)
-
-
-def _what(row: ForecastSide) -> str:
-    return f"{row.what} (number)" if row.unit == "tokens" else row.what
-
-
-def _cells(row: ForecastSide, names: list[str]) -> list[str]:
-    return [_figure(row, getattr(row, name)) for name in names]
-
-
-def _figure(row: ForecastSide, value: Any) -> str:
+def _figure(row: ForecastSide, value: int | None) -> str:
     if value is None:
         return "-"
     return f"{value:,}" if row.unit == "tokens" else mib(value)
@@ -118,6 +291,185 @@ def _over(row: ForecastSide) -> str:
     if seen is None or row.forecast is None:
         return "-"
     over = seen - row.forecast
-    if row.unit == "tokens":
-        return f"{over:+,}"
-    return f"{over / MIB:+,.1f}"
+    return f"{over:+,}" if row.unit == "tokens" else f"{over / MIB:+,.1f}"
+
+
+class ForecastSide(Struct):
+    """One figure, in bytes or tokens; None where nobody told it."""
+
+    what: str
+    forecast: int | None = None
+    rehearsed: int | None = None
+    measured: int | None = None
+    unit: Literal["bytes", "tokens"] = "bytes"
+
+
+def sides(plan: Plan, run: RunReport | None = None) -> list[tuple[str, tuple[ForecastSide, ...]]]:
+    """The figures of each set of equal GPUs, under its title; sets without any are left out.
+
+    Of what was rehearsed or measured on a set the worst stands for it: the least that was free, the
+    most that was in use or that a term took. A rehearsal knows the first group's only; where groups
+    have settings of their own, each one's.
+    """
+    found = []
+    ledgers = {ledger.index: ledger for ledger in plan.gpus}
+    for members, _ in fold_indices(plan.gpus):
+        equal = [ledgers[index] for index in members]
+        each = [_whole(plan, _group(plan, ledger.index), ledger, run) for ledger in equal]
+        rows = [*map(_worst, zip(*each, strict=True)), *_terms(equal)]
+        told = tuple(row for row in rows if row.rehearsed is not None or row.measured is not None)
+        if told:
+            worst = ", the worst of them" if _several(plan, members, told) else ""
+            found.append((f"GPU {indices(members)}{worst}", told))
+    return found
+
+
+def _several(plan: Plan, members: Sequence[int], rows: Iterable[ForecastSide]) -> bool:
+    """Whether figures of more than one GPU of a set may be known."""
+    if any(row.measured is not None for row in rows):
+        return len(members) > 1
+    return sum(_place(plan, _group(plan, index), index) is not None for index in members) > 1
+
+
+def _worst(rows: Sequence[ForecastSide]) -> ForecastSide:
+    """One figure of equal GPUs: the forecast, with the worst that was rehearsed and measured."""
+    worst = max if rows[0].what.startswith(_IN_USE) else min
+    rehearsed = [row.rehearsed for row in rows if row.rehearsed is not None]
+    measured = [row.measured for row in rows if row.measured is not None]
+    return replace(
+        rows[0],
+        rehearsed=worst(rehearsed, default=None),
+        measured=worst(measured, default=None),
+    )
+
+
+def _terms(ledgers: Sequence[GpuLedger]) -> Iterable[ForecastSide]:
+    """The terms of equal GPUs that a rehearsal told, each with the most of it on any of them."""
+    for terms in zip(*(ledger.ledger for ledger in ledgers), strict=True):
+        seen = [term.rehearsed for term in terms if term.rehearsed is not None]
+        first = terms[0]
+        if seen and first.term != "kv_cache":
+            yield ForecastSide(what=first.term, forecast=first.bytes, rehearsed=max(seen))
+
+
+class _Rehearsed(NamedTuple):
+    """What a rehearsal showed of one GPU, in bytes and KV tokens; None where it did not."""
+
+    loading: int | None = None
+    free: int | None = None
+    region: int | None = None
+    tokens: int | None = None
+    ready: int | None = None
+    worst_case: int | None = None
+
+
+def _rehearsed(plan: Plan, place: int | None) -> _Rehearsed:
+    """The figures of the GPU at a place in its group; none where that was not rehearsed."""
+    rehearsal = plan.rehearsal
+    if rehearsal is None or place is None:
+        return _Rehearsed()
+    timeline, cache = rehearsal.timeline, rehearsal.cache
+    loading = [one.peak[place] for one in timeline if one.phase in _LOADING]
+    served = rehearsal.outcome == "served"
+    cases = [one.peak[place] for one in timeline if served and one.phase.startswith("case ")]
+    free = [one for one in cache.free if one is not None] if cache else []
+    return _Rehearsed(
+        loading=max(loading, default=None),
+        free=min(free, default=None),
+        region=cache.region[place] if cache else None,
+        tokens=cache.tokens if cache else None,
+        ready=next((one.end[place] for one in timeline if one.phase == "ready"), None),
+        worst_case=max(cases, default=None),
+    )
+
+
+def _whole(plan: Plan, group: int, ledger: GpuLedger, run: RunReport | None) -> list[ForecastSide]:
+    """Loading, rest and peak of a GPU; the cache of its group."""
+    plan = plan.of_group(group)
+    rehearsed = _rehearsed(plan, _place(plan, group, ledger.index))
+    return [
+        ForecastSide(
+            what="in use while loading, at most",
+            forecast=ledger.load_peak,
+            rehearsed=rehearsed.loading,
+        ),
+        *_cache(plan, ledger, rehearsed, run),
+        ForecastSide(what="in use at rest", forecast=ledger.steady, rehearsed=rehearsed.ready),
+        *_peaks(plan, ledger, rehearsed, run),
+    ]
+
+
+def _cache(
+    plan: Plan, ledger: GpuLedger, rehearsed: _Rehearsed, run: RunReport | None
+) -> Iterator[ForecastSide]:
+    """The free memory of which the cache is a share, and the cache itself."""
+    ratio = plan.settings.cache_max_entry_count
+    cache = next((term.bytes for term in ledger.ledger if term.term == "kv_cache"), None)
+    yield ForecastSide(
+        what="free when the cache was sized, least of the group",
+        forecast=round(cache / ratio)
+        if cache and ratio > _LEAST and not plan.engine.on_torch
+        else None,
+        rehearsed=rehearsed.free,
+        measured=_actual(plan, run, ledger, "free when the cache was sized"),
+    )
+    yield ForecastSide(
+        what="KV cache",
+        forecast=cache,
+        rehearsed=rehearsed.region,
+        measured=_actual(plan, run, ledger, "KV cache"),
+    )
+    yield ForecastSide(
+        what="KV tokens",
+        forecast=plan.kv.tokens,
+        rehearsed=rehearsed.tokens,
+        measured=_actual(plan, run, ledger, "KV tokens"),
+        unit="tokens",
+    )
+
+
+def _peaks(
+    plan: Plan, ledger: GpuLedger, rehearsed: _Rehearsed, run: RunReport | None
+) -> Iterator[ForecastSide]:
+    """The most that is in use: in the worst case, and in the engine's whole life."""
+    # A pretend run tells the most of its whole life, which may be while it loads.
+    highest = _actual(plan, run, ledger, "in use at most")
+    worst = highest if ledger.most == ledger.peak else None
+    after = _actual(plan, run, ledger, "in use after the check")
+    yield ForecastSide(
+        what="in use in the worst case",
+        forecast=ledger.peak,
+        rehearsed=rehearsed.worst_case,
+        measured=worst if after is None else after,
+    )
+    yield ForecastSide(
+        what="in use at most, loading included",
+        forecast=ledger.most,
+        measured=highest if worst is None else None,
+    )
+
+
+def _group(plan: Plan, index: int) -> int:
+    """The number of the group that a GPU belongs to; 0 where it is in none."""
+    members = enumerate(plan.parallel.groups)
+    return next((number for number, group in members if index in group), 0)
+
+
+def _place(plan: Plan, group: int, index: int) -> int | None:
+    """Where a GPU stands in its group, if that was rehearsed; else only the first one was."""
+    members = plan.parallel.groups[group] if plan.parallel.groups else ()
+    rehearsed = group == 0 or bool(plan.by_group)
+    return members.index(index) if rehearsed and index in members else None
+
+
+def _actual(plan: Plan, run: RunReport | None, ledger: GpuLedger, *names: str) -> int | None:
+    """What a run showed of a GPU, or of the group that it belongs to."""
+    if run is None:
+        return None
+    for group, row in run.rows:
+        of_gpu = ledger.index == row.gpu if row.gpu is not None else True
+        groups = plan.parallel.groups
+        of_group = 0 <= group < len(groups) and ledger.index in groups[group]
+        if row.what in names and of_gpu and of_group:
+            return row.actual
+    return None

@@ -1,4 +1,4 @@
-"""Lines that all short texts end with: what was assumed, the first warning, where there is more."""
+"""Blocks of several views: what was assumed, the first warning, remedies, where there is more."""
 
 from __future__ import annotations
 
@@ -6,23 +6,31 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import BESIDE_COMMANDS, HARMLESS, plural
 from turbofit.machine.presets import match_preset
-from turbofit.report.painters.document import Items, Paragraph
+from turbofit.report.painters.document import (
+    ONLY_SHORT,
+    Column,
+    Heading,
+    Items,
+    Paragraph,
+    Table,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turbofit.core.machine import Machine
+    from turbofit.core.plan import Remedy
     from turbofit.report.painters.document import Block
 
-__all__ = ["MORE", "assumed_of", "first_warnings"]
+__all__ = ["MORE", "assumed_of", "first_warnings", "remedies_table"]
 
 #: How to see the whole text.
-MORE: Final = Paragraph(text="more: --full, --md or --json", tone="dim")
+MORE: Final = Paragraph(text="more: --full, --md or --json", tone="dim", **ONLY_SHORT)
 
 
 def assumed_of(machine: Machine) -> Sequence[str]:
     """How a machine's name was read, or what is not known of its cards: all figures rest on it."""
-    gpus = [machine.gpu(index) for index in machine.visible]
+    gpus = [gpu for gpu in machine.gpus if gpu.index in machine.visible]
     named = machine.source == "preset"
     return machine.warnings if named or None in map(match_preset, gpus) else ()
 
@@ -41,4 +49,21 @@ def first_warnings(warnings: Sequence[str], assumed: Sequence[str] = ()) -> list
     left = len(kept) - len(shown)
     if left:
         shown[-1] += f" (and {left} more {plural(left, 'warning')})"
-    return [Items(items=tuple(shown), tone="warn")] if shown else []
+    return [Items(items=tuple(shown), tone="warn", **ONLY_SHORT)] if shown else []
+
+
+def remedies_table(
+    remedies: Sequence[Remedy],
+    title: str = "",
+    *,
+    short: bool = False,
+    whole: bool = True,
+    page: bool = True,
+) -> list[Block]:
+    """Changes and their effects, under a title where there is one; nothing where there are none."""
+    if not remedies:
+        return []
+    columns = (Column(title="change", wrap=True), Column(title="effect", wrap=True))
+    rows = tuple((remedy.change, remedy.effect) for remedy in remedies)
+    table = Table(columns=columns, rows=rows, short=short, whole=whole, page=page)
+    return [Heading(text=title, short=short, whole=whole, page=page), table] if title else [table]

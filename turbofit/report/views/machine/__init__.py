@@ -1,1 +1,0 @@
-"""Sections on a machine: its GPUs, who uses them, how they reach each other."""

@@ -1,0 +1,281 @@
+"""A machine as a document: GPUs, who holds what, how they reach each other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import combinations
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.messages import indices, plural
+from turbofit.core.struct import NA, known
+from turbofit.core.units import format_bytes, mib
+from turbofit.report.painters.document import (
+    ONLY_SHORT,
+    Column,
+    FactList,
+    Heading,
+    Items,
+    Paragraph,
+    Table,
+    Topology,
+    TopologyCard,
+    TopologyPair,
+)
+from turbofit.report.views.shared_blocks import MORE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from turbofit.core.machine import Gpu, Holder, Link, Machine, Measured
+    from turbofit.core.struct import NaType
+    from turbofit.report.painters.document import Block
+
+__all__ = ["machine_view", "topology_of", "ways_text"]
+
+#: Holders of the short answer; the whole text has all.
+_HOLDERS: Final = 3
+
+
+def machine_view(machine: Machine) -> list[Block]:
+    """GPUs, warnings, holders, links, host; in the short answer facts instead of tables."""
+    blocks: list[Block] = [
+        Heading(text=f"{machine.name} ({machine.source})", short=True),
+        _gpu_table(machine),
+        FactList(facts=_short_facts(machine), **ONLY_SHORT),
+    ]
+    if machine.warnings:
+        blocks.append(Heading(text="Warnings"))
+        blocks.append(Items(items=machine.warnings, tone="warn", short=True))
+    blocks.append(Heading(text="Who holds memory"))
+    holders = tuple(
+        (str(gpu.index), str(holder.pid), holder.name, _mib(holder.bytes))
+        for gpu in machine.gpus
+        for holder in gpu.holders
+    )
+    if holders:
+        columns = (
+            Column(title="GPU", right=True),
+            Column(title="pid", right=True),
+            Column(title="name", wrap=True),
+            Column(title="MiB", right=True),
+        )
+        blocks.append(Table(columns=columns, rows=holders))
+    else:
+        blocks.append(Paragraph(text="nobody that can be seen", tone="dim"))
+    if len(machine.gpus) > 1:
+        blocks += [Heading(text="Links"), topology_of(machine)]
+    if machine.measured is not None:
+        blocks += _measured(machine.measured)
+    host = machine.host
+    facts = (
+        ("memory", f"{_size(host.ram_available)} available of {_size(host.ram_total)}"),
+        ("/dev/shm", f"{_size(host.shm_available)} available"),
+        ("CPUs", str(host.cpus)),
+        ("driver", f"{machine.driver}, CUDA {machine.cuda}"),
+    )
+    return [*blocks, Heading(text="Host"), FactList(facts=facts), MORE]
+
+
+def _gpu_table(machine: Machine) -> Table:
+    """A row for GPUs that differ in their index alone."""
+    columns = (
+        Column(title="GPU", right=True),
+        Column(title="name", wrap=True),
+        Column(title="cc", right=True),
+        Column(title="total", right=True),
+        Column(title="reserved", right=True),
+        Column(title="used", right=True),
+        Column(title="free MiB", right=True),
+        Column(title="PCIe"),
+    )
+    found: dict[tuple[str, ...], list[int]] = {}
+    for gpu in machine.gpus:
+        hidden = machine.visible and gpu.index not in machine.visible
+        capability = gpu.compute_capability
+        generation = NA if gpu.pcie.generation == NA else f"{gpu.pcie.generation}.0"
+        row = (
+            f"{gpu.name}{' (MIG)' if gpu.mig else ''}{' (not visible)' if hidden else ''}",
+            NA if capability == NA else f"{capability[0]}.{capability[1]}",
+            *(_mib(value) for value in (gpu.total, gpu.reserved, gpu.used, gpu.free)),
+            NA if generation == gpu.pcie.width == NA else f"{generation} x{gpu.pcie.width}",
+        )
+        found.setdefault(row, []).append(gpu.index)
+    rows = tuple((indices(numbers), *row) for row, numbers in found.items())
+    return Table(columns=columns, rows=rows, short=True)
+
+
+def _mib(value: int | NaType) -> str:
+    return NA if value == NA else mib(value)
+
+
+def _size(value: int | NaType) -> str:
+    return NA if value == NA else format_bytes(value)
+
+
+def _short_facts(machine: Machine) -> tuple[tuple[str, str], ...]:
+    """Who holds most, how GPUs reach each other, what was measured, the host: what is known."""
+    host = machine.host
+    found = [("held by", _holders(machine)), ("links", ways_text(machine))]
+    if machine.measured is not None:
+        found.append(("measured", _slowest(machine.measured)))
+    known = []
+    if NA not in (host.ram_available, host.ram_total):
+        known.append(f"RAM {_size(host.ram_available)} available of {_size(host.ram_total)}")
+    if host.cpus != NA:
+        known.append(f"CPUs {host.cpus}")
+    if machine.driver != NA:
+        known.append(f"driver {machine.driver}, CUDA {machine.cuda}")
+    found.append(("host", "; ".join(known)))
+    return tuple((name, value) for name, value in found if value)
+
+
+def _holders(machine: Machine) -> str:
+    """Who has most of the memory that is used; who has the same on several GPUs, once."""
+    held: dict[Holder, list[int]] = {}
+    for gpu in machine.gpus:
+        for holder in gpu.holders:
+            held.setdefault(holder, []).append(gpu.index)
+    found = sorted(held, key=lambda one: -one.bytes if isinstance(one.bytes, int) else 0)
+    told = []
+    for holder in found[:_HOLDERS]:
+        who = holder.name if holder.pid == NA else f"{holder.name} ({holder.pid})"
+        of = "of" if len(held[holder]) == 1 else "of each of"
+        told.append(f"{who} {_size(holder.bytes)} {of} GPU {indices(held[holder])}")
+    left = len(found) - len(told)
+    return "; ".join([*told, *([f"{left} more"] if left else [])]) or "nobody that can be seen"
+
+
+def _slowest(measured: Measured) -> str:
+    """The slowest card; the slowest pair; whether data arrived."""
+    found = []
+    if measured.cards:
+        bandwidth = min(one.bandwidth for one in measured.cards)
+        flops = min(one.flops for one in measured.cards)
+        found.append(f"a card at least {bandwidth / 1e9:,.0f} GB/s, {flops / 1e12:,.1f} TFLOP/s")
+    if measured.pairs:
+        slowest = min(one.bandwidth for one in measured.pairs)
+        found.append(f"a pair at least {slowest / 1e9:,.1f} GB/s")
+    wrong = sum(not one.right for one in measured.pairs)
+    if wrong:
+        found.append(f"{wrong} pairs copy wrong data")
+    return "; ".join(found)
+
+
+def _measured(measured: Measured) -> list[Block]:
+    """What cards and links reached."""
+    cards = [
+        (str(one.index), f"{one.bandwidth / 1e9:,.0f}", f"{one.flops / 1e12:,.1f}")
+        for one in measured.cards
+    ]
+    pairs = [
+        (
+            f"{one.source}-{one.target}",
+            *(f"{value / 1e9:,.1f}" for value in (one.bandwidth, one.host_bandwidth)),
+            f"{one.latency * 1e6:,.1f}",
+            "wrong data" if not one.right else "peer access" if one.peer else "through host",
+        )
+        for one in measured.pairs
+    ]
+    reduces = [
+        (
+            "+".join(str(index) for index in one.gpus),
+            f"{one.size:,}",
+            f"{one.seconds * 1e6:,.0f}",
+            "right" if one.right else "wrong",
+        )
+        for one in measured.reduces
+    ]
+    tables: tuple[tuple[tuple[str, ...], Sequence[tuple[str, ...]]], ...] = (
+        (("GPU", "memory GB/s", "16-bit TFLOP/s"), cards),
+        (("copy", "GB/s", "GB/s by host", "small us", "how"), pairs),
+        (("all-reduce of", "bytes", "us", "sums"), reduces),
+    )
+    blocks: list[Block] = [Heading(text=f"Measured with torch {measured.torch}")]
+    for titles, rows in tables:
+        if rows:
+            columns = tuple(Column(title=title, right=title != "how") for title in titles)
+            blocks.append(Table(columns=columns, rows=tuple(rows)))
+    if measured.left_out:
+        blocks.append(Items(items=measured.left_out, tone="dim"))
+    return blocks
+
+
+def ways_text(machine: Machine) -> str:
+    """How many pairs reach each other in each way, in a sentence; empty for one GPU."""
+    pairs = combinations([gpu.index for gpu in machine.gpus], 2)
+    counts = Counter(_way(machine.link(*pair))[1] for pair in pairs)
+    return "; ".join(f"{n} {plural(n, 'pair')} {text}" for text, n in counts.items())
+
+
+def _way(link: Link) -> tuple[str, str]:
+    """How two GPUs reach each other: the kind of way, and its words."""
+    if link.nvlinked:
+        text = f"NVLink, {link.nvlinks} lanes"
+        if isinstance(link.nvlink_bandwidth, int):
+            text += f", {link.nvlink_bandwidth / 1e9:.0f} GB/s each way"
+        return "nvlink", text
+    if link.peers:
+        return "peer", "PCIe, peer access"
+    if NA in (link.p2p_read, link.p2p_write):
+        return "unread", "peer access could not be read"
+    return "host", "no peer access: through host memory"
+
+
+def topology_of(machine: Machine, groups: tuple[tuple[int, ...], ...] = ()) -> Topology:
+    """The GPUs, the groups of a plan, and the ways between all pairs.
+
+    As text the matrix of `nvidia-smi topo`: above the diagonal the path, below it peer access. A
+    plan's text has its links in words.
+    """
+    pairs = []
+    for a, b in combinations([gpu.index for gpu in machine.gpus], 2):
+        link = machine.link(a, b)
+        kind, text = _way(link)
+        lanes = known(link.nvlinks, 0) if link.nvlinked else 0
+        pairs.append(TopologyPair(a=a, b=b, kind=kind, text=text, lanes=lanes))
+    return Topology(
+        cards=tuple(_card(gpu) for gpu in machine.gpus),
+        groups=groups,
+        pairs=tuple(pairs),
+        instead=_matrix(machine),
+        whole=not groups,
+    )
+
+
+def _card(gpu: Gpu) -> TopologyCard:
+    return TopologyCard(index=gpu.index, name=gpu.name, uuid=gpu.uuid, size=_size(gpu.total))
+
+
+def _matrix(machine: Machine) -> tuple[Block, ...]:
+    order = [gpu.index for gpu in machine.gpus]
+    rows = []
+    for a in order:
+        cells = []
+        for b in order:
+            link = machine.link(a, b)
+            cells.append("X" if a == b else _path(link) if a < b else _peer(link))
+        rows.append((f"GPU {a}", *cells))
+    columns = (Column(title=""), *(Column(title=f"GPU {b}") for b in order))
+    text = (
+        "above the X: NV# = # NVLinks, PIX = one PCIe switch, PXB = several, PHB = host "
+        "bridge, NODE = one NUMA node, SYS = between NUMA nodes; below it: peer access"
+    )
+    return (Table(columns=columns, rows=tuple(rows)), Paragraph(text=text, tone="dim"))
+
+
+def _path(link: Link) -> str:
+    if link.nvlinked:
+        return f"NV{link.nvlinks}"
+    names = {
+        "internal": "INT", "single": "PIX", "multiple": "PXB", "hostbridge": "PHB",
+        "node": "NODE", "system": "SYS",
+    }  # fmt: skip
+    return names.get(link.ancestor, link.ancestor)
+
+
+def _peer(link: Link) -> str:
+    if NA in (link.p2p_read, link.p2p_write):
+        return NA
+    if link.peers:
+        return "yes"
+    return "no" if not (link.p2p_read or link.p2p_write) else "one way"

@@ -1,0 +1,382 @@
+"""What was measured: a load, a tuning, a calibration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from turbofit.core.units import format_bytes, format_duration, mib
+from turbofit.report.painters.document import (
+    ONLY_ON_PAGE,
+    Column,
+    Curve,
+    FactList,
+    Heading,
+    Items,
+    Paragraph,
+    Series,
+    Table,
+    Tiles,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from turbofit.core.json_types import Document
+    from turbofit.core.tuning import SpeedFigures, TrialRecord, Tuning
+    from turbofit.load.result import LoadResult, Spread
+    from turbofit.report.painters.document import Block
+
+__all__ = ["calibration_view", "load_view", "made_by", "pareto", "tune_view"]
+
+
+def load_view(result: LoadResult) -> list[Block]:
+    """What a load measured: figures, latency, the time of the window, what was not answered."""
+    failed = result.begun - result.answered
+    facts = (
+        ("load", _load_text(result)),
+        ("window", f"{result.seconds:,.1f} s: {result.answered:,} requests answered, {failed:,} "
+                   "not"),
+        ("requests/s", f"{result.requests_per_second:.3f}"),
+        ("tokens/s", f"{result.output_tokens_per_second:,.1f} of answers, "
+                     f"{result.output_tokens:,.1f} an answer"),
+        ("at once", f"{result.running:.1f} requests on average"),
+    )  # fmt: skip
+    tiles = (
+        ("requests/s", f"{result.requests_per_second:.2f}",
+         f"{result.answered:,} answered in {result.seconds:,.0f} s, {failed:,} not"),
+        ("first token, median", seconds_text(result.ttft.p50),
+         f"p99 {seconds_text(result.ttft.p99)}"),
+        ("a token, median", seconds_text(result.tpot.p50), f"p99 {seconds_text(result.tpot.p99)}"),
+        ("tokens/s", f"{result.output_tokens_per_second:,.0f}",
+         f"{result.output_tokens:,.0f} an answer, {result.running:.1f} requests at once"),
+    )  # fmt: skip
+    rate = tuple((one.at, one.output_tokens_per_second) for one in result.moments)
+    running = tuple((one.at, float(one.running)) for one in result.moments)
+    over_time = (
+        Curve(series=(Series(title="tokens/s", points=rate),), x="seconds", y="tokens a second"),
+        Curve(series=(Series(title="requests", points=running),), x="seconds",
+              y="requests under way"),
+    )  # fmt: skip
+    blocks: list[Block] = [
+        Heading(text=f"{result.model} at {result.url}"),
+        Tiles(figures=tiles, **ONLY_ON_PAGE),
+        FactList(facts=facts),
+        Heading(text="Latency", whole=False),
+        _latency(result),
+    ]
+    if result.moments:
+        blocks += [Heading(text="Over the time of the window", whole=False), *over_time]
+    errors = _errors(result)
+    if errors or result.warnings:
+        blocks += [Heading(text="Requests without an answer, and warnings", whole=False), *errors]
+    if result.warnings:
+        blocks.append(Items(items=result.warnings, tone="warn"))
+    return blocks
+
+
+def _load_text(result: LoadResult) -> str:
+    """The load in one line."""
+    given = result.load
+    prompt = "" if result.prompt_tokens is None else f"{result.prompt_tokens:,.0f} prompt tokens, "
+    sizes = f"{prompt}{result.output_tokens:,.0f} tokens an answer"
+    if "trace" in given:
+        return f"the trace {given['trace']}; {sizes}"
+    if "rate" in given:
+        return f"{given['rate']} requests arrive a second; {sizes}"
+    return f"a closed loop of {given.get('concurrency', 8)}; {sizes}"
+
+
+def _latency(result: LoadResult) -> Table:
+    """Times of requests that began in the window."""
+    rows = (
+        _row("first token (TTFT)", result.ttft),
+        _row("token after it (TPOT)", result.tpot),
+        _row("whole answer (E2E)", result.e2e),
+    )
+    columns = (
+        Column(title=""),
+        *(Column(title=name, right=True) for name in ("mean", "p50", "p90", "p99", "most")),
+    )
+    return Table(columns=columns, rows=rows)
+
+
+def _errors(result: LoadResult) -> list[Block]:
+    """What was not answered, and why."""
+    blocks: list[Block] = []
+    if result.errors:
+        columns = (
+            Column(title="not answered"),
+            Column(title="requests", right=True),
+            Column(title="for example", wrap=True),
+        )
+        rows = tuple((one.kind, f"{one.count:,}", one.example) for one in result.errors)
+        blocks.append(Table(columns=columns, rows=rows))
+    if result.warm_up_errors:
+        text = f"{result.warm_up_errors:,} requests failed before the window"
+        blocks.append(Paragraph(text=text, tone="warn"))
+    return blocks
+
+
+def seconds_text(value: float) -> str:
+    """A time for people: ``1.23 s``, ``45.6 ms``."""
+    return f"{value:,.2f} s" if value >= 1 else f"{value * 1e3:.1f} ms"
+
+
+def _row(name: str, one: Spread) -> tuple[str, ...]:
+    if not one.count:
+        return (name, "-", "-", "-", "-", "-")
+    times = (one.mean, one.p50, one.p90, one.p99, one.most)
+    return (name, *(seconds_text(time) for time in times))
+
+
+def tune_view(result: Tuning) -> list[Block]:
+    """What was found, every trial, the best under other loads."""
+    where = f" on {' + '.join(result.gpus)}" if result.gpus else ""
+    best = [place for place, one in enumerate(result.trials) if one.number == result.best]
+    blocks: list[Block] = [
+        Heading(text=f"Tuning of {result.model}{where}"),
+        *_tiles(result),
+        *_notes(result),
+        Heading(text="Every trial beside its forecast", whole=False),
+        replace(_trials(result), sortable=True, chosen=best[0] if best else None),
+        Heading(text="Requests a second against the first token", whole=False),
+        _front(result),
+    ]
+    if result.curve:
+        blocks += [Heading(text="The best under other loads"), *_curves(result), _loads(result)]
+    return blocks
+
+
+def made_by(result: Tuning) -> str:
+    """Who made it and when: the foot of a page."""
+    made = f"turbofit {result.turbofit_version}, LMDeploy {result.lmdeploy}"
+    return f"{made}, measured {result.created}."
+
+
+def _tiles(result: Tuning) -> list[Block]:
+    """The figures of the best."""
+    winner = result.winner
+    seen = None if winner is None else winner.measured
+    if winner is None or seen is None:
+        return []
+    figures = (
+        ("requests/s", f"{seen.requests_per_second:.2f}",
+         f"forecast {winner.forecast.requests_per_second:.2f}"),
+        ("first token, median", seconds_text(seen.ttft_p50), f"p90 {seconds_text(seen.ttft_p90)}"),
+        ("a token, median", seconds_text(seen.tpot_p50), f"p90 {seconds_text(seen.tpot_p90)}"),
+        ("tokens/s", f"{seen.output_tokens_per_second:,.0f}", "of answers"),
+    )  # fmt: skip
+    return [Tiles(figures=figures, **ONLY_ON_PAGE)]
+
+
+def _curves(result: Tuning) -> list[Block]:
+    """The best settings over requests at once."""
+    at_once = [float(one.concurrency) for one in result.curve]
+    seen = [one.measured for one in result.curve]
+
+    def series(title: str, values: Iterable[float]) -> Series:
+        return Series(title=title, points=tuple(zip(at_once, values, strict=True)))
+
+    rate = series("requests/s", (one.requests_per_second for one in seen))
+    ends = series("whole answer", (one.e2e_p50 for one in seen))
+    firsts = series("first token", (one.ttft_p50 for one in seen))
+    x = "requests at once"
+    return [
+        Curve(series=(rate,), x=x, y="requests a second"),
+        Curve(series=(ends, firsts), x=x, y="seconds, median"),
+    ]
+
+
+def _front(result: Tuning) -> Curve:
+    """Trials as points; a line through those that no other beats."""
+    best = pareto(result)
+    points = {
+        one.number: (one.measured.ttft_p90, one.measured.requests_per_second)
+        for one in result.trials
+        if one.measured is not None
+    }
+    names = {one.number: f"{one.number}: {settings_text(one)}" for one in result.trials}
+    front = sorted((number for number in points if number in best), key=lambda n: points[n])
+    others = [number for number in points if number not in best]
+    series = tuple(
+        Series(
+            title=title,
+            points=tuple(points[n] for n in numbers),
+            names=tuple(names[n] for n in numbers),
+            joined=numbers is front,
+        )
+        for title, numbers in (("Pareto front", front), ("other trials", others))
+    )
+    return Curve(series=series, x="TTFT p90, seconds", y="requests a second")
+
+
+def _notes(result: Tuning) -> list[Block]:
+    """What was found, in lines."""
+    blocks: list[Block] = []
+    if result.pretend:
+        blocks.append(Paragraph(text="PRETEND GPUs: no speed here is real", tone="bad"))
+    winner = result.winner
+    if winner is None or winner.measured is None:
+        why = "keeps the SLO" if result.slo else "served"
+        if all(one.outcome == "cut" and one.measured is None for one in result.trials):
+            why = "was measured in the time: more --time, or less --concurrency and --seconds"
+        blocks.append(Paragraph(text=f"none of {len(result.trials)} settings {why}", tone="bad"))
+    else:
+        first = next((one for one in result.trials if not one.options), None)
+        gain = ""
+        if first is not None and first.measured is not None and first is not winner:
+            ratio = winner.measured.requests_per_second / first.measured.requests_per_second
+            gain = f", {ratio - 1:+.0%} against the plan without tuning"
+        cut = winner.outcome == "cut"
+        found = f"measured in part ({winner.why})" if cut else "best"
+        text = f"{found}: {settings_text(winner)}: {_told(winner.measured)}{gain}"
+        blocks.append(Paragraph(text=text, tone="warn" if cut else "good"))
+        if winner.quant_policy:
+            text = f"it stores the cache with {winner.quant_policy} bits: answers change a little"
+            blocks.append(Paragraph(text=f"{text} (--kv-types 0 leaves that out)", tone="warn"))
+    corrected = "" if result.pretend else "; later plans here are corrected by it"
+    blocks += [
+        Paragraph(
+            text=f"{one.engine}: the forecast was {1 / one.factor:.2f} times what "
+            f"{_counted(one.trials)} measured{corrected}"
+        )
+        for one in result.factors
+        if one.factor > 0
+    ]
+    if result.earlier is not None:
+        worse = result.earlier.change < -0.05
+        text = (
+            f"LMDeploy {result.earlier.lmdeploy} gave {result.earlier.requests_per_second:.2f} "
+            f"requests/s under this load: {result.earlier.change:+.1%} since"
+        )
+        blocks.append(Paragraph(text=text, tone="bad" if worse else "plain"))
+    text = f"{_counted(len(result.trials))} in {format_duration(result.seconds)}; {result.stopped}"
+    blocks.append(Paragraph(text=text, tone="dim"))
+    return blocks
+
+
+def settings_text(one: TrialRecord) -> str:
+    """A trial's settings in a line."""
+    kv = f", KV int{one.quant_policy}" if one.quant_policy else ""
+    prefix = ", prefix caching" if one.enable_prefix_caching else ""
+    return (
+        f"{one.engine}, tp {one.tp} x {one.replicas}, batch {one.max_batch_size}, prefill "
+        f"{one.max_prefill_token_num}{kv}{prefix}"
+    )
+
+
+def _trials(result: Tuning) -> Table:
+    """Every trial beside its forecast."""
+    columns = (
+        Column(title="", right=True),
+        Column(title="settings", wrap=True),
+        Column(title="forecast", right=True),
+        Column(title="requests/s", right=True),
+        Column(title="TTFT p90", right=True),
+        Column(title="TPOT p90", right=True),
+        Column(title="", wrap=True),
+    )
+    return Table(columns=columns, rows=tuple(_trial_row(one, result) for one in result.trials))
+
+
+def _loads(result: Tuning) -> Table:
+    """The best settings under other numbers of requests at once."""
+    columns = tuple(
+        Column(title=title, right=True)
+        for title in ("at once", "requests/s", "tokens/s", "TTFT p50", "TTFT p90", "TPOT p50",
+                      "E2E p50")
+    )  # fmt: skip
+    rows = []
+    for one in result.curve:
+        seen = one.measured
+        times = (seen.ttft_p50, seen.ttft_p90, seen.tpot_p50, seen.e2e_p50)
+        rows.append(
+            (str(one.concurrency), f"{seen.requests_per_second:.2f}",
+             f"{seen.output_tokens_per_second:,.0f}", *map(seconds_text, times))
+        )  # fmt: skip
+    return Table(columns=columns, rows=tuple(rows))
+
+
+def pareto(result: Tuning) -> set[int]:
+    """Numbers of the trials that no other beats in requests a second and in TTFT at once."""
+    seen = [(one.number, one.measured) for one in result.trials if one.measured is not None]
+    return {
+        number for number, figures in seen if not any(_beats(other, figures) for _, other in seen)
+    }
+
+
+def _beats(one: SpeedFigures, other: SpeedFigures) -> bool:
+    faster = one.requests_per_second - other.requests_per_second
+    sooner = other.ttft_p90 - one.ttft_p90
+    return faster >= 0 and sooner >= 0 and (faster > 0 or sooner > 0)
+
+
+def _trial_row(one: TrialRecord, result: Tuning) -> tuple[str, ...]:
+    forecast = f"{one.forecast.requests_per_second:.2f}"
+    if one.measured is None:
+        return (str(one.number), settings_text(one), forecast, "-", "-", "-",
+                f"{one.outcome}: {one.why}")  # fmt: skip
+    seen = one.measured
+    marks = ["cut short"] if one.outcome == "cut" else []
+    marks += ["best"] if one.number == result.best and not marks else []
+    marks += ["Pareto"] if one.number in pareto(result) else []
+    marks += [] if one.meets_slo else ["misses the SLO" if result.slo else "not all answered"]
+    return (
+        str(one.number), settings_text(one), forecast, f"{seen.requests_per_second:.2f}",
+        seconds_text(seen.ttft_p90), seconds_text(seen.tpot_p90), ", ".join(marks),
+    )  # fmt: skip
+
+
+def _counted(count: int) -> str:
+    return "1 trial" if count == 1 else f"{count} trials"
+
+
+def _told(seen: SpeedFigures) -> str:
+    return (
+        f"{seen.requests_per_second:.2f} requests/s, {seen.output_tokens_per_second:,.0f} "
+        f"tokens/s, first token {seconds_text(seen.ttft_p50)}"
+    )
+
+
+def calibration_view(result: Document) -> list[Block]:
+    """Blocks for `turbofit calibrate`.
+
+    Args:
+        result: the document ``turbofit.calibration/1``; sizes are bytes.
+    """
+    blocks: list[Block] = [Heading(text=f"Calibration of {result['model']}")]
+    if result.get("pretend"):
+        text = "PRETEND GPUs: this tries the calibration, and says nothing of any card"
+        blocks.append(Paragraph(text=text, tone="bad"))
+    columns = (
+        Column(title="GPU"),
+        Column(title="in use, MiB", wrap=True),
+        Column(title="forecast", right=True),
+        Column(title="measured", right=True),
+        Column(title="paid, not taken", right=True),
+    )
+    rows = tuple(
+        (str(row["gpu"]), row["phase"], mib(row["forecast"]), mib(row["measured"]),
+         f"{row['over'] / (1 << 20):+,.1f}")
+        for row in result["phases"]
+    )  # fmt: skip
+    blocks.append(Table(columns=columns, rows=rows))
+    for one in result["calibrations"]:
+        where = " + ".join(one["gpus"])
+        text = (
+            f"later plans on {where} count {_signed(one['context'])} before the cache and"
+            f" {_signed(one['buffers'])} after it, beside their estimates"
+        )
+        if result["why_not"] is None:
+            blocks.append(Paragraph(text=text, tone="good"))
+    if result["why_not"] is not None:
+        blocks.append(Paragraph(text=f"nothing was learned: {result['why_not']}", tone="bad"))
+    return blocks
+
+
+def _signed(size: int) -> str:
+    if not size:
+        return "nothing more"
+    return f"{format_bytes(abs(size))} {'more' if size > 0 else 'less'}"
