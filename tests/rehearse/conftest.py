@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from turbofit.core.errors import PackageError
 from turbofit.core.plan import Plan
-from turbofit.pretend.documents import from_builtins
+from turbofit.pretend.documents import loaded
 from turbofit.pretend.scenario import MIB
 from turbofit.rehearse.checkpoint.twin import write_checkpoint
 from turbofit.rehearse.document import rehearse
@@ -102,6 +103,6 @@ def run(checkpoints: Callable[[str], Path]) -> Rehearse:
             "start_seconds": 600,
             "case_seconds": 600,
         }
-        return rehearse(from_builtins(data, Spec), keep)
+        return rehearse(loaded(json.dumps(data), Spec), keep)
 
     return go

@@ -101,6 +101,7 @@ def test_an_engine_that_takes_shorter_requests_breaks_the_promise(planned: Plan)
 
 
 @pytest.mark.lmdeploy
+@pytest.mark.exhaustive
 def test_a_cache_that_holds_less_than_promised_is_found(run: Rehearse) -> None:
     """The engine refuses the longest prompt, lives on, and nothing runs out of memory."""
     plan = turbofit.api.plan(
