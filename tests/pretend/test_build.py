@@ -31,7 +31,7 @@ def test_changed_source_builds_anew(
     monkeypatch.setattr(build_module, "SOURCES", sources)
     compiled: list[str] = []
     monkeypatch.setattr(build_module, "_compile", lambda one, *_: compiled.append(one.name))
-    assert build(libraries.parent).name != libraries.name
+    assert build(tmp_path).name != libraries.name
     assert compiled == [library.name for library in LIBRARIES]
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,6 @@ def forward_pool(plan: Plan, document: dict[str, Any]) -> tuple[int, int]:
     (seen,) = cases["vision_forward"]["transient"]
     (paid,) = (t.bytes for t in plan.gpus[0].ledger if t.term == "vision_forward")
     return seen, paid
-
-
-@pytest.fixture(scope="package", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Builds the pretend libraries in a folder of these tests, not in the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="session")
