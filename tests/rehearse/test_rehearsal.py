@@ -99,27 +99,6 @@ def test_the_timeline_is_whole(one: dict[str, Any]) -> None:
 
 
 @pytest.mark.exhaustive
-def test_two_cards(run: Rehearse) -> None:
-    document = run("internvl2-8b", tp=2, cases=tiles(13))
-    assert document["outcome"] == "served"
-    assert [mib(f) for f in document["cache"]["free"]] == [16256, 16256]
-    terms = [{k: mib(v) for k, v in t.items()} for t in (gpu["held"] for gpu in document["gpus"])]
-    assert terms[0] == terms[1]
-    assert terms[0]["weights"] == 7712
-    assert mib(document["gpus"][0]["phases"]["ready"]["held"]) == 21226
-    assert pool(document, "warm-up", 1) == 292.5
-    assert document["gpus"][0]["load_peak"] > document["gpus"][1]["load_peak"]
-
-
-@pytest.mark.exhaustive
-def test_cuda_ipc_holds_its_buffers_before_the_cache(run: Rehearse) -> None:
-    document = run("internvl2-8b", tp=4, communicator="cuda-ipc")
-    assert mib(document["gpus"][0]["held"]["context"]) == 18
-    assert [mib(f) for f in document["cache"]["free"]] == [20078] * 4
-    assert mib(document["gpus"][3]["phases"]["ready"]["held"]) == 20316
-
-
-@pytest.mark.exhaustive
 def test_cuda_ipc_without_peer_access_dies_as_the_driver_fails_it(run: Rehearse) -> None:
     document = run("internvl2-8b", tp=2, communicator="cuda-ipc", machine={"peers": []})
     assert document["outcome"] == "failed"
@@ -156,15 +135,6 @@ def test_a_phones_photo_kills_qwen2_vl(run: Rehearse) -> None:
     assert mib(document["gpus"][0]["load_peak"]) == pytest.approx(16064 + 3120, abs=4)
 
 
-@pytest.mark.exhaustive
-def test_too_small_a_card_dies_while_loading(run: Rehearse) -> None:
-    document = run("internvl2-8b", card={"total": 15360 * MIB})
-    assert document["outcome"] == "out_of_memory"
-    assert document["death"]["phase"] == "weights"
-    assert document["death"]["where"] == "LMDeploy's weight loader"
-    assert document["cases"] == []
-
-
 def test_kernels_without_code_for_the_card_end_the_engine(run: Rehearse) -> None:
     """As on real RTX 5090s: 11 of 11 runs with 4-bit weights aborted, once the cache was there."""
     blackwell = {"name": "NVIDIA GeForce RTX 5090", "sm": [12, 0], "sm_count": 170}
@@ -186,15 +156,6 @@ def test_16_bits_have_code_for_the_newest_cards(run: Rehearse, quant_policy: int
     blackwell = {"name": "NVIDIA GeForce RTX 5090", "sm": [12, 0], "sm_count": 170}
     document = run("internvl2-2b", card=blackwell, cases=tiles(13), quant_policy=quant_policy)
     assert document["outcome"] == "served"
-
-
-@pytest.mark.exhaustive
-def test_too_high_a_ratio_dies_in_warm_up(run: Rehearse) -> None:
-    document = run("internvl2-8b", cache_max_entry_count=0.95)
-    assert document["outcome"] == "out_of_memory"
-    assert document["death"]["phase"] == "warm-up"
-    assert document["death"]["pool"] == "executor"
-    assert document["death"]["asked"] == 336 * MIB
 
 
 def test_the_silent_start_up_hang_is_recognised(run: Rehearse) -> None:
