@@ -72,8 +72,7 @@ def scenario_of(machine: Machine, context: Callable[[Gpu], int]) -> Scenario:
     """
     indices = machine.visible or tuple(gpu.index for gpu in machine.gpus)
     largest = max((context(machine.gpu(index)) for index in indices), default=0)
-    twin = pretend_twin(machine, indices)
-    return replace(twin, context=largest, timeline_limit=_TIMELINE_LIMIT)
+    return replace(pretend_twin(machine, indices), context=largest, timeline_limit=_TIMELINE_LIMIT)
 
 
 def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can be asked

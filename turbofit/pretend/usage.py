@@ -36,7 +36,7 @@ class RefusedAllocation:
 
     gpu: int
     kind: str
-    asked: int
+    requested: int
     left: int
     short: int
     phase: str
@@ -128,10 +128,10 @@ class _Reader:
                 self._waiting.append(peak)
 
     def _refuse(self, event: Event, short: int, *, simulated: int | None = None) -> None:
-        gpu, kind, _, asked, left = (event.number(i) for i in range(5))
+        gpu, kind, _, size, left = (event.number(i) for i in range(5))
         site = self._native(event)
         refusal = RefusedAllocation(
-            gpu, KINDS[kind], asked, left, short, self._phase, site, simulated
+            gpu, KINDS[kind], size, left, short, self._phase, site, simulated
         )
         self.usage.refused.append(refusal)
         self._waiting.append(refusal)

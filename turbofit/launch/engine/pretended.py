@@ -282,7 +282,7 @@ def torch_death(plan: Plan, group: int, folder: Path) -> End | None:
         gpu=plan.parallel.groups[group][last.gpu],
         phase=last.phase,
         where=(last.site or "").partition(" < ")[0],
-        asked=last.asked,
+        asked=last.requested,
         left=last.left,
         missing=None if last.simulated else last.short,
         simulated=last.simulated,
