@@ -10,11 +10,9 @@ import turbofit
 from bench.peers.workload import lowered, requests_of
 from turbofit.core.plan import Plan
 from turbofit.core.units import format_bytes
-from turbofit.pretend.documents import from_builtins
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.rehearse.document import rehearse
 from turbofit.rehearse.planned import plan_spec
-from turbofit.rehearse.spec import RehearsalCase
 
 
 class Pair(NamedTuple):
@@ -114,9 +112,7 @@ def turbomind_row(pair: Pair, setting: Setting, folder: Path) -> Row:
         checkpoint_for(plan.model, checkpoint)
     # Clients are not held to a limit where no gateway stands; a plan's are.
     cases = requests_of(plan, gateway=of_plan)
-    whole = plan_spec(plan, checkpoint)
-    spec = replace(whole, cases=from_builtins(cases, tuple[RehearsalCase, ...]))
-    seen = rehearse(spec)
+    seen = rehearse(replace(plan_spec(plan, checkpoint), cases=cases))
     fate, of = _fate(seen)
     settings = plan.settings
     return Row(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from turbofit.core.model import Model
 from turbofit.core.plan import Plan
+from turbofit.rehearse.spec import RehearsalCase, RehearsalRequest
 from turbofit.rehearse.turbomind.image_overlap import gate_of, queue
 
 ROWS = 8
@@ -15,27 +15,24 @@ _NEW = 2
 LONG = 32_000
 
 
-def requests_of(plan: Plan, *, gateway: bool) -> list[dict[str, Any]]:
+def requests_of(plan: Plan, *, gateway: bool) -> tuple[RehearsalCase, ...]:
     """The cases, as the gateway of a plan lets them through, where one stands.
 
     Images are the model's worst. Where a plan's own limit is lower, the gateway would lower the
     image, and so does this; ``lowered`` tells. Those that are queued are aimed at the forwards of
     the settings that serve them: clients who send long enough meet them so, whatever they are.
     """
-    model, cases = plan.model, list[dict[str, Any]]()
-    rule = model.image_rule
+    rule, cases = plan.model.image_rule, dict[str, list[RehearsalRequest]]()
     if rule is not None:
         most = min(rule.worst_units(), plan.limits.units_per_image)
-        one = {"text_tokens": _TEXT, "units": [rule.grid(most)], "max_new_tokens": _NEW}
-        cases.append({"name": "one image", "requests": [one]})
+        image: Any = rule.grid(most)
+        cases["one image"] = [RehearsalRequest(_TEXT, (image,), max_new_tokens=_NEW)]
         gate = gate_of(plan) if gateway else None
-        met = [dataclasses.asdict(request) for request in queue(plan, rule, most, gate)]
-        cases.append({"name": "images that meet", "requests": met})
-    long = {"text_tokens": min(LONG, plan.settings.session_len - _NEW), "max_new_tokens": _NEW}
-    cases.append({"name": "long prompt", "requests": [long]})
-    row = {"text_tokens": 16, "max_new_tokens": _NEW, "top_k": 0}
-    cases.append({"name": "sampling", "requests": [row] * ROWS})
-    return cases
+        cases["images that meet"] = queue(plan, rule, most, gate)
+    tokens = min(LONG, plan.settings.session_len - _NEW)
+    cases["long prompt"] = [RehearsalRequest(tokens, max_new_tokens=_NEW)]
+    cases["sampling"] = [RehearsalRequest(16, max_new_tokens=_NEW, top_k=0)] * ROWS
+    return tuple(RehearsalCase(name, tuple(requests)) for name, requests in cases.items())
 
 
 def lowered(plan: Plan) -> str:

@@ -9,9 +9,8 @@ class Row(NamedTuple):
     """One start of the engine, and the requests that it is given.
 
     ``units``: single requests of so many tiles, or of a patch grid (h, w). ``queued``: so many
-    requests of the first unit, queued whole. ``limit`` sets the plan's image limit (tiles or
-    pixels); None is what ordinary clients can ask for. ``packing``: awq or fp8 of a model whose
-    preset has 16 bits, as a checkpoint's folder.
+    requests of the first unit, queued whole. ``packing``: awq or fp8 of a model whose preset has 16
+    bits, as a checkpoint's folder.
     """
 
     model: str
@@ -22,7 +21,6 @@ class Row(NamedTuple):
     queued: tuple[int, ...] = ()
     long: bool = False
     sampling: bool = False
-    limit: int | None = None
     quick: bool = False
     packing: str = ""
 

@@ -25,18 +25,15 @@ from turbofit.memory.turbomind.account import FUSES_NOTHING, warmup_tokens
 from turbofit.memory.turbomind.pool import Forward, PoolModel
 from turbofit.memory.turbomind.weights import load_constants
 from turbofit.model.presets import find_preset, preset_model
-from turbofit.pretend.documents import from_builtins
 from turbofit.rehearse.checkpoint.twin import checkpoint_for, twin_of, write_model
 from turbofit.rehearse.document import rehearse
 from turbofit.rehearse.planned import plan_spec
-from turbofit.rehearse.spec import RehearsalCase, Spec
+from turbofit.rehearse.spec import RehearsalCase, RehearsalRequest
 
 TEXT = 32
 EXACT = 0.0005
 OVER = 0.03
 OVER_BYTES = 16 * MIB
-#: Phases whose estimates a rehearsal cannot see.
-_UNSEEN = ("context",)
 
 
 #: What precedes the figures in a results file.
@@ -52,6 +49,10 @@ workspaces) are left out on both sides. A cache forecast under the engine's is o
 The 40 largest differences:
 
 {table}
+
+## Rows
+
+{rows}
 """
 
 
@@ -66,16 +67,24 @@ class Check(NamedTuple):
     bound: bool = False
 
 
+class Ran(NamedTuple):
+    """What a row gave, and on which day."""
+
+    row: str
+    outcome: str
+    seconds: float
+    day: str
+    checks: list[Check]
+
+
 def model_of(row: Row, folder: Path) -> str:
     """The row's preset, or the folder of its model in another packing."""
     if not row.packing:
         return row.model
     preset = find_preset(row.model)
     assert preset is not None, row.model
-    bits = 8 if row.packing == "fp8" else 4
-    packing = msgspec.convert(
-        {"method": row.packing, "bits": bits, "group_size": 128}, Quantization
-    )
+    bits: Any = 8 if row.packing == "fp8" else 4
+    packing = Quantization(method=row.packing, bits=bits, group_size=128)
     name = f"{row.model}-{row.packing}"
     model = structs.replace(preset_model(preset), name=name, quantization=packing)
     return str(write_model(twin_of(model), folder / name))
@@ -83,18 +92,14 @@ def model_of(row: Row, folder: Path) -> str:
 
 def forecast_of(row: Row, model: str) -> Plan:
     """What turbofit says of this row before anything runs."""
-    limit = {}
-    if row.limit is not None:
-        name = "max_pixels" if "qwen" in row.model else "max_dynamic_patch"
-        limit = {name: row.limit}
-    return turbofit.predict(model, on=row.on, tp=row.tp, **limit, **row.settings)
+    return turbofit.predict(model, on=row.on, tp=row.tp, **row.settings)
 
 
 class Driven(NamedTuple):
     """A case of the rehearsal; ``forward`` is None where several requests meet as they will."""
 
     name: str
-    requests: list[dict[str, Any]]
+    requests: list[RehearsalRequest]
     forward: Forward | None
     units: int = 0
 
@@ -109,25 +114,24 @@ def cases_of(row: Row, plan: Plan) -> Iterator[Driven]:
         prompt = TEXT + (size * 256 if isinstance(unit, int) else size // 4)
         if prompt >= min(plan.settings.session_len, plan.kv.tokens):
             continue
-        request = {"text_tokens": TEXT, "units": [image], "max_new_tokens": 2}
+        request = RehearsalRequest(TEXT, (image,), max_new_tokens=2)
         forward = Forward(tokens=min(tokens, prompt), context=prompt, units=size)
         yield Driven(f"one of {unit}", [request], forward, size)
     for count in row.queued:
         unit = row.units[min(1, len(row.units) - 1)]
         image = unit if isinstance(unit, int) else (1, *unit)
         many = [
-            {"text_tokens": 8 + 61 * i % 257, "units": [image], "max_new_tokens": 2}
-            for i in range(count)
+            RehearsalRequest(8 + 61 * i % 257, (image,), max_new_tokens=2) for i in range(count)
         ]
         yield Driven(f"{count} of {unit} queued", many, None, _units(unit))
     longest = min(plan.settings.session_len, plan.kv.tokens) - 64
     if row.long:
-        request = {"text_tokens": longest, "max_new_tokens": 2}
+        request = RehearsalRequest(longest, max_new_tokens=2)
         forward = Forward(tokens=min(tokens, longest), context=longest)
         yield Driven(f"prompt of {longest}", [request], forward)
     if row.sampling:
         rows = min(plan.settings.max_batch_size, plan.kv.tokens // 64)
-        request = {"text_tokens": 2, "max_new_tokens": 2, "top_k": 0}
+        request = RehearsalRequest(2, max_new_tokens=2, top_k=0)
         forward = Forward(tokens=min(tokens, rows * 2), context=rows * 2, rows=rows, top_k_0=True)
         yield Driven(f"{rows} with top_k=0", [request] * rows, forward)
 
@@ -143,19 +147,14 @@ def check_row(row: Row, folder: Path) -> tuple[list[Check], dict[str, Any]]:
     if not checkpoint.exists():
         checkpoint_for(plan.model, checkpoint)
     driven = list(cases_of(row, plan))
-    seen = rehearse(with_cases(plan_spec(plan, checkpoint), driven))
+    cases = tuple(RehearsalCase(case.name, tuple(case.requests)) for case in driven)
+    seen = rehearse(replace(plan_spec(plan, checkpoint), cases=cases))
     checks = list(fate_checks(row, plan, seen))
     if seen["cache"].get("region") and seen["cache"]["region"][0]:
         checks += size_checks(row, plan, seen)
     if seen["outcome"] == "served":
         checks += pool_checks(row, plan, seen, driven)
     return checks, seen
-
-
-def with_cases(spec: Spec, driven: list[Driven]) -> Spec:
-    """The specification with the row's own requests."""
-    cases = [{"name": case.name, "requests": case.requests} for case in driven]
-    return replace(spec, cases=from_builtins(cases, tuple[RehearsalCase, ...]))
 
 
 def fate_checks(row: Row, plan: Plan, seen: dict[str, Any]) -> Iterator[Check]:
@@ -204,7 +203,8 @@ def size_checks(row: Row, plan: Plan, seen: dict[str, Any]) -> list[Check]:
             least, most = allowed[what]
             bad = not least - near <= over <= most + near
             checks.append(Check(row.name, f"{what} rank {rank}", forecast, was, bad))
-        hidden = sum(t.bytes for t in ledger if t.phase in _UNSEEN and t.basis == "estimate")
+        # Estimates that a rehearsal cannot see.
+        hidden = sum(t.bytes for t in ledger if t.phase == "context" and t.basis == "estimate")
         others = sum(t.bytes for t in ledger if t.phase == "before")
         gpu = next(g for g in plan.gpus if g.index == index)
         told, was = gpu.load_peak - hidden - others, seen["gpus"][rank]["load_peak"]
@@ -258,7 +258,6 @@ def largest(checks: list[Check]) -> str:
 def summary(checks: list[Check], seconds: float, rows: int) -> str:
     """The counts, the extremes and the misses."""
     exact = [c for c in checks if c.seen and not c.bound and c.what != "tokens"]
-    close = [c for c in exact if abs(c.forecast - c.seen) <= 0.02 * MIB]
     bounds = [c for c in checks if c.bound]
     bad = [c for c in checks if c.bad]
     cache = [c for c in exact if c.what.startswith("cache")]
@@ -268,7 +267,6 @@ def summary(checks: list[Check], seconds: float, rows: int) -> str:
     lines = [
         f"{rows} starts of the engine, {len(checks)} comparisons, {seconds:.0f} s.",
         "",
-        f"- sizes equal to 0.02 MiB: {len(close)} of {len(exact)}",
         f"- what the engine took: forecast from {_most(taken, -1):.2f} MiB under"
         f" to {_most(taken, 1):.2f} MiB over",
         f"- the cache, with the buffers beside it: from {_most(cache, -1):.2f} MiB under"
@@ -290,26 +288,37 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.rehearsal.run", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the subset that ./scripts/check runs")
     parser.add_argument("--only", help="rows whose name contains this")
-    parser.add_argument("--results", type=Path, help="write the summary and the table here too")
+    parser.add_argument(
+        "--record", type=Path, help="keep what rows gave in this file; rows in it do not run again"
+    )
     args = parser.parse_args()
+    stored = args.record.read_bytes() if args.record and args.record.exists() else b""
+    ran = [msgspec.json.decode(line, type=Ran) for line in stored.splitlines()]
+    known = {one.row for one in ran}
     rows = [r for r in ROWS if (r.quick or not args.quick) and (args.only or "") in r.name]
-    checks: list[Check] = []
-    start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         for number, row in enumerate(rows, 1):
-            found, seen = check_row(row, Path(scratch))
-            checks += found
-            bad = sum(c.bad for c in found)
-            said = f"{seen['outcome']} in {seen['seconds']} s, {len(found)} comparisons"
+            if row.name in known:
+                continue
+            checks, seen = check_row(row, Path(scratch))
+            day = time.strftime("%Y-%m-%d")
+            ran.append(Ran(row.name, seen["outcome"], seen["seconds"], day, checks))
+            if args.record:
+                with args.record.open("ab") as file:
+                    file.write(msgspec.json.encode(ran[-1]) + b"\n")
+            said = f"{seen['outcome']} in {seen['seconds']} s, {len(checks)} comparisons"
+            bad = sum(c.bad for c in checks)
             print(f"[{number}/{len(rows)}] {row.name}: {said}, {bad} missed", file=sys.stderr)
-    page = HEAD.format(
-        date=time.strftime("%Y-%m-%d"), table=largest(checks),
-        told=summary(checks, time.monotonic() - start, len(rows)),
-    )  # fmt: skip
-    print(page, end="")
-    if args.results:
-        args.results.write_text(page)
-    return 1 if any(c.bad for c in checks) else 0
+    every = [check for one in ran for check in one.checks]
+    cells = [
+        (one.row, one.outcome, len(one.checks), sum(c.bad for c in one.checks), one.day)
+        for one in ran
+    ]
+    told = summary(every, sum(one.seconds for one in ran), len(ran))
+    shown = table("row | outcome | comparisons | missed | run", cells)
+    date = time.strftime("%Y-%m-%d")
+    print(HEAD.format(date=date, told=told, table=largest(every), rows=shown), end="")
+    return 1 if any(c.bad for c in every) else 0
 
 
 if __name__ == "__main__":

@@ -55,9 +55,9 @@ def test_a_plan_that_queues_images_is_sent_what_its_gateway_lets_through() -> No
     plan = turbofit.plan("internvl2-2b", on="1xl4:free=19GiB", **options)
     units = {}
     for gateway in (False, True):
-        cases = {case["name"]: case for case in requests_of(plan, gateway=gateway)}
-        queued = cases["images that meet"]["requests"]
-        units[gateway] = sum(each for one in queued for each in one["units"])
+        cases = {case.name: case for case in requests_of(plan, gateway=gateway)}
+        queued = cases["images that meet"].requests
+        units[gateway] = sum(each for one in queued for each in one.units)
     assert units[True] <= plan.limits.units_per_forward < units[False]
 
 

@@ -5,6 +5,7 @@ Few, since each takes seconds; 30 random ones are in bench/faults/DIAGNOSE_RESUL
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from turbofit.core.errors import PackageError
 from turbofit.core.units import MIB
 from turbofit.diagnose.answer import Diagnosis
 from turbofit.diagnose.explain import diagnose
-from turbofit.pretend.documents import from_builtins
+from turbofit.pretend.documents import loaded
 from turbofit.rehearse.checkpoint.twin import write_checkpoint
 from turbofit.rehearse.document import rehearse
 from turbofit.rehearse.packages import engine_library
@@ -51,7 +52,7 @@ def die(
         "settings": options,
         "cases": cases,
     }
-    document = rehearse(from_builtins(spec, Spec), folder / "kept")
+    document = rehearse(loaded(json.dumps(spec), Spec), folder / "kept")
     words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
     log = f"$ lmdeploy serve api_server {model} {words}\n".encode()
     log += (folder / "kept" / "log").read_bytes()

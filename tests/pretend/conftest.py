@@ -9,8 +9,8 @@ from turbofit.pretend.build import build
 
 
 @pytest.fixture(scope="session")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pretend libraries, built for this session."""
+def libraries() -> Path:
+    """The pretend libraries, which all tests share; a changed source builds others."""
     if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
         pytest.skip("no C compiler")
-    return build(tmp_path_factory.mktemp("pretend-cache"))
+    return build()

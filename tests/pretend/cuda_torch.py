@@ -16,10 +16,10 @@ from typing import Any
 from tests.support.processes import CUDA_PATH
 from tests.support.processes import REPO as ROOT
 
-__all__ = ["CUDA_PATH", "ROOT", "Ran", "run"]
+__all__ = ["CUDA_PATH", "HEAD", "ROOT", "Ran", "run"]
 
 _MARK = "RESULT "
-_HEAD = f"""
+HEAD = f"""
 import json, sys, torch
 def result(value): print({_MARK!r} + json.dumps(value), flush=True)
 MIB = 1 << 20
@@ -50,7 +50,7 @@ def run(
     """
     folder.mkdir(exist_ok=True)
     file = folder / "program.py"
-    file.write_text(_HEAD + program)
+    file.write_text(HEAD + program)
     done = subprocess.run(
         [sys.executable, "-m", "turbofit", "pretend", "--on", on, "--json", "--", sys.executable,
          str(file)],

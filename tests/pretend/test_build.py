@@ -6,8 +6,7 @@ import pytest
 
 from turbofit.pretend import build as build_module
 from turbofit.pretend.build import build, cache_folder
-from turbofit.pretend.errors import PretendError
-from turbofit.pretend.libraries import LIBRARIES
+from turbofit.pretend.libraries import LIBRARIES, PretendError
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +29,10 @@ def test_changed_source_builds_anew(
         (sources / path.name).write_bytes(path.read_bytes())
     (sources / "cublas.c").open("a").write("\n/* changed */\n")
     monkeypatch.setattr(build_module, "SOURCES", sources)
-    assert build(libraries.parent).name != libraries.name
+    compiled: list[str] = []
+    monkeypatch.setattr(build_module, "_compile", lambda one, *_: compiled.append(one.name))
+    assert build(tmp_path).name != libraries.name
+    assert compiled == [library.name for library in LIBRARIES]
 
 
 def test_no_compiler_is_one_line_and_a_hint(

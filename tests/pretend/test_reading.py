@@ -1,18 +1,20 @@
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from turbofit.kernels.families import demangle
 from turbofit.pretend.build import compiler
-from turbofit.pretend.documents import dumped, from_builtins, loaded
+from turbofit.pretend.documents import dumped, loaded
 from turbofit.pretend.elf import Symbols, dynamic_symbols, short_name
-from turbofit.pretend.errors import PretendError
-from turbofit.pretend.libraries import ACCOUNT, check_surface
+from turbofit.pretend.libraries import ACCOUNT, PretendError, check_surface
 from turbofit.pretend.scenario import PretendGpu, Scenario
 from turbofit.pretend.timeline import Event, TimelineReader, read_timeline
+from turbofit.rehearse.packages import engine_library
 
 
 def test_timeline_stops_at_zero_bytes_and_unfinished_lines(tmp_path: Path) -> None:
@@ -81,16 +83,15 @@ def test_a_new_entry_point_is_named(libraries: Path, tmp_path: Path) -> None:
 
 @pytest.mark.lmdeploy
 def test_the_wheel_imports_nothing_that_we_lack(libraries: Path) -> None:
-    pytest.importorskip("lmdeploy.version")
-    from turbofit.rehearse.packages import engine_library
-
+    if importlib.util.find_spec("lmdeploy") is None:
+        pytest.skip("no LMDeploy")
     check_surface(engine_library(), libraries)
     asked = {symbol.name for symbol in dynamic_symbols(engine_library()) if not symbol.defined}
     assert {"cudaMallocFromPoolAsync", "cuMemCreate", "cublasGemmEx", "ncclMemAlloc"} <= asked
 
 
 def test_scenario_text_has_everything() -> None:
-    scenario = from_builtins(
+    scenario = msgspec.convert(
         {
             "gpus": [
                 {

@@ -49,6 +49,18 @@ def site(tmp_path_factory: pytest.TempPathFactory, libraries: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def built(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The libraries for these packages, and for one that wants a runtime of its own."""
+    folder = tmp_path_factory.mktemp("built")
+    shutil.copytree(site, folder / "site")
+    (folder / "f.c").write_text("int cudaMalloc(void); int f(void) { return cudaMalloc(); }")
+    (folder / "r.c").write_text("int cudaMalloc(void) { return 0; }")
+    cc("-shared", "-fPIC", "-Wl,-soname,libcudart.so.13", "r.c", "-o", "libr.so", at=folder)
+    cc("-shared", "-fPIC", "f.c", "-L.", "-lr", "-o", "site/torch/lib/libf.so", at=folder)
+    return build(folder, folder / "site")
+
+
 def cc(*words: str, at: Path) -> None:
     subprocess.run([*compiler(), *words], cwd=at, check=True, capture_output=True)
 
@@ -96,18 +108,17 @@ def test_families() -> None:
     assert family_of("libc.so.6") is None
 
 
-def test_the_program_runs_on_what_is_built(site: Path, tmp_path: Path) -> None:
-    folder = build(tmp_path, site)
-    fft = {s.name for s in dynamic_symbols(folder / "libcufft.so.12") if s.defined}
+def test_the_program_runs_on_what_is_built(site: Path, built: Path) -> None:
+    fft = {s.name for s in dynamic_symbols(built / "libcufft.so.12") if s.defined}
     assert {"cufftExecC2C", "cufftNew"} <= fft
-    assert (folder / "libcuda.so").resolve() == folder / "libcuda.so.1"
+    assert (built / "libcuda.so").resolve() == built / "libcuda.so.1"
     code = (
         "import ctypes, sys; both = ctypes.CDLL(sys.argv[1]).both();"
         "driver = ctypes.CDLL('libcuda.so.1'); print(both, driver.cuMemNobodyWrote())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(site / "torch" / "lib" / "libc10_cuda.so")],
-        env={**os.environ, "LD_LIBRARY_PATH": str(folder), "TURBOFIT_TRACE_STUBS": "1"},
+        env={**os.environ, "LD_LIBRARY_PATH": str(built), "TURBOFIT_TRACE_STUBS": "1"},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     # Libraries that compute say that they did; the driver says that it cannot.
@@ -131,14 +142,8 @@ def test_two_runtimes_are_built_of_the_same_sources() -> None:
     assert (old.major, new.major) == (12, 13)
 
 
-def test_each_runtime_keeps_its_own_error(libraries: Path, tmp_path: Path) -> None:
+def test_each_runtime_keeps_its_own_error(built: Path, tmp_path: Path) -> None:
     """TurboMind's and torch's share a process: torch must not find TurboMind's error."""
-    (tmp_path / "torch" / "lib").mkdir(parents=True)
-    (tmp_path / "f.c").write_text("int cudaMalloc(void); int f(void) { return cudaMalloc(); }")
-    (tmp_path / "r.c").write_text("int cudaMalloc(void) { return 0; }")
-    cc("-shared", "-fPIC", "-Wl,-soname,libcudart.so.13", "r.c", "-o", "libr.so", at=tmp_path)
-    cc("-shared", "-fPIC", "f.c", "-L.", "-lr", "-o", "torch/lib/libc10_cuda.so", at=tmp_path)
-    folder = build(tmp_path / "built", tmp_path)
     scenario = tmp_path / "scenario"
     scenario.write_text("device 1000000 0 0 8 6 82 6291456 102400 101376 Card\n")
     code = (
@@ -147,7 +152,7 @@ def test_each_runtime_keeps_its_own_error(libraries: Path, tmp_path: Path) -> No
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "LD_LIBRARY_PATH": str(folder),
+        env={**os.environ, "LD_LIBRARY_PATH": str(built),
              "TURBOFIT_PRETEND_SCENARIO": str(scenario)},
         capture_output=True, text=True, check=True,
     )  # fmt: skip

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from turbofit.core.errors import PackageError
 from turbofit.core.plan import Plan
-from turbofit.pretend.documents import from_builtins
+from turbofit.pretend.documents import loaded
 from turbofit.pretend.scenario import MIB
 from turbofit.rehearse.checkpoint.twin import write_checkpoint
 from turbofit.rehearse.document import rehearse
@@ -45,14 +46,6 @@ def forward_pool(plan: Plan, document: dict[str, Any]) -> tuple[int, int]:
     (seen,) = cases["vision_forward"]["transient"]
     (paid,) = (t.bytes for t in plan.gpus[0].ledger if t.term == "vision_forward")
     return seen, paid
-
-
-@pytest.fixture(scope="package", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Builds the pretend libraries in a folder of these tests, not in the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -102,6 +95,6 @@ def run(checkpoints: Callable[[str], Path]) -> Rehearse:
             "start_seconds": 600,
             "case_seconds": 600,
         }
-        return rehearse(from_builtins(data, Spec), keep)
+        return rehearse(loaded(json.dumps(data), Spec), keep)
 
     return go

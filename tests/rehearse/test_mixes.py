@@ -16,8 +16,7 @@ MAKER = PromptMaker(tile, units=13, images=3, request_units=30)
 
 
 def tiles(*counts: int) -> Prompt:
-    first, *more = [(count, 256 * count) for count in counts]
-    return Prompt(1, *first, 1, tuple(more))
+    return Prompt(1, tuple(Image(count, 256 * count) for count in counts), 1)
 
 
 def test_an_image_is_as_large_as_its_prompt_has_room() -> None:
@@ -25,7 +24,7 @@ def test_an_image_is_as_large_as_its_prompt_has_room() -> None:
     assert MAKER.alone(3329) == tiles(12)
     assert MAKER.alone(3330, 5) == tiles(5)
     assert MAKER.alone(257) is None
-    assert MAKER.prompt(13, lead=7).length == 7 + 3328 + 1
+    assert MAKER.prompt(13, rest=7).length == 1 + 3328 + 7
     with pytest.raises(ValueError, match="no image of 0 units"):
         MAKER.prompt(0)
 

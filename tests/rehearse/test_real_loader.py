@@ -39,6 +39,7 @@ def test_the_model_of_staging_is_what_torch_stages() -> None:
         ]
 
 
+@pytest.mark.exhaustive
 def test_a_death_while_loading_is_torchs() -> None:
     """Qwen2-VL-7B on 16 GB: what torch stages is what is too much."""
     document = rehearsed("qwen2-vl-7b", "--on", "1xv100-16g", "--defaults", cuda=True)

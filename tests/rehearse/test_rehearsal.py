@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from tests.rehearse.conftest import Rehearse, mib, tiles
-from turbofit.pretend.environment import cuda_site
 from turbofit.pretend.scenario import MIB
 from turbofit.pretend.timeline import read_timeline
 
@@ -17,12 +16,6 @@ pytestmark = pytest.mark.lmdeploy
 
 def pool(document: dict[str, Any], phase: str, gpu: int = 0) -> float | None:
     return mib(document["gpus"][gpu]["pools"]["executor"]["live_peak"][phase])
-
-
-def site(document: dict[str, Any], text: str, gpu: int = 0) -> float:
-    rows = document["gpus"][gpu]["sites"]
-    found = [r for r in rows if text in r["site"] and r["phase"] in ("buffers", "warm-up")]
-    return round(sum(r["live"] for r in found if r["kind"] != "pinned host") / MIB, 2)
 
 
 @pytest.fixture(scope="module")
@@ -58,18 +51,19 @@ def test_one_card_from_start_to_ready(one: dict[str, Any]) -> None:
         "pool_warmup": 608,
         "steady": 23316,
     }
-    assert mib(one["pinned_end"]["ready"]) == pytest.approx(149.1, abs=0.05)
+    assert mib(one["pinned"]["ready"]) == pytest.approx(149.1, abs=0.05)
     # Weights and what torch stages of them on the first card.
     assert mib(one["gpus"][0]["load_peak"]) == 17594
 
 
 def test_buffers_by_the_engines_call(one: dict[str, Any]) -> None:
-    assert site(one, "UnifiedAttentionLayer::UnifiedAttentionLayer") == pytest.approx(66, abs=0.2)
-    assert site(one, "Generation::Impl::Impl") == pytest.approx(16, abs=0.02)
-    assert site(one, "GuidedDecoding") == pytest.approx(2.83, abs=0.01)
-    assert site(one, "Sampling::Sampling") == pytest.approx(2.0, abs=0.01)
-    assert site(one, "gemm::Workspace") == pytest.approx(35, abs=0.01)
-    assert site(one, "gemm::CacheFlushing") == 6
+    terms = {name: mib(size) for name, size in one["terms"][0].items()}
+    assert terms["attention"] == pytest.approx(66, abs=0.2)
+    assert terms["token_ids"] == pytest.approx(16, abs=0.02)
+    assert terms["guided_decoding"] == pytest.approx(2.83, abs=0.01)
+    assert terms["sampling_buffers"] == pytest.approx(2.0, abs=0.01)
+    assert terms["gemm_workspace"] == pytest.approx(35, abs=0.01)
+    assert terms["l2_flush"] == 6
     assert pool(one, "warm-up") == 585
 
 
@@ -102,29 +96,6 @@ def test_the_timeline_is_whole(one: dict[str, Any]) -> None:
     assert marks[:6] == ["import", "context", "weights", "prepare", "engine", "ready"]
     assert marks[-1] == "after full batch, top_k 0"
     assert sum(e.tag == "A" for e in events) > 3000
-    # 0.4 to 0.47 GB on a quiet machine; 0.67 was seen once with twelve processes for two cores.
-    assert one["peak_rss"] < (1200 if cuda_site() else 900) * MIB
-
-
-@pytest.mark.exhaustive
-def test_two_cards(run: Rehearse) -> None:
-    document = run("internvl2-8b", tp=2, cases=tiles(13))
-    assert document["outcome"] == "served"
-    assert [mib(f) for f in document["cache"]["free"]] == [16256, 16256]
-    terms = [{k: mib(v) for k, v in t.items()} for t in (gpu["held"] for gpu in document["gpus"])]
-    assert terms[0] == terms[1]
-    assert terms[0]["weights"] == 7712
-    assert mib(document["gpus"][0]["phases"]["ready"]["held"]) == 21226
-    assert pool(document, "warm-up", 1) == 292.5
-    assert document["gpus"][0]["load_peak"] > document["gpus"][1]["load_peak"]
-
-
-@pytest.mark.exhaustive
-def test_cuda_ipc_holds_its_buffers_before_the_cache(run: Rehearse) -> None:
-    document = run("internvl2-8b", tp=4, communicator="cuda-ipc")
-    assert mib(document["gpus"][0]["held"]["context"]) == 18
-    assert [mib(f) for f in document["cache"]["free"]] == [20078] * 4
-    assert mib(document["gpus"][3]["phases"]["ready"]["held"]) == 20316
 
 
 @pytest.mark.exhaustive
@@ -133,15 +104,6 @@ def test_cuda_ipc_without_peer_access_dies_as_the_driver_fails_it(run: Rehearse)
     assert document["outcome"] == "failed"
     assert "invalid device ordinal" in document["death"]["where"]
     assert document["death"]["phase"] == "context"
-    assert document["peer_refused"]
-
-
-def test_awq_temporaries_shrink_the_cache(run: Rehearse) -> None:
-    document = run("internvl2-8b-awq")
-    assert mib(document["cache"]["free"][0]) == 18112
-    assert mib(document["gpus"][0]["held"]["weights"]) == 5632
-    assert mib(document["gpus"][0]["held"]["prepare"]) == 224
-    assert mib(document["gpus"][0]["phases"]["ready"]["held"]) == 20872
 
 
 @pytest.mark.exhaustive
@@ -173,18 +135,14 @@ def test_a_phones_photo_kills_qwen2_vl(run: Rehearse) -> None:
     assert mib(document["gpus"][0]["load_peak"]) == pytest.approx(16064 + 3120, abs=4)
 
 
-def test_too_small_a_card_dies_while_loading(run: Rehearse) -> None:
-    document = run("internvl2-8b", card={"total": 15360 * MIB})
-    assert document["outcome"] == "out_of_memory"
-    assert document["death"]["phase"] == "weights"
-    assert document["death"]["where"] == "LMDeploy's weight loader"
-    assert document["cases"] == []
-
-
 def test_kernels_without_code_for_the_card_end_the_engine(run: Rehearse) -> None:
-    """As on real RTX 5090s: 11 of 11 runs with 4-bit weights aborted."""
+    """As on real RTX 5090s: 11 of 11 runs with 4-bit weights aborted, once the cache was there."""
     blackwell = {"name": "NVIDIA GeForce RTX 5090", "sm": [12, 0], "sm_count": 170}
-    document = run("internvl2-2b-awq", card=blackwell)
+    document = run("internvl2-8b-awq", card=blackwell)
+    # Temporaries of repacking shrink the cache.
+    assert mib(document["cache"]["free"][0]) == 18112
+    held = {name: mib(size) for name, size in document["gpus"][0]["held"].items()}
+    assert (held["weights"], held["prepare"]) == (5632, 224)
     assert document["outcome"] == "failed"
     assert document["ended"] == "signal SIGABRT"
     assert document["death"]["where"].endswith(
@@ -192,22 +150,12 @@ def test_kernels_without_code_for_the_card_end_the_engine(run: Rehearse) -> None
     )
 
 
-@pytest.mark.parametrize(
-    "quant_policy", [0, *(pytest.param(bits, marks=pytest.mark.exhaustive) for bits in (4, 8))]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("quant_policy", [0, 4, 8])
 def test_16_bits_have_code_for_the_newest_cards(run: Rehearse, quant_policy: int) -> None:
     blackwell = {"name": "NVIDIA GeForce RTX 5090", "sm": [12, 0], "sm_count": 170}
     document = run("internvl2-2b", card=blackwell, cases=tiles(13), quant_policy=quant_policy)
     assert document["outcome"] == "served"
-
-
-@pytest.mark.exhaustive
-def test_too_high_a_ratio_dies_in_warm_up(run: Rehearse) -> None:
-    document = run("internvl2-8b", cache_max_entry_count=0.95)
-    assert document["outcome"] == "out_of_memory"
-    assert document["death"]["phase"] == "warm-up"
-    assert document["death"]["pool"] == "executor"
-    assert document["death"]["asked"] == 336 * MIB
 
 
 def test_the_silent_start_up_hang_is_recognised(run: Rehearse) -> None:
@@ -225,35 +173,3 @@ def test_float16_on_an_older_card_keeps_temporaries(run: Rehearse) -> None:
     document = run("internvl2-8b", card=older)
     assert document["settings"]["dtype"] == "float16"
     assert mib(document["gpus"][0]["held"]["prepare"]) == 704
-
-
-def _rows(document: dict[str, Any], gpu: int) -> dict[tuple[str, str, str], list[int]]:
-    """Allocations and bytes by kind and site, phases from the warm-up on together.
-
-    A rank's thread may pass a phase's end a step of 512 bytes late.
-    """
-    rows: dict[tuple[str, str, str], list[int]] = {}
-    for row in document["gpus"][gpu]["sites"]:
-        early = row["phase"] in ("import", "context", "weights", "prepare", "cache", "buffers")
-        phase = row["phase"] if early else "later"
-        total = rows.setdefault((phase, row["kind"], row["site"]), [0, 0])
-        total[0] += row["count"]
-        total[1] += row["total"]
-    return rows
-
-
-@pytest.mark.exhaustive
-def test_one_more_mib_shows_in_each_allocation(run: Rehearse) -> None:
-    """Nothing else: that runs agree, the figures to the byte above say at each run."""
-    cases = [*tiles(13), {"name": "queued", "requests": [{"units": [13]}] * 8}]
-    fine = {"vmm_step": MIB}
-    plain = run("internvl2-1b", tp=2, cases=cases, machine=fine)
-    more = run("internvl2-1b", tp=2, cases=cases, machine=fine | {"extra": MIB})
-    plain_rows, more_rows = _rows(plain, 1), _rows(more, 1)
-    assert plain_rows.keys() == more_rows.keys()
-    for key, (count, size) in plain_rows.items():
-        other, bytes_ = more_rows[key]
-        # How queued requests meet differs with the machine's load, and what they take with it.
-        assert count == other or key[0] == "later"
-        if count == other and key[1] != "pinned host" and key[0] != "cache":
-            assert bytes_ - size == count * MIB

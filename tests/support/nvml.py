@@ -40,8 +40,7 @@ import pytest
 
 from turbofit.core.units import MIB
 from turbofit.pretend.build import build as libraries_in
-from turbofit.pretend.errors import PretendError
-from turbofit.pretend.libraries import ACCOUNT
+from turbofit.pretend.libraries import ACCOUNT, PretendError
 
 __all__ = [
     "LOST",

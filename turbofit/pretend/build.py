@@ -18,8 +18,14 @@ from pathlib import Path
 from typing import Final
 
 from turbofit.core.process.log import LazyLogger
-from turbofit.pretend.errors import PretendError
-from turbofit.pretend.libraries import ACCOUNT, SOURCES, Library, libraries_for, wanted_from
+from turbofit.pretend.libraries import (
+    ACCOUNT,
+    SOURCES,
+    Library,
+    PretendError,
+    libraries_for,
+    wanted_from,
+)
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -67,11 +73,6 @@ def _compile(library: Library, folder: Path, command: list[str]) -> None:
     arguments = [*command, *_FLAGS, f"-Wl,-soname,{library.name}", f"-I{SOURCES}"]
     arguments.append(f"-DPRETEND_CUDA={library.major}")
     arguments += [str(SOURCES / source) for source in library.sources]
-    if library.name != ACCOUNT:
-        generated = folder / f"{library.name}.c"
-        source = stub_source(library.family, library.names, library.variables)
-        generated.write_text(source, encoding="ascii")
-        arguments.append(str(generated))
     if library.versions:
         script = folder / f"{library.name}.map"
         first, *more = library.versions
@@ -79,8 +80,12 @@ def _compile(library: Library, folder: Path, command: list[str]) -> None:
         script.write_text("\n".join(nodes) + "\n", encoding="ascii")
         arguments.append(f"-Wl,--version-script={script}")
     if library.name != ACCOUNT:
-        arguments += [f"-L{folder}", "-lturbofit_pretend", "-Wl,-rpath,$ORIGIN"]
-    arguments += [*library.libs, "-o", str(folder / library.name)]
+        generated = folder / f"{library.name}.c"
+        source = stub_source(library.family, library.names, library.variables)
+        generated.write_text(source, encoding="ascii")
+        linked = [f"-L{folder}", "-lturbofit_pretend", "-Wl,-rpath,$ORIGIN"]
+        arguments += [str(generated), *linked]
+    arguments += ["-ldl", "-lpthread", "-o", str(folder / library.name)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     if done.returncode:
         first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr)

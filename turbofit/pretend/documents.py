@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-__all__ = ["dumped", "from_builtins", "loaded"]
+__all__ = ["dumped", "loaded"]
 
 T = TypeVar("T")
 
@@ -22,18 +22,4 @@ def loaded(text: str | bytes, kind: type[T]) -> T:
     Raises:
         msgspec.DecodeError: it is not JSON, or not of this kind.
     """
-    return msgspec.json.decode(text, type=kind, dec_hook=_made)
-
-
-def from_builtins(data: Any, kind: type[T]) -> T:
-    """The dataclass of parsed JSON.
-
-    Raises:
-        msgspec.ValidationError: it is not of this kind.
-    """
-    return msgspec.convert(data, kind, dec_hook=_made)
-
-
-def _made(kind: type, value: Any) -> Any:
-    """What msgspec does not know: a path."""
-    return kind(value)
+    return msgspec.json.decode(text, type=kind, dec_hook=lambda kind, value: kind(value))

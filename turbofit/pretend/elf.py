@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from turbofit.kernels.device_code import ElfSection, mapped, sections
+from turbofit.kernels.device_code import mapped, sections
 from turbofit.kernels.families import demangle
 
 #: Beginnings of functions that say how memory is asked for, not what for.
@@ -50,11 +50,8 @@ def needed(library: Path) -> tuple[str, ...]:
     """
     with _complete(library), mapped(library) as data:
         for strings, raw in _tables(data, _DYNAMIC):
-            return tuple(
-                strings[at : strings.index(b"\0", at)].decode("utf-8", "replace")
-                for tag, at in _ENTRY.iter_unpack(raw)
-                if tag == _NEEDED
-            )
+            entries = _ENTRY.iter_unpack(raw)
+            return tuple(_text(strings, at) for tag, at in entries if tag == _NEEDED)
     return ()
 
 
@@ -65,39 +62,29 @@ def needed_versions(library: Path) -> dict[str, frozenset[str]]:
         ValueError: not a 64-bit little-endian ELF file, or one that is cut short.
     """
     with _complete(library), mapped(library) as data:
-        whole = list(sections(data))
         return {
             name: versions
-            for section in whole
-            if section.kind == _VERNEED
-            for name, versions in _wanted(data, section, whole[section.link])
+            for strings, raw in _tables(data, _VERNEED)
+            for name, versions in _wanted(strings, raw)
         }
 
 
-def _wanted(
-    data: mmap.mmap, section: ElfSection, names: ElfSection
-) -> Iterator[tuple[str, frozenset[str]]]:
+def _wanted(strings: bytes, raw: bytes) -> Iterator[tuple[str, frozenset[str]]]:
     """A list of lists; each ends where the next entry is 0 bytes away."""
-    at, following, left = section.offset, -1, section.size // _VERSION.size
+    at, following = 0, -1
     while following:
-        _, count, file, first, following = _VERSIONS.unpack_from(data, at)
-        versions, place = set(), at + first
-        left -= 1 + count
-        if left < 0:
-            raise IndexError("its versions are more than their section has room for")
+        _, count, file, first, following = _VERSIONS.unpack_from(raw, at)
+        place, versions = at + first, set()
         for _ in range(count):
-            _, _, _, name, after = _VERSION.unpack_from(data, place)
-            versions.add(_text(data, names.offset + name))
+            _, _, _, name, after = _VERSION.unpack_from(raw, place)
+            versions.add(_text(strings, name))
             place += after
-        yield _text(data, names.offset + file), frozenset(versions)
+        yield _text(strings, file), frozenset(versions)
         at += following
 
 
-def _text(data: mmap.mmap, at: int) -> str:
-    end = data.find(b"\0", at)
-    if end < 0:
-        raise IndexError("a name has no end")
-    return data[at:end].decode("utf-8", "replace")
+def _text(strings: bytes, at: int) -> str:
+    return strings[at : strings.index(b"\0", at)].decode("utf-8", "replace")
 
 
 def dynamic_symbols(library: Path) -> Iterator[Symbol]:
@@ -111,10 +98,9 @@ def dynamic_symbols(library: Path) -> Iterator[Symbol]:
             for name, info, _, index, value, length in _SYMBOL.iter_unpack(raw):
                 if not name:
                     continue
-                text = strings[name : strings.index(b"\0", name)].decode("utf-8", "replace")
                 kind = info & 15
                 yield Symbol(
-                    name=text,
+                    name=_text(strings, name),
                     offset=value,
                     size=length,
                     function=kind == _FUNCTION,

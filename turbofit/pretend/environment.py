@@ -57,9 +57,10 @@ def pretend_environment(
     env[SCENARIO] = str(scenario)
     env["TURBOFIT_PRETEND_LIBRARIES"] = str(libraries)
     if site is not None:
-        names = sorted(path.name for path in libraries.iterdir() if _is_ours(path.name))
-        every = " ".join(str(libraries / name) for name in (ACCOUNT, *names))
-        put_first(env, "LD_PRELOAD", every, " ")
+        every = (path for path in libraries.iterdir() if path.suffix[1:].isdigit())
+        names = sorted(path.name for path in every if family_of(path.name) is not None)
+        loaded = " ".join(str(libraries / name) for name in (ACCOUNT, *names))
+        put_first(env, "LD_PRELOAD", loaded, " ")
         put_first(env, "PYTHONPATH", str(_INSIDE))
         env["TRITON_LIBCUDA_PATH"] = str(libraries)
     return env
@@ -76,7 +77,3 @@ def put_first(env: dict[str, str], name: str, first: str, separator: str = ":") 
     """Set a variable that is a list, before what it has."""
     rest = env.get(name)
     env[name] = f"{first}{separator}{rest}" if rest else first
-
-
-def _is_ours(name: str) -> bool:
-    return family_of(name) is not None and name.rpartition(".")[2].isdigit()

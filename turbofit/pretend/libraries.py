@@ -6,26 +6,27 @@ From it the pretend libraries get their names and the entry points that nobody w
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from turbofit.core.errors import PackageError
 from turbofit.pretend.elf import dynamic_symbols, needed, needed_versions
-from turbofit.pretend.errors import PretendError
 
 __all__ = [
-    "ACCOUNT",
-    "FAMILIES",
-    "LIBRARIES",
-    "SOURCES",
-    "Library",
-    "LibraryInterface",
-    "check_surface",
-    "family_of",
-    "libraries_for",
-    "wanted_from",
+    "ACCOUNT", "FAMILIES", "LIBRARIES", "SOURCES", "Library", "LibraryInterface", "PretendError",
+    "check_surface", "family_of", "libraries_for", "wanted_from",
 ]  # fmt: skip
+
+
+class PretendError(PackageError):
+    """Something that the pretend machine needs is missing or unsupported (exit code 7)."""
+
+    kind = "pretend"
+
 
 #: NVIDIA's libraries by the beginning of their functions' names; the first that fits counts.
 FAMILIES: Mapping[str, re.Pattern[str]] = {
@@ -78,11 +79,7 @@ class LibraryInterface(NamedTuple):
     def __or__(self, other: object) -> LibraryInterface:
         """Both."""
         assert isinstance(other, LibraryInterface)
-        return LibraryInterface(
-            self.names | other.names,
-            self.versions | other.versions,
-            self.variables | other.variables,
-        )
+        return LibraryInterface(*(mine | more for mine, more in zip(self, other, strict=True)))
 
 
 def wanted_from(site: Path) -> dict[str, LibraryInterface]:
@@ -92,15 +89,15 @@ def wanted_from(site: Path) -> dict[str, LibraryInterface]:
     """
     found: dict[str, LibraryInterface] = {}
     for library in _libraries(site):
-        for soname, wants in _wants(library).items():
-            found[soname] = found.get(soname, LibraryInterface()) | wants
+        with suppress(OSError, ValueError):
+            for soname, wants in _read(library).items():
+                found[soname] = found.get(soname, LibraryInterface()) | wants
     for family in FAMILIES:  # what is called without being linked, from whoever has linked it
         loose = found.pop(family, LibraryInterface())
         for soname in [name for name in found if family_of(name) == family]:
             found[soname] |= loose
-    driver = found.get("libcuda.so.1", LibraryInterface()) | LibraryInterface(
-        frozenset(_by_name(site))
-    )
+    looked_up = LibraryInterface(frozenset(_by_name(site)))
+    driver = found.get("libcuda.so.1", LibraryInterface()) | looked_up
     if driver.names:
         found["libcuda.so.1"] = driver
     return dict(sorted(found.items()))
@@ -115,42 +112,32 @@ def _by_name(site: Path) -> Iterator[str]:
         yield from (name.decode() for name in _NAME.findall(library.read_bytes()))
 
 
-def _wants(library: Path) -> dict[str, LibraryInterface]:
-    """Empty for a file that is no library of this kind of machine."""
-    try:
-        return _read(library)
-    except (OSError, ValueError):
-        return {}
-
-
 def _read(library: Path) -> dict[str, LibraryInterface]:
-    """By soname; by family what the library calls of others without linking them itself."""
+    """By soname; by family what the library calls of others without linking them itself.
+
+    Raises:
+        ValueError: it is no library of this kind of machine.
+    """
     sonames = {family: name for name in needed(library) if (family := family_of(name))}
     if not sonames:
         return {}
     sonames.setdefault("libcuda", "libcuda.so.1")  # it is often loaded by name only
-    names: dict[str, set[str]] = {family: set() for family in sonames}
-    variables: dict[str, set[str]] = {family: set() for family in sonames}
-    loose: dict[str, set[str]] = {}
+    names: dict[str, set[str]] = {soname: set() for soname in sonames.values()}
+    variables: dict[str, set[str]] = defaultdict(set)
     for symbol in dynamic_symbols(library):
         if symbol.defined:
             continue
-        family = next((name for name, begin in FAMILIES.items() if begin.match(symbol.name)), None)
+        family = next((name for name, begin in FAMILIES.items() if begin.match(symbol.name)), "")
         if symbol.data:
-            variables.get(family or "", set()).add(symbol.name)
-        elif family is not None:
-            names.get(family, loose.setdefault(family, set())).add(symbol.name)
+            variables[sonames.get(family, "")].add(symbol.name)
+        elif family:
+            names.setdefault(sonames.get(family, family), set()).add(symbol.name)
     versions = needed_versions(library)
-    found = {
-        family: LibraryInterface(frozenset(called)) for family, called in loose.items() if called
-    }
-    return found | {
-        soname: LibraryInterface(
-            frozenset(names[family]),
-            versions.get(soname, frozenset()),
-            frozenset(variables[family]),
+    return {
+        name: LibraryInterface(
+            frozenset(called), versions.get(name, frozenset()), frozenset(variables[name])
         )
-        for family, soname in sonames.items()
+        for name, called in names.items()
     }
 
 
@@ -176,7 +163,6 @@ class Library:
     name: str
     sources: tuple[str, ...] = ()
     versions: tuple[str, ...] = ()
-    libs: tuple[str, ...] = ()
     names: frozenset[str] = frozenset()
     variables: frozenset[str] = frozenset()
 
@@ -214,9 +200,7 @@ _BY_HAND = {
 _ACCOUNT = Library(
     ACCOUNT,
     tuple(sorted({path.name for path in SOURCES.glob("*.c")}.difference(*_BY_HAND.values()))),
-    libs=("-lpthread",),
 )
-_LIBS = {"libcudart": ("-ldl",), "libnccl": ("-lpthread",)}
 
 #: Always there: what LMDeploy's TurboMind links, with the versions it wants, and NVML.
 _ENGINE = {
@@ -238,19 +222,12 @@ def libraries_for(wanted: Mapping[str, LibraryInterface] | None = None) -> tuple
     every = dict(_ENGINE)
     for name, wants in (wanted or {}).items():
         every[name] = every.get(name, LibraryInterface()) | wants
-    return (_ACCOUNT, *(_library(name, wants) for name, wants in every.items()))
-
-
-def _library(name: str, wants: LibraryInterface) -> Library:
-    family = name.partition(".so")[0]
-    return Library(
-        name,
-        _BY_HAND.get(family, ()),
-        versions=tuple(sorted(wants.versions)),
-        libs=_LIBS.get(family, ()),
-        names=wants.names,
-        variables=wants.variables,
-    )
+    made = [_ACCOUNT]
+    for name, wants in every.items():
+        family = name.partition(".so")[0]
+        sources, versions = _BY_HAND.get(family, ()), tuple(sorted(wants.versions))
+        made.append(Library(name, sources, versions, wants.names, wants.variables))
+    return tuple(made)
 
 
 LIBRARIES = libraries_for()
@@ -262,19 +239,15 @@ def check_surface(engine: Path, libraries: Path) -> None:
     Raises:
         PretendError: with the names that are missing.
     """
-    ours = [FAMILIES[library.family] for library in LIBRARIES if library.family in FAMILIES]
-    called = {
-        symbol.name
-        for symbol in dynamic_symbols(engine)
-        if not symbol.defined and any(begin.match(symbol.name) for begin in ours)
-    }
     provided = {
         symbol.name
         for library in LIBRARIES
         for symbol in dynamic_symbols(libraries / library.name)
         if symbol.defined and symbol.function
     }
-    missing = sorted(called - provided)
+    ours = [FAMILIES[library.family] for library in LIBRARIES if library.family in FAMILIES]
+    called = {symbol.name for symbol in dynamic_symbols(engine) if not symbol.defined} - provided
+    missing = sorted(name for name in called if any(begin.match(name) for begin in ours))
     if missing:
         raise PretendError(
             f"{engine.name} calls what the pretend libraries do not have: {', '.join(missing)}",

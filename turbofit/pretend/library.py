@@ -5,11 +5,9 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
-from turbofit.pretend.errors import PretendError
-from turbofit.pretend.libraries import ACCOUNT
+from turbofit.pretend.libraries import ACCOUNT, PretendError
 
 _ABI = 5
-_FREEZE_MS = 5000
 NO_MEMORY = 2
 
 
@@ -25,15 +23,6 @@ class LibraryAccount:
             )
         self._lib.pretend_calls.restype = ctypes.c_uint64
         self._lib.pretend_pool_create.restype = ctypes.c_void_p
-        self._lib.pretend_pool_threshold.argtypes = [ctypes.c_void_p, ctypes.c_uint64]
-        self._lib.pretend_pool_step.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-        self._lib.pretend_pool_trim.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-        self._lib.pretend_pool_malloc.argtypes = [
-            ctypes.c_void_p,
-            ctypes.c_size_t,
-            ctypes.POINTER(ctypes.c_void_p),
-        ]
-        self._lib.pretend_free.argtypes = [ctypes.c_void_p]
 
     def mark(self, phase: str) -> None:
         """Begins a phase in the timeline."""
@@ -52,13 +41,13 @@ class LibraryAccount:
 
         They have five seconds.
         """
-        return int(self._lib.pretend_freeze(_FREEZE_MS)) >= 0
+        return int(self._lib.pretend_freeze(5000)) >= 0
 
     def thaw(self) -> bool:
         """Lets them go on; False if one of them had gone on by itself (after five seconds)."""
         return bool(self._lib.pretend_thaw())
 
-    def pool(self, device: int, step: int) -> int:
+    def pool(self, device: int, step: int) -> ctypes.c_void_p:
         """A pool of our own on a card, which keeps what it has until it is trimmed.
 
         It grows by ``step`` bytes.
@@ -66,21 +55,22 @@ class LibraryAccount:
         handle = self._lib.pretend_pool_create(device)
         if not handle:
             raise ValueError(f"no pretend device {device}")
-        self._lib.pretend_pool_threshold(handle, 2**64 - 1)
-        self._lib.pretend_pool_step(handle, step)
-        return int(handle)
+        pool = ctypes.c_void_p(handle)
+        self._lib.pretend_pool_threshold(pool, ctypes.c_uint64(2**64 - 1))
+        self._lib.pretend_pool_step(pool, ctypes.c_size_t(step))
+        return pool
 
-    def allocate(self, pool: int, size: int) -> int | None:
+    def allocate(self, pool: ctypes.c_void_p, size: int) -> int | None:
         """The address of ``size`` bytes from the pool, 0 for none, None if the card is full."""
-        pointer = ctypes.c_void_p()
-        if self._lib.pretend_pool_malloc(pool, size, ctypes.byref(pointer)) == NO_MEMORY:
+        pointer, length = ctypes.c_void_p(), ctypes.c_size_t(size)
+        if self._lib.pretend_pool_malloc(pool, length, ctypes.byref(pointer)) == NO_MEMORY:
             return None
         return pointer.value or 0
 
     def free(self, address: int) -> None:
         """Gives an address back."""
-        self._lib.pretend_free(address)
+        self._lib.pretend_free(ctypes.c_void_p(address))
 
-    def trim(self, pool: int) -> None:
+    def trim(self, pool: ctypes.c_void_p) -> None:
         """Gives back to the card what the pool holds and does not use."""
-        self._lib.pretend_pool_trim(pool, 0)
+        self._lib.pretend_pool_trim(pool, ctypes.c_size_t(0))

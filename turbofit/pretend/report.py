@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import asdict
 from typing import Any
 
 from turbofit.core.json_types import Document
 from turbofit.pretend.run import NOTICE, FinishedRun
 from turbofit.pretend.shared import Process
-from turbofit.pretend.usage import Peak, RefusedAllocation, Usage
+from turbofit.pretend.usage import Peak, Usage
 
 SCHEMA = "turbofit.pretend-run/1"
 
@@ -102,17 +103,7 @@ def newest_refusal(ran: FinishedRun) -> Document | None:
     if not refusing:
         return None
     process, usage = max(refusing, key=lambda pair: pair[0].refused_at)
-    last: RefusedAllocation = usage.refused[-1]
-    return {
-        "count": sum(len(u.refused) for _, u in refusing),
-        "pid": process.pid,
-        "command": usage.command,
-        "gpu": last.device,
-        "kind": last.kind,
-        "asked": last.requested,
-        "left": last.left,
-        "short": last.short,
-        "phase": last.phase,
-        "site": last.site,
-        "simulated": last.simulated,
-    }
+    facts = asdict(usage.refused[-1])
+    count = sum(len(u.refused) for _, u in refusing)
+    told = {"count": count, "pid": process.pid, "command": usage.command}
+    return told | {"asked": facts.pop("requested")} | facts

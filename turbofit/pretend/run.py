@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Final
 
@@ -21,7 +21,7 @@ from turbofit.pretend.environment import cuda_site, pretend_environment
 from turbofit.pretend.group import run_group
 from turbofit.pretend.scenario import MIB, Scenario, pretend_twin, write_scenario
 from turbofit.pretend.shared import SharedRecord, read_shared
-from turbofit.pretend.timeline import read_timeline, timeline_is_full
+from turbofit.pretend.timeline import TimelineReader, read_timeline, timeline_is_full
 from turbofit.pretend.usage import Usage, read_usage
 
 _LOG: Final = LazyLogger(__name__)
@@ -30,7 +30,6 @@ NOTICE: Final = "PRETEND GPUs: values and speed are not real"
 WATCH_SECONDS: Final = 2.0
 _TIMELINE_LIMIT: Final = 64 * MIB
 _PYTHON: Final = re.compile(r"(python|pypy)[\d.]*$")
-_SECONDS: Final = 30.0
 _ASK: Final = "from importlib.util import find_spec as f; print((f('torch') or f('os')).origin)"
 
 
@@ -72,17 +71,8 @@ def scenario_of(machine: Machine, context: Callable[[Gpu], int]) -> Scenario:
         PretendError: a card is of a kind that cannot be pretended.
     """
     indices = machine.visible or tuple(gpu.index for gpu in machine.gpus)
-    twin = pretend_twin(machine, indices)
-    cards = [machine.gpu(index) for index in indices]
-    return replace(
-        twin,
-        gpus=tuple(
-            replace(one, reserved=card.reserved if isinstance(card.reserved, int) else 0)
-            for one, card in zip(twin.gpus, cards, strict=True)
-        ),
-        context=max(map(context, cards), default=0),
-        timeline_limit=_TIMELINE_LIMIT,
-    )
+    largest = max((context(machine.gpu(index)) for index in indices), default=0)
+    return replace(pretend_twin(machine, indices), context=largest, timeline_limit=_TIMELINE_LIMIT)
 
 
 def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can be asked
@@ -132,23 +122,40 @@ def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can 
         )
         seconds = round(time.monotonic() - begun, 3)
         _LOG.info("on pretend GPUs: %s ended with code %d after %s s", command[0], code, seconds)
-        usages = [_take(file) for file in sorted(made.timelines.iterdir(), key=_place)]
+        usages = []
+        for path in made.timelines():
+            reader = TimelineReader(path)
+            usages.append(read_usage(reader.new_events()))
+            usages[-1].complete = not timeline_is_full(path)
+            os.truncate(path, reader.read_bytes)  # zero bytes follow its last event
         shared = read_shared(made.shared)
         return FinishedRun(tuple(command), code, seconds, scenario, shared, tuple(usages))
 
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A pretend machine before its first process: its files, and the environment to start in."""
+    """A pretend machine in its folder, and the environment to start its processes in."""
 
-    env: dict[str, str]
-    timelines: Path
-    shared: Path
+    folder: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def shared(self) -> Path:
+        """The file that its processes share."""
+        return self.folder / "shared"
+
+    def timelines(self) -> list[Path]:
+        """``PID.timeline`` comes before ``PID-1.timeline``, written by the process after exec."""
+
+        def place(path: Path) -> tuple[int, int]:
+            pid, _, count = path.stem.partition("-")
+            return int(pid), int(count or 0)
+
+        return sorted((self.folder / "timelines").iterdir(), key=place)
 
     def usages(self) -> tuple[Usage, ...]:
         """What the timelines tell so far; they may still be written."""
-        files = sorted(self.timelines.iterdir(), key=_place)
-        return tuple(read_usage(read_timeline(file)) for file in files)
+        return tuple(read_usage(read_timeline(file)) for file in self.timelines())
 
 
 def prepare(
@@ -170,17 +177,11 @@ def prepare(
         PretendError: the pretend libraries cannot be built.
     """
     libraries = build(site=site)
-    made = machine_files(folder)
-    made.timelines.mkdir(parents=True)
-    path = folder / "scenario"
-    write_scenario(path, scenario, f"{made.timelines}/", str(made.shared))
-    env = pretend_environment(libraries, path, base, site=site, keep=True)
-    return PreparedRun(env, made.timelines, made.shared)
-
-
-def machine_files(folder: Path) -> PreparedRun:
-    """The files of a machine that was prepared in a folder."""
-    return PreparedRun({}, folder / "timelines", folder / "shared")
+    path, timelines = folder / "scenario", folder / "timelines"
+    timelines.mkdir(parents=True)
+    made = PreparedRun(folder, pretend_environment(libraries, path, base, site=site, keep=True))
+    write_scenario(path, scenario, f"{timelines}/", str(made.shared))
+    return made
 
 
 def _kept(folder: Path) -> Path:
@@ -194,27 +195,6 @@ def _kept(folder: Path) -> Path:
     if used:
         raise UsageError(f"{folder} is not empty", hint="name a new folder for --keep")
     return folder.resolve()
-
-
-def _place(path: Path) -> tuple[int, int]:
-    """``PID.timeline`` comes before ``PID-1.timeline``, which the same process wrote after exec."""
-    pid, _, count = path.stem.partition("-")
-    return int(pid), int(count or 0)
-
-
-def _take(path: Path) -> Usage:
-    """What a timeline tells; the zero bytes that follow its last event are cut off."""
-    usage = read_usage(read_timeline(path))
-    usage.complete = not timeline_is_full(path)
-    size = 0
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            end = chunk.find(b"\0")
-            size += len(chunk) if end < 0 else end
-            if end >= 0:
-                break
-    os.truncate(path, size)
-    return usage
 
 
 def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
@@ -237,7 +217,7 @@ def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
         return cuda_site()
     try:
         answer = subprocess.run(
-            [python, "-c", _ASK], capture_output=True, text=True, timeout=_SECONDS, check=False
+            [python, "-c", _ASK], capture_output=True, text=True, timeout=30.0, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return cuda_site()
@@ -247,9 +227,7 @@ def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
 
 def _interpreter(program: str) -> str | None:
     found = shutil.which(program)
-    if found is None:
-        return None
-    if _PYTHON.match(Path(found).name):
+    if found is None or _PYTHON.match(Path(found).name):
         return found
     try:
         with open(found, "rb") as file:

@@ -14,7 +14,7 @@ from typing import Any
 from turbofit.core.errors import MachineError
 from turbofit.core.machine import Gpu, Machine
 from turbofit.kernels.installed import empty_kernels_file
-from turbofit.pretend.errors import PretendError
+from turbofit.pretend.libraries import PretendError
 
 MIB = 1024 * 1024
 
@@ -80,8 +80,6 @@ class Scenario:
         gpus: the cards, in CUDA's order.
         peers: pairs (from, to) that can reach each other's memory; None is all of them.
         pool_step: bytes by which a stream-ordered pool grows (32 MiB, as on an H200).
-        malloc_step: bytes to which the sum of cudaMalloc is rounded up.
-        vmm_step: granularity in bytes of cuMemCreate.
         extra: bytes added to each device allocation: a test of the account itself.
         skew: bytes by which large addresses miss 32 MiB alignment (0 is the best case for the
             engine's page allocator, 2 MiB the worst: one page of 32 MiB less).
@@ -97,8 +95,6 @@ class Scenario:
     gpus: tuple[PretendGpu, ...]
     peers: frozenset[tuple[int, int]] | None = None
     pool_step: int = 32 * MIB
-    malloc_step: int = 2 * MIB
-    vmm_step: int = 2 * MIB
     extra: int = 0
     skew: int = 0
     pinned_limit: int | None = None
@@ -189,6 +185,7 @@ def _gpu(gpu: Gpu) -> PretendGpu:
         sm=capability,
         sm_count=_known(gpu, "sm_count"),
         l2=_known(gpu, "l2"),
+        reserved=reserved,
     )
 
 

@@ -20,26 +20,21 @@ _LIVE = 1
 
 @dataclass(frozen=True)
 class Process:
-    """One process of the machine, alive or as it ended.
+    """One process of the machine, alive or as it ended; tuples go by device.
 
     Attributes:
         pid: its number.
-        started: ticks since boot at which it began.
-        began: when it first called CUDA.
         refused_at: when an allocation of its was last refused, 0 for never.
         alive: whether it still lives.
-        held: what it holds on each device (at its end, where it is dead), without its context.
-        context: its context on each device.
-        late: what was gone of each device once it had asked for the free memory.
-        peak: what it held at most on each device.
+        held: what it holds (at its end, where it is dead), without its context.
+        context: its context.
+        late: what was gone once it had asked for the free memory.
+        peak: what it held at most.
         at_peak: what it had, all in all, when the machine's processes together had most.
-        pinned: page-locked host memory.
-        pinned_peak: the same at most.
+        pinned_peak: page-locked host memory at most.
     """
 
     pid: int
-    started: int
-    began: int
     refused_at: int
     alive: bool
     held: tuple[int, ...]
@@ -47,7 +42,6 @@ class Process:
     late: tuple[int, ...]
     peak: tuple[int, ...]
     at_peak: tuple[int, ...]
-    pinned: int
     pinned_peak: int
 
     @property
@@ -102,24 +96,14 @@ def read_shared(path: Path) -> SharedRecord:
 
 
 def _process(slot: tuple[int, ...]) -> Process:
-    state, pid, started, began, refused_at, *rows = slot
+    state, pid, started, _, refused_at, *rows = slot
+    alive = state == _LIVE and lives(pid, started)
+    # Each row ends with page-locked host memory.
     held, context, late, peak, at_peak = (
-        tuple(rows[i * _ROWS : (i + 1) * _ROWS]) for i in range(5)
+        tuple(rows[i * _ROWS : i * _ROWS + _PINNED]) for i in range(5)
     )
-    return Process(
-        pid=pid,
-        started=started,
-        began=began,
-        refused_at=refused_at,
-        alive=state == _LIVE and lives(pid, started),
-        held=held[:_PINNED],
-        context=context[:_PINNED],
-        late=late[:_PINNED],
-        peak=peak[:_PINNED],
-        at_peak=at_peak[:_PINNED],
-        pinned=held[_PINNED],
-        pinned_peak=peak[_PINNED],
-    )
+    pinned = rows[3 * _ROWS + _PINNED]
+    return Process(pid, refused_at, alive, held, context, late, peak, at_peak, pinned)
 
 
 def lives(pid: int, started: int | None = None) -> bool:

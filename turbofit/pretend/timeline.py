@@ -36,12 +36,14 @@ class Event:
 class TimelineReader:
     """Reads a timeline while it is written.
 
+    ``read_bytes`` are those of the events so far.
+
     Args:
         path: the file, which may grow between two readings.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._read_bytes = path, 0
+        self._path, self.read_bytes = path, 0
 
     def new_events(self) -> Iterator[Event]:
         """Yields the events since the last reading in order; an unfinished last line is left out.
@@ -50,7 +52,7 @@ class TimelineReader:
             OSError: the file cannot be read.
         """
         with self._path.open("rb") as file:
-            file.seek(self._read_bytes)
+            file.seek(self.read_bytes)
             rest = b""
             while True:
                 chunk = file.read(1 << 20)
@@ -59,7 +61,7 @@ class TimelineReader:
                 lines = text.split(b"\n")
                 rest = lines.pop()
                 for line in lines:
-                    self._read_bytes += len(line) + 1
+                    self.read_bytes += len(line) + 1
                     if line:
                         yield _event(line.decode("utf-8", "replace"))
                 if not chunk or end >= 0:

@@ -5,7 +5,7 @@ Sizes are bytes, devices the machine's own indices.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -29,12 +29,12 @@ class Peak:
 
 @dataclass(eq=False)
 class RefusedAllocation:
-    """An allocation that did not fit: what was asked, what was free, what the device lacked.
+    """An allocation that did not fit: what was asked, what was free, what the GPU lacked.
 
     ``simulated`` is its number where the scenario let it fail (``fail_at``): nothing lacked then.
     """
 
-    device: int
+    gpu: int
     kind: str
     requested: int
     left: int
@@ -128,26 +128,22 @@ class _Reader:
                 self._waiting.append(peak)
 
     def _refuse(self, event: Event, short: int, *, simulated: int | None = None) -> None:
-        device, kind, _, requested, left = (event.number(i) for i in range(5))
+        gpu, kind, _, size, left = (event.number(i) for i in range(5))
         site = self._native(event)
         refusal = RefusedAllocation(
-            device, KINDS[kind], requested, left, short, self._phase, site, simulated
+            gpu, KINDS[kind], size, left, short, self._phase, site, simulated
         )
         self.usage.refused.append(refusal)
         self._waiting.append(refusal)
 
     def _native(self, event: Event) -> str | None:
         """The engine's own functions, innermost first, without those that only ask."""
-        if not event.trace or not self._library:
+        symbols = _symbols(self._library) if event.trace and self._library else None
+        if symbols is None:
             return None
-        names = list(_named(self._library, event.trace))
+        names = [symbols.name(offset) for offset in event.trace]
         useful = [n for n in names if not n.startswith(PLUMBING)] or names
-        return " < ".join(useful[:_MOST_NAMES]) or None
-
-
-def _named(library: str, trace: tuple[int, ...]) -> Iterator[str]:
-    symbols = _symbols(library)
-    return (symbols.name(offset) for offset in trace) if symbols else iter(())
+        return " < ".join(useful[:_MOST_NAMES])
 
 
 @lru_cache(maxsize=4)

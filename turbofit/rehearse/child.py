@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> NoReturn:
     code = 0
     try:
         close = import_module(ADAPTERS[spec.engine].driver).drive(spec, notes)
-        notes.finish()
+        notes.write(done=True)  # all cases were driven
     except BaseException as error:  # noqa: BLE001 - told to the parent, which decides what it means
         traceback.print_exc()
         notes.error(error)

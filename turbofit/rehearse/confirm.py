@@ -62,7 +62,10 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
     given = request
     request = request.changed(model=plan.model, revision=None, on=plan.machine, gpus=None)
     ratios: dict[int, float] = {}
-    cautious, plan = plan, _with_less_margin(request, plan)
+    cautious = plan
+    if request.margin is None:
+        wider = _again(request, plan, {})
+        plan = wider if wider.fits else plan
     for _ in range(_REHEARSALS):
         seen = rehearse_plan(plan)
         if not ratios and seen.rehearsal is not None and seen.rehearsal.outcome == "failed":
@@ -79,21 +82,12 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
         plan = _again(request, plan, ratios)
         if not plan.fits:
             return finished(plan, given)
-    return finished(_unsettled(request, plan, ratios) if seen.fits else seen, given)
-
-
-def _with_less_margin(request: PlanRequest, plan: Plan) -> Plan:
-    """The plan with the margin of one that was rehearsed; itself where a person chose it."""
-    if request.margin is not None:
-        return plan
-    wider = _again(request, plan, {})
-    return wider if wider.fits else plan
-
-
-def _unsettled(request: PlanRequest, plan: Plan, ratios: dict[int, float]) -> Plan:
-    """The plan below the last rehearsal's ratios, which no rehearsal has seen."""
-    made = _again(request, plan, ratios, rehearsed=False)
-    return replace(made, warnings=(*made.warnings, _UNSETTLED)) if made.fits else made
+    if not seen.fits:
+        return finished(seen, given)
+    made = _again(request, plan, ratios, rehearsed=False)  # which no rehearsal has seen
+    if made.fits:
+        made = replace(made, warnings=(*made.warnings, _UNSETTLED))
+    return finished(made, given)
 
 
 def _again(

@@ -1,28 +1,22 @@
-"""One rehearsal from its specification to its document, ``turbofit.rehearsal/1``.
-
-``python -m turbofit.rehearse.document SPEC.json OUT.json [FOLDER]`` writes one; sizes are bytes.
-"""
+"""One rehearsal, from its specification to its document ``turbofit.rehearsal/1``, in bytes."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from msgspec import convert
 
-from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.errors import UsageError
 from turbofit.core.json_types import Document
 from turbofit.core.plan import End, Moment
 from turbofit.core.struct import to_builtins
 from turbofit.core.version import __version__
 from turbofit.observe.ends import exit_words
-from turbofit.pretend.documents import loaded
 from turbofit.pretend.run import NOTICE
 from turbofit.pretend.scenario import PretendGpu
 from turbofit.rehearse.engines import ADAPTERS
@@ -104,9 +98,7 @@ def report(ended: EndedRun, seen: Seen, versions: Mapping[str, str]) -> Document
         ],
         "cases": [_case(case, seen) for case in told.get("cases", [])],
         "timeline": [to_builtins(one) for one in moments(seen.phases, gpus)],
-        "pinned": dict(seen.pinned or {}),
-        **(seen.more or {}),
-        "peak_rss": told.get("peak_rss"),
+        "pinned": dict(seen.pinned),
         "not_known": list(ADAPTERS[ended.spec.engine].not_known),
         "error": told.get("error"),
         "log": ended.log[-_KEPT_LINES:],
@@ -120,7 +112,7 @@ def _case(case: Mapping[str, Any], seen: Seen) -> dict[str, Any]:
         **case,
         "peak": [phases.get(phase, {}).get("peak", 0) for phases in seen.phases],
         "transient": [terms.get(case["name"], 0) for terms in seen.terms],
-        "pinned": (seen.pinned or {}).get(phase, 0),
+        "pinned": seen.pinned.get(phase, 0),
     }
 
 
@@ -158,7 +150,7 @@ def moments(phases: Sequence[Document], gpus: Sequence[PretendGpu]) -> tuple[Mom
         phases: by card, ``peak`` and ``held`` of each.
         gpus: the pretend machine's cards.
     """
-    order, lanes = _in_order(phases), []
+    order, lanes = max(phases, key=len, default={}), []  # all cards pass through the same ones
     for spans, gpu in zip(phases, gpus, strict=True):
         base, held, lane = gpu.used, 0, []
         for phase in order:
@@ -176,33 +168,3 @@ def moments(phases: Sequence[Document], gpus: Sequence[PretendGpu]) -> tuple[Mom
         )
         for i, phase in enumerate(order)
     )
-
-
-def _in_order(phases: Iterable[Iterable[str]]) -> tuple[str, ...]:
-    """All phases; one that only some cards have stands where they have it."""
-    order: list[str] = []
-    for card_phases in phases:
-        at = 0
-        for phase in card_phases:
-            if phase in order:
-                at = order.index(phase) + 1
-            else:
-                order.insert(at, phase)
-                at += 1
-    return tuple(order)
-
-
-def main(arguments: list[str]) -> int:
-    """The command; returns the exit code of turbofit's contract."""
-    source, target, *keep = map(Path, arguments)
-    try:
-        document = rehearse(loaded(source.read_bytes(), Spec), keep[0] if keep else None)
-    except TurbofitError as error:
-        sys.stderr.write(f"error: {error.message}\nhint: {error.hint}\n")
-        return error.exit_code
-    target.write_text(json.dumps(document, indent=1), encoding="utf-8")
-    return 0 if document["outcome"] == "served" else 3
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))

@@ -22,28 +22,26 @@ class Image(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """``lead`` of text, an image (``units``, ``tokens``), ``more`` images, ``rest`` of text."""
+    """``lead`` tokens of text, images, and ``rest`` tokens of text."""
 
     lead: int
-    units: int
-    tokens: int
+    images: tuple[Image, ...]
     rest: int
-    more: tuple[tuple[int, int], ...] = ()
 
     @property
-    def images(self) -> tuple[tuple[int, int], ...]:
-        """Units and tokens of each of its images."""
-        return ((self.units, self.tokens), *self.more)
+    def units(self) -> int:
+        """Units of all its images."""
+        return sum(image.units for image in self.images)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all its images."""
+        return sum(image.tokens for image in self.images)
 
     @property
     def length(self) -> int:
         """All its tokens."""
-        return self.lead + sum(tokens for _, tokens in self.images) + self.rest
-
-    @property
-    def all_units(self) -> int:
-        """Units of all its images."""
-        return sum(units for units, _ in self.images)
+        return self.lead + self.tokens + self.rest
 
     def met(self, start: int, end: int) -> int:
         """Units of the images that have a token between two places."""
@@ -77,7 +75,7 @@ class PromptMaker:
     lead: int = 1
     rest: int = 1
 
-    def prompt(self, units: int, lead: int | None = None, rest: int | None = None) -> Prompt:
+    def prompt(self, units: int, rest: int | None = None) -> Prompt:
         """A prompt with one image of about so many units, however long.
 
         Raises:
@@ -86,15 +84,14 @@ class PromptMaker:
         found = self.image(units, _ANY)
         if found is None:
             raise ValueError(f"no image of {units} units")
-        lead, rest = self.lead if lead is None else lead, self.rest if rest is None else rest
-        return Prompt(lead, *found, rest)
+        return Prompt(self.lead, (found,), self.rest if rest is None else rest)
 
     def alone(self, tokens: int, units: int | None = None) -> Prompt | None:
         """A prompt of at most so many tokens with one image, as large as may be."""
         room = tokens - self.lead - self.rest
         most = self.units if units is None else min(units, self.units)
         found = self.image(most, room) if room > 0 and most > 0 else None
-        return None if found is None else Prompt(self.lead, *found, self.rest)
+        return None if found is None else Prompt(self.lead, (found,), self.rest)
 
     def filled(self, tokens: int, most: int) -> list[Prompt]:
         """Prompts with one image each, in all of at most so many tokens, the largest first."""
@@ -121,7 +118,7 @@ class PromptMaker:
                 break
             found.append(one)
             units, context, room = units - one.units, context - one.tokens, room - one.tokens
-        return Prompt(self.lead, *found[0], self.rest, tuple(found[1:])) if found else None
+        return Prompt(self.lead, tuple(found), self.rest) if found else None
 
     def under(self, prompts: Sequence[Prompt], gate: int, most: int) -> list[Prompt]:
         """The prompts that a gateway lets through at once; the last one is made smaller to fit."""
@@ -145,15 +142,11 @@ class PromptMaker:
         found: list[Prompt] = []
         for prompt in prompts:
             last = found[-1] if found else None
-            if (
-                last is not None
-                and len(last.images) < self.images
-                and last.all_units + prompt.units <= self.request_units
-            ):
-                more = (*last.more, (prompt.units, prompt.tokens))
-                found[-1] = last._replace(more=more, rest=prompt.rest)
-            else:
+            full = last is None or len(last.images) == self.images
+            if last is None or full or last.units + prompt.units > self.request_units:
                 found.append(prompt)
+            else:
+                found[-1] = Prompt(last.lead, last.images + prompt.images, prompt.rest)
         return found
 
 

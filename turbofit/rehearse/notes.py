@@ -98,15 +98,6 @@ class Notes:
             }
         )
 
-    def finish(self) -> None:
-        """Notes that all cases were driven, and the most resident bytes of this process.
-
-        Not ``getrusage``: what it counts outlives ``exec``, so that it may be the parent's.
-        """
-        text = Path("/proc/self/status").read_text(encoding="utf-8")
-        peak = next((line for line in text.splitlines() if line.startswith("VmHWM:")), "x 0")
-        self.write(done=True, peak_rss=int(peak.split()[1]) * 1024)
-
 
 def engine_config(kind: Any, settings: Options) -> Any:
     """LMDeploy's configuration of an engine.

@@ -11,14 +11,7 @@ from msgspec import convert
 from msgspec.structs import replace
 
 from turbofit.core.json_types import Document, Options
-from turbofit.core.plan import (
-    End,
-    GpuLedger,
-    Plan,
-    Rehearsal,
-    RehearsedTogether,
-    Term,
-)
+from turbofit.core.plan import End, GpuLedger, Plan, Rehearsal, RehearsedTogether, Term
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.pytorch.weights import environment
 from turbofit.pretend.scenario import Scenario, pretend_twin

@@ -10,7 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -78,11 +78,10 @@ class Seen:
         cache: the cache as the engine cut it: ``free``, ``region``, ``object_size``, ``slab_size``,
             ``tokens``.
         cards: more of each card.
-        pinned: page-locked host memory at most, by phase.
         refused: of the allocation that ended it ``phase``, ``where``, ``asked``, ``left``,
             ``missing``, ``gpu``, ``simulated``; None where none did.
         phase, where, message: of any other end.
-        more: of the document itself.
+        pinned: page-locked host memory at most, by phase; nothing where no counter tells.
     """
 
     phases: list[dict[str, dict[str, Any]]]
@@ -93,8 +92,7 @@ class Seen:
     phase: str
     where: str
     message: str = ""
-    pinned: Mapping[str, int] | None = None
-    more: Mapping[str, Any] | None = None
+    pinned: Mapping[str, int] = field(default_factory=dict)
 
 
 def run_child(

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 import turbofit.api
 from turbofit.core.images import PatchRule, TileRule
 from turbofit.core.plan import Plan
-from turbofit.rehearse.mixes import Prompt
+from turbofit.rehearse.mixes import Image, Prompt
 from turbofit.rehearse.torch.torch_image_overlap import (
     Pictures,
     ServerRoom,
@@ -24,8 +24,7 @@ PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056
 
 def tiles(*counts: int, text: int = 1) -> Prompt:
     """A prompt with images of so many tiles."""
-    first, *more = [(count, 256 * count) for count in counts]
-    return Prompt(text, *first, 0, tuple(more))
+    return Prompt(text, tuple(Image(count, 256 * count) for count in counts), 0)
 
 
 def test_whole_prompts_join_while_their_tokens_last() -> None:
@@ -112,9 +111,9 @@ def test_nearly_as_many_meet_as_the_account_pays_for(
     rule, paid = plan.model.image_rule, plan.limits.units_per_forward
     assert rule is not None
     prompts = [
-        Prompt(33, *images[0], 0, tuple(images[1:]))
+        Prompt(33, tuple(Image(one, rule.unit_tokens(one)) for one in request), 0)
         for request in found
-        if (images := [(one, rule.unit_tokens(one)) for one in request])
+        if request
     ]
     met = most_met(prompts, plan.settings.max_prefill_token_num)
     assert share * paid <= met <= paid

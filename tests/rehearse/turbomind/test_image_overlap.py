@@ -12,11 +12,16 @@ from turbofit.core.plan import Plan
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.rehearse.document import rehearse
 from turbofit.rehearse.planned import plan_spec
-from turbofit.rehearse.turbomind.image_overlap import Prompt, most_met, queue, worst_cases
+from turbofit.rehearse.turbomind.image_overlap import Image, Prompt, most_met, queue, worst_cases
+
+
+def prompt(lead: int, units: int, tokens: int, rest: int) -> Prompt:
+    """With one image."""
+    return Prompt(lead, (Image(units, tokens),), rest)
 
 
 def prompts(lengths: list[tuple[int, int, int]]) -> list[Prompt]:
-    return [Prompt(lead, tokens // 256, tokens, rest) for lead, tokens, rest in lengths]
+    return [prompt(lead, tokens // 256, tokens, rest) for lead, tokens, rest in lengths]
 
 
 def test_whole_prompts_meet_while_tokens_last() -> None:
@@ -31,19 +36,19 @@ def test_prompts_that_meet_are_as_long_as_the_context_at_most() -> None:
 
 def test_a_chunk_ends_at_a_blocks_edge() -> None:
     # The second prompt's image begins at its 64th token: 63 tokens of room do not reach it.
-    long = Prompt(8192 - 3328 - 63, 13, 3328, 0)
-    assert most_met([long, Prompt(63, 1, 256, 1)], 8192, 32768) == 13
-    assert most_met([long, Prompt(0, 1, 256, 1)], 8192 + 1, 32768) == 14
+    long = prompt(8192 - 3328 - 63, 13, 3328, 0)
+    assert most_met([long, prompt(63, 1, 256, 1)], 8192, 32768) == 13
+    assert most_met([long, prompt(0, 1, 256, 1)], 8192 + 1, 32768) == 14
 
 
 def test_an_image_is_encoded_in_every_chunk_that_it_lies_in() -> None:
-    cut = Prompt(4096 + 1 - 3328, 13, 3328, 8)
+    cut = prompt(4096 + 1 - 3328, 13, 3328, 8)
     assert most_met([cut], 4104, 32768) == 13
-    assert most_met([cut, Prompt(1, 13, 3328, 1)], 4104, 32768) == 26
+    assert most_met([cut, prompt(1, 13, 3328, 1)], 4104, 32768) == 26
 
 
 def test_a_prompt_beyond_the_context_ends_it() -> None:
-    assert most_met([Prompt(0, 13, 3328, 0)], 8192, 100) == 0
+    assert most_met([prompt(0, 13, 3328, 0)], 8192, 100) == 0
 
 
 def aimed(plan: Plan) -> tuple[int, int]:
@@ -60,7 +65,7 @@ def aimed(plan: Plan) -> tuple[int, int]:
         tokens = units * 256 if tiles else units // 4
         assert request.lead is not None
         rest = request.text_tokens - request.lead
-        found.append(Prompt(request.lead, units, tokens, rest))
+        found.append(prompt(request.lead, units, tokens, rest))
     forward = settings.max_prefill_token_num + settings.max_batch_size
     return most_met(found, forward, settings.session_len), plan.limits.units_per_forward
 
@@ -187,6 +192,7 @@ EIGHT = {"max_batch_size": 8, "queue_images": False}
 def test_the_engine_brings_a_mix_together(
     run: Rehearse, tmp_path: Path, model: str, on: str, options: dict[str, Any], gate: int | None
 ) -> None:
+    """With a prefix cache too; of one image a request without one see `test_planned`."""
     plan = turbofit.api.plan(model, on=on, **options)
     paid = plan.limits.units_per_forward
     if gate is not None:
@@ -196,13 +202,3 @@ def test_the_engine_brings_a_mix_together(
     seen, bound = forward_pool(plan, document)
     bound = bound * (gate or paid) // paid
     assert 0.96 * bound <= seen <= bound
-
-
-@pytest.mark.lmdeploy
-def test_the_engine_brings_them_together(run: Rehearse, tmp_path: Path) -> None:
-    """With a prefix cache too; without one see `test_planned`."""
-    plan = turbofit.api.plan("internvl2-8b", on="1xrtx3090", enable_prefix_caching=True)
-    document = rehearse(plan_spec(plan, checkpoint_for(plan.model, tmp_path)))
-    assert document["outcome"] == "served"
-    seen, paid = forward_pool(plan, document)
-    assert 0.96 * paid <= seen <= paid

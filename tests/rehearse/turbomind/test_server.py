@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.rehearse.conftest import CARD, Rehearse
 from tests.support.processes import free_port
 from tests.waiting import HANG, until
-from turbofit.pretend.documents import from_builtins
 from turbofit.pretend.scenario import PretendGpu, Scenario
 from turbofit.pretend.timeline import read_timeline
 from turbofit.rehearse.turbomind.server import NOTICE, main, server_launch
@@ -70,7 +70,7 @@ def healthy(port: int) -> bool:
 def serving(model: Path, folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     arguments = ["serve", "api_server", str(model), "--server-name", "127.0.0.1"]
     arguments += ["--server-port", str(port), "--max-batch-size", "128", "--session-len", "32768"]
-    launch = server_launch(Scenario((from_builtins(CARD, PretendGpu),)), arguments, folder)
+    launch = server_launch(Scenario((msgspec.convert(CARD, PretendGpu),)), arguments, folder)
     with (folder / "stderr").open("wb") as log:
         process = subprocess.Popen(
             launch.argv, env=launch.env, cwd=folder, stdout=subprocess.DEVNULL, stderr=log

@@ -265,11 +265,11 @@ def torch_environment(
 
 def torch_death(plan: Plan, group: int, folder: Path) -> End | None:
     """The last refused allocation, as `pretend_death` tells it."""
-    from turbofit.pretend.run import machine_files
+    from turbofit.pretend.run import PreparedRun
     from turbofit.pretend.shared import read_shared
 
     try:
-        files = machine_files(folder)
+        files = PreparedRun(folder)
         usages = {usage.pid: usage for usage in files.usages() if usage.refused}
         processes = [p for p in read_shared(files.shared).processes if p.pid in usages]
     except (OSError, ValueError, LookupError):
@@ -279,7 +279,7 @@ def torch_death(plan: Plan, group: int, folder: Path) -> End | None:
     last = usages[max(processes, key=lambda one: one.refused_at).pid].refused[-1]
     return End(
         kind="out_of_memory",
-        gpu=plan.parallel.groups[group][last.device],
+        gpu=plan.parallel.groups[group][last.gpu],
         phase=last.phase,
         where=(last.site or "").partition(" < ")[0],
         asked=last.requested,
@@ -291,11 +291,11 @@ def torch_death(plan: Plan, group: int, folder: Path) -> End | None:
 
 def torch_seen(group: Sequence[int], machine: Scenario, folder: Path) -> tuple[PretendUsage, ...]:
     """What each of a group's pretend GPUs held so far; empty where it cannot be read."""
-    from turbofit.pretend.run import machine_files
+    from turbofit.pretend.run import PreparedRun
     from turbofit.pretend.shared import read_shared
 
     try:
-        shared = read_shared(machine_files(folder).shared)
+        shared = read_shared(PreparedRun(folder).shared)
     except (OSError, ValueError):
         return ()
     seen = []

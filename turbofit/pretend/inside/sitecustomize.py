@@ -20,10 +20,6 @@ _AFTER: Any = importlib.import_module("turbofit_imports").After
 _HERE = str(Path(__file__).resolve().parent)
 
 
-def _compute_values(_: Any) -> None:
-    importlib.import_module("turbofit_values").install()
-
-
 def _name_compiler(cache: Any) -> None:
     """Names Triton's compiler by its file's size and date; Triton would read all 460 MB of it."""
     folder = Path(cache.__file__).parents[1] / "_C"
@@ -42,6 +38,7 @@ def _run_hidden() -> None:
 
 
 if os.environ.get("TURBOFIT_PRETEND_LIBRARIES"):
-    sys.meta_path.insert(0, _AFTER("torch", _compute_values))
+    compute = _AFTER("torch", lambda _: importlib.import_module("turbofit_values").install())
+    sys.meta_path.insert(0, compute)
     sys.meta_path.insert(0, _AFTER("triton.runtime.cache", _name_compiler))
 _run_hidden()

@@ -249,33 +249,30 @@ _DROP: Final = object()
 # ------------------------------------------------------------------------ how linears are stored
 
 
-def _dense(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
-    """A linear layer as it is computed."""
-    yield f"{name}.weight", dtype, (outs, ins)
-    if bias:
-        yield f"{name}.bias", dtype, (outs,)
+def _plain(name: str, shape: tuple[int, ...], dtype: str) -> Iterator[Entry]:
+    """A norm, or a linear layer as it is computed."""
+    yield f"{name}.weight", dtype, shape
 
 
-def _awq(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
+def _awq(name: str, shape: tuple[int, ...], _: str) -> Iterator[Entry]:
+    outs, ins = shape
     yield f"{name}.qweight", "I32", (ins, outs // 8)
     yield f"{name}.qzeros", "I32", (ins // _GROUP, outs // 8)
     yield f"{name}.scales", "F16", (ins // _GROUP, outs)
-    if bias:
-        yield f"{name}.bias", dtype, (outs,)
 
 
-def _fp8(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
-    yield f"{name}.weight", "F8_E4M3", (outs, ins)
+def _fp8(name: str, shape: tuple[int, ...], _: str) -> Iterator[Entry]:
+    outs, ins = shape
+    yield f"{name}.weight", "F8_E4M3", shape
     yield f"{name}.weight_scale_inv", "BF16", (-(-outs // _GROUP), -(-ins // _GROUP))
-    if bias:
-        yield f"{name}.bias", dtype, (outs,)
 
 
-def _int4(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
+def _int4(name: str, shape: tuple[int, ...], dtype: str) -> Iterator[Entry]:
     """Of compressed-tensors, which packs experts alone here."""
     if ".experts." not in name:
-        yield from _dense(name, outs, ins, dtype, bias)
+        yield from _plain(name, shape, dtype)
         return
+    outs, ins = shape
     yield f"{name}.weight_packed", "I32", (outs, ins // 8)
     yield f"{name}.weight_scale", dtype, (outs, ins // _MX_GROUP)
     yield f"{name}.weight_shape", "I32", (2,)
@@ -283,15 +280,8 @@ def _int4(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Ite
 
 #: Of mxfp4 the experts alone are packed.
 _LINEARS: Final = {
-    "": _dense, "awq": _awq, "fp8": _fp8, "mxfp4": _dense, "compressed-tensors": _int4,
+    "": _plain, "awq": _awq, "fp8": _fp8, "mxfp4": _plain, "compressed-tensors": _int4,
 }  # fmt: skip
-
-
-def _norm(name: str, size: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
-    """A norm's weight, and its bias where it has one."""
-    yield f"{name}.weight", dtype, (size,)
-    if bias:
-        yield f"{name}.bias", dtype, (size,)
 
 
 def _stacked(name: str, shape: tuple[int, ...], dtype: str, packing: str) -> Iterator[Entry]:
@@ -355,13 +345,13 @@ def _row(at: str, words: list[str], values: Values, packing: str) -> Iterator[En
     full, dtype = at + name, _DTYPE[values["dtype"]]
     if how == "tensor":
         yield full, options.get("as", dtype), shape
-    elif how == "norm":
-        yield from _norm(full, shape[0], dtype, bias)
     elif how == "stack":
         yield from _stacked(full, shape, dtype, packing)
     else:
-        stored = _LINEARS[packing] if how == "linear" else _dense
-        yield from stored(full, shape[0], shape[1], dtype, bias)
+        stored = _LINEARS[packing] if how == "linear" else _plain
+        yield from stored(full, shape, dtype)
+        if bias:
+            yield f"{full}.bias", dtype, shape[:1]
 
 
 def _wanted(options: Mapping[str, Any], values: Values) -> bool:

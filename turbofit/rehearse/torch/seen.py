@@ -79,7 +79,6 @@ def seen(ended: EndedRun) -> Seen:
             for gpu in cards
         ],
         **_death(ended),
-        more={"device_map": told.get("device_map"), "executor": told.get("executor")},
     )
 
 
@@ -146,13 +145,8 @@ def _death(ended: EndedRun) -> dict[str, Any]:
     refused = None
     if _OOM_TEXT in said:
         run = newest_refusal(ended.ran) or {}
-        refused = {
-            "gpu": run.get("gpu"),
-            "asked": run.get("asked"),
-            "left": run.get("left"),
-            "missing": run.get("short"),
-            "simulated": run.get("simulated"),
-        }
+        refused = {name: run.get(name) for name in ("gpu", "asked", "left", "simulated")}
+        refused["missing"] = run.get("short")
     elif _SIZING.search(said):
         refused = {"asked": None, "left": None}
     if refused is not None:

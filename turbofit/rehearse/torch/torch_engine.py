@@ -35,8 +35,7 @@ def drive(spec: Spec, notes: Notes) -> Callable[[], None]:
 
     from turbofit.rehearse.turbomind import hfconfig
 
-    hfconfig.register_internvl(whole=True)
-    hfconfig.register_intern_s1_pro()
+    hfconfig.register_for_pytorch()
     hfconfig.stand_in_for_kimi()
     hfconfig.plain_gpt_oss_tokenizer()
     config = engine_config(PytorchEngineConfig, dict(spec.settings))
@@ -93,7 +92,7 @@ def _mark_start(notes: Notes) -> None:
         finally:
             cache = {name: getattr(self.cache_config, name, None) for name in _CACHE}
             cache["quant_policy"] = int(cache["quant_policy"] or 0)
-            notes.write(cache=cache, executor=type(self).__name__)
+            notes.write(cache=cache)
 
     base.init = started
 

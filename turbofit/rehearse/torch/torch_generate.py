@@ -26,8 +26,6 @@ def drive(spec: Spec, notes: Notes) -> None:
     cuda.init()
     notes.enter("load")
     model = load_model(str(spec.model_dir), **settings)
-    placed = getattr(model, "hf_device_map", None) or {"": str(model.device)}
-    notes.write(device_map={key: str(value) for key, value in placed.items()})
     processor = load_processor(str(spec.model_dir))
     notes.alive.append(model)
     notes.enter("ready")

@@ -26,7 +26,6 @@ __all__ = [
 _FRAME: Final = 32  # at most what a chat template adds to a prompt
 _WRAP: Final = 8  # and to each further picture
 _TEXT: Final = 1  # letters of a prompt
-_SHARES: Final = 8  # pictures of one size that are tried in a forward
 _ONE: Final = 32  # letters of a request by itself
 _NEW: Final = 4  # tokens to generate: one forward of prefill, three of decoding
 _CUT: Final = 4  # prompts that meet, nearly always: blocks of the cache that are filled in part
@@ -133,36 +132,29 @@ class Pictures:
 
     def sizes(self, prompt: Prompt) -> tuple[Size, ...]:
         """Sizes of the pictures of a prompt."""
-        return tuple(self._sizes[Image(*image)] for image in prompt.images)
+        return tuple(self._sizes[image] for image in prompt.images)
 
     def request(self) -> Prompt:
         """The worst request: the largest picture, as often as its units allow."""
         maker = self.maker
         units = mixes.units_of_request(maker.units, maker.images, maker.request_units)
         found = [self._within(one, 1 << 40) for one in units]
-        seen = [one for one in found if one is not None]
-        return Prompt(maker.lead, *seen[0], maker.rest, tuple(seen[1:]))
+        return Prompt(maker.lead, tuple(one for one in found if one is not None), maker.rest)
 
     def _within(self, units: int, tokens: int) -> Image | None:
         """The picture with the most units within so many units and tokens."""
-        return max(
-            (one for one in self._candidates(units, tokens) if one.units <= units),
-            key=lambda one: one.units if one.tokens <= tokens else 0,
-            default=None,
-        )
-
-    def _candidates(self, units: int, tokens: int) -> Iterator[Image]:
-        rule = self.rule
-        sizes = [self.largest]
+        rule, sizes = self.rule, [self.largest]
         if self._limits:
             sizes += [rule.worst_size(limit) for limit in self._limits]
         elif limit := rule.largest_limit(min(units, rule.units_within(max(0, tokens - _WRAP)))):
             sizes.append(rule.worst_size(limit))
+        fits: dict[Image, Size] = {}
         for size in sizes:
-            found = Image(rule.units(*size), rule.tokens(*size) + _WRAP)
-            if found.tokens <= tokens:
-                self._sizes.setdefault(found, size)
-                yield found
+            image = Image(rule.units(*size), rule.tokens(*size) + _WRAP)
+            if image.units <= units and image.tokens <= tokens:
+                fits.setdefault(image, size)
+        self._sizes = fits | self._sizes
+        return max(fits, key=lambda image: image.units, default=None)
 
 
 def most_met(prompts: Sequence[Prompt], prefill: int) -> int:
@@ -184,7 +176,7 @@ def most_met(prompts: Sequence[Prompt], prefill: int) -> int:
             continue
         if tokens + prompt.length > prefill:
             tokens = met = 0
-        tokens, met = tokens + prompt.length, met + prompt.all_units
+        tokens, met = tokens + prompt.length, met + prompt.units
         most = max(most, met)
     return most
 
@@ -219,28 +211,12 @@ def _mixes(pictures: Pictures, room: ServerRoom) -> Iterator[list[Prompt]]:
     held = room.prefill if room.held is None else min(room.prefill, room.held)
     whole = pictures.request()
     yield [whole]  # longer than a forward, it is cut into chunks
-    chunk = maker.request(maker.request_units - whole.units, held + maker.lead, held)
-    if maker.images > 1 and chunk is not None and whole.units + chunk.all_units <= gate:
-        more = ((whole.units, whole.tokens), *chunk.images)[: maker.images]
-        yield [Prompt(maker.lead, *more[0], maker.rest, more[1:])]
-    yield _filled(maker, [], held, gate, room.batch)
-    for count in range(2, min(room.batch, _SHARES) + 1):
-        share = maker.alone(held // count, gate // count)
-        if share is not None:
-            yield _filled(maker, [share] * (count - 1), held, gate, room.batch)
-
-
-def _filled(
-    maker: PromptMaker, first: list[Prompt], tokens: int, gate: int, batch: int
-) -> list[Prompt]:
-    """What fits beside the first prompts, the largest pictures first, several a request."""
-    found = [*first]
-    tokens -= sum(prompt.length for prompt in first)
-    gate -= sum(prompt.all_units for prompt in first)
-    while len(found) < batch:
-        one = maker.request(gate, tokens, tokens)
-        if one is None:
-            break
+    first = whole.images[0]
+    chunk = maker.request(maker.request_units - first.units, held + maker.lead, held)
+    if maker.images > 1 and chunk is not None and first.units + chunk.units <= gate:
+        yield [Prompt(maker.lead, (first, *chunk.images)[: maker.images], maker.rest)]
+    found: list[Prompt] = []  # the largest pictures first, several a request
+    while len(found) < room.batch and (one := maker.request(gate, held, held)) is not None:
         found.append(one)
-        tokens, gate = tokens - one.length, gate - one.all_units
-    return found
+        held, gate = held - one.length, gate - one.units
+    yield found

@@ -32,17 +32,12 @@ _KEPT: Final[list[Any]] = []
 
 
 class Staging(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
-    """Charges the ``meta`` tensors that are made while it is active to the first card.
-
-    ``peak``: bytes of tensors at most.
-    """
+    """Charges the ``meta`` tensors that are made while it is active to the first card."""
 
     def __init__(self, account: LibraryAccount, device: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call,unused-ignore]
         self._account, self._pool = account, account.pool(device, _SEGMENT)
         self._seen: dict[int, weakref.ref[Any]] = {}
-        self._live = 0
-        self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -63,12 +58,9 @@ class Staging(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
                 f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB "
                 "(turbofit pretend: staging of weights on the first GPU)"
             )
-        self._live += size
-        self.peak = max(self.peak, self._live)
 
         def gone(_: Any) -> None:
             self._seen.pop(key, None)
-            self._live -= size
             self._account.free(address)
 
         self._seen[key] = weakref.ref(storage, gone)

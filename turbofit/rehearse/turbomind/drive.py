@@ -61,7 +61,7 @@ def _start(spec: Spec, account: LibraryAccount, notes: Notes) -> Any:
         spec.machine,
         account,
         first_device=(config.devices or [0])[0],
-        ready=lambda engine, staged: notes.started(engine.engine_config, staging_peak=staged),
+        ready=lambda engine: notes.started(engine.engine_config),
     )
     notes.enter("import")
     from lmdeploy.turbomind.turbomind import TurboMind

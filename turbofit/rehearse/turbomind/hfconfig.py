@@ -44,6 +44,12 @@ def register_intern_s1_pro() -> None:
     _register("interns1_pro", Qwen3VLMoeConfig)
 
 
+def register_for_pytorch() -> None:
+    """Registers what LMDeploy's PyTorch engine reads, in a rehearsal's child or a server only."""
+    register_internvl(whole=True)
+    register_intern_s1_pro()
+
+
 def register_internvl(*, whole: bool = False) -> None:
     """Registers the class with Transformers, in a rehearsal's child only.
 

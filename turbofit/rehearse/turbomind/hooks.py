@@ -20,7 +20,7 @@ def install(
     *,
     first_device: int = 0,
     tokenizer: bool = False,
-    ready: Callable[[Any, int], None] = lambda _engine, _staged: None,
+    ready: Callable[[Any], None] = lambda _engine: None,
 ) -> None:
     """Marks the phases of a start, after what CPU torch needs.
 
@@ -29,7 +29,7 @@ def install(
         account: its account.
         first_device: the card on which loading stages tensors.
         tokenizer: keep the model's tokenizer (a server needs it, a driver of token ids does not).
-        ready: called with the TurboMind object, and the staging's peak in bytes, after its start.
+        ready: called with the TurboMind object after its start.
     """
     import torch
 
@@ -71,7 +71,7 @@ def install(
     def started(self: Any, *args: Any, **kwargs: Any) -> None:
         start(self, *args, **kwargs)
         account.mark("ready")
-        ready(self, staging.peak if staging else torch.cuda.max_memory_reserved(first_device))
+        ready(self)
 
     loader.export, engine.__init__, _tm.Tensor.copy_from = exported, started, copy
 

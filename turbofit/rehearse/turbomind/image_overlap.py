@@ -24,8 +24,6 @@ _TEXT = 32  # prompt tokens beside the images, about what a chat template adds
 _LEAST = 2  # tokens of text of the shortest prompt: one on each side of its image
 _CUT = 4  # prompts that meet, nearly always: blocks of the cache that are filled in part
 _MANY = 64  # images that are tried at most where a request may have several
-_SHARES = 8  # images of a size that are tried at most where the gateway holds clients to units
-_ALIKE = 3  # how many forwards full of equal images are queued
 
 
 def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
@@ -72,7 +70,7 @@ def queue(
         return [_prompted(rule, prompt) for prompt in cold]
     forward, context = _room(plan)
     again = _repeated_images(plan, maker, gate)
-    seen = sum(prompt.all_units for prompt, _ in again)
+    seen = sum(prompt.units for prompt, _ in again)
     if seen < most_met(cold, forward, context):
         return [_prompted(rule, prompt) for prompt in cold]
     return [_prompted(rule, prompt, 1 if cached else None) for prompt, cached in again]
@@ -99,10 +97,6 @@ def _cold(plan: Plan, maker: PromptMaker, gate: int | None) -> list[Prompt]:
             # Where fewer blocks are cut, no more prompts may be in the cache at once.
             together = maker.together(kept)
             found += [queue for queue in (kept, together) if cut == _CUT or len(queue) <= cut]
-    if gate is not None:
-        for count in range(2, _SHARES + 1):
-            shares = [maker.prompt(min(maker.units, gate // count))] * count
-            found.append(maker.under(shares, gate, images))
     return max(
         (prompts for prompts in found if prompts and len(prompts) <= batch),
         key=lambda prompts: most_met(prompts, forward, _room(plan, len(prompts))[1]),
@@ -144,13 +138,10 @@ def most_met(prompts: Sequence[Prompt], forward: int, context: int) -> int:
 
 def _queues(maker: PromptMaker, forward: int, context: int, batch: int) -> Iterator[list[Prompt]]:
     """What is worth trying: equal images, and images that lie across a forward's edges."""
-    whole, each = maker.prompt(maker.units).tokens, maker.alone(context)
+    each = maker.alone(context)
     if each is None:
         return
-    alike = max(1, min(batch, _ALIKE * -(-forward // max(1, whole)), _ALIKE * _ALIKE))
-    yield [each._replace(rest=1 + 61 * i % 257) for i in range(alike)]
-    yield [each] * alike
-    for kept in range(2, batch + 1):
+    for kept in range(1, batch + 1):
         part = maker.alone(context // kept)
         if part:
             yield [part] * kept
@@ -209,11 +200,11 @@ def _repeated_images(plan: Plan, maker: PromptMaker, gate: int | None) -> list[t
         if new is not None and count < settings.max_batch_size:
             found.append((new, False))
         tried.append(found)
-    return max(tried, key=lambda mix: sum(each.all_units for each, _ in mix))
+    return max(tried, key=lambda mix: sum(each.units for each, _ in mix))
 
 
 def _prompted(rule: ImageRule, prompt: Prompt, images: int | None = None) -> RehearsalRequest:
-    units = [units for units, _ in prompt.images]
+    units = [image.units for image in prompt.images]
     request = _request(rule, units, prompt.lead + prompt.rest)
     return dataclasses.replace(request, lead=prompt.lead, images=images)
 

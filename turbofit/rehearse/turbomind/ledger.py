@@ -1,4 +1,4 @@
-"""Reduces a timeline to what each card held, by phase, kind and call of the engine.
+"""Reduces a timeline to what each card held, by phase, and for good by call of the engine.
 
 Phases are the child's marks (import, context, weights, prepare, engine, ready, ``case …``,
 ``after …``). Inside ``engine`` each card passes through three of its own: ``cache`` from the
@@ -59,24 +59,6 @@ class CallSites:
         return self.site(trace)
 
 
-class AllocationSite(NamedTuple):
-    """Where an allocation was made: phase of its card, kind of memory, call of the engine."""
-
-    phase: str
-    kind: str
-    site: str
-
-
-@dataclass
-class AllocationCount:
-    """Allocations of one place: how many, bytes in all, bytes live now and at most."""
-
-    count: int = 0
-    total: int = 0
-    live: int = 0
-    peak: int = 0
-
-
 @dataclass
 class Pool:
     """A stream-ordered pool: its card and owner, bytes live and held, by phase of its card."""
@@ -92,20 +74,19 @@ class Pool:
 
 @dataclass
 class RehearsedGpu:
-    """One card: bytes held, by phase at its end and at its peak; tallies; the cache's sizing.
+    """One card: bytes held, by phase at its end and at its peak; the cache's sizing.
 
-    Page-locked host memory is counted with the card that was current when it was made: with several
-    ranks the process's peak depends on the timing of their threads, a rank's does not.
+    ``late`` are the bytes that live of what was made after the cache, by kind and by call of the
+    engine. Page-locked host memory is counted with the card that was current when it was made: with
+    several ranks the process's peak depends on the timing of their threads, a rank's does not.
     """
 
     held: int = 0
     phase: str = "import"
-    allocations: int = 0
     end: dict[str, int] = field(default_factory=dict)
     peak: dict[str, int] = field(default_factory=dict)
-    tallies: dict[AllocationSite, AllocationCount] = field(default_factory=dict)
+    late: dict[str, int] = field(default_factory=dict)
     pinned: int = 0
-    pinned_end: dict[str, int] = field(default_factory=dict)
     pinned_peak: dict[str, int] = field(default_factory=dict)
     free_at_cache: int | None = None
     cache_region: int | None = None
@@ -114,9 +95,10 @@ class RehearsedGpu:
 
 class _Block(NamedTuple):
     device: int
+    kind: int
     pool: int
     size: int
-    place: AllocationSite
+    late: tuple[str, ...]
 
 
 class Ledger:
@@ -133,7 +115,6 @@ class Ledger:
         self.pools: dict[int, Pool] = {}
         self.phases = ["import"]
         self.deaths: list[dict[str, Any]] = []
-        self.refused: list[dict[str, Any]] = []
         self._sites = sites
         self.pool_step = pool_step
         self._blocks: dict[str, _Block] = {}
@@ -162,37 +143,28 @@ class Ledger:
             case "R":
                 self._pool(number(0), number(1)).held = number(2)
                 self._hold(number(0), number(3))
-            case "G":
-                self._free_queried(self.cards[number(0)], number(0), number(1))
+            case "G" if self.phases[-1] == "engine":
+                if self.cards[number(0)].free_at_cache is None:
+                    self.cards[number(0)].free_at_cache = number(1)
+                    self._enter(number(0), "cache")
             case "O":
                 self.deaths.append(self._death(event) | {"missing": number(5) - number(4)})
             case "E":  # the scenario let it fail: nothing was short
                 self.deaths.append(self._death(event) | {"missing": None, "simulated": number(5)})
-            case "X":
-                site = self._sites.site(event.trace)
-                self.refused.append({"from": number(0), "to": number(1), "where": site})
 
     def executor_pool(self, index: int) -> Pool | None:
         """The pool from which all activations of a card come; None before its engine started."""
-        found = (p for p in self.pools.values() if p.device == index and p.owner == "executor")
-        return next(found, None)
+        return next((pool for pool in self.of_card(index) if pool.owner == "executor"), None)
 
-    def live(self, index: int, *, site: str | None = None, kind: str | None = None) -> int | None:
-        """Device bytes that are live for good after the cache, of one call or of one kind."""
-        found = [
-            tally.live
-            for place, tally in self.cards[index].tallies.items()
-            if place.phase in ("buffers", "warm-up")
-            and place.kind != KINDS[PINNED]
-            and (place.site == site or place.kind == kind)
-        ]
-        return sum(found) if found else None
+    def of_card(self, index: int) -> list[Pool]:
+        """The pools of a card, in the order in which they were made."""
+        return [pool for pool in self.pools.values() if pool.device == index]
 
-    def pinned(self, what: str) -> dict[str, int]:
-        """Page-locked host memory by phase: the sum of the ranks' ends or peaks."""
+    def pinned(self) -> dict[str, int]:
+        """Page-locked host memory by phase: the sum of the ranks' peaks."""
         total: dict[str, int] = {}
         for card in self.cards:
-            for phase, size in (card.pinned_end if what == "end" else card.pinned_peak).items():
+            for phase, size in card.pinned_peak.items():
                 total[phase] = total.get(phase, 0) + size
         return total
 
@@ -201,11 +173,9 @@ class Ledger:
     def _leave(self, index: int) -> None:
         card = self.cards[index]
         card.end[card.phase] = card.held
-        card.pinned_end[card.phase] = card.pinned
-        for pool in self.pools.values():
-            if pool.device == index:
-                pool.live_end[card.phase] = pool.live
-                pool.held_end[card.phase] = pool.held
+        for pool in self.of_card(index):
+            pool.live_end[card.phase] = pool.live
+            pool.held_end[card.phase] = pool.held
 
     def _enter(self, index: int, phase: str) -> None:
         self._leave(index)
@@ -213,14 +183,8 @@ class Ledger:
         card.phase = phase
         card.peak[phase] = card.held
         card.pinned_peak[phase] = card.pinned
-        for pool in self.pools.values():
-            if pool.device == index:
-                pool.live_peak[phase] = pool.live
-
-    def _free_queried(self, card: RehearsedGpu, index: int, free: int) -> None:
-        if self.phases[-1] == "engine" and card.free_at_cache is None:
-            card.free_at_cache = free
-            self._enter(index, "cache")
+        for pool in self.of_card(index):
+            pool.live_peak[phase] = pool.live
 
     # ------------------------------------------------------------- memory
 
@@ -234,13 +198,12 @@ class Ledger:
 
     def _given(self, event: Event) -> None:
         device, kind, number, size, held = (event.number(i) for i in range(5))
-        card = self.cards[device]
+        card, address = self.cards[device], event.fields[5]
         if kind == PINNED:
             card.pinned += size
             card.pinned_peak[card.phase] = max(card.pinned_peak.get(card.phase, 0), card.pinned)
-            self._tally(event, device, kind, number, size)
+            self._blocks[address] = _Block(device, kind, number, size, ())
             return
-        card.allocations += 1
         if kind == POOL:
             pool = self._pool(device, number)
             if card.phase == "buffers" and pool.owner == "executor":
@@ -249,28 +212,23 @@ class Ledger:
             pool.held = max(pool.held, -(-pool.live // self.pool_step) * self.pool_step)
             pool.live_peak[card.phase] = max(pool.live_peak.get(card.phase, 0), pool.live)
         self._hold(device, held)
-        self._tally(event, device, kind, number, size)
+        late: tuple[str, ...] = ()
+        if card.phase in ("buffers", "warm-up"):
+            late = KINDS[kind], self._sites.site(event.trace)
+        for name in late:
+            card.late[name] = card.late.get(name, 0) + size
+        self._blocks[address] = _Block(device, kind, number, size, late)
         if card.phase == "cache":
-            card.cache_region, card.cache_address = size, int(event.fields[5], 16)
+            card.cache_region, card.cache_address = size, int(address, 16)
             self._enter(device, "buffers")
-
-    def _tally(self, event: Event, device: int, kind: int, number: int, size: int) -> None:
-        card = self.cards[device]
-        name = f"pool: {self.pools[number].owner}" if kind == POOL else KINDS[kind]
-        place = AllocationSite(card.phase, name, self._sites.site(event.trace))
-        self._blocks[event.fields[5]] = _Block(device, number, size, place)
-        tally = card.tallies.setdefault(place, AllocationCount())
-        tally.count += 1
-        tally.total += size
-        tally.live += size
-        tally.peak = max(tally.peak, tally.live)
 
     def _freed(self, block: _Block, held: int) -> None:
         card = self.cards[block.device]
-        card.tallies[block.place].live -= block.size
-        if block.place.kind == KINDS[PINNED]:
+        if block.kind == PINNED:
             card.pinned -= block.size
             return
+        for name in block.late:
+            card.late[name] -= block.size
         self._hold(block.device, held)
         if block.pool in self.pools:
             self.pools[block.pool].live -= block.size

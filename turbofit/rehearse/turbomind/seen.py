@@ -15,8 +15,8 @@ from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.turbomind.cache import CacheShape, StatePart, tokens_planned
 from turbofit.memory.turbomind.weights import load_constants
 from turbofit.pretend.elf import Symbols
-from turbofit.pretend.errors import PretendError
-from turbofit.pretend.timeline import read_timeline
+from turbofit.pretend.libraries import PretendError
+from turbofit.pretend.timeline import KINDS, VMM, read_timeline
 from turbofit.rehearse.packages import engine_library
 from turbofit.rehearse.run import EndedRun, Seen
 from turbofit.rehearse.turbomind.ledger import CallSites, Ledger
@@ -31,7 +31,8 @@ NOT_KNOWN: Final = (
     "the driver's rounding of pools",
     "fragmentation of torch's allocator while loading",
 )
-#: A term of the ledger, and the call of the engine that allocates it after the cache.
+#: A term of the ledger, and the call of the engine (or the kind of memory) that it is made of after
+#: the cache.
 _SITES: Final = {
     "attention": "UnifiedAttentionLayer::UnifiedAttentionLayer",
     "token_ids": "Generation::Impl::Impl",
@@ -40,6 +41,7 @@ _SITES: Final = {
     "expert_routing": "MoeFfnDefaultImpl::Init",
     "gemm_workspace": "gemm::Workspace::Workspace",
     "l2_flush": "gemm::CacheFlushing::CacheFlushing",
+    "symmetric_buffer": KINDS[VMM],
 }
 #: Terms that are differences of what a card held in its phases.
 _HELD: Final = {
@@ -82,22 +84,25 @@ def seen(ended: EndedRun) -> Seen:
         phase = "warm-up"
         where = "the cache is smaller than one warm-up request: the scheduler waits for ever"
     return Seen(
-        phases=[_phases(ledger, i) for i in cards],
+        phases=[
+            {name: {"peak": one.peak.get(name, end), "held": end} for name, end in one.end.items()}
+            for one in ledger.cards
+        ],
         terms=[_terms(ledger, i, held[i], names) for i in cards],
         cache=_cache(ledger, [x for x in ended.log if any(w in x for w in _CACHE_WORDS)], settings),
         cards=[
-            _card(ledger, i) | {"held": held[i], "load_peak": load_peak(ledger, i)} for i in cards
+            {
+                "pools": {pool.owner: asdict(pool) for pool in ledger.of_card(i)},
+                "held": held[i],
+                "load_peak": load_peak(ledger, i),
+            }
+            for i in cards
         ],
         refused=death,
         phase=phase,
         where=where,
         message=fatal[-1] if fatal else "",
-        pinned=ledger.pinned("peak"),
-        more={
-            "pinned_end": ledger.pinned("end"),
-            "staging_peak": ended.notes.get("staging_peak"),
-            "peer_refused": ledger.refused,
-        },
+        pinned=ledger.pinned(),
     )
 
 
@@ -119,19 +124,13 @@ def _family(match: re.Match[str]) -> str:
     return f"no code for a kernel of the family {family(name) or name.partition('<')[0]!r}"
 
 
-def _phases(ledger: Ledger, index: int) -> dict[str, dict[str, Any]]:
-    card = ledger.cards[index]
-    return {name: {"peak": card.peak.get(name, end), "held": end} for name, end in card.end.items()}
-
-
 def _terms(
     ledger: Ledger, index: int, held: Mapping[str, int], cases: Sequence[str]
 ) -> dict[str, int]:
     """By line of the ledger: what a card held for it, or a case's executor pool at most."""
     pool = ledger.executor_pool(index)
     found = {name: held.get(key) for name, key in _HELD.items()}
-    found |= {name: ledger.live(index, site=site) for name, site in _SITES.items()}
-    found["symmetric_buffer"] = ledger.live(index, kind="VMM")
+    found |= {name: ledger.cards[index].late.get(site) for name, site in _SITES.items()}
     if pool is not None:
         found |= {case: pool.live_peak.get(f"case {case}", 0) for case in cases}
     return {name: size for name, size in found.items() if size is not None}
@@ -145,32 +144,29 @@ def _cache(ledger: Ledger, lines: Sequence[str], settings: Mapping[str, Any]) ->
     # Each rank says the same.
     found = [(int(m[1]), int(m[2])) for line in lines if (m := _SLAB.search(line))]
     slabs = list(dict.fromkeys(found))
-    data: dict[str, Any] = {
+    slab, size = slabs[0] if slabs else (None, None)
+    first, tokens = ledger.cards[0], None
+    if slab and size and first.cache_region is not None:
+        shape = CacheShape(
+            block_bytes=size,
+            block_tokens=int(settings.get("cache_block_seq_len") or 64),
+            slab_bytes=slab,
+            blocks_per_slab=slab // size,
+            states=_states(slabs, lines),
+        )
+        constants = load_constants()
+        page = constants.page_size
+        region = first.cache_region - -first.cache_address % page + page
+        batch, session = (int(settings.get(k) or 1) for k in ("max_batch_size", "session_len"))
+        limits = Settings(max_batch_size=batch, session_len=session)
+        tokens = tokens_planned(region, shape, constants, limits)
+    return {
         "free": [card.free_at_cache for card in ledger.cards],
         "region": [card.cache_region for card in ledger.cards],
-        "object_size": None,
-        "slab_size": None,
-        "tokens": None,
+        "object_size": size,
+        "slab_size": slab,
+        "tokens": tokens,
     }
-    if slabs:
-        slab, size = slabs[0]
-        data.update(slab_size=slab, object_size=size)
-        first = ledger.cards[0]
-        if first.cache_region is not None:
-            shape = CacheShape(
-                block_bytes=size,
-                block_tokens=int(settings.get("cache_block_seq_len") or 64),
-                slab_bytes=slab,
-                blocks_per_slab=slab // size,
-                states=_states(slabs, lines),
-            )
-            constants = load_constants()
-            page = constants.page_size
-            region = first.cache_region - -first.cache_address % page + page
-            batch, session = (int(settings.get(k) or 1) for k in ("max_batch_size", "session_len"))
-            limits = Settings(max_batch_size=batch, session_len=session)
-            data["tokens"] = tokens_planned(region, shape, constants, limits)
-    return data
 
 
 def _states(slabs: list[tuple[int, int]], lines: Sequence[str]) -> tuple[StatePart, ...]:
@@ -188,17 +184,6 @@ def _states(slabs: list[tuple[int, int]], lines: Sequence[str]) -> tuple[StatePa
     )
 
 
-def _card(ledger: Ledger, index: int) -> dict[str, Any]:
-    card = ledger.cards[index]
-    pools = [pool for pool in ledger.pools.values() if pool.device == index]
-    tallies = sorted(card.tallies.items())
-    return {
-        "pools": {pool.owner: asdict(pool) for pool in pools},
-        "allocations": card.allocations,
-        "sites": [place._asdict() | asdict(tally) for place, tally in tallies],
-    }
-
-
 def card_terms(ledger: Ledger, index: int, used: int) -> dict[str, int]:
     """What a card held when the engine was ready, by term, as far as the engine came.
 
@@ -214,17 +199,16 @@ def card_terms(ledger: Ledger, index: int, used: int) -> dict[str, int]:
         the cache), and ``steady``, their sum without the temporaries.
     """
     end = ledger.cards[index].end
-    pools = [pool for pool in ledger.pools.values() if pool.device == index]
-    default = [pool for pool in pools if pool.owner == "default"]  # of the weights
-    executor = [pool for pool in pools if pool.owner == "executor"]
+    pools = {pool.owner: pool for pool in reversed(ledger.of_card(index))}  # the first of an owner
     held = {"before": used}
-    with suppress(KeyError, IndexError):
-        begun = end["import"] + sum(pool.held_end.get("context", 0) for pool in default)
+    with suppress(KeyError):
+        default = pools["default"]  # of the weights
+        begun = end["import"] + default.held_end.get("context", 0)
         held["context"] = context = end["context"] - begun
-        held["weights"] = weights = round_up(default[0].live_end["prepare"], ledger.pool_step)
+        held["weights"] = weights = round_up(default.live_end["prepare"], ledger.pool_step)
         held["prepare"] = end["prepare"] - end["import"] - context - weights
         held["cache"] = end["cache"] - end["engine"]
-        held[POOL_WARMUP] = executor[0].held_end["ready"]
+        held[POOL_WARMUP] = pools["executor"].held_end["ready"]
         ready = end["ready"] - end["import"]
         held["buffers"] = ready - context - weights - held["cache"] - held[POOL_WARMUP]
         held["steady"] = ready + used

@@ -20,12 +20,7 @@ from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.model import Model
 from turbofit.pretend.build import build
 from turbofit.pretend.documents import dumped, loaded
-from turbofit.pretend.environment import (
-    cuda_site,
-    find_turbofit,
-    pretend_environment,
-    put_first,
-)
+from turbofit.pretend.environment import cuda_site, find_turbofit, pretend_environment, put_first
 from turbofit.pretend.libraries import check_surface
 from turbofit.pretend.library import LibraryAccount
 from turbofit.pretend.scenario import Scenario, write_scenario
@@ -129,7 +124,7 @@ def pretend_here() -> None:
         loaded(Path(path).read_bytes(), Scenario),
         account,
         tokenizer=True,
-        ready=lambda _engine, _staged: account.mark("serving"),
+        ready=lambda _engine: account.mark("serving"),
     )
     plain_gpt_oss_parser()
 

@@ -11,28 +11,15 @@ from typing import Any
 _AFTER: Any = importlib.import_module("turbofit_imports").After
 
 
-def _config_classes(_: Any) -> None:
+def _stand_in(module: Any) -> None:
     from turbofit.rehearse.turbomind import hfconfig
 
-    hfconfig.register_internvl(whole=True)
-    hfconfig.register_intern_s1_pro()
+    {
+        "lmdeploy.hf_configs": hfconfig.register_for_pytorch,
+        "lmdeploy.tokenizer": hfconfig.plain_gpt_oss_tokenizer,
+        "lmdeploy.serve.parsers": hfconfig.plain_gpt_oss_parser,
+    }[module.__name__]()
 
 
-def _tokenizer(_: Any) -> None:
-    from turbofit.rehearse.turbomind import hfconfig
-
-    hfconfig.plain_gpt_oss_tokenizer()
-
-
-def _parser(_: Any) -> None:
-    from turbofit.rehearse.turbomind import hfconfig
-
-    hfconfig.plain_gpt_oss_parser()
-
-
-for _name, _act in (
-    ("lmdeploy.hf_configs", _config_classes),
-    ("lmdeploy.tokenizer", _tokenizer),
-    ("lmdeploy.serve.parsers", _parser),
-):
-    sys.meta_path.insert(0, _AFTER(_name, _act))
+for _name in ("lmdeploy.hf_configs", "lmdeploy.tokenizer", "lmdeploy.serve.parsers"):
+    sys.meta_path.insert(0, _AFTER(_name, _stand_in))
