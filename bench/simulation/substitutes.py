@@ -61,7 +61,6 @@ _LMDEPLOY = Lmdeploy("0.18.0", ("python",))
 _HELPS = Remedies((Remedy(change="more memory", effect="fits (not searched for here)"),), ())
 _ROOMS = (
     "turbofit.core", "turbofit.gateway", "turbofit.launch.serve", "turbofit.launch.engine",
-    "turbofit.launch.models",
     "turbofit.cli", "turbofit.planning", "turbofit.machine", "turbofit.observe",
 )  # fmt: skip
 
@@ -230,14 +229,11 @@ def _threads() -> _Replacements:
     yield f"{_SERVE}.supervisor.Supervisor._follow", _follow
     yield f"{_SERVE}.supervisor.StopSignal.end", _end_run
     for module, among in (
-        ("engine.supervised_engine", ""), ("engine.engine_client", "probes"),
-        ("serve.gpu_monitor", "monitors"), ("models.model_run", ""),
-    ):  # fmt: skip
+        ("engine.engine_client", "probes"),
+        ("serve.gpu_monitor", "monitors"),
+    ):
         yield f"turbofit.launch.{module}.threading", SimulatedThreading(among)
-    for thread in (
-        "engine.engine_client.Probe", "engine.supervised_engine._Pulse",
-        "serve.gpu_monitor.GpuMonitor", "models.model_run._RunThread",
-    ):  # fmt: skip
+    for thread in ("engine.engine_client.Probe", "serve.gpu_monitor.GpuMonitor"):
         yield f"turbofit.launch.{thread}.start", _start
 
 

@@ -131,8 +131,8 @@ class Run:
         #: Of the last time that it was followed.
         self.folder: Path
         self.record: Record
-        #: The gateway that serves now.
-        self.front: PublicSide | None = None
+        #: Where clients reach the gateway that serves now.
+        self.public: PublicSide | None = None
         #: Who is suspected and refused; the next gateway goes on with it.
         self.deny_list: DenyList | None = None
 
@@ -252,7 +252,7 @@ class Run:
         """
         assert self.plan is not None
         self.folder = folder or run_folder(self.plan)
-        self.front = self.deny_list = None
+        self.public = self.deny_list = None
         self.record = Record(
             self.folder, model=self.plan.model.name, pretend=self.config.pretend,
             lmdeploy=self.lmdeploy.version, calibrates=self.examiner is not None,
@@ -415,7 +415,7 @@ class Start:
         self._run, self._plan, self._number = run, plan, number
         self._supervisor: Supervisor | None = None
         self._start_progress: StartProgress | None = None
-        self._front: PublicSide | None = None
+        self._public: PublicSide | None = None
         self._gpu_monitor: GpuMonitor | None = None
         self._noted: tuple[list[int], bool, dict[str, int] | None] = ([], False, {})
         self._began = time.monotonic()
@@ -547,8 +547,8 @@ class Start:
         cached = {engine.group: engine.tracker.cached_tokens() for engine in supervisor.engines}
         launched = as_launched(plan, cached)
         if run.config.gateway is not None:
-            self._front = self._gateway(launched, urls)
-            urls = [self._front.url]
+            self._public = self._gateway(launched, urls)
+            urls = [self._public.url]
         if not run.config.pretend:
             self._gpu_monitor = GpuMonitor(
                 plan, self._pids, self._warn, fitted=run.shared is not None
@@ -587,10 +587,9 @@ class Start:
             engine.start_seconds = started.start_seconds
             if serve_config.check:
                 engine.succeeded()  # it has just answered: /health need not wait for a question
-        front: PublicSide = (run.publish or GatewayThread)(gateway)
-        run.front = front
-        front.start()
-        return front
+        run.public = (run.publish or GatewayThread)(gateway)
+        run.public.start()
+        return run.public
 
     def _tick(self) -> None:
         """Keep the lease true: which processes are ours, and whether they still grow.
@@ -636,17 +635,17 @@ class Start:
         self._run.record.attempt(moments=tuple(self._moments))
 
     def _strike(self) -> None:
-        if self._front is not None:
-            self._front.strike()
+        if self._public is not None:
+            self._public.strike()
 
     def _drain(self, urgent: bool) -> None:
         if self._gpu_monitor is not None:
             self._gpu_monitor.stop()
-        if self._front is not None:
+        if self._public is not None:
             if not urgent:
                 self._run.say("draining: what is under way may end")
             with under_way("draining"):
-                self._front.stop(drain=not urgent)
+                self._public.stop(drain=not urgent)
         if self._run.shared is not None:
             # Others have come and gone since the launch: ours must go from what is there now.
             ours = self._ready and not self._run.config.pretend
@@ -694,11 +693,11 @@ class Start:
         died = f"{engine.name}: {ending.error.message}"
         self._run.record.event("ended", died)
         self._run.on_death(died)
-        if self._front is not None and self._supervisor is not None:
+        if self._public is not None and self._supervisor is not None:
             index = self._supervisor.engines.index(engine)
             other = self._other_cause(engine, ending)
             with suppress(LaunchError):  # what it died of is not noted
-                self._front.call(lambda gateway: gateway.engine_ended(index, other_cause=other))
+                self._public.call(lambda gateway: gateway.engine_ended(index, other_cause=other))
 
     def _other_cause(self, engine: SupervisedEngine, ending: End) -> bool:
         """Whether no request can have ended an engine."""
@@ -717,9 +716,9 @@ class Start:
         """No engine runs for a while, or one is started again: clients are told."""
         if outage is not None:
             self._run.record.event("resting", outage.message)
-        if self._front is not None:
+        if self._public is not None:
             try:
-                self._front.call(lambda gateway: gateway.rest(outage))
+                self._public.call(lambda gateway: gateway.rest(outage))
             except LaunchError as exc:  # clients are told that none is up, not for how long
                 self._warn("gateway", exc.message)
 

@@ -64,8 +64,8 @@ class Reloader:
         if before is None:
             return False
         after = before.taking_over(config)
-        if run.front is not None:
-            run.front.call(lambda gateway: gateway.take_over(after))
+        if run.public is not None:
+            run.public.call(lambda gateway: gateway.take_over(after))
         run.config = run.config.changed(gateway=after)
         return True
 

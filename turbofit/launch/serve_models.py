@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import time
 from collections import deque
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, suppress
+from functools import partial
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec.structs import replace
@@ -17,16 +21,15 @@ from turbofit.core.errors import DoesNotFitError, LaunchError, TurbofitError, Us
 from turbofit.core.struct import Struct
 from turbofit.core.units import format_duration
 from turbofit.gateway.allocator import keep_large_blocks
-from turbofit.gateway.models.attached_gateway import insist
+from turbofit.gateway.models.attached_gateway import AttachedGateway, insist
 from turbofit.gateway.routing.health import healthy
 from turbofit.launch.engine.fitted_cache import SharedCards
-from turbofit.launch.models.model_run import ModelRun
 from turbofit.launch.run import Run
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import measured, preview
+from turbofit.launch.serve.supervisor import StopSignal
 
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Callable, Iterable, Sequence
 
     from turbofit.core.json_types import Options
@@ -37,10 +40,13 @@ if TYPE_CHECKING:
     from turbofit.gateway.thread import GatewayThread
     from turbofit.launch.run import PublicSide
     from turbofit.launch.serve.config import ServeConfig
-    from turbofit.launch.serve.supervisor import StopSignal
+
+    #: Plans, launches and follows until the signal ends it.
+    Launcher = Callable[[StopSignal, Callable[[Gateway], PublicSide]], object]
 
 __all__ = [
     "LULL_SECONDS",
+    "ModelRun",
     "ModelsPolicy",
     "PlannedModel",
     "ServedModels",
@@ -240,6 +246,73 @@ def _model_run(
     return ModelRun(model, planned.plan.model.weight_bytes, launch, front)
 
 
+class ModelRun:
+    """A model's engines, from one start to the next; each start runs in a thread of its own.
+
+    Args:
+        model: what clients see of it.
+        weight_bytes: of its checkpoint, by which a start that was not measured yet is forecast.
+        launch: one run: plans anew from what is free, launches, and follows.
+        front: serves the address of all models.
+    """
+
+    def __init__(
+        self,
+        model: ServedModel,
+        weight_bytes: int,
+        launch: Launcher,
+        front: GatewayThread[ModelsGateway],
+    ) -> None:
+        self.model, self.weight_bytes = model, weight_bytes
+        self._launch, self._publish = launch, partial(AttachedGateway, front, model)
+        self._stop = StopSignal()
+        #: How its start ended; None where none holds memory, or may.
+        self.under_way: Future[object] | None = None
+
+    @property
+    def ending(self) -> bool:
+        """Whether its engines were told to end."""
+        return self.under_way is not None and self._stop.signal is not None
+
+    def start(self) -> None:
+        """Start its engines; `ended` tells when they have ended."""
+        self._stop, self.under_way = StopSignal(), Future()
+        follow = partial(self._follow, self._stop, self.under_way)
+        Thread(target=follow, name=f"model {self.model.name}", daemon=True).start()
+
+    def _follow(self, stop: StopSignal, ended: Future[object]) -> None:
+        try:
+            ended.set_result(self._launch(stop, self._publish))
+        except BaseException as exc:  # noqa: BLE001 - it is raised again, or told to clients
+            ended.set_exception(exc)
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End its engines in order; their memory is back when `ended` says so."""
+        self._stop.end(number)
+
+    def strike(self) -> None:
+        """End them at once; takes no lock."""
+        if self.under_way is not None:
+            self._stop.strike()
+
+    def ended(self) -> bool:
+        """Whether the start has ended in order; the next one may begin.
+
+        Raises:
+            TurbofitError: it ended otherwise.
+        """
+        if self.under_way is None or not self.under_way.done():
+            return False
+        error, self.under_way = self.under_way.exception(), None
+        if isinstance(error, TurbofitError):
+            raise error
+        if error is not None:
+            raise RuntimeError(f"the run of {self.model.name} failed") from error
+        if self._stop.signal is None:
+            raise LaunchError(f"{self.model.name} ended by itself", hint="see its run's folder")
+        return True
+
+
 #: A model without a request for so long makes way before its turn is over.
 LULL_SECONDS: Final = 2.0
 
@@ -366,7 +439,7 @@ class SeveralModels:
         """End the engines that nobody asked for long enough, and those that made way."""
         for run in self._runs:
             model = run.model
-            if run.ending or not run.running:
+            if run.ending or run.under_way is None:
                 continue
             if self._closed_idle(model):
                 self._say(
@@ -407,14 +480,14 @@ class SeveralModels:
         waiting = [
             (since, place, run)
             for place, run in enumerate(self._runs)
-            if not run.running
+            if run.under_way is None
             and run.model.rested
             and (since := self._wanted_since(run.model)) is not None
         ]
         if not waiting:
             return
         _, _, following = min(waiting)
-        running = [run for run in self._runs if run.running]
+        running = [run for run in self._runs if run.under_way is not None]
         if len(running) < self._policy.at_once:
             self._start(following)
             return
@@ -449,10 +522,8 @@ class SeveralModels:
             self._front.call(lambda front: front.end())
         self._front.stop(drain=not stop.urgent and stop.signal is not None)
         for run in self._runs:
-            run.end(stop.signal)
-        deadline = time.monotonic() + _LAST_SECONDS
-        for run in self._runs:
-            run.wait(max(0.0, deadline - time.monotonic()))
+            run.end(stop.signal or signal.SIGTERM)
+        wait([run.under_way for run in self._runs if run.under_way is not None], _LAST_SECONDS)
 
 
 def gives_way(models: Iterable[ServedModel], turn: float, now: float) -> ServedModel | None:
