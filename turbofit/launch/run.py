@@ -81,6 +81,7 @@ class Run:
         leases: the machine's reservations.
         say: takes lines of progress.
         on_open: called with the public addresses each time that it opens.
+        on_tick: called at each look at the engines.
         on_death: told why an engine ended that had served.
         lmdeploy: the LMDeploy that is started; None looks for it.
         examiner: looks closer at the engines; they are on private ports then, with a key and
@@ -99,6 +100,7 @@ class Run:
         say: Callable[[str], None],
         *,
         on_open: Callable[[list[str]], None] = lambda _: None,
+        on_tick: Callable[[], None] = lambda: None,
         on_death: Callable[[str], None] = lambda _: None,
         lmdeploy: Lmdeploy | None = None,
         examiner: Examiner | None = None,
@@ -106,7 +108,7 @@ class Run:
         shared: SharedCards | None = None,
     ) -> None:
         self.config, self.leases, self._say = config, leases, say
-        self.on_open, self.on_death = on_open, on_death
+        self.on_open, self.on_tick, self.on_death = on_open, on_tick, on_death
         self.examiner, self.publish, self.shared = examiner, publish, shared
         #: What the user gave, by the fields of `PlanRequest`.
         self.fixed: Options = {} if config.request is None else config.request.given()
@@ -611,6 +613,7 @@ class Start:
             phases = dict.fromkeys(engine.tracker.phase for engine in supervisor.engines)
             self._enter(", ".join(phases))
             self._tell_progress(supervisor)
+        self._run.on_tick()
 
     def _tell_progress(self, supervisor: Supervisor) -> None:
         if self._start_progress is not None:

@@ -15,7 +15,7 @@ from turbofit.core.process.progress import listened, under_way
 from turbofit.core.tuning import Tuning
 from turbofit.launch.tune.runner import TrialEnd
 from turbofit.launch.tune.space import choices
-from turbofit.launch.tune.tuning import Journal, Tools, TuneTask, tune
+from turbofit.launch.tune.tune import Journal, Tools, TuneTask, tune
 from turbofit.load.result import LoadResult, Spread
 from turbofit.load.spec import LoadSpec
 from turbofit.planning.plan import plan
