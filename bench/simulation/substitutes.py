@@ -78,7 +78,7 @@ def _modules() -> tuple[types.ModuleType, ...]:
 def _call(self: Any, method: str, path: str, body: Any = None, *, timeout: float) -> Any:
     """`launch.engine.engine_client.EngineClient.call` over the simulated loopback."""
     one = world()
-    engine = one.machine.ports.get(self._port)
+    engine = one.machine.ports.get(self.port)
     if engine is None or not engine.listening:
         raise ConnectionRefusedError(111, "Connection refused (simulated)")
     done, seen = Event(one.scheduler), []

@@ -22,7 +22,7 @@ from turbofit.gateway.allocator import keep_large_blocks
 from turbofit.launch.engine.engine_exit import EndedError
 from turbofit.launch.engine.environment import lmdeploy_if_needed, module_runner
 from turbofit.launch.engine.fitted_cache import ratio_now
-from turbofit.launch.engine.launches import Launch, PretendLaunch, free_ports
+from turbofit.launch.engine.launches import Launch, PretendLaunch, free_ports, pretend_runner
 from turbofit.launch.serve.download import WeightsFetcher
 from turbofit.launch.serve.forecast_check import as_launched, beside, lines
 from turbofit.launch.serve.gpu_monitor import (
@@ -499,22 +499,16 @@ class Start:
         if config.pretend:
             from turbofit.launch.engine.pretended import PretendFaults
 
-            room = run.folder / f"pretend-{self._number}"
             first = None if self._number else config.pretend_fail
-            shared = None if run.shared is None else run.shared.file(plan)
             return [
                 PretendLaunch(
-                    plan.of_group(one.group),
-                    one,
-                    room,
-                    key,
-                    hidden=hidden,
+                    one, pretend_runner(plan), key, hidden=hidden, ratio=self._ratio(one.group),
+                    plan=plan.of_group(one.group), folder=run.folder / f"pretend-{self._number}",
                     faults=PretendFaults(config.pretend_taken, first),
-                    ratio=self._ratio(one.group),
-                    shared=shared,
+                    shared=None if run.shared is None else run.shared.file(plan),
                 )
                 for one in made
-            ]
+            ]  # fmt: skip
         ours = module_runner(module_of(plan.engine))
         runner = run.lmdeploy.argv if plan.engine.of_lmdeploy else ours
         return [

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -249,11 +250,8 @@ def _model_run(
 class ModelRun:
     """A model's engines, from one start to the next; each start runs in a thread of its own.
 
-    Args:
-        model: what clients see of it.
-        weight_bytes: of its checkpoint, by which a start that was not measured yet is forecast.
-        launch: one run: plans anew from what is free, launches, and follows.
-        front: serves the address of all models.
+    A start that was not measured yet is forecast by ``weight_bytes``. ``launch`` is one run: it
+    plans anew from what is free, launches, and follows.
     """
 
     def __init__(
@@ -336,45 +334,32 @@ class ModelsPolicy(Struct):
     tick: float = 0.1
 
 
+@dataclass
 class SeveralModels:
-    """All models behind one address.
+    """All models behind one address, which is started and stopped here.
 
-    Args:
-        runs: in the order in which they start; the first of them start at once, as many as may
-            run at the same time.
-        front: serves the address; it is started and stopped here.
-        policy: when engines run.
-        say: takes lines of progress.
+    ``runs`` are in the order in which they start; the first of them start at once, as many as may
+    run at the same time.
     """
 
-    def __init__(
-        self,
-        runs: Sequence[ModelRun],
-        front: GatewayThread[ModelsGateway],
-        policy: ModelsPolicy,
-        say: Callable[[str], None],
-    ) -> None:
-        self._runs, self._front, self._policy = list(runs), front, policy
-        self._say = say
+    runs: Sequence[ModelRun]
+    front: GatewayThread[ModelsGateway]
+    policy: ModelsPolicy
+    say: Callable[[str], None]
 
     def run(self, stop: StopSignal, on_open: Callable[[str], None]) -> signal.Signals:
-        """Serve until a signal. Call it in the main thread.
+        """Serve until a signal, which is returned. Call it in the main thread.
 
-        Args:
-            stop: tells of signals.
-            on_open: told the address, when the first models are ready.
-
-        Returns:
-            The signal that ended it.
+        ``on_open`` is told the address when the first models are ready.
 
         Raises:
             TurbofitError: the address cannot be bound, or one of the first models does not start.
         """
-        self._front.start()
+        self.front.start()
         stop.on_second(self._strike)
         stop.abrupt = False
         try:
-            first = self._runs[: self._policy.at_once]
+            first = self.runs[: self.policy.at_once]
             for run in first:
                 if stop.signal is not None:
                     break
@@ -383,8 +368,8 @@ class SeveralModels:
                     self._collect(run)
                     self._pause()
             if stop.signal is None:
-                insist(self._front, lambda front: setattr(front, "opened", True))
-                on_open(self._front.url)
+                insist(self.front, lambda front: setattr(front, "opened", True))
+                on_open(self.front.url)
             while stop.signal is None:
                 self._step()
                 self._pause()
@@ -394,11 +379,11 @@ class SeveralModels:
         return stop.signal
 
     def _pause(self) -> None:
-        time.sleep(self._policy.tick)
+        time.sleep(self.policy.tick)
 
     def _step(self) -> None:
         """Look once at all of them."""
-        for run in self._runs:
+        for run in self.runs:
             self._look(run)
             if run.model.state == "ready":
                 self._forecast(run)
@@ -410,11 +395,11 @@ class SeveralModels:
         try:
             self._collect(run)
         except TurbofitError as exc:
-            again, message = self._policy.again, exc.message
+            again, message = self.policy.again, exc.message
             pause = format_duration(again)
-            self._say(f"warning: {run.model.name}: {message}; it is left alone for {pause}")
+            self.say(f"warning: {run.model.name}: {message}; it is left alone for {pause}")
             until = time.monotonic() + again
-            insist(self._front, lambda _: run.model.fail(message, until))
+            insist(self.front, lambda _: run.model.fail(message, until))
 
     def _collect(self, run: ModelRun) -> None:
         """Mark a model as asleep whose run has ended.
@@ -423,7 +408,7 @@ class SeveralModels:
             TurbofitError: it ended otherwise than in order.
         """
         if run.ended():
-            insist(self._front, lambda _: run.model.sleep())
+            insist(self.front, lambda _: run.model.sleep())
 
     def _forecast(self, measured: ModelRun) -> None:
         """From a measured start, what those take that were not measured.
@@ -431,18 +416,18 @@ class SeveralModels:
         By the weights' bytes, and no less than what was measured. Over.
         """
         seconds = measured.model.start_seconds
-        for run in self._runs if seconds is not None else ():
+        for run in self.runs if seconds is not None else ():
             ratio = max(1.0, run.weight_bytes / max(1, measured.weight_bytes))
             run.model.forecast = max(run.model.forecast or 0.0, ratio * (seconds or 0.0))
 
     def _rest_idle(self) -> None:
         """End the engines that nobody asked for long enough, and those that made way."""
-        for run in self._runs:
+        for run in self.runs:
             model = run.model
             if run.ending or run.under_way is None:
                 continue
             if self._closed_idle(model):
-                self._say(
+                self.say(
                     f"{model.name}: nobody asked for {format_duration(model.idle)}, its engines "
                     "end and give their memory back"
                 )
@@ -460,7 +445,7 @@ class SeveralModels:
                 and gateway.fleet.outage is None  # one that rests keeps nobody waiting
                 and not healthy(gateway.fleet)
             )
-            for model in (run.model for run in self._runs)
+            for model in (run.model for run in self.runs)
         )
 
     def _closed_idle(self, model: ServedModel) -> bool:
@@ -468,18 +453,18 @@ class SeveralModels:
 
         Not while another one starts: its cache would take a share of what this one gives back.
         """
-        seconds = self._policy.idle
+        seconds = self.policy.idle
         if seconds is None or self._starting or model.state != "ready" or model.idle < seconds:
             return False
-        return insist(self._front, lambda _: model.close_idle(seconds))
+        return insist(self.front, lambda _: model.close_idle(seconds))
 
     def _start_next(self) -> None:
         """Start the model whose request has waited longest, or make room for it."""
-        if self._starting or any(one.model.state == "ending" for one in self._runs):
+        if self._starting or any(one.model.state == "ending" for one in self.runs):
             return
         waiting = [
             (since, place, run)
-            for place, run in enumerate(self._runs)
+            for place, run in enumerate(self.runs)
             if run.under_way is None
             and run.model.rested
             and (since := self._wanted_since(run.model)) is not None
@@ -487,43 +472,43 @@ class SeveralModels:
         if not waiting:
             return
         _, _, following = min(waiting)
-        running = [run for run in self._runs if run.under_way is not None]
-        if len(running) < self._policy.at_once:
+        running = [run for run in self.runs if run.under_way is not None]
+        if len(running) < self.policy.at_once:
             self._start(following)
             return
         models = [run.model for run in running]
-        victim = gives_way(models, self._policy.turn, time.monotonic())
+        victim = gives_way(models, self.policy.turn, time.monotonic())
         if victim is not None:
             self._make_way(victim, following.model)
 
     def _wanted_since(self, model: ServedModel) -> float | None:
         """When somebody began to want it; one that is to run always is wanted since it failed."""
-        always = self._policy.idle is None and self._policy.at_once >= len(self._runs)
+        always = self.policy.idle is None and self.policy.at_once >= len(self.runs)
         return model.again_at if always and model.state == "failed" else model.wanted_since
 
     def _make_way(self, victim: ServedModel, following: ServedModel) -> None:
-        insist(self._front, lambda _: victim.close())
+        insist(self.front, lambda _: victim.close())
         expected = following.expected
         known = "" if expected is None else f", which takes about {ceil(expected)} s to start"
-        self._say(f"{victim.name} makes way for {following.name}{known}")
+        self.say(f"{victim.name} makes way for {following.name}{known}")
 
     def _start(self, run: ModelRun) -> None:
-        insist(self._front, lambda _: run.model.begin())
+        insist(self.front, lambda _: run.model.begin())
         run.start()
 
     def _strike(self) -> None:
-        self._front.strike()
-        for run in self._runs:
+        self.front.strike()
+        for run in self.runs:
             run.strike()
 
     def _end(self, stop: StopSignal) -> None:
         """Let what is under way end, then the engines; nobody waits for a start any longer."""
         with suppress(LaunchError):
-            self._front.call(lambda front: front.end())
-        self._front.stop(drain=not stop.urgent and stop.signal is not None)
-        for run in self._runs:
+            self.front.call(lambda front: front.end())
+        self.front.stop(drain=not stop.urgent and stop.signal is not None)
+        for run in self.runs:
             run.end(stop.signal or signal.SIGTERM)
-        wait([run.under_way for run in self._runs if run.under_way is not None], _LAST_SECONDS)
+        wait([run.under_way for run in self.runs if run.under_way is not None], _LAST_SECONDS)
 
 
 def gives_way(models: Iterable[ServedModel], turn: float, now: float) -> ServedModel | None:
@@ -532,11 +517,6 @@ def gives_way(models: Iterable[ServedModel], turn: float, now: float) -> ServedM
     A turn is over after so many seconds of being ready, or with a lull in its requests. So a model
     that serves is not ended right after its long start, and a model that is idle keeps nobody
     waiting.
-
-    Args:
-        models: those that run.
-        turn: seconds.
-        now: by the models' clock.
     """
     over = [
         model

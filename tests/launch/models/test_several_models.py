@@ -88,7 +88,7 @@ class Site:
         self._dying.add(name)
 
     def run_of(self, name: str) -> ModelRun:
-        return next(one for one in self._several._runs if one.model.name == name)
+        return next(one for one in self._several.runs if one.model.name == name)
 
     def _run(self) -> None:
         try:

@@ -7,6 +7,7 @@ import http.client
 import json
 import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import LaunchError
@@ -34,17 +35,13 @@ __all__ = ["FAILURES", "EngineClient", "Exam", "Probe", "Timing"]
 FAILURES = (OSError, http.client.HTTPException)
 
 
+@dataclass
 class EngineClient:
-    """Asks one engine.
+    """Asks one engine, with its API key where it has one; ``model`` is what it calls its model."""
 
-    Args:
-        port: where it listens.
-        key: its API key, where it has one.
-    """
-
-    def __init__(self, port: int, key: str | None) -> None:
-        self._port, self.key = port, key
-        self.model: str | None = None
+    port: int
+    key: str | None
+    model: str | None = None
 
     def call(
         self, method: str, path: str, body: Any = None, *, timeout: float
@@ -58,7 +55,7 @@ class EngineClient:
         headers = {"Content-Type": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
-        connection = http.client.HTTPConnection(HOST, self._port, timeout=timeout)
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=timeout)
         try:
             data = None if body is None else json.dumps(body).encode()
             connection.request(method, path, body=data, headers=headers)
@@ -133,15 +130,8 @@ class Probe(threading.Thread):
     """Asks one start of an engine until it is ready, and from time to time whether it lives.
 
     ``ready`` is set once it is, or ``error`` says why it is not; ``unanswered`` after three test
-    completions in turn that failed.
-
-    Args:
-        plan: what the worst case is.
-        client: the engine.
-        timing: how often a ready engine is asked, and for how long.
-        check: whether requests as bad as the plan allows must be answered too.
-        exam: asks other questions instead of these.
-        clock: seconds that only grow.
+    completions in turn that failed. ``check``: requests as bad as the plan allows must be answered
+    before; ``exam`` asks other questions instead of these.
     """
 
     def __init__(

@@ -55,11 +55,7 @@ _RAISED: Final = re.compile(r"(?:torch\.(?:cuda\.)?)?OutOfMemoryError: |\s*what\
 
 
 class StartupTracker:
-    """Follows one engine's log; ``see`` each run of lines, then ask.
-
-    Args:
-        plan: what was forecast.
-    """
+    """Follows one engine's log; ``see`` each run of lines, then ask."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -74,13 +70,7 @@ class StartupTracker:
         self._waiting_since: float | None = None
 
     def see(self, text: str, count: int, now: float) -> list[str]:
-        """Take in a line that came ``count`` times in a row; returns what people should read.
-
-        Args:
-            text: the line.
-            count: how often.
-            now: a monotonic time in seconds.
-        """
+        """Take in a line that came ``count`` times in a row; returns what people should read."""
         event = read_line(text)
         if event is None or (isinstance(event, _OF_PYTORCH) and not self._plan.engine.is_pytorch):
             return []

@@ -53,18 +53,10 @@ _CONFIRM_SECONDS: Final = 2.0
 
 
 class SupervisedEngine:
-    """One group's engine.
+    """One group's engine, whose log goes into a folder.
 
-    Args:
-        plan: what it is started with.
-        launch: how.
-        folder: where its log goes.
-        tell: takes lines of progress.
-        check: whether it must answer worst-case requests before it counts as ready.
-        timing: deadlines.
-        name: how people read of it.
-        examiner: asks it other questions instead of these.
-        clock: seconds that only grow.
+    ``check``: it must answer worst-case requests before it counts as ready; an examiner asks it
+    other questions instead of these.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -146,9 +138,7 @@ class SupervisedEngine:
     def look(self, now: float, *, last: bool = False) -> End | None:
         """Read on; how it ended, if it did.
 
-        Args:
-            now: by the clock.
-            last: nobody looks again, and waits for what a loop that has ended may yet say.
+        ``last``: nobody looks again, and waits for what a loop that has ended may yet say.
         """
         process, probe = self.process, self._probe
         if process is None or probe is None:
@@ -206,9 +196,7 @@ class SupervisedEngine:
     def wait(self, now: float, explained: int = 0) -> float | None:
         """Plan its next start; the pause before it, or None once the circuit breaks.
 
-        Args:
-            now: by the clock.
-            explained: ends within the window by requests that are refused from now on.
+        ``explained`` are ends within the window by requests that are refused from now on.
         """
         timing = self._timing
         while self._ends and now - self._ends[0] >= timing.window:

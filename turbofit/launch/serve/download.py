@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -56,24 +57,20 @@ _HINTS: Final = {
 }
 
 
+@dataclass
 class WeightsFetcher:
-    """`with_weights` for every plan of a run: what came once is not asked for again.
+    """`with_weights` for every plan of a run: what came once is not asked for again."""
 
-    Args:
-        say: takes lines of progress.
-    """
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-        self._folder: str | None = None
+    say: Callable[[str], None]
+    folder: str | None = None
 
     def __call__(self, plan: Plan) -> Plan:
         """The plan with its checkpoint on disk."""
-        if self._folder is not None:
-            return _at(plan, self._folder)
-        here = with_weights(plan, self._say)
+        if self.folder is not None:
+            return _at(plan, self.folder)
+        here = with_weights(plan, self.say)
         if here is not plan:
-            self._folder = here.model.source.checkpoint
+            self.folder = here.model.source.checkpoint
         return here
 
 

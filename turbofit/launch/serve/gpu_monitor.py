@@ -36,14 +36,10 @@ _NO_ANSWER: Final[tuple[Machine | None, str]] = None, "NVML does not answer"
 
 
 class GpuMonitor(threading.Thread):
-    """Looks at a plan's GPUs every ten seconds.
+    """Looks at a plan's GPUs every ten seconds; ``engines`` gives the engines' processes.
 
-    Args:
-        plan: what it counted on.
-        engines: gives the engines' processes.
-        warn: takes (kind, text) of a warning; each is said once until it has passed.
-        every: seconds between looks.
-        fitted: whether others may have what a budget withholds from the plan.
+    ``warn`` takes (kind, text) of a warning; each is said once until it has passed. ``fitted``:
+    others may have what a budget withholds from the plan.
     """
 
     def __init__(

@@ -23,11 +23,8 @@ LIVE: Final = ("api_key", "allow_origins", "allowed_media_domains")
 class Reloader:
     """Reads a server's options again, and hands the gateway what it can take over.
 
-    Args:
-        run: what serves.
-        options: what the run was started with, by name.
-        read: the options as they are now, and the public side that they make; it raises UsageError
-            where something in them is wrong.
+    ``options`` are what the run was started with, by name; ``read`` gives those of now and the
+    public side that they make, and raises UsageError where something in them is wrong.
     """
 
     def __init__(

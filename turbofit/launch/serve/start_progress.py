@@ -33,11 +33,8 @@ _EVERY: Final = 1.0
 class StartProgress:
     """Tells what the slowest engines of a plan do, until all are ready.
 
-    Args:
-        plan: what is launched.
-        before: bytes in use on each GPU before the launch.
-        pretend: the GPUs are pretend ones, which hold what their timelines say.
-        clock: seconds that only grow.
+    ``before`` are bytes in use on each GPU before the launch; pretend GPUs hold what their
+    timelines say.
     """
 
     def __init__(
@@ -56,11 +53,9 @@ class StartProgress:
         self._readers: PretendReaders | None = None
 
     def look(self, engines: Sequence[SupervisedEngine], *, examined: bool = False) -> None:
-        """Tell what they do now.
+        """Tell what all engines of the plan do now.
 
-        Args:
-            engines: all of the plan.
-            examined: an examiner tells what is asked of an engine that serves.
+        ``examined``: an examiner tells what is asked of an engine that serves.
         """
         if not listening():
             return

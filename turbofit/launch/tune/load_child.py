@@ -30,12 +30,7 @@ _SHOWN: Final = 300
 
 
 class LoadChild:
-    """One load.
-
-    Args:
-        url: of the gateway.
-        key: its key.
-        spec: what is sent.
+    """One load at a gateway.
 
     Raises:
         OSError: the process cannot be started.

@@ -10,6 +10,7 @@ import secrets
 import signal
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from turbofit.core.errors import TurbofitError
@@ -59,32 +60,19 @@ class TrialEnd(NamedTuple):
     seconds: float
 
 
+@dataclass
 class TrialRunner:
-    """Runs trials, one after the other.
+    """Runs trials, one after the other; ``config`` is what they have alike, but for its gateway."""
 
-    Args:
-        config: what they have alike; its gateway is replaced.
-        lmdeploy: the LMDeploy that is started.
-        leases: the machine's reservations.
-        say: takes lines of progress.
-    """
-
-    def __init__(
-        self,
-        config: ServeConfig,
-        lmdeploy: Lmdeploy,
-        leases: Leases,
-        say: Callable[[str], None],
-    ) -> None:
-        self._config, self._lmdeploy, self._leases, self._say = config, lmdeploy, leases, say
+    config: ServeConfig
+    lmdeploy: Lmdeploy
+    leases: Leases
+    say: Callable[[str], None]
 
     def run(self, plan: Plan, loads: Sequence[LoadSpec], seconds: float | None = None) -> TrialEnd:
         """Start the plan's engines, drive the loads one after the other, end the engines.
 
-        Args:
-            plan: with which settings.
-            loads: what is sent.
-            seconds: after which it is ended, whatever it does; None is no limit.
+        After so many seconds it is ended, whatever it does.
         """
         begun, key = time.monotonic(), secrets.token_hex(16)
         outcome: Outcome = "unserved"
@@ -92,8 +80,8 @@ class TrialRunner:
         stop = _TrialStop()
         drive = _Loads(loads, key, stop)
         run = Run(
-            self._trial_config(plan, key), self._leases, self._say, on_open=drive.begin,
-            on_tick=drive.look, on_death=drive.died, lmdeploy=self._lmdeploy,
+            self._trial_config(plan, key), self.leases, self.say, on_open=drive.begin,
+            on_tick=drive.look, on_death=drive.died, lmdeploy=self.lmdeploy,
         )  # fmt: skip
         run.plan = plan  # which is reserved
         run.begin()
@@ -126,7 +114,7 @@ class TrialRunner:
             queue_seconds=3600.0,
         )  # fmt: skip
         timing = Timing(start=_START, drain=1.0, liveness=0.0, restarts=0)
-        return self._config.changed(plan=plan, gateway=gateway, timing=timing, access_log="none")
+        return self.config.changed(plan=plan, gateway=gateway, timing=timing, access_log="none")
 
 
 class _TrialStop(StopSignal):
@@ -141,9 +129,7 @@ class _TrialStop(StopSignal):
     def within(self, seconds: float | None, interrupt: Callable[[], bool]) -> Iterator[None]:
         """End what runs meanwhile when the time is over; inside the stop itself.
 
-        Args:
-            seconds: how long; None is no limit.
-            interrupt: ends what is measured; whether something is, and will end the run itself.
+        ``interrupt`` ends what is measured; whether something is, and will end the run itself.
         """
 
         def over(_number: int, _frame: object) -> None:

@@ -36,13 +36,10 @@ class SearchPoint(NamedTuple):
 
 
 class TrialSearch:
-    """One search.
+    """One search, which tries the first option first.
 
-    Args:
-        options: all that can be tried; the first is tried first.
-        slo: seconds by what is limited.
-        latency: whether the median time of an answer decides, not requests a second.
-        at_once: requests under way, for the time of an answer.
+    ``latency``: the median time of an answer decides, not requests a second; ``at_once`` are the
+    requests under way, for the time of an answer.
     """
 
     def __init__(
@@ -160,11 +157,9 @@ _NOISE: Final = 0.03
 
 
 class Surrogate:
-    """Fits residuals at points; predicts them elsewhere.
+    """Fits residuals, logarithms of measured over forecast, at points; predicts them elsewhere.
 
-    Args:
-        points: coordinates, in units of how far the residual stays alike.
-        residuals: the logarithm of measured over forecast there.
+    Coordinates are in units of how far the residual stays alike.
     """
 
     def __init__(self, points: Sequence[Sequence[float]], residuals: Sequence[float]) -> None:

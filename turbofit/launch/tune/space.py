@@ -127,14 +127,8 @@ def smaller_limit(
 ) -> SmallerLimit | None:
     """The smallest common limit that changes no image of the load, where the forecast gains by it.
 
-    A smaller limit is a smaller promise, so that it is only offered.
-
-    Args:
-        request: what the person asked; a limit that is given in it is not changed.
-        usual: the plan for it.
-        spec: the load.
-        mean: the load's request on average.
-        at_once: the load's requests under way.
+    A smaller limit is a smaller promise, so that it is only offered; a limit that was asked for is
+    not changed.
     """
     rule, limit, sizes = usual.model.image_rule, usual.limits.image_limit, _sizes(spec)
     if rule is None or limit is None or not sizes or not rule.varies_by_limit:
@@ -197,15 +191,9 @@ def choices(
     *,
     prefix: bool = False,
 ) -> list[TrialChoice]:
-    """All that is worth trying, the plan that turbofit would make first.
+    """All that is worth trying, ``usual`` first, the plan that turbofit would make.
 
-    Args:
-        request: what the person asked; what is given in it is not changed.
-        usual: the plan for it.
-        mean: the load's request on average.
-        at_once: the load's requests under way.
-        kv_types: values of ``quant_policy`` to try.
-        prefix: whether prefix caching may help this load.
+    What was asked for is not changed; ``prefix``: prefix caching may help this load.
     """
     found = [_choice({}, usual, mean, at_once)]
     seen = {_kind(usual, at_once)}

@@ -79,11 +79,7 @@ def tune_model(
 ) -> Tuning | signal.Signals:
     """Try settings, and keep the best for later plans; the signal where one ended it.
 
-    Args:
-        wanted: what is tuned.
-        config: of each trial; its request is planned here.
-        leases: the machine's reservations.
-        say: takes lines of progress.
+    ``config`` is of each trial; its request is planned here.
     """
     run = Run(config, leases, say)
     run.plan = run.planner.make({})
@@ -264,17 +260,10 @@ class _Clock:
 
 
 def tune(task: TuneTask, journal: Journal, tools: Tools) -> Tuning | signal.Signals:
-    """Try, and keep the best.
+    """Try, and keep the best; the signal where one ended it: the journal has all that was tried.
 
-    Args:
-        task: what is tuned.
-        journal: what earlier runs of the same tuning have tried.
-        tools: what does the work.
-
-    Returns:
-        The result, or the signal that ended it; the journal then has all that was tried. A trial
-        that was cut short is none of the journal's, and the best only where nothing else was
-        measured.
+    A trial that was cut short is none of the journal's, and the best only where nothing else was
+    measured.
     """
     search, stopped, clock = _resumed(task, journal), "", _Clock(task, journal, tools.clock)
     cut: TrialRecord | None = None
@@ -500,12 +489,7 @@ class _Pages(Struct):
 
 
 class Journal:
-    """The trials so far.
-
-    Args:
-        key: of what is tuned.
-        pretend: whether the GPUs are; such tunings are kept apart.
-    """
+    """The trials so far, on pretend GPUs apart."""
 
     def __init__(self, key: str, *, pretend: bool) -> None:
         self._room, self._name = "tuning-pretend" if pretend else "tuning", f"{key}.json"
