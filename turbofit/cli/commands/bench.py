@@ -96,16 +96,8 @@ def bench(
 
 def show_load(result: LoadResult, html: str | None, *, as_json: bool, md: bool) -> None:
     """In the form that was asked for."""
-    from turbofit.cli.terminal.output import answer, show, write_page
+    from turbofit.cli.terminal.output import show_form
+    from turbofit.report.page.load_page import load_page
     from turbofit.report.views.run.load_view import load_view
 
-    if html:
-        from turbofit.report.page.load_page import load_page
-
-        write_page(load_page(result), html)
-    elif as_json:
-        from turbofit.core.struct import to_json
-
-        answer(to_json(result))
-    else:
-        show(load_view(result), markdown=md)
+    show_form(result, load_view, as_json=as_json, md=md, page=load_page, html=html)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from turbofit.cli.command import PATH, Option, command
 from turbofit.cli.options.common_options import (
@@ -15,9 +15,6 @@ from turbofit.cli.options.common_options import (
 from turbofit.cli.options.fields import filled, options_of
 from turbofit.core.process.progress import under_way
 from turbofit.planning.request import WhichRequest
-
-if TYPE_CHECKING:
-    from turbofit.core.which import Which
 
 __all__ = ["which"]
 
@@ -35,12 +32,14 @@ def which(
     *, model: str | None, html: str | None, full: bool, as_json: bool, md: bool, **given: Any
 ) -> int:
     """Look and show; exit 3 where nothing keeps the promise."""
-    from turbofit.cli.terminal.output import say
+    from turbofit.cli.terminal.output import say, show_form
     from turbofit.core.errors import DoesNotFitError
     from turbofit.machine.source import machine_from
     from turbofit.machine.spec import is_spec
     from turbofit.planning.resolve import model_of
     from turbofit.planning.which import which_cards, which_models
+    from turbofit.report.page.which_page import which_page
+    from turbofit.report.views.plan.which_view import which_summary, which_view
 
     if model is not None and given["on"] is None and is_spec(model):
         given["on"], model = model, None
@@ -55,22 +54,6 @@ def which(
         say(f"assumed: {text}")
     with under_way("planning for every machine" if model else "planning for every model"):
         found = which_models(request) if model is None else which_cards(request)
-    _show(found, html, full=full, as_json=as_json, md=md)
+    view = which_view if full or md else which_summary
+    show_form(found, view, as_json=as_json, md=md, page=which_page, html=html)
     return 0 if found.keep else DoesNotFitError.exit_code
-
-
-def _show(found: Which, html: str | None, *, full: bool, as_json: bool, md: bool) -> None:
-    from turbofit.cli.terminal.output import answer, show, write_page
-
-    if html:
-        from turbofit.report.page.which_page import which_page
-
-        write_page(which_page(found), html)
-    elif as_json:
-        from turbofit.core.struct import to_json
-
-        answer(to_json(found))
-    else:
-        from turbofit.report.views.plan.which_view import which_summary, which_view
-
-        show(which_view(found) if full or md else which_summary(found), markdown=md)
