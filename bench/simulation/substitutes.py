@@ -45,8 +45,8 @@ from turbofit.core.errors import LaunchError
 from turbofit.core.plan import Remedy
 from turbofit.core.process import files
 from turbofit.launch.engine.environment import Lmdeploy
-from turbofit.launch.engine.image import flat_png
 from turbofit.launch.engine.supervised_engine import SupervisedEngine
+from turbofit.launch.engine.worst_requests import flat_png
 from turbofit.launch.serve import planner
 from turbofit.launch.serve.gpu_monitor import GpuMonitor
 from turbofit.launch.serve.supervisor import StopSignal, Supervisor
@@ -180,12 +180,12 @@ def _version(name: str) -> str:
 
 
 def _live(pid: int) -> int:
-    """`launch.engine.proc.start_time` of a simulated process."""
+    """`launch.engine.kernel.start_time` of a simulated process."""
     return pid * 100 if pid in world().machine.engines else 0
 
 
 def _members(group: int, started: int) -> list[int]:
-    """`launch.engine.proc.members` of a simulated engine."""
+    """`launch.engine.kernel.members` of a simulated engine."""
     return [group] if started and _live(group) == started else []
 
 

@@ -12,7 +12,7 @@ import turbofit.api
 from tests.observe.test_live import server  # noqa: F401 - a fixture
 from turbofit.cli.main import main
 from turbofit.gateway.routing.deny_file import DenyFile, deny_path
-from turbofit.launch.engine.proc import start_time
+from turbofit.launch.engine.kernel import start_time
 from turbofit.report.stored_documents import read_saved
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.core.errors import TurbofitError
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB, format_bytes
-from turbofit.launch.engine.proc import group_of
+from turbofit.launch.engine.kernel import group_of
 from turbofit.machine.nvml import ask_driver
 from turbofit.planning.checks import answers
 from turbofit.planning.examine.cards import open_margin, who_grew

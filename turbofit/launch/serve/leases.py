@@ -28,7 +28,7 @@ from turbofit.core.machine import Holder
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.locks import lock_soon
 from turbofit.core.process.variables import variables
-from turbofit.launch.engine.proc import group_of, members, start_time
+from turbofit.launch.engine.kernel import group_of, members, start_time
 from turbofit.planning.examine.cards import open_margin
 
 if TYPE_CHECKING:

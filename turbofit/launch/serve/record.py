@@ -15,7 +15,7 @@ from turbofit.core.process.files import write_atomic
 from turbofit.core.run_report import RUN_SCHEMA, RunAttempt, RunEvent, RunReport
 from turbofit.core.struct import to_json
 from turbofit.core.version import __version__
-from turbofit.launch.engine.proc import start_time
+from turbofit.launch.engine.kernel import start_time
 
 if TYPE_CHECKING:
     from pathlib import Path
