@@ -405,13 +405,7 @@ class PublicSide(Protocol):
 
 
 class Start:
-    """One start of a plan's engines.
-
-    Args:
-        run: the run that it belongs to.
-        plan: what to launch.
-        number: how many starts of this run came before.
-    """
+    """One start of a plan's engines; so many of its run came before."""
 
     def __init__(self, run: Run, plan: Plan, number: int) -> None:
         self._run, self._plan, self._number = run, plan, number
@@ -427,11 +421,7 @@ class Start:
         self.was_ready = False
 
     def run(self, stop: StopSignal, stack: ExitStack) -> signal.Signals:
-        """Launch, serve, and come back by a signal.
-
-        Args:
-            stop: tells of signals.
-            stack: takes what must be undone at the end.
+        """Launch, serve, and come back by a signal; the stack takes what must be undone then.
 
         Raises:
             EndedError: an engine ended, and starting it again would not help.

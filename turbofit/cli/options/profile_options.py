@@ -148,10 +148,6 @@ def _use(ctx: click.Context, path: Path) -> None:
 def each_model(ctx: click.Context, names: Sequence[str]) -> list[Options]:
     """What is asked of each model alone: its name, and what the profile says of it.
 
-    Args:
-        ctx: the command's.
-        names: the models of the command.
-
     Raises:
         UsageError: a value is wrong, or is for all models together.
     """

@@ -16,13 +16,7 @@ _ANSWER: Final = 50
 
 
 def client_lines(url: str, model: str, *, key: bool) -> list[str]:
-    """Lines that work as they are pasted, once ``API_KEY`` is set where there is a key.
-
-    Args:
-        url: of the gateway.
-        model: as clients name it.
-        key: whether the gateway wants one.
-    """
+    """Lines that work as they are pasted, once ``API_KEY`` is set where there is a key."""
     messages = [{"role": "user", "content": "Hello"}]
     # On pretend GPUs no answer ends by itself.
     body = {"model": model, "messages": messages, "max_tokens": _ANSWER}
@@ -38,13 +32,7 @@ def client_lines(url: str, model: str, *, key: bool) -> list[str]:
 
 
 def to_ask(url: str, config: ServeConfig, model: str) -> list[str]:
-    """What is said once a server is open; without a gateway its first engine is asked.
-
-    Args:
-        url: where it listens.
-        config: of the server.
-        model: as its engines call it.
-    """
+    """What is said once a server is open; without a gateway its first engine is asked."""
     gateway = config.gateway
     key = bool(config.api_key) if gateway is None else bool(gateway.api_keys)
     return [f"to ask: {line}" for line in client_lines(url, model, key=key)]

@@ -92,12 +92,7 @@ class _Quiet:
 
 @contextmanager
 def progress(*, quiet: bool, as_json: bool) -> Iterator[None]:
-    """Show on stderr what is under way meanwhile, and what is said of it.
-
-    Args:
-        quiet: nothing of both.
-        as_json: the answer is JSON.
-    """
+    """Show on stderr what is under way meanwhile, and what is said of it; not with ``quiet``."""
     before, _Quiet.on = _Quiet.on, quiet
     try:
         with shown(quiet=quiet, as_json=as_json):
@@ -108,11 +103,7 @@ def progress(*, quiet: bool, as_json: bool) -> Iterator[None]:
 
 @contextmanager
 def verbose_log(level: int) -> Iterator[None]:
-    """Write turbofit's log to stderr meanwhile.
-
-    Args:
-        level: 0 is nothing, 1 what INFO says, 2 and more what DEBUG says too.
-    """
+    """Write turbofit's log to stderr meanwhile: 1 is what INFO says, 2 what DEBUG says too."""
     if not level:
         yield
         return

@@ -164,18 +164,11 @@ def learned(
     lmdeploy: str,
     pretend: bool,
 ) -> Document:
-    """Learn, and keep it for later plans.
+    """Learn, and keep it for later plans, of pretend GPUs apart.
 
-    Args:
-        plan: what was launched.
-        seen: all that was read.
-        before: bytes in use on each GPU before the last start; empty where others cannot move.
-        lmdeploy: the version that ran.
-        pretend: whether the GPUs were; such calibrations are kept apart.
-
-    Returns:
-        The document that `turbofit calibrate --json` shows. ``kept`` is empty where nothing was
-        learned, and ``why_not`` says why.
+    ``before`` are bytes in use on each GPU before the last start; empty where others cannot move.
+    The document is what `turbofit calibrate --json` shows. ``kept`` is empty where nothing was
+    learned, and ``why_not`` says why.
     """
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     made = learn(plan, seen, lmdeploy=lmdeploy, when=when, pretend=pretend)

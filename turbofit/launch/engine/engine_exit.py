@@ -49,15 +49,10 @@ def ending(  # noqa: PLR0913 - what is known of an ending
 ) -> End:
     """The ending of an engine that ended by itself.
 
-    Args:
-        code: its exit code; negative for a signal, or 128 + the signal. None: the PyTorch engine's
-            loop ended, and the server in front of it lives and would answer 503 for ever.
-        tracker: what its log said.
-        plan: what it was started with.
-        log: where its log is.
-        death: on pretend GPUs, the refused allocation.
-        host_kills: processes that the kernel killed for memory while it ran; None: not readable.
-        notes: what the kernel's log says about it.
+    Its exit code is negative for a signal, or 128 + the signal. None: the PyTorch engine's loop
+    ended, and the server in front of it lives and would answer 503 for ever. ``death`` is the
+    refused allocation on pretend GPUs; ``host_kills`` are processes that the kernel killed for
+    memory while it ran, None where that cannot be read.
     """
     fault, pytorch = tracker.fault, plan.engine.is_pytorch
     short = isinstance(fault, TorchMemory)

@@ -32,12 +32,8 @@ def fitted_ratio(plan: Plan, group: int, free: Mapping[str, int]) -> float:
     """The ratio that gives the cache of a group's engine its bytes; the plan's where it cannot.
 
     LMDeploy takes the ratio of what is free of the fullest card of the group. Over: by less than a
-    step of that, so that no page of the cache is lost.
-
-    Args:
-        plan: the engine's.
-        group: the engine's number in the plan.
-        free: bytes by GPU UUID that are free now, before the engine starts.
+    step of that, so that no page of the cache is lost. ``free`` are bytes by GPU UUID that are free
+    now, before the engine starts.
     """
     one, members = plan.of_group(group), plan.parallel.groups[group]
     ratio, region = one.settings.cache_max_entry_count, one.kv.region_bytes

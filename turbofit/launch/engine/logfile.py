@@ -42,11 +42,9 @@ Run = tuple[str, int]
 class LogFile:
     """Takes an engine's output in chunks, keeps it, and tells what was said.
 
-    Args:
-        path: the file; ``path`` with ``.1`` appended is the one before it.
-        cap: bytes after which a new file is begun. The two together are never larger than twice
-            that and a chunk.
-        required: whether it must open; what cannot be opened is tried again at each write else.
+    After ``cap`` bytes a new file is begun; ``path`` with ``.1`` appended is the one before it. The
+    two together are never larger than twice that and a chunk. Where it is not ``required``, what
+    cannot be opened is tried again at each write.
 
     Raises:
         OSError: it is required, and cannot be opened.

@@ -125,13 +125,8 @@ def worst_image_tokens(plan: Plan) -> int:
 def fullest_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
     """What brings the pool to the planned peak, by the term that decides it.
 
-    Args:
-        plan: what was planned.
-        model: the name to ask for.
-        text: tokens of a chat's prompt beside its images, as the engine counted them.
-
-    Returns:
-        None where the worst request was all of it, or where no client can ask for more.
+    ``text`` are tokens of a chat's prompt beside its images, as the engine counted them. None where
+    the worst request was all of it, or where no client can ask for more.
     """
     deciding = next((term.term for gpu in plan.gpus for term in gpu.ledger if term.worst), "")
     request: WorstRequest | None = None
@@ -145,10 +140,7 @@ def fullest_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
 
 
 def every_worst(plan: Plan, model: str, text: int) -> tuple[ProbeRequest, ...]:
-    """Each worst case beside `worst_request`, by the name of its term of the ledger.
-
-    Args as for `fullest_forward`.
-    """
+    """Each worst case beside `worst_request`, by the name of its term of the ledger."""
     made = {
         "vision_forward": _images_that_meet(plan, model, text),
         "text_prefill": _longest(plan),
@@ -297,15 +289,9 @@ def longest_request(
     word takes. The request has the worst images too, so that the peak is driven as the plan pays
     for it before a client can.
 
-    Args:
-        plan: what was planned.
-        model: the name to ask for.
-        worst: the request with the worst images, None for a model without.
-        tokens: of its prompt.
-        count: asks the engine, and says how many tokens the prompt had; 0: it does not say.
-
-    Returns:
-        None where the engine does not count, or has no room left.
+    ``worst`` is the request with the worst images, whose prompt has so many ``tokens``; None for a
+    model without. ``count`` asks the engine, and says how many tokens the prompt had, 0 where it
+    does not say. None where the engine does not count, or has no room left.
     """
     least = max(1, min(_PROBE_TOKENS, plan.settings.session_len // _SHORT))
     few, more = (

@@ -23,12 +23,8 @@ def queued(
     """``AsyncEngine.generate`` with the requests of one engine held to its gate.
 
     Each request with images counts as one at the plan's limit, so over: smaller images could share
-    a forward. One that does not show whether it holds images counts so too.
-
-    Args:
-        generate: LMDeploy's, of one engine; its first argument is the preprocessed request.
-        gate: the plan's.
-        units: vision units of a request at the plan's limit.
+    a forward. One that does not show whether it holds images counts so too. The first argument of
+    ``generate`` is the preprocessed request; ``units`` are those of a request at the plan's limit.
     """
     line = _Line(gate)
 
@@ -52,11 +48,7 @@ def queued(
 
 
 class _Line:
-    """The requests that wait, in order of arrival; `Admission` says which may pass others.
-
-    Args:
-        gate: what they wait for.
-    """
+    """The requests that wait, in order of arrival; `Admission` says which may pass others."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate

@@ -21,12 +21,9 @@ __all__ = ["as_launched", "beside", "lines"]
 
 
 def beside(plan: Plan, engine: SupervisedEngine, held: Mapping[int, int]) -> list[RunFigure]:
-    """Figures of one engine.
+    """Figures of one engine that is ready.
 
-    Args:
-        plan: the forecast.
-        engine: ready.
-        held: bytes in use on each GPU now, by the machine's index: NVML's, or the pretend card's.
+    ``held`` are bytes in use on each GPU now, by the machine's index; of pretend ones none.
     """
     rows: list[RunFigure] = []
     tracker = engine.tracker
@@ -52,10 +49,7 @@ def as_launched(plan: Plan, cached: Mapping[int, int | None]) -> Plan:
     """The plan with the KV tokens that its engines have, where that is less than planned.
 
     The gateway lets requests reserve no more. Under: an engine that is started again may have less.
-
-    Args:
-        plan: the forecast.
-        cached: tokens by an engine's group, as it says; None where it does not.
+    ``cached`` are tokens by an engine's group, None where the engine does not say.
     """
 
     def of(kv: Kv, groups: Iterable[int]) -> Kv:

@@ -136,10 +136,7 @@ class Leases:
 
     @contextmanager
     def locked(self, waiting: Any = None) -> Iterator[None]:
-        """Nobody else measures and plans meanwhile.
-
-        Args:
-            waiting: called once where somebody else has the lock.
+        """Nobody else measures and plans meanwhile; `waiting` is called once where somebody does.
 
         Raises:
             LaunchError: somebody has it for minutes.
@@ -187,11 +184,7 @@ class Leases:
     ) -> None:
         """Say which processes the engines are, and whether they hold what they hold for good.
 
-        Args:
-            model: its name.
-            engines: the processes.
-            ready: whether all of them serve.
-            surplus: bytes by GPU UUID that their caches hold beyond the plan; None: unknown.
+        ``surplus`` are bytes by GPU UUID that their caches hold beyond the plan; None: unknown.
         """
         started = [(pid, start_time(pid)) for pid in engines]
         alive = [pair for pair in started if pair[1]]

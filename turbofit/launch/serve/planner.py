@@ -91,9 +91,7 @@ class Planner:
     def settle(self, plan: Plan, changes: Options | None) -> Plan:
         """The last look before the launch: the plan, or another one where the machine changed.
 
-        Args:
-            plan: what was planned, and reserved.
-            changes: what it was planned with; None where it was given and may not change.
+        ``changes`` are what it was planned with; None where it was given and may not change.
 
         Raises:
             DoesNotFitError: somebody took memory, and no plan may be made instead.

@@ -63,12 +63,7 @@ class RunRecord(RunReport):
 
 
 class Record:
-    """What happened, as a document.
-
-    Args:
-        folder: the run's own.
-        facts: of the whole run, as `RunRecord` calls them.
-    """
+    """What happened, as a document; the facts are of the whole run, as `RunRecord` calls them."""
 
     def __init__(self, folder: Path, **facts: Any) -> None:
         self.folder, self._path = folder, folder / "run.json"
