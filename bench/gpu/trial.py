@@ -29,7 +29,7 @@ from turbofit.core.struct import to_builtins
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.calibrate.calibrator import Calibrator, NvmlUsage
 from turbofit.launch.calibrate.progress import Progress
-from turbofit.launch.engine.engine_exit import EndedError
+from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.environment import Lmdeploy, find_lmdeploy, module_runner
 from turbofit.launch.engine.launches import free_ports
 from turbofit.launch.engine.supervised_engine import SupervisedEngine, Timing

@@ -19,12 +19,11 @@ from turbofit.core.process.files import write_atomic
 from turbofit.core.process.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
 from turbofit.gateway.allocator import keep_large_blocks
-from turbofit.launch.engine.engine_exit import EndedError
+from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.environment import lmdeploy_if_needed, module_runner
 from turbofit.launch.engine.fitted_cache import ratio_now
 from turbofit.launch.engine.launches import Launch, PretendLaunch, free_ports, pretend_runner
 from turbofit.launch.serve.download import WeightsFetcher
-from turbofit.launch.serve.forecast_check import as_launched, beside, lines
 from turbofit.launch.serve.gpu_monitor import (
     GpuMonitor,
     any_lost,
@@ -43,7 +42,7 @@ from turbofit.launch.serve.ladder import (
 )
 from turbofit.launch.serve.planner import Planner, can_rehearse
 from turbofit.launch.serve.record import Record, facts_of, run_folder
-from turbofit.launch.serve.start_progress import StartProgress
+from turbofit.launch.serve.start_progress import StartProgress, as_launched, beside, lines
 from turbofit.launch.serve.supervisor import StoppedError, Supervisor
 from turbofit.planning import checks
 from turbofit.planning.checks import refuse

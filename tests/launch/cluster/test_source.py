@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from tests.fixtures.clusters import cluster, node
 from turbofit.core.cluster import Cluster
 from turbofit.core.errors import UsageError
-from turbofit.launch.cluster.source import cluster_from
+from turbofit.launch.cluster.nodes import cluster_from
 
 
 def test_simulated_machines_are_described_and_say_so() -> None:

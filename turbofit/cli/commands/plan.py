@@ -111,7 +111,7 @@ def _plan_cluster(
     from turbofit import api
     from turbofit.cli.terminal.output import show_form
     from turbofit.core.errors import DoesNotFitError
-    from turbofit.launch.cluster.source import cluster_from
+    from turbofit.launch.cluster.nodes import cluster_from
     from turbofit.report.views.cluster_view import cluster_view
 
     with under_way("measuring the nodes, and planning"):

@@ -88,7 +88,7 @@ def tune(*, model: str, html: str | None, as_json: bool, md: bool, **given: Any)
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.leases import Leases
     from turbofit.launch.serve.planner import launch_request
-    from turbofit.launch.tune.slo import parse_seconds, parse_slo
+    from turbofit.launch.tune.search import parse_seconds, parse_slo
     from turbofit.launch.tune.tune import TuneRequest, tune_model
     from turbofit.load.spec import LoadSpec
     from turbofit.observe.calibrations import pretends

@@ -28,7 +28,7 @@ from turbofit.core.process.state import state_dir
 from turbofit.core.struct import Struct
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.nodes import measure_here, raylet_environment
-from turbofit.launch.cluster.tls import server_words
+from turbofit.launch.cluster.ray_adapter import server_words
 
 if TYPE_CHECKING:
     from pathlib import Path

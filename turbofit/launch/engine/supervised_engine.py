@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 from turbofit.core.process.log import LazyLogger
 from turbofit.launch.engine import kernel
 from turbofit.launch.engine.engine_client import EngineClient, Probe, Timing
-from turbofit.launch.engine.engine_exit import ending, fallback, hang, silence, stalled
+from turbofit.launch.engine.engine_log import (
+    StartupTracker,
+    ending,
+    fallback,
+    hang,
+    silence,
+    stalled,
+)
 from turbofit.launch.engine.launches import HOST
 from turbofit.launch.engine.process import EngineProcess
-from turbofit.launch.engine.startup_tracker import StartupTracker
 from turbofit.observe.ends import End, EndKind
 
 if TYPE_CHECKING:

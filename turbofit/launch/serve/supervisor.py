@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from turbofit.core.process.signals import raised_again, stop_signals, unblock
 from turbofit.gateway.routing.engines import Outage
-from turbofit.launch.engine.engine_exit import EndedError
+from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.environment import check_port
 from turbofit.launch.engine.launches import HOST
 from turbofit.launch.engine.supervised_engine import SupervisedEngine, Timing

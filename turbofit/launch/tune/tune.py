@@ -23,8 +23,7 @@ from turbofit.core.version import __version__
 from turbofit.launch.run import Run
 from turbofit.launch.serve.runs import waiting_words
 from turbofit.launch.tune.runner import TrialEnd, TrialRunner, figures_of
-from turbofit.launch.tune.search import TrialSearch
-from turbofit.launch.tune.slo import meets
+from turbofit.launch.tune.search import TrialSearch, meets
 from turbofit.launch.tune.space import choices, mean_request, smaller_limit
 from turbofit.memory.calibrated import identity
 from turbofit.observe.tuned import (
