@@ -50,10 +50,8 @@ def manual_text(name: str) -> str:
         for what, text in (
             ("environment", variables), ("exit codes", exits), ("touches", found.touches),
         )
-        for line in _folded(f"{what}: {text}")
+        for line in textwrap.wrap(
+            f"{what}: {text}", PAGE_WIDTH, subsequent_indent="  ", break_on_hyphens=False
+        )
     ]  # fmt: skip
     return "\n".join(["", "examples:", *(f"  {one}" for one in found.examples), "", *folded, ""])
-
-
-def _folded(text: str) -> list[str]:
-    return textwrap.wrap(text, PAGE_WIDTH, subsequent_indent="  ", break_on_hyphens=False)

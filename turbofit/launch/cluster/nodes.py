@@ -33,7 +33,6 @@ from turbofit.machine.spec import parse_spec
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from turbofit.core.machine import Machine
     from turbofit.launch.cluster.ray_adapter import RayCallError, RayNode
 
 
@@ -72,14 +71,11 @@ def held_only(node: Node, gpus: Iterable[str]) -> Node:
     if machine is None:
         return node
     known = [gpu.index for gpu in machine.gpus]
-    held = {select(one, machine.gpus, known)[0] for one in gpus if _has(machine, one)}
+    if machine.source != "nvml":  # a pretend machine may have fewer GPUs than Ray was told
+        gpus = [one for one in gpus if not one.isdigit() or int(one) < len(known)]
+    held = {select(one, machine.gpus, known)[0] for one in gpus}
     visible = tuple(index for index in machine.visible if index in held)
     return replace(node, machine=replace(machine, visible=visible))
-
-
-def _has(machine: Machine, gpu: str) -> bool:
-    """Whether the machine has the GPU: a pretend one may have fewer GPUs than Ray was told."""
-    return machine.source == "nvml" or not gpu.isdigit() or int(gpu) < len(machine.gpus)
 
 
 def _told(node: RayNode, found: bytes | RayCallError | None) -> Node:

@@ -27,8 +27,6 @@ from turbofit.planning.plan import refusal
 from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from turbofit.core.plan import Plan
     from turbofit.launch.serve.leases import Leases
 
@@ -91,7 +89,11 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         leases = _leases() if planning.get("on") is None else None
         if leases is not None:
             failed.callback(leases.close)
-        request = _request(_pretended(model_path), backend_config, planning)
+        engine = engine_of(backend_config, planning.pop("engine", "auto"))
+        planning = with_config(planning, backend_config, engine)
+        request = PlanRequest.of(
+            model=_pretended(model_path), replicas=1, engine=engine, **planning
+        )
         try:
             plan = _planned(request, leases)
         except NoGpuError as exc:
@@ -100,7 +102,10 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
                 "opens it on pretend GPUs, and turbofit.plan(MODEL, on=SPEC) plans without one"
             )
             raise
-        _run_pretended(plan)
+        if _TWIN in os.environ and not plan.engine.on_torch:
+            from turbofit.rehearse.turbomind.server import pretend_here
+
+            pretend_here()  # the PyTorch engine needs no more to run on pretend GPUs
         config = planned_config(plan, backend_config)
         _choose_gpus(plan, config)
         if leases is not None and request.cache_max_entry_count is None:
@@ -134,14 +139,6 @@ def _pretended(model_path: str) -> str:
     return twin
 
 
-def _run_pretended(plan: Plan) -> None:
-    """Let TurboMind run where there are pretend GPUs; the PyTorch engine needs no more there."""
-    if _TWIN in os.environ and not plan.engine.on_torch:
-        from turbofit.rehearse.turbomind.server import pretend_here
-
-        pretend_here()
-
-
 def _leases() -> Leases | None:
     """What the turbofits of this machine reserve; None on Windows, where none serves."""
     if os.name == "nt":
@@ -149,13 +146,6 @@ def _leases() -> Leases | None:
     from turbofit.launch.serve.leases import Leases
 
     return Leases()
-
-
-def _request(model_path: str, backend_config: Any, planning: dict[str, Any]) -> PlanRequest:
-    """One engine under the config's own settings."""
-    engine = engine_of(backend_config, planning.pop("engine", "auto"))
-    planning = with_config(planning, backend_config, engine)
-    return PlanRequest.of(model=model_path, replicas=1, engine=engine, **planning)
 
 
 def _planned(request: PlanRequest, leases: Leases | None) -> Plan:
@@ -216,8 +206,8 @@ def _choose_gpus(plan: Plan, config: Any) -> None:
         config.devices = [plan.machine.visible.index(index) for index in group]
         return
     if pytorch:
-        _set_environment(environment(plan.settings, plan.model))
-    _set_environment(
+        os.environ.update(environment(plan.settings, plan.model))
+    os.environ.update(
         {
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "CUDA_VISIBLE_DEVICES": visible_devices(plan.machine, group),
@@ -225,10 +215,6 @@ def _choose_gpus(plan: Plan, config: Any) -> None:
     )
     if not pytorch:
         config.devices = None
-
-
-def _set_environment(variables: Mapping[str, str]) -> None:
-    os.environ.update(variables)
 
 
 def _trust(plan: Plan, trust: bool | None) -> bool:

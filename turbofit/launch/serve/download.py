@@ -129,18 +129,14 @@ def _here(name: str) -> int:
 
     Under: what a hub keeps elsewhere until it is whole. Over: files of other revisions and formats.
     """
-    folder = _cache()
-    within = folder / "models" / name if uses_modelscope() else folder / _hub_folder(name) / "blobs"
+    folder, hub = _cache(), f"models--{name.replace('/', '--')}"
+    within = folder / "models" / name if uses_modelscope() else folder / hub / "blobs"
     found = 0
     for parent, _, files in os.walk(within):
         for file in files:
             with suppress(OSError):
                 found += os.lstat(os.path.join(parent, file)).st_size
     return found
-
-
-def _hub_folder(name: str) -> str:
-    return f"models--{name.replace('/', '--')}"
 
 
 def _communicated(

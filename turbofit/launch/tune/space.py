@@ -274,13 +274,9 @@ def _every(
     free = {name: values for name, values in axes.items() if name not in given}
     for engine, tp, replicas in sorted(whole):
         shape = {"engine": engine, "tp": tp, "replicas": replicas}
-        base = {name: value for name, value in shape.items() if _open(name, given)}
+        base = {name: value for name, value in shape.items() if given.get(name, "auto") == "auto"}
         for values in product(*free.values()):
             yield {**base, **dict(zip(free, values, strict=True))}
-
-
-def _open(name: str, given: Options) -> bool:
-    return name not in given or given[name] == "auto"
 
 
 def _rows(plan: Plan, at_once: float) -> int:

@@ -281,7 +281,8 @@ def tune(task: TuneTask, journal: Journal, tools: Tools) -> Tuning | signal.Sign
         journal.add(tried)
         search.tell(index, tried.measured)
     best = search.best()
-    number = None if best is None else _number(task, journal, best)
+    options = None if best is None else task.choices[best].options
+    number = next((one.number for one in journal.trials if one.options == options), None)
     if number is None and cut is not None and cut.meets_slo:
         number = cut.number
     result = _result(task, (*journal.trials, *filter(None, (cut,))), number, stopped)
@@ -300,11 +301,6 @@ def _resumed(task: TuneTask, journal: Journal) -> TrialSearch:
             if choice.options == trial.options:
                 search.tell(index, trial.measured)
     return search
-
-
-def _number(task: TuneTask, journal: Journal, index: int) -> int:
-    options = task.choices[index].options
-    return next(one.number for one in journal.trials if one.options == options)
 
 
 def _enough(task: TuneTask, journal: Journal, clock: _Clock) -> str:
