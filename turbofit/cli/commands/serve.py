@@ -25,9 +25,9 @@ from turbofit.cli.serving.serve_plan import (
     read_saved,
     refuse_elsewhere,
     show_commands,
+    to_ask,
     with_passed,
 )
-from turbofit.cli.terminal.client_lines import to_ask
 from turbofit.cli.terminal.interrupt import exit_code, run_until_signal, say_cut
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way

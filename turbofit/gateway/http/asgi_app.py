@@ -16,10 +16,11 @@ from turbofit.gateway.http.guard import Keys, Origins
 from turbofit.gateway.http.metrics import Metrics
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.routes import api_of
+from turbofit.gateway.http.welcome import HEADERS, is_page, welcome_page
 from turbofit.gateway.routing.request_context import RequestContext, answer, refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from turbofit.core.json_types import Document
     from turbofit.gateway.config import GatewayConfig
@@ -35,7 +36,8 @@ METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 class AsgiApp(ABC):
     """An ASGI app of HTTP requests alone.
 
-    Subclasses provide: `_serve`, `startup`, `shutdown`; those that keep a record also `_record`.
+    Subclasses provide: `_serve`, `startup`, `shutdown`; those that know models `_models`; those
+    that keep a record `_record`.
 
     Args:
         config: the public side.
@@ -79,6 +81,26 @@ class AsgiApp(ABC):
     def _record(self, request: RequestContext) -> None:  # noqa: B027 - not every app keeps one
         """Write down a request that has ended."""
 
+    def _models(self) -> Mapping[str, Sequence[str]]:
+        """The limits of each model by its name, for the page at the address itself."""
+        return {}
+
+    async def _welcome(self, request: RequestContext, scope: Message, send: Send) -> None:
+        try:
+            request.key = self._keys.check(request.headers)
+            status, models = 200, self._models()
+        except Refusal as refusal:
+            status, models, request.reason = refusal.status, None, refusal.reason
+        page = welcome_page(
+            scope.get("scheme", "http"),
+            request.headers.get(b"host", b"").decode("latin-1"),
+            models,
+            key=bool(self.config.api_keys),
+            notice="PRETEND GPUs: the words of its answers mean nothing" * self.config.pretend,
+        )
+        request.out += HEADERS
+        await answer(request, send, status, page, "text/html; charset=utf-8")
+
     async def _answer_health(
         self, request: RequestContext, send: Send, page: Document, retry: int | None
     ) -> None:
@@ -100,7 +122,10 @@ class AsgiApp(ABC):
                 await answer(request, send, 204, b"", "text/plain")
                 return
             request.out += self._origins.check(request.headers)
-            await self._serve(request, path, scope, receive, send)
+            if is_page(path) and request.method in ("GET", "HEAD"):
+                await self._welcome(request, scope, send)
+            else:
+                await self._serve(request, path, scope, receive, send)
         except Refusal as refusal:
             await self._refuse(request, refusal, send)
         except asyncio.CancelledError:

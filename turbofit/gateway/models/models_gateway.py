@@ -19,6 +19,7 @@ from turbofit.gateway.http.metrics import DROPPED, logs_text, merge
 from turbofit.gateway.http.model_names import ModelCard, models_document, no_such_model
 from turbofit.gateway.http.refusals import Refusal, ending
 from turbofit.gateway.http.routes import find_route, is_health
+from turbofit.gateway.http.welcome import limits_in_words
 from turbofit.gateway.routing.health import healthy
 from turbofit.gateway.routing.request_context import RequestContext, answer
 
@@ -77,6 +78,7 @@ class ModelsGateway(AsgiApp):
     ) -> None:
         super().__init__(config, max(one.limits.bytes_per_body for one in bounds))
         self.models = {model.name: model for model in models}
+        self._limits = [limits_in_words(one) for one in bounds]
         self._named_models = {name: model for model in models for name in model.names}
         self._wait, self._ending = wait, False
         #: Whether those that start at once were ready.
@@ -128,6 +130,9 @@ class ModelsGateway(AsgiApp):
             await self._hand_over(model, request, body, (scope, gone, send))
         finally:
             gone.cancel()
+
+    def _models(self) -> dict[str, list[str]]:
+        return dict(zip(self.models, self._limits, strict=True))
 
     async def _hand_over(
         self,
