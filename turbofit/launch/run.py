@@ -12,7 +12,7 @@ import shutil
 import time
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import DoesNotFitError, LaunchError, OutOfMemoryError, TurbofitError
 from turbofit.core.process.files import write_atomic
@@ -58,8 +58,10 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
     from turbofit.gateway.http.app import Gateway
+    from turbofit.gateway.models.attached_gateway import AttachedGateway
     from turbofit.gateway.routing.deny_list import DenyList
     from turbofit.gateway.routing.engines import Outage
+    from turbofit.gateway.thread import GatewayThread
     from turbofit.launch.engine.environment import Lmdeploy
     from turbofit.launch.engine.fitted_cache import SharedCards
     from turbofit.launch.engine.supervised_engine import Examiner, SupervisedEngine
@@ -69,7 +71,10 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.supervisor import StopSignal
     from turbofit.observe.ends import End
 
-__all__ = ["PublicSide", "Run", "Start"]
+    #: Where clients reach a plan's gateway: an address of its own, or a part of a shared one.
+    PublicSide = GatewayThread[Gateway] | AttachedGateway
+
+__all__ = ["Run", "Start"]
 
 
 class Run:
@@ -365,42 +370,8 @@ def _engines(plan: Plan) -> tuple[Any, ...]:
 # One start: overlay, engines, gateway, the watch over the GPUs, and the end of all of them.
 
 
-_Answer = TypeVar("_Answer")
-
 #: Phases of a start that are kept: restarts begin them again.
 _MOMENTS: Final = 100
-
-
-class PublicSide(Protocol):
-    """Where clients reach a plan's gateway: an address of its own, or a part of a shared one."""
-
-    @property
-    def url(self) -> str:
-        """The address."""
-
-    def start(self) -> None:
-        """Begin to serve; returns once it does.
-
-        Raises:
-            LaunchError: it cannot.
-        """
-
-    def call(self, ask: Callable[[Gateway], _Answer]) -> _Answer:
-        """Run something in the gateway's loop, and return what it returns.
-
-        Raises:
-            LaunchError: it does not serve.
-        """
-
-    @property
-    def cut(self) -> int:
-        """How many requests its end has cut off."""
-
-    def stop(self, *, drain: bool = True) -> None:
-        """Take nothing new, and end; what is under way may end with ``drain``."""
-
-    def strike(self) -> None:
-        """Cut off what is under way; safe in a signal handler."""
 
 
 class Start:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError, MachineError, TurbofitError
 from turbofit.core.process.progress import Step, tell
@@ -31,35 +31,17 @@ if TYPE_CHECKING:
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
     from turbofit.launch.engine.worst_requests import ProbeRequest
 
-__all__ = ["Calibrator", "GpuUsage", "NvmlUsage", "PretendUsage"]
+__all__ = ["Calibrator", "NvmlUsage", "PretendUsage"]
 
 _REQUEST: Final = "vision_request"
 #: Seconds that a card is sampled before a reading counts as its last.
 _SETTLE: Final = 0.3
 
 
-class GpuUsage(Protocol):
-    """What the GPUs of a plan that is launched hold, in bytes of the whole card, everybody's.
+class NvmlUsage:
+    """What real GPUs of a plan that is launched hold, in bytes of the whole card, everybody's.
 
     ``before`` are those in use before the engines are started, by the machine's index.
-    """
-
-    plan: Plan
-    before: dict[int, int]
-
-    def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
-        """The most since the last reading of this engine, and now.
-
-        Raises:
-            MachineError: a GPU cannot be read.
-        """
-
-    def end(self) -> None:
-        """No more is asked."""
-
-
-class NvmlUsage:
-    """Of real GPUs.
 
     Raises:
         MachineError: one cannot be read.
@@ -73,7 +55,11 @@ class NvmlUsage:
         self._since = dict.fromkeys(self._uuids, time.monotonic())
 
     def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
-        """See `GpuUsage`; what a GPU held after its last answer is not known."""
+        """The most since the last reading of this engine, and now.
+
+        Raises:
+            MachineError: what a GPU held after its last answer is not known.
+        """
         time.sleep(_SETTLE)
         now, found = time.monotonic(), {}
         for index in self.plan.parallel.groups[engine.group]:
@@ -87,12 +73,12 @@ class NvmlUsage:
         return found
 
     def end(self) -> None:
-        """See `GpuUsage`."""
+        """No more is asked."""
         self._sampler.__exit__()
 
 
 class PretendUsage:
-    """Of pretend ones, from their timeline. A peak is told where it is the highest so far."""
+    """What pretend GPUs hold, by their timeline. A peak is told where it is the highest yet."""
 
     def __init__(self, plan: Plan) -> None:
         from turbofit.launch.engine.pretended import PretendReaders
@@ -102,7 +88,7 @@ class PretendUsage:
         self._highest: dict[int, int] = {}
 
     def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
-        """See `GpuUsage`."""
+        """See `NvmlUsage`."""
         found = {}
         for seen in self._readers.seen(engine.group, engine.timeline):
             # Before the first reading the peak is that of loading.
@@ -114,7 +100,11 @@ class PretendUsage:
         return found
 
     def end(self) -> None:
-        """See `GpuUsage`."""
+        """See `NvmlUsage`."""
+
+
+if TYPE_CHECKING:
+    GpuUsage = NvmlUsage | PretendUsage
 
 
 class Calibrator:
