@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from http.client import HTTPResponse
 
+    from turbofit.core.json_types import JsonObject
+
 __all__ = ["chat"]
 
 _DEFAULT: Final = "http://127.0.0.1:23333"
@@ -67,7 +69,7 @@ class Server:
                     f"{self.url} lists no models", hint="name its model with --model"
                 ) from None
 
-    def ask(self, messages: list[dict[str, Any]], most: int | None) -> Iterator[Piece]:
+    def ask(self, messages: list[JsonObject], most: int | None) -> Iterator[Piece]:
         """The pieces of the answer as they come; Ctrl-C ends the answer at the server, too.
 
         Raises:
@@ -88,7 +90,7 @@ class Server:
                 raise UnservedError(f"the answer breaks off: {exc}", hint="ask again") from None
         raise UnservedError("the answer breaks off", hint="ask again")
 
-    def _open(self, path: str, body: dict[str, Any] | None) -> HTTPResponse:
+    def _open(self, path: str, body: JsonObject | None) -> HTTPResponse:
         from http.client import HTTPException
         from urllib.error import HTTPError
         from urllib.request import ProxyHandler, Request, build_opener
@@ -111,7 +113,7 @@ class Server:
         return response
 
 
-def _pieces(event: dict[str, Any]) -> Iterator[Piece]:
+def _pieces(event: JsonObject) -> Iterator[Piece]:
     if "error" in event:
         raise UnservedError(_said(event), hint="ask again")
     for choice in event.get("choices") or ():
@@ -134,7 +136,7 @@ def _said(document: Any) -> str:
     return str(error.get("message", error) if isinstance(error, dict) else error)
 
 
-def content_of(text: str) -> str | list[dict[str, Any]]:
+def content_of(text: str) -> str | list[JsonObject]:
     """A message's content: words that are paths of pictures become these pictures.
 
     Raises:
@@ -182,7 +184,7 @@ def chat(
     from turbofit.core.process.variables import variables
 
     server = Server(url or _DEFAULT, api_key or next(iter(variables().keys), None), model)
-    first: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    first: list[JsonObject] = [{"role": "system", "content": system}] if system else []
     if not sys.stdin.isatty():
         question = {"role": "user", "content": content_of(sys.stdin.read())}
         _tell(server.ask([*first, question], max_tokens))

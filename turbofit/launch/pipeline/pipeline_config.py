@@ -80,7 +80,7 @@ def with_config(planning: Options, config: Any, engine: str) -> Options:
         warnings.warn(
             f"{', '.join(unplanned)} of backend_config may change memory: the plan does not count "
             "it",
-            stacklevel=4,
+            stacklevel=5,
         )
     return out
 
