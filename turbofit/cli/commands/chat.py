@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.cli.command import Argument, Option, command
 from turbofit.cli.terminal.output import answer, note
+from turbofit.cli.usage_errors import unknown_word
 from turbofit.core.errors import UnservedError, UsageError
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ class Server:
 
     def __init__(self, url: str, key: str | None, model: str | None) -> None:
         if not re.match(r"https?://[^/]", url):
-            raise UsageError(f"{url} is no address of a server", hint=f"write it as {_DEFAULT}")
+            hint = unknown_word(url) or f"write it as http://{url}"
+            raise UsageError(f"{url} is no address of a server", hint=hint)
         self.url = url.rstrip("/").removesuffix("/v1")
         self._headers = {"Content-Type": "application/json"}
         if key:
